@@ -1,0 +1,18 @@
+"""Autoregressive image generation straight in pixel space, with Parallel Rollout Approximation (arXiv 2606.27978).
+
+import pra
+
+model = pra.load("runs/demo")
+images = pra.Sampler(model).sample(labels=[3, 7], seeds=[0, 1])
+pra.to_pil(images[0])
+"""
+
+from pra.errors import PraError
+from pra.generate import Sampler
+from pra.images import to_pil, to_uint8
+from pra.models import PRA
+from pra.recipes import RECIPES, recipe
+from pra.train import train
+from pra.weights import load, save
+
+__all__ = ["PRA", "RECIPES", "PraError", "Sampler", "load", "recipe", "save", "to_pil", "to_uint8", "train"]

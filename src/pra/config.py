@@ -1,0 +1,525 @@
+"""Every setting of a run, as frozen dataclasses that check themselves. Standard library only.
+
+A configuration is a value: build one with a recipe, change it with :func:`dataclasses.replace` or
+:func:`override`, write it with :func:`to_dict`, read it back with :func:`from_dict`. Names follow the paper
+(arXiv 2606.27978) and the field: patch, state, guidance scale, EMA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, Union
+
+from pra.errors import PraError, nearest
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(config, name) < math.inf:
+            raise PraError(f"{name} must be positive and finite, got {getattr(config, name)}")
+
+
+def _between(config: Any, name: str, low: float, high: float) -> None:
+    if not low <= getattr(config, name) <= high:
+        raise PraError(f"{name} must lie in [{low:g}, {high:g}], got {getattr(config, name)}")
+
+
+# --- the model ----------------------------------------------------------------------------------------------
+
+
+class Prediction(enum.Enum):
+    """What the head's last layer predicts; either way it is trained as, and integrated as, a velocity."""
+
+    VELOCITY = "velocity"
+    DATA = "data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """A pre-norm transformer. ``width`` is a multiple of ``heads``, and ``width / heads`` of 4 (2-D RoPE)."""
+
+    depth: int
+    width: int
+    heads: int
+
+    def __post_init__(self) -> None:
+        _positive(self, "depth", "width", "heads")
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise PraError(
+                f"width {self.width} with {self.heads} heads: width / heads must be a whole multiple of 4 "
+                f"(2-D rotary embedding); try heads={max(1, self.width // 64)} or a width of {64 * self.heads}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The flow-matching head: ``depth`` residual MLP blocks that share ``modulations`` AdaLN projections."""
+
+    depth: int
+    width: int
+    modulations: int = 2
+    prediction: Prediction = Prediction.VELOCITY
+
+    def __post_init__(self) -> None:
+        _positive(self, "depth", "width", "modulations")
+        if self.depth % self.modulations:
+            raise PraError(
+                f"head depth {self.depth} is not divisible by modulations {self.modulations}: "
+                "each AdaLN projection serves the same number of consecutive blocks"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The state encoder ``G``: a residual MLP on each patch, with the condition ``h_i`` beside it or not."""
+
+    depth: int
+    width: int
+    sees_condition: bool = True
+
+    def __post_init__(self) -> None:
+        _positive(self, "depth", "width")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """Learned states: the encoder ``G``, the ``state_dim`` numbers between, and the pixel decoder ``D``."""
+
+    state_dim: int
+    encoder: EncoderConfig
+    decoder: TransformerConfig
+
+    def __post_init__(self) -> None:
+        if self.state_dim < 3:
+            raise PraError(
+                f"state_dim {self.state_dim} is below 3: LayerNorm takes two degrees of freedom from a state, "
+                "so that fewer than 3 numbers cannot vary continuously"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The whole model. ``codec=None`` is the identity codec: the patch itself is the state.
+
+    ``num_classes`` counts the real classes; the null class that guidance needs comes on top.
+    """
+
+    image_size: tuple[int, int]
+    channels: int
+    patch_size: int
+    num_classes: int
+    backbone: TransformerConfig
+    head: HeadConfig
+    codec: CodecConfig | None
+    class_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        _positive(self, "channels", "patch_size", "num_classes", "class_tokens")
+        for side in self.image_size:
+            if side < 1 or side % self.patch_size:
+                raise PraError(
+                    f"image_size {self.image_size[0]}x{self.image_size[1]} is not divisible by patch_size "
+                    f"{self.patch_size}; the nearest sizes are multiples of {self.patch_size}"
+                )
+        if self.num_patches < 2:
+            raise PraError(
+                f"image_size {self.image_size[0]}x{self.image_size[1]} is a single patch of {self.patch_size}: "
+                "an autoregressive model needs at least two; take a smaller patch_size"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and per row, ``(H / p, W / p)``."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """``N``, the length of the sequence."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def patch_dim(self) -> int:
+        """``P = p * p * C``, numbers in one patch."""
+        return self.patch_size**2 * self.channels
+
+    @property
+    def state_dim(self) -> int:
+        """``d``, numbers that the head generates per patch."""
+        return self.codec.state_dim if self.codec else self.patch_dim
+
+    @property
+    def null_class(self) -> int:
+        """The label that stands for "no class"."""
+        return self.num_classes
+
+
+# --- how the inputs of the AR pass are made (pra.rollout) ---------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean:
+    """Teacher forcing: the true patches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised:
+    """The true patches plus Gaussian noise of standard deviation ``sigma`` (pixels in [-1, 1])."""
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        _positive(self, "sigma")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstructed:
+    """Decoded from the unperturbed states."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """PRA: decoded from states perturbed to ``t_i ~ U(t_min, 1)``, independently per position."""
+
+    t_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        _between(self, "t_min", 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact:
+    """Sequential: the model itself completes each state from ``t_i ~ U(t_min, t_max)``, on its own prefix.
+
+    ``t_max = 0`` is free-running sampling. Above 0 a state starts from the part-noised true one, which keeps
+    the rollout tied to the image whose states are the training targets.
+    """
+
+    t_min: float = 0.0
+    t_max: float = 1.0
+    steps: int = 4
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps")
+        _between(self, "t_max", 0.0, 1.0)
+        _between(self, "t_min", 0.0, self.t_max)
+
+
+Rollout = Clean | Noised | Reconstructed | Parallel | Exact
+
+# --- sampling -----------------------------------------------------------------------------------------------
+
+
+class GuidanceSchedule(enum.Enum):
+    """The guidance scale along the raster: the same everywhere, or rising linearly from 1."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+
+
+class Solver(enum.Enum):
+    """How the head's ODE (or, for Euler-Maruyama, SDE) is integrated; see :mod:`pra.solvers`."""
+
+    EULER = "euler"
+    MIDPOINT = "midpoint"
+    HEUN = "heun"
+    EULER_MARUYAMA = "euler-maruyama"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How an image is sampled. ``guidance`` 1 is none; ``steps`` counts solver intervals, not evaluations."""
+
+    guidance: float = 1.0
+    schedule: GuidanceSchedule = GuidanceSchedule.CONSTANT
+    solver: Solver = Solver.MIDPOINT
+    steps: int = 3
+    temperature: float = 1.0
+    renormalise: bool = True
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps")
+        _between(self, "guidance", 0.0, math.inf)
+        _between(self, "temperature", 0.0, math.inf)
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+class Fit(enum.Enum):
+    """How an image comes to the model's size: scaled and centre-cropped as in ADM, randomly cropped, padded."""
+
+    CENTER_CROP = "center-crop"
+    RANDOM_CROP = "random-crop"
+    PAD = "pad"
+
+
+class OnSmall(enum.Enum):
+    """What to do with an image smaller than the crop: stop, or enlarge it (as ADM does)."""
+
+    ERROR = "error"
+    UPSCALE = "upscale"
+
+
+class OnCorrupt(enum.Enum):
+    """What to do with an image that cannot be read: stop, or take the next one and count."""
+
+    ERROR = "error"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from (see :func:`pra.data.open_source`) and how they are prepared."""
+
+    source: str
+    fit: Fit = Fit.CENTER_CROP
+    flip: bool = False
+    on_small: OnSmall = OnSmall.ERROR
+    on_corrupt: OnCorrupt = OnCorrupt.ERROR
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        _between(self, "workers", 0, 1024)
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+class PixelLoss(enum.Enum):
+    """The reconstruction loss on pixels."""
+
+    L1 = "l1"
+    L2 = "l2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Loss weights and the randomness of a training step (design section 2).
+
+    ``noise_draws`` is the number of ``(t, eps)`` pairs per token for L_flow; ``logit_normal_times`` draws those
+    times as the sigmoid of a standard normal (Stable Diffusion 3, arXiv 2403.03206), else uniformly.
+    """
+
+    pixel_loss: PixelLoss = PixelLoss.L2
+    perceptual_weight: float = 0.0
+    auxiliary_weight: float = 0.1
+    noise_draws: int = 4
+    logit_normal_times: bool = True
+    class_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _positive(self, "noise_draws")
+        _between(self, "perceptual_weight", 0.0, math.inf)
+        _between(self, "auxiliary_weight", 0.0, math.inf)
+        _between(self, "class_dropout", 0.0, 1.0)
+
+
+class LearningRate(enum.Enum):
+    """The learning rate after warm-up: constant, or a cosine to zero at the last step."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW; weight decay acts on matrices only. ``clip`` bounds the gradient's norm."""
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    warmup_steps: int = 100
+    schedule: LearningRate = LearningRate.CONSTANT
+    clip: float = 1.0
+    ema_decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        _positive(self, "lr", "clip")
+        _between(self, "weight_decay", 0.0, math.inf)
+        _between(self, "warmup_steps", 0, math.inf)
+        _between(self, "ema_decay", 0.0, 1.0)
+
+
+class Precision(enum.Enum):
+    """Arithmetic of the training step: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop. ``batch_size`` is the global batch; ``micro_batch_size`` splits it (accumulation).
+
+    Intervals are in steps. ``sample_every=0`` draws no grids.
+    """
+
+    steps: int
+    batch_size: int
+    micro_batch_size: int | None = None
+    seed: int = 0
+    rollout: Rollout = Parallel()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Precision = Precision.AUTO
+    log_every: int = 20
+    sample_every: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "batch_size", "log_every", "checkpoint_every")
+        _between(self, "sample_every", 0, math.inf)
+        _between(self, "seed", 0, 2**63 - 1)
+        _between(self, "keep_checkpoints", 1, math.inf)
+        micro = self.micro_batch_size
+        if micro is not None and (micro < 1 or self.batch_size % micro):
+            raise PraError(f"batch_size {self.batch_size} is not divisible by micro_batch_size {micro}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Published figures that a recipe is to be held against."""
+
+    source: str
+    parameters: float | None = None
+    fid_50k: float | None = None
+    linear_probe: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One complete run: what a recipe returns and what ``config.json`` in a run's folder holds."""
+
+    recipe: str
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    targets: Targets | None = None
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> Any:
+    """Plain JSON values. A dataclass that is one of several possible (a rollout) carries its class as "type"."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        tag = {"type": type(config).__name__} if isinstance(config, Rollout) else {}
+        return tag | fields
+    if isinstance(config, enum.Enum):
+        return config.value
+    if isinstance(config, tuple):
+        return [to_dict(item) for item in config]
+    return config
+
+
+def from_dict(cls: type[T], values: Any, where: str = "config") -> T:
+    """Inverse of :func:`to_dict`; absent keys take their defaults.
+
+    Raises:
+        PraError: an unknown key (the nearest name is given), a missing one, or a value of the wrong type.
+    """
+    return typing.cast(T, _read(cls, values, where))
+
+
+def override(config: T, path: str, text: str) -> T:
+    """``override(run, "train.optimizer.lr", "1e-3")``: a copy with one field replaced.
+
+    ``text`` is read as JSON, and as a plain string where it is none.
+
+    Raises:
+        PraError: no such field (the nearest name is given), or a value of the wrong type or range.
+    """
+    values = to_dict(config)
+    here, *parents = values, *path.split(".")[:-1]
+    for name in parents:
+        if not isinstance(here, dict) or name not in here:
+            raise PraError(f"no setting {path!r}: {name!r} is unknown{nearest(name, _keys(here))}")
+        here = here[name]
+    last = path.split(".")[-1]
+    if not isinstance(here, dict) or last not in here:
+        raise PraError(f"no setting {path!r}: {last!r} is unknown{nearest(last, _keys(here))}")
+    try:
+        here[last] = json.loads(text)
+    except json.JSONDecodeError:
+        here[last] = text
+    return from_dict(type(config), values, "setting")
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """``["train.batch_size: 64 in the run, 128 asked for"]``: where two ``to_dict`` values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        prefix = f"{path}." if path else ""
+        return [line for k in keys for line in differences(old.get(k), new.get(k), prefix + k)]
+    return [] if old == new else [f"{path}: {json.dumps(old)} in the run, {json.dumps(new)} asked for"]
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _read_union(typing.get_args(kind), value, where)
+    if origin is tuple:
+        items = typing.get_args(kind)
+        if not isinstance(value, list | tuple) or len(value) != len(items):
+            raise PraError(f"{where}: expected {len(items)} values, got {value!r}")
+        return tuple(_read(item, v, where) for item, v in zip(items, value, strict=True))
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        names = {str(member.value): member for member in kind}
+        if value not in names:
+            raise PraError(f"{where}: {value!r} is unknown{nearest(str(value), names)}")
+        return names[value]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise PraError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    named = {kind.__name__: kind for kind in kinds if kind is not type(None)}
+    if len(named) == 1:
+        return _read(next(iter(named.values())), value, where)
+    if isinstance(value, str):  # a bare name: the defaults of that class
+        value = {"type": value}
+    if not isinstance(value, dict) or value.get("type") not in named:
+        got = value.get("type") if isinstance(value, dict) else value
+        raise PraError(f"{where}: {got!r} is unknown{nearest(str(got), named)}")
+    fields = {k: v for k, v in value.items() if k != "type"}
+    return _read(named[value["type"]], fields, where)
+
+
+def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise PraError(f"{where}: expected the fields of {kind.__name__}, got {value!r}")
+    hints = typing.get_type_hints(kind)
+    for key in value:
+        if key not in hints:
+            raise PraError(f"{where}.{key} is unknown{nearest(key, hints)}")
+    fields = {key: _read(hints[key], v, f"{where}.{key}") for key, v in value.items()}
+    needed = [
+        f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING
+    ]
+    missing = [name for name in needed if name not in fields]
+    if missing:
+        raise PraError(f"{where}: {', '.join(missing)} missing")
+    return kind(**fields)
+
+
+def _keys(values: Any) -> list[str]:
+    return list(values) if isinstance(values, dict) else []

@@ -1,0 +1,89 @@
+"""What all sources share: decoding, labels, and images held in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pra.errors import PraError
+
+Labels = npt.NDArray[np.int64]
+
+
+class CorruptImage(PraError):
+    """One image that cannot be read. ``data.on_corrupt`` says what becomes of it."""
+
+
+def corrupt(where: str, problem: str) -> CorruptImage:
+    """``corrupt("a.png", "cannot be read")``: the error, with its way out."""
+    return CorruptImage(
+        f"{where}: {problem}; replace it, or leave such images out with --set data.on_corrupt=skip"
+    )
+
+
+def decode(data: bytes, where: str) -> Image.Image:
+    """The (first) picture in an encoded file, turned upright as its EXIF orientation says.
+
+    Raises:
+        CorruptImage: Pillow cannot read it; ``where`` names it in the message.
+    """
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data))
+        image.load()
+    except UnidentifiedImageError:
+        raise corrupt(where, "not an image in any format that Pillow knows") from None
+    except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise corrupt(where, f"cannot be decoded ({reason})") from error
+    # A broken EXIF block says nothing about the pixels.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name promises an image: not hidden, and an extension of a format that Pillow opens."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _extensions()
+
+
+@functools.cache
+def _extensions() -> frozenset[str]:
+    known = Image.registered_extensions()
+    return frozenset(extension for extension, kind in known.items() if kind in Image.OPEN)
+
+
+def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:
+    """File names in one block of memory.
+
+    A list of a million strings would be copied into each forked worker, page by page, as their reference
+    counts change.
+    """
+    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+
+
+class ArraySource:
+    """Grey images held in memory: ``images`` is uint8 ``(N, H, W)``."""
+
+    def __init__(
+        self, name: str, images: npt.NDArray[np.uint8], labels: Labels, classes: tuple[str, ...]
+    ) -> None:
+        self.name = name
+        self.classes = classes
+        self.labels = labels
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self._images[index])
+
+    def where(self, index: int) -> str:
+        return f"image {index} of {self.name}"

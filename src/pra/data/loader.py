@@ -1,0 +1,187 @@
+"""Training samples in an order that is a function of the seed, and batches of them from worker processes."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pra import noise
+from pra.config import DataConfig, Fit, OnCorrupt
+from pra.data.images import CorruptImage
+from pra.data.prepare import prepare
+from pra.data.source import Source
+from pra.errors import PraError
+
+
+class Sample(NamedTuple):
+    """One training sample: ``image`` is uint8 ``(C, H, W)``, ``index`` the global sample index.
+
+    ``source_index`` is the image's place in the source, and ``skipped`` the number of corrupt images passed
+    over to find it.
+    """
+
+    image: Tensor
+    label: int
+    index: int  # type: ignore[assignment]  # hides tuple.index(), which a sample has no use for
+    source_index: int
+    skipped: int
+
+
+class Batch(NamedTuple):
+    """``images`` uint8 ``(B, C, H, W)``; ``labels`` and ``indices`` (global sample indices) int64 ``(B,)``.
+
+    ``skipped`` is the total over the samples.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    skipped: int
+
+
+class TrainingSet(Dataset[Sample]):
+    """The endless sequence of training samples, by global sample index ``g = 0, 1, 2, ...``.
+
+    Epoch ``g // n`` goes through all ``n`` images in an order of its own. Order, crops and flips depend on
+    ``seed`` and ``g`` alone, so that any part of the sequence can be made again anywhere.
+    """
+
+    def __init__(
+        self, source: Source, size: tuple[int, int], channels: int, config: DataConfig, seed: int
+    ) -> None:
+        self.source = source
+        self.size = size
+        self.channels = channels
+        self.config = config
+        self.seed = seed
+        self._orders: dict[int, Tensor] = {}
+
+    def source_index(self, g: int) -> int:
+        """The place in the source of sample ``g``; with ``on_corrupt=skip`` another may be taken instead."""
+        return next(self._candidates(g))
+
+    def __getitem__(self, g: int) -> Sample:
+        """Sample ``g``.
+
+        Raises:
+            PraError: the image is corrupt and ``on_corrupt`` is ``error``, or all images are; or it does not
+                suit the model's size (see :func:`pra.data.prepare`).
+        """
+        index, image, skipped = _readable(self.source, self._candidates(g), self.config.on_corrupt)
+        # Drawing numbers takes longer than preparing a small image.
+        augmented = self.config.flip or self.config.fit is Fit.RANDOM_CROP
+        key = noise.keys(self.seed, torch.tensor(g)) if augmented else None
+        pixels = prepare(image, self.size, self.channels, self.config, key, self.source.where(index))
+        return Sample(torch.from_numpy(pixels), int(self.source.labels[index]), g, index, skipped)
+
+    def _candidates(self, g: int) -> Iterator[int]:
+        """Source indices from place ``g`` of its epoch once around."""
+        assert g >= 0
+        count = len(self.source)
+        epoch, place = divmod(g, count)
+        order = self._order(epoch)
+        return (int(order[(place + passed) % count]) for passed in range(count))
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            key = noise.keys(self.seed, torch.tensor(epoch))
+            order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(int(key)))
+            # A batch may straddle two epochs; older orders are not needed again.
+            previous = {e: known for e, known in self._orders.items() if e == epoch - 1}
+            self._orders = previous | {epoch: order}
+        return self._orders[epoch]
+
+
+def batches(dataset: TrainingSet, start: int, batch_size: int, stop: int | None = None) -> Iterator[Batch]:
+    """Samples ``start, start + 1, ...`` in batches; without end, or up to ``stop`` (the last may be smaller).
+
+    ``config.workers`` processes live as long as the iterator, across epochs, and prepare batches ahead. What
+    they yield does not depend on their number.
+
+    Raises:
+        PraError: as ``TrainingSet[g]``, also out of a worker.
+    """
+    starts = itertools.count(start, batch_size) if stop is None else range(start, stop, batch_size)
+    blocks = (range(s, s + batch_size if stop is None else min(s + batch_size, stop)) for s in starts)
+    loader: DataLoader[Batch | PraError] = DataLoader(
+        _Batches(dataset),
+        batch_size=None,
+        sampler=blocks,
+        num_workers=dataset.config.workers,
+        worker_init_fn=_ignore_interrupts,
+        generator=torch.Generator(),  # else the loader draws from the global one
+    )
+    for batch in loader:
+        if isinstance(batch, PraError):
+            raise batch
+        yield batch
+
+
+def load_images(
+    source: Source, indices: Sequence[int], size: tuple[int, int], channels: int, config: DataConfig
+) -> tuple[Tensor, Tensor]:
+    """Images ``indices`` of the source, without augmentation.
+
+    Returns:
+        Images uint8 ``(B, C, H, W)`` and labels int64 ``(B,)``. With ``on_corrupt=skip`` the next readable
+        image of the source stands in for a corrupt one.
+
+    Raises:
+        PraError: as ``TrainingSet[g]``.
+    """
+    images = torch.empty((len(indices), channels, *size), dtype=torch.uint8)
+    labels = torch.empty(len(indices), dtype=torch.int64)
+    for row, wanted in enumerate(indices):
+        candidates = ((wanted + passed) % len(source) for passed in range(len(source)))
+        index, image, _ = _readable(source, candidates, config.on_corrupt)
+        images[row] = torch.from_numpy(prepare(image, size, channels, config, None, source.where(index)))
+        labels[row] = int(source.labels[index])
+    return images, labels
+
+
+class _Batches(Dataset[Batch | PraError]):
+    """Whole batches by their range of indices.
+
+    A PraError is returned, not raised: a DataLoader would put a worker's traceback into its message.
+    """
+
+    def __init__(self, samples: TrainingSet) -> None:
+        self._samples = samples
+
+    def __getitem__(self, block: range) -> Batch | PraError:
+        try:
+            samples = [self._samples[g] for g in block]
+        except PraError as error:
+            return error
+        return Batch(
+            torch.stack([sample.image for sample in samples]),
+            torch.tensor([sample.label for sample in samples]),
+            torch.tensor([sample.index for sample in samples]),
+            sum(sample.skipped for sample in samples),
+        )
+
+
+def _readable(source: Source, candidates: Iterable[int], policy: OnCorrupt) -> tuple[int, Image.Image, int]:
+    """The first candidate that can be read, its image, and the number of those before it."""
+    for skipped, index in enumerate(candidates):
+        try:
+            return index, source.image(index), skipped
+        except CorruptImage:
+            if policy is OnCorrupt.ERROR:
+                raise
+    raise PraError(
+        f"none of the {len(source)} images of {source.name!r} can be read "
+        f"(for example {source.where(index)}); check the data, or give another source"
+    )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal: the main one decides what becomes of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

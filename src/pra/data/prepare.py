@@ -1,0 +1,128 @@
+"""From a picture of any size and mode to the array that the model sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+from pra.config import DataConfig, Fit, OnSmall
+from pra.errors import PraError
+from pra.noise import Purpose, fold, uniform
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_MAX_ZOOM = 1.25
+
+
+def prepare(
+    image: Image.Image,
+    size: tuple[int, int],
+    channels: int,
+    config: DataConfig,
+    key: Tensor | None,
+    where: str,
+) -> npt.NDArray[np.uint8]:
+    """Bring an image to ``size`` (height, width) and to 1 (grey), 3 (RGB) or 4 (RGBA) channels.
+
+    Random crops and flips are functions of ``key``, one 64-bit integer; without one (None) there are none.
+    ``where`` names the image in messages.
+
+    Returns:
+        uint8 ``(channels, height, width)``.
+
+    Raises:
+        PraError: an image too small for the crop or too large for the padding, a mode without a known range,
+            or another number of channels.
+    """
+    image = _convert(image, channels, where)
+    draws = None if key is None else uniform(fold(key, Purpose.AUGMENT), 4).tolist()
+    if config.fit is Fit.PAD:
+        pixels = _pad(np.asarray(image), size, where)
+    else:
+        _check_large_enough(image, size, config.on_small, where)
+        pixels = _crop(image, size, draws[:3] if draws and config.fit is Fit.RANDOM_CROP else None)
+    if config.flip and draws and draws[3] < 0.5:
+        pixels = pixels[:, ::-1]
+    return pixels.reshape(*size, channels).transpose(2, 0, 1).copy()
+
+
+# --- colour -------------------------------------------------------------------------------------------------
+
+
+def _convert(image: Image.Image, channels: int, where: str) -> Image.Image:
+    """The image in the mode of ``channels``; what is transparent turns white, unless the model sees alpha."""
+    if channels not in _MODES:
+        raise PraError(f"channels {channels} is not supported for images; use 1 (grey), 3 (RGB) or 4 (RGBA)")
+    if image.mode == "F":
+        raise PraError(f"{where}: floating-point pixels have no known range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = _from_16_bits(image)
+    mode = _MODES[channels]
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    if mode != "RGBA" and image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        image = canvas
+    if mode == "L" and image.mode != "1":
+        image = image.convert("RGB")  # Pillow knows no direct way to grey from LAB and others
+    return image.convert(mode)
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Scaled to 8 bits: Pillow's own conversion clips. Modes I and I;16 both hold 0..65535."""
+    values = np.rint(np.asarray(image) / 257)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+# --- size ---------------------------------------------------------------------------------------------------
+
+
+def _check_large_enough(image: Image.Image, size: tuple[int, int], policy: OnSmall, where: str) -> None:
+    if policy is OnSmall.ERROR and (image.height < size[0] or image.width < size[1]):
+        raise PraError(
+            f"{where}: {image.height}x{image.width} pixels (height x width), smaller than the crop of "
+            f"{size[0]}x{size[1]}; enlarge such images with --set data.on_small=upscale, "
+            "or choose a recipe for smaller images"
+        )
+
+
+def _crop(image: Image.Image, size: tuple[int, int], draws: list[float] | None) -> npt.NDArray[np.uint8]:
+    """Scale the image until it covers ``size``, or up to 1.25 times that at random; then cut ``size`` out.
+
+    ``draws`` are three uniform numbers (zoom, row, column). None is ADM's ``center_crop_arr``, made to work
+    for sizes that are not square.
+    """
+    zoom = 1 + (_MAX_ZOOM - 1) * draws[0] if draws else 1.0
+    pixels = np.asarray(_cover(image, round(size[0] * zoom), round(size[1] * zoom)))
+    rows, columns = pixels.shape[0] - size[0], pixels.shape[1] - size[1]
+    top, left = rows // 2, columns // 2
+    if draws:
+        top, left = int(draws[1] * (rows + 1)), int(draws[2] * (columns + 1))
+    return pixels[top : top + size[0], left : left + size[1]]
+
+
+def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The smallest scaled copy that covers ``height x width``."""
+    # Halving first, as ADM does: its training images, and so published figures, were made this way.
+    while image.height >= 2 * height and image.width >= 2 * width:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(height / image.height, width / image.width)
+    scaled = round(image.width * scale), round(image.height * scale)
+    return image.resize(scaled, Image.Resampling.BICUBIC)
+
+
+def _pad(pixels: npt.NDArray[np.uint8], size: tuple[int, int], where: str) -> npt.NDArray[np.uint8]:
+    """The image in the middle of a canvas of zeros."""
+    height, width = pixels.shape[:2]
+    if height > size[0] or width > size[1]:
+        raise PraError(
+            f"{where}: {height}x{width} pixels (height x width), larger than the canvas of "
+            f"{size[0]}x{size[1]}; cut such images with --set data.fit=center-crop, "
+            "or choose a recipe for larger images"
+        )
+    canvas = np.zeros((*size, *pixels.shape[2:]), np.uint8)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    canvas[top : top + height, left : left + width] = pixels
+    return canvas

@@ -1,0 +1,35 @@
+"""Where arithmetic runs and how precisely."""
+
+from __future__ import annotations
+
+import torch
+
+from pra.config import Precision
+from pra.errors import PraError
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or the best there is: CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        PraError: the name means nothing to torch, or that device is not there.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise PraError(
+            f"device {name!r} cannot be used ({reason}); leave it out to take the best there is"
+        ) from None
+    return device
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The autocast context of a training or sampling step; see :class:`pra.config.Precision`."""
+    bfloat16 = precision is Precision.BFLOAT16 or (precision is Precision.AUTO and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)

@@ -1,0 +1,22 @@
+"""The one exception for mistakes a person can correct."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PraError(ValueError):
+    """Bad input, explained in one line that names the value, the place and the way out.
+
+    The command line prints the message and exits with code 2, without a traceback. Broken invariants
+    inside the library are ``AssertionError``\\ s instead, and do show where they happened.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'digits'? Known: digits, fashion"``, to be appended to an error about ``name``."""
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{hint} Known: {', '.join(options)}"

@@ -1,0 +1,44 @@
+"""The probability path between noise and data, its times and targets: pure functions.
+
+Convention of the paper: ``z_t = (1 - t) eps + t z``, so that ``t = 0`` is noise and ``t = 1`` is data, with the
+velocity ``dz_t/dt = z - eps`` (rectified flow, arXiv 2209.03003).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pra import noise
+
+# JiT (arXiv 2511.13720) divides by at least 0.05 where an x-prediction becomes a velocity.
+MIN_REMAINING_TIME = 0.05
+
+
+def interpolate(eps: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """``z_t = (1 - t) eps + t z``."""
+    return (1 - t) * eps + t * z
+
+
+def velocity(eps: Tensor, z: Tensor) -> Tensor:
+    """The target ``z - eps`` of the head."""
+    return z - eps
+
+
+def velocity_from_data(z: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+    """The velocity that leads from ``z_t`` at ``t`` to a predicted ``z`` at 1: ``(z - z_t) / (1 - t)``."""
+    return (z - z_t) / (1 - t).clamp(min=MIN_REMAINING_TIME)
+
+
+def score(v: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+    """``grad log p_t(z_t) = -E[eps | z_t] / (1 - t)`` with ``E[eps | z_t] = z_t - t v`` (SiT, 2401.08740, eq. 9)."""
+    return (t * v - z_t) / (1 - t)
+
+
+def uniform_times(key: Tensor, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Times in ``[low, high)``, ``(*key.shape, *shape)``."""
+    return low + (high - low) * noise.uniform(key, *shape)
+
+
+def logit_normal_times(key: Tensor, *shape: int) -> Tensor:
+    """Sigmoids of standard normals, in (0, 1), ``(*key.shape, *shape)``: most often the middle of the path."""
+    return noise.normal(key, *shape).sigmoid()

@@ -1,0 +1,214 @@
+"""Sampling (paper, "Sampling"; design section 2): raster order, caches, guidance, one seed per image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pra import noise, solvers
+from pra.config import GuidanceSchedule, Precision, SamplingConfig
+from pra.device import autocast
+from pra.errors import PraError
+from pra.models.pra import PRA
+from pra.noise import Purpose
+
+
+class Decoding:
+    """One batch of images on its way, patch by patch: the caches, and the condition of the next patch.
+
+    With ``guided`` the backbone runs twice the batch, with the labels and with the null class. Both streams read
+    the same generated pixels, so the decoder runs once.
+
+    Args:
+        model: in evaluation or training; nothing here depends on the mode.
+        labels: ``(B,)``.
+        guided: whether to keep the unconditional stream.
+        prefix: ``(B, n, P)`` true patches to go on from, ``n < N``.
+    """
+
+    def __init__(
+        self, model: PRA, labels: Tensor, guided: bool = False, prefix: Tensor | None = None
+    ) -> None:
+        self.model = model
+        self.streams = 2 if guided else 1
+        batch = labels.shape[0]
+        if guided:
+            labels = torch.cat([labels, torch.full_like(labels, model.config.null_class)])
+        if prefix is None:
+            prefix = labels.new_empty(batch, 0, model.config.patch_dim, dtype=torch.float32)
+        self.backbone_cache = model.backbone.new_cache(labels.shape[0])
+        self.decoder_cache = model.codec.new_cache(batch)
+        conditions = model.backbone(labels, prefix.repeat(self.streams, 1, 1), self.backbone_cache)
+        self.position = prefix.shape[1]
+        if self.position:
+            # The decoder reads the states of the true patches, encoded as in training.
+            states = model.codec.encode(prefix, conditions[:batch, :-1])
+            model.codec.decode(states, self.decoder_cache)
+        self._set_condition(conditions[:, -1:])
+
+    def velocity(self, scale: float) -> solvers.Velocity:
+        """The head's field at the current position under guidance ``v_u + scale (v_c - v_u)`` (2207.12598)."""
+        head, condition = self.model.head, self.condition
+        if self.streams == 1:
+            return lambda z, t: head(z, t, condition)
+
+        def guided(z: Tensor, t: Tensor) -> Tensor:
+            conditional, unconditional = head(z.repeat(2, 1, 1), t, condition).chunk(2)
+            return unconditional + scale * (conditional - unconditional)  # type: ignore[no-any-return]
+
+        return guided
+
+    def append(self, state: Tensor) -> Tensor:
+        """Writes the patch ``(B, 1, P)`` of a state ``(B, 1, d)`` and reads it as the next input."""
+        patch = self.model.write(state, self.decoder_cache)
+        self.position += 1
+        if self.position < self.model.config.num_patches:
+            inputs = patch.repeat(self.streams, 1, 1)
+            self._set_condition(self.model.backbone.step(inputs, self.backbone_cache))
+        return patch
+
+    def _set_condition(self, h: Tensor) -> None:
+        # Projected once here; every evaluation of the solver shares it.
+        self.condition = self.model.head.condition(h)
+
+
+class Sampler:
+    """Generates images from a model.
+
+    An image is a function of (weights, label, seed, settings): the same noise exactly, and the same pixels up to
+    the rounding of batched arithmetic, whatever else is in the batch.
+
+    Args:
+        model: put into evaluation mode; stays where it is (``model.to(device)`` decides the device).
+        config: guidance, solver and so on; by default what the model was saved with
+            (:attr:`pra.models.pra.PRA.sampling`).
+        precision: of the arithmetic; ``auto`` is bfloat16 autocast on CUDA. States are float32 always.
+    """
+
+    def __init__(
+        self, model: PRA, config: SamplingConfig | None = None, precision: Precision = Precision.AUTO
+    ) -> None:
+        self.model = model.eval()
+        self.config = config or model.sampling
+        self.precision = precision
+        self.device = next(model.parameters()).device
+
+    def sample(self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
+        """One image per pair of label and seed.
+
+        Args:
+            labels: classes in ``[0, num_classes)``, or ``num_classes`` for no class.
+            seeds: one integer per label.
+
+        Returns:
+            ``(B, C, H, W)`` float32 in [-1, 1].
+
+        Raises:
+            PraError: a label out of range, or as many seeds as labels are not given.
+        """
+        for images in self.stream(labels, seeds):
+            pass
+        return images
+
+    def complete(
+        self, images: Tensor, rows: int, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor
+    ) -> Tensor:
+        """Continues images from their first ``rows`` rows of patches; those true pixels stay exact.
+
+        Args:
+            images: ``(B, C, H, W)`` in [-1, 1], of the model's size.
+            rows: rows of patches to keep, ``0 <= rows <= H / p``.
+            labels: as in :meth:`sample`.
+            seeds: as in :meth:`sample`.
+
+        Returns:
+            ``(B, C, H, W)`` float32 in [-1, 1].
+
+        Raises:
+            PraError: an image of another size or channel count, ``rows`` out of range, or as in :meth:`sample`.
+        """
+        config = self.model.config
+        expected = (config.channels, *config.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise PraError(
+                f"images of shape {tuple(images.shape)} cannot be completed: this model needs "
+                f"(B, {', '.join(map(str, expected))})"
+            )
+        if not 0 <= rows <= config.grid[0]:
+            raise PraError(
+                f"rows {rows} is out of range: this model's images have {config.grid[0]} rows of patches "
+                f"({config.patch_size} pixels each), so keep 0 to {config.grid[0]}"
+            )
+        result = images.float()
+        for result in self.stream(labels, seeds, keep=images.float()[:, :, : rows * config.patch_size]):
+            pass
+        return result
+
+    @torch.inference_mode()
+    def stream(
+        self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor, keep: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """The pictures so far, ``(B, C, k * p, W)``, each time a row of patches is finished.
+
+        Args:
+            labels: as in :meth:`sample`.
+            seeds: as in :meth:`sample`.
+            keep: ``(B, C, k * p, W)`` true pixels to start from (:meth:`complete`).
+        """
+        label, key = self._requests(labels, seeds)
+        prefix = None if keep is None else self.model.patchify(keep.to(self.device))
+        with autocast(self.device, self.precision):
+            yield from self._rows(label, key, prefix)
+
+    def _rows(self, labels: Tensor, key: Tensor, prefix: Tensor | None) -> Iterator[Tensor]:
+        model, config = self.model, self.model.config
+        patches = [] if prefix is None else list(prefix.split(1, dim=1))
+        if len(patches) == config.num_patches:
+            return
+        decoding = Decoding(model, labels, self._guided(), prefix)
+        integrate = solvers.INTEGRATORS[self.config.solver]
+        starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), config.num_patches, config.state_dim)
+        grid = solvers.uniform_grid(self.config.steps, torch.zeros(1, 1, device=self.device))
+        diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
+        for i in range(len(patches), config.num_patches):
+
+            def fresh_noise(step: int, position: int = i) -> Tensor:
+                stream = noise.fold(noise.fold(diffusion, position), step)
+                return self.config.temperature * noise.normal(stream, 1, config.state_dim)
+
+            start = self.config.temperature * starts[:, i : i + 1]
+            state = integrate(decoding.velocity(self.guidance_at(i)), start, grid, fresh_noise)
+            if self.config.renormalise:
+                state = model.codec.normalise(state)
+            patches.append(decoding.append(state))
+            if len(patches) % config.grid[1] == 0:
+                # Joined again each time: the kept rows are the caller's own pixels, to the bit.
+                yield model.unpatchify(torch.cat(patches, dim=1)).clone()
+
+    def guidance_at(self, position: int) -> float:
+        """The guidance scale at a raster position."""
+        if self.config.schedule is GuidanceSchedule.CONSTANT:
+            return self.config.guidance
+        return 1.0 + (self.config.guidance - 1.0) * position / (self.model.config.num_patches - 1)
+
+    def _guided(self) -> bool:
+        return self.config.guidance != 1.0
+
+    def _requests(
+        self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        label = torch.as_tensor(labels, dtype=torch.int64).cpu()
+        seed = torch.as_tensor(seeds, dtype=torch.int64).cpu()
+        classes = self.model.config.num_classes
+        if label.ndim != 1 or label.shape != seed.shape or not len(label):
+            raise PraError(
+                f"{label.numel()} labels and {seed.numel()} seeds: give one seed per label, at least one"
+            )
+        wrong = label[(label < 0) | (label > classes)]
+        if len(wrong):
+            raise PraError(
+                f"label {int(wrong[0])} is out of range: this model's classes are 0 to {classes - 1}"
+            )
+        return label.to(self.device), noise.keys(0, seed).to(self.device)

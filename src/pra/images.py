@@ -1,0 +1,142 @@
+"""Tensors in [-1, 1] to what a person can look at: PIL images, grids, files. Never overwrites."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pra.errors import PraError
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+GAP = 2
+"""Pixels between the cells of a grid."""
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """``[0, 255]`` integers to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1.0
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to ``[0, 255]``, rounded to the nearest: the same shape, uint8. What is uint8 already passes."""
+    if images.dtype is torch.uint8:
+        return images
+    return (images.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """One ``(C, H, W)`` image in [-1, 1], or uint8.
+
+    Raises:
+        PraError: a channel count that no picture format holds (1, 3 and 4 work).
+    """
+    array = to_uint8(image).permute(1, 2, 0).cpu().numpy()
+    if array.shape[2] not in MODES:
+        raise PraError(f"an image of {array.shape[2]} channels has no picture format; write .npz instead")
+    return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array, MODES[array.shape[2]])
+
+
+def grid(images: Tensor, columns: int, upscale: int | None = None) -> Image.Image:
+    """``(B, C, H, W)`` as one picture, row by row, on white.
+
+    Args:
+        images: in [-1, 1], or uint8.
+        columns: images per row.
+        upscale: whole factor; by default such that a cell is at least 64 pixels high. A single image stays as it is.
+    """
+    if len(images) == 1 and upscale is None:
+        return to_pil(images[0])
+    factor = upscale or max(1, -(-64 // images.shape[2]))
+    cells = [to_pil(image) for image in images]
+    width, height = cells[0].width * factor, cells[0].height * factor
+    rows = -(-len(cells) // columns)
+    mode = "RGB" if cells[0].mode == "RGBA" else cells[0].mode
+    sheet = Image.new(mode, (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), "white")
+    for index, cell in enumerate(cells):
+        row, column = divmod(index, columns)
+        cell = cell.resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(cell, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
+    return sheet
+
+
+def check_output(path: Path) -> None:
+    """Refuses what would overwrite, or what cannot be written, before any work is done.
+
+    Raises:
+        PraError: the path exists, its folder does not, or its ending says no format.
+    """
+    if path.exists():
+        raise PraError(f"{path} exists already; choose another --out or remove it")
+    if path.suffix not in (".png", ".npz", ""):
+        raise PraError(f"{path}: unknown ending {path.suffix!r}; use FILE.png, FILE.npz or a folder DIR/")
+    ancestor = next(p for p in path.absolute().parents if p.exists())
+    if not ancestor.is_dir():
+        raise PraError(f"{path} cannot be written: {ancestor} is a file")
+
+
+def save(images: Tensor, labels: Sequence[int], names: Sequence[str], columns: int, path: Path) -> None:
+    """Writes images by the path's ending: one PNG (a grid, or the image where there is one), an npz, or a folder.
+
+    Args:
+        images: ``(B, C, H, W)`` in [-1, 1], or uint8.
+        labels: one per image.
+        names: file names without ending, one per image; for a folder.
+        columns: of the grid.
+        path: ``FILE.png``; ``FILE.npz`` with ``arr_0`` uint8 NHWC and ``arr_1`` labels (the layout of ADM's
+            evaluator); or a folder.
+
+    Raises:
+        PraError: as :func:`check_output`, or the disk refuses.
+    """
+    check_output(path)
+    if path.suffix == ".png":
+        write_atomically(path, lambda file: grid(images, columns).save(file, "PNG"))
+    elif path.suffix == ".npz":
+        pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+        write_atomically(path, lambda file: np.savez(file, arr_0=pixels, arr_1=np.asarray(labels, np.int64)))
+    else:
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise PraError(f"{path} cannot be made: {error.strerror}") from None
+        for image, name in zip(images, names, strict=True):
+            write_atomically(path / f"{name}.png", to_pil(image).save, format="PNG")
+
+
+def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> None:
+    """``write(file, **options)`` into a temporary file beside ``path``, then a rename: whole, or not at all.
+
+    Raises:
+        PraError: the disk is full or refuses; nothing is left behind.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                write(file, **options)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o666 & ~_umask())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise PraError(
+            f"{path} cannot be written: {error.strerror or error}; nothing was left half-written"
+        ) from None
+
+
+def _umask() -> int:
+    """The process's mask, which a temporary file does not follow."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

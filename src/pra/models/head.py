@@ -1,0 +1,81 @@
+"""The head ``v(z_t, t, h_i)``: a per-token flow-matching MLP over the low-dimensional state.
+
+Same shape as the heads of MAR (arXiv 2406.11838) and SphereAR: residual MLP blocks modulated through AdaLN
+(arXiv 2212.09748), one projection for several consecutive blocks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pra import flow
+from pra.config import ModelConfig, Prediction
+from pra.nn.transformer import SwiGLU
+
+TIME_FREQUENCIES = 128
+
+
+def time_features(t: Tensor) -> Tensor:
+    """Sines and cosines of ``1000 t``, ``t`` in [0, 1]: ``(..., 2 * TIME_FREQUENCIES)`` (DDPM's embedding)."""
+    exponents = torch.arange(TIME_FREQUENCIES, device=t.device) / TIME_FREQUENCIES
+    angles = 1000.0 * t.float().unsqueeze(-1) * torch.exp(-math.log(10_000.0) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class HeadBlock(nn.Module):
+    """``x + gate * swiglu((1 + scale) * norm(x) + shift)``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = SwiGLU(width, 3 * width // 2, bias=True)
+
+    def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        shift, scale, gate = modulation
+        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)  # type: ignore[no-any-return]
+
+
+class FlowHead(nn.Module):
+    """The velocity of a state at flow time ``t``, given the backbone's condition."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, depth = config.head.width, config.head.depth
+        self.prediction = config.head.prediction
+        self.state_in = nn.Linear(config.state_dim, width)
+        self.condition_in = nn.Linear(config.backbone.width, width)
+        self.time_in = nn.Sequential(
+            nn.Linear(2 * TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.blocks = nn.ModuleList(HeadBlock(width) for _ in range(depth))
+        self.modulations = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(config.head.modulations))
+        self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, config.state_dim)
+
+    def condition(self, h: Tensor) -> Tensor:
+        """What every evaluation at one position shares: ``(..., D)`` to ``(..., width)``."""
+        return self.condition_in(h)  # type: ignore[no-any-return]
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """The velocity ``dz/dt`` at ``z_t``.
+
+        Args:
+            z_t: ``(..., d)``.
+            t: ``(...)`` in [0, 1], 0 pure noise and 1 the state; broadcasts against the leading sizes of ``z_t``.
+            condition: ``(..., width)`` from :meth:`condition`; broadcasts likewise.
+        """
+        context = F.silu(self.time_in(time_features(t)) + condition)
+        modulations = [m(context).chunk(3, dim=-1) for m in self.modulations]
+        x = self.state_in(z_t)
+        for index, block in enumerate(self.blocks):
+            x = block(x, modulations[index * len(modulations) // len(self.blocks)])
+        shift, scale = self.final_modulation(context).chunk(2, dim=-1)
+        prediction = self.out(self.final_norm(x) * (1 + scale) + shift).float()
+        if self.prediction is Prediction.DATA:
+            return flow.velocity_from_data(prediction, z_t, t.unsqueeze(-1))
+        return prediction  # type: ignore[no-any-return]

@@ -1,0 +1,120 @@
+"""States: the encoder ``G`` that makes them, the causal pixel decoder ``D`` that writes pixels from them.
+
+Two codecs share one interface, so that pixel AR is a configuration of the same model: :class:`StateCodec`
+(learned states) and :class:`IdentityCodec` (the patch itself is the state).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pra.config import CodecConfig, ModelConfig
+from pra.nn.rope import raster_positions
+from pra.nn.transformer import KVCache, SwiGLU, Transformer
+
+
+class ResidualMLP(nn.Module):
+    """``x + swiglu(norm(x))``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp = SwiGLU(width, 3 * width // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]
+
+
+class StateEncoder(nn.Module):
+    """``G(x_i, h_i)``: a residual MLP per patch. Where the condition is not seen, ``h`` is ignored."""
+
+    def __init__(self, model: ModelConfig, codec: CodecConfig) -> None:
+        super().__init__()
+        width = codec.encoder.width
+        self.patch_in = nn.Linear(model.patch_dim, width)
+        self.condition_in = (
+            nn.Linear(model.backbone.width, width, bias=False) if codec.encoder.sees_condition else None
+        )
+        self.blocks = nn.ModuleList(ResidualMLP(width) for _ in range(codec.encoder.depth))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.out = nn.Linear(width, codec.state_dim)
+
+    def forward(self, patches: Tensor, conditions: Tensor | None) -> Tensor:
+        x = self.patch_in(patches)
+        if self.condition_in is not None:
+            assert conditions is not None, "this encoder sees the condition: pass h"
+            x = x + self.condition_in(conditions)
+        for block in self.blocks:
+            x = block(x)
+        return self.out(self.norm(x))  # type: ignore[no-any-return]
+
+
+class PixelDecoder(nn.Module):
+    """``x^_i = D(z_<=i)``: causal, so that it runs in parallel in training and step by step in sampling."""
+
+    def __init__(self, model: ModelConfig, codec: CodecConfig) -> None:
+        super().__init__()
+        self.state_in = nn.Linear(codec.state_dim, codec.decoder.width)
+        self.transformer = Transformer(codec.decoder, raster_positions(model.grid))
+        self.out = nn.Linear(codec.decoder.width, model.patch_dim)
+
+    def forward(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
+        return self.out(self.transformer(self.state_in(states), cache))  # type: ignore[no-any-return]
+
+
+class StateCodec(nn.Module):
+    """Learned low-dimensional states."""
+
+    def __init__(self, model: ModelConfig, codec: CodecConfig) -> None:
+        super().__init__()
+        self.state_dim = codec.state_dim
+        self.sees_condition = codec.encoder.sees_condition
+        self.encoder = StateEncoder(model, codec)
+        self.decoder = PixelDecoder(model, codec)
+
+    def new_cache(self, batch: int) -> KVCache:
+        """An empty decoder cache for ``batch`` sequences."""
+        return self.decoder.transformer.new_cache(batch)
+
+    def encode(self, patches: Tensor, conditions: Tensor | None) -> Tensor:
+        """``z = norm(G(x, h))``: ``(B, n, P)`` to ``(B, n, d)``; ``h`` ``(B, n, D)`` where the encoder sees it."""
+        return self.normalise(self.encoder(patches, conditions))
+
+    def normalise(self, states: Tensor) -> Tensor:
+        """LayerNorm without affine, in float32: zero mean and ``||z_i|| = sqrt(d)``."""
+        return F.layer_norm(states.float(), (self.state_dim,))
+
+    def decode(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
+        """``D(z)``: ``(B, n, d)`` to ``(B, n, P)``, unclamped; with a cache, the states after those in it."""
+        return self.decoder(states, cache)  # type: ignore[no-any-return]
+
+
+class IdentityCodec(nn.Module):
+    """The patch itself as the state; nothing to learn, nothing to remember."""
+
+    sees_condition = False
+
+    def new_cache(self, batch: int) -> None:
+        """No cache: a patch depends on its own state only."""
+        return None
+
+    def encode(self, patches: Tensor, conditions: Tensor | None) -> Tensor:
+        """The patches."""
+        return patches
+
+    def normalise(self, states: Tensor) -> Tensor:
+        """Pixels have no sphere to return to: unchanged."""
+        return states
+
+    def decode(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The states."""
+        return states
+
+
+Codec = StateCodec | IdentityCodec
+
+
+def build_codec(model: ModelConfig) -> Codec:
+    """The codec a model's configuration asks for."""
+    return StateCodec(model, model.codec) if model.codec else IdentityCodec()

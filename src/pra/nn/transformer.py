@@ -1,0 +1,130 @@
+"""A causal pre-norm transformer (RMSNorm, SwiGLU, 2-D RoPE, query-key norm) and the cache it decodes with."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pra.config import TransformerConfig
+from pra.nn.rope import rotary_table, rotate
+
+
+class KVCache:
+    """Keys and values of every layer for one batch, allocated once; owned by whoever decodes, never by a module.
+
+    Args:
+        config: the transformer it serves.
+        batch: sequences decoded side by side.
+        capacity: tokens it can hold.
+        like: a tensor whose device and dtype the cache takes.
+    """
+
+    def __init__(self, config: TransformerConfig, batch: int, capacity: int, like: Tensor) -> None:
+        shape = (config.depth, batch, config.heads, capacity, config.width // config.heads)
+        self.keys = like.new_empty(shape)
+        self.values = like.new_empty(shape)
+        self.length = 0
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores ``(B, heads, T, head_dim)`` behind the tokens so far and returns all of them."""
+        end = self.length + keys.shape[2]
+        assert end <= self.keys.shape[3], f"cache of {self.keys.shape[3]} tokens asked to hold {end}"
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class SwiGLU(nn.Module):
+    """``W2 (silu(W1a x) * W1b x)`` (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int, bias: bool = False) -> None:
+        super().__init__()
+        self.into = nn.Linear(width, 2 * hidden, bias=bias)
+        self.out = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.into(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value)  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention. Queries and keys are RMS-normalised (arXiv 2302.05442): stable in bfloat16."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        b, t, width = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q = rotate(self.query_norm(q), rotary)
+        k = rotate(self.key_norm(k), rotary)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), **_causal(t, k.shape[2], x.device))
+        return self.out(y.transpose(1, 2).reshape(b, t, width))  # type: ignore[no-any-return]
+
+
+def _causal(queries: int, keys: int, device: torch.device) -> dict[str, bool | Tensor]:
+    """SDPA arguments for ``queries`` tokens that are the last of ``keys``; no mask where it would hide nothing."""
+    if queries == keys:
+        return {"is_causal": queries > 1}
+    if queries == 1:
+        return {}
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    return {"attn_mask": mask.tril(keys - queries)}
+
+
+class Block(nn.Module):
+    """``x + attention(norm(x))``, then ``x + swiglu(norm(x))``; 12 width^2 parameters."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
+        self.attention = Attention(width, heads)
+        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp = SwiGLU(width, 8 * width // 3)
+
+    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary, cache, layer)
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """The stack of blocks, its rotary table and the final norm.
+
+    Args:
+        config: sizes.
+        positions: row and column of each token, ``(T, 2)``, see :func:`pra.nn.rope.raster_positions`.
+    """
+
+    rotary: Tensor
+
+    def __init__(self, config: TransformerConfig, positions: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.register_buffer(
+            "rotary", rotary_table(positions, config.width // config.heads), persistent=False
+        )
+
+    def new_cache(self, batch: int) -> KVCache:
+        """An empty cache for ``batch`` whole sequences, on this module's device and in its dtype."""
+        like = self.norm.weight
+        return KVCache(self.config, batch, self.rotary.shape[1], like)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """``(B, T, width)`` to the same shape; with a cache, ``x`` are the tokens after those in it."""
+        start = cache.length if cache else 0
+        rotary = self.rotary[:, start : start + x.shape[1]]
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotary, cache, layer)
+        if cache is not None:
+            cache.length += x.shape[1]
+        return self.norm(x)  # type: ignore[no-any-return]

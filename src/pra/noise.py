@@ -1,0 +1,84 @@
+"""Random numbers as pure functions of a key: the same for every batch, order, device and number of processes.
+
+A key is one 64-bit integer per sample; :func:`fold` derives the key of a sub-stream from it (a step, a
+position, a purpose). Numbers come from SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number
+Generators", OOPSLA 2014) at counters 0, 1, ..., so that number ``j`` of a key depends on nothing else. They
+are computed in float64 and rounded to float32, which hides the last-bit differences between math libraries.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX1 = 0xBF58476D1CE4E5B9
+_MIX2 = 0x94D049BB133111EB
+
+
+class Purpose(enum.IntEnum):
+    """Independent streams of one key. Values are part of what a seed means: never renumber."""
+
+    AUGMENT = 1
+    CLASS_DROPOUT = 2
+    INPUT_NOISE = 3
+    ROLLOUT_TIME = 4
+    ROLLOUT_NOISE = 5
+    FLOW_TIME = 6
+    FLOW_NOISE = 7
+    SAMPLE_START = 8
+    SAMPLE_DIFFUSION = 9
+
+
+def keys(seed: int, indices: Tensor) -> Tensor:
+    """One key per sample from a seed and the samples' indices: int64 of the shape of ``indices``."""
+    return fold(torch.full_like(indices, _signed(seed)), indices)
+
+
+def fold(key: Tensor, value: int | Tensor) -> Tensor:
+    """The key of sub-stream ``value`` of each key."""
+    if not isinstance(value, Tensor):
+        value = torch.tensor(_signed(value), dtype=torch.int64, device=key.device)
+    return _mix(key ^ _mix(value + _signed(_GOLDEN)))
+
+
+def uniform(key: Tensor, *shape: int) -> Tensor:
+    """Uniform numbers in [0, 1): float32 of shape ``(*key.shape, *shape)``."""
+    high, _ = _words(key, math.prod(shape))
+    # 24 bits, so that rounding to float32 cannot reach 1.
+    return ((high >> 8).double() * 2.0**-24).float().reshape(*key.shape, *shape).to(key.device)
+
+
+def normal(key: Tensor, *shape: int) -> Tensor:
+    """Standard normal numbers (Box-Muller): float32 of shape ``(*key.shape, *shape)``."""
+    count = math.prod(shape)
+    high, low = _words(key, (count + 1) // 2)
+    radius = (-2.0 * ((high.double() + 1.0) * 2.0**-32).log()).sqrt()
+    angle = low.double() * (2.0 * math.pi * 2.0**-32)
+    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(-2)
+    return pairs[..., :count].float().reshape(*key.shape, *shape).to(key.device)
+
+
+def _words(key: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Two 32-bit words in int64 for each of ``count`` counters."""
+    if key.device.type == "mps":  # no float64 there
+        key = key.cpu()
+    counter = torch.arange(1, count + 1, device=key.device) * _signed(_GOLDEN)
+    bits = _mix(key.unsqueeze(-1) + counter)
+    return (bits >> 32) & 0xFFFFFFFF, bits & 0xFFFFFFFF
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser. int64 arithmetic wraps; a mask makes the shifts logical."""
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(_MIX1)
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(_MIX2)
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def _signed(value: int) -> int:
+    """The same 64 bits as a signed integer."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value

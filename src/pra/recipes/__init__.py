@@ -1,0 +1,42 @@
+"""Recipes: a run is a function that returns one complete configuration, the paper's targets beside it.
+
+``recipe("fashion")`` is PRA on Fashion-MNIST; ``recipe("fashion:teacher-forced")`` the same run with another of the
+paper's systems (:mod:`pra.recipes.systems`). Change what you like with :func:`dataclasses.replace`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from pra.config import RunConfig
+from pra.errors import PraError, nearest
+from pra.recipes.imagenet import pra_b_256, pra_l_256, pra_s_256
+from pra.recipes.small import digits, fashion, tiny
+from pra.recipes.systems import SYSTEMS
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "tiny": tiny,
+    "digits": digits,
+    "fashion": fashion,
+    "pra-s-256": pra_s_256,
+    "pra-b-256": pra_b_256,
+    "pra-l-256": pra_l_256,
+}
+
+
+def recipe(name: str) -> RunConfig:
+    """The configuration of ``BASE`` or ``BASE:SYSTEM``.
+
+    Raises:
+        PraError: an unknown recipe or system; the nearest name is given.
+    """
+    base, _, system = name.partition(":")
+    if base not in RECIPES:
+        raise PraError(f"no recipe {base!r}{nearest(base, RECIPES)}")
+    config = RECIPES[base]()
+    if system:
+        if system not in SYSTEMS:
+            raise PraError(f"no system {system!r} for recipe {base!r}{nearest(system, SYSTEMS)}")
+        config = SYSTEMS[system](config)
+    return dataclasses.replace(config, recipe=name)

@@ -1,0 +1,302 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pra import images, noise, weights
+from pra.config import RunConfig
+from pra.data import Batch, Source, TrainingSet, batches, load_images, open_source
+from pra.device import autocast, pick_device
+from pra.errors import PraError
+from pra.generate import Sampler
+from pra.models.pra import PRA
+from pra.models.states import IdentityCodec
+from pra.objectives import Losses, Perceptual, training_losses
+from pra.train import checkpoint
+from pra.train.optimizer import EMA, build_optimizer, learning_rate
+from pra.train.plots import draw_curves
+from pra.train.run import Metrics, open_run
+
+HEALTHY_STATE_STD = 0.5
+GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C, after the step was finished and saved."""
+
+    def __init__(self, signum: int, step: int, folder: Path) -> None:
+        super().__init__(f"stopped at step {step}, saved in {folder}; the same command goes on from there")
+        self.signum = signum
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What :func:`train` returns."""
+
+    run: Path
+    model: PRA
+    """The EMA weights."""
+    steps: int
+    seconds: float
+    """Of this call, not of the whole run."""
+    skipped: int
+    """Corrupt images passed over in this call."""
+
+
+def train(
+    config: RunConfig,
+    run_dir: str | Path,
+    device: str | None = None,
+    source: Source | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Trains, or goes on with, the run in ``run_dir`` until ``config.train.steps`` steps are done in all.
+
+    Args:
+        config: from a recipe, perhaps changed with :func:`dataclasses.replace`.
+        run_dir: the run's folder (:mod:`pra.train.run`).
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the best there is by default.
+        source: an open source, in place of the one that ``config.data.source`` names.
+        progress: show a progress bar.
+
+    Raises:
+        PraError: a configuration, data, run folder or disk that will not do.
+        Interrupted: a signal came; the state is saved.
+    """
+    return Trainer(config, Path(run_dir).expanduser(), pick_device(device), source, progress).run()
+
+
+class Trainer:
+    """The state of a run in memory. One per call of :func:`train`."""
+
+    def __init__(
+        self, config: RunConfig, folder: Path, device: torch.device, source: Source | None, progress: bool
+    ) -> None:
+        self.config, self.folder, self.device, self.progress = config, folder, device, progress
+        self.source = source or open_source(config.data.source)
+        _check_classes(self.source, config.model.num_classes)
+        open_run(folder, config)
+        self.model = PRA(config.model, seed=config.train.seed).to(device)
+        self.model.sampling = config.sampling
+        if len(self.source.classes) == config.model.num_classes:
+            self.model.classes = self.source.classes
+        self.ema = EMA(self.model, config.train.optimizer.ema_decay)
+        self.optimizer = build_optimizer(self.model, config.train.optimizer)
+        self.perceptual = self._perceptual()
+        self.step, self.skipped = 0, 0
+        last = weights.newest_checkpoint(folder)
+        if last is not None:
+            self.step = checkpoint.restore(last, self.model, self.ema, self.optimizer)
+        self.pending: list[tuple[Losses, Tensor]] = []
+        self.metrics = Metrics(folder, self.step)
+
+    def run(self) -> Trained:
+        """The loop."""
+        begin, train = time.monotonic(), self.config.train
+        self.interval = begin
+        bar = tqdm(
+            total=train.steps,
+            initial=self.step,
+            unit="step",
+            disable=not self.progress,
+            dynamic_ncols=True,
+            desc="train",
+        )
+        with bar, _signals() as received:
+            for step_batches in self._batches():
+                self._take_step(step_batches)
+                bar.update()
+                if self.step % train.log_every == 0 or self.step == train.steps:
+                    self._log(bar)
+                if self.step % train.checkpoint_every == 0 or self.step == train.steps or received:
+                    self._save()
+                if received and self.step < train.steps:
+                    self.metrics.close()
+                    raise Interrupted(received[0], self.step, self.folder)
+                if self.step == train.steps or (train.sample_every and self.step % train.sample_every == 0):
+                    self._draw()
+        self.metrics.close()
+        draw_curves(self.folder)
+        return Trained(self.folder, self.ema.model, self.step, time.monotonic() - begin, self.skipped)
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each step that is left."""
+        model, train = self.config.model, self.config.train
+        if self.step >= train.steps:
+            return
+        dataset = TrainingSet(self.source, model.image_size, model.channels, self.config.data, train.seed)
+        micro = train.micro_batch_size or train.batch_size
+        start, stop = self.step * train.batch_size, train.steps * train.batch_size
+        stream = batches(dataset, start, micro, stop)
+        for _ in range(self.step, train.steps):
+            yield [next(stream) for _ in range(train.batch_size // micro)]
+
+    def _take_step(self, step_batches: list[Batch]) -> None:
+        train = self.config.train
+        rate = learning_rate(train.optimizer, self.step, train.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        parts = []
+        for batch in step_batches:
+            losses = self._losses(batch)
+            (losses.total / len(step_batches)).backward()
+            parts.append(Losses(*(value.detach() for value in losses)))
+            self.skipped += batch.skipped
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.optimizer.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.model, self.step)
+        self.step += 1
+        self.pending.append(
+            (Losses(*(torch.stack(values).mean() for values in zip(*parts, strict=True))), norm)
+        )
+
+    def _losses(self, batch: Batch) -> Losses:
+        """All randomness comes from ``(seed, global sample index)``, so from ``(seed, step)`` and the place in it."""
+        train = self.config.train
+        pixels = images.from_uint8(batch.images.to(self.device, non_blocking=True))
+        keys = noise.keys(train.seed, batch.indices.to(self.device))
+        with autocast(self.device, train.precision):
+            return training_losses(
+                self.model,
+                pixels,
+                batch.labels.to(self.device),
+                keys,
+                train.objective,
+                train.rollout,
+                self.perceptual,
+            )
+
+    def _check_finite(self) -> None:
+        """Looks at the steps since the last look: once per interval, so that a GPU need not wait every step."""
+        first = self.step - len(self.pending)
+        values = (
+            torch.stack([torch.stack([losses.total, norm]) for losses, norm in self.pending])
+            .isfinite()
+            .all(1)
+        )
+        if values.all():
+            return
+        batch = self.config.train.batch_size
+        bad = first + int((~values).nonzero()[0])
+        last = weights.newest_checkpoint(self.folder)
+        self.metrics.close()
+        raise PraError(
+            f"the loss or its gradient is not finite at step {bad + 1} (global samples {bad * batch} to "
+            f"{(bad + 1) * batch - 1}); the last good checkpoint is {last or 'not there yet'}. Lower "
+            "train.optimizer.lr, or train in float32 (--set train.precision=float32)"
+        )
+
+    def _log(self, bar: tqdm) -> None:  # type: ignore[type-arg]
+        if not self.pending:
+            return
+        self._check_finite()
+        train, now = self.config.train, time.monotonic()
+        means = [
+            torch.stack(values).mean().item()
+            for values in zip(*(losses for losses, _ in self.pending), strict=True)
+        ]
+        row: dict[str, float] = {"step": self.step, **dict(zip(Losses._fields, means, strict=True))}
+        row["gradient_norm"] = torch.stack([norm for _, norm in self.pending]).mean().item()
+        row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        row["images_per_second"] = len(self.pending) * train.batch_size / (now - self.interval)
+        row["epoch"] = self.step * train.batch_size / len(self.source)
+        row["skipped"] = self.skipped
+        self.metrics.write(row)
+        bar.set_postfix_str(
+            f"flow {row['flow']:.3f}, rec {row['reconstruction']:.4f}, {row['images_per_second']:.0f} images/s"
+        )
+        collapsed = row["state_std"] < HEALTHY_STATE_STD and not isinstance(self.model.codec, IdentityCodec)
+        if collapsed and self.step > train.optimizer.warmup_steps:
+            warnings.warn(
+                f"a state dimension varies little (deviation {row['state_std']:.2f} < {HEALTHY_STATE_STD}): "
+                "the states may be collapsing",
+                stacklevel=2,
+            )
+        self.pending.clear()
+        self.interval = now
+
+    def _save(self) -> None:
+        if self.pending:
+            self._check_finite()
+        train = self.config.train
+        checkpoint.save(self.folder, self.step, self.model, self.ema, self.optimizer, train.keep_checkpoints)
+
+    def _draw(self) -> None:
+        """Sample and reconstruction grids from the EMA. Time spent here does not count as training throughput."""
+        begin, config = time.monotonic(), self.config.model
+        if config.channels in images.MODES:
+            shown = min(GRID_CLASSES, config.num_classes)
+            classes = [c * config.num_classes // shown for c in range(shown)]
+            labels = [c for c in classes for _ in range(GRID_SEEDS)]
+            drawn = Sampler(self.ema.model, self.config.sampling).sample(
+                labels, list(range(GRID_SEEDS)) * shown
+            )
+            self._write_picture("samples", drawn, GRID_SEEDS)
+            if not isinstance(self.model.codec, IdentityCodec):
+                self._write_picture("reconstructions", self._reconstructions(), GRID_RECONSTRUCTIONS)
+        self.interval += time.monotonic() - begin
+
+    def _reconstructions(self) -> Tensor:
+        """Real images above, the codec's below."""
+        count, config = min(GRID_RECONSTRUCTIONS, len(self.source)), self.config.model
+        chosen = [i * len(self.source) // count for i in range(count)]
+        pixels, labels = load_images(
+            self.source, chosen, config.image_size, config.channels, self.config.data
+        )
+        real = images.from_uint8(pixels).to(self.device)
+        return torch.cat([real, self.ema.model.reconstruct(real, labels.to(self.device))])
+
+    def _write_picture(self, kind: str, pictures: Tensor, columns: int) -> None:
+        path = self.folder / kind / f"step-{self.step:08d}.png"
+        sheet = images.grid(pictures, columns)
+        images.write_atomically(path, sheet.save, format="PNG")
+
+    def _perceptual(self) -> Perceptual | None:
+        if not self.config.train.objective.perceptual_weight:
+            return None
+        from pra.perceptual import lpips_distance
+
+        return lpips_distance(self.device)
+
+
+def _check_classes(source: Source, num_classes: int) -> None:
+    highest = int(source.labels.max())
+    if highest >= num_classes:
+        raise PraError(
+            f"{source.name} has label {highest} ({source.classes[highest]}), but the model's classes are 0 to "
+            f"{num_classes - 1}; set model.num_classes to {len(source.classes)}"
+        )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGTERM and Ctrl-C as a list that fills: finish the step first. A second Ctrl-C stops at once."""
+    received: list[int] = []
+
+    def receive(signum: int, frame: FrameType | None) -> None:
+        if received and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signum)
+
+    try:
+        previous = {s: signal.signal(s, receive) for s in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread (a notebook's worker, say): signals are not ours to handle
+        previous = {}
+    try:
+        yield received
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

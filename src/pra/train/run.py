@@ -1,0 +1,163 @@
+"""A run's folder: what was asked, where it ran, what it measured, what it looked like.
+
+config.json       the complete configuration         samples/          grids from the EMA, by step
+environment.json  versions, commit, hardware         reconstructions/  real images and the codec's, by step
+metrics.jsonl     one line per logging interval      curves.png        the metrics, drawn
+tensorboard/      the same for TensorBoard           checkpoints/      see pra.train.checkpoint
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pra.config import RunConfig, differences, from_dict, to_dict
+from pra.errors import PraError
+from pra.images import write_atomically
+from pra.weights import CONFIG, read_json
+
+METRICS = "metrics.jsonl"
+
+# What may change between two commands on the same run: it decides how long and how visibly, not what is learnt.
+FREE = ("steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+
+
+def open_run(folder: Path, config: RunConfig) -> None:
+    """Makes the folder of a new run, or checks that the one there is of the same configuration.
+
+    Raises:
+        PraError: the folder holds something else, or a run of another configuration (the differences are named).
+    """
+    if not (folder / CONFIG).exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise PraError(f"{folder} exists and is no run (it holds no {CONFIG}); choose another --run-dir")
+    else:
+        old = read_run(folder)
+        changed = differences(_fixed(old), _fixed(config))
+        if changed:
+            raise PraError(
+                f"{folder} is a run of another configuration ({'; '.join(changed)}); nothing was changed: "
+                "repeat its own settings to go on, or choose another --run-dir"
+            )
+    write_atomically(folder / CONFIG, _json_writer(to_dict(config)))
+    write_atomically(folder / "environment.json", _json_writer(environment()))
+
+
+def read_run(folder: Path) -> RunConfig:
+    """The configuration of a run.
+
+    Raises:
+        PraError: no such folder, or no run in it.
+    """
+    if not (folder / CONFIG).exists():
+        raise PraError(
+            f"no run at {folder}: " + ("it holds no config.json" if folder.exists() else "no such folder")
+        )
+    values = read_json(folder / CONFIG)
+    if "recipe" not in values:
+        raise PraError(f"{folder} is a model without its run: {CONFIG} has no recipe")
+    return from_dict(RunConfig, values, str(folder / CONFIG))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, hardware and command of this process."""
+    packages = ("pra", "torch", "numpy", "pillow", "safetensors")
+    versions = {name: _version(name) for name in packages} | {"python": platform.python_version()}
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine()
+    )
+    return {
+        "command": sys.argv,
+        "versions": versions,
+        "commit": commit(),
+        "hardware": {"device": device, "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
+        "platform": platform.platform(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the source tree pra was imported from, marked where the tree differs from it; None without one."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+class Metrics:
+    """``metrics.jsonl`` and, where it is installed, TensorBoard.
+
+    Args:
+        folder: the run's.
+        step: the step to go on from; later lines, of work that was lost, are dropped.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path = folder / METRICS
+        kept = [row for row in read_metrics(folder) if row["step"] <= step]
+        write_atomically(self.path, _lines_writer(kept))
+        self.board = None
+        if importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+
+    def write(self, row: dict[str, float]) -> None:
+        """One line; ``row["step"]`` is the number of steps done."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.board:
+            for name, value in row.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, int(row["step"]))  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flushes TensorBoard."""
+        if self.board:
+            self.board.close()  # type: ignore[no-untyped-call]
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of ``metrics.jsonl``; an unfinished last line is left out."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _fixed(config: RunConfig) -> dict[str, Any]:
+    values: dict[str, Any] = to_dict(config)
+    values["train"] = {k: v for k, v in values["train"].items() if k not in FREE}
+    values["data"] = {k: v for k, v in values["data"].items() if k != "workers"}
+    del values["sampling"]  # what is recommended for sampling changes no weight
+    return values
+
+
+def _json_writer(values: Any) -> Any:
+    return lambda file: file.write((json.dumps(values, indent=2) + "\n").encode())
+
+
+def _lines_writer(rows: list[dict[str, float]]) -> Any:
+    return lambda file: file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
