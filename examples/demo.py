@@ -53,9 +53,7 @@ def main(folder: Path) -> int:
         f"accuracy of an SVM, fitted on the real digits, on {len(labels)} samples: {accuracy:.3f} "
         f"(on real held-out digits {ceiling:.3f}; wanted >= {ACCURACY_WANTED})"
     )
-    print(
-        f"distance to the nearest training image, samples over held-out real ones: {distance:.2f} (copies: near 0)"
-    )
+    print(f"distance to the nearest training image, samples over held-out real ones: {distance:.2f} (copies: near 0)")
     print(
         f"look at {folder}/samples.png (a digit a row), {folder}/reconstructions.png (real digits above, the codec's "
         f"below), {folder}/curves.png; checkpoints are in {folder}/checkpoints"
@@ -64,9 +62,7 @@ def main(folder: Path) -> int:
 
 
 def real_images(source: pra.data.Source, config: pra.config.RunConfig) -> Tensor:
-    pixels, _ = load_images(
-        source, range(len(source)), config.model.image_size, config.model.channels, config.data
-    )
+    pixels, _ = load_images(source, range(len(source)), config.model.image_size, config.model.channels, config.data)
     return images.from_uint8(pixels)
 
 

@@ -6,8 +6,10 @@ import dataclasses
 import gzip
 import io
 import itertools
+import multiprocessing
 import os
 import pickle
+import signal
 import struct
 import sys
 import tarfile
@@ -67,7 +69,7 @@ def refused(do: Callable[[], object], *parts: str) -> None:
         ("foldr:/x", ["'foldr:/x'", "did you mean 'folder'?"]),
         ("folder:", ["'folder:'", "folder:PATH"]),
         ("idx:@test", ["'idx:@test'", "idx:PATH"]),
-        ("imagenet-tar", ["'imagenet-tar'", "unknown"]),
+        ("imagenet-tar", ["'imagenet-tar'", "imagenet-tar:PATH"]),
     ],
 )
 def test_unknown_sources(spec: str, parts: list[str]) -> None:
@@ -167,22 +169,18 @@ def test_idx_bad_input(tmp_path: Path) -> None:
     refused(lambda: open_source(spec), "6 images", "7 labels")
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[:-12], lambda data: b"x" + data, lambda data: data[:20]]
-)
+@pytest.mark.parametrize("damage", [lambda data: data[:-12], lambda data: b"x" + data, lambda data: data[:20]])
 def test_idx_damaged_gzip(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     images = write_idx(tmp_path / "d", packed=True) / "train-images-idx3-ubyte.gz"
     images.write_bytes(damage(images.read_bytes()))
-    refused(
-        lambda: open_source(f"idx:{tmp_path}/d"), str(images), "truncated or damaged", "download it again"
-    )
+    refused(lambda: open_source(f"idx:{tmp_path}/d"), str(images), "truncated or damaged", "download it again")
 
 
 def test_idx_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_idx(tmp_path / "d")
 
     def denied(path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied")
+        raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", denied)
     refused(lambda: open_source(f"idx:{tmp_path}/d"), "train-images-idx3-ubyte", "Permission denied")
@@ -237,10 +235,8 @@ def test_folder_without_classes(tmp_path: Path) -> None:
     assert source.where(0) == str(tmp_path / "a.bmp")
 
 
-def test_folder_bad_input(animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(
-        lambda: open_source(f"folder:{tmp_path}/none"), f"{tmp_path}/none does not exist", "class folders"
-    )
+def test_folder_bad_input(animals: Path, tmp_path: Path) -> None:
+    refused(lambda: open_source(f"folder:{tmp_path}/none"), f"{tmp_path}/none does not exist", "class folders")
     refused(lambda: open_source(f"folder:{animals}/README.md"), "README.md is not a folder", "class folders")
     (tmp_path / "void").mkdir()
     refused(lambda: open_source(f"folder:{tmp_path}/void"), f"{tmp_path}/void holds no images", "sub-folder")
@@ -250,13 +246,18 @@ def test_folder_bad_input(animals: Path, tmp_path: Path, monkeypatch: pytest.Mon
     (animals / "emu").mkdir()
     refused(lambda: open_source(f"folder:{animals}"), str(animals / "emu"), "fill or remove")
 
-    def denied(path: str) -> object:
-        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(os, "scandir", denied)
-    refused(
-        lambda: open_source(f"folder:{animals}"), str(animals), "Permission denied", "check its permissions"
-    )
+def test_folder_that_cannot_be_listed(animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+    for closed in (animals, animals / "cat/deep"):
+
+        def denied(path: Path, closed: Path = closed) -> object:
+            if Path(path) == closed:
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", denied)
+        refused(lambda: open_source(f"folder:{animals}"), f"{closed} cannot be read (Permission denied)")
 
 
 def test_corrupt_images_are_named(animals: Path) -> None:
@@ -379,9 +380,7 @@ def test_imagenet_index_goes_to_the_cache_when_it_cannot_lie_beside_the_tar(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "train.tar", "train.tar.index.npz"]
 
 
-def test_imagenet_index_that_can_be_saved_nowhere(
-    tar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_imagenet_index_that_can_be_saved_nowhere(tar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home/.cache").mkdir(parents=True)
     (tmp_path / "home/.cache/pra").write_text("in the way")
     monkeypatch.delenv("XDG_CACHE_HOME")
@@ -435,7 +434,7 @@ def test_imagenet_tar_with_a_corrupt_image_or_lost(tar: Path) -> None:
     tar.write_bytes(data.replace(jpeg(4), jpeg(4)[:99] + bytes(len(jpeg(4)) - 99)))
     source = open_source(f"imagenet-tar:{tar}")
     refused(lambda: source.image(1), f"n02/n02_4.JPEG in {tar}", "--set data.on_corrupt=skip")
-    os.rename(tar, f"{tar}.gone")
+    tar.rename(f"{tar}.gone")
     refused(lambda: source_again(source).image(0), f"n02/n02_3.JPEG in {tar}", "No such file")
 
 
@@ -709,6 +708,22 @@ def test_batches_resume_anywhere(numbered: Source) -> None:
     for start in range(1, 10):
         resumed = list(batches(training_set(numbered, flip=True), 4 * start, 4, stop=40))
         assert all(same(a, b) for a, b in zip(whole[start:], resumed, strict=True))
+
+
+def test_workers_leave_signals_to_the_main_process(numbered: Source) -> None:
+    others = multiprocessing.active_children()
+    stream = batches(training_set(numbered, workers=1), 0, 2)
+    next(stream)
+    [worker] = [process for process in multiprocessing.active_children() if process not in others]
+    assert worker.pid is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    for _ in range(10):
+        next(stream)
+    assert worker.is_alive()
+    del stream
+    worker.join(10)
+    assert not worker.is_alive()
 
 
 # --- corrupt images in training -----------------------------------------------------------------------------

@@ -35,7 +35,7 @@ Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code: 0, 2 for bad input, 128 + signal when interrupted."""
-    warnings.showwarning = _warn
+    warnings.showwarning = _warn  # type: ignore[assignment]
     commands: dict[str, Callable[..., None]] = {
         "train": train,
         "sample": sample,
@@ -150,9 +150,7 @@ def sample(
         batch_size,
         lambda batch: sampler.sample([label for label, _ in batch], [seed for _, seed in batch]),
     )
-    names = [
-        f"{label:04d}-{_file_name(sampler.model.classes[label])}-seed{seed:06d}" for label, seed in pairs
-    ]
+    names = [f"{label:04d}-{_file_name(sampler.model.classes[label])}-seed{seed:06d}" for label, seed in pairs]
     images.save(pictures, [label for label, _ in pairs], names, len(numbers), out)
     print(f"{len(pairs)} images ({len(chosen)} labels x {len(numbers)} seeds): {out}")
 
@@ -206,13 +204,11 @@ def complete(
     if out.suffix == ".png" and len(continued) > 1:
         kept = real.clone()
         kept[:, :, rows * config.patch_size :] = 0.0
-        groups = continued.unflatten(0, (len(image), columns))
+        groups = continued.view(len(image), columns, *continued.shape[1:])
         pictures = torch.cat([real.unsqueeze(1), kept.unsqueeze(1), groups], dim=1).flatten(0, 1)
         columns += 2
     images.save(pictures, [number] * len(continued), names, columns, out)
-    print(
-        f"{len(image)} images continued from {rows} of {config.grid[0]} rows, {len(numbers)} times each: {out}"
-    )
+    print(f"{len(image)} images continued from {rows} of {config.grid[0]} rows, {len(numbers)} times each: {out}")
 
 
 def show(name: Annotated[Positional[str], arg(metavar="RECIPE|RUN")] = "", json: bool = False) -> None:
@@ -317,8 +313,8 @@ def _in_batches(items: list[Any], size: int, work: Callable[[list[Any]], Tensor]
 
 def _read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
     try:
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as opened:
+            picture = opened.copy()
     except (OSError, SyntaxError) as error:
         raise PraError(f"{path} cannot be read as a picture: {error}") from None
     if picture.mode in ("1", "P"):

@@ -512,9 +512,7 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
         if key not in hints:
             raise PraError(f"{where}.{key} is unknown{nearest(key, hints)}")
     fields = {key: _read(hints[key], v, f"{where}.{key}") for key, v in value.items()}
-    needed = [
-        f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING
-    ]
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
     missing = [name for name in needed if name not in fields]
     if missing:
         raise PraError(f"{where}: {', '.join(missing)} missing")

@@ -23,9 +23,7 @@ def pick_device(name: str | None = None) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise PraError(
-            f"device {name!r} cannot be used ({reason}); leave it out to take the best there is"
-        ) from None
+        raise PraError(f"device {name!r} cannot be used ({reason}); leave it out to take the best there is") from None
     return device
 
 

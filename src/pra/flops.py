@@ -34,7 +34,7 @@ def training_flops(run: RunConfig) -> int:
 
         def step() -> None:
             losses = training_losses(model, image, label, noise.keys(0, label), objective, rollout)
-            losses.total.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(losses.total)
 
         return _count(step) + sequential
 
@@ -60,10 +60,7 @@ def raster_flops(run: RunConfig, streams: int, evaluations: int) -> dict[str, in
         return {
             "backbone": prefill + _series(lambda: model.backbone.step(patch, read), config.num_patches - 1),
             "head": config.num_patches
-            * (
-                _count(lambda: model.head.condition(h))
-                + evaluations * _count(lambda: model.head(state, t, condition))
-            ),
+            * (_count(lambda: model.head.condition(h)) + evaluations * _count(lambda: model.head(state, t, condition))),
             "decoder": _series(lambda: model.write(state[:1], written), config.num_patches),
         }
 
@@ -78,4 +75,4 @@ def _series(step: Callable[[], Any], count: int) -> int:
 def _count(work: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())

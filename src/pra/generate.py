@@ -28,9 +28,7 @@ class Decoding:
         prefix: ``(B, n, P)`` true patches to go on from, ``n < N``.
     """
 
-    def __init__(
-        self, model: PRA, labels: Tensor, guided: bool = False, prefix: Tensor | None = None
-    ) -> None:
+    def __init__(self, model: PRA, labels: Tensor, guided: bool = False, prefix: Tensor | None = None) -> None:
         self.model = model
         self.streams = 2 if guided else 1
         batch = labels.shape[0]
@@ -87,9 +85,7 @@ class Sampler:
         precision: of the arithmetic; ``auto`` is bfloat16 autocast on CUDA. States are float32 always.
     """
 
-    def __init__(
-        self, model: PRA, config: SamplingConfig | None = None, precision: Precision = Precision.AUTO
-    ) -> None:
+    def __init__(self, model: PRA, config: SamplingConfig | None = None, precision: Precision = Precision.AUTO) -> None:
         self.model = model.eval()
         self.config = config or model.sampling
         self.precision = precision
@@ -108,8 +104,7 @@ class Sampler:
         Raises:
             PraError: a label out of range, or as many seeds as labels are not given.
         """
-        for images in self.stream(labels, seeds):
-            pass
+        *_, images = self.stream(labels, seeds)
         return images
 
     def complete(
@@ -141,9 +136,8 @@ class Sampler:
                 f"rows {rows} is out of range: this model's images have {config.grid[0]} rows of patches "
                 f"({config.patch_size} pixels each), so keep 0 to {config.grid[0]}"
             )
-        result = images.float()
-        for result in self.stream(labels, seeds, keep=images.float()[:, :, : rows * config.patch_size]):
-            pass
+        images = images.float()
+        *_, result = images, *self.stream(labels, seeds, keep=images[:, :, : rows * config.patch_size])
         return result
 
     @torch.inference_mode()
@@ -164,7 +158,7 @@ class Sampler:
 
     def _rows(self, labels: Tensor, key: Tensor, prefix: Tensor | None) -> Iterator[Tensor]:
         model, config = self.model, self.model.config
-        patches = [] if prefix is None else list(prefix.split(1, dim=1))
+        patches = [] if prefix is None else list(torch.split(prefix, 1, dim=1))
         if len(patches) == config.num_patches:
             return
         decoding = Decoding(model, labels, self._guided(), prefix)
@@ -196,19 +190,13 @@ class Sampler:
     def _guided(self) -> bool:
         return self.config.guidance != 1.0
 
-    def _requests(
-        self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _requests(self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         label = torch.as_tensor(labels, dtype=torch.int64).cpu()
         seed = torch.as_tensor(seeds, dtype=torch.int64).cpu()
         classes = self.model.config.num_classes
         if label.ndim != 1 or label.shape != seed.shape or not len(label):
-            raise PraError(
-                f"{label.numel()} labels and {seed.numel()} seeds: give one seed per label, at least one"
-            )
+            raise PraError(f"{label.numel()} labels and {seed.numel()} seeds: give one seed per label, at least one")
         wrong = label[(label < 0) | (label > classes)]
         if len(wrong):
-            raise PraError(
-                f"label {int(wrong[0])} is out of range: this model's classes are 0 to {classes - 1}"
-            )
+            raise PraError(f"label {int(wrong[0])} is out of range: this model's classes are 0 to {classes - 1}")
         return label.to(self.device), noise.keys(0, seed).to(self.device)

@@ -130,9 +130,7 @@ def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> N
                 os.unlink(file.name)
                 raise
     except OSError as error:
-        raise PraError(
-            f"{path} cannot be written: {error.strerror or error}; nothing was left half-written"
-        ) from None
+        raise PraError(f"{path} cannot be written: {error.strerror or error}; nothing was left half-written") from None
 
 
 def _umask() -> int:

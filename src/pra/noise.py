@@ -31,6 +31,7 @@ class Purpose(enum.IntEnum):
     FLOW_NOISE = 7
     SAMPLE_START = 8
     SAMPLE_DIFFUSION = 9
+    SHUFFLE = 10
 
 
 def keys(seed: int, indices: Tensor) -> Tensor:
@@ -60,6 +61,12 @@ def normal(key: Tensor, *shape: int) -> Tensor:
     angle = low.double() * (2.0 * math.pi * 2.0**-32)
     pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(-2)
     return pairs[..., :count].float().reshape(*key.shape, *shape).to(key.device)
+
+
+def permutation(key: Tensor, count: int) -> Tensor:
+    """A random order of ``0 .. count - 1`` for one key (a scalar): int64 ``(count,)``, the same in every torch."""
+    high, low = _words(key, count)
+    return ((high << 31) | (low >> 1)).argsort(stable=True)
 
 
 def _words(key: Tensor, count: int) -> tuple[Tensor, Tensor]:

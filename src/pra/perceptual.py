@@ -40,9 +40,7 @@ def lpips_distance(device: torch.device, pretrained: bool = True) -> Perceptual:
         if image.shape[1] == 1:
             reconstruction, image = reconstruction.expand(-1, 3, -1, -1), image.expand(-1, 3, -1, -1)
         if image.shape[1] != 3:
-            raise PraError(
-                f"the perceptual loss reads 1 or 3 channels, not {image.shape[1]}: set its weight to 0"
-            )
+            raise PraError(f"the perceptual loss reads 1 or 3 channels, not {image.shape[1]}: set its weight to 0")
         return network(reconstruction, image).flatten()  # type: ignore[no-any-return]
 
     return distance

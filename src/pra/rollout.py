@@ -16,9 +16,7 @@ from pra.models.pra import PRA
 from pra.noise import Purpose
 
 
-def ar_inputs(
-    how: config.Rollout, model: PRA, labels: Tensor, patches: Tensor, states: Tensor, key: Tensor
-) -> Tensor:
+def ar_inputs(how: config.Rollout, model: PRA, labels: Tensor, patches: Tensor, states: Tensor, key: Tensor) -> Tensor:
     """The inputs that a configuration asks for."""
     match how:
         case config.Clean():

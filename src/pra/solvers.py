@@ -8,6 +8,7 @@ evaluations (NFE) per grid of ``K`` intervals: euler and euler_maruyama ``K``, m
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -35,14 +36,14 @@ def uniform_grid(steps: int, start: Tensor) -> Tensor:
 
 def euler(velocity: Velocity, z: Tensor, times: Tensor, noise: NoiseSource) -> Tensor:
     """First order."""
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in pairwise(times):
         z = z + (t_next - t).unsqueeze(-1) * velocity(z, t)
     return z
 
 
 def midpoint(velocity: Velocity, z: Tensor, times: Tensor, noise: NoiseSource) -> Tensor:
     """Second order; never evaluates at ``t = 1``, where the flow is stiffest."""
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in pairwise(times):
         dt = (t_next - t).unsqueeze(-1)
         half = z + 0.5 * dt * velocity(z, t)
         z = z + dt * velocity(half, 0.5 * (t + t_next))
@@ -51,7 +52,7 @@ def midpoint(velocity: Velocity, z: Tensor, times: Tensor, noise: NoiseSource) -
 
 def heun(velocity: Velocity, z: Tensor, times: Tensor, noise: NoiseSource) -> Tensor:
     """Second order, the trapezoidal rule."""
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in pairwise(times):
         dt = (t_next - t).unsqueeze(-1)
         v = velocity(z, t)
         z = z + 0.5 * dt * (v + velocity(z + dt * v, t_next))
@@ -63,14 +64,14 @@ def euler_maruyama(velocity: Velocity, z: Tensor, times: Tensor, noise: NoiseSou
 
     ``dz = (v + (1 - t) score) dt + sqrt(2 (1 - t)) dW`` has the same marginals as the ODE.
     """
-    last = times.shape[0] - 2
-    for k, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    last = len(times) - 2
+    for k, (t, t_next) in enumerate(pairwise(times)):
         t, dt = t.unsqueeze(-1), (t_next - t).unsqueeze(-1)
         v = velocity(z, t.squeeze(-1))
-        if k == last:
-            return z + dt * v
-        drift = v + (1 - t) * flow.score(v, z, t)
-        z = z + dt * drift + (2 * (1 - t) * dt).sqrt() * noise(k)
+        if k < last:
+            v = v + (1 - t) * flow.score(v, z, t)
+            z = z + (2 * (1 - t) * dt).sqrt() * noise(k)
+        z = z + dt * v
     return z
 
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from pra.data.images import corrupt, decode, is_image_name, pack
+from pra.data.images import corrupt, decode, is_image_name, pack, upright
 from pra.errors import PraError
 
 
@@ -26,8 +26,8 @@ class FolderSource:
         Raises:
             PraError: no such folder, no images, an empty class, or images both beside and in class folders.
         """
-        if not os.path.isdir(path):
-            problem = "is not a folder" if os.path.exists(path) else "does not exist"
+        if not path.is_dir():
+            problem = "is not a folder" if path.exists() else "does not exist"
             raise PraError(f"data source {name!r}: {path} {problem}; give a folder of class folders")
         files = _by_class(path)
         self.name = name
@@ -40,22 +40,25 @@ class FolderSource:
         return len(self._files)
 
     def image(self, index: int) -> Image.Image:
+        """One image, upright, in its own size and mode.
+
+        Raises:
+            CorruptImage: the file is gone, or cannot be decoded.
+        """
         try:
             data = Path(self.where(index)).read_bytes()
         except OSError as error:
             raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
-        return decode(data, self.where(index))
+        return upright(decode(data, self.where(index)))
 
     def where(self, index: int) -> str:
-        return os.path.join(self._path, os.fsdecode(bytes(self._files[index])))
+        """The image's file."""
+        return str(self._path / os.fsdecode(bytes(self._files[index])))
 
 
 def _by_class(path: Path) -> dict[str, list[str]]:
     """Class name to image files, relative to ``path``; ``""`` for images that lie directly in it."""
-    try:
-        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-    except OSError as error:
-        _unreadable(error)
+    entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     below = {name: _images_below(path, name) for name in names}
     direct = [entry.name for entry in entries if entry.is_file() and is_image_name(entry.name)]
@@ -77,12 +80,13 @@ def _by_class(path: Path) -> dict[str, list[str]]:
 
 def _images_below(path: Path, class_name: str) -> list[str]:
     found = []
-    for folder, folders, files in os.walk(path / class_name, onerror=_unreadable, followlinks=True):
+    for folder, folders, files in os.walk(path / class_name, onerror=_stop, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = os.path.relpath(folder, path)
-        found += [os.path.join(relative, name) for name in files if is_image_name(name)]
+        relative = Path(folder).relative_to(path)
+        found += [f"{relative}/{name}" for name in files if is_image_name(name)]
     return sorted(found)
 
 
-def _unreadable(error: OSError) -> NoReturn:
-    raise PraError(f"{error.filename} cannot be listed ({error.strerror}); check its permissions") from error
+def _stop(error: OSError) -> NoReturn:
+    """``os.walk`` would pass over a folder that it cannot list."""
+    raise error

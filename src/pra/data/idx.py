@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def open_idx(name: str, folder: Path, test: bool) -> ArraySource:
     Raises:
         PraError: the folder or a file is missing, or a file is damaged.
     """
-    if not os.path.isdir(folder):
+    if not folder.is_dir():
         raise PraError(f"data source {name!r}: {folder} is not a folder; give the folder with the IDX files")
     split = "t10k" if test else "train"
     images_file = _find(folder, f"{split}-images-idx3-ubyte")
@@ -52,13 +51,13 @@ def open_idx(name: str, folder: Path, test: bool) -> ArraySource:
 
 def _class_names(folder: Path, count: int) -> tuple[str, ...]:
     # The absolute path, so that "idx:." has a name, yet unresolved: a link called "fashion" says enough.
-    named = "fashion" in os.path.basename(os.path.abspath(folder)).lower()
+    named = "fashion" in folder.absolute().name.lower()
     return tuple(_FASHION) if named and count <= 10 else tuple(str(label) for label in range(count))
 
 
 def _find(folder: Path, stem: str) -> Path:
     for path in (folder / stem, folder / f"{stem}.gz"):
-        if os.path.isfile(path):
+        if path.is_file():
             return path
     raise PraError(f"{folder} holds neither {stem} nor {stem}.gz; download the data set's IDX files into it")
 
@@ -76,9 +75,7 @@ def _read(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     shape = tuple(int(n) for n in np.frombuffer(data, ">u4", count=dimensions, offset=4))
     promised, found = int(np.prod(shape, dtype=object)), len(data) - header
     if promised != found:
-        raise PraError(
-            f"{path} is damaged: its header promises {promised} bytes and {found} follow; download it again"
-        )
+        raise PraError(f"{path} is damaged: its header promises {promised} bytes and {found} follow; download it again")
     if not found:
         raise PraError(f"{path} is empty: its header promises no data; download it again")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
@@ -89,5 +86,3 @@ def _bytes(path: Path) -> bytes:
         return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise PraError(f"{path} is truncated or damaged ({error}); download it again") from error
-    except OSError as error:
-        raise PraError(f"{path} cannot be read ({error.strerror}); check its permissions") from error

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from pra.data.images import Labels, corrupt, decode, is_image_name, pack
+from pra.data.images import Labels, corrupt, decode, expand, is_image_name, pack
 from pra.errors import PraError
 
 _FORMAT = 1
@@ -49,11 +49,9 @@ class ImageNetTar:
         Raises:
             PraError: no such file, not a tar of tars, truncated or damaged.
         """
-        if not os.path.isfile(path):
-            problem = "is not a file" if os.path.exists(path) else "does not exist"
-            raise PraError(
-                f"data source {name!r}: {path} {problem}; give ILSVRC2012_img_train.tar as downloaded"
-            )
+        if not path.is_file():
+            problem = "is not a file" if path.exists() else "does not exist"
+            raise PraError(f"data source {name!r}: {path} {problem}; give ILSVRC2012_img_train.tar as downloaded")
         self._path = path
         self._index = _saved_index(path) or _new_index(path)
         self.name = name
@@ -64,6 +62,11 @@ class ImageNetTar:
         return len(self._index.offsets)
 
     def image(self, index: int) -> Image.Image:
+        """One image, upright, in its own size and mode.
+
+        Raises:
+            CorruptImage: it cannot be decoded, or the tar is gone.
+        """
         offset, size = int(self._index.offsets[index]), int(self._index.sizes[index])
         try:
             data = os.pread(self._descriptor(), size, offset)
@@ -72,6 +75,7 @@ class ImageNetTar:
         return decode(data, self.where(index))
 
     def where(self, index: int) -> str:
+        """``"n01440764/n01440764_18.JPEG in train.tar"``."""
         member = os.fsdecode(bytes(self._index.members[index]))
         return f"{self.classes[self.labels[index]]}/{member} in {self._path}"
 
@@ -97,7 +101,7 @@ def _saved_index(path: Path) -> _Index | None:
     """The saved index, unless there is none that belongs to the tar as it is now."""
     for place in _places(path):
         # Whatever is wrong with a saved index, a new one mends it.
-        with contextlib.suppress(Exception), open(place, "rb") as file:
+        with contextlib.suppress(Exception), place.open("rb") as file:
             saved = np.load(file, allow_pickle=False)
             if saved["stamp"].tolist() == _stamp(path):
                 return _Index(**{field.name: saved[field.name] for field in fields(_Index)})
@@ -119,10 +123,9 @@ def _new_index(path: Path) -> _Index:
 
 def _places(path: Path) -> tuple[Path, Path]:
     """Beside the tar, and in the user's cache."""
-    absolute = os.path.abspath(path)
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    digest = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:16]
-    return Path(f"{absolute}.index.npz"), Path(cache, "pra", f"{path.name}.{digest}.index.npz")
+    digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
+    cache = expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return path.with_name(f"{path.name}.index.npz"), cache / "pra" / f"{path.name}.{digest}.index.npz"
 
 
 def _stamp(path: Path) -> list[int]:
@@ -135,9 +138,9 @@ def _save(index: _Index, place: Path, stamp: list[int]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     unfinished = place.with_name(f".{place.name}.{os.getpid()}")
     try:
-        with open(unfinished, "wb") as file:
+        with unfinished.open("wb") as file:
             np.savez(file, stamp=np.array(stamp), **{f.name: getattr(index, f.name) for f in fields(index)})
-        os.replace(unfinished, place)
+        unfinished.replace(place)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -146,13 +149,14 @@ def _save(index: _Index, place: Path, stamp: list[int]) -> None:
 
 
 def _scan(path: Path) -> _Index:
+    size = path.stat().st_size
     found: list[tuple[int, int, str, str]] = []
     with (
-        _open(path) as file,
-        tqdm(desc=f"indexing {path.name}", total=path.stat().st_size, unit="B", unit_scale=True) as bar,
+        path.open("rb") as file,
+        tqdm(desc=f"indexing {path.name}", total=size, unit="B", unit_scale=True) as bar,
         _tar(file, str(path)) as outer,
     ):
-        for inner in _members(outer, str(path)):
+        for inner in _members(outer, size, str(path)):
             if PurePosixPath(inner.name).match("[!.]*.tar"):
                 found += _images_in(outer, inner, f"{inner.name} in {path}")
             bar.update(inner.offset_data + inner.size - bar.n)
@@ -166,23 +170,14 @@ def _scan(path: Path) -> _Index:
     return _Index(np.array(offsets), np.array(sizes), labels.astype(np.int64), pack(names), classes)
 
 
-def _images_in(
-    outer: tarfile.TarFile, inner: tarfile.TarInfo, where: str
-) -> Iterator[tuple[int, int, str, str]]:
+def _images_in(outer: tarfile.TarFile, inner: tarfile.TarInfo, where: str) -> Iterator[tuple[int, int, str, str]]:
     """(offset in the outer tar, size, file name, wnid) of each image in one inner tar."""
     wnid = PurePosixPath(inner.name).stem
     with _tar(outer.extractfile(inner), where) as images:
-        for member in _members(images, where):
+        for member in _members(images, inner.size, where):
             name = PurePosixPath(member.name).name
             if is_image_name(name):
                 yield inner.offset_data + member.offset_data, member.size, name, wnid
-
-
-def _open(path: Path) -> IO[bytes]:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise PraError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _tar(file: IO[bytes] | None, where: str) -> tarfile.TarFile:
@@ -194,15 +189,14 @@ def _tar(file: IO[bytes] | None, where: str) -> tarfile.TarFile:
         ) from error
 
 
-def _members(tar: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
-    """The regular files in a tar.
+def _members(tar: tarfile.TarFile, size: int, where: str) -> Iterator[tarfile.TarInfo]:
+    """The regular files in a tar of ``size`` bytes.
 
     Raises:
-        PraError: a member that does not fit, a broken header, or an end without the block of zeros that closes
-            a tar. ``tarfile`` takes the last two for the end of the archive where earlier headers were good.
+        PraError: a member that does not fit, a broken header, or no block of zeros at the end. ``tarfile``
+            takes the last two for the end of the archive where earlier headers were good.
     """
     assert tar.fileobj is not None
-    size = tar.fileobj.seek(0, os.SEEK_END)
     try:
         for member in tar:
             if member.offset_data + member.size > size:

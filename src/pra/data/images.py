@@ -7,6 +7,7 @@ import functools
 import io
 import os
 from collections.abc import Iterable
+from pathlib import Path, PurePath
 
 import numpy as np
 import numpy.typing as npt
@@ -17,19 +18,17 @@ from pra.errors import PraError
 Labels = npt.NDArray[np.int64]
 
 
-class CorruptImage(PraError):
+class CorruptImage(PraError):  # noqa: N818  reads as what it is, like StopIteration
     """One image that cannot be read. ``data.on_corrupt`` says what becomes of it."""
 
 
 def corrupt(where: str, problem: str) -> CorruptImage:
     """``corrupt("a.png", "cannot be read")``: the error, with its way out."""
-    return CorruptImage(
-        f"{where}: {problem}; replace it, or leave such images out with --set data.on_corrupt=skip"
-    )
+    return CorruptImage(f"{where}: {problem}; replace it, or leave such images out with --set data.on_corrupt=skip")
 
 
 def decode(data: bytes, where: str) -> Image.Image:
-    """The (first) picture in an encoded file, turned upright as its EXIF orientation says.
+    """The (first) picture in an encoded file.
 
     Raises:
         CorruptImage: Pillow cannot read it; ``where`` names it in the message.
@@ -42,21 +41,30 @@ def decode(data: bytes, where: str) -> Image.Image:
     except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
         reason = " ".join(str(error).split()) or type(error).__name__
         raise corrupt(where, f"cannot be decoded ({reason})") from error
-    # A broken EXIF block says nothing about the pixels.
-    with contextlib.suppress(Exception):
+    return image
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says; ADM reads ImageNet without, so this is for people's own pictures."""
+    with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
         ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
 def is_image_name(name: str) -> bool:
     """Whether a file's name promises an image: not hidden, and an extension of a format that Pillow opens."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _extensions()
+    return not name.startswith(".") and PurePath(name).suffix.lower() in _extensions()
 
 
 @functools.cache
 def _extensions() -> frozenset[str]:
     known = Image.registered_extensions()
     return frozenset(extension for extension, kind in known.items() if kind in Image.OPEN)
+
+
+def expand(path: str) -> Path:
+    """``~`` as the home directory. An unknown user's stays as it is, for a message to name."""
+    return Path(os.path.expanduser(path))
 
 
 def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:
@@ -71,9 +79,7 @@ def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:
 class ArraySource:
     """Grey images held in memory: ``images`` is uint8 ``(N, H, W)``."""
 
-    def __init__(
-        self, name: str, images: npt.NDArray[np.uint8], labels: Labels, classes: tuple[str, ...]
-    ) -> None:
+    def __init__(self, name: str, images: npt.NDArray[np.uint8], labels: Labels, classes: tuple[str, ...]) -> None:
         self.name = name
         self.classes = classes
         self.labels = labels
@@ -83,7 +89,9 @@ class ArraySource:
         return len(self._images)
 
     def image(self, index: int) -> Image.Image:
+        """One image, mode "L"."""
         return Image.fromarray(self._images[index])
 
     def where(self, index: int) -> str:
+        """``"image 17 of digits"``."""
         return f"image {index} of {self.name}"

@@ -18,6 +18,7 @@ from pra.data.images import CorruptImage
 from pra.data.prepare import prepare
 from pra.data.source import Source
 from pra.errors import PraError
+from pra.noise import Purpose
 
 
 class Sample(NamedTuple):
@@ -53,9 +54,7 @@ class TrainingSet(Dataset[Sample]):
     ``seed`` and ``g`` alone, so that any part of the sequence can be made again anywhere.
     """
 
-    def __init__(
-        self, source: Source, size: tuple[int, int], channels: int, config: DataConfig, seed: int
-    ) -> None:
+    def __init__(self, source: Source, size: tuple[int, int], channels: int, config: DataConfig, seed: int) -> None:
         self.source = source
         self.size = size
         self.channels = channels
@@ -91,8 +90,8 @@ class TrainingSet(Dataset[Sample]):
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
-            key = noise.keys(self.seed, torch.tensor(epoch))
-            order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(int(key)))
+            key = noise.fold(noise.keys(self.seed, torch.tensor(epoch)), Purpose.SHUFFLE)
+            order = noise.permutation(key, len(self.source))
             # A batch may straddle two epochs; older orders are not needed again.
             previous = {e: known for e, known in self._orders.items() if e == epoch - 1}
             self._orders = previous | {epoch: order}
@@ -115,7 +114,7 @@ def batches(dataset: TrainingSet, start: int, batch_size: int, stop: int | None 
         batch_size=None,
         sampler=blocks,
         num_workers=dataset.config.workers,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # else the loader draws from the global one
     )
     for batch in loader:
@@ -182,6 +181,7 @@ def _readable(source: Source, candidates: Iterable[int], policy: OnCorrupt) -> t
     )
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal: the main one decides what becomes of it."""
+def _ignore_signals(worker: int) -> None:
+    """Terminals and job schedulers signal all processes: the main one decides when its workers stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
@@ -12,7 +10,7 @@ from pra.data.digits import open_digits
 from pra.data.folder import FolderSource
 from pra.data.idx import open_idx
 from pra.data.imagenet_tar import ImageNetTar
-from pra.data.images import Labels
+from pra.data.images import Labels, expand
 from pra.errors import PraError, nearest
 
 _KINDS = ("digits", "digits@test", "idx", "folder", "imagenet-tar")
@@ -54,21 +52,25 @@ def open_source(spec: str) -> Source:
     Raises:
         PraError: an unknown kind (the nearest name is given), a missing path or package, or damaged files.
     """
-    kind, colon, rest = spec.partition(":")
+    try:
+        return _open(spec)
+    except OSError as error:
+        raise PraError(
+            f"data source {spec!r}: {error.filename or 'it'} cannot be read ({error.strerror}); "
+            "check its permissions and the disk"
+        ) from error
+
+
+def _open(spec: str) -> Source:
+    kind, _, path = spec.partition(":")
     if spec in ("digits", "digits@test"):
         return open_digits(spec, test=spec.endswith("@test"))
-    if kind in ("idx", "folder", "imagenet-tar") and colon:
-        if rest in ("", "@test"):
+    if kind in ("idx", "folder", "imagenet-tar"):
+        if path in ("", "@test"):
             raise PraError(f"data source {spec!r} lacks its path; write {kind}:PATH")
-        return _open_path(spec, kind, os.path.expanduser(rest))
-    if os.path.exists(os.path.expanduser(spec)):
+        if kind == "idx":
+            return open_idx(spec, expand(path.removesuffix("@test")), test=path.endswith("@test"))
+        return FolderSource(spec, expand(path)) if kind == "folder" else ImageNetTar(spec, expand(path))
+    if expand(spec).exists():
         raise PraError(f"data source {spec!r} does not say what is there; write for example folder:{spec}")
     raise PraError(f"data source {spec!r} is unknown{nearest(kind, _KINDS)}")
-
-
-def _open_path(spec: str, kind: str, path: str) -> Source:
-    if kind == "idx":
-        return open_idx(spec, Path(path.removesuffix("@test")), test=path.endswith("@test"))
-    if kind == "folder":
-        return FolderSource(spec, Path(path))
-    return ImageNetTar(spec, Path(path))

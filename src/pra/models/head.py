@@ -35,6 +35,7 @@ class HeadBlock(nn.Module):
         self.mlp = SwiGLU(width, 3 * width // 2, bias=True)
 
     def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        """``(..., width)`` to the same; shift, scale and gate are ``(..., width)`` each."""
         shift, scale, gate = modulation
         return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)  # type: ignore[no-any-return]
 
@@ -48,9 +49,7 @@ class FlowHead(nn.Module):
         self.prediction = config.head.prediction
         self.state_in = nn.Linear(config.state_dim, width)
         self.condition_in = nn.Linear(config.backbone.width, width)
-        self.time_in = nn.Sequential(
-            nn.Linear(2 * TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
-        )
+        self.time_in = nn.Sequential(nn.Linear(2 * TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList(HeadBlock(width) for _ in range(depth))
         self.modulations = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(config.head.modulations))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)

@@ -82,9 +82,9 @@ def initialise(model: PRA, seed: int) -> None:
     _normal(model.backbone.next_position, 0.02, generator)
     for module in model.modules():
         if isinstance(module, Transformer):
-            for block in module.blocks:
-                for projection in (block.attention.out, block.mlp.out):
-                    projection.weight /= (2 * module.config.depth) ** 0.5
+            for name, parameter in module.named_parameters():
+                if name.endswith(".out.weight"):
+                    parameter.div_((2 * module.config.depth) ** 0.5)
     for linear in [*model.head.modulations, model.head.final_modulation, model.head.out]:
         nn.init.zeros_(linear.weight)
 

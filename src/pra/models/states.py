@@ -23,6 +23,7 @@ class ResidualMLP(nn.Module):
         self.mlp = SwiGLU(width, 3 * width // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(..., width)`` to the same."""
         return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]
 
 
@@ -33,14 +34,13 @@ class StateEncoder(nn.Module):
         super().__init__()
         width = codec.encoder.width
         self.patch_in = nn.Linear(model.patch_dim, width)
-        self.condition_in = (
-            nn.Linear(model.backbone.width, width, bias=False) if codec.encoder.sees_condition else None
-        )
+        self.condition_in = nn.Linear(model.backbone.width, width, bias=False) if codec.encoder.sees_condition else None
         self.blocks = nn.ModuleList(ResidualMLP(width) for _ in range(codec.encoder.depth))
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.out = nn.Linear(width, codec.state_dim)
 
     def forward(self, patches: Tensor, conditions: Tensor | None) -> Tensor:
+        """``(B, n, P)`` and ``(B, n, D)`` to ``(B, n, d)``, not yet normalised."""
         x = self.patch_in(patches)
         if self.condition_in is not None:
             assert conditions is not None, "this encoder sees the condition: pass h"
@@ -60,6 +60,7 @@ class PixelDecoder(nn.Module):
         self.out = nn.Linear(codec.decoder.width, model.patch_dim)
 
     def forward(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
+        """``(B, n, d)`` to ``(B, n, P)``; with a cache, the states after those in it."""
         return self.out(self.transformer(self.state_in(states), cache))  # type: ignore[no-any-return]
 
 

@@ -44,6 +44,7 @@ class SwiGLU(nn.Module):
         self.out = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(..., width)`` to the same."""
         gate, value = self.into(x).chunk(2, dim=-1)
         return self.out(F.silu(gate) * value)  # type: ignore[no-any-return]
 
@@ -60,24 +61,18 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        """``(B, T, width)`` to the same; ``rotary`` is the table of these ``T`` tokens."""
         b, t, width = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q = rotate(self.query_norm(q), rotary)
         k = rotate(self.key_norm(k), rotary)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), **_causal(t, k.shape[2], x.device))
+        # The T queries are the last of the keys so far; a mask only where it would hide something.
+        keys = k.shape[2]
+        mask = None if t in (1, keys) else torch.ones(t, keys, dtype=torch.bool, device=x.device).tril(keys - t)
+        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=mask, is_causal=1 < t == keys)
         return self.out(y.transpose(1, 2).reshape(b, t, width))  # type: ignore[no-any-return]
-
-
-def _causal(queries: int, keys: int, device: torch.device) -> dict[str, bool | Tensor]:
-    """SDPA arguments for ``queries`` tokens that are the last of ``keys``; no mask where it would hide nothing."""
-    if queries == keys:
-        return {"is_causal": queries > 1}
-    if queries == 1:
-        return {}
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    return {"attn_mask": mask.tril(keys - queries)}
 
 
 class Block(nn.Module):
@@ -91,6 +86,7 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, 8 * width // 3)
 
     def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        """``(B, T, width)`` to the same."""
         x = x + self.attention(self.attention_norm(x), rotary, cache, layer)
         return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
 
@@ -110,9 +106,7 @@ class Transformer(nn.Module):
         self.config = config
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
-        self.register_buffer(
-            "rotary", rotary_table(positions, config.width // config.heads), persistent=False
-        )
+        self.register_buffer("rotary", rotary_table(positions, config.width // config.heads), persistent=False)
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for ``batch`` whole sequences, on this module's device and in its dtype."""

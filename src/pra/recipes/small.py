@@ -10,7 +10,6 @@ from pra.config import (
     HeadConfig,
     LearningRate,
     ModelConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     RunConfig,
     SamplingConfig,
@@ -72,9 +71,7 @@ def digits() -> RunConfig:
         train=TrainConfig(
             steps=1200,
             batch_size=64,
-            optimizer=OptimizerConfig(
-                lr=2e-3, warmup_steps=100, schedule=LearningRate.COSINE, ema_decay=0.999
-            ),
+            optimizer=OptimizerConfig(lr=2e-3, warmup_steps=100, schedule=LearningRate.COSINE, ema_decay=0.999),
             log_every=25,
         ),
         sampling=SamplingConfig(guidance=1.5),
@@ -91,22 +88,19 @@ def fashion() -> RunConfig:
             patch_size=8,
             num_classes=10,
             class_tokens=4,
-            backbone=TransformerConfig(depth=6, width=160, heads=4),
-            head=HeadConfig(depth=3, width=192, modulations=1),
+            backbone=TransformerConfig(depth=6, width=128, heads=4),
+            head=HeadConfig(depth=3, width=160, modulations=1),
             codec=CodecConfig(
                 state_dim=8,
-                encoder=EncoderConfig(depth=2, width=160, sees_condition=False),
-                decoder=TransformerConfig(depth=3, width=160, heads=4),
+                encoder=EncoderConfig(depth=2, width=128, sees_condition=False),
+                decoder=TransformerConfig(depth=3, width=128, heads=4),
             ),
         ),
-        data=DataConfig(source="idx:/usr/share/datasets/fashion-mnist", fit=Fit.PAD, flip=True),
+        data=DataConfig(source="idx:/usr/share/datasets/fashion-mnist", fit=Fit.PAD),
         train=TrainConfig(
-            steps=10_000,
+            steps=5_000,
             batch_size=128,
-            objective=ObjectiveConfig(),
-            optimizer=OptimizerConfig(
-                lr=1e-3, warmup_steps=200, schedule=LearningRate.COSINE, ema_decay=0.999
-            ),
+            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=200, schedule=LearningRate.COSINE, ema_decay=0.999),
             sample_every=1000,
         ),
         sampling=SamplingConfig(guidance=1.5),

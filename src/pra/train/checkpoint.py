@@ -75,7 +75,7 @@ def restore(folder: Path, model: PRA, ema: EMA, optimizer: torch.optim.Optimizer
 
 def _optimizer_tensors(model: PRA, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """``{parameter name}/{moment}``: the optimiser's state by name, whatever the grouping."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": value
         for parameter, moments in optimizer.state.items()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ HEALTHY_STATE_STD = 0.5
 GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818  (not an error)
     """SIGTERM or Ctrl-C, after the step was finished and saved."""
 
     def __init__(self, signum: int, step: int, folder: Path) -> None:
@@ -151,7 +152,7 @@ class Trainer:
         parts = []
         for batch in step_batches:
             losses = self._losses(batch)
-            (losses.total / len(step_batches)).backward()
+            torch.autograd.backward(losses.total / len(step_batches))
             parts.append(Losses(*(value.detach() for value in losses)))
             self.skipped += batch.skipped
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.optimizer.clip)
@@ -159,9 +160,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.model, self.step)
         self.step += 1
-        self.pending.append(
-            (Losses(*(torch.stack(values).mean() for values in zip(*parts, strict=True))), norm)
-        )
+        self.pending.append((Losses(*(torch.stack(values).mean() for values in zip(*parts, strict=True))), norm))
 
     def _losses(self, batch: Batch) -> Losses:
         """All randomness comes from ``(seed, global sample index)``, so from ``(seed, step)`` and the place in it."""
@@ -182,11 +181,7 @@ class Trainer:
     def _check_finite(self) -> None:
         """Looks at the steps since the last look: once per interval, so that a GPU need not wait every step."""
         first = self.step - len(self.pending)
-        values = (
-            torch.stack([torch.stack([losses.total, norm]) for losses, norm in self.pending])
-            .isfinite()
-            .all(1)
-        )
+        values = torch.stack([torch.stack([losses.total, norm]) for losses, norm in self.pending]).isfinite().all(1)
         if values.all():
             return
         batch = self.config.train.batch_size
@@ -199,14 +194,13 @@ class Trainer:
             "train.optimizer.lr, or train in float32 (--set train.precision=float32)"
         )
 
-    def _log(self, bar: tqdm) -> None:  # type: ignore[type-arg]
+    def _log(self, bar: tqdm[Any]) -> None:
         if not self.pending:
             return
         self._check_finite()
         train, now = self.config.train, time.monotonic()
         means = [
-            torch.stack(values).mean().item()
-            for values in zip(*(losses for losses, _ in self.pending), strict=True)
+            torch.stack(values).mean().item() for values in zip(*(losses for losses, _ in self.pending), strict=True)
         ]
         row: dict[str, float] = {"step": self.step, **dict(zip(Losses._fields, means, strict=True))}
         row["gradient_norm"] = torch.stack([norm for _, norm in self.pending]).mean().item()
@@ -241,9 +235,7 @@ class Trainer:
             shown = min(GRID_CLASSES, config.num_classes)
             classes = [c * config.num_classes // shown for c in range(shown)]
             labels = [c for c in classes for _ in range(GRID_SEEDS)]
-            drawn = Sampler(self.ema.model, self.config.sampling).sample(
-                labels, list(range(GRID_SEEDS)) * shown
-            )
+            drawn = Sampler(self.ema.model, self.config.sampling).sample(labels, list(range(GRID_SEEDS)) * shown)
             self._write_picture("samples", drawn, GRID_SEEDS)
             if not isinstance(self.model.codec, IdentityCodec):
                 self._write_picture("reconstructions", self._reconstructions(), GRID_RECONSTRUCTIONS)
@@ -253,9 +245,7 @@ class Trainer:
         """Real images above, the codec's below."""
         count, config = min(GRID_RECONSTRUCTIONS, len(self.source)), self.config.model
         chosen = [i * len(self.source) // count for i in range(count)]
-        pixels, labels = load_images(
-            self.source, chosen, config.image_size, config.channels, self.config.data
-        )
+        pixels, labels = load_images(self.source, chosen, config.image_size, config.channels, self.config.data)
         real = images.from_uint8(pixels).to(self.device)
         return torch.cat([real, self.ema.model.reconstruct(real, labels.to(self.device))])
 

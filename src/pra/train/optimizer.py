@@ -6,7 +6,7 @@ import copy
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pra.config import LearningRate, OptimizerConfig
 from pra.models.pra import PRA
@@ -43,5 +43,6 @@ class EMA:
         """After step ``step`` (from 0). Early on the average is short, ``(1 + step) / (10 + step)``, so that the
         initial weights fade."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, weights = list(self.model.parameters()), list(model.parameters())
+        averages: list[Tensor] = list(self.model.parameters())
+        weights: list[Tensor] = list(model.parameters())
         torch._foreach_lerp_(averages, weights, 1.0 - decay)

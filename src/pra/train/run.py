@@ -59,9 +59,7 @@ def read_run(folder: Path) -> RunConfig:
         PraError: no such folder, or no run in it.
     """
     if not (folder / CONFIG).exists():
-        raise PraError(
-            f"no run at {folder}: " + ("it holds no config.json" if folder.exists() else "no such folder")
-        )
+        raise PraError(f"no run at {folder}: " + ("it holds no config.json" if folder.exists() else "no such folder"))
     values = read_json(folder / CONFIG)
     if "recipe" not in values:
         raise PraError(f"{folder} is a model without its run: {CONFIG} has no recipe")
@@ -72,11 +70,7 @@ def environment() -> dict[str, Any]:
     """Versions, commit, hardware and command of this process."""
     packages = ("pra", "torch", "numpy", "pillow", "safetensors")
     versions = {name: _version(name) for name in packages} | {"python": platform.python_version()}
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine()
-    )
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "command": sys.argv,
         "versions": versions,
@@ -115,7 +109,7 @@ class Metrics:
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, row: dict[str, float]) -> None:
         """One line; ``row["step"]`` is the number of steps done."""
@@ -124,12 +118,12 @@ class Metrics:
         if self.board:
             for name, value in row.items():
                 if name != "step":
-                    self.board.add_scalar(name, value, int(row["step"]))  # type: ignore[no-untyped-call]
+                    self.board.add_scalar(name, value, int(row["step"]))
 
     def close(self) -> None:
         """Flushes TensorBoard."""
         if self.board:
-            self.board.close()  # type: ignore[no-untyped-call]
+            self.board.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
