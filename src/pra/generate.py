@@ -158,7 +158,7 @@ class Sampler:
 
     def _rows(self, labels: Tensor, key: Tensor, prefix: Tensor | None) -> Iterator[Tensor]:
         model, config = self.model, self.model.config
-        patches = [] if prefix is None else list(torch.split(prefix, 1, dim=1))
+        patches = [] if prefix is None else [prefix[:, i : i + 1] for i in range(prefix.shape[1])]
         if len(patches) == config.num_patches:
             return
         decoding = Decoding(model, labels, self._guided(), prefix)

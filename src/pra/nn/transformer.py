@@ -29,7 +29,6 @@ class KVCache:
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores ``(B, heads, T, head_dim)`` behind the tokens so far and returns all of them."""
         end = self.length + keys.shape[2]
-        assert end <= self.keys.shape[3], f"cache of {self.keys.shape[3]} tokens asked to hold {end}"
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
@@ -116,7 +115,9 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """``(B, T, width)`` to the same shape; with a cache, ``x`` are the tokens after those in it."""
         start = cache.length if cache else 0
-        rotary = self.rotary[:, start : start + x.shape[1]]
+        end = start + x.shape[1]
+        assert end <= self.rotary.shape[1], f"a sequence of {self.rotary.shape[1]} tokens asked to hold {end}"
+        rotary = self.rotary[:, start:end]
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, cache, layer)
         if cache is not None:

@@ -1,0 +1,44 @@
+"""The sampler without caches: every position runs the whole prefix again. The yardstick of speed and of parity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pra import noise, solvers
+from pra.config import SamplingConfig
+from pra.generate import Sampler
+from pra.models import PRA
+from pra.noise import Purpose
+
+
+@torch.inference_mode()
+def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """The same images as ``Sampler(model, config).sample(labels, seeds)``, written as the formulas stand."""
+    size, schedule = model.config, Sampler(model, config).guidance_at
+    device = next(model.parameters()).device
+    label = torch.tensor(labels, device=device)
+    key = noise.keys(0, torch.tensor(seeds, device=device))
+    starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
+    diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
+    grid = solvers.uniform_grid(config.steps, torch.zeros(1, 1, device=device))
+    patches = torch.empty(len(labels), 0, size.patch_dim, device=device)
+    states = torch.empty(len(labels), 0, size.state_dim, device=device)
+    for i in range(size.num_patches):
+        conditional = model.backbone(label, patches)[:, -1:]
+        unconditional = model.backbone(torch.full_like(label, size.null_class), patches)[:, -1:]
+        scale = schedule(i)
+
+        def velocity(z: Tensor, t: Tensor, c: Tensor = conditional, u: Tensor = unconditional, s: float = scale):
+            v_c, v_u = (model.head(z, t, model.head.condition(h)) for h in (c, u))
+            return v_u + s * (v_c - v_u)
+
+        def fresh(k: int, position: int = i) -> Tensor:
+            return config.temperature * noise.normal(noise.fold(noise.fold(diffusion, position), k), 1, size.state_dim)
+
+        z = solvers.INTEGRATORS[config.solver](velocity, config.temperature * starts[:, i : i + 1], grid, fresh)
+        states = torch.cat([states, model.codec.normalise(z) if config.renormalise else z], dim=1)
+        patches = torch.cat([patches, model.write(states)[:, -1:]], dim=1)
+    return model.unpatchify(patches)

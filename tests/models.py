@@ -1,0 +1,57 @@
+"""Small models for the tests: random weights, every output alive."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pra import noise
+from pra.config import (
+    CodecConfig,
+    EncoderConfig,
+    HeadConfig,
+    ModelConfig,
+    Prediction,
+    TransformerConfig,
+)
+from pra.models import PRA
+
+LEARNED = ModelConfig(
+    image_size=(6, 8),
+    channels=3,
+    patch_size=2,
+    num_classes=5,
+    class_tokens=3,
+    backbone=TransformerConfig(depth=2, width=32, heads=2),
+    head=HeadConfig(depth=2, width=24, modulations=2),
+    codec=CodecConfig(
+        state_dim=5,
+        encoder=EncoderConfig(depth=1, width=24),
+        decoder=TransformerConfig(depth=2, width=24, heads=2),
+    ),
+)
+BLIND = replace(LEARNED, codec=replace(LEARNED.codec, encoder=EncoderConfig(depth=1, width=24, sees_condition=False)))
+PIXEL = replace(LEARNED, codec=None)
+PIXEL_X = replace(PIXEL, head=replace(LEARNED.head, prediction=Prediction.DATA))
+
+ALL = {"learned": LEARNED, "encoder-without-h": BLIND, "pixel-v": PIXEL, "pixel-x": PIXEL_X}
+
+
+def random_model(config: ModelConfig = LEARNED, **changes: Any) -> PRA:
+    """Random weights everywhere: an untrained head is the zero field, under which many a mistake would hide."""
+    model = PRA(replace(config, **changes), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model.eval()
+
+
+def batch(config: ModelConfig, size: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images in [-1, 1], labels, keys."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.rand(size, config.channels, *config.image_size, generator=generator) * 2 - 1
+    labels = torch.arange(size) % config.num_classes
+    return images, labels, noise.keys(7, torch.arange(size))

@@ -1,0 +1,98 @@
+"""Configurations: checked, written, read back, compared, overridden; recipes."""
+
+import dataclasses
+import json
+
+import pytest
+
+from pra import PraError, config, recipe
+from pra.config import RunConfig, differences, from_dict, override, to_dict
+from pra.recipes import RECIPES
+from pra.recipes.systems import SYSTEMS
+
+EVERY = [base + system for base in RECIPES for system in ("", *(f":{s}" for s in SYSTEMS))]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_recipe_survives_json(name):
+    run = recipe(name)
+    assert run.recipe == name
+    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(run)))) == run
+
+
+def test_systems_are_what_the_paper_compares():
+    pra, rollouts = recipe("fashion"), {}
+    for name in SYSTEMS:
+        run = recipe(f"fashion:{name}")
+        rollouts[name] = type(run.train.rollout)
+        assert (run.model.codec is None) == (name in ("teacher-forced", "x-prediction", "input-noise", "input-noise-x"))
+        assert dataclasses.replace(run.train, rollout=pra.train.rollout) == pra.train  # nothing else moves
+    assert isinstance(pra.train.rollout, config.Parallel)
+    assert rollouts["teacher-forced"] is rollouts["states"] is config.Clean
+    assert rollouts["input-noise"] is config.Noised
+    assert rollouts["reconstructed"] is config.Reconstructed
+    assert rollouts["exact"] is config.Exact
+
+
+def test_override_reads_types():
+    run = recipe("tiny")
+    assert override(run, "train.optimizer.lr", "1").train.optimizer.lr == 1.0
+    assert override(run, "data.source", "folder:x y").data.source == "folder:x y"
+    assert override(run, "train.rollout", "Clean").train.rollout == config.Clean()
+    assert override(run, "train.rollout", '{"type": "Noised", "sigma": 0.2}').train.rollout == config.Noised(sigma=0.2)
+    assert override(run, "train.rollout.t_min", "0.25").train.rollout == config.Parallel(t_min=0.25)
+    assert override(run, "model.codec", "null").model.codec is None
+    assert override(run, "model.image_size", "[16, 8]").model.image_size == (16, 8)
+    assert override(run, "sampling.solver", "heun").sampling.solver is config.Solver.HEUN
+    assert override(run, "train.micro_batch_size", "4").train.micro_batch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("train.optimizer.lrr", "1", "no setting 'train.optimizer.lrr'.*did you mean 'lr'"),
+        ("trian.seed", "1", "'trian' is unknown; did you mean 'train'"),
+        ("train.seed.x", "1", "no setting 'train.seed.x'"),
+        ("train.steps", "many", "train.steps: expected int, got 'many'"),
+        ("train.steps", "true", "expected int, got True"),
+        ("train.steps", "1.5", "expected int, got 1.5"),
+        ("train.steps", "0", "steps must be positive"),
+        ("train.rollout", "Paralel", "'Paralel' is unknown; did you mean 'Parallel'"),
+        ("train.rollout", '{"type": "Noised"}', "sigma missing"),
+        ("data.fit", "crop", "'crop' is unknown.*center-crop"),
+        ("model.image_size", "[8]", "expected 2 values"),
+        ("model.image_size", "[9, 8]", "9x8 is not divisible by patch_size 2"),
+        ("train.micro_batch_size", "3", "batch_size 8 is not divisible by micro_batch_size 3"),
+        ("model.codec", "3", "expected the fields of CodecConfig"),
+        ("model.codec.state_dim", "2", "state_dim 2 is below 3"),
+        ("model.head.modulations", "3", "head depth 2 is not divisible by modulations 3"),
+    ],
+)
+def test_bad_settings_name_the_value_and_the_way_out(path, text, message):
+    with pytest.raises(PraError, match=message):
+        override(recipe("tiny"), path, text)
+
+
+def test_unknown_keys_in_a_file():
+    values = to_dict(recipe("tiny"))
+    values["train"]["optimiser"] = {}
+    with pytest.raises(PraError, match=r"train\.optimiser is unknown; did you mean 'optimizer'"):
+        from_dict(RunConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fashon", "no recipe 'fashon'; did you mean 'fashion'"),
+        ("fashion:teacher", "no system 'teacher' for recipe 'fashion'; did you mean 'teacher-forced'"),
+    ],
+)
+def test_unknown_recipes(name, message):
+    with pytest.raises(PraError, match=message):
+        recipe(name)
+
+
+def test_differences_name_the_path():
+    old, new = (to_dict(override(recipe("tiny"), "train.batch_size", size)) for size in ("8", "16"))
+    assert differences(old, new) == ["train.batch_size: 8 in the run, 16 asked for"]
+    assert differences(old, old) == []

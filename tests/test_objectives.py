@@ -1,0 +1,151 @@
+"""The losses: where each gradient may go, what each target is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from models import ALL, LEARNED, batch, random_model
+
+from pra import config, flow, noise
+from pra.config import ObjectiveConfig, PixelLoss
+from pra.objectives import _drop_labels, normalise_patches, training_losses
+
+ROLLOUTS = [
+    config.Clean(),
+    config.Noised(sigma=0.1),
+    config.Reconstructed(),
+    config.Parallel(),
+    config.Exact(steps=1),
+]
+
+
+def losses_of(model, rollout=config.Parallel(), **objective):  # noqa: B008  frozen
+    images, labels, keys = batch(model.config)
+    return training_losses(model, images, labels, keys, ObjectiveConfig(**objective), rollout)
+
+
+def reached(model, loss):
+    """The parts of the model that a loss has a gradient in."""
+    model.zero_grad()
+    loss.backward(retain_graph=True)
+    names = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    return {".".join(name.split(".")[: 2 if name.startswith("codec") else 1]) for name in names}
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS, ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("name", ["learned", "encoder-without-h"])
+def test_gradients_go_where_they_should(name, rollout):
+    model = random_model(ALL[name])
+    losses = losses_of(model, rollout)
+    assert reached(model, losses.flow) == {"backbone", "head"}
+    assert reached(model, losses.auxiliary) == {"backbone", "auxiliary"}
+    assert reached(model, losses.reconstruction) == {"codec.encoder", "codec.decoder"}
+
+
+@pytest.mark.parametrize("name", ["pixel-v", "pixel-x"])
+def test_identity_codec_has_nothing_to_reconstruct(name):
+    model = random_model(ALL[name])
+    losses = losses_of(model, config.Clean())
+    assert losses.reconstruction == 0
+    assert reached(model, losses.total) == {"backbone", "head", "auxiliary"}
+
+
+def test_every_parameter_is_trained():
+    model = random_model()
+    losses_of(model).total.backward()
+    untrained = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert untrained == []
+
+
+def test_total_is_the_weighted_sum():
+    losses = losses_of(random_model(), auxiliary_weight=0.25)
+    torch.testing.assert_close(losses.total, losses.flow + losses.reconstruction + 0.25 * losses.auxiliary)
+
+
+def test_flow_loss_of_the_zero_field_is_the_energy_of_the_target():
+    """E|z - eps|^2 per dimension is 1 + 1 for normalised states and unit noise."""
+    model = random_model()
+    with torch.no_grad():
+        model.head.out.weight.zero_()
+        model.head.out.bias.zero_()
+    assert losses_of(model, noise_draws=200).flow.item() == pytest.approx(2.0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["pixel-v", "pixel-x"])
+def test_a_perfect_head_has_no_flow_loss(name, monkeypatch):
+    """Both predictions are held against the same velocity: knowing z exactly gives zero."""
+    model = random_model(ALL[name])
+    images, _, _ = batch(model.config)
+    z = model.patchify(images).unsqueeze(1)
+
+    def perfect(z_t, t, condition):
+        t = t.unsqueeze(-1)
+        if model.head.prediction is config.Prediction.DATA:
+            return flow.velocity_from_data(z, z_t, t)
+        return (z - z_t) / (1 - t)
+
+    monkeypatch.setattr(model.head, "forward", perfect)
+    assert losses_of(model, config.Clean()).flow.item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", list(PixelLoss))
+def test_reconstruction_loss_is_of_the_pixels(kind):
+    model = random_model(ALL["encoder-without-h"])
+    images, labels, _ = batch(model.config)
+    # Keeps the decoder inside [-1, 1], where reconstruct() does not clamp.
+    with torch.no_grad():
+        model.codec.decoder.out.weight.mul_(0.1)
+    error = model.reconstruct(images, labels) - images
+    expected = error.abs().mean() if kind is PixelLoss.L1 else error.square().mean()
+    torch.testing.assert_close(losses_of(model, pixel_loss=kind).reconstruction, expected)
+
+
+def test_perceptual_distance_is_weighted_in():
+    model = random_model()
+    images, labels, keys = batch(model.config)
+
+    def distance(reconstruction, image):
+        assert reconstruction.shape == image.shape == images.shape
+        return torch.full((len(image),), 3.0)
+
+    plain, perceptual = (
+        training_losses(model, images, labels, keys, ObjectiveConfig(perceptual_weight=0.5), config.Clean(), d)
+        for d in (None, distance)
+    )
+    torch.testing.assert_close(perceptual.reconstruction, plain.reconstruction + 1.5)
+
+
+def test_a_sample_has_its_own_randomness():
+    """The loss of a batch is the mean of its samples' losses: nothing is drawn per batch."""
+    model = random_model()
+    images, labels, keys = batch(model.config)
+    objective = ObjectiveConfig()
+    whole = training_losses(model, images, labels, keys, objective, config.Parallel())
+    parts = [
+        training_losses(model, images[i : i + 1], labels[i : i + 1], keys[i : i + 1], objective, config.Parallel())
+        for i in range(3)
+    ]
+    torch.testing.assert_close(whole.total, torch.stack([p.total for p in parts]).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_labels_are_dropped_at_the_stated_rate():
+    labels, keys = torch.zeros(20_000, dtype=torch.int64), noise.keys(0, torch.arange(20_000))
+    assert (_drop_labels(labels, 5, 0.1, keys) == 5).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(_drop_labels(labels, 5, 0.0, keys), labels)
+    assert (_drop_labels(labels, 5, 1.0, keys) == 5).all()
+
+
+def test_normalised_patches():
+    patches = normalise_patches(torch.randn(2, 3, 48) * 5 + 2)
+    assert patches.mean(dim=-1).abs().max() < 1e-5
+    torch.testing.assert_close(patches.std(dim=-1), torch.ones(2, 3), atol=1e-3, rtol=0)
+    assert torch.equal(normalise_patches(torch.ones(1, 1, 4)), torch.zeros(1, 1, 4))  # a flat patch: no division by 0
+
+
+def test_state_std_shows_collapse():
+    healthy = random_model(replace(LEARNED, codec=replace(LEARNED.codec, state_dim=5)))
+    assert losses_of(healthy).state_std > 0.02
+    with torch.no_grad():
+        healthy.codec.encoder.out.weight.zero_()
+        healthy.codec.encoder.out.bias.copy_(torch.arange(5.0))
+    assert losses_of(healthy).state_std < 1e-5

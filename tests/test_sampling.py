@@ -1,0 +1,182 @@
+"""The sampler: equal to the formulas, one image per seed, streaming and completion."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from models import ALL, LEARNED, PIXEL, batch, random_model
+from naive import sample_without_caches
+
+from pra import PraError, Sampler
+from pra.config import GuidanceSchedule, SamplingConfig, Solver
+
+LABELS, SEEDS = [0, 4, 2, 2], [10, 11, 12, 13]
+SETTINGS = {
+    "plain": SamplingConfig(),
+    "guided": SamplingConfig(guidance=3.0, solver=Solver.EULER, steps=2),
+    "linear": SamplingConfig(guidance=3.0, schedule=GuidanceSchedule.LINEAR, solver=Solver.HEUN, steps=2),
+    "sde": SamplingConfig(guidance=2.0, solver=Solver.EULER_MARUYAMA, steps=4, temperature=0.8),
+    "free": SamplingConfig(guidance=0.5, renormalise=False, steps=1),
+}
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("name", ALL)
+def test_equal_to_the_formulas_without_caches(name, settings):
+    """Cache parity through the whole sampler, guidance included."""
+    model = random_model(ALL[name])
+    images = Sampler(model, SETTINGS[settings]).sample(LABELS, SEEDS)
+    assert images.shape == (4, 3, 6, 8)
+    assert images.abs().max() <= 1
+    close(images, sample_without_caches(model, SETTINGS[settings], LABELS, SEEDS))
+
+
+@pytest.mark.parametrize("settings", ["guided", "sde"])
+def test_an_image_is_a_function_of_label_and_seed(settings):
+    """Not of the batch, nor of its order."""
+    sampler = Sampler(random_model(), SETTINGS[settings])
+    together = sampler.sample(LABELS, SEEDS)
+    order = [2, 0, 3, 1]
+    close(sampler.sample([LABELS[i] for i in order], [SEEDS[i] for i in order]), together[order])
+    for i in range(4):
+        close(sampler.sample(LABELS[i : i + 1], SEEDS[i : i + 1]), together[i : i + 1])
+
+
+def test_seeds_and_labels_matter_and_global_randomness_does_not():
+    sampler = Sampler(random_model(), SETTINGS["sde"])
+    torch.manual_seed(0)
+    images = sampler.sample([1, 1, 2], [5, 6, 5])
+    torch.manual_seed(1)
+    assert torch.equal(images, sampler.sample([1, 1, 2], [5, 6, 5]))
+    for a, b in itertools.combinations(images, 2):
+        assert (a - b).abs().max() > 0.01
+
+
+def test_guidance_of_one_is_no_guidance_and_runs_one_stream(monkeypatch):
+    model = random_model()
+    rows = []
+    forward = model.head.forward
+    monkeypatch.setattr(model.head, "forward", lambda z, t, c: (rows.append(len(z)), forward(z, t, c))[1])
+    Sampler(model, SamplingConfig(guidance=1.0)).sample(LABELS, SEEDS)
+    assert set(rows) == {4}
+    rows.clear()
+    Sampler(model, SamplingConfig(guidance=2.0)).sample(LABELS, SEEDS)
+    assert set(rows) == {8}
+
+
+def test_linear_guidance_rises_from_one_to_the_scale():
+    sampler = Sampler(random_model(), SETTINGS["linear"])
+    scales = [sampler.guidance_at(i) for i in range(12)]
+    assert scales[0] == 1.0
+    assert scales[-1] == 3.0
+    assert all(b - a == pytest.approx(2 / 11) for a, b in itertools.pairwise(scales))
+    assert Sampler(random_model(), SETTINGS["guided"]).guidance_at(0) == 3.0
+
+
+def test_temperature_zero_leaves_nothing_to_chance():
+    sampler = Sampler(random_model(), SamplingConfig(temperature=0.0))
+    close(*sampler.sample([3, 3], [1, 2]).split(1))
+
+
+def test_stream_grows_row_by_row_into_the_sample():
+    sampler = Sampler(random_model())
+    parts = list(sampler.stream(LABELS, SEEDS))
+    assert [p.shape[2] for p in parts] == [2, 4, 6]
+    whole = sampler.sample(LABELS, SEEDS)
+    for part in parts:
+        assert torch.equal(part, whole[:, :, : part.shape[2]])
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("rows", [0, 1, 2, 3])
+def test_completion_keeps_true_pixels_exactly(name, rows):
+    model = random_model(ALL[name])
+    images, _, _ = batch(model.config, 4)
+    sampler = Sampler(model, SETTINGS["guided"])
+    completed = sampler.complete(images, rows, LABELS, SEEDS)
+    assert completed.shape == images.shape
+    assert torch.equal(completed[:, :, : 2 * rows], images[:, :, : 2 * rows])
+    if rows == 0:
+        close(completed, sampler.sample(LABELS, SEEDS))
+    if rows < 3:
+        assert (completed[:, :, 2 * rows :] - images[:, :, 2 * rows :]).abs().max() > 0.01
+        other = images.clone()
+        other[:, :, 2 * rows :] = 0.0  # what is not kept does not matter
+        assert torch.equal(sampler.complete(other, rows, LABELS, SEEDS), completed)
+
+
+def test_completion_continues_what_was_kept():
+    """Kept pixels reach the continuation through the backbone and, as states, through the decoder."""
+    model = random_model(LEARNED)
+    images, _, _ = batch(model.config, 1)
+    sampler = Sampler(model)
+    one, two = (sampler.complete(x, 1, [0], [0])[:, :, 2:] for x in (images, -images))
+    assert (one - two).abs().max() > 0.01
+
+
+def test_completing_a_sample_with_its_own_seed_gives_it_back():
+    """With the identity codec the states of kept pixels are the pixels: nothing differs from plain sampling."""
+    sampler = Sampler(random_model(PIXEL), SETTINGS["guided"])
+    whole = sampler.sample(LABELS, SEEDS)
+    close(sampler.complete(whole, 2, LABELS, SEEDS), whole)
+
+
+def test_unconditional_models_have_one_class():
+    model = random_model(num_classes=1)
+    assert Sampler(model, SETTINGS["guided"]).sample([0, 0], [1, 2]).shape == (2, 3, 6, 8)
+
+
+def test_the_model_brings_its_own_settings():
+    model = random_model()
+    model.sampling = SETTINGS["sde"]
+    assert torch.equal(Sampler(model).sample([1], [2]), Sampler(model, SETTINGS["sde"]).sample([1], [2]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "seeds", "message"),
+    [
+        ([6], [0], "label 6 is out of range: this model's classes are 0 to 4"),
+        ([-1], [0], "label -1 is out of range"),
+        ([0, 1], [0], "2 labels and 1 seeds"),
+        ([], [], "0 labels"),
+    ],
+)
+def test_bad_requests(labels, seeds, message):
+    with pytest.raises(PraError, match=message):
+        Sampler(random_model()).sample(labels, seeds)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "message"),
+    [
+        ((1, 3, 6, 6), 1, r"\(1, 3, 6, 6\) cannot be completed.*\(B, 3, 6, 8\)"),
+        ((1, 1, 6, 8), 1, "cannot be completed"),
+        ((3, 6, 8), 1, "cannot be completed"),
+        ((1, 3, 6, 8), 4, "rows 4 is out of range.*keep 0 to 3"),
+        ((1, 3, 6, 8), -1, "rows -1 is out of range"),
+    ],
+)
+def test_bad_completions(shape, rows, message):
+    with pytest.raises(PraError, match=message):
+        Sampler(random_model()).complete(torch.zeros(shape), rows, [0], [0])
+
+
+def test_settings_are_checked():
+    for change in ({"steps": 0}, {"guidance": -1.0}, {"temperature": float("nan")}):
+        with pytest.raises(PraError, match=next(iter(change))):
+            replace(SamplingConfig(), **change)
+
+
+@pytest.mark.gpu
+def test_the_gpu_draws_the_same_image():
+    model = random_model()
+    on_cpu = Sampler(model, SETTINGS["guided"]).sample(LABELS, SEEDS)
+    from pra.config import Precision
+
+    on_gpu = Sampler(model.cuda(), SETTINGS["guided"], Precision.FLOAT32).sample(LABELS, SEEDS)
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-2, rtol=1e-2)
