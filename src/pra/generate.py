@@ -140,7 +140,7 @@ class Sampler:
         *_, result = images, *self.stream(labels, seeds, keep=images[:, :, : rows * config.patch_size])
         return result
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def stream(
         self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor, keep: Tensor | None = None
     ) -> Iterator[Tensor]:
@@ -151,44 +151,43 @@ class Sampler:
             seeds: as in :meth:`sample`.
             keep: ``(B, C, k * p, W)`` true pixels to start from (:meth:`complete`).
         """
-        label, key = self._requests(labels, seeds)
-        prefix = None if keep is None else self.model.patchify(keep.to(self.device))
-        with autocast(self.device, self.precision):
-            yield from self._rows(label, key, prefix)
-
-    def _rows(self, labels: Tensor, key: Tensor, prefix: Tensor | None) -> Iterator[Tensor]:
         model, config = self.model, self.model.config
-        patches = [] if prefix is None else [prefix[:, i : i + 1] for i in range(prefix.shape[1])]
-        if len(patches) == config.num_patches:
+        label, key = self._requests(labels, seeds)
+        done = 0 if keep is None else keep.shape[2] // config.patch_size
+        rows = [keep.to(self.device)] if keep is not None and done else []
+        if done == config.grid[0]:
             return
-        decoding = Decoding(model, labels, self._guided(), prefix)
-        integrate = solvers.INTEGRATORS[self.config.solver]
+        # Autocast must not be on while the caller has the picture: it would reach the caller's arithmetic.
+        with autocast(self.device, self.precision):
+            prefix = model.patchify(torch.cat(rows, dim=2)) if rows else None
+            decoding = Decoding(model, label, self.config.guidance != 1.0, prefix)
         starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), config.num_patches, config.state_dim)
-        grid = solvers.uniform_grid(self.config.steps, torch.zeros(1, 1, device=self.device))
         diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
-        for i in range(len(patches), config.num_patches):
+        for _ in range(done, config.grid[0]):
+            with autocast(self.device, self.precision):
+                patches = [self._next_patch(decoding, starts, diffusion) for _ in range(config.grid[1])]
+            rows.append(model.unpatchify(torch.cat(patches, dim=1)))
+            yield torch.cat(rows, dim=2)
 
-            def fresh_noise(step: int, position: int = i) -> Tensor:
-                stream = noise.fold(noise.fold(diffusion, position), step)
-                return self.config.temperature * noise.normal(stream, 1, config.state_dim)
+    def _next_patch(self, decoding: Decoding, starts: Tensor, diffusion: Tensor) -> Tensor:
+        """Samples the state at the current position, ``(B, 1, d)``, and writes its patch, ``(B, 1, P)``."""
+        position, temperature = decoding.position, self.config.temperature
+        times = solvers.uniform_grid(self.config.steps, torch.zeros(1, 1, device=self.device))
+        integrate = solvers.INTEGRATORS[self.config.solver]
 
-            start = self.config.temperature * starts[:, i : i + 1]
-            state = integrate(decoding.velocity(self.guidance_at(i)), start, grid, fresh_noise)
-            if self.config.renormalise:
-                state = model.codec.normalise(state)
-            patches.append(decoding.append(state))
-            if len(patches) % config.grid[1] == 0:
-                # Joined again each time: the kept rows are the caller's own pixels, to the bit.
-                yield model.unpatchify(torch.cat(patches, dim=1)).clone()
+        def fresh_noise(interval: int) -> Tensor:
+            key = noise.fold(noise.fold(diffusion, position), interval)
+            return temperature * noise.normal(key, 1, self.model.config.state_dim)
+
+        start = temperature * starts[:, position : position + 1]
+        state = integrate(decoding.velocity(self.guidance_at(position)), start, times, fresh_noise)
+        return decoding.append(self.model.codec.normalise(state) if self.config.renormalise else state)
 
     def guidance_at(self, position: int) -> float:
         """The guidance scale at a raster position."""
         if self.config.schedule is GuidanceSchedule.CONSTANT:
             return self.config.guidance
         return 1.0 + (self.config.guidance - 1.0) * position / (self.model.config.num_patches - 1)
-
-    def _guided(self) -> bool:
-        return self.config.guidance != 1.0
 
     def _requests(self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         label = torch.as_tensor(labels, dtype=torch.int64).cpu()

@@ -1,0 +1,67 @@
+"""Every `sh` and `python` block of the README and the docs runs, in order, in an empty folder.
+
+Trainings are cut to a few steps; nothing else is changed. `console` blocks (installation, make) are for .ci/run.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+STEPS = 4
+
+
+def blocks(page):
+    return re.findall(r"^```(sh|python)\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An empty folder in which `make demo` has left a (hardly trained) runs/demo."""
+    if not FASHION.exists():
+        pytest.skip(f"{FASHION} is not there: apt install dataset-fashion-mnist")
+    folder = tmp_path_factory.mktemp("stranger")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+    run(f"pra train digits --run-dir runs/demo --steps {STEPS}", folder)
+    return folder
+
+
+def run(command, folder):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_runs(page, folder):
+    for language, text in blocks(page):
+        if language == "python":
+            run(f"{sys.executable} -c {shlex.quote(text)}", folder)
+            continue
+        for line in text.splitlines():
+            run(shortened(line), folder)
+
+
+def shortened(line):
+    """A training of a few steps; the second command of a pair still goes on from the first."""
+    if not line.startswith("pra train"):
+        return line
+    command, _, _ = line.partition("#")
+    command, asked, _ = command.partition(" --steps ")
+    return f"{command.strip()} --steps {STEPS + 2 if asked else STEPS}"
+
+
+def test_the_pages_have_blocks_and_the_pictures_they_show():
+    assert sum(len(blocks(page)) for page in PAGES) >= 5
+    for page in PAGES:
+        for picture in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text()):
+            assert (page.parent / picture).exists(), f"{page.name} shows {picture}, which is not there"
