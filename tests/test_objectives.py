@@ -149,3 +149,17 @@ def test_state_std_shows_collapse():
         healthy.codec.encoder.out.weight.zero_()
         healthy.codec.encoder.out.bias.copy_(torch.arange(5.0))
     assert losses_of(healthy).state_std < 1e-5
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS, ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("name", ["learned", "pixel-x"])
+def test_bfloat16_stays_close(name, rollout):
+    """The arithmetic of CUDA's default, here on the CPU; the losses themselves are float32."""
+    model = random_model(ALL[name])
+    exact = losses_of(model, rollout)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = losses_of(model, rollout)
+    for field in ("flow", "reconstruction", "auxiliary"):
+        value = getattr(rounded, field)
+        assert value.dtype is torch.float32
+        torch.testing.assert_close(value, getattr(exact, field), rtol=0.05, atol=0.02)

@@ -9,7 +9,7 @@ from models import ALL, LEARNED, PIXEL, batch, random_model
 from naive import sample_without_caches
 
 from pra import PraError, Sampler
-from pra.config import GuidanceSchedule, SamplingConfig, Solver
+from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver
 
 LABELS, SEEDS = [0, 4, 2, 2], [10, 11, 12, 13]
 SETTINGS = {
@@ -176,7 +176,15 @@ def test_settings_are_checked():
 def test_the_gpu_draws_the_same_image():
     model = random_model()
     on_cpu = Sampler(model, SETTINGS["guided"]).sample(LABELS, SEEDS)
-    from pra.config import Precision
-
     on_gpu = Sampler(model.cuda(), SETTINGS["guided"], Precision.FLOAT32).sample(LABELS, SEEDS)
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bfloat16_stays_close(name):
+    """The arithmetic of CUDA's default, here on the CPU."""
+    model = random_model(ALL[name])
+    exact = Sampler(model, SETTINGS["guided"]).sample(LABELS, SEEDS)
+    rounded = Sampler(model, SETTINGS["guided"], Precision.BFLOAT16).sample(LABELS, SEEDS)
+    assert rounded.dtype is torch.float32
+    assert (rounded - exact).abs().mean() < 0.02

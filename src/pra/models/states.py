@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pra.config import CodecConfig, ModelConfig
 from pra.nn.rope import raster_positions
-from pra.nn.transformer import KVCache, SwiGLU, Transformer
+from pra.nn.transformer import KVCache, RMSNorm, SwiGLU, Transformer
 
 
 class ResidualMLP(nn.Module):
@@ -19,7 +19,7 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
         self.mlp = SwiGLU(width, 3 * width // 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class StateEncoder(nn.Module):
         self.patch_in = nn.Linear(model.patch_dim, width)
         self.condition_in = nn.Linear(model.backbone.width, width, bias=False) if codec.encoder.sees_condition else None
         self.blocks = nn.ModuleList(ResidualMLP(width) for _ in range(codec.encoder.depth))
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
         self.out = nn.Linear(width, codec.state_dim)
 
     def forward(self, patches: Tensor, conditions: Tensor | None) -> Tensor:

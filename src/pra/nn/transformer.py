@@ -34,6 +34,14 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in the arithmetic of its input: under autocast a float32 weight would keep torch off its fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., width)`` to the same."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class SwiGLU(nn.Module):
     """``W2 (silu(W1a x) * W1b x)`` (arXiv 2002.05202)."""
 
@@ -55,8 +63,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6)
-        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.query_norm = RMSNorm(width // heads, eps=1e-6)
+        self.key_norm = RMSNorm(width // heads, eps=1e-6)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | None, layer: int) -> Tensor:
@@ -70,7 +78,7 @@ class Attention(nn.Module):
         # The T queries are the last of the keys so far; a mask only where it would hide something.
         keys = k.shape[2]
         mask = None if t in (1, keys) else torch.ones(t, keys, dtype=torch.bool, device=x.device).tril(keys - t)
-        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=mask, is_causal=1 < t == keys)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=1 < t == keys)
         return self.out(y.transpose(1, 2).reshape(b, t, width))  # type: ignore[no-any-return]
 
 
@@ -79,9 +87,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
+        self.attention_norm = RMSNorm(width, eps=1e-6)
         self.attention = Attention(width, heads)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp_norm = RMSNorm(width, eps=1e-6)
         self.mlp = SwiGLU(width, 8 * width // 3)
 
     def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | None, layer: int) -> Tensor:
@@ -104,7 +112,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
-        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.norm = RMSNorm(config.width, eps=1e-6)
         self.register_buffer("rotary", rotary_table(positions, config.width // config.heads), persistent=False)
 
     def new_cache(self, batch: int) -> KVCache:
