@@ -1,0 +1,280 @@
+"""The command ``pra eval``: thin. To be listed among the commands of ``pra.cli``, which knows the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from tyro.conf import Positional, UseAppendAction, arg
+
+import pra.weights
+from pra.config import DataConfig, RunConfig, SamplingConfig, from_dict, override, to_dict
+from pra.data import open_source
+from pra.device import pick_device
+from pra.errors import PraError, nearest
+from pra.eval.classifier import Classifier, find_classifier, fit_classifier
+from pra.eval.evaluate import Report, check_codec, evaluate, reconstruct
+from pra.eval.features import FeatureExtractor, file_sha256, inception
+from pra.eval.reference import Reference, from_file, from_source, recorded_features
+from pra.eval.samples import Batch, NpzBatch, exported, picture_shape, pictures, prepared, sampled, spread
+from pra.generate import Sampler
+from pra.models.pra import PRA
+
+EXTRACTORS = ("classifier", "inception")
+OF_A_RUN = 50_000
+"""Images sampled from a run where --num does not say."""
+
+Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+Integer = Annotated[int | None, arg(constructor=int, help_behavior_hint="")]
+Flag = Annotated[bool, arg(help_behavior_hint="")]
+Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE", help_behavior_hint="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Adjustable:
+    """What ``--set`` reaches: how reference images are prepared, and how a model samples."""
+
+    data: DataConfig
+    sampling: SamplingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is judged: ``count`` images of one shape, and how to get them in batches of a given size.
+
+    ``model`` is None where the images are ready.
+    """
+
+    count: int
+    size: tuple[int, int]
+    channels: int
+    settings: Adjustable
+    batches: Callable[[int], Iterator[Batch]]
+    provenance: dict[str, Any]
+    model: PRA | None = None
+
+
+def evaluate_command(
+    target: Annotated[Positional[Path], arg(metavar="RUN|DIR|FILE.npz")],
+    *,
+    reference: Text = None,
+    features: Annotated[str, arg(metavar="|".join(EXTRACTORS))] = "inception",
+    num: Integer = None,
+    reconstruction: Flag = False,
+    export_npz: File = None,
+    export_statistics: File = None,
+    weights: File = None,
+    out: File = None,
+    batch_size: int = 256,
+    device: Text = None,
+    settings: Settings = (),
+    environment: Annotated[dict[str, Any] | None, tyro.conf.Suppress] = None,
+) -> None:
+    """Judge generated images: FID, sFID, Inception Score, KID, precision and recall.
+
+    Two ways to measure are shown side by side, ADM's and torch-fidelity's: they round and split differently.
+
+    Args:
+        target: A run or saved model to sample from, a folder of pictures, or a batch in ADM's layout.
+        reference: A data source such as digits or folder:PATH, or a FILE.npz of statistics or images. By default the
+            data that the run learnt from.
+        features: inception, or classifier: a small network fitted on the reference, once.
+        num: Images to judge; by default 50000 of a run, and all that DIR or FILE.npz holds.
+        reconstruction: Also judge the codec's reconstructions of as many real images.
+        export_npz: Also write the images as the batch that ADM's evaluator reads.
+        export_statistics: Also write the reference's statistics, to be given as --reference next time.
+        weights: The features' weights, where they are not to be downloaded or fitted.
+        out: Write figures and provenance as JSON.
+        batch_size: Images at a time; no figure depends on it.
+        device: cpu, cuda, cuda:1 or mps; by default the best there is.
+        settings: How reference images are prepared and a run samples, such as data.fit=pad or sampling.guidance=2; may
+            be repeated.
+        environment: What the caller knows about versions, commit and hardware.
+    """
+    for path in (export_npz, export_statistics, out):
+        _check_output(path)
+    if features not in EXTRACTORS:
+        raise PraError(f"--features {features!r} is unknown{nearest(features, EXTRACTORS)}")
+    if batch_size < 1:
+        raise PraError(f"--batch-size {batch_size} must be at least 1")
+    subject = _open(target.expanduser(), num, pick_device(device), settings)
+    spec = reference or subject.settings.data.source
+    if not spec:
+        raise PraError(f"{target} does not say which data it belongs to; give --reference SRC or STATS.npz")
+    if reconstruction:
+        _check_reconstruction(spec, subject)
+    judge = _extractor(features, weights, spec, subject, pick_device(device))
+    truth = _reference(spec, judge, subject, batch_size)
+    if export_statistics:
+        truth.save(export_statistics)
+    batches = subject.batches(batch_size)
+    if export_npz:
+        batches = exported(batches, subject.count, export_npz)
+    known = {"images": subject.provenance, "environment": environment}
+    report = evaluate(batches, truth, judge, subject.count, provenance=known)
+    if reconstruction:
+        report = _with_reconstruction(report, spec, judge, subject, batch_size)
+    if out:
+        report.save(out)
+    print(report.table())
+    print(f"{subject.count} images of {target} against {truth.name}, features {judge.name} {judge.fingerprint[:12]}")
+    for what, path in (("report", out), ("images", export_npz), ("statistics", export_statistics)):
+        if path:
+            print(f"  {what}: {path}")
+
+
+# --- what is judged -----------------------------------------------------------------------------------------
+
+
+def _open(target: Path, num: int | None, device: torch.device, settings: tuple[str, ...]) -> Subject:
+    if num is not None and num < 2:
+        raise PraError(f"--num {num}: at least 2 images have a distribution")
+    if target.is_file():
+        return _batch_of(target, num, settings)
+    if not target.is_dir():
+        raise PraError(f"no run, folder of pictures or .npz at {target}")
+    if (target / pra.weights.CONFIG).exists():
+        return _run(target, num or OF_A_RUN, device, settings)
+    return _folder(target, num, settings)
+
+
+def _run(target: Path, count: int, device: torch.device, settings: tuple[str, ...]) -> Subject:
+    folder = pra.weights.model_folder(target)
+    model = pra.weights.load(folder, device=device)
+    chosen = _set(Adjustable(_data_of(folder), model.sampling), settings)
+    classes = model.config.num_classes
+    name = pra.weights.EMA if (folder / pra.weights.EMA).exists() else pra.weights.MODEL
+    provenance = {
+        "model": str(folder),
+        "weights": name,
+        "weights_sha256": file_sha256(folder / name),
+        "sampling": to_dict(chosen.sampling),
+        "labels": f"index % {classes}",
+        "seeds": f"0-{count - 1}",
+        "count": count,
+    }
+    sampler = Sampler(model, chosen.sampling)
+    return Subject(
+        count, model.config.image_size, model.config.channels, chosen,
+        lambda size: sampled(sampler, range(count), size), provenance, model,
+    )  # fmt: skip
+
+
+def _data_of(folder: Path) -> DataConfig:
+    """The data that a checkpoint's run learnt from; without a source for a saved model."""
+    path = folder.parent.parent / pra.weights.CONFIG
+    if folder.parent.name != "checkpoints" or not path.exists():
+        return DataConfig(source="")
+    return from_dict(RunConfig, pra.weights.read_json(path), str(path)).data
+
+
+def _folder(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
+    source = open_source(f"folder:{target}")
+    chosen = spread(len(source), _count(target, len(source), num))
+    size, channels = picture_shape(source.image(0))
+    provenance = {"folder": str(target.absolute()), "count": len(chosen), "of": len(source)}
+    return Subject(
+        len(chosen), size, channels, _set(_unknown(), settings),
+        lambda batch_size: pictures(source, chosen, batch_size), provenance,
+    )  # fmt: skip
+
+
+def _batch_of(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
+    batch = NpzBatch(target)
+    count = _count(target, batch.count, num)
+    provenance = {"file": str(target.absolute()), "sha256": file_sha256(target), "count": count, "of": batch.count}
+    return Subject(
+        count, batch.size, batch.channels, _set(_unknown(), settings),
+        lambda size: batch.batches(size, range(count)), provenance,
+    )  # fmt: skip
+
+
+def _count(target: Path, there: int, num: int | None) -> int:
+    if (num or 0) > there:
+        raise PraError(f"{target} holds {there} images, fewer than --num {num}")
+    return num or there
+
+
+def _unknown() -> Adjustable:
+    return Adjustable(DataConfig(source=""), SamplingConfig())
+
+
+def _set(values: Adjustable, settings: tuple[str, ...]) -> Adjustable:
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals:
+            raise PraError(f"--set {setting!r} needs the form KEY=VALUE, such as data.fit=pad")
+        values = override(values, path, value)
+    return values
+
+
+# --- what it is held against --------------------------------------------------------------------------------
+
+
+def _extractor(
+    features: str, weights: Path | None, spec: str, subject: Subject, device: torch.device
+) -> FeatureExtractor:
+    if features == "inception":
+        return inception(weights, device)
+    if weights is not None:
+        return Classifier(weights, device)
+    if not spec.endswith(".npz"):
+        source = open_source(spec)
+        return fit_classifier(source, subject.size, subject.channels, subject.settings.data, device)
+    recorded = recorded_features(Path(spec).expanduser())
+    if recorded is None or recorded[0] != "classifier":
+        raise PraError(
+            f"{spec} is not of a classifier, nor a data source to fit one on; use --features inception, or give the "
+            "data source"
+        )
+    return find_classifier(recorded[1], device)
+
+
+def _reference(spec: str, judge: FeatureExtractor, subject: Subject, batch_size: int) -> Reference:
+    if spec.endswith(".npz"):
+        return from_file(Path(spec).expanduser(), judge)
+    source = open_source(spec)
+    return from_source(source, subject.size, subject.channels, subject.settings.data, judge, batch_size=batch_size)
+
+
+def _real_images(spec: str, subject: Subject) -> str:
+    """Where originals come from: the reference, or the run's own data where the reference is statistics."""
+    return subject.settings.data.source if spec.endswith(".npz") else spec
+
+
+def _check_reconstruction(spec: str, subject: Subject) -> None:
+    if subject.model is None:
+        raise PraError("--reconstruction needs a run or a model; these are finished images: leave it out")
+    check_codec(subject.model)
+    if not _real_images(spec, subject):
+        raise PraError("--reconstruction needs real images; give a data source as --reference")
+
+
+def _with_reconstruction(
+    report: Report, spec: str, judge: FeatureExtractor, subject: Subject, batch_size: int
+) -> Report:
+    assert subject.model is not None
+    source = open_source(_real_images(spec, subject))
+    chosen = spread(len(source), min(subject.count, len(source)))
+    batches = prepared(source, chosen, subject.size, subject.channels, subject.settings.data, batch_size)
+    figures = reconstruct(subject.model, batches, judge, len(chosen))
+    return Report(
+        report.figures | {"reconstruction": figures},
+        report.provenance | {"reconstruction": {"source": source.name, "count": len(chosen)}},
+    )
+
+
+def _check_output(path: Path | None) -> None:
+    """Refuses what would overwrite or cannot be written, before any work is done."""
+    if path is None:
+        return
+    if os.path.lexists(path):
+        raise PraError(f"{path} exists already; choose another file or remove it")
+    if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise PraError(f"{path} cannot be written: {path.absolute().parent} is not there or not writable")

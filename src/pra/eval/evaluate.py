@@ -1,0 +1,204 @@
+"""From images to figures: a set of images against a reference, and a codec's reconstructions against the originals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pra.errors import PraError
+from pra.eval.collect import Collector, collect, shape_text
+from pra.eval.features import FeatureExtractor
+from pra.eval.metrics import SEED, SSIM_WINDOW, frechet_distance, kernel_distance, precision_recall, psnr, ssim
+from pra.eval.reference import Reference, gaussian
+from pra.eval.samples import Batch
+from pra.images import from_uint8, to_uint8, write_atomically
+from pra.models.pra import PRA
+
+NEIGHBOURS = 3
+"""Of precision and recall."""
+
+Figures = dict[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Figures and what they were made of.
+
+    ``figures`` by protocol, or under "reconstruction"; None where the features or the number of images do not allow
+    one. ``provenance`` says all that is needed to repeat them.
+    """
+
+    figures: dict[str, Figures]
+    provenance: dict[str, Any]
+
+    def to_json(self) -> str:
+        """The report as JSON; figures that are not finite are null."""
+        finite = {
+            column: {k: v if v is None or math.isfinite(v) else None for k, v in figures.items()}
+            for column, figures in self.figures.items()
+        }
+        return json.dumps({"figures": finite, "provenance": self.provenance}, indent=2) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Writes the JSON, whole or not at all.
+
+        Raises:
+            PraError: the disk is full or refuses.
+        """
+        write_atomically(path, lambda file: file.write(self.to_json().encode()))
+
+    def table(self) -> str:
+        """A line per figure, a column per protocol."""
+        names = list(dict.fromkeys(name for figures in self.figures.values() for name in figures))
+        widths = [max(12, len(column)) for column in self.figures]
+        lines = [" " * 22 + "  ".join(f"{c:>{w}}" for c, w in zip(self.figures, widths, strict=True))]
+        for name in names:
+            cells = [_cell(figures.get(name)) for figures in self.figures.values()]
+            lines.append(f"{name:<22}" + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
+        return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
+
+
+def evaluate(
+    batches: Iterable[Batch],
+    reference: Reference,
+    extractor: FeatureExtractor,
+    count: int,
+    keep: int = 50_000,
+    provenance: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Report:
+    """Judges a set of images by a reference, under both protocols.
+
+    Memory does not grow with the number of images but for the features of at most ``keep`` of them (KID, precision,
+    recall). No figure depends on the batches beyond rounding.
+
+    Args:
+        batches: the set; uint8, or in [-1, 1].
+        reference: what to hold it against, made by the same extractor.
+        extractor: makes the features.
+        count: images in the set, at least 2.
+        keep: features to keep.
+        provenance: what the caller knows about the images and itself, for the report.
+        progress: whether to show a bar.
+
+    Raises:
+        PraError: a reference of another extractor or of images of another size, another number of images than
+            announced, or fewer than 2.
+    """
+    reference.check(extractor)
+    collectors = collect(_checked(batches, reference), extractor, count, keep, progress)
+    # Where both protocols share their images, the costly figures are made once.
+    shared = {id(collector): compare(collector, reference) for collector in collectors.values()}
+    figures = {}
+    for protocol, collector in collectors.items():
+        score = collector.scores[protocol].result()
+        scores: Figures = {
+            "inception_score": score[0] if score else None,
+            "inception_score_std": score[1] if score else None,
+        }
+        figures[protocol.value] = shared[id(collector)] | scores
+    known = {
+        "features": _describe(extractor),
+        "reference": reference.describe(),
+        "count": count,
+        "kept_features": min(keep, count),
+        "seed_of_subsets": SEED,
+    }
+    return Report(figures, known | dict(provenance or {}))
+
+
+def compare(collector: Collector, reference: Reference) -> Figures:
+    """All figures of a set but the Inception Score."""
+    spatial, kept = None, reference.kept
+    if collector.spatial is not None and reference.spatial is not None:
+        spatial = frechet_distance(*gaussian(collector.spatial), *reference.spatial)
+    figures: Figures = {"fid": frechet_distance(*gaussian(collector.pool), *reference.pool), "sfid": spatial}
+    if kept is not None and min(len(kept), collector.keep) >= 2:
+        figures["kid"], figures["kid_std"] = kernel_distance(collector.kept.numpy(), kept.numpy())
+    if kept is not None and min(len(kept), collector.keep) > NEIGHBOURS:
+        device = collector.extractor.device
+        device = device if device.type == "cuda" else torch.device("cpu")  # MPS has no float64
+        precision, recall = precision_recall(collector.kept.to(device), kept.to(device), NEIGHBOURS)
+        figures |= {"precision": precision, "recall": recall}
+    return figures | ({} if collector.accuracy is None else {"accuracy": collector.accuracy})
+
+
+def _checked(batches: Iterable[Batch], reference: Reference) -> Iterable[Batch]:
+    for batch in batches:
+        shape = tuple(batch.images.shape[1:])
+        if reference.shape is not None and shape != reference.shape:
+            raise PraError(
+                f"the images are {shape_text(shape)} (channels x height x width) and those of the reference "
+                f"{reference.name} {shape_text(reference.shape)}; bring both to one size and number of channels"
+            )
+        yield batch
+
+
+def reconstruct(
+    model: PRA, batches: Iterable[Batch], extractor: FeatureExtractor, count: int, progress: bool = True
+) -> Figures:
+    """How well a model's codec keeps real images.
+
+    Args:
+        model: with learned states.
+        batches: real images, uint8, of the model's size, with labels.
+        extractor: makes the features.
+        count: images in all, at least 2.
+        progress: whether to show a bar.
+
+    Returns:
+        "reconstruction_fid", between the reconstructions and the same images; "psnr" (dB) and "ssim", means over the
+        images; None for the latter where the images are smaller than its window.
+
+    Raises:
+        PraError: a model without a codec, or another number of images than announced.
+    """
+    check_codec(model)
+    device = next(model.parameters()).device
+    originals, copies = Collector(extractor, count, 0), Collector(extractor, count, 0)
+    signal = similarity = 0.0
+    large = min(model.config.image_size) >= SSIM_WINDOW
+    with tqdm(total=count, unit="image", desc="reconstruct", disable=not progress, dynamic_ncols=True) as bar:
+        for images, labels, start in batches:
+            assert labels is not None, "the encoder sees the labels"
+            copy = to_uint8(model.reconstruct(from_uint8(images).to(device), labels.to(device))).cpu()
+            originals.add(images, None, start)
+            copies.add(copy, None, start)
+            signal += float(psnr(images, copy).sum())
+            similarity += float(ssim(images, copy).sum()) if large else 0.0
+            bar.update(len(images))
+    copies.check_complete()
+    return {
+        "reconstruction_fid": frechet_distance(*gaussian(copies.pool), *gaussian(originals.pool)),
+        "psnr": signal / count,
+        "ssim": similarity / count if large else None,
+    }
+
+
+def check_codec(model: PRA) -> None:
+    """Whether a model has anything to reconstruct with.
+
+    Raises:
+        PraError: it writes pixels directly.
+    """
+    if model.config.codec is None:
+        raise PraError("this model writes its patches directly, without a codec; leave --reconstruction out")
+
+
+def _describe(extractor: FeatureExtractor) -> dict[str, Any]:
+    known: dict[str, Any] = {"name": extractor.name, "sha256": extractor.fingerprint, "device": str(extractor.device)}
+    if extractor.classes:
+        known["classes"] = len(extractor.classes)
+        known["held_out_accuracy"] = extractor.accuracy
+    return known

@@ -1,0 +1,163 @@
+"""Feature extractors: from uint8 images to the vectors whose distributions are compared."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pra.errors import PraError
+
+
+class Features(NamedTuple):
+    """What an extractor says about ``B`` images, float32.
+
+    ``pool`` ``(B, D)`` serves FID, KID, precision and recall; ``spatial`` ``(B, S)``, unpooled, sFID; ``logits``
+    ``(B, K)`` the Inception Score. None where an extractor has none.
+    """
+
+    pool: Tensor
+    spatial: Tensor | None
+    logits: Tensor | None
+
+
+class FeatureExtractor(Protocol):
+    """A frozen network. ``fingerprint`` is the SHA-256 of its weights' file; figures of different ones do not compare.
+
+    ``dim`` is the width of the pooled features, ``device`` where they are computed, and ``classes`` the names of
+    what the logits stand for, in order, where that is the data set's own classes, and ``accuracy`` how often they are
+    right about real images.
+    """
+
+    name: str
+    fingerprint: str
+    dim: int
+    device: torch.device
+    classes: tuple[str, ...] | None
+    accuracy: float | None
+
+    def __call__(self, images: Tensor) -> Features:
+        """Features of uint8 images ``(B, C, H, W)``, each its own image's only.
+
+        Raises:
+            PraError: images of a shape that the network cannot read.
+        """
+        ...
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, as ``sha256sum`` prints it.
+
+    Raises:
+        PraError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise PraError(f"{path} cannot be read ({error.strerror}); give another file") from None
+
+
+BLOCK = 64
+"""Images in Inception at a time, whatever the batch: at 299x299 pixels it needs 25 MB of memory for each."""
+
+
+class Inception:
+    """The InceptionV3 of FID, in torch-fidelity's port (extra ``eval``), at its own 299x299 pixels.
+
+    Pooled features are its "2048", logits its "logits_unbiased". Spatial features are ADM's for sFID: the first 7
+    channels of ``mixed_6/conv``, here ``Mixed_6d.branch1x1``, ``17 * 17 * 7 = 2023`` numbers with channels last.
+    Grey images are shown as RGB. Always in float32: neither autocast nor TF32 changes a figure.
+    """
+
+    name = "inception"
+    dim = 2048
+    classes: tuple[str, ...] | None = None
+    accuracy: float | None = None
+
+    def __init__(self, network: Any, fingerprint: str, device: torch.device) -> None:
+        self.fingerprint = fingerprint
+        self.device = device
+        self._network = network.to(device)
+        self._spatial: Tensor | None = None
+        network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        """As :meth:`FeatureExtractor.__call__`; 1 or 3 channels of any size."""
+        if images.shape[1] not in (1, 3):
+            raise PraError(f"inception reads 1 or 3 channels, not {images.shape[1]}; convert the images to RGB")
+        pool, logits, spatial = [], [], []
+        for block in torch.split(images, BLOCK):
+            block = block.to(self.device).expand(-1, 3, -1, -1)
+            with _exact(self.device), torch.autocast(self.device.type, enabled=False):
+                block_pool, block_logits = self._network(block)
+            assert self._spatial is not None
+            pool.append(block_pool)
+            logits.append(block_logits)
+            spatial.append(self._spatial)
+        return Features(torch.cat(pool), torch.cat(spatial), torch.cat(logits))
+
+    def _keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._spatial = output[:, :7].permute(0, 2, 3, 1).flatten(1)
+
+
+def _exact(device: torch.device) -> Any:
+    """Convolutions in full float32, chosen without trial runs."""
+    return torch.backends.cudnn.flags(
+        enabled=device.type == "cuda", benchmark=False, deterministic=True, allow_tf32=False
+    )
+
+
+def inception(weights: Path | None, device: torch.device) -> Inception:
+    """The extractor ``inception``.
+
+    Args:
+        weights: torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth``, or one of the same layout; None
+            downloads that into torch's cache once.
+        device: where it runs.
+
+    Raises:
+        PraError: the extra is not installed, or the weights cannot be had or read.
+    """
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3 as port
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
+        reason = " ".join(str(error).split())
+        raise PraError(
+            f"--features inception needs torch-fidelity and torchvision ({reason}); pip install 'pra[eval]'"
+        ) from None
+    path = weights or _download(port.URL_INCEPTION_V3)
+    fingerprint = file_sha256(path)
+    try:
+        # torch-fidelity unpickles the file without restraint: read it first the way that runs no code.
+        torch.load(path, map_location="cpu", weights_only=True)
+        network = port.FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+        )
+    except Exception as error:  # whatever unpickling stumbles over; and a missing or misshapen tensor
+        reason = " ".join(str(error).split())[:200]
+        raise PraError(
+            f"{path} holds no weights of torch-fidelity's InceptionV3 ({reason}); give another --weights, or none "
+            "to download them"
+        ) from None
+    return Inception(network, fingerprint, device)
+
+
+def _download(url: str) -> Path:
+    """The file behind ``url``, from torch's cache if it is there; its name ends in its SHA-256's first digits."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[1])
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise PraError(
+                f"the weights of inception cannot be downloaded ({reason}); fetch {url} elsewhere and give it "
+                "with --weights FILE"
+            ) from None
+    return path

@@ -1,0 +1,281 @@
+"""The figures, as pure functions and accumulators over features and pixels. They know no network and no file.
+
+Statistics are float64 throughout; what accumulates can be merged, so that processes may share the work.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Array = npt.NDArray[np.float64]
+
+SEED = 2020
+"""torch-fidelity's ``rng_seed``: of the order in its Inception Score and of the subsets in its KID."""
+
+
+class Protocol(enum.Enum):
+    """Two evaluators whose published figures are mixed; where they differ, and only there, figures differ.
+
+    Both resize inside Inception as TensorFlow 1 does. They differ in how a generated image becomes uint8
+    (:meth:`quantise`) and in the parts whose Inception Scores are averaged (:meth:`split_of`).
+    """
+
+    ADM = "adm"
+    TORCH_FIDELITY = "torch-fidelity"
+
+    def quantise(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] to uint8; what is uint8 already passes.
+
+        ADM's sampling scripts cut the fraction off, torch-fidelity's users (JiT among them) round.
+        """
+        if images.dtype is torch.uint8:
+            return images
+        values = images.float().clamp(-1, 1) * 127.5 + 127.5
+        return (values if self is Protocol.ADM else values.round()).to(torch.uint8)
+
+    def split_of(self, count: int) -> npt.NDArray[np.int64]:
+        """Which part of the Inception Score each of ``count`` images belongs to, ``(count,)``.
+
+        ADM: consecutive parts of 5000. torch-fidelity: ten equal parts in shuffled order.
+        """
+        place = np.arange(count)
+        if self is Protocol.ADM:
+            return place // 5000
+        parts = 10
+        bounds = np.array([(part + 1) * count // parts for part in range(parts)])
+        split = np.empty(count, np.int64)
+        split[np.random.RandomState(SEED).permutation(count)] = np.searchsorted(bounds, place, side="right")
+        return split
+
+
+class Moments:
+    """Mean and covariance of rows that arrive in batches (Chan, Golub, LeVeque 1979), in memory ``O(dim^2)``.
+
+    ``count`` rows so far, their ``mean`` ``(dim,)``, and ``scatter`` ``(dim, dim)``, the centred second moment
+    ``sum (x - mean)(x - mean)^T``.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.count = 0
+        self.mean: Array = np.zeros(dim)
+        self.scatter: Array = np.zeros((dim, dim))
+
+    def update(self, rows: npt.ArrayLike) -> None:
+        """Adds rows ``(B, dim)``."""
+        values = np.asarray(rows, np.float64)
+        if not len(values):
+            return
+        mean = values.mean(axis=0)
+        centred = values - mean
+        self._add(len(values), mean, centred.T @ centred)
+
+    def merge(self, other: Moments) -> None:
+        """Adds the rows that ``other`` has seen."""
+        if other.count:
+            self._add(other.count, other.mean, other.scatter)
+
+    def _add(self, count: int, mean: Array, scatter: Array) -> None:
+        total = self.count + count
+        shift = mean - self.mean
+        self.scatter = self.scatter + scatter + np.outer(shift, shift) * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> Array:
+        """Unbiased, ``scatter / (count - 1)``, as numpy's ``cov``; needs two rows."""
+        assert self.count >= 2, "a covariance needs two rows"
+        return self.scatter / (self.count - 1)
+
+
+def frechet_distance(mean1: Array, covariance1: Array, mean2: Array, covariance2: Array) -> float:
+    """``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` of two Gaussians (Dowson and Landau 1982; FID: 1706.08500).
+
+    With ``S = A A^T`` from the eigenvectors, ``tr (S1 S2)^(1/2)`` is the sum of the singular values of ``A1^T A2``:
+    no complex numbers, no failure for singular covariances, and an error in proportion to the precision and not,
+    as for square roots of the eigenvalues of ``S1 S2``, to its square root.
+    """
+    cross = np.linalg.svd(_factor(covariance1).T @ _factor(covariance2), compute_uv=False).sum()
+    difference = mean1 - mean2
+    distance = difference @ difference + np.trace(covariance1) + np.trace(covariance2) - 2 * cross
+    return max(0.0, float(distance))  # rounding may reach just below zero
+
+
+def _factor(covariance: Array) -> Array:
+    """``A`` with ``A A^T`` the covariance."""
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors * np.sqrt(values.clip(min=0.0))  # type: ignore[no-any-return]
+
+
+class InceptionScore:
+    """``exp E_x KL(p(y|x) || p(y))`` (1606.03498), averaged over a protocol's parts, from sums per part.
+
+    Args:
+        count: images in all, of which this accumulator may see some.
+        protocol: decides the parts.
+    """
+
+    def __init__(self, count: int, protocol: Protocol) -> None:
+        self._split = protocol.split_of(count)
+        parts = int(self._split.max()) + 1 if protocol is Protocol.ADM else 10
+        self._seen = np.zeros(parts)
+        self._entropy: Array = np.zeros(parts)
+        self._marginal: Array = np.zeros((parts, 0))
+
+    def update(self, logits: Tensor, start: int) -> None:
+        """Adds images ``start, start + 1, ...`` by their logits ``(B, K)``."""
+        log_p = logits.double().log_softmax(dim=1).cpu().numpy()
+        p = np.exp(log_p)
+        split = self._split[start : start + len(p)]
+        if not self._marginal.shape[1]:
+            self._marginal = np.zeros((len(self._seen), p.shape[1]))
+        np.add.at(self._seen, split, 1)
+        np.add.at(self._entropy, split, (p * log_p).sum(axis=1))
+        np.add.at(self._marginal, split, p)
+
+    def merge(self, other: InceptionScore) -> None:
+        """Adds the images that ``other``, of the same count and protocol, has seen."""
+        if not other._marginal.shape[1]:
+            return
+        self._seen = self._seen + other._seen
+        self._entropy = self._entropy + other._entropy
+        self._marginal = other._marginal + (self._marginal if self._marginal.shape[1] else 0.0)
+
+    def result(self) -> tuple[float, float] | None:
+        """Mean and standard deviation over the parts; None where a part is empty (fewer than ten images)."""
+        if not self._seen.all():
+            return None
+        marginal = self._marginal / self._seen[:, None]
+        # q log q tends to 0 where no image of the part is of a class at all
+        log_marginal = np.log(np.where(marginal > 0, marginal, 1.0))
+        scores = np.exp(self._entropy / self._seen - (marginal * log_marginal).sum(axis=1))
+        return float(scores.mean()), float(scores.std())
+
+
+def kernel_distance(
+    samples: npt.ArrayLike, reference: npt.ArrayLike, subsets: int = 100, size: int = 1000
+) -> tuple[float, float]:
+    """KID (1801.01401): the unbiased squared MMD with the kernel ``(x . y / D + 1)^3``, over random subsets.
+
+    Subsets are drawn as torch-fidelity draws them.
+
+    Args:
+        samples: features ``(n, D)``.
+        reference: features ``(m, D)``.
+        subsets: how many.
+        size: images in each; where there are fewer, as many as there are.
+
+    Returns:
+        Mean and standard deviation over the subsets. The mean may be slightly negative.
+    """
+    first, second = np.asarray(samples, np.float64), np.asarray(reference, np.float64)
+    size = min(size, len(first), len(second))
+    random = np.random.RandomState(SEED)
+    distances = []
+    for _ in range(subsets):
+        x = first[random.choice(len(first), size, replace=False)]
+        y = second[random.choice(len(second), size, replace=False)]
+        xx, yy, xy = _cubic(x, x), _cubic(y, y), _cubic(x, y)
+        within = xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)
+        distances.append(within / (size * (size - 1)) - 2 * xy.mean())
+    return float(np.mean(distances)), float(np.std(distances))
+
+
+def _cubic(x: Array, y: Array) -> Array:
+    base = x @ y.T / x.shape[1] + 1
+    return base * base * base  # type: ignore[no-any-return]  # numpy's power is ten times slower
+
+
+def precision_recall(samples: Tensor, reference: Tensor, neighbours: int = 3) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al., 1904.06991).
+
+    Precision is the share of samples inside the union of balls around the reference's features, each reaching to
+    its k-th nearest neighbour among them; recall the same the other way round. In blocks of rows, on the features'
+    device, in float64.
+
+    Args:
+        samples: features ``(n, D)``.
+        reference: features ``(m, D)``.
+        neighbours: ``k``, less than ``n`` and ``m``.
+    """
+    centre = reference.double().mean(dim=0)  # distances by products lose digits far from the origin
+    samples, reference = samples.double() - centre, reference.double() - centre
+    precision = _inside(samples, reference, _radii(reference, neighbours))
+    recall = _inside(reference, samples, _radii(samples, neighbours))
+    return precision, recall
+
+
+def _radii(points: Tensor, neighbours: int) -> Tensor:
+    """Squared distance of each point to its k-th nearest other, ``(n,)``."""
+    # The smallest distance is the point's own.
+    blocks = _squared_distances(points, points)
+    return torch.cat([block.topk(neighbours + 1, dim=1, largest=False).values[:, -1] for block in blocks])
+
+
+def _inside(points: Tensor, centres: Tensor, radii: Tensor) -> float:
+    hits = torch.cat([(distances <= radii).any(dim=1) for distances in _squared_distances(points, centres)])
+    return float(hits.double().mean())
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """``(rows, len(b))`` for blocks of rows of ``a``, at most 256 MiB each."""
+    norms = b.square().sum(dim=1)
+    for block in torch.split(a, max(1, 2**25 // len(b))):
+        yield (block.square().sum(dim=1, keepdim=True) + norms - 2 * block @ b.T).clamp(min=0)
+
+
+# --- reconstructions ----------------------------------------------------------------------------------------
+
+
+def psnr(images: Tensor, others: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, ``10 log10(255^2 / MSE)``; infinite for equal images.
+
+    Args:
+        images: uint8 ``(B, C, H, W)``.
+        others: of the same shape.
+
+    Returns:
+        One per image, ``(B,)`` float64.
+    """
+    error = (images.double() - others.double()).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(255.0**2 / error)
+
+
+SSIM_WINDOW = 11
+
+
+def ssim(images: Tensor, others: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) per channel, averaged; in [-1, 1].
+
+    Gaussian window of 11 pixels with sigma 1.5, only where it lies inside the image, K1 = 0.01, K2 = 0.03.
+
+    Args:
+        images: uint8 ``(B, C, H, W)``, at least 11x11.
+        others: of the same shape.
+
+    Returns:
+        One per image, ``(B,)`` float64.
+    """
+    batch, channels = images.shape[:2]
+    x, y = (t.double().flatten(0, 1).unsqueeze(1) for t in (images, others))
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64, device=x.device) - SSIM_WINDOW // 2
+    weights = torch.exp(-(offsets**2) / (2 * 1.5**2))
+    weights = weights / weights.sum()
+
+    def blur(values: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(values, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
+
+    mean_x, mean_y = blur(x), blur(y)
+    variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+    return similarity.mean(dim=(1, 2, 3)).view(batch, channels).mean(dim=1)

@@ -1,0 +1,279 @@
+"""Reference statistics: from a data source, from ADM's, torch-fidelity's or JiT's files, or from our own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, from_numpy
+
+from pra.config import DataConfig
+from pra.data import Source
+from pra.errors import PraError
+from pra.eval.collect import Collector, collect
+from pra.eval.features import FeatureExtractor, file_sha256
+from pra.eval.metrics import Array, Moments, Protocol
+from pra.eval.samples import NpzBatch, prepared
+from pra.images import write_atomically
+
+FORMAT = 1
+
+
+class Gaussian(NamedTuple):
+    """Mean ``(D,)`` and covariance ``(D, D)``, float64."""
+
+    mean: Array
+    covariance: Array
+
+
+def gaussian(moments: Moments) -> Gaussian:
+    """The Gaussian with these moments."""
+    return Gaussian(moments.mean, moments.covariance)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What sets of images are held against.
+
+    ``features`` and ``fingerprint`` name the extractor; files of others do not know the latter. ``shape``
+    ``(C, H, W)``, ``fit`` (how the images were brought to it) and ``count`` of the images, where they are known.
+    ``spatial`` serves sFID; ``kept`` ``(n, D)``, features of single images, serve KID, precision and recall.
+    """
+
+    name: str
+    features: str
+    fingerprint: str | None
+    shape: tuple[int, ...] | None
+    fit: str | None
+    count: int | None
+    pool: Gaussian
+    spatial: Gaussian | None
+    kept: Tensor | None
+    file_sha256: str | None = None
+
+    def check(self, extractor: FeatureExtractor) -> None:
+        """Whether ``extractor`` made these statistics.
+
+        Raises:
+            PraError: it did not.
+        """
+        if self.features != extractor.name:
+            raise PraError(
+                f"the reference {self.name} was made with the features {self.features!r}, not {extractor.name!r}; "
+                f"use --features {self.features}, or make statistics anew"
+            )
+        if self.fingerprint not in (None, extractor.fingerprint):
+            raise PraError(
+                f"the reference {self.name} was made with other weights of {self.features} (SHA-256 "
+                f"{str(self.fingerprint)[:12]}, now {extractor.fingerprint[:12]}); give those with --weights, or make "
+                "statistics anew"
+            )
+        if len(self.pool.mean) != extractor.dim:
+            raise PraError(
+                f"the reference {self.name} has {len(self.pool.mean)} features, {extractor.name} makes "
+                f"{extractor.dim}; give statistics of {extractor.name}"
+            )
+
+    @property
+    def sha256(self) -> str:
+        """Of means and covariances, whatever file they came from."""
+        digest = hashlib.sha256()
+        for array in (*self.pool, *(self.spatial or ())):
+            digest.update(np.ascontiguousarray(array, "<f8").data)
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """For a report's provenance."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "file_sha256": self.file_sha256,
+            "count": self.count,
+            "shape": self.shape and list(self.shape),
+            "fit": self.fit,
+            "kept_features": 0 if self.kept is None else len(self.kept),
+        }
+
+    def save(self, path: Path) -> None:
+        """Writes ``mu``, ``sigma`` (and ``mu_s``, ``sigma_s``) as ADM's evaluator reads them, and what else is known.
+
+        Raises:
+            PraError: the disk is full or refuses.
+        """
+        known = {
+            "format": FORMAT, "name": self.name, "features": self.features, "fingerprint": self.fingerprint,
+            "shape": self.shape, "fit": self.fit, "count": self.count,
+        }  # fmt: skip
+        arrays: dict[str, Any] = {
+            "mu": self.pool.mean,
+            "sigma": self.pool.covariance,
+            "pra": np.array(json.dumps(known)),
+        }
+        if self.spatial:
+            arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
+        if self.kept is not None:
+            arrays["features"] = self.kept.numpy()
+        write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+def summarise(collector: Collector, name: str, fit: str | None) -> Reference:
+    """A collected set as the reference for others."""
+    return Reference(
+        name=name,
+        features=collector.extractor.name,
+        fingerprint=collector.extractor.fingerprint,
+        shape=collector.shape,
+        fit=fit,
+        count=collector.count,
+        pool=gaussian(collector.pool),
+        spatial=gaussian(collector.spatial) if collector.spatial else None,
+        kept=collector.kept,
+    )
+
+
+def from_source(
+    source: Source,
+    size: tuple[int, int],
+    channels: int,
+    config: DataConfig,
+    extractor: FeatureExtractor,
+    keep: int = 50_000,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> Reference:
+    """The statistics of all images of a source, prepared as for training without augmentation.
+
+    With ``config.fit`` at its default the preparation is ADM's centre crop.
+
+    Args:
+        source: the set.
+        size: height and width of the images to be judged.
+        channels: theirs.
+        config: how the source's images are brought to that.
+        extractor: makes the features.
+        keep: single features to keep, evenly spread over the source.
+        batch_size: images at a time.
+        progress: whether to show a bar.
+
+    Raises:
+        PraError: fewer than 2 images, or images that cannot be prepared.
+    """
+    batches = prepared(source, range(len(source)), size, channels, config, batch_size)
+    unlabelled = (batch._replace(labels=None) for batch in batches)  # whose accuracy is not asked for
+    collectors = collect(unlabelled, extractor, len(source), keep, progress, what="reference")
+    return summarise(collectors[Protocol.TORCH_FIDELITY], source.name, config.fit.value)
+
+
+def from_file(path: Path, extractor: FeatureExtractor, keep: int = 50_000, progress: bool = True) -> Reference:
+    """The statistics in a file, or those of the images in it.
+
+    Our own files say what they are of. Others, with the keys ``mu`` and ``sigma`` (ADM, torch-fidelity, JiT), are taken
+    to be of Inception; where ADM's hold images too (``arr_0``), precision, recall and KID are measured by those.
+
+    Args:
+        path: ``.npz``.
+        extractor: makes the features of the images in the file, if any.
+        keep: single features to keep.
+        progress: whether to show a bar.
+
+    Raises:
+        PraError: a file that cannot be read, without these keys, or of other features.
+    """
+    arrays = _read(path)
+    if "pra" in arrays:
+        return _ours(path, arrays)
+    images = NpzBatch(path) if "arr_0" in arrays else None
+    measured = None
+    if images is not None:
+        unlabelled = (batch._replace(labels=None) for batch in images.batches(256))
+        collectors = collect(unlabelled, extractor, images.count, keep, progress, what="reference")
+        measured = summarise(collectors[Protocol.TORCH_FIDELITY], str(path), None)
+    if "mu" not in arrays:
+        assert measured is not None
+        return measured
+    if extractor.name != "inception":
+        raise PraError(f"{path} does not say which features its statistics are of; use --features inception")
+    return Reference(
+        name=str(path),
+        features="inception",
+        fingerprint=None,
+        shape=measured.shape if measured else None,
+        fit=None,
+        count=None,
+        pool=_gaussian(path, arrays, ""),
+        spatial=_gaussian(path, arrays, "_s") if "mu_s" in arrays else None,
+        kept=measured.kept if measured else None,
+        file_sha256=file_sha256(path),
+    )
+
+
+def recorded_features(path: Path) -> tuple[str, str] | None:
+    """Name and fingerprint of the extractor that made a file of our own; None for the files of others.
+
+    Raises:
+        PraError: a file that cannot be read, or with neither statistics nor images.
+    """
+    arrays = _read(path)
+    if "pra" not in arrays:
+        return None
+    known = _known(path, arrays)
+    return known["features"], known["fingerprint"]
+
+
+def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a file; of images only the name."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not hasattr(file, "files"):
+                raise ValueError("it holds a single array")
+            arrays = {key: file[key] if key not in ("arr_0", "arr_1") else np.empty(0) for key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise PraError(f"{path} cannot be read as .npz ({error}); give statistics, a batch, or a data source") from None
+    if not ({"mu", "sigma"} <= arrays.keys() or "arr_0" in arrays):
+        raise PraError(
+            f"{path} holds neither statistics (mu, sigma) nor images (arr_0) but {', '.join(arrays) or 'nothing'}; "
+            "give statistics, a batch, or a data source"
+        )
+    return arrays
+
+
+def _known(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = json.loads(str(arrays["pra"]))
+    except ValueError:
+        raise PraError(f"{path} is damaged: its description cannot be read; make it anew") from None
+    if known.get("format") != FORMAT:
+        raise PraError(f"{path} is of format {known.get('format')!r}, this pra reads {FORMAT}; install a newer pra")
+    return known
+
+
+def _ours(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> Reference:
+    known = _known(path, arrays)
+    return Reference(
+        name=f"{path} ({known['name']})",
+        features=known["features"],
+        fingerprint=known["fingerprint"],
+        shape=known["shape"] and tuple(known["shape"]),
+        fit=known["fit"],
+        count=known["count"],
+        pool=_gaussian(path, arrays, ""),
+        spatial=_gaussian(path, arrays, "_s") if "mu_s" in arrays else None,
+        kept=from_numpy(arrays["features"]) if "features" in arrays else None,
+        file_sha256=file_sha256(path),
+    )
+
+
+def _gaussian(path: Path, arrays: dict[str, npt.NDArray[Any]], suffix: str) -> Gaussian:
+    """``mu`` and ``sigma`` with this suffix, checked."""
+    mean, covariance = arrays[f"mu{suffix}"], arrays.get(f"sigma{suffix}", np.empty(0))
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+        raise PraError(f"{path}: mu{suffix} is {mean.shape} and sigma{suffix} {covariance.shape}, not (D,) and (D, D)")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise PraError(f"{path}: mu{suffix} or sigma{suffix} holds numbers that are not finite; get the file again")
+    return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))

@@ -1,0 +1,215 @@
+"""Where the images to be judged come from: a sampler, a source of pictures, or an ``.npz`` batch in ADM's layout.
+
+All are streams: at no time is more than a batch of images in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pra.config import DataConfig
+from pra.data import Source, load_images, prepare
+from pra.errors import PraError
+from pra.eval.metrics import Protocol
+from pra.generate import Sampler
+
+
+class Batch(NamedTuple):
+    """Images ``start, start + 1, ...`` of a set: ``(B, C, H, W)``, uint8 or floating point in [-1, 1].
+
+    ``labels`` int64 ``(B,)``, or None where they are not known.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    start: int
+
+
+def sampled(sampler: Sampler, indices: range, batch_size: int) -> Iterator[Batch]:
+    """Images of a model, where image ``i`` has label ``i % classes`` and seed ``i``: balanced, on any number of GPUs.
+
+    Args:
+        sampler: the model and how to sample.
+        indices: which images; a process that shares the work takes a part of them.
+        batch_size: images generated side by side; none depends on it.
+    """
+    classes = sampler.model.config.num_classes
+    for block in _blocks(indices, batch_size):
+        labels = torch.tensor([index % classes for index in block])
+        yield Batch(sampler.sample(labels, list(block)), labels, block.start)
+
+
+def prepared(
+    source: Source, chosen: Sequence[int], size: tuple[int, int], channels: int, config: DataConfig, batch_size: int
+) -> Iterator[Batch]:
+    """Images ``chosen`` of a source, brought to the size and channels as for training, without augmentation.
+
+    Raises:
+        PraError: as :func:`pra.data.load_images`.
+    """
+    for block in _blocks(range(len(chosen)), batch_size):
+        images, labels = load_images(source, [chosen[i] for i in block], size, channels, config)
+        yield Batch(images, labels, block.start)
+
+
+def pictures(source: Source, chosen: Sequence[int], batch_size: int) -> Iterator[Batch]:
+    """Images ``chosen`` of a source as they are, without labels: finished pictures, all of one size.
+
+    Raises:
+        PraError: pictures of different sizes, or one that cannot be read.
+    """
+    size, channels = picture_shape(source.image(chosen[0]))
+    for block in _blocks(range(len(chosen)), batch_size):
+        images = torch.empty((len(block), channels, *size), dtype=torch.uint8)
+        for row, place in enumerate(block):
+            image, where = source.image(chosen[place]), source.where(chosen[place])
+            if (image.height, image.width) != size:
+                raise PraError(
+                    f"{where} is {image.height}x{image.width} pixels (height x width) and {source.where(chosen[0])} "
+                    f"{size[0]}x{size[1]}; generated pictures have one size: bring them to it first"
+                )
+            pixels = prepare(image, size, channels, DataConfig(source=source.name), None, where)
+            images[row] = torch.from_numpy(pixels)
+        yield Batch(images, None, block.start)
+
+
+def picture_shape(image: Image.Image) -> tuple[tuple[int, int], int]:
+    """Height and width of a picture, and its channels: 1 where it is grey, else 3."""
+    return (image.height, image.width), 1 if image.mode in ("1", "L") or image.mode.startswith("I") else 3
+
+
+def spread(count: int, chosen: int) -> list[int]:
+    """``chosen`` of ``count`` indices, evenly: sources are often in order of their classes."""
+    return [place * count // chosen for place in range(chosen)]
+
+
+def _blocks(indices: range, size: int) -> Iterator[range]:
+    for start in range(indices.start, indices.stop, size):
+        yield range(start, min(start + size, indices.stop))
+
+
+# --- .npz -----------------------------------------------------------------------------------------------------
+
+
+class NpzBatch:
+    """The images ``arr_0`` (uint8 ``(N, H, W, C)``) and labels ``arr_1``, if any, of an ``.npz`` as ADM's evaluator's.
+
+    ``size`` is height and width; ``labels`` int64 ``(N,)`` or None.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads the header and the labels, not the images.
+
+        Raises:
+            PraError: no such file, no ``.npz``, or arrays of another kind.
+        """
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                if "arr_0.npy" not in names:
+                    found = ", ".join(name.removesuffix(".npy") for name in names)
+                    raise PraError(f"{path} holds no images: it lacks the array arr_0 and has {found or 'nothing'}")
+                with archive.open("arr_0.npy") as file:
+                    shape, dtype = _header(file)
+            if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4):
+                raise PraError(f"{path}: arr_0 is {dtype} {shape}; ADM's layout is uint8 (N, height, width, channels)")
+            self.labels = _labels(path, shape[0]) if "arr_1.npy" in names else None
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            if isinstance(error, PraError):
+                raise
+            raise PraError(f"{path} cannot be read as .npz ({error}); write it again") from None
+        self.count, (*size, self.channels) = shape[0], shape[1:]
+        self.size: tuple[int, int] = (size[0], size[1])
+
+    def batches(self, batch_size: int, indices: range | None = None) -> Iterator[Batch]:
+        """The images in order, or those of a range.
+
+        Raises:
+            PraError: the file is damaged.
+        """
+        wanted = indices or range(self.count)
+        per_image = self.size[0] * self.size[1] * self.channels
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
+                _header(file)
+                file.seek(wanted.start * per_image, os.SEEK_CUR)
+                for block in _blocks(wanted, batch_size):
+                    data = file.read(len(block) * per_image)
+                    if len(data) < len(block) * per_image:
+                        raise ValueError(f"it ends after {block.start + len(data) // per_image} of {self.count} images")
+                    pixels = np.frombuffer(bytearray(data), np.uint8).reshape(-1, *self.size, self.channels)
+                    labels = None if self.labels is None else self.labels[block.start : block.stop]
+                    yield Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, block.start)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise PraError(f"{self.path} is damaged ({error}); write it again") from None
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array file whose rows follow one another; reads up to its first number."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read(file)
+    if by_columns and len(shape) > 1:
+        raise ValueError("arr_0 is stored column by column")
+    return shape, dtype
+
+
+def _labels(path: Path, count: int) -> Tensor:
+    with np.load(path, allow_pickle=False) as arrays:
+        labels = arrays["arr_1"]
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise PraError(f"{path}: arr_1 is {labels.dtype} {labels.shape}, not one whole-numbered label per image")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def exported(batches: Iterable[Batch], count: int, path: Path) -> Iterator[Batch]:
+    """The same batches, written on their way into the ``.npz`` that ADM's evaluator reads, as ADM rounds them.
+
+    The file appears when the last batch has passed, whole or not at all.
+
+    Args:
+        batches: from image 0, in order.
+        count: images in all.
+        path: ``FILE.npz``.
+
+    Raises:
+        PraError: the disk is full or refuses.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            with zipfile.ZipFile(file, "w") as archive:
+                labels: list[Tensor] = []
+                with archive.open("arr_0.npy", "w", force_zip64=True) as array:
+                    for batch in batches:
+                        pixels = Protocol.ADM.quantise(batch.images).permute(0, 2, 3, 1).cpu().numpy()
+                        if batch.start == 0:
+                            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pixels.shape[1:])}
+                            np.lib.format.write_array_header_1_0(array, header)
+                        array.write(pixels.tobytes())
+                        if batch.labels is not None:
+                            labels.append(batch.labels)
+                        yield batch
+                if labels:
+                    with archive.open("arr_1.npy", "w") as array:
+                        np.lib.format.write_array(array, torch.cat(labels).cpu().numpy())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise PraError(f"{path} cannot be written: {error.strerror or error}; nothing was left half-written") from None
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
