@@ -1,6 +1,6 @@
 """Writes images of a source as PNG files of a run's size, for example for `pra complete`.
 
-    python examples/held_out.py digits@test runs/demo held-out 0 1 2
+python examples/held_out.py digits@test runs/demo held-out 0 1 2
 """
 
 from __future__ import annotations

@@ -1,9 +1,14 @@
-"""The command ``pra``: thin. Every subcommand is a function whose docstring is its help."""
+"""The command ``pra``: thin. Every subcommand is a function whose docstring is its help; its options are keywords."""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
+import inspect
 import json
+import re
+import shlex
+import string
 import sys
 import time
 import warnings
@@ -16,10 +21,10 @@ import tyro
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from pra import flops, images, weights
-from pra.config import GuidanceSchedule, RunConfig, SamplingConfig, Solver, override, to_dict
+from pra.config import GuidanceSchedule, RunConfig, SamplingConfig, Solver, from_dict, override, to_dict
 from pra.data import open_source
 from pra.device import pick_device
 from pra.errors import PraError, nearest
@@ -28,32 +33,78 @@ from pra.models.pra import PRA
 from pra.recipes import RECIPES, recipe
 from pra.train.loop import Interrupted
 from pra.train.loop import train as run_training
-from pra.train.run import read_run
+from pra.train.run import package_version, read_run
+from pra.weights import CONFIG
 
-Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")]
+# What is optional shows its type alone: without "None" among the values, and without "(default: None)".
+Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+Folder = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
+Integer = Annotated[int | None, arg(constructor=int, help_behavior_hint="")]
+Number = Annotated[float | None, arg(constructor=float, help_behavior_hint="")]
+Flag = Annotated[bool, arg(help_behavior_hint="")]
+Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE", help_behavior_hint="")]
+
+
+def _choices(kind: type[enum.Enum]) -> str:
+    return "|".join(member.value for member in kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """Sampling options, the same for every command that samples."""
+
+    guidance: Number = None
+    """Guidance scale; 1 is none."""
+    schedule: Annotated[str | None, arg(metavar=_choices(GuidanceSchedule), help_behavior_hint="")] = None
+    """Guidance along the raster."""
+    solver: Annotated[str | None, arg(metavar=_choices(Solver), help_behavior_hint="")] = None
+    """Integrator of the head."""
+    steps: Integer = None
+    """Solver intervals per patch."""
+    temperature: Number = None
+    """Scale of the noise."""
+    raw_weights: Flag = False
+    """Take the raw weights, not their moving average."""
+    device: Text = None
+    """cpu, cuda, cuda:1 or mps; by default the best there is."""
+
+    def sampler(self, run: Path) -> Sampler:
+        """The run's model on its device, with its own settings but for those that were given."""
+        model = weights.load(run, ema=not self.raw_weights, device=pick_device(self.device))
+        settings = to_dict(model.sampling)
+        given = {name: getattr(self, name, None) for name in settings}
+        settings |= {name: value for name, value in given.items() if value is not None}
+        return Sampler(model, from_dict(SamplingConfig, settings, "sampling"))
+
+
+SamplingOptions = Annotated[How, arg(name="")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code: 0, 2 for bad input, 128 + signal when interrupted."""
     warnings.showwarning = _warn  # type: ignore[assignment]
-    commands: dict[str, Callable[..., None]] = {
-        "train": train,
-        "sample": sample,
-        "complete": complete,
-        "show": show,
-    }
+    args = list(sys.argv[1:] if argv is None else argv)
+    version = package_version("pra") or "(not installed)"
+    if args == ["--version"]:
+        print(f"pra {version}")
+        return 0
     try:
+        _check_names(args)
         tyro.extras.subcommand_cli_from_dict(
-            commands,
+            COMMANDS,
             prog="pra",
-            args=argv,
-            description="Autoregressive image generation in pixel space (PRA).",
+            args=args,
+            description=f"Autoregressive image generation in pixel space (PRA), version {version}.",
+            config=(FlagCreatePairsOff,),
         )
     except PraError as error:
         print(f"pra: error: {error}", file=sys.stderr)
         return 2
+    except PermissionError as error:
+        print(f"pra: error: {error.filename} is closed to you ({error.strerror})", file=sys.stderr)
+        return 2
     except Interrupted as stop:
-        print(f"pra: {stop}", file=sys.stderr)
+        print(f"pra: {stop}: {shlex.join(['pra', *args])}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
         print("pra: interrupted", file=sys.stderr)
@@ -63,11 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(
     recipe_name: Annotated[Positional[str], arg(metavar="RECIPE")],
-    data: str | None = None,
-    run_dir: Path | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    device: str | None = None,
+    *,
+    data: Text = None,
+    run_dir: Folder = None,
+    steps: Integer = None,
+    seed: Integer = None,
+    device: Text = None,
     settings: Settings = (),
 ) -> None:
     """Train a recipe, or go on with a run.
@@ -81,14 +133,14 @@ def train(
         steps: Steps in all, those already done included.
         seed: Decides initial weights, data order and noise.
         device: cpu, cuda, cuda:1 or mps; by default the best there is.
-        settings: Any other setting, such as train.optimizer.lr=1e-4; may be repeated.
+        settings: Any other setting that `pra show RECIPE` lists, such as train.optimizer.lr=1e-4; may be repeated.
     """
     config = recipe(recipe_name)
     for path, value in (("data.source", data), ("train.steps", steps), ("train.seed", seed)):
         if value is not None:
             config = override(config, path, json.dumps(value))
     config = _apply(config, settings)
-    folder = run_dir or Path("runs") / recipe_name.replace(":", "-")
+    folder = (run_dir or Path("runs") / recipe_name.replace(":", "-")).expanduser()
     source = open_source(config.data.source)
     if len(source.classes) != config.model.num_classes:
         print(f"classes: {len(source.classes)} in {source.name} (the recipe has {config.model.num_classes})")
@@ -97,7 +149,13 @@ def train(
     print(f"run: {folder}, recipe {recipe_name}, {len(source)} images from {source.name}, on {target}")
     result = run_training(config, folder, device=str(target), source=source)
     skipped = f", {result.skipped} corrupt images skipped" if result.skipped else ""
-    print(f"trained {result.steps} steps, {result.seconds:.0f} s in this call{skipped}")
+    if result.new_steps:
+        print(f"trained {result.new_steps} steps to {result.steps} in {result.seconds:.0f} s{skipped}")
+    else:
+        print(
+            f"nothing to train: the run has {result.steps} steps already and {config.train.steps} are asked for; "
+            "a larger --steps goes on"
+        )
     for name, what in (("samples", "samples"), ("reconstructions", "reconstructions")):
         pictures = sorted((folder / name).glob("*.png"))
         if pictures:
@@ -110,17 +168,12 @@ def train(
 
 def sample(
     run: Annotated[Positional[Path], arg(metavar="RUN")],
-    labels: str = "all",
-    seeds: str = "0-7",
+    *,
+    labels: Annotated[str, arg(metavar="TEXT")] = "all",
+    seeds: Annotated[str, arg(metavar="TEXT")] = "0-7",
     out: Path = Path("samples.png"),
-    guidance: float | None = None,
-    schedule: GuidanceSchedule | None = None,
-    solver: Solver | None = None,
-    steps: int | None = None,
-    temperature: float | None = None,
     batch_size: int = 256,
-    raw_weights: bool = False,
-    device: str | None = None,
+    how: SamplingOptions = How(),
 ) -> None:
     """Generate one image for each pair of label and seed.
 
@@ -131,17 +184,11 @@ def sample(
         labels: Classes by number or name, such as 0,3 or 2-5 or cat,dog; or all.
         seeds: Seeds, such as 0-15 or 1,2,3. A seed means the same image in every batch.
         out: FILE.png (a grid, labels down, seeds across), FILE.npz (arr_0 uint8 NHWC, arr_1 labels) or DIR/.
-        guidance: Guidance scale; 1 is none.
-        schedule: Guidance along the raster.
-        solver: Integrator of the head.
-        steps: Solver intervals per patch.
-        temperature: Scale of the noise.
         batch_size: Images generated side by side; no image depends on it.
-        raw_weights: Take the raw weights, not their moving average.
-        device: cpu, cuda, cuda:1 or mps; by default the best there is.
+        how: How to sample; by default as the recipe recommends.
     """
     images.check_output(out)
-    sampler = _sampler(run, raw_weights, device, guidance, schedule, solver, steps, temperature)
+    sampler = how.sampler(run)
     chosen = parse_labels(labels, sampler.model.classes)
     numbers = parse_numbers(seeds, "--seeds")
     pairs = [(label, seed) for label in chosen for seed in numbers]
@@ -157,18 +204,13 @@ def sample(
 
 def complete(
     run: Annotated[Positional[Path], arg(metavar="RUN")],
-    image: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")],
+    image: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE", help_behavior_hint="")],
+    *,
     rows: int,
-    label: str | None = None,
-    seeds: str = "0-5",
+    label: Text = None,
+    seeds: Annotated[str, arg(metavar="TEXT")] = "0-5",
     out: Path = Path("completions.png"),
-    guidance: float | None = None,
-    schedule: GuidanceSchedule | None = None,
-    solver: Solver | None = None,
-    steps: int | None = None,
-    temperature: float | None = None,
-    raw_weights: bool = False,
-    device: str | None = None,
+    how: SamplingOptions = How(),
 ) -> None:
     """Continue real images from their first rows of patches.
 
@@ -176,32 +218,30 @@ def complete(
 
     Args:
         run: A run's folder, a checkpoint, or a saved model.
-        image: Pictures of the model's size and channels.
+        image: Pictures of the model's size and channels, at least one.
         rows: Rows of patches to keep; their pixels stay exact.
         label: Class by number or name; by default none.
         seeds: One continuation per seed, such as 0-5.
         out: FILE.png (a grid; the picture alone for one image and one seed), FILE.npz or DIR/ (continuations).
-        guidance: Guidance scale; 1 is none.
-        schedule: Guidance along the raster.
-        solver: Integrator of the head.
-        steps: Solver intervals per patch.
-        temperature: Scale of the noise.
-        raw_weights: Take the raw weights, not their moving average.
-        device: cpu, cuda, cuda:1 or mps; by default the best there is.
+        how: How to sample; by default as the recipe recommends.
     """
     images.check_output(out)
     if not image:
         raise PraError("no IMAGE given: name at least one picture to complete")
-    sampler = _sampler(run, raw_weights, device, guidance, schedule, solver, steps, temperature)
+    sampler = how.sampler(run)
     config = sampler.model.config
     real = torch.stack([_read_picture(path, config.channels, config.image_size) for path in image])
-    number = config.null_class if label is None else parse_labels(label, sampler.model.classes)[0]
+    chosen = [config.null_class] if label is None else parse_labels(label, sampler.model.classes)
+    if len(chosen) != 1:
+        raise PraError(f"--label {label!r} means {len(chosen)} classes: completions have one")
+    number = chosen[0]
     numbers = parse_numbers(seeds, "--seeds")
     repeated = real.repeat_interleave(len(numbers), dim=0)
     continued = sampler.complete(repeated, rows, [number] * len(repeated), numbers * len(image)).cpu()
-    names = [f"{path.stem}-seed{seed:06d}" for path in image for seed in numbers]
+    # Numbered, for pictures of the same name from different folders.
+    names = [f"{place:04d}-{path.stem}-seed{seed:06d}" for place, path in enumerate(image) for seed in numbers]
     pictures, columns = continued, len(numbers)
-    if out.suffix == ".png" and len(continued) > 1:
+    if images.ending(out) == ".png" and len(continued) > 1:
         kept = real.clone()
         kept[:, :, rows * config.patch_size :] = 0.0
         groups = continued.view(len(image), columns, *continued.shape[1:])
@@ -211,7 +251,11 @@ def complete(
     print(f"{len(image)} images continued from {rows} of {config.grid[0]} rows, {len(numbers)} times each: {out}")
 
 
-def show(name: Annotated[Positional[str], arg(metavar="RECIPE|RUN")] = "", json: bool = False) -> None:
+def show(
+    name: Annotated[Positional[str], arg(metavar="RECIPE|RUN", help_behavior_hint="")] = "",
+    *,
+    json: Flag = False,
+) -> None:
     """Show a recipe or a run: configuration, parameters, arithmetic. Without a name, list the recipes.
 
     Args:
@@ -222,7 +266,7 @@ def show(name: Annotated[Positional[str], arg(metavar="RECIPE|RUN")] = "", json:
         for base, build in RECIPES.items():
             print(f"{base:12} {(build.__doc__ or '').strip().splitlines()[0]}")
         return
-    config = read_run(Path(name)) if Path(name).is_dir() else recipe(name)
+    config = _recipe_or_run(name)
     with torch.device("meta"):
         model = PRA(config.model)
     parts = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
@@ -236,6 +280,9 @@ def show(name: Annotated[Positional[str], arg(metavar="RECIPE|RUN")] = "", json:
     print(_dump(report) if json else _describe(report))
 
 
+COMMANDS: dict[str, Callable[..., None]] = {"train": train, "sample": sample, "complete": complete, "show": show}
+
+
 def parse_numbers(text: str, option: str) -> list[int]:
     """``"0,4-6"`` to ``[0, 4, 5, 6]``.
 
@@ -244,10 +291,13 @@ def parse_numbers(text: str, option: str) -> list[int]:
     """
     numbers: list[int] = []
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip(), re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
             raise PraError(f"{option} {text!r}: {part!r} is no number or range; write 0,3 or 0-15")
-        numbers.extend(range(int(first), int(last or first) + 1))
+        if last >= 2**63:
+            raise PraError(f"{option} {text!r}: {last} is too large; the largest is {2**63 - 1}")
+        numbers.extend(range(first, last + 1))
     return numbers
 
 
@@ -273,30 +323,6 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
     return labels
 
 
-def _sampler(
-    run: Path,
-    raw_weights: bool,
-    device: str | None,
-    guidance: float | None,
-    schedule: GuidanceSchedule | None,
-    solver: Solver | None,
-    steps: int | None,
-    temperature: float | None,
-) -> Sampler:
-    """The run's model on its device, with its own settings but for those that were given."""
-    model = weights.load(run, ema=not raw_weights, device=pick_device(device))
-    asked = {
-        "guidance": guidance,
-        "schedule": schedule,
-        "solver": solver,
-        "steps": steps,
-        "temperature": temperature,
-    }
-    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    config: SamplingConfig = dataclasses.replace(model.sampling, **given)
-    return Sampler(model, config)
-
-
 def _in_batches(items: list[Any], size: int, work: Callable[[list[Any]], Tensor]) -> Tensor:
     if size < 1:
         raise PraError(f"--batch-size {size} must be at least 1")
@@ -315,18 +341,29 @@ def _read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
     try:
         with Image.open(path) as opened:
             picture = opened.copy()
-    except (OSError, SyntaxError) as error:
-        raise PraError(f"{path} cannot be read as a picture: {error}") from None
+    except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
+        raise PraError(f"{path} cannot be read as a picture: {error}; give another IMAGE") from None
     if picture.mode in ("1", "P"):
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
-    found = len(picture.getbands())
-    if picture.size != (size[1], size[0]) or found != channels:
+    wanted = images.MODES.get(channels)
+    if picture.size != (size[1], size[0]) or picture.mode != wanted:
         raise PraError(
-            f"{path} is {picture.width}x{picture.height} with {found} channels; this model completes pictures of "
-            f"{size[1]}x{size[0]} with {channels}: resize or convert it first"
+            f"{path} is {picture.width}x{picture.height} (width x height) with {len(picture.getbands())} channels "
+            f"({picture.mode}); this model completes pictures of {size[1]}x{size[0]} with {channels} ({wanted}): "
+            "resize or convert it first"
         )
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return images.from_uint8(pixels.view(*size, channels).permute(2, 0, 1))
+
+
+def _recipe_or_run(name: str) -> RunConfig:
+    folder = Path(name).expanduser()
+    if (folder / CONFIG).exists() or (folder.is_dir() and name not in RECIPES):
+        return read_run(folder)
+    try:
+        return recipe(name)
+    except PraError as error:
+        raise PraError(f"no run at {name}, and {error}") from None
 
 
 def _apply(config: RunConfig, settings: tuple[str, ...]) -> RunConfig:
@@ -369,6 +406,29 @@ def _dump(report: dict[str, Any]) -> str:
 
 def _file_name(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text)
+
+
+def _check_names(args: list[str]) -> None:
+    """A wrong command or option in one line with the nearest name, where tyro would answer with a page."""
+    if not args or args[0].startswith("-"):
+        return
+    if args[0] not in COMMANDS:
+        raise PraError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}")
+    known = option_names(args[0])
+    for word in args[1:]:
+        name = word.partition("=")[0].replace("_", "-")
+        if word.startswith("-") and word[1:2] in ("-", *string.ascii_letters) and name not in (*known, "-h", "--help"):
+            raise PraError(f"pra {args[0]} has no option {name!r}{nearest(name, known)}")
+
+
+def option_names(command: str) -> list[str]:
+    """``["--data", "--run-dir", ...]``: a command's keywords, in its sampling options too."""
+    parameters = inspect.signature(COMMANDS[command]).parameters.values()
+    keywords = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    if "how" in keywords:
+        keywords.remove("how")
+        keywords += [field.name for field in dataclasses.fields(How)]
+    return ["--set" if name == "settings" else "--" + name.replace("_", "-") for name in keywords]
 
 
 def _warn(message: Warning | str, *_: Any) -> None:

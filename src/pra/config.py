@@ -516,7 +516,10 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     missing = [name for name in needed if name not in fields]
     if missing:
         raise PraError(f"{where}: {', '.join(missing)} missing")
-    return kind(**fields)
+    try:
+        return kind(**fields)
+    except PraError as error:
+        raise PraError(f"{where}: {error}") from None
 
 
 def _keys(values: Any) -> list[str]:

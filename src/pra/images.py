@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,24 +65,38 @@ def grid(images: Tensor, columns: int, upscale: int | None = None) -> Image.Imag
     sheet = Image.new(mode, (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), "white")
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
-        cell = cell.resize((width, height), Image.Resampling.NEAREST)
+        cell = cell.resize((width, height), Image.Resampling.BICUBIC)  # bare pixels hide small shapes
         sheet.paste(cell, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
     return sheet
+
+
+def ending(path: Path) -> str:
+    """``".png"``, ``".npz"``, or ``""`` for a folder; ``samples-1.5`` has none.
+
+    Raises:
+        PraError: an ending that says no known format.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".png", ".npz"):
+        return suffix
+    if suffix[1:2].isalpha():
+        raise PraError(f"{path}: unknown ending {path.suffix!r}; use FILE.png, FILE.npz or a folder DIR/")
+    return ""
 
 
 def check_output(path: Path) -> None:
     """Refuses what would overwrite, or what cannot be written, before any work is done.
 
     Raises:
-        PraError: the path exists, its folder does not, or its ending says no format.
+        PraError: the path exists, it cannot be made where it is to lie, or its ending says no format.
     """
-    if path.exists():
+    ending(path)
+    if os.path.lexists(path):
         raise PraError(f"{path} exists already; choose another --out or remove it")
-    if path.suffix not in (".png", ".npz", ""):
-        raise PraError(f"{path}: unknown ending {path.suffix!r}; use FILE.png, FILE.npz or a folder DIR/")
-    ancestor = next(p for p in path.absolute().parents if p.exists())
-    if not ancestor.is_dir():
-        raise PraError(f"{path} cannot be written: {ancestor} is a file")
+    ancestor = next(p for p in path.absolute().parents if os.path.lexists(p))
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        problem = "cannot be written to" if ancestor.is_dir() else "is a file"
+        raise PraError(f"{path} cannot be written: {ancestor} {problem}; choose another --out")
 
 
 def save(images: Tensor, labels: Sequence[int], names: Sequence[str], columns: int, path: Path) -> None:
@@ -88,7 +105,7 @@ def save(images: Tensor, labels: Sequence[int], names: Sequence[str], columns: i
     Args:
         images: ``(B, C, H, W)`` in [-1, 1], or uint8.
         labels: one per image.
-        names: file names without ending, one per image; for a folder.
+        names: file names without ending, one per image, all different; for a folder.
         columns: of the grid.
         path: ``FILE.png``; ``FILE.npz`` with ``arr_0`` uint8 NHWC and ``arr_1`` labels (the layout of ADM's
             evaluator); or a folder.
@@ -97,18 +114,15 @@ def save(images: Tensor, labels: Sequence[int], names: Sequence[str], columns: i
         PraError: as :func:`check_output`, or the disk refuses.
     """
     check_output(path)
-    if path.suffix == ".png":
+    if ending(path) == ".png":
         write_atomically(path, lambda file: grid(images, columns).save(file, "PNG"))
-    elif path.suffix == ".npz":
+    elif ending(path) == ".npz":
         pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
         write_atomically(path, lambda file: np.savez(file, arr_0=pixels, arr_1=np.asarray(labels, np.int64)))
     else:
-        try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise PraError(f"{path} cannot be made: {error.strerror}") from None
-        for image, name in zip(images, names, strict=True):
-            write_atomically(path / f"{name}.png", to_pil(image).save, format="PNG")
+        with new_folder(path) as folder:
+            for image, name in zip(images, names, strict=True):
+                to_pil(image).save(folder / f"{name}.png")
 
 
 def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> None:
@@ -131,6 +145,38 @@ def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> N
                 raise
     except OSError as error:
         raise PraError(f"{path} cannot be written: {error.strerror or error}; nothing was left half-written") from None
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill with files, which appears at ``path`` at the end: whole and on the disk, or not at all.
+
+    Raises:
+        PraError: something is there already, or the disk is full or refuses; nothing is left behind.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        for file in (*partial.iterdir(), partial):
+            _sync(file)
+        partial.rename(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise PraError(f"{path} cannot be written: {error.strerror or error}; nothing was left half-written") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """To the disk; some file systems do not do that with folders."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -2,45 +2,68 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from pra.config import ModelConfig
 from pra.errors import PraError
 from pra.objectives import Perceptual
 
+SMALLEST = 16
+"""Pixels per side: VGG-16 halves an image four times before its last features."""
 
-def lpips_distance(device: torch.device, pretrained: bool = True) -> Perceptual:
+
+def lpips_distance(model: ModelConfig, device: torch.device, pretrained: bool = True) -> Perceptual:
     """LPIPS with VGG-16 features, frozen.
 
     Args:
+        model: the images' size and channels; one channel is shown to the network as grey.
         device: where it runs.
         pretrained: load torchvision's ImageNet weights (downloaded once by torchvision into its cache); False
             leaves the features random, for tests.
 
     Raises:
-        PraError: the extra is not installed, or the weights cannot be had.
+        PraError: images that the network cannot read, the extra is not installed, or the weights cannot be had.
     """
+    if model.channels not in (1, 3):
+        raise PraError(
+            f"the perceptual loss reads 1 or 3 channels, not {model.channels}: set train.objective.perceptual_weight=0"
+        )
+    if min(model.image_size) < SMALLEST:
+        raise PraError(
+            f"the perceptual loss reads images of at least {SMALLEST}x{SMALLEST} pixels, not "
+            f"{model.image_size[0]}x{model.image_size[1]}: set train.objective.perceptual_weight=0"
+        )
+    network = _network(pretrained).eval().requires_grad_(False).to(device)
+
+    def distance(reconstruction: Tensor, image: Tensor) -> Tensor:
+        shape = (-1, 3, -1, -1)
+        return network(reconstruction.expand(shape), image.expand(shape)).flatten()  # type: ignore[no-any-return]
+
+    return distance
+
+
+def _network(pretrained: bool) -> Any:
     try:
         import lpips
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # a torchvision that does not fit its torch raises the latter
         raise PraError(
-            f"the perceptual loss needs the package lpips ({error}): pip install 'pra[perceptual]', "
+            f"the perceptual loss needs the package lpips ({_line(error)}): pip install 'pra[perceptual]', "
             "or set train.objective.perceptual_weight=0"
         ) from None
     try:
-        network = lpips.LPIPS(net="vgg", pnet_rand=not pretrained, verbose=False)
-    except OSError as error:  # urllib's errors are OSErrors
+        with warnings.catch_warnings():  # torchvision's, about how lpips calls it
+            warnings.simplefilter("ignore")
+            return lpips.LPIPS(net="vgg", pnet_rand=not pretrained, verbose=False)
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a damaged download is a RuntimeError
         raise PraError(
-            f"the VGG-16 weights of the perceptual loss cannot be downloaded ({error}); put vgg16-397923af.pth into "
+            f"the VGG-16 weights of the perceptual loss cannot be had ({_line(error)}); put vgg16-397923af.pth into "
             f"{torch.hub.get_dir()}/checkpoints, or set train.objective.perceptual_weight=0"
         ) from None
-    network = network.eval().requires_grad_(False).to(device)
 
-    def distance(reconstruction: Tensor, image: Tensor) -> Tensor:
-        if image.shape[1] == 1:
-            reconstruction, image = reconstruction.expand(-1, 3, -1, -1), image.expand(-1, 3, -1, -1)
-        if image.shape[1] != 3:
-            raise PraError(f"the perceptual loss reads 1 or 3 channels, not {image.shape[1]}: set its weight to 0")
-        return network(reconstruction, image).flatten()  # type: ignore[no-any-return]
 
-    return distance
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pra.config import ModelConfig, SamplingConfig, from_dict, to_dict
 from pra.errors import PraError
+from pra.images import new_folder
 from pra.models.pra import PRA
 
 FORMAT = 1
@@ -32,15 +33,12 @@ def save(model: PRA, folder: str | Path) -> Path:
     Raises:
         PraError: the folder exists, or the disk refuses.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists():
         raise PraError(f"{folder} exists already; choose another folder or remove it")
-    try:
-        folder.mkdir(parents=True)
-        write_config(model, folder)
-        write_tensors(model.state_dict(), folder / MODEL)
-    except (OSError, SafetensorError) as error:
-        raise PraError(f"{folder} cannot be written: {error}") from None
+    with new_folder(folder) as partial:
+        write_config(model, partial)
+        write_tensors(model.state_dict(), partial / MODEL)
     return folder
 
 
@@ -58,7 +56,7 @@ def load(path: str | Path, ema: bool = True, device: str | torch.device = "cpu")
     folder = model_folder(Path(path).expanduser())
     model = read_config(folder)
     name = EMA if ema and (folder / EMA).exists() else MODEL
-    model.load_state_dict(read_tensors(folder / name))
+    load_tensors(model, folder / name)
     return model.to(device).eval()
 
 
@@ -82,20 +80,35 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The newest whole checkpoint. Damaged newer ones are passed over with a warning."""
+    """The newest whole checkpoint; None where there is none yet. Damaged newer ones are passed over with a warning.
+
+    Raises:
+        PraError: there are checkpoints, and all are damaged.
+    """
+    faults: list[str] = []
     for folder in reversed(checkpoints(run)):
         fault = _fault(folder)
         if fault is None:
+            for damaged in faults:
+                warnings.warn(f"checkpoint {damaged}; the one before it, {folder.name}, is used", stacklevel=2)
             return folder
-        warnings.warn(f"checkpoint {folder} is damaged ({fault}); using the one before it", stacklevel=2)
+        faults.append(f"{folder} is damaged ({fault})")
+    if faults:
+        raise PraError(f"no checkpoint of {run} is whole: {'; '.join(faults)}; remove them to start again from step 0")
     return None
+
+
+def last_good(run: Path) -> str:
+    """For messages: which checkpoint there is to go back to."""
+    whole = next((folder for folder in reversed(checkpoints(run)) if _fault(folder) is None), None)
+    return f"the last good checkpoint is {whole}" if whole else "there is no earlier checkpoint"
 
 
 def _fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint, if anything: a missing file or a wrong size."""
     try:
-        sizes = read_json(folder / STATE)["sizes"]
-    except (PraError, KeyError):
+        sizes = dict(read_json(folder / STATE)["sizes"])
+    except (PraError, KeyError, TypeError, ValueError):
         return f"no readable {STATE}"
     for name, size in sizes.items():
         actual = (folder / name).stat().st_size if (folder / name).exists() else None
@@ -125,7 +138,10 @@ def read_config(folder: Path) -> PRA:
         )
     model = PRA(from_dict(ModelConfig, values.get("model"), "model"))
     model.sampling = from_dict(SamplingConfig, values.get("sampling"), "sampling")
-    model.classes = tuple(values.get("classes", model.classes))
+    classes = values.get("classes")
+    if not isinstance(classes, list) or len(classes) != model.config.num_classes:
+        raise PraError(f"{folder / CONFIG} does not name the {model.config.num_classes} classes of its model")
+    model.classes = tuple(str(name) for name in classes)
     return model
 
 
@@ -145,8 +161,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """One safetensors file."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    """One safetensors file.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -158,4 +181,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise PraError(f"{path} cannot be read: {error}") from None
+        raise PraError(f"{path} cannot be read ({error}); take another checkpoint, or restore the file") from None
+
+
+def load_tensors(model: PRA, path: Path) -> None:
+    """A model's weights from a safetensors file.
+
+    Raises:
+        PraError: as :func:`read_tensors`, or the file is of another model.
+    """
+    tensors, own = read_tensors(path), model.state_dict()
+    wrong = [name for name in {**own, **tensors} if _shape(own, name) != _shape(tensors, name)]
+    if wrong:
+        raise PraError(
+            f"{path} is not of the model in its {CONFIG}: {wrong[0]} is {_shape(tensors, wrong[0])} there and "
+            f"{_shape(own, wrong[0])} in the model; restore the file that was saved beside it"
+        )
+    model.load_state_dict(tensors)
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> str:
+    return "x".join(map(str, tensors[name].shape)) if name in tensors else "missing"

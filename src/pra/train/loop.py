@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import signal
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,8 +28,8 @@ from pra.models.states import IdentityCodec
 from pra.objectives import Losses, Perceptual, training_losses
 from pra.train import checkpoint
 from pra.train.optimizer import EMA, build_optimizer, learning_rate
-from pra.train.plots import draw_curves
-from pra.train.run import Metrics, open_run
+from pra.train.plots import CURVES, draw_curves
+from pra.train.run import Metrics, check_run, write_run
 
 HEALTHY_STATE_STD = 0.5
 GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
@@ -50,6 +51,9 @@ class Trained:
     model: PRA
     """The EMA weights."""
     steps: int
+    """Steps that the run has in all."""
+    new_steps: int
+    """Steps of this call; 0 where the run had as many as asked for, or more."""
     seconds: float
     """Of this call, not of the whole run."""
     skipped: int
@@ -88,55 +92,69 @@ class Trainer:
         self.config, self.folder, self.device, self.progress = config, folder, device, progress
         self.source = source or open_source(config.data.source)
         _check_classes(self.source, config.model.num_classes)
-        open_run(folder, config)
+        check_run(folder, config)
+        self.perceptual = self._perceptual()
         self.model = PRA(config.model, seed=config.train.seed).to(device)
         self.model.sampling = config.sampling
         if len(self.source.classes) == config.model.num_classes:
             self.model.classes = self.source.classes
         self.ema = EMA(self.model, config.train.optimizer.ema_decay)
         self.optimizer = build_optimizer(self.model, config.train.optimizer)
-        self.perceptual = self._perceptual()
         self.step, self.skipped = 0, 0
         last = weights.newest_checkpoint(folder)
         if last is not None:
             self.step = checkpoint.restore(last, self.model, self.ema, self.optimizer)
         self.pending: list[tuple[Losses, Tensor]] = []
-        self.metrics = Metrics(folder, self.step)
+        self.interval = time.monotonic()
 
     def run(self) -> Trained:
-        """The loop."""
-        begin, train = time.monotonic(), self.config.train
-        self.interval = begin
-        bar = tqdm(
-            total=train.steps,
-            initial=self.step,
-            unit="step",
-            disable=not self.progress,
-            dynamic_ncols=True,
-            desc="train",
+        """Trains, and draws what is not drawn yet."""
+        begin, start, train = time.monotonic(), self.step, self.config.train
+        if start < train.steps:
+            self._train()
+        if self.step == train.steps and train.sample_every and not self._picture("samples").exists():
+            self._draw()
+        if self.step > start or not (self.folder / CURVES).exists():
+            draw_curves(self.folder)
+        return Trained(
+            self.folder, self.ema.model, self.step, self.step - start, time.monotonic() - begin, self.skipped
         )
-        with bar, _signals() as received:
-            for step_batches in self._batches():
-                self._take_step(step_batches)
-                bar.update()
-                if self.step % train.log_every == 0 or self.step == train.steps:
-                    self._log(bar)
-                if self.step % train.checkpoint_every == 0 or self.step == train.steps or received:
-                    self._save()
-                if received and self.step < train.steps:
-                    self.metrics.close()
-                    raise Interrupted(received[0], self.step, self.folder)
-                if self.step == train.steps or (train.sample_every and self.step % train.sample_every == 0):
-                    self._draw()
-        self.metrics.close()
-        draw_curves(self.folder)
-        return Trained(self.folder, self.ema.model, self.step, time.monotonic() - begin, self.skipped)
 
-    def _batches(self) -> Iterator[list[Batch]]:
+    def _train(self) -> None:
+        """The loop."""
+        train = self.config.train
+        # Closed by name: left to the garbage collector, the workers outlive an exception that somebody keeps, and then
+        # the process cannot end, as they ignore its SIGTERM.
+        with _signals() as received, closing(self._batches()) as stream:
+            first = next(stream)  # data that cannot be read are named before anything is written
+            write_run(self.folder, self.config)
+            bar = tqdm(
+                total=train.steps,
+                initial=self.step,
+                unit="step",
+                disable=not self.progress,
+                dynamic_ncols=True,
+                desc="train",
+            )
+            with closing(Metrics(self.folder, self.step)) as metrics, bar:
+                self.interval = time.monotonic()
+                for step_batches in itertools.chain([first], stream):
+                    self._take_step(step_batches)
+                    bar.update()
+                    last = self.step == train.steps
+                    stop = received[:]  # looked at once: a signal a moment later stops after the next step
+                    if self.step % train.log_every == 0 or last:
+                        self._log(bar, metrics)
+                    if self.step % train.checkpoint_every == 0 or last or stop:
+                        self._save()
+                    if stop and not last:
+                        raise Interrupted(stop[0], self.step, self.folder)
+                    if train.sample_every and self.step % train.sample_every == 0 and not last:
+                        self._draw()
+
+    def _batches(self) -> Generator[list[Batch]]:
         """The micro-batches of each step that is left."""
         model, train = self.config.model, self.config.train
-        if self.step >= train.steps:
-            return
         dataset = TrainingSet(self.source, model.image_size, model.channels, self.config.data, train.seed)
         micro = train.micro_batch_size or train.batch_size
         start, stop = self.step * train.batch_size, train.steps * train.batch_size
@@ -179,24 +197,22 @@ class Trainer:
             )
 
     def _check_finite(self) -> None:
-        """Looks at the steps since the last look: once per interval, so that a GPU need not wait every step."""
+        """Looks at the steps since the last log: once per interval, so that a GPU need not wait every step."""
+        if not self.pending:
+            return
         first = self.step - len(self.pending)
         values = torch.stack([torch.stack([losses.total, norm]) for losses, norm in self.pending]).isfinite().all(1)
         if values.all():
             return
         batch = self.config.train.batch_size
         bad = first + int((~values).nonzero()[0])
-        last = weights.newest_checkpoint(self.folder)
-        self.metrics.close()
         raise PraError(
             f"the loss or its gradient is not finite at step {bad + 1} (global samples {bad * batch} to "
-            f"{(bad + 1) * batch - 1}); the last good checkpoint is {last or 'not there yet'}. Lower "
-            "train.optimizer.lr, or train in float32 (--set train.precision=float32)"
+            f"{(bad + 1) * batch - 1}); {weights.last_good(self.folder)}; start a run (another --run-dir) with a lower "
+            "train.optimizer.lr, or in float32 (--set train.precision=float32)"
         )
 
-    def _log(self, bar: tqdm[Any]) -> None:
-        if not self.pending:
-            return
+    def _log(self, bar: tqdm[Any], metrics: Metrics) -> None:
         self._check_finite()
         train, now = self.config.train, time.monotonic()
         means = [
@@ -208,14 +224,15 @@ class Trainer:
         row["images_per_second"] = len(self.pending) * train.batch_size / (now - self.interval)
         row["epoch"] = self.step * train.batch_size / len(self.source)
         row["skipped"] = self.skipped
-        self.metrics.write(row)
+        metrics.write(row)
         bar.set_postfix_str(
             f"flow {row['flow']:.3f}, rec {row['reconstruction']:.4f}, {row['images_per_second']:.0f} images/s"
         )
         collapsed = row["state_std"] < HEALTHY_STATE_STD and not isinstance(self.model.codec, IdentityCodec)
         if collapsed and self.step > train.optimizer.warmup_steps:
+            # The same words every time, so that Python shows them once.
             warnings.warn(
-                f"a state dimension varies little (deviation {row['state_std']:.2f} < {HEALTHY_STATE_STD}): "
+                f"a state dimension varies little (state_std below {HEALTHY_STATE_STD} in metrics.jsonl): "
                 "the states may be collapsing",
                 stacklevel=2,
             )
@@ -223,13 +240,13 @@ class Trainer:
         self.interval = now
 
     def _save(self) -> None:
-        if self.pending:
-            self._check_finite()
+        self._check_finite()
         train = self.config.train
         checkpoint.save(self.folder, self.step, self.model, self.ema, self.optimizer, train.keep_checkpoints)
 
     def _draw(self) -> None:
         """Sample and reconstruction grids from the EMA. Time spent here does not count as training throughput."""
+        self._check_finite()
         begin, config = time.monotonic(), self.config.model
         if config.channels in images.MODES:
             shown = min(GRID_CLASSES, config.num_classes)
@@ -238,7 +255,8 @@ class Trainer:
             drawn = Sampler(self.ema.model, self.config.sampling).sample(labels, list(range(GRID_SEEDS)) * shown)
             self._write_picture("samples", drawn, GRID_SEEDS)
             if not isinstance(self.model.codec, IdentityCodec):
-                self._write_picture("reconstructions", self._reconstructions(), GRID_RECONSTRUCTIONS)
+                pairs = self._reconstructions()
+                self._write_picture("reconstructions", pairs, len(pairs) // 2)
         self.interval += time.monotonic() - begin
 
     def _reconstructions(self) -> Tensor:
@@ -250,16 +268,20 @@ class Trainer:
         return torch.cat([real, self.ema.model.reconstruct(real, labels.to(self.device))])
 
     def _write_picture(self, kind: str, pictures: Tensor, columns: int) -> None:
-        path = self.folder / kind / f"step-{self.step:08d}.png"
         sheet = images.grid(pictures, columns)
-        images.write_atomically(path, sheet.save, format="PNG")
+        images.write_atomically(self._picture(kind), sheet.save, format="PNG")
+
+    def _picture(self, kind: str) -> Path:
+        return self.folder / kind / f"step-{self.step:08d}.png"
 
     def _perceptual(self) -> Perceptual | None:
-        if not self.config.train.objective.perceptual_weight:
+        config = self.config
+        # Without a codec nothing is reconstructed.
+        if not config.train.objective.perceptual_weight or config.model.codec is None:
             return None
         from pra.perceptual import lpips_distance
 
-        return lpips_distance(self.device)
+        return lpips_distance(config.model, self.device)
 
 
 def _check_classes(source: Source, num_classes: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pra.images import write_atomically
 from pra.train.run import read_metrics
 
+CURVES = "curves.png"
 PANELS = {
     "flow": "L_flow (head)",
     "reconstruction": "L_rec (codec)",
@@ -29,22 +30,11 @@ def draw_curves(run: Path) -> Path | None:
     for axes, (name, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
         steps = [row["step"] for row in rows]
         values = [row[name] for row in rows]
-        axes.plot(steps, values, color="#9ecae1", linewidth=1)
-        axes.plot(steps, smooth(values), color="#08519c", linewidth=1.5)
+        axes.plot(steps, values, color="#08519c", linewidth=1.2)
         axes.set(title=title, xlabel="step")
         if name in ("flow", "reconstruction", "auxiliary", "gradient_norm") and min(values) > 0:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-    path = run / "curves.png"
+    path = run / CURVES
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
     return path
-
-
-def smooth(values: list[float], weight: float = 0.9) -> list[float]:
-    """Exponential smoothing that is unbiased from the first value on."""
-    average, total, smoothed = 0.0, 0.0, []
-    for value in values:
-        average = weight * average + (1 - weight) * value
-        total = weight * total + (1 - weight)
-        smoothed.append(average / total)
-    return smoothed

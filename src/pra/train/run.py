@@ -8,6 +8,7 @@ tensorboard/      the same for TensorBoard           checkpoints/      see pra.t
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -23,31 +24,44 @@ import torch
 from pra.config import RunConfig, differences, from_dict, to_dict
 from pra.errors import PraError
 from pra.images import write_atomically
-from pra.weights import CONFIG, read_json
+from pra.weights import CONFIG, last_good, read_json
 
 METRICS = "metrics.jsonl"
 
-# What may change between two commands on the same run: it decides how long and how visibly, not what is learnt.
-FREE = ("steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+# What may change between two commands on the same run: it decides how long, how visibly and on which memory it goes
+# on, and what stops it, but not what is learnt.
+FREE = {
+    "train": ("steps", "micro_batch_size", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"),
+    "data": ("workers", "on_small", "on_corrupt"),
+}
 
 
-def open_run(folder: Path, config: RunConfig) -> None:
-    """Makes the folder of a new run, or checks that the one there is of the same configuration.
+def check_run(folder: Path, config: RunConfig) -> None:
+    """Looks whether a run of this configuration can begin, or go on, in ``folder``; writes nothing.
 
     Raises:
         PraError: the folder holds something else, or a run of another configuration (the differences are named).
     """
     if not (folder / CONFIG).exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise PraError(f"{folder} exists and is no run (it holds no {CONFIG}); choose another --run-dir")
-    else:
-        old = read_run(folder)
-        changed = differences(_fixed(old), _fixed(config))
-        if changed:
-            raise PraError(
-                f"{folder} is a run of another configuration ({'; '.join(changed)}); nothing was changed: "
-                "repeat its own settings to go on, or choose another --run-dir"
-            )
+        if folder.exists() and not folder.is_dir():
+            raise PraError(f"{folder} is a file, not the folder of a run; choose another --run-dir")
+        if folder.exists() and any(folder.iterdir()):
+            raise PraError(f"{folder} is not empty and is no run (it holds no {CONFIG}); choose another --run-dir")
+        return
+    changed = differences(_fixed(read_run(folder)), _fixed(config))
+    if changed:
+        raise PraError(
+            f"{folder} is a run of another configuration ({'; '.join(changed)}); nothing was changed: "
+            "repeat its own settings to go on, or choose another --run-dir"
+        )
+
+
+def write_run(folder: Path, config: RunConfig) -> None:
+    """Makes the folder of a run that is about to train, or brings ``config.json`` and ``environment.json`` up to date.
+
+    Raises:
+        PraError: the disk is full or refuses.
+    """
     write_atomically(folder / CONFIG, _json_writer(to_dict(config)))
     write_atomically(folder / "environment.json", _json_writer(environment()))
 
@@ -62,14 +76,14 @@ def read_run(folder: Path) -> RunConfig:
         raise PraError(f"no run at {folder}: " + ("it holds no config.json" if folder.exists() else "no such folder"))
     values = read_json(folder / CONFIG)
     if "recipe" not in values:
-        raise PraError(f"{folder} is a model without its run: {CONFIG} has no recipe")
+        raise PraError(f"{folder} holds a model, not a run: its {CONFIG} names no recipe; give the folder of a run")
     return from_dict(RunConfig, values, str(folder / CONFIG))
 
 
 def environment() -> dict[str, Any]:
     """Versions, commit, hardware and command of this process."""
     packages = ("pra", "torch", "numpy", "pillow", "safetensors")
-    versions = {name: _version(name) for name in packages} | {"python": platform.python_version()}
+    versions = {name: package_version(name) for name in packages} | {"python": platform.python_version()}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "command": sys.argv,
@@ -112,32 +126,62 @@ class Metrics:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, row: dict[str, float]) -> None:
-        """One line; ``row["step"]`` is the number of steps done."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.board:
-            for name, value in row.items():
-                if name != "step":
-                    self.board.add_scalar(name, value, int(row["step"]))
+        """One line; ``row["step"]`` is the number of steps done.
+
+        Raises:
+            PraError: the disk is full or refuses.
+        """
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            if self.board:
+                for name, value in row.items():
+                    if name != "step":
+                        self.board.add_scalar(name, value, int(row["step"]))
+        except OSError as error:
+            raise PraError(
+                f"{self.path} or TensorBoard's copy cannot be written ({error.strerror}); "
+                f"{last_good(self.path.parent)}; free some space and repeat the command"
+            ) from None
 
     def close(self) -> None:
         """Flushes TensorBoard."""
         if self.board:
-            self.board.close()
+            with contextlib.suppress(OSError):  # everything is in metrics.jsonl too
+                self.board.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of ``metrics.jsonl``; an unfinished last line is left out."""
+    """The lines of ``metrics.jsonl``; an unfinished last line is left out.
+
+    Raises:
+        PraError: a line that is damaged.
+    """
     path = folder / METRICS
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if line.endswith("\n"):
+            rows.append(_row(line, f"{path}, line {number}"))
+    return rows
+
+
+def _row(line: str, where: str) -> dict[str, float]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        row = None
+    if not isinstance(row, dict) or "step" not in row:
+        raise PraError(f"{where} is damaged; delete the line and repeat the command")
+    return row
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
     values: dict[str, Any] = to_dict(config)
-    values["train"] = {k: v for k, v in values["train"].items() if k not in FREE}
-    values["data"] = {k: v for k, v in values["data"].items() if k != "workers"}
+    for part, names in FREE.items():
+        values[part] = {name: value for name, value in values[part].items() if name not in names}
     del values["sampling"]  # what is recommended for sampling changes no weight
     return values
 
@@ -150,7 +194,8 @@ def _lines_writer(rows: list[dict[str, float]]) -> Any:
     return lambda file: file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The version of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

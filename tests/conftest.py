@@ -1,0 +1,80 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import pra
+
+# The models are tiny: threads cost more than they give, above all where the cores are shared. Also in subprocesses.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the recipe ``tiny``: 20 steps, checkpoints at 10 and 20. To be read only."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    pra.train(pra.recipe("tiny"), folder, device="cpu", progress=False)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder: to see that nothing was changed."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """``with full_disk(4096):`` no file can grow beyond 4096 bytes; writing fails as on a full disk.
+
+    Python ignores the signal that comes with it.
+    """
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
+
+
+@pytest.fixture(scope="session")
+def torchvision_shim() -> Iterator[None]:
+    """torchvision and lpips, importable. Skips where they are not installed.
+
+    torchvision's import fails where its compiled operators do not fit torch (a CUDA build beside a CPU torch, say).
+    LPIPS needs none of them: declaring those that the import asks for is enough.
+    """
+    for package in ("torchvision", "lpips"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install 'pra[perceptual]'")
+    library = None
+    try:
+        import torchvision
+    except (ImportError, RuntimeError):
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision  # noqa: F401
+    yield
+    del library  # alive until here

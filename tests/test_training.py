@@ -1,0 +1,719 @@
+"""The training loop: what it computes, how it stops and goes on, and what it leaves on the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import contents
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import pra
+from pra.config import DataConfig, LearningRate, OptimizerConfig, Precision, RunConfig, override
+from pra.data import open_source
+from pra.errors import PraError
+from pra.images import GAP
+from pra.models.pra import PRA
+from pra.objectives import Losses
+from pra.train import checkpoint, loop
+from pra.train.loop import Interrupted, Trained
+from pra.train.optimizer import EMA, build_optimizer, learning_rate
+from pra.train.plots import draw_curves
+from pra.train.run import read_metrics
+
+FullDisk = Callable[[int], AbstractContextManager[None]]
+
+# So they may, in twenty steps.
+pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than the steps."""
+    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+
+
+def tiny(**train: Any) -> RunConfig:
+    """The recipe, without pictures unless asked for."""
+    config = pra.recipe("tiny")
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **{"sample_every": 0, **train}))
+
+
+def train(config: RunConfig, folder: Path) -> Trained:
+    return pra.train(config, folder, device="cpu", progress=False)
+
+
+def refused(do: Callable[[], object], *parts: str) -> None:
+    """``do`` raises a PraError whose message is one line that holds all ``parts``."""
+    with pytest.raises(PraError) as raised:
+        do()
+    message = str(raised.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def state(run: Path, step: int) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint: model, moving average and optimiser."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    files = {name: load_file(folder / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
+    return {f"{name}/{key}": value for name, tensors in files.items() for key, value in tensors.items()}
+
+
+def assert_same_state(a: Path, b: Path, step: int) -> None:
+    """To the bit."""
+    one, other = state(a, step), state(b, step)
+    assert one.keys() == other.keys()
+    assert len([key for key in one if key.startswith("optimizer/")]) == 3 * len(list(PRA(tiny().model).parameters()))
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def steps_logged(run: Path) -> list[int]:
+    return [int(row["step"]) for row in read_metrics(run)]
+
+
+# --- a whole run --------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_leaves(trained: Path) -> None:
+    assert sorted(path.name for path in trained.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "environment.json",
+        "metrics.jsonl",
+        "reconstructions",
+        "samples",
+        "tensorboard",
+    ]
+    assert [path.name for path in sorted((trained / "checkpoints").iterdir())] == ["step-00000010", "step-00000020"]
+    environment = json.loads((trained / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["hardware"]["threads"] == 1
+
+
+def test_metrics(trained: Path) -> None:
+    rows = read_metrics(trained)
+    assert [row["step"] for row in rows] == [5, 10, 15, 20]
+    names = {*Losses._fields, "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped"}
+    assert all(row.keys() == names | {"step"} for row in rows)
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert rows[-1]["total"] < rows[0]["total"]
+    assert rows[-1]["epoch"] == pytest.approx(20 * 8 / len(open_source("digits")))
+
+
+def test_pictures(trained: Path) -> None:
+    cell = 64 + GAP
+    for kind, columns, rows in (("samples", 8, 10), ("reconstructions", 16, 2)):
+        assert [path.name for path in sorted((trained / kind).iterdir())] == ["step-00000010.png", "step-00000020.png"]
+        with Image.open(trained / kind / "step-00000020.png") as picture:
+            picture.load()
+            assert picture.size == (columns * cell + GAP, rows * cell + GAP)
+    with Image.open(trained / "curves.png") as picture:
+        picture.load()
+        assert picture.size == (1320, 660)
+
+
+def test_reconstructions_of_few_images_stand_below_them(tmp_path: Path) -> None:
+    result = train(override(pictures(tmp_path, 5), "train.sample_every", "3"), tmp_path / "run")
+    with Image.open(tmp_path / "run" / "reconstructions" / "step-00000003.png") as picture:
+        assert picture.size == (5 * (64 + GAP) + GAP, 2 * (64 + GAP) + GAP)
+    assert result.model.classes == ("a", "b")
+
+
+def test_tensorboard_has_the_same_numbers(trained: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(trained / "tensorboard"))
+    events.Reload()
+    rows = read_metrics(trained)
+    for name in rows[0].keys() - {"step"}:
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(row["step"], pytest.approx(row[name])) for row in rows]
+
+
+def test_no_pictures_if_none_are_asked_for(tmp_path: Path) -> None:
+    train(tiny(steps=2), tmp_path / "run")
+    assert not (tmp_path / "run" / "samples").exists()
+
+
+def test_training_needs_none_of_the_extras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("tensorboard", "matplotlib", "sklearn"):
+        for name in [name for name in sys.modules if name.split(".")[0] == package]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(loop, "draw_curves", draw_curves)
+    train(override(pictures(tmp_path, 4), "train.log_every", "1"), tmp_path / "run")
+    assert steps_logged(tmp_path / "run") == [1, 2, 3]
+    assert not (tmp_path / "run" / "tensorboard").exists()
+    assert not (tmp_path / "run" / "curves.png").exists()
+
+
+def test_a_run_can_be_changed_with_replace_and_sampled_at_once(tmp_path: Path) -> None:
+    result = train(tiny(steps=3), tmp_path / "run")
+    assert (result.run, result.steps, result.new_steps, result.skipped) == (tmp_path / "run", 3, 3, 0)
+    assert pra.Sampler(result.model).sample([3], [0]).shape == (1, 1, 8, 8)
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    result = train(tiny(steps=1, precision=Precision.BFLOAT16), tmp_path / "run")
+    assert {p.dtype for p in result.model.parameters()} == {torch.float32}
+    assert read_metrics(tmp_path / "run")[0]["total"] != 0
+
+
+# --- what a step computes -----------------------------------------------------------------------------------
+
+
+def test_accumulated_micro_batches_are_the_whole_batch(tmp_path: Path) -> None:
+    runs = {}
+    for micro in (None, 4, 1):
+        folder = tmp_path / str(micro)
+        train(tiny(steps=2, log_every=1, micro_batch_size=micro), folder)
+        runs[micro] = read_metrics(folder), state(folder, 2)
+    rows, tensors = runs[None]
+    for micro in (4, 1):
+        for row, other in zip(rows, runs[micro][0], strict=True):
+            for name in ("total", "flow", "reconstruction", "auxiliary", "gradient_norm"):
+                assert other[name] == pytest.approx(row[name], rel=1e-4), (micro, name)
+        for name, tensor in runs[micro][1].items():
+            if name.startswith("model/"):
+                torch.testing.assert_close(tensor, tensors[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_randomness_of_a_sample_depends_on_its_global_index_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys_of(name: str, config: RunConfig) -> Tensor:
+        seen: list[Tensor] = []
+
+        def spy(model: PRA, images: Tensor, labels: Tensor, keys: Tensor, *rest: Any) -> Losses:
+            seen.append(keys)
+            return original(model, images, labels, keys, *rest)
+
+        monkeypatch.setattr(loop, "training_losses", spy)
+        train(config, tmp_path / name)
+        return torch.cat(seen)
+
+    original = loop.training_losses
+    whole = keys_of("whole", tiny(steps=4))
+    assert len(whole.unique()) == 32
+    assert torch.equal(whole, keys_of("micro", tiny(steps=4, micro_batch_size=2)))
+    assert torch.equal(whole, keys_of("workers", override(tiny(steps=4), "data.workers", "1")))
+    assert torch.equal(whole, keys_of("batch", tiny(steps=2, batch_size=16)))
+    assert not torch.isin(whole, keys_of("seed", tiny(steps=4, seed=1))).any()
+
+
+def test_nothing_depends_on_the_global_random_state(tmp_path: Path) -> None:
+    for seed, name in ((1, "a"), (2, "b")):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        train(override(tiny(steps=2), "data.flip", "true"), tmp_path / name)
+    assert_same_state(tmp_path / "a", tmp_path / "b", 2)
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    """Adam's first moment after a step is ``(1 - beta1)`` times the gradient."""
+    config = override(tiny(steps=1), "train.optimizer.clip", "0.01")
+    train(config, tmp_path / "run")
+    moments = [value for name, value in state(tmp_path / "run", 1).items() if name.endswith("/exp_avg")]
+    norm = torch.cat([value.flatten() for value in moments]).norm() / (1 - config.train.optimizer.betas[0])
+    assert norm.item() == pytest.approx(0.01, rel=1e-3)
+    assert read_metrics(tmp_path / "run")[0]["gradient_norm"] > 1.0  # what is logged is the norm before
+
+
+def test_learning_rate() -> None:
+    constant = OptimizerConfig(lr=1.0, warmup_steps=4)
+    rates = [learning_rate(constant, step, 10) for step in range(10)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, *[1.0] * 6])
+    cosine = dataclasses.replace(constant, schedule=LearningRate.COSINE)
+    falling = [learning_rate(cosine, step, 10) for step in range(10)]
+    assert falling[:5] == pytest.approx(rates[:5])
+    assert all(a > b > 0 for a, b in itertools.pairwise(falling[4:]))
+    assert falling[7] == pytest.approx(0.5)  # half-way from the end of the warm-up to the last step
+    assert learning_rate(cosine, 10, 10) == pytest.approx(0.0)
+    none = dataclasses.replace(constant, warmup_steps=0)
+    assert learning_rate(none, 0, 10) == 1.0
+    assert learning_rate(dataclasses.replace(cosine, warmup_steps=20), 9, 10) == pytest.approx(10 / 21)
+
+
+def test_the_logged_rate_is_the_schedule_s(trained: Path) -> None:
+    config = tiny().train
+    for row in read_metrics(trained):
+        assert row["learning_rate"] == learning_rate(config.optimizer, int(row["step"]) - 1, config.steps)
+
+
+def test_weight_decay_acts_on_matrices_only() -> None:
+    model = PRA(pra.recipe("tiny").model)
+    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-2, weight_decay=0.5))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    decayed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert decayed == {name for name in linear if before[name].any()}  # what modulates the head begins at zero
+    for name in decayed:
+        torch.testing.assert_close(dict(model.named_parameters())[name], before[name] * (1 - 1e-2 * 0.5))
+    assert {"backbone.class_embedding.weight", "backbone.next_position"} <= before.keys() - decayed
+
+
+def test_moving_average() -> None:
+    model = PRA(pra.recipe("tiny").model)
+    ema = EMA(model, decay=0.5)
+    expected = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for step, decay in enumerate([1 / 10, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5]):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1.0 + step)
+        ema.update(model, step)
+        for name, parameter in model.named_parameters():
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach()
+    for name, parameter in ema.model.named_parameters():
+        torch.testing.assert_close(parameter, expected[name])
+        assert not parameter.requires_grad
+
+
+# --- going on -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 steps without a stop."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    train(tiny(steps=12, log_every=2, checkpoint_every=1, keep_checkpoints=100), folder)
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_some_steps_and_then_more_are_all_of_them_at_once(straight: Path, tmp_path: Path, workers: int) -> None:
+    config = override(tiny(log_every=2, checkpoint_every=4), "data.workers", str(workers))
+    for steps, new in ((5, 5), (6, 1), (12, 6)):
+        result = train(override(config, "train.steps", str(steps)), tmp_path / "run")
+        assert (result.steps, result.new_steps) == (steps, new)
+        assert_same_state(tmp_path / "run", straight, steps)
+    assert steps_logged(tmp_path / "run") == [2, 4, 5, 6, 8, 10, 12]  # 5: the last step of a call is always logged
+    assert pra.load(tmp_path / "run").sampling == config.sampling
+
+
+def test_work_after_the_last_checkpoint_is_done_again_and_logged_once(straight: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(straight, tmp_path / "run"))
+    for step in range(8, 13):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 14, "tot')  # killed while it wrote
+    train(tiny(steps=12, log_every=2), run)
+    assert_same_state(run, straight, 12)
+    assert steps_logged(run) == [2, 4, 6, 8, 10, 12]
+    rows, expected = read_metrics(run), read_metrics(straight)
+    assert [row["total"] for row in rows[:3]] == [row["total"] for row in expected[:3]]
+    assert [row["total"] for row in rows[4:]] == [row["total"] for row in expected[4:]]
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("total")] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(straight: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(straight, tmp_path / "run"))
+    path = run / "checkpoints" / "step-00000012" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="step-00000012 is damaged .*step-00000011, is used"):
+        result = train(tiny(steps=12), run)
+    assert result.new_steps == 1
+    assert_same_state(run, straight, 12)
+
+
+def test_a_damaged_checkpoint_does_not_count_as_kept(straight: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(straight, tmp_path / "run"))
+    for step in (11, 12):
+        (run / "checkpoints" / f"step-{step:08d}" / "state.json").unlink()
+    with pytest.warns(UserWarning, match="damaged"):
+        train(tiny(steps=11, keep_checkpoints=1), run)
+    left = [path.name for path in sorted((run / "checkpoints").iterdir())]
+    assert left == ["step-00000011", "step-00000012"]
+    assert_same_state(run, straight, 11)
+
+
+def test_what_a_killed_process_left_of_a_checkpoint_goes(run: Path) -> None:
+    partial = run / "checkpoints" / ".step-00000015.partial"
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half")
+    train(tiny(steps=21), run)
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000020", "step-00000021"]
+
+
+@pytest.mark.parametrize("steps", [20, 7])
+def test_as_many_steps_as_there_are_or_fewer_change_nothing(run: Path, steps: int) -> None:
+    before = contents(run)
+    result = train(tiny(steps=steps), run)
+    assert (result.steps, result.new_steps) == (20, 0)
+    assert torch.equal(result.model.auxiliary.weight, pra.load(run).auxiliary.weight)
+    assert contents(run) == before
+
+
+def test_pictures_that_a_killed_process_did_not_draw(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "draw_curves", draw_curves)
+    before = contents(run)
+    for path in ("samples/step-00000020.png", "reconstructions/step-00000020.png", "curves.png"):
+        (run / path).unlink()
+    assert train(pra.recipe("tiny"), run).new_steps == 0
+    assert contents(run).keys() == before.keys()
+    assert contents(run)["samples/step-00000020.png"] == before["samples/step-00000020.png"]
+
+
+def test_what_may_change_on_the_way(run: Path) -> None:
+    config = tiny(steps=21, log_every=1, keep_checkpoints=1, micro_batch_size=4)
+    for path, value in (("workers", "1"), ("on_corrupt", "skip"), ("on_small", "upscale")):
+        config = override(config, f"data.{path}", value)
+    config = override(config, "sampling.guidance", "3")
+    assert train(config, run).new_steps == 1
+    assert pra.load(run).sampling.guidance == 3.0
+    assert json.loads((run / "config.json").read_text())["data"]["on_corrupt"] == "skip"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "difference"),
+    [
+        ("train.batch_size", "4", "train.batch_size: 8 in the run, 4 asked for"),
+        ("train.seed", "1", "train.seed: 0 in the run, 1 asked for"),
+        ("train.optimizer.lr", "0.5", "train.optimizer.lr: 0.001 in the run, 0.5 asked for"),
+        ("model.backbone.depth", "3", "model.backbone.depth: 2 in the run, 3 asked for"),
+        ("data.flip", "true", "data.flip: false in the run, true asked for"),
+        ("train.rollout", "Clean", 'train.rollout.type: "Parallel" in the run, "Clean" asked for'),
+    ],
+)
+def test_a_run_of_another_configuration(run: Path, path: str, value: str, difference: str) -> None:
+    before = contents(run)
+    config = override(tiny(steps=30), path, value)
+    refused(lambda: train(config, run), str(run), difference, "nothing was changed", "another --run-dir")
+    assert contents(run) == before
+
+
+def test_a_run_whose_checkpoints_are_all_damaged(run: Path) -> None:
+    for folder in (run / "checkpoints").iterdir():
+        (folder / "state.json").write_text("{")
+    before = contents(run)
+    refused(lambda: train(tiny(steps=30), run), "no checkpoint of", "step-00000010 is damaged", "remove them")
+    assert contents(run) == before
+
+
+def test_a_run_that_was_damaged_by_hand(run: Path) -> None:
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text.replace('"step"', "step", 1))
+    refused(lambda: train(tiny(steps=30), run), "metrics.jsonl, line 1 is damaged", "delete the line")
+    (run / "config.json").write_text('{"recipe": ')
+    before = contents(run)
+    refused(lambda: train(tiny(steps=30), run), "config.json cannot be read")
+    assert contents(run) == before
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    refused(lambda: train(tiny(), tmp_path), "is not empty and is no run", "another --run-dir")
+    refused(lambda: train(tiny(), tmp_path / "mine"), "is a file", "another --run-dir")
+    refused(lambda: train(tiny(steps=1), tmp_path / "mine" / "run"), "cannot be written: Not a directory")
+    assert contents(tmp_path) == {"mine": b"x"}
+    (tmp_path / "empty").mkdir()
+    assert train(tiny(steps=1), tmp_path / "empty").steps == 1
+
+
+# --- stopping -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("signum", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 1), (signal.SIGKILL, 0)])
+def test_a_signal_and_the_same_command_again(tmp_path: Path, signum: signal.Signals, workers: int) -> None:
+    """A real process, interrupted in the middle; what follows equals a run without a stop."""
+    run, config = tmp_path / "run", pictures(tmp_path, 12)
+    options = ["train.sample_every=0", "train.log_every=1", "train.checkpoint_every=3", f"data.workers={workers}"]
+    command = [
+        "train",
+        "tiny",
+        "--data",
+        config.data.source,
+        "--run-dir",
+        str(run),
+        "--steps",
+        "1000000",
+        "--device",
+        "cpu",
+    ]
+    command += [part for option in options for part in ("--set", option)]
+    process = start(command)
+    wait_for(lambda: len(steps_logged(run)) >= 5 if run.exists() else False, process)
+    process.send_signal(signum)
+    _, error = process.communicate(timeout=60)
+    reached = checkpoint.step_of(pra.weights.newest_checkpoint(run))  # type: ignore[arg-type]
+    if signum == signal.SIGKILL:
+        assert process.returncode == -signum
+        assert reached % 3 == 0
+    else:
+        assert process.returncode == 128 + signum
+        last = error.replace("\r", "\n").strip().splitlines()[-1]
+        assert last.startswith(f"pra: stopped at step {reached}, saved in {run}; the same command goes on from there: ")
+        assert last.endswith("pra " + " ".join(command))
+        assert steps_logged(run) == list(range(1, reached + 1))
+    assert "Traceback" not in error
+    config = override(override(config, "train.steps", str(reached + 4)), "train.log_every", "1")
+    assert train(override(config, "data.workers", str(workers)), run).new_steps == 4
+    train(config, tmp_path / "straight")
+    assert_same_state(run, tmp_path / "straight", reached + 4)
+    assert steps_logged(run) == list(range(1, reached + 5))
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    source = str(Path(pra.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-m", "pra", *command],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def interrupt_in_step(monkeypatch: pytest.MonkeyPatch, step: int, *signals: signal.Signals) -> None:
+    """The process gets signals while it computes the losses of ``step`` (from 1)."""
+    original, calls = loop.training_losses, [0]
+
+    def losses(*arguments: Any) -> Losses:
+        calls[0] += 1
+        if calls[0] == step:
+            for signum in signals:
+                signal.raise_signal(signum)
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "training_losses", losses)
+
+
+def test_the_step_is_finished_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    interrupt_in_step(monkeypatch, 2, signal.SIGINT)
+    with pytest.raises(Interrupted, match="stopped at step 2") as raised:
+        train(tiny(steps=12), tmp_path / "run")
+    assert raised.value.signum == signal.SIGINT
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_a_signal_in_the_last_step_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_in_step(monkeypatch, 3, signal.SIGTERM)
+    assert train(tiny(steps=3), tmp_path / "run").steps == 3
+
+
+def test_a_signal_just_after_the_checkpoint_waits_for_the_next_step(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not saved must not be given up."""
+    original = loop.Trainer._log
+
+    def log(self: loop.Trainer, *arguments: Any) -> None:
+        original(self, *arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Trainer, "_log", log)
+    with pytest.raises(Interrupted, match="stopped at step 3"):
+        train(tiny(steps=12, log_every=2, checkpoint_every=10), tmp_path / "run")
+    assert_same_state(tmp_path / "run", straight, 3)
+
+
+def test_a_second_ctrl_c_stops_at_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: data for name, data in contents(run).items() if name.startswith("checkpoints")}
+    interrupt_in_step(monkeypatch, 1, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(steps=30), run)
+    assert {name: data for name, data in contents(run).items() if name.startswith("checkpoints")} == before
+
+
+def test_workers_end_with_the_run_whoever_keeps_the_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that lives on would keep the whole process from ending: it ignores SIGTERM."""
+    before = multiprocessing.active_children()
+    interrupt_in_step(monkeypatch, 2, signal.SIGTERM)
+    with pytest.raises(Interrupted) as kept:
+        train(override(tiny(), "data.workers", "1"), tmp_path / "run")
+    assert multiprocessing.active_children() == before
+    assert kept.value.signum == signal.SIGTERM
+
+
+def test_in_another_thread_signals_are_left_alone(tmp_path: Path) -> None:
+    steps: list[int] = []
+    worker = threading.Thread(target=lambda: steps.append(train(tiny(steps=1), tmp_path / "run").steps))
+    worker.start()
+    worker.join()
+    assert steps == [1]
+
+
+def spoil_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The loss of the ``step``-th call (from 1) is not a number."""
+    original, calls = loop.training_losses, [0]
+
+    def losses(*arguments: Any) -> Losses:
+        calls[0] += 1
+        found = original(*arguments)
+        return found._replace(total=found.total * (math.nan if calls[0] == step else 1.0))
+
+    monkeypatch.setattr(loop, "training_losses", losses)
+
+
+@pytest.mark.parametrize("every", [{"log_every": 5}, {"log_every": 100, "sample_every": 4}])
+def test_a_loss_that_is_not_finite(run: Path, monkeypatch: pytest.MonkeyPatch, every: dict[str, int]) -> None:
+    before = contents(run)
+    spoil_step(monkeypatch, 3)
+    refused(
+        lambda: train(tiny(steps=40, checkpoint_every=10, **every), run),
+        "not finite at step 23 (global samples 176 to 183)",
+        f"the last good checkpoint is {run / 'checkpoints' / 'step-00000020'}",
+        "lower train.optimizer.lr",
+    )
+    after = contents(run)
+    for folder in ("checkpoints", "samples"):
+        assert {k: v for k, v in after.items() if k.startswith(folder)} == {
+            k: v for k, v in before.items() if k.startswith(folder)
+        }
+    assert after["metrics.jsonl"] == before["metrics.jsonl"]
+    assert all(value.isfinite().all() for value in pra.load(run).state_dict().values())
+
+
+def test_no_checkpoint_of_what_is_not_finite_when_a_signal_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_in_step(monkeypatch, 3, signal.SIGTERM)
+    spoil_step(monkeypatch, 2)
+    refused(lambda: train(tiny(steps=12), tmp_path / "run"), "not finite at step 2", "there is no earlier checkpoint")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_learning_rate_that_is_far_too_high(tmp_path: Path) -> None:
+    config = override(override(tiny(), "train.optimizer.lr", "1e30"), "train.optimizer.clip", "1e30")
+    refused(lambda: train(config, tmp_path / "run"), "is not finite at step")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("size", [3_000, 120_000, 400_000])
+def test_a_full_disk_while_saving(run: Path, full_disk: FullDisk, straight: Path, size: int) -> None:
+    """It ends within the configuration or metrics, within the weights, within the optimiser's state."""
+    before = contents(run / "checkpoints")
+    with full_disk(size):
+        refused(lambda: train(tiny(steps=21), run), "File too large", "nothing was left half-written")
+    assert contents(run / "checkpoints") == before
+    assert not list(run.rglob("*.partial"))
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+    assert train(tiny(steps=21), run).new_steps == 1
+
+
+def test_the_message_of_a_full_disk(run: Path, full_disk: FullDisk) -> None:
+    with full_disk(120_000):
+        refused(
+            lambda: train(tiny(steps=21), run),
+            f"{run / 'checkpoints' / 'step-00000021'} cannot be written",
+            f"the last good checkpoint is {run / 'checkpoints' / 'step-00000020'}",
+            "free some space and repeat the command",
+        )
+
+
+def test_a_full_disk_while_logging(run: Path, full_disk: FullDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = loop.Metrics.write
+
+    def write(self: Any, row: dict[str, float]) -> None:
+        with full_disk(self.path.stat().st_size + 10):
+            original(self, row)
+
+    monkeypatch.setattr(loop.Metrics, "write", write)
+    refused(lambda: train(tiny(steps=30, log_every=1), run), "metrics.jsonl", "step-00000020", "free some space")
+    monkeypatch.undo()
+    train(tiny(steps=21), run)
+    assert steps_logged(run) == [5, 10, 15, 20, 21]
+
+
+def test_collapsing_states_are_mentioned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "HEALTHY_STATE_STD", 100.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        train(tiny(log_every=1), tmp_path / "run")
+    assert [str(warning.message) for warning in caught if "collapsing" in str(warning.message)] == [
+        "a state dimension varies little (state_std below 100.0 in metrics.jsonl): the states may be collapsing"
+    ]
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+def pictures(folder: Path, count: int, size: tuple[int, int] = (8, 8)) -> RunConfig:
+    """Three steps on ``count`` random pictures of two classes, width x height ``size``."""
+    for index in range(count):
+        path = folder / "data" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(index).integers(0, 256, size[::-1], np.uint8)
+        Image.fromarray(values).save(path)
+    config = tiny(steps=3, log_every=3)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, num_classes=2),
+        data=DataConfig(source=f"folder:{folder / 'data'}"),
+    )
+
+
+def test_corrupt_images_are_counted(tmp_path: Path) -> None:
+    config = pictures(tmp_path, 12)
+    (tmp_path / "data" / "a" / "4.png").write_bytes(b"\x89PNG")
+    refused(lambda: train(config, tmp_path / "run"), "4.png", "data.on_corrupt=skip")
+    # Whatever was done before it was met, the way out works on the same folder.
+    result = train(override(config, "data.on_corrupt", "skip"), tmp_path / "run")
+    assert result.steps == 3
+    assert result.skipped == 2  # 24 samples of 12 images
+    assert read_metrics(tmp_path / "run")[-1]["skipped"] == 2
+
+
+def test_images_that_are_too_small_are_named_before_anything_is_written(tmp_path: Path) -> None:
+    config = pictures(tmp_path, 4, (8, 7))
+    refused(lambda: train(config, tmp_path / "run"), "7x8 pixels", "data.on_small=upscale")
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_classes_than_the_model_has(tmp_path: Path) -> None:
+    config = pictures(tmp_path, 4)
+    config = override(config, "model.num_classes", "1")
+    refused(lambda: train(config, tmp_path / "run"), "label 1 (b)", "set model.num_classes to 2")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_open_source_in_place_of_the_named_one(tmp_path: Path) -> None:
+    config = dataclasses.replace(pictures(tmp_path, 4), data=DataConfig(source="elsewhere"))
+    source = open_source(f"folder:{tmp_path / 'data'}")
+    result = pra.train(config, tmp_path / "run", device="cpu", source=source, progress=False)
+    assert result.model.classes == ("a", "b")
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    for device in ("gpu", "meta", "hpu", ""):
+        refused(lambda: pra.train(tiny(), tmp_path / "run", device=device), f"device {device!r}", "leave it out")  # noqa: B023
+    assert not (tmp_path / "run").exists()
