@@ -27,9 +27,9 @@ from pra.config import Exact, Parallel, RunConfig, SamplingConfig
 from pra.device import autocast, pick_device
 from pra.models import PRA
 from pra.objectives import training_losses
+from pra.provenance import environment
 from pra.recipes.systems import SYSTEMS
 from pra.train.optimizer import build_optimizer
-from pra.train.run import environment
 
 Work = Callable[[], object]
 

@@ -139,7 +139,7 @@ def test_as_a_module() -> None:
     ("arguments", "parts"),
     [
         (["trian", "tiny"], ["no command 'trian'; did you mean 'train'?"]),
-        (["frobnicate"], ["no command 'frobnicate'. Known: complete, sample, show, train"]),
+        (["frobnicate"], ["no command 'frobnicate'. Known: complete, eval, sample, show, train"]),
         (["train", "tiny", "--stesp", "3"], ["pra train has no option '--stesp'; did you mean '--steps'?"]),
         (["train", "tiny", "--lr=3"], ["pra train has no option '--lr'"]),
         (["sample", "run", "--label", "3"], ["pra sample has no option '--label'; did you mean '--labels'?"]),
@@ -391,6 +391,20 @@ def test_complete_to_a_grid(call: Pra, trained: Path, tmp_path: Path) -> None:
         assert grid.size == (6 * (64 + images.GAP) + images.GAP, 3 * (64 + images.GAP) + images.GAP)
 
 
+def test_complete_with_a_label_each(call: Pra, trained: Path, tmp_path: Path) -> None:
+    """Two images, two labels: each image is continued as with its own label alone."""
+    paths = real_digits(tmp_path, 2)
+    arrays = {}
+    for name, images, label in (("both", paths, "3,7"), ("a", paths[:1], "3"), ("b", paths[1:], "7")):
+        out = tmp_path / f"{name}.npz"
+        done = call("complete", trained, *images, "--rows", "1", "--seeds", "0,1", "--label", label, "--out", out)
+        assert done.code == 0, done.err
+        arrays[name] = np.load(out)
+    assert arrays["both"]["arr_1"].tolist() == [3, 3, 7, 7]
+    apart = np.concatenate([arrays["a"]["arr_0"], arrays["b"]["arr_0"]]).astype(int)
+    assert np.abs(arrays["both"]["arr_0"] - apart).max() <= 1  # rounding of batched arithmetic
+
+
 def test_complete_to_arrays_and_folders(call: Pra, trained: Path, tmp_path: Path) -> None:
     first, second = real_digits(tmp_path, 2)
     same_name = tmp_path / "elsewhere" / first.name
@@ -457,7 +471,7 @@ def test_files_that_are_no_pictures(call: Pra, trained: Path, tmp_path: Path) ->
     [
         (["--rows", "5"], ["rows 5 is out of range", "0 to 4"]),
         (["--rows", "-1"], ["rows -1 is out of range"]),
-        (["--rows", "1", "--label", "1,2"], ["--label '1,2' means 2 classes"]),
+        (["--rows", "1", "--label", "1,2"], ["--label '1,2' means 2 classes for 1 images"]),
         (["--rows", "1", "--label", "10"], ["label 10 is out of range"]),
     ],
 )

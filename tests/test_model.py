@@ -149,6 +149,12 @@ def test_initial_weights_are_a_function_of_the_seed():
     assert any(not torch.equal(states[0][name], value) for name, value in states[2].items())
 
 
+def test_building_a_model_leaves_the_global_random_state_alone():
+    before = torch.random.get_rng_state()
+    PRA(LEARNED)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_time_features_tell_times_apart():
     features = time_features(torch.linspace(0, 1, 101))
     assert features.shape == (101, 256)

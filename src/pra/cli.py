@@ -28,12 +28,14 @@ from pra.config import GuidanceSchedule, RunConfig, SamplingConfig, Solver, from
 from pra.data import open_source
 from pra.device import pick_device
 from pra.errors import PraError, nearest
+from pra.eval.command import evaluate_command
 from pra.generate import Sampler
 from pra.models.pra import PRA
+from pra.provenance import package_version
 from pra.recipes import RECIPES, recipe
 from pra.train.loop import Interrupted
 from pra.train.loop import train as run_training
-from pra.train.run import package_version, read_run
+from pra.train.run import read_run
 from pra.weights import CONFIG
 
 # What is optional shows its type alone: without "None" among the values, and without "(default: None)".
@@ -220,7 +222,7 @@ def complete(
         run: A run's folder, a checkpoint, or a saved model.
         image: Pictures of the model's size and channels, at least one.
         rows: Rows of patches to keep; their pixels stay exact.
-        label: Class by number or name; by default none.
+        label: Class by number or name, one for all images or one each, such as 9,2,1; by default none.
         seeds: One continuation per seed, such as 0-5.
         out: FILE.png (a grid; the picture alone for one image and one seed), FILE.npz or DIR/ (continuations).
         how: How to sample; by default as the recipe recommends.
@@ -232,12 +234,12 @@ def complete(
     config = sampler.model.config
     real = torch.stack([_read_picture(path, config.channels, config.image_size) for path in image])
     chosen = [config.null_class] if label is None else parse_labels(label, sampler.model.classes)
-    if len(chosen) != 1:
-        raise PraError(f"--label {label!r} means {len(chosen)} classes: completions have one")
-    number = chosen[0]
+    if len(chosen) not in (1, len(image)):
+        raise PraError(f"--label {label!r} means {len(chosen)} classes for {len(image)} images: give one, or one each")
     numbers = parse_numbers(seeds, "--seeds")
     repeated = real.repeat_interleave(len(numbers), dim=0)
-    continued = sampler.complete(repeated, rows, [number] * len(repeated), numbers * len(image)).cpu()
+    classes = [number for number in chosen * (len(image) // len(chosen)) for _ in numbers]
+    continued = sampler.complete(repeated, rows, classes, numbers * len(image)).cpu()
     # Numbered, for pictures of the same name from different folders.
     names = [f"{place:04d}-{path.stem}-seed{seed:06d}" for place, path in enumerate(image) for seed in numbers]
     pictures, columns = continued, len(numbers)
@@ -247,7 +249,7 @@ def complete(
         groups = continued.view(len(image), columns, *continued.shape[1:])
         pictures = torch.cat([real.unsqueeze(1), kept.unsqueeze(1), groups], dim=1).flatten(0, 1)
         columns += 2
-    images.save(pictures, [number] * len(continued), names, columns, out)
+    images.save(pictures, classes, names, columns, out)
     print(f"{len(image)} images continued from {rows} of {config.grid[0]} rows, {len(numbers)} times each: {out}")
 
 
@@ -280,7 +282,13 @@ def show(
     print(_dump(report) if json else _describe(report))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"train": train, "sample": sample, "complete": complete, "show": show}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "sample": sample,
+    "complete": complete,
+    "eval": evaluate_command,
+    "show": show,
+}
 
 
 def parse_numbers(text: str, option: str) -> list[int]:

@@ -102,7 +102,7 @@ def batches(dataset: TrainingSet, start: int, batch_size: int, stop: int | None 
     """Samples ``start, start + 1, ...`` in batches; without end, or up to ``stop`` (the last may be smaller).
 
     ``config.workers`` processes live as long as the iterator, across epochs, and prepare batches ahead. What
-    they yield does not depend on their number.
+    they yield does not depend on their number. Who stops early closes the iterator: it ends the processes.
 
     Raises:
         PraError: as ``TrainingSet[g]``, also out of a worker.

@@ -1,4 +1,4 @@
-"""The command ``pra eval``: thin. To be listed among the commands of ``pra.cli``, which knows the environment."""
+"""The command ``pra eval``: thin."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
 import pra.weights
@@ -24,6 +23,7 @@ from pra.eval.reference import Reference, from_file, from_source, recorded_featu
 from pra.eval.samples import Batch, NpzBatch, exported, picture_shape, pictures, prepared, sampled, spread
 from pra.generate import Sampler
 from pra.models.pra import PRA
+from pra.provenance import environment
 
 EXTRACTORS = ("classifier", "inception")
 OF_A_RUN = 50_000
@@ -74,7 +74,6 @@ def evaluate_command(
     batch_size: int = 256,
     device: Text = None,
     settings: Settings = (),
-    environment: Annotated[dict[str, Any] | None, tyro.conf.Suppress] = None,
 ) -> None:
     """Judge generated images: FID, sFID, Inception Score, KID, precision and recall.
 
@@ -95,7 +94,6 @@ def evaluate_command(
         device: cpu, cuda, cuda:1 or mps; by default the best there is.
         settings: How reference images are prepared and a run samples, such as data.fit=pad or sampling.guidance=2; may
             be repeated.
-        environment: What the caller knows about versions, commit and hardware.
     """
     for path in (export_npz, export_statistics, out):
         _check_output(path)
@@ -116,7 +114,7 @@ def evaluate_command(
     batches = subject.batches(batch_size)
     if export_npz:
         batches = exported(batches, subject.count, export_npz)
-    known = {"images": subject.provenance, "environment": environment}
+    known = {"images": subject.provenance, "environment": environment()}
     report = evaluate(batches, truth, judge, subject.count, provenance=known)
     if reconstruction:
         report = _with_reconstruction(report, spec, judge, subject, batch_size)

@@ -27,11 +27,12 @@ class PRA(nn.Module):
         # Travels with the weights, as what their author recommends; nothing in the model reads them.
         self.sampling = SamplingConfig()
         self.classes = tuple(str(label) for label in range(config.num_classes))
-        self.backbone = Backbone(config)
-        self.head = FlowHead(config)
-        self.codec = build_codec(config)
-        # L_aux: h_i predicts the per-patch-normalised x_i. Used in training only.
-        self.auxiliary = nn.Linear(config.backbone.width, config.patch_dim)
+        with torch.random.fork_rng(devices=[]):  # torch's modules draw initial weights of their own
+            self.backbone = Backbone(config)
+            self.head = FlowHead(config)
+            self.codec = build_codec(config)
+            # L_aux: h_i predicts the per-patch-normalised x_i. Used in training only.
+            self.auxiliary = nn.Linear(config.backbone.width, config.patch_dim)
         initialise(self, seed)
 
     def patchify(self, images: Tensor) -> Tensor:

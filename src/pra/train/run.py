@@ -12,18 +12,13 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
-import os
-import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pra.config import RunConfig, differences, from_dict, to_dict
 from pra.errors import PraError
 from pra.images import write_atomically
+from pra.provenance import environment
 from pra.weights import CONFIG, last_good, read_json
 
 METRICS = "metrics.jsonl"
@@ -78,33 +73,6 @@ def read_run(folder: Path) -> RunConfig:
     if "recipe" not in values:
         raise PraError(f"{folder} holds a model, not a run: its {CONFIG} names no recipe; give the folder of a run")
     return from_dict(RunConfig, values, str(folder / CONFIG))
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit, hardware and command of this process."""
-    packages = ("pra", "torch", "numpy", "pillow", "safetensors")
-    versions = {name: package_version(name) for name in packages} | {"python": platform.python_version()}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {
-        "command": sys.argv,
-        "versions": versions,
-        "commit": commit(),
-        "hardware": {"device": device, "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
-        "platform": platform.platform(),
-    }
-
-
-def commit() -> str | None:
-    """The commit of the source tree pra was imported from, marked where the tree differs from it; None without one."""
-    here = Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip()
 
 
 class Metrics:
@@ -192,11 +160,3 @@ def _json_writer(values: Any) -> Any:
 
 def _lines_writer(rows: list[dict[str, float]]) -> Any:
     return lambda file: file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-
-
-def package_version(package: str) -> str | None:
-    """The version of an installed package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

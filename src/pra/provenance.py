@@ -1,0 +1,54 @@
+"""Where a result comes from: versions, commit, hardware and command of this process."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to repeat a result, as plain JSON values."""
+    packages = ("pra", "torch", "numpy", "pillow", "safetensors")
+    versions = {name: package_version(name) for name in packages} | {"python": platform.python_version()}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "command": sys.argv,
+        "versions": versions,
+        "commit": commit(),
+        "hardware": {"device": device, "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
+        "platform": platform.platform(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the source tree pra was imported from, marked where the tree differs from it; None without one."""
+    here = Path(__file__)
+    # An installed copy may lie inside somebody else's repository: only a tracked file speaks for its commit.
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+        return None
+    return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def package_version(package: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
