@@ -395,9 +395,9 @@ def test_complete_with_a_label_each(call: Pra, trained: Path, tmp_path: Path) ->
     """Two images, two labels: each image is continued as with its own label alone."""
     paths = real_digits(tmp_path, 2)
     arrays = {}
-    for name, images, label in (("both", paths, "3,7"), ("a", paths[:1], "3"), ("b", paths[1:], "7")):
+    for name, pictures, label in (("both", paths, "3,7"), ("a", paths[:1], "3"), ("b", paths[1:], "7")):
         out = tmp_path / f"{name}.npz"
-        done = call("complete", trained, *images, "--rows", "1", "--seeds", "0,1", "--label", label, "--out", out)
+        done = call("complete", trained, *pictures, "--rows", "1", "--seeds", "0,1", "--label", label, "--out", out)
         assert done.code == 0, done.err
         arrays[name] = np.load(out)
     assert arrays["both"]["arr_1"].tolist() == [3, 3, 7, 7]
