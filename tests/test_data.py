@@ -22,12 +22,12 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
+from refusal import refused
 
 from pra import noise
 from pra.config import DataConfig, Fit, OnCorrupt, OnSmall
 from pra.data import Batch, Source, TrainingSet, batches, load_images, open_source, prepare
 from pra.data.images import CorruptImage
-from pra.errors import PraError
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 Pixels = npt.NDArray[np.uint8]
@@ -46,16 +46,6 @@ def jpeg(seed: int = 0) -> bytes:
     file = io.BytesIO()
     picture(seed=seed).save(file, "jpeg")
     return file.getvalue()
-
-
-def refused(do: Callable[[], object], *parts: str) -> None:
-    """``do`` raises a PraError whose message is one line that holds all ``parts``."""
-    with pytest.raises(PraError) as raised:
-        do()
-    message = str(raised.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 # --- open_source --------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import pytest
 import torch
 from models import PIXEL, random_model
 from PIL import Image
+from refusal import refused
 from torch import Tensor
 
 import pra
 from pra.config import DataConfig, Fit
 from pra.data import Source, open_source
-from pra.errors import PraError
 from pra.eval import classifier, metrics
 from pra.eval.classifier import Classifier, fit_classifier
 from pra.eval.collect import Collector, collect
@@ -71,15 +70,6 @@ def reference_of(images: Tensor, extractor: Any) -> Reference:
 
 def judged(images: Tensor, reference: Reference, extractor: Any, size: int = 7, **options: Any) -> Report:
     return evaluate(stream(images, size), reference, extractor, len(images), progress=False, **options)
-
-
-def refused(do: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(PraError) as raised:
-        do()
-    message = str(raised.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 # --- Fréchet distance ---------------------------------------------------------------------------------------

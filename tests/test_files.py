@@ -16,26 +16,16 @@ import pytest
 import torch
 from conftest import contents
 from PIL import Image
+from refusal import refused
 from safetensors import safe_open
 from torch import Tensor
 
 import pra
 from pra import images, weights
 from pra.config import GuidanceSchedule, SamplingConfig
-from pra.errors import PraError
 from pra.models.pra import PRA
 
 FullDisk = Callable[[int], AbstractContextManager[None]]
-
-
-def refused(do: Callable[[], object], *parts: str) -> None:
-    """``do`` raises a PraError whose message is one line that holds all ``parts``."""
-    with pytest.raises(PraError) as raised:
-        do()
-    message = str(raised.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 def same_weights(a: PRA, b: PRA) -> bool:

@@ -26,13 +26,13 @@ import pytest
 import torch
 from conftest import contents
 from PIL import Image
+from refusal import refused
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import pra
 from pra.config import DataConfig, LearningRate, OptimizerConfig, Precision, RunConfig, override
 from pra.data import open_source
-from pra.errors import PraError
 from pra.images import GAP
 from pra.models.pra import PRA
 from pra.objectives import Losses
@@ -62,16 +62,6 @@ def tiny(**train: Any) -> RunConfig:
 
 def train(config: RunConfig, folder: Path) -> Trained:
     return pra.train(config, folder, device="cpu", progress=False)
-
-
-def refused(do: Callable[[], object], *parts: str) -> None:
-    """``do`` raises a PraError whose message is one line that holds all ``parts``."""
-    with pytest.raises(PraError) as raised:
-        do()
-    message = str(raised.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 def state(run: Path, step: int) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from pra import flops, images, weights
-from pra.config import GuidanceSchedule, RunConfig, SamplingConfig, Solver, from_dict, override, to_dict
+from pra.config import GuidanceSchedule, RunConfig, SamplingConfig, Solver, apply_settings, from_dict, override, to_dict
 from pra.data import open_source
 from pra.device import pick_device
 from pra.errors import PraError, nearest
@@ -141,7 +141,7 @@ def train(
     for path, value in (("data.source", data), ("train.steps", steps), ("train.seed", seed)):
         if value is not None:
             config = override(config, path, json.dumps(value))
-    config = _apply(config, settings)
+    config = apply_settings(config, settings)
     folder = (run_dir or Path("runs") / recipe_name.replace(":", "-")).expanduser()
     source = open_source(config.data.source)
     if len(source.classes) != config.model.num_classes:
@@ -372,15 +372,6 @@ def _recipe_or_run(name: str) -> RunConfig:
         return recipe(name)
     except PraError as error:
         raise PraError(f"no run at {name}, and {error}") from None
-
-
-def _apply(config: RunConfig, settings: tuple[str, ...]) -> RunConfig:
-    for setting in settings:
-        path, equals, value = setting.partition("=")
-        if not equals:
-            raise PraError(f"--set {setting!r} needs the form KEY=VALUE, such as train.optimizer.lr=1e-4")
-        config = override(config, path, value)
-    return config
 
 
 def _describe(report: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union
 
@@ -455,6 +456,20 @@ def override(config: T, path: str, text: str) -> T:
     except json.JSONDecodeError:
         here[last] = text
     return from_dict(type(config), values, "setting")
+
+
+def apply_settings(config: T, settings: Iterable[str]) -> T:
+    """``apply_settings(run, ["train.optimizer.lr=1e-3"])``: :func:`override` by lines, as ``--set`` takes them.
+
+    Raises:
+        PraError: as :func:`override`, or a line without ``=``.
+    """
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals:
+            raise PraError(f"--set {setting!r} needs the form KEY=VALUE, such as sampling.guidance=2")
+        config = override(config, path, value)
+    return config
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from tyro.conf import Positional, UseAppendAction, arg
 
 import pra.weights
-from pra.config import DataConfig, RunConfig, SamplingConfig, from_dict, override, to_dict
+from pra.config import DataConfig, RunConfig, SamplingConfig, apply_settings, from_dict, to_dict
 from pra.data import open_source
 from pra.device import pick_device
 from pra.errors import PraError, nearest
@@ -145,7 +145,7 @@ def _open(target: Path, num: int | None, device: torch.device, settings: tuple[s
 def _run(target: Path, count: int, device: torch.device, settings: tuple[str, ...]) -> Subject:
     folder = pra.weights.model_folder(target)
     model = pra.weights.load(folder, device=device)
-    chosen = _set(Adjustable(_data_of(folder), model.sampling), settings)
+    chosen = apply_settings(Adjustable(_data_of(folder), model.sampling), settings)
     classes = model.config.num_classes
     name = pra.weights.EMA if (folder / pra.weights.EMA).exists() else pra.weights.MODEL
     provenance = {
@@ -178,7 +178,7 @@ def _folder(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject
     size, channels = picture_shape(source.image(0))
     provenance = {"folder": str(target.absolute()), "count": len(chosen), "of": len(source)}
     return Subject(
-        len(chosen), size, channels, _set(_unknown(), settings),
+        len(chosen), size, channels, apply_settings(_unknown(), settings),
         lambda batch_size: pictures(source, chosen, batch_size), provenance,
     )  # fmt: skip
 
@@ -188,7 +188,7 @@ def _batch_of(target: Path, num: int | None, settings: tuple[str, ...]) -> Subje
     count = _count(target, batch.count, num)
     provenance = {"file": str(target.absolute()), "sha256": file_sha256(target), "count": count, "of": batch.count}
     return Subject(
-        count, batch.size, batch.channels, _set(_unknown(), settings),
+        count, batch.size, batch.channels, apply_settings(_unknown(), settings),
         lambda size: batch.batches(size, range(count)), provenance,
     )  # fmt: skip
 
@@ -201,15 +201,6 @@ def _count(target: Path, there: int, num: int | None) -> int:
 
 def _unknown() -> Adjustable:
     return Adjustable(DataConfig(source=""), SamplingConfig())
-
-
-def _set(values: Adjustable, settings: tuple[str, ...]) -> Adjustable:
-    for setting in settings:
-        path, equals, value = setting.partition("=")
-        if not equals:
-            raise PraError(f"--set {setting!r} needs the form KEY=VALUE, such as data.fit=pad")
-        values = override(values, path, value)
-    return values
 
 
 # --- what it is held against --------------------------------------------------------------------------------
