@@ -62,6 +62,25 @@ def test_backbone_cache_parity_at_every_prefix(prefix):
     torch.testing.assert_close(torch.cat(parts, dim=1), parallel, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_cache_parity_in_bfloat16():
+    """Token by token the arithmetic is that of the parallel pass: the residual stream is float32 in both."""
+    model = random_model()
+    images, labels, _ = batch(model.config)
+    patches = model.patchify(images)
+    exact = model.backbone(labels, patches[:, :-1])
+    with torch.autocast("cpu", torch.bfloat16):
+        parallel = model.backbone(labels, patches[:, :-1])
+        cache = model.backbone.new_cache(len(labels))
+        assert cache.keys.dtype is torch.bfloat16
+        steps = [model.backbone(labels, patches[:, :0], cache)]
+        steps += [model.backbone.step(patches[:, i : i + 1], cache) for i in range(11)]
+    stepwise = torch.cat(steps, dim=1)
+    assert stepwise.dtype is parallel.dtype is torch.float32
+    rounding = (parallel - exact).square().mean().sqrt()
+    assert (stepwise - exact).square().mean().sqrt() < 1.2 * rounding
+
+
 @pytest.mark.parametrize("chunks", [[1] * 12, [5, 7], [1, 4, 1, 6], [12]])
 def test_decoder_cache_parity(chunks):
     """Any way to cut the sequence, several tokens behind a filled cache included."""

@@ -59,6 +59,12 @@ def test_seed_meanings_do_not_drift():
     assert noise.permutation(key[0], 8).tolist() == GOLDEN_PERMUTATION
 
 
+def test_folding_a_number_is_folding_a_tensor():
+    for value in (0, 1, 8, 2**63 - 1, 2**63, 2**64 - 1, -5):
+        signed = (value + 2**63) % 2**64 - 2**63
+        assert torch.equal(noise.fold(KEYS, value), noise.fold(KEYS, torch.tensor(signed)))
+
+
 def test_permutation_is_one_and_differs_by_key():
     orders = [noise.permutation(key, 1000) for key in KEYS[:3]]
     for order in orders:

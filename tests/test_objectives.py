@@ -163,3 +163,12 @@ def test_bfloat16_stays_close(name, rollout):
         value = getattr(rounded, field)
         assert value.dtype is torch.float32
         torch.testing.assert_close(value, getattr(exact, field), rtol=0.05, atol=0.02)
+
+
+def test_bfloat16_trains_every_parameter():
+    """The passes without gradient must not leave their casts of the weights to the pass with one."""
+    model = random_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = losses_of(model, config.Exact(steps=1))
+    losses.total.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []

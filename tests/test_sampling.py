@@ -144,6 +144,8 @@ def test_the_model_brings_its_own_settings():
         ([-1], [0], "label -1 is out of range"),
         ([0, 1], [0], "2 labels and 1 seeds"),
         ([], [], "0 labels"),
+        ([0.7], [0], "labels must be whole numbers"),
+        ([0], [2**64], "seeds must be whole numbers of 64 bits"),
     ],
 )
 def test_bad_requests(labels, seeds, message):
@@ -164,6 +166,12 @@ def test_bad_requests(labels, seeds, message):
 def test_bad_completions(shape, rows, message):
     with pytest.raises(PraError, match=message):
         Sampler(random_model()).complete(torch.zeros(shape), rows, [0], [0])
+
+
+def test_completion_needs_a_label_per_image():
+    for rows in (0, 1, 3):
+        with pytest.raises(PraError, match="2 images and 3 labels"):
+            Sampler(random_model()).complete(torch.zeros(2, 3, 6, 8), rows, [0, 0, 0], [0, 0, 0])
 
 
 def test_settings_are_checked():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pra import noise, solvers
-from pra.config import GuidanceSchedule, Precision, SamplingConfig
+from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver
 from pra.device import autocast
 from pra.errors import PraError
 from pra.models.pra import PRA
@@ -131,12 +133,14 @@ class Sampler:
                 f"images of shape {tuple(images.shape)} cannot be completed: this model needs "
                 f"(B, {', '.join(map(str, expected))})"
             )
+        if len(images) != len(labels):
+            raise PraError(f"{len(images)} images and {len(labels)} labels: give one label per image")
         if not 0 <= rows <= config.grid[0]:
             raise PraError(
                 f"rows {rows} is out of range: this model's images have {config.grid[0]} rows of patches "
                 f"({config.patch_size} pixels each), so keep 0 to {config.grid[0]}"
             )
-        images = images.float()
+        images = images.to(self.device, torch.float32, copy=True)
         *_, result = images, *self.stream(labels, seeds, keep=images[:, :, : rows * config.patch_size])
         return result
 
@@ -163,21 +167,23 @@ class Sampler:
             decoding = Decoding(model, label, self.config.guidance != 1.0, prefix)
         starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), config.num_patches, config.state_dim)
         diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
+        times = solvers.uniform_grid(self.config.steps, torch.zeros(1, 1, device=self.device))
         for _ in range(done, config.grid[0]):
             with autocast(self.device, self.precision):
-                patches = [self._next_patch(decoding, starts, diffusion) for _ in range(config.grid[1])]
+                patches = [self._next_patch(decoding, starts, diffusion, times) for _ in range(config.grid[1])]
             rows.append(model.unpatchify(torch.cat(patches, dim=1)))
             yield torch.cat(rows, dim=2)
 
-    def _next_patch(self, decoding: Decoding, starts: Tensor, diffusion: Tensor) -> Tensor:
+    def _next_patch(self, decoding: Decoding, starts: Tensor, diffusion: Tensor, times: Tensor) -> Tensor:
         """Samples the state at the current position, ``(B, 1, d)``, and writes its patch, ``(B, 1, P)``."""
         position, temperature = decoding.position, self.config.temperature
-        times = solvers.uniform_grid(self.config.steps, torch.zeros(1, 1, device=self.device))
         integrate = solvers.INTEGRATORS[self.config.solver]
-
-        def fresh_noise(interval: int) -> Tensor:
-            key = noise.fold(noise.fold(diffusion, position), interval)
-            return temperature * noise.normal(key, 1, self.model.config.state_dim)
+        fresh_noise: solvers.NoiseSource = solvers.no_noise
+        if self.config.solver is Solver.EULER_MARUYAMA:
+            intervals = torch.arange(self.config.steps, device=self.device)
+            key = noise.fold(noise.fold(diffusion, position).unsqueeze(-1), intervals)
+            draws = temperature * noise.normal(key, 1, self.model.config.state_dim)
+            fresh_noise = partial(draws.select, 1)
 
         start = temperature * starts[:, position : position + 1]
         state = integrate(decoding.velocity(self.guidance_at(position)), start, times, fresh_noise)
@@ -190,8 +196,7 @@ class Sampler:
         return 1.0 + (self.config.guidance - 1.0) * position / (self.model.config.num_patches - 1)
 
     def _requests(self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        label = torch.as_tensor(labels, dtype=torch.int64).cpu()
-        seed = torch.as_tensor(seeds, dtype=torch.int64).cpu()
+        label, seed = _integers(labels, "labels"), _integers(seeds, "seeds")
         classes = self.model.config.num_classes
         if label.ndim != 1 or label.shape != seed.shape or not len(label):
             raise PraError(f"{label.numel()} labels and {seed.numel()} seeds: give one seed per label, at least one")
@@ -199,3 +204,11 @@ class Sampler:
         if len(wrong):
             raise PraError(f"label {int(wrong[0])} is out of range: this model's classes are 0 to {classes - 1}")
         return label.to(self.device), noise.keys(0, seed).to(self.device)
+
+
+def _integers(values: Sequence[int] | Tensor, what: str) -> Tensor:
+    """int64 on the CPU, nothing rounded and nothing wrapped."""
+    try:
+        return torch.tensor([operator.index(value) for value in values], dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise PraError(f"{what} must be whole numbers of 64 bits, got {values!r}") from None

@@ -41,9 +41,10 @@ def keys(seed: int, indices: Tensor) -> Tensor:
 
 def fold(key: Tensor, value: int | Tensor) -> Tensor:
     """The key of sub-stream ``value`` of each key."""
-    if not isinstance(value, Tensor):
-        value = torch.tensor(_signed(value), dtype=torch.int64, device=key.device)
-    return _mix(key ^ _mix(value + _signed(_GOLDEN)))
+    if isinstance(value, Tensor):
+        return _mix(key ^ _mix(value + _signed(_GOLDEN)))
+    # A number is mixed here: sent to the device, it would make the host wait for it.
+    return _mix(key ^ _mix_number(value + _GOLDEN))
 
 
 def uniform(key: Tensor, *shape: int) -> Tensor:
@@ -83,6 +84,15 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(_MIX1)
     x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(_MIX2)
     return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def _mix_number(x: int) -> int:
+    """:func:`_mix` of one number."""
+    mask = (1 << 64) - 1
+    x &= mask
+    x = ((x ^ (x >> 30)) * _MIX1) & mask
+    x = ((x ^ (x >> 27)) * _MIX2) & mask
+    return _signed(x ^ (x >> 31))
 
 
 def _signed(value: int) -> int:

@@ -64,6 +64,7 @@ def training_losses(
     # and its class, and the null class stands for the mixture of the classes' states.
     with torch.no_grad():  # h0 = sg(F(c, x))
         h0 = model.clean_conditions(labels, patches)
+    _forget_casts()
     z = model.codec.encode(patches, h0)
     reconstruction = _reconstruction_loss(model, images, patches, z, objective, perceptual)
     z = z.detach()  # sg(z): the states are shaped by reconstruction alone
@@ -71,6 +72,7 @@ def training_losses(
     # AR pass.
     with torch.no_grad():  # x~ = sg(...)
         inputs = ar_inputs(rollout, model, labels, patches, z, keys)
+    _forget_casts()
     h = model.backbone(_drop_labels(labels, model.config.null_class, objective.class_dropout, keys), inputs)
     flow_loss = _flow_loss(model, h, z, objective, keys)
     auxiliary = F.mse_loss(model.auxiliary(h).float(), normalise_patches(patches))
@@ -78,6 +80,12 @@ def training_losses(
     total = flow_loss + reconstruction + objective.auxiliary_weight * auxiliary
     state_std = z.flatten(0, 1).std(dim=0).min()
     return Losses(total, flow_loss, reconstruction, auxiliary, state_std)
+
+
+def _forget_casts() -> None:
+    """Under autocast torch caches the low-precision weights, in older releases those made without gradient too
+    (pytorch#112583): the pass that follows would train nothing."""
+    torch.clear_autocast_cache()
 
 
 def _flow_loss(model: PRA, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor) -> Tensor:

@@ -115,6 +115,7 @@ def batches(dataset: TrainingSet, start: int, batch_size: int, stop: int | None 
         sampler=blocks,
         num_workers=dataset.config.workers,
         worker_init_fn=_ignore_signals,
+        pin_memory=torch.cuda.is_available(),  # for copies that do not block
         generator=torch.Generator(),  # else the loader draws from the global one
     )
     for batch in loader:

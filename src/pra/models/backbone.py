@@ -41,7 +41,7 @@ class Backbone(nn.Module):
             ``h_1 .. h_{n+1}``: ``(B, n + 1, D)``.
         """
         classes = self.class_embedding(labels).view(labels.shape[0], self.class_tokens, -1)
-        tokens = torch.cat([classes, self.patch_in(patches).to(classes.dtype)], dim=1)
+        tokens = torch.cat([classes, self.patch_in(patches)], dim=1)
         h = self.transformer(tokens, cache)[:, self.class_tokens - 1 :]
         return h + self.next_position[: h.shape[1]]  # type: ignore[no-any-return]
 

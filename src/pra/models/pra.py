@@ -93,4 +93,4 @@ def initialise(model: PRA, seed: int) -> None:
 def _normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
     """Drawn on the CPU, so that a seed means the same weights on every device."""
     if not parameter.is_meta:
-        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+        parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator))

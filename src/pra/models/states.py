@@ -41,7 +41,7 @@ class StateEncoder(nn.Module):
 
     def forward(self, patches: Tensor, conditions: Tensor | None) -> Tensor:
         """``(B, n, P)`` and ``(B, n, D)`` to ``(B, n, d)``, not yet normalised."""
-        x = self.patch_in(patches)
+        x = self.patch_in(patches).to(self.norm.weight.dtype)
         if self.condition_in is not None:
             assert conditions is not None, "this encoder sees the condition: pass h"
             x = x + self.condition_in(conditions)

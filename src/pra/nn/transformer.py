@@ -17,13 +17,16 @@ class KVCache:
         config: the transformer it serves.
         batch: sequences decoded side by side.
         capacity: tokens it can hold.
-        like: a tensor whose device and dtype the cache takes.
+        device: where it lies.
+        dtype: of what it holds.
     """
 
-    def __init__(self, config: TransformerConfig, batch: int, capacity: int, like: Tensor) -> None:
+    def __init__(
+        self, config: TransformerConfig, batch: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
         shape = (config.depth, batch, config.heads, capacity, config.width // config.heads)
-        self.keys = like.new_empty(shape)
-        self.values = like.new_empty(shape)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,9 +119,11 @@ class Transformer(nn.Module):
         self.register_buffer("rotary", rotary_table(positions, config.width // config.heads), persistent=False)
 
     def new_cache(self, batch: int) -> KVCache:
-        """An empty cache for ``batch`` whole sequences, on this module's device and in its dtype."""
-        like = self.norm.weight
-        return KVCache(self.config, batch, self.rotary.shape[1], like)
+        """An empty cache for ``batch`` whole sequences, on this module's device, in the dtype attention runs in."""
+        weight = self.norm.weight
+        lower = not weight.is_meta and torch.is_autocast_enabled(weight.device.type)
+        dtype = torch.get_autocast_dtype(weight.device.type) if lower else weight.dtype
+        return KVCache(self.config, batch, self.rotary.shape[1], weight.device, dtype)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """``(B, T, width)`` to the same shape; with a cache, ``x`` are the tokens after those in it."""
@@ -126,6 +131,8 @@ class Transformer(nn.Module):
         end = start + x.shape[1]
         assert end <= self.rotary.shape[1], f"a sequence of {self.rotary.shape[1]} tokens asked to hold {end}"
         rotary = self.rotary[:, start:end]
+        # The residual stream keeps the weights' precision under autocast, token by token as in parallel.
+        x = x.to(self.norm.weight.dtype)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, cache, layer)
         if cache is not None:

@@ -184,12 +184,13 @@ class Trainer:
         """All randomness comes from ``(seed, global sample index)``, so from ``(seed, step)`` and the place in it."""
         train = self.config.train
         pixels = images.from_uint8(batch.images.to(self.device, non_blocking=True))
-        keys = noise.keys(train.seed, batch.indices.to(self.device))
+        labels = batch.labels.to(self.device, non_blocking=True)
+        keys = noise.keys(train.seed, batch.indices.to(self.device, non_blocking=True))
         with autocast(self.device, train.precision):
             return training_losses(
                 self.model,
                 pixels,
-                batch.labels.to(self.device),
+                labels,
                 keys,
                 train.objective,
                 train.rollout,
@@ -252,7 +253,9 @@ class Trainer:
             shown = min(GRID_CLASSES, config.num_classes)
             classes = [c * config.num_classes // shown for c in range(shown)]
             labels = [c for c in classes for _ in range(GRID_SEEDS)]
-            drawn = Sampler(self.ema.model, self.config.sampling).sample(labels, list(range(GRID_SEEDS)) * shown)
+            drawn = Sampler(self.ema.model, self.config.sampling, self.config.train.precision).sample(
+                labels, list(range(GRID_SEEDS)) * shown
+            )
             self._write_picture("samples", drawn, GRID_SEEDS)
             if not isinstance(self.model.codec, IdentityCodec):
                 pairs = self._reconstructions()
