@@ -57,6 +57,7 @@ def test_override_reads_types():
         ("train.steps", "true", "expected int, got True"),
         ("train.steps", "1.5", "expected int, got 1.5"),
         ("train.steps", "0", "steps must be positive"),
+        ("train.optimizer.betas", "[1, 1]", r"betas must lie in \[0, 1\)"),
         ("train.rollout", "Paralel", "'Paralel' is unknown; did you mean 'Parallel'"),
         ("train.rollout", '{"type": "Noised"}', "sigma missing"),
         ("data.fit", "crop", "'crop' is unknown.*center-crop"),

@@ -174,6 +174,11 @@ def test_completion_needs_a_label_per_image():
             Sampler(random_model()).complete(torch.zeros(2, 3, 6, 8), rows, [0, 0, 0], [0, 0, 0])
 
 
+def test_integer_pixels_are_not_taken_for_floats():
+    with pytest.raises(PraError, match="uint8 cannot be completed"):
+        Sampler(random_model()).complete(torch.zeros(1, 3, 6, 8, dtype=torch.uint8), 1, [0], [0])
+
+
 def test_settings_are_checked():
     for change in ({"steps": 0}, {"guidance": -1.0}, {"temperature": float("nan")}):
         with pytest.raises(PraError, match=next(iter(change))):

@@ -707,3 +707,24 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     for device in ("gpu", "meta", "hpu", ""):
         refused(lambda: pra.train(tiny(), tmp_path / "run", device=device), f"device {device!r}", "leave it out")  # noqa: B023
     assert not (tmp_path / "run").exists()
+
+
+def test_renamed_classes_stop_a_resume(tmp_path: Path) -> None:
+    """A label must go on meaning what it meant."""
+    for name in ("blue", "green"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(4):
+            Image.new("L", (8, 8), index).save(tmp_path / "data" / name / f"{index}.png")
+    config = pra.recipe("tiny")
+    config = replace(
+        config,
+        model=dataclasses.replace(config.model, num_classes=2),
+        data=dataclasses.replace(config.data, source=f"folder:{tmp_path / 'data'}"),
+        train=dataclasses.replace(config.train, steps=1, sample_every=0),
+    )
+    pra.train(config, tmp_path / "run", device="cpu", progress=False)
+    (tmp_path / "data" / "blue").rename(tmp_path / "data" / "zblue")
+    more = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
+    before = contents(tmp_path / "run")
+    refused(lambda: pra.train(more, tmp_path / "run", device="cpu", progress=False), "'green'", "'blue'", "--run-dir")
+    assert contents(tmp_path / "run") == before

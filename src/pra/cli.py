@@ -79,6 +79,9 @@ class How:
         return Sampler(model, from_dict(SamplingConfig, settings, "sampling"))
 
 
+LONGEST_RANGE = 10_000_000
+"""Numbers in one range of seeds or labels: beyond any sampling, and still no burden on memory."""
+
 SamplingOptions = Annotated[How, arg(name="")]
 
 
@@ -189,10 +192,11 @@ def sample(
         batch_size: Images generated side by side; no image depends on it.
         how: How to sample; by default as the recipe recommends.
     """
+    out = out.expanduser()
     images.check_output(out)
     sampler = how.sampler(run)
-    chosen = parse_labels(labels, sampler.model.classes)
-    numbers = parse_numbers(seeds, "--seeds")
+    chosen = _unique(parse_labels(labels, sampler.model.classes))
+    numbers = _unique(parse_numbers(seeds, "--seeds"))
     pairs = [(label, seed) for label in chosen for seed in numbers]
     pictures = _in_batches(
         pairs,
@@ -227,6 +231,7 @@ def complete(
         out: FILE.png (a grid; the picture alone for one image and one seed), FILE.npz or DIR/ (continuations).
         how: How to sample; by default as the recipe recommends.
     """
+    out = out.expanduser()
     images.check_output(out)
     if not image:
         raise PraError("no IMAGE given: name at least one picture to complete")
@@ -236,7 +241,7 @@ def complete(
     chosen = [config.null_class] if label is None else parse_labels(label, sampler.model.classes)
     if len(chosen) not in (1, len(image)):
         raise PraError(f"--label {label!r} means {len(chosen)} classes for {len(image)} images: give one, or one each")
-    numbers = parse_numbers(seeds, "--seeds")
+    numbers = _unique(parse_numbers(seeds, "--seeds"))
     repeated = real.repeat_interleave(len(numbers), dim=0)
     classes = [number for number in chosen * (len(image) // len(chosen)) for _ in numbers]
     continued = sampler.complete(repeated, rows, classes, numbers * len(image)).cpu()
@@ -305,6 +310,8 @@ def parse_numbers(text: str, option: str) -> list[int]:
             raise PraError(f"{option} {text!r}: {part!r} is no number or range; write 0,3 or 0-15")
         if last >= 2**63:
             raise PraError(f"{option} {text!r}: {last} is too large; the largest is {2**63 - 1}")
+        if last - first >= LONGEST_RANGE:
+            raise PraError(f"{option} {text!r}: {part!r} is longer than {LONGEST_RANGE} numbers; take it in parts")
         numbers.extend(range(first, last + 1))
     return numbers
 
@@ -329,6 +336,11 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
     if wrong:
         raise PraError(f"label {wrong[0]} is out of range: this model's classes are 0 to {len(classes) - 1}")
     return labels
+
+
+def _unique(numbers: list[int]) -> list[int]:
+    """Without repeats: the same label and seed is the same image, and the same file."""
+    return list(dict.fromkeys(numbers))
 
 
 def _in_batches(items: list[Any], size: int, work: Callable[[list[Any]], Tensor]) -> Tensor:

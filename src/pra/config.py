@@ -342,6 +342,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "lr", "clip")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise PraError(f"betas must lie in [0, 1), got {self.betas}")
         _between(self, "weight_decay", 0.0, math.inf)
         _between(self, "warmup_steps", 0, math.inf)
         _between(self, "ema_decay", 0.0, 1.0)

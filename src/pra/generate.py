@@ -133,6 +133,8 @@ class Sampler:
                 f"images of shape {tuple(images.shape)} cannot be completed: this model needs "
                 f"(B, {', '.join(map(str, expected))})"
             )
+        if not images.is_floating_point():
+            raise PraError(f"images of {images.dtype} cannot be completed: give floats in [-1, 1]")
         if len(images) != len(labels):
             raise PraError(f"{len(images)} images and {len(labels)} labels: give one label per image")
         if not 0 <= rows <= config.grid[0]:

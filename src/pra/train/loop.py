@@ -103,6 +103,7 @@ class Trainer:
         self.step, self.skipped = 0, 0
         last = weights.newest_checkpoint(folder)
         if last is not None:
+            _check_same_classes(last, self.model, self.source)
             self.step = checkpoint.restore(last, self.model, self.ema, self.optimizer)
         self.pending: list[tuple[Losses, Tensor]] = []
         self.interval = time.monotonic()
@@ -293,6 +294,18 @@ def _check_classes(source: Source, num_classes: int) -> None:
         raise PraError(
             f"{source.name} has label {highest} ({source.classes[highest]}), but the model's classes are 0 to "
             f"{num_classes - 1}; set model.num_classes to {len(source.classes)}"
+        )
+
+
+def _check_same_classes(last: Path, model: PRA, source: Source) -> None:
+    """A label must go on meaning what it meant: class folders may have been renamed since."""
+    learnt = weights.read_json(last / weights.CONFIG).get("classes")
+    if learnt != list(model.classes):
+        pairs = zip(learnt or [], model.classes, strict=False)
+        changed = next(((a, b) for a, b in pairs if a != b), (learnt, list(model.classes)))
+        raise PraError(
+            f"the classes of {source.name} are not those that {last} learnt ({changed[1]!r} where it had "
+            f"{changed[0]!r}); restore them, or start another --run-dir"
         )
 
 
