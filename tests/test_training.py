@@ -716,7 +716,7 @@ def test_renamed_classes_stop_a_resume(tmp_path: Path) -> None:
         for index in range(4):
             Image.new("L", (8, 8), index).save(tmp_path / "data" / name / f"{index}.png")
     config = pra.recipe("tiny")
-    config = replace(
+    config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, num_classes=2),
         data=dataclasses.replace(config.data, source=f"folder:{tmp_path / 'data'}"),
