@@ -21,7 +21,7 @@ import tyro
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from pra import flops, images, weights
 from pra.config import GuidanceSchedule, RunConfig, SamplingConfig, Solver, apply_settings, from_dict, override, to_dict
@@ -31,20 +31,13 @@ from pra.errors import PraError, nearest
 from pra.eval.command import evaluate_command
 from pra.generate import Sampler
 from pra.models.pra import PRA
+from pra.options import Flag, Folder, Integer, Number, Settings, Text
 from pra.provenance import package_version
 from pra.recipes import RECIPES, recipe
 from pra.train.loop import Interrupted
 from pra.train.loop import train as run_training
 from pra.train.run import read_run
 from pra.weights import CONFIG
-
-# What is optional shows its type alone: without "None" among the values, and without "(default: None)".
-Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
-Folder = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
-Integer = Annotated[int | None, arg(constructor=int, help_behavior_hint="")]
-Number = Annotated[float | None, arg(constructor=float, help_behavior_hint="")]
-Flag = Annotated[bool, arg(help_behavior_hint="")]
-Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE", help_behavior_hint="")]
 
 
 def _choices(kind: type[enum.Enum]) -> str:

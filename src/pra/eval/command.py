@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
 import pra.weights
 from pra.config import DataConfig, RunConfig, SamplingConfig, apply_settings, from_dict, to_dict
@@ -23,17 +23,12 @@ from pra.eval.reference import Reference, from_file, from_source, recorded_featu
 from pra.eval.samples import Batch, NpzBatch, exported, picture_shape, pictures, prepared, sampled, spread
 from pra.generate import Sampler
 from pra.models.pra import PRA
+from pra.options import File, Flag, Integer, Settings, Text
 from pra.provenance import environment
 
 EXTRACTORS = ("classifier", "inception")
 OF_A_RUN = 50_000
 """Images sampled from a run where --num does not say."""
-
-Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
-File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
-Integer = Annotated[int | None, arg(constructor=int, help_behavior_hint="")]
-Flag = Annotated[bool, arg(help_behavior_hint="")]
-Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE", help_behavior_hint="")]
 
 
 @dataclasses.dataclass(frozen=True)
