@@ -12,11 +12,12 @@ from pra.config import (
     CodecConfig,
     EncoderConfig,
     HeadConfig,
+    JiTConfig,
     ModelConfig,
     Prediction,
     TransformerConfig,
 )
-from pra.models import PRA
+from pra.models import PRA, JiT
 
 LEARNED = ModelConfig(
     image_size=(6, 8),
@@ -39,9 +40,32 @@ PIXEL_X = replace(PIXEL, head=replace(LEARNED.head, prediction=Prediction.DATA))
 ALL = {"learned": LEARNED, "encoder-without-h": BLIND, "pixel-v": PIXEL, "pixel-x": PIXEL_X}
 
 
+JIT = JiTConfig(
+    image_size=(6, 8),
+    channels=3,
+    patch_size=2,
+    num_classes=5,
+    class_tokens=3,
+    transformer=TransformerConfig(depth=2, width=24, heads=2),
+)
+JITS = {
+    "jit": JIT,
+    "jit-bottleneck": replace(JIT, bottleneck=4),
+    "jit-without-tokens": replace(JIT, class_tokens=0),
+}
+
+
 def random_model(config: ModelConfig = LEARNED, **changes: Any) -> PRA:
     """Random weights everywhere: an untrained head is the zero field, under which many a mistake would hide."""
-    model = PRA(replace(config, **changes), seed=1)
+    return _randomise(PRA(replace(config, **changes), seed=1))
+
+
+def random_jit(config: JiTConfig = JIT) -> JiT:
+    """As :func:`random_model`."""
+    return _randomise(JiT(config, seed=1))
+
+
+def _randomise(model: Any) -> Any:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -49,7 +73,7 @@ def random_model(config: ModelConfig = LEARNED, **changes: Any) -> PRA:
     return model.eval()
 
 
-def batch(config: ModelConfig, size: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(config: ModelConfig | JiTConfig, size: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images in [-1, 1], labels, keys."""
     generator = torch.Generator().manual_seed(3)
     images = torch.rand(size, config.channels, *config.image_size, generator=generator) * 2 - 1

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 import pra
-from pra import cli, images
+from pra import cli, images, options
 from pra.config import GuidanceSchedule, Solver
 from pra.data import open_source
 from pra.errors import PraError
@@ -139,7 +139,7 @@ def test_as_a_module() -> None:
     ("arguments", "parts"),
     [
         (["trian", "tiny"], ["no command 'trian'; did you mean 'train'?"]),
-        (["frobnicate"], ["no command 'frobnicate'. Known: complete, eval, sample, show, train"]),
+        (["frobnicate"], ["no command 'frobnicate'. Known: complete, eval, sample, show, study, train"]),
         (["train", "tiny", "--stesp", "3"], ["pra train has no option '--stesp'; did you mean '--steps'?"]),
         (["train", "tiny", "--lr=3"], ["pra train has no option '--lr'"]),
         (["sample", "run", "--label", "3"], ["pra sample has no option '--label'; did you mean '--labels'?"]),
@@ -222,13 +222,13 @@ def test_a_recipe_is_not_hidden_by_a_folder_of_its_name(
     ("text", "numbers"), [("0", [0]), ("0,3", [0, 3]), ("2-4", [2, 3, 4]), (" 1 , 5-6,0", [1, 5, 6, 0]), ("7-7", [7])]
 )
 def test_numbers(text: str, numbers: list[int]) -> None:
-    assert cli.parse_numbers(text, "--seeds") == numbers
+    assert options.parse_numbers(text, "--seeds") == numbers
 
 
 @pytest.mark.parametrize("text", ["", "a", "-1", "1-", "3-1", "1,,2", "1.5", "1-2-3", str(2**63), "٣x"])
 def test_what_is_no_number(text: str) -> None:
     with pytest.raises(PraError, match=r"--seeds '"):
-        cli.parse_numbers(text, "--seeds")
+        options.parse_numbers(text, "--seeds")
 
 
 def test_labels() -> None:

@@ -25,13 +25,19 @@ def test_systems_are_what_the_paper_compares():
     for name in SYSTEMS:
         run = recipe(f"fashion:{name}")
         rollouts[name] = type(run.train.rollout)
-        assert (run.model.codec is None) == (name in ("teacher-forced", "x-prediction", "input-noise", "input-noise-x"))
-        assert dataclasses.replace(run.train, rollout=pra.train.rollout) == pra.train  # nothing else moves
+        pixel = name in ("teacher-forced", "x-prediction", "input-noise", "input-noise-x", "jit")
+        assert (run.model.codec is None) == pixel
+        objective = run.train.objective if name == "jit" else pra.train.objective
+        # Nothing else moves.
+        assert dataclasses.replace(run.train, rollout=pra.train.rollout, objective=pra.train.objective) == pra.train
+        assert run.train.objective == objective
+        assert run.data == pra.data
     assert isinstance(pra.train.rollout, config.Parallel)
     assert rollouts["teacher-forced"] is rollouts["states"] is config.Clean
     assert rollouts["input-noise"] is config.Noised
     assert rollouts["reconstructed"] is config.Reconstructed
     assert rollouts["exact"] is config.Exact
+    assert rollouts["jit"] is config.Clean
 
 
 def test_override_reads_types():
@@ -58,6 +64,11 @@ def test_override_reads_types():
         ("train.steps", "1.5", "expected int, got 1.5"),
         ("train.steps", "0", "steps must be positive"),
         ("train.optimizer.betas", "[1, 1]", r"betas must lie in \[0, 1\)"),
+        ("model", '{"type": "JitConfig"}', "'JitConfig' is unknown; did you mean 'JiTConfig'"),
+        ("model", '{"type": "JiTConfig"}', "model: image_size, channels, patch_size, num_classes, transformer missing"),
+        ("model", "3", "model: expected the fields of ModelConfig, got 3"),
+        ("model.transformer.depth", "3", "no setting 'model.transformer.depth'"),
+        ("train.objective.time_std", "0", "time_std must be positive"),
         ("train.rollout", "Paralel", "'Paralel' is unknown; did you mean 'Parallel'"),
         ("train.rollout", '{"type": "Noised"}', "sigma missing"),
         ("data.fit", "crop", "'crop' is unknown.*center-crop"),
@@ -72,6 +83,41 @@ def test_override_reads_types():
 def test_bad_settings_name_the_value_and_the_way_out(path, text, message):
     with pytest.raises(PraError, match=message):
         override(recipe("tiny"), path, text)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("model.transformer.depht", "3", "'depht' is unknown; did you mean 'depth'"),
+        ("model.transformer.width", "30", "width 30 with 2 heads"),
+        ("model.class_tokens", "-1", "class_tokens must lie in"),
+        ("model.bottleneck", "0", "bottleneck must be positive"),
+        ("model.image_size", "[2, 2]", "single patch"),
+        ("model.codec", "null", "no setting 'model.codec'"),
+        ("train.rollout", "Parallel", "train.rollout Parallel is for autoregressive models.*train.rollout=Clean"),
+        ("sampling.schedule", "linear", "schedule linear rises along the raster.*constant"),
+    ],
+)
+def test_bad_settings_of_jit(path, text, message):
+    with pytest.raises(PraError, match=message):
+        override(recipe("tiny:jit"), path, text)
+
+
+def test_jit_is_overridden_like_any_model():
+    run = recipe("tiny:jit")
+    assert override(run, "model.transformer.depth", "3").model.transformer.depth == 3
+    assert override(run, "model.bottleneck", "5").model.bottleneck == 5
+    assert override(run, "model.num_classes", "3").model.num_classes == 3
+
+
+def test_files_written_before_there_were_two_kinds_of_model_load():
+    """A model without a type is the autoregressive one; of the times' mean and deviation there was no word."""
+    run = recipe("tiny")
+    values = to_dict(run)
+    assert "type" not in values["model"]
+    assert to_dict(recipe("tiny:jit"))["model"]["type"] == "JiTConfig"
+    del values["train"]["objective"]["time_mean"], values["train"]["objective"]["time_std"]
+    assert from_dict(RunConfig, values) == run
 
 
 def test_unknown_keys_in_a_file():

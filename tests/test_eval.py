@@ -623,6 +623,13 @@ def test_another_set_or_recipe_is_another_classifier(cache: Path, monkeypatch: p
     assert len(list(cache.iterdir())) == 4
 
 
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(classifier, "_fit", None)  # nothing is fitted that could not be kept
+    refused(digits_classifier, f"{tmp_path}/file/pra/classifiers", "Not a directory", "set XDG_CACHE_HOME")
+
+
 def test_classifier_bad_input(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = digits_classifier()
     refused(lambda: fitted(pixels(2, shape=(3, 8, 8))), "3x8x8", "1x8x8", "fitted on")

@@ -6,7 +6,6 @@ import dataclasses
 import enum
 import inspect
 import json
-import re
 import shlex
 import string
 import sys
@@ -29,11 +28,12 @@ from pra.data import open_source
 from pra.device import pick_device
 from pra.errors import PraError, nearest
 from pra.eval.command import evaluate_command
-from pra.generate import Sampler
-from pra.models.pra import PRA
-from pra.options import Flag, Folder, Integer, Number, Settings, Text
+from pra.generate import Sampler, check_completes
+from pra.models import count_parameters
+from pra.options import Flag, Folder, Integer, Number, Settings, Text, parse_numbers
 from pra.provenance import package_version
 from pra.recipes import RECIPES, recipe
+from pra.studies.command import study_command
 from pra.train.loop import Interrupted
 from pra.train.loop import train as run_training
 from pra.train.run import read_run
@@ -51,11 +51,11 @@ class How:
     guidance: Number = None
     """Guidance scale; 1 is none."""
     schedule: Annotated[str | None, arg(metavar=_choices(GuidanceSchedule), help_behavior_hint="")] = None
-    """Guidance along the raster."""
+    """Guidance along the raster, where there is one."""
     solver: Annotated[str | None, arg(metavar=_choices(Solver), help_behavior_hint="")] = None
-    """Integrator of the head."""
+    """Integrator from noise to pixels or states."""
     steps: Integer = None
-    """Solver intervals per patch."""
+    """Solver intervals per patch, or per image where all patches come at once."""
     temperature: Number = None
     """Scale of the noise."""
     raw_weights: Flag = False
@@ -71,9 +71,6 @@ class How:
         settings |= {name: value for name, value in given.items() if value is not None}
         return Sampler(model, from_dict(SamplingConfig, settings, "sampling"))
 
-
-LONGEST_RANGE = 10_000_000
-"""Numbers in one range of seeds or labels: beyond any sampling, and still no burden on memory."""
 
 SamplingOptions = Annotated[How, arg(name="")]
 
@@ -229,6 +226,7 @@ def complete(
     if not image:
         raise PraError("no IMAGE given: name at least one picture to complete")
     sampler = how.sampler(run)
+    check_completes(sampler.model)
     config = sampler.model.config
     real = torch.stack([_read_picture(path, config.channels, config.image_size) for path in image])
     chosen = [config.null_class] if label is None else parse_labels(label, sampler.model.classes)
@@ -267,9 +265,7 @@ def show(
             print(f"{base:12} {(build.__doc__ or '').strip().splitlines()[0]}")
         return
     config = _recipe_or_run(name)
-    with torch.device("meta"):
-        model = PRA(config.model)
-    parts = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
+    parts = count_parameters(config.model)
     parameters = {"total": sum(parts.values()), **parts}
     sampling = flops.sampling_flops(config)
     arithmetic = {
@@ -285,28 +281,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "complete": complete,
     "eval": evaluate_command,
+    "study": study_command,
     "show": show,
 }
-
-
-def parse_numbers(text: str, option: str) -> list[int]:
-    """``"0,4-6"`` to ``[0, 4, 5, 6]``.
-
-    Raises:
-        PraError: anything else than numbers of at least 0 and ranges.
-    """
-    numbers: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip(), re.ASCII)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
-            raise PraError(f"{option} {text!r}: {part!r} is no number or range; write 0,3 or 0-15")
-        if last >= 2**63:
-            raise PraError(f"{option} {text!r}: {last} is too large; the largest is {2**63 - 1}")
-        if last - first >= LONGEST_RANGE:
-            raise PraError(f"{option} {text!r}: {part!r} is longer than {LONGEST_RANGE} numbers; take it in parts")
-        numbers.extend(range(first, last + 1))
-    return numbers
 
 
 def parse_labels(text: str, classes: Sequence[str]) -> list[int]:

@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, Union
+from typing import Any, ClassVar, TypeVar, Union
 
 from pra.errors import PraError, nearest
 
@@ -105,8 +105,8 @@ class CodecConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The whole model. ``codec=None`` is the identity codec: the patch itself is the state.
+class ImageConfig:
+    """What every model's configuration begins with: the images, their patches and their classes.
 
     ``num_classes`` counts the real classes; the null class that guidance needs comes on top.
     """
@@ -115,13 +115,9 @@ class ModelConfig:
     channels: int
     patch_size: int
     num_classes: int
-    backbone: TransformerConfig
-    head: HeadConfig
-    codec: CodecConfig | None
-    class_tokens: int = 16
 
     def __post_init__(self) -> None:
-        _positive(self, "channels", "patch_size", "num_classes", "class_tokens")
+        _positive(self, "channels", "patch_size", "num_classes")
         for side in self.image_size:
             if side < 1 or side % self.patch_size:
                 raise PraError(
@@ -131,7 +127,7 @@ class ModelConfig:
         if self.num_patches < 2:
             raise PraError(
                 f"image_size {self.image_size[0]}x{self.image_size[1]} is a single patch of {self.patch_size}: "
-                "an autoregressive model needs at least two; take a smaller patch_size"
+                "a model of patches needs at least two; take a smaller patch_size"
             )
 
     @property
@@ -151,13 +147,57 @@ class ModelConfig:
 
     @property
     def state_dim(self) -> int:
-        """``d``, numbers that the head generates per patch."""
-        return self.codec.state_dim if self.codec else self.patch_dim
+        """``d``, numbers that are generated per patch: its pixels, unless there is a codec."""
+        return self.patch_dim
 
     @property
     def null_class(self) -> int:
         """The label that stands for "no class"."""
         return self.num_classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ImageConfig):
+    """The whole autoregressive model. ``codec=None`` is the identity codec: the patch itself is the state."""
+
+    backbone: TransformerConfig
+    head: HeadConfig
+    codec: CodecConfig | None
+    class_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "class_tokens")
+
+    @property
+    def state_dim(self) -> int:
+        """``d``, numbers that the head generates per patch."""
+        return self.codec.state_dim if self.codec else self.patch_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class JiTConfig(ImageConfig):
+    """The diffusion baseline JiT (arXiv 2511.13720): one bidirectional transformer over all patches at once.
+
+    ``class_tokens`` of the class stand before the patches, beside its modulation of every block; 0 is none.
+    ``bottleneck`` embeds a patch through that many numbers (the paper's low-rank embedding); None is a plain matrix.
+    """
+
+    transformer: TransformerConfig
+    class_tokens: int = 4
+    bottleneck: int | None = None
+
+    codec: ClassVar[None] = None
+    """It writes pixels directly."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _between(self, "class_tokens", 0, math.inf)
+        if self.bottleneck is not None:
+            _positive(self, "bottleneck")
+
+
+AnyModelConfig = ModelConfig | JiTConfig
 
 
 # --- how the inputs of the AR pass are made (pra.rollout) ---------------------------------------------------
@@ -304,7 +344,8 @@ class ObjectiveConfig:
     """Loss weights and the randomness of a training step (design section 2).
 
     ``noise_draws`` is the number of ``(t, eps)`` pairs per token for L_flow; ``logit_normal_times`` draws those
-    times as the sigmoid of a standard normal (Stable Diffusion 3, arXiv 2403.03206), else uniformly.
+    times as the sigmoid of a normal of ``time_mean`` and ``time_std`` (Stable Diffusion 3, arXiv 2403.03206), else
+    uniformly. JiT has one ``(t, eps)`` per image, and of the weights none.
     """
 
     pixel_loss: PixelLoss = PixelLoss.L2
@@ -312,10 +353,13 @@ class ObjectiveConfig:
     auxiliary_weight: float = 0.1
     noise_draws: int = 4
     logit_normal_times: bool = True
+    time_mean: float = 0.0
+    time_std: float = 1.0
     class_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        _positive(self, "noise_draws")
+        _positive(self, "noise_draws", "time_std")
+        _between(self, "time_mean", -10.0, 10.0)
         _between(self, "perceptual_weight", 0.0, math.inf)
         _between(self, "auxiliary_weight", 0.0, math.inf)
         _between(self, "class_dropout", 0.0, 1.0)
@@ -402,23 +446,47 @@ class RunConfig:
     """One complete run: what a recipe returns and what ``config.json`` in a run's folder holds."""
 
     recipe: str
-    model: ModelConfig
+    model: AnyModelConfig
     data: DataConfig
     train: TrainConfig
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     targets: Targets | None = None
+
+    def __post_init__(self) -> None:
+        check_sampling(self.model, self.sampling)
+        if isinstance(self.model, JiTConfig) and self.train.rollout != Clean():
+            raise PraError(
+                f"train.rollout {type(self.train.rollout).__name__} is for autoregressive models: JiT has no prefix to "
+                "roll out; set train.rollout=Clean"
+            )
+
+
+def check_sampling(model: AnyModelConfig, sampling: SamplingConfig) -> None:
+    """Whether a model can be sampled this way.
+
+    Raises:
+        PraError: it cannot.
+    """
+    if isinstance(model, JiTConfig) and sampling.schedule is GuidanceSchedule.LINEAR:
+        raise PraError(
+            "the guidance schedule linear rises along the raster, and JiT makes all patches at once; "
+            "take the schedule constant"
+        )
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------
 
 T = TypeVar("T")
 
+TAGGED = (*typing.get_args(Rollout), JiTConfig)
+"""Classes that JSON names as "type". Of several possible ones a single one may do without: it is what no type means."""
+
 
 def to_dict(config: Any) -> Any:
-    """Plain JSON values. A dataclass that is one of several possible (a rollout) carries its class as "type"."""
+    """Plain JSON values. A dataclass that is one of several possible (a rollout, JiT) carries its class as "type"."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-        tag = {"type": type(config).__name__} if isinstance(config, Rollout) else {}
+        tag = {"type": type(config).__name__} if isinstance(config, TAGGED) else {}
         return tag | fields
     if isinstance(config, enum.Enum):
         return config.value
@@ -434,6 +502,15 @@ def from_dict(cls: type[T], values: Any, where: str = "config") -> T:
         PraError: an unknown key (the nearest name is given), a missing one, or a value of the wrong type.
     """
     return typing.cast(T, _read(cls, values, where))
+
+
+def model_from_dict(values: Any, where: str) -> AnyModelConfig:
+    """:func:`from_dict` for a model of either kind.
+
+    Raises:
+        PraError: as :func:`from_dict`.
+    """
+    return typing.cast(AnyModelConfig, _read(AnyModelConfig, values, where))
 
 
 def override(config: T, path: str, text: str) -> T:
@@ -514,6 +591,9 @@ def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
         return _read(next(iter(named.values())), value, where)
     if isinstance(value, str):  # a bare name: the defaults of that class
         value = {"type": value}
+    untagged = [kind for kind in named.values() if kind not in TAGGED]
+    if len(untagged) == 1 and not (isinstance(value, dict) and "type" in value):
+        return _read(untagged[0], value, where)
     if not isinstance(value, dict) or value.get("type") not in named:
         got = value.get("type") if isinstance(value, dict) else value
         raise PraError(f"{where}: {got!r} is unknown{nearest(str(got), named)}")
@@ -524,7 +604,8 @@ def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
 def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise PraError(f"{where}: expected the fields of {kind.__name__}, got {value!r}")
-    hints = typing.get_type_hints(kind)
+    every = typing.get_type_hints(kind)
+    hints = {f.name: every[f.name] for f in dataclasses.fields(kind)}
     for key in value:
         if key not in hints:
             raise PraError(f"{where}.{key} is unknown{nearest(key, hints)}")

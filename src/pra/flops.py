@@ -14,8 +14,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pra import noise, solvers
-from pra.config import Clean, Exact, RunConfig
-from pra.models.pra import PRA
+from pra.config import Clean, Exact, JiTConfig, ModelConfig, RunConfig
+from pra.models import PRA, JiT, build_model
 from pra.objectives import training_losses
 
 
@@ -23,12 +23,12 @@ def training_flops(run: RunConfig) -> int:
     """FLOPs of one training image: every forward and backward pass of a step, without LPIPS."""
     objective = dataclasses.replace(run.train.objective, perceptual_weight=0.0)
     rollout, sequential = run.train.rollout, 0
-    if isinstance(rollout, Exact):
+    if isinstance(rollout, Exact) and isinstance(run.model, ModelConfig):
         # Sampling by the midpoint rule without guidance, and then a step on inputs that are there already.
-        sequential = sum(raster_flops(run, streams=1, evaluations=2 * rollout.steps).values())
+        sequential = sum(raster_flops(run.model, streams=1, evaluations=2 * rollout.steps).values())
         rollout = Clean()
     with torch.device("meta"):
-        model = PRA(run.model)
+        model = build_model(run.model)
         label = torch.zeros(1, dtype=torch.int64)
         image = torch.zeros(1, run.model.channels, *run.model.image_size)
 
@@ -41,13 +41,23 @@ def training_flops(run: RunConfig) -> int:
 
 def sampling_flops(run: RunConfig) -> dict[str, int]:
     """FLOPs of one sampled image by part, with the run's own guidance, solver and steps."""
-    evaluations = run.sampling.steps * solvers.EVALUATIONS[run.sampling.solver]
-    return raster_flops(run, 2 if run.sampling.guidance != 1.0 else 1, evaluations)
+    steps, evaluations = run.sampling.steps, solvers.EVALUATIONS[run.sampling.solver]
+    streams = 2 if run.sampling.guidance != 1.0 else 1
+    if isinstance(run.model, JiTConfig):  # the last interval is Euler's
+        return {"transformer": ((steps - 1) * evaluations + 1) * streams * _evaluation_flops(run.model)}
+    return raster_flops(run.model, streams, steps * evaluations)
 
 
-def raster_flops(run: RunConfig, streams: int, evaluations: int) -> dict[str, int]:
+def _evaluation_flops(config: JiTConfig) -> int:
+    """FLOPs of one evaluation of a whole image's velocity."""
+    with torch.device("meta"), torch.no_grad():
+        model = JiT(config)
+        x, t = torch.zeros(1, config.num_patches, config.patch_dim), torch.zeros(1, 1)
+        return _count(lambda: model(x, t, torch.zeros(1, dtype=torch.int64)))
+
+
+def raster_flops(config: ModelConfig, streams: int, evaluations: int) -> dict[str, int]:
     """FLOPs of one pass over the raster: ``backbone`` (``streams`` times), ``head`` and ``decoder``."""
-    config = run.model
     with torch.device("meta"), torch.no_grad():
         model = PRA(config)
         labels = torch.zeros(streams, dtype=torch.int64)

@@ -39,6 +39,6 @@ def uniform_times(key: Tensor, *shape: int, low: float = 0.0, high: float = 1.0)
     return low + (high - low) * noise.uniform(key, *shape)
 
 
-def logit_normal_times(key: Tensor, *shape: int) -> Tensor:
-    """Sigmoids of standard normals, in (0, 1), ``(*key.shape, *shape)``: most often the middle of the path."""
-    return noise.normal(key, *shape).sigmoid()
+def logit_normal_times(key: Tensor, *shape: int, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Sigmoids of normals, in (0, 1), ``(*key.shape, *shape)``: most often about ``sigmoid(mean)`` of the path."""
+    return (mean + std * noise.normal(key, *shape)).sigmoid()

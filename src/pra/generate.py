@@ -1,4 +1,7 @@
-"""Sampling (paper, "Sampling"; design section 2): raster order, caches, guidance, one seed per image."""
+"""Sampling (paper, "Sampling"; design section 2): raster order, caches, guidance, one seed per image.
+
+JiT is sampled by the same class, from the same seeds and with the same solvers, but all patches at once.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ import torch
 from torch import Tensor
 
 from pra import noise, solvers
-from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver
+from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver, check_sampling
 from pra.device import autocast
 from pra.errors import PraError
-from pra.models.pra import PRA
+from pra.models import PRA, JiT, Model
 from pra.noise import Purpose
 
 
@@ -54,11 +57,7 @@ class Decoding:
         if self.streams == 1:
             return lambda z, t: head(z, t, condition)
 
-        def guided(z: Tensor, t: Tensor) -> Tensor:
-            conditional, unconditional = head(z.repeat(2, 1, 1), t, condition).chunk(2)
-            return unconditional + scale * (conditional - unconditional)  # type: ignore[no-any-return]
-
-        return guided
+        return lambda z, t: _guided(head(z.repeat(2, 1, 1), t, condition), scale)
 
     def append(self, state: Tensor) -> Tensor:
         """Writes the patch ``(B, 1, P)`` of a state ``(B, 1, d)`` and reads it as the next input."""
@@ -83,13 +82,19 @@ class Sampler:
     Args:
         model: put into evaluation mode; stays where it is (``model.to(device)`` decides the device).
         config: guidance, solver and so on; by default what the model was saved with
-            (:attr:`pra.models.pra.PRA.sampling`).
+            (:attr:`pra.models.base.ImageModel.sampling`).
         precision: of the arithmetic; ``auto`` is bfloat16 autocast on CUDA. States are float32 always.
+
+    Raises:
+        PraError: guidance along the raster, of a model that has none.
     """
 
-    def __init__(self, model: PRA, config: SamplingConfig | None = None, precision: Precision = Precision.AUTO) -> None:
-        self.model = model.eval()
+    def __init__(
+        self, model: Model, config: SamplingConfig | None = None, precision: Precision = Precision.AUTO
+    ) -> None:
+        self.model: Model = model.eval()
         self.config = config or model.sampling
+        check_sampling(model.config, self.config)
         self.precision = precision
         self.device = next(model.parameters()).device
 
@@ -124,8 +129,10 @@ class Sampler:
             ``(B, C, H, W)`` float32 in [-1, 1].
 
         Raises:
-            PraError: an image of another size or channel count, ``rows`` out of range, or as in :meth:`sample`.
+            PraError: a model that is not autoregressive, an image of another size or channel count, ``rows`` out of
+                range, or as in :meth:`sample`.
         """
+        check_completes(self.model)
         config = self.model.config
         expected = (config.channels, *config.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
@@ -150,15 +157,57 @@ class Sampler:
     def stream(
         self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor, keep: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """The pictures so far, ``(B, C, k * p, W)``, each time a row of patches is finished.
+        """The pictures so far, ``(B, C, k * p, W)``, each time a row of patches is finished; of JiT the whole, once.
 
         Args:
             labels: as in :meth:`sample`.
             seeds: as in :meth:`sample`.
             keep: ``(B, C, k * p, W)`` true pixels to start from (:meth:`complete`).
+
+        Raises:
+            PraError: as :meth:`complete`.
         """
-        model, config = self.model, self.model.config
         label, key = self._requests(labels, seeds)
+        if keep is not None:
+            check_completes(self.model)
+        if isinstance(self.model, JiT):
+            yield self._at_once(self.model, label, key)
+        else:
+            yield from self._row_by_row(self.model, label, key, keep)
+
+    def _at_once(self, model: JiT, label: Tensor, key: Tensor) -> Tensor:
+        """Whole images ``(B, C, H, W)`` from noise.
+
+        The last interval is Euler's, as in JiT's own sampler (Euler-Maruyama's is so anyway): from there the predicted
+        image is the end, and no velocity at ``t = 1`` is asked for.
+        """
+        shape, temperature = (model.config.num_patches, model.config.patch_dim), self.config.temperature
+        start = temperature * noise.normal(noise.fold(key, Purpose.SAMPLE_START), *shape)
+        diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
+
+        def fresh_noise(interval: int) -> Tensor:
+            return temperature * noise.normal(noise.fold(diffusion, interval), *shape)
+
+        times = solvers.uniform_grid(self.config.steps, torch.zeros(1, 1, device=self.device))
+        integrate, velocity = solvers.INTEGRATORS[self.config.solver], self._velocity_of_all(model, label)
+        with autocast(self.device, self.precision):
+            if self.config.solver is Solver.EULER_MARUYAMA:
+                patches = integrate(velocity, start, times, fresh_noise)
+            else:
+                patches = integrate(velocity, start, times[:-1], solvers.no_noise)
+                patches = solvers.euler(velocity, patches, times[-2:], solvers.no_noise)
+        return model.unpatchify(patches.clamp(-1.0, 1.0))
+
+    def _velocity_of_all(self, model: JiT, label: Tensor) -> solvers.Velocity:
+        """The field of whole images under guidance."""
+        if self.config.guidance == 1.0:
+            return lambda x, t: model(x, t, label)
+        labels = torch.cat([label, torch.full_like(label, model.config.null_class)])
+        return lambda x, t: _guided(model(x.repeat(2, 1, 1), t, labels), self.config.guidance)
+
+    def _row_by_row(self, model: PRA, label: Tensor, key: Tensor, keep: Tensor | None) -> Iterator[Tensor]:
+        """:meth:`stream` of an autoregressive model."""
+        config = model.config
         done = 0 if keep is None else keep.shape[2] // config.patch_size
         rows = [keep.to(self.device)] if keep is not None and done else []
         if done == config.grid[0]:
@@ -184,12 +233,12 @@ class Sampler:
         if self.config.solver is Solver.EULER_MARUYAMA:
             intervals = torch.arange(self.config.steps, device=self.device)
             key = noise.fold(noise.fold(diffusion, position).unsqueeze(-1), intervals)
-            draws = temperature * noise.normal(key, 1, self.model.config.state_dim)
+            draws = temperature * noise.normal(key, 1, starts.shape[2])
             fresh_noise = partial(draws.select, 1)
 
         start = temperature * starts[:, position : position + 1]
         state = integrate(decoding.velocity(self.guidance_at(position)), start, times, fresh_noise)
-        return decoding.append(self.model.codec.normalise(state) if self.config.renormalise else state)
+        return decoding.append(decoding.model.codec.normalise(state) if self.config.renormalise else state)
 
     def guidance_at(self, position: int) -> float:
         """The guidance scale at a raster position."""
@@ -206,6 +255,24 @@ class Sampler:
         if len(wrong):
             raise PraError(f"label {int(wrong[0])} is out of range: this model's classes are 0 to {classes - 1}")
         return label.to(self.device), noise.keys(0, seed).to(self.device)
+
+
+def check_completes(model: Model) -> None:
+    """Whether a model can go on from the first rows of an image.
+
+    Raises:
+        PraError: it makes all patches at once.
+    """
+    if isinstance(model, JiT):
+        raise PraError(
+            "a JiT cannot complete an image: it makes all patches at once; take an autoregressive model, or sample"
+        )
+
+
+def _guided(both: Tensor, scale: float) -> Tensor:
+    """``v_u + scale (v_c - v_u)`` of the conditional and the unconditional field, stacked along the batch."""
+    conditional, unconditional = both.chunk(2)
+    return unconditional + scale * (conditional - unconditional)
 
 
 def _integers(values: Sequence[int] | Tensor, what: str) -> Tensor:

@@ -5,6 +5,8 @@
 
 L_rec reaches the encoder and the decoder only; L_flow and L_aux reach the backbone and the head only. Without
 the stop-gradient on ``z`` the states collapse onto what is easy to predict.
+
+JiT, the diffusion baseline, has one pass and L_flow alone.
 """
 
 from __future__ import annotations
@@ -18,8 +20,7 @@ from torch import Tensor
 
 from pra import flow, noise
 from pra.config import ObjectiveConfig, PixelLoss, Prediction, Rollout
-from pra.models.pra import PRA
-from pra.models.states import IdentityCodec
+from pra.models import PRA, JiT, Model
 from pra.noise import Purpose
 from pra.rollout import ar_inputs
 
@@ -39,7 +40,7 @@ class Losses(NamedTuple):
 
 
 def training_losses(
-    model: PRA,
+    model: Model,
     images: Tensor,
     labels: Tensor,
     keys: Tensor,
@@ -47,7 +48,7 @@ def training_losses(
     rollout: Rollout,
     perceptual: Perceptual | None = None,
 ) -> Losses:
-    """One step of the two-pass training.
+    """One step of training: two passes, or JiT's one.
 
     Args:
         model: the model.
@@ -55,9 +56,23 @@ def training_losses(
         labels: ``(B,)`` true classes.
         keys: ``(B,)`` one key per sample and step; decides all randomness.
         objective: weights and draws.
-        rollout: how the AR inputs are made.
+        rollout: how the AR inputs are made. JiT has none.
         perceptual: a distance whose weight is ``objective.perceptual_weight``.
     """
+    if isinstance(model, JiT):
+        return _diffusion_losses(model, images, labels, keys, objective)
+    return _autoregressive_losses(model, images, labels, keys, objective, rollout, perceptual)
+
+
+def _autoregressive_losses(
+    model: PRA,
+    images: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    objective: ObjectiveConfig,
+    rollout: Rollout,
+    perceptual: Perceptual | None,
+) -> Losses:
     patches = model.patchify(images)
 
     # Reconstruction pass. It keeps the true label where the AR pass drops it: a state is a function of the image
@@ -78,8 +93,23 @@ def training_losses(
     auxiliary = F.mse_loss(model.auxiliary(h).float(), normalise_patches(patches))
 
     total = flow_loss + reconstruction + objective.auxiliary_weight * auxiliary
-    state_std = z.flatten(0, 1).std(dim=0).min()
-    return Losses(total, flow_loss, reconstruction, auxiliary, state_std)
+    return Losses(total, flow_loss, reconstruction, auxiliary, _state_std(z))
+
+
+def _diffusion_losses(model: JiT, images: Tensor, labels: Tensor, keys: Tensor, objective: ObjectiveConfig) -> Losses:
+    """``E |v(x_t, t, c) - (x - x_t) / (1 - t)|^2`` with one ``t`` for all patches of an image (JiT's v-loss)."""
+    x = model.patchify(images)
+    t = _times(objective, keys, 1)
+    eps = noise.normal(noise.fold(keys, Purpose.FLOW_NOISE), *x.shape[1:])
+    x_t = flow.interpolate(eps, x, t.unsqueeze(-1))
+    target = flow.velocity_from_data(x, x_t, t.unsqueeze(-1))  # the same clamp on both sides
+    velocity = model(x_t, t, _drop_labels(labels, model.config.null_class, objective.class_dropout, keys))
+    loss, nothing = F.mse_loss(velocity, target), x.new_zeros(())
+    return Losses(loss, loss, nothing, nothing, _state_std(x))
+
+
+def _state_std(z: Tensor) -> Tensor:
+    return z.flatten(0, 1).std(dim=0).min()
 
 
 def _forget_casts() -> None:
@@ -88,21 +118,38 @@ def _forget_casts() -> None:
     torch.clear_autocast_cache()
 
 
+def flow_errors(model: PRA, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor) -> Tensor:
+    """The squared errors that L_flow is the mean of: ``(B, draws, N, d)``, for conditions ``h`` and states ``z``."""
+    velocity, target = _velocity_and_target(model, h, z, objective, keys)
+    return (velocity - target).square()
+
+
 def _flow_loss(model: PRA, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor) -> Tensor:
-    """``E |v(z_t, t, h) - (z - eps)|^2`` with several ``(t, eps)`` per token: the head is cheap, ``h`` is not."""
+    """``E |v(z_t, t, h) - (z - eps)|^2``."""
+    return F.mse_loss(*_velocity_and_target(model, h, z, objective, keys))
+
+
+def _velocity_and_target(
+    model: PRA, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both ``(B, draws, N, d)``: several ``(t, eps)`` per token, as the head is cheap and ``h`` is not."""
     draws, tokens = objective.noise_draws, z.shape[1]
-    time_key, noise_key = (noise.fold(keys, p) for p in (Purpose.FLOW_TIME, Purpose.FLOW_NOISE))
-    times = flow.logit_normal_times if objective.logit_normal_times else flow.uniform_times
-    t = times(time_key, draws, tokens)
-    eps = noise.normal(noise_key, draws, tokens, z.shape[2])
+    t = _times(objective, keys, draws, tokens)
+    eps = noise.normal(noise.fold(keys, Purpose.FLOW_NOISE), draws, tokens, z.shape[2])
     z = z.unsqueeze(1)
     z_t = flow.interpolate(eps, z, t.unsqueeze(-1))
     if model.head.prediction is Prediction.DATA:  # the same clamp on both sides, as in JiT
         target = flow.velocity_from_data(z, z_t, t.unsqueeze(-1))
     else:
         target = flow.velocity(eps, z)
-    velocity = model.head(z_t, t, model.head.condition(h).unsqueeze(1))
-    return F.mse_loss(velocity, target)
+    return model.head(z_t, t, model.head.condition(h).unsqueeze(1)), target
+
+
+def _times(objective: ObjectiveConfig, keys: Tensor, *shape: int) -> Tensor:
+    key = noise.fold(keys, Purpose.FLOW_TIME)
+    if not objective.logit_normal_times:
+        return flow.uniform_times(key, *shape)
+    return flow.logit_normal_times(key, *shape, mean=objective.time_mean, std=objective.time_std)
 
 
 def _reconstruction_loss(
@@ -113,7 +160,7 @@ def _reconstruction_loss(
     objective: ObjectiveConfig,
     perceptual: Perceptual | None,
 ) -> Tensor:
-    if isinstance(model.codec, IdentityCodec):
+    if model.config.codec is None:
         return z.new_zeros(())
     decoded = model.codec.decode(z).float()
     pixel = F.l1_loss if objective.pixel_loss is PixelLoss.L1 else F.mse_loss

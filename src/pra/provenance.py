@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -17,14 +18,25 @@ def environment() -> dict[str, Any]:
     """What a reader needs to repeat a result, as plain JSON values."""
     packages = ("pra", "torch", "numpy", "pillow", "safetensors")
     versions = {name: package_version(name) for name in packages} | {"python": platform.python_version()}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "command": sys.argv,
         "versions": versions,
         "commit": commit(),
-        "hardware": {"device": device, "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
+        "hardware": {"device": device_name(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
         "platform": platform.platform(),
     }
+
+
+def device_name(device: torch.device | None = None) -> str:
+    """The product name of a device; by default of the GPU where there is one, else of the processor."""
+    cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
+    if cuda:
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):  # Linux only
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def commit() -> str | None:

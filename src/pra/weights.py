@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pra.config import ModelConfig, SamplingConfig, from_dict, to_dict
+from pra.config import SamplingConfig, from_dict, model_from_dict, to_dict
 from pra.errors import PraError
 from pra.images import new_folder
-from pra.models.pra import PRA
+from pra.models import Model, build_model
 
 FORMAT = 1
 CONFIG, MODEL, EMA = "config.json", "model.safetensors", "ema.safetensors"
@@ -27,7 +27,7 @@ STATE = "state.json"
 """The manifest of a checkpoint, written last."""
 
 
-def save(model: PRA, folder: str | Path) -> Path:
+def save(model: Model, folder: str | Path) -> Path:
     """Writes ``config.json`` and ``model.safetensors`` into a new folder, for :func:`load`.
 
     Raises:
@@ -42,7 +42,7 @@ def save(model: PRA, folder: str | Path) -> Path:
     return folder
 
 
-def load(path: str | Path, ema: bool = True, device: str | torch.device = "cpu") -> PRA:
+def load(path: str | Path, ema: bool = True, device: str | torch.device = "cpu") -> Model:
     """A model from a run's folder (its newest checkpoint), a checkpoint, or a folder made by :func:`save`.
 
     Args:
@@ -117,7 +117,7 @@ def _fault(folder: Path) -> str | None:
     return None
 
 
-def write_config(model: PRA, folder: Path) -> None:
+def write_config(model: Model, folder: Path) -> None:
     """``config.json`` of a model folder."""
     values = {
         "format": FORMAT,
@@ -128,7 +128,7 @@ def write_config(model: PRA, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
 
 
-def read_config(folder: Path) -> PRA:
+def read_config(folder: Path) -> Model:
     """A model with fresh weights, as ``config.json`` describes it."""
     values = read_json(folder / CONFIG)
     if values.get("format") != FORMAT:
@@ -136,7 +136,7 @@ def read_config(folder: Path) -> PRA:
             f"{folder / CONFIG} is of format {values.get('format')!r}, this version of pra reads {FORMAT}; "
             "install a newer pra"
         )
-    model = PRA(from_dict(ModelConfig, values.get("model"), "model"))
+    model = build_model(model_from_dict(values.get("model"), "model"))
     model.sampling = from_dict(SamplingConfig, values.get("sampling"), "sampling")
     classes = values.get("classes")
     if not isinstance(classes, list) or len(classes) != model.config.num_classes:
@@ -184,7 +184,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise PraError(f"{path} cannot be read ({error}); take another checkpoint, or restore the file") from None
 
 
-def load_tensors(model: PRA, path: Path) -> None:
+def load_tensors(model: Model, path: Path) -> None:
     """A model's weights from a safetensors file.
 
     Raises:

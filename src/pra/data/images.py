@@ -77,7 +77,7 @@ def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:
 
 
 class ArraySource:
-    """Grey images held in memory: ``images`` is uint8 ``(N, H, W)``."""
+    """Images held in memory: ``images`` is uint8, ``(N, H, W)`` for grey ones and ``(N, H, W, 3)`` for colour."""
 
     def __init__(self, name: str, images: npt.NDArray[np.uint8], labels: Labels, classes: tuple[str, ...]) -> None:
         self.name = name
@@ -89,7 +89,7 @@ class ArraySource:
         return len(self._images)
 
     def image(self, index: int) -> Image.Image:
-        """One image, mode "L"."""
+        """One image, mode "L" or "RGB"."""
         return Image.fromarray(self._images[index])
 
     def where(self, index: int) -> str:

@@ -7,13 +7,14 @@ from typing import Protocol
 from PIL import Image
 
 from pra.data.digits import open_digits
+from pra.data.emoji import FONT, EmojiSource
 from pra.data.folder import FolderSource
 from pra.data.idx import open_idx
 from pra.data.imagenet_tar import ImageNetTar
 from pra.data.images import Labels, expand
 from pra.errors import PraError, nearest
 
-_KINDS = ("digits", "digits@test", "idx", "folder", "imagenet-tar")
+_KINDS = ("digits", "digits@test", "emoji", "emoji@test", "idx", "folder", "imagenet-tar")
 
 
 class Source(Protocol):
@@ -45,9 +46,10 @@ class Source(Protocol):
 
 
 def open_source(spec: str) -> Source:
-    """Open ``digits``, ``idx:DIR`` (either may end in ``@test``), ``folder:PATH`` or ``imagenet-tar:PATH``.
+    """Open ``digits``, ``emoji``, ``emoji:FONT.ttf``, ``idx:DIR``, ``folder:PATH`` or ``imagenet-tar:PATH``.
 
-    ``@test`` is the test split where the training split is the default. ``~`` stands for the home directory.
+    The first four may end in ``@test``: the test split, where the training split is the default. ``~`` stands for
+    the home directory.
 
     Raises:
         PraError: an unknown kind (the nearest name is given), a missing path or package, or damaged files.
@@ -65,9 +67,13 @@ def _open(spec: str) -> Source:
     kind, _, path = spec.partition(":")
     if spec in ("digits", "digits@test"):
         return open_digits(spec, test=spec.endswith("@test"))
-    if kind in ("idx", "folder", "imagenet-tar"):
+    if spec in ("emoji", "emoji@test"):
+        return EmojiSource(spec, FONT, test=spec.endswith("@test"))
+    if kind in ("emoji", "idx", "folder", "imagenet-tar"):
         if path in ("", "@test"):
             raise PraError(f"data source {spec!r} lacks its path; write {kind}:PATH")
+        if kind == "emoji":
+            return EmojiSource(spec, expand(path.removesuffix("@test")), test=path.endswith("@test"))
         if kind == "idx":
             return open_idx(spec, expand(path.removesuffix("@test")), test=path.endswith("@test"))
         return FolderSource(spec, expand(path)) if kind == "folder" else ImageNetTar(spec, expand(path))

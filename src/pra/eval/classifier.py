@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,8 @@ def fit_classifier(
         progress: whether to show bars.
 
     Raises:
-        PraError: one class, too few images or too much for the memory, images that cannot be prepared, or a full disk.
+        PraError: one class, too few images or too much for the memory, images that cannot be prepared, a cache that
+            cannot be written, or a full disk.
     """
     if len(source.classes) < 2:
         raise PraError(f"{source.name} has one class, which nothing can be told from; use --features inception")
@@ -184,6 +186,7 @@ def fit_classifier(
     images, labels = _load(source, size, channels, config, progress)
     path = cache_folder() / f"{_key(images, labels, source.classes)}.safetensors"
     if not path.exists():
+        _check_writable(path.parent)
         network = _fit(images, labels, len(source.classes), device, progress)
         recorded = {
             "size": size,
@@ -197,6 +200,19 @@ def fit_classifier(
         data = save(tensors, metadata={"pra": json.dumps(recorded)})
         write_atomically(path, lambda file: file.write(data))
     return Classifier(path, device)
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuses a cache that would not take the classifier, before it is fitted."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PraError(
+            f"the classifier cannot be kept in {folder} ({error.strerror}); set XDG_CACHE_HOME to a folder that can "
+            "be written"
+        ) from None
 
 
 def _load(

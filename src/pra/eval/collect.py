@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pra.distributed import ALONE, World
 from pra.errors import PraError
 from pra.eval.features import FeatureExtractor
 from pra.eval.metrics import InceptionScore, Moments, Protocol
@@ -78,9 +80,19 @@ class Collector:
         self.right += int((logits.argmax(dim=1).cpu() == labels.cpu()).sum())
         self.judged += len(labels)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process: all but the network."""
+        return self.__dict__ | {"extractor": None}
+
     def merge(self, other: Collector) -> None:
-        """Adds what another process has collected of the same set."""
+        """Adds what another process has collected of the same set.
+
+        Raises:
+            PraError: images of another shape.
+        """
         assert (self.count, self.keep) == (other.count, other.keep), "collectors of different sets"
+        if self.shape and other.shape and self.shape != other.shape:
+            raise PraError(f"images of {shape_text(self.shape)} and of {shape_text(other.shape)}; a set has one size")
         self.pool.merge(other.pool)
         if other.spatial is not None:
             self.spatial = self.spatial or Moments(len(other.spatial.mean))
@@ -113,6 +125,10 @@ class Collector:
         return self.right / self.judged if self.judged else None
 
 
+Collected = dict[Protocol, Collector]
+"""A collector per protocol; the same one where the images are uint8, so that nothing is left to round."""
+
+
 def collect(
     batches: Iterable[Batch],
     extractor: FeatureExtractor,
@@ -120,27 +136,52 @@ def collect(
     keep: int,
     progress: bool = True,
     what: str = "evaluate",
-) -> dict[Protocol, Collector]:
-    """One pass over a set.
+    world: World = ALONE,
+) -> Collected:
+    """One pass over a set, or over this process's share of it; :func:`merged` makes one of all shares.
 
-    Returns:
-        A collector per protocol; the same one where the images are uint8, so that nothing is left to round.
+    Args:
+        batches: this process's images.
+        extractor: makes the features.
+        count: images of the whole set, at least 2.
+        keep: features to keep of the whole set.
+        progress: whether to show a bar, in the first process.
+        what: the bar's name.
+        world: the processes that share the set.
 
     Raises:
-        PraError: as :meth:`Collector.add`, or the set is not ``count`` images.
+        PraError: as :meth:`Collector.add`.
     """
     first = Protocol.TORCH_FIDELITY
     collectors = {first: Collector(extractor, count, keep)}
-    with tqdm(total=count, unit="image", desc=what, disable=not progress, dynamic_ncols=True) as bar:
+    hidden, total = not (progress and world.leads), len(world.share(count))
+    with tqdm(total=total, unit="image", desc=what, disable=hidden, dynamic_ncols=True) as bar:
         for images, labels, start in batches:
             for protocol in [first] if images.dtype is torch.uint8 else list(Protocol):
                 if protocol not in collectors:
                     collectors[protocol] = Collector(extractor, count, keep)
                 collectors[protocol].add(protocol.quantise(images), labels, start)
             bar.update(len(images))
-    for collector in collectors.values():
-        collector.check_complete()
     return {protocol: collectors.get(protocol, collectors[first]) for protocol in Protocol}
+
+
+def merged(parts: Sequence[Collected]) -> Collected:
+    """A set from the shares of all processes, this one's first.
+
+    Raises:
+        PraError: shares of images of different shapes, or fewer images than were announced.
+    """
+    own = parts[0][Protocol.ADM]
+    wholes: Collected = {}
+    for protocol in Protocol:
+        if wholes and all(part[protocol] is part[Protocol.ADM] for part in parts):
+            wholes[protocol] = wholes[Protocol.ADM]
+            continue
+        wholes[protocol] = Collector(own.extractor, own.count, own.keep)
+        for part in parts:
+            wholes[protocol].merge(part[protocol])
+        wholes[protocol].check_complete()
+    return wholes
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

@@ -14,19 +14,30 @@ from tyro.conf import Positional, arg
 import pra.weights
 from pra.config import DataConfig, RunConfig, SamplingConfig, apply_settings, from_dict, to_dict
 from pra.data import open_source
-from pra.device import pick_device
+from pra.distributed import World, join
 from pra.errors import PraError, nearest
 from pra.eval.classifier import Classifier, find_classifier, fit_classifier
+from pra.eval.dinov2 import dinov2
 from pra.eval.evaluate import Report, check_codec, evaluate, reconstruct
 from pra.eval.features import FeatureExtractor, file_sha256, inception
 from pra.eval.reference import Reference, from_file, from_source, recorded_features
-from pra.eval.samples import Batch, NpzBatch, exported, picture_shape, pictures, prepared, sampled, spread
+from pra.eval.samples import (
+    Batch,
+    NpzBatch,
+    exported,
+    join_exports,
+    picture_shape,
+    pictures,
+    prepared,
+    sampled,
+    spread,
+)
 from pra.generate import Sampler
-from pra.models.pra import PRA
+from pra.models import Model
 from pra.options import File, Flag, Integer, Settings, Text
 from pra.provenance import environment
 
-EXTRACTORS = ("classifier", "inception")
+EXTRACTORS = ("classifier", "dinov2", "inception")
 OF_A_RUN = 50_000
 """Images sampled from a run where --num does not say."""
 
@@ -41,18 +52,48 @@ class Adjustable:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is judged: ``count`` images of one shape, and how to get them in batches of a given size.
+    """What is judged: ``count`` images of one shape, and how to get some of them in batches of a given size.
 
-    ``model`` is None where the images are ready.
+    ``target`` is as it was given; ``model`` is None where the images are ready.
     """
 
+    target: Path
     count: int
     size: tuple[int, int]
     channels: int
     settings: Adjustable
-    batches: Callable[[int], Iterator[Batch]]
+    batches: Callable[[range, int], Iterator[Batch]]
     provenance: dict[str, Any]
-    model: PRA | None = None
+    model: Model | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """The files to write, if any."""
+
+    report: Path | None
+    images: Path | None
+    statistics: Path | None
+
+    def check(self) -> None:
+        """Refuses what would overwrite or cannot be written, before any work is done."""
+        for path in (self.report, self.images, self.statistics):
+            if path is None:
+                continue
+            folder = path.absolute().parent
+            if os.path.lexists(path):
+                raise PraError(f"{path} exists already; choose another file or remove it")
+            if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+                raise PraError(f"{path} cannot be written: {folder} is not there or not writable")
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Where and in which portions it is done."""
+
+    world: World
+    device: torch.device
+    batch_size: int
 
 
 def evaluate_command(
@@ -73,12 +114,14 @@ def evaluate_command(
     """Judge generated images: FID, sFID, Inception Score, KID, precision and recall.
 
     Two ways to measure are shown side by side, ADM's and torch-fidelity's: they round and split differently.
+    Several GPUs share the work: torchrun --nproc-per-node 8 -m pra eval RUN ...
 
     Args:
         target: A run or saved model to sample from, a folder of pictures, or a batch in ADM's layout.
         reference: A data source such as digits or folder:PATH, or a FILE.npz of statistics or images. By default the
             data that the run learnt from.
-        features: inception, or classifier: a small network fitted on the reference, once.
+        features: inception; dinov2, whose fid is FD-DINOv2; or classifier: a small network fitted on the reference,
+            once.
         num: Images to judge; by default 50000 of a run, and all that DIR or FILE.npz holds.
         reconstruction: Also judge the codec's reconstructions of as many real images.
         export_npz: Also write the images as the batch that ADM's evaluator reads.
@@ -90,34 +133,55 @@ def evaluate_command(
         settings: How reference images are prepared and a run samples, such as data.fit=pad or sampling.guidance=2; may
             be repeated.
     """
-    for path in (export_npz, export_statistics, out):
-        _check_output(path)
-    if features not in EXTRACTORS:
-        raise PraError(f"--features {features!r} is unknown{nearest(features, EXTRACTORS)}")
-    if batch_size < 1:
-        raise PraError(f"--batch-size {batch_size} must be at least 1")
-    subject = _open(target.expanduser(), num, pick_device(device), settings)
-    spec = reference or subject.settings.data.source
-    if not spec:
-        raise PraError(f"{target} does not say which data it belongs to; give --reference SRC or STATS.npz")
-    if reconstruction:
-        _check_reconstruction(spec, subject)
-    judge = _extractor(features, weights, spec, subject, pick_device(device))
-    truth = _reference(spec, judge, subject, batch_size)
-    if export_statistics:
-        truth.save(export_statistics)
-    batches = subject.batches(batch_size)
-    if export_npz:
-        batches = exported(batches, subject.count, export_npz)
-    known = {"images": subject.provenance, "environment": environment()}
-    report = evaluate(batches, truth, judge, subject.count, provenance=known)
-    if reconstruction:
-        report = _with_reconstruction(report, spec, judge, subject, batch_size)
-    if out:
-        report.save(out)
+    outputs = Outputs(out, export_npz, export_statistics)
+    with join() as world:
+        outputs.check()
+        if features not in EXTRACTORS:
+            raise PraError(f"--features {features!r} is unknown{nearest(features, EXTRACTORS)}")
+        if batch_size < 1:
+            raise PraError(f"--batch-size {batch_size} must be at least 1")
+        work = Work(world, world.device(device), batch_size)
+        subject = _open(target.expanduser(), num, work.device, settings, world.size)
+        spec = _reference_of(subject, reference)
+        if reconstruction:
+            _check_reconstruction(spec, subject)
+        judge = _extractor(features, weights, spec, subject, work)
+        truth = _reference(spec, judge, subject, work)
+        if outputs.statistics and world.leads:
+            truth.save(outputs.statistics)
+        report = _judged(subject, truth, judge, outputs.images, work)
+        if reconstruction:
+            report = _with_reconstruction(report, spec, judge, subject, work)
+        if world.leads:
+            _finish(report, subject, truth, judge, outputs)
+
+
+def _judged(subject: Subject, truth: Reference, judge: FeatureExtractor, images: Path | None, work: Work) -> Report:
+    """The report; ``images`` is where the images go, if anywhere."""
+    share = work.world.share(subject.count)
+    batches = subject.batches(share, work.batch_size)
+    known = {"images": subject.provenance, "environment": environment(), "processes": work.world.size}
+    if images is None:
+        return evaluate(batches, truth, judge, subject.count, provenance=known, world=work.world)
+    part = images if work.world.size == 1 else images.with_name(f".{images.name}.part{work.world.rank}")
+    try:
+        batches = exported(batches, len(share), part)
+        report = evaluate(batches, truth, judge, subject.count, provenance=known, world=work.world)
+        if part != images:
+            work.world.combine(part, lambda parts: join_exports(parts, images))
+    finally:
+        if part != images:
+            part.unlink(missing_ok=True)
+    return report
+
+
+def _finish(report: Report, subject: Subject, truth: Reference, judge: FeatureExtractor, outputs: Outputs) -> None:
+    if outputs.report:
+        report.save(outputs.report)
     print(report.table())
-    print(f"{subject.count} images of {target} against {truth.name}, features {judge.name} {judge.fingerprint[:12]}")
-    for what, path in (("report", out), ("images", export_npz), ("statistics", export_statistics)):
+    count, target = subject.count, subject.target
+    print(f"{count} images of {target} against {truth.name}, features {judge.name} {judge.fingerprint[:12]}")
+    for what, path in dataclasses.asdict(outputs).items():
         if path:
             print(f"  {what}: {path}")
 
@@ -125,7 +189,14 @@ def evaluate_command(
 # --- what is judged -----------------------------------------------------------------------------------------
 
 
-def _open(target: Path, num: int | None, device: torch.device, settings: tuple[str, ...]) -> Subject:
+def _open(target: Path, num: int | None, device: torch.device, settings: tuple[str, ...], processes: int) -> Subject:
+    subject = _subject(target, num, device, settings)
+    if subject.count < processes:
+        raise PraError(f"{processes} processes cannot share {subject.count} images; start fewer")
+    return subject
+
+
+def _subject(target: Path, num: int | None, device: torch.device, settings: tuple[str, ...]) -> Subject:
     if num is not None and num < 2:
         raise PraError(f"--num {num}: at least 2 images have a distribution")
     if target.is_file():
@@ -154,8 +225,8 @@ def _run(target: Path, count: int, device: torch.device, settings: tuple[str, ..
     }
     sampler = Sampler(model, chosen.sampling)
     return Subject(
-        count, model.config.image_size, model.config.channels, chosen,
-        lambda size: sampled(sampler, range(count), size), provenance, model,
+        target, count, model.config.image_size, model.config.channels, chosen,
+        lambda share, size: sampled(sampler, share, size), provenance, model,
     )  # fmt: skip
 
 
@@ -173,8 +244,8 @@ def _folder(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject
     size, channels = picture_shape(source.image(0))
     provenance = {"folder": str(target.absolute()), "count": len(chosen), "of": len(source)}
     return Subject(
-        len(chosen), size, channels, apply_settings(_unknown(), settings),
-        lambda batch_size: pictures(source, chosen, batch_size), provenance,
+        target, len(chosen), size, channels, apply_settings(_unknown(), settings),
+        lambda share, batch_size: pictures(source, chosen, batch_size, share), provenance,
     )  # fmt: skip
 
 
@@ -183,8 +254,8 @@ def _batch_of(target: Path, num: int | None, settings: tuple[str, ...]) -> Subje
     count = _count(target, batch.count, num)
     provenance = {"file": str(target.absolute()), "sha256": file_sha256(target), "count": count, "of": batch.count}
     return Subject(
-        count, batch.size, batch.channels, apply_settings(_unknown(), settings),
-        lambda size: batch.batches(size, range(count)), provenance,
+        target, count, batch.size, batch.channels, apply_settings(_unknown(), settings),
+        lambda share, size: batch.batches(size, share), provenance,
     )  # fmt: skip
 
 
@@ -201,30 +272,44 @@ def _unknown() -> Adjustable:
 # --- what it is held against --------------------------------------------------------------------------------
 
 
-def _extractor(
-    features: str, weights: Path | None, spec: str, subject: Subject, device: torch.device
-) -> FeatureExtractor:
-    if features == "inception":
-        return inception(weights, device)
-    if weights is not None:
-        return Classifier(weights, device)
+def _reference_of(subject: Subject, reference: str | None) -> str:
+    spec = reference or subject.settings.data.source
+    if not spec:
+        raise PraError(f"{subject.target} does not say which data it belongs to; give --reference SRC or STATS.npz")
+    return spec
+
+
+def _extractor(features: str, weights: Path | None, spec: str, subject: Subject, work: Work) -> FeatureExtractor:
+    with work.world.first_alone():  # downloads, or fits; the others find it in the cache
+        if features == "inception":
+            return inception(weights, work.device)
+        if features == "dinov2":
+            return dinov2(weights, work.device)
+        if weights is not None:
+            return Classifier(weights, work.device)
+        return _classifier(spec, subject, work)
+
+
+def _classifier(spec: str, subject: Subject, work: Work) -> Classifier:
     if not spec.endswith(".npz"):
-        source = open_source(spec)
-        return fit_classifier(source, subject.size, subject.channels, subject.settings.data, device)
+        source, data = open_source(spec), subject.settings.data
+        return fit_classifier(source, subject.size, subject.channels, data, work.device, work.world.leads)
     recorded = recorded_features(Path(spec).expanduser())
     if recorded is None or recorded[0] != "classifier":
         raise PraError(
             f"{spec} is not of a classifier, nor a data source to fit one on; use --features inception, or give the "
             "data source"
         )
-    return find_classifier(recorded[1], device)
+    return find_classifier(recorded[1], work.device)
 
 
-def _reference(spec: str, judge: FeatureExtractor, subject: Subject, batch_size: int) -> Reference:
+def _reference(spec: str, judge: FeatureExtractor, subject: Subject, work: Work) -> Reference:
     if spec.endswith(".npz"):
-        return from_file(Path(spec).expanduser(), judge)
-    source = open_source(spec)
-    return from_source(source, subject.size, subject.channels, subject.settings.data, judge, batch_size=batch_size)
+        return from_file(Path(spec).expanduser(), judge, world=work.world)
+    return from_source(
+        open_source(spec), subject.size, subject.channels, subject.settings.data, judge,
+        batch_size=work.batch_size, world=work.world,
+    )  # fmt: skip
 
 
 def _real_images(spec: str, subject: Subject) -> str:
@@ -240,25 +325,16 @@ def _check_reconstruction(spec: str, subject: Subject) -> None:
         raise PraError("--reconstruction needs real images; give a data source as --reference")
 
 
-def _with_reconstruction(
-    report: Report, spec: str, judge: FeatureExtractor, subject: Subject, batch_size: int
-) -> Report:
+def _with_reconstruction(report: Report, spec: str, judge: FeatureExtractor, subject: Subject, work: Work) -> Report:
     assert subject.model is not None
     source = open_source(_real_images(spec, subject))
     chosen = spread(len(source), min(subject.count, len(source)))
-    batches = prepared(source, chosen, subject.size, subject.channels, subject.settings.data, batch_size)
-    figures = reconstruct(subject.model, batches, judge, len(chosen))
+    batches = prepared(
+        source, chosen, subject.size, subject.channels, subject.settings.data, work.batch_size,
+        work.world.share(len(chosen)),
+    )  # fmt: skip
+    figures = reconstruct(subject.model, batches, judge, len(chosen), world=work.world)
     return Report(
         report.figures | {"reconstruction": figures},
         report.provenance | {"reconstruction": {"source": source.name, "count": len(chosen)}},
     )
-
-
-def _check_output(path: Path | None) -> None:
-    """Refuses what would overwrite or cannot be written, before any work is done."""
-    if path is None:
-        return
-    if os.path.lexists(path):
-        raise PraError(f"{path} exists already; choose another file or remove it")
-    if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-        raise PraError(f"{path} cannot be written: {path.absolute().parent} is not there or not writable")

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from pra.distributed import ALONE, World
 from pra.errors import PraError
-from pra.eval.collect import Collector, collect, shape_text
+from pra.eval.collect import Collected, Collector, collect, merged, shape_text
 from pra.eval.features import FeatureExtractor
 from pra.eval.metrics import SEED, SSIM_WINDOW, frechet_distance, kernel_distance, precision_recall, psnr, ssim
 from pra.eval.reference import Reference, gaussian
 from pra.eval.samples import Batch
 from pra.images import from_uint8, to_uint8, write_atomically
-from pra.models.pra import PRA
+from pra.models import PRA, Model
 
 NEIGHBOURS = 3
 """Of precision and recall."""
@@ -77,6 +78,7 @@ def evaluate(
     keep: int = 50_000,
     provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
+    world: World = ALONE,
 ) -> Report:
     """Judges a set of images by a reference, under both protocols.
 
@@ -84,20 +86,33 @@ def evaluate(
     recall). No figure depends on the batches beyond rounding.
 
     Args:
-        batches: the set; uint8, or in [-1, 1].
+        batches: the set, or this process's share of it; uint8, or in [-1, 1].
         reference: what to hold it against, made by the same extractor.
         extractor: makes the features.
         count: images in the set, at least 2.
         keep: features to keep.
         provenance: what the caller knows about the images and itself, for the report.
         progress: whether to show a bar.
+        world: the processes that share the set; all get the report.
 
     Raises:
         PraError: a reference of another extractor or of images of another size, another number of images than
             announced, or fewer than 2.
     """
     reference.check(extractor)
-    collectors = collect(_checked(batches, reference), extractor, count, keep, progress)
+    collected = collect(_checked(batches, reference), extractor, count, keep, progress, world=world)
+    figures = world.combine(collected, lambda parts: _figures(merged(parts), reference))
+    known = {
+        "features": _describe(extractor),
+        "reference": reference.describe(),
+        "count": count,
+        "kept_features": min(keep, count),
+        "seed_of_subsets": SEED,
+    }
+    return Report(figures, known | dict(provenance or {}))
+
+
+def _figures(collectors: Collected, reference: Reference) -> dict[str, Figures]:
     # Where both protocols share their images, the costly figures are made once.
     shared = {id(collector): compare(collector, reference) for collector in collectors.values()}
     figures = {}
@@ -108,14 +123,7 @@ def evaluate(
             "inception_score_std": score[1] if score else None,
         }
         figures[protocol.value] = shared[id(collector)] | scores
-    known = {
-        "features": _describe(extractor),
-        "reference": reference.describe(),
-        "count": count,
-        "kept_features": min(keep, count),
-        "seed_of_subsets": SEED,
-    }
-    return Report(figures, known | dict(provenance or {}))
+    return figures
 
 
 def compare(collector: Collector, reference: Reference) -> Figures:
@@ -145,17 +153,49 @@ def _checked(batches: Iterable[Batch], reference: Reference) -> Iterable[Batch]:
         yield batch
 
 
+@dataclasses.dataclass
+class _Copies:
+    """Sums over images and their reconstructions, of which processes may each have a share."""
+
+    originals: Collector
+    copies: Collector
+    signal: float = 0.0
+    similarity: float = 0.0
+
+    def figures(self, others: Iterable[_Copies]) -> Figures:
+        """Those of all shares together."""
+        for other in others:
+            self.originals.merge(other.originals)
+            self.copies.merge(other.copies)
+            self.signal += other.signal
+            self.similarity += other.similarity
+        self.copies.check_complete()
+        count, shape = self.copies.count, self.copies.shape
+        assert shape is not None, "a complete set has images"
+        return {
+            "reconstruction_fid": frechet_distance(*gaussian(self.copies.pool), *gaussian(self.originals.pool)),
+            "psnr": self.signal / count,
+            "ssim": self.similarity / count if min(shape[1:]) >= SSIM_WINDOW else None,
+        }
+
+
 def reconstruct(
-    model: PRA, batches: Iterable[Batch], extractor: FeatureExtractor, count: int, progress: bool = True
+    model: Model,
+    batches: Iterable[Batch],
+    extractor: FeatureExtractor,
+    count: int,
+    progress: bool = True,
+    world: World = ALONE,
 ) -> Figures:
     """How well a model's codec keeps real images.
 
     Args:
         model: with learned states.
-        batches: real images, uint8, of the model's size, with labels.
+        batches: real images, uint8, of the model's size, with labels; or this process's share of them.
         extractor: makes the features.
         count: images in all, at least 2.
         progress: whether to show a bar.
+        world: the processes that share the images; all get the figures.
 
     Returns:
         "reconstruction_fid", between the reconstructions and the same images; "psnr" (dB) and "ssim", means over the
@@ -164,36 +204,32 @@ def reconstruct(
     Raises:
         PraError: a model without a codec, or another number of images than announced.
     """
-    check_codec(model)
+    model = check_codec(model)
     device = next(model.parameters()).device
-    originals, copies = Collector(extractor, count, 0), Collector(extractor, count, 0)
-    signal = similarity = 0.0
+    seen = _Copies(Collector(extractor, count, 0), Collector(extractor, count, 0))
     large = min(model.config.image_size) >= SSIM_WINDOW
-    with tqdm(total=count, unit="image", desc="reconstruct", disable=not progress, dynamic_ncols=True) as bar:
+    hidden, total = not (progress and world.leads), len(world.share(count))
+    with tqdm(total=total, unit="image", desc="reconstruct", disable=hidden, dynamic_ncols=True) as bar:
         for images, labels, start in batches:
             assert labels is not None, "the encoder sees the labels"
             copy = to_uint8(model.reconstruct(from_uint8(images).to(device), labels.to(device))).cpu()
-            originals.add(images, None, start)
-            copies.add(copy, None, start)
-            signal += float(psnr(images, copy).sum())
-            similarity += float(ssim(images, copy).sum()) if large else 0.0
+            seen.originals.add(images, None, start)
+            seen.copies.add(copy, None, start)
+            seen.signal += float(psnr(images, copy).sum())
+            seen.similarity += float(ssim(images, copy).sum()) if large else 0.0
             bar.update(len(images))
-    copies.check_complete()
-    return {
-        "reconstruction_fid": frechet_distance(*gaussian(copies.pool), *gaussian(originals.pool)),
-        "psnr": signal / count,
-        "ssim": similarity / count if large else None,
-    }
+    return world.combine(seen, lambda parts: parts[0].figures(parts[1:]))
 
 
-def check_codec(model: PRA) -> None:
-    """Whether a model has anything to reconstruct with.
+def check_codec(model: Model) -> PRA:
+    """The model itself, where it has anything to reconstruct with.
 
     Raises:
         PraError: it writes pixels directly.
     """
-    if model.config.codec is None:
+    if not isinstance(model, PRA) or model.config.codec is None:
         raise PraError("this model writes its patches directly, without a codec; leave --reconstruction out")
+    return model
 
 
 def _describe(extractor: FeatureExtractor) -> dict[str, Any]:

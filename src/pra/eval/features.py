@@ -93,7 +93,7 @@ class Inception:
         pool, logits, spatial = [], [], []
         for block in torch.split(images, BLOCK):
             block = block.to(self.device).expand(-1, 3, -1, -1)
-            with _exact(self.device), torch.autocast(self.device.type, enabled=False):
+            with exact(self.device), torch.autocast(self.device.type, enabled=False):
                 block_pool, block_logits = self._network(block)
             assert self._spatial is not None
             pool.append(block_pool)
@@ -105,7 +105,7 @@ class Inception:
         self._spatial = output[:, :7].permute(0, 2, 3, 1).flatten(1)
 
 
-def _exact(device: torch.device) -> Any:
+def exact(device: torch.device) -> Any:
     """Convolutions in full float32, chosen without trial runs."""
     return torch.backends.cudnn.flags(
         enabled=device.type == "cuda", benchmark=False, deterministic=True, allow_tf32=False
@@ -130,7 +130,8 @@ def inception(weights: Path | None, device: torch.device) -> Inception:
         raise PraError(
             f"--features inception needs torch-fidelity and torchvision ({reason}); pip install 'pra[eval]'"
         ) from None
-    path = weights or _download(port.URL_INCEPTION_V3)
+    url = port.URL_INCEPTION_V3
+    path = weights or download(url, Path(url).stem.rsplit("-", 1)[1], "inception")
     fingerprint = file_sha256(path)
     try:
         # torch-fidelity unpickles the file without restraint: read it first the way that runs no code.
@@ -147,17 +148,26 @@ def inception(weights: Path | None, device: torch.device) -> Inception:
     return Inception(network, fingerprint, device)
 
 
-def _download(url: str) -> Path:
-    """The file behind ``url``, from torch's cache if it is there; its name ends in its SHA-256's first digits."""
+def download(url: str, sha256: str, what: str) -> Path:
+    """The file behind ``url``, from torch's cache if it is there.
+
+    Args:
+        url: its last part names the file in the cache.
+        sha256: of the file, or its first digits; checked when it is downloaded.
+        what: the extractor, for the message.
+
+    Raises:
+        PraError: there is no network, no space, or another file.
+    """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[1])
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise PraError(
-                f"the weights of inception cannot be downloaded ({reason}); fetch {url} elsewhere and give it "
+                f"the weights of {what} cannot be downloaded ({reason}); fetch {url} elsewhere and give it "
                 "with --weights FILE"
             ) from None
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,12 @@ from torch import Tensor, from_numpy
 
 from pra.config import DataConfig
 from pra.data import Source
+from pra.distributed import ALONE, World
 from pra.errors import PraError
-from pra.eval.collect import Collector, collect
+from pra.eval.collect import Collected, Collector, collect, merged
 from pra.eval.features import FeatureExtractor, file_sha256
 from pra.eval.metrics import Array, Moments, Protocol
-from pra.eval.samples import NpzBatch, prepared
+from pra.eval.samples import Batch, NpzBatch, prepared
 from pra.images import write_atomically
 
 FORMAT = 1
@@ -146,6 +148,7 @@ def from_source(
     keep: int = 50_000,
     batch_size: int = 256,
     progress: bool = True,
+    world: World = ALONE,
 ) -> Reference:
     """The statistics of all images of a source, prepared as for training without augmentation.
 
@@ -160,17 +163,38 @@ def from_source(
         keep: single features to keep, evenly spread over the source.
         batch_size: images at a time.
         progress: whether to show a bar.
+        world: the processes that share the work; all get the statistics.
 
     Raises:
         PraError: fewer than 2 images, or images that cannot be prepared.
     """
-    batches = prepared(source, range(len(source)), size, channels, config, batch_size)
+    count = len(source)
+    batches = prepared(source, range(count), size, channels, config, batch_size, world.share(count))
+    return _collected(batches, extractor, count, keep, progress, world, source.name, config.fit.value)
+
+
+def _collected(
+    batches: Iterable[Batch],
+    extractor: FeatureExtractor,
+    count: int,
+    keep: int,
+    progress: bool,
+    world: World,
+    name: str,
+    fit: str | None,
+) -> Reference:
     unlabelled = (batch._replace(labels=None) for batch in batches)  # whose accuracy is not asked for
-    collectors = collect(unlabelled, extractor, len(source), keep, progress, what="reference")
-    return summarise(collectors[Protocol.TORCH_FIDELITY], source.name, config.fit.value)
+    share = collect(unlabelled, extractor, count, keep, progress, what="reference", world=world)
+
+    def all_of(shares: list[Collected]) -> Reference:
+        return summarise(merged(shares)[Protocol.TORCH_FIDELITY], name, fit)
+
+    return world.combine(share, all_of)
 
 
-def from_file(path: Path, extractor: FeatureExtractor, keep: int = 50_000, progress: bool = True) -> Reference:
+def from_file(
+    path: Path, extractor: FeatureExtractor, keep: int = 50_000, progress: bool = True, world: World = ALONE
+) -> Reference:
     """The statistics in a file, or those of the images in it.
 
     Our own files say what they are of. Others, with the keys ``mu`` and ``sigma`` (ADM, torch-fidelity, JiT), are taken
@@ -181,6 +205,7 @@ def from_file(path: Path, extractor: FeatureExtractor, keep: int = 50_000, progr
         extractor: makes the features of the images in the file, if any.
         keep: single features to keep.
         progress: whether to show a bar.
+        world: the processes that share the images, if any; all get the statistics.
 
     Raises:
         PraError: a file that cannot be read, without these keys, or of other features.
@@ -191,9 +216,9 @@ def from_file(path: Path, extractor: FeatureExtractor, keep: int = 50_000, progr
     images = NpzBatch(path) if "arr_0" in arrays else None
     measured = None
     if images is not None:
-        unlabelled = (batch._replace(labels=None) for batch in images.batches(256))
-        collectors = collect(unlabelled, extractor, images.count, keep, progress, what="reference")
-        measured = summarise(collectors[Protocol.TORCH_FIDELITY], str(path), None)
+        count = images.count
+        batches = images.batches(256, world.share(count))
+        measured = _collected(batches, extractor, count, keep, progress, world, str(path), None)
     if "mu" not in arrays:
         assert measured is not None
         return measured

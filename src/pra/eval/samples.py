@@ -50,26 +50,36 @@ def sampled(sampler: Sampler, indices: range, batch_size: int) -> Iterator[Batch
 
 
 def prepared(
-    source: Source, chosen: Sequence[int], size: tuple[int, int], channels: int, config: DataConfig, batch_size: int
+    source: Source,
+    chosen: Sequence[int],
+    size: tuple[int, int],
+    channels: int,
+    config: DataConfig,
+    batch_size: int,
+    places: range | None = None,
 ) -> Iterator[Batch]:
     """Images ``chosen`` of a source, brought to the size and channels as for training, without augmentation.
+
+    ``places`` are those in ``chosen`` that this process takes; all of them by default.
 
     Raises:
         PraError: as :func:`pra.data.load_images`.
     """
-    for block in _blocks(range(len(chosen)), batch_size):
+    for block in _blocks(range(len(chosen)) if places is None else places, batch_size):
         images, labels = load_images(source, [chosen[i] for i in block], size, channels, config)
         yield Batch(images, labels, block.start)
 
 
-def pictures(source: Source, chosen: Sequence[int], batch_size: int) -> Iterator[Batch]:
+def pictures(source: Source, chosen: Sequence[int], batch_size: int, places: range | None = None) -> Iterator[Batch]:
     """Images ``chosen`` of a source as they are, without labels: finished pictures, all of one size.
+
+    ``places`` are those in ``chosen`` that this process takes; all of them by default.
 
     Raises:
         PraError: pictures of different sizes, or one that cannot be read.
     """
     size, channels = picture_shape(source.image(chosen[0]))
-    for block in _blocks(range(len(chosen)), batch_size):
+    for block in _blocks(range(len(chosen)) if places is None else places, batch_size):
         images = torch.empty((len(block), channels, *size), dtype=torch.uint8)
         for row, place in enumerate(block):
             image, where = source.image(chosen[place]), source.where(chosen[place])
@@ -138,7 +148,7 @@ class NpzBatch:
         Raises:
             PraError: the file is damaged.
         """
-        wanted = indices or range(self.count)
+        wanted = range(self.count) if indices is None else indices
         per_image = self.size[0] * self.size[1] * self.channels
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
@@ -179,7 +189,7 @@ def exported(batches: Iterable[Batch], count: int, path: Path) -> Iterator[Batch
     The file appears when the last batch has passed, whole or not at all.
 
     Args:
-        batches: from image 0, in order.
+        batches: in order.
         count: images in all.
         path: ``FILE.npz``.
 
@@ -193,9 +203,9 @@ def exported(batches: Iterable[Batch], count: int, path: Path) -> Iterator[Batch
             with zipfile.ZipFile(file, "w") as archive:
                 labels: list[Tensor] = []
                 with archive.open("arr_0.npy", "w", force_zip64=True) as array:
-                    for batch in batches:
+                    for number, batch in enumerate(batches):
                         pixels = Protocol.ADM.quantise(batch.images).permute(0, 2, 3, 1).cpu().numpy()
-                        if batch.start == 0:
+                        if number == 0:
                             header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pixels.shape[1:])}
                             np.lib.format.write_array_header_1_0(array, header)
                         array.write(pixels.tobytes())
@@ -213,3 +223,15 @@ def exported(batches: Iterable[Batch], count: int, path: Path) -> Iterator[Batch
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def join_exports(parts: Sequence[Path], path: Path) -> None:
+    """The ``.npz`` batches of processes that shared a set, one after the other, as one.
+
+    Raises:
+        PraError: a part is not there or damaged, or the disk is full or refuses.
+    """
+    batches = [NpzBatch(part) for part in parts]
+    images = (batch for part in batches for batch in part.batches(256))
+    for _ in exported(images, sum(batch.count for batch in batches), path):
+        pass

@@ -1,5 +1,30 @@
-"""The model: backbone, head, states and their composition. Knows no optimiser, path, device or command line."""
+"""The models: PRA (backbone, head, states and their composition) and JiT. They know no optimiser, path, device or
+command line."""
 
+from __future__ import annotations
+
+import torch
+
+from pra.config import AnyModelConfig, JiTConfig
+from pra.models.jit import JiT
 from pra.models.pra import PRA
 
-__all__ = ["PRA"]
+__all__ = ["PRA", "JiT", "Model", "build_model", "count_parameters"]
+
+Model = PRA | JiT
+
+
+def build_model(config: AnyModelConfig, seed: int = 0) -> Model:
+    """The model that a configuration asks for, its initial weights a function of ``seed``."""
+    return JiT(config, seed) if isinstance(config, JiTConfig) else PRA(config, seed)
+
+
+def count_parameters(config: AnyModelConfig) -> dict[str, int]:
+    """Parameters by part, counted on a model without memory (the meta device)."""
+    with torch.device("meta"):
+        model = build_model(config)
+    parts = dict.fromkeys((name for name, _ in model.named_children()), 0)
+    for name, parameter in model.named_parameters():
+        part = name.partition(".")[0]
+        parts[part] = parts.get(part, 0) + parameter.numel()
+    return parts

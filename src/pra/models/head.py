@@ -26,6 +26,11 @@ def time_features(t: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def time_mlp(width: int) -> nn.Sequential:
+    """From :func:`time_features` to ``width``."""
+    return nn.Sequential(nn.Linear(2 * TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+
 class HeadBlock(nn.Module):
     """``x + gate * swiglu((1 + scale) * norm(x) + shift)``."""
 
@@ -49,12 +54,16 @@ class FlowHead(nn.Module):
         self.prediction = config.head.prediction
         self.state_in = nn.Linear(config.state_dim, width)
         self.condition_in = nn.Linear(config.backbone.width, width)
-        self.time_in = nn.Sequential(nn.Linear(2 * TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_in = time_mlp(width)
         self.blocks = nn.ModuleList(HeadBlock(width) for _ in range(depth))
         self.modulations = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(config.head.modulations))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, config.state_dim)
+
+    def zeros(self) -> list[nn.Linear]:
+        """The layers whose weights start at zero."""
+        return [m for m in (*self.modulations, self.final_modulation, self.out) if isinstance(m, nn.Linear)]
 
     def condition(self, h: Tensor) -> Tensor:
         """What every evaluation at one position shares: ``(..., D)`` to ``(..., width)``."""

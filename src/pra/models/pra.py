@@ -1,48 +1,38 @@
-"""PRA: backbone, head, codec and the auxiliary predictor, composed; and their initialisation, all of it."""
+"""PRA: backbone, head, codec and the auxiliary predictor, composed."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from pra.config import ModelConfig, SamplingConfig
+from pra.config import ModelConfig
 from pra.models.backbone import Backbone
+from pra.models.base import ImageModel, initialise
 from pra.models.head import FlowHead
 from pra.models.states import build_codec
-from pra.nn.patches import patchify, unpatchify
-from pra.nn.transformer import KVCache, Transformer
+from pra.nn.transformer import KVCache
 
 
-class PRA(nn.Module):
-    """The model of design section 2. Baselines are other configurations of it.
+class PRA(ImageModel):
+    """The model of design section 2. The autoregressive baselines are other configurations of it.
 
     Args:
         config: sizes and choices.
         seed: of the initial weights. They do not depend on, nor disturb, torch's global random state.
     """
 
+    config: ModelConfig
+
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
-        super().__init__()
-        self.config = config
-        # Travels with the weights, as what their author recommends; nothing in the model reads them.
-        self.sampling = SamplingConfig()
-        self.classes = tuple(str(label) for label in range(config.num_classes))
+        super().__init__(config)
         with torch.random.fork_rng(devices=[]):  # torch's modules draw initial weights of their own
             self.backbone = Backbone(config)
             self.head = FlowHead(config)
             self.codec = build_codec(config)
             # L_aux: h_i predicts the per-patch-normalised x_i. Used in training only.
             self.auxiliary = nn.Linear(config.backbone.width, config.patch_dim)
-        initialise(self, seed)
-
-    def patchify(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, N, P)``."""
-        return patchify(images, self.config.patch_size)
-
-    def unpatchify(self, patches: Tensor) -> Tensor:
-        """``(B, rows * columns, P)`` to ``(B, C, rows * p, W)``; any number of whole rows of patches."""
-        columns = self.config.grid[1]
-        return unpatchify(patches, self.config.patch_size, (patches.shape[1] // columns, columns))
+        # What modulates the head, and its output, starts at zero (DiT): the head begins as the zero field.
+        initialise(self, seed, [self.backbone.next_position], self.head.zeros())
 
     def write(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
         """The one path from states to pixels, in training and in sampling: decoded, clamped to [-1, 1], float32."""
@@ -60,37 +50,3 @@ class PRA(nn.Module):
         patches = self.patchify(images)
         states = self.codec.encode(patches, self.clean_conditions(labels, patches))
         return self.unpatchify(self.write(states))
-
-
-@torch.no_grad()
-def initialise(model: PRA, seed: int) -> None:
-    """Sets every parameter, from ``seed`` alone.
-
-    Matrices are Xavier-normal, embeddings normal with standard deviation 0.02, biases zero, norms one.
-    Projections back into a transformer's residual stream are divided by ``sqrt(2 depth)`` (GPT-2). What
-    modulates the head, and its output, starts at zero (DiT, arXiv 2212.09748): the head begins as the zero field.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            _normal(module.weight, (2.0 / sum(module.weight.shape)) ** 0.5, generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            _normal(module.weight, 0.02, generator)
-        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
-            module.reset_parameters()
-    _normal(model.backbone.next_position, 0.02, generator)
-    for module in model.modules():
-        if isinstance(module, Transformer):
-            for name, parameter in module.named_parameters():
-                if name.endswith(".out.weight"):
-                    parameter.div_((2 * module.config.depth) ** 0.5)
-    for linear in [*model.head.modulations, model.head.final_modulation, model.head.out]:
-        nn.init.zeros_(linear.weight)
-
-
-def _normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
-    """Drawn on the CPU, so that a seed means the same weights on every device."""
-    if not parameter.is_meta:
-        parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator))

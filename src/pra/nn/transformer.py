@@ -1,4 +1,4 @@
-"""A causal pre-norm transformer (RMSNorm, SwiGLU, 2-D RoPE, query-key norm) and the cache it decodes with."""
+"""A pre-norm transformer (RMSNorm, SwiGLU, 2-D RoPE, query-key norm), causal, and the cache it decodes with."""
 
 from __future__ import annotations
 
@@ -60,17 +60,20 @@ class SwiGLU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention. Queries and keys are RMS-normalised (arXiv 2302.05442): stable in bfloat16."""
+    """Multi-head attention. Queries and keys are RMS-normalised (arXiv 2302.05442): stable in bfloat16.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Where it is not ``causal``, every token sees every other, and there is no cache.
+    """
+
+    def __init__(self, width: int, heads: int, causal: bool = True) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.query_norm = RMSNorm(width // heads, eps=1e-6)
         self.key_norm = RMSNorm(width // heads, eps=1e-6)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """``(B, T, width)`` to the same; ``rotary`` is the table of these ``T`` tokens."""
         b, t, width = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -81,7 +84,7 @@ class Attention(nn.Module):
         # The T queries are the last of the keys so far; a mask only where it would hide something.
         keys = k.shape[2]
         mask = None if t in (1, keys) else torch.ones(t, keys, dtype=torch.bool, device=x.device).tril(keys - t)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=1 < t == keys)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and 1 < t == keys)
         return self.out(y.transpose(1, 2).reshape(b, t, width))  # type: ignore[no-any-return]
 
 

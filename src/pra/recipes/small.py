@@ -105,3 +105,32 @@ def fashion() -> RunConfig:
         ),
         sampling=SamplingConfig(guidance=1.5),
     )
+
+
+def emoji() -> RunConfig:
+    """The Noto colour emoji at 64x64: 16 patches of 16x16, 768 numbers each and states of 16, as in the paper."""
+    return RunConfig(
+        recipe="emoji",
+        model=ModelConfig(
+            image_size=(64, 64),
+            channels=3,
+            patch_size=16,
+            num_classes=9,
+            class_tokens=4,
+            backbone=TransformerConfig(depth=6, width=128, heads=4),
+            head=HeadConfig(depth=3, width=160, modulations=1),
+            codec=CodecConfig(
+                state_dim=16,
+                encoder=EncoderConfig(depth=2, width=128, sees_condition=False),
+                decoder=TransformerConfig(depth=3, width=128, heads=4),
+            ),
+        ),
+        data=DataConfig(source="emoji"),
+        train=TrainConfig(
+            steps=5_000,
+            batch_size=64,
+            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=200, schedule=LearningRate.COSINE, ema_decay=0.999),
+            sample_every=1000,
+        ),
+        sampling=SamplingConfig(guidance=1.5),
+    )

@@ -1,14 +1,21 @@
-"""The systems that the paper compares with, as changes to a PRA run: the same model, the same loop.
+"""The systems that the paper compares with, as changes to a PRA run: the same blocks, loop, sampler and size.
 
-| system            | state     | AR inputs                           | head predicts |
-|-------------------|-----------|-------------------------------------|---------------|
-| teacher-forced    | the patch | clean                               | v             |
-| x-prediction      | the patch | clean                               | x             |
-| input-noise       | the patch | clean + Gaussian noise              | v             |
-| input-noise-x     | the patch | clean + Gaussian noise              | x             |
-| states            | learned   | clean                               | v             |
-| reconstructed     | learned   | decoded from unperturbed states     | v             |
-| exact             | learned   | sampled sequentially by the model   | v             |
+| system            | state     | AR inputs                           | predicts |
+|-------------------|-----------|-------------------------------------|----------|
+| teacher-forced    | the patch | clean                               | v        |
+| x-prediction      | the patch | clean                               | x        |
+| input-noise       | the patch | clean + Gaussian noise              | v        |
+| input-noise-x     | the patch | clean + Gaussian noise              | x        |
+| states            | learned   | clean                               | v        |
+| reconstructed     | learned   | decoded from unperturbed states     | v        |
+| exact             | learned   | sampled sequentially by the model   | v        |
+| jit               | the patch | none: all patches at once           | x        |
+
+Every system has as many parameters as the PRA run it changes, within 3 % (:data:`TOLERANCE`), so that a difference
+is the method's and not the size's. Without a codec the pixel systems have parameters to spare: they become whole
+blocks of the backbone first, which both systems spend most on, and what is left of a block goes to the head's width.
+JiT, without head and auxiliary predictor too but with dearer blocks, is as wide as the backbone, or as near to it as
+some depth meets the number.
 """
 
 from __future__ import annotations
@@ -16,20 +23,122 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from pra.config import Clean, Exact, Noised, Prediction, Reconstructed, Rollout, RunConfig
+from pra.config import (
+    AnyModelConfig,
+    Clean,
+    Exact,
+    GuidanceSchedule,
+    JiTConfig,
+    ModelConfig,
+    Noised,
+    Prediction,
+    Reconstructed,
+    Rollout,
+    RunConfig,
+    SamplingConfig,
+    Solver,
+    TransformerConfig,
+)
+from pra.errors import PraError
+from pra.models import count_parameters
+
+TOLERANCE = 0.03
+"""How far a system's number of parameters may lie from the PRA run's, as a fraction of it."""
+
+HEAD_STEPS = 16
+"""Head widths are multiples of a sixteenth of the PRA run's: round numbers, which a GPU's matrix products like."""
 
 # Pixels in [-1, 1]; the best of a coarse look, to be swept by whoever compares in earnest.
 INPUT_NOISE = 0.3
 
-
-def _pixel(config: RunConfig, prediction: Prediction, rollout: Rollout) -> RunConfig:
-    """The patch itself as the state."""
-    head = replace(config.model.head, prediction=prediction)
-    return _inputs(replace(config, model=replace(config.model, codec=None, head=head)), rollout)
+# JiT's own (arXiv 2511.13720): times lean towards the noise.
+JIT_TIME_MEAN, JIT_TIME_STD = -0.8, 0.8
 
 
-def _inputs(config: RunConfig, rollout: Rollout) -> RunConfig:
-    return replace(config, train=replace(config.train, rollout=rollout), targets=None)
+def parameters(model: AnyModelConfig) -> int:
+    """Parameters of a model, those of training alone (the auxiliary predictor, the encoder) included."""
+    return sum(count_parameters(model).values())
+
+
+def _autoregressive(run: RunConfig) -> ModelConfig:
+    if not isinstance(run.model, ModelConfig):
+        raise PraError(f"the systems are changes to a PRA run, and {run.recipe} is none")
+    return run.model
+
+
+def _inputs(run: RunConfig, rollout: Rollout) -> RunConfig:
+    return replace(run, train=replace(run.train, rollout=rollout), targets=None)
+
+
+# --- pixels as states ---------------------------------------------------------------------------------------
+
+
+def _pixel(run: RunConfig, prediction: Prediction, rollout: Rollout) -> RunConfig:
+    """The patch itself as the state; the codec's parameters go to the backbone's depth, the rest to the head."""
+    base = _autoregressive(run)
+    budget = parameters(base)
+    pixel = replace(base, codec=None, head=replace(base.head, prediction=prediction))
+    deep = _largest(lambda depth: replace(pixel, backbone=replace(pixel.backbone, depth=depth)), budget)
+    step = max(1, base.head.width // HEAD_STEPS)
+    model = _largest(lambda count: replace(deep, head=replace(deep.head, width=count * step)), budget)
+    return _inputs(replace(run, model=model), rollout)
+
+
+def _largest(configure: Callable[[int], ModelConfig], budget: int) -> ModelConfig:
+    """``configure(n)`` of the largest ``n >= 1`` within ``budget`` parameters; ``configure(1)`` where none is.
+
+    Doubling, then bisection: the number of parameters grows with ``n``.
+    """
+    high = 2
+    while parameters(configure(high)) <= budget:
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if parameters(configure(middle)) <= budget else (low, middle)
+    return configure(low)
+
+
+# --- diffusion ----------------------------------------------------------------------------------------------
+
+
+def _jit(run: RunConfig) -> RunConfig:
+    """The diffusion baseline. Guided by the mean of the PRA run's scales, as it has no raster to raise them along."""
+    base, sampling = _autoregressive(run), run.sampling
+    guidance = sampling.guidance
+    if sampling.schedule is GuidanceSchedule.LINEAR:
+        guidance = (1.0 + guidance) / 2
+    steps = 50 if base.num_patches >= 256 else 20  # Heun's 50 are the paper's
+    objective = replace(run.train.objective, time_mean=JIT_TIME_MEAN, time_std=JIT_TIME_STD)
+    return replace(
+        run,
+        model=_jit_model(base),
+        train=replace(run.train, rollout=Clean(), objective=objective),
+        sampling=SamplingConfig(guidance=guidance, solver=Solver.HEUN, steps=steps),
+        targets=None,
+    )
+
+
+def _jit_model(base: ModelConfig) -> JiTConfig:
+    budget, heads = parameters(base), base.backbone.heads
+    widths = range(4 * heads, 4 * base.backbone.width, 4 * heads)
+    for width in sorted(widths, key=lambda width: abs(width - base.backbone.width)):
+        one, two = (parameters(_jit_of(base, depth, width)) for depth in (1, 2))
+        depth = 1 + max(0, round((budget - one) / (two - one)))  # every block has as many
+        if abs(one + (depth - 1) * (two - one) - budget) <= TOLERANCE * budget:
+            return _jit_of(base, depth, width)
+    raise PraError(f"no JiT of {heads} heads has about the {budget} parameters of this recipe's model")
+
+
+def _jit_of(base: ModelConfig, depth: int, width: int) -> JiTConfig:
+    return JiTConfig(
+        image_size=base.image_size,
+        channels=base.channels,
+        patch_size=base.patch_size,
+        num_classes=base.num_classes,
+        class_tokens=base.class_tokens,
+        transformer=TransformerConfig(depth=depth, width=width, heads=base.backbone.heads),
+    )
 
 
 SYSTEMS: dict[str, Callable[[RunConfig], RunConfig]] = {
@@ -40,4 +149,5 @@ SYSTEMS: dict[str, Callable[[RunConfig], RunConfig]] = {
     "states": lambda run: _inputs(run, Clean()),
     "reconstructed": lambda run: _inputs(run, Reconstructed()),
     "exact": lambda run: _inputs(run, Exact()),
+    "jit": _jit,
 }

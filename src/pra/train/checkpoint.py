@@ -17,13 +17,13 @@ from torch import Tensor
 from pra import weights
 from pra.errors import PraError
 from pra.images import new_folder
-from pra.models.pra import PRA
+from pra.models import Model
 from pra.train.optimizer import EMA
 
 OPTIMIZER = "optimizer.safetensors"
 
 
-def save(run: Path, step: int, model: PRA, ema: EMA, optimizer: torch.optim.Optimizer, keep: int) -> Path:
+def save(run: Path, step: int, model: Model, ema: EMA, optimizer: torch.optim.Optimizer, keep: int) -> Path:
     """Writes the checkpoint after ``step`` steps, then removes the ones before it but for the newest ``keep``.
 
     Raises:
@@ -54,7 +54,7 @@ def step_of(folder: Path) -> int:
     return int(weights.read_json(folder / weights.STATE)["step"])
 
 
-def restore(folder: Path, model: PRA, ema: EMA, optimizer: torch.optim.Optimizer) -> int:
+def restore(folder: Path, model: Model, ema: EMA, optimizer: torch.optim.Optimizer) -> int:
     """Loads a checkpoint into its parts; the step to go on from."""
     weights.load_tensors(model, folder / weights.MODEL)
     weights.load_tensors(ema.model, folder / weights.EMA)
@@ -62,7 +62,7 @@ def restore(folder: Path, model: PRA, ema: EMA, optimizer: torch.optim.Optimizer
     return step_of(folder)
 
 
-def _optimizer_tensors(model: PRA, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """``{parameter name}/{moment}``: the optimiser's state by name, whatever the grouping."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
@@ -72,7 +72,7 @@ def _optimizer_tensors(model: PRA, optimizer: torch.optim.Optimizer) -> dict[str
     }
 
 
-def _load_optimizer(model: PRA, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _load_optimizer(model: Model, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for path, value in tensors.items():
         name, key = path.split("/")

@@ -23,8 +23,7 @@ from pra.data import Batch, Source, TrainingSet, batches, load_images, open_sour
 from pra.device import autocast, pick_device
 from pra.errors import PraError
 from pra.generate import Sampler
-from pra.models.pra import PRA
-from pra.models.states import IdentityCodec
+from pra.models import PRA, Model, build_model
 from pra.objectives import Losses, Perceptual, training_losses
 from pra.train import checkpoint
 from pra.train.optimizer import EMA, build_optimizer, learning_rate
@@ -48,7 +47,7 @@ class Trained:
     """What :func:`train` returns."""
 
     run: Path
-    model: PRA
+    model: Model
     """The EMA weights."""
     steps: int
     """Steps that the run has in all."""
@@ -94,7 +93,7 @@ class Trainer:
         _check_classes(self.source, config.model.num_classes)
         check_run(folder, config)
         self.perceptual = self._perceptual()
-        self.model = PRA(config.model, seed=config.train.seed).to(device)
+        self.model = build_model(config.model, config.train.seed).to(device)
         self.model.sampling = config.sampling
         if len(self.source.classes) == config.model.num_classes:
             self.model.classes = self.source.classes
@@ -230,7 +229,7 @@ class Trainer:
         bar.set_postfix_str(
             f"flow {row['flow']:.3f}, rec {row['reconstruction']:.4f}, {row['images_per_second']:.0f} images/s"
         )
-        collapsed = row["state_std"] < HEALTHY_STATE_STD and not isinstance(self.model.codec, IdentityCodec)
+        collapsed = row["state_std"] < HEALTHY_STATE_STD and self.config.model.codec is not None
         if collapsed and self.step > train.optimizer.warmup_steps:
             # The same words every time, so that Python shows them once.
             warnings.warn(
@@ -258,7 +257,7 @@ class Trainer:
                 labels, list(range(GRID_SEEDS)) * shown
             )
             self._write_picture("samples", drawn, GRID_SEEDS)
-            if not isinstance(self.model.codec, IdentityCodec):
+            if config.codec is not None:
                 pairs = self._reconstructions()
                 self._write_picture("reconstructions", pairs, len(pairs) // 2)
         self.interval += time.monotonic() - begin
@@ -269,6 +268,7 @@ class Trainer:
         chosen = [i * len(self.source) // count for i in range(count)]
         pixels, labels = load_images(self.source, chosen, config.image_size, config.channels, self.config.data)
         real = images.from_uint8(pixels).to(self.device)
+        assert isinstance(self.ema.model, PRA), "only a codec reconstructs"
         return torch.cat([real, self.ema.model.reconstruct(real, labels.to(self.device))])
 
     def _write_picture(self, kind: str, pictures: Tensor, columns: int) -> None:
@@ -297,7 +297,7 @@ def _check_classes(source: Source, num_classes: int) -> None:
         )
 
 
-def _check_same_classes(last: Path, model: PRA, source: Source) -> None:
+def _check_same_classes(last: Path, model: Model, source: Source) -> None:
     """A label must go on meaning what it meant: class folders may have been renamed since."""
     learnt = weights.read_json(last / weights.CONFIG).get("classes")
     if learnt != list(model.classes):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pra.config import LearningRate, OptimizerConfig
-from pra.models.pra import PRA
+from pra.models import Model
 
 
-def build_optimizer(model: PRA, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW; weight decay on the weights of linear layers, none on embeddings, norms and biases."""
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     groups = [
@@ -34,12 +34,12 @@ def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
 class EMA:
     """The exponential moving average of a model's weights, itself a model (``.model``) that can be sampled."""
 
-    def __init__(self, model: PRA, decay: float) -> None:
+    def __init__(self, model: Model, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: PRA, step: int) -> None:
+    def update(self, model: Model, step: int) -> None:
         """After step ``step`` (from 0). Early on the average is short, ``(1 + step) / (10 + step)``, so that the
         initial weights fade."""
         decay = min(self.decay, (1 + step) / (10 + step))

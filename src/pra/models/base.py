@@ -1,0 +1,78 @@
+"""What every model has: its configuration, what travels with its weights, patches; and the initialisation of it all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from pra.config import ImageConfig, SamplingConfig
+from pra.nn.patches import patchify, unpatchify
+from pra.nn.transformer import Transformer
+
+
+class ImageModel(nn.Module):
+    """A model of images in patches.
+
+    Args:
+        config: sizes and choices.
+    """
+
+    config: ImageConfig
+
+    def __init__(self, config: ImageConfig) -> None:
+        super().__init__()
+        self.config = config
+        # Travels with the weights, as what their author recommends; nothing in the model reads them.
+        self.sampling = SamplingConfig()
+        self.classes = tuple(str(label) for label in range(config.num_classes))
+
+    def patchify(self, images: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, N, P)``."""
+        return patchify(images, self.config.patch_size)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """``(B, rows * columns, P)`` to ``(B, C, rows * p, W)``; any number of whole rows of patches."""
+        columns = self.config.grid[1]
+        return unpatchify(patches, self.config.patch_size, (patches.shape[1] // columns, columns))
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int, positions: Iterable[Tensor], zeros: Iterable[nn.Linear]) -> None:
+    """Sets every parameter, from ``seed`` alone.
+
+    Matrices are Xavier-normal, embeddings normal with standard deviation 0.02, biases zero, norms one.
+    Projections back into a transformer's residual stream are divided by ``sqrt(2 depth)`` (GPT-2).
+
+    Args:
+        model: what to initialise.
+        seed: decides every number.
+        positions: parameters that are embeddings, but in no ``nn.Embedding``.
+        zeros: linear layers whose weight starts at zero (DiT, arXiv 2212.09748).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            _normal(module.weight, (2.0 / sum(module.weight.shape)) ** 0.5, generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            _normal(module.weight, 0.02, generator)
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            module.reset_parameters()
+    for position in positions:
+        _normal(position, 0.02, generator)
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            for name, parameter in module.named_parameters():
+                if name.endswith(".out.weight"):
+                    parameter.div_((2 * module.config.depth) ** 0.5)
+    for linear in zeros:
+        nn.init.zeros_(linear.weight)
+
+
+def _normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
+    """Drawn on the CPU, so that a seed means the same weights on every device."""
+    if not parameter.is_meta:
+        parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator))

@@ -1,0 +1,95 @@
+"""JiT, the diffusion baseline: "Just image Transformer" (Li and He, arXiv 2511.13720), of the same parts as PRA.
+
+A plain transformer over the noised pixel patches of a whole image, every patch seeing every other; it predicts the
+clean image ``x`` and is trained, and integrated, as the velocity that this means. Ours, and the paper's not: a
+learned position per token beside the rotary embedding (the paper's is a fixed one), class tokens from the first
+block on (the paper's enter later), and no dropout.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pra import flow
+from pra.config import JiTConfig
+from pra.models.base import ImageModel, initialise
+from pra.models.head import time_features, time_mlp
+from pra.nn.rope import raster_positions, rotary_table
+from pra.nn.transformer import Attention, RMSNorm, SwiGLU
+
+
+class ModulatedBlock(nn.Module):
+    """A transformer block under adaLN-Zero (DiT, arXiv 2212.09748); 18 width^2 parameters."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(width, eps=1e-6)
+        self.attention = Attention(width, heads, causal=False)
+        self.mlp_norm = RMSNorm(width, eps=1e-6)
+        self.mlp = SwiGLU(width, 8 * width // 3)
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, x: Tensor, rotary: Tensor, context: Tensor) -> Tensor:
+        """``(B, T, width)`` to the same; ``context`` is ``(B, 1, width)``."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(context).chunk(6, dim=-1)
+        x = x + gate * self.attention(self.attention_norm(x) * (1 + scale) + shift, rotary)
+        return x + mlp_gate * self.mlp(self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift)  # type: ignore[no-any-return]
+
+
+class JiT(ImageModel):
+    """The velocity of a whole image at flow time ``t``, given its class.
+
+    Args:
+        config: sizes and choices.
+        seed: of the initial weights. They do not depend on, nor disturb, torch's global random state.
+    """
+
+    config: JiTConfig
+    rotary: Tensor
+
+    def __init__(self, config: JiTConfig, seed: int = 0) -> None:
+        super().__init__(config)
+        width, heads, prefix = config.transformer.width, config.transformer.heads, config.class_tokens
+        with torch.random.fork_rng(devices=[]):  # torch's modules draw initial weights of their own
+            self.patch_in = _patch_embedding(config)
+            self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+            self.time_in = time_mlp(width)
+            self.position = nn.Parameter(torch.empty(prefix + config.num_patches, width))
+            self.blocks = nn.ModuleList(ModulatedBlock(width, heads) for _ in range(config.transformer.depth))
+            self.final_norm = RMSNorm(width, eps=1e-6)
+            self.final_modulation = nn.Linear(width, 2 * width)
+            self.out = nn.Linear(width, config.patch_dim)
+        table = rotary_table(raster_positions(config.grid, prefix), width // heads)
+        self.register_buffer("rotary", table, persistent=False)
+        # Every block begins as the identity, and the predicted image as grey.
+        modulations = [block.modulation for block in self.blocks if isinstance(block, ModulatedBlock)]
+        initialise(self, seed, [self.position], [*modulations, self.final_modulation, self.out])
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The velocity ``dx/dt`` at ``x_t``: ``(B, N, P)``, float32.
+
+        Args:
+            x_t: ``(B, N, P)``, noised patches.
+            t: in [0, 1], 0 pure noise and 1 the image; ``(B, 1)``, or ``(1, 1)`` for all.
+            labels: ``(B,)`` in ``[0, num_classes]``; ``num_classes`` is the null class.
+        """
+        classes = self.class_embedding(labels).unsqueeze(1)
+        context = F.silu(self.time_in(time_features(t)) + classes)
+        tokens = torch.cat([classes.expand(-1, self.config.class_tokens, -1), self.patch_in(x_t)], dim=1)
+        h = tokens + self.position  # in the weights' precision, under autocast too
+        for block in self.blocks:
+            h = block(h, self.rotary, context)
+        shift, scale = self.final_modulation(context).chunk(2, dim=-1)
+        h = self.final_norm(h[:, self.config.class_tokens :]) * (1 + scale) + shift
+        return flow.velocity_from_data(self.out(h).float(), x_t, t.unsqueeze(-1))
+
+
+def _patch_embedding(config: JiTConfig) -> nn.Module:
+    width = config.transformer.width
+    if config.bottleneck is None:
+        return nn.Linear(config.patch_dim, width)
+    return nn.Sequential(
+        nn.Linear(config.patch_dim, config.bottleneck, bias=False), nn.Linear(config.bottleneck, width)
+    )

@@ -1,0 +1,155 @@
+"""The studies: which runs, and what is measured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from pra import solvers
+from pra.config import Clean, Noised, RunConfig, Solver, apply_settings
+from pra.errors import PraError, nearest
+from pra.recipes.systems import SYSTEMS
+from pra.studies.measures import Gap, Measure, Quality, Reconstruction, sweep
+from pra.studies.settings import Scale, Setting, base
+
+PRA = "pra"
+LONG_ROLLOUT = 16
+"""Tokens beyond which exact rollout training is left out: its step costs as many passes."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One system of a study, still without a seed. ``value`` is what the study varies in it, if anything."""
+
+    system: str
+    config: RunConfig
+    measures: tuple[Measure, ...]
+    value: float | str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, the settings it is asked in unless others are named, and its cells in one of them."""
+
+    name: str
+    question: str
+    settings: tuple[str, ...]
+    cells: Callable[[Setting, Scale], Iterator[Cell]]
+
+
+def _system(name: str, run: RunConfig) -> RunConfig:
+    return run if name == PRA else replace(SYSTEMS[name](run), recipe=run.recipe)
+
+
+def _measures(scale: Scale, run: RunConfig) -> tuple[Measure, ...]:
+    codec = [Reconstruction(scale.samples)] if run.model.codec else []
+    return (*sweep(scale, run.sampling), *codec)
+
+
+def _systems(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    names = [PRA, *SYSTEMS]
+    if setting.tokens > LONG_ROLLOUT:
+        names.remove("exact")
+    for name in names:
+        run = _system(name, base(setting, scale))
+        yield Cell(name, run, _measures(scale, run))
+
+
+def _token_dimension(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    for name in ("teacher-forced", "x-prediction", PRA, "jit"):
+        run = _system(name, base(setting, scale))
+        yield Cell(name, run, _measures(scale, run), value=run.model.patch_dim)
+
+
+def _noise(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    run = base(setting, scale)
+    yield Cell(PRA, run, _measures(scale, run))
+    for prediction in ("teacher-forced", "x-prediction"):
+        for sigma in (0.0, 0.1, 0.2, 0.3, 0.5, 0.8):
+            clean = _system(prediction, run)
+            noised = replace(clean, train=replace(clean.train, rollout=Noised(sigma=sigma) if sigma else Clean()))
+            yield Cell(prediction, noised, _measures(scale, noised), value=sigma)
+
+
+def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    """Each variant is PRA with one setting changed, as ``--set`` changes it."""
+    run = base(setting, scale)
+    dims = [dim for dim in (setting.state_dim // 2, 2 * setting.state_dim) if dim >= 3]
+    variants = {
+        "PRA": [],
+        **{f"d = {dim}": [f"model.codec.state_dim={dim}"] for dim in dims},
+        "t_min = 0.3": ["train.rollout.t_min=0.3"],
+        "t_min = 0.6": ["train.rollout.t_min=0.6"],
+        "not perturbed": ["train.rollout=Reconstructed"],
+        "clean inputs": ["train.rollout=Clean"],
+        "encoder sees h": ["model.codec.encoder.sees_condition=true"],
+        "no L_aux": ["train.objective.auxiliary_weight=0"],
+        "10 x L_aux": ["train.objective.auxiliary_weight=1"],
+    }
+    for name, changes in variants.items():
+        changed = apply_settings(run, changes)
+        yield Cell(PRA, changed, _measures(scale, changed), value=name)
+    yield Cell(PRA, run, tuple(sweep(scale, replace(run.sampling, renormalise=False))), value="not renormalised")
+
+
+def _rollout_gap(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    for cell in _systems(setting, scale):
+        if cell.system != "jit":
+            yield replace(cell, measures=(Gap(cell.config.sampling, scale.samples // 2),))
+
+
+def _solver(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    run = base(setting, scale)
+    budgets = (2, 4, 6, 10, 20, 40)
+    for name in (PRA, "x-prediction"):
+        system = _system(name, run)
+        for solver in Solver:
+            cost = solvers.EVALUATIONS[solver]
+            measures = tuple(
+                Quality(replace(run.sampling, solver=solver, steps=budget // cost), scale.samples) for budget in budgets
+            )
+            yield Cell(name, system, measures, value=solver.value)
+
+
+STUDIES = {
+    study.name: study
+    for study in (
+        Study(
+            "systems",
+            "Which way of making inputs and outputs gives the best images, at equal parameters, steps and data order?",
+            ("fashion-64", "emoji-64"),
+            _systems,
+        ),
+        Study(
+            "token-dimension",
+            "How do autoregressive models and diffusion fare as a token grows from 48 to 768 numbers?",
+            ("emoji-16-small", "emoji-16"),
+            _token_dimension,
+        ),
+        Study(
+            "noise",
+            "How much noise on clean inputs is best, and how far does the best of it reach?",
+            ("fashion-64",),
+            _noise,
+        ),
+        Study("ablation", "What does each part of PRA contribute?", ("fashion-64",), _ablation),
+        Study(
+            "rollout-gap",
+            "How far does sampling lead each system from what it was trained on?",
+            ("fashion-64", "emoji-64"),
+            _rollout_gap,
+        ),
+        Study("solver", "What does the number of head evaluations buy?", ("fashion-64",), _solver),
+    )
+}
+
+
+def find_study(name: str) -> Study:
+    """A study by its name.
+
+    Raises:
+        PraError: there is none; the nearest name is given.
+    """
+    if name not in STUDIES:
+        raise PraError(f"no study {name!r}{nearest(name, STUDIES)}")
+    return STUDIES[name]

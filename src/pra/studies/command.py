@@ -1,0 +1,73 @@
+"""The command ``pra study``: thin."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from tyro.conf import Positional, arg
+
+from pra.device import pick_device
+from pra.errors import PraError
+from pra.options import Integer, Text, parse_numbers
+from pra.studies.catalogue import STUDIES, find_study
+from pra.studies.run import Workplace
+from pra.studies.settings import find_scale, find_setting
+from pra.studies.study import run_study
+
+SIDE_BY_SIDE = 4
+"""Small models that one GPU trains at once."""
+
+
+def study_command(
+    name: Annotated[Positional[str], arg(metavar="NAME", help_behavior_hint="")] = "",
+    *,
+    setting: Text = None,
+    scale: Annotated[str, arg(metavar="cpu|gpu")] = "cpu",
+    seeds: Text = None,
+    jobs: Integer = None,
+    out: Path = Path("studies"),
+    runs: Path = Path("runs/studies"),
+    device: Text = None,
+) -> None:
+    """Run a study: the paper's systems side by side, into a CSV, a table and plots. Without a name, list the studies.
+
+    What OUT/*/results.csv holds already is not made again, and the same command goes on where it was stopped.
+
+    Args:
+        name: A study.
+        setting: Data and tokens, such as fashion-64,emoji-16; by default the study's own.
+        scale: cpu ends within an hour per setting on 2 cores; gpu is larger.
+        seeds: One run of each system per seed, such as 0-2; by default three.
+        jobs: Runs side by side; by default one per core, or 4 on a GPU.
+        out: Where the results go: OUT/NAME.
+        runs: Where the runs lie, which studies share.
+        device: cpu, cuda, cuda:1 or mps; by default the best there is.
+    """
+    if not name:
+        for study in STUDIES.values():
+            print(f"{study.name:16} {study.question} ({', '.join(study.settings)})")
+        return
+    study, size = find_study(name), find_scale(scale)
+    settings = [find_setting(part.strip()) for part in setting.split(",")] if setting else None
+    settings = settings or [find_setting(part) for part in study.settings]
+    numbers = list(dict.fromkeys(parse_numbers(seeds, "--seeds"))) if seeds else list(range(size.seeds))
+    target = pick_device(device)
+    side_by_side = _default_jobs(target) if jobs is None else jobs
+    if side_by_side < 1:
+        raise PraError(f"--jobs {jobs} must be at least 1")
+    place = Workplace(runs.expanduser(), target, side_by_side)
+    asked = ",".join(one.name for one in settings)
+    command = f"pra study {name} --setting {asked} --scale {scale} --seeds {','.join(map(str, numbers))}"
+    print(f"study: {name} on {asked}, scale {scale}, {side_by_side} side by side, {target}")
+    files = run_study(study, settings, size, numbers, out.expanduser(), place, command)
+    readme = out.expanduser() / name / "README.md"
+    print("\n".join(line for line in readme.read_text().splitlines() if line.startswith(("|", "##"))))
+    for path in files:
+        print(f"  {path}")
+
+
+def _default_jobs(device: torch.device) -> int:
+    return SIDE_BY_SIDE if device.type == "cuda" else os.cpu_count() or 1

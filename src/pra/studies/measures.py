@@ -1,0 +1,199 @@
+"""What is measured of a trained run: rows for a study's table."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pra import solvers
+from pra.config import RunConfig, SamplingConfig
+from pra.data import load_images, open_source
+from pra.errors import PraError
+from pra.eval import evaluate, reconstruct
+from pra.eval.classifier import find_classifier, fit_classifier
+from pra.eval.features import FeatureExtractor
+from pra.eval.reference import Reference, from_file, from_source
+from pra.eval.rollout_gap import rollout_gap
+from pra.eval.samples import Batch, prepared, spread
+from pra.generate import Sampler
+from pra.images import from_uint8, to_uint8
+from pra.models.jit import JiT
+from pra.models.pra import PRA
+from pra.studies.settings import Scale, Setting
+
+Row = dict[str, Any]
+
+BATCH = 500
+KEPT_FEATURES = 2_000
+"""For KID, precision and recall."""
+GAP_IMAGES = 1_000
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A setting's features and reference, as files that worker processes read."""
+
+    setting: Setting
+    fingerprint: str
+    statistics: Path
+
+    @staticmethod
+    def prepare(setting: Setting, folder: Path, device: torch.device, progress: bool = True) -> Judge:
+        """Fits the setting's classifier and gathers the statistics of its training images, both once.
+
+        Raises:
+            PraError: the data are not there, or the disk refuses.
+        """
+        source = open_source(setting.data.source)
+        size = (setting.image_size, setting.image_size)
+        extractor = fit_classifier(source, size, setting.channels, setting.data, device, progress)
+        path = folder / f"{setting.dataset}-{setting.image_size}-{extractor.fingerprint[:12]}.npz"
+        if not path.exists():
+            reference = from_source(
+                source, size, setting.channels, setting.data, extractor, keep=KEPT_FEATURES, progress=progress
+            )
+            reference.save(path)
+        return Judge(setting, extractor.fingerprint, path)
+
+    def open(self, device: torch.device) -> tuple[FeatureExtractor, Reference]:
+        """The features and the reference."""
+        return _opened(self, device)
+
+
+@functools.cache
+def _opened(judge: Judge, device: torch.device) -> tuple[FeatureExtractor, Reference]:
+    extractor = find_classifier(judge.fingerprint, device)
+    return extractor, from_file(judge.statistics, extractor)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """FID, KID, precision, recall and accuracy of ``images`` samples, by the classifier's features."""
+
+    sampling: SamplingConfig
+    images: int
+
+    @property
+    def key(self) -> str:
+        """What decides the figures, for the column ``measured``."""
+        how = self.sampling
+        words = [f"guidance={how.guidance:g}", f"{how.solver.value}-{how.steps}", f"{self.images} images"]
+        named = ("schedule", "temperature", "renormalise")
+        default = SamplingConfig()
+        words += [f"{name}={getattr(how, name)}" for name in named if getattr(how, name) != getattr(default, name)]
+        return " ".join(words)
+
+    def rows(self, model: PRA | JiT, config: RunConfig, judge: Judge) -> list[Row]:
+        """One row."""
+        begin = time.monotonic()
+        sampler = Sampler(model, self.sampling)
+        # Labels as frequent as in training: emoji are mostly people, and FID would see another mixture.
+        source = open_source(config.data.source)
+        labels = torch.from_numpy(source.labels)[torch.tensor(spread(len(source), self.images))]
+        batches = (
+            Batch(to_uint8(sampler.sample(part, range(start, start + len(part)))), part, start)
+            for start, part in zip(range(0, self.images, BATCH), torch.split(labels, BATCH), strict=True)
+        )
+        figures = _judged(batches, self.images, judge, sampler.device)
+        seconds = time.monotonic() - begin
+        return [_sampling_columns(self.sampling) | figures | {"images": self.images, "sample_seconds": seconds}]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The codec alone: reconstruction FID, PSNR (dB), SSIM over ``images`` training images."""
+
+    images: int
+
+    @property
+    def key(self) -> str:
+        """As :attr:`Quality.key`."""
+        return f"reconstruction {self.images} images"
+
+    def rows(self, model: PRA | JiT, config: RunConfig, judge: Judge) -> list[Row]:
+        """One row."""
+        assert isinstance(model, PRA), "nothing to reconstruct with"
+        device = next(model.parameters()).device
+        extractor, _ = judge.open(device)
+        source = open_source(config.data.source)
+        chosen = spread(len(source), min(self.images, len(source)))
+        size, channels = config.model.image_size, config.model.channels
+        batches = prepared(source, chosen, size, channels, config.data, BATCH)
+        figures = reconstruct(model, batches, extractor, len(chosen), progress=False)
+        return [{**figures, "images": len(chosen)}]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The rollout gap (:mod:`pra.eval.rollout_gap`), a row per position; its samples' FID and accuracy beside."""
+
+    sampling: SamplingConfig
+    images: int
+
+    @property
+    def key(self) -> str:
+        """As :attr:`Quality.key`."""
+        return f"rollout-gap {self.sampling.solver.value}-{self.sampling.steps} {self.images} images"
+
+    def rows(self, model: PRA | JiT, config: RunConfig, judge: Judge) -> list[Row]:
+        """One row per position."""
+        if isinstance(model, JiT):
+            raise PraError("JiT writes all patches at once: there is no rollout, and no gap; leave it out")
+        begin = time.monotonic()
+        device = next(model.parameters()).device
+        source = open_source(config.data.source)
+        chosen = spread(len(source), min(self.images, len(source)))
+        pixels, labels = load_images(source, chosen, config.model.image_size, config.model.channels, config.data)
+        gap = rollout_gap(
+            model, config.train.rollout, from_uint8(pixels), labels, self.sampling, config.train.objective
+        )
+        batches = [Batch(to_uint8(gap.samples), labels, 0)]
+        figures = _judged(batches, len(chosen), judge, device)
+        common = _sampling_columns(replace(self.sampling, guidance=1.0)) | figures | {"images": len(chosen)}
+        seconds = time.monotonic() - begin
+        positions = range(config.model.num_patches)
+        return [
+            {
+                **common,
+                "position": position,
+                # The first position has no input: all there is, is the class.
+                "input_gap": gap.inputs[position - 1].item() if position else None,
+                "condition_gap": gap.conditions[position].item(),
+                "training_loss": gap.training_loss[position].item(),
+                "rollout_loss": gap.rollout_loss[position].item(),
+                "sample_seconds": seconds,
+            }
+            for position in positions
+        ]
+
+
+Measure = Quality | Reconstruction | Gap
+
+
+def sweep(scale: Scale, sampling: SamplingConfig) -> Iterator[Quality]:
+    """Quality at each of a scale's guidances: the same search for every system."""
+    for guidance in scale.guidances:
+        yield Quality(replace(sampling, guidance=guidance), scale.samples)
+
+
+def _judged(batches: Any, count: int, judge: Judge, device: torch.device) -> Row:
+    extractor, reference = judge.open(device)
+    report = evaluate(batches, reference, extractor, count, keep=KEPT_FEATURES, progress=False)
+    figures = report.figures["torch-fidelity"]
+    return {name: figures.get(name) for name in ("fid", "accuracy", "kid", "precision", "recall")}
+
+
+def _sampling_columns(sampling: SamplingConfig) -> Row:
+    return {
+        "guidance": sampling.guidance,
+        "solver": sampling.solver.value,
+        "solver_steps": sampling.steps,
+        "evaluations": sampling.steps * solvers.EVALUATIONS[sampling.solver],
+        "renormalise": sampling.renormalise,
+    }

@@ -1,0 +1,118 @@
+"""A study's rows as CSV: its result, and the memory by which it goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from pra.errors import PraError
+from pra.images import write_atomically
+from pra.studies.measures import Row
+
+RESULTS = "results.csv"
+COLUMNS = (
+    "dataset", "setting", "scale", "tokens", "system", "value", "seed", "guidance", "fid", "accuracy", "parameters",
+    "steps", "train_seconds", "solver", "solver_steps", "evaluations", "renormalise", "images", "kid", "precision",
+    "recall", "reconstruction_fid", "psnr", "ssim", "position", "input_gap", "condition_gap", "training_loss",
+    "rollout_loss", "sample_seconds", "run", "measured", "commit", "hardware",
+)  # fmt: skip
+"""Of every study; a column that a study does not fill is left out of its file."""
+
+
+class Records:
+    """The rows of all studies in a folder, and those of one of them in its file.
+
+    A row belongs to a run (``run``, the hash of what decides its weights) and to what was ``measured`` of it. Where
+    another study has measured the same of the same run, its figures serve.
+    """
+
+    def __init__(self, folder: Path, study: str) -> None:
+        """Reads what is there.
+
+        Raises:
+            PraError: a file that is no table of a study.
+        """
+        self.path = folder / study / RESULTS
+        self.rows = read_rows(self.path) if self.path.exists() else []
+        self._known: dict[tuple[str, str], list[Row]] = {}
+        for path in sorted(folder.glob(f"*/{RESULTS}")):
+            found: dict[tuple[str, str], list[Row]] = {}
+            for row in read_rows(path):
+                found.setdefault((row["run"], row["measured"]), []).append(row)
+            self._known |= found
+
+    def known(self, run: str, measured: str) -> list[Row]:
+        """The rows of a measurement that was made already, by this study or another; else none."""
+        return self._known.get((run, measured), [])
+
+    def replace(self, rows: Iterable[Row]) -> None:
+        """Puts rows in the place of those of the same run, measurement and label, and writes the file.
+
+        Raises:
+            PraError: the disk is full or refuses.
+        """
+        new = [{name: value for name, value in row.items() if value is not None and value != ""} for row in rows]
+        labels = {_label(row) for row in new}
+        self.rows = [row for row in self.rows if _label(row) not in labels] + new
+        self.rows.sort(key=_order)
+        for row in new:
+            self._known.setdefault((row["run"], row["measured"]), []).append(row)
+        used = [column for column in COLUMNS if any(column in row for row in self.rows)]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, used, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({column: _cell(row.get(column)) for column in used} for row in self.rows)
+        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file, numbers as numbers.
+
+    Raises:
+        PraError: it cannot be read, or is no table of a study.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{key: _value(key, text) for key, text in row.items() if text} for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PraError(f"{path} cannot be read ({error}); restore it, or remove it to measure anew") from None
+    if any(not {"run", "measured", "setting", "system", "seed"} <= row.keys() for row in rows):
+        raise PraError(f"{path} is no table of a study: it lacks the columns run, measured, setting, system or seed")
+    return rows
+
+
+_TEXT = ("dataset", "setting", "scale", "system", "solver", "run", "measured", "commit", "hardware")
+
+
+def _value(column: str, text: str) -> str | float | int | bool:
+    if column in _TEXT or column is None:
+        return text
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _cell(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _label(row: Row) -> tuple[object, ...]:
+    return tuple(str(row.get(name, "")) for name in ("setting", "scale", "system", "value", "seed", "measured"))
+
+
+def _order(row: Row) -> tuple[object, ...]:
+    names = ("scale", "setting", "system", "value", "seed", "measured", "position")
+    return tuple(_sortable(row.get(name)) for name in names)
+
+
+def _sortable(value: object) -> tuple[int, float, str]:
+    if isinstance(value, int | float):
+        return (0, float(value), "")
+    return (1, 0.0, str(value or ""))

@@ -1,0 +1,248 @@
+"""Trains and measures the runs of a study, several side by side; what is there already is not made again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pra import weights
+from pra.config import DataConfig, RunConfig, to_dict
+from pra.data import load_images, open_source
+from pra.data.images import ArraySource
+from pra.provenance import commit, device_name
+from pra.studies.measures import Judge, Measure, Row
+from pra.studies.records import Records
+from pra.train.loop import Interrupted, train
+from pra.train.run import FREE, read_metrics
+
+LOOK_EVERY = 5.0
+"""Seconds between two looks at the runs' metrics."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study, and what is measured of it. ``labels`` are the columns that name it in the table."""
+
+    labels: Row
+    config: RunConfig
+    measures: tuple[Measure, ...]
+    judge: Judge
+
+    @property
+    def run(self) -> str:
+        """The hash of what decides the run's weights."""
+        return run_key(self.config)
+
+
+def run_key(config: RunConfig) -> str:
+    """The same for configurations that train the same weights, whatever they are called and however they are watched.
+
+    Values at their defaults are left out, so that a setting that is added to pra later leaves the key as it is.
+    """
+    values = _essence(config)
+    values.pop("recipe", None)
+    for part, names in FREE.items():
+        for name in names:
+            if name != "steps":
+                values.get(part, {}).pop(name, None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _essence(config: Any) -> Any:
+    """As ``to_dict``, without the fields that have their default."""
+    if not dataclasses.is_dataclass(config):
+        return to_dict(config)
+    values = {
+        field.name: _essence(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    }
+    kind = to_dict(config).get("type")
+    return ({"type": kind} if kind else {}) | values
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where runs lie and how they are worked on: ``jobs`` processes side by side, all on ``device``."""
+
+    runs: Path
+    device: torch.device
+    jobs: int
+
+    @property
+    def threads(self) -> int:
+        """Of each process."""
+        return max(1, (os.cpu_count() or 1) // self.jobs)
+
+    def folder(self, job: Job) -> Path:
+        """Of a job's run."""
+        return self.runs / f"{job.judge.setting.name}-{job.run}"
+
+
+def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: bool = True) -> None:
+    """Does what is missing and writes each job's rows as soon as it has them.
+
+    Raises:
+        PraError: a configuration, data or disk that will not do. What was done until then is kept.
+        KeyboardInterrupt: as the user asked; every run is saved where it was, and goes on from there.
+    """
+    waiting = []
+    for job in jobs:
+        missing = []
+        for measure in job.measures:
+            known = records.known(job.run, measure.key)
+            if known:
+                records.replace([row | job.labels for row in known])
+            else:
+                missing.append(measure)
+        if missing:
+            waiting.append(dataclasses.replace(job, measures=tuple(missing)))
+    if not waiting:
+        return
+    # Two jobs on one run would train it twice at once.
+    by_run: dict[str, list[Job]] = {}
+    for job in waiting:
+        by_run.setdefault(job.run, []).append(job)
+    groups = list(by_run.values())
+    with _Bar(groups, place, progress) as bar:
+        for rows in _done_here(groups, place) if place.jobs == 1 else _done_side_by_side(groups, place, bar):
+            records.replace(rows)
+            bar.update()
+
+
+def _done_here(groups: list[list[Job]], place: Workplace) -> Iterator[list[Row]]:
+    for group in groups:
+        yield _work(group, place)
+
+
+def _done_side_by_side(groups: list[list[Job]], place: Workplace, bar: _Bar) -> Iterator[list[Row]]:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(place.jobs, context, initializer=torch.set_num_threads, initargs=(place.threads,))
+    with _ending(pool):
+        pending: set[Future[list[Row] | None]] = {pool.submit(_work_or_stop, group, place) for group in groups}
+        while pending:
+            done, pending = wait(pending, timeout=LOOK_EVERY, return_when=FIRST_COMPLETED)
+            bar.update()
+            for future in done:
+                rows = future.result()
+                if rows is None:
+                    raise KeyboardInterrupt
+                yield rows
+
+
+@contextlib.contextmanager
+def _ending(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Whatever ends the study, runs that are under way are saved before it does."""
+    try:
+        yield
+    except BaseException:
+        for process in list(pool._processes.values()):
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()  # SIGTERM: a training run finishes its step and saves
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _work_or_stop(group: list[Job], place: Workplace) -> list[Row] | None:
+    """:func:`_work` in a process of its own; None where it was interrupted."""
+    try:
+        return _work(group, place)
+    except Interrupted:
+        return None
+
+
+def _work(group: list[Job], place: Workplace) -> list[Row]:
+    """Trains one run and measures it."""
+    first = group[0]
+    folder = place.folder(first)
+    train(first.config, folder, str(place.device), in_memory(first.config), progress=False)
+    model, threads = weights.load(folder, device=place.device), torch.get_num_threads()
+    common = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": first.config.train.steps,
+        "train_seconds": train_seconds(folder, first.config),
+        "run": first.run,
+        "commit": commit() or "unknown",
+        "hardware": device_name(place.device) + (f", {threads} thread(s)" if place.device.type == "cpu" else ""),
+    }
+    made: dict[str, list[Row]] = {}
+    rows = []
+    for job in group:
+        for measure in job.measures:
+            if measure.key not in made:
+                made[measure.key] = measure.rows(model, job.config, job.judge)
+            rows += [row | common | {"measured": measure.key} | job.labels for row in made[measure.key]]
+    return rows
+
+
+@functools.lru_cache(maxsize=1)
+def _prepared(data: DataConfig, size: tuple[int, int], channels: int) -> ArraySource:
+    source = open_source(data.source)
+    images, labels = load_images(source, range(len(source)), size, channels, data)
+    pixels = images.permute(0, 2, 3, 1).squeeze(-1).contiguous().numpy()
+    return ArraySource(source.name, pixels, labels.numpy(), source.classes)
+
+
+def in_memory(config: RunConfig) -> ArraySource:
+    """A run's images as it will see them, prepared once: the sets are small, and decoding would slow every step.
+
+    Raises:
+        PraError: images that cannot be read or prepared.
+    """
+    assert not config.data.flip, "augmentation draws from the images as they are"
+    return _prepared(config.data, config.model.image_size, config.model.channels)
+
+
+def train_seconds(folder: Path, config: RunConfig) -> float:
+    """What all steps of a run took, over all its sittings, by its metrics."""
+    seconds, before = 0.0, 0
+    for row in read_metrics(folder):
+        seconds += (row["step"] - before) * config.train.batch_size / row["images_per_second"]
+        before = int(row["step"])
+    return seconds
+
+
+class _Bar:
+    """Progress in steps over all runs, read from their metrics: runs are long and few."""
+
+    def __init__(self, groups: list[list[Job]], place: Workplace, progress: bool) -> None:
+        self.folders = {place.folder(group[0]): group[0].config.train.steps for group in groups}
+        self.bar = tqdm(
+            total=sum(self.folders.values()), unit="step", desc=f"{len(groups)} runs", disable=not progress,
+            dynamic_ncols=True, smoothing=0.05,
+        )  # fmt: skip
+        # Steps of an earlier sitting are not progress of this one.
+        self.bar.initial = self.bar.n = self.bar.last_print_n = self._steps()
+        self.bar.refresh()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self) -> None:
+        """Looks again."""
+        self.bar.update(self._steps() - self.bar.n)
+
+    def _steps(self) -> int:
+        return sum(min(_step(folder), total) for folder, total in self.folders.items())
+
+
+def _step(folder: Path) -> int:
+    rows = read_metrics(folder)
+    return int(rows[-1]["step"]) if rows else 0

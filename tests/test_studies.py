@@ -1,0 +1,207 @@
+"""Studies: runs are made once, shared and resumed; tables say what the rows say; bad input is one line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from refusal import refused
+
+from pra import cli
+from pra.config import SamplingConfig, apply_settings
+from pra.eval import classifier
+from pra.eval.rollout_gap import inhomogeneity
+from pra.recipes.systems import parameters
+from pra.studies import SETTINGS, STUDIES, Cell, Scale, Setting, Study, run_study
+from pra.studies.catalogue import find_study
+from pra.studies.measures import Gap, Measure, Quality, Reconstruction
+from pra.studies.records import Records, read_rows
+from pra.studies.report import groups, write_report
+from pra.studies.run import Workplace, run_key
+from pra.studies.settings import SCALES, base, find_scale, find_setting
+
+SMALL = Scale(
+    name="small", width=16, depth=1, heads=1, codec_depth=1, head_depth=1, steps=2, batch_factor=1, samples=40,
+    guidances=(1.0, 2.0), seeds=1,
+)  # fmt: skip
+DIGITS = SETTINGS["digits-16"]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier that takes a moment to fit."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=1))
+
+
+def study_of(*measures: Measure, name: str = "systems") -> Study:
+    """PRA and teacher forcing, measured so."""
+
+    def cells(setting: Setting, scale: Scale) -> Iterator[Cell]:
+        for cell in STUDIES["systems"].cells(setting, scale):
+            if cell.system in ("pra", "teacher-forced"):
+                kinds = [m for m in measures if cell.config.model.codec or not isinstance(m, Reconstruction)]
+                yield replace(cell, measures=tuple(kinds))
+
+    return Study(name, "?", ("digits-16",), cells)
+
+
+def go(study: Study, tmp_path: Path, seeds: tuple[int, ...] = (0,)) -> list[dict[str, Any]]:
+    place = Workplace(tmp_path / "runs", torch.device("cpu"), jobs=1)
+    run_study(study, [DIGITS], SMALL, seeds, tmp_path / "studies", place, "the command", progress=False)
+    return read_rows(tmp_path / "studies" / study.name / "results.csv")
+
+
+QUALITY = Quality(SamplingConfig(steps=1), 40)
+GAP = Gap(SamplingConfig(steps=1), 40)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_study_is_made_once_and_goes_on(tmp_path: Path) -> None:
+    rows = go(study_of(QUALITY, Reconstruction(40)), tmp_path)
+    assert [(row["system"], row["measured"].split()[0]) for row in rows] == [
+        ("pra", "guidance=1"), ("pra", "reconstruction"), ("teacher-forced", "guidance=1"),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["dataset"] == "digits"
+        assert row["steps"] == SMALL.steps * DIGITS.length
+        assert row["seed"] == 0
+        assert row["train_seconds"] > 0
+        assert abs(row["parameters"] / rows[0]["parameters"] - 1) < 0.03
+    assert rows[0]["fid"] > 0
+    assert 0 <= rows[0]["accuracy"] <= 1
+    readme = (tmp_path / "studies" / "systems" / "README.md").read_text()
+    assert f"{rows[0]['fid']:.3f}" in readme
+    assert "the command" in readme
+    assert (tmp_path / "studies" / "systems" / "digits-16-small.png").exists()
+    run = tmp_path / "runs" / f"digits-16-{rows[0]['run']}"
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["step-00000004.png"]
+
+    before = (run / "environment.json").stat().st_mtime_ns
+    again = go(study_of(QUALITY, Reconstruction(40)), tmp_path)
+    assert again == rows
+    more = go(study_of(QUALITY, Reconstruction(40)), tmp_path, seeds=(0, 1))
+    assert [row for row in more if row["seed"] == 0] == rows
+    assert len(more) == 2 * len(rows)
+    assert (run / "environment.json").stat().st_mtime_ns == before
+    assert next(row for row in more if row["seed"] == 1)["fid"] != rows[0]["fid"]
+
+
+@pytest.mark.usefixtures("cache")
+def test_studies_share_runs_and_figures(tmp_path: Path) -> None:
+    rows = go(study_of(QUALITY), tmp_path)
+    for run in (tmp_path / "runs").glob("digits-*"):  # what is known needs no run
+        run.rename(tmp_path / f"hidden-{run.name}")
+    other = go(study_of(QUALITY, name="token-dimension"), tmp_path)
+    assert [row["fid"] for row in other] == [row["fid"] for row in rows]
+    assert not list((tmp_path / "runs").glob("digits-16-*"))
+
+
+@pytest.mark.usefixtures("cache")
+def test_rollout_gap_of_each_position(tmp_path: Path) -> None:
+    rows = go(study_of(GAP, name="rollout-gap"), tmp_path)
+    assert [row["position"] for row in rows if row["system"] == "pra"] == list(range(16))
+    assert "input_gap" not in rows[0]
+    for row in rows[1:16]:
+        assert -0.1 < row["input_gap"] < 1
+        assert -0.1 < row["condition_gap"] < 1
+        assert row["rollout_loss"] > 0
+    assert "loss on rollouts" in (tmp_path / "studies" / "rollout-gap" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_can_be_built_in_every_setting(name: str) -> None:
+    for setting in SETTINGS.values():
+        cells = list(STUDIES[name].cells(setting, SCALES["cpu"]))
+        named = {(cell.system, cell.value) for cell in cells}
+        assert len(named) == len(cells) > 1
+        for cell in cells:
+            assert cell.measures
+            assert len({measure.key for measure in cell.measures}) == len(cell.measures)
+            assert cell.config.train.steps == SCALES["cpu"].steps * setting.length
+            assert cell.config.train.batch_size == setting.batch_size
+        if name in ("systems", "rollout-gap"):
+            counts = [parameters(cell.config.model) for cell in cells]
+            assert max(counts) / min(counts) < 1.06
+
+
+def test_the_key_of_a_run_is_what_decides_its_weights() -> None:
+    run = base(DIGITS, SMALL)
+    key = run_key(run)
+    assert run_key(replace(run, recipe="another name")) == key
+    assert run_key(apply_settings(run, ["train.log_every=1", "data.workers=2"])) == key
+    for setting in ("train.seed=1", "train.steps=5", "train.rollout.t_min=0.5", "model.codec.state_dim=5"):
+        assert run_key(apply_settings(run, [setting])) != key
+    # Clean, Reconstructed and Parallel() hold no values that would tell them apart.
+    kinds = {run_key(apply_settings(run, [f"train.rollout={kind}"])) for kind in ("Clean", "Reconstructed", "Parallel")}
+    assert len(kinds) == 3
+
+
+def row(system: str, seed: int, guidance: float, fid: float) -> dict[str, Any]:
+    return {
+        "dataset": "digits", "setting": "digits-16", "scale": "small", "tokens": 16, "system": system, "seed": seed,
+        "guidance": guidance, "fid": fid, "run": f"{system}{seed}", "measured": f"guidance={guidance}", "images": 4,
+        "accuracy": 0.5, "steps": 1, "parameters": 9, "train_seconds": 1.0, "commit": "c", "hardware": "h",
+    }  # fmt: skip
+
+
+def test_the_best_guidance_is_that_of_the_mean_over_seeds(tmp_path: Path) -> None:
+    rows = [
+        row("pra", 0, 1.0, 3.0), row("pra", 1, 1.0, 3.2), row("pra", 0, 2.0, 1.0), row("pra", 1, 2.0, 9.0),
+        row("pra", 0, 3.0, 0.1),  # one seed alone decides nothing
+        row("jit", 0, 1.0, 2.0),
+    ]  # fmt: skip
+    pra, jit = groups(rows)
+    assert (pra.guidance, pra.fid, pra.seeds) == (1.0, pytest.approx(3.1), 2)
+    assert pra.spread == pytest.approx(0.1 * 2**0.5)
+    assert (jit.guidance, jit.fid, jit.spread) == (1.0, 2.0, None)
+    readme, picture = write_report(STUDIES["systems"], rows, tmp_path, "pra study systems")
+    table = [line for line in readme.read_text().splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[1:3] for line in table[2:]] == [["2.000", "1"], ["3.100 ± 0.141", "1"]]
+    assert picture.stat().st_size > 1000
+
+
+def test_rows_survive_the_file(tmp_path: Path) -> None:
+    records = Records(tmp_path, "systems")
+    records.replace([row("pra", 1, 1.0, 3.0), row("pra", 0, 1.0, 2.5)])
+    records.replace([row("pra", 1, 1.0, 4.0)])
+    text = (tmp_path / "systems" / "results.csv").read_text()
+    assert [line["fid"] for line in csv.DictReader(text.splitlines())] == ["2.5", "4"]
+    assert Records(tmp_path, "systems").rows == [row("pra", 0, 1.0, 2.5), row("pra", 1, 1.0, 4.0)]
+    assert Records(tmp_path, "noise").known("pra0", "guidance=1.0") == [row("pra", 0, 1.0, 2.5)]
+    (tmp_path / "systems" / "results.csv").write_text("a,b\n1,2\n")
+    refused(lambda: Records(tmp_path, "systems"), "results.csv", "no table of a study")
+
+
+def test_inhomogeneity() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(400, 2, 3, generator=generator)
+    b = torch.randn(400, 2, 3, generator=generator)
+    assert inhomogeneity(a, b).abs().max() < 0.01
+    far = b + torch.tensor([0.0, 100.0]).view(1, 2, 1)
+    near, apart = inhomogeneity(a, far)
+    assert abs(near) < 0.01
+    assert apart > 0.98
+    # One dimension, unit intervals one apart: E|a-b| = 1, E|a-a'| = E|b-b'| = 1/3, so H = 2/3.
+    u = torch.arange(2000).view(-1, 1, 1) / 2000
+    assert inhomogeneity(u, u + 1).item() == pytest.approx(2 / 3, abs=1e-3)
+
+
+def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    refused(lambda: find_study("system"), "'system'", "systems")
+    refused(lambda: find_setting("fashon-64"), "fashion-64")
+    refused(lambda: find_scale("gpus"), "gpu")
+    assert cli.main(["study", "systms"]) == 2
+    assert cli.main(["study", "systems", "--setting", "digits"]) == 2
+    assert cli.main(["study", "systems", "--jobs", "0"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert all(line.startswith("pra: error: ") for line in errors)
+    assert cli.main(["study"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in STUDIES)

@@ -1,0 +1,65 @@
+"""The comparison systems: the same size as the PRA run they change."""
+
+import pytest
+import torch
+
+from pra import PraError, recipe
+from pra.config import JiTConfig, Solver
+from pra.models import build_model, count_parameters
+from pra.recipes import RECIPES
+from pra.recipes.systems import SYSTEMS, TOLERANCE, parameters
+
+
+@pytest.mark.parametrize("base", RECIPES)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_has_as_many_parameters_as_its_recipe(base, system):
+    target, own = (parameters(recipe(name).model) for name in (base, f"{base}:{system}"))
+    assert TOLERANCE <= 0.03
+    assert abs(own / target - 1) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny:jit"])
+def test_parameters_are_those_of_the_model(name):
+    model = build_model(recipe(name).model)
+    parts = count_parameters(model.config)
+    assert sum(parts.values()) == parameters(model.config) == sum(p.numel() for p in model.parameters())
+    assert {part: sum(p.numel() for p in getattr(model, part).parameters()) for part, _ in model.named_children()} == {
+        part: count for part, count in parts.items() if part != "position"
+    }
+
+
+@pytest.mark.parametrize("base", RECIPES)
+def test_pixel_systems_spend_the_codec_on_depth_first(base):
+    """One block more would be too many; what remains is less than that and widens the head."""
+    pra, pixel = recipe(base).model, recipe(f"{base}:teacher-forced").model
+    assert pixel.backbone.depth > pra.backbone.depth
+    assert pixel.backbone.width == pra.backbone.width
+    assert pixel.head.width >= pra.head.width
+    assert parameters(pixel) <= parameters(pra)
+    assert recipe(f"{base}:x-prediction").model.backbone == pixel.backbone
+
+
+@pytest.mark.parametrize("base", RECIPES)
+def test_jit_is_as_wide_as_the_backbone_where_some_depth_fits(base):
+    pra, run = recipe(base).model, recipe(f"{base}:jit")
+    assert isinstance(run.model, JiTConfig)
+    assert (run.model.class_tokens, run.model.transformer.heads) == (pra.class_tokens, pra.backbone.heads)
+    if base != "tiny":  # so small that a block is a quarter of it
+        assert run.model.transformer.width == pra.backbone.width
+
+
+def test_jit_of_a_large_preset_is_sampled_as_published():
+    run = recipe("pra-b-256:jit")
+    assert (run.sampling.solver, run.sampling.steps, run.sampling.guidance) == (Solver.HEUN, 50, 2.75)
+    assert (run.train.objective.time_mean, run.train.objective.time_std) == (-0.8, 0.8)
+    assert run.targets is None
+
+
+def test_a_system_of_a_system_is_refused():
+    with pytest.raises(PraError, match="tiny:jit is none"):
+        SYSTEMS["teacher-forced"](recipe("tiny:jit"))
+
+
+def test_building_on_the_meta_device_allocates_nothing():
+    with torch.device("meta"):
+        assert all(p.is_meta for p in build_model(recipe("pra-l-256:jit").model).parameters())
