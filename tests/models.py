@@ -34,10 +34,17 @@ LEARNED = ModelConfig(
     ),
 )
 BLIND = replace(LEARNED, codec=replace(LEARNED.codec, encoder=EncoderConfig(depth=1, width=24, sees_condition=False)))
+ALONE = replace(LEARNED, codec=replace(LEARNED.codec, context=False))
 PIXEL = replace(LEARNED, codec=None)
 PIXEL_X = replace(PIXEL, head=replace(LEARNED.head, prediction=Prediction.DATA))
 
-ALL = {"learned": LEARNED, "encoder-without-h": BLIND, "pixel-v": PIXEL, "pixel-x": PIXEL_X}
+ALL = {
+    "learned": LEARNED,
+    "encoder-without-h": BLIND,
+    "decoder-without-context": ALONE,
+    "pixel-v": PIXEL,
+    "pixel-x": PIXEL_X,
+}
 
 
 JIT = JiTConfig(

@@ -49,6 +49,18 @@ def test_decoder_is_causal(changed):
     assert not torch.allclose(before[:, changed], after[:, changed])
 
 
+def test_a_decoder_without_context_writes_each_patch_from_its_own_state():
+    model = random_model(ALL["decoder-without-context"])
+    states = torch.randn(2, 12, 5)
+    other = states.clone()
+    other[:, 4] += 1.0
+    changed = (model.codec.decode(states) != model.codec.decode(other)).any(dim=(0, 2))
+    assert changed.nonzero().flatten().tolist() == [4]
+    cache = model.codec.new_cache(2)
+    stepwise = torch.cat([model.codec.decode(part, cache) for part in states.split(1, dim=1)], dim=1)
+    torch.testing.assert_close(stepwise, model.codec.decode(states))
+
+
 @pytest.mark.parametrize("prefix", range(12))
 def test_backbone_cache_parity_at_every_prefix(prefix):
     """A prefix at once, then step by step, equals everything in parallel."""

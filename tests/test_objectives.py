@@ -42,6 +42,13 @@ def test_gradients_go_where_they_should(name, rollout):
     assert reached(model, losses.reconstruction) == {"codec.encoder", "codec.decoder"}
 
 
+def test_without_an_ar_pass_the_codec_learns_alone():
+    model = random_model()
+    losses = losses_of(model, None)
+    assert reached(model, losses.total) == {"codec.encoder", "codec.decoder"}
+    assert losses.total == losses.reconstruction == losses_of(model).reconstruction
+
+
 @pytest.mark.parametrize("name", ["pixel-v", "pixel-x"])
 def test_identity_codec_has_nothing_to_reconstruct(name):
     model = random_model(ALL[name])

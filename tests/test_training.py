@@ -232,6 +232,16 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "run")[0]["gradient_norm"] > 1.0  # what is logged is the norm before
 
 
+def test_the_codec_can_be_warmed_up(tmp_path: Path) -> None:
+    """Until then the backbone and the head stay as they began; after, they learn."""
+    config = pra.config.apply_settings(pra.recipe("tiny"), ["train.codec_warmup=3", "train.sample_every=0"])
+    begun = pra.PRA(config.model, seed=config.train.seed).state_dict()
+    for steps, learning in ((3, {"codec"}), (4, {"codec", "backbone", "head", "auxiliary"})):
+        pra.train(pra.config.override(config, "train.steps", str(steps)), tmp_path / "run", progress=False)
+        now = pra.load(tmp_path / "run", ema=False).state_dict()
+        assert {name.split(".")[0] for name in now if not torch.equal(now[name], begun[name])} == learning
+
+
 def test_learning_rate() -> None:
     constant = OptimizerConfig(lr=1.0, warmup_steps=4)
     rates = [learning_rate(constant, step, 10) for step in range(10)]

@@ -90,11 +90,16 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
-    """Learned states: the encoder ``G``, the ``state_dim`` numbers between, and the pixel decoder ``D``."""
+    """Learned states: the encoder ``G``, the ``state_dim`` numbers between, and the pixel decoder ``D``.
+
+    Without ``context`` the decoder writes each patch from its own state alone (for the ablation: PRA's reads all
+    states so far).
+    """
 
     state_dim: int
     encoder: EncoderConfig
     decoder: TransformerConfig
+    context: bool = True
 
     def __post_init__(self) -> None:
         if self.state_dim < 3:
@@ -405,7 +410,8 @@ class Precision(enum.Enum):
 class TrainConfig:
     """The training loop. ``batch_size`` is the global batch; ``micro_batch_size`` splits it (accumulation).
 
-    Intervals are in steps. ``sample_every=0`` draws no grids.
+    For the first ``codec_warmup`` steps L_rec is the only loss (for the ablation: everything is trained together in
+    the paper). Intervals are in steps. ``sample_every=0`` draws no grids.
     """
 
     steps: int
@@ -413,6 +419,7 @@ class TrainConfig:
     micro_batch_size: int | None = None
     seed: int = 0
     rollout: Rollout = Parallel()
+    codec_warmup: int = 0
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Precision = Precision.AUTO
@@ -424,6 +431,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _positive(self, "steps", "batch_size", "log_every", "checkpoint_every")
         _between(self, "sample_every", 0, math.inf)
+        _between(self, "codec_warmup", 0, math.inf)
         _between(self, "seed", 0, 2**63 - 1)
         _between(self, "keep_checkpoints", 1, math.inf)
         micro = self.micro_batch_size
@@ -459,6 +467,8 @@ class RunConfig:
                 f"train.rollout {type(self.train.rollout).__name__} is for autoregressive models: JiT has no prefix to "
                 "roll out; set train.rollout=Clean"
             )
+        if self.model.codec is None and self.train.codec_warmup:
+            raise PraError(f"train.codec_warmup {self.train.codec_warmup}: this model has no codec to warm up; set 0")
 
 
 def check_sampling(model: AnyModelConfig, sampling: SamplingConfig) -> None:

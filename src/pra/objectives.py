@@ -45,7 +45,7 @@ def training_losses(
     labels: Tensor,
     keys: Tensor,
     objective: ObjectiveConfig,
-    rollout: Rollout,
+    rollout: Rollout | None,
     perceptual: Perceptual | None = None,
 ) -> Losses:
     """One step of training: two passes, or JiT's one.
@@ -56,7 +56,7 @@ def training_losses(
         labels: ``(B,)`` true classes.
         keys: ``(B,)`` one key per sample and step; decides all randomness.
         objective: weights and draws.
-        rollout: how the AR inputs are made. JiT has none.
+        rollout: how the AR inputs are made; None leaves the AR pass out, and the codec learns alone. JiT has none.
         perceptual: a distance whose weight is ``objective.perceptual_weight``.
     """
     if isinstance(model, JiT):
@@ -70,7 +70,7 @@ def _autoregressive_losses(
     labels: Tensor,
     keys: Tensor,
     objective: ObjectiveConfig,
-    rollout: Rollout,
+    rollout: Rollout | None,
     perceptual: Perceptual | None,
 ) -> Losses:
     patches = model.patchify(images)
@@ -83,6 +83,9 @@ def _autoregressive_losses(
     z = model.codec.encode(patches, h0)
     reconstruction = _reconstruction_loss(model, images, patches, z, objective, perceptual)
     z = z.detach()  # sg(z): the states are shaped by reconstruction alone
+    if rollout is None:
+        nothing = z.new_zeros(())
+        return Losses(reconstruction, nothing, reconstruction, nothing, _state_std(z))
 
     # AR pass.
     with torch.no_grad():  # x~ = sg(...)

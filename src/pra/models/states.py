@@ -51,17 +51,24 @@ class StateEncoder(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """``x^_i = D(z_<=i)``: causal, so that it runs in parallel in training and step by step in sampling."""
+    """``x^_i = D(z_<=i)``: causal, so that it runs in parallel in training and step by step in sampling.
+
+    Without context ``x^_i = D(z_i)``: every state is a sequence of its own.
+    """
 
     def __init__(self, model: ModelConfig, codec: CodecConfig) -> None:
         super().__init__()
+        self.context = codec.context
         self.state_in = nn.Linear(codec.state_dim, codec.decoder.width)
         self.transformer = Transformer(codec.decoder, raster_positions(model.grid))
         self.out = nn.Linear(codec.decoder.width, model.patch_dim)
 
     def forward(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
         """``(B, n, d)`` to ``(B, n, P)``; with a cache, the states after those in it."""
-        return self.out(self.transformer(self.state_in(states), cache))  # type: ignore[no-any-return]
+        tokens = self.state_in(states)
+        if not self.context:
+            return self.out(self.transformer(tokens.flatten(0, 1).unsqueeze(1)).view_as(tokens))  # type: ignore[no-any-return]
+        return self.out(self.transformer(tokens, cache))  # type: ignore[no-any-return]
 
 
 class StateCodec(nn.Module):

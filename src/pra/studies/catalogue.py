@@ -83,6 +83,8 @@ def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
         "not perturbed": ["train.rollout=Reconstructed"],
         "clean inputs": ["train.rollout=Clean"],
         "encoder sees h": ["model.codec.encoder.sees_condition=true"],
+        "decoder without context": ["model.codec.context=false"],
+        "codec warmed up": [f"train.codec_warmup={run.train.steps // 4}"],
         "no L_aux": ["train.objective.auxiliary_weight=0"],
         "10 x L_aux": ["train.objective.auxiliary_weight=1"],
     }

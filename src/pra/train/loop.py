@@ -193,7 +193,7 @@ class Trainer:
                 labels,
                 keys,
                 train.objective,
-                train.rollout,
+                train.rollout if self.step >= train.codec_warmup else None,
                 self.perceptual,
             )
 
