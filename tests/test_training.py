@@ -242,6 +242,28 @@ def test_the_codec_can_be_warmed_up(tmp_path: Path) -> None:
         assert {name.split(".")[0] for name in now if not torch.equal(now[name], begun[name])} == learning
 
 
+@pytest.mark.slow
+def test_a_compiled_step_is_the_same_step(tmp_path: Path) -> None:
+    """Up to rounding, which AdamW's first steps enlarge in the weights: so losses and gradients are compared."""
+    rows = []
+    for name in ("false", "true"):
+        settings = [f"train.compile={name}", "train.steps=3", "train.log_every=1", "train.sample_every=0"]
+        pra.train(pra.config.apply_settings(pra.recipe("tiny"), settings), tmp_path / name, progress=False)
+        rows.append(read_metrics(tmp_path / name))
+    for eager, compiled in zip(*rows, strict=True):
+        for figure in ("total", "flow", "reconstruction", "auxiliary", "gradient_norm"):
+            assert compiled[figure] == pytest.approx(eager[figure], rel=1e-4)
+
+
+def test_a_compiler_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    config = pra.config.override(pra.recipe("tiny"), "train.compile", "true")
+    refused(lambda: pra.train(config, tmp_path / "run", progress=False), "train.compile", "C++ compiler")
+
+
 def test_learning_rate() -> None:
     constant = OptimizerConfig(lr=1.0, warmup_steps=4)
     rates = [learning_rate(constant, step, 10) for step in range(10)]

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from pra.device import pick_device
 from pra.errors import PraError
-from pra.options import Integer, Text, parse_numbers
+from pra.options import Flag, Integer, Text, parse_numbers
 from pra.studies.catalogue import STUDIES, find_study
 from pra.studies.run import Workplace
 from pra.studies.settings import find_scale, find_setting
@@ -30,6 +30,7 @@ def study_command(
     jobs: Integer = None,
     out: Path = Path("studies"),
     runs: Path = Path("runs/studies"),
+    compile: Flag = False,
     device: Text = None,
 ) -> None:
     """Run a study: the paper's systems side by side, into a CSV, a table and plots. Without a name, list the studies.
@@ -44,6 +45,7 @@ def study_command(
         jobs: Runs side by side; by default one per core, or 4 on a GPU.
         out: Where the results go: OUT/NAME.
         runs: Where the runs lie, which studies share.
+        compile: Have torch compile the training step; on CPUs it needs a C++ compiler.
         device: cpu, cuda, cuda:1 or mps; by default the best there is.
     """
     if not name:
@@ -58,7 +60,7 @@ def study_command(
     side_by_side = _default_jobs(target) if jobs is None else jobs
     if side_by_side < 1:
         raise PraError(f"--jobs {jobs} must be at least 1")
-    place = Workplace(runs.expanduser(), target, side_by_side)
+    place = Workplace(runs.expanduser(), target, side_by_side, compile)
     asked = ",".join(one.name for one in settings)
     command = f"pra study {name} --setting {asked} --scale {scale} --seeds {','.join(map(str, numbers))}"
     print(f"study: {name} on {asked}, scale {scale}, {side_by_side} side by side, {target}")

@@ -9,10 +9,12 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -81,6 +83,7 @@ class Workplace:
     runs: Path
     device: torch.device
     jobs: int
+    compile: bool = False
 
     @property
     def threads(self) -> int:
@@ -97,7 +100,7 @@ def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: 
 
     Raises:
         PraError: a configuration, data or disk that will not do. What was done until then is kept.
-        KeyboardInterrupt: as the user asked; every run is saved where it was, and goes on from there.
+        Interrupted: a signal came; every run is saved where it was.
     """
     waiting = []
     for job in jobs:
@@ -109,7 +112,7 @@ def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: 
             else:
                 missing.append(measure)
         if missing:
-            waiting.append(dataclasses.replace(job, measures=tuple(missing)))
+            waiting.append(replace(job, measures=tuple(missing)))
     if not waiting:
         return
     # Two jobs on one run would train it twice at once.
@@ -139,29 +142,46 @@ def _done_side_by_side(groups: list[list[Job]], place: Workplace, bar: _Bar) -> 
             for future in done:
                 rows = future.result()
                 if rows is None:
-                    raise KeyboardInterrupt
+                    raise Interrupted(signal.SIGTERM, "stopped, every run saved where it was")
                 yield rows
 
 
 @contextlib.contextmanager
 def _ending(pool: ProcessPoolExecutor) -> Iterator[None]:
     """Whatever ends the study, runs that are under way are saved before it does."""
+
+    def receive(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum, "stopped, every run saved where it was")
+
+    previous = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     except BaseException:
+        for number in previous:
+            signal.signal(number, signal.SIG_IGN)
         for process in list(pool._processes.values()):
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()  # SIGTERM: a training run finishes its step and saves
+            process.terminate()  # SIGTERM: a training run finishes its step and saves
         pool.shutdown(wait=True, cancel_futures=True)
         raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     pool.shutdown()
+
+
+_stopping = False
+"""In a worker process: the study ends, and jobs that were handed over already are not begun."""
 
 
 def _work_or_stop(group: list[Job], place: Workplace) -> list[Row] | None:
     """:func:`_work` in a process of its own; None where it was interrupted."""
+    global _stopping
+    if _stopping:
+        return None
     try:
         return _work(group, place)
     except Interrupted:
+        _stopping = True
         return None
 
 
@@ -169,7 +189,9 @@ def _work(group: list[Job], place: Workplace) -> list[Row]:
     """Trains one run and measures it."""
     first = group[0]
     folder = place.folder(first)
-    train(first.config, folder, str(place.device), in_memory(first.config), progress=False)
+    torch.compiler.reset()  # what was compiled for another run's model is of no use, and counts against a limit
+    config = replace(first.config, train=replace(first.config.train, compile=place.compile))
+    train(config, folder, str(place.device), in_memory(config), progress=False)
     model, threads = weights.load(folder, device=place.device), torch.get_num_threads()
     common = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -44,7 +44,7 @@ def run_study(
 
     Raises:
         PraError: data that are not there, a disk that refuses, or files that are no study's.
-        KeyboardInterrupt: interrupted; runs are saved.
+        Interrupted: a signal came; runs are saved.
     """
     records = Records(out, study.name)
     jobs = []

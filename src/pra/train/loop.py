@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import signal
 import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -35,10 +36,10 @@ GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
 
 
 class Interrupted(Exception):  # noqa: N818  (not an error)
-    """SIGTERM or Ctrl-C, after the step was finished and saved."""
+    """SIGTERM or Ctrl-C, after the step was finished and saved. ``what`` says what there is to go on from."""
 
-    def __init__(self, signum: int, step: int, folder: Path) -> None:
-        super().__init__(f"stopped at step {step}, saved in {folder}; the same command goes on from there")
+    def __init__(self, signum: int, what: str) -> None:
+        super().__init__(f"{what}; the same command goes on from there")
         self.signum = signum
 
 
@@ -99,6 +100,7 @@ class Trainer:
             self.model.classes = self.source.classes
         self.ema = EMA(self.model, config.train.optimizer.ema_decay)
         self.optimizer = build_optimizer(self.model, config.train.optimizer)
+        self.losses = _compiled(training_losses) if config.train.compile else training_losses
         self.step, self.skipped = 0, 0
         last = weights.newest_checkpoint(folder)
         if last is not None:
@@ -148,7 +150,7 @@ class Trainer:
                     if self.step % train.checkpoint_every == 0 or last or stop:
                         self._save()
                     if stop and not last:
-                        raise Interrupted(stop[0], self.step, self.folder)
+                        raise Interrupted(stop[0], f"stopped at step {self.step}, saved in {self.folder}")
                     if train.sample_every and self.step % train.sample_every == 0 and not last:
                         self._draw()
 
@@ -187,7 +189,7 @@ class Trainer:
         labels = batch.labels.to(self.device, non_blocking=True)
         keys = noise.keys(train.seed, batch.indices.to(self.device, non_blocking=True))
         with autocast(self.device, train.precision):
-            return training_losses(
+            return self.losses(
                 self.model,
                 pixels,
                 labels,
@@ -307,6 +309,25 @@ def _check_same_classes(last: Path, model: Model, source: Source) -> None:
             f"the classes of {source.name} are not those that {last} learnt ({changed[1]!r} where it had "
             f"{changed[0]!r}); restore them, or start another --run-dir"
         )
+
+
+def _compiled(losses: Callable[..., Losses]) -> Callable[..., Losses]:
+    """The same function, compiled at its first call; the compiler's pages of complaint become one line."""
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    fast = torch.compile(losses, dynamic=False)
+
+    @functools.wraps(losses)
+    def call(*arguments: Any) -> Losses:
+        try:
+            return fast(*arguments)
+        except TorchDynamoException as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise PraError(
+                f"train.compile failed ({reason.strip()[:200]}); install a C++ compiler, or set train.compile=false"
+            ) from error
+
+    return call
 
 
 @contextmanager

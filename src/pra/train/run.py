@@ -26,9 +26,11 @@ METRICS = "metrics.jsonl"
 # What may change between two commands on the same run: it decides how long, how visibly and on which memory it goes
 # on, and what stops it, but not what is learnt.
 FREE = {
-    "train": ("steps", "micro_batch_size", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"),
+    "train": (
+        "steps", "compile", "micro_batch_size", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints",
+    ),
     "data": ("workers", "on_small", "on_corrupt"),
-}
+}  # fmt: skip
 
 
 def check_run(folder: Path, config: RunConfig) -> None:
