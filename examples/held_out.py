@@ -1,14 +1,15 @@
-"""Writes images of a source as PNG files of a run's size, for example for `pra complete`.
+"""Writes images of a source as PNG files of a run's size, for example for `pra complete`. Never overwrites.
 
 python examples/held_out.py digits@test runs/demo held-out 0 1 2
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-from pra import images
+from pra import PraError, images
 from pra.data import load_images, open_source
 from pra.train.run import read_run
 
@@ -16,12 +17,29 @@ from pra.train.run import read_run
 def main(spec: str, run: Path, folder: Path, indices: list[int]) -> None:
     config = read_run(run)
     source = open_source(spec)
+    indices = list(dict.fromkeys(indices))
+    for index in indices:
+        if not 0 <= index < len(source):
+            raise PraError(f"no image {index} in {source.name}: its images are 0 to {len(source) - 1}")
     pixels, labels = load_images(source, indices, config.model.image_size, config.model.channels, config.data)
-    for picture, label, index in zip(pixels, labels.tolist(), indices, strict=True):
-        path = folder / f"{index:05d}-{source.classes[label]}.png"
-        images.write_atomically(path, images.to_pil(picture).save, format="PNG")
-        print(path)
+    names = [f"{index:05d}-{source.classes[label]}.png" for index, label in zip(indices, labels.tolist(), strict=True)]
+    for path in (folder / name for name in names):
+        if os.path.lexists(path):
+            raise PraError(f"{path} exists already; choose another folder or remove it")
+    for picture, name in zip(pixels, names, strict=True):
+        images.write_atomically(folder / name, images.to_pil(picture).save, format="PNG")
+        print(folder / name)
+
+
+def parse(words: list[str]) -> tuple[str, Path, Path, list[int]]:
+    if len(words) < 4 or not all(word.isdecimal() for word in words[3:]):
+        raise PraError("give a SOURCE, a RUN, a FOLDER to write to and the numbers of images, such as 0 1 2")
+    return words[0], Path(words[1]), Path(words[2]), [int(word) for word in words[3:]]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), [int(index) for index in sys.argv[4:]])
+    try:
+        main(*parse(sys.argv[1:]))
+    except PraError as error:
+        print(f"held_out: error: {error}", file=sys.stderr)
+        sys.exit(2)

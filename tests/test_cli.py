@@ -125,7 +125,7 @@ def test_version(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_command(call: Pra) -> None:
-    assert call().code == 2
+    refused(call(), "which command? Known: train, sample,", "see `pra --help`")
 
 
 def test_as_a_module() -> None:
@@ -156,10 +156,38 @@ def test_wrong_names_get_the_nearest_one(call: Pra, arguments: list[str], parts:
     refused(call(*arguments), *parts)
 
 
-def test_values_that_are_no_numbers(call: Pra) -> None:
-    answer = call("train", "tiny", "--steps", "many")
-    assert answer.code == 2
-    assert any("'many'" in line for line in answer.errors)
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["train"], ["pra train needs RECIPE; see `pra train --help`"]),
+        (["sample"], ["pra sample needs RUN; see `pra sample --help`"]),
+        (["sample", "--labels", "3", "--raw-weights"], ["pra sample needs RUN"]),
+        (["eval", "--num=3"], ["pra eval needs RUN|DIR|FILE.npz"]),
+        (["complete", "run", "a.png"], ["pra complete needs --rows"]),
+        (["sample", "run", "other"], ["pra sample takes RUN and no 'other'"]),
+        (["train", "tiny", "--steps", "many"], ["pra train --steps needs a whole number, not 'many'"]),
+        (["train", "tiny", "--steps=1.5"], ["pra train --steps needs a whole number, not '1.5'"]),
+        (["sample", "run", "--guidance", "x"], ["pra sample --guidance needs a number, not 'x'"]),
+        (["complete", "run", "a.png", "--rows", ""], ["pra complete --rows needs a whole number, not ''"]),
+        (["sample", "run", "--batch_size", "x"], ["pra sample --batch-size needs a whole number"]),
+        (["train", "tiny", "--steps"], ["pra train --steps needs a value; see `pra train --help`"]),
+        (["sample", "run", "--labels", "--seeds", "0"], ["pra sample --labels needs a value"]),
+    ],
+)
+def test_what_is_missing_or_no_number(call: Pra, arguments: list[str], parts: list[str]) -> None:
+    refused(call(*arguments), *parts)
+
+
+def test_of_several_processes_the_first_says_what_is_wrong_with_the_line(
+    call: Pra, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        answer = call("trian", "tiny")
+        assert (answer.code, len(answer.errors)) == (2, lines)
+    monkeypatch.setenv("WORLD_SIZE", "1")  # then it is no matter what the rank is
+    refused(call("trian", "tiny"), "did you mean 'train'?")
 
 
 # --- show ---------------------------------------------------------------------------------------------------
@@ -238,6 +266,20 @@ def test_labels() -> None:
     for text, part in (("4", "label 4 is out of range"), ("1-9", "label 4 is"), ("dgo", "did you mean 'dog'?")):
         with pytest.raises(PraError, match=re.escape(part)):
             cli.parse_labels(text, classes)
+
+
+def test_classes_named_by_numbers() -> None:
+    """As folders sort them. The name comes first, and says so where the number means another class."""
+    classes = ("0", "1", "10", "2")
+    assert cli.parse_labels("0,1,3,10", classes) == [0, 1, 3, 2]  # no class is named 3, none has the number 10
+    with pytest.warns(UserWarning, match=r"label 2 is .* named '2', which is number 3; .* 2 is named '10', and 2-2 me"):
+        assert cli.parse_labels("2", classes) == [3]
+    assert cli.parse_labels("2-2", classes) == [2]
+
+
+def test_the_help_says_which_class_a_number_means(call: Pra) -> None:
+    text = re.sub(r"[\s│]+", " ", call("sample", "--help").out)
+    assert "Where classes are named by numbers, 2 is the one of that name and 2-2 the one of that number." in text
 
 
 # --- sample -------------------------------------------------------------------------------------------------
@@ -327,6 +369,15 @@ def test_raw_weights(call: Pra, trained: Path, tmp_path: Path) -> None:
 def test_bad_sampling_options(call: Pra, trained: Path, tmp_path: Path, options: list[str], parts: list[str]) -> None:
     refused(call("sample", trained, "--out", tmp_path / "a.png", *options), *parts)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["sample", "complete"])
+def test_images_that_are_not_finite_are_not_written(call: Pra, trained: Path, tmp_path: Path, command: str) -> None:
+    own = ["--labels", "3"] if command == "sample" else [*real_digits(tmp_path, 1), "--rows", "1", "--label", "3"]
+    out = tmp_path / "a.png"
+    answer = call(command, trained, *own, "--seeds", "0,1", "--guidance", "1e300", "--out", out)
+    refused(answer, "2 of 2 images are not finite numbers", "guidance nearer to 1 (now 1e+300)")
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("command", ["sample", "complete"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pra import extras
 from pra.errors import PraError
 from pra.eval import metrics
 from pra.eval.collect import collect
@@ -212,6 +213,17 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PraError, match="pip install 'pra\\[eval\\]'") as raised:
         inception(None, CPU)
     assert "\n" not in str(raised.value)
+
+
+def test_a_torchvision_of_another_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "torch_fidelity"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "torch_fidelity.py").write_text("raise OSError('_C.so: undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(extras, "package_version", lambda name: "0.99.0")
+    with pytest.raises(PraError, match=r"torchvision 0\.99\.0 does not fit torch .*_C.so: undefined symbol") as raised:
+        inception(None, CPU)
+    assert "pra[" not in str(raised.value)
 
 
 @pytest.mark.parametrize("content", ["nothing", "text", "tensors", "code"])

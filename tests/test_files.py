@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,6 +195,35 @@ def test_a_manifest_that_says_nothing(run: Path, state: str) -> None:
         weights.newest_checkpoint(run)
 
 
+def closed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Folders of this name cannot be listed. (Root may list every folder, so permissions are no test.)"""
+    for listing in ("listdir", "scandir"):
+        original = getattr(os, listing)
+
+        def refuse(path: Any = ".", original: Any = original) -> Any:
+            if Path(os.fspath(path)).name == name:
+                raise PermissionError(13, "Permission denied", str(path))
+            return original(path)
+
+        monkeypatch.setattr(os, listing, refuse)
+
+
+def test_a_closed_folder_of_checkpoints_is_not_an_empty_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed(monkeypatch, "checkpoints")
+    refused(lambda: pra.load(run), f"{run / 'checkpoints'} cannot be read (Permission denied)")
+    assert weights.last_good(run) == "the earlier checkpoints cannot be read"
+    metrics = (run / "metrics.jsonl").read_bytes()
+    config = pra.config.override(pra.recipe("tiny"), "train.steps", "30")
+    refused(lambda: pra.train(config, run, device="cpu", progress=False), "checkpoints cannot be read")
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_checkpoints_that_are_no_folder(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").write_text("")
+    refused(lambda: pra.load(run), "checkpoints cannot be read (Not a directory)")
+
+
 def test_no_checkpoint_is_whole(run: Path) -> None:
     damage(run, 10)
     damage(run, 20)
@@ -303,6 +334,40 @@ def test_pictures_on_a_full_disk(tmp_path: Path, full_disk: FullDisk, name: str)
             "cannot be written: File too large; nothing was left half-written",
         )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EFBIG, "raise the limit on the size of files (ulimit -f)"),
+        (errno.EACCES, "choose another place, or make this one writable"),
+        (errno.EROFS, "choose another place, or make this one writable"),
+        (errno.ENOTDIR, "choose another place"),
+        (errno.EIO, "look after the disk"),
+    ],
+)
+def test_the_advice_fits_the_error(tmp_path: Path, code: int, advice: str) -> None:
+    def fail(_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    def fill() -> None:
+        with images.new_folder(tmp_path / "folder"):
+            fail(None)
+
+    for do in (lambda: images.write_atomically(tmp_path / "file", fail), fill):
+        with pytest.raises(pra.PraError) as raised:
+            do()
+        assert f"cannot be written: {os.strerror(code)}; nothing was left half-written; {advice}" in str(raised.value)
+        assert ("space" in str(raised.value).rpartition(";")[2]) == (code in (errno.ENOSPC, errno.EDQUOT))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_cannot_be_written_keep_the_system_s_number(tmp_path: Path, full_disk: FullDisk) -> None:
+    with full_disk(10), pytest.raises(OSError, match="File too large") as raised:
+        weights.write_tensors({"a": torch.zeros(4096)}, tmp_path / "a.safetensors")
+    assert raised.value.errno == errno.EFBIG
 
 
 def test_a_file_that_could_not_be_finished_leaves_the_old_one(tmp_path: Path) -> None:

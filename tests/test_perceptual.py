@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import pra
-from pra import perceptual
+from pra import extras, perceptual
 from pra.config import CodecConfig, EncoderConfig, ModelConfig, RunConfig, TransformerConfig
 from pra.errors import PraError
 from pra.objectives import Perceptual
@@ -114,6 +114,24 @@ def test_a_missing_package_is_named_before_anything_is_written(
         pra.train(rgb_run(tmp_path), tmp_path / "run", device="cpu", progress=False)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["RuntimeError", "OSError"])
+def test_a_torchvision_of_another_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """It is installed: to install the extra would not help."""
+    for imported in [name for name in sys.modules if name.split(".")[0] == "lpips"]:
+        monkeypatch.delitem(sys.modules, imported)
+    (tmp_path / "lpips.py").write_text(f"raise {kind}('operator torchvision::nms\\ndoes not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(extras, "package_version", lambda name: "0.99.0+cu130")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(PraError) as raised:
+        perceptual._network(pretrained=False)
+    message = str(raised.value)
+    assert "torchvision 0.99.0+cu130 does not fit torch 2.9.1+cpu (operator torchvision::nms does not exist)" in message
+    assert "'torchvision==0.24.*'" in message
+    assert "train.objective.perceptual_weight=0" in message
+    assert "pra[" not in message
 
 
 @pytest.mark.usefixtures("torchvision_shim")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import ALL, LEARNED, PIXEL, batch, random_model
+from models import ALL, LEARNED, PIXEL, batch, random_jit, random_model
 from naive import sample_without_caches
 
 from pra import PraError, Sampler
@@ -124,6 +124,16 @@ def test_completing_a_sample_with_its_own_seed_gives_it_back():
     sampler = Sampler(random_model(PIXEL), SETTINGS["guided"])
     whole = sampler.sample(LABELS, SEEDS)
     close(sampler.complete(whole, 2, LABELS, SEEDS), whole)
+
+
+def test_images_that_are_not_finite_are_refused_once_they_are_finished():
+    sampler = Sampler(random_model(), SamplingConfig(temperature=1e300))
+    parts = sampler.stream([0, 1], [0, 1])
+    assert [next(parts).shape[2] for _ in range(2)] == [2, 4]
+    with pytest.raises(PraError, match=r"2 of 2 images are not finite numbers; try temperature .*\(now 1e\+300\)"):
+        next(parts)
+    with pytest.raises(PraError, match="1 of 1 images are not finite numbers"):
+        Sampler(random_jit(), SamplingConfig(temperature=1e300)).sample([0], [0])
 
 
 def test_unconditional_models_have_one_class():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import itertools
 import json
 import math
@@ -40,7 +42,7 @@ from pra.train import checkpoint, loop
 from pra.train.loop import Interrupted, Trained
 from pra.train.optimizer import EMA, build_optimizer, learning_rate
 from pra.train.plots import draw_curves
-from pra.train.run import read_metrics
+from pra.train.run import locked, read_metrics
 
 FullDisk = Callable[[int], AbstractContextManager[None]]
 
@@ -140,6 +142,14 @@ def test_tensorboard_has_the_same_numbers(trained: Path) -> None:
     for name in rows[0].keys() - {"step"}:
         found = [(event.step, event.value) for event in events.Scalars(name)]
         assert found == [(row["step"], pytest.approx(row[name])) for row in rows]
+
+
+def test_samples_that_are_not_finite_do_not_stop_a_run(tmp_path: Path) -> None:
+    config = override(tiny(steps=2, sample_every=2), "sampling.guidance", "1e300")
+    with pytest.warns(UserWarning, match=r"no samples are drawn at step 2: .* not finite"):
+        assert train(config, tmp_path / "run").steps == 2
+    assert not (tmp_path / "run" / "samples").exists()
+    assert (tmp_path / "run" / "reconstructions" / "step-00000002.png").exists()
 
 
 def test_no_pictures_if_none_are_asked_for(tmp_path: Path) -> None:
@@ -460,6 +470,80 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     assert train(tiny(steps=1), tmp_path / "empty").steps == 1
 
 
+# --- two at once --------------------------------------------------------------------------------------------
+
+
+def test_a_second_training_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    """Real processes. The first is killed in the end, with a worker that lives a little longer: its lock is gone."""
+    run, config = tmp_path / "run", override(pictures(tmp_path, 12), "data.workers", "1")
+    config = override(override(config, "train.log_every", "1"), "train.checkpoint_every", "3")
+    options = ["train.sample_every=0", "train.log_every=1", "train.checkpoint_every=3", "data.workers=1"]
+    command = ["train", "tiny", "--data", config.data.source, "--run-dir", str(run), "--steps", "1000000"]
+    process = start([*command, "--device", "cpu", *(part for option in options for part in ("--set", option))])
+    try:
+        wait_for(lambda: run.exists() and len(steps_logged(run)) >= 4, process)
+        refused(lambda: train(config, run), f"{run} is being trained by process {process.pid} on ", "--run-dir")
+        assert pra.load(run).classes == ("a", "b")  # looking on is free
+        reached = len(steps_logged(run))
+        wait_for(lambda: len(steps_logged(run)) > reached + 3, process)
+        assert [row["step"] for row in read_metrics(run)] == list(range(1, len(read_metrics(run)) + 1))
+    finally:
+        process.kill()
+        process.wait()  # and not for the worker, which has its standard error
+    assert (run / ".lock").exists()
+    more = checkpoint.step_of(pra.weights.newest_checkpoint(run)) + 1  # type: ignore[arg-type]
+    assert train(override(config, "train.steps", str(more)), run).new_steps == 1
+    assert not (run / ".lock").exists()
+    process.communicate()
+
+
+def test_a_lock_changes_nothing_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    before = contents(run)
+    with locked(run):
+        refused(lambda: train(tiny(steps=21), run), f"is being trained by process {os.getpid()} on ")
+        assert {name: data for name, data in contents(run).items() if name != ".lock"} == before
+    assert contents(run) == before
+    with locked(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run" / ".lock").exists()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_lock_that_a_killed_process_left_before_it_wrote_anything(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("process 1 on elsewhere")
+    assert train(tiny(steps=1), tmp_path / "run").steps == 1
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_lock_that_goes_just_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder ends and removes it between the other's two calls: what that holds is then no longer the file."""
+    path, original, calls = tmp_path / ".lock", fcntl.flock, [0]
+
+    def flock(descriptor: int, how: int) -> None:
+        calls[0] += 1
+        if calls[0] == 1:
+            path.unlink()
+        original(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path):
+        assert path.exists()
+        refused(lambda: locked(tmp_path).__enter__(), "is being trained by")
+
+
+def test_where_nothing_can_be_locked_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match=r"cannot be locked \(No locks available\)"):
+        train(tiny(steps=1), tmp_path / "network")
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    train(tiny(steps=1), tmp_path / "windows")
+    for name in ("network", "windows"):
+        assert not (tmp_path / name / ".lock").exists()
+
+
 # --- stopping -----------------------------------------------------------------------------------------------
 
 
@@ -658,8 +742,20 @@ def test_the_message_of_a_full_disk(run: Path, full_disk: FullDisk) -> None:
             lambda: train(tiny(steps=21), run),
             f"{run / 'checkpoints' / 'step-00000021'} cannot be written",
             f"the last good checkpoint is {run / 'checkpoints' / 'step-00000020'}",
-            "free some space and repeat the command",
+            "raise the limit on the size of files",
         )
+
+
+def test_only_a_full_disk_asks_for_space(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for code in (errno.ENOSPC, errno.EIO):
+
+        def fail(*_: Any, code: int = code) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(checkpoint.weights, "write_tensors", fail)
+        with pytest.raises(pra.PraError, match=os.strerror(code)) as raised:
+            train(tiny(steps=21), run)
+        assert ("free some space" in str(raised.value)) == (code == errno.ENOSPC)
 
 
 def test_a_full_disk_while_logging(run: Path, full_disk: FullDisk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -670,7 +766,7 @@ def test_a_full_disk_while_logging(run: Path, full_disk: FullDisk, monkeypatch: 
             original(self, row)
 
     monkeypatch.setattr(loop.Metrics, "write", write)
-    refused(lambda: train(tiny(steps=30, log_every=1), run), "metrics.jsonl", "step-00000020", "free some space")
+    refused(lambda: train(tiny(steps=30, log_every=1), run), "metrics.jsonl", "step-00000020", "size of files")
     monkeypatch.undo()
     train(tiny(steps=21), run)
     assert steps_logged(run) == [5, 10, 15, 20, 21]

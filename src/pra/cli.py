@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import inspect
 import json
+import os
+import re
 import shlex
-import string
 import sys
 import time
 import warnings
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from pra import flops, images, weights
+from pra.arguments import check_arguments, options_of
 from pra.config import GuidanceSchedule, RunConfig, SamplingConfig, Solver, apply_settings, from_dict, override, to_dict
 from pra.data import open_source
 from pra.device import pick_device
@@ -83,21 +84,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args == ["--version"]:
         print(f"pra {version}")
         return 0
+    # What is wrong with the line, torchrun's processes all find.
+    first = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
     try:
-        _check_names(args)
+        check_arguments(COMMANDS, args)
+    except PraError as error:
+        return _refuse(error) if first else 2
+    try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="pra",
             args=args,
             description=f"Autoregressive image generation in pixel space (PRA), version {version}.",
             config=(FlagCreatePairsOff,),
+            console_outputs=first,
         )
     except PraError as error:
-        print(f"pra: error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(error)
     except PermissionError as error:
-        print(f"pra: error: {error.filename} is closed to you ({error.strerror})", file=sys.stderr)
-        return 2
+        return _refuse(f"{error.filename} is closed to you ({error.strerror})")
     except Interrupted as stop:
         print(f"pra: {stop}: {shlex.join(['pra', *args])}", file=sys.stderr)
         return 128 + stop.signum
@@ -105,6 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("pra: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _refuse(reason: object) -> int:
+    print(f"pra: error: {reason}", file=sys.stderr)
+    return 2
 
 
 def train(
@@ -176,7 +186,8 @@ def sample(
 
     Args:
         run: A run's folder, a checkpoint, or a saved model.
-        labels: Classes by number or name, such as 0,3 or 2-5 or cat,dog; or all.
+        labels: Classes by number or name, such as 0,3 or 2-5 or cat,dog; or all. Where classes are named by numbers, 2
+            is the one of that name and 2-2 the one of that number.
         seeds: Seeds, such as 0-15 or 1,2,3. A seed means the same image in every batch.
         out: FILE.png (a grid, labels down, seeds across), FILE.npz (arr_0 uint8 NHWC, arr_1 labels) or DIR/.
         batch_size: Images generated side by side; no image depends on it.
@@ -216,7 +227,7 @@ def complete(
         run: A run's folder, a checkpoint, or a saved model.
         image: Pictures of the model's size and channels, at least one.
         rows: Rows of patches to keep; their pixels stay exact.
-        label: Class by number or name, one for all images or one each, such as 9,2,1; by default none.
+        label: Class by number or name (as `pra sample --labels`), one for all images or one each; by default none.
         seeds: One continuation per seed, such as 0-5.
         out: FILE.png (a grid; the picture alone for one image and one seed), FILE.npz or DIR/ (continuations).
         how: How to sample; by default as the recipe recommends.
@@ -289,6 +300,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
     """``"all"``, numbers, ranges or class names, mixed, to class numbers.
 
+    A class of exactly that name comes before a number, with a warning where they differ; a range, and be it ``2-2``,
+    is always of numbers.
+
     Raises:
         PraError: a number out of range, or a name that no class has (the nearest is given).
     """
@@ -298,6 +312,7 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
     for part in (p.strip() for p in text.split(",")):
         if part in classes:
             labels.append(classes.index(part))
+            _warn_of_number(part, classes)
         elif part.replace("-", "").isdecimal():
             labels.extend(parse_numbers(part, "label"))
         else:
@@ -306,6 +321,17 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
     if wrong:
         raise PraError(f"label {wrong[0]} is out of range: this model's classes are 0 to {len(classes) - 1}")
     return labels
+
+
+def _warn_of_number(name: str, classes: Sequence[str]) -> None:
+    """Folders named by numbers are classes in the order of text: 1, 10, 2."""
+    meant = classes.index(name)
+    if re.fullmatch(r"\d+", name, re.ASCII) and meant != int(name) < len(classes):
+        warnings.warn(
+            f"label {name} is taken for the class named {name!r}, which is number {meant}; class number {int(name)} is "
+            f"named {classes[int(name)]!r}, and {int(name)}-{int(name)} means that",
+            stacklevel=2,
+        )
 
 
 def _unique(numbers: list[int]) -> list[int]:
@@ -389,27 +415,9 @@ def _file_name(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text)
 
 
-def _check_names(args: list[str]) -> None:
-    """A wrong command or option in one line with the nearest name, where tyro would answer with a page."""
-    if not args or args[0].startswith("-"):
-        return
-    if args[0] not in COMMANDS:
-        raise PraError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}")
-    known = option_names(args[0])
-    for word in args[1:]:
-        name = word.partition("=")[0].replace("_", "-")
-        if word.startswith("-") and word[1:2] in ("-", *string.ascii_letters) and name not in (*known, "-h", "--help"):
-            raise PraError(f"pra {args[0]} has no option {name!r}{nearest(name, known)}")
-
-
 def option_names(command: str) -> list[str]:
     """``["--data", "--run-dir", ...]``: a command's keywords, in its sampling options too."""
-    parameters = inspect.signature(COMMANDS[command]).parameters.values()
-    keywords = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    if "how" in keywords:
-        keywords.remove("how")
-        keywords += [field.name for field in dataclasses.fields(How)]
-    return ["--set" if name == "settings" else "--" + name.replace("_", "-") for name in keywords]
+    return list(options_of(COMMANDS[command]))
 
 
 def _warn(message: Warning | str, *_: Any) -> None:

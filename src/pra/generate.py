@@ -109,7 +109,8 @@ class Sampler:
             ``(B, C, H, W)`` float32 in [-1, 1].
 
         Raises:
-            PraError: a label out of range, or as many seeds as labels are not given.
+            PraError: a label out of range, as many seeds as labels are not given, or the settings lead to images that
+                are not finite.
         """
         *_, images = self.stream(labels, seeds)
         return images
@@ -171,9 +172,23 @@ class Sampler:
         if keep is not None:
             check_completes(self.model)
         if isinstance(self.model, JiT):
-            yield self._at_once(self.model, label, key)
+            parts = iter([self._at_once(self.model, label, key)])
         else:
-            yield from self._row_by_row(self.model, label, key, keep)
+            parts = self._row_by_row(self.model, label, key, keep)
+        for pictures in parts:
+            if pictures.shape[2] == self.model.config.image_size[0]:
+                self._check_finite(pictures)  # once: it waits for the device
+            yield pictures
+
+    def _check_finite(self, images: Tensor) -> None:
+        finite = int(images.isfinite().flatten(1).all(1).sum())
+        if finite < len(images):
+            settings = {"guidance": self.config.guidance, "temperature": self.config.temperature}
+            changes = [f"{name} nearer to 1 (now {value:g})" for name, value in settings.items() if value != 1.0]
+            changes += [f"more solver steps (now {self.config.steps})", "another checkpoint"]
+            raise PraError(
+                f"{len(images) - finite} of {len(images)} images are not finite numbers; try {', or '.join(changes)}"
+            )
 
     def _at_once(self, model: JiT, label: Tensor, key: Tensor) -> Tensor:
         """Whole images ``(B, C, H, W)`` from noise.

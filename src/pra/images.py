@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -125,6 +126,19 @@ def save(images: Tensor, labels: Sequence[int], names: Sequence[str], columns: i
                 to_pil(image).save(folder / f"{name}.png")
 
 
+def remedy(error: OSError) -> str:
+    """What a person can do about a file that cannot be written, to be appended to an error."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space and repeat the command"
+    if error.errno == errno.EFBIG:
+        return "raise the limit on the size of files (ulimit -f), or take another disk, and repeat the command"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "choose another place, or make this one writable"
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP):
+        return "choose another place"
+    return "look after the disk and repeat the command"
+
+
 def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> None:
     """``write(file, **options)`` into a temporary file beside ``path``, then a rename: whole, or not at all.
 
@@ -144,7 +158,7 @@ def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> N
                 os.unlink(file.name)
                 raise
     except OSError as error:
-        raise PraError(f"{path} cannot be written: {error.strerror or error}; nothing was left half-written") from None
+        raise _unwritten(path, error) from None
 
 
 @contextmanager
@@ -164,9 +178,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         partial.rename(path)
         _sync(path.parent)
     except OSError as error:
-        raise PraError(f"{path} cannot be written: {error.strerror or error}; nothing was left half-written") from None
+        raise _unwritten(path, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unwritten(path: Path, error: OSError) -> PraError:
+    reason = error.strerror or error
+    return PraError(f"{path} cannot be written: {reason}; nothing was left half-written; {remedy(error)}")
 
 
 def _sync(path: Path) -> None:

@@ -51,7 +51,7 @@ def uniform(key: Tensor, *shape: int) -> Tensor:
     """Uniform numbers in [0, 1): float32 of shape ``(*key.shape, *shape)``."""
     high, _ = _words(key, math.prod(shape))
     # 24 bits, so that rounding to float32 cannot reach 1.
-    return ((high >> 8).double() * 2.0**-24).float().reshape(*key.shape, *shape).to(key.device)
+    return ((high >> 8).double() * 2.0**-24).float().reshape(*key.shape, *shape).to(key.device)  # type: ignore[no-any-return]
 
 
 def normal(key: Tensor, *shape: int) -> Tensor:
@@ -67,16 +67,24 @@ def normal(key: Tensor, *shape: int) -> Tensor:
 def permutation(key: Tensor, count: int) -> Tensor:
     """A random order of ``0 .. count - 1`` for one key (a scalar): int64 ``(count,)``, the same in every torch."""
     high, low = _words(key, count)
-    return ((high << 31) | (low >> 1)).argsort(stable=True)
+    return ((high << 31) | (low >> 1)).argsort(stable=True)  # type: ignore[no-any-return]
 
 
-def _words(key: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Two 32-bit words in int64 for each of ``count`` counters."""
+# An operator of its own, which torch.compile leaves alone: fused with what follows, torch 2.13's compiler for CPUs
+# makes other numbers of some of these.
+@torch.library.custom_op("pra::random_words", mutates_args=())
+def _words(key: Tensor, count: int) -> Tensor:
+    """Two 32-bit words in int64 for each of ``count`` counters: ``(2, *key.shape, count)``."""
     if key.device.type == "mps":  # no float64 there
         key = key.cpu()
     counter = torch.arange(1, count + 1, device=key.device) * _signed(_GOLDEN)
     bits = _mix(key.unsqueeze(-1) + counter)
-    return (bits >> 32) & 0xFFFFFFFF, bits & 0xFFFFFFFF
+    return torch.stack([(bits >> 32) & 0xFFFFFFFF, bits & 0xFFFFFFFF])
+
+
+@_words.register_fake
+def _(key: Tensor, count: int) -> Tensor:
+    return key.new_empty((2, *key.shape, count), device="cpu" if key.device.type == "mps" else None)
 
 
 def _mix(x: Tensor) -> Tensor:

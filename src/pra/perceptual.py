@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pra.config import ModelConfig
 from pra.errors import PraError
+from pra.extras import import_failed
 from pra.objectives import Perceptual
 
 SMALLEST = 16
@@ -49,11 +50,9 @@ def lpips_distance(model: ModelConfig, device: torch.device, pretrained: bool = 
 def _network(pretrained: bool) -> Any:
     try:
         import lpips
-    except (ImportError, RuntimeError) as error:  # a torchvision that does not fit its torch raises the latter
-        raise PraError(
-            f"the perceptual loss needs the package lpips ({_line(error)}): pip install 'pra[perceptual]', "
-            "or set train.objective.perceptual_weight=0"
-        ) from None
+    except (ImportError, RuntimeError, OSError) as error:
+        reason = import_failed("the perceptual loss", "lpips and torchvision", "perceptual", error)
+        raise PraError(f"{reason}, or set train.objective.perceptual_weight=0") from None
     try:
         with warnings.catch_warnings():  # torchvision's, about how lpips calls it
             warnings.simplefilter("ignore")

@@ -7,6 +7,8 @@ run is such a folder too, with ``ema.safetensors`` and the optimiser beside.
 from __future__ import annotations
 
 import json
+import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -75,15 +77,26 @@ def model_folder(path: Path) -> Path:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """A run's checkpoints, oldest first, whole or not."""
-    return sorted((run / "checkpoints").glob("step-*"))
+    """A run's checkpoints, oldest first, whole or not.
+
+    Raises:
+        PraError: their folder cannot be read.
+    """
+    folder = run / "checkpoints"
+    try:
+        names = os.listdir(folder)  # glob would take a closed folder for an empty one
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise PraError(f"{folder} cannot be read ({error.strerror}); make it a folder that is open to you") from None
+    return sorted(folder / name for name in names if name.startswith("step-"))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The newest whole checkpoint; None where there is none yet. Damaged newer ones are passed over with a warning.
 
     Raises:
-        PraError: there are checkpoints, and all are damaged.
+        PraError: there are checkpoints, and all are damaged; or their folder cannot be read.
     """
     faults: list[str] = []
     for folder in reversed(checkpoints(run)):
@@ -100,7 +113,10 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 def last_good(run: Path) -> str:
     """For messages: which checkpoint there is to go back to."""
-    whole = next((folder for folder in reversed(checkpoints(run)) if _fault(folder) is None), None)
+    try:
+        whole = next((folder for folder in reversed(checkpoints(run)) if _fault(folder) is None), None)
+    except PraError:
+        return "the earlier checkpoints cannot be read"
     return f"the last good checkpoint is {whole}" if whole else "there is no earlier checkpoint"
 
 
@@ -169,7 +185,9 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
-        raise OSError(str(error)) from None
+        # It tells the system's number in words only, and what is to be done depends on that.
+        code = re.search(r"\b(?:os error|code:) (\d+)", str(error))
+        raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))) from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pra.errors import PraError
 from pra.eval.features import Features, download, exact, file_sha256
+from pra.extras import import_failed
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 SHA256 = "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"
@@ -89,9 +90,8 @@ def dinov2(weights: Path | None, device: torch.device, architecture: Mapping[str
     """
     try:
         from timm.models.vision_transformer import VisionTransformer
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
-        reason = " ".join(str(error).split())
-        raise PraError(f"--features dinov2 needs timm and torchvision ({reason}); pip install 'pra[dinov2]'") from None
+    except (ImportError, RuntimeError, OSError) as error:
+        raise PraError(import_failed("--features dinov2", "timm and torchvision", "dinov2", error)) from None
     path = weights or download(URL, SHA256, "dinov2")
     fingerprint = file_sha256(path)
     try:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pra.errors import PraError
+from pra.extras import import_failed
 
 
 class Features(NamedTuple):
@@ -125,11 +126,8 @@ def inception(weights: Path | None, device: torch.device) -> Inception:
     """
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as port
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
-        reason = " ".join(str(error).split())
-        raise PraError(
-            f"--features inception needs torch-fidelity and torchvision ({reason}); pip install 'pra[eval]'"
-        ) from None
+    except (ImportError, RuntimeError, OSError) as error:
+        raise PraError(import_failed("--features inception", "torch-fidelity and torchvision", "eval", error)) from None
     url = port.URL_INCEPTION_V3
     path = weights or download(url, Path(url).stem.rsplit("-", 1)[1], "inception")
     fingerprint = file_sha256(path)

@@ -22,6 +22,7 @@ from pra.data import Source, load_images, prepare
 from pra.errors import PraError
 from pra.eval.metrics import Protocol
 from pra.generate import Sampler
+from pra.images import remedy
 
 
 class Batch(NamedTuple):
@@ -219,7 +220,9 @@ def exported(batches: Iterable[Batch], count: int, path: Path) -> Iterator[Batch
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise PraError(f"{path} cannot be written: {error.strerror or error}; nothing was left half-written") from None
+        raise PraError(
+            f"{path} cannot be written: {error.strerror or error}; nothing was left half-written; {remedy(error)}"
+        ) from None
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)

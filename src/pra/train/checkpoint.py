@@ -42,7 +42,7 @@ def save(run: Path, step: int, model: Model, ema: EMA, optimizer: torch.optim.Op
             (partial / weights.STATE).write_text(json.dumps({"step": step, "sizes": sizes}, indent=2) + "\n")
             shutil.rmtree(final, ignore_errors=True)  # one that is damaged: else the run would have gone on from it
     except PraError as error:
-        raise PraError(f"{error}; {weights.last_good(run)}; free some space and repeat the command") from None
+        raise PraError(f"{error}; {weights.last_good(run)}") from None
     # Damaged ones of later steps do not count as kept.
     for old in [folder for folder in weights.checkpoints(run) if folder.name <= final.name][:-keep]:
         shutil.rmtree(old, ignore_errors=True)

@@ -29,7 +29,7 @@ from pra.objectives import Losses, Perceptual, training_losses
 from pra.train import checkpoint
 from pra.train.optimizer import EMA, build_optimizer, learning_rate
 from pra.train.plots import CURVES, draw_curves
-from pra.train.run import Metrics, check_run, write_run
+from pra.train.run import Metrics, check_run, locked, write_run
 
 HEALTHY_STATE_STD = 0.5
 GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
@@ -77,10 +77,13 @@ def train(
         progress: show a progress bar.
 
     Raises:
-        PraError: a configuration, data, run folder or disk that will not do.
+        PraError: a configuration, data, run folder or disk that will not do, or another process trains there.
         Interrupted: a signal came; the state is saved.
     """
-    return Trainer(config, Path(run_dir).expanduser(), pick_device(device), source, progress).run()
+    folder, target = Path(run_dir).expanduser(), pick_device(device)
+    check_run(folder, config)  # before the lock, which would be a file in a stranger's folder
+    with locked(folder):
+        return Trainer(config, folder, target, source, progress).run()
 
 
 class Trainer:
@@ -92,7 +95,7 @@ class Trainer:
         self.config, self.folder, self.device, self.progress = config, folder, device, progress
         self.source = source or open_source(config.data.source)
         _check_classes(self.source, config.model.num_classes)
-        check_run(folder, config)
+        check_run(folder, config)  # once more: another process may just have ended here
         self.perceptual = self._perceptual()
         self.model = build_model(config.model, config.train.seed).to(device)
         self.model.sampling = config.sampling
@@ -255,10 +258,13 @@ class Trainer:
             shown = min(GRID_CLASSES, config.num_classes)
             classes = [c * config.num_classes // shown for c in range(shown)]
             labels = [c for c in classes for _ in range(GRID_SEEDS)]
-            drawn = Sampler(self.ema.model, self.config.sampling, self.config.train.precision).sample(
-                labels, list(range(GRID_SEEDS)) * shown
-            )
-            self._write_picture("samples", drawn, GRID_SEEDS)
+            sampler = Sampler(self.ema.model, self.config.sampling, self.config.train.precision)
+            try:
+                drawn = sampler.sample(labels, list(range(GRID_SEEDS)) * shown)
+            except PraError as error:  # no reason to stop learning
+                warnings.warn(f"no samples are drawn at step {self.step}: {error}", stacklevel=2)
+            else:
+                self._write_picture("samples", drawn, GRID_SEEDS)
             if config.codec is not None:
                 pairs = self._reconstructions()
                 self._write_picture("reconstructions", pairs, len(pairs) // 2)

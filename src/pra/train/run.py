@@ -4,6 +4,7 @@ config.json       the complete configuration         samples/          grids fro
 environment.json  versions, commit, hardware         reconstructions/  real images and the codec's, by step
 metrics.jsonl     one line per logging interval      curves.png        the metrics, drawn
 tensorboard/      the same for TensorBoard           checkpoints/      see pra.train.checkpoint
+.lock             names the process that trains, as long as it does
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pra.config import RunConfig, differences, from_dict, to_dict
 from pra.errors import PraError
-from pra.images import write_atomically
+from pra.images import remedy, write_atomically
 from pra.provenance import environment
 from pra.weights import CONFIG, last_good, read_json
 
 METRICS = "metrics.jsonl"
+LOCK = ".lock"
 
 # What may change between two commands on the same run: it decides how long, how visibly and on which memory it goes
 # on, and what stops it, but not what is learnt.
@@ -42,7 +49,7 @@ def check_run(folder: Path, config: RunConfig) -> None:
     if not (folder / CONFIG).exists():
         if folder.exists() and not folder.is_dir():
             raise PraError(f"{folder} is a file, not the folder of a run; choose another --run-dir")
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
             raise PraError(f"{folder} is not empty and is no run (it holds no {CONFIG}); choose another --run-dir")
         return
     changed = differences(_fixed(read_run(folder)), _fixed(config))
@@ -51,6 +58,34 @@ def check_run(folder: Path, config: RunConfig) -> None:
             f"{folder} is a run of another configuration ({'; '.join(changed)}); nothing was changed: "
             "repeat its own settings to go on, or choose another --run-dir"
         )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other trainings off a run's folder. It is made where it is missing, and goes again where it stays empty.
+
+    The lock is the operating system's: it ends with the process that holds it, however that ends. Where the system has
+    none, nothing is locked; where the file system refuses, there is a warning.
+
+    Raises:
+        PraError: another process trains there, or the folder cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PraError(f"{folder} cannot be written: {error.strerror}; {remedy(error)}") from None
+    try:
+        descriptor = _lock(folder / LOCK)
+        try:
+            yield
+        finally:
+            if descriptor in _held:
+                _unlock(descriptor, folder / LOCK)
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):  # it has something in it
+                path.rmdir()
 
 
 def write_run(folder: Path, config: RunConfig) -> None:
@@ -111,7 +146,7 @@ class Metrics:
         except OSError as error:
             raise PraError(
                 f"{self.path} or TensorBoard's copy cannot be written ({error.strerror}); "
-                f"{last_good(self.path.parent)}; free some space and repeat the command"
+                f"{last_good(self.path.parent)}; {remedy(error)}"
             ) from None
 
     def close(self) -> None:
@@ -146,6 +181,79 @@ def _row(line: str, where: str) -> dict[str, float]:
     if not isinstance(row, dict) or "step" not in row:
         raise PraError(f"{where} is damaged; delete the line and repeat the command")
     return row
+
+
+_held: set[int] = set()
+"""Descriptors of the locks that this process holds."""
+
+
+def _let_go() -> None:
+    """In a forked worker: its copies would keep the locks of a process that was killed."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_let_go)
+
+
+def _lock(path: Path) -> int | None:
+    """Locks a file, which is made where it is missing: its descriptor; None where that cannot be done."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:  # what is to be written there will say more
+            _warn_unlocked(path, error)
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            os.close(descriptor)
+            raise PraError(
+                f"{path.parent} is being trained by {holder} already; stop that or wait for it, or choose another "
+                "--run-dir"
+            ) from None
+        except OSError as error:  # some network file systems
+            _unlock(descriptor, path)
+            _warn_unlocked(path, error)
+            return None
+        if _lies_at(descriptor, path):
+            break
+        os.close(descriptor)  # its holder ended, and removed it, between the two calls
+    _held.add(descriptor)
+    with contextlib.suppress(OSError):  # on a full disk the holder goes unnamed
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+    return descriptor
+
+
+def _unlock(descriptor: int, path: Path) -> None:
+    """Removes the file first, while nobody else can hold it."""
+    with contextlib.suppress(OSError):
+        if _lies_at(descriptor, path):
+            path.unlink()
+    _held.discard(descriptor)
+    os.close(descriptor)
+
+
+def _lies_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _warn_unlocked(path: Path, error: OSError) -> None:
+    warnings.warn(
+        f"{path} cannot be locked ({error.strerror}): see to it that no other command trains in {path.parent}",
+        stacklevel=2,
+    )
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
