@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from pra import solvers
-from pra.config import Clean, Noised, RunConfig, Solver, apply_settings
+from pra.config import Clean, Noised, Parallel, Reconstructed, RunConfig, Solver, apply_settings
 from pra.errors import PraError, nearest
 from pra.recipes.systems import SYSTEMS
 from pra.studies.measures import Gap, Measure, Quality, Reconstruction, sweep
@@ -37,13 +37,16 @@ class Study:
     cells: Callable[[Setting, Scale], Iterator[Cell]]
 
 
-def _system(name: str, run: RunConfig) -> RunConfig:
+def _system(name: str, setting: Setting, scale: Scale) -> RunConfig:
+    run = base(setting, scale)
     if name == PRA:
         return run
     system = replace(SYSTEMS[name](run), recipe=run.recipe)
+    if isinstance(system.train.rollout, Noised):
+        return replace(system, train=replace(system.train, rollout=Noised(sigma=setting.input_noise)))
     if name == "jit":
         # 15 evaluations of the whole model, which cost more than the 10 of the others' heads per token.
-        system = replace(system, sampling=replace(run.sampling, solver=Solver.HEUN, steps=8))
+        return replace(system, sampling=replace(run.sampling, solver=Solver.HEUN, steps=8))
     return system
 
 
@@ -57,24 +60,28 @@ def _systems(setting: Setting, scale: Scale) -> Iterator[Cell]:
     if setting.tokens > LONG_ROLLOUT:
         names.remove("exact")
     for name in names:
-        run = _system(name, base(setting, scale))
+        run = _system(name, setting, scale)
         yield Cell(name, run, _measures(scale, run))
 
 
 def _token_dimension(setting: Setting, scale: Scale) -> Iterator[Cell]:
     for name in ("teacher-forced", "x-prediction", PRA, "jit"):
-        run = _system(name, base(setting, scale))
+        run = _system(name, setting, scale)
         yield Cell(name, run, _measures(scale, run), value=run.model.patch_dim)
 
 
 def _noise(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    """The same search for all who perturb their inputs: six strengths each, none among them."""
     run = base(setting, scale)
-    yield Cell(PRA, run, _measures(scale, run))
-    for prediction in ("teacher-forced", "x-prediction"):
+    for low in (0.0, 0.3, 0.6, 0.8, 0.9, 1.0):
+        perturbed = replace(run, train=replace(run.train, rollout=Parallel(t_min=low) if low < 1 else Reconstructed()))
+        yield Cell(PRA, perturbed, _measures(scale, perturbed), value=low)
+    for name, clean in (("input-noise", "teacher-forced"), ("input-noise-x", "x-prediction")):
         for sigma in (0.0, 0.1, 0.2, 0.3, 0.5, 0.8):
-            clean = _system(prediction, run)
-            noised = replace(clean, train=replace(clean.train, rollout=Noised(sigma=sigma) if sigma else Clean()))
-            yield Cell(prediction, noised, _measures(scale, noised), value=sigma)
+            rollout = Noised(sigma=sigma) if sigma else Clean()
+            system = _system(clean, setting, scale)
+            noised = replace(system, train=replace(system.train, rollout=rollout))
+            yield Cell(name, noised, _measures(scale, noised), value=sigma)
 
 
 def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
@@ -84,7 +91,7 @@ def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
     variants = {
         "PRA": [],
         **{f"d = {dim}": [f"model.codec.state_dim={dim}"] for dim in dims},
-        "t_min = 0.3": ["train.rollout.t_min=0.3"],
+        "t_min = 0": ["train.rollout.t_min=0"],
         "t_min = 0.6": ["train.rollout.t_min=0.6"],
         "not perturbed": ["train.rollout=Reconstructed"],
         "clean inputs": ["train.rollout=Clean"],
@@ -107,14 +114,14 @@ def _rollout_gap(setting: Setting, scale: Scale) -> Iterator[Cell]:
 
 
 def _solver(setting: Setting, scale: Scale) -> Iterator[Cell]:
-    run = base(setting, scale)
     budgets = (2, 4, 6, 10, 20, 40)
     for name in (PRA, "x-prediction"):
-        system = _system(name, run)
+        system = _system(name, setting, scale)
         for solver in Solver:
             cost = solvers.EVALUATIONS[solver]
             measures = tuple(
-                Quality(replace(run.sampling, solver=solver, steps=budget // cost), scale.samples) for budget in budgets
+                Quality(replace(system.sampling, solver=solver, steps=budget // cost), scale.samples)
+                for budget in budgets
             )
             yield Cell(name, system, measures, value=solver.value)
 
@@ -136,7 +143,7 @@ STUDIES = {
         ),
         Study(
             "noise",
-            "How much noise on clean inputs is best, and how far does the best of it reach?",
+            "How strongly should inputs be perturbed: states before they are decoded, or pixels?",
             ("fashion-64",),
             _noise,
         ),

@@ -267,23 +267,19 @@ def _draw_systems(figure: Figure, rows: list[Row]) -> None:
 
 
 def _draw_noise(figure: Figure, rows: list[Row]) -> None:
-    axes = figure.subplots()
+    states, pixels = figure.subplots(1, 2, sharey=True)
     for system in dict.fromkeys(row["system"] for row in rows):
-        of = sorted(
-            (group for group in groups(row for row in rows if row["system"] == system)),
-            key=lambda group: float(group.value or 0.0),
-        )
-        colour = COLOURS.get(system)
-        if system == PRA:
-            axes.axhline(of[0].fid, color=colour, label="pra")
-            axes.axhspan(min(of[0].best), max(of[0].best), color=colour, alpha=0.15)
-            continue
+        of = sorted((group for group in groups(rows) if group.system == system), key=lambda group: float(group.value))
+        axes, colour = states if system == PRA else pixels, COLOURS.get(system)
         at = [float(group.value) for group in of]
-        axes.plot(at, [group.fid for group in of], "o-", color=colour, label=f"{system} + input noise")
+        axes.plot(at, [group.fid for group in of], "o-", color=colour, label=system)
         axes.fill_between(at, [min(g.best) for g in of], [max(g.best) for g in of], color=colour, alpha=0.15)
-    axes.set(xlabel="standard deviation of the input noise (pixels in [-1, 1])", ylabel="FID at the best guidance")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    states.set(xlabel="t_min of the states' perturbation (1: none)", ylabel="FID at the best guidance")
+    states.invert_xaxis()
+    pixels.set(xlabel="standard deviation of the pixels' noise (0: none)")
+    for axes in (states, pixels):
+        axes.grid(alpha=0.3)
+        axes.legend()
 
 
 def _draw_ablation(figure: Figure, rows: list[Row]) -> None:

@@ -14,6 +14,7 @@ from pra.config import (
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    Parallel,
     RunConfig,
     SamplingConfig,
     TrainConfig,
@@ -25,7 +26,9 @@ from pra.errors import PraError, nearest
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """A data set at one image and patch size. ``batch_size`` and ``length``, which multiplies a scale's steps, make a
-    run about as dear in every setting."""
+    run about as dear in every setting. ``t_min`` and ``input_noise`` are the best strengths that the study `noise` has
+    found in the setting, or in the one most like it, for PRA and for the systems of that name.
+    """
 
     name: str
     dataset: str
@@ -37,6 +40,8 @@ class Setting:
     state_dim: int
     batch_size: int
     length: int = 1
+    t_min: float = 0.9
+    input_noise: float = 0.1
 
     @property
     def tokens(self) -> int:
@@ -162,6 +167,7 @@ def base(setting: Setting, scale: Scale) -> RunConfig:
         train=TrainConfig(
             steps=steps,
             batch_size=setting.batch_size * scale.batch_factor,
+            rollout=Parallel(t_min=setting.t_min),
             objective=ObjectiveConfig(noise_draws=2),
             optimizer=OptimizerConfig(
                 lr=scale.lr,
