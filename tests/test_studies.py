@@ -51,8 +51,8 @@ def study_of(*measures: Measure, name: str = "systems") -> Study:
     return Study(name, "?", ("digits-16",), cells)
 
 
-def go(study: Study, tmp_path: Path, seeds: tuple[int, ...] = (0,)) -> list[dict[str, Any]]:
-    place = Workplace(tmp_path / "runs", torch.device("cpu"), jobs=1)
+def go(study: Study, tmp_path: Path, seeds: tuple[int, ...] = (0,), jobs: int = 1) -> list[dict[str, Any]]:
+    place = Workplace(tmp_path / "runs", torch.device("cpu"), jobs)
     run_study(study, [DIGITS], SMALL, seeds, tmp_path / "studies", place, "the command", progress=False)
     return read_rows(tmp_path / "studies" / study.name / "results.csv")
 
@@ -90,6 +90,15 @@ def test_a_study_is_made_once_and_goes_on(tmp_path: Path) -> None:
     assert len(more) == 2 * len(rows)
     assert (run / "environment.json").stat().st_mtime_ns == before
     assert next(row for row in more if row["seed"] == 1)["fid"] != rows[0]["fid"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cache")
+def test_side_by_side_is_one_by_one(tmp_path: Path) -> None:
+    one, two = (go(study_of(QUALITY), tmp_path / str(jobs), (0, 1), jobs) for jobs in (1, 2))
+    assert [(row["run"], row["fid"], row["accuracy"]) for row in one] == [
+        (row["run"], row["fid"], row["accuracy"]) for row in two
+    ]
 
 
 @pytest.mark.usefixtures("cache")
@@ -173,7 +182,12 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
     text = (tmp_path / "systems" / "results.csv").read_text()
     assert [line["fid"] for line in csv.DictReader(text.splitlines())] == ["2.5", "4"]
     assert Records(tmp_path, "systems").rows == [row("pra", 0, 1.0, 2.5), row("pra", 1, 1.0, 4.0)]
-    assert Records(tmp_path, "noise").known("pra0", "guidance=1.0") == [row("pra", 0, 1.0, 2.5)]
+    varied = [row("pra", 0, 1.0, 2.5) | {"value": value} for value in (0.0, "PRA")]
+    Records(tmp_path, "noise").replace(varied)
+    again = Records(tmp_path, "noise")
+    again.replace(varied)
+    assert [r["value"] for r in again.rows] == [0.0, "PRA"]
+    assert Records(tmp_path, "noise").known("pra0", "guidance=1.0")[0]["fid"] == 2.5
     (tmp_path / "systems" / "results.csv").write_text("a,b\n1,2\n")
     refused(lambda: Records(tmp_path, "systems"), "results.csv", "no table of a study")
 

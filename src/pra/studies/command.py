@@ -64,9 +64,11 @@ def study_command(
     asked = ",".join(one.name for one in settings)
     command = f"pra study {name} --setting {asked} --scale {scale} --seeds {','.join(map(str, numbers))}"
     print(f"study: {name} on {asked}, scale {scale}, {side_by_side} side by side, {target}")
-    files = run_study(study, settings, size, numbers, out.expanduser(), place, command)
+    files, missing = run_study(study, settings, size, numbers, out.expanduser(), place, command)
     readme = out.expanduser() / name / "README.md"
     print("\n".join(line for line in readme.read_text().splitlines() if line.startswith(("|", "##"))))
+    if not missing:
+        print(f"nothing was missing: all of it is in {files[0]}; another --out measures anew")
     for path in files:
         print(f"  {path}")
 

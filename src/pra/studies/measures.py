@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,7 @@ def sweep(scale: Scale, sampling: SamplingConfig) -> Iterator[Quality]:
         yield Quality(replace(sampling, guidance=guidance), scale.samples)
 
 
-def _judged(batches: Any, count: int, judge: Judge, device: torch.device) -> Row:
+def _judged(batches: Iterable[Batch], count: int, judge: Judge, device: torch.device) -> Row:
     extractor, reference = judge.open(device)
     report = evaluate(batches, reference, extractor, count, keep=KEPT_FEATURES, progress=False)
     figures = report.figures["torch-fidelity"]

@@ -104,7 +104,8 @@ def _cell(value: object) -> object:
 
 
 def _label(row: Row) -> tuple[object, ...]:
-    return tuple(str(row.get(name, "")) for name in ("setting", "scale", "system", "value", "seed", "measured"))
+    """What a row is about; a number is the same with and without a decimal point."""
+    return tuple(_sortable(row.get(name)) for name in ("setting", "scale", "system", "value", "seed", "measured"))
 
 
 def _order(row: Row) -> tuple[object, ...]:

@@ -170,12 +170,10 @@ def _table(study: Study, rows: list[Row]) -> list[str]:
     if study.name == "solver":
         return _solver_table(rows)
     varied = any(row.get("value") not in (None, "") for row in rows)
-    head = ["system", *(["value"] if varied else []), "FID", "guidance", "accuracy", "seeds", "reconstruction FID"]
-    head += ["parameters", "s/step"]
+    head = ["system", *(["value"] if varied else []), "FID", "guidance", "accuracy", "seeds"]
+    head += ["reconstruction FID", "parameters"]
     lines = []
     for group in sorted(groups(rows), key=lambda group: group.fid):
-        step = group.rows[0]["steps"]
-        seconds = group.mean("train_seconds")
         lines.append(
             [
                 group.system,
@@ -186,7 +184,6 @@ def _table(study: Study, rows: list[Row]) -> list[str]:
                 str(group.seeds),
                 _number(group.mean("reconstruction_fid"), ".3f"),
                 f"{group.rows[0]['parameters']:,}",
-                _number(seconds / step if seconds else None, ".3f"),
             ]
         )
     return _markdown(head, lines)
@@ -261,8 +258,8 @@ def _draw_systems(figure: Figure, rows: list[Row]) -> None:
         means = [statistics.mean(fids) for fids in group.by_guidance.values()]
         colour = COLOURS.get(group.system)
         right.plot(list(group.by_guidance), means, "o-", color=colour, label=group.system, markersize=3)
-    right.set(xlabel="guidance scale", ylabel="FID", yscale="log")
-    right.grid(alpha=0.3, which="both")
+    right.set(xlabel="guidance scale", ylabel="FID")
+    right.grid(alpha=0.3)
     right.legend(fontsize=8)
 
 

@@ -95,8 +95,11 @@ class Workplace:
         return self.runs / f"{job.judge.setting.name}-{job.run}"
 
 
-def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: bool = True) -> None:
-    """Does what is missing and writes each job's rows as soon as it has them.
+def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: bool = True) -> int:
+    """Does what is missing and writes each run's rows as soon as it has them.
+
+    Returns:
+        The number of runs that something was missing of.
 
     Raises:
         PraError: a configuration, data or disk that will not do. What was done until then is kept.
@@ -114,7 +117,7 @@ def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: 
         if missing:
             waiting.append(replace(job, measures=tuple(missing)))
     if not waiting:
-        return
+        return 0
     # Two jobs on one run would train it twice at once.
     by_run: dict[str, list[Job]] = {}
     for job in waiting:
@@ -124,6 +127,7 @@ def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: 
         for rows in _done_here(groups, place) if place.jobs == 1 else _done_side_by_side(groups, place, bar):
             records.replace(rows)
             bar.update()
+    return len(groups)
 
 
 def _done_here(groups: list[list[Job]], place: Workplace) -> Iterator[list[Row]]:

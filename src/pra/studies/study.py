@@ -26,7 +26,7 @@ def run_study(
     place: Workplace,
     command: str,
     progress: bool = True,
-) -> list[Path]:
+) -> tuple[list[Path], int]:
     """Trains and measures what is missing, then writes table and plots.
 
     Args:
@@ -40,7 +40,7 @@ def run_study(
         progress: whether to show bars.
 
     Returns:
-        The study's files: CSV, Markdown, plots.
+        The study's files (CSV, Markdown, plots), and the number of runs that something was still missing of.
 
     Raises:
         PraError: data that are not there, a disk that refuses, or files that are no study's.
@@ -53,10 +53,10 @@ def run_study(
         judge = Judge.prepare(setting, place.runs / "references", place.device, progress)
         jobs += [_job(cell, seed, setting, scale, judge) for seed in seeds for cell in study.cells(setting, scale)]
     try:
-        run_jobs(jobs, records, place, progress)
+        missing = run_jobs(jobs, records, place, progress)
     finally:
         files = write_report(study, records.rows, out / study.name, command) if records.rows else []
-    return [records.path, *files]
+    return [records.path, *files], missing
 
 
 def with_classes(setting: Setting) -> Setting:
