@@ -40,7 +40,7 @@ def study_command(
     Args:
         name: A study.
         setting: Data and tokens, such as fashion-64,emoji-16; by default the study's own.
-        scale: cpu ends within an hour per setting on 2 cores; gpu is larger.
+        scale: cpu ends within an hour per setting on 2 cores, with --compile; gpu is larger.
         seeds: One run of each system per seed, such as 0-2; by default three.
         jobs: Runs side by side; by default one per core, or 4 on a GPU.
         out: Where the results go: OUT/NAME.
