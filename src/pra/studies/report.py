@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -289,29 +290,44 @@ def _draw_ablation(figure: Figure, rows: list[Row]) -> None:
 
 
 def _draw_gap(figure: Figure, rows: list[Row]) -> None:
+    """Every position thin, the mean of each row of the raster thick: the first patches of a row know least."""
     panels = figure.subplots(1, 3)
     for system in dict.fromkeys(row["system"] for row in rows):
         own = [row for row in rows if row["system"] == system]
-        places = sorted({row["position"] for row in own})
-
-        def mean(column: str, place: int, own: list[Row] = own) -> float:
-            values = [row[column] for row in own if row["position"] == place and column in row]
-            return statistics.mean(values) if values else float("nan")
-
-        colour = COLOURS.get(system)
-        panels[0].plot(places, [mean("input_gap", p) for p in places], color=colour, label=system)
-        panels[1].plot(places, [mean("condition_gap", p) for p in places], color=colour)
-        ratio = [mean("rollout_loss", p) / mean("training_loss", p) for p in places]
-        panels[2].plot(places, ratio, color=colour)
+        columns = math.isqrt(own[0]["tokens"])
+        curves = (
+            _by_position(own, lambda row: row.get("input_gap")),
+            _by_position(own, lambda row: row["condition_gap"]),
+            _by_position(own, lambda row: row["rollout_loss"] / row["training_loss"]),
+        )
+        for axes, curve in zip(panels, curves, strict=True):
+            colour = COLOURS.get(system)
+            axes.plot(list(curve), list(curve.values()), color=colour, linewidth=0.6, alpha=0.4)
+            rows_of_raster: dict[int, list[float]] = {}
+            for position, value in curve.items():
+                rows_of_raster.setdefault(position // columns, []).append(value)
+            at = [(row + 0.5) * columns for row in rows_of_raster]
+            means = [statistics.mean(values) for values in rows_of_raster.values()]
+            axes.plot(at, means, "o-", color=colour, linewidth=2, markersize=3, label=system)
     titles = ("backbone inputs: sampling against training", "conditions: sampling against training",
               "flow loss on rollouts / in training")  # fmt: skip
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize=9)
-        axes.set_xlabel("raster position")
+        axes.set_xlabel("raster position (thick: mean of a row)")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("energy coefficient (0: the same distribution)")
-    panels[0].legend(fontsize=8)
+    panels[1].legend(fontsize=8)
     panels[2].axhline(1.0, color="black", linewidth=0.8, linestyle="--")
+
+
+def _by_position(rows: list[Row], figure: Callable[[Row], float | None]) -> dict[int, float]:
+    """The mean over the seeds, where there is a figure."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        value = figure(row)
+        if value is not None:
+            found.setdefault(row["position"], []).append(value)
+    return {position: statistics.mean(found[position]) for position in sorted(found)}
 
 
 def _draw_solver(figure: Figure, rows: list[Row]) -> None:
