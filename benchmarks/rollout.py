@@ -6,7 +6,8 @@
 Prints, as medians with the range of the paired ratios:
     one PRA step over one teacher-forced step of the same backbone, encoder without and with h;
     building one batch of inputs with the exact rollout over the parallel one;
-    sampling without caches over sampling with them.
+    sampling without caches over sampling with them;
+    with --compile, one PRA step over the same compiled (on a CPU it needs a C++ compiler, and a minute).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pra import Sampler, noise, recipe, rollout
 from pra.config import Clean, Exact, Parallel, RunConfig, SamplingConfig
 from pra.device import autocast, pick_device
 from pra.models import PRA
-from pra.objectives import training_losses
+from pra.objectives import Losses, training_losses
 from pra.provenance import environment
 from pra.train.optimizer import build_optimizer
 
@@ -38,6 +39,7 @@ def main(
     batch_size: int = 32,
     repeats: int = 7,
     sampling: bool = True,
+    compile: bool = False,
     device: str | None = None,
 ) -> None:
     """Measures and prints; the last line is the same as JSON.
@@ -47,6 +49,7 @@ def main(
         batch_size: Images per step, per batch of inputs and per batch of samples.
         repeats: Paired measurements, after one warm-up.
         sampling: Measure sampling too; without caches it takes long at 256 tokens.
+        compile: Measure the compiled step too.
         device: cpu or cuda.
     """
     target, run = pick_device(device), recipe(recipe_name)
@@ -63,6 +66,9 @@ def main(
     if sampling:
         both = samplers(blind, batch_size, target)
         results["sampling_without_over_with_caches"] = compare(*both, min(repeats, 3))
+    if compile:
+        both = (step(blind, batch_size, target, loss) for loss in (training_losses, torch.compile(training_losses)))
+        results["step_over_compiled_step"] = compare(*both, repeats)
     for name, result in results.items():
         ratio, low, high = (result[key] for key in ("ratio", "lowest", "highest"))
         print(f"{name:46} {ratio:8.2f}x  ({low:.2f} to {high:.2f}; {result['a_ms']:.1f} / {result['b_ms']:.1f} ms)")
@@ -85,14 +91,14 @@ def scene(
     return PRA(run.model).to(device), images, labels, noise.keys(0, torch.arange(batch_size, device=device))
 
 
-def step(run: RunConfig, batch_size: int, device: torch.device) -> Work:
+def step(run: RunConfig, batch_size: int, device: torch.device, loss: Callable[..., Losses] = training_losses) -> Work:
     """One whole training step, optimiser included."""
     model, images, labels, keys = scene(run, batch_size, device)
     optimizer = build_optimizer(model, run.train.optimizer)
 
     def work() -> None:
         with autocast(device, run.train.precision):
-            losses = training_losses(model, images, labels, keys, run.train.objective, run.train.rollout)
+            losses = loss(model, images, labels, keys, run.train.objective, run.train.rollout)
         torch.autograd.backward(losses.total)
         optimizer.step()
         optimizer.zero_grad()
