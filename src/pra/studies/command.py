@@ -53,8 +53,7 @@ def study_command(
             print(f"{study.name:16} {study.question} ({', '.join(study.settings)})")
         return
     study, size = find_study(name), find_scale(scale)
-    settings = [find_setting(part.strip()) for part in setting.split(",")] if setting else None
-    settings = settings or [find_setting(part) for part in study.settings]
+    settings = [find_setting(part.strip()) for part in (setting.split(",") if setting else study.settings)]
     numbers = list(dict.fromkeys(parse_numbers(seeds, "--seeds"))) if seeds else list(range(size.seeds))
     target = pick_device(device)
     side_by_side = _default_jobs(target) if jobs is None else jobs
@@ -63,6 +62,7 @@ def study_command(
     place = Workplace(runs.expanduser(), target, side_by_side, compile)
     asked = ",".join(one.name for one in settings)
     command = f"pra study {name} --setting {asked} --scale {scale} --seeds {','.join(map(str, numbers))}"
+    command += " --compile" if compile else ""
     print(f"study: {name} on {asked}, scale {scale}, {side_by_side} side by side, {target}")
     files, missing = run_study(study, settings, size, numbers, out.expanduser(), place, command)
     readme = out.expanduser() / name / "README.md"

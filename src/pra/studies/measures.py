@@ -32,7 +32,6 @@ Row = dict[str, Any]
 BATCH = 500
 KEPT_FEATURES = 2_000
 """For KID, precision and recall."""
-GAP_IMAGES = 1_000
 
 
 @dataclass(frozen=True)

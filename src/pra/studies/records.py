@@ -36,16 +36,18 @@ class Records:
         """
         self.path = folder / study / RESULTS
         self.rows = read_rows(self.path) if self.path.exists() else []
-        self._known: dict[tuple[str, str], list[Row]] = {}
+        # A measurement has one row, or one per position, under however many labels it stands.
+        self._known: dict[tuple[str, str], dict[int | None, Row]] = {}
         for path in sorted(folder.glob(f"*/{RESULTS}")):
-            found: dict[tuple[str, str], list[Row]] = {}
-            for row in read_rows(path):
-                found.setdefault((row["run"], row["measured"]), []).append(row)
-            self._known |= found
+            self._remember(read_rows(path))
 
     def known(self, run: str, measured: str) -> list[Row]:
         """The rows of a measurement that was made already, by this study or another; else none."""
-        return self._known.get((run, measured), [])
+        return list(self._known.get((run, measured), {}).values())
+
+    def _remember(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self._known.setdefault((row["run"], row["measured"]), {})[row.get("position")] = row
 
     def replace(self, rows: Iterable[Row]) -> None:
         """Puts rows in the place of those of the same run, measurement and label, and writes the file.
@@ -57,8 +59,7 @@ class Records:
         labels = {_label(row) for row in new}
         self.rows = [row for row in self.rows if _label(row) not in labels] + new
         self.rows.sort(key=_order)
-        for row in new:
-            self._known.setdefault((row["run"], row["measured"]), []).append(row)
+        self._remember(new)
         used = [column for column in COLUMNS if any(column in row for row in self.rows)]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, used, extrasaction="ignore", lineterminator="\n")
@@ -87,7 +88,7 @@ _TEXT = ("dataset", "setting", "scale", "system", "solver", "run", "measured", "
 
 
 def _value(column: str, text: str) -> str | float | int | bool:
-    if column in _TEXT or column is None:
+    if column in _TEXT:
         return text
     if text in ("True", "False"):
         return text == "True"

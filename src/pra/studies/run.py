@@ -25,6 +25,7 @@ from pra.config import DataConfig, RunConfig, to_dict
 from pra.data import load_images, open_source
 from pra.data.images import ArraySource
 from pra.provenance import commit, device_name
+from pra.recipes.systems import parameters
 from pra.studies.measures import Judge, Measure, Row
 from pra.studies.records import Records
 from pra.train.loop import Interrupted, train
@@ -105,17 +106,15 @@ def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: 
         PraError: a configuration, data or disk that will not do. What was done until then is kept.
         Interrupted: a signal came; every run is saved where it was.
     """
-    waiting = []
+    waiting, there = [], []
     for job in jobs:
-        missing = []
-        for measure in job.measures:
-            known = records.known(job.run, measure.key)
-            if known:
-                records.replace([row | job.labels for row in known])
-            else:
-                missing.append(measure)
+        known = {measure: records.known(job.run, measure.key) for measure in job.measures}
+        there += [row | job.labels for rows in known.values() for row in rows]
+        missing = tuple(measure for measure, rows in known.items() if not rows)
         if missing:
-            waiting.append(replace(job, measures=tuple(missing)))
+            waiting.append(replace(job, measures=missing))
+    if there:
+        records.replace(there)
     if not waiting:
         return 0
     # Two jobs on one run would train it twice at once.
@@ -198,7 +197,7 @@ def _work(group: list[Job], place: Workplace) -> list[Row]:
     train(config, folder, str(place.device), in_memory(config), progress=False)
     model, threads = weights.load(folder, device=place.device), torch.get_num_threads()
     common = {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters(model.config),
         "steps": first.config.train.steps,
         "train_seconds": train_seconds(folder, first.config),
         "run": first.run,
