@@ -191,6 +191,7 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
     assert known["fid"] == 2.5
     (tmp_path / "systems" / "results.csv").write_text("a,b\n1,2\n")
     refused(lambda: Records(tmp_path, "systems"), "results.csv", "no table of a study")
+    refused(lambda: Records(tmp_path / "systems" / "results.csv", "noise"), "noise cannot be made", "another place")
 
 
 def test_inhomogeneity() -> None:

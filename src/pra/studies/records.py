@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pra.errors import PraError
-from pra.images import write_atomically
+from pra.images import remedy, write_atomically
 from pra.studies.measures import Row
 
 RESULTS = "results.csv"
@@ -29,12 +29,16 @@ class Records:
     """
 
     def __init__(self, folder: Path, study: str) -> None:
-        """Reads what is there.
+        """Reads what is there, and makes the study's folder: one that will not do is refused before any work.
 
         Raises:
-            PraError: a file that is no table of a study.
+            PraError: a file that is no table of a study, or a folder that cannot be made.
         """
         self.path = folder / study / RESULTS
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PraError(f"{self.path.parent} cannot be made ({error.strerror}); {remedy(error)}") from None
         self.rows = read_rows(self.path) if self.path.exists() else []
         # A measurement has one row, or one per position, under however many labels it stands.
         self._known: dict[tuple[str, str], dict[int | None, Row]] = {}
