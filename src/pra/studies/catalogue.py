@@ -50,9 +50,9 @@ def _system(name: str, setting: Setting, scale: Scale) -> RunConfig:
     return system
 
 
-def _measures(scale: Scale, run: RunConfig) -> tuple[Measure, ...]:
+def _measures(setting: Setting, scale: Scale, run: RunConfig) -> tuple[Measure, ...]:
     codec = [Reconstruction(scale.samples)] if run.model.codec else []
-    return (*sweep(scale, run.sampling), *codec)
+    return (*sweep(setting, scale, run.sampling), *codec)
 
 
 def _systems(setting: Setting, scale: Scale) -> Iterator[Cell]:
@@ -61,13 +61,13 @@ def _systems(setting: Setting, scale: Scale) -> Iterator[Cell]:
         names.remove("exact")
     for name in names:
         run = _system(name, setting, scale)
-        yield Cell(name, run, _measures(scale, run))
+        yield Cell(name, run, _measures(setting, scale, run))
 
 
 def _token_dimension(setting: Setting, scale: Scale) -> Iterator[Cell]:
     for name in ("teacher-forced", "x-prediction", PRA, "jit"):
         run = _system(name, setting, scale)
-        yield Cell(name, run, _measures(scale, run), value=run.model.patch_dim)
+        yield Cell(name, run, _measures(setting, scale, run), value=run.model.patch_dim)
 
 
 def _noise(setting: Setting, scale: Scale) -> Iterator[Cell]:
@@ -75,10 +75,10 @@ def _noise(setting: Setting, scale: Scale) -> Iterator[Cell]:
     run, clean = base(setting, scale), _system("teacher-forced", setting, scale)
     for low in (0.0, 0.6, 0.8, 0.9, 1.0):
         perturbed = replace(run, train=replace(run.train, rollout=Parallel(t_min=low) if low < 1 else Reconstructed()))
-        yield Cell(PRA, perturbed, _measures(scale, perturbed), value=low)
+        yield Cell(PRA, perturbed, _measures(setting, scale, perturbed), value=low)
     for sigma in (0.0, 0.1, 0.2, 0.3, 0.5):
         noised = replace(clean, train=replace(clean.train, rollout=Noised(sigma=sigma) if sigma else Clean()))
-        yield Cell("input-noise", noised, _measures(scale, noised), value=sigma)
+        yield Cell("input-noise", noised, _measures(setting, scale, noised), value=sigma)
 
 
 def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
@@ -99,8 +99,10 @@ def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
     }
     for name, changes in variants.items():
         changed = apply_settings(run, changes)
-        yield Cell(PRA, changed, _measures(scale, changed), value=name)
-    yield Cell(PRA, run, tuple(sweep(scale, replace(run.sampling, renormalise=False))), value="not renormalised")
+        yield Cell(PRA, changed, _measures(setting, scale, changed), value=name)
+    yield Cell(
+        PRA, run, tuple(sweep(setting, scale, replace(run.sampling, renormalise=False))), value="not renormalised"
+    )
 
 
 def _rollout_gap(setting: Setting, scale: Scale) -> Iterator[Cell]:

@@ -175,9 +175,9 @@ class Gap:
 Measure = Quality | Reconstruction | Gap
 
 
-def sweep(scale: Scale, sampling: SamplingConfig) -> Iterator[Quality]:
-    """Quality at each of a scale's guidances: the same search for every system."""
-    for guidance in scale.guidances:
+def sweep(setting: Setting, scale: Scale, sampling: SamplingConfig) -> Iterator[Quality]:
+    """Quality at each guidance of a setting at a scale: the same search for every system."""
+    for guidance in (*scale.guidances, *setting.further_guidances):
         yield Quality(replace(sampling, guidance=guidance), scale.samples)
 
 

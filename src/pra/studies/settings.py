@@ -27,7 +27,8 @@ from pra.errors import PraError, nearest
 class Setting:
     """A data set at one image and patch size. ``batch_size`` and ``length``, which multiplies a scale's steps, make a
     run about as dear in every setting. ``t_min`` and ``input_noise`` are the best strengths that the study `noise` has
-    found in the setting, or in the one most like it, for PRA and for the systems of that name.
+    found in the setting, or in the one most like it, for PRA and for the systems of that name. ``further_guidances``
+    are searched where the best lies beyond those of the scale.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Setting:
     length: int = 1
     t_min: float = 0.9
     input_noise: float = 0.1
+    further_guidances: tuple[float, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -69,16 +71,16 @@ SETTINGS = {
         ),
         Setting(
             name="emoji-16", dataset="emoji", data=_EMOJI, image_size=64, channels=3,
-            num_classes=9, patch_size=16, state_dim=16, batch_size=64, length=2,
+            num_classes=9, patch_size=16, state_dim=16, batch_size=64, length=2, further_guidances=(4.0, 6.0),
         ),
         Setting(
             name="emoji-64", dataset="emoji", data=_EMOJI, image_size=64, channels=3,
-            num_classes=9, patch_size=8, state_dim=12, batch_size=32,
+            num_classes=9, patch_size=8, state_dim=12, batch_size=32, further_guidances=(4.0, 6.0),
         ),
         # The same pictures in as many tokens of 48 numbers as emoji-16 has of 768.
         Setting(
             name="emoji-16-small", dataset="emoji", data=_EMOJI, image_size=16, channels=3,
-            num_classes=9, patch_size=4, state_dim=12, batch_size=64, length=2,
+            num_classes=9, patch_size=4, state_dim=12, batch_size=64, length=2, further_guidances=(4.0, 6.0),
         ),
     )
 }  # fmt: skip
