@@ -5,6 +5,8 @@ python examples/demo.py runs/demo
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -58,7 +60,15 @@ def main(folder: Path) -> int:
         f"look at {folder}/samples.png (a digit a row), {folder}/reconstructions.png (real digits above, the codec's "
         f"below), {folder}/curves.png; checkpoints are in {folder}/checkpoints"
     )
+    print(f"in a browser: {browse(folder)}")
     return 0 if accuracy >= ACCURACY_WANTED else 1
+
+
+def browse(folder: Path) -> str:
+    """The commands that start the web demo."""
+    python = os.path.relpath(sys.executable)
+    install = "" if importlib.util.find_spec("gradio") else f"{python} -m pip install -e '.[demo]' -c constraints.txt && "
+    return f"{install}{python} -m pra demo {folder}"
 
 
 def real_images(source: pra.data.Source, config: pra.config.RunConfig) -> Tensor:

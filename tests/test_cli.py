@@ -139,7 +139,7 @@ def test_as_a_module() -> None:
     ("arguments", "parts"),
     [
         (["trian", "tiny"], ["no command 'trian'; did you mean 'train'?"]),
-        (["frobnicate"], ["no command 'frobnicate'. Known: complete, eval, sample, show, study, train"]),
+        (["xyzzy"], [f"no command 'xyzzy'. Known: {', '.join(sorted(cli.COMMANDS))}"]),
         (["train", "tiny", "--stesp", "3"], ["pra train has no option '--stesp'; did you mean '--steps'?"]),
         (["train", "tiny", "--lr=3"], ["pra train has no option '--lr'"]),
         (["sample", "run", "--label", "3"], ["pra sample has no option '--label'; did you mean '--labels'?"]),
@@ -159,9 +159,9 @@ def test_wrong_names_get_the_nearest_one(call: Pra, arguments: list[str], parts:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["train"], ["pra train needs RECIPE; see `pra train --help`"]),
-        (["sample"], ["pra sample needs RUN; see `pra sample --help`"]),
-        (["sample", "--labels", "3", "--raw-weights"], ["pra sample needs RUN"]),
+        (["train"], ["pra train needs RECIPE, or --data folder:PHOTOS"]),
+        (["complete"], ["pra complete needs RUN; see `pra complete --help`"]),
+        (["complete", "--label", "3", "--raw-weights"], ["pra complete needs RUN"]),
         (["eval", "--num=3"], ["pra eval needs RUN|DIR|FILE.npz"]),
         (["complete", "run", "a.png"], ["pra complete needs --rows"]),
         (["sample", "run", "other"], ["pra sample takes RUN and no 'other'"]),

@@ -9,10 +9,13 @@ pra.to_pil(images[0])
 
 from pra.errors import PraError
 from pra.generate import Sampler
+from pra.hub.push import export, push
 from pra.images import to_pil, to_uint8
 from pra.models import PRA
 from pra.recipes import RECIPES, recipe
 from pra.train import train
 from pra.weights import load, save
 
-__all__ = ["PRA", "RECIPES", "PraError", "Sampler", "load", "recipe", "save", "to_pil", "to_uint8", "train"]
+__all__ = [
+    "PRA", "RECIPES", "PraError", "Sampler", "export", "load", "push", "recipe", "save", "to_pil", "to_uint8", "train",
+]  # fmt: skip

@@ -14,6 +14,24 @@ from pra.errors import PraError, nearest
 NUMBERS = {int: "a whole number", float: "a number"}
 
 
+def join_command(commands: Mapping[str, Callable[..., None]], args: Sequence[str]) -> list[str]:
+    """``["data", "pack", ...]`` to ``["data pack", ...]``, where that is a command: its name is then one word.
+
+    Raises:
+        PraError: the first word begins the names of commands, and the second ends none of them.
+    """
+    seconds = [name.partition(" ")[2] for name in commands if args and name.startswith(f"{args[0]} ")]
+    if not seconds:
+        return list(args)
+    if args[1:2] and args[1] in seconds:
+        return [f"{args[0]} {args[1]}", *args[2:]]
+    if args[1:2] and args[1] in ("-h", "--help"):
+        return list(args[1:])
+    if args[1:2]:
+        raise PraError(f"no command '{args[0]} {args[1]}'{nearest(args[1], seconds)}")
+    raise PraError(f"which `pra {args[0]}`? Known: {', '.join(seconds)}; see `pra {args[0]} {seconds[0]} --help`")
+
+
 def check_arguments(commands: Mapping[str, Callable[..., None]], args: Sequence[str]) -> None:
     """Looks at names, at numbers and at what is missing or too much.
 

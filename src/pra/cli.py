@@ -23,17 +23,24 @@ from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from pra import flops, images, weights
-from pra.arguments import check_arguments, options_of
+from pra.arguments import check_arguments, join_command, options_of
 from pra.config import GuidanceSchedule, RunConfig, SamplingConfig, Solver, apply_settings, from_dict, override, to_dict
 from pra.data import open_source
+from pra.data.command import check_command, pack_command
+from pra.demo.command import demo_command
 from pra.device import pick_device
 from pra.errors import PraError, nearest
 from pra.eval.command import evaluate_command
+from pra.eval.probe_command import features_command, probe_command
 from pra.generate import Sampler, check_completes
+from pra.hub.command import export_command, push_command
+from pra.hub.download import is_address
 from pra.models import count_parameters
 from pra.options import Flag, Folder, Integer, Number, Settings, Text, parse_numbers
 from pra.provenance import package_version
-from pra.recipes import RECIPES, recipe
+from pra.recipes import RECIPES, own, recipe
+from pra.report.command import report_command
+from pra.report.page import REPORT, write_report
 from pra.studies.command import study_command
 from pra.train.loop import Interrupted
 from pra.train.loop import train as run_training
@@ -64,8 +71,8 @@ class How:
     device: Text = None
     """cpu, cuda, cuda:1 or mps; by default the best there is."""
 
-    def sampler(self, run: Path) -> Sampler:
-        """The run's model on its device, with its own settings but for those that were given."""
+    def sampler(self, run: Path | None) -> Sampler:
+        """The run's model (without a run, the shipped one) on its device, with its own settings but for those given."""
         model = weights.load(run, ema=not self.raw_weights, device=pick_device(self.device))
         settings = to_dict(model.sampling)
         given = {name: getattr(self, name, None) for name in settings}
@@ -87,14 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What is wrong with the line, torchrun's processes all find.
     first = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
     try:
-        check_arguments(COMMANDS, args)
+        words = join_command(COMMANDS, args)
+        check_arguments(COMMANDS, words)
     except PraError as error:
         return _refuse(error) if first else 2
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="pra",
-            args=args,
+            args=words,
             description=f"Autoregressive image generation in pixel space (PRA), version {version}.",
             config=(FlagCreatePairsOff,),
             console_outputs=first,
@@ -118,40 +126,49 @@ def _refuse(reason: object) -> int:
 
 
 def train(
-    recipe_name: Annotated[Positional[str], arg(metavar="RECIPE")],
+    recipe_name: Annotated[Positional[str], arg(metavar="RECIPE", help_behavior_hint="")] = "",
     *,
     data: Text = None,
+    minutes: Number = None,
     run_dir: Folder = None,
     steps: Integer = None,
     seed: Integer = None,
     device: Text = None,
     settings: Settings = (),
 ) -> None:
-    """Train a recipe, or go on with a run.
+    """Train a recipe, or go on with a run. Without a recipe, a model is chosen for your own pictures.
 
     The same command on the same folder goes on from its last checkpoint; a larger --steps trains longer.
 
     Args:
-        recipe_name: A recipe (see `pra show`), or RECIPE:SYSTEM for another of the paper's systems.
-        data: Where the images are: digits, folder:PATH, imagenet-tar:PATH or idx:DIR. By default the recipe's.
-        run_dir: The run's folder; by default runs/RECIPE.
+        recipe_name: A recipe (see `pra show`), or RECIPE:SYSTEM for another of the paper's systems. Without one, the
+            pictures of --data are looked at, and a model and its training are chosen for them and this machine.
+        data: Where the images are: folder:PATH, wds:PATTERN, hf:NAME, imagenet-tar:PATH, idx:DIR, digits or emoji. By
+            default the recipe's.
+        minutes: How long training may take where there is no RECIPE; by default 30.
+        run_dir: The run's folder; by default runs/RECIPE, or runs/own-PHOTOS.
         steps: Steps in all, those already done included.
         seed: Decides initial weights, data order and noise.
         device: cpu, cuda, cuda:1 or mps; by default the best there is.
         settings: Any other setting that `pra show RECIPE` lists, such as train.optimizer.lr=1e-4; may be repeated.
     """
-    config = recipe(recipe_name)
+    if recipe_name and minutes is not None:
+        raise PraError("--minutes is for your own pictures, without a RECIPE; a recipe's length is --steps")
+    target, folder = pick_device(device), (run_dir or _run_folder(recipe_name, data)).expanduser()
+    if recipe_name:
+        config = recipe(recipe_name)
+    else:
+        config, told = own.configure(data, folder, minutes, target)
+        print(*told, sep="\n")
     for path, value in (("data.source", data), ("train.steps", steps), ("train.seed", seed)):
         if value is not None:
             config = override(config, path, json.dumps(value))
     config = apply_settings(config, settings)
-    folder = (run_dir or Path("runs") / recipe_name.replace(":", "-")).expanduser()
     source = open_source(config.data.source)
     if len(source.classes) != config.model.num_classes:
         print(f"classes: {len(source.classes)} in {source.name} (the recipe has {config.model.num_classes})")
         config = override(config, "model.num_classes", str(len(source.classes)))
-    target = pick_device(device)
-    print(f"run: {folder}, recipe {recipe_name}, {len(source)} images from {source.name}, on {target}")
+    print(f"run: {folder}, recipe {config.recipe}, {len(source)} images from {source.name}, on {target}")
     result = run_training(config, folder, device=str(target), source=source)
     skipped = f", {result.skipped} corrupt images skipped" if result.skipped else ""
     if result.new_steps:
@@ -165,14 +182,16 @@ def train(
         pictures = sorted((folder / name).glob("*.png"))
         if pictures:
             print(f"  {what}: {pictures[-1]}")
-    for name in ("curves.png", "metrics.jsonl", "checkpoints"):
+    if result.new_steps:
+        _write_report(folder)
+    for name in (REPORT, "curves.png", "metrics.jsonl", "checkpoints"):
         if (folder / name).exists():
             print(f"  {name.split('.')[0]}: {folder / name}")
     print(f"next: pra sample {folder} --out samples.png")
 
 
 def sample(
-    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    run: Annotated[Positional[Path | None], arg(metavar="RUN", help_behavior_hint="")] = None,
     *,
     labels: Annotated[str, arg(metavar="TEXT")] = "all",
     seeds: Annotated[str, arg(metavar="TEXT")] = "0-7",
@@ -185,7 +204,7 @@ def sample(
     What is not said is taken from the recipe; the weights are the EMA's.
 
     Args:
-        run: A run's folder, a checkpoint, or a saved model.
+        run: A run's folder, a checkpoint, a saved model or hub:user/model; by default the model that comes with pra.
         labels: Classes by number or name, such as 0,3 or 2-5 or cat,dog; or all. Where classes are named by numbers, 2
             is the one of that name and 2-2 the one of that number.
         seeds: Seeds, such as 0-15 or 1,2,3. A seed means the same image in every batch.
@@ -224,7 +243,8 @@ def complete(
     A grid shows, per image, the image, what was kept of it, and one continuation per seed.
 
     Args:
-        run: A run's folder, a checkpoint, or a saved model.
+        run: A run's folder, a checkpoint, a saved model or hub:user/model; where a picture comes first, the model that
+            comes with pra.
         image: Pictures of the model's size and channels, at least one.
         rows: Rows of patches to keep; their pixels stay exact.
         label: Class by number or name (as `pra sample --labels`), one for all images or one each; by default none.
@@ -234,9 +254,12 @@ def complete(
     """
     out = out.expanduser()
     images.check_output(out)
+    model: Path | None = run
+    if run.is_file():
+        model, image = None, (run, *image)
     if not image:
         raise PraError("no IMAGE given: name at least one picture to complete")
-    sampler = how.sampler(run)
+    sampler = how.sampler(model)
     check_completes(sampler.model)
     config = sampler.model.config
     real = torch.stack([_read_picture(path, config.channels, config.image_size) for path in image])
@@ -292,7 +315,15 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "complete": complete,
     "eval": evaluate_command,
+    "probe": probe_command,
+    "features": features_command,
+    "report": report_command,
     "study": study_command,
+    "data check": check_command,
+    "data pack": pack_command,
+    "demo": demo_command,
+    "push": push_command,
+    "export": export_command,
     "show": show,
 }
 
@@ -339,6 +370,22 @@ def _unique(numbers: list[int]) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
+def _run_folder(recipe_name: str, data: str | None) -> Path:
+    if recipe_name:
+        return Path("runs") / recipe_name.replace(":", "-")
+    if data is None:
+        raise PraError("pra train needs RECIPE, or --data folder:PHOTOS for your own pictures; see `pra train --help`")
+    return own.run_folder(data)
+
+
+def _write_report(folder: Path) -> None:
+    """What stands in its way, such as a damaged file of figures, does not make a training a failure."""
+    try:
+        write_report(folder)
+    except PraError as error:
+        warnings.warn(f"no report: {error}", stacklevel=2)
+
+
 def _in_batches(items: list[Any], size: int, work: Callable[[list[Any]], Tensor]) -> Tensor:
     if size < 1:
         raise PraError(f"--batch-size {size} must be at least 1")
@@ -373,6 +420,8 @@ def _read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
 
 
 def _recipe_or_run(name: str) -> RunConfig:
+    if is_address(name):
+        raise PraError(f"{name} is a model, not a run: its card, on its page, says what it is; give a recipe or a run")
     folder = Path(name).expanduser()
     if (folder / CONFIG).exists() or (folder.is_dir() and name not in RECIPES):
         return read_run(folder)

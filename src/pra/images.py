@@ -92,6 +92,15 @@ def check_output(path: Path) -> None:
         PraError: the path exists, it cannot be made where it is to lie, or its ending says no format.
     """
     ending(path)
+    check_free(path)
+
+
+def check_free(path: Path) -> None:
+    """:func:`check_output` for a file or folder of any ending.
+
+    Raises:
+        PraError: the path exists, or it cannot be made where it is to lie.
+    """
     if os.path.lexists(path):
         raise PraError(f"{path} exists already; choose another --out or remove it")
     ancestor = next(p for p in path.absolute().parents if os.path.lexists(p))

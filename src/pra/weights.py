@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pra.config import SamplingConfig, from_dict, model_from_dict, to_dict
 from pra.errors import PraError
+from pra.hub.download import download, is_address
 from pra.images import new_folder
 from pra.models import Model, build_model
 
@@ -27,6 +28,8 @@ FORMAT = 1
 CONFIG, MODEL, EMA = "config.json", "model.safetensors", "ema.safetensors"
 STATE = "state.json"
 """The manifest of a checkpoint, written last."""
+SHIPPED = Path(__file__).parent / "shipped"
+"""The model that comes with the package, a folder as :func:`save` makes it."""
 
 
 def save(model: Model, folder: str | Path) -> Path:
@@ -36,34 +39,74 @@ def save(model: Model, folder: str | Path) -> Path:
         PraError: the folder exists, or the disk refuses.
     """
     folder = Path(folder).expanduser()
-    if folder.exists():
-        raise PraError(f"{folder} exists already; choose another folder or remove it")
+    check_new(folder)
     with new_folder(folder) as partial:
-        write_config(model, partial)
-        write_tensors(model.state_dict(), partial / MODEL)
+        write_model(model, partial)
     return folder
 
 
-def load(path: str | Path, ema: bool = True, device: str | torch.device = "cpu") -> Model:
-    """A model from a run's folder (its newest checkpoint), a checkpoint, or a folder made by :func:`save`.
+def check_new(folder: Path) -> None:
+    """Refuses a folder that is there already.
+
+    Raises:
+        PraError: it is.
+    """
+    if os.path.lexists(folder):
+        raise PraError(f"{folder} exists already; choose another folder or remove it")
+
+
+def write_model(model: Model, folder: Path, half: bool = False) -> None:
+    """``config.json`` and ``model.safetensors``, the weights as they are or rounded to float16.
+
+    Raises:
+        PraError: a weight beyond float16.
+        OSError: the disk is full or refuses.
+    """
+    tensors = model.state_dict()
+    if half:
+        tensors = {name: _halved(tensor, name) for name, tensor in tensors.items()}
+    write_config(model, folder)
+    write_tensors(tensors, folder / MODEL)
+
+
+def load(path: str | Path | None = None, ema: bool = True, device: str | torch.device = "cpu") -> Model:
+    """A model, ready to sample from.
 
     Args:
-        path: the folder.
+        path: a run's folder (its newest checkpoint), a checkpoint, a folder made by :func:`save`, or
+            ``hub:user/model``; without one the model that comes with the package.
         ema: take the moving average of the weights where there is one, else the raw weights.
         device: where to put the model.
 
+    Returns:
+        A model of float32 weights, in whatever precision they were stored.
+
     Raises:
-        PraError: nothing there, no checkpoint yet, or files that are damaged or of a newer format.
+        PraError: nothing there, no checkpoint yet, or files that are damaged or of a newer format; of the Hub, as
+            :func:`pra.hub.download.download`.
     """
-    folder = model_folder(Path(path).expanduser())
+    folder = model_folder(path)
     model = read_config(folder)
-    name = EMA if ema and (folder / EMA).exists() else MODEL
-    load_tensors(model, folder / name)
+    load_tensors(model, folder / weights_name(folder, ema))
     return model.to(device).eval()
 
 
-def model_folder(path: Path) -> Path:
-    """The folder of the weights: ``path`` itself, or the newest whole checkpoint of the run it is."""
+def weights_name(folder: Path, ema: bool = True) -> str:
+    """The file of a model folder that :func:`load` reads."""
+    return EMA if ema and (folder / EMA).exists() else MODEL
+
+
+def model_folder(path: str | Path | None) -> Path:
+    """The folder of the weights that ``path`` means to :func:`load`; what is on the Hub is downloaded.
+
+    Raises:
+        PraError: as :func:`load`.
+    """
+    if path is None:
+        return shipped()
+    if is_address(path):
+        return download(path)
+    path = Path(path).expanduser()
     if not path.is_dir():
         raise PraError(f"no run or model at {path}: the folder does not exist")
     if (path / MODEL).exists():
@@ -74,6 +117,26 @@ def model_folder(path: Path) -> Path:
     if checkpoint is None:
         raise PraError(f"the run {path} has no checkpoint yet; let `pra train` reach its first one")
     return checkpoint
+
+
+def shipped() -> Path:
+    """The folder of the model that comes with the package.
+
+    Raises:
+        PraError: this build has none.
+    """
+    if not (SHIPPED / MODEL).exists():
+        raise PraError(
+            "this build of pra ships no model: name a RUN or a model on the Hub (hub:user/model), or train one: "
+            "`pra train digits`"
+        )
+    return SHIPPED
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run that a model folder is a checkpoint of, if it is one."""
+    run = folder.absolute().parent.parent
+    return run if folder.absolute().parent.name == "checkpoints" and (run / CONFIG).exists() else None
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -147,7 +210,9 @@ def write_config(model: Model, folder: Path) -> None:
 def read_config(folder: Path) -> Model:
     """A model with fresh weights, as ``config.json`` describes it."""
     values = read_json(folder / CONFIG)
-    if values.get("format") != FORMAT:
+    if "format" not in values:
+        raise PraError(f"{folder / CONFIG} is of no model of pra: it names no format; give the folder of one")
+    if values["format"] != FORMAT:
         raise PraError(
             f"{folder / CONFIG} is of format {values.get('format')!r}, this version of pra reads {FORMAT}; "
             "install a newer pra"
@@ -203,7 +268,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(model: Model, path: Path) -> None:
-    """A model's weights from a safetensors file.
+    """A model's weights from a safetensors file; of a lower precision they are taken into the model's own.
 
     Raises:
         PraError: as :func:`read_tensors`, or the file is of another model.
@@ -215,7 +280,18 @@ def load_tensors(model: Model, path: Path) -> None:
             f"{path} is not of the model in its {CONFIG}: {wrong[0]} is {_shape(tensors, wrong[0])} there and "
             f"{_shape(own, wrong[0])} in the model; restore the file that was saved beside it"
         )
+    integers = [name for name, tensor in tensors.items() if tensor.is_floating_point() != own[name].is_floating_point()]
+    if integers:
+        kind = str(tensors[integers[0]].dtype).removeprefix("torch.")
+        raise PraError(f"{path} is not of a model of pra: {integers[0]} is stored as {kind}; restore the file")
     model.load_state_dict(tensors)
+
+
+def _halved(tensor: Tensor, name: str) -> Tensor:
+    rounded = tensor.half() if tensor.is_floating_point() else tensor
+    if not rounded.isfinite().all():
+        raise PraError(f"{name} has weights that float16 cannot hold (beyond 65504, or not finite); leave --half out")
+    return rounded
 
 
 def _shape(tensors: dict[str, Tensor], name: str) -> str:

@@ -39,17 +39,19 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._files)
 
+    def encoded(self, index: int) -> bytes:
+        try:
+            return Path(self.where(index)).read_bytes()
+        except OSError as error:
+            raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
+
     def image(self, index: int) -> Image.Image:
         """One image, upright, in its own size and mode.
 
         Raises:
             CorruptImage: the file is gone, or cannot be decoded.
         """
-        try:
-            data = Path(self.where(index)).read_bytes()
-        except OSError as error:
-            raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
-        return upright(decode(data, self.where(index)))
+        return upright(decode(self.encoded(index), self.where(index)))
 
     def where(self, index: int) -> str:
         """The image's file."""

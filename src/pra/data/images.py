@@ -19,12 +19,16 @@ Labels = npt.NDArray[np.int64]
 
 
 class CorruptImage(PraError):  # noqa: N818  reads as what it is, like StopIteration
-    """One image that cannot be read. ``data.on_corrupt`` says what becomes of it."""
+    """One image that cannot be read, for the reason ``problem``. ``data.on_corrupt`` says what becomes of it."""
+
+    problem = ""
 
 
 def corrupt(where: str, problem: str) -> CorruptImage:
     """``corrupt("a.png", "cannot be read")``: the error, with its way out."""
-    return CorruptImage(f"{where}: {problem}; replace it, or leave such images out with --set data.on_corrupt=skip")
+    error = CorruptImage(f"{where}: {problem}; replace it, or leave such images out with --set data.on_corrupt=skip")
+    error.problem = problem
+    return error
 
 
 def decode(data: bytes, where: str) -> Image.Image:
@@ -65,6 +69,11 @@ def _extensions() -> frozenset[str]:
 def expand(path: str) -> Path:
     """``~`` as the home directory. An unknown user's stays as it is, for a message to name."""
     return Path(os.path.expanduser(path))
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/pra``, in ``~/.cache`` where that is not set."""
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pra"
 
 
 def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -16,9 +16,12 @@ from pra import noise
 from pra.config import DataConfig, Fit, OnCorrupt
 from pra.data.images import CorruptImage
 from pra.data.prepare import prepare
-from pra.data.source import Source
+from pra.data.source import Source, window_of
 from pra.errors import PraError
 from pra.noise import Purpose
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Sample(NamedTuple):
@@ -50,8 +53,9 @@ class Batch(NamedTuple):
 class TrainingSet(Dataset[Sample]):
     """The endless sequence of training samples, by global sample index ``g = 0, 1, 2, ...``.
 
-    Epoch ``g // n`` goes through all ``n`` images in an order of its own. Order, crops and flips depend on
-    ``seed`` and ``g`` alone, so that any part of the sequence can be made again anywhere.
+    Epoch ``g // n`` goes through all ``n`` images in an order of its own (a stream's: shuffled within its windows).
+    Order, crops and flips depend on ``seed`` and ``g`` alone, so that any part of the sequence can be made again
+    anywhere.
     """
 
     def __init__(self, source: Source, size: tuple[int, int], channels: int, config: DataConfig, seed: int) -> None:
@@ -92,6 +96,8 @@ class TrainingSet(Dataset[Sample]):
         if epoch not in self._orders:
             key = noise.fold(noise.keys(self.seed, torch.tensor(epoch)), Purpose.SHUFFLE)
             order = noise.permutation(key, len(self.source))
+            if window := window_of(self.source):
+                order = order[(order // window).argsort(stable=True)]
             # A batch may straddle two epochs; older orders are not needed again.
             previous = {e: known for e, known in self._orders.items() if e == epoch - 1}
             self._orders = previous | {epoch: order}
@@ -109,19 +115,35 @@ def batches(dataset: TrainingSet, start: int, batch_size: int, stop: int | None 
     """
     starts = itertools.count(start, batch_size) if stop is None else range(start, stop, batch_size)
     blocks = (range(s, s + batch_size if stop is None else min(s + batch_size, stop)) for s in starts)
-    loader: DataLoader[Batch | PraError] = DataLoader(
-        _Batches(dataset),
+    return from_workers(_Batches(dataset), blocks, dataset.config.workers, pin_memory=torch.cuda.is_available())
+
+
+def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_memory: bool = False) -> Iterator[V]:
+    """``work(item)`` for each item, in order, done ahead by ``workers`` processes (0: here, when it is asked for).
+
+    Args:
+        work: can be pickled.
+        items: may have no end.
+        workers: processes, which end with the iterator.
+        pin_memory: of tensors in the results, for copies to the GPU that do not block.
+
+    Raises:
+        PraError: as ``work``, also out of a worker.
+    """
+    loader: DataLoader[V | PraError] = DataLoader(
+        _Guarded(work),
         batch_size=None,
-        sampler=blocks,
-        num_workers=dataset.config.workers,
+        sampler=items,
+        num_workers=workers,
+        collate_fn=_as_it_is,
         worker_init_fn=_ignore_signals,
-        pin_memory=torch.cuda.is_available(),  # for copies that do not block
+        pin_memory=pin_memory,
         generator=torch.Generator(),  # else the loader draws from the global one
     )
-    for batch in loader:
-        if isinstance(batch, PraError):
-            raise batch
-        yield batch
+    for result in loader:
+        if isinstance(result, PraError):
+            raise result
+        yield result
 
 
 def load_images(
@@ -146,26 +168,37 @@ def load_images(
     return images, labels
 
 
-class _Batches(Dataset[Batch | PraError]):
-    """Whole batches by their range of indices.
-
-    A PraError is returned, not raised: a DataLoader would put a worker's traceback into its message.
-    """
+class _Batches:
+    """Whole batches by their range of indices."""
 
     def __init__(self, samples: TrainingSet) -> None:
         self._samples = samples
 
-    def __getitem__(self, block: range) -> Batch | PraError:
-        try:
-            samples = [self._samples[g] for g in block]
-        except PraError as error:
-            return error
+    def __call__(self, block: range) -> Batch:
+        samples = [self._samples[g] for g in block]
         return Batch(
             torch.stack([sample.image for sample in samples]),
             torch.tensor([sample.label for sample in samples]),
             torch.tensor([sample.index for sample in samples]),
             sum(sample.skipped for sample in samples),
         )
+
+
+class _Guarded(Dataset[Any]):
+    """A PraError is returned, not raised: a DataLoader would put a worker's traceback into its message."""
+
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        self._work = work
+
+    def __getitem__(self, item: Any) -> Any:
+        try:
+            return self._work(item)
+        except PraError as error:
+            return error
+
+
+def _as_it_is(result: V) -> V:
+    return result
 
 
 def _readable(source: Source, candidates: Iterable[int], policy: OnCorrupt) -> tuple[int, Image.Image, int]:

@@ -35,7 +35,7 @@ def prepare(
         PraError: an image too small for the crop or too large for the padding, a mode without a known range,
             or another number of channels.
     """
-    image = _convert(image, channels, where)
+    image = convert(image, channels, where)
     draws = None if key is None else uniform(fold(key, Purpose.AUGMENT), 4).tolist()
     if config.fit is Fit.PAD:
         pixels = _pad(np.asarray(image), size, where)
@@ -50,7 +50,7 @@ def prepare(
 # --- colour -------------------------------------------------------------------------------------------------
 
 
-def _convert(image: Image.Image, channels: int, where: str) -> Image.Image:
+def convert(image: Image.Image, channels: int, where: str) -> Image.Image:
     """The image in the mode of ``channels``; what is transparent turns white, unless the model sees alpha."""
     if channels not in _MODES:
         raise PraError(f"channels {channels} is not supported for images; use 1 (grey), 3 (RGB) or 4 (RGBA)")
@@ -95,7 +95,7 @@ def _crop(image: Image.Image, size: tuple[int, int], draws: list[float] | None) 
     for sizes that are not square.
     """
     zoom = 1 + (_MAX_ZOOM - 1) * draws[0] if draws else 1.0
-    pixels = np.asarray(_cover(image, round(size[0] * zoom), round(size[1] * zoom)))
+    pixels = np.asarray(cover(image, round(size[0] * zoom), round(size[1] * zoom)))
     rows, columns = pixels.shape[0] - size[0], pixels.shape[1] - size[1]
     top, left = rows // 2, columns // 2
     if draws:
@@ -103,7 +103,7 @@ def _crop(image: Image.Image, size: tuple[int, int], draws: list[float] | None) 
     return pixels[top : top + size[0], left : left + size[1]]
 
 
-def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
+def cover(image: Image.Image, height: int, width: int) -> Image.Image:
     """The smallest scaled copy that covers ``height x width``."""
     # Halving first, as ADM does: its training images, and so published figures, were made this way.
     while image.height >= 2 * height and image.width >= 2 * width:

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
 from pra.data.digits import open_digits
 from pra.data.emoji import FONT, EmojiSource
 from pra.data.folder import FolderSource
+from pra.data.hf import open_hf
 from pra.data.idx import open_idx
 from pra.data.imagenet_tar import ImageNetTar
 from pra.data.images import Labels, expand
+from pra.data.wds import WebDataset
 from pra.errors import PraError, nearest
 
-_KINDS = ("digits", "digits@test", "emoji", "emoji@test", "idx", "folder", "imagenet-tar")
+_WITH_PATH: dict[str, Callable[[str, str], Source]] = {
+    "emoji": lambda spec, path: EmojiSource(spec, *_split(path)),
+    "idx": lambda spec, path: open_idx(spec, *_split(path)),
+    "folder": lambda spec, path: FolderSource(spec, expand(path)),
+    "imagenet-tar": lambda spec, path: ImageNetTar(spec, expand(path)),
+    "wds": WebDataset,
+    "hf": open_hf,
+}
+_ALONE = ("digits", "digits@test", "emoji", "emoji@test")
 
 
 class Source(Protocol):
     """Images that can be read in any order, each with a label. Sources can be pickled to worker processes.
 
     ``name`` is the string it was opened with, ``classes`` the classes' names, and ``labels`` one index into
-    ``classes`` per image (int64).
+    ``classes`` per image (int64). Where the images are files, they can be had as such (:class:`Encoded`).
     """
 
     name: str
@@ -45,11 +57,30 @@ class Source(Protocol):
         ...
 
 
-def open_source(spec: str) -> Source:
-    """Open ``digits``, ``emoji``, ``emoji:FONT.ttf``, ``idx:DIR``, ``folder:PATH`` or ``imagenet-tar:PATH``.
+@runtime_checkable
+class Encoded(Protocol):
+    """A source whose images are files: ``image`` decodes what ``encoded`` returns."""
 
-    The first four may end in ``@test``: the test split, where the training split is the default. ``~`` stands for
-    the home directory.
+    def encoded(self, index: int) -> bytes:
+        """One image's file.
+
+        Raises:
+            CorruptImage: it cannot be read.
+        """
+        ...
+
+
+def window_of(source: Source) -> int | None:
+    """Images that a source holds at once where it is read from front to back; None where any order is as good."""
+    return getattr(source, "window", None)
+
+
+def open_source(spec: str) -> Source:
+    """Open a source by its name.
+
+    ``digits``, ``emoji``, ``emoji:FONT.ttf``, ``idx:DIR``, ``folder:PATH``, ``imagenet-tar:PATH``, ``wds:PATTERN`` (see
+    :class:`pra.data.wds.WebDataset`) or ``hf:NAME?key=value&...`` (see :class:`pra.data.hf.Choice`). The first four may
+    end in ``@test``: the test split, where the training split is the default. ``~`` stands for the home directory.
 
     Raises:
         PraError: an unknown kind (the nearest name is given), a missing path or package, or damaged files.
@@ -69,14 +100,15 @@ def _open(spec: str) -> Source:
         return open_digits(spec, test=spec.endswith("@test"))
     if spec in ("emoji", "emoji@test"):
         return EmojiSource(spec, FONT, test=spec.endswith("@test"))
-    if kind in ("emoji", "idx", "folder", "imagenet-tar"):
+    if kind in _WITH_PATH:
         if path in ("", "@test"):
             raise PraError(f"data source {spec!r} lacks its path; write {kind}:PATH")
-        if kind == "emoji":
-            return EmojiSource(spec, expand(path.removesuffix("@test")), test=path.endswith("@test"))
-        if kind == "idx":
-            return open_idx(spec, expand(path.removesuffix("@test")), test=path.endswith("@test"))
-        return FolderSource(spec, expand(path)) if kind == "folder" else ImageNetTar(spec, expand(path))
+        return _WITH_PATH[kind](spec, path)
     if expand(spec).exists():
         raise PraError(f"data source {spec!r} does not say what is there; write for example folder:{spec}")
-    raise PraError(f"data source {spec!r} is unknown{nearest(kind, _KINDS)}")
+    raise PraError(f"data source {spec!r} is unknown{nearest(kind, {*_ALONE, *_WITH_PATH})}")
+
+
+def _split(path: str) -> tuple[Path, bool]:
+    """``DIR@test`` to the folder and whether the test split is meant."""
+    return expand(path.removesuffix("@test")), path.endswith("@test")

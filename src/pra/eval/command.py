@@ -33,6 +33,7 @@ from pra.eval.samples import (
     spread,
 )
 from pra.generate import Sampler
+from pra.hub.download import is_address
 from pra.models import Model
 from pra.options import File, Flag, Integer, Settings, Text
 from pra.provenance import environment
@@ -117,7 +118,7 @@ def evaluate_command(
     Several GPUs share the work: torchrun --nproc-per-node 8 -m pra eval RUN ...
 
     Args:
-        target: A run or saved model to sample from, a folder of pictures, or a batch in ADM's layout.
+        target: A run, saved model or hub:user/model to sample from, a folder of pictures, or a batch in ADM's layout.
         reference: A data source such as digits or folder:PATH, or a FILE.npz of statistics or images. By default the
             data that the run learnt from.
         features: inception; dinov2, whose fid is FD-DINOv2; or classifier: a small network fitted on the reference,
@@ -199,6 +200,8 @@ def _open(target: Path, num: int | None, device: torch.device, settings: tuple[s
 def _subject(target: Path, num: int | None, device: torch.device, settings: tuple[str, ...]) -> Subject:
     if num is not None and num < 2:
         raise PraError(f"--num {num}: at least 2 images have a distribution")
+    if is_address(target):
+        return _run(target, num or OF_A_RUN, device, settings)
     if target.is_file():
         return _batch_of(target, num, settings)
     if not target.is_dir():
@@ -213,7 +216,7 @@ def _run(target: Path, count: int, device: torch.device, settings: tuple[str, ..
     model = pra.weights.load(folder, device=device)
     chosen = apply_settings(Adjustable(_data_of(folder), model.sampling), settings)
     classes = model.config.num_classes
-    name = pra.weights.EMA if (folder / pra.weights.EMA).exists() else pra.weights.MODEL
+    name = pra.weights.weights_name(folder)
     provenance = {
         "model": str(folder),
         "weights": name,
@@ -232,9 +235,10 @@ def _run(target: Path, count: int, device: torch.device, settings: tuple[str, ..
 
 def _data_of(folder: Path) -> DataConfig:
     """The data that a checkpoint's run learnt from; without a source for a saved model."""
-    path = folder.parent.parent / pra.weights.CONFIG
-    if folder.parent.name != "checkpoints" or not path.exists():
+    run = pra.weights.run_of(folder)
+    if run is None:
         return DataConfig(source="")
+    path = run / pra.weights.CONFIG
     return from_dict(RunConfig, pra.weights.read_json(path), str(path)).data
 
 

@@ -28,6 +28,16 @@ class ImageModel(nn.Module):
         self.sampling = SamplingConfig()
         self.classes = tuple(str(label) for label in range(config.num_classes))
 
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
     def patchify(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, N, P)``."""
         return patchify(images, self.config.patch_size)

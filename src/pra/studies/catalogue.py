@@ -9,7 +9,7 @@ from pra import solvers
 from pra.config import Clean, Noised, Parallel, Reconstructed, RunConfig, Solver, apply_settings
 from pra.errors import PraError, nearest
 from pra.recipes.systems import SYSTEMS
-from pra.studies.measures import Gap, Measure, Quality, Reconstruction, sweep
+from pra.studies.measures import Gap, Measure, Probe, Quality, Reconstruction, sweep
 from pra.studies.settings import Scale, Setting, base
 
 PRA = "pra"
@@ -111,6 +111,17 @@ def _rollout_gap(setting: Setting, scale: Scale) -> Iterator[Cell]:
             yield replace(cell, measures=(Gap(cell.config.sampling, scale.samples // 2),))
 
 
+def _probe(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    """What systems learn of the classes, beside what raw pixels and initial weights know already."""
+    images = 2 * scale.samples
+    for name in (PRA, "reconstructed", "states", "teacher-forced", "x-prediction", "jit"):
+        times = (0.5, 0.75, 1.0) if name == "jit" else (None,)
+        yield Cell(name, _system(name, setting, scale), tuple(Probe("trained", images, time) for time in times))
+    for name in (PRA, "teacher-forced"):
+        yield Cell("random", _system(name, setting, scale), (Probe("random", images),), value=name)
+    yield Cell("pixels", _system(PRA, setting, scale), (Probe("pixels", images),))
+
+
 def _solver(setting: Setting, scale: Scale) -> Iterator[Cell]:
     budgets = (2, 4, 6, 10, 20, 40)
     for name in (PRA, "x-prediction"):
@@ -151,6 +162,12 @@ STUDIES = {
             "How far does sampling lead each system from what it was trained on?",
             ("fashion-64", "emoji-64"),
             _rollout_gap,
+        ),
+        Study(
+            "probe",
+            "How well does a linear classifier read the class from each layer of the frozen models?",
+            ("fashion-64", "emoji-64"),
+            _probe,
         ),
         Study("solver", "What does the number of head evaluations buy?", ("fashion-64",), _solver),
     )

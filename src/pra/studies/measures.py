@@ -18,11 +18,15 @@ from pra.errors import PraError
 from pra.eval import evaluate, reconstruct
 from pra.eval.classifier import find_classifier, fit_classifier
 from pra.eval.features import FeatureExtractor
+from pra.eval.probe import Task, held_out
+from pra.eval.probe_features import Layers, Pixels, Vectors, blocks_of
+from pra.eval.probe_linear import find_linear
 from pra.eval.reference import Reference, from_file, from_source
 from pra.eval.rollout_gap import rollout_gap
 from pra.eval.samples import Batch, prepared, spread
 from pra.generate import Sampler
 from pra.images import from_uint8, to_uint8
+from pra.models import build_model
 from pra.models.jit import JiT
 from pra.models.pra import PRA
 from pra.studies.settings import Scale, Setting
@@ -172,7 +176,43 @@ class Gap:
         ]
 
 
-Measure = Quality | Reconstruction | Gap
+@dataclass(frozen=True)
+class Probe:
+    """A linear probe (:mod:`pra.eval.probe`) of every layer, fitted on ``images`` training images by logistic
+    regression, judged on as many held-out ones.
+
+    ``of`` is ``"trained"``, ``"random"`` for the weights that training began with, or ``"pixels"`` for none at all;
+    ``time`` is JiT's.
+    """
+
+    of: str
+    images: int
+    time: float | None = None
+
+    @property
+    def key(self) -> str:
+        """As :attr:`Quality.key`."""
+        at = "" if self.time is None else f" t={self.time:g}"
+        return f"probe {self.of}{at} logistic {self.images} images"
+
+    def rows(self, model: PRA | JiT, config: RunConfig, judge: Judge) -> list[Row]:
+        """One row per layer and pooling."""
+        begin = time.monotonic()
+        device = next(model.parameters()).device
+        source, size, channels = config.data.source, config.model.image_size, config.model.channels
+        task = Task.open(config.data, source, held_out(source), self.images)
+        if self.of == "random":
+            model = build_model(config.model, config.train.seed).to(device).eval()
+        layers = range(1, 1 + len(blocks_of(model)))
+        vectors: Vectors = Pixels(size, channels) if self.of == "pixels" else Layers(model, layers, self.time)
+        figures = task.figures(vectors, find_linear("logistic"), size, channels, device, progress=False)
+        common = {"images": len(task.chosen), "held_out": len(task.asked), "time": self.time}
+        common["sample_seconds"] = time.monotonic() - begin
+        names = ("layer", "pooling", "top1", "validation")
+        return [common | {name: getattr(figure, name) for name in names} for figure in figures]
+
+
+Measure = Quality | Reconstruction | Gap | Probe
 
 
 def sweep(setting: Setting, scale: Scale, sampling: SamplingConfig) -> Iterator[Quality]:

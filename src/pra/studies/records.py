@@ -16,7 +16,8 @@ COLUMNS = (
     "dataset", "setting", "scale", "tokens", "system", "value", "seed", "guidance", "fid", "accuracy", "parameters",
     "steps", "train_seconds", "solver", "solver_steps", "evaluations", "renormalise", "images", "kid", "precision",
     "recall", "reconstruction_fid", "psnr", "ssim", "position", "input_gap", "condition_gap", "training_loss",
-    "rollout_loss", "sample_seconds", "run", "measured", "commit", "hardware",
+    "rollout_loss", "layer", "pooling", "time", "top1", "validation", "held_out", "sample_seconds",
+    "run", "measured", "commit", "hardware",
 )  # fmt: skip
 """Of every study; a column that a study does not fill is left out of its file."""
 
@@ -40,8 +41,8 @@ class Records:
         except OSError as error:
             raise PraError(f"{self.path.parent} cannot be made ({error.strerror}); {remedy(error)}") from None
         self.rows = read_rows(self.path) if self.path.exists() else []
-        # A measurement has one row, or one per position, under however many labels it stands.
-        self._known: dict[tuple[str, str], dict[int | None, Row]] = {}
+        # A measurement has one row, or one per position or probed layer, under however many labels it stands.
+        self._known: dict[tuple[str, str], dict[tuple[object, ...], Row]] = {}
         for path in sorted(folder.glob(f"*/{RESULTS}")):
             self._remember(read_rows(path))
 
@@ -51,7 +52,7 @@ class Records:
 
     def _remember(self, rows: Iterable[Row]) -> None:
         for row in rows:
-            self._known.setdefault((row["run"], row["measured"]), {})[row.get("position")] = row
+            self._known.setdefault((row["run"], row["measured"]), {})[tuple(row.get(name) for name in _PLACES)] = row
 
     def replace(self, rows: Iterable[Row]) -> None:
         """Puts rows in the place of those of the same run, measurement and label, and writes the file.
@@ -88,7 +89,10 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-_TEXT = ("dataset", "setting", "scale", "system", "solver", "run", "measured", "commit", "hardware")
+_PLACES = ("position", "layer", "pooling")
+"""What tells the rows of one measurement apart."""
+
+_TEXT = ("dataset", "setting", "scale", "system", "solver", "run", "measured", "commit", "hardware", "pooling")
 
 
 def _value(column: str, text: str) -> str | float | int | bool:
@@ -114,7 +118,7 @@ def _label(row: Row) -> tuple[object, ...]:
 
 
 def _order(row: Row) -> tuple[object, ...]:
-    names = ("scale", "setting", "system", "value", "seed", "measured", "position")
+    names = ("scale", "setting", "system", "value", "seed", "measured", *_PLACES)
     return tuple(_sortable(row.get(name)) for name in names)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pra.images import write_atomically
 from pra.studies.catalogue import PRA, Study
 from pra.studies.measures import Row
+from pra.studies.report_probe import about_probe, draw_probe, probe_table
 from pra.studies.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -129,10 +130,14 @@ def _about(rows: list[Row]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     images = sorted({row["images"] for row in rows if "fid" in row})
     size = f"{setting.image_size}x{setting.image_size}, " if setting else ""
+    figures = (
+        f"FID of {' or '.join(map(str, images))} samples by the features of a classifier fitted on the data set, "
+        "against its training images"
+    )
     return (
         f"{rows[0]['dataset']} {size}{rows[0]['tokens']} tokens; {rows[0]['steps']} steps; seeds "
-        f"{', '.join(map(str, seeds))}; FID of {' or '.join(map(str, images))} samples by the features of a classifier "
-        "fitted on the data set, against its training images; mean ± standard deviation over seeds."
+        f"{', '.join(map(str, seeds))}; {figures if images else about_probe(rows)}; mean ± standard deviation over "
+        "seeds."
     )
 
 
@@ -170,6 +175,8 @@ def _table(study: Study, rows: list[Row]) -> list[str]:
         return _gap_table(rows)
     if study.name == "solver":
         return _solver_table(rows)
+    if study.name == "probe":
+        return _markdown(*probe_table(rows))
     varied = any(row.get("value") not in (None, "") for row in rows)
     head = ["system", *(["value"] if varied else []), "FID", "guidance", "accuracy", "seeds"]
     head += ["reconstruction FID", "parameters"]
@@ -231,6 +238,7 @@ def _figure(study: Study, rows: list[Row]) -> Figure | None:
         "ablation": _draw_ablation,
         "rollout-gap": _draw_gap,
         "solver": _draw_solver,
+        "probe": lambda figure, rows: draw_probe(figure, rows, COLOURS),
     }[study.name]
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     draw(figure, rows)

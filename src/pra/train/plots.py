@@ -17,6 +17,8 @@ PANELS = {
     "gradient_norm": "gradient norm",
     "images_per_second": "images / s",
 }
+LOGARITHMIC = ("flow", "reconstruction", "auxiliary", "gradient_norm")
+"""Panels with a logarithmic axis, where all values are positive."""
 
 
 def draw_curves(run: Path) -> Path | None:
@@ -32,7 +34,7 @@ def draw_curves(run: Path) -> Path | None:
         values = [row[name] for row in rows]
         axes.plot(steps, values, color="#08519c", linewidth=1.2)
         axes.set(title=title, xlabel="step")
-        if name in ("flow", "reconstruction", "auxiliary", "gradient_norm") and min(values) > 0:
+        if name in LOGARITHMIC and min(values) > 0:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
     path = run / CURVES

@@ -4,6 +4,7 @@ config.json       the complete configuration         samples/          grids fro
 environment.json  versions, commit, hardware         reconstructions/  real images and the codec's, by step
 metrics.jsonl     one line per logging interval      curves.png        the metrics, drawn
 tensorboard/      the same for TensorBoard           checkpoints/      see pra.train.checkpoint
+report.html       all of it on a page (pra.report)   rollout-gap.json  what `pra report` has measured
 .lock             names the process that trains, as long as it does
 """
 

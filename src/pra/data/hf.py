@@ -1,0 +1,338 @@
+"""Hugging Face data sets, from the Hub or from local files: ``hf:NAME?split=validation&image=img&label=fine_label``."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from pra.data.images import Labels, cache_folder, corrupt, decode, expand, upright
+from pra.errors import PraError, nearest
+from pra.extras import import_failed
+from pra.images import write_atomically
+
+_WITHOUT = "none"
+_FILES = {".parquet": "parquet", ".arrow": "arrow"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What of a data set is taken, as its name says after ``?``.
+
+    ``config`` and ``revision`` are the Hub's; without ``image`` and ``label`` the columns are found by their types;
+    ``label=none`` is for data without classes. A ``streaming`` data set is read in its own order; ``window`` images at
+    a time are shuffled among themselves.
+    """
+
+    path: str
+    split: str = "train"
+    config: str | None = None
+    revision: str | None = None
+    image: str | None = None
+    label: str | None = None
+    streaming: bool = False
+    window: int = 1000
+
+
+def open_hf(name: str, text: str) -> HFDataset | HFStream:
+    """Open ``NAME?key=value&...``; keys are the fields of :class:`Choice`.
+
+    Raises:
+        PraError: the package is missing, no such data set, configuration, split or column, labels that are none, or
+            the Hub cannot be reached.
+    """
+    choice = _choice(name, text)
+    return HFStream(name, choice) if choice.streaming else HFDataset(name, choice)
+
+
+class HFDataset:
+    """A data set that the library has fetched whole, once, and reads from its cache in any order."""
+
+    def __init__(self, name: str, choice: Choice) -> None:
+        self.name = name
+        dataset = _load(name, choice)
+        self._image, label = _columns(name, choice, dataset.features)
+        values = None
+        if label:
+            values = dataset.select_columns([label]).with_format("numpy")[:][label]
+        self.labels, self.classes = _labels(name, label, values, dataset.features, len(dataset))
+        self._rows = _undecoded(dataset.select_columns([self._image]), self._image)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def encoded(self, index: int) -> bytes:
+        try:
+            value = self._rows[index][self._image]
+        except Exception as error:  # the library raises whatever its files and formats do
+            raise corrupt(self.where(index), f"cannot be read ({_line(error)})") from error
+        return _bytes(value, self.where(index))
+
+    def image(self, index: int) -> Image.Image:
+        """One image, upright as the library shows it, in its own size and mode.
+
+        Raises:
+            CorruptImage: it cannot be decoded.
+        """
+        return upright(decode(self.encoded(index), self.where(index)))
+
+    def where(self, index: int) -> str:
+        """``"row 17 of hf:cifar10"``."""
+        return f"row {index} of {self.name}"
+
+
+class HFStream:
+    """A data set that is read over the network each time, from its first row to its last, and never kept.
+
+    Any image can be asked for, yet only going forward is cheap: ``window`` images are held at once, and going back
+    begins anew. ``TrainingSet`` shuffles within windows for that reason. Labels alone are read beforehand, once, and
+    kept in ``$XDG_CACHE_HOME/pra``.
+    """
+
+    def __init__(self, name: str, choice: Choice) -> None:
+        self.name = name
+        self.window = choice.window
+        dataset = _load(name, choice)
+        features = dataset.features or {}
+        self._image, label = _columns(name, choice, features)
+        values = _streamed_labels(name, replace(choice, image=self._image), label, features)
+        self.labels, self.classes = _labels(name, label, values if label else None, features, len(values))
+        self._rows = _undecoded(dataset.select_columns([self._image]), self._image)
+        self._start = self._next = 0
+        self._process = os.getpid()
+        self._reader: Iterator[dict[str, Any]] | None = None
+        self._held: list[Any] = []
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def encoded(self, index: int) -> bytes:
+        start = index - index % self.window
+        if start != self._start or not self._held:
+            with _explained(f"data source {self.name!r}"):
+                self._go_to(start)
+        if index - start >= len(self._held):
+            raise PraError(
+                f"{self.name} ended at row {start + len(self._held)} of {len(self)}: it changed; start again"
+            )
+        return _bytes(self._held[index - start], self.where(index))
+
+    def image(self, index: int) -> Image.Image:
+        """One image, upright as the library shows it, in its own size and mode.
+
+        Raises:
+            CorruptImage: it cannot be decoded.
+            PraError: the stream breaks off.
+        """
+        return upright(decode(self.encoded(index), self.where(index)))
+
+    def where(self, index: int) -> str:
+        """``"row 17 of hf:imagenet-1k?streaming=true"``."""
+        return f"row {index} of {self.name}"
+
+    def _go_to(self, start: int) -> None:
+        """Hold the window that begins at ``start``; from the beginning of the stream where that is behind."""
+        if self._reader is None or self._next > start or self._process != os.getpid():  # a fork shares open files
+            self._process = os.getpid()
+            # Not its ``__iter__``: in a DataLoader's worker that leaves out what it takes for the others' part.
+            self._reader, self._next = self._rows.skip(start).iter(batch_size=self.window), start
+        while self._next <= start:
+            self._held = next(self._reader, {self._image: []})[self._image]
+            self._next += self.window
+        self._start = start
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_reader": None, "_held": []}
+
+
+# --- which data set -----------------------------------------------------------------------------------------
+
+
+def _choice(name: str, text: str) -> Choice:
+    path, _, query = text.partition("?")
+    if path.endswith("@test"):
+        raise PraError(f"data source {name!r}: write hf:{path.removesuffix('@test')}?split=test")
+    known = ("split", "config", "revision", "image", "label", "streaming", "window")
+    given: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))
+    for key, value in given.items():
+        if key not in known:
+            raise PraError(f"data source {name!r} has no setting {key!r}{nearest(key, known)}")
+        if not value:
+            raise PraError(f"data source {name!r}: {key}= lacks its value")
+    if "streaming" in given:
+        if given["streaming"] not in ("true", "false"):
+            raise PraError(f"data source {name!r}: streaming is true or false, not {given['streaming']!r}")
+        given["streaming"] = given["streaming"] == "true"
+    if "window" in given:
+        if not given["window"].isdecimal() or not 1 <= int(given["window"]) <= 10**6:
+            raise PraError(f"data source {name!r}: window is a number of images, 1 to 1000000, not {given['window']!r}")
+        given["window"] = int(given["window"])
+    return Choice(path=path, **given)
+
+
+def _load(name: str, choice: Choice, **options: Any) -> Any:
+    """The ``datasets.Dataset``, or ``IterableDataset`` where it streams."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise PraError(import_failed(f"data source {name!r}", "datasets", "hf", error)) from None
+    path, place = _place(choice)
+    with _explained(f"data source {name!r}"):
+        return datasets.load_dataset(
+            path,
+            choice.config,
+            split=choice.split,
+            revision=choice.revision,
+            streaming=choice.streaming,
+            **place,
+            **options,
+        )
+
+
+def _place(choice: Choice) -> tuple[str, dict[str, Any]]:
+    """How the library calls it: a name on the Hub or a folder, or the kind of a single file."""
+    local = expand(choice.path)
+    if not local.exists():
+        if choice.path.startswith(("/", ".", "~")):
+            raise PraError(f"{local} does not exist; give a folder, a .parquet file or a name on the Hub")
+        return choice.path, {}
+    if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
+        raise PraError(f"{local} is of save_to_disk; write it with to_parquet, and name that")
+    if local.is_dir():
+        return str(local), {}
+    if local.suffix not in _FILES:
+        raise PraError(f"{local} is none of {', '.join(_FILES)}; give such a file, or a folder")
+    return _FILES[local.suffix], {"data_files": str(local)}
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Whatever the library raises, in one line."""
+    try:
+        yield
+    except PraError:
+        raise
+    except Exception as error:
+        raise PraError(f"{what} cannot be read: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+
+
+# --- columns ------------------------------------------------------------------------------------------------
+
+
+def _columns(name: str, choice: Choice, features: Any) -> tuple[str, str | None]:
+    """The columns of images and of labels; None for no classes."""
+    kinds = {column: type(feature).__name__ for column, feature in features.items()}
+    for given in (choice.image, choice.label):
+        if given not in (None, _WITHOUT, *kinds):
+            raise PraError(f"data source {name!r} has no column {given!r}{nearest(str(given), kinds)}")
+    image = choice.image or _only(name, "image", [c for c, kind in kinds.items() if kind == "Image"], kinds)
+    label = choice.label or _only(name, "label", [c for c, kind in kinds.items() if kind == "ClassLabel"], kinds)
+    if kinds[image] != "Image":
+        raise PraError(
+            f"data source {name!r}: column {image!r} is not of images but of {kinds[image]}{nearest('', kinds)}"
+        )
+    return image, None if label == _WITHOUT else label
+
+
+def _only(name: str, option: str, found: list[str], kinds: dict[str, str]) -> str:
+    if len(found) == 1:
+        return found[0]
+    if option in kinds:
+        return option
+    ways = f"&{option}=COLUMN" + (f", or &{option}={_WITHOUT} for data without classes" if option == "label" else "")
+    count = "several columns" if found else "no column"
+    raise PraError(f"data source {name!r} has {count} for the {option}; name one with ?{ways[1:]}{nearest('', kinds)}")
+
+
+def _labels(name: str, column: str | None, values: Any, features: Any, count: int) -> tuple[Labels, tuple[str, ...]]:
+    """Label numbers and class names: the column's own names, the sorted texts in it, or its numbers."""
+    if not count:
+        raise PraError(f"data source {name!r} has no rows; choose another split")
+    if column is None:
+        return np.zeros(count, np.int64), ("image",)
+    array = np.asarray(values)
+    if array.dtype.kind in "UO" and all(isinstance(value, str) for value in array.tolist()):
+        texts, numbers = np.unique(array.astype(str), return_inverse=True)
+        return numbers.astype(np.int64), tuple(str(text) for text in texts)
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise PraError(f"data source {name!r}: column {column!r} holds no classes (numbers or names, none missing)")
+    numbers = array.astype(np.int64)
+    if numbers.min() < 0:
+        raise PraError(
+            f"data source {name!r}: row {int(numbers.argmin())} has class {numbers.min()}, which stands for none; "
+            f"choose another split, or write label={_WITHOUT} for data without classes"
+        )
+    names = getattr(features[column], "names", None) or [str(n) for n in range(int(numbers.max()) + 1)]
+    return numbers, tuple(names)
+
+
+def _undecoded(dataset: Any, column: str) -> Any:
+    import datasets
+
+    return dataset.cast_column(column, datasets.Image(decode=False))
+
+
+def _bytes(value: Any, where: str) -> bytes:
+    """The encoded file, which a row holds or names."""
+    if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
+        raise corrupt(where, "has no image")
+    if value.get("bytes"):
+        return bytes(value["bytes"])
+    try:
+        import fsspec
+
+        with fsspec.open(value["path"], "rb") as file:
+            return bytes(file.read())
+    except OSError as error:
+        raise corrupt(where, f"cannot be read ({value['path']}: {error.strerror})") from error
+
+
+# --- streams ------------------------------------------------------------------------------------------------
+
+
+def _streamed_labels(name: str, choice: Choice, label: str | None, features: Any) -> Any:
+    """The label of every row; where there are no classes, something else of every row, to count them."""
+    values = (column for column, feature in features.items() if type(feature).__name__ == "Value")
+    column = label or next(values, str(choice.image))
+    with _explained(f"data source {name!r}"):
+        place = cache_folder() / f"labels-{_fingerprint(choice, column)}.npy"
+        with contextlib.suppress(OSError, ValueError):
+            return np.load(place, allow_pickle=False)
+        rows = tqdm(_column_alone(name, choice, column), desc=f"reading labels of {choice.path}", unit="row")
+        labels = np.array([row[column] if label else 0 for row in rows])
+    if labels.dtype.kind != "O":
+        with contextlib.suppress(PraError):  # where they cannot be kept they are read again
+            write_atomically(place, lambda file: np.save(file, labels, allow_pickle=False))
+    return labels
+
+
+def _column_alone(name: str, choice: Choice, column: str) -> Any:
+    try:
+        rows = _load(name, choice, columns=[column])
+    except PraError:  # a format in which a column cannot be had alone: everything is read
+        rows = _load(name, choice).select_columns([column])
+    return _undecoded(rows, column) if column == choice.image else rows
+
+
+def _fingerprint(choice: Choice, column: str) -> str:
+    """Of a column in the files as they are now: their names and the Hub's versions or times of modification."""
+    import datasets
+
+    path, options = _place(choice)
+    files = datasets.load_dataset_builder(path, choice.config, revision=choice.revision, **options).config.data_files
+    chosen = (files or {}).get(choice.split, ())
+    versions = getattr(chosen, "origin_metadata", None)
+    return hashlib.sha256(repr((choice, column, list(chosen), versions)).encode()).hexdigest()[:16]

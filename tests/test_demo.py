@@ -1,0 +1,347 @@
+"""The web demo without its web framework: what is asked for, generated, uploaded, told and drawn."""
+
+from __future__ import annotations
+
+import base64
+import builtins
+import io
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import LEARNED, random_jit, random_model
+from PIL import Image
+from refusal import refused
+
+import pra
+from pra import cli
+from pra.config import DataConfig, Fit
+from pra.demo import markup, page
+from pra.demo.about import describe
+from pra.demo.command import check_address
+from pra.demo.exhibit import Exhibit, load_exhibits
+from pra.demo.generation import EVERY_CLASS, LAST_SEED, MOST_PICTURES, Request, answer, keep_rows
+from pra.demo.handlers import MOST_KEPT, Handlers
+from pra.demo.upload import MOST_PIXELS, fit_upload, read_upload
+from pra.images import to_uint8
+from pra.models import Model
+
+CPU = torch.device("cpu")
+
+
+def exhibit(model: Model, name: str = "one", fit: Fit = Fit.CENTER_CROP) -> Exhibit:
+    config = replace(pra.recipe("tiny"), data=DataConfig(source="digits", fit=fit))
+    return Exhibit(name, Path(name), None, config, model)
+
+
+def asked(**changes: Any) -> Request:
+    return Request(**{"label": 1, "seed": 5, "count": 3, "guidance": 1.5, "steps": 2, **changes})
+
+
+# --- what is asked for --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"label": None}, ("no class is chosen",)),
+        ({"seed": None}, ("the seed is empty", f"0 to {LAST_SEED}")),
+        ({"seed": -1}, ("the seed", "got -1")),
+        ({"seed": LAST_SEED + 1}, ("the seed", str(LAST_SEED), f"got {LAST_SEED + 1}")),
+        ({"seed": 0.5}, ("the seed must be a whole number, got 0.5",)),
+        ({"count": 0}, ("number of pictures", "between 1 and 16", "got 0")),
+        ({"count": MOST_PICTURES + 1}, ("number of pictures", "got 17")),
+        ({"guidance": float("nan")}, ("guidance",)),
+        ({"guidance": 11}, ("guidance", "between 0 and 10", "got 11")),
+        ({"steps": 51}, ("number of steps", "between 1 and 50", "got 51")),
+        ({"steps": None}, ("number of steps is empty",)),
+    ],
+)
+def test_requests_beyond_the_limits(change: dict[str, Any], parts: tuple[str, ...]) -> None:
+    refused(lambda: asked(**change), *parts)
+
+
+def test_each_class_in_turn() -> None:
+    request = asked(label=EVERY_CLASS, count=7)
+    assert request.labels(5) == [0, 1, 2, 3, 4, 0, 1]
+    assert request.seeds() == [5, 6, 7, 8, 9, 10, 11]
+
+
+# --- what is generated --------------------------------------------------------------------------------------
+
+
+def test_rows_appear_one_after_another_and_end_as_the_sampler_does() -> None:
+    model = random_model()
+    parts = [sheets[0] for sheets in answer([exhibit(model)], asked())]
+    assert [part.pictures.shape[2] for part in parts] == [0, 2, 4, 6]
+    assert [part.finished for part in parts] == [False, False, False, True]
+    expected = pra.Sampler(model, replace(model.sampling, guidance=1.5, steps=2)).sample([1] * 3, [5, 6, 7])
+    torch.testing.assert_close(parts[-1].pictures, expected)
+    for part in parts:
+        torch.testing.assert_close(part.pictures, expected[:, :, : part.pictures.shape[2]])
+    assert parts[0].captions == ("1, seed 5", "1, seed 6", "1, seed 7")
+
+
+def test_two_models_take_turns_with_the_same_labels_and_seeds() -> None:
+    small, tall = random_model(), random_model(image_size=(10, 8))
+    steps = list(answer([exhibit(small), exhibit(tall, "two")], asked(label=EVERY_CLASS)))
+    assert [tuple(sheet.pictures.shape[2] for sheet in sheets) for sheets in steps] == [
+        (0, 0), (2, 2), (4, 4), (6, 6), (6, 8), (6, 10),
+    ]  # fmt: skip
+    first, second = steps[-1]
+    assert first.captions == second.captions
+    assert first.name != second.name
+
+
+def test_one_model_fails_and_the_other_goes_on() -> None:
+    jit, model = random_jit(), random_model()
+    keep = [torch.zeros(3, 2, 8), torch.zeros(3, 2, 8)]
+    *_, (failed, whole) = answer([exhibit(jit, "jit"), exhibit(model)], asked(), keep)
+    assert "JiT cannot complete" in failed.error
+    assert not failed.finished
+    assert whole.finished
+    assert not whole.error
+
+
+def test_no_memory_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Iterator[torch.Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        yield
+
+    monkeypatch.setattr(pra.Sampler, "stream", full)
+    *_, (sheet,) = answer([exhibit(random_model())], asked())
+    assert sheet.error == "no memory for 3 pictures at once on this device; ask for fewer"
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.0, 0), (0.5, 2), (1 / 3, 1), (1.0, 3), (7.0, 3), (-1.0, 0)])
+def test_completions_keep_the_rows_exactly(share: float, rows: int) -> None:
+    picture = torch.rand(3, 6, 8) * 2 - 1
+    keep = keep_rows(picture, LEARNED, share)
+    assert keep.shape == (3, 2 * rows, 8)
+    parts = [sheets[0] for sheets in answer([exhibit(random_model())], asked(), [keep])]
+    assert [part.pictures.shape[2] for part in parts] == list(range(2 * rows, 7, 2))
+    assert torch.equal(parts[-1].pictures[:, :, : 2 * rows], keep.expand(3, *keep.shape))
+    assert {part.kept for part in parts} == {2 * rows}
+
+
+# --- what is uploaded ---------------------------------------------------------------------------------------
+
+
+def saved(path: Path, size: tuple[int, int], mode: str = "RGB", **options: Any) -> Path:
+    Image.linear_gradient("L").resize(size).convert(mode).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "mode", "told"),
+    [
+        ("exact.png", (8, 6), "RGB", "taken as it is"),
+        ("photo.jpg", (400, 300), "RGB", "scaled to 8x6"),
+        ("wide.webp", (400, 100), "RGB", "scaled, and the middle 8x6 cut out"),
+        ("small.png", (4, 3), "L", "taken as colour, enlarged to 8x6"),
+        ("palette.gif", (80, 60), "P", "scaled to 8x6"),
+        ("print.tif", (80, 60), "CMYK", "scaled to 8x6"),
+        ("bits.bmp", (80, 60), "1", "taken as colour, scaled to 8x6"),
+        ("clear.png", (80, 60), "RGBA", "put on white, scaled to 8x6"),
+    ],
+)
+def test_any_format_and_size_is_fitted_and_told(
+    tmp_path: Path, name: str, size: tuple[int, int], mode: str, told: str
+) -> None:
+    upload = read_upload(saved(tmp_path / name, size, mode))
+    pixels, line = fit_upload(upload, LEARNED, exhibit(random_model()).data)
+    assert pixels.shape == (3, 6, 8)
+    assert pixels.abs().max() <= 1
+    assert line == f"{name} ({size[0]}x{size[1]}): {told}"
+
+
+def test_an_upload_for_a_grey_model_that_pads(tmp_path: Path) -> None:
+    shown = exhibit(random_model(channels=1, image_size=(8, 8)), fit=Fit.PAD)
+    pixels, line = fit_upload(read_upload(saved(tmp_path / "a.png", (6, 4))), shown.model.config, shown.data)
+    assert line == "a.png (6x4): turned grey, padded with black to 8x8"
+    assert torch.equal(to_uint8(pixels)[0, :2], torch.zeros(2, 8, dtype=torch.uint8))
+    _, line = fit_upload(read_upload(saved(tmp_path / "b.png", (9, 9))), shown.model.config, shown.data)
+    assert line == "b.png (9x9): turned grey, scaled to 8x8"
+
+
+def test_an_upload_is_turned_upright_and_stills_are_taken_of_animations(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upload = read_upload(saved(tmp_path / "turned.jpg", (40, 20), exif=exif))
+    assert upload.picture.size == (20, 40)
+    assert upload.done == ("turned upright",)
+    frames = [Image.new("L", (8, 6), grey) for grey in (0, 255)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert read_upload(tmp_path / "moving.gif").done == ("first picture of an animation",)
+
+
+def test_uploads_that_are_no_pictures(tmp_path: Path) -> None:
+    text = tmp_path / "letter.jpg"
+    text.write_text("Dear all")
+    refused(lambda: read_upload(text), "letter.jpg: not an image in any format", "give another picture: JPEG, PNG")
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(saved(tmp_path / "whole.png", (300, 300)).read_bytes()[:-400])
+    refused(lambda: read_upload(cut), "cut.png: cannot be decoded (")
+    (tmp_path / "empty.png").write_bytes(b"")
+    refused(lambda: read_upload(tmp_path / "empty.png"), "empty.png: not an image")
+
+
+def test_uploads_beyond_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(lambda: read_upload(saved(tmp_path / "thread.png", (210, 10), "1")), "thread.png has 210x10", "cut out")
+    side = int(MOST_PIXELS**0.5) + 1
+    path = tmp_path / "large.png"
+    Image.new("1", (side, side)).save(path)
+    monkeypatch.setattr("pra.demo.upload.decode", None)  # its pixels are never read
+    refused(lambda: read_upload(path), f"large.png has {side}x{side} pixels, more than 64 million", "smaller")
+
+
+# --- what a model is ----------------------------------------------------------------------------------------
+
+
+def test_a_run_tells_what_it_is(trained: Path) -> None:
+    (shown,) = load_exhibits([trained], CPU)
+    about = describe(shown)
+    assert about.facts["Recipe"] == "tiny"
+    assert "0.07 M" in about.facts["Parameters"] or "backbone" in about.facts["Parameters"]
+    assert about.facts["Weights"] == "step-00000020"
+    assert [picture.step for picture in about.samples] == [10, 20]
+    assert about.curves
+    html = markup.show_models([about])
+    assert html.count("<polyline") == len(about.curves)
+    assert "step 20" in html
+
+
+def test_a_checkpoint_tells_of_its_run_and_a_saved_model_of_itself(trained: Path, tmp_path: Path) -> None:
+    early = trained / "checkpoints" / "step-00000010"
+    saved_model = pra.save(pra.load(trained), tmp_path / "saved")
+    (checkpoint,), (alone,) = load_exhibits([early], CPU), load_exhibits([saved_model], CPU)
+    assert checkpoint.run == trained
+    assert describe(checkpoint).facts["Weights"] == "step-00000010"
+    about = describe(alone)
+    assert alone.run is None
+    assert "Recipe" not in about.facts
+    assert about.facts["Images"] == "8 x 8, grey, 10 classes"
+    assert "without the folder of its run" in markup.show_models([about])
+    assert alone.data.fit is Fit.CENTER_CROP
+
+
+def test_two_models_must_have_the_same_classes(trained: Path, tmp_path: Path) -> None:
+    model = random_model(num_classes=2)
+    model.classes = ("cat", "dog")
+    other = pra.save(model, tmp_path / "pets")
+    refused(
+        lambda: load_exhibits([trained, other], CPU),
+        "run and pets have different classes (0, 1, 2, ... (10); cat, dog)",
+    )
+
+
+def test_two_runs_of_one_name_are_told_apart(trained: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    for folder in folders:
+        pra.save(pra.load(trained), folder)
+    assert [shown.name for shown in load_exhibits(folders, CPU)] == [str(folder) for folder in folders]
+    assert [shown.name for shown in load_exhibits([trained], CPU)] == ["run"]
+
+
+# --- how it looks -------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_shown_as_they_are_with_names_escaped() -> None:
+    model = random_model()
+    model.classes = ("a<b>", *model.classes[1:])
+    *_, sheets = answer([exhibit(model, "<i>")], asked(label=0, count=2))
+    html = markup.show_sheets(sheets)
+    assert "<b>" not in html
+    assert "<i>" not in html
+    assert html.count("<figcaption>a&lt;b&gt;, seed") == 2
+    (first, _) = re.findall(r"base64,([^\"]+)", html)
+    picture = Image.open(io.BytesIO(base64.b64decode(first)))
+    assert picture.size == (8, 6)  # enlarged by the browser, pixel by pixel
+    assert 'class="crisp"' in html
+    assert list(picture.tobytes()) == to_uint8(sheets[0].pictures[0]).permute(1, 2, 0).flatten().tolist()
+
+
+def test_messages_are_escaped() -> None:
+    assert "&lt;script&gt;" in markup.complain(pra.PraError("<script>"))
+    assert 'role="alert"' in markup.complain(pra.PraError("no"))
+    assert 'role="status"' in markup.say("yes")
+
+
+# --- the buttons --------------------------------------------------------------------------------------------
+
+
+def test_generating_fills_stage_status_and_gallery() -> None:
+    handlers = Handlers([exhibit(random_model()), exhibit(random_model(), "two")])
+    old = [(Image.new("RGB", (8, 6)), "old")] * (MOST_KEPT - 1)
+    *parts, (stage, status, kept) = handlers.generate(2, 0, 1, 2.0, 1, old)
+    assert "33% of the rows" in "".join(part[1] for part in parts)
+    assert all(part[2] == old for part in parts)
+    assert stage.count("<img") == 2
+    assert "2 pictures in" in status
+    assert [caption for _, caption in kept[:3]] == ["one, 2, seed 0, guidance 2", "two, 2, seed 0, guidance 2", "old"]
+    assert len(kept) == MOST_KEPT
+
+
+def test_errors_reach_the_page_in_words(tmp_path: Path) -> None:
+    handlers = Handlers([exhibit(random_model())])
+    bad = tmp_path / "bad.png"
+    bad.write_text("?")
+    for answers, words in (
+        (handlers.generate(0, None, 1, 1.0, 1, []), "the seed is empty"),
+        (handlers.complete(None, 1, 0, 0, 1, 1.0, 1, []), "no picture is uploaded"),
+        (handlers.complete(str(bad), 1, 0, 0, 1, 1.0, 1, []), "bad.png: not an image"),
+    ):
+        ((stage, status, kept),) = answers
+        assert (stage, kept) == ("", [])
+        assert words in status
+        assert "alert" in status
+    assert "bad.png: not an image" in handlers.preview(str(bad), 1)
+
+
+def test_completing_an_upload(tmp_path: Path) -> None:
+    handlers = Handlers([exhibit(random_model()), exhibit(random_jit(), "jit")])
+    path = str(saved(tmp_path / "photo.jpg", (80, 60)))
+    preview = handlers.preview(path, 2)
+    assert preview.count('style="top: 66.67%"') == 2
+    assert "photo.jpg (80x60): scaled to 8x6; what is above the line is kept" in preview
+    assert "nothing is kept" in handlers.preview(path, 0)
+    *_, (stage, status, kept) = handlers.complete(path, 2, 5, 0, 4, 1.0, 1, [])
+    assert "4 pictures in" in status
+    assert len(kept) == 4
+    assert "JiT cannot complete" in stage
+    assert handlers.preview(None, 2) == ""
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def test_a_port_in_use_and_other_places_to_listen(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused(lambda: check_address("127.0.0.1", port), f"port {port} of 127.0.0.1 is in use", "--port")
+        assert cli.main(["demo", str(trained), "--port", str(port)]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith("pra: error: port")
+    check_address("127.0.0.1", port)
+    refused(lambda: check_address("127.0.0.1", 0), "--port 0 is out of range")
+    refused(lambda: check_address("127.0.0.1", 70000), "--port 70000 is out of range")
+    refused(lambda: check_address("203.0.113.7", port), "--host 203.0.113.7 cannot be listened at")
+    refused(lambda: check_address("not an address", port), "--host 'not an address' is no address")
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *rest: Any) -> Any:
+        if name == "gradio":
+            raise ModuleNotFoundError("No module named 'gradio'")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    refused(page.gradio, "the web demo needs gradio", "pip install 'pra[demo]'")

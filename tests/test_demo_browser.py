@@ -1,0 +1,180 @@
+"""The web demo in a real browser, headless Chromium driven by Playwright."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import chromium, find_browser, served
+from PIL import Image
+
+pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra[demo]'")
+pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(find_browser() is None, reason="no Chromium: apt install chromium"),
+]
+
+PHONE = {"width": 390, "height": 844}
+PATIENCE = 30_000  # ms
+
+# Notes how many pixel rows the first picture of the open tab has, whenever that changes.
+WATCH = """() => {
+    window.rows = [];
+    const look = () => {
+        const image = [...document.querySelectorAll('.stage img')].find((one) => one.offsetParent);
+        const rows = image ? Number(image.dataset.rows) : 0;
+        if (rows !== window.rows.at(-1)) window.rows.push(rows);
+    };
+    new MutationObserver(look).observe(document.body, { subtree: true, childList: true, attributes: true });
+}"""
+
+
+@pytest.fixture(scope="module")
+def address(trained: Path) -> Iterator[str]:
+    with served(trained) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+class Visitor:
+    """A page of its own session, which must reach no other host and raise no error in the browser."""
+
+    def __init__(self, browser: Any, address: str, size: dict[str, int] | None = None) -> None:
+        self.page = browser.new_context(viewport=size or {"width": 1200, "height": 800}).new_page()
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.set_default_timeout(PATIENCE)
+        self.address = address
+        self.page.goto(address)
+        self.press("Generate", wait=True)
+
+    def press(self, name: str, wait: bool = False) -> None:
+        button = self.page.get_by_role("button", name=name, exact=True)
+        button.wait_for() if wait else button.click()
+
+    def open(self, tab: str) -> None:
+        self.page.get_by_role("tab", name=tab).click()
+
+    def slowly(self) -> None:
+        """More solver steps, so that rows take their time."""
+        self.page.get_by_role("button", name="How to sample").first.click()
+        self.page.get_by_label("number input for Solver steps").first.fill("50")
+        self.page.keyboard.press("Tab")
+
+    def waits_for(self, text: str) -> None:
+        self.page.locator(f".words:visible:has-text({text!r})").first.wait_for()
+
+    def pictures(self) -> Any:
+        return self.page.locator(".stage figure:visible img")
+
+    def leaves(self) -> None:
+        assert self.errors == []
+        assert [url for url in self.requests if not url.startswith((self.address, "data:", "blob:"))] == []
+        self.page.context.close()
+
+
+def test_generating_row_by_row(browser: Any, address: str) -> None:
+    visitor = Visitor(browser, address)
+    visitor.slowly()
+    visitor.page.evaluate(WATCH)
+    visitor.press("Generate")
+    visitor.waits_for("10 pictures in")
+    rows = visitor.page.evaluate("window.rows")
+    assert rows == sorted(rows)
+    assert rows[-1] == 8
+    assert len({2, 4, 6} & set(rows)) >= 2, rows  # seen on the way: a fast one may be skipped by the browser
+    assert visitor.pictures().count() == 10
+    assert visitor.pictures().first.evaluate("one => getComputedStyle(one).imageRendering") == "pixelated"
+    assert visitor.pictures().first.bounding_box()["width"] > 100
+    visitor.open("Gallery")
+    visitor.page.locator(".gallery-tab .thumbnail-lg").nth(9).wait_for()
+    visitor.open("About")
+    visitor.page.get_by_text("Samples over training").wait_for()
+    assert visitor.page.locator(".plot polyline:visible").count() >= 4
+    visitor.leaves()
+
+
+def test_a_phone(browser: Any, address: str) -> None:
+    visitor = Visitor(browser, address, PHONE)
+    for tab in ("Complete", "Gallery", "About", "Generate"):
+        visitor.open(tab)
+        assert visitor.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    visitor.press("Generate")
+    visitor.waits_for("10 pictures in")
+    visitor.page.wait_for_function("document.querySelector('.stage img').getBoundingClientRect().bottom < innerHeight")
+    visitor.leaves()
+
+
+def test_a_seed_is_the_same_picture_and_an_empty_one_is_refused_in_words(browser: Any, address: str) -> None:
+    visitor = Visitor(browser, address)
+    made = []
+    for seed in ("7", "8", "7"):
+        visitor.page.get_by_label("Seed of the first").first.fill(seed)
+        visitor.press("Generate")
+        visitor.page.locator(f".stage figcaption:visible:has-text('seed {seed}')").first.wait_for()
+        visitor.waits_for("10 pictures in")
+        made.append(visitor.pictures().first.get_attribute("src"))
+    assert made[0] == made[2] != made[1]
+    visitor.page.get_by_label("Seed of the first").first.fill("")
+    visitor.press("Generate")
+    visitor.waits_for("the seed is empty")
+    visitor.leaves()
+
+
+def test_completing_an_upload_and_a_bad_one(browser: Any, address: str, tmp_path: Path) -> None:
+    visitor = Visitor(browser, address, PHONE)
+    visitor.open("Complete")
+    chooser = visitor.page.locator("#upload input[type=file]")
+    bad, good = tmp_path / "letter.jpg", tmp_path / "photo.jpg"
+    bad.write_text("Dear all")
+    Image.linear_gradient("L").resize((300, 200)).convert("RGB").save(good)
+    chooser.set_input_files(bad)
+    visitor.waits_for("letter.jpg: not an image")
+    visitor.press("Complete")
+    visitor.page.locator(".results .words.error:visible").wait_for()
+    visitor.page.get_by_label("Clear").first.click()
+    chooser.set_input_files(good)
+    visitor.page.get_by_text("photo.jpg (300x200): turned grey, scaled, and the middle 8x8 cut out").wait_for()
+    visitor.press("Complete")
+    visitor.waits_for("4 pictures in")
+    assert visitor.pictures().count() == 4
+    assert visitor.pictures().first.get_attribute("data-rows") == "8"
+    assert "Traceback" not in visitor.page.content()
+    visitor.leaves()
+
+
+def test_two_visitors_at_once_wait_for_each_other(browser: Any, address: str) -> None:
+    first, second = Visitor(browser, address), Visitor(browser, address)
+    for visitor in (first, second):
+        visitor.slowly()
+    for visitor in (first, second):
+        visitor.press("Generate")
+    second.page.get_by_text("queue:").first.wait_for()
+    for visitor in (second, first):
+        visitor.waits_for("10 pictures in")
+        assert visitor.pictures().count() == 10
+        visitor.leaves()
+
+
+def test_stopping(browser: Any, address: str) -> None:
+    visitor = Visitor(browser, address)
+    visitor.slowly()
+    visitor.press("Generate")
+    visitor.pictures().first.wait_for()
+    visitor.press("Stop")
+    visitor.waits_for("stopped")
+    assert visitor.pictures().first.get_attribute("data-rows") != "8"
+    visitor.press("Generate")
+    visitor.waits_for("10 pictures in")
+    visitor.leaves()

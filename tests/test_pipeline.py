@@ -1,0 +1,153 @@
+"""PRAPipeline: the call that users of diffusers know."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hub import Repository, serving
+from models import PIXEL, random_model
+from PIL import Image
+from refusal import refused
+
+import pra
+
+
+@pytest.fixture(scope="module")
+def pipeline_class(request: pytest.FixtureRequest) -> Any:
+    pytest.importorskip("diffusers", reason="needs pip install 'pra[diffusers]'")
+    if importlib.util.find_spec("torchvision") is not None:  # diffusers imports it where it is
+        request.getfixturevalue("torchvision_shim")
+    from pra.hub.pipeline import PRAPipeline
+
+    return PRAPipeline
+
+
+@pytest.fixture
+def pipe(pipeline_class: Any) -> Any:
+    model = random_model()
+    model.classes = ("ant", "bee", "cat", "dog", "eel")
+    return pipeline_class(model)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_generator_decides_the_images(pipe: Any) -> None:
+    one, again = (pipe([1, 2], generator=seeded(3), output_type="pt").images for _ in range(2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, pipe([1, 2], generator=seeded(4), output_type="pt").images)
+    generator = seeded(3)
+    first, second = (pipe([1, 2], generator=generator, output_type="pt").images for _ in range(2))
+    assert torch.equal(first, one)
+    assert not torch.equal(second, one)
+
+
+def test_with_a_generator_each_the_batch_does_not_matter(pipe: Any) -> None:
+    both = pipe([1, 2], generator=[seeded(3), seeded(4)], output_type="pt").images
+    alone = pipe([2], generator=[seeded(4)], output_type="pt").images
+    torch.testing.assert_close(both[1:], alone)
+
+
+def test_without_a_generator_the_global_one_decides(pipe: Any) -> None:
+    torch.manual_seed(1)
+    one = pipe([1], output_type="pt").images
+    torch.manual_seed(1)
+    assert torch.equal(pipe([1], output_type="pt").images, one)
+
+
+def test_output_types_hold_the_same_pixels(pipe: Any) -> None:
+    pt, array, pictures = (pipe([0, 1], generator=seeded(1), output_type=t).images for t in ("pt", "np", "pil"))
+    assert pt.shape == (2, 3, 6, 8)
+    assert 0 <= pt.min() < pt.max() <= 1
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, pt.permute(0, 2, 3, 1).numpy())
+    assert [type(picture) for picture in pictures] == [Image.Image] * 2
+    np.testing.assert_array_equal(np.asarray(pictures[1]), (array[1] * 255).round().astype(np.uint8))
+    (first,) = pipe([0, 1], generator=seeded(1), output_type="pt", return_dict=False)
+    assert torch.equal(first, pt)
+
+
+def test_settings_are_the_sampler_s_and_the_model_s_own_by_default(pipe: Any) -> None:
+    def images(**settings: Any) -> torch.Tensor:
+        return pipe([1], generator=seeded(1), output_type="pt", **settings).images
+
+    sampling = pipe.model.sampling
+    same = images(guidance_scale=sampling.guidance, num_inference_steps=sampling.steps)
+    assert torch.equal(images(), same)
+    assert not torch.equal(images(guidance_scale=3.0), same)
+    assert not torch.equal(images(num_inference_steps=1), same)
+    seed = int(torch.randint(2**63 - 1, (1,), generator=seeded(1)))
+    expected = pra.Sampler(pipe.model).sample([1], [seed]) / 2 + 0.5
+    torch.testing.assert_close(same, expected)
+
+
+def test_one_label_no_label_and_names(pipe: Any) -> None:
+    assert len(pipe(1).images) == 1
+    none = pipe(generator=seeded(1), output_type="pt").images
+    null = pipe(pipe.model.config.null_class, generator=seeded(1), output_type="pt").images
+    assert torch.equal(none, null)
+    assert pipe.get_label_ids(["cat", "ant"]) == [2, 0]
+    assert pipe.get_label_ids("eel") == [4]
+
+
+def test_bad_input_is_explained(pipe: Any) -> None:
+    refused(lambda: pipe([9]), "label 9 is out of range")
+    refused(lambda: pipe([1, 2], generator=[seeded(1)]), "1 generators for 2 labels")
+    refused(lambda: pipe([1], output_type="latent"), "'latent'", "np, pil, pt")
+    refused(lambda: pipe([1], num_inference_steps=0), "steps")
+    refused(lambda: pipe.get_label_ids(["cta"]), "no class 'cta'; did you mean 'cat'?")
+
+
+def test_saved_and_loaded_it_is_the_same_also_for_pra_load(pipe: Any, pipeline_class: Any, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path / "model")
+    again = pipeline_class.from_pretrained(tmp_path / "model")
+    for model in (again.model, pra.load(tmp_path / "model")):
+        assert model.classes == pipe.model.classes
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, pipe.model.state_dict()[name])
+    refused(lambda: pipe.save_pretrained(tmp_path / "model"), "exists already")
+
+
+def test_it_is_a_diffusers_pipeline(pipe: Any) -> None:
+    import diffusers
+
+    assert isinstance(pipe, diffusers.DiffusionPipeline)
+    assert pipe.components == {"model": pipe.model}
+    assert pipe.to("cpu") is pipe
+    assert pipe.device == torch.device("cpu")
+    assert isinstance(pipe(0), diffusers.ImagePipelineOutput)
+    pipe.to(torch.bfloat16)
+    refused(lambda: pipe(0), "torch.bfloat16", "leave to(dtype) out")
+
+
+def test_from_the_hub_with_or_without_the_prefix(
+    pipeline_class: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants", reason="needs pip install 'pra[hub]'")
+    pra.save(random_model(PIXEL), tmp_path / "model")
+    with serving() as hub:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = "{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{template}")
+        hub.repositories["bob/model"] = Repository()
+        commit = hub.repositories["bob/model"].commit(
+            {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+        )
+        for name, revision in (("bob/model", None), ("hub:bob/model", commit)):
+            assert pipeline_class.from_pretrained(name, revision=revision).model.config == PIXEL
+        refused(lambda: pipeline_class.from_pretrained("bob/none"), "hub:bob/none is not on the Hub")
+
+
+def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.delitem(sys.modules, "pra.hub.pipeline", raising=False)
+    refused(lambda: importlib.import_module("pra.hub.pipeline"), "PRAPipeline needs diffusers", "'pra[diffusers]'")
