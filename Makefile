@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test install clean
+.PHONY: demo test docs install clean
 
 install: .venv/installed
 
@@ -24,5 +24,11 @@ test: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
+# The documentation as pages for a browser: site/index.html. A dead link or an unknown name stops it.
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'look at site/index.html'
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

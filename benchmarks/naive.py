@@ -23,7 +23,8 @@ def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[i
     key = noise.keys(0, torch.tensor(seeds, device=device))
     starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
     diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
-    grid = solvers.uniform_grid(config.steps, torch.zeros(1, 1, device=device))
+    grid = solvers.time_grid(config.time_grid, config.steps, config.shift).view(-1, 1, 1).to(device)
+    low, high = config.guidance_interval
     patches = torch.empty(len(labels), 0, size.patch_dim, device=device)
     states = torch.empty(len(labels), 0, size.state_dim, device=device)
     for i in range(size.num_patches):
@@ -33,7 +34,7 @@ def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[i
 
         def velocity(z: Tensor, t: Tensor, c: Tensor = conditional, u: Tensor = unconditional, s: float = scale):
             v_c, v_u = (model.head(z, t, model.head.condition(h)) for h in (c, u))
-            return v_u + s * (v_c - v_u)
+            return v_u + s * (v_c - v_u) if low <= t <= high else v_c
 
         def fresh(k: int, position: int = i) -> Tensor:
             return config.temperature * noise.normal(noise.fold(noise.fold(diffusion, position), k), 1, size.state_dim)

@@ -67,7 +67,9 @@ def main(folder: Path) -> int:
 def browse(folder: Path) -> str:
     """The commands that start the web demo."""
     python = os.path.relpath(sys.executable)
-    install = "" if importlib.util.find_spec("gradio") else f"{python} -m pip install -e '.[demo]' -c constraints.txt && "
+    install = (
+        "" if importlib.util.find_spec("gradio") else f"{python} -m pip install -e '.[demo]' -c constraints.txt && "
+    )
     return f"{install}{python} -m pra demo {folder}"
 
 

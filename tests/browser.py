@@ -29,11 +29,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(*runs: Path) -> Iterator[str]:
-    """``pra demo RUN [RUN2]`` in a process of its own: the page's address."""
+def served(*runs: Path, temporary: Path | None = None) -> Iterator[str]:
+    """``pra demo RUN [RUN2]`` in a process of its own: the page's address. ``temporary`` is for its temporary files."""
     port = free_port()
     command = [sys.executable, "-m", "pra", "demo", *map(str, runs), "--port", str(port), "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"TMPDIR": str(temporary)} if temporary else {})
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
         assert process.stdout is not None

@@ -23,6 +23,7 @@ from pra import cli, images, options
 from pra.config import GuidanceSchedule, Solver
 from pra.data import open_source
 from pra.errors import PraError
+from pra.sample.options import parse_labels
 from pra.train import loop
 
 # So they may, in twenty steps.
@@ -261,20 +262,20 @@ def test_what_is_no_number(text: str) -> None:
 
 def test_labels() -> None:
     classes = ("cat", "dog", "fire engine", "x-ray")
-    assert cli.parse_labels("all", classes) == [0, 1, 2, 3]
-    assert cli.parse_labels("dog,0, fire engine ,2-3,x-ray", classes) == [1, 0, 2, 2, 3, 3]
+    assert parse_labels("all", classes) == [0, 1, 2, 3]
+    assert parse_labels("dog,0, fire engine ,2-3,x-ray", classes) == [1, 0, 2, 2, 3, 3]
     for text, part in (("4", "label 4 is out of range"), ("1-9", "label 4 is"), ("dgo", "did you mean 'dog'?")):
         with pytest.raises(PraError, match=re.escape(part)):
-            cli.parse_labels(text, classes)
+            parse_labels(text, classes)
 
 
 def test_classes_named_by_numbers() -> None:
     """As folders sort them. The name comes first, and says so where the number means another class."""
     classes = ("0", "1", "10", "2")
-    assert cli.parse_labels("0,1,3,10", classes) == [0, 1, 3, 2]  # no class is named 3, none has the number 10
+    assert parse_labels("0,1,3,10", classes) == [0, 1, 3, 2]  # no class is named 3, none has the number 10
     with pytest.warns(UserWarning, match=r"label 2 is .* named '2', which is number 3; .* 2 is named '10', and 2-2 me"):
-        assert cli.parse_labels("2", classes) == [3]
-    assert cli.parse_labels("2-2", classes) == [2]
+        assert parse_labels("2", classes) == [3]
+    assert parse_labels("2-2", classes) == [2]
 
 
 def test_the_help_says_which_class_a_number_means(call: Pra) -> None:

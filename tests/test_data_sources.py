@@ -198,7 +198,8 @@ def test_wds_corrupt_images(shards: Path) -> None:
 class Web:
     """A server on this machine: what it has, what it was asked, and how it misbehaves.
 
-    ``faults`` are taken one by one by GET requests for shards: a status to answer, or the bytes after which to hang up.
+    ``faults`` are taken one by one by GET requests for shards: a status to answer, or the bytes after which to hang up
+    or to fall silent.
     """
 
     address: str = ""
@@ -207,6 +208,7 @@ class Web:
     faults: list[tuple[str, int]] = field(default_factory=list)
     ranges: bool = True
     head: int = 200
+    over: threading.Event = field(default_factory=threading.Event)
 
 
 @pytest.fixture
@@ -221,7 +223,9 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
         def do_GET(self) -> None:
             fault, value = state.faults.pop(0) if state.faults and self.path.endswith(".tar") else ("", 0)
-            self.answer(value if fault == "status" else 200, value if fault == "cut" else None)
+            self.answer(value if fault == "status" else 200, value if fault in ("cut", "silence") else None)
+            if fault == "silence":
+                state.over.wait(10)
 
         def answer(self, status: int, cut: int | None = None) -> None:
             wanted = self.headers["Range"]
@@ -245,6 +249,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield state
+        state.over.set()
         server.shutdown()
         thread.join()
 
@@ -334,12 +339,13 @@ def test_web_refusals(published: Web, tmp_path: Path, monkeypatch: pytest.Monkey
     assert not list(tmp_path.rglob("*.tar"))
 
 
-def test_web_timeouts(published: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    def late(*_: object, **__: object) -> object:
-        raise TimeoutError("timed out")
-
-    monkeypatch.setattr(fetch.urllib.request, "urlopen", late)
-    refused(lambda: fetched(published), "cannot be fetched (timed out) in 5 tries")
+def test_web_servers_that_fall_silent(published: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "TIMEOUT", 0.1)
+    published.faults = [("silence", 1000)]
+    assert same_jpeg(fetched(published).image(2), 2)
+    assert [wanted for _, wanted in gets(published)] == [None, "bytes=1000-"]
+    published.faults = [("silence", 0)] * fetch.TRIES
+    refused(lambda: fetched(published, "a-1.tar"), "a-1.tar cannot be fetched (timed out) in 5 tries")
 
 
 def test_web_shards_are_checked_against_their_index(published: Web, tmp_path: Path) -> None:
@@ -348,6 +354,8 @@ def test_web_shards_are_checked_against_their_index(published: Web, tmp_path: Pa
     refused(lambda: fetched(published), "a-0.tar is not the file whose SHA-256 index.json", "again")
     published.files["/d/index.json"] = json.dumps({"shardlist": [record | {"filesize": 5000}]}).encode()
     refused(lambda: fetched(published), "where 5000 were promised")
+    published.files["/d/index.json"] = b'{"shardlist": [3]}'
+    refused(lambda: fetched(published), "index.json is no index of shards")
     published.files["/d/index.json"] = b"<html>"
     refused(lambda: fetched(published), "index.json is not JSON")
     assert not list(tmp_path.rglob("*.tar"))

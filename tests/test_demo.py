@@ -26,7 +26,7 @@ from pra.demo.about import describe
 from pra.demo.command import check_address
 from pra.demo.exhibit import Exhibit, load_exhibits
 from pra.demo.generation import EVERY_CLASS, LAST_SEED, MOST_PICTURES, Request, answer, keep_rows
-from pra.demo.handlers import MOST_KEPT, Handlers
+from pra.demo.handlers import MOST_KEPT, Handlers, Turn
 from pra.demo.upload import MOST_PIXELS, fit_upload, read_upload
 from pra.images import to_uint8
 from pra.models import Model
@@ -58,7 +58,7 @@ def asked(**changes: Any) -> Request:
         ({"count": MOST_PICTURES + 1}, ("number of pictures", "got 17")),
         ({"guidance": float("nan")}, ("guidance",)),
         ({"guidance": 11}, ("guidance", "between 0 and 10", "got 11")),
-        ({"steps": 51}, ("number of steps", "between 1 and 50", "got 51")),
+        ({"steps": 101}, ("number of steps", "between 1 and 100", "got 101")),
         ({"steps": None}, ("number of steps is empty",)),
     ],
 )
@@ -278,7 +278,7 @@ def test_messages_are_escaped() -> None:
 def test_generating_fills_stage_status_and_gallery() -> None:
     handlers = Handlers([exhibit(random_model()), exhibit(random_model(), "two")])
     old = [(Image.new("RGB", (8, 6)), "old")] * (MOST_KEPT - 1)
-    *parts, (stage, status, kept) = handlers.generate(2, 0, 1, 2.0, 1, old)
+    *parts, (stage, status, kept) = handlers.generate(2, 0, 1, 2.0, 1, old, Turn(), 0)
     assert "33% of the rows" in "".join(part[1] for part in parts)
     assert all(part[2] == old for part in parts)
     assert stage.count("<img") == 2
@@ -287,14 +287,26 @@ def test_generating_fills_stage_status_and_gallery() -> None:
     assert len(kept) == MOST_KEPT
 
 
+def test_a_new_press_or_stop_ends_what_was_pressed_before() -> None:
+    turn = Turn()
+    first = Handlers([exhibit(random_model())]).generate(2, 0, 1, 2.0, 1, [], turn, turn.next())
+    next(first)
+    assert 'data-rows="2"' in next(first)[0]
+    turn.next()
+    ((stage, status, kept),) = first
+    assert "stopped" in status
+    assert 'data-rows="4"' in stage
+    assert kept == []
+
+
 def test_errors_reach_the_page_in_words(tmp_path: Path) -> None:
     handlers = Handlers([exhibit(random_model())])
     bad = tmp_path / "bad.png"
     bad.write_text("?")
     for answers, words in (
-        (handlers.generate(0, None, 1, 1.0, 1, []), "the seed is empty"),
-        (handlers.complete(None, 1, 0, 0, 1, 1.0, 1, []), "no picture is uploaded"),
-        (handlers.complete(str(bad), 1, 0, 0, 1, 1.0, 1, []), "bad.png: not an image"),
+        (handlers.generate(0, None, 1, 1.0, 1, [], Turn(), 0), "the seed is empty"),
+        (handlers.complete(None, 1, 0, 0, 1, 1.0, 1, [], Turn(), 0), "no picture is uploaded"),
+        (handlers.complete(str(bad), 1, 0, 0, 1, 1.0, 1, [], Turn(), 0), "bad.png: not an image"),
     ):
         ((stage, status, kept),) = answers
         assert (stage, kept) == ("", [])
@@ -310,11 +322,23 @@ def test_completing_an_upload(tmp_path: Path) -> None:
     assert preview.count('style="top: 66.67%"') == 2
     assert "photo.jpg (80x60): scaled to 8x6; what is above the line is kept" in preview
     assert "nothing is kept" in handlers.preview(path, 0)
-    *_, (stage, status, kept) = handlers.complete(path, 2, 5, 0, 4, 1.0, 1, [])
+    *_, (stage, status, kept) = handlers.complete(path, 2, 5, 0, 4, 1.0, 1, [], Turn(), 0)
     assert "4 pictures in" in status
     assert len(kept) == 4
     assert "JiT cannot complete" in stage
     assert handlers.preview(None, 2) == ""
+
+
+def test_the_page_of_a_model_without_classes_and_of_immoderate_settings() -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra[demo]'")
+    model = random_model(num_classes=1)
+    model.sampling = replace(model.sampling, guidance=40.0, steps=1000)
+    built = page.build_page([exhibit(model)])
+    props = [component["props"] for component in built.config["components"]]
+    values = {one["label"]: (one.get("value"), one.get("visible")) for one in props if one.get("label")}
+    assert values["Class"] == (0, False)
+    assert values["Guidance (1 is none)"][0] == 10
+    assert values["Solver steps"][0] == 100
 
 
 # --- the command --------------------------------------------------------------------------------------------

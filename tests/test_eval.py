@@ -29,6 +29,7 @@ from pra.eval.features import Features, file_sha256
 from pra.eval.metrics import InceptionScore, Moments, Protocol, frechet_distance
 from pra.eval.reference import Reference, from_file, from_source, summarise
 from pra.eval.samples import Batch, NpzBatch, exported, pictures, prepared, sampled, spread
+from pra.generate.requests import Numbered
 
 CPU = torch.device("cpu")
 Array = npt.NDArray[np.float64]
@@ -490,11 +491,12 @@ def test_spread() -> None:
 
 def test_images_of_a_model_are_balanced_and_their_own() -> None:
     model = random_model(PIXEL)
-    whole = list(sampled(pra.Sampler(model), range(7), 7))
+    requests = Numbered(7, tuple(range(5)))
+    whole = list(sampled(pra.Sampler(model), requests, range(7), 7))
     assert whole[0].labels is not None
     assert whole[0].labels.tolist() == [0, 1, 2, 3, 4, 0, 1]
     expected = pra.Sampler(model).sample([3, 4], [3, 4])
-    [part] = sampled(pra.Sampler(model), range(3, 5), 100)
+    [part] = sampled(pra.Sampler(model), requests, range(3, 5), 100)
     assert part.start == 3
     assert torch.allclose(part.images, expected, atol=1e-5)
     assert torch.allclose(whole[0].images[3:5], expected, atol=1e-5)

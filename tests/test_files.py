@@ -173,13 +173,14 @@ def damage(run: Path, step: int, name: str = "model.safetensors") -> None:
 
 def test_a_damaged_checkpoint_is_passed_over_and_it_says_so(run: Path) -> None:
     previous = pra.load(run / "checkpoints" / "step-00000010")
-    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "config.json", "state.json"):
-        shutil.copytree(run, run.with_name(name))
-        damage(run.with_name(name), 20, name)
+    shard = "optimizer/shard-00001-model-00001-of-00001.safetensors"
+    for place, name in enumerate(("model.safetensors", "ema.safetensors", shard, "config.json", "state.json")):
+        copy = Path(shutil.copytree(run, run.with_name(str(place))))
+        damage(copy, 20, name)
         if name == "state.json":
-            (run.with_name(name) / "checkpoints" / "step-00000020" / name).write_text('{"step"')
+            (copy / "checkpoints" / "step-00000020" / name).write_text('{"step"')
         with pytest.warns(UserWarning, match="step-00000020 is damaged .*step-00000010, is used"):
-            assert same_weights(pra.load(run.with_name(name)), previous)
+            assert same_weights(pra.load(copy), previous)
 
 
 def test_a_checkpoint_that_lacks_a_file(run: Path) -> None:

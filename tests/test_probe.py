@@ -254,16 +254,20 @@ def folder_of(root: Path, classes: str, side: int = 8, each: int = 15) -> str:
 def test_data_that_no_probe_can_be_made_of(trained: Path, tmp_path: Path) -> None:
     one = folder_of(tmp_path / "one", "a", each=30)
     two_classes, others = folder_of(tmp_path / "two", "ab"), folder_of(tmp_path / "others", "bc")
-    small = folder_of(tmp_path / "small", "ab", side=4)
+    small, again = folder_of(tmp_path / "small", "ab", side=4), folder_of(tmp_path / "again", "ab")
     refused(lambda: probe_command(trained, data=one, test=one), one, "one class")
     refused(lambda: probe_command(trained, data=two_classes), two_classes, "no held-out part", "--test")
     refused(lambda: probe_command(trained, data="digits@test"), "digits@test", "give that")
     refused(lambda: probe_command(trained, data=two_classes, test=others), "a, b (2)", "b, c (2)")
-    refused(lambda: probe_command(trained, data=small, test=small, only_run=True), "4x4", "on_small")
+    refused(lambda: probe_command(trained, data=small, test=again, only_run=True), "4x4", "on_small")
+    refused(lambda: probe_command(trained, data=again, test=again), again, "other images")
     refused(lambda: probe_command(trained, num=10), "digits gives 10 images", "at least 20")
     refused(lambda: probe_command(trained, data="digts", test="digits@test"), "digts", "digits")
-    task = Task.open(DataConfig(source=""), two_classes, two_classes)
+    task = Task.open(DataConfig(source=""), two_classes, again)
     assert (len(task.chosen), len(task.asked)) == (30, 30)
+    folder_of(tmp_path / "lopsided", "a", each=40)
+    lopsided = folder_of(tmp_path / "lopsided", "b", each=1)
+    refused(lambda: probe_command(trained, data=lopsided, test=again, num=20), "20 images", "one class")
     assert held_out("idx:/data") == "idx:/data@test"
 
 

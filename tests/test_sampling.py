@@ -10,6 +10,7 @@ from naive import sample_without_caches
 
 from pra import PraError, Sampler
 from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver
+from pra.generate.step import Field
 
 LABELS, SEEDS = [0, 4, 2, 2], [10, 11, 12, 13]
 SETTINGS = {
@@ -60,13 +61,18 @@ def test_seeds_and_labels_matter_and_global_randomness_does_not():
 def test_guidance_of_one_is_no_guidance_and_runs_one_stream(monkeypatch):
     model = random_model()
     rows = []
-    forward = model.head.forward
-    monkeypatch.setattr(model.head, "forward", lambda z, t, c: (rows.append(len(z)), forward(z, t, c))[1])
+
+    class Watched(Field):
+        def __call__(self, z, t):
+            rows.append((len(self.condition), self.streams[self.asked] * len(z)))
+            return super().__call__(z, t)
+
+    monkeypatch.setattr("pra.generate.engine.Field", Watched)
     Sampler(model, SamplingConfig(guidance=1.0)).sample(LABELS, SEEDS)
-    assert set(rows) == {4}
+    assert set(rows) == {(4, 4)}
     rows.clear()
     Sampler(model, SamplingConfig(guidance=2.0)).sample(LABELS, SEEDS)
-    assert set(rows) == {8}
+    assert set(rows) == {(8, 8)}
 
 
 def test_linear_guidance_rises_from_one_to_the_scale():

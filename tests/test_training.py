@@ -46,6 +46,9 @@ from pra.train.run import locked, read_metrics
 
 FullDisk = Callable[[int], AbstractContextManager[None]]
 
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
+"""What the first process writes of the optimiser's state."""
+
 # So they may, in twenty steps.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
 
@@ -69,7 +72,8 @@ def train(config: RunConfig, folder: Path) -> Trained:
 def state(run: Path, step: int) -> dict[str, Tensor]:
     """Every tensor of a checkpoint: model, moving average and optimiser."""
     folder = run / "checkpoints" / f"step-{step:08d}"
-    files = {name: load_file(folder / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
+    files = {name: load_file(folder / f"{name}.safetensors") for name in ("model", "ema")}
+    files["optimizer"] = load_file(folder / "optimizer" / SHARD)
     return {f"{name}/{key}": value for name, tensors in files.items() for key, value in tensors.items()}
 
 
@@ -368,7 +372,7 @@ def test_work_after_the_last_checkpoint_is_done_again_and_logged_once(straight: 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(straight: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(straight, tmp_path / "run"))
-    path = run / "checkpoints" / "step-00000012" / "optimizer.safetensors"
+    path = run / "checkpoints" / "step-00000012" / "optimizer" / SHARD
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="step-00000012 is damaged .*step-00000011, is used"):
         result = train(tiny(steps=12), run)
@@ -481,7 +485,7 @@ def test_a_second_training_is_refused_and_the_first_goes_on(tmp_path: Path) -> N
     command = ["train", "tiny", "--data", config.data.source, "--run-dir", str(run), "--steps", "1000000"]
     process = start([*command, "--device", "cpu", *(part for option in options for part in ("--set", option))])
     try:
-        wait_for(lambda: run.exists() and len(steps_logged(run)) >= 4, process)
+        wait_for(lambda: run.exists() and len(steps_logged(run)) >= 4 and saved(run), process)
         refused(lambda: train(config, run), f"{run} is being trained by process {process.pid} on ", "--run-dir")
         assert pra.load(run).classes == ("a", "b")  # looking on is free
         reached = len(steps_logged(run))
@@ -566,7 +570,7 @@ def test_a_signal_and_the_same_command_again(tmp_path: Path, signum: signal.Sign
     ]
     command += [part for option in options for part in ("--set", option)]
     process = start(command)
-    wait_for(lambda: len(steps_logged(run)) >= 5 if run.exists() else False, process)
+    wait_for(lambda: run.exists() and len(steps_logged(run)) >= 5 and saved(run), process)
     process.send_signal(signum)
     _, error = process.communicate(timeout=60)
     reached = checkpoint.step_of(pra.weights.newest_checkpoint(run))  # type: ignore[arg-type]
@@ -585,6 +589,11 @@ def test_a_signal_and_the_same_command_again(tmp_path: Path, signum: signal.Sign
     train(config, tmp_path / "straight")
     assert_same_state(run, tmp_path / "straight", reached + 4)
     assert steps_logged(run) == list(range(1, reached + 5))
+
+
+def saved(run: Path) -> bool:
+    """Whether a checkpoint is there: they are written while training goes on."""
+    return pra.weights.newest_checkpoint(run) is not None
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:

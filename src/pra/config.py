@@ -275,11 +275,25 @@ class Solver(enum.Enum):
     MIDPOINT = "midpoint"
     HEUN = "heun"
     EULER_MARUYAMA = "euler-maruyama"
+    ADAMS_BASHFORTH = "adams-bashforth"
+    DPM = "dpm"
+
+
+class TimeGrid(enum.Enum):
+    """Where the solver's intervals lie between noise (0) and data (1); see :func:`pra.solvers.time_grid`."""
+
+    UNIFORM = "uniform"
+    COSINE = "cosine"
+    LOGIT_NORMAL = "logit-normal"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How an image is sampled. ``guidance`` 1 is none; ``steps`` counts solver intervals, not evaluations."""
+    """How an image is sampled. ``guidance`` 1 is none; ``steps`` counts solver intervals, not evaluations.
+
+    Guidance acts at flow times within ``guidance_interval`` (0 is noise, 1 data; both ends belong to it), elsewhere
+    there is none (arXiv 2404.07724). ``shift`` beyond 1 moves the times of the grid towards noise (arXiv 2403.03206).
+    """
 
     guidance: float = 1.0
     schedule: GuidanceSchedule = GuidanceSchedule.CONSTANT
@@ -287,11 +301,17 @@ class SamplingConfig:
     steps: int = 3
     temperature: float = 1.0
     renormalise: bool = True
+    time_grid: TimeGrid = TimeGrid.UNIFORM
+    shift: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        _positive(self, "steps")
+        _positive(self, "steps", "shift")
         _between(self, "guidance", 0.0, math.inf)
         _between(self, "temperature", 0.0, math.inf)
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise PraError(f"guidance_interval must be two times 0 <= low <= high <= 1, got {low:g} and {high:g}")
 
 
 # --- data ---------------------------------------------------------------------------------------------------
@@ -406,13 +426,25 @@ class Precision(enum.Enum):
     BFLOAT16 = "bfloat16"
 
 
+class Parallelism(enum.Enum):
+    """How several processes share a step: each with the whole model (DDP), or with a part of it (FSDP2)."""
+
+    DDP = "ddp"
+    FSDP = "fsdp"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The training loop. ``batch_size`` is the global batch; ``micro_batch_size`` splits it (accumulation).
+    """The training loop. ``batch_size`` is the global batch, which all processes share; of its part a process takes at
+    most ``micro_batch_size`` images at a time (accumulation).
+
+    ``parallel`` is for several processes and means nothing to one. ``activation_checkpointing`` computes the insides of
+    each block a second time in the backward pass rather than keep them: less memory, about a third more arithmetic.
 
     For the first ``codec_warmup`` steps L_rec is the only loss (for the ablation: everything is trained together in
     the paper). ``compile`` has torch fuse the step's arithmetic: a minute at the start for a faster step (on CPUs it
-    needs a C++ compiler). Intervals are in steps. ``sample_every=0`` draws no grids.
+    needs a C++ compiler); the whole loss in one process, block by block in several. Intervals are in steps.
+    ``sample_every=0`` draws no grids.
     """
 
     steps: int
@@ -425,6 +457,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Precision = Precision.AUTO
     compile: bool = False
+    parallel: Parallelism = Parallelism.DDP
+    activation_checkpointing: bool = False
     log_every: int = 20
     sample_every: int = 500
     checkpoint_every: int = 500
@@ -439,6 +473,24 @@ class TrainConfig:
         micro = self.micro_batch_size
         if micro is not None and (micro < 1 or self.batch_size % micro):
             raise PraError(f"batch_size {self.batch_size} is not divisible by micro_batch_size {micro}")
+
+    def micro_batches(self, processes: int) -> tuple[int, int]:
+        """Images that each of so many processes takes at a time, and how many times in a step.
+
+        Raises:
+            PraError: the batch does not divide; the nearest that does is named.
+        """
+        micro = self.micro_batch_size
+        split = micro is not None and micro * processes < self.batch_size
+        unit = micro * processes if split and micro is not None else processes
+        if self.batch_size % unit:
+            parts = f" in micro batches of {micro}" if split else ""
+            raise PraError(
+                f"batch_size {self.batch_size} does not divide among {processes} processes{parts}; the nearest that "
+                f"does is {max(1, round(self.batch_size / unit)) * unit}, or take another number of processes"
+            )
+        local = self.batch_size // processes
+        return (micro, local // micro) if split and micro is not None else (local, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,5 +29,9 @@ def pick_device(name: str | None = None) -> torch.device:
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The autocast context of a training or sampling step; see :class:`pra.config.Precision`."""
-    bfloat16 = precision is Precision.BFLOAT16 or (precision is Precision.AUTO and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bfloat16(device, precision))
+
+
+def in_bfloat16(device: torch.device, precision: Precision) -> bool:
+    """Whether matrices are multiplied in bfloat16 there."""
+    return precision is Precision.BFLOAT16 or (precision is Precision.AUTO and device.type == "cuda")

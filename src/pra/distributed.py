@@ -1,6 +1,8 @@
 """Processes that share one command's work, as ``torchrun`` starts them; a single process is a world of one.
 
-What passes between them are results, as Python objects over gloo; tensors stay on the devices.
+Results pass between them as Python objects, and numbers as tensors: over gloo from CPUs, over nccl from GPUs. Who runs
+``pra`` by another launcher than ``torchrun`` sets its variables: ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``,
+``MASTER_ADDR`` and ``MASTER_PORT``; ``PRA_RENDEZVOUS_TIMEOUT`` is how many seconds the processes wait for each other.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from pra.device import pick_device
 from pra.errors import PraError
@@ -24,7 +27,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MEETING = timedelta(minutes=5)
-"""How long the processes wait for each other at the start."""
+"""How long the processes wait for each other at the start, where ``PRA_RENDEZVOUS_TIMEOUT`` does not say."""
+
+LOST = "another process of this command has ended early; see what it says"
 
 PATIENCE = timedelta(days=1)
 """How long they wait for the slowest one's results."""
@@ -34,7 +39,8 @@ PATIENCE = timedelta(days=1)
 class World:
     """This process, number ``rank`` of ``size`` and number ``local_rank`` on its machine.
 
-    Every process must come by the same calls of :meth:`combine` and :meth:`first_alone` in the same order.
+    Every process must come by the same calls of its methods, but for :meth:`device` and :meth:`share`, in the same
+    order. They raise a PraError where another process has ended.
     """
 
     rank: int = 0
@@ -88,17 +94,50 @@ class World:
             dist.broadcast_object_list(result)
         return result[0]  # type: ignore[no-any-return]
 
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the processes of a float tensor, on its device."""
+        if self.size == 1:
+            return values
+        import torch.distributed as dist
+
+        with _others_there():
+            total = values.clone()
+            dist.all_reduce(total)
+        return total / self.size
+
+    def highest(self, value: int) -> int:
+        """The largest of the processes' values. Over gloo: no GPU is waited for."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        found = torch.tensor(value)
+        with _others_there():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def meet(self) -> None:
+        """Waits for all processes: what failed in one of them before, it has told, and ends the others here."""
+        self.highest(0)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block of torch's own collectives; other errors than the loss of a process pass."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not _is_lost_connection(error):
+                raise
+            raise PraError(LOST) from None
+
     @contextmanager
     def first_alone(self) -> Iterator[None]:
         """A block that one process of each machine passes before the others: it fills the caches that they read."""
         if self.local_rank > 0:
-            self._meet()
+            self.meet()
         yield
         if self.local_rank == 0:
-            self._meet()
-
-    def _meet(self) -> None:
-        self.combine(None, lambda _: None)
+            self.meet()
 
 
 ALONE = World()
@@ -114,7 +153,7 @@ def join() -> Iterator[World]:
     Raises:
         PraError: variables that are wrong, or processes that do not find each other.
     """
-    size = _variable("WORLD_SIZE", 1)
+    size = _variable("WORLD_SIZE", None if "RANK" in os.environ else 1)
     if size == 1:
         yield ALONE
         return
@@ -123,13 +162,19 @@ def join() -> Iterator[World]:
 
     world = World(_variable("RANK"), size, _variable("LOCAL_RANK"))
     try:
-        store, _, _ = next(rendezvous("env://", timeout=MEETING))
-        dist.init_process_group("gloo", store=store, rank=world.rank, world_size=size, timeout=PATIENCE)
-        dist.barrier()  # so that none can end while another still looks for it
+        with _hushed():
+            store, _, _ = next(rendezvous("env://", timeout=_meeting()))
+            # After a restart torchrun's store still holds the addresses of the processes before.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=size, timeout=PATIENCE)
+        dist.all_reduce(torch.zeros(()))  # so that none can end while another still looks for it
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise PraError(
-            f"process {world.rank} of {size} does not find the others ({reason}); start them with torchrun"
+            f"process {world.rank} of {size} does not find the others at {_address()} ({reason}); start all with "
+            "torchrun, at an address that every machine reaches (PRA_RENDEZVOUS_TIMEOUT says how many seconds to wait)"
         ) from None
     # When one has failed, torchrun ends the others so: they are to clean up, silently.
     previous = signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
@@ -150,9 +195,24 @@ def join() -> Iterator[World]:
 
 def _is_first(store: Any) -> bool:
     try:
-        return bool(store.add("pra/failed", 1) == 1)
+        with _hushed():
+            return bool(store.add("pra/failed", 1) == 1)
     except RuntimeError:  # the store went with the process that kept it, which has said why
         return False
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what C++ has to say on the standard error, pages of it: what fails is raised as well."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        for descriptor in (kept, nowhere):
+            os.close(descriptor)
 
 
 @contextmanager
@@ -160,7 +220,23 @@ def _others_there() -> Iterator[None]:
     try:
         yield
     except RuntimeError:
-        raise PraError("another process of this command has ended early; see what it says") from None
+        raise PraError(LOST) from None
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """torch has no class of its own for what gloo says; nccl's is a ``DistError``."""
+    return "gloo" in str(error) or isinstance(error, torch.distributed.DistError)
+
+
+def _address() -> str:
+    return ":".join(os.environ.get(name, f"(no {name})") for name in ("MASTER_ADDR", "MASTER_PORT"))
+
+
+def _meeting() -> timedelta:
+    value = os.environ.get("PRA_RENDEZVOUS_TIMEOUT", str(int(MEETING.total_seconds())))
+    if not value.isdecimal() or not int(value):
+        raise PraError(f"the environment's PRA_RENDEZVOUS_TIMEOUT is {value!r}, not a number of seconds; set 300, say")
+    return timedelta(seconds=int(value))
 
 
 def _variable(name: str, default: int | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -161,13 +162,13 @@ def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> N
                 write(file, **options)
                 file.flush()
                 os.fsync(file.fileno())
-                os.chmod(file.name, 0o666 & ~_umask())
+                os.chmod(file.name, file_mode())
                 os.replace(file.name, path)
             except BaseException:
                 os.unlink(file.name)
                 raise
     except OSError as error:
-        raise _unwritten(path, error) from None
+        raise unwritten(path, error) from None
 
 
 @contextmanager
@@ -177,7 +178,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         PraError: something is there already, or the disk is full or refuses; nothing is left behind.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_folder(path)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -187,12 +188,61 @@ def new_folder(path: Path) -> Iterator[Path]:
         partial.rename(path)
         _sync(path.parent)
     except OSError as error:
-        raise _unwritten(path, error) from None
+        raise unwritten(path, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _unwritten(path: Path, error: OSError) -> PraError:
+def partial_folder(path: Path) -> Path:
+    """Where work lies that outlives a kill, until it has its name."""
+    return path.with_name(f".{path.name}.partial")
+
+
+PLAN = "plan.json"
+"""What an unfinished folder is to become."""
+
+
+def begin_partial(partial: Path, plan: dict[str, Any], what: str, free: Sequence[str] = ()) -> dict[str, Any]:
+    """Begins an unfinished folder, or makes sure that what lies there was begun in the same way.
+
+    Args:
+        partial: the folder (:func:`partial_folder`).
+        plan: what it is to become, as JSON values.
+        what: of what it is, for the message: "packing".
+        free: keys of the plan that need not agree: what the beginning says holds.
+
+    Returns:
+        The plan of the beginning.
+
+    Raises:
+        PraError: it was begun in another way, or the disk refuses.
+    """
+    path = partial / PLAN
+    plan = json.loads(json.dumps(plan))  # as it will be read
+    if not path.is_file():
+        write_atomically(path, lambda file: file.write(json.dumps(plan).encode()))
+        return plan
+    before: dict[str, Any] = json.loads(path.read_bytes())
+    for key, value in plan.items():
+        if key not in free and before.get(key) != value:
+            raise PraError(
+                f"{partial} holds an unfinished {what} with {_shortened(key, before.get(key), value)}; "
+                "repeat that command to go on, or remove the folder"
+            )
+    return before
+
+
+def _shortened(key: str, before: Any, value: Any) -> str:
+    """``"key a, not b"`` for a message: of objects the first part that differs, of what is long its beginning."""
+    if isinstance(before, dict) and isinstance(value, dict):
+        part = next(name for name in {**before, **value} if before.get(name) != value.get(name))
+        return _shortened(f"{key}.{part}", before.get(part), value.get(part))
+    there, here = (repr(v) if len(repr(v)) <= 40 else f"{repr(v)[:40]}..." for v in (before, value))
+    return f"{key} {there}, not {here}"
+
+
+def unwritten(path: Path, error: OSError) -> PraError:
+    """The error to raise where the disk refuses ``path``."""
     reason = error.strerror or error
     return PraError(f"{path} cannot be written: {reason}; nothing was left half-written; {remedy(error)}")
 
@@ -207,8 +257,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
-    """The process's mask, which a temporary file does not follow."""
+def file_mode() -> int:
+    """The permissions of a new file by the process's mask, which a temporary one does not follow."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask

@@ -32,6 +32,7 @@ class Purpose(enum.IntEnum):
     SAMPLE_START = 8
     SAMPLE_DIFFUSION = 9
     SHUFFLE = 10
+    LABEL = 11
 
 
 def keys(seed: int, indices: Tensor) -> Tensor:

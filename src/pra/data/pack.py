@@ -22,11 +22,10 @@ from pra.data.prepare import convert, cover
 from pra.data.source import Encoded, Source, window_of
 from pra.data.wds import CLASSES, INDEX
 from pra.errors import PraError
-from pra.images import check_free, write_atomically
+from pra.images import PLAN, begin_partial, check_free, partial_folder, write_atomically
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 _KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-_PLAN = "plan.json"
 _BLOCK = 32
 _ORIENTATION = 0x0112
 
@@ -86,8 +85,10 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
             full.
     """
     check_free(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    _begin(partial, {"source": source.name, "images": len(source), **dataclasses.asdict(packing)})
+    partial = partial_folder(folder)
+    begin_partial(partial, {"source": source.name, "images": len(source), **dataclasses.asdict(packing)}, "packing")
+    for stray in partial.glob(".shard-*"):  # of a process that was killed
+        stray.unlink()
     count = -(-len(source) // packing.shard_images)
     ranges = [range(n, min(n + packing.shard_images, len(source))) for n in range(0, len(source), packing.shard_images)]
     shards = {partial / f"shard-{number:06d}.tar": ranges[number] for number in range(count)}
@@ -172,23 +173,6 @@ def _channels(image: Image.Image, kind: str) -> int:
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def _begin(partial: Path, plan: dict[str, Any]) -> None:
-    """Begin, or make sure that what lies there was begun in the same way."""
-    path = partial / _PLAN
-    if not path.is_file():
-        write_atomically(path, lambda file: file.write(json.dumps(plan).encode()))
-        return
-    for stray in partial.glob(".shard-*"):  # of a process that was killed
-        stray.unlink()
-    before = json.loads(path.read_bytes())
-    for key, value in plan.items():
-        if before.get(key) != value:
-            raise PraError(
-                f"{partial} holds an unfinished packing with {key} {before.get(key)!r}, not {value!r}; "
-                "repeat that command to go on, or remove the folder"
-            )
-
-
 def _blocks(indices: range) -> Iterator[range]:
     return (indices[start : start + _BLOCK] for start in range(0, len(indices), _BLOCK))
 
@@ -246,6 +230,6 @@ def _finish(partial: Path, folder: Path, source: Source, shards: list[Path], pac
         text = json.dumps(content, indent=1).encode()
         write_atomically(partial / name, lambda file, text=text: file.write(text))
     partial.rename(folder)
-    for leftover in (_PLAN, *(_record(shard).name for shard in shards)):
+    for leftover in (PLAN, *(_record(shard).name for shard in shards)):
         (folder / leftover).unlink()
     return Packed(images, len(shards), sum(record["filesize"] for record in records), len(skipped))

@@ -20,6 +20,7 @@ from pra.data.images import cache_folder, corrupt, decode, expand, is_image_name
 from pra.data.tars import TarFiles, TarIndex, load_index, members, open_tar
 from pra.errors import PraError
 from pra.extras import import_failed
+from pra.images import write_atomically
 
 CLASSES, INDEX = "classes.json", "index.json"
 """Beside the shards: the classes' names, and what :mod:`pra.data.pack` wrote; neither has to be there."""
@@ -136,10 +137,11 @@ def _fetched(name: str, pattern: str) -> list[Path]:
         )
     urls = _braces(name, pattern)
     names = [name_of(url) for url in urls]
-    if not all(names) or len(set(names)) < len(names):
+    if {"", ".", ".."} & set(names) or len(set(names)) < len(names):
         raise PraError(f"data source {name!r}: the addresses must end in different file names, such as a.tar and b.tar")
     # Shards of the same names from elsewhere must not be taken for these.
-    folder = cache_folder() / "shards" / hashlib.sha256(_beside(urls[0], "").encode()).hexdigest()[:16]
+    home = _beside(urls[0], "").partition("?")[0]  # what follows may be a key that changes
+    folder = cache_folder() / "shards" / hashlib.sha256(home.encode()).hexdigest()[:16]
     promises = {}
     if any(not (folder / shard).exists() for shard in names):
         promises = _promises(_beside(urls[0], INDEX))
@@ -156,17 +158,17 @@ def _beside(url: str, name: str) -> str:
 def _promises(url: str) -> dict[str, Promise]:
     """Sizes and check sums from ``index.json``, where there is one."""
     index = _json(url, fetch_small(url))
-    shards = index.get("shardlist", []) if isinstance(index, dict) else []
-    return {str(shard.get("url")): Promise(shard.get("filesize"), shard.get("sha256")) for shard in shards}
+    shards = index.get("shardlist") if isinstance(index, dict) else None
+    try:
+        return {s["url"]: Promise(s.get("filesize"), s.get("sha256")) for s in shards or ()}
+    except (TypeError, KeyError, AttributeError):
+        raise PraError(f"{url} is no index of shards; mend or remove it") from None
 
 
 def _fetch_classes(url: str, folder: Path) -> None:
     data = fetch_small(url)
     if data is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f".{CLASSES}.{os.getpid()}"
-        unfinished.write_bytes(data)
-        unfinished.replace(folder / CLASSES)
+        write_atomically(folder / CLASSES, lambda file: file.write(data))
 
 
 def _json(where: object, data: bytes | None) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import os
 import socket
+import tempfile
 import threading
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,8 +48,10 @@ def demo_command(
     gradio()
     target = pick_device(device)
     run = run or weights.shipped()
-    page = build_page(load_exhibits([run] if other is None else [run, other], target, ema=not raw_weights))
-    serve(page, host, port)
+    exhibits = load_exhibits([run] if other is None else [run, other], target, ema=not raw_weights)
+    with tempfile.TemporaryDirectory(prefix="pra-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # what visitors upload and make goes when the demo ends
+        serve(build_page(exhibits), host, port)
 
 
 def serve(page: Any, host: str, port: int) -> None:

@@ -16,7 +16,7 @@ from pra.errors import PraError
 from pra.generate import Sampler
 
 MOST_PICTURES = 16
-MOST_STEPS = 50
+MOST_STEPS = 100
 MOST_GUIDANCE = 10.0
 LAST_SEED = 10**9
 EVERY_CLASS = -1

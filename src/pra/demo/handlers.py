@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -27,6 +28,21 @@ News = tuple[str, str, list[Entry]]
 """Pictures, a line about how it goes, and the visitor's gallery."""
 
 
+@dataclass
+class Turn:
+    """Which press of a visitor's button counts: the latest. To stop is a press that asks for nothing.
+
+    Gradio's own way to cancel an event lets late news of it through, and can take the next press with it.
+    """
+
+    number: int = 0
+
+    def next(self) -> int:
+        """A new press: what was pressed before is over."""
+        self.number += 1
+        return self.number
+
+
 class Handlers:
     """What the buttons do. Of a generator's values the last is what stays on the page.
 
@@ -38,19 +54,20 @@ class Handlers:
         self.exhibits = exhibits
 
     def generate(
-        self, label: int, seed: int, count: int, guidance: float, steps: int, kept: list[Entry]
-    ) -> Iterator[News]:
+        self, label: int, seed: int, count: int, guidance: float, steps: int, kept: list[Entry],
+        turn: Turn, number: int,
+    ) -> Iterator[News]:  # fmt: skip
         """Stage, status and gallery, each time rows are finished."""
         try:
             request = Request(label, seed, count, guidance, steps)
         except PraError as error:
             yield "", markup.complain(error), kept
             return
-        yield from _played(answer(self.exhibits, request), request, kept)
+        yield from _played(answer(self.exhibits, request), request, kept, turn, number)
 
     def complete(
         self, path: str | None, rows: int, label: int, seed: int, count: int, guidance: float, steps: int,
-        kept: list[Entry],
+        kept: list[Entry], turn: Turn, number: int,
     ) -> Iterator[News]:  # fmt: skip
         """As :meth:`generate`, from the first rows of an uploaded picture."""
         try:
@@ -59,7 +76,7 @@ class Handlers:
         except PraError as error:
             yield "", markup.complain(error), kept
             return
-        yield from _played(answer(self.exhibits, request, keep), request, kept)
+        yield from _played(answer(self.exhibits, request, keep), request, kept, turn, number)
 
     def preview(self, path: str | None, rows: int) -> str:
         """The uploaded picture as the models get it, and what was done to it."""
@@ -96,10 +113,15 @@ class Handlers:
         return keep, [picture for picture, _ in fitted], [done for _, done in fitted]
 
 
-def _played(parts: Iterator[tuple[Sheet, ...]], request: Request, kept: list[Entry]) -> Iterator[News]:
+def _played(
+    parts: Iterator[tuple[Sheet, ...]], request: Request, kept: list[Entry], turn: Turn, number: int
+) -> Iterator[News]:
     begin = time.monotonic()
     sheets: tuple[Sheet, ...] = ()
     for sheets in parts:
+        if turn.number != number:
+            yield markup.show_sheets(sheets), markup.say("stopped"), kept
+            return
         done = min(sheet.pictures.shape[2] / sheet.height for sheet in sheets)
         yield markup.show_sheets(sheets), markup.say(f"{done:.0%} of the rows"), kept
     whole = [sheet for sheet in sheets if sheet.finished and not sheet.error]

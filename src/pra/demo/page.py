@@ -12,13 +12,16 @@ from typing import Any
 from pra.demo import markup
 from pra.demo.exhibit import Exhibit
 from pra.demo.generation import EVERY_CLASS, MOST_GUIDANCE, MOST_PICTURES, MOST_STEPS
-from pra.demo.handlers import Handlers
+from pra.demo.handlers import Handlers, Turn
 from pra.demo.upload import MOST_BYTES
 from pra.errors import PraError
 from pra.extras import import_failed
 
 MOST_WAITING = 32
 """Requests in the queue, of which one is worked on at a time; the next visitor is told to try again."""
+
+HOUR, DAY = 3600, 86400
+"""Seconds: how often what visitors uploaded and made is looked through, and how old it gets."""
 
 CSS = Path(__file__).with_name("page.css")
 
@@ -49,11 +52,9 @@ def build_page(exhibits: Sequence[Exhibit]) -> Any:
     """The page of one model or two, as ``gradio.Blocks``."""
     gr = gradio()
     handlers = Handlers(exhibits)
-    with gr.Blocks(
-        analytics_enabled=False, title=_title(exhibits), fill_width=True, delete_cache=(3600, 86400)
-    ) as page:
+    with gr.Blocks(analytics_enabled=False, title=_title(exhibits), fill_width=True, delete_cache=(HOUR, DAY)) as page:
         gr.HTML(markup.head(_title(exhibits), _subtitle(exhibits)), elem_id="title")
-        kept = gr.State([], time_to_live=86400)
+        kept = gr.State([], time_to_live=DAY)
         with gr.Tabs():
             with gr.Tab("Generate"):
                 generating = _generate_tab(gr, handlers, kept)
@@ -126,23 +127,25 @@ def _complete_tab(gr: Any, handlers: Handlers, kept: Any) -> Any:
             press, stop = _buttons(gr, "Complete")
         with gr.Column(scale=5, min_width=300, elem_classes="results"):
             status, stage = _stage(gr)
-    for changed in (upload.change, rows.release):
-        changed(handlers.preview, [upload, rows], preview, show_progress="hidden")
+    for changed in (upload.change, rows.change):
+        changed(handlers.preview, [upload, rows], preview, show_progress="hidden", trigger_mode="always_last")
     return _connect(gr, press, stop, handlers.complete, [upload, rows, *choices.all()], (stage, status, kept))
 
 
 def _choices(gr: Any, exhibit: Exhibit, label: int, count: int, counted: str) -> _Choices:
     model = exhibit.model
     classes = [(name, number) for number, name in enumerate(model.classes)]
-    every = [("each class in turn", EVERY_CLASS)] if len(classes) > 1 else []
-    chosen = gr.Dropdown([*every, *classes, ("no class", model.config.null_class)], value=label, label="Class")
+    several = len(classes) > 1
+    offered = [("each class in turn", EVERY_CLASS), *classes, ("no class", model.config.null_class)]
+    chosen = gr.Dropdown(offered, value=label if several else 0, label="Class", visible=several)
     with gr.Row():
         seed = gr.Number(0, label="Seed of the first", precision=0, min_width=120)
         dice = gr.Button("Another seed", size="sm", min_width=100, scale=0, elem_classes="dice")
     number = gr.Slider(1, MOST_PICTURES, count, step=1, label=counted)
     with gr.Accordion("How to sample", open=False):
-        guidance = gr.Slider(0, MOST_GUIDANCE, model.sampling.guidance, step=0.1, label="Guidance (1 is none)")
-        steps = gr.Slider(1, MOST_STEPS, min(model.sampling.steps, MOST_STEPS), step=1, label="Solver steps")
+        scale, intervals = min(model.sampling.guidance, MOST_GUIDANCE), min(model.sampling.steps, MOST_STEPS)
+        guidance = gr.Slider(0, MOST_GUIDANCE, scale, step=0.1, label="Guidance (1 is none)")
+        steps = gr.Slider(1, MOST_STEPS, intervals, step=1, label="Solver steps")
     dice.click(lambda: random.randrange(10**6), None, seed, show_progress="hidden", queue=False)
     return _Choices(chosen, seed, number, guidance, steps)
 
@@ -172,18 +175,18 @@ def _gallery(gr: Any, exhibits: Sequence[Exhibit]) -> Any:
 
 def _connect(gr: Any, press: Any, stop: Any, handler: Any, inputs: list[Any], outputs: tuple[Any, Any, Any]) -> Any:
     """One request at a time, of whichever visitor and tab: they share the models' device."""
-    made = press.click(
+    turn, number = gr.State(Turn()), gr.State(0)
+    stop.click(Turn.next, turn, None, queue=False, show_progress="hidden")
+    pressed = press.click(Turn.next, turn, number, queue=False, show_progress="hidden", js=TO_PICTURES)
+    return pressed.then(
         handler,
-        [*inputs, outputs[2]],
+        [*inputs, outputs[2], turn, number],
         list(outputs),
-        js=TO_PICTURES,
         show_progress="minimal",
         show_progress_on=outputs[1],
         concurrency_limit=1,
         concurrency_id="models",
     )
-    stop.click(lambda: markup.say("stopped"), None, outputs[1], cancels=[made], queue=False, show_progress="hidden")
-    return made
 
 
 def _title(exhibits: Sequence[Exhibit]) -> str:

@@ -33,6 +33,7 @@ from pra.eval.samples import (
     spread,
 )
 from pra.generate import Sampler
+from pra.generate.requests import Numbered
 from pra.hub.download import is_address
 from pra.models import Model
 from pra.options import File, Flag, Integer, Settings, Text
@@ -226,10 +227,10 @@ def _run(target: Path, count: int, device: torch.device, settings: tuple[str, ..
         "seeds": f"0-{count - 1}",
         "count": count,
     }
-    sampler = Sampler(model, chosen.sampling)
+    sampler, requests = Sampler(model, chosen.sampling), Numbered(count, tuple(range(classes)))
     return Subject(
         target, count, model.config.image_size, model.config.channels, chosen,
-        lambda share, size: sampled(sampler, share, size), provenance, model,
+        lambda share, size: sampled(sampler, requests, share, size), provenance, model,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pra.config import DataConfig
 from pra.data import Source, open_source
 from pra.distributed import ALONE, World
 from pra.errors import PraError
-from pra.eval.probe_features import Examples, Layers, Pixels, Pooling, Vectors, collect_vectors, join_examples, select
+from pra.eval.probe_features import Examples, Layers, Pooling, Vectors, collect_vectors, join_examples, select
 from pra.eval.probe_linear import VALIDATED, Linear, accuracy
 from pra.eval.samples import prepared, spread
 
@@ -66,8 +66,8 @@ class Task:
             num: images to take of each at most, evenly spread; all by default.
 
         Raises:
-            PraError: a source that cannot be opened, other classes in one than in the other, fewer than 2, or too few
-                images.
+            PraError: a source that cannot be opened, the same one twice, other classes in one than in the other, fewer
+                than 2, or too few images.
         """
         sources = open_source(train), open_source(test)
         for source in sources:
@@ -78,9 +78,15 @@ class Task:
                 f"{train} has the classes {_some(sources[0].classes)} and {test} {_some(sources[1].classes)}; a probe "
                 "is judged on the classes that it was fitted to"
             )
+        if train == test:
+            raise PraError(
+                f"{test} is what the probe is fitted to; it is judged on other images: give them with --test"
+            )
         chosen, asked = (spread(len(source), min(num or len(source), len(source))) for source in sources)
         if len(chosen) < FEWEST:
             raise PraError(f"{train} gives {len(chosen)} images to fit on: a probe needs at least {FEWEST}")
+        if len(set(sources[0].labels[chosen].tolist())) < 2:
+            raise PraError(f"the {len(chosen)} images taken of {train} are of one class; a probe needs at least 2")
         return Task(*sources, chosen, asked, data)
 
     def figures(
@@ -156,6 +162,3 @@ def _take(examples: Examples, place: int, pooling: Pooling | None) -> Tensor:
 def _some(classes: Sequence[str]) -> str:
     """``"cat, dog, ... (10)"``."""
     return f"{', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''} ({len(classes)})"
-
-
-__all__ = ["Figure", "Layers", "Pixels", "Pooling", "Task", "best", "held_out"]

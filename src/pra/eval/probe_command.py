@@ -19,9 +19,9 @@ from pra.distributed import World, join
 from pra.errors import PraError, nearest
 from pra.eval.command import Outputs
 from pra.eval.features import file_sha256
-from pra.eval.probe import Figure, Layers, Pixels, Pooling, Task, best, held_out
+from pra.eval.probe import Figure, Task, best, held_out
 from pra.eval.probe_export import export_features
-from pra.eval.probe_features import JIT_TIME, Vectors, blocks_of
+from pra.eval.probe_features import JIT_TIME, Layers, Pixels, Pooling, Vectors, blocks_of
 from pra.eval.probe_linear import LINEAR, VALIDATED, find_linear
 from pra.eval.samples import prepared, spread
 from pra.images import check_output, write_atomically

@@ -22,7 +22,8 @@ from pra.data import Source, load_images, prepare
 from pra.errors import PraError
 from pra.eval.metrics import Protocol
 from pra.generate import Sampler
-from pra.images import remedy
+from pra.generate.requests import Requests
+from pra.images import file_mode, remedy
 
 
 class Batch(NamedTuple):
@@ -36,18 +37,18 @@ class Batch(NamedTuple):
     start: int
 
 
-def sampled(sampler: Sampler, indices: range, batch_size: int) -> Iterator[Batch]:
-    """Images of a model, where image ``i`` has label ``i % classes`` and seed ``i``: balanced, on any number of GPUs.
+def sampled(sampler: Sampler, requests: Requests, indices: range, batch_size: int) -> Iterator[Batch]:
+    """Images of a model, the same on any number of processes.
 
     Args:
         sampler: the model and how to sample.
+        requests: the label and the seed of every image.
         indices: which images; a process that shares the work takes a part of them.
         batch_size: images generated side by side; none depends on it.
     """
-    classes = sampler.model.config.num_classes
     for block in _blocks(indices, batch_size):
-        labels = torch.tensor([index % classes for index in block])
-        yield Batch(sampler.sample(labels, list(block)), labels, block.start)
+        labels = torch.tensor(requests.labels(block))
+        yield Batch(sampler.sample(labels, requests.seeds(block)), labels, block.start)
 
 
 def prepared(
@@ -218,6 +219,7 @@ def exported(batches: Iterable[Batch], count: int, path: Path) -> Iterator[Batch
                         np.lib.format.write_array(array, torch.cat(labels).cpu().numpy())
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, file_mode())
         os.replace(temporary, path)
     except OSError as error:
         raise PraError(

@@ -4,8 +4,8 @@ Total parameters and targets are the paper's; the division into parts and what e
 (docs/method.md). The optimiser, guidance and noise draws follow SphereAR, by the same authors: 400 epochs, batch
 512, AdamW (0.9, 0.95), constant 3e-4 after the warm-up, guidance rising linearly over the raster.
 
-The linear probe's target is top-1 on ImageNet's validation images: ``pra probe RUN --test folder:VAL --layers ...``; its
-protocol is not the paper's, which is not known to us (docs/probe.md).
+The linear probe's target is top-1 on ImageNet's validation images; the paper's protocol for it is not known to us, ours
+is in docs/probe.md (``pra probe RUN --test folder:VAL --layers ...``).
 """
 
 from __future__ import annotations

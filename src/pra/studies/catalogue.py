@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from pra import solvers
-from pra.config import Clean, Noised, Parallel, Reconstructed, RunConfig, Solver, apply_settings
+from pra.config import Clean, Noised, Parallel, Reconstructed, RunConfig, Solver, TimeGrid, apply_settings
 from pra.errors import PraError, nearest
 from pra.recipes.systems import SYSTEMS
 from pra.studies.measures import Gap, Measure, Probe, Quality, Reconstruction, sweep
@@ -123,16 +123,21 @@ def _probe(setting: Setting, scale: Scale) -> Iterator[Cell]:
 
 
 def _solver(setting: Setting, scale: Scale) -> Iterator[Cell]:
-    budgets = (2, 4, 6, 10, 20, 40)
+    """Every solver on the uniform grid, and at few evaluations the deterministic ones on the others."""
+    few, many = (2, 4, 6, 8, 10), (20, 40)
     for name in (PRA, "x-prediction"):
         system = _system(name, setting, scale)
         for solver in Solver:
-            cost = solvers.EVALUATIONS[solver]
-            measures = tuple(
-                Quality(replace(system.sampling, solver=solver, steps=budget // cost), scale.samples)
-                for budget in budgets
-            )
-            yield Cell(name, system, measures, value=solver.value)
+            for grid in TimeGrid:
+                if solver is Solver.EULER_MARUYAMA and grid is not TimeGrid.UNIFORM:
+                    continue
+                how = replace(system.sampling, solver=solver, time_grid=grid)
+                measures = tuple(
+                    Quality(replace(how, steps=budget // solvers.EVALUATIONS[solver]), scale.samples)
+                    for budget in (few if grid is not TimeGrid.UNIFORM else few + many)
+                )
+                value = solver.value if grid is TimeGrid.UNIFORM else f"{solver.value}, {grid.value}"
+                yield Cell(name, system, measures, value=value)
 
 
 STUDIES = {

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pra import solvers
-from pra.config import RunConfig, SamplingConfig
+from pra.config import RunConfig, SamplingConfig, TimeGrid
 from pra.data import load_images, open_source
 from pra.errors import PraError
 from pra.eval import evaluate, reconstruct
@@ -87,7 +87,7 @@ class Quality:
         """What decides the figures, for the column ``measured``."""
         how = self.sampling
         words = [f"guidance={how.guidance:g}", f"{how.solver.value}-{how.steps}", f"{self.images} images"]
-        named = ("schedule", "temperature", "renormalise")
+        named = ("schedule", "temperature", "renormalise", "time_grid", "shift", "guidance_interval")
         default = SamplingConfig()
         words += [f"{name}={getattr(how, name)}" for name in named if getattr(how, name) != getattr(default, name)]
         return " ".join(words)
@@ -231,8 +231,15 @@ def _judged(batches: Iterable[Batch], count: int, judge: Judge, device: torch.de
 def _sampling_columns(sampling: SamplingConfig) -> Row:
     return {
         "guidance": sampling.guidance,
-        "solver": sampling.solver.value,
+        "solver": _solver(sampling),
         "solver_steps": sampling.steps,
         "evaluations": sampling.steps * solvers.EVALUATIONS[sampling.solver],
         "renormalise": sampling.renormalise,
     }
+
+
+def _solver(sampling: SamplingConfig) -> str:
+    """With its time grid where that is not the uniform one."""
+    grid = [sampling.time_grid.value] if sampling.time_grid is not TimeGrid.UNIFORM else []
+    shift = [f"shift {sampling.shift:g}"] if sampling.shift != 1.0 else []
+    return ", ".join([sampling.solver.value, *grid, *shift])

@@ -147,7 +147,7 @@ def _provenance(rows: list[Row]) -> list[str]:
     measured = {(row["run"], row["measured"]): row.get("sample_seconds", 0.0) for row in rows}
     lines = [
         f"- {len(runs)} runs, {training / 60:.0f} minutes of training and {sum(measured.values()) / 60:.0f} minutes of "
-        "sampling, summed over the runs"
+        "measuring, summed over the runs"
     ]
     for column in ("hardware", "commit"):
         lines.append(f"- {column}: {', '.join(sorted({str(row[column]) for row in rows if column in row}))}")

@@ -1,52 +1,153 @@
-"""Checkpoints: folders that hold everything to go on, written whole or not at all.
+"""Checkpoints: folders that hold everything to go on, written whole or not at all, while training goes on.
 
-``checkpoints/step-00000500/`` is a model folder (:mod:`pra.weights`) with the moving average and the optimiser
-beside, and ``state.json``, written last: the step and the size of every file. The random state and the data order
-need no saving: both are functions of (seed, step).
+``checkpoints/step-00000500/`` is a model folder (:mod:`pra.weights`) with the moving average beside; ``optimizer/``,
+which the processes write together with torch's distributed checkpoint in its safetensors format; and ``state.json``,
+written last: the step and the size of every file. The random state and the data order need no saving: both are
+functions of (seed, step). Nothing in it depends on the number of processes or on how they share the model.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from pra import weights
+from pra.distributed import World
 from pra.errors import PraError
 from pra.images import new_folder
 from pra.models import Model
-from pra.train.optimizer import EMA
+from pra.train.optimizer import EMA, is_sharded, whole
 
-OPTIMIZER = "optimizer.safetensors"
+OPTIMIZER = "optimizer"
+WHOLE_OPTIMIZER = "optimizer.safetensors"
+"""Its state in one file, as it was written before processes shared a run; still read."""
+
+# A single process is what is meant.
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
 
 
-def save(run: Path, step: int, model: Model, ema: EMA, optimizer: torch.optim.Optimizer, keep: int) -> Path:
-    """Writes the checkpoint after ``step`` steps, then removes the ones before it but for the newest ``keep``.
+class Saver:
+    """Writes the checkpoints of a run, one at a time, while the training goes on. All processes call it together.
 
-    Raises:
-        PraError: the disk is full or refuses. Older checkpoints are as they were.
+    Args:
+        run: the run's folder.
+        keep: how many checkpoints to keep.
+        world: the processes that train.
     """
-    final = run / "checkpoints" / f"step-{step:08d}"
-    for left in final.parent.glob(".*.partial"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        with new_folder(final) as partial:
-            weights.write_config(model, partial)
-            weights.write_tensors(model.state_dict(), partial / weights.MODEL)
-            weights.write_tensors(ema.model.state_dict(), partial / weights.EMA)
-            weights.write_tensors(_optimizer_tensors(model, optimizer), partial / OPTIMIZER)
-            sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-            (partial / weights.STATE).write_text(json.dumps({"step": step, "sizes": sizes}, indent=2) + "\n")
-            shutil.rmtree(final, ignore_errors=True)  # one that is damaged: else the run would have gone on from it
-    except PraError as error:
-        raise PraError(f"{error}; {weights.last_good(run)}") from None
-    # Damaged ones of later steps do not count as kept.
-    for old in [folder for folder in weights.checkpoints(run) if folder.name <= final.name][:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
+
+    def __init__(self, run: Path, keep: int, world: World) -> None:
+        self.run, self.keep, self.world = run, keep, world
+        # A group of its own: what passes there in the background must not mix with the training's.
+        self._group = torch.distributed.new_group(backend="gloo") if world.size > 1 else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[Any] | None = None
+
+    def save(self, step: int, model: Model, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
+        """Copies the state after ``step`` steps and begins to write it. Waits for the checkpoint before, if need be.
+
+        Raises:
+            PraError: as :meth:`wait`, of the checkpoint before; or this one's folder cannot be made.
+        """
+        self.wait()
+        files = {weights.MODEL: self._copy(model), weights.EMA: self._copy(ema.model)}
+        final = self.run / "checkpoints" / f"step-{step:08d}"
+        partial = final.with_name(f".{final.name}.partial")
+        with ExitStack() as stack:
+            if self.world.leads:
+                for left in final.parent.glob(".*.partial"):  # by a process that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                try:
+                    stack.enter_context(new_folder(final))
+                except PraError as error:
+                    raise self._unsaved(error) from None
+            self.world.meet()  # the others write into that folder
+            written = self._write_optimizer(_optimizer_tensors(model, optimizer), partial / OPTIMIZER)
+            self._pending = written
+            if self.world.leads:
+                folder = stack.pop_all()
+                self._pending = self._thread.submit(self._finish, folder, written, model, files, step, partial, final)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is written.
+
+        Raises:
+            PraError: the disk is full or refuses. Older checkpoints are as they were.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        if self.world.leads:
+            with self.world.together():
+                pending.result()
+        else:  # what fails in one process, all hear of: the first says it
+            pending.exception()
+        self.world.meet()
+
+    def close(self) -> None:
+        """Lets the checkpoint that is being written be finished, whatever ends the run."""
+        if self._pending is not None:
+            self._pending.exception()
+        self._thread.shutdown()
+
+    def _copy(self, module: nn.Module) -> dict[str, Tensor]:
+        """The tensors on the CPU, in the first process."""
+        tensors = {}
+        for name, tensor in module.state_dict().items():
+            full = whole(tensor)  # all take part
+            if self.world.leads:
+                tensors[name] = full.detach().to("cpu", copy=True)
+        return tensors
+
+    def _write_optimizer(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
+        """Begins to write; the tensors are copied when this returns."""
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import async_save
+
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        started = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+        assert isinstance(started, Future), "the tensors are not copied yet"
+        return started
+
+    def _finish(
+        self,
+        folder: ExitStack,
+        written: Future[Any],
+        model: Model,
+        files: dict[str, dict[str, Tensor]],
+        step: int,
+        partial: Path,
+        final: Path,
+    ) -> None:
+        """What the first process writes, in the background; the manifest, when all have written theirs."""
+        try:
+            with folder:
+                error = written.exception()
+                if error is not None:
+                    raise _cause(error)
+                weights.write_config(model, partial)
+                for name, tensors in files.items():
+                    weights.write_tensors(tensors, partial / name)
+                found = sorted(file for file in partial.rglob("*") if file.is_file())
+                sizes = {file.relative_to(partial).as_posix(): file.stat().st_size for file in found}
+                (partial / weights.STATE).write_text(json.dumps({"step": step, "sizes": sizes}, indent=2) + "\n")
+                shutil.rmtree(final, ignore_errors=True)  # one that is damaged: else the run would have gone on from it
+        except PraError as refusal:
+            raise self._unsaved(refusal) from None
+        # Damaged ones of later steps do not count as kept.
+        for old in [path for path in weights.checkpoints(self.run) if path.name <= final.name][: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _unsaved(self, error: PraError) -> PraError:
+        return PraError(f"{error}; {weights.last_good(self.run)}")
 
 
 def step_of(folder: Path) -> int:
@@ -54,28 +155,71 @@ def step_of(folder: Path) -> int:
     return int(weights.read_json(folder / weights.STATE)["step"])
 
 
-def restore(folder: Path, model: Model, ema: EMA, optimizer: torch.optim.Optimizer) -> int:
-    """Loads a checkpoint into its parts; the step to go on from."""
+def restore_weights(folder: Path, model: Model, ema: EMA) -> int:
+    """Loads the weights and their average, before they are sharded; the step to go on from."""
     weights.load_tensors(model, folder / weights.MODEL)
     weights.load_tensors(ema.model, folder / weights.EMA)
-    _load_optimizer(model, optimizer, weights.read_tensors(folder / OPTIMIZER))
     return step_of(folder)
+
+
+def restore_optimizer(folder: Path, model: Model, optimizer: torch.optim.Optimizer, world: World) -> None:
+    """Loads the optimiser's state; each process its own part, where the weights are sharded.
+
+    Raises:
+        PraError: files that cannot be read, or of another model.
+    """
+    parameters = dict(model.named_parameters())
+    if (folder / WHOLE_OPTIMIZER).exists():
+        tensors = weights.read_tensors(folder / WHOLE_OPTIMIZER)
+        tensors = {path: _divided(value, parameters[path.split("/")[0]]) for path, value in tensors.items()}
+    else:
+        tensors = _read_optimizer(folder / OPTIMIZER, parameters, world)
+    for path, value in tensors.items():
+        name, key = path.split("/")
+        # AdamW(fused) keeps its step counter on the parameter's device.
+        optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
+
+
+def _read_optimizer(folder: Path, parameters: dict[str, nn.Parameter], world: World) -> dict[str, Tensor]:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = HuggingFaceStorageReader(str(folder))
+    tensors: dict[str, Tensor] = {}
+    try:
+        # Not every parameter has a state: one without gradients so far has none.
+        for path, saved in reader.read_metadata().state_dict_metadata.items():
+            parameter = parameters[path.split("/")[0]].detach()
+            scalar = isinstance(saved, TensorStorageMetadata) and not saved.size
+            tensors[path] = torch.zeros(()) if scalar else torch.zeros_like(parameter)
+        load(tensors, storage_reader=reader, no_dist=world.size == 1)
+    except (OSError, KeyError, SafetensorError, CheckpointException) as error:
+        reason = " ".join(str(_cause(error)).split())[:200]
+        raise PraError(f"{folder} cannot be read ({reason}); take another checkpoint, or restore its files") from None
+    return tensors
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What one process met, out of torch's report of all."""
+    failures = getattr(error, "failures", None)
+    return next(iter(failures.values()))[0] if failures else error
 
 
 def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """``{parameter name}/{moment}``: the optimiser's state by name, whatever the grouping."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": value
-        for parameter, moments in optimizer.state.items()
-        for key, value in moments.items()
-    }
+    moments = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
+    return {f"{name}/{key}": value for name, own in moments.items() for key, value in sorted(own.items())}
 
 
-def _load_optimizer(model: Model, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for path, value in tensors.items():
-        name, key = path.split("/")
-        parameter = parameters[name]
-        # AdamW(fused) keeps its step counter on the parameter's device.
-        optimizer.state[parameter][key] = value.to(parameter.device)
+def _divided(value: Tensor, parameter: Tensor) -> Tensor:
+    """This process's part of a tensor, where it has a part of the parameter of the same shape."""
+    if not is_sharded(parameter) or value.shape != parameter.shape:
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
+    return distribute_tensor(
+        value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+    )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import signal
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,16 +19,18 @@ from tqdm import tqdm
 
 from pra import images, noise, weights
 from pra.config import RunConfig
-from pra.data import Batch, Source, TrainingSet, batches, load_images, open_source
-from pra.device import autocast, pick_device
+from pra.data import Batch, Sample, Source, TrainingSet, batches, load_images, open_source
+from pra.device import autocast
+from pra.distributed import World, join
 from pra.errors import PraError
 from pra.generate import Sampler
 from pra.models import PRA, Model, build_model
 from pra.objectives import Losses, Perceptual, training_losses
 from pra.train import checkpoint
-from pra.train.optimizer import EMA, build_optimizer, learning_rate
+from pra.train.optimizer import EMA, build_optimizer, learning_rate, whole
+from pra.train.parallel import SharedLoss
 from pra.train.plots import CURVES, draw_curves
-from pra.train.run import Metrics, check_run, locked, write_run
+from pra.train.run import Metrics, check_run, check_shared, locked, write_run
 
 HEALTHY_STATE_STD = 0.5
 GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
@@ -57,7 +58,7 @@ class Trained:
     seconds: float
     """Of this call, not of the whole run."""
     skipped: int
-    """Corrupt images passed over in this call."""
+    """Corrupt images passed over in this call, by all processes."""
 
 
 def train(
@@ -66,8 +67,12 @@ def train(
     device: str | None = None,
     source: Source | None = None,
     progress: bool = True,
+    world: World | None = None,
 ) -> Trained:
     """Trains, or goes on with, the run in ``run_dir`` until ``config.train.steps`` steps are done in all.
+
+    Processes that ``torchrun`` started share every batch. What is learnt does not depend on their number, up to
+    rounding, and a run may go on with another number of them.
 
     Args:
         config: from a recipe, perhaps changed with :func:`dataclasses.replace`.
@@ -75,24 +80,35 @@ def train(
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the best there is by default.
         source: an open source, in place of the one that ``config.data.source`` names.
         progress: show a progress bar.
+        world: the processes that share the work, where they have met already (:func:`pra.distributed.join`).
 
     Raises:
         PraError: a configuration, data, run folder or disk that will not do, or another process trains there.
         Interrupted: a signal came; the state is saved.
     """
-    folder, target = Path(run_dir).expanduser(), pick_device(device)
-    check_run(folder, config)  # before the lock, which would be a file in a stranger's folder
-    with locked(folder):
-        return Trainer(config, folder, target, source, progress).run()
+    with nullcontext(world) if world else join() as together:
+        folder, target = Path(run_dir).expanduser(), together.device(device)
+        config.train.micro_batches(together.size)  # a batch that does not divide is named first
+        check_run(folder, config)  # before the lock, which would be a file in a stranger's folder
+        with locked(folder) if together.leads else nullcontext():
+            check_shared(folder, together)
+            return Trainer(config, folder, target, source, progress, together).run()
 
 
 class Trainer:
-    """The state of a run in memory. One per call of :func:`train`."""
+    """The state of a run in memory, or this process's part of it. One per call of :func:`train`."""
 
     def __init__(
-        self, config: RunConfig, folder: Path, device: torch.device, source: Source | None, progress: bool
+        self,
+        config: RunConfig,
+        folder: Path,
+        device: torch.device,
+        source: Source | None,
+        progress: bool,
+        world: World,
     ) -> None:
-        self.config, self.folder, self.device, self.progress = config, folder, device, progress
+        self.config, self.folder, self.device, self.world = config, folder, device, world
+        self.progress = progress and world.leads
         self.source = source or open_source(config.data.source)
         _check_classes(self.source, config.model.num_classes)
         check_run(folder, config)  # once more: another process may just have ended here
@@ -102,13 +118,18 @@ class Trainer:
         if len(self.source.classes) == config.model.num_classes:
             self.model.classes = self.source.classes
         self.ema = EMA(self.model, config.train.optimizer.ema_decay)
-        self.optimizer = build_optimizer(self.model, config.train.optimizer)
-        self.losses = _compiled(training_losses) if config.train.compile else training_losses
         self.step, self.skipped = 0, 0
-        last = weights.newest_checkpoint(folder)
+        # What the first process finds: a network file system may show the others an older list.
+        last = world.combine(weights.newest_checkpoint(folder) if world.leads else None, lambda found: found[0])
         if last is not None:
             _check_same_classes(last, self.model, self.source)
-            self.step = checkpoint.restore(last, self.model, self.ema, self.optimizer)
+            self.step = checkpoint.restore_weights(last, self.model, self.ema)
+        idle = self.step < config.train.codec_warmup
+        self.losses = SharedLoss(self.model, self.ema.model, training_losses, config.train, world, device, idle)
+        self.optimizer = build_optimizer(self.model, config.train.optimizer)
+        if last is not None:
+            checkpoint.restore_optimizer(last, self.model, self.optimizer, world)
+        self.saver = checkpoint.Saver(folder, config.train.keep_checkpoints, world)
         self.pending: list[tuple[Losses, Tensor]] = []
         self.interval = time.monotonic()
 
@@ -117,22 +138,23 @@ class Trainer:
         begin, start, train = time.monotonic(), self.step, self.config.train
         if start < train.steps:
             self._train()
-        if self.step == train.steps and train.sample_every and not self._picture("samples").exists():
+        drawn = not train.sample_every or self._picture("samples").exists()
+        if self.step == train.steps and self.world.combine(not drawn, lambda missing: missing[0]):
             self._draw()
-        if self.step > start or not (self.folder / CURVES).exists():
+        if self.world.leads and (self.step > start or not (self.folder / CURVES).exists()):
             draw_curves(self.folder)
-        return Trained(
-            self.folder, self.ema.model, self.step, self.step - start, time.monotonic() - begin, self.skipped
-        )
+        skipped = self.world.combine(self.skipped, sum)
+        return Trained(self.folder, self.ema.whole(), self.step, self.step - start, time.monotonic() - begin, skipped)
 
     def _train(self) -> None:
         """The loop."""
         train = self.config.train
         # Closed by name: left to the garbage collector, the workers outlive an exception that somebody keeps, and then
         # the process cannot end, as they ignore its SIGTERM.
-        with _signals() as received, closing(self._batches()) as stream:
+        with _signals() as received, closing(self.saver), closing(self._batches()) as stream:
             first = next(stream)  # data that cannot be read are named before anything is written
-            write_run(self.folder, self.config)
+            if self.world.leads:
+                write_run(self.folder, self.config, self.world.size)
             bar = tqdm(
                 total=train.steps,
                 initial=self.step,
@@ -141,44 +163,55 @@ class Trainer:
                 dynamic_ncols=True,
                 desc="train",
             )
-            with closing(Metrics(self.folder, self.step)) as metrics, bar:
+            with closing(Metrics(self.folder, self.step)) if self.world.leads else nullcontext() as metrics, bar:
                 self.interval = time.monotonic()
                 for step_batches in itertools.chain([first], stream):
                     self._take_step(step_batches)
                     bar.update()
                     last = self.step == train.steps
-                    stop = received[:]  # looked at once: a signal a moment later stops after the next step
+                    # Looked at once: a signal a moment later stops after the next step. All stop after the same.
+                    stop = self.world.highest(max(received, default=0))
                     if self.step % train.log_every == 0 or last:
                         self._log(bar, metrics)
                     if self.step % train.checkpoint_every == 0 or last or stop:
                         self._save()
                     if stop and not last:
-                        raise Interrupted(stop[0], f"stopped at step {self.step}, saved in {self.folder}")
+                        self.saver.wait()
+                        raise Interrupted(stop, f"stopped at step {self.step}, saved in {self.folder}")
                     if train.sample_every and self.step % train.sample_every == 0 and not last:
                         self._draw()
+                self.saver.wait()
 
     def _batches(self) -> Generator[list[Batch]]:
-        """The micro-batches of each step that is left."""
+        """This process's micro-batches of each step that is left."""
         model, train = self.config.model, self.config.train
-        dataset = TrainingSet(self.source, model.image_size, model.channels, self.config.data, train.seed)
-        micro = train.micro_batch_size or train.batch_size
-        start, stop = self.step * train.batch_size, train.steps * train.batch_size
-        stream = batches(dataset, start, micro, stop)
+        micro, count = train.micro_batches(self.world.size)
+        dataset = Share(
+            self.source, model.image_size, model.channels, self.config.data, train.seed,
+            step=train.batch_size, start=self.world.rank * micro * count, size=micro * count,
+        )  # fmt: skip
+        stream = batches(dataset, self.step * micro * count, micro, train.steps * micro * count)
         for _ in range(self.step, train.steps):
-            yield [next(stream) for _ in range(train.batch_size // micro)]
+            parts = [next(stream) for _ in range(count)]
+            self.world.meet()  # one whose data cannot be read has ended the others here, before they wait for its part
+            yield parts
 
     def _take_step(self, step_batches: list[Batch]) -> None:
         train = self.config.train
+        if 0 < self.step == train.codec_warmup:
+            self.losses.all_learn()
         rate = learning_rate(train.optimizer, self.step, train.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parts = []
-        for batch in step_batches:
-            losses = self._losses(batch)
-            torch.autograd.backward(losses.total / len(step_batches))
-            parts.append(Losses(*(value.detach() for value in losses)))
-            self.skipped += batch.skipped
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.optimizer.clip)
+        with self.world.together():
+            for place, batch in enumerate(step_batches, start=1):
+                with self.losses.accumulating(last=place == len(step_batches)):
+                    losses = self._losses(batch)
+                    torch.autograd.backward(losses.total / len(step_batches))
+                parts.append(Losses(*(value.detach() for value in losses)))
+                self.skipped += batch.skipped
+            norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.optimizer.clip))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.model, self.step)
@@ -193,7 +226,6 @@ class Trainer:
         keys = noise.keys(train.seed, batch.indices.to(self.device, non_blocking=True))
         with autocast(self.device, train.precision):
             return self.losses(
-                self.model,
                 pixels,
                 labels,
                 keys,
@@ -202,35 +234,39 @@ class Trainer:
                 self.perceptual,
             )
 
-    def _check_finite(self) -> None:
-        """Looks at the steps since the last log: once per interval, so that a GPU need not wait every step."""
+    def _recent(self) -> Tensor:
+        """What was measured since the last log, ``(steps, metrics)``, the gradient's norm last, over all processes.
+
+        Looked at once per interval, so that a GPU need not wait every step.
+
+        Raises:
+            PraError: a loss or a gradient is not finite.
+        """
         if not self.pending:
-            return
-        first = self.step - len(self.pending)
-        values = torch.stack([torch.stack([losses.total, norm]) for losses, norm in self.pending]).isfinite().all(1)
-        if values.all():
-            return
+            return torch.empty(0)
+        values = self.world.mean(torch.stack([torch.stack([*losses, norm]) for losses, norm in self.pending])).cpu()
+        finite = values[:, [0, -1]].isfinite().all(1)
+        if finite.all():
+            return values
+        self.saver.wait()
         batch = self.config.train.batch_size
-        bad = first + int((~values).nonzero()[0])
+        bad = self.step - len(values) + int((~finite).nonzero()[0])
         raise PraError(
             f"the loss or its gradient is not finite at step {bad + 1} (global samples {bad * batch} to "
             f"{(bad + 1) * batch - 1}); {weights.last_good(self.folder)}; start a run (another --run-dir) with a lower "
             "train.optimizer.lr, or in float32 (--set train.precision=float32)"
         )
 
-    def _log(self, bar: tqdm[Any], metrics: Metrics) -> None:
-        self._check_finite()
+    def _log(self, bar: tqdm[Any], metrics: Metrics | None) -> None:
+        means = self._recent().mean(dim=0).tolist()
         train, now = self.config.train, time.monotonic()
-        means = [
-            torch.stack(values).mean().item() for values in zip(*(losses for losses, _ in self.pending), strict=True)
-        ]
-        row: dict[str, float] = {"step": self.step, **dict(zip(Losses._fields, means, strict=True))}
-        row["gradient_norm"] = torch.stack([norm for _, norm in self.pending]).mean().item()
+        row: dict[str, float] = {"step": self.step, **dict(zip((*Losses._fields, "gradient_norm"), means, strict=True))}
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         row["images_per_second"] = len(self.pending) * train.batch_size / (now - self.interval)
         row["epoch"] = self.step * train.batch_size / len(self.source)
-        row["skipped"] = self.skipped
-        metrics.write(row)
+        row["skipped"] = self.world.combine(self.skipped, sum)
+        if metrics:
+            metrics.write(row)
         bar.set_postfix_str(
             f"flow {row['flow']:.3f}, rec {row['reconstruction']:.4f}, {row['images_per_second']:.0f} images/s"
         )
@@ -246,19 +282,18 @@ class Trainer:
         self.interval = now
 
     def _save(self) -> None:
-        self._check_finite()
-        train = self.config.train
-        checkpoint.save(self.folder, self.step, self.model, self.ema, self.optimizer, train.keep_checkpoints)
+        self._recent()
+        self.saver.save(self.step, self.model, self.ema, self.optimizer)
 
     def _draw(self) -> None:
         """Sample and reconstruction grids from the EMA. Time spent here does not count as training throughput."""
-        self._check_finite()
-        begin, config = time.monotonic(), self.config.model
-        if config.channels in images.MODES:
+        self._recent()
+        begin, config, model = time.monotonic(), self.config.model, self.ema.whole()
+        if config.channels in images.MODES and self.world.leads:
             shown = min(GRID_CLASSES, config.num_classes)
             classes = [c * config.num_classes // shown for c in range(shown)]
             labels = [c for c in classes for _ in range(GRID_SEEDS)]
-            sampler = Sampler(self.ema.model, self.config.sampling, self.config.train.precision)
+            sampler = Sampler(model, self.config.sampling, self.config.train.precision)
             try:
                 drawn = sampler.sample(labels, list(range(GRID_SEEDS)) * shown)
             except PraError as error:  # no reason to stop learning
@@ -266,18 +301,18 @@ class Trainer:
             else:
                 self._write_picture("samples", drawn, GRID_SEEDS)
             if config.codec is not None:
-                pairs = self._reconstructions()
+                pairs = self._reconstructions(model)
                 self._write_picture("reconstructions", pairs, len(pairs) // 2)
         self.interval += time.monotonic() - begin
 
-    def _reconstructions(self) -> Tensor:
+    def _reconstructions(self, model: Model) -> Tensor:
         """Real images above, the codec's below."""
         count, config = min(GRID_RECONSTRUCTIONS, len(self.source)), self.config.model
         chosen = [i * len(self.source) // count for i in range(count)]
         pixels, labels = load_images(self.source, chosen, config.image_size, config.channels, self.config.data)
         real = images.from_uint8(pixels).to(self.device)
-        assert isinstance(self.ema.model, PRA), "only a codec reconstructs"
-        return torch.cat([real, self.ema.model.reconstruct(real, labels.to(self.device))])
+        assert isinstance(model, PRA), "only a codec reconstructs"
+        return torch.cat([real, model.reconstruct(real, labels.to(self.device))])
 
     def _write_picture(self, kind: str, pictures: Tensor, columns: int) -> None:
         sheet = images.grid(pictures, columns)
@@ -294,6 +329,19 @@ class Trainer:
         from pra.perceptual import lpips_distance
 
         return lpips_distance(config.model, self.device)
+
+
+class Share(TrainingSet):
+    """One process's samples of every step, as a sequence of their own: ``size`` of ``step``, from ``start`` on."""
+
+    def __init__(self, *arguments: Any, step: int, start: int, size: int) -> None:
+        super().__init__(*arguments)
+        self.step, self.start, self.share = step, start, size
+
+    def __getitem__(self, place: int) -> Sample:
+        """Sample ``place`` of the share; its ``index`` is the global one."""
+        steps, here = divmod(place, self.share)
+        return super().__getitem__(steps * self.step + self.start + here)
 
 
 def _check_classes(source: Source, num_classes: int) -> None:
@@ -315,25 +363,6 @@ def _check_same_classes(last: Path, model: Model, source: Source) -> None:
             f"the classes of {source.name} are not those that {last} learnt ({changed[1]!r} where it had "
             f"{changed[0]!r}); restore them, or start another --run-dir"
         )
-
-
-def _compiled(losses: Callable[..., Losses]) -> Callable[..., Losses]:
-    """The same function, compiled at its first call; the compiler's pages of complaint become one line."""
-    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
-
-    fast = torch.compile(losses, dynamic=False)
-
-    @functools.wraps(losses)
-    def call(*arguments: Any) -> Losses:
-        try:
-            return fast(*arguments)
-        except TorchDynamoException as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise PraError(
-                f"train.compile failed ({reason.strip()[:200]}); install a C++ compiler, or set train.compile=false"
-            ) from error
-
-    return call
 
 
 @contextmanager

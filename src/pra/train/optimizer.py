@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pra.config import LearningRate, OptimizerConfig
-from pra.models import Model
+from pra.models import Model, build_model
 
 
 def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -43,6 +43,30 @@ class EMA:
         """After step ``step`` (from 0). Early on the average is short, ``(1 + step) / (10 + step)``, so that the
         initial weights fade."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages: list[Tensor] = list(self.model.parameters())
-        weights: list[Tensor] = list(model.parameters())
-        torch._foreach_lerp_(averages, weights, 1.0 - decay)
+        torch._foreach_lerp_(_local(self.model), _local(model), 1.0 - decay)
+
+    def whole(self) -> Model:
+        """The average as a model to sample from: itself, or gathered where processes have parts of it. All call this
+        together."""
+        if not any(map(is_sharded, self.model.parameters())):
+            return self.model
+        gathered = build_model(self.model.config)
+        gathered.load_state_dict({name: whole(tensor) for name, tensor in self.model.state_dict().items()})
+        gathered.sampling, gathered.classes = self.model.sampling, self.model.classes
+        device = next(self.model.parameters()).device
+        return gathered.to(device).eval().requires_grad_(False)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this is a ``DTensor``, of which each process has a part. (To import that class takes a second.)"""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which processes may have parts; all call this together."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def _local(model: Model) -> list[Tensor]:
+    """This process's part of each parameter: the same part in every model that is sharded alike."""
+    return [p.to_local() if is_sharded(p) else p for p in model.parameters()]  # type: ignore[attr-defined]

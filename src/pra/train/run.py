@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import platform
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pra.config import RunConfig, differences, from_dict, to_dict
+from pra.distributed import World
 from pra.errors import PraError
 from pra.images import remedy, write_atomically
 from pra.provenance import environment
@@ -30,12 +32,16 @@ from pra.weights import CONFIG, last_good, read_json
 
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
+SEEN_WITHIN = 90.0
+"""Seconds until what one machine has written is seen by all: network file systems remember for a while what was not
+there."""
 
 # What may change between two commands on the same run: it decides how long, how visibly and on which memory it goes
 # on, and what stops it, but not what is learnt.
 FREE = {
     "train": (
-        "steps", "compile", "micro_batch_size", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints",
+        "steps", "compile", "micro_batch_size", "parallel", "activation_checkpointing", "log_every", "sample_every",
+        "checkpoint_every", "keep_checkpoints",
     ),
     "data": ("workers", "on_small", "on_corrupt"),
 }  # fmt: skip
@@ -89,14 +95,31 @@ def locked(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def write_run(folder: Path, config: RunConfig) -> None:
+def check_shared(folder: Path, world: World) -> None:
+    """Looks whether every process sees the folder that the first one has locked: only that one writes most of it.
+
+    Raises:
+        PraError: this process sees another folder, or none.
+    """
+    expected = world.combine(_holder(folder / LOCK), lambda holders: holders[0])
+    deadline = time.monotonic() + SEEN_WITHIN
+    while _holder(folder / LOCK) != expected:
+        if time.monotonic() > deadline:
+            raise PraError(
+                f"process {world.rank} on {platform.node()} does not see the folder {folder} of process 0, {expected}; "
+                "choose a --run-dir on a disk that all machines share"
+            )
+        time.sleep(0.5)
+
+
+def write_run(folder: Path, config: RunConfig, processes: int = 1) -> None:
     """Makes the folder of a run that is about to train, or brings ``config.json`` and ``environment.json`` up to date.
 
     Raises:
         PraError: the disk is full or refuses.
     """
     write_atomically(folder / CONFIG, _json_writer(to_dict(config)))
-    write_atomically(folder / "environment.json", _json_writer(environment()))
+    write_atomically(folder / "environment.json", _json_writer(environment() | {"processes": processes}))
 
 
 def read_run(folder: Path) -> RunConfig:
@@ -213,7 +236,7 @@ def _lock(path: Path) -> int | None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            holder = _holder(path) or "another process"
             os.close(descriptor)
             raise PraError(
                 f"{path.parent} is being trained by {holder} already; stop that or wait for it, or choose another "
@@ -240,6 +263,14 @@ def _unlock(descriptor: int, path: Path) -> None:
             path.unlink()
     _held.discard(descriptor)
     os.close(descriptor)
+
+
+def _holder(path: Path) -> str | None:
+    """Who holds a lock, as it says; None where there is none."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return None
 
 
 def _lies_at(descriptor: int, path: Path) -> bool:

@@ -1,0 +1,140 @@
+"""What the sampler's engine saves over the plain path: ratios within one run, measured in turn.
+
+    python benchmarks/engine.py --batch 1,64                        # fashion, on the best device there is
+    python benchmarks/engine.py --recipe pra-s-256 --image-size 32  # as many tokens as a CPU has patience for
+    python benchmarks/engine.py --compile                           # takes the compiler some minutes
+
+The plain path (benchmarks/plain.py) runs the model's own modules with caches, one operation after another; the naive
+one (benchmarks/naive.py) has no caches. All make the same images. Prints, for each batch size, how many tensor
+operations the plain path and the engine dispatch for a batch, and as medians with the range of the paired ratios how
+much longer the other ways take than the engine in float32: by the clock on a GPU, by processor time on a CPU, which
+other processes disturb less.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Any
+
+import torch
+import tyro
+from naive import sample_without_caches
+from plain import sample_plainly
+from rollout import milliseconds
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pra import Sampler, recipe
+from pra.config import Precision, apply_settings
+from pra.device import pick_device
+from pra.models import PRA
+from pra.options import parse_numbers
+from pra.provenance import environment
+
+Work = Callable[[], object]
+
+
+def main(
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "fashion",
+    batch: str = "1,64",
+    repeats: int = 7,
+    image_size: int | None = None,
+    naive: bool = False,
+    compile: bool = False,
+    bfloat16: bool = False,
+    threads: int | None = None,
+    device: str | None = None,
+    settings: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set")] = (),
+) -> None:
+    """Measures and prints; the last line is the same as JSON.
+
+    Args:
+        recipe_name: a recipe, whose own sampling settings are taken.
+        batch: images side by side, such as 1,64.
+        repeats: pairs measured.
+        image_size: side of the images, in place of the recipe's: fewer tokens.
+        naive: also without caches.
+        compile: also the compiled engine.
+        bfloat16: also the engine in bfloat16.
+        threads: of the CPU, in place of torch's own choice.
+        device: where to run.
+        settings: sampling settings, such as steps=10.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run, target = recipe(recipe_name), pick_device(device)
+    size = run.model if image_size is None else replace(run.model, image_size=(image_size, image_size))
+    sampling = apply_settings(run.sampling, settings)
+    model = PRA(size).to(target).eval()
+    found: list[dict[str, Any]] = []
+    for count in parse_numbers(batch, "--batch"):
+        labels, seeds = [0] * count, list(range(count))
+
+        def engine(precision: Precision = Precision.FLOAT32, compile: bool = False) -> Work:
+            sampler = Sampler(model, sampling, precision, compile)
+            return lambda: sampler.sample(labels, seeds)  # noqa: B023  called before the loop goes on
+
+        def other(sample: Callable[..., object]) -> Work:
+            return lambda: sample(model, sampling, labels, seeds)  # noqa: B023
+
+        ways = {"plain path": other(sample_plainly)}
+        ways |= {"without caches": other(sample_without_caches)} if naive else {}
+        ways |= {"engine, bfloat16": engine(Precision.BFLOAT16)} if bfloat16 else {}
+        ways |= {"engine, compiled": engine(compile=True)} if compile else {}
+        base = engine()
+        counts = [operations(ways["plain path"]), operations(base)]
+        print(f"batch {count}: {counts[0]} operations by the plain path, {counts[1]} by the engine")
+        for name, work in ways.items():
+            result = compare(work, base, repeats, target) | {"batch": count, "name": name, "operations": counts}
+            found.append(result)
+            print(
+                f"  {name:18} takes {result['ratio']:6.2f}x as long as the engine "
+                f"({result['lowest']:.2f} to {result['highest']:.2f}; {result['a_ms']:.1f} / {result['b_ms']:.1f} ms)"
+            )
+    print(json.dumps({"recipe": recipe_name, "image_size": size.image_size, "results": found, "where": environment()}))
+
+
+def compare(a: Work, b: Work, repeats: int, device: torch.device) -> dict[str, float]:
+    """Both in turn; the median of the paired ratios."""
+    a(), b()
+    pairs = [(cost(a, device), cost(b, device)) for _ in range(repeats)]
+    ratios = sorted(x / y for x, y in pairs)
+    return {
+        "ratio": statistics.median(ratios),
+        "lowest": ratios[0],
+        "highest": ratios[-1],
+        "a_ms": statistics.median(x for x, _ in pairs),
+        "b_ms": statistics.median(y for _, y in pairs),
+    }
+
+
+def cost(work: Work, device: torch.device) -> float:
+    """Milliseconds of the device."""
+    if device.type != "cpu":
+        return milliseconds(work)
+    begin = time.process_time()
+    work()
+    return 1000 * (time.process_time() - begin)
+
+
+def operations(work: Work) -> int:
+    """Tensor operations that reach the dispatcher, views included."""
+
+    class Counter(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    work()
+    with Counter() as counter:
+        work()
+    return counter.calls
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

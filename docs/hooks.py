@@ -1,0 +1,44 @@
+"""What the site needs beside the pages in docs/: the studies with their plots, and links to code as links to its page.
+
+In the repository both lie beside docs/, and links from docs/ reach them as ``../studies`` and ``../src``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mkdocs.structure.files import File, Files, InclusionLevel
+
+ROOT = Path(__file__).parents[1]
+STUDIES = "studies"
+SHOWN = (".md", ".png", ".csv")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the studies' tables and plots, which belong to the page on evidence and not to the navigation."""
+    for path in sorted((ROOT / STUDIES).rglob("*")):
+        if path.suffix in SHOWN:
+            uri = path.relative_to(ROOT).as_posix()
+            file = File.generated(config, uri, abs_src_path=str(path), inclusion=InclusionLevel.NOT_IN_NAV)
+            files.append(file)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Links that leave docs/: to a study's file, to a module's reference; to anything else, its name alone."""
+    up = "../" * len(PurePosixPath(page.file.src_uri).parts)
+
+    def link(match: re.Match[str]) -> str:
+        text, path = match[1], match[2]
+        if path.startswith(f"{STUDIES}/") and path.endswith(SHOWN):
+            return f"[{text}]({up.removeprefix('../')}{path})"
+        return f"[{text}][{module(path)}]" if path.startswith("src/") else text
+
+    return re.sub(rf"\[([^\]]*)\]\({re.escape(up)}(\w[^)]*)\)", link, markdown)
+
+
+def module(path: str) -> str:
+    """``src/pra/recipes/systems.py`` to ``pra.recipes.systems``, ``src/pra/generate`` to ``pra.generate``."""
+    return path.removeprefix("src/").removesuffix(".py").removesuffix("/__init__").strip("/").replace("/", ".")

@@ -1,0 +1,96 @@
+"""The counted cost of sampling, the floor that it sets on a device, and the time that it takes, part by part."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pra import flops
+from pra.bench.device import Peak, timed
+from pra.config import ModelConfig, Precision, SamplingConfig
+from pra.generate import Engine
+from pra.models import PRA
+
+PLACES = 5
+"""Raster positions, from the second to the last, at which a piece of the step is timed."""
+
+REPEATS = 7
+"""Of each piece at each position, of which the median counts."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part at one batch size, for ONE image: FLOPs, bytes, and seconds at least and as measured.
+
+    ``floor`` and ``measured`` are None where nothing is known of a device.
+    """
+
+    batch: int
+    part: str
+    flops: int
+    bytes: float
+    floor: float | None = None
+    measured: float | None = None
+
+
+def count(
+    config: ModelConfig, sampling: SamplingConfig, batches: Sequence[int], element_size: int, peak: Peak | None
+) -> list[Row]:
+    """Rows for every batch size: backbone, head, decoder, and the whole image, whose floor is the sum of theirs."""
+    rows = []
+    for batch in batches:
+        parts = [
+            Row(batch, part, cost.flops, cost.bytes, peak.floor(cost.flops, cost.bytes) if peak else None)
+            for part, cost in flops.sampling_costs(config, sampling, batch, element_size).items()
+        ]
+        rows += [*parts, _whole(parts)]
+    return rows
+
+
+def measured(engine: Engine, rows: Sequence[Row]) -> list[Row]:
+    """The rows of one batch size, with the engine's own times.
+
+    Each piece of the step runs at a few positions along the raster; their mean stands for all.
+    """
+    batch, patches = engine.patches.shape[:2]
+    device = engine.device
+    with torch.inference_mode():
+        labels = torch.zeros(batch, dtype=torch.int64, device=device)
+        engine.begin(labels, torch.randn_like(engine.starts), engine.patches[:, :0])
+        seconds: dict[str, list[float]] = {}
+        for position in sorted({1 + step * (patches - 2) // (PLACES - 1) for step in range(PLACES)}):
+            for part, work in engine.pieces(position).items():
+                work()  # warms up, and captures where there are graphs
+                runs = [timed(work, device) for _ in range(REPEATS)]
+                seconds.setdefault(part, []).append(statistics.median(runs))
+    times = {part: patches * statistics.mean(values) / batch for part, values in seconds.items()}
+    parts = [Row(batch, r.part, r.flops, r.bytes, r.floor, times[r.part]) for r in rows if r.part in times]
+    return [*parts, _whole(parts)]
+
+
+def _whole(parts: Sequence[Row]) -> Row:
+    floors, times = [row.floor for row in parts], [row.measured for row in parts]
+    return Row(
+        parts[0].batch,
+        "image",
+        sum(row.flops for row in parts),
+        sum(row.bytes for row in parts),
+        None if None in floors else sum(floor for floor in floors if floor is not None),
+        None if None in times else sum(time for time in times if time is not None),
+    )
+
+
+def bench(
+    model: PRA, sampling: SamplingConfig, batches: Sequence[int], precision: Precision, compile: bool, peak: Peak
+) -> list[Row]:
+    """Counts, floor and measured time for every batch size, on the model's device."""
+    rows: list[Row] = []
+    for batch in batches:
+        with torch.inference_mode():
+            engine = Engine(model, sampling, batch, precision, compile)
+        element_size = engine.backbone_cache.keys.element_size()
+        rows += measured(engine, count(model.config, sampling, [batch], element_size, peak))
+    return rows

@@ -1,0 +1,182 @@
+"""The engine of the sampler: buffers that stay where they are, and one token's step over them.
+
+The step is three pieces of work: :meth:`Engine.read` takes the last patch through the backbone to the next condition,
+:meth:`Engine.integrate` that through all evaluations of the head to the next state, :meth:`Engine.write` that through
+the decoder to the next patch. On a CUDA device each is captured as a CUDA graph and replayed
+(:mod:`pra.generate.runner`); elsewhere the very same functions run as they stand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from pra import solvers
+from pra.config import Precision, SamplingConfig, Solver
+from pra.device import autocast
+from pra.generate.decoding import prefill
+from pra.generate.guidance import Plan, scale_at
+from pra.generate.prepared import BackboneWeights, DecoderWeights, HeadWeights
+from pra.generate.runner import runner
+from pra.generate.step import Field, Place, product, transformer_step
+from pra.models import PRA
+from pra.models.states import StateCodec
+from pra.nn.transformer import KVCache
+
+
+class Engine:
+    """Generates batches of one size, one after another: :meth:`begin`, then :meth:`next` for every patch.
+
+    Everything happens under ``torch.inference_mode``, which the caller holds.
+
+    Args:
+        model: its weights may change between two batches, in place; :meth:`refresh` takes them over.
+        config: checked against the model (:func:`pra.config.check_sampling`).
+        batch: ``B``, images side by side.
+        precision: of the matrix products; see :class:`pra.generate.Sampler`.
+        compile: whether torch's compiler fuses the step.
+
+    Attributes:
+        patches: ``(B, N, P)`` in [-1, 1], those before ``position`` finished.
+        position: the raster position of the next patch.
+    """
+
+    def __init__(
+        self, model: PRA, config: SamplingConfig, batch: int, precision: Precision, compile: bool = False
+    ) -> None:
+        self.model, self.config, self.precision = model, config, precision
+        size, self.device = model.config, model.backbone.next_position.device
+        self.times: list[float] = solvers.time_grid(config.time_grid, config.steps, config.shift).tolist()
+        self.plan = Plan.of_head(config, size.num_patches)
+        with self._lowered():  # under which a cache is of the dtype of the products
+            self.backbone_cache = model.backbone.new_cache(self.plan.most * batch)
+            self.decoder_cache = model.codec.new_cache(batch)
+        dtype = self.backbone_cache.keys.dtype
+        self.backbone = BackboneWeights(model.backbone, dtype)
+        self.head = HeadWeights(model.head, self.plan.times, dtype)
+        self.decoder = DecoderWeights(model.codec.decoder, dtype) if isinstance(model.codec, StateCodec) else None
+        intervals = config.steps if config.solver is Solver.EULER_MARUYAMA else 0
+        self.patches = torch.zeros(batch, size.num_patches, size.patch_dim, device=self.device)
+        self.starts = torch.zeros(batch, size.num_patches, size.state_dim, device=self.device)
+        self.draws = torch.zeros(batch, intervals, size.state_dim, device=self.device)
+        self.state = torch.zeros(batch, size.state_dim, device=self.device)
+        self.condition = torch.zeros(self.plan.most * batch, self.head.width, device=self.device)
+        self.scale = torch.ones((), device=self.device)
+        self.index = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.position, self._unread = 0, False
+        self._memory, self._run = _memory(model), runner(self.device, compile)
+
+    def fits(self, model: PRA) -> bool:
+        """Whether the weights still lie where they lay when the engine was made."""
+        return self._memory == _memory(model)
+
+    def refresh(self) -> None:
+        """Takes over the model's present weights."""
+        for part in (self.backbone, self.head, self.decoder):
+            if part is not None:
+                part.refresh()
+
+    def begin(self, labels: Tensor, starts: Tensor, prefix: Tensor) -> None:
+        """Starts a batch.
+
+        Args:
+            labels: ``(B,)``.
+            starts: ``(B, N, d)``, where each state's path begins.
+            prefix: ``(B, n, P)`` true patches to go on from, ``0 <= n < N``.
+        """
+        for cache in (self.backbone_cache, self.decoder_cache):
+            if cache is not None:
+                cache.length = 0
+                if self._run.bucket != 1:  # what is masked must be finite still: 0 times it is to be 0
+                    cache.values.zero_()
+        with self._lowered():
+            h = prefill(self.model, labels, prefix, self.backbone_cache, self.decoder_cache)
+        self.condition.copy_(product(h.squeeze(1), self.head.condition_in))
+        self.starts.copy_(starts)
+        self.position, self._unread = prefix.shape[1], False
+        self.patches[:, : self.position] = prefix
+
+    def next(self, draws: Tensor | None = None) -> None:
+        """Generates the next patch.
+
+        Args:
+            draws: ``(B, K, d)``, the noise of each interval, where the solver is that of an SDE.
+        """
+        if draws is not None:
+            self.draws.copy_(draws)
+        for part, work in self.pieces(self.position).items():
+            if part != "backbone" or self._unread:
+                work()
+        self.position, self._unread = self.position + 1, True
+
+    def pieces(self, position: int) -> dict[str, Callable[[], None]]:
+        """The step to the patch at a position, piece by piece, by the names of the parts; to repeat one is harmless."""
+        self.index.fill_(position)
+        scale = scale_at(self.config, position, self.patches.shape[1])
+        self.scale.fill_(scale if scale <= torch.finfo(self.scale.dtype).max else math.inf)
+        guided = self.plan.guided(position)
+        seen = self._bound(self.backbone_cache, self.backbone.class_tokens + position)
+        written = self._bound(self.decoder_cache, position + 1)
+        return {
+            "backbone": lambda: self._run(self.read, seen, False),
+            "head": lambda: self._run(self.integrate, 0, guided),
+            "decoder": lambda: self._run(self.write, written, False),
+        }
+
+    def read(self, bound: int, guided: bool) -> None:
+        """The last patch to the next condition; ``bound`` as in :class:`pra.generate.step.Place`."""
+        patch = self.patches.index_select(1, self.index - 1).squeeze(1)
+        x = product(patch, self.backbone.patch_in).repeat(self.plan.most, 1)
+        here = self._place(self.index + (self.backbone.class_tokens - 1), bound)
+        h = transformer_step(self.backbone, x, self.backbone_cache, here)
+        h = h + self.backbone.next_position.index_select(0, self.index)
+        self.condition.copy_(product(h, self.head.condition_in))
+
+    def integrate(self, bound: int, guided: bool) -> None:
+        """The condition to the next state, by all evaluations of the head."""
+        field = Field(self.head, self.condition, self.plan.streams(guided), self.scale)
+        start = self.starts.index_select(1, self.index).squeeze(1)
+        state = solvers.INTEGRATORS[self.config.solver](field, start, self.times, lambda k: self.draws[:, k])
+        self.state.copy_(self.model.codec.normalise(state) if self.config.renormalise else state)
+
+    def write(self, bound: int, guided: bool) -> None:
+        """The state to the next patch; ``bound`` as in :class:`pra.generate.step.Place`."""
+        patch = self.state
+        if self.decoder is not None:
+            cache = self.decoder_cache if self.decoder.context else None
+            x = product(self.state, self.decoder.state_in)
+            x = transformer_step(self.decoder, x, cache, self._place(self.index, bound))
+            patch = product(x, self.decoder.patch_out)
+        self.patches.index_copy_(1, self.index, patch.clamp(-1.0, 1.0).unsqueeze(1))
+
+    def _lowered(self) -> AbstractContextManager[object]:
+        # Where arithmetic is only counted, torch knows no autocast.
+        return nullcontext() if self.device.type == "meta" else autocast(self.device, self.precision)
+
+    def _bound(self, cache: KVCache | None, tokens: int) -> int:
+        """How much of a cache attention looks at when it holds so many tokens."""
+        capacity = 0 if cache is None else cache.keys.shape[3]
+        if self._run.bucket is None:
+            return capacity
+        return min(capacity, -(-tokens // self._run.bucket) * self._run.bucket)
+
+    def _place(self, index: Tensor, bound: int) -> Place:
+        if self._run.bucket == 1:
+            return Place(index, bound, None)
+        return Place(index, bound, (torch.arange(bound, device=self.device) <= index).view(1, 1, 1, -1))
+
+
+def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision) -> int:
+    """Of the backbone's and the decoder's cache of one image."""
+    streams = Plan.of_head(config, model.config.num_patches).most
+    with autocast(model.backbone.next_position.device, precision):
+        caches = [model.backbone.new_cache(streams), model.codec.new_cache(1)]
+    return sum(cache.keys.nbytes + cache.values.nbytes for cache in caches if cache is not None)
+
+
+def _memory(model: PRA) -> tuple[int, ...]:
+    return tuple(parameter.data_ptr() for parameter in model.parameters())

@@ -1,0 +1,57 @@
+"""Where guidance acts: along the raster, and along the flow's time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pra import solvers
+from pra.config import GuidanceSchedule, SamplingConfig
+
+
+def scale_at(config: SamplingConfig, position: int, patches: int) -> float:
+    """The guidance scale at one of ``patches`` raster positions, within the guidance interval."""
+    if config.schedule is GuidanceSchedule.CONSTANT:
+        return config.guidance
+    return 1.0 + (config.guidance - 1.0) * position / (patches - 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which evaluations need the unconditional field. Where the scale is 1, or outside the interval, none does.
+
+    ``times`` are those of the evaluations at one position, in order.
+    """
+
+    config: SamplingConfig
+    patches: int
+    times: Sequence[float]
+
+    @classmethod
+    def of_head(cls, config: SamplingConfig, patches: int) -> Plan:
+        """The plan for a head's evaluations at each of ``patches`` positions."""
+        grid = solvers.time_grid(config.time_grid, config.steps, config.shift)
+        return cls(config, patches, solvers.evaluation_times(config.solver, grid.tolist()))
+
+    def within(self) -> tuple[bool, ...]:
+        """Whether each evaluation lies in the guidance interval."""
+        low, high = self.config.guidance_interval
+        return tuple(low <= t <= high for t in self.times)
+
+    def guided(self, position: int) -> bool:
+        """Whether any evaluation at a raster position is guided."""
+        return scale_at(self.config, position, self.patches) != 1.0 and any(self.within())
+
+    def positions(self) -> Counter[bool]:
+        """How many raster positions are guided, and how many not."""
+        return Counter(self.guided(position) for position in range(self.patches))
+
+    def streams(self, guided: bool) -> tuple[int, ...]:
+        """1 or 2 for each evaluation at a position that is guided or not."""
+        return tuple(2 if guided and inside else 1 for inside in self.within())
+
+    @property
+    def most(self) -> int:
+        """Streams of the backbone: 2 if anything is guided anywhere."""
+        return 2 if self.config.guidance != 1.0 and any(self.within()) else 1

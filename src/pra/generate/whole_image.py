@@ -1,0 +1,69 @@
+"""Sampling of JiT: all patches of an image at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pra import noise, solvers
+from pra.config import SamplingConfig, Solver
+from pra.generate.decoding import guided
+from pra.generate.guidance import Plan
+from pra.models import JiT
+from pra.noise import Purpose
+
+
+def sample_at_once(
+    model: JiT, forward: Callable[[Tensor, Tensor, Tensor], Tensor], config: SamplingConfig, label: Tensor, key: Tensor
+) -> Tensor:
+    """Whole images ``(B, C, H, W)`` from noise.
+
+    The last interval is Euler's, as in JiT's own sampler (Euler-Maruyama's is so anyway): from there the predicted
+    image is the end, and no velocity at ``t = 1`` is asked for.
+
+    Args:
+        model: whose images.
+        forward: its velocity, perhaps compiled.
+        config: how.
+        label: ``(B,)``.
+        key: ``(B,)``, of each image's randomness.
+    """
+    shape, temperature = (model.config.num_patches, model.config.patch_dim), config.temperature
+    start = temperature * noise.normal(noise.fold(key, Purpose.SAMPLE_START), *shape)
+    diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
+
+    def fresh_noise(interval: int) -> Tensor:
+        return temperature * noise.normal(noise.fold(diffusion, interval), *shape)
+
+    grid = solvers.time_grid(config.time_grid, config.steps, config.shift)
+    stages = [(config.solver, grid)]
+    if config.solver is not Solver.EULER_MARUYAMA:
+        stages = [(config.solver, grid[:-1]), (Solver.EULER, grid[-2:])]
+    patches = start
+    for solver, times in stages:
+        velocity = _velocity(model, forward, config, label, solvers.evaluation_times(solver, times.tolist()))
+        times = times.view(-1, 1, 1).to(label.device)
+        patches = solvers.INTEGRATORS[solver](velocity, patches, times, fresh_noise)
+    return model.unpatchify(patches.clamp(-1.0, 1.0))
+
+
+def _velocity(
+    model: JiT,
+    forward: Callable[[Tensor, Tensor, Tensor], Tensor],
+    config: SamplingConfig,
+    label: Tensor,
+    asked: list[float],
+) -> solvers.Velocity:
+    """The field of whole images under guidance, for evaluations at the times asked."""
+    plan = Plan(config, model.config.num_patches, asked)
+    streams = iter(plan.streams(plan.most == 2))
+    labels = torch.cat([label, torch.full_like(label, model.config.null_class)])
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        if next(streams) == 1:
+            return forward(x, t, label)
+        return guided(forward(x.repeat(2, 1, 1), t, labels), config.guidance)
+
+    return velocity

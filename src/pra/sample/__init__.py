@@ -1,0 +1,1 @@
+"""Pictures from a model: ``pra sample`` and ``pra complete``, on one process or many."""

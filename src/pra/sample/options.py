@@ -1,0 +1,113 @@
+"""The options of the commands that sample, and the classes that they name."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from tyro.conf import arg
+
+from pra import weights
+from pra.config import GuidanceSchedule, SamplingConfig, Solver, TimeGrid, from_dict, to_dict
+from pra.errors import PraError, nearest
+from pra.generate import Sampler
+from pra.options import Flag, Integer, Number, Text, parse_numbers
+
+
+def _choices(kind: type[enum.Enum]) -> str:
+    return "|".join(member.value for member in kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """Sampling options, the same for every command that samples."""
+
+    guidance: Number = None
+    """Guidance scale; 1 is none."""
+    schedule: Annotated[str | None, arg(metavar=_choices(GuidanceSchedule), help_behavior_hint="")] = None
+    """Guidance along the raster, where there is one."""
+    solver: Annotated[str | None, arg(metavar=_choices(Solver), help_behavior_hint="")] = None
+    """Integrator from noise to pixels or states."""
+    steps: Integer = None
+    """Solver intervals per patch, or per image where all patches come at once."""
+    temperature: Number = None
+    """Scale of the noise."""
+    time_grid: Annotated[str | None, arg(metavar=_choices(TimeGrid), help_behavior_hint="")] = None
+    """Where the solver's intervals lie."""
+    shift: Number = None
+    """Beyond 1 more of them near noise, below 1 near data."""
+    guidance_interval: Annotated[str | None, arg(metavar="LOW,HIGH", help_behavior_hint="")] = None
+    """Flow times between which guidance acts: 0 is noise, 1 data."""
+    compile: Flag = False
+    """Let torch's compiler fuse the arithmetic: a minute at the start, then faster."""
+    raw_weights: Flag = False
+    """Take the raw weights, not their moving average."""
+    device: Text = None
+    """cpu, cuda, cuda:1 or mps; by default the best there is."""
+
+    def sampler(self, folder: Path, device: torch.device) -> Sampler:
+        """The model of a folder (:func:`pra.weights.model_folder`), with its own settings but for those given."""
+        model = weights.load(folder, ema=not self.raw_weights, device=device)
+        settings = to_dict(model.sampling)
+        given = {name: getattr(self, name, None) for name in settings}
+        if self.guidance_interval is not None:
+            given["guidance_interval"] = _two_numbers(self.guidance_interval, "--guidance-interval")
+        settings |= {name: value for name, value in given.items() if value is not None}
+        return Sampler(model, from_dict(SamplingConfig, settings, "sampling"), compile=self.compile)
+
+
+def _two_numbers(text: str, option: str) -> tuple[float, ...]:
+    numbers = [part.strip() for part in text.split(",")]
+    try:
+        low, high = map(float, numbers)
+    except ValueError:
+        raise PraError(f"{option} {text!r} needs two numbers, such as 0.2,0.9") from None
+    return low, high
+
+
+SamplingOptions = Annotated[How, arg(name="")]
+AS_RECOMMENDED = How()
+"""Nothing said: as the recipe recommends."""
+
+
+def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
+    """``"all"``, numbers, ranges or class names, mixed, to class numbers.
+
+    A class of exactly that name comes before a number, with a warning where they differ; a range, and be it ``2-2``,
+    is always of numbers.
+
+    Raises:
+        PraError: a number out of range, or a name that no class has (the nearest is given).
+    """
+    if text == "all":
+        return list(range(len(classes)))
+    labels: list[int] = []
+    for part in (p.strip() for p in text.split(",")):
+        if part in classes:
+            labels.append(classes.index(part))
+            _warn_of_number(part, classes)
+        elif part.replace("-", "").isdecimal():
+            labels.extend(parse_numbers(part, "label"))
+        else:
+            raise PraError(f"no class {part!r}{nearest(part, classes)}")
+    wrong = [label for label in labels if label >= len(classes)]
+    if wrong:
+        raise PraError(f"label {wrong[0]} is out of range: this model's classes are 0 to {len(classes) - 1}")
+    return labels
+
+
+def _warn_of_number(name: str, classes: Sequence[str]) -> None:
+    """Folders named by numbers are classes in the order of text: 1, 10, 2."""
+    meant = classes.index(name)
+    if re.fullmatch(r"\d+", name, re.ASCII) and meant != int(name) < len(classes):
+        warnings.warn(
+            f"label {name} is taken for the class named {name!r}, which is number {meant}; class number {int(name)} is "
+            f"named {classes[int(name)]!r}, and {int(name)}-{int(name)} means that",
+            stacklevel=2,
+        )

@@ -1,0 +1,175 @@
+"""The loss of a step, shared by several processes: DDP, or FSDP2's ``fully_shard``; and what is done to the blocks.
+
+The loss calls the parts of a model in its own order, some of them twice, so that it is the loss as a whole which DDP
+and FSDP wrap: a module whose ``forward`` it is.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from pra.compiler import compiled
+from pra.config import Parallelism, TrainConfig
+from pra.device import in_bfloat16
+from pra.distributed import World
+from pra.errors import PraError
+from pra.models import Model
+from pra.models.head import HeadBlock
+from pra.models.jit import ModulatedBlock
+from pra.models.states import ResidualMLP
+from pra.nn.transformer import Block
+from pra.objectives import Losses
+
+BLOCKS = (Block, ModulatedBlock, HeadBlock, ResidualMLP)
+"""What a model repeats: compiled, recomputed and sharded one by one."""
+
+COMPILE = "train.compile", "set train.compile=false"
+"""What asks for a compiler, and how to do without."""
+
+Forward = Callable[..., Any]
+
+
+class SharedLoss:
+    """The loss of a model whose gradients all processes share; in a world of one, just the loss.
+
+    Args:
+        model: with its weights. The processes each keep a part of them where ``train.parallel`` is ``fsdp``.
+        average: its moving average, which is sharded alike.
+        losses: as :func:`pra.objectives.training_losses`.
+        train: how.
+        world: the processes that share the batch.
+        device: where the models are.
+        idle: some parameters have no part in the loss, until :meth:`all_learn`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        average: Model,
+        losses: Callable[..., Losses],
+        train: TrainConfig,
+        world: World,
+        device: torch.device,
+        idle: bool,
+    ) -> None:
+        several = world.size > 1
+        self.sharded = several and train.parallel is Parallelism.FSDP
+        if train.compile and several:
+            _change_blocks(model, _BlockCompiler())
+        elif train.compile:
+            losses = compiled(losses, *COMPILE)
+        if train.activation_checkpointing:
+            _change_blocks(model, _recomputed)
+        self.module: Any = _Loss(model, losses)
+        if self.sharded:
+            _shard(self.module, average, world, device, in_bfloat16(device, train.precision))
+        elif several:
+            self.module = _replicated(self.module, idle)
+
+    def __call__(self, *arguments: Any) -> Losses:
+        """``losses(model, *arguments)``."""
+        return self.module(*arguments)  # type: ignore[no-any-return]
+
+    def all_learn(self) -> None:
+        """From here on every parameter has a part in the loss."""
+        if isinstance(self.module, DistributedDataParallel):
+            loss, self.module = self.module.module, None
+            gc.collect()  # what DDP has hung on the parameters goes with it
+            self.module = _replicated(loss, idle=False)
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Around the forward and the backward pass of a micro-batch: only in the last do gradients pass between
+        processes."""
+        if self.sharded:
+            self.module.set_requires_gradient_sync(last)
+        elif not last and isinstance(self.module, DistributedDataParallel):
+            with self.module.no_sync():
+                yield
+            return
+        yield
+
+
+class _Loss(nn.Module):
+    def __init__(self, model: Model, losses: Callable[..., Losses]) -> None:
+        super().__init__()
+        self.model, self.losses = model, losses
+
+    def forward(self, *arguments: Any) -> Losses:
+        return self.losses(self.model, *arguments)
+
+
+def _replicated(loss: nn.Module, idle: bool) -> DistributedDataParallel:
+    # Buffers are constants. To look for idle parameters costs a walk through the graph in every step.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its new name is not in older releases
+        return DistributedDataParallel(
+            loss, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=idle
+        )
+
+
+def _shard(loss: _Loss, average: Model, world: World, device: torch.device, bfloat16: bool) -> None:
+    """Blocks one by one, gathered in bfloat16 where they compute in it; the rest, embeddings and the residual stream's
+    norms among it, together and in float32. Gradients are summed in float32."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(device.type, (world.size,))
+    # Inputs stay as they are: autocast sees to them, and the residual stream is to keep float32.
+    lower = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for block in _blocks(loss.model):
+        fully_shard(block, mesh=mesh, mp_policy=lower if bfloat16 else MixedPrecisionPolicy())
+    fully_shard(loss, mesh=mesh)
+    fully_shard(average, mesh=mesh)  # never called; updated part by part
+
+
+def _blocks(model: Model) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, BLOCKS)]
+
+
+def _change_blocks(model: Model, change: Callable[[Forward], Forward]) -> None:
+    """Changes what blocks do when they are called, and not what they are: the names of parameters stay."""
+    for block in _blocks(model):
+        block.forward = change(block.forward)
+
+
+class _BlockCompiler:
+    """Compiles what blocks do, each at its first call. Where the compiler fails, one line says so, and all go on as
+    they are."""
+
+    def __init__(self) -> None:
+        self.works = True
+
+    def __call__(self, forward: Forward) -> Forward:
+        fast = compiled(forward, *COMPILE)
+
+        def call(*arguments: Any) -> Any:
+            if self.works:
+                try:
+                    return fast(*arguments)
+                except PraError as error:
+                    self.works = False
+                    warnings.warn(f"{error}; until then it goes on without", stacklevel=2)
+            return forward(*arguments)
+
+        return call
+
+
+def _recomputed(forward: Forward) -> Forward:
+    """Keeps the inputs only, and computes the rest again in the backward pass. Nothing random is in a block."""
+
+    def call(*arguments: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*arguments)
+        return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+    return call

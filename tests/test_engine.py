@@ -1,0 +1,431 @@
+"""The engine equals the plain path at every position, under every setting; solvers and grids; what sampling costs."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from models import ALL, LEARNED, PIXEL_X, batch, random_jit, random_model
+from naive import sample_without_caches
+from plain import sample_plainly
+from test_solvers import gaussian_velocity
+
+from pra import PraError, Sampler, cli, flops, load, noise, solvers
+from pra.bench.device import Peak
+from pra.bench.sampling import bench, count
+from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver, TimeGrid, from_dict, to_dict
+from pra.generate import Decoding, Engine, runner, step
+from pra.generate.runner import Runner
+from pra.images import to_uint8
+from pra.studies.measures import Quality
+
+LABELS, SEEDS = [0, 4, 2], [10, 11, 12]
+GUIDED = SamplingConfig(guidance=3.0, steps=2)
+SETTINGS = {
+    "plain": SamplingConfig(solver=Solver.ADAMS_BASHFORTH, steps=4),
+    "guided": replace(GUIDED, solver=Solver.DPM, steps=5, time_grid=TimeGrid.COSINE),
+    "linear": replace(GUIDED, schedule=GuidanceSchedule.LINEAR, time_grid=TimeGrid.LOGIT_NORMAL, shift=2.0),
+    "interval": replace(GUIDED, steps=4, guidance_interval=(0.2, 0.7)),
+    "sde": replace(GUIDED, solver=Solver.EULER_MARUYAMA, steps=3, guidance_interval=(0.0, 0.4)),
+}
+
+
+def close(a, b, tolerance=1e-5):
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def bucketed(size):
+    """A runner whose attention looks at more than is there, behind a mask, as under CUDA graphs."""
+
+    def make(device, compile):
+        made = Runner()
+        made.bucket = size
+        return made
+
+    return make
+
+
+@torch.inference_mode()
+def walk(model, config, prefix=None, precision=Precision.FLOAT32):
+    """The engine's condition, state and patch at every position."""
+    size = model.config
+    engine = Engine(model, config, 3, precision)
+    starts = noise.normal(noise.keys(1, torch.tensor(SEEDS)), size.num_patches, size.state_dim)
+    engine.begin(torch.tensor(LABELS), starts, torch.zeros(3, 0, size.patch_dim) if prefix is None else prefix)
+    while engine.position < size.num_patches:
+        here = engine.position
+        engine.next()
+        yield here, starts[:, here], engine.condition.clone(), engine.state.clone(), engine.patches[:, here].clone()
+
+
+@pytest.mark.parametrize("bucket", [1, 5, None])
+@pytest.mark.parametrize("kept", [0, 4])
+@pytest.mark.parametrize("name", ALL)
+@torch.no_grad()
+def test_equal_to_the_plain_path_at_every_position(name, kept, bucket, monkeypatch):
+    """Fed the engine's own states, the modules give its conditions and patches; and its states from these."""
+    monkeypatch.setattr("pra.generate.engine.runner", bucketed(bucket))
+    model = random_model(ALL[name])
+    prefix = model.patchify(batch(model.config)[0])[:, :kept]
+    plain = Decoding(model, torch.tensor(LABELS), guided=True, prefix=prefix)
+    times = solvers.uniform_grid(2, torch.zeros(1, 1))
+    for _, start, condition, state, patch in walk(model, GUIDED, prefix):
+        close(condition, plain.condition.squeeze(1))
+        drawn = solvers.midpoint(plain.velocity(3.0), start.unsqueeze(1), times, solvers.no_noise)
+        close(state.unsqueeze(1), model.codec.normalise(drawn), 1e-4)
+        close(patch.unsqueeze(1), plain.append(state.unsqueeze(1)))
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("name", ["learned", "pixel-x"])
+def test_solvers_grids_and_intervals_equal_the_formulas(name, settings):
+    model, config = random_model(ALL[name]), SETTINGS[settings]
+    images = Sampler(model, config).sample(LABELS, SEEDS)
+    close(images, sample_without_caches(model, config, LABELS, SEEDS), 1e-3)
+    close(images, sample_plainly(model, config, LABELS, SEEDS), 1e-3)
+
+
+def test_every_piece_may_run_twice():
+    """As it does when a graph is captured: warm-ups and capture come before the run that counts."""
+    model = random_model()
+
+    class Twice(Runner):
+        def __call__(self, work, bound, guided):
+            work(bound, guided)
+            work(bound, guided)
+
+    once = Sampler(model, SETTINGS["guided"]).sample(LABELS, SEEDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pra.generate.engine.runner", lambda device, compile: Twice())
+        assert torch.equal(Sampler(model, SETTINGS["guided"]).sample(LABELS, SEEDS), once)
+
+
+def test_modulations_may_be_made_in_any_number_of_groups(monkeypatch):
+    streams = (1, 1, 2, 2, 2, 1)
+    assert list(step.modulated_groups(streams, 3)) == [(0, 2, 1), (2, 5, 2), (5, 6, 1)]
+    model = random_model()
+    together = Sampler(model, SETTINGS["interval"]).sample(LABELS, SEEDS)
+    monkeypatch.setattr(step, "MODULATED_ROWS", 12)
+    assert list(step.modulated_groups(streams, 3)) == [(0, 2, 1), (2, 4, 2), (4, 5, 2), (5, 6, 1)]
+    close(Sampler(model, SETTINGS["interval"]).sample(LABELS, SEEDS), together)
+
+
+@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BFLOAT16])
+def test_a_sampler_follows_weights_that_change(precision):
+    """In place, as training changes them, and in new memory."""
+    model, other = random_model(), random_model(num_classes=5)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    sampler = Sampler(model, GUIDED, precision)
+    before = sampler.sample(LABELS, SEEDS)
+    expected = Sampler(copy.deepcopy(other), GUIDED, precision).sample(LABELS, SEEDS)
+    assert (expected - before).abs().max() > 0.01
+    kept = copy.deepcopy(model.state_dict())
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(sampler.sample(LABELS, SEEDS), expected)
+    model.load_state_dict(kept, assign=True)
+    assert torch.equal(sampler.sample(LABELS, SEEDS), before)
+
+
+def test_streams_of_one_sampler_do_not_meet():
+    sampler = Sampler(random_model(), GUIDED)
+    whole = [sampler.sample(LABELS, seeds) for seeds in (SEEDS, [1, 2, 3])]
+    mixed = list(zip(sampler.stream(LABELS, SEEDS), sampler.stream(LABELS, [1, 2, 3]), strict=True))
+    assert [torch.equal(a, b) for a, b in zip(mixed[-1], whole, strict=True)] == [True, True]
+    abandoned = sampler.stream(LABELS, [7, 8, 9])
+    next(abandoned)
+    abandoned.close()
+    assert torch.equal(sampler.sample(LABELS, SEEDS), whole[0])
+
+
+def test_images_belong_to_the_caller():
+    """Ordinary tensors: a gradient may start at them, and the next batch does not touch them."""
+    sampler = Sampler(random_model(), GUIDED)
+    images = sampler.sample(LABELS, SEEDS)
+    before = images.clone()
+    sampler.sample(LABELS, [1, 2, 3])
+    assert torch.equal(images, before)
+    images.requires_grad_().square().sum().backward()
+    assert images.grad is not None
+
+
+def test_a_batch_too_large_is_made_in_parts(monkeypatch):
+    model = random_model()
+    images, _, _ = batch(model.config, 5)
+    labels, seeds = [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]
+    sampler = Sampler(model, GUIDED)
+    whole, continued = sampler.sample(labels, seeds), sampler.complete(images, 1, labels, seeds)
+    sizes = []
+    monkeypatch.setattr("pra.generate.sampler._budget", lambda device: 2.5 * 18_000)
+    monkeypatch.setattr("pra.generate.sampler.cache_bytes", lambda *_: 18_000)
+    monkeypatch.setattr("pra.generate.sampler.Engine", lambda *a: (sizes.append(a[2]), Engine(*a))[1])
+    close(sampler.sample(labels, seeds), whole)
+    assert set(sizes) <= {1, 2}
+    close(sampler.complete(images, 1, labels, seeds), continued)
+    assert torch.equal(sampler.complete(images, 3, labels, seeds), images)
+
+
+def test_a_failed_batch_leaves_nothing_behind(monkeypatch):
+    """What is masked is multiplied by 0, and 0 times what is not finite would not be 0."""
+    monkeypatch.setattr("pra.generate.engine.runner", bucketed(None))
+    model = random_model()
+    sampler = Sampler(model, GUIDED)
+    images = sampler.sample(LABELS, SEEDS)
+    engine = sampler._idle[3]
+    with torch.inference_mode():
+        engine.backbone_cache.values.fill_(float("nan"))
+        engine.decoder_cache.values.fill_(float("nan"))
+    assert torch.equal(sampler.sample(LABELS, SEEDS), images)
+
+
+def test_bfloat16_products_leave_the_state_float32():
+    model = random_model()
+    exact = list(walk(model, GUIDED))
+    for (*_, condition, _, patch), (_, _, rounded, state, written) in zip(
+        exact[:1], walk(model, GUIDED, precision=Precision.BFLOAT16), strict=False
+    ):
+        assert state.dtype is written.dtype is torch.float32
+        assert 0 < (rounded - condition).abs().max() < 0.05
+        assert (written - patch).abs().max() < 0.2
+    assert Engine(model, GUIDED, 1, Precision.BFLOAT16).backbone_cache.keys.dtype is torch.bfloat16
+
+
+# --- guidance interval --------------------------------------------------------------------------------------
+
+
+def test_no_unconditional_work_where_the_scale_is_one():
+    costs = {
+        interval: flops.sampling_costs(LEARNED, replace(GUIDED, steps=4, guidance_interval=interval))
+        for interval in ((0.0, 1.0), (0.2, 0.7), (0.99, 1.0))
+    }
+    alone = flops.sampling_costs(LEARNED, SamplingConfig(steps=4))
+    assert costs[0.99, 1.0] == alone
+    assert alone["head"].flops < costs[0.2, 0.7]["head"].flops < costs[0.0, 1.0]["head"].flops
+    linear = flops.sampling_costs(LEARNED, replace(GUIDED, steps=4, schedule=GuidanceSchedule.LINEAR))
+    assert linear["head"].flops < costs[0.0, 1.0]["head"].flops  # the first position's scale is 1
+
+
+def test_an_interval_that_holds_no_evaluation_is_no_guidance():
+    model = random_model()
+    unguided = Sampler(model, SamplingConfig(steps=2)).sample(LABELS, SEEDS)
+    nowhere = Sampler(model, replace(GUIDED, guidance_interval=(0.99, 1.0))).sample(LABELS, SEEDS)
+    assert torch.equal(nowhere, unguided)
+    jit = random_jit()
+    unguided = Sampler(jit, SamplingConfig(steps=2)).sample(LABELS, SEEDS)
+    assert torch.equal(Sampler(jit, replace(GUIDED, guidance_interval=(0.99, 1.0))).sample(LABELS, SEEDS), unguided)
+    guided = Sampler(jit, replace(GUIDED, guidance_interval=(0.0, 0.3))).sample(LABELS, SEEDS)
+    assert not torch.allclose(guided, unguided, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guidance_interval": (0.5, 0.2)}, "guidance_interval must be two times .*got 0.5 and 0.2"),
+        ({"guidance_interval": (0.0, 1.5)}, "guidance_interval"),
+        ({"guidance_interval": (math.nan, 1.0)}, "guidance_interval"),
+        ({"shift": 0.0}, "shift must be positive"),
+    ],
+)
+def test_settings_are_checked(change, message):
+    with pytest.raises(PraError, match=message):
+        replace(SamplingConfig(), **change)
+
+
+def test_old_settings_mean_what_they_meant():
+    old = {"guidance": 1.5, "schedule": "constant", "solver": "heun", "steps": 4, "temperature": 1.0}
+    config = from_dict(SamplingConfig, old)
+    assert config == SamplingConfig(guidance=1.5, solver=Solver.HEUN, steps=4)
+    assert torch.equal(solvers.time_grid(config.time_grid, 7, config.shift), torch.linspace(0, 1, 8))
+    assert from_dict(SamplingConfig, json.loads(json.dumps(to_dict(SETTINGS["interval"])))) == SETTINGS["interval"]
+
+
+# --- solvers and grids --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", [TimeGrid.UNIFORM, TimeGrid.COSINE])
+@pytest.mark.parametrize("numbers", [False, True])
+@pytest.mark.parametrize("solver", [Solver.ADAMS_BASHFORTH, Solver.DPM])
+def test_multistep_solvers_are_of_second_order(solver, numbers, grid):
+    """On the exact field from N(0, 1) to N(2, 1/4), whose path from z ends at 2 + z / 2."""
+    start = torch.tensor([[0.7], [-1.3]], dtype=torch.float64)
+    field, errors = gaussian_velocity(2.0, 0.5), []
+    for steps in (80, 160, 320):
+        times = solvers.time_grid(grid, steps).double()
+        if numbers:
+            times = times.tolist()
+        z = solvers.INTEGRATORS[solver](lambda z, t: field(z, torch.as_tensor(t)), start, times, solvers.no_noise)
+        errors.append((z - (2 + start / 2)).abs().max())
+    for coarse, fine in pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(2, abs=0.35)
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("grid", list(TimeGrid))
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_grids_rise_from_noise_to_data(grid, steps, shift):
+    times = solvers.time_grid(grid, steps, shift)
+    assert times.shape == (steps + 1,)
+    assert times[0] == 0
+    assert times[-1] == 1
+    assert (times.diff() > 0).all()
+
+
+def test_grids_put_their_intervals_where_they_say():
+    def widths(grid, shift=1.0):
+        return solvers.time_grid(grid, 8, shift).diff()
+
+    cosine, logit = widths(TimeGrid.COSINE), widths(TimeGrid.LOGIT_NORMAL)
+    assert cosine.argsort().tolist()[:2] in ([0, 7], [7, 0])
+    assert logit.argsort().tolist()[-2:] in ([0, 7], [7, 0])
+    assert logit.argsort().tolist()[:2] in ([3, 4], [4, 3])
+    # P(sigmoid(x) < t) = 1/4 at t = sigmoid(-0.6745)
+    assert solvers.time_grid(TimeGrid.LOGIT_NORMAL, 4)[1].item() == pytest.approx(1 / (1 + math.exp(0.67449)), abs=1e-5)
+    assert widths(TimeGrid.UNIFORM, 3.0).argmin() == 0
+    assert widths(TimeGrid.UNIFORM, 0.5).argmin() == 7
+    # SD3's shift: a noise of 1/2 becomes 3/4 at shift 3.
+    assert solvers.time_grid(TimeGrid.UNIFORM, 2, 3.0)[1].item() == pytest.approx(0.25)
+
+
+def test_the_times_that_solvers_ask_at():
+    assert solvers.evaluation_times(Solver.MIDPOINT, [0.0, 0.5, 1.0]) == [0.0, 0.25, 0.5, 0.75]
+    assert solvers.evaluation_times(Solver.HEUN, [0.0, 1.0]) == [0.0, 1.0]
+    for solver in (Solver.EULER, Solver.EULER_MARUYAMA, Solver.ADAMS_BASHFORTH, Solver.DPM):
+        assert solvers.evaluation_times(solver, [0.0, 0.4, 1.0]) == [0.0, 0.4]
+
+
+def test_studies_tell_grids_apart():
+    keys = {Quality(config, 10).key for config in SETTINGS.values()}
+    changes = ({}, {"shift": 2.0}, {"guidance_interval": (0.1, 1.0)})
+    keys |= {Quality(replace(GUIDED, **change), 10).key for change in changes}
+    assert len(keys) == len(SETTINGS) + 3
+    assert Quality(GUIDED, 10).key == "guidance=3 midpoint-2 10 images"  # as before there were grids
+
+
+# --- what it costs ------------------------------------------------------------------------------------------
+
+
+def test_bytes_by_hand():
+    """Matrices as often as they are read, and the caches."""
+    config, sampling = replace(PIXEL_X, class_tokens=3), SamplingConfig(solver=Solver.EULER, steps=5)
+    model, patches = random_model(config), 12
+    block = sum(p.numel() for name, p in model.backbone.named_parameters() if name.endswith("weight") and p.ndim == 2)
+    matrices = block - model.backbone.class_embedding.weight.numel()
+    cached = sum(3 + 1 + i + 1 for i in range(patches - 1)) * 2 * 2 * 32
+    head = sum(p.numel() for name, p in model.head.named_parameters() if p.ndim == 2 and "time_in" not in name)
+    modulations = sum(m.weight.numel() for m in (*model.head.modulations, model.head.final_modulation))
+    condition = model.head.condition_in.weight.numel()
+    costs = flops.sampling_costs(config, sampling)
+    assert costs["backbone"].bytes == 4 * (patches * matrices + cached)
+    assert costs["head"].bytes == 4 * patches * (5 * (head - modulations - condition) + modulations + condition)
+    assert costs["decoder"].bytes == 0
+    lower = flops.sampling_costs(config, sampling, batch=8, element_size=2)
+    assert lower["backbone"].bytes == pytest.approx(2 * (patches * matrices / 8 + cached))
+    times = 5 * 2 * sum(p.numel() for name, p in model.head.named_parameters() if p.ndim == 2 and "time_in" in name)
+    assert costs["head"].flops - lower["head"].flops == times * 7 // 8  # embedded once for all images
+
+
+def test_the_floor_and_the_measured_time_of_every_part():
+    peak = Peak(flops=2e9, bytes=1e9)
+    rows = bench(random_model(), GUIDED, [1, 2], Precision.AUTO, False, peak)
+    assert [(row.batch, row.part) for row in rows] == [
+        (size, part) for size in (1, 2) for part in ("backbone", "head", "decoder", "image")
+    ]
+    counted = count(LEARNED, GUIDED, [1, 2], 4, peak)
+    for row, same in zip(rows, counted, strict=True):
+        assert replace(row, measured=None) == same
+        assert row.measured > 0
+    for row in counted[:3]:
+        assert row.floor == max(row.flops / 2e9, row.bytes / 1e9)
+    assert counted[3].floor == pytest.approx(sum(row.floor for row in counted[:3]))
+
+
+def test_the_command_counts(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    words = ["bench", "sample", "fashion", "--batch", "1,256", "--counts", "--precision", "bfloat16"]
+    assert cli.main([*words, "--set", "steps=25", "--set", "solver=euler", "--tflops", "790", "--bandwidth", "4.3",
+                     "--out", str(out)]) == 0  # fmt: skip
+    text = capsys.readouterr().out
+    assert "790 TFLOP/s and 4.3 TB/s" in text
+    written = json.loads(out.read_text())
+    assert [row["batch"] for row in written["rows"]] == [1] * 4 + [256] * 4
+    assert written["sampling"]["steps"] == 25
+    alone, crowd = written["rows"][3], written["rows"][7]
+    assert crowd["flops"] == pytest.approx(alone["flops"], rel=0.01)
+    assert crowd["bytes"] < alone["bytes"] / 10
+
+
+def test_the_command_measures_a_run(run, capsys):
+    assert cli.main(["bench", "sample", str(run), "--batch", "2", "--tflops", "0.1", "--bandwidth", "0.01",
+                     "--device", "cpu"]) == 0  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[2:]] == ["backbone", "head", "decoder", "image"]
+    assert all(line.endswith(" %") for line in lines[2:])
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["samples", "tiny"], ["no bench 'samples'; did you mean 'sample'?"]),
+        (["sample", "fashoin"], ["fashoin", "did you mean 'fashion'?"]),
+        (["sample", "tiny", "--batch", "0"], ["--batch '0'", "lie in [1, 65536]"]),
+        (["sample", "tiny", "--precision", "half"], ["--precision 'half' is unknown"]),
+        (["sample", "tiny", "--tflops", "3"], ["--tflops and --bandwidth belong together"]),
+        (["sample", "tiny", "--set", "stepz=3"], ["stepz", "did you mean 'steps'?"]),
+        (["sample", "tiny:jit"], ["tiny:jit is a JiT"]),
+        (["sample", "tiny", "--out", "."], ["--out . is a folder"]),
+    ],
+)
+def test_the_command_refuses(words, parts, capsys):
+    assert cli.main(["bench", *words, "--counts"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    for part in parts:
+        assert part in error
+
+
+def test_the_options_reach_the_sampler(run, tmp_path, capsys):
+    words = ["sample", str(run), "--labels", "3", "--seeds", "0", "--device", "cpu"]
+    words += ["--guidance", "3", "--time-grid", "cosine", "--shift", "2", "--guidance-interval", "0.2, 0.9"]
+    assert cli.main([*words, "--out", str(tmp_path / "one.npz")]) == 0
+    model = load(run)
+    changes = {"time_grid": TimeGrid.COSINE, "shift": 2.0, "guidance_interval": (0.2, 0.9)}
+    expected = Sampler(model, replace(model.sampling, guidance=3.0, **changes)).sample([3], [0])
+    assert (np.load(tmp_path / "one.npz")["arr_0"] == to_uint8(expected).permute(0, 2, 3, 1).numpy()).all()
+    for text, part in (("0.9,0.2", "guidance_interval must be two times"), ("0.2", "needs two numbers, such as")):
+        assert cli.main([*words, "--guidance-interval", text, "--out", str(tmp_path / "none.npz")]) == 2
+        assert part in capsys.readouterr().err
+    assert not (tmp_path / "none.npz").exists()
+
+
+# --- slower, or on other machines ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["learned", "pixel-x"])
+def test_the_compiled_step_is_the_same(name):
+    model = random_model(ALL[name])
+    plain = Sampler(model, SETTINGS["interval"]).sample(LABELS, SEEDS)
+    close(Sampler(model, SETTINGS["interval"], compile=True).sample(LABELS, SEEDS), plain, 1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_captured_step_is_the_same(settings, compile):
+    """Captured in its first batch, replayed in the others; across weights that change, too."""
+    model = random_model()
+    expected = [Sampler(model, SETTINGS[settings]).sample(LABELS, seeds) for seeds in (SEEDS, [1, 2, 3])]
+    sampler = Sampler(model.cuda(), SETTINGS[settings], Precision.FLOAT32, compile)
+    for seeds, images in zip((SEEDS, [1, 2, 3], SEEDS), (*expected, expected[0]), strict=True):
+        torch.testing.assert_close(sampler.sample(LABELS, seeds).cpu(), images, atol=1e-2, rtol=1e-2)
+    assert isinstance(sampler._idle[3]._run, runner.CudaGraphs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    changed = Sampler(copy.deepcopy(model), SETTINGS[settings], Precision.FLOAT32).sample(LABELS, SEEDS)
+    torch.testing.assert_close(sampler.sample(LABELS, SEEDS), changed, atol=1e-4, rtol=1e-4)

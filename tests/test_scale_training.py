@@ -1,0 +1,428 @@
+"""Several processes that train one model: they equal one, stop together, and go on in any number."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import preempt
+import processes
+import pytest
+import torch
+from processes import started
+from refusal import refused
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import pra
+from pra import weights
+from pra.config import TrainConfig, apply_settings
+from pra.data import open_source
+from pra.distributed import World, join
+from pra.train import checkpoint, loop, parallel
+from pra.train import run as runs
+from pra.train.run import read_metrics
+
+# So they may, in twenty steps.
+pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
+
+SHARDS = "shard-0000*-model-00001-of-00001.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than the steps."""
+    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+
+
+def settings(*more: str) -> list[str]:
+    return ["train.sample_every=0", "train.log_every=1", *more]
+
+
+def alone(folder: Path, *more: str, recipe: str = "tiny") -> Path:
+    """A run of one process."""
+    config = apply_settings(pra.recipe(recipe), settings(*more))
+    pra.train(config, folder, device="cpu", progress=False)
+    return folder
+
+
+def line(folder: Path, *more: str, recipe: str = "tiny") -> list[str]:
+    """The command of the same run."""
+    options = [word for setting in settings(*more) for word in ("--set", setting)]
+    return ["train", recipe, "--run-dir", str(folder), "--device", "cpu", *options]
+
+
+def shared(folder: Path, *more: str, recipe: str = "tiny") -> Path:
+    """A run of two processes."""
+    outcomes = processes.run(folder.with_suffix(".log"), 2, *line(folder, *more, recipe=recipe))
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert (outcomes[1].out, outcomes[1].error) == ("", "")
+    return folder
+
+
+def tensors(run: Path) -> dict[str, Tensor]:
+    """Weights and their moving average, at the end."""
+    folder = sorted((run / "checkpoints").iterdir())[-1]
+    files = {name: load_file(folder / f"{name}.safetensors") for name in ("model", "ema")}
+    return {f"{name}/{key}": value for name, own in files.items() for key, value in own.items()}
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    """Up to rounding, which AdamW's first steps enlarge."""
+    rows, others = read_metrics(one), read_metrics(other)
+    assert [row["step"] for row in rows] == [row["step"] for row in others]
+    for a, b in zip(rows, others, strict=True):
+        for name in ("total", "flow", "reconstruction", "auxiliary", "gradient_norm"):
+            assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-7), (a["step"], name)
+    expected, found = tensors(one), tensors(other)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: name + text)
+
+
+# --- two equal one ------------------------------------------------------------------------------------------
+
+DROPOUT = ("train.objective.class_dropout=0.5", "train.micro_batch_size=2")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "common", "own"),
+    [
+        ("tiny", DROPOUT, ["train.parallel=ddp"]),
+        ("tiny", DROPOUT, ["train.parallel=fsdp", "train.activation_checkpointing=true"]),
+        ("tiny", ["train.codec_warmup=3", "train.steps=6"], ["train.parallel=ddp"]),
+        pytest.param("tiny", ["train.codec_warmup=3"], ["train.parallel=fsdp"], marks=pytest.mark.slow),
+        pytest.param("tiny:jit", [], ["train.parallel=ddp"], marks=pytest.mark.slow),
+        ("tiny:jit", ["train.steps=6"], ["train.parallel=fsdp", "data.workers=1"]),
+        pytest.param("tiny:teacher-forced", [], ["train.parallel=fsdp"], marks=pytest.mark.slow),
+        pytest.param("tiny:exact", [], ["train.parallel=fsdp"], marks=pytest.mark.slow),
+        pytest.param("tiny", DROPOUT, ["train.parallel=ddp", "train.compile=true"], marks=pytest.mark.slow),
+        pytest.param("tiny", DROPOUT, ["train.parallel=fsdp", "train.compile=true"], marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_equal_one(recipe: str, common: list[str], own: list[str], tmp_path: Path) -> None:
+    one, two = alone(tmp_path / "one", *common, recipe=recipe), tmp_path / "two"
+    assert_equal(one, shared(two, *common, *own, recipe=recipe))
+
+
+@pytest.mark.slow
+def test_sharded_weights_in_bfloat16_learn_nearly_the_same(tmp_path: Path) -> None:
+    one = alone(tmp_path / "one", "train.precision=bfloat16")
+    two = shared(tmp_path / "two", "train.precision=bfloat16", "train.parallel=fsdp")
+    for a, b in zip(read_metrics(one), read_metrics(two), strict=True):
+        assert b["total"] == pytest.approx(a["total"], rel=0.01)
+    assert {tensor.dtype for tensor in tensors(two).values()} == {torch.float32}
+
+
+def test_recomputed_blocks_change_nothing(tmp_path: Path) -> None:
+    """To the bit, and the run goes on without."""
+    plain = alone(tmp_path / "plain", "train.steps=4")
+    spared = alone(tmp_path / "spared", "train.steps=2", "train.activation_checkpointing=true")
+    alone(spared, "train.steps=4")
+    assert all(torch.equal(tensor, tensors(plain)[name]) for name, tensor in tensors(spared).items())
+
+
+def test_every_sample_is_in_one_share_once() -> None:
+    """Also over the ends of epochs, and with the images and the noise that one process has."""
+    config, source = pra.recipe("tiny"), open_source("digits")
+    arguments = (source, config.model.image_size, config.model.channels, config.data, 0)
+    whole = loop.TrainingSet(*arguments)
+    shares = [loop.Share(*arguments, step=8, start=4 * rank, size=4) for rank in range(2)]
+    first = 8 * (len(source) // 8)
+    for place in range(first // 2, first // 2 + 8):
+        for rank, share in enumerate(shares):
+            sample = share[place]
+            wanted = place // 4 * 8 + 4 * rank + place % 4
+            assert (sample.index, sample.source_index) == (wanted, whole.source_index(wanted))
+            assert torch.equal(sample.image, whole[wanted].image)
+
+
+# --- going on -----------------------------------------------------------------------------------------------
+
+
+def test_from_two_processes_to_one_and_back(tmp_path: Path) -> None:
+    straight, run = alone(tmp_path / "straight", "train.steps=9"), tmp_path / "run"
+    shared(run, "train.steps=3", "train.parallel=fsdp")
+    optimizer = run / "checkpoints" / "step-00000003" / "optimizer"
+    assert len(list(optimizer.glob(SHARDS))) == 2
+    alone(run, "train.steps=6")
+    shared(run, "train.steps=9", "train.parallel=ddp")
+    assert_equal(straight, run)
+    assert pra.Sampler(pra.load(run)).sample([3], [0]).shape == (1, 1, 8, 8)
+
+
+def test_a_checkpoint_of_the_first_version(tmp_path: Path) -> None:
+    """The optimiser's state in one file."""
+    run, old = alone(tmp_path / "run", "train.steps=3"), tmp_path / "old"
+    shutil.copytree(run, old)
+    folder = old / "checkpoints" / "step-00000003"
+    (shard,) = (folder / "optimizer").glob(SHARDS)
+    save_file(load_file(shard), folder / checkpoint.WHOLE_OPTIMIZER)
+    shutil.rmtree(folder / "optimizer")
+    state = weights.read_json(folder / "state.json")
+    sizes = {name: size for name, size in state["sizes"].items() if "/" not in name}
+    sizes[checkpoint.WHOLE_OPTIMIZER] = (folder / checkpoint.WHOLE_OPTIMIZER).stat().st_size
+    (folder / "state.json").write_text(weights.json.dumps(state | {"sizes": sizes}))
+    for path in (run, old):
+        alone(path, "train.steps=5")
+    assert all(torch.equal(tensor, tensors(run)[name]) for name, tensor in tensors(old).items())
+
+
+def test_an_optimizer_of_another_model(tmp_path: Path) -> None:
+    run = alone(tmp_path / "run", "train.steps=1")
+    (shard,) = (run / "checkpoints" / "step-00000001" / "optimizer").glob(SHARDS)
+    good = shard.read_bytes()
+    shard.write_bytes(good.replace(b"auxiliary.weight/", b"auxiliary.waight/"))
+    refused(lambda: alone(run, "train.steps=2"), str(shard.parent), "cannot be read", "another checkpoint")
+    shard.write_bytes(b"\xff" * len(good))
+    refused(lambda: alone(run, "train.steps=2"), str(shard.parent), "cannot be read", "another checkpoint")
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is the state of its step all the same."""
+    written, original = threading.Event(), weights.write_tensors
+
+    def slowly(*arguments: Any) -> None:
+        assert written.wait(60), "training waits for the checkpoint"
+        original(*arguments)
+
+    class Metrics(loop.Metrics):
+        def write(self, row: dict[str, float]) -> None:
+            super().write(row)
+            if row["step"] == 3:
+                assert list((tmp_path / "run" / "checkpoints").glob("step-*")) == []
+                written.set()
+
+    monkeypatch.setattr(weights, "write_tensors", slowly)
+    monkeypatch.setattr(loop, "Metrics", Metrics)
+    alone(tmp_path / "run", "train.steps=5", "train.checkpoint_every=2", "train.keep_checkpoints=3")
+    names = [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert names == ["step-00000002", "step-00000004", "step-00000005"]
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    straight = alone(tmp_path / "straight", "train.steps=2")
+    early = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "ema.safetensors")
+    assert all(torch.equal(tensor, early[name[4:]]) for name, tensor in tensors(straight).items() if name[:4] == "ema/")
+
+
+# --- stopping -----------------------------------------------------------------------------------------------
+
+
+def test_a_signal_to_one_process_stops_and_saves_all(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with started(tmp_path / "log", 2, *line(run, "train.steps=100000")) as group:
+        wait_for_steps(run, 3)
+        os.kill(group.processes[1].pid or 0, signal.SIGTERM)
+        leader, other = group.outcomes()
+    assert (leader.code, other.code) == (143, 143)
+    assert (other.out, other.error) == ("", "")
+    reached = int(read_metrics(run)[-1]["step"])
+    assert f"pra: stopped at step {reached}, saved in {run}; the same command goes on" in leader.error
+    newest = weights.newest_checkpoint(run)
+    assert newest is not None
+    assert checkpoint.step_of(newest) == reached
+    assert not (run / ".lock").exists()
+    alone(run, f"train.steps={reached + 1}")
+    assert [row["step"] for row in read_metrics(run)] == list(range(1, reached + 2))
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_process_that_is_killed_ends_the_other(tmp_path: Path, rank: int) -> None:
+    run = tmp_path / "run"
+    with started(tmp_path / "log", 2, *line(run, "train.steps=100000", "train.parallel=fsdp")) as group:
+        wait_for_steps(run, 2)
+        group.processes[rank].kill()
+        outcomes = group.outcomes()
+    assert (outcomes[rank].code, outcomes[1 - rank].code) == (-9, 2)
+    assert "Traceback" not in outcomes[1 - rank].error
+    if rank == 1:
+        assert outcomes[0].error.splitlines()[-1] == (
+            "pra: error: another process of this command has ended early; see what it says"
+        )
+
+
+def test_a_corrupt_image_of_one_process_ends_both_in_one_line(tmp_path: Path) -> None:
+    source = open_source("digits")
+    for index in range(16):
+        path = tmp_path / "data" / "ab"[index % 2] / f"{index:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source.image(index).save(path)
+    config = pra.recipe("tiny")
+    order = loop.TrainingSet(open_source(f"folder:{tmp_path / 'data'}"), (8, 8), 1, config.data, 0)
+    where = order.source.where(order.source_index(14))  # of the second step, in the second process's share
+    Path(where).write_bytes(b"\x89PNG")
+    command = [*line(tmp_path / "run"), "--data", f"folder:{tmp_path / 'data'}"]
+    outcomes = processes.run(tmp_path / "log", 2, *command)
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    errors = [text for outcome in outcomes for text in outcome.error.splitlines() if "error" in text.lower()]
+    assert len(errors) == 1
+    assert where in errors[0]
+    assert errors[0].startswith("pra: error: ")
+    assert len(read_metrics(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_all_in_one_line(tmp_path: Path, parallelism: str) -> None:
+    more = ("train.optimizer.lr=1e30", "train.optimizer.clip=1e30", f"train.parallel={parallelism}")
+    outcomes = processes.run(tmp_path / "log", 2, *line(tmp_path / "run", *more))
+    assert [outcome.code for outcome in outcomes] == [2, 2]
+    errors = [text for outcome in outcomes for text in outcome.error.splitlines() if "pra: error" in text]
+    assert len(errors) == 1
+    assert "is not finite at step" in errors[0]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_job_again_that_lost_a_process(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command += ["--master-port", str(processes.free_port()), "-m", "pra"]
+    command += line(run, "train.steps=200", "train.checkpoint_every=10")
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for_steps(run, 25)
+        os.kill(int((run / ".lock").read_text().split()[1]), signal.SIGKILL)
+        _, error = job.communicate(timeout=300)
+    finally:
+        job.kill()
+    assert job.returncode == 0, error
+    assert [row["step"] for row in read_metrics(run)] == list(range(1, 201))
+    for a, b in zip(read_metrics(alone(tmp_path / "alone", "train.steps=200")), read_metrics(run), strict=True):
+        assert b["total"] == pytest.approx(a["total"], rel=0.01)
+
+
+def wait_for_steps(run: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("kills", "workers", "how"),
+    [
+        (2, 1, "ddp"),
+        pytest.param(20, 1, "ddp", marks=pytest.mark.slow),
+        pytest.param(20, 2, "fsdp", marks=pytest.mark.slow),
+    ],
+)
+def test_kill_9_at_random_moments(tmp_path: Path, kills: int, workers: int, how: str) -> None:
+    steps = 20 * kills
+    preempt.train(tmp_path / "alone", steps, workers, how)
+    moments = preempt.train_under_fire(tmp_path / "killed", steps, kills, workers, how, random.Random(1))
+    assert max(moments) > 0
+    assert preempt.differences(tmp_path / "alone", tmp_path / "killed") == []
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "count", "expected"),
+    [
+        (512, 64, 1, (64, 8)),
+        (512, 64, 4, (64, 2)),
+        (512, 64, 8, (64, 1)),
+        (512, 64, 16, (32, 1)),  # a part smaller than a micro-batch
+        (512, None, 4, (128, 1)),
+        (512, 64, 3, "does not divide among 3 processes in micro batches of 64; the nearest that does is 576"),
+        (512, None, 3, "does not divide among 3 processes; the nearest that does is 513"),
+        (8, None, 16, "the nearest that does is 16"),
+    ],
+)
+def test_the_global_batch_is_what_was_asked_for(batch: int, micro: int | None, count: int, expected: Any) -> None:
+    config = TrainConfig(steps=1, batch_size=batch, micro_batch_size=micro)
+    if isinstance(expected, str):
+        refused(lambda: config.micro_batches(count), f"batch_size {batch}", expected)
+        return
+    size, times = config.micro_batches(count)
+    assert (size, times) == expected
+    assert size * times * count == batch
+
+
+def test_a_batch_that_does_not_divide_is_one_line_of_all_processes(tmp_path: Path) -> None:
+    outcomes = processes.run(tmp_path / "log", 3, *line(tmp_path / "run"))
+    assert [outcome.code for outcome in outcomes] == [2, 2, 2]
+    errors = [text for outcome in outcomes for text in outcome.error.splitlines()]
+    assert len(errors) == 1
+    assert "batch_size 8 does not divide among 3 processes; the nearest that does is 9" in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_variables_that_are_missing_or_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def enter() -> None:
+        with join():
+            raise AssertionError("nothing to join")
+
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    refused(enter, "WORLD_SIZE is None", "torchrun")
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("PRA_RENDEZVOUS_TIMEOUT", "soon")):
+        monkeypatch.setenv(name, value)
+    refused(enter, "PRA_RENDEZVOUS_TIMEOUT is 'soon'", "seconds")
+
+
+def test_processes_that_do_not_come(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A line, in the time that was given, and none of torch's pages."""
+    world = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    for name, value in {**world, "PRA_RENDEZVOUS_TIMEOUT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    begin = time.monotonic()
+    refused(lambda: join().__enter__(), "process 1 of 2", "127.0.0.1:9", "PRA_RENDEZVOUS_TIMEOUT")
+    assert time.monotonic() - begin < 20
+    assert capfd.readouterr().err == ""
+
+
+def test_machines_that_do_not_share_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(World):
+        def combine(self, value: Any, how: Any) -> Any:
+            return how(["process 7 on a machine", value])
+
+    monkeypatch.setattr(runs, "SEEN_WITHIN", 0.0)
+    runs.check_shared(tmp_path, World())
+    (tmp_path / ".lock").write_text("process 7 on a machine")
+    runs.check_shared(tmp_path, Elsewhere(1, 2, 0))
+    (tmp_path / ".lock").write_text("process 7 on another")  # which was killed, long ago
+    refused(lambda: runs.check_shared(tmp_path, Elsewhere(1, 2, 0)), "process 1", str(tmp_path), "--run-dir")
+    (tmp_path / ".lock").unlink()
+    refused(lambda: runs.check_shared(tmp_path, Elsewhere(1, 2, 0)), "process 7 on a machine", "share")
+
+
+def test_blocks_that_cannot_be_compiled_say_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(forward: Any, *_: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            raise pra.PraError("train.compile failed (no compiler)")
+
+        return call
+
+    monkeypatch.setattr(parallel, "compiled", compiled)
+    model = pra.PRA(pra.recipe("tiny").model)
+    before = dict(model.named_parameters())
+    codes, patches = torch.tensor([1]), torch.zeros(1, 15, 4)
+    expected = model.backbone(codes, patches)
+    parallel._change_blocks(model, parallel._BlockCompiler())
+    with pytest.warns(UserWarning, match="no compiler.*goes on without") as caught:
+        assert torch.equal(model.backbone(codes, patches), expected)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.backbone(codes, patches)
+    assert dict(model.named_parameters()).keys() == before.keys()
+
+
+def test_how_processes_share_a_step_may_change_on_the_way(tmp_path: Path) -> None:
+    """It is no part of what is learnt."""
+    run = alone(tmp_path / "run", "train.steps=1")
+    alone(run, "train.steps=2", "train.parallel=fsdp", "train.activation_checkpointing=true")
+    assert dataclasses.asdict(runs.read_run(run))["train"]["activation_checkpointing"]
