@@ -88,7 +88,8 @@ def options_of(command: Callable[..., None]) -> dict[str, Option]:
 
 
 def _spelled(name: str) -> str:
-    return "--set" if name == "settings" else "--" + name.replace("_", "-")
+    """A name that Python keeps for itself ends in an underscore: ``from_`` is ``--from``."""
+    return "--set" if name == "settings" else "--" + name.rstrip("_").replace("_", "-")
 
 
 def _bare(hint: Any) -> Any:

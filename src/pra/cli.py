@@ -27,11 +27,11 @@ from pra.errors import PraError
 from pra.eval.command import evaluate_command
 from pra.eval.probe_command import features_command, probe_command
 from pra.hub.command import export_command, push_command
-from pra.hub.download import is_address
 from pra.models import count_parameters
 from pra.options import Flag, Folder, Integer, Number, Settings, Text
 from pra.provenance import package_version
 from pra.recipes import RECIPES, own, recipe
+from pra.recipes.named import recipe_or_run
 from pra.report.command import report_command
 from pra.report.page import REPORT, write_report
 from pra.sample.command import sample_command
@@ -39,8 +39,6 @@ from pra.sample.complete import complete_command
 from pra.studies.command import study_command
 from pra.train.loop import Interrupted, Trained
 from pra.train.loop import train as run_training
-from pra.train.run import read_run
-from pra.weights import CONFIG
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -183,7 +181,7 @@ def show(
         for base, build in RECIPES.items():
             print(f"{base:12} {(build.__doc__ or '').strip().splitlines()[0]}")
         return
-    config = _recipe_or_run(name)
+    config = recipe_or_run(name)
     parts = count_parameters(config.model)
     parameters = {"total": sum(parts.values()), **parts}
     sampling = flops.sampling_flops(config)
@@ -228,18 +226,6 @@ def _write_report(folder: Path) -> None:
         write_report(folder)
     except PraError as error:
         warnings.warn(f"no report: {error}", stacklevel=2)
-
-
-def _recipe_or_run(name: str) -> RunConfig:
-    if is_address(name):
-        raise PraError(f"{name} is a model, not a run: its card, on its page, says what it is; give a recipe or a run")
-    folder = Path(name).expanduser()
-    if (folder / CONFIG).exists() or (folder.is_dir() and name not in RECIPES):
-        return read_run(folder)
-    try:
-        return recipe(name)
-    except PraError as error:
-        raise PraError(f"no run at {name}, and {error}") from None
 
 
 def _describe(report: dict[str, Any]) -> str:

@@ -505,7 +505,11 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One complete run: what a recipe returns and what ``config.json`` in a run's folder holds."""
+    """One complete run: what a recipe returns and what ``config.json`` in a run's folder holds.
+
+    ``initial`` is what the weights are at first: a run's folder, a saved model or ``hub:user/model``, of the same model
+    but for its classes (:mod:`pra.train.initial`); None is new ones.
+    """
 
     recipe: str
     model: AnyModelConfig
@@ -513,6 +517,7 @@ class RunConfig:
     train: TrainConfig
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     targets: Targets | None = None
+    initial: str | None = None
 
     def __post_init__(self) -> None:
         check_sampling(self.model, self.sampling)

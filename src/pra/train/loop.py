@@ -27,6 +27,7 @@ from pra.generate import Sampler
 from pra.models import PRA, Model, build_model
 from pra.objectives import Losses, Perceptual, training_losses
 from pra.train import checkpoint
+from pra.train.initial import load_initial
 from pra.train.optimizer import EMA, build_optimizer, learning_rate, whole
 from pra.train.parallel import SharedLoss
 from pra.train.plots import CURVES, draw_curves
@@ -124,6 +125,10 @@ class Trainer:
         if last is not None:
             _check_same_classes(last, self.model, self.source)
             self.step = checkpoint.restore_weights(last, self.model, self.ema)
+        # Of a run that goes on, they are in its folder; the other run may be gone by now.
+        begins = config.initial is not None and last is None
+        with world.first_alone():  # what is on the Hub is downloaded once
+            self.initial = load_initial(str(config.initial), self.model, self.ema) if begins else None
         idle = self.step < config.train.codec_warmup
         self.losses = SharedLoss(self.model, self.ema.model, training_losses, config.train, world, device, idle)
         self.optimizer = build_optimizer(self.model, config.train.optimizer)
@@ -154,7 +159,7 @@ class Trainer:
         with _signals() as received, closing(self.saver), closing(self._batches()) as stream:
             first = next(stream)  # data that cannot be read are named before anything is written
             if self.world.leads:
-                write_run(self.folder, self.config, self.world.size)
+                write_run(self.folder, self.config, self.world.size, self.initial)
             bar = tqdm(
                 total=train.steps,
                 initial=self.step,

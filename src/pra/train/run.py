@@ -112,14 +112,24 @@ def check_shared(folder: Path, world: World) -> None:
         time.sleep(0.5)
 
 
-def write_run(folder: Path, config: RunConfig, processes: int = 1) -> None:
+def write_run(folder: Path, config: RunConfig, processes: int = 1, initial: dict[str, Any] | None = None) -> None:
     """Makes the folder of a run that is about to train, or brings ``config.json`` and ``environment.json`` up to date.
 
+    Args:
+        folder: the run's.
+        config: the run's.
+        processes: that train.
+        initial: where its first weights come from (:func:`pra.train.initial.load_initial`); None leaves what is known.
+
     Raises:
-        PraError: the disk is full or refuses.
+        PraError: the disk is full or refuses; or what is known of the first weights cannot be read.
     """
+    path = folder / "environment.json"
+    if config.initial is not None and initial is None and path.exists():
+        initial = read_json(path).get("initial")
+    known = {"processes": processes} | ({"initial": initial} if initial else {})
     write_atomically(folder / CONFIG, _json_writer(to_dict(config)))
-    write_atomically(folder / "environment.json", _json_writer(environment() | {"processes": processes}))
+    write_atomically(path, _json_writer(environment() | known))
 
 
 def read_run(folder: Path) -> RunConfig:

@@ -1,0 +1,71 @@
+"""Weights to begin a run with, from another run or model, for another set of classes: fine-tuning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pra import weights
+from pra.config import differences, to_dict
+from pra.errors import PraError
+from pra.models import Model
+from pra.train.optimizer import EMA
+
+EMBEDDING = "class_embedding.weight"
+"""How the one tensor ends whose shape depends on the classes, in every model: ``(num_classes + 1, ...)``, null last."""
+
+
+def load_initial(path: str, model: Model, ema: EMA) -> dict[str, Any]:
+    """Gives a new model the weights of another, its moving average where there is one, by the names of the classes.
+
+    The average of the new run begins there too.
+
+    Args:
+        path: the other's, as :func:`pra.weights.load` takes it.
+        model: the new model, its ``classes`` named.
+        ema: of the new model.
+
+    Returns:
+        Where they come from, for ``environment.json``: ``from``, the path as given; ``weights``, the file; ``sha256``.
+
+    Raises:
+        PraError: as :func:`pra.weights.load`; or the models differ in more than their classes.
+    """
+    folder = weights.model_folder(path)
+    other = weights.load(folder)
+    expected = replace(other.config, num_classes=model.config.num_classes)
+    changed = differences(to_dict(expected), to_dict(model.config), "model")
+    if changed:
+        there = "; ".join(changed).replace(" in the run, ", " there, ")
+        raise PraError(
+            f"the weights of {path} are of another model ({there}); pictures are scaled to its size: "
+            "leave such settings out, or train from the start, without --from"
+        )
+    tensors = with_classes(other, model.classes)
+    model.load_state_dict(tensors)
+    ema.model.load_state_dict(tensors)
+    file = folder / weights.weights_name(folder)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"from": path, "weights": str(file.absolute()), "sha256": digest}
+
+
+@torch.no_grad()
+def with_classes(model: Model, classes: Sequence[str]) -> dict[str, Tensor]:
+    """A model's tensors for another set of classes; all but the class embedding are its own.
+
+    A class that the model knows by name keeps its embedding. A new one begins with that of the null class, and that row
+    stays as it is: class dropout has trained it as the mixture of all that the model has seen. So every picture of a new
+    class is at first as likely as it was without a class, in a condition that all layers know; a random row would be one
+    that none has ever met. And guidance, which follows the difference between the two, begins at none instead of along a
+    random direction.
+    """
+    known = {name: place for place, name in reversed(list(enumerate(model.classes)))}
+    rows = [known.get(name, model.config.null_class) for name in classes] + [model.config.null_class]
+    tensors = model.state_dict()
+    return {name: tensor[rows] if name.endswith(EMBEDDING) else tensor for name, tensor in tensors.items()}
