@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pra import noise, solvers
-from pra.config import SamplingConfig
+from pra.config import SamplingConfig, Solver
 from pra.generate import Decoding, Sampler
 from pra.models import PRA
 from pra.noise import Purpose
@@ -25,9 +25,10 @@ def sample_plainly(model: PRA, config: SamplingConfig, labels: Sequence[int], se
     grid = solvers.time_grid(config.time_grid, config.steps, config.shift).view(-1, 1, 1).to(device)
     low, high = config.guidance_interval
     decoding = Decoding(model, torch.tensor(labels, device=device), config.guidance != 1.0)
+    span = torch.full((1, 1), 1 / config.steps, device=device) if config.solver is Solver.SHORTCUT else None
     patches = []
     for i in range(size.num_patches):
-        guided, alone = decoding.velocity(schedule(i)), decoding.velocity(1.0)
+        guided, alone = decoding.velocity(schedule(i), span), decoding.velocity(1.0, span)
 
         def velocity(z: Tensor, t: Tensor, guided: solvers.Velocity = guided, alone: solvers.Velocity = alone):
             return guided(z, t) if low <= t <= high else alone(z, t)

@@ -171,15 +171,16 @@ def test_a_batch_too_large_is_made_in_parts(monkeypatch):
 
 
 def test_a_failed_batch_leaves_nothing_behind(monkeypatch):
-    """What is masked is multiplied by 0, and 0 times what is not finite would not be 0."""
+    """A mask is added to scores, values are multiplied by 0: neither makes anything of what is not finite."""
     monkeypatch.setattr("pra.generate.engine.runner", bucketed(None))
     model = random_model()
     sampler = Sampler(model, GUIDED)
     images = sampler.sample(LABELS, SEEDS)
     engine = sampler._idle[3]
     with torch.inference_mode():
-        engine.backbone_cache.values.fill_(float("nan"))
-        engine.decoder_cache.values.fill_(float("nan"))
+        for cache in (engine.backbone_cache, engine.decoder_cache):
+            cache.keys.fill_(float("nan"))
+            cache.values.fill_(float("nan"))
     assert torch.equal(sampler.sample(LABELS, SEEDS), images)
 
 
@@ -370,7 +371,7 @@ def test_the_command_measures_a_run(run, capsys):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["samples", "tiny"], ["no bench 'samples'; did you mean 'sample'?"]),
+        (["samples", "tiny"], ["no command 'bench samples'; did you mean 'sample'?"]),
         (["sample", "fashoin"], ["fashoin", "did you mean 'fashion'?"]),
         (["sample", "tiny", "--batch", "0"], ["--batch '0'", "lie in [1, 65536]"]),
         (["sample", "tiny", "--precision", "half"], ["--precision 'half' is unknown"]),

@@ -60,12 +60,17 @@ class TransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """The flow-matching head: ``depth`` residual MLP blocks that share ``modulations`` AdaLN projections."""
+    """The flow-matching head: ``depth`` residual MLP blocks that share ``modulations`` AdaLN projections.
+
+    With ``shortcut`` it also learns steps of its own flow (shortcut models, arXiv 2410.12557): told how long a step is,
+    it gives the mean velocity over it, for sampling in few evaluations (``Solver.SHORTCUT``).
+    """
 
     depth: int
     width: int
     modulations: int = 2
     prediction: Prediction = Prediction.VELOCITY
+    shortcut: bool = False
 
     def __post_init__(self) -> None:
         _positive(self, "depth", "width", "modulations")
@@ -73,6 +78,11 @@ class HeadConfig:
             raise PraError(
                 f"head depth {self.depth} is not divisible by modulations {self.modulations}: "
                 "each AdaLN projection serves the same number of consecutive blocks"
+            )
+        if self.shortcut and self.prediction is not Prediction.VELOCITY:
+            raise PraError(
+                "a head with shortcut gives mean velocities: its prediction must be velocity, not "
+                f"{self.prediction.value}"
             )
 
 
@@ -277,6 +287,11 @@ class Solver(enum.Enum):
     EULER_MARUYAMA = "euler-maruyama"
     ADAMS_BASHFORTH = "adams-bashforth"
     DPM = "dpm"
+    SHORTCUT = "shortcut"
+
+
+SHORTCUT_STEPS = (1, 2, 4, 8)
+"""Into how many equal steps a head with shortcuts learns to take the path."""
 
 
 class TimeGrid(enum.Enum):
@@ -370,20 +385,22 @@ class ObjectiveConfig:
 
     ``noise_draws`` is the number of ``(t, eps)`` pairs per token for L_flow; ``logit_normal_times`` draws those
     times as the sigmoid of a normal of ``time_mean`` and ``time_std`` (Stable Diffusion 3, arXiv 2403.03206), else
-    uniformly. JiT has one ``(t, eps)`` per image, and of the weights none.
+    uniformly. JiT has one ``(t, eps)`` per image, and of the weights none. A head with shortcuts takes
+    ``shortcut_draws`` steps per token more, for L_shortcut.
     """
 
     pixel_loss: PixelLoss = PixelLoss.L2
     perceptual_weight: float = 0.0
     auxiliary_weight: float = 0.1
     noise_draws: int = 4
+    shortcut_draws: int = 2
     logit_normal_times: bool = True
     time_mean: float = 0.0
     time_std: float = 1.0
     class_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        _positive(self, "noise_draws", "time_std")
+        _positive(self, "noise_draws", "shortcut_draws", "time_std")
         _between(self, "time_mean", -10.0, 10.0)
         _between(self, "perceptual_weight", 0.0, math.inf)
         _between(self, "auxiliary_weight", 0.0, math.inf)
@@ -540,6 +557,18 @@ def check_sampling(model: AnyModelConfig, sampling: SamplingConfig) -> None:
         raise PraError(
             "the guidance schedule linear rises along the raster, and JiT makes all patches at once; "
             "take the schedule constant"
+        )
+    if sampling.solver is not Solver.SHORTCUT:
+        return
+    if not isinstance(model, ModelConfig) or not model.head.shortcut:
+        raise PraError(
+            "the solver shortcut needs a head that has learnt shortcuts, and this model's has not; take another "
+            "solver, or train a PRA with model.head.shortcut=true"
+        )
+    if sampling.steps not in SHORTCUT_STEPS or sampling.time_grid is not TimeGrid.UNIFORM or sampling.shift != 1.0:
+        raise PraError(
+            f"the solver shortcut takes {', '.join(map(str, SHORTCUT_STEPS))} equal steps, which is what the head has "
+            f"learnt; not steps {sampling.steps}, time_grid {sampling.time_grid.value}, shift {sampling.shift:g}"
         )
 
 

@@ -6,6 +6,9 @@ velocity ``dz_t/dt = z - eps`` (rectified flow, arXiv 2209.03003).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from pra import noise
@@ -37,6 +40,17 @@ def score(v: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
 def uniform_times(key: Tensor, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Times in ``[low, high)``, ``(*key.shape, *shape)``."""
     return low + (high - low) * noise.uniform(key, *shape)
+
+
+def dyadic_steps(key: Tensor, counts: Sequence[int], *shape: int) -> tuple[Tensor, Tensor]:
+    """Steps of the path cut into ``counts`` equal parts: ``t`` and span, ``(*key.shape, *shape)`` each.
+
+    Each of the counts is as likely as any other, and then each of its parts.
+    """
+    which, where = noise.uniform(noise.fold(key, 0), *shape), noise.uniform(noise.fold(key, 1), *shape)
+    choices = torch.tensor(counts, dtype=torch.float32, device=key.device)
+    count = choices[(which * len(counts)).long().clamp(max=len(counts) - 1)]
+    return torch.minimum((where * count).floor(), count - 1) / count, 1 / count
 
 
 def logit_normal_times(key: Tensor, *shape: int, mean: float = 0.0, std: float = 1.0) -> Tensor:

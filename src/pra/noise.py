@@ -33,6 +33,8 @@ class Purpose(enum.IntEnum):
     SAMPLE_DIFFUSION = 9
     SHUFFLE = 10
     LABEL = 11
+    SHORTCUT_TIME = 12
+    SHORTCUT_NOISE = 13
 
 
 def keys(seed: int, indices: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
     reconstruction pass   h0 = sg(F(c, x));  z = norm(G(x, h0));  x^ = D(z)      L_rec
     AR pass               x~ = sg(rollout);  h = F(c, x~)                        L_flow on sg(z), L_aux
+                          a head that is to sample in few steps                  L_shortcut on sg(h), sg(z)
 
 L_rec reaches the encoder and the decoder only; L_flow and L_aux reach the backbone and the head only. Without
 the stop-gradient on ``z`` the states collapse onto what is easy to predict.
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pra import flow, noise
-from pra.config import ObjectiveConfig, PixelLoss, Prediction, Rollout
+from pra.config import SHORTCUT_STEPS, ObjectiveConfig, PixelLoss, Prediction, Rollout
 from pra.models import PRA, JiT, Model
 from pra.noise import Purpose
 from pra.rollout import ar_inputs
@@ -35,6 +36,7 @@ class Losses(NamedTuple):
     flow: Tensor
     reconstruction: Tensor
     auxiliary: Tensor
+    shortcut: Tensor
     state_std: Tensor
     """The smallest standard deviation of a state dimension over the batch; near 0 is collapse, >= 0.5 healthy."""
 
@@ -85,7 +87,7 @@ def _autoregressive_losses(
     z = z.detach()  # sg(z): the states are shaped by reconstruction alone
     if rollout is None:
         nothing = z.new_zeros(())
-        return Losses(reconstruction, nothing, reconstruction, nothing, _state_std(z))
+        return Losses(reconstruction, nothing, reconstruction, nothing, nothing, _state_std(z))
 
     # AR pass.
     with torch.no_grad():  # x~ = sg(...)
@@ -96,7 +98,10 @@ def _autoregressive_losses(
     auxiliary = F.mse_loss(model.auxiliary(h).float(), normalise_patches(patches))
 
     total = flow_loss + reconstruction + objective.auxiliary_weight * auxiliary
-    return Losses(total, flow_loss, reconstruction, auxiliary, _state_std(z))
+    if not model.config.head.shortcut:
+        return Losses(total, flow_loss, reconstruction, auxiliary, z.new_zeros(()), _state_std(z))
+    shortcut = _shortcut_loss(model, h.detach(), z, objective, keys)
+    return Losses(total + shortcut, flow_loss, reconstruction, auxiliary, shortcut, _state_std(z))
 
 
 def _diffusion_losses(model: JiT, images: Tensor, labels: Tensor, keys: Tensor, objective: ObjectiveConfig) -> Losses:
@@ -108,7 +113,7 @@ def _diffusion_losses(model: JiT, images: Tensor, labels: Tensor, keys: Tensor, 
     target = flow.velocity_from_data(x, x_t, t.unsqueeze(-1))  # the same clamp on both sides
     velocity = model(x_t, t, _drop_labels(labels, model.config.null_class, objective.class_dropout, keys))
     loss, nothing = F.mse_loss(velocity, target), x.new_zeros(())
-    return Losses(loss, loss, nothing, nothing, _state_std(x))
+    return Losses(loss, loss, nothing, nothing, nothing, _state_std(x))
 
 
 def _state_std(z: Tensor) -> Tensor:
@@ -146,6 +151,29 @@ def _velocity_and_target(
     else:
         target = flow.velocity(eps, z)
     return model.head(z_t, t, model.head.condition(h).unsqueeze(1)), target
+
+
+def _shortcut_loss(model: PRA, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor) -> Tensor:
+    """``E |v(z_t, t, h, span) - sg(the same step in two)|^2``: a step is what two of half its span come to (2410.12557,
+    eq. 5). The shortest ones are the midpoint rule's on the velocity itself.
+
+    ``h`` comes without gradient: what the backbone is to say, L_flow decides. Draws of L_flow are not given up for
+    these steps either; both were measured (docs/performance.md).
+    """
+    draws, tokens, head = objective.shortcut_draws, z.shape[1], model.head
+    t, span = flow.dyadic_steps(noise.fold(keys, Purpose.SHORTCUT_TIME), SHORTCUT_STEPS, draws, tokens)
+    eps = noise.normal(noise.fold(keys, Purpose.SHORTCUT_NOISE), draws, tokens, z.shape[2])
+    z_t = flow.interpolate(eps, z.unsqueeze(1), t.unsqueeze(-1))
+    condition = head.condition(h).unsqueeze(1)
+    with torch.no_grad():
+        half = span / 2
+        shortest = span < 1.5 / max(SHORTCUT_STEPS)
+        inner = torch.where(shortest, torch.zeros_like(half), half)
+        first = head(z_t, t, condition, inner)
+        second = head(z_t + half.unsqueeze(-1) * first, t + half, condition, inner)
+        target = torch.where(shortest.unsqueeze(-1), second, (first + second) / 2)
+    _forget_casts()
+    return F.mse_loss(head(z_t, t, condition, span), target)
 
 
 def _times(objective: ObjectiveConfig, keys: Tensor, *shape: int) -> Tensor:

@@ -4,7 +4,7 @@ model.
 Each takes ``velocity(z, t)``, the start ``z``, and the grid of times ``t_0 < ... < t_K``: a ``(K + 1, ...)`` tensor
 whose other sizes broadcast against the leading sizes of ``z`` (all but the last), or ``K + 1`` numbers for all of
 ``z``. The number of function evaluations (NFE) per grid of ``K`` intervals: euler, euler_maruyama, adams_bashforth and
-dpm ``K``, midpoint and heun ``2 K``.
+dpm ``K``, midpoint and heun ``2 K``. Shortcut is Euler's rule over mean velocities, which it leaves to the caller.
 """
 
 from __future__ import annotations
@@ -158,6 +158,7 @@ INTEGRATORS: dict[Solver, Integrator] = {
     Solver.EULER_MARUYAMA: euler_maruyama,
     Solver.ADAMS_BASHFORTH: adams_bashforth,
     Solver.DPM: dpm,
+    Solver.SHORTCUT: euler,
 }
 
 EVALUATIONS: dict[Solver, int] = {
@@ -167,6 +168,7 @@ EVALUATIONS: dict[Solver, int] = {
     Solver.EULER_MARUYAMA: 1,
     Solver.ADAMS_BASHFORTH: 1,
     Solver.DPM: 1,
+    Solver.SHORTCUT: 1,
 }
 """Function evaluations per interval."""
 

@@ -35,13 +35,14 @@ class Decoding:
         self.position = prefix.shape[1]
         self._set_condition(prefill(model, labels, prefix, self.backbone_cache, self.decoder_cache))
 
-    def velocity(self, scale: float) -> solvers.Velocity:
-        """The head's field at the current position under guidance ``v_u + scale (v_c - v_u)`` (2207.12598)."""
+    def velocity(self, scale: float, span: Tensor | None = None) -> solvers.Velocity:
+        """The head's field at the current position under guidance ``v_u + scale (v_c - v_u)`` (2207.12598); with a
+        ``span``, of shape ``(1, 1)``, the mean velocities over steps of it (:class:`pra.models.head.FlowHead`)."""
         head, condition = self.model.head, self.condition
         if self.streams == 1:
-            return lambda z, t: head(z, t, condition)
+            return lambda z, t: head(z, t, condition, span)
 
-        return lambda z, t: guided(head(z.repeat(2, 1, 1), t, condition), scale)
+        return lambda z, t: guided(head(z.repeat(2, 1, 1), t, condition, span), scale)
 
     def append(self, state: Tensor) -> Tensor:
         """Writes the patch ``(B, 1, P)`` of a state ``(B, 1, d)`` and reads it as the next input."""

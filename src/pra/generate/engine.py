@@ -57,7 +57,7 @@ class Engine:
             self.decoder_cache = model.codec.new_cache(batch)
         dtype = self.backbone_cache.keys.dtype
         self.backbone = BackboneWeights(model.backbone, dtype)
-        self.head = HeadWeights(model.head, self.plan.times, dtype)
+        self.head = HeadWeights(model.head, self.plan.times, self.plan.span, dtype)
         self.decoder = DecoderWeights(model.codec.decoder, dtype) if isinstance(model.codec, StateCodec) else None
         intervals = config.steps if config.solver is Solver.EULER_MARUYAMA else 0
         self.patches = torch.zeros(batch, size.num_patches, size.patch_dim, device=self.device)
@@ -91,7 +91,10 @@ class Engine:
         for cache in (self.backbone_cache, self.decoder_cache):
             if cache is not None:
                 cache.length = 0
-                if self._run.bucket != 1:  # what is masked must be finite still: 0 times it is to be 0
+                if self._run.bucket != 1:
+                    # What is masked must be finite still, fresh memory or a failed batch's: the mask is added to its
+                    # score, and its value multiplied by 0.
+                    cache.keys.zero_()
                     cache.values.zero_()
         with self._lowered():
             h = prefill(self.model, labels, prefix, self.backbone_cache, self.decoder_cache)

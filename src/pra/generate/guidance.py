@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pra import solvers
-from pra.config import GuidanceSchedule, SamplingConfig
+from pra.config import GuidanceSchedule, SamplingConfig, Solver
 
 
 def scale_at(config: SamplingConfig, position: int, patches: int) -> float:
@@ -50,6 +50,11 @@ class Plan:
     def streams(self, guided: bool) -> tuple[int, ...]:
         """1 or 2 for each evaluation at a position that is guided or not."""
         return tuple(2 if guided and inside else 1 for inside in self.within())
+
+    @property
+    def span(self) -> float | None:
+        """The length of every step, where the head is to give mean velocities over steps."""
+        return 1.0 / self.config.steps if self.config.solver is Solver.SHORTCUT else None
 
     @property
     def most(self) -> int:

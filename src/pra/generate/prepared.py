@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pra.models.backbone import Backbone
-from pra.models.head import FlowHead, HeadBlock, time_features
+from pra.models.head import FlowHead, HeadBlock
 from pra.models.states import PixelDecoder
 from pra.nn.transformer import Block, Transformer
 
@@ -144,18 +144,20 @@ def _weighted_rotary(table: Tensor, blocks: Sequence[Block]) -> Tensor:
 class HeadWeights(Prepared):
     """Of the head, for a known series of evaluations.
 
-    ``times`` ``(K, width)`` are the embeddings of their times. ``modulations`` gives, in one product, shift,
-    ``1 + scale`` and gate of each projection in turn, then shift and ``1 + scale`` of the last layer.
+    ``times`` ``(K, width)`` are the embeddings of their times, and of the ``span`` of their steps if there is one.
+    ``modulations`` gives, in one product, shift, ``1 + scale`` and gate of each projection in turn, then shift and
+    ``1 + scale`` of the last layer.
     """
 
-    def __init__(self, head: FlowHead, times: Sequence[float], dtype: torch.dtype) -> None:
+    def __init__(self, head: FlowHead, times: Sequence[float], span: float | None, dtype: torch.dtype) -> None:
         super().__init__(dtype)
         self.width = head.out.in_features
         self.prediction = head.prediction
         self.condition_in, self.state_in = self.linear(head.condition_in), self.linear(head.state_in)
         self.out = self.linear(head.out)
         asked = torch.tensor(times, dtype=torch.float32, device=head.out.weight.device)
-        self.times = self.kept(lambda: head.time_in(time_features(asked)).detach())
+        step = None if span is None else torch.full_like(asked, span)
+        self.times = self.kept(lambda: head.time(asked, step).detach())
         sharing = len(head.blocks) // len(head.modulations)
         self.blocks = [
             HeadBlockWeights(

@@ -55,6 +55,7 @@ class FlowHead(nn.Module):
         self.state_in = nn.Linear(config.state_dim, width)
         self.condition_in = nn.Linear(config.backbone.width, width)
         self.time_in = time_mlp(width)
+        self.span_in = time_mlp(width) if config.head.shortcut else None
         self.blocks = nn.ModuleList(HeadBlock(width) for _ in range(depth))
         self.modulations = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(config.head.modulations))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
@@ -69,15 +70,24 @@ class FlowHead(nn.Module):
         """What every evaluation at one position shares: ``(..., D)`` to ``(..., width)``."""
         return self.condition_in(h)  # type: ignore[no-any-return]
 
-    def forward(self, z_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """The velocity ``dz/dt`` at ``z_t``.
+    def time(self, t: Tensor, span: Tensor | None = None) -> Tensor:
+        """The embedding ``(..., width)`` of the time ``t`` and, where the head has shortcuts, of a step's ``span``."""
+        embedded: Tensor = self.time_in(time_features(t))
+        if self.span_in is None:
+            assert span is None, "a head without shortcuts was asked for a step"
+            return embedded
+        return embedded + self.span_in(time_features(torch.zeros_like(t) if span is None else span))  # type: ignore[no-any-return]
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: Tensor, span: Tensor | None = None) -> Tensor:
+        """The velocity ``dz/dt`` at ``z_t``; with a ``span``, its mean over the flow's path from ``t`` to ``t + span``.
 
         Args:
             z_t: ``(..., d)``.
             t: ``(...)`` in [0, 1], 0 pure noise and 1 the state; broadcasts against the leading sizes of ``z_t``.
             condition: ``(..., width)`` from :meth:`condition`; broadcasts likewise.
+            span: as ``t``; only where the head has shortcuts (:class:`pra.config.HeadConfig`).
         """
-        context = F.silu(self.time_in(time_features(t)) + condition)
+        context = F.silu(self.time(t, span) + condition)
         modulations = [m(context).chunk(3, dim=-1) for m in self.modulations]
         x = self.state_in(z_t)
         for index, block in enumerate(self.blocks):

@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from pra import solvers
-from pra.config import Clean, Noised, Parallel, Reconstructed, RunConfig, Solver, TimeGrid, apply_settings
+from pra.config import (
+    SHORTCUT_STEPS,
+    Clean,
+    Noised,
+    Parallel,
+    Reconstructed,
+    RunConfig,
+    Solver,
+    TimeGrid,
+    apply_settings,
+)
 from pra.errors import PraError, nearest
 from pra.recipes.systems import SYSTEMS
 from pra.studies.measures import Gap, Measure, Probe, Quality, Reconstruction, sweep
@@ -123,21 +133,22 @@ def _probe(setting: Setting, scale: Scale) -> Iterator[Cell]:
 
 
 def _solver(setting: Setting, scale: Scale) -> Iterator[Cell]:
-    """Every solver on the uniform grid, and at few evaluations the deterministic ones on the others."""
-    few, many = (2, 4, 6, 8, 10), (20, 40)
-    for name in (PRA, "x-prediction"):
-        system = _system(name, setting, scale)
-        for solver in Solver:
-            for grid in TimeGrid:
-                if solver is Solver.EULER_MARUYAMA and grid is not TimeGrid.UNIFORM:
-                    continue
-                how = replace(system.sampling, solver=solver, time_grid=grid)
-                measures = tuple(
-                    Quality(replace(how, steps=budget // solvers.EVALUATIONS[solver]), scale.samples)
-                    for budget in (few if grid is not TimeGrid.UNIFORM else few + many)
-                )
-                value = solver.value if grid is TimeGrid.UNIFORM else f"{solver.value}, {grid.value}"
-                yield Cell(name, system, measures, value=value)
+    """Every solver on the uniform grid, those of second order on the others too; and a head with shortcuts."""
+    run = base(setting, scale)
+
+    def swept(system: RunConfig, solver: Solver, budgets: tuple[int, ...], grid: TimeGrid) -> tuple[Quality, ...]:
+        how = replace(system.sampling, solver=solver, time_grid=grid)
+        steps = (budget // solvers.EVALUATIONS[solver] for budget in budgets)
+        return tuple(Quality(replace(how, steps=count), scale.samples) for count in steps)
+
+    for solver in (s for s in Solver if s is not Solver.SHORTCUT):
+        yield Cell(PRA, run, swept(run, solver, (2, 4, 6, 10, 20), TimeGrid.UNIFORM), value=solver.value)
+    for grid in (TimeGrid.COSINE, TimeGrid.LOGIT_NORMAL):
+        for solver in (Solver.MIDPOINT, Solver.ADAMS_BASHFORTH, Solver.DPM):
+            yield Cell(PRA, run, swept(run, solver, (4, 6, 10), grid), value=f"{solver.value}, {grid.value}")
+    short = apply_settings(run, ["model.head.shortcut=true"])
+    for solver, budgets in ((Solver.SHORTCUT, SHORTCUT_STEPS), (Solver.MIDPOINT, (4, 10))):
+        yield Cell("pra-shortcut", short, swept(short, solver, budgets, TimeGrid.UNIFORM), value=solver.value)
 
 
 STUDIES = {
