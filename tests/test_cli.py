@@ -328,7 +328,7 @@ def test_no_image_depends_on_its_batch(call: Pra, trained: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "changes"),
     [
-        *((["--solver", solver.value], {"solver": solver}) for solver in Solver),
+        *((["--solver", solver.value], {"solver": solver}) for solver in Solver if solver is not Solver.SHORTCUT),
         *((["--schedule", schedule.value, "--guidance", "3"], {"schedule": schedule}) for schedule in GuidanceSchedule),
         (["--steps=1", "--temperature=0.5"], {"steps": 1, "temperature": 0.5}),
         (["--guidance", "1"], {"guidance": 1.0}),
@@ -665,5 +665,5 @@ def test_ctrl_c_while_nothing_is_to_be_saved(call: Pra, monkeypatch: pytest.Monk
     def stop(name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "recipe", stop)
+    monkeypatch.setattr(cli, "recipe_or_run", stop)
     assert call("show", "tiny") == (130, "", ["pra: interrupted"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -284,3 +285,28 @@ def test_one_line_for_what_all_processes_refuse(trained: Path, tmp_path: Path) -
     assert [outcome.code for outcome in outcomes] == [2, 2]
     said = "".join(outcome.out + outcome.error for outcome in outcomes)
     assert said.splitlines() == [f"pra: error: {tmp_path}/out exists already; choose another --out or remove it"]
+
+
+# --- launch lines -------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+
+
+def launch_lines() -> list[str]:
+    """What the pages have to say to torchrun, continued lines joined."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.sh"))]
+    text = "\n".join(page.read_text().replace("\\\n", " ") for page in pages)
+    return [" ".join(line.split()) for line in re.findall(r"torchrun (-[^`\n]*-m pra [^`\n#]*)", text)]
+
+
+def test_torchrun_understands_the_launch_lines() -> None:
+    """It would take ``--num`` for the beginning of ``--numa-binding``."""
+    from torch.distributed.run import get_args_parser
+
+    lines = launch_lines()
+    assert len(lines) >= 6
+    for line in lines:
+        words = [re.sub(r"\$\w+", "1", word.strip('"')) for word in line.split()]
+        parsed = get_args_parser().parse_args(words)
+        assert (parsed.module, parsed.training_script) == (True, "pra"), line
+        assert parsed.training_script_args[0] in cli.COMMANDS, line

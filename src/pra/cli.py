@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, arg
@@ -18,6 +19,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from pra import flops
 from pra.arguments import check_arguments, join_command, options_of
 from pra.bench.command import bench_command
+from pra.bench.training_command import bench_train_command
 from pra.config import RunConfig, apply_settings, override, to_dict
 from pra.data import open_source
 from pra.data.command import check_command, pack_command
@@ -30,7 +32,7 @@ from pra.hub.command import export_command, push_command
 from pra.models import count_parameters
 from pra.options import Flag, Folder, Integer, Number, Settings, Text
 from pra.provenance import package_version
-from pra.recipes import RECIPES, own, recipe
+from pra.recipes import RECIPES, fine_tune, own, recipe
 from pra.recipes.named import recipe_or_run
 from pra.report.command import report_command
 from pra.report.page import REPORT, write_report
@@ -88,6 +90,7 @@ def train(
     recipe_name: Annotated[Positional[str], arg(metavar="RECIPE", help_behavior_hint="")] = "",
     *,
     data: Text = None,
+    from_: Annotated[Text, arg(name="from", metavar="RUN")] = None,
     minutes: Number = None,
     run_dir: Folder = None,
     steps: Integer = None,
@@ -95,7 +98,7 @@ def train(
     device: Text = None,
     settings: Settings = (),
 ) -> None:
-    """Train a recipe, or go on with a run. Without a recipe, a model is chosen for your own pictures.
+    """Train a recipe, or go on with a run. Without a recipe, a model is chosen, or fine-tuned, for your own pictures.
 
     The same command on the same folder goes on from its last checkpoint; a larger --steps trains longer. Several
     processes share every batch: torchrun --nproc-per-node 8 -m pra train RECIPE.
@@ -105,22 +108,22 @@ def train(
             pictures of --data are looked at, and a model and its training are chosen for them and this machine.
         data: Where the images are: folder:PATH, wds:PATTERN, hf:NAME, imagenet-tar:PATH, idx:DIR, digits or emoji. By
             default the recipe's.
+        from_: What to fine-tune to --data, whatever its classes: a run's folder, a saved model or hub:user/model.
         minutes: How long training may take where there is no RECIPE; by default 30.
-        run_dir: The run's folder; by default runs/RECIPE, or runs/own-PHOTOS.
+        run_dir: The run's folder; by default runs/RECIPE, runs/own-PHOTOS, or runs/own-PHOTOS-from-RUN.
         steps: Steps in all, those already done included.
         seed: Decides initial weights, data order and noise.
         device: cpu, cuda, cuda:1 or mps; by default the best there is.
         settings: Any other setting that `pra show RECIPE` lists, such as train.optimizer.lr=1e-4; may be repeated.
     """
-    if recipe_name and minutes is not None:
-        raise PraError("--minutes is for your own pictures, without a RECIPE; a recipe's length is --steps")
-    folder = (run_dir or _run_folder(recipe_name, data)).expanduser()
+    _check_combination(recipe_name, from_, minutes, steps)
+    folder = (run_dir or _run_folder(recipe_name, data, from_)).expanduser()
     with join() as world:
         say, target = print if world.leads else _say_nothing, world.device(device)
         if recipe_name:
             config = recipe(recipe_name)
         else:  # measured in the first process, for all
-            config, told = world.combine(None, lambda _: own.configure(data, folder, minutes, target))
+            config, told = world.combine(None, lambda _: _configure(from_, data, folder, minutes, steps, target))
             say(*told, sep="\n")
         for path, value in (("data.source", data), ("train.steps", steps), ("train.seed", seed)):
             if value is not None:
@@ -138,6 +141,24 @@ def train(
         result = run_training(config, folder, device=str(target), source=source, world=world)
     if world.leads:
         _tell(result, config, folder)
+
+
+def _check_combination(recipe_name: str, start: str | None, minutes: float | None, steps: int | None) -> None:
+    if start and recipe_name:
+        raise PraError(f"--from {start} brings its own model and settings: leave the RECIPE {recipe_name} out")
+    if start and minutes is not None and steps is not None:
+        raise PraError("--minutes and --steps both say how long to fine-tune: leave one out")
+    if recipe_name and minutes is not None:
+        raise PraError("--minutes is for your own pictures, without a RECIPE; a recipe's length is --steps")
+
+
+def _configure(
+    start: str | None, data: str | None, folder: Path, minutes: float | None, steps: int | None, device: torch.device
+) -> tuple[RunConfig, list[str]]:
+    """Of a run without a recipe, and the lines that say why."""
+    if start:
+        return fine_tune.configure(start, data, folder, minutes, steps, device)
+    return own.configure(data, folder, minutes, device)
 
 
 def _say_nothing(*_: object, **__: object) -> None:
@@ -207,17 +228,18 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo_command,
     "push": push_command,
     "export": export_command,
-    "bench": bench_command,
+    "bench sample": bench_command,
+    "bench train": bench_train_command,
     "show": show,
 }
 
 
-def _run_folder(recipe_name: str, data: str | None) -> Path:
+def _run_folder(recipe_name: str, data: str | None, start: str | None) -> Path:
     if recipe_name:
         return Path("runs") / recipe_name.replace(":", "-")
     if data is None:
         raise PraError("pra train needs RECIPE, or --data folder:PHOTOS for your own pictures; see `pra train --help`")
-    return own.run_folder(data)
+    return fine_tune.run_folder(start, data) if start else own.run_folder(data)
 
 
 def _write_report(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""``pra bench``: thin."""
+"""``pra bench sample``: thin."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ LARGEST_BATCH = 1 << 16
 
 
 def bench_command(
-    what: Annotated[Positional[str], arg(metavar="sample")],
     run: Annotated[Positional[str], arg(metavar="RUN|RECIPE")],
     *,
     batch: Annotated[str, arg(metavar="TEXT")] = "1,16,256",
@@ -46,7 +45,6 @@ def bench_command(
     on this device, and the time measured. A recipe is measured with random weights.
 
     Args:
-        what: sample.
         run: A run's folder, a saved model, or a recipe.
         batch: Images side by side, such as 1,16,256.
         counts: Count only; a floor needs --tflops and --bandwidth then.
@@ -58,8 +56,6 @@ def bench_command(
         out: Write the same figures as JSON.
         settings: A sampling setting, such as steps=10 or solver=euler; may be repeated.
     """
-    if what != "sample":
-        raise PraError(f"no bench {what!r}{nearest(what, ['sample'])}")
     if out is not None and out.is_dir():
         raise PraError(f"--out {out} is a folder; name a file")
     batches = parse_numbers(batch, "--batch")

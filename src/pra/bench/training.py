@@ -45,6 +45,7 @@ class Measured:
     ``parts`` are seconds by name, differences of medians where a part does not run alone. ``memory`` is in bytes:
     allocated on a CUDA device at the highest, elsewhere of this process. ``ratio`` is the step, without LPIPS, over a
     teacher-forced one of the same backbone, None where it is one itself; ``teacher_forced`` the latter's time.
+    ``speedup`` is the step without the compiler over the compiled one, None where it is not compiled.
     """
 
     step: Seconds
@@ -52,6 +53,7 @@ class Measured:
     memory: int
     teacher_forced: Seconds | None
     ratio: Seconds | None
+    speedup: Seconds | None
 
 
 class Step:
@@ -82,6 +84,11 @@ class Step:
     def __call__(self) -> None:
         """The whole step."""
         self.passes(self.train.rollout, self.perceptual)
+        self.update()
+
+    def without_perceptual(self) -> None:
+        """The step without LPIPS."""
+        self.passes(self.train.rollout, None)
         self.update()
 
     def passes(self, rollout: Rollout | None, perceptual: Perceptual | None) -> None:
@@ -149,8 +156,10 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
     try:
         own = Step(run, device, perceptual)
         memory = _memory(own)
-        other = Step(teacher_forced(run), device) if _is_pra(run) else None
-        rows = [_round(own, other) for _ in range(WARM_UPS + rounds)][WARM_UPS:]
+        other = Step(teacher_forced(run), device) if run.model.codec is not None else None
+        alike = replace(run, train=replace(run.train, compile=False))
+        plain = Step(alike, device, perceptual) if run.train.compile else None
+        rows = [_round(own, other, plain) for _ in range(WARM_UPS + rounds)][WARM_UPS:]
     except torch.OutOfMemoryError:
         micro, count = run.train.micro_batches(1)
         raise PraError(
@@ -158,13 +167,13 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
             f"take a smaller {'--micro' if count > 1 else '--batch, or a --micro that divides it'}"
         ) from None
     series = {name: [row[name] for row in rows] for name in rows[0]}
-    ratios = [row["alone"] / row["teacher-forced"] for row in rows] if other else None
     return Measured(
         summary(series["step"]),
         _parts({name: statistics.median(values) for name, values in series.items()}),
         memory,
         summary(series["teacher-forced"]) if other else None,
-        summary(ratios) if ratios else None,
+        summary([row["alone"] / row["teacher-forced"] for row in rows]) if other else None,
+        summary([row["plain"] / row["step"] for row in rows]) if plain else None,
     )
 
 
@@ -182,18 +191,16 @@ def summary(values: list[float]) -> Seconds:
     return Seconds(statistics.median(values), min(values), max(values))
 
 
-def _is_pra(run: RunConfig) -> bool:
-    return run.model.codec is not None
-
-
-def _round(own: Step, other: Step | None) -> dict[str, float]:
+def _round(own: Step, other: Step | None, plain: Step | None) -> dict[str, float]:
     """Seconds of everything, each once."""
     device = own.device
     row = {"step": timed(own, device)}
+    if plain is not None:
+        row["plain"] = timed(plain, device)
     if other is not None:
         row["alone"] = row["step"]
         if own.perceptual is not None:
-            row["alone"] = timed(lambda: (own.passes(own.train.rollout, None), own.update()), device)
+            row["alone"] = timed(own.without_perceptual, device)
         row["teacher-forced"] = timed(other, device)
     for name, piece in own.pieces().items():
         own.forget()

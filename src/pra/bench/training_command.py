@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -12,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from pra.bench.device import measure
 from pra.bench.plan import H200, Needs, device_memory, forecasts, has_perceptual, needs_of, perceptual_flops
-from pra.bench.training import Measured, Seconds, measure_step
+from pra.bench.training import Measured, Seconds, measure_step, teacher_forced
 from pra.config import ModelConfig, RunConfig, apply_settings, to_dict
 from pra.device import in_bfloat16, pick_device
 from pra.distributed import join
@@ -141,12 +140,12 @@ def _planned(config: RunConfig, gpus: int, mfus: list[float], rate: float) -> tu
         f"counted      {_arithmetic(needs.flops, needs.perceptual_flops)}, {images * needs.flops:.3g} FLOPs in all",
         f"each device  {config.train.batch_size // gpus} images of a step, {micro} at a time, {count} times",
         f"memory       {memory / 2**30:.1f} GiB at least: {_share(config, needs, gpus)}",
-        f"time         on {gpus} devices of {rate / 1e12:.4g} TFLOP/s, by the share of them that is counted arithmetic:",
-        f"{'MFU':>7} {'images/s':>10} {'a device':>10} {'s a step':>10} {'days':>8}",
+        f"time         on {gpus} devices of {rate / 1e12:.4g} TFLOP/s, by the share that is counted arithmetic (MFU):",
+        f"{'MFU':>7} {'images/s':>10} {'a device':>10} {'s a step':>10} {'in all':>12}",
     ]
     lines += [
         f"{100 * f.mfu:>5.0f} % {f.images_per_second:>10.4g} {f.images_per_second / gpus:>10.4g} "
-        f"{config.train.batch_size / f.images_per_second:>10.4g} {f.seconds / 86400:>8.3g}"
+        f"{config.train.batch_size / f.images_per_second:>10.4g} {_duration(f.seconds):>12}"
         for f in table
     ]
     values = {
@@ -157,6 +156,11 @@ def _planned(config: RunConfig, gpus: int, mfus: list[float], rate: float) -> tu
         "forecasts": [asdict(forecast) for forecast in table],
     }
     return values, "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    unit, size = next(pair for pair in (("days", 86400), ("hours", 3600), ("s", 0)) if seconds >= 2 * pair[1])
+    return f"{seconds / (size or 1):.3g} {unit}"
 
 
 def _arithmetic(flops: int, lpips: int) -> str:
@@ -179,8 +183,11 @@ def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float 
     extra = perceptual_flops(config) if has_perceptual(config) else 0
     flops = training_flops(config) + extra
     lowered = in_bfloat16(device, config.train.precision)
-    peak = rate or measure(device, torch.bfloat16 if lowered else torch.float32).flops
+    dtype = torch.bfloat16 if lowered else torch.float32
+    # Before and after: on a machine that others use too, a bound is what is seen at best.
+    before = rate or measure(device, dtype).flops
     found = measure_step(config, device, rounds, _perceptual(config, device))
+    peak = rate or max(before, measure(device, dtype).flops)
     batch = config.train.batch_size
     achieved = flops * batch / found.step.median
     values = {
@@ -192,6 +199,7 @@ def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float 
         "flops_per_image": flops,
         "perceptual_flops_per_image": extra,
         "flops_per_second": achieved,
+        "flops_over_teacher_forced": (flops - extra) / training_flops(teacher_forced(config)) if found.ratio else None,
         "device_flops": peak,
         "mfu": achieved / peak,
         "measured": asdict(found),
@@ -204,8 +212,8 @@ def _table(config: RunConfig, found: Measured, values: dict[str, Any]) -> str:
     micro, count = config.train.micro_batches(1)
     how = "compiled, " if config.train.compile else ""
     lines = [
-        f"{config.recipe} on {values['device']}, {values['precision']}, {how}{count} x {micro} images a step; medians of "
-        f"{values['rounds']} rounds (range)",
+        f"{config.recipe} on {values['device']}, {values['precision']}, {how}{count} x {micro} images a step; "
+        f"medians of {values['rounds']} rounds (range)",
         f"{'step':<24} {_milliseconds(found.step)}   {values['images_per_second']:.4g} images/s",
         *(
             f"  {name:<22} {1000 * seconds:>9.4g} ms   {100 * seconds / found.step.median:.0f} %"
@@ -216,13 +224,17 @@ def _table(config: RunConfig, found: Measured, values: dict[str, Any]) -> str:
         ratio, without = found.ratio, " (without LPIPS)" if "LPIPS" in found.parts else ""
         lines += [
             f"{'teacher-forced step':<24} {_milliseconds(found.teacher_forced)}   of the same backbone",
-            f"{'step over that':<24} {ratio.median:>9.2f}x ({ratio.lowest:.2f} to {ratio.highest:.2f}){without}",
+            f"{'step over that':<24} {ratio.median:>9.2f}x ({ratio.lowest:.2f} to {ratio.highest:.2f}){without}; "
+            f"{values['flops_over_teacher_forced']:.2f}x by counted arithmetic",
         ]
+    if found.speedup is not None:
+        gain = found.speedup
+        lines.append(f"{'without the compiler':<24} {gain.median:>9.2f}x ({gain.lowest:.2f} to {gain.highest:.2f})")
     kind = "allocated on the device" if values["device_type"] == "cuda" else "of this process"
     lines += [
         f"{'arithmetic':<24} {_arithmetic(values['flops_per_image'], values['perceptual_flops_per_image'])}, "
         f"{values['flops_per_second'] / 1e12:.4g} TFLOP/s: MFU {100 * values['mfu']:.0f} % of "
-        f"{values['device_flops'] / 1e12:.4g}",
+        f"{values['device_flops'] / 1e12:.4g} TFLOP/s",
         f"{'memory':<24} {found.memory / 2**30:>9.4g} GiB at the highest, {kind}",
     ]
     return "\n".join(lines)

@@ -116,7 +116,7 @@ def evaluate_command(
     """Judge generated images: FID, sFID, Inception Score, KID, precision and recall.
 
     Two ways to measure are shown side by side, ADM's and torch-fidelity's: they round and split differently.
-    Several GPUs share the work: torchrun --nproc-per-node 8 -m pra eval RUN ...
+    Several GPUs share the work: torchrun --nproc-per-node 8 -m pra -- eval RUN ...
 
     Args:
         target: A run, saved model or hub:user/model to sample from, a folder of pictures, or a batch in ADM's layout.

@@ -10,6 +10,7 @@ from typing import Any
 
 from pra.config import JiTConfig, RunConfig, to_dict
 from pra.eval.evaluate import Report
+from pra.hub.download import is_address, repo_id
 from pra.hub.origin import SAMPLES, Origin, Training
 from pra.models import Model, count_parameters
 from pra.models.jit import JiT
@@ -50,11 +51,13 @@ def _front_matter(origin: Origin, licence: str | None) -> list[str]:
     kind = ["class-conditional-image-generation"] if config.num_classes > 1 else []
     system = ["jit", "diffusion"] if isinstance(origin.model, JiT) else ["autoregressive", "pra"]
     dataset = DATASETS.get(origin.training.config.data.source) if origin.training else None
+    initial = origin.training.config.initial if origin.training else None
     values: dict[str, Any] = {
         "license": licence,
         "library_name": "pra",
         # The Hub has no task of its own for generation by class.
         "pipeline_tag": "unconditional-image-generation",
+        "base_model": repo_id(initial.partition("@")[0]) if initial and is_address(initial) else None,
         "tags": ["image-generation", "pixel-space", "flow-matching", *system, *kind],
         "datasets": dataset and [dataset],
     }
@@ -131,6 +134,9 @@ def _training(training: Training, curves: bool) -> list[str]:
         f"- {training.step} steps of {train.batch_size} images, learning rate {train.optimizer.lr:g} "
         f"({train.optimizer.schedule.value}), seed {train.seed}",
     ]
+    if config.initial:
+        name = config.initial if is_address(config.initial) else Path(config.initial).name
+        lines.append(f"- fine-tuned: began with the weights of `{name}`")
     hardware, versions = origin.get("hardware", {}), origin.get("versions", {})
     if training.seconds:
         lines.append(f"- {_duration(training.seconds)} in training steps (from the run's log)")

@@ -91,7 +91,7 @@ def _run(name: str, model: ModelConfig, micro_batch: int, targets: Targets) -> R
         train=TrainConfig(
             steps=EPOCHS * STEPS_PER_EPOCH,
             batch_size=BATCH,
-            micro_batch_size=micro_batch,  # 20 to 30 GiB of activations in bfloat16, as counted
+            micro_batch_size=micro_batch,  # 20 to 31 GiB of activations: `pra bench train RECIPE --plan`
             objective=ObjectiveConfig(perceptual_weight=1.0),
             optimizer=OptimizerConfig(warmup_steps=10 * STEPS_PER_EPOCH),
             log_every=100,

@@ -63,6 +63,9 @@ FEW_PICTURES = 500
 GRIDS = 5
 """Of samples, over the training."""
 
+GUIDANCE = 1.5
+"""Where there are classes to tell apart."""
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -146,10 +149,8 @@ def propose(
         PraError: no time.
     """
     minutes = MINUTES if minutes is None else minutes
-    if not 0 < minutes < math.inf:
-        raise PraError(f"--minutes {minutes:g} must be positive and finite")
-    budget, longest = minutes * 60 * TRAINING_SHARE, max(EPOCHS * survey.images, FEWEST_IMAGES)
-    batch = 128 if device.type == "cuda" else 32
+    budget, longest = seconds_of(minutes), max(EPOCHS * survey.images, FEWEST_IMAGES)
+    batch = batch_size(device)
     taken: tuple[RunConfig, float] | None = None
     stopped = ""
     for rung in _ladder(survey):
@@ -157,7 +158,7 @@ def propose(
         if taken and rung.images > longest:
             stopped = f"a larger one would need more than {survey.images} pictures"
             break
-        config, seconds = _timed(config, survey, device, speed or seconds_per_step)
+        config, seconds = timed(config, survey, device, speed or seconds_per_step)
         needed = rung.images / batch * seconds
         if taken and needed > budget:
             stopped = f"the next larger choice ({_size(config)}) needs {_minutes(needed)}"
@@ -165,9 +166,34 @@ def propose(
         taken = config, seconds
     assert taken, "the ladder has a first rung"
     config, seconds = taken
-    steps = max(1, min(int(budget / seconds), -(-longest // batch)))
-    config = _with_steps(config, steps)
+    config = with_steps(config, steps_in(budget, seconds, longest, batch))
     return config, _reasons(survey, config, seconds, minutes, stopped, device)
+
+
+def seconds_of(minutes: float) -> float:
+    """Of training steps, in so many minutes of training.
+
+    Raises:
+        PraError: no time.
+    """
+    if not 0 < minutes < math.inf:
+        raise PraError(f"--minutes {minutes:g} must be positive and finite")
+    return minutes * 60 * TRAINING_SHARE
+
+
+def steps_in(budget: float, seconds: float, longest: int, batch: int) -> int:
+    """Steps of so many seconds in ``budget`` seconds; no more than it takes to see ``longest`` images."""
+    return max(1, min(int(budget / seconds), -(-longest // batch)))
+
+
+def batch_size(device: torch.device) -> int:
+    """Images of a step."""
+    return 128 if device.type == "cuda" else 32
+
+
+def peak_rate(width: int) -> float:
+    """The learning rate, as in the studies (2e-3 at 64) and the recipes (1e-3 at 128): the wider, the slower."""
+    return 0.128 / width
 
 
 def seconds_per_step(config: RunConfig, device: torch.device, patience: float = 1.0) -> float:
@@ -246,14 +272,13 @@ def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:
             batch_size=batch,
             rollout=Parallel(t_min=0.9),
             objective=ObjectiveConfig(noise_draws=2 if small else 4),
-            # As in the studies (2e-3 at 64) and the recipes (1e-3 at 128): the wider, the slower.
-            optimizer=OptimizerConfig(lr=0.128 / rung.width, schedule=LearningRate.COSINE),
+            optimizer=OptimizerConfig(lr=peak_rate(rung.width), schedule=LearningRate.COSINE),
         ),
-        sampling=SamplingConfig(guidance=1.0 if survey.unconditional else 1.5, steps=5),
+        sampling=SamplingConfig(guidance=1.0 if survey.unconditional else GUIDANCE, steps=5),
     )
 
 
-def _timed(config: RunConfig, survey: Survey, device: torch.device, speed: Speed) -> tuple[RunConfig, float]:
+def timed(config: RunConfig, survey: Survey, device: torch.device, speed: Speed) -> tuple[RunConfig, float]:
     """With worker processes where reading would hold the model up, and the seconds of a step, reading included."""
     arithmetic, reading = speed(config, device), survey.seconds_per_image * config.train.batch_size
     workers = min(8, os.cpu_count() or 1) if reading > 0.2 * arithmetic else 0
@@ -261,7 +286,8 @@ def _timed(config: RunConfig, survey: Survey, device: torch.device, speed: Speed
     return config, arithmetic + reading / max(1, workers)
 
 
-def _with_steps(config: RunConfig, steps: int) -> RunConfig:
+def with_steps(config: RunConfig, steps: int) -> RunConfig:
+    """With all that follows from the length: warm-up, moving average, and how often to draw and to save."""
     optimizer = replace(
         config.train.optimizer,
         warmup_steps=min(200, max(1, steps // 20)),
@@ -303,8 +329,7 @@ def _reasons(
         ("grey: none that was opened has colour; " if model.channels == 1 else "colour; ")
         + ("no class folders, so no classes" if survey.unconditional else f"{model.num_classes} classes"),
         f"{model.num_patches} patches of {patch} x {patch}, each a state of {model.state_dim} numbers",
-        f"a step of {train.batch_size} images takes {seconds:.3g} s on {device}, measured just now: {train.steps:,} "
-        f"steps, {seen / survey.images:.3g} epochs, {train.steps * seconds / TRAINING_SHARE / 60:.2g} minutes",
+        pace(config, survey, seconds, device),
     ]
     reading = survey.seconds_per_image * train.batch_size / max(1, config.data.workers)
     if reading > 0.3 * seconds:
@@ -314,3 +339,13 @@ def _reasons(
     if seen < FEWEST_IMAGES:
         reasons.append(f"{seen:,} images seen are few: expect blurs; more --minutes than {minutes:g} help")
     return reasons
+
+
+def pace(config: RunConfig, survey: Survey, seconds: float, device: torch.device) -> str:
+    """In words: how long a step takes, and what they come to."""
+    train = config.train
+    return (
+        f"a step of {train.batch_size} images takes {seconds:.3g} s on {device}, measured just now: {train.steps:,} "
+        f"steps, {train.steps * train.batch_size / survey.images:.3g} epochs, "
+        f"{train.steps * seconds / TRAINING_SHARE / 60:.2g} minutes"
+    )

@@ -37,8 +37,9 @@ def sample_command(
     """Generate one image for each pair of label and seed, or --num of them.
 
     What is not said is taken from the recipe; the weights are the EMA's. Several processes share the work and make the
-    same images as one: torchrun --nproc-per-node 8 -m pra sample RUN --num 50000 --out FILE.npz. Stopped, the same
-    command goes on; what is finished until then lies in .OUT.partial beside the output.
+    same images as one: torchrun --nproc-per-node 8 -m pra -- sample RUN --num 50000 --out FILE.npz (without -- torchrun
+    takes --num for an option of its own). Stopped, the same command goes on; what is finished until then lies in
+    .OUT.partial beside the output.
 
     Args:
         run: A run's folder, a checkpoint, a saved model or hub:user/model; by default the model that comes with pra.

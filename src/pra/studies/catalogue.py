@@ -141,7 +141,8 @@ def _solver(setting: Setting, scale: Scale) -> Iterator[Cell]:
         steps = (budget // solvers.EVALUATIONS[solver] for budget in budgets)
         return tuple(Quality(replace(how, steps=count), scale.samples) for count in steps)
 
-    for solver in (s for s in Solver if s is not Solver.SHORTCUT):
+    ordinary: list[Solver] = [solver for solver in Solver if solver is not Solver.SHORTCUT]
+    for solver in ordinary:
         yield Cell(PRA, run, swept(run, solver, (2, 4, 6, 10, 20), TimeGrid.UNIFORM), value=solver.value)
     for grid in (TimeGrid.COSINE, TimeGrid.LOGIT_NORMAL):
         for solver in (Solver.MIDPOINT, Solver.ADAMS_BASHFORTH, Solver.DPM):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -52,18 +53,18 @@ def load_initial(path: str, model: Model, ema: EMA) -> dict[str, Any]:
     file = folder / weights.weights_name(folder)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"from": path, "weights": str(file.absolute()), "sha256": digest}
+    return {"from": path, "weights": os.path.abspath(file), "sha256": digest}
 
 
 @torch.no_grad()
 def with_classes(model: Model, classes: Sequence[str]) -> dict[str, Tensor]:
     """A model's tensors for another set of classes; all but the class embedding are its own.
 
-    A class that the model knows by name keeps its embedding. A new one begins with that of the null class, and that row
-    stays as it is: class dropout has trained it as the mixture of all that the model has seen. So every picture of a new
-    class is at first as likely as it was without a class, in a condition that all layers know; a random row would be one
-    that none has ever met. And guidance, which follows the difference between the two, begins at none instead of along a
-    random direction.
+    A class that the model knows by name keeps its embedding. A new one begins with that of the null class, and that
+    row stays as it is: class dropout has trained it as the mixture of all that the model has seen. So a new class
+    begins as a picture of any kind, under a condition that every layer knows, where a random row is one that none has
+    ever met. And guidance, which follows the difference between the two, begins at none instead of in a random
+    direction.
     """
     known = {name: place for place, name in reversed(list(enumerate(model.classes)))}
     rows = [known.get(name, model.config.null_class) for name in classes] + [model.config.null_class]

@@ -125,10 +125,10 @@ class Trainer:
         if last is not None:
             _check_same_classes(last, self.model, self.source)
             self.step = checkpoint.restore_weights(last, self.model, self.ema)
-        # Of a run that goes on, they are in its folder; the other run may be gone by now.
-        begins = config.initial is not None and last is None
-        with world.first_alone():  # what is on the Hub is downloaded once
-            self.initial = load_initial(str(config.initial), self.model, self.ema) if begins else None
+        self.initial: dict[str, Any] | None = None
+        if config.initial is not None and last is None:
+            with world.first_alone():  # what is on the Hub is downloaded once
+                self.initial = load_initial(config.initial, self.model, self.ema)
         idle = self.step < config.train.codec_warmup
         self.losses = SharedLoss(self.model, self.ema.model, training_losses, config.train, world, device, idle)
         self.optimizer = build_optimizer(self.model, config.train.optimizer)

@@ -1,0 +1,103 @@
+"""Fine-tunes a run at several rates and lengths, and measures the losses on pictures that it has not seen.
+
+    python benchmarks/fine_tune.py runs/own-icons folder:more OUT
+
+Every other picture of the source is for training, the rest to be measured on: their losses under the moving average,
+means over draws of noise that are the same for all. Flow losses compare as long as the states do, which fine-tuning
+moves but little (the reconstruction loss tells).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from PIL import Image
+from tyro.conf import Positional, arg
+
+import pra
+from pra import images, noise, weights
+from pra.config import RunConfig
+from pra.data import Source, load_images, open_source
+from pra.data.survey import look
+from pra.models import Model, build_model
+from pra.objectives import training_losses
+from pra.recipes import fine_tune
+from pra.train.initial import with_classes
+from pra.train.run import read_run
+
+DRAWS = 4
+
+
+class Half:
+    """Every other image of a source, from the first or the second on."""
+
+    def __init__(self, source: Source, start: int) -> None:
+        self.name, self.classes, self.labels = source.name, source.classes, source.labels[start::2]
+        self._source, self._start = source, start
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        """As the source's."""
+        return self._source.image(2 * index + self._start)
+
+    def where(self, index: int) -> str:
+        """As the source's."""
+        return self._source.where(2 * index + self._start)
+
+
+def main(
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    data: Annotated[Positional[str], arg(metavar="SRC")],
+    out: Annotated[Positional[Path], arg(metavar="DIR")],
+    *,
+    lower: tuple[float, ...] = (1, 4, 10),
+    steps: tuple[int, ...] = (50, 200),
+) -> None:
+    """Prints a line per fine-tuning, and one for the model before.
+
+    Args:
+        run: The run to go on from.
+        data: The pictures.
+        out: Where the new runs go.
+        lower: What the run's learning rate is divided by.
+        steps: Lengths.
+    """
+    source, before = open_source(data), weights.load(run)
+    halves = Half(source, 0), Half(source, 1)
+    model = build_model(replace(before.config, num_classes=len(source.classes)))
+    model.load_state_dict(with_classes(before, source.classes))
+    config = read_run(run)
+    print(f"{len(halves[0])} pictures to train on, {len(halves[1])} to measure on: flow, reconstruction")
+    print(f"before           {losses(model, halves[1], config)}", flush=True)
+    survey = look(halves[0])
+    for divisor in lower:
+        for length in steps:
+            new, _ = fine_tune.propose(str(run), before, config, survey, None, length, torch.device("cpu"))
+            optimizer = replace(new.train.optimizer, lr=config.train.optimizer.lr / divisor)
+            new = replace(new, train=replace(new.train, optimizer=optimizer, sample_every=0))
+            trained = pra.train(new, out / f"{divisor:g}-{length}", device="cpu", source=halves[0], progress=False)
+            print(f"rate / {divisor:<3g} {length:4} {losses(trained.model, halves[1], new)}", flush=True)
+
+
+@torch.no_grad()
+def losses(model: Model, source: Source, config: RunConfig) -> str:
+    pixels, labels = load_images(
+        source, range(len(source)), model.config.image_size, model.config.channels, config.data
+    )
+    objective = replace(config.train.objective, class_dropout=0.0)
+    flow = reconstruction = 0.0
+    for draw in range(DRAWS):
+        keys = noise.keys(draw, torch.arange(len(source)))
+        found = training_losses(model, images.from_uint8(pixels), labels, keys, objective, config.train.rollout)
+        flow, reconstruction = flow + float(found.flow) / DRAWS, reconstruction + float(found.reconstruction) / DRAWS
+    return f"{flow:.3f} {reconstruction:.5f}"
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,241 @@
+"""Other samplers beside ours, in one run: ratios of time, measured in turn.
+
+    python benchmarks/peers.py                                    # fashion, 2 threads and 1, batches of 1 and 16
+    python benchmarks/peers.py --sphere-ar ~/SphereAR             # that repository's generator too
+    python benchmarks/peers.py --quality runs/peers               # trains both, and judges them: many minutes
+
+The image models of autoregressive-diffusion-pytorch (extra `bench`, benchmarks/ar_diffusion.py) and the generator of
+SphereAR (benchmarks/sphere_ar.py) at the sizes of a recipe, and our own plain path and sampler without caches
+(benchmarks/plain.py, naive.py), all in float32 with random weights and as many evaluations of the head a token. Each is
+compared with our engine in pairs, one after the other; what is printed are medians and ranges of the pairs' ratios, by
+the clock, and by processor time, which other processes disturb less. What has no classes is compared with ours without
+guidance, and with it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from ar_diffusion import diffusion_model, flow_model
+from naive import sample_without_caches
+from peers_quality import Point, Ways, measure, needed
+from plain import sample_plainly
+from sphere_ar import sphere_ar, tokens_alone
+
+from pra import Sampler, recipe
+from pra.config import GuidanceSchedule, ModelConfig, SamplingConfig, Solver
+from pra.errors import PraError
+from pra.models import PRA
+from pra.options import parse_numbers
+from pra.provenance import environment, package_version
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long as ours: the median of the pairs, the lowest and the highest."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    def __str__(self) -> str:
+        return f"{self.median:6.2f}x ({self.lowest:.2f} to {self.highest:.2f})"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Another way to sample, and ours that it is compared with. ``evaluations`` are the other's, per token."""
+
+    name: str
+    evaluations: int
+    theirs: Work
+    ours: Work
+
+
+def main(
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "fashion",
+    batch: str = "1,16",
+    threads: str = "2,1",
+    evaluations: int = 30,
+    repeats: int = 9,
+    guidance: float = 1.5,
+    sphere_ar: Path | None = None,
+    compile: bool = False,
+    quality: Path | None = None,
+    steps: int = 1200,
+    images: int = 5000,
+    shortcut: bool = False,
+) -> None:
+    """Measures and prints; the last line is the same as JSON.
+
+    Args:
+        recipe_name: Whose sizes all models have.
+        batch: Images side by side, such as 1,16.
+        threads: Of the CPU, such as 2,1.
+        evaluations: Of the head per token, even; 30 are autoregressive-diffusion-pytorch's own.
+        repeats: Pairs measured, after one run of each to warm up.
+        guidance: Our scale where guidance is on.
+        sphere_ar: Checkout of SphereAR; compared as well.
+        compile: Of SphereAR and ours beside it, have torch's compiler fuse both.
+        quality: Folder in which models are trained and judged, in place of all this.
+        steps: Of each of those trainings.
+        images: Judged at each number of evaluations.
+        shortcut: There, also a head of ours with shortcuts.
+    """
+    counts, sizes = parse_numbers(threads, "--threads"), parse_numbers(batch, "--batch")
+    if quality is not None:
+        found = equal_quality(*measure(quality, steps, images, shortcut), counts, sizes, repeats)
+    else:
+        size = recipe(recipe_name).model
+        if not isinstance(size, ModelConfig):
+            raise PraError(f"{recipe_name} generates no patch after another; take a recipe that does")
+        make = Pairs(size, evaluations, guidance, sphere_ar, compile)
+        rows = [row for count in counts for number in sizes for row in compared(make(number), number, count, repeats)]
+        found = {"recipe": recipe_name, "parameters": make.parameters, "results": rows}
+    versions = {name: package_version(name) for name in ("autoregressive-diffusion-pytorch", "x-transformers")}
+    print(json.dumps(found | {"where": environment() | {"peers": versions}}))
+
+
+class Pairs:
+    """What is compared at a batch size: every other sampler beside our engine.
+
+    Args:
+        size: of all models.
+        evaluations: of the head per token, as near to them as each rule comes.
+        guidance: our scale where it is on.
+        checkout: of SphereAR.
+        compile: SphereAR, and ours beside it.
+    """
+
+    def __init__(
+        self, size: ModelConfig, evaluations: int, guidance: float, checkout: Path | None = None, compile: bool = False
+    ) -> None:
+        self.evaluations, self.guidance, self.checkout, self.compile = evaluations, guidance, checkout, compile
+        self.size = size
+        self.model, self.pixels = PRA(size).eval(), PRA(replace(size, codec=None)).eval()
+        torch.manual_seed(0)
+        self.flow, self.diffusion = flow_model(size, evaluations), diffusion_model(size, evaluations - 1)
+        models = {"ours": self.model, "ours, pixels": self.pixels, "flow": self.flow, "diffusion": self.diffusion}
+        self.parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+
+    def __call__(self, batch: int) -> Iterator[Pair]:
+        """The pairs, one after the other."""
+        plain = SamplingConfig(solver=Solver.MIDPOINT, steps=self.evaluations // 2)
+        guided = replace(plain, guidance=self.guidance)
+        labels, seeds, count = [0] * batch, list(range(batch)), self.evaluations
+        ours, with_guidance = (engine(self.model, config, batch) for config in (plain, guided))
+        flow = lambda: self.flow.sample(batch_size=batch)  # noqa: E731
+        diffusion = lambda: self.diffusion.sample(batch_size=batch)  # noqa: E731
+        yield Pair("flow model", count, flow, ours)
+        yield Pair("flow model; ours guided", count, flow, with_guidance)
+        yield Pair("flow model; ours on pixels", count, flow, engine(self.pixels, plain, batch))
+        yield Pair("diffusion model", count - 1, diffusion, ours)
+        yield Pair("our plain path", count, lambda: sample_plainly(self.model, plain, labels, seeds), ours)
+        yield Pair("ours without caches", count, lambda: sample_without_caches(self.model, plain, labels, seeds), ours)
+        if self.checkout is not None:
+            yield from self._sphere_ar(self.checkout, batch)
+
+    def _sphere_ar(self, checkout: Path, batch: int) -> Iterator[Pair]:
+        """Its own sampler: the SDE, guidance rising along the raster."""
+        config = SamplingConfig(
+            guidance=max(self.guidance, 1.01),  # at 1 it would leave the unconditional half out
+            schedule=GuidanceSchedule.LINEAR,
+            solver=Solver.EULER_MARUYAMA,
+            steps=self.evaluations,
+        )
+        ours, labels = engine(self.model, config, batch, self.compile), torch.zeros(batch, dtype=torch.int64)
+        for name in ("SphereAR", "SphereAR without its VAE"):
+            model: Any = sphere_ar(checkout, self.size, self.compile)
+            if name != "SphereAR":
+                model = tokens_alone(model)
+
+            def theirs(model: Any = model) -> object:
+                return model.sample(labels, sample_steps=self.evaluations - 1, cfg_scale=config.guidance)
+
+            yield Pair(name, self.evaluations, theirs, ours)
+
+
+def engine(model: PRA, config: SamplingConfig, batch: int, compile: bool = False) -> Work:
+    """Our sampler's work for a batch of the first class."""
+    sampler = Sampler(model, config, compile=compile)
+    return lambda: sampler.sample([0] * batch, range(batch))
+
+
+def compared(pairs: Iterator[Pair], batch: int, threads: int, repeats: int) -> Iterator[dict[str, Any]]:
+    """A row for each pair, printed as it comes."""
+    torch.set_num_threads(threads)
+    print(f"batch {batch}, {threads} {'threads' if threads > 1 else 'thread'}: time over ours, by the clock; processor")
+    for pair in pairs:
+        clock, processor = in_turn(pair.theirs, pair.ours, repeats)
+        print(f"  {pair.name:46} {pair.evaluations:3} evaluations {clock!s:28} {processor}", flush=True)
+        row = {"name": pair.name, "evaluations": pair.evaluations, "batch": batch, "threads": threads}
+        yield row | {"clock": asdict(clock), "processor": asdict(processor)}
+
+
+def in_turn(a: Work, b: Work, repeats: int) -> tuple[Ratio, Ratio]:
+    """Both in turn: ``a`` over ``b`` by the clock and by processor time."""
+    a(), b()
+    pairs = [(taken(a), taken(b)) for _ in range(repeats)]
+    by_clock, by_processor = ([x[kind] / y[kind] for x, y in pairs] for kind in (0, 1))
+    return _ratio(by_clock), _ratio(by_processor)
+
+
+def taken(work: Work) -> tuple[float, float]:
+    """Seconds by the clock, and of all the processor's threads."""
+    clock, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - clock, time.process_time() - processor
+
+
+def _ratio(values: list[float]) -> Ratio:
+    return Ratio(statistics.median(values), min(values), max(values))
+
+
+def equal_quality(
+    points: Sequence[Point], ways: Ways, threads: list[int], batches: list[int], repeats: int
+) -> dict[str, Any]:
+    """The evaluations that each needs, and the time at them."""
+    best = needed(points)
+    for name, point in best.items():
+        print(f"{name:28} {point.evaluations:3} evaluations, {point.way}: FID {point.fid:.3f}")
+    sides = [
+        ("theirs, within 5 %", "ours, within 5 %"),
+        ("theirs, within 5 %", "ours, no worse than theirs"),
+        ("theirs, as it comes", "ours, no worse than theirs"),
+    ]
+
+    def pairs(batch: int) -> Iterator[Pair]:
+        def work(point: Point) -> Work:
+            make = ways(point.way, point.evaluations)
+            return lambda: make(batch)
+
+        for theirs, ours in sides:
+            if theirs in best and ours in best:
+                name = f"{theirs}; {ours}"
+                yield Pair(name, best[theirs].evaluations, work(best[theirs]), work(best[ours]))
+
+    rows = [row for count in threads for batch in batches for row in compared(pairs(batch), batch, count, repeats)]
+    return {
+        "quality": [asdict(point) for point in points],
+        "needed": {name: asdict(point) for name, point in best.items()},
+        "results": rows,
+    }
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except PraError as error:
+        print(f"peers: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,217 @@
+"""How many evaluations ours and autoregressive-diffusion-pytorch's flow model need: both trained alike, and judged.
+
+Both learn scikit-learn's digits without classes, which the other has not, from the same batches in the same order, with
+the same optimiser and moving average. Then FID by the classifier's features as a function of the evaluations per token,
+and, at those that each needs, the time. What has been trained and measured is kept in the folder and not done again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ar_diffusion import flow_model
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pra import PRA, PraError, Sampler, load, recipe, to_uint8, train
+from pra.config import SHORTCUT_STEPS, ModelConfig, RunConfig, SamplingConfig, Solver, apply_settings
+from pra.data import TrainingSet, batches, open_source
+from pra.data.images import ArraySource
+from pra.eval.evaluate import evaluate
+from pra.eval.samples import Batch
+from pra.images import write_atomically
+from pra.solvers import EVALUATIONS
+from pra.studies.measures import Judge
+from pra.studies.settings import find_setting
+from pra.train.optimizer import EMA, build_optimizer, learning_rate
+from pra.weights import read_json
+
+BATCH = 500
+NEAR = 1.05
+"""A FID that is as good: within 5 %."""
+
+CPU = torch.device("cpu")
+
+THEIRS = "theirs, midpoint"
+
+DEFAULT = 30
+"""Evaluations that their sampler makes by itself."""
+
+TRIED = {
+    THEIRS: (2, 4, 6, 8, 10, 16, DEFAULT, 60),
+    "ours, midpoint": (2, 4, 6, 8, 10, 16, 30, 60),
+    "ours, adams-bashforth": (1, 2, 3, 4, 5, 6, 8, 10, 16, 30),
+    "ours, dpm": (3, 4, 5, 6, 8, 10, 16, 30),
+}
+"""Evaluations per token by way to sample: whole intervals of its rule."""
+
+SHORTCUT = {"ours, shortcut": SHORTCUT_STEPS}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A way to sample, its evaluations per token and its FID."""
+
+    way: str
+    evaluations: int
+    fid: float
+
+
+Make = Callable[[int], Tensor]
+"""So many images, in [-1, 1]."""
+
+
+def measure(folder: Path, steps: int, images: int, shortcut: bool = False) -> tuple[list[Point], Ways]:
+    """Trains and judges what is not there yet; ``quality.json`` in the folder grows point by point.
+
+    Args:
+        folder: of runs and figures.
+        steps: of each training.
+        images: judged at each point.
+        shortcut: also train a head with shortcuts, and judge it.
+
+    Raises:
+        PraError: the folder holds figures of other settings, the package is not installed, or the disk refuses.
+    """
+    settings = {"steps": steps, "images": images, "recipe": "digits"}
+    path = folder / "quality.json"
+    known = read_json(path) if path.exists() else {"settings": settings, "points": []}
+    if known["settings"] != settings:
+        raise PraError(f"{path} is of other settings ({known['settings']}); repeat those, or choose another folder")
+    points = [Point(**row) for row in known["points"]]
+    ways, judge = Ways(folder, steps), Judge.prepare(find_setting("digits-16"), folder, CPU, progress=False)
+    tried = TRIED | (SHORTCUT if shortcut else {})
+    for way, evaluations in [(way, count) for way, counts in tried.items() for count in counts]:
+        if any((point.way, point.evaluations) == (way, evaluations) for point in points):
+            continue
+        points.append(Point(way, evaluations, _fid(ways(way, evaluations), images, judge)))
+        print(f"{way:24} {evaluations:3} evaluations: FID {points[-1].fid:.3f}", flush=True)
+        text = json.dumps({"settings": settings, "points": [asdict(point) for point in points]}, indent=2) + "\n"
+        write_atomically(path, lambda file, text: file.write(text.encode()), text=text)
+    return points, ways
+
+
+def needed(points: Sequence[Point]) -> dict[str, Point]:
+    """What ``ours`` and ``theirs`` need at least: of each the best point, the one of fewest evaluations within 5 % of
+    its best; theirs as it comes; and of ours the one of fewest evaluations that is no worse than their best."""
+    ours = [point for point in points if point.way != THEIRS]
+    theirs = [point for point in points if point.way == THEIRS]
+    found = {}
+    for name, group in (("ours", ours), ("theirs", theirs)):
+        found[f"{name}, best"] = best = min(group, key=lambda point: point.fid)
+        found[f"{name}, within 5 %"] = _fewest(group, NEAR * best.fid)
+    for point in theirs:
+        if point.evaluations == DEFAULT:
+            found["theirs, as it comes"] = point
+    reaching = [point for point in ours if point.fid <= found["theirs, best"].fid]
+    if reaching:
+        found["ours, no worse than theirs"] = _fewest(reaching, found["theirs, best"].fid)
+    return found
+
+
+def _fewest(points: Sequence[Point], limit: float) -> Point:
+    return min((point for point in points if point.fid <= limit), key=lambda point: (point.evaluations, point.fid))
+
+
+class Ways:
+    """The ways to sample; a model is trained, or read, when it is first asked for.
+
+    Args:
+        folder: of the runs.
+        steps: of each training.
+    """
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.folder, self.run = folder, unconditional(steps)
+        self.ours: dict[bool, PRA] = {}
+
+    def __call__(self, way: str, evaluations: int) -> Make:
+        """What makes images so."""
+        if way == THEIRS:
+            peer = train_peer(self.run, self.folder / "peer.pt", evaluations)
+            return lambda images: 2 * peer.sample(batch_size=images) - 1  # type: ignore[operator, no-any-return]
+        solver = Solver(way.removeprefix("ours, "))
+        config = SamplingConfig(solver=solver, steps=evaluations // EVALUATIONS[solver])
+        sampler = Sampler(self._model(solver is Solver.SHORTCUT), config)
+        return lambda images: sampler.sample([0] * images, range(images))
+
+    def _model(self, shortcut: bool) -> PRA:
+        if shortcut not in self.ours:
+            run = apply_settings(self.run, [f"model.head.shortcut={str(shortcut).lower()}"])
+            train(
+                run, folder := self.folder / ("pra-shortcut" if shortcut else "pra"), device="cpu", source=one_class()
+            )
+            model = load(folder)
+            assert isinstance(model, PRA)
+            self.ours[shortcut] = model
+        return self.ours[shortcut]
+
+
+def _fid(make: Make, images: int, judge: Judge) -> float:
+    extractor, reference = judge.open(CPU)
+    torch.manual_seed(0)  # theirs draws from torch's own generator
+
+    def samples() -> Iterator[Batch]:
+        for start in range(0, images, BATCH):
+            yield Batch(to_uint8(make(min(BATCH, images - start))), None, start)
+
+    report = evaluate(samples(), reference, extractor, images, keep=2, progress=False)
+    return float(report.figures["torch-fidelity"]["fid"])  # type: ignore[arg-type]
+
+
+# --- training -------------------------------------------------------------------------------------------------
+
+
+def unconditional(steps: int) -> RunConfig:
+    """The recipe digits, of one class."""
+    run = recipe("digits")
+    assert isinstance(run.model, ModelConfig)
+    objective = replace(run.train.objective, class_dropout=0.0)
+    trained = replace(run.train, steps=steps, sample_every=0, objective=objective)
+    return replace(run, model=replace(run.model, num_classes=1), train=trained)
+
+
+def one_class() -> ArraySource:
+    """The digits without their classes."""
+    source = open_source("digits")
+    pictures = np.stack([np.asarray(source.image(index)) for index in range(len(source))])
+    return ArraySource("digits", pictures, np.zeros(len(source), np.int64), ("digit",))
+
+
+def train_peer(run: RunConfig, path: Path, evaluations: int) -> nn.Module:
+    """Their flow model of the run's sizes, trained as the run is, on its batches; or read from ``path``.
+
+    The weights are the averaged ones, the evaluations those of its head per token.
+    """
+    assert isinstance(run.model, ModelConfig)
+    if not path.exists():
+        weights = _train_peer(run, run.model).state_dict()
+        write_atomically(path, lambda file: torch.save(weights, file))
+    model = flow_model(run.model, evaluations)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model
+
+
+def _train_peer(run: RunConfig, size: ModelConfig) -> nn.Module:
+    config = run.train
+    torch.manual_seed(config.seed)
+    model: Any = flow_model(size, 2).train()
+    optimizer, ema = build_optimizer(model, config.optimizer), EMA(model, config.optimizer.ema_decay)
+    data = TrainingSet(one_class(), size.image_size, size.channels, run.data, config.seed)
+    stop = config.steps * config.batch_size
+    for step, batch in enumerate(tqdm(batches(data, 0, config.batch_size, stop), total=config.steps, mininterval=5)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config.optimizer, step, config.steps)
+        loss = model(batch.images.float() / 255)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+        optimizer.step()
+        ema.update(model, step)
+    return ema.model

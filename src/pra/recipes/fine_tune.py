@@ -1,0 +1,206 @@
+"""Fine-tuning: how to go on from a trained model with other pictures, of the same or of other classes.
+
+The model stays as it is, but for its classes (:mod:`pra.train.initial`), and so does what it learns by: backbone, head
+and codec go on together. Only the rate is lower, and the average shorter, which otherwise shows a short run what the
+model was before.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pra import weights
+from pra.config import (
+    Clean,
+    DataConfig,
+    JiTConfig,
+    LearningRate,
+    OnCorrupt,
+    OnSmall,
+    OptimizerConfig,
+    Parallel,
+    RunConfig,
+    TrainConfig,
+)
+from pra.data.survey import Survey, look
+from pra.errors import PraError
+from pra.models import Model
+from pra.recipes import own
+from pra.train.run import read_run
+
+NAME = "fine-tuned"
+
+LOWER = 10
+"""The learning rate is the other run's divided by this."""
+
+EPOCHS, FEWEST_STEPS = 40, 50
+"""More often than that no picture is seen, unless there are very few. Both this and the rate are from docs/own-data.md,
+where a model of a thousand icons went on with 85 others: longer or faster, it got worse on 85 that it did not see."""
+
+NAMED = 8
+"""Classes that a line names."""
+
+
+def run_folder(start: str, data: str) -> Path:
+    """``runs/own-photos-from-flowers`` for ``runs/flowers`` and ``folder:~/photos``."""
+    name = re.sub(r"[^\w.-]+", "-", start.rstrip("/").rpartition("/")[2]).strip("-.")
+    return own.run_folder(data).with_name(f"{own.run_folder(data).name}-from-{name or 'run'}")
+
+
+def configure(
+    start: str, data: str | None, folder: Path, minutes: float | None, steps: int | None, device: torch.device
+) -> tuple[RunConfig, list[str]]:
+    """The configuration of the run in ``folder``: what was chosen when it began, or else what is chosen now.
+
+    Returns:
+        The configuration, and lines for a person: what was found, what was chosen, and why.
+
+    Raises:
+        PraError: as :func:`pra.weights.load`, :func:`pra.data.survey.look` and :func:`propose`; or there is neither a
+            run nor ``data``.
+    """
+    if (folder / weights.CONFIG).exists():
+        # With another start it is not that run: the training refuses it, and names the two.
+        return replace(read_run(folder), initial=start), [f"settings: those of {folder}, chosen when it began"]
+    if data is None:
+        raise PraError(f"no run at {folder} to go on with; name the pictures for {start} with --data folder:PHOTOS")
+    base = weights.model_folder(start)
+    model, run = weights.read_config(base), weights.run_of(base)
+    survey = look(data)
+    config, reasons = propose(start, model, read_run(run) if run else None, survey, minutes, steps, device)
+    found = [f"  {line}" for line in survey.lines()]
+    chosen = [f"  {line}" for line in reasons]
+    return config, [f"found in {survey.source}:", *found, f"from {start}:", *chosen]
+
+
+def propose(
+    start: str,
+    model: Model,
+    run: RunConfig | None,
+    survey: Survey,
+    minutes: float | None,
+    steps: int | None,
+    device: torch.device,
+) -> tuple[RunConfig, list[str]]:
+    """A configuration that goes on from a model with these pictures.
+
+    Args:
+        start: where the model is.
+        model: its configuration, classes and recommended sampling; the weights do not matter.
+        run: that it comes from, as far as there is one: it goes on to be trained as there.
+        survey: of the pictures.
+        minutes: that the training may take; :data:`pra.recipes.own.MINUTES` by default.
+        steps: of the training, in place of ``minutes``.
+        device: to train on.
+
+    Returns:
+        The configuration, of the recipe "fine-tuned", and why it is so, a sentence each.
+
+    Raises:
+        PraError: no time, or a step needs more memory than the device has.
+    """
+    train = run.train if run else _training(model, device)
+    optimizer = replace(train.optimizer, lr=train.optimizer.lr / LOWER, schedule=LearningRate.COSINE)
+    config = RunConfig(
+        recipe=NAME,
+        model=replace(model.config, num_classes=len(survey.classes)),
+        data=DataConfig(source=survey.source, on_small=OnSmall.UPSCALE, on_corrupt=OnCorrupt.SKIP),
+        train=replace(train, optimizer=optimizer, codec_warmup=0),  # the codec is trained already
+        sampling=replace(model.sampling, guidance=_guidance(model, survey)),
+        initial=start,
+    )
+    if steps is None:
+        config, length = _filled(config, survey, own.MINUTES if minutes is None else minutes, device)
+    else:
+        config, length = own.with_steps(config, steps), f"{steps} steps, as asked for"
+    rate = f"the rate of {start}" if run else "the usual one for this width"
+    optimizer = config.train.optimizer
+    return config, [
+        _fitted(model, survey),
+        _inherited(model.classes, tuple(survey.classes)),
+        f"a learning rate of {optimizer.lr:.3g}, {rate} divided by {LOWER}, with a warm-up of {optimizer.warmup_steps}",
+        f"samples from an average over the last eighth of the run (EMA {optimizer.ema_decay:.4g}): a longer one would "
+        "still show the old model",
+        length,
+    ]
+
+
+def _training(model: Model, device: torch.device) -> TrainConfig:
+    """As for one's own pictures, of a model of which no run is known."""
+    jit = isinstance(model.config, JiTConfig)
+    width = model.config.transformer.width if isinstance(model.config, JiTConfig) else model.config.backbone.width
+    return TrainConfig(
+        steps=1,
+        batch_size=own.batch_size(device),
+        rollout=Clean() if jit else Parallel(t_min=0.9),
+        optimizer=OptimizerConfig(lr=own.peak_rate(width)),
+    )
+
+
+def _filled(config: RunConfig, survey: Survey, minutes: float, device: torch.device) -> tuple[RunConfig, str]:
+    """With the steps that the time allows, and the words on it."""
+    budget = own.seconds_of(minutes)
+    micro, count = config.train.micro_batches(1)
+
+    def speed(config: RunConfig, device: torch.device) -> float:
+        part = replace(config, train=replace(config.train, batch_size=micro, micro_batch_size=None))
+        return count * own.seconds_per_step(part, device)
+
+    config, seconds = own.timed(config, survey, device, speed)
+    if math.isinf(seconds):
+        raise PraError(
+            f"a step of {micro} images of the model of {config.initial} needs more memory than {device} has; say "
+            f"--steps N and --set train.micro_batch_size={max(1, micro // 4)}"
+        )
+    batch = config.train.batch_size
+    longest = max(EPOCHS * survey.images, FEWEST_STEPS * batch)
+    steps = own.steps_in(budget, seconds, longest, batch)
+    config = own.with_steps(config, steps)
+    enough = ": more would learn the pictures by heart" if steps * batch >= longest else ""
+    return config, own.pace(config, survey, seconds, device) + enough
+
+
+def _guidance(model: Model, survey: Survey) -> float:
+    """The model's; none where there are no classes now, and some where there were none."""
+    if survey.unconditional:
+        return 1.0
+    return own.GUIDANCE if model.config.num_classes == 1 else model.sampling.guidance
+
+
+def _fitted(model: Model, survey: Survey) -> str:
+    """What is done to the pictures."""
+    (height, width), channels = model.config.image_size, model.config.channels
+    scaled = "enlarged" if survey.short_side.median < min(height, width) else "scaled"
+    cut = "" if survey.square == survey.opened and height == width else " and cut to the middle"
+    colour = ""
+    if channels == 1 and survey.channels > 1:
+        colour = "; they turn grey, as the model's images are"
+    elif channels > 1 and survey.channels == 1:
+        colour = "; they are grey, and the model's images have colour"
+    return (
+        f"images of {height} x {width} as the model has learnt them: yours, {survey.short_side} pixels on the short "
+        f"side, are {scaled}{cut}{colour}"
+    )
+
+
+def _inherited(old: Sequence[str], new: Sequence[str]) -> str:
+    """What becomes of the classes."""
+    kept, fresh = [name for name in new if name in old], [name for name in new if name not in old]
+    gone = [name for name in old if name not in new]
+    parts = [
+        f"kept: {_names(kept)}" if kept else "",
+        f"new, from the model's picture of no class in particular: {_names(fresh)}" if fresh else "",
+        f"given up: {_names(gone)}" if gone else "",
+    ]
+    return "classes " + "; ".join(part for part in parts if part)
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
