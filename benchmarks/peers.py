@@ -87,7 +87,7 @@ def main(
         repeats: Pairs measured, after one run of each to warm up.
         guidance: Our scale where guidance is on.
         sphere_ar: Checkout of SphereAR; compared as well.
-        compile: Of SphereAR and ours beside it, have torch's compiler fuse both.
+        compile: Also our engine compiled beside the flow model, and SphereAR with ours beside it; takes minutes.
         quality: Folder in which models are trained and judged, in place of all this.
         steps: Of each of those trainings.
         images: Judged at each number of evaluations.
@@ -115,7 +115,7 @@ class Pairs:
         evaluations: of the head per token, as near to them as each rule comes.
         guidance: our scale where it is on.
         checkout: of SphereAR.
-        compile: SphereAR, and ours beside it.
+        compile: our engine also compiled, and SphereAR with ours beside it.
     """
 
     def __init__(
@@ -140,6 +140,8 @@ class Pairs:
         yield Pair("flow model", count, flow, ours)
         yield Pair("flow model; ours guided", count, flow, with_guidance)
         yield Pair("flow model; ours on pixels", count, flow, engine(self.pixels, plain, batch))
+        if self.compile:
+            yield Pair("flow model; ours compiled", count, flow, engine(self.model, plain, batch, compile=True))
         yield Pair("diffusion model", count - 1, diffusion, ours)
         yield Pair("our plain path", count, lambda: sample_plainly(self.model, plain, labels, seeds), ours)
         yield Pair("ours without caches", count, lambda: sample_without_caches(self.model, plain, labels, seeds), ours)

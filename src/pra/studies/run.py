@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -97,7 +98,7 @@ class Workplace:
 
 
 def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: bool = True) -> int:
-    """Does what is missing and writes each run's rows as soon as it has them.
+    """Does what is missing and writes each measurement's rows as soon as it has them.
 
     Returns:
         The number of runs that something was missing of.
@@ -117,35 +118,49 @@ def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: 
         records.replace(there)
     if not waiting:
         return 0
-    # Two jobs on one run would train it twice at once.
-    by_run: dict[str, list[Job]] = {}
-    for job in waiting:
-        by_run.setdefault(job.run, []).append(job)
-    groups = list(by_run.values())
-    with _Bar(groups, place, progress) as bar:
-        for rows in _done_here(groups, place) if place.jobs == 1 else _done_side_by_side(groups, place, bar):
+    runs = _by_measurement(waiting)
+    with _Bar([groups[0] for groups in runs], place, progress) as bar:
+        for rows in _done_here(runs, place) if place.jobs == 1 else _done_side_by_side(runs, place, bar):
             records.replace(rows)
             bar.update()
-    return len(groups)
+    return len(runs)
 
 
-def _done_here(groups: list[list[Job]], place: Workplace) -> Iterator[list[Row]]:
-    for group in groups:
-        yield _work(group, place)
+def _by_measurement(jobs: list[Job]) -> list[list[list[Job]]]:
+    """For every run, for every measurement of it, the jobs that ask for it."""
+    runs: dict[str, dict[str, list[Job]]] = {}
+    for job in jobs:
+        for measure in job.measures:
+            groups = runs.setdefault(job.run, {})
+            groups.setdefault(measure.key, []).append(replace(job, measures=(measure,)))
+    return [list(groups.values()) for groups in runs.values()]
 
 
-def _done_side_by_side(groups: list[list[Job]], place: Workplace, bar: _Bar) -> Iterator[list[Row]]:
+def _done_here(runs: list[list[list[Job]]], place: Workplace) -> Iterator[list[Row]]:
+    for groups in runs:
+        for group in groups:
+            yield _work(group, place)
+
+
+def _done_side_by_side(runs: list[list[list[Job]]], place: Workplace, bar: _Bar) -> Iterator[list[Row]]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(place.jobs, context, initializer=torch.set_num_threads, initargs=(place.threads,))
+    # A run's first group trains it, which two must not do at once. When that is done the others come before further
+    # runs: what is there is to be in the table.
+    ready = deque(groups[0] for groups in runs)
+    then = {groups[0][0].run: groups[1:] for groups in runs}
+    pending: set[Future[list[Row] | None]] = set()
     with _ending(pool):
-        pending: set[Future[list[Row] | None]] = {pool.submit(_work_or_stop, group, place) for group in groups}
-        while pending:
+        while ready or pending:
+            while ready and len(pending) < place.jobs:
+                pending.add(pool.submit(_work_or_stop, ready.popleft(), place))
             done, pending = wait(pending, timeout=LOOK_EVERY, return_when=FIRST_COMPLETED)
             bar.update()
             for future in done:
                 rows = future.result()
                 if rows is None:
                     raise Interrupted(signal.SIGTERM, "stopped, every run saved where it was")
+                ready.extendleft(reversed(then.pop(rows[0]["run"], [])))
                 yield rows
 
 
@@ -189,13 +204,14 @@ def _work_or_stop(group: list[Job], place: Workplace) -> list[Row] | None:
 
 
 def _work(group: list[Job], place: Workplace) -> list[Row]:
-    """Trains one run and measures it."""
+    """Trains one run, if it is not trained yet, and measures one thing of it: rows for every job that asks for that."""
     first = group[0]
     folder = place.folder(first)
     torch.compiler.reset()  # what was compiled for another run's model is of no use, and counts against a limit
     config = replace(first.config, train=replace(first.config.train, compile=place.compile))
     train(config, folder, str(place.device), in_memory(config), progress=False)
     model, threads = weights.load(folder, device=place.device), torch.get_num_threads()
+    (measure,) = first.measures
     common = {
         "parameters": parameters(model.config),
         "steps": first.config.train.steps,
@@ -203,15 +219,10 @@ def _work(group: list[Job], place: Workplace) -> list[Row]:
         "run": first.run,
         "commit": commit() or "unknown",
         "hardware": device_name(place.device) + (f", {threads} thread(s)" if place.device.type == "cpu" else ""),
+        "measured": measure.key,
     }
-    made: dict[str, list[Row]] = {}
-    rows = []
-    for job in group:
-        for measure in job.measures:
-            if measure.key not in made:
-                made[measure.key] = measure.rows(model, job.config, job.judge)
-            rows += [row | common | {"measured": measure.key} | job.labels for row in made[measure.key]]
-    return rows
+    rows = measure.rows(model, first.config, first.judge)
+    return [row | common | job.labels for job in group for row in rows]
 
 
 @functools.lru_cache(maxsize=1)
