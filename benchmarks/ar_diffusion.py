@@ -18,8 +18,11 @@ from pra.extras import import_failed
 
 PACKAGE, NAME = "autoregressive-diffusion-pytorch", "autoregressive_diffusion_pytorch"
 
+OWN_MLP_WIDTH = 1024
+"""The width of its head's hidden layers where none is given."""
 
-def flow_model(size: ModelConfig, evaluations: int) -> nn.Module:
+
+def flow_model(size: ModelConfig, evaluations: int, mlp_width: int | None = None) -> nn.Module:
     """Its image flow model; ``sample(batch_size)`` gives images in [0, 1], by its midpoint rule.
 
     Its own number of evaluations is 30: 16 times, 15 intervals of two evaluations each.
@@ -27,13 +30,17 @@ def flow_model(size: ModelConfig, evaluations: int) -> nn.Module:
     Args:
         size: of a square image.
         evaluations: of its head per token, even.
+        mlp_width: of its head's hidden layers, in place of that of ours.
 
     Raises:
         PraError: the package is not installed, or sizes that it has not.
     """
     if evaluations < 2 or evaluations % 2:
         raise PraError(f"{PACKAGE} takes its midpoint rule's two evaluations an interval: {evaluations} is not even")
-    model = _library().flow(**_arguments(size))
+    arguments = _arguments(size)
+    if mlp_width is not None:
+        arguments["model"]["mlp_width"] = mlp_width
+    model = _library().flow(**arguments)
     # No argument leads there: its sampler calls this with the condition alone.
     flow = model.model.flow
     flow.sample = partial(flow.sample, num_sample_steps=evaluations // 2 + 1)

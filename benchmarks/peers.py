@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from ar_diffusion import diffusion_model, flow_model
+from ar_diffusion import OWN_MLP_WIDTH, diffusion_model, flow_model
 from naive import sample_without_caches
 from peers_quality import Point, Ways, measure, needed
 from plain import sample_plainly
@@ -126,7 +126,9 @@ class Pairs:
         self.model, self.pixels = PRA(size).eval(), PRA(replace(size, codec=None)).eval()
         torch.manual_seed(0)
         self.flow, self.diffusion = flow_model(size, evaluations), diffusion_model(size, evaluations - 1)
-        models = {"ours": self.model, "ours, pixels": self.pixels, "flow": self.flow, "diffusion": self.diffusion}
+        self.wide = flow_model(size, evaluations, OWN_MLP_WIDTH)
+        models = {"ours": self.model, "ours, pixels": self.pixels, "flow": self.flow, "wide": self.wide}
+        models |= {"diffusion": self.diffusion}
         self.parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
 
     def __call__(self, batch: int) -> Iterator[Pair]:
@@ -140,6 +142,8 @@ class Pairs:
         yield Pair("flow model", count, flow, ours)
         yield Pair("flow model; ours guided", count, flow, with_guidance)
         yield Pair("flow model; ours on pixels", count, flow, engine(self.pixels, plain, batch))
+        wide = lambda: self.wide.sample(batch_size=batch)  # noqa: E731
+        yield Pair(f"flow model, its head {OWN_MLP_WIDTH} wide", count, wide, ours)
         if self.compile:
             yield Pair("flow model; ours compiled", count, flow, engine(self.model, plain, batch, compile=True))
         yield Pair("diffusion model", count - 1, diffusion, ours)

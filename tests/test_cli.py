@@ -594,7 +594,14 @@ def test_more_steps_go_on_and_fewer_say_so(call: Pra, run: Path) -> None:
         assert contents(run) == before
     code, text, _ = call("train", "tiny", "--run-dir", run, "--steps", "22", "--set", "train.sample_every=0")
     assert code == 0
+    assert f"run: {run} (goes on), " in text
     assert "trained 2 steps to 22 in " in text
+
+
+def test_a_slip_in_the_run_s_folder_shows(call: Pra, tmp_path: Path) -> None:
+    changes = ["--set", "train.sample_every=0"]
+    code, text, _ = call("train", "tiny", "--run-dir", tmp_path / "slip", "--steps", "1", *changes)
+    assert (code, f"run: {tmp_path / 'slip'} (new), " in text) == (0, True)
 
 
 @pytest.mark.parametrize(

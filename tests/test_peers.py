@@ -54,6 +54,8 @@ def test_the_flow_model_has_our_sizes_and_evaluations(evaluations: int) -> None:
     inner = model.model
     assert (inner.proj_in.out_features, inner.max_seq_len) == (SQUARE.backbone.width, SQUARE.num_patches)
     assert len(inner.denoiser.layers) == SQUARE.head.depth
+    assert inner.denoiser.layers[0][1][0].out_features == 3 * SQUARE.head.width // 2
+    assert flow_model(SQUARE, 2, mlp_width=40).model.denoiser.layers[0][1][0].out_features == 40
     attentions = [m for m in inner.transformer.modules() if type(m).__name__ == "Attention"]
     assert [a.heads for a in attentions] == [SQUARE.backbone.heads] * SQUARE.backbone.depth
     assert attentions[0].to_q.weight.shape == (SQUARE.backbone.width, SQUARE.backbone.width)
@@ -97,7 +99,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_row_of_a_run(capsys: pytest.CaptureFixture[str], threads: None) -> None:
     peers.main("tiny", batch="1,2", threads="1", evaluations=2 * 2, repeats=1)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(found["results"]) == 12
+    assert len(found["results"]) == 14
     assert {(row["batch"], row["threads"]) for row in found["results"]} == {(1, 1), (2, 1)}
     assert all(row[kind]["median"] > 0 for row in found["results"] for kind in ("clock", "processor"))
     assert {row["evaluations"] for row in found["results"] if row["name"] == "diffusion model"} == {3}

@@ -16,7 +16,7 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from pra import flops
+from pra import flops, weights
 from pra.arguments import check_arguments, join_command, options_of
 from pra.bench.command import bench_command
 from pra.bench.training_command import bench_train_command
@@ -137,7 +137,8 @@ def train(
         where = (
             f"{target}" if world.size == 1 else f"{world.size} processes ({target.type}, {config.train.parallel.value})"
         )
-        say(f"run: {folder}, recipe {config.recipe}, {len(source)} images from {source.name}, on {where}")
+        begun = "goes on" if weights.checkpoints(folder) else "new"  # a slip in --run-dir shows here
+        say(f"run: {folder} ({begun}), recipe {config.recipe}, {len(source)} images from {source.name}, on {where}")
         result = run_training(config, folder, device=str(target), source=source, world=world)
     if world.leads:
         _tell(result, config, folder)
