@@ -24,10 +24,10 @@ import torch
 import tyro
 from naive import sample_without_caches
 from plain import sample_plainly
-from rollout import milliseconds
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pra import Sampler, recipe
+from pra.bench.device import timed
 from pra.config import Precision, apply_settings
 from pra.device import pick_device
 from pra.models import PRA
@@ -114,7 +114,7 @@ def compare(a: Work, b: Work, repeats: int, device: torch.device) -> dict[str, f
 def cost(work: Work, device: torch.device) -> float:
     """Milliseconds of the device."""
     if device.type != "cpu":
-        return milliseconds(work)
+        return 1000 * timed(work, device)
     begin = time.process_time()
     work()
     return 1000 * (time.process_time() - begin)
