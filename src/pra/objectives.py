@@ -157,8 +157,7 @@ def _shortcut_loss(model: PRA, h: Tensor, z: Tensor, objective: ObjectiveConfig,
     """``E |v(z_t, t, h, span) - sg(the same step in two)|^2``: a step is what two of half its span come to (2410.12557,
     eq. 5). The shortest ones are the midpoint rule's on the velocity itself.
 
-    ``h`` comes without gradient: what the backbone is to say, L_flow decides. Draws of L_flow are not given up for
-    these steps either; both were measured (docs/performance.md).
+    ``h`` comes without gradient: what the backbone is to say, L_flow decides. Nor does L_flow give up draws for this.
     """
     draws, tokens, head = objective.shortcut_draws, z.shape[1], model.head
     t, span = flow.dyadic_steps(noise.fold(keys, Purpose.SHORTCUT_TIME), SHORTCUT_STEPS, draws, tokens)
