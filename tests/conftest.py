@@ -20,6 +20,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
+LONGEST = ("test_readme.py", "test_demo_browser.py", "test_scale_training.py", "test_studies.py")
+"""Files that take a minute or so each: begun first, they do not keep one worker at it when the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the recipe ``tiny``: 20 steps, checkpoints at 10 and 20. To be read only."""
