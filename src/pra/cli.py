@@ -137,7 +137,8 @@ def train(
         where = (
             f"{target}" if world.size == 1 else f"{world.size} processes ({target.type}, {config.train.parallel.value})"
         )
-        begun = "goes on" if folder.is_dir() and weights.checkpoints(folder) else "new"  # a slip in --run-dir shows here
+        # A slip in --run-dir shows here.
+        begun = "goes on" if folder.is_dir() and weights.checkpoints(folder) else "new"
         say(f"run: {folder} ({begun}), recipe {config.recipe}, {len(source)} images from {source.name}, on {where}")
         result = run_training(config, folder, device=str(target), source=source, world=world)
     if world.leads:
