@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from pra.data.images import corrupt, decode, is_image_name, pack
-from pra.data.tars import TarFiles, TarIndex, load_index, members, open_tar
+from pra.data.images import is_image_name, pack
+from pra.data.tars import TarIndex, TarSource, load_index, members, open_tar
 from pra.errors import PraError
 
 _AS_DOWNLOADED = "give ILSVRC2012_img_train.tar as downloaded"
 
 
-class ImageNetTar:
+class ImageNetTar(TarSource):
     """The images of the tar, in its order; classes are the inner tars' names (wnids), sorted. Never unpacked.
 
     The first opening reads all headers and keeps an index (see :func:`pra.data.tars.load_index`).
@@ -33,33 +31,11 @@ class ImageNetTar:
         if not path.is_file():
             problem = "is not a file" if path.exists() else "does not exist"
             raise PraError(f"data source {name!r}: {path} {problem}; {_AS_DOWNLOADED}")
-        self._files = TarFiles([path])
-        self._index = load_index([path], lambda: _scan(path))
-        self.name = name
-        self.classes = tuple(str(wnid) for wnid in self._index.classes)
-        self.labels = self._index.labels
-
-    def __len__(self) -> int:
-        return len(self._index.offsets)
-
-    def encoded(self, index: int) -> bytes:
-        try:
-            return self._files.read(self._index, index)
-        except OSError as error:
-            raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
-
-    def image(self, index: int) -> Image.Image:
-        """One image, in its own size and mode.
-
-        Raises:
-            CorruptImage: it cannot be decoded, or the tar is gone.
-        """
-        return decode(self.encoded(index), self.where(index))
+        super().__init__(name, [path], load_index([path], lambda: _scan(path)))
 
     def where(self, index: int) -> str:
         """``"n01440764/n01440764_18.JPEG in train.tar"``."""
-        member = os.fsdecode(bytes(self._index.members[index]))
-        return f"{self.classes[self.labels[index]]}/{member} in {self._files.paths[0]}"
+        return f"{self.classes[self.labels[index]]}/{super().where(index)}"
 
 
 def _scan(path: Path) -> TarIndex:

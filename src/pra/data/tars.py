@@ -15,8 +15,9 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from pra.data.images import Labels, cache_folder
+from pra.data.images import Labels, cache_folder, corrupt, decode
 from pra.errors import PraError
 
 _FORMAT = 2
@@ -80,6 +81,38 @@ class TarFiles:
 
 
 # --- the index ----------------------------------------------------------------------------------------------
+
+
+class TarSource:
+    """A source of the images of tars, in the order of the tars and of their members (:class:`pra.data.Source`)."""
+
+    def __init__(self, name: str, tars: Sequence[Path], index: TarIndex) -> None:
+        self._files, self._index = TarFiles(tars), index
+        self.name = name
+        self.classes = tuple(str(class_name) for class_name in index.classes)
+        self.labels = index.labels
+
+    def __len__(self) -> int:
+        return len(self._index.offsets)
+
+    def encoded(self, index: int) -> bytes:
+        try:
+            return self._files.read(self._index, index)
+        except OSError as error:
+            raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
+
+    def image(self, index: int) -> Image.Image:
+        """One image, in its own size and mode.
+
+        Raises:
+            CorruptImage: it cannot be decoded, or its tar is gone.
+        """
+        return decode(self.encoded(index), self.where(index))
+
+    def where(self, index: int) -> str:
+        """``"00000017.jpg in DIR/shard-000000.tar"``."""
+        member = os.fsdecode(bytes(self._index.members[index]))
+        return f"{member} in {self._files.paths[self._index.files[index]]}"
 
 
 def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Sequence[Path] = ()) -> TarIndex:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,12 +11,11 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
-from pra.data.images import cache_folder, corrupt, decode, expand, is_image_name, pack
-from pra.data.tars import TarFiles, TarIndex, load_index, members, open_tar
+from pra.data.images import cache_folder, expand, is_image_name, pack
+from pra.data.tars import TarIndex, TarSource, load_index, members, open_tar
 from pra.errors import PraError
 from pra.extras import import_failed
 from pra.images import write_atomically
@@ -28,7 +26,7 @@ _REMEDY = "give WebDataset shards, uncompressed tars of KEY.jpg and KEY.cls"
 _NO_LABEL = -1
 
 
-class WebDataset:
+class WebDataset(TarSource):
     """The images of WebDataset shards, in the order of the shards and of the members within.
 
     A sample is the members of one name up to its first dot: one image and, if the data have classes, ``cls``, a number
@@ -53,33 +51,7 @@ class WebDataset:
         shards = _fetched(name, pattern) if "://" in pattern else _local(name, pattern)
         classes = shards[0].with_name(CLASSES)
         beside = [classes] if classes.is_file() else []
-        self._files = TarFiles(shards)
-        self._index = load_index(shards, lambda: _scan(shards, _class_names(classes)), beside)
-        self.name = name
-        self.classes = tuple(str(class_name) for class_name in self._index.classes)
-        self.labels = self._index.labels
-
-    def __len__(self) -> int:
-        return len(self._index.offsets)
-
-    def encoded(self, index: int) -> bytes:
-        try:
-            return self._files.read(self._index, index)
-        except OSError as error:
-            raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
-
-    def image(self, index: int) -> Image.Image:
-        """One image, in its own size and mode.
-
-        Raises:
-            CorruptImage: it cannot be decoded, or its shard is gone.
-        """
-        return decode(self.encoded(index), self.where(index))
-
-    def where(self, index: int) -> str:
-        """``"00000017.jpg in DIR/shard-000000.tar"``."""
-        member = os.fsdecode(bytes(self._index.members[index]))
-        return f"{member} in {self._files.paths[self._index.files[index]]}"
+        super().__init__(name, shards, load_index(shards, lambda: _scan(shards, _class_names(classes)), beside))
 
 
 # --- patterns -----------------------------------------------------------------------------------------------
