@@ -14,7 +14,6 @@ other processes disturb less.
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +23,7 @@ import torch
 import tyro
 from naive import sample_without_caches
 from plain import sample_plainly
+from rollout import compare
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pra import Sampler, recipe
@@ -88,7 +88,8 @@ def main(
         counts = [operations(ways["plain path"]), operations(base)]
         print(f"batch {count}: {counts[0]} operations by the plain path, {counts[1]} by the engine")
         for name, work in ways.items():
-            result = compare(work, base, repeats, target) | {"batch": count, "name": name, "operations": counts}
+            ratios = compare(work, base, repeats, lambda done: cost(done, target))
+            result = ratios | {"batch": count, "name": name, "operations": counts}
             found.append(result)
             print(
                 f"  {name:18} takes {result['ratio']:6.2f}x as long as the engine "
@@ -97,27 +98,13 @@ def main(
     print(json.dumps({"recipe": recipe_name, "image_size": size.image_size, "results": found, "where": environment()}))
 
 
-def compare(a: Work, b: Work, repeats: int, device: torch.device) -> dict[str, float]:
-    """Both in turn; the median of the paired ratios."""
-    a(), b()
-    pairs = [(cost(a, device), cost(b, device)) for _ in range(repeats)]
-    ratios = sorted(x / y for x, y in pairs)
-    return {
-        "ratio": statistics.median(ratios),
-        "lowest": ratios[0],
-        "highest": ratios[-1],
-        "a_ms": statistics.median(x for x, _ in pairs),
-        "b_ms": statistics.median(y for _, y in pairs),
-    }
-
-
 def cost(work: Work, device: torch.device) -> float:
-    """Milliseconds of the device."""
+    """Seconds of the device."""
     if device.type != "cpu":
-        return 1000 * timed(work, device)
+        return timed(work, device)
     begin = time.process_time()
     work()
-    return 1000 * (time.process_time() - begin)
+    return time.process_time() - begin
 
 
 def operations(work: Work) -> int:

@@ -41,7 +41,9 @@ def main(
         repeats: Paired measurements, after one warm-up.
         device: cpu or cuda.
     """
-    found = compare(*inputs(recipe(recipe_name), batch_size, pick_device(device)), repeats)
+    target = pick_device(device)
+    works = inputs(recipe(recipe_name), batch_size, target)
+    found = compare(*works, repeats, lambda work: timed(work, target))
     ratio, low, high = (found[key] for key in ("ratio", "lowest", "highest"))
     milliseconds = f"{found['a_ms']:.1f} / {found['b_ms']:.1f} ms"
     print(f"exact over parallel inputs {ratio:8.2f}x  ({low:.2f} to {high:.2f}; {milliseconds})")
@@ -71,11 +73,10 @@ def inputs(run: RunConfig, batch_size: int, device: torch.device) -> tuple[Work,
     return make(Exact()), make(Parallel())
 
 
-def compare(a: Work, b: Work, repeats: int) -> dict[str, float]:
-    """Both in turn; the median of the paired ratios."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # whose queue is waited for
+def compare(a: Work, b: Work, repeats: int, seconds: Callable[[Work], float]) -> dict[str, float]:
+    """Both in turn, each measured by ``seconds``; the median of the paired ratios."""
     a(), b()
-    pairs = [(1000 * timed(a, device), 1000 * timed(b, device)) for _ in range(repeats)]
+    pairs = [(1000 * seconds(a), 1000 * seconds(b)) for _ in range(repeats)]
     ratios = sorted(x / y for x, y in pairs)
     return {
         "ratio": statistics.median(ratios),
