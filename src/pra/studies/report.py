@@ -339,16 +339,28 @@ def _by_position(rows: list[Row], figure: Callable[[Row], float | None]) -> dict
 
 
 def _draw_solver(figure: Figure, rows: list[Row]) -> None:
+    """One panel a system, of one scale; a colour for each solver, a line style for each grid."""
+    from matplotlib.ticker import LogLocator
+
     systems = list(dict.fromkeys(row["system"] for row in rows))
-    for axes, system in zip(figure.subplots(1, len(systems), squeeze=False)[0], systems, strict=True):
-        for solver in dict.fromkeys(row["solver"] for row in rows):
-            own = [row for row in rows if (row["system"], row["solver"]) == (system, solver)]
+    solvers = sorted({row["solver"].partition(", ")[0] for row in rows})
+    grids = sorted({row["solver"].partition(", ")[2] for row in rows})  # the uniform one has no name
+    panels = figure.subplots(1, len(systems), squeeze=False, sharex=True, sharey=True)[0]
+    every = sorted({row["evaluations"] for row in rows})
+    for axes, system in zip(panels, systems, strict=True):
+        for name in dict.fromkeys(row["solver"] for row in rows if row["system"] == system):
+            own = [row for row in rows if (row["system"], row["solver"]) == (system, name)]
             counts = sorted({row["evaluations"] for row in own})
             fids = [[row["fid"] for row in own if row["evaluations"] == count] for count in counts]
-            (line,) = axes.plot(counts, [statistics.mean(f) for f in fids], "o-", label=solver)
-            axes.fill_between(
-                counts, [min(f) for f in fids], [max(f) for f in fids], color=line.get_color(), alpha=0.15
-            )
-        axes.set(title=system, xlabel="head evaluations per token", ylabel="FID", xscale="log", yscale="log")
+            solver, _, grid = name.partition(", ")
+            colour, style = f"C{solvers.index(solver)}", ("-", ":", "--", "-.")[grids.index(grid) % 4]
+            axes.plot(counts, [statistics.mean(f) for f in fids], "o", linestyle=style, color=colour, label=name)
+            axes.fill_between(counts, [min(f) for f in fids], [max(f) for f in fids], color=colour, alpha=0.15)
+        axes.set(title=system, xlabel="head evaluations per token", xscale="log", yscale="log")
+        axes.set_xticks(every, [str(count) for count in every])
+        axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3, which="both")
-        axes.legend()
+        axes.legend(fontsize=8)
+    panels[0].set_ylabel("FID")
