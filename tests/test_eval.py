@@ -25,11 +25,12 @@ from pra.eval.classifier import Classifier, fit_classifier
 from pra.eval.collect import Collector, collect
 from pra.eval.command import evaluate_command
 from pra.eval.evaluate import Report, evaluate, reconstruct
-from pra.eval.features import Features, file_sha256
+from pra.eval.features import Features
 from pra.eval.metrics import InceptionScore, Moments, Protocol, frechet_distance
 from pra.eval.reference import Reference, from_file, from_source, summarise
 from pra.eval.samples import Batch, NpzBatch, exported, pictures, prepared, sampled, spread
 from pra.generate.requests import Numbered
+from pra.provenance import file_sha256
 
 CPU = torch.device("cpu")
 Array = npt.NDArray[np.float64]

@@ -17,10 +17,11 @@ from pra.errors import PraError
 from pra.eval import metrics
 from pra.eval.collect import collect
 from pra.eval.evaluate import evaluate
-from pra.eval.features import Inception, file_sha256, inception
+from pra.eval.features import Inception, inception
 from pra.eval.metrics import InceptionScore, Moments, Protocol
 from pra.eval.reference import summarise
 from pra.eval.samples import Batch
+from pra.provenance import file_sha256
 
 CPU = torch.device("cpu")
 

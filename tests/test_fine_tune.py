@@ -15,6 +15,7 @@ from conftest import contents
 from models import JIT, LEARNED, PIXEL, batch, random_jit, random_model
 from PIL import Image
 from refusal import refused
+from test_own import PHOTOS
 from torch import Tensor
 
 import pra
@@ -30,19 +31,14 @@ from pra.train.optimizer import EMA
 from pra.train.run import read_run
 
 CPU = torch.device("cpu")
-PETS = Survey(
+PETS = replace(
+    PHOTOS,
     source="folder:pets",
     images=1000,
     classes={"cats": 600, "dogs": 400},
-    opened=500,
     width=Range(4, 40, 400),
     height=Range(4, 30, 300),
     short_side=Range(4, 30, 300),
-    grey=3,
-    transparent=0,
-    square=20,
-    corrupt=(),
-    seconds_per_image=0.0,
 )
 STILL = ["--set", "train.optimizer.lr=1e-12"]
 """So that a step changes nothing that can be seen."""

@@ -20,7 +20,7 @@ from refusal import refused
 
 import pra
 from pra import cli, weights
-from pra.eval.features import file_sha256
+from pra.provenance import file_sha256
 
 NOISE = {"labels": [1, 0], "seeds": [5, 6]}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import os
 import shutil
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from pra.errors import PraError
 from pra.extras import import_failed
 from pra.images import remedy
+from pra.provenance import file_sha256
 
 TIMEOUT = 30.0
 """Seconds without a byte before a connection is given up."""
@@ -179,7 +179,7 @@ def _fetch(url: str, file: Path, promise: Promise, progress: _Progress) -> None:
             if attempt == TRIES:
                 raise _unreachable(url, error, f"the same command goes on from {part}") from None
             _pause(attempt - 1)
-    if promise.sha256 and _sha256(part) != promise.sha256:
+    if promise.sha256 and file_sha256(part) != promise.sha256:
         part.unlink()
         raise PraError(
             f"{url} is not the file whose SHA-256 index.json beside it names; fetch it again, or mend it there"
@@ -259,8 +259,3 @@ def _unreachable(url: str, reason: Exception, way_out: str) -> PraError:
 
 def _pause(attempt: int) -> None:
     time.sleep(PAUSE * 2**attempt)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import itertools
 import json
@@ -23,6 +22,7 @@ from pra.data.source import Encoded, Source, window_of
 from pra.data.wds import CLASSES, INDEX
 from pra.errors import PraError
 from pra.images import PLAN, begin_partial, check_free, partial_folder, write_atomically
+from pra.provenance import file_sha256
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 _KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -201,8 +201,7 @@ def _write_shard(path: Path, blocks: Iterable[list[_File]], bar: tqdm[Any]) -> N
                 record["nsamples"] += 1
 
     write_atomically(path, write)
-    with path.open("rb") as file:
-        record |= {"filesize": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    record |= {"filesize": path.stat().st_size, "sha256": file_sha256(path)}
     write_atomically(_record(path), lambda file: file.write(json.dumps(record).encode()))
 
 

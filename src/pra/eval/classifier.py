@@ -24,8 +24,9 @@ from tqdm import tqdm
 from pra.config import DataConfig
 from pra.data import Source, load_images
 from pra.errors import PraError
-from pra.eval.features import Features, file_sha256
+from pra.eval.features import Features
 from pra.images import from_uint8, write_atomically
+from pra.provenance import file_sha256
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pra.errors import PraError, nearest
 from pra.eval.classifier import Classifier, find_classifier, fit_classifier
 from pra.eval.dinov2 import dinov2
 from pra.eval.evaluate import Report, check_codec, evaluate, reconstruct
-from pra.eval.features import FeatureExtractor, file_sha256, inception
+from pra.eval.features import FeatureExtractor, inception
 from pra.eval.reference import Reference, from_file, from_source, recorded_features
 from pra.eval.samples import (
     Batch,
@@ -37,7 +37,7 @@ from pra.generate.requests import Numbered
 from pra.hub.download import is_address
 from pra.models import Model
 from pra.options import File, Flag, Integer, Settings, Text
-from pra.provenance import environment
+from pra.provenance import environment, file_sha256
 
 EXTRACTORS = ("classifier", "dinov2", "inception")
 OF_A_RUN = 50_000

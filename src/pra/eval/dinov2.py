@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from pra.errors import PraError
-from pra.eval.features import Features, download, exact, file_sha256
+from pra.eval.features import Features, download, exact
 from pra.extras import import_failed
+from pra.provenance import file_sha256
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 SHA256 = "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"

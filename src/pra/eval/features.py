@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from pra.errors import PraError
 from pra.extras import import_failed
+from pra.provenance import file_sha256
 
 
 class Features(NamedTuple):
@@ -47,19 +47,6 @@ class FeatureExtractor(Protocol):
             PraError: images of a shape that the network cannot read.
         """
         ...
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, as ``sha256sum`` prints it.
-
-    Raises:
-        PraError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise PraError(f"{path} cannot be read ({error.strerror}); give another file") from None
 
 
 BLOCK = 64

@@ -18,7 +18,6 @@ from pra.data import open_source
 from pra.distributed import World, join
 from pra.errors import PraError, nearest
 from pra.eval.command import Outputs
-from pra.eval.features import file_sha256
 from pra.eval.probe import Figure, Task, best, held_out
 from pra.eval.probe_export import export_features
 from pra.eval.probe_features import JIT_TIME, Layers, Pixels, Pooling, Vectors, blocks_of
@@ -27,7 +26,7 @@ from pra.eval.samples import prepared, spread
 from pra.images import check_output, write_atomically
 from pra.models import JiT, Model, build_model
 from pra.options import File, Flag, Integer, Number, Settings, Text, parse_numbers
-from pra.provenance import environment
+from pra.provenance import environment, file_sha256
 from pra.train.run import read_run
 
 

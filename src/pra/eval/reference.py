@@ -19,10 +19,11 @@ from pra.data import Source
 from pra.distributed import ALONE, World
 from pra.errors import PraError
 from pra.eval.collect import Collected, Collector, collect, merged
-from pra.eval.features import FeatureExtractor, file_sha256
+from pra.eval.features import FeatureExtractor
 from pra.eval.metrics import Array, Moments, Protocol
 from pra.eval.samples import Batch, NpzBatch, prepared
 from pra.images import write_atomically
+from pra.provenance import file_sha256
 
 FORMAT = 1
 

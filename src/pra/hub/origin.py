@@ -12,8 +12,8 @@ from pra import weights
 from pra.config import RunConfig
 from pra.errors import PraError
 from pra.eval.evaluate import Report
-from pra.eval.features import file_sha256
 from pra.models import Model
+from pra.provenance import file_sha256
 from pra.train.plots import CURVES
 from pra.train.run import read_metrics, read_run
 

@@ -11,9 +11,9 @@ from tyro.conf import Positional, arg
 from pra import images, weights
 from pra.distributed import World, join
 from pra.errors import PraError
-from pra.eval.features import file_sha256
 from pra.generate.requests import Grid, Numbered, Requests
 from pra.options import Flag, Integer, Text, parse_numbers
+from pra.provenance import file_sha256
 from pra.sample.many import sample_many
 from pra.sample.options import AS_RECOMMENDED, SamplingOptions, parse_labels
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pra import weights
 from pra.config import differences, to_dict
 from pra.errors import PraError
 from pra.models import Model
+from pra.provenance import file_sha256
 from pra.train.optimizer import EMA
 
 EMBEDDING = "class_embedding.weight"
@@ -51,9 +51,7 @@ def load_initial(path: str, model: Model, ema: EMA) -> dict[str, Any]:
     model.load_state_dict(tensors)
     ema.model.load_state_dict(tensors)
     file = folder / weights.weights_name(folder)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"from": path, "weights": os.path.abspath(file), "sha256": digest}
+    return {"from": path, "weights": os.path.abspath(file), "sha256": file_sha256(file)}
 
 
 @torch.no_grad()
