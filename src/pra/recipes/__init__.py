@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pra.config import RunConfig
 from pra.errors import PraError, nearest
 from pra.recipes.imagenet import pra_b_256, pra_l_256, pra_s_256
-from pra.recipes.small import digits, emoji, fashion, tiny
+from pra.recipes.small import digits, emoji, fashion, fashion_64, tiny
 from pra.recipes.systems import SYSTEMS
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "tiny": tiny,
     "digits": digits,
     "fashion": fashion,
+    "fashion-64": fashion_64,
     "emoji": emoji,
     "pra-s-256": pra_s_256,
     "pra-b-256": pra_b_256,
