@@ -19,6 +19,7 @@ from pra.bench.device import Peak
 from pra.bench.sampling import bench, count
 from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver, TimeGrid, from_dict, to_dict
 from pra.generate import Decoding, Engine, runner, step
+from pra.generate.native import SWITCH
 from pra.generate.runner import Runner
 from pra.images import to_uint8
 from pra.studies.measures import Quality
@@ -62,12 +63,13 @@ def walk(model, config, prefix=None, precision=Precision.FLOAT32):
         yield here, starts[:, here], engine.condition.clone(), engine.state.clone(), engine.patches[:, here].clone()
 
 
-@pytest.mark.parametrize("bucket", [1, 5, None])
+@pytest.mark.parametrize(("bucket", "native"), [(1, "1"), (1, "0"), (5, "0"), (None, "0")])
 @pytest.mark.parametrize("kept", [0, 4])
 @pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
-def test_equal_to_the_plain_path_at_every_position(name, kept, bucket, monkeypatch):
+def test_equal_to_the_plain_path_at_every_position(name, kept, bucket, native, monkeypatch):
     """Fed the engine's own states, the modules give its conditions and patches; and its states from these."""
+    monkeypatch.setenv(SWITCH, native)
     monkeypatch.setattr("pra.generate.engine.runner", bucketed(bucket))
     model = random_model(ALL[name])
     prefix = model.patchify(batch(model.config)[0])[:, :kept]

@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from pra.data.images import Labels, cache_folder, corrupt, decode, expand, upright
+from pra.data.images import Labels, corrupt, decode, upright
 from pra.errors import PraError, nearest
 from pra.extras import import_failed
 from pra.images import write_atomically
+from pra.paths import cache_folder, expand
 
 _WITHOUT = "none"
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}

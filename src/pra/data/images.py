@@ -7,7 +7,7 @@ import functools
 import io
 import os
 from collections.abc import Iterable
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import numpy as np
 import numpy.typing as npt
@@ -64,16 +64,6 @@ def is_image_name(name: str) -> bool:
 def _extensions() -> frozenset[str]:
     known = Image.registered_extensions()
     return frozenset(extension for extension, kind in known.items() if kind in Image.OPEN)
-
-
-def expand(path: str) -> Path:
-    """``~`` as the home directory. An unknown user's stays as it is, for a message to name."""
-    return Path(os.path.expanduser(path))
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/pra``, in ``~/.cache`` where that is not set."""
-    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pra"
 
 
 def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:

@@ -14,9 +14,10 @@ from pra.data.folder import FolderSource
 from pra.data.hf import open_hf
 from pra.data.idx import open_idx
 from pra.data.imagenet_tar import ImageNetTar
-from pra.data.images import Labels, expand
+from pra.data.images import Labels
 from pra.data.wds import WebDataset
 from pra.errors import PraError, nearest
+from pra.paths import expand
 
 _WITH_PATH: dict[str, Callable[[str, str], Source]] = {
     "emoji": lambda spec, path: EmojiSource(spec, *_split(path)),

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pra.data.images import Labels, cache_folder, corrupt, decode
+from pra.data.images import Labels, corrupt, decode
 from pra.errors import PraError
+from pra.paths import cache_folder
 
 _FORMAT = 2
 _OPEN_FILES = 128

@@ -14,11 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
-from pra.data.images import cache_folder, expand, is_image_name, pack
+from pra.data.images import is_image_name, pack
 from pra.data.tars import TarIndex, TarSource, load_index, members, open_tar
 from pra.errors import PraError
 from pra.extras import import_failed
 from pra.images import write_atomically
+from pra.paths import cache_folder, expand
 
 CLASSES, INDEX = "classes.json", "index.json"
 """Beside the shards: the classes' names, and what :mod:`pra.data.pack` wrote; neither has to be there."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pra import paths
 from pra.config import DataConfig
 from pra.data import Source, load_images
 from pra.errors import PraError
@@ -133,8 +133,7 @@ class Classifier:
 
 def cache_folder() -> Path:
     """Where classifiers lie: ``$XDG_CACHE_HOME/pra/classifiers``, with ``~/.cache`` where that is not set."""
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "pra" / "classifiers"
+    return paths.cache_folder() / "classifiers"
 
 
 def find_classifier(fingerprint: str, device: torch.device) -> Classifier:

@@ -20,7 +20,8 @@ from pra.config import Precision, SamplingConfig, Solver
 from pra.device import autocast
 from pra.generate.decoding import prefill
 from pra.generate.guidance import Plan, scale_at
-from pra.generate.prepared import BackboneWeights, DecoderWeights, HeadWeights
+from pra.generate.native import take_native
+from pra.generate.prepared import BackboneWeights, DecoderWeights, HeadWeights, NativeTokens
 from pra.generate.runner import runner
 from pra.generate.step import Field, Place, product, transformer_step
 from pra.models import PRA
@@ -34,7 +35,8 @@ class Engine:
     Everything happens under ``torch.inference_mode``, which the caller holds.
 
     Args:
-        model: its weights may change between two batches, in place; :meth:`refresh` takes them over.
+        model: its weights may change between two batches, in place but not through ``.data``, of which torch keeps no
+            count; :meth:`renew` takes them over.
         config: checked against the model (:func:`pra.config.check_sampling`).
         batch: ``B``, images side by side.
         precision: of the matrix products; see :class:`pra.generate.Sampler`.
@@ -59,6 +61,10 @@ class Engine:
         self.backbone = BackboneWeights(model.backbone, dtype)
         self.head = HeadWeights(model.head, self.plan.times, self.plan.span, dtype)
         self.decoder = DecoderWeights(model.codec.decoder, dtype) if isinstance(model.codec, StateCodec) else None
+        self._memory, self._versions = _stamps(model)
+        self._run = runner(self.device, compile)
+        if self.device.type == "cpu" and dtype is torch.float32 and self._run.bucket == 1:
+            take_native(self.backbone, self.head, self.decoder)
         intervals = config.steps if config.solver is Solver.EULER_MARUYAMA else 0
         self.patches = torch.zeros(batch, size.num_patches, size.patch_dim, device=self.device)
         self.starts = torch.zeros(batch, size.num_patches, size.state_dim, device=self.device)
@@ -68,11 +74,16 @@ class Engine:
         self.scale = torch.ones((), device=self.device)
         self.index = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.position, self._unread = 0, False
-        self._memory, self._run = _memory(model), runner(self.device, compile)
 
-    def fits(self, model: PRA) -> bool:
-        """Whether the weights still lie where they lay when the engine was made."""
-        return self._memory == _memory(model)
+    def renew(self) -> bool:
+        """Takes over what has changed in the model's weights; False where they lie elsewhere: make another engine."""
+        memory, versions = _stamps(self.model)
+        if memory != self._memory:
+            return False
+        if versions is None or versions != self._versions:
+            self._versions = versions
+            self.refresh()
+        return True
 
     def refresh(self) -> None:
         """Takes over the model's present weights."""
@@ -96,8 +107,11 @@ class Engine:
                     # score, and its value multiplied by 0.
                     cache.keys.zero_()
                     cache.values.zero_()
-        with self._lowered():
-            h = prefill(self.model, labels, prefix, self.backbone_cache, self.decoder_cache)
+        if self.backbone.native is not None and not prefix.shape[1]:
+            h = self._first_condition(self.backbone.native, labels)
+        else:
+            with self._lowered():
+                h = prefill(self.model, labels, prefix, self.backbone_cache, self.decoder_cache)
         self.condition.copy_(product(h.squeeze(1), self.head.condition_in))
         self.starts.copy_(starts)
         self.position, self._unread = prefix.shape[1], False
@@ -156,6 +170,16 @@ class Engine:
             patch = product(x, self.decoder.patch_out)
         self.patches.index_copy_(1, self.index, patch.clamp(-1.0, 1.0).unsqueeze(1))
 
+    def _first_condition(self, native: NativeTokens, labels: Tensor) -> Tensor:
+        """What :func:`pra.generate.decoding.prefill` gives of no patches."""
+        backbone = self.model.backbone
+        classes = backbone.class_embedding(labels)
+        if self.plan.most == 2:
+            null = backbone.class_embedding.weight[self.model.config.null_class]
+            classes = torch.cat([classes, null.expand_as(classes)])
+        h = native(classes.view(len(classes), backbone.class_tokens, -1), self.backbone_cache, 0)
+        return h[:, -1:] + self.backbone.next_position[0]
+
     def _lowered(self) -> AbstractContextManager[object]:
         # Where arithmetic is only counted, torch knows no autocast.
         return nullcontext() if self.device.type == "meta" else autocast(self.device, self.precision)
@@ -181,5 +205,9 @@ def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision) -> int
     return sum(cache.keys.nbytes + cache.values.nbytes for cache in caches if cache is not None)
 
 
-def _memory(model: PRA) -> tuple[int, ...]:
-    return tuple(parameter.data_ptr() for parameter in model.parameters())
+def _stamps(model: PRA) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Where each weight lies, and how often it was changed in place; None where torch does not count that."""
+    parameters = list(model.parameters())
+    counted = not any(parameter.is_inference() for parameter in parameters)
+    versions = tuple(parameter._version for parameter in parameters) if counted else None
+    return tuple(parameter.data_ptr() for parameter in parameters), versions

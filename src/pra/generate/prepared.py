@@ -16,14 +16,18 @@ from torch import Tensor, nn
 from pra.models.backbone import Backbone
 from pra.models.head import FlowHead, HeadBlock
 from pra.models.states import PixelDecoder
-from pra.nn.transformer import Block, Transformer
+from pra.nn.transformer import Block, KVCache, Transformer
+
+NativeTokens = Callable[[Tensor, KVCache | None, int], Tensor]
+"""Takes tokens ``(B, T, width)`` through a transformer, behind so many that its cache holds."""
 
 
 class Linear(NamedTuple):
-    """``x @ matrix + bias``."""
+    """``x @ matrix + bias``; ``native``, where there is one, does it."""
 
     matrix: Tensor
     bias: Tensor | None
+    native: Callable[[Tensor], Tensor] | None = None
 
 
 class BlockWeights(NamedTuple):
@@ -57,11 +61,11 @@ class Prepared:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.matrices: list[Tensor] = []
-        self._copies: list[tuple[Tensor, Callable[[], Tensor]]] = []
+        self.copies: list[tuple[Tensor, Callable[[], Tensor]]] = []
 
     def refresh(self) -> None:
         """Takes over the model's present weights."""
-        for copy, source in self._copies:
+        for copy, source in self.copies:
             copy.copy_(source())
 
     def linear(self, module: nn.Linear) -> Linear:
@@ -83,7 +87,7 @@ class Prepared:
     def kept(self, source: Callable[[], Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
         """A copy of what ``source`` gives, now and at every :meth:`refresh`."""
         copy = source().to(dtype, copy=True)
-        self._copies.append((copy, source))
+        self.copies.append((copy, source))
         return copy
 
 
@@ -92,7 +96,11 @@ class TransformerWeights(Prepared):
 
     ``rotate(w * x)`` of :func:`pra.nn.rope.rotate` is ``x * rotary[0] + swapped(x) * rotary[1]``, where ``w`` is the
     weight of the query's or the key's norm and ``swapped`` exchanges the halves.
+
+    ``native``, where there is one, does the step: :class:`pra.generate.native.NativeTransformer`.
     """
+
+    native: NativeTokens | None = None
 
     def __init__(self, transformer: Transformer, dtype: torch.dtype) -> None:
         super().__init__(dtype)
@@ -146,8 +154,10 @@ class HeadWeights(Prepared):
 
     ``times`` ``(K, width)`` are the embeddings of their times, and of the ``span`` of their steps if there is one.
     ``modulations`` gives, in one product, shift, ``1 + scale`` and gate of each projection in turn, then shift and
-    ``1 + scale`` of the last layer.
+    ``1 + scale`` of the last layer. ``native``, where there is one, predicts: :class:`pra.generate.native.NativeHead`.
     """
+
+    native: Callable[[Tensor, Tensor, int], Tensor] | None = None
 
     def __init__(self, head: FlowHead, times: Sequence[float], span: float | None, dtype: torch.dtype) -> None:
         super().__init__(dtype)

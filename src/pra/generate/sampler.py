@@ -172,10 +172,8 @@ class Sampler:
         engine = self._idle.pop(batch, None)
         # The mode must not be on while the caller has the picture: it would reach the caller's arithmetic.
         with torch.inference_mode():
-            if engine is None or not engine.fits(model):
+            if engine is None or not engine.renew():
                 engine = Engine(model, self.config, batch, self.precision, self.compile)
-            else:
-                engine.refresh()
             engine.begin(label, self.config.temperature * starts, prefix)
         try:
             for row in range(done, rows):

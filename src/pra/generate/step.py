@@ -44,7 +44,9 @@ class Place(NamedTuple):
 
 def product(x: Tensor, linear: Linear) -> Tensor:
     """``x @ matrix + bias`` of ``(rows, width)``, in the matrix's dtype; float32 comes back as float32."""
-    matrix, bias = linear
+    matrix, bias, native = linear
+    if native is not None:
+        return native(x)
     inputs = _cast(x, matrix.dtype)
     return _cast(torch.mm(inputs, matrix) if bias is None else torch.addmm(bias, inputs, matrix), x.dtype)
 
@@ -69,6 +71,8 @@ def transformer_step(weights: TransformerWeights, x: Tensor, cache: KVCache | No
 
     Without a cache the token is a sequence of its own: attention returns its value.
     """
+    if weights.native is not None:
+        return weights.native(x.unsqueeze(1), cache, here.bound - 1).squeeze(1)
     if cache is None:
         for block in weights.blocks:
             value = product(rms_norm(x, block.attention_norm), block.qkv).chunk(3, dim=-1)[2]
@@ -141,12 +145,21 @@ class Field:
 
     def __call__(self, z: Tensor, t: float) -> Tensor:
         """The guided velocity ``(B, d)``."""
-        weights = self.weights
         if not self.ready:
             self.ready = self._modulations(len(z))
-        modulated = self.ready.pop(0)
-        streams = self.streams[self.asked]
+        modulated, streams = self.ready.pop(0), self.streams[self.asked]
         self.asked += 1
+        predict = self.weights.native or self._predict
+        prediction = predict(z, modulated, streams)
+        if streams == 2:
+            conditional, unconditional = prediction.chunk(2)
+            prediction = torch.addcmul(unconditional, self.scale, conditional - unconditional)
+        if self.weights.prediction is Prediction.DATA:
+            return flow.velocity_from_data(prediction, z, torch.tensor(t))
+        return prediction
+
+    def _predict(self, z: Tensor, modulated: Tensor, streams: int) -> Tensor:
+        weights = self.weights
         parts = torch.split(modulated, weights.width, dim=-1)
         x = product(z, weights.state_in)
         if streams == 2:
@@ -157,13 +170,7 @@ class Field:
             x = torch.addcmul(x, gate, _swiglu(torch.addcmul(shift, normed, scale), block.into, block.out))
         shift, scale = parts[-2:]
         normed = F.layer_norm(x, (weights.width,), eps=EPSILON)
-        prediction = product(torch.addcmul(shift, normed, scale), weights.out)
-        if streams == 2:
-            conditional, unconditional = prediction.chunk(2)
-            prediction = torch.addcmul(unconditional, self.scale, conditional - unconditional)
-        if weights.prediction is Prediction.DATA:
-            return flow.velocity_from_data(prediction, z, torch.tensor(t))
-        return prediction
+        return product(torch.addcmul(shift, normed, scale), weights.out)
 
     def _modulations(self, batch: int) -> list[Tensor]:
         """Of the next evaluations, ``(streams * B, ...)`` each."""

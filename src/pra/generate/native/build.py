@@ -1,0 +1,97 @@
+"""Compiles ``step.cpp`` for this processor, once, and loads it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+from pra.paths import cache_folder
+
+SOURCE = Path(__file__).with_name("step.cpp")
+
+SWITCH = "PRA_NATIVE"
+"""The environment variable that, set to 0, leaves everything to torch."""
+
+# Sums may be reordered into vectors, but infinities and NaNs stay what they are.
+_FLAGS = (
+    *("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"),
+)
+
+# By what torch finds in the processor, not by -march=native: a home directory may be shared by unlike machines.
+_PROCESSORS = {
+    "AVX512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
+    "AVX2": ("-mavx2", "-mfma"),
+}
+
+_TIMEOUT = 120.0
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled arithmetic; None where it is switched off, or there is no compiler to make it with.
+
+    The first call of all on a machine compiles it, in two or three seconds, into ``$XDG_CACHE_HOME/pra/native``. A
+    compiler that fails is told of in a warning.
+    """
+    return None if os.environ.get(SWITCH) == "0" else _built()
+
+
+@functools.cache
+def _built() -> ctypes.CDLL | None:
+    compiler = _compiler()
+    if compiler is None or os.name != "posix":
+        return None
+    flags = (*_FLAGS, *_PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), ()))
+    asked = "\0".join([compiler, platform.machine(), *flags, SOURCE.read_text()])
+    name = f"step-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.so"
+    with contextlib.ExitStack() as stack:
+        path = cache_folder() / "native" / name
+        if not path.exists() and not _writable(path.parent):  # for this process alone, then
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pra-"))) / name
+        try:
+            if not path.exists():
+                _compile(path, [compiler, *flags, str(SOURCE)])
+            return ctypes.CDLL(str(path))
+        except (OSError, subprocess.SubprocessError) as error:
+            said = getattr(error, "stderr", None) or str(error)
+            reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+            warnings.warn(
+                f"{compiler} cannot compile the fast sampler ({reason[:200]}): images take a few times as long; "
+                f"set CXX to another compiler, or {SWITCH}=0 to do without",
+                stacklevel=2,
+            )
+            return None
+
+
+def _compile(path: Path, command: list[str]) -> None:
+    # Whole or not at all: several processes may compile at a time.
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    os.close(handle)
+    try:
+        subprocess.run([*command, "-o", name], check=True, capture_output=True, text=True, timeout=_TIMEOUT)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _writable(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.access(folder, os.W_OK)
+    return False
+
+
+def _compiler() -> str | None:
+    candidates = [os.environ.get("CXX"), "c++", "g++", "clang++"]
+    return next((found for name in candidates if name and (found := shutil.which(name))), None)

@@ -1,0 +1,217 @@
+"""Products, a transformer's step and the head's prediction by the compiled arithmetic, in place of torch's operations.
+
+The structures are those of ``step.cpp``. They hold addresses of tensors that stay where they are: parameters, which the
+engine watches, and copies, which :meth:`pra.generate.prepared.Prepared.refresh` renews in place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pra.generate.native.build import library
+from pra.generate.prepared import BackboneWeights, DecoderWeights, HeadWeights, Linear, Prepared, TransformerWeights
+from pra.nn.transformer import KVCache
+
+LANES = 16
+"""Outputs side by side in a panel of a matrix."""
+
+_POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+
+
+class _Linear(ctypes.Structure):
+    _fields_: ClassVar = [("panels", _POINTER), ("bias", _POINTER), ("inputs", _COUNT), ("outputs", _COUNT)]
+
+
+class _Block(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("attention_norm", _POINTER),
+        ("qkv", _Linear),
+        ("out", _Linear),
+        ("mlp_norm", _POINTER),
+        ("into", _Linear),
+        ("mlp_out", _Linear),
+    ]
+
+
+class _HeadBlock(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("norm", _POINTER),
+        ("norm_bias", _POINTER),
+        ("into", _Linear),
+        ("out", _Linear),
+        ("modulation", _COUNT),
+    ]
+
+
+def panels(matrix: Tensor) -> Tensor:
+    """``(inputs, outputs)`` as ``(ceil(outputs / LANES), inputs, LANES)``, filled up with zeros."""
+    filled = F.pad(matrix, (0, -matrix.shape[1] % LANES)).contiguous()
+    return filled.view(len(matrix), -1, LANES).transpose(0, 1).contiguous()
+
+
+def _linear(weights: Prepared, linear: Linear) -> _Linear:
+    matrix, bias, _ = linear
+    inputs, outputs = matrix.shape
+    held = weights.kept(lambda: panels(matrix))
+    filled = None if bias is None else weights.kept(lambda: F.pad(bias, (0, -outputs % LANES))).data_ptr()
+    return _Linear(held.data_ptr(), filled, inputs, outputs)
+
+
+def take_native(backbone: BackboneWeights, head: HeadWeights, decoder: DecoderWeights | None) -> None:
+    """Has the compiled arithmetic do what it can, where it is to be had.
+
+    Args:
+        backbone: in float32, on the CPU, as the others.
+        head: of the same model.
+        decoder: likewise, if it has one.
+    """
+    found = library()
+    if found is None:
+        return
+    backbone.native, backbone.patch_in = (
+        NativeTransformer(found, backbone),
+        _product(found, backbone, backbone.patch_in),
+    )
+    head.native, head.condition_in = NativeHead(found, head), _product(found, head, head.condition_in)
+    head.modulations = _product(found, head, head.modulations)
+    if decoder is not None:
+        decoder.native = NativeTransformer(found, decoder)
+        decoder.state_in = _product(found, decoder, decoder.state_in)
+        decoder.patch_out = _product(found, decoder, decoder.patch_out)
+
+
+def _product(library: ctypes.CDLL, weights: Prepared, linear: Linear) -> Linear:
+    return linear._replace(native=NativeProduct(library, weights, linear))
+
+
+class NativeProduct:
+    """``x @ matrix + bias``.
+
+    Args:
+        library: from :func:`pra.generate.native.library`.
+        weights: that keep a copy.
+        linear: in float32, on the CPU.
+    """
+
+    def __init__(self, library: ctypes.CDLL, weights: Prepared, linear: Linear) -> None:
+        self._held = weights.copies  # the structure has but addresses
+        self._linear, self._outputs = _linear(weights, linear), linear.matrix.shape[1]
+        self._call = library.pra_product
+        self._call.restype = None
+        self._call.argtypes = [_POINTER, _POINTER, _POINTER, _COUNT, _THREADS]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``(rows, inputs)`` to ``(rows, outputs)``."""
+        x, y = x.contiguous(), torch.empty(len(x), self._outputs)
+        self._call(ctypes.byref(self._linear), x.data_ptr(), y.data_ptr(), len(x), torch.get_num_threads())
+        return y
+
+
+class NativeTransformer:
+    """Tokens through a transformer.
+
+    Args:
+        library: from :func:`pra.generate.native.library`.
+        weights: in float32, on the CPU.
+    """
+
+    def __init__(self, library: ctypes.CDLL, weights: TransformerWeights) -> None:
+        self._held = weights.copies, weights.blocks
+        self.heads, self.norm, self.rotary = weights.heads, weights.norm, weights.rotary
+        self._blocks = (_Block * len(weights.blocks))(
+            *(
+                _Block(
+                    block.attention_norm.data_ptr(),
+                    _linear(weights, block.qkv),
+                    _linear(weights, block.out),
+                    block.mlp_norm.data_ptr(),
+                    _linear(weights, block.mlp_into),
+                    _linear(weights, block.mlp_out),
+                )
+                for block in weights.blocks
+            )
+        )
+        self._call = library.pra_transformer
+        self._call.restype = None
+        self._call.argtypes = [
+            *(_POINTER, _COUNT, _POINTER, _COUNT, _COUNT, _POINTER, _COUNT, _COUNT),
+            *(_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _THREADS),
+        ]
+
+    def __call__(self, x: Tensor, cache: KVCache | None, before: int) -> Tensor:
+        """Tokens ``(B, T, width)`` behind ``before`` others to the same; their keys and values join the cache."""
+        x = x.clone(memory_format=torch.contiguous_format)
+        own, other = self.rotary[:, before]
+        self._call(
+            self._blocks,
+            len(self._blocks),
+            self.norm.data_ptr(),
+            self.heads,
+            x.shape[2],
+            x.data_ptr(),
+            x.shape[0],
+            x.shape[1],
+            own.data_ptr(),
+            other.data_ptr(),
+            None if cache is None else cache.keys.data_ptr(),
+            None if cache is None else cache.values.data_ptr(),
+            0 if cache is None else cache.keys.shape[3],
+            before,
+            torch.get_num_threads(),
+        )
+        return x
+
+
+class NativeHead:
+    """What the head predicts at one evaluation.
+
+    Args:
+        library: from :func:`pra.generate.native.library`.
+        weights: in float32, on the CPU.
+    """
+
+    def __init__(self, library: ctypes.CDLL, weights: HeadWeights) -> None:
+        self._held = weights.copies, weights.blocks
+        self._blocks = (_HeadBlock * len(weights.blocks))(
+            *(
+                _HeadBlock(
+                    block.norm.data_ptr(),
+                    block.norm_bias.data_ptr(),
+                    _linear(weights, block.into),
+                    _linear(weights, block.out),
+                    block.modulation,
+                )
+                for block in weights.blocks
+            )
+        )
+        self._state_in, self._out = _linear(weights, weights.state_in), _linear(weights, weights.out)
+        self._call = library.pra_head
+        self._call.restype = None
+        self._call.argtypes = [
+            *(_POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT),
+            *(_POINTER, _COUNT, _POINTER, _THREADS),
+        ]
+
+    def __call__(self, z: Tensor, modulated: Tensor, streams: int) -> Tensor:
+        """States ``(B, d)`` to ``(streams * B, d)``; ``modulated`` has a row for each of these."""
+        z, rows = z.contiguous(), streams * len(z)
+        prediction = torch.empty(rows, z.shape[1])
+        self._call(
+            self._blocks,
+            len(self._blocks),
+            ctypes.byref(self._state_in),
+            ctypes.byref(self._out),
+            z.data_ptr(),
+            len(z),
+            rows,
+            modulated.data_ptr(),
+            modulated.shape[1],
+            prediction.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return prediction

@@ -1,0 +1,382 @@
+// One token's arithmetic on a CPU, in float32: a transformer's step and one evaluation of the head.
+//
+// The formulas are those of pra/generate/step.py, which the tests hold this file to. A number depends neither on the
+// other rows of its batch nor on how many threads share the work: every sum runs in one order.
+//
+// Matrices come as panels (pra/native/panels): LANES outputs side by side, so that one input times one vector of a
+// panel adds to LANES sums, and nothing has to be summed across a vector. The compiler's vector types make of a vector
+// what the processor has: one register with AVX-512, two with AVX2, four with NEON.
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include <unistd.h>
+
+namespace {
+
+constexpr int64_t LANES = 16;
+constexpr float EPSILON = 1e-6f;  // of every norm in the models
+#if defined(__AVX512F__)
+constexpr int TILE_ROWS = 8, TILE_SUMS = 16;  // of 32 registers
+#elif defined(__aarch64__)
+constexpr int TILE_ROWS = 4, TILE_SUMS = 4;  // of four registers each
+#else
+constexpr int TILE_ROWS = 4, TILE_SUMS = 4;  // of two registers each, of 16
+#endif
+
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+
+// --- threads ----------------------------------------------------------------------------------------------------
+
+// Threads that wait, awake for a moment and then asleep. One job at a time: who comes while it is busy works alone.
+class Pool {
+   public:
+    static Pool& here() {
+        // After a fork the threads are not there any more; the old pool is left to lie.
+        static std::mutex guard;
+        static Pool* pool = nullptr;
+        std::lock_guard<std::mutex> lock(guard);
+        if (!pool || pool->process_ != getpid()) pool = new Pool();
+        return *pool;
+    }
+
+    // work(k) for every k below count, on as many threads; that of the caller is one of them.
+    void run(int count, const std::function<void(int)>& work) {
+        std::unique_lock<std::mutex> only(busy_, std::try_to_lock);
+        if (count < 2 || !only.owns_lock()) {
+            for (int k = 0; k < count; k++) work(k);
+            return;
+        }
+        while (static_cast<int>(threads_.size()) < count - 1) {
+            const int number = static_cast<int>(threads_.size()) + 1;
+            threads_.emplace_back([this, number, seen = round_.load()] { serve(number, seen); });
+            threads_.back().detach();
+        }
+        {
+            std::lock_guard<std::mutex> lock(sleeping_);
+            work_ = &work;
+            count_ = count;
+            left_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
+            round_.fetch_add(1, std::memory_order_release);
+        }
+        wake_.notify_all();
+        work(0);
+        while (left_.load(std::memory_order_acquire)) std::this_thread::yield();
+    }
+
+   private:
+    void serve(int number, uint32_t seen) {
+        for (;;) {
+            const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+            while (round_.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until) {}
+            if (round_.load(std::memory_order_acquire) == seen) {
+                std::unique_lock<std::mutex> lock(sleeping_);
+                wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
+            }
+            seen = round_.load(std::memory_order_acquire);
+            if (number < count_) (*work_)(number);
+            left_.fetch_sub(1, std::memory_order_release);
+        }
+    }
+
+    const pid_t process_ = getpid();
+    std::mutex busy_, sleeping_;
+    std::condition_variable wake_;
+    std::vector<std::thread> threads_;
+    const std::function<void(int)>* work_ = nullptr;
+    int count_ = 0;
+    std::atomic<int> left_{0};
+    std::atomic<uint32_t> round_{0};
+};
+
+// Below so many multiplications for each of them threads cost more than they bring.
+constexpr int64_t WORTH_A_THREAD = 200'000;
+
+// part(first, last) over ranges that together are 0..size, on at most so many threads.
+template <class Part>
+void shared_out(int threads, int64_t size, int64_t multiplications, const Part& part) {
+    const int64_t count = std::min<int64_t>({threads, size, multiplications / WORTH_A_THREAD});
+    if (count < 2) {
+        part(0, size);
+        return;
+    }
+    Pool::here().run(static_cast<int>(count), [&](int k) { part(size * k / count, size * (k + 1) / count); });
+}
+
+// --- products ---------------------------------------------------------------------------------------------------
+
+}  // namespace
+
+extern "C" {
+
+// x @ matrix + bias: panels of (inputs, LANES), the last filled up with zeros; the bias filled up likewise, or null.
+struct Linear {
+    const float* panels;
+    const float* bias;
+    int64_t inputs, outputs;
+};
+
+struct Block {
+    const float* attention_norm;
+    Linear qkv, out;
+    const float* mlp_norm;
+    Linear into, mlp_out;
+};
+
+struct HeadBlock {
+    const float *norm, *norm_bias;
+    Linear into, out;
+    int64_t modulation;
+};
+
+}  // extern "C"
+
+namespace {
+
+template <int ROWS, int PANELS>
+void tile(const Linear& linear, int64_t panel, const float* x, float* y) {
+    const int64_t inputs = linear.inputs, outputs = linear.outputs;
+    const float* weights = linear.panels + panel * inputs * LANES;
+    Lanes sums[PANELS][ROWS];
+    for (int p = 0; p < PANELS; p++) {
+        Lanes start = {};
+        if (linear.bias) start = *reinterpret_cast<const Lanes*>(linear.bias + (panel + p) * LANES);
+        for (int r = 0; r < ROWS; r++) sums[p][r] = start;
+    }
+    for (int64_t i = 0; i < inputs; i++)
+        for (int p = 0; p < PANELS; p++) {
+            const Lanes column = *reinterpret_cast<const Lanes*>(weights + (p * inputs + i) * LANES);
+            for (int r = 0; r < ROWS; r++) sums[p][r] += column * x[r * inputs + i];
+        }
+    for (int p = 0; p < PANELS; p++)
+        for (int r = 0; r < ROWS; r++) {
+            const int64_t first = (panel + p) * LANES, valid = std::min(LANES, outputs - first);
+            float* to = y + r * outputs + first;
+            if (valid == LANES)
+                *reinterpret_cast<Lanes*>(to) = sums[p][r];
+            else
+                std::memcpy(to, &sums[p][r], valid * sizeof(float));
+        }
+}
+
+// The panels from first to last, as many at a time as there are registers.
+template <int ROWS, int PANELS>
+void rows_of(const Linear& linear, int64_t first, int64_t last, const float* x, float* y) {
+    for (; first + PANELS <= last; first += PANELS) tile<ROWS, PANELS>(linear, first, x, y);
+    if constexpr (PANELS > 1) rows_of<ROWS, PANELS / 2>(linear, first, last, x, y);
+}
+
+// Tiles of ROWS rows as long as there are so many, then smaller ones.
+template <int ROWS>
+void tiles(const Linear& linear, int64_t first, int64_t last, int64_t rows, const float* x, float* y) {
+    constexpr int PANELS = TILE_SUMS / ROWS < 1 ? 1 : TILE_SUMS / ROWS > 8 ? 8 : TILE_SUMS / ROWS;
+    for (; rows >= ROWS; rows -= ROWS, x += ROWS * linear.inputs, y += ROWS * linear.outputs)
+        rows_of<ROWS, PANELS>(linear, first, last, x, y);
+    if constexpr (ROWS > 1)
+        if (rows) tiles<ROWS / 2>(linear, first, last, rows, x, y);
+}
+
+void product(const Linear& linear, const float* x, float* y, int64_t rows, int threads) {
+    const int64_t panels = (linear.outputs + LANES - 1) / LANES;
+    shared_out(threads, panels, rows * linear.inputs * linear.outputs, [&](int64_t first, int64_t last) {
+        // A few panels, which stay in the fastest cache, for all rows.
+        constexpr int64_t FEW = 4 * 2;
+        for (int64_t p = first; p < last; p += FEW)
+            tiles<TILE_ROWS>(linear, p, std::min(p + FEW, last), rows, x, y);
+    });
+}
+
+// --- everything between products ----------------------------------------------------------------------------------
+
+// e^x to a unit in the last place or two (Cephes' polynomial); in this form compilers make vectors of it.
+inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    const float n = std::floor(x * 1.44269504f + 0.5f);
+    const float r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+inline float square_sum(const float* x, int64_t size) {
+    float sum = 0;
+    for (int64_t i = 0; i < size; i++) sum += x[i] * x[i];
+    return sum;
+}
+
+void rms_norm(const float* x, const float* weight, float* y, int64_t width) {
+    const float factor = 1.0f / std::sqrt(square_sum(x, width) / width + EPSILON);
+    if (weight)
+        for (int64_t i = 0; i < width; i++) y[i] = x[i] * factor * weight[i];
+    else
+        for (int64_t i = 0; i < width; i++) y[i] = x[i] * factor;
+}
+
+// LayerNorm with weight and bias, or null, then shift + scale * what it gives.
+void modulated_norm(const float* x, const float* weight, const float* bias, const float* shift, const float* scale,
+                    float* y, int64_t width) {
+    float mean = 0;
+    for (int64_t i = 0; i < width; i++) mean += x[i];
+    mean /= width;
+    float variance = 0;
+    for (int64_t i = 0; i < width; i++) variance += (x[i] - mean) * (x[i] - mean);
+    const float factor = 1.0f / std::sqrt(variance / width + EPSILON);
+    if (weight)
+        for (int64_t i = 0; i < width; i++) y[i] = shift[i] + scale[i] * ((x[i] - mean) * factor * weight[i] + bias[i]);
+    else
+        for (int64_t i = 0; i < width; i++) y[i] = shift[i] + scale[i] * ((x[i] - mean) * factor);
+}
+
+// silu(gate) * value of (rows, 2 hidden), as (rows, hidden).
+void gated(const float* x, float* y, int64_t rows, int64_t hidden) {
+    for (int64_t r = 0; r < rows; r++, x += 2 * hidden, y += hidden)
+        for (int64_t i = 0; i < hidden; i++) y[i] = x[i] / (1.0f + exponential(-x[i])) * x[hidden + i];
+}
+
+// The head's size in the rotary table: x * own + (x, its halves exchanged) * other, after a norm without weight.
+void turned(float* x, const float* own, const float* other, int64_t size) {
+    const float factor = 1.0f / std::sqrt(square_sum(x, size) / size + EPSILON);
+    const int64_t half = size / 2;
+    for (int64_t i = 0; i < half; i++) {
+        const float a = x[i] * factor, b = x[half + i] * factor;
+        x[i] = a * own[i] + b * other[i];
+        x[half + i] = b * own[half + i] + a * other[half + i];
+    }
+}
+
+// softmax(q k / sqrt(size)) v over so many tokens; scores is room for them.
+void attend(const float* query, const float* keys, const float* values, int64_t tokens, int64_t size, float* scores,
+            float* y) {
+    const float factor = 1.0f / std::sqrt(static_cast<float>(size));
+    float most = -INFINITY;
+    for (int64_t t = 0; t < tokens; t++) {
+        float sum = 0;
+        for (int64_t i = 0; i < size; i++) sum += query[i] * keys[t * size + i];
+        scores[t] = sum * factor;
+        most = scores[t] > most ? scores[t] : most;
+    }
+    float total = 0;
+    for (int64_t t = 0; t < tokens; t++) {
+        scores[t] = exponential(scores[t] - most);
+        total += scores[t];
+    }
+    for (int64_t i = 0; i < size; i++) y[i] = 0;
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t i = 0; i < size; i++) y[i] += scores[t] * values[t * size + i];
+    for (int64_t i = 0; i < size; i++) y[i] /= total;
+}
+
+// Room for what lies between two products, kept by each thread that asks.
+float* room(size_t size) {
+    static thread_local std::vector<float> kept;
+    if (kept.size() < size) kept.resize(size);
+    return kept.data();
+}
+
+}  // namespace
+
+extern "C" {
+
+// y = x @ matrix + bias of (rows, inputs).
+void pra_product(const Linear* linear, const float* x, float* y, int64_t rows, int32_t threads) {
+    product(*linear, x, y, rows, threads);
+}
+
+// `tokens` tokens behind the `before` that the cache holds: x (sequences, tokens, width) in place.
+// own, other: (any, depth, 2, size), the rotary table from the first of them on, for queries and keys. keys, values:
+// (depth, sequences, heads, capacity, size), or null where a token is a sequence of its own.
+void pra_transformer(const Block* blocks, int64_t depth, const float* norm, int64_t heads, int64_t width, float* x,
+                     int64_t sequences, int64_t tokens, const float* own, const float* other, float* keys,
+                     float* values, int64_t capacity, int64_t before, int32_t threads) {
+    const int64_t size = width / heads, hidden = blocks[0].mlp_out.inputs, rows = sequences * tokens;
+    float* normed = room(rows * (2 * width + std::max(3 * width, 3 * hidden)) + sequences * heads * (before + tokens));
+    float *y = normed + rows * width, *wide = y + rows * width, *narrow = wide + rows * 2 * hidden;
+    float* scores = wide + rows * std::max(3 * width, 3 * hidden);
+    for (int64_t layer = 0; layer < depth; layer++) {
+        const Block& block = blocks[layer];
+        for (int64_t r = 0; r < rows; r++) rms_norm(x + r * width, block.attention_norm, normed + r * width, width);
+        product(block.qkv, normed, wide, rows, threads);
+        // A head of a sequence, its tokens one after the other.
+        const auto attention = [&](int64_t first, int64_t last) {
+            for (int64_t k = first; k < last; k++)
+                for (int64_t t = 0; t < tokens; t++) {
+                    const int64_t row = k / heads * tokens + t, column = k % heads * size;
+                    float* q = wide + row * 3 * width + column;
+                    float *key = q + width, *value = key + width;
+                    if (!keys) {
+                        std::memcpy(y + row * width + column, value, size * sizeof(float));
+                        continue;
+                    }
+                    const int64_t turns = (t * depth + layer) * 2 * size, seen = before + t;
+                    float* all_keys = keys + (layer * sequences * heads + k) * capacity * size;
+                    float* all_values = values + (layer * sequences * heads + k) * capacity * size;
+                    turned(q, own + turns, other + turns, size);
+                    turned(key, own + turns + size, other + turns + size, size);
+                    std::memcpy(all_keys + seen * size, key, size * sizeof(float));
+                    std::memcpy(all_values + seen * size, value, size * sizeof(float));
+                    attend(q, all_keys, all_values, seen + 1, size, scores + k * (before + tokens),
+                           y + row * width + column);
+                }
+        };
+        shared_out(threads, sequences * heads, 2 * rows * width * (before + tokens), attention);
+        product(block.out, y, normed, rows, threads);
+        for (int64_t i = 0; i < rows * width; i++) x[i] += normed[i];
+        for (int64_t r = 0; r < rows; r++) rms_norm(x + r * width, block.mlp_norm, normed + r * width, width);
+        product(block.into, normed, wide, rows, threads);
+        gated(wide, narrow, rows, hidden);
+        product(block.mlp_out, narrow, normed, rows, threads);
+        for (int64_t i = 0; i < rows * width; i++) x[i] += normed[i];
+    }
+    for (int64_t r = 0; r < rows; r++) rms_norm(x + r * width, norm, x + r * width, width);
+}
+
+// What the head predicts for (rows, state) at one time: y (rows, state). states: those of `given` rows, which repeat.
+// modulated: (rows, all modulations), as pra/generate/prepared.py lays them out.
+void pra_head(const HeadBlock* blocks, int64_t depth, const Linear* state_in, const Linear* out, const float* states,
+              int64_t given, int64_t rows, const float* modulated, int64_t stride, float* y, int32_t threads) {
+    const int64_t width = state_in->outputs, hidden = depth ? blocks[0].out.inputs : 0;
+    float* x = room(rows * (2 * width + 3 * hidden));
+    float *normed = x + rows * width, *wide = normed + rows * width, *narrow = wide + rows * 2 * hidden;
+    product(*state_in, states, x, given, threads);
+    for (int64_t r = given; r < rows; r++) std::memcpy(x + r * width, x + r % given * width, width * sizeof(float));
+    for (int64_t k = 0; k < depth; k++) {
+        const HeadBlock& block = blocks[k];
+        const float* shift = modulated + 3 * block.modulation * width;
+        for (int64_t r = 0; r < rows; r++)
+            modulated_norm(x + r * width, block.norm, block.norm_bias, shift + r * stride, shift + r * stride + width,
+                           normed + r * width, width);
+        product(block.into, normed, wide, rows, threads);
+        gated(wide, narrow, rows, hidden);
+        product(block.out, narrow, normed, rows, threads);
+        for (int64_t r = 0; r < rows; r++) {
+            const float* gate = shift + r * stride + 2 * width;
+            for (int64_t i = 0; i < width; i++) x[r * width + i] += gate[i] * normed[r * width + i];
+        }
+    }
+    const float* shift = modulated + stride - 2 * width;
+    for (int64_t r = 0; r < rows; r++)
+        modulated_norm(x + r * width, nullptr, nullptr, shift + r * stride, shift + r * stride + width,
+                       normed + r * width, width);
+    product(*out, normed, y, rows, threads);
+}
+
+}  // extern "C"

@@ -1,0 +1,170 @@
+"""The compiled arithmetic equals torch's, whatever the batch and the threads; and where it cannot be had, torch's."""
+
+import multiprocessing
+import os
+import shutil
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from models import ALL, random_model
+
+from pra import Sampler
+from pra.config import Precision, SamplingConfig
+from pra.generate import Engine
+from pra.generate.native import SWITCH, build, library
+from pra.generate.native.parts import NativeProduct, panels
+from pra.generate.prepared import Linear, Prepared
+
+GUIDED = SamplingConfig(guidance=3.0, steps=2)
+LABELS, SEEDS = [0, 4, 2, 1, 3, 0, 4, 2, 1, 3, 0], list(range(11))
+
+compiles = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="there is no C++ compiler"
+)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def anew(tmp_path, monkeypatch):
+    """Nothing compiled yet, and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    build._built.cache_clear()
+    yield tmp_path
+    build._built.cache_clear()
+
+
+def product(inputs, outputs, bias=True):
+    generator = torch.Generator().manual_seed(inputs)
+    matrix = torch.randn(outputs, inputs, generator=generator)
+    linear = Linear(matrix.t(), torch.randn(outputs, generator=generator) if bias else None)
+    return linear, NativeProduct(library(), Prepared(torch.float32), linear)
+
+
+def close(a, b, tolerance=1e-5):
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def test_panels_hold_every_output_once():
+    matrix = torch.arange(3 * 21.0).view(3, 21)
+    packed = panels(matrix)
+    assert packed.shape == (2, 3, 16)
+    assert torch.equal(packed.permute(1, 0, 2).reshape(3, 32)[:, :21], matrix)
+    assert not packed[1, :, 5:].any()
+
+
+@compiles
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (5, 16), (96, 97), (160, 480), (33, 250)])
+def test_products_are_torchs(inputs, outputs, bias):
+    linear, native = product(inputs, outputs, bias)
+    x = torch.randn(23, inputs, generator=torch.Generator().manual_seed(1))
+    expected = x @ linear.matrix + (0 if linear.bias is None else linear.bias)
+    for rows in (1, 2, 3, 4, 7, 8, 23):
+        close(native(x[:rows]), expected[:rows], 1e-4)
+
+
+@compiles
+def test_a_row_depends_neither_on_others_nor_on_threads(threads):
+    _, native = product(300, 1000)
+    x = torch.randn(29, 300, generator=torch.Generator().manual_seed(1))
+    alone = torch.cat([native(row) for row in x.split(1)])
+    for count in (1, 2, 3, 7):
+        threads(count)
+        for rows in (1, 6, 29):
+            assert torch.equal(native(x[:rows]), alone[:rows])
+
+
+@compiles
+@pytest.mark.parametrize("name", ALL)
+def test_images_depend_neither_on_the_batch_nor_on_threads(name, threads):
+    model = random_model(ALL[name])
+    sampler = Sampler(model, GUIDED)
+    threads(1)
+    whole = sampler.sample(LABELS, SEEDS)
+    threads(3)
+    for first, last in ((0, 11), (0, 1), (3, 8), (10, 11)):
+        assert torch.equal(sampler.sample(LABELS[first:last], SEEDS[first:last]), whole[first:last])
+
+
+@compiles
+def test_without_it_images_are_the_same(monkeypatch):
+    model = random_model()
+    fast = Sampler(model, GUIDED).sample(LABELS, SEEDS)
+    assert Engine(model, GUIDED, 2, Precision.FLOAT32).head.native is not None
+    monkeypatch.setenv(SWITCH, "0")
+    assert library() is None
+    assert Engine(model, GUIDED, 2, Precision.FLOAT32).head.native is None
+    close(Sampler(model, GUIDED).sample(LABELS, SEEDS), fast, 1e-4)
+
+
+@compiles
+def test_what_is_not_finite_stays_so():
+    _, native = product(5, 7)
+    x = torch.ones(3, 5)
+    x[1, 2], x[2, 0] = torch.nan, torch.inf
+    assert native(x).isfinite().all(1).tolist() == [True, False, False]
+
+
+@compiles
+def test_several_at_once_and_after_a_fork(threads):
+    threads(2)
+    _, native = product(700, 1500)
+    x = torch.randn(16, 700)
+    expected, wrong = native(x), []
+
+    def repeat():
+        wrong.extend(not torch.equal(native(x), expected) for _ in range(30))
+
+    work = [threading.Thread(target=repeat) for _ in range(3)]
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+    assert wrong == [False] * 90
+    child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(not torch.equal(native(x), expected)))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+
+
+@compiles
+def test_compiled_once(anew, monkeypatch):
+    assert library() is not None
+    (file,) = (anew / "cache/pra/native").iterdir()
+    build._built.cache_clear()
+    monkeypatch.setattr(build, "_compile", lambda path, command: pytest.fail("it was there"))
+    assert library() is not None
+    assert file.suffix == ".so"
+
+
+def test_no_compiler_is_no_matter(anew, monkeypatch, recwarn):
+    monkeypatch.setenv("PATH", str(anew))
+    assert library() is None
+    assert Sampler(random_model(), replace(GUIDED, steps=1)).sample([0], [0]).isfinite().all()
+    assert not recwarn.list
+
+
+def test_a_compiler_that_fails_is_named(anew, monkeypatch):
+    compiler = anew / "broken-c++"
+    compiler.write_text("#!/bin/sh\necho 'no room for registers' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.warns(UserWarning, match=r"broken-c\+\+ cannot compile .*no room for registers.*PRA_NATIVE=0"):
+        assert library() is None
+    assert list((anew / "cache/pra/native").iterdir()) == []
+
+
+@compiles
+def test_a_cache_that_cannot_be_written(anew, monkeypatch, recwarn):
+    (anew / "cache").write_text("no folder")
+    assert library() is not None
+    assert not recwarn.list
