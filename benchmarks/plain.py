@@ -10,6 +10,7 @@ from torch import Tensor
 from pra import noise, solvers
 from pra.config import SamplingConfig, Solver
 from pra.generate import Decoding, Sampler
+from pra.generate.decoding import chosen_head
 from pra.models import PRA
 from pra.noise import Purpose
 
@@ -24,7 +25,8 @@ def sample_plainly(model: PRA, config: SamplingConfig, labels: Sequence[int], se
     diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
     grid = solvers.time_grid(config.time_grid, config.steps, config.shift).view(-1, 1, 1).to(device)
     low, high = config.guidance_interval
-    decoding = Decoding(model, torch.tensor(labels, device=device), config.guidance != 1.0)
+    head = chosen_head(model, config)
+    decoding = Decoding(model, torch.tensor(labels, device=device), config.guidance != 1.0, head=head)
     span = torch.full((1, 1), 1 / config.steps, device=device) if config.solver is Solver.SHORTCUT else None
     patches = []
     for i in range(size.num_patches):

@@ -10,8 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pra import Sampler, config, recipe
 from pra.flops import sampling_flops, training_flops
+from pra.generate.native import SWITCH
 from pra.models import PRA
 from pra.objectives import training_losses
+
+
+@pytest.fixture(autouse=True)
+def _by_torch(monkeypatch):
+    """What the compiled arithmetic does torch's counter does not see."""
+    monkeypatch.setenv(SWITCH, "0")
 
 
 def run_of(model, rollout=config.Parallel(), **sampling):  # noqa: B008  frozen

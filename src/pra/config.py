@@ -62,8 +62,8 @@ class TransformerConfig:
 class HeadConfig:
     """The flow-matching head: ``depth`` residual MLP blocks that share ``modulations`` AdaLN projections.
 
-    With ``shortcut`` it also learns steps of its own flow (shortcut models, arXiv 2410.12557): told how long a step is,
-    it gives the mean velocity over it, for sampling in few evaluations (``Solver.SHORTCUT``).
+    With ``shortcut`` a second head of the same sizes learns steps of its flow (shortcut models, arXiv 2410.12557): told
+    how long a step is, it gives the mean velocity over it, for sampling in few evaluations (``Solver.SHORTCUT``).
     """
 
     depth: int

@@ -2,7 +2,7 @@
 
     reconstruction pass   h0 = sg(F(c, x));  z = norm(G(x, h0));  x^ = D(z)      L_rec
     AR pass               x~ = sg(rollout);  h = F(c, x~)                        L_flow on sg(z), L_aux
-                          a head that is to sample in few steps                  L_shortcut on sg(h), sg(z)
+                          the second head, for sampling in few steps             L_shortcut on sg(h), sg(z), sg(v)
 
 L_rec reaches the encoder and the decoder only; L_flow and L_aux reach the backbone and the head only. Without
 the stop-gradient on ``z`` the states collapse onto what is easy to predict.
@@ -22,6 +22,7 @@ from torch import Tensor
 from pra import flow, noise
 from pra.config import SHORTCUT_STEPS, ObjectiveConfig, PixelLoss, Prediction, Rollout
 from pra.models import PRA, JiT, Model
+from pra.models.head import FlowHead
 from pra.noise import Purpose
 from pra.rollout import ar_inputs
 
@@ -98,9 +99,9 @@ def _autoregressive_losses(
     auxiliary = F.mse_loss(model.auxiliary(h).float(), normalise_patches(patches))
 
     total = flow_loss + reconstruction + objective.auxiliary_weight * auxiliary
-    if not model.config.head.shortcut:
+    if model.shortcut is None:
         return Losses(total, flow_loss, reconstruction, auxiliary, z.new_zeros(()), _state_std(z))
-    shortcut = _shortcut_loss(model, h.detach(), z, objective, keys)
+    shortcut = _shortcut_loss(model.head, model.shortcut, h.detach(), z, objective, keys)
     return Losses(total + shortcut, flow_loss, reconstruction, auxiliary, shortcut, _state_std(z))
 
 
@@ -153,26 +154,30 @@ def _velocity_and_target(
     return model.head(z_t, t, model.head.condition(h).unsqueeze(1)), target
 
 
-def _shortcut_loss(model: PRA, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor) -> Tensor:
-    """``E |v(z_t, t, h, span) - sg(the same step in two)|^2``: a step is what two of half its span come to (2410.12557,
-    eq. 5). The shortest ones are the midpoint rule's on the velocity itself.
+def _shortcut_loss(
+    head: FlowHead, shortcut: FlowHead, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor
+) -> Tensor:
+    """``E |s(z_t, t, h, span) - sg(the same step in two)|^2``: a step is what two of half its span come to (2410.12557,
+    eq. 5). The shortest ones are the midpoint rule's on the head's velocity.
 
-    ``h`` comes without gradient: what the backbone is to say, L_flow decides. Nor does L_flow give up draws for this.
+    There, one network learns both, and pays for it; here the steps have a head of their own. ``h`` comes without
+    gradient: what the backbone is to say, L_flow decides.
     """
-    draws, tokens, head = objective.shortcut_draws, z.shape[1], model.head
+    draws, tokens = objective.shortcut_draws, z.shape[1]
     t, span = flow.dyadic_steps(noise.fold(keys, Purpose.SHORTCUT_TIME), SHORTCUT_STEPS, draws, tokens)
     eps = noise.normal(noise.fold(keys, Purpose.SHORTCUT_NOISE), draws, tokens, z.shape[2])
     z_t = flow.interpolate(eps, z.unsqueeze(1), t.unsqueeze(-1))
-    condition = head.condition(h).unsqueeze(1)
+    condition = shortcut.condition(h).unsqueeze(1)
     with torch.no_grad():
-        half = span / 2
+        told, half = head.condition(h).unsqueeze(1), span / 2
+        half_way = z_t + half.unsqueeze(-1) * head(z_t, t, told)
+        exact = head(half_way, t + half, told)
+        first = shortcut(z_t, t, condition, half)
+        second = shortcut(z_t + half.unsqueeze(-1) * first, t + half, condition, half)
         shortest = span < 1.5 / max(SHORTCUT_STEPS)
-        inner = torch.where(shortest, torch.zeros_like(half), half)
-        first = head(z_t, t, condition, inner)
-        second = head(z_t + half.unsqueeze(-1) * first, t + half, condition, inner)
-        target = torch.where(shortest.unsqueeze(-1), second, (first + second) / 2)
+        target = torch.where(shortest.unsqueeze(-1), exact, (first + second) / 2)
     _forget_casts()
-    return F.mse_loss(head(z_t, t, condition, span), target)
+    return F.mse_loss(shortcut(z_t, t, condition, span), target)
 
 
 def _times(objective: ObjectiveConfig, keys: Tensor, *shape: int) -> Tensor:

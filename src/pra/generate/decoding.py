@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from pra import solvers
+from pra.config import SamplingConfig, Solver
 from pra.models import PRA
+from pra.models.head import FlowHead
 from pra.nn.transformer import KVCache
 
 
@@ -22,10 +24,18 @@ class Decoding:
         labels: ``(B,)``.
         guided: whether to keep the unconditional stream.
         prefix: ``(B, n, P)`` true patches to go on from, ``n < N``.
+        head: in place of the model's first.
     """
 
-    def __init__(self, model: PRA, labels: Tensor, guided: bool = False, prefix: Tensor | None = None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: PRA,
+        labels: Tensor,
+        guided: bool = False,
+        prefix: Tensor | None = None,
+        head: FlowHead | None = None,
+    ) -> None:
+        self.model, self.head = model, model.head if head is None else head
         self.streams = 2 if guided else 1
         batch = labels.shape[0]
         if prefix is None:
@@ -38,7 +48,7 @@ class Decoding:
     def velocity(self, scale: float, span: Tensor | None = None) -> solvers.Velocity:
         """The head's field at the current position under guidance ``v_u + scale (v_c - v_u)`` (2207.12598); with a
         ``span``, of shape ``(1, 1)``, the mean velocities over steps of it (:class:`pra.models.head.FlowHead`)."""
-        head, condition = self.model.head, self.condition
+        head, condition = self.head, self.condition
         if self.streams == 1:
             return lambda z, t: head(z, t, condition, span)
 
@@ -55,7 +65,15 @@ class Decoding:
 
     def _set_condition(self, h: Tensor) -> None:
         # Projected once here; every evaluation of the solver shares it.
-        self.condition = self.model.head.condition(h)
+        self.condition = self.head.condition(h)
+
+
+def chosen_head(model: PRA, config: SamplingConfig) -> FlowHead:
+    """The head that the settings ask."""
+    if config.solver is not Solver.SHORTCUT:
+        return model.head
+    assert model.shortcut is not None, "settings are checked before: pra.config.check_sampling"
+    return model.shortcut
 
 
 def prefill(

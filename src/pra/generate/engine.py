@@ -18,7 +18,7 @@ from torch import Tensor
 from pra import solvers
 from pra.config import Precision, SamplingConfig, Solver
 from pra.device import autocast
-from pra.generate.decoding import prefill
+from pra.generate.decoding import chosen_head, prefill
 from pra.generate.guidance import Plan, scale_at
 from pra.generate.native import take_native
 from pra.generate.prepared import BackboneWeights, DecoderWeights, HeadWeights, NativeTokens
@@ -59,7 +59,7 @@ class Engine:
             self.decoder_cache = model.codec.new_cache(batch)
         dtype = self.backbone_cache.keys.dtype
         self.backbone = BackboneWeights(model.backbone, dtype)
-        self.head = HeadWeights(model.head, self.plan.times, self.plan.span, dtype)
+        self.head = HeadWeights(chosen_head(model, config), self.plan.times, self.plan.span, dtype)
         self.decoder = DecoderWeights(model.codec.decoder, dtype) if isinstance(model.codec, StateCodec) else None
         self._memory, self._versions = _stamps(model)
         self._run = runner(self.device, compile)

@@ -46,16 +46,21 @@ class HeadBlock(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """The velocity of a state at flow time ``t``, given the backbone's condition."""
+    """The velocity of a state at flow time ``t``, given the backbone's condition.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: sizes.
+        spans: whether it is told the length of a step, and gives the mean velocity over it.
+    """
+
+    def __init__(self, config: ModelConfig, spans: bool = False) -> None:
         super().__init__()
         width, depth = config.head.width, config.head.depth
         self.prediction = config.head.prediction
         self.state_in = nn.Linear(config.state_dim, width)
         self.condition_in = nn.Linear(config.backbone.width, width)
         self.time_in = time_mlp(width)
-        self.span_in = time_mlp(width) if config.head.shortcut else None
+        self.span_in = time_mlp(width) if spans else None
         self.blocks = nn.ModuleList(HeadBlock(width) for _ in range(depth))
         self.modulations = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(config.head.modulations))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
@@ -71,12 +76,13 @@ class FlowHead(nn.Module):
         return self.condition_in(h)  # type: ignore[no-any-return]
 
     def time(self, t: Tensor, span: Tensor | None = None) -> Tensor:
-        """The embedding ``(..., width)`` of the time ``t`` and, where the head has shortcuts, of a step's ``span``."""
+        """The embedding ``(..., width)`` of the time ``t`` and, where the head is told it, of a step's ``span``."""
         embedded: Tensor = self.time_in(time_features(t))
         if self.span_in is None:
-            assert span is None, "a head without shortcuts was asked for a step"
+            assert span is None, "a head of velocities was asked for a step"
             return embedded
-        return embedded + self.span_in(time_features(torch.zeros_like(t) if span is None else span))  # type: ignore[no-any-return]
+        assert span is not None, "a head of steps was not told how long one is"
+        return embedded + self.span_in(time_features(span))  # type: ignore[no-any-return]
 
     def forward(self, z_t: Tensor, t: Tensor, condition: Tensor, span: Tensor | None = None) -> Tensor:
         """The velocity ``dz/dt`` at ``z_t``; with a ``span``, its mean over the flow's path from ``t`` to ``t + span``.
@@ -85,7 +91,7 @@ class FlowHead(nn.Module):
             z_t: ``(..., d)``.
             t: ``(...)`` in [0, 1], 0 pure noise and 1 the state; broadcasts against the leading sizes of ``z_t``.
             condition: ``(..., width)`` from :meth:`condition`; broadcasts likewise.
-            span: as ``t``; only where the head has shortcuts (:class:`pra.config.HeadConfig`).
+            span: as ``t``; where the head is told it, and only there.
         """
         context = F.silu(self.time(t, span) + condition)
         modulations = [m(context).chunk(3, dim=-1) for m in self.modulations]

@@ -28,11 +28,13 @@ class PRA(ImageModel):
         with torch.random.fork_rng(devices=[]):  # torch's modules draw initial weights of their own
             self.backbone = Backbone(config)
             self.head = FlowHead(config)
+            self.shortcut = FlowHead(config, spans=True) if config.head.shortcut else None
             self.codec = build_codec(config)
             # L_aux: h_i predicts the per-patch-normalised x_i. Used in training only.
             self.auxiliary = nn.Linear(config.backbone.width, config.patch_dim)
         # What modulates the head, and its output, starts at zero (DiT): the head begins as the zero field.
-        initialise(self, seed, [self.backbone.next_position], self.head.zeros())
+        zeros = [layer for head in (self.head, self.shortcut) if head is not None for layer in head.zeros()]
+        initialise(self, seed, [self.backbone.next_position], zeros)
 
     def write(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
         """The one path from states to pixels, in training and in sampling: decoded, clamped to [-1, 1], float32."""
