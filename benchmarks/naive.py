@@ -23,7 +23,7 @@ def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[i
     key = noise.keys(0, torch.tensor(seeds, device=device))
     starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
     diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
-    grid = solvers.time_grid(config.time_grid, config.steps, config.shift).view(-1, 1, 1).to(device)
+    grid = solvers.grid_of(config).view(-1, 1, 1).to(device)
     low, high = config.guidance_interval
     patches = torch.empty(len(labels), 0, size.patch_dim, device=device)
     states = torch.empty(len(labels), 0, size.state_dim, device=device)

@@ -23,7 +23,7 @@ def sample_plainly(model: PRA, config: SamplingConfig, labels: Sequence[int], se
     key = noise.keys(0, torch.tensor(seeds, device=device))
     starts = config.temperature * noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
     diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
-    grid = solvers.time_grid(config.time_grid, config.steps, config.shift).view(-1, 1, 1).to(device)
+    grid = solvers.grid_of(config).view(-1, 1, 1).to(device)
     low, high = config.guidance_interval
     head = chosen_head(model, config)
     decoding = Decoding(model, torch.tensor(labels, device=device), config.guidance != 1.0, head=head)

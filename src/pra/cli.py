@@ -38,6 +38,7 @@ from pra.report.command import report_command
 from pra.report.page import REPORT, write_report
 from pra.sample.command import sample_command
 from pra.sample.complete import complete_command
+from pra.sample.grid import grid_command
 from pra.studies.command import study_command
 from pra.train.loop import Interrupted, Trained
 from pra.train.loop import train as run_training
@@ -220,6 +221,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "sample": sample_command,
     "complete": complete_command,
+    "grid": grid_command,
     "eval": evaluate_command,
     "probe": probe_command,
     "features": features_command,

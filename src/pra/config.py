@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 import json
 import math
 import types
@@ -308,6 +309,7 @@ class SamplingConfig:
 
     Guidance acts at flow times within ``guidance_interval`` (0 is noise, 1 data; both ends belong to it), elsewhere
     there is none (arXiv 2404.07724). ``shift`` beyond 1 moves the times of the grid towards noise (arXiv 2403.03206).
+    ``times`` are a grid of one's own in place of both, ``steps + 1`` of them (:mod:`pra.generate.learnt_grid`).
     """
 
     guidance: float = 1.0
@@ -319,6 +321,7 @@ class SamplingConfig:
     time_grid: TimeGrid = TimeGrid.UNIFORM
     shift: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    times: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "shift")
@@ -327,6 +330,18 @@ class SamplingConfig:
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise PraError(f"guidance_interval must be two times 0 <= low <= high <= 1, got {low:g} and {high:g}")
+        if self.times is not None:
+            self._check_times(self.times)
+
+    def _check_times(self, times: tuple[float, ...]) -> None:
+        rising = all(low < high for low, high in itertools.pairwise(times))
+        if len(times) != self.steps + 1 or not rising or (times[0], times[-1]) != (0.0, 1.0):
+            given = ",".join(f"{t:g}" for t in times)
+            raise PraError(f"times must be steps + 1 = {self.steps + 1} numbers rising from 0 to 1, got {given}")
+        if self.time_grid is not TimeGrid.UNIFORM or self.shift != 1.0:
+            raise PraError(
+                f"times are the grid themselves: leave out time_grid {self.time_grid.value} and shift {self.shift:g}"
+            )
 
 
 # --- data ---------------------------------------------------------------------------------------------------
@@ -565,10 +580,12 @@ def check_sampling(model: AnyModelConfig, sampling: SamplingConfig) -> None:
             "the solver shortcut needs a head that has learnt shortcuts, and this model's has not; take another "
             "solver, or train a PRA with model.head.shortcut=true"
         )
-    if sampling.steps not in SHORTCUT_STEPS or sampling.time_grid is not TimeGrid.UNIFORM or sampling.shift != 1.0:
+    unequal = sampling.time_grid is not TimeGrid.UNIFORM or sampling.shift != 1.0 or sampling.times is not None
+    if sampling.steps not in SHORTCUT_STEPS or unequal:
         raise PraError(
             f"the solver shortcut takes {', '.join(map(str, SHORTCUT_STEPS))} equal steps, which is what the head has "
-            f"learnt; not steps {sampling.steps}, time_grid {sampling.time_grid.value}, shift {sampling.shift:g}"
+            f"learnt; not steps {sampling.steps}, time_grid {sampling.time_grid.value}, shift {sampling.shift:g}, "
+            f"times {sampling.times}"
         )
 
 
@@ -664,6 +681,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return _read_union(typing.get_args(kind), value, where)
     if origin is tuple:
         items = typing.get_args(kind)
+        if items[-1] is Ellipsis and isinstance(value, list | tuple):
+            items = items[:1] * len(value)
         if not isinstance(value, list | tuple) or len(value) != len(items):
             raise PraError(f"{where}: expected {len(items)} values, got {value!r}")
         return tuple(_read(item, v, where) for item, v in zip(items, value, strict=True))

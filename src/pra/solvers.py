@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pra import flow
-from pra.config import Solver, TimeGrid
+from pra.config import SamplingConfig, Solver, TimeGrid
 
 Velocity = Callable[[Tensor, Any], Tensor]
 """Called with ``z`` and an element of the grid, or a time between two: a tensor or a number as the grid is."""
@@ -61,6 +61,13 @@ def time_grid(kind: TimeGrid, steps: int, shift: float = 1.0) -> Tensor:
         remaining = 1 - times
         times = 1 - shift * remaining / (1 + (shift - 1) * remaining)
     return times
+
+
+def grid_of(config: SamplingConfig) -> Tensor:
+    """The grid that the settings ask for: ``(steps + 1,)`` float32 on the CPU."""
+    if config.times is not None:
+        return torch.tensor(config.times, dtype=torch.float32, device="cpu")
+    return time_grid(config.time_grid, config.steps, config.shift)
 
 
 def euler(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:

@@ -102,7 +102,7 @@ def prefill(
     return conditions[:, -1:]
 
 
-def guided(both: Tensor, scale: float) -> Tensor:
+def guided(both: Tensor, scale: float | Tensor) -> Tensor:
     """``v_u + scale (v_c - v_u)`` of the conditional and the unconditional field, stacked along the batch."""
     conditional, unconditional = both.chunk(2)
     return unconditional + scale * (conditional - unconditional)

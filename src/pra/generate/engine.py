@@ -52,7 +52,7 @@ class Engine:
     ) -> None:
         self.model, self.config, self.precision = model, config, precision
         size, self.device = model.config, model.backbone.next_position.device
-        self.times: list[float] = solvers.time_grid(config.time_grid, config.steps, config.shift).tolist()
+        self.times: list[float] = solvers.grid_of(config).tolist()
         self.plan = Plan.of_head(config, size.num_patches)
         with self._lowered():  # under which a cache is of the dtype of the products
             self.backbone_cache = model.backbone.new_cache(self.plan.most * batch)

@@ -31,7 +31,7 @@ class Plan:
     @classmethod
     def of_head(cls, config: SamplingConfig, patches: int) -> Plan:
         """The plan for a head's evaluations at each of ``patches`` positions."""
-        grid = solvers.time_grid(config.time_grid, config.steps, config.shift)
+        grid = solvers.grid_of(config)
         return cls(config, patches, solvers.evaluation_times(config.solver, grid.tolist()))
 
     def within(self) -> tuple[bool, ...]:

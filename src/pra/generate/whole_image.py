@@ -37,7 +37,7 @@ def sample_at_once(
     def fresh_noise(interval: int) -> Tensor:
         return temperature * noise.normal(noise.fold(diffusion, interval), *shape)
 
-    grid = solvers.time_grid(config.time_grid, config.steps, config.shift)
+    grid = solvers.grid_of(config)
     stages = [(config.solver, grid)]
     if config.solver is not Solver.EULER_MARUYAMA:
         stages = [(config.solver, grid[:-1]), (Solver.EULER, grid[-2:])]

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from tyro.conf import arg
@@ -44,6 +44,8 @@ class How:
     """Beyond 1 more of them near noise, below 1 near data."""
     guidance_interval: Annotated[str | None, arg(metavar="LOW,HIGH", help_behavior_hint="")] = None
     """Flow times between which guidance acts: 0 is noise, 1 data."""
+    times: Annotated[str | None, arg(metavar="0,...,1", help_behavior_hint="")] = None
+    """A grid of your own in place of --steps, --time-grid and --shift, such as `pra grid` prints."""
     compile: Flag = False
     """Let torch's compiler fuse the arithmetic: a minute at the start, then faster."""
     raw_weights: Flag = False
@@ -55,20 +57,25 @@ class How:
         """The model of a folder (:func:`pra.weights.model_folder`), with its own settings but for those given."""
         model = weights.load(folder, ema=not self.raw_weights, device=device)
         settings = to_dict(model.sampling)
-        given = {name: getattr(self, name, None) for name in settings}
+        given: dict[str, Any] = {name: getattr(self, name, None) for name in settings}
         if self.guidance_interval is not None:
-            given["guidance_interval"] = _two_numbers(self.guidance_interval, "--guidance-interval")
+            given["guidance_interval"] = _numbers(self.guidance_interval, "--guidance-interval", 2)
+        if self.times is not None:
+            times = _numbers(self.times, "--times")
+            given |= {"times": times, "steps": len(times) - 1 if self.steps is None else self.steps}
         settings |= {name: value for name, value in given.items() if value is not None}
         return Sampler(model, from_dict(SamplingConfig, settings, "sampling"), compile=self.compile)
 
 
-def _two_numbers(text: str, option: str) -> tuple[float, ...]:
-    numbers = [part.strip() for part in text.split(",")]
+def _numbers(text: str, option: str, count: int | None = None) -> list[float]:
     try:
-        low, high = map(float, numbers)
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise PraError(f"{option} {text!r} needs two numbers, such as 0.2,0.9") from None
-    return low, high
+        numbers = []
+    if not numbers or count not in (None, len(numbers)):
+        many, example = ("two numbers", "0.2,0.9") if count == 2 else ("numbers", "0,0.4,0.7,1")
+        raise PraError(f"{option} {text!r} needs {many}, such as {example}")
+    return numbers
 
 
 SamplingOptions = Annotated[How, arg(name="")]

@@ -147,6 +147,10 @@ def _solver(setting: Setting, scale: Scale) -> Iterator[Cell]:
     for grid in (TimeGrid.COSINE, TimeGrid.LOGIT_NORMAL):
         for solver in (Solver.MIDPOINT, Solver.ADAMS_BASHFORTH, Solver.DPM):
             yield Cell(PRA, run, swept(run, solver, (4, 6, 10), grid), value=f"{solver.value}, {grid.value}")
+    for solver in (Solver.MIDPOINT, Solver.ADAMS_BASHFORTH, Solver.DPM):
+        measures = swept(run, solver, (4, 6, 10), TimeGrid.UNIFORM)
+        learnt = tuple(replace(measure, learnt_grid=True) for measure in measures)
+        yield Cell(PRA, run, learnt, value=f"{solver.value}, learnt")
     short = apply_settings(run, ["model.head.shortcut=true"])
     for solver, budgets in ((Solver.SHORTCUT, SHORTCUT_STEPS), (Solver.MIDPOINT, (4, 10))):
         yield Cell("pra-shortcut", short, swept(short, solver, budgets, TimeGrid.UNIFORM), value=solver.value)

@@ -25,6 +25,7 @@ from pra.eval.reference import Reference, from_file, from_source
 from pra.eval.rollout_gap import rollout_gap
 from pra.eval.samples import Batch, prepared, spread
 from pra.generate import Sampler
+from pra.generate.learnt_grid import learn_grid
 from pra.images import from_uint8, to_uint8
 from pra.models import build_model
 from pra.models.jit import JiT
@@ -77,25 +78,31 @@ def _opened(judge: Judge, device: torch.device) -> tuple[FeatureExtractor, Refer
 
 @dataclass(frozen=True)
 class Quality:
-    """FID, KID, precision, recall and accuracy of ``images`` samples, by the classifier's features."""
+    """FID, KID, precision, recall and accuracy of ``images`` samples, by the classifier's features.
+
+    With ``learnt_grid`` the solver's grid is learnt first, for each model its own.
+    """
 
     sampling: SamplingConfig
     images: int
+    learnt_grid: bool = False
 
     @property
     def key(self) -> str:
         """What decides the figures, for the column ``measured``."""
         how = self.sampling
         words = [f"guidance={how.guidance:g}", f"{how.solver.value}-{how.steps}", f"{self.images} images"]
-        named = ("schedule", "temperature", "renormalise", "time_grid", "shift", "guidance_interval")
+        named = ("schedule", "temperature", "renormalise", "time_grid", "shift", "guidance_interval", "times")
         default = SamplingConfig()
         words += [f"{name}={getattr(how, name)}" for name in named if getattr(how, name) != getattr(default, name)]
-        return " ".join(words)
+        return " ".join([*words, *(["learnt grid"] if self.learnt_grid else [])])
 
     def rows(self, model: PRA | JiT, config: RunConfig, judge: Judge) -> list[Row]:
         """One row."""
-        begin = time.monotonic()
-        sampler = Sampler(model, self.sampling)
+        begin, sampling = time.monotonic(), self.sampling
+        if self.learnt_grid:
+            sampling = replace(sampling, times=learn_grid(model, sampling).times)
+        sampler = Sampler(model, sampling)
         # Labels as frequent as in training: emoji are mostly people, and FID would see another mixture.
         source = open_source(config.data.source)
         labels = torch.from_numpy(source.labels)[torch.tensor(spread(len(source), self.images))]
@@ -105,7 +112,7 @@ class Quality:
         )
         figures = _judged(batches, self.images, judge, sampler.device)
         seconds = time.monotonic() - begin
-        return [_sampling_columns(self.sampling) | figures | {"images": self.images, "sample_seconds": seconds}]
+        return [_sampling_columns(sampling) | figures | {"images": self.images, "sample_seconds": seconds}]
 
 
 @dataclass(frozen=True)
@@ -241,5 +248,6 @@ def _sampling_columns(sampling: SamplingConfig) -> Row:
 def _solver(sampling: SamplingConfig) -> str:
     """With its time grid where that is not the uniform one."""
     grid = [sampling.time_grid.value] if sampling.time_grid is not TimeGrid.UNIFORM else []
+    grid = grid if sampling.times is None else ["learnt"]
     shift = [f"shift {sampling.shift:g}"] if sampling.shift != 1.0 else []
     return ", ".join([sampling.solver.value, *grid, *shift])
