@@ -5,7 +5,8 @@
     python benchmarks/engine.py --compile                           # takes the compiler some minutes
 
 The plain path (benchmarks/plain.py) runs the model's own modules with caches, one operation after another; the naive
-one (benchmarks/naive.py) has no caches. All make the same images. Prints, for each batch size, how many tensor
+one (benchmarks/naive.py) has no caches; on a CPU the engine runs without its compiled arithmetic too. All make the same
+images. Prints, for each batch size, how many tensor
 operations the plain path and the engine dispatch for a batch, and as medians with the range of the paired ratios how
 much longer the other ways take than the engine in float32: by the clock on a GPU, by processor time on a CPU, which
 other processes disturb less.
@@ -14,6 +15,7 @@ other processes disturb less.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +32,7 @@ from pra import Sampler, recipe
 from pra.bench.device import timed
 from pra.config import Precision, apply_settings
 from pra.device import pick_device
+from pra.generate.native import SWITCH
 from pra.models import PRA
 from pra.options import parse_numbers
 from pra.provenance import environment
@@ -81,12 +84,15 @@ def main(
             return lambda: sample(model, sampling, labels, seeds)  # noqa: B023
 
         ways = {"plain path": other(sample_plainly)}
+        ways |= {"engine, by torch": by_torch(engine())} if target.type == "cpu" else {}
         ways |= {"without caches": other(sample_without_caches)} if naive else {}
         ways |= {"engine, bfloat16": engine(Precision.BFLOAT16)} if bfloat16 else {}
         ways |= {"engine, compiled": engine(compile=True)} if compile else {}
         base = engine()
-        counts = [operations(ways["plain path"]), operations(base)]
-        print(f"batch {count}: {counts[0]} operations by the plain path, {counts[1]} by the engine")
+        counts = [operations(work) for work in (ways["plain path"], ways.get("engine, by torch", base), base)]
+        print(
+            f"batch {count}: operations by the plain path {counts[0]}, the engine by torch {counts[1]}, it {counts[2]}"
+        )
         for name, work in ways.items():
             ratios = compare(work, base, repeats, lambda done: cost(done, target))
             result = ratios | {"batch": count, "name": name, "operations": counts}
@@ -96,6 +102,20 @@ def main(
                 f"({result['lowest']:.2f} to {result['highest']:.2f}; {result['a_ms']:.1f} / {result['b_ms']:.1f} ms)"
             )
     print(json.dumps({"recipe": recipe_name, "image_size": size.image_size, "results": found, "where": environment()}))
+
+
+def by_torch(work: Work) -> Work:
+    """A sampler's work without the compiled arithmetic; whether it is used is decided when an engine is made."""
+
+    def done() -> object:
+        before = os.environ.get(SWITCH)
+        os.environ[SWITCH] = "0"
+        try:
+            return work()
+        finally:
+            os.environ[SWITCH] = before or "1"
+
+    return done
 
 
 def cost(work: Work, device: torch.device) -> float:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pra import images, noise, weights
 from pra.config import RunConfig
 from pra.data import Batch, Sample, Source, TrainingSet, batches, load_images, open_source
+from pra.data.source import window_of
 from pra.device import autocast
 from pra.distributed import World, join
 from pra.errors import PraError
@@ -313,7 +314,9 @@ class Trainer:
     def _reconstructions(self, model: Model) -> Tensor:
         """Real images above, the codec's below."""
         count, config = min(GRID_RECONSTRUCTIONS, len(self.source)), self.config.model
-        chosen = [i * len(self.source) // count for i in range(count)]
+        # Of a stream the first: the others lie behind all that comes before them.
+        apart = 1 if window_of(self.source) else len(self.source) // count
+        chosen = [i * apart for i in range(count)]
         pixels, labels = load_images(self.source, chosen, config.image_size, config.channels, self.config.data)
         real = images.from_uint8(pixels).to(self.device)
         assert isinstance(model, PRA), "only a codec reconstructs"
