@@ -126,7 +126,7 @@ def test_version(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_command(call: Pra) -> None:
-    refused(call(), "which command? Known: train, sample,", "see `pra --help`")
+    refused(call(), "which command? Known: train, distill,", "see `pra --help`")
 
 
 def test_as_a_module() -> None:

@@ -33,6 +33,7 @@ from pra.models import count_parameters
 from pra.options import Flag, Folder, Integer, Number, Settings, Text
 from pra.provenance import package_version
 from pra.recipes import RECIPES, fine_tune, own, recipe
+from pra.recipes import distill as distillation
 from pra.recipes.named import recipe_or_run
 from pra.report.command import report_command
 from pra.report.page import REPORT, write_report
@@ -146,6 +147,40 @@ def train(
         _tell(result, config, folder)
 
 
+def distill(
+    run: Annotated[Positional[str], arg(metavar="RUN")],
+    *,
+    run_dir: Folder = None,
+    steps: Integer = None,
+    seed: Integer = None,
+    device: Text = None,
+    settings: Settings = (),
+) -> None:
+    """Teach a trained run to sample in few evaluations: a second head learns steps of the first one's flow.
+
+    All other weights stay as they are. The new run is sampled with 4 evaluations a patch, or --steps 1, 2 or 8; with
+    another --solver as before. The same command goes on from its last checkpoint.
+
+    Args:
+        run: The run's folder.
+        run_dir: The new run's folder; by default RUN-distilled.
+        steps: Steps in all, those already done included; by default 2000.
+        seed: Decides data order and noise.
+        device: cpu, cuda, cuda:1 or mps; by default the best there is.
+        settings: Any other setting, such as train.optimizer.lr=1e-4; may be repeated.
+    """
+    folder = (run_dir or distillation.run_folder(run)).expanduser()
+    with join() as world:
+        config = distillation.configure(run, steps)
+        if seed is not None:
+            config = override(config, "train.seed", json.dumps(seed))
+        config = apply_settings(config, settings)
+        target = world.device(device)
+        result = run_training(config, folder, device=str(target), world=world)
+    if world.leads:
+        _tell(result, config, folder)
+
+
 def _check_combination(recipe_name: str, start: str | None, minutes: float | None, steps: int | None) -> None:
     if start and recipe_name:
         raise PraError(f"--from {start} brings its own model and settings: leave the RECIPE {recipe_name} out")
@@ -219,6 +254,7 @@ def show(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
+    "distill": distill,
     "sample": sample_command,
     "complete": complete_command,
     "grid": grid_command,

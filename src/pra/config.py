@@ -476,7 +476,7 @@ class TrainConfig:
     For the first ``codec_warmup`` steps L_rec is the only loss (for the ablation: everything is trained together in
     the paper). ``compile`` has torch fuse the step's arithmetic: a minute at the start for a faster step (on CPUs it
     needs a C++ compiler); the whole loss in one process, block by block in several. Intervals are in steps.
-    ``sample_every=0`` draws no grids.
+    ``sample_every=0`` draws no grids. With ``shortcut_only`` all weights stay but those of the second head.
     """
 
     steps: int
@@ -485,6 +485,7 @@ class TrainConfig:
     seed: int = 0
     rollout: Rollout = Parallel()
     codec_warmup: int = 0
+    shortcut_only: bool = False
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Precision = Precision.AUTO
@@ -540,7 +541,7 @@ class RunConfig:
     """One complete run: what a recipe returns and what ``config.json`` in a run's folder holds.
 
     ``initial`` is what the weights are at first: a run's folder, a saved model or ``hub:user/model``, of the same model
-    but for its classes (:mod:`pra.train.initial`); None is new ones.
+    but for its classes, and perhaps without the second head (:mod:`pra.train.initial`); None is new ones.
     """
 
     recipe: str
@@ -560,6 +561,12 @@ class RunConfig:
             )
         if self.model.codec is None and self.train.codec_warmup:
             raise PraError(f"train.codec_warmup {self.train.codec_warmup}: this model has no codec to warm up; set 0")
+        two_heads = isinstance(self.model, ModelConfig) and self.model.head.shortcut
+        if self.train.shortcut_only and not (two_heads and self.initial):
+            raise PraError(
+                "train.shortcut_only is for the second head (model.head.shortcut) of a model that is trained: "
+                "pra distill RUN sets all three"
+            )
 
 
 def check_sampling(model: AnyModelConfig, sampling: SamplingConfig) -> None:

@@ -1,4 +1,4 @@
-"""Weights to begin a run with, from another run or model, for another set of classes: fine-tuning."""
+"""Weights to begin a run with, from another run or model: for another set of classes, or for a second head."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pra import weights
-from pra.config import differences, to_dict
+from pra.config import ModelConfig, differences, to_dict
 from pra.errors import PraError
-from pra.models import Model
+from pra.models import PRA, Model
 from pra.provenance import file_sha256
 from pra.train.optimizer import EMA
 
@@ -24,7 +24,8 @@ EMBEDDING = "class_embedding.weight"
 def load_initial(path: str, model: Model, ema: EMA) -> dict[str, Any]:
     """Gives a new model the weights of another, its moving average where there is one, by the names of the classes.
 
-    The average of the new run begins there too.
+    The average of the new run begins there too. Where the new model has a second head and the other has none, that
+    begins as the first: whatever the length of a step, it gives the velocity at its start.
 
     Args:
         path: the other's, as :func:`pra.weights.load` takes it.
@@ -35,11 +36,14 @@ def load_initial(path: str, model: Model, ema: EMA) -> dict[str, Any]:
         Where they come from, for ``environment.json``: ``from``, the path as given; ``weights``, the file; ``sha256``.
 
     Raises:
-        PraError: as :func:`pra.weights.load`; or the models differ in more than their classes.
+        PraError: as :func:`pra.weights.load`; or the models differ in more than their classes and the second head.
     """
     folder = weights.model_folder(path)
     other = weights.load(folder)
     expected = replace(other.config, num_classes=model.config.num_classes)
+    begins = isinstance(model, PRA) and model.shortcut is not None and isinstance(other, PRA) and other.shortcut is None
+    if begins and isinstance(expected, ModelConfig):
+        expected = replace(expected, head=replace(expected.head, shortcut=True))
     changed = differences(to_dict(expected), to_dict(model.config), "model")
     if changed:
         there = "; ".join(changed).replace(" in the run, ", " there, ")
@@ -48,10 +52,20 @@ def load_initial(path: str, model: Model, ema: EMA) -> dict[str, Any]:
             "leave such settings out, or train from the start, without --from"
         )
     tensors = with_classes(other, model.classes)
+    if begins:
+        tensors |= _second_head(model, tensors)
     model.load_state_dict(tensors)
     ema.model.load_state_dict(tensors)
     file = folder / weights.weights_name(folder)
     return {"from": path, "weights": os.path.abspath(file), "sha256": file_sha256(file)}
+
+
+def _second_head(model: Model, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a new second head that gives what the first gives."""
+    own, last = model.state_dict(), "shortcut.span_in.2."
+    names = [name for name in own if name.startswith("shortcut.")]
+    first = {name: tensors.get(name.replace("shortcut.", "head.", 1), own[name]) for name in names}
+    return first | {name: torch.zeros_like(own[name]) for name in names if name.startswith(last)}
 
 
 @torch.no_grad()

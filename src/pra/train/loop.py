@@ -130,6 +130,9 @@ class Trainer:
         if config.initial is not None and last is None:
             with world.first_alone():  # what is on the Hub is downloaded once
                 self.initial = load_initial(config.initial, self.model, self.ema)
+        if config.train.shortcut_only:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name.startswith("shortcut."))
         idle = self.step < config.train.codec_warmup
         self.losses = SharedLoss(self.model, self.ema.model, training_losses, config.train, world, device, idle)
         self.optimizer = build_optimizer(self.model, config.train.optimizer)

@@ -13,11 +13,12 @@ from pra.models import Model, build_model
 
 
 def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on the weights of linear layers, none on embeddings, norms and biases."""
+    """AdamW on what learns; weight decay on the weights of linear layers, none on embeddings, norms and biases."""
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    learning = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in model.parameters() if id(p) in matrices], "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if id(p) not in matrices], "weight_decay": 0.0},
+        {"params": [p for p in learning if id(p) in matrices], "weight_decay": config.weight_decay},
+        {"params": [p for p in learning if id(p) not in matrices], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 

@@ -1,0 +1,74 @@
+"""Distillation: a second head learns to take the flow of a trained model in few steps, and all else stays as it is.
+
+It begins as the first head and learns from it (:func:`pra.objectives.training_losses`, L_shortcut): a step of any
+length is what two of half of it come to, the shortest what the midpoint rule of the first head makes of it. Learning
+beside everything else from the start (``model.head.shortcut=true`` alone) is the other way, and the worse one; see
+docs/performance.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pra import weights
+from pra.config import LearningRate, ModelConfig, ObjectiveConfig, RunConfig, Solver
+from pra.errors import PraError
+from pra.train.run import read_run
+
+NAME = "distilled"
+
+STEPS, WARM_UP = 2000, 50
+
+EVALUATIONS = 4
+"""Steps that the distilled model is sampled with, if nothing else is said."""
+
+EMA_DECAY = 0.99
+"""Short: the average is of a head that begins where it is wanted."""
+
+
+def run_folder(start: str) -> Path:
+    """``runs/fashion-distilled`` beside ``runs/fashion``."""
+    base = Path(start).expanduser()
+    return base.with_name(f"{base.name}-{NAME}")
+
+
+def configure(start: str, steps: int | None = None) -> RunConfig:
+    """The run that gives a trained run a second head.
+
+    Args:
+        start: the other run's folder.
+        steps: of training; by default :data:`STEPS`.
+
+    Raises:
+        PraError: no run there, or one without a head of velocities over which to learn.
+    """
+    base = weights.model_folder(start)
+    folder = weights.run_of(base)
+    if folder is None:
+        raise PraError(f"{start} is no run: a second head is learnt from the data of the run, so name its folder")
+    run = read_run(folder)
+    if not isinstance(run.model, ModelConfig):
+        raise PraError(f"{start} is a JiT, which has no head to distill")
+    if run.model.head.shortcut:
+        raise PraError(f"{start} has a second head already; sample it with --solver shortcut --steps 1, 2, 4 or 8")
+    optimizer = replace(
+        run.train.optimizer, schedule=LearningRate.COSINE, warmup_steps=WARM_UP, ema_decay=EMA_DECAY, weight_decay=0.0
+    )
+    objective = replace(run.train.objective, noise_draws=1, shortcut_draws=ObjectiveConfig().noise_draws)
+    return replace(
+        run,
+        recipe=f"{run.recipe}, {NAME}",
+        model=replace(run.model, head=replace(run.model.head, shortcut=True)),
+        train=replace(
+            run.train,
+            steps=STEPS if steps is None else steps,
+            codec_warmup=0,
+            shortcut_only=True,
+            objective=objective,
+            optimizer=optimizer,
+        ),
+        sampling=replace(run.sampling, solver=Solver.SHORTCUT, steps=EVALUATIONS),
+        targets=None,
+        initial=start,
+    )
