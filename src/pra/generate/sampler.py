@@ -27,8 +27,9 @@ CPU_CACHE = 2.0 * 2**30
 class Sampler:
     """Generates images from a model.
 
-    An image is a function of (weights, label, seed, settings): the same noise exactly, and the same pixels up to
-    the rounding of batched arithmetic, whatever else is in the batch. A batch whose caches the device cannot hold is
+    An image is a function of (weights, label, seed, settings): the same noise exactly, and the same pixels up to the
+    rounding of batched arithmetic, whatever else is in the batch; on a CPU with a C++ compiler to the bit
+    (:mod:`pra.generate.native`). A batch whose caches the device cannot hold is
     generated in parts.
 
     Args:
