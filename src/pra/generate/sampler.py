@@ -29,8 +29,7 @@ class Sampler:
 
     An image is a function of (weights, label, seed, settings): the same noise exactly, and the same pixels up to the
     rounding of batched arithmetic, whatever else is in the batch; on a CPU with a C++ compiler to the bit
-    (:mod:`pra.generate.native`). A batch whose caches the device cannot hold is
-    generated in parts.
+    (:mod:`pra.generate.native`). A batch whose caches the device cannot hold is generated in parts.
 
     Args:
         model: put into evaluation mode; stays where it is (``model.to(device)`` decides the device).
