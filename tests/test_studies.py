@@ -13,9 +13,11 @@ import torch
 from refusal import refused
 
 from pra import cli
-from pra.config import SamplingConfig, apply_settings
+from pra.config import SamplingConfig, Solver, apply_settings
 from pra.eval import classifier
 from pra.eval.rollout_gap import inhomogeneity
+from pra.generate import learnt_grid
+from pra.recipes import distill
 from pra.recipes.systems import parameters
 from pra.studies import SETTINGS, STUDIES, Cell, Scale, Setting, Study, run_study
 from pra.studies.catalogue import find_study
@@ -24,6 +26,7 @@ from pra.studies.records import Records, read_rows
 from pra.studies.report import groups, write_report
 from pra.studies.run import Workplace, run_key
 from pra.studies.settings import SCALES, base, find_scale, find_setting
+from pra.train.run import read_run
 
 SMALL = Scale(
     name="small", width=16, depth=1, heads=1, codec_depth=1, head_depth=1, steps=2, batch_factor=1, samples=40,
@@ -92,10 +95,32 @@ def test_a_study_is_made_once_and_goes_on(tmp_path: Path) -> None:
     assert next(row for row in more if row["seed"] == 1)["fid"] != rows[0]["fid"]
 
 
+def distilled(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    """A run that begins with another, before that one; which is sampled with a grid of its own."""
+    run = base(setting, scale)
+    steps = Quality(SamplingConfig(solver=Solver.SHORTCUT, steps=1), 40)
+    yield Cell("pra, distilled", distill.second_head(run, "base", 2), (steps,), base=run)
+    yield Cell("pra", run, (replace(QUALITY, sampling=SamplingConfig(steps=2), learnt_grid=True), QUALITY))
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_run_that_begins_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learnt_grid, "ROUNDS", 2)
+    rows = go(Study("solver", "?", ("digits-16",), distilled), tmp_path)
+    assert [(row["system"], row["solver"]) for row in rows] == [
+        ("pra", "midpoint"), ("pra", "midpoint, learnt"), ("pra, distilled", "shortcut"),
+    ]  # fmt: skip
+    keys = {row["system"]: row["run"] for row in rows}
+    began = read_run(tmp_path / "runs" / f"digits-16-{keys['pra, distilled']}").initial
+    assert began == str(tmp_path / "runs" / f"digits-16-{keys['pra']}")
+    assert rows[2]["parameters"] > rows[0]["parameters"]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("cache")
 def test_side_by_side_is_one_by_one(tmp_path: Path) -> None:
-    one, two = (go(study_of(QUALITY), tmp_path / str(jobs), (0, 1), jobs) for jobs in (1, 2))
+    study = Study("solver", "?", ("digits-16",), distilled)
+    one, two = (go(study, tmp_path / str(jobs), (0, 1), jobs) for jobs in (1, 2))
     assert [(row["run"], row["fid"], row["accuracy"]) for row in one] == [
         (row["run"], row["fid"], row["accuracy"]) for row in two
     ]
@@ -132,7 +157,7 @@ def test_every_study_can_be_built_in_every_setting(name: str) -> None:
         for cell in cells:
             assert cell.measures
             assert len({measure.key for measure in cell.measures}) == len(cell.measures)
-            assert cell.config.train.steps == SCALES["cpu"].steps * setting.length
+            assert (cell.base or cell.config).train.steps == SCALES["cpu"].steps * setting.length
             assert cell.config.train.batch_size == setting.batch_size
         if name in ("systems", "rollout-gap"):
             counts = [parameters(cell.config.model) for cell in cells]

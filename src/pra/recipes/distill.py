@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from pra import weights
-from pra.config import LearningRate, ModelConfig, ObjectiveConfig, RunConfig, Solver
+from pra.config import LearningRate, ModelConfig, RunConfig, Solver
 from pra.errors import PraError
 from pra.train.run import read_run
 
 NAME = "distilled"
 
-STEPS, WARM_UP = 2000, 50
+STEPS, WARM_UP, DRAWS = 2000, 50, 4
 
 EVALUATIONS = 4
 """Steps that the distilled model is sampled with, if nothing else is said."""
@@ -52,20 +52,25 @@ def configure(start: str, steps: int | None = None) -> RunConfig:
         raise PraError(f"{start} is a JiT, which has no head to distill")
     if run.model.head.shortcut:
         raise PraError(f"{start} has a second head already; sample it with --solver shortcut --steps 1, 2, 4 or 8")
+    return second_head(run, start, STEPS if steps is None else steps)
+
+
+def second_head(run: RunConfig, start: str, steps: int) -> RunConfig:
+    """The run that gives ``run``, which lies in the folder ``start``, a second head."""
+    assert isinstance(run.model, ModelConfig), "a JiT has no head to distill"
     optimizer = replace(
         run.train.optimizer, schedule=LearningRate.COSINE, warmup_steps=WARM_UP, ema_decay=EMA_DECAY, weight_decay=0.0
     )
-    objective = replace(run.train.objective, noise_draws=1, shortcut_draws=ObjectiveConfig().noise_draws)
     return replace(
         run,
         recipe=f"{run.recipe}, {NAME}",
         model=replace(run.model, head=replace(run.model.head, shortcut=True)),
         train=replace(
             run.train,
-            steps=STEPS if steps is None else steps,
+            steps=steps,
             codec_warmup=0,
             shortcut_only=True,
-            objective=objective,
+            objective=replace(run.train.objective, noise_draws=1, shortcut_draws=DRAWS),
             optimizer=optimizer,
         ),
         sampling=replace(run.sampling, solver=Solver.SHORTCUT, steps=EVALUATIONS),

@@ -18,6 +18,7 @@ from pra.config import (
     apply_settings,
 )
 from pra.errors import PraError, nearest
+from pra.recipes import distill
 from pra.recipes.systems import SYSTEMS
 from pra.studies.measures import Gap, Measure, Probe, Quality, Reconstruction, sweep
 from pra.studies.settings import Scale, Setting, base
@@ -29,12 +30,16 @@ LONG_ROLLOUT = 16
 
 @dataclass(frozen=True)
 class Cell:
-    """One system of a study, still without a seed. ``value`` is what the study varies in it, if anything."""
+    """One system of a study, still without a seed.
+
+    ``value`` is what the study varies in it, if anything; ``base`` is the run that its own begins with.
+    """
 
     system: str
     config: RunConfig
     measures: tuple[Measure, ...]
     value: float | str = ""
+    base: RunConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def _probe(setting: Setting, scale: Scale) -> Iterator[Cell]:
 
 
 def _solver(setting: Setting, scale: Scale) -> Iterator[Cell]:
-    """Every solver on the uniform grid, those of second order on the others too; and a head with shortcuts."""
+    """Every solver on the uniform grid, those of second order on the others too; and a second head, of shortcuts."""
     run = base(setting, scale)
 
     def swept(system: RunConfig, solver: Solver, budgets: tuple[int, ...], grid: TimeGrid) -> tuple[Quality, ...]:
@@ -151,9 +156,9 @@ def _solver(setting: Setting, scale: Scale) -> Iterator[Cell]:
         measures = swept(run, solver, (4, 6, 10), TimeGrid.UNIFORM)
         learnt = tuple(replace(measure, learnt_grid=True) for measure in measures)
         yield Cell(PRA, run, learnt, value=f"{solver.value}, learnt")
-    short = apply_settings(run, ["model.head.shortcut=true"])
-    for solver, budgets in ((Solver.SHORTCUT, SHORTCUT_STEPS), (Solver.MIDPOINT, (4, 10))):
-        yield Cell("pra-shortcut", short, swept(short, solver, budgets, TimeGrid.UNIFORM), value=solver.value)
+    short = distill.second_head(run, "base", distill.STEPS)
+    steps = swept(run, Solver.SHORTCUT, SHORTCUT_STEPS, TimeGrid.UNIFORM)
+    yield Cell("pra, distilled", short, steps, Solver.SHORTCUT.value, base=run)
 
 
 STUDIES = {

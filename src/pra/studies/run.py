@@ -38,17 +38,21 @@ LOOK_EVERY = 5.0
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a study, and what is measured of it. ``labels`` are the columns that name it in the table."""
+    """One run of a study, and what is measured of it.
+
+    ``labels`` are the columns that name it in the table; ``base`` is a run that this one begins with.
+    """
 
     labels: Row
     config: RunConfig
     measures: tuple[Measure, ...]
     judge: Judge
+    base: RunConfig | None = None
 
     @property
     def run(self) -> str:
         """The hash of what decides the run's weights."""
-        return run_key(self.config)
+        return run_key(self.config if self.base is None else replace(self.config, initial=run_key(self.base)))
 
 
 def run_key(config: RunConfig) -> str:
@@ -94,7 +98,25 @@ class Workplace:
 
     def folder(self, job: Job) -> Path:
         """Of a job's run."""
-        return self.runs / f"{job.judge.setting.name}-{job.run}"
+        return self._folder(job, job.run)
+
+    def train(self, job: Job) -> Path:
+        """Trains a job's run, and before it the one that it begins with, as far as they are not there; its folder."""
+        folder, config = self.folder(job), job.config
+        if job.base is not None:
+            start = self._folder(job, run_key(job.base))
+            self._train(job.base, start)
+            config = replace(config, initial=str(start))
+        self._train(config, folder)
+        return folder
+
+    def _folder(self, job: Job, key: str) -> Path:
+        return self.runs / f"{job.judge.setting.name}-{key}"
+
+    def _train(self, config: RunConfig, folder: Path) -> None:
+        torch.compiler.reset()  # what was compiled for another run's model is of no use, and counts against a limit
+        config = replace(config, train=replace(config.train, compile=self.compile))
+        train(config, folder, str(self.device), in_memory(config), progress=False)
 
 
 def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: bool = True) -> int:
@@ -147,8 +169,11 @@ def _done_side_by_side(runs: list[list[list[Job]]], place: Workplace, bar: _Bar)
     pool = ProcessPoolExecutor(place.jobs, context, initializer=torch.set_num_threads, initargs=(place.threads,))
     # A run's first group trains it, which two must not do at once. When that is done the others come before further
     # runs: what is there is to be in the table.
-    ready = deque(groups[0] for groups in runs)
     then = {groups[0][0].run: groups[1:] for groups in runs}
+    ready: deque[list[Job]] = deque()
+    for first in (groups[0] for groups in runs):
+        base = first[0].base
+        then.get(run_key(base) if base else "", ready).append(first)  # after the run that it begins with
     pending: set[Future[list[Row] | None]] = set()
     with _ending(pool):
         while ready or pending:
@@ -206,10 +231,7 @@ def _work_or_stop(group: list[Job], place: Workplace) -> list[Row] | None:
 def _work(group: list[Job], place: Workplace) -> list[Row]:
     """Trains one run, if it is not trained yet, and measures one thing of it: rows for every job that asks for that."""
     first = group[0]
-    folder = place.folder(first)
-    torch.compiler.reset()  # what was compiled for another run's model is of no use, and counts against a limit
-    config = replace(first.config, train=replace(first.config.train, compile=place.compile))
-    train(config, folder, str(place.device), in_memory(config), progress=False)
+    folder = place.train(first)
     model, threads = weights.load(folder, device=place.device), torch.get_num_threads()
     (measure,) = first.measures
     common = {

@@ -75,4 +75,5 @@ def _job(cell: Cell, seed: int, setting: Setting, scale: Scale, judge: Judge) ->
         "value": cell.value,
         "seed": seed,
     }
-    return Job(labels, config, cell.measures, judge)
+    base = override(cell.base, "train.seed", json.dumps(seed)) if cell.base else None
+    return Job(labels, config, cell.measures, judge, base)
