@@ -67,7 +67,10 @@ def test_it_alone_learns(runs: tuple[Path, Path]) -> None:
 
 
 def test_what_is_refused_and_that_it_goes_on(
-    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base, distilled = runs
     pra.save(random_model(), tmp_path / "model")
@@ -75,6 +78,11 @@ def test_what_is_refused_and_that_it_goes_on(
     refused(lambda: distill.configure(str(distilled)), "has a second head already", "--solver shortcut")
     refused(lambda: distill.configure(str(tmp_path / "model")), "is no run")
     refused(lambda: distill.configure(str(tmp_path / "nothing")), "no run or model at")
+    beside = base.with_name("base-distilled")
+    for named in (base, weights.checkpoints(base)[-1]):  # in its own folder a run would lose it
+        assert distill.run_folder(str(named)) == distill.run_folder(f"{named}/") == beside
+    monkeypatch.chdir(base)
+    assert distill.run_folder(".") == beside
     assert cli.main(["distill", str(base), "--steps", "3", "--set", "train.seed=8", *WORDS]) == 2
     assert "train.seed" in capsys.readouterr().err
     assert contents(distilled) == before

@@ -8,11 +8,13 @@ import pytest
 import torch
 from models import batch, random_jit, random_model
 
-from pra import PraError, Sampler, cli, load, solvers
+from pra import PraError, Sampler, cli, load, save, solvers
 from pra.config import SamplingConfig, Solver, TimeGrid, from_dict, to_dict
 from pra.generate import learnt_grid
+from pra.generate.guidance import Plan
 from pra.generate.learnt_grid import FINE, learn_grid
 from pra.images import to_uint8
+from pra.sample.options import How
 
 GUIDED = SamplingConfig(guidance=2.0, steps=2)
 
@@ -76,6 +78,14 @@ def test_where_there_is_nothing_to_learn(model, changes, words):
 # --- a grid of one's own ------------------------------------------------------------------------------------
 
 
+def test_both_ends_of_the_guidance_interval_belong_to_it():
+    """Times are float32, where 0.4 is a little more than it is as a number of a person."""
+    config = SamplingConfig(guidance=2.0, solver=Solver.EULER, steps=2, times=(0.0, 0.4, 1.0))
+    for low, high in ((0.0, 0.4), (0.4, 1.0)):
+        plan = Plan.of_head(replace(config, guidance_interval=(low, high)), 4)
+        assert plan.within() == (low == 0.0, True)
+
+
 @pytest.mark.parametrize("make", [random_model, random_jit])
 def test_times_are_the_grid(make):
     model = make()
@@ -119,6 +129,23 @@ def test_the_commands(run, tmp_path, capsys, few_rounds):
         assert part in capsys.readouterr().err
     assert cli.main(["grid", str(run), "--images", "0"]) == 2
     assert "--images 0 must be at least 1" in capsys.readouterr().err
+
+
+def test_what_is_given_replaces_a_models_own_grid(run, tmp_path, capsys):
+    """One's own times where the model has a grid; steps where it has times. The line of `pra grid` says all of it."""
+    model = load(run)
+    for name, changes in (("cosine", {"time_grid": TimeGrid.COSINE}), ("times", {"times": (0.0, 0.3, 1.0)})):
+        model.sampling = replace(model.sampling, **{"steps": 2, **changes})
+        save(model, tmp_path / name)
+        model.sampling = replace(model.sampling, time_grid=TimeGrid.UNIFORM, times=None)
+    given = How(times="0,0.4,1").sampler(tmp_path / "cosine", torch.device("cpu")).config
+    assert (given.times, given.time_grid) == ((0.0, 0.4, 1.0), TimeGrid.UNIFORM)
+    own = How(guidance=2.0).sampler(tmp_path / "times", torch.device("cpu")).config
+    assert own.times == (0.0, 0.3, 1.0)
+    for other in (How(steps=4), How(time_grid="cosine"), How(shift=2.0)):
+        assert other.sampler(tmp_path / "times", torch.device("cpu")).config.times is None
+    words = ["--guidance", "2", "--schedule", "linear", "--guidance-interval", "0.2,0.7", "--raw-weights"]
+    assert How(guidance=2, schedule="linear", guidance_interval="0.2,0.7", raw_weights=True).words("steps") == words
 
 
 def test_completing_takes_it_too():

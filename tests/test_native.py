@@ -1,17 +1,22 @@
 """The compiled arithmetic equals torch's, whatever the batch and the threads; and where it cannot be had, torch's."""
 
+import copy
+import ctypes
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from models import ALL, random_model
+from models import ALL, LEARNED, random_model
 
 from pra import Sampler
-from pra.config import Precision, SamplingConfig
+from pra.config import Precision, SamplingConfig, Solver, TransformerConfig
 from pra.generate import Engine
 from pra.generate.native import SWITCH, build, library
 from pra.generate.native.parts import NativeProduct, panels
@@ -83,16 +88,86 @@ def test_a_row_depends_neither_on_others_nor_on_threads(threads):
             assert torch.equal(native(x[:rows]), alone[:rows])
 
 
+WIDE = replace(
+    LEARNED,
+    backbone=TransformerConfig(depth=2, width=128, heads=4),
+    head=replace(LEARNED.head, width=136),
+    codec=replace(LEARNED.codec, decoder=TransformerConfig(depth=1, width=96, heads=4)),
+)
+"""Wide enough that threads share its products and its attention."""
+
+SETTINGS = [GUIDED, SamplingConfig(steps=1), SamplingConfig(solver=Solver.EULER, steps=3, guidance=1.5)]
+
+
 @compiles
-@pytest.mark.parametrize("name", ALL)
-def test_images_depend_neither_on_the_batch_nor_on_threads(name, threads):
-    model = random_model(ALL[name])
-    sampler = Sampler(model, GUIDED)
+@pytest.mark.parametrize("config", SETTINGS, ids=lambda config: f"{config.solver.value}-{config.steps}")
+@pytest.mark.parametrize("size", [*ALL.values(), WIDE], ids=[*ALL, "wide"])
+def test_images_depend_neither_on_the_batch_nor_on_threads(size, config, threads):
+    model = random_model(size)
+    sampler, most = Sampler(model, config), 40 if size is WIDE else 11
+    labels, seeds = [i % 5 for i in range(most)], list(range(most))
     threads(1)
-    whole = sampler.sample(LABELS, SEEDS)
+    whole = sampler.sample(labels, seeds)
     threads(3)
-    for first, last in ((0, 11), (0, 1), (3, 8), (10, 11)):
-        assert torch.equal(sampler.sample(LABELS[first:last], SEEDS[first:last]), whole[first:last])
+    for first, last in ((0, most), (0, 1), (3, 8), (10, 11)):
+        assert torch.equal(sampler.sample(labels[first:last], seeds[first:last]), whole[first:last])
+
+
+@compiles
+def test_threads_share_the_step_of_a_wide_model(threads, monkeypatch):
+    """And agree with torch's, in the first row: what is a last digit there grows along the raster."""
+    model, count, row = random_model(WIDE), 40, WIDE.patch_size
+    threads(3)
+    labels, seeds = [0] * count, list(range(count))
+    fast = Sampler(model, GUIDED).sample(labels, seeds)
+    monkeypatch.setenv(SWITCH, "0")
+    close(Sampler(model, GUIDED).sample(labels, seeds)[:, :, :row], fast[:, :, :row], 1e-3)
+
+
+@compiles
+def test_weights_that_change_in_ways_that_torch_does_not_count():
+    model = random_model()
+    sampler = Sampler(model, GUIDED)
+    before = sampler.sample(LABELS, SEEDS)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01, fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    stepped = sampler.sample(LABELS, SEEDS)
+    assert not torch.equal(stepped, before)
+    assert torch.equal(stepped, Sampler(copy.deepcopy(model), GUIDED).sample(LABELS, SEEDS))
+    head = model.head.out.weight
+    head.data[0, 0], head.data[0, 1] = head.data[0, 1].item(), head.data[0, 0].item()  # their sum stays
+    swapped = sampler.sample(LABELS, SEEDS)
+    assert not torch.equal(swapped, stepped)
+    assert torch.equal(swapped, Sampler(copy.deepcopy(model), GUIDED).sample(LABELS, SEEDS))
+
+
+@compiles
+def test_a_sampler_that_has_sampled_can_be_copied():
+    sampler = Sampler(random_model(), GUIDED)
+    images = sampler.sample(LABELS, SEEDS)
+    assert torch.equal(copy.deepcopy(sampler).sample(LABELS, SEEDS), images)
+
+
+@compiles
+def test_where_no_thread_can_be_had_one_does_it():
+    """The first job of a new process, which may start none."""
+    code = """
+import resource, torch
+from pra.generate.native import library
+from pra.generate.native.parts import NativeProduct
+from pra.generate.prepared import Linear, Prepared
+torch.set_num_threads(8)
+weights = torch.randn(2048, 512)
+product = NativeProduct(library(), Prepared(torch.float32), Linear(weights.t(), None))
+x, used = torch.randn(8, 512), int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, used + 2**20))
+y = product(x)
+print("made", float((y[0, :4] - (weights[:4] @ x[0])).abs().max()) < 1e-3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "made True\n", done.stderr
 
 
 @compiles
@@ -158,9 +233,37 @@ def test_a_compiler_that_fails_is_named(anew, monkeypatch):
     compiler.write_text("#!/bin/sh\necho 'no room for registers' >&2\nexit 1\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    with pytest.warns(UserWarning, match=r"broken-c\+\+ cannot compile .*no room for registers.*PRA_NATIVE=0"):
+    with pytest.warns(UserWarning, match=r"broken-c\+\+ \(no room for registers\).*PRA_NATIVE=0"):
         assert library() is None
     assert list((anew / "cache/pra/native").iterdir()) == []
+
+
+@compiles
+def test_a_damaged_library_is_made_again(anew, monkeypatch, recwarn):
+    assert library() is not None
+    (file,) = (anew / "cache/pra/native").iterdir()
+    file.unlink()  # not emptied: this process has it mapped
+    file.write_bytes(b"")
+    build._built.cache_clear()
+    known = ctypes.CDLL
+
+    def load(path):
+        """As a new process does, which does not have it already."""
+        if Path(path).stat().st_size == 0:
+            raise OSError("file too short")
+        return known(path)
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert library() is not None
+    assert file.stat().st_size > 0
+    assert not recwarn.list
+
+
+def test_a_source_that_is_not_there(anew, monkeypatch):
+    monkeypatch.setattr(build, "SOURCE", anew / "step.cpp")
+    monkeypatch.setattr(build, "_compiler", lambda: "c++")
+    with pytest.warns(UserWarning, match="images take a few times as long"):
+        assert library() is None
 
 
 @compiles

@@ -20,7 +20,7 @@ from pra.config import Precision, SamplingConfig, Solver
 from pra.device import autocast
 from pra.generate.decoding import chosen_head, prefill
 from pra.generate.guidance import Plan, scale_at
-from pra.generate.native import take_native
+from pra.generate.native import content_hash, take_native
 from pra.generate.prepared import BackboneWeights, DecoderWeights, HeadWeights, NativeTokens
 from pra.generate.runner import runner
 from pra.generate.step import Field, Place, product, transformer_step
@@ -35,8 +35,7 @@ class Engine:
     Everything happens under ``torch.inference_mode``, which the caller holds.
 
     Args:
-        model: its weights may change between two batches, in place but not through ``.data``, of which torch keeps no
-            count; :meth:`renew` takes them over.
+        model: its weights may change between two batches, in place; :meth:`renew` takes them over.
         config: checked against the model (:func:`pra.config.check_sampling`).
         batch: ``B``, images side by side.
         precision: of the matrix products; see :class:`pra.generate.Sampler`.
@@ -61,7 +60,7 @@ class Engine:
         self.backbone = BackboneWeights(model.backbone, dtype)
         self.head = HeadWeights(chosen_head(model, config), self.plan.times, self.plan.span, dtype)
         self.decoder = DecoderWeights(model.codec.decoder, dtype) if isinstance(model.codec, StateCodec) else None
-        self._memory, self._versions = _stamps(model)
+        self._memory, self._content = _memory(model), content_hash(model.parameters())
         self._run = runner(self.device, compile)
         if self.device.type == "cpu" and dtype is torch.float32 and self._run.bucket == 1:
             take_native(self.backbone, self.head, self.decoder)
@@ -77,11 +76,11 @@ class Engine:
 
     def renew(self) -> bool:
         """Takes over what has changed in the model's weights; False where they lie elsewhere: make another engine."""
-        memory, versions = _stamps(self.model)
-        if memory != self._memory:
+        if _memory(self.model) != self._memory:
             return False
-        if versions is None or versions != self._versions:
-            self._versions = versions
+        content = content_hash(self.model.parameters())
+        if content is None or content != self._content:
+            self._content = content
             self.refresh()
         return True
 
@@ -205,9 +204,5 @@ def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision) -> int
     return sum(cache.keys.nbytes + cache.values.nbytes for cache in caches if cache is not None)
 
 
-def _stamps(model: PRA) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Where each weight lies, and how often it was changed in place; None where torch does not count that."""
-    parameters = list(model.parameters())
-    counted = not any(parameter.is_inference() for parameter in parameters)
-    versions = tuple(parameter._version for parameter in parameters) if counted else None
-    return tuple(parameter.data_ptr() for parameter in parameters), versions
+def _memory(model: PRA) -> tuple[int, ...]:
+    return tuple(parameter.data_ptr() for parameter in model.parameters())

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from pra import solvers
 from pra.config import GuidanceSchedule, SamplingConfig, Solver
 
@@ -36,7 +38,7 @@ class Plan:
 
     def within(self) -> tuple[bool, ...]:
         """Whether each evaluation lies in the guidance interval."""
-        low, high = self.config.guidance_interval
+        low, high = torch.tensor(self.config.guidance_interval, device="cpu").tolist()  # float32, as the times are
         return tuple(low <= t <= high for t in self.times)
 
     def guided(self, position: int) -> bool:

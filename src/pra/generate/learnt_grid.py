@@ -2,7 +2,8 @@
 
 The backbone's conditions and the starts of real sampling are kept, with the states that a fine solver comes to; then
 the times between 0 and 1 are moved by gradient through the solver (as arXiv 2404.14507 optimises schedules, with the
-error of the solution in place of a bound on it). Half of the problems are kept back, to compare the grid with others.
+error of the solution in place of a bound on it). Half of the problems, of the same images, are kept back to compare the
+grid with others.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def _loss(model: PRA, config: SamplingConfig, problems: _Problems, times: Tensor
     conditions = torch.cat([problems.condition, problems.unconditional])
 
     def velocity(z: Tensor, t: Tensor) -> Tensor:
-        if not (config.guidance != 1.0 and low <= t.item() <= high):
+        if not (config.guidance != 1.0 and low <= t.detach() <= high):
             return model.head(z, t, problems.condition)  # type: ignore[no-any-return]
         return guided(model.head(z.repeat(2, 1), t, conditions), problems.scale)
 

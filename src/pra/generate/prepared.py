@@ -8,7 +8,7 @@ place: a captured step goes on reading the same memory when the weights have cha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,16 @@ from pra.nn.transformer import Block, KVCache, Transformer
 
 NativeTokens = Callable[[Tensor, KVCache | None, int], Tensor]
 """Takes tokens ``(B, T, width)`` through a transformer, behind so many that its cache holds."""
+
+
+class NativeHeadStep(Protocol):
+    """What the head does at one position (:class:`pra.generate.native.NativeHead`)."""
+
+    def context(self, times: Tensor, condition: Tensor) -> Tensor:
+        """``silu(times + condition)`` of all times and rows."""
+
+    def __call__(self, z: Tensor, modulated: Tensor, streams: int) -> Tensor:
+        """What the head predicts at one evaluation."""
 
 
 class Linear(NamedTuple):
@@ -157,7 +167,7 @@ class HeadWeights(Prepared):
     ``1 + scale`` of the last layer. ``native``, where there is one, predicts: :class:`pra.generate.native.NativeHead`.
     """
 
-    native: Callable[[Tensor, Tensor, int], Tensor] | None = None
+    native: NativeHeadStep | None = None
 
     def __init__(self, head: FlowHead, times: Sequence[float], span: float | None, dtype: torch.dtype) -> None:
         super().__init__(dtype)

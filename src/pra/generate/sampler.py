@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,9 @@ class Sampler:
     """Generates images from a model.
 
     An image is a function of (weights, label, seed, settings): the same noise exactly, and the same pixels up to the
-    rounding of batched arithmetic, whatever else is in the batch; on a CPU with a C++ compiler to the bit
-    (:mod:`pra.generate.native`). A batch whose caches the device cannot hold is generated in parts.
+    rounding of batched arithmetic, whatever else is in the batch; where the compiled arithmetic is used
+    (:mod:`pra.generate.native`) and nothing is completed, to the bit. A batch whose caches the device cannot hold is
+    generated in parts.
 
     Args:
         model: put into evaluation mode; stays where it is (``model.to(device)`` decides the device).
@@ -57,6 +59,10 @@ class Sampler:
         self.device = next(model.parameters()).device
         # An engine is out while a stream is under way: another stream makes one of its own.
         self._idle: dict[int, Engine] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without engines, which hold addresses: a copy makes its own."""
+        return self.__dict__ | {"_idle": {}}
 
     def sample(self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
         """One image per pair of label and seed.

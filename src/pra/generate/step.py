@@ -176,6 +176,10 @@ class Field:
         """Of the next evaluations, ``(streams * B, ...)`` each."""
         first, last, streams = next(group for group in modulated_groups(self.streams, batch) if group[0] == self.asked)
         rows = streams * batch
-        context = F.silu(self.weights.times[first:last].unsqueeze(1) + self.condition[:rows])
-        modulated = product(context.flatten(0, 1), self.weights.modulations)
+        times, condition, native = self.weights.times[first:last], self.condition[:rows], self.weights.native
+        if native is not None:
+            context = native.context(times, condition)
+        else:
+            context = F.silu(times.unsqueeze(1) + condition).flatten(0, 1)
+        modulated = product(context, self.weights.modulations)
         return list(torch.split(modulated, rows))

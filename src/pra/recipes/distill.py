@@ -8,6 +8,7 @@ docs/performance.md.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,31 +29,41 @@ EMA_DECAY = 0.99
 
 
 def run_folder(start: str) -> Path:
-    """``runs/fashion-distilled`` beside ``runs/fashion``."""
-    base = Path(start).expanduser()
-    return base.with_name(f"{base.name}-{NAME}")
+    """``runs/fashion-distilled`` beside ``runs/fashion``, or beside the run of a checkpoint.
+
+    Raises:
+        PraError: as :func:`configure`.
+    """
+    run = _run_of(start)
+    return run.with_name(f"{run.name}-{NAME}")
+
+
+def _run_of(start: str) -> Path:
+    folder = weights.run_of(weights.model_folder(start))
+    if folder is None:
+        raise PraError(f"{start} is no run: a second head is learnt from the data of the run, so name its folder")
+    named = Path(start).expanduser()
+    run = named if (named / weights.CONFIG).exists() and not (named / weights.MODEL).exists() else named.parent.parent
+    return run if run.name not in ("", "..") else Path(os.path.abspath(run))
 
 
 def configure(start: str, steps: int | None = None) -> RunConfig:
     """The run that gives a trained run a second head.
 
     Args:
-        start: the other run's folder.
+        start: the other run's folder, or one of its checkpoints.
         steps: of training; by default :data:`STEPS`.
 
     Raises:
         PraError: no run there, or one without a head of velocities over which to learn.
     """
-    base = weights.model_folder(start)
-    folder = weights.run_of(base)
-    if folder is None:
-        raise PraError(f"{start} is no run: a second head is learnt from the data of the run, so name its folder")
+    folder = _run_of(start)
     run = read_run(folder)
     if not isinstance(run.model, ModelConfig):
         raise PraError(f"{start} is a JiT, which has no head to distill")
     if run.model.head.shortcut:
         raise PraError(f"{start} has a second head already; sample it with --solver shortcut --steps 1, 2, 4 or 8")
-    return second_head(run, start, STEPS if steps is None else steps)
+    return second_head(run, str(Path(start).expanduser()), STEPS if steps is None else steps)
 
 
 def second_head(run: RunConfig, start: str, steps: int) -> RunConfig:

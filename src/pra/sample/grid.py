@@ -43,6 +43,6 @@ def grid_command(
     print("root mean square error of a state's numbers (their own mean square is 1) against many small steps, by grid:")
     for name, error in sorted(found.errors.items(), key=lambda pair: pair[1]):
         print(f"  {name:14} {error:.4f}")
-    times = ",".join(f"{t:.3f}".rstrip("0").rstrip(".") for t in found.times)
-    words = ["pra", "sample", *([str(run)] if run else []), "--solver", config.solver.value]
-    print(shlex.join([*words, "--guidance", f"{config.guidance:g}", "--times", times]))
+    times = ",".join(f"{t:.6g}" for t in found.times)
+    words = ["pra", "sample", *([str(run)] if run else []), *how.words("steps", "time_grid", "shift", "times")]
+    print(shlex.join([*words, "--times", times]))

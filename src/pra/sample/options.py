@@ -63,8 +63,26 @@ class How:
         if self.times is not None:
             times = _numbers(self.times, "--times")
             given |= {"times": times, "steps": len(times) - 1 if self.steps is None else self.steps}
-        settings |= {name: value for name, value in given.items() if value is not None}
+        settings |= _without_grid(settings, given) | {n: value for n, value in given.items() if value is not None}
         return Sampler(model, from_dict(SamplingConfig, settings, "sampling"), compile=self.compile)
+
+    def words(self, *without: str) -> list[str]:
+        """What was given, as a command has it, but for some: ``["--guidance", "2"]``."""
+        words: list[str] = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in without and value not in (None, False):
+                words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return words
+
+
+def _without_grid(settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What of a model's own grid has no meaning any more under what was given."""
+    default = to_dict(SamplingConfig())
+    if given["times"] is not None:
+        return {name: default[name] for name in ("time_grid", "shift")}
+    other = [name for name in ("steps", "time_grid", "shift") if given[name] is not None]
+    return {"times": None} if other or given["solver"] == Solver.SHORTCUT.value else {}
 
 
 def _numbers(text: str, option: str, count: int | None = None) -> list[float]:

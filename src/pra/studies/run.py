@@ -30,7 +30,7 @@ from pra.recipes.systems import parameters
 from pra.studies.measures import Judge, Measure, Row
 from pra.studies.records import Records
 from pra.train.loop import Interrupted, train
-from pra.train.run import FREE, read_metrics
+from pra.train.run import FREE, read_metrics, read_run
 
 LOOK_EVERY = 5.0
 """Seconds between two looks at the runs' metrics."""
@@ -106,7 +106,9 @@ class Workplace:
         if job.base is not None:
             start = self._folder(job, run_key(job.base))
             self._train(job.base, start)
-            config = replace(config, initial=str(start))
+            # Where runs have been moved since, what a run says itself.
+            known = read_run(folder).initial if (folder / weights.CONFIG).exists() else None
+            config = replace(config, initial=known or str(start))
         self._train(config, folder)
         return folder
 

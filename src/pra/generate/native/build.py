@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -23,10 +24,10 @@ SOURCE = Path(__file__).with_name("step.cpp")
 SWITCH = "PRA_NATIVE"
 """The environment variable that, set to 0, leaves everything to torch."""
 
-# Sums may be reordered into vectors, but infinities and NaNs stay what they are.
+# Nothing is reordered: infinities, NaNs and the order of sums stay as they are written.
 _FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
 
 # By what torch finds in the processor, not by -march=native: a home directory may be shared by unlike machines.
@@ -50,28 +51,32 @@ def library() -> ctypes.CDLL | None:
 @functools.cache
 def _built() -> ctypes.CDLL | None:
     compiler = _compiler()
-    if compiler is None or os.name != "posix":
+    if compiler is None:
         return None
     flags = (*_FLAGS, *_PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), ()))
-    asked = "\0".join([compiler, platform.machine(), *flags, SOURCE.read_text()])
-    name = f"step-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.so"
-    with contextlib.ExitStack() as stack:
-        path = cache_folder() / "native" / name
-        if not path.exists() and not _writable(path.parent):  # for this process alone, then
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pra-"))) / name
-        try:
-            if not path.exists():
-                _compile(path, [compiler, *flags, str(SOURCE)])
-            return ctypes.CDLL(str(path))
-        except (OSError, subprocess.SubprocessError) as error:
-            said = getattr(error, "stderr", None) or str(error)
-            reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
-            warnings.warn(
-                f"{compiler} cannot compile the fast sampler ({reason[:200]}): images take a few times as long; "
-                f"set CXX to another compiler, or {SWITCH}=0 to do without",
-                stacklevel=2,
-            )
-            return None
+    try:
+        asked = [compiler, platform.machine(), *platform.libc_ver(), *flags, SOURCE.read_text(encoding="utf-8")]
+        name = f"step-{hashlib.sha256(chr(0).join(asked).encode()).hexdigest()[:16]}.so"
+        kept = cache_folder() / "native" / name
+        if kept.exists():
+            with contextlib.suppress(OSError):  # damaged, or where nothing may be run from: another one, then
+                return ctypes.CDLL(str(kept))
+        with tempfile.TemporaryDirectory(prefix="pra-") as folder:
+            path = kept if _writable(kept.parent) else Path(folder) / name
+            _compile(path, [compiler, *flags, str(SOURCE)])
+            with contextlib.suppress(OSError):
+                return ctypes.CDLL(str(path))
+            shutil.copy(path, folder)
+            return ctypes.CDLL(str(Path(folder) / name))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+        warnings.warn(
+            f"the fast sampler cannot be made with {compiler} ({reason[:200]}): images take a few times as long; set "
+            f"CXX to another compiler, or {SWITCH}=0 to do without",
+            stacklevel=2,
+        )
+        return None
 
 
 def _compile(path: Path, command: list[str]) -> None:
@@ -93,5 +98,12 @@ def _writable(folder: Path) -> bool:
 
 
 def _compiler() -> str | None:
+    if os.name != "posix":
+        return None
     candidates = [os.environ.get("CXX"), "c++", "g++", "clang++"]
-    return next((found for name in candidates if name and (found := shutil.which(name))), None)
+    found = next((path for name in candidates if name and (path := shutil.which(name))), None)
+    # On a Mac without the developer's tools what lies there asks the user to install them.
+    if found and sys.platform == "darwin" and found.startswith("/usr/bin/"):
+        tools = subprocess.run(["xcode-select", "-p"], capture_output=True, check=False)
+        return found if tools.returncode == 0 else None
+    return found

@@ -7,7 +7,8 @@ engine watches, and copies, which :meth:`pra.generate.prepared.Prepared.refresh`
 from __future__ import annotations
 
 import ctypes
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,33 @@ LANES = 16
 """Outputs side by side in a panel of a matrix."""
 
 _POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+
+
+def _checked(function: Any, arguments: list[Any]) -> Callable[..., None]:
+    function.argtypes, function.restype = arguments, ctypes.c_int32
+
+    def call(*values: Any) -> None:
+        if function(*values):
+            raise MemoryError("no memory for a step of the sampler: fewer images side by side need less")
+
+    return call
+
+
+def content_hash(tensors: Iterable[Tensor]) -> tuple[int, ...] | None:
+    """What changes when a number in any of them does; None of what does not lie in this machine's memory as float32.
+
+    torch's own count of changes leaves out fused optimisers and ``.data``.
+    """
+    found = library()
+    if found is None:
+        return None
+    found.pra_hash.argtypes, found.pra_hash.restype = [_POINTER, _COUNT], ctypes.c_uint64
+    hashes = []
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or tensor.dtype is not torch.float32 or not tensor.is_contiguous():
+            return None
+        hashes.append(int(found.pra_hash(tensor.data_ptr(), tensor.numel())))
+    return tuple(hashes)
 
 
 class _Linear(ctypes.Structure):
@@ -101,9 +129,7 @@ class NativeProduct:
     def __init__(self, library: ctypes.CDLL, weights: Prepared, linear: Linear) -> None:
         self._held = weights.copies  # the structure has but addresses
         self._linear, self._outputs = _linear(weights, linear), linear.matrix.shape[1]
-        self._call = library.pra_product
-        self._call.restype = None
-        self._call.argtypes = [_POINTER, _POINTER, _POINTER, _COUNT, _THREADS]
+        self._call = _checked(library.pra_product, [_POINTER, _POINTER, _POINTER, _COUNT, _THREADS])
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(rows, inputs)`` to ``(rows, outputs)``."""
@@ -136,12 +162,9 @@ class NativeTransformer:
                 for block in weights.blocks
             )
         )
-        self._call = library.pra_transformer
-        self._call.restype = None
-        self._call.argtypes = [
-            *(_POINTER, _COUNT, _POINTER, _COUNT, _COUNT, _POINTER, _COUNT, _COUNT),
-            *(_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _THREADS),
-        ]
+        first = [_POINTER, _COUNT, _POINTER, _COUNT, _COUNT, _POINTER, _COUNT, _COUNT]
+        rest = [_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _THREADS]
+        self._call = _checked(library.pra_transformer, [*first, *rest])
 
     def __call__(self, x: Tensor, cache: KVCache | None, before: int) -> Tensor:
         """Tokens ``(B, T, width)`` behind ``before`` others to the same; their keys and values join the cache."""
@@ -190,12 +213,20 @@ class NativeHead:
             )
         )
         self._state_in, self._out = _linear(weights, weights.state_in), _linear(weights, weights.out)
-        self._call = library.pra_head
-        self._call.restype = None
-        self._call.argtypes = [
-            *(_POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT),
-            *(_POINTER, _COUNT, _POINTER, _THREADS),
-        ]
+        first = [_POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT]
+        self._call = _checked(library.pra_head, [*first, _POINTER, _COUNT, _POINTER, _THREADS])
+        self._context = _checked(library.pra_context, [_POINTER, _COUNT, _POINTER, _COUNT, _COUNT, _POINTER])
+
+    def context(self, times: Tensor, condition: Tensor) -> Tensor:
+        """``silu(times + condition)`` of ``(K, width)`` and ``(rows, width)``: ``(K * rows, width)``.
+
+        In torch's own a number's last digit depends on its place in memory.
+        """
+        times, condition = times.contiguous(), condition.contiguous()
+        (count, width), rows = times.shape, len(condition)
+        y = torch.empty(count * rows, width)
+        self._context(times.data_ptr(), count, condition.data_ptr(), rows, width, y.data_ptr())
+        return y
 
     def __call__(self, z: Tensor, modulated: Tensor, streams: int) -> Tensor:
         """States ``(B, d)`` to ``(streams * B, d)``; ``modulated`` has a row for each of these."""

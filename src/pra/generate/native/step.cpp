@@ -3,7 +3,7 @@
 // The formulas are those of pra/generate/step.py, which the tests hold this file to. A number depends neither on the
 // other rows of its batch nor on how many threads share the work: every sum runs in one order.
 //
-// Matrices come as panels (pra/native/panels): LANES outputs side by side, so that one input times one vector of a
+// Matrices come as panels (pra.generate.native.parts.panels): LANES outputs side by side, so that one input times one vector of a
 // panel adds to LANES sums, and nothing has to be summed across a vector. The compiler's vector types make of a vector
 // what the processor has: one register with AVX-512, two with AVX2, four with NEON.
 
@@ -15,8 +15,9 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <memory>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -31,7 +32,7 @@ constexpr int TILE_ROWS = 8, TILE_SUMS = 16;  // of 32 registers
 #elif defined(__aarch64__)
 constexpr int TILE_ROWS = 4, TILE_SUMS = 4;  // of four registers each
 #else
-constexpr int TILE_ROWS = 4, TILE_SUMS = 4;  // of two registers each, of 16
+constexpr int TILE_ROWS = 4, TILE_SUMS = 4;  // with AVX2 of two registers each, of 16
 #endif
 
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
@@ -50,51 +51,60 @@ class Pool {
         return *pool;
     }
 
-    // work(k) for every k below count, on as many threads; that of the caller is one of them.
+    // work(k) for every k below count, on as many threads if they can be had; that of the caller is one of them.
     void run(int count, const std::function<void(int)>& work) {
         std::unique_lock<std::mutex> only(busy_, std::try_to_lock);
-        if (count < 2 || !only.owns_lock()) {
-            for (int k = 0; k < count; k++) work(k);
-            return;
+        const int helpers = only.owns_lock() ? started(count - 1) : 0;
+        if (helpers) {
+            {
+                std::lock_guard<std::mutex> lock(state_);
+                work_ = &work;
+                helpers_ = helpers;
+                left_.store(helpers, std::memory_order_relaxed);
+                round_.fetch_add(1, std::memory_order_release);
+            }
+            wake_.notify_all();
         }
-        while (static_cast<int>(threads_.size()) < count - 1) {
-            const int number = static_cast<int>(threads_.size()) + 1;
-            threads_.emplace_back([this, number, seen = round_.load()] { serve(number, seen); });
-            threads_.back().detach();
-        }
-        {
-            std::lock_guard<std::mutex> lock(sleeping_);
-            work_ = &work;
-            count_ = count;
-            left_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
-            round_.fetch_add(1, std::memory_order_release);
-        }
-        wake_.notify_all();
         work(0);
-        while (left_.load(std::memory_order_acquire)) std::this_thread::yield();
+        for (int k = helpers + 1; k < count; k++) work(k);
+        while (helpers && left_.load(std::memory_order_acquire)) std::this_thread::yield();
     }
 
    private:
+    // As many of the threads wanted as there are, or as the system lets be made.
+    int started(int wanted) {
+        try {
+            for (; threads_ < wanted; threads_++)
+                std::thread([this, number = threads_ + 1, seen = round_.load()] { serve(number, seen); }).detach();
+        } catch (const std::system_error&) {
+        }
+        return std::min(wanted, threads_);
+    }
+
     void serve(int number, uint32_t seen) {
         for (;;) {
             const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
             while (round_.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until) {}
-            if (round_.load(std::memory_order_acquire) == seen) {
-                std::unique_lock<std::mutex> lock(sleeping_);
-                wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
+            const std::function<void(int)>* work = nullptr;
+            {
+                std::unique_lock<std::mutex> lock(state_);
+                wake_.wait(lock, [&] { return round_.load(std::memory_order_relaxed) != seen; });
+                seen = round_.load(std::memory_order_relaxed);
+                if (number <= helpers_) work = work_;
             }
-            seen = round_.load(std::memory_order_acquire);
-            if (number < count_) (*work_)(number);
+            if (!work) continue;
+            (*work)(number);
             left_.fetch_sub(1, std::memory_order_release);
         }
     }
 
     const pid_t process_ = getpid();
-    std::mutex busy_, sleeping_;
+    std::mutex busy_, state_;
     std::condition_variable wake_;
-    std::vector<std::thread> threads_;
+    int threads_ = 0;
+    // The job of a round, under state_.
     const std::function<void(int)>* work_ = nullptr;
-    int count_ = 0;
+    int helpers_ = 0;
     std::atomic<int> left_{0};
     std::atomic<uint32_t> round_{0};
 };
@@ -198,12 +208,12 @@ void product(const Linear& linear, const float* x, float* y, int64_t rows, int t
 
 // --- everything between products ----------------------------------------------------------------------------------
 
-// e^x to a unit in the last place or two (Cephes' polynomial); in this form compilers make vectors of it.
+// e^x to about a unit in the last place (Cephes' polynomial); in this form compilers make vectors of it.
 inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
     const float n = std::floor(x * 1.44269504f + 0.5f);
-    const float r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
     float p = 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
@@ -217,44 +227,58 @@ inline float exponential(float x) {
     return p * power;
 }
 
-inline float square_sum(const float* x, int64_t size) {
-    float sum = 0;
-    for (int64_t i = 0; i < size; i++) sum += x[i] * x[i];
-    return sum;
+inline float silu(float x) { return x / (1.0f + exponential(-x)); }
+
+// The sum of term(i), a vector from i on, over 0..size, in an order of its own; behind the end a vector has zeros.
+template <class Term>
+inline float sum(int64_t size, const Term& term) {
+    Lanes sums = {};
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) sums += term(i, LANES);
+    if (i < size) sums += term(i, size - i);
+    float total = 0;
+    for (int64_t k = 0; k < LANES; k++) total += sums[k];
+    return total;
+}
+
+// A vector from x on, of which so many are there.
+inline Lanes from(const float* x, int64_t valid) {
+    if (valid == LANES) return *reinterpret_cast<const Lanes*>(x);
+    Lanes lanes = {};
+    std::memcpy(&lanes, x, valid * sizeof(float));
+    return lanes;
+}
+
+inline float dot(const float* x, const float* y, int64_t size) {
+    return sum(size, [=](int64_t i, int64_t valid) { return from(x + i, valid) * from(y + i, valid); });
 }
 
 void rms_norm(const float* x, const float* weight, float* y, int64_t width) {
-    const float factor = 1.0f / std::sqrt(square_sum(x, width) / width + EPSILON);
-    if (weight)
-        for (int64_t i = 0; i < width; i++) y[i] = x[i] * factor * weight[i];
-    else
-        for (int64_t i = 0; i < width; i++) y[i] = x[i] * factor;
+    const float factor = 1.0f / std::sqrt(dot(x, x, width) / width + EPSILON);
+    for (int64_t i = 0; i < width; i++) y[i] = x[i] * factor * weight[i];
 }
 
 // LayerNorm with weight and bias, or null, then shift + scale * what it gives.
 void modulated_norm(const float* x, const float* weight, const float* bias, const float* shift, const float* scale,
                     float* y, int64_t width) {
-    float mean = 0;
-    for (int64_t i = 0; i < width; i++) mean += x[i];
-    mean /= width;
-    float variance = 0;
-    for (int64_t i = 0; i < width; i++) variance += (x[i] - mean) * (x[i] - mean);
-    const float factor = 1.0f / std::sqrt(variance / width + EPSILON);
+    const float mean = sum(width, [=](int64_t i, int64_t valid) { return from(x + i, valid); }) / width;
+    for (int64_t i = 0; i < width; i++) y[i] = x[i] - mean;
+    const float factor = 1.0f / std::sqrt(dot(y, y, width) / width + EPSILON);
     if (weight)
-        for (int64_t i = 0; i < width; i++) y[i] = shift[i] + scale[i] * ((x[i] - mean) * factor * weight[i] + bias[i]);
+        for (int64_t i = 0; i < width; i++) y[i] = shift[i] + scale[i] * (y[i] * factor * weight[i] + bias[i]);
     else
-        for (int64_t i = 0; i < width; i++) y[i] = shift[i] + scale[i] * ((x[i] - mean) * factor);
+        for (int64_t i = 0; i < width; i++) y[i] = shift[i] + scale[i] * (y[i] * factor);
 }
 
 // silu(gate) * value of (rows, 2 hidden), as (rows, hidden).
 void gated(const float* x, float* y, int64_t rows, int64_t hidden) {
     for (int64_t r = 0; r < rows; r++, x += 2 * hidden, y += hidden)
-        for (int64_t i = 0; i < hidden; i++) y[i] = x[i] / (1.0f + exponential(-x[i])) * x[hidden + i];
+        for (int64_t i = 0; i < hidden; i++) y[i] = silu(x[i]) * x[hidden + i];
 }
 
 // The head's size in the rotary table: x * own + (x, its halves exchanged) * other, after a norm without weight.
 void turned(float* x, const float* own, const float* other, int64_t size) {
-    const float factor = 1.0f / std::sqrt(square_sum(x, size) / size + EPSILON);
+    const float factor = 1.0f / std::sqrt(dot(x, x, size) / size + EPSILON);
     const int64_t half = size / 2;
     for (int64_t i = 0; i < half; i++) {
         const float a = x[i] * factor, b = x[half + i] * factor;
@@ -269,16 +293,11 @@ void attend(const float* query, const float* keys, const float* values, int64_t 
     const float factor = 1.0f / std::sqrt(static_cast<float>(size));
     float most = -INFINITY;
     for (int64_t t = 0; t < tokens; t++) {
-        float sum = 0;
-        for (int64_t i = 0; i < size; i++) sum += query[i] * keys[t * size + i];
-        scores[t] = sum * factor;
+        scores[t] = dot(query, keys + t * size, size) * factor;
         most = scores[t] > most ? scores[t] : most;
     }
-    float total = 0;
-    for (int64_t t = 0; t < tokens; t++) {
-        scores[t] = exponential(scores[t] - most);
-        total += scores[t];
-    }
+    for (int64_t t = 0; t < tokens; t++) scores[t] = exponential(scores[t] - most);
+    const float total = sum(tokens, [=](int64_t i, int64_t valid) { return from(scores + i, valid); });
     for (int64_t i = 0; i < size; i++) y[i] = 0;
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t i = 0; i < size; i++) y[i] += scores[t] * values[t * size + i];
@@ -292,21 +311,12 @@ float* room(size_t size) {
     return kept.data();
 }
 
-}  // namespace
-
-extern "C" {
-
-// y = x @ matrix + bias of (rows, inputs).
-void pra_product(const Linear* linear, const float* x, float* y, int64_t rows, int32_t threads) {
-    product(*linear, x, y, rows, threads);
-}
-
 // `tokens` tokens behind the `before` that the cache holds: x (sequences, tokens, width) in place.
 // own, other: (any, depth, 2, size), the rotary table from the first of them on, for queries and keys. keys, values:
 // (depth, sequences, heads, capacity, size), or null where a token is a sequence of its own.
-void pra_transformer(const Block* blocks, int64_t depth, const float* norm, int64_t heads, int64_t width, float* x,
-                     int64_t sequences, int64_t tokens, const float* own, const float* other, float* keys,
-                     float* values, int64_t capacity, int64_t before, int32_t threads) {
+void transformer(const Block* blocks, int64_t depth, const float* norm, int64_t heads, int64_t width, float* x,
+                 int64_t sequences, int64_t tokens, const float* own, const float* other, float* keys,
+                 float* values, int64_t capacity, int64_t before, int32_t threads) {
     const int64_t size = width / heads, hidden = blocks[0].mlp_out.inputs, rows = sequences * tokens;
     float* normed = room(rows * (2 * width + std::max(3 * width, 3 * hidden)) + sequences * heads * (before + tokens));
     float *y = normed + rows * width, *wide = y + rows * width, *narrow = wide + rows * 2 * hidden;
@@ -351,8 +361,8 @@ void pra_transformer(const Block* blocks, int64_t depth, const float* norm, int6
 
 // What the head predicts for (rows, state) at one time: y (rows, state). states: those of `given` rows, which repeat.
 // modulated: (rows, all modulations), as pra/generate/prepared.py lays them out.
-void pra_head(const HeadBlock* blocks, int64_t depth, const Linear* state_in, const Linear* out, const float* states,
-              int64_t given, int64_t rows, const float* modulated, int64_t stride, float* y, int32_t threads) {
+void head(const HeadBlock* blocks, int64_t depth, const Linear* state_in, const Linear* out, const float* states,
+          int64_t given, int64_t rows, const float* modulated, int64_t stride, float* y, int32_t threads) {
     const int64_t width = state_in->outputs, hidden = depth ? blocks[0].out.inputs : 0;
     float* x = room(rows * (2 * width + 3 * hidden));
     float *normed = x + rows * width, *wide = normed + rows * width, *narrow = wide + rows * 2 * hidden;
@@ -378,5 +388,72 @@ void pra_head(const HeadBlock* blocks, int64_t depth, const Linear* state_in, co
                        normed + r * width, width);
     product(*out, normed, y, rows, threads);
 }
+
+// silu(times + condition) of every time and row: (times, rows, width).
+void context(const float* times, int64_t count, const float* condition, int64_t rows, int64_t width, float* y) {
+    for (int64_t k = 0; k < count; k++)
+        for (int64_t r = 0; r < rows; r++, y += width)
+            for (int64_t i = 0; i < width; i++) y[i] = silu(times[k * width + i] + condition[r * width + i]);
+}
+
+// A hash of size numbers: each lane's of its own, folded at the end. For telling whether weights have changed.
+uint64_t hash(const void* numbers, int64_t size) {
+    typedef uint32_t Bits __attribute__((vector_size(LANES * sizeof(uint32_t)), aligned(4), may_alias));
+    constexpr int64_t TOGETHER = 4;  // multiplications take turns
+    Bits sums[TOGETHER] = {};
+    const char* from = static_cast<const char*>(numbers);
+    int64_t i = 0;
+    for (; i + TOGETHER * LANES <= size; i += TOGETHER * LANES)
+        for (int64_t k = 0; k < TOGETHER; k++)
+            sums[k] = sums[k] * 0x9E3779B1u + *reinterpret_cast<const Bits*>(from + (i + k * LANES) * sizeof(uint32_t));
+    uint64_t whole = 0;
+    for (int64_t k = 0; k < TOGETHER; k++)
+        for (int64_t lane = 0; lane < LANES; lane++) whole = (whole ^ sums[k][lane]) * 0x100000001B3u;
+    for (; i < size; i++) {
+        uint32_t number;
+        std::memcpy(&number, from + i * sizeof number, sizeof number);
+        whole = (whole ^ number) * 0x100000001B3u;
+    }
+    return whole;
+}
+
+// 0, or 1 where memory is short: no exception may reach a caller who is not C++.
+template <class Work>
+int32_t done(const Work& work) {
+    try {
+        work();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t pra_product(const Linear* linear, const float* x, float* y, int64_t rows, int32_t threads) {
+    return done([=] { product(*linear, x, y, rows, threads); });
+}
+
+int32_t pra_transformer(const Block* blocks, int64_t depth, const float* norm, int64_t heads, int64_t width, float* x,
+                        int64_t sequences, int64_t tokens, const float* own, const float* other, float* keys,
+                        float* values, int64_t capacity, int64_t before, int32_t threads) {
+    return done([=] {
+        transformer(blocks, depth, norm, heads, width, x, sequences, tokens, own, other, keys, values, capacity, before,
+                    threads);
+    });
+}
+
+int32_t pra_head(const HeadBlock* blocks, int64_t depth, const Linear* state_in, const Linear* out, const float* states,
+                 int64_t given, int64_t rows, const float* modulated, int64_t stride, float* y, int32_t threads) {
+    return done([=] { head(blocks, depth, state_in, out, states, given, rows, modulated, stride, y, threads); });
+}
+
+int32_t pra_context(const float* times, int64_t count, const float* condition, int64_t rows, int64_t width, float* y) {
+    return done([=] { context(times, count, condition, rows, width, y); });
+}
+
+uint64_t pra_hash(const void* numbers, int64_t size) { return hash(numbers, size); }
 
 }  // extern "C"
