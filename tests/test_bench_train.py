@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -182,7 +183,9 @@ def test_memory_and_time() -> None:
     assert needs.memory(4) - needs.memory(2) == 2 * needs.image_bytes > 0
     assert plan.device_memory(run, needs, 4) == needs.memory(4)
     sharded = dataclasses.replace(run, train=dataclasses.replace(run.train, parallel=Parallelism.FSDP))
-    assert needs.memory(4) - plan.device_memory(sharded, needs, 4) == needs.state_bytes - needs.state_bytes // 4
+    assert needs.memory(4) - plan.device_memory(sharded, needs, 8) == needs.state_bytes - needs.state_bytes // 8
+    # Two micro-batches in a step: until the second is through, each of four devices has all gradients.
+    assert plan.device_memory(sharded, needs, 4) - needs.memory(4, 4) == 4 * needs.parameters * 3 // 4
     slow, fast = plan.forecasts(run, needs, 4, 1e12, [0.2, 0.4])
     assert slow.seconds == pytest.approx(2 * fast.seconds)
     assert fast.images_per_second * needs.flops == pytest.approx(4 * 0.4 * 1e12)
@@ -264,6 +267,16 @@ def test_one_device_at_a_time(call: Call, monkeypatch: pytest.MonkeyPatch) -> No
     code, _, error = call("tiny")
     assert code == 2
     assert "measures one device: start it without torchrun" in error
+
+
+def test_nothing_is_called_compiled_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=fail))
+    run = override(pra.recipe("tiny:jit"), "train.compile", "true")
+    with pytest.warns(UserWarning, match="goes on without"):
+        refused(lambda: measure_step(run, CPU, 1, None), "train.compile failed (no compiler)")
 
 
 def test_too_large_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

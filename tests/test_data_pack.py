@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import signal
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +22,11 @@ from test_data import config, imagenet, jpeg, picture, tar_of, write_idx
 from pra import cli
 from pra.config import OnSmall
 from pra.data import Source, open_source, prepare
+from pra.data import pack as pack_module
 from pra.data.check import check
 from pra.data.emoji import FONT, GROUPS
 from pra.data.pack import Packing, pack
+from pra.locks import locked
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +141,21 @@ def test_an_interrupted_packing_goes_on(photos: str, tmp_path: Path) -> None:
     pack(source, tmp_path / "again", Packing(shard_images=2), 0)
     assert contents(folder) == contents(tmp_path / "again")
     refused(lambda: pack(source, folder, Packing(shard_images=2), 0), f"{folder} exists already")
+
+
+def test_two_commands_do_not_pack_into_one_folder(photos: str, tmp_path: Path) -> None:
+    source, partial = open_source(photos), tmp_path / ".packed.partial"
+    with locked(partial, "filled", "wait"):
+        refused(lambda: pack(source, tmp_path / "packed", Packing(), 0), f"{partial} is being filled by", "folder")
+        assert [path.name for path in partial.iterdir()] == [".lock"]
+    pack(source, tmp_path / "packed", Packing(), 0)
+    assert not (tmp_path / "packed" / ".lock").exists()
+
+
+def test_a_worker_that_is_killed_while_packing(photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_module._Encoder, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    refused(lambda: pack(open_source(photos), tmp_path / "packed", Packing(), 1), "has died", "--workers", "memory")
+    assert not (tmp_path / "packed").exists()
 
 
 def test_corrupt_images_left_out(photos: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from refusal import refused
 from test_data import config, jpeg, picture, same_jpeg, tar_of
 
 from pra.config import OnCorrupt
-from pra.data import Source, TrainingSet, batches, fetch, open_source
+from pra.data import Source, TrainingSet, batches, fetch, hf, open_source
 from pra.data.images import CorruptImage
 
 
@@ -170,6 +170,8 @@ def test_wds_shards_that_will_not_do(shards: Path) -> None:
     refused_with("a-1.tar", unlabelled, f"0004.jpg in {shards}/a-1.tar has no class (0004.cls)", "add or remove")
     refused_with("a-1.tar", tar_of({"a.jpg": b"", "a.cls": b"cat"}), f"a.cls in {shards}/a-1.tar holds b'cat'")
     refused_with("a-1.tar", tar_of({"a.jpg": b"", "a.cls": b"-1"}), "holds b'-1'", "0 or more")
+    number = tar_of({"a.jpg": b"", "a.cls": b"999999999"})
+    refused_with("a-1.tar", number, f"a.jpg in {shards}/a-1.tar has class 999999999", "below 100000", "classes.json")
     refused_with("a-1.tar", tar_of({"a.jpg": b"", "a.png": b""}), "two images of one sample, a.jpg and a.png")
     refused_with("classes.json", b'["cat", "dog"]', "has class 2, but classes.json beside it names 2")
     refused_with("classes.json", b'{"cat": 0}', "classes.json is not a list")
@@ -510,6 +512,15 @@ def test_hf_corrupt_images(hub: Any, tmp_path: Path) -> None:
 )
 def test_hf_names_that_will_not_do(rows: Path, query: str, parts: list[str]) -> None:
     refused(lambda: open_source(f"hf:{rows}{query}"), *parts)
+
+
+def test_hf_identifiers_are_no_classes() -> None:
+    """A name for each number up to the highest would fill the memory."""
+    values = np.array([3, 99_999])
+    assert len(hf._labels("hf:x", "id", values, {"id": None}, 2)[1]) == 100_000
+    values[1] = 10**15
+    way_out = ("row 1 of column 'id' has class 1000000000000000", "below 100000", "label=none")
+    refused(lambda: hf._labels("hf:x", "id", values, {"id": None}, 2), *way_out)
 
 
 def test_hf_paths_that_will_not_do(rows: Path, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

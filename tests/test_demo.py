@@ -5,27 +5,43 @@ from __future__ import annotations
 import base64
 import builtins
 import io
+import os
 import re
+import signal
 import socket
-from collections.abc import Iterator
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from browser import free_port
 from models import LEARNED, random_jit, random_model
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from refusal import refused
 
 import pra
-from pra import cli
-from pra.config import DataConfig, Fit
-from pra.demo import markup, page
+from pra import cli, weights
+from pra.config import DataConfig, Fit, SamplingConfig, Solver
+from pra.demo import command, markup, page
 from pra.demo.about import describe
 from pra.demo.command import check_address
 from pra.demo.exhibit import Exhibit, load_exhibits
-from pra.demo.generation import EVERY_CLASS, LAST_SEED, MOST_PICTURES, Request, answer, keep_rows
+from pra.demo.generation import (
+    EVERY_CLASS,
+    LAST_SEED,
+    MOST_PICTURES,
+    OWN_STEPS,
+    Request,
+    answer,
+    keep_rows,
+    sampling_of,
+)
 from pra.demo.handlers import MOST_KEPT, Handlers, Turn
 from pra.demo.upload import MOST_PIXELS, fit_upload, read_upload
 from pra.images import to_uint8
@@ -58,7 +74,8 @@ def asked(**changes: Any) -> Request:
         ({"count": MOST_PICTURES + 1}, ("number of pictures", "got 17")),
         ({"guidance": float("nan")}, ("guidance",)),
         ({"guidance": 11}, ("guidance", "between 0 and 10", "got 11")),
-        ({"steps": 101}, ("number of steps", "between 1 and 100", "got 101")),
+        ({"steps": 101}, ("number of steps", "between 0 and 100", "got 101")),
+        ({"steps": -1}, ("number of steps", "got -1")),
         ({"steps": None}, ("number of steps is empty",)),
     ],
 )
@@ -96,6 +113,27 @@ def test_two_models_take_turns_with_the_same_labels_and_seeds() -> None:
     first, second = steps[-1]
     assert first.captions == second.captions
     assert first.name != second.name
+
+
+def test_each_model_takes_its_own_steps_until_others_are_asked_for() -> None:
+    learnt, distilled = random_model(), random_model(head=replace(LEARNED.head, shortcut=True))
+    learnt.sampling = SamplingConfig(steps=3, times=(0.0, 0.2, 0.7, 1.0))
+    distilled.sampling = SamplingConfig(solver=Solver.SHORTCUT, steps=4)
+    shown = [exhibit(learnt), exhibit(distilled, "two")]
+
+    def taken(steps: int) -> list[tuple[int, bool]]:
+        settings = [sampling_of(one.model, asked(steps=steps)) for one in shown]
+        return [(one.steps, one.times is None) for one in settings]
+
+    assert taken(OWN_STEPS) == [(3, False), (4, True)]
+    assert taken(3)[0] == (3, False)
+    assert taken(4) == [(4, True), (4, True)]
+    assert [taken(steps)[1][0] for steps in (1, 2, 5, 7, 100)] == [1, 2, 4, 8, 8]
+    for steps, note in ((OWN_STEPS, ""), (4, ""), (10, "8 steps in place of 10: this model takes 1, 2, 4, 8")):
+        *_, sheets = answer(shown, asked(steps=steps, count=1))
+        assert [sheet.error for sheet in sheets] == ["", ""]
+        assert [sheet.note for sheet in sheets] == ["", note]
+        assert note in markup.show_sheets(sheets)
 
 
 def test_one_model_fails_and_the_other_goes_on() -> None:
@@ -191,12 +229,43 @@ def test_uploads_that_are_no_pictures(tmp_path: Path) -> None:
     refused(lambda: read_upload(tmp_path / "empty.png"), "empty.png: not an image")
 
 
+def test_of_pillow_s_formats_the_usual_ones_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = saved(tmp_path / "drawing.png", (8, 6))
+    with Image.open(picture) as drawing:
+        drawing.save(tmp_path / "drawing.eps")
+        drawing.save(tmp_path / "drawing.ico")
+    (tmp_path / "drawing.eps").rename(tmp_path / "eps.png")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("a program is started"))
+    for name in ("eps.png", "drawing.ico"):
+        refused(
+            lambda name=name: read_upload(tmp_path / name), f"{name}: not an image in any format that is taken here"
+        )
+    Image.new("F", (8, 6)).save(tmp_path / "float.tif")
+    with pytest.raises(pra.PraError, match=r"float\.tif: floating-point pixels .*; give another picture") as raised:
+        fit_upload(read_upload(tmp_path / "float.tif"), LEARNED, exhibit(random_model()).data)
+    assert "on_corrupt" not in str(raised.value)
+
+
+def test_the_frames_of_an_animation_are_not_walked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [Image.new("L", (8, 6), grey) for grey in range(9)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    real, sought = GifImageFile._seek, []
+
+    def seek(self: GifImageFile, frame: int, update_image: bool = True) -> None:
+        sought.append(frame)
+        real(self, frame, update_image)
+
+    monkeypatch.setattr(GifImageFile, "_seek", seek)
+    assert read_upload(tmp_path / "moving.gif").done == ("first picture of an animation",)
+    assert max(sought) == 1
+
+
 def test_uploads_beyond_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(lambda: read_upload(saved(tmp_path / "thread.png", (210, 10), "1")), "thread.png has 210x10", "cut out")
     side = int(MOST_PIXELS**0.5) + 1
     path = tmp_path / "large.png"
     Image.new("1", (side, side)).save(path)
-    monkeypatch.setattr("pra.demo.upload.decode", None)  # its pixels are never read
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("its pixels are read"))
     refused(lambda: read_upload(path), f"large.png has {side}x{side} pixels, more than 64 million", "smaller")
 
 
@@ -338,7 +407,9 @@ def test_the_page_of_a_model_without_classes_and_of_immoderate_settings() -> Non
     values = {one["label"]: (one.get("value"), one.get("visible")) for one in props if one.get("label")}
     assert values["Class"] == (0, False)
     assert values["Guidance (1 is none)"][0] == 10
-    assert values["Solver steps"][0] == 100
+    assert values["Solver steps"][0] == OWN_STEPS
+    (info,) = {one["info"] for one in props if one.get("label") == "Solver steps"}
+    assert info == "0: what the model recommends (100)"
 
 
 # --- the command --------------------------------------------------------------------------------------------
@@ -357,6 +428,93 @@ def test_a_port_in_use_and_other_places_to_listen(capsys: pytest.CaptureFixture[
     refused(lambda: check_address("127.0.0.1", 70000), "--port 70000 is out of range")
     refused(lambda: check_address("203.0.113.7", port), "--host 203.0.113.7 cannot be listened at")
     refused(lambda: check_address("not an address", port), "--host 'not an address' is no address")
+
+
+class Page:
+    """In place of Gradio's: how it was launched, and whether it was closed."""
+
+    def __init__(self) -> None:
+        self.launched: dict[str, Any] = {}
+        self.closed = False
+
+    def launch(self, **options: Any) -> None:
+        self.launched = options
+
+    def close(self, verbose: bool) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Without Gradio; ``stand_in(signum)`` chooses the signal that comes while the page is served."""
+    monkeypatch.setattr(command, "gradio", lambda: None)
+    monkeypatch.setattr(command, "launch_options", dict)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # to be put back
+
+    def choose(signum: int) -> None:
+        waiting = SimpleNamespace(wait=lambda: signal.raise_signal(signum))
+        monkeypatch.setattr(command, "threading", SimpleNamespace(Event=lambda: waiting))
+
+    return choose
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_it_and_nothing_is_left(
+    signum: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: Callable[[int], None]
+) -> None:
+    built, before = Page(), signal.getsignal(signal.SIGTERM)
+
+    def build(exhibits: Sequence[Exhibit]) -> Page:
+        (Path(os.environ["GRADIO_TEMP_DIR"]) / "upload.png").touch()
+        return built
+
+    stand_in(signum)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(command, "build_page", build)
+    assert cli.main(["demo", str(trained), "--device", "cpu", "--port", str(free_port())]) == 130
+    assert built.closed
+    assert list(tmp_path.glob("pra-demo-*")) == []
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_model_that_comes_with_pra_is_called_so(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: Callable[[int], None]
+) -> None:
+    shown: list[Exhibit] = []
+    stand_in(signal.SIGINT)
+    monkeypatch.setattr(weights, "SHIPPED", pra.export(trained, tmp_path / "shipped"))
+    monkeypatch.setattr(command, "build_page", lambda exhibits: shown.extend(exhibits) or Page())
+    assert cli.main(["demo", "--device", "cpu", "--port", str(free_port())]) == 130
+    assert [one.name for one in shown] == ["the model that comes with pra"]
+
+
+def test_an_ipv6_address_is_given_to_gradio_as_it_stands_in_an_address(
+    stand_in: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(signal.SIGINT)
+    for host, name in (("::1", "[::1]"), ("::", "[::]"), ("127.0.0.1", "127.0.0.1")):
+        built = Page()
+        with pytest.raises(KeyboardInterrupt):
+            command.serve(built, host, 7860)
+        assert built.launched["server_name"] == name
+    assert "demo: open http://[::1]:7860 in a browser" in capsys.readouterr().out
+
+
+def test_an_ipv6_address_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra[demo]'")
+    port, answers = free_port(), []
+    try:
+        check_address("::1", port)
+    except pra.PraError as error:
+        pytest.skip(str(error))
+
+    def ask() -> None:
+        with urllib.request.urlopen(f"http://[::1]:{port}/") as answered:
+            answers.append(answered.status)
+
+    monkeypatch.setattr(command, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=ask)))
+    command.serve(page.build_page([exhibit(random_model())]), "::1", port)
+    assert answers == [200]
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

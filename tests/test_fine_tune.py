@@ -20,10 +20,10 @@ from torch import Tensor
 
 import pra
 from pra import cli, weights
-from pra.config import Clean, JiTConfig, LearningRate, Parallel, RunConfig
+from pra.config import Clean, JiTConfig, LearningRate, ObjectiveConfig, OptimizerConfig, Parallel, RunConfig
 from pra.data.survey import Range, Survey
 from pra.models import Model, build_model
-from pra.recipes import fine_tune, own
+from pra.recipes import distill, fine_tune, own
 from pra.recipes.fine_tune import propose
 from pra.train import loop
 from pra.train.initial import EMBEDDING, load_initial, with_classes
@@ -156,10 +156,26 @@ def test_a_run_goes_on_as_it_was_trained_but_gently() -> None:
     assert (config.initial, config.recipe, config.targets) == ("runs/a", "fine-tuned", None)
 
 
+def test_of_a_distilled_run_everything_is_trained_again() -> None:
+    run = distill.second_head(pra.recipe("digits"), "runs/digits", 100)
+    model = build_model(run.model)
+    model.sampling = run.sampling
+    config = settings(model, run)
+    assert (config.model, config.sampling.solver) == (replace(run.model, num_classes=2), run.sampling.solver)
+    train, usual = config.train, ObjectiveConfig()
+    assert not train.shortcut_only
+    assert (train.objective.noise_draws, train.objective.shortcut_draws) == (usual.noise_draws, usual.shortcut_draws)
+    assert train.optimizer.weight_decay == OptimizerConfig().weight_decay > 0
+    assert train.objective.pixel_loss == run.train.objective.pixel_loss
+
+
 def test_a_model_without_its_run_gets_the_usual_settings() -> None:
-    for model, rollout in ((random_model(), Parallel(t_min=0.9)), (random_jit(), Clean())):
+    for model, rollout, width in (
+        (random_model(), Parallel(t_min=0.9), 32),
+        (random_model(PIXEL), Clean(), 32),
+        (random_jit(), Clean(), 24),
+    ):
         config = settings(model)
-        width = 32 if rollout != Clean() else 24
         assert (config.train.rollout, config.train.batch_size) == (rollout, 32)
         assert config.train.optimizer.lr == own.peak_rate(width) / fine_tune.LOWER
 
@@ -237,7 +253,7 @@ def test_the_command_fine_tunes_a_grey_model_to_colour_pictures_and_goes_on(
     shutil.rmtree(run)  # it is not needed any more
     monkeypatch.setattr(fine_tune, "propose", lambda *_: pytest.fail("chosen anew"))
     assert "nothing to train" in train(*command)[1]
-    code, text = train("--from", "run", "--data", "folder:pets", "--steps", 3, *STILL)
+    code, text = train("--from", "run/", "--data", "folder:pets", "--steps", 3, *STILL)
     assert (code, "trained 1 steps to 3" in text) == (0, True), text
     assert json.loads((folder / "environment.json").read_text())["initial"] == began
 

@@ -105,6 +105,26 @@ def test_an_edited_card_is_kept(trained: Path, tmp_path: Path) -> None:
     refused(lambda: pra.export(first, tmp_path / "third", licence="mit"), str(first / "README.md"), "--licence")
 
 
+def test_a_card_keeps_the_figures_that_it_speaks_of(run: Path, tmp_path: Path) -> None:
+    (run / "figures.json").write_text(json.dumps(report(run, 12.345)))
+    first = pra.export(run, tmp_path / "first", half=True)  # whose hash is not that of the weights measured
+    with (first / "README.md").open("a") as card:
+        card.write("\nMine.\n")
+    second = pra.export(first, tmp_path / "second")
+    assert contents(first) == contents(second)
+    assert "figures.json" in contents(second)
+    (first / "other.json").write_text(json.dumps(report(run, 77.7)))
+    with pytest.warns(UserWarning, match=r"other\.json is left out: its figures are of other weights"):
+        assert "other.json" not in contents(pra.export(first, tmp_path / "third"))
+
+
+def test_notes_in_a_run_s_folder_are_no_card(run: Path, tmp_path: Path) -> None:
+    (run / "README.md").write_text("Mine alone.")
+    card = (pra.export(run, tmp_path / "model", licence="mit") / "README.md").read_text()
+    assert "Mine alone." not in card
+    assert "recipe `tiny`" in card
+
+
 def test_what_export_refuses(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     refused(lambda: pra.export(trained, tmp_path / "there"), str(tmp_path / "there"), "exists already")
@@ -166,6 +186,14 @@ def test_a_model_of_unknown_origin_gets_a_card_without_inventions(tmp_path: Path
     assert "## Training" not in card
     assert "The author of these weights states none." in card
     assert "- classes: cat" in card
+
+
+def test_the_card_of_many_classes_draws_some_of_them(tmp_path: Path) -> None:
+    model = random_model(num_classes=1000)
+    model.classes = tuple(map(str, range(1000)))
+    pra.save(model, tmp_path / "model")
+    card = (pra.export(tmp_path / "model", tmp_path / "out") / "README.md").read_text()
+    assert "--labels 0-9 --seeds 0-7" in card
 
 
 def test_the_card_of_a_jit_speaks_of_whole_images(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from refusal import refused
 
 import pra
 from pra import cli
-from pra.config import RunConfig
-from pra.data import survey
+from pra.config import DataConfig, OnCorrupt, RunConfig
+from pra.data import TrainingSet, open_source, survey
 from pra.data.survey import Range, Survey, look
 from pra.recipes import own
 from pra.recipes.own import propose, seconds_per_step
@@ -106,6 +107,22 @@ def test_of_many_pictures_some_of_every_class_are_opened(tmp_path: Path, monkeyp
     assert look(f"folder:{tmp_path}").opened == 1
 
 
+def test_floating_point_pixels_count_as_corrupt_when_looked_at_and_in_training(tmp_path: Path) -> None:
+    flat(tmp_path / "good.png", 100, "L")
+    flat(tmp_path / "float.tif", 0.5, "F")
+    source = open_source(f"folder:{tmp_path}")
+    found = look(source)
+    assert (found.opened, found.corrupt) == (1, (f"{tmp_path}/float.tif",))
+    settings = DataConfig(source=source.name, on_corrupt=OnCorrupt.SKIP)
+    for config, seen in ((settings, [0, 1]), (dataclasses.replace(settings, on_corrupt=OnCorrupt.ERROR), None)):
+        samples = TrainingSet(source, (8, 8), 1, config, seed=0)
+        if seen:
+            assert sorted(samples[g].skipped for g in range(2)) == seen
+            assert all(samples[g].image.eq(100).all() for g in range(2))
+        else:
+            refused(lambda samples=samples: [samples[g] for g in range(2)], "float.tif", "16 bits", "on_corrupt=skip")
+
+
 def test_nothing_to_look_at(tmp_path: Path) -> None:
     refused(lambda: look(f"folder:{tmp_path}"), f"{tmp_path} holds no images")
     (tmp_path / "a.png").write_bytes(b"nonsense")
@@ -133,7 +150,7 @@ def test_with_time_enough_the_images_are_as_large_as_the_pictures(
     pictures = dataclasses.replace(
         PHOTOS, images=10**6, short_side=Range(side, side, side), grey=500 if channels == 1 else 0
     )
-    config, reasons = propose(pictures, 10_000, CPU, by_size(1e-4))
+    config, reasons = propose(pictures, 10_000, None, CPU, by_size(1e-4))
     model = config.model
     assert (*model.image_size, model.channels) == (expected[0], expected[0], channels)
     assert (model.patch_size, model.state_dim) == expected[1:]
@@ -144,7 +161,7 @@ def test_with_time_enough_the_images_are_as_large_as_the_pictures(
 def test_more_time_never_makes_less_and_all_of_it_is_used() -> None:
     sizes = []
     for minutes in (0.1, 5, 30, 120, 1000, 10_000):
-        config, _ = propose(PHOTOS, minutes, CPU, by_size(0.5))
+        config, _ = propose(PHOTOS, minutes, None, CPU, by_size(0.5))
         sizes.append((*config.model.image_size, work(config)))
         seconds = config.train.steps * by_size(0.5)(config, CPU)
         assert 0.75 < seconds / 60 / minutes < 0.86 or config.train.steps * 32 >= 400 * PHOTOS.images
@@ -154,7 +171,7 @@ def test_more_time_never_makes_less_and_all_of_it_is_used() -> None:
 
 def test_few_pictures_get_a_small_model_and_an_end() -> None:
     for count in (1, 7):
-        config, reasons = propose(dataclasses.replace(PHOTOS, images=count), 10_000, CPU, by_size(1e-4))
+        config, reasons = propose(dataclasses.replace(PHOTOS, images=count), 10_000, None, CPU, by_size(1e-4))
         assert config.train.steps * config.train.batch_size == own.FEWEST_IMAGES
         assert config.model.backbone.width == 64
         assert f"{count} pictures are few" in " ".join(reasons)
@@ -162,7 +179,7 @@ def test_few_pictures_get_a_small_model_and_an_end() -> None:
 
 
 def test_the_reasons_name_what_stood_in_the_way() -> None:
-    config, reasons = propose(dataclasses.replace(PHOTOS, seconds_per_image=0.1), 1, CPU, lambda *_: 0.5)
+    config, reasons = propose(dataclasses.replace(PHOTOS, seconds_per_image=0.1), 1, None, CPU, lambda *_: 0.5)
     text = " ".join(reasons)
     for words in (
         "the next larger choice (images of 32 x 32",
@@ -173,14 +190,14 @@ def test_the_reasons_name_what_stood_in_the_way() -> None:
     ):
         assert words in text
     assert config.data.workers > 0
-    config, _ = propose(PHOTOS, 1, CPU, lambda *_: 0.5)
+    config, _ = propose(PHOTOS, 1, None, CPU, lambda *_: 0.5)
     assert (config.data.workers, config.train.steps) == (0, 102)
 
 
 def test_without_classes_there_is_no_guidance() -> None:
     single = dataclasses.replace(PHOTOS, classes={"image": 20_000})
     for pictures, guidance in ((single, 1.0), (PHOTOS, 1.5)):
-        config, _ = propose(pictures, 1, CPU, lambda *_: 0.5)
+        config, _ = propose(pictures, 1, None, CPU, lambda *_: 0.5)
         assert (config.sampling.guidance, config.model.num_classes) == (guidance, len(pictures.classes))
 
 
@@ -194,11 +211,26 @@ def test_a_model_that_does_not_fit_the_device_is_not_taken(monkeypatch: pytest.M
     config, reasons = propose(
         PHOTOS,
         100_000,
+        None,
         CPU,
         lambda config, device: speed(config, device) if config.model.image_size[0] < 64 else float("inf"),
     )
     assert config.model.image_size == (32, 32)
     assert "needs more memory than the device has" in " ".join(reasons)
+
+
+def test_the_steps_asked_for_choose_as_time_does() -> None:
+    for steps, side in ((100, 16), (40_000 // 32, 32), (60_000 // 32, 64)):
+        config, reasons = propose(PHOTOS, None, steps, CPU, by_size(10.0))
+        assert (config.train.steps, config.model.image_size) == (steps, (side, side))
+        assert config == own.with_steps(config, steps)  # the warm-up and the average are of this length
+        assert f" {steps:,} steps" in " ".join(reasons)
+    text = " ".join(propose(PHOTOS, None, 100, CPU, by_size(10.0))[1])
+    assert "the next larger choice (images of 32 x 32" in text
+    assert "needs 1,250 steps" in text
+    assert "more --steps than 100 help" in text
+    config, _ = propose(PHOTOS, None, 10**6, CPU, lambda config, _: math.inf if config.model.image_size[0] > 32 else 1)
+    assert config.model.image_size == (32, 32)
 
 
 def test_the_speed_is_measured() -> None:
@@ -208,7 +240,7 @@ def test_the_speed_is_measured() -> None:
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf")])
 def test_there_must_be_time(minutes: float) -> None:
-    refused(lambda: propose(PHOTOS, minutes, CPU, by_size(1)), "--minutes", "must be positive")
+    refused(lambda: propose(PHOTOS, minutes, None, CPU, by_size(1)), "--minutes", "must be positive")
 
 
 @pytest.mark.parametrize(
@@ -286,6 +318,8 @@ def test_the_command_looks_chooses_trains_and_goes_on_as_chosen(
         (["--data", "folder:empty"], "empty holds no images"),
         (["--data", "photos"], "write for example folder:photos"),
         (["--data", "folder:photos", "--minutes", "0"], "--minutes 0 must be positive"),
+        (["--data", "folder:photos", "--minutes", "1", "--steps", "5"], "--minutes and --steps both"),
+        (["--data", "folder:photos", "--steps", "0"], "steps must be positive"),
         (["--data", "folder:photos", "--minutes", "some"], "--minutes needs a number"),
     ],
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hub import Repository, serving
+from hub import TOKEN, Repository, serving
 from models import PIXEL, random_model
 from PIL import Image
 from refusal import refused
@@ -87,10 +89,26 @@ def test_settings_are_the_sampler_s_and_the_model_s_own_by_default(pipe: Any) ->
     seed = int(torch.randint(2**63 - 1, (1,), generator=seeded(1)))
     expected = pra.Sampler(pipe.model).sample([1], [seed]) / 2 + 0.5
     torch.testing.assert_close(same, expected)
+    plain = images(num_inference_steps=2)
+    pipe.model.sampling = dataclasses.replace(sampling, steps=3, times=(0.0, 0.1, 0.9, 1.0))
+    assert torch.equal(images(num_inference_steps=2), plain)  # the grid is of three
+    assert not torch.equal(images(num_inference_steps=3), same)
+
+
+def test_its_call_has_the_order_of_the_call_that_it_follows(pipeline_class: Any) -> None:
+    from diffusers import DiTPipeline
+
+    ours, theirs = (list(inspect.signature(one.__call__).parameters) for one in (pipeline_class, DiTPipeline))
+    assert ours == theirs
 
 
 def test_one_label_no_label_and_names(pipe: Any) -> None:
     assert len(pipe(1).images) == 1
+    one, two = (pipe(labels, generator=seeded(1), output_type="pt").images for labels in (3, [3, 4]))
+    for same in (np.int64(3), np.array([3]), torch.tensor(3), (np.int64(3),)):
+        assert torch.equal(pipe(same, generator=seeded(1), output_type="pt").images, one)
+    for same in (np.array([3, 4]), torch.tensor([3, 4])):
+        assert torch.equal(pipe(same, generator=seeded(1), output_type="pt").images, two)
     none = pipe(generator=seeded(1), output_type="pt").images
     null = pipe(pipe.model.config.null_class, generator=seeded(1), output_type="pt").images
     assert torch.equal(none, null)
@@ -100,6 +118,8 @@ def test_one_label_no_label_and_names(pipe: Any) -> None:
 
 def test_bad_input_is_explained(pipe: Any) -> None:
     refused(lambda: pipe([9]), "label 9 is out of range")
+    for labels in ("cat", ["cat"], 1.5, [1.0]):
+        refused(lambda labels=labels: pipe(labels), f"class_labels {labels!r} are no numbers", "get_label_ids")
     refused(lambda: pipe([1, 2], generator=[seeded(1)]), "1 generators for 2 labels")
     refused(lambda: pipe([1], output_type="latent"), "'latent'", "np, pil, pt")
     refused(lambda: pipe([1], num_inference_steps=0), "steps")
@@ -114,6 +134,14 @@ def test_saved_and_loaded_it_is_the_same_also_for_pra_load(pipe: Any, pipeline_c
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, pipe.model.state_dict()[name])
     refused(lambda: pipe.save_pretrained(tmp_path / "model"), "exists already")
+
+    def load(**options: Any) -> Any:
+        return pipeline_class.from_pretrained(tmp_path / "model", **options)
+
+    assert load(torch_dtype=torch.float32, use_safetensors=True, token=None).model.config == pipe.model.config
+    refused(lambda: load(torch_dtype=torch.float16), "no torch_dtype=torch.float16", "float32")
+    refused(lambda: load(use_safetensors=False), "no use_safetensors=False", "weights are safetensors")
+    refused(lambda: load(cache_folder="x"), "takes no cache_folder; did you mean 'cache_dir'?")
 
 
 def test_it_is_a_diffusers_pipeline(pipe: Any) -> None:
@@ -145,6 +173,18 @@ def test_from_the_hub_with_or_without_the_prefix(
         for name, revision in (("bob/model", None), ("hub:bob/model", commit)):
             assert pipeline_class.from_pretrained(name, revision=revision).model.config == PIXEL
         refused(lambda: pipeline_class.from_pretrained("bob/none"), "hub:bob/none is not on the Hub")
+        other = {"cache_dir": tmp_path / "other"}
+        refused(
+            lambda: pipeline_class.from_pretrained("bob/model", local_files_only=True, **other),
+            "not (wholly) in the cache",
+        )
+        hub.repositories["bob/model"].private = True
+        refused(
+            lambda: pipeline_class.from_pretrained("bob/model", **other), "bob/model is not on the Hub, or is private"
+        )
+        pipeline_class.from_pretrained("bob/model", token=TOKEN, **other)
+        assert (tmp_path / "other").is_dir()
+        pipeline_class.from_pretrained("bob/model", local_files_only=True, **other)
 
 
 def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,7 +260,8 @@ def test_data_that_no_probe_can_be_made_of(trained: Path, tmp_path: Path) -> Non
     refused(lambda: probe_command(trained, data="digits@test"), "digits@test", "give that")
     refused(lambda: probe_command(trained, data=two_classes, test=others), "a, b (2)", "b, c (2)")
     refused(lambda: probe_command(trained, data=small, test=again, only_run=True), "4x4", "on_small")
-    refused(lambda: probe_command(trained, data=again, test=again), again, "other images")
+    for same in (again, f"{again}/", again.replace("/again", "/two/../again")):
+        refused(lambda same=same: probe_command(trained, data=again, test=same), same, "other images")
     refused(lambda: probe_command(trained, num=10), "digits gives 10 images", "at least 20")
     refused(lambda: probe_command(trained, data="digts", test="digits@test"), "digts", "digits")
     task = Task.open(DataConfig(source=""), two_classes, again)

@@ -125,6 +125,12 @@ def test_many_grids_are_thinned_to_the_first_the_last_and_some_between(tmp_path:
     assert "12 of 30 grids; all are in samples/" in page.text
 
 
+def test_copies_of_grids_are_passed_over(run: Path) -> None:
+    for name in ("step-00000010 2.png", "step-last.png"):
+        (run / "samples" / name).write_bytes((run / "samples" / "step-00000010.png").read_bytes())
+    assert Page(write_report(run)).count("img") == 4
+
+
 def test_a_damaged_picture_is_named(run: Path) -> None:
     path = run / "samples" / "step-00000010.png"
     path.write_bytes(b"nonsense")
@@ -195,6 +201,27 @@ def test_the_gap_is_measured_once_and_is_that_of_the_model(
     assert Page(run / "report.html").count("svg") == 9
     (run / "checkpoints" / "step-00000020").rename(run / "checkpoints" / "step-00000030")
     assert "step-00000020 (the run has gone on since" in Page(write_report(run)).text
+
+
+def test_the_gap_over_all_images_there_are_is_kept_too(
+    run: Path, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(6):
+        Image.new("L", (8, 8), 40 * number).save(pictures / f"{number}.png")
+    config = override(pra.recipe("tiny"), "data.source", f"folder:{pictures}")
+    (run / "config.json").write_text(json.dumps(to_dict(config)))
+    assert report(run)[0] == 0
+    measured = gap.read_gap(run)
+    assert measured is not None
+    assert measured.images == 6
+    assert gap.known_gap(run, config, 200) == gap.known_gap(run, config, 6) == measured
+    assert gap.known_gap(run, config, 4) is None
+    monkeypatch.setattr(gap, "rollout_gap", lambda *_: pytest.fail("measured again"))
+    assert report(run)[0] == 0
+    Image.new("L", (8, 8)).save(pictures / "one more.png")
+    assert gap.known_gap(run, config, 200) is None
 
 
 def test_an_out_elsewhere_leaves_the_run_alone(run: Path, tmp_path: Path, report: Report) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import processes
 import pytest
 import torch
+from conftest import contents
 from models import PIXEL, random_model
 
 import pra
@@ -21,6 +22,7 @@ from pra import cli, images
 from pra.distributed import ALONE
 from pra.eval.samples import NpzBatch, sampled
 from pra.generate.requests import Grid, Numbered
+from pra.locks import locked
 from pra.sample.many import Shards, sample_many
 
 Pra = Callable[..., tuple[int, str, str]]
@@ -234,6 +236,18 @@ def test_where_nothing_was_made_nothing_is_left_nor_compared(tmp_path: Path) -> 
     (partial / "plan.json").write_text(json.dumps({"images_per_shard": 3, "images": {"count": 7}}))
     assert many(pra.Sampler(model), out, 10) == 10
     assert len(files(out)) == 10
+
+
+def test_two_commands_do_not_write_one_output(tmp_path: Path) -> None:
+    model, out = random_model(PIXEL), tmp_path / "out.npz"
+    stopped(pra.Sampler(model), out, 10, batches=1)
+    with locked(tmp_path / ".out.npz.partial", "filled", "wait"):
+        before = contents(tmp_path)
+        with pytest.raises(pra.PraError, match=r"\.out\.npz\.partial is being filled by process .* another --out"):
+            many(pra.Sampler(model), out, 10)
+        assert contents(tmp_path) == before
+    assert many(pra.Sampler(model), out, 10) == 8
+    assert os.listdir(tmp_path) == ["out.npz"]
 
 
 def test_what_is_half_written_does_not_count(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from processes import started
 from refusal import refused
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed import HashStore, TCPStore
 
 import pra
-from pra import weights
+from pra import distributed, weights
 from pra.config import TrainConfig, apply_settings
 from pra.data import open_source
 from pra.distributed import World, join
@@ -36,6 +38,7 @@ from pra.train.run import read_metrics
 # So they may, in twenty steps.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
 
+CPU = torch.device("cpu")
 SHARDS = "shard-0000*-model-00001-of-00001.safetensors"
 
 
@@ -371,6 +374,24 @@ def test_variables_that_are_missing_or_wrong(monkeypatch: pytest.MonkeyPatch) ->
     for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("PRA_RENDEZVOUS_TIMEOUT", "soon")):
         monkeypatch.setenv(name, value)
     refused(enter, "PRA_RENDEZVOUS_TIMEOUT is 'soon'", "seconds")
+    monkeypatch.setenv("RANK", "2")
+    refused(enter, "RANK is 2, but WORLD_SIZE 2 has the ranks 0 to 1", "torchrun")
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_a_launcher_that_says_nothing_of_the_others(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Each process would train the whole run, all into one folder."""
+    for variable in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, "8")
+    refused(lambda: join().__enter__(), f"8 processes were started ({name})", "torchrun", "WORLD_SIZE=1")
+    monkeypatch.setenv("WORLD_SIZE", "1")  # as torchrun sets it, or who wants them apart
+    with join() as world:
+        assert world == World()
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv(name, "1")
+    with join() as world:
+        assert world == World()
 
 
 def test_processes_that_do_not_come(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -382,6 +403,96 @@ def test_processes_that_do_not_come(monkeypatch: pytest.MonkeyPatch, capfd: pyte
     refused(lambda: join().__enter__(), "process 1 of 2", "127.0.0.1:9", "PRA_RENDEZVOUS_TIMEOUT")
     assert time.monotonic() - begin < 20
     assert capfd.readouterr().err == ""
+
+
+def test_a_process_that_torchrun_has_started_alone(tmp_path: Path) -> None:
+    """torchrun keeps the store itself, so that it answers although nobody else comes."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = {"WORLD_SIZE": "2", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    variables["PRA_RENDEZVOUS_TIMEOUT"] = "1"
+    with started(tmp_path / "log", 1, *line(tmp_path / "run"), variables=variables) as group:
+        (outcome,) = group.outcomes(patience=40)
+    assert outcome.code == 2
+    (error,) = outcome.error.splitlines()
+    assert error.startswith(f"pra: error: process 0 of 2 does not find the others at 127.0.0.1:{store.port} (of the")
+    assert "1 have not come" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_find_each_other_after_a_restart() -> None:
+    """In a store that holds what those before have written, and whose machines count their restarts for themselves."""
+    store, parts = HashStore(), []
+
+    def meet(rank: int) -> None:
+        parts.append(distributed._own_part(store, rank, 2, timedelta(seconds=20)))
+
+    for _ in range(2):
+        threads = [threading.Thread(target=meet, args=(rank,)) for rank in (0, 1)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.1)  # the first finds what the second of the attempt before has left
+        for thread in threads:
+            thread.join()
+    assert len(parts) == 4
+    for part, number in zip(parts, (0, 0, 1, 1), strict=True):
+        part.add("which", number)
+    assert [part.add("which", 0) for part in parts] == [0, 0, 2, 2]
+
+
+def _late(rank: int, port: int, folder: Path) -> None:
+    """Two processes: the second is late for what may take long, and then for a step."""
+    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.STEP = timedelta(seconds=1)
+    with join() as world:
+        time.sleep(1.5 * rank)
+        world.combine(None, len)
+        with world.first_alone():
+            time.sleep(1.5 * (1 - rank))
+        time.sleep(2.5 * rank)
+        try:
+            world.meet()
+        except pra.PraError as error:
+            (folder / f"error-{rank}").write_text(str(error))
+        os._exit(0)
+
+
+def test_a_step_waits_less_long_than_what_one_does_for_all(tmp_path: Path) -> None:
+    """Else a machine that is gone without a word would keep the others for a day."""
+    port = processes.free_port()
+    group = [processes.CONTEXT.Process(target=_late, args=(rank, port, tmp_path)) for rank in (0, 1)]
+    for process in group:
+        process.start()
+    for process in group:
+        process.join(60)
+    assert (tmp_path / "error-0").read_text() == distributed.LOST
+
+
+def test_gradients_pass_between_processes_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many micro-batches it has."""
+    passed: list[int] = []
+
+    def count(bucket: Any) -> Any:
+        passed.append(bucket.buffer().numel())
+        future: Any = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        model = torch.nn.Linear(3, 2)
+        shared = parallel.SharedLoss(
+            model, model, lambda model, x: model(x).sum(), TrainConfig(steps=1, batch_size=4), World(0, 2), CPU, False
+        )  # type: ignore[arg-type]  # any module will do
+        shared.module.register_comm_hook(None, lambda state, bucket: count(bucket))
+        for place in range(1, 5):
+            with shared.accumulating(last=place == 4):
+                shared(torch.full((2, 3), float(place))).backward()  # type: ignore[attr-defined]
+            assert len(passed) == (place == 4)
+        assert sum(passed) == 8
+        assert torch.equal(model.weight.grad, torch.full((2, 3), 2.0 * (1 + 2 + 3 + 4)))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_machines_that_do_not_share_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +522,7 @@ def test_blocks_that_cannot_be_compiled_say_so_once(monkeypatch: pytest.MonkeyPa
     before = dict(model.named_parameters())
     codes, patches = torch.tensor([1]), torch.zeros(1, 15, 4)
     expected = model.backbone(codes, patches)
-    parallel._change_blocks(model, parallel._BlockCompiler())
+    parallel._change_blocks(model, parallel._Compiler())
     with pytest.warns(UserWarning, match="no compiler.*goes on without") as caught:
         assert torch.equal(model.backbone(codes, patches), expected)
     assert len(caught) == 1

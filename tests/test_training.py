@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import functools
 import itertools
 import json
 import math
@@ -18,8 +19,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import pra
+from pra import cli
+from pra.compiler import compiled
 from pra.config import DataConfig, LearningRate, OptimizerConfig, Precision, RunConfig, override
 from pra.data import open_source
+from pra.distributed import World
 from pra.images import GAP
+from pra.locks import locked
 from pra.models.pra import PRA
 from pra.objectives import Losses
 from pra.train import checkpoint, loop
 from pra.train.loop import Interrupted, Trained
 from pra.train.optimizer import EMA, build_optimizer, learning_rate
 from pra.train.plots import draw_curves
-from pra.train.run import locked, read_metrics
+from pra.train.run import read_metrics
 
 FullDisk = Callable[[int], AbstractContextManager[None]]
 
@@ -264,18 +269,50 @@ def test_a_compiled_step_is_the_same_step(tmp_path: Path) -> None:
         settings = [f"train.compile={name}", "train.steps=3", "train.log_every=1", "train.sample_every=0"]
         pra.train(pra.config.apply_settings(pra.recipe("tiny"), settings), tmp_path / name, progress=False)
         rows.append(read_metrics(tmp_path / name))
-    for eager, compiled in zip(*rows, strict=True):
+    for eager, faster in zip(*rows, strict=True):
         for figure in ("total", "flow", "reconstruction", "auxiliary", "gradient_norm"):
-            assert compiled[figure] == pytest.approx(eager[figure], rel=1e-4)
+            assert faster[figure] == pytest.approx(eager[figure], rel=1e-4)
 
 
-def test_a_compiler_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config as inductor
 
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(inductor, "force_disable_caches", True)
-    config = pra.config.override(pra.recipe("tiny"), "train.compile", "true")
-    refused(lambda: pra.train(config, tmp_path / "run", progress=False), "train.compile", "C++ compiler")
+    fast = compiled(lambda x: (x * x).sum(), "train.compile", "do without")
+    refused(lambda: fast(torch.ones(3)), "train.compile failed", "install a C++ compiler, or do without")
+
+
+def test_training_goes_on_without_a_compiler_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    train(tiny(steps=2), tmp_path / "plain")
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=fail))
+    with pytest.warns(UserWarning, match=r"train.compile failed \(.*no compiler.*\).*goes on without") as caught:
+        train(override(tiny(steps=2), "train.compile", "true"), tmp_path / "run")
+    assert len([warning for warning in caught if "train.compile" in str(warning.message)]) == 1
+    assert_same_state(tmp_path / "plain", tmp_path / "run", 2)
+
+
+def test_a_compiler_that_fails_on_the_backward_pass_fails_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is still a way without it."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch import config as functorch
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    if not hasattr(functorch, "force_non_lazy_backward_lowering"):
+        pytest.skip("this release of torch always compiles the backward pass when it comes")
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("no backward pass")
+
+    backend = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph), bw_compiler=fail)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    fast = compiled(lambda x: (x * x).sum(), "this", "do without")
+    x = torch.ones(3, requires_grad=True)
+    refused(lambda: fast(x), "this failed", "no backward pass", "do without")
+    assert not functorch.force_non_lazy_backward_lowering
 
 
 def test_learning_rate() -> None:
@@ -503,11 +540,11 @@ def test_a_second_training_is_refused_and_the_first_goes_on(tmp_path: Path) -> N
 
 def test_a_lock_changes_nothing_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
     before = contents(run)
-    with locked(run):
+    with locked(run, "trained", "choose another --run-dir"):
         refused(lambda: train(tiny(steps=21), run), f"is being trained by process {os.getpid()} on ")
         assert {name: data for name, data in contents(run).items() if name != ".lock"} == before
     assert contents(run) == before
-    with locked(tmp_path / "new" / "run"):
+    with locked(tmp_path / "new" / "run", "trained", "choose another --run-dir"):
         assert (tmp_path / "new" / "run" / ".lock").exists()
     assert not (tmp_path / "new").exists()
 
@@ -530,9 +567,9 @@ def test_a_lock_that_goes_just_before_it_is_taken(tmp_path: Path, monkeypatch: p
         original(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with locked(tmp_path):
+    with locked(tmp_path, "trained", "wait"):
         assert path.exists()
-        refused(lambda: locked(tmp_path).__enter__(), "is being trained by")
+        refused(lambda: locked(tmp_path, "filled", "wait").__enter__(), "is being filled by", "or wait")
 
 
 def test_where_nothing_can_be_locked_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -831,6 +868,69 @@ def test_more_classes_than_the_model_has(tmp_path: Path) -> None:
     config = override(config, "model.num_classes", "1")
     refused(lambda: train(config, tmp_path / "run"), "label 1 (b)", "set model.num_classes to 2")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_needs_no_data_is_said_before_they_are_opened(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_early(spec: str) -> None:
+        raise AssertionError(f"{spec} is opened")
+
+    monkeypatch.setattr(cli, "open_source", too_early)
+    monkeypatch.setattr(cli, "join", lambda: nullcontext(World(0, 3)))
+    assert cli.main(["train", "tiny", "--run-dir", str(tmp_path / "new"), "--device", "cpu"]) == 2
+    assert "batch_size 8 does not divide among 3 processes" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "join", lambda: nullcontext(World()))
+    assert cli.main(["train", "tiny", "--run-dir", str(run), "--device", "cpu", "--seed", "1"]) == 2
+    assert f"{run} is a run of another configuration (train.seed: 0 in the run" in capsys.readouterr().err
+
+
+def test_a_run_of_other_classes_than_the_recipe_s_goes_on(tmp_path: Path) -> None:
+    """How many there are the data say, which are opened later."""
+    config = pictures(tmp_path, 12)
+    line = ["train", "tiny", "--data", config.data.source, "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
+    for steps in ("1", "2"):
+        assert cli.main([*line, "--steps", steps, "--set", "train.sample_every=0"]) == 0
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_device_without_enough_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(loop.Trainer, "_losses", full)
+    parts = ("4 images at a time are too many for the memory of cpu", "train.micro_batch_size", "activation_checkpoint")
+    refused(lambda: train(tiny(micro_batch_size=4), tmp_path / "run"), *parts)
+
+
+def test_a_worker_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system does where memory runs out."""
+    config = override(pictures(tmp_path, 12), "data.workers", "1")
+    monkeypatch.setattr(loop.TrainingSet, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    refused(lambda: train(config, tmp_path / "run"), "prepares data has died", "data.workers", "shared memory")
+
+
+def test_lpips_is_fetched_by_one_process_before_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class One(World):
+        @contextmanager
+        def first_alone(self) -> Iterator[None]:
+            order.append("alone")
+            yield
+            order.append("all")
+
+    def fetch(*_: Any) -> Any:
+        order.append("fetch")
+        return lambda reconstruction, image: (reconstruction - image).square().mean((1, 2, 3))
+
+    monkeypatch.setattr("pra.perceptual.lpips_distance", fetch)
+    config = override(tiny(steps=1), "train.objective.perceptual_weight", "1.0")
+    pra.train(config, tmp_path / "run", device="cpu", progress=False, world=One())
+    assert order == ["alone", "fetch", "all"]
 
 
 def test_an_open_source_in_place_of_the_named_one(tmp_path: Path) -> None:

@@ -17,5 +17,5 @@ run=${1:?which run?}
 images=${2:?which FILE.npz is to be written?}
 reference=${3:?which reference, a data source or FILE.npz?}
 
-[ -e "$images" ] || srun torchrun --nproc-per-node 8 -m pra -- sample "$run" --num 50000 --out "$images"
-srun torchrun --nproc-per-node 8 -m pra eval "$images" --reference "$reference" --out "${images%.npz}.json"
+[ -e "$images" ] || srun --kill-on-bad-exit=1 torchrun --nproc-per-node 8 -m pra -- sample "$run" --num 50000 --out "$images"
+srun --kill-on-bad-exit=1 torchrun --nproc-per-node 8 -m pra eval "$images" --reference "$reference" --out "${images%.npz}.json"

@@ -28,14 +28,16 @@ mark=$(mktemp "$(dirname "$run")/.begun.XXXXXX")
 trap 'rm -f "$mark"' EXIT
 trap : TERM # the processes are told too, and this script is to see how they end
 
+# A process that is lost is torchrun's to restart; a torchrun that ends, on any node, ends the job.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun torchrun \
-    --nnodes "$SLURM_NNODES" --nproc-per-node 8 --shutdown-timeout 300 \
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300 # seconds that torchrun leaves them for that
+srun --kill-on-bad-exit=1 torchrun \
+    --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 \
     --rdzv-backend c10d --rdzv-endpoint "$head:29500" --rdzv-id "$SLURM_JOB_ID" \
     -m pra train "$recipe" --run-dir "$run" "$@"
 code=$?
 
-# Stopped before the end, but further than before: once more. What cannot start at all is not tried again and again.
+# Stopped before the end, but further than before: once more. What cannot start at all is not queued again and again.
 if [ "$code" -ne 0 ] && [ -n "$(find "$run/checkpoints" -maxdepth 1 -name 'step-*' -newer "$mark" 2>/dev/null)" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

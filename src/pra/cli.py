@@ -43,6 +43,7 @@ from pra.sample.grid import grid_command
 from pra.studies.command import study_command
 from pra.train.loop import Interrupted, Trained
 from pra.train.loop import train as run_training
+from pra.train.run import check_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,7 +114,7 @@ def train(
         from_: What to fine-tune to --data, whatever its classes: a run's folder, a saved model or hub:user/model.
         minutes: How long training may take where there is no RECIPE; by default 30.
         run_dir: The run's folder; by default runs/RECIPE, runs/own-PHOTOS, or runs/own-PHOTOS-from-RUN.
-        steps: Steps in all, those already done included.
+        steps: Steps in all, those already done included; where there is no RECIPE, in place of --minutes.
         seed: Decides initial weights, data order and noise.
         device: cpu, cuda, cuda:1 or mps; by default the best there is.
         settings: Any other setting that `pra show RECIPE` lists, such as train.optimizer.lr=1e-4; may be repeated.
@@ -131,6 +132,9 @@ def train(
             if value is not None:
                 config = override(config, path, json.dumps(value))
         config = apply_settings(config, settings)
+        # Before the data are opened, which may take an hour.
+        config.train.micro_batches(world.size)
+        check_run(folder, config, classes_known=False)
         with world.first_alone():  # some sources are indexed once
             source = open_source(config.data.source)
         if len(source.classes) != config.model.num_classes:
@@ -184,10 +188,10 @@ def distill(
 def _check_combination(recipe_name: str, start: str | None, minutes: float | None, steps: int | None) -> None:
     if start and recipe_name:
         raise PraError(f"--from {start} brings its own model and settings: leave the RECIPE {recipe_name} out")
-    if start and minutes is not None and steps is not None:
-        raise PraError("--minutes and --steps both say how long to fine-tune: leave one out")
     if recipe_name and minutes is not None:
         raise PraError("--minutes is for your own pictures, without a RECIPE; a recipe's length is --steps")
+    if minutes is not None and steps is not None:
+        raise PraError("--minutes and --steps both say how long to train: leave one out")
 
 
 def _configure(
@@ -196,7 +200,7 @@ def _configure(
     """Of a run without a recipe, and the lines that say why."""
     if start:
         return fine_tune.configure(start, data, folder, minutes, steps, device)
-    return own.configure(data, folder, minutes, device)
+    return own.configure(data, folder, minutes, steps, device)
 
 
 def _say_nothing(*_: object, **__: object) -> None:

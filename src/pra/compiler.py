@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -12,6 +13,8 @@ from pra.errors import PraError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_AT_ONCE = "force_non_lazy_backward_lowering"
 
 
 def compiled(function: Callable[P, R], what: str, without: str) -> Callable[P, R]:
@@ -32,9 +35,28 @@ def compiled(function: Callable[P, R], what: str, without: str) -> Callable[P, R
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return fast(*args, **kwargs)
+            with _backward_at_once():
+                return fast(*args, **kwargs)
         except TorchDynamoException as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            cause = getattr(error, "inner_exception", error)  # of the compiler behind torch's front
+            reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
             raise PraError(f"{what} failed ({reason.strip()[:200]}); install a C++ compiler, or {without}") from error
 
     return call
+
+
+@contextmanager
+def _backward_at_once() -> Iterator[None]:
+    """What is compiled in the block has its backward pass compiled with it. Left until it is needed, a failure would
+    come up in the middle of ``backward()``, when nothing can be done without the compiler any more."""
+    from torch._functorch import config
+
+    if not hasattr(config, _AT_ONCE):  # another release
+        yield
+        return
+    before = getattr(config, _AT_ONCE)
+    setattr(config, _AT_ONCE, True)
+    try:
+        yield
+    finally:
+        setattr(config, _AT_ONCE, before)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from pra.config import Precision
@@ -30,6 +33,22 @@ def pick_device(name: str | None = None) -> torch.device:
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The autocast context of a training or sampling step; see :class:`pra.config.Precision`."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bfloat16(device, precision))
+
+
+@contextmanager
+def enough_memory(images: int, device: torch.device, way_out: str) -> Iterator[None]:
+    """A block of work on so many images at a time, for which a device's memory may not do.
+
+    Raises:
+        PraError: it does not; ``way_out`` ends the message.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # For the CPU's allocator torch has no class of error.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise PraError(f"{images} images at a time are too many for the memory of {device}; {way_out}") from None
 
 
 def in_bfloat16(device: torch.device, precision: Precision) -> bool:

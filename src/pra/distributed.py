@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -31,8 +33,11 @@ MEETING = timedelta(minutes=5)
 
 LOST = "another process of this command has ended early; see what it says"
 
+STEP = timedelta(minutes=30)
+"""How long they wait for each other within a training step: a machine that is gone without a word ends the others."""
+
 PATIENCE = timedelta(days=1)
-"""How long they wait for the slowest one's results."""
+"""How long they wait for the slowest one's results, and for what one does for all."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    patient: Any = field(default=None, repr=False, compare=False)
+    """torch's group of all processes whose calls may take :data:`PATIENCE`; those of its default one, :data:`STEP`."""
 
     @property
     def leads(self) -> bool:
@@ -74,7 +81,7 @@ class World:
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def combine(self, value: T, how: Callable[[list[T]], R]) -> R:
-        """``how(values)`` of every process's value, by rank: computed in the first process, given to all.
+        """``how(values)`` of every process's value, by rank: computed in the first process, given to all. Patient.
 
         Raises:
             PraError: another process has ended.
@@ -85,13 +92,13 @@ class World:
 
         values: list[Any] | None = [None] * self.size if self.leads else None
         with _others_there():
-            dist.gather_object(value, values)
+            dist.gather_object(value, values, group=self.patient)
         result: list[Any] = [None]
         if values is not None:
             values[0] = value  # itself, and not a copy that lacks what does not travel
             result = [how(values)]
         with _others_there():
-            dist.broadcast_object_list(result)
+            dist.broadcast_object_list(result, group=self.patient)
         return result[0]  # type: ignore[no-any-return]
 
     def mean(self, values: Tensor) -> Tensor:
@@ -105,7 +112,7 @@ class World:
             dist.all_reduce(total)
         return total / self.size
 
-    def highest(self, value: int) -> int:
+    def highest(self, value: int, patient: bool = False) -> int:
         """The largest of the processes' values. Over gloo: no GPU is waited for."""
         if self.size == 1:
             return value
@@ -113,12 +120,16 @@ class World:
 
         found = torch.tensor(value)
         with _others_there():
-            dist.all_reduce(found, dist.ReduceOp.MAX)
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.patient if patient else None)
         return int(found)
 
-    def meet(self) -> None:
-        """Waits for all processes: what failed in one of them before, it has told, and ends the others here."""
-        self.highest(0)
+    def meet(self, patient: bool = False) -> None:
+        """Waits for all processes: what failed in one of them before, it has told, and ends the others here.
+
+        Args:
+            patient: one may have work of any length to do before; without, about as long as the others.
+        """
+        self.highest(0, patient)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -134,10 +145,10 @@ class World:
     def first_alone(self) -> Iterator[None]:
         """A block that one process of each machine passes before the others: it fills the caches that they read."""
         if self.local_rank > 0:
-            self.meet()
+            self.meet(patient=True)
         yield
         if self.local_rank == 0:
-            self.meet()
+            self.meet(patient=True)
 
 
 ALONE = World()
@@ -153,29 +164,13 @@ def join() -> Iterator[World]:
     Raises:
         PraError: variables that are wrong, or processes that do not find each other.
     """
-    size = _variable("WORLD_SIZE", None if "RANK" in os.environ else 1)
+    size = _size()
     if size == 1:
         yield ALONE
         return
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
 
-    world = World(_variable("RANK"), size, _variable("LOCAL_RANK"))
-    try:
-        with _hushed():
-            store, _, _ = next(rendezvous("env://", timeout=_meeting()))
-            # After a restart torchrun's store still holds the addresses of the processes before.
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            store = dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=world.rank, world_size=size, timeout=PATIENCE)
-        dist.all_reduce(torch.zeros(()))  # so that none can end while another still looks for it
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise PraError(
-            f"process {world.rank} of {size} does not find the others at {_address()} ({reason}); start all with "
-            "torchrun, at an address that every machine reaches (PRA_RENDEZVOUS_TIMEOUT says how many seconds to wait)"
-        ) from None
+    world, store = _met(_rank(size), size, _variable("LOCAL_RANK"))
     # When one has failed, torchrun ends the others so: they are to clean up, silently.
     previous = signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
     try:
@@ -191,6 +186,62 @@ def join() -> Iterator[World]:
     finally:
         signal.signal(signal.SIGTERM, previous)
     dist.destroy_process_group()
+
+
+def _met(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
+    """The world when all processes are there, and the store that they share."""
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    patience = _meeting()
+    try:
+        with _hushed():
+            store, _, _ = next(rendezvous("env://", timeout=patience))
+            store = _own_part(store, rank, size, patience)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=STEP)
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        dist.all_reduce(torch.zeros(()), group=patient)  # so that none can end while another still looks for it
+        return World(rank, size, local_rank, patient), store
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PraError(
+            f"process {rank} of {size} does not find the others at {_address()} ({reason}); start all with "
+            "torchrun, at an address that every machine reaches (PRA_RENDEZVOUS_TIMEOUT says how many seconds to wait)"
+        ) from None
+
+
+def _own_part(store: Any, rank: int, size: int, patience: timedelta) -> Any:
+    """The part of the store that belongs to these processes, when all of them are there.
+
+    torchrun's store outlives a restart, with all that the processes before have written; and each machine counts its
+    restarts for itself. So a process makes itself known under a name that it has drawn, and the first answers it.
+
+    Raises:
+        RuntimeError: after ``patience``, where torch itself would wait as long as for results.
+    """
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    name = uuid.uuid4().hex
+    if rank:
+        store.set(f"pra/name-{rank}", name)
+        store.wait([f"pra/answer-{name}"], patience)
+        part = PrefixStore(store.get(f"pra/answer-{name}").decode(), store)
+        part.set(f"here-{rank}", "")
+        part.wait(["here-0"], patience)
+        return part
+    part, missing, end = PrefixStore(name, store), set(range(1, size)), time.monotonic() + patience.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if part.check([f"here-{other}"]):
+                missing.remove(other)
+            elif store.check([f"pra/name-{other}"]):  # perhaps of one that has ended: asked again until it comes
+                store.set(f"pra/answer-{store.get(f'pra/name-{other}').decode()}", name)
+        if missing and time.monotonic() > end:
+            raise RuntimeError(f"of the others {len(missing)} have not come, number {min(missing)} among them")
+        time.sleep(0.02)
+    part.set("here-0", "")
+    return part
 
 
 def _is_first(store: Any) -> bool:
@@ -237,6 +288,28 @@ def _meeting() -> timedelta:
     if not value.isdecimal() or not int(value):
         raise PraError(f"the environment's PRA_RENDEZVOUS_TIMEOUT is {value!r}, not a number of seconds; set 300, say")
     return timedelta(seconds=int(value))
+
+
+def _size() -> int:
+    """How many processes there are."""
+    if "WORLD_SIZE" not in os.environ:
+        for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+            if os.environ.get(name, "1") != "1":
+                raise PraError(
+                    f"{os.environ[name]} processes were started ({name}) that know nothing of each other: start one "
+                    "torchrun a machine, which starts them, or set WORLD_SIZE=1 for commands that share no work"
+                )
+    return _variable("WORLD_SIZE", None if "RANK" in os.environ else 1)
+
+
+def _rank(size: int) -> int:
+    rank = _variable("RANK")
+    if rank >= size:
+        raise PraError(
+            f"the environment's RANK is {rank}, but WORLD_SIZE {size} has the ranks 0 to {size - 1}; start the "
+            "processes with torchrun"
+        )
+    return rank
 
 
 def _variable(name: str, default: int | None = None) -> int:

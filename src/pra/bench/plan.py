@@ -88,8 +88,12 @@ def device_memory(run: RunConfig, needs: Needs, devices: int) -> int:
     Raises:
         PraError: the batch does not divide among them.
     """
-    images, _ = run.train.micro_batches(devices)
-    return needs.memory(images, devices if run.train.parallel is Parallelism.FSDP else 1)
+    images, parts = run.train.micro_batches(devices)
+    if run.train.parallel is not Parallelism.FSDP:
+        return needs.memory(images)
+    # Gradients pass between devices in the last micro-batch only: until then each device keeps all of them.
+    whole = needs.parameters * torch.float32.itemsize if parts > 1 else 0
+    return needs.memory(images, devices) + whole - whole // devices
 
 
 def has_perceptual(run: RunConfig) -> bool:

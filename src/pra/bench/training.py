@@ -156,6 +156,8 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
     try:
         own = Step(run, device, perceptual)
         memory = _memory(own)
+        if own.losses.uncompiled:  # a warning is enough for training, not for figures of what is compiled
+            raise own.losses.uncompiled
         other = Step(teacher_forced(run), device) if run.model.codec is not None else None
         alike = replace(run, train=replace(run.train, compile=False))
         plain = Step(alike, device, perceptual) if run.train.compile else None

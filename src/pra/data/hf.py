@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from pra.data.images import Labels, corrupt, decode, upright
+from pra.data.images import Labels, corrupt, decode, numbered_classes, upright
 from pra.errors import PraError, nearest
 from pra.extras import import_failed
 from pra.images import write_atomically
@@ -276,7 +276,11 @@ def _labels(name: str, column: str | None, values: Any, features: Any, count: in
             f"data source {name!r}: row {int(numbers.argmin())} has class {numbers.min()}, which stands for none; "
             f"choose another split, or write label={_WITHOUT} for data without classes"
         )
-    names = getattr(features[column], "names", None) or [str(n) for n in range(int(numbers.max()) + 1)]
+    names = getattr(features[column], "names", None) or numbered_classes(
+        numbers,
+        lambda row: f"data source {name!r}: row {row} of column {column!r}",
+        f"choose another column with label=COLUMN, or write label={_WITHOUT} for data without classes",
+    )
     return numbers, tuple(names)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import PurePath
 
 import numpy as np
@@ -35,7 +35,7 @@ def decode(data: bytes, where: str) -> Image.Image:
     """The (first) picture in an encoded file.
 
     Raises:
-        CorruptImage: Pillow cannot read it; ``where`` names it in the message.
+        CorruptImage: Pillow cannot read it, or as :func:`check_range`; ``where`` names it in the message.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
@@ -45,7 +45,18 @@ def decode(data: bytes, where: str) -> Image.Image:
     except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
         reason = " ".join(str(error).split()) or type(error).__name__
         raise corrupt(where, f"cannot be decoded ({reason})") from error
+    check_range(image, where)
     return image
+
+
+def check_range(image: Image.Image, where: str) -> None:
+    """Refuses a picture whose levels of black and white nobody knows.
+
+    Raises:
+        CorruptImage: its pixels are floating-point numbers.
+    """
+    if image.mode == "F":
+        raise corrupt(where, "floating-point pixels have no known range (save it with 8 or 16 bits)")
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -73,6 +84,30 @@ def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:
     counts change.
     """
     return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+
+
+MOST_CLASSES = 100_000
+"""Fewer classes than this may be numbers without names: more are identifiers, taken for classes by mistake."""
+
+
+def numbered_classes(labels: Labels, where: Callable[[int], str], way_out: str) -> list[str]:
+    """Names for classes that have none: their numbers.
+
+    Args:
+        labels: of all images, 0 or more.
+        where: names the place of a label, by its index, for the message.
+        way_out: what a person may do instead, likewise.
+
+    Raises:
+        PraError: the highest is no class's number.
+    """
+    worst = int(labels.argmax())
+    highest = int(labels[worst])
+    if highest >= MOST_CLASSES:
+        raise PraError(
+            f"{where(worst)} has class {highest}; classes without names are numbers below {MOST_CLASSES}: {way_out}"
+        )
+    return [str(label) for label in range(highest + 1)]
 
 
 class ArraySource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -128,7 +129,7 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
         pin_memory: of tensors in the results, for copies to the GPU that do not block.
 
     Raises:
-        PraError: as ``work``, also out of a worker.
+        PraError: as ``work``, also out of a worker; or a worker was killed.
     """
     loader: DataLoader[V | PraError] = DataLoader(
         _Guarded(work),
@@ -140,10 +141,30 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
         pin_memory=pin_memory,
         generator=torch.Generator(),  # else the loader draws from the global one
     )
-    for result in loader:
-        if isinstance(result, PraError):
-            raise result
-        yield result
+    with workers_alive():
+        for result in loader:
+            if isinstance(result, PraError):
+                raise result
+            yield result
+
+
+@contextmanager
+def workers_alive() -> Iterator[None]:
+    """A block in which workers are busy: torch interrupts it wherever it is when one of them dies.
+
+    Raises:
+        PraError: a worker was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise PraError(
+            f"a process that prepares data has died ({str(error).split('. ')[0].rstrip('.')}), most likely for lack of "
+            "memory or of shared memory (/dev/shm): use fewer (data.workers, or --workers), or give the machine or the "
+            "container more"
+        ) from None
 
 
 def load_images(

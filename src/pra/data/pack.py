@@ -16,12 +16,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from pra.data.images import CorruptImage
-from pra.data.loader import from_workers
+from pra.data.loader import from_workers, workers_alive
 from pra.data.prepare import convert, cover
 from pra.data.source import Encoded, Source, window_of
 from pra.data.wds import CLASSES, INDEX
 from pra.errors import PraError
 from pra.images import PLAN, begin_partial, check_free, partial_folder, write_atomically
+from pra.locks import LOCK, locked
 from pra.provenance import file_sha256
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -82,10 +83,15 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
 
     Raises:
         PraError: the folder exists, an unfinished packing of another kind is there, an image is corrupt, or the disk is
-            full.
+            full; or another command packs into it.
     """
     check_free(folder)
     partial = partial_folder(folder)
+    with locked(partial, "filled", "choose another folder"), workers_alive():
+        return _pack(source, folder, partial, packing, workers)
+
+
+def _pack(source: Source, folder: Path, partial: Path, packing: Packing, workers: int) -> Packed:
     begin_partial(partial, {"source": source.name, "images": len(source), **dataclasses.asdict(packing)}, "packing")
     for stray in partial.glob(".shard-*"):  # of a process that was killed
         stray.unlink()
@@ -231,4 +237,5 @@ def _finish(partial: Path, folder: Path, source: Source, shards: list[Path], pac
     partial.rename(folder)
     for leftover in (PLAN, *(_record(shard).name for shard in shards)):
         (folder / leftover).unlink()
+    (folder / LOCK).unlink(missing_ok=True)
     return Packed(images, len(shards), sum(record["filesize"] for record in records), len(skipped))

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from pra.config import DataConfig, Fit, OnSmall
+from pra.data.images import check_range
 from pra.errors import PraError
 from pra.noise import Purpose, fold, uniform
 
@@ -32,8 +33,8 @@ def prepare(
         uint8 ``(channels, height, width)``.
 
     Raises:
-        PraError: an image too small for the crop or too large for the padding, a mode without a known range,
-            or another number of channels.
+        PraError: an image too small for the crop or too large for the padding, another number of channels, or, as
+            :class:`pra.data.images.CorruptImage`, a mode without a known range.
     """
     image = convert(image, channels, where)
     draws = None if key is None else uniform(fold(key, Purpose.AUGMENT), 4).tolist()
@@ -54,8 +55,7 @@ def convert(image: Image.Image, channels: int, where: str) -> Image.Image:
     """The image in the mode of ``channels``; what is transparent turns white, unless the model sees alpha."""
     if channels not in _MODES:
         raise PraError(f"channels {channels} is not supported for images; use 1 (grey), 3 (RGB) or 4 (RGBA)")
-    if image.mode == "F":
-        raise PraError(f"{where}: floating-point pixels have no known range; save it with 8 or 16 bits")
+    check_range(image, where)
     if image.mode.startswith("I"):
         image = _from_16_bits(image)
     mode = _MODES[channels]

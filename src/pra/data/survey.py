@@ -139,7 +139,7 @@ def _see_through(picture: Image.Image) -> bool:
 
 def _has_colour(picture: Image.Image) -> bool:
     """Looked at small: single pixels of noise do not matter."""
-    if picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I"):
+    if picture.mode in ("1", "L", "LA") or picture.mode.startswith("I"):
         return False
     picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     small = np.asarray(picture.resize((32, 32), Image.Resampling.BOX)).astype(int)

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
-from pra.data.images import is_image_name, pack
+from pra.data.images import is_image_name, numbered_classes, pack
 from pra.data.tars import TarIndex, TarSource, load_index, members, open_tar
 from pra.errors import PraError
 from pra.extras import import_failed
@@ -186,7 +186,11 @@ def _scan(shards: Sequence[Path], classes: list[str] | None) -> TarIndex:
         numbers, names_of_classes = np.zeros_like(numbers), ["image"]
     else:
         _check_labelled(found, files, shards)
-        names_of_classes = classes or [str(label) for label in range(int(numbers.max()) + 1)]
+        names_of_classes = classes or numbered_classes(
+            numbers,
+            lambda index: f"{found[index].member} in {shards[files[index]]}",
+            f"name them in {CLASSES} beside the first shard, or remove the .cls members for data without classes",
+        )
         if numbers.max() >= len(names_of_classes):
             worst = int(numbers.argmax())
             raise PraError(

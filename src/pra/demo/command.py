@@ -6,15 +6,16 @@ import contextlib
 import errno
 import ipaddress
 import os
+import signal
 import socket
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from pra import weights
 from pra.demo.exhibit import load_exhibits
 from pra.demo.page import build_page, gradio, launch_options
 from pra.device import pick_device
@@ -47,11 +48,20 @@ def demo_command(
     check_address(host, port)
     gradio()
     target = pick_device(device)
-    run = run or weights.shipped()
     exhibits = load_exhibits([run] if other is None else [run, other], target, ema=not raw_weights)
-    with tempfile.TemporaryDirectory(prefix="pra-demo-") as folder:
+    with _terminable(), tempfile.TemporaryDirectory(prefix="pra-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # what visitors upload and make goes when the demo ends
         serve(build_page(exhibits), host, port)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, by which services and containers are stopped, ends the block as Ctrl-C does: cleaned up."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def serve(page: Any, host: str, port: int) -> None:
@@ -61,7 +71,7 @@ def serve(page: Any, host: str, port: int) -> None:
         PraError: the server does not start.
     """
     try:
-        page.launch(server_name=host, server_port=port, **launch_options())
+        page.launch(server_name=_bracketed(host), server_port=port, **launch_options())
     except (OSError, ValueError) as error:  # Gradio's, for a port that was taken just now and for much else
         reason = " ".join(str(error).split())[:200]
         raise PraError(f"the page cannot be served at {host}:{port} ({reason}); try another --host or --port") from None
@@ -109,4 +119,9 @@ def _spelled(host: str) -> str:
     """As it stands in an address that a browser on this machine can open."""
     if host in ("0.0.0.0", "::"):
         return "localhost"
+    return _bracketed(host)
+
+
+def _bracketed(host: str) -> str:
+    """As an address has it: an IPv6 one in brackets."""
     return f"[{host}]" if ":" in host else host

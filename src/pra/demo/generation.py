@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pra.config import ImageConfig
+from pra.config import SHORTCUT_STEPS, ImageConfig, SamplingConfig, Solver
 from pra.demo.exhibit import Exhibit
 from pra.errors import PraError
 from pra.generate import Sampler
+from pra.models import Model
 
 MOST_PICTURES = 16
 MOST_STEPS = 100
@@ -21,6 +22,8 @@ MOST_GUIDANCE = 10.0
 LAST_SEED = 10**9
 EVERY_CLASS = -1
 """In place of a label: the classes in turn."""
+OWN_STEPS = 0
+"""In place of a number of steps: what each model recommends."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Request:
         seed: of the first picture; the next ones have the seeds that follow.
         count: pictures, 1 to :data:`MOST_PICTURES`.
         guidance: scale, 0 to :data:`MOST_GUIDANCE`; 1 is none.
-        steps: solver intervals, 1 to :data:`MOST_STEPS`.
+        steps: solver intervals, 1 to :data:`MOST_STEPS`, or :data:`OWN_STEPS`.
 
     Raises:
         PraError: anything else, an empty field (None) included.
@@ -50,7 +53,7 @@ class Request:
         _whole("seed", self.seed, 0, LAST_SEED)
         _whole("number of pictures", self.count, 1, MOST_PICTURES)
         _within("guidance", self.guidance, 0.0, MOST_GUIDANCE)
-        _whole("number of steps", self.steps, 1, MOST_STEPS)
+        _whole("number of steps", self.steps, OWN_STEPS, MOST_STEPS)
 
     def labels(self, classes: int) -> list[int]:
         """One per picture, for a model of that many classes."""
@@ -73,6 +76,7 @@ class Sheet:
         height: ``H``, of finished pictures.
         kept: pixel rows that are the visitor's own.
         captions: one per picture.
+        note: what was done in place of what was asked for, in words.
         error: why there is no more, in words.
     """
 
@@ -81,6 +85,7 @@ class Sheet:
     height: int
     kept: int
     captions: tuple[str, ...]
+    note: str = ""
     error: str = ""
 
     @property
@@ -114,6 +119,16 @@ def keep_rows(picture: Tensor, model: ImageConfig, share: float) -> Tensor:
     return picture[:, : rows * model.patch_size]
 
 
+def sampling_of(model: Model, request: Request) -> SamplingConfig:
+    """A model's sampling with what is asked for: where it takes certain numbers of steps alone, with the nearest."""
+    own = model.sampling
+    steps = int(request.steps) or min(own.steps, MOST_STEPS)
+    if own.solver is Solver.SHORTCUT:
+        steps = min(SHORTCUT_STEPS, key=lambda learnt: abs(learnt - steps))
+    times = own.times if steps == own.steps else None  # a grid is of one number of steps
+    return replace(own, guidance=float(request.guidance), steps=steps, times=times)
+
+
 def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator[Sheet]:
     """One model's; the first before anything is made. An error ends them, and is told on the last."""
     model, config = exhibit.model, exhibit.model.config
@@ -125,7 +140,12 @@ def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator
     sheet = Sheet(exhibit.name, pictures, config.image_size[0], start.shape[1], captions)
     yield sheet
     try:
-        settings = replace(model.sampling, guidance=float(request.guidance), steps=int(request.steps))
+        settings = sampling_of(model, request)
+        if request.steps not in (OWN_STEPS, settings.steps):
+            learnt = ", ".join(map(str, SHORTCUT_STEPS))
+            sheet = replace(
+                sheet, note=f"{settings.steps} steps in place of {request.steps:g}: this model takes {learnt}"
+            )
         stream = Sampler(model, settings).stream(labels, seeds, None if keep is None else pictures)
         for pictures in stream:
             sheet = replace(sheet, pictures=pictures.cpu())

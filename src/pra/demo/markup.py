@@ -53,6 +53,7 @@ class _Shown:
     name: str
     uris: list[str]
     captions: tuple[str, ...]
+    note: str
     error: str
     ratio: str
     done: int
@@ -64,9 +65,8 @@ def _shown(sheet: Sheet) -> _Shown:
     done, width = sheet.pictures.shape[2:]
     cut = f"{100 * sheet.kept / sheet.height:.2f}" if 0 < sheet.kept < sheet.height else ""
     uris = [_data_uri(picture) if done else "" for picture in sheet.pictures]
-    return _Shown(
-        sheet.name, uris, sheet.captions, sheet.error, f"{width} / {sheet.height}", done, sheet.height <= SMALL, cut
-    )
+    ratio = f"{width} / {sheet.height}"
+    return _Shown(sheet.name, uris, sheet.captions, sheet.note, sheet.error, ratio, done, sheet.height <= SMALL, cut)
 
 
 def _data_uri(picture: Tensor) -> str:

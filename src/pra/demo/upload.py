@@ -1,7 +1,8 @@
-"""A visitor's picture, of any format and size, brought to what a model needs; and what was done to it, in words."""
+"""A visitor's picture, of any size, brought to what a model needs; and what was done to it, in words."""
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from pra.config import DataConfig, Fit, ImageConfig
-from pra.data.images import CorruptImage, decode, upright
+from pra.data.images import CorruptImage, upright
 from pra.data.prepare import prepare
 from pra.errors import PraError
 from pra.images import from_uint8
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
+"""That are opened. Of Pillow's others one starts a program: EPS is drawn by Ghostscript."""
 
 MOST_BYTES = 32 * 2**20
 MOST_PIXELS = 64_000_000
@@ -40,24 +44,22 @@ def read_upload(path: Path) -> Upload:
     """The picture in a file.
 
     Raises:
-        PraError: no picture, a damaged one, or a size beyond the limits.
+        PraError: no picture of these formats, a damaged one, or a size beyond the limits.
     """
     name = path.name
     try:
-        with Image.open(path) as header:
-            size, frames = header.size, getattr(header, "n_frames", 1)
-        _check_size(name, *size)
-        picture = decode(path.read_bytes(), name)
-    except CorruptImage as error:
-        raise _unreadable(name, error.problem) from None
+        picture = Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
+        _check_size(name, *picture.size)
+        moving = getattr(picture, "is_animated", False)  # to count its frames would walk through all of them
+        picture.load()
     except PraError:
         raise
     except UnidentifiedImageError:
-        raise _unreadable(name, "not an image in any format that Pillow knows") from None
+        raise _unreadable(name, "not an image in any format that is taken here") from None
     except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
-        raise _unreadable(name, f"cannot be read ({' '.join(str(error).split())[:120]})") from None
+        raise _unreadable(name, f"cannot be decoded ({' '.join(str(error).split())[:120]})") from None
     turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    done = ("first picture of an animation",) if frames > 1 else ()
+    done = ("first picture of an animation",) if moving else ()
     return Upload(name, upright(picture), (*done, "turned upright") if turned else done)
 
 
@@ -85,7 +87,10 @@ def fit_upload(upload: Upload, model: ImageConfig, data: DataConfig) -> tuple[Te
         done.append("turned grey" if model.channels == 1 else "taken as colour")
     if picture.size != (width, height):
         done.append(_resizing(picture, width, height, data.fit))
-    pixels = prepare(picture, model.image_size, model.channels, data, None, upload.name)
+    try:
+        pixels = prepare(picture, model.image_size, model.channels, data, None, upload.name)
+    except CorruptImage as error:
+        raise _unreadable(upload.name, error.problem) from None
     line = f"{upload.name} ({picture.width}x{picture.height}): {', '.join(done) or 'taken as it is'}"
     return from_uint8(torch.from_numpy(pixels)), line
 
@@ -114,4 +119,4 @@ def _check_size(name: str, width: int, height: int) -> None:
 
 
 def _unreadable(name: str, problem: str) -> PraError:
-    return PraError(f"{name}: {problem}; give another picture: JPEG, PNG, WebP, GIF, TIFF or the like")
+    return PraError(f"{name}: {problem}; give another picture: JPEG, PNG, WebP, GIF, TIFF, BMP or PPM")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,7 +79,7 @@ class Task:
                 f"{train} has the classes {_some(sources[0].classes)} and {test} {_some(sources[1].classes)}; a probe "
                 "is judged on the classes that it was fitted to"
             )
-        if train == test:
+        if _place(train) == _place(test):
             raise PraError(
                 f"{test} is what the probe is fitted to; it is judged on other images: give them with --test"
             )
@@ -145,6 +146,12 @@ def held_out(source: str) -> str:
     if source.partition(":")[0] not in SPLIT:
         raise PraError(f"{source} has no held-out part that pra knows of; say where one is with --test SRC")
     return f"{source}@test"
+
+
+def _place(source: str) -> tuple[str, str]:
+    """The same of ``folder:x`` and ``folder:x/``."""
+    kind, _, path = source.partition(":")
+    return kind, os.path.realpath(os.path.expanduser(path))
 
 
 def _vectors_of(vectors: Vectors) -> list[tuple[int, tuple[int | None, Pooling | None]]]:

@@ -18,8 +18,8 @@ from pra.train.plots import CURVES
 
 DATASETS = {"idx:/usr/share/datasets/fashion-mnist": "zalando-datasets/fashion_mnist"}
 """Sources that are certain to be a data set of the Hub."""
-MOST_CLASSES = 30
-"""That are named in a card."""
+MOST_CLASSES, MOST_SHOWN = 30, 10
+"""That are named in a card, and that its command draws."""
 
 
 def write_card(origin: Origin, name: str, address: str, licence: str | None, half: bool) -> str:
@@ -80,6 +80,7 @@ def _summary(model: Model) -> str:
 def _use(model: Model, address: str) -> list[str]:
     labels = list(range(min(2, model.config.num_classes)))
     sampling, shown = model.sampling, f"{shlex.quote(address)} " if address else ""
+    drawn = "all" if model.config.num_classes <= MOST_SHOWN else f"0-{MOST_SHOWN - 1}"
     return [
         "## Use",
         "",
@@ -92,7 +93,7 @@ def _use(model: Model, address: str) -> list[str]:
         "```",
         "",
         "```console",
-        f"$ pra sample {shown}--labels all --seeds 0-7 --out samples.png",
+        f"$ pra sample {shown}--labels {drawn} --seeds 0-7 --out samples.png",
         "```",
         "",
         f"Recommended, and the default: guidance {sampling.guidance:g} ({sampling.schedule.value}), {sampling.steps} "

@@ -25,13 +25,21 @@ def is_address(path: str | Path) -> bool:
     return str(path).startswith(PREFIX)
 
 
-def download(address: str | Path) -> Path:
+def download(
+    address: str | Path,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path:
     """The folder, in the hub library's cache, of a model on the Hub; of what is there already nothing is loaded again.
 
     Without a network the cache is enough.
 
     Args:
         address: ``hub:user/model``, with ``@revision`` for another branch, tag or commit than the newest.
+        cache_dir: another cache than the hub library's.
+        token: another than the hub library's; False is none.
+        local_files_only: whether the cache must do.
 
     Raises:
         PraError: no such model or revision, none that may be read, none of pra's, or neither network nor cache.
@@ -40,13 +48,18 @@ def download(address: str | Path) -> Path:
     name, _, revision = text.removeprefix(PREFIX).partition("@")
     repo = repo_id(name)
     hub = hub_library()
+    place = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
     try:
         # The configuration first: what is no model of pra may be large. A snapshot's folder is named by its commit.
         known = Path(
-            hub.snapshot_download(repo, revision=revision or None, allow_patterns=FILES[:1], tqdm_class=_Silent)
+            hub.snapshot_download(
+                repo, revision=revision or None, allow_patterns=FILES[:1], tqdm_class=_Silent, **place
+            )
         )
         _check_config(known / FILES[0], text)
-        folder = Path(hub.snapshot_download(repo, revision=known.name, allow_patterns=FILES, library_name="pra"))
+        folder = Path(
+            hub.snapshot_download(repo, revision=known.name, allow_patterns=FILES, library_name="pra", **place)
+        )
     except (hub.errors.HTTPError, OSError, ValueError) as error:
         if isinstance(error, PraError):
             raise

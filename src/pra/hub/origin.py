@@ -37,8 +37,8 @@ class Training:
 class Origin:
     """A model, how it was trained where that is known, and what lies beside it.
 
-    ``weights`` is their file; ``files`` by the name they are shared under; ``reports`` of ``pra eval`` on these very
-    weights, by file name.
+    ``weights`` is their file; ``files`` by the name they are shared under; ``reports`` of ``pra eval``, by file name,
+    on these very weights, or named by the model's card.
     """
 
     model: Model
@@ -51,7 +51,8 @@ class Origin:
 def read_origin(path: str | Path) -> Origin:
     """Of a run, a checkpoint or a model folder.
 
-    Reports on other weights, such as those of an earlier checkpoint, are left out with a warning.
+    Reports on other weights, such as those of an earlier checkpoint, are left out with a warning. Those that a model
+    folder's card names are kept: the card says what they were measured on, such as weights not yet rounded.
 
     Raises:
         PraError: as :func:`pra.weights.load`, or a run's files are damaged.
@@ -59,13 +60,15 @@ def read_origin(path: str | Path) -> Origin:
     folder = weights.model_folder(path)
     run = weights.run_of(folder)
     home = run or folder
-    files = {name: home / name for name in (CARD, CURVES, SAMPLES) if (home / name).exists()}
+    shared = (CURVES, SAMPLES) if run else (CARD, CURVES, SAMPLES)  # a README in a run's folder is its owner's notes
+    files = {name: home / name for name in shared if (home / name).exists()}
     grids = sorted(run.glob("samples/step-*.png")) if run else []
     if grids:
         files[SAMPLES] = grids[-1]
     file = folder / weights.weights_name(folder)
     training = _training(run, folder) if run else None
-    return Origin(weights.load(folder), file, training, files, _reports(home, file_sha256(file)))
+    card = files[CARD].read_text(encoding="utf-8", errors="replace") if CARD in files else ""
+    return Origin(weights.load(folder), file, training, files, _reports(home, file_sha256(file), card))
 
 
 def _training(run: Path, checkpoint: Path) -> Training:
@@ -79,8 +82,8 @@ def _training(run: Path, checkpoint: Path) -> Training:
     return Training(config, step, seconds or None, weights.read_json(origin) if origin.exists() else {})
 
 
-def _reports(home: Path, sha256: str) -> dict[str, Report]:
-    """What `pra eval` wrote into a folder, on the weights of that hash."""
+def _reports(home: Path, sha256: str, card: str) -> dict[str, Report]:
+    """What `pra eval` wrote into a folder, on the weights of that hash or as the card says."""
     reports = {}
     for path in sorted(home.glob("*.json")):
         try:
@@ -89,7 +92,7 @@ def _reports(home: Path, sha256: str) -> dict[str, Report]:
             measured = report.provenance["images"]["weights_sha256"]
         except (OSError, ValueError, LookupError, TypeError):
             continue  # not of `pra eval`, or of images from elsewhere
-        if measured == sha256:
+        if measured == sha256 or f"(./{path.name})" in card:
             reports[path.name] = report
         else:
             warnings.warn(

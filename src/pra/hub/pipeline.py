@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from pra import weights
 from pra.errors import PraError, nearest
 from pra.extras import import_failed
 from pra.generate import Sampler
-from pra.hub.download import PREFIX
+from pra.hub.download import PREFIX, download, is_address
 from pra.images import to_pil
 from pra.models import Model
 
@@ -42,20 +44,37 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.register_modules(model=model)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, revision: str | None = None) -> PRAPipeline:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> PRAPipeline:
         """From a run, a model folder, ``user/model`` on the Hub, or ``hub:user/model``.
 
         Args:
             pretrained_model_name_or_path: where the model is; a folder that exists comes before the Hub.
             revision: on the Hub: a branch, tag or commit; by default the newest.
+            cache_dir: where to keep what is downloaded; by default the Hub library's cache.
+            token: for what is private; by default the one that is logged in.
+            local_files_only: whether the cache must do.
+            options: diffusers' others, as far as they ask for what is done anyway: ``torch_dtype=torch.float32`` and
+                ``use_safetensors=True``.
 
         Raises:
-            PraError: as :func:`pra.weights.load`.
+            PraError: as :func:`pra.weights.load`; or an option that is none of these.
         """
+        _check_options(options)
         path = str(pretrained_model_name_or_path)
         if re.fullmatch(r"[\w.-]+/[\w.-]+", path, re.ASCII) and not Path(path).exists():
             path = PREFIX + path
-        return cls(weights.load(f"{path}@{revision}" if revision else path))
+        path = f"{path}@{revision}" if revision else path
+        if is_address(path):
+            return cls(weights.load(download(path, cache_dir, token, local_files_only)))
+        return cls(weights.load(path))
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Writes a new model folder, for :meth:`from_pretrained` and :func:`pra.load`.
@@ -82,8 +101,8 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         self,
         class_labels: int | Sequence[int] | None = None,
         guidance_scale: float | None = None,
-        num_inference_steps: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> Any:
@@ -92,9 +111,9 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         Args:
             class_labels: numbers of classes; without, one image of no class.
             guidance_scale: 1 is none; by default what the model recommends.
-            num_inference_steps: solver intervals per patch (of a JiT per image); by default what the model recommends.
             generator: decides the images, in the same state the same; one per image, or one from which the seeds of all
                 are drawn in order. By default torch's global one.
+            num_inference_steps: solver intervals per patch (of a JiT per image); by default what the model recommends.
             output_type: "pil", "np" (``(B, H, W, C)``, float32 in [0, 1]) or "pt" (``(B, C, H, W)``, the same).
             return_dict: an ``ImagePipelineOutput`` with ``images``; else a tuple of them.
 
@@ -106,14 +125,41 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise PraError(f"the weights are {self.model.dtype}: leave to(dtype) out, or give to(torch.float32)")
         if output_type not in OUTPUTS:
             raise PraError(f"output_type {output_type!r} is unknown{nearest(str(output_type), OUTPUTS)}")
-        labels = [self.model.config.null_class] if class_labels is None else class_labels
-        labels = [labels] if isinstance(labels, int) else list(labels)
-        given = {"guidance": guidance_scale, "steps": num_inference_steps}
+        labels = [self.model.config.null_class] if class_labels is None else _whole_numbers(class_labels)
+        own, given = self.model.sampling, {"guidance": guidance_scale, "steps": num_inference_steps}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        sampler = Sampler(self.model, dataclasses.replace(self.model.sampling, **changes))
+        if changes.get("steps", own.steps) != own.steps:
+            changes["times"] = None  # a grid is of one number of steps
+        sampler = Sampler(self.model, dataclasses.replace(own, **changes))
         images = sampler.sample(labels, _seeds(generator, len(labels)))
         shown = _as(output_type, images)
         return ImagePipelineOutput(images=shown) if return_dict else (shown,)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuses what would not be done."""
+    done = {"torch_dtype": (None, torch.float32), "dtype": (None, torch.float32), "use_safetensors": (None, True)}
+    for name, value in options.items():
+        if name not in done:
+            taken = ("revision", "cache_dir", "token", "local_files_only", *done)
+            raise PraError(f"PRAPipeline.from_pretrained takes no {name}{nearest(name, taken)}")
+        if value not in done[name]:
+            raise PraError(
+                f"PRAPipeline.from_pretrained takes no {name}={value}: weights are safetensors, and float32 (on CUDA "
+                "the arithmetic is bfloat16 by itself); leave it out"
+            )
+
+
+def _whole_numbers(given: int | Iterable[int]) -> list[int]:
+    """Labels, one or several, of Python, numpy or torch."""
+    with contextlib.suppress(TypeError):
+        return [operator.index(given)]  # type: ignore[arg-type]
+    try:
+        return [operator.index(label) for label in given]  # type: ignore[union-attr]
+    except TypeError:
+        raise PraError(
+            f"class_labels {given!r} are no numbers of classes; get_label_ids gives those of names"
+        ) from None
 
 
 def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:

@@ -21,6 +21,7 @@ from pra.config import (
     DataConfig,
     JiTConfig,
     LearningRate,
+    ObjectiveConfig,
     OnCorrupt,
     OnSmall,
     OptimizerConfig,
@@ -66,8 +67,11 @@ def configure(
             run nor ``data``.
     """
     if (folder / weights.CONFIG).exists():
-        # With another start it is not that run: the training refuses it, and names the two.
-        return replace(read_run(folder), initial=start), [f"settings: those of {folder}, chosen when it began"]
+        begun = read_run(folder)
+        if begun.initial is None or Path(begun.initial) != Path(start):  # runs/a/ is runs/a
+            # With another start it is not that run: the training refuses it, and names the two.
+            begun = replace(begun, initial=start)
+        return begun, [f"settings: those of {folder}, chosen when it began"]
     if data is None:
         raise PraError(f"no run at {folder} to go on with; name the pictures for {start} with --data folder:PHOTOS")
     base = weights.model_folder(start)
@@ -105,7 +109,7 @@ def propose(
     Raises:
         PraError: no time, or a step needs more memory than the device has.
     """
-    train = run.train if run else _training(model, device)
+    train = _of_everything(run.train) if run else _training(model, device)
     optimizer = replace(train.optimizer, lr=train.optimizer.lr / LOWER, schedule=LearningRate.COSINE)
     config = RunConfig(
         recipe=NAME,
@@ -131,14 +135,26 @@ def propose(
     ]
 
 
+def _of_everything(train: TrainConfig) -> TrainConfig:
+    """As a run was trained; of a distilled one, whose settings are for its second head alone, as one is by default."""
+    if not train.shortcut_only:
+        return train
+    usual = ObjectiveConfig()
+    return replace(
+        train,
+        shortcut_only=False,
+        objective=replace(train.objective, noise_draws=usual.noise_draws, shortcut_draws=usual.shortcut_draws),
+        optimizer=replace(train.optimizer, weight_decay=OptimizerConfig().weight_decay),
+    )
+
+
 def _training(model: Model, device: torch.device) -> TrainConfig:
     """As for one's own pictures, of a model of which no run is known."""
-    jit = isinstance(model.config, JiTConfig)
     width = model.config.transformer.width if isinstance(model.config, JiTConfig) else model.config.backbone.width
     return TrainConfig(
         steps=1,
         batch_size=own.batch_size(device),
-        rollout=Clean() if jit else Parallel(t_min=0.9),
+        rollout=Clean() if model.config.codec is None else Parallel(t_min=0.9),  # without states there are no others
         optimizer=OptimizerConfig(lr=own.peak_rate(width)),
     )
 

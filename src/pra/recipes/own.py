@@ -102,7 +102,7 @@ def run_folder(data: str) -> Path:
 
 
 def configure(
-    data: str | None, folder: Path, minutes: float | None, device: torch.device
+    data: str | None, folder: Path, minutes: float | None, steps: int | None, device: torch.device
 ) -> tuple[RunConfig, list[str]]:
     """The configuration of the run in ``folder``: what was chosen when it began, or else what is chosen now.
 
@@ -119,7 +119,7 @@ def configure(
             f"no run at {folder} to go on with; name a RECIPE, or your own pictures with --data folder:PHOTOS"
         )
     survey = look(data)
-    config, reasons = propose(survey, minutes, device)
+    config, reasons = propose(survey, minutes, steps, device)
     found = [f"  {line}" for line in survey.lines()]
     chosen = [f"  {line}" for line in reasons]
     return config, [f"found in {survey.source}:", *found, "chosen:", *chosen]
@@ -129,16 +129,17 @@ Speed = Callable[[RunConfig, torch.device], float]
 
 
 def propose(
-    survey: Survey, minutes: float | None, device: torch.device, speed: Speed | None = None
+    survey: Survey, minutes: float | None, steps: int | None, device: torch.device, speed: Speed | None = None
 ) -> tuple[RunConfig, list[str]]:
     """A configuration for these pictures, this machine and this time.
 
     Models are tried from the cheapest up, each timed for a second or two; the last that can see enough images in the
-    time is taken.
+    time, or in the steps, is taken.
 
     Args:
         survey: of the pictures.
         minutes: that the training may take; :data:`MINUTES` by default.
+        steps: of the training, in place of ``minutes``.
         device: to train on.
         speed: seconds of one training step; :func:`seconds_per_step` by default.
 
@@ -149,8 +150,8 @@ def propose(
         PraError: no time.
     """
     minutes = MINUTES if minutes is None else minutes
-    budget, longest = seconds_of(minutes), max(EPOCHS * survey.images, FEWEST_IMAGES)
-    batch = batch_size(device)
+    budget = seconds_of(minutes) if steps is None else math.inf
+    batch, longest = batch_size(device), max(EPOCHS * survey.images, FEWEST_IMAGES)
     taken: tuple[RunConfig, float] | None = None
     stopped = ""
     for rung in _ladder(survey):
@@ -158,16 +159,20 @@ def propose(
         if taken and rung.images > longest:
             stopped = f"a larger one would need more than {survey.images} pictures"
             break
+        if taken and steps is not None and rung.images > steps * batch:
+            stopped = f"the next larger choice ({_size(config)}) needs {-(-rung.images // batch):,} steps"
+            break
         config, seconds = timed(config, survey, device, speed or seconds_per_step)
         needed = rung.images / batch * seconds
-        if taken and needed > budget:
+        if taken and needed >= budget:  # endless, where the memory does not hold it
             stopped = f"the next larger choice ({_size(config)}) needs {_minutes(needed)}"
             break
         taken = config, seconds
     assert taken, "the ladder has a first rung"
     config, seconds = taken
-    config = with_steps(config, steps_in(budget, seconds, longest, batch))
-    return config, _reasons(survey, config, seconds, minutes, stopped, device)
+    asked = f"--minutes than {minutes:g}" if steps is None else f"--steps than {steps:,}"
+    config = with_steps(config, steps_in(budget, seconds, longest, batch) if steps is None else steps)
+    return config, _reasons(survey, config, seconds, asked, stopped, device)
 
 
 def seconds_of(minutes: float) -> float:
@@ -317,7 +322,7 @@ def _size(config: RunConfig) -> str:
 
 
 def _reasons(
-    survey: Survey, config: RunConfig, seconds: float, minutes: float, stopped: str, device: torch.device
+    survey: Survey, config: RunConfig, seconds: float, asked: str, stopped: str, device: torch.device
 ) -> list[str]:
     model, train = config.model, config.train
     side, patch, seen = model.image_size[0], model.patch_size, train.steps * train.batch_size
@@ -337,7 +342,7 @@ def _reasons(
     if survey.images < FEW_PICTURES:
         reasons.append(f"{survey.images} pictures are few: expect the model to learn them by heart")
     if seen < FEWEST_IMAGES:
-        reasons.append(f"{seen:,} images seen are few: expect blurs; more --minutes than {minutes:g} help")
+        reasons.append(f"{seen:,} images seen are few: expect blurs; more {asked} help")
     return reasons
 
 

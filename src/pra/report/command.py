@@ -44,7 +44,7 @@ def report_command(
     if gap_images:
         target = pick_device(device)
         try:
-            gap = known_gap(run, gap_images) or measure_gap(run, config, gap_images, target)
+            gap = known_gap(run, config, gap_images) or measure_gap(run, config, gap_images, target)
         except PraError as error:
             if gap_images < 2:
                 raise

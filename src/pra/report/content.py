@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from pra.train.run import read_metrics
 
 MOST_PICTURES = 12
 """Grids of one kind on a page, evenly over training: each weighs up to a few hundred kB."""
+
+STEP = re.compile(r"step-[0-9]+")
+"""The name of a grid."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def pictures(run: Path, kind: str) -> tuple[list[Picture], int]:
     Raises:
         PraError: one cannot be read.
     """
-    files = sorted((run / kind).glob("step-*.png"))
+    # Of copies such as "step-00000010 2.png" nobody knows what they are.
+    files = sorted(path for path in (run / kind).glob("step-*.png") if STEP.fullmatch(path.stem))
     shown = files
     if len(files) > MOST_PICTURES:
         shown = [files[place] for place in spread(len(files) - 1, MOST_PICTURES - 1)] + files[-1:]
@@ -141,7 +146,7 @@ def _picture(path: Path) -> Picture:
     buffer, kind = io.BytesIO(), "webp" if features.check("webp") else "png"
     picture.save(buffer, kind, quality=90)
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Picture(int(path.stem.partition("-")[2]), uri, *picture.size)
+    return Picture(int(path.stem.removeprefix("step-")), uri, *picture.size)
 
 
 def figures(run: Path) -> list[Figures]:

@@ -100,14 +100,17 @@ def read_gap(run: Path) -> MeasuredGap | None:
     return MeasuredGap(**values)
 
 
-def known_gap(run: Path, count: int) -> MeasuredGap | None:
-    """What was measured of the newest checkpoint, over so many images; None where that was not.
+def known_gap(run: Path, config: RunConfig, count: int) -> MeasuredGap | None:
+    """What was measured of the newest checkpoint, over so many images or all there are; None where that was not.
 
     Raises:
-        PraError: as :func:`read_gap`.
+        PraError: as :func:`read_gap`; or it is over fewer images, and the data that would tell whether these are all
+            are not there.
     """
     gap, newest = read_gap(run), weights.newest_checkpoint(run)
-    return gap if gap and newest and (gap.checkpoint, gap.images) == (newest.name, count) else None
+    if gap is None or newest is None or gap.checkpoint != newest.name or gap.images > count:
+        return None
+    return gap if gap.images == count or gap.images == len(open_source(config.data.source)) else None
 
 
 def _is_curve(values: Any) -> bool:

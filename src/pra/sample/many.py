@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pra.errors import PraError
 from pra.eval.samples import join_exports, sampled
 from pra.generate import Sampler
 from pra.generate.requests import Requests
+from pra.locks import locked
 
 PICTURES = "pictures"
 """Where the pictures of all shards come together before they are a folder of their own."""
@@ -102,11 +104,29 @@ def sample_many(
         world: the processes that share the work.
 
     Raises:
-        PraError: the output exists, an unfinished one of another request or of other weights is there, or the disk is
-            full.
+        PraError: the output exists, an unfinished one of another request or of other weights is there, another command
+            writes it, or the disk is full.
     """
     plan = {"weights": weights, "sampling": to_dict(sampler.config), "images": requests.to_json()}
     begin = time.monotonic()
+    images.check_output(out)
+    lock = locked(images.partial_folder(out), "filled", "choose another --out") if world.leads else nullcontext()
+    with lock:
+        new = _fill(sampler, requests, plan, out, columns, batch_size, name, world)
+    return Made(new, time.monotonic() - begin)
+
+
+def _fill(
+    sampler: Sampler,
+    requests: Requests,
+    plan: dict[str, Any],
+    out: Path,
+    columns: int,
+    batch_size: int,
+    name: Callable[[int, int], str],
+    world: World,
+) -> int:
+    """:func:`sample_many` of a plan, in a folder that is locked: how many images are new."""
     shards, missing = world.combine(None, lambda _: _begin(out, plan, len(requests), batch_size))
     try:
         with tqdm(
@@ -116,23 +136,21 @@ def sample_many(
             for place in world.share(len(missing)):
                 _make(shards, missing[place], sampler, requests, batch_size, name)
                 bar.update(shards.images_there() - bar.n if world.leads else 0)  # the others' too
-            world.meet()
+            world.meet(patient=True)
             bar.update(shards.images_there() - bar.n if world.leads else 0)
         world.combine(None, lambda _: _finish(shards, out, columns))
     finally:
         if world.leads and len(shards.missing()) == len(shards):
             shutil.rmtree(shards.folder, ignore_errors=True)  # nothing to go on with
-    new = sum(len(shards.indices(number)) for number in missing)
-    return Made(new, time.monotonic() - begin)
+    return sum(len(shards.indices(number)) for number in missing)
 
 
 def _begin(out: Path, plan: dict[str, Any], count: int, batch_size: int) -> tuple[Shards, list[int]]:
     """The shards of a set, and those that are to be made."""
-    images.check_output(out)
     partial, as_pictures = images.partial_folder(out), images.ending(out) == ""
     plan = plan | {SIZE: batch_size}
     if not any(partial.glob("shard-*")):
-        shutil.rmtree(partial, ignore_errors=True)  # another beginning, of which nothing came
+        (partial / images.PLAN).unlink(missing_ok=True)  # another beginning, of which nothing came
     plan = images.begin_partial(partial, plan, "sampling", free=[SIZE])
     shards = Shards(partial, count, int(plan[SIZE]), as_pictures)
     return shards, shards.missing()
@@ -153,8 +171,8 @@ def _finish(shards: Shards, out: Path, columns: int) -> None:
     missing = shards.missing()
     if missing:
         raise PraError(
-            f"{shards.path(missing[0])} is gone; let only one command at a time write {out}, on a disk that all "
-            "machines share, and repeat it to go on"
+            f"{shards.path(missing[0])} is gone; write {out} on a disk that all machines share, and repeat the "
+            "command to go on"
         )
     images.check_output(out)
     if shards.as_pictures:

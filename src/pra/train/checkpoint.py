@@ -90,7 +90,7 @@ class Saver:
                 pending.result()
         else:  # what fails in one process, all hear of: the first says it
             pending.exception()
-        self.world.meet()
+        self.world.meet(patient=True)  # the disk may be slow
 
     def close(self) -> None:
         """Lets the checkpoint that is being written be finished, whatever ends the run."""

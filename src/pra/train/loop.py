@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import signal
 import time
 import warnings
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Generator
+from contextlib import closing, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,11 +18,13 @@ from tqdm import tqdm
 from pra import images, noise, weights
 from pra.config import RunConfig
 from pra.data import Batch, Sample, Source, TrainingSet, batches, load_images, open_source
+from pra.data.loader import workers_alive
 from pra.data.source import window_of
-from pra.device import autocast
+from pra.device import autocast, enough_memory
 from pra.distributed import World, join
 from pra.errors import PraError
 from pra.generate import Sampler
+from pra.locks import locked
 from pra.models import PRA, Model, build_model
 from pra.objectives import Losses, Perceptual, training_losses
 from pra.train import checkpoint
@@ -32,9 +32,11 @@ from pra.train.initial import load_initial
 from pra.train.optimizer import EMA, build_optimizer, learning_rate, whole
 from pra.train.parallel import SharedLoss
 from pra.train.plots import CURVES, draw_curves
-from pra.train.run import Metrics, check_run, check_shared, locked, write_run
+from pra.train.run import Metrics, check_run, check_shared, write_run
+from pra.train.signals import caught_signals
 
 HEALTHY_STATE_STD = 0.5
+LESS_MEMORY = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
 GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
 
 
@@ -92,7 +94,7 @@ def train(
         folder, target = Path(run_dir).expanduser(), together.device(device)
         config.train.micro_batches(together.size)  # a batch that does not divide is named first
         check_run(folder, config)  # before the lock, which would be a file in a stranger's folder
-        with locked(folder) if together.leads else nullcontext():
+        with locked(folder, "trained", "choose another --run-dir") if together.leads else nullcontext():
             check_shared(folder, together)
             return Trainer(config, folder, target, source, progress, together).run()
 
@@ -114,7 +116,8 @@ class Trainer:
         self.source = source or open_source(config.data.source)
         _check_classes(self.source, config.model.num_classes)
         check_run(folder, config)  # once more: another process may just have ended here
-        self.perceptual = self._perceptual()
+        with world.first_alone():  # LPIPS's weights are downloaded once
+            self.perceptual = self._perceptual()
         self.model = build_model(config.model, config.train.seed).to(device)
         self.model.sampling = config.sampling
         if len(self.source.classes) == config.model.num_classes:
@@ -160,7 +163,7 @@ class Trainer:
         train = self.config.train
         # Closed by name: left to the garbage collector, the workers outlive an exception that somebody keeps, and then
         # the process cannot end, as they ignore its SIGTERM.
-        with _signals() as received, closing(self.saver), closing(self._batches()) as stream:
+        with caught_signals() as received, workers_alive(), closing(self.saver), closing(self._batches()) as stream:
             first = next(stream)  # data that cannot be read are named before anything is written
             if self.world.leads:
                 write_run(self.folder, self.config, self.world.size, self.initial)
@@ -200,9 +203,12 @@ class Trainer:
             step=train.batch_size, start=self.world.rank * micro * count, size=micro * count,
         )  # fmt: skip
         stream = batches(dataset, self.step * micro * count, micro, train.steps * micro * count)
-        for _ in range(self.step, train.steps):
+        first = self.step
+        for step in range(first, train.steps):
             parts = [next(stream) for _ in range(count)]
-            self.world.meet()  # one whose data cannot be read has ended the others here, before they wait for its part
+            # One whose data cannot be read has ended the others here, before they wait for its part. A stream may take
+            # long to come to its first image.
+            self.world.meet(patient=step == first)
             yield parts
 
     def _take_step(self, step_batches: list[Batch]) -> None:
@@ -213,7 +219,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parts = []
-        with self.world.together():
+        with enough_memory(len(step_batches[0].images), self.device, LESS_MEMORY), self.world.together():
             for place, batch in enumerate(step_batches, start=1):
                 with self.losses.accumulating(last=place == len(step_batches)):
                     losses = self._losses(batch)
@@ -221,7 +227,7 @@ class Trainer:
                 parts.append(Losses(*(value.detach() for value in losses)))
                 self.skipped += batch.skipped
             norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.optimizer.clip))
-        self.optimizer.step()
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.model, self.step)
         self.step += 1
@@ -312,6 +318,7 @@ class Trainer:
             if config.codec is not None:
                 pairs = self._reconstructions(model)
                 self._write_picture("reconstructions", pairs, len(pairs) // 2)
+        self.world.meet(patient=True)  # the first has drawn for all
         self.interval += time.monotonic() - begin
 
     def _reconstructions(self, model: Model) -> Tensor:
@@ -374,24 +381,3 @@ def _check_same_classes(last: Path, model: Model, source: Source) -> None:
             f"the classes of {source.name} are not those that {last} learnt ({changed[1]!r} where it had "
             f"{changed[0]!r}); restore them, or start another --run-dir"
         )
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C as a list that fills: finish the step first. A second Ctrl-C stops at once."""
-    received: list[int] = []
-
-    def receive(signum: int, frame: FrameType | None) -> None:
-        if received and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(signum)
-
-    try:
-        previous = {s: signal.signal(s, receive) for s in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread (a notebook's worker, say): signals are not ours to handle
-        previous = {}
-    try:
-        yield received
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)

@@ -63,10 +63,11 @@ class SharedLoss:
     ) -> None:
         several = world.size > 1
         self.sharded = several and train.parallel is Parallelism.FSDP
+        self._compiler = _Compiler()
         if train.compile and several:
-            _change_blocks(model, _BlockCompiler())
+            _change_blocks(model, self._compiler)
         elif train.compile:
-            losses = compiled(losses, *COMPILE)
+            losses = self._compiler(losses)
         if train.activation_checkpointing:
             _change_blocks(model, _recomputed)
         self.module: Any = _Loss(model, losses)
@@ -78,6 +79,11 @@ class SharedLoss:
     def __call__(self, *arguments: Any) -> Losses:
         """``losses(model, *arguments)``."""
         return self.module(*arguments)  # type: ignore[no-any-return]
+
+    @property
+    def uncompiled(self) -> PraError | None:
+        """Why it goes on without the compiler that was asked for, if it does."""
+        return self._compiler.problem
 
     def all_learn(self) -> None:
         """From here on every parameter has a part in the loss."""
@@ -142,22 +148,22 @@ def _change_blocks(model: Model, change: Callable[[Forward], Forward]) -> None:
         block.forward = change(block.forward)
 
 
-class _BlockCompiler:
-    """Compiles what blocks do, each at its first call. Where the compiler fails, one line says so, and all go on as
-    they are."""
+class _Compiler:
+    """Compiles functions, the whole loss or what blocks do, each at its first call. Where the compiler fails on one of
+    them, a line says why, and all go on as they are."""
 
     def __init__(self) -> None:
-        self.works = True
+        self.problem: PraError | None = None
 
     def __call__(self, forward: Forward) -> Forward:
         fast = compiled(forward, *COMPILE)
 
         def call(*arguments: Any) -> Any:
-            if self.works:
+            if self.problem is None:
                 try:
                     return fast(*arguments)
                 except PraError as error:
-                    self.works = False
+                    self.problem = error
                     warnings.warn(f"{error}; until then it goes on without", stacklevel=2)
             return forward(*arguments)
 

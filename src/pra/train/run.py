@@ -14,12 +14,8 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +23,11 @@ from pra.config import RunConfig, differences, from_dict, to_dict
 from pra.distributed import World
 from pra.errors import PraError
 from pra.images import remedy, write_atomically
+from pra.locks import LOCK, holder_of
 from pra.provenance import environment
 from pra.weights import CONFIG, last_good, read_json
 
 METRICS = "metrics.jsonl"
-LOCK = ".lock"
 SEEN_WITHIN = 90.0
 """Seconds until what one machine has written is seen by all: network file systems remember for a while what was not
 there."""
@@ -47,8 +43,13 @@ FREE = {
 }  # fmt: skip
 
 
-def check_run(folder: Path, config: RunConfig) -> None:
+def check_run(folder: Path, config: RunConfig, classes_known: bool = True) -> None:
     """Looks whether a run of this configuration can begin, or go on, in ``folder``; writes nothing.
+
+    Args:
+        folder: the run's.
+        config: what is asked for.
+        classes_known: False before the data were opened, which say how many classes the model has.
 
     Raises:
         PraError: the folder holds something else, or a run of another configuration (the differences are named).
@@ -59,40 +60,15 @@ def check_run(folder: Path, config: RunConfig) -> None:
         if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
             raise PraError(f"{folder} is not empty and is no run (it holds no {CONFIG}); choose another --run-dir")
         return
-    changed = differences(_fixed(read_run(folder)), _fixed(config))
+    there, asked = _fixed(read_run(folder)), _fixed(config)
+    if not classes_known:
+        asked["model"]["num_classes"] = there["model"]["num_classes"]
+    changed = differences(there, asked)
     if changed:
         raise PraError(
             f"{folder} is a run of another configuration ({'; '.join(changed)}); nothing was changed: "
             "repeat its own settings to go on, or choose another --run-dir"
         )
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other trainings off a run's folder. It is made where it is missing, and goes again where it stays empty.
-
-    The lock is the operating system's: it ends with the process that holds it, however that ends. Where the system has
-    none, nothing is locked; where the file system refuses, there is a warning.
-
-    Raises:
-        PraError: another process trains there, or the folder cannot be made.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PraError(f"{folder} cannot be written: {error.strerror}; {remedy(error)}") from None
-    try:
-        descriptor = _lock(folder / LOCK)
-        try:
-            yield
-        finally:
-            if descriptor in _held:
-                _unlock(descriptor, folder / LOCK)
-    finally:
-        for path in made:
-            with contextlib.suppress(OSError):  # it has something in it
-                path.rmdir()
 
 
 def check_shared(folder: Path, world: World) -> None:
@@ -101,9 +77,9 @@ def check_shared(folder: Path, world: World) -> None:
     Raises:
         PraError: this process sees another folder, or none.
     """
-    expected = world.combine(_holder(folder / LOCK), lambda holders: holders[0])
+    expected = world.combine(holder_of(folder), lambda holders: holders[0])
     deadline = time.monotonic() + SEEN_WITHIN
-    while _holder(folder / LOCK) != expected:
+    while holder_of(folder) != expected:
         if time.monotonic() > deadline:
             raise PraError(
                 f"process {world.rank} on {platform.node()} does not see the folder {folder} of process 0, {expected}; "
@@ -215,87 +191,6 @@ def _row(line: str, where: str) -> dict[str, float]:
     if not isinstance(row, dict) or "step" not in row:
         raise PraError(f"{where} is damaged; delete the line and repeat the command")
     return row
-
-
-_held: set[int] = set()
-"""Descriptors of the locks that this process holds."""
-
-
-def _let_go() -> None:
-    """In a forked worker: its copies would keep the locks of a process that was killed."""
-    while _held:
-        os.close(_held.pop())
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_let_go)
-
-
-def _lock(path: Path) -> int | None:
-    """Locks a file, which is made where it is missing: its descriptor; None where that cannot be done."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:  # what is to be written there will say more
-            _warn_unlocked(path, error)
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(path) or "another process"
-            os.close(descriptor)
-            raise PraError(
-                f"{path.parent} is being trained by {holder} already; stop that or wait for it, or choose another "
-                "--run-dir"
-            ) from None
-        except OSError as error:  # some network file systems
-            _unlock(descriptor, path)
-            _warn_unlocked(path, error)
-            return None
-        if _lies_at(descriptor, path):
-            break
-        os.close(descriptor)  # its holder ended, and removed it, between the two calls
-    _held.add(descriptor)
-    with contextlib.suppress(OSError):  # on a full disk the holder goes unnamed
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
-    return descriptor
-
-
-def _unlock(descriptor: int, path: Path) -> None:
-    """Removes the file first, while nobody else can hold it."""
-    with contextlib.suppress(OSError):
-        if _lies_at(descriptor, path):
-            path.unlink()
-    _held.discard(descriptor)
-    os.close(descriptor)
-
-
-def _holder(path: Path) -> str | None:
-    """Who holds a lock, as it says; None where there is none."""
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return None
-
-
-def _lies_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _warn_unlocked(path: Path, error: OSError) -> None:
-    warnings.warn(
-        f"{path} cannot be locked ({error.strerror}): see to it that no other command trains in {path.parent}",
-        stacklevel=2,
-    )
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
