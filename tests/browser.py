@@ -34,7 +34,14 @@ def served(*runs: Path, temporary: Path | None = None) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "pra", "demo", *map(str, runs), "--port", str(port), "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"TMPDIR": str(temporary)} if temporary else {})
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background a shell has it ignored
+    )
     try:
         assert process.stdout is not None
         said = []

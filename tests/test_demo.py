@@ -445,7 +445,7 @@ class Page:
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Without Gradio; ``stand_in(signum)`` chooses the signal that comes while the page is served."""
     monkeypatch.setattr(command, "gradio", lambda: None)
     monkeypatch.setattr(command, "launch_options", dict)
@@ -455,7 +455,10 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         waiting = SimpleNamespace(wait=lambda: signal.raise_signal(signum))
         monkeypatch.setattr(command, "threading", SimpleNamespace(Event=lambda: waiting))
 
-    return choose
+    # In the background a shell has processes ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield choose
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

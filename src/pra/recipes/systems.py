@@ -80,8 +80,15 @@ def _pixel(run: RunConfig, prediction: Prediction, rollout: Rollout) -> RunConfi
     pixel = replace(base, codec=None, head=replace(base.head, prediction=prediction))
     deep = _largest(lambda depth: replace(pixel, backbone=replace(pixel.backbone, depth=depth)), budget)
     step = max(1, base.head.width // HEAD_STEPS)
-    model = _largest(lambda count: replace(deep, head=replace(deep.head, width=count * step)), budget)
+    model = _wider_head(deep, step, budget)
+    while parameters(model) < (1 - TOLERANCE) * budget and step > 2:  # where a step is a large part of a small model
+        step //= 2
+        model = _wider_head(deep, step, budget)
     return _inputs(replace(run, model=model), rollout)
+
+
+def _wider_head(model: ModelConfig, step: int, budget: int) -> ModelConfig:
+    return _largest(lambda count: replace(model, head=replace(model.head, width=count * step)), budget)
 
 
 def _largest(configure: Callable[[int], ModelConfig], budget: int) -> ModelConfig:
