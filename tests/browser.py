@@ -33,7 +33,10 @@ def served(*runs: Path, temporary: Path | None = None) -> Iterator[str]:
     """``pra demo RUN [RUN2]`` in a process of its own: the page's address. ``temporary`` is for its temporary files."""
     port = free_port()
     command = [sys.executable, "-m", "pra", "demo", *map(str, runs), "--port", str(port), "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"TMPDIR": str(temporary)} if temporary else {})
+    # Without its compiled step the sampler is slow enough to be watched, and stopped.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PRA_NATIVE": "0"} | (
+        {"TMPDIR": str(temporary)} if temporary else {}
+    )
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -49,7 +49,8 @@ def run(command, folder):
 def test_every_block_runs(page, folder):
     for language, text in blocks(page):
         if language == "python":
-            run(f"{sys.executable} -c {shlex.quote(text)}", folder)
+            with here(folder):
+                exec(compile(text, page.name, "exec"), {"__name__": "__main__"})
             continue
         for line in map(shortened, text.splitlines()):
             words = shlex.split(line, comments=True)
@@ -59,10 +60,16 @@ def test_every_block_runs(page, folder):
                 run(line, folder)
 
 
-def in_this_process(words, folder, line):
-    """The command as its script calls it, without the seconds that a new process takes to import torch."""
+@contextlib.contextmanager
+def here(folder):
     with contextlib.chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("default")
+        yield
+
+
+def in_this_process(words, folder, line):
+    """The command as its script calls it, without the seconds that a new process takes to import torch."""
+    with here(folder):
         try:
             code = cli.main(words)
         except SystemExit as end:
