@@ -106,7 +106,7 @@ DROPOUT = ("train.objective.class_dropout=0.5", "train.micro_batch_size=2")
         ("tiny", ["train.codec_warmup=3", "train.steps=6"], ["train.parallel=ddp"]),
         pytest.param("tiny", ["train.codec_warmup=3"], ["train.parallel=fsdp"], marks=pytest.mark.slow),
         pytest.param("tiny:jit", [], ["train.parallel=ddp"], marks=pytest.mark.slow),
-        ("tiny:jit", ["train.steps=6"], ["train.parallel=fsdp", "data.workers=1"]),
+        pytest.param("tiny:jit", ["train.steps=6"], ["train.parallel=fsdp", "data.workers=1"], marks=pytest.mark.slow),
         pytest.param("tiny:teacher-forced", [], ["train.parallel=fsdp"], marks=pytest.mark.slow),
         pytest.param("tiny:exact", [], ["train.parallel=fsdp"], marks=pytest.mark.slow),
         pytest.param("tiny", DROPOUT, ["train.parallel=ddp", "train.compile=true"], marks=pytest.mark.slow),
