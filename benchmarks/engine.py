@@ -90,16 +90,13 @@ def main(
         ways |= {"engine, compiled": engine(compile=True)} if compile else {}
         base = engine()
         counts = [operations(work) for work in (ways["plain path"], ways.get("engine, by torch", base), base)]
-        print(
-            f"batch {count}: operations by the plain path {counts[0]}, the engine by torch {counts[1]}, it {counts[2]}"
-        )
+        print(f"batch {count}: operations by the plain path, the engine by torch, the engine: {counts}")
         for name, work in ways.items():
             ratios = compare(work, base, repeats, lambda done: cost(done, target))
-            result = ratios | {"batch": count, "name": name, "operations": counts}
-            found.append(result)
+            found.append(ratios | {"batch": count, "name": name, "operations": counts})
             print(
-                f"  {name:18} takes {result['ratio']:6.2f}x as long as the engine "
-                f"({result['lowest']:.2f} to {result['highest']:.2f}; {result['a_ms']:.1f} / {result['b_ms']:.1f} ms)"
+                f"  {name:18} takes {ratios['ratio']:6.2f}x as long as the engine "
+                f"({ratios['lowest']:.2f} to {ratios['highest']:.2f}; {ratios['a_ms']:.1f} / {ratios['b_ms']:.1f} ms)"
             )
     print(json.dumps({"recipe": recipe_name, "image_size": size.image_size, "results": found, "where": environment()}))
 

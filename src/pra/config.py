@@ -333,6 +333,10 @@ class SamplingConfig:
         if self.times is not None:
             self._check_times(self.times)
 
+    def with_steps(self, steps: int) -> SamplingConfig:
+        """The same in another number of steps; ``times`` are of one number of them, and go with it."""
+        return dataclasses.replace(self, steps=steps, times=self.times if steps == self.steps else None)
+
     def _check_times(self, times: tuple[float, ...]) -> None:
         rising = all(low < high for low, high in itertools.pairwise(times))
         if len(times) != self.steps + 1 or not rising or (times[0], times[-1]) != (0.0, 1.0):

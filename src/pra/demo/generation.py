@@ -125,8 +125,7 @@ def sampling_of(model: Model, request: Request) -> SamplingConfig:
     steps = int(request.steps) or min(own.steps, MOST_STEPS)
     if own.solver is Solver.SHORTCUT:
         steps = min(SHORTCUT_STEPS, key=lambda learnt: abs(learnt - steps))
-    times = own.times if steps == own.steps else None  # a grid is of one number of steps
-    return replace(own, guidance=float(request.guidance), steps=steps, times=times)
+    return replace(own.with_steps(steps), guidance=float(request.guidance))
 
 
 def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator[Sheet]:

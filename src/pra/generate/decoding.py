@@ -93,13 +93,18 @@ def prefill(
     """
     batch = len(labels)
     streams = backbone_cache.keys.shape[1] // batch
-    if streams == 2:
-        labels = torch.cat([labels, torch.full_like(labels, model.config.null_class)])
-    conditions: Tensor = model.backbone(labels, prefix.repeat(streams, 1, 1), backbone_cache)
+    conditions: Tensor = model.backbone(
+        labels_of_streams(model, labels, streams), prefix.repeat(streams, 1, 1), backbone_cache
+    )
     if prefix.shape[1]:
         # The decoder reads the states of the true patches, encoded as in training.
         model.codec.decode(model.codec.encode(prefix, conditions[:batch, :-1]), decoder_cache)
     return conditions[:, -1:]
+
+
+def labels_of_streams(model: PRA, labels: Tensor, streams: int) -> Tensor:
+    """The labels ``(B,)``; with two streams the null class as often behind them."""
+    return labels if streams == 1 else torch.cat([labels, torch.full_like(labels, model.config.null_class)])
 
 
 def guided(both: Tensor, scale: float | Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pra import solvers
 from pra.config import Precision, SamplingConfig, Solver
 from pra.device import autocast
-from pra.generate.decoding import chosen_head, prefill
+from pra.generate.decoding import chosen_head, labels_of_streams, prefill
 from pra.generate.guidance import Plan, scale_at
 from pra.generate.native import content_hash, take_native
 from pra.generate.prepared import BackboneWeights, DecoderWeights, HeadWeights, NativeTokens
@@ -60,7 +60,7 @@ class Engine:
         self.backbone = BackboneWeights(model.backbone, dtype)
         self.head = HeadWeights(chosen_head(model, config), self.plan.times, self.plan.span, dtype)
         self.decoder = DecoderWeights(model.codec.decoder, dtype) if isinstance(model.codec, StateCodec) else None
-        self._memory, self._content = _memory(model), content_hash(model.parameters())
+        self._memory, self._content = _stamps(model)
         self._run = runner(self.device, compile)
         if self.device.type == "cpu" and dtype is torch.float32 and self._run.bucket == 1:
             take_native(self.backbone, self.head, self.decoder)
@@ -76,9 +76,9 @@ class Engine:
 
     def renew(self) -> bool:
         """Takes over what has changed in the model's weights; False where they lie elsewhere: make another engine."""
-        if _memory(self.model) != self._memory:
+        memory, content = _stamps(self.model)
+        if memory != self._memory:
             return False
-        content = content_hash(self.model.parameters())
         if content is None or content != self._content:
             self._content = content
             self.refresh()
@@ -171,12 +171,9 @@ class Engine:
 
     def _first_condition(self, native: NativeTokens, labels: Tensor) -> Tensor:
         """What :func:`pra.generate.decoding.prefill` gives of no patches."""
-        backbone = self.model.backbone
-        classes = backbone.class_embedding(labels)
-        if self.plan.most == 2:
-            null = backbone.class_embedding.weight[self.model.config.null_class]
-            classes = torch.cat([classes, null.expand_as(classes)])
-        h = native(classes.view(len(classes), backbone.class_tokens, -1), self.backbone_cache, 0)
+        labels = labels_of_streams(self.model, labels, self.plan.most)
+        tokens = self.model.backbone.tokens(labels, self.patches[:, :0].repeat(self.plan.most, 1, 1))
+        h = native(tokens, self.backbone_cache, 0)
         return h[:, -1:] + self.backbone.next_position[0]
 
     def _lowered(self) -> AbstractContextManager[object]:
@@ -204,5 +201,7 @@ def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision) -> int
     return sum(cache.keys.nbytes + cache.values.nbytes for cache in caches if cache is not None)
 
 
-def _memory(model: PRA) -> tuple[int, ...]:
-    return tuple(parameter.data_ptr() for parameter in model.parameters())
+def _stamps(model: PRA) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Where each weight lies, and a hash of each, where there is one."""
+    parameters = list(model.parameters())
+    return tuple(parameter.data_ptr() for parameter in parameters), content_hash(parameters)

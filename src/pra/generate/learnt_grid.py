@@ -90,12 +90,10 @@ def learn_grid(
     learnt = [_descend(model, config, known, start, progress) for start in (TimeGrid.UNIFORM, TimeGrid.COSINE)]
     best = min(learnt, key=lambda times: _error(model, config, known, times))
     grids = {kind.value: solvers.time_grid(kind, config.steps) for kind in TimeGrid} | {"learnt": best}
-    with torch.no_grad():
-        errors = {name: _error(model, config, kept_back, times) for name, times in grids.items()}
+    errors = {name: _error(model, config, kept_back, times) for name, times in grids.items()}
     return LearntGrid(tuple(best.tolist()), errors)
 
 
-@torch.no_grad()
 def _problems(model: PRA, config: SamplingConfig, images: int, seed: int) -> _Problems:
     size = model.config
     device = model.backbone.next_position.device
@@ -121,7 +119,7 @@ def _descend(
 ) -> Tensor:
     logits = solvers.time_grid(start, config.steps).diff().log().to(problems.start.device).requires_grad_()
     optimizer = torch.optim.Adam([logits], RATE)
-    for rows in _shuffled(len(problems), problems.start.device):
+    for rows in _turns(len(problems), problems.start.device):
         (gradient,) = torch.autograd.grad(_loss(model, config, problems[rows], _times(logits)), [logits])
         logits.grad = gradient
         optimizer.step()
@@ -129,8 +127,8 @@ def _descend(
     return _times(logits.detach())
 
 
-def _shuffled(count: int, device: torch.device) -> Iterator[Tensor]:
-    """Rows for every round, in turn."""
+def _turns(count: int, device: torch.device) -> Iterator[Tensor]:
+    """Rows for every round, in turn: they are in no order already."""
     for round_ in range(ROUNDS):
         yield torch.arange(round_ * TOGETHER, (round_ + 1) * TOGETHER, device=device) % count
 

@@ -126,11 +126,12 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         if output_type not in OUTPUTS:
             raise PraError(f"output_type {output_type!r} is unknown{nearest(str(output_type), OUTPUTS)}")
         labels = [self.model.config.null_class] if class_labels is None else _whole_numbers(class_labels)
-        own, given = self.model.sampling, {"guidance": guidance_scale, "steps": num_inference_steps}
-        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        if changes.get("steps", own.steps) != own.steps:
-            changes["times"] = None  # a grid is of one number of steps
-        sampler = Sampler(self.model, dataclasses.replace(own, **changes))
+        sampling = self.model.sampling
+        if guidance_scale is not None:
+            sampling = dataclasses.replace(sampling, guidance=guidance_scale)
+        if num_inference_steps is not None:
+            sampling = sampling.with_steps(num_inference_steps)
+        sampler = Sampler(self.model, sampling)
         images = sampler.sample(labels, _seeds(generator, len(labels)))
         shown = _as(output_type, images)
         return ImagePipelineOutput(images=shown) if return_dict else (shown,)

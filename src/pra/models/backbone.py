@@ -40,10 +40,13 @@ class Backbone(nn.Module):
         Returns:
             ``h_1 .. h_{n+1}``: ``(B, n + 1, D)``.
         """
-        classes = self.class_embedding(labels).view(labels.shape[0], self.class_tokens, -1)
-        tokens = torch.cat([classes, self.patch_in(patches)], dim=1)
-        h = self.transformer(tokens, cache)[:, self.class_tokens - 1 :]
+        h = self.transformer(self.tokens(labels, patches), cache)[:, self.class_tokens - 1 :]
         return h + self.next_position[: h.shape[1]]  # type: ignore[no-any-return]
+
+    def tokens(self, labels: Tensor, patches: Tensor) -> Tensor:
+        """What the transformer reads: of the class, then of the patches; ``(B, class_tokens + n, D)``."""
+        classes = self.class_embedding(labels).view(labels.shape[0], self.class_tokens, -1)
+        return torch.cat([classes, self.patch_in(patches)], dim=1)
 
     def step(self, patch: Tensor, cache: KVCache) -> Tensor:
         """The next condition ``(B, 1, D)`` after one more patch ``(B, 1, P)``."""

@@ -341,8 +341,9 @@ class Trainer:
 
     def _perceptual(self) -> Perceptual | None:
         config = self.config
-        # Without a codec nothing is reconstructed.
-        if not config.train.objective.perceptual_weight or config.model.codec is None:
+        # Without a codec nothing is reconstructed, and where only the second head learns nothing learns from it.
+        learns = config.train.objective.perceptual_weight and not config.train.shortcut_only
+        if not learns or config.model.codec is None:
             return None
         from pra.perceptual import lpips_distance
 
