@@ -26,6 +26,8 @@ from pra.studies.settings import Scale, Setting, base
 PRA = "pra"
 LONG_ROLLOUT = 16
 """Tokens beyond which exact rollout training is left out: its step costs as many passes."""
+LONGER = 4
+"""How many times as many steps the study `length` trains for."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,25 @@ def _token_dimension(setting: Setting, scale: Scale) -> Iterator[Cell]:
 
 
 def _noise(setting: Setting, scale: Scale) -> Iterator[Cell]:
-    """The same search for both who perturb their inputs: five strengths each, none among them."""
-    run, clean = base(setting, scale), _system("teacher-forced", setting, scale)
+    """The same search for all who perturb their inputs: five strengths each, none among them."""
+    run = base(setting, scale)
     for low in (0.0, 0.6, 0.8, 0.9, 1.0):
         perturbed = replace(run, train=replace(run.train, rollout=Parallel(t_min=low) if low < 1 else Reconstructed()))
         yield Cell(PRA, perturbed, _measures(setting, scale, perturbed), value=low)
-    for sigma in (0.0, 0.1, 0.2, 0.3, 0.5):
-        noised = replace(clean, train=replace(clean.train, rollout=Noised(sigma=sigma) if sigma else Clean()))
-        yield Cell("input-noise", noised, _measures(setting, scale, noised), value=sigma)
+    for name, without in (("input-noise", "teacher-forced"), ("input-noise-x", "x-prediction")):
+        clean = _system(without, setting, scale)
+        for sigma in (0.0, 0.1, 0.2, 0.3, 0.5):
+            noised = replace(clean, train=replace(clean.train, rollout=Noised(sigma=sigma) if sigma else Clean()))
+            yield Cell(name, noised, _measures(setting, scale, noised), value=sigma)
+
+
+def _length(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    """The ladder from pixels to PRA, trained as long as in the other studies and ``LONGER`` times as long."""
+    for factor in (1, LONGER):
+        longer = replace(scale, steps=scale.steps * factor)
+        for name in (PRA, "reconstructed", "states", "input-noise-x", "x-prediction"):
+            run = _system(name, setting, longer)
+            yield Cell(name, run, _measures(setting, scale, run), value=run.train.steps)
 
 
 def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
@@ -129,7 +142,7 @@ def _rollout_gap(setting: Setting, scale: Scale) -> Iterator[Cell]:
 def _probe(setting: Setting, scale: Scale) -> Iterator[Cell]:
     """What systems learn of the classes, beside what raw pixels and initial weights know already."""
     images = 2 * scale.samples
-    for name in (PRA, "reconstructed", "states", "teacher-forced", "x-prediction", "jit"):
+    for name in (PRA, *(name for name in SYSTEMS if name != "exact")):
         times = (0.5, 0.75, 1.0) if name == "jit" else (None,)
         yield Cell(name, _system(name, setting, scale), tuple(Probe("trained", images, time) for time in times))
     for name in (PRA, "teacher-forced"):
@@ -179,8 +192,14 @@ STUDIES = {
         Study(
             "noise",
             "How strongly should inputs be perturbed: states before they are decoded, or pixels?",
-            ("fashion-64",),
+            ("fashion-64", "emoji-64"),
             _noise,
+        ),
+        Study(
+            "length",
+            "Does the order of the systems last when they train longer?",
+            ("emoji-64", "fashion-64"),
+            _length,
         ),
         Study("ablation", "What does each part of PRA contribute?", ("fashion-64",), _ablation),
         Study(

@@ -1,0 +1,74 @@
+"""A study's rows by system, over seeds and guidance scales."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pra.studies.measures import Row
+
+
+@dataclass(frozen=True)
+class Group:
+    """A system (at one value, where the study varies one) over its seeds, at its best guidance.
+
+    The best guidance is the one with the lowest mean FID over the seeds. ``spread`` is the standard deviation over
+    the seeds, None for a single one.
+    """
+
+    system: str
+    value: Any
+    guidance: float
+    fid: float
+    spread: float | None
+    accuracy: float | None
+    seeds: int
+    by_guidance: dict[float, list[float]]
+    rows: list[Row]
+
+    @property
+    def best(self) -> list[float]:
+        """FID of each seed at the best guidance."""
+        return self.by_guidance[self.guidance]
+
+    def mean(self, column: str) -> float | None:
+        """Over the rows that have the column."""
+        values = [row[column] for row in self.rows if isinstance(row.get(column), int | float)]
+        return statistics.mean(values) if values else None
+
+
+def groups(rows: Iterable[Row]) -> list[Group]:
+    """Rows with an FID by system and value, in order of first appearance."""
+    found: dict[tuple[str, Any], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["system"], row.get("value", "")), []).append(row)
+    made = []
+    for (system, value), members in found.items():
+        judged = [row for row in members if "fid" in row]
+        if not judged:
+            continue
+        by_guidance: dict[float, list[Row]] = {}
+        for row in judged:
+            by_guidance.setdefault(row["guidance"], []).append(row)
+        # A guidance that some seeds have not been judged at yet would win or lose by the seeds it has.
+        most = max(len(members) for members in by_guidance.values())
+        whole = {guidance: members for guidance, members in by_guidance.items() if len(members) == most}
+        best = min(whole, key=lambda guidance: statistics.mean(row["fid"] for row in whole[guidance]))
+        fids = [row["fid"] for row in whole[best]]
+        right = [row["accuracy"] for row in whole[best] if "accuracy" in row]
+        made.append(
+            Group(
+                system=system,
+                value=value,
+                guidance=best,
+                fid=statistics.mean(fids),
+                spread=statistics.stdev(fids) if len(fids) > 1 else None,
+                accuracy=statistics.mean(right) if right else None,
+                seeds=len(fids),
+                by_guidance={at: [row["fid"] for row in whole[at]] for at in sorted(whole)},
+                rows=members,
+            )
+        )
+    return made
