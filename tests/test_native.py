@@ -19,7 +19,7 @@ from pra import Sampler
 from pra.config import Precision, SamplingConfig, Solver, TransformerConfig
 from pra.generate import Engine
 from pra.generate.native import SWITCH, build, library
-from pra.generate.native.parts import NativeProduct, panels
+from pra.generate.native.parts import NativeProduct, pairs, panels
 from pra.generate.prepared import Linear, Prepared
 
 GUIDED = SamplingConfig(guidance=3.0, steps=2)
@@ -47,11 +47,11 @@ def anew(tmp_path, monkeypatch):
     build._built.cache_clear()
 
 
-def product(inputs, outputs, bias=True):
+def product(inputs, outputs, bias=True, low=False):
     generator = torch.Generator().manual_seed(inputs)
     matrix = torch.randn(outputs, inputs, generator=generator)
     linear = Linear(matrix.t(), torch.randn(outputs, generator=generator) if bias else None)
-    return linear, NativeProduct(library(), Prepared(torch.float32), linear)
+    return linear, NativeProduct(library(), Prepared(torch.float32), linear, low)
 
 
 def close(a, b, tolerance=1e-5):
@@ -66,9 +66,37 @@ def test_panels_hold_every_output_once():
     assert not packed[1, :, 5:].any()
 
 
+def test_pairs_hold_every_output_once():
+    matrix = torch.arange(3 * 21.0).view(3, 21)
+    packed = pairs(matrix)
+    assert packed.shape == (2, 16, 16, 2)
+    assert torch.equal(packed.permute(1, 3, 0, 2).reshape(32, 32)[:3, :21], matrix)
+    assert packed.count_nonzero() == matrix.count_nonzero()
+
+
+SHAPES = [(1, 1), (5, 16), (96, 97), (160, 480), (33, 250)]
+
+
+@compiles
+@pytest.mark.parametrize("tiles", [True, False])
+def test_products_of_bfloat16_are_those_of_rounded_matrices(tiles, anew, monkeypatch):
+    """Of rounded inputs too where the processor multiplies such, by AMX's tiles."""
+    if not tiles:
+        monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-DPRA_WITHOUT_AMX"))
+    for inputs, outputs in SHAPES:
+        linear, native = product(inputs, outputs, low=True)
+        x = torch.randn(23, inputs, generator=torch.Generator().manual_seed(1))
+        for rows in (1, 2, 16, 17, 23):
+            y = native(x[:rows])
+            given = (x[:rows], x[:rows].bfloat16().float()) if tiles else (x[:rows],)
+            expected = [seen @ linear.matrix.bfloat16().float() + linear.bias for seen in given]
+            assert min(float((y - exact).abs().max()) for exact in expected) < 1e-4
+            assert torch.equal(native(x[:1]), y[:1])
+
+
 @compiles
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (5, 16), (96, 97), (160, 480), (33, 250)])
+@pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 def test_products_are_torchs(inputs, outputs, bias):
     linear, native = product(inputs, outputs, bias)
     x = torch.randn(23, inputs, generator=torch.Generator().manual_seed(1))
@@ -78,8 +106,9 @@ def test_products_are_torchs(inputs, outputs, bias):
 
 
 @compiles
-def test_a_row_depends_neither_on_others_nor_on_threads(threads):
-    _, native = product(300, 1000)
+@pytest.mark.parametrize("low", [False, True])
+def test_a_row_depends_neither_on_others_nor_on_threads(low, threads):
+    _, native = product(300, 8000 if low else 1000, low=low)
     x = torch.randn(29, 300, generator=torch.Generator().manual_seed(1))
     alone = torch.cat([native(row) for row in x.split(1)])
     for count in (1, 2, 3, 7):
@@ -111,6 +140,18 @@ def test_images_depend_neither_on_the_batch_nor_on_threads(size, config, threads
     threads(3)
     for first, last in ((0, most), (0, 1), (3, 8), (10, 11)):
         assert torch.equal(sampler.sample(labels[first:last], seeds[first:last]), whole[first:last])
+
+
+@compiles
+def test_in_bfloat16_neither(threads):
+    model = random_model(WIDE)
+    sampler, labels, seeds = Sampler(model, GUIDED, precision=Precision.BFLOAT16), [0] * 40, list(range(40))
+    threads(3)
+    whole = sampler.sample(labels, seeds)
+    threads(1)
+    assert torch.equal(sampler.sample(labels[:3], seeds[:3]), whole[:3])
+    exact = Sampler(model, GUIDED).sample(labels, seeds)
+    assert 0 < (exact - whole)[:, :, : WIDE.patch_size].abs().mean() < 0.1  # random weights, two patches on
 
 
 @compiles
@@ -182,8 +223,9 @@ def test_without_it_images_are_the_same(monkeypatch):
 
 
 @compiles
-def test_what_is_not_finite_stays_so():
-    _, native = product(5, 7)
+@pytest.mark.parametrize("low", [False, True])
+def test_what_is_not_finite_stays_so(low):
+    _, native = product(5, 7, low=low)
     x = torch.ones(3, 5)
     x[1, 2], x[2, 0] = torch.nan, torch.inf
     assert native(x).isfinite().all(1).tolist() == [True, False, False]

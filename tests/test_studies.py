@@ -128,6 +128,14 @@ def test_side_by_side_is_one_by_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cache")
+def test_a_trained_run_is_not_opened_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As several processes measure it at a time, and one alone may hold it."""
+    go(study_of(QUALITY), tmp_path)
+    monkeypatch.setattr("pra.studies.run.train", lambda *_, **__: pytest.fail("it is trained"))
+    assert len(go(study_of(QUALITY, Reconstruction(40)), tmp_path)) == 3
+
+
+@pytest.mark.usefixtures("cache")
 def test_studies_share_runs_and_figures(tmp_path: Path) -> None:
     rows = go(study_of(QUALITY), tmp_path)
     for run in (tmp_path / "runs").glob("digits-*"):  # what is known needs no run

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from pra import solvers
 from pra.config import Precision, SamplingConfig, Solver
-from pra.device import autocast
+from pra.device import autocast, in_bfloat16
 from pra.generate.decoding import chosen_head, labels_of_streams, prefill
 from pra.generate.guidance import Plan, scale_at
-from pra.generate.native import content_hash, take_native
+from pra.generate.native import content_hash, library, take_native
 from pra.generate.prepared import BackboneWeights, DecoderWeights, HeadWeights, NativeTokens
 from pra.generate.runner import runner
 from pra.generate.step import Field, Place, product, transformer_step
@@ -53,6 +53,8 @@ class Engine:
         size, self.device = model.config, model.backbone.next_position.device
         self.times: list[float] = solvers.grid_of(config).tolist()
         self.plan = Plan.of_head(config, size.num_patches)
+        self._run = runner(self.device, compile)
+        self._native = self.device.type == "cpu" and self._run.bucket == 1 and library() is not None
         with self._lowered():  # under which a cache is of the dtype of the products
             self.backbone_cache = model.backbone.new_cache(self.plan.most * batch)
             self.decoder_cache = model.codec.new_cache(batch)
@@ -61,9 +63,8 @@ class Engine:
         self.head = HeadWeights(chosen_head(model, config), self.plan.times, self.plan.span, dtype)
         self.decoder = DecoderWeights(model.codec.decoder, dtype) if isinstance(model.codec, StateCodec) else None
         self._memory, self._content = _stamps(model)
-        self._run = runner(self.device, compile)
-        if self.device.type == "cpu" and dtype is torch.float32 and self._run.bucket == 1:
-            take_native(self.backbone, self.head, self.decoder)
+        if self._native:
+            take_native(self.backbone, self.head, self.decoder, in_bfloat16(self.device, precision))
         intervals = config.steps if config.solver is Solver.EULER_MARUYAMA else 0
         self.patches = torch.zeros(batch, size.num_patches, size.patch_dim, device=self.device)
         self.starts = torch.zeros(batch, size.num_patches, size.state_dim, device=self.device)
@@ -177,8 +178,10 @@ class Engine:
         return h[:, -1:] + self.backbone.next_position[0]
 
     def _lowered(self) -> AbstractContextManager[object]:
-        # Where arithmetic is only counted, torch knows no autocast.
-        return nullcontext() if self.device.type == "meta" else autocast(self.device, self.precision)
+        # Where arithmetic is only counted, torch knows no autocast. The compiled products round for themselves.
+        if self._native or self.device.type == "meta":
+            return nullcontext()
+        return autocast(self.device, self.precision)
 
     def _bound(self, cache: KVCache | None, tokens: int) -> int:
         """How much of a cache attention looks at when it holds so many tokens."""

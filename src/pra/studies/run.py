@@ -29,6 +29,7 @@ from pra.provenance import commit, device_name
 from pra.recipes.systems import parameters
 from pra.studies.measures import Judge, Measure, Row
 from pra.studies.records import Records
+from pra.train.checkpoint import step_of
 from pra.train.loop import Interrupted, train
 from pra.train.run import FREE, read_metrics, read_run
 
@@ -116,6 +117,9 @@ class Workplace:
         return self.runs / f"{job.judge.setting.name}-{key}"
 
     def _train(self, config: RunConfig, folder: Path) -> None:
+        newest = weights.newest_checkpoint(folder)
+        if newest is not None and step_of(newest) >= config.train.steps:
+            return  # several processes may measure it at a time, one alone may have it open to train
         torch.compiler.reset()  # what was compiled for another run's model is of no use, and counts against a limit
         config = replace(config, train=replace(config.train, compile=self.compile))
         train(config, folder, str(self.device), in_memory(config), progress=False)

@@ -21,6 +21,9 @@ from pra.nn.transformer import KVCache
 LANES = 16
 """Outputs side by side in a panel of a matrix."""
 
+DEEP = 32
+"""In bfloat16 a multiple of so many inputs."""
+
 _POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
 
@@ -52,7 +55,13 @@ def content_hash(tensors: Iterable[Tensor]) -> tuple[int, ...] | None:
 
 
 class _Linear(ctypes.Structure):
-    _fields_: ClassVar = [("panels", _POINTER), ("bias", _POINTER), ("inputs", _COUNT), ("outputs", _COUNT)]
+    _fields_: ClassVar = [
+        ("panels", _POINTER),
+        ("bias", _POINTER),
+        ("inputs", _COUNT),
+        ("outputs", _COUNT),
+        ("bfloat16", _COUNT),
+    ]
 
 
 class _Block(ctypes.Structure):
@@ -82,39 +91,47 @@ def panels(matrix: Tensor) -> Tensor:
     return filled.view(len(matrix), -1, LANES).transpose(0, 1).contiguous()
 
 
-def _linear(weights: Prepared, linear: Linear) -> _Linear:
+def pairs(matrix: Tensor) -> Tensor:
+    """``(inputs, outputs)`` as ``(ceil(outputs / LANES), inputs' / 2, LANES, 2)``, two inputs of an output together.
+
+    Filled up with zeros, the inputs to a multiple of ``DEEP``.
+    """
+    filled = panels(F.pad(matrix, (0, 0, 0, -len(matrix) % DEEP)))
+    return filled.view(len(filled), -1, 2, LANES).transpose(2, 3).contiguous()
+
+
+def _linear(weights: Prepared, linear: Linear, low: bool) -> _Linear:
     matrix, bias, _ = linear
     inputs, outputs = matrix.shape
-    held = weights.kept(lambda: panels(matrix))
+    held = weights.kept(lambda: pairs(matrix), torch.bfloat16) if low else weights.kept(lambda: panels(matrix))
     filled = None if bias is None else weights.kept(lambda: F.pad(bias, (0, -outputs % LANES))).data_ptr()
-    return _Linear(held.data_ptr(), filled, inputs, outputs)
+    return _Linear(held.data_ptr(), filled, inputs, outputs, low)
 
 
-def take_native(backbone: BackboneWeights, head: HeadWeights, decoder: DecoderWeights | None) -> None:
+def take_native(backbone: BackboneWeights, head: HeadWeights, decoder: DecoderWeights | None, low: bool) -> None:
     """Has the compiled arithmetic do what it can, where it is to be had.
 
     Args:
         backbone: in float32, on the CPU, as the others.
         head: of the same model.
         decoder: likewise, if it has one.
+        low: whether products are to be of bfloat16.
     """
     found = library()
     if found is None:
         return
-    backbone.native, backbone.patch_in = (
-        NativeTransformer(found, backbone),
-        _product(found, backbone, backbone.patch_in),
-    )
-    head.native, head.condition_in = NativeHead(found, head), _product(found, head, head.condition_in)
-    head.modulations = _product(found, head, head.modulations)
+
+    def product(weights: Prepared, linear: Linear) -> Linear:
+        return linear._replace(native=NativeProduct(found, weights, linear, low))
+
+    backbone.native = NativeTransformer(found, backbone, low)
+    backbone.patch_in = product(backbone, backbone.patch_in)
+    head.native, head.condition_in = NativeHead(found, head, low), product(head, head.condition_in)
+    head.modulations = product(head, head.modulations)
     if decoder is not None:
-        decoder.native = NativeTransformer(found, decoder)
-        decoder.state_in = _product(found, decoder, decoder.state_in)
-        decoder.patch_out = _product(found, decoder, decoder.patch_out)
-
-
-def _product(library: ctypes.CDLL, weights: Prepared, linear: Linear) -> Linear:
-    return linear._replace(native=NativeProduct(library, weights, linear))
+        decoder.native = NativeTransformer(found, decoder, low)
+        decoder.state_in = product(decoder, decoder.state_in)
+        decoder.patch_out = product(decoder, decoder.patch_out)
 
 
 class NativeProduct:
@@ -124,11 +141,12 @@ class NativeProduct:
         library: from :func:`pra.generate.native.library`.
         weights: that keep a copy.
         linear: in float32, on the CPU.
+        low: whether inputs and matrix are to be rounded to bfloat16.
     """
 
-    def __init__(self, library: ctypes.CDLL, weights: Prepared, linear: Linear) -> None:
+    def __init__(self, library: ctypes.CDLL, weights: Prepared, linear: Linear, low: bool = False) -> None:
         self._held = weights.copies  # the structure has but addresses
-        self._linear, self._outputs = _linear(weights, linear), linear.matrix.shape[1]
+        self._linear, self._outputs = _linear(weights, linear, low), linear.matrix.shape[1]
         self._call = _checked(library.pra_product, [_POINTER, _POINTER, _POINTER, _COUNT, _THREADS])
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -144,20 +162,21 @@ class NativeTransformer:
     Args:
         library: from :func:`pra.generate.native.library`.
         weights: in float32, on the CPU.
+        low: whether products are to be of bfloat16.
     """
 
-    def __init__(self, library: ctypes.CDLL, weights: TransformerWeights) -> None:
+    def __init__(self, library: ctypes.CDLL, weights: TransformerWeights, low: bool) -> None:
         self._held = weights.copies, weights.blocks
         self.heads, self.norm, self.rotary = weights.heads, weights.norm, weights.rotary
         self._blocks = (_Block * len(weights.blocks))(
             *(
                 _Block(
                     block.attention_norm.data_ptr(),
-                    _linear(weights, block.qkv),
-                    _linear(weights, block.out),
+                    _linear(weights, block.qkv, low),
+                    _linear(weights, block.out, low),
                     block.mlp_norm.data_ptr(),
-                    _linear(weights, block.mlp_into),
-                    _linear(weights, block.mlp_out),
+                    _linear(weights, block.mlp_into, low),
+                    _linear(weights, block.mlp_out, low),
                 )
                 for block in weights.blocks
             )
@@ -196,23 +215,24 @@ class NativeHead:
     Args:
         library: from :func:`pra.generate.native.library`.
         weights: in float32, on the CPU.
+        low: whether products are to be of bfloat16.
     """
 
-    def __init__(self, library: ctypes.CDLL, weights: HeadWeights) -> None:
+    def __init__(self, library: ctypes.CDLL, weights: HeadWeights, low: bool) -> None:
         self._held = weights.copies, weights.blocks
         self._blocks = (_HeadBlock * len(weights.blocks))(
             *(
                 _HeadBlock(
                     block.norm.data_ptr(),
                     block.norm_bias.data_ptr(),
-                    _linear(weights, block.into),
-                    _linear(weights, block.out),
+                    _linear(weights, block.into, low),
+                    _linear(weights, block.out, low),
                     block.modulation,
                 )
                 for block in weights.blocks
             )
         )
-        self._state_in, self._out = _linear(weights, weights.state_in), _linear(weights, weights.out)
+        self._state_in, self._out = _linear(weights, weights.state_in, low), _linear(weights, weights.out, low)
         first = [_POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT]
         self._call = _checked(library.pra_head, [*first, _POINTER, _COUNT, _POINTER, _THREADS])
         self._context = _checked(library.pra_context, [_POINTER, _COUNT, _POINTER, _COUNT, _COUNT, _POINTER])
