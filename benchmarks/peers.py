@@ -6,10 +6,10 @@
 
 The image models of autoregressive-diffusion-pytorch (extra `bench`, benchmarks/ar_diffusion.py) and the generator of
 SphereAR (benchmarks/sphere_ar.py) at the sizes of a recipe, and our own plain path and sampler without caches
-(benchmarks/plain.py, naive.py), all in float32 with random weights and as many evaluations of the head a token. Each is
-compared with our engine in pairs, one after the other; what is printed are medians and ranges of the pairs' ratios, by
-the clock, and by processor time, which other processes disturb less. What has no classes is compared with ours without
-guidance, and with it.
+(benchmarks/plain.py, naive.py), all with random weights and as many evaluations of the head a token, in float32 but
+where a row says bfloat16. Each is compared with our engine in pairs, one after the other; what is printed are medians
+and ranges of the pairs' ratios, by the clock, and by processor time, which other processes disturb less. What has no
+classes is compared with ours without guidance, and with it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from plain import sample_plainly
 from sphere_ar import sphere_ar, tokens_alone
 
 from pra import Sampler, recipe
-from pra.config import GuidanceSchedule, ModelConfig, SamplingConfig, Solver
+from pra.config import GuidanceSchedule, ModelConfig, Precision, SamplingConfig, Solver
 from pra.errors import PraError
 from pra.models import PRA
 from pra.options import parse_numbers
@@ -142,6 +142,9 @@ class Pairs:
         yield Pair("flow model", count, flow, ours)
         yield Pair("flow model; ours guided", count, flow, with_guidance)
         yield Pair("flow model; ours on pixels", count, flow, engine(self.pixels, plain, batch))
+        in_bfloat16 = engine(self.model, plain, batch, precision=Precision.BFLOAT16)
+        yield Pair("flow model; ours in bfloat16", count, flow, in_bfloat16)
+        yield Pair("flow model in bfloat16; ours too", count, autocast(flow), in_bfloat16)
         wide = lambda: self.wide.sample(batch_size=batch)  # noqa: E731
         yield Pair(f"flow model, its head {OWN_MLP_WIDTH} wide", count, wide, ours)
         if self.compile:
@@ -172,10 +175,22 @@ class Pairs:
             yield Pair(name, self.evaluations, theirs, ours)
 
 
-def engine(model: PRA, config: SamplingConfig, batch: int, compile: bool = False) -> Work:
+def engine(
+    model: PRA, config: SamplingConfig, batch: int, compile: bool = False, precision: Precision = Precision.FLOAT32
+) -> Work:
     """Our sampler's work for a batch of the first class."""
-    sampler = Sampler(model, config, compile=compile)
+    sampler = Sampler(model, config, precision=precision, compile=compile)
     return lambda: sampler.sample([0] * batch, range(batch))
+
+
+def autocast(work: Work) -> Work:
+    """What torch makes of it in bfloat16."""
+
+    def cast() -> object:
+        with torch.autocast("cpu", torch.bfloat16):
+            return work()
+
+    return cast
 
 
 def compared(pairs: Iterator[Pair], batch: int, threads: int, repeats: int) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 READ = (
     "py.typed",
     "generate/native/*.cpp",
+    "generate/native/*.h",
     "report/*.html",
     "demo/*.html",
     "demo/*.css",

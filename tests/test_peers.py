@@ -99,7 +99,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_row_of_a_run(capsys: pytest.CaptureFixture[str], threads: None) -> None:
     peers.main("tiny", batch="1,2", threads="1", evaluations=2 * 2, repeats=1)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(found["results"]) == 14
+    assert len(found["results"]) == 18
     assert {(row["batch"], row["threads"]) for row in found["results"]} == {(1, 1), (2, 1)}
     assert all(row[kind]["median"] > 0 for row in found["results"] for kind in ("clock", "processor"))
     assert {row["evaluations"] for row in found["results"] if row["name"] == "diffusion model"} == {3}

@@ -16,10 +16,10 @@ from pra.bench.device import Peak, measure
 from pra.bench.sampling import Row, bench, count
 from pra.config import Precision, SamplingConfig, apply_settings, check_sampling, to_dict
 from pra.device import pick_device
-from pra.errors import PraError, nearest
+from pra.errors import PraError
 from pra.images import write_atomically
 from pra.models import PRA, Model, build_model
-from pra.options import File, Flag, Number, Settings, Text, parse_numbers
+from pra.options import File, Flag, Number, Settings, Text, parse_numbers, parse_precision
 from pra.provenance import environment
 from pra.recipes import recipe
 
@@ -61,7 +61,7 @@ def bench_command(
     batches = parse_numbers(batch, "--batch")
     if not all(1 <= size <= LARGEST_BATCH for size in batches):
         raise PraError(f"--batch {batch!r}: sizes must lie in [1, {LARGEST_BATCH}]")
-    arithmetic, given = _precision(precision), _given(tflops, bandwidth)
+    arithmetic, given = parse_precision(precision), _given(tflops, bandwidth)
     target = torch.device("meta") if counts else pick_device(device)
     model, sampling = _model(run, target, settings)
     lowered = arithmetic is Precision.BFLOAT16 or (arithmetic is Precision.AUTO and target.type == "cuda")
@@ -85,13 +85,6 @@ def bench_command(
         text = json.dumps(values, indent=2) + "\n"
         write_atomically(out.expanduser(), lambda file: file.write(text.encode()))
         print(f"figures: {out}")
-
-
-def _precision(name: str) -> Precision:
-    names = [member.value for member in Precision]
-    if name not in names:
-        raise PraError(f"--precision {name!r} is unknown{nearest(name, names)}")
-    return Precision(name)
 
 
 def _given(tflops: float | None, bandwidth: float | None) -> Peak | None:

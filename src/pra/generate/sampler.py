@@ -37,7 +37,8 @@ class Sampler:
         model: put into evaluation mode; stays where it is (``model.to(device)`` decides the device).
         config: guidance, solver and so on; by default what the model was saved with
             (:attr:`pra.models.base.ImageModel.sampling`).
-        precision: of the matrix products and the caches; ``auto`` is bfloat16 on CUDA. States are float32 always.
+        precision: of the matrix products, and of the caches but where the compiled arithmetic is used; ``auto`` is
+            bfloat16 on CUDA. States are float32 always.
         compile: whether torch's compiler fuses the arithmetic: a minute at the first image for faster ones after it (on
             CPUs it needs a C++ compiler).
 

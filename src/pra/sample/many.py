@@ -107,7 +107,8 @@ def sample_many(
         PraError: the output exists, an unfinished one of another request or of other weights is there, another command
             writes it, or the disk is full.
     """
-    plan = {"weights": weights, "sampling": to_dict(sampler.config), "images": requests.to_json()}
+    how = to_dict(sampler.config) | {"precision": sampler.precision.value}
+    plan = {"weights": weights, "sampling": how, "images": requests.to_json()}
     begin = time.monotonic()
     images.check_output(out)
     lock = locked(images.partial_folder(out), "filled", "choose another --out") if world.leads else nullcontext()

@@ -14,10 +14,10 @@ import torch
 from tyro.conf import arg
 
 from pra import weights
-from pra.config import GuidanceSchedule, SamplingConfig, Solver, TimeGrid, from_dict, to_dict
+from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver, TimeGrid, from_dict, to_dict
 from pra.errors import PraError, nearest
 from pra.generate import Sampler
-from pra.options import Flag, Integer, Number, Text, parse_numbers
+from pra.options import Flag, Integer, Number, Text, parse_numbers, parse_precision
 
 
 def _choices(kind: type[enum.Enum]) -> str:
@@ -46,6 +46,8 @@ class How:
     """Flow times between which guidance acts: 0 is noise, 1 data."""
     times: Annotated[str | None, arg(metavar="0,...,1", help_behavior_hint="")] = None
     """A grid of your own in place of --steps, --time-grid and --shift, such as `pra grid` prints."""
+    precision: Annotated[str, arg(metavar=_choices(Precision), help_behavior_hint="(default: auto)")] = "auto"
+    """Of the matrix products: auto is bfloat16 on CUDA, float32 elsewhere."""
     compile: Flag = False
     """Let torch's compiler fuse the arithmetic: a minute at the start, then faster."""
     raw_weights: Flag = False
@@ -64,14 +66,15 @@ class How:
             times = _numbers(self.times, "--times")
             given |= {"times": times, "steps": len(times) - 1 if self.steps is None else self.steps}
         settings |= _without_grid(settings, given) | {n: value for n, value in given.items() if value is not None}
-        return Sampler(model, from_dict(SamplingConfig, settings, "sampling"), compile=self.compile)
+        config = from_dict(SamplingConfig, settings, "sampling")
+        return Sampler(model, config, parse_precision(self.precision), self.compile)
 
     def words(self, *without: str) -> list[str]:
         """What was given, as a command has it, but for some: ``["--guidance", "2"]``."""
         words: list[str] = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name not in without and value not in (None, False):
+            if field.name not in without and value not in (None, False, field.default):
                 words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
         return words
 

@@ -1,4 +1,4 @@
-"""Compiles ``step.cpp`` for this processor, once, and loads it."""
+"""Compiles ``step.cpp`` and its headers for this processor, once, and loads them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import torch
 from pra.paths import cache_folder
 
 SOURCE = Path(__file__).with_name("step.cpp")
+"""What is compiled; it includes the headers beside it."""
 
 SWITCH = "PRA_NATIVE"
 """The environment variable that, set to 0, leaves everything to torch."""
@@ -55,7 +56,8 @@ def _built() -> ctypes.CDLL | None:
         return None
     flags = (*_FLAGS, *_PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), ()))
     try:
-        asked = [compiler, platform.machine(), *platform.libc_ver(), *flags, SOURCE.read_text(encoding="utf-8")]
+        texts = [path.read_text(encoding="utf-8") for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+        asked = [compiler, platform.machine(), *platform.libc_ver(), *flags, *texts]
         name = f"step-{hashlib.sha256(chr(0).join(asked).encode()).hexdigest()[:16]}.so"
         kept = cache_folder() / "native" / name
         if kept.exists():

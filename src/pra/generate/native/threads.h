@@ -1,0 +1,103 @@
+// Threads of our own, which share a piece of work.
+
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+namespace pra {
+
+// Threads that wait, awake for a moment and then asleep. One job at a time: who comes while it is busy works alone.
+class Pool {
+   public:
+    static Pool& here() {
+        // After a fork the threads are not there any more; the old pool is left to lie.
+        static std::mutex guard;
+        static Pool* pool = nullptr;
+        std::lock_guard<std::mutex> lock(guard);
+        if (!pool || pool->process_ != getpid()) pool = new Pool();
+        return *pool;
+    }
+
+    // work(k) for every k below count, on as many threads if they can be had; that of the caller is one of them.
+    void run(int count, const std::function<void(int)>& work) {
+        std::unique_lock<std::mutex> only(busy_, std::try_to_lock);
+        const int helpers = only.owns_lock() ? started(count - 1) : 0;
+        if (helpers) {
+            {
+                std::lock_guard<std::mutex> lock(state_);
+                work_ = &work;
+                helpers_ = helpers;
+                left_.store(helpers, std::memory_order_relaxed);
+                round_.fetch_add(1, std::memory_order_release);
+            }
+            wake_.notify_all();
+        }
+        work(0);
+        for (int k = helpers + 1; k < count; k++) work(k);
+        while (helpers && left_.load(std::memory_order_acquire)) std::this_thread::yield();
+    }
+
+   private:
+    // As many of the threads wanted as there are, or as the system lets be made.
+    int started(int wanted) {
+        try {
+            for (; threads_ < wanted; threads_++)
+                std::thread([this, number = threads_ + 1, seen = round_.load()] { serve(number, seen); }).detach();
+        } catch (const std::system_error&) {
+        }
+        return std::min(wanted, threads_);
+    }
+
+    void serve(int number, uint32_t seen) {
+        for (;;) {
+            const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+            while (round_.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until) {}
+            const std::function<void(int)>* work = nullptr;
+            {
+                std::unique_lock<std::mutex> lock(state_);
+                wake_.wait(lock, [&] { return round_.load(std::memory_order_relaxed) != seen; });
+                seen = round_.load(std::memory_order_relaxed);
+                if (number <= helpers_) work = work_;
+            }
+            if (!work) continue;
+            (*work)(number);
+            left_.fetch_sub(1, std::memory_order_release);
+        }
+    }
+
+    const pid_t process_ = getpid();
+    std::mutex busy_, state_;
+    std::condition_variable wake_;
+    int threads_ = 0;
+    // The job of a round, under state_.
+    const std::function<void(int)>* work_ = nullptr;
+    int helpers_ = 0;
+    std::atomic<int> left_{0};
+    std::atomic<uint32_t> round_{0};
+};
+
+// Below so many multiplications for each of them threads cost more than they bring.
+constexpr int64_t WORTH_A_THREAD = 200'000;
+
+// part(first, last) over ranges that together are 0..size, on at most so many threads.
+template <class Part>
+void shared_out(int threads, int64_t size, int64_t multiplications, const Part& part) {
+    const int64_t count = std::min<int64_t>({threads, size, multiplications / WORTH_A_THREAD});
+    if (count < 2) {
+        part(0, size);
+        return;
+    }
+    Pool::here().run(static_cast<int>(count), [&](int k) { part(size * k / count, size * (k + 1) / count); });
+}
+
+}  // namespace pra
