@@ -34,7 +34,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         text, path = match[1], match[2]
         if path.startswith(f"{STUDIES}/") and path.endswith(SHOWN):
             return f"[{text}]({up.removeprefix('../')}{path})"
-        return f"[{text}][{module(path)}]" if path.startswith("src/") else text
+        code = path.startswith("src/") and PurePosixPath(path).suffix in ("", ".py")
+        return f"[{text}][{module(path)}]" if code else text
 
     return re.sub(rf"\[([^\]]*)\]\({re.escape(up)}(\w[^)]*)\)", link, markdown)
 

@@ -5,6 +5,7 @@ A Griffe extension, for mkdocstrings.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -36,4 +37,7 @@ def link(thing: griffe.Object, name: str) -> str:
         path = thing.resolve(name)
     except griffe.NameResolutionError:
         path = name
+    # A package's name for what one of its modules has: the page is that module's.
+    with contextlib.suppress(KeyError, griffe.AliasResolutionError):
+        path = thing.modules_collection[path].canonical_path
     return f'<autoref optional identifier="{path}"><code>{name}</code></autoref>'

@@ -1,0 +1,45 @@
+"""How images are read and prepared."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from pra.config.checks import between
+
+
+class Fit(enum.Enum):
+    """How an image comes to the model's size: scaled and centre-cropped as in ADM, randomly cropped, padded."""
+
+    CENTER_CROP = "center-crop"
+    RANDOM_CROP = "random-crop"
+    PAD = "pad"
+
+
+class OnSmall(enum.Enum):
+    """What to do with an image smaller than the crop: stop, or enlarge it (as ADM does)."""
+
+    ERROR = "error"
+    UPSCALE = "upscale"
+
+
+class OnCorrupt(enum.Enum):
+    """What to do with an image that cannot be read: stop, or take the next one and count."""
+
+    ERROR = "error"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from (see :func:`pra.data.open_source`) and how they are prepared."""
+
+    source: str
+    fit: Fit = Fit.CENTER_CROP
+    flip: bool = False
+    on_small: OnSmall = OnSmall.ERROR
+    on_corrupt: OnCorrupt = OnCorrupt.ERROR
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        between(self, "workers", 0, 1024)

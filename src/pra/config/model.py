@@ -1,0 +1,192 @@
+"""Settings of the models: PRA, its relatives on pixels, and JiT."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pra.config.checks import between, positive
+from pra.errors import PraError
+
+
+class Prediction(enum.Enum):
+    """What the head's last layer predicts; either way it is trained as, and integrated as, a velocity."""
+
+    VELOCITY = "velocity"
+    DATA = "data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """A pre-norm transformer. ``width`` is a multiple of ``heads``, and ``width / heads`` of 4 (2-D RoPE)."""
+
+    depth: int
+    width: int
+    heads: int
+
+    def __post_init__(self) -> None:
+        positive(self, "depth", "width", "heads")
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise PraError(
+                f"width {self.width} with {self.heads} heads: width / heads must be a whole multiple of 4 "
+                f"(2-D rotary embedding); try heads={max(1, self.width // 64)} or a width of {64 * self.heads}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The flow-matching head: ``depth`` residual MLP blocks that share ``modulations`` AdaLN projections.
+
+    With ``shortcut`` a second head of the same sizes learns steps of its flow (shortcut models, arXiv 2410.12557): told
+    how long a step is, it gives the mean velocity over it, for sampling in few evaluations (``Solver.SHORTCUT``).
+    """
+
+    depth: int
+    width: int
+    modulations: int = 2
+    prediction: Prediction = Prediction.VELOCITY
+    shortcut: bool = False
+
+    def __post_init__(self) -> None:
+        positive(self, "depth", "width", "modulations")
+        if self.depth % self.modulations:
+            raise PraError(
+                f"head depth {self.depth} is not divisible by modulations {self.modulations}: "
+                "each AdaLN projection serves the same number of consecutive blocks"
+            )
+        if self.shortcut and self.prediction is not Prediction.VELOCITY:
+            raise PraError(
+                "a head with shortcut gives mean velocities: its prediction must be velocity, not "
+                f"{self.prediction.value}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The state encoder ``G``: a residual MLP on each patch, with the condition ``h_i`` beside it or not."""
+
+    depth: int
+    width: int
+    sees_condition: bool = True
+
+    def __post_init__(self) -> None:
+        positive(self, "depth", "width")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """Learned states: the encoder ``G``, the ``state_dim`` numbers between, and the pixel decoder ``D``.
+
+    Without ``context`` the decoder writes each patch from its own state alone (for the ablation: PRA's reads all
+    states so far).
+    """
+
+    state_dim: int
+    encoder: EncoderConfig
+    decoder: TransformerConfig
+    context: bool = True
+
+    def __post_init__(self) -> None:
+        if self.state_dim < 3:
+            raise PraError(
+                f"state_dim {self.state_dim} is below 3: LayerNorm takes two degrees of freedom from a state, "
+                "so that fewer than 3 numbers cannot vary continuously"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """What every model's configuration begins with: the images, their patches and their classes.
+
+    ``num_classes`` counts the real classes; the null class that guidance needs comes on top.
+    """
+
+    image_size: tuple[int, int]
+    channels: int
+    patch_size: int
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        positive(self, "channels", "patch_size", "num_classes")
+        for side in self.image_size:
+            if side < 1 or side % self.patch_size:
+                raise PraError(
+                    f"image_size {self.image_size[0]}x{self.image_size[1]} is not divisible by patch_size "
+                    f"{self.patch_size}; the nearest sizes are multiples of {self.patch_size}"
+                )
+        if self.num_patches < 2:
+            raise PraError(
+                f"image_size {self.image_size[0]}x{self.image_size[1]} is a single patch of {self.patch_size}: "
+                "a model of patches needs at least two; take a smaller patch_size"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and per row, ``(H / p, W / p)``."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """``N``, the length of the sequence."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def patch_dim(self) -> int:
+        """``P = p * p * C``, numbers in one patch."""
+        return self.patch_size**2 * self.channels
+
+    @property
+    def state_dim(self) -> int:
+        """``d``, numbers that are generated per patch: its pixels, unless there is a codec."""
+        return self.patch_dim
+
+    @property
+    def null_class(self) -> int:
+        """The label that stands for "no class"."""
+        return self.num_classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ImageConfig):
+    """The whole autoregressive model. ``codec=None`` is the identity codec: the patch itself is the state."""
+
+    backbone: TransformerConfig
+    head: HeadConfig
+    codec: CodecConfig | None
+    class_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "class_tokens")
+
+    @property
+    def state_dim(self) -> int:
+        """``d``, numbers that the head generates per patch."""
+        return self.codec.state_dim if self.codec else self.patch_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class JiTConfig(ImageConfig):
+    """The diffusion baseline JiT (arXiv 2511.13720): one bidirectional transformer over all patches at once.
+
+    ``class_tokens`` of the class stand before the patches, beside its modulation of every block; 0 is none.
+    ``bottleneck`` embeds a patch through that many numbers (the paper's low-rank embedding); None is a plain matrix.
+    """
+
+    transformer: TransformerConfig
+    class_tokens: int = 4
+    bottleneck: int | None = None
+
+    codec: ClassVar[None] = None
+    """It writes pixels directly."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between(self, "class_tokens", 0, math.inf)
+        if self.bottleneck is not None:
+            positive(self, "bottleneck")
+
+
+AnyModelConfig = ModelConfig | JiTConfig

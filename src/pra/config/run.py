@@ -1,0 +1,55 @@
+"""One complete run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pra.config.data import DataConfig
+from pra.config.model import AnyModelConfig, JiTConfig, ModelConfig
+from pra.config.rollout import Clean
+from pra.config.sampling import SamplingConfig, check_sampling
+from pra.config.training import TrainConfig
+from pra.errors import PraError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Published figures that a recipe is to be held against."""
+
+    source: str
+    parameters: float | None = None
+    fid_50k: float | None = None
+    linear_probe: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One complete run: what a recipe returns and what ``config.json`` in a run's folder holds.
+
+    ``initial`` is what the weights are at first: a run's folder, a saved model or ``hub:user/model``, of the same model
+    but for its classes, and perhaps without the second head (:mod:`pra.train.initial`); None is new ones.
+    """
+
+    recipe: str
+    model: AnyModelConfig
+    data: DataConfig
+    train: TrainConfig
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    targets: Targets | None = None
+    initial: str | None = None
+
+    def __post_init__(self) -> None:
+        check_sampling(self.model, self.sampling)
+        if isinstance(self.model, JiTConfig) and self.train.rollout != Clean():
+            raise PraError(
+                f"train.rollout {type(self.train.rollout).__name__} is for autoregressive models: JiT has no prefix to "
+                "roll out; set train.rollout=Clean"
+            )
+        if self.model.codec is None and self.train.codec_warmup:
+            raise PraError(f"train.codec_warmup {self.train.codec_warmup}: this model has no codec to warm up; set 0")
+        two_heads = isinstance(self.model, ModelConfig) and self.model.head.shortcut
+        if self.train.shortcut_only and not (two_heads and self.initial):
+            raise PraError(
+                "train.shortcut_only is for the second head (model.head.shortcut) of a model that is trained: "
+                "pra distill RUN sets all three"
+            )

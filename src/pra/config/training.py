@@ -1,0 +1,150 @@
+"""Settings of training: objective, optimiser, precision, processes."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+
+from pra.config.checks import between, positive
+from pra.config.rollout import Parallel, Rollout
+from pra.errors import PraError
+
+
+class PixelLoss(enum.Enum):
+    """The reconstruction loss on pixels."""
+
+    L1 = "l1"
+    L2 = "l2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Loss weights and the randomness of a training step (design section 2).
+
+    ``noise_draws`` is the number of ``(t, eps)`` pairs per token for L_flow; ``logit_normal_times`` draws those
+    times as the sigmoid of a normal of ``time_mean`` and ``time_std`` (Stable Diffusion 3, arXiv 2403.03206), else
+    uniformly. JiT has one ``(t, eps)`` per image, and of the weights none. A head with shortcuts takes
+    ``shortcut_draws`` steps per token more, for L_shortcut.
+    """
+
+    pixel_loss: PixelLoss = PixelLoss.L2
+    perceptual_weight: float = 0.0
+    auxiliary_weight: float = 0.1
+    noise_draws: int = 4
+    shortcut_draws: int = 2
+    logit_normal_times: bool = True
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    class_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive(self, "noise_draws", "shortcut_draws", "time_std")
+        between(self, "time_mean", -10.0, 10.0)
+        between(self, "perceptual_weight", 0.0, math.inf)
+        between(self, "auxiliary_weight", 0.0, math.inf)
+        between(self, "class_dropout", 0.0, 1.0)
+
+
+class LearningRate(enum.Enum):
+    """The learning rate after warm-up: constant, or a cosine to zero at the last step."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW; weight decay acts on matrices only. ``clip`` bounds the gradient's norm."""
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    warmup_steps: int = 100
+    schedule: LearningRate = LearningRate.CONSTANT
+    clip: float = 1.0
+    ema_decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        positive(self, "lr", "clip")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise PraError(f"betas must lie in [0, 1), got {self.betas}")
+        between(self, "weight_decay", 0.0, math.inf)
+        between(self, "warmup_steps", 0, math.inf)
+        between(self, "ema_decay", 0.0, 1.0)
+
+
+class Precision(enum.Enum):
+    """Arithmetic of the training step: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Parallelism(enum.Enum):
+    """How several processes share a step: each with the whole model (DDP), or with a part of it (FSDP2)."""
+
+    DDP = "ddp"
+    FSDP = "fsdp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop. ``batch_size`` is the global batch, which all processes share; of its part a process takes at
+    most ``micro_batch_size`` images at a time (accumulation).
+
+    ``parallel`` is for several processes and means nothing to one. ``activation_checkpointing`` computes the insides of
+    each block a second time in the backward pass rather than keep them: less memory, about a third more arithmetic.
+
+    For the first ``codec_warmup`` steps L_rec is the only loss (for the ablation: everything is trained together in
+    the paper). ``compile`` has torch fuse the step's arithmetic: a minute at the start for a faster step (on CPUs it
+    needs a C++ compiler); the whole loss in one process, block by block in several. Intervals are in steps.
+    ``sample_every=0`` draws no grids. With ``shortcut_only`` all weights stay but those of the second head.
+    """
+
+    steps: int
+    batch_size: int
+    micro_batch_size: int | None = None
+    seed: int = 0
+    rollout: Rollout = Parallel()  # noqa: RUF009  (frozen)
+    codec_warmup: int = 0
+    shortcut_only: bool = False
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Precision = Precision.AUTO
+    compile: bool = False
+    parallel: Parallelism = Parallelism.DDP
+    activation_checkpointing: bool = False
+    log_every: int = 20
+    sample_every: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        positive(self, "steps", "batch_size", "log_every", "checkpoint_every")
+        between(self, "sample_every", 0, math.inf)
+        between(self, "codec_warmup", 0, math.inf)
+        between(self, "seed", 0, 2**63 - 1)
+        between(self, "keep_checkpoints", 1, math.inf)
+        micro = self.micro_batch_size
+        if micro is not None and (micro < 1 or self.batch_size % micro):
+            raise PraError(f"batch_size {self.batch_size} is not divisible by micro_batch_size {micro}")
+
+    def micro_batches(self, processes: int) -> tuple[int, int]:
+        """Images that each of so many processes takes at a time, and how many times in a step.
+
+        Raises:
+            PraError: the batch does not divide; the nearest that does is named.
+        """
+        micro = self.micro_batch_size
+        split = micro is not None and micro * processes < self.batch_size
+        unit = micro * processes if split and micro is not None else processes
+        if self.batch_size % unit:
+            parts = f" in micro batches of {micro}" if split else ""
+            raise PraError(
+                f"batch_size {self.batch_size} does not divide among {processes} processes{parts}; the nearest that "
+                f"does is {max(1, round(self.batch_size / unit)) * unit}, or take another number of processes"
+            )
+        local = self.batch_size // processes
+        return (micro, local // micro) if split and micro is not None else (local, 1)
