@@ -20,7 +20,7 @@ from pra.generate import learnt_grid
 from pra.recipes import distill
 from pra.recipes.systems import parameters
 from pra.studies import SETTINGS, STUDIES, Cell, Scale, Setting, Study, run_study
-from pra.studies.catalogue import LONGER, find_study
+from pra.studies.catalogue import LONGER, find_study, only
 from pra.studies.groups import groups
 from pra.studies.measures import Gap, Measure, Quality, Reconstruction
 from pra.studies.records import Records, read_rows
@@ -125,6 +125,11 @@ def test_side_by_side_is_one_by_one(tmp_path: Path) -> None:
     assert [(row["run"], row["fid"], row["accuracy"]) for row in one] == [
         (row["run"], row["fid"], row["accuracy"]) for row in two
     ]
+
+
+def test_some_systems_alone() -> None:
+    cells = only(STUDIES["noise"], ["pra", "input-noise-x"], DIGITS, SMALL).cells(DIGITS, SMALL)
+    assert [cell.system for cell in cells] == ["pra"] * 5 + ["input-noise-x"] * 5
 
 
 @pytest.mark.usefixtures("cache")
@@ -250,8 +255,10 @@ def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["study", "systms"]) == 2
     assert cli.main(["study", "systems", "--setting", "digits"]) == 2
     assert cli.main(["study", "systems", "--jobs", "0"]) == 2
+    assert cli.main(["study", "systems", "--setting", "digits-16", "--systems", "prah"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3
+    assert len(errors) == 4
+    assert "no system 'prah'; did you mean 'pra'?" in errors[-1]
     assert all(line.startswith("pra: error: ") for line in errors)
     assert cli.main(["study"]) == 0
     listed = capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pra import solvers
@@ -228,3 +228,16 @@ def find_study(name: str) -> Study:
     if name not in STUDIES:
         raise PraError(f"no study {name!r}{nearest(name, STUDIES)}")
     return STUDIES[name]
+
+
+def only(study: Study, systems: Sequence[str], setting: Setting, scale: Scale) -> Study:
+    """A study of some of its systems; what has been measured of the others stays in its table.
+
+    Raises:
+        PraError: it has no such system in that setting at that scale; the nearest name is given.
+    """
+    known = list(dict.fromkeys(cell.system for cell in study.cells(setting, scale)))
+    for name in systems:
+        if name not in known:
+            raise PraError(f"the study {study.name} has no system {name!r}{nearest(name, known)}")
+    return replace(study, cells=lambda setting, scale: (c for c in study.cells(setting, scale) if c.system in systems))

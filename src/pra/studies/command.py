@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 from pra.device import pick_device
 from pra.errors import PraError
 from pra.options import Flag, Integer, Text, parse_numbers
-from pra.studies.catalogue import STUDIES, find_study
+from pra.studies.catalogue import STUDIES, find_study, only
 from pra.studies.run import Workplace
 from pra.studies.settings import find_scale, find_setting
 from pra.studies.study import run_study
@@ -25,6 +25,7 @@ def study_command(
     name: Annotated[Positional[str], arg(metavar="NAME", help_behavior_hint="")] = "",
     *,
     setting: Text = None,
+    systems: Text = None,
     scale: Annotated[str, arg(metavar="cpu|gpu")] = "cpu",
     seeds: Text = None,
     jobs: Integer = None,
@@ -40,6 +41,7 @@ def study_command(
     Args:
         name: A study.
         setting: Data and tokens, such as fashion-64,emoji-16; by default the study's own.
+        systems: Of these alone, such as pra,states; by default of all that the study compares.
         scale: cpu ends within an hour per setting on 2 cores, with --compile; gpu is larger.
         seeds: One run of each system per seed, such as 0-2; by default three.
         jobs: Runs side by side; by default one per core, or 4 on a GPU.
@@ -54,6 +56,8 @@ def study_command(
         return
     study, size = find_study(name), find_scale(scale)
     settings = [find_setting(part.strip()) for part in (setting.split(",") if setting else study.settings)]
+    if systems:
+        study = only(study, [part.strip() for part in systems.split(",")], settings[0], size)
     numbers = list(dict.fromkeys(parse_numbers(seeds, "--seeds"))) if seeds else list(range(size.seeds))
     target = pick_device(device)
     side_by_side = _default_jobs(target) if jobs is None else jobs
@@ -62,7 +66,7 @@ def study_command(
     place = Workplace(runs.expanduser(), target, side_by_side, compile)
     asked = ",".join(one.name for one in settings)
     command = f"pra study {name} --setting {asked} --scale {scale} --seeds {','.join(map(str, numbers))}"
-    command += " --compile" if compile else ""
+    command += (f" --systems {systems}" if systems else "") + (" --compile" if compile else "")
     print(f"study: {name} on {asked}, scale {scale}, {side_by_side} side by side, {target}")
     files, missing = run_study(study, settings, size, numbers, out.expanduser(), place, command)
     readme = out.expanduser() / name / "README.md"
