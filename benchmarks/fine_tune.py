@@ -1,10 +1,12 @@
 """Fine-tunes a run at several rates and lengths, and measures the losses on pictures that it has not seen.
 
     python benchmarks/fine_tune.py runs/own-icons folder:more OUT
+    python benchmarks/fine_tune.py runs/own-icons folder:more OUT --scratch 200 800   # and begins anew, to compare
 
 Every other picture of the source is for training, the rest to be measured on: their losses under the moving average,
 means over draws of noise that are the same for all. Flow losses compare as long as the states do, which fine-tuning
-moves but little (the reconstruction loss tells).
+moves but little (the reconstruction loss tells); a model that begins anew has states of its own. The auxiliary loss,
+what the backbone alone knows of the next patch's pixels, compares between all.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ def main(
     *,
     lower: tuple[float, ...] = (1, 4, 10),
     steps: tuple[int, ...] = (50, 200),
+    scratch: tuple[int, ...] = (),
 ) -> None:
     """Prints a line per fine-tuning, and one for the model before.
 
@@ -67,22 +70,26 @@ def main(
         out: Where the new runs go.
         lower: What the run's learning rate is divided by.
         steps: Lengths.
+        scratch: Lengths of trainings of the same model that begin from nothing, at the run's own rate.
     """
     source, before = open_source(data), weights.load(run)
     halves = Half(source, 0), Half(source, 1)
     model = build_model(replace(before.config, num_classes=len(source.classes)))
     model.load_state_dict(with_classes(before, source.classes))
     config = read_run(run)
-    print(f"{len(halves[0])} pictures to train on, {len(halves[1])} to measure on: flow, reconstruction")
+    print(f"{len(halves[0])} pictures to train on, {len(halves[1])} to measure on: flow, reconstruction, auxiliary")
     print(f"before           {losses(model, halves[1], config)}", flush=True)
     survey = look(halves[0])
-    for divisor in lower:
-        for length in steps:
-            new, _ = fine_tune.propose(str(run), before, config, survey, None, length, torch.device("cpu"))
-            optimizer = replace(new.train.optimizer, lr=config.train.optimizer.lr / divisor)
-            new = replace(new, train=replace(new.train, optimizer=optimizer, sample_every=0))
-            trained = pra.train(new, out / f"{divisor:g}-{length}", device="cpu", source=halves[0], progress=False)
-            print(f"rate / {divisor:<3g} {length:4} {losses(trained.model, halves[1], new)}", flush=True)
+    wanted = [("rate /", divisor, length) for divisor in lower for length in steps]
+    for way, divisor, length in [*wanted, *(("scratch", 1.0, length) for length in scratch)]:
+        new, _ = fine_tune.propose(str(run), before, config, survey, None, length, torch.device("cpu"))
+        optimizer = replace(new.train.optimizer, lr=config.train.optimizer.lr / divisor)
+        new = replace(new, train=replace(new.train, optimizer=optimizer, sample_every=0))
+        if way == "scratch":
+            new = replace(new, initial=None, train=replace(new.train, codec_warmup=config.train.codec_warmup))
+        place = out / f"{way.rstrip(' /')}-{divisor:g}-{length}"
+        trained = pra.train(new, place, device="cpu", source=halves[0], progress=False)
+        print(f"{way:7} {divisor:<3g} {length:4} {losses(trained.model, halves[1], new)}", flush=True)
 
 
 @torch.no_grad()
@@ -91,12 +98,13 @@ def losses(model: Model, source: Source, config: RunConfig) -> str:
         source, range(len(source)), model.config.image_size, model.config.channels, config.data
     )
     objective = replace(config.train.objective, class_dropout=0.0)
-    flow = reconstruction = 0.0
+    means = [0.0, 0.0, 0.0]
     for draw in range(DRAWS):
         keys = noise.keys(draw, torch.arange(len(source)))
         found = training_losses(model, images.from_uint8(pixels), labels, keys, objective, config.train.rollout)
-        flow, reconstruction = flow + float(found.flow) / DRAWS, reconstruction + float(found.reconstruction) / DRAWS
-    return f"{flow:.3f} {reconstruction:.5f}"
+        values = (found.flow, found.reconstruction, found.auxiliary)
+        means = [mean + float(value) / DRAWS for mean, value in zip(means, values, strict=True)]
+    return "{:.3f} {:.5f} {:.3f}".format(*means)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Screenshots of the web demo for docs/demo.md.
+"""Screenshots of the web demo for docs/demo.md: of RUN, of ONE and OTHER side by side, of the model that pra ships.
 
-python tests/demo_screenshots.py RUN OTHER_RUN PICTURE CLASS docs/images
+python tests/demo_screenshots.py RUN ONE OTHER PICTURE CLASS docs/images
 """
 
 from __future__ import annotations
@@ -10,31 +10,35 @@ from pathlib import Path
 from typing import Any
 
 from browser import chromium, served
+from PIL import Image
 
 DESKTOP = {"width": 1180, "height": 640}
 PHONE = {"width": 390, "height": 844}
 PATIENCE = 120_000  # ms: a CPU may be shared
 
 
-def main(run: Path, other: Path, picture: Path, label: str, folder: Path) -> None:
+def main(run: Path, one: Path, other: Path, picture: Path, label: str, folder: Path) -> None:
     with chromium() as browser:
         with served(run) as address:
             page = opened(browser, address, DESKTOP)
             generate(page)
-            page.screenshot(path=folder / "demo-generate.png")
+            shoot(page, folder / "demo-generate.png")
             complete(page, picture, label)
-            page.screenshot(path=folder / "demo-complete.png", full_page=True)
-            page.get_by_role("tab", name="About").click()
-            page.wait_for_timeout(500)
-            page.screenshot(path=folder / "demo-about.png", full_page=True)
+            shoot(page, folder / "demo-complete.png", whole=True)
+            about(page)
+            shoot(page, folder / "demo-about.png", whole=True)
             phone = opened(browser, address, PHONE)
             generate(phone)
             phone.wait_for_timeout(1000)
-            phone.screenshot(path=folder / "demo-phone.png")
-        with served(run, other) as address:
+            shoot(phone, folder / "demo-phone.png")
+        with served(one, other) as address:
             page = opened(browser, address, DESKTOP)
             generate(page)
-            page.screenshot(path=folder / "demo-two.png", full_page=True)
+            shoot(page, folder / "demo-two.png", whole=True)
+        with served() as address:
+            page = opened(browser, address, DESKTOP)
+            about(page)
+            shoot(page, folder / "demo-card.png", whole=True)
 
 
 def opened(browser: Any, address: str, size: dict[str, int]) -> Any:
@@ -42,6 +46,14 @@ def opened(browser: Any, address: str, size: dict[str, int]) -> Any:
     page.goto(address)
     page.get_by_role("button", name="Generate").wait_for(timeout=PATIENCE)
     return page
+
+
+def shoot(page: Any, path: Path, whole: bool = False) -> None:
+    """The window, or the whole page, in 128 colours: half as large as in all."""
+    page.screenshot(path=path, full_page=whole)
+    with Image.open(path) as taken:
+        few = taken.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 def generate(page: Any) -> None:
@@ -59,6 +71,11 @@ def complete(page: Any, picture: Path, label: str) -> None:
     page.get_by_text("pictures in").last.wait_for(timeout=PATIENCE)
 
 
+def about(page: Any) -> None:
+    page.get_by_role("tab", name="About").click()
+    page.locator(".about h4:visible").first.wait_for(timeout=PATIENCE)
+
+
 if __name__ == "__main__":
-    run, other, picture, label, folder = sys.argv[1:]
-    main(Path(run), Path(other), Path(picture), label, Path(folder))
+    run, one, other, picture, label, folder = sys.argv[1:]
+    main(Path(run), Path(one), Path(other), Path(picture), label, Path(folder))

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from refusal import refused
 import pra
 from pra import cli, weights
 from pra.config import DataConfig, Fit, SamplingConfig, Solver
-from pra.demo import command, markup, page
+from pra.demo import command, handlers, markup, page
 from pra.demo.about import describe
 from pra.demo.command import check_address
 from pra.demo.exhibit import Exhibit, load_exhibits
@@ -295,8 +296,58 @@ def test_a_checkpoint_tells_of_its_run_and_a_saved_model_of_itself(trained: Path
     assert alone.run is None
     assert "Recipe" not in about.facts
     assert about.facts["Images"] == "8 x 8, grey, 10 classes"
-    assert "without the folder of its run" in markup.show_models([about])
+    html = markup.show_models([about])
+    assert "without the folder of its run, and no model card lies beside it: how it was trained is not told." in html
+    assert "<h4>" not in html
     assert alone.data.fit is Fit.CENTER_CROP
+
+
+def test_a_shared_model_tells_what_lies_beside_it(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra[demo]'")
+    pytest.importorskip("matplotlib", reason="draws the training curves")
+    (shared,) = load_exhibits([pra.export(trained, tmp_path / "shared", licence="mit")], CPU)
+    html = markup.show_models([describe(shared)])
+    assert "This is a saved model without the folder of its run." in html
+    assert [title for title in ("Samples", "Training curves", "Model card") if f"<h4>{title}</h4>" in html] == [
+        "Samples", "Training curves", "Model card",
+    ]  # fmt: skip
+    assert html.count("<img") == 2
+    assert "<li>recipe <code>tiny</code>" in html
+    assert "library_name" not in html
+
+
+def test_the_card_that_comes_with_pra_is_shown() -> None:
+    pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra[demo]'")
+    html = markup.show_models([describe(load_exhibits([None], CPU)[0])])
+    assert html.count("<img") == 2
+    assert "<h2>Training</h2>" in html
+
+
+def test_nothing_of_a_foreign_card_runs_or_is_loaded(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra[demo]'")
+    saved_model = pra.save(pra.load(trained), tmp_path / "saved")
+    (saved_model / "README.md").write_text(
+        "---\nlicense: mit\n---\n# Mine\n\n<script>run()</script> <img src='https://elsewhere/a.png'>\n\n"
+        "![look](https://elsewhere/b.png) [go](javascript:run()) [there](https://elsewhere/) [file](./figures.json)\n"
+    )
+    html = markup.show_models([describe(load_exhibits([saved_model], CPU)[0])])
+    assert "<h1>Mine</h1>" in html
+    assert "license: mit" not in html
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "&lt;script&gt;" in html
+    assert re.findall(r'href="(.*?)"(.*?)>', html) == [
+        ("https://elsewhere/", ' target="_blank" rel="noopener noreferrer"')
+    ]
+    assert "<a>file</a>" in html
+
+
+def test_a_card_without_what_reads_it_names_the_extra(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shared,) = load_exhibits([pra.export(trained, tmp_path / "shared")], CPU)
+    monkeypatch.setitem(sys.modules, "markdown_it", None)
+    refused(lambda: markup.show_models([describe(shared)]), "a model card needs markdown-it-py", "'pra[demo]'")
 
 
 def test_two_models_must_have_the_same_classes(trained: Path, tmp_path: Path) -> None:
@@ -382,6 +433,29 @@ def test_errors_reach_the_page_in_words(tmp_path: Path) -> None:
         assert words in status
         assert "alert" in status
     assert "bad.png: not an image" in handlers.preview(str(bad), 1)
+
+
+def test_what_nobody_foresaw_is_one_sentence_and_a_line_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a secret of the server's")
+
+    one = Handlers([exhibit(random_model())])
+    path = str(saved(tmp_path / "photo.jpg", (80, 60)))
+    monkeypatch.setattr(pra.Sampler, "stream", fail)
+    monkeypatch.setattr(handlers, "describe", fail)
+    monkeypatch.setattr(markup, "show_sheets", lambda sheets: fail() if "photo" in str(sheets) else "")
+    for ask in (
+        lambda: [*one.generate(0, 0, 1, 1.0, 1, [], Turn(), 0)][-1],
+        lambda: [*one.complete(path, 1, 0, 0, 1, 1.0, 1, [], Turn(), 0)][-1],
+        lambda: ("", one.preview(path, 1), []),
+        lambda: ("", one.about(), []),
+    ):
+        assert ask() == ("", markup.complain(pra.PraError(handlers.BROKEN)), [])
+        log = capsys.readouterr().err
+        assert log.startswith("Traceback")
+        assert "RuntimeError: a secret of the server's" in log
 
 
 def test_completing_an_upload(tmp_path: Path) -> None:

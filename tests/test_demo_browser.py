@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium, find_browser, served
+from browser import chromium, find_browser, free_port, served
+from models import random_model
 from PIL import Image
 
 import pra
 from pra.config import OnSmall
+from pra.demo import handlers, page
+from pra.demo.exhibit import Exhibit
+from pra.demo.upload import MOST_BYTES
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra[demo]'")
 pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
@@ -20,6 +25,7 @@ pytest.importorskip("playwright", reason="playwright is not installed: pip insta
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.filterwarnings("ignore:a state dimension varies little"),  # so they may, in four steps
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing"),
     pytest.mark.skipif(find_browser() is None, reason="no Chromium: apt install chromium"),
 ]
 
@@ -207,4 +213,64 @@ def test_stopping(browser: Any, address: str) -> None:
     assert visitor.pictures().first.get_attribute("data-rows") != "32"
     visitor.press("Generate")
     visitor.waits_for("10 pictures in")
+    visitor.leaves()
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, threading.Event]]:
+    """A page for two visitors at a time, and what lets the first one's pictures be made."""
+    go_on, answer = threading.Event(), handlers.answer
+
+    def in_its_time(*asked: Any) -> Iterator[Any]:
+        sheets = answer(*asked)
+        yield next(sheets)
+        go_on.wait(PATIENCE / 1000)
+        yield from sheets
+
+    monkeypatch.setattr(page, "MOST_WAITING", 1)
+    monkeypatch.setattr(handlers, "answer", in_its_time)
+    port = free_port()
+    built = page.build_page([Exhibit("one", Path("one"), None, None, random_model())])
+    built.launch(server_name="127.0.0.1", server_port=port, **page.launch_options())
+    yield f"http://127.0.0.1:{port}", go_on
+    go_on.set()
+    built.close(verbose=False)
+
+
+def test_a_full_queue_and_a_large_upload_are_refused_in_words(
+    browser: Any, busy: tuple[str, threading.Event], tmp_path: Path
+) -> None:
+    address, go_on = busy
+    first, second, third = (Visitor(browser, address) for _ in range(3))
+    first.press("Generate")
+    first.waits_for("0% of the rows")
+    second.press("Generate")
+    second.page.get_by_text("queue:").first.wait_for()
+    third.press("Generate")
+    third.page.get_by_text("This application is currently busy. Please try again.").wait_for()
+    go_on.set()
+    for visitor in (first, second):
+        visitor.waits_for("10 pictures in")
+    third.press("Generate")
+    third.waits_for("10 pictures in")
+    large = tmp_path / "large.png"
+    with large.open("wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    third.open("Complete")
+    third.page.locator("#upload input[type=file]").set_input_files(large)
+    third.page.get_by_text('exceed the maximum allowed size of 32.0 Mb: "large.png"').wait_for()
+    assert "Traceback" not in third.page.content()
+    for visitor in (first, second, third):
+        visitor.leaves()
+
+
+def test_what_nobody_foresaw_is_told_in_one_sentence(
+    browser: Any, busy: tuple[str, threading.Event], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(handlers, "answer", lambda *_: 1 / 0)
+    visitor = Visitor(browser, busy[0])
+    visitor.press("Generate")
+    visitor.waits_for(handlers.BROKEN[:40])
+    assert "ZeroDivisionError" not in visitor.page.content()
+    assert "ZeroDivisionError" in capfd.readouterr().err
     visitor.leaves()

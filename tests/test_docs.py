@@ -5,32 +5,21 @@ The site itself is built, strictly, by `make docs`.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from pages import ROOT, script
 from PIL import Image
 from refusal import refused
 
 import pra
 
-ROOT = Path(__file__).parents[1]
-
-
-def script(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture(scope="module")
 def figures() -> ModuleType:
     pytest.importorskip("matplotlib", reason="draws the figures")
-    return script("examples/figures.py")
+    return script(ROOT / "examples" / "figures.py")
 
 
 def test_the_figures_of_a_run(figures: ModuleType, trained: Path, tmp_path: Path) -> None:
@@ -78,14 +67,14 @@ def test_no_figures_without_states(figures: ModuleType, trained: Path, tmp_path:
 def test_links_that_leave_the_docs(page: str, text: str, there: str | None) -> None:
     pytest.importorskip("mkdocs", reason="builds the site")
     of = SimpleNamespace(file=SimpleNamespace(src_uri=page))
-    assert script("docs/hooks.py").on_page_markdown(text, of, None, None) == (there or text)
+    assert script(ROOT / "docs" / "hooks.py").on_page_markdown(text, of, None, None) == (there or text)
 
 
 def test_names_of_code_in_docstrings_become_links() -> None:
     griffe = pytest.importorskip("griffe", reason="reads the docstrings for the site")
-    extensions = griffe.load_extensions(script("docs/roles.py").Roles())
+    extensions = griffe.load_extensions(script(ROOT / "docs" / "roles.py").Roles())
     config = griffe.load("pra.config", search_paths=[ROOT / "src"], extensions=extensions)
     text = config.docstring.value
-    assert '<autoref optional identifier="pra.config.override"><code>override</code></autoref>' in text
+    assert '<autoref optional identifier="pra.config.values.override"><code>override</code></autoref>' in text
     assert '<autoref optional identifier="dataclasses.replace"><code>dataclasses.replace</code></autoref>' in text
     assert ":func:" not in text

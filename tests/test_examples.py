@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -10,20 +9,16 @@ from types import ModuleType
 
 import pytest
 from conftest import contents
+from pages import ROOT, script
 from PIL import Image
 from refusal import refused
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "held_out.py"
+SCRIPT = ROOT / "examples" / "held_out.py"
 
 
 @pytest.fixture(scope="module")
 def held_out() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("held_out", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(SCRIPT)
 
 
 def test_held_out_images(held_out: ModuleType, trained: Path, tmp_path: Path) -> None:

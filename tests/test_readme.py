@@ -1,9 +1,11 @@
 """Every `sh` and `python` block of the README and the docs runs, in order, in an empty folder.
 
-Trainings are cut to a few steps; nothing else is changed. `console` blocks (installation, make) are for .ci/run.
+Trainings are cut to a few steps; nothing else is changed. `console` blocks, such as
+installation and long trainings, are parsed alone: test_docs_commands.py.
 """
 
 import contextlib
+import importlib.util
 import os
 import re
 import shlex
@@ -13,17 +15,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+from pages import PAGES, ROOT, blocks
 
 from pra import cli
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 STEPS = 4
-
-
-def blocks(page):
-    return re.findall(r"^```(sh|python)\n(.*?)^```", page.read_text(), flags=re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +43,10 @@ def run(command, folder):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_runs(page, folder):
-    for language, text in blocks(page):
+def test_every_block_runs(page, folder, request):
+    if "import PRAPipeline" in page.read_text() and importlib.util.find_spec("torchvision") is not None:
+        request.getfixturevalue("torchvision_shim")  # diffusers imports it where it is
+    for language, text in blocks(page, "sh", "python"):
         if language == "python":
             with here(folder):
                 exec(compile(text, page.name, "exec"), {"__name__": "__main__"})
@@ -87,7 +86,7 @@ def shortened(line):
 
 
 def test_the_pages_have_blocks_and_the_pictures_they_show():
-    assert sum(len(blocks(page)) for page in PAGES) >= 5
+    assert sum(len(list(blocks(page, "sh", "python"))) for page in PAGES) >= 5
     for page in PAGES:
         for picture in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text()):
             assert (page.parent / picture).exists(), f"{page.name} shows {picture}, which is not there"

@@ -1,17 +1,23 @@
-"""What a model is: from its configuration, and from the run's folder where there is one."""
+"""What a model is: from its configuration, and from its run's folder, or what lies beside a saved model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pra.config import to_dict
 from pra.demo.exhibit import Exhibit
+from pra.hub.origin import CARD, SAMPLES
 from pra.models import Model, count_parameters
 from pra.report.charts import Chart
-from pra.report.content import Picture, curves, pictures, progress
+from pra.report.content import Picture, curves, embedded, pictures, progress
 from pra.report.words import COLOURS, in_words
+from pra.train.plots import CURVES
 from pra.weights import read_json
+
+BESIDE = {"Samples": SAMPLES, "Training curves": CURVES}
+"""Pictures of a saved model, by their titles."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,9 @@ class About:
         facts: what and how much, in the order to be read.
         curves: the training's metrics.
         samples: grids of samples by training step, of :attr:`grids` in all.
-        missing: why there are no curves and samples, where there are none.
+        shown: pictures that lie beside a saved model, as a data URI, width and height, by their titles.
+        card: a saved model's card, in Markdown.
+        missing: what is not told, and why.
     """
 
     name: str
@@ -31,6 +39,8 @@ class About:
     curves: list[Chart] = field(default_factory=list)
     samples: list[Picture] = field(default_factory=list)
     grids: int = 0
+    shown: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    card: str = ""
     missing: str = ""
 
 
@@ -43,8 +53,7 @@ def describe(exhibit: Exhibit) -> About:
     parameters = {"Parameters": _parameters(exhibit.model)}
     run, config = exhibit.run, exhibit.config
     if run is None or config is None:
-        why = "This is a saved model without the folder of its run: how it was trained is not told."
-        return About(exhibit.name, _model_in_words(exhibit.model) | parameters, missing=why)
+        return _saved(exhibit.name, exhibit.folder, _model_in_words(exhibit.model) | parameters)
     facts = {"Recipe": config.recipe, **in_words(config), **parameters, "Weights": exhibit.folder.name}
     done = progress(run, config)
     if done is not None:
@@ -54,7 +63,17 @@ def describe(exhibit: Exhibit) -> About:
     samples, grids = pictures(run, "samples")
     charts = curves(run)
     why = "" if charts or samples else "The run's folder holds no metrics and no samples yet."
-    return About(exhibit.name, facts, charts, samples, grids, why)
+    return About(exhibit.name, facts, charts, samples, grids, missing=why)
+
+
+def _saved(name: str, folder: Path, facts: dict[str, str]) -> About:
+    """A model without its run: what `pra export` and `pra push` put beside the weights tells where it is from."""
+    pictures = {title: folder / file for title, file in BESIDE.items() if (folder / file).exists()}
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    why = "This is a saved model without the folder of its run"
+    why += ", and no model card lies beside it: how it was trained is not told." if not text else "."
+    return About(name, facts, shown={title: embedded(path) for title, path in pictures.items()}, card=text, missing=why)
 
 
 def _model_in_words(model: Model) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from pra.images import to_pil
 
 MOST_KEPT = 48
 """Pictures in a visitor's gallery; older ones go."""
+
+BROKEN = "something is wrong with this demo, and not with what you asked for; whoever runs it finds it in the log"
 
 Entry = tuple[Image.Image, str]
 """A picture of a gallery, and its caption."""
@@ -60,10 +63,9 @@ class Handlers:
         """Stage, status and gallery, each time rows are finished."""
         try:
             request = Request(label, seed, count, guidance, steps)
-        except PraError as error:
-            yield "", markup.complain(error), kept
-            return
-        yield from _played(answer(self.exhibits, request), request, kept, turn, number)
+            yield from _played(answer(self.exhibits, request), request, kept, turn, number)
+        except Exception as error:
+            yield "", _in_words(error), kept
 
     def complete(
         self, path: str | None, rows: int, label: int, seed: int, count: int, guidance: float, steps: int,
@@ -73,10 +75,9 @@ class Handlers:
         try:
             request = Request(label, seed, count, guidance, steps)
             keep = self._kept_rows(path, rows)[0]
-        except PraError as error:
-            yield "", markup.complain(error), kept
-            return
-        yield from _played(answer(self.exhibits, request, keep), request, kept, turn, number)
+            yield from _played(answer(self.exhibits, request, keep), request, kept, turn, number)
+        except Exception as error:
+            yield "", _in_words(error), kept
 
     def preview(self, path: str | None, rows: int) -> str:
         """The uploaded picture as the models get it, and what was done to it."""
@@ -84,20 +85,20 @@ class Handlers:
             return ""
         try:
             keep, fitted, done = self._kept_rows(path, rows)
-        except PraError as error:
-            return markup.complain(error)
-        sheets = [
-            Sheet(exhibit.name, picture.unsqueeze(0), picture.shape[1], part.shape[1], (f"{line}; {_told(part)}",))
-            for exhibit, picture, part, line in zip(self.exhibits, fitted, keep, done, strict=True)
-        ]
-        return markup.show_sheets(sheets)
+            sheets = [
+                Sheet(exhibit.name, picture.unsqueeze(0), picture.shape[1], part.shape[1], (f"{line}; {_told(part)}",))
+                for exhibit, picture, part, line in zip(self.exhibits, fitted, keep, done, strict=True)
+            ]
+            return markup.show_sheets(sheets)
+        except Exception as error:
+            return _in_words(error)
 
     def about(self) -> str:
         """What the models are, as their folders tell it now."""
         try:
             return markup.show_models([describe(exhibit) for exhibit in self.exhibits])
-        except PraError as error:
-            return markup.complain(error)
+        except Exception as error:
+            return _in_words(error)
 
     def _kept_rows(self, path: str | None, rows: int) -> tuple[list[Tensor], list[Tensor], list[str]]:
         """Per model: what is kept of the picture, the whole of it, and what was done to it."""
@@ -134,6 +135,14 @@ def _played(
     seconds = time.monotonic() - begin
     told = f"{len(new)} pictures in {seconds:.1f} s" if new else "nothing was made"
     yield markup.show_sheets(sheets), markup.say(told), [*new, *kept][:MOST_KEPT]
+
+
+def _in_words(error: Exception) -> str:
+    """For the visitor, who cannot mend what is wrong with the server: where it happened stands in the server's log."""
+    if isinstance(error, PraError):
+        return markup.complain(error)
+    traceback.print_exception(error)
+    return markup.complain(PraError(BROKEN))
 
 
 def _told(kept: Tensor) -> str:

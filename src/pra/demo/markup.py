@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from torch import Tensor
 
 from pra.demo.about import About
+from pra.demo.card import card_html
 from pra.demo.generation import Sheet
 from pra.images import to_pil
 from pra.report import charts
@@ -85,6 +87,7 @@ def _macros() -> Any:
         lstrip_blocks=True,
     )
     environment.globals["chart"] = charts
+    environment.filters["card"] = lambda text: Markup(card_html(text))
     return environment.get_template("parts.html").module
 
 

@@ -133,11 +133,15 @@ def pictures(run: Path, kind: str) -> tuple[list[Picture], int]:
     shown = files
     if len(files) > MOST_PICTURES:
         shown = [files[place] for place in spread(len(files) - 1, MOST_PICTURES - 1)] + files[-1:]
-    return [_picture(path) for path in shown], len(files)
+    return [Picture(int(path.stem.removeprefix("step-")), *embedded(path)) for path in shown], len(files)
 
 
-def _picture(path: Path) -> Picture:
-    """As WebP, a fraction of the PNG's size, where Pillow has it."""
+def embedded(path: Path) -> tuple[str, int, int]:
+    """A picture as a data URI, its width and height. As WebP, a fraction of the PNG's size, where Pillow has it.
+
+    Raises:
+        PraError: it cannot be read.
+    """
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
@@ -146,7 +150,7 @@ def _picture(path: Path) -> Picture:
     buffer, kind = io.BytesIO(), "webp" if features.check("webp") else "png"
     picture.save(buffer, kind, quality=90)
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Picture(int(path.stem.removeprefix("step-")), uri, *picture.size)
+    return uri, picture.width, picture.height
 
 
 def figures(run: Path) -> list[Figures]:
