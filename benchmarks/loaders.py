@@ -1,6 +1,6 @@
 """How many training images a second one core prepares, from each kind of source, and how many cores feed a GPU.
 
-    python benchmarks/loaders.py --images-per-second 2000
+    python benchmarks/loaders.py --images-per-second 500 2000   # what the GPUs train
 
 Makes JPEGs of ImageNet's size (500x375, about 110 KB) in a temporary folder: as a folder, an ImageNet tar, WebDataset
 shards, a Hugging Face data set (where `datasets` is installed), and shards that `pra data pack --size 256` makes of
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from pra import recipe
 from pra.config import DataConfig, Fit
 from pra.data import Source, TrainingSet, batches, open_source
 from pra.data.pack import Packing, pack
+from pra.images import write_atomically
 from pra.provenance import environment
 
 BATCH = 32
@@ -40,25 +42,30 @@ CLASSES = 8
 
 
 def main(
-    images: int = 256, images_per_second: float = 2000.0, repeats: int = 5, recipe_name: str = "pra-s-256"
+    images: int = 256,
+    images_per_second: tuple[float, ...] = (500.0, 1000.0, 2000.0, 4000.0),
+    repeats: int = 5,
+    recipe_name: str = "pra-s-256",
+    out: Path | None = None,
 ) -> None:
-    """Measures and prints; the last line is the same as JSON.
+    """Measures and prints.
 
     Args:
         images: Files to make.
-        images_per_second: What the GPU trains, to say how many cores feed it.
+        images_per_second: What the GPUs train, to say how many cores feed them.
         repeats: Measurements of each, after one warm-up; the median counts.
         recipe_name: Whose preparation and size.
+        out: Also write the figures as JSON.
     """
     torch.set_num_threads(1)
     run = recipe(recipe_name)
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         sources = make_sources(Path(folder), images)
         size = sum(file.stat().st_size for file in Path(folder, "folder").rglob("*.jpg")) / images
         print(f"{images} JPEGs of 500x375, {size / 1000:.0f} KB each; images/s of one core, median (range)")
-        feeding = f"cores for {images_per_second:g}/s"
-        print(f"{'source':28} {'recipe':>18} {'random crop':>18} {feeding:>20}")
+        wanted = "".join(f"{f'{rate:g}/s':>8}" for rate in images_per_second)
+        print(f"{'source':28} {'recipe':>18} {'random crop':>18}   cores for {wanted}")
         ways = {"recipe": run.data, "random crop": replace(run.data, fit=Fit.RANDOM_CROP)}
         rates = measure(
             sources, {name: replace(way, workers=0) for name, way in ways.items()}, run.model.image_size, repeats
@@ -67,10 +74,13 @@ def main(
             found = {way: rates[name, way] for way in ways}
             medians = {way: statistics.median(values) for way, values in found.items()}
             shown = [f"{medians[way]:.0f} ({min(values):.0f} to {max(values):.0f})" for way, values in found.items()]
-            cores = math.ceil(images_per_second / medians["recipe"])
-            results[name] = medians | {"cores": cores}
-            print(f"{name:28} {shown[0]:>18} {shown[1]:>18} {cores:>20}")
-    print(json.dumps({"images_per_core_second": results, "kilobytes": size / 1000, **environment()}))
+            cores = {f"{rate:g}": math.ceil(rate / medians["recipe"]) for rate in images_per_second}
+            results[name] = {"images_per_core_second": found, "medians": medians, "cores_for_images_per_second": cores}
+            print(f"{name:28} {shown[0]:>18} {shown[1]:>18}   {'':10}{''.join(f'{n:>8}' for n in cores.values())}")
+    if out is not None:
+        figures = {"sources": results, "images": images, "kilobytes": size / 1000, **environment()}
+        text = json.dumps(figures, indent=2) + "\n"
+        write_atomically(out, lambda file: file.write(text.encode()))
 
 
 def measure(
@@ -81,12 +91,11 @@ def measure(
     for repeat in range(repeats + 1):
         for name, source in sources.items():
             for way, config in ways.items():
-                count = len(source) // BATCH * BATCH
                 begin = time.process_time()
-                for _ in batches(TrainingSet(source, size, 3, config, seed=0), 0, BATCH, stop=count):
+                for _ in batches(TrainingSet(source, size, 3, config, seed=0), 0, BATCH, stop=len(source)):
                     pass
                 if repeat:
-                    rates.setdefault((name, way), []).append(count / (time.process_time() - begin))
+                    rates.setdefault((name, way), []).append(len(source) / (time.process_time() - begin))
     return rates
 
 

@@ -1,9 +1,16 @@
 """kill -9 at random moments, again and again: the run ends as one that was left alone, to the bit.
 
-    python benchmarks/preempt.py                               # 20 kills of a tiny model on the CPU
-    python benchmarks/preempt.py --processes 2 --parallel fsdp   # of one of two processes; the other ends by itself
+    python benchmarks/preempt.py                                 # 20 kills of a tiny model on the CPU
+    python benchmarks/preempt.py --processes 2 1                 # two processes, then one, then two ...
+    python benchmarks/preempt.py --processes 2 --parallel fsdp
+    python benchmarks/preempt.py --source wds --workers 2        # WebDataset shards, read by worker processes
+    python benchmarks/preempt.py --source hf --workers 2         # a Hugging Face data set, streamed
 
-Compared are every tensor of the last checkpoint and the losses of every step: none is lost, none is there twice.
+A kill hits one of the processes, and the others end by themselves, or all of them at once. Looked at are: after every
+kill the newest checkpoint; the samples that the steps were given, as every process notes them when it gets them; at the
+end the losses of every step and every tensor of the last checkpoint, beside those of a run that nobody killed. Sums of
+two processes round otherwise than those of one: that run has as many processes in every step as the killed one had in
+the attempt that counts.
 """
 
 from __future__ import annotations
@@ -15,76 +22,189 @@ import random
 import socket
 import tempfile
 import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
 from safetensors.torch import load_file
 
+from pra import recipe, weights
+from pra.data import open_source
+from pra.data.pack import Packing, pack
+from pra.images import write_atomically
+from pra.provenance import environment
+
 CONTEXT = multiprocessing.get_context("forkserver")  # what it imports once, every process has
 CONTEXT.set_forkserver_preload(
     ["pra.cli", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.utils.tensorboard", "sklearn.datasets"]
 )
+BATCH = recipe("tiny").train.batch_size
 Process = multiprocessing.process.BaseProcess
 
 
-def main(kills: int = 20, processes: int = 1, parallel: str = "ddp", seed: int = 0) -> None:
-    """Trains twice, once with kills, and compares.
+@dataclass(frozen=True)
+class Job:
+    """A training of the recipe ``tiny``; ``processes`` are those of the first start, of the second, ... in turn."""
+
+    steps: int
+    processes: tuple[int, ...] = (1,)
+    parallel: str = "ddp"
+    data: str = "digits"
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one start of a job did: by how many processes, and which samples its steps were given."""
+
+    processes: int
+    samples: Counter[int]
+
+    @property
+    def start(self) -> int:
+        """Its first step, counted from 0."""
+        return min(self.samples) // BATCH
+
+
+def main(
+    kills: int = 20,
+    processes: tuple[int, ...] = (1,),
+    parallel: Literal["ddp", "fsdp"] = "ddp",
+    source: Literal["digits", "wds", "hf"] = "digits",
+    workers: int = 0,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Trains with kills and without, and compares. The exit status is 1 where something differs.
 
     Args:
         kills: How often.
-        processes: Processes that train; one of them is killed.
-        parallel: ddp or fsdp, for several processes.
+        processes: Processes that train, at the first start, the second, ... in turn.
+        parallel: How several share the model.
+        source: Where the digits come from: the package that has them, WebDataset shards, or streamed parquet files.
+        workers: Processes that prepare data, of each that trains.
         seed: Of the moments.
+        out: Also write what is found, as JSON.
     """
     with tempfile.TemporaryDirectory() as folder:
-        begin, steps = time.monotonic(), 20 * kills
-        left_alone, killed = Path(folder, "left-alone"), Path(folder, "killed")
-        train(left_alone, steps, processes, parallel)
-        moments = train_under_fire(killed, steps, kills, processes, parallel, random.Random(seed))
-        wrong = differences(left_alone, killed)
-    print(f"{len(moments)} kills, after steps {', '.join(map(str, moments))}; {time.monotonic() - begin:.0f} s")
-    print(f"differences after {steps} steps: {', '.join(wrong) or 'none'}")
+        begin = time.monotonic()
+        os.environ["XDG_CACHE_HOME"] = str(Path(folder, "cache"))
+        job = Job(20 * kills, processes, parallel, WRITERS[source](Path(folder, "data")), workers)
+        killed, left_alone = Path(folder, "killed"), Path(folder, "left-alone")
+        moments = train_under_fire(killed, job, kills, random.Random(seed))
+        attempts = read_attempts(killed)
+        train_alike(left_alone, job, attempts)
+        wrong = wrong_samples(attempts, job.steps) + differences(left_alone, killed)
+    resumed = [(b.start, a.processes, b.processes) for a, b in pairwise(attempts)]
+    found = {
+        "job": asdict(job) | {"data": source},
+        "killed_after_steps": moments,
+        "resumed_from_steps": [start for start, _, _ in resumed],
+        "resumes_on_more_processes": sum(before < now for _, before, now in resumed),
+        "resumes_on_fewer_processes": sum(before > now for _, before, now in resumed),
+        "differences": wrong,
+        "seconds": round(time.monotonic() - begin),
+        **environment(),
+    }
+    if out is not None:
+        text = json.dumps(found, indent=2) + "\n"
+        write_atomically(out, lambda file: file.write(text.encode()))
+    print(f"{len(moments)} kills, after steps {', '.join(map(str, moments))}; {found['seconds']} s")
+    print(f"differences after {job.steps} steps: {', '.join(wrong) or 'none'}")
     raise SystemExit(bool(wrong))
 
 
-def train_under_fire(
-    run: Path, steps: int, kills: int, processes: int, parallel: str, moments: random.Random
-) -> list[int]:
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+def write_wds(folder: Path) -> str:
+    pack(open_source("digits"), folder, Packing(shard_images=200), workers=0)
+    return f"wds:{folder}"
+
+
+def write_hf(folder: Path) -> str:
+    import datasets
+
+    digits, files = open_source("digits"), 6
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(digits.classes))})
+    for number in range(files):
+        part = range(number * len(digits) // files, (number + 1) * len(digits) // files)
+        columns = {"image": [digits.image(i) for i in part], "label": [int(digits.labels[i]) for i in part]}
+        datasets.Dataset.from_dict(columns, kinds).to_parquet(str(folder / f"train-{number}.parquet"))
+    return f"hf:{folder}?streaming=true&window=400"
+
+
+WRITERS: dict[str, Callable[[Path], str]] = {"digits": lambda _: "digits", "wds": write_wds, "hf": write_hf}
+"""Each writes the data into a folder, and returns their name."""
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def train_under_fire(run: Path, job: Job, kills: int, moments: random.Random) -> list[int]:
     """Starts the run again after every kill, at last to its end; the steps after which it was killed."""
     survived = []
-    for _ in range(kills):
+    for attempt in range(kills):
         wanted = logged(run) + moments.randrange(25)
-        workers = start(run, steps, processes, parallel)
+        workers = start(run, job, attempt)
         while logged(run) < wanted and all(worker.is_alive() for worker in workers):
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.1))  # anywhere in a step, or in a checkpoint that is being written
         survived.append(logged(run))
-        moments.choice(workers).kill()
+        for worker in moments.choice([*([worker] for worker in workers), workers]):
+            worker.kill()
         end(workers)
-    train(run, steps, processes, parallel)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a damaged checkpoint is passed over with a warning
+            weights.newest_checkpoint(run)
+    train(run, job, kills)
     return survived
 
 
-def train(run: Path, steps: int, processes: int, parallel: str) -> None:
+def train_alike(run: Path, job: Job, attempts: list[Attempt]) -> None:
+    """Without kills, each step by as many processes as in the last of the attempts that came to it."""
+    by_step = [0] * job.steps
+    for attempt in attempts:  # the later ones did again what the earlier lost
+        by_step[attempt.start :] = [attempt.processes] * (job.steps - attempt.start)
+    done = 0
+    for processes, steps in groupby(by_step):
+        done += len(list(steps))
+        train(run, Job(done, (processes,), job.parallel, job.data, job.workers), 0)
+
+
+def train(run: Path, job: Job, attempt: int) -> None:
     """To the last step."""
-    workers = start(run, steps, processes, parallel)
+    workers = start(run, job, attempt)
     end(workers)
-    assert all(worker.exitcode == 0 for worker in workers), "training failed; see above"
+    said = [path.read_text(errors="replace")[-2000:] for path in sorted(notes_of(run).glob("*.said"))[-len(workers) :]]
+    assert all(worker.exitcode == 0 for worker in workers), "\n".join(["training failed", *said])
 
 
-def start(run: Path, steps: int, processes: int, parallel: str) -> list[Process]:
+def start(run: Path, job: Job, attempt: int) -> list[Process]:
     """The processes of one command."""
-    line = ["train", "tiny", "--run-dir", str(run), "--steps", str(steps), "--device", "cpu"]
-    for setting in ("sample_every=0", "log_every=1", "checkpoint_every=7", f"parallel={parallel}"):
-        line += ["--set", f"train.{setting}"]
+    line = ["train", "tiny", "--run-dir", str(run), "--steps", str(job.steps), "--device", "cpu", "--data", job.data]
+    own = ("sample_every=0", "log_every=1", "checkpoint_every=7", f"parallel={job.parallel}")
+    for setting in (*(f"train.{setting}" for setting in own), f"data.workers={job.workers}"):
+        line += ["--set", setting]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    count = job.processes[attempt % len(job.processes)]
+    # What torchrun would end at once, waits so long where another was killed before they met.
+    patience = {"PRA_RENDEZVOUS_TIMEOUT": "60"}
+    world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **patience}
     workers: list[Process] = []
-    for rank in map(str, range(processes)):
-        workers.append(CONTEXT.Process(target=work, args=(line, {**world, "RANK": rank, "LOCAL_RANK": rank})))
+    for rank in range(count):
+        variables = {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        notes = notes_of(run) / f"{attempt:03}-{count}-{rank}"
+        workers.append(CONTEXT.Process(target=work, args=(line, variables, notes)))
         workers[-1].start()
     return workers
 
@@ -96,20 +216,64 @@ def end(workers: list[Process]) -> None:
         assert worker.exitcode is not None, "a process hangs"
 
 
-def work(line: list[str], variables: dict[str, str]) -> None:
-    """What a process does, silently where it is one of those that are killed."""
+def work(line: list[str], variables: dict[str, str], notes: Path) -> None:
+    """What a process does. It notes which samples it gets, and what it has to say."""
     from pra.cli import main as pra
+    from pra.train import loop
 
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # as in a new process
     os.environ.update(variables)
+    notes.parent.mkdir(parents=True, exist_ok=True)
+    said = os.open(notes.with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        os.dup2(said, descriptor)
+    batches = loop.batches
+
+    def noted(*arguments: object) -> Iterator[object]:
+        with (
+            notes.with_suffix(".samples").open("a", buffering=1) as file,
+            closing(batches(*arguments)) as stream,  # type: ignore[arg-type]
+        ):
+            for batch in stream:
+                file.write(" ".join(map(str, batch.indices.tolist())) + "\n")
+                yield batch
+
+    loop.batches = noted  # type: ignore[assignment]
     raise SystemExit(pra(line))
+
+
+# --- what came of it ----------------------------------------------------------------------------------------
+
+
+def notes_of(run: Path) -> Path:
+    """Where the processes note what they get."""
+    return run.with_name(f"{run.name}-notes")
 
 
 def logged(run: Path) -> int:
     """Steps that the run has logged."""
     path = run / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
+
+
+def read_attempts(run: Path) -> list[Attempt]:
+    """The starts that came to a step, in order."""
+    found: dict[str, Attempt] = {}
+    for path in sorted(notes_of(run).glob("*.samples")):
+        number, processes, _ = path.stem.split("-")
+        attempt = found.setdefault(number, Attempt(int(processes), Counter()))
+        attempt.samples.update(map(int, path.read_text().split()))
+    return [attempt for attempt in found.values() if attempt.samples]
+
+
+def wrong_samples(attempts: list[Attempt], steps: int) -> list[str]:
+    """Samples that a step lacked, had twice, or that belong to no step; of every step in the attempt that counts."""
+    counted: Counter[int] = Counter()
+    for attempt, following in zip(attempts, [*attempts[1:], None], strict=True):
+        until = BATCH * (following.start if following else steps)
+        counted.update({g: count for g, count in attempt.samples.items() if g < until or not following})
+    wrong = [g for g in range(BATCH * steps) if counted[g] != 1] + [g for g in counted if g >= BATCH * steps]
+    return [f"sample {g} {counted[g]} times" for g in wrong[:10]]
 
 
 def differences(one: Path, other: Path) -> list[str]:

@@ -219,6 +219,30 @@ def test_the_command_plans(call: Call, tmp_path: Path, perceptual: None) -> None
     assert os.listdir(tmp_path) == ["plan.json"]
 
 
+def test_the_command_plans_by_what_it_has_measured(call: Call, tmp_path: Path) -> None:
+    bench, out = tmp_path / "bench.json", tmp_path / "plan.json"
+    assert call("tiny", "--steps", 1, "--batch", 2, "--device", "cpu", "--tflops", 0.1, "--out", bench)[0] == 0
+    measured = json.loads(bench.read_text())
+    # Another batch and rollout of the same model.
+    settings = ["--batch", 32, "--set", "train.rollout.t_min=0.5"]
+    code, text, _ = call("tiny", "--plan", "--gpus", 2, "--measured", bench, "--out", out, *settings)
+    assert code == 0, text
+    values = json.loads(out.read_text())
+    (forecast,) = values["forecasts"]
+    assert (forecast["mfu"], values["device_flops"]) == (measured["mfu"], 0.1e12)
+    assert forecast["images_per_second"] == pytest.approx(2 * measured["images_per_second"])
+    for words, parts in (
+        (["digits", "--plan", "--measured", bench], ["bench.json is of another model, tiny", "measure digits"]),
+        (["tiny", "--plan", "--measured", out], ["plan.json is not of pra bench train --out", "measure first"]),
+        (["tiny", "--plan", "--measured", bench, "--mfu", "0.4"], ["--measured says both: leave out --mfu"]),
+        (["tiny", "--plan", "--measured", tmp_path / "none.json"], ["none.json"]),
+        (["tiny", "--measured", bench], ["--measured is for --plan"]),
+    ):
+        code, _, error = call(*words)
+        assert (code, error.count("\n")) == (2, 1), words
+        assert all(part in error for part in parts), error
+
+
 def test_durations() -> None:
     assert [training_command._duration(seconds) for seconds in (12.0, 7200.0, 259200.0)] == [
         "12 s", "2 hours", "3 days"

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pra.data import open_source
 from pra.distributed import ALONE, World, join
 from pra.eval import command
 from pra.eval.command import evaluate_command
+from pra.eval.samples import join_exports
 
 CPU = torch.device("cpu")
 
@@ -186,3 +188,14 @@ def test_variables_that_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_processes_than_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", np.zeros((5, 8, 8, 1), np.uint8))
     refused(lambda: command._open(tmp_path / "b.npz", None, CPU, (), 6), "6 processes", "5 images", "fewer")
+
+
+def test_what_ready_images_are_of_is_reported(tmp_path: Path) -> None:
+    plan = {"weights": {"file": "ema.safetensors", "sha256": "12"}, "sampling": {"guidance": 2.0}}
+    np.savez(tmp_path / "part.npz", np.zeros((5, 8, 8, 1), np.uint8))
+    join_exports([tmp_path / "part.npz"], tmp_path / "b.npz", plan)
+    assert command._open(tmp_path / "b.npz", None, CPU, (), 1).provenance["made"] == plan
+    assert "made" not in command._open(tmp_path / "part.npz", None, CPU, (), 1).provenance
+    with zipfile.ZipFile(tmp_path / "part.npz", "a") as archive:
+        archive.writestr("plan.json", "{")
+    refused(lambda: command._open(tmp_path / "part.npz", None, CPU, (), 1), "part.npz cannot be read", "write it again")

@@ -18,11 +18,12 @@ from conftest import contents
 from models import PIXEL, random_model
 
 import pra
-from pra import cli, images
+from pra import cli, images, weights
 from pra.distributed import ALONE
 from pra.eval.samples import NpzBatch, sampled
 from pra.generate.requests import Grid, Numbered
 from pra.locks import locked
+from pra.provenance import file_sha256
 from pra.sample.many import Shards, sample_many
 
 Pra = Callable[..., tuple[int, str, str]]
@@ -113,7 +114,12 @@ def test_they_are_the_images_that_an_evaluation_makes(trained: Path, tmp_path: P
     assert labels.tolist() == whole.labels.tolist() == [index % 10 for index in range(14)]
     expected = images.to_uint8(whole.images).permute(0, 2, 3, 1).numpy()
     assert np.abs(pixels.astype(int) - expected).max() <= 1  # in other batches, so up to rounding
-    assert NpzBatch(tmp_path / "a.npz").count == 14
+    batch = NpzBatch(tmp_path / "a.npz")
+    assert batch.count == 14
+    newest = weights.model_folder(trained)
+    made = {"file": "ema.safetensors", "sha256": file_sha256(newest / "ema.safetensors")}
+    assert (batch.plan["weights"], batch.plan["images"]) == (made, Numbered(14, tuple(range(10))).to_json())
+    assert batch.plan["sampling"]["guidance"] == model.sampling.guidance
     assert (tmp_path / "a.npz").stat().st_mode & 0o777 == images.file_mode()
 
 
@@ -126,6 +132,29 @@ def test_a_seed_means_the_same_image_in_a_grid(trained: Path, tmp_path: Path, ca
 
 
 # --- after a kill -------------------------------------------------------------------------------------------
+
+
+def test_killed_it_makes_the_same_npz(trained: Path, tmp_path: Path, call: Pra) -> None:
+    """Which is then judged: an evaluation that is killed makes no image again."""
+    line = ["sample", trained, "--num", 40, "--batch-size", 1]
+    out, partial = tmp_path / "out.npz", tmp_path / ".out.npz.partial"
+    with processes.started(tmp_path / "said", 2, *line, "--device", "cpu", "--out", out) as group:
+        deadline = time.monotonic() + 60
+        while len(list(partial.glob("shard-*.npz"))) < 3:
+            assert time.monotonic() < deadline, "nothing is made"
+            time.sleep(0.002)
+        for process in group.processes:
+            process.kill()
+    made = len(list(partial.glob("shard-*.npz")))
+    assert 3 <= made < 40
+    code, text, _ = call(*line, "--out", out)
+    assert code == 0
+    assert f"{40 - made} new images" in text
+    assert call(*line, "--out", tmp_path / "whole.npz")[0] == 0
+    for found, expected in zip(arrays(out), arrays(tmp_path / "whole.npz"), strict=True):
+        assert np.array_equal(found, expected)
+    assert NpzBatch(out).plan == NpzBatch(tmp_path / "whole.npz").plan
+    assert not partial.exists()
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import functools
+import itertools
+import multiprocessing
 import os
 import random
 import shutil
@@ -12,6 +16,9 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +36,7 @@ from torch.distributed import HashStore, TCPStore
 import pra
 from pra import distributed, weights
 from pra.config import TrainConfig, apply_settings
-from pra.data import open_source
+from pra.data import loader, open_source
 from pra.distributed import World, join
 from pra.train import checkpoint, loop, parallel
 from pra.train import run as runs
@@ -150,6 +157,55 @@ def test_every_sample_is_in_one_share_once() -> None:
             assert torch.equal(sample.image, whole[wanted].image)
 
 
+# --- machines -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def machines(*ranks: int, rest: Sequence[str], timeout: int = 60) -> Iterator[list[subprocess.Popen[str]]]:
+    """``torchrun`` of each of two machines, with a process of ``pra`` on it."""
+    head = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    head += ["--master-addr", "127.0.0.1", "--master-port", str(processes.free_port())]
+    head += ["--rdzv-conf", f"timeout={timeout}"]
+    agents = [
+        subprocess.Popen(
+            [*head, "--node-rank", str(rank), "-m", "pra", *rest], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ranks
+    ]  # fmt: skip
+    try:
+        yield agents
+    finally:
+        for agent in agents:
+            agent.terminate()  # it ends its processes; killed, it would leave them
+            agent.wait(60)
+
+
+@pytest.mark.slow
+def test_two_machines_equal_one_with_two_processes(tmp_path: Path) -> None:
+    one = shared(tmp_path / "one", *DROPOUT)
+    with machines(0, 1, rest=line(tmp_path / "two", *DROPOUT)) as agents:
+        said = [agent.communicate(timeout=240) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert said[1][0] == ""  # the first machine's process is the one that speaks
+    assert [row["total"] for row in read_metrics(one)] == [row["total"] for row in read_metrics(tmp_path / "two")]
+    found = tensors(tmp_path / "two")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in tensors(one).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "line_of_torch"), [(0, "1/2 clients joined"), (1, "trying to connect to (127.0.0.1")])
+def test_a_machine_that_does_not_come(tmp_path: Path, rank: int, line_of_torch: str) -> None:
+    """torchrun waits for it, as long as it is told to."""
+    begin = time.monotonic()
+    with machines(rank, rest=line(tmp_path / "run"), timeout=2) as agents:
+        _, error = agents[0].communicate(timeout=120)
+    assert agents[0].returncode == 1
+    assert line_of_torch in error.strip().splitlines()[-1]
+    assert time.monotonic() - begin < 60  # torch's own patience is 600 seconds
+    assert not (tmp_path / "run").exists()
+
+
 # --- going on -----------------------------------------------------------------------------------------------
 
 
@@ -254,6 +310,53 @@ def test_a_process_that_is_killed_ends_the_other(tmp_path: Path, rank: int) -> N
         )
 
 
+@pytest.mark.slow
+def test_a_process_that_feeds_from_workers_ends_with_the_other(tmp_path: Path) -> None:
+    """The error that ends it is kept until its workers have been waited for."""
+    run = tmp_path / "run"
+    with started(tmp_path / "log", 2, *line(run, "train.steps=100000", "data.workers=1")) as group:
+        wait_for_steps(run, 2)
+        group.processes[0].kill()
+        outcomes = group.outcomes(patience=60)
+    assert [outcome.code for outcome in outcomes] == [-9, 2]
+
+
+def _hold(path: Path, item: int) -> None:
+    """A worker keeps a file locked as long as it lives."""
+    if not HELD:
+        HELD.append(path.open("w"))
+        fcntl.flock(HELD[0], fcntl.LOCK_EX)
+
+
+HELD: list[Any] = []
+
+
+def _feed(method: str, folder: Path) -> None:
+    multiprocessing.set_start_method(method, force=True)
+    for _ in loader.from_workers(functools.partial(_hold, folder / "held"), itertools.count(), 1):
+        (folder / "fed").touch()
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path, method: str) -> None:
+    process = processes.CONTEXT.Process(target=_feed, args=(method, tmp_path))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "fed").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    with (tmp_path / "held").open() as file:
+        deadline = time.monotonic() + 3  # torch looks every 5 seconds, and with a server in vain
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                assert time.monotonic() < deadline, "the worker lives on"
+                time.sleep(0.02)
+
+
 def test_a_corrupt_image_of_one_process_ends_both_in_one_line(tmp_path: Path) -> None:
     source = open_source("digits")
     for index in range(16):
@@ -312,19 +415,36 @@ def wait_for_steps(run: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kills", "workers", "how"),
+    ("kills", "job"),
     [
-        (2, 1, "ddp"),
-        pytest.param(20, 1, "ddp", marks=pytest.mark.slow),
-        pytest.param(20, 2, "fsdp", marks=pytest.mark.slow),
+        (2, preempt.Job(40)),
+        pytest.param(20, preempt.Job(400, workers=1), marks=pytest.mark.slow),
+        pytest.param(20, preempt.Job(400, (2, 1)), marks=pytest.mark.slow),
+        pytest.param(20, preempt.Job(400, (2,), "fsdp"), marks=pytest.mark.slow),
     ],
 )
-def test_kill_9_at_random_moments(tmp_path: Path, kills: int, workers: int, how: str) -> None:
-    steps = 20 * kills
-    preempt.train(tmp_path / "alone", steps, workers, how)
-    moments = preempt.train_under_fire(tmp_path / "killed", steps, kills, workers, how, random.Random(1))
+def test_kill_9_at_random_moments(tmp_path: Path, kills: int, job: preempt.Job) -> None:
+    moments = preempt.train_under_fire(tmp_path / "killed", job, kills, random.Random(1))
     assert max(moments) > 0
+    attempts = preempt.read_attempts(tmp_path / "killed")
+    assert attempts[-1].processes == job.processes[kills % len(job.processes)]
+    preempt.train_alike(tmp_path / "alone", job, attempts)
+    assert preempt.wrong_samples(attempts, job.steps) == []
     assert preempt.differences(tmp_path / "alone", tmp_path / "killed") == []
+
+
+def test_samples_that_are_lost_or_repeated_are_found() -> None:
+    def attempt(first: int, end: int, *more: int) -> preempt.Attempt:
+        return preempt.Attempt(1, Counter([*range(8 * first, 8 * end), *more]))
+
+    good = [attempt(0, 4), attempt(2, 5), attempt(5, 6)]
+    assert preempt.wrong_samples(good, 6) == []
+    assert preempt.wrong_samples(good, 7) == [f"sample {g} 0 times" for g in range(48, 56)]
+    assert preempt.wrong_samples([attempt(0, 4), attempt(2, 5, 17), attempt(5, 6)], 6) == ["sample 17 2 times"]
+    assert preempt.wrong_samples([attempt(0, 4), attempt(3, 6), attempt(2, 6)], 6) == [
+        f"sample {g} 2 times" for g in range(16, 24)
+    ]  # it went back behind what was saved
+    assert preempt.wrong_samples([attempt(0, 2, 16)], 2) == ["sample 16 1 times"]
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------

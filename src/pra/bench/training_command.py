@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -22,6 +23,7 @@ from pra.objectives import Perceptual
 from pra.options import File, Flag, Integer, Number, Settings, Text
 from pra.provenance import device_name, environment
 from pra.recipes.named import recipe_or_run
+from pra.weights import read_json
 
 STEPS, DEVICES, MFUS = 10, 8, "0.3,0.4,0.5"
 
@@ -37,6 +39,7 @@ def bench_train_command(
     plan: Flag = False,
     gpus: Integer = None,
     mfu: Text = None,
+    measured: File = None,
     device: Text = None,
     out: File = None,
     settings: Settings = (),
@@ -57,6 +60,8 @@ def bench_train_command(
         plan: Compute, measure nothing.
         gpus: With --plan: how many; by default 8.
         mfu: With --plan: shares of the matrix rate; by default 0.3,0.4,0.5.
+        measured: With --plan: what this command has measured of the same model on such a device, its --out; in place of
+            --mfu and --tflops.
         device: cpu, cuda, cuda:1 or mps; by default the best there is.
         out: Write the same figures as JSON.
         settings: Any setting that `pra show RECIPE` lists, such as train.precision=float32; may be repeated.
@@ -65,7 +70,9 @@ def bench_train_command(
         raise PraError(f"--out {out} is a folder; name a file")
     if tflops is not None and not 0 < tflops < float("inf"):
         raise PraError(f"--tflops {tflops:g} must be positive")
-    _check_use(plan, {"--gpus": gpus, "--mfu": mfu}, {"--steps": steps, "--device": device})
+    _check_use(plan, {"--gpus": gpus, "--mfu": mfu, "--measured": measured}, {"--steps": steps, "--device": device})
+    if measured is not None and (mfu is not None or tflops is not None):
+        raise PraError(f"--measured says both: leave out {'--tflops' if mfu is None else '--mfu'}")
     for name, value in (("--steps", steps), ("--batch", batch), ("--micro", micro), ("--gpus", gpus)):
         if value is not None and value < 1:
             raise PraError(f"{name} {value} must be at least 1")
@@ -77,11 +84,13 @@ def bench_train_command(
             config = replace(config, train=replace(config.train, compile=True))
         if plan:
             config = _batched(config, batch or config.train.batch_size, micro)
-            values, text = _planned(config, gpus or DEVICES, _shares(mfu or MFUS), (tflops or H200 / 1e12) * 1e12)
+            assumed = _shares(mfu or MFUS), (tflops or H200 / 1e12) * 1e12
+            mfus, rate = assumed if measured is None else _read_measured(measured.expanduser(), config)
+            values, text = _planned(config, gpus or DEVICES, mfus, rate)
         else:
             config = _batched(config, batch or config.train.micro_batch_size or config.train.batch_size, micro)
-            rate = None if tflops is None else tflops * 1e12
-            values, text = _measured(config, pick_device(device), steps or STEPS, rate)
+            known = None if tflops is None else tflops * 1e12
+            values, text = _measured(config, pick_device(device), steps or STEPS, known)
     print(text)
     if out is not None:
         content = json.dumps({**values, "config": to_dict(config), "environment": environment()}, indent=2) + "\n"
@@ -113,6 +122,25 @@ def _shares(text: str) -> list[float]:
     if not all(0 < share <= 1 for share in shares):
         raise PraError(f"--mfu {text!r}: shares must lie in (0, 1], such as 0.4 or 0.3,0.5")
     return shares
+
+
+def _read_measured(path: Path, config: RunConfig) -> tuple[list[float], float]:
+    """The MFU that was measured, and of which rate of matrix products it is a share.
+
+    Raises:
+        PraError: no such file, or not of this model.
+    """
+    figures = read_json(path)
+    try:
+        share, rate, model = float(figures["mfu"]), float(figures["device_flops"]), figures["config"]["model"]
+    except (KeyError, TypeError, ValueError):
+        raise PraError(f"--measured {path} is not of pra bench train --out, without --plan; measure first") from None
+    if model != json.loads(json.dumps(to_dict(config.model))):
+        raise PraError(
+            f"--measured {path} is of another model, {figures['config'].get('recipe')}; measure {config.recipe}, "
+            "or say --mfu"
+        )
+    return [share], rate
 
 
 def _perceptual(config: RunConfig, device: torch.device) -> Perceptual | None:

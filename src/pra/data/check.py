@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pra.data.images import CorruptImage
 from pra.data.loader import from_workers
-from pra.data.source import Source, window_of
+from pra.data.source import Source, Streamed
 
 _BLOCK = 32
 _LINES = 10
@@ -122,7 +122,7 @@ def check(source: Source, size: int | None, workers: int) -> Findings:
     count = len(source)
     blocks = (range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
     # Who reads a stream from its middle reads all before: one process does it.
-    seen = from_workers(_Reader(source), blocks, min(workers, 1) if window_of(source) else workers)
+    seen = from_workers(_Reader(source), blocks, min(workers, 1) if isinstance(source, Streamed) else workers)
     with tqdm(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
         for block in seen:
             for image in block:

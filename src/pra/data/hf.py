@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,15 +14,19 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from pra.data.images import Labels, corrupt, decode, numbered_classes, upright
+from pra.data.lanes import LANES, PIECES, Lanes
 from pra.errors import PraError, nearest
 from pra.extras import import_failed
 from pra.images import write_atomically
 from pra.paths import cache_folder, expand
 
 _WITHOUT = "none"
+_ROWS = 1000
+"""Labels that are read at a time."""
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -30,8 +35,8 @@ class Choice:
     """What of a data set is taken, as its name says after ``?``.
 
     ``config`` and ``revision`` are the Hub's; without ``image`` and ``label`` the columns are found by their types;
-    ``label=none`` is for data without classes. A ``streaming`` data set is read in its own order; ``window`` images at
-    a time are shuffled among themselves.
+    ``label=none`` is for data without classes. A ``streaming`` data set is read from front to back, at up to 16 places
+    at once; ``window`` images, of all these places together, are shuffled among themselves at a time.
     """
 
     path: str
@@ -92,40 +97,49 @@ class HFDataset:
 
 
 class HFStream:
-    """A data set that is read over the network each time, from its first row to its last, and never kept.
+    """A data set that is read over the network each time, and never kept.
 
-    Any image can be asked for, yet only going forward is cheap: ``window`` images are held at once, and going back
-    begins anew. ``TrainingSet`` shuffles within windows for that reason. Labels alone are read beforehand, once, and
-    kept in ``$XDG_CACHE_HOME/pra``.
+    Any image can be asked for, yet only going forward is cheap, in each of its lanes (:mod:`pra.data.lanes`):
+    ``window`` images are held at once, and going back begins a piece anew. ``TrainingSet`` takes them in an order that
+    suits. Labels alone are read beforehand, once, and kept in ``$XDG_CACHE_HOME/pra``.
     """
 
     def __init__(self, name: str, choice: Choice) -> None:
         self.name = name
-        self.window = choice.window
-        dataset = _load(name, choice)
+        dataset = _divided(_load(name, choice))
         features = dataset.features or {}
         self._image, label = _columns(name, choice, features)
-        values = _streamed_labels(name, replace(choice, image=self._image), label, features)
+        values, starts = _streamed_labels(name, replace(choice, image=self._image), label, features)
         self.labels, self.classes = _labels(name, label, values if label else None, features, len(values))
+        self._lanes = Lanes(starts, choice.window)
         self._rows = _undecoded(dataset.select_columns([self._image]), self._image)
-        self._start = self._next = 0
+        self._readers: dict[int, _Reader] = {}
         self._process = os.getpid()
-        self._reader: Iterator[dict[str, Any]] | None = None
-        self._held: list[Any] = []
+
+    @property
+    def lanes(self) -> int:
+        """Places that can be read at once."""
+        return self._lanes.count
+
+    def arranged(self, order: Tensor, start: int) -> Tensor:
+        """See :meth:`pra.data.lanes.Lanes.arranged`."""
+        return self._lanes.arranged(order, start)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def encoded(self, index: int) -> bytes:
-        start = index - index % self.window
-        if start != self._start or not self._held:
-            with _explained(f"data source {self.name!r}"):
-                self._go_to(start)
-        if index - start >= len(self._held):
-            raise PraError(
-                f"{self.name} ended at row {start + len(self._held)} of {len(self)}: it changed; start again"
-            )
-        return _bytes(self._held[index - start], self.where(index))
+        if self._process != os.getpid():  # a fork shares open files
+            self._readers, self._process = {}, os.getpid()
+        lane, piece, place = self._lanes.place(index)
+        if lane not in self._readers:
+            self._readers[lane] = _Reader(self._rows, len(self._lanes.starts) - 1, self._image, self._lanes.lane_window)
+        with _explained(f"data source {self.name!r}"):
+            held, start = self._readers[lane].window_of(piece, place)
+        if place - start >= len(held):
+            end = index - place + start + len(held)
+            raise PraError(f"{self.name} ended at row {end} of {len(self)}: it changed; start again")
+        return _bytes(held[place - start], self.where(index))
 
     def image(self, index: int) -> Image.Image:
         """One image, upright as the library shows it, in its own size and mode.
@@ -140,19 +154,32 @@ class HFStream:
         """``"row 17 of hf:imagenet-1k?streaming=true"``."""
         return f"row {index} of {self.name}"
 
-    def _go_to(self, start: int) -> None:
-        """Hold the window that begins at ``start``; from the beginning of the stream where that is behind."""
-        if self._reader is None or self._next > start or self._process != os.getpid():  # a fork shares open files
-            self._process = os.getpid()
-            # Not its ``__iter__``: in a DataLoader's worker that leaves out what it takes for the others' part.
-            self._reader, self._next = self._rows.skip(start).iter(batch_size=self.window), start
-        while self._next <= start:
-            self._held = next(self._reader, {self._image: []})[self._image]
-            self._next += self.window
-        self._start = start
-
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_reader": None, "_held": []}
+        return self.__dict__ | {"_readers": {}}
+
+
+class _Reader:
+    """Reads pieces from front to back, and holds a window of one."""
+
+    def __init__(self, rows: Any, pieces: int, column: str, window: int) -> None:
+        self._rows, self._pieces, self._column, self._window = rows, pieces, column, window
+        self._piece, self._start, self._next = -1, 0, 0
+        self._batches: Iterator[dict[str, Any]] = iter(())
+        self._held: list[Any] = []
+
+    def window_of(self, piece: int, place: int) -> tuple[list[Any], int]:
+        """The window that a place of a piece is in, fewer where the piece ends, and its start."""
+        start = place - place % self._window
+        if piece != self._piece or start != self._start:
+            if piece != self._piece or self._next > start:
+                rows = self._rows.shard(self._pieces, piece).skip(start)
+                # Not its ``__iter__``: in a DataLoader's worker that leaves out what it takes for the others' part.
+                self._batches, self._next = rows.iter(batch_size=self._window), start
+            while self._next <= start:
+                self._held = next(self._batches, {self._column: []})[self._column]
+                self._next += self._window
+            self._piece, self._start = piece, start
+        return self._held, start
 
 
 # --- which data set -----------------------------------------------------------------------------------------
@@ -308,20 +335,36 @@ def _bytes(value: Any, where: str) -> bytes:
 # --- streams ------------------------------------------------------------------------------------------------
 
 
-def _streamed_labels(name: str, choice: Choice, label: str | None, features: Any) -> Any:
-    """The label of every row; where there are no classes, something else of every row, to count them."""
+def _divided(stream: Any) -> Any:
+    """In pieces: the files, or where they are few what the library can divide them into (parquet's row groups)."""
+    return stream if stream.num_shards >= LANES else stream.reshard()
+
+
+def _streamed_labels(name: str, choice: Choice, label: str | None, features: Any) -> tuple[Any, Labels]:
+    """The label of every row, and the first row of each piece, behind the last their number.
+
+    Where there are no classes, something else of every row is read, to count them.
+    """
     values = (column for column, feature in features.items() if type(feature).__name__ == "Value")
     column = label or next(values, str(choice.image))
     with _explained(f"data source {name!r}"):
-        place = cache_folder() / f"labels-{_fingerprint(choice, column)}.npy"
-        with contextlib.suppress(OSError, ValueError):
-            return np.load(place, allow_pickle=False)
-        rows = tqdm(_column_alone(name, choice, column), desc=f"reading labels of {choice.path}", unit="row")
-        labels = np.array([row[column] if label else 0 for row in rows])
+        place = cache_folder() / f"labels-{_fingerprint(choice, column)}.npz"
+        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(place) as known:
+            return known["labels"], known["starts"]
+        rows = _divided(_column_alone(name, choice, column))
+        read: list[Any] = []
+        starts = [0]
+        with tqdm(desc=f"reading labels of {choice.path}", unit="row") as bar:
+            for piece in range(pieces := min(rows.num_shards, PIECES)):
+                for batch in rows.shard(pieces, piece).iter(batch_size=_ROWS):
+                    read += batch[column] if label else [0] * len(batch[column])
+                    bar.update(len(read) - bar.n)
+                starts.append(len(read))
+    labels, bounds = np.array(read), np.array(starts)
     if labels.dtype.kind != "O":
         with contextlib.suppress(PraError):  # where they cannot be kept they are read again
-            write_atomically(place, lambda file: np.save(file, labels, allow_pickle=False))
-    return labels
+            write_atomically(place, lambda file: np.savez(file, labels=labels, starts=bounds))
+    return labels, bounds
 
 
 def _column_alone(name: str, choice: Choice, column: str) -> Any:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,7 +21,7 @@ from pra import noise
 from pra.config import DataConfig, Fit, OnCorrupt
 from pra.data.images import CorruptImage
 from pra.data.prepare import prepare
-from pra.data.source import Source, window_of
+from pra.data.source import Source, Streamed
 from pra.errors import PraError
 from pra.noise import Purpose
 
@@ -54,7 +58,7 @@ class Batch(NamedTuple):
 class TrainingSet(Dataset[Sample]):
     """The endless sequence of training samples, by global sample index ``g = 0, 1, 2, ...``.
 
-    Epoch ``g // n`` goes through all ``n`` images in an order of its own (a stream's: shuffled within its windows).
+    Epoch ``g // n`` goes through all ``n`` images in an order of its own (a stream's as far as it can be read so).
     Order, crops and flips depend on ``seed`` and ``g`` alone, so that any part of the sequence can be made again
     anywhere.
     """
@@ -97,15 +101,15 @@ class TrainingSet(Dataset[Sample]):
         if epoch not in self._orders:
             key = noise.fold(noise.keys(self.seed, torch.tensor(epoch)), Purpose.SHUFFLE)
             order = noise.permutation(key, len(self.source))
-            if window := window_of(self.source):
-                order = order[(order // window).argsort(stable=True)]
+            if isinstance(self.source, Streamed):
+                order = self.source.arranged(order, epoch * len(self.source))
             # A batch may straddle two epochs; older orders are not needed again.
             previous = {e: known for e, known in self._orders.items() if e == epoch - 1}
             self._orders = previous | {epoch: order}
         return self._orders[epoch]
 
 
-def batches(dataset: TrainingSet, start: int, batch_size: int, stop: int | None = None) -> Iterator[Batch]:
+def batches(dataset: TrainingSet, start: int, batch_size: int, stop: int | None = None) -> Generator[Batch]:
     """Samples ``start, start + 1, ...`` in batches; without end, or up to ``stop`` (the last may be smaller).
 
     ``config.workers`` processes live as long as the iterator, across epochs, and prepare batches ahead. What
@@ -116,10 +120,11 @@ def batches(dataset: TrainingSet, start: int, batch_size: int, stop: int | None 
     """
     starts = itertools.count(start, batch_size) if stop is None else range(start, stop, batch_size)
     blocks = (range(s, s + batch_size if stop is None else min(s + batch_size, stop)) for s in starts)
-    return from_workers(_Batches(dataset), blocks, dataset.config.workers, pin_memory=torch.cuda.is_available())
+    workers = _readers(dataset.source, dataset.config.workers)
+    return from_workers(_Batches(dataset), blocks, workers, pin_memory=torch.cuda.is_available())
 
 
-def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_memory: bool = False) -> Iterator[V]:
+def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_memory: bool = False) -> Generator[V]:
     """``work(item)`` for each item, in order, done ahead by ``workers`` processes (0: here, when it is asked for).
 
     Args:
@@ -137,7 +142,7 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
         sampler=items,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_begin_worker,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # else the loader draws from the global one
     )
@@ -189,6 +194,18 @@ def load_images(
     return images, labels
 
 
+def _readers(source: Source, workers: int) -> int:
+    """How many of the workers that were asked for can share the reading of a source."""
+    if not isinstance(source, Streamed) or workers <= source.lanes:
+        return workers
+    warnings.warn(
+        f"{source.name} can be read at {source.lanes} place(s) at once: of {workers} data.workers {source.lanes} are "
+        "started; `pra data pack` makes shards of it that any number can read",
+        stacklevel=3,
+    )
+    return source.lanes
+
+
 class _Batches:
     """Whole batches by their range of indices."""
 
@@ -236,7 +253,17 @@ def _readable(source: Source, candidates: Iterable[int], policy: OnCorrupt) -> t
     )
 
 
-def _ignore_signals(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     """Terminals and job schedulers signal all processes: the main one decides when its workers stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A main process that was killed has stopped nothing. torch's workers look for that too, but at the process that
+    forked them, which is another one where Python starts processes by a server, as it does from 3.14 on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has one"
+    parent.join()
+    os._exit(1)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pra.data.images import CorruptImage
 from pra.data.loader import from_workers, workers_alive
 from pra.data.prepare import convert, cover
-from pra.data.source import Encoded, Source, window_of
+from pra.data.source import Encoded, Source, Streamed
 from pra.data.wds import CLASSES, INDEX
 from pra.errors import PraError
 from pra.images import PLAN, begin_partial, check_free, partial_folder, write_atomically
@@ -103,7 +103,8 @@ def _pack(source: Source, folder: Path, partial: Path, packing: Packing, workers
         bar.update(len(source) - sum(len(indices) for indices in missing.values()))
         blocks = (block for indices in missing.values() for block in _blocks(indices))
         # Who reads a stream from its middle reads all before: one process does it.
-        files = from_workers(_Encoder(source, packing), blocks, min(workers, 1) if window_of(source) else workers)
+        readers = min(workers, 1) if isinstance(source, Streamed) else workers
+        files = from_workers(_Encoder(source, packing), blocks, readers)
         for path, indices in missing.items():
             _write_shard(path, itertools.islice(files, len(list(_blocks(indices)))), bar)
     return _finish(partial, folder, source, list(shards), packing)

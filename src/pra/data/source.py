@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from PIL import Image
+from torch import Tensor
 
 from pra.data.digits import open_digits
 from pra.data.emoji import FONT, EmojiSource
@@ -71,9 +72,18 @@ class Encoded(Protocol):
         ...
 
 
-def window_of(source: Source) -> int | None:
-    """Images that a source holds at once where it is read from front to back; None where any order is as good."""
-    return getattr(source, "window", None)
+@runtime_checkable
+class Streamed(Protocol):
+    """A source that is read from front to back, at ``lanes`` places at once, and not in any order."""
+
+    @property
+    def lanes(self) -> int:
+        """More readers than these would read something twice."""
+        ...
+
+    def arranged(self, order: Tensor, start: int) -> Tensor:
+        """The order of an epoch that begins with sample ``start``: a random one, as far as reading forward allows."""
+        ...
 
 
 def open_source(spec: str) -> Source:

@@ -116,7 +116,8 @@ def evaluate_command(
     """Judge generated images: FID, sFID, Inception Score, KID, precision and recall.
 
     Two ways to measure are shown side by side, ADM's and torch-fidelity's: they round and split differently.
-    Several GPUs share the work: torchrun --nproc-per-node 8 -m pra -- eval RUN ...
+    Several GPUs share the work: torchrun --nproc-per-node 8 -m pra -- eval RUN ... Killed, it begins anew: make many
+    images with pra sample --num, which goes on, and judge the FILE.npz.
 
     Args:
         target: A run, saved model or hub:user/model to sample from, a folder of pictures, or a batch in ADM's layout.
@@ -258,6 +259,8 @@ def _batch_of(target: Path, num: int | None, settings: tuple[str, ...]) -> Subje
     batch = NpzBatch(target)
     count = _count(target, batch.count, num)
     provenance = {"file": str(target.absolute()), "sha256": file_sha256(target), "count": count, "of": batch.count}
+    if batch.plan is not None:
+        provenance["made"] = batch.plan
     return Subject(
         target, count, batch.size, batch.channels, apply_settings(_unknown(), settings),
         lambda share, size: batch.batches(size, share), provenance,

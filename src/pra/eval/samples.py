@@ -5,6 +5,7 @@ All are streams: at no time is more than a batch of images in memory.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import zipfile
@@ -113,10 +114,15 @@ def _blocks(indices: range, size: int) -> Iterator[range]:
 # --- .npz -----------------------------------------------------------------------------------------------------
 
 
+PLAN = "plan.json"
+"""Member of the file that says what its images are. numpy and ADM's evaluator read arrays by their names."""
+
+
 class NpzBatch:
     """The images ``arr_0`` (uint8 ``(N, H, W, C)``) and labels ``arr_1``, if any, of an ``.npz`` as ADM's evaluator's.
 
-    ``size`` is height and width; ``labels`` int64 ``(N,)`` or None.
+    ``size`` is height and width; ``labels`` int64 ``(N,)`` or None. ``plan`` says which weights, settings, labels and
+    seeds the images are of, where ``pra sample --num`` made them, else None.
     """
 
     def __init__(self, path: Path) -> None:
@@ -134,6 +140,7 @@ class NpzBatch:
                     raise PraError(f"{path} holds no images: it lacks the array arr_0 and has {found or 'nothing'}")
                 with archive.open("arr_0.npy") as file:
                     shape, dtype = _header(file)
+                self.plan = json.loads(archive.read(PLAN)) if PLAN in names else None
             if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4):
                 raise PraError(f"{path}: arr_0 is {dtype} {shape}; ADM's layout is uint8 (N, height, width, channels)")
             self.labels = _labels(path, shape[0]) if "arr_1.npy" in names else None
@@ -185,7 +192,7 @@ def _labels(path: Path, count: int) -> Tensor:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def exported(batches: Iterable[Batch], count: int, path: Path) -> Iterator[Batch]:
+def exported(batches: Iterable[Batch], count: int, path: Path, plan: dict[str, Any] | None = None) -> Iterator[Batch]:
     """The same batches, written on their way into the ``.npz`` that ADM's evaluator reads, as ADM rounds them.
 
     The file appears when the last batch has passed, whole or not at all.
@@ -194,6 +201,7 @@ def exported(batches: Iterable[Batch], count: int, path: Path) -> Iterator[Batch
         batches: in order.
         count: images in all.
         path: ``FILE.npz``.
+        plan: what the images are, as JSON values, to be written beside them.
 
     Raises:
         PraError: the disk is full or refuses.
@@ -217,6 +225,8 @@ def exported(batches: Iterable[Batch], count: int, path: Path) -> Iterator[Batch
                 if labels:
                     with archive.open("arr_1.npy", "w") as array:
                         np.lib.format.write_array(array, torch.cat(labels).cpu().numpy())
+                if plan is not None:
+                    archive.writestr(PLAN, json.dumps(plan, indent=2))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, file_mode())
@@ -230,13 +240,13 @@ def exported(batches: Iterable[Batch], count: int, path: Path) -> Iterator[Batch
             os.unlink(temporary)
 
 
-def join_exports(parts: Sequence[Path], path: Path) -> None:
-    """The ``.npz`` batches of processes that shared a set, one after the other, as one.
+def join_exports(parts: Sequence[Path], path: Path, plan: dict[str, Any] | None = None) -> None:
+    """The ``.npz`` batches of processes that shared a set, one after the other, as one; ``plan`` as :func:`exported`.
 
     Raises:
         PraError: a part is not there or damaged, or the disk is full or refuses.
     """
     batches = [NpzBatch(part) for part in parts]
     images = (batch for part in batches for batch in part.batches(256))
-    for _ in exported(images, sum(batch.count for batch in batches), path):
+    for _ in exported(images, sum(batch.count for batch in batches), path, plan):
         pass

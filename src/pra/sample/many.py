@@ -97,7 +97,8 @@ def sample_many(
         sampler: the model and how to sample.
         requests: the images.
         weights: what tells the weights from others, as JSON values.
-        out: ``FILE.npz`` (``arr_0`` uint8 NHWC, ``arr_1`` labels), a folder of PNGs, or ``FILE.png``, a grid.
+        out: ``FILE.npz`` (``arr_0`` uint8 NHWC, ``arr_1`` labels, and what they are), a folder of PNGs, or
+            ``FILE.png``, a grid.
         columns: of the grid.
         batch_size: images side by side.
         name: a picture's file name without ending, of its label and its seed.
@@ -139,7 +140,7 @@ def _fill(
                 bar.update(shards.images_there() - bar.n if world.leads else 0)  # the others' too
             world.meet(patient=True)
             bar.update(shards.images_there() - bar.n if world.leads else 0)
-        world.combine(None, lambda _: _finish(shards, out, columns))
+        world.combine(None, lambda _: _finish(shards, plan, out, columns))
     finally:
         if world.leads and len(shards.missing()) == len(shards):
             shutil.rmtree(shards.folder, ignore_errors=True)  # nothing to go on with
@@ -167,7 +168,7 @@ def _make(
     images.save(pixels, labels, names, 1, shards.path(number))
 
 
-def _finish(shards: Shards, out: Path, columns: int) -> None:
+def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> None:
     """The output from all shards, which go."""
     missing = shards.missing()
     if missing:
@@ -179,7 +180,7 @@ def _finish(shards: Shards, out: Path, columns: int) -> None:
     if shards.as_pictures:
         _join_pictures(shards, out)
     elif images.ending(out) == ".npz":
-        join_exports(shards.paths(), out)
+        join_exports(shards.paths(), out, plan)
     else:
         pixels = torch.cat([_read(path) for path in shards.paths()])
         images.write_atomically(out, lambda file: images.grid(pixels, columns).save(file, "PNG"))

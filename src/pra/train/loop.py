@@ -19,7 +19,7 @@ from pra import images, noise, weights
 from pra.config import RunConfig
 from pra.data import Batch, Sample, Source, TrainingSet, batches, load_images, open_source
 from pra.data.loader import workers_alive
-from pra.data.source import window_of
+from pra.data.source import Streamed
 from pra.device import autocast, enough_memory
 from pra.distributed import World, join
 from pra.errors import PraError
@@ -202,14 +202,14 @@ class Trainer:
             self.source, model.image_size, model.channels, self.config.data, train.seed,
             step=train.batch_size, start=self.world.rank * micro * count, size=micro * count,
         )  # fmt: skip
-        stream = batches(dataset, self.step * micro * count, micro, train.steps * micro * count)
         first = self.step
-        for step in range(first, train.steps):
-            parts = [next(stream) for _ in range(count)]
-            # One whose data cannot be read has ended the others here, before they wait for its part. A stream may take
-            # long to come to its first image.
-            self.world.meet(patient=step == first)
-            yield parts
+        with closing(batches(dataset, first * micro * count, micro, train.steps * micro * count)) as stream:
+            for step in range(first, train.steps):
+                parts = [next(stream) for _ in range(count)]
+                # One whose data cannot be read has ended the others here, before they wait for its part. A stream may
+                # take long to come to its first image.
+                self.world.meet(patient=step == first)
+                yield parts
 
     def _take_step(self, step_batches: list[Batch]) -> None:
         train = self.config.train
@@ -325,7 +325,7 @@ class Trainer:
         """Real images above, the codec's below."""
         count, config = min(GRID_RECONSTRUCTIONS, len(self.source)), self.config.model
         # Of a stream the first: the others lie behind all that comes before them.
-        apart = 1 if window_of(self.source) else len(self.source) // count
+        apart = 1 if isinstance(self.source, Streamed) else len(self.source) // count
         chosen = [i * apart for i in range(count)]
         pixels, labels = load_images(self.source, chosen, config.image_size, config.channels, self.config.data)
         real = images.from_uint8(pixels).to(self.device)

@@ -1,0 +1,68 @@
+"""The order of images that can only be read forward, from several places at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pra.data.images import Labels
+
+LANES = 16
+"""At most; one where the data set cannot be divided."""
+PIECES = 1024
+"""At most, of a data set."""
+UNIT = 32
+"""Images of one lane that follow each other."""
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Images in pieces, each of which can be read from its beginning; lanes are consecutive pieces.
+
+    An epoch takes :data:`UNIT` images of every lane in turn, where a batch starts at a multiple of that. So each worker
+    meets the same few lanes again and again, as long as the number of workers and the number of lanes, a power of two,
+    have common factors; and none reads what lies between. The order itself depends on the data set alone.
+
+    Args:
+        starts: the first image of each piece, and behind the last the number of images.
+        window: images that are held at once, of all lanes together.
+    """
+
+    starts: Labels
+    window: int
+
+    @property
+    def count(self) -> int:
+        """How many lanes there are."""
+        return 1 << min(len(self.starts) - 1, LANES).bit_length() - 1
+
+    @property
+    def lane_window(self) -> int:
+        """Images of one lane that are held at once."""
+        return max(1, self.window // self.count)
+
+    def place(self, index: int) -> tuple[int, int, int]:
+        """Lane, piece, and place in the piece of an image."""
+        piece = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return piece * self.count // (len(self.starts) - 1), piece, index - int(self.starts[piece])
+
+    def arranged(self, order: Tensor, start: int) -> Tensor:
+        """The order in which an epoch takes the images: shuffled within the windows of each lane.
+
+        Args:
+            order: int64 ``(N,)``, a random order of all images.
+            start: the epoch's first sample, of all that a training takes.
+        """
+        sizes = torch.from_numpy(np.diff(self.starts))
+        pieces = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        places = torch.arange(len(order)) - torch.from_numpy(self.starts[:-1])[pieces]
+        # Pieces have fewer images than there are in all: windows of a later piece have higher numbers.
+        windows = pieces * len(order) + places // self.lane_window
+        order = order[windows[order].argsort(stable=True)]
+        lanes = pieces * self.count // len(sizes)  # of the images in their own order as in this one
+        rank = torch.arange(len(order)) - torch.searchsorted(lanes, lanes)
+        rank[lanes == 0] -= -start % UNIT  # these come first, up to the next multiple
+        return order[(rank.div(UNIT, rounding_mode="floor") * self.count + lanes).argsort(stable=True)]

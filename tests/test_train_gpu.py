@@ -1,0 +1,149 @@
+"""Training on one GPU, where there is one (``-m gpu``): bfloat16, DDP and FSDP2 over nccl, the compiler, going on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed import HashStore
+
+import pra
+from pra import noise
+from pra.config import Precision, RunConfig, apply_settings
+from pra.device import autocast
+from pra.distributed import World
+from pra.models import Model, build_model
+from pra.objectives import Losses, training_losses
+from pra.train import parallel
+from pra.train.optimizer import whole
+from pra.train.parallel import SharedLoss
+from pra.train.run import read_metrics
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:a state dimension varies little"),
+]
+DEVICE = torch.device("cuda", 0)
+BACKEND = "nccl"
+FIELDS = ("total", "flow", "reconstruction", "auxiliary")
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A process group of this process alone."""
+    torch.distributed.init_process_group(BACKEND, store=HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def configured(*settings: str) -> RunConfig:
+    return apply_settings(pra.recipe("tiny"), ["train.sample_every=0", "train.log_every=1", *settings])
+
+
+def built(run: RunConfig) -> tuple[Model, Model]:
+    """A model and its average."""
+    model, average = (build_model(run.model, 0).to(DEVICE) for _ in range(2))
+    return model, average
+
+
+def passed(run: RunConfig, loss: SharedLoss, model: Model) -> tuple[Losses, dict[str, Tensor]]:
+    """Losses and gradients of a step, on the CPU. What lies behind a zero at first has been moved off it."""
+    random = torch.Generator().manual_seed(1)
+    images = (torch.rand(8, 1, 8, 8, generator=random) * 2 - 1).to(DEVICE)
+    labels = torch.arange(8, device=DEVICE)
+    keys = noise.keys(0, labels)
+    with autocast(DEVICE, run.train.precision):
+        losses = loss(images, labels, keys, run.train.objective, run.train.rollout, None)
+    losses.total.backward()
+    gradients = {n: whole(p.grad).cpu() for n, p in model.named_parameters() if p.grad is not None}
+    return Losses(*(value.detach().cpu() for value in losses)), gradients
+
+
+def moved(model: Model) -> Model:
+    """With no weight at zero."""
+    random = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=random).to(parameter.device)
+    return model
+
+
+def alone(run: RunConfig) -> tuple[Losses, dict[str, Tensor]]:
+    """Of one process, without the compiler."""
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, compile=False))
+    model, average = built(run)
+    shared = SharedLoss(moved(model), average, training_losses, run.train, World(), DEVICE, idle=False)
+    return passed(run, shared, model)
+
+
+def assert_alike(
+    found: tuple[Losses, dict[str, Tensor]], expected: tuple[Losses, dict[str, Tensor]], rtol: float
+) -> None:
+    """Losses by their value, gradients by their distance."""
+    for name in FIELDS:
+        torch.testing.assert_close(getattr(found[0], name), getattr(expected[0], name), rtol=rtol, atol=rtol)
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        distance = (found[1][name] - gradient).norm()
+        assert distance <= 5 * rtol * gradient.norm() + 1e-6, (name, float(distance), float(gradient.norm()))
+
+
+def test_a_step_in_bfloat16_is_finite_and_near() -> None:
+    exact = alone(configured("train.precision=float32"))
+    rough = alone(configured("train.precision=bfloat16"))
+    assert all(value.isfinite() for value in rough[0])
+    assert all(g.isfinite().all() and g.dtype == torch.float32 for g in rough[1].values())
+    assert_alike(rough, exact, 0.03)
+    assert not torch.equal(rough[0].total, exact[0].total)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_ddp_is_a_step_of_one_process(group: None, precision: str) -> None:
+    run = configured(f"train.precision={precision}", "train.parallel=ddp")
+    model, average = built(run)
+    shared = SharedLoss(moved(model), average, training_losses, run.train, World(0, 2), DEVICE, idle=False)
+    with shared.accumulating(last=True):
+        assert_alike(passed(run, shared, model), alone(run), 1e-5 if precision == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fsdp_is_a_step_of_one_process(group: None, precision: str) -> None:
+    run = configured(f"train.precision={precision}")
+    model, average = built(run)
+    shared = SharedLoss(moved(model), average, training_losses, run.train, World(), DEVICE, idle=False)
+    parallel._shard(shared.module, average, World(), DEVICE, run.train.precision is Precision.BFLOAT16)
+    found = passed(run, shared, model)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert_alike(found, alone(run), 1e-5 if precision == "float32" else 3e-2)
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_the_compiler_changes_no_more_than_rounding(group: None, blocks: bool) -> None:
+    """Of several processes block by block, of one the whole loss; and it does not go on without."""
+    run = configured("train.precision=float32", "train.compile=true")
+    model, average = built(run)
+    world = World(0, 2) if blocks else World()
+    shared = SharedLoss(moved(model), average, training_losses, run.train, world, DEVICE, idle=False)
+    assert_alike(passed(run, shared, model), alone(run), 1e-3)
+    assert shared.uncompiled is None
+
+
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_a_run_goes_on_and_learns_as_on_the_cpu(tmp_path: Path, compiled: str) -> None:
+    """Up to rounding, which AdamW's first steps enlarge."""
+    settings = ("train.precision=float32", "train.checkpoint_every=3")
+    for name, device, ends in (("cpu", "cpu", [6]), ("gpu", str(DEVICE), [6]), ("again", str(DEVICE), [3, 6])):
+        for steps in ends:
+            run = configured(*settings, f"train.steps={steps}", *([f"train.compile={compiled}"] * (device != "cpu")))
+            pra.train(run, tmp_path / name, device=device, progress=False)
+    weights = [load_file(tmp_path / n / "checkpoints" / "step-00000006" / "ema.safetensors") for n in ("gpu", "again")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-5)
+    for a, b in zip(read_metrics(tmp_path / "cpu"), read_metrics(tmp_path / "gpu"), strict=True):
+        assert b["total"] == pytest.approx(a["total"], rel=0.01)
