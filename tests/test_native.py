@@ -223,6 +223,16 @@ def test_without_it_images_are_the_same(monkeypatch):
 
 
 @compiles
+def test_states_are_normalised_as_the_codec_does(threads):
+    model = random_model()
+    engine = Engine(model, GUIDED, 2, Precision.FLOAT32)
+    for rows in (1, 5):
+        states = torch.randn(5, model.config.state_dim, generator=torch.Generator().manual_seed(3))[:rows]
+        close(engine.head.native.normalise(states), model.codec.normalise(states))
+        close(engine.head.native.normalise(0 * states), 0 * states)
+
+
+@compiles
 @pytest.mark.parametrize("low", [False, True])
 def test_what_is_not_finite_stays_so(low):
     _, native = product(5, 7, low=low)

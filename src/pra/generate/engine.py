@@ -65,6 +65,8 @@ class Engine:
         self._memory, self._content = _stamps(model)
         if self._native:
             take_native(self.backbone, self.head, self.decoder, in_bfloat16(self.device, precision))
+        native = self.head.native if self.decoder is not None else None
+        self._normalise = model.codec.normalise if native is None else native.normalise
         intervals = config.steps if config.solver is Solver.EULER_MARUYAMA else 0
         self.patches = torch.zeros(batch, size.num_patches, size.patch_dim, device=self.device)
         self.starts = torch.zeros(batch, size.num_patches, size.state_dim, device=self.device)
@@ -158,7 +160,7 @@ class Engine:
         field = Field(self.head, self.condition, self.plan.streams(guided), self.scale)
         start = self.starts.index_select(1, self.index).squeeze(1)
         state = solvers.INTEGRATORS[self.config.solver](field, start, self.times, lambda k: self.draws[:, k])
-        self.state.copy_(self.model.codec.normalise(state) if self.config.renormalise else state)
+        self.state.copy_(self._normalise(state) if self.config.renormalise else state)
 
     def write(self, bound: int, guided: bool) -> None:
         """The state to the next patch; ``bound`` as in :class:`pra.generate.step.Place`."""

@@ -28,6 +28,9 @@ class NativeHeadStep(Protocol):
     def context(self, times: Tensor, condition: Tensor) -> Tensor:
         """``silu(times + condition)`` of all times and rows."""
 
+    def normalise(self, states: Tensor) -> Tensor:
+        """States to zero mean and unit variance."""
+
     def __call__(self, z: Tensor, modulated: Tensor, streams: int) -> Tensor:
         """What the head predicts at one evaluation."""
 

@@ -236,6 +236,7 @@ class NativeHead:
         first = [_POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT]
         self._call = _checked(library.pra_head, [*first, _POINTER, _COUNT, _POINTER, _THREADS])
         self._context = _checked(library.pra_context, [_POINTER, _COUNT, _POINTER, _COUNT, _COUNT, _POINTER])
+        self._normalise = _checked(library.pra_normalise, [_POINTER, _COUNT, _COUNT, _POINTER])
 
     def context(self, times: Tensor, condition: Tensor) -> Tensor:
         """``silu(times + condition)`` of ``(K, width)`` and ``(rows, width)``: ``(K * rows, width)``.
@@ -247,6 +248,16 @@ class NativeHead:
         y = torch.empty(count * rows, width)
         self._context(times.data_ptr(), count, condition.data_ptr(), rows, width, y.data_ptr())
         return y
+
+    def normalise(self, states: Tensor) -> Tensor:
+        """States ``(B, d)`` as :meth:`pra.models.states.StateCodec.normalise` does them.
+
+        torch's own has all its threads share even a few rows, and they go on waiting for more work on cores that ours
+        would have: two threads took longer than one.
+        """
+        states, normalised = states.contiguous(), torch.empty_like(states, memory_format=torch.contiguous_format)
+        self._normalise(states.data_ptr(), *states.shape, normalised.data_ptr())
+        return normalised
 
     def __call__(self, z: Tensor, modulated: Tensor, streams: int) -> Tensor:
         """States ``(B, d)`` to ``(streams * B, d)``; ``modulated`` has a row for each of these."""

@@ -27,19 +27,24 @@ struct HeadBlock {
     int64_t modulation;
 };
 
-constexpr float EPSILON = 1e-6f;  // of every norm in the models
+constexpr float EPSILON = 1e-6f;  // of every norm in the models but the states'
 
 void rms_norm(const float* x, const float* weight, float* y, int64_t width) {
     const float factor = 1.0f / std::sqrt(dot(x, x, width) / width + EPSILON);
     for (int64_t i = 0; i < width; i++) y[i] = x[i] * factor * weight[i];
 }
 
+// To zero mean; what brings it to a variance of 1.
+float centred(const float* x, float epsilon, float* y, int64_t width) {
+    const float mean = sum(width, [=](auto v, int64_t i) { return load<decltype(v)>(x + i); }) / width;
+    for (int64_t i = 0; i < width; i++) y[i] = x[i] - mean;
+    return 1.0f / std::sqrt(dot(y, y, width) / width + epsilon);
+}
+
 // LayerNorm with weight and bias, or null, then shift + scale * what it gives.
 void modulated_norm(const float* x, const float* weight, const float* bias, const float* shift, const float* scale,
                     float* y, int64_t width) {
-    const float mean = sum(width, [=](auto v, int64_t i) { return load<decltype(v)>(x + i); }) / width;
-    for (int64_t i = 0; i < width; i++) y[i] = x[i] - mean;
-    const float factor = 1.0f / std::sqrt(dot(y, y, width) / width + EPSILON);
+    const float factor = centred(x, EPSILON, y, width);
     if (weight)
         for (int64_t i = 0; i < width; i++) y[i] = shift[i] + scale[i] * (y[i] * factor * weight[i] + bias[i]);
     else
@@ -170,6 +175,15 @@ void context(const float* times, int64_t count, const float* condition, int64_t 
             });
 }
 
+// LayerNorm without weights of (rows, width).
+void normalise(const float* x, int64_t rows, int64_t width, float* y) {
+    constexpr float STATES = 1e-5f;  // torch's default
+    for (int64_t r = 0; r < rows; r++, x += width, y += width) {
+        const float factor = centred(x, STATES, y, width);
+        for (int64_t i = 0; i < width; i++) y[i] *= factor;
+    }
+}
+
 // A hash of size numbers: each lane's of its own, folded at the end. For telling whether weights have changed.
 uint64_t hash(const void* numbers, int64_t size) {
     constexpr int64_t TOGETHER = 4;  // multiplications take turns
@@ -223,6 +237,10 @@ int32_t pra_head(const HeadBlock* blocks, int64_t depth, const Linear* state_in,
 
 int32_t pra_context(const float* times, int64_t count, const float* condition, int64_t rows, int64_t width, float* y) {
     return done([=] { context(times, count, condition, rows, width, y); });
+}
+
+int32_t pra_normalise(const float* x, int64_t rows, int64_t width, float* y) {
+    return done([=] { normalise(x, rows, width, y); });
 }
 
 uint64_t pra_hash(const void* numbers, int64_t size) { return hash(numbers, size); }
