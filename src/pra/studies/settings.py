@@ -71,7 +71,8 @@ SETTINGS = {
         ),
         Setting(
             name="emoji-16", dataset="emoji", data=_EMOJI, image_size=64, channels=3,
-            num_classes=9, patch_size=16, state_dim=16, batch_size=64, length=2, t_min=0.6, further_guidances=(4.0, 6.0),
+            num_classes=9, patch_size=16, state_dim=16, batch_size=64, length=2, t_min=0.6,
+            further_guidances=(4.0, 6.0),
         ),
         Setting(
             name="emoji-64", dataset="emoji", data=_EMOJI, image_size=64, channels=3,
