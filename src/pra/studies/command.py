@@ -42,7 +42,7 @@ def study_command(
         name: A study.
         setting: Data and tokens, such as fashion-64,emoji-16; by default the study's own.
         systems: Of these alone, such as pra,states; by default of all that the study compares.
-        scale: cpu ends within an hour per setting on 2 cores, with --compile; gpu is larger.
+        scale: cpu ends within an hour per setting and seed on 2 cores, with --compile; gpu is larger.
         seeds: One run of each system per seed, such as 0-2; by default three.
         jobs: Runs side by side; by default one per core, or 4 on a GPU.
         out: Where the results go: OUT/NAME.
