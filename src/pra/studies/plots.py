@@ -78,6 +78,8 @@ def _draw_systems(figure: Figure, rows: list[Row]) -> None:
 
 
 def _draw_noise(figure: Figure, rows: list[Row]) -> None:
+    from matplotlib.ticker import LogLocator
+
     states, pixels = figure.subplots(1, 2, sharey=True)
     for system in dict.fromkeys(row["system"] for row in rows):
         of = sorted((group for group in groups(rows) if group.system == system), key=lambda group: float(group.value))
@@ -85,7 +87,11 @@ def _draw_noise(figure: Figure, rows: list[Row]) -> None:
         at = [float(group.value) for group in of]
         axes.plot(at, [group.fid for group in of], "o-", color=colour, label=system)
         axes.fill_between(at, [min(g.best) for g in of], [max(g.best) for g in of], color=colour, alpha=0.15)
-    states.set(xlabel="t_min of the states' perturbation (1: none)", ylabel="FID at the best guidance")
+    # A system that fails would press all others flat.
+    states.set(xlabel="t_min of the states' perturbation (1: none)", ylabel="FID at the best guidance", yscale="log")
+    states.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    states.yaxis.set_major_formatter("{x:g}")
+    states.minorticks_off()
     states.invert_xaxis()
     pixels.set(xlabel="standard deviation of the pixels' noise (0: none)")
     for axes in (states, pixels):
