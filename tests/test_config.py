@@ -1,7 +1,9 @@
 """Configurations: checked, written, read back, compared, overridden; recipes."""
 
 import dataclasses
+import enum
 import json
+import typing
 
 import pytest
 
@@ -9,6 +11,7 @@ from pra import PraError, config, recipe
 from pra.config import RunConfig, differences, from_dict, override, to_dict
 from pra.recipes import RECIPES
 from pra.recipes.systems import SYSTEMS
+from pra.studies.run import run_key
 
 EVERY = [base + system for base in RECIPES for system in ("", *(f":{s}" for s in SYSTEMS))]
 
@@ -71,7 +74,8 @@ def test_override_reads_types():
         ("train.objective.time_std", "0", "time_std must be positive"),
         ("train.rollout", "Paralel", "'Paralel' is unknown; did you mean 'Parallel'"),
         ("train.rollout", '{"type": "Noised"}', "sigma missing"),
-        ("data.fit", "crop", "'crop' is unknown.*center-crop"),
+        ("data.fit", "crop", "data.fit: 'crop' is unknown.*center-crop"),
+        ("train.precision", "[1]", r"train.precision: \[1\] is unknown.*bfloat16"),
         ("model.image_size", "[8]", "expected 2 values"),
         ("model.image_size", "[9, 8]", "9x8 is not divisible by patch_size 2"),
         ("train.micro_batch_size", "3", "batch_size 8 is not divisible by micro_batch_size 3"),
@@ -101,6 +105,67 @@ def test_bad_settings_name_the_value_and_the_way_out(path, text, message):
 def test_bad_settings_of_jit(path, text, message):
     with pytest.raises(PraError, match=message):
         override(recipe("tiny:jit"), path, text)
+
+
+def _replaced(name, **changes):
+    run = recipe("tiny")
+    part = {"train": run.train, "data": run.data, "sampling": run.sampling, "head": run.model.head}.get(name)
+    part = part or {"objective": run.train.objective, "optimizer": run.train.optimizer, "model": run.model}[name]
+    return dataclasses.replace(part, **changes)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "expected"),
+    [
+        ("sampling", "schedule", config.GuidanceSchedule.CONSTANT),
+        ("sampling", "solver", config.Solver.HEUN),
+        ("sampling", "time_grid", config.TimeGrid.COSINE),
+        ("train", "precision", config.Precision.BFLOAT16),
+        ("train", "parallel", config.Parallelism.FSDP),
+        ("objective", "pixel_loss", config.PixelLoss.L1),
+        ("optimizer", "schedule", config.LearningRate.COSINE),
+        ("head", "prediction", config.Prediction.DATA),
+        ("data", "fit", config.Fit.PAD),
+        ("data", "on_small", config.OnSmall.UPSCALE),
+        ("data", "on_corrupt", config.OnCorrupt.SKIP),
+    ],
+)
+def test_a_value_in_place_of_an_enum_is_its_member(part, field, expected):
+    found = _replaced(part, **{field: expected.value})
+    assert getattr(found, field) is expected
+    assert found == _replaced(part, **{field: expected})
+    wrong = f"{expected.value}q"
+    with pytest.raises(PraError, match=f"^{field}: '{wrong}' is unknown; did you mean '{expected.value}'"):
+        _replaced(part, **{field: wrong})
+    with pytest.raises(PraError, match=f"^{field}: None is unknown"):
+        _replaced(part, **{field: None})
+
+
+def test_no_setting_that_is_an_enum_is_left_out_above():
+    classes = [value for value in vars(config).values() if dataclasses.is_dataclass(value)]
+    for kind in classes:
+        if any(isinstance(hint, enum.EnumType) for hint in typing.get_type_hints(kind).values()):
+            needed = {
+                f.name: None for f in dataclasses.fields(kind)
+                if f.default is f.default_factory is dataclasses.MISSING
+            }  # fmt: skip
+            name = next(n for n, hint in typing.get_type_hints(kind).items() if isinstance(hint, enum.EnumType))
+            with pytest.raises(PraError, match=f"^{name}: 'nothing' is unknown"):
+                kind(**needed | {name: "nothing"})
+
+
+def test_a_list_in_place_of_a_tuple_is_the_same_run():
+    run = recipe("tiny")
+    listed = dataclasses.replace(
+        run,
+        model=_replaced("model", image_size=list(run.model.image_size)),
+        train=_replaced("train", optimizer=_replaced("optimizer", betas=list(run.train.optimizer.betas))),
+        sampling=_replaced("sampling", guidance_interval=[0.0, 1.0], times=[0.0, 0.3, 1.0]),
+    )
+    same = dataclasses.replace(run, sampling=_replaced("sampling", times=(0.0, 0.3, 1.0)))
+    assert listed == same
+    assert hash(listed) == hash(same)
+    assert run_key(listed) == run_key(same)
 
 
 def test_jit_is_overridden_like_any_model():

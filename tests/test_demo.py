@@ -13,6 +13,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +46,7 @@ from pra.demo.generation import (
 )
 from pra.demo.handlers import MOST_KEPT, Handlers, Turn
 from pra.demo.upload import MOST_PIXELS, fit_upload, read_upload
+from pra.generate import Engine
 from pra.images import to_uint8
 from pra.models import Model
 
@@ -135,6 +137,26 @@ def test_each_model_takes_its_own_steps_until_others_are_asked_for() -> None:
         assert [sheet.error for sheet in sheets] == ["", ""]
         assert [sheet.note for sheet in sheets] == ["", note]
         assert note in markup.show_sheets(sheets)
+
+
+def test_visitors_share_engines_and_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A press with the same settings finds the engine there; two at once have one each, and their own pictures."""
+    made: list[int] = []
+    monkeypatch.setattr("pra.generate.sampler.Engine", lambda *a: (made.append(a[2]), Engine(*a))[1])
+    shown = [exhibit(random_model())]
+    (*_, (first,)), (*_, (again,)) = answer(shown, asked()), answer(shown, asked())
+    assert made == [3]
+    assert torch.equal(first.pictures, again.pictures)
+    both = zip(answer(shown, asked()), answer(shown, asked(seed=9)), strict=True)
+    *_, ((one,), (other,)) = both
+    assert made == [3, 3]
+    assert torch.equal(one.pictures, first.pictures)
+    assert not torch.equal(other.pictures, first.pictures)
+    wanted = [asked(seed=seed, guidance=scale) for seed in (5, 9) for scale in (1.0, 1.5, 2.0)]
+    alone = [list(answer(shown, request))[-1][0].pictures for request in wanted]
+    with ThreadPoolExecutor(4) as visitors:
+        together = list(visitors.map(lambda request: list(answer(shown, request))[-1][0].pictures, wanted * 3))
+    assert all(torch.equal(a, b) for a, b in zip(together, alone * 3, strict=True))
 
 
 def test_one_model_fails_and_the_other_goes_on() -> None:

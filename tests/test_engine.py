@@ -1,8 +1,12 @@
 """The engine equals the plain path at every position, under every setting; solvers and grids; what sampling costs."""
 
 import copy
+import gc
 import json
 import math
+import threading
+import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
@@ -14,7 +18,7 @@ from naive import sample_without_caches
 from plain import sample_plainly
 from test_solvers import gaussian_velocity
 
-from pra import PraError, Sampler, cli, flops, load, noise, solvers
+from pra import PraError, Sampler, cli, device, flops, load, noise, solvers
 from pra.bench.device import Peak
 from pra.bench.sampling import bench, count
 from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver, TimeGrid, from_dict, to_dict
@@ -170,6 +174,206 @@ def test_a_batch_too_large_is_made_in_parts(monkeypatch):
     assert set(sizes) <= {1, 2}
     close(sampler.complete(images, 1, labels, seeds), continued)
     assert torch.equal(sampler.complete(images, 3, labels, seeds), images)
+
+
+def test_the_size_of_parts_is_settled_once_and_one_engine_makes_them_all(monkeypatch):
+    """On a device whose free memory is less by what an idle engine holds."""
+    sampler, made = Sampler(random_model(), GUIDED), []
+
+    class Counted(Engine):
+        def __init__(self, *arguments):
+            made.append(arguments[2])
+            assert not sampler._idle  # that memory is to be had
+            super().__init__(*arguments)
+
+    labels, seeds = [0, 1, 2, 3, 4, 0, 1, 2], list(range(8))
+    whole = sampler.sample(labels, seeds)
+    continued = sampler.complete(whole, 1, labels, seeds)
+    monkeypatch.setattr("pra.generate.sampler.Engine", Counted)
+    monkeypatch.setattr("pra.generate.sampler._budget", lambda device: 3.5 - len(sampler._idle))
+    monkeypatch.setattr("pra.generate.sampler.cache_bytes", lambda *_: 1)
+    sampler._idle, sampler._fits = {}, None
+    for _ in range(2):
+        close(sampler.sample(labels, seeds), whole)
+        close(sampler.complete(whole, 1, labels, seeds), continued)
+    assert made == [3]
+    sampler.sample(labels[:2], seeds[:2])
+    assert made == [3, 2]
+
+
+def test_only_the_finished_pictures_are_copied(monkeypatch):
+    model, rows = random_model(), []
+    monkeypatch.setattr(model, "unpatchify", lambda p: (rows.append(p.shape[1]), type(model).unpatchify(model, p))[1])
+    sampler = Sampler(model, GUIDED)
+    images = sampler.sample(LABELS, SEEDS)
+    sampler.complete(images, 1, LABELS, SEEDS)
+    assert rows == [12, 12]
+    list(sampler.stream(LABELS, SEEDS))
+    assert rows[2:] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_an_engine_is_freed_as_soon_as_it_is_dropped(compile, monkeypatch):
+    """Without waiting for Python to look for cycles: it holds gigabytes."""
+    monkeypatch.setattr(runner, "compiled", lambda function, what, without: function)
+    sampler = Sampler(random_model(), GUIDED, compile=compile)
+    sampler.sample(LABELS, SEEDS)
+    engine = weakref.ref(sampler._idle[3])
+    gc.collect()
+    gc.disable()
+    try:
+        assert engine() is not None
+        sampler._idle = {}
+        assert engine() is None
+    finally:
+        gc.enable()
+
+
+class FakeCuda(Runner):
+    """What of torch.cuda a capture asks, and the inner runner; a graph repeats what was run while it was captured."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.seen = {"device": 0, "stream": "default", "mode": None, "graph": None}, []
+        for name in ("device", "stream", "graph", "Stream", "CUDAGraph", "current_stream", "graph_pool_handle"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    def __call__(self, work, bound, guided):
+        self.seen.append(dict(self.now))
+        if self.now["graph"] is not None:
+            self.now["graph"].captured.append(lambda: work(bound, guided))
+        work(bound, guided)
+
+    @contextmanager
+    def within(self, **state):
+        before = dict(self.now)
+        self.now.update(state)
+        yield
+        self.now.update(before)
+
+    def device(self, device):
+        return self.within(device=device.index)
+
+    def stream(self, stream):
+        return self.within(stream=stream)
+
+    def graph(self, graph, pool=None, stream=None, capture_error_mode="global"):
+        return self.within(graph=graph, stream=stream, mode=capture_error_mode)
+
+    class Stream:
+        def __init__(self, device=None):
+            self.device = device
+
+        def wait_stream(self, other):
+            pass
+
+    class CUDAGraph:
+        def __init__(self):
+            self.captured = []
+
+        def replay(self):
+            for work in self.captured:
+                work()
+
+    def current_stream(self):
+        return self.Stream()
+
+    def graph_pool_handle(self):
+        return 1
+
+
+def test_a_capture_is_of_its_own_device_one_stream_and_one_thread(monkeypatch):
+    cuda, device, done = FakeCuda(monkeypatch), torch.device("cuda", 1), []
+
+    def work(bound, guided):
+        done.append((bound, cuda.now["device"]))
+
+    run = runner.CudaGraphs(cuda, device)
+    for bound in (4, 4, 8):
+        run(work, bound, False)
+    once = runner.WARM_UPS + 1  # and a replay
+    assert done == [*[(4, 1)] * (once + 1), (4, 1), *[(8, 1)] * (once + 1)]
+    assert [seen["mode"] for seen in cuda.seen] == [*[None] * runner.WARM_UPS, "thread_local"] * 2
+    (stream,) = {seen["stream"] for seen in cuda.seen}
+    assert stream.device == device
+    assert cuda.now["device"] == 0
+
+
+BUCKET = 4
+"""Tokens by which a captured view grows in these tests: the tiny model's caches lie below what it is in use."""
+
+
+@pytest.fixture
+def small_buckets(monkeypatch):
+    monkeypatch.setattr(runner, "BUCKET", BUCKET)
+
+
+def views(engine, whole):
+    """Whether every view of the backbone's cache was captured: the whole alone, or growing ones."""
+    cache = engine.backbone_cache.keys.shape[3]
+    assert cache > 3 * BUCKET
+    captured = {bound for name, bound, _ in engine._run._graphs if name == "read"}
+    return captured == ({cache} if whole else {*range(BUCKET, cache, BUCKET), cache})
+
+
+@pytest.mark.parametrize("bucket", [1, None])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_captured_and_replayed_the_images_are_the_same(settings, bucket, monkeypatch, small_buckets):
+    """All but CUDA itself."""
+    model = random_model()
+    images, _, _ = batch(model.config, 3)
+
+    def made(sampler):
+        asked = [(LABELS, seeds) for seeds in (SEEDS, [1, 2, 3], SEEDS)]
+        return [(sampler.sample(*one), sampler.complete(images, 2, *one)) for one in asked]
+
+    expected, cuda = made(Sampler(model, SETTINGS[settings])), FakeCuda(monkeypatch)
+    cuda.bucket = bucket
+    monkeypatch.setattr("pra.generate.engine.runner", lambda device, compile: runner.CudaGraphs(cuda, device))
+    sampler = Sampler(model, SETTINGS[settings])
+    close(made(sampler), expected, 1e-3)
+    assert views(sampler._idle[3], whole=bucket is None)
+
+
+def test_compiled_graphs_look_at_the_whole_cache(monkeypatch):
+    """Each bucket would be compiled anew."""
+    FakeCuda(monkeypatch)
+    assert runner.runner(torch.device("cuda", 0), compile=True).bucket is None
+    assert runner.runner(torch.device("cuda", 0), compile=False).bucket == runner.BUCKET
+
+
+def test_a_model_may_move_after_its_sampler_is_made():
+    model = random_model().to("meta")
+    sampler = Sampler(model, GUIDED)
+    assert sampler.device.type == "meta"
+    sampler.model = random_model()
+    assert sampler.device.type == "cpu"
+    assert sampler.sample(LABELS, SEEDS).isfinite().all()
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_precision_is_bfloat16_of_itself_only_where_the_gpu_has_it(has, monkeypatch):
+    FakeCuda(monkeypatch)
+    asked = []
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: asked.append(including_emulation) or has
+    )
+    device._has_bfloat16.cache_clear()
+    gpu = torch.device("cuda", 0)
+    assert device.in_bfloat16(gpu, Precision.AUTO) is has
+    assert device.in_bfloat16(gpu, Precision.BFLOAT16)
+    assert not device.in_bfloat16(gpu, Precision.FLOAT32)
+    assert not device.in_bfloat16(torch.device("cpu"), Precision.AUTO)
+    assert asked == [False]
+    device._has_bfloat16.cache_clear()
+
+
+def test_a_gpu_named_by_its_number_becomes_the_current_one(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: torch.ones(1))
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for name in ("cuda", "cpu", "cuda:1"):
+        assert device.pick_device(name) == torch.device(name)
+    assert current == [torch.device("cuda", 1)]
 
 
 def test_a_failed_batch_leaves_nothing_behind(monkeypatch):
@@ -423,7 +627,7 @@ def test_the_compiled_step_is_the_same(name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("compile", [False, True])
-def test_the_captured_step_is_the_same(settings, compile):
+def test_the_captured_step_is_the_same(settings, compile, small_buckets):
     """Captured in its first batch, replayed in the others; across weights that change, too."""
     model = random_model()
     expected = [Sampler(model, SETTINGS[settings]).sample(LABELS, seeds) for seeds in (SEEDS, [1, 2, 3])]
@@ -431,8 +635,97 @@ def test_the_captured_step_is_the_same(settings, compile):
     for seeds, images in zip((SEEDS, [1, 2, 3], SEEDS), (*expected, expected[0]), strict=True):
         torch.testing.assert_close(sampler.sample(LABELS, seeds).cpu(), images, atol=1e-2, rtol=1e-2)
     assert isinstance(sampler._idle[3]._run, runner.CudaGraphs)
+    assert views(sampler._idle[3], whole=compile)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.1)
     changed = Sampler(copy.deepcopy(model), SETTINGS[settings], Precision.FLOAT32).sample(LABELS, SEEDS)
     torch.testing.assert_close(sampler.sample(LABELS, SEEDS), changed, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+def test_captured_completions_are_the_same(small_buckets):
+    model = random_model()
+    images, _, _ = batch(model.config, 3)
+    expected = [Sampler(model, GUIDED).complete(images, rows, LABELS, SEEDS) for rows in (1, 2)]
+    sampler = Sampler(model.cuda(), GUIDED, Precision.FLOAT32)
+    for rows in (1, 2, 1):
+        continued = sampler.complete(images, rows, LABELS, SEEDS).cpu()
+        assert torch.equal(continued[:, :, : 2 * rows], images[:, :, : 2 * rows])
+        torch.testing.assert_close(continued, expected[rows - 1], atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.gpu
+def test_captured_bfloat16_stays_close(small_buckets):
+    model = random_model().cuda()
+    exact, rounded = (Sampler(model, GUIDED, p).sample(LABELS, SEEDS) for p in (Precision.FLOAT32, Precision.BFLOAT16))
+    assert rounded.dtype is torch.float32
+    assert 0 < (rounded - exact).abs().mean() < 0.02
+
+
+@pytest.mark.gpu
+def test_two_sizes_in_turn_and_parts_on_a_gpu(small_buckets):
+    model = random_model()
+    whole = Sampler(model, GUIDED).sample(LABELS, SEEDS)
+    sampler = Sampler(model.cuda(), GUIDED, Precision.FLOAT32)
+    for size in (3, 2, 3, 2):
+        images = sampler.sample(LABELS[:size], SEEDS[:size]).cpu()
+        torch.testing.assert_close(images, whole[:size], atol=1e-2, rtol=1e-2)
+    sampler._fits = sampler.device, 2
+    torch.testing.assert_close(sampler.sample(LABELS, SEEDS).cpu(), whole, atol=1e-2, rtol=1e-2)
+    assert list(sampler._idle) == [2]
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_not_the_current_one(small_buckets):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    model = random_model()
+    expected = Sampler(model, GUIDED).sample(LABELS, SEEDS)
+    sampler = Sampler(model, GUIDED, Precision.FLOAT32)
+    for name in ("cuda:1", "cuda:0"):
+        model.to(name)
+        for _ in range(2):
+            images = sampler.sample(LABELS, SEEDS)
+            assert images.device == torch.device(name)
+            torch.testing.assert_close(images.cpu(), expected, atol=1e-2, rtol=1e-2)
+        assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.gpu
+def test_captures_while_another_thread_pins_memory(small_buckets):
+    model = random_model()
+    expected = Sampler(model, GUIDED).sample(LABELS, SEEDS)
+    model.cuda()
+    over, pinned = threading.Event(), []
+
+    def pin():
+        while not over.is_set():
+            pinned.append(len(torch.zeros(2**20 + len(pinned)).pin_memory()))  # another size: not from torch's store
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        for _ in range(3):
+            images = Sampler(model, GUIDED, Precision.FLOAT32).sample(LABELS, SEEDS)
+            torch.testing.assert_close(images.cpu(), expected, atol=1e-2, rtol=1e-2)
+    finally:
+        over.set()
+        thread.join()
+    assert pinned
+
+
+@pytest.mark.gpu
+def test_two_threads_capture_at_once(small_buckets):
+    """As two visitors of the demo have it."""
+    model = random_model()
+    expected = Sampler(model, GUIDED).sample(LABELS, SEEDS)
+    sampler, made = Sampler(model.cuda(), GUIDED, Precision.FLOAT32), []
+    threads = [threading.Thread(target=lambda: made.append(sampler.sample(LABELS, SEEDS).cpu())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 2
+    for images in made:
+        torch.testing.assert_close(images, expected, atol=1e-2, rtol=1e-2)

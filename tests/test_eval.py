@@ -707,6 +707,7 @@ def test_command_on_a_run(trained: Path, cache: Path, tmp_path: Path, capsys: py
     known = report["provenance"]
     assert known["environment"]["versions"]["torch"] == torch.__version__
     assert known["images"]["sampling"]["guidance"] == 2
+    assert known["images"]["sampling"]["precision"] == "float32"  # what "auto" is here
     assert known["images"]["seeds"] == "0-39"
     assert known["images"]["weights_sha256"] == file_sha256(Path(known["images"]["model"]) / "ema.safetensors")
     assert known["reference"]["name"] == "digits"
@@ -719,6 +720,12 @@ def test_command_on_a_run(trained: Path, cache: Path, tmp_path: Path, capsys: py
     assert figures.pop("sfid") is expected.pop("sfid") is None
     assert figures == pytest.approx(expected, rel=1e-6)
     refused(lambda: command(trained, out=tmp_path / "a.json"), "a.json exists already")
+    # Another arithmetic, other images.
+    rounded = {"num": 40, "settings": ("sampling.guidance=2", "sampling.steps=1"), "precision": "bfloat16"}
+    command(trained, **rounded, out=tmp_path / "d.json")
+    report = json.loads((tmp_path / "d.json").read_text())
+    assert report["provenance"]["images"]["sampling"]["precision"] == "bfloat16"
+    assert report["figures"]["adm"]["fid"] != expected["fid"]
 
 
 def test_command_on_a_folder(cache: Path, tmp_path: Path) -> None:
@@ -744,6 +751,8 @@ def test_command_bad_input(trained: Path, cache: Path, tmp_path: Path) -> None:
     refused(lambda: command(batch, reference="digits", features="inceptoin"), "did you mean 'inception'?")
     refused(lambda: command(batch, reference="digits", batch_size=0), "--batch-size 0")
     refused(lambda: command(batch, reference="digits", reconstruction=True), "--reconstruction", "finished images")
+    refused(lambda: command(batch, reference="digits", precision="float16"), "--precision 'float16'", "'bfloat16'")
+    refused(lambda: command(batch, reference="digits", precision="float32"), "--precision float32", "are finished")
     refused(lambda: command(batch, reference="digits", settings=("data.fit",)), "'data.fit'", "KEY=VALUE")
     refused(lambda: command(batch, reference="digits", settings=("data.fitt=pad",)), "'fitt' is unknown", "'fit'")
     refused(lambda: command(batch, reference=str(batch)), "not of a classifier")

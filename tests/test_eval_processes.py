@@ -17,6 +17,7 @@ import torch
 from refusal import refused
 
 from pra import distributed
+from pra.config import Precision
 from pra.data import open_source
 from pra.distributed import ALONE, World, join
 from pra.eval import command
@@ -185,17 +186,22 @@ def test_variables_that_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(enter, "process 1 of 2", "torchrun")
 
 
+def opened(path: Path, processes: int) -> command.Subject:
+    """The images of a file, as so many processes on a CPU are given them."""
+    return command._open(path, None, command.Work(World(0, processes), CPU, 4), Precision.AUTO, ())
+
+
 def test_more_processes_than_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", np.zeros((5, 8, 8, 1), np.uint8))
-    refused(lambda: command._open(tmp_path / "b.npz", None, CPU, (), 6), "6 processes", "5 images", "fewer")
+    refused(lambda: opened(tmp_path / "b.npz", 6), "6 processes", "5 images", "fewer")
 
 
 def test_what_ready_images_are_of_is_reported(tmp_path: Path) -> None:
     plan = {"weights": {"file": "ema.safetensors", "sha256": "12"}, "sampling": {"guidance": 2.0}}
     np.savez(tmp_path / "part.npz", np.zeros((5, 8, 8, 1), np.uint8))
     join_exports([tmp_path / "part.npz"], tmp_path / "b.npz", plan)
-    assert command._open(tmp_path / "b.npz", None, CPU, (), 1).provenance["made"] == plan
-    assert "made" not in command._open(tmp_path / "part.npz", None, CPU, (), 1).provenance
+    assert opened(tmp_path / "b.npz", 1).provenance["made"] == plan
+    assert "made" not in opened(tmp_path / "part.npz", 1).provenance
     with zipfile.ZipFile(tmp_path / "part.npz", "a") as archive:
         archive.writestr("plan.json", "{")
-    refused(lambda: command._open(tmp_path / "part.npz", None, CPU, (), 1), "part.npz cannot be read", "write it again")
+    refused(lambda: opened(tmp_path / "part.npz", 1), "part.npz cannot be read", "write it again")

@@ -19,7 +19,7 @@ from pra import Sampler
 from pra.config import Precision, SamplingConfig, Solver, TransformerConfig
 from pra.generate import Engine
 from pra.generate.native import SWITCH, build, library
-from pra.generate.native.parts import NativeProduct, pairs, panels
+from pra.generate.native.parts import NativeProduct, content_hash, pairs, panels
 from pra.generate.prepared import Linear, Prepared
 
 GUIDED = SamplingConfig(guidance=3.0, steps=2)
@@ -323,3 +323,9 @@ def test_a_cache_that_cannot_be_written(anew, monkeypatch, recwarn):
     (anew / "cache").write_text("no folder")
     assert library() is not None
     assert not recwarn.list
+
+
+def test_what_lies_elsewhere_needs_no_compiler(monkeypatch):
+    monkeypatch.setattr("pra.generate.native.parts.library", lambda: pytest.fail("compiled for nothing"))
+    for elsewhere in (torch.empty(3, device="meta"), torch.zeros(3).double(), torch.zeros(3, 2).t()):
+        assert content_hash([torch.zeros(3), elsewhere]) is None

@@ -149,6 +149,15 @@ def test_normalised_patches():
     assert torch.equal(normalise_patches(torch.ones(1, 1, 4)), torch.zeros(1, 1, 4))  # a flat patch: no division by 0
 
 
+def test_patches_of_one_number_have_no_part_in_the_auxiliary_loss_and_break_none():
+    assert torch.equal(normalise_patches(torch.randn(2, 3, 1)), torch.zeros(2, 3, 1))
+    model = random_model(replace(ALL["pixel-v"], image_size=(4, 4), patch_size=1, channels=1))
+    losses = losses_of(model, config.Clean())
+    assert losses.total.isfinite()
+    assert losses.auxiliary.isfinite()
+    assert "head" in reached(model, losses.total)
+
+
 def test_state_std_shows_collapse():
     healthy = random_model(replace(LEARNED, codec=replace(LEARNED.codec, state_dim=5)))
     assert losses_of(healthy).state_std > 0.02

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import importlib.util
 import inspect
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from PIL import Image
 from refusal import refused
 
 import pra
+from pra.generate import Engine
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +117,42 @@ def test_one_label_no_label_and_names(pipe: Any) -> None:
     assert torch.equal(none, null)
     assert pipe.get_label_ids(["cat", "ant"]) == [2, 0]
     assert pipe.get_label_ids("eel") == [4]
+    for same in ("dog", ["dog"]):
+        assert torch.equal(pipe(same, generator=seeded(1), output_type="pt").images, one)
+
+
+def test_an_engine_is_made_once_for_settings_that_come_back(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr("pra.generate.sampler.Engine", lambda *a: (made.append(a[1].guidance), Engine(*a))[1])
+    pipe.model.sampling = dataclasses.replace(pipe.model.sampling, guidance=1.5)
+    one = [pipe([1, 2], generator=seeded(3), output_type="pt", guidance_scale=g).images for g in (2.0, None, 2.0, None)]
+    assert made == [2.0, 1.5]
+    assert torch.equal(one[0], one[2])
+    assert torch.equal(copy.deepcopy(pipe)([1, 2], generator=seeded(3), output_type="pt").images, one[3])
+    pipe([1, 2], guidance_scale=3.0)
+    pipe([1, 2], guidance_scale=2.0)  # the third has taken its place
+    assert made == [2.0, 1.5, 1.5, 3.0, 2.0]
+    held = weakref.ref(
+        next(iter(pipe._samplers.of(dataclasses.replace(pipe.model.sampling, guidance=2.0))._idle.values()))
+    )
+    assert held() is not None
+    pipe.to("cpu")
+    assert held() is None  # its memory was asked back
+    pipe.model = random_model(PIXEL)
+    assert torch.equal(
+        pipe([1], generator=seeded(3), output_type="pt").images, pipe([1], generator=seeded(3), output_type="pt").images
+    )
+    assert made[5:] == [pipe.model.sampling.guidance]
 
 
 def test_bad_input_is_explained(pipe: Any) -> None:
     refused(lambda: pipe([9]), "label 9 is out of range")
-    for labels in ("cat", ["cat"], 1.5, [1.0]):
-        refused(lambda labels=labels: pipe(labels), f"class_labels {labels!r} are no numbers", "get_label_ids")
+    for labels in (1.5, [1.0]):
+        refused(
+            lambda labels=labels: pipe(labels), "labels must be whole numbers of 64 bits or names of classes, got [1."
+        )
+    for labels in ("cta", ["cta"]):
+        refused(lambda labels=labels: pipe(labels), "no class 'cta'; did you mean 'cat'?")
     refused(lambda: pipe([1, 2], generator=[seeded(1)]), "1 generators for 2 labels")
     refused(lambda: pipe([1], output_type="latent"), "'latent'", "np, pil, pt")
     refused(lambda: pipe([1], num_inference_steps=0), "steps")

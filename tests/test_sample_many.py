@@ -16,9 +16,11 @@ import pytest
 import torch
 from conftest import contents
 from models import PIXEL, random_model
+from refusal import refused
 
 import pra
 from pra import cli, images, weights
+from pra.config import Precision
 from pra.distributed import ALONE
 from pra.eval.samples import NpzBatch, sampled
 from pra.generate.requests import Grid, Numbered
@@ -254,6 +256,33 @@ def test_what_is_unfinished_is_of_one_request_and_one_model(tmp_path: Path) -> N
     assert many(pra.Sampler(model), out, 10, batch_size=7) == 6
     assert arrays(out)[0].shape == (10, 6, 8, 3)
     assert os.listdir(tmp_path) == ["out.npz"]
+
+
+def test_a_set_begun_in_another_arithmetic_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was begun on a GPU is, where "auto" means bfloat16."""
+    model, out = random_model(PIXEL), tmp_path / "out.npz"
+    with monkeypatch.context() as on_gpu:
+        on_gpu.setattr("pra.eval.samples.in_bfloat16", lambda device, precision: precision is Precision.AUTO)
+        stopped(pra.Sampler(model), out, 10, batches=2)
+    refused(lambda: many(pra.Sampler(model), out, 10), "sampling.precision 'bfloat16', not 'float32'", "repeat")
+    assert many(pra.Sampler(model, precision=Precision.BFLOAT16), out, 10) == 6
+
+
+@pytest.mark.parametrize("written", [None, "auto"])
+def test_a_set_of_an_older_pra_goes_on_though_its_arithmetic_is_not_known(tmp_path: Path, written: str | None) -> None:
+    model, out = random_model(PIXEL), tmp_path / "out.npz"
+    stopped(pra.Sampler(model), out, 10, batches=2)
+    path = tmp_path / ".out.npz.partial" / images.PLAN
+    plan = json.loads(path.read_text())
+    assert plan["sampling"].pop("precision") == "float32"
+    plan["sampling"] |= {"precision": written} if written else {}
+    path.write_text(json.dumps(plan))
+    settings = pra.Sampler(model, pra.config.SamplingConfig(guidance=3.0))
+    refused(lambda: many(settings, out, 10), "sampling.guidance 1.0, not 3.0")
+    assert many(pra.Sampler(model), out, 10) == 6
+    made = NpzBatch(out).plan
+    assert made is not None
+    assert made["sampling"] == plan["sampling"]
 
 
 def test_where_nothing_was_made_nothing_is_left_nor_compared(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from models import ALL, LEARNED, PIXEL, batch, random_jit, random_model
 from naive import sample_without_caches
 
 from pra import PraError, Sampler
-from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver
+from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver, TimeGrid
 from pra.generate.step import Field
 
 LABELS, SEEDS = [0, 4, 2, 2], [10, 11, 12, 13]
@@ -161,12 +162,72 @@ def test_the_model_brings_its_own_settings():
         ([0, 1], [0], "2 labels and 1 seeds"),
         ([], [], "0 labels"),
         ([0.7], [0], "labels must be whole numbers"),
+        (1.5, 0, r"labels must be whole numbers of 64 bits or names of classes, got \[1.5\]"),
+        ("cta", 0, "no class 'cta'; did you mean 'cat'?"),
+        (["cat", 9], [0, 1], "label 9 is out of range"),
+        ("cat", [0, 1], "1 labels and 2 seeds"),
+        ([0], ["0"], "seeds must be whole numbers"),
+        (torch.rand(40, 40), [0], "labels must be whole numbers"),
         ([0], [2**64], "seeds must be whole numbers of 64 bits"),
     ],
 )
 def test_bad_requests(labels, seeds, message):
-    with pytest.raises(PraError, match=message):
-        Sampler(random_model()).sample(labels, seeds)
+    model = random_model()
+    model.classes = ("ant", "bee", "cat", "dog", "eel")
+    with pytest.raises(PraError, match=message) as raised:
+        Sampler(model).sample(labels, seeds)
+    assert "\n" not in str(raised.value)
+
+
+def test_labels_may_be_names_and_one_alone_is_a_batch_of_one():
+    model = random_model()
+    model.classes = ("ant", "bee", "cat", "dog", "eel")
+    sampler = Sampler(model)
+    expected = sampler.sample([2, 4, 5], [7, 8, 9])
+    for labels in (["cat", "eel", 5], np.array([2, 4, 5]), torch.tensor([2, 4, 5]), ("cat", 4, 5)):
+        assert torch.equal(sampler.sample(labels, range(7, 10)), expected)
+    (one,) = expected[:1].split(1)
+    for label in ("cat", 2, np.int64(2), torch.tensor(2)):
+        close(sampler.sample(label, 7), one)
+        close(list(sampler.stream(label, 7))[-1], one)
+        close(sampler.complete(one, 0, label, 7), one)
+
+
+def test_settings_by_name():
+    model = random_model()
+    model.sampling = SamplingConfig(guidance=1.5, steps=2, times=(0.0, 0.3, 1.0))
+    assert Sampler(model, guidance=2, steps=2).config == replace(model.sampling, guidance=2.0)
+    assert Sampler(model, model.sampling, guidance=np.float32(2)).config == replace(model.sampling, guidance=2.0)
+    for changes in ({"steps": 4}, {"shift": 2.0}, {"time_grid": "cosine"}, {"time_grid": TimeGrid.COSINE}):
+        config = Sampler(model, **changes).config
+        assert config.times is None
+        assert config.guidance == 1.5
+    assert Sampler(model, precision="bfloat16").precision is Precision.BFLOAT16
+    assert Sampler(model, solver="heun").config == Sampler(model, solver=Solver.HEUN).config
+    model.sampling = SamplingConfig(steps=5, shift=2.0)
+    for times in ((0.0, 0.4, 1.0), [0, 0.4, 1]):
+        assert Sampler(model, times=times).config == SamplingConfig(steps=2, times=(0.0, 0.4, 1.0))
+    given = SamplingConfig(guidance=3.0, steps=1)
+    expected = Sampler(model, replace(given, temperature=0.5)).sample([1], [2])
+    assert torch.equal(Sampler(model, given, temperature=0.5).sample([1], [2]), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "bfloat"}, "precision: 'bfloat' is unknown; did you mean 'bfloat16'?"),
+        ({"guidence": 2.0}, "guidence is unknown; did you mean 'guidance'?"),
+        ({"guidance": "much"}, "guidance: expected float, got 'much'"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"solver": "huen"}, "'huen' is unknown; did you mean 'heun'?"),
+        ({"times": 3}, "times"),
+        ({"steps": 2.5}, "steps: expected int, got 2.5"),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(PraError, match=message.replace("?", r"\?")) as raised:
+        Sampler(random_model(), **changes)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

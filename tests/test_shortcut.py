@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import LEARNED, PIXEL_X, batch, random_model
 from plain import sample_plainly
+from torch.overrides import TorchFunctionMode
 
 from pra import PraError, Sampler, flow, noise
 from pra.config import (
@@ -27,13 +28,31 @@ LABELS, SEEDS = [0, 4, 2], [10, 11, 12]
 
 
 def test_steps_are_parts_of_the_path_and_all_of_them_come_up():
-    t, span = flow.dyadic_steps(noise.keys(0, torch.arange(4)), SHORTCUT_STEPS, 500)
+    t, span = flow.dyadic_steps(noise.keys(0, torch.arange(4)), len(SHORTCUT_STEPS), 500)
     assert t.shape == span.shape == (4, 500)
     assert {float(s) for s in span.flatten().unique()} == {1.0, 0.5, 0.25, 0.125}
     for count in SHORTCUT_STEPS:
         starts = t[span == 1 / count]
         assert sorted(float(start) for start in starts.unique()) == [k / count for k in range(count)]
         assert len(starts) == pytest.approx(500, rel=0.2)
+
+
+def test_steps_are_to_the_bit_what_a_table_of_their_counts_gives():
+    """No table is sent to the device, which the host would wait for."""
+    assert [2**k for k in range(len(SHORTCUT_STEPS))] == list(SHORTCUT_STEPS)
+    key = noise.keys(7, torch.arange(64))
+    which, where = noise.uniform(noise.fold(key, 0), 300), noise.uniform(noise.fold(key, 1), 300)
+    count = torch.tensor(SHORTCUT_STEPS, dtype=torch.float32)[(which * 4).long()]
+    with NoTables():
+        t, span = flow.dyadic_steps(key, len(SHORTCUT_STEPS), 300)
+    assert torch.equal(span, 1 / count)
+    assert torch.equal(t, torch.minimum((where * count).floor(), count - 1) / count)
+
+
+class NoTables(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.tensor
+        return function(*args, **(kwargs or {}))
 
 
 class Shrinking(torch.nn.Module):

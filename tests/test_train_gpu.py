@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import HashStore
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 import pra
-from pra import noise
+from pra import flow, noise
 from pra.config import Precision, RunConfig, apply_settings
 from pra.device import autocast
 from pra.distributed import World
@@ -103,6 +106,18 @@ def test_a_step_in_bfloat16_is_finite_and_near() -> None:
     assert not torch.equal(rough[0].total, exact[0].total)
 
 
+def test_the_times_of_the_second_head_are_drawn_without_waiting_for_the_device() -> None:
+    keys = noise.keys(0, torch.arange(8, device=DEVICE))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        t, span = flow.dyadic_steps(keys, 4, 100)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    on_cpu = flow.dyadic_steps(keys.cpu(), 4, 100)
+    assert torch.equal(t.cpu(), on_cpu[0])
+    assert torch.equal(span.cpu(), on_cpu[1])
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_ddp_is_a_step_of_one_process(group: None, precision: str) -> None:
     run = configured(f"train.precision={precision}", "train.parallel=ddp")
@@ -147,3 +162,36 @@ def test_a_run_goes_on_and_learns_as_on_the_cpu(tmp_path: Path, compiled: str) -
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-5)
     for a, b in zip(read_metrics(tmp_path / "cpu"), read_metrics(tmp_path / "gpu"), strict=True):
         assert b["total"] == pytest.approx(a["total"], rel=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:no samples are drawn")
+def test_memory_that_does_not_do_for_drawing_does_not_stop_a_run(tmp_path: Path) -> None:
+    """What is left of the GPU does for the steps and not for the sampler's caches."""
+    run = apply_settings(configured("train.steps=4"), ["train.sample_every=2"])
+    allocate = pra.Sampler.sample
+
+    def greedy(*arguments: Any) -> Tensor:
+        torch.empty(1 << 50, device=DEVICE)
+        return allocate(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pra.Sampler, "sample", greedy)
+        assert pra.train(run, tmp_path / "run", device=str(DEVICE), progress=False).steps == 4
+    assert not (tmp_path / "run" / "samples").exists()
+    assert (tmp_path / "run" / "reconstructions" / "step-00000004.png").exists()
+
+
+def test_a_checkpoint_is_written_by_a_thread_on_the_gpu_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, int]] = []
+    write = HuggingFaceStorageWriter.write_data
+
+    def written(*arguments: Any) -> Any:
+        seen.append((threading.current_thread() is threading.main_thread(), torch.cuda.current_device()))
+        return write(*arguments)
+
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", written)
+    last = torch.device("cuda", torch.cuda.device_count() - 1)
+    pra.train(configured("train.steps=2"), tmp_path / "run", device=str(last), progress=False)
+    assert seen == [(False, last.index)]

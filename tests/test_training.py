@@ -32,6 +32,9 @@ from PIL import Image
 from refusal import refused
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import pra
 from pra import cli
@@ -39,11 +42,12 @@ from pra.compiler import compiled
 from pra.config import DataConfig, LearningRate, OptimizerConfig, Precision, RunConfig, override
 from pra.data import open_source
 from pra.distributed import World
+from pra.errors import PraError
 from pra.images import GAP
 from pra.locks import locked
 from pra.models.pra import PRA
 from pra.objectives import Losses
-from pra.train import checkpoint, loop
+from pra.train import checkpoint, loop, optimizer
 from pra.train.loop import Interrupted, Trained
 from pra.train.optimizer import EMA, build_optimizer, learning_rate
 from pra.train.plots import draw_curves
@@ -159,6 +163,110 @@ def test_samples_that_are_not_finite_do_not_stop_a_run(tmp_path: Path) -> None:
         assert train(config, tmp_path / "run").steps == 2
     assert not (tmp_path / "run" / "samples").exists()
     assert (tmp_path / "run" / "reconstructions" / "step-00000002.png").exists()
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory.\nOf the allocated memory 1 GiB is PyTorch's")
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "reason"),
+    [
+        ("samples", OUT_OF_MEMORY, "CUDA out of memory. Of the allocated"),
+        ("samples", RuntimeError("CUDA error: operation not permitted when stream is capturing"), "CUDA error: operat"),
+        ("samples", AssertionError(), "AssertionError"),
+        ("reconstructions", OUT_OF_MEMORY, "CUDA out of memory. Of the allocated"),
+        ("reconstructions", PraError("the picture is gone"), "the picture is gone"),
+        ("pictures", OUT_OF_MEMORY, "CUDA out of memory. Of the allocated"),
+    ],
+)
+def test_whatever_fails_in_drawing_does_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, error: Exception, reason: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    owner: Any = {"samples": loop.Sampler, "reconstructions": PRA, "pictures": EMA}[what]
+    name = {"samples": "sample", "reconstructions": "reconstruct", "pictures": "assembled"}[what]
+    monkeypatch.setattr(EMA, "whole", lambda ema: ema.model)
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.warns(UserWarning, match=rf"^no {what} are drawn at step \d: {reason}") as caught:
+        assert train(tiny(steps=2, sample_every=1), tmp_path / "run").steps == 2
+    assert not any("\n" in str(warning.message) for warning in caught)
+    other = {"samples": "reconstructions", "reconstructions": "samples"}.get(what)
+    assert {path.parent.name for path in (tmp_path / "run").rglob("step-*.png")} == ({other} if other else set())
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_who_stops_it_while_it_draws_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise stop
+
+    monkeypatch.setattr(loop.Sampler, "sample", interrupt)
+    with pytest.raises(stop):
+        train(tiny(steps=2, sample_every=1), tmp_path / "run")
+
+
+@pytest.fixture
+def sharded() -> Iterator[EMA]:
+    """A moving average of which processes have parts: of one process, all."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    ema = EMA(PRA(tiny().model), 0.5)
+    fully_shard(ema.model, mesh=init_device_mesh("cpu", (1,)))
+    yield ema
+    torch.distributed.destroy_process_group()
+
+
+def test_only_the_process_that_draws_builds_a_model_of_parts(sharded: EMA, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Second(World):
+        def meet(self, patient: bool = False) -> None:
+            pass
+
+    built: list[Any] = []
+    monkeypatch.setattr(optimizer, "build_model", lambda *arguments: built.append(arguments))
+    trainer: Any = loop.Trainer.__new__(loop.Trainer)
+    trainer.config, trainer.ema, trainer.world = tiny(), sharded, Second(rank=1, size=2)
+    trainer.pending, trainer.interval = [], 0.0
+    trainer._draw()
+    assert built == []
+    assert sharded.parts(here=False) == {}
+
+
+def test_a_model_of_parts_is_whole_again(sharded: EMA) -> None:
+    whole = sharded.whole()
+    assert whole is not sharded.model
+    assert not any(map(optimizer.is_sharded, whole.parameters()))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, optimizer.whole(sharded.model.state_dict()[name]))
+
+
+def test_checkpoints_are_written_beside_the_process_s_own_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch's thread the current GPU is the first."""
+    calls: list[tuple[str, Any]] = []
+    write = HuggingFaceStorageWriter.write_data
+
+    def written(*arguments: Any) -> Any:
+        calls.append((threading.current_thread().name, "write"))
+        return write(*arguments)
+
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", written)
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: calls.append((threading.current_thread().name, device))
+    )
+    model = PRA(tiny().model)
+    adam = build_optimizer(model, tiny().train.optimizer)
+    for number, gpu in enumerate([torch.device("cuda", 3), None]):
+        calls.clear()
+        saver = checkpoint.Saver(tmp_path, 1, World(), torch.device("cpu"))
+        saver._gpu = gpu
+        saver.save(number, model, EMA(model, 0.5), adam)
+        saver.wait()
+        saver.close()
+        assert threading.main_thread().name not in dict(calls)
+        threads, what = zip(*calls, strict=True)
+        assert len(set(threads)) == 1
+        assert what[: what.index("write")] == (() if gpu is None else (gpu, gpu))
 
 
 def test_no_pictures_if_none_are_asked_for(tmp_path: Path) -> None:

@@ -7,15 +7,18 @@ images = pra.Sampler(model).sample(labels=[3, 7], seeds=[0, 1])
 pra.to_pil(images[0])
 """
 
+from pra.config import Precision, RunConfig, SamplingConfig
 from pra.errors import PraError
 from pra.generate import Sampler
 from pra.hub.push import export, push
 from pra.images import to_pil, to_uint8
-from pra.models import PRA
+from pra.models import PRA, JiT
 from pra.recipes import RECIPES, recipe
 from pra.train import train
+from pra.train.loop import Interrupted
 from pra.weights import load, save
 
 __all__ = [
-    "PRA", "RECIPES", "PraError", "Sampler", "export", "load", "push", "recipe", "save", "to_pil", "to_uint8", "train",
+    "PRA", "RECIPES", "Interrupted", "JiT", "PraError", "Precision", "RunConfig", "Sampler", "SamplingConfig",
+    "export", "load", "push", "recipe", "save", "to_pil", "to_uint8", "train",
 ]  # fmt: skip

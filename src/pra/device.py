@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,8 @@ from pra.errors import PraError
 
 def pick_device(name: str | None = None) -> torch.device:
     """The named device, or the best there is: CUDA, then Apple's MPS, then the CPU.
+
+    A GPU named by its number becomes this thread's current one, for what of CUDA asks no tensor where it is.
 
     Raises:
         PraError: the name means nothing to torch, or that device is not there.
@@ -27,6 +30,8 @@ def pick_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise PraError(f"device {name!r} cannot be used ({reason}); leave it out to take the best there is") from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 
@@ -52,5 +57,14 @@ def enough_memory(images: int, device: torch.device, way_out: str) -> Iterator[N
 
 
 def in_bfloat16(device: torch.device, precision: Precision) -> bool:
-    """Whether matrices are multiplied in bfloat16 there."""
-    return precision is Precision.BFLOAT16 or (precision is Precision.AUTO and device.type == "cuda")
+    """Whether matrices are multiplied in bfloat16 there; of its own accord a GPU does that has it, from NVIDIA's
+    Ampere on: older ones emulate it, slowly."""
+    if precision is Precision.AUTO and device.type == "cuda":
+        return _has_bfloat16(device)
+    return precision is Precision.BFLOAT16
+
+
+@functools.cache
+def _has_bfloat16(device: torch.device) -> bool:
+    with torch.cuda.device(device):  # of the current one torch tells it
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))

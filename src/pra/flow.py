@@ -6,8 +6,6 @@ velocity ``dz_t/dt = z - eps`` (rectified flow, arXiv 2209.03003).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -42,14 +40,16 @@ def uniform_times(key: Tensor, *shape: int, low: float = 0.0, high: float = 1.0)
     return low + (high - low) * noise.uniform(key, *shape)
 
 
-def dyadic_steps(key: Tensor, counts: Sequence[int], *shape: int) -> tuple[Tensor, Tensor]:
-    """Steps of the path cut into ``counts`` equal parts: ``t`` and span, ``(*key.shape, *shape)`` each.
+def dyadic_steps(key: Tensor, counts: int, *shape: int) -> tuple[Tensor, Tensor]:
+    """Steps of the path cut into 1, 2, 4, ... equal parts, the first ``counts`` powers of two: ``t`` and span,
+    ``(*key.shape, *shape)`` each.
 
-    Each of the counts is as likely as any other, and then each of its parts.
+    Each of the powers is as likely as any other, and then each of its parts.
     """
     which, where = noise.uniform(noise.fold(key, 0), *shape), noise.uniform(noise.fold(key, 1), *shape)
-    choices = torch.tensor(counts, dtype=torch.float32, device=key.device)
-    count = choices[(which * len(counts)).long().clamp(max=len(counts) - 1)]
+    exponent = (which * counts).long().clamp(max=counts - 1)
+    # Shifted and not looked up: a table sent to the device would make the host wait for it, and powers may be rounded.
+    count = (torch.ones_like(exponent) << exponent).float()
     return torch.minimum((where * count).floor(), count - 1) / count, 1 / count
 
 

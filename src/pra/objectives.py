@@ -164,7 +164,7 @@ def _shortcut_loss(
     gradient: what the backbone is to say, L_flow decides.
     """
     draws, tokens = objective.shortcut_draws, z.shape[1]
-    t, span = flow.dyadic_steps(noise.fold(keys, Purpose.SHORTCUT_TIME), SHORTCUT_STEPS, draws, tokens)
+    t, span = flow.dyadic_steps(noise.fold(keys, Purpose.SHORTCUT_TIME), len(SHORTCUT_STEPS), draws, tokens)
     eps = noise.normal(noise.fold(keys, Purpose.SHORTCUT_NOISE), draws, tokens, z.shape[2])
     z_t = flow.interpolate(eps, z.unsqueeze(1), t.unsqueeze(-1))
     condition = shortcut.condition(h).unsqueeze(1)
@@ -206,8 +206,11 @@ def _reconstruction_loss(
 
 
 def normalise_patches(patches: Tensor) -> Tensor:
-    """Each patch to zero mean and unit variance, the target of MAE (arXiv 2111.06377, "normalised pixels")."""
-    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    """Each patch to zero mean and unit variance, the target of MAE (arXiv 2111.06377, "normalised pixels").
+
+    A flat patch becomes zeros, and so does every one of a single number, which has no variance.
+    """
+    variance, mean = torch.var_mean(patches, dim=-1, correction=min(1, patches.shape[-1] - 1), keepdim=True)
     return (patches - mean) / (variance + 1e-6).sqrt()
 
 

@@ -14,8 +14,8 @@ from tyro.conf import Positional, arg
 from pra import weights
 from pra.bench.device import Peak, measure
 from pra.bench.sampling import Row, bench, count
-from pra.config import Precision, SamplingConfig, apply_settings, check_sampling, to_dict
-from pra.device import pick_device
+from pra.config import SamplingConfig, apply_settings, check_sampling, to_dict
+from pra.device import in_bfloat16, pick_device
 from pra.errors import PraError
 from pra.images import write_atomically
 from pra.models import PRA, Model, build_model
@@ -64,8 +64,7 @@ def bench_command(
     arithmetic, given = parse_precision(precision), _given(tflops, bandwidth)
     target = torch.device("meta") if counts else pick_device(device)
     model, sampling = _model(run, target, settings)
-    lowered = arithmetic is Precision.BFLOAT16 or (arithmetic is Precision.AUTO and target.type == "cuda")
-    dtype = torch.bfloat16 if lowered else torch.float32
+    dtype = torch.bfloat16 if in_bfloat16(target, arithmetic) else torch.float32
     if counts:
         rows = count(model.config, sampling, batches, dtype.itemsize, given)
         peak = given

@@ -66,16 +66,8 @@ def bench_train_command(
         out: Write the same figures as JSON.
         settings: Any setting that `pra show RECIPE` lists, such as train.precision=float32; may be repeated.
     """
-    if out is not None and out.is_dir():
-        raise PraError(f"--out {out} is a folder; name a file")
-    if tflops is not None and not 0 < tflops < float("inf"):
-        raise PraError(f"--tflops {tflops:g} must be positive")
     _check_use(plan, {"--gpus": gpus, "--mfu": mfu, "--measured": measured}, {"--steps": steps, "--device": device})
-    if measured is not None and (mfu is not None or tflops is not None):
-        raise PraError(f"--measured says both: leave out {'--tflops' if mfu is None else '--mfu'}")
-    for name, value in (("--steps", steps), ("--batch", batch), ("--micro", micro), ("--gpus", gpus)):
-        if value is not None and value < 1:
-            raise PraError(f"{name} {value} must be at least 1")
+    _check_values(out, tflops, {"--steps": steps, "--batch": batch, "--micro": micro, "--gpus": gpus})
     with join() as world:
         if world.size > 1:
             raise PraError("pra bench train measures one device: start it without torchrun")
@@ -84,8 +76,7 @@ def bench_train_command(
             config = replace(config, train=replace(config.train, compile=True))
         if plan:
             config = _batched(config, batch or config.train.batch_size, micro)
-            assumed = _shares(mfu or MFUS), (tflops or H200 / 1e12) * 1e12
-            mfus, rate = assumed if measured is None else _read_measured(measured.expanduser(), config)
+            mfus, rate = _rates(config, mfu, tflops, measured)
             values, text = _planned(config, gpus or DEVICES, mfus, rate)
         else:
             config = _batched(config, batch or config.train.micro_batch_size or config.train.batch_size, micro)
@@ -93,9 +84,23 @@ def bench_train_command(
             values, text = _measured(config, pick_device(device), steps or STEPS, known)
     print(text)
     if out is not None:
-        content = json.dumps({**values, "config": to_dict(config), "environment": environment()}, indent=2) + "\n"
-        write_atomically(out.expanduser(), lambda file: file.write(content.encode()))
-        print(f"figures: {out}")
+        _write({**values, "config": to_dict(config), "environment": environment()}, out)
+
+
+def _write(values: dict[str, Any], out: Path) -> None:
+    content = json.dumps(values, indent=2) + "\n"
+    write_atomically(out.expanduser(), lambda file: file.write(content.encode()))
+    print(f"figures: {out}")
+
+
+def _check_values(out: Path | None, tflops: float | None, counts: dict[str, int | None]) -> None:
+    if out is not None and out.is_dir():
+        raise PraError(f"--out {out} is a folder; name a file")
+    if tflops is not None and not 0 < tflops < float("inf"):
+        raise PraError(f"--tflops {tflops:g} must be positive")
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise PraError(f"{name} {value} must be at least 1")
 
 
 def _check_use(plan: bool, of_plan: dict[str, Any], of_measurement: dict[str, Any]) -> None:
@@ -112,6 +117,17 @@ def _batched(config: RunConfig, batch: int, micro: int | None) -> RunConfig:
     if micro is None and own is not None and batch % own == 0:
         micro = own
     return replace(config, train=replace(config.train, batch_size=batch, micro_batch_size=micro))
+
+
+def _rates(
+    config: RunConfig, mfu: str | None, tflops: float | None, measured: Path | None
+) -> tuple[list[float], float]:
+    """The MFUs to compute with, and of which rate of matrix products they are shares."""
+    if measured is None:
+        return _shares(mfu or MFUS), (tflops or H200 / 1e12) * 1e12
+    if mfu is not None or tflops is not None:
+        raise PraError(f"--measured says both: leave out {'--tflops' if mfu is None else '--mfu'}")
+    return _read_measured(measured.expanduser(), config)
 
 
 def _shares(text: str) -> list[float]:

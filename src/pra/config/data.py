@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from pra.config.checks import between
+from pra.config.checks import between, coerce
 
 
 class Fit(enum.Enum):
@@ -42,4 +42,5 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        coerce(self)
         between(self, "workers", 0, 1024)

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pra.config.checks import between, positive
+from pra.config.checks import between, coerce, positive
 from pra.errors import PraError
 
 
@@ -50,6 +50,7 @@ class HeadConfig:
     shortcut: bool = False
 
     def __post_init__(self) -> None:
+        coerce(self)
         positive(self, "depth", "width", "modulations")
         if self.depth % self.modulations:
             raise PraError(
@@ -109,6 +110,7 @@ class ImageConfig:
     num_classes: int
 
     def __post_init__(self) -> None:
+        coerce(self)
         positive(self, "channels", "patch_size", "num_classes")
         for side in self.image_size:
             if side < 1 or side % self.patch_size:

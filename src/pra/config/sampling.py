@@ -8,7 +8,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from pra.config.checks import between, positive
+from pra.config.checks import between, coerce, positive
 from pra.config.model import AnyModelConfig, JiTConfig, ModelConfig
 from pra.errors import PraError
 
@@ -65,6 +65,7 @@ class SamplingConfig:
     times: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        coerce(self)
         positive(self, "steps", "shift")
         between(self, "guidance", 0.0, math.inf)
         between(self, "temperature", 0.0, math.inf)

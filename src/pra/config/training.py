@@ -6,7 +6,7 @@ import enum
 import math
 from dataclasses import dataclass
 
-from pra.config.checks import between, positive
+from pra.config.checks import between, coerce, positive
 from pra.config.rollout import Parallel, Rollout
 from pra.errors import PraError
 
@@ -39,6 +39,7 @@ class ObjectiveConfig:
     class_dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        coerce(self)
         positive(self, "noise_draws", "shortcut_draws", "time_std")
         between(self, "time_mean", -10.0, 10.0)
         between(self, "perceptual_weight", 0.0, math.inf)
@@ -66,6 +67,7 @@ class OptimizerConfig:
     ema_decay: float = 0.9999
 
     def __post_init__(self) -> None:
+        coerce(self)
         positive(self, "lr", "clip")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise PraError(f"betas must lie in [0, 1), got {self.betas}")
@@ -122,6 +124,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
+        coerce(self)
         positive(self, "steps", "batch_size", "log_every", "checkpoint_every")
         between(self, "sample_every", 0, math.inf)
         between(self, "codec_warmup", 0, math.inf)

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar, Union
 
+from pra.config.checks import member
 from pra.config.model import AnyModelConfig, JiTConfig
 from pra.config.rollout import Rollout
 from pra.errors import PraError, nearest
@@ -112,10 +113,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, where)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        names = {str(member.value): member for member in kind}
-        if value not in names:
-            raise PraError(f"{where}: {value!r} is unknown{nearest(str(value), names)}")
-        return names[value]
+        return member(kind, value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

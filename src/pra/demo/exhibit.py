@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from pra import weights
 from pra.config import DataConfig, Fit, OnSmall, RunConfig
 from pra.errors import PraError
+from pra.generate import Samplers
 from pra.hub.download import PREFIX, is_address
 from pra.models import Model
 from pra.train.run import read_run
@@ -33,6 +35,11 @@ class Exhibit:
     run: Path | None
     config: RunConfig | None
     model: Model
+
+    @functools.cached_property
+    def samplers(self) -> Samplers:
+        """The model's samplers, for all visitors."""
+        return Samplers(self.model)
 
     @property
     def data(self) -> DataConfig:

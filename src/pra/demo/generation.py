@@ -13,7 +13,6 @@ from torch import Tensor
 from pra.config import SHORTCUT_STEPS, ImageConfig, SamplingConfig, Solver
 from pra.demo.exhibit import Exhibit
 from pra.errors import PraError
-from pra.generate import Sampler
 from pra.models import Model
 
 MOST_PICTURES = 16
@@ -145,7 +144,7 @@ def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator
             sheet = replace(
                 sheet, note=f"{settings.steps} steps in place of {request.steps:g}: this model takes {learnt}"
             )
-        stream = Sampler(model, settings).stream(labels, seeds, None if keep is None else pictures)
+        stream = exhibit.samplers.of(settings).stream(labels, seeds, None if keep is None else pictures)
         for pictures in stream:
             sheet = replace(sheet, pictures=pictures.cpu())
             yield sheet

@@ -12,7 +12,7 @@ import torch
 from tyro.conf import Positional, arg
 
 import pra.weights
-from pra.config import DataConfig, RunConfig, SamplingConfig, apply_settings, from_dict, to_dict
+from pra.config import DataConfig, Precision, RunConfig, SamplingConfig, apply_settings, from_dict
 from pra.data import open_source
 from pra.distributed import World, join
 from pra.errors import PraError, nearest
@@ -25,6 +25,7 @@ from pra.eval.samples import (
     Batch,
     NpzBatch,
     exported,
+    how_sampled,
     join_exports,
     picture_shape,
     pictures,
@@ -36,7 +37,7 @@ from pra.generate import Sampler
 from pra.generate.requests import Numbered
 from pra.hub.download import is_address
 from pra.models import Model
-from pra.options import File, Flag, Integer, Settings, Text
+from pra.options import File, Flag, Integer, Settings, Text, parse_precision
 from pra.provenance import environment, file_sha256
 
 EXTRACTORS = ("classifier", "dinov2", "inception")
@@ -110,6 +111,7 @@ def evaluate_command(
     weights: File = None,
     out: File = None,
     batch_size: int = 256,
+    precision: Annotated[str, arg(metavar="auto|float32|bfloat16")] = "auto",
     device: Text = None,
     settings: Settings = (),
 ) -> None:
@@ -132,6 +134,7 @@ def evaluate_command(
         weights: The features' weights, where they are not to be downloaded or fitted.
         out: Write figures and provenance as JSON.
         batch_size: Images at a time; no figure depends on it.
+        precision: Of a run's matrix products while it samples: auto is bfloat16 on GPUs that have it, else float32.
         device: cpu, cuda, cuda:1 or mps; by default the best there is.
         settings: How reference images are prepared and a run samples, such as data.fit=pad or sampling.guidance=2; may
             be repeated.
@@ -139,12 +142,10 @@ def evaluate_command(
     outputs = Outputs(out, export_npz, export_statistics)
     with join() as world:
         outputs.check()
-        if features not in EXTRACTORS:
-            raise PraError(f"--features {features!r} is unknown{nearest(features, EXTRACTORS)}")
-        if batch_size < 1:
-            raise PraError(f"--batch-size {batch_size} must be at least 1")
+        _check_options(features, batch_size, num)
+        arithmetic = parse_precision(precision)
         work = Work(world, world.device(device), batch_size)
-        subject = _open(target.expanduser(), num, work.device, settings, world.size)
+        subject = _open(target.expanduser(), num, work, arithmetic, settings)
         spec = _reference_of(subject, reference)
         if reconstruction:
             _check_reconstruction(spec, subject)
@@ -157,6 +158,15 @@ def evaluate_command(
             report = _with_reconstruction(report, spec, judge, subject, work)
         if world.leads:
             _finish(report, subject, truth, judge, outputs)
+
+
+def _check_options(features: str, batch_size: int, num: int | None) -> None:
+    if features not in EXTRACTORS:
+        raise PraError(f"--features {features!r} is unknown{nearest(features, EXTRACTORS)}")
+    if batch_size < 1:
+        raise PraError(f"--batch-size {batch_size} must be at least 1")
+    if num is not None and num < 2:
+        raise PraError(f"--num {num}: at least 2 images have a distribution")
 
 
 def _judged(subject: Subject, truth: Reference, judge: FeatureExtractor, images: Path | None, work: Work) -> Report:
@@ -192,43 +202,42 @@ def _finish(report: Report, subject: Subject, truth: Reference, judge: FeatureEx
 # --- what is judged -----------------------------------------------------------------------------------------
 
 
-def _open(target: Path, num: int | None, device: torch.device, settings: tuple[str, ...], processes: int) -> Subject:
-    subject = _subject(target, num, device, settings)
-    if subject.count < processes:
-        raise PraError(f"{processes} processes cannot share {subject.count} images; start fewer")
+def _open(target: Path, num: int | None, work: Work, precision: Precision, settings: tuple[str, ...]) -> Subject:
+    if is_address(target) or (target / pra.weights.CONFIG).exists():
+        subject = _run(target, num or OF_A_RUN, work.device, precision, settings)
+    else:
+        subject = _finished(target, num, settings)
+        if precision is not Precision.AUTO:
+            raise PraError(f"--precision {precision.value} is for sampling; these images are finished: leave it out")
+    if subject.count < work.world.size:
+        raise PraError(f"{work.world.size} processes cannot share {subject.count} images; start fewer")
     return subject
 
 
-def _subject(target: Path, num: int | None, device: torch.device, settings: tuple[str, ...]) -> Subject:
-    if num is not None and num < 2:
-        raise PraError(f"--num {num}: at least 2 images have a distribution")
-    if is_address(target):
-        return _run(target, num or OF_A_RUN, device, settings)
+def _finished(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
     if target.is_file():
         return _batch_of(target, num, settings)
     if not target.is_dir():
         raise PraError(f"no run, folder of pictures or .npz at {target}")
-    if (target / pra.weights.CONFIG).exists():
-        return _run(target, num or OF_A_RUN, device, settings)
     return _folder(target, num, settings)
 
 
-def _run(target: Path, count: int, device: torch.device, settings: tuple[str, ...]) -> Subject:
+def _run(target: Path, count: int, device: torch.device, precision: Precision, settings: tuple[str, ...]) -> Subject:
     folder = pra.weights.model_folder(target)
     model = pra.weights.load(folder, device=device)
     chosen = apply_settings(Adjustable(_data_of(folder), model.sampling), settings)
     classes = model.config.num_classes
     name = pra.weights.weights_name(folder)
+    sampler, requests = Sampler(model, chosen.sampling, precision), Numbered(count, tuple(range(classes)))
     provenance = {
         "model": str(folder),
         "weights": name,
         "weights_sha256": file_sha256(folder / name),
-        "sampling": to_dict(chosen.sampling),
+        "sampling": how_sampled(sampler),
         "labels": f"index % {classes}",
         "seeds": f"0-{count - 1}",
         "count": count,
     }
-    sampler, requests = Sampler(model, chosen.sampling), Numbered(count, tuple(range(classes)))
     return Subject(
         target, count, model.config.image_size, model.config.channels, chosen,
         lambda share, size: sampled(sampler, requests, share, size), provenance, model,

@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pra.config import DataConfig
+from pra.config import DataConfig, Precision, to_dict
 from pra.data import Source, load_images, prepare
+from pra.device import in_bfloat16
 from pra.errors import PraError
 from pra.eval.metrics import Protocol
 from pra.generate import Sampler
@@ -50,6 +51,14 @@ def sampled(sampler: Sampler, requests: Requests, indices: range, batch_size: in
     for block in _blocks(indices, batch_size):
         labels = torch.tensor(requests.labels(block))
         yield Batch(sampler.sample(labels, requests.seeds(block)), labels, block.start)
+
+
+def how_sampled(sampler: Sampler) -> dict[str, Any]:
+    """Everything but weights, labels and seeds that an image of a sampler depends on, as JSON values: its settings, and
+    under "precision" the arithmetic of its matrix products where it is, float32 or bfloat16."""
+    lowered = in_bfloat16(sampler.device, sampler.precision)
+    settings: dict[str, Any] = to_dict(sampler.config)
+    return settings | {"precision": (Precision.BFLOAT16 if lowered else Precision.FLOAT32).value}
 
 
 def prepared(

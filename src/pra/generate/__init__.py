@@ -5,6 +5,7 @@ JiT is sampled by the same class, from the same seeds and with the same solvers,
 
 from pra.generate.decoding import Decoding
 from pra.generate.engine import Engine
+from pra.generate.kept import Samplers
 from pra.generate.sampler import Sampler, check_completes
 
-__all__ = ["Decoding", "Engine", "Sampler", "check_completes"]
+__all__ = ["Decoding", "Engine", "Sampler", "Samplers", "check_completes"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from types import MethodType
+from typing import Any
 
 import torch
 
@@ -16,6 +19,9 @@ BUCKET = 32
 
 WARM_UPS = 2
 """Runs before a capture: libraries make their workspaces at the first, and a compiler compiles."""
+
+_CAPTURING = threading.Lock()
+"""A process captures one graph at a time: beginning one waits for the device, which no capture under way survives."""
 
 
 class Runner:
@@ -35,14 +41,16 @@ class Compiled(Runner):
     bucket = None
 
     def __init__(self) -> None:
-        self._compiled: dict[str, Work] = {}
+        self._compiled: dict[str, Callable[[Any, int, bool], None]] = {}
 
     def __call__(self, work: Work, bound: int, guided: bool) -> None:
-        """Does the work; the first time of each kind takes the compiler a minute."""
+        """Does the work, a bound method; the first time of each kind takes the compiler a minute."""
+        # The function without its object: kept here, the object could not be freed before Python looks for cycles.
+        assert isinstance(work, MethodType)
         name = work.__name__
         if name not in self._compiled:
-            self._compiled[name] = compiled(work, "compiling the sampler", "sample without compile")
-        self._compiled[name](bound, guided)
+            self._compiled[name] = compiled(work.__func__, "compiling the sampler", "sample without compile")
+        self._compiled[name](work.__self__, bound, guided)
 
 
 class CudaGraphs(Runner):
@@ -52,30 +60,36 @@ class CudaGraphs(Runner):
 
     Args:
         inner: runs the work that is captured.
+        device: where; it need not be the current one.
     """
 
-    def __init__(self, inner: Runner) -> None:
-        self.bucket = BUCKET
-        self._inner = inner
+    def __init__(self, inner: Runner, device: torch.device) -> None:
+        self.bucket = BUCKET if inner.bucket == 1 else inner.bucket
+        self._inner, self._device = inner, device
+        # Graphs that share memory are captured on one stream.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[tuple[str, int, bool], torch.cuda.CUDAGraph] = {}
 
     def __call__(self, work: Work, bound: int, guided: bool) -> None:
-        """Does the work on the current stream."""
+        """Does the work on the device's current stream."""
         key = (work.__name__, bound, guided)
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(work, bound, guided)
-        self._graphs[key].replay()
+        with torch.cuda.device(self._device):
+            if key not in self._graphs:
+                with _CAPTURING:
+                    self._graphs[key] = self._capture(work, bound, guided)
+            self._graphs[key].replay()
 
     def _capture(self, work: Work, bound: int, guided: bool) -> torch.cuda.CUDAGraph:
-        side, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
                 self._inner(work, bound, guided)
-        current.wait_stream(side)
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # thread_local: what other threads ask of CUDA, one that pins memory for instance, does not end the capture.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             self._inner(work, bound, guided)
         return graph
 
@@ -83,4 +97,4 @@ class CudaGraphs(Runner):
 def runner(device: torch.device, compile: bool) -> Runner:
     """The runner for a device."""
     inner = Compiled() if compile else Runner()
-    return CudaGraphs(inner) if device.type == "cuda" else inner
+    return CudaGraphs(inner, device) if device.type == "cuda" else inner

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,10 +12,12 @@ from torch import Tensor
 from pra import noise
 from pra.compiler import compiled
 from pra.config import Precision, SamplingConfig, Solver, check_sampling
+from pra.config.checks import member
 from pra.device import autocast
 from pra.errors import PraError
 from pra.generate.engine import Engine, cache_bytes
 from pra.generate.guidance import scale_at
+from pra.generate.inputs import Labels, Seeds, changed_sampling, label_numbers, seed_numbers
 from pra.generate.whole_image import sample_at_once
 from pra.models import PRA, JiT, Model
 from pra.noise import Purpose
@@ -31,45 +32,54 @@ class Sampler:
     An image is a function of (weights, label, seed, settings): the same noise exactly, and the same pixels up to the
     rounding of batched arithmetic, whatever else is in the batch; where the compiled arithmetic is used
     (:mod:`pra.generate.native`) and nothing is completed, to the bit. A batch whose caches the device cannot hold is
-    generated in parts.
+    generated in parts, of a size that is settled at the first batch.
 
     Args:
-        model: put into evaluation mode; stays where it is (``model.to(device)`` decides the device).
+        model: put into evaluation mode; stays where it is (``model.to(device)`` decides the device, now and later).
         config: guidance, solver and so on; by default what the model was saved with
             (:attr:`pra.models.base.ImageModel.sampling`).
         precision: of the matrix products, and of the caches but where the compiled arithmetic is used; ``auto`` is
-            bfloat16 on CUDA. States are float32 always.
+            bfloat16 on CUDA where the GPU has it. States are float32 always.
         compile: whether torch's compiler fuses the arithmetic: a minute at the first image for faster ones after it (on
             CPUs it needs a C++ compiler).
+        changes: of ``config``, by the names of :class:`pra.config.SamplingConfig`: ``Sampler(model, guidance=2.0)``.
 
     Raises:
-        PraError: guidance along the raster, of a model that has none.
+        PraError: no such setting or precision, a value out of range, or guidance along the raster, of a model that has
+            none.
     """
 
     def __init__(
         self,
         model: Model,
         config: SamplingConfig | None = None,
-        precision: Precision = Precision.AUTO,
+        precision: Precision | str = Precision.AUTO,
         compile: bool = False,
+        **changes: Any,
     ) -> None:
         self.model: Model = model.eval()
-        self.config = config or model.sampling
+        self.config = changed_sampling(config or model.sampling, changes)
         check_sampling(model.config, self.config)
-        self.precision, self.compile = precision, compile
-        self.device = next(model.parameters()).device
+        self.precision, self.compile = member(Precision, precision, "precision"), compile
         # An engine is out while a stream is under way: another stream makes one of its own.
         self._idle: dict[int, Engine] = {}
+        self._fits: tuple[torch.device, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without engines, which hold addresses: a copy makes its own."""
-        return self.__dict__ | {"_idle": {}}
+        return self.__dict__ | {"_idle": {}, "_fits": None}
 
-    def sample(self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def sample(self, labels: Labels, seeds: Seeds) -> Tensor:
         """One image per pair of label and seed.
 
         Args:
-            labels: classes in ``[0, num_classes)``, or ``num_classes`` for no class.
+            labels: classes in ``[0, num_classes)`` or their names, or ``num_classes`` for no class; a single one makes
+                a batch of one.
             seeds: one integer per label.
 
         Returns:
@@ -79,11 +89,9 @@ class Sampler:
             PraError: a label out of range, as many seeds as labels are not given, or the settings lead to images that
                 are not finite.
         """
-        return torch.cat([list(self.stream(labels[part], seeds[part]))[-1] for part in self._parts(labels, seeds)])
+        return self._in_parts(*self._requests(labels, seeds))
 
-    def complete(
-        self, images: Tensor, rows: int, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor
-    ) -> Tensor:
+    def complete(self, images: Tensor, rows: int, labels: Labels, seeds: Seeds) -> Tensor:
         """Continues images from their first ``rows`` rows of patches; those true pixels stay exact.
 
         Args:
@@ -109,24 +117,21 @@ class Sampler:
             )
         if not images.is_floating_point():
             raise PraError(f"images of {images.dtype} cannot be completed: give floats in [-1, 1]")
-        if len(images) != len(labels):
-            raise PraError(f"{len(images)} images and {len(labels)} labels: give one label per image")
+        label, key = self._requests(labels, seeds)
+        if len(images) != len(label):
+            raise PraError(f"{len(images)} images and {len(label)} labels: give one label per image")
         if not 0 <= rows <= config.grid[0]:
             raise PraError(
                 f"rows {rows} is out of range: this model's images have {config.grid[0]} rows of patches "
                 f"({config.patch_size} pixels each), so keep 0 to {config.grid[0]}"
             )
         images = images.to(self.device, torch.float32, copy=True)
-        keep, done = images[:, :, : rows * config.patch_size], []
-        for part in self._parts(labels, seeds):
-            *_, last = images[part], *self.stream(labels[part], seeds[part], keep=keep[part])
-            done.append(last)
-        return torch.cat(done)
+        if rows == config.grid[0]:
+            return images
+        return self._in_parts(label, key, images[:, :, : rows * config.patch_size])
 
     @torch.no_grad()
-    def stream(
-        self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor, keep: Tensor | None = None
-    ) -> Iterator[Tensor]:
+    def stream(self, labels: Labels, seeds: Seeds, keep: Tensor | None = None) -> Iterator[Tensor]:
         """The pictures so far, ``(B, C, k * p, W)``, each time a row of patches is finished; of JiT the whole, once.
 
         All images are on their way at once, however many there are.
@@ -142,18 +147,35 @@ class Sampler:
         label, key = self._requests(labels, seeds)
         if keep is not None:
             check_completes(self.model)
-        if isinstance(self.model, JiT):
-            forward = (
-                compiled(self.model, "compiling the sampler", "sample without compile") if self.compile else self.model
-            )
-            with autocast(self.device, self.precision):
-                parts = iter([sample_at_once(self.model, forward, self.config, label, key)])
-        else:
-            parts = self._row_by_row(self.model, label, key, keep)
-        for pictures in parts:
+        for pictures in self._pictures(label, key, keep, every_row=True):
             if pictures.shape[2] == self.model.config.image_size[0]:
                 self._check_finite(pictures)  # once: it waits for the device
             yield pictures
+
+    @torch.no_grad()
+    def _in_parts(self, label: Tensor, key: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The finished images of checked requests, as many at once as the device holds."""
+        count, done = len(label), []
+        size = self._part(count)
+        for start in range(0, count, size):
+            # The last part is filled up with the last request again: one engine makes them all.
+            rows = torch.arange(start, start + size, device=label.device).clamp(max=count - 1)
+            (images,) = self._pictures(label[rows], key[rows], None if keep is None else keep[rows])
+            done.append(images[: count - start])
+            self._check_finite(done[-1])
+        return torch.cat(done)
+
+    def _pictures(self, label: Tensor, key: Tensor, keep: Tensor | None, every_row: bool = False) -> Iterator[Tensor]:
+        """:meth:`stream` of checked requests; the finished ones alone unless ``every_row``."""
+        if not isinstance(self.model, JiT):
+            yield from self._row_by_row(self.model, label, key, keep, every_row)
+            return
+        forward = (
+            compiled(self.model, "compiling the sampler", "sample without compile") if self.compile else self.model
+        )
+        with autocast(self.device, self.precision):
+            images = sample_at_once(self.model, forward, self.config, label, key)
+        yield images
 
     def _check_finite(self, images: Tensor) -> None:
         finite = int(images.isfinite().flatten(1).all(1).sum())
@@ -165,8 +187,10 @@ class Sampler:
                 f"{len(images) - finite} of {len(images)} images are not finite numbers; try {', or '.join(changes)}"
             )
 
-    def _row_by_row(self, model: PRA, label: Tensor, key: Tensor, keep: Tensor | None) -> Iterator[Tensor]:
-        """:meth:`stream` of an autoregressive model."""
+    def _row_by_row(
+        self, model: PRA, label: Tensor, key: Tensor, keep: Tensor | None, every_row: bool
+    ) -> Iterator[Tensor]:
+        """:meth:`_pictures` of an autoregressive model."""
         (rows, columns), batch = model.config.grid, len(label)
         done = 0 if keep is None else keep.shape[2] // model.config.patch_size
         if done == rows:
@@ -180,6 +204,7 @@ class Sampler:
         # The mode must not be on while the caller has the picture: it would reach the caller's arithmetic.
         with torch.inference_mode():
             if engine is None or not engine.renew():
+                engine, self._idle = None, {}  # what is idle goes first: the device may not hold both
                 engine = Engine(model, self.config, batch, self.precision, self.compile)
             engine.begin(label, self.config.temperature * starts, prefix)
         try:
@@ -188,7 +213,8 @@ class Sampler:
                     draws = self._draws(diffusion, range(row * columns, (row + 1) * columns), starts.shape[2])
                     for column in range(columns):
                         engine.next(draws[:, column] if draws is not None else None)
-                yield model.unpatchify(engine.patches[:, : (row + 1) * columns].clone())
+                if every_row or row == rows - 1:
+                    yield model.unpatchify(engine.patches[:, : (row + 1) * columns].clone())
         finally:
             self._idle = {batch: engine}
 
@@ -201,25 +227,29 @@ class Sampler:
         keys = noise.fold(noise.fold(key.unsqueeze(-1), here).unsqueeze(-1), intervals)
         return self.config.temperature * noise.normal(keys, size)
 
-    def _parts(self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor) -> list[slice]:
-        """Equal parts of a batch, few enough images in each that the device holds their caches."""
-        count, most = len(labels), len(labels)
-        if len(labels) != len(seeds):
-            return [slice(None)]  # to be refused
-        if isinstance(self.model, PRA):
-            most = max(1, int(_budget(self.device) / cache_bytes(self.model, self.config, self.precision)))
-        size = math.ceil(count / max(1, math.ceil(count / most))) or 1
-        return [slice(start, start + size) for start in range(0, max(1, count), size)]
+    def _part(self, count: int) -> int:
+        """The size of equal parts of ``count`` images, few enough in each that the device holds their caches.
+
+        How many fit is settled once on a device. Settled at every batch, when what an engine of ours holds is not
+        free, it would come out differently, and ask for another engine.
+        """
+        if not isinstance(self.model, PRA):
+            return count
+        if self._fits is None or self._fits[0] != self.device:
+            self._idle = {}
+            most = int(_budget(self.device) / cache_bytes(self.model, self.config, self.precision))
+            self._fits = self.device, max(1, most)
+        return math.ceil(count / math.ceil(count / self._fits[1]))
 
     def guidance_at(self, position: int) -> float:
         """The guidance scale at a raster position."""
         return scale_at(self.config, position, self.model.config.num_patches)
 
-    def _requests(self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        label, seed = _integers(labels, "labels"), _integers(seeds, "seeds")
+    def _requests(self, labels: Labels, seeds: Seeds) -> tuple[Tensor, Tensor]:
+        label, seed = label_numbers(labels, self.model.classes), seed_numbers(seeds)
         classes = self.model.config.num_classes
-        if label.ndim != 1 or label.shape != seed.shape or not len(label):
-            raise PraError(f"{label.numel()} labels and {seed.numel()} seeds: give one seed per label, at least one")
+        if len(label) != len(seed) or not len(label):
+            raise PraError(f"{len(label)} labels and {len(seed)} seeds: give one seed per label, at least one")
         wrong = label[(label < 0) | (label > classes)]
         if len(wrong):
             raise PraError(f"label {int(wrong[0])} is out of range: this model's classes are 0 to {classes - 1}")
@@ -240,12 +270,7 @@ def check_completes(model: Model) -> None:
 
 def _budget(device: torch.device) -> float:
     """Bytes for the caches of images side by side: most of what is free on a GPU, which has the activations too."""
-    return 0.6 * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else CPU_CACHE
-
-
-def _integers(values: Sequence[int] | Tensor, what: str) -> Tensor:
-    """int64 on the CPU, nothing rounded and nothing wrapped."""
-    try:
-        return torch.tensor([operator.index(value) for value in values], dtype=torch.int64)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise PraError(f"{what} must be whole numbers of 64 bits, got {values!r}") from None
+    if device.type != "cuda":
+        return CPU_CACHE
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's, to be had again
+    return 0.6 * (torch.cuda.mem_get_info(device)[0] + unused)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,8 @@ from torch import Tensor
 from pra import weights
 from pra.errors import PraError, nearest
 from pra.extras import import_failed
-from pra.generate import Sampler
+from pra.generate import Samplers
+from pra.generate.inputs import Labels, changed_sampling, label_numbers
 from pra.hub.download import PREFIX, download, is_address
 from pra.images import to_pil
 from pra.models import Model
@@ -32,8 +30,8 @@ OUTPUTS = ("np", "pil", "pt")
 class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Generates images by class, with the call of diffusers' ``DiTPipeline``.
 
-    ``to("cuda")`` moves it. Weights stay float32: on CUDA the arithmetic is bfloat16 by itself. Its files are pra's own
-    (:mod:`pra.weights`), not those of diffusers.
+    ``to("cuda")`` moves it. Weights stay float32: on CUDA the arithmetic is bfloat16 by itself, where the GPU has it.
+    Its files are pra's own (:mod:`pra.weights`), not those of diffusers.
 
     Args:
         model: any model of pra.
@@ -42,6 +40,13 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.register_modules(model=model)
+        self._samplers = Samplers(model)
+
+    def to(self, *args: Any, **kwargs: Any) -> PRAPipeline:
+        """As diffusers', and what sampling keeps on the old device goes."""
+        moved: PRAPipeline = super().to(*args, **kwargs)
+        self._samplers = Samplers(self.model)
+        return moved
 
     @classmethod
     def from_pretrained(
@@ -90,16 +95,13 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         Raises:
             PraError: no such class; the nearest is given.
         """
-        names, known = [label] if isinstance(label, str) else label, self.model.classes
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise PraError(f"no class {unknown[0]!r}{nearest(unknown[0], known)}")
-        return [known.index(name) for name in names]
+        numbers: list[int] = label_numbers(label, self.model.classes).tolist()
+        return numbers
 
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | Sequence[int] | None = None,
+        class_labels: Labels | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
@@ -109,7 +111,7 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         """One image per class label.
 
         Args:
-            class_labels: numbers of classes; without, one image of no class.
+            class_labels: classes by number or name, one or several; without, one image of no class.
             guidance_scale: 1 is none; by default what the model recommends.
             generator: decides the images, in the same state the same; one per image, or one from which the seeds of all
                 are drawn in order. By default torch's global one.
@@ -125,13 +127,13 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise PraError(f"the weights are {self.model.dtype}: leave to(dtype) out, or give to(torch.float32)")
         if output_type not in OUTPUTS:
             raise PraError(f"output_type {output_type!r} is unknown{nearest(str(output_type), OUTPUTS)}")
-        labels = [self.model.config.null_class] if class_labels is None else _whole_numbers(class_labels)
-        sampling = self.model.sampling
-        if guidance_scale is not None:
-            sampling = dataclasses.replace(sampling, guidance=guidance_scale)
-        if num_inference_steps is not None:
-            sampling = sampling.with_steps(num_inference_steps)
-        sampler = Sampler(self.model, sampling)
+        null = self.model.config.null_class
+        labels = label_numbers(null if class_labels is None else class_labels, self.model.classes)
+        given = {"guidance": guidance_scale, "steps": num_inference_steps}
+        changes = {name: value for name, value in given.items() if value is not None}
+        if self._samplers.model is not self.model:  # another was registered
+            self._samplers = Samplers(self.model)
+        sampler = self._samplers.of(changed_sampling(self.model.sampling, changes))
         images = sampler.sample(labels, _seeds(generator, len(labels)))
         shown = _as(output_type, images)
         return ImagePipelineOutput(images=shown) if return_dict else (shown,)
@@ -147,20 +149,8 @@ def _check_options(options: dict[str, Any]) -> None:
         if value not in done[name]:
             raise PraError(
                 f"PRAPipeline.from_pretrained takes no {name}={value}: weights are safetensors, and float32 (on CUDA "
-                "the arithmetic is bfloat16 by itself); leave it out"
+                "the arithmetic is bfloat16 by itself, where the GPU has it); leave it out"
             )
-
-
-def _whole_numbers(given: int | Iterable[int]) -> list[int]:
-    """Labels, one or several, of Python, numpy or torch."""
-    with contextlib.suppress(TypeError):
-        return [operator.index(given)]  # type: ignore[arg-type]
-    try:
-        return [operator.index(label) for label in given]  # type: ignore[union-attr]
-    except TypeError:
-        raise PraError(
-            f"class_labels {given!r} are no numbers of classes; get_label_ids gives those of names"
-        ) from None
 
 
 def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:

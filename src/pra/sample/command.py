@@ -61,12 +61,7 @@ def sample_command(
             raise PraError(f"--batch-size {batch_size} must be at least 1")
         _check_num(num, seeds, balanced, random_labels, label_seed)
         device = world.device(how.device)
-        with world.first_alone():  # what is on the Hub is downloaded once
-            folder = weights.model_folder(run)
-        file = folder / weights.weights_name(folder, ema=not how.raw_weights)
-        same = world.combine(file_sha256(file), lambda found: found[0] if len(set(found)) == 1 else None)
-        if same is None:
-            raise PraError(f"the processes do not see the same {file.name} in {run}: name a checkpoint that stays")
+        folder, file = _weights(run, not how.raw_weights, world)
         sampler = how.sampler(folder, device)
         classes = sampler.model.classes
         chosen = tuple(dict.fromkeys(parse_labels(labels, classes)))
@@ -74,7 +69,7 @@ def sample_command(
         made = sample_many(
             sampler,
             requests,
-            {"file": file.name, "sha256": same},
+            file,
             out,
             _columns(requests),
             batch_size,
@@ -99,6 +94,21 @@ def _check_num(num: int | None, seeds: str | None, balanced: bool, random_labels
         raise PraError("--balanced and --random-labels exclude each other; take one")
     if label_seed is not None and not random_labels:
         raise PraError("--label-seed is for --random-labels")
+
+
+def _weights(run: Path | None, ema: bool, world: World) -> tuple[Path, dict[str, str]]:
+    """The model's folder, and what tells its weights from others.
+
+    Raises:
+        PraError: no model there, or not the same for all processes.
+    """
+    with world.first_alone():  # what is on the Hub is downloaded once
+        folder = weights.model_folder(run)
+    file = folder / weights.weights_name(folder, ema=ema)
+    same = world.combine(file_sha256(file), lambda found: found[0] if len(set(found)) == 1 else None)
+    if same is None:
+        raise PraError(f"the processes do not see the same {file.name} in {run}: name a checkpoint that stays")
+    return folder, {"file": file.name, "sha256": same}
 
 
 def _requests(chosen: tuple[int, ...], seeds: str | None, num: int | None, label_seed: int | None) -> Requests:

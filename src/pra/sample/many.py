@@ -8,6 +8,7 @@ the same others on any number of processes, and is the same to the bit on the sa
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -23,10 +24,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pra import images
-from pra.config import to_dict
+from pra.config import Precision
 from pra.distributed import World
 from pra.errors import PraError
-from pra.eval.samples import join_exports, sampled
+from pra.eval.samples import how_sampled, join_exports, sampled
 from pra.generate import Sampler
 from pra.generate.requests import Requests
 from pra.locks import locked
@@ -108,8 +109,7 @@ def sample_many(
         PraError: the output exists, an unfinished one of another request or of other weights is there, another command
             writes it, or the disk is full.
     """
-    how = to_dict(sampler.config) | {"precision": sampler.precision.value}
-    plan = {"weights": weights, "sampling": how, "images": requests.to_json()}
+    plan = {"weights": weights, "sampling": how_sampled(sampler), "images": requests.to_json()}
     begin = time.monotonic()
     images.check_output(out)
     lock = locked(images.partial_folder(out), "filled", "choose another --out") if world.leads else nullcontext()
@@ -140,7 +140,7 @@ def _fill(
                 bar.update(shards.images_there() - bar.n if world.leads else 0)  # the others' too
             world.meet(patient=True)
             bar.update(shards.images_there() - bar.n if world.leads else 0)
-        world.combine(None, lambda _: _finish(shards, plan, out, columns))
+        world.combine(None, lambda _: _finish(shards, _as_begun(shards.folder, plan), out, columns))
     finally:
         if world.leads and len(shards.missing()) == len(shards):
             shutil.rmtree(shards.folder, ignore_errors=True)  # nothing to go on with
@@ -150,12 +150,26 @@ def _fill(
 def _begin(out: Path, plan: dict[str, Any], count: int, batch_size: int) -> tuple[Shards, list[int]]:
     """The shards of a set, and those that are to be made."""
     partial, as_pictures = images.partial_folder(out), images.ending(out) == ""
-    plan = plan | {SIZE: batch_size}
     if not any(partial.glob("shard-*")):
         (partial / images.PLAN).unlink(missing_ok=True)  # another beginning, of which nothing came
+    plan = _as_begun(partial, plan) | {SIZE: batch_size}
     plan = images.begin_partial(partial, plan, "sampling", free=[SIZE])
     shards = Shards(partial, count, int(plan[SIZE]), as_pictures)
     return shards, shards.missing()
+
+
+def _as_begun(partial: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan, its arithmetic unknown where that of the beginning is: an older pra wrote it down as it was asked for,
+    "auto", and one before that not at all."""
+    path = partial / images.PLAN
+    if not path.is_file():
+        return plan
+    before, unknown = json.loads(path.read_bytes()).get("sampling", {}), Precision.AUTO.value
+    if before.get("precision", unknown) != unknown:
+        return plan
+    settings = {name: value for name, value in plan["sampling"].items() if name != "precision"}
+    known = {"precision": unknown} if "precision" in before else {}
+    return plan | {"sampling": settings | known}
 
 
 def _make(

@@ -47,7 +47,7 @@ class How:
     times: Annotated[str | None, arg(metavar="0,...,1", help_behavior_hint="")] = None
     """A grid of your own in place of --steps, --time-grid and --shift, such as `pra grid` prints."""
     precision: Annotated[str, arg(metavar=_choices(Precision), help_behavior_hint="(default: auto)")] = "auto"
-    """Of the matrix products: auto is bfloat16 on CUDA, float32 elsewhere."""
+    """Of the matrix products: auto is bfloat16 on GPUs that have it, float32 elsewhere."""
     compile: Flag = False
     """Let torch's compiler fuse the arithmetic: a minute at the start, then faster."""
     raw_weights: Flag = False

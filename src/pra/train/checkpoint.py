@@ -25,7 +25,7 @@ from pra.distributed import World
 from pra.errors import PraError
 from pra.images import new_folder
 from pra.models import Model
-from pra.train.optimizer import EMA, is_sharded, whole
+from pra.train.optimizer import EMA, gathered, is_sharded
 
 OPTIMIZER = "optimizer"
 WHOLE_OPTIMIZER = "optimizer.safetensors"
@@ -42,10 +42,13 @@ class Saver:
         run: the run's folder.
         keep: how many checkpoints to keep.
         world: the processes that train.
+        device: where this one trains.
     """
 
-    def __init__(self, run: Path, keep: int, world: World) -> None:
+    def __init__(self, run: Path, keep: int, world: World, device: torch.device) -> None:
         self.run, self.keep, self.world = run, keep, world
+        # With its number: without one, it is another device in another thread.
+        self._gpu = torch.empty(0, device=device).device if device.type == "cuda" else None
         # A group of its own: what passes there in the background must not mix with the training's.
         self._group = torch.distributed.new_group(backend="gloo") if world.size > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -58,7 +61,8 @@ class Saver:
             PraError: as :meth:`wait`, of the checkpoint before; or this one's folder cannot be made.
         """
         self.wait()
-        files = {weights.MODEL: self._copy(model), weights.EMA: self._copy(ema.model)}
+        here = self.world.leads
+        files = {weights.MODEL: gathered(model, here), weights.EMA: gathered(ema.model, here)}
         final = self.run / "checkpoints" / f"step-{step:08d}"
         partial = final.with_name(f".{final.name}.partial")
         with ExitStack() as stack:
@@ -98,21 +102,13 @@ class Saver:
             self._pending.exception()
         self._thread.shutdown()
 
-    def _copy(self, module: nn.Module) -> dict[str, Tensor]:
-        """The tensors on the CPU, in the first process."""
-        tensors = {}
-        for name, tensor in module.state_dict().items():
-            full = whole(tensor)  # all take part
-            if self.world.leads:
-                tensors[name] = full.detach().to("cpu", copy=True)
-        return tensors
-
     def _write_optimizer(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
         """Begins to write; the tensors are copied when this returns."""
-        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import async_save
 
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        from pra.train.writer import Writer
+
+        writer = Writer(str(folder), self._gpu)
         started = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         assert isinstance(started, Future), "the tensors are not copied yet"
         return started

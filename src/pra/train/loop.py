@@ -6,8 +6,8 @@ import dataclasses
 import itertools
 import time
 import warnings
-from collections.abc import Generator
-from contextlib import closing, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config.train.optimizer)
         if last is not None:
             checkpoint.restore_optimizer(last, self.model, self.optimizer, world)
-        self.saver = checkpoint.Saver(folder, config.train.keep_checkpoints, world)
+        self.saver = checkpoint.Saver(folder, config.train.keep_checkpoints, world, device)
         self.pending: list[tuple[Losses, Tensor]] = []
         self.interval = time.monotonic()
 
@@ -303,23 +303,36 @@ class Trainer:
     def _draw(self) -> None:
         """Sample and reconstruction grids from the EMA. Time spent here does not count as training throughput."""
         self._recent()
-        begin, config, model = time.monotonic(), self.config.model, self.ema.whole()
+        begin, config = time.monotonic(), self.config.model
+        parts = self.ema.parts(here=self.world.leads)  # all take part; from here on the first is alone
         if config.channels in images.MODES and self.world.leads:
-            shown = min(GRID_CLASSES, config.num_classes)
-            classes = [c * config.num_classes // shown for c in range(shown)]
-            labels = [c for c in classes for _ in range(GRID_SEEDS)]
-            sampler = Sampler(model, self.config.sampling, self.config.train.precision)
-            try:
-                drawn = sampler.sample(labels, list(range(GRID_SEEDS)) * shown)
-            except PraError as error:  # no reason to stop learning
-                warnings.warn(f"no samples are drawn at step {self.step}: {error}", stacklevel=2)
-            else:
-                self._write_picture("samples", drawn, GRID_SEEDS)
-            if config.codec is not None:
-                pairs = self._reconstructions(model)
-                self._write_picture("reconstructions", pairs, len(pairs) // 2)
+            with self._no_reason_to_stop("pictures"):
+                model = self.ema.assembled(parts)
+                with self._no_reason_to_stop("samples"):
+                    self._write_picture("samples", self._samples(model), GRID_SEEDS)
+                if config.codec is not None:
+                    with self._no_reason_to_stop("reconstructions"):
+                        pairs = self._reconstructions(model)
+                        self._write_picture("reconstructions", pairs, len(pairs) // 2)
         self.world.meet(patient=True)  # the first has drawn for all
         self.interval += time.monotonic() - begin
+
+    @contextmanager
+    def _no_reason_to_stop(self, what: str) -> Iterator[None]:
+        """A block of drawing: whatever fails there, be it memory or a CUDA graph, the run learns on."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            warnings.warn(f"no {what} are drawn at step {self.step}: {reason}", stacklevel=3)
+
+    def _samples(self, model: Model) -> Tensor:
+        """Rows of seeds of up to ten classes."""
+        count = self.config.model.num_classes
+        shown = min(GRID_CLASSES, count)
+        labels = [c * count // shown for c in range(shown) for _ in range(GRID_SEEDS)]
+        sampler = Sampler(model, self.config.sampling, self.config.train.precision)
+        return sampler.sample(labels, list(range(GRID_SEEDS)) * shown)
 
     def _reconstructions(self, model: Model) -> Tensor:
         """Real images above, the codec's below."""

@@ -49,13 +49,24 @@ class EMA:
     def whole(self) -> Model:
         """The average as a model to sample from: itself, or gathered where processes have parts of it. All call this
         together."""
-        if not any(map(is_sharded, self.model.parameters())):
+        return self.assembled(self.parts(here=True))
+
+    def parts(self, here: bool) -> dict[str, Tensor]:
+        """What :meth:`assembled` needs, in the processes where ``here`` says so. All call this together."""
+        return gathered(self.model, here) if self._sharded() else {}
+
+    def assembled(self, parts: dict[str, Tensor]) -> Model:
+        """The average as a model to sample from, of its :meth:`parts`. No other process is waited for."""
+        if not self._sharded():
             return self.model
-        gathered = build_model(self.model.config)
-        gathered.load_state_dict({name: whole(tensor) for name, tensor in self.model.state_dict().items()})
-        gathered.sampling, gathered.classes = self.model.sampling, self.model.classes
+        model = build_model(self.model.config)
+        model.load_state_dict(parts)
+        model.sampling, model.classes = self.model.sampling, self.model.classes
         device = next(self.model.parameters()).device
-        return gathered.to(device).eval().requires_grad_(False)
+        return model.to(device).eval().requires_grad_(False)
+
+    def _sharded(self) -> bool:
+        return any(map(is_sharded, self.model.parameters()))
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -66,6 +77,17 @@ def is_sharded(tensor: Tensor) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which processes may have parts; all call this together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def gathered(module: nn.Module, here: bool) -> dict[str, Tensor]:
+    """Copies of a module's tensors on the CPU, in the processes where ``here`` says so; none in the others. All call
+    this together: one tensor at a time is whole on their devices."""
+    tensors = {}
+    for name, tensor in module.state_dict().items():
+        full = whole(tensor)
+        if here:
+            tensors[name] = full.detach().to("cpu", copy=True)
+    return tensors
 
 
 def _local(model: Model) -> list[Tensor]:

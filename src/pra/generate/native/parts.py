@@ -42,16 +42,14 @@ def content_hash(tensors: Iterable[Tensor]) -> tuple[int, ...] | None:
 
     torch's own count of changes leaves out fused optimisers and ``.data``.
     """
-    found = library()
+    hashed = list(tensors)
+    if any(t.device.type != "cpu" or t.dtype is not torch.float32 or not t.is_contiguous() for t in hashed):
+        return None
+    found = library()  # compiles it at the first call, which other devices have no use for
     if found is None:
         return None
     found.pra_hash.argtypes, found.pra_hash.restype = [_POINTER, _COUNT], ctypes.c_uint64
-    hashes = []
-    for tensor in tensors:
-        if tensor.device.type != "cpu" or tensor.dtype is not torch.float32 or not tensor.is_contiguous():
-            return None
-        hashes.append(int(found.pra_hash(tensor.data_ptr(), tensor.numel())))
-    return tuple(hashes)
+    return tuple(int(found.pra_hash(tensor.data_ptr(), tensor.numel())) for tensor in hashed)
 
 
 class _Linear(ctypes.Structure):
