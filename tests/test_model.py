@@ -6,7 +6,8 @@ import pytest
 import torch
 from models import ALL, LEARNED, PIXEL, batch, random_model
 
-from pra.config import PraError, TransformerConfig
+from pra.config import TransformerConfig
+from pra.errors import PraError
 from pra.models import PRA
 from pra.models.head import time_features
 from pra.nn.patches import patchify, unpatchify

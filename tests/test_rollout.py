@@ -110,7 +110,7 @@ def test_every_rollout_has_the_same_shape_and_depends_on_its_own_sample_only(sce
     ],
 )
 def test_impossible_rollouts_are_refused(build, message):
-    with pytest.raises(config.PraError, match=message):
+    with pytest.raises(PraError, match=message):
         build()
 
 
