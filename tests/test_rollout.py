@@ -6,6 +6,7 @@ from models import ALL, LEARNED, batch, random_model
 
 from pra import config, noise, rollout
 from pra.config import SamplingConfig, Solver
+from pra.errors import PraError
 from pra.generate import Decoding, Sampler
 
 
