@@ -101,6 +101,7 @@ def test_two_processes_agree_with_one(
         np.testing.assert_allclose(statistics[1][key], statistics[0][key], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_one_line_for_what_all_processes_refuse(tmp_path: Path) -> None:
     outcomes = two("eval", tmp_path / "none", cache=tmp_path)
     assert [outcome.returncode for outcome in outcomes] == [2, 2], outcomes
@@ -108,6 +109,7 @@ def test_one_line_for_what_all_processes_refuse(tmp_path: Path) -> None:
     assert said.splitlines() == [f"pra: error: no run, folder of pictures or .npz at {tmp_path}/none"]
 
 
+@pytest.mark.slow
 def test_one_line_for_what_one_process_meets(few: str, tmp_path: Path) -> None:
     """Pictures of another size in the second one's share: the first waits for its features."""
     for index, size in enumerate([(8, 8)] * 5 + [(9, 8)]):

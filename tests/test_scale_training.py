@@ -577,6 +577,7 @@ def _late(rank: int, port: int, folder: Path) -> None:
         os._exit(0)
 
 
+@pytest.mark.slow
 def test_a_step_waits_less_long_than_what_one_does_for_all(tmp_path: Path) -> None:
     """Else a machine that is gone without a word would keep the others for a day."""
     port = processes.free_port()

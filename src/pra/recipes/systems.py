@@ -20,6 +20,7 @@ some depth meets the number.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -55,6 +56,7 @@ INPUT_NOISE = 0.3
 JIT_TIME_MEAN, JIT_TIME_STD = -0.8, 0.8
 
 
+@functools.cache
 def parameters(model: AnyModelConfig) -> int:
     """Parameters of a model, those of training alone (the auxiliary predictor, the encoder) included."""
     return sum(count_parameters(model).values())
