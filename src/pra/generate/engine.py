@@ -54,7 +54,7 @@ class Engine:
         self.times: list[float] = solvers.grid_of(config).tolist()
         self.plan = Plan.of_head(config, size.num_patches)
         self._run = runner(self.device, compile)
-        self._native = self.device.type == "cpu" and self._run.bucket == 1 and library() is not None
+        self._native = library() if self.device.type == "cpu" and self._run.bucket == 1 else None
         with self._lowered():  # under which a cache is of the dtype of the products
             self.backbone_cache = model.backbone.new_cache(self.plan.most * batch)
             self.decoder_cache = model.codec.new_cache(batch)
@@ -63,8 +63,8 @@ class Engine:
         self.head = HeadWeights(chosen_head(model, config), self.plan.times, self.plan.span, dtype)
         self.decoder = DecoderWeights(model.codec.decoder, dtype) if isinstance(model.codec, StateCodec) else None
         self._memory, self._content = _stamps(model)
-        if self._native:
-            take_native(self.backbone, self.head, self.decoder, in_bfloat16(self.device, precision))
+        if self._native is not None:
+            take_native(self._native, self.backbone, self.head, self.decoder, in_bfloat16(self.device, precision))
         native = self.head.native if self.decoder is not None else None
         self._normalise = model.codec.normalise if native is None else native.normalise
         intervals = config.steps if config.solver is Solver.EULER_MARUYAMA else 0
@@ -181,7 +181,7 @@ class Engine:
 
     def _lowered(self) -> AbstractContextManager[object]:
         # Where arithmetic is only counted, torch knows no autocast. The compiled products round for themselves.
-        if self._native or self.device.type == "meta":
+        if self._native is not None or self.device.type == "meta":
             return nullcontext()
         return autocast(self.device, self.precision)
 

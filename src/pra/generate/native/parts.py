@@ -106,28 +106,28 @@ def _linear(weights: Prepared, linear: Linear, low: bool) -> _Linear:
     return _Linear(held.data_ptr(), filled, inputs, outputs, low)
 
 
-def take_native(backbone: BackboneWeights, head: HeadWeights, decoder: DecoderWeights | None, low: bool) -> None:
-    """Has the compiled arithmetic do what it can, where it is to be had.
+def take_native(
+    library: ctypes.CDLL, backbone: BackboneWeights, head: HeadWeights, decoder: DecoderWeights | None, low: bool
+) -> None:
+    """Has the compiled arithmetic do what it can.
 
     Args:
+        library: from :func:`pra.generate.native.library`.
         backbone: in float32, on the CPU, as the others.
         head: of the same model.
         decoder: likewise, if it has one.
         low: whether products are to be of bfloat16.
     """
-    found = library()
-    if found is None:
-        return
 
     def product(weights: Prepared, linear: Linear) -> Linear:
-        return linear._replace(native=NativeProduct(found, weights, linear, low))
+        return linear._replace(native=NativeProduct(library, weights, linear, low))
 
-    backbone.native = NativeTransformer(found, backbone, low)
+    backbone.native = NativeTransformer(library, backbone, low)
     backbone.patch_in = product(backbone, backbone.patch_in)
-    head.native, head.condition_in = NativeHead(found, head, low), product(head, head.condition_in)
+    head.native, head.condition_in = NativeHead(library, head, low), product(head, head.condition_in)
     head.modulations = product(head, head.modulations)
     if decoder is not None:
-        decoder.native = NativeTransformer(found, decoder, low)
+        decoder.native = NativeTransformer(library, decoder, low)
         decoder.state_in = product(decoder, decoder.state_in)
         decoder.patch_out = product(decoder, decoder.patch_out)
 
