@@ -79,7 +79,7 @@ def draw_probe(figure: Figure, rows: list[Row], colours: Mapping[str, str]) -> N
     left.invert_yaxis()
     left.set(xlabel="top-1 (%), layer and pooling by validation (each dot a seed)")
     right.set(xlabel="layer", ylabel="top-1 (%) of the mean token")
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the curves, which fill the panel
     for axes in (left, right):
         axes.grid(alpha=0.3)
 
