@@ -584,7 +584,7 @@ def test_the_command_measures_a_run(run, capsys):
         (["samples", "tiny"], ["no command 'bench samples'; did you mean 'sample'?"]),
         (["sample", "fashoin"], ["fashoin", "did you mean 'fashion'?"]),
         (["sample", "tiny", "--batch", "0"], ["--batch '0'", "lie in [1, 65536]"]),
-        (["sample", "tiny", "--precision", "half"], ["--precision 'half' is unknown"]),
+        (["sample", "tiny", "--precision", "half"], ["--precision: 'half' is unknown"]),
         (["sample", "tiny", "--tflops", "3"], ["--tflops and --bandwidth belong together"]),
         (["sample", "tiny", "--set", "stepz=3"], ["stepz", "did you mean 'steps'?"]),
         (["sample", "tiny:jit"], ["tiny:jit is a JiT"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from refusal import refused
 
 from pra import cli
 from pra.config import SamplingConfig, Solver, apply_settings
+from pra.errors import PraError
 from pra.eval import classifier
 from pra.eval.rollout_gap import inhomogeneity
 from pra.generate import learnt_grid
@@ -31,7 +32,7 @@ from pra.train.run import read_run
 
 SMALL = Scale(
     name="small", width=16, depth=1, heads=1, codec_depth=1, head_depth=1, steps=2, batch_factor=1, samples=40,
-    guidances=(1.0, 2.0), seeds=1,
+    guidances=(1.0, 2.0), brief=True,
 )  # fmt: skip
 DIGITS = SETTINGS["digits-16"]
 
@@ -197,6 +198,24 @@ def row(system: str, seed: int, guidance: float, fid: float) -> dict[str, Any]:
         "guidance": guidance, "fid": fid, "run": f"{system}{seed}", "measured": f"guidance={guidance}", "images": 4,
         "accuracy": 0.5, "steps": 1, "parameters": 9, "train_seconds": 1.0, "commit": "c", "hardware": "h",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_at_scale_cpu_one_seed_of_the_fewest_settings_is_run_unless_more_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[int, list[int]]] = []
+
+    def stop(study: Study, settings: Sequence[Setting], scale: Scale, seeds: Sequence[int], *_: object) -> None:
+        asked.append((len(settings), list(seeds)))
+        raise PraError("stop")
+
+    monkeypatch.setattr("pra.studies.command.run_study", stop)
+    settings = ",".join(STUDIES[name].settings)
+    for more in ([], ["--setting", settings, "--seeds", "0-2"], ["--scale", "gpu"]):
+        assert cli.main(["study", name, *more, "--out", str(tmp_path)]) == 2
+    few, every = 2 if name == "token-dimension" else 1, len(STUDIES[name].settings)
+    assert asked == [(few, [0]), (every, [0, 1, 2]), (every, [0, 1, 2])]
 
 
 def test_the_best_guidance_is_that_of_the_mean_over_seeds(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from typing import Annotated
 
 from tyro.conf import UseAppendAction, arg
 
-from pra.config import Precision
-from pra.errors import PraError, nearest
+from pra.errors import PraError
 
 Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 Folder = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
@@ -24,18 +23,6 @@ Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="
 
 LONGEST_RANGE = 10_000_000
 """Numbers in one range of seeds or labels: beyond any sampling, and still no burden on memory."""
-
-
-def parse_precision(name: str) -> Precision:
-    """``--precision``.
-
-    Raises:
-        PraError: there is none of that name; the nearest is given.
-    """
-    names = [member.value for member in Precision]
-    if name not in names:
-        raise PraError(f"--precision {name!r} is unknown{nearest(name, names)}")
-    return Precision(name)
 
 
 def parse_numbers(text: str, option: str) -> list[int]:

@@ -14,12 +14,13 @@ from tyro.conf import Positional, arg
 from pra import weights
 from pra.bench.device import Peak, measure
 from pra.bench.sampling import Row, bench, count
-from pra.config import SamplingConfig, apply_settings, check_sampling, to_dict
+from pra.config import Precision, SamplingConfig, apply_settings, check_sampling, to_dict
+from pra.config.checks import member
 from pra.device import in_bfloat16, pick_device
 from pra.errors import PraError
 from pra.images import write_atomically
 from pra.models import PRA, Model, build_model
-from pra.options import File, Flag, Number, Settings, Text, parse_numbers, parse_precision
+from pra.options import File, Flag, Number, Settings, Text, parse_numbers
 from pra.provenance import environment
 from pra.recipes import recipe
 
@@ -61,7 +62,7 @@ def bench_command(
     batches = parse_numbers(batch, "--batch")
     if not all(1 <= size <= LARGEST_BATCH for size in batches):
         raise PraError(f"--batch {batch!r}: sizes must lie in [1, {LARGEST_BATCH}]")
-    arithmetic, given = parse_precision(precision), _given(tflops, bandwidth)
+    arithmetic, given = member(Precision, precision, "--precision"), _given(tflops, bandwidth)
     target = torch.device("meta") if counts else pick_device(device)
     model, sampling = _model(run, target, settings)
     dtype = torch.bfloat16 if in_bfloat16(target, arithmetic) else torch.float32

@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 
 import pra.weights
 from pra.config import DataConfig, Precision, RunConfig, SamplingConfig, apply_settings, from_dict
+from pra.config.checks import member
 from pra.data import open_source
 from pra.distributed import World, join
 from pra.errors import PraError, nearest
@@ -37,7 +38,7 @@ from pra.generate import Sampler
 from pra.generate.requests import Numbered
 from pra.hub.download import is_address
 from pra.models import Model
-from pra.options import File, Flag, Integer, Settings, Text, parse_precision
+from pra.options import File, Flag, Integer, Settings, Text
 from pra.provenance import environment, file_sha256
 
 EXTRACTORS = ("classifier", "dinov2", "inception")
@@ -143,7 +144,7 @@ def evaluate_command(
     with join() as world:
         outputs.check()
         _check_options(features, batch_size, num)
-        arithmetic = parse_precision(precision)
+        arithmetic = member(Precision, precision, "--precision")
         work = Work(world, world.device(device), batch_size)
         subject = _open(target.expanduser(), num, work, arithmetic, settings)
         spec = _reference_of(subject, reference)

@@ -14,10 +14,12 @@ import torch
 from tyro.conf import arg
 
 from pra import weights
-from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver, TimeGrid, from_dict, to_dict
+from pra.config import GuidanceSchedule, Precision, Solver, TimeGrid, to_dict
+from pra.config.checks import member
 from pra.errors import PraError, nearest
 from pra.generate import Sampler
-from pra.options import Flag, Integer, Number, Text, parse_numbers, parse_precision
+from pra.generate.inputs import changed_sampling
+from pra.options import Flag, Integer, Number, Text, parse_numbers
 
 
 def _choices(kind: type[enum.Enum]) -> str:
@@ -58,16 +60,13 @@ class How:
     def sampler(self, folder: Path, device: torch.device) -> Sampler:
         """The model of a folder (:func:`pra.weights.model_folder`), with its own settings but for those given."""
         model = weights.load(folder, ema=not self.raw_weights, device=device)
-        settings = to_dict(model.sampling)
-        given: dict[str, Any] = {name: getattr(self, name, None) for name in settings}
+        given: dict[str, Any] = {name: getattr(self, name, None) for name in to_dict(model.sampling)}
         if self.guidance_interval is not None:
             given["guidance_interval"] = _numbers(self.guidance_interval, "--guidance-interval", 2)
         if self.times is not None:
-            times = _numbers(self.times, "--times")
-            given |= {"times": times, "steps": len(times) - 1 if self.steps is None else self.steps}
-        settings |= _without_grid(settings, given) | {n: value for n, value in given.items() if value is not None}
-        config = from_dict(SamplingConfig, settings, "sampling")
-        return Sampler(model, config, parse_precision(self.precision), self.compile)
+            given["times"] = _numbers(self.times, "--times")
+        config = changed_sampling(model.sampling, {name: value for name, value in given.items() if value is not None})
+        return Sampler(model, config, member(Precision, self.precision, "--precision"), self.compile)
 
     def words(self, *without: str) -> list[str]:
         """What was given, as a command has it, but for some: ``["--guidance", "2"]``."""
@@ -77,15 +76,6 @@ class How:
             if field.name not in without and value not in (None, False, field.default):
                 words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
         return words
-
-
-def _without_grid(settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """What of a model's own grid has no meaning any more under what was given."""
-    default = to_dict(SamplingConfig())
-    if given["times"] is not None:
-        return {name: default[name] for name in ("time_grid", "shift")}
-    other = [name for name in ("steps", "time_grid", "shift") if given[name] is not None]
-    return {"times": None} if other or given["solver"] == Solver.SHORTCUT.value else {}
 
 
 def _numbers(text: str, option: str, count: int | None = None) -> list[float]:

@@ -46,12 +46,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A question, the settings it is asked in unless others are named, and its cells in one of them."""
+    """A question, the settings it is asked in unless others are named, and its cells in one of them.
+
+    The first ``least`` of the settings are what a brief scale runs.
+    """
 
     name: str
     question: str
     settings: tuple[str, ...]
     cells: Callable[[Setting, Scale], Iterator[Cell]]
+    least: int = 1
+
+    def asked_in(self, scale: Scale) -> tuple[str, ...]:
+        """The settings at a scale, unless others are named."""
+        return self.settings[: self.least] if scale.brief else self.settings
 
 
 def _system(name: str, setting: Setting, scale: Scale) -> RunConfig:
@@ -188,6 +196,7 @@ STUDIES = {
             "How do autoregressive models and diffusion fare as a token grows from 48 to 768 numbers?",
             ("emoji-16-small", "emoji-16"),
             _token_dimension,
+            least=2,
         ),
         Study(
             "noise",
@@ -198,7 +207,7 @@ STUDIES = {
         Study(
             "length",
             "Does the order of the systems last when they train longer?",
-            ("emoji-64", "fashion-64"),
+            ("fashion-64", "emoji-64"),
             _length,
         ),
         Study("ablation", "What does each part of PRA contribute?", ("fashion-64",), _ablation),

@@ -40,10 +40,10 @@ def study_command(
 
     Args:
         name: A study.
-        setting: Data and tokens, such as fashion-64,emoji-16; by default the study's own.
+        setting: Data and tokens, such as fashion-64,emoji-16; by default the study's own, at scale cpu its first.
         systems: Of these alone, such as pra,states; by default of all that the study compares.
-        scale: cpu ends within an hour per setting and seed on 2 cores, with --compile; gpu is larger.
-        seeds: One run of each system per seed, such as 0-2; by default three.
+        scale: cpu, as it is, ends within an hour on 2 cores with --compile; gpu is larger.
+        seeds: One run of each system per seed, such as 0-2; by default 0 at scale cpu, 0-2 at gpu.
         jobs: Runs side by side; by default one per core, or 4 on a GPU.
         out: Where the results go: OUT/NAME.
         runs: Where the runs lie, which studies share.
@@ -55,7 +55,7 @@ def study_command(
             print(f"{study.name:16} {study.question} ({', '.join(study.settings)})")
         return
     study, size = find_study(name), find_scale(scale)
-    settings = [find_setting(part.strip()) for part in (setting.split(",") if setting else study.settings)]
+    settings = [find_setting(part.strip()) for part in (setting.split(",") if setting else study.asked_in(size))]
     if systems:
         study = only(study, [part.strip() for part in systems.split(",")], settings[0], size)
     numbers = list(dict.fromkeys(parse_numbers(seeds, "--seeds"))) if seeds else list(range(size.seeds))

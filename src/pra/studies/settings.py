@@ -89,11 +89,16 @@ SETTINGS = {
 }  # fmt: skip
 
 
+SEEDS = 3
+"""As many as a mean and a spread need at the least."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """How large the models are, how long they train and how closely they are looked at.
 
     ``samples`` generated images judge a run at each of ``guidances``; ``batch_factor`` multiplies a setting's batch.
+    A ``brief`` scale runs, unless more is asked for, one seed in as few settings as answer a study: within an hour.
     """
 
     name: str
@@ -107,7 +112,12 @@ class Scale:
     samples: int
     guidances: tuple[float, ...]
     lr: float = 2e-3
-    seeds: int = 3
+    brief: bool = False
+
+    @property
+    def seeds(self) -> int:
+        """How many there are unless others are named."""
+        return 1 if self.brief else SEEDS
 
 
 SCALES = {
@@ -115,7 +125,7 @@ SCALES = {
     for scale in (
         Scale(
             name="cpu", width=64, depth=4, heads=2, codec_depth=2, head_depth=2,
-            steps=1_200, batch_factor=1, samples=2_000, guidances=(1.0, 1.5, 2.0, 3.0),
+            steps=1_200, batch_factor=1, samples=2_000, guidances=(1.0, 1.5, 2.0, 3.0), brief=True,
         ),
         Scale(
             name="gpu", width=256, depth=8, heads=4, codec_depth=4, head_depth=3, lr=5e-4,
