@@ -327,7 +327,7 @@ def test_the_study_probes_each_layer_once(tmp_path: Path, monkeypatch: pytest.Mo
     study = replace(STUDIES["probe"], cells=cells)
     place = Workplace(tmp_path / "runs", CPU, 1)
     for _ in range(2):
-        run_study(study, [SETTINGS["digits-16"]], scale, [0], tmp_path, place, "the command", progress=False)
+        run_study(study, [SETTINGS["digits-16"]], scale, [0], tmp_path, place, progress=False)
         rows = read_rows(tmp_path / "probe" / "results.csv")
         assert len(list((tmp_path / "runs").glob("digits-16-*"))) == 2  # PRA, its baselines beside it, and JiT
     found = [(row["system"], row.get("layer"), row.get("pooling"), row.get("time")) for row in rows]

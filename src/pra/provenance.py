@@ -22,12 +22,17 @@ def environment() -> dict[str, Any]:
     packages = ("pra", "torch", "numpy", "pillow", "safetensors")
     versions = {name: package_version(name) for name in packages} | {"python": platform.python_version()}
     return {
-        "command": sys.argv,
+        "command": [_program(sys.argv[0]), *sys.argv[1:]],
         "versions": versions,
         "commit": commit(),
         "hardware": {"device": device_name(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
         "platform": platform.platform(),
     }
+
+
+def _program(path: str) -> str:
+    """As people type it: where it is installed says nothing, and may give away whose home that is."""
+    return "pra" if Path(path).name in ("pra", "__main__.py") else path
 
 
 def device_name(device: torch.device | None = None) -> str:

@@ -65,10 +65,8 @@ def study_command(
         raise PraError(f"--jobs {jobs} must be at least 1")
     place = Workplace(runs.expanduser(), target, side_by_side, compile)
     asked = ",".join(one.name for one in settings)
-    command = f"pra study {name} --setting {asked} --scale {scale} --seeds {','.join(map(str, numbers))}"
-    command += (f" --systems {systems}" if systems else "") + (" --compile" if compile else "")
     print(f"study: {name} on {asked}, scale {scale}, {side_by_side} side by side, {target}")
-    files, missing = run_study(study, settings, size, numbers, out.expanduser(), place, command)
+    files, missing = run_study(study, settings, size, numbers, out.expanduser(), place)
     readme = out.expanduser() / name / "README.md"
     print("\n".join(line for line in readme.read_text().splitlines() if line.startswith(("|", "##"))))
     if not missing:

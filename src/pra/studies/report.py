@@ -7,22 +7,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pra.images import write_atomically
-from pra.studies.catalogue import Study
+from pra.studies.catalogue import STUDIES, Study
 from pra.studies.groups import Group, groups
 from pra.studies.measures import Row
 from pra.studies.plots import draw
 from pra.studies.report_probe import about_probe, probe_table
-from pra.studies.settings import SETTINGS
+from pra.studies.settings import SCALES, SETTINGS
 
 
-def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> list[Path]:
+def write_report(study: Study, rows: list[Row], folder: Path) -> list[Path]:
     """``README.md`` with a table per setting, and a plot per setting where matplotlib is there.
 
     Args:
         study: whose rows these are.
         rows: of all settings and scales.
         folder: the study's.
-        command: that made them.
 
     Returns:
         The files.
@@ -38,7 +37,7 @@ def write_report(study: Study, rows: list[Row], folder: Path, command: str) -> l
             write_atomically(path, lambda file, figure=figure: figure.savefig(file, format="png", dpi=110))
             written.append(path)
             parts += [f"![{study.name}, {setting}]({path.name})", ""]
-    parts += ["## Provenance", "", f"Command: `{command}`", "", *_provenance(rows), ""]
+        parts += [f"`{_command(study, chosen)}`", "", *_provenance(chosen), ""]
     readme = folder / "README.md"
     write_atomically(readme, lambda file: file.write("\n".join(parts).encode()))
     return [readme, *written]
@@ -61,13 +60,25 @@ def _about(rows: list[Row]) -> str:
     )
 
 
+def _command(study: Study, rows: list[Row]) -> str:
+    """That makes these rows, which may be those of several sittings; with ``--compile`` sooner."""
+    setting, scale = rows[0]["setting"], rows[0]["scale"]
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    words = ["pra study", study.name, "--setting", setting, "--scale", scale]
+    if setting in SETTINGS and scale in SCALES:
+        whole = STUDIES.get(study.name, study)  # this one may be only some of its systems
+        every = {cell.system for cell in whole.cells(SETTINGS[setting], SCALES[scale])}
+        words += ["--systems", ",".join(systems)] if every - set(systems) else []
+    return " ".join([*words, "--seeds", ",".join(str(seed) for seed in sorted({row["seed"] for row in rows}))])
+
+
 def _provenance(rows: list[Row]) -> list[str]:
     runs = {row["run"]: row for row in rows}
     training = sum(row.get("train_seconds", 0.0) for row in runs.values())
     measured = {(row["run"], row["measured"]): row.get("sample_seconds", 0.0) for row in rows}
     lines = [
         f"- {len(runs)} runs, {training / 60:.0f} minutes of training and {sum(measured.values()) / 60:.0f} minutes of "
-        "measuring, summed over the runs"
+        "measuring, summed over the runs, of which as many stood side by side as there are cores"
     ]
     for column in ("hardware", "commit"):
         lines.append(f"- {column}: {', '.join(sorted({str(row[column]) for row in rows if column in row}))}")

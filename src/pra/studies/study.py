@@ -24,7 +24,6 @@ def run_study(
     seeds: Sequence[int],
     out: Path,
     place: Workplace,
-    command: str,
     progress: bool = True,
 ) -> tuple[list[Path], int]:
     """Trains and measures what is missing, then writes table and plots.
@@ -36,7 +35,6 @@ def run_study(
         seeds: one run each of every cell.
         out: the folder of all studies; this one's is ``out / study.name``.
         place: where runs lie, and the device.
-        command: to be named in the report.
         progress: whether to show bars.
 
     Returns:
@@ -55,7 +53,7 @@ def run_study(
     try:
         missing = run_jobs(jobs, records, place, progress)
     finally:
-        files = write_report(study, records.rows, out / study.name, command) if records.rows else []
+        files = write_report(study, records.rows, out / study.name) if records.rows else []
     return [records.path, *files], missing
 
 
