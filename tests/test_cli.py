@@ -163,7 +163,7 @@ def test_wrong_names_get_the_nearest_one(call: Pra, arguments: list[str], parts:
         (["train"], ["pra train needs RECIPE, or --data folder:PHOTOS"]),
         (["complete"], ["pra complete needs RUN; see `pra complete --help`"]),
         (["complete", "--label", "3", "--raw-weights"], ["pra complete needs RUN"]),
-        (["eval", "--num=3"], ["pra eval needs RUN|DIR|FILE.npz"]),
+        (["probe", "--num=3"], ["pra probe needs RUN"]),
         (["complete", "run", "a.png"], ["pra complete needs --rows"]),
         (["sample", "run", "other"], ["pra sample takes RUN and no 'other'"]),
         (["train", "tiny", "--steps", "many"], ["pra train --steps needs a whole number, not 'many'"]),

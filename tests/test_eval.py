@@ -751,7 +751,7 @@ def test_command_bad_input(trained: Path, cache: Path, tmp_path: Path) -> None:
     refused(lambda: command(batch, reference="digits", features="inceptoin"), "did you mean 'inception'?")
     refused(lambda: command(batch, reference="digits", batch_size=0), "--batch-size 0")
     refused(lambda: command(batch, reference="digits", reconstruction=True), "--reconstruction", "finished images")
-    refused(lambda: command(batch, reference="digits", precision="float16"), "--precision 'float16'", "'bfloat16'")
+    refused(lambda: command(batch, reference="digits", precision="float16"), "--precision: 'float16'", "'bfloat16'")
     refused(lambda: command(batch, reference="digits", precision="float32"), "--precision float32", "are finished")
     refused(lambda: command(batch, reference="digits", settings=("data.fit",)), "'data.fit'", "KEY=VALUE")
     refused(lambda: command(batch, reference="digits", settings=("data.fitt=pad",)), "'fitt' is unknown", "'fit'")

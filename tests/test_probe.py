@@ -316,7 +316,7 @@ def test_the_study_probes_each_layer_once(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=1))
     scale = Scale(
         name="small", width=16, depth=2, heads=1, codec_depth=1, head_depth=1, steps=1, batch_factor=1, samples=40,
-        guidances=(1.0,), seeds=1,
+        guidances=(1.0,), brief=True,
     )  # fmt: skip
 
     def cells(setting: Setting, scale: Scale) -> Iterator[Cell]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -349,7 +348,8 @@ def _streamed_labels(name: str, choice: Choice, label: str | None, features: Any
     column = label or next(values, str(choice.image))
     with _explained(f"data source {name!r}"):
         place = cache_folder() / f"labels-{_fingerprint(choice, column)}.npz"
-        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(place) as known:
+        # Not there, or broken in any of the ways that zipfile and numpy stumble over: read again.
+        with contextlib.suppress(Exception), np.load(place) as known:
             return known["labels"], known["starts"]
         rows = _divided(_column_alone(name, choice, column))
         read: list[Any] = []

@@ -6,8 +6,8 @@ import contextlib
 import functools
 import io
 import os
-from collections.abc import Callable, Iterable
-from pathlib import PurePath
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePath
 
 import numpy as np
 import numpy.typing as npt
@@ -37,16 +37,36 @@ def decode(data: bytes, where: str) -> Image.Image:
     Raises:
         CorruptImage: Pillow cannot read it, or as :func:`check_range`; ``where`` names it in the message.
     """
-    try:
+    with _explained(where):
         image: Image.Image = Image.open(io.BytesIO(data))
         image.load()
+    check_range(image, where)
+    return image
+
+
+def header(path: Path) -> Image.Image:
+    """The (first) picture in a file, upright, of which size and mode are known but not yet the pixels.
+
+    Raises:
+        CorruptImage: as :func:`decode`, as far as the file's beginning tells.
+    """
+    with _explained(str(path)), Image.open(path) as image:
+        if image.width != image.height:  # a square one is as large, however it is turned
+            upright(image)
+    check_range(image, str(path))
+    return image
+
+
+@contextlib.contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Whatever Pillow raises as :class:`CorruptImage`."""
+    try:
+        yield
     except UnidentifiedImageError:
         raise corrupt(where, "not an image in any format that Pillow knows") from None
     except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
         reason = " ".join(str(error).split()) or type(error).__name__
         raise corrupt(where, f"cannot be decoded ({reason})") from error
-    check_range(image, where)
-    return image
 
 
 def check_range(image: Image.Image, where: str) -> None:

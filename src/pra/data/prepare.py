@@ -84,7 +84,7 @@ def _check_large_enough(image: Image.Image, size: tuple[int, int], policy: OnSma
         raise PraError(
             f"{where}: {image.height}x{image.width} pixels (height x width), smaller than the crop of "
             f"{size[0]}x{size[1]}; enlarge such images with --set data.on_small=upscale, "
-            "or choose a recipe for smaller images"
+            "or choose a recipe, or images to judge, of a smaller size"
         )
 
 
@@ -120,7 +120,7 @@ def _pad(pixels: npt.NDArray[np.uint8], size: tuple[int, int], where: str) -> np
         raise PraError(
             f"{where}: {height}x{width} pixels (height x width), larger than the canvas of "
             f"{size[0]}x{size[1]}; cut such images with --set data.fit=center-crop, "
-            "or choose a recipe for larger images"
+            "or choose a recipe, or images to judge, of a larger size"
         )
     canvas = np.zeros((*size, *pixels.shape[2:]), np.uint8)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2

@@ -94,7 +94,7 @@ class Classifier:
     dim = Network.dim
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        """Reads a file of the cache.
+        """Reads a file of the cache, or one that was named.
 
         Raises:
             PraError: it is not there, damaged, or something else.
@@ -114,7 +114,9 @@ class Classifier:
             self._network.load_state_dict(tensors, assign=True)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise PraError(f"{path} holds no classifier of pra ({reason}); remove it to have it fitted anew") from None
+            ours = path.absolute().parent == cache_folder().absolute()
+            way_out = "remove it to have it fitted anew" if ours else "give another --weights, or none to fit one"
+            raise PraError(f"{path} holds no classifier of pra ({reason}); {way_out}") from None
         self._network.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ class Collector:
         self.scores = {protocol: InceptionScore(count, protocol) for protocol in Protocol}
         self.judged = self.right = 0
         self.shape: tuple[int, ...] | None = None
+        self.digests = 0
         self._kept: list[tuple[int, Tensor]] = []
 
     def add(self, images: Tensor, labels: Tensor | None, start: int) -> None:
@@ -57,6 +59,7 @@ class Collector:
         if start + len(images) > self.count:
             raise PraError(f"more images than the {self.count} that were announced; correct the count")
         pool, spatial, logits = self.extractor(images)
+        self.digests = (self.digests + digest_sum(images)) % 2**256  # while a GPU is still at the features
         self.pool.update(pool.cpu().numpy())
         if spatial is not None:
             self.spatial = self.spatial or Moments(spatial.shape[1])
@@ -99,6 +102,7 @@ class Collector:
             self.spatial.merge(other.spatial)
         for protocol, score in self.scores.items():
             score.merge(other.scores[protocol])
+        self.digests = (self.digests + other.digests) % 2**256
         self._kept += other._kept
         self.shape = self.shape or other.shape
         self.seen, self.judged, self.right = (
@@ -113,6 +117,11 @@ class Collector:
         """
         if self.seen != self.count:
             raise PraError(f"{self.seen} images came of the {self.count} that were announced; correct the count")
+
+    @property
+    def images_sha256(self) -> str:
+        """The identity of the images, in any order and however they were batched and shared: :func:`digest_sum`."""
+        return f"{self.digests:064x}"
 
     @property
     def kept(self) -> Tensor:
@@ -182,6 +191,18 @@ def merged(parts: Sequence[Collected]) -> Collected:
             wholes[protocol].merge(part[protocol])
         wholes[protocol].check_complete()
     return wholes
+
+
+def digest_sum(images: Tensor) -> int:
+    """The sum, modulo 2^256, of the SHA-256 of each image of ``(B, C, H, W)``: of ``b"3x32x32 "``, its channels, height
+    and width, and its uint8 pixels in the order C, H, W."""
+    head = hashlib.sha256(f"{shape_text(tuple(images.shape[1:]))} ".encode())
+    total = 0
+    for image in images.cpu().contiguous().numpy():
+        digest = head.copy()
+        digest.update(image.data)
+        total += int.from_bytes(digest.digest())
+    return total % 2**256
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

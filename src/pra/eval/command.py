@@ -2,110 +2,59 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Callable, Iterator
+import time
+import warnings
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
+import numpy as np
 from tyro.conf import Positional, arg
 
-import pra.weights
-from pra.config import DataConfig, Precision, RunConfig, SamplingConfig, apply_settings, from_dict
+from pra.config import Precision
 from pra.config.checks import member
-from pra.data import open_source
-from pra.distributed import World, join
+from pra.data import Source, open_source
+from pra.distributed import join
 from pra.errors import PraError, nearest
 from pra.eval.classifier import Classifier, find_classifier, fit_classifier
 from pra.eval.dinov2 import dinov2
 from pra.eval.evaluate import Report, check_codec, evaluate, reconstruct
 from pra.eval.features import FeatureExtractor, inception
+from pra.eval.outputs import Outputs
 from pra.eval.reference import Reference, from_file, from_source, recorded_features
-from pra.eval.samples import (
-    Batch,
-    NpzBatch,
-    exported,
-    how_sampled,
-    join_exports,
-    picture_shape,
-    pictures,
-    prepared,
-    sampled,
-    spread,
-)
-from pra.generate import Sampler
-from pra.generate.requests import Numbered
-from pra.hub.download import is_address
+from pra.eval.samples import exported, join_exports, prepared, spread
+from pra.eval.subject import Subject, Work, open_subject
 from pra.models import Model
 from pra.options import File, Flag, Integer, Settings, Text
-from pra.provenance import environment, file_sha256
+from pra.provenance import environment
 
 EXTRACTORS = ("classifier", "dinov2", "inception")
-OF_A_RUN = 50_000
-"""Images sampled from a run where --num does not say."""
+LABELS = ("balanced", "reference")
+FEW = 2_000
+"""Images below which a line says what that does to FID."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Adjustable:
-    """What ``--set`` reaches: how reference images are prepared, and how a model samples."""
+@dataclass(frozen=True)
+class Truth:
+    """What the images are held against, as it was named; ``source`` is None where that is a file."""
 
-    data: DataConfig
-    sampling: SamplingConfig
+    spec: str
+    source: Source | None
 
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is judged: ``count`` images of one shape, and how to get some of them in batches of a given size.
-
-    ``target`` is as it was given; ``model`` is None where the images are ready.
-    """
-
-    target: Path
-    count: int
-    size: tuple[int, int]
-    channels: int
-    settings: Adjustable
-    batches: Callable[[range, int], Iterator[Batch]]
-    provenance: dict[str, Any]
-    model: Model | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Outputs:
-    """The files to write, if any."""
-
-    report: Path | None
-    images: Path | None
-    statistics: Path | None
-
-    def check(self) -> None:
-        """Refuses what would overwrite or cannot be written, before any work is done."""
-        for path in (self.report, self.images, self.statistics):
-            if path is None:
-                continue
-            folder = path.absolute().parent
-            if os.path.lexists(path):
-                raise PraError(f"{path} exists already; choose another file or remove it")
-            if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-                raise PraError(f"{path} cannot be written: {folder} is not there or not writable")
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Where and in which portions it is done."""
-
-    world: World
-    device: torch.device
-    batch_size: int
+    @property
+    def file(self) -> Path:
+        """The file of statistics or of images."""
+        return Path(self.spec).expanduser()
 
 
 def evaluate_command(
-    target: Annotated[Positional[Path], arg(metavar="RUN|DIR|FILE.npz")],
+    target: Annotated[Positional[Path | None], arg(metavar="RUN|DIR|FILE.npz", help_behavior_hint="")] = None,
     *,
     reference: Text = None,
     features: Annotated[str, arg(metavar="|".join(EXTRACTORS))] = "inception",
     num: Integer = None,
+    labels: Annotated[str, arg(metavar="|".join(LABELS))] = "balanced",
     reconstruction: Flag = False,
     export_npz: File = None,
     export_statistics: File = None,
@@ -119,16 +68,18 @@ def evaluate_command(
     """Judge generated images: FID, sFID, Inception Score, KID, precision and recall.
 
     Two ways to measure are shown side by side, ADM's and torch-fidelity's: they round and split differently.
-    Several GPUs share the work: torchrun --nproc-per-node 8 -m pra -- eval RUN ... Killed, it begins anew: make many
-    images with pra sample --num, which goes on, and judge the FILE.npz.
+    Several GPUs share the work: torchrun --nproc-per-node 8 -m pra -- eval RUN ... Stopped, it leaves nothing and
+    begins anew: make many images with pra sample --num, which goes on, and judge the FILE.npz.
 
     Args:
-        target: A run, saved model or hub:user/model to sample from, a folder of pictures, or a batch in ADM's layout.
+        target: A run, saved model or hub:user/model to sample from, a folder of pictures, or a batch in ADM's layout;
+            by default the model that comes with pra.
         reference: A data source such as digits or folder:PATH, or a FILE.npz of statistics or images. By default the
             data that the run learnt from.
         features: inception; dinov2, whose fid is FD-DINOv2; or classifier: a small network fitted on the reference,
             once.
         num: Images to judge; by default 50000 of a run, and all that DIR or FILE.npz holds.
+        labels: Which classes a run samples: each as often, or as often as the reference has it.
         reconstruction: Also judge the codec's reconstructions of as many real images.
         export_npz: Also write the images as the batch that ADM's evaluator reads.
         export_statistics: Also write the reference's statistics, to be given as --reference next time.
@@ -140,30 +91,33 @@ def evaluate_command(
         settings: How reference images are prepared and a run samples, such as data.fit=pad or sampling.guidance=2; may
             be repeated.
     """
-    outputs = Outputs(out, export_npz, export_statistics)
+    outputs = Outputs(*(path and path.expanduser() for path in (out, export_npz, export_statistics)))
+    begin, date = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     with join() as world:
         outputs.check()
-        _check_options(features, batch_size, num)
+        _check_options(features, labels, batch_size, num)
         arithmetic = member(Precision, precision, "--precision")
         work = Work(world, world.device(device), batch_size)
-        subject = _open(target.expanduser(), num, work, arithmetic, settings)
-        spec = _reference_of(subject, reference)
-        if reconstruction:
-            _check_reconstruction(spec, subject)
-        judge = _extractor(features, weights, spec, subject, work)
-        truth = _reference(spec, judge, subject, work)
-        if outputs.statistics and world.leads:
-            truth.save(outputs.statistics)
-        report = _judged(subject, truth, judge, outputs.images, work)
-        if reconstruction:
-            report = _with_reconstruction(report, spec, judge, subject, work)
-        if world.leads:
-            _finish(report, subject, truth, judge, outputs)
+        subject = open_subject(target and target.expanduser(), num, work, arithmetic, settings)
+        truth = _truth(reference, subject, work)
+        subject = _labelled(subject, labels, truth)
+        originals = _originals(truth, subject, work) if reconstruction else None
+        with outputs.staged(world) as staged:
+            judge = _extractor(features, weights, truth, subject, work)
+            measured = _reference(truth, judge, subject, work)
+            report = _judged(subject, measured, judge, staged.images, work)
+            if originals:
+                report = _with_reconstruction(report, originals, judge, subject, work)
+            if world.leads:
+                known = {"date": date, "seconds": round(time.monotonic() - begin, 1)}
+                report = replace(report, provenance=report.provenance | known)
+                _finish(report, subject, measured, judge, outputs, staged)
 
 
-def _check_options(features: str, batch_size: int, num: int | None) -> None:
-    if features not in EXTRACTORS:
-        raise PraError(f"--features {features!r} is unknown{nearest(features, EXTRACTORS)}")
+def _check_options(features: str, labels: str, batch_size: int, num: int | None) -> None:
+    for option, value, known in (("--features", features, EXTRACTORS), ("--labels", labels, LABELS)):
+        if value not in known:
+            raise PraError(f"{option} {value!r} is unknown{nearest(value, known)}")
     if batch_size < 1:
         raise PraError(f"--batch-size {batch_size} must be at least 1")
     if num is not None and num < 2:
@@ -177,7 +131,7 @@ def _judged(subject: Subject, truth: Reference, judge: FeatureExtractor, images:
     known = {"images": subject.provenance, "environment": environment(), "processes": work.world.size}
     if images is None:
         return evaluate(batches, truth, judge, subject.count, provenance=known, world=work.world)
-    part = images if work.world.size == 1 else images.with_name(f".{images.name}.part{work.world.rank}")
+    part = images if work.world.size == 1 else images.with_name(f"{images.name}.part{work.world.rank}")
     try:
         batches = exported(batches, len(share), part)
         report = evaluate(batches, truth, judge, subject.count, provenance=known, world=work.world)
@@ -189,115 +143,86 @@ def _judged(subject: Subject, truth: Reference, judge: FeatureExtractor, images:
     return report
 
 
-def _finish(report: Report, subject: Subject, truth: Reference, judge: FeatureExtractor, outputs: Outputs) -> None:
-    if outputs.report:
-        report.save(outputs.report)
+def _finish(
+    report: Report, subject: Subject, truth: Reference, judge: FeatureExtractor, outputs: Outputs, staged: Outputs
+) -> None:
+    """Shows the figures first: what the disk does then cannot take them."""
     print(report.table())
-    count, target = subject.count, subject.target
-    print(f"{count} images of {target} against {truth.name}, features {judge.name} {judge.fingerprint[:12]}")
-    for what, path in dataclasses.asdict(outputs).items():
-        if path:
-            print(f"  {what}: {path}")
-
-
-# --- what is judged -----------------------------------------------------------------------------------------
-
-
-def _open(target: Path, num: int | None, work: Work, precision: Precision, settings: tuple[str, ...]) -> Subject:
-    if is_address(target) or (target / pra.weights.CONFIG).exists():
-        subject = _run(target, num or OF_A_RUN, work.device, precision, settings)
-    else:
-        subject = _finished(target, num, settings)
-        if precision is not Precision.AUTO:
-            raise PraError(f"--precision {precision.value} is for sampling; these images are finished: leave it out")
-    if subject.count < work.world.size:
-        raise PraError(f"{work.world.size} processes cannot share {subject.count} images; start fewer")
-    return subject
-
-
-def _finished(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
-    if target.is_file():
-        return _batch_of(target, num, settings)
-    if not target.is_dir():
-        raise PraError(f"no run, folder of pictures or .npz at {target}")
-    return _folder(target, num, settings)
-
-
-def _run(target: Path, count: int, device: torch.device, precision: Precision, settings: tuple[str, ...]) -> Subject:
-    folder = pra.weights.model_folder(target)
-    model = pra.weights.load(folder, device=device)
-    chosen = apply_settings(Adjustable(_data_of(folder), model.sampling), settings)
-    classes = model.config.num_classes
-    name = pra.weights.weights_name(folder)
-    sampler, requests = Sampler(model, chosen.sampling, precision), Numbered(count, tuple(range(classes)))
-    provenance = {
-        "model": str(folder),
-        "weights": name,
-        "weights_sha256": file_sha256(folder / name),
-        "sampling": how_sampled(sampler),
-        "labels": f"index % {classes}",
-        "seeds": f"0-{count - 1}",
-        "count": count,
-    }
-    return Subject(
-        target, count, model.config.image_size, model.config.channels, chosen,
-        lambda share, size: sampled(sampler, requests, share, size), provenance, model,
-    )  # fmt: skip
-
-
-def _data_of(folder: Path) -> DataConfig:
-    """The data that a checkpoint's run learnt from; without a source for a saved model."""
-    run = pra.weights.run_of(folder)
-    if run is None:
-        return DataConfig(source="")
-    path = run / pra.weights.CONFIG
-    return from_dict(RunConfig, pra.weights.read_json(path), str(path)).data
-
-
-def _folder(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
-    source = open_source(f"folder:{target}")
-    chosen = spread(len(source), _count(target, len(source), num))
-    size, channels = picture_shape(source.image(0))
-    provenance = {"folder": str(target.absolute()), "count": len(chosen), "of": len(source)}
-    return Subject(
-        target, len(chosen), size, channels, apply_settings(_unknown(), settings),
-        lambda share, batch_size: pictures(source, chosen, batch_size, share), provenance,
-    )  # fmt: skip
-
-
-def _batch_of(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
-    batch = NpzBatch(target)
-    count = _count(target, batch.count, num)
-    provenance = {"file": str(target.absolute()), "sha256": file_sha256(target), "count": count, "of": batch.count}
-    if batch.plan is not None:
-        provenance["made"] = batch.plan
-    return Subject(
-        target, count, batch.size, batch.channels, apply_settings(_unknown(), settings),
-        lambda share, size: batch.batches(size, share), provenance,
-    )  # fmt: skip
-
-
-def _count(target: Path, there: int, num: int | None) -> int:
-    if (num or 0) > there:
-        raise PraError(f"{target} holds {there} images, fewer than --num {num}")
-    return num or there
-
-
-def _unknown() -> Adjustable:
-    return Adjustable(DataConfig(source=""), SamplingConfig())
+    print(f"{subject.count} images of {subject.target} against {truth.name}, features {judge.name} ", end="")
+    print(judge.fingerprint[:12])
+    if subject.count < FEW:
+        print(
+            f"{subject.count} images are few: FID is the higher, the fewer there are (Chong and Forsyth, arXiv "
+            "1911.07023); compare it with that of as many images only"
+        )
+    if staged.report:
+        report.save(staged.report)
+    if staged.statistics:
+        truth.save(staged.statistics)
+    outputs.publish(staged)
+    for what, path in outputs.named().items():
+        print(f"  {what}: {path}")
 
 
 # --- what it is held against --------------------------------------------------------------------------------
 
 
-def _reference_of(subject: Subject, reference: str | None) -> str:
+def _truth(reference: str | None, subject: Subject, work: Work) -> Truth:
     spec = reference or subject.settings.data.source
     if not spec:
         raise PraError(f"{subject.target} does not say which data it belongs to; give --reference SRC or STATS.npz")
-    return spec
+    return Truth(spec, None if spec.endswith(".npz") else _open(spec, work))
 
 
-def _extractor(features: str, weights: Path | None, spec: str, subject: Subject, work: Work) -> FeatureExtractor:
+def _open(spec: str, work: Work) -> Source:
+    with work.world.first_alone():  # some sources are indexed once
+        return open_source(spec)
+
+
+def _labelled(subject: Subject, labels: str, truth: Truth) -> Subject:
+    """A model's images with the labels that were asked for.
+
+    Raises:
+        PraError: finished images, or a reference that does not tell how frequent the model's classes are.
+    """
+    source, option = truth.source, "--labels reference"
+    if labels == "balanced":
+        if subject.sampler and source:
+            _warn_of_balance(source)
+        return subject
+    if subject.sampler is None:
+        raise PraError(f"{option} is for sampling; these images are finished: leave it out")
+    if source is None:
+        raise PraError(f"{option}: {truth.spec} does not say how frequent its classes are; give a data source")
+    _check_classes(source, subject.sampler.model, option)
+    return subject.labelled_like(source)
+
+
+def _warn_of_balance(source: Source) -> None:
+    counts = np.bincount(source.labels, minlength=len(source.classes))
+    largest = int(counts.argmax())
+    if counts[largest] * len(source.classes) > 2 * len(source):
+        warnings.warn(
+            f"{counts[largest] / len(source):.0%} of {source.name} are {source.classes[largest]!r}, and every class "
+            "is sampled equally often: FID sees another mixture; --labels reference samples classes as often as there",
+            stacklevel=2,
+        )
+
+
+def _check_classes(source: Source, model: Model, option: str) -> None:
+    """Refuses labels that mean something else to the model."""
+    there, own = source.classes, model.classes
+    if there == own:
+        return
+    differing = [place for place, names in enumerate(zip(there, own, strict=False)) if names[0] != names[1]]
+    if len(there) != len(own):
+        how = f"{source.name} has {len(there)} classes, the model {len(own)}"
+    else:
+        how = f"class {differing[0]} is {there[differing[0]]!r} in {source.name}, {own[differing[0]]!r} in the model"
+    raise PraError(f"{option} needs the labels of the model's own classes: {how}; give such a --reference")
+
+
+def _extractor(features: str, weights: Path | None, truth: Truth, subject: Subject, work: Work) -> FeatureExtractor:
     with work.world.first_alone():  # downloads, or fits; the others find it in the cache
         if features == "inception":
             return inception(weights, work.device)
@@ -305,54 +230,65 @@ def _extractor(features: str, weights: Path | None, spec: str, subject: Subject,
             return dinov2(weights, work.device)
         if weights is not None:
             return Classifier(weights, work.device)
-        return _classifier(spec, subject, work)
+        return _classifier(truth, subject, work)
 
 
-def _classifier(spec: str, subject: Subject, work: Work) -> Classifier:
-    if not spec.endswith(".npz"):
-        source, data = open_source(spec), subject.settings.data
-        return fit_classifier(source, subject.size, subject.channels, data, work.device, work.world.leads)
-    recorded = recorded_features(Path(spec).expanduser())
+def _classifier(truth: Truth, subject: Subject, work: Work) -> Classifier:
+    if truth.source is not None:
+        data = subject.settings.data
+        return fit_classifier(truth.source, subject.size, subject.channels, data, work.device, work.world.leads)
+    recorded = recorded_features(truth.file)
     if recorded is None or recorded[0] != "classifier":
         raise PraError(
-            f"{spec} is not of a classifier, nor a data source to fit one on; use --features inception, or give the "
-            "data source"
+            f"{truth.spec} is not of a classifier, nor a data source to fit one on; use --features inception, or give "
+            "the data source"
         )
     return find_classifier(recorded[1], work.device)
 
 
-def _reference(spec: str, judge: FeatureExtractor, subject: Subject, work: Work) -> Reference:
-    if spec.endswith(".npz"):
-        return from_file(Path(spec).expanduser(), judge, world=work.world)
+def _reference(truth: Truth, judge: FeatureExtractor, subject: Subject, work: Work) -> Reference:
+    if truth.source is None:
+        return from_file(truth.file, judge, world=work.world)
     return from_source(
-        open_source(spec), subject.size, subject.channels, subject.settings.data, judge,
+        truth.source, subject.size, subject.channels, subject.settings.data, judge,
         batch_size=work.batch_size, world=work.world,
     )  # fmt: skip
 
 
-def _real_images(spec: str, subject: Subject) -> str:
-    """Where originals come from: the reference, or the run's own data where the reference is statistics."""
-    return subject.settings.data.source if spec.endswith(".npz") else spec
+# --- reconstructions ----------------------------------------------------------------------------------------
 
 
-def _check_reconstruction(spec: str, subject: Subject) -> None:
-    if subject.model is None:
+def _originals(truth: Truth, subject: Subject, work: Work) -> Source:
+    """The real images to reconstruct: the reference, or the run's own data where the reference is a file.
+
+    Raises:
+        PraError: no model, no codec, no such images, or labels that mean something else to the encoder.
+    """
+    if subject.sampler is None:
         raise PraError("--reconstruction needs a run or a model; these are finished images: leave it out")
-    check_codec(subject.model)
-    if not _real_images(spec, subject):
+    model = check_codec(subject.sampler.model)
+    own = subject.settings.data.source
+    if truth.source is None and not own:
         raise PraError("--reconstruction needs real images; give a data source as --reference")
+    source = truth.source or _open(own, work)
+    codec = model.config.codec
+    assert codec is not None, "checked"
+    if codec.encoder.sees_condition:
+        _check_classes(source, model, "--reconstruction")
+    return source
 
 
-def _with_reconstruction(report: Report, spec: str, judge: FeatureExtractor, subject: Subject, work: Work) -> Report:
-    assert subject.model is not None
-    source = open_source(_real_images(spec, subject))
-    chosen = spread(len(source), min(subject.count, len(source)))
+def _with_reconstruction(
+    report: Report, originals: Source, judge: FeatureExtractor, subject: Subject, work: Work
+) -> Report:
+    assert subject.sampler is not None
+    chosen = spread(len(originals), min(subject.count, len(originals)))
     batches = prepared(
-        source, chosen, subject.size, subject.channels, subject.settings.data, work.batch_size,
+        originals, chosen, subject.size, subject.channels, subject.settings.data, work.batch_size,
         work.world.share(len(chosen)),
     )  # fmt: skip
-    figures = reconstruct(subject.model, batches, judge, len(chosen), world=work.world)
+    figures = reconstruct(subject.sampler.model, batches, judge, len(chosen), world=work.world)
     return Report(
         report.figures | {"reconstruction": figures},
-        report.provenance | {"reconstruction": {"source": source.name, "count": len(chosen)}},
+        report.provenance | {"reconstruction": {"source": originals.name, "count": len(chosen)}},
     )

@@ -9,21 +9,34 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from pra.distributed import ALONE, World
 from pra.errors import PraError
 from pra.eval.collect import Collected, Collector, collect, merged, shape_text
 from pra.eval.features import FeatureExtractor
-from pra.eval.metrics import SEED, SSIM_WINDOW, frechet_distance, kernel_distance, precision_recall, psnr, ssim
+from pra.eval.metrics import (
+    KID_SIZE,
+    KID_SUBSETS,
+    NEIGHBOURS,
+    SEED,
+    SSIM_WINDOW,
+    Balls,
+    frechet_distance,
+    kernel_distance,
+    overlap,
+    psnr,
+    ssim,
+)
 from pra.eval.reference import Reference, gaussian
 from pra.eval.samples import Batch
 from pra.images import from_uint8, to_uint8, write_atomically
 from pra.models import PRA, Model
+from pra.provenance import package_version
 
-NEIGHBOURS = 3
-"""Of precision and recall."""
+PACKAGES = {"inception": ("torch-fidelity", "torchvision"), "dinov2": ("timm", "torchvision", "pillow")}
+"""Whose code decides an extractor's figures, beside torch and numpy."""
 
 Figures = dict[str, float | None]
 
@@ -92,7 +105,7 @@ def evaluate(
         count: images in the set, at least 2.
         keep: features to keep.
         provenance: what the caller knows about the images and itself, for the report.
-        progress: whether to show a bar.
+        progress: whether to show bars.
         world: the processes that share the set; all get the report.
 
     Raises:
@@ -101,20 +114,35 @@ def evaluate(
     """
     reference.check(extractor)
     collected = collect(_checked(batches, reference), extractor, count, keep, progress, world=world)
-    figures = world.combine(collected, lambda parts: _figures(merged(parts), reference))
+
+    def measured(parts: list[Collected]) -> tuple[dict[str, Figures], dict[str, str]]:
+        whole = merged(parts)
+        identities = {protocol.value: collector.images_sha256 for protocol, collector in whole.items()}
+        return _figures(whole, reference, progress), identities
+
+    figures, identities = world.combine(collected, measured)
+    smallest = min(len(reference.kept), keep, count) if reference.kept is not None else 0
     known = {
         "features": _describe(extractor),
         "reference": reference.describe(),
         "count": count,
+        "images_sha256": identities,
         "kept_features": min(keep, count),
         "seed_of_subsets": SEED,
+        "kid": {"subsets": KID_SUBSETS, "size": min(KID_SIZE, smallest)},
+        "precision_recall": {"neighbours": NEIGHBOURS},
     }
     return Report(figures, known | dict(provenance or {}))
 
 
-def _figures(collectors: Collected, reference: Reference) -> dict[str, Figures]:
-    # Where both protocols share their images, the costly figures are made once.
-    shared = {id(collector): compare(collector, reference) for collector in collectors.values()}
+def _figures(collectors: Collected, reference: Reference, progress: bool) -> dict[str, Figures]:
+    # Where both protocols share their images, the costly figures are made once; and what is the reference's, always.
+    distinct = {id(collector): collector for collector in collectors.values()}
+    extractor = next(iter(distinct.values())).extractor
+    truth = None
+    if reference.kept is not None and len(reference.kept) > NEIGHBOURS:
+        truth = Balls(_on_device(reference.kept, extractor), NEIGHBOURS, progress=progress)
+    shared = {key: compare(collector, reference, truth, progress) for key, collector in distinct.items()}
     figures = {}
     for protocol, collector in collectors.items():
         score = collector.scores[protocol].result()
@@ -126,20 +154,24 @@ def _figures(collectors: Collected, reference: Reference) -> dict[str, Figures]:
     return figures
 
 
-def compare(collector: Collector, reference: Reference) -> Figures:
-    """All figures of a set but the Inception Score."""
-    spatial, kept = None, reference.kept
-    if collector.spatial is not None and reference.spatial is not None:
-        spatial = frechet_distance(*gaussian(collector.spatial), *reference.spatial)
-    figures: Figures = {"fid": frechet_distance(*gaussian(collector.pool), *reference.pool), "sfid": spatial}
+def compare(collector: Collector, reference: Reference, truth: Balls | None, progress: bool = False) -> Figures:
+    """All figures of a set but the Inception Score; ``truth`` of the reference's kept features, if there are enough."""
+    kept = reference.kept
+    figures: Figures = {}
+    pairs = {"fid": (collector.pool, reference.pool), "sfid": (collector.spatial, reference.spatial)}
+    for name, (own, real) in tqdm(pairs.items(), desc="FID", leave=False, disable=not progress, dynamic_ncols=True):
+        figures[name] = None if own is None or real is None else frechet_distance(*gaussian(own), *real)
     if kept is not None and min(len(kept), collector.keep) >= 2:
-        figures["kid"], figures["kid_std"] = kernel_distance(collector.kept.numpy(), kept.numpy())
-    if kept is not None and min(len(kept), collector.keep) > NEIGHBOURS:
-        device = collector.extractor.device
-        device = device if device.type == "cuda" else torch.device("cpu")  # MPS has no float64
-        precision, recall = precision_recall(collector.kept.to(device), kept.to(device), NEIGHBOURS)
-        figures |= {"precision": precision, "recall": recall}
+        figures["kid"], figures["kid_std"] = kernel_distance(collector.kept.numpy(), kept.numpy(), progress=progress)
+    if truth is not None and collector.keep > NEIGHBOURS:
+        samples = Balls(_on_device(collector.kept, collector.extractor), NEIGHBOURS, truth.centre, progress)
+        figures["precision"], figures["recall"] = overlap(samples, truth, progress)
     return figures | ({} if collector.accuracy is None else {"accuracy": collector.accuracy})
+
+
+def _on_device(features: Tensor, extractor: FeatureExtractor) -> Tensor:
+    """Where distances are computed. MPS has no float64."""
+    return features.to(extractor.device if extractor.device.type == "cuda" else "cpu")
 
 
 def _checked(batches: Iterable[Batch], reference: Reference) -> Iterable[Batch]:
@@ -234,6 +266,7 @@ def check_codec(model: Model) -> PRA:
 
 def _describe(extractor: FeatureExtractor) -> dict[str, Any]:
     known: dict[str, Any] = {"name": extractor.name, "sha256": extractor.fingerprint, "device": str(extractor.device)}
+    known["versions"] = {package: package_version(package) for package in PACKAGES.get(extractor.name, ())}
     if extractor.classes:
         known["classes"] = len(extractor.classes)
         known["held_out_accuracy"] = extractor.accuracy

@@ -13,11 +13,18 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 Array = npt.NDArray[np.float64]
 
 SEED = 2020
 """torch-fidelity's ``rng_seed``: of the order in its Inception Score and of the subsets in its KID."""
+
+KID_SUBSETS, KID_SIZE = 100, 1000
+"""Random subsets that KID is averaged over, and the images in each where there are as many; torch-fidelity's."""
+
+NEIGHBOURS = 3
+"""``k`` of precision and recall."""
 
 
 class Protocol(enum.Enum):
@@ -160,7 +167,11 @@ class InceptionScore:
 
 
 def kernel_distance(
-    samples: npt.ArrayLike, reference: npt.ArrayLike, subsets: int = 100, size: int = 1000
+    samples: npt.ArrayLike,
+    reference: npt.ArrayLike,
+    subsets: int = KID_SUBSETS,
+    size: int = KID_SIZE,
+    progress: bool = False,
 ) -> tuple[float, float]:
     """KID (1801.01401): the unbiased squared MMD with the kernel ``(x . y / D + 1)^3``, over random subsets.
 
@@ -171,6 +182,7 @@ def kernel_distance(
         reference: features ``(m, D)``.
         subsets: how many.
         size: images in each; where there are fewer, as many as there are.
+        progress: whether to show a bar.
 
     Returns:
         Mean and standard deviation over the subsets. The mean may be slightly negative.
@@ -179,7 +191,7 @@ def kernel_distance(
     size = min(size, len(first), len(second))
     random = np.random.RandomState(SEED)
     distances = []
-    for _ in range(subsets):
+    for _ in tqdm(range(subsets), desc="KID", leave=False, disable=not progress, dynamic_ncols=True):
         x = first[random.choice(len(first), size, replace=False)]
         y = second[random.choice(len(second), size, replace=False)]
         xx, yy, xy = _cubic(x, x), _cubic(y, y), _cubic(x, y)
@@ -193,42 +205,70 @@ def _cubic(x: Array, y: Array) -> Array:
     return base * base * base  # type: ignore[no-any-return]  # numpy's power is ten times slower
 
 
-def precision_recall(samples: Tensor, reference: Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al., 1904.06991).
+class Balls:
+    """Around each of a set's features a ball that reaches to its k-th nearest other: the set's support, as improved
+    precision and recall see it (Kynkäänniemi et al., 1904.06991).
 
-    Precision is the share of samples inside the union of balls around the reference's features, each reaching to
-    its k-th nearest neighbour among them; recall the same the other way round. In blocks of rows, on the features'
-    device, in float64.
+    Distances are squared, and computed in float64 in blocks of rows, on the features' device.
 
     Args:
-        samples: features ``(n, D)``.
-        reference: features ``(m, D)``.
+        features: ``(n, D)``.
+        neighbours: ``k``, less than ``n``.
+        centre: ``(D,)``, where to compute from: distances by products lose digits far from the origin. By default the
+            mean; sets that are compared need the same.
+        progress: whether to show a bar.
+    """
+
+    def __init__(
+        self, features: Tensor, neighbours: int = NEIGHBOURS, centre: Tensor | None = None, progress: bool = False
+    ) -> None:
+        self.centre = features.double().mean(dim=0) if centre is None else centre
+        self.points = features.double() - self.centre
+        self.norms = self.points.square().sum(dim=1)
+        # The smallest distance is the point's own. What a row has in common does not change its order.
+        nearest = [
+            torch.addmm(self.norms, block, self.points.T, alpha=-2).topk(neighbours + 1, largest=False).values[:, -1]
+            for block, _ in _blocks(self.points, len(self.points), "neighbours", progress)
+        ]
+        self.radii = (torch.cat(nearest) + self.norms).clamp(min=0)
+
+
+def overlap(samples: Balls, reference: Balls, progress: bool = False) -> tuple[float, float]:
+    """Precision, the share of samples inside one of the reference's balls at least, and recall, the same the other way
+    round; both sets seen from one centre."""
+    # |a - b|^2 <= r is |b|^2 - r - 2 ab <= -|a|^2, of which the smallest left side decides; and likewise for a's balls.
+    of_samples, of_reference = samples.norms - samples.radii, reference.norms - reference.radii
+    inside = []
+    smallest = torch.full_like(reference.norms, torch.inf)
+    for block, rows in _blocks(samples.points, len(reference.points), "precision, recall", progress):
+        values = torch.addmm(of_reference, block, reference.points.T, alpha=-2)
+        inside.append(values.amin(dim=1) <= -samples.norms[rows])
+        values.sub_(of_reference).add_(of_samples[rows].unsqueeze(1))
+        smallest = torch.minimum(smallest, values.amin(dim=0))
+    recalled = smallest <= -reference.norms
+    return float(torch.cat(inside).double().mean()), float(recalled.double().mean())
+
+
+def precision_recall(samples: Tensor, reference: Tensor, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
+    """Improved precision and recall of features ``(n, D)`` against ``(m, D)``: :func:`overlap` of their :class:`Balls`.
+
+    Args:
+        samples: features of the judged images.
+        reference: features of the real ones.
         neighbours: ``k``, less than ``n`` and ``m``.
     """
-    centre = reference.double().mean(dim=0)  # distances by products lose digits far from the origin
-    samples, reference = samples.double() - centre, reference.double() - centre
-    precision = _inside(samples, reference, _radii(reference, neighbours))
-    recall = _inside(reference, samples, _radii(samples, neighbours))
-    return precision, recall
+    truth = Balls(reference, neighbours)
+    return overlap(Balls(samples, neighbours, truth.centre), truth)
 
 
-def _radii(points: Tensor, neighbours: int) -> Tensor:
-    """Squared distance of each point to its k-th nearest other, ``(n,)``."""
-    # The smallest distance is the point's own.
-    blocks = _squared_distances(points, points)
-    return torch.cat([block.topk(neighbours + 1, dim=1, largest=False).values[:, -1] for block in blocks])
-
-
-def _inside(points: Tensor, centres: Tensor, radii: Tensor) -> float:
-    hits = torch.cat([(distances <= radii).any(dim=1) for distances in _squared_distances(points, centres)])
-    return float(hits.double().mean())
-
-
-def _squared_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """``(rows, len(b))`` for blocks of rows of ``a``, at most 256 MiB each."""
-    norms = b.square().sum(dim=1)
-    for block in torch.split(a, max(1, 2**25 // len(b))):
-        yield (block.square().sum(dim=1, keepdim=True) + norms - 2 * block @ b.T).clamp(min=0)
+def _blocks(points: Tensor, columns: int, what: str, progress: bool) -> Iterator[tuple[Tensor, slice]]:
+    """Rows in blocks whose distances to so many others take at most 256 MiB, and where they are."""
+    start = 0
+    with tqdm(total=len(points), desc=what, unit="image", leave=False, disable=not progress, dynamic_ncols=True) as bar:
+        for block in torch.split(points, max(1, 2**25 // columns)):
+            yield block, slice(start, start + len(block))
+            start += len(block)
+            bar.update(len(block))
 
 
 # --- reconstructions ----------------------------------------------------------------------------------------

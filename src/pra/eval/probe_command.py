@@ -17,7 +17,7 @@ from pra.config import DataConfig, RunConfig, apply_settings, to_dict
 from pra.data import open_source
 from pra.distributed import World, join
 from pra.errors import PraError, nearest
-from pra.eval.command import Outputs
+from pra.eval.outputs import Outputs
 from pra.eval.probe import Figure, Task, best, held_out
 from pra.eval.probe_export import export_features
 from pra.eval.probe_features import JIT_TIME, Layers, Pixels, Pooling, Vectors, blocks_of
@@ -111,7 +111,7 @@ def probe_command(
         settings: How images are prepared, such as data.fit=pad; may be repeated.
     """
     with join() as world:
-        Outputs(out, None, None).check()
+        Outputs(out).check()
         linear = find_linear(classifier)
         _at_least_1("--batch-size", batch_size)
         target = world.device(device)

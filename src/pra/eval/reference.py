@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from pra.config import DataConfig
 from pra.data import Source
 from pra.distributed import ALONE, World
 from pra.errors import PraError
+from pra.eval.archive import explained, listed, read_arrays
 from pra.eval.collect import Collected, Collector, collect, merged
 from pra.eval.features import FeatureExtractor
 from pra.eval.metrics import Array, Moments, Protocol
@@ -26,6 +27,17 @@ from pra.images import write_atomically
 from pra.provenance import file_sha256
 
 FORMAT = 1
+
+_NUMBERS = ("mu", "sigma", "mu_s", "sigma_s", "features")
+_DESCRIPTION: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "features": (str,),
+    "fingerprint": (str, NoneType),
+    "shape": (list, NoneType),
+    "fit": (str, NoneType),
+    "count": (int, NoneType),
+}
+"""What our own files say beside numbers, and of what type."""
 
 
 class Gaussian(NamedTuple):
@@ -47,6 +59,8 @@ class Reference:
     ``features`` and ``fingerprint`` name the extractor; files of others do not know the latter. ``shape``
     ``(C, H, W)``, ``fit`` (how the images were brought to it) and ``count`` of the images, where they are known.
     ``spatial`` serves sFID; ``kept`` ``(n, D)``, features of single images, serve KID, precision and recall.
+    ``prepared`` is all that decides the pixels beside ``fit``; ``images_sha256`` tells the prepared images from others,
+    in whatever order and batches they were read (:func:`pra.eval.collect.digest_sum`).
     """
 
     name: str
@@ -59,6 +73,8 @@ class Reference:
     spatial: Gaussian | None
     kept: Tensor | None
     file_sha256: str | None = None
+    prepared: dict[str, Any] | None = None
+    images_sha256: str | None = None
 
     def check(self, extractor: FeatureExtractor) -> None:
         """Whether ``extractor`` made these statistics.
@@ -98,8 +114,10 @@ class Reference:
             "sha256": self.sha256,
             "file_sha256": self.file_sha256,
             "count": self.count,
+            "images_sha256": self.images_sha256,
             "shape": self.shape and list(self.shape),
             "fit": self.fit,
+            "prepared": self.prepared,
             "kept_features": 0 if self.kept is None else len(self.kept),
         }
 
@@ -111,7 +129,8 @@ class Reference:
         """
         known = {
             "format": FORMAT, "name": self.name, "features": self.features, "fingerprint": self.fingerprint,
-            "shape": self.shape, "fit": self.fit, "count": self.count,
+            "shape": self.shape, "fit": self.fit, "count": self.count, "prepared": self.prepared,
+            "images_sha256": self.images_sha256,
         }  # fmt: skip
         arrays: dict[str, Any] = {
             "mu": self.pool.mean,
@@ -137,6 +156,7 @@ def summarise(collector: Collector, name: str, fit: str | None) -> Reference:
         pool=gaussian(collector.pool),
         spatial=gaussian(collector.spatial) if collector.spatial else None,
         kept=collector.kept,
+        images_sha256=collector.images_sha256,
     )
 
 
@@ -171,7 +191,9 @@ def from_source(
     """
     count = len(source)
     batches = prepared(source, range(count), size, channels, config, batch_size, world.share(count))
-    return _collected(batches, extractor, count, keep, progress, world, source.name, config.fit.value)
+    collected = _collected(batches, extractor, count, keep, progress, world, source.name, config.fit.value)
+    how = {"on_small": config.on_small.value, "on_corrupt": config.on_corrupt.value}
+    return replace(collected, prepared=how)
 
 
 def _collected(
@@ -214,17 +236,18 @@ def from_file(
     arrays = _read(path)
     if "pra" in arrays:
         return _ours(path, arrays)
-    images = NpzBatch(path) if "arr_0" in arrays else None
-    measured = None
-    if images is not None:
-        count = images.count
-        batches = images.batches(256, world.share(count))
-        measured = _collected(batches, extractor, count, keep, progress, world, str(path), None)
-    if "mu" not in arrays:
-        assert measured is not None
-        return measured
-    if extractor.name != "inception":
+    if "mu" in arrays and extractor.name != "inception":
         raise PraError(f"{path} does not say which features its statistics are of; use --features inception")
+    pool = _gaussian(path, arrays, "") if "mu" in arrays else None
+    spatial = _gaussian(path, arrays, "_s") if "mu_s" in arrays else None
+    measured = None
+    if "arr_0" in arrays:
+        images = NpzBatch(path)
+        batches = images.batches(256, world.share(images.count))
+        measured = _collected(batches, extractor, images.count, keep, progress, world, str(path), None)
+    if pool is None:
+        assert measured is not None, "_read has seen one of both"
+        return measured
     return Reference(
         name=str(path),
         features="inception",
@@ -232,8 +255,8 @@ def from_file(
         shape=measured.shape if measured else None,
         fit=None,
         count=None,
-        pool=_gaussian(path, arrays, ""),
-        spatial=_gaussian(path, arrays, "_s") if "mu_s" in arrays else None,
+        pool=pool,
+        spatial=spatial,
         kept=measured.kept if measured else None,
         file_sha256=file_sha256(path),
     )
@@ -253,34 +276,36 @@ def recorded_features(path: Path) -> tuple[str, str] | None:
 
 
 def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a file; of images only the name."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise ValueError("it holds a single array")
-            arrays = {key: file[key] if key not in ("arr_0", "arr_1") else np.empty(0) for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise PraError(f"{path} cannot be read as .npz ({error}); give statistics, a batch, or a data source") from None
+    """The statistics in a file; of images only the name."""
+    with explained(path, "cannot be read as .npz", "give statistics, a batch, or a data source"):
+        arrays = read_arrays(path, ("pra", *_NUMBERS))
     if not ({"mu", "sigma"} <= arrays.keys() or "arr_0" in arrays):
         raise PraError(
-            f"{path} holds neither statistics (mu, sigma) nor images (arr_0) but {', '.join(arrays) or 'nothing'}; "
+            f"{path} holds neither statistics (mu, sigma) nor images (arr_0) but {listed(arrays)}; "
             "give statistics, a batch, or a data source"
         )
     return arrays
 
 
 def _known(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    try:
+    """How the extractor and the images are described in a file of our own, checked."""
+    with explained(path, "is damaged: its description cannot be read", "make it anew"):
         known: dict[str, Any] = json.loads(str(arrays["pra"]))
-    except ValueError:
-        raise PraError(f"{path} is damaged: its description cannot be read; make it anew") from None
+        if not isinstance(known, dict):
+            raise ValueError(f"{type(known).__name__} in place of an object")
     if known.get("format") != FORMAT:
         raise PraError(f"{path} is of format {known.get('format')!r}, this pra reads {FORMAT}; install a newer pra")
+    for key, types in _DESCRIPTION.items():
+        if key not in known or not isinstance(known[key], types):
+            raise PraError(f"{path} is damaged: its description has {key} {known.get(key)!r}; make it anew")
+    shape, nameless = known["shape"], known["fingerprint"] is None and known["features"] != "inception"
+    if nameless or (shape is not None and [type(side) for side in shape] != [int] * 3):
+        raise PraError(f"{path} is damaged: its description lacks the fingerprint or has shape {shape}; make it anew")
     return known
 
 
 def _ours(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> Reference:
-    known = _known(path, arrays)
+    known, pool = _known(path, arrays), _gaussian(path, arrays, "")
     return Reference(
         name=f"{path} ({known['name']})",
         features=known["features"],
@@ -288,18 +313,30 @@ def _ours(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> Reference:
         shape=known["shape"] and tuple(known["shape"]),
         fit=known["fit"],
         count=known["count"],
-        pool=_gaussian(path, arrays, ""),
+        pool=pool,
         spatial=_gaussian(path, arrays, "_s") if "mu_s" in arrays else None,
-        kept=from_numpy(arrays["features"]) if "features" in arrays else None,
+        kept=_kept(path, arrays["features"], len(pool.mean)) if "features" in arrays else None,
         file_sha256=file_sha256(path),
+        prepared=known.get("prepared"),  # older files know neither
+        images_sha256=known.get("images_sha256"),
     )
+
+
+def _kept(path: Path, features: npt.NDArray[Any], dim: int) -> Tensor:
+    if features.dtype.kind != "f" or features.ndim != 2 or features.shape[1] != dim:
+        raise PraError(f"{path}: features is {features.dtype} {features.shape}, not numbers (n, {dim}); make it anew")
+    if not np.isfinite(features).all():
+        raise PraError(f"{path}: features holds numbers that are not finite; make it anew")
+    return from_numpy(features.astype(np.float32))
 
 
 def _gaussian(path: Path, arrays: dict[str, npt.NDArray[Any]], suffix: str) -> Gaussian:
     """``mu`` and ``sigma`` with this suffix, checked."""
-    mean, covariance = arrays[f"mu{suffix}"], arrays.get(f"sigma{suffix}", np.empty(0))
+    mean, covariance = (arrays.get(f"{name}{suffix}", np.empty(0)) for name in ("mu", "sigma"))
     if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
         raise PraError(f"{path}: mu{suffix} is {mean.shape} and sigma{suffix} {covariance.shape}, not (D,) and (D, D)")
+    if {mean.dtype.kind, covariance.dtype.kind} - set("fiu"):
+        raise PraError(f"{path}: mu{suffix} is {mean.dtype} and sigma{suffix} {covariance.dtype}, not real numbers")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise PraError(f"{path}: mu{suffix} or sigma{suffix} holds numbers that are not finite; get the file again")
     return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))

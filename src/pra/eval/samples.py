@@ -6,10 +6,12 @@ All are streams: at no time is more than a batch of images in memory.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -20,8 +22,10 @@ from torch import Tensor
 
 from pra.config import DataConfig, Precision, to_dict
 from pra.data import Source, load_images, prepare
+from pra.data.images import CorruptImage, header
 from pra.device import in_bfloat16
 from pra.errors import PraError
+from pra.eval.archive import explained, listed, read_arrays
 from pra.eval.metrics import Protocol
 from pra.generate import Sampler
 from pra.generate.requests import Requests
@@ -82,37 +86,83 @@ def prepared(
         yield Batch(images, labels, block.start)
 
 
-def pictures(source: Source, chosen: Sequence[int], batch_size: int, places: range | None = None) -> Iterator[Batch]:
-    """Images ``chosen`` of a source as they are, without labels: finished pictures, all of one size.
+Shape = tuple[tuple[int, int], int]
+"""Height and width of pictures, and their channels: 1 where they are grey, else 3."""
 
-    ``places`` are those in ``chosen`` that this process takes; all of them by default.
+
+def pictures(
+    source: Source, chosen: Sequence[int], batch_size: int, places: range | None = None, shape: Shape | None = None
+) -> Iterator[Batch]:
+    """Images ``chosen`` of a folder as they are, without labels: finished pictures, all of one size.
+
+    ``places`` are those in ``chosen`` that this process takes; all of them by default. ``shape`` is theirs, where
+    :func:`common_shape` has been asked already.
 
     Raises:
-        PraError: pictures of different sizes, or one that cannot be read.
+        PraError: as :func:`common_shape`.
     """
-    size, channels = picture_shape(source.image(chosen[0]))
+    size, channels = shape or common_shape(source)
     for block in _blocks(range(len(chosen)) if places is None else places, batch_size):
         images = torch.empty((len(block), channels, *size), dtype=torch.uint8)
         for row, place in enumerate(block):
-            image, where = source.image(chosen[place]), source.where(chosen[place])
-            if (image.height, image.width) != size:
-                raise PraError(
-                    f"{where} is {image.height}x{image.width} pixels (height x width) and {source.where(chosen[0])} "
-                    f"{size[0]}x{size[1]}; generated pictures have one size: bring them to it first"
-                )
-            pixels = prepare(image, size, channels, DataConfig(source=source.name), None, where)
+            where = source.where(chosen[place])
+            with _finished(where):
+                image = source.image(chosen[place])
+                _check_size(where, _picture_shape(image)[0], source.where(0), size)
+                pixels = prepare(image, size, channels, DataConfig(source=source.name), None, where)
             images[row] = torch.from_numpy(pixels)
         yield Batch(images, None, block.start)
 
 
-def picture_shape(image: Image.Image) -> tuple[tuple[int, int], int]:
-    """Height and width of a picture, and its channels: 1 where it is grey, else 3."""
+def common_shape(source: Source) -> Shape:
+    """The shape of all pictures of a folder, of which each may be stored as small as it can: one with colour is enough.
+
+    Reads the heads of the files, not their pixels.
+
+    Raises:
+        PraError: pictures of different sizes, or one that cannot be read.
+    """
+    size, colour = None, False
+    for index in range(len(source)):
+        where = source.where(index)
+        with _finished(where):
+            own, channels = _picture_shape(header(Path(where)))
+        size, colour = size or own, colour or channels == 3
+        _check_size(where, own, source.where(0), size)
+    assert size is not None, "a source has images"
+    return size, 3 if colour else 1
+
+
+def _picture_shape(image: Image.Image) -> Shape:
+    """That of one picture."""
     return (image.height, image.width), 1 if image.mode in ("1", "L") or image.mode.startswith("I") else 3
+
+
+def _check_size(where: str, size: tuple[int, int], first: str, expected: tuple[int, int]) -> None:
+    if size != expected:
+        raise PraError(
+            f"{where} is {size[0]}x{size[1]} pixels (height x width) and {first} {expected[0]}x{expected[1]}; "
+            "generated pictures have one size: bring them to it first"
+        )
+
+
+@contextmanager
+def _finished(where: str) -> Iterator[None]:
+    """None of the pictures that are judged can be passed over as in training."""
+    try:
+        yield
+    except CorruptImage as error:
+        raise PraError(f"{where}: {error.problem}; make this picture anew, or remove it") from None
 
 
 def spread(count: int, chosen: int) -> list[int]:
     """``chosen`` of ``count`` indices, evenly: sources are often in order of their classes."""
     return [place * count // chosen for place in range(chosen)]
+
+
+def labels_like(source: Source, count: int) -> Tensor:
+    """``count`` labels as frequent as in a source, int64 ``(count,)``: those of images spread evenly over it."""
+    return torch.from_numpy(source.labels[spread(len(source), count)])
 
 
 def _blocks(indices: range, size: int) -> Iterator[range]:
@@ -138,25 +188,27 @@ class NpzBatch:
         """Reads the header and the labels, not the images.
 
         Raises:
-            PraError: no such file, no ``.npz``, or arrays of another kind.
+            PraError: no such file, no ``.npz``, arrays of another kind, or no images.
         """
         self.path = path
-        try:
+        with explained(path, "cannot be read as .npz", "write it again"):
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
                 if "arr_0.npy" not in names:
-                    found = ", ".join(name.removesuffix(".npy") for name in names)
-                    raise PraError(f"{path} holds no images: it lacks the array arr_0 and has {found or 'nothing'}")
+                    found = listed(name.removesuffix(".npy") for name in names)
+                    raise PraError(f"{path} holds no images: it lacks the array arr_0 and has {found}")
                 with archive.open("arr_0.npy") as file:
                     shape, dtype = _header(file)
+                    there = archive.getinfo("arr_0.npy").file_size - file.tell()
                 self.plan = json.loads(archive.read(PLAN)) if PLAN in names else None
-            if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4):
+            if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4) or min(shape) < 0:
                 raise PraError(f"{path}: arr_0 is {dtype} {shape}; ADM's layout is uint8 (N, height, width, channels)")
+            if 0 in shape:
+                raise PraError(f"{path} holds no images: its array arr_0 is empty, {shape}")
+            if there != math.prod(shape):
+                held = there // math.prod(shape[1:])
+                raise PraError(f"{path} is damaged (its {there} bytes are {held} of {shape[0]} images); write it again")
             self.labels = _labels(path, shape[0]) if "arr_1.npy" in names else None
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            if isinstance(error, PraError):
-                raise
-            raise PraError(f"{path} cannot be read as .npz ({error}); write it again") from None
         self.count, (*size, self.channels) = shape[0], shape[1:]
         self.size: tuple[int, int] = (size[0], size[1])
 
@@ -168,19 +220,17 @@ class NpzBatch:
         """
         wanted = range(self.count) if indices is None else indices
         per_image = self.size[0] * self.size[1] * self.channels
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-                _header(file)
-                file.seek(wanted.start * per_image, os.SEEK_CUR)
-                for block in _blocks(wanted, batch_size):
-                    data = file.read(len(block) * per_image)
-                    if len(data) < len(block) * per_image:
-                        raise ValueError(f"it ends after {block.start + len(data) // per_image} of {self.count} images")
-                    pixels = np.frombuffer(bytearray(data), np.uint8).reshape(-1, *self.size, self.channels)
-                    labels = None if self.labels is None else self.labels[block.start : block.stop]
-                    yield Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, block.start)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise PraError(f"{self.path} is damaged ({error}); write it again") from None
+        broken = explained(self.path, "is damaged", "write it again")
+        with broken, zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
+            _header(file)
+            file.seek(wanted.start * per_image, os.SEEK_CUR)
+            for block in _blocks(wanted, batch_size):
+                data = file.read(len(block) * per_image)
+                if len(data) < len(block) * per_image:
+                    raise ValueError(f"it ends after {block.start + len(data) // per_image} of {self.count} images")
+                pixels = np.frombuffer(bytearray(data), np.uint8).reshape(-1, *self.size, self.channels)
+                labels = None if self.labels is None else self.labels[block.start : block.stop]
+                yield Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, block.start)
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -194,10 +244,13 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def _labels(path: Path, count: int) -> Tensor:
-    with np.load(path, allow_pickle=False) as arrays:
-        labels = arrays["arr_1"]
+    labels = read_arrays(path, ["arr_1"])["arr_1"]
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise PraError(f"{path}: arr_1 is {labels.dtype} {labels.shape}, not one whole-numbered label per image")
+    if labels.min() < 0:
+        raise PraError(
+            f"{path}: arr_1 has the label {labels.min()}; labels count from 0: correct them or leave arr_1 out"
+        )
     return torch.from_numpy(labels.astype(np.int64))
 
 

@@ -55,6 +55,29 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """Images with these labels, of which number ``i`` has seed ``i``; ``order`` says in words where they come from."""
+
+    each: tuple[int, ...]
+    order: str
+
+    def __len__(self) -> int:
+        return len(self.each)
+
+    def labels(self, indices: range) -> list[int]:
+        """The classes of some images."""
+        return [self.each[index] for index in indices]
+
+    def seeds(self, indices: range) -> list[int]:
+        """The seeds of some images: their numbers."""
+        return list(indices)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"count": len(self.each), "labels": sorted(set(self.each)), "order": self.order}
+
+
+@dataclass(frozen=True)
 class Numbered:
     """``count`` images, of which number ``i`` has seed ``i``.
 

@@ -27,6 +27,7 @@ from pra import images
 from pra.config import Precision
 from pra.distributed import World
 from pra.errors import PraError
+from pra.eval.archive import explained
 from pra.eval.samples import how_sampled, join_exports, sampled
 from pra.generate import Sampler
 from pra.generate.requests import Requests
@@ -216,5 +217,8 @@ def _join_pictures(shards: Shards, out: Path) -> None:
 
 
 def _read(path: Path) -> Tensor:
-    with np.load(path) as arrays:
+    with (
+        explained(path, "is broken", "remove it and repeat the command, which makes its images again"),
+        np.load(path) as arrays,
+    ):
         return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)

@@ -23,7 +23,7 @@ from pra.eval.probe_features import Layers, Pixels, Vectors, blocks_of
 from pra.eval.probe_linear import find_linear
 from pra.eval.reference import Reference, from_file, from_source
 from pra.eval.rollout_gap import rollout_gap
-from pra.eval.samples import Batch, prepared, spread
+from pra.eval.samples import Batch, labels_like, prepared, spread
 from pra.generate import Sampler
 from pra.generate.learnt_grid import learn_grid
 from pra.images import from_uint8, to_uint8
@@ -105,7 +105,7 @@ class Quality:
         sampler = Sampler(model, sampling)
         # Labels as frequent as in training: emoji are mostly people, and FID would see another mixture.
         source = open_source(config.data.source)
-        labels = torch.from_numpy(source.labels)[torch.tensor(spread(len(source), self.images))]
+        labels = labels_like(source, self.images)
         batches = (
             Batch(to_uint8(sampler.sample(part, range(start, start + len(part)))), part, start)
             for start, part in zip(range(0, self.images, BATCH), torch.split(labels, BATCH), strict=True)
