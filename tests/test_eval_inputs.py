@@ -122,6 +122,8 @@ def test_batches_that_are_not_what_they_say(tmp_path: Path) -> None:
     path = tmp_path / "b.npz"
     np.savez(path, IMAGES[:0])
     refused(lambda: evaluate_command(path, features="classifier", reference="digits"), str(path), "is empty, (0, 8, 8")
+    np.savez(path, IMAGES[:1])
+    refused(lambda: evaluate_command(path, features="classifier", reference="digits"), str(path), "one image")
     np.savez(path, IMAGES, np.where(np.arange(20) == 7, -1, 3))
     refused(lambda: NpzBatch(path), str(path), "arr_1 has the label -1")
     for shape, what in (((30, 8, 8, 1), "20 of 30"), ((19, 8, 8, 1), "20 of 19"), ((-20, 8, 8, 1), "uint8 (-20,")):

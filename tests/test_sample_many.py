@@ -258,6 +258,22 @@ def test_what_is_unfinished_is_of_one_request_and_one_model(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["out.npz"]
 
 
+@pytest.mark.parametrize(("name", "way_out"), [("out.png", "remove it"), ("out.npz", "write it again")])
+def test_a_shard_that_a_disk_has_broken_is_named_and_can_be_made_again(name: str, way_out: str, tmp_path: Path) -> None:
+    sampler, out = pra.Sampler(random_model(PIXEL)), tmp_path / name
+    whole = tmp_path / f"whole-{name}"
+    many(sampler, whole, 4)
+    stopped(sampler, out, 4, batches=1)
+    (shard,) = tmp_path.glob(f".{name}.partial/shard-*.npz")
+    shard.write_bytes(shard.read_bytes()[:-40])
+    with pytest.raises(pra.PraError, match=shard.name) as raised:
+        many(pra.Sampler(random_model(PIXEL)), out, 4)
+    assert way_out in str(raised.value)
+    shard.unlink()
+    many(pra.Sampler(random_model(PIXEL)), out, 4)
+    assert out.read_bytes() == whole.read_bytes() if name == "out.png" else arrays(out)[0].shape[0] == 4
+
+
 def test_a_set_begun_in_another_arithmetic_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one that was begun on a GPU is, where "auto" means bfloat16."""
     model, out = random_model(PIXEL), tmp_path / "out.npz"
