@@ -188,7 +188,7 @@ STUDIES = {
         Study(
             "systems",
             "Which way of making inputs and outputs gives the best images, at equal parameters, steps and data order?",
-            ("fashion-64", "emoji-64"),
+            ("fashion-64", "emoji-64", "emoji-16", "fashion-16"),
             _systems,
         ),
         Study(
@@ -201,7 +201,7 @@ STUDIES = {
         Study(
             "noise",
             "How strongly should inputs be perturbed: states before they are decoded, or pixels?",
-            ("fashion-64", "emoji-64"),
+            ("fashion-64", "emoji-64", "emoji-16"),
             _noise,
         ),
         Study(
