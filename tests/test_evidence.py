@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,9 +55,15 @@ def in_words(group: Group) -> str:
 
 def belongs(group: Group, label: str, value: str, study: str) -> bool:
     if study in ("noise", "ablation"):  # of PRA alone, by what is varied
-        asked = {"no perturbation": "1.0"}.get(label, label)
-        return group.system == "pra" and asked in (str(group.value), f"{group.value:g}" if study == "noise" else "")
-    return group.system == SYSTEMS[label] and value in ("", str(group.value))
+        return group.system == "pra" and same(group.value, {"no perturbation": "1"}.get(label, label))
+    return group.system == SYSTEMS[label] and (not value or same(group.value, value))
+
+
+def same(value: Any, text: str) -> bool:
+    try:
+        return float(value) == float(text)
+    except ValueError:
+        return str(value) == text
 
 
 @pytest.mark.parametrize(("place", "study", "columns", "table"), quoted(), ids=lambda value: str(value)[:40])
