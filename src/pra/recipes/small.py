@@ -144,7 +144,10 @@ def fashion_64() -> RunConfig:
 
 
 def emoji() -> RunConfig:
-    """The Noto colour emoji at 64x64: 16 patches of 16x16, 768 numbers each and states of 16, as in the paper."""
+    """The Noto colour emoji at 64x64: 16 patches of 16x16, 768 numbers each and states of 16, as in the paper.
+
+    Perturbation and guidance as the study `noise` found them at this patch size (docs/evidence.md).
+    """
     return RunConfig(
         recipe="emoji",
         model=ModelConfig(
@@ -165,8 +168,9 @@ def emoji() -> RunConfig:
         train=TrainConfig(
             steps=5_000,
             batch_size=64,
+            rollout=Parallel(t_min=0.6),
             optimizer=OptimizerConfig(lr=1e-3, warmup_steps=200, schedule=LearningRate.COSINE, ema_decay=0.999),
             sample_every=1000,
         ),
-        sampling=SamplingConfig(guidance=1.5),
+        sampling=SamplingConfig(guidance=3.0),
     )
