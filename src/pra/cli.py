@@ -20,6 +20,7 @@ from pra import flops, weights
 from pra.arguments import check_arguments, join_command, options_of
 from pra.bench.command import bench_command
 from pra.bench.training_command import bench_train_command
+from pra.compare.command import compare_command
 from pra.config import RunConfig, apply_settings, override, to_dict
 from pra.data import open_source
 from pra.data.command import check_command, pack_command
@@ -266,6 +267,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "probe": probe_command,
     "features": features_command,
     "report": report_command,
+    "compare": compare_command,
     "study": study_command,
     "data check": check_command,
     "data pack": pack_command,

@@ -237,7 +237,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise PraError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict):
-        raise PraError(f"{path} holds {type(values).__name__}, not the settings of a model")
+        raise PraError(f"{path} holds {type(values).__name__} in place of an object")
     return values
 
 

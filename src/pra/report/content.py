@@ -19,6 +19,7 @@ from PIL import Image, features
 from pra import flops, weights
 from pra.config import RunConfig
 from pra.errors import PraError
+from pra.eval.evaluate import Report
 from pra.eval.samples import spread
 from pra.models import count_parameters
 from pra.report.charts import Chart, chart
@@ -155,18 +156,33 @@ def embedded(path: Path) -> tuple[str, int, int]:
 
 def figures(run: Path) -> list[Figures]:
     """Every report of `pra eval` that lies in the run's folder, in the order of their names."""
-    found = []
-    for path in sorted(run.glob("*.json")):
-        values = weights.read_json(path)
-        made, origin = values.get("figures"), values.get("provenance")
-        if isinstance(made, dict) and isinstance(origin, dict) and all(isinstance(v, dict) for v in made.values()):
-            found.append(_figures(path, made, origin, weights.newest_checkpoint(run)))
-    return found
+    newest = weights.newest_checkpoint(run)
+    return [_figures(path, report, newest) for path, report in evaluations(run).items()]
 
 
-def _figures(path: Path, made: dict[str, Any], origin: dict[str, Any], newest: Path | None) -> Figures:
+def evaluations(run: Path) -> dict[Path, Report]:
+    """The reports of :func:`figures` as they were written."""
+    found = {path: evaluation(path) for path in sorted(run.glob("*.json"))}
+    return {path: report for path, report in found.items() if report is not None}
+
+
+def evaluation(path: Path) -> Report | None:
+    """What `pra eval` wrote into a file; None of any other JSON.
+
+    Raises:
+        PraError: it cannot be read.
+    """
+    values = weights.read_json(path)
+    made, origin = values.get("figures"), values.get("provenance")
+    if isinstance(made, dict) and isinstance(origin, dict) and all(isinstance(v, dict) for v in made.values()):
+        return Report(made, origin)
+    return None
+
+
+def _figures(path: Path, report: Report, newest: Path | None) -> Figures:
+    made, origin = report.figures, report.provenance
     names = list(dict.fromkeys(name for column in made.values() for name in column))
-    rows = [(name, [_cell(column.get(name)) for column in made.values()]) for name in names]
+    rows = [(name, [cell(column.get(name)) for column in made.values()]) for name in names]
     fid = next((column["fid"] for column in made.values() if isinstance(column.get("fid"), int | float)), None)
     described = _mapping(origin.get("images"))
     facts = {
@@ -178,7 +194,7 @@ def _figures(path: Path, made: dict[str, Any], origin: dict[str, Any], newest: P
         "commit": _mapping(origin.get("environment")).get("commit"),
     }
     told = {name: str(value) for name, value in facts.items() if value is not None}
-    return Figures(path.name, list(made), rows, told, json.dumps(origin, indent=2), None if fid is None else _cell(fid))
+    return Figures(path.name, list(made), rows, told, json.dumps(origin, indent=2), None if fid is None else cell(fid))
 
 
 def _weights(images: dict[str, Any], newest: Path | None) -> str | None:
@@ -213,7 +229,8 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A figure as it is shown; ``-`` where there is none."""
     return f"{value:.5g}" if isinstance(value, int | float) and math.isfinite(value) else "-"
 
 
