@@ -64,6 +64,16 @@ def _bars(axes: Axes, names: Sequence[str], of: Sequence[Group]) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
+def _logarithmic(axes: Axes) -> None:
+    """FID upwards by its logarithm: a system that fails would press all others flat."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+
+
 def _draw_systems(figure: Figure, rows: list[Row]) -> None:
     left, right = figure.subplots(1, 2)
     of = sorted(groups(rows), key=lambda group: group.fid)
@@ -78,8 +88,6 @@ def _draw_systems(figure: Figure, rows: list[Row]) -> None:
 
 
 def _draw_noise(figure: Figure, rows: list[Row]) -> None:
-    from matplotlib.ticker import LogLocator
-
     states, pixels = figure.subplots(1, 2, sharey=True)
     for system in dict.fromkeys(row["system"] for row in rows):
         of = sorted((group for group in groups(rows) if group.system == system), key=lambda group: float(group.value))
@@ -87,11 +95,8 @@ def _draw_noise(figure: Figure, rows: list[Row]) -> None:
         at = [float(group.value) for group in of]
         axes.plot(at, [group.fid for group in of], "o-", color=colour, label=system)
         axes.fill_between(at, [min(g.best) for g in of], [max(g.best) for g in of], color=colour, alpha=0.15)
-    # A system that fails would press all others flat.
-    states.set(xlabel="t_min of the states' perturbation (1: none)", ylabel="FID at the best guidance", yscale="log")
-    states.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    states.yaxis.set_major_formatter("{x:g}")
-    states.minorticks_off()
+    states.set(xlabel="t_min of the states' perturbation (1: none)", ylabel="FID at the best guidance")
+    _logarithmic(states)
     states.invert_xaxis()
     pixels.set(xlabel="standard deviation of the pixels' noise (0: none)")
     for axes in (states, pixels):
@@ -109,14 +114,14 @@ def _draw_length(figure: Figure, rows: list[Row]) -> None:
         left.plot(at, [group.fid for group in of], "o-", color=colour, label=system)
         left.fill_between(at, [min(g.best) for g in of], [max(g.best) for g in of], color=colour, alpha=0.15)
         right.plot(at, [group.accuracy for group in of], "o-", color=colour, label=system)
-    left.set(ylabel="FID at the best guidance", yscale="log")
+    left.set(ylabel="FID at the best guidance")
     right.set(ylabel="accuracy at that guidance")
     for axes in (left, right):
         axes.set(xlabel="training steps", xscale="log")
         axes.set_xticks(every, [str(steps) for steps in every])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    left.yaxis.set_major_formatter("{x:g}")
+    _logarithmic(left)
     left.legend(fontsize=8)
 
 
@@ -172,8 +177,6 @@ def _by_position(rows: list[Row], figure: Callable[[Row], float | None]) -> dict
 
 def _draw_solver(figure: Figure, rows: list[Row]) -> None:
     """One panel a system, of one scale; a colour for each solver, a line style for each grid."""
-    from matplotlib.ticker import LogLocator
-
     systems = list(dict.fromkeys(row["system"] for row in rows))
     solvers = sorted({row["solver"].partition(", ")[0] for row in rows})
     grids = sorted({row["solver"].partition(", ")[2] for row in rows})  # the uniform one has no name
@@ -188,11 +191,9 @@ def _draw_solver(figure: Figure, rows: list[Row]) -> None:
             colour, style = f"C{solvers.index(solver)}", ("-", ":", "--", "-.")[grids.index(grid) % 4]
             axes.plot(counts, [statistics.mean(f) for f in fids], "o", linestyle=style, color=colour, label=name)
             axes.fill_between(counts, [min(f) for f in fids], [max(f) for f in fids], color=colour, alpha=0.15)
-        axes.set(title=system, xlabel="head evaluations per token", xscale="log", yscale="log")
+        axes.set(title=system, xlabel="head evaluations per token", xscale="log")
         axes.set_xticks(every, [str(count) for count in every])
-        axes.minorticks_off()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter("{x:g}")
+        _logarithmic(axes)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     panels[0].set_ylabel("FID")
