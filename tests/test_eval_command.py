@@ -382,6 +382,15 @@ def test_few_images_are_said_to_be_few(
     assert "are few" not in capsys.readouterr().out
 
 
+def test_that_figures_are_not_kept_is_said_where_they_are_not(
+    model: Path, mixed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(model, reference=mixed)
+    assert "not kept: --out FILE.json" in capsys.readouterr().out
+    run(model, reference=mixed, out=tmp_path / "figures.json")
+    assert "not kept" not in capsys.readouterr().out
+
+
 def test_settings_without_effect(model: Path, mixed: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", np.zeros((5, 6, 8, 3), np.uint8))
     for setting in ("data.flip=true", "data.workers=4"):

@@ -162,6 +162,8 @@ def _finish(
     outputs.publish(staged)
     for what, path in outputs.named().items():
         print(f"  {what}: {path}")
+    if not outputs.report:
+        print("the figures are not kept: --out FILE.json writes them, and where they come from")
 
 
 # --- what it is held against --------------------------------------------------------------------------------
