@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 import uuid
 import warnings
@@ -171,21 +172,32 @@ def join() -> Iterator[World]:
     import torch.distributed as dist
 
     world, store = _met(_rank(size), size, _variable("LOCAL_RANK"))
-    # When one has failed, torchrun ends the others so: they are to clean up, silently.
-    previous = signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
-    try:
-        with warnings.catch_warnings():
-            if not world.leads:
-                warnings.simplefilter("ignore")
-            yield world
-    except (PraError, OSError):
-        # The first to fail speaks at once: the others may be at work for hours before they hear of it.
-        if not _is_first(store):
-            raise SystemExit(2) from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    with ended_by_sigterm():  # when one has failed, torchrun ends the others so: they are to clean up, silently
+        try:
+            with warnings.catch_warnings():
+                if not world.leads:
+                    warnings.simplefilter("ignore")
+                yield world
+        except (PraError, OSError):
+            # The first to fail speaks at once: the others may be at work for hours before they hear of it.
+            if not _is_first(store):
+                raise SystemExit(2) from None
+            raise
     dist.destroy_process_group()
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block by an exception, so that it is cleaned up, where nothing else is arranged."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _met(rank: int, size: int, local_rank: int) -> tuple[World, Any]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from pra.distributed import World
+from pra.distributed import World, ended_by_sigterm
 from pra.errors import PraError
 from pra.images import unwritten
 from pra.locks import LOCK, locked
@@ -57,7 +55,7 @@ class Outputs:
             PraError: another command writes one of the files, or the disk refuses.
         """
         folders = {path: path.with_name(f".{path.name}.eval") for path in self.named().values()}
-        with _ended_by_sigterm(), ExitStack() as stack:
+        with ended_by_sigterm(), ExitStack() as stack:
             for folder in folders.values():
                 stack.callback(_remove, folder)  # of all processes the last one can
                 if world.leads:
@@ -91,21 +89,3 @@ def _clear(folder: Path) -> None:
 def _remove(folder: Path) -> None:
     with contextlib.suppress(OSError):  # another process is not done with it
         folder.rmdir()
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block by an exception, so that it is cleaned up, where nothing else is arranged."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def end(signum: int, _: object) -> None:
-        raise SystemExit(128 + signum)
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
