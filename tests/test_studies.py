@@ -28,7 +28,7 @@ from pra.studies.records import Records, read_rows
 from pra.studies.report import write_report
 from pra.studies.run import Workplace, run_key
 from pra.studies.settings import SCALES, base, find_scale, find_setting
-from pra.train.run import read_run
+from pra.training.run import read_run
 
 SMALL = Scale(
     name="small", width=16, depth=1, heads=1, codec_depth=1, head_depth=1, steps=2, batch_factor=1, samples=40,
@@ -130,7 +130,7 @@ def test_side_by_side_is_one_by_one(tmp_path: Path) -> None:
 
 def test_some_systems_alone() -> None:
     cells = only(STUDIES["noise"], ["pra", "input-noise-x"], DIGITS, SMALL).cells(DIGITS, SMALL)
-    assert [cell.system for cell in cells] == ["pra"] * 5 + ["input-noise-x"] * 5
+    assert [cell.system for cell in cells] == ["pra"] * 6 + ["input-noise-x"] * 6
 
 
 @pytest.mark.usefixtures("cache")

@@ -20,9 +20,6 @@ def sample_at_once(
 ) -> Tensor:
     """Whole images ``(B, C, H, W)`` from noise.
 
-    The last interval is Euler's, as in JiT's own sampler (Euler-Maruyama's is so anyway): from there the predicted
-    image is the end, and no velocity at ``t = 1`` is asked for.
-
     Args:
         model: whose images.
         forward: its velocity, perhaps compiled.
@@ -37,16 +34,29 @@ def sample_at_once(
     def fresh_noise(interval: int) -> Tensor:
         return temperature * noise.normal(noise.fold(diffusion, interval), *shape)
 
-    grid = solvers.grid_of(config)
-    stages = [(config.solver, grid)]
-    if config.solver is not Solver.EULER_MARUYAMA:
-        stages = [(config.solver, grid[:-1]), (Solver.EULER, grid[-2:])]
     patches = start
-    for solver, times in stages:
+    for solver, times in stages(config):
         velocity = _velocity(model, forward, config, label, solvers.evaluation_times(solver, times.tolist()))
         times = times.view(-1, 1, 1).to(label.device)
         patches = solvers.INTEGRATORS[solver](velocity, patches, times, fresh_noise)
     return model.unpatchify(patches.clamp(-1.0, 1.0))
+
+
+def stages(config: SamplingConfig) -> list[tuple[Solver, Tensor]]:
+    """The solvers one after the other, with the times between which each steps.
+
+    The last interval is Euler's, as in JiT's own sampler (Euler-Maruyama's is so anyway): from there the predicted
+    image is the end, and no velocity at ``t = 1`` is asked for.
+    """
+    grid = solvers.grid_of(config)
+    if config.solver is Solver.EULER_MARUYAMA:
+        return [(config.solver, grid)]
+    return [(config.solver, grid[:-1]), (Solver.EULER, grid[-2:])]
+
+
+def evaluations(config: SamplingConfig) -> int:
+    """How often the model is asked for its velocity, guidance apart."""
+    return sum(solvers.EVALUATIONS[solver] * (len(times) - 1) for solver, times in stages(config))
 
 
 def _velocity(

@@ -96,14 +96,14 @@ def _token_dimension(setting: Setting, scale: Scale) -> Iterator[Cell]:
 
 
 def _noise(setting: Setting, scale: Scale) -> Iterator[Cell]:
-    """The same search for all who perturb their inputs: five strengths each, none among them."""
+    """The same search for all who perturb their inputs: six strengths each, none among them."""
     run = base(setting, scale)
-    for low in (0.0, 0.6, 0.8, 0.9, 1.0):
+    for low in (0.0, 0.6, 0.8, 0.9, 0.95, 1.0):
         perturbed = replace(run, train=replace(run.train, rollout=Parallel(t_min=low) if low < 1 else Reconstructed()))
         yield Cell(PRA, perturbed, _measures(setting, scale, perturbed), value=low)
     for name, without in (("input-noise", "teacher-forced"), ("input-noise-x", "x-prediction")):
         clean = _system(without, setting, scale)
-        for sigma in (0.0, 0.1, 0.2, 0.3, 0.5):
+        for sigma in (0.0, 0.1, 0.2, 0.3, 0.5, 0.8):
             noised = replace(clean, train=replace(clean.train, rollout=Noised(sigma=sigma) if sigma else Clean()))
             yield Cell(name, noised, _measures(setting, scale, noised), value=sigma)
 
@@ -201,7 +201,7 @@ STUDIES = {
         Study(
             "noise",
             "How strongly should inputs be perturbed: states before they are decoded, or pixels?",
-            ("fashion-64", "emoji-64", "emoji-16"),
+            ("fashion-64", "emoji-64", "emoji-16", "fashion-16"),
             _noise,
         ),
         Study(

@@ -24,7 +24,7 @@ from pra.eval.probe_linear import find_linear
 from pra.eval.reference import Reference, from_file, from_source
 from pra.eval.rollout_gap import rollout_gap
 from pra.eval.samples import Batch, labels_like, prepared, spread
-from pra.generate import Sampler
+from pra.generate import Sampler, whole_image
 from pra.generate.learnt_grid import learn_grid
 from pra.images import from_uint8, to_uint8
 from pra.models import build_model
@@ -112,7 +112,7 @@ class Quality:
         )
         figures = _judged(batches, self.images, judge, sampler.device)
         seconds = time.monotonic() - begin
-        return [_sampling_columns(sampling) | figures | {"images": self.images, "sample_seconds": seconds}]
+        return [_sampling_columns(sampling, model) | figures | {"images": self.images, "sample_seconds": seconds}]
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Gap:
         )
         batches = [Batch(to_uint8(gap.samples), labels, 0)]
         figures = _judged(batches, len(chosen), judge, device)
-        common = _sampling_columns(replace(self.sampling, guidance=1.0)) | figures | {"images": len(chosen)}
+        common = _sampling_columns(replace(self.sampling, guidance=1.0), model) | figures | {"images": len(chosen)}
         seconds = time.monotonic() - begin
         positions = range(config.model.num_patches)
         return [
@@ -235,12 +235,13 @@ def _judged(batches: Iterable[Batch], count: int, judge: Judge, device: torch.de
     return {name: figures.get(name) for name in ("fid", "accuracy", "kid", "precision", "recall")}
 
 
-def _sampling_columns(sampling: SamplingConfig) -> Row:
+def _sampling_columns(sampling: SamplingConfig, model: PRA | JiT) -> Row:
+    head = sampling.steps * solvers.EVALUATIONS[sampling.solver]
     return {
         "guidance": sampling.guidance,
         "solver": _solver(sampling),
         "solver_steps": sampling.steps,
-        "evaluations": sampling.steps * solvers.EVALUATIONS[sampling.solver],
+        "evaluations": whole_image.evaluations(sampling) if isinstance(model, JiT) else head,
         "renormalise": sampling.renormalise,
     }
 

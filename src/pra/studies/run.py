@@ -29,9 +29,9 @@ from pra.provenance import commit, device_name
 from pra.recipes.systems import parameters
 from pra.studies.measures import Judge, Measure, Row
 from pra.studies.records import Records
-from pra.train.checkpoint import step_of
-from pra.train.loop import Interrupted, train
-from pra.train.run import FREE, read_metrics, read_run
+from pra.training.checkpoint import step_of
+from pra.training.loop import Interrupted, train
+from pra.training.run import FREE, read_metrics, read_run
 
 LOOK_EVERY = 5.0
 """Seconds between two looks at the runs' metrics."""
