@@ -28,8 +28,8 @@ from pra.data.survey import look
 from pra.models import Model, build_model
 from pra.objectives import training_losses
 from pra.recipes import fine_tune
-from pra.train.initial import with_classes
-from pra.train.run import read_run
+from pra.training.initial import with_classes
+from pra.training.run import read_run
 
 DRAWS = 4
 

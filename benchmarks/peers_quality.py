@@ -29,7 +29,7 @@ from pra.images import write_atomically
 from pra.solvers import EVALUATIONS
 from pra.studies.measures import Judge
 from pra.studies.settings import find_setting
-from pra.train.optimizer import EMA, build_optimizer, learning_rate
+from pra.training.optimizer import EMA, build_optimizer, learning_rate
 from pra.weights import read_json
 
 BATCH = 500

@@ -219,7 +219,7 @@ def end(workers: list[Process]) -> None:
 def work(line: list[str], variables: dict[str, str], notes: Path) -> None:
     """What a process does. It notes which samples it gets, and what it has to say."""
     from pra.cli import main as pra
-    from pra.train import loop
+    from pra.training import loop
 
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # as in a new process
     os.environ.update(variables)

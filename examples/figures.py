@@ -25,7 +25,7 @@ import pra
 from pra import PraError, flow, images, noise, rollout
 from pra.data import load_images, open_source
 from pra.noise import Purpose
-from pra.train.run import read_run
+from pra.training.run import read_run
 
 TIMES = (1.0, 0.9, 0.7, 0.5, 0.3, 0.0)
 """Of the perturbed states in the figure of the inputs; 1 is none."""

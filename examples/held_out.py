@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pra import PraError, images
 from pra.data import load_images, open_source
-from pra.train.run import read_run
+from pra.training.run import read_run
 
 
 def main(spec: str, run: Path, folder: Path, indices: list[int]) -> None:

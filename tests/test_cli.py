@@ -24,7 +24,7 @@ from pra.config import GuidanceSchedule, Solver
 from pra.data import open_source
 from pra.errors import PraError
 from pra.sample.options import parse_labels
-from pra.train import loop
+from pra.training import loop
 
 # So they may, in twenty steps.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")

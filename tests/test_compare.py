@@ -24,7 +24,7 @@ from pra.compare.figures import HIGHER, LOWER, obstacle
 from pra.compare.table import LONGEST, Row, Section, rendered
 from pra.config import apply_settings, to_dict
 from pra.report import charts
-from pra.train.run import read_metrics
+from pra.training.run import read_metrics
 
 ORIGIN: dict[str, Any] = {
     "features": {"name": "classifier", "sha256": "fe" * 32, "versions": {}, "held_out_accuracy": 0.9},

@@ -17,9 +17,9 @@ from pra import PraError, Sampler, cli, weights
 from pra.config import SamplingConfig, Solver, override
 from pra.models import build_model
 from pra.recipes import distill
-from pra.train.initial import load_initial
-from pra.train.optimizer import EMA
-from pra.train.run import read_run
+from pra.training.initial import load_initial
+from pra.training.optimizer import EMA
+from pra.training.run import read_run
 
 SHORT = replace(LEARNED, head=replace(LEARNED.head, shortcut=True))
 

@@ -25,10 +25,10 @@ from pra.data.survey import Range, Survey
 from pra.models import Model, build_model
 from pra.recipes import distill, fine_tune, own
 from pra.recipes.fine_tune import propose
-from pra.train import loop
-from pra.train.initial import EMBEDDING, load_initial, with_classes
-from pra.train.optimizer import EMA
-from pra.train.run import read_run
+from pra.training import loop
+from pra.training.initial import EMBEDDING, load_initial, with_classes
+from pra.training.optimizer import EMA
+from pra.training.run import read_run
 
 CPU = torch.device("cpu")
 PETS = replace(

@@ -19,7 +19,7 @@ from pra.flops import sampling_flops, training_flops
 from pra.models import JiT, build_model
 from pra.noise import Purpose
 from pra.objectives import training_losses
-from pra.train import loop
+from pra.training import loop
 
 LABELS, SEEDS = [0, 4, 2, 2], [10, 11, 12, 13]
 SETTINGS = {

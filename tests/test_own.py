@@ -22,8 +22,8 @@ from pra.data import TrainingSet, open_source, survey
 from pra.data.survey import Range, Survey, look
 from pra.recipes import own
 from pra.recipes.own import propose, seconds_per_step
-from pra.train import loop
-from pra.train.run import read_run
+from pra.training import loop
+from pra.training.run import read_run
 
 CPU = torch.device("cpu")
 PHOTOS = Survey(

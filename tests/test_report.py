@@ -23,7 +23,7 @@ from pra.eval.samples import spread
 from pra.images import from_uint8
 from pra.report import charts, gap, write_report
 from pra.report.words import in_words, rollout_in_words
-from pra.train import loop
+from pra.training import loop
 
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
 

@@ -38,9 +38,9 @@ from pra import distributed, weights
 from pra.config import TrainConfig, apply_settings
 from pra.data import loader, open_source
 from pra.distributed import World, join
-from pra.train import checkpoint, loop, parallel
-from pra.train import run as runs
-from pra.train.run import read_metrics
+from pra.training import checkpoint, loop, parallel
+from pra.training import run as runs
+from pra.training.run import read_metrics
 
 # So they may, in twenty steps.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")

@@ -22,10 +22,10 @@ from pra.device import autocast
 from pra.distributed import World
 from pra.models import Model, build_model
 from pra.objectives import Losses, training_losses
-from pra.train import parallel
-from pra.train.optimizer import whole
-from pra.train.parallel import SharedLoss
-from pra.train.run import read_metrics
+from pra.training import parallel
+from pra.training.optimizer import whole
+from pra.training.parallel import SharedLoss
+from pra.training.run import read_metrics
 
 pytestmark = [
     pytest.mark.gpu,

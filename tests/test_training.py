@@ -47,11 +47,11 @@ from pra.images import GAP
 from pra.locks import locked
 from pra.models.pra import PRA
 from pra.objectives import Losses
-from pra.train import checkpoint, loop, optimizer
-from pra.train.loop import Interrupted, Trained
-from pra.train.optimizer import EMA, build_optimizer, learning_rate
-from pra.train.plots import draw_curves
-from pra.train.run import read_metrics
+from pra.training import checkpoint, loop, optimizer
+from pra.training.loop import Interrupted, Trained
+from pra.training.optimizer import EMA, build_optimizer, learning_rate
+from pra.training.plots import draw_curves
+from pra.training.run import read_metrics
 
 FullDisk = Callable[[int], AbstractContextManager[None]]
 

@@ -14,8 +14,8 @@ from pra.hub.push import export, push
 from pra.images import to_pil, to_uint8
 from pra.models import PRA, JiT
 from pra.recipes import RECIPES, recipe
-from pra.train import train
-from pra.train.loop import Interrupted
+from pra.training import train
+from pra.training.loop import Interrupted
 from pra.weights import load, save
 
 __all__ = [

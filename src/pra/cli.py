@@ -42,9 +42,9 @@ from pra.sample.command import sample_command
 from pra.sample.complete import complete_command
 from pra.sample.grid import grid_command
 from pra.studies.command import study_command
-from pra.train.loop import Interrupted, Trained
-from pra.train.loop import train as run_training
-from pra.train.run import check_run
+from pra.training.loop import Interrupted, Trained
+from pra.training.loop import train as run_training
+from pra.training.run import check_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

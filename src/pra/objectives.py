@@ -1,4 +1,4 @@
-"""The losses of a training step (paper; design section 2), with every stop-gradient in sight.
+"""The losses of a training step (paper; docs/method.md), with every stop-gradient in sight.
 
     reconstruction pass   h0 = sg(F(c, x));  z = norm(G(x, h0));  x^ = D(z)      L_rec
     AR pass               x~ = sg(rollout);  h = F(c, x~)                        L_flow on sg(z), L_aux

@@ -1,4 +1,4 @@
-"""How the inputs of the AR pass are made (paper; design section 2). The heart of the method.
+"""How the inputs of the AR pass are made (paper; docs/method.md). The heart of the method.
 
 Every function returns the inputs ``x~_1 .. x~_{N-1}``, ``(B, N - 1, P)``: the last patch is never an input. The
 states come in as ``z`` ``(B, N, d)``, the randomness as one key per sample (:mod:`pra.noise`). Nothing here has

@@ -16,7 +16,7 @@ from pra.distributed import ALONE
 from pra.flops import training_flops
 from pra.models import build_model
 from pra.objectives import Perceptual, training_losses
-from pra.train.parallel import SharedLoss
+from pra.training.parallel import SharedLoss
 
 H200 = 790e12
 """FLOP/s of large bfloat16 matrix products on an NVIDIA H200, as measured (docs/performance.md)."""

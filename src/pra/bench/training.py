@@ -22,8 +22,8 @@ from pra.distributed import ALONE
 from pra.errors import PraError
 from pra.models import PRA, build_model
 from pra.objectives import Perceptual, training_losses
-from pra.train.optimizer import EMA, build_optimizer
-from pra.train.parallel import SharedLoss
+from pra.training.optimizer import EMA, build_optimizer
+from pra.training.parallel import SharedLoss
 
 WARM_UPS = 2
 """Rounds before those that count: libraries choose their kernels, a compiler compiles."""

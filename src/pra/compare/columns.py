@@ -14,7 +14,7 @@ from pra.errors import PraError
 from pra.eval.evaluate import Report
 from pra.paths import expand
 from pra.report.content import Progress, evaluation, evaluations, progress
-from pra.train.run import read_metrics, read_run
+from pra.training.run import read_metrics, read_run
 from pra.weights import newest_checkpoint
 
 FIGURES = "figures.json"

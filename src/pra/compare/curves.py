@@ -10,7 +10,7 @@ from pra.compare.columns import Column
 from pra.errors import PraError
 from pra.extras import import_failed
 from pra.images import check_free
-from pra.train.plots import curves
+from pra.training.plots import curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,7 +27,7 @@ class RunConfig:
     """One complete run: what a recipe returns and what ``config.json`` in a run's folder holds.
 
     ``initial`` is what the weights are at first: a run's folder, a saved model or ``hub:user/model``, of the same model
-    but for its classes, and perhaps without the second head (:mod:`pra.train.initial`); None is new ones.
+    but for its classes, and perhaps without the second head (:mod:`pra.training.initial`); None is new ones.
     """
 
     recipe: str

@@ -20,7 +20,7 @@ class PixelLoss(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Loss weights and the randomness of a training step (design section 2).
+    """Loss weights and the randomness of a training step (docs/method.md).
 
     ``noise_draws`` is the number of ``(t, eps)`` pairs per token for L_flow; ``logit_normal_times`` draws those
     times as the sigmoid of a normal of ``time_mean`` and ``time_std`` (Stable Diffusion 3, arXiv 2403.03206), else

@@ -13,7 +13,7 @@ from pra.models import Model, count_parameters
 from pra.report.charts import Chart
 from pra.report.content import Picture, curves, embedded, pictures, progress
 from pra.report.words import COLOURS, in_words
-from pra.train.plots import CURVES
+from pra.training.plots import CURVES
 from pra.weights import read_json
 
 BESIDE = {"Samples": SAMPLES, "Training curves": CURVES}

@@ -15,7 +15,7 @@ from pra.errors import PraError
 from pra.generate import Samplers
 from pra.hub.download import PREFIX, is_address
 from pra.models import Model
-from pra.train.run import read_run
+from pra.training.run import read_run
 
 
 @dataclass(frozen=True)

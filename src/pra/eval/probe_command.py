@@ -27,7 +27,7 @@ from pra.images import check_output, write_atomically
 from pra.models import JiT, Model, build_model
 from pra.options import File, Flag, Integer, Number, Settings, Text, parse_numbers
 from pra.provenance import environment, file_sha256
-from pra.train.run import read_run
+from pra.training.run import read_run
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Sampling (paper, "Sampling"; design section 2): raster order, caches, guidance, one seed per image.
+"""Sampling (paper, "Sampling"; docs/method.md): raster order, caches, guidance, one seed per image.
 
 JiT is sampled by the same class, from the same seeds and with the same solvers, but all patches at once.
 """

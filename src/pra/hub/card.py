@@ -14,7 +14,7 @@ from pra.hub.download import is_address, repo_id
 from pra.hub.origin import SAMPLES, Origin, Training
 from pra.models import Model, count_parameters
 from pra.models.jit import JiT
-from pra.train.plots import CURVES
+from pra.training.plots import CURVES
 
 DATASETS = {"idx:/usr/share/datasets/fashion-mnist": "zalando-datasets/fashion_mnist"}
 """Sources that are certain to be a data set of the Hub."""

@@ -14,8 +14,8 @@ from pra.errors import PraError
 from pra.eval.evaluate import Report
 from pra.models import Model
 from pra.provenance import file_sha256
-from pra.train.plots import CURVES
-from pra.train.run import read_metrics, read_run
+from pra.training.plots import CURVES
+from pra.training.run import read_metrics, read_run
 
 CARD, SAMPLES = "README.md", "samples.png"
 

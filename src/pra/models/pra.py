@@ -14,7 +14,7 @@ from pra.nn.transformer import KVCache
 
 
 class PRA(ImageModel):
-    """The model of design section 2. The autoregressive baselines are other configurations of it.
+    """The model of docs/method.md. The autoregressive baselines are other configurations of it.
 
     Args:
         config: sizes and choices.

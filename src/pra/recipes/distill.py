@@ -15,7 +15,7 @@ from pathlib import Path
 from pra import weights
 from pra.config import LearningRate, ModelConfig, RunConfig, Solver
 from pra.errors import PraError
-from pra.train.run import read_run
+from pra.training.run import read_run
 
 NAME = "distilled"
 

@@ -1,8 +1,8 @@
 """Fine-tuning: how to go on from a trained model with other pictures, of the same or of other classes.
 
-The model stays as it is, but for its classes (:mod:`pra.train.initial`), and so does what it learns by: backbone, head
-and codec go on together. Only the rate is lower, and the average shorter, which otherwise shows a short run what the
-model was before.
+The model stays as it is, but for its classes (:mod:`pra.training.initial`), and so does what it learns by: backbone,
+head and codec go on together. Only the rate is lower, and the average shorter, which otherwise shows a short run what
+the model was before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pra.data.survey import Survey, look
 from pra.errors import PraError
 from pra.models import Model
 from pra.recipes import own
-from pra.train.run import read_run
+from pra.training.run import read_run
 
 NAME = "fine-tuned"
 

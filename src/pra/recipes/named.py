@@ -8,7 +8,7 @@ from pra.config import RunConfig
 from pra.errors import PraError
 from pra.hub.download import is_address
 from pra.recipes import RECIPES, recipe
-from pra.train.run import read_run
+from pra.training.run import read_run
 from pra.weights import CONFIG
 
 

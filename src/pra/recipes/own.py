@@ -39,8 +39,8 @@ from pra.device import autocast
 from pra.errors import PraError
 from pra.models import build_model, count_parameters
 from pra.objectives import training_losses
-from pra.train.optimizer import build_optimizer
-from pra.train.run import read_run
+from pra.training.optimizer import build_optimizer
+from pra.training.run import read_run
 from pra.weights import CONFIG
 
 NAME = "own"

@@ -13,7 +13,7 @@ from pra.errors import PraError
 from pra.options import File, Text
 from pra.report.gap import known_gap, measure_gap
 from pra.report.page import REPORT, write_report
-from pra.train.run import read_run
+from pra.training.run import read_run
 
 GAP_IMAGES = 200
 

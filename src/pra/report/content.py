@@ -24,8 +24,8 @@ from pra.eval.samples import spread
 from pra.models import count_parameters
 from pra.report.charts import Chart, chart
 from pra.report.gap import MeasuredGap
-from pra.train.plots import LOGARITHMIC, PANELS
-from pra.train.run import read_metrics
+from pra.training.plots import LOGARITHMIC, PANELS
+from pra.training.run import read_metrics
 
 MOST_PICTURES = 12
 """Grids of one kind on a page, evenly over training: each weighs up to a few hundred kB."""

@@ -25,7 +25,7 @@ from pra.distributed import World
 from pra.errors import PraError
 from pra.images import new_folder
 from pra.models import Model
-from pra.train.optimizer import EMA, gathered, is_sharded
+from pra.training.optimizer import EMA, gathered, is_sharded
 
 OPTIMIZER = "optimizer"
 WHOLE_OPTIMIZER = "optimizer.safetensors"
@@ -106,7 +106,7 @@ class Saver:
         """Begins to write; the tensors are copied when this returns."""
         from torch.distributed.checkpoint.state_dict_saver import async_save
 
-        from pra.train.writer import Writer
+        from pra.training.writer import Writer
 
         writer = Writer(str(folder), self._gpu)
         started = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)

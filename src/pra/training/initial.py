@@ -15,7 +15,7 @@ from pra.config import ModelConfig, differences, to_dict
 from pra.errors import PraError
 from pra.models import PRA, Model
 from pra.provenance import file_sha256
-from pra.train.optimizer import EMA
+from pra.training.optimizer import EMA
 
 EMBEDDING = "class_embedding.weight"
 """How the one tensor ends whose shape depends on the classes, in every model: ``(num_classes + 1, ...)``, null last."""

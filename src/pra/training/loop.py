@@ -27,13 +27,13 @@ from pra.generate import Sampler
 from pra.locks import locked
 from pra.models import PRA, Model, build_model
 from pra.objectives import Losses, Perceptual, training_losses
-from pra.train import checkpoint
-from pra.train.initial import load_initial
-from pra.train.optimizer import EMA, build_optimizer, learning_rate, whole
-from pra.train.parallel import SharedLoss
-from pra.train.plots import CURVES, draw_curves
-from pra.train.run import Metrics, check_run, check_shared, write_run
-from pra.train.signals import caught_signals
+from pra.training import checkpoint
+from pra.training.initial import load_initial
+from pra.training.optimizer import EMA, build_optimizer, learning_rate, whole
+from pra.training.parallel import SharedLoss
+from pra.training.plots import CURVES, draw_curves
+from pra.training.run import Metrics, check_run, check_shared, write_run
+from pra.training.signals import caught_signals
 
 HEALTHY_STATE_STD = 0.5
 LESS_MEMORY = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
@@ -80,7 +80,7 @@ def train(
 
     Args:
         config: from a recipe, perhaps changed with :func:`dataclasses.replace`.
-        run_dir: the run's folder (:mod:`pra.train.run`).
+        run_dir: the run's folder (:mod:`pra.training.run`).
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the best there is by default.
         source: an open source, in place of the one that ``config.data.source`` names.
         progress: show a progress bar.

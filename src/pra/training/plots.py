@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pra.images import write_atomically
-from pra.train.run import read_metrics
+from pra.training.run import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, float]]], names: Iterable[st
     """The metrics of runs, a panel each, three in a row. Needs matplotlib.
 
     Args:
-        runs: by what they are called, the lines of ``metrics.jsonl`` (:func:`pra.train.run.read_metrics`).
+        runs: by what they are called, the lines of ``metrics.jsonl`` (:func:`pra.training.run.read_metrics`).
         names: of the metrics, among :data:`PANELS`.
     """
     from matplotlib.figure import Figure

@@ -3,7 +3,7 @@
 config.json       the complete configuration         samples/          grids from the EMA, by step
 environment.json  versions, commit, hardware         reconstructions/  real images and the codec's, by step
 metrics.jsonl     one line per logging interval      curves.png        the metrics, drawn
-tensorboard/      the same for TensorBoard           checkpoints/      see pra.train.checkpoint
+tensorboard/      the same for TensorBoard           checkpoints/      see pra.training.checkpoint
 report.html       all of it on a page (pra.report)   rollout-gap.json  what `pra report` has measured
 .lock             names the process that trains, as long as it does
 """
@@ -95,7 +95,8 @@ def write_run(folder: Path, config: RunConfig, processes: int = 1, initial: dict
         folder: the run's.
         config: the run's.
         processes: that train.
-        initial: where its first weights come from (:func:`pra.train.initial.load_initial`); None leaves what is known.
+        initial: where its first weights come from (:func:`pra.training.initial.load_initial`); None leaves what is
+            known.
 
     Raises:
         PraError: the disk is full or refuses; or what is known of the first weights cannot be read.

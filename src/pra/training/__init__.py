@@ -1,5 +1,5 @@
 """Training: one loop, its optimiser, moving average, checkpoints and a run's folder."""
 
-from pra.train.loop import train
+from pra.training.loop import train
 
 __all__ = ["train"]
