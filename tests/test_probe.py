@@ -339,8 +339,8 @@ def test_the_study_probes_each_layer_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert {entry[3] for entry in found if entry[0] == "jit"} == {0.5, 0.75}
     by_pixels = next(row["top1"] for row in rows if row["system"] == "pixels")
     readme = (tmp_path / "probe" / "README.md").read_text()
-    assert f"| pixels | {100 * by_pixels:.1f} % |" in readme
-    assert "top-1 accuracy on 80 held-out images" in readme
+    assert f"| raw pixels | {100 * by_pixels:.1f} % |" in readme
+    assert "Top-1 accuracy on 80 held-out images" in readme
 
 
 def row(system: str, seed: int, layer: int | None, top1: float, validation: float, **more: Any) -> dict[str, Any]:
@@ -354,8 +354,8 @@ def test_the_table_chooses_by_validation() -> None:
         row("pra", 0, 3, 0.9, 0.9),  # one seed alone decides nothing
         row("random", 0, 1, 0.3, 0.3, value="pra"), row("pixels", 0, None, 0.8, 0.8),
     ]  # fmt: skip
-    assert chosen(by_name(rows)["pra"]).layer == 1
+    assert chosen(by_name(rows)["PRA"]).layer == 1
     _, lines = probe_table(rows)
-    assert [line[0] for line in lines] == ["pixels", "pra", "random (pra)"]
+    assert [line[0] for line in lines] == ["raw pixels", "PRA", "random weights (PRA)"]
     assert lines[1][1:4] == ["55.0 % ± 7.1", "1", "mean"]
     assert lines[0][1:4] == ["80.0 %", "-", "-"]

@@ -33,9 +33,19 @@ class Group:
         """FID of each seed at the best guidance."""
         return self.by_guidance[self.guidance]
 
-    def mean(self, column: str) -> float | None:
-        """Over the rows that have the column."""
-        values = [row[column] for row in self.rows if isinstance(row.get(column), int | float)]
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """FID at the best guidance by seed."""
+        return {row["seed"]: row["fid"] for row in sorted(self.at(self.guidance), key=lambda row: row["seed"])}
+
+    def at(self, guidance: float) -> list[Row]:
+        """The rows with an FID at one guidance, one per seed."""
+        return [row for row in self.rows if "fid" in row and row["guidance"] == guidance]
+
+    def mean(self, column: str, guidance: float | None = None) -> float | None:
+        """Over the rows that have the column; over those alone of one guidance, where it is given."""
+        rows = self.rows if guidance is None else self.at(guidance)
+        values = [row[column] for row in rows if isinstance(row.get(column), int | float)]
         return statistics.mean(values) if values else None
 
 

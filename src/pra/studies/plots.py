@@ -1,8 +1,7 @@
-"""A study's rows as a plot."""
+"""A study's rows as plots."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -10,23 +9,23 @@ from typing import TYPE_CHECKING
 from pra.studies.catalogue import PRA, Study
 from pra.studies.groups import Group, groups
 from pra.studies.measures import Row
+from pra.studies.names import colour_of, described, name_of
+from pra.studies.pairs import Paired, paired, unchanged
+from pra.studies.plot_parts import banded, curve, legend_beside, logarithmic, ranking, room_beside
+from pra.studies.plots_sampling import draw_gap, draw_solver
 from pra.studies.report_probe import draw_probe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {
-    "pra": "#d62728",
-    "states": "#ff7f0e",
-    "reconstructed": "#bcbd22",
-    "exact": "#e377c2",
-    "teacher-forced": "#1f77b4",
-    "x-prediction": "#17becf",
-    "input-noise": "#9467bd",
-    "input-noise-x": "#8c564b",
-    "jit": "#7f7f7f",
-}
+BEST = "FID at the best guidance"
+WITHOUT = {PRA: "reconstructed", "input-noise": "teacher-forced", "input-noise-x": "x-prediction"}
+"""The system that is left of another without its perturbation."""
+NONE = (1.0, 0.0)
+"""No perturbation at all: of states, of pixels."""
+DODGE = 0.03
+"""How far curves at the same place are set apart, as a fraction of a panel."""
 
 
 def draw(study: Study, rows: list[Row]) -> Figure | None:
@@ -41,159 +40,164 @@ def draw(study: Study, rows: list[Row]) -> Figure | None:
         "noise": _draw_noise,
         "length": _draw_length,
         "ablation": _draw_ablation,
-        "rollout-gap": _draw_gap,
-        "solver": _draw_solver,
-        "probe": lambda figure, rows: draw_probe(figure, rows, COLOURS),
+        "rollout-gap": draw_gap,
+        "solver": draw_solver,
+        "probe": draw_probe,
     }[study.name]
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 5), layout="constrained")
     drawn(figure, rows)
-    title = f"{study.name}: {rows[0]['setting']} ({rows[0]['tokens']} tokens), scale {rows[0]['scale']}"
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(f"{study.question}\n{described(rows)}, scale {rows[0]['scale']}")
     return figure
 
 
-def _bars(axes: Axes, names: Sequence[str], of: Sequence[Group]) -> None:
-    """Each seed a dot, their mean a bar."""
-    for place, group in enumerate(of):
-        colour = COLOURS.get(group.system, "#444444")
-        axes.barh(place, group.fid, color=colour, alpha=0.35)
-        axes.plot(group.best, [place] * len(group.best), "o", color=colour, markersize=4)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set(xlabel="FID at the best guidance (each dot a seed; lower is better)")
-    axes.grid(axis="x", alpha=0.3)
-
-
-def _logarithmic(axes: Axes) -> None:
-    """FID upwards by its logarithm: a system that fails would press all others flat."""
-    from matplotlib.ticker import LogLocator
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-
-
 def _draw_systems(figure: Figure, rows: list[Row]) -> None:
+    """Left the best of each system, right what guidance does to it."""
     left, right = figure.subplots(1, 2)
     of = sorted(groups(rows), key=lambda group: group.fid)
-    _bars(left, [group.system for group in of], of)
+    names, colours = [name_of(group.system) for group in of], [colour_of(group.system) for group in of]
+    ranking(left, names, colours, [group.best for group in of])
+    room_beside(left, [group.best for group in of], log=True)
+    left.set(xlabel=f"{BEST}: lower is better\n(each dot a seed, the stroke their mean)")
     for group in of:
-        means = [statistics.mean(fids) for fids in group.by_guidance.values()]
-        colour = COLOURS.get(group.system)
-        right.plot(list(group.by_guidance), means, "o-", color=colour, label=group.system, markersize=3)
-    right.set(xlabel="guidance scale", ylabel="FID")
+        banded(right, group.by_guidance, group.system)
+    right.set(xlabel="guidance scale (1: none)", ylabel="FID (line: mean over seeds; band: least to greatest)")
+    right.set_xticks(sorted({guidance for group in of for guidance in group.by_guidance}))
+    right.set_xticklabels([f"{tick:g}" for tick in right.get_xticks()])
     right.grid(alpha=0.3)
-    right.legend(fontsize=8)
+    logarithmic(left, "x")
+    logarithmic(right)
+    legend_beside(figure, right, names)
 
 
 def _draw_noise(figure: Figure, rows: list[Row]) -> None:
+    """Left the strengths of PRA's perturbation, right those of noise on pixels, on one scale."""
     states, pixels = figure.subplots(1, 2, sharey=True)
-    for system in dict.fromkeys(row["system"] for row in rows):
-        of = sorted((group for group in groups(rows) if group.system == system), key=lambda group: float(group.value))
-        axes, colour = states if system == PRA else pixels, COLOURS.get(system)
-        at = [float(group.value) for group in of]
-        axes.plot(at, [group.fid for group in of], "o-", color=colour, label=system)
-        axes.fill_between(at, [min(g.best) for g in of], [max(g.best) for g in of], color=colour, alpha=0.15)
-    states.set(xlabel="t_min of the states' perturbation (1: none)", ylabel="FID at the best guidance")
-    _logarithmic(states)
+    of = [group for group in groups(rows) if isinstance(group.value, int | float)]
+    own = [group for group in of if group.system == PRA]
+    systems = [system for system in dict.fromkeys(group.system for group in of) if system != PRA]
+    for axes, system in [(states, PRA), *((pixels, system) for system in systems)]:
+        strengths = _by_value([group for group in of if group.system == system])
+        if strengths:
+            apart = 0.0 if system == PRA else 0.01 * (systems.index(system) - (len(systems) - 1) / 2)
+            curve(axes, {at + apart: values for at, values in strengths.items()}, system)
+        none, same = NONE[axes is pixels], WITHOUT.get(system, system)
+        if none in strengths:
+            mean = statistics.mean(strengths[none])
+            axes.axhline(mean, color=colour_of(same), linestyle=":", label=name_of(same))
+    if own:
+        best = min(own, key=lambda group: group.fid)
+        pixels.axhline(best.fid, color=colour_of(PRA), linestyle="--")
+        beside = {"xytext": (-4, 4), "textcoords": "offset points", "ha": "right", "fontsize": 9}
+        where, place = ("axes fraction", "data"), (1.0, best.fid)
+        pixels.annotate(f"PRA's best, t_min = {best.value:g}", place, xycoords=where, color=colour_of(PRA), **beside)
+    states.set(xlabel="t_min of PRA's perturbation of states (1: none; 0: strongest)", ylabel=BEST)
     states.invert_xaxis()
-    pixels.set(xlabel="standard deviation of the pixels' noise (0: none)")
+    pixels.set(xlabel="standard deviation of the noise on pixels in [-1, 1] (0: none)")
+    logarithmic(states)
+    states.set_title("states are perturbed before they are decoded", fontsize=10)
+    pixels.set_title("pixels are noised", fontsize=10)
     for axes in (states, pixels):
         axes.grid(alpha=0.3)
-        axes.legend()
+    legend_beside(figure, [states, pixels])
+
+
+def _by_value(of: Sequence[Group]) -> dict[float, list[float]]:
+    return {float(group.value): group.best for group in sorted(of, key=lambda group: float(group.value))}
 
 
 def _draw_length(figure: Figure, rows: list[Row]) -> None:
-    """FID and accuracy of each system against its steps."""
+    """FID at the best guidance, and accuracy at one guidance, of each system against its steps."""
     left, right = figure.subplots(1, 2)
-    every = sorted({row["steps"] for row in rows})
-    for system in dict.fromkeys(row["system"] for row in rows):
-        of = sorted((group for group in groups(rows) if group.system == system), key=lambda group: int(group.value))
-        at, colour = [int(group.value) for group in of], COLOURS.get(system)
-        left.plot(at, [group.fid for group in of], "o-", color=colour, label=system)
-        left.fill_between(at, [min(g.best) for g in of], [max(g.best) for g in of], color=colour, alpha=0.15)
-        right.plot(at, [group.accuracy for group in of], "o-", color=colour, label=system)
-    left.set(ylabel="FID at the best guidance")
-    right.set(ylabel="accuracy at that guidance")
+    of = [group for group in groups(rows) if isinstance(group.value, int | float)]
+    every = sorted({int(group.value) for group in of})
+    guidance = _one_guidance(of)
+    systems = sorted({group.system for group in of}, key=lambda system: _last(of, system))
+    for place, system in enumerate(systems):
+        own = sorted((group for group in of if group.system == system), key=lambda group: int(group.value))
+        apart = 1 + DODGE * (place - (len(systems) - 1) / 2)
+        curve(left, {group.value * apart: group.best for group in own}, system)
+        right_of = {group.value * apart: [row["accuracy"] for row in group.at(guidance) if "accuracy" in row]
+                    for group in own}  # fmt: skip
+        curve(right, {at: values for at, values in right_of.items() if values}, system)
+    left.set(ylabel=f"{BEST} (lower is better)")
+    right.set(ylabel=f"accuracy at guidance {guidance:g} (higher is better)")
     for axes in (left, right):
-        axes.set(xlabel="training steps", xscale="log")
+        axes.set(xlabel="training steps (each dot a seed, the line their mean)", xscale="log")
         axes.set_xticks(every, [str(steps) for steps in every])
         axes.minorticks_off()
+        axes.margins(x=0.12)
         axes.grid(alpha=0.3)
-    _logarithmic(left)
-    left.legend(fontsize=8)
+    logarithmic(left)
+    legend_beside(figure, left, [name_of(system) for system in systems])
+
+
+def _last(of: Sequence[Group], system: str) -> float:
+    """FID of a system where it has been trained longest."""
+    return max((group for group in of if group.system == system), key=lambda group: int(group.value)).fid
+
+
+def _one_guidance(of: Sequence[Group]) -> float:
+    """PRA's best at its shortest; that of the first system without PRA."""
+    own = [group for group in of if group.system == PRA] or list(of)
+    return min(own, key=lambda group: int(group.value)).guidance
 
 
 def _draw_ablation(figure: Figure, rows: list[Row]) -> None:
-    of = sorted(groups(rows), key=lambda group: group.fid)
+    """Each variant's FID less PRA's of the same seeds."""
+    axes: Axes = figure.subplots()
+    of = groups(rows)
+    reference = unchanged(of)
+    if reference is None:
+        of = sorted(of, key=lambda group: group.fid)
+        ranking(axes, [str(g.value) for g in of], [colour_of(g.system) for g in of], [g.best for g in of])
+        axes.set(xlabel=f"{BEST} (each dot a seed, the stroke their mean)")
+        return
+    shown = sorted((pair for pair in paired(of, reference) if pair.differences), key=lambda pair: pair.mean)
+    values = [list(pair.differences.values()) for pair in shown]
+    ranking(axes, [_with_seeds(pair) for pair in shown], ["#444444"] * len(shown), values, "+z.2f")
+    room_beside(axes, [*values, [0.0]])
+    label = f"PRA, FID {reference.fid:.2f}"
+    axes.axvline(0, color=colour_of(PRA), linewidth=1.5, label=label)
+    if reference.spread is not None:
+        label = f"± standard deviation of PRA's own {reference.seeds} seeds"
+        axes.axvspan(-reference.spread, reference.spread, color=colour_of(PRA), alpha=0.12, linewidth=0, label=label)
+    axes.set(xlabel="FID of the variant less that of PRA on the same seed, each at its best guidance (right: worse)")
+    axes.legend(loc="upper right", fontsize=9)
+
+
+def _with_seeds(pair: Paired) -> str:
+    count = len(pair.differences)
+    return f"{pair.group.value}  ({count} seed{'s' if count > 1 else ''})"
+
+
+def draw_tokens(study: Study, rows: list[Row]) -> Figure | None:
+    """The study `token-dimension` over its settings, of one scale: FID over JiT's mean in the same setting, since
+    figures by different judges do not compare; None without matplotlib, or without JiT in two settings."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    sizes: dict[float, dict[str, list[float]]] = {}
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        of = {group.system: group for group in groups(row for row in rows if row["setting"] == setting)}
+        if "jit" in of and isinstance(of["jit"].value, int | float):
+            sizes[of["jit"].value] = {name: [fid / of["jit"].fid for fid in g.best] for name, g in of.items()}
+    if len(sizes) < 2:
+        return None
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.subplots()
-    _bars(axes, [str(group.value) for group in of], of)
-    reference = next((group for group in of if group.value == "PRA"), None)
-    if reference:
-        axes.axvline(reference.fid, color="black", linewidth=0.8, linestyle="--")
-
-
-def _draw_gap(figure: Figure, rows: list[Row]) -> None:
-    """Every position thin, the mean of each row of the raster thick: the first patches of a row know least."""
-    panels = figure.subplots(1, 3)
-    for system in dict.fromkeys(row["system"] for row in rows):
-        own = [row for row in rows if row["system"] == system]
-        columns = math.isqrt(own[0]["tokens"])
-        curves = (
-            _by_position(own, lambda row: row.get("input_gap")),
-            _by_position(own, lambda row: row["condition_gap"]),
-            _by_position(own, lambda row: row["rollout_loss"] / row["training_loss"]),
-        )
-        for axes, curve in zip(panels, curves, strict=True):
-            colour = COLOURS.get(system)
-            axes.plot(list(curve), list(curve.values()), color=colour, linewidth=0.6, alpha=0.4)
-            rows_of_raster: dict[int, list[float]] = {}
-            for position, value in curve.items():
-                rows_of_raster.setdefault(position // columns, []).append(value)
-            at = [(row + 0.5) * columns for row in rows_of_raster]
-            means = [statistics.mean(values) for values in rows_of_raster.values()]
-            axes.plot(at, means, "o-", color=colour, linewidth=2, markersize=3, label=system)
-    titles = ("backbone inputs: sampling against training", "conditions: sampling against training",
-              "flow loss on rollouts / in training")  # fmt: skip
-    for axes, title in zip(panels, titles, strict=True):
-        axes.set_title(title, fontsize=9)
-        axes.set_xlabel("raster position (thick: mean of a row)")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("energy coefficient (0: the same distribution)")
-    panels[1].legend(fontsize=8)
-    panels[2].axhline(1.0, color="black", linewidth=0.8, linestyle="--")
-
-
-def _by_position(rows: list[Row], figure: Callable[[Row], float | None]) -> dict[int, float]:
-    """The mean over the seeds, where there is a figure."""
-    found: dict[int, list[float]] = {}
-    for row in rows:
-        value = figure(row)
-        if value is not None:
-            found.setdefault(row["position"], []).append(value)
-    return {position: statistics.mean(found[position]) for position in sorted(found)}
-
-
-def _draw_solver(figure: Figure, rows: list[Row]) -> None:
-    """One panel a system, of one scale; a colour for each solver, a line style for each grid."""
-    systems = list(dict.fromkeys(row["system"] for row in rows))
-    solvers = sorted({row["solver"].partition(", ")[0] for row in rows})
-    grids = sorted({row["solver"].partition(", ")[2] for row in rows})  # the uniform one has no name
-    panels = figure.subplots(1, len(systems), squeeze=False, sharex=True, sharey=True)[0]
-    every = sorted({row["evaluations"] for row in rows})
-    for axes, system in zip(panels, systems, strict=True):
-        for name in dict.fromkeys(row["solver"] for row in rows if row["system"] == system):
-            own = [row for row in rows if (row["system"], row["solver"]) == (system, name)]
-            counts = sorted({row["evaluations"] for row in own})
-            fids = [[row["fid"] for row in own if row["evaluations"] == count] for count in counts]
-            solver, _, grid = name.partition(", ")
-            colour, style = f"C{solvers.index(solver)}", ("-", ":", "--", "-.")[grids.index(grid) % 4]
-            axes.plot(counts, [statistics.mean(f) for f in fids], "o", linestyle=style, color=colour, label=name)
-            axes.fill_between(counts, [min(f) for f in fids], [max(f) for f in fids], color=colour, alpha=0.15)
-        axes.set(title=system, xlabel="head evaluations per token", xscale="log")
-        axes.set_xticks(every, [str(count) for count in every])
-        _logarithmic(axes)
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=8)
-    panels[0].set_ylabel("FID")
+    systems = list(dict.fromkeys(system for size in sorted(sizes, reverse=True) for system in sizes[size]))
+    largest = sizes[max(sizes)]
+    systems.sort(key=lambda system: -statistics.mean(largest.get(system, [0.0])))
+    for place, system in enumerate(systems):
+        apart = 1 + DODGE * (place - (len(systems) - 1) / 2)
+        curve(axes, {size * apart: of[system] for size, of in sorted(sizes.items()) if system in of}, system)
+    axes.set(xscale="log", xlabel="numbers in a token (each dot a seed, the line their mean)")
+    axes.set_xticks(sorted(sizes), [f"{size:g}" for size in sorted(sizes)])
+    axes.margins(x=0.15)
+    logarithmic(axes)
+    axes.set(ylabel="FID over that of JiT at the same size of token\n(above 1: worse than JiT)")
+    axes.grid(alpha=0.3)
+    legend_beside(figure, axes, [name_of(system) for system in systems])
+    figure.suptitle(f"{study.question}\n{rows[0]['dataset']}, scale {rows[0]['scale']}", fontsize=11)
+    return figure

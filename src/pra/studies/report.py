@@ -1,18 +1,21 @@
-"""A study's rows as a table and a plot."""
+"""A study's rows as a page of tables and plots."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pra.images import write_atomically
 from pra.studies.catalogue import STUDIES, Study
-from pra.studies.groups import Group, groups
 from pra.studies.measures import Row
-from pra.studies.plots import draw
-from pra.studies.report_probe import about_probe, probe_table
+from pra.studies.names import described, in_ranges
+from pra.studies.plots import draw, draw_tokens
+from pra.studies.report_probe import about_probe
 from pra.studies.settings import SCALES, SETTINGS
+from pra.studies.tables import tables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_report(study: Study, rows: list[Row], folder: Path) -> list[Path]:
@@ -28,48 +31,73 @@ def write_report(study: Study, rows: list[Row], folder: Path) -> list[Path]:
     """
     parts = [f"# Study: {study.name}", "", study.question, ""]
     written = []
+    if study.name == "token-dimension":
+        for scale in dict.fromkeys(row["scale"] for row in rows):
+            figure = draw_tokens(study, [row for row in rows if row["scale"] == scale])
+            if figure is not None:
+                written.append(_save(figure, folder / f"tokens-{scale}.png"))
+                parts += [f"![FID over JiT's by the size of a token, scale {scale}]({written[-1].name})", ""]
     for scale, setting in dict.fromkeys((row["scale"], row["setting"]) for row in rows):
         chosen = [row for row in rows if (row["scale"], row["setting"]) == (scale, setting)]
-        parts += [f"## {setting}, scale {scale}", "", _about(chosen), "", *_table(study, chosen), ""]
+        parts += [f"## {setting}, scale {scale}", "", _about(study, chosen), "", *tables(study, chosen), ""]
         figure = draw(study, chosen)
         if figure is not None:
-            path = folder / f"{setting}-{scale}.png"
-            write_atomically(path, lambda file, figure=figure: figure.savefig(file, format="png", dpi=110))
-            written.append(path)
-            parts += [f"![{study.name}, {setting}]({path.name})", ""]
-        parts += [f"`{_command(study, chosen)}`", "", *_provenance(chosen), ""]
+            written.append(_save(figure, folder / f"{setting}-{scale}.png"))
+            parts += [f"![{study.name}, {setting}]({written[-1].name})", ""]
+        parts += [*commands(study, chosen), "", *_provenance(chosen), ""]
     readme = folder / "README.md"
     write_atomically(readme, lambda file: file.write("\n".join(parts).encode()))
     return [readme, *written]
 
 
-def _about(rows: list[Row]) -> str:
-    setting = SETTINGS.get(rows[0]["setting"])
-    seeds = sorted({row["seed"] for row in rows})
+def _save(figure: Figure, path: Path) -> Path:
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    return path
+
+
+def _about(study: Study, rows: list[Row]) -> str:
     images = sorted({row["images"] for row in rows if "fid" in row})
-    steps = sorted({row["steps"] for row in rows})
-    size = f"{setting.image_size}x{setting.image_size}, " if setting else ""
-    figures = (
-        f"FID of {' or '.join(map(str, images))} samples by the features of a classifier fitted on the data set, "
-        "against its training images"
+    figures = "FID is"
+    if study.name not in ("rollout-gap", "solver"):
+        figures = "accuracy is how often that sees the class that was asked for; FID, KID, precision and recall are"
+    judged = (
+        f"{' or '.join(map(str, images))} samples of each run are judged by the features of a classifier fitted on the "
+        f"data set's training images; {figures} against these images"
     )
     return (
-        f"{rows[0]['dataset']} {size}{rows[0]['tokens']} tokens; {' or '.join(map(str, steps))} steps; seeds "
-        f"{', '.join(map(str, seeds))}; {figures if images else about_probe(rows)}; mean ± standard deviation over "
-        "seeds."
+        f"{described(rows)}; seeds {in_ranges(row['seed'] for row in rows)}. "
+        f"{judged if images else about_probe(rows)}. "
+        "± is the sample standard deviation (n - 1) over training seeds."
     )
 
 
-def _command(study: Study, rows: list[Row]) -> str:
-    """That makes these rows, which may be those of several sittings; with ``--compile`` sooner."""
+def commands(study: Study, rows: list[Row]) -> list[str]:
+    """That make these rows, which may be those of several sittings, and how much they make beyond them; sooner with
+    ``--compile``. Systems that have other seeds have a line of their own."""
     setting, scale = rows[0]["setting"], rows[0]["scale"]
-    systems = list(dict.fromkeys(row["system"] for row in rows))
-    words = ["pra study", study.name, "--setting", setting, "--scale", scale]
+    seeds: dict[str, set[int]] = {}
+    for row in rows:
+        seeds.setdefault(row["system"], set()).add(row["seed"])
+    nameable = not any("," in system for system in seeds)  # --systems takes such a name apart
+    if not nameable:
+        seeds = {system: {row["seed"] for row in rows} for system in seeds}
+    alike: dict[frozenset[int], list[str]] = {}
+    for system, own in seeds.items():
+        alike.setdefault(frozenset(own), []).append(system)
+    cells = []
     if setting in SETTINGS and scale in SCALES:
         whole = STUDIES.get(study.name, study)  # this one may be only some of its systems
-        every = {cell.system for cell in whole.cells(SETTINGS[setting], SCALES[scale])}
-        words += ["--systems", ",".join(systems)] if every - set(systems) else []
-    return " ".join([*words, "--seeds", ",".join(str(seed) for seed in sorted({row["seed"] for row in rows}))])
+        cells = [(cell.system, cell.value) for cell in whole.cells(SETTINGS[setting], SCALES[scale])]
+    some = nameable and (len(alike) > 1 or bool({system for system, _ in cells} - set(seeds)))
+    lines = []
+    for numbers, systems in alike.items():
+        words = ["pra study", study.name, "--setting", setting, "--scale", scale]
+        words += ["--systems", ",".join(systems)] if some else []
+        lines.append(" ".join([*words, "--seeds", in_ranges(numbers)]))
+    asked = {(system, value, seed) for system, value in cells for seed in seeds.get(system, ())}
+    beyond = len(asked - {(row["system"], row.get("value", ""), row["seed"]) for row in rows})
+    note = f"This makes {beyond} more than the table has so far, counted by system, value and seed."
+    return ["```sh", *lines, "```", *(["", note] if beyond else [])]
 
 
 def _provenance(rows: list[Row]) -> list[str]:
@@ -81,71 +109,5 @@ def _provenance(rows: list[Row]) -> list[str]:
         "measuring, summed over the runs, of which as many stood side by side as there are cores"
     ]
     for column in ("hardware", "commit"):
-        lines.append(f"- {column}: {', '.join(sorted({str(row[column]) for row in rows if column in row}))}")
+        lines.append(f"- {column}: {'; '.join(sorted({str(row[column]) for row in rows if column in row}))}")
     return lines
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _fid(group: Group) -> str:
-    return f"{group.fid:.3f}" + (f" ± {group.spread:.3f}" if group.spread is not None else "")
-
-
-def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    rows = [head, ["---"] * len(head), *lines]
-    return ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def _table(study: Study, rows: list[Row]) -> list[str]:
-    if study.name == "rollout-gap":
-        return _gap_table(rows)
-    if study.name == "solver":
-        return _solver_table(rows)
-    if study.name == "probe":
-        return _markdown(*probe_table(rows))
-    varied = any(row.get("value") not in (None, "") for row in rows)
-    head = ["system", *(["value"] if varied else []), "FID", "guidance", "accuracy", "seeds"]
-    head += ["reconstruction FID", "parameters"]
-    lines = []
-    for group in sorted(groups(rows), key=lambda group: group.fid):
-        lines.append(
-            [
-                group.system,
-                *([str(group.value)] if varied else []),
-                _fid(group),
-                f"{group.guidance:g}",
-                _number(group.accuracy, ".3f"),
-                str(group.seeds),
-                _number(group.mean("reconstruction_fid"), ".3f"),
-                f"{group.rows[0]['parameters']:,}",
-            ]
-        )
-    return _markdown(head, lines)
-
-
-def _gap_table(rows: list[Row]) -> list[str]:
-    head = ["system", "input gap, last quarter", "condition gap, last quarter", "loss on rollouts / in training", "FID"]
-    lines = []
-    for system in dict.fromkeys(row["system"] for row in rows):
-        own = [row for row in rows if row["system"] == system]
-        late = [row for row in own if row["position"] >= 3 * row["tokens"] // 4]
-        ratio = sum(row["rollout_loss"] for row in own) / sum(row["training_loss"] for row in own)
-        cells = [statistics.mean(row[name] for row in late) for name in ("input_gap", "condition_gap")]
-        fid = statistics.mean(row["fid"] for row in own)
-        lines.append((ratio, [system, *(f"{cell:.4f}" for cell in cells), f"{ratio:.3f}", f"{fid:.3f}"]))
-    return _markdown(head, [line for _, line in sorted(lines)])
-
-
-def _solver_table(rows: list[Row]) -> list[str]:
-    evaluations = sorted({row["evaluations"] for row in rows})
-    lines = []
-    for system, solver in dict.fromkeys((row["system"], row["solver"]) for row in rows):
-        cells = []
-        for count in evaluations:
-            key = (system, solver, count)
-            fids = [row["fid"] for row in rows if (row["system"], row["solver"], row["evaluations"]) == key]
-            cells.append(f"{statistics.mean(fids):.3f}" if fids else "")
-        lines.append([system, solver, *cells])
-    return _markdown(["system", "solver", *(f"{count} evaluations" for count in evaluations)], lines)

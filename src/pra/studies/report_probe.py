@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pra.studies.measures import Row
+from pra.studies.names import colour_of, in_ranges, name_of
+from pra.studies.plot_parts import ON_TOP, legend_beside, ranking, room_beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +39,7 @@ def about_probe(rows: list[Row]) -> str:
     """How the figures came about, for the line above the table."""
     images, held_out = rows[0]["images"], rows[0]["held_out"]
     return (
-        f"top-1 accuracy on {held_out} held-out images of a logistic regression fitted to {images} training images; "
+        f"Top-1 accuracy on {held_out} held-out images of a logistic regression fitted to {images} training images; "
         "L2, layer, pooling and JiT's time by a tenth of the latter"
     )
 
@@ -46,51 +49,67 @@ def probe_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for name, ways in by_name(rows).items():
         best = chosen(ways)
-        spread = statistics.stdev(best.top1) if len(set(best.top1)) > 1 else None
+        spread = statistics.stdev(best.top1) if len(best.top1) > 1 else None
         top1 = f"{100 * best.mean:.1f} %" + (f" ± {100 * spread:.1f}" if spread is not None else "")
         where = [_cell(best.layer), _cell(best.pooling), _cell(best.time)]
         # Both poolings together are twice as many numbers.
         means = [way for way in ways if way.pooling == "mean"]
         plain = f"{100 * chosen(means).mean:.1f} %" if means else "-"
-        lines.append((best.mean, [name, top1, *where, plain, str(len(best.top1))]))
+        seeds = in_ranges(row["seed"] for row in rows if named(row) == name)
+        lines.append((best.mean, [name, top1, *where, plain, seeds]))
     head = ["features", "top-1", "layer", "pooling", "time", "top-1 of the mean token alone", "seeds"]
     return head, [line for _, line in sorted(lines, key=lambda pair: -pair[0])]
 
 
-def draw_probe(figure: Figure, rows: list[Row], colours: Mapping[str, str]) -> None:
+def draw_probe(figure: Figure, rows: list[Row]) -> None:
     """Each system at what validation chooses; and the mean token of each layer."""
     left, right = figure.subplots(1, 2)
     ways = by_name(rows)
     order = sorted(ways, key=lambda name: -chosen(ways[name]).mean)
-    for place, name in enumerate(order):
-        best, colour = chosen(ways[name]), colours.get(name, "#444444")
-        left.barh(place, 100 * best.mean, color=colour, alpha=0.35)
-        left.plot([100 * value for value in best.top1], [place] * len(best.top1), "o", color=colour, markersize=4)
-        layered = [way for way in ways[name] if way.pooling == "mean" and way.time == best.time]
+    colours = {named(row): colour_of(row["system"], row.get("value")) for row in rows}
+    best = {name: chosen(ways[name]) for name in order}
+    top1 = [[100 * value for value in best[name].top1] for name in order]
+    ranking(left, order, [colours[name] for name in order], top1, ".1f")
+    room_beside(left, top1)
+    random = {named(row) for row in rows if row["system"] == "random"}
+    for name in order:
+        layered = [way for way in ways[name] if way.pooling == "mean" and way.time == best[name].time]
+        above = ON_TOP if name == name_of("pra") else 2
         if layered:
-            style = "o:" if name.startswith("random") else "o-"
             at, heights = [way.layer for way in layered], [100 * way.mean for way in layered]
-            right.plot(at, heights, style, color=colours.get(name), markersize=3, label=name)
+            style = "o--" if name in random else "o-"
+            width = 2.8 if above == ON_TOP else 1.5
+            right.plot(
+                at, heights, style, color=colours[name], linewidth=width, markersize=3.5, zorder=above, label=name
+            )
         else:
-            right.axhline(100 * best.mean, color=colour, linewidth=0.8, linestyle="--", label=name)
-    lowest = min(100 * min(chosen(each).top1) for each in ways.values())
-    left.set_xlim(left=max(0.0, lowest - 10))
-    left.set_yticks(range(len(order)), order)
-    left.invert_yaxis()
-    left.set(xlabel="top-1 (%), layer and pooling by validation (each dot a seed)")
-    right.set(xlabel="layer", ylabel="top-1 (%) of the mean token")
-    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the curves, which fill the panel
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
+            right.axhline(100 * best[name].mean, color=colours[name], linewidth=1, linestyle=":", label=name)
+    left.set(xlabel="top-1 (%), layer and pooling by validation\n(each dot a seed, the stroke their mean)")
+    right.set(xlabel="block of the model", ylabel="top-1 (%) of the tokens' mean, over seeds")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    right.grid(alpha=0.3)
+    legend_beside(figure, right, order)
+    figure.supxlabel(_error_of_counting(rows, statistics.mean(each.mean for each in best.values())), fontsize=9)
+
+
+def _error_of_counting(rows: list[Row], share: float) -> str:
+    """What the held-out images' number alone makes of a figure."""
+    held_out = min(row["held_out"] for row in rows)
+    error = 100 * math.sqrt(share * (1 - share) / held_out)
+    return f"{held_out} held-out images: a figure's standard error from their number alone is {error:.1f} points."
+
+
+def named(row: Row) -> str:
+    """The system for people; where it is random weights, whose."""
+    return name_of(row["system"], row.get("value"))
 
 
 def by_name(rows: Iterable[Row]) -> dict[str, list[Probed]]:
     """Every way of reading each system, by the system's name."""
     found: dict[str, dict[tuple[Any, ...], list[Row]]] = {}
     for row in rows:
-        value = row.get("value", "")
-        name = f"{row['system']} ({value})" if value else row["system"]
-        found.setdefault(name, {}).setdefault((row.get("layer"), row.get("pooling"), row.get("time")), []).append(row)
+        way = (row.get("layer"), row.get("pooling"), row.get("time"))
+        found.setdefault(named(row), {}).setdefault(way, []).append(row)
     return {
         name: [
             Probed(layer, pooling, time, [row["top1"] for row in own], [row["validation"] for row in own])

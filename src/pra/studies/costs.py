@@ -1,0 +1,83 @@
+"""What a system of a study costs beside PRA, by counting (:mod:`pra.flops`)."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+from pra.config import (
+    AnyModelConfig,
+    Clean,
+    DataConfig,
+    JiTConfig,
+    Noised,
+    ObjectiveConfig,
+    Parallel,
+    Rollout,
+    RunConfig,
+    SamplingConfig,
+    Solver,
+    TrainConfig,
+)
+from pra.flops import sampling_flops, training_flops
+from pra.generate import whole_image
+from pra.studies.catalogue import STUDIES
+from pra.studies.groups import Group
+from pra.studies.settings import SCALES, SETTINGS, base
+
+
+@dataclass(frozen=True)
+class Relative:
+    """FLOPs of one image, in training and in sampling, over those of PRA in the same setting with guidance."""
+
+    training: float
+    sampling: float
+
+
+def relative(study: str, group: Group) -> Relative | None:
+    """Of a group at its best guidance; None where the catalogue has no such cell (any more)."""
+    row = group.rows[0]
+    setting, scale = SETTINGS.get(row.get("setting", "")), SCALES.get(row.get("scale", ""))
+    if study not in STUDIES or setting is None or scale is None:
+        return None
+    pra = base(setting, scale)
+    for cell in STUDIES[study].cells(setting, scale):
+        if (cell.system, cell.value) == (group.system, group.value):
+            # How strong guidance is changes no count, whether there is any does.
+            guidance = 1.0 if group.guidance == 1 else pra.sampling.guidance
+            own = _sampling(cell.config.model, replace(cell.config.sampling, guidance=guidance))
+            return Relative(_training(cell.config) / _training(pra), own / _sampling(pra.model, pra.sampling))
+    return None
+
+
+def _training(run: RunConfig) -> int:
+    rollout = run.train.rollout
+    # Nor does the strength of a perturbation: one count serves a whole search.
+    if isinstance(rollout, Parallel | Noised):
+        rollout = Parallel() if isinstance(rollout, Parallel) else Noised(sigma=1.0)
+    return _count_training(run.model, run.train.objective, rollout)
+
+
+@functools.cache
+def _count_training(model: AnyModelConfig, objective: ObjectiveConfig, rollout: Rollout) -> int:
+    return training_flops(_run(model, objective, rollout))
+
+
+@functools.cache
+def _sampling(model: AnyModelConfig, sampling: SamplingConfig) -> int:
+    if isinstance(model, JiTConfig):
+        # Every evaluation is the whole model once more: one is counted.
+        once = replace(sampling, solver=Solver.EULER, steps=1)
+        return whole_image.evaluations(sampling) * sum(sampling_flops(_run(model, sampling=once)).values())
+    return sum(sampling_flops(_run(model, sampling=sampling)).values())
+
+
+def _run(
+    model: AnyModelConfig,
+    objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008  frozen
+    rollout: Rollout = Clean(),  # noqa: B008
+    sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
+) -> RunConfig:
+    """A run of which nothing else counts."""
+    train = TrainConfig(steps=1, batch_size=1, objective=objective, rollout=rollout)
+    return RunConfig(recipe="", model=model, data=DataConfig(source=""), train=train, sampling=sampling)

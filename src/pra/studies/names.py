@@ -1,0 +1,68 @@
+"""What the systems are called in tables and plots, and the colour of each, the same in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pra.studies.measures import Row
+from pra.studies.settings import SETTINGS
+
+NAMES = {
+    "pra": "PRA",
+    "reconstructed": "unperturbed states",
+    "states": "states, clean inputs",
+    "exact": "exact rollout",
+    "input-noise-x": "noise on pixels, x",
+    "input-noise": "noise on pixels, v",
+    "x-prediction": "teacher forcing, x",
+    "teacher-forced": "teacher forcing, v",
+    "jit": "JiT",
+    "pra, distilled": "PRA, distilled head",
+    "pixels": "raw pixels",
+    "random": "random weights",
+}
+"""By the name that commands take; x and v are what a head over pixels predicts."""
+
+COLOURS = {
+    "pra": "#d62728",
+    "reconstructed": "#2ca02c",
+    "states": "#ff7f0e",
+    "exact": "#e377c2",
+    "input-noise-x": "#8c564b",
+    "input-noise": "#9467bd",
+    "x-prediction": "#17becf",
+    "teacher-forced": "#1f77b4",
+    "jit": "#7f7f7f",
+    "pixels": "#000000",
+}
+
+
+def name_of(system: str, value: object = "") -> str:
+    """For people; ``value`` is the system whose initial weights `random` is of."""
+    name = NAMES.get(system, system)
+    return f"{name} ({NAMES.get(str(value), value)})" if value not in ("", None) else name
+
+
+def colour_of(system: str, value: object = "") -> str:
+    """That of the system, or of the one that ``value`` names; grey for one that has none."""
+    return COLOURS.get(system) or COLOURS.get(str(value), "#444444")
+
+
+def in_ranges(numbers: Iterable[int]) -> str:
+    """``{0, 1, 2, 5}`` as ``0-2,5``, the way ``--seeds`` takes them."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    # A range of two is shorter written out.
+    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 2 else ",".join(map(str, part)) for part in parts)
+
+
+def described(rows: list[Row]) -> str:
+    """The data and the training of rows of one setting."""
+    setting = SETTINGS.get(rows[0]["setting"])
+    size = f" {setting.image_size}x{setting.image_size}" if setting else ""
+    steps = " or ".join(str(steps) for steps in sorted({row["steps"] for row in rows}))
+    return f"{rows[0]['dataset']}{size}, {rows[0]['tokens']} tokens, {steps} steps"

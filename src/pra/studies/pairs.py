@@ -1,0 +1,70 @@
+"""Systems compared seed by seed: runs of one seed share the order of the data and the noise of sampling."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pra.studies.groups import Group
+
+
+@dataclass(frozen=True)
+class Paired:
+    """``differences`` are the FID of ``group`` minus the reference's, by seed, of the seeds that both have, each of
+    the two at its own best guidance."""
+
+    group: Group
+    differences: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        """Of the differences; nan without any."""
+        return statistics.mean(self.differences.values()) if self.differences else math.nan
+
+    @property
+    def spread(self) -> float | None:
+        """Their sample standard deviation, None for less than two."""
+        return statistics.stdev(self.differences.values()) if len(self.differences) > 1 else None
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided, of a paired t-test; None where the differences have no spread."""
+        if not self.spread:
+            return None
+        count = len(self.differences)
+        return two_sided(self.mean / (self.spread / math.sqrt(count)), count - 1)
+
+
+def paired(of: Iterable[Group], reference: Group) -> list[Paired]:
+    """Every group but the reference against it."""
+    own = reference.by_seed
+    return [
+        Paired(group, {seed: fid - own[seed] for seed, fid in group.by_seed.items() if seed in own})
+        for group in of
+        if group is not reference
+    ]
+
+
+def two_sided(t: float, freedom: int) -> float:
+    """The probability that Student's t of so many degrees of ``freedom`` lies further from 0 than ``t``.
+
+    By the finite series for whole degrees (Abramowitz and Stegun 26.7.3 and 26.7.4).
+    """
+    angle = math.atan2(abs(t), math.sqrt(freedom))
+    square = math.cos(angle) ** 2
+    odd = freedom % 2
+    term, total = 1.0, 0.0
+    for step in range(freedom // 2):
+        total += term
+        term *= square * (2 * step + 1 + odd) / (2 * step + 2 + odd)
+    within = math.sin(angle) * total
+    if odd:
+        within = 2 / math.pi * (angle + within * math.cos(angle))
+    return max(0.0, 1.0 - within)
+
+
+def unchanged(of: Iterable[Group]) -> Group | None:
+    """PRA among the variants of the study `ablation`."""
+    return next((group for group in of if group.value == "PRA"), None)

@@ -1,0 +1,130 @@
+"""What the plots of the studies share."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pra.studies.names import colour_of, name_of
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+ON_TOP = 3
+"""Where PRA's curves lie."""
+
+
+def logarithmic(axes: Axes, axis: str = "y") -> None:
+    """A logarithmic axis with its ticks in figures, more of them the less it spans.
+
+    FID needs it: a system that fails would press all others flat.
+    """
+    from matplotlib.ticker import FixedLocator
+
+    of: Axis = axes.yaxis if axis == "y" else axes.xaxis
+    axes.set(**{f"{axis}scale": "log"})
+    low, high = axes.get_ylim() if axis == "y" else axes.get_xlim()
+    of.set_major_locator(FixedLocator(ticks_between(low, high)))
+    of.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+
+
+def ticks_between(low: float, high: float) -> list[float]:
+    """Round numbers on a logarithmic axis: at least five of them where there are so many, and no more than it takes."""
+    sets: tuple[tuple[float, ...], ...] = (
+        (1,),
+        (1, 3),
+        (1, 2, 5),
+        (1, 1.5, 2, 3, 5, 7),
+        (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
+        (1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 2.8, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8, 8.5, 9, 9.5),
+        tuple(1 + step / 20 for step in range(180)),
+    )
+    between: list[float] = []
+    for digits in sets:
+        between = [digit * 10.0**power for power in range(-6, 6) for digit in digits]
+        between = [tick for tick in between if low <= tick <= high]
+        if len(between) >= 5:
+            break
+    return between
+
+
+def dots(axes: Axes, at: float, values: Iterable[float], colour: str, size: float = 6.0, upright: bool = True) -> None:
+    """Each seed a dot; ``at`` is their place on the x axis, or on the y axis where they do not lie ``upright``."""
+    values = list(values)
+    places = [at] * len(values)
+    xs, ys = (places, values) if upright else (values, places)
+    edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.7}
+    axes.plot(xs, ys, "o", color=colour, markersize=size, zorder=ON_TOP + 1, **edge)
+
+
+def curve(axes: Axes, by_place: Mapping[float, Sequence[float]], system: str, style: str = "-") -> None:
+    """Each seed a dot, and a line of their means, named for the legend; PRA's above the others and thicker."""
+    colour, width, above = _weight(system)
+    for place, values in by_place.items():
+        dots(axes, place, values, colour)
+    means = [statistics.mean(values) for values in by_place.values()]
+    axes.plot(
+        list(by_place), means, style, color=colour, linewidth=width, zorder=above, label=name_of(system)
+    )  # fmt: skip
+
+
+def banded(axes: Axes, by_place: Mapping[float, Sequence[float]], system: str) -> None:
+    """A line of the seeds' means in the band from the least to the greatest."""
+    colour, width, above = _weight(system)
+    places, values = list(by_place), list(by_place.values())
+    means = [statistics.mean(each) for each in values]
+    axes.plot(places, means, "o-", color=colour, linewidth=width, markersize=3.5, zorder=above, label=name_of(system))
+    if any(len(each) > 1 for each in values):
+        lows, highs = [min(each) for each in values], [max(each) for each in values]
+        axes.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0, zorder=above - 1)
+
+
+def _weight(system: str) -> tuple[str, float, float]:
+    """Colour, width and place of a system's curve."""
+    return colour_of(system), *((2.8, ON_TOP) if system == "pra" else (1.6, 2))
+
+
+def ranking(
+    axes: Axes, names: Sequence[str], colours: Sequence[str], values: Sequence[Sequence[float]], form: str = ".2f"
+) -> None:
+    """A line for each name: each seed a dot, the mean of several a stroke, and written beside them."""
+    for place, (colour, each) in enumerate(zip(colours, values, strict=True)):
+        mean = statistics.mean(each)
+        if len(each) > 1:
+            axes.plot([mean], [place], "|", color="black", markersize=17, markeredgewidth=1.2, zorder=ON_TOP + 2)
+        apart = min(0.14, 0.5 / len(each))  # one above the other, so that equal ones stay two
+        for seed, value in enumerate(each):
+            dots(axes, place + apart * (seed - (len(each) - 1) / 2), [value], colour, upright=False)
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+        beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9, "bbox": box}
+        axes.annotate(f"{mean:{form}}", (max(each), place), xytext=(9, 0), **beside)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def room_beside(axes: Axes, values: Sequence[Sequence[float]], log: bool = False) -> None:
+    """Sets the x axis so that what :func:`ranking` writes beside the last dot has room."""
+    low, high = min(map(min, values)), max(map(max, values))
+    if log:
+        ratio = max(high / low, 1.2)
+        axes.set(xscale="log", xlim=(low / ratio**0.08, high * ratio**0.18))
+    else:
+        span = max(high - low, 1e-3)
+        axes.set_xlim(low - 0.08 * span, high + 0.22 * span)
+
+
+def legend_beside(figure: Figure, panels: Axes | Sequence[Axes], order: Sequence[str] = ()) -> None:
+    """The curves' names to the right of all panels, where they cover nothing, in the order given."""
+    named: dict[str, Artist] = {}
+    for axes in panels if isinstance(panels, Sequence) else [panels]:
+        handles, texts = axes.get_legend_handles_labels()
+        named |= dict(zip(texts, handles, strict=True))
+    labels = sorted(named, key=lambda name: order.index(name) if name in order else len(order))
+    if labels:
+        figure.legend([named[label] for label in labels], labels, loc="outside right center", fontsize=9)
