@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pra import noise, solvers
 from pra.config import SamplingConfig
-from pra.generate import Sampler
+from pra.generate.guidance import scale_at
 from pra.models import PRA
 from pra.noise import Purpose
 
@@ -17,8 +17,7 @@ from pra.noise import Purpose
 @torch.inference_mode()
 def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[int], seeds: Sequence[int]) -> Tensor:
     """The same images as ``Sampler(model, config).sample(labels, seeds)``, written as the formulas stand."""
-    size, schedule = model.config, Sampler(model, config).guidance_at
-    device = next(model.parameters()).device
+    size, device = model.config, model.device
     label = torch.tensor(labels, device=device)
     key = noise.keys(0, torch.tensor(seeds, device=device))
     starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
@@ -30,7 +29,7 @@ def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[i
     for i in range(size.num_patches):
         conditional = model.backbone(label, patches)[:, -1:]
         unconditional = model.backbone(torch.full_like(label, size.null_class), patches)[:, -1:]
-        scale = schedule(i)
+        scale = scale_at(config, i, size.num_patches)
 
         def velocity(z: Tensor, t: Tensor, c: Tensor = conditional, u: Tensor = unconditional, s: float = scale):
             v_c, v_u = (model.head(z, t, model.head.condition(h)) for h in (c, u))

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pra import noise, solvers
 from pra.config import SamplingConfig, Solver
-from pra.generate import Decoding, Sampler
+from pra.generate import Decoding
 from pra.generate.decoding import chosen_head
+from pra.generate.guidance import scale_at
 from pra.models import PRA
 from pra.noise import Purpose
 
@@ -18,8 +19,7 @@ from pra.noise import Purpose
 @torch.no_grad()
 def sample_plainly(model: PRA, config: SamplingConfig, labels: Sequence[int], seeds: Sequence[int]) -> Tensor:
     """The same images as ``Sampler(model, config).sample(labels, seeds)``."""
-    size, schedule = model.config, Sampler(model, config).guidance_at
-    device = next(model.parameters()).device
+    size, device = model.config, model.device
     key = noise.keys(0, torch.tensor(seeds, device=device))
     starts = config.temperature * noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
     diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
@@ -30,7 +30,8 @@ def sample_plainly(model: PRA, config: SamplingConfig, labels: Sequence[int], se
     span = torch.full((1, 1), 1 / config.steps, device=device) if config.solver is Solver.SHORTCUT else None
     patches = []
     for i in range(size.num_patches):
-        guided, alone = decoding.velocity(schedule(i), span), decoding.velocity(1.0, span)
+        scale = scale_at(config, i, size.num_patches)
+        guided, alone = decoding.velocity(scale, span), decoding.velocity(1.0, span)
 
         def velocity(z: Tensor, t: Tensor, guided: solvers.Velocity = guided, alone: solvers.Velocity = alone):
             return guided(z, t) if low <= t <= high else alone(z, t)

@@ -229,10 +229,10 @@ def work(line: list[str], variables: dict[str, str], notes: Path) -> None:
         os.dup2(said, descriptor)
     batches = loop.batches
 
-    def noted(*arguments: object) -> Iterator[object]:
+    def noted(*arguments: object, **options: object) -> Iterator[object]:
         with (
             notes.with_suffix(".samples").open("a", buffering=1) as file,
-            closing(batches(*arguments)) as stream,  # type: ignore[arg-type]
+            closing(batches(*arguments, **options)) as stream,  # type: ignore[arg-type]
         ):
             for batch in stream:
                 file.write(" ".join(map(str, batch.indices.tolist())) + "\n")

@@ -267,7 +267,7 @@ def test_durations() -> None:
         (["tiny", "--plan", "--mfu", "x"], ["--mfu 'x'"]),
         (["tiny", "--set", "train.stepz=3"], ["stepz", "did you mean 'steps'?"]),
         (["tiny", "--device", "gpu"], ["device 'gpu' cannot be used"]),
-        (["tiny", "--out", "."], ["--out . is a folder"]),
+        (["tiny", "--out", "."], [". exists already; choose another file"]),
     ],
 )
 def test_bad_input(call: Call, words: list[str], parts: list[str]) -> None:

@@ -588,7 +588,7 @@ def test_the_command_measures_a_run(run, capsys):
         (["sample", "tiny", "--tflops", "3"], ["--tflops and --bandwidth belong together"]),
         (["sample", "tiny", "--set", "stepz=3"], ["stepz", "did you mean 'steps'?"]),
         (["sample", "tiny:jit"], ["tiny:jit is a JiT"]),
-        (["sample", "tiny", "--out", "."], ["--out . is a folder"]),
+        (["sample", "tiny", "--out", "."], [". exists already; choose another file"]),
     ],
 )
 def test_the_command_refuses(words, parts, capsys):

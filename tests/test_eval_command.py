@@ -393,8 +393,7 @@ def test_that_figures_are_not_kept_is_said_where_they_are_not(
 
 def test_settings_without_effect(model: Path, mixed: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", np.zeros((5, 6, 8, 3), np.uint8))
-    for setting in ("data.flip=true", "data.workers=4"):
-        refused(lambda line=setting: run(model, reference=mixed, settings=(line,)), f"--set {setting}", "no effect")  # type: ignore[misc]
+    refused(lambda: run(model, reference=mixed, settings=("data.flip=true",)), "--set data.flip=true", "no effect")
     refused(
         lambda: run(tmp_path / "b.npz", num=5, reference=mixed, settings=("sampling.guidance=2",)),
         *("--set sampling.guidance=2", "are finished"),

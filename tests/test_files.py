@@ -97,7 +97,7 @@ def test_a_model_on_a_full_disk(tmp_path: Path, full_disk: FullDisk) -> None:
 
 def test_what_is_no_model(run: Path, tmp_path: Path) -> None:
     refused(lambda: pra.load(tmp_path / "nothing"), "nothing", "does not exist")
-    refused(lambda: pra.load(run / "config.json"), "does not exist")
+    refused(lambda: pra.load(run / "config.json"), "it is a file")
     refused(lambda: pra.load(run / "samples"), "neither a run nor a model")
     shutil.rmtree(run / "checkpoints")
     refused(lambda: pra.load(run), "has no checkpoint yet", "pra train")

@@ -316,7 +316,7 @@ def test_the_command_looks_chooses_trains_and_goes_on_as_chosen(
         (["--run-dir", "nowhere"], "no run at nowhere to go on with"),
         (["--data", "folder:nowhere"], "nowhere does not exist"),
         (["--data", "folder:empty"], "empty holds no images"),
-        (["--data", "photos"], "write for example folder:photos"),
+        (["--data", "photos"], "write folder:photos"),
         (["--data", "folder:photos", "--minutes", "0"], "--minutes 0 must be positive"),
         (["--data", "folder:photos", "--minutes", "1", "--steps", "5"], "--minutes and --steps both"),
         (["--data", "folder:photos", "--steps", "0"], "steps must be positive"),

@@ -284,23 +284,6 @@ def test_a_set_begun_in_another_arithmetic_is_refused(tmp_path: Path, monkeypatc
     assert many(pra.Sampler(model, precision=Precision.BFLOAT16), out, 10) == 6
 
 
-@pytest.mark.parametrize("written", [None, "auto"])
-def test_a_set_of_an_older_pra_goes_on_though_its_arithmetic_is_not_known(tmp_path: Path, written: str | None) -> None:
-    model, out = random_model(PIXEL), tmp_path / "out.npz"
-    stopped(pra.Sampler(model), out, 10, batches=2)
-    path = tmp_path / ".out.npz.partial" / images.PLAN
-    plan = json.loads(path.read_text())
-    assert plan["sampling"].pop("precision") == "float32"
-    plan["sampling"] |= {"precision": written} if written else {}
-    path.write_text(json.dumps(plan))
-    settings = pra.Sampler(model, pra.config.SamplingConfig(guidance=3.0))
-    refused(lambda: many(settings, out, 10), "sampling.guidance 1.0, not 3.0")
-    assert many(pra.Sampler(model), out, 10) == 6
-    made = NpzBatch(out).plan
-    assert made is not None
-    assert made["sampling"] == plan["sampling"]
-
-
 def test_where_nothing_was_made_nothing_is_left_nor_compared(tmp_path: Path) -> None:
     model, out = random_model(PIXEL), tmp_path / "out"
     stopped(pra.Sampler(model), out, 10, batches=0)

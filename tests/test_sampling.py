@@ -11,6 +11,7 @@ from naive import sample_without_caches
 
 from pra import PraError, Sampler
 from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver, TimeGrid
+from pra.generate.guidance import scale_at
 from pra.generate.step import Field
 
 LABELS, SEEDS = [0, 4, 2, 2], [10, 11, 12, 13]
@@ -77,12 +78,11 @@ def test_guidance_of_one_is_no_guidance_and_runs_one_stream(monkeypatch):
 
 
 def test_linear_guidance_rises_from_one_to_the_scale():
-    sampler = Sampler(random_model(), SETTINGS["linear"])
-    scales = [sampler.guidance_at(i) for i in range(12)]
+    scales = [scale_at(SETTINGS["linear"], i, 12) for i in range(12)]
     assert scales[0] == 1.0
     assert scales[-1] == 3.0
     assert all(b - a == pytest.approx(2 / 11) for a, b in itertools.pairwise(scales))
-    assert Sampler(random_model(), SETTINGS["guided"]).guidance_at(0) == 3.0
+    assert scale_at(SETTINGS["guided"], 0, 12) == 3.0
 
 
 def test_temperature_zero_leaves_nothing_to_chance():
@@ -243,6 +243,25 @@ def test_bad_settings(changes, message):
 def test_bad_completions(shape, rows, message):
     with pytest.raises(PraError, match=message):
         Sampler(random_model()).complete(torch.zeros(shape), rows, [0], [0])
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (torch.zeros(1, 3, 3, 8), r"\(1, 3, 3, 8\) cannot be completed.*\(B, 3, k \* 2, 8\)"),
+        (torch.zeros(1, 3, 8, 8), "cannot be completed"),
+        (torch.zeros(3, 2, 8), "cannot be completed"),
+        (torch.zeros(1, 3, 2, 8, dtype=torch.uint8), "uint8 cannot be completed"),
+        (torch.zeros(2, 3, 2, 8), "2 images and 1 labels"),
+    ],
+)
+def test_a_stream_begins_with_whole_rows_of_pixels(keep, message):
+    sampler = Sampler(random_model())
+    with pytest.raises(PraError, match=message):
+        next(sampler.stream([0], [0], keep=keep))
+    (*_, whole) = sampler.stream([0], [0], keep=torch.zeros(1, 3, 2, 8, dtype=torch.float64))
+    assert whole.dtype is torch.float32
+    assert not whole[:, :, :2].any()
 
 
 def test_completion_needs_a_label_per_image():

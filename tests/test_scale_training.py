@@ -9,7 +9,6 @@ import itertools
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ import pytest
 import torch
 from processes import started
 from refusal import refused
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import HashStore, TCPStore
 
@@ -218,23 +217,6 @@ def test_from_two_processes_to_one_and_back(tmp_path: Path) -> None:
     shared(run, "train.steps=9", "train.parallel=ddp")
     assert_equal(straight, run)
     assert pra.Sampler(pra.load(run)).sample([3], [0]).shape == (1, 1, 8, 8)
-
-
-def test_a_checkpoint_of_the_first_version(tmp_path: Path) -> None:
-    """The optimiser's state in one file."""
-    run, old = alone(tmp_path / "run", "train.steps=3"), tmp_path / "old"
-    shutil.copytree(run, old)
-    folder = old / "checkpoints" / "step-00000003"
-    (shard,) = (folder / "optimizer").glob(SHARDS)
-    save_file(load_file(shard), folder / checkpoint.WHOLE_OPTIMIZER)
-    shutil.rmtree(folder / "optimizer")
-    state = weights.read_json(folder / "state.json")
-    sizes = {name: size for name, size in state["sizes"].items() if "/" not in name}
-    sizes[checkpoint.WHOLE_OPTIMIZER] = (folder / checkpoint.WHOLE_OPTIMIZER).stat().st_size
-    (folder / "state.json").write_text(weights.json.dumps(state | {"sizes": sizes}))
-    for path in (run, old):
-        alone(path, "train.steps=5")
-    assert all(torch.equal(tensor, tensors(run)[name]) for name, tensor in tensors(old).items())
 
 
 def test_an_optimizer_of_another_model(tmp_path: Path) -> None:

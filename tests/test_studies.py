@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from refusal import refused
 
 from pra import cli
@@ -84,6 +86,10 @@ def test_a_study_is_made_once_and_goes_on(tmp_path: Path) -> None:
     assert f"{rows[0]['fid']:.3f}" in readme
     assert "\npra study systems --setting digits-16 --scale small --seeds 0\n" in readme
     assert (tmp_path / "studies" / "systems" / "digits-16-small.png").exists()
+    picture = tmp_path / "studies" / "systems" / "digits-16-small-samples.jpg"
+    with Image.open(picture) as samples:
+        assert samples.height == 3 * 82  # training images, PRA, teacher forcing
+    assert f"({picture.name})" in readme
     run = tmp_path / "runs" / f"digits-16-{rows[0]['run']}"
     assert sorted(p.name for p in (run / "samples").iterdir()) == ["step-00000004.png"]
 
@@ -95,6 +101,11 @@ def test_a_study_is_made_once_and_goes_on(tmp_path: Path) -> None:
     assert len(more) == 2 * len(rows)
     assert (run / "environment.json").stat().st_mtime_ns == before
     assert next(row for row in more if row["seed"] == 1)["fid"] != rows[0]["fid"]
+
+    drawn = picture.read_bytes()
+    shutil.rmtree(tmp_path / "runs")
+    go(study_of(QUALITY, Reconstruction(40)), tmp_path)
+    assert picture.read_bytes() == drawn, "without the runs there is nothing to draw it anew from"
 
 
 def distilled(setting: Setting, scale: Scale) -> Iterator[Cell]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pra.errors import PraError, nearest
 
+HELP = ("-h", "--help")
 NUMBERS = {int: "a whole number", float: "a number"}
 
 
@@ -25,7 +26,7 @@ def join_command(commands: Mapping[str, Callable[..., None]], args: Sequence[str
         return list(args)
     if args[1:2] and args[1] in seconds:
         return [f"{args[0]} {args[1]}", *args[2:]]
-    if args[1:2] and args[1] in ("-h", "--help"):
+    if args[1:2] and args[1] in HELP:
         return list(args[1:])
     if args[1:2]:
         raise PraError(f"no command '{args[0]} {args[1]}'{nearest(args[1], seconds)}")
@@ -52,9 +53,9 @@ def check_arguments(commands: Mapping[str, Callable[..., None]], args: Sequence[
     options = options_of(commands[command])
     for word in filter(_is_option, words):
         name = _name(word)
-        if name not in (*options, "-h", "--help"):
+        if name not in (*options, *HELP):
             raise PraError(f"pra {command} has no option {name!r}{nearest(name, options)}")
-    if not {"-h", "--help"} & set(words):
+    if not set(HELP) & set(words):
         values, free = _sorted_out(words, options, command)
         _check_values(values, options, command)
         _check_free(free, commands[command], command)

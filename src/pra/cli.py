@@ -17,13 +17,14 @@ from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from pra import flops, weights
-from pra.arguments import check_arguments, join_command, options_of
+from pra.arguments import HELP, check_arguments, join_command, options_of
 from pra.bench.command import bench_command
 from pra.bench.training_command import bench_train_command
 from pra.compare.command import compare_command
 from pra.config import RunConfig, apply_settings, override, to_dict
 from pra.data import open_source
 from pra.data.command import check_command, pack_command
+from pra.data.source import check_name
 from pra.demo.command import demo_command
 from pra.distributed import join
 from pra.errors import PraError
@@ -44,7 +45,7 @@ from pra.sample.grid import grid_command
 from pra.studies.command import study_command
 from pra.training.loop import Interrupted, Trained
 from pra.training.loop import train as run_training
-from pra.training.run import check_run
+from pra.training.run import check_data, check_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,10 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_arguments(COMMANDS, words)
     except PraError as error:
         return _refuse(error) if first else 2
+    group = f"{args[0]} " if words[0] in HELP and args[0] not in HELP else ""  # `pra data --help`
     try:
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="pra",
+            {name.removeprefix(group): command for name, command in COMMANDS.items() if name.startswith(group)},
+            prog=f"pra {group}".strip(),
             args=words,
             description=f"Autoregressive image generation in pixel space (PRA), version {version}.",
             config=(FlagCreatePairsOff,),
@@ -91,7 +93,7 @@ def _refuse(reason: object) -> int:
 
 
 def train(
-    recipe_name: Annotated[Positional[str], arg(metavar="RECIPE", help_behavior_hint="")] = "",
+    recipe_name: Annotated[Positional[str], arg(metavar="[RECIPE]", help_behavior_hint="")] = "",
     *,
     data: Text = None,
     from_: Annotated[Text, arg(name="from", metavar="RUN")] = None,
@@ -113,7 +115,7 @@ def train(
         data: Where the images are: folder:PATH, wds:PATTERN, hf:NAME, imagenet-tar:PATH, idx:DIR, digits or emoji. By
             default the recipe's.
         from_: What to fine-tune to --data, whatever its classes: a run's folder, a saved model or hub:user/model.
-        minutes: How long training may take where there is no RECIPE; by default 30.
+        minutes: How long training may take where there is no RECIPE, decided when the run begins; by default 30.
         run_dir: The run's folder; by default runs/RECIPE, runs/own-PHOTOS, or runs/own-PHOTOS-from-RUN.
         steps: Steps in all, those already done included; where there is no RECIPE, in place of --minutes.
         seed: Decides initial weights, data order and noise.
@@ -124,10 +126,14 @@ def train(
     folder = (run_dir or _run_folder(recipe_name, data, from_)).expanduser()
     with join() as world:
         say, target = print if world.leads else _say_nothing, world.device(device)
+        if data is not None:
+            check_name(data)  # first, as a slip there looks like another run's configuration
         if recipe_name:
             config = recipe(recipe_name)
         else:  # measured in the first process, for all
-            config, told = world.combine(None, lambda _: _configure(from_, data, folder, minutes, steps, target))
+            config, told = world.combine(
+                None, lambda _: _configure(from_, data, folder, minutes, steps, target, settings)
+            )
             say(*told, sep="\n")
         for path, value in (("data.source", data), ("train.steps", steps), ("train.seed", seed)):
             if value is not None:
@@ -141,6 +147,8 @@ def train(
         if len(source.classes) != config.model.num_classes:
             say(f"classes: {len(source.classes)} in {source.name} (the recipe has {config.model.num_classes})")
             config = override(config, "model.num_classes", str(len(source.classes)))
+        check_run(folder, config)
+        check_data(folder, config, source)
         where = (
             f"{target}" if world.size == 1 else f"{world.size} processes ({target.type}, {config.train.parallel.value})"
         )
@@ -196,12 +204,26 @@ def _check_combination(recipe_name: str, start: str | None, minutes: float | Non
 
 
 def _configure(
-    start: str | None, data: str | None, folder: Path, minutes: float | None, steps: int | None, device: torch.device
+    start: str | None,
+    data: str | None,
+    folder: Path,
+    minutes: float | None,
+    steps: int | None,
+    device: torch.device,
+    settings: Sequence[str],
 ) -> tuple[RunConfig, list[str]]:
     """Of a run without a recipe, and the lines that say why."""
+    begun = (folder / weights.CONFIG).exists()
     if start:
-        return fine_tune.configure(start, data, folder, minutes, steps, device)
-    return own.configure(data, folder, minutes, steps, device)
+        if not begun:
+            fine_tune.check_settings(start, settings)  # before the pictures are looked at, and steps are timed
+        config, told = fine_tune.configure(start, data, folder, minutes, steps, device)
+    else:
+        config, told = own.configure(data, folder, minutes, steps, device)
+    if begun and minutes is not None:
+        kept = f"this one keeps its {config.train.steps} steps, and a larger --steps trains longer"
+        told = [*told, f"--minutes {minutes:g} has no effect here, it counts when a run begins: {kept}"]
+    return config, told
 
 
 def _say_nothing(*_: object, **__: object) -> None:
@@ -227,11 +249,11 @@ def _tell(result: Trained, config: RunConfig, folder: Path) -> None:
     for name in (REPORT, "curves.png", "metrics.jsonl", "checkpoints"):
         if (folder / name).exists():
             print(f"  {name.split('.')[0]}: {folder / name}")
-    print(f"next: pra sample {folder} --out samples.png")
+    print("next:", shlex.join(["pra", "sample", str(folder)]))
 
 
 def show(
-    name: Annotated[Positional[str], arg(metavar="RECIPE|RUN", help_behavior_hint="")] = "",
+    name: Annotated[Positional[str], arg(metavar="[RECIPE|RUN]", help_behavior_hint="")] = "",
     *,
     json: Flag = False,
 ) -> None:

@@ -8,9 +8,7 @@ Results pass between them as Python objects, and numbers as tensors: over gloo f
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
 import uuid
 import warnings
@@ -24,7 +22,8 @@ import torch
 from torch import Tensor
 
 from pra.device import pick_device
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
+from pra.signals import ended_by_sigterm
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -186,20 +185,6 @@ def join() -> Iterator[World]:
     dist.destroy_process_group()
 
 
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block by an exception, so that it is cleaned up, where nothing else is arranged."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def _met(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
     """The world when all processes are there, and the store that they share."""
     import torch.distributed as dist
@@ -216,9 +201,8 @@ def _met(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
         dist.all_reduce(torch.zeros(()), group=patient)  # so that none can end while another still looks for it
         return World(rank, size, local_rank, patient), store
     except (RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise PraError(
-            f"process {rank} of {size} does not find the others at {_address()} ({reason}); start all with "
+            f"process {rank} of {size} does not find the others at {_address()} ({reason_of(error)}); start all with "
             "torchrun, at an address that every machine reaches (PRA_RENDEZVOUS_TIMEOUT says how many seconds to wait)"
         ) from None
 

@@ -14,6 +14,11 @@ class PraError(ValueError):
     """
 
 
+def reason_of(error: object) -> str:
+    """What another library's error says, as part of a line: 300 characters at most; its name where it says nothing."""
+    return " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'digits'? Known: digits, fashion"``, to be appended to an error about ``name``."""
     options = sorted(known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pra.errors import reason_of
 from pra.provenance import package_version
 
 
@@ -19,7 +20,7 @@ def import_failed(what: str, packages: str, extra: str, error: Exception) -> str
         extra: of pra, that brings them.
         error: what the import raised.
     """
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = reason_of(error)
     found = package_version("torchvision")
     if isinstance(error, ModuleNotFoundError) or found is None:
         return f"{what} needs {packages} ({reason}); pip install 'pra[{extra}]'"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -68,7 +69,8 @@ def grid(images: Tensor, columns: int, upscale: int | None = None) -> Image.Imag
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
         cell = cell.resize((width, height), Image.Resampling.BICUBIC)  # bare pixels hide small shapes
-        sheet.paste(cell, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
+        place = (GAP + column * (width + GAP), GAP + row * (height + GAP))
+        sheet.paste(cell, place, cell if cell.mode == "RGBA" else None)
     return sheet
 
 
@@ -96,18 +98,28 @@ def check_output(path: Path) -> None:
     check_free(path)
 
 
-def check_free(path: Path) -> None:
+def check_free(path: Path, way_out: str = "choose another --out") -> None:
     """:func:`check_output` for a file or folder of any ending.
+
+    Args:
+        path: the file or folder.
+        way_out: how another one is named, for the message.
 
     Raises:
         PraError: the path exists, or it cannot be made where it is to lie.
     """
     if os.path.lexists(path):
-        raise PraError(f"{path} exists already; choose another --out or remove it")
+        raise PraError(f"{path} exists already; {way_out} or remove it")
     ancestor = next(p for p in path.absolute().parents if os.path.lexists(p))
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
         problem = "cannot be written to" if ancestor.is_dir() else "is a file"
-        raise PraError(f"{path} cannot be written: {ancestor} {problem}; choose another --out")
+        raise PraError(f"{path} cannot be written: {ancestor} {problem}; {way_out}")
+
+
+def first_free(path: Path) -> Path:
+    """``path``, or the first of ``NAME-2.png``, ``NAME-3.png`` and so on that is not there yet."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(place for place in itertools.chain([path], numbered) if not os.path.lexists(place))
 
 
 def save(images: Tensor, labels: Sequence[int], names: Sequence[str], columns: int, path: Path) -> None:

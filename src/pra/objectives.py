@@ -39,7 +39,7 @@ class Losses(NamedTuple):
     auxiliary: Tensor
     shortcut: Tensor
     state_std: Tensor
-    """The smallest standard deviation of a state dimension over the batch; near 0 is collapse, >= 0.5 healthy."""
+    """The smallest standard deviation of a state dimension over the batch; near 0 is collapse."""
 
 
 def training_losses(

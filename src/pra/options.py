@@ -16,6 +16,7 @@ from pra.errors import PraError
 Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 Folder = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+Output = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
 Integer = Annotated[int | None, arg(constructor=int, help_behavior_hint="")]
 Number = Annotated[float | None, arg(constructor=float, help_behavior_hint="")]
 Flag = Annotated[bool, arg(help_behavior_hint="")]

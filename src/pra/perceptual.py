@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pra.config import ModelConfig
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.extras import import_failed
 from pra.objectives import Perceptual
 
@@ -59,10 +59,6 @@ def _network(pretrained: bool) -> Any:
             return lpips.LPIPS(net="vgg", pnet_rand=not pretrained, verbose=False)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a damaged download is a RuntimeError
         raise PraError(
-            f"the VGG-16 weights of the perceptual loss cannot be had ({_line(error)}); put vgg16-397923af.pth into "
-            f"{torch.hub.get_dir()}/checkpoints, or set train.objective.perceptual_weight=0"
+            f"the VGG-16 weights of the perceptual loss cannot be had ({reason_of(error)}); put vgg16-397923af.pth "
+            f"into {torch.hub.get_dir()}/checkpoints, or set train.objective.perceptual_weight=0"
         ) from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -108,7 +108,8 @@ def model_folder(path: str | Path | None) -> Path:
         return download(path)
     path = Path(path).expanduser()
     if not path.is_dir():
-        raise PraError(f"no run or model at {path}: the folder does not exist")
+        problem = "it is a file" if path.exists() else "the folder does not exist"
+        raise PraError(f"no run or model at {path}: {problem}")
     if (path / MODEL).exists():
         return path
     if not (path / CONFIG).exists():
@@ -208,7 +209,7 @@ def write_config(model: Model, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> Model:
-    """A model with fresh weights, as ``config.json`` describes it."""
+    """A model as ``config.json`` describes it, its weights still to be loaded (:func:`load_tensors`)."""
     values = read_json(folder / CONFIG)
     if "format" not in values:
         raise PraError(f"{folder / CONFIG} is of no model of pra: it names no format; give the folder of one")
@@ -217,7 +218,7 @@ def read_config(folder: Path) -> Model:
             f"{folder / CONFIG} is of format {values.get('format')!r}, this version of pra reads {FORMAT}; "
             "install a newer pra"
         )
-    model = build_model(model_from_dict(values.get("model"), "model"))
+    model = build_model(model_from_dict(values.get("model"), "model"), seed=None)
     model.sampling = from_dict(SamplingConfig, values.get("sampling"), "sampling")
     classes = values.get("classes")
     if not isinstance(classes, list) or len(classes) != model.config.num_classes:
@@ -234,8 +235,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise PraError(f"{path} cannot be read: {error}") from None
+    except OSError as error:
+        raise PraError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        reason = "its bytes are not text" if isinstance(error, UnicodeDecodeError) else error
+        raise PraError(f"{path} is no JSON: {reason}") from None
     if not isinstance(values, dict):
         raise PraError(f"{path} holds {type(values).__name__} in place of an object")
     return values

@@ -18,6 +18,7 @@ from pra.config import Precision, SamplingConfig, apply_settings, check_sampling
 from pra.config.checks import member
 from pra.device import in_bfloat16, pick_device
 from pra.errors import PraError
+from pra.eval.outputs import Outputs
 from pra.images import write_atomically
 from pra.models import PRA, Model, build_model
 from pra.options import File, Flag, Number, Settings, Text, parse_numbers
@@ -57,8 +58,8 @@ def bench_command(
         out: Write the same figures as JSON.
         settings: A sampling setting, such as steps=10 or solver=euler; may be repeated.
     """
-    if out is not None and out.is_dir():
-        raise PraError(f"--out {out} is a folder; name a file")
+    out = out and out.expanduser()
+    Outputs(out).check()
     batches = parse_numbers(batch, "--batch")
     if not all(1 <= size <= LARGEST_BATCH for size in batches):
         raise PraError(f"--batch {batch!r}: sizes must lie in [1, {LARGEST_BATCH}]")
@@ -83,7 +84,7 @@ def bench_command(
             "environment": environment(),
         }
         text = json.dumps(values, indent=2) + "\n"
-        write_atomically(out.expanduser(), lambda file: file.write(text.encode()))
+        write_atomically(out, lambda file: file.write(text.encode()))
         print(f"figures: {out}")
 
 

@@ -17,6 +17,7 @@ from pra.config import ModelConfig, RunConfig, apply_settings, to_dict
 from pra.device import in_bfloat16, pick_device
 from pra.distributed import join
 from pra.errors import PraError
+from pra.eval.outputs import Outputs
 from pra.flops import training_flops
 from pra.images import write_atomically
 from pra.objectives import Perceptual
@@ -67,7 +68,9 @@ def bench_train_command(
         settings: Any setting that `pra show RECIPE` lists, such as train.precision=float32; may be repeated.
     """
     _check_use(plan, {"--gpus": gpus, "--mfu": mfu, "--measured": measured}, {"--steps": steps, "--device": device})
-    _check_values(out, tflops, {"--steps": steps, "--batch": batch, "--micro": micro, "--gpus": gpus})
+    out = out and out.expanduser()
+    Outputs(out).check()
+    _check_values(tflops, {"--steps": steps, "--batch": batch, "--micro": micro, "--gpus": gpus})
     with join() as world:
         if world.size > 1:
             raise PraError("pra bench train measures one device: start it without torchrun")
@@ -89,13 +92,11 @@ def bench_train_command(
 
 def _write(values: dict[str, Any], out: Path) -> None:
     content = json.dumps(values, indent=2) + "\n"
-    write_atomically(out.expanduser(), lambda file: file.write(content.encode()))
+    write_atomically(out, lambda file: file.write(content.encode()))
     print(f"figures: {out}")
 
 
-def _check_values(out: Path | None, tflops: float | None, counts: dict[str, int | None]) -> None:
-    if out is not None and out.is_dir():
-        raise PraError(f"--out {out} is a folder; name a file")
+def _check_values(tflops: float | None, counts: dict[str, int | None]) -> None:
     if tflops is not None and not 0 < tflops < float("inf"):
         raise PraError(f"--tflops {tflops:g} must be positive")
     for name, value in counts.items():

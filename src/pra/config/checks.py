@@ -2,33 +2,93 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import functools
 import math
+import numbers
+import types
 import typing
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pra.errors import PraError, nearest
 
 E = TypeVar("E", bound=enum.Enum)
 
+NUMBERS: dict[type, type] = {int: numbers.Integral, float: numbers.Real}
+"""What does for one: numpy's numbers too, and an integer for a float."""
+
 
 def coerce(config: Any) -> None:
-    """Puts into a new settings object, frozen as it is, members of enums for their values and tuples for lists.
+    """Puts into a new settings object, frozen as it is, what :func:`fit` makes of its values.
 
-    Left as they come they would mean something else without a word: no string is the member of its name, and no list
-    equals a tuple.
+    Left as they come they would mean something else without a word (no string is the member of its name, and no list
+    equals a tuple), or fail where nobody looks for them.
 
     Raises:
-        PraError: no member has that value; the nearest is given.
+        PraError: a value is of another type than its field, or no member has it.
     """
-    for name, kind in _enums(config.__class__).items():
-        object.__setattr__(config, name, member(kind, getattr(config, name), name))
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, list):
-            object.__setattr__(config, field.name, tuple(value))
+    for name, kind in field_types(config.__class__).items():
+        object.__setattr__(config, name, fit(kind, getattr(config, name), name))
+
+
+@functools.cache
+def field_types(config: type) -> dict[str, Any]:
+    """The fields of a class of settings, and what they are annotated with."""
+    every = typing.get_type_hints(config)
+    return {field.name: every[field.name] for field in dataclasses.fields(config)}
+
+
+def alternatives(kind: Any) -> list[Any]:
+    """The types of a union, without None; of another type itself."""
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return [one for one in typing.get_args(kind) if one is not type(None)] if union else [kind]
+
+
+def fit(kind: Any, value: Any, where: str) -> Any:
+    """A value as one of the type that a setting is annotated with: ``int``, ``tuple[float, ...] | None``, an enum, ...
+
+    Integers do for floats, lists for tuples, values for members of enums, and numpy's numbers for Python's. A string
+    is no number, and a number no boolean.
+
+    Raises:
+        PraError: it is none, and no member has it; ``where`` names the setting.
+    """
+    kinds = alternatives(kind)
+    if value is None and type(None) in typing.get_args(kind):
+        return None
+    if any(dataclasses.is_dataclass(one) for one in kinds):
+        if not isinstance(value, tuple(kinds)):
+            raise _unfit(" or ".join(one.__name__ for one in kinds), value, where)
+        return value
+    (one,) = kinds
+    if typing.get_origin(one) is tuple:
+        return _tuple(typing.get_args(one), value, where)
+    return member(one, value, where) if issubclass(one, enum.Enum) else _leaf(one, value, where)
+
+
+def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    several = items[-1] is Ellipsis
+    if isinstance(value, list | tuple):
+        items = items[:1] * len(value) if several else items
+    if not isinstance(value, list | tuple) or len(value) != len(items):
+        raise _unfit("a list" if several else f"{len(items)} values", value, where)
+    return tuple(fit(item, one, where) for item, one in zip(items, value, strict=True))
+
+
+def _leaf(kind: type, value: Any, where: str) -> Any:
+    # To Python a boolean is an integer.
+    if isinstance(value, bool) == (kind is bool) and isinstance(value, NUMBERS.get(kind, kind)):
+        with contextlib.suppress(OverflowError):  # an integer beyond any float
+            return kind(value)
+    raise _unfit(kind.__name__, value, where)
+
+
+def _unfit(expected: str, value: Any, where: str) -> PraError:
+    given = " ".join(repr(value).split())
+    return PraError(f"{where}: expected {expected}, got {given if len(given) <= 80 else f'{given[:80]}...'}")
 
 
 def member(kind: type[E], value: Any, where: str) -> E:
@@ -43,14 +103,6 @@ def member(kind: type[E], value: Any, where: str) -> E:
     if not isinstance(value, str) or value not in members:
         raise PraError(f"{where}: {value!r} is unknown{nearest(str(value), members)}")
     return members[value]
-
-
-@functools.cache
-def _enums(config: type) -> dict[str, type[enum.Enum]]:
-    """The fields of a class of settings that are enums."""
-    kinds = typing.get_type_hints(config)
-    names = [field.name for field in dataclasses.fields(config)]
-    return {name: kinds[name] for name in names if isinstance(kinds[name], enum.EnumType)}
 
 
 def positive(config: Any, *names: str) -> None:
@@ -72,3 +124,19 @@ def between(config: Any, name: str, low: float, high: float) -> None:
     """
     if not low <= getattr(config, name) <= high:
         raise PraError(f"{name} must lie in [{low:g}, {high:g}], got {getattr(config, name)}")
+
+
+def nearest_multiple(value: int, unit: int) -> int:
+    """For ways out of an error: the multiple of ``unit``, at least one of it, that is nearest to ``value``."""
+    return max(1, (2 * value + unit - 1) // (2 * unit)) * unit
+
+
+def nearest_of(known: Iterable[int], value: int) -> int | None:
+    """For ways out of an error: the nearest to ``value``, None where there is none to choose from."""
+    return min(known, key=lambda one: (abs(one - value), one), default=None)
+
+
+def divisors(number: int) -> set[int]:
+    """Of a positive number."""
+    low = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
+    return {*low, *(number // one for one in low)}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pra.config.checks import between, coerce, positive
+from pra.config.checks import between, coerce, divisors, nearest_multiple, nearest_of, positive
 from pra.errors import PraError
 
 
@@ -27,11 +28,14 @@ class TransformerConfig:
     heads: int
 
     def __post_init__(self) -> None:
+        coerce(self)
         positive(self, "depth", "width", "heads")
-        if self.width % self.heads or (self.width // self.heads) % 4:
+        if self.width % (4 * self.heads):
+            heads = nearest_of((one for one in divisors(self.width) if self.width // one % 4 == 0), self.heads)
             raise PraError(
                 f"width {self.width} with {self.heads} heads: width / heads must be a whole multiple of 4 "
-                f"(2-D rotary embedding); try heads={max(1, self.width // 64)} or a width of {64 * self.heads}"
+                f"(2-D rotary embedding); try {f'heads={heads} or ' if heads else ''}"
+                f"a width of {nearest_multiple(self.width, 4 * self.heads)}"
             )
 
 
@@ -54,8 +58,10 @@ class HeadConfig:
         positive(self, "depth", "width", "modulations")
         if self.depth % self.modulations:
             raise PraError(
-                f"head depth {self.depth} is not divisible by modulations {self.modulations}: "
-                "each AdaLN projection serves the same number of consecutive blocks"
+                f"head depth {self.depth} is not divisible by modulations {self.modulations}: each AdaLN projection "
+                "serves the same number of consecutive blocks; take "
+                f"modulations={nearest_of(divisors(self.depth), self.modulations)} or a depth of "
+                f"{nearest_multiple(self.depth, self.modulations)}"
             )
         if self.shortcut and self.prediction is not Prediction.VELOCITY:
             raise PraError(
@@ -73,6 +79,7 @@ class EncoderConfig:
     sees_condition: bool = True
 
     def __post_init__(self) -> None:
+        coerce(self)
         positive(self, "depth", "width")
 
 
@@ -90,6 +97,7 @@ class CodecConfig:
     context: bool = True
 
     def __post_init__(self) -> None:
+        coerce(self)
         if self.state_dim < 3:
             raise PraError(
                 f"state_dim {self.state_dim} is below 3: LayerNorm takes two degrees of freedom from a state, "
@@ -112,17 +120,30 @@ class ImageConfig:
     def __post_init__(self) -> None:
         coerce(self)
         positive(self, "channels", "patch_size", "num_classes")
-        for side in self.image_size:
-            if side < 1 or side % self.patch_size:
-                raise PraError(
-                    f"image_size {self.image_size[0]}x{self.image_size[1]} is not divisible by patch_size "
-                    f"{self.patch_size}; the nearest sizes are multiples of {self.patch_size}"
-                )
+        size = _by(self.image_size)
+        if min(self.image_size) < 1:
+            raise PraError(f"image_size must be two positive numbers, got {size}")
+        if any(side % self.patch_size for side in self.image_size):
+            raise PraError(
+                f"image_size {size} is not divisible by patch_size {self.patch_size}; the nearest size is "
+                f"{self._nearest_size()}{self._or_another_patch()}"
+            )
         if self.num_patches < 2:
             raise PraError(
-                f"image_size {self.image_size[0]}x{self.image_size[1]} is a single patch of {self.patch_size}: "
-                "a model of patches needs at least two; take a smaller patch_size"
+                f"image_size {size} is a single patch of {self.patch_size}: a model of patches needs at least two; "
+                "take a smaller patch_size"
             )
+
+    def _nearest_size(self) -> str:
+        """Of at least two patches."""
+        height, width = (nearest_multiple(side, self.patch_size) for side in self.image_size)
+        return _by((height, max(width, 2 * self.patch_size) if height == self.patch_size else width))
+
+    def _or_another_patch(self) -> str:
+        """The nearest size of patches, more than one, into which the images can be cut."""
+        fitting = (one for one in divisors(math.gcd(*self.image_size)) if one < max(self.image_size))
+        patch = nearest_of(fitting, self.patch_size)
+        return f", the nearest patch_size {patch}" if patch else ""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -189,6 +210,10 @@ class JiTConfig(ImageConfig):
         between(self, "class_tokens", 0, math.inf)
         if self.bottleneck is not None:
             positive(self, "bottleneck")
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
 
 
 AnyModelConfig = ModelConfig | JiTConfig

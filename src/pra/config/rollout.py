@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pra.config.checks import between, positive
+from pra.config.checks import between, coerce, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class Noised:
     sigma: float
 
     def __post_init__(self) -> None:
+        coerce(self)
         positive(self, "sigma")
 
 
@@ -34,6 +35,7 @@ class Parallel:
     t_min: float = 0.0
 
     def __post_init__(self) -> None:
+        coerce(self)
         between(self, "t_min", 0.0, 1.0)
 
 
@@ -50,6 +52,7 @@ class Exact:
     steps: int = 4
 
     def __post_init__(self) -> None:
+        coerce(self)
         positive(self, "steps")
         between(self, "t_max", 0.0, 1.0)
         between(self, "t_min", 0.0, self.t_max)

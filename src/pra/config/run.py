@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pra.config.checks import coerce
 from pra.config.data import DataConfig
 from pra.config.model import AnyModelConfig, JiTConfig, ModelConfig
 from pra.config.rollout import Clean
@@ -20,6 +21,9 @@ class Targets:
     parameters: float | None = None
     fid_50k: float | None = None
     linear_probe: float | None = None
+
+    def __post_init__(self) -> None:
+        coerce(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,7 @@ class RunConfig:
     initial: str | None = None
 
     def __post_init__(self) -> None:
+        coerce(self)
         check_sampling(self.model, self.sampling)
         if isinstance(self.model, JiTConfig) and self.train.rollout != Clean():
             raise PraError(

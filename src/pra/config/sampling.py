@@ -105,13 +105,18 @@ def check_sampling(model: AnyModelConfig, sampling: SamplingConfig) -> None:
         return
     if not isinstance(model, ModelConfig) or not model.head.shortcut:
         raise PraError(
-            "the solver shortcut needs a head that has learnt shortcuts, and this model's has not; take another "
-            "solver, or train a PRA with model.head.shortcut=true"
+            "the solver shortcut needs a second head, which this model has not: `pra distill RUN` gives a trained run "
+            "one (model.head.shortcut=true); or take another solver"
         )
-    unequal = sampling.time_grid is not TimeGrid.UNIFORM or sampling.shift != 1.0 or sampling.times is not None
-    if sampling.steps not in SHORTCUT_STEPS or unequal:
+    wrong = [] if sampling.steps in SHORTCUT_STEPS else [f"steps {sampling.steps}"]
+    if sampling.times is not None:
+        wrong = ["times of one's own"]
+    if sampling.time_grid is not TimeGrid.UNIFORM:
+        wrong.append(f"time_grid {sampling.time_grid.value}")
+    if sampling.shift != 1.0:
+        wrong.append(f"shift {sampling.shift:g}")
+    if wrong:
+        known = ", ".join(map(str, SHORTCUT_STEPS))
         raise PraError(
-            f"the solver shortcut takes {', '.join(map(str, SHORTCUT_STEPS))} equal steps, which is what the head has "
-            f"learnt; not steps {sampling.steps}, time_grid {sampling.time_grid.value}, shift {sampling.shift:g}, "
-            f"times {sampling.times}"
+            f"the solver shortcut takes {known} equal steps, which is what the head has learnt; not {', '.join(wrong)}"
         )

@@ -6,7 +6,7 @@ import enum
 import math
 from dataclasses import dataclass
 
-from pra.config.checks import between, coerce, positive
+from pra.config.checks import between, coerce, divisors, nearest_multiple, nearest_of, positive
 from pra.config.rollout import Parallel, Rollout
 from pra.errors import PraError
 
@@ -101,8 +101,11 @@ class TrainConfig:
 
     For the first ``codec_warmup`` steps L_rec is the only loss (for the ablation: everything is trained together in
     the paper). ``compile`` has torch fuse the step's arithmetic: a minute at the start for a faster step (on CPUs it
-    needs a C++ compiler); the whole loss in one process, block by block in several. Intervals are in steps.
-    ``sample_every=0`` draws no grids. With ``shortcut_only`` all weights stay but those of the second head.
+    needs a C++ compiler); the whole loss in one process, block by block in several. With ``shortcut_only`` all weights
+    stay but those of the second head.
+
+    Intervals are in steps. ``sample_every=0`` draws no grids. The newest ``keep_checkpoints`` stay, and beside them for
+    good those of every ``keep_every`` steps, a multiple of ``checkpoint_every``; 0 is none.
     """
 
     steps: int
@@ -122,6 +125,7 @@ class TrainConfig:
     sample_every: int = 500
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    keep_every: int = 0
 
     def __post_init__(self) -> None:
         coerce(self)
@@ -130,9 +134,19 @@ class TrainConfig:
         between(self, "codec_warmup", 0, math.inf)
         between(self, "seed", 0, 2**63 - 1)
         between(self, "keep_checkpoints", 1, math.inf)
+        between(self, "keep_every", 0, math.inf)
+        if self.keep_every % self.checkpoint_every:
+            raise PraError(
+                f"keep_every {self.keep_every} is no multiple of checkpoint_every {self.checkpoint_every}: at such "
+                "steps there is no checkpoint to keep; the nearest is "
+                f"{nearest_multiple(self.keep_every, self.checkpoint_every)}"
+            )
         micro = self.micro_batch_size
         if micro is not None and (micro < 1 or self.batch_size % micro):
-            raise PraError(f"batch_size {self.batch_size} is not divisible by micro_batch_size {micro}")
+            raise PraError(
+                f"batch_size {self.batch_size} is not divisible by micro_batch_size {micro}; the nearest that divides "
+                f"it is {nearest_of(divisors(self.batch_size), micro)}"
+            )
 
     def micro_batches(self, processes: int) -> tuple[int, int]:
         """Images that each of so many processes takes at a time, and how many times in a step.
@@ -147,7 +161,7 @@ class TrainConfig:
             parts = f" in micro batches of {micro}" if split else ""
             raise PraError(
                 f"batch_size {self.batch_size} does not divide among {processes} processes{parts}; the nearest that "
-                f"does is {max(1, round(self.batch_size / unit)) * unit}, or take another number of processes"
+                f"does is {nearest_multiple(self.batch_size, unit)}, or take another number of processes"
             )
         local = self.batch_size // processes
         return (micro, local // micro) if split and micro is not None else (local, 1)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-import types
 import typing
 from collections.abc import Iterable
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar
 
-from pra.config.checks import member
+from pra.config.checks import alternatives, field_types, fit
 from pra.config.model import AnyModelConfig, JiTConfig
 from pra.config.rollout import Rollout
 from pra.errors import PraError, nearest
@@ -40,7 +39,7 @@ def from_dict(cls: type[T], values: Any, where: str = "config") -> T:
     Raises:
         PraError: an unknown key (the nearest name is given), a missing one, or a value of the wrong type.
     """
-    return typing.cast(T, _read(cls, values, where))
+    return typing.cast(T, _build(cls, _complete(cls, values, where), where))
 
 
 def model_from_dict(values: Any, where: str) -> AnyModelConfig:
@@ -49,7 +48,7 @@ def model_from_dict(values: Any, where: str) -> AnyModelConfig:
     Raises:
         PraError: as :func:`from_dict`.
     """
-    return typing.cast(AnyModelConfig, _read(AnyModelConfig, values, where))
+    return typing.cast(AnyModelConfig, _build(AnyModelConfig, _complete(AnyModelConfig, values, where), where))
 
 
 def override(config: T, path: str, text: str) -> T:
@@ -60,34 +59,46 @@ def override(config: T, path: str, text: str) -> T:
     Raises:
         PraError: no such field (the nearest name is given), or a value of the wrong type or range.
     """
-    values = to_dict(config)
-    here, *parents = values, *path.split(".")[:-1]
-    for name in parents:
-        if not isinstance(here, dict) or name not in here:
-            raise PraError(f"no setting {path!r}: {name!r} is unknown{nearest(name, _keys(here))}")
-        here = here[name]
-    last = path.split(".")[-1]
-    if not isinstance(here, dict) or last not in here:
-        raise PraError(f"no setting {path!r}: {last!r} is unknown{nearest(last, _keys(here))}")
-    try:
-        here[last] = json.loads(text)
-    except json.JSONDecodeError:
-        here[last] = text
-    return from_dict(type(config), values, "setting")
+    return _changed(config, [(path, text)])
 
 
 def apply_settings(config: T, settings: Iterable[str]) -> T:
     """``apply_settings(run, ["train.optimizer.lr=1e-3"])``: :func:`override` by lines, as ``--set`` takes them.
 
+    Ranges, and what must fit together, are looked at when all lines are read.
+
     Raises:
         PraError: as :func:`override`, or a line without ``=``.
     """
+    pairs = []
     for setting in settings:
-        path, equals, value = setting.partition("=")
+        path, equals, text = setting.partition("=")
         if not equals:
             raise PraError(f"--set {setting!r} needs the form KEY=VALUE, such as sampling.guidance=2")
-        config = override(config, path, value)
-    return config
+        pairs.append((path, text))
+    return _changed(config, pairs)
+
+
+def _changed(config: T, settings: Iterable[tuple[str, str]]) -> T:
+    kind, values = type(config), to_dict(config)
+    for path, text in settings:
+        _write(values, path, text)
+        values = _complete(kind, values, "setting")  # a later line may change a default of what this one wrote
+    return typing.cast(T, _build(kind, values, "setting"))
+
+
+def _write(values: Any, path: str, text: str) -> None:
+    *parents, last = path.split(".")
+    here = values
+    for name in (*parents, last):
+        if not isinstance(here, dict) or name not in here:
+            known = list(here) if isinstance(here, dict) else []
+            raise PraError(f"no setting {path!r}: {name!r} is unknown{nearest(name, known)}")
+        parent, here = here, here[name]
+    try:
+        parent[last] = json.loads(text)
+    except json.JSONDecodeError:
+        parent[last] = text
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -99,64 +110,66 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {json.dumps(old)} in the run, {json.dumps(new)} asked for"]
 
 
-def _read(kind: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(kind)
-    if origin in (Union, types.UnionType):
-        return _read_union(typing.get_args(kind), value, where)
-    if origin is tuple:
-        items = typing.get_args(kind)
-        if items[-1] is Ellipsis and isinstance(value, list | tuple):
-            items = items[:1] * len(value)
-        if not isinstance(value, list | tuple) or len(value) != len(items):
-            raise PraError(f"{where}: expected {len(items)} values, got {value!r}")
-        return tuple(_read(item, v, where) for item, v in zip(items, value, strict=True))
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _read_dataclass(kind, value, where)
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return member(kind, value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise PraError(f"{where}: expected {kind.__name__}, got {value!r}")
-    return value
-
-
-def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in kinds:
+def _complete(kind: Any, value: Any, where: str) -> Any:
+    """Plain JSON values as :func:`to_dict` writes them: of the right types, with everything that has a default."""
+    if value is None and type(None) in typing.get_args(kind):
         return None
-    named = {kind.__name__: kind for kind in kinds if kind is not type(None)}
-    if len(named) == 1:
-        return _read(next(iter(named.values())), value, where)
-    if isinstance(value, str):  # a bare name: the defaults of that class
+    classes = _classes(kind)
+    if not classes:
+        return to_dict(fit(kind, value, where))
+    if isinstance(value, str) and len(classes) > 1:  # a bare name: the defaults of that class
         value = {"type": value}
-    untagged = [kind for kind in named.values() if kind not in TAGGED]
-    if len(untagged) == 1 and not (isinstance(value, dict) and "type" in value):
-        return _read(untagged[0], value, where)
-    if not isinstance(value, dict) or value.get("type") not in named:
-        got = value.get("type") if isinstance(value, dict) else value
-        raise PraError(f"{where}: {got!r} is unknown{nearest(str(got), named)}")
-    fields = {k: v for k, v in value.items() if k != "type"}
-    return _read(named[value["type"]], fields, where)
-
-
-def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
+    chosen = _chosen(classes, value, where)
     if not isinstance(value, dict):
-        raise PraError(f"{where}: expected the fields of {kind.__name__}, got {value!r}")
-    every = typing.get_type_hints(kind)
-    hints = {f.name: every[f.name] for f in dataclasses.fields(kind)}
-    for key in value:
-        if key not in hints:
-            raise PraError(f"{where}.{key} is unknown{nearest(key, hints)}")
-    fields = {key: _read(hints[key], v, f"{where}.{key}") for key, v in value.items()}
-    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-    missing = [name for name in needed if name not in fields]
+        raise PraError(f"{where}: expected the fields of {chosen.__name__}, got {value!r}")
+    given, kinds = {key: v for key, v in value.items() if key != "type"}, field_types(chosen)
+    for key in given:
+        if key not in kinds:
+            raise PraError(f"{where}.{key} is unknown{nearest(key, kinds)}")
+    given = {key: _complete(kinds[key], v, f"{where}.{key}") for key, v in given.items()}
+    values = ({"type": chosen.__name__} if chosen in TAGGED else {}) | _defaults(chosen) | given
+    missing = [name for name in kinds if name not in values]
     if missing:
         raise PraError(f"{where}: {', '.join(missing)} missing")
+    return values
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """The settings object of values that are complete; it checks itself."""
+    classes = _classes(kind)
+    if value is None or not classes:
+        return fit(kind, value, where)
+    chosen = _chosen(classes, value, where)
+    fields = {name: _build(one, value[name], f"{where}.{name}") for name, one in field_types(chosen).items()}
     try:
-        return kind(**fields)
+        return chosen(**fields)
     except PraError as error:
         raise PraError(f"{where}: {error}") from None
 
 
-def _keys(values: Any) -> list[str]:
-    return list(values) if isinstance(values, dict) else []
+def _classes(kind: Any) -> dict[str, type]:
+    """The classes of settings that a type allows, by name."""
+    types = (one for one in alternatives(kind) if isinstance(one, type) and dataclasses.is_dataclass(one))
+    return {one.__name__: one for one in types}
+
+
+def _chosen(classes: dict[str, type], value: Any, where: str) -> type:
+    """The class that JSON values are of: the one that they name, or the one that needs no name."""
+    usual = [one for one in classes.values() if one not in TAGGED] or list(classes.values())
+    if len(usual) == 1 and not (isinstance(value, dict) and "type" in value):
+        return usual[0]
+    name = value.get("type") if isinstance(value, dict) else value
+    if str(name) not in classes:
+        raise PraError(f"{where}: {name!r} is unknown{nearest(str(name), classes)}")
+    return classes[str(name)]
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    """The fields that have a default, as JSON values."""
+    values = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = to_dict(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = to_dict(field.default_factory())
+    return values

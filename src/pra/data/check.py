@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from pra.data.images import CorruptImage
-from pra.data.loader import from_workers
-from pra.data.source import Source, Streamed
+from pra.data.loader import from_workers, in_order
+from pra.data.source import Source
 
 _BLOCK = 32
 _LINES = 10
@@ -121,8 +121,7 @@ def check(source: Source, size: int | None, workers: int) -> Findings:
     findings = Findings(source, size)
     count = len(source)
     blocks = (range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
-    # Who reads a stream from its middle reads all before: one process does it.
-    seen = from_workers(_Reader(source), blocks, min(workers, 1) if isinstance(source, Streamed) else workers)
+    seen = from_workers(_Reader(source), blocks, in_order(source, workers))
     with tqdm(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
         for block in seen:
             for image in block:

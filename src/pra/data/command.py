@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +11,9 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from pra.data.check import check
-from pra.data.pack import FORMATS, Packing, pack
+from pra.data.pack import FORMATS, OTHER, Packing, pack
 from pra.data.source import open_source
+from pra.device import cores
 from pra.errors import PraError
 from pra.images import check_free, write_atomically
 from pra.options import File, Flag, Integer
@@ -47,12 +48,12 @@ def pack_command(
     """
     packing = Packing(size=size, format=format, quality=quality, shard_images=shard_images, skip_corrupt=skip_corrupt)
     folder = folder.expanduser()
-    check_free(folder)
+    check_free(folder, OTHER)
     processes = _workers(workers)
     done = pack(open_source(source), folder, packing, processes)
     left_out = f", {done.skipped} corrupt ones left out (index.json names them)" if done.skipped else ""
     print(f"packed {done.images} images{left_out}: {done.shards} shards, {done.bytes / 1e9:.3f} GB, in {folder}")
-    print(f"next: pra train RECIPE --data wds:{folder}")
+    print("next:", shlex.join(["pra", "train", "RECIPE", "--data", f"wds:{folder}"]))
 
 
 def check_command(
@@ -95,7 +96,7 @@ def check_command(
 
 def _workers(asked: int | None) -> int:
     if asked is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores()
     if not 0 <= asked <= 1024:
         raise PraError(f"--workers {asked} must lie in [0, 1024]")
     return asked

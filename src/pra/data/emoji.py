@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pra.data.images import decode
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 GROUPS = Path("/usr/share/unicode/emoji/emoji-test.txt")
@@ -130,8 +130,9 @@ def _drawn(listed: list[_Emoji], name: str, font: Path) -> list[tuple[_Emoji, by
     except OSError:
         raise  # not the file's fault
     except Exception as error:  # on broken bytes fontTools raises whatever it stumbles over
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PraError(f"{font} is not a font, or damaged ({reason}); {_PACKAGES} brings a good one") from error
+        raise PraError(
+            f"{font} is not a font, or damaged ({reason_of(error)}); {_PACKAGES} brings a good one"
+        ) from error
     if pngs is None:
         raise PraError(
             f"{font} holds no bitmaps (tables CBDT and CBLC), and outlines are not read; use Noto's: {_PACKAGES}"

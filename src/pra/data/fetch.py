@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.extras import import_failed
 from pra.images import remedy
 from pra.provenance import file_sha256
@@ -250,7 +250,7 @@ def _get(url: str, headers: dict[str, str], method: str = "GET") -> Any:
 
 def _reason(error: Exception) -> str:
     reason = getattr(error, "reason", error)
-    return " ".join(str(getattr(reason, "strerror", None) or reason).split()) or type(error).__name__
+    return reason_of(getattr(reason, "strerror", None) or reason)
 
 
 def _unreachable(url: str, reason: Exception, way_out: str) -> PraError:

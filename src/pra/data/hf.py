@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from pra.data.images import Labels, corrupt, decode, numbered_classes, upright
 from pra.data.lanes import LANES, PIECES, Lanes
-from pra.errors import PraError, nearest
+from pra.errors import PraError, nearest, reason_of
 from pra.extras import import_failed
 from pra.images import write_atomically
 from pra.paths import cache_folder, expand
@@ -79,7 +79,7 @@ class HFDataset:
         try:
             value = self._rows[index][self._image]
         except Exception as error:  # the library raises whatever its files and formats do
-            raise corrupt(self.where(index), f"cannot be read ({_line(error)})") from error
+            raise corrupt(self.where(index), f"cannot be read ({reason_of(error)})") from error
         return _bytes(value, self.where(index))
 
     def image(self, index: int) -> Image.Image:
@@ -249,11 +249,7 @@ def _explained(what: str) -> Iterator[None]:
     except PraError:
         raise
     except Exception as error:
-        raise PraError(f"{what} cannot be read: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+        raise PraError(f"{what} cannot be read: {reason_of(error)}") from error
 
 
 # --- columns ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 
 Labels = npt.NDArray[np.int64]
 
@@ -65,8 +65,7 @@ def _explained(where: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise corrupt(where, "not an image in any format that Pillow knows") from None
     except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise corrupt(where, f"cannot be decoded ({reason})") from error
+        raise corrupt(where, f"cannot be decoded ({reason_of(error)})") from error
 
 
 def check_range(image: Image.Image, where: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import os
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -24,6 +25,12 @@ from pra.data.prepare import prepare
 from pra.data.source import Source, Streamed
 from pra.errors import PraError
 from pra.noise import Purpose
+
+PIECE = 32
+"""Images that a worker reads ahead at a time: whole batches for an evaluation would fill the shared memory."""
+
+WORTH_A_WORKER = 512
+"""Images for which it is worth while to start another process."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -109,11 +116,14 @@ class TrainingSet(Dataset[Sample]):
         return self._orders[epoch]
 
 
-def batches(dataset: TrainingSet, start: int, batch_size: int, stop: int | None = None) -> Generator[Batch]:
+def batches(
+    dataset: TrainingSet, start: int, batch_size: int, stop: int | None = None, pin_memory: bool = False
+) -> Generator[Batch]:
     """Samples ``start, start + 1, ...`` in batches; without end, or up to ``stop`` (the last may be smaller).
 
     ``config.workers`` processes live as long as the iterator, across epochs, and prepare batches ahead. What
-    they yield does not depend on their number. Who stops early closes the iterator: it ends the processes.
+    they yield does not depend on their number. Who stops early closes the iterator: it ends the processes. With
+    ``pin_memory`` copies to a GPU do not block.
 
     Raises:
         PraError: as ``TrainingSet[g]``, also out of a worker.
@@ -121,7 +131,7 @@ def batches(dataset: TrainingSet, start: int, batch_size: int, stop: int | None 
     starts = itertools.count(start, batch_size) if stop is None else range(start, stop, batch_size)
     blocks = (range(s, s + batch_size if stop is None else min(s + batch_size, stop)) for s in starts)
     workers = _readers(dataset.source, dataset.config.workers)
-    return from_workers(_Batches(dataset), blocks, workers, pin_memory=torch.cuda.is_available())
+    return from_workers(_Batches(dataset), blocks, workers, pin_memory=pin_memory)
 
 
 def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_memory: bool = False) -> Generator[V]:
@@ -170,6 +180,55 @@ def workers_alive() -> Iterator[None]:
             "memory or of shared memory (/dev/shm): use fewer (data.workers, or --workers), or give the machine or the "
             "container more"
         ) from None
+
+
+@contextmanager
+def reading(stream: Generator[V]) -> Iterator[Generator[V]]:
+    """A block that takes what worker processes read. They end with it: left to the garbage collector, they outlive an
+    exception that somebody keeps, and then the process cannot end, as they ignore its SIGTERM.
+
+    Raises:
+        PraError: a worker was killed.
+    """
+    with workers_alive(), closing(stream):
+        yield stream
+
+
+def read_ahead(
+    load: Callable[[Sequence[int]], tuple[Tensor, ...]],
+    source: Source,
+    indices: Sequence[int],
+    batch_size: int,
+    workers: int,
+) -> Generator[tuple[Tensor, ...]]:
+    """``load(indices)`` of images of a source, a batch at a time, read ahead by worker processes.
+
+    What comes does not depend on their number. To be taken in a block of :func:`reading`.
+
+    Args:
+        load: what is wanted of some images: tensors with a row for each. Can be pickled.
+        source: of the images.
+        indices: theirs, in the order in which they come.
+        batch_size: images at a time; the last may be fewer.
+        workers: processes at most: few images are read here, and a stream by one.
+
+    Raises:
+        PraError: as ``load``, also out of a worker; or a worker was killed.
+    """
+    starts = range(0, len(indices), batch_size)
+    batches = [indices[start : start + batch_size] for start in starts]
+    pieces = (batch[start : start + PIECE] for batch in batches for start in range(0, len(batch), PIECE))
+    workers = in_order(source, min(workers, len(indices) // WORTH_A_WORKER))
+    with closing(from_workers(load, pieces, workers)) as stream:
+        for batch in batches:
+            parts = itertools.islice(stream, math.ceil(len(batch) / PIECE))
+            yield tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def in_order(source: Source, workers: int) -> int:
+    """How many of so many workers can share the reading of a source from front to back: who reads a stream from its
+    middle reads all before, so that one does it."""
+    return min(workers, 1) if isinstance(source, Streamed) else workers
 
 
 def load_images(

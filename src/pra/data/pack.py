@@ -16,9 +16,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from pra.data.images import CorruptImage
-from pra.data.loader import from_workers, workers_alive
+from pra.data.loader import from_workers, in_order, workers_alive
 from pra.data.prepare import convert, cover
-from pra.data.source import Encoded, Source, Streamed
+from pra.data.source import Encoded, Source
 from pra.data.wds import CLASSES, INDEX
 from pra.errors import PraError
 from pra.images import PLAN, begin_partial, check_free, partial_folder, write_atomically
@@ -29,6 +29,8 @@ FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 _KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _BLOCK = 32
 _ORIENTATION = 0x0112
+OTHER = "choose another folder"
+"""The way out where the folder is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +87,9 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
         PraError: the folder exists, an unfinished packing of another kind is there, an image is corrupt, or the disk is
             full; or another command packs into it.
     """
-    check_free(folder)
+    check_free(folder, OTHER)
     partial = partial_folder(folder)
-    with locked(partial, "filled", "choose another folder"), workers_alive():
+    with locked(partial, "filled", OTHER), workers_alive():
         return _pack(source, folder, partial, packing, workers)
 
 
@@ -102,9 +104,7 @@ def _pack(source: Source, folder: Path, partial: Path, packing: Packing, workers
     with tqdm(desc="packing", total=len(source), unit="image", smoothing=0.05) as bar:
         bar.update(len(source) - sum(len(indices) for indices in missing.values()))
         blocks = (block for indices in missing.values() for block in _blocks(indices))
-        # Who reads a stream from its middle reads all before: one process does it.
-        readers = min(workers, 1) if isinstance(source, Streamed) else workers
-        files = from_workers(_Encoder(source, packing), blocks, readers)
+        files = from_workers(_Encoder(source, packing), blocks, in_order(source, workers))
         for path, indices in missing.items():
             _write_shard(path, itertools.islice(files, len(list(_blocks(indices)))), bar)
     return _finish(partial, folder, source, list(shards), packing)

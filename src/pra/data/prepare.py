@@ -10,9 +10,9 @@ from torch import Tensor
 from pra.config import DataConfig, Fit, OnSmall
 from pra.data.images import check_range
 from pra.errors import PraError
+from pra.images import MODES
 from pra.noise import Purpose, fold, uniform
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _MAX_ZOOM = 1.25
 
 
@@ -53,12 +53,12 @@ def prepare(
 
 def convert(image: Image.Image, channels: int, where: str) -> Image.Image:
     """The image in the mode of ``channels``; what is transparent turns white, unless the model sees alpha."""
-    if channels not in _MODES:
+    if channels not in MODES:
         raise PraError(f"channels {channels} is not supported for images; use 1 (grey), 3 (RGB) or 4 (RGBA)")
     check_range(image, where)
     if image.mode.startswith("I"):
         image = _from_16_bits(image)
-    mode = _MODES[channels]
+    mode = MODES[channels]
     if image.mode == mode and "transparency" not in image.info:
         return image
     if mode != "RGBA" and image.has_transparency_data:

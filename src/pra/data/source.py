@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -105,19 +106,41 @@ def open_source(spec: str) -> Source:
         ) from error
 
 
-def _open(spec: str) -> Source:
+def check_name(spec: str) -> None:
+    """Whether a name says what kind of source it means; nothing is opened.
+
+    Raises:
+        PraError: an unknown kind (the nearest name is given, or how to name what lies there), or no path behind it.
+    """
     kind, _, path = spec.partition(":")
+    if kind in _WITH_PATH and spec not in _ALONE:
+        if path in ("", "@test"):
+            raise PraError(f"data source {spec!r} lacks its path; write {kind}:PATH")
+    elif spec not in _ALONE:
+        if expand(spec).exists():
+            raise PraError(f"data source {spec!r} does not say what is there; write {shlex.quote(_fitting(spec))}")
+        raise PraError(f"data source {spec!r} is unknown{nearest(kind, {*_ALONE, *_WITH_PATH})}")
+
+
+def _fitting(spec: str) -> str:
+    """The source that a bare path most likely means, by the names of the files there."""
+    path = expand(spec)
+    folder = path if path.is_dir() else path.parent
+    if path.suffix == ".tar" or any(path.glob("*.tar")):
+        return f"wds:{spec}"
+    if "-ubyte" in path.name or any(path.glob("*-ubyte*")):
+        return f"idx:{spec if path == folder else folder}"
+    return f"folder:{spec if path == folder else folder}"
+
+
+def _open(spec: str) -> Source:
+    check_name(spec)
     if spec in ("digits", "digits@test"):
         return open_digits(spec, test=spec.endswith("@test"))
     if spec in ("emoji", "emoji@test"):
         return EmojiSource(spec, FONT, test=spec.endswith("@test"))
-    if kind in _WITH_PATH:
-        if path in ("", "@test"):
-            raise PraError(f"data source {spec!r} lacks its path; write {kind}:PATH")
-        return _WITH_PATH[kind](spec, path)
-    if expand(spec).exists():
-        raise PraError(f"data source {spec!r} does not say what is there; write for example folder:{spec}")
-    raise PraError(f"data source {spec!r} is unknown{nearest(kind, {*_ALONE, *_WITH_PATH})}")
+    kind, _, path = spec.partition(":")
+    return _WITH_PATH[kind](spec, path)
 
 
 def _split(path: str) -> tuple[Path, bool]:

@@ -10,7 +10,6 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,13 +18,14 @@ from tyro.conf import Positional, arg
 from pra.demo.exhibit import load_exhibits
 from pra.demo.page import build_page, gradio, launch_options
 from pra.device import pick_device
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.options import Flag, Text
+from pra.signals import handled
 
 
 def demo_command(
-    run: Annotated[Positional[Path | None], arg(metavar="RUN", help_behavior_hint="")] = None,
-    other: Annotated[Positional[Path | None], arg(metavar="RUN2", help_behavior_hint="")] = None,
+    run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None,
+    other: Annotated[Positional[Path | None], arg(metavar="[RUN2]", help_behavior_hint="")] = None,
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
@@ -49,19 +49,13 @@ def demo_command(
     gradio()
     target = pick_device(device)
     exhibits = load_exhibits([run] if other is None else [run, other], target, ema=not raw_weights)
-    with _terminable(), tempfile.TemporaryDirectory(prefix="pra-demo-") as folder:
+    # SIGTERM, by which services and containers are stopped, ends it as Ctrl-C does: cleaned up.
+    with (
+        handled((signal.SIGTERM,), signal.default_int_handler),
+        tempfile.TemporaryDirectory(prefix="pra-demo-") as folder,
+    ):
         os.environ["GRADIO_TEMP_DIR"] = folder  # what visitors upload and make goes when the demo ends
         serve(build_page(exhibits), host, port)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM, by which services and containers are stopped, ends the block as Ctrl-C does: cleaned up."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def serve(page: Any, host: str, port: int) -> None:
@@ -73,8 +67,9 @@ def serve(page: Any, host: str, port: int) -> None:
     try:
         page.launch(server_name=_bracketed(host), server_port=port, **launch_options())
     except (OSError, ValueError) as error:  # Gradio's, for a port that was taken just now and for much else
-        reason = " ".join(str(error).split())[:200]
-        raise PraError(f"the page cannot be served at {host}:{port} ({reason}); try another --host or --port") from None
+        raise PraError(
+            f"the page cannot be served at {host}:{port} ({reason_of(error)}); try another --host or --port"
+        ) from None
     try:
         print(f"demo: open http://{_spelled(host)}:{port} in a browser; Ctrl-C ends it", flush=True)
         if not _is_loopback(host):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 
 
 @contextmanager
@@ -25,8 +25,7 @@ def explained(path: Path, problem: str, way_out: str) -> Iterator[None]:
     except PraError:
         raise
     except Exception as error:  # on broken bytes zipfile, zlib and numpy raise whatever they stumble over
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise PraError(f"{path} {problem} ({reason}); {way_out}") from None
+        raise PraError(f"{path} {problem} ({reason_of(error)}); {way_out}") from None
 
 
 def read_arrays(path: Path, wanted: Collection[str]) -> dict[str, npt.NDArray[Any]]:

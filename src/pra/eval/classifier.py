@@ -22,9 +22,11 @@ from tqdm import tqdm
 
 from pra import paths
 from pra.config import DataConfig
-from pra.data import Source, load_images
-from pra.errors import PraError
+from pra.data import Source
+from pra.data.loader import reading
+from pra.errors import PraError, reason_of
 from pra.eval.features import Features
+from pra.eval.samples import prepared
 from pra.images import from_uint8, write_atomically
 from pra.provenance import file_sha256
 
@@ -113,10 +115,9 @@ class Classifier:
                 self._network = Network(self.size, self.channels, len(self.classes))
             self._network.load_state_dict(tensors, assign=True)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
             ours = path.absolute().parent == cache_folder().absolute()
             way_out = "remove it to have it fitted anew" if ours else "give another --weights, or none to fit one"
-            raise PraError(f"{path} holds no classifier of pra ({reason}); {way_out}") from None
+            raise PraError(f"{path} holds no classifier of pra ({reason_of(error)}); {way_out}") from None
         self._network.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -223,11 +224,15 @@ def _load(
     """All images, uint8 ``(N, C, H, W)``, and labels ``(N,)``."""
     images = torch.empty((len(source), channels, *size), dtype=torch.uint8)
     labels = torch.empty(len(source), dtype=torch.int64)
-    blocks = range(0, len(source), BLOCK)
-    for start in tqdm(blocks, desc="read reference", unit="batch", disable=not progress, dynamic_ncols=True):
-        indices = range(start, min(start + BLOCK, len(source)))
-        part = slice(start, indices.stop)
-        images[part], labels[part] = load_images(source, indices, size, channels, config)
+    with (
+        reading(prepared(source, range(len(source)), size, channels, config, BLOCK)) as batches,
+        tqdm(total=len(source), desc="read reference", unit="image", disable=not progress, dynamic_ncols=True) as bar,
+    ):
+        for batch in batches:
+            here = slice(batch.start, batch.start + len(batch.images))
+            assert batch.labels is not None, "a source's images have labels"
+            images[here], labels[here] = batch.images, batch.labels
+            bar.update(len(batch.images))
     return images, labels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from tyro.conf import Positional, arg
 from pra.config import Precision
 from pra.config.checks import member
 from pra.data import Source, open_source
+from pra.data.images import CorruptImage
+from pra.data.loader import reading
 from pra.distributed import join
 from pra.errors import PraError, nearest
 from pra.eval.classifier import Classifier, find_classifier, fit_classifier
@@ -23,7 +26,7 @@ from pra.eval.evaluate import Report, check_codec, evaluate, reconstruct
 from pra.eval.features import FeatureExtractor, inception
 from pra.eval.outputs import Outputs
 from pra.eval.reference import Reference, from_file, from_source, recorded_features
-from pra.eval.samples import exported, join_exports, prepared, spread
+from pra.eval.samples import exported, join_exports, picture_shape, prepared, spread
 from pra.eval.subject import Subject, Work, open_subject
 from pra.models import Model
 from pra.options import File, Flag, Integer, Settings, Text
@@ -49,7 +52,7 @@ class Truth:
 
 
 def evaluate_command(
-    target: Annotated[Positional[Path | None], arg(metavar="RUN|DIR|FILE.npz", help_behavior_hint="")] = None,
+    target: Annotated[Positional[Path | None], arg(metavar="[RUN|DIR|FILE.npz]", help_behavior_hint="")] = None,
     *,
     reference: Text = None,
     features: Annotated[str, arg(metavar="|".join(EXTRACTORS))] = "inception",
@@ -100,6 +103,8 @@ def evaluate_command(
         work = Work(world, world.device(device), batch_size)
         subject = open_subject(target and target.expanduser(), num, work, arithmetic, settings)
         truth = _truth(reference, subject, work)
+        if reference and truth.source and world.leads:
+            _tell_of_colour(truth.source, subject.channels)
         subject = _labelled(subject, labels, truth)
         originals = _originals(truth, subject, work) if reconstruction else None
         with outputs.staged(world) as staged:
@@ -127,14 +132,16 @@ def _check_options(features: str, labels: str, batch_size: int, num: int | None)
 def _judged(subject: Subject, truth: Reference, judge: FeatureExtractor, images: Path | None, work: Work) -> Report:
     """The report; ``images`` is where the images go, if anywhere."""
     share = work.world.share(subject.count)
-    batches = subject.batches(share, work.batch_size)
     known = {"images": subject.provenance, "environment": environment(), "processes": work.world.size}
+    batches = subject.batches(share, work.batch_size)
     if images is None:
-        return evaluate(batches, truth, judge, subject.count, provenance=known, world=work.world)
+        with reading(batches):
+            return evaluate(batches, truth, judge, subject.count, provenance=known, world=work.world)
     part = images if work.world.size == 1 else images.with_name(f"{images.name}.part{work.world.rank}")
     try:
-        batches = exported(batches, len(share), part)
-        report = evaluate(batches, truth, judge, subject.count, provenance=known, world=work.world)
+        with reading(batches):
+            written = exported(batches, len(share), part)
+            report = evaluate(written, truth, judge, subject.count, provenance=known, world=work.world)
         if part != images:
             work.world.combine(part, lambda parts: join_exports(parts, images))
     finally:
@@ -174,6 +181,15 @@ def _truth(reference: str | None, subject: Subject, work: Work) -> Truth:
     if not spec:
         raise PraError(f"{subject.target} does not say which data it belongs to; give --reference SRC or STATS.npz")
     return Truth(spec, None if spec.endswith(".npz") else _open(spec, work))
+
+
+def _tell_of_colour(source: Source, channels: int) -> None:
+    """A line where the reference's images, going by the first, are grey and the judged ones not, or the reverse."""
+    with contextlib.suppress(CorruptImage):  # which is told, or passed over, when its turn comes
+        grey = picture_shape(source.image(0))[1] == 1
+        if grey != (channels == 1):
+            turned = f"is grey, and gets {channels} channels" if grey else "has colour, and turns grey"
+            print(f"the reference {source.name} {turned}, like the images that are judged")
 
 
 def _open(spec: str, work: Work) -> Source:
@@ -285,11 +301,12 @@ def _with_reconstruction(
 ) -> Report:
     assert subject.sampler is not None
     chosen = spread(len(originals), min(subject.count, len(originals)))
-    batches = prepared(
+    real = prepared(
         originals, chosen, subject.size, subject.channels, subject.settings.data, work.batch_size,
         work.world.share(len(chosen)),
     )  # fmt: skip
-    figures = reconstruct(subject.sampler.model, batches, judge, len(chosen), world=work.world)
+    with reading(real):
+        figures = reconstruct(subject.sampler.model, real, judge, len(chosen), world=work.world)
     return Report(
         report.figures | {"reconstruction": figures},
         report.provenance | {"reconstruction": {"source": originals.name, "count": len(chosen)}},

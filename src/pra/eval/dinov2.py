@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.eval.features import Features, download, exact
 from pra.extras import import_failed
 from pra.provenance import file_sha256
@@ -59,7 +59,7 @@ class DINOv2:
         """As :meth:`pra.eval.features.FeatureExtractor.__call__`; 1 or 3 channels of any size."""
         if images.shape[1] not in (1, 3):
             raise PraError(f"dinov2 reads 1 or 3 channels, not {images.shape[1]}; convert the images to RGB")
-        with exact(self.device), torch.autocast(self.device.type, enabled=False):
+        with exact(self.device):
             tokens = [self._network(prepare(block).to(self.device)) for block in torch.split(images, BLOCK)]
         return Features(torch.cat(tokens), None, None)
 
@@ -103,9 +103,9 @@ def dinov2(weights: Path | None, device: torch.device, architecture: Mapping[str
             network = VisionTransformer(img_size=SIDE, patch_size=PATCH, num_classes=0, init_values=1.0, **architecture)
         network.load_state_dict(tensors, assign=True)
     except Exception as error:  # whatever unpickling stumbles over; and a missing or misshapen tensor
-        reason = " ".join(str(error).split())[:200]
         raise PraError(
-            f"{path} holds no weights of DINOv2's ViT-L/14 ({reason}); give another --weights, or none to download them"
+            f"{path} holds no weights of DINOv2's ViT-L/14 ({reason_of(error)}); give another --weights, or none to "
+            "download them"
         ) from None
     return DINOv2(network.float(), fingerprint, device)
 

@@ -237,14 +237,13 @@ def reconstruct(
         PraError: a model without a codec, or another number of images than announced.
     """
     model = check_codec(model)
-    device = next(model.parameters()).device
     seen = _Copies(Collector(extractor, count, 0), Collector(extractor, count, 0))
     large = min(model.config.image_size) >= SSIM_WINDOW
     hidden, total = not (progress and world.leads), len(world.share(count))
     with tqdm(total=total, unit="image", desc="reconstruct", disable=hidden, dynamic_ncols=True) as bar:
         for images, labels, start in batches:
             assert labels is not None, "the encoder sees the labels"
-            copy = to_uint8(model.reconstruct(from_uint8(images).to(device), labels.to(device))).cpu()
+            copy = to_uint8(model.reconstruct(from_uint8(images).to(model.device), labels.to(model.device))).cpu()
             seen.originals.add(images, None, start)
             seen.copies.add(copy, None, start)
             seen.signal += float(psnr(images, copy).sum())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.extras import import_failed
 from pra.provenance import file_sha256
 
@@ -81,7 +83,7 @@ class Inception:
         pool, logits, spatial = [], [], []
         for block in torch.split(images, BLOCK):
             block = block.to(self.device).expand(-1, 3, -1, -1)
-            with exact(self.device), torch.autocast(self.device.type, enabled=False):
+            with exact(self.device):
                 block_pool, block_logits = self._network(block)
             assert self._spatial is not None
             pool.append(block_pool)
@@ -93,11 +95,43 @@ class Inception:
         self._spatial = output[:, :7].permute(0, 2, 3, 1).flatten(1)
 
 
-def exact(device: torch.device) -> Any:
-    """Convolutions in full float32, chosen without trial runs."""
-    return torch.backends.cudnn.flags(
-        enabled=device.type == "cuda", benchmark=False, deterministic=True, allow_tf32=False
-    )
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """A block of full float32, whatever was allowed: no autocast, and neither TF32 nor bfloat16 inside convolutions and
+    matrix products. Convolutions are chosen without trial runs."""
+    cudnn: Any = torch.backends.cudnn
+    choice, allowed = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic), _allowed()
+    matmul = _matmul_precision()
+    try:
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = device.type == "cuda", False, True
+        torch.set_float32_matmul_precision("highest")  # the older switch: torch complains where the two disagree
+        for kind in allowed:
+            kind.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        for kind, precision in allowed.items():
+            kind.fp32_precision = "none"  # as is set for all kinds together
+            if kind.fp32_precision != precision:
+                kind.fp32_precision = precision
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = choice
+
+
+def _allowed() -> dict[Any, str]:
+    """What stands in for float32 in each kind of arithmetic that has a switch of its own."""
+    switches: Any = torch.backends
+    gpu, cpu = switches.cudnn, switches.mkldnn
+    return {kind: kind.fp32_precision for kind in (switches.cuda.matmul, gpu.conv, cpu.matmul, cpu.conv)}
+
+
+def _matmul_precision() -> str | None:
+    """What the older switch says; None where the newer ones were used, after which torch refuses to tell."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def inception(weights: Path | None, device: torch.device) -> Inception:
@@ -125,10 +159,9 @@ def inception(weights: Path | None, device: torch.device) -> Inception:
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
         )
     except Exception as error:  # whatever unpickling stumbles over; and a missing or misshapen tensor
-        reason = " ".join(str(error).split())[:200]
         raise PraError(
-            f"{path} holds no weights of torch-fidelity's InceptionV3 ({reason}); give another --weights, or none "
-            "to download them"
+            f"{path} holds no weights of torch-fidelity's InceptionV3 ({reason_of(error)}); give another --weights, "
+            "or none to download them"
         ) from None
     return Inception(network, fingerprint, device)
 
@@ -150,9 +183,8 @@ def download(url: str, sha256: str, what: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
             raise PraError(
-                f"the weights of {what} cannot be downloaded ({reason}); fetch {url} elsewhere and give it "
+                f"the weights of {what} cannot be downloaded ({reason_of(error)}); fetch {url} elsewhere and give it "
                 "with --weights FILE"
             ) from None
     return path

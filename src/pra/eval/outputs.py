@@ -9,10 +9,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from pra.distributed import World, ended_by_sigterm
+from pra.distributed import World
 from pra.errors import PraError
 from pra.images import unwritten
 from pra.locks import LOCK, locked
+from pra.signals import ended_by_sigterm
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,17 @@ class Outputs:
         """Refuses what would overwrite or cannot be written, before any work is done.
 
         Raises:
-            PraError: a file that is there already or is named twice, or a folder that is not there or not writable.
+            PraError: a file that is there already, is named twice or has another ending than its format, or a folder
+                that is not there or not writable.
         """
         names: dict[Path, str] = {}
         for name, path in self.named().items():
             folder = path.absolute().parent
+            if name in ("images", "statistics") and path.suffix.lower() != ".npz":
+                raise PraError(f"{path}: the {name} are written as FILE.npz; choose such a file")
             if os.path.lexists(path):
-                raise PraError(f"{path} exists already; choose another file or remove it")
+                anew = "to measure anew" if name == "report" else "first"
+                raise PraError(f"{path} exists already; choose another file, or remove it {anew}")
             if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
                 raise PraError(f"{path} cannot be written: {folder} is not there or not writable")
             if (same := names.setdefault(folder.resolve() / path.name, name)) != name:

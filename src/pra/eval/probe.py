@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pra.config import DataConfig
 from pra.data import Source, open_source
+from pra.data.loader import reading
 from pra.distributed import ALONE, World
 from pra.errors import PraError
 from pra.eval.probe_features import Examples, Layers, Pooling, Vectors, collect_vectors, join_examples, select
@@ -119,9 +120,9 @@ class Task:
         found = []
         for source, chosen in ((self.train, self.chosen), (self.test, self.asked)):
             share = world.share(len(chosen))
-            batches = prepared(source, chosen, size, channels, self.data, batch_size, share)
             shown = progress and world.leads
-            own = collect_vectors(vectors, batches, len(share), device, shown, f"{vectors.name}: {source.name}")
+            with reading(prepared(source, chosen, size, channels, self.data, batch_size, share)) as batches:
+                own = collect_vectors(vectors, batches, len(share), device, shown, f"{vectors.name}: {source.name}")
             found.append(join_examples(own, world))
         if not world.leads:
             return []

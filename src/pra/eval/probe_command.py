@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 import pra.weights
 from pra.config import DataConfig, RunConfig, apply_settings, to_dict
 from pra.data import open_source
+from pra.data.loader import reading
 from pra.distributed import World, join
 from pra.errors import PraError, nearest
 from pra.eval.outputs import Outputs
@@ -182,12 +183,12 @@ def features_command(
         source = open_source(opened.data.source)
         chosen = spread(len(source), min(_count(num) or len(source), len(source)))
         config = opened.model.config
-        batches = prepared(source, chosen, config.image_size, config.channels, opened.data, batch_size)
         known = {
             "source": source.name, "classes": source.classes, "count": len(chosen), "of": len(source),
             "layer": layer, "pooling": pooling, "time": time, **opened.provenance,
         }  # fmt: skip
-        export_features(out, chosen_layer, Pooling(pooling), batches, len(chosen), target, known)
+        with reading(prepared(source, chosen, config.image_size, config.channels, opened.data, batch_size)) as batches:
+            export_features(out, chosen_layer, Pooling(pooling), batches, len(chosen), target, known)
     print(f"{len(chosen)} images of {source.name}, layer {layer}, {pooling}: {out}")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, from_numpy
 
 from pra.config import DataConfig
 from pra.data import Source
+from pra.data.loader import reading
 from pra.distributed import ALONE, World
 from pra.errors import PraError
 from pra.eval.archive import explained, listed, read_arrays
@@ -190,8 +191,8 @@ def from_source(
         PraError: fewer than 2 images, or images that cannot be prepared.
     """
     count = len(source)
-    batches = prepared(source, range(count), size, channels, config, batch_size, world.share(count))
-    collected = _collected(batches, extractor, count, keep, progress, world, source.name, config.fit.value)
+    with reading(prepared(source, range(count), size, channels, config, batch_size, world.share(count))) as batches:
+        collected = _collected(batches, extractor, count, keep, progress, world, source.name, config.fit.value)
     how = {"on_small": config.on_small.value, "on_corrupt": config.on_corrupt.value}
     return replace(collected, prepared=how)
 

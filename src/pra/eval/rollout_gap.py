@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pra import noise
-from pra.config import Exact, ObjectiveConfig, Rollout, SamplingConfig
+from pra.config import Exact, ObjectiveConfig, Precision, Rollout, SamplingConfig
 from pra.errors import PraError
 from pra.generate import Sampler
 from pra.models.pra import PRA
@@ -67,8 +67,8 @@ def rollout_gap(
     """
     if len(images) < 2:
         raise PraError(f"{len(images)} image(s) have no distribution; give at least 2")
-    device = next(model.parameters()).device
-    sampler = Sampler(model, replace(sampling, guidance=1.0))
+    device = model.device
+    sampler = Sampler(model, replace(sampling, guidance=1.0), Precision.FLOAT32)  # as all that it is compared with
     exact = Exact(steps=sampling.steps)
     parts: list[list[Tensor]] = []
     for start in range(0, len(images), batch_size):

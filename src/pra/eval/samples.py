@@ -10,8 +10,9 @@ import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from pra.config import DataConfig, Precision, to_dict
 from pra.data import Source, load_images, prepare
 from pra.data.images import CorruptImage, header
+from pra.data.loader import read_ahead
 from pra.device import in_bfloat16
 from pra.errors import PraError
 from pra.eval.archive import explained, listed, read_arrays
@@ -43,7 +45,7 @@ class Batch(NamedTuple):
     start: int
 
 
-def sampled(sampler: Sampler, requests: Requests, indices: range, batch_size: int) -> Iterator[Batch]:
+def sampled(sampler: Sampler, requests: Requests, indices: range, batch_size: int) -> Generator[Batch]:
     """Images of a model, the same on any number of processes.
 
     Args:
@@ -73,17 +75,21 @@ def prepared(
     config: DataConfig,
     batch_size: int,
     places: range | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Images ``chosen`` of a source, brought to the size and channels as for training, without augmentation.
 
-    ``places`` are those in ``chosen`` that this process takes; all of them by default.
+    ``config.workers`` processes read ahead (:func:`pra.data.loader.read_ahead`): to be taken in a block of
+    :func:`pra.data.loader.reading`. ``places`` are those in ``chosen`` that this process takes; all of them by default.
 
     Raises:
         PraError: as :func:`pra.data.load_images`.
     """
-    for block in _blocks(range(len(chosen)) if places is None else places, batch_size):
-        images, labels = load_images(source, [chosen[i] for i in block], size, channels, config)
-        yield Batch(images, labels, block.start)
+    places = range(len(chosen)) if places is None else places
+    load = partial(load_images, source, size=size, channels=channels, config=config)
+    parts = read_ahead(load, source, chosen[places.start : places.stop], batch_size, config.workers)
+    with closing(parts):
+        for start, (images, labels) in zip(places[::batch_size], parts, strict=True):
+            yield Batch(images, labels, start)
 
 
 Shape = tuple[tuple[int, int], int]
@@ -91,27 +97,40 @@ Shape = tuple[tuple[int, int], int]
 
 
 def pictures(
-    source: Source, chosen: Sequence[int], batch_size: int, places: range | None = None, shape: Shape | None = None
-) -> Iterator[Batch]:
+    source: Source,
+    chosen: Sequence[int],
+    batch_size: int,
+    places: range | None = None,
+    shape: Shape | None = None,
+    workers: int = 0,
+) -> Generator[Batch]:
     """Images ``chosen`` of a folder as they are, without labels: finished pictures, all of one size.
 
     ``places`` are those in ``chosen`` that this process takes; all of them by default. ``shape`` is theirs, where
-    :func:`common_shape` has been asked already.
+    :func:`common_shape` has been asked already. ``workers`` processes read ahead, as in :func:`prepared`.
 
     Raises:
         PraError: as :func:`common_shape`.
     """
-    size, channels = shape or common_shape(source)
-    for block in _blocks(range(len(chosen)) if places is None else places, batch_size):
-        images = torch.empty((len(block), channels, *size), dtype=torch.uint8)
-        for row, place in enumerate(block):
-            where = source.where(chosen[place])
-            with _finished(where):
-                image = source.image(chosen[place])
-                _check_size(where, _picture_shape(image)[0], source.where(0), size)
-                pixels = prepare(image, size, channels, DataConfig(source=source.name), None, where)
-            images[row] = torch.from_numpy(pixels)
-        yield Batch(images, None, block.start)
+    places = range(len(chosen)) if places is None else places
+    load = partial(_load_pictures, source, shape or common_shape(source))
+    parts = read_ahead(load, source, chosen[places.start : places.stop], batch_size, workers)
+    with closing(parts):
+        for start, (images,) in zip(places[::batch_size], parts, strict=True):
+            yield Batch(images, None, start)
+
+
+def _load_pictures(source: Source, shape: Shape, indices: Sequence[int]) -> tuple[Tensor]:
+    size, channels = shape
+    images = torch.empty((len(indices), channels, *size), dtype=torch.uint8)
+    for row, index in enumerate(indices):
+        where = source.where(index)
+        with _finished(where):
+            image = source.image(index)
+            _check_size(where, picture_shape(image)[0], source.where(0), size)
+            pixels = prepare(image, size, channels, DataConfig(source=source.name), None, where)
+        images[row] = torch.from_numpy(pixels)
+    return (images,)
 
 
 def common_shape(source: Source) -> Shape:
@@ -126,14 +145,14 @@ def common_shape(source: Source) -> Shape:
     for index in range(len(source)):
         where = source.where(index)
         with _finished(where):
-            own, channels = _picture_shape(header(Path(where)))
+            own, channels = picture_shape(header(Path(where)))
         size, colour = size or own, colour or channels == 3
         _check_size(where, own, source.where(0), size)
     assert size is not None, "a source has images"
     return size, 3 if colour else 1
 
 
-def _picture_shape(image: Image.Image) -> Shape:
+def picture_shape(image: Image.Image) -> Shape:
     """That of one picture."""
     return (image.height, image.width), 1 if image.mode in ("1", "L") or image.mode.startswith("I") else 3
 
@@ -212,7 +231,7 @@ class NpzBatch:
         self.count, (*size, self.channels) = shape[0], shape[1:]
         self.size: tuple[int, int] = (size[0], size[1])
 
-    def batches(self, batch_size: int, indices: range | None = None) -> Iterator[Batch]:
+    def batches(self, batch_size: int, indices: range | None = None) -> Generator[Batch]:
         """The images in order, or those of a range.
 
         Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,7 @@ from pra.provenance import file_sha256
 OF_A_RUN = 50_000
 """Images sampled from a run where --num does not say."""
 
-WITHOUT_EFFECT = {
-    "data.flip": "images are judged as they are",
-    "data.workers": "each process reads its own share",
-}
+WITHOUT_EFFECT = {"data.flip": "images are judged as they are"}
 """Settings of training that an evaluation does not know."""
 
 
@@ -70,7 +67,7 @@ class Subject:
     size: tuple[int, int]
     channels: int
     settings: Adjustable
-    batches: Callable[[range, int], Iterator[Batch]]
+    batches: Callable[[range, int], Generator[Batch]]
     provenance: dict[str, Any]
     sampler: Sampler | None = None
 
@@ -134,7 +131,7 @@ def _model(
     )  # fmt: skip
 
 
-def _sampling(sampler: Sampler, requests: Requests) -> Callable[[range, int], Iterator[Batch]]:
+def _sampling(sampler: Sampler, requests: Requests) -> Callable[[range, int], Generator[Batch]]:
     return lambda share, size: sampled(sampler, requests, share, size)
 
 
@@ -161,11 +158,11 @@ def _finished(target: Path, num: int | None, settings: tuple[str, ...]) -> Subje
 def _folder(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
     source = open_source(f"folder:{target}")
     chosen = spread(len(source), _count(target, len(source), num))
-    shape = common_shape(source)
+    shape, settled = common_shape(source), apply_settings(_unknown(), settings)
     provenance = {"folder": str(target.absolute()), "count": len(chosen), "of": len(source)}
     return Subject(
-        str(target), len(chosen), *shape, apply_settings(_unknown(), settings),
-        lambda share, batch_size: pictures(source, chosen, batch_size, share, shape), provenance,
+        str(target), len(chosen), *shape, settled,
+        lambda share, size: pictures(source, chosen, size, share, shape, settled.data.workers), provenance,
     )  # fmt: skip
 
 

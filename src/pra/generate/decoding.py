@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pra import solvers
 from pra.config import SamplingConfig, Solver
-from pra.models import PRA
+from pra.models import PRA, Model
 from pra.models.head import FlowHead
 from pra.nn.transformer import KVCache
 
@@ -102,7 +102,7 @@ def prefill(
     return conditions[:, -1:]
 
 
-def labels_of_streams(model: PRA, labels: Tensor, streams: int) -> Tensor:
+def labels_of_streams(model: Model, labels: Tensor, streams: int) -> Tensor:
     """The labels ``(B,)``; with two streams the null class as often behind them."""
     return labels if streams == 1 else torch.cat([labels, torch.full_like(labels, model.config.null_class)])
 

@@ -22,11 +22,51 @@ from pra.generate.decoding import chosen_head, labels_of_streams, prefill
 from pra.generate.guidance import Plan, scale_at
 from pra.generate.native import content_hash, library, take_native
 from pra.generate.prepared import BackboneWeights, DecoderWeights, HeadWeights, NativeTokens
-from pra.generate.runner import runner
+from pra.generate.runner import ALIGNED, runner
 from pra.generate.step import Field, Place, product, transformer_step
 from pra.models import PRA
 from pra.models.states import StateCodec
 from pra.nn.transformer import KVCache
+
+
+class Execution:
+    """How an engine works on a device: what runs its pieces, whose arithmetic it is, and so the caches that it needs.
+
+    Args:
+        device: that of the model.
+        precision: of the matrix products; see :class:`pra.generate.Sampler`.
+        compile: whether torch's compiler fuses the step.
+
+    Attributes:
+        run: runs the pieces.
+        native: the compiled arithmetic, where it is used.
+    """
+
+    def __init__(self, device: torch.device, precision: Precision, compile: bool) -> None:
+        self.device, self.precision = device, precision
+        self.run = runner(device, compile)
+        self.native = library() if device.type == "cpu" and self.run.bucket == 1 else None
+
+    def lowered(self) -> AbstractContextManager[object]:
+        """The block in which torch's modules compute in this precision."""
+        # Where arithmetic is only counted, torch knows no autocast. The compiled products round for themselves.
+        if self.native is not None or self.device.type == "meta":
+            return nullcontext()
+        return autocast(self.device, self.precision)
+
+    def new_caches(self, model: PRA, streams: int, batch: int) -> tuple[KVCache, KVCache | None]:
+        """Empty caches of the backbone, with so many streams of a batch, and of the decoder."""
+        # The last view is of a whole bucket too. On a CPU a longer cache would only be a slower one.
+        multiple = self.run.bucket or (ALIGNED if self.device.type == "cuda" else 1)
+        with self.lowered():  # under which a cache is of the dtype of the products
+            return model.backbone.new_cache(streams * batch, multiple), model.codec.new_cache(batch, multiple)
+
+    def bound(self, cache: KVCache | None, tokens: int) -> int:
+        """How much of a cache attention looks at when it holds so many tokens; without one a token sees itself."""
+        if cache is None:
+            return 1
+        bucket = self.run.bucket or cache.keys.shape[3]
+        return -(-tokens // bucket) * bucket
 
 
 class Engine:
@@ -49,22 +89,21 @@ class Engine:
     def __init__(
         self, model: PRA, config: SamplingConfig, batch: int, precision: Precision, compile: bool = False
     ) -> None:
-        self.model, self.config, self.precision = model, config, precision
-        size, self.device = model.config, model.backbone.next_position.device
+        self.model, self.config = model, config
+        size, self.device = model.config, model.device
         self.times: list[float] = solvers.grid_of(config).tolist()
         self.plan = Plan.of_head(config, size.num_patches)
-        self._run = runner(self.device, compile)
-        self._native = library() if self.device.type == "cpu" and self._run.bucket == 1 else None
-        with self._lowered():  # under which a cache is of the dtype of the products
-            self.backbone_cache = model.backbone.new_cache(self.plan.most * batch)
-            self.decoder_cache = model.codec.new_cache(batch)
+        self._execution = Execution(self.device, precision, compile)
+        self._run = self._execution.run
+        self.backbone_cache, self.decoder_cache = self._execution.new_caches(model, self.plan.most, batch)
         dtype = self.backbone_cache.keys.dtype
         self.backbone = BackboneWeights(model.backbone, dtype)
         self.head = HeadWeights(chosen_head(model, config), self.plan.times, self.plan.span, dtype)
         self.decoder = DecoderWeights(model.codec.decoder, dtype) if isinstance(model.codec, StateCodec) else None
         self._memory, self._content = _stamps(model)
-        if self._native is not None:
-            take_native(self._native, self.backbone, self.head, self.decoder, in_bfloat16(self.device, precision))
+        if self._execution.native is not None:
+            low = in_bfloat16(self.device, precision)
+            take_native(self._execution.native, self.backbone, self.head, self.decoder, low)
         native = self.head.native if self.decoder is not None else None
         self._normalise = model.codec.normalise if native is None else native.normalise
         intervals = config.steps if config.solver is Solver.EULER_MARUYAMA else 0
@@ -112,7 +151,7 @@ class Engine:
         if self.backbone.native is not None and not prefix.shape[1]:
             h = self._first_condition(self.backbone.native, labels)
         else:
-            with self._lowered():
+            with self._execution.lowered():
                 h = prefill(self.model, labels, prefix, self.backbone_cache, self.decoder_cache)
         self.condition.copy_(product(h.squeeze(1), self.head.condition_in))
         self.starts.copy_(starts)
@@ -138,8 +177,8 @@ class Engine:
         scale = scale_at(self.config, position, self.patches.shape[1])
         self.scale.fill_(scale if scale <= torch.finfo(self.scale.dtype).max else math.inf)
         guided = self.plan.guided(position)
-        seen = self._bound(self.backbone_cache, self.backbone.class_tokens + position)
-        written = self._bound(self.decoder_cache, position + 1)
+        seen = self._execution.bound(self.backbone_cache, self.backbone.class_tokens + position)
+        written = self._execution.bound(self.decoder_cache, position + 1)
         return {
             "backbone": lambda: self._run(self.read, seen, False),
             "head": lambda: self._run(self.integrate, 0, guided),
@@ -150,7 +189,7 @@ class Engine:
         """The last patch to the next condition; ``bound`` as in :class:`pra.generate.step.Place`."""
         patch = self.patches.index_select(1, self.index - 1).squeeze(1)
         x = product(patch, self.backbone.patch_in).repeat(self.plan.most, 1)
-        here = self._place(self.index + (self.backbone.class_tokens - 1), bound)
+        here = self._place(self.index + (self.backbone.class_tokens - 1), bound, self.backbone_cache)
         h = transformer_step(self.backbone, x, self.backbone_cache, here)
         h = h + self.backbone.next_position.index_select(0, self.index)
         self.condition.copy_(product(h, self.head.condition_in))
@@ -166,9 +205,8 @@ class Engine:
         """The state to the next patch; ``bound`` as in :class:`pra.generate.step.Place`."""
         patch = self.state
         if self.decoder is not None:
-            cache = self.decoder_cache if self.decoder.context else None
-            x = product(self.state, self.decoder.state_in)
-            x = transformer_step(self.decoder, x, cache, self._place(self.index, bound))
+            x, here = product(self.state, self.decoder.state_in), self._place(self.index, bound, self.decoder_cache)
+            x = transformer_step(self.decoder, x, self.decoder_cache, here)
             patch = product(x, self.decoder.patch_out)
         self.patches.index_copy_(1, self.index, patch.clamp(-1.0, 1.0).unsqueeze(1))
 
@@ -179,30 +217,19 @@ class Engine:
         h = native(tokens, self.backbone_cache, 0)
         return h[:, -1:] + self.backbone.next_position[0]
 
-    def _lowered(self) -> AbstractContextManager[object]:
-        # Where arithmetic is only counted, torch knows no autocast. The compiled products round for themselves.
-        if self._native is not None or self.device.type == "meta":
-            return nullcontext()
-        return autocast(self.device, self.precision)
-
-    def _bound(self, cache: KVCache | None, tokens: int) -> int:
-        """How much of a cache attention looks at when it holds so many tokens."""
-        capacity = 0 if cache is None else cache.keys.shape[3]
-        if self._run.bucket is None:
-            return capacity
-        return min(capacity, -(-tokens // self._run.bucket) * self._run.bucket)
-
-    def _place(self, index: Tensor, bound: int) -> Place:
-        if self._run.bucket == 1:
+    def _place(self, index: Tensor, bound: int, cache: KVCache | None) -> Place:
+        if cache is None or self._run.bucket == 1:
             return Place(index, bound, None)
-        return Place(index, bound, (torch.arange(bound, device=self.device) <= index).view(1, 1, 1, -1))
+        # What torch adds to the scores, once for all layers: of booleans it would make just this in every one.
+        mask = torch.zeros(bound, dtype=cache.keys.dtype, device=self.device)
+        mask.masked_fill_(torch.arange(bound, device=self.device) > index, -math.inf)
+        return Place(index, bound, mask.view(1, 1, 1, -1))
 
 
-def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision) -> int:
-    """Of the backbone's and the decoder's cache of one image."""
+def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision, compile: bool) -> int:
+    """Of the backbone's and the decoder's cache of one image, in an :class:`Engine` of these arguments."""
     streams = Plan.of_head(config, model.config.num_patches).most
-    with autocast(model.backbone.next_position.device, precision):
-        caches = [model.backbone.new_cache(streams), model.codec.new_cache(1)]
+    caches = Execution(model.device, precision, compile).new_caches(model, streams, 1)
     return sum(cache.keys.nbytes + cache.values.nbytes for cache in caches if cache is not None)
 
 

@@ -96,7 +96,7 @@ def learn_grid(
 
 def _problems(model: PRA, config: SamplingConfig, images: int, seed: int) -> _Problems:
     size = model.config
-    device = model.backbone.next_position.device
+    device = model.device
     labels = torch.arange(images, device=device) % size.num_classes
     keys = noise.keys(seed, torch.arange(images)).to(device)
     starts = config.temperature * noise.normal(noise.fold(keys, Purpose.SAMPLE_START), size.num_patches, size.state_dim)

@@ -17,6 +17,9 @@ Work = Callable[[int, bool], None]
 BUCKET = 32
 """Tokens by which attention's view of a cache grows where each view is a graph of its own."""
 
+ALIGNED = 8
+"""Tokens of which the length of a mask is a multiple, or CUDA's attention copies the mask into one, in every layer."""
+
 WARM_UPS = 2
 """Runs before a capture: libraries make their workspaces at the first, and a compiler compiles."""
 

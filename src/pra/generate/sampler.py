@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from pra.config.checks import member
 from pra.device import autocast
 from pra.errors import PraError
 from pra.generate.engine import Engine, cache_bytes
-from pra.generate.guidance import scale_at
 from pra.generate.inputs import Labels, Seeds, changed_sampling, label_numbers, seed_numbers
 from pra.generate.whole_image import sample_at_once
 from pra.models import PRA, JiT, Model
@@ -72,7 +71,7 @@ class Sampler:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.model.parameters()).device
+        return self.model.device
 
     def sample(self, labels: Labels, seeds: Seeds) -> Tensor:
         """One image per pair of label and seed.
@@ -107,19 +106,9 @@ class Sampler:
             PraError: a model that is not autoregressive, an image of another size or channel count, ``rows`` out of
                 range, or as in :meth:`sample`.
         """
-        check_completes(self.model)
-        config = self.model.config
-        expected = (config.channels, *config.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise PraError(
-                f"images of shape {tuple(images.shape)} cannot be completed: this model needs "
-                f"(B, {', '.join(map(str, expected))})"
-            )
-        if not images.is_floating_point():
-            raise PraError(f"images of {images.dtype} cannot be completed: give floats in [-1, 1]")
         label, key = self._requests(labels, seeds)
-        if len(images) != len(label):
-            raise PraError(f"{len(images)} images and {len(label)} labels: give one label per image")
+        config = self.model.config
+        self._check_kept(images, len(label), (config.image_size[0],), str(config.image_size[0]))
         if not 0 <= rows <= config.grid[0]:
             raise PraError(
                 f"rows {rows} is out of range: this model's images have {config.grid[0]} rows of patches "
@@ -146,7 +135,8 @@ class Sampler:
         """
         label, key = self._requests(labels, seeds)
         if keep is not None:
-            check_completes(self.model)
+            height, patch = self.model.config.image_size[0], self.model.config.patch_size
+            self._check_kept(keep, len(label), range(0, height + 1, patch), f"k * {patch}")
         for pictures in self._pictures(label, key, keep, every_row=True):
             if pictures.shape[2] == self.model.config.image_size[0]:
                 self._check_finite(pictures)  # once: it waits for the device
@@ -199,7 +189,7 @@ class Sampler:
         diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
         prefix = starts.new_empty(batch, 0, model.config.patch_dim)
         if keep is not None and done:
-            prefix = model.patchify(keep.to(self.device))
+            prefix = model.patchify(keep.to(self.device, torch.float32))
         engine = self._idle.pop(batch, None)
         # The mode must not be on while the caller has the picture: it would reach the caller's arithmetic.
         with torch.inference_mode():
@@ -237,13 +227,23 @@ class Sampler:
             return count
         if self._fits is None or self._fits[0] != self.device:
             self._idle = {}
-            most = int(_budget(self.device) / cache_bytes(self.model, self.config, self.precision))
+            most = int(_budget(self.device) / cache_bytes(self.model, self.config, self.precision, self.compile))
             self._fits = self.device, max(1, most)
         return math.ceil(count / math.ceil(count / self._fits[1]))
 
-    def guidance_at(self, position: int) -> float:
-        """The guidance scale at a raster position."""
-        return scale_at(self.config, position, self.model.config.num_patches)
+    def _check_kept(self, kept: Tensor, count: int, heights: Sequence[int], height: str) -> None:
+        """Whether these can be the true pixels of ``count`` pictures, of a height that is one of some."""
+        check_completes(self.model)
+        channels, width = self.model.config.channels, self.model.config.image_size[1]
+        found = tuple(kept.shape)
+        if len(found) != 4 or (found[1], found[3]) != (channels, width) or found[2] not in heights:
+            raise PraError(
+                f"images of shape {found} cannot be completed: this model needs (B, {channels}, {height}, {width})"
+            )
+        if not kept.is_floating_point():
+            raise PraError(f"images of {kept.dtype} cannot be completed: give floats in [-1, 1]")
+        if found[0] != count:
+            raise PraError(f"{found[0]} images and {count} labels: give one label per image")
 
     def _requests(self, labels: Labels, seeds: Seeds) -> tuple[Tensor, Tensor]:
         label, seed = label_numbers(labels, self.model.classes), seed_numbers(seeds)

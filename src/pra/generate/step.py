@@ -24,7 +24,7 @@ from pra.nn.transformer import KVCache
 EPSILON = 1e-6
 """Of every norm in the models."""
 
-_EPSILON = torch.tensor(EPSILON)
+_EPSILON = torch.tensor(EPSILON, device="cpu")
 
 MODULATED_ROWS = 1024
 """Rows whose modulations are worked out together: enough to fill a device, few enough to stay in its cache."""
@@ -33,8 +33,8 @@ MODULATED_ROWS = 1024
 class Place(NamedTuple):
     """A token's place in its sequence: ``token`` ``(1,)``, and how many tokens of the cache attention looks at.
 
-    ``mask`` ``(1, 1, 1, bound)`` hides those that are not there yet; None where ``bound`` counts exactly those that
-    are.
+    ``mask`` ``(1, 1, 1, bound)``, of the cache's dtype, is added to the scores: 0, and minus infinity where a token is
+    not there yet. It is None where ``bound`` counts exactly those that are.
     """
 
     token: Tensor

@@ -93,7 +93,7 @@ def _use(model: Model, address: str) -> list[str]:
         "```",
         "",
         "```console",
-        f"$ pra sample {shown}--labels {drawn} --seeds 0-7 --out samples.png",
+        f"$ pra sample {shown}--labels {drawn} --seeds 0-7",
         "```",
         "",
         f"Recommended, and the default: guidance {sampling.guidance:g} ({sampling.schedule.value}), {sampling.steps} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,7 @@ def push_command(
         print(f"nothing was uploaded to {repo_id(repo)}; without --dry-run this is")
         return
     print(f"pushed: {push(run, repo, private=private, licence=licence, half=half)}")
-    print(f"next: pra sample {PREFIX}{repo_id(repo)} --out samples.png")
+    print("next:", shlex.join(["pra", "sample", f"{PREFIX}{repo_id(repo)}"]))
 
 
 def export_command(

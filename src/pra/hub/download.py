@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.extras import import_failed
 
 PREFIX = "hub:"
@@ -116,7 +116,7 @@ def explained(error: Exception, what: str) -> str:
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     if status in (401, 403):
         return f"the Hub refuses {what} to this token ({status}): {LOGIN} with one that has the right to it"
-    return f"the Hub and {what}: {_line(error)}"
+    return f"the Hub and {what}: {reason_of(error)}"
 
 
 class _Silent(tqdm):  # type: ignore[misc]
@@ -138,8 +138,4 @@ def _check_config(path: Path, address: str) -> None:
 def _cause(error: BaseException) -> str:
     if hub_library().constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set; unset it once"
-    return f"{_line(error.__cause__ or error)}; repeat with a network"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return f"{reason_of(error.__cause__ or error)}; repeat with a network"

@@ -15,7 +15,7 @@ from pra.eval.evaluate import Report
 from pra.models import Model
 from pra.provenance import file_sha256
 from pra.training.plots import CURVES
-from pra.training.run import read_metrics, read_run
+from pra.training.run import read_metrics, read_run, training_seconds
 
 CARD, SAMPLES = "README.md", "samples.png"
 
@@ -74,11 +74,7 @@ def read_origin(path: str | Path) -> Origin:
 def _training(run: Path, checkpoint: Path) -> Training:
     config, origin = read_run(run), run / "environment.json"
     step = int(weights.read_json(checkpoint / weights.STATE)["step"])
-    seconds, before = 0.0, 0
-    for row in read_metrics(run):
-        if row["step"] <= step:
-            seconds += (row["step"] - before) * config.train.batch_size / row["images_per_second"]
-            before = int(row["step"])
+    seconds = training_seconds(read_metrics(run), config.train.batch_size, until=step)
     return Training(config, step, seconds or None, weights.read_json(origin) if origin.exists() else {})
 
 

@@ -14,8 +14,11 @@ __all__ = ["PRA", "JiT", "Model", "build_model", "count_parameters"]
 Model = PRA | JiT
 
 
-def build_model(config: AnyModelConfig, seed: int = 0) -> Model:
-    """The model that a configuration asks for, its initial weights a function of ``seed``."""
+def build_model(config: AnyModelConfig, seed: int | None = 0) -> Model:
+    """The model that a configuration asks for, its initial weights a function of ``seed``.
+
+    With None it has none: they are left as memory is, for ``load_state_dict`` to set, and not a number is drawn.
+    """
     return JiT(config, seed) if isinstance(config, JiTConfig) else PRA(config, seed)
 
 

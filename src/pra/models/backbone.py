@@ -25,9 +25,9 @@ class Backbone(nn.Module):
         # A token sits where its patch is; this tells the head which patch comes next (as SphereAR does).
         self.next_position = nn.Parameter(torch.empty(config.num_patches, width))
 
-    def new_cache(self, batch: int) -> KVCache:
-        """An empty cache for ``batch`` sequences."""
-        return self.transformer.new_cache(batch)
+    def new_cache(self, batch: int, multiple: int = 1) -> KVCache:
+        """An empty cache for ``batch`` sequences; see :meth:`pra.nn.transformer.Transformer.new_cache`."""
+        return self.transformer.new_cache(batch, multiple)
 
     def forward(self, labels: Tensor, patches: Tensor, cache: KVCache | None = None) -> Tensor:
         """Conditions of the first ``n + 1`` patches.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pra.config import ImageConfig, SamplingConfig
 from pra.nn.patches import patchify, unpatchify
@@ -46,6 +48,17 @@ class ImageModel(nn.Module):
         """``(B, rows * columns, P)`` to ``(B, C, rows * p, W)``; any number of whole rows of patches."""
         columns = self.config.grid[1]
         return unpatchify(patches, self.config.patch_size, (patches.shape[1] // columns, columns))
+
+
+class NoDraws(TorchFunctionMode):
+    """A block in which torch's modules draw no initial weights: they are left as memory is, for :func:`initialise` or a
+    file to set, and torch's global random state stays as it was."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls what is no function of ``torch.nn.init``."""
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()

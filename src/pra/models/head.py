@@ -95,7 +95,10 @@ class FlowHead(nn.Module):
         """
         context = F.silu(self.time(t, span) + condition)
         modulations = [m(context).chunk(3, dim=-1) for m in self.modulations]
-        x = self.state_in(z_t)
+        # The residual stream keeps the weights' precision under autocast, as in every transformer here and in the
+        # sampler's engine: what is trained is what is sampled. (DiT's does too, by its float32 positions; MAR's head's
+        # takes autocast's.)
+        x = self.state_in(z_t).to(self.state_in.weight.dtype)
         for index, block in enumerate(self.blocks):
             x = block(x, modulations[index * len(modulations) // len(self.blocks)])
         shift, scale = self.final_modulation(context).chunk(2, dim=-1)

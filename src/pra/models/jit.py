@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pra import flow
 from pra.config import JiTConfig
-from pra.models.base import ImageModel, initialise
+from pra.models.base import ImageModel, NoDraws, initialise
 from pra.models.head import time_features, time_mlp
 from pra.nn.rope import raster_positions, rotary_table
 from pra.nn.transformer import Attention, RMSNorm, SwiGLU
@@ -43,16 +43,17 @@ class JiT(ImageModel):
 
     Args:
         config: sizes and choices.
-        seed: of the initial weights. They do not depend on, nor disturb, torch's global random state.
+        seed: of the initial weights. They do not depend on, nor disturb, torch's global random state. With None they
+            are left as memory is, to be loaded.
     """
 
     config: JiTConfig
     rotary: Tensor
 
-    def __init__(self, config: JiTConfig, seed: int = 0) -> None:
+    def __init__(self, config: JiTConfig, seed: int | None = 0) -> None:
         super().__init__(config)
         width, heads, prefix = config.transformer.width, config.transformer.heads, config.class_tokens
-        with torch.random.fork_rng(devices=[]):  # torch's modules draw initial weights of their own
+        with NoDraws():
             self.patch_in = _patch_embedding(config)
             self.class_embedding = nn.Embedding(config.num_classes + 1, width)
             self.time_in = time_mlp(width)
@@ -65,7 +66,8 @@ class JiT(ImageModel):
         self.register_buffer("rotary", table, persistent=False)
         # Every block begins as the identity, and the predicted image as grey.
         modulations = [block.modulation for block in self.blocks if isinstance(block, ModulatedBlock)]
-        initialise(self, seed, [self.position], [*modulations, self.final_modulation, self.out])
+        if seed is not None:
+            initialise(self, seed, [self.position], [*modulations, self.final_modulation, self.out])
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """The velocity ``dx/dt`` at ``x_t``: ``(B, N, P)``, float32.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pra.config import ModelConfig
 from pra.models.backbone import Backbone
-from pra.models.base import ImageModel, initialise
+from pra.models.base import ImageModel, NoDraws, initialise
 from pra.models.head import FlowHead
 from pra.models.states import build_codec
 from pra.nn.transformer import KVCache
@@ -18,14 +18,15 @@ class PRA(ImageModel):
 
     Args:
         config: sizes and choices.
-        seed: of the initial weights. They do not depend on, nor disturb, torch's global random state.
+        seed: of the initial weights. They do not depend on, nor disturb, torch's global random state. With None they
+            are left as memory is, to be loaded.
     """
 
     config: ModelConfig
 
-    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
         super().__init__(config)
-        with torch.random.fork_rng(devices=[]):  # torch's modules draw initial weights of their own
+        with NoDraws():
             self.backbone = Backbone(config)
             self.head = FlowHead(config)
             self.shortcut = FlowHead(config, spans=True) if config.head.shortcut else None
@@ -34,7 +35,8 @@ class PRA(ImageModel):
             self.auxiliary = nn.Linear(config.backbone.width, config.patch_dim)
         # What modulates the head, and its output, starts at zero (DiT): the head begins as the zero field.
         zeros = [layer for head in (self.head, self.shortcut) if head is not None for layer in head.zeros()]
-        initialise(self, seed, [self.backbone.next_position], zeros)
+        if seed is not None:
+            initialise(self, seed, [self.backbone.next_position], zeros)
 
     def write(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
         """The one path from states to pixels, in training and in sampling: decoded, clamped to [-1, 1], float32."""

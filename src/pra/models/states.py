@@ -81,9 +81,10 @@ class StateCodec(nn.Module):
         self.encoder = StateEncoder(model, codec)
         self.decoder = PixelDecoder(model, codec)
 
-    def new_cache(self, batch: int) -> KVCache:
-        """An empty decoder cache for ``batch`` sequences."""
-        return self.decoder.transformer.new_cache(batch)
+    def new_cache(self, batch: int, multiple: int = 1) -> KVCache | None:
+        """An empty decoder cache for ``batch`` sequences (:meth:`pra.nn.transformer.Transformer.new_cache`); None where
+        the decoder has no context to remember."""
+        return self.decoder.transformer.new_cache(batch, multiple) if self.decoder.context else None
 
     def encode(self, patches: Tensor, conditions: Tensor | None) -> Tensor:
         """``z = norm(G(x, h))``: ``(B, n, P)`` to ``(B, n, d)``; ``h`` ``(B, n, D)`` where the encoder sees it."""
@@ -103,7 +104,7 @@ class IdentityCodec(nn.Module):
 
     sees_condition = False
 
-    def new_cache(self, batch: int) -> None:
+    def new_cache(self, batch: int, multiple: int = 1) -> None:
         """No cache: a patch depends on its own state only."""
         return None
 

@@ -121,12 +121,16 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.width, eps=1e-6)
         self.register_buffer("rotary", rotary_table(positions, config.width // config.heads), persistent=False)
 
-    def new_cache(self, batch: int) -> KVCache:
-        """An empty cache for ``batch`` whole sequences, on this module's device, in the dtype attention runs in."""
+    def new_cache(self, batch: int, multiple: int = 1) -> KVCache:
+        """An empty cache for ``batch`` whole sequences, on this module's device, in the dtype attention runs in.
+
+        It holds a ``multiple`` of so many tokens: as many as a sequence has, rounded up.
+        """
         weight = self.norm.weight
         lower = not weight.is_meta and torch.is_autocast_enabled(weight.device.type)
         dtype = torch.get_autocast_dtype(weight.device.type) if lower else weight.dtype
-        return KVCache(self.config, batch, self.rotary.shape[1], weight.device, dtype)
+        capacity = -(-self.rotary.shape[1] // multiple) * multiple
+        return KVCache(self.config, batch, capacity, weight.device, dtype)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """``(B, T, width)`` to the same shape; with a cache, ``x`` are the tokens after those in it."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from pra import weights
 from pra.config import (
+    AnyModelConfig,
     Clean,
     DataConfig,
     JiTConfig,
@@ -28,11 +29,13 @@ from pra.config import (
     Parallel,
     RunConfig,
     TrainConfig,
+    apply_settings,
 )
 from pra.data.survey import Survey, look
 from pra.errors import PraError
 from pra.models import Model
 from pra.recipes import own
+from pra.training.initial import check_same_model
 from pra.training.run import read_run
 
 NAME = "fine-tuned"
@@ -81,6 +84,24 @@ def configure(
     found = [f"  {line}" for line in survey.lines()]
     chosen = [f"  {line}" for line in reasons]
     return config, [f"found in {survey.source}:", *found, f"from {start}:", *chosen]
+
+
+@dataclass(frozen=True)
+class _Adjustable:
+    """What a setting of the model changes."""
+
+    model: AnyModelConfig
+
+
+def check_settings(start: str, settings: Sequence[str]) -> None:
+    """Refuses settings (``"model.image_size=64"``) under which a model cannot go on with the weights of ``start``.
+
+    Raises:
+        PraError: it cannot; or as :func:`pra.weights.load` and :func:`pra.config.apply_settings`.
+    """
+    model = weights.read_config(weights.model_folder(start)).config
+    asked = apply_settings(_Adjustable(model), [line for line in settings if line.startswith(("model.", "model="))])
+    check_same_model(start, model, asked.model)
 
 
 def propose(

@@ -94,6 +94,7 @@ def _run(name: str, model: ModelConfig, micro_batch: int, targets: Targets) -> R
             micro_batch_size=micro_batch,  # 20 to 31 GiB of activations: `pra bench train RECIPE --plan`
             objective=ObjectiveConfig(perceptual_weight=1.0),
             optimizer=OptimizerConfig(warmup_steps=10 * STEPS_PER_EPOCH),
+            compile=True,
             log_every=100,
             sample_every=10_000,
             checkpoint_every=STEPS_PER_EPOCH,

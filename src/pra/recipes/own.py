@@ -7,7 +7,6 @@ is a judgement (:data:`LADDER`), as are patches and states, which follow the set
 from __future__ import annotations
 
 import math
-import os
 import re
 import time
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from pra.config import (
     TransformerConfig,
 )
 from pra.data.survey import Survey, look
-from pra.device import autocast
+from pra.device import autocast, cores
 from pra.errors import PraError
 from pra.models import build_model, count_parameters
 from pra.objectives import training_losses
@@ -286,7 +285,7 @@ def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:
 def timed(config: RunConfig, survey: Survey, device: torch.device, speed: Speed) -> tuple[RunConfig, float]:
     """With worker processes where reading would hold the model up, and the seconds of a step, reading included."""
     arithmetic, reading = speed(config, device), survey.seconds_per_image * config.train.batch_size
-    workers = min(8, os.cpu_count() or 1) if reading > 0.2 * arithmetic else 0
+    workers = min(8, cores()) if reading > 0.2 * arithmetic else 0
     config = replace(config, data=replace(config.data, workers=workers))
     return config, arithmetic + reading / max(1, workers)
 

@@ -25,7 +25,7 @@ from pra.models import count_parameters
 from pra.report.charts import Chart, chart
 from pra.report.gap import MeasuredGap
 from pra.training.plots import LOGARITHMIC, PANELS
-from pra.training.run import read_metrics
+from pra.training.run import read_metrics, training_seconds
 
 MOST_PICTURES = 12
 """Grids of one kind on a page, evenly over training: each weighs up to a few hundred kB."""
@@ -76,12 +76,9 @@ def progress(run: Path, config: RunConfig) -> Progress | None:
     rows = read_metrics(run)
     if not rows:
         return None
-    batch = config.train.batch_size
-    steps = [0, *(int(row["step"]) for row in rows)]
-    lengths = [after - before for before, after in itertools.pairwise(steps)]
-    seconds = sum(length * batch / row["images_per_second"] for length, row in zip(lengths, rows, strict=True))
-    last = rows[-1]
-    return Progress(steps[-1], steps[-1] * batch, last["epoch"], seconds, steps[-1] * batch / seconds)
+    last, batch = rows[-1], config.train.batch_size
+    steps, seconds = int(last["step"]), training_seconds(rows, batch)
+    return Progress(steps, steps * batch, last["epoch"], seconds, steps * batch / seconds)
 
 
 def curves(run: Path) -> list[Chart]:

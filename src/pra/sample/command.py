@@ -12,7 +12,7 @@ from pra import images, weights
 from pra.distributed import World, join
 from pra.errors import PraError
 from pra.generate.requests import Grid, Numbered, Requests
-from pra.options import Flag, Integer, Text, parse_numbers
+from pra.options import Flag, Integer, Output, Text, parse_numbers
 from pra.provenance import file_sha256
 from pra.sample.many import sample_many
 from pra.sample.options import AS_RECOMMENDED, SamplingOptions, parse_labels
@@ -20,9 +20,12 @@ from pra.sample.options import AS_RECOMMENDED, SamplingOptions, parse_labels
 SEEDS = "0-7"
 """Of a grid, where --seeds does not say."""
 
+OUT = Path("samples.png")
+"""Where --out does not say; with a number where that is taken."""
+
 
 def sample_command(
-    run: Annotated[Positional[Path | None], arg(metavar="RUN", help_behavior_hint="")] = None,
+    run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None,
     *,
     labels: Annotated[str, arg(metavar="TEXT")] = "all",
     seeds: Text = None,
@@ -30,7 +33,7 @@ def sample_command(
     balanced: Flag = False,
     random_labels: Flag = False,
     label_seed: Integer = None,
-    out: Path = Path("samples.png"),
+    out: Output = None,
     batch_size: int = 256,
     how: SamplingOptions = AS_RECOMMENDED,
 ) -> None:
@@ -50,13 +53,12 @@ def sample_command(
         balanced: With --num: the labels take turns, as they do by default.
         random_labels: With --num: every image's label is drawn at random.
         label_seed: Decides the random labels; by default 0.
-        out: FILE.png (a grid, labels down, seeds across), FILE.npz (arr_0 uint8 NHWC, arr_1 labels) or DIR/.
+        out: FILE.png (a grid, labels down, seeds across), FILE.npz (arr_0 uint8 NHWC, arr_1 labels) or DIR/; by default
+            the first of samples.png, samples-2.png, ... that is not there yet.
         batch_size: Images generated side by side; no image depends on it.
         how: How to sample; by default as the recipe recommends.
     """
-    out = out.expanduser()
     with join() as world:
-        images.check_output(out)
         if batch_size < 1:
             raise PraError(f"--batch-size {batch_size} must be at least 1")
         _check_num(num, seeds, balanced, random_labels, label_seed)
@@ -66,18 +68,19 @@ def sample_command(
         classes = sampler.model.classes
         chosen = tuple(dict.fromkeys(parse_labels(labels, classes)))
         requests = _requests(chosen, seeds, num, (label_seed or 0) if random_labels else None)
+        place = out.expanduser() if out else world.combine(None, lambda _: images.first_free(OUT))
         made = sample_many(
             sampler,
             requests,
             file,
-            out,
+            place,
             _columns(requests),
             batch_size,
             lambda label, seed: f"{label:04d}-{_file_name(classes[label])}-seed{seed:06d}",
             world,
         )
     if world.leads:
-        _tell(requests, made.new, made.seconds, out, world)
+        _tell(requests, made.new, made.seconds, place, world)
 
 
 def _check_num(num: int | None, seeds: str | None, balanced: bool, random_labels: bool, label_seed: int | None) -> None:
@@ -128,7 +131,8 @@ def _tell(requests: Requests, new: int, seconds: float, out: Path, world: World)
     if isinstance(requests, Grid):
         what = f"{len(requests.chosen_labels)} labels x {len(requests.chosen_seeds)} seeds"
     else:
-        what = f"{requests.to_json()['order']}, {len(requests.to_json()['labels'])} labels"
+        labels = set(requests.labels(range(len(requests))))
+        what = f"{requests.to_json()['order']}, {len(labels)} label{'s' if len(labels) > 1 else ''}"
     print(f"{len(requests)} images ({what}): {out}")
 
 

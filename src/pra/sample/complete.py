@@ -14,8 +14,11 @@ from pra import images, weights
 from pra.device import pick_device
 from pra.errors import PraError
 from pra.generate import check_completes
-from pra.options import Text, parse_numbers
+from pra.options import Output, Text, parse_numbers
 from pra.sample.options import AS_RECOMMENDED, SamplingOptions, parse_labels
+
+OUT = Path("completions.png")
+"""Where --out does not say; with a number where that is taken."""
 
 
 def complete_command(
@@ -25,7 +28,7 @@ def complete_command(
     rows: int,
     label: Text = None,
     seeds: Annotated[str, arg(metavar="TEXT")] = "0-5",
-    out: Path = Path("completions.png"),
+    out: Output = None,
     how: SamplingOptions = AS_RECOMMENDED,
 ) -> None:
     """Continue real images from their first rows of patches.
@@ -39,11 +42,10 @@ def complete_command(
         rows: Rows of patches to keep; their pixels stay exact.
         label: Class by number or name (as `pra sample --labels`), one for all images or one each; by default none.
         seeds: One continuation per seed, such as 0-5.
-        out: FILE.png (a grid; the picture alone for one image and one seed), FILE.npz or DIR/ (continuations).
+        out: FILE.png (a grid; the picture alone for one image and one seed), FILE.npz or DIR/ (continuations); by
+            default the first of completions.png, completions-2.png, ... that is not there yet.
         how: How to sample; by default as the recipe recommends.
     """
-    out = out.expanduser()
-    images.check_output(out)
     model: Path | None = run
     if run.is_file():
         model, image = None, (run, *image)
@@ -57,28 +59,34 @@ def complete_command(
     if len(chosen) not in (1, len(image)):
         raise PraError(f"--label {label!r} means {len(chosen)} classes for {len(image)} images: give one, or one each")
     numbers = list(dict.fromkeys(parse_numbers(seeds, "--seeds")))
+    place = out.expanduser() if out else images.first_free(OUT)
+    images.check_output(place)
     repeated = real.repeat_interleave(len(numbers), dim=0)
     classes = [number for number in chosen * (len(image) // len(chosen)) for _ in numbers]
     continued = sampler.complete(repeated, rows, classes, numbers * len(image)).cpu()
     # Numbered, for pictures of the same name from different folders.
-    names = [f"{place:04d}-{path.stem}-seed{seed:06d}" for place, path in enumerate(image) for seed in numbers]
+    names = [f"{number:04d}-{path.stem}-seed{seed:06d}" for number, path in enumerate(image) for seed in numbers]
     pictures, columns = continued, len(numbers)
-    if images.ending(out) == ".png" and len(continued) > 1:
+    if images.ending(place) == ".png" and len(continued) > 1:
         kept = real.clone()
         kept[:, :, rows * config.patch_size :] = 0.0
         groups = continued.view(len(image), columns, *continued.shape[1:])
         pictures = torch.cat([real.unsqueeze(1), kept.unsqueeze(1), groups], dim=1).flatten(0, 1)
         columns += 2
-    images.save(pictures, classes, names, columns, out)
-    print(f"{len(image)} images continued from {rows} of {config.grid[0]} rows, {len(numbers)} times each: {out}")
+    images.save(pictures, classes, names, columns, place)
+    print(f"{len(image)} images continued from {rows} of {config.grid[0]} rows, {len(numbers)} times each: {place}")
 
 
 def _read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise PraError(f"{path} {problem}; give a picture as IMAGE")
     try:
         with Image.open(path) as opened:
             picture = opened.copy()
     except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
-        raise PraError(f"{path} cannot be read as a picture: {error}; give another IMAGE") from None
+        reason = getattr(error, "strerror", None) or error
+        raise PraError(f"{path} cannot be read as a picture: {reason}; give another IMAGE") from None
     if picture.mode in ("1", "P"):
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     wanted = images.MODES.get(channels)

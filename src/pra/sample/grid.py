@@ -18,7 +18,7 @@ from pra.sample.options import AS_RECOMMENDED, SamplingOptions
 
 
 def grid_command(
-    run: Annotated[Positional[Path | None], arg(metavar="RUN", help_behavior_hint="")] = None,
+    run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None,
     *,
     images: Integer = None,
     how: SamplingOptions = AS_RECOMMENDED,

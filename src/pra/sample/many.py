@@ -8,9 +8,9 @@ the same others on any number of processes, and is the same to the bit on the sa
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,7 +24,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pra import images
-from pra.config import Precision
 from pra.distributed import World
 from pra.errors import PraError
 from pra.eval.archive import explained
@@ -32,6 +31,7 @@ from pra.eval.samples import how_sampled, join_exports, sampled
 from pra.generate import Sampler
 from pra.generate.requests import Requests
 from pra.locks import locked
+from pra.training.loop import Interrupted
 
 PICTURES = "pictures"
 """Where the pictures of all shards come together before they are a folder of their own."""
@@ -109,6 +109,7 @@ def sample_many(
     Raises:
         PraError: the output exists, an unfinished one of another request or of other weights is there, another command
             writes it, or the disk is full.
+        Interrupted: Ctrl-C; some of the images are kept.
     """
     plan = {"weights": weights, "sampling": how_sampled(sampler), "images": requests.to_json()}
     begin = time.monotonic()
@@ -141,7 +142,12 @@ def _fill(
                 bar.update(shards.images_there() - bar.n if world.leads else 0)  # the others' too
             world.meet(patient=True)
             bar.update(shards.images_there() - bar.n if world.leads else 0)
-        world.combine(None, lambda _: _finish(shards, _as_begun(shards.folder, plan), out, columns))
+        world.combine(None, lambda _: _finish(shards, plan, out, columns))
+    except KeyboardInterrupt:
+        if kept := shards.images_there():
+            what = f"stopped with {kept} of {len(requests)} images, which lie in {shards.folder}"
+            raise Interrupted(signal.SIGINT, what) from None
+        raise
     finally:
         if world.leads and len(shards.missing()) == len(shards):
             shutil.rmtree(shards.folder, ignore_errors=True)  # nothing to go on with
@@ -153,24 +159,9 @@ def _begin(out: Path, plan: dict[str, Any], count: int, batch_size: int) -> tupl
     partial, as_pictures = images.partial_folder(out), images.ending(out) == ""
     if not any(partial.glob("shard-*")):
         (partial / images.PLAN).unlink(missing_ok=True)  # another beginning, of which nothing came
-    plan = _as_begun(partial, plan) | {SIZE: batch_size}
-    plan = images.begin_partial(partial, plan, "sampling", free=[SIZE])
+    plan = images.begin_partial(partial, plan | {SIZE: batch_size}, "sampling", free=[SIZE])
     shards = Shards(partial, count, int(plan[SIZE]), as_pictures)
     return shards, shards.missing()
-
-
-def _as_begun(partial: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan, its arithmetic unknown where that of the beginning is: an older pra wrote it down as it was asked for,
-    "auto", and one before that not at all."""
-    path = partial / images.PLAN
-    if not path.is_file():
-        return plan
-    before, unknown = json.loads(path.read_bytes()).get("sampling", {}), Precision.AUTO.value
-    if before.get("precision", unknown) != unknown:
-        return plan
-    settings = {name: value for name, value in plan["sampling"].items() if name != "precision"}
-    known = {"precision": unknown} if "precision" in before else {}
-    return plan | {"sampling": settings | known}
 
 
 def _make(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from tyro.conf import Positional, arg
 
-from pra.device import pick_device
+from pra.device import cores, pick_device
 from pra.errors import PraError
 from pra.options import Flag, Integer, Text, parse_numbers
 from pra.studies.catalogue import STUDIES, find_study, only
@@ -22,7 +21,7 @@ SIDE_BY_SIDE = 4
 
 
 def study_command(
-    name: Annotated[Positional[str], arg(metavar="NAME", help_behavior_hint="")] = "",
+    name: Annotated[Positional[str], arg(metavar="[NAME]", help_behavior_hint="")] = "",
     *,
     setting: Text = None,
     systems: Text = None,
@@ -76,4 +75,4 @@ def study_command(
 
 
 def _default_jobs(device: torch.device) -> int:
-    return SIDE_BY_SIDE if device.type == "cuda" else os.cpu_count() or 1
+    return SIDE_BY_SIDE if device.type == "cuda" else cores()

@@ -14,6 +14,7 @@ import torch
 from pra import solvers
 from pra.config import RunConfig, SamplingConfig, TimeGrid
 from pra.data import load_images, open_source
+from pra.data.loader import reading
 from pra.errors import PraError
 from pra.eval import evaluate, reconstruct
 from pra.eval.classifier import find_classifier, fit_classifier
@@ -129,13 +130,12 @@ class Reconstruction:
     def rows(self, model: PRA | JiT, config: RunConfig, judge: Judge) -> list[Row]:
         """One row."""
         assert isinstance(model, PRA), "nothing to reconstruct with"
-        device = next(model.parameters()).device
-        extractor, _ = judge.open(device)
+        extractor, _ = judge.open(model.device)
         source = open_source(config.data.source)
         chosen = spread(len(source), min(self.images, len(source)))
         size, channels = config.model.image_size, config.model.channels
-        batches = prepared(source, chosen, size, channels, config.data, BATCH)
-        figures = reconstruct(model, batches, extractor, len(chosen), progress=False)
+        with reading(prepared(source, chosen, size, channels, config.data, BATCH)) as batches:
+            figures = reconstruct(model, batches, extractor, len(chosen), progress=False)
         return [{**figures, "images": len(chosen)}]
 
 
@@ -156,7 +156,6 @@ class Gap:
         if isinstance(model, JiT):
             raise PraError("JiT writes all patches at once: there is no rollout, and no gap; leave it out")
         begin = time.monotonic()
-        device = next(model.parameters()).device
         source = open_source(config.data.source)
         chosen = spread(len(source), min(self.images, len(source)))
         pixels, labels = load_images(source, chosen, config.model.image_size, config.model.channels, config.data)
@@ -164,7 +163,7 @@ class Gap:
             model, config.train.rollout, from_uint8(pixels), labels, self.sampling, config.train.objective
         )
         batches = [Batch(to_uint8(gap.samples), labels, 0)]
-        figures = _judged(batches, len(chosen), judge, device)
+        figures = _judged(batches, len(chosen), judge, model.device)
         common = _sampling_columns(replace(self.sampling, guidance=1.0), model) | figures | {"images": len(chosen)}
         seconds = time.monotonic() - begin
         positions = range(config.model.num_patches)
@@ -205,7 +204,7 @@ class Probe:
     def rows(self, model: PRA | JiT, config: RunConfig, judge: Judge) -> list[Row]:
         """One row per layer and pooling."""
         begin = time.monotonic()
-        device = next(model.parameters()).device
+        device = model.device
         source, size, channels = config.data.source, config.model.image_size, config.model.channels
         task = Task.open(config.data, source, held_out(source), self.images)
         if self.of == "random":

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SAMPLES = "Samples of the same classes and seeds: a run of each system, at its best guidance, nothing chosen by hand."
+
+
+def samples_name(setting: str, scale: str) -> str:
+    """The picture of samples beside a study's table (:mod:`pra.studies.pictures`)."""
+    return f"{setting}-{scale}-samples.jpg"
+
+
 def write_report(study: Study, rows: list[Row], folder: Path) -> list[Path]:
     """``README.md`` with a table per setting, and a plot per setting where matplotlib is there.
 
@@ -44,6 +52,8 @@ def write_report(study: Study, rows: list[Row], folder: Path) -> list[Path]:
         if figure is not None:
             written.append(_save(figure, folder / f"{setting}-{scale}.png"))
             parts += [f"![{study.name}, {setting}]({written[-1].name})", ""]
+        if (samples := folder / samples_name(setting, scale)).exists():
+            parts += [f"![Samples of the systems, {setting}]({samples.name})", "", SAMPLES, ""]
         parts += [*commands(study, chosen), "", *_provenance(chosen), ""]
     readme = folder / "README.md"
     write_atomically(readme, lambda file: file.write("\n".join(parts).encode()))

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,13 +24,15 @@ from pra import weights
 from pra.config import DataConfig, RunConfig, to_dict
 from pra.data import load_images, open_source
 from pra.data.images import ArraySource
+from pra.device import cores
 from pra.provenance import commit, device_name
 from pra.recipes.systems import parameters
+from pra.signals import BOTH, handled
 from pra.studies.measures import Judge, Measure, Row
 from pra.studies.records import Records
 from pra.training.checkpoint import step_of
 from pra.training.loop import Interrupted, train
-from pra.training.run import FREE, read_metrics, read_run
+from pra.training.run import FREE, read_metrics, read_run, training_seconds
 
 LOOK_EVERY = 5.0
 """Seconds between two looks at the runs' metrics."""
@@ -95,11 +96,15 @@ class Workplace:
     @property
     def threads(self) -> int:
         """Of each process."""
-        return max(1, (os.cpu_count() or 1) // self.jobs)
+        return max(1, cores() // self.jobs)
 
     def folder(self, job: Job) -> Path:
         """Of a job's run."""
         return self._folder(job, job.run)
+
+    def trained(self, job: Job) -> bool:
+        """Whether a job's run is there, with all its steps."""
+        return _has_steps(self.folder(job), job.config.train.steps)
 
     def train(self, job: Job) -> Path:
         """Trains a job's run, and before it the one that it begins with, as far as they are not there; its folder."""
@@ -117,12 +122,16 @@ class Workplace:
         return self.runs / f"{job.judge.setting.name}-{key}"
 
     def _train(self, config: RunConfig, folder: Path) -> None:
-        newest = weights.newest_checkpoint(folder)
-        if newest is not None and step_of(newest) >= config.train.steps:
+        if _has_steps(folder, config.train.steps):
             return  # several processes may measure it at a time, one alone may have it open to train
         torch.compiler.reset()  # what was compiled for another run's model is of no use, and counts against a limit
         config = replace(config, train=replace(config.train, compile=self.compile))
         train(config, folder, str(self.device), in_memory(config), progress=False)
+
+
+def _has_steps(folder: Path, steps: int) -> bool:
+    newest = weights.newest_checkpoint(folder)
+    return newest is not None and step_of(newest) >= steps
 
 
 def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: bool = True) -> int:
@@ -202,19 +211,15 @@ def _ending(pool: ProcessPoolExecutor) -> Iterator[None]:
     def receive(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum, "stopped, every run saved where it was")
 
-    previous = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except BaseException:
-        for number in previous:
-            signal.signal(number, signal.SIG_IGN)
-        for process in list(pool._processes.values()):
-            process.terminate()  # SIGTERM: a training run finishes its step and saves
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with handled(BOTH, receive):
+        try:
+            yield
+        except BaseException:
+            with handled(BOTH, signal.SIG_IGN):
+                for process in list(pool._processes.values()):
+                    process.terminate()  # SIGTERM: a training run finishes its step and saves
+                pool.shutdown(wait=True, cancel_futures=True)
+            raise
     pool.shutdown()
 
 
@@ -243,7 +248,7 @@ def _work(group: list[Job], place: Workplace) -> list[Row]:
     common = {
         "parameters": parameters(model.config),
         "steps": first.config.train.steps,
-        "train_seconds": train_seconds(folder, first.config),
+        "train_seconds": training_seconds(read_metrics(folder), first.config.train.batch_size),
         "run": first.run,
         "commit": commit() or "unknown",
         "hardware": device_name(place.device) + (f", {threads} thread(s)" if place.device.type == "cpu" else ""),
@@ -269,15 +274,6 @@ def in_memory(config: RunConfig) -> ArraySource:
     """
     assert not config.data.flip, "augmentation draws from the images as they are"
     return _prepared(config.data, config.model.image_size, config.model.channels)
-
-
-def train_seconds(folder: Path, config: RunConfig) -> float:
-    """What all steps of a run took, over all its sittings, by its metrics."""
-    seconds, before = 0.0, 0
-    for row in read_metrics(folder):
-        seconds += (row["step"] - before) * config.train.batch_size / row["images_per_second"]
-        before = int(row["step"])
-    return seconds
 
 
 class _Bar:

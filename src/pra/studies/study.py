@@ -9,12 +9,18 @@ from pathlib import Path
 
 from pra.config import override
 from pra.data import open_source
-from pra.studies.catalogue import Cell, Study
+from pra.images import write_atomically
+from pra.studies.catalogue import STUDIES, Cell, Study
+from pra.studies.groups import groups
 from pra.studies.measures import Judge
+from pra.studies.pictures import draw_samples
 from pra.studies.records import Records
-from pra.studies.report import write_report
+from pra.studies.report import samples_name, write_report
 from pra.studies.run import Job, Workplace, run_jobs
 from pra.studies.settings import Scale, Setting
+
+PICTURED = ("systems", "length", "token-dimension")
+"""Studies that compare systems, whose samples a reader wants to see."""
 
 
 def run_study(
@@ -45,16 +51,34 @@ def run_study(
         Interrupted: a signal came; runs are saved.
     """
     records = Records(out, study.name)
-    jobs = []
-    for setting in settings:
-        setting = with_classes(setting)
+    jobs, judges = [], []
+    for setting in map(with_classes, settings):
         judge = Judge.prepare(setting, place.runs / "references", place.device, progress)
         jobs += [_job(cell, seed, setting, scale, judge) for seed in seeds for cell in study.cells(setting, scale)]
+        judges.append(judge)
     try:
         missing = run_jobs(jobs, records, place, progress)
+        pictures = [path for judge in judges if (path := _write_samples(study, judge, scale, records, place))]
     finally:
         files = write_report(study, records.rows, out / study.name) if records.rows else []
-    return [records.path, *files], missing
+    return [records.path, *files, *pictures], missing
+
+
+def _write_samples(study: Study, judge: Judge, scale: Scale, records: Records, place: Workplace) -> Path | None:
+    """Samples of all systems of a study that compares them, by runs of its first seed; its picture, if there is one."""
+    if study.name not in PICTURED:
+        return None
+    setting = judge.setting
+    rows = [row for row in records.rows if (row["setting"], row["scale"]) == (setting.name, scale.name)]
+    first = min(row["seed"] for row in rows)
+    every = STUDIES.get(study.name, study)  # this one may be only some of its systems
+    jobs = [_job(cell, first, setting, scale, judge) for cell in every.cells(setting, scale)]
+    figure = draw_samples(jobs, groups(rows), place)
+    if figure is None:
+        return None
+    path = records.path.parent / samples_name(setting.name, scale.name)
+    write_atomically(path, lambda file: figure.savefig(file, format="jpg", dpi=100, pil_kwargs={"quality": 92}))
+    return path
 
 
 def with_classes(setting: Setting) -> Setting:

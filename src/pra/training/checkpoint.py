@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,20 @@ from torch import Tensor, nn
 
 from pra import weights
 from pra.distributed import World
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.images import new_folder
 from pra.models import Model
-from pra.training.optimizer import EMA, gathered, is_sharded
+from pra.training.optimizer import EMA, gathered
 
 OPTIMIZER = "optimizer"
-WHOLE_OPTIMIZER = "optimizer.safetensors"
-"""Its state in one file, as it was written before processes shared a run; still read."""
 
-# A single process is what is meant.
-warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+
+@contextmanager
+def _single_process_meant() -> Iterator[None]:
+    """A block in which torch does not warn that it saves or loads for a single process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        yield
 
 
 class Saver:
@@ -40,13 +44,14 @@ class Saver:
 
     Args:
         run: the run's folder.
-        keep: how many checkpoints to keep.
+        keep: how many checkpoints to keep, the newest.
         world: the processes that train.
         device: where this one trains.
+        keep_every: beside them those of every so many steps; 0 is none.
     """
 
-    def __init__(self, run: Path, keep: int, world: World, device: torch.device) -> None:
-        self.run, self.keep, self.world = run, keep, world
+    def __init__(self, run: Path, keep: int, world: World, device: torch.device, keep_every: int = 0) -> None:
+        self.run, self.keep, self.world, self.keep_every = run, keep, world, keep_every
         # With its number: without one, it is another device in another thread.
         self._gpu = torch.empty(0, device=device).device if device.type == "cuda" else None
         # A group of its own: what passes there in the background must not mix with the training's.
@@ -96,6 +101,16 @@ class Saver:
             pending.exception()
         self.world.meet(patient=True)  # the disk may be slow
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """The block that trains and saves; closed at its end.
+
+        torch warns in the thread in which it saves, but the filter is set here, for as long as that may be: filters of
+        warnings belong to all threads, and two that change and restore them in turn would mix them up for good.
+        """
+        with _single_process_meant(), closing(self):
+            yield
+
     def close(self) -> None:
         """Lets the checkpoint that is being written be finished, whatever ends the run."""
         if self._pending is not None:
@@ -140,7 +155,13 @@ class Saver:
             raise self._unsaved(refusal) from None
         # Damaged ones of later steps do not count as kept.
         for old in [path for path in weights.checkpoints(self.run) if path.name <= final.name][: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            if not self._stays(old):
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _stays(self, folder: Path) -> bool:
+        """By its name: a damaged one cannot say its step."""
+        step = folder.name.removeprefix("step-")
+        return bool(self.keep_every) and step.isdecimal() and int(step) % self.keep_every == 0
 
     def _unsaved(self, error: PraError) -> PraError:
         return PraError(f"{error}; {weights.last_good(self.run)}")
@@ -165,12 +186,7 @@ def restore_optimizer(folder: Path, model: Model, optimizer: torch.optim.Optimiz
         PraError: files that cannot be read, or of another model.
     """
     parameters = dict(model.named_parameters())
-    if (folder / WHOLE_OPTIMIZER).exists():
-        tensors = weights.read_tensors(folder / WHOLE_OPTIMIZER)
-        tensors = {path: _divided(value, parameters[path.split("/")[0]]) for path, value in tensors.items()}
-    else:
-        tensors = _read_optimizer(folder / OPTIMIZER, parameters, world)
-    for path, value in tensors.items():
+    for path, value in _read_optimizer(folder / OPTIMIZER, parameters, world).items():
         name, key = path.split("/")
         # AdamW(fused) keeps its step counter on the parameter's device.
         optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
@@ -190,9 +206,10 @@ def _read_optimizer(folder: Path, parameters: dict[str, nn.Parameter], world: Wo
             parameter = parameters[path.split("/")[0]].detach()
             scalar = isinstance(saved, TensorStorageMetadata) and not saved.size
             tensors[path] = torch.zeros(()) if scalar else torch.zeros_like(parameter)
-        load(tensors, storage_reader=reader, no_dist=world.size == 1)
+        with _single_process_meant():
+            load(tensors, storage_reader=reader, no_dist=world.size == 1)
     except (OSError, KeyError, SafetensorError, CheckpointException) as error:
-        reason = " ".join(str(_cause(error)).split())[:200]
+        reason = reason_of(_cause(error))
         raise PraError(f"{folder} cannot be read ({reason}); take another checkpoint, or restore its files") from None
     return tensors
 
@@ -207,15 +224,3 @@ def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[s
     """``{parameter name}/{moment}``: the optimiser's state by name, whatever the grouping."""
     moments = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
     return {f"{name}/{key}": value for name, own in moments.items() for key, value in sorted(own.items())}
-
-
-def _divided(value: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of a tensor, where it has a part of the parameter of the same shape."""
-    if not is_sharded(parameter) or value.shape != parameter.shape:
-        return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(parameter, DTensor)
-    return distribute_tensor(
-        value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pra import weights
-from pra.config import ModelConfig, differences, to_dict
+from pra.config import AnyModelConfig, ModelConfig, differences, to_dict
 from pra.errors import PraError
 from pra.models import PRA, Model
 from pra.provenance import file_sha256
@@ -40,24 +40,32 @@ def load_initial(path: str, model: Model, ema: EMA) -> dict[str, Any]:
     """
     folder = weights.model_folder(path)
     other = weights.load(folder)
-    expected = replace(other.config, num_classes=model.config.num_classes)
-    begins = isinstance(model, PRA) and model.shortcut is not None and isinstance(other, PRA) and other.shortcut is None
-    if begins and isinstance(expected, ModelConfig):
-        expected = replace(expected, head=replace(expected.head, shortcut=True))
-    changed = differences(to_dict(expected), to_dict(model.config), "model")
-    if changed:
-        there = "; ".join(changed).replace(" in the run, ", " there, ")
-        raise PraError(
-            f"the weights of {path} are of another model ({there}); pictures are scaled to its size: "
-            "leave such settings out, or train from the start, without --from"
-        )
+    check_same_model(path, other.config, model.config)
     tensors = with_classes(other, model.classes)
-    if begins:
+    if isinstance(model, PRA) and model.shortcut is not None and isinstance(other, PRA) and other.shortcut is None:
         tensors |= _second_head(model, tensors)
     model.load_state_dict(tensors)
     ema.model.load_state_dict(tensors)
     file = folder / weights.weights_name(folder)
     return {"from": path, "weights": os.path.abspath(file), "sha256": file_sha256(file)}
+
+
+def check_same_model(path: str, there: AnyModelConfig, asked: AnyModelConfig) -> None:
+    """Whether a model can begin with the weights of another, which lies at ``path``.
+
+    Raises:
+        PraError: they differ in more than their classes and the second head, which the new one may have.
+    """
+    expected = replace(there, num_classes=asked.num_classes)
+    if isinstance(expected, ModelConfig) and isinstance(asked, ModelConfig) and asked.head.shortcut:
+        expected = replace(expected, head=replace(expected.head, shortcut=True))
+    changed = differences(to_dict(expected), to_dict(asked), "model")
+    if changed:
+        differing = "; ".join(changed).replace(" in the run, ", " there, ")
+        raise PraError(
+            f"the weights of {path} are of another model ({differing}); pictures are scaled to its size: "
+            "leave such settings out, or train from the start, without --from"
+        )
 
 
 def _second_head(model: Model, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -22,20 +22,21 @@ from pra.data.loader import workers_alive
 from pra.data.source import Streamed
 from pra.device import autocast, enough_memory
 from pra.distributed import World, join
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.generate import Sampler
 from pra.locks import locked
 from pra.models import PRA, Model, build_model
 from pra.objectives import Losses, Perceptual, training_losses
+from pra.signals import caught_signals
 from pra.training import checkpoint
 from pra.training.initial import load_initial
 from pra.training.optimizer import EMA, build_optimizer, learning_rate, whole
 from pra.training.parallel import SharedLoss
 from pra.training.plots import CURVES, draw_curves
-from pra.training.run import Metrics, check_run, check_shared, write_run
-from pra.training.signals import caught_signals
+from pra.training.run import Metrics, check_data, check_run, check_shared, write_run
 
-HEALTHY_STATE_STD = 0.5
+HEALTHY_STATE_STD = 0.3
+"""Of a state's weakest dimension. Runs that went well have gone down to 0.40 (docs/imagenet.md), collapse to 0."""
 LESS_MEMORY = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
 GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
 
@@ -68,7 +69,7 @@ class Trained:
 def train(
     config: RunConfig,
     run_dir: str | Path,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     source: Source | None = None,
     progress: bool = True,
     world: World | None = None,
@@ -91,7 +92,7 @@ def train(
         Interrupted: a signal came; the state is saved.
     """
     with nullcontext(world) if world else join() as together:
-        folder, target = Path(run_dir).expanduser(), together.device(device)
+        folder, target = Path(run_dir).expanduser(), together.device(None if device is None else str(device))
         config.train.micro_batches(together.size)  # a batch that does not divide is named first
         check_run(folder, config)  # before the lock, which would be a file in a stranger's folder
         with locked(folder, "trained", "choose another --run-dir") if together.leads else nullcontext():
@@ -116,6 +117,7 @@ class Trainer:
         self.source = source or open_source(config.data.source)
         _check_classes(self.source, config.model.num_classes)
         check_run(folder, config)  # once more: another process may just have ended here
+        check_data(folder, config, self.source)
         with world.first_alone():  # LPIPS's weights are downloaded once
             self.perceptual = self._perceptual()
         self.model = build_model(config.model, config.train.seed).to(device)
@@ -141,7 +143,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config.train.optimizer)
         if last is not None:
             checkpoint.restore_optimizer(last, self.model, self.optimizer, world)
-        self.saver = checkpoint.Saver(folder, config.train.keep_checkpoints, world, device)
+        self.saver = checkpoint.Saver(folder, config.train.keep_checkpoints, world, device, config.train.keep_every)
         self.pending: list[tuple[Losses, Tensor]] = []
         self.interval = time.monotonic()
 
@@ -163,10 +165,10 @@ class Trainer:
         train = self.config.train
         # Closed by name: left to the garbage collector, the workers outlive an exception that somebody keeps, and then
         # the process cannot end, as they ignore its SIGTERM.
-        with caught_signals() as received, workers_alive(), closing(self.saver), closing(self._batches()) as stream:
+        with caught_signals() as received, workers_alive(), self.saver.working(), closing(self._batches()) as stream:
             first = next(stream)  # data that cannot be read are named before anything is written
             if self.world.leads:
-                write_run(self.folder, self.config, self.world.size, self.initial)
+                write_run(self.folder, self.config, self.source, self.world.size, self.initial)
             bar = tqdm(
                 total=train.steps,
                 initial=self.step,
@@ -203,7 +205,8 @@ class Trainer:
             step=train.batch_size, start=self.world.rank * micro * count, size=micro * count,
         )  # fmt: skip
         first = self.step
-        with closing(batches(dataset, first * micro * count, micro, train.steps * micro * count)) as stream:
+        span = first * micro * count, micro, train.steps * micro * count
+        with closing(batches(dataset, *span, pin_memory=self.device.type == "cuda")) as stream:
             for step in range(first, train.steps):
                 parts = [next(stream) for _ in range(count)]
                 # One whose data cannot be read has ended the others here, before they wait for its part. A stream may
@@ -323,8 +326,7 @@ class Trainer:
         try:
             yield
         except Exception as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            warnings.warn(f"no {what} are drawn at step {self.step}: {reason}", stacklevel=3)
+            warnings.warn(f"no {what} are drawn at step {self.step}: {reason_of(error)}", stacklevel=3)
 
     def _samples(self, model: Model) -> Tensor:
         """Rows of seeds of up to ten classes."""

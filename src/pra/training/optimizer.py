@@ -59,11 +59,10 @@ class EMA:
         """The average as a model to sample from, of its :meth:`parts`. No other process is waited for."""
         if not self._sharded():
             return self.model
-        model = build_model(self.model.config)
-        model.load_state_dict(parts)
+        model = build_model(self.model.config, seed=None)
+        model.load_state_dict(parts, assign=True)
         model.sampling, model.classes = self.model.sampling, self.model.classes
-        device = next(self.model.parameters()).device
-        return model.to(device).eval().requires_grad_(False)
+        return model.to(self.model.device).eval().requires_grad_(False)
 
     def _sharded(self) -> bool:
         return any(map(is_sharded, self.model.parameters()))

@@ -1,7 +1,7 @@
 """A run's folder: what was asked, where it ran, what it measured, what it looked like.
 
 config.json       the complete configuration         samples/          grids from the EMA, by step
-environment.json  versions, commit, hardware         reconstructions/  real images and the codec's, by step
+environment.json  versions, commit, hardware, data   reconstructions/  real images and the codec's, by step
 metrics.jsonl     one line per logging interval      curves.png        the metrics, drawn
 tensorboard/      the same for TensorBoard           checkpoints/      see pra.training.checkpoint
 report.html       all of it on a page (pra.report)   rollout-gap.json  what `pra report` has measured
@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from pra.config import RunConfig, differences, from_dict, to_dict
+from pra.data import Source
 from pra.distributed import World
 from pra.errors import PraError
 from pra.images import remedy, write_atomically
 from pra.locks import LOCK, holder_of
 from pra.provenance import environment
+from pra.training.moved import ENVIRONMENT, check_contents, contents, may_lie_elsewhere, recorded
 from pra.weights import CONFIG, last_good, read_json
 
 METRICS = "metrics.jsonl"
@@ -37,7 +39,7 @@ there."""
 FREE = {
     "train": (
         "steps", "compile", "micro_batch_size", "parallel", "activation_checkpointing", "log_every", "sample_every",
-        "checkpoint_every", "keep_checkpoints",
+        "checkpoint_every", "keep_checkpoints", "keep_every",
     ),
     "data": ("workers", "on_small", "on_corrupt"),
 }  # fmt: skip
@@ -45,6 +47,9 @@ FREE = {
 
 def check_run(folder: Path, config: RunConfig, classes_known: bool = True) -> None:
     """Looks whether a run of this configuration can begin, or go on, in ``folder``; writes nothing.
+
+    Other data than the run's, by name, pass here where it is known what the run's hold: :func:`check_data` compares
+    that, when they are open.
 
     Args:
         folder: the run's.
@@ -64,11 +69,21 @@ def check_run(folder: Path, config: RunConfig, classes_known: bool = True) -> No
     if not classes_known:
         asked["model"]["num_classes"] = there["model"]["num_classes"]
     changed = differences(there, asked)
-    if changed:
+    if not all(may_lie_elsewhere(line.partition(":")[0], folder, config) for line in changed):
         raise PraError(
             f"{folder} is a run of another configuration ({'; '.join(changed)}); nothing was changed: "
             "repeat its own settings to go on, or choose another --run-dir"
         )
+
+
+def check_data(folder: Path, config: RunConfig, source: Source) -> None:
+    """Looks whether a run, if there is one in ``folder``, may go on with the images of ``source``.
+
+    Raises:
+        PraError: it has learnt from others.
+    """
+    if (folder / CONFIG).exists():
+        check_contents(folder, read_run(folder), config, source)
 
 
 def check_shared(folder: Path, world: World) -> None:
@@ -88,12 +103,15 @@ def check_shared(folder: Path, world: World) -> None:
         time.sleep(0.5)
 
 
-def write_run(folder: Path, config: RunConfig, processes: int = 1, initial: dict[str, Any] | None = None) -> None:
+def write_run(
+    folder: Path, config: RunConfig, source: Source, processes: int = 1, initial: dict[str, Any] | None = None
+) -> None:
     """Makes the folder of a run that is about to train, or brings ``config.json`` and ``environment.json`` up to date.
 
     Args:
         folder: the run's.
         config: the run's.
+        source: the images that it learns from.
         processes: that train.
         initial: where its first weights come from (:func:`pra.training.initial.load_initial`); None leaves what is
             known.
@@ -101,12 +119,11 @@ def write_run(folder: Path, config: RunConfig, processes: int = 1, initial: dict
     Raises:
         PraError: the disk is full or refuses; or what is known of the first weights cannot be read.
     """
-    path = folder / "environment.json"
-    if config.initial is not None and initial is None and path.exists():
-        initial = read_json(path).get("initial")
-    known = {"processes": processes} | ({"initial": initial} if initial else {})
+    if config.initial is not None and initial is None:
+        initial = recorded(folder).get("initial")
+    known = {"processes": processes, "data": contents(source)} | ({"initial": initial} if initial else {})
     write_atomically(folder / CONFIG, _json_writer(to_dict(config)))
-    write_atomically(path, _json_writer(environment() | known))
+    write_atomically(folder / ENVIRONMENT, _json_writer(environment() | known))
 
 
 def read_run(folder: Path) -> RunConfig:
@@ -182,6 +199,22 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         if line.endswith("\n"):
             rows.append(_row(line, f"{path}, line {number}"))
     return rows
+
+
+def training_seconds(rows: list[dict[str, float]], batch_size: int, until: int | None = None) -> float:
+    """What the steps of a run took, over all its sittings: without pictures, checkpoints and whatever lay between.
+
+    Args:
+        rows: of :func:`read_metrics`.
+        batch_size: images of a step.
+        until: the last step that counts; all do by default.
+    """
+    seconds, before = 0.0, 0
+    for row in rows:
+        if until is None or row["step"] <= until:
+            seconds += (row["step"] - before) * batch_size / row["images_per_second"]
+            before = int(row["step"])
+    return seconds
 
 
 def _row(line: str, where: str) -> dict[str, float]:

@@ -149,7 +149,7 @@ class NativeProduct:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(rows, inputs)`` to ``(rows, outputs)``."""
-        x, y = x.contiguous(), torch.empty(len(x), self._outputs)
+        x, y = x.contiguous(), x.new_empty(len(x), self._outputs)
         self._call(ctypes.byref(self._linear), x.data_ptr(), y.data_ptr(), len(x), torch.get_num_threads())
         return y
 
@@ -243,7 +243,7 @@ class NativeHead:
         """
         times, condition = times.contiguous(), condition.contiguous()
         (count, width), rows = times.shape, len(condition)
-        y = torch.empty(count * rows, width)
+        y = times.new_empty(count * rows, width)
         self._context(times.data_ptr(), count, condition.data_ptr(), rows, width, y.data_ptr())
         return y
 
@@ -260,7 +260,7 @@ class NativeHead:
     def __call__(self, z: Tensor, modulated: Tensor, streams: int) -> Tensor:
         """States ``(B, d)`` to ``(streams * B, d)``; ``modulated`` has a row for each of these."""
         z, rows = z.contiguous(), streams * len(z)
-        prediction = torch.empty(rows, z.shape[1])
+        prediction = z.new_empty(rows, z.shape[1])
         self._call(
             self._blocks,
             len(self._blocks),

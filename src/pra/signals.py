@@ -1,0 +1,54 @@
+"""SIGTERM and Ctrl-C: blocks that take them in their own way, and leave them as they were."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
+
+BOTH = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def handled(numbers: tuple[signal.Signals, ...], handler: Handler) -> Iterator[None]:
+    """Signals go to ``handler`` in the block. Not outside the main thread (in a notebook's worker, say): there Python
+    lets nobody handle them, and everything stays as it is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """SIGTERM and Ctrl-C as a list that fills: finish the step first. A second Ctrl-C stops at once."""
+    received: list[int] = []
+
+    def receive(signum: int, frame: FrameType | None) -> None:
+        if received and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signum)
+
+    with handled(BOTH, receive):
+        yield received
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block by an exception, so that it is cleaned up, where nothing else is arranged."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    with handled((signal.SIGTERM,), lambda signum, _: sys.exit(128 + signum)):
+        yield

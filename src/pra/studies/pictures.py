@@ -1,0 +1,72 @@
+"""What the systems of a study draw: the same classes and seeds, a system a row, below real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pra import weights
+from pra.data import load_images, open_source
+from pra.generate import Sampler
+from pra.images import grid
+from pra.studies.groups import Group
+from pra.studies.names import name_of
+from pra.studies.run import Job, Workplace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = 10
+
+
+def draw_samples(jobs: Sequence[Job], of: Sequence[Group], place: Workplace) -> Figure | None:
+    """Samples of each system at its best guidance, the best system first; None without matplotlib or trained runs.
+
+    Args:
+        jobs: of one setting and seed. Of a system at several values, such as lengths of training, the last counts.
+        of: the figures of the same.
+        place: where their runs lie. Those that are not trained there are left out.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    last = {job.labels["system"]: job for job in jobs if place.trained(job)}
+    trained = {(name, str(job.labels["value"])): job for name, job in last.items()}
+    order = sorted((group for group in of if (group.system, str(group.value)) in trained), key=lambda group: group.fid)
+    if not order:
+        return None
+    labels, real = _real(jobs[0])
+    rows = [("training images", real)]
+    for group in order:
+        title = f"{name_of(group.system)}\nFID {group.fid:.2f}"
+        rows.append((title, _sampled(trained[group.system, str(group.value)], group.guidance, labels, place)))
+    figure = Figure(figsize=(10, 0.82 * len(rows)))
+    panels = figure.subplots(len(rows), 1, gridspec_kw={"left": 0.19, "right": 1, "bottom": 0, "top": 1, "hspace": 0})
+    for axes, (title, images) in zip(panels, rows, strict=True):
+        axes.imshow(grid(images, COLUMNS), cmap="gray", vmin=0, vmax=255)
+        axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    return figure
+
+
+def _real(job: Job) -> tuple[list[int], Tensor]:
+    """The first training images of as many classes as there are columns, over and over; their labels."""
+    source, model = open_source(job.config.data.source), job.config.model
+    of_class: dict[int, list[int]] = {}
+    for index, label in enumerate(source.labels.tolist()):
+        of_class.setdefault(label, []).append(index)
+    labels = [sorted(of_class)[place % len(of_class)] for place in range(COLUMNS)]
+    chosen = [of_class[label][place // len(of_class)] for place, label in enumerate(labels)]
+    images, _ = load_images(source, chosen, model.image_size, model.channels, job.config.data)
+    return labels, images
+
+
+def _sampled(job: Job, guidance: float, labels: list[int], place: Workplace) -> Tensor:
+    model = weights.load(place.folder(job), device=place.device)
+    sampler = Sampler(model, replace(job.config.sampling, guidance=guidance))
+    return sampler.sample(torch.tensor(labels), range(len(labels))).cpu()
