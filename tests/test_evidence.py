@@ -29,6 +29,7 @@ SYSTEMS = {
     "teacher forcing, x-prediction": "x-prediction",
     "teacher forcing, v-prediction": "teacher-forced",
     "JiT": "jit",
+    "exact rollout": "exact",
 }
 """What the pages call them."""
 
