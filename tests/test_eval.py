@@ -230,6 +230,25 @@ def test_precision_and_recall_by_hand() -> None:
     assert metrics.precision_recall(line + 1e6, line) == (0.0, 0.0)
 
 
+def test_copies_are_not_authentic() -> None:
+    real = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)) + 5
+    real[1] = real[0]  # equal images occur: a copy of them is one all the same
+    truth = metrics.Balls(real, 3)
+
+    def authenticity(samples: torch.Tensor) -> float:
+        return metrics.overlap(metrics.Balls(samples, 3, truth.centre), truth).authenticity
+
+    assert authenticity(real) == 0
+    assert authenticity(real + 1e-4) == pytest.approx(2 / 60)  # of the equal two it is not
+    assert authenticity(torch.cat([real[:30], real[30:] + 100])) == 0.5
+    new = torch.randn(60, 3, generator=torch.Generator().manual_seed(1)) + 5
+    distance = torch.cdist(new.double(), real.double())
+    apart = torch.cdist(real.double(), real.double()).sort(dim=1).values[:, 1]
+    expected = float((distance.amin(dim=1) > apart[distance.argmin(dim=1)]).double().mean())
+    assert 0.2 < expected < 0.9
+    assert authenticity(new) == pytest.approx(expected)
+
+
 def test_precision_and_recall_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = (torch.randn(40, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     distance = torch.cdist(a.double(), b.double())

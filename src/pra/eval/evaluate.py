@@ -165,7 +165,7 @@ def compare(collector: Collector, reference: Reference, truth: Balls | None, pro
         figures["kid"], figures["kid_std"] = kernel_distance(collector.kept.numpy(), kept.numpy(), progress=progress)
     if truth is not None and collector.keep > NEIGHBOURS:
         samples = Balls(_on_device(collector.kept, collector.extractor), NEIGHBOURS, truth.centre, progress)
-        figures["precision"], figures["recall"] = overlap(samples, truth, progress)
+        figures |= overlap(samples, truth, progress)._asdict()
     return figures | ({} if collector.accuracy is None else {"accuracy": collector.accuracy})
 
 

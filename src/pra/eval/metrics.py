@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -206,8 +207,8 @@ def _cubic(x: Array, y: Array) -> Array:
 
 
 class Balls:
-    """Around each of a set's features a ball that reaches to its k-th nearest other: the set's support, as improved
-    precision and recall see it (Kynkäänniemi et al., 1904.06991).
+    """Around each of a set's features a ball that reaches to its k-th nearest other, ``radii``: the set's support, as
+    improved precision and recall see it (Kynkäänniemi et al., 1904.06991). ``nearest`` is how far the very next one is.
 
     Distances are squared, and computed in float64 in blocks of rows, on the features' device.
 
@@ -226,27 +227,42 @@ class Balls:
         self.points = features.double() - self.centre
         self.norms = self.points.square().sum(dim=1)
         # The smallest distance is the point's own. What a row has in common does not change its order.
-        nearest = [
-            torch.addmm(self.norms, block, self.points.T, alpha=-2).topk(neighbours + 1, largest=False).values[:, -1]
+        parts = [
+            torch.addmm(self.norms, block, self.points.T, alpha=-2).topk(neighbours + 1, largest=False).values
             for block, _ in _blocks(self.points, len(self.points), "neighbours", progress)
         ]
-        self.radii = (torch.cat(nearest) + self.norms).clamp(min=0)
+        distances = (torch.cat(parts) + self.norms.unsqueeze(1)).clamp(min=0)
+        self.nearest, self.radii = distances[:, 1], distances[:, -1]
 
 
-def overlap(samples: Balls, reference: Balls, progress: bool = False) -> tuple[float, float]:
-    """Precision, the share of samples inside one of the reference's balls at least, and recall, the same the other way
-    round; both sets seen from one centre."""
+class Overlap(NamedTuple):
+    """How two sets of features lie: shares of them, each 0 to 1."""
+
+    precision: float
+    recall: float
+    authenticity: float
+
+
+def overlap(samples: Balls, reference: Balls, progress: bool = False) -> Overlap:
+    """Precision, the share of samples inside one of the reference's balls at least; recall, the same the other way
+    round; and authenticity, the share of samples that are further from the nearest of the reference than that is from
+    its own next one (Alaa et al., 2102.08921), which copies are not. Both sets are seen from one centre.
+    """
     # |a - b|^2 <= r is |b|^2 - r - 2 ab <= -|a|^2, of which the smallest left side decides; and likewise for a's balls.
     of_samples, of_reference = samples.norms - samples.radii, reference.norms - reference.radii
-    inside = []
+    inside, authentic = [], []
     smallest = torch.full_like(reference.norms, torch.inf)
     for block, rows in _blocks(samples.points, len(reference.points), "precision, recall", progress):
         values = torch.addmm(of_reference, block, reference.points.T, alpha=-2)
         inside.append(values.amin(dim=1) <= -samples.norms[rows])
-        values.sub_(of_reference).add_(of_samples[rows].unsqueeze(1))
+        values.add_(reference.radii)
+        distance, at = values.min(dim=1)
+        # By products a copy lies at zero but for rounding, and so does the next of two equal real images.
+        authentic.append(distance + (1 - 1e-9) * samples.norms[rows] > reference.nearest[at])
+        values.sub_(reference.norms).add_(of_samples[rows].unsqueeze(1))
         smallest = torch.minimum(smallest, values.amin(dim=0))
-    recalled = smallest <= -reference.norms
-    return float(torch.cat(inside).double().mean()), float(recalled.double().mean())
+    shares = torch.cat(inside), smallest <= -reference.norms, torch.cat(authentic)
+    return Overlap(*(float(share.double().mean()) for share in shares))
 
 
 def precision_recall(samples: Tensor, reference: Tensor, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
@@ -258,7 +274,7 @@ def precision_recall(samples: Tensor, reference: Tensor, neighbours: int = NEIGH
         neighbours: ``k``, less than ``n`` and ``m``.
     """
     truth = Balls(reference, neighbours)
-    return overlap(Balls(samples, neighbours, truth.centre), truth)
+    return overlap(Balls(samples, neighbours, truth.centre), truth)[:2]
 
 
 def _blocks(points: Tensor, columns: int, what: str, progress: bool) -> Iterator[tuple[Tensor, slice]]:
