@@ -233,6 +233,15 @@ def test_what_a_killed_command_left_is_removed_and_a_living_one_is_not_disturbed
     assert [path.name for path in tmp_path.iterdir()] == ["b.npz"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, as it does in a terminal; a shell's background jobs begin with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "end"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
 def test_stopped_by_a_signal_it_leaves_nothing_and_begins_anew(
     number: signal.Signals, end: type[BaseException], model: Path, mixed: str, tmp_path: Path

@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stranger")
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
-    run(f"pra train digits --run-dir runs/demo --steps {STEPS}", folder)
+    in_this_process(["train", "digits", "--run-dir", "runs/demo", "--steps", str(STEPS)], folder, "the demo")
     return folder
 
 
