@@ -7,13 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from answer import Answer, Pra, caller
 from conftest import contents
 from PIL import Image
 from torch import Tensor
@@ -30,34 +29,12 @@ from pra.training import loop
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
 
 
-class Answer(NamedTuple):
-    """What a command printed, progress bars left out, and its exit code."""
-
-    code: int
-    out: str
-    errors: list[str]
-
-
-Pra = Callable[..., Answer]
-
-
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Pra:
     """``call("show", "tiny")``: the command, in this process and on the CPU, without curves (they take long)."""
     monkeypatch.setattr(loop, "draw_curves", lambda run: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-    def run(*arguments: object) -> Answer:
-        capsys.readouterr()
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # tyro's own
-            code = stop.code if isinstance(stop.code, int) else 1
-        out, error = capsys.readouterr()
-        lines = [line.strip() for line in error.replace("\r", "\n").splitlines()]
-        return Answer(code, out, [line for line in lines if line and not line.startswith(("train:", "sample:"))])
-
-    return run
+    return caller(capsys)
 
 
 def refused(answer: Answer, *parts: str) -> None:

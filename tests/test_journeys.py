@@ -7,18 +7,19 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from answer import Pra, caller
 from conftest import contents
 from models import LEARNED, random_model
 from PIL import Image
 from refusal import refused
 
 import pra
-from pra import cli, images
+from pra import images
 from pra.config import SamplingConfig, Solver, TimeGrid
 from pra.data.source import check_name
 from pra.recipes import fine_tune
@@ -27,34 +28,12 @@ from pra.sample import many
 ONE = ("--labels", "0", "--seeds", "0", "--steps", "1")
 
 
-class Answer(NamedTuple):
-    """What a command printed, and its exit code; progress bars are left out."""
-
-    code: int
-    out: str
-    errors: list[str]
-
-
-Pra = Callable[..., Answer]
-
-
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pra:
     """A command in this process, on the CPU and in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-    def run(*words: object) -> Answer:
-        capsys.readouterr()
-        try:
-            code = cli.main([str(word) for word in words])
-        except SystemExit as stop:  # tyro's own, after a help
-            code = int(str(stop.code))
-        out, error = capsys.readouterr()
-        lines = [line.strip() for line in error.replace("\r", "\n").splitlines()]
-        return Answer(code, out, [line for line in lines if line.startswith("pra: ")])
-
-    return run
+    return caller(capsys)
 
 
 def pictures(folder: Path, mode: str = "RGB", count: int = 4) -> Path:
