@@ -106,6 +106,9 @@ def test_a_study_is_made_once_and_goes_on(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "runs")
     go(study_of(QUALITY, Reconstruction(40)), tmp_path)
     assert picture.read_bytes() == drawn, "without the runs there is nothing to draw it anew from"
+    picture.unlink()
+    go(study_of(QUALITY, Reconstruction(40)), tmp_path)
+    assert not picture.exists()
 
 
 def distilled(setting: Setting, scale: Scale) -> Iterator[Cell]:

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pra.data.images import CorruptImage
-from pra.data.loader import from_workers, in_order
+from pra.data.loader import from_workers, in_order, reading
 from pra.data.source import Source
 
 _BLOCK = 32
@@ -121,8 +121,8 @@ def check(source: Source, size: int | None, workers: int) -> Findings:
     findings = Findings(source, size)
     count = len(source)
     blocks = (range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
-    seen = from_workers(_Reader(source), blocks, in_order(source, workers))
-    with tqdm(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
+    looked_at = from_workers(_Reader(source), blocks, in_order(source, workers))
+    with reading(looked_at) as seen, tqdm(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
         for block in seen:
             for image in block:
                 findings.add(image)

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pra.data.images import CorruptImage
-from pra.data.loader import from_workers, in_order, workers_alive
+from pra.data.loader import from_workers, in_order, reading
 from pra.data.prepare import convert, cover
 from pra.data.source import Encoded, Source
 from pra.data.wds import CLASSES, INDEX
@@ -89,7 +89,7 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
     """
     check_free(folder, OTHER)
     partial = partial_folder(folder)
-    with locked(partial, "filled", OTHER), workers_alive():
+    with locked(partial, "filled", OTHER):
         return _pack(source, folder, partial, packing, workers)
 
 
@@ -101,10 +101,10 @@ def _pack(source: Source, folder: Path, partial: Path, packing: Packing, workers
     ranges = [range(n, min(n + packing.shard_images, len(source))) for n in range(0, len(source), packing.shard_images)]
     shards = {partial / f"shard-{number:06d}.tar": ranges[number] for number in range(count)}
     missing = {path: indices for path, indices in shards.items() if not _is_whole(path)}
-    with tqdm(desc="packing", total=len(source), unit="image", smoothing=0.05) as bar:
+    blocks = (block for indices in missing.values() for block in _blocks(indices))
+    encoded = from_workers(_Encoder(source, packing), blocks, in_order(source, workers))
+    with reading(encoded) as files, tqdm(desc="packing", total=len(source), unit="image", smoothing=0.05) as bar:
         bar.update(len(source) - sum(len(indices) for indices in missing.values()))
-        blocks = (block for indices in missing.values() for block in _blocks(indices))
-        files = from_workers(_Encoder(source, packing), blocks, in_order(source, workers))
         for path, indices in missing.items():
             _write_shard(path, itertools.islice(files, len(list(_blocks(indices)))), bar)
     return _finish(partial, folder, source, list(shards), packing)

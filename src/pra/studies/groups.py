@@ -23,7 +23,6 @@ class Group:
     guidance: float
     fid: float
     spread: float | None
-    accuracy: float | None
     seeds: int
     by_guidance: dict[float, list[float]]
     rows: list[Row]
@@ -67,7 +66,6 @@ def groups(rows: Iterable[Row]) -> list[Group]:
         whole = {guidance: members for guidance, members in by_guidance.items() if len(members) == most}
         best = min(whole, key=lambda guidance: statistics.mean(row["fid"] for row in whole[guidance]))
         fids = [row["fid"] for row in whole[best]]
-        right = [row["accuracy"] for row in whole[best] if "accuracy" in row]
         made.append(
             Group(
                 system=system,
@@ -75,7 +73,6 @@ def groups(rows: Iterable[Row]) -> list[Group]:
                 guidance=best,
                 fid=statistics.mean(fids),
                 spread=statistics.stdev(fids) if len(fids) > 1 else None,
-                accuracy=statistics.mean(right) if right else None,
                 seeds=len(fids),
                 by_guidance={at: [row["fid"] for row in whole[at]] for at in sorted(whole)},
                 rows=members,

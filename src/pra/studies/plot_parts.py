@@ -53,24 +53,22 @@ def ticks_between(low: float, high: float) -> list[float]:
     return between
 
 
-def dots(axes: Axes, at: float, values: Iterable[float], colour: str, size: float = 6.0, upright: bool = True) -> None:
+def dots(axes: Axes, at: float, values: Iterable[float], colour: str, upright: bool = True) -> None:
     """Each seed a dot; ``at`` is their place on the x axis, or on the y axis where they do not lie ``upright``."""
     values = list(values)
     places = [at] * len(values)
     xs, ys = (places, values) if upright else (values, places)
     edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.7}
-    axes.plot(xs, ys, "o", color=colour, markersize=size, zorder=ON_TOP + 1, **edge)
+    axes.plot(xs, ys, "o", color=colour, markersize=6, zorder=ON_TOP + 1, **edge)
 
 
-def curve(axes: Axes, by_place: Mapping[float, Sequence[float]], system: str, style: str = "-") -> None:
+def curve(axes: Axes, by_place: Mapping[float, Sequence[float]], system: str) -> None:
     """Each seed a dot, and a line of their means, named for the legend; PRA's above the others and thicker."""
     colour, width, above = _weight(system)
     for place, values in by_place.items():
         dots(axes, place, values, colour)
     means = [statistics.mean(values) for values in by_place.values()]
-    axes.plot(
-        list(by_place), means, style, color=colour, linewidth=width, zorder=above, label=name_of(system)
-    )  # fmt: skip
+    axes.plot(list(by_place), means, color=colour, linewidth=width, zorder=above, label=name_of(system))
 
 
 def banded(axes: Axes, by_place: Mapping[float, Sequence[float]], system: str) -> None:

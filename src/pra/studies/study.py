@@ -12,7 +12,7 @@ from pra.data import open_source
 from pra.images import write_atomically
 from pra.studies.catalogue import STUDIES, Cell, Study
 from pra.studies.groups import groups
-from pra.studies.measures import Judge
+from pra.studies.measures import Judge, Row
 from pra.studies.pictures import draw_samples
 from pra.studies.records import Records
 from pra.studies.report import samples_name, write_report
@@ -58,27 +58,25 @@ def run_study(
         judges.append(judge)
     try:
         missing = run_jobs(jobs, records, place, progress)
-        pictures = [path for judge in judges if (path := _write_samples(study, judge, scale, records, place))]
+        shown = [records.path.parent / samples_name(judge.setting.name, scale.name) for judge in judges]
+        for judge, path in zip(judges, shown, strict=True):
+            if study.name in PICTURED and (missing or not path.exists()):
+                _write_samples(path, study, judge, scale, records.rows, place)
     finally:
         files = write_report(study, records.rows, out / study.name) if records.rows else []
-    return [records.path, *files, *pictures], missing
+    return [records.path, *files, *(path for path in shown if path.exists())], missing
 
 
-def _write_samples(study: Study, judge: Judge, scale: Scale, records: Records, place: Workplace) -> Path | None:
-    """Samples of all systems of a study that compares them, by runs of its first seed; its picture, if there is one."""
-    if study.name not in PICTURED:
-        return None
+def _write_samples(path: Path, study: Study, judge: Judge, scale: Scale, rows: list[Row], place: Workplace) -> None:
+    """Samples of all systems of a study that compares them, by runs of its first seed, as far as there are such."""
     setting = judge.setting
-    rows = [row for row in records.rows if (row["setting"], row["scale"]) == (setting.name, scale.name)]
+    rows = [row for row in rows if (row["setting"], row["scale"]) == (setting.name, scale.name)]
     first = min(row["seed"] for row in rows)
     every = STUDIES.get(study.name, study)  # this one may be only some of its systems
     jobs = [_job(cell, first, setting, scale, judge) for cell in every.cells(setting, scale)]
     figure = draw_samples(jobs, groups(rows), place)
-    if figure is None:
-        return None
-    path = records.path.parent / samples_name(setting.name, scale.name)
-    write_atomically(path, lambda file: figure.savefig(file, format="jpg", dpi=100, pil_kwargs={"quality": 92}))
-    return path
+    if figure is not None:
+        write_atomically(path, lambda file: figure.savefig(file, format="jpg", dpi=100, pil_kwargs={"quality": 92}))
 
 
 def with_classes(setting: Setting) -> Setting:

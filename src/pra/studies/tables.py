@@ -46,7 +46,7 @@ def _quality_table(study: Study, of: list[Group]) -> list[str]:
         "FID": lambda group: _with_spread(group.best, ".3f"),
         LESS: lambda group: beside.get(str(group.value), "-"),
         "guidance": lambda group: f"{group.guidance:g}",
-        "accuracy": lambda group: _number(group.accuracy, ".3f"),
+        "accuracy": lambda group: _number(group.mean("accuracy", group.guidance), ".3f"),
         "KID": lambda group: _number(group.mean("kid", group.guidance), ".4f"),
         "precision": lambda group: _number(group.mean("precision", group.guidance), ".3f"),
         "recall": lambda group: _number(group.mean("recall", group.guidance), ".3f"),

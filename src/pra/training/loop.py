@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pra import images, noise, weights
 from pra.config import RunConfig
 from pra.data import Batch, Sample, Source, TrainingSet, batches, load_images, open_source
-from pra.data.loader import workers_alive
+from pra.data.loader import reading
 from pra.data.source import Streamed
 from pra.device import autocast, enough_memory
 from pra.distributed import World, join
@@ -163,9 +163,7 @@ class Trainer:
     def _train(self) -> None:
         """The loop."""
         train = self.config.train
-        # Closed by name: left to the garbage collector, the workers outlive an exception that somebody keeps, and then
-        # the process cannot end, as they ignore its SIGTERM.
-        with caught_signals() as received, workers_alive(), self.saver.working(), closing(self._batches()) as stream:
+        with caught_signals() as received, self.saver.working(), reading(self._batches()) as stream:
             first = next(stream)  # data that cannot be read are named before anything is written
             if self.world.leads:
                 write_run(self.folder, self.config, self.source, self.world.size, self.initial)
