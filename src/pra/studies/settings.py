@@ -69,6 +69,11 @@ SETTINGS = {
             name="fashion-64", dataset="fashion", data=_FASHION, image_size=32, channels=1,
             num_classes=10, patch_size=4, state_dim=6, batch_size=32,
         ),
+        # As long as the study `length` trains: is the strength that suits a short training right for a long one?
+        Setting(
+            name="fashion-64-long", dataset="fashion", data=_FASHION, image_size=32, channels=1,
+            num_classes=10, patch_size=4, state_dim=6, batch_size=32, length=4,
+        ),
         Setting(
             name="emoji-16", dataset="emoji", data=_EMOJI, image_size=64, channels=3,
             num_classes=9, patch_size=16, state_dim=16, batch_size=64, length=2, t_min=0.6, input_noise=0.5,
