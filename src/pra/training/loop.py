@@ -120,14 +120,14 @@ class Trainer:
         check_data(folder, config, self.source)
         with world.first_alone():  # LPIPS's weights are downloaded once
             self.perceptual = self._perceptual()
-        self.model = build_model(config.model, config.train.seed).to(device)
+        # What the first process finds: a network file system may show the others an older list.
+        last = world.combine(weights.newest_checkpoint(folder) if world.leads else None, lambda found: found[0])
+        self.model = build_model(config.model, config.train.seed if last is None else None).to(device)
         self.model.sampling = config.sampling
         if len(self.source.classes) == config.model.num_classes:
             self.model.classes = self.source.classes
         self.ema = EMA(self.model, config.train.optimizer.ema_decay)
         self.step, self.skipped = 0, 0
-        # What the first process finds: a network file system may show the others an older list.
-        last = world.combine(weights.newest_checkpoint(folder) if world.leads else None, lambda found: found[0])
         if last is not None:
             _check_same_classes(last, self.model, self.source)
             self.step = checkpoint.restore_weights(last, self.model, self.ema)
