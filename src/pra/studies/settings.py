@@ -63,7 +63,7 @@ SETTINGS = {
         ),
         Setting(
             name="fashion-16", dataset="fashion", data=_FASHION, image_size=32, channels=1,
-            num_classes=10, patch_size=8, state_dim=8, batch_size=64, length=2,
+            num_classes=10, patch_size=8, state_dim=8, batch_size=64, length=2, t_min=0.95,
         ),
         Setting(
             name="fashion-64", dataset="fashion", data=_FASHION, image_size=32, channels=1,
