@@ -139,7 +139,7 @@ def test_reconstruction_with_labels_of_another_meaning(
     model: Path, mixed: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as nothing_done:
-        nothing_done.setattr("pra.eval.command.fit_classifier", None)
+        nothing_done.setattr("pra.eval.truth.fit_classifier", None)
         fewer = saved(tmp_path / "fewer", ["common", "rare"])
         refused(
             lambda: run(fewer, reference=mixed, reconstruction=True),

@@ -43,6 +43,7 @@ from pra.sample.command import sample_command
 from pra.sample.complete import complete_command
 from pra.sample.grid import grid_command
 from pra.studies.command import study_command
+from pra.sweep.command import sweep_command
 from pra.training.loop import Interrupted, Trained
 from pra.training.loop import train as run_training
 from pra.training.run import check_data, check_run
@@ -286,6 +287,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "complete": complete_command,
     "grid": grid_command,
     "eval": evaluate_command,
+    "sweep": sweep_command,
     "probe": probe_command,
     "features": features_command,
     "report": report_command,

@@ -95,10 +95,15 @@ def _write(values: Any, path: str, text: str) -> None:
             known = list(here) if isinstance(here, dict) else []
             raise PraError(f"no setting {path!r}: {name!r} is unknown{nearest(name, known)}")
         parent, here = here, here[name]
+    parent[last] = parse_value(text)
+
+
+def parse_value(text: str) -> Any:
+    """A value as ``--set KEY=VALUE`` has it: JSON, or else the text itself, for which nobody need write quotes."""
     try:
-        parent[last] = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError:
-        parent[last] = text
+        return text
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

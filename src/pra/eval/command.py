@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 from tyro.conf import Positional, arg
 
 from pra.config import Precision
 from pra.config.checks import member
-from pra.data import Source, open_source
-from pra.data.images import CorruptImage
+from pra.data import Source
 from pra.data.loader import reading
 from pra.distributed import join
-from pra.errors import PraError, nearest
-from pra.eval.classifier import Classifier, find_classifier, fit_classifier
-from pra.eval.dinov2 import dinov2
+from pra.errors import PraError
 from pra.eval.evaluate import Report, check_codec, evaluate, reconstruct
-from pra.eval.features import FeatureExtractor, inception
+from pra.eval.features import FeatureExtractor
 from pra.eval.outputs import Outputs
-from pra.eval.reference import Reference, from_file, from_source, recorded_features
-from pra.eval.samples import exported, join_exports, picture_shape, prepared, spread
+from pra.eval.reference import Reference
+from pra.eval.samples import exported, join_exports, prepared, spread
 from pra.eval.subject import Subject, Work, open_subject
-from pra.models import Model
+from pra.eval.truth import (
+    EXTRACTORS,
+    LABELS,
+    Truth,
+    check_classes,
+    check_options,
+    extractor,
+    measured,
+    open_alone,
+    open_truth,
+)
 from pra.options import File, Flag, Integer, Settings, Text
 from pra.provenance import environment
 
-EXTRACTORS = ("classifier", "dinov2", "inception")
-LABELS = ("balanced", "reference")
 FEW = 2_000
 """Images below which a line says what that does to FID."""
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What the images are held against, as it was named; ``source`` is None where that is a file."""
-
-    spec: str
-    source: Source | None
-
-    @property
-    def file(self) -> Path:
-        """The file of statistics or of images."""
-        return Path(self.spec).expanduser()
 
 
 def evaluate_command(
@@ -98,35 +87,22 @@ def evaluate_command(
     begin, date = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     with join() as world:
         outputs.check()
-        _check_options(features, labels, batch_size, num)
+        check_options(features, labels, batch_size, num)
         arithmetic = member(Precision, precision, "--precision")
         work = Work(world, world.device(device), batch_size)
         subject = open_subject(target and target.expanduser(), num, work, arithmetic, settings)
-        truth = _truth(reference, subject, work)
-        if reference and truth.source and world.leads:
-            _tell_of_colour(truth.source, subject.channels)
-        subject = _labelled(subject, labels, truth)
+        truth, subject = open_truth(reference, labels, subject, work)
         originals = _originals(truth, subject, work) if reconstruction else None
         with outputs.staged(world) as staged:
-            judge = _extractor(features, weights, truth, subject, work)
-            measured = _reference(truth, judge, subject, work)
-            report = _judged(subject, measured, judge, staged.images, work)
+            judge = extractor(features, weights, truth, subject, work)
+            known = measured(truth, judge, subject, work)
+            report = _judged(subject, known, judge, staged.images, work)
             if originals:
                 report = _with_reconstruction(report, originals, judge, subject, work)
             if world.leads:
-                known = {"date": date, "seconds": round(time.monotonic() - begin, 1)}
-                report = replace(report, provenance=report.provenance | known)
-                _finish(report, subject, measured, judge, outputs, staged)
-
-
-def _check_options(features: str, labels: str, batch_size: int, num: int | None) -> None:
-    for option, value, known in (("--features", features, EXTRACTORS), ("--labels", labels, LABELS)):
-        if value not in known:
-            raise PraError(f"{option} {value!r} is unknown{nearest(value, known)}")
-    if batch_size < 1:
-        raise PraError(f"--batch-size {batch_size} must be at least 1")
-    if num is not None and num < 2:
-        raise PraError(f"--num {num}: at least 2 images have a distribution")
+                when = {"date": date, "seconds": round(time.monotonic() - begin, 1)}
+                report = replace(report, provenance=report.provenance | when)
+                _finish(report, subject, known, judge, outputs, staged)
 
 
 def _judged(subject: Subject, truth: Reference, judge: FeatureExtractor, images: Path | None, work: Work) -> Report:
@@ -173,106 +149,6 @@ def _finish(
         print("the figures are not kept: --out FILE.json writes them, and where they come from")
 
 
-# --- what it is held against --------------------------------------------------------------------------------
-
-
-def _truth(reference: str | None, subject: Subject, work: Work) -> Truth:
-    spec = reference or subject.settings.data.source
-    if not spec:
-        raise PraError(f"{subject.target} does not say which data it belongs to; give --reference SRC or STATS.npz")
-    return Truth(spec, None if spec.endswith(".npz") else _open(spec, work))
-
-
-def _tell_of_colour(source: Source, channels: int) -> None:
-    """A line where the reference's images, going by the first, are grey and the judged ones not, or the reverse."""
-    with contextlib.suppress(CorruptImage):  # which is told, or passed over, when its turn comes
-        grey = picture_shape(source.image(0))[1] == 1
-        if grey != (channels == 1):
-            turned = f"is grey, and gets {channels} channels" if grey else "has colour, and turns grey"
-            print(f"the reference {source.name} {turned}, like the images that are judged")
-
-
-def _open(spec: str, work: Work) -> Source:
-    with work.world.first_alone():  # some sources are indexed once
-        return open_source(spec)
-
-
-def _labelled(subject: Subject, labels: str, truth: Truth) -> Subject:
-    """A model's images with the labels that were asked for.
-
-    Raises:
-        PraError: finished images, or a reference that does not tell how frequent the model's classes are.
-    """
-    source, option = truth.source, "--labels reference"
-    if labels == "balanced":
-        if subject.sampler and source:
-            _warn_of_balance(source)
-        return subject
-    if subject.sampler is None:
-        raise PraError(f"{option} is for sampling; these images are finished: leave it out")
-    if source is None:
-        raise PraError(f"{option}: {truth.spec} does not say how frequent its classes are; give a data source")
-    _check_classes(source, subject.sampler.model, option)
-    return subject.labelled_like(source)
-
-
-def _warn_of_balance(source: Source) -> None:
-    counts = np.bincount(source.labels, minlength=len(source.classes))
-    largest = int(counts.argmax())
-    if counts[largest] * len(source.classes) > 2 * len(source):
-        warnings.warn(
-            f"{counts[largest] / len(source):.0%} of {source.name} are {source.classes[largest]!r}, and every class "
-            "is sampled equally often: FID sees another mixture; --labels reference samples classes as often as there",
-            stacklevel=2,
-        )
-
-
-def _check_classes(source: Source, model: Model, option: str) -> None:
-    """Refuses labels that mean something else to the model."""
-    there, own = source.classes, model.classes
-    if there == own:
-        return
-    differing = [place for place, names in enumerate(zip(there, own, strict=False)) if names[0] != names[1]]
-    if len(there) != len(own):
-        how = f"{source.name} has {len(there)} classes, the model {len(own)}"
-    else:
-        how = f"class {differing[0]} is {there[differing[0]]!r} in {source.name}, {own[differing[0]]!r} in the model"
-    raise PraError(f"{option} needs the labels of the model's own classes: {how}; give such a --reference")
-
-
-def _extractor(features: str, weights: Path | None, truth: Truth, subject: Subject, work: Work) -> FeatureExtractor:
-    with work.world.first_alone():  # downloads, or fits; the others find it in the cache
-        if features == "inception":
-            return inception(weights, work.device)
-        if features == "dinov2":
-            return dinov2(weights, work.device)
-        if weights is not None:
-            return Classifier(weights, work.device)
-        return _classifier(truth, subject, work)
-
-
-def _classifier(truth: Truth, subject: Subject, work: Work) -> Classifier:
-    if truth.source is not None:
-        data = subject.settings.data
-        return fit_classifier(truth.source, subject.size, subject.channels, data, work.device, work.world.leads)
-    recorded = recorded_features(truth.file)
-    if recorded is None or recorded[0] != "classifier":
-        raise PraError(
-            f"{truth.spec} is not of a classifier, nor a data source to fit one on; use --features inception, or give "
-            "the data source"
-        )
-    return find_classifier(recorded[1], work.device)
-
-
-def _reference(truth: Truth, judge: FeatureExtractor, subject: Subject, work: Work) -> Reference:
-    if truth.source is None:
-        return from_file(truth.file, judge, world=work.world)
-    return from_source(
-        truth.source, subject.size, subject.channels, subject.settings.data, judge,
-        batch_size=work.batch_size, world=work.world,
-    )  # fmt: skip
-
-
 # --- reconstructions ----------------------------------------------------------------------------------------
 
 
@@ -288,11 +164,11 @@ def _originals(truth: Truth, subject: Subject, work: Work) -> Source:
     own = subject.settings.data.source
     if truth.source is None and not own:
         raise PraError("--reconstruction needs real images; give a data source as --reference")
-    source = truth.source or _open(own, work)
+    source = truth.source or open_alone(own, work)
     codec = model.config.codec
     assert codec is not None, "checked"
     if codec.encoder.sees_condition:
-        _check_classes(source, model, "--reconstruction")
+        check_classes(source, model, "--reconstruction")
     return source
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
 from pra.distributed import ALONE, World
@@ -139,9 +138,7 @@ def _figures(collectors: Collected, reference: Reference, progress: bool) -> dic
     # Where both protocols share their images, the costly figures are made once; and what is the reference's, always.
     distinct = {id(collector): collector for collector in collectors.values()}
     extractor = next(iter(distinct.values())).extractor
-    truth = None
-    if reference.kept is not None and len(reference.kept) > NEIGHBOURS:
-        truth = Balls(_on_device(reference.kept, extractor), NEIGHBOURS, progress=progress)
+    truth = reference.balls(extractor.device, progress)
     shared = {key: compare(collector, reference, truth, progress) for key, collector in distinct.items()}
     figures = {}
     for protocol, collector in collectors.items():
@@ -164,14 +161,9 @@ def compare(collector: Collector, reference: Reference, truth: Balls | None, pro
     if kept is not None and min(len(kept), collector.keep) >= 2:
         figures["kid"], figures["kid_std"] = kernel_distance(collector.kept.numpy(), kept.numpy(), progress=progress)
     if truth is not None and collector.keep > NEIGHBOURS:
-        samples = Balls(_on_device(collector.kept, collector.extractor), NEIGHBOURS, truth.centre, progress)
+        samples = Balls(collector.kept.to(truth.points.device), NEIGHBOURS, truth.centre, progress)
         figures |= overlap(samples, truth, progress)._asdict()
     return figures | ({} if collector.accuracy is None else {"accuracy": collector.accuracy})
-
-
-def _on_device(features: Tensor, extractor: FeatureExtractor) -> Tensor:
-    """Where distances are computed. MPS has no float64."""
-    return features.to(extractor.device if extractor.device.type == "cuda" else "cpu")
 
 
 def _checked(batches: Iterable[Batch], reference: Reference) -> Iterable[Batch]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, from_numpy
 
 from pra.config import DataConfig
@@ -22,7 +23,7 @@ from pra.errors import PraError
 from pra.eval.archive import explained, listed, read_arrays
 from pra.eval.collect import Collected, Collector, collect, merged
 from pra.eval.features import FeatureExtractor
-from pra.eval.metrics import Array, Moments, Protocol
+from pra.eval.metrics import NEIGHBOURS, Array, Balls, Moments, Protocol
 from pra.eval.samples import Batch, NpzBatch, prepared
 from pra.images import write_atomically
 from pra.provenance import file_sha256
@@ -76,6 +77,18 @@ class Reference:
     file_sha256: str | None = None
     prepared: dict[str, Any] | None = None
     images_sha256: str | None = None
+    _balls: dict[torch.device, Balls] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def balls(self, device: torch.device, progress: bool = False) -> Balls | None:
+        """Of the kept features, as precision and recall see them: made once, however many sets are held against them;
+        None where there are too few."""
+        if self.kept is None or len(self.kept) <= NEIGHBOURS:
+            return None
+        # MPS has no float64.
+        place = device if device.type == "cuda" else torch.device("cpu")
+        if place not in self._balls:
+            self._balls[place] = Balls(self.kept.to(place), NEIGHBOURS, progress=progress)
+        return self._balls[place]
 
     def check(self, extractor: FeatureExtractor) -> None:
         """Whether ``extractor`` made these statistics.

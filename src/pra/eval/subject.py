@@ -59,7 +59,8 @@ class Work:
 class Subject:
     """What is judged: ``count`` images of one shape, and how to get some of them in batches of a given size.
 
-    ``target`` is as it was given, in words; ``sampler`` is None where the images are finished.
+    ``target`` is as it was given, in words; ``sampler`` and ``requests``, its labels and seeds, are None where the
+    images are finished.
     """
 
     target: str
@@ -70,6 +71,19 @@ class Subject:
     batches: Callable[[range, int], Generator[Batch]]
     provenance: dict[str, Any]
     sampler: Sampler | None = None
+    requests: Requests | None = None
+
+    def sampled_with(self, sampling: SamplingConfig) -> Subject:
+        """The same model, labels and seeds, with other settings of the sampler.
+
+        Raises:
+            PraError: settings that the model cannot be sampled with.
+        """
+        assert self.sampler is not None, "finished images are as they are"
+        assert self.requests is not None, "and nobody asked for them"
+        sampler = Sampler(self.sampler.model, sampling, self.sampler.precision)
+        known = self.provenance | {"sampling": how_sampled(sampler)}
+        return replace(self, batches=_sampling(sampler, self.requests), provenance=known, sampler=sampler)
 
     def labelled_like(self, source: Source) -> Subject:
         """The same model, sampled with labels as frequent as in a source of the same classes.
@@ -81,7 +95,7 @@ class Subject:
         labels = labels_like(source, self.count)[order]
         requests = Listed(tuple(labels.tolist()), f"as frequent as in {source.name}, shuffled")
         known = self.provenance | {"labels": requests.order}
-        return replace(self, batches=_sampling(self.sampler, requests), provenance=known)
+        return replace(self, batches=_sampling(self.sampler, requests), provenance=known, requests=requests)
 
 
 def open_subject(
@@ -125,9 +139,10 @@ def _model(
         "seeds": f"0-{count - 1}",
         "count": count,
     }
+    requests = Numbered(count, tuple(range(classes)))
     return Subject(
         "the model that comes with pra" if target is None else str(target), count, model.config.image_size,
-        model.config.channels, chosen, _sampling(sampler, Numbered(count, tuple(range(classes)))), provenance, sampler,
+        model.config.channels, chosen, _sampling(sampler, requests), provenance, sampler, requests,
     )  # fmt: skip
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from pra.config.values import parse_value
+from pra.errors import PraError
 from pra.hub.download import PREFIX, repo_id
 from pra.hub.push import export, push
-from pra.options import Flag, Folder, Text
+from pra.options import Flag, Folder, Settings, Text
 from pra.weights import MODEL
+
+OF_SAMPLING = "sampling."
 
 
 def push_command(
@@ -51,6 +55,7 @@ def export_command(
     *,
     licence: Text = None,
     half: Flag = False,
+    settings: Settings = (),
 ) -> None:
     """Write a run's model, as `pra push` shares it, into a folder.
 
@@ -59,8 +64,17 @@ def export_command(
         folder: The new folder; `pra sample` and all other commands take it as RUN, and `pra push` uploads it as it is.
         licence: Of the weights, as the Hub names it, such as apache-2.0; without one the card says that there is none.
         half: Store the weights as float16: half the size, and float32 again when loaded.
+        settings: How the model is to be sampled unless more is said, such as sampling.guidance=2, for which `pra sweep`
+            finds the best; may be repeated.
     """
-    print(_told(export(run, folder, licence=licence, half=half)))
+    print(_told(export(run, folder, licence=licence, half=half, sampling=dict(map(_of_sampling, settings)))))
+
+
+def _of_sampling(line: str) -> tuple[str, Any]:
+    name, equals, text = line.removeprefix(OF_SAMPLING).partition("=")
+    if not equals or not line.startswith(OF_SAMPLING):
+        raise PraError(f"--set {line!r}: an exported model keeps settings of the sampler, such as sampling.guidance=2")
+    return name, parse_value(text)
 
 
 def _told(folder: Path) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pra import weights
+from pra.config import check_sampling
 from pra.errors import PraError
+from pra.generate.inputs import changed_sampling
 from pra.hub.card import write_card
 from pra.hub.download import LOGIN, PREFIX, explained, hub_library, repo_id
 from pra.hub.origin import CARD, Origin, check_licence, read_origin
@@ -21,6 +25,7 @@ def export(
     licence: str | None = None,
     half: bool = False,
     repo: str | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a model as it is shared: ``config.json``, ``model.safetensors`` (the moving average) and ``README.md``.
 
@@ -33,20 +38,26 @@ def export(
         licence: of the weights, as the Hub names it, such as ``apache-2.0``; without one the card says so.
         half: store the weights as float16: half the size, and float32 again when loaded.
         repo: ``user/model``, for the card; by default it speaks of the folder.
+        sampling: settings that the model is to be sampled with unless more is said, by the names of
+            :class:`pra.config.SamplingConfig`; by default those it has.
 
     Raises:
-        PraError: as :func:`pra.weights.load`; the folder exists; a weight beyond float16; or the disk refuses.
+        PraError: as :func:`pra.weights.load`; the folder exists; a setting that the model cannot be sampled with; a
+            weight beyond float16; or the disk refuses.
     """
     folder = Path(folder).expanduser()
     weights.check_new(folder)
     check_licence(licence)
     repo = repo and repo_id(repo)
     origin = read_origin(run)
-    if CARD in origin.files and (licence or half):
+    if CARD in origin.files and (licence or half or sampling):
         raise PraError(
-            f"{run} has a card already, which speaks of licence and precision: leave --licence and --half out and edit "
-            f"{origin.files[CARD]}, or remove that for a new one"
+            f"{run} has a card already, which speaks of licence, precision and sampling: leave --licence, --half and "
+            f"--set out and edit {origin.files[CARD]}, or remove that for a new one"
         )
+    if sampling:
+        origin.model.sampling = changed_sampling(origin.model.sampling, dict(sampling))
+        check_sampling(origin.model.config, origin.model.sampling)
     with new_folder(folder) as partial:
         for file, path in origin.files.items():
             shutil.copyfile(path, partial / file)

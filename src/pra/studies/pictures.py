@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pra import weights
 from pra.data import load_images, open_source
+from pra.eval.pictures import labelled_rows
 from pra.generate import Sampler
 from pra.images import grid
 from pra.studies.groups import Group
@@ -31,9 +33,7 @@ def draw_samples(jobs: Sequence[Job], of: Sequence[Group], place: Workplace) -> 
         of: the figures of the same.
         place: where their runs lie. Those that are not trained there are left out.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if importlib.util.find_spec("matplotlib") is None:
         return None
     last = {job.labels["system"]: job for job in jobs if place.trained(job)}
     trained = {(name, str(job.labels["value"])): job for name, job in last.items()}
@@ -45,13 +45,7 @@ def draw_samples(jobs: Sequence[Job], of: Sequence[Group], place: Workplace) -> 
     for group in order:
         title = f"{name_of(group.system)}\nFID {group.fid:.2f}"
         rows.append((title, _sampled(trained[group.system, str(group.value)], group.guidance, labels, place)))
-    figure = Figure(figsize=(10, 0.82 * len(rows)))
-    panels = figure.subplots(len(rows), 1, gridspec_kw={"left": 0.19, "right": 1, "bottom": 0, "top": 1, "hspace": 0})
-    for axes, (title, images) in zip(panels, rows, strict=True):
-        axes.imshow(grid(images, COLUMNS), cmap="gray", vmin=0, vmax=255)
-        axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
-        axes.set(xticks=[], yticks=[], frame_on=False)
-    return figure
+    return labelled_rows([(title, grid(images, COLUMNS)) for title, images in rows])
 
 
 def _real(job: Job) -> tuple[list[int], Tensor]:

@@ -1,0 +1,1 @@
+"""Which sampling settings suit a model: `pra sweep`."""

@@ -1,0 +1,186 @@
+"""The command ``pra sweep``: thin."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Generator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+from tqdm import tqdm
+from tyro.conf import Positional, UseAppendAction, arg
+
+from pra.config import Precision
+from pra.config.checks import member
+from pra.data.loader import reading
+from pra.distributed import join
+from pra.errors import PraError
+from pra.eval.evaluate import evaluate
+from pra.eval.features import FeatureExtractor
+from pra.eval.reference import Reference
+from pra.eval.samples import Batch
+from pra.eval.subject import Subject, Work, open_subject
+from pra.eval.truth import EXTRACTORS, LABELS, check_options, extractor, measured, open_truth
+from pra.locks import locked
+from pra.options import File, Folder, Integer, Settings, Text
+from pra.provenance import environment
+from pra.sample.options import How
+from pra.signals import ended_by_sigterm
+from pra.sweep.pictures import COLUMNS, draw, write_strip
+from pra.sweep.points import GUIDANCE, Point, points
+from pra.sweep.results import Result, file_of, find_best, hints, identity, read_result, table
+from pra.training.loop import Interrupted
+from pra.weights import model_folder, run_of
+
+FEW_OF_MANY = 5_000
+"""Images per point where --num does not say: enough to choose by, not to publish."""
+
+Over = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE,...", help_behavior_hint="")]
+
+
+def sweep_command(
+    run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None,
+    *,
+    over: Over = (),
+    num: Integer = None,
+    reference: Text = None,
+    features: Annotated[str, arg(metavar="|".join(EXTRACTORS))] = "inception",
+    labels: Annotated[str, arg(metavar="|".join(LABELS))] = "balanced",
+    weights: File = None,
+    out: Folder = None,
+    batch_size: int = 256,
+    precision: Annotated[str, arg(metavar="auto|float32|bfloat16")] = "auto",
+    device: Text = None,
+    settings: Settings = (),
+) -> None:
+    """Find the sampling settings that suit a model: judge the same classes and seeds with each, and draw some of them.
+
+    Every combination of the values of --over is judged as `pra eval` does. Stopped, the same command goes on.
+    Several GPUs share the work: torchrun --nproc-per-node 8 -m pra -- sweep RUN ...
+
+    Args:
+        run: A run, saved model or hub:user/model; by default the model that comes with pra.
+        over: A sampling setting and the values to try, such as guidance=1,1.5,2 or solver=heun,dpm; may be repeated. By
+            default guidance=1,1.5,2,3,4.
+        num: Images to judge at each combination; by default 5000.
+        reference: As `pra eval` takes it; by default the data that the run learnt from.
+        features: inception; dinov2; or classifier: a small network fitted on the reference, once.
+        labels: Which classes are sampled: each as often, or as often as the reference has it.
+        weights: The features' weights, where they are not to be downloaded or fitted.
+        out: A folder for figures, curves and samples; by default sweep, in the run's folder where there is one.
+        batch_size: Images at a time; no figure depends on it.
+        precision: Of the matrix products: auto is bfloat16 on GPUs that have it, else float32.
+        device: cpu, cuda, cuda:1 or mps; by default the best there is.
+        settings: What is the same for all, such as sampling.steps=5 or data.fit=pad; may be repeated.
+    """
+    with join() as world:
+        check_options(features, labels, batch_size, num)
+        arithmetic = member(Precision, precision, "--precision")
+        work = Work(world, world.device(device), batch_size)
+        subject = open_subject(run and run.expanduser(), num or FEW_OF_MANY, work, arithmetic, settings)
+        if subject.sampler is None:
+            raise PraError(f"{run} holds finished images, which cannot be sampled otherwise; give a run or a model")
+        tried = points(subject.sampler.config, over or GUIDANCE)
+        for point in tried:
+            subject.sampled_with(point.sampling)  # what cannot be sampled is refused before any work
+        folder = _folder(run, out)
+        with locked(folder, "filled", "choose another --out") if world.leads else nullcontext(), ended_by_sigterm():
+            truth, subject = open_truth(reference, labels, subject, work)
+            judge = extractor(features, weights, truth, subject, work)
+            known = measured(truth, judge, subject, work)
+            results = _Sweep(subject, known, judge, work, folder).results(tried)
+            if world.leads:
+                _tell(results, run, folder)
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """What is judged at every point, by what, and where it goes."""
+
+    subject: Subject
+    truth: Reference
+    judge: FeatureExtractor
+    work: Work
+    folder: Path
+
+    def results(self, tried: Sequence[Point]) -> list[Result]:
+        """Of all points; those that an earlier sweep has left are read."""
+        world = self.work.world
+        found = world.combine(None, lambda _: self._found(tried))
+        missing = [point for point in tried if point.name not in found]
+        total = len(missing) * len(world.share(self.subject.count))
+        hidden = not world.leads or not missing
+        with tqdm(total=total, unit="image", disable=hidden, dynamic_ncols=True) as bar:
+            for point in missing:
+                bar.set_description(point.name)
+                try:
+                    found[point.name] = self._judged(point, bar)
+                except KeyboardInterrupt:
+                    what = f"stopped with {len(found)} of {len(tried)} points, which lie in {self.folder}"
+                    raise Interrupted(signal.SIGINT, what) from None
+        return [found[point.name] for point in tried]
+
+    def _found(self, tried: Sequence[Point]) -> dict[str, Result]:
+        now = {"features": {"sha256": self.judge.fingerprint}, "reference": self.truth.describe()}
+        read = {
+            point.name: read_result(
+                point, self.folder, identity(now | {"images": self.subject.sampled_with(point.sampling).provenance})
+            )
+            for point in tried
+        }
+        return {name: result for name, result in read.items() if result is not None}
+
+    def _judged(self, point: Point, bar: tqdm[object]) -> Result:
+        work, subject = self.work, self.subject.sampled_with(point.sampling)
+        known = {"images": subject.provenance, "environment": environment(), "processes": work.world.size}
+        with reading(subject.batches(work.world.share(subject.count), work.batch_size)) as batches:
+            report = evaluate(
+                self._shown(batches, point, bar), self.truth, self.judge, subject.count, provenance=known,
+                progress=False, world=work.world,
+            )  # fmt: skip
+        if work.world.leads:
+            report.save(file_of(point, self.folder))
+        return Result(point, report)
+
+    def _shown(self, batches: Generator[Batch], point: Point, bar: tqdm[object]) -> Generator[Batch]:
+        """The batches themselves; the first pictures are kept to be looked at."""
+        for batch in batches:
+            if batch.start == 0:
+                write_strip(batch.images[:COLUMNS], point, self.folder)
+            yield batch
+            bar.update(len(batch.images))
+
+
+def _folder(run: Path | None, out: Path | None) -> Path:
+    if out is not None:
+        return out.expanduser()
+    return (_home(run) or Path()) / "sweep"
+
+
+def _home(run: Path | None) -> Path | None:
+    """None of a saved model, or of the one that comes with the package."""
+    return None if run is None else run_of(model_folder(run))
+
+
+def _tell(results: Sequence[Result], run: Path | None, folder: Path) -> None:
+    """The table, the best of it, and how to go on."""
+    print(table(results))
+    for path in draw(results, folder):
+        print(f"  {path.stem}: {path}")
+    print(f"  figures: {folder}/*.json")
+    best = find_best(results)
+    if best is None:
+        print("no FID is finite: nothing here can be called the best")
+        return
+    count = best.report.provenance["count"]
+    print(f"best by FID: {best.point.name}, chosen by {count} images of the same labels and seeds at each point")
+    for hint in hints(results, best):
+        print(hint)
+    named = [] if run is None else [str(run)]
+    if best.point.changes.keys() <= {field.name for field in fields(How)}:
+        print("next:", shlex.join(["pra", "sample", *named, *best.point.options]))
+    if _home(run):
+        print("to share it so:", shlex.join(["pra", "export", *named, "DIR", *best.point.settings]))

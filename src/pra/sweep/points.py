@@ -1,0 +1,80 @@
+"""The settings that a sweep tries: every combination of a few values."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pra.config import SamplingConfig, to_dict
+from pra.config.values import parse_value
+from pra.errors import PraError
+from pra.generate.inputs import changed_sampling
+
+GUIDANCE = ("guidance=1,1.5,2,3,4",)
+"""What is tried where nothing is said: it decides most (docs/evidence.md)."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination: what it changes, by the names of :class:`pra.config.SamplingConfig`, and the whole of them."""
+
+    changes: dict[str, Any]
+    sampling: SamplingConfig
+
+    @property
+    def name(self) -> str:
+        """``"guidance=1.5,solver=heun"``, the name of its files too."""
+        return ",".join(f"{name}={value_text(value)}" for name, value in self.changes.items())
+
+    @property
+    def options(self) -> list[str]:
+        """The same as `pra sample` takes it."""
+        pairs = ((f"--{name.replace('_', '-')}", value_text(value)) for name, value in self.changes.items())
+        return list(itertools.chain.from_iterable(pairs))
+
+    @property
+    def settings(self) -> list[str]:
+        """The same as ``--set`` takes it."""
+        pairs = ((name, json.dumps(v) if isinstance(v, list) else value_text(v)) for name, v in self.changes.items())
+        return list(itertools.chain.from_iterable(("--set", f"sampling.{name}={text}") for name, text in pairs))
+
+
+def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
+    """Every combination of the values in lines such as ``guidance=1,1.5,2``, the last line's values running fastest.
+
+    Args:
+        base: the settings that are not varied.
+        over: a line per setting. A value that is a list itself is in brackets: ``guidance_interval=[0,0.8],[0,1]``.
+
+    Raises:
+        PraError: a line without values, a setting named twice, one that is none (the nearest is given), or a value that
+            does not go with it or the others.
+    """
+    axes: dict[str, list[str]] = {}
+    for line in over:
+        name, equals, text = line.removeprefix("sampling.").partition("=")
+        values = [value.strip() for value in re.split(r",(?![^\[]*\])", text)]
+        if not equals or "" in values:
+            raise PraError(f"--over {line!r} needs the form KEY=VALUE,VALUE,..., such as guidance=1,1.5,2")
+        if name in axes:
+            raise PraError(f"--over names {name} twice; give all its values in one: {name}={','.join(axes[name])},...")
+        axes[name] = values
+    found: dict[str, Point] = {}
+    for combination in itertools.product(*axes.values()):
+        changes = {name: parse_value(text) for name, text in zip(axes, combination, strict=True)}
+        sampling = changed_sampling(base, changes)
+        settled = to_dict(sampling)
+        point = Point({name: settled[name] for name in axes}, sampling)
+        found.setdefault(point.name, point)  # 1 and 1.0 are one
+    return list(found.values())
+
+
+def value_text(value: Any) -> str:
+    """A value of a setting as it is written: ``1.5``, ``heun``, ``0,0.8``."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(value_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)

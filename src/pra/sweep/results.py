@@ -1,0 +1,120 @@
+"""What a sweep has found: a file of figures per point, and which point is the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pra.compare.table import Row, Section, rendered
+from pra.errors import PraError
+from pra.eval.evaluate import Report
+from pra.eval.metrics import Protocol
+from pra.report.content import cell, evaluation
+from pra.sweep.points import Point, value_text
+
+PROTOCOL = Protocol.TORCH_FIDELITY.value
+SHOWN = ("fid", "kid", "precision", "recall", "inception_score", "accuracy")
+OPEN_ENDED = ("guidance", "temperature", "shift")
+"""Settings whose best value may lie beyond those that were tried; more steps are always better, and cost more."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A point and its figures."""
+
+    point: Point
+    report: Report
+
+    def figure(self, name: str) -> float | None:
+        """By torch-fidelity's protocol; None where it is not there or not finite."""
+        value = self.report.figures[PROTOCOL].get(name)
+        return value if value is not None and math.isfinite(value) else None
+
+
+def find_best(results: Sequence[Result]) -> Result | None:
+    """The one with the lowest FID, the first of equal ones; None where none is finite."""
+    finite = [result for result in results if result.figure("fid") is not None]
+    return min(finite, key=lambda result: result.figure("fid") or 0.0, default=None)
+
+
+def table(results: Sequence[Result]) -> str:
+    """A line per point, a column per figure that somebody has, the best FID marked."""
+    names = [name for name in SHOWN if any(result.figure(name) is not None for result in results)]
+    best = find_best(results)
+    rows = [
+        Row(result.point.name, [cell(result.figure(name)) for name in names], (0,) if result is best else ())
+        for result in results
+    ]
+    return rendered(names, [Section(f"figures, {PROTOCOL}", rows)])
+
+
+def hints(results: Sequence[Result], best: Result) -> Iterator[str]:
+    """Where the best value of a setting is the last of those tried, a line that says so."""
+    for name in OPEN_ENDED:
+        tried = sorted({result.point.changes[name] for result in results if name in result.point.changes})
+        value = best.point.changes.get(name)
+        if len(tried) > 1 and value in (tried[0], tried[-1]) and (name, value) != ("guidance", 1.0):
+            end = "largest" if value == tried[-1] else "smallest"
+            yield f"the best {name}, {value_text(value)}, is the {end} that was tried: a better one may lie beyond"
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def file_of(point: Point, folder: Path) -> Path:
+    """Where the figures of a point lie, as `pra eval --out` writes them."""
+    return folder / f"{point.name}.json"
+
+
+def read_result(point: Point, folder: Path, now: dict[str, Any]) -> Result | None:
+    """What an earlier sweep has found for a point; None where there is nothing.
+
+    Args:
+        point: the point.
+        folder: the sweep's.
+        now: the :func:`identity` that its figures would have if they were measured now.
+
+    Raises:
+        PraError: a file that is no report of ours, or one of other images, features or reference.
+    """
+    path = file_of(point, folder)
+    if not path.exists():
+        return None
+    report = evaluation(path)
+    if report is None or PROTOCOL not in report.figures:
+        raise PraError(f"{path} is no report of pra eval; choose another --out, or remove it")
+    before = identity(report.provenance)
+    for what, value in now.items():
+        if before[what] != value:
+            raise PraError(
+                f"{path} is of other {what} ({_brief(before[what])}; now {_brief(value)}): choose another --out, or "
+                "remove it to measure anew"
+            )
+    return Result(point, report)
+
+
+def identity(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What figures depend on, from the provenance of a report."""
+    reference = [_known(provenance, "reference", name) for name in ("images_sha256", "sha256")]
+    return {
+        "weights": _known(provenance, "images", "weights_sha256"),
+        "settings": _known(provenance, "images", "sampling"),
+        "labels": _known(provenance, "images", "labels"),
+        "seeds": _known(provenance, "images", "seeds"),
+        "features": _known(provenance, "features", "sha256"),
+        "reference images": reference[0] or reference[1],
+    }
+
+
+def _known(values: Any, *path: str) -> Any:
+    for name in path:
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
+
+
+def _brief(value: Any) -> str:
+    text = ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
+    return text[:12] if len(text) == 64 and text.isalnum() else text
