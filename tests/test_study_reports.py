@@ -251,7 +251,7 @@ def test_a_system_has_its_colour_in_every_plot() -> None:
 def test_a_dot_for_every_seed() -> None:
     pytest.importorskip("matplotlib", reason="draws the plots")
     rows = [row("pra", seed, 1.0, 2.0 + seed, value=0.9) for seed in range(3)] + [row("pra", 0, 1.0, 3.0, value=1.0)]
-    states = drawn("noise", rows).axes[0]
+    (states,) = drawn("noise", rows).axes  # and none for pixels, of which there is nothing to show
     dots = [line for line in states.get_lines() if line.get_linestyle() == "None"]
     assert sorted(y for line in dots for y in line.get_ydata()) == [2.0, 3.0, 3.0, 4.0]
     (mean,) = [line for line in states.get_lines() if line.get_label() == "PRA"]

@@ -71,34 +71,36 @@ def _draw_systems(figure: Figure, rows: list[Row]) -> None:
 
 def _draw_noise(figure: Figure, rows: list[Row]) -> None:
     """Left the strengths of PRA's perturbation, right those of noise on pixels, on one scale."""
-    states, pixels = figure.subplots(1, 2, sharey=True)
     of = [group for group in groups(rows) if isinstance(group.value, int | float)]
     own = [group for group in of if group.system == PRA]
     systems = [system for system in dict.fromkeys(group.system for group in of) if system != PRA]
+    panels = figure.subplots(1, 2 if systems else 1, sharey=True, squeeze=False)[0]
+    states, pixels = panels[0], panels[-1]
     for axes, system in [(states, PRA), *((pixels, system) for system in systems)]:
         strengths = _by_value([group for group in of if group.system == system])
         if strengths:
             apart = 0.0 if system == PRA else 0.01 * (systems.index(system) - (len(systems) - 1) / 2)
             curve(axes, {at + apart: values for at, values in strengths.items()}, system)
-        none, same = NONE[axes is pixels], WITHOUT.get(system, system)
+        none, same = NONE[system != PRA], WITHOUT.get(system, system)
         if none in strengths:
             mean = statistics.mean(strengths[none])
             axes.axhline(mean, color=colour_of(same), linestyle=":", label=name_of(same))
-    if own:
+    if systems:
+        pixels.set_xlabel("standard deviation of the noise on pixels in [-1, 1] (0: none)")
+        pixels.set_title("pixels are noised", fontsize=10)
+    if systems and own:
         best = min(own, key=lambda group: group.fid)
         pixels.axhline(best.fid, color=colour_of(PRA), linestyle="--")
         beside = {"xytext": (-4, 4), "textcoords": "offset points", "ha": "right", "fontsize": 9}
         where, place = ("axes fraction", "data"), (1.0, best.fid)
         pixels.annotate(f"PRA's best, t_min = {best.value:g}", place, xycoords=where, color=colour_of(PRA), **beside)
     states.set(xlabel="t_min of PRA's perturbation of states (1: none; 0: strongest)", ylabel=BEST)
-    states.invert_xaxis()
-    pixels.set(xlabel="standard deviation of the noise on pixels in [-1, 1] (0: none)")
-    logarithmic(states)
     states.set_title("states are perturbed before they are decoded", fontsize=10)
-    pixels.set_title("pixels are noised", fontsize=10)
-    for axes in (states, pixels):
+    states.invert_xaxis()
+    logarithmic(states)
+    for axes in panels:
         axes.grid(alpha=0.3)
-    legend_beside(figure, [states, pixels])
+    legend_beside(figure, list(panels))
 
 
 def _by_value(of: Sequence[Group]) -> dict[float, list[float]]:
