@@ -77,6 +77,10 @@ def test_other_steps_than_a_learnt_grid_has() -> None:
         (["guidance=much"], ("guidance", "much")),
         (["steps=0,3"], ("steps", "0")),
         (["guidance_interval=0,0.8"], ("guidance_interval",)),
+        (
+            [f"times=[{','.join(f'{place / 64:g}' for place in range(65))}]"],
+            ("times=0,0.015625", "at most 200", "--set"),
+        ),
     ],
 )
 def test_points_that_are_none(over: list[str], words: tuple[str, ...]) -> None:
@@ -283,7 +287,8 @@ def test_what_cannot_be_swept_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(command, "open_truth", None)
     np.savez(tmp_path / "b.npz", np.zeros((5, 6, 8, 3), np.uint8))
-    refused(lambda: sweep(tmp_path / "b.npz", tmp_path / "out", pictures, num=5, settings=()), "finished images")
+    refused(lambda: sweep(tmp_path / "b.npz", tmp_path / "out", pictures), "no run or model at", "b.npz")
+    refused(lambda: sweep(Path(pictures[7:]), tmp_path / "out", pictures), "neither a run nor a model")
     refused(lambda: sweep(model, tmp_path / "out", pictures, over=("solver=heun,shortcut",)), "second head")
     refused(lambda: sweep(model, tmp_path / "out", pictures, num=1), "--num 1")
     refused(lambda: sweep(model, tmp_path / "out", pictures, features="inseption"), "did you mean 'inception'")

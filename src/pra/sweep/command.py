@@ -17,7 +17,6 @@ from pra.config import Precision
 from pra.config.checks import member
 from pra.data.loader import reading
 from pra.distributed import join
-from pra.errors import PraError
 from pra.eval.evaluate import evaluate
 from pra.eval.features import FeatureExtractor
 from pra.eval.reference import Reference
@@ -80,9 +79,9 @@ def sweep_command(
         check_options(features, labels, batch_size, num)
         arithmetic = member(Precision, precision, "--precision")
         work = Work(world, world.device(device), batch_size)
+        model_folder(run)  # finished images, which `pra eval` takes too, cannot be sampled otherwise
         subject = open_subject(run and run.expanduser(), num or FEW_OF_MANY, work, arithmetic, settings)
-        if subject.sampler is None:
-            raise PraError(f"{run} holds finished images, which cannot be sampled otherwise; give a run or a model")
+        assert subject.sampler is not None, "it is a model"
         tried = points(subject.sampler.config, over or GUIDANCE)
         for point in tried:
             subject.sampled_with(point.sampling)  # what cannot be sampled is refused before any work

@@ -17,6 +17,9 @@ from pra.generate.inputs import changed_sampling
 GUIDANCE = ("guidance=1,1.5,2,3,4",)
 """What is tried where nothing is said: it decides most (docs/evidence.md)."""
 
+LONGEST = 200
+"""Letters of a point's name: file systems take 255 with an ending, and a name while it is written."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -69,6 +72,11 @@ def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
         sampling = changed_sampling(base, changes)
         settled = to_dict(sampling)
         point = Point({name: settled[name] for name in axes}, sampling)
+        if len(point.name) > LONGEST:
+            raise PraError(
+                f"--over: {point.name[:40]}... is to be a file's name, and has {len(point.name)} letters of at most "
+                f"{LONGEST}; vary fewer settings, or give what is the same for all with --set"
+            )
         found.setdefault(point.name, point)  # 1 and 1.0 are one
     return list(found.values())
 

@@ -91,7 +91,7 @@ def read_result(point: Point, folder: Path, now: dict[str, Any]) -> Result | Non
         if before[what] != value:
             raise PraError(
                 f"{path} is of other {what} ({_brief(before[what])}; now {_brief(value)}): choose another --out, or "
-                "remove it to measure anew"
+                "remove what lies there to measure anew"
             )
     return Result(point, report)
 
