@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import pra
+from pra.eval import classifier
 
 # The models are tiny: threads cost more than they give, above all where the cores are shared. Also in subprocesses.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -34,6 +35,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     pra.train(pra.recipe("tiny"), folder, device="cpu", progress=False)
     return folder
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty cache for a file's classifiers, whose fits end soon."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "cache_folder", lambda: folder)
+        patch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=1))
+        yield folder
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import pra
 from pra.config import DataConfig
 from pra.data import open_source
 from pra.distributed import ALONE
-from pra.eval import classifier, metrics
+from pra.eval import metrics
 from pra.eval.collect import collect, digest_sum
 from pra.eval.command import evaluate_command
 from pra.eval.evaluate import _describe, _figures
@@ -33,6 +33,8 @@ from pra.eval.samples import Batch, labels_like
 from pra.generate.requests import Listed
 from pra.provenance import package_version
 from pra.studies import measures
+
+pytestmark = pytest.mark.usefixtures("classifiers")
 
 COUNTS = {"rare": 4, "common": 22, "usual": 6}
 
@@ -59,16 +61,6 @@ def saved(folder: Path, classes: list[str], **changes: Any) -> Path:
     model = random_model(num_classes=len(classes), **changes)
     model.classes = tuple(classes)
     return pra.save(model, folder)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty one for classifiers, whose fits end soon."""
-    folder = tmp_path_factory.mktemp("classifiers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "cache_folder", lambda: folder)
-        patch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=1))
-        yield folder
 
 
 def run(target: Path | None, **options: Any) -> None:
@@ -136,7 +128,7 @@ def test_labels_that_cannot_be_had(model: Path, mixed: str, tmp_path: Path) -> N
 
 
 def test_reconstruction_with_labels_of_another_meaning(
-    model: Path, mixed: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, mixed: str, classifiers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as nothing_done:
         nothing_done.setattr("pra.eval.truth.fit_classifier", None)
@@ -150,7 +142,7 @@ def test_reconstruction_with_labels_of_another_meaning(
     run(model, reference=mixed, reconstruction=True, out=tmp_path / "o.json")
     assert provenance(tmp_path / "o.json")["reconstruction"]["count"] == 12
     blind = saved(tmp_path / "blind", ["one"], codec=BLIND.codec)  # whose encoder sees no label
-    run(blind, reference=mixed, reconstruction=True, weights=next(cache.iterdir()))
+    run(blind, reference=mixed, reconstruction=True, weights=next(classifiers.iterdir()))
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from pra.config import DataConfig, Precision, SamplingConfig
 from pra.data import Source, loader, open_source
 from pra.data.loader import read_ahead, reading
 from pra.errors import PraError
-from pra.eval import classifier, probe, rollout_gap
+from pra.eval import probe, rollout_gap
 from pra.eval.classifier import fit_classifier
 from pra.eval.command import evaluate_command
 from pra.eval.probe import Task
@@ -69,18 +69,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty one for classifiers, whose fits end soon."""
-    monkeypatch.setattr(classifier, "cache_folder", lambda: tmp_path / "classifiers")
-    monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=1))
-
-
 def how(workers: int) -> DataConfig:
     return DataConfig(source="", workers=workers)
 
 
-def test_reference_and_classifier_are_the_same(source: Source, cache: None, started: list[int]) -> None:
+def test_reference_and_classifier_are_the_same(source: Source, classifiers: Path, started: list[int]) -> None:
     judges = [fit_classifier(source, SIZE, 3, how(workers), CPU, progress=False) for workers in (0, 2)]
     assert judges[0].fingerprint == judges[1].fingerprint
     none, two = (
@@ -131,7 +124,7 @@ def test_finished_pictures_are_the_same(source: Source, started: list[int]) -> N
 
 
 def test_the_command_takes_the_setting(
-    photos: Path, tmp_path: Path, cache: None, started: list[int], capsys: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, classifiers: Path, started: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = random_model(num_classes=3)
     model.classes = ("a", "b", "c")
@@ -197,7 +190,7 @@ def test_no_images_are_no_batches(source: Source) -> None:
 
 
 def test_errors_arrive_as_they_were_and_no_process_stays(
-    photos: Path, tmp_path: Path, cache: None, started: list[int]
+    photos: Path, tmp_path: Path, classifiers: Path, started: list[int]
 ) -> None:
     other = tmp_path / "other"
     (other / "a").mkdir(parents=True)

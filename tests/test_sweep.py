@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from pra.sweep.command import sweep_command
 from pra.sweep.points import Point, points
 from pra.sweep.results import Result, find_best, hints, table
 from pra.training.loop import Interrupted
+
+pytestmark = pytest.mark.usefixtures("classifiers")
 
 # --- what is tried ------------------------------------------------------------------------------------------
 
@@ -142,15 +143,6 @@ def model(tmp_path: Path) -> Path:
     model = random_model(num_classes=2)
     model.classes = ("a", "b")
     return pra.save(model, tmp_path / "model")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("classifiers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "cache_folder", lambda: folder)
-        patch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=1))
-        yield
 
 
 def sweep(target: Path | None, out: Path | None, pictures: str, **options: Any) -> None:
