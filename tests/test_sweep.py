@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from refusal import refused
 
 import pra
 from pra.config import GuidanceSchedule, SamplingConfig, Solver
+from pra.errors import NotFiniteError
 from pra.eval import classifier
 from pra.eval.command import evaluate_command
 from pra.eval.evaluate import Report
@@ -25,6 +27,7 @@ from pra.hub.push import export
 from pra.provenance import file_sha256
 from pra.sweep import command
 from pra.sweep.command import sweep_command
+from pra.sweep.pictures import _curves
 from pra.sweep.points import Point, points
 from pra.sweep.results import Result, find_best, hints, table
 from pra.training.loop import Interrupted
@@ -57,6 +60,14 @@ def test_points_of_other_kinds_of_values() -> None:
     assert [point.sampling.schedule for point in schedules] == list(GuidanceSchedule)
 
 
+def test_every_digit_and_no_grid_at_all_are_written() -> None:
+    near, nearer = points(SamplingConfig(), ["guidance=1.00000001,1.00000002"])
+    assert (near.name, nearer.options) == ("guidance=1.00000001", ["--guidance", "1.00000002"])
+    none, own = points(SamplingConfig(steps=2, times=(0.0, 0.5, 1.0)), ["times=null,[0,0.4,1]"])
+    assert (none.name, none.options, none.settings) == ("times=null", [], ["--set", "sampling.times=null"])
+    assert own.options == ["--times", "0,0.4,1"]
+
+
 def test_one_value_written_twice_is_one_point() -> None:
     assert [point.name for point in points(SamplingConfig(), ["guidance=1,1.0,1e0,2"])] == ["guidance=1", "guidance=2"]
 
@@ -77,7 +88,8 @@ def test_other_steps_than_a_learnt_grid_has() -> None:
         (["guidanse=1"], ("guidanse", "did you mean 'guidance'")),
         (["guidance=much"], ("guidance", "much")),
         (["steps=0,3"], ("steps", "0")),
-        (["guidance_interval=0,0.8"], ("guidance_interval",)),
+        (["guidance_interval=0,0.8"], ("--over guidance_interval=0", "brackets")),
+        (["steps=" + "9" * 5000], ("--over steps=",)),
         (
             [f"times=[{','.join(f'{place / 64:g}' for place in range(65))}]"],
             ("times=0,0.015625", "at most 200", "--set"),
@@ -118,6 +130,8 @@ def test_a_best_at_the_edge_is_told() -> None:
     assert list(hints(rising[:1], rising[0])) == []  # it was not varied
     colder = [result(fid, temperature=scale) for scale, fid in ((0.9, 1.0), (1.0, 2.0))]
     assert "smallest" in next(hints(colder, colder[0]))
+    weaker = [result(fid, guidance=scale) for scale, fid in ((0.5, 2.0), (1.0, 1.0))]
+    assert "largest" in next(hints(weaker, weaker[1]))
     steps = [result(fid, steps=count) for count, fid in ((2, 2.0), (5, 1.0))]
     assert list(hints(steps, steps[1])) == []  # always the most
 
@@ -168,7 +182,10 @@ def test_every_point_is_what_eval_measures(
         "environment": ours["provenance"]["environment"]
     }
     assert "best by FID: guidance=" in shown
-    assert f"next: pra sample {model} --guidance " in shown
+    best = shown.partition("best by FID: guidance=")[2].partition(",")[0]
+    # With all that differs from how the model samples by itself, whether it was varied or not.
+    assert f"next: pra sample {model} --guidance {best} --steps 1\n" in shown
+    assert "12 images are few" in shown
     assert "pra export" not in shown  # it is exported already
 
 
@@ -219,7 +236,7 @@ def test_it_goes_on_where_it_was_stopped(
         return evaluate(*arguments, **options)
 
     monkeypatch.setattr(command, "evaluate", stopping)
-    with pytest.raises(Interrupted, match="stopped with 1 of 2 points"):
+    with pytest.raises(Interrupted, match="stopped with 1 of 2 combinations"):
         sweep(model, tmp_path / "out", pictures)
     kept = (tmp_path / "out/guidance=1.json").read_bytes()
     assert not (tmp_path / "out/guidance=2.json").exists()
@@ -274,6 +291,77 @@ def test_a_file_that_is_no_report(model: Path, pictures: str, tmp_path: Path) ->
         assert (tmp_path / "out/guidance=1.json").read_text() == text
 
 
+def test_no_figures_of_other_weights_lie_beside_new_ones(model: Path, pictures: str, tmp_path: Path) -> None:
+    """Whichever combinations they are of: `pra compare` takes all of a folder."""
+    sweep(model, tmp_path / "out", pictures, over=("guidance=1",))
+    refused(lambda: sweep(model, tmp_path / "out", pictures, over=("guidance=2",), num=14), "guidance=1.json", "seeds")
+    sweep(model, tmp_path / "out", pictures, over=("guidance=1",), settings=("sampling.steps=1",))
+
+
+def test_a_combination_that_diverges_does_not_end_the_others(
+    model: Path, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate = command.evaluate
+
+    def diverging(*arguments: Any, **options: Any) -> Report:
+        if options["provenance"]["images"]["sampling"]["guidance"] == 2:
+            raise NotFiniteError("12 of 12 images are not finite numbers")
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(command, "evaluate", diverging)
+    with pytest.warns(UserWarning, match="guidance=2 has no figures: 12 of 12 images"):
+        sweep(model, tmp_path / "out", pictures, over=("guidance=1,2,3",))
+    shown = capsys.readouterr().out
+    assert "best by FID: guidance=" in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("  guidance=2")]
+    assert set(line.split()[1:]) == {"-"}
+    assert not (tmp_path / "out/guidance=2.json").exists()
+    with pytest.warns(UserWarning, match="guidance=2 has no figures"):
+        sweep(model, tmp_path / "none", pictures, over=("guidance=2",))
+    assert "no FID is finite" in capsys.readouterr().out
+
+
+def test_sigterm_says_how_to_go_on(model: Path, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "evaluate", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped with 0 of 2 combinations") as stopped:
+        sweep(model, tmp_path / "out", pictures)
+    assert stopped.value.signum == signal.SIGTERM
+
+
+def test_the_strip_does_not_depend_on_the_batches(model: Path, pictures: str, tmp_path: Path) -> None:
+    for size in (3, 256):
+        sweep(model, tmp_path / str(size), pictures, over=("guidance=2",), batch_size=size)
+    small, large = (Image.open(tmp_path / name / "guidance=2.png") for name in ("3", "256"))
+    assert small.size == large.size
+
+
+def test_a_damaged_strip_costs_nothing_but_its_row(
+    model: Path, pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(model, tmp_path / "out", pictures)
+    (tmp_path / "out/guidance=1.png").write_text("broken")
+    capsys.readouterr()
+    sweep(model, tmp_path / "out", pictures)
+    shown = capsys.readouterr().out
+    assert shown.index("best by FID") < shown.index("samples: ")
+
+
+def test_curves_run_along_what_varies() -> None:
+    pytest.importorskip("matplotlib", reason="draws the curves")
+    many = [
+        result(1.0 + scale + steps, renormalise=plain, steps=2, guidance=scale, shift=float(steps))
+        for plain in (True, False)
+        for scale in (1.0, 2.0)
+        for steps in range(1, 5)
+    ]
+    figure = _curves(many)
+    assert figure is not None
+    assert {axes.get_xlabel() for axes in figure.axes} == {"guidance"}
+    assert figure.get_suptitle() == "the 6 best of 8 lines"
+    assert len([line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2]) == 6
+    assert _curves([result(1.0, steps=2), result(2.0, steps=2)]) is None
+
+
 def test_what_cannot_be_swept_is_refused_before_any_work(
     model: Path, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +371,10 @@ def test_what_cannot_be_swept_is_refused_before_any_work(
     refused(lambda: sweep(Path(pictures[7:]), tmp_path / "out", pictures), "neither a run nor a model")
     refused(lambda: sweep(model, tmp_path / "out", pictures, over=("solver=heun,shortcut",)), "second head")
     refused(lambda: sweep(model, tmp_path / "out", pictures, num=1), "--num 1")
+    refused(
+        lambda: sweep(model, tmp_path / "out", pictures, settings=("sampling.guidance=7",)),
+        *("--set sampling.guidance=7", "--over guidance="),
+    )
     refused(lambda: sweep(model, tmp_path / "out", pictures, features="inseption"), "did you mean 'inception'")
     assert not (tmp_path / "out").exists()
 

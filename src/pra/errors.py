@@ -14,6 +14,10 @@ class PraError(ValueError):
     """
 
 
+class NotFiniteError(PraError):
+    """Images that hold infinite numbers or none at all: of these settings, not of the command."""
+
+
 def reason_of(error: object) -> str:
     """What another library's error says, as part of a line: 300 characters at most; its name where it says nothing."""
     return " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__

@@ -102,7 +102,7 @@ def parse_value(text: str) -> Any:
     """A value as ``--set KEY=VALUE`` has it: JSON, or else the text itself, for which nobody need write quotes."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or such as nobody means
         return text
 
 

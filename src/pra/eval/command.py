@@ -16,7 +16,7 @@ from pra.data import Source
 from pra.data.loader import reading
 from pra.distributed import join
 from pra.errors import PraError
-from pra.eval.evaluate import Report, check_codec, evaluate, reconstruct
+from pra.eval.evaluate import Report, check_codec, evaluate, reconstruct, told_of_few
 from pra.eval.features import FeatureExtractor
 from pra.eval.outputs import Outputs
 from pra.eval.reference import Reference
@@ -35,9 +35,6 @@ from pra.eval.truth import (
 )
 from pra.options import File, Flag, Integer, Settings, Text
 from pra.provenance import environment
-
-FEW = 2_000
-"""Images below which a line says what that does to FID."""
 
 
 def evaluate_command(
@@ -133,11 +130,7 @@ def _finish(
     print(report.table())
     print(f"{subject.count} images of {subject.target} against {truth.name}, features {judge.name} ", end="")
     print(judge.fingerprint[:12])
-    if subject.count < FEW:
-        print(
-            f"{subject.count} images are few: FID is the higher, the fewer there are (Chong and Forsyth, arXiv "
-            "1911.07023); compare it with that of as many images only"
-        )
+    told_of_few(subject.count)
     if staged.report:
         report.save(staged.report)
     if staged.statistics:

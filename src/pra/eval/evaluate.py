@@ -37,6 +37,9 @@ from pra.provenance import package_version
 PACKAGES = {"inception": ("torch-fidelity", "torchvision"), "dinov2": ("timm", "torchvision", "pillow")}
 """Whose code decides an extractor's figures, beside torch and numpy."""
 
+FEW = 2_000
+"""Images below which a line says what that does to FID."""
+
 Figures = dict[str, float | None]
 
 
@@ -76,6 +79,15 @@ class Report:
             cells = [_cell(figures.get(name)) for figures in self.figures.values()]
             lines.append(f"{name:<22}" + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
         return "\n".join(lines)
+
+
+def told_of_few(count: int) -> None:
+    """Prints what so few images do to FID, where they are few."""
+    if count < FEW:
+        print(
+            f"{count} images are few: FID is the higher, the fewer there are (Chong and Forsyth, arXiv 1911.07023); "
+            "compare it with that of as many images only"
+        )
 
 
 def _cell(value: float | None) -> str:

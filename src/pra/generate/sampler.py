@@ -14,7 +14,7 @@ from pra.compiler import compiled
 from pra.config import Precision, SamplingConfig, Solver, check_sampling
 from pra.config.checks import member
 from pra.device import autocast
-from pra.errors import PraError
+from pra.errors import NotFiniteError, PraError
 from pra.generate.engine import Engine, cache_bytes
 from pra.generate.inputs import Labels, Seeds, changed_sampling, label_numbers, seed_numbers
 from pra.generate.whole_image import sample_at_once
@@ -173,7 +173,7 @@ class Sampler:
             settings = {"guidance": self.config.guidance, "temperature": self.config.temperature}
             changes = [f"{name} nearer to 1 (now {value:g})" for name, value in settings.items() if value != 1.0]
             changes += [f"more solver steps (now {self.config.steps})", "another checkpoint"]
-            raise PraError(
+            raise NotFiniteError(
                 f"{len(images) - finite} of {len(images)} images are not finite numbers; try {', or '.join(changes)}"
             )
 

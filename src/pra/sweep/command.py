@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import shlex
 import signal
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import Positional, UseAppendAction, arg
 
-from pra.config import Precision
+from pra.config import Precision, SamplingConfig
 from pra.config.checks import member
 from pra.data.loader import reading
 from pra.distributed import join
-from pra.eval.evaluate import evaluate
+from pra.errors import NotFiniteError, PraError
+from pra.eval.evaluate import Report, evaluate, told_of_few
 from pra.eval.features import FeatureExtractor
 from pra.eval.reference import Reference
 from pra.eval.samples import Batch
@@ -30,9 +34,9 @@ from pra.sample.options import How
 from pra.signals import ended_by_sigterm
 from pra.sweep.pictures import COLUMNS, draw, write_strip
 from pra.sweep.points import GUIDANCE, Point, points
-from pra.sweep.results import Result, file_of, find_best, hints, identity, read_result, table
+from pra.sweep.results import Result, check_folder, file_of, find_best, hints, identity, read_result, table
 from pra.training.loop import Interrupted
-from pra.weights import model_folder, run_of
+from pra.weights import CONFIG, model_folder, run_of
 
 FEW_OF_MANY = 5_000
 """Images per point where --num does not say: enough to choose by, not to publish."""
@@ -69,7 +73,7 @@ def sweep_command(
         features: inception; dinov2; or classifier: a small network fitted on the reference, once.
         labels: Which classes are sampled: each as often, or as often as the reference has it.
         weights: The features' weights, where they are not to be downloaded or fitted.
-        out: A folder for figures, curves and samples; by default sweep, in the run's folder where there is one.
+        out: A folder for figures, curves and samples; by default sweep in the run's folder, or NAME-sweep.
         batch_size: Images at a time; no figure depends on it.
         precision: Of the matrix products: auto is bfloat16 on GPUs that have it, else float32.
         device: cpu, cuda, cuda:1 or mps; by default the best there is.
@@ -79,20 +83,23 @@ def sweep_command(
         check_options(features, labels, batch_size, num)
         arithmetic = member(Precision, precision, "--precision")
         work = Work(world, world.device(device), batch_size)
-        model_folder(run)  # finished images, which `pra eval` takes too, cannot be sampled otherwise
+        home = run_of(model_folder(run))  # finished images, which `pra eval` takes too, cannot be sampled otherwise
         subject = open_subject(run and run.expanduser(), num or FEW_OF_MANY, work, arithmetic, settings)
-        assert subject.sampler is not None, "it is a model"
+        if subject.sampler is None:
+            raise PraError(f"{run} holds weights without their {CONFIG}; give a run, or what `pra export` made")
+        own = subject.sampler.model.sampling
         tried = points(subject.sampler.config, over or GUIDANCE)
+        _check_varied_once(tried[0], settings)
         for point in tried:
             subject.sampled_with(point.sampling)  # what cannot be sampled is refused before any work
-        folder = _folder(run, out)
+        folder = out.expanduser() if out else _default_folder(run, home)
         with locked(folder, "filled", "choose another --out") if world.leads else nullcontext(), ended_by_sigterm():
             truth, subject = open_truth(reference, labels, subject, work)
             judge = extractor(features, weights, truth, subject, work)
             known = measured(truth, judge, subject, work)
             results = _Sweep(subject, known, judge, work, folder).results(tried)
             if world.leads:
-                _tell(results, run, folder)
+                _tell(results, folder, own, run, shared=home is None)
 
 
 @dataclass(frozen=True)
@@ -117,19 +124,24 @@ class _Sweep:
                 bar.set_description(point.name)
                 try:
                     found[point.name] = self._judged(point, bar)
-                except KeyboardInterrupt:
-                    what = f"stopped with {len(found)} of {len(tried)} points, which lie in {self.folder}"
-                    raise Interrupted(signal.SIGINT, what) from None
+                except (KeyboardInterrupt, SystemExit) as stop:
+                    signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+                    what = f"stopped with {len(found)} of {len(tried)} combinations judged, in {self.folder}"
+                    raise Interrupted(signum, what) from None
+                except NotFiniteError as error:
+                    if world.size > 1:  # the others go on with theirs
+                        raise
+                    warnings.warn(f"{point.name} has no figures: {error}", stacklevel=2)
+                    found[point.name] = Result(point, Report({}, {}))
         return [found[point.name] for point in tried]
 
     def _found(self, tried: Sequence[Point]) -> dict[str, Result]:
-        now = {"features": {"sha256": self.judge.fingerprint}, "reference": self.truth.describe()}
-        read = {
-            point.name: read_result(
-                point, self.folder, identity(now | {"images": self.subject.sampled_with(point.sampling).provenance})
-            )
-            for point in tried
-        }
+        known = {"features": {"sha256": self.judge.fingerprint}, "reference": self.truth.describe()}
+        check_folder(self.folder, identity(known | {"images": self.subject.provenance}))
+        read = {}
+        for point in tried:
+            images = self.subject.sampled_with(point.sampling).provenance
+            read[point.name] = read_result(point, self.folder, identity(known | {"images": images}))
         return {name: result for name, result in read.items() if result is not None}
 
     def _judged(self, point: Point, bar: tqdm[object]) -> Result:
@@ -146,40 +158,51 @@ class _Sweep:
 
     def _shown(self, batches: Generator[Batch], point: Point, bar: tqdm[object]) -> Generator[Batch]:
         """The batches themselves; the first pictures are kept to be looked at."""
+        first: list[Tensor] = []
         for batch in batches:
-            if batch.start == 0:
-                write_strip(batch.images[:COLUMNS], point, self.folder)
+            if self.work.world.leads and len(first) < COLUMNS:
+                first += batch.images[: COLUMNS - len(first)]
             yield batch
             bar.update(len(batch.images))
+        if first:
+            write_strip(torch.stack(first), point, self.folder)
 
 
-def _folder(run: Path | None, out: Path | None) -> Path:
-    if out is not None:
-        return out.expanduser()
-    return (_home(run) or Path()) / "sweep"
+def _default_folder(run: Path | None, home: Path | None) -> Path:
+    """In the run's own folder, as it was named; beside one where there is no run."""
+    if run is None or home is None:
+        return Path(f"{run.name if run else 'pra'}-sweep")
+    given = run.expanduser()
+    return (given if given.absolute() == home.absolute() else home) / "sweep"
 
 
-def _home(run: Path | None) -> Path | None:
-    """None of a saved model, or of the one that comes with the package."""
-    return None if run is None else run_of(model_folder(run))
+def _check_varied_once(point: Point, settings: Sequence[str]) -> None:
+    for line in settings:
+        name = line.partition("=")[0].removeprefix("sampling.")
+        if name in point.changes:
+            raise PraError(f"--set {line}: {name} is what is varied; give its values as --over {name}=...")
 
 
-def _tell(results: Sequence[Result], run: Path | None, folder: Path) -> None:
-    """The table, the best of it, and how to go on."""
+def _tell(results: Sequence[Result], folder: Path, own: SamplingConfig, run: Path | None, shared: bool) -> None:
+    """The table, the best of it and how to go on; then the pictures, which might fail.
+
+    ``own`` is how the model is sampled when nothing is said; ``shared`` where it is a folder to share already.
+    """
     print(table(results))
-    for path in draw(results, folder):
-        print(f"  {path.stem}: {path}")
-    print(f"  figures: {folder}/*.json")
     best = find_best(results)
     if best is None:
         print("no FID is finite: nothing here can be called the best")
-        return
-    count = best.report.provenance["count"]
-    print(f"best by FID: {best.point.name}, chosen by {count} images of the same labels and seeds at each point")
-    for hint in hints(results, best):
-        print(hint)
-    named = [] if run is None else [str(run)]
-    if best.point.changes.keys() <= {field.name for field in fields(How)}:
-        print("next:", shlex.join(["pra", "sample", *named, *best.point.options]))
-    if _home(run):
-        print("to share it so:", shlex.join(["pra", "export", *named, "DIR", *best.point.settings]))
+    else:
+        count = best.report.provenance["count"]
+        print(f"best by FID: {best.point.name}, chosen by {count} images of the same labels and seeds at each point")
+        told_of_few(count)
+        for hint in hints(results, best):
+            print(hint)
+        point, named = best.point.beside(own), [] if run is None else [str(run)]
+        if point.changes.keys() <= {field.name for field in fields(How)}:
+            print("next:", shlex.join(["pra", "sample", *named, *point.options]))
+        if not shared:
+            print("to share it so:", shlex.join(["pra", "export", *named, "DIR", *point.settings]))
+    print(f"  figures: {folder}/*.json")
+    for path in draw(results, folder):
+        print(f"  {path.stem}: {path}")

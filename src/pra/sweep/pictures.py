@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from pra.eval.pictures import labelled_rows
 from pra.images import grid, write_atomically
+from pra.report.content import cell
 from pra.sweep.points import Point, value_text
 from pra.sweep.results import Result, find_best
 
@@ -20,8 +23,9 @@ if TYPE_CHECKING:
 CURVES, SAMPLES = "sweep.png", "samples.jpg"
 COLUMNS = 10
 COLOURS = ("#08519c", "#d95f0e", "#756bb1", "#31a354", "#636363", "#a63603")
-LEGIBLE = len(COLOURS)
-"""Lines that one plot tells apart."""
+"""As many lines as one plot tells apart."""
+ROWS = 20
+"""Of the best combinations, in the picture of samples."""
 
 
 def write_strip(images: Tensor, point: Point, folder: Path) -> None:
@@ -60,24 +64,24 @@ def draw(results: Sequence[Result], folder: Path) -> list[Path]:
 
 def _samples(results: Sequence[Result], folder: Path) -> Figure | None:
     rows = []
-    for result in results:
-        path = strip_of(result.point, folder)
-        if path.exists():
-            with Image.open(path) as strip:
-                rows.append((f"{result.point.name}\nFID {_shown(result)}", strip.copy()))
+    for result in sorted(results, key=_fid)[:ROWS]:
+        # None is there, or a damaged one, where a sweep was stopped at a bad moment: the figures are.
+        with contextlib.suppress(OSError), Image.open(strip_of(result.point, folder)) as strip:
+            lines = [f"{name} {value_text(value)}" for name, value in result.point.changes.items()]
+            rows.append(("\n".join([*lines, f"FID {cell(result.figure('fid'))}"]), strip.copy()))
     return labelled_rows(rows) if rows else None
 
 
-def _shown(result: Result) -> str:
+def _fid(result: Result) -> float:
     fid = result.figure("fid")
-    return "-" if fid is None else f"{fid:.3g}"
+    return math.inf if fid is None else fid
 
 
 def _curves(results: Sequence[Result]) -> Figure | None:
     """FID, precision and recall along the first setting that has numbers, a line for each value of the others."""
     from matplotlib.figure import Figure
 
-    axis = next((name for name, value in results[0].point.changes.items() if isinstance(value, int | float)), None)
+    axis = next((name for name in results[0].point.changes if _varies(name, results)), None)
     if axis is None:
         return None
     lines: dict[str, list[Result]] = {}
@@ -85,8 +89,10 @@ def _curves(results: Sequence[Result]) -> Figure | None:
         others = (f"{name} {value_text(value)}" for name, value in result.point.changes.items() if name != axis)
         lines.setdefault(", ".join(others), []).append(result)
     # The lines of the best FIDs, where there are more than can be told apart.
-    ranked = sorted(lines, key=lambda name: min((r.figure("fid") or float("inf")) for r in lines[name]))
+    ranked = sorted(lines, key=lambda name: min(map(_fid, lines[name])))
     figure = Figure(figsize=(11, 3.6), layout="constrained")
+    if len(lines) > len(COLOURS):
+        figure.suptitle(f"the {len(COLOURS)} best of {len(lines)} lines", fontsize=10)
     panels = figure.subplots(1, 3)
     for axes, name in zip(panels, ("fid", "precision", "recall"), strict=True):
         for line, colour in zip(ranked, COLOURS, strict=False):
@@ -100,3 +106,9 @@ def _curves(results: Sequence[Result]) -> Figure | None:
     if len(lines) > 1:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
+
+
+def _varies(name: str, results: Sequence[Result]) -> bool:
+    """Whether a setting has several values here, all of them numbers."""
+    values = [result.point.changes[name] for result in results]
+    return len(set(map(str, values))) > 1 and all(type(value) in (int, float) for value in values)

@@ -17,6 +17,7 @@ from pra.generate.inputs import changed_sampling
 GUIDANCE = ("guidance=1,1.5,2,3,4",)
 """What is tried where nothing is said: it decides most (docs/evidence.md)."""
 
+LISTS = ("guidance_interval", "times")
 LONGEST = 200
 """Letters of a point's name: file systems take 255 with an ending, and a name while it is written."""
 
@@ -35,8 +36,9 @@ class Point:
 
     @property
     def options(self) -> list[str]:
-        """The same as `pra sample` takes it."""
-        pairs = ((f"--{name.replace('_', '-')}", value_text(value)) for name, value in self.changes.items())
+        """The same as `pra sample` takes it, which knows no word for no grid of one's own: another --steps has none."""
+        known = {name: value for name, value in self.changes.items() if value is not None}
+        pairs = ((f"--{name.replace('_', '-')}", value_text(value)) for name, value in known.items())
         return list(itertools.chain.from_iterable(pairs))
 
     @property
@@ -44,6 +46,12 @@ class Point:
         """The same as ``--set`` takes it."""
         pairs = ((name, json.dumps(v) if isinstance(v, list) else value_text(v)) for name, v in self.changes.items())
         return list(itertools.chain.from_iterable(("--set", f"sampling.{name}={text}") for name, text in pairs))
+
+    def beside(self, own: SamplingConfig) -> Point:
+        """The same settings, with what they differ in from a model's own among the changes."""
+        before = to_dict(own)
+        other = {name: value for name, value in to_dict(self.sampling).items() if value != before[name]}
+        return Point(self.changes | other, self.sampling)
 
 
 def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
@@ -69,7 +77,12 @@ def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
     found: dict[str, Point] = {}
     for combination in itertools.product(*axes.values()):
         changes = {name: parse_value(text) for name, text in zip(axes, combination, strict=True)}
-        sampling = changed_sampling(base, changes)
+        try:
+            sampling = changed_sampling(base, changes)
+        except PraError as error:
+            asked = " ".join(f"{name}={text}" for name, text in zip(axes, combination, strict=True))
+            hint = "" if axes.keys().isdisjoint(LISTS) else "; a list is one value in brackets, as in times=[0,0.4,1]"
+            raise PraError(f"--over {asked}: {error}{hint}") from None
         settled = to_dict(sampling)
         point = Point({name: settled[name] for name in axes}, sampling)
         if len(point.name) > LONGEST:
@@ -82,7 +95,9 @@ def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
 
 
 def value_text(value: Any) -> str:
-    """A value of a setting as it is written: ``1.5``, ``heun``, ``0,0.8``."""
+    """A value of a setting as it is written, all its digits: ``1.5``, ``heun``, ``0,0.8``, ``null``."""
     if isinstance(value, list | tuple):
         return ",".join(map(value_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value).removesuffix(".0")

@@ -18,7 +18,7 @@ from pra.sweep.points import Point, value_text
 PROTOCOL = Protocol.TORCH_FIDELITY.value
 SHOWN = ("fid", "kid", "precision", "recall", "inception_score", "accuracy")
 OPEN_ENDED = ("guidance", "temperature", "shift")
-"""Settings whose best value may lie beyond those that were tried; more steps are always better, and cost more."""
+"""Settings whose best value may lie beyond those that were tried; more steps cost more."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Result:
 
     def figure(self, name: str) -> float | None:
         """By torch-fidelity's protocol; None where it is not there or not finite."""
-        value = self.report.figures[PROTOCOL].get(name)
-        return value if value is not None and math.isfinite(value) else None
+        value = self.report.figures.get(PROTOCOL, {}).get(name)
+        return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def find_best(results: Sequence[Result]) -> Result | None:
@@ -56,7 +56,8 @@ def hints(results: Sequence[Result], best: Result) -> Iterator[str]:
     for name in OPEN_ENDED:
         tried = sorted({result.point.changes[name] for result in results if name in result.point.changes})
         value = best.point.changes.get(name)
-        if len(tried) > 1 and value in (tried[0], tried[-1]) and (name, value) != ("guidance", 1.0):
+        none = name == "guidance" and value == 1.0 == tried[0]  # less guidance than none is no use
+        if len(tried) > 1 and value in (tried[0], tried[-1]) and not none:
             end = "largest" if value == tried[-1] else "smallest"
             yield f"the best {name}, {value_text(value)}, is the {end} that was tried: a better one may lie beyond"
 
@@ -86,14 +87,30 @@ def read_result(point: Point, folder: Path, now: dict[str, Any]) -> Result | Non
     report = evaluation(path)
     if report is None or PROTOCOL not in report.figures:
         raise PraError(f"{path} is no report of pra eval; choose another --out, or remove it")
+    _check_same(path, report, now)
+    return Result(point, report)
+
+
+def check_folder(folder: Path, now: dict[str, Any]) -> None:
+    """Whether all that lies in a sweep's folder compares with what is to come, whatever settings it is of.
+
+    Raises:
+        PraError: figures of other weights, labels, seeds, features or reference.
+    """
+    common = {what: value for what, value in now.items() if what != "settings"}
+    for path in sorted(folder.glob("*.json")):
+        if (report := evaluation(path)) is not None:
+            _check_same(path, report, common)
+
+
+def _check_same(path: Path, report: Report, now: dict[str, Any]) -> None:
     before = identity(report.provenance)
     for what, value in now.items():
         if before[what] != value:
             raise PraError(
                 f"{path} is of other {what} ({_brief(before[what])}; now {_brief(value)}): choose another --out, or "
-                "remove what lies there to measure anew"
+                f"remove {path.parent} to measure anew"
             )
-    return Result(point, report)
 
 
 def identity(provenance: dict[str, Any]) -> dict[str, Any]:
