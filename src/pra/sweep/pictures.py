@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from pra.eval.pictures import labelled_rows
 from pra.images import grid, write_atomically
 from pra.report.content import cell
 from pra.sweep.points import Point, value_text
-from pra.sweep.results import Result, find_best
+from pra.sweep.results import Result, find_best, rank
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,9 +49,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[Path]:
     Raises:
         PraError: the disk is full or refuses.
     """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("matplotlib") is None:
         return []
     written = []
     for name, figure in ((CURVES, _curves(results)), (SAMPLES, _samples(results, folder))):
@@ -64,17 +62,12 @@ def draw(results: Sequence[Result], folder: Path) -> list[Path]:
 
 def _samples(results: Sequence[Result], folder: Path) -> Figure | None:
     rows = []
-    for result in sorted(results, key=_fid)[:ROWS]:
+    for result in sorted(results, key=rank)[:ROWS]:
         # None is there, or a damaged one, where a sweep was stopped at a bad moment: the figures are.
         with contextlib.suppress(OSError), Image.open(strip_of(result.point, folder)) as strip:
             lines = [f"{name} {value_text(value)}" for name, value in result.point.changes.items()]
             rows.append(("\n".join([*lines, f"FID {cell(result.figure('fid'))}"]), strip.copy()))
     return labelled_rows(rows) if rows else None
-
-
-def _fid(result: Result) -> float:
-    fid = result.figure("fid")
-    return math.inf if fid is None else fid
 
 
 def _curves(results: Sequence[Result]) -> Figure | None:
@@ -89,7 +82,7 @@ def _curves(results: Sequence[Result]) -> Figure | None:
         others = (f"{name} {value_text(value)}" for name, value in result.point.changes.items() if name != axis)
         lines.setdefault(", ".join(others), []).append(result)
     # The lines of the best FIDs, where there are more than can be told apart.
-    ranked = sorted(lines, key=lambda name: min(map(_fid, lines[name])))
+    ranked = sorted(lines, key=lambda name: min(map(rank, lines[name])))
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     if len(lines) > len(COLOURS):
         figure.suptitle(f"the {len(COLOURS)} best of {len(lines)} lines", fontsize=10)

@@ -18,6 +18,7 @@ GUIDANCE = ("guidance=1,1.5,2,3,4",)
 """What is tried where nothing is said: it decides most (docs/evidence.md)."""
 
 LISTS = ("guidance_interval", "times")
+"""Settings of which one value is a list."""
 LONGEST = 200
 """Letters of a point's name: file systems take 255 with an ending, and a name while it is written."""
 

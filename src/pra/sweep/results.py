@@ -34,10 +34,16 @@ class Result:
         return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+def rank(result: Result) -> float:
+    """Its FID, by which the best comes first; those without one come last."""
+    fid = result.figure("fid")
+    return math.inf if fid is None else fid
+
+
 def find_best(results: Sequence[Result]) -> Result | None:
     """The one with the lowest FID, the first of equal ones; None where none is finite."""
-    finite = [result for result in results if result.figure("fid") is not None]
-    return min(finite, key=lambda result: result.figure("fid") or 0.0, default=None)
+    best = min(results, key=rank)
+    return best if math.isfinite(rank(best)) else None
 
 
 def table(results: Sequence[Result]) -> str:
