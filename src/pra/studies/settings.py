@@ -84,6 +84,11 @@ SETTINGS = {
             num_classes=9, patch_size=8, state_dim=12, batch_size=32, t_min=0.6, input_noise=0.5,
             further_guidances=(4.0, 6.0, 9.0),
         ),
+        Setting(
+            name="emoji-64-long", dataset="emoji", data=_EMOJI, image_size=64, channels=3,
+            num_classes=9, patch_size=8, state_dim=12, batch_size=32, length=4, t_min=0.6, input_noise=0.5,
+            further_guidances=(4.0, 6.0, 9.0),
+        ),
         # The same pictures in as many tokens of 48 numbers as emoji-16 has of 768.
         Setting(
             name="emoji-16-small", dataset="emoji", data=_EMOJI, image_size=16, channels=3,
