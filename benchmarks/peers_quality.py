@@ -85,7 +85,8 @@ def measure(folder: Path, steps: int, images: int, shortcut: bool = False) -> tu
     if known["settings"] != settings:
         raise PraError(f"{path} is of other settings ({known['settings']}); repeat those, or choose another folder")
     points = [Point(**row) for row in known["points"]]
-    ways, judge = Ways(folder, steps), Judge.prepare(find_setting("digits-16"), folder, CPU, progress=False)
+    ways = Ways(folder, steps)
+    judge = Judge.prepare(find_setting("digits-16"), folder / "judges", folder, CPU, progress=False)
     tried = TRIED | (SHORTCUT if shortcut else {})
     for way, evaluations in [(way, count) for way, counts in tried.items() for count in counts]:
         if any((point.way, point.evaluations) == (way, evaluations) for point in points):

@@ -288,7 +288,7 @@ def test_only_a_broken_file_of_the_cache_is_to_be_removed(tmp_path: Path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     cache_folder().mkdir(parents=True)
     for path, way_out in (
-        (cache_folder() / "a.safetensors", "remove it to have it fitted anew"),
+        (cache_folder() / f"{'0a' * 16}.safetensors", "remove it to have it fitted anew"),
         (tmp_path / "mine.safetensors", "give another --weights, or none to fit one"),
     ):
         path.write_bytes(b"nonsense")

@@ -13,13 +13,17 @@ import pytest
 import torch
 from PIL import Image
 from refusal import refused
+from safetensors import safe_open
+from safetensors.torch import save
 
 from pra import cli
 from pra.config import SamplingConfig, Solver, apply_settings
 from pra.errors import PraError
 from pra.eval import classifier
+from pra.eval.classifier import Classifier
 from pra.eval.rollout_gap import inhomogeneity
 from pra.generate import learnt_grid
+from pra.provenance import file_sha256
 from pra.recipes import distill
 from pra.recipes.systems import parameters
 from pra.studies import SETTINGS, STUDIES, Cell, Scale, Setting, Study, run_study
@@ -166,6 +170,29 @@ def test_studies_share_runs_and_figures(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cache")
+def test_what_another_judge_has_judged_is_judged_anew(tmp_path: Path) -> None:
+    rows = go(study_of(QUALITY, Reconstruction(40)), tmp_path)
+    [judge] = (tmp_path / "studies" / "judges").iterdir()
+    assert {row["judge"] for row in rows} == {file_sha256(judge)[:12]}
+    before = judge.read_bytes()
+    shutil.rmtree(tmp_path / "runs")
+    assert go(study_of(QUALITY, Reconstruction(40)), tmp_path) == rows
+    assert judge.read_bytes() == before
+
+    other = Classifier(judge, torch.device("cpu"))
+    other._network.head.weight.mul_(1.5)  # as a fit on another machine would give
+    tensors = {name: tensor.contiguous() for name, tensor in other._network.state_dict().items()}
+    with safe_open(judge, framework="pt") as file:
+        judge.write_bytes(save(tensors, metadata=file.metadata()))
+    again = go(study_of(QUALITY, Reconstruction(40)), tmp_path)
+    assert [row["measured"] for row in again] == [row["measured"] for row in rows]
+    assert {row["judge"] for row in again} == {file_sha256(judge)[:12]} != {row["judge"] for row in rows}
+
+    judge.write_bytes(before[:100])
+    refused(lambda: go(study_of(QUALITY), tmp_path), str(judge), "holds no classifier", "remove it to have it fitted")
+
+
+@pytest.mark.usefixtures("cache")
 def test_rollout_gap_of_each_position(tmp_path: Path) -> None:
     rows = go(study_of(GAP, name="rollout-gap"), tmp_path)
     assert [row["position"] for row in rows if row["system"] == "pra"] == list(range(16))
@@ -260,7 +287,7 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
     again = Records(tmp_path, "noise")
     again.replace(varied)
     assert [r["value"] for r in again.rows] == [0.0, "PRA"]
-    (known,) = again.known("pra0", "guidance=1.0")  # once, though it stands in three rows
+    (known,) = again.known("pra0", "guidance=1.0", "a")  # once, though it stands in three rows
     assert known["fid"] == 2.5
     (tmp_path / "systems" / "results.csv").write_text("a,b\n1,2\n")
     refused(lambda: Records(tmp_path, "systems"), "results.csv", "no table of a study")

@@ -64,6 +64,8 @@ def test_systems_are_paired_by_seed_each_at_its_own_best_guidance() -> None:
     assert math.isnan(alone.mean)
     (line,) = table(tables(STUDIES["systems"], rows), 1)
     assert line == {"system": "JiT", "FID less PRA's": "+1.000 ± 0.500", "n": "3", "seeds": "0-2", "p": "0.074"}
+    pra, jit = groups([row("pra", 0, 1.0, 1.0, judge="a"), row("jit", 0, 1.0, 2.0, judge="b")])
+    assert paired([pra, jit], pra)[0].differences == {}, "two judges do not compare"
 
 
 def test_students_t() -> None:

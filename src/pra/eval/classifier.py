@@ -1,7 +1,8 @@
 """The extractor ``classifier``: a small CNN fitted on the reference set, for data that Inception knows nothing about.
 
 Fitted once, with a fixed seed, and cached as safetensors under ``$XDG_CACHE_HOME/pra/classifiers``. Its name there is
-the hash of the reference's images and labels and of the recipe of the fit.
+the hash of the reference's images and labels and of the recipe of the fit. The same fit on another machine, or with
+another number of threads, rounds otherwise and ends in another network: figures compare under one file alone.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,9 @@ LARGEST = 2**32
 BLOCK = 512
 """Images in the network at a time."""
 
+_KEY = "[0-9a-f]{32}"
+"""The name of a file that :func:`fit_classifier` made."""
+
 
 class Network(nn.Module):
     """Convolutions that halve the image down to 4 pixels or fewer; their average is the feature vector."""
@@ -101,6 +106,7 @@ class Classifier:
         Raises:
             PraError: it is not there, damaged, or something else.
         """
+        self.path = path
         self.fingerprint = file_sha256(path)
         self.device = device
         try:
@@ -115,7 +121,7 @@ class Classifier:
                 self._network = Network(self.size, self.channels, len(self.classes))
             self._network.load_state_dict(tensors, assign=True)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            ours = path.absolute().parent == cache_folder().absolute()
+            ours = re.fullmatch(_KEY, path.stem)
             way_out = "remove it to have it fitted anew" if ours else "give another --weights, or none to fit one"
             raise PraError(f"{path} holds no classifier of pra ({reason_of(error)}); {way_out}") from None
         self._network.to(device).eval().requires_grad_(False)
@@ -161,8 +167,9 @@ def fit_classifier(
     config: DataConfig,
     device: torch.device,
     progress: bool = True,
+    folder: Path | None = None,
 ) -> Classifier:
-    """The classifier of a reference set: from the cache, or fitted now.
+    """The classifier of a reference set: as it was fitted once, or fitted now.
 
     Args:
         source: the set; at least two classes.
@@ -171,6 +178,7 @@ def fit_classifier(
         config: how they are prepared; no augmentation is applied.
         device: where to fit it, and where it runs.
         progress: whether to show bars.
+        folder: where it is kept; by default the cache.
 
     Raises:
         PraError: one class, too few images or too much for the memory, images that cannot be prepared, a cache that
@@ -187,9 +195,9 @@ def fit_classifier(
             f"classifier on (at most {LARGEST / 2**30:.0f}); use --features inception"
         )
     images, labels = _load(source, size, channels, config, progress)
-    path = cache_folder() / f"{_key(images, labels, source.classes)}.safetensors"
+    path = (folder or cache_folder()) / f"{_key(images, labels, source.classes)}.safetensors"
     if not path.exists():
-        _check_writable(path.parent)
+        _check_writable(path.parent, "choose a folder" if folder else "set XDG_CACHE_HOME to a folder")
         network = _fit(images, labels, len(source.classes), device, progress)
         recorded = {
             "size": size,
@@ -205,16 +213,15 @@ def fit_classifier(
     return Classifier(path, device)
 
 
-def _check_writable(folder: Path) -> None:
-    """Refuses a cache that would not take the classifier, before it is fitted."""
+def _check_writable(folder: Path, way_out: str) -> None:
+    """Refuses a folder that would not take the classifier, before it is fitted."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise PraError(
-            f"the classifier cannot be kept in {folder} ({error.strerror}); set XDG_CACHE_HOME to a folder that can "
-            "be written"
+            f"the classifier cannot be kept in {folder} ({error.strerror}); {way_out} that can be written"
         ) from None
 
 

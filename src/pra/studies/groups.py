@@ -33,9 +33,9 @@ class Group:
         return self.by_guidance[self.guidance]
 
     @property
-    def by_seed(self) -> dict[int, float]:
-        """FID at the best guidance by seed."""
-        return {row["seed"]: row["fid"] for row in sorted(self.at(self.guidance), key=lambda row: row["seed"])}
+    def by_seed(self) -> dict[int, Row]:
+        """The rows at the best guidance by seed."""
+        return {row["seed"]: row for row in sorted(self.at(self.guidance), key=lambda row: row["seed"])}
 
     def at(self, guidance: float) -> list[Row]:
         """The rows with an FID at one guidance, one per seed."""

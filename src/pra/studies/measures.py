@@ -17,7 +17,7 @@ from pra.data import load_images, open_source
 from pra.data.loader import reading
 from pra.errors import PraError
 from pra.eval import evaluate, reconstruct
-from pra.eval.classifier import find_classifier, fit_classifier
+from pra.eval.classifier import Classifier, fit_classifier
 from pra.eval.features import FeatureExtractor
 from pra.eval.probe import Task, held_out
 from pra.eval.probe_features import Layers, Pixels, Vectors, blocks_of
@@ -45,26 +45,39 @@ class Judge:
     """A setting's features and reference, as files that worker processes read."""
 
     setting: Setting
+    classifier: Path
     fingerprint: str
     statistics: Path
 
+    @property
+    def name(self) -> str:
+        """Of the classifier, for the column ``judge``: figures of two judges do not compare."""
+        return self.fingerprint[:12]
+
     @staticmethod
-    def prepare(setting: Setting, folder: Path, device: torch.device, progress: bool = True) -> Judge:
+    def prepare(setting: Setting, kept: Path, folder: Path, device: torch.device, progress: bool = True) -> Judge:
         """Fits the setting's classifier and gathers the statistics of its training images, both once.
+
+        Args:
+            setting: whose images are judged.
+            kept: where classifiers stay, beside the figures that they gave: no other machine fits the same.
+            folder: for what can be made again of them.
+            device: where to fit and to judge.
+            progress: whether to show bars.
 
         Raises:
             PraError: the data are not there, or the disk refuses.
         """
         source = open_source(setting.data.source)
         size = (setting.image_size, setting.image_size)
-        extractor = fit_classifier(source, size, setting.channels, setting.data, device, progress)
+        extractor = fit_classifier(source, size, setting.channels, setting.data, device, progress, kept)
         path = folder / f"{setting.dataset}-{setting.image_size}-{extractor.fingerprint[:12]}.npz"
         if not path.exists():
             reference = from_source(
                 source, size, setting.channels, setting.data, extractor, keep=KEPT_FEATURES, progress=progress
             )
             reference.save(path)
-        return Judge(setting, extractor.fingerprint, path)
+        return Judge(setting, extractor.path, extractor.fingerprint, path)
 
     def open(self, device: torch.device) -> tuple[FeatureExtractor, Reference]:
         """The features and the reference."""
@@ -73,7 +86,7 @@ class Judge:
 
 @functools.cache
 def _opened(judge: Judge, device: torch.device) -> tuple[FeatureExtractor, Reference]:
-    extractor = find_classifier(judge.fingerprint, device)
+    extractor = Classifier(judge.classifier, device)
     return extractor, from_file(judge.statistics, extractor)
 
 
@@ -136,7 +149,7 @@ class Reconstruction:
         size, channels = config.model.image_size, config.model.channels
         with reading(prepared(source, chosen, size, channels, config.data, BATCH)) as batches:
             figures = reconstruct(model, batches, extractor, len(chosen), progress=False)
-        return [{**figures, "images": len(chosen)}]
+        return [{**figures, "images": len(chosen), "judge": judge.name}]
 
 
 @dataclass(frozen=True)
@@ -231,7 +244,8 @@ def _judged(batches: Iterable[Batch], count: int, judge: Judge, device: torch.de
     extractor, reference = judge.open(device)
     report = evaluate(batches, reference, extractor, count, keep=KEPT_FEATURES, progress=False)
     figures = report.figures["torch-fidelity"]
-    return {name: figures.get(name) for name in ("fid", "accuracy", "kid", "precision", "recall")}
+    kept = ("fid", "accuracy", "kid", "precision", "recall")
+    return {name: figures.get(name) for name in kept} | {"judge": judge.name}
 
 
 def _sampling_columns(sampling: SamplingConfig, model: PRA | JiT) -> Row:

@@ -12,8 +12,8 @@ from pra.studies.groups import Group
 
 @dataclass(frozen=True)
 class Paired:
-    """``differences`` are the FID of ``group`` minus the reference's, by seed, of the seeds that both have, each of
-    the two at its own best guidance."""
+    """``differences`` are the FID of ``group`` minus the reference's, by seed, of the seeds that both have from one
+    judge, each of the two at its own best guidance."""
 
     group: Group
     differences: dict[int, float]
@@ -40,11 +40,12 @@ class Paired:
 def paired(of: Iterable[Group], reference: Group) -> list[Paired]:
     """Every group but the reference against it."""
     own = reference.by_seed
-    return [
-        Paired(group, {seed: fid - own[seed] for seed, fid in group.by_seed.items() if seed in own})
-        for group in of
-        if group is not reference
-    ]
+
+    def differences(group: Group) -> dict[int, float]:
+        both = [(seed, row, own[seed]) for seed, row in group.by_seed.items() if seed in own]
+        return {seed: row["fid"] - other["fid"] for seed, row, other in both if row.get("judge") == other.get("judge")}
+
+    return [Paired(group, differences(group)) for group in of if group is not reference]
 
 
 def two_sided(t: float, freedom: int) -> float:

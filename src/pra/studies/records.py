@@ -17,7 +17,7 @@ COLUMNS = (
     "steps", "train_seconds", "solver", "solver_steps", "evaluations", "renormalise", "images", "kid", "precision",
     "recall", "reconstruction_fid", "psnr", "ssim", "position", "input_gap", "condition_gap", "training_loss",
     "rollout_loss", "layer", "pooling", "time", "top1", "validation", "held_out", "sample_seconds",
-    "run", "measured", "commit", "hardware",
+    "run", "measured", "judge", "commit", "hardware",
 )  # fmt: skip
 """Of every study; a column that a study does not fill is left out of its file."""
 
@@ -46,9 +46,14 @@ class Records:
         for path in sorted(folder.glob(f"*/{RESULTS}")):
             self._remember(read_rows(path))
 
-    def known(self, run: str, measured: str) -> list[Row]:
-        """The rows of a measurement that was made already, by this study or another; else none."""
-        return list(self._known.get((run, measured), {}).values())
+    def known(self, run: str, measured: str, judge: str) -> list[Row]:
+        """The rows of a measurement that was made already, by this study or another; else none.
+
+        None where another judge than ``judge`` made it. Rows that name no judge are of no matter to any, or older than
+        the column.
+        """
+        rows = self._known.get((run, measured), {}).values()
+        return [row for row in rows if row.get("judge", judge) == judge]
 
     def _remember(self, rows: Iterable[Row]) -> None:
         for row in rows:
@@ -92,7 +97,9 @@ def read_rows(path: Path) -> list[Row]:
 _PLACES = ("position", "layer", "pooling")
 """What tells the rows of one measurement apart."""
 
-_TEXT = ("dataset", "setting", "scale", "system", "solver", "run", "measured", "commit", "hardware", "pooling")
+_TEXT = (
+    "dataset", "setting", "scale", "system", "solver", "run", "measured", "judge", "commit", "hardware", "pooling",
+)  # fmt: skip
 
 
 def _value(column: str, text: str) -> str | float | int | bool:

@@ -118,6 +118,9 @@ def _provenance(rows: list[Row]) -> list[str]:
         f"- {len(runs)} runs, {training / 60:.0f} minutes of training and {sum(measured.values()) / 60:.0f} minutes of "
         "measuring, summed over the runs, of which as many stood side by side as there are cores"
     ]
+    if of := {str(row.get("judge", "not recorded")) for row in rows if "fid" in row}:
+        apart = ": two judges differ by some per cent over the same pictures (docs/evidence.md)" if len(of) > 1 else ""
+        lines.append(f"- judge: {'; '.join(sorted(of))}{apart}")
     for column in ("hardware", "commit"):
         lines.append(f"- {column}: {'; '.join(sorted({str(row[column]) for row in rows if column in row}))}")
     return lines

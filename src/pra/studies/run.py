@@ -146,7 +146,7 @@ def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: 
     """
     waiting, there = [], []
     for job in jobs:
-        known = {measure: records.known(job.run, measure.key) for measure in job.measures}
+        known = {measure: records.known(job.run, measure.key, job.judge.name) for measure in job.measures}
         there += [row | job.labels for rows in known.values() for row in rows]
         missing = tuple(measure for measure, rows in known.items() if not rows)
         if missing:

@@ -21,6 +21,8 @@ from pra.studies.settings import Scale, Setting
 
 PICTURED = ("systems", "length", "token-dimension")
 """Studies that compare systems, whose samples a reader wants to see."""
+JUDGES = "judges"
+"""The folder beside the studies' own that holds the classifiers."""
 
 
 def run_study(
@@ -53,7 +55,7 @@ def run_study(
     records = Records(out, study.name)
     jobs, judges = [], []
     for setting in map(with_classes, settings):
-        judge = Judge.prepare(setting, place.runs / "references", place.device, progress)
+        judge = Judge.prepare(setting, out / JUDGES, place.runs / "references", place.device, progress)
         jobs += [_job(cell, seed, setting, scale, judge) for seed in seeds for cell in study.cells(setting, scale)]
         judges.append(judge)
     try:
