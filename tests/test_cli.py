@@ -340,6 +340,7 @@ def test_raw_weights(call: Pra, trained: Path, tmp_path: Path) -> None:
         (["--solver", "eulr"], ["'eulr' is unknown; did you mean 'euler'?"]),
         (["--schedule", "LINEAR"], ["'LINEAR' is unknown", "constant, linear"]),
         (["--steps", "0"], ["sampling: steps must be positive"]),
+        (["--steps", "1" + 21 * "0"], ["sampling: steps must lie in [1, 10000]"]),
         (["--guidance", "nan"], ["guidance must lie in"]),
         (["--temperature", "-1"], ["temperature must lie in"]),
         (["--batch-size", "0"], ["--batch-size 0 must be at least 1"]),

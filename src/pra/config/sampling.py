@@ -36,6 +36,10 @@ SHORTCUT_STEPS = (1, 2, 4, 8)
 """Into how many equal steps a head with shortcuts learns to take the path."""
 
 
+LARGEST_STEPS = 10_000
+"""Beyond this the times of a grid in float32 need not rise."""
+
+
 class TimeGrid(enum.Enum):
     """Where the solver's intervals lie between noise (0) and data (1); see :func:`pra.solvers.time_grid`."""
 
@@ -67,6 +71,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         coerce(self)
         positive(self, "steps", "shift")
+        between(self, "steps", 1, LARGEST_STEPS)
         between(self, "guidance", 0.0, math.inf)
         between(self, "temperature", 0.0, math.inf)
         low, high = self.guidance_interval
