@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +317,21 @@ def test_adm_cuts_fractions_off_where_torch_fidelitys_users_round() -> None:
     assert Protocol.TORCH_FIDELITY.quantise(values).tolist() == [0, 0, 128, 128, 255, 255]
     ready = torch.tensor([3, 7], dtype=torch.uint8)
     assert Protocol.ADM.quantise(ready) is ready
+
+
+def test_images_are_let_go_as_they_are_judged() -> None:
+    extractor = Projection()
+    reference, alive = reference_of(pixels(60), extractor), []
+
+    def made() -> Iterator[Batch]:
+        for start in range(0, 200, 10):
+            batch = Batch(pixels(10, seed=start), None, start)
+            alive.append(weakref.ref(batch.images))
+            assert sum(images() is not None for images in alive) <= 2
+            yield batch
+
+    evaluate(made(), reference, extractor, 200, keep=20, progress=False)
+    assert len(alive) == 20
 
 
 def test_protocols_judge_generated_images_apart_and_finished_ones_once() -> None:

@@ -153,8 +153,9 @@ def test_kid(features: tuple[Tensor, Tensor]) -> None:
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     # In float64, for torch-fidelity computes in the features' own type.
-    expected = kid_features_to_metric(*(rows[:300].double() for rows in features), kid_subset_size=300, verbose=False)
-    found = metrics.kernel_distance(*(rows[:300].numpy() for rows in features))
+    expected = kid_features_to_metric(*(rows.double() for rows in features), kid_subset_size=90, verbose=False)
+    found = metrics.kernel_distance(*(rows.numpy() for rows in features), size=90)
+    assert found[1] > 1e-4  # the subsets differ
     assert found == pytest.approx(
         (expected["kernel_inception_distance_mean"], expected["kernel_inception_distance_std"]), rel=1e-9
     )
@@ -168,9 +169,11 @@ def test_precision_and_recall(features: tuple[Tensor, Tensor]) -> None:
     assert metrics.precision_recall(*features) == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
 
 
-@pytest.mark.slow
 def test_all_figures_from_images(port: Any, weights: Path, extractor: Inception) -> None:
-    """torch-fidelity's command against ours, from pixels to figures."""
+    """torch-fidelity's command against ours, from pixels to figures.
+
+    But for the network of precision and recall, which is Inception here and by default a VGG16 there.
+    """
     from torch_fidelity import calculate_metrics
 
     class Images(torch.utils.data.Dataset[Tensor]):
@@ -183,15 +186,15 @@ def test_all_figures_from_images(port: Any, weights: Path, extractor: Inception)
         def __getitem__(self, index: int) -> Tensor:
             return self.images[index]
 
-    generated, real = pixels(40, seed=1), pixels(50, seed=2)
+    generated, real = pixels(12, seed=1), pixels(14, seed=2)
     expected = calculate_metrics(
         input1=Images(generated), input2=Images(real), cuda=False, isc=True, fid=True, kid=True, prc=True,
-        kid_subset_size=40, feature_extractor="inception-v3-compat", feature_layer_prc="2048", verbose=False,
+        kid_subset_size=12, feature_extractor="inception-v3-compat", feature_layer_prc="2048", verbose=False,
         feature_extractor_weights_path=str(weights), batch_size=16, save_cpu_ram=True, cache=False,
     )  # fmt: skip
-    collected = collect([Batch(real, None, 0)], extractor, 50, 50, progress=False)[Protocol.TORCH_FIDELITY]
+    collected = collect([Batch(real, None, 0)], extractor, 14, 14, progress=False)[Protocol.TORCH_FIDELITY]
     reference = summarise(collected, "real", None)
-    report = evaluate([Batch(generated, None, 0)], reference, extractor, 40, progress=False)
+    report = evaluate([Batch(generated, None, 0)], reference, extractor, 12, progress=False)
     figures = report.figures["torch-fidelity"]
     pairs = {
         "fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean",
@@ -199,9 +202,8 @@ def test_all_figures_from_images(port: Any, weights: Path, extractor: Inception)
         "precision": "precision", "recall": "recall",
     }  # fmt: skip
     for ours, their in pairs.items():
-        print(ours, figures[ours], expected[their])
-    for ours, their in pairs.items():
-        assert figures[ours] == pytest.approx(expected[their], rel=1e-4)
+        # theirs sums KID, which is small here, in float32
+        assert figures[ours] == pytest.approx(expected[their], rel=1e-4, abs=1e-8 if ours == "kid" else None)
 
 
 # --- bad input ----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from pra.eval.rollout_gap import inhomogeneity
 from pra.generate import learnt_grid
 from pra.provenance import file_sha256
 from pra.recipes import distill
-from pra.recipes.systems import parameters
+from pra.recipes.systems import TOLERANCE, parameters
 from pra.studies import SETTINGS, STUDIES, Cell, Scale, Setting, Study, run_study
 from pra.studies.catalogue import LONGER, find_study, only
 from pra.studies.groups import groups
@@ -204,6 +204,13 @@ def test_rollout_gap_of_each_position(tmp_path: Path) -> None:
     assert "loss on rollouts" in (tmp_path / "studies" / "rollout-gap" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_systems_have_the_parameters_of_pra_within_the_tolerance(setting: Setting, scale: Scale) -> None:
+    counts = {cell.system: parameters(cell.config.model) for cell in STUDIES["systems"].cells(setting, scale)}
+    assert all(abs(count / counts["pra"] - 1) <= TOLERANCE for count in counts.values())
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_can_be_built_in_every_setting(name: str) -> None:
     for setting in SETTINGS.values():
@@ -216,9 +223,6 @@ def test_every_study_can_be_built_in_every_setting(name: str) -> None:
             longer = LONGER if name == "length" and cell.value != SCALES["cpu"].steps * setting.length else 1
             assert (cell.base or cell.config).train.steps == longer * SCALES["cpu"].steps * setting.length
             assert cell.config.train.batch_size == setting.batch_size
-        if name in ("systems", "rollout-gap"):
-            counts = [parameters(cell.config.model) for cell in cells]
-            assert max(counts) / min(counts) < 1.06
 
 
 def test_the_key_of_a_run_is_what_decides_its_weights() -> None:

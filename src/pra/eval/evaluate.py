@@ -107,7 +107,7 @@ def evaluate(
     """Judges a set of images by a reference, under both protocols.
 
     Memory does not grow with the number of images but for the features of at most ``keep`` of them (KID, precision,
-    recall). No figure depends on the batches beyond rounding.
+    recall) and 16 bytes each for the Inception Score. No figure depends on the batches beyond rounding.
 
     Args:
         batches: the set, or this process's share of it; uint8, or in [-1, 1].

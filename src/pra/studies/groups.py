@@ -37,6 +37,11 @@ class Group:
         """The rows at the best guidance by seed."""
         return {row["seed"]: row for row in sorted(self.at(self.guidance), key=lambda row: row["seed"])}
 
+    @property
+    def judges(self) -> list[str]:
+        """Who has judged at the best guidance; the spread is theirs too, where they are several."""
+        return sorted({row.get("judge", "") for row in self.at(self.guidance)})
+
     def at(self, guidance: float) -> list[Row]:
         """The rows with an FID at one guidance, one per seed."""
         return [row for row in self.rows if "fid" in row and row["guidance"] == guidance]

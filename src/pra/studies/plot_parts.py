@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ON_TOP = 3
 """Where PRA's curves lie."""
+LEAST_SPAN = 1.15
+"""Of a logarithmic axis: a difference of nothing is not to fill it."""
 
 
 def logarithmic(axes: Axes, axis: str = "y") -> None:
@@ -28,6 +30,10 @@ def logarithmic(axes: Axes, axis: str = "y") -> None:
     of: Axis = axes.yaxis if axis == "y" else axes.xaxis
     axes.set(**{f"{axis}scale": "log"})
     low, high = axes.get_ylim() if axis == "y" else axes.get_xlim()
+    if high / low < LEAST_SPAN:
+        middle = (low * high) ** 0.5
+        low, high = middle / LEAST_SPAN**0.5, middle * LEAST_SPAN**0.5
+        axes.set(**{f"{axis}lim": (low, high)})
     of.set_major_locator(FixedLocator(ticks_between(low, high)))
     of.set_major_formatter("{x:g}")
     axes.minorticks_off()
@@ -43,6 +49,7 @@ def ticks_between(low: float, high: float) -> list[float]:
         (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
         (1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 2.8, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8, 8.5, 9, 9.5),
         tuple(1 + step / 20 for step in range(180)),
+        tuple(1 + step / 100 for step in range(900)),
     )
     between: list[float] = []
     for digits in sets:
@@ -53,20 +60,25 @@ def ticks_between(low: float, high: float) -> list[float]:
     return between
 
 
-def dots(axes: Axes, at: float, values: Iterable[float], colour: str, upright: bool = True) -> None:
+def dots(
+    axes: Axes, at: float, values: Iterable[float], colour: str, upright: bool = True, hollow: bool = False
+) -> None:
     """Each seed a dot; ``at`` is their place on the x axis, or on the y axis where they do not lie ``upright``."""
     values = list(values)
     places = [at] * len(values)
     xs, ys = (places, values) if upright else (values, places)
     edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.7}
+    if hollow:
+        edge = {"markeredgecolor": colour, "markeredgewidth": 1.4, "markerfacecolor": "white"}
     axes.plot(xs, ys, "o", color=colour, markersize=6, zorder=ON_TOP + 1, **edge)
 
 
 def curve(axes: Axes, by_place: Mapping[float, Sequence[float]], system: str) -> None:
-    """Each seed a dot, and a line of their means, named for the legend; PRA's above the others and thicker."""
+    """Each seed a dot, a hollow one where it is alone, and a line of their means, named for the legend; PRA's above the
+    others and thicker."""
     colour, width, above = _weight(system)
     for place, values in by_place.items():
-        dots(axes, place, values, colour)
+        dots(axes, place, values, colour, hollow=len(values) == 1)
     means = [statistics.mean(values) for values in by_place.values()]
     axes.plot(list(by_place), means, color=colour, linewidth=width, zorder=above, label=name_of(system))
 

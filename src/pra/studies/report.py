@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pra.images import write_atomically
 from pra.studies.catalogue import STUDIES, Study
-from pra.studies.measures import Row
+from pra.studies.measures import KEPT_FEATURES, Row
 from pra.studies.names import described, in_ranges
 from pra.studies.plots import draw, draw_tokens
 from pra.studies.report_probe import about_probe
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-SAMPLES = "Samples of the same classes and seeds: a run of each system, at its best guidance, nothing chosen by hand."
+SAMPLES = (
+    "Samples of the same classes and seeds: a run of each system, at its best guidance, nothing chosen by hand. The "
+    "FID beside them is the mean over the seeds."
+)
 
 
 def samples_name(setting: str, scale: str) -> str:
@@ -48,7 +51,7 @@ def write_report(study: Study, rows: list[Row], folder: Path) -> list[Path]:
     for scale, setting in dict.fromkeys((row["scale"], row["setting"]) for row in rows):
         chosen = [row for row in rows if (row["scale"], row["setting"]) == (scale, setting)]
         parts += [f"## {setting}, scale {scale}", "", _about(study, chosen), "", *tables(study, chosen), ""]
-        figure = draw(study, chosen)
+        figure = draw(study, with_shorter(study, rows, chosen))
         if figure is not None:
             written.append(_save(figure, folder / f"{setting}-{scale}.png"))
             parts += [f"![{study.name}, {setting}]({written[-1].name})", ""]
@@ -58,6 +61,17 @@ def write_report(study: Study, rows: list[Row], folder: Path) -> list[Path]:
     readme = folder / "README.md"
     write_atomically(readme, lambda file: file.write("\n".join(parts).encode()))
     return [readme, *written]
+
+
+def with_shorter(study: Study, rows: list[Row], chosen: list[Row]) -> list[Row]:
+    """What is drawn of a setting: in the study `length` also the trainings that it lengthens."""
+    setting = SETTINGS.get(chosen[0]["setting"])
+    if study.name != "length" or setting is None:
+        return chosen
+    where = (setting.lengthens, chosen[0]["scale"])
+    shorter = [row for row in rows if (row["setting"], row["scale"]) == where]
+    there = {row["run"] for row in shorter}
+    return [*shorter, *(row for row in chosen if row["run"] not in there)]
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -72,7 +86,7 @@ def _about(study: Study, rows: list[Row]) -> str:
         figures = "accuracy is how often that sees the class that was asked for; FID, KID, precision and recall are"
     judged = (
         f"{' or '.join(map(str, images))} samples of each run are judged by the features of a classifier fitted on the "
-        f"data set's training images; {figures} against these images"
+        f"data set's training images; {figures} against these images, the last three against {KEPT_FEATURES} of them"
     )
     return (
         f"{described(rows)}; seeds {in_ranges(row['seed'] for row in rows)}. "
