@@ -276,7 +276,8 @@ def _labels(path: Path, count: int) -> Tensor:
 def exported(batches: Iterable[Batch], count: int, path: Path, plan: dict[str, Any] | None = None) -> Iterator[Batch]:
     """The same batches, written on their way into the ``.npz`` that ADM's evaluator reads, as ADM rounds them.
 
-    That takes ``(N, H, W, 3)``; grey images are ``(N, H, W, 1)``, for :class:`NpzBatch`. The file appears when the last batch has passed, whole or not at all.
+    That takes ``(N, H, W, 3)``; grey images are ``(N, H, W, 1)``, for :class:`NpzBatch`. The file appears when the
+    last batch has passed, whole or not at all.
 
     Args:
         batches: in order.

@@ -48,8 +48,8 @@ def ticks_between(low: float, high: float) -> list[float]:
         (1, 1.5, 2, 3, 5, 7),
         (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
         (1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 2.8, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8, 8.5, 9, 9.5),
+        tuple(1 + step / 10 for step in range(90)),
         tuple(1 + step / 20 for step in range(180)),
-        tuple(1 + step / 100 for step in range(900)),
     )
     between: list[float] = []
     for digits in sets:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEST = "FID at the best guidance"
-DOTS = "each dot a seed, hollow where it is alone; the line their mean"
+DOTS = "a dot: a seed, hollow where it is alone; the line: their mean"
 WITHOUT = {PRA: "reconstructed", "input-noise": "teacher-forced", "input-noise-x": "x-prediction"}
 """The system that is left of another without its perturbation."""
 NONE = (1.0, 0.0)
@@ -97,7 +97,7 @@ def _draw_noise(figure: Figure, rows: list[Row]) -> None:
         beside = {"xytext": (-4, 4), "textcoords": "offset points", "ha": "right", "fontsize": 9}
         where, place = ("axes fraction", "data"), (1.0, best.fid)
         pixels.annotate(f"PRA's best, t_min = {best.value:g}", place, xycoords=where, color=colour_of(PRA), **beside)
-    states.set(xlabel="t_min of PRA's perturbation of states (1: none; 0: strongest)", ylabel=f"{BEST}\n({DOTS})")
+    states.set(xlabel=f"t_min of PRA's perturbation of states (1: none; 0: strongest)\n({DOTS})", ylabel=BEST)
     states.set_title("states are perturbed before they are decoded", fontsize=10)
     states.invert_xaxis()
     logarithmic(states)
@@ -127,7 +127,7 @@ def _draw_length(figure: Figure, rows: list[Row]) -> None:
     left.set(ylabel=f"{BEST} (lower is better)")
     right.set(ylabel=f"accuracy at guidance {guidance:g} (higher is better)")
     for axes in (left, right):
-        axes.set(xlabel=f"training steps ({DOTS})", xscale="log")
+        axes.set(xlabel=f"training steps\n({DOTS})", xscale="log")
         axes.set_xticks(every, [str(steps) for steps in every])
         axes.minorticks_off()
         axes.margins(x=0.12)
@@ -197,7 +197,7 @@ def draw_tokens(study: Study, rows: list[Row]) -> Figure | None:
     for place, system in enumerate(systems):
         apart = 1 + DODGE * (place - (len(systems) - 1) / 2)
         curve(axes, {size * apart: of[system] for size, of in sorted(sizes.items()) if system in of}, system)
-    axes.set(xscale="log", xlabel=f"numbers in a token ({DOTS})")
+    axes.set(xscale="log", xlabel=f"numbers in a token\n({DOTS})")
     axes.set_xticks(sorted(sizes), [f"{size:g}" for size in sorted(sizes)])
     axes.margins(x=0.15)
     logarithmic(axes)

@@ -58,7 +58,7 @@ def draw_gap(figure: Figure, rows: list[Row]) -> None:
     titles = (
         "Conditions: what the backbone tells the head\n(gap between sampling and training)",
         "Inputs: what the backbone reads\n(gap between sampling and training)",
-        "Flow loss on the model's own samples\nover that in training",
+        "Flow loss on the model's own rollouts\nover that in training",
     )
     panels[2].axhline(1.0, color="black", linewidth=0.8, linestyle="--")
     count = math.isqrt(rows[0]["tokens"])
