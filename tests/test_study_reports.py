@@ -16,9 +16,10 @@ from pra.studies.costs import relative
 from pra.studies.groups import groups
 from pra.studies.names import COLOURS, NAMES, in_ranges
 from pra.studies.pairs import paired, two_sided
+from pra.studies.plot_parts import LEAST_SPAN, ticks_between
 from pra.studies.plots_sampling import SOLVERS
 from pra.studies.records import read_rows
-from pra.studies.report import commands, write_report
+from pra.studies.report import commands, with_shorter, write_report
 from pra.studies.settings import SCALES, Scale, base
 from pra.studies.tables import tables
 
@@ -312,3 +313,31 @@ def test_little_is_reported_as_well(name: str, tmp_path: Path) -> None:
         readme, *pictures = write_report(STUDIES[name], few(name), tmp_path)
     assert [picture.name for picture in pictures] == ["elsewhere-16-small.png"]
     assert "--seeds 4" in readme.read_text()
+
+
+def test_longer_trainings_are_drawn_with_those_that_they_lengthen() -> None:
+    long, lengthened = "fashion-64-long", SETTINGS["fashion-64-long"].lengthens
+    short = [
+        row("pra", 0, 1.0, 3.0, setting=lengthened, value=1200, run="a"),
+        row("pra", 0, 1.0, 2.0, setting=lengthened, value=4800, run="b"),
+        row("pra", 1, 1.0, 2.0, setting=lengthened, value=4800, run="c"),
+        row("pra", 0, 1.0, 2.0, setting="emoji-64", value=4800, run="d"),
+    ]
+    own = [
+        row("pra", 0, 1.0, 2.0, setting=long, value=4800, run="b"),  # the same run as in the shorter setting
+        row("pra", 0, 1.0, 1.0, setting=long, value=19200, run="e"),
+    ]
+    study = STUDIES["length"]
+    assert [row["run"] for row in with_shorter(study, [*short, *own], own)] == ["a", "b", "c", "e"]
+    assert with_shorter(study, [*short, *own], short[:3]) == short[:3]
+    assert with_shorter(STUDIES["noise"], [*short, *own], own) == own
+
+
+@pytest.mark.parametrize("low", [0.47, 0.5, 0.96, 1.0, 3.3, 9.1, 47.0])
+def test_every_axis_has_ticks_to_read(low: float) -> None:
+    assert len(ticks_between(low, low * LEAST_SPAN)) >= 3
+
+
+def test_a_mean_over_several_judges_says_so() -> None:
+    rows = [row("pra", 0, 1.0, 1.0), row("pra", 1, 1.0, 2.0, judge="a"), row("jit", 0, 1.0, 3.0)]
+    assert [line["seeds"] for line in table(tables(STUDIES["systems"], rows))] == ["0,1 (2 judges)", "0"]

@@ -102,6 +102,7 @@ def fashion() -> RunConfig:
         train=TrainConfig(
             steps=5_000,
             batch_size=128,
+            rollout=Parallel(t_min=0.95),
             optimizer=OptimizerConfig(lr=1e-3, warmup_steps=200, schedule=LearningRate.COSINE, ema_decay=0.999),
             sample_every=1000,
         ),

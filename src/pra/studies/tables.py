@@ -50,7 +50,9 @@ def _quality_table(study: Study, of: list[Group]) -> list[str]:
         "KID": lambda group: _number(group.mean("kid", group.guidance), ".4f"),
         "precision": lambda group: _number(group.mean("precision", group.guidance), ".3f"),
         "recall": lambda group: _number(group.mean("recall", group.guidance), ".3f"),
-        "seeds": lambda group: in_ranges(group.by_seed) + (f", {len(group.judges)} judges" if group.judges[1:] else ""),
+        "seeds": lambda group: (
+            in_ranges(group.by_seed) + (f" ({len(group.judges)} judges)" if group.judges[1:] else "")
+        ),
         "reconstruction FID": lambda group: _number(group.mean("reconstruction_fid"), ".3f"),
         "parameters": lambda group: f"{group.rows[0]['parameters']:,}",
         "training FLOPs": lambda group: f"{cost.training:.2f}" if (cost := costs[id(group)]) else "-",
