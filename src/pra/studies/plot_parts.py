@@ -30,7 +30,7 @@ def logarithmic(axes: Axes, axis: str = "y") -> None:
     of: Axis = axes.yaxis if axis == "y" else axes.xaxis
     axes.set(**{f"{axis}scale": "log"})
     low, high = axes.get_ylim() if axis == "y" else axes.get_xlim()
-    if 0 < low and high < LEAST_SPAN * low:
+    if low > 0 and high < LEAST_SPAN * low:
         middle = (low * high) ** 0.5
         low, high = middle / LEAST_SPAN**0.5, middle * LEAST_SPAN**0.5
         axes.set(**{f"{axis}lim": (low, high)})
