@@ -53,8 +53,9 @@ class Projection:
         self.weights = [torch.randn(math.prod(shape), n, generator=generator) for n in (dim, 3, classes or 4)]
 
     def __call__(self, images: Tensor) -> Features:
-        pixels = images.flatten(1) / 255
-        pool, spatial, logits = (pixels @ weights for weights in self.weights)
+        # Rounded once: in float32 a product may depend on how many rows it has.
+        pixels = images.flatten(1).double() / 255
+        pool, spatial, logits = ((pixels @ weights.double()).float() for weights in self.weights)
         return Features(pool.sin(), spatial, logits)
 
 

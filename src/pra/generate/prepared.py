@@ -7,6 +7,7 @@ place: a captured step goes on reading the same memory when the weights have cha
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pra.models.backbone import Backbone
-from pra.models.head import FlowHead, HeadBlock
+from pra.models.head import FlowHead, HeadBlock, time_features
 from pra.models.states import PixelDecoder
 from pra.nn.transformer import Block, KVCache, Transformer
 
@@ -78,8 +79,8 @@ class Prepared:
 
     def refresh(self) -> None:
         """Takes over the model's present weights."""
-        for copy, source in self.copies:
-            copy.copy_(source())
+        for kept, source in self.copies:
+            kept.copy_(source())
 
     def linear(self, module: nn.Linear) -> Linear:
         """A module's weights."""
@@ -99,9 +100,9 @@ class Prepared:
 
     def kept(self, source: Callable[[], Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
         """A copy of what ``source`` gives, now and at every :meth:`refresh`."""
-        copy = source().to(dtype, copy=True)
-        self.copies.append((copy, source))
-        return copy
+        kept = source().to(dtype, copy=True)
+        self.copies.append((kept, source))
+        return kept
 
 
 class TransformerWeights(Prepared):
@@ -180,7 +181,7 @@ class HeadWeights(Prepared):
         self.out = self.linear(head.out)
         asked = torch.tensor(times, dtype=torch.float32, device=head.out.weight.device)
         step = None if span is None else torch.full_like(asked, span)
-        self.times = self.kept(lambda: head.time(asked, step).detach())
+        self.times = self.kept(lambda: _embedded(head, asked, step))
         sharing = len(head.blocks) // len(head.modulations)
         self.blocks = [
             HeadBlockWeights(
@@ -197,6 +198,27 @@ class HeadWeights(Prepared):
         matrix = self.kept(lambda: torch.cat([p.weight.detach() for p in projections]), dtype)
         bias = self.kept(lambda: torch.cat([_one_added(p) for p in projections]), dtype)
         self.modulations = Linear(matrix.t(), bias)
+
+
+@torch.no_grad()
+def _embedded(head: FlowHead, times: Tensor, span: Tensor | None) -> Tensor:
+    """``head.time``; on CPUs in float64 and rounded once.
+
+    In float32 torch's product may depend on the number of threads there (seen of four rows on an AMD EPYC), and with it
+    every image.
+    """
+    if times.device.type != "cpu":
+        return head.time(times, span)
+
+    def through(module: nn.Module, at: Tensor) -> Tensor:
+        embedded: Tensor = copy.deepcopy(module).double()(time_features(at).double())
+        return embedded
+
+    embedded = through(head.time_in, times)
+    if head.span_in is not None:
+        assert span is not None, "a head of steps was not told how long one is"
+        embedded = embedded + through(head.span_in, span)
+    return embedded.float()
 
 
 def _one_added(projection: nn.Linear) -> Tensor:
