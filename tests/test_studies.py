@@ -27,13 +27,13 @@ from pra.provenance import file_sha256
 from pra.recipes import distill
 from pra.recipes.systems import TOLERANCE, parameters
 from pra.studies import SETTINGS, STUDIES, Cell, Scale, Setting, Study, run_study
-from pra.studies.catalogue import LONGER, find_study, only
+from pra.studies.catalogue import find_study, only
 from pra.studies.groups import groups
 from pra.studies.measures import Gap, Measure, Quality, Reconstruction
 from pra.studies.records import Records, read_rows
 from pra.studies.report import write_report
 from pra.studies.run import Workplace, run_key
-from pra.studies.settings import SCALES, base, find_scale, find_setting
+from pra.studies.settings import LONGER, SCALES, base, find_scale, find_setting
 from pra.training.run import read_run
 
 SMALL = Scale(

@@ -21,13 +21,11 @@ from pra.errors import PraError, nearest
 from pra.recipes import distill
 from pra.recipes.systems import SYSTEMS
 from pra.studies.measures import Gap, Measure, Probe, Quality, Reconstruction, sweep
-from pra.studies.settings import Scale, Setting, base
+from pra.studies.settings import LONGER, Scale, Setting, base
 
 PRA = "pra"
 LONG_ROLLOUT = 16
 """Tokens beyond which exact rollout training is left out: its step costs as many passes."""
-LONGER = 4
-"""How many times as many steps the study `length` trains for."""
 
 
 @dataclass(frozen=True)

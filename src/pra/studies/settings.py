@@ -89,9 +89,12 @@ _SETTINGS = {
     )
 }  # fmt: skip
 
+LONGER = 4
+"""How many times as many steps the study `length` trains for."""
+
 # As long as the study `length` trains: from there four times as long, and other questions asked of long trainings.
 _LONG = {
-    f"{name}-long": replace(_SETTINGS[name], name=f"{name}-long", length=4 * _SETTINGS[name].length, lengthens=name)
+    f"{name}-long": replace(_SETTINGS[name], name=f"{name}-long", length=LONGER * _SETTINGS[name].length, lengthens=name)
     for name in ("fashion-64", "emoji-64")
 }
 SETTINGS = _SETTINGS | _LONG
