@@ -1,15 +1,14 @@
-"""What the sampler's engine saves over the plain path: ratios within one run, measured in turn.
+"""What the sampler saves over the model's own modules run plainly: ratios within one run, measured in turn.
 
     python benchmarks/engine.py --batch 1,64                        # fashion, on the best device there is
     python benchmarks/engine.py --recipe pra-s-256 --image-size 32  # as many tokens as a CPU has patience for
     python benchmarks/engine.py --compile                           # takes the compiler some minutes
 
-The plain path (benchmarks/plain.py) runs the model's own modules with caches, one operation after another; the naive
-one (benchmarks/naive.py) has no caches; on a CPU the engine runs without its compiled arithmetic too. All make the same
-images. Prints, for each batch size, how many tensor
-operations the plain path and the engine dispatch for a batch, and as medians with the range of the paired ratios how
-much longer the other ways take than the engine in float32: by the clock on a GPU, by processor time on a CPU, which
-other processes disturb less.
+The plain path runs the model's own modules with caches, one operation after another; the naive one
+(benchmarks/naive.py) has no caches; on a CPU the sampler uses arithmetic compiled for it, on a GPU CUDA graphs. All make
+the same images. Prints, for each batch size, how many tensor operations the plain path and the sampler dispatch for a
+batch, and as medians with the range of the paired ratios how much longer the other ways take than the sampler in float32:
+by the clock on a GPU, by processor time on a CPU, which other processes disturb less.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from typing import Annotated, Any
 import torch
 import tyro
 from naive import sample_without_caches
-from plain import sample_plainly
 from rollout import compare
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -83,14 +81,13 @@ def main(
         def other(sample: Callable[..., object]) -> Work:
             return lambda: sample(model, sampling, labels, seeds)  # noqa: B023
 
-        ways = {"plain path": other(sample_plainly)}
-        ways |= {"engine, by torch": by_torch(engine())} if target.type == "cpu" else {}
+        ways = {"plain path": by_modules(engine())}
         ways |= {"without caches": other(sample_without_caches)} if naive else {}
         ways |= {"engine, bfloat16": engine(Precision.BFLOAT16)} if bfloat16 else {}
         ways |= {"engine, compiled": engine(compile=True)} if compile else {}
         base = engine()
-        counts = [operations(work) for work in (ways["plain path"], ways.get("engine, by torch", base), base)]
-        print(f"batch {count}: operations by the plain path, the engine by torch, the engine: {counts}")
+        counts = [operations(work) for work in (ways["plain path"], base)]
+        print(f"batch {count}: operations by the plain path, the engine: {counts}")
         for name, work in ways.items():
             ratios = compare(work, base, repeats, lambda done: cost(done, target))
             found.append(ratios | {"batch": count, "name": name, "operations": counts})
@@ -101,8 +98,8 @@ def main(
     print(json.dumps({"recipe": recipe_name, "image_size": size.image_size, "results": found, "where": environment()}))
 
 
-def by_torch(work: Work) -> Work:
-    """A sampler's work without the compiled arithmetic; whether it is used is decided when an engine is made."""
+def by_modules(work: Work) -> Work:
+    """A sampler's work by the model's own modules; how it works is decided at its first batch."""
 
     def done() -> object:
         before = os.environ.get(SWITCH)

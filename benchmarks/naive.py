@@ -27,12 +27,12 @@ def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[i
     patches = torch.empty(len(labels), 0, size.patch_dim, device=device)
     states = torch.empty(len(labels), 0, size.state_dim, device=device)
     for i in range(size.num_patches):
-        conditional = model.backbone(label, patches)[:, -1:]
-        unconditional = model.backbone(torch.full_like(label, size.null_class), patches)[:, -1:]
+        conditional = model.conditions(label, patches)[:, -1:]
+        unconditional = model.conditions(model.condition.null_like(label), patches)[:, -1:]
         scale = scale_at(config, i, size.num_patches)
 
         def velocity(z: Tensor, t: Tensor, c: Tensor = conditional, u: Tensor = unconditional, s: float = scale):
-            v_c, v_u = (model.head(z, t, model.head.condition(h)) for h in (c, u))
+            v_c, v_u = (model.head(z, t, model.head.project(h)) for h in (c, u))
             return v_u + s * (v_c - v_u) if low <= t <= high else v_c
 
         def fresh(k: int, position: int = i) -> Tensor:

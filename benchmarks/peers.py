@@ -6,7 +6,7 @@
 
 The image models of autoregressive-diffusion-pytorch (extra `bench`, benchmarks/ar_diffusion.py) and the generator of
 SphereAR (benchmarks/sphere_ar.py) at the sizes of a recipe, and our own plain path and sampler without caches
-(benchmarks/plain.py, naive.py), all with random weights and as many evaluations of the head a token, in float32 but
+(benchmarks/engine.py, naive.py), all with random weights and as many evaluations of the head a token, in float32 but
 where a row says bfloat16. Each is compared with our engine in pairs, one after the other; what is printed are medians
 and ranges of the pairs' ratios, by the clock, and by processor time, which other processes disturb less. What has no
 classes is compared with ours without guidance, and with it.
@@ -26,9 +26,9 @@ from typing import Annotated, Any
 import torch
 import tyro
 from ar_diffusion import OWN_MLP_WIDTH, diffusion_model, flow_model
+from engine import by_modules
 from naive import sample_without_caches
 from peers_quality import Point, Ways, measure, needed
-from plain import sample_plainly
 from sphere_ar import sphere_ar, tokens_alone
 
 from pra import Sampler, recipe
@@ -150,7 +150,7 @@ class Pairs:
         if self.compile:
             yield Pair("flow model; ours compiled", count, flow, engine(self.model, plain, batch, compile=True))
         yield Pair("diffusion model", count - 1, diffusion, ours)
-        yield Pair("our plain path", count, lambda: sample_plainly(self.model, plain, labels, seeds), ours)
+        yield Pair("our plain path", count, by_modules(engine(self.model, plain, batch)), ours)
         yield Pair("ours without caches", count, lambda: sample_without_caches(self.model, plain, labels, seeds), ours)
         if self.checkout is not None:
             yield from self._sphere_ar(self.checkout, batch)

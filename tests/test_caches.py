@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Any
-
 import pytest
 import torch
+from engines import in_buckets
 from models import ALL, random_model
 
 from pra import Sampler
 from pra.config import Precision, SamplingConfig
-from pra.generate import Engine, engine
+from pra.generate import Engine, runner
 from pra.generate.native import SWITCH
-from pra.generate.runner import ALIGNED, Runner
-from pra.generate.step import transformer_step
 from pra.models.head import HeadBlock
+from pra.nn.cache import ALIGNED, KVCache, StaticCache
 
 GUIDED = SamplingConfig(guidance=3.0, steps=2)
 LABELS, SEEDS = [0, 4, 2], [10, 11, 12]
-
-
-def in_buckets(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
-    """Attention looks at so many tokens at a time, or at the whole cache, as under CUDA graphs and the compiler."""
-
-    def make(device: torch.device, compile: bool) -> Runner:
-        made = Runner()
-        made.bucket = size
-        return made
-
-    monkeypatch.setattr(engine, "runner", make)
-    monkeypatch.setenv(SWITCH, "0")
 
 
 @pytest.mark.parametrize("native", ["0", "1"])
@@ -42,49 +27,42 @@ def test_the_bytes_counted_are_the_bytes_held(
 ) -> None:
     monkeypatch.setenv(SWITCH, native)
     model, batch = random_model(ALL[name]), 3
-    with torch.inference_mode():
-        made = Engine(model, GUIDED, batch, precision, compile)
-    held = [cache for cache in (made.backbone_cache, made.decoder_cache) if cache is not None]
+    held = Engine(model, GUIDED, batch, precision, compile).steps.caches
     assert len(held) == (2 if name in ("learned", "encoder-without-h") else 1)
     total = sum(cache.keys.nbytes + cache.values.nbytes for cache in held)
-    assert engine.cache_bytes(model, GUIDED, precision, compile) * batch == total
+    assert runner.cache_bytes(model, GUIDED, precision, compile) * batch == total
 
 
-@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BFLOAT16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [8, None])
-def test_a_mask_is_what_is_added_to_the_scores(
-    size: int | None, precision: Precision, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once a token, of whole buckets that the cache holds, minus infinity where no token is yet."""
-    in_buckets(monkeypatch, size)
-    seen: list[Any] = []
-
-    def spy(weights: Any, x: Any, cache: Any, here: Any) -> Any:
-        seen.append((cache, here.bound, here.mask, int(here.token)))
-        return transformer_step(weights, x, cache, here)
-
-    monkeypatch.setattr(engine, "transformer_step", spy)
-    Sampler(random_model(), GUIDED, precision).sample(LABELS, SEEDS)
-    assert len(seen) == 11 + 12  # read and written
-    for cache, bound, mask, token in seen:
-        capacity = cache.keys.shape[3]
-        assert capacity % (size or capacity) == 0
-        assert token < bound <= capacity
-        assert bound % (size or capacity) == 0
-        assert mask.shape == (1, 1, 1, bound)
-        assert mask.dtype is cache.keys.dtype is (torch.bfloat16 if precision is Precision.BFLOAT16 else torch.float32)
-        assert torch.equal(mask.flatten() == 0, torch.arange(bound) <= token)
+def test_static_cache_mask_hides_tokens_not_there_yet(size: int | None, dtype: torch.dtype) -> None:
+    """Added to the scores: 0, and minus infinity where no token is yet; of whole buckets."""
+    config = random_model().config.backbone
+    cache = StaticCache(config, 2, 13, torch.device("cpu"), dtype, size)
+    assert cache.capacity == (16 if size else 13)
+    shape = 2, config.heads, 1, config.width // config.heads
+    for length in (0, 5, 7, 8, 12, 3):  # backwards, too
+        cache.seek(length)
+        token = torch.randn(shape).to(dtype)
+        keys, values, mask = cache.extend(1, token, 2 * token)
+        assert mask is not None
+        assert keys.shape[2] == values.shape[2] == mask.shape[3] == cache.bound
+        assert length < cache.bound <= cache.capacity
+        assert cache.bound % (size or cache.capacity) == 0
+        assert mask.dtype is dtype
+        assert torch.equal(mask.flatten() == 0, torch.arange(cache.bound) <= length)
         assert torch.equal(mask.isneginf(), mask != 0)
+        assert torch.equal(keys[:, :, length : length + 1], token)
+        assert torch.equal(values[:, :, length : length + 1], 2 * token)
 
 
-def test_on_a_gpu_a_whole_cache_is_as_long_as_its_kernels_want_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elsewhere, as long as the sequence: 3 tokens of the class, and patches."""
-    in_buckets(monkeypatch, None)
-    for device, capacities in (("cuda", [2 * ALIGNED, 2 * ALIGNED]), ("cpu", [14, 12])):
-        execution = engine.Execution(torch.device(device), Precision.FLOAT32, compile=True)
-        caches = execution.new_caches(random_model(), 2, 1)
-        assert [cache.keys.shape[3] for cache in caches if cache is not None] == capacities
-        assert execution.bound(caches[0], 1) == capacities[0]
+def test_static_cache_is_aligned_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's kernels want a mask of such a length; elsewhere a longer cache would only be a slower one."""
+    config, made = random_model().config.backbone, {name: getattr(torch, name) for name in ("empty", "zeros")}
+    for name, make in made.items():
+        monkeypatch.setattr(torch, name, lambda *size, make=make, device, dtype: make(*size, dtype=dtype))
+    capacities = [StaticCache(config, 1, 13, torch.device(d), torch.float32).capacity for d in ("cpu", "cuda")]
+    assert capacities == [13, 2 * ALIGNED]
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [(Precision.FLOAT32, 1e-5), (Precision.BFLOAT16, 0.05)])
@@ -101,14 +79,16 @@ def test_buckets_leave_the_images_as_they_are(
     )
 
 
-def test_views_of_a_cache_grow_by_whole_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_buckets(monkeypatch, 8)
-    with torch.inference_mode():
-        made = Engine(random_model(), GUIDED, 1, Precision.FLOAT32)
-    bounds = [made._execution.bound(made.backbone_cache, tokens) for tokens in range(1, 15)]
-    assert bounds == [8] * 8 + [16] * 6  # 3 of the class and 11 patches
-    assert made.backbone_cache.keys.shape[3] == 16
-    assert all(b - a in (0, 8) for a, b in pairwise(bounds))
+def test_views_of_a_cache_grow_by_whole_buckets() -> None:
+    config = random_model().config.backbone
+    caches = [StaticCache(config, 1, 14, torch.device("cpu"), torch.float32, 8)]
+    caches += [KVCache(config, 1, 14, torch.device("cpu"), torch.float32)]
+    bounds: list[list[int]] = [[], []]
+    for length in range(14):
+        for cache, seen in zip(caches, bounds, strict=True):
+            cache.seek(length)
+            seen.append(cache.bound)
+    assert bounds == [[8] * 8 + [16] * 6, list(range(1, 15))]
 
 
 def test_the_head_s_residual_stream_is_float32_under_autocast() -> None:
@@ -118,7 +98,7 @@ def test_the_head_s_residual_stream_is_float32_under_autocast() -> None:
         assert isinstance(block, HeadBlock)
         block.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
     with torch.autocast("cpu", torch.bfloat16):
-        condition = model.head.condition(torch.randn(4, 32))
+        condition = model.head.project(torch.randn(4, 32))
         assert condition.dtype is torch.bfloat16
         velocity = model.head(torch.randn(4, 5), torch.rand(4), condition)
     assert seen == [(torch.float32, torch.float32)] * len(model.head.blocks)

@@ -60,7 +60,7 @@ def conditions(model: Model, label: int) -> Tensor:
     labels, patches = torch.full((len(images),), label), model.patchify(images)
     if isinstance(model.config, JiTConfig):
         return model(patches, torch.full((len(images), 1), 0.5), labels)  # type: ignore[no-any-return]
-    return model.backbone(labels, patches[:, :-1])  # type: ignore[no-any-return,operator,union-attr]
+    return model.conditions(labels, patches[:, :-1])  # type: ignore[no-any-return,operator,union-attr]
 
 
 def folder_of_pictures(root: Path, classes: tuple[str, ...], mode: str = "RGB") -> Path:
@@ -97,7 +97,7 @@ def test_classes_of_the_same_name_mean_the_same_and_new_ones_begin_as_none(old: 
     new = named(build_model(replace(old.config, num_classes=len(classes)), seed=9), classes)
     new.load_state_dict(with_classes(old, new.classes))
     for place, name in enumerate(classes):
-        known = old.classes.index(name) if name in old.classes else old.config.null_class
+        known = old.classes.index(name) if name in old.classes else old.condition.null
         torch.testing.assert_close(conditions(new, place), conditions(old, known), rtol=0, atol=0)
     null = conditions(new, len(classes))
     torch.testing.assert_close(null, conditions(old, 5), rtol=0, atol=0)

@@ -62,7 +62,7 @@ def test_the_same_attention_stays_causal_in_pra():
     patches = model.patchify(images)[:, :-1]
     other = patches.clone()
     other[:, -1] += 1.0
-    before, after = model.backbone(labels, patches), model.backbone(labels, other)
+    before, after = model.conditions(labels, patches), model.conditions(labels, other)
     assert torch.equal(before[:, :-1], after[:, :-1])
     assert not torch.equal(before[:, -1], after[:, -1])
 

@@ -32,7 +32,7 @@ def test_backbone_is_causal(changed):
     patches = model.patchify(images)
     other = patches.clone()
     other[:, changed] += 1.0
-    before, after = (model.backbone(labels, x[:, :-1]) for x in (patches, other))
+    before, after = (model.conditions(labels, x[:, :-1]) for x in (patches, other))
     assert torch.equal(before[:, : changed + 1], after[:, : changed + 1])
     if changed < 11:
         assert not torch.allclose(before[:, changed + 1], after[:, changed + 1])
@@ -58,8 +58,25 @@ def test_a_decoder_without_context_writes_each_patch_from_its_own_state():
     changed = (model.codec.decode(states) != model.codec.decode(other)).any(dim=(0, 2))
     assert changed.nonzero().flatten().tolist() == [4]
     cache = model.codec.new_cache(2)
-    stepwise = torch.cat([model.codec.decode(part, cache) for part in states.split(1, dim=1)], dim=1)
-    torch.testing.assert_close(stepwise, model.codec.decode(states))
+    assert cache is None
+    torch.testing.assert_close(decoded(model, states, cache, 1), model.codec.decode(states))
+
+
+def stepped(model, patches, cache, number):
+    """The backbone's next condition after one patch more."""
+    cache.seek(model.backbone.prefix + number)
+    return model.backbone.step(patches[:, number : number + 1], cache)
+
+
+def decoded(model, states, cache, chunks):
+    """The decoder's patches, the states cut into chunks."""
+    parts, done = [], 0
+    for part in states.split(chunks, dim=1):
+        if cache is not None:
+            cache.seek(done)
+        parts.append(model.codec.decode(part, cache))
+        done += part.shape[1]
+    return torch.cat(parts, dim=1)
 
 
 @pytest.mark.parametrize("prefix", range(12))
@@ -68,10 +85,10 @@ def test_backbone_cache_parity_at_every_prefix(prefix):
     model = random_model()
     images, labels, _ = batch(model.config)
     patches = model.patchify(images)
-    parallel = model.backbone(labels, patches[:, :-1])
+    parallel = model.conditions(labels, patches[:, :-1])
     cache = model.backbone.new_cache(len(labels))
-    parts = [model.backbone(labels, patches[:, :prefix], cache)]
-    parts += [model.backbone.step(patches[:, i : i + 1], cache) for i in range(prefix, 11)]
+    parts = [model.backbone(model.condition(labels), patches[:, :prefix], cache)]
+    parts += [stepped(model, patches, cache, i) for i in range(prefix, 11)]
     torch.testing.assert_close(torch.cat(parts, dim=1), parallel, atol=1e-5, rtol=1e-5)
 
 
@@ -81,13 +98,13 @@ def test_cache_parity_in_bfloat16():
     model = random_model()
     images, labels, _ = batch(model.config)
     patches = model.patchify(images)
-    exact = model.backbone(labels, patches[:, :-1])
+    exact = model.conditions(labels, patches[:, :-1])
     with torch.autocast("cpu", torch.bfloat16):
-        parallel = model.backbone(labels, patches[:, :-1])
+        parallel = model.conditions(labels, patches[:, :-1])
         cache = model.backbone.new_cache(len(labels))
         assert cache.keys.dtype is torch.bfloat16
-        steps = [model.backbone(labels, patches[:, :0], cache)]
-        steps += [model.backbone.step(patches[:, i : i + 1], cache) for i in range(11)]
+        steps = [model.backbone(model.condition(labels), patches[:, :0], cache)]
+        steps += [stepped(model, patches, cache, i) for i in range(11)]
     stepwise = torch.cat(steps, dim=1)
     assert stepwise.dtype is parallel.dtype is torch.float32
     rounding = (parallel - exact).square().mean().sqrt()
@@ -100,22 +117,21 @@ def test_decoder_cache_parity(chunks):
     model = random_model()
     states = torch.randn(2, 12, 5)
     cache = model.codec.new_cache(2)
-    stepwise = torch.cat([model.codec.decode(part, cache) for part in states.split(chunks, dim=1)], dim=1)
-    torch.testing.assert_close(stepwise, model.codec.decode(states), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decoded(model, states, cache, chunks), model.codec.decode(states), atol=1e-5, rtol=1e-5)
 
 
 def test_a_full_cache_refuses():
     model = random_model()
     cache = model.codec.new_cache(1)
-    model.codec.decode(torch.randn(1, 12, 5), cache)
-    with pytest.raises(AssertionError, match="12 tokens asked to hold 13"):
+    cache.seek(12)
+    with pytest.raises(AssertionError, match="has 12 tokens, no more"):
         model.codec.decode(torch.randn(1, 1, 5), cache)
 
 
 def test_the_class_reaches_the_first_condition():
     model = random_model()
     nothing = torch.empty(5, 0, model.config.patch_dim)
-    h = model.backbone(torch.arange(5), nothing)
+    h = model.conditions(torch.arange(5), nothing)
     assert h.shape == (5, 1, 32)
     assert torch.cdist(h[:, 0], h[:, 0]).add(torch.eye(5)).min() > 1e-3
 
@@ -169,7 +185,7 @@ def test_any_channels_and_shape(name, channels, size):
 def test_initial_head_is_the_zero_field():
     model = PRA(LEARNED)
     z, t = torch.randn(2, 3, 5), torch.rand(2, 3)
-    assert model.head(z, t, model.head.condition(torch.randn(2, 3, 32))).abs().max() == 0
+    assert model.head(z, t, model.head.project(torch.randn(2, 3, 32))).abs().max() == 0
 
 
 def test_initial_weights_are_a_function_of_the_seed():
@@ -196,9 +212,9 @@ def test_time_features_tell_times_apart():
 @pytest.mark.parametrize(
     ("name", "millions", "parts"),
     [
-        ("pra-s-256", 135, {"backbone": 98_042_880, "head": 22_081_552, "codec": 14_619_792}),
-        ("pra-b-256", 250, {"backbone": 182_997_504, "head": 22_081_552, "codec": 42_505_616}),
-        ("pra-l-256", 511, {"backbone": 420_108_288, "head": 48_590_864, "codec": 42_702_224}),
+        ("pra-s-256", 135, {"condition": 12_300_288, "backbone": 85_742_592, "head": 22_081_552, "codec": 14_619_792}),
+        ("pra-b-256", 250, {"condition": 12_300_288, "backbone": 170_697_216, "head": 22_081_552, "codec": 42_505_616}),
+        ("pra-l-256", 511, {"condition": 16_400_384, "backbone": 403_707_904, "head": 48_590_864, "codec": 42_702_224}),
     ],
 )
 def test_preset_sizes(name, millions, parts):

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from models import ALL, LEARNED, random_model
+from torch import nn
 
 from pra import Sampler
 from pra.config import Precision, SamplingConfig, Solver, TransformerConfig
 from pra.generate import Engine
-from pra.generate.native import SWITCH, build, library
-from pra.generate.native.parts import NativeProduct, content_hash, pairs, panels
-from pra.generate.prepared import Linear, Prepared
+from pra.generate.native import SWITCH, NativeSteps, build, library
+from pra.generate.native.packing import Packed, content_hash, pairs, panels
+from pra.generate.native.parts import NativeLinear
 
 GUIDED = SamplingConfig(guidance=3.0, steps=2)
 LABELS, SEEDS = [0, 4, 2, 1, 3, 0, 4, 2, 1, 3, 0], list(range(11))
@@ -50,9 +51,13 @@ def anew(tmp_path, monkeypatch):
 
 def product(inputs, outputs, bias=True, low=False):
     generator = torch.Generator().manual_seed(inputs)
-    matrix = torch.randn(outputs, inputs, generator=generator)
-    linear = Linear(matrix.t(), torch.randn(outputs, generator=generator) if bias else None)
-    return linear, NativeProduct(library(), Prepared(torch.float32), linear, low)
+    linear = nn.Linear(inputs, outputs, bias).requires_grad_(False)
+    for parameter in linear.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    packed = Packed(low)
+    native = NativeLinear(library(), packed.layer(linear))
+    native.packed = packed  # holds what it multiplies by
+    return linear, native
 
 
 def close(a, b, tolerance=1e-5):
@@ -90,7 +95,7 @@ def test_products_of_bfloat16_are_those_of_rounded_matrices(tiles, anew, monkeyp
         for rows in (1, 2, 16, 17, 23):
             y = native(x[:rows])
             given = (x[:rows], x[:rows].bfloat16().float()) if tiles else (x[:rows],)
-            expected = [seen @ linear.matrix.bfloat16().float() + linear.bias for seen in given]
+            expected = [seen @ linear.weight.t().bfloat16().float() + linear.bias for seen in given]
             assert min(float((y - exact).abs().max()) for exact in expected) < 1e-4
             assert torch.equal(native(x[:1]), y[:1])
 
@@ -101,7 +106,7 @@ def test_products_of_bfloat16_are_those_of_rounded_matrices(tiles, anew, monkeyp
 def test_products_are_torchs(inputs, outputs, bias):
     linear, native = product(inputs, outputs, bias)
     x = torch.randn(23, inputs, generator=torch.Generator().manual_seed(1))
-    expected = x @ linear.matrix + (0 if linear.bias is None else linear.bias)
+    expected = linear(x)
     for rows in (1, 2, 3, 4, 7, 8, 23):
         close(native(x[:rows]), expected[:rows], 1e-4)
 
@@ -198,11 +203,11 @@ def test_where_no_thread_can_be_had_one_does_it():
     code = """
 import resource, torch
 from pra.generate.native import library
-from pra.generate.native.parts import NativeProduct
-from pra.generate.prepared import Linear, Prepared
+from pra.generate.native.packing import Packed
+from pra.generate.native.parts import NativeLinear
 torch.set_num_threads(8)
-weights = torch.randn(2048, 512)
-product = NativeProduct(library(), Prepared(torch.float32), Linear(weights.t(), None))
+weights, packed = torch.randn(2048, 512), Packed(False)
+product = NativeLinear(library(), packed.linear(lambda: weights, None))
 x, used = torch.randn(8, 512), int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, used + 2**20))
 y = product(x)
@@ -216,10 +221,12 @@ print("made", float((y[0, :4] - (weights[:4] @ x[0])).abs().max()) < 1e-3)
 def test_without_it_images_are_the_same(monkeypatch):
     model = random_model()
     fast = Sampler(model, GUIDED).sample(LABELS, SEEDS)
-    assert Engine(model, GUIDED, 2, Precision.FLOAT32).head.native is not None
+    assert isinstance(Engine(model, GUIDED, 2, Precision.FLOAT32).steps, NativeSteps)
     monkeypatch.setenv(SWITCH, "0")
     assert library() is None
-    assert Engine(model, GUIDED, 2, Precision.FLOAT32).head.native is None
+    engine = Engine(model, GUIDED, 2, Precision.FLOAT32)
+    assert not isinstance(engine.steps, NativeSteps)
+    assert "PRA_NATIVE=0" in engine.way.plain
     close(Sampler(model, GUIDED).sample(LABELS, SEEDS), fast, 1e-4)
 
 
@@ -229,8 +236,8 @@ def test_states_are_normalised_as_the_codec_does(threads):
     engine = Engine(model, GUIDED, 2, Precision.FLOAT32)
     for rows in (1, 5):
         states = torch.randn(5, model.config.state_dim, generator=torch.Generator().manual_seed(3))[:rows]
-        close(engine.head.native.normalise(states), model.codec.normalise(states))
-        close(engine.head.native.normalise(0 * states), 0 * states)
+        close(engine.steps.normalise(states), model.codec.normalise(states))
+        close(engine.steps.normalise(0 * states), 0 * states)
 
 
 @compiles
@@ -327,6 +334,6 @@ def test_a_cache_that_cannot_be_written(anew, monkeypatch, recwarn):
 
 
 def test_what_lies_elsewhere_needs_no_compiler(monkeypatch):
-    monkeypatch.setattr("pra.generate.native.parts.library", lambda: pytest.fail("compiled for nothing"))
+    monkeypatch.setattr("pra.generate.native.packing.library", lambda: pytest.fail("compiled for nothing"))
     for elsewhere in (torch.empty(3, device="meta"), torch.zeros(3).double(), torch.zeros(3, 2).t()):
         assert content_hash([torch.zeros(3), elsewhere]) is None

@@ -37,8 +37,8 @@ def reached(model, loss):
 def test_gradients_go_where_they_should(name, rollout):
     model = random_model(ALL[name])
     losses = losses_of(model, rollout)
-    assert reached(model, losses.flow) == {"backbone", "head"}
-    assert reached(model, losses.auxiliary) == {"backbone", "auxiliary"}
+    assert reached(model, losses.flow) == {"condition", "backbone", "head"}
+    assert reached(model, losses.auxiliary) == {"condition", "backbone", "auxiliary"}
     assert reached(model, losses.reconstruction) == {"codec.encoder", "codec.decoder"}
 
 
@@ -54,7 +54,7 @@ def test_identity_codec_has_nothing_to_reconstruct(name):
     model = random_model(ALL[name])
     losses = losses_of(model, config.Clean())
     assert losses.reconstruction == 0
-    assert reached(model, losses.total) == {"backbone", "head", "auxiliary"}
+    assert reached(model, losses.total) == {"condition", "backbone", "head", "auxiliary"}
 
 
 def test_every_parameter_is_trained():
@@ -136,10 +136,10 @@ def test_a_sample_has_its_own_randomness():
 
 
 def test_labels_are_dropped_at_the_stated_rate():
-    labels, keys = torch.zeros(20_000, dtype=torch.int64), noise.keys(0, torch.arange(20_000))
-    assert (_drop_labels(labels, 5, 0.1, keys) == 5).float().mean().item() == pytest.approx(0.1, abs=0.01)
-    assert torch.equal(_drop_labels(labels, 5, 0.0, keys), labels)
-    assert (_drop_labels(labels, 5, 1.0, keys) == 5).all()
+    model, labels, keys = random_model(), torch.zeros(20_000, dtype=torch.int64), noise.keys(0, torch.arange(20_000))
+    assert (_drop_labels(model, labels, 0.1, keys) == 5).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(_drop_labels(model, labels, 0.0, keys), labels)
+    assert (_drop_labels(model, labels, 1.0, keys) == 5).all()
 
 
 def test_normalised_patches():

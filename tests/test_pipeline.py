@@ -113,7 +113,7 @@ def test_one_label_no_label_and_names(pipe: Any) -> None:
     for same in (np.array([3, 4]), torch.tensor([3, 4])):
         assert torch.equal(pipe(same, generator=seeded(1), output_type="pt").images, two)
     none = pipe(generator=seeded(1), output_type="pt").images
-    null = pipe(pipe.model.config.null_class, generator=seeded(1), output_type="pt").images
+    null = pipe(pipe.model.condition.null, generator=seeded(1), output_type="pt").images
     assert torch.equal(none, null)
     assert pipe.get_label_ids(["cat", "ant"]) == [2, 0]
     assert pipe.get_label_ids("eel") == [4]

@@ -47,8 +47,7 @@ def test_features_are_the_tokens_of_clean_patches_under_the_null_class(config: A
 
     def tokens(classes: torch.Tensor) -> torch.Tensor:
         backbone = model.backbone
-        classes = backbone.class_embedding(classes).view(len(images), config.class_tokens, -1)
-        x = torch.cat([classes, backbone.patch_in(model.patchify(images)[:, :-1])], dim=1)
+        x = torch.cat([model.condition(classes), backbone.patch_in(model.patchify(images)[:, :-1])], dim=1)
         for layer, block in enumerate(backbone.transformer.blocks):
             x = block(x, backbone.transformer.rotary[:, : x.shape[1]], None, layer)
         return F.rms_norm(x[:, config.class_tokens :], x.shape[-1:], eps=1e-6)

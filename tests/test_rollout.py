@@ -7,7 +7,7 @@ from models import ALL, LEARNED, batch, random_model
 from pra import config, noise, rollout
 from pra.config import SamplingConfig, Solver
 from pra.errors import PraError
-from pra.generate import Decoding, Sampler
+from pra.generate import Sampler, Steps
 
 
 @pytest.fixture(params=ALL)
@@ -39,8 +39,11 @@ def test_parallel_at_t_1_is_what_the_sequential_decoder_writes(scene):
     model, labels, _, states, keys = scene
     parallel = rollout.parallel(model, states, 1.0, keys)
     torch.testing.assert_close(parallel, rollout.reconstructed(model, states))
-    decoding = Decoding(model, labels)
-    sequential = torch.cat([decoding.append(states[:, i : i + 1]) for i in range(11)], dim=1)
+    steps, written = Steps(model, config.SamplingConfig(), len(labels)), []
+    for i in range(11):
+        steps.seek(i)
+        written.append(steps.write(states[:, i : i + 1]))
+    sequential = torch.cat(written, dim=1)
     torch.testing.assert_close(parallel, sequential, atol=1e-5, rtol=1e-5)
 
 

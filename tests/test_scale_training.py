@@ -624,14 +624,14 @@ def test_blocks_that_cannot_be_compiled_say_so_once(monkeypatch: pytest.MonkeyPa
     model = pra.PRA(pra.recipe("tiny").model)
     before = dict(model.named_parameters())
     codes, patches = torch.tensor([1]), torch.zeros(1, 15, 4)
-    expected = model.backbone(codes, patches)
+    expected = model.conditions(codes, patches)
     parallel._change_blocks(model, parallel._Compiler())
     with pytest.warns(UserWarning, match="no compiler.*goes on without") as caught:
-        assert torch.equal(model.backbone(codes, patches), expected)
+        assert torch.equal(model.conditions(codes, patches), expected)
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.backbone(codes, patches)
+        model.conditions(codes, patches)
     assert dict(model.named_parameters()).keys() == before.keys()
 
 

@@ -456,7 +456,7 @@ def test_weight_decay_acts_on_matrices_only() -> None:
     assert decayed == {name for name in linear if before[name].any()}  # what modulates the head begins at zero
     for name in decayed:
         torch.testing.assert_close(dict(model.named_parameters())[name], before[name] * (1 - 1e-2 * 0.5))
-    assert {"backbone.class_embedding.weight", "backbone.next_position"} <= before.keys() - decayed
+    assert {"condition.embedding.weight", "backbone.next_position"} <= before.keys() - decayed
 
 
 def test_moving_average() -> None:

@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pra import noise
-from pra.config import Clean, Exact, JiTConfig, ModelConfig, Precision, RunConfig, SamplingConfig
-from pra.generate import Engine
-from pra.generate.step import modulated_groups
+from pra.config import AnyModelConfig, Clean, Exact, JiTConfig, ModelConfig, RunConfig, SamplingConfig
+from pra.generate import Steps, generate
 from pra.generate.whole_image import sample_at_once
 from pra.models import PRA, JiT, build_model
-from pra.nn.transformer import KVCache
+from pra.nn.cache import KVCache
 from pra.objectives import training_losses
+from pra.rollout import exact
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,8 @@ def training_flops(run: RunConfig) -> int:
     """FLOPs of one training image: every forward and backward pass of a step, without LPIPS."""
     objective = dataclasses.replace(run.train.objective, perceptual_weight=0.0)
     rollout, sequential = run.train.rollout, 0
-    if isinstance(rollout, Exact) and isinstance(run.model, ModelConfig):
-        # Sampling by the midpoint rule without guidance, and then a step on inputs that are there already.
-        sequential = _rollout_flops(run.model, evaluations=2 * rollout.steps)
-        rollout = Clean()
+    if isinstance(rollout, Exact):  # its inputs are counted apart, and then a step on inputs that are there already
+        sequential, rollout = _rollout_flops(run.model, rollout), Clean()
     with torch.device("meta"):
         model = build_model(run.model)
         label = torch.zeros(1, dtype=torch.int64)
@@ -70,46 +69,54 @@ def sampling_costs(
     ``element_size`` bytes.
     """
     with torch.device("meta"), torch.inference_mode():
-        engine = Engine(PRA(config), sampling, batch, Precision.FLOAT32)
+        model = PRA(config)
+        steps = Steps(model, sampling, batch)
         labels, nothing = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, 0, config.patch_dim)
-        held, tokens = engine.backbone.class_tokens, config.num_patches
-        backbone = _count(lambda: engine.begin(labels, engine.starts, nothing))
-        backbone += _series(lambda i: engine.read(held + i + 1, False), tokens - 1)
-        head = _count(engine.refresh)  # once a batch: the embeddings of the times
-        for guided, positions in engine.plan.positions().items():
-            head += positions * _count(lambda guided=guided: engine.integrate(0, guided))  # type: ignore[misc]
-        decoder = _series(lambda i: engine.write(i + 1, False), tokens)
-    traffic = _traffic(engine, batch)
-    counts = {"backbone": backbone, "head": head, "decoder": decoder}
-    scale = element_size / torch.float32.itemsize / batch
-    return {part: Cost(count // batch, traffic[part] * scale) for part, count in counts.items()}
+        starts = torch.zeros(batch, config.num_patches, config.state_dim)
+        first = next(generate(steps, labels, starts, nothing))
+        # Embedding the times is the head's work, once a batch.
+        embedding = _count(steps.reset)
+        head = embedding
+        for guided, positions in steps.plan.positions().items():
+            scale = torch.ones(()) if guided else None
+            head += positions * _count(lambda scale=scale: steps.integrate(first.h, first.state, scale))  # type: ignore[misc]
+        tokens = model.condition(labels.repeat(steps.plan.most))
+        prefill = _count(lambda: steps.begin(tokens, nothing)) - embedding
+        counts = {
+            "backbone": prefill + _series(steps, lambda: steps.read(first.patch), 1, config.num_patches - 1),
+            "head": head,
+            "decoder": _series(steps, lambda: steps.write(first.state), 0, config.num_patches),
+        }
+        traffic = _traffic(steps)
+    smaller = element_size / torch.float32.itemsize / batch
+    return {part: Cost(count // batch, traffic[part] * smaller) for part, count in counts.items()}
 
 
-def _traffic(engine: Engine, batch: int) -> dict[str, int]:
-    """Bytes that a batch moves, by part."""
-    tokens, head = engine.patches.shape[1], engine.head
-    decoder = engine.decoder
-    evaluated = len(engine.plan.times) * (head.bytes() - head.condition_in.matrix.nbytes)
-    head_bytes = tokens * (evaluated + head.condition_in.matrix.nbytes)
-    for guided, positions in engine.plan.positions().items():
-        groups = len(list(modulated_groups(engine.plan.streams(guided), batch)))
-        head_bytes += positions * groups * head.modulations.matrix.nbytes
-    return {
-        "backbone": tokens * engine.backbone.bytes()
-        + _cache_traffic(engine.backbone_cache, engine.backbone.class_tokens + 1, tokens - 1),
-        "head": head_bytes,
-        "decoder": tokens * decoder.bytes() + _cache_traffic(engine.decoder_cache, 1, tokens) * decoder.context
-        if decoder
-        else 0,
-    }
+def _traffic(steps: Steps) -> dict[str, int]:
+    """Bytes of float32 that a batch moves, by part."""
+    model, head, tokens = steps.model, steps.head, steps.model.config.num_patches
+    evaluated = _matrices(head.state_in, head.blocks, head.out)
+    head_bytes = tokens * (len(steps.plan.times) * evaluated + _matrices(head.condition_in))
+    for guided, positions in steps.plan.positions().items():
+        head_bytes += positions * len(steps.groups[guided]) * _matrices(head.modulations, head.final_modulation)
+    backbone = tokens * _matrices(model.backbone)
+    backbone += _cache_traffic(steps.backbone_cache, model.backbone.prefix + 1, tokens - 1)
+    decoder = tokens * _matrices(model.codec.decoder) if model.config.codec is not None else 0
+    decoder += _cache_traffic(steps.decoder_cache, 1, tokens)
+    return {"backbone": backbone, "head": head_bytes, "decoder": decoder}
+
+
+def _matrices(*modules: Any) -> int:
+    """Bytes of the matrices of all linear layers."""
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear)]
+    return sum(layer.weight.nbytes for layer in layers)
 
 
 def _cache_traffic(cache: KVCache | None, first: int, steps: int) -> int:
     """Bytes of ``steps`` steps, the first of which sees ``first`` tokens: all of these are read, one is written."""
     if cache is None:
         return 0
-    token = (cache.keys.nbytes + cache.values.nbytes) // cache.keys.shape[3]
-    return token * sum(seen + 1 for seen in range(first, first + steps))
+    return cache.nbytes // cache.capacity * sum(seen + 1 for seen in range(first, first + steps))
 
 
 def _whole_image_flops(config: JiTConfig, sampling: SamplingConfig) -> int:
@@ -119,31 +126,35 @@ def _whole_image_flops(config: JiTConfig, sampling: SamplingConfig) -> int:
         return _count(lambda: sample_at_once(model, model, sampling, label, key))
 
 
-def _rollout_flops(config: ModelConfig, evaluations: int) -> int:
-    """FLOPs of one exact rollout by the plain path (:class:`pra.generate.Decoding`), without guidance."""
+def _rollout_flops(config: AnyModelConfig, how: Exact) -> int:
+    """FLOPs of one exact rollout: a quadratic of its length, of which the first three values are measured."""
     with torch.device("meta"), torch.no_grad():
-        model = PRA(config)
-        labels, patch = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, config.patch_dim)
-        state, t = torch.zeros(1, 1, config.state_dim), torch.zeros(1, 1)
-        read, written = model.backbone.new_cache(1), model.codec.new_cache(1)
-        h = torch.zeros(1, 1, config.backbone.width)
-        condition = model.head.condition(h)
-        prefill = _count(lambda: model.backbone(labels, patch[:, :0], read))
-        head = _count(lambda: model.head.condition(h)) + evaluations * _count(lambda: model.head(state, t, condition))
-        steps = _series(lambda i: model.backbone.step(patch, read), config.num_patches - 1)
-        return (
-            prefill
-            + steps
-            + config.num_patches * head
-            + _series(lambda i: model.write(state, written), config.num_patches)
-        )
+        model, label = build_model(config), torch.zeros(1, dtype=torch.int64)
+        assert isinstance(model, PRA), "JiT has no rollout"
+        states, key = torch.zeros(1, config.num_patches, config.state_dim), noise.keys(0, label)
+
+        def cost(length: int) -> int:
+            return _count(lambda: exact(model, label, states[:, : length + 1], how, key))
+
+        length = config.num_patches - 1
+        if length <= 3:
+            return cost(length)
+        first, second, third = cost(1), cost(2), cost(3)
+        growth, bend, more = second - first, third - 2 * second + first, length - 1
+        return first + more * growth + more * (more - 1) // 2 * bend
 
 
-def _series(step: Callable[[int], Any], count: int) -> int:
-    """The cost of ``count`` steps along the raster, each dearer than the last by the same: two are measured."""
-    first = _count(lambda: step(0))
-    growth = _count(lambda: step(1)) - first if count > 1 else 0
-    return count * first + growth * count * (count - 1) // 2
+def _series(steps: Steps, step: Callable[[], Any], first: int, count: int) -> int:
+    """The cost of ``count`` steps along the raster, the first at position ``first``, each dearer than the last by the
+    same: two are measured."""
+
+    def cost(position: int) -> int:
+        steps.seek(position)
+        return _count(step)
+
+    at_first = cost(first)
+    growth = cost(first + 1) - at_first if count > 1 else 0
+    return count * at_first + growth * count * (count - 1) // 2
 
 
 def _count(work: Callable[[], Any]) -> int:

@@ -94,7 +94,7 @@ def _autoregressive_losses(
     with torch.no_grad():  # x~ = sg(...)
         inputs = ar_inputs(rollout, model, labels, patches, z, keys)
     _forget_casts()
-    h = model.backbone(_drop_labels(labels, model.config.null_class, objective.class_dropout, keys), inputs)
+    h = model.conditions(_drop_labels(model, labels, objective.class_dropout, keys), inputs)
     flow_loss = _flow_loss(model, h, z, objective, keys)
     auxiliary = F.mse_loss(model.auxiliary(h).float(), normalise_patches(patches))
 
@@ -112,7 +112,7 @@ def _diffusion_losses(model: JiT, images: Tensor, labels: Tensor, keys: Tensor, 
     eps = noise.normal(noise.fold(keys, Purpose.FLOW_NOISE), *x.shape[1:])
     x_t = flow.interpolate(eps, x, t.unsqueeze(-1))
     target = flow.velocity_from_data(x, x_t, t.unsqueeze(-1))  # the same clamp on both sides
-    velocity = model(x_t, t, _drop_labels(labels, model.config.null_class, objective.class_dropout, keys))
+    velocity = model(x_t, t, _drop_labels(model, labels, objective.class_dropout, keys))
     loss, nothing = F.mse_loss(velocity, target), x.new_zeros(())
     return Losses(loss, loss, nothing, nothing, nothing, _state_std(x))
 
@@ -151,7 +151,7 @@ def _velocity_and_target(
         target = flow.velocity_from_data(z, z_t, t.unsqueeze(-1))
     else:
         target = flow.velocity(eps, z)
-    return model.head(z_t, t, model.head.condition(h).unsqueeze(1)), target
+    return model.head(z_t, t, model.head.project(h).unsqueeze(1)), target
 
 
 def _shortcut_loss(
@@ -167,9 +167,9 @@ def _shortcut_loss(
     t, span = flow.dyadic_steps(noise.fold(keys, Purpose.SHORTCUT_TIME), len(SHORTCUT_STEPS), draws, tokens)
     eps = noise.normal(noise.fold(keys, Purpose.SHORTCUT_NOISE), draws, tokens, z.shape[2])
     z_t = flow.interpolate(eps, z.unsqueeze(1), t.unsqueeze(-1))
-    condition = shortcut.condition(h).unsqueeze(1)
+    condition = shortcut.project(h).unsqueeze(1)
     with torch.no_grad():
-        told, half = head.condition(h).unsqueeze(1), span / 2
+        told, half = head.project(h).unsqueeze(1), span / 2
         half_way = z_t + half.unsqueeze(-1) * head(z_t, t, told)
         exact = head(half_way, t + half, told)
         first = shortcut(z_t, t, condition, half)
@@ -214,6 +214,6 @@ def normalise_patches(patches: Tensor) -> Tensor:
     return (patches - mean) / (variance + 1e-6).sqrt()
 
 
-def _drop_labels(labels: Tensor, null_class: int, probability: float, keys: Tensor) -> Tensor:
-    drop = noise.uniform(noise.fold(keys, Purpose.CLASS_DROPOUT)) < probability
-    return labels.masked_fill(drop, null_class)
+def _drop_labels(model: Model, labels: Tensor, probability: float, keys: Tensor) -> Tensor:
+    mask = noise.uniform(noise.fold(keys, Purpose.CLASS_DROPOUT)) < probability
+    return model.condition.drop(labels, mask)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pra import config, flow, noise, solvers
-from pra.generate import Decoding
+from pra.generate.algorithm import Steps, generate
 from pra.models.pra import PRA
 from pra.noise import Purpose
 
@@ -65,14 +65,10 @@ def exact(model: PRA, labels: Tensor, states: Tensor, how: config.Exact, key: Te
     z = states[:, :-1]
     t, eps = _perturbation(z, how.t_min, how.t_max, key)
     start = flow.interpolate(eps, z, t)
-    decoding = Decoding(model, labels)
-    written = []
-    for i in range(z.shape[1]):
-        here = slice(i, i + 1)
-        times = solvers.uniform_grid(how.steps, t[:, here].squeeze(-1))
-        state = solvers.midpoint(decoding.velocity(1.0), start[:, here], times, solvers.no_noise)
-        written.append(decoding.append(model.codec.normalise(state)))
-    return torch.cat(written, dim=1)
+    sampling = config.SamplingConfig(solver=config.Solver.MIDPOINT, steps=how.steps)
+    steps, nothing = Steps(model, sampling, len(z)), z.new_empty(len(z), 0, model.config.patch_dim)
+    times = solvers.uniform_grid(how.steps, t.squeeze(-1))
+    return torch.cat([token.patch for token in generate(steps, labels, start, nothing, times=times)], dim=1)
 
 
 def _perturbation(z: Tensor, low: float, high: float, key: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,11 @@ from pra.hub.download import download, is_address
 from pra.images import new_folder
 from pra.models import Model, build_model
 
-FORMAT = 1
+FORMAT = 2
+"""What is written. Format 1, which is still read, kept the embedding of the classes elsewhere (``MOVED``)."""
+READABLE = (1, FORMAT)
+MOVED = {"backbone.class_embedding.": "condition.embedding.", "class_embedding.": "condition.embedding."}
+"""How names of tensors began in format 1, and how they do now."""
 CONFIG, MODEL, EMA = "config.json", "model.safetensors", "ema.safetensors"
 STATE = "state.json"
 """The manifest of a checkpoint, written last."""
@@ -213,7 +217,7 @@ def read_config(folder: Path) -> Model:
     values = read_json(folder / CONFIG)
     if "format" not in values:
         raise PraError(f"{folder / CONFIG} is of no model of pra: it names no format; give the folder of one")
-    if values["format"] != FORMAT:
+    if values["format"] not in READABLE:
         raise PraError(
             f"{folder / CONFIG} is of format {values.get('format')!r}, this version of pra reads {FORMAT}; "
             "install a newer pra"
@@ -259,14 +263,19 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))) from None
 
 
+def present_name(name: str) -> str:
+    """A tensor's name in this format, from its name in any that is read."""
+    return next((new + name[len(old) :] for old, new in MOVED.items() if name.startswith(old)), name)
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, on the CPU.
+    """Every tensor of a safetensors file, on the CPU, by its present name.
 
     Raises:
         PraError: missing, truncated or otherwise no safetensors file.
     """
     try:
-        return load_file(path)
+        return {present_name(name): tensor for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise PraError(f"{path} cannot be read ({error}); take another checkpoint, or restore the file") from None
 

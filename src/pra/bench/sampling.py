@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pra import flops
 from pra.bench.device import Peak, timed
-from pra.config import ModelConfig, Precision, SamplingConfig
-from pra.generate import Engine
+from pra.config import ModelConfig, Precision, SamplingConfig, Solver
+from pra.generate import Engine, Steps, Token, generate
 from pra.models import PRA
 
 PLACES = 5
@@ -53,22 +54,36 @@ def count(
 def measured(engine: Engine, rows: Sequence[Row]) -> list[Row]:
     """The rows of one batch size, with the engine's own times.
 
-    Each piece of the step runs at a few positions along the raster; their mean stands for all.
+    Each kind of work runs at a few positions along the raster; their mean stands for all.
     """
-    batch, patches = engine.patches.shape[:2]
-    device = engine.device
-    with torch.inference_mode():
-        labels = torch.zeros(batch, dtype=torch.int64, device=device)
-        engine.begin(labels, torch.randn_like(engine.starts), engine.patches[:, :0])
-        seconds: dict[str, list[float]] = {}
-        for position in sorted({1 + step * (patches - 2) // (PLACES - 1) for step in range(PLACES)}):
-            for part, work in engine.pieces(position).items():
+    steps, batch, size = engine.steps, engine.steps.batch, engine.steps.model.config
+    device = steps.model.device
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+    starts = torch.randn(batch, size.num_patches, size.state_dim, device=device)
+    draws = torch.randn(batch, steps.config.steps, size.state_dim, device=device)
+    given = draws if steps.config.solver is Solver.EULER_MARUYAMA else None
+    seconds: dict[str, list[float]] = {}
+    with engine.arithmetic():
+        token = next(generate(steps, labels, starts, starts.new_empty(batch, 0, size.patch_dim), lambda _: given))
+        for position in sorted({1 + step * (size.num_patches - 2) // (PLACES - 1) for step in range(PLACES)}):
+            steps.seek(position)
+            for part, work in _work(steps, token, position, given).items():
                 work()  # warms up, and captures where there are graphs
                 runs = [timed(work, device) for _ in range(REPEATS)]
                 seconds.setdefault(part, []).append(statistics.median(runs))
-    times = {part: patches * statistics.mean(values) / batch for part, values in seconds.items()}
+    times = {part: size.num_patches * statistics.mean(values) / batch for part, values in seconds.items()}
     parts = [Row(batch, r.part, r.flops, r.bytes, r.floor, times[r.part]) for r in rows if r.part in times]
     return [*parts, _whole(parts)]
+
+
+def _work(steps: Steps, token: Token, position: int, draws: Tensor | None) -> dict[str, Callable[[], Tensor]]:
+    """The work of one token, by the names of the parts; to repeat it is harmless."""
+    scale = steps.scale(position)
+    return {
+        "backbone": lambda: steps.run(steps.read, steps.seen, token.patch),
+        "head": lambda: steps.run(steps.integrate, scale is None, token.h, token.state, scale, draws, None),
+        "decoder": lambda: steps.run(steps.write, steps.written, token.state),
+    }
 
 
 def _whole(parts: Sequence[Row]) -> Row:
@@ -89,8 +104,7 @@ def bench(
     """Counts, floor and measured time for every batch size, on the model's device."""
     rows: list[Row] = []
     for batch in batches:
-        with torch.inference_mode():
-            engine = Engine(model, sampling, batch, precision, compile)
-        element_size = engine.backbone_cache.keys.element_size()
+        engine = Engine(model, sampling, batch, precision, compile)
+        element_size = engine.steps.backbone_cache.keys.element_size()
         rows += measured(engine, count(model.config, sampling, [batch], element_size, peak))
     return rows

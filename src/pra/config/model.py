@@ -165,11 +165,6 @@ class ImageConfig:
         """``d``, numbers that are generated per patch: its pixels, unless there is a codec."""
         return self.patch_dim
 
-    @property
-    def null_class(self) -> int:
-        """The label that stands for "no class"."""
-        return self.num_classes
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ImageConfig):

@@ -123,7 +123,7 @@ def _complete_tab(gr: Any, handlers: Handlers, kept: Any) -> Any:
                 0, model.config.grid[0], model.config.grid[0] // 2, step=1, label="Rows of patches to keep"
             )
             preview = gr.HTML(elem_classes="upload")
-            choices = _choices(gr, handlers.exhibits, model.config.null_class, 4, "Continuations")
+            choices = _choices(gr, handlers.exhibits, model.condition.null, 4, "Continuations")
             press, stop = _buttons(gr, "Complete")
         with gr.Column(scale=5, min_width=300, elem_classes="results"):
             status, stage = _stage(gr)
@@ -136,7 +136,7 @@ def _choices(gr: Any, exhibits: Sequence[Exhibit], label: int, count: int, count
     model = exhibits[0].model
     classes = [(name, number) for number, name in enumerate(model.classes)]
     several = len(classes) > 1
-    offered = [("each class in turn", EVERY_CLASS), *classes, ("no class", model.config.null_class)]
+    offered = [("each class in turn", EVERY_CLASS), *classes, ("no class", model.condition.null)]
     chosen = gr.Dropdown(offered, value=label if several else 0, label="Class", visible=several)
     with gr.Row():
         seed = gr.Number(0, label="Seed of the first", precision=0, min_width=120)

@@ -117,9 +117,9 @@ class Layers:
     def _read(self, images: Tensor, start: int) -> None:
         model = self.model
         patches = model.patchify(images)
-        unlabelled = torch.full((len(images),), model.config.null_class, device=images.device)
+        unlabelled = model.condition.null_like(torch.empty(len(images), dtype=torch.int64, device=images.device))
         if not isinstance(model, JiT):
-            model.backbone(unlabelled, patches[:, :-1])
+            model.conditions(unlabelled, patches[:, :-1])
             return
         assert self.time is not None
         keys = noise.keys(NOISE_SEED, torch.arange(start, start + len(images))).to(images.device)

@@ -78,12 +78,12 @@ def rollout_gap(
         patches = model.patchify(images[here].to(device))
         states = model.codec.encode(patches, model.clean_conditions(label, patches))
         read = ar_inputs(rollout, model, label, patches, states, keys)
-        said = model.backbone(label, read)
+        said = model.conditions(label, read)
         drawn = sampler.sample(label.cpu(), indices)
         own = model.patchify(drawn)[:, :-1]
-        led = model.backbone(label, ar_inputs(exact, model, label, patches, states, keys))
+        led = model.conditions(label, ar_inputs(exact, model, label, patches, states, keys))
         parts.append(
-            [read, own, said, model.backbone(label, own), drawn]
+            [read, own, said, model.conditions(label, own), drawn]
             + [flow_errors(model, h, states, objective, keys).mean(dim=(1, 3)) for h in (said, led)]
         )
     read, own, said, spoken, drawn, trained, rolled = (torch.cat(column).cpu() for column in zip(*parts, strict=True))

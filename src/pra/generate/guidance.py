@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
+from torch import Tensor
 
 from pra import solvers
 from pra.config import GuidanceSchedule, SamplingConfig, Solver
+
+MODULATED_ROWS = 1024
+"""Rows whose modulations are worked out together: enough to fill a device, few enough to stay in its cache."""
 
 
 def scale_at(config: SamplingConfig, position: int, patches: int) -> float:
@@ -45,6 +51,13 @@ class Plan:
         """Whether any evaluation at a raster position is guided."""
         return scale_at(self.config, position, self.patches) != 1.0 and any(self.within())
 
+    def scale(self, position: int, device: torch.device) -> Tensor | None:
+        """The guidance scale at a raster position, a float32 of no dimension; ``None`` where nothing is guided."""
+        if not self.guided(position):
+            return None
+        scale = scale_at(self.config, position, self.patches)
+        return torch.full((), scale if scale <= torch.finfo(torch.float32).max else math.inf, device=device)
+
     def positions(self) -> Counter[bool]:
         """How many raster positions are guided, and how many not."""
         return Counter(self.guided(position) for position in range(self.patches))
@@ -52,6 +65,20 @@ class Plan:
     def streams(self, guided: bool) -> tuple[int, ...]:
         """1 or 2 for each evaluation at a position that is guided or not."""
         return tuple(2 if guided and inside else 1 for inside in self.within())
+
+    def groups(self, guided: bool, batch: int) -> Iterator[tuple[int, int, int]]:
+        """Evaluations whose modulations are worked out together: the first, the end, and the streams of each.
+
+        Args:
+            guided: whether the position is.
+            batch: rows of each stream.
+        """
+        first = 0
+        for streams, members in groupby(self.streams(guided)):
+            end, most = first + len(list(members)), max(1, MODULATED_ROWS // (streams * batch))
+            for start in range(first, end, most):
+                yield start, min(start + most, end), streams
+            first = end
 
     @property
     def span(self) -> float | None:

@@ -18,9 +18,9 @@ from torch import Tensor
 from pra import noise, solvers
 from pra.config import Precision, SamplingConfig, Solver, TimeGrid
 from pra.errors import PraError
-from pra.generate.decoding import guided
-from pra.generate.engine import Engine
+from pra.generate.algorithm import generate
 from pra.generate.guidance import scale_at
+from pra.generate.runner import Engine
 from pra.models import PRA, Model
 from pra.noise import Purpose
 
@@ -102,14 +102,13 @@ def _problems(model: PRA, config: SamplingConfig, images: int, seed: int) -> _Pr
     starts = config.temperature * noise.normal(noise.fold(keys, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
     fine = replace(config, solver=Solver.MIDPOINT, steps=FINE)
     rows: list[tuple[Tensor, ...]] = []
-    with torch.inference_mode():
-        engine = Engine(model, fine, images, Precision.FLOAT32)
-        engine.begin(labels, starts, starts.new_empty(images, 0, size.patch_dim))
-        for position in range(size.num_patches):
-            engine.next()
-            conditional, unconditional = engine.condition[:images], engine.condition[-images:]
-            scale = torch.full((images, 1), scale_at(config, position, size.num_patches), device=device)
-            rows.append((conditional.clone(), unconditional.clone(), starts[:, position], scale, engine.state.clone()))
+    engine = Engine(model, fine, images, Precision.FLOAT32)
+    with engine.arithmetic():
+        for token in generate(engine.steps, labels, starts, starts.new_empty(images, 0, size.patch_dim)):
+            condition = model.head.project(token.h.squeeze(1))
+            scale = torch.full((images, 1), scale_at(config, token.position, size.num_patches), device=device)
+            start = starts[:, token.position]
+            rows.append((condition[:images], condition[-images:], start, scale, token.state.squeeze(1).clone()))
     # Clones, which unlike what inference made may take part in a gradient.
     return _Problems(*(torch.cat(column).clone() for column in zip(*rows, strict=True)))
 
@@ -150,7 +149,8 @@ def _loss(model: PRA, config: SamplingConfig, problems: _Problems, times: Tensor
     def velocity(z: Tensor, t: Tensor) -> Tensor:
         if not (config.guidance != 1.0 and low <= t.detach() <= high):
             return model.head(z, t, problems.condition)  # type: ignore[no-any-return]
-        return guided(model.head(z.repeat(2, 1), t, conditions), problems.scale)
+        conditional, unconditional = model.head(z.repeat(2, 1), t, conditions).chunk(2)
+        return unconditional + problems.scale * (conditional - unconditional)  # type: ignore[no-any-return]
 
     z = solvers.INTEGRATORS[config.solver](velocity, problems.start, times.unsqueeze(-1), solvers.no_noise)
     return F.mse_loss(model.codec.normalise(z) if config.renormalise else z, problems.end)

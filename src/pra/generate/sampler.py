@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,11 +17,14 @@ from pra.config import Precision, SamplingConfig, Solver, check_sampling
 from pra.config.checks import member
 from pra.device import autocast
 from pra.errors import NotFiniteError, PraError
-from pra.generate.engine import Engine, cache_bytes
+from pra.generate.algorithm import Draws, generate
 from pra.generate.inputs import Labels, Seeds, changed_sampling, label_numbers, seed_numbers
+from pra.generate.runner import Engine, cache_bytes
 from pra.generate.whole_image import sample_at_once
 from pra.models import PRA, JiT, Model
 from pra.noise import Purpose
+
+logger = logging.getLogger(__name__)
 
 CPU_CACHE = 2.0 * 2**30
 """Bytes that the caches of images side by side may take of a CPU's memory."""
@@ -88,7 +93,9 @@ class Sampler:
             PraError: a label out of range, as many seeds as labels are not given, or the settings lead to images that
                 are not finite.
         """
-        return self._in_parts(*self._requests(labels, seeds))
+        label, key = self._requests(labels, seeds)
+        rows = self._parts(len(label))
+        return self._joined((self._pictures(label[part], key[part]) for part in rows), len(label))
 
     def complete(self, images: Tensor, rows: int, labels: Labels, seeds: Seeds) -> Tensor:
         """Continues images from their first ``rows`` rows of patches; those true pixels stay exact.
@@ -117,7 +124,9 @@ class Sampler:
         images = images.to(self.device, torch.float32, copy=True)
         if rows == config.grid[0]:
             return images
-        return self._in_parts(label, key, images[:, :, : rows * config.patch_size])
+        keep = images[:, :, : rows * config.patch_size]
+        parts = self._parts(len(label))
+        return self._joined((self._pictures(label[part], key[part], keep[part]) for part in parts), len(label))
 
     @torch.no_grad()
     def stream(self, labels: Labels, seeds: Seeds, keep: Tensor | None = None) -> Iterator[Tensor]:
@@ -143,29 +152,75 @@ class Sampler:
             yield pictures
 
     @torch.no_grad()
-    def _in_parts(self, label: Tensor, key: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The finished images of checked requests, as many at once as the device holds."""
-        count, done = len(label), []
-        size = self._part(count)
-        for start in range(0, count, size):
-            # The last part is filled up with the last request again: one engine makes them all.
-            rows = torch.arange(start, start + size, device=label.device).clamp(max=count - 1)
-            (images,) = self._pictures(label[rows], key[rows], None if keep is None else keep[rows])
-            done.append(images[: count - start])
+    def _joined(self, parts: Iterable[Iterator[Tensor]], count: int) -> Tensor:
+        """The finished images of several parts, ``count`` in all: the last part may have more than are asked for."""
+        done: list[Tensor] = []
+        for pictures in parts:
+            (images,) = pictures
+            done.append(images[: count - sum(map(len, done))])
             self._check_finite(done[-1])
         return torch.cat(done)
 
-    def _pictures(self, label: Tensor, key: Tensor, keep: Tensor | None, every_row: bool = False) -> Iterator[Tensor]:
-        """:meth:`stream` of checked requests; the finished ones alone unless ``every_row``."""
-        if not isinstance(self.model, JiT):
-            yield from self._row_by_row(self.model, label, key, keep, every_row)
+    def _pictures(
+        self, label: Tensor, key: Tensor, keep: Tensor | None = None, every_row: bool = False
+    ) -> Iterator[Tensor]:
+        """The finished images of checked requests; with ``every_row`` also those before, see :meth:`stream`."""
+        model = self.model
+        if isinstance(model, JiT):
+            with autocast(self.device, self.precision):
+                images = sample_at_once(model, self._forward(), self.config, label, key)
+            yield images
             return
-        forward = (
-            compiled(self.model, "compiling the sampler", "sample without compile") if self.compile else self.model
-        )
-        with autocast(self.device, self.precision):
-            images = sample_at_once(self.model, forward, self.config, label, key)
-        yield images
+        rows, columns = model.config.grid
+        done = 0 if keep is None else keep.shape[2] // model.config.patch_size
+        if done == rows:
+            return
+        starts, draws = self._noise(key)
+        prefix = starts.new_empty(len(label), 0, model.config.patch_dim)
+        if keep is not None:
+            prefix = model.patchify(keep.to(self.device, torch.float32))
+        engine = self._engine(model, len(label))
+        patches = [prefix]
+        try:
+            # The block must not be open while the caller has the picture: it would reach the caller's arithmetic.
+            with engine.arithmetic():
+                tokens = generate(engine.steps, label, starts, prefix, draws)
+            for row in range(done, rows):
+                with engine.arithmetic():
+                    patches += [token.patch.clone() for token in islice(tokens, columns)]
+                if every_row or row == rows - 1:
+                    yield model.unpatchify(torch.cat(patches, dim=1))
+        finally:
+            self._idle = {len(label): engine}
+
+    def _engine(self, model: PRA, batch: int) -> Engine:
+        """An engine for a batch size: the idle one where it still fits."""
+        engine = self._idle.pop(batch, None)
+        if engine is None or not engine.renew():
+            engine, self._idle = None, {}  # what is idle goes first: the device may not hold both
+            engine = Engine(model, self.config, batch, self.precision, self.compile)
+            logger.info("sampling by %s", engine.way)
+        return engine
+
+    def _noise(self, key: Tensor) -> tuple[Tensor, Draws]:
+        """Where each state's path begins, ``(B, N, d)``, and what the solver of an SDE adds to it."""
+        config, size = self.config, self.model.config
+        starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
+        diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION).unsqueeze(-1)
+        intervals = torch.arange(config.steps, device=self.device)
+
+        def draws(position: int) -> Tensor | None:
+            if config.solver is not Solver.EULER_MARUYAMA:
+                return None
+            return config.temperature * noise.normal(
+                noise.fold(noise.fold(diffusion, position), intervals), size.state_dim
+            )
+
+        return config.temperature * starts, draws
+
+    def _forward(self) -> Callable[..., Tensor]:
+        """The velocity of whole images, compiled where that was asked for."""
+        return compiled(self.model, "compiling the sampler", "sample without compile") if self.compile else self.model
 
     def _check_finite(self, images: Tensor) -> None:
         finite = int(images.isfinite().flatten(1).all(1).sum())
@@ -177,59 +232,22 @@ class Sampler:
                 f"{len(images) - finite} of {len(images)} images are not finite numbers; try {', or '.join(changes)}"
             )
 
-    def _row_by_row(
-        self, model: PRA, label: Tensor, key: Tensor, keep: Tensor | None, every_row: bool
-    ) -> Iterator[Tensor]:
-        """:meth:`_pictures` of an autoregressive model."""
-        (rows, columns), batch = model.config.grid, len(label)
-        done = 0 if keep is None else keep.shape[2] // model.config.patch_size
-        if done == rows:
-            return
-        starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), model.config.num_patches, model.config.state_dim)
-        diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
-        prefix = starts.new_empty(batch, 0, model.config.patch_dim)
-        if keep is not None and done:
-            prefix = model.patchify(keep.to(self.device, torch.float32))
-        engine = self._idle.pop(batch, None)
-        # The mode must not be on while the caller has the picture: it would reach the caller's arithmetic.
-        with torch.inference_mode():
-            if engine is None or not engine.renew():
-                engine, self._idle = None, {}  # what is idle goes first: the device may not hold both
-                engine = Engine(model, self.config, batch, self.precision, self.compile)
-            engine.begin(label, self.config.temperature * starts, prefix)
-        try:
-            for row in range(done, rows):
-                with torch.inference_mode():
-                    draws = self._draws(diffusion, range(row * columns, (row + 1) * columns), starts.shape[2])
-                    for column in range(columns):
-                        engine.next(draws[:, column] if draws is not None else None)
-                if every_row or row == rows - 1:
-                    yield model.unpatchify(engine.patches[:, : (row + 1) * columns].clone())
-        finally:
-            self._idle = {batch: engine}
+    def _parts(self, count: int) -> list[Tensor]:
+        """Equal parts of ``count`` images, by their rows, few enough in each that the device holds their caches.
 
-    def _draws(self, key: Tensor, positions: range, size: int) -> Tensor | None:
-        """The noise at some positions, ``(B, len(positions), K, d)``, where the solver is that of an SDE."""
-        if self.config.solver is not Solver.EULER_MARUYAMA:
-            return None
-        here = torch.arange(positions.start, positions.stop, device=self.device)
-        intervals = torch.arange(self.config.steps, device=self.device)
-        keys = noise.fold(noise.fold(key.unsqueeze(-1), here).unsqueeze(-1), intervals)
-        return self.config.temperature * noise.normal(keys, size)
-
-    def _part(self, count: int) -> int:
-        """The size of equal parts of ``count`` images, few enough in each that the device holds their caches.
-
-        How many fit is settled once on a device. Settled at every batch, when what an engine of ours holds is not
-        free, it would come out differently, and ask for another engine.
+        The last part is filled up with the last image again: one engine makes them all. How many fit is settled once on
+        a device. Settled at every batch, when what an engine of ours holds is not free, it would come out differently,
+        and ask for another engine.
         """
-        if not isinstance(self.model, PRA):
-            return count
-        if self._fits is None or self._fits[0] != self.device:
-            self._idle = {}
-            most = int(_budget(self.device) / cache_bytes(self.model, self.config, self.precision, self.compile))
-            self._fits = self.device, max(1, most)
-        return math.ceil(count / math.ceil(count / self._fits[1]))
+        size = count
+        if isinstance(self.model, PRA):
+            if self._fits is None or self._fits[0] != self.device:
+                self._idle = {}
+                most = int(_budget(self.device) / cache_bytes(self.model, self.config, self.precision, self.compile))
+                self._fits = self.device, max(1, most)
+            size = math.ceil(count / math.ceil(count / self._fits[1]))
+        starts = range(0, count, size)
+        return [torch.arange(first, first + size, device=self.device).clamp(max=count - 1) for first in starts]
 
     def _check_kept(self, kept: Tensor, count: int, heights: Sequence[int], height: str) -> None:
         """Whether these can be the true pixels of ``count`` pictures, of a height that is one of some."""
@@ -247,12 +265,12 @@ class Sampler:
 
     def _requests(self, labels: Labels, seeds: Seeds) -> tuple[Tensor, Tensor]:
         label, seed = label_numbers(labels, self.model.classes), seed_numbers(seeds)
-        classes = self.model.config.num_classes
         if len(label) != len(seed) or not len(label):
             raise PraError(f"{len(label)} labels and {len(seed)} seeds: give one seed per label, at least one")
-        wrong = label[(label < 0) | (label > classes)]
+        wrong = label[(label < 0) | (label > self.model.condition.null)]
         if len(wrong):
-            raise PraError(f"label {int(wrong[0])} is out of range: this model's classes are 0 to {classes - 1}")
+            last = len(self.model.classes) - 1
+            raise PraError(f"label {int(wrong[0])} is out of range: this model's classes are 0 to {last}")
         return label.to(self.device), noise.keys(0, seed).to(self.device)
 
 
@@ -262,7 +280,7 @@ def check_completes(model: Model) -> None:
     Raises:
         PraError: it makes all patches at once.
     """
-    if isinstance(model, JiT):
+    if not model.can_complete:
         raise PraError(
             "a JiT cannot complete an image: it makes all patches at once; take an autoregressive model, or sample"
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from pra import noise, solvers
 from pra.config import SamplingConfig, Solver
-from pra.generate.decoding import guided, labels_of_streams
 from pra.generate.guidance import Plan
 from pra.models import JiT
 from pra.noise import Purpose
@@ -68,11 +68,12 @@ def _velocity(
     """The field of whole images under guidance, for evaluations at the times asked."""
     plan = Plan(config, model.config.num_patches, asked)
     streams = iter(plan.streams(plan.most == 2))
-    labels = labels_of_streams(model, label, 2)
+    labels = torch.cat([label, model.condition.null_like(label)])
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         if next(streams) == 1:
             return forward(x, t, label)
-        return guided(forward(x.repeat(2, 1, 1), t, labels), config.guidance)
+        conditional, unconditional = forward(x.repeat(2, 1, 1), t, labels).chunk(2)
+        return unconditional + config.guidance * (conditional - unconditional)
 
     return velocity

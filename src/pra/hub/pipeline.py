@@ -127,7 +127,7 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise PraError(f"the weights are {self.model.dtype}: leave to(dtype) out, or give to(torch.float32)")
         if output_type not in OUTPUTS:
             raise PraError(f"output_type {output_type!r} is unknown{nearest(str(output_type), OUTPUTS)}")
-        null = self.model.config.null_class
+        null = self.model.condition.null
         labels = label_numbers(null if class_labels is None else class_labels, self.model.classes)
         given = {"guidance": guidance_scale, "steps": num_inference_steps}
         changes = {name: value for name, value in given.items() if value is not None}

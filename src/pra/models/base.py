@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pra.config import ImageConfig, SamplingConfig
+from pra.models.condition import ClassCondition
 from pra.nn.patches import patchify, unpatchify
 from pra.nn.transformer import Transformer
 
@@ -22,6 +23,9 @@ class ImageModel(nn.Module):
     """
 
     config: ImageConfig
+    condition: ClassCondition
+    can_complete: ClassVar[bool]
+    """Whether it can go on from the first rows of an image."""
 
     def __init__(self, config: ImageConfig) -> None:
         super().__init__()

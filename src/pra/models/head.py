@@ -7,6 +7,7 @@ Same shape as the heads of MAR (arXiv 2406.11838) and SphereAR: residual MLP blo
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from pra.config import ModelConfig, Prediction
 from pra.nn.transformer import SwiGLU
 
 TIME_FREQUENCIES = 128
+
+Modulations: TypeAlias = list[Tensor]
+"""Outputs of the AdaLN projections, see :meth:`FlowHead.modulate`."""
 
 
 def time_features(t: Tensor) -> Tensor:
@@ -71,11 +75,11 @@ class FlowHead(nn.Module):
         """The layers whose weights start at zero."""
         return [m for m in (*self.modulations, self.final_modulation, self.out) if isinstance(m, nn.Linear)]
 
-    def condition(self, h: Tensor) -> Tensor:
+    def project(self, h: Tensor) -> Tensor:
         """What every evaluation at one position shares: ``(..., D)`` to ``(..., width)``."""
         return self.condition_in(h)  # type: ignore[no-any-return]
 
-    def time(self, t: Tensor, span: Tensor | None = None) -> Tensor:
+    def embed(self, t: Tensor, span: Tensor | None = None) -> Tensor:
         """The embedding ``(..., width)`` of the time ``t`` and, where the head is told it, of a step's ``span``."""
         embedded: Tensor = self.time_in(time_features(t))
         if self.span_in is None:
@@ -84,24 +88,45 @@ class FlowHead(nn.Module):
         assert span is not None, "a head of steps was not told how long one is"
         return embedded + self.span_in(time_features(span))  # type: ignore[no-any-return]
 
-    def forward(self, z_t: Tensor, t: Tensor, condition: Tensor, span: Tensor | None = None) -> Tensor:
+    def modulate(self, embedded: Tensor, condition: Tensor) -> Modulations:
+        """What shifts, scales and gates the blocks: one product per projection for any number of times and rows.
+
+        Args:
+            embedded: ``(..., width)`` from :meth:`embed`.
+            condition: ``(..., width)`` from :meth:`project`; the two broadcast.
+
+        Returns:
+            ``(..., 3 width)`` of each projection of the blocks, then ``(..., 2 width)`` of the last layer.
+        """
+        context = F.silu(embedded + condition)
+        return [projection(context) for projection in (*self.modulations, self.final_modulation)]
+
+    def forward(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        condition: Tensor,
+        span: Tensor | None = None,
+        modulations: Modulations | None = None,
+    ) -> Tensor:
         """The velocity ``dz/dt`` at ``z_t``; with a ``span``, its mean over the flow's path from ``t`` to ``t + span``.
 
         Args:
             z_t: ``(..., d)``.
             t: ``(...)`` in [0, 1], 0 pure noise and 1 the state; broadcasts against the leading sizes of ``z_t``.
-            condition: ``(..., width)`` from :meth:`condition`; broadcasts likewise.
-            span: as ``t``; where the head is told it, and only there.
+            condition: ``(..., width)`` from :meth:`project`; broadcasts likewise.
+            span: as ``t``; for a head that is told it, and only there.
+            modulations: from :meth:`modulate` for these times, spans and conditions, where the caller has them.
         """
-        context = F.silu(self.time(t, span) + condition)
-        modulations = [m(context).chunk(3, dim=-1) for m in self.modulations]
-        # The residual stream keeps the weights' precision under autocast, as in every transformer here and in the
-        # sampler's engine: what is trained is what is sampled. (DiT's does too, by its float32 positions; MAR's head's
-        # takes autocast's.)
+        if modulations is None:
+            modulations = self.modulate(self.embed(t, span), condition)
+        *shared, last = modulations
+        # The residual stream keeps the weights' precision under autocast, as in every transformer here. (DiT's does
+        # too, by its float32 positions; MAR's head takes autocast's.)
         x = self.state_in(z_t).to(self.state_in.weight.dtype)
         for index, block in enumerate(self.blocks):
-            x = block(x, modulations[index * len(modulations) // len(self.blocks)])
-        shift, scale = self.final_modulation(context).chunk(2, dim=-1)
+            x = block(x, shared[index * len(shared) // len(self.blocks)].chunk(3, dim=-1))
+        shift, scale = last.chunk(2, dim=-1)
         prediction = self.out(self.final_norm(x) * (1 + scale) + shift).float()
         if self.prediction is Prediction.DATA:
             return flow.velocity_from_data(prediction, z_t, t.unsqueeze(-1))

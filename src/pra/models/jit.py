@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pra import flow
 from pra.config import JiTConfig
 from pra.models.base import ImageModel, NoDraws, initialise
+from pra.models.condition import ClassCondition
 from pra.models.head import time_features, time_mlp
 from pra.nn.rope import raster_positions, rotary_table
 from pra.nn.transformer import Attention, RMSNorm, SwiGLU
@@ -49,13 +50,14 @@ class JiT(ImageModel):
 
     config: JiTConfig
     rotary: Tensor
+    can_complete = False
 
     def __init__(self, config: JiTConfig, seed: int | None = 0) -> None:
         super().__init__(config)
         width, heads, prefix = config.transformer.width, config.transformer.heads, config.class_tokens
         with NoDraws():
             self.patch_in = _patch_embedding(config)
-            self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+            self.condition = ClassCondition(config.num_classes, 1, width)
             self.time_in = time_mlp(width)
             self.position = nn.Parameter(torch.empty(prefix + config.num_patches, width))
             self.blocks = nn.ModuleList(ModulatedBlock(width, heads) for _ in range(config.transformer.depth))
@@ -75,9 +77,9 @@ class JiT(ImageModel):
         Args:
             x_t: ``(B, N, P)``, noised patches.
             t: in [0, 1], 0 pure noise and 1 the image; ``(B, 1)``, or ``(1, 1)`` for all.
-            labels: ``(B,)`` in ``[0, num_classes]``; ``num_classes`` is the null class.
+            labels: ``(B,)``, as :class:`pra.models.condition.ClassCondition` takes them.
         """
-        classes = self.class_embedding(labels).unsqueeze(1)
+        classes = self.condition(labels)
         context = F.silu(self.time_in(time_features(t)) + classes)
         tokens = torch.cat([classes.expand(-1, self.config.class_tokens, -1), self.patch_in(x_t)], dim=1)
         h = tokens + self.position  # in the weights' precision, under autocast too

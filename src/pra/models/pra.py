@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pra.config import ModelConfig
+from pra.config import ModelConfig, Solver
 from pra.models.backbone import Backbone
 from pra.models.base import ImageModel, NoDraws, initialise
+from pra.models.condition import ClassCondition
 from pra.models.head import FlowHead
 from pra.models.states import build_codec
-from pra.nn.transformer import KVCache
+from pra.nn.cache import KVCache
 
 
 class PRA(ImageModel):
@@ -23,10 +24,12 @@ class PRA(ImageModel):
     """
 
     config: ModelConfig
+    can_complete = True
 
     def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
         super().__init__(config)
         with NoDraws():
+            self.condition = ClassCondition(config.num_classes, config.class_tokens, config.backbone.width)
             self.backbone = Backbone(config)
             self.head = FlowHead(config)
             self.shortcut = FlowHead(config, spans=True) if config.head.shortcut else None
@@ -38,6 +41,17 @@ class PRA(ImageModel):
         if seed is not None:
             initialise(self, seed, [self.backbone.next_position], zeros)
 
+    def head_for(self, solver: Solver) -> FlowHead:
+        """The head that a solver integrates: the second one for steps that it has learnt."""
+        if solver is not Solver.SHORTCUT:
+            return self.head
+        assert self.shortcut is not None, "settings are checked before: pra.config.check_sampling"
+        return self.shortcut
+
+    def conditions(self, labels: Tensor, patches: Tensor) -> Tensor:
+        """``h = F(c, x)``: labels ``(B,)`` and the first ``n`` patches ``(B, n, P)`` to ``h_1 .. h_{n+1}``."""
+        return self.backbone(self.condition(labels), patches)  # type: ignore[no-any-return]
+
     def write(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
         """The one path from states to pixels, in training and in sampling: decoded, clamped to [-1, 1], float32."""
         return self.codec.decode(states, cache).float().clamp(-1.0, 1.0)
@@ -46,7 +60,7 @@ class PRA(ImageModel):
         """``F(c, x)`` for the encoder, ``(B, n, D)`` for ``n`` patches; None where the encoder does not see it."""
         if not self.codec.sees_condition:
             return None
-        return self.backbone(labels, patches[:, :-1])  # type: ignore[no-any-return]
+        return self.conditions(labels, patches[:, :-1])
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:

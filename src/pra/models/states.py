@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pra.config import CodecConfig, ModelConfig
+from pra.nn.cache import KVCache, NewCache
 from pra.nn.rope import raster_positions
-from pra.nn.transformer import KVCache, RMSNorm, SwiGLU, Transformer
+from pra.nn.transformer import RMSNorm, SwiGLU, Transformer
 
 
 class ResidualMLP(nn.Module):
@@ -81,10 +82,10 @@ class StateCodec(nn.Module):
         self.encoder = StateEncoder(model, codec)
         self.decoder = PixelDecoder(model, codec)
 
-    def new_cache(self, batch: int, multiple: int = 1) -> KVCache | None:
-        """An empty decoder cache for ``batch`` sequences (:meth:`pra.nn.transformer.Transformer.new_cache`); None where
-        the decoder has no context to remember."""
-        return self.decoder.transformer.new_cache(batch, multiple) if self.decoder.context else None
+    def new_cache(self, batch: int, kind: NewCache = KVCache) -> KVCache | None:
+        """An empty decoder cache for ``batch`` sequences (:meth:`pra.nn.transformer.Transformer.new_cache`); ``None``
+        where the decoder has no context to remember."""
+        return self.decoder.transformer.new_cache(batch, kind) if self.decoder.context else None
 
     def encode(self, patches: Tensor, conditions: Tensor | None) -> Tensor:
         """``z = norm(G(x, h))``: ``(B, n, P)`` to ``(B, n, d)``; ``h`` ``(B, n, D)`` where the encoder sees it."""
@@ -104,7 +105,7 @@ class IdentityCodec(nn.Module):
 
     sees_condition = False
 
-    def new_cache(self, batch: int, multiple: int = 1) -> None:
+    def new_cache(self, batch: int, kind: NewCache = KVCache) -> None:
         """No cache: a patch depends on its own state only."""
         return None
 

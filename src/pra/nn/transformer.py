@@ -1,4 +1,4 @@
-"""A pre-norm transformer (RMSNorm, SwiGLU, 2-D RoPE, query-key norm), causal, and the cache it decodes with."""
+"""A pre-norm transformer (RMSNorm, SwiGLU, 2-D RoPE, query-key norm), causal."""
 
 from __future__ import annotations
 
@@ -7,34 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pra.config import TransformerConfig
+from pra.nn.cache import KVCache, NewCache
 from pra.nn.rope import rotary_table, rotate
-
-
-class KVCache:
-    """Keys and values of every layer for one batch, allocated once; owned by whoever decodes, never by a module.
-
-    Args:
-        config: the transformer it serves.
-        batch: sequences decoded side by side.
-        capacity: tokens it can hold.
-        device: where it lies.
-        dtype: of what it holds.
-    """
-
-    def __init__(
-        self, config: TransformerConfig, batch: int, capacity: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        shape = (config.depth, batch, config.heads, capacity, config.width // config.heads)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores ``(B, heads, T, head_dim)`` behind the tokens so far and returns all of them."""
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
 class RMSNorm(nn.RMSNorm):
@@ -79,12 +53,11 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q = rotate(self.query_norm(q), rotary)
         k = rotate(self.key_norm(k), rotary)
+        mask = None
         if cache is not None:
-            k, v = cache.extend(layer, k, v)
-        # The T queries are the last of the keys so far; a mask only where it would hide something.
-        keys = k.shape[2]
-        mask = None if t in (1, keys) else torch.ones(t, keys, dtype=torch.bool, device=x.device).tril(keys - t)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and 1 < t == keys)
+            k, v, mask = cache.extend(layer, k, v)
+        causal = self.causal and mask is None and t > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out(y.transpose(1, 2).reshape(b, t, width))  # type: ignore[no-any-return]
 
 
@@ -121,27 +94,19 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.width, eps=1e-6)
         self.register_buffer("rotary", rotary_table(positions, config.width // config.heads), persistent=False)
 
-    def new_cache(self, batch: int, multiple: int = 1) -> KVCache:
-        """An empty cache for ``batch`` whole sequences, on this module's device, in the dtype attention runs in.
-
-        It holds a ``multiple`` of so many tokens: as many as a sequence has, rounded up.
-        """
+    def new_cache(self, batch: int, kind: NewCache = KVCache) -> KVCache:
+        """An empty cache for ``batch`` whole sequences, on this module's device, in the dtype attention runs in."""
         weight = self.norm.weight
         lower = not weight.is_meta and torch.is_autocast_enabled(weight.device.type)
         dtype = torch.get_autocast_dtype(weight.device.type) if lower else weight.dtype
-        capacity = -(-self.rotary.shape[1] // multiple) * multiple
-        return KVCache(self.config, batch, capacity, weight.device, dtype)
+        return kind(self.config, batch, self.rotary.shape[1], weight.device, dtype)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        """``(B, T, width)`` to the same shape; with a cache, ``x`` are the tokens after those in it."""
-        start = cache.length if cache else 0
-        end = start + x.shape[1]
-        assert end <= self.rotary.shape[1], f"a sequence of {self.rotary.shape[1]} tokens asked to hold {end}"
-        rotary = self.rotary[:, start:end]
+        """``(B, T, width)`` to the same shape; with a cache, ``x`` are the tokens behind those that it counts."""
+        rotary = self.rotary[:, slice(x.shape[1]) if cache is None else cache.positions(x.shape[1])]
+        assert rotary.shape[1] == x.shape[1], f"this transformer has {self.rotary.shape[1]} tokens, no more"
         # The residual stream keeps the weights' precision under autocast, token by token as in parallel.
         x = x.to(self.norm.weight.dtype)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, cache, layer)
-        if cache is not None:
-            cache.length += x.shape[1]
         return self.norm(x)  # type: ignore[no-any-return]

@@ -55,7 +55,7 @@ def complete_command(
     check_completes(sampler.model)
     config = sampler.model.config
     real = torch.stack([_read_picture(path, config.channels, config.image_size) for path in image])
-    chosen = [config.null_class] if label is None else parse_labels(label, sampler.model.classes)
+    chosen = [sampler.model.condition.null] if label is None else parse_labels(label, sampler.model.classes)
     if len(chosen) not in (1, len(image)):
         raise PraError(f"--label {label!r} means {len(chosen)} classes for {len(image)} images: give one, or one each")
     numbers = list(dict.fromkeys(parse_numbers(seeds, "--seeds")))

@@ -94,7 +94,9 @@ LONGER = 4
 
 # As long as the study `length` trains: from there four times as long, and other questions asked of long trainings.
 _LONG = {
-    f"{name}-long": replace(_SETTINGS[name], name=f"{name}-long", length=LONGER * _SETTINGS[name].length, lengthens=name)
+    f"{name}-long": replace(
+        _SETTINGS[name], name=f"{name}-long", length=LONGER * _SETTINGS[name].length, lengthens=name
+    )
     for name in ("fashion-64", "emoji-64")
 }
 SETTINGS = _SETTINGS | _LONG

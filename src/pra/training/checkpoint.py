@@ -187,7 +187,7 @@ def restore_optimizer(folder: Path, model: Model, optimizer: torch.optim.Optimiz
     """
     parameters = dict(model.named_parameters())
     for path, value in _read_optimizer(folder / OPTIMIZER, parameters, world).items():
-        name, key = path.split("/")
+        name, key = _parameter_and_moment(path)
         # AdamW(fused) keeps its step counter on the parameter's device.
         optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
 
@@ -203,7 +203,7 @@ def _read_optimizer(folder: Path, parameters: dict[str, nn.Parameter], world: Wo
     try:
         # Not every parameter has a state: one without gradients so far has none.
         for path, saved in reader.read_metadata().state_dict_metadata.items():
-            parameter = parameters[path.split("/")[0]].detach()
+            parameter = parameters[_parameter_and_moment(path)[0]].detach()
             scalar = isinstance(saved, TensorStorageMetadata) and not saved.size
             tensors[path] = torch.zeros(()) if scalar else torch.zeros_like(parameter)
         with _single_process_meant():
@@ -212,6 +212,12 @@ def _read_optimizer(folder: Path, parameters: dict[str, nn.Parameter], world: Wo
         reason = reason_of(_cause(error))
         raise PraError(f"{folder} cannot be read ({reason}); take another checkpoint, or restore its files") from None
     return tensors
+
+
+def _parameter_and_moment(path: str) -> tuple[str, str]:
+    """The parameter's present name, and the name of its moment."""
+    name, moment = path.split("/")
+    return weights.present_name(name), moment
 
 
 def _cause(error: BaseException) -> BaseException:

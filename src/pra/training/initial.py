@@ -17,8 +17,8 @@ from pra.models import PRA, Model
 from pra.provenance import file_sha256
 from pra.training.optimizer import EMA
 
-EMBEDDING = "class_embedding.weight"
-"""How the one tensor ends whose shape depends on the classes, in every model: ``(num_classes + 1, ...)``, null last."""
+EMBEDDING = "condition.embedding.weight"
+"""The one tensor whose shape depends on the classes: ``(num_classes + 1, ...)``, the null class last."""
 
 
 def load_initial(path: str, model: Model, ema: EMA) -> dict[str, Any]:
@@ -86,7 +86,6 @@ def with_classes(model: Model, classes: Sequence[str]) -> dict[str, Tensor]:
     ever met. And guidance, which follows the difference between the two, begins at none instead of in a random
     direction.
     """
-    known = {name: place for place, name in reversed(list(enumerate(model.classes)))}
-    rows = [known.get(name, model.config.null_class) for name in classes] + [model.config.null_class]
+    rows = model.condition.rows_for(model.classes, classes)
     tensors = model.state_dict()
-    return {name: tensor[rows] if name.endswith(EMBEDDING) else tensor for name, tensor in tensors.items()}
+    return {name: tensor[rows] if name == EMBEDDING else tensor for name, tensor in tensors.items()}

@@ -1,30 +1,22 @@
-"""Products, a transformer's step and the head's prediction by the compiled arithmetic, in place of torch's operations.
-
-The structures are those of ``step.cpp``. They hold addresses of tensors that stay where they are: parameters, which the
-engine watches, and copies, which :meth:`pra.generate.prepared.Prepared.refresh` renews in place.
-"""
+"""The parts of a model by the compiled arithmetic: a product, a transformer, the head. The structures are those of
+``step.cpp``; they hold addresses of parameters and of copies, both of which stay where they are."""
 
 from __future__ import annotations
 
+import copy
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from pra.generate.native.build import library
-from pra.generate.prepared import BackboneWeights, DecoderWeights, HeadWeights, Linear, Prepared, TransformerWeights
-from pra.nn.transformer import KVCache
-
-LANES = 16
-"""Outputs side by side in a panel of a matrix."""
-
-DEEP = 32
-"""In bfloat16 a multiple of so many inputs."""
-
-_POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+from pra import flow
+from pra.config import Prediction
+from pra.generate.native.packing import COUNT, POINTER, THREADS, LinearStruct, Packed
+from pra.models.head import FlowHead, HeadBlock, Modulations, time_features
+from pra.nn.cache import KVCache
+from pra.nn.transformer import Block, Transformer
 
 
 def _checked(function: Any, arguments: list[Any]) -> Callable[..., None]:
@@ -37,161 +29,88 @@ def _checked(function: Any, arguments: list[Any]) -> Callable[..., None]:
     return call
 
 
-def content_hash(tensors: Iterable[Tensor]) -> tuple[int, ...] | None:
-    """What changes when a number in any of them does; None of what does not lie in this machine's memory as float32.
-
-    torch's own count of changes leaves out fused optimisers and ``.data``.
-    """
-    hashed = list(tensors)
-    if any(t.device.type != "cpu" or t.dtype is not torch.float32 or not t.is_contiguous() for t in hashed):
-        return None
-    found = library()  # compiles it at the first call, which other devices have no use for
-    if found is None:
-        return None
-    found.pra_hash.argtypes, found.pra_hash.restype = [_POINTER, _COUNT], ctypes.c_uint64
-    return tuple(int(found.pra_hash(tensor.data_ptr(), tensor.numel())) for tensor in hashed)
-
-
-class _Linear(ctypes.Structure):
-    _fields_: ClassVar = [
-        ("panels", _POINTER),
-        ("bias", _POINTER),
-        ("inputs", _COUNT),
-        ("outputs", _COUNT),
-        ("bfloat16", _COUNT),
-    ]
-
-
 class _Block(ctypes.Structure):
     _fields_: ClassVar = [
-        ("attention_norm", _POINTER),
-        ("qkv", _Linear),
-        ("out", _Linear),
-        ("mlp_norm", _POINTER),
-        ("into", _Linear),
-        ("mlp_out", _Linear),
+        ("attention_norm", POINTER),
+        ("qkv", LinearStruct),
+        ("out", LinearStruct),
+        ("mlp_norm", POINTER),
+        ("into", LinearStruct),
+        ("mlp_out", LinearStruct),
     ]
 
 
 class _HeadBlock(ctypes.Structure):
     _fields_: ClassVar = [
-        ("norm", _POINTER),
-        ("norm_bias", _POINTER),
-        ("into", _Linear),
-        ("out", _Linear),
-        ("modulation", _COUNT),
+        ("norm", POINTER),
+        ("norm_bias", POINTER),
+        ("into", LinearStruct),
+        ("out", LinearStruct),
+        ("modulation", COUNT),
     ]
 
 
-def panels(matrix: Tensor) -> Tensor:
-    """``(inputs, outputs)`` as ``(ceil(outputs / LANES), inputs, LANES)``, filled up with zeros."""
-    filled = F.pad(matrix, (0, -matrix.shape[1] % LANES)).contiguous()
-    return filled.view(len(matrix), -1, LANES).transpose(0, 1).contiguous()
-
-
-def pairs(matrix: Tensor) -> Tensor:
-    """``(inputs, outputs)`` as ``(ceil(outputs / LANES), inputs' / 2, LANES, 2)``, two inputs of an output together.
-
-    Filled up with zeros, the inputs to a multiple of ``DEEP``.
-    """
-    filled = panels(F.pad(matrix, (0, 0, 0, -len(matrix) % DEEP)))
-    return filled.view(len(filled), -1, 2, LANES).transpose(2, 3).contiguous()
-
-
-def _linear(weights: Prepared, linear: Linear, low: bool) -> _Linear:
-    matrix, bias, _ = linear
-    inputs, outputs = matrix.shape
-    held = weights.kept(lambda: pairs(matrix), torch.bfloat16) if low else weights.kept(lambda: panels(matrix))
-    filled = None if bias is None else weights.kept(lambda: F.pad(bias, (0, -outputs % LANES))).data_ptr()
-    return _Linear(held.data_ptr(), filled, inputs, outputs, low)
-
-
-def take_native(
-    library: ctypes.CDLL, backbone: BackboneWeights, head: HeadWeights, decoder: DecoderWeights | None, low: bool
-) -> None:
-    """Has the compiled arithmetic do what it can.
+class NativeLinear:
+    """``x @ weight.T + bias``.
 
     Args:
         library: from :func:`pra.generate.native.library`.
-        backbone: in float32, on the CPU, as the others.
-        head: of the same model.
-        decoder: likewise, if it has one.
-        low: whether products are to be of bfloat16.
+        linear: packed; whoever packed it keeps the copies.
     """
 
-    def product(weights: Prepared, linear: Linear) -> Linear:
-        return linear._replace(native=NativeProduct(library, weights, linear, low))
-
-    backbone.native = NativeTransformer(library, backbone, low)
-    backbone.patch_in = product(backbone, backbone.patch_in)
-    head.native, head.condition_in = NativeHead(library, head, low), product(head, head.condition_in)
-    head.modulations = product(head, head.modulations)
-    if decoder is not None:
-        decoder.native = NativeTransformer(library, decoder, low)
-        decoder.state_in = product(decoder, decoder.state_in)
-        decoder.patch_out = product(decoder, decoder.patch_out)
-
-
-class NativeProduct:
-    """``x @ matrix + bias``.
-
-    Args:
-        library: from :func:`pra.generate.native.library`.
-        weights: that keep a copy.
-        linear: in float32, on the CPU.
-        low: whether inputs and matrix are to be rounded to bfloat16.
-    """
-
-    def __init__(self, library: ctypes.CDLL, weights: Prepared, linear: Linear, low: bool = False) -> None:
-        self._held = weights.copies  # the structure has but addresses
-        self._linear, self._outputs = _linear(weights, linear, low), linear.matrix.shape[1]
-        self._call = _checked(library.pra_product, [_POINTER, _POINTER, _POINTER, _COUNT, _THREADS])
+    def __init__(self, library: ctypes.CDLL, linear: LinearStruct) -> None:
+        self._linear = linear
+        self._call = _checked(library.pra_product, [POINTER, POINTER, POINTER, COUNT, THREADS])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(rows, inputs)`` to ``(rows, outputs)``."""
-        x, y = x.contiguous(), x.new_empty(len(x), self._outputs)
-        self._call(ctypes.byref(self._linear), x.data_ptr(), y.data_ptr(), len(x), torch.get_num_threads())
+        """``(..., inputs)`` to ``(..., outputs)``."""
+        x = x.contiguous()
+        y = x.new_empty(*x.shape[:-1], self._linear.outputs)
+        rows = x.numel() // self._linear.inputs
+        self._call(ctypes.byref(self._linear), x.data_ptr(), y.data_ptr(), rows, torch.get_num_threads())
         return y
 
 
 class NativeTransformer:
-    """Tokens through a transformer.
+    """:class:`pra.nn.transformer.Transformer`.
 
     Args:
         library: from :func:`pra.generate.native.library`.
-        weights: in float32, on the CPU.
-        low: whether products are to be of bfloat16.
+        packed: keeps the copies.
+        transformer: in float32, on the CPU.
     """
 
-    def __init__(self, library: ctypes.CDLL, weights: TransformerWeights, low: bool) -> None:
-        self._held = weights.copies, weights.blocks
-        self.heads, self.norm, self.rotary = weights.heads, weights.norm, weights.rotary
-        self._blocks = (_Block * len(weights.blocks))(
+    def __init__(self, library: ctypes.CDLL, packed: Packed, transformer: Transformer) -> None:
+        blocks = [block for block in transformer.blocks if isinstance(block, Block)]
+        self._norm, self._heads = transformer.norm.weight.detach(), transformer.config.heads
+        self._rotary = packed.kept(lambda: _weighted_rotary(transformer.rotary, blocks))
+        self._blocks = (_Block * len(blocks))(
             *(
                 _Block(
-                    block.attention_norm.data_ptr(),
-                    _linear(weights, block.qkv, low),
-                    _linear(weights, block.out, low),
-                    block.mlp_norm.data_ptr(),
-                    _linear(weights, block.mlp_into, low),
-                    _linear(weights, block.mlp_out, low),
+                    block.attention_norm.weight.data_ptr(),
+                    packed.layer(block.attention.qkv),
+                    packed.layer(block.attention.out),
+                    block.mlp_norm.weight.data_ptr(),
+                    packed.layer(block.mlp.into),
+                    packed.layer(block.mlp.out),
                 )
-                for block in weights.blocks
+                for block in blocks
             )
         )
-        first = [_POINTER, _COUNT, _POINTER, _COUNT, _COUNT, _POINTER, _COUNT, _COUNT]
-        rest = [_POINTER, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _THREADS]
+        first = [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER, COUNT, COUNT]
+        rest = [POINTER, POINTER, POINTER, POINTER, COUNT, COUNT, THREADS]
         self._call = _checked(library.pra_transformer, [*first, *rest])
 
-    def __call__(self, x: Tensor, cache: KVCache | None, before: int) -> Tensor:
-        """Tokens ``(B, T, width)`` behind ``before`` others to the same; their keys and values join the cache."""
+    def __call__(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        """``(B, T, width)`` to the same, behind the tokens of the cache; without a cache ``T`` is 1."""
         x = x.clone(memory_format=torch.contiguous_format)
-        own, other = self.rotary[:, before]
+        before = 0 if cache is None else cache.length
+        own, other = self._rotary[:, before]
         self._call(
             self._blocks,
             len(self._blocks),
-            self.norm.data_ptr(),
-            self.heads,
+            self._norm.data_ptr(),
+            self._heads,
             x.shape[2],
             x.data_ptr(),
             x.shape[0],
@@ -200,7 +119,7 @@ class NativeTransformer:
             other.data_ptr(),
             None if cache is None else cache.keys.data_ptr(),
             None if cache is None else cache.values.data_ptr(),
-            0 if cache is None else cache.keys.shape[3],
+            0 if cache is None else cache.capacity,
             before,
             torch.get_num_threads(),
         )
@@ -208,70 +127,130 @@ class NativeTransformer:
 
 
 class NativeHead:
-    """What the head predicts at one evaluation.
+    """:class:`pra.models.head.FlowHead`, as far as sampling calls it.
 
     Args:
         library: from :func:`pra.generate.native.library`.
-        weights: in float32, on the CPU.
-        low: whether products are to be of bfloat16.
+        packed: keeps the copies.
+        head: in float32, on the CPU.
     """
 
-    def __init__(self, library: ctypes.CDLL, weights: HeadWeights, low: bool) -> None:
-        self._held = weights.copies, weights.blocks
-        self._blocks = (_HeadBlock * len(weights.blocks))(
+    def __init__(self, library: ctypes.CDLL, packed: Packed, head: FlowHead) -> None:
+        self._head = head
+        blocks = [block for block in head.blocks if isinstance(block, HeadBlock)]
+        sharing = len(blocks) // len(head.modulations)
+        self._blocks = (_HeadBlock * len(blocks))(
             *(
                 _HeadBlock(
-                    block.norm.data_ptr(),
-                    block.norm_bias.data_ptr(),
-                    _linear(weights, block.into, low),
-                    _linear(weights, block.out, low),
-                    block.modulation,
+                    block.norm.weight.data_ptr(),
+                    block.norm.bias.data_ptr(),
+                    packed.layer(block.mlp.into),
+                    packed.layer(block.mlp.out),
+                    index // sharing,
                 )
-                for block in weights.blocks
+                for index, block in enumerate(blocks)
             )
         )
-        self._state_in, self._out = _linear(weights, weights.state_in, low), _linear(weights, weights.out, low)
-        first = [_POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _COUNT, _COUNT]
-        self._call = _checked(library.pra_head, [*first, _POINTER, _COUNT, _POINTER, _THREADS])
-        self._context = _checked(library.pra_context, [_POINTER, _COUNT, _POINTER, _COUNT, _COUNT, _POINTER])
-        self._normalise = _checked(library.pra_normalise, [_POINTER, _COUNT, _COUNT, _POINTER])
+        self._state_in, self._out = packed.layer(head.state_in), packed.layer(head.out)
+        projections = [m for m in (*head.modulations, head.final_modulation) if isinstance(m, nn.Linear)]
+        all_modulations = packed.linear(
+            lambda: torch.cat([projection.weight.detach() for projection in projections]),
+            lambda: torch.cat([_one_added(projection) for projection in projections]),
+        )
+        self.project = NativeLinear(library, packed.layer(head.condition_in))
+        self._modulate = NativeLinear(library, all_modulations)
+        first = [POINTER, COUNT, POINTER, POINTER, POINTER, COUNT, COUNT]
+        self._call = _checked(library.pra_head, [*first, POINTER, COUNT, POINTER, THREADS])
+        self._context = _checked(library.pra_context, [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER])
 
-    def context(self, times: Tensor, condition: Tensor) -> Tensor:
-        """``silu(times + condition)`` of ``(K, width)`` and ``(rows, width)``: ``(K * rows, width)``.
+    def embed(self, t: Tensor, span: Tensor | None = None) -> Tensor:
+        """As the head does, in float64 and rounded once.
 
-        In torch's own a number's last digit depends on its place in memory.
+        In float32 torch's product may depend on the number of threads (seen of four rows on an AMD EPYC), and with it
+        every image.
         """
-        times, condition = times.contiguous(), condition.contiguous()
-        (count, width), rows = times.shape, len(condition)
-        y = times.new_empty(count * rows, width)
-        self._context(times.data_ptr(), count, condition.data_ptr(), rows, width, y.data_ptr())
-        return y
 
-    def normalise(self, states: Tensor) -> Tensor:
-        """States ``(B, d)`` as :meth:`pra.models.states.StateCodec.normalise` does them.
+        def through(module: nn.Module, at: Tensor) -> Tensor:
+            embedded: Tensor = copy.deepcopy(module).double()(time_features(at).double())
+            return embedded
 
-        torch's own has all its threads share even a few rows, and they go on waiting for more work on cores that ours
-        would have: two threads took longer than one.
+        embedded = through(self._head.time_in, t)
+        if self._head.span_in is not None:
+            assert span is not None, "a head of steps was not told how long one is"
+            embedded = embedded + through(self._head.span_in, span)
+        return embedded.float()
+
+    def modulate(self, embedded: Tensor, condition: Tensor) -> Modulations:
+        """One tensor of all projections' outputs, ``1 + scale`` in place of each scale: ``(K, rows, ...)`` of
+        ``(K, 1, 1, width)`` and ``(rows, 1, width)``.
+
+        The sum's silu is compiled too: in torch's own a number's last digit depends on its place in memory.
         """
-        states, normalised = states.contiguous(), torch.empty_like(states, memory_format=torch.contiguous_format)
-        self._normalise(states.data_ptr(), *states.shape, normalised.data_ptr())
-        return normalised
+        embedded, condition = embedded.contiguous(), condition.contiguous()
+        (count, *_, width), rows = embedded.shape, len(condition)
+        context = embedded.new_empty(count, rows, width)
+        self._context(embedded.data_ptr(), count, condition.data_ptr(), rows, width, context.data_ptr())
+        return [self._modulate(context)]
 
-    def __call__(self, z: Tensor, modulated: Tensor, streams: int) -> Tensor:
-        """States ``(B, d)`` to ``(streams * B, d)``; ``modulated`` has a row for each of these."""
-        z, rows = z.contiguous(), streams * len(z)
-        prediction = z.new_empty(rows, z.shape[1])
+    def __call__(
+        self, z: Tensor, t: Tensor, condition: Tensor, span: Tensor | None, modulations: Modulations | None
+    ) -> Tensor:
+        """The velocity ``(rows, 1, d)`` at ``z``, as the head gives it; ``modulations`` are from :meth:`modulate`."""
+        assert modulations is not None, "the compiled head is told its modulations"
+        (modulated,), z = modulations, z.contiguous()
+        prediction, rows = torch.empty_like(z), len(z)
         self._call(
             self._blocks,
             len(self._blocks),
             ctypes.byref(self._state_in),
             ctypes.byref(self._out),
             z.data_ptr(),
-            len(z),
+            rows,
             rows,
             modulated.data_ptr(),
-            modulated.shape[1],
+            modulated.shape[-1],
             prediction.data_ptr(),
             torch.get_num_threads(),
         )
+        if self._head.prediction is Prediction.DATA:
+            return flow.velocity_from_data(prediction, z, t)
         return prediction
+
+
+class NativeNorm:
+    """:meth:`pra.models.states.StateCodec.normalise`.
+
+    torch's own has all its threads share even a few rows, and they go on waiting for more work on cores that ours would
+    have: two threads took longer than one.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._call = _checked(library.pra_normalise, [POINTER, COUNT, COUNT, POINTER])
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """States ``(..., d)`` to the same."""
+        states = states.contiguous()
+        normalised, width = torch.empty_like(states), states.shape[-1]
+        self._call(states.data_ptr(), states.numel() // width, width, normalised.data_ptr())
+        return normalised
+
+
+def _weighted_rotary(table: Tensor, blocks: list[Block]) -> Tensor:
+    """The rotary table with the weights of the queries' and the keys' norms in it: ``(2, T, depth, 2, head_dim)``.
+
+    ``rotate(w * x)`` of :func:`pra.nn.rope.rotate` is ``x * own + swapped(x) * other``, where ``w`` is the weight of
+    the norm and ``swapped`` exchanges the halves.
+    """
+    norms = [torch.stack([b.attention.query_norm.weight, b.attention.key_norm.weight]) for b in blocks]
+    first, second = torch.stack(norms).detach().view(len(blocks), 2, -1).chunk(2, dim=-1)
+    cos, sin = table[:, :, None, None]
+    own = torch.cat([first * cos, second * cos], dim=-1)
+    other = torch.cat([-second * sin, first * sin], dim=-1)
+    return torch.stack([own, other])
+
+
+def _one_added(projection: nn.Linear) -> Tensor:
+    """The bias of a projection to shift, scale and perhaps a gate, such that it gives ``1 + scale``."""
+    bias, width = projection.bias.detach().clone(), projection.in_features
+    bias[width : 2 * width] += 1.0
+    return bias

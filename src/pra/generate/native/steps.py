@@ -1,0 +1,129 @@
+"""The steps of :mod:`pra.generate.algorithm` by the compiled arithmetic, and the models that it may be used for."""
+
+from __future__ import annotations
+
+import enum
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pra.config import AnyModelConfig, SamplingConfig
+from pra.generate.algorithm import Steps
+from pra.generate.native.build import SWITCH, library
+from pra.generate.native.packing import Packed, content_hash
+from pra.generate.native.parts import NativeHead, NativeLinear, NativeNorm, NativeTransformer
+from pra.models import PRA, build_model
+from pra.models.states import StateCodec
+
+PLAIN = (int, float, str, bool, tuple, enum.Enum, type(None))
+"""Types of attributes that are compared with those of a new model."""
+
+
+def unsupported(model: PRA) -> str | None:
+    """Why the compiled arithmetic must not stand in for a model's modules; ``None`` where it may.
+
+    It may where every module is exactly what the configuration builds: the same class under the same name, with the
+    same plain attributes and parameters, without hooks, without a method of its own.
+    """
+    parameters = dict(model.named_parameters())
+    if any(parameter.device.type != "cpu" for parameter in parameters.values()):
+        return "the model is not on the CPU"
+    if any(p.dtype is not torch.float32 or not p.is_contiguous() for p in parameters.values()):
+        return "its weights are not contiguous float32"
+    changed = _changed(model)
+    if changed is not None:
+        return changed
+    return None if library() is not None else f"there is no C++ compiler, or {SWITCH}=0"
+
+
+def _changed(model: PRA) -> str | None:
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        return "a hook is registered on all modules"
+    expected, found = dict(_reference(model.config).named_modules()), dict(model.named_modules())
+    if expected.keys() != found.keys():
+        name = next(iter(expected.keys() ^ found.keys()))
+        return f"{name} is not as the configuration builds it"
+    for name, module in found.items():
+        other = expected[name]
+        if type(module) is not type(other):
+            return f"{name} is a {type(module).__name__}, not a {type(other).__name__}"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name or 'the model'} has a forward hook"
+        if _plain(module) != _plain(other):
+            return f"{name or 'the model'} has changed attributes"
+    return None
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that decide what it computes: plain values, shapes of parameters, own callables."""
+    own = {name: value for name, value in vars(module).items() if name not in ("training", "sampling", "classes")}
+    plain = {name: value for name, value in own.items() if isinstance(value, PLAIN) or callable(value)}
+    return plain | {name: p.shape for name, p in module.named_parameters(recurse=False)}
+
+
+@functools.lru_cache(maxsize=8)
+def _reference(config: AnyModelConfig) -> nn.Module:
+    """A new model of a configuration, without memory."""
+    with torch.device("meta"):
+        return build_model(config, seed=None)
+
+
+class NativeSteps(Steps):
+    """Steps for a model that :func:`unsupported` has nothing against.
+
+    Args:
+        model: in float32 on the CPU.
+        config: as of :class:`pra.generate.algorithm.Steps`.
+        batch: likewise.
+        low: whether products multiply bfloat16 numbers.
+    """
+
+    def __init__(self, model: PRA, config: SamplingConfig, batch: int, low: bool) -> None:
+        super().__init__(model, config, batch)
+        found = library()
+        assert found is not None, "asked without looking whether it is supported"
+        self._library, self._packed = found, Packed(low)
+        self._patch_in, self._transformer = self._part(model.backbone.patch_in, model.backbone.transformer)
+        self.head: Any = NativeHead(found, self._packed, self.head)
+        self._decoder: tuple[NativeLinear, NativeTransformer, NativeLinear] | None = None
+        if isinstance(model.codec, StateCodec):
+            decoder = model.codec.decoder
+            out = NativeLinear(found, self._packed.layer(decoder.out))
+            self._decoder = (*self._part(decoder.state_in, decoder.transformer), out)
+        self._normalise = NativeNorm(found)
+        self._content = content_hash(model.parameters())
+
+    def _part(self, into: nn.Linear, transformer: Any) -> tuple[NativeLinear, NativeTransformer]:
+        linear = NativeLinear(self._library, self._packed.layer(into))
+        return linear, NativeTransformer(self._library, self._packed, transformer)
+
+    def begin(self, tokens: Tensor, prefix: Tensor) -> Tensor:
+        """As in :class:`Steps`; true patches are read by the model's own modules, many at once."""
+        content = content_hash(self.model.parameters())
+        if content != self._content:
+            self._content = content
+            self._packed.refresh()
+        if prefix.shape[1]:
+            return super().begin(tokens, prefix)
+        self.reset()
+        h = self._transformer(tokens, self.backbone_cache)
+        return h[:, -1:] + self.model.backbone.next_position[0]
+
+    def read(self, patch: Tensor) -> Tensor:
+        """As in :class:`Steps`."""
+        x = self._patch_in(patch).repeat(self.plan.most, 1, 1)
+        position = self.backbone_cache.positions(1, 1 - self.model.backbone.prefix)
+        return self._transformer(x, self.backbone_cache) + self.model.backbone.next_position[position]
+
+    def write(self, state: Tensor) -> Tensor:
+        """As in :class:`Steps`."""
+        if self._decoder is not None:
+            into, transformer, out = self._decoder
+            state = out(transformer(into(state), self.decoder_cache))
+        return state.clamp(-1.0, 1.0)
+
+    def normalise(self, state: Tensor) -> Tensor:
+        """As in :class:`Steps`."""
+        return self._normalise(state) if self._decoder is not None else state

@@ -1,0 +1,149 @@
+"""Key-value caches. Attention stores the keys and values of new tokens here and asks what it may see.
+
+A cache decides how keys and values are stored; a module only computes. The caller says where the next tokens stand
+(:meth:`KVCache.seek`), so that to run a step twice is to run it once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from pra.config import TransformerConfig
+
+ALIGNED = 8
+"""A mask's length is a multiple of this: CUDA's attention copies any other mask into a longer one, in every layer."""
+
+
+class KVCache:
+    """Keys and values of every layer for one batch, allocated once; attention sees exactly the tokens that are there.
+
+    Args:
+        config: sizes of the transformer.
+        batch: sequences decoded side by side.
+        capacity: tokens that a sequence has.
+        device: where the cache lies.
+        dtype: of keys and values.
+
+    Attributes:
+        keys: ``(depth, batch, heads, capacity, head_dim)``; ``values`` alike.
+        length: tokens before the next one.
+        bound: tokens that attention looks at in a step of one token.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, batch: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.depth, batch, config.heads, capacity, config.width // config.heads)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.capacity, self.length, self.bound = capacity, 0, 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def seek(self, length: int) -> None:
+        """Declare that the next tokens stand behind the first ``length``."""
+        self.length, self.bound = length, length + 1
+
+    def clear(self) -> None:
+        """Forget every token."""
+        self.seek(0)
+
+    def positions(self, count: int, offset: int = 0) -> slice | Tensor:
+        """Index of the next ``count`` tokens in a table that has a row per token, from token ``-offset`` on."""
+        start = self.length + offset
+        return slice(start, start + count)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store the keys and values of the next tokens.
+
+        Args:
+            layer: the layer that they belong to.
+            keys: ``(batch, heads, T, head_dim)``.
+            values: alike.
+
+        Returns:
+            The keys and values that the ``T`` queries look at, and a mask where ordinary causal attention over them
+            would be wrong: ``(T, tokens)`` booleans, or numbers to add to the scores.
+        """
+        count = keys.shape[2]
+        end = self.length + count
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        mask = None
+        if self.length and count > 1:
+            mask = torch.ones(count, end, dtype=torch.bool, device=keys.device).tril(self.length)
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end], mask
+
+
+class StaticCache(KVCache):
+    """A cache for compiled and captured steps: a step of one token has the same shapes at many positions.
+
+    The position is a tensor, so that one CUDA graph or compiled function serves many of them. Attention looks at
+    ``bound`` tokens, whole buckets of the cache, and a mask hides those that are not there yet. Several tokens at once
+    (a prefix) are stored as in :class:`KVCache`.
+
+    Args:
+        config: sizes of the transformer.
+        batch: sequences decoded side by side.
+        capacity: tokens that a sequence has; rounded up to whole buckets.
+        device: where the cache lies.
+        dtype: of keys and values.
+        bucket: tokens by which attention's view grows; None is the whole cache at once.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        batch: int,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        bucket: int | None = None,
+    ) -> None:
+        multiple = bucket or (ALIGNED if device.type == "cuda" else 1)
+        super().__init__(config, batch, -(-capacity // multiple) * multiple, device, dtype)
+        self.bucket = bucket or self.capacity
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)
+        # Added to the scores. Booleans would be turned into such numbers in every layer.
+        self.mask = torch.zeros(1, 1, 1, self.capacity, dtype=dtype, device=device)
+        self.seek(0)
+
+    def seek(self, length: int) -> None:
+        """As in :class:`KVCache`."""
+        super().seek(length)
+        self.bound = min(self.capacity, -(-(length + 1) // self.bucket) * self.bucket)
+        self.position.fill_(length)
+        self.mask.fill_(-math.inf)
+        self.mask[..., : length + 1] = 0.0
+
+    def clear(self) -> None:
+        """As in :class:`KVCache`."""
+        super().clear()
+        # Masked entries must be finite, fresh memory and a failed batch's too: 0 * nan is nan.
+        self.keys.zero_()
+        self.values.zero_()
+
+    def positions(self, count: int, offset: int = 0) -> slice | Tensor:
+        """As in :class:`KVCache`."""
+        return self.position + offset if count == 1 else super().positions(count, offset)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As in :class:`KVCache`."""
+        if keys.shape[2] > 1:
+            return super().extend(layer, keys, values)
+        self.keys[layer].index_copy_(2, self.position, keys)
+        self.values[layer].index_copy_(2, self.position, values)
+        seen = slice(self.bound)
+        return self.keys[layer, :, :, seen], self.values[layer, :, :, seen], self.mask[..., seen]
+
+
+NewCache: TypeAlias = Callable[[TransformerConfig, int, int, torch.device, torch.dtype], KVCache]
+"""Makes a cache from the arguments of :class:`KVCache`: a class of caches, or one with some of its settings bound."""

@@ -1,0 +1,29 @@
+"""Engines for the tests: without the compiled arithmetic, with caches in buckets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+
+from pra.generate import runner
+from pra.generate.native import SWITCH
+from pra.nn.cache import StaticCache
+
+
+def by_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's own modules run, on a CPU too."""
+    monkeypatch.setenv(SWITCH, "0")
+
+
+def in_buckets(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+    """Attention looks at so many tokens at a time, or at the whole cache, as under CUDA graphs and the compiler."""
+    by_modules(monkeypatch)
+    way_for = runner.way_for
+
+    def bucketed(*arguments: Any) -> runner.Way:
+        return replace(way_for(*arguments), cache=partial(StaticCache, bucket=size))
+
+    monkeypatch.setattr(runner, "way_for", bucketed)
