@@ -5,10 +5,10 @@
     python benchmarks/engine.py --compile                           # takes the compiler some minutes
 
 The plain path runs the model's own modules with caches, one operation after another; the naive one
-(benchmarks/naive.py) has no caches; on a CPU the sampler uses arithmetic compiled for it, on a GPU CUDA graphs. All make
-the same images. Prints, for each batch size, how many tensor operations the plain path and the sampler dispatch for a
-batch, and as medians with the range of the paired ratios how much longer the other ways take than the sampler in float32:
-by the clock on a GPU, by processor time on a CPU, which other processes disturb less.
+(benchmarks/naive.py) has no caches; on a CPU the sampler uses arithmetic compiled for it, on a GPU CUDA graphs. All
+make the same images. Prints, for each batch size, how many tensor operations the plain path and the sampler dispatch
+for a batch, and as medians with the range of the paired ratios how much longer the other ways take than the sampler in
+float32: by the clock on a GPU, by processor time on a CPU, which other processes disturb less.
 """
 
 from __future__ import annotations

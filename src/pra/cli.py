@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -48,11 +49,14 @@ from pra.training.loop import Interrupted, Trained
 from pra.training.loop import train as run_training
 from pra.training.run import check_data, check_run
 
+VERBOSE = {"-v", "--verbose"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code: 0, 2 for bad input, 128 + signal when interrupted."""
     warnings.showwarning = _warn  # type: ignore[assignment]
     args = list(sys.argv[1:] if argv is None else argv)
+    args = _without_verbose(args)
     version = package_version("pra") or "(not installed)"
     if args == ["--version"]:
         print(f"pra {version}")
@@ -70,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             {name.removeprefix(group): command for name, command in COMMANDS.items() if name.startswith(group)},
             prog=f"pra {group}".strip(),
             args=words,
-            description=f"Autoregressive image generation in pixel space (PRA), version {version}.",
+            description=f"Autoregressive image generation in pixel space (PRA), version {version}. "
+            "With -v or --verbose every command says more of how it works.",
             config=(FlagCreatePairsOff,),
             console_outputs=first,
         )
@@ -86,6 +91,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("pra: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _without_verbose(args: list[str]) -> list[str]:
+    """The words of a command but for ``-v`` and ``--verbose``, which let the package's loggers speak."""
+    logger = logging.getLogger("pra")
+    if not VERBOSE & set(args):
+        logger.setLevel(logging.WARNING)
+        return args
+    logging.basicConfig(format="pra: %(message)s", stream=sys.stderr, force=True)
+    logger.setLevel(logging.INFO)
+    return [word for word in args if word not in VERBOSE]
 
 
 def _refuse(reason: object) -> int:
