@@ -5,7 +5,10 @@ In the repository both lie beside docs/, and links from docs/ reach them as ``..
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 import re
+import textwrap
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,7 +30,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Links that leave docs/: to a study's file, to a module's reference; to anything else, its name alone."""
+    """Links that leave docs/: to a study's file, to a module's reference; to anything else, its name alone. Code that a
+    page quotes comes from the source."""
     up = "../" * len(PurePosixPath(page.file.src_uri).parts)
 
     def link(match: re.Match[str]) -> str:
@@ -37,7 +41,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         code = path.startswith("src/") and PurePosixPath(path).suffix in ("", ".py")
         return f"[{text}][{module(path)}]" if code else text
 
-    return re.sub(rf"\[([^\]]*)\]\({re.escape(up)}(\w[^)]*)\)", link, markdown)
+    linked = re.sub(rf"\[([^\]]*)\]\({re.escape(up)}(\w[^)]*)\)", link, markdown)
+    return re.sub(r"<!-- source: ([\w.]+) -->", lambda match: quoted(match[1]), linked)
+
+
+def quoted(name: str) -> str:
+    """The source of a function or class, such as ``pra.rollout.parallel``, as a block of code."""
+    found = inspect.getsource(pkgutil.resolve_name(name))
+    return f"```python\n{textwrap.dedent(found)}```"
 
 
 def module(path: str) -> str:

@@ -5,6 +5,8 @@ The site itself is built, strictly, by `make docs`.
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -68,6 +70,15 @@ def test_links_that_leave_the_docs(page: str, text: str, there: str | None) -> N
     pytest.importorskip("mkdocs", reason="builds the site")
     of = SimpleNamespace(file=SimpleNamespace(src_uri=page))
     assert script(ROOT / "docs" / "hooks.py").on_page_markdown(text, of, None, None) == (there or text)
+
+
+def test_quoted_code_is_the_source() -> None:
+    pytest.importorskip("mkdocs", reason="builds the site")
+    hooks, text = script(ROOT / "docs" / "hooks.py"), (ROOT / "docs" / "method.md").read_text()
+    page = hooks.on_page_markdown(text, SimpleNamespace(file=SimpleNamespace(src_uri="method.md")), None, None)
+    for function in (pra.generate.generate, pra.generate.Steps.integrate):
+        assert textwrap.dedent(inspect.getsource(function)) in page
+    assert "<!-- source:" not in page
 
 
 def test_names_of_code_in_docstrings_become_links() -> None:
