@@ -15,6 +15,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _AT_ONCE = "force_non_lazy_backward_lowering"
+_SKIPS_HOOKS = "skip_nnmodule_hook_guards"
 
 
 def compiled(function: Callable[P, R], what: str, without: str) -> Callable[P, R]:
@@ -35,7 +36,7 @@ def compiled(function: Callable[P, R], what: str, without: str) -> Callable[P, R
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with _backward_at_once():
+            with _backward_at_once(), _hooks_guarded():
                 return fast(*args, **kwargs)
         except TorchDynamoException as error:
             cause = getattr(error, "inner_exception", error)  # of the compiler behind torch's front
@@ -60,3 +61,16 @@ def _backward_at_once() -> Iterator[None]:
         yield
     finally:
         setattr(config, _AT_ONCE, before)
+
+
+@contextmanager
+def _hooks_guarded() -> Iterator[None]:
+    """A block in which compiled functions notice hooks that were registered or removed since; torch skips that by
+    default, and would go on without a new hook."""
+    from torch._dynamo import config
+
+    if not hasattr(config, _SKIPS_HOOKS):  # another release
+        yield
+        return
+    with config.patch({_SKIPS_HOOKS: False}):
+        yield

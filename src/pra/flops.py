@@ -80,7 +80,7 @@ def sampling_costs(
         for guided, positions in steps.plan.positions().items():
             scale = torch.ones(()) if guided else None
             head += positions * _count(lambda scale=scale: steps.integrate(first.h, first.state, scale))  # type: ignore[misc]
-        tokens = model.condition(labels.repeat(steps.plan.most))
+        tokens = model.condition(labels.repeat(steps.streams))
         prefill = _count(lambda: steps.begin(tokens, nothing)) - embedding
         counts = {
             "backbone": prefill + _series(steps, lambda: steps.read(first.patch), 1, config.num_patches - 1),

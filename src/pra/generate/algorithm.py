@@ -57,7 +57,7 @@ def generate(
     """
     condition = steps.model.condition
     tokens = condition(labels)
-    if steps.plan.most == 2:  # guidance needs a second stream of the same patches, under the null condition
+    if steps.streams == 2:  # guidance needs a second stream of the same patches, under the null condition
         tokens = torch.cat([tokens, condition(condition.null_like(labels))])
     h = steps.begin(tokens, prefix)
     patch = None
@@ -92,7 +92,8 @@ class Steps:
         self.model, self.config, self.batch = model, config, batch
         self.plan = Plan.of_head(config, model.config.num_patches)
         self.head = model.head_for(config.solver)
-        self.backbone_cache = model.backbone.new_cache(self.plan.most * batch, cache)
+        self.streams = self.plan.most
+        self.backbone_cache = model.backbone.new_cache(self.streams * batch, cache)
         self.decoder_cache = model.codec.new_cache(batch, cache)
         self.within = self.plan.within()
         self.groups = {guided: list(self.plan.groups(guided, batch)) for guided in (False, True)}
@@ -130,8 +131,8 @@ class Steps:
         """Read the prefix: tokens of the condition ``(streams * B, K, D)`` and true patches ``(B, k, P)``; ``h`` of the
         next patch, ``(streams * B, 1, D)``."""
         self.reset()
-        codec, streams = self.model.codec, self.plan.most
-        h: Tensor = self.model.backbone(tokens, prefix.repeat(streams, 1, 1), self.backbone_cache)
+        codec = self.model.codec
+        h: Tensor = self.model.backbone(tokens, prefix.repeat(self.streams, 1, 1), self.backbone_cache)
         if prefix.shape[1]:  # the decoder reads the states of the true patches, encoded as in training
             codec.decode(codec.encode(prefix, h[: self.batch, :-1]), self.decoder_cache)
         return h[:, -1:]
@@ -147,7 +148,7 @@ class Steps:
 
     def read(self, patch: Tensor) -> Tensor:
         """A patch ``(B, 1, P)`` to ``h`` of the next one, ``(streams * B, 1, D)``."""
-        return self.model.backbone.step(patch.repeat(self.plan.most, 1, 1), self.backbone_cache)
+        return self.model.backbone.step(patch.repeat(self.streams, 1, 1), self.backbone_cache)
 
     def integrate(
         self, h: Tensor, start: Tensor, scale: Tensor | None, draws: Tensor | None = None, grid: Tensor | None = None

@@ -113,7 +113,7 @@ class NativeSteps(Steps):
 
     def read(self, patch: Tensor) -> Tensor:
         """As in :class:`Steps`."""
-        x = self._patch_in(patch).repeat(self.plan.most, 1, 1)
+        x = self._patch_in(patch).repeat(self.streams, 1, 1)
         position = self.backbone_cache.positions(1, 1 - self.model.backbone.prefix)
         return self._transformer(x, self.backbone_cache) + self.model.backbone.next_position[position]
 
