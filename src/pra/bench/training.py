@@ -69,7 +69,7 @@ class Step:
     def __init__(self, run: RunConfig, device: torch.device, perceptual: Perceptual | None = None) -> None:
         self.train, self.device, self.perceptual = run.train, device, perceptual
         self.model = build_model(run.model, run.train.seed).to(device)
-        self.averages = build_averages(self.model, run.train).values()
+        self.averages = list(build_averages(self.model, run.train).values())
         models = [average.model for average in self.averages]
         self.losses = SharedLoss(self.model, models, training_losses, run.train, ALONE, device, idle=False)
         self.optimizer = build_optimizer(self.model, run.train.optimizer)

@@ -107,9 +107,9 @@ def _maker(column: Column) -> str:
 
 
 def _average(column: Column) -> str:
-    """The file of the weights, which has the name of their average: ``ema.safetensors``."""
+    """The name of the weights' file: that of their average, or ``model`` of raw and of exported ones."""
     name = column.known("images", "weights") or column.known("images", "made", "weights", "file")
-    return str(name or NOTHING)
+    return Path(str(name)).stem if name else NOTHING
 
 
 def _weights(column: Column) -> str:
