@@ -29,7 +29,8 @@ from pra.images import write_atomically
 from pra.solvers import EVALUATIONS
 from pra.studies.measures import Judge
 from pra.studies.settings import find_setting
-from pra.training.optimizer import EMA, build_optimizer, learning_rate
+from pra.training.averages import EMA, exponential
+from pra.training.optimizer import build_optimizer, learning_rate
 from pra.weights import read_json
 
 BATCH = 500
@@ -203,7 +204,7 @@ def _train_peer(run: RunConfig, size: ModelConfig) -> nn.Module:
     config = run.train
     torch.manual_seed(config.seed)
     model: Any = flow_model(size, 2).train()
-    optimizer, ema = build_optimizer(model, config.optimizer), EMA(model, config.optimizer.ema_decay)
+    optimizer, ema = build_optimizer(model, config.optimizer), EMA(model, exponential(config.optimizer.ema_decay))
     data = TrainingSet(one_class(), size.image_size, size.channels, run.data, config.seed)
     stop = config.steps * config.batch_size
     for step, batch in enumerate(tqdm(batches(data, 0, config.batch_size, stop), total=config.steps, mininterval=5)):

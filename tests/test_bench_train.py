@@ -118,10 +118,10 @@ def test_lpips_is_a_part_where_the_run_has_it(call: Call, perceptual: None) -> N
 
 def test_the_step_learns_and_leaves_nothing_behind() -> None:
     step = Step(tiny(train__batch_size="4"), CPU)
-    before = [p.clone() for p in (*step.model.parameters(), *step.average.model.parameters())]
+    before = [p.clone() for p in (*step.model.parameters(), *step.averages[0].model.parameters())]
     for _ in range(3):  # what lies behind a zero learns a step later
         step()
-    after = [*step.model.parameters(), *step.average.model.parameters()]
+    after = [*step.model.parameters(), *step.averages[0].model.parameters()]
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(p.grad is None for p in step.model.parameters())
     for piece in step.pieces().values():

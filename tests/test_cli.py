@@ -125,7 +125,7 @@ def test_as_a_module() -> None:
         (["sample", "run", "--label", "3"], ["pra sample has no option '--label'; did you mean '--labels'?"]),
         (["sample", "run", "--solvr", "euler"], ["did you mean '--solver'?"]),
         (["sample", "run", "-n", "3"], ["pra sample has no option '-n'"]),
-        (["sample", "run", "--no-raw-weights"], ["did you mean '--raw-weights'?"]),
+        (["sample", "run", "--averag", "raw"], ["did you mean '--average'?"]),
         (["show", "tiny", "--no-json"], ["did you mean '--json'?"]),
         (["train", "tinny"], ["no recipe 'tinny'; did you mean 'tiny'?"]),
         (["train", "tiny:exct"], ["no system 'exct'", "did you mean 'exact'?"]),
@@ -141,7 +141,7 @@ def test_wrong_names_get_the_nearest_one(call: Pra, arguments: list[str], parts:
     [
         (["train"], ["pra train needs RECIPE, or --data folder:PHOTOS"]),
         (["complete"], ["pra complete needs RUN; see `pra complete --help`"]),
-        (["complete", "--label", "3", "--raw-weights"], ["pra complete needs RUN"]),
+        (["complete", "--label", "3", "--average=raw"], ["pra complete needs RUN"]),
         (["probe", "--num=3"], ["pra probe needs RUN"]),
         (["complete", "run", "a.png"], ["pra complete needs --rows"]),
         (["sample", "run", "other"], ["pra sample takes [RUN] and no 'other'"]),
@@ -326,8 +326,8 @@ def test_sampling_options(
 
 
 def test_raw_weights(call: Pra, trained: Path, tmp_path: Path) -> None:
-    expected = pra.Sampler(pra.load(trained, ema=False)).sample([2], [5])
-    found = sampled(call, trained, tmp_path / "a.npz", "--labels", "2", "--seeds", "5", "--raw-weights")
+    expected = pra.Sampler(pra.load(trained, average="raw")).sample([2], [5])
+    found = sampled(call, trained, tmp_path / "a.npz", "--labels", "2", "--seeds", "5", "--average", "raw")
     assert np.array_equal(found[0, :, :, 0], pra.to_uint8(expected)[0, 0])
 
 

@@ -240,13 +240,14 @@ def test_what_was_judged(tmp_path: Path, compare: Compare) -> None:
     a = evaluation(tmp_path / "a.json", {"images.sampling.guidance": 2.0})
     sampling = {"guidance": 1.0, "steps": 25, "precision": "float32"}
     made = {
-        "weights": {"sha256": "cd" * 32},
+        "weights": {"file": "power-0.1.safetensors", "sha256": "cd" * 32},
         "sampling": sampling,
         "images": {"labels": [*range(10)], "order": "in turn"},
     }
     b = evaluation(tmp_path / "b.json", {"images": {"file": "/x/many.npz", "made": made}})
     answer = compare(a, b, evaluation(tmp_path / "c.json", {"images": {"folder": "/x/pictures"}}))
     assert answer.row("images") == ["1000", "1000", "1000"]
+    assert answer.row("weights") == ["-", "power-0.1", "-"]
     assert answer.row("weights, SHA-256") == ["ab" * 6, "cd" * 6, "-"]
     assert answer.row("made by") == ["step-00000020", "many.npz", "pictures"]
     assert answer.row("sampling.guidance") == ["2.0", "1.0", "-"]

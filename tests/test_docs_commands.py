@@ -289,7 +289,10 @@ def test_names_in_the_text(span: str, there: bool, tmp_path: Path) -> None:
 
 # --- those that a tiny run answers ---------------------------------------------------------------------------
 
-FEWER = {"--steps 2000": "--steps 2", "runs/own-icons": "runs/fashion", "runs/demo": "runs/fashion"}
+FEWER = {
+    "--steps 2000": "--steps 2", "runs/own-icons": "runs/fashion", "runs/demo": "runs/fashion",
+    "pra train digits": "pra train tiny --device cpu", "_every=100": "_every=4",
+}  # fmt: skip
 """What is changed in a command, so that it takes a moment."""
 
 
@@ -308,6 +311,9 @@ def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("performance.md", "pra distill runs/fashion", "runs/fashion-distilled"),
         ("performance.md", "pra sample runs/fashion-distilled", "samples.png"),
         ("own-data.md", "pra export runs/own-icons", "icons-model/README.md"),
+        ("recipes.md", "pra train digits --run-dir runs/averages", "runs/averages/checkpoints/step-00000004"),
+        ("recipes.md", "pra sample runs/averages", "samples.png"),
+        ("recipes.md", "pra average runs/averages", "runs/averages/checkpoints/step-00000020/power-0.08.safetensors"),
         ("share.md", "pra push runs/demo alice/digits --dry-run", "look/model.safetensors"),
     ],
 )

@@ -67,7 +67,7 @@ def test_loading_a_run_a_checkpoint_and_a_saved_model(trained: Path, tmp_path: P
     newest = trained / "checkpoints" / "step-00000020"
     assert same_weights(from_run, pra.load(newest))
     assert not same_weights(from_run, pra.load(trained / "checkpoints" / "step-00000010"))
-    raw = pra.load(trained, ema=False)
+    raw = pra.load(trained, average="raw")
     assert not same_weights(from_run, raw)
     with safe_open(newest / "model.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("auxiliary.weight"), raw.auxiliary.weight)
@@ -78,7 +78,7 @@ def test_loading_a_run_a_checkpoint_and_a_saved_model(trained: Path, tmp_path: P
 
 def test_a_saved_model_has_no_average_to_choose(trained: Path, tmp_path: Path) -> None:
     folder = pra.save(pra.load(trained), tmp_path / "saved")
-    assert same_weights(pra.load(folder, ema=True), pra.load(folder, ema=False))
+    assert same_weights(pra.load(folder), pra.load(folder, average="raw"))
 
 
 def test_saving_never_overwrites(run: Path) -> None:

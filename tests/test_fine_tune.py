@@ -27,7 +27,6 @@ from pra.recipes import distill, fine_tune, own
 from pra.recipes.fine_tune import propose
 from pra.training import loop
 from pra.training.initial import EMBEDDING, load_initial, with_classes
-from pra.training.optimizer import EMA
 from pra.training.run import read_run
 
 CPU = torch.device("cpu")
@@ -108,15 +107,15 @@ def test_classes_of_the_same_name_mean_the_same_and_new_ones_begin_as_none(old: 
     assert all(torch.equal(new.state_dict()[name], before[name]) for name in shared)
 
 
-def test_the_average_is_taken_and_the_new_average_begins_there(run: Path) -> None:
+def test_the_average_is_taken_unless_another_is_named(run: Path) -> None:
     config = replace(read_run(run).model, num_classes=3)
     model = named(build_model(config, seed=9), "x3y")
-    ema = EMA(model, 0.9)
-    origin = load_initial(str(run), model, ema)
-    for raw, average in zip(model.parameters(), ema.model.parameters(), strict=True):
-        assert torch.equal(raw, average)
+    raw = pra.load(run, average="raw").head.out.weight  # type: ignore[union-attr]
+    load_initial(str(run), model, "raw")
+    assert torch.equal(model.head.out.weight, raw)
+    origin = load_initial(str(run), model)
     assert torch.equal(model.head.out.weight, pra.load(run).head.out.weight)  # type: ignore[union-attr]
-    assert not torch.equal(model.head.out.weight, pra.load(run, ema=False).head.out.weight)  # type: ignore[union-attr]
+    assert not torch.equal(model.head.out.weight, raw)
     newest = weights.newest_checkpoint(run)
     assert newest is not None
     assert (origin["from"], origin["weights"]) == (str(run), str(newest / "ema.safetensors"))
@@ -127,7 +126,7 @@ def test_another_model_is_refused_with_what_differs(tmp_path: Path) -> None:
     pra.save(random_model(), tmp_path / "saved")
 
     def load(model: Model) -> None:
-        load_initial(str(tmp_path / "saved"), model, EMA(model, 0.9))
+        load_initial(str(tmp_path / "saved"), model)
 
     refused(lambda: load(random_model(image_size=(12, 8))), "model.image_size: [6, 8] there", "scaled to its size")
     refused(lambda: load(random_model(channels=1)), "model.channels: 3 there, 1 asked for")

@@ -66,7 +66,7 @@ def test_a_run_goes_on_where_its_data_have_moved_to(tmp_path: Path) -> None:
     assert json.loads((run / "environment.json").read_text())["data"] == known
     straight = tmp_path / "straight"
     train(moved, straight)
-    one, other = (weights.load(folder, ema=False).state_dict() for folder in (run, straight))
+    one, other = (weights.load(folder, average="raw").state_dict() for folder in (run, straight))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

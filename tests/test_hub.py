@@ -57,7 +57,7 @@ def test_an_export_is_a_model_folder_with_card_pictures_and_the_moving_average(t
     folder = pra.export(trained, tmp_path / "model")
     assert sorted(contents(folder)) == ["README.md", "config.json", "curves.png", "model.safetensors", "samples.png"]
     assert same_images(pra.load(folder), pra.load(trained))
-    assert not same_images(pra.load(folder), pra.load(trained, ema=False))
+    assert not same_images(pra.load(folder), pra.load(trained, average="raw"))
     newest = sorted((trained / "samples").iterdir())[-1]
     assert (folder / "samples.png").read_bytes() == newest.read_bytes()
 

@@ -144,8 +144,8 @@ def test_what_is_given_replaces_a_models_own_grid(run, tmp_path, capsys):
     assert own.times == (0.0, 0.3, 1.0)
     for other in (How(steps=4), How(time_grid="cosine"), How(shift=2.0)):
         assert other.sampler(tmp_path / "times", torch.device("cpu")).config.times is None
-    words = ["--guidance", "2", "--schedule", "linear", "--guidance-interval", "0.2,0.7", "--raw-weights"]
-    assert How(guidance=2, schedule="linear", guidance_interval="0.2,0.7", raw_weights=True).words("steps") == words
+    words = ["--guidance", "2", "--schedule", "linear", "--guidance-interval", "0.2,0.7", "--average", "raw"]
+    assert How(guidance=2, schedule="linear", guidance_interval="0.2,0.7", average="raw").words("steps") == words
 
 
 def test_completing_takes_it_too():

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from pra import load, weights
 from pra.models import build_model
-from pra.training.optimizer import EMA
+from pra.training.averages import EMA, exponential
 
 MODELS = {name: lambda config=config: random_model(config) for name, config in ALL.items()} | {
     name: lambda config=config: random_jit(config) for name, config in JITS.items()
@@ -78,7 +78,7 @@ def test_without_memory_nothing_is_real(config: Any) -> None:
 
 def test_an_average_of_parts_is_assembled_of_them_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EMA, "_sharded", lambda ema: True)
-    ema = EMA(random_model(), 0.5)
+    ema = EMA(random_model(), exponential(0.5))
     ema.model.classes = tuple("abcde")
     parts = ema.parts(here=True)
     with Draws() as drawn:

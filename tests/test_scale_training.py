@@ -80,9 +80,9 @@ def shared(folder: Path, *more: str, recipe: str = "tiny") -> Path:
 
 
 def tensors(run: Path) -> dict[str, Tensor]:
-    """Weights and their moving average, at the end."""
+    """Weights and their moving averages, at the end."""
     folder = sorted((run / "checkpoints").iterdir())[-1]
-    files = {name: load_file(folder / f"{name}.safetensors") for name in ("model", "ema")}
+    files = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
     return {f"{name}/{key}": value for name, own in files.items() for key, value in own.items()}
 
 
@@ -101,7 +101,7 @@ def assert_equal(one: Path, other: Path) -> None:
 
 # --- two equal one ------------------------------------------------------------------------------------------
 
-DROPOUT = ("train.objective.class_dropout=0.5", "train.micro_batch_size=2")
+DROPOUT = ("train.objective.class_dropout=0.5", "train.micro_batch_size=2", "train.averages=[0.1]")
 
 
 @pytest.mark.parametrize(

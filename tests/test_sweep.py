@@ -209,6 +209,26 @@ def test_two_processes_agree_with_one(run: Path, tmp_path: Path, capsys: pytest.
     assert strips[0] == strips[1]
 
 
+def test_sweep_over_averages_judges_each(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one folder with a sweep of the default average, whose figures are of other weights."""
+    sweep(run, None, "digits", num=20, over=("guidance=1",))
+    sweep(run, None, "digits", num=20, over=("average=ema,raw", "guidance=1"))
+    shown = capsys.readouterr().out
+    names = ("guidance=1", "average=ema,guidance=1", "average=raw,guidance=1")
+    default, ema, raw = (json.loads((run / "sweep" / f"{name}.json").read_text()) for name in names)
+    assert ema["figures"] == default["figures"] != raw["figures"]
+    assert [one["provenance"]["images"]["weights"] for one in (ema, raw)] == ["ema.safetensors", "model.safetensors"]
+    evaluate_command(
+        run, reference="digits", features="classifier", device="cpu", num=20, out=tmp_path / "raw.json", average="raw",
+        settings=("sampling.steps=1", "sampling.guidance=1"),
+    )  # fmt: skip
+    assert json.loads((tmp_path / "raw.json").read_text())["figures"] == raw["figures"]
+    best = "raw" if "best by FID: average=raw" in shown else "ema"
+    assert f"next: pra sample {run} --average {best} --guidance 1 --steps 1\n" in shown
+    assert f"to share it so: pra export {run} DIR --average {best} --set sampling.guidance=1 " in shown
+    refused(lambda: sweep(run, None, "digits", over=("average=ema,emma",)), "no average 'emma'", "ema, raw")
+
+
 def test_labels_as_in_the_reference(model: Path, pictures: str, tmp_path: Path) -> None:
     sweep(model, tmp_path / "out", pictures, labels="reference", over=("guidance=1",))
     known = json.loads((tmp_path / "out/guidance=1.json").read_text())["provenance"]["images"]

@@ -47,9 +47,10 @@ from pra.images import GAP
 from pra.locks import locked
 from pra.models.pra import PRA
 from pra.objectives import Losses
-from pra.training import checkpoint, loop, optimizer
+from pra.training import averages, checkpoint, loop, optimizer
+from pra.training.averages import EMA, exponential
 from pra.training.loop import Interrupted, Trained
-from pra.training.optimizer import EMA, build_optimizer, learning_rate
+from pra.training.optimizer import build_optimizer, learning_rate
 from pra.training.plots import draw_curves
 from pra.training.run import read_metrics
 
@@ -224,7 +225,7 @@ def test_only_the_process_that_draws_builds_a_model_of_parts(sharded: EMA, monke
             pass
 
     built: list[Any] = []
-    monkeypatch.setattr(optimizer, "build_model", lambda *arguments: built.append(arguments))
+    monkeypatch.setattr(averages, "build_model", lambda *arguments: built.append(arguments))
     trainer: Any = loop.Trainer.__new__(loop.Trainer)
     trainer.config, trainer.ema, trainer.world = tiny(), sharded, Second(rank=1, size=2)
     trainer.pending, trainer.interval = [], 0.0
@@ -261,7 +262,7 @@ def test_checkpoints_are_written_beside_the_process_s_own_gpu(tmp_path: Path, mo
         saver = checkpoint.Saver(tmp_path, 1, World(), torch.device("cpu"))
         saver._gpu = gpu
         with saver.working():
-            saver.save(number, model, EMA(model, 0.5), adam)
+            saver.save(number, model, {"ema": EMA(model, exponential(0.5))}, adam)
             saver.wait()
         assert threading.main_thread().name not in dict(calls)
         threads, what = zip(*calls, strict=True)
@@ -365,7 +366,7 @@ def test_the_codec_can_be_warmed_up(tmp_path: Path) -> None:
     begun = pra.PRA(config.model, seed=config.train.seed).state_dict()
     for steps, learning in ((3, {"codec"}), (4, {"codec", "backbone", "head", "auxiliary"})):
         pra.train(pra.config.override(config, "train.steps", str(steps)), tmp_path / "run", progress=False)
-        now = pra.load(tmp_path / "run", ema=False).state_dict()
+        now = pra.load(tmp_path / "run", average="raw").state_dict()
         assert {name.split(".")[0] for name in now if not torch.equal(now[name], begun[name])} == learning
 
 
@@ -461,7 +462,7 @@ def test_weight_decay_acts_on_matrices_only() -> None:
 
 def test_moving_average() -> None:
     model = PRA(pra.recipe("tiny").model)
-    ema = EMA(model, decay=0.5)
+    ema = EMA(model, exponential(0.5))
     expected = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for step, decay in enumerate([1 / 10, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5]):
         with torch.no_grad():

@@ -33,7 +33,7 @@ from pra.eval.command import evaluate_command
 from pra.eval.probe_command import features_command, probe_command
 from pra.hub.command import export_command, push_command
 from pra.models import count_parameters
-from pra.options import Flag, Folder, Integer, Number, Settings, Text
+from pra.options import Average, Flag, Folder, Integer, Number, Settings, Text
 from pra.provenance import package_version
 from pra.recipes import RECIPES, fine_tune, own, recipe
 from pra.recipes import distill as distillation
@@ -45,6 +45,7 @@ from pra.sample.complete import complete_command
 from pra.sample.grid import grid_command
 from pra.studies.command import study_command
 from pra.sweep.command import sweep_command
+from pra.training.command import average_command
 from pra.training.loop import Interrupted, Trained
 from pra.training.loop import train as run_training
 from pra.training.run import check_data, check_run
@@ -180,6 +181,7 @@ def train(
 def distill(
     run: Annotated[Positional[str], arg(metavar="RUN")],
     *,
+    average: Average = weights.EMA,
     run_dir: Folder = None,
     steps: Integer = None,
     seed: Integer = None,
@@ -193,6 +195,7 @@ def distill(
 
     Args:
         run: The run's folder.
+        average: Which of its weights to begin with: ema, raw, or another of its averages, such as power-0.05.
         run_dir: The new run's folder; by default RUN-distilled.
         steps: Steps in all, those already done included; by default 2000.
         seed: Decides data order and noise.
@@ -201,7 +204,7 @@ def distill(
     """
     folder = (run_dir or distillation.run_folder(run)).expanduser()
     with join() as world:
-        config = distillation.configure(run, steps)
+        config = distillation.configure(run, steps, average)
         if seed is not None:
             config = override(config, "train.seed", json.dumps(seed))
         config = apply_settings(config, settings)
@@ -302,6 +305,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample_command,
     "complete": complete_command,
     "grid": grid_command,
+    "average": average_command,
     "eval": evaluate_command,
     "sweep": sweep_command,
     "probe": probe_command,

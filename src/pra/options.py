@@ -20,6 +20,7 @@ Output = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
 Integer = Annotated[int | None, arg(constructor=int, help_behavior_hint="")]
 Number = Annotated[float | None, arg(constructor=float, help_behavior_hint="")]
 Flag = Annotated[bool, arg(help_behavior_hint="")]
+Average = Annotated[str, arg(metavar="NAME")]
 Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE", help_behavior_hint="")]
 
 LONGEST_RANGE = 10_000_000

@@ -1,7 +1,7 @@
 """Models on disk: ``config.json`` beside safetensors. Never a pickle.
 
 A model folder holds ``config.json`` (format, model, sampling, classes) and ``model.safetensors``; a checkpoint of a
-run is such a folder too, with ``ema.safetensors`` and the optimiser beside.
+run is such a folder too, with its averages (``ema.safetensors``, ``power-0.05.safetensors``) and the optimiser beside.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ FORMAT = 2
 READABLE = (1, FORMAT)
 MOVED = {"backbone.class_embedding.": "condition.embedding.", "class_embedding.": "condition.embedding."}
 """How names of tensors began in format 1, and how they do now."""
-CONFIG, MODEL, EMA = "config.json", "model.safetensors", "ema.safetensors"
+CONFIG, MODEL, SUFFIX = "config.json", "model.safetensors", ".safetensors"
+RAW, EMA, POWER = "raw", "ema", "power-"
+"""Names of a checkpoint's weights: raw as trained, the exponential average, and the prefix of power-function averages.
+An average lies in the file of its name; the raw weights lie in ``MODEL``."""
 STATE = "state.json"
 """The manifest of a checkpoint, written last."""
 SHIPPED = Path(__file__).parent / "shipped"
@@ -73,31 +76,59 @@ def write_model(model: Model, folder: Path, half: bool = False) -> None:
     write_tensors(tensors, folder / MODEL)
 
 
-def load(path: str | Path | None = None, ema: bool = True, device: str | torch.device = "cpu") -> Model:
+def load(path: str | Path | None = None, average: str = EMA, device: str | torch.device = "cpu") -> Model:
     """A model, ready to sample from.
 
     Args:
         path: a run's folder (its newest checkpoint), a checkpoint, a folder made by :func:`save`, or
             ``hub:user/model``; without one the model that comes with the package.
-        ema: take the moving average of the weights where there is one, else the raw weights.
+        average: which weights of a checkpoint: ``ema``, ``raw``, or another of its :func:`averages` by name, such as
+            ``power-0.05``. A saved model holds one kind of weights, which ``ema`` means too.
         device: where to put the model.
 
     Returns:
         A model of float32 weights, in whatever precision they were stored.
 
     Raises:
-        PraError: nothing there, no checkpoint yet, or files that are damaged or of a newer format; of the Hub, as
-            :func:`pra.hub.download.download`.
+        PraError: nothing there, no checkpoint yet, no such average, or files that are damaged or of a newer format; of
+            the Hub, as :func:`pra.hub.download.download`.
     """
     folder = model_folder(path)
     model = read_config(folder)
-    load_tensors(model, folder / weights_name(folder, ema))
+    load_tensors(model, folder / weights_name(folder, average))
     return model.to(device).eval()
 
 
-def weights_name(folder: Path, ema: bool = True) -> str:
-    """The file of a model folder that :func:`load` reads."""
-    return EMA if ema and (folder / EMA).exists() else MODEL
+def weights_name(folder: Path, average: str = EMA) -> str:
+    """The file of a model folder that :func:`load` reads.
+
+    Raises:
+        PraError: the folder does not hold that average; the names of those it holds are given.
+    """
+    held = averages(folder)
+    if average == RAW or (average == EMA and EMA not in held):
+        return MODEL
+    if average not in held:
+        others = any(name.startswith(POWER) for name in held)
+        more = "; `pra average` makes other lengths" if others and average.startswith(POWER) else ""
+        raise PraError(f"{folder}: no average {average!r}. Use one of {', '.join(held)}{more}")
+    return average_file(average)
+
+
+def averages(folder: Path) -> list[str]:
+    """The names of the weights that a model folder holds: its averages in alphabetical order, then ``raw``."""
+    names = sorted(path.stem for path in folder.glob(f"*{SUFFIX}"))
+    return [name for name in names if name == EMA or name.startswith(POWER)] + [RAW]
+
+
+def average_file(name: str) -> str:
+    """The file in which a checkpoint keeps an average."""
+    return f"{name}{SUFFIX}"
+
+
+def power_name(length: float) -> str:
+    """``power-0.05``: the name of the power-function average of a relative length (``train.averages``)."""
+    return f"{POWER}{length:g}"
 
 
 def model_folder(path: str | Path | None) -> Path:
@@ -182,10 +213,19 @@ def newest_checkpoint(run: Path) -> Path | None:
 def last_good(run: Path) -> str:
     """For messages: which checkpoint there is to go back to."""
     try:
-        whole = next((folder for folder in reversed(checkpoints(run)) if _fault(folder) is None), None)
+        whole = whole_checkpoints(run)
     except PraError:
         return "the earlier checkpoints cannot be read"
-    return f"the last good checkpoint is {whole}" if whole else "there is no earlier checkpoint"
+    return f"the last good checkpoint is {whole[-1]}" if whole else "there is no earlier checkpoint"
+
+
+def whole_checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoints that are not damaged, oldest first.
+
+    Raises:
+        PraError: as :func:`checkpoints`.
+    """
+    return [folder for folder in checkpoints(run) if _fault(folder) is None]
 
 
 def _fault(folder: Path) -> str | None:

@@ -23,7 +23,7 @@ H200 = 790e12
 
 STATES = 5
 """Numbers of float32 that a parameter is at the end of a backward pass: the weight, its gradient, AdamW's two moments,
-the moving average."""
+the moving average. Each of ``train.averages`` is one more."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def needs_of(run: RunConfig, perceptual: Perceptual | None, perceptual_flops: in
     one, two = (_saved_bytes(run, images, perceptual) for images in (1, 2))
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in build_model(run.model).parameters())
-    states = STATES * parameters * torch.float32.itemsize
+    states = (STATES + len(run.train.averages)) * parameters * torch.float32.itemsize
     flops = training_flops(run) + perceptual_flops
     return Needs(parameters, flops, perceptual_flops, states, max(0, 2 * one - two), two - one)
 
@@ -133,7 +133,7 @@ def _saved_bytes(run: RunConfig, images: int, perceptual: Perceptual | None) -> 
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_model(run.model)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        losses = SharedLoss(model, model, training_losses, train, ALONE, torch.device("cpu"), idle=False)
+        losses = SharedLoss(model, [], training_losses, train, ALONE, torch.device("cpu"), idle=False)
         labels = torch.zeros(images, dtype=torch.int64)
         pixels, keys = torch.zeros(images, run.model.channels, *run.model.image_size), noise.keys(0, labels)
         with (

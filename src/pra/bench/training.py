@@ -22,7 +22,8 @@ from pra.distributed import ALONE
 from pra.errors import PraError
 from pra.models import PRA, build_model
 from pra.objectives import Perceptual, training_losses
-from pra.training.optimizer import EMA, build_optimizer
+from pra.training.averages import build_averages
+from pra.training.optimizer import build_optimizer
 from pra.training.parallel import SharedLoss
 
 WARM_UPS = 2
@@ -68,10 +69,9 @@ class Step:
     def __init__(self, run: RunConfig, device: torch.device, perceptual: Perceptual | None = None) -> None:
         self.train, self.device, self.perceptual = run.train, device, perceptual
         self.model = build_model(run.model, run.train.seed).to(device)
-        self.average = EMA(self.model, run.train.optimizer.ema_decay)
-        self.losses = SharedLoss(
-            self.model, self.average.model, training_losses, run.train, ALONE, device, idle=False
-        )  # fmt: skip
+        self.averages = list(build_averages(self.model, run.train).values())
+        models = [average.model for average in self.averages]
+        self.losses = SharedLoss(self.model, models, training_losses, run.train, ALONE, device, idle=False)
         self.optimizer = build_optimizer(self.model, run.train.optimizer)
         micro, self.count = run.train.micro_batches(1)
         self.labels = torch.arange(micro, device=device) % run.model.num_classes
@@ -117,11 +117,12 @@ class Step:
             torch.autograd.backward(distance.mean())
 
     def update(self) -> None:
-        """Clipping, the optimiser, the average."""
+        """Clipping, the optimiser, the averages."""
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.optimizer.clip)
         self.optimizer.step()
         self.forget()
-        self.average.update(self.model, 0)
+        for average in self.averages:
+            average.update(self.model, 0)
 
     def forget(self) -> None:
         """Drops the gradients."""

@@ -216,7 +216,7 @@ def _share(config: RunConfig, needs: Needs, gpus: int) -> str:
     micro, _ = config.train.micro_batches(gpus)
     states = device_memory(config, needs, gpus) - needs.memory(micro) + needs.state_bytes
     return (
-        f"{states / 2**30:.1f} weights, gradients, AdamW and average, {needs.fixed_bytes / 2**30:.1f} copies of the "
+        f"{states / 2**30:.1f} weights, gradients, AdamW and averages, {needs.fixed_bytes / 2**30:.1f} copies of the "
         f"weights, {micro} x {needs.image_bytes / 2**30:.3g} activations"
     )
 

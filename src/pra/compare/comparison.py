@@ -106,6 +106,12 @@ def _maker(column: Column) -> str:
     return next((Path(str(path)).name for path in images if path), NOTHING)
 
 
+def _average(column: Column) -> str:
+    """The name of the weights' file: that of their average, or ``model`` of raw and of exported ones."""
+    name = column.known("images", "weights") or column.known("images", "made", "weights", "file")
+    return Path(str(name)).stem if name else NOTHING
+
+
 def _weights(column: Column) -> str:
     """The beginning of their SHA-256, as far as it is known: a file of images may say of which it is."""
     sha256 = column.known("images", "weights_sha256") or column.known("images", "made", "weights", "sha256")
@@ -134,6 +140,7 @@ def _gone_on(column: Column) -> str | None:
 TOLD: dict[str, Callable[[Column], str]] = {
     "images": lambda column: column.text("count"),
     "made by": _maker,
+    "weights": _average,
     "weights, SHA-256": _weights,
     "features": lambda column: column.text("features", "name"),
     "features, SHA-256": lambda column: column.text("features", "sha256")[:PREFIX],

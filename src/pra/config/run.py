@@ -32,6 +32,7 @@ class RunConfig:
 
     ``initial`` is what the weights are at first: a run's folder, a saved model or ``hub:user/model``, of the same model
     but for its classes, and perhaps without the second head (:mod:`pra.training.initial`); None is new ones.
+    ``initial_average`` says which of its weights, as :func:`pra.load` takes it.
     """
 
     recipe: str
@@ -41,6 +42,7 @@ class RunConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     targets: Targets | None = None
     initial: str | None = None
+    initial_average: str = "ema"
 
     def __post_init__(self) -> None:
         coerce(self)

@@ -76,6 +76,23 @@ class OptimizerConfig:
         between(self, "ema_decay", 0.0, 1.0)
 
 
+SHORTEST_AVERAGE, LONGEST_AVERAGE = 0.001, 0.28
+"""Relative lengths of power-function averages. A plain mean of all steps has sqrt(1 / 12) = 0.289."""
+
+
+def check_length(length: float) -> None:
+    """Whether this can be the relative length of a power-function average.
+
+    Raises:
+        PraError: it cannot.
+    """
+    if not SHORTEST_AVERAGE <= length <= LONGEST_AVERAGE:
+        raise PraError(
+            f"an average of relative length {length:g} is out of range. Use one in [{SHORTEST_AVERAGE}, "
+            f"{LONGEST_AVERAGE}], such as 0.05 or 0.1"
+        )
+
+
 class Precision(enum.Enum):
     """Arithmetic of the training step: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere."""
 
@@ -104,6 +121,10 @@ class TrainConfig:
     needs a C++ compiler); the whole loss in one process, block by block in several. With ``shortcut_only`` all weights
     stay but those of the second head.
 
+    ``averages`` are the relative lengths of power-function averages to keep beside the exponential one
+    (:mod:`pra.training.averages`), such as ``(0.05, 0.1)``: the standard deviation of an averaging profile as a part of
+    the training so far. Each takes the memory and the disk of one more copy of the weights.
+
     Intervals are in steps. ``sample_every=0`` draws no grids. The newest ``keep_checkpoints`` stay, and beside them for
     good those of every ``keep_every`` steps, a multiple of ``checkpoint_every``; 0 is none.
     """
@@ -117,6 +138,7 @@ class TrainConfig:
     shortcut_only: bool = False
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    averages: tuple[float, ...] = ()
     precision: Precision = Precision.AUTO
     compile: bool = False
     parallel: Parallelism = Parallelism.DDP
@@ -130,6 +152,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         coerce(self)
         positive(self, "steps", "batch_size", "log_every", "checkpoint_every")
+        for length in self.averages:
+            check_length(length)
+        if len(set(self.averages)) < len(self.averages):
+            raise PraError(f"averages {list(self.averages)}: a length is there twice. Give each length once")
         between(self, "sample_every", 0, math.inf)
         between(self, "codec_warmup", 0, math.inf)
         between(self, "seed", 0, 2**63 - 1)

@@ -19,8 +19,9 @@ from pra.demo.exhibit import load_exhibits
 from pra.demo.page import build_page, gradio, launch_options
 from pra.device import pick_device
 from pra.errors import PraError, reason_of
-from pra.options import Flag, Text
+from pra.options import Average, Text
 from pra.signals import handled
+from pra.weights import EMA
 
 
 def demo_command(
@@ -29,7 +30,7 @@ def demo_command(
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
-    raw_weights: Flag = False,
+    average: Average = EMA,
     device: Text = None,
 ) -> None:
     """Show a model in the browser: generate, complete your own pictures, see how it was trained.
@@ -42,13 +43,13 @@ def demo_command(
         other: Another of the same classes, to compare with.
         host: Address to listen at; 0.0.0.0 opens the page to the whole network.
         port: Port to listen at.
-        raw_weights: Take the raw weights, not their moving average.
+        average: Which weights: ema, raw, or another average of the runs, such as power-0.05.
         device: cpu, cuda, cuda:1 or mps; by default the best there is.
     """
     check_address(host, port)
     gradio()
     target = pick_device(device)
-    exhibits = load_exhibits([run] if other is None else [run, other], target, ema=not raw_weights)
+    exhibits = load_exhibits([run] if other is None else [run, other], target, average)
     # SIGTERM, by which services and containers are stopped, ends it as Ctrl-C does: cleaned up.
     with (
         handled((signal.SIGTERM,), signal.default_int_handler),

@@ -48,13 +48,15 @@ class Exhibit:
         return DataConfig(source="", fit=Fit.PAD if fit is Fit.PAD else Fit.CENTER_CROP, on_small=OnSmall.UPSCALE)
 
 
-def load_exhibits(places: Sequence[Path | None], device: torch.device, ema: bool = True) -> tuple[Exhibit, ...]:
+def load_exhibits(
+    places: Sequence[Path | None], device: torch.device, average: str = weights.EMA
+) -> tuple[Exhibit, ...]:
     """One or two models.
 
     Args:
         places: runs, checkpoints, saved models or ``hub:user/model``; None is the model that comes with the package.
         device: where to put the models.
-        ema: as in :func:`pra.load`.
+        average: which weights, as in :func:`pra.load`.
 
     Raises:
         PraError: as :func:`pra.load`, or two models whose classes differ: one choice has to mean the same for both.
@@ -62,7 +64,7 @@ def load_exhibits(places: Sequence[Path | None], device: torch.device, ema: bool
     names = [_short(place) for place in places]
     if len(set(names)) < len(names):
         names = [str(place or name) for place, name in zip(places, names, strict=True)]
-    exhibits = tuple(_load(place, name, device, ema) for place, name in zip(places, names, strict=True))
+    exhibits = tuple(_load(place, name, device, average) for place, name in zip(places, names, strict=True))
     for other in exhibits[1:]:
         if other.model.classes != exhibits[0].model.classes:
             known = "; ".join(_few(exhibit.model.classes) for exhibit in (exhibits[0], other))
@@ -73,10 +75,10 @@ def load_exhibits(places: Sequence[Path | None], device: torch.device, ema: bool
     return exhibits
 
 
-def _load(place: Path | None, name: str, device: torch.device, ema: bool) -> Exhibit:
+def _load(place: Path | None, name: str, device: torch.device, average: str) -> Exhibit:
     folder = weights.model_folder(place)
     run = weights.run_of(folder)
-    return Exhibit(name, folder, run, read_run(run) if run else None, weights.load(folder, ema=ema, device=device))
+    return Exhibit(name, folder, run, read_run(run) if run else None, weights.load(folder, average, device))
 
 
 def _short(place: Path | None) -> str:

@@ -33,8 +33,9 @@ from pra.eval.truth import (
     open_alone,
     open_truth,
 )
-from pra.options import File, Flag, Integer, Settings, Text
+from pra.options import Average, File, Flag, Integer, Settings, Text
 from pra.provenance import environment
+from pra.weights import EMA
 
 
 def evaluate_command(
@@ -44,6 +45,7 @@ def evaluate_command(
     features: Annotated[str, arg(metavar="|".join(EXTRACTORS))] = "inception",
     num: Integer = None,
     labels: Annotated[str, arg(metavar="|".join(LABELS))] = "balanced",
+    average: Average = EMA,
     reconstruction: Flag = False,
     export_npz: File = None,
     export_statistics: File = None,
@@ -69,6 +71,7 @@ def evaluate_command(
             once.
         num: Images to judge; by default 50000 of a run, and all that DIR or FILE.npz holds.
         labels: Which classes a run samples: each as often, or as often as the reference has it.
+        average: Which weights of a run: ema, raw, or another of its averages, such as power-0.05.
         reconstruction: Also judge the codec's reconstructions of as many real images.
         export_npz: Also write the images as the batch that ADM's evaluator reads.
         export_statistics: Also write the reference's statistics, to be given as --reference next time.
@@ -87,7 +90,7 @@ def evaluate_command(
         check_options(features, labels, batch_size, num)
         arithmetic = member(Precision, precision, "--precision")
         work = Work(world, world.device(device), batch_size)
-        subject = open_subject(target and target.expanduser(), num, work, arithmetic, settings)
+        subject = open_subject(target and target.expanduser(), num, work, arithmetic, settings, average)
         truth, subject = open_truth(reference, labels, subject, work)
         originals = _originals(truth, subject, work) if reconstruction else None
         with outputs.staged(world) as staged:

@@ -26,7 +26,7 @@ from pra.eval.probe_linear import LINEAR, VALIDATED, find_linear
 from pra.eval.samples import prepared, spread
 from pra.images import check_output, write_atomically
 from pra.models import JiT, Model, build_model
-from pra.options import File, Flag, Integer, Number, Settings, Text, parse_numbers
+from pra.options import Average, File, Flag, Integer, Number, Settings, Text, parse_numbers
 from pra.provenance import environment, file_sha256
 from pra.training.run import read_run
 
@@ -40,19 +40,22 @@ class Adjustable:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model to be looked into, the run it is of (None of a saved one), and how its images are prepared."""
+    """A model to be looked into, the name of its weights' file, the run it is of (None of a saved one), and how its
+    images are prepared."""
 
     model: Model
     folder: Path
+    weights: str
     run: RunConfig | None
     data: DataConfig
 
     @staticmethod
-    def open(target: Path, data: str | None, settings: tuple[str, ...], device: torch.device) -> Opened:
+    def open(target: Path, data: str | None, settings: tuple[str, ...], device: torch.device, average: str) -> Opened:
         """Loads it.
 
         Raises:
-            PraError: no model there, an unknown setting, or no data where it does not say which are its own.
+            PraError: no model there, no such average, an unknown setting, or no data where it does not say which are
+                its own.
         """
         folder = pra.weights.model_folder(target)
         where = pra.weights.run_of(folder)
@@ -61,16 +64,16 @@ class Opened:
         chosen = replace(chosen, source=data or chosen.source)
         if not chosen.source:
             raise PraError(f"{target} does not say which data it belongs to; give --data SRC")
-        return Opened(pra.weights.load(folder, device=device), folder, run, chosen)
+        name = pra.weights.weights_name(folder, average)
+        return Opened(pra.weights.load(folder, average, device), folder, name, run, chosen)
 
     @property
     def provenance(self) -> dict[str, Any]:
         """For a report."""
-        name = pra.weights.weights_name(self.folder)
         return {
             "model": str(self.folder),
-            "weights": name,
-            "weights_sha256": file_sha256(self.folder / name),
+            "weights": self.weights,
+            "weights_sha256": file_sha256(self.folder / self.weights),
             "prepared": to_dict(self.data),
             "label": "null class",
             "environment": environment(),
@@ -87,6 +90,7 @@ def probe_command(
     time: Number = None,
     num: Integer = None,
     only_run: Flag = False,
+    average: Average = pra.weights.EMA,
     out: File = None,
     batch_size: int = 256,
     device: Text = None,
@@ -106,6 +110,7 @@ def probe_command(
         time: JiT's flow time, 0 (noise) to 1 (the clean image).
         num: Images to take of each at most, evenly spread; by default all.
         only_run: Leave out raw pixels and initial weights.
+        average: Which weights of a run: ema, raw, or another of its averages, such as power-0.05.
         out: Write figures and provenance as JSON.
         batch_size: Images at a time; no figure depends on it.
         device: cpu, cuda, cuda:1 or mps; by default the best there is.
@@ -116,7 +121,7 @@ def probe_command(
         linear = find_linear(classifier)
         _at_least_1("--batch-size", batch_size)
         target = world.device(device)
-        opened = Opened.open(run, data, settings, target)
+        opened = Opened.open(run, data, settings, target, average)
         asked = _layers(layers, opened.model)
         time = _time(opened.model, time)
         task = Task.open(opened.data, opened.data.source, test or held_out(opened.data.source), _count(num))
@@ -146,6 +151,7 @@ def features_command(
     pooling: Annotated[str, arg(metavar="mean|last|both")] = "mean",
     time: Number = None,
     num: Integer = None,
+    average: Average = pra.weights.EMA,
     batch_size: int = 256,
     device: Text = None,
     settings: Settings = (),
@@ -162,6 +168,7 @@ def features_command(
         pooling: The mean of the tokens, the last of them, or both one after the other.
         time: JiT's flow time, 0 (noise) to 1 (the clean image).
         num: Images to take at most, evenly spread; by default all.
+        average: Which weights of a run: ema, raw, or another of its averages, such as power-0.05.
         batch_size: Images at a time; no feature depends on it.
         device: cpu, cuda, cuda:1 or mps; by default the best there is.
         settings: How images are prepared, such as data.fit=pad; may be repeated.
@@ -177,7 +184,7 @@ def features_command(
         if world.size > 1:
             raise PraError(f"pra features is for one process, not {world.size}; start it without torchrun")
         target = world.device(device)
-        opened = Opened.open(run, data, settings, target)
+        opened = Opened.open(run, data, settings, target, average)
         time = _time(opened.model, time)
         chosen_layer = Layers(opened.model, _layers(str(layer), opened.model), time)
         source = open_source(opened.data.source)

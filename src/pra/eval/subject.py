@@ -85,6 +85,22 @@ class Subject:
         known = self.provenance | {"sampling": how_sampled(sampler)}
         return replace(self, batches=_sampling(sampler, self.requests), provenance=known, sampler=sampler)
 
+    def with_average(self, name: str) -> Subject:
+        """The same labels, seeds and settings, with other weights of the same model folder.
+
+        Raises:
+            PraError: as :func:`pra.weights.load`.
+        """
+        assert self.sampler is not None, "finished images have no weights"
+        assert self.requests is not None, "and nobody asked for them"
+        folder = Path(self.provenance["model"])
+        known = self.provenance | _weights(folder, name)
+        if known == self.provenance:
+            return self
+        model = pra.weights.load(folder, name, self.sampler.model.device)
+        sampler = Sampler(model, self.sampler.config, self.sampler.precision)
+        return replace(self, batches=_sampling(sampler, self.requests), provenance=known, sampler=sampler)
+
     def labelled_like(self, source: Source) -> Subject:
         """The same model, sampled with labels as frequent as in a source of the same classes.
 
@@ -99,41 +115,51 @@ class Subject:
 
 
 def open_subject(
-    target: Path | None, num: int | None, work: Work, precision: Precision, settings: tuple[str, ...]
+    target: Path | None,
+    num: int | None,
+    work: Work,
+    precision: Precision,
+    settings: tuple[str, ...],
+    average: str = pra.weights.EMA,
 ) -> Subject:
     """What a target means; without one the model that comes with the package.
 
     Raises:
-        PraError: nothing there, too few images, or settings that do not go with it.
+        PraError: nothing there, no such average, too few images, or settings that do not go with it.
     """
     for setting in settings:
         key = setting.partition("=")[0]
         if key in WITHOUT_EFFECT:
             raise PraError(f"--set {setting} has no effect here: {WITHOUT_EFFECT[key]}; leave it out")
     if target is None or is_address(target) or (target / pra.weights.CONFIG).exists():
-        subject = _model(target, num or OF_A_RUN, work.device, precision, settings)
+        subject = _model(target, num or OF_A_RUN, work.device, precision, settings, average)
     else:
         subject = _finished(target, num, settings)
         if precision is not Precision.AUTO:
             raise PraError(f"--precision {precision.value} is for sampling; these images are finished: leave it out")
+        if average != pra.weights.EMA:
+            raise PraError(f"--average {average} is for sampling; these images are finished: leave it out")
     if subject.count < work.world.size:
         raise PraError(f"{work.world.size} processes cannot share {subject.count} images; start fewer")
     return subject
 
 
 def _model(
-    target: Path | None, count: int, device: torch.device, precision: Precision, settings: tuple[str, ...]
+    target: Path | None,
+    count: int,
+    device: torch.device,
+    precision: Precision,
+    settings: tuple[str, ...],
+    average: str,
 ) -> Subject:
     folder = pra.weights.model_folder(target)
-    model = pra.weights.load(folder, device=device)
+    model = pra.weights.load(folder, average, device)
     chosen = apply_settings(Adjustable(_data_of(folder), model.sampling), settings)
     classes = model.config.num_classes
-    name = pra.weights.weights_name(folder)
     sampler = Sampler(model, chosen.sampling, precision)
     provenance = {
         "model": str(folder),
-        "weights": name,
-        "weights_sha256": file_sha256(folder / name),
+        **_weights(folder, average),
         "sampling": how_sampled(sampler),
         "labels": f"index % {classes}",
         "seeds": f"0-{count - 1}",
@@ -144,6 +170,12 @@ def _model(
         "the model that comes with pra" if target is None else str(target), count, model.config.image_size,
         model.config.channels, chosen, _sampling(sampler, requests), provenance, sampler, requests,
     )  # fmt: skip
+
+
+def _weights(folder: Path, average: str) -> dict[str, str]:
+    """The file of the weights and its hash, for a report."""
+    name = pra.weights.weights_name(folder, average)
+    return {"weights": name, "weights_sha256": file_sha256(folder / name)}
 
 
 def _sampling(sampler: Sampler, requests: Requests) -> Callable[[range, int], Generator[Batch]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pra import weights
 from pra.config import JiTConfig, RunConfig, to_dict
 from pra.eval.evaluate import Report
 from pra.hub.download import is_address, repo_id
@@ -38,7 +39,7 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
         [f"![Samples](./{SAMPLES})"] if SAMPLES in origin.files else [],
         _use(origin.model, address),
         _model(origin.model, half),
-        _training(origin.training, CURVES in origin.files) if origin.training else [],
+        _training(origin.training, origin.average, CURVES in origin.files) if origin.training else [],
         _figures(origin.reports, half),
         _limits(origin),
         ["## Licence", "", f"`{licence}`" if licence else "The author of these weights states none."],
@@ -122,14 +123,13 @@ def _model(model: Model, half: bool) -> list[str]:
     return lines
 
 
-def _training(training: Training, curves: bool) -> list[str]:
+def _training(training: Training, average: str, curves: bool) -> list[str]:
     config, origin = training.config, training.environment
     train = config.train
     lines = [
         "## Training",
         "",
-        f"- recipe `{config.recipe}`{_rollout(config)}; the weights are their exponential moving average "
-        f"(decay {train.optimizer.ema_decay:g})",
+        f"- recipe `{config.recipe}`{_rollout(config)}; the weights are {_average(config, average)}",
         f"- data: `{_public(config.data.source)}`, brought to size by `{config.data.fit.value}`"
         + (", flipped at random" if config.data.flip else ""),
         f"- {training.step} steps of {train.batch_size} images, learning rate {train.optimizer.lr:g} "
@@ -148,6 +148,15 @@ def _training(training: Training, curves: bool) -> list[str]:
         commit = f", commit `{origin['commit']}`" if origin.get("commit") else ""
         lines.append(f"- made with {', '.join(made)}{commit}")
     return [*lines, "", f"![Training curves](./{CURVES})"] if curves else lines
+
+
+def _average(config: RunConfig, name: str) -> str:
+    if name == weights.RAW:
+        return "those of the last step"
+    if name == weights.EMA:
+        return f"their exponential moving average (decay {config.train.optimizer.ema_decay:g})"
+    length = name.removeprefix(weights.POWER)
+    return f"their power-function average of relative length {length} (arXiv 2312.02696)"
 
 
 def _rollout(config: RunConfig) -> str:

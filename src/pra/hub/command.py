@@ -12,8 +12,8 @@ from pra.config.values import parse_value
 from pra.errors import PraError
 from pra.hub.download import PREFIX, repo_id
 from pra.hub.push import export, push
-from pra.options import Flag, Folder, Settings, Text
-from pra.weights import MODEL
+from pra.options import Average, Flag, Folder, Settings, Text
+from pra.weights import EMA, MODEL
 
 OF_SAMPLING = "sampling."
 
@@ -25,11 +25,12 @@ def push_command(
     private: Flag = False,
     licence: Text = None,
     half: Flag = False,
+    average: Average = EMA,
     dry_run: Folder = None,
 ) -> None:
     """Share a run on the Hugging Face Hub, with a model card.
 
-    One commit: configuration, weights (the moving average), card, curves, the newest sample grid, and what `pra eval
+    One commit: configuration, weights, card, curves, the newest sample grid, and what `pra eval
     RUN --out RUN/figures.json` has measured of these weights. Needs the extra `hub` and a token (HF_TOKEN, or
     `hf auth login`).
 
@@ -39,13 +40,14 @@ def push_command(
         private: For nobody else to see.
         licence: Of the weights, as the Hub names it, such as apache-2.0; without one the card says that there is none.
         half: Store the weights as float16.
+        average: Which weights of a run: ema, raw, or another of its averages, such as power-0.05.
         dry_run: Write what would be uploaded into this new folder, and upload nothing.
     """
     if dry_run is not None:
-        print(_told(export(run, dry_run, licence=licence, half=half, repo=repo)))
+        print(_told(export(run, dry_run, licence=licence, half=half, repo=repo, average=average)))
         print(f"nothing was uploaded to {repo_id(repo)}; without --dry-run this is")
         return
-    print(f"pushed: {push(run, repo, private=private, licence=licence, half=half)}")
+    print(f"pushed: {push(run, repo, private=private, licence=licence, half=half, average=average)}")
     print("next:", shlex.join(["pra", "sample", f"{PREFIX}{repo_id(repo)}"]))
 
 
@@ -55,6 +57,7 @@ def export_command(
     *,
     licence: Text = None,
     half: Flag = False,
+    average: Average = EMA,
     settings: Settings = (),
 ) -> None:
     """Write a run's model, as `pra push` shares it, into a folder.
@@ -64,10 +67,12 @@ def export_command(
         folder: The new folder; `pra sample` and all other commands take it as RUN, and `pra push` uploads it as it is.
         licence: Of the weights, as the Hub names it, such as apache-2.0; without one the card says that there is none.
         half: Store the weights as float16: half the size, and float32 again when loaded.
+        average: Which weights of a run: ema, raw, or another of its averages, such as power-0.05.
         settings: How the model is to be sampled unless more is said, such as sampling.guidance=2, for which `pra sweep`
             finds the best; may be repeated.
     """
-    print(_told(export(run, folder, licence=licence, half=half, sampling=dict(map(_of_sampling, settings)))))
+    sampling = dict(map(_of_sampling, settings))
+    print(_told(export(run, folder, licence=licence, half=half, average=average, sampling=sampling)))
 
 
 def _of_sampling(line: str) -> tuple[str, Any]:

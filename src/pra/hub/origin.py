@@ -37,19 +37,20 @@ class Training:
 class Origin:
     """A model, how it was trained where that is known, and what lies beside it.
 
-    ``weights`` is their file; ``files`` by the name they are shared under; ``reports`` of ``pra eval``, by file name,
-    on these very weights, or named by the model's card.
+    ``weights`` is their file, ``average`` their name in a run; ``files`` by the name they are shared under; ``reports``
+    of ``pra eval``, by file name, on these very weights, or named by the model's card.
     """
 
     model: Model
     weights: Path
+    average: str
     training: Training | None
     files: dict[str, Path]
     reports: dict[str, Report]
 
 
-def read_origin(path: str | Path) -> Origin:
-    """Of a run, a checkpoint or a model folder.
+def read_origin(path: str | Path, average: str = weights.EMA) -> Origin:
+    """Of a run, a checkpoint or a model folder, and one of its averages.
 
     Reports on other weights, such as those of an earlier checkpoint, are left out with a warning. Those that a model
     folder's card names are kept: the card says what they were measured on, such as weights not yet rounded.
@@ -65,10 +66,11 @@ def read_origin(path: str | Path) -> Origin:
     grids = sorted(run.glob("samples/step-*.png")) if run else []
     if grids:
         files[SAMPLES] = grids[-1]
-    file = folder / weights.weights_name(folder)
+    file = folder / weights.weights_name(folder, average)
     training = _training(run, folder) if run else None
     card = files[CARD].read_text(encoding="utf-8", errors="replace") if CARD in files else ""
-    return Origin(weights.load(folder), file, training, files, _reports(home, file_sha256(file), card))
+    reports = _reports(home, file_sha256(file), card)
+    return Origin(weights.load(folder, average), file, average, training, files, reports)
 
 
 def _training(run: Path, checkpoint: Path) -> Training:

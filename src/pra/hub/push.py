@@ -25,9 +25,10 @@ def export(
     licence: str | None = None,
     half: bool = False,
     repo: str | None = None,
+    average: str = weights.EMA,
     sampling: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a model as it is shared: ``config.json``, ``model.safetensors`` (the moving average) and ``README.md``.
+    """Writes a model as it is shared: ``config.json``, ``model.safetensors`` (an average) and ``README.md``.
 
     Beside them ``curves.png``, ``samples.png`` (the newest grid) and the reports of ``pra eval`` on these weights,
     where the run has them. A model folder that holds a card already, as this function writes it, is copied with that.
@@ -38,6 +39,7 @@ def export(
         licence: of the weights, as the Hub names it, such as ``apache-2.0``; without one the card says so.
         half: store the weights as float16: half the size, and float32 again when loaded.
         repo: ``user/model``, for the card; by default it speaks of the folder.
+        average: which weights of a run, as :func:`pra.load` takes it.
         sampling: settings that the model is to be sampled with unless more is said, by the names of
             :class:`pra.config.SamplingConfig`; by default those it has.
 
@@ -49,7 +51,7 @@ def export(
     weights.check_new(folder)
     check_licence(licence)
     repo = repo and repo_id(repo)
-    origin = read_origin(run)
+    origin = read_origin(run, average)
     if CARD in origin.files and (licence or half or sampling):
         raise PraError(
             f"{run} has a card already, which speaks of licence, precision and sampling: leave --licence, --half and "
@@ -82,7 +84,15 @@ def _title(origin: Origin, folder: Path, repo: str | None) -> tuple[str, str]:
     return folder.name, folder.name
 
 
-def push(run: str | Path, repo: str, *, private: bool = False, licence: str | None = None, half: bool = False) -> str:
+def push(
+    run: str | Path,
+    repo: str,
+    *,
+    private: bool = False,
+    licence: str | None = None,
+    half: bool = False,
+    average: str = weights.EMA,
+) -> str:
     """Uploads a model to the Hub, what :func:`export` writes of it, in one commit. The model's page is made if needed.
 
     Args:
@@ -91,6 +101,7 @@ def push(run: str | Path, repo: str, *, private: bool = False, licence: str | No
         private: for nobody else to see; of a page that is public already, nothing is uploaded.
         licence: as for :func:`export`.
         half: as for :func:`export`.
+        average: as for :func:`export`.
 
     Returns:
         The address of the commit.
@@ -106,7 +117,7 @@ def push(run: str | Path, repo: str, *, private: bool = False, licence: str | No
         if hub.get_token() is None:
             raise PraError(f"no token to push {what} with: {LOGIN} with one that may write")
         with tempfile.TemporaryDirectory() as place:
-            folder = export(run, Path(place) / "model", licence=licence, half=half, repo=repo)
+            folder = export(run, Path(place) / "model", licence=licence, half=half, repo=repo, average=average)
             api.create_repo(repo, private=private or None, exist_ok=True)
             if private and not api.model_info(repo).private:
                 raise PraError(f"{what} is public; make it private in its settings, or leave --private out")

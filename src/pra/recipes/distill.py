@@ -47,12 +47,13 @@ def _run_of(start: str) -> Path:
     return run if run.name not in ("", "..") else Path(os.path.abspath(run))
 
 
-def configure(start: str, steps: int | None = None) -> RunConfig:
+def configure(start: str, steps: int | None = None, average: str = weights.EMA) -> RunConfig:
     """The run that gives a trained run a second head.
 
     Args:
         start: the other run's folder, or one of its checkpoints.
         steps: of training; by default :data:`STEPS`.
+        average: which of its weights to begin with, as :func:`pra.load` takes it.
 
     Raises:
         PraError: no run there, or one without a head of velocities over which to learn.
@@ -63,7 +64,8 @@ def configure(start: str, steps: int | None = None) -> RunConfig:
         raise PraError(f"{start} is a JiT, which has no head to distill")
     if run.model.head.shortcut:
         raise PraError(f"{start} has a second head already; sample it with --solver shortcut --steps 1, 2, 4 or 8")
-    return second_head(run, str(Path(start).expanduser()), STEPS if steps is None else steps)
+    config = second_head(run, str(Path(start).expanduser()), STEPS if steps is None else steps)
+    return replace(config, initial_average=average)
 
 
 def second_head(run: RunConfig, start: str, steps: int) -> RunConfig:

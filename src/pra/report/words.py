@@ -17,6 +17,7 @@ from pra.config import (
     RunConfig,
     TrainConfig,
 )
+from pra.weights import power_name
 
 COLOURS = {1: "grey", 3: "colour", 4: "colour with transparency"}
 FITS = {
@@ -82,10 +83,11 @@ def _patches(model: AnyModelConfig) -> str:
 
 def _training(train: TrainConfig) -> str:
     rates = train.optimizer
+    lengths = "".join(f", {power_name(length)}" for length in train.averages)
     return (
         f"{train.steps:,} steps of {train.batch_size} images; AdamW, learning rate {rates.lr:g} "
-        f"({rates.schedule.value}, warm-up {rates.warmup_steps:,} steps); moving average {rates.ema_decay:.5g}; "
-        f"seed {train.seed}"
+        f"({rates.schedule.value}, warm-up {rates.warmup_steps:,} steps); moving average {rates.ema_decay:.5g}"
+        f"{lengths}; seed {train.seed}"
     )
 
 

@@ -39,7 +39,7 @@ def sample_command(
 ) -> None:
     """Generate one image for each pair of label and seed, or --num of them.
 
-    What is not said is taken from the recipe; the weights are the EMA's. Several processes share the work and make the
+    What is not said is taken from the recipe. Several processes share the work and make the
     same images as one: torchrun --nproc-per-node 8 -m pra -- sample RUN --num 50000 --out FILE.npz (without -- torchrun
     takes --num for an option of its own). Stopped, the same command goes on; what is finished until then lies in
     .OUT.partial beside the output.
@@ -63,7 +63,7 @@ def sample_command(
             raise PraError(f"--batch-size {batch_size} must be at least 1")
         _check_num(num, seeds, balanced, random_labels, label_seed)
         device = world.device(how.device)
-        folder, file = _weights(run, not how.raw_weights, world)
+        folder, file = _weights(run, how.average, world)
         sampler = how.sampler(folder, device)
         classes = sampler.model.classes
         chosen = tuple(dict.fromkeys(parse_labels(labels, classes)))
@@ -99,15 +99,15 @@ def _check_num(num: int | None, seeds: str | None, balanced: bool, random_labels
         raise PraError("--label-seed is for --random-labels")
 
 
-def _weights(run: Path | None, ema: bool, world: World) -> tuple[Path, dict[str, str]]:
+def _weights(run: Path | None, average: str, world: World) -> tuple[Path, dict[str, str]]:
     """The model's folder, and what tells its weights from others.
 
     Raises:
-        PraError: no model there, or not the same for all processes.
+        PraError: no model there, or no such average, or not the same for all processes.
     """
     with world.first_alone():  # what is on the Hub is downloaded once
         folder = weights.model_folder(run)
-    file = folder / weights.weights_name(folder, ema=ema)
+    file = folder / weights.weights_name(folder, average)
     same = world.combine(file_sha256(file), lambda found: found[0] if len(set(found)) == 1 else None)
     if same is None:
         raise PraError(f"the processes do not see the same {file.name} in {run}: name a checkpoint that stays")

@@ -19,7 +19,7 @@ from pra.config.checks import member
 from pra.errors import PraError, nearest
 from pra.generate import Sampler
 from pra.generate.inputs import changed_sampling
-from pra.options import Flag, Integer, Number, Text, parse_numbers
+from pra.options import Average, Flag, Integer, Number, Text, parse_numbers
 
 
 def _choices(kind: type[enum.Enum]) -> str:
@@ -52,14 +52,14 @@ class How:
     """Of the matrix products: auto is bfloat16 on GPUs that have it, float32 elsewhere."""
     compile: Flag = False
     """Let torch's compiler fuse the arithmetic: a minute at the start, then faster."""
-    raw_weights: Flag = False
-    """Take the raw weights, not their moving average."""
+    average: Average = weights.EMA
+    """Which weights: ema, raw, or another average of the run, such as power-0.05."""
     device: Text = None
     """cpu, cuda, cuda:1 or mps; by default the best there is."""
 
     def sampler(self, folder: Path, device: torch.device) -> Sampler:
         """The model of a folder (:func:`pra.weights.model_folder`), with its own settings but for those given."""
-        model = weights.load(folder, ema=not self.raw_weights, device=device)
+        model = weights.load(folder, self.average, device)
         given: dict[str, Any] = {name: getattr(self, name, None) for name in to_dict(model.sampling)}
         if self.guidance_interval is not None:
             given["guidance_interval"] = _numbers(self.guidance_interval, "--guidance-interval", 2)

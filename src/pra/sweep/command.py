@@ -36,7 +36,7 @@ from pra.sweep.pictures import COLUMNS, draw, write_strip
 from pra.sweep.points import GUIDANCE, Point, points
 from pra.sweep.results import Result, check_folder, file_of, find_best, hints, identity, read_result, table
 from pra.training.loop import Interrupted
-from pra.weights import CONFIG, model_folder, run_of
+from pra.weights import CONFIG, model_folder, run_of, weights_name
 
 FEW_OF_MANY = 5_000
 """Images per point where --num does not say: enough to choose by, not to publish."""
@@ -66,8 +66,8 @@ def sweep_command(
 
     Args:
         run: A run, saved model or hub:user/model; by default the model that comes with pra.
-        over: A sampling setting and the values to try, such as guidance=1,1.5,2 or solver=heun,dpm; may be repeated. By
-            default guidance=1,1.5,2,3,4.
+        over: A sampling setting and the values to try, such as guidance=1,1.5,2 or solver=heun,dpm, or the weights to
+            sample, average=ema,power-0.05,raw; may be repeated. By default guidance=1,1.5,2,3,4.
         num: Images to judge at each combination; by default 5000.
         reference: As `pra eval` takes it; by default the data that the run learnt from.
         features: inception; dinov2; or classifier: a small network fitted on the reference, once.
@@ -90,23 +90,25 @@ def sweep_command(
         own = subject.sampler.model.sampling
         tried = points(subject.sampler.config, over or GUIDANCE)
         _check_varied_once(tried[0], settings)
-        for point in tried:
-            subject.sampled_with(point.sampling)  # what cannot be sampled is refused before any work
+        for point in tried:  # what cannot be sampled is refused before any work
+            subject.sampled_with(point.sampling)
+            weights_name(Path(subject.provenance["model"]), point.average)
         folder = out.expanduser() if out else _default_folder(run, home)
         with locked(folder, "filled", "choose another --out") if world.leads else nullcontext(), ended_by_sigterm():
             truth, subject = open_truth(reference, labels, subject, work)
             judge = extractor(features, weights, truth, subject, work)
             known = measured(truth, judge, subject, work)
-            results = _Sweep(subject, known, judge, work, folder).results(tried)
+            models = {name: subject.with_average(name) for name in dict.fromkeys(point.average for point in tried)}
+            results = _Sweep(models, known, judge, work, folder).results(tried)
             if world.leads:
                 _tell(results, folder, own, run, shared=home is None)
 
 
 @dataclass(frozen=True)
 class _Sweep:
-    """What is judged at every point, by what, and where it goes."""
+    """What is judged at every point, a subject per average, by what, and where it goes."""
 
-    subject: Subject
+    subjects: dict[str, Subject]
     truth: Reference
     judge: FeatureExtractor
     work: Work
@@ -117,7 +119,7 @@ class _Sweep:
         world = self.work.world
         found = world.combine(None, lambda _: self._found(tried))
         missing = [point for point in tried if point.name not in found]
-        total = len(missing) * len(world.share(self.subject.count))
+        total = len(missing) * len(world.share(self._count))
         hidden = not world.leads or not missing
         with tqdm(total=total, unit="image", disable=hidden, dynamic_ncols=True) as bar:
             for point in missing:
@@ -135,17 +137,25 @@ class _Sweep:
                     found[point.name] = Result(point, Report({}, {}))
         return [found[point.name] for point in tried]
 
+    @property
+    def _count(self) -> int:
+        """Images at each point."""
+        return next(iter(self.subjects.values())).count
+
+    def _subject(self, point: Point) -> Subject:
+        return self.subjects[point.average].sampled_with(point.sampling)
+
     def _found(self, tried: Sequence[Point]) -> dict[str, Result]:
         known = {"features": {"sha256": self.judge.fingerprint}, "reference": self.truth.describe()}
-        check_folder(self.folder, identity(known | {"images": self.subject.provenance}))
+        check_folder(self.folder, known | {"images": next(iter(self.subjects.values())).provenance})
         read = {}
         for point in tried:
-            images = self.subject.sampled_with(point.sampling).provenance
+            images = self._subject(point).provenance
             read[point.name] = read_result(point, self.folder, identity(known | {"images": images}))
         return {name: result for name, result in read.items() if result is not None}
 
     def _judged(self, point: Point, bar: tqdm[object]) -> Result:
-        work, subject = self.work, self.subject.sampled_with(point.sampling)
+        work, subject = self.work, self._subject(point)
         known = {"images": subject.provenance, "environment": environment(), "processes": work.world.size}
         with reading(subject.batches(work.world.share(subject.count), work.batch_size)) as batches:
             report = evaluate(

@@ -13,9 +13,13 @@ from pra.config import SamplingConfig, to_dict
 from pra.config.values import parse_value
 from pra.errors import PraError
 from pra.generate.inputs import changed_sampling
+from pra.weights import EMA
 
 GUIDANCE = ("guidance=1,1.5,2,3,4",)
 """What is tried where nothing is said: it decides most (docs/evidence.md)."""
+
+AVERAGE = "average"
+"""What is no setting of the sampler and can be varied too: which weights of the run are sampled."""
 
 LISTS = ("guidance_interval", "times")
 """Settings of which one value is a list."""
@@ -25,7 +29,8 @@ LONGEST = 200
 
 @dataclass(frozen=True)
 class Point:
-    """One combination: what it changes, by the names of :class:`pra.config.SamplingConfig`, and the whole of them."""
+    """One combination: what it changes, by the names of :class:`pra.config.SamplingConfig` and :data:`AVERAGE`, and all
+    settings of the sampler."""
 
     changes: dict[str, Any]
     sampling: SamplingConfig
@@ -36,6 +41,11 @@ class Point:
         return ",".join(f"{name}={value_text(value)}" for name, value in self.changes.items())
 
     @property
+    def average(self) -> str:
+        """The name of the weights."""
+        return str(self.changes.get(AVERAGE, EMA))
+
+    @property
     def options(self) -> list[str]:
         """The same as `pra sample` takes it, which knows no word for no grid of one's own: another --steps has none."""
         known = {name: value for name, value in self.changes.items() if value is not None}
@@ -44,9 +54,12 @@ class Point:
 
     @property
     def settings(self) -> list[str]:
-        """The same as ``--set`` takes it."""
-        pairs = ((name, json.dumps(v) if isinstance(v, list) else value_text(v)) for name, v in self.changes.items())
-        return list(itertools.chain.from_iterable(("--set", f"sampling.{name}={text}") for name, text in pairs))
+        """The same as `pra export` takes it."""
+        words = []
+        for name, value in self.changes.items():
+            text = json.dumps(value) if isinstance(value, list) else value_text(value)
+            words += [f"--{AVERAGE}", text] if name == AVERAGE else ["--set", f"sampling.{name}={text}"]
+        return words
 
     def beside(self, own: SamplingConfig) -> Point:
         """The same settings, with what they differ in from a model's own among the changes."""
@@ -60,7 +73,8 @@ def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
 
     Args:
         base: the settings that are not varied.
-        over: a line per setting. A value that is a list itself is in brackets: ``guidance_interval=[0,0.8],[0,1]``.
+        over: a line per setting; ``average=ema,raw`` varies the weights. A value that is a list itself is in brackets:
+            ``guidance_interval=[0,0.8],[0,1]``.
 
     Raises:
         PraError: a line without values, a setting named twice, one that is none (the nearest is given), or a value that
@@ -77,14 +91,15 @@ def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
         axes[name] = values
     found: dict[str, Point] = {}
     for combination in itertools.product(*axes.values()):
-        changes = {name: parse_value(text) for name, text in zip(axes, combination, strict=True)}
+        texts = dict(zip(axes, combination, strict=True))
+        changes = {name: parse_value(text) for name, text in texts.items() if name != AVERAGE}
         try:
             sampling = changed_sampling(base, changes)
         except PraError as error:
-            asked = " ".join(f"{name}={text}" for name, text in zip(axes, combination, strict=True))
+            asked = " ".join(f"{name}={text}" for name, text in texts.items())
             hint = "" if axes.keys().isdisjoint(LISTS) else "; a list is one value in brackets, as in times=[0,0.4,1]"
             raise PraError(f"--over {asked}: {error}{hint}") from None
-        settled = to_dict(sampling)
+        settled = to_dict(sampling) | {AVERAGE: texts.get(AVERAGE)}
         point = Point({name: settled[name] for name in axes}, sampling)
         if len(point.name) > LONGEST:
             raise PraError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pra.compare.table import Row, Section, rendered
 from pra.errors import PraError
 from pra.eval.evaluate import Report
 from pra.eval.metrics import Protocol
+from pra.provenance import file_sha256
 from pra.report.content import cell, evaluation
 from pra.sweep.points import Point, value_text
 
@@ -97,16 +99,24 @@ def read_result(point: Point, folder: Path, now: dict[str, Any]) -> Result | Non
     return Result(point, report)
 
 
-def check_folder(folder: Path, now: dict[str, Any]) -> None:
-    """Whether all that lies in a sweep's folder compares with what is to come, whatever settings it is of.
+def check_folder(folder: Path, known: dict[str, Any]) -> None:
+    """Whether all that lies in a sweep's folder compares with what is to come, whatever settings and average it is of.
+
+    Args:
+        folder: the sweep's.
+        known: the provenance of a report to come.
 
     Raises:
-        PraError: figures of other weights, labels, seeds, features or reference.
+        PraError: figures of another checkpoint, labels, seeds, features or reference.
     """
-    common = {what: value for what, value in now.items() if what != "settings"}
+    model = Path(known["images"]["model"])
+    hashes = functools.cache(lambda name: file_sha256(model / name))
     for path in sorted(folder.glob("*.json")):
         if (report := evaluation(path)) is not None:
-            _check_same(path, report, common)
+            file = str(_known(report.provenance, "images", "weights"))
+            images = known["images"] | ({"weights_sha256": hashes(file)} if (model / file).is_file() else {})
+            now = identity(known | {"images": images})
+            _check_same(path, report, {what: value for what, value in now.items() if what != "settings"})
 
 
 def _check_same(path: Path, report: Report, now: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Checkpoints: folders that hold everything to go on, written whole or not at all, while training goes on.
 
-``checkpoints/step-00000500/`` is a model folder (:mod:`pra.weights`) with the moving average beside; ``optimizer/``,
+``checkpoints/step-00000500/`` is a model folder (:mod:`pra.weights`) with the averages beside; ``optimizer/``,
 which the processes write together with torch's distributed checkpoint in its safetensors format; and ``state.json``,
 written last: the step and the size of every file. The random state and the data order need no saving: both are
 functions of (seed, step). Nothing in it depends on the number of processes or on how they share the model.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -26,7 +26,8 @@ from pra.distributed import World
 from pra.errors import PraError, reason_of
 from pra.images import new_folder
 from pra.models import Model
-from pra.training.optimizer import EMA, gathered
+from pra.training.averages import EMA
+from pra.training.optimizer import gathered
 
 OPTIMIZER = "optimizer"
 
@@ -59,7 +60,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[Any] | None = None
 
-    def save(self, step: int, model: Model, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, step: int, model: Model, averages: Mapping[str, EMA], optimizer: torch.optim.Optimizer) -> None:
         """Copies the state after ``step`` steps and begins to write it. Waits for the checkpoint before, if need be.
 
         Raises:
@@ -67,7 +68,8 @@ class Saver:
         """
         self.wait()
         here = self.world.leads
-        files = {weights.MODEL: gathered(model, here), weights.EMA: gathered(ema.model, here)}
+        files = {weights.MODEL: gathered(model, here)}
+        files |= {weights.average_file(name): gathered(ema.model, here) for name, ema in averages.items()}
         final = self.run / "checkpoints" / f"step-{step:08d}"
         partial = final.with_name(f".{final.name}.partial")
         with ExitStack() as stack:
@@ -172,10 +174,11 @@ def step_of(folder: Path) -> int:
     return int(weights.read_json(folder / weights.STATE)["step"])
 
 
-def restore_weights(folder: Path, model: Model, ema: EMA) -> int:
-    """Loads the weights and their average, before they are sharded; the step to go on from."""
+def restore_weights(folder: Path, model: Model, averages: Mapping[str, EMA]) -> int:
+    """Loads the weights and their averages, before they are sharded; the step to go on from."""
     weights.load_tensors(model, folder / weights.MODEL)
-    weights.load_tensors(ema.model, folder / weights.EMA)
+    for name, ema in averages.items():
+        weights.load_tensors(ema.model, folder / weights.average_file(name))
     return step_of(folder)
 
 

@@ -15,22 +15,21 @@ from pra.config import AnyModelConfig, ModelConfig, differences, to_dict
 from pra.errors import PraError
 from pra.models import PRA, Model
 from pra.provenance import file_sha256
-from pra.training.optimizer import EMA
 
 EMBEDDING = "condition.embedding.weight"
 """The one tensor whose shape depends on the classes: ``(num_classes + 1, ...)``, the null class last."""
 
 
-def load_initial(path: str, model: Model, ema: EMA) -> dict[str, Any]:
-    """Gives a new model the weights of another, its moving average where there is one, by the names of the classes.
+def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[str, Any]:
+    """Gives a new model the weights of another, by the names of the classes.
 
-    The average of the new run begins there too. Where the new model has a second head and the other has none, that
+    Where the new model has a second head and the other has none, that
     begins as the first: whatever the length of a step, it gives the velocity at its start.
 
     Args:
         path: the other's, as :func:`pra.weights.load` takes it.
         model: the new model, its ``classes`` named.
-        ema: of the new model.
+        average: which of the other's weights, as :func:`pra.weights.load` takes it.
 
     Returns:
         Where they come from, for ``environment.json``: ``from``, the path as given; ``weights``, the file; ``sha256``.
@@ -39,14 +38,13 @@ def load_initial(path: str, model: Model, ema: EMA) -> dict[str, Any]:
         PraError: as :func:`pra.weights.load`; or the models differ in more than their classes and the second head.
     """
     folder = weights.model_folder(path)
-    other = weights.load(folder)
+    other = weights.load(folder, average)
     check_same_model(path, other.config, model.config)
     tensors = with_classes(other, model.classes)
     if isinstance(model, PRA) and model.shortcut is not None and isinstance(other, PRA) and other.shortcut is None:
         tensors |= _second_head(model, tensors)
     model.load_state_dict(tensors)
-    ema.model.load_state_dict(tensors)
-    file = folder / weights.weights_name(folder)
+    file = folder / weights.weights_name(folder, average)
     return {"from": path, "weights": os.path.abspath(file), "sha256": file_sha256(file)}
 
 

@@ -29,8 +29,9 @@ from pra.models import PRA, Model, build_model
 from pra.objectives import Losses, Perceptual, training_losses
 from pra.signals import caught_signals
 from pra.training import checkpoint
+from pra.training.averages import build_averages
 from pra.training.initial import load_initial
-from pra.training.optimizer import EMA, build_optimizer, learning_rate, whole
+from pra.training.optimizer import build_optimizer, learning_rate, whole
 from pra.training.parallel import SharedLoss
 from pra.training.plots import CURVES, draw_curves
 from pra.training.run import Metrics, check_data, check_run, check_shared, write_run
@@ -126,20 +127,22 @@ class Trainer:
         self.model.sampling = config.sampling
         if len(self.source.classes) == config.model.num_classes:
             self.model.classes = self.source.classes
-        self.ema = EMA(self.model, config.train.optimizer.ema_decay)
-        self.step, self.skipped = 0, 0
-        if last is not None:
-            _check_same_classes(last, self.model, self.source)
-            self.step = checkpoint.restore_weights(last, self.model, self.ema)
         self.initial: dict[str, Any] | None = None
         if config.initial is not None and last is None:
             with world.first_alone():  # what is on the Hub is downloaded once
-                self.initial = load_initial(config.initial, self.model, self.ema)
+                self.initial = load_initial(config.initial, self.model, config.initial_average)
+        self.averages = build_averages(self.model, config.train)
+        self.ema = self.averages[weights.EMA]
+        self.step, self.skipped = 0, 0
+        if last is not None:
+            _check_same_classes(last, self.model, self.source)
+            self.step = checkpoint.restore_weights(last, self.model, self.averages)
         if config.train.shortcut_only:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(name.startswith("shortcut."))
         idle = self.step < config.train.codec_warmup
-        self.losses = SharedLoss(self.model, self.ema.model, training_losses, config.train, world, device, idle)
+        averages = [average.model for average in self.averages.values()]
+        self.losses = SharedLoss(self.model, averages, training_losses, config.train, world, device, idle)
         self.optimizer = build_optimizer(self.model, config.train.optimizer)
         if last is not None:
             checkpoint.restore_optimizer(last, self.model, self.optimizer, world)
@@ -230,7 +233,8 @@ class Trainer:
             norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.optimizer.clip))
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.model, self.step)
+        for average in self.averages.values():
+            average.update(self.model, self.step)
         self.step += 1
         self.pending.append((Losses(*(torch.stack(values).mean() for values in zip(*parts, strict=True))), norm))
 
@@ -299,7 +303,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._recent()
-        self.saver.save(self.step, self.model, self.ema, self.optimizer)
+        self.saver.save(self.step, self.model, self.averages, self.optimizer)
 
     def _draw(self) -> None:
         """Sample and reconstruction grids from the EMA. Time spent here does not count as training throughput."""

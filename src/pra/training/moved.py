@@ -84,16 +84,17 @@ def may_lie_elsewhere(setting: str, folder: Path, config: RunConfig) -> bool:
     """
     if setting == "data.source":
         return "data" in recorded(folder)
-    return setting == "initial" and _same_start(folder, config.initial)
+    return setting == "initial" and _same_start(folder, config.initial, config.initial_average)
 
 
-def _same_start(folder: Path, initial: str | None) -> bool:
-    """Whether ``initial`` has the weights that the run in ``folder`` began with, as far as that is known."""
+def _same_start(folder: Path, initial: str | None, average: str) -> bool:
+    """Whether these weights of ``initial`` are those that the run in ``folder`` began with, as far as that is known."""
     known = recorded(folder).get("initial")
     if not known or initial is None or is_address(initial):
         return False
     try:
         start = weights.model_folder(initial)
-        return bool(file_sha256(start / weights.weights_name(start)) == known.get("sha256"))
+        name = weights.weights_name(start, average)
+        return bool(file_sha256(start / name) == known.get("sha256"))
     except PraError:  # nothing there
         return False

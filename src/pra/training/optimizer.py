@@ -1,15 +1,14 @@
-"""AdamW with decay on matrices only, the learning-rate schedule, and the moving average of the weights."""
+"""AdamW with decay on matrices only, the learning-rate schedule, and tensors of which processes have parts."""
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 from torch import Tensor, nn
 
 from pra.config import LearningRate, OptimizerConfig
-from pra.models import Model, build_model
+from pra.models import Model
 
 
 def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -32,42 +31,6 @@ def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
     return config.lr * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-class EMA:
-    """The exponential moving average of a model's weights, itself a model (``.model``) that can be sampled."""
-
-    def __init__(self, model: Model, decay: float) -> None:
-        self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, model: Model, step: int) -> None:
-        """After step ``step`` (from 0). Early on the average is short, ``(1 + step) / (10 + step)``, so that the
-        initial weights fade."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(_local(self.model), _local(model), 1.0 - decay)
-
-    def whole(self) -> Model:
-        """The average as a model to sample from: itself, or gathered where processes have parts of it. All call this
-        together."""
-        return self.assembled(self.parts(here=True))
-
-    def parts(self, here: bool) -> dict[str, Tensor]:
-        """What :meth:`assembled` needs, in the processes where ``here`` says so. All call this together."""
-        return gathered(self.model, here) if self._sharded() else {}
-
-    def assembled(self, parts: dict[str, Tensor]) -> Model:
-        """The average as a model to sample from, of its :meth:`parts`. No other process is waited for."""
-        if not self._sharded():
-            return self.model
-        model = build_model(self.model.config, seed=None)
-        model.load_state_dict(parts, assign=True)
-        model.sampling, model.classes = self.model.sampling, self.model.classes
-        return model.to(self.model.device).eval().requires_grad_(False)
-
-    def _sharded(self) -> bool:
-        return any(map(is_sharded, self.model.parameters()))
-
-
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this is a ``DTensor``, of which each process has a part. (To import that class takes a second.)"""
     return hasattr(tensor, "full_tensor")
@@ -87,8 +50,3 @@ def gathered(module: nn.Module, here: bool) -> dict[str, Tensor]:
         if here:
             tensors[name] = full.detach().to("cpu", copy=True)
     return tensors
-
-
-def _local(model: Model) -> list[Tensor]:
-    """This process's part of each parameter: the same part in every model that is sharded alike."""
-    return [p.to_local() if is_sharded(p) else p for p in model.parameters()]  # type: ignore[attr-defined]

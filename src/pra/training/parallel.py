@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +43,7 @@ class SharedLoss:
 
     Args:
         model: with its weights. The processes each keep a part of them where ``train.parallel`` is ``fsdp``.
-        average: its moving average, which is sharded alike.
+        averages: its moving averages, which are sharded alike.
         losses: as :func:`pra.objectives.training_losses`.
         train: how.
         world: the processes that share the batch.
@@ -54,7 +54,7 @@ class SharedLoss:
     def __init__(
         self,
         model: Model,
-        average: Model,
+        averages: Sequence[Model],
         losses: Callable[..., Losses],
         train: TrainConfig,
         world: World,
@@ -72,7 +72,7 @@ class SharedLoss:
             _change_blocks(model, _recomputed)
         self.module: Any = _Loss(model, losses)
         if self.sharded:
-            _shard(self.module, average, world, device, in_bfloat16(device, train.precision))
+            _shard(self.module, averages, world, device, in_bfloat16(device, train.precision))
         elif several:
             self.module = _replicated(self.module, idle)
 
@@ -123,7 +123,7 @@ def _replicated(loss: nn.Module, idle: bool) -> DistributedDataParallel:
         )
 
 
-def _shard(loss: _Loss, average: Model, world: World, device: torch.device, bfloat16: bool) -> None:
+def _shard(loss: _Loss, averages: Sequence[Model], world: World, device: torch.device, bfloat16: bool) -> None:
     """Blocks one by one, gathered in bfloat16 where they compute in it; the rest, embeddings and the residual stream's
     norms among it, together and in float32. Gradients are summed in float32."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -135,7 +135,8 @@ def _shard(loss: _Loss, average: Model, world: World, device: torch.device, bflo
     for block in _blocks(loss.model):
         fully_shard(block, mesh=mesh, mp_policy=lower if bfloat16 else MixedPrecisionPolicy())
     fully_shard(loss, mesh=mesh)
-    fully_shard(average, mesh=mesh)  # never called; updated part by part
+    for average in averages:
+        fully_shard(average, mesh=mesh)  # never called; updated part by part
 
 
 def _blocks(model: Model) -> list[nn.Module]:

@@ -1,0 +1,145 @@
+"""Power-function averages of any length after training, from those that the checkpoints of a run hold.
+
+This is the post-hoc EMA of arXiv 2312.02696, section 3.2 and appendix C. An average is a weighted mean of the weights
+over time, and its profile says how much each time counts. The profile of another length is fitted by least squares with
+the profiles of the stored averages; the same coefficients then combine the stored weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from pra import weights
+from pra.config.training import check_length
+from pra.errors import PraError
+from pra.images import write_atomically
+from pra.training.averages import gamma_of
+from pra.training.checkpoint import step_of
+from pra.training.run import read_run
+
+LARGEST_ERROR = 0.1
+"""Of a fitted profile, relative to the wanted one, in the root mean square over time."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A stored average: its file, the steps done, and the exponent of its profile."""
+
+    file: Path
+    step: int
+    gamma: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A coefficient per snapshot; they sum to 1. ``error`` is that of :data:`LARGEST_ERROR`."""
+
+    coefficients: tuple[float, ...]
+    error: float
+
+
+def posthoc(path: str | Path, length: float) -> tuple[Path, Fit]:
+    """Adds the average of a relative length to a checkpoint, beside those that it holds.
+
+    Checkpoints up to that one are read, one average at a time; the sum is in float64.
+
+    Args:
+        path: a run, of which the newest checkpoint is meant, or a checkpoint.
+        length: as ``train.averages`` has it.
+
+    Returns:
+        The new file, for :func:`pra.load` by the name :func:`pra.weights.power_name`, and how well its profile fits.
+
+    Raises:
+        PraError: not a run, a length out of range or held already, too few stored averages for that length, or files
+            that cannot be read or written.
+    """
+    check_length(length)
+    checkpoint = weights.model_folder(path)
+    name = weights.power_name(length)
+    if name in weights.averages(checkpoint):
+        raise PraError(f"{checkpoint}: {name} is there already. Use --average {name}")
+    stored = snapshots(checkpoint)
+    fit = fitted(stored, step_of(checkpoint), length)
+    if fit.error > LARGEST_ERROR:
+        raise PraError(
+            f"{checkpoint}: its {len(stored)} stored averages miss the profile of {name} by {fit.error:.0%}, more than "
+            f"{LARGEST_ERROR:.0%}. Use a length nearer to train.averages, or train with two lengths and a smaller "
+            "train.keep_every"
+        )
+    tensors = combined([snapshot.file for snapshot in stored], fit.coefficients)
+    file = checkpoint / weights.average_file(name)
+    write_atomically(file, lambda partial: weights.write_tensors(tensors, Path(partial.name)))
+    return file, fit
+
+
+def snapshots(checkpoint: Path) -> list[Snapshot]:
+    """The averages that a checkpoint's run stored until then. Those made afterwards do not count.
+
+    Raises:
+        PraError: not a checkpoint of a run, or the run keeps no power-function averages.
+    """
+    run = weights.run_of(checkpoint)
+    if run is None:
+        raise PraError(f"{checkpoint} is not a checkpoint of a run. Give a run: its checkpoints hold the averages")
+    lengths = read_run(run).train.averages
+    if not lengths:
+        raise PraError(f"{run} keeps no power-function averages. Train with --set train.averages=[0.05,0.1]")
+    until = step_of(checkpoint)
+    kept = [(folder, step_of(folder)) for folder in weights.whole_checkpoints(run)]
+    return [
+        Snapshot(folder / weights.average_file(weights.power_name(length)), step, gamma_of(length))
+        for folder, step in kept
+        for length in lengths
+        if step <= until
+    ]
+
+
+def fitted(stored: list[Snapshot], step: int, length: float) -> Fit:
+    """Fits the profile of a length after so many steps with the stored ones (algorithm 3).
+
+    The coefficients are brought to a sum of 1: what does not change in training stays as it is.
+    """
+    times = np.array([snapshot.step / step for snapshot in stored])
+    gammas = np.array([snapshot.gamma for snapshot in stored])
+    gamma = gamma_of(length)
+    products = profile_products(times[:, None], gammas[:, None], times, gammas)
+    wanted = profile_products(times, gammas, 1.0, gamma)
+    norm = float(profile_products(1.0, gamma, 1.0, gamma))
+    found = np.linalg.lstsq(products, wanted)[0]
+    found /= found.sum()
+    square = float(found @ products @ found - 2.0 * found @ wanted) + norm
+    return Fit(tuple(found.tolist()), float(np.sqrt(max(0.0, square) / norm)))
+
+
+def profile_products(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike) -> NDArray[Any]:
+    """Inner products over time of profiles ``(gamma + 1) tau^gamma / t^(gamma + 1)``, ``0 < tau <= t`` (equation 151).
+
+    Arguments broadcast.
+    """
+    t_a, gamma_a, t_b, gamma_b = map(np.asarray, (t_a, gamma_a, t_b, gamma_b))
+    earlier, later = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
+    scale = (gamma_a + 1.0) * (gamma_b + 1.0) / (gamma_a + gamma_b + 1.0)
+    product: NDArray[Any] = scale * (earlier / later) ** np.where(t_a > t_b, gamma_a, gamma_b) / later
+    return product
+
+
+def combined(files: list[Path], coefficients: tuple[float, ...]) -> dict[str, Tensor]:
+    """The sum of the tensors in files, each file by its coefficient.
+
+    Raises:
+        PraError: a file that cannot be read.
+    """
+    sums: dict[str, Tensor] = {}
+    for file, coefficient in zip(files, coefficients, strict=True):
+        for name, tensor in weights.read_tensors(file).items():
+            part = tensor.to(torch.float64).mul_(coefficient)
+            sums[name] = sums[name].add_(part) if name in sums else part
+    return {name: tensor.to(torch.float32) for name, tensor in sums.items()}
