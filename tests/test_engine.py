@@ -632,6 +632,17 @@ def test_the_compiled_step_is_the_same(name):
     close(Sampler(model, SETTINGS["interval"], compile=True).sample(LABELS, SEEDS), plain, 1e-4)
 
 
+@pytest.mark.slow
+def test_compiled_step_notices_a_hook():
+    model = random_model()
+    sampler = Sampler(model, GUIDED, compile=True)
+    before = sampler.sample(LABELS, SEEDS)
+    model.head.register_forward_hook(lambda module, inputs, output: 0.5 * output)
+    after = sampler.sample(LABELS, SEEDS)
+    assert not torch.allclose(after, before, atol=1e-3)
+    close(after, Sampler(model, GUIDED).sample(LABELS, SEEDS), 1e-4)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("compile", [False, True])

@@ -118,13 +118,13 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
     shutil.copy(other / "model.safetensors", one)
     assert same_weights(pra.load(one), pra.load(other))  # of the same shapes: fine
     shutil.copy(pra.save(PRA(pra.recipe("digits").model), tmp_path / "digits") / "model.safetensors", one)
-    refused(lambda: pra.load(one), "model.safetensors is not of the model", "backbone", "restore the file")
+    refused(lambda: pra.load(one), "model.safetensors is not of the model", "condition.embedding", "restore the file")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "part"),
     [
-        ("format", 2, "is of format 2, this version of pra reads 1; install a newer pra"),
+        ("format", 3, "is of format 3, this version of pra reads 2; install a newer pra"),
         ("format", None, "is of format None"),
         ("model", None, "expected the fields of ModelConfig"),
         ("model", {"channels": 1}, "missing"),

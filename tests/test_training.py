@@ -364,7 +364,7 @@ def test_the_codec_can_be_warmed_up(tmp_path: Path) -> None:
     """Until then the backbone and the head stay as they began; after, they learn."""
     config = pra.config.apply_settings(pra.recipe("tiny"), ["train.codec_warmup=3", "train.sample_every=0"])
     begun = pra.PRA(config.model, seed=config.train.seed).state_dict()
-    for steps, learning in ((3, {"codec"}), (4, {"codec", "backbone", "head", "auxiliary"})):
+    for steps, learning in ((3, {"codec"}), (4, {"codec", "condition", "backbone", "head", "auxiliary"})):
         pra.train(pra.config.override(config, "train.steps", str(steps)), tmp_path / "run", progress=False)
         now = pra.load(tmp_path / "run", average="raw").state_dict()
         assert {name.split(".")[0] for name in now if not torch.equal(now[name], begun[name])} == learning
