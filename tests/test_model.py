@@ -65,7 +65,7 @@ def test_a_decoder_without_context_writes_each_patch_from_its_own_state():
 def stepped(model, patches, cache, number):
     """The backbone's next condition after one patch more."""
     cache.seek(model.backbone.prefix + number)
-    return model.backbone.step(patches[:, number : number + 1], cache)
+    return model.backbone(None, patches[:, number : number + 1], cache)
 
 
 def decoded(model, states, cache, chunks):

@@ -64,6 +64,14 @@ def replace_decoder(model: PRA) -> None:
     model.codec.decoder.forward = halved  # type: ignore[method-assign]
 
 
+def hook_backbone(model: PRA) -> None:
+    model.backbone.register_forward_hook(lambda module, inputs, output: 1.2 * output)
+
+
+def hook_decoder(model: PRA) -> None:
+    model.codec.decoder.register_forward_hook(lambda module, inputs, output: 0.5 * output)
+
+
 def hook_every_linear(model: PRA) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -86,6 +94,8 @@ CHANGES: list[Callable[[PRA], None]] = [
     wrap_head_block,
     wrap_backbone_block,
     replace_decoder,
+    hook_backbone,
+    hook_decoder,
     hook_every_linear,
     replace_condition,
 ]

@@ -148,7 +148,8 @@ class Steps:
 
     def read(self, patch: Tensor) -> Tensor:
         """A patch ``(B, 1, P)`` to ``h`` of the next one, ``(streams * B, 1, D)``."""
-        return self.model.backbone.step(patch.repeat(self.streams, 1, 1), self.backbone_cache)
+        h: Tensor = self.model.backbone(None, patch.repeat(self.streams, 1, 1), self.backbone_cache)
+        return h
 
     def integrate(
         self, h: Tensor, start: Tensor, scale: Tensor | None, draws: Tensor | None = None, grid: Tensor | None = None

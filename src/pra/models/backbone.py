@@ -29,22 +29,22 @@ class Backbone(nn.Module):
         """An empty cache for ``batch`` sequences (:meth:`pra.nn.transformer.Transformer.new_cache`)."""
         return self.transformer.new_cache(batch, kind)
 
-    def forward(self, prefix: Tensor, patches: Tensor, cache: KVCache | None = None) -> Tensor:
-        """``h`` of the first ``n + 1`` patches.
+    def forward(self, prefix: Tensor | None, patches: Tensor, cache: KVCache | None = None) -> Tensor:
+        """``h`` of the first ``n + 1`` patches; without a prefix, ``h`` after one patch more.
 
         Args:
-            prefix: ``(B, K, D)``, the tokens of the condition.
-            patches: ``(B, n, P)`` in [-1, 1], the first ``n < N`` of the raster.
-            cache: an empty cache to fill, for :meth:`step` to go on from.
+            prefix: ``(B, K, D)``, the tokens of the condition; ``None`` where ``cache`` holds them.
+            patches: ``(B, n, P)`` in [-1, 1], the first ``n < N`` of the raster; one patch, the token that ``cache``
+                points at, where there is no prefix.
+            cache: to fill, and to go on from.
 
         Returns:
-            ``h_1 .. h_{n+1}``: ``(B, n + 1, D)``.
+            ``h_1 .. h_{n+1}``: ``(B, n + 1, D)``; ``(B, 1, D)`` without a prefix.
         """
-        tokens = torch.cat([prefix, self.patch_in(patches)], dim=1)
-        h = self.transformer(tokens, cache)[:, self.prefix - 1 :]
+        tokens = self.patch_in(patches)
+        if prefix is None:
+            assert cache is not None, "a patch without a prefix needs the cache that holds it"
+            h = self.transformer(tokens, cache)
+            return h + self.next_position[cache.positions(1, 1 - self.prefix)]  # type: ignore[no-any-return]
+        h = self.transformer(torch.cat([prefix, tokens], dim=1), cache)[:, self.prefix - 1 :]
         return h + self.next_position[: h.shape[1]]  # type: ignore[no-any-return]
-
-    def step(self, patch: Tensor, cache: KVCache) -> Tensor:
-        """``h`` ``(B, 1, D)`` after one more patch ``(B, 1, P)``, the token that ``cache`` points at."""
-        h = self.transformer(self.patch_in(patch), cache)
-        return h + self.next_position[cache.positions(1, 1 - self.prefix)]  # type: ignore[no-any-return]
