@@ -19,7 +19,9 @@ from pra.generate import Steps
 from pra.models import PRA
 from pra.nn.cache import StaticCache
 
-OPTIONS = {"freezing": True, "max_autotune": False}
+CACHE = ("keys", "values", "position", "mask")
+STATE = {"read": CACHE, "write": CACHE, "integrate": ("embedded",)}
+"""What each method reads and writes beside its inputs."""
 
 
 def sampler_ahead_of_time(model: PRA, config: SamplingConfig, batch: int) -> Sampler:
@@ -28,6 +30,7 @@ def sampler_ahead_of_time(model: PRA, config: SamplingConfig, batch: int) -> Sam
     with torch.inference_mode(False), torch.no_grad():
         steps = Steps(model, config, batch, StaticCache)
     steps.run = Exported(steps)
+    sampler._parts(batch)  # settled first: it drops idle engines
     engine = sampler._engine(model, batch)
     engine.steps = steps
     sampler._idle = {batch: engine}
@@ -43,47 +46,42 @@ class Exported:
 
     def __call__(self, work: Callable[..., Tensor], key: object, *inputs: Tensor | None) -> Tensor:
         """Run a method of the steps; the first time of each exports it."""
-        given = [tensor.clone() for tensor in inputs if tensor is not None]
-        name, cache = work.__name__, self._cache(work.__name__)
-        state = [] if cache is None else [cache.position.clone(), cache.mask.clone()]
-        if name == "integrate":
-            assert self.steps.embedded is not None
-            state = [self.steps.embedded.clone()]
+        name, held = work.__name__, self._held(work.__name__)
+        state = [getattr(held, attribute) for attribute in STATE[name]]
+        given = [*state, *(tensor for tensor in inputs if tensor is not None)]
         if name not in self.packages:
-            self.packages[name] = self._export(name, [*state, *given])
-        return self.packages[name](*state, *given)
+            self.packages[name] = self._export(name, [tensor.clone() for tensor in given])
+        return self.packages[name](*given)
 
-    def _cache(self, name: str) -> Any:
-        return {"read": self.steps.backbone_cache, "write": self.steps.decoder_cache}.get(name)
+    def _held(self, name: str) -> Any:
+        """What a method reads and writes beside its inputs belongs to: a cache, or the steps themselves."""
+        return {"read": self.steps.backbone_cache, "write": self.steps.decoder_cache}.get(name, self.steps)
 
     def _export(self, name: str, inputs: list[Tensor]) -> Callable[..., Tensor]:
+        held = self._held(name)
+        before = dict(vars(held))  # tracing leaves its own tensors there
         with torch.inference_mode(False), torch.no_grad():
             inputs = [tensor.clone() for tensor in inputs]
-            program = torch.export.export(Work(self.steps, name, self._cache(name)), tuple(inputs), strict=False)
+            program = torch.export.export(Work(self.steps, name, held), tuple(inputs), strict=False)
             path = Path(tempfile.mkdtemp()) / f"{name}.pt2"
-            package = torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=OPTIONS
-            )
+            package = torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        vars(held).update(before)
         return torch._inductor.aoti_load_package(package)  # type: ignore[no-any-return]
 
 
 class Work(nn.Module):
-    """One method of the steps as a module: the weights and the cache are its state, where the cache points an input."""
+    """One method of the steps as a module: the weights are its state; what it holds besides comes as inputs first."""
 
-    def __init__(self, steps: Steps, name: str, cache: StaticCache | None) -> None:
+    def __init__(self, steps: Steps, name: str, held: Any) -> None:
         super().__init__()
-        self.model, self.steps, self.name, self.cache = steps.model, steps, name, cache
-        if cache is not None:
-            self.register_buffer("keys", torch.zeros_like(cache.keys))
-            self.register_buffer("values", torch.zeros_like(cache.values))
+        self.model, self.steps, self.name, self.held = steps.model, steps, name, held
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The method's output."""
-        if self.cache is not None:
-            self.cache.keys, self.cache.values = self.keys, self.values
-            self.cache.position, self.cache.mask, *given = inputs
-        else:
-            self.steps.embedded, *given = inputs
+        states = STATE[self.name]
+        for state, tensor in zip(states, inputs, strict=False):
+            setattr(self.held, state, tensor)
+        given: list[Tensor | None] = list(inputs[len(states) :])
         if self.name == "integrate" and len(given) == 2:
             given.append(None)  # nothing is guided
         return getattr(self.steps, self.name)(*given)  # type: ignore[no-any-return]

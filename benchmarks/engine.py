@@ -2,7 +2,7 @@
 
     python benchmarks/engine.py --batch 1,64                        # fashion, on the best device there is
     python benchmarks/engine.py --recipe pra-s-256 --image-size 32  # as many tokens as a CPU has patience for
-    python benchmarks/engine.py --compile                           # takes the compiler some minutes
+    python benchmarks/engine.py --compile                           # torch's compiler in every way; some minutes
 
 The plain path runs the model's own modules with caches, one operation after another; the naive one
 (benchmarks/naive.py) has no caches; on a CPU the sampler uses arithmetic compiled for it, on a GPU CUDA graphs. All
@@ -22,13 +22,14 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from ahead_of_time import sampler_ahead_of_time
 from naive import sample_without_caches
 from rollout import compare
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pra import Sampler, recipe
 from pra.bench.device import timed
-from pra.config import Precision, apply_settings
+from pra.config import Precision, SamplingConfig, apply_settings
 from pra.device import pick_device
 from pra.generate.native import SWITCH
 from pra.models import PRA
@@ -36,6 +37,14 @@ from pra.options import parse_numbers
 from pra.provenance import environment
 
 Work = Callable[[], object]
+
+WITH = {
+    "": {},
+    ", freezing": {"freezing": True},
+    ", cpp_wrapper": {"cpp_wrapper": True},
+    ", both": {"freezing": True, "cpp_wrapper": True},
+}
+"""Settings of torch's compiler, by what the table calls them."""
 
 
 def main(
@@ -58,7 +67,7 @@ def main(
         repeats: pairs measured.
         image_size: side of the images, in place of the recipe's: fewer tokens.
         naive: also without caches.
-        compile: also the compiled engine.
+        compile: also by torch's compiler, with its settings for the CPU, and by AOTInductor; takes minutes.
         bfloat16: also the engine in bfloat16.
         threads: of the CPU, in place of torch's own choice.
         device: where to run.
@@ -84,7 +93,9 @@ def main(
         ways = {"plain path": by_modules(engine())}
         ways |= {"without caches": other(sample_without_caches)} if naive else {}
         ways |= {"engine, bfloat16": engine(Precision.BFLOAT16)} if bfloat16 else {}
-        ways |= {"engine, compiled": engine(compile=True)} if compile else {}
+        if compile:
+            ways |= {f"compiled{name}": inductor(engine(compile=True), **options) for name, options in WITH.items()}
+            ways |= {"ahead of time": ahead_of_time(model, sampling, count)}
         base = engine()
         counts = [operations(work) for work in (ways["plain path"], base)]
         print(f"batch {count}: operations by the plain path, the engine: {counts}")
@@ -110,6 +121,25 @@ def by_modules(work: Work) -> Work:
             os.environ[SWITCH] = before or "1"
 
     return done
+
+
+def inductor(work: Work, **options: bool) -> Work:
+    """Compiled work, compiled anew at its first call with settings of torch's compiler."""
+    first = iter([True])
+
+    def done() -> object:
+        if next(first, False):
+            torch._dynamo.reset()  # the same functions, compiled with other settings, would serve
+        with torch._inductor.config.patch(options):
+            return work()
+
+    return done
+
+
+def ahead_of_time(model: PRA, sampling: SamplingConfig, batch: int) -> Work:
+    """A sampler's work by AOTInductor."""
+    sampler = sampler_ahead_of_time(model, sampling, batch)
+    return lambda: sampler.sample([0] * batch, range(batch))
 
 
 def cost(work: Work, device: torch.device) -> float:
