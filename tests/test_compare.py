@@ -24,7 +24,7 @@ from pra.compare.figures import HIGHER, LOWER, obstacle
 from pra.compare.table import LONGEST, Row, Section, rendered
 from pra.config import apply_settings, to_dict
 from pra.report import charts
-from pra.training.run import read_metrics
+from pra.training.run import loss_terms, read_metrics
 
 ORIGIN: dict[str, Any] = {
     "features": {"name": "classifier", "sha256": "fe" * 32, "versions": {}, "held_out_accuracy": 0.9},
@@ -134,6 +134,23 @@ def test_losses_of_long_runs_are_the_last_points_of_the_reports_curves(run: Path
     lines = [row | {"step": step, "flow": float(step)} for step in range(1, 2 * charts.MOST_POINTS + 1)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert compare(run, evaluation(run.parent / "a.json")).row("flow") == [str(2 * charts.MOST_POINTS - 0.5), "-"]
+
+
+def test_losses_are_the_terms_that_runs_have(run: Path, other: Path, compare: Compare) -> None:
+    """An old run calls them otherwise; a term that has ended is not one of the end."""
+    rows = read_metrics(run)
+    for row in rows[:-1]:
+        row["ended"] = 1.0
+    rows[0]["shortcut"] = 0.0
+    lines = [{"reconstruction" if name == "pixel" else name: value for name, value in row.items()} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answer = compare(run, other)
+    last = read_metrics(other)[-1]
+    assert answer.row("reconstruction") == [f"{rows[-1]['pixel']:.5g}", "-"]
+    assert answer.row("pixel") == ["-", f"{last['pixel']:.5g}"]
+    assert answer.row("auxiliary") == [f"{rows[-1]['auxiliary']:.5g}", f"{last['auxiliary']:.5g}"]
+    assert "ended" not in answer.out
+    assert "shortcut" not in answer.out
 
 
 # --- figures ------------------------------------------------------------------------------------------------
@@ -359,17 +376,33 @@ def test_the_curves_over_each_other(run: Path, other: Path, tmp_path: Path, comp
     answer = compare(f"rate=1={run}", other, evaluation(tmp_path / "a.json"), "--out", out)
     assert (answer.code, answer.line("curves: ")) == (0, f"curves: {out}")
     with Image.open(out) as picture:
-        assert picture.size == (1320, 330)
+        assert picture.size == (880, 660)
+
+
+def test_curves_of_runs_with_other_terms_share_panels(run: Path, other: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is in the extra 'train'")
+    rows = [{k: v for k, v in row.items() if k != "pixel"} | {"edges": 1.0} for row in read_metrics(other)]
+    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    figure = curves.overlaid(read_columns([str(run), str(other)]))
+    assert {axes.get_title(): [line.get_label() for line in axes.lines] for axes in figure.axes} == {
+        "pixel": ["run"],
+        "flow": ["run", "other"],
+        "auxiliary": ["run", "other"],
+        "edges": ["other"],
+        "smallest state deviation": ["run", "other"],
+    }
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["run", "other"]
 
 
 def test_a_loss_that_explodes_does_not_hide_the_others(run: Path, other: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is in the extra 'train'")
     for folder, highest in ((run, 2.0), (other, 1e9)):
         (row, *_) = read_metrics(folder)
-        lines = [row | {"step": step, **dict.fromkeys(curves.SHOWN, highest / step)} for step in (1, 2, 3)]
+        terms = loss_terms([row])
+        lines = [row | {"step": step, **dict.fromkeys((*terms, "state_std"), highest / step)} for step in (1, 2, 3)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     figure = curves.overlaid(read_columns([str(run), str(other)]))
-    assert [axes.get_ylim()[1] for axes in figure.axes] == [6.0] * 3
+    assert [axes.get_ylim()[1] for axes in figure.axes] == [6.0] * 4
     assert [line.get_label() for line in figure.axes[0].lines] == ["run", "other"]
 
 

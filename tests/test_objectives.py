@@ -6,9 +6,10 @@ import pytest
 import torch
 from models import ALL, LEARNED, batch, random_model
 
+import pra
 from pra import config, flow, noise
 from pra.config import ObjectiveConfig, PixelLoss
-from pra.objectives import _drop_labels, normalise_patches, training_losses
+from pra.objectives import _drop_labels, losses_of, normalise_patches, training_losses
 
 ROLLOUTS = [
     config.Clean(),
@@ -19,9 +20,14 @@ ROLLOUTS = [
 ]
 
 
-def losses_of(model, rollout=config.Parallel(), **objective):  # noqa: B008  frozen
+def computed(model, rollout=config.Parallel(), perceptual=None, **objective):  # noqa: B008  frozen
     images, labels, keys = batch(model.config)
-    return training_losses(model, images, labels, keys, ObjectiveConfig(**objective), rollout)
+    return training_losses(model, images, labels, keys, ObjectiveConfig(**objective), rollout, perceptual)
+
+
+def distance(reconstruction, image):
+    """In place of LPIPS."""
+    return 3 * (reconstruction - image).abs().mean((1, 2, 3))
 
 
 def reached(model, loss):
@@ -36,37 +42,80 @@ def reached(model, loss):
 @pytest.mark.parametrize("name", ["learned", "encoder-without-h"])
 def test_gradients_go_where_they_should(name, rollout):
     model = random_model(ALL[name])
-    losses = losses_of(model, rollout)
-    assert reached(model, losses.flow) == {"condition", "backbone", "head"}
-    assert reached(model, losses.auxiliary) == {"condition", "backbone", "auxiliary"}
-    assert reached(model, losses.reconstruction) == {"codec.encoder", "codec.decoder"}
+    terms = computed(model, rollout, distance, perceptual_weight=0.5).terms
+    assert reached(model, terms["flow"]) == {"condition", "backbone", "head"}
+    assert reached(model, terms["auxiliary"]) == {"condition", "backbone", "auxiliary"}
+    for codec in ("pixel", "perceptual"):
+        assert reached(model, terms[codec]) == {"codec.encoder", "codec.decoder"}
 
 
-def test_without_an_ar_pass_the_codec_learns_alone():
+def test_terms_without_ar_pass_are_the_codecs():
     model = random_model()
-    losses = losses_of(model, None)
+    losses = computed(model, None)
     assert reached(model, losses.total) == {"codec.encoder", "codec.decoder"}
-    assert losses.total == losses.reconstruction == losses_of(model).reconstruction
+    assert losses.total == losses.terms["pixel"] == computed(model).terms["pixel"]
+    assert [*losses.terms] == ["pixel"]
+    assert [*computed(model, None, distance, perceptual_weight=0.5).terms] == ["pixel", "perceptual"]
 
 
 @pytest.mark.parametrize("name", ["pixel-v", "pixel-x"])
 def test_identity_codec_has_nothing_to_reconstruct(name):
     model = random_model(ALL[name])
-    losses = losses_of(model, config.Clean())
-    assert losses.reconstruction == 0
+    losses = computed(model, config.Clean(), distance, perceptual_weight=0.5)
+    assert [*losses.terms] == ["flow", "auxiliary"]
     assert reached(model, losses.total) == {"condition", "backbone", "head", "auxiliary"}
 
 
 def test_every_parameter_is_trained():
     model = random_model()
-    losses_of(model).total.backward()
+    computed(model).total.backward()
     untrained = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert untrained == []
 
 
-def test_total_is_the_weighted_sum():
-    losses = losses_of(random_model(), auxiliary_weight=0.25)
-    torch.testing.assert_close(losses.total, losses.flow + losses.reconstruction + 0.25 * losses.auxiliary)
+@pytest.mark.parametrize("perceptual", [0.0, 0.3])
+@pytest.mark.parametrize("auxiliary", [0.0, 0.1, 0.37])
+def test_total_is_the_weighted_sum_bitwise(auxiliary, perceptual):
+    """In this order of additions, on which rounding depends: runs go on with the losses that they began with."""
+    model = random_model(replace(LEARNED, head=replace(LEARNED.head, shortcut=True)))
+    weights = {"auxiliary_weight": auxiliary, "perceptual_weight": perceptual}
+    total, terms, _ = computed(model, config.Parallel(), distance, **weights)
+    codec = terms["pixel"]
+    if perceptual:
+        codec = codec + perceptual * terms["perceptual"]
+    assert total == terms["flow"] + codec + auxiliary * terms["auxiliary"] + terms["shortcut"]
+    assert [*terms] == ["pixel", *["perceptual"] * bool(perceptual), "flow", "auxiliary", "shortcut"]
+
+
+@pytest.mark.parametrize("name", ["pixel-v", "pixel-x"])
+def test_total_without_codec_is_the_weighted_sum_bitwise(name):
+    total, terms, _ = computed(random_model(ALL[name]), config.Clean(), auxiliary_weight=0.37)
+    assert total == terms["flow"] + 0.37 * terms["auxiliary"]
+
+
+def test_measured_values_have_names_and_no_gradient():
+    losses = computed(random_model())
+    measured = losses.measured()
+    assert [*measured] == ["total", "pixel", "flow", "auxiliary", "state_std"]
+    assert not any(value.requires_grad for value in measured.values())
+    assert measured["total"] == losses.total
+
+
+def test_model_class_brings_its_own_losses():
+    class Other(pra.PRA):
+        pass
+
+    other = Other(LEARNED)
+    assert losses_of(other) is losses_of(random_model())  # inherited
+    expected = object()
+    training_losses.register(Other, lambda model, *_: expected)
+    assert computed(other) is losses_of(other)(other) is expected
+    assert losses_of(random_model()) is not losses_of(other)
+
+
+def test_losses_of_unknown_class_are_refused():
+    with pytest.raises(TypeError, match=r"Linear has no losses: register a function with training_losses\.register"):
+        training_losses(torch.nn.Linear(1, 1), *[None] * 5)
 
 
 def test_flow_loss_of_the_zero_field_is_the_energy_of_the_target():
@@ -75,7 +124,7 @@ def test_flow_loss_of_the_zero_field_is_the_energy_of_the_target():
     with torch.no_grad():
         model.head.out.weight.zero_()
         model.head.out.bias.zero_()
-    assert losses_of(model, noise_draws=200).flow.item() == pytest.approx(2.0, abs=0.05)
+    assert computed(model, noise_draws=200).terms["flow"].item() == pytest.approx(2.0, abs=0.05)
 
 
 @pytest.mark.parametrize("name", ["pixel-v", "pixel-x"])
@@ -92,11 +141,11 @@ def test_a_perfect_head_has_no_flow_loss(name, monkeypatch):
         return (z - z_t) / (1 - t)
 
     monkeypatch.setattr(model.head, "forward", perfect)
-    assert losses_of(model, config.Clean()).flow.item() == pytest.approx(0.0, abs=1e-6)
+    assert computed(model, config.Clean()).terms["flow"].item() == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", list(PixelLoss))
-def test_reconstruction_loss_is_of_the_pixels(kind):
+def test_pixel_term_is_the_error_of_the_pixels(kind):
     model = random_model(ALL["encoder-without-h"])
     images, labels, _ = batch(model.config)
     # Keeps the decoder inside [-1, 1], where reconstruct() does not clamp.
@@ -104,22 +153,29 @@ def test_reconstruction_loss_is_of_the_pixels(kind):
         model.codec.decoder.out.weight.mul_(0.1)
     error = model.reconstruct(images, labels) - images
     expected = error.abs().mean() if kind is PixelLoss.L1 else error.square().mean()
-    torch.testing.assert_close(losses_of(model, pixel_loss=kind).reconstruction, expected)
+    torch.testing.assert_close(computed(model, pixel_loss=kind).terms["pixel"], expected)
 
 
-def test_perceptual_distance_is_weighted_in():
+def test_perceptual_term_is_the_mean_distance():
     model = random_model()
-    images, labels, keys = batch(model.config)
+    images, _, _ = batch(model.config)
 
-    def distance(reconstruction, image):
+    def constant(reconstruction, image):
         assert reconstruction.shape == image.shape == images.shape
-        return torch.full((len(image),), 3.0)
+        return torch.arange(len(image)) * 3.0
 
-    plain, perceptual = (
-        training_losses(model, images, labels, keys, ObjectiveConfig(perceptual_weight=0.5), config.Clean(), d)
-        for d in (None, distance)
-    )
-    torch.testing.assert_close(perceptual.reconstruction, plain.reconstruction + 1.5)
+    plain = computed(model, config.Clean())
+    perceptual = computed(model, config.Clean(), constant, perceptual_weight=0.5)
+    assert perceptual.terms["perceptual"] == 3.0
+    assert perceptual.terms["pixel"] == plain.terms["pixel"]
+    torch.testing.assert_close(perceptual.total, plain.total + 1.5)
+
+
+def test_perceptual_term_without_weight_is_not_computed():
+    def never(*_):
+        raise AssertionError
+
+    assert "perceptual" not in computed(random_model(), perceptual=never, perceptual_weight=0.0).terms
 
 
 def test_a_sample_has_its_own_randomness():
@@ -152,19 +208,19 @@ def test_normalised_patches():
 def test_patches_of_one_number_have_no_part_in_the_auxiliary_loss_and_break_none():
     assert torch.equal(normalise_patches(torch.randn(2, 3, 1)), torch.zeros(2, 3, 1))
     model = random_model(replace(ALL["pixel-v"], image_size=(4, 4), patch_size=1, channels=1))
-    losses = losses_of(model, config.Clean())
+    losses = computed(model, config.Clean())
     assert losses.total.isfinite()
-    assert losses.auxiliary.isfinite()
+    assert losses.terms["auxiliary"].isfinite()
     assert "head" in reached(model, losses.total)
 
 
 def test_state_std_shows_collapse():
     healthy = random_model(replace(LEARNED, codec=replace(LEARNED.codec, state_dim=5)))
-    assert losses_of(healthy).state_std > 0.02
+    assert computed(healthy).state_std > 0.02
     with torch.no_grad():
         healthy.codec.encoder.out.weight.zero_()
         healthy.codec.encoder.out.bias.copy_(torch.arange(5.0))
-    assert losses_of(healthy).state_std < 1e-5
+    assert computed(healthy).state_std < 1e-5
 
 
 @pytest.mark.parametrize("rollout", ROLLOUTS, ids=lambda r: type(r).__name__)
@@ -172,19 +228,19 @@ def test_state_std_shows_collapse():
 def test_bfloat16_stays_close(name, rollout):
     """The arithmetic of CUDA's default, here on the CPU; the losses themselves are float32."""
     model = random_model(ALL[name])
-    exact = losses_of(model, rollout)
+    exact = computed(model, rollout)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = losses_of(model, rollout)
-    for field in ("flow", "reconstruction", "auxiliary"):
-        value = getattr(rounded, field)
+        rounded = computed(model, rollout)
+    assert rounded.terms.keys() == exact.terms.keys()
+    for term, value in rounded.terms.items():
         assert value.dtype is torch.float32
-        torch.testing.assert_close(value, getattr(exact, field), rtol=0.05, atol=0.02)
+        torch.testing.assert_close(value, exact.terms[term], rtol=0.05, atol=0.02)
 
 
 def test_bfloat16_trains_every_parameter():
     """The passes without gradient must not leave their casts of the weights to the pass with one."""
     model = random_model()
     with torch.autocast("cpu", torch.bfloat16):
-        losses = losses_of(model, config.Exact(steps=1))
+        losses = computed(model, config.Exact(steps=1))
     losses.total.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []

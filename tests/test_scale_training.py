@@ -91,7 +91,7 @@ def assert_equal(one: Path, other: Path) -> None:
     rows, others = read_metrics(one), read_metrics(other)
     assert [row["step"] for row in rows] == [row["step"] for row in others]
     for a, b in zip(rows, others, strict=True):
-        for name in ("total", "flow", "reconstruction", "auxiliary", "gradient_norm"):
+        for name in ("total", "pixel", "flow", "auxiliary", "gradient_norm"):
             assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-7), (a["step"], name)
     expected, found = tensors(one), tensors(other)
     assert expected.keys() == found.keys()

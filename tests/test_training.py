@@ -46,13 +46,13 @@ from pra.errors import PraError
 from pra.images import GAP
 from pra.locks import locked
 from pra.models.pra import PRA
-from pra.objectives import Losses
+from pra.objectives import Losses, training_losses
 from pra.training import averages, checkpoint, loop, optimizer
 from pra.training.averages import EMA, exponential
 from pra.training.loop import Interrupted, Trained
 from pra.training.optimizer import build_optimizer, learning_rate
-from pra.training.plots import draw_curves
-from pra.training.run import read_metrics
+from pra.training.plots import draw_curves, panels
+from pra.training.run import COMMON, loss_terms, points_of, read_metrics
 
 FullDisk = Callable[[int], AbstractContextManager[None]]
 
@@ -122,8 +122,8 @@ def test_what_a_run_leaves(trained: Path) -> None:
 def test_metrics(trained: Path) -> None:
     rows = read_metrics(trained)
     assert [row["step"] for row in rows] == [5, 10, 15, 20]
-    names = {*Losses._fields, "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped"}
-    assert all(row.keys() == names | {"step"} for row in rows)
+    assert all(row.keys() == {*COMMON, "pixel", "flow", "auxiliary"} for row in rows)
+    assert loss_terms(rows) == ["pixel", "flow", "auxiliary"]
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert rows[-1]["total"] < rows[0]["total"]
     assert rows[-1]["epoch"] == pytest.approx(20 * 8 / len(open_source("digits")))
@@ -311,7 +311,7 @@ def test_accumulated_micro_batches_are_the_whole_batch(tmp_path: Path) -> None:
     rows, tensors = runs[None]
     for micro in (4, 1):
         for row, other in zip(rows, runs[micro][0], strict=True):
-            for name in ("total", "flow", "reconstruction", "auxiliary", "gradient_norm"):
+            for name in ("total", "pixel", "flow", "auxiliary", "gradient_norm"):
                 assert other[name] == pytest.approx(row[name], rel=1e-4), (micro, name)
         for name, tensor in runs[micro][1].items():
             if name.startswith("model/"):
@@ -326,13 +326,13 @@ def test_the_randomness_of_a_sample_depends_on_its_global_index_alone(
 
         def spy(model: PRA, images: Tensor, labels: Tensor, keys: Tensor, *rest: Any) -> Losses:
             seen.append(keys)
-            return original(model, images, labels, keys, *rest)
+            losses: Losses = training_losses(model, images, labels, keys, *rest)
+            return losses
 
-        monkeypatch.setattr(loop, "training_losses", spy)
+        monkeypatch.setattr(loop, "losses_of", lambda model: spy)
         train(config, tmp_path / name)
         return torch.cat(seen)
 
-    original = loop.training_losses
     whole = keys_of("whole", tiny(steps=4))
     assert len(whole.unique()) == 32
     assert torch.equal(whole, keys_of("micro", tiny(steps=4, micro_batch_size=2)))
@@ -370,6 +370,57 @@ def test_the_codec_can_be_warmed_up(tmp_path: Path) -> None:
         assert {name.split(".")[0] for name in now if not torch.equal(now[name], begun[name])} == learning
 
 
+def test_metrics_hold_the_terms_of_their_steps(tmp_path: Path) -> None:
+    """An interval that ends the codec's warm-up averages each term over the steps that have it."""
+    for name, every in (("each", 1), ("both", 2)):
+        train(tiny(steps=4, log_every=every, codec_warmup=3), tmp_path / name)
+    each, both = read_metrics(tmp_path / "each"), read_metrics(tmp_path / "both")
+    assert [loss_terms([row]) for row in each] == [["pixel"]] * 3 + [["pixel", "flow", "auxiliary"]]
+    assert [loss_terms([row]) for row in both] == [["pixel"], ["pixel", "flow", "auxiliary"]]
+    assert both[1]["flow"] == each[3]["flow"]
+    assert both[1]["pixel"] == pytest.approx((each[2]["pixel"] + each[3]["pixel"]) / 2)
+    assert points_of(each, "flow") == [(4, each[3]["flow"])]
+
+
+def test_added_term_is_in_metrics_and_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def losses(*arguments: Any) -> Losses:
+        found: Losses = training_losses(*arguments)
+        edges = found.terms["pixel"] * 2
+        return found._replace(total=found.total + edges, terms=found.terms | {"edges": edges})
+
+    monkeypatch.setattr(loop, "losses_of", lambda model: losses)
+    train(tiny(steps=2, log_every=1), tmp_path / "run")
+    rows = read_metrics(tmp_path / "run")
+    assert loss_terms(rows) == ["pixel", "flow", "auxiliary", "edges"]
+    assert rows[0]["edges"] == pytest.approx(2 * rows[0]["pixel"])
+    titles = panels(rows, tiny().train.objective)
+    assert [*titles.values()][:4] == ["pixel", "flow", "auxiliary (weight 0.1)", "edges"]
+    assert draw_curves(tmp_path / "run") is not None
+    shown = next(word for word in (tmp_path / "run" / "tensorboard").iterdir())
+    assert b"edges" in shown.read_bytes()
+
+
+# Written by version 0.1 before the terms had names of their own; 0 stood for what was not computed.
+OLD_LINE = {
+    "step": 1, "total": 2.9, "flow": 1.9, "reconstruction": 0.8, "auxiliary": 1.1, "shortcut": 0.0, "state_std": 0.6,
+    "gradient_norm": 4.2, "learning_rate": 0.001, "images_per_second": 300.0, "epoch": 0.01, "skipped": 0,
+}  # fmt: skip
+
+
+def test_old_metrics_still_draw_and_go_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The curves of a run that goes on have the old name and the new ones."""
+    monkeypatch.setattr(loop, "draw_curves", draw_curves)
+    old = [OLD_LINE | {"step": 10, "flow": 0.0}, OLD_LINE | {"step": 20}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert loss_terms(old) == ["reconstruction", "auxiliary", "flow"]
+    assert points_of(old, "flow") == [(20, 1.9)]
+    assert draw_curves(run) is not None
+    train(tiny(steps=21), run)
+    rows = read_metrics(run)
+    assert rows[:2] == old
+    assert loss_terms(rows) == ["reconstruction", "auxiliary", "flow", "pixel"]
+
+
 @pytest.mark.slow
 def test_a_compiled_step_is_the_same_step(tmp_path: Path) -> None:
     """Up to rounding, which AdamW's first steps enlarge in the weights: so losses and gradients are compared."""
@@ -379,7 +430,7 @@ def test_a_compiled_step_is_the_same_step(tmp_path: Path) -> None:
         pra.train(pra.config.apply_settings(pra.recipe("tiny"), settings), tmp_path / name, progress=False)
         rows.append(read_metrics(tmp_path / name))
     for eager, faster in zip(*rows, strict=True):
-        for figure in ("total", "flow", "reconstruction", "auxiliary", "gradient_norm"):
+        for figure in ("total", "pixel", "flow", "auxiliary", "gradient_norm"):
             assert faster[figure] == pytest.approx(eager[figure], rel=1e-4)
 
 
@@ -764,16 +815,17 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 def interrupt_in_step(monkeypatch: pytest.MonkeyPatch, step: int, *signals: signal.Signals) -> None:
     """The process gets signals while it computes the losses of ``step`` (from 1)."""
-    original, calls = loop.training_losses, [0]
+    calls = [0]
 
     def losses(*arguments: Any) -> Losses:
         calls[0] += 1
         if calls[0] == step:
             for signum in signals:
                 signal.raise_signal(signum)
-        return original(*arguments)
+        found: Losses = training_losses(*arguments)
+        return found
 
-    monkeypatch.setattr(loop, "training_losses", losses)
+    monkeypatch.setattr(loop, "losses_of", lambda model: losses)
 
 
 def test_the_step_is_finished_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -835,14 +887,14 @@ def test_in_another_thread_signals_are_left_alone(tmp_path: Path) -> None:
 
 def spoil_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """The loss of the ``step``-th call (from 1) is not a number."""
-    original, calls = loop.training_losses, [0]
+    calls = [0]
 
     def losses(*arguments: Any) -> Losses:
         calls[0] += 1
-        found = original(*arguments)
+        found: Losses = training_losses(*arguments)
         return found._replace(total=found.total * (math.nan if calls[0] == step else 1.0))
 
-    monkeypatch.setattr(loop, "training_losses", losses)
+    monkeypatch.setattr(loop, "losses_of", lambda model: losses)
 
 
 @pytest.mark.parametrize("every", [{"log_every": 5}, {"log_every": 100, "sample_every": 4}])

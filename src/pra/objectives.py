@@ -1,17 +1,23 @@
 """The losses of a training step (paper; docs/method.md), with every stop-gradient in sight.
 
-    reconstruction pass   h0 = sg(F(c, x));  z = norm(G(x, h0));  x^ = D(z)      L_rec
-    AR pass               x~ = sg(rollout);  h = F(c, x~)                        L_flow on sg(z), L_aux
-                          the second head, for sampling in few steps             L_shortcut on sg(h), sg(z), sg(v)
+    reconstruction pass   h0 = sg(F(c, x));  z = norm(G(x, h0));  x^ = D(z)      pixel, perceptual
+    AR pass               x~ = sg(rollout);  h = F(c, x~)                        flow on sg(z), auxiliary
+                          the second head, for sampling in few steps             shortcut on sg(h), sg(z), sg(v)
 
-L_rec reaches the encoder and the decoder only; L_flow and L_aux reach the backbone and the head only. Without
-the stop-gradient on ``z`` the states collapse onto what is easy to predict.
+The words on the right name the terms of the loss, here and in every log, curve and table. ``pixel`` and ``perceptual``
+reach the encoder and the decoder only; ``flow`` and ``auxiliary`` reach the backbone and the head only. Without the
+stop-gradient on ``z`` the states collapse onto what is easy to predict.
 
-JiT, the diffusion baseline, has one pass and L_flow alone.
+JiT, the diffusion baseline, has one pass and ``flow`` alone.
+
+A new term is one entry in a function below, and a field ``NAME_weight`` of :class:`pra.config.ObjectiveConfig` where
+its weight is not 1. A new class of models registers a function of its own with :func:`training_losses`.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,14 +40,19 @@ class Losses(NamedTuple):
     """Means over the batch, and the health of the states."""
 
     total: Tensor
-    flow: Tensor
-    reconstruction: Tensor
-    auxiliary: Tensor
-    shortcut: Tensor
+    """The weighted sum of the terms: what is trained on."""
+    terms: dict[str, Tensor]
+    """By name, without their weights, in the order in which they are computed; only those that were computed."""
     state_std: Tensor
     """The smallest standard deviation of a state dimension over the batch; near 0 is collapse."""
 
+    def measured(self) -> dict[str, Tensor]:
+        """Every value by its name, without gradient: a line of ``metrics.jsonl``."""
+        named = {"total": self.total, **self.terms, "state_std": self.state_std}
+        return {name: value.detach() for name, value in named.items()}
 
+
+@functools.singledispatch
 def training_losses(
     model: Model,
     images: Tensor,
@@ -51,7 +62,7 @@ def training_losses(
     rollout: Rollout | None,
     perceptual: Perceptual | None = None,
 ) -> Losses:
-    """One step of training: two passes, or JiT's one.
+    """Compute the losses of one training step, by the function that is registered for the model's class.
 
     Args:
         model: the model.
@@ -59,14 +70,22 @@ def training_losses(
         labels: ``(B,)`` true classes.
         keys: ``(B,)`` one key per sample and step; decides all randomness.
         objective: weights and draws.
-        rollout: how the AR inputs are made; None leaves the AR pass out, and the codec learns alone. JiT has none.
-        perceptual: a distance whose weight is ``objective.perceptual_weight``.
+        rollout: how the AR inputs are made; None leaves the AR pass out, and the codec learns alone. JiT ignores it.
+        perceptual: a distance whose weight is ``objective.perceptual_weight``. JiT ignores it.
+
+    Raises:
+        TypeError: no function is registered for the class.
     """
-    if isinstance(model, JiT):
-        return _diffusion_losses(model, images, labels, keys, objective)
-    return _autoregressive_losses(model, images, labels, keys, objective, rollout, perceptual)
+    raise TypeError(f"{type(model).__name__} has no losses: register a function with training_losses.register")
 
 
+def losses_of(model: Model) -> Callable[..., Losses]:
+    """Return the function that :func:`training_losses` calls for a model. Compile this one: dispatch would break the
+    graph."""
+    return training_losses.dispatch(type(model))
+
+
+@training_losses.register
 def _autoregressive_losses(
     model: PRA,
     images: Tensor,
@@ -74,8 +93,9 @@ def _autoregressive_losses(
     keys: Tensor,
     objective: ObjectiveConfig,
     rollout: Rollout | None,
-    perceptual: Perceptual | None,
+    perceptual: Perceptual | None = None,
 ) -> Losses:
+    """Two passes; without a rollout only the first."""
     patches = model.patchify(images)
 
     # Reconstruction pass. It keeps the true label where the AR pass drops it: a state is a function of the image
@@ -84,28 +104,33 @@ def _autoregressive_losses(
         h0 = model.clean_conditions(labels, patches)
     _forget_casts()
     z = model.codec.encode(patches, h0)
-    reconstruction = _reconstruction_loss(model, images, patches, z, objective, perceptual)
+    terms = _reconstruction_terms(model, images, patches, z, objective, perceptual)
     z = z.detach()  # sg(z): the states are shaped by reconstruction alone
     if rollout is None:
-        nothing = z.new_zeros(())
-        return Losses(reconstruction, nothing, reconstruction, nothing, nothing, _state_std(z))
+        return _summed(terms, objective, z)
 
     # AR pass.
     with torch.no_grad():  # x~ = sg(...)
         inputs = ar_inputs(rollout, model, labels, patches, z, keys)
     _forget_casts()
     h = model.conditions(_drop_labels(model, labels, objective.class_dropout, keys), inputs)
-    flow_loss = _flow_loss(model, h, z, objective, keys)
-    auxiliary = F.mse_loss(model.auxiliary(h).float(), normalise_patches(patches))
-
-    total = flow_loss + reconstruction + objective.auxiliary_weight * auxiliary
-    if model.shortcut is None:
-        return Losses(total, flow_loss, reconstruction, auxiliary, z.new_zeros(()), _state_std(z))
-    shortcut = _shortcut_loss(model.head, model.shortcut, h.detach(), z, objective, keys)
-    return Losses(total + shortcut, flow_loss, reconstruction, auxiliary, shortcut, _state_std(z))
+    terms["flow"] = _flow_loss(model, h, z, objective, keys)
+    terms["auxiliary"] = F.mse_loss(model.auxiliary(h).float(), normalise_patches(patches))
+    if model.shortcut is not None:
+        terms["shortcut"] = _shortcut_loss(model.head, model.shortcut, h.detach(), z, objective, keys)
+    return _summed(terms, objective, z)
 
 
-def _diffusion_losses(model: JiT, images: Tensor, labels: Tensor, keys: Tensor, objective: ObjectiveConfig) -> Losses:
+@training_losses.register
+def _diffusion_losses(
+    model: JiT,
+    images: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    objective: ObjectiveConfig,
+    rollout: Rollout | None = None,
+    perceptual: Perceptual | None = None,
+) -> Losses:
     """``E |v(x_t, t, c) - (x - x_t) / (1 - t)|^2`` with one ``t`` for all patches of an image (JiT's v-loss)."""
     x = model.patchify(images)
     t = _times(objective, keys, 1)
@@ -113,8 +138,13 @@ def _diffusion_losses(model: JiT, images: Tensor, labels: Tensor, keys: Tensor, 
     x_t = flow.interpolate(eps, x, t.unsqueeze(-1))
     target = flow.velocity_from_data(x, x_t, t.unsqueeze(-1))  # the same clamp on both sides
     velocity = model(x_t, t, _drop_labels(model, labels, objective.class_dropout, keys))
-    loss, nothing = F.mse_loss(velocity, target), x.new_zeros(())
-    return Losses(loss, loss, nothing, nothing, nothing, _state_std(x))
+    return _summed({"flow": F.mse_loss(velocity, target)}, objective, x)
+
+
+def _summed(terms: dict[str, Tensor], objective: ObjectiveConfig, z: Tensor) -> Losses:
+    """The one place where weights apply. The terms add up in their order: rounding depends on it."""
+    total = functools.reduce(operator.add, (objective.weight(name) * term for name, term in terms.items()))
+    return Losses(total, terms, _state_std(z))
 
 
 def _state_std(z: Tensor) -> Tensor:
@@ -187,22 +217,23 @@ def _times(objective: ObjectiveConfig, keys: Tensor, *shape: int) -> Tensor:
     return flow.logit_normal_times(key, *shape, mean=objective.time_mean, std=objective.time_std)
 
 
-def _reconstruction_loss(
+def _reconstruction_terms(
     model: PRA,
     images: Tensor,
     patches: Tensor,
     z: Tensor,
     objective: ObjectiveConfig,
     perceptual: Perceptual | None,
-) -> Tensor:
+) -> dict[str, Tensor]:
+    """The distances of ``D(z)`` from the image; an identity codec has none."""
     if model.config.codec is None:
-        return z.new_zeros(())
+        return {}
     decoded = model.codec.decode(z).float()
     pixel = F.l1_loss if objective.pixel_loss is PixelLoss.L1 else F.mse_loss
-    loss = pixel(decoded, patches)
-    if perceptual is not None:
-        loss = loss + objective.perceptual_weight * perceptual(model.unpatchify(decoded), images).mean()
-    return loss
+    terms = {"pixel": pixel(decoded, patches)}
+    if perceptual is not None and objective.perceptual_weight:
+        terms["perceptual"] = perceptual(model.unpatchify(decoded), images).mean()
+    return terms
 
 
 def normalise_patches(patches: Tensor) -> Tensor:

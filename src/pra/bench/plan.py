@@ -15,7 +15,7 @@ from pra.config import ModelConfig, Parallelism, Precision, RunConfig
 from pra.distributed import ALONE
 from pra.flops import training_flops
 from pra.models import build_model
-from pra.objectives import Perceptual, training_losses
+from pra.objectives import Perceptual, losses_of
 from pra.training.parallel import SharedLoss
 
 H200 = 790e12
@@ -133,7 +133,7 @@ def _saved_bytes(run: RunConfig, images: int, perceptual: Perceptual | None) -> 
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_model(run.model)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        losses = SharedLoss(model, [], training_losses, train, ALONE, torch.device("cpu"), idle=False)
+        losses = SharedLoss(model, [], losses_of(model), train, ALONE, torch.device("cpu"), idle=False)
         labels = torch.zeros(images, dtype=torch.int64)
         pixels, keys = torch.zeros(images, run.model.channels, *run.model.image_size), noise.keys(0, labels)
         with (

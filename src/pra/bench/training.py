@@ -21,7 +21,7 @@ from pra.device import autocast
 from pra.distributed import ALONE
 from pra.errors import PraError
 from pra.models import PRA, build_model
-from pra.objectives import Perceptual, training_losses
+from pra.objectives import Perceptual, losses_of
 from pra.training.averages import build_averages
 from pra.training.optimizer import build_optimizer
 from pra.training.parallel import SharedLoss
@@ -71,7 +71,7 @@ class Step:
         self.model = build_model(run.model, run.train.seed).to(device)
         self.averages = list(build_averages(self.model, run.train).values())
         models = [average.model for average in self.averages]
-        self.losses = SharedLoss(self.model, models, training_losses, run.train, ALONE, device, idle=False)
+        self.losses = SharedLoss(self.model, models, losses_of(self.model), run.train, ALONE, device, idle=False)
         self.optimizer = build_optimizer(self.model, run.train.optimizer)
         micro, self.count = run.train.micro_batches(1)
         self.labels = torch.arange(micro, device=device) % run.model.num_classes

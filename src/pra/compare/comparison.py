@@ -14,8 +14,8 @@ from pra.config import to_dict
 from pra.models import count_parameters
 from pra.report.charts import thinned
 from pra.report.content import cell
+from pra.training.run import loss_terms, points_of
 
-LOSSES = ("flow", "reconstruction", "auxiliary", "shortcut")
 NOTHING = "-"
 MANY = f"{{}} are all evaluations of it, and none is called {FIGURES}: give the file that is meant"
 
@@ -75,18 +75,19 @@ def _training(columns: Sequence[Column]) -> list[Section]:
         row("seconds of training", lambda run: f"{run.progress.seconds:,.0f}"),
         row("images / s", lambda run: f"{run.progress.images_per_second:.3g}"),
     ]
-    losses = [
-        Row(name, [cell(_last(column.run, name)) if column.run else NOTHING for column in columns]) for name in LOSSES
-    ]
+    terms = loss_terms(line for column in columns if column.run for line in column.run.metrics)
+    losses = [row(name, lambda run, name=name: cell(_last(run, name))) for name in terms]  # type: ignore[misc]
     there = [loss for loss in losses if set(loss.cells) != {NOTHING}]
     return [Section("training", come), Section("losses at the end", there)]
 
 
 def _last(run: Run, name: str) -> float | None:
-    """The last point of the report's curve, of which a long run's are means of neighbours; None of a loss that the run
-    does not have."""
-    points = [(row["step"], row[name]) for row in run.metrics if name in row]
-    return thinned(points)[-1][1] if any(value for _, value in points) else None
+    """Return the last point of the report's curve, whose points are means of neighbours in a long run.
+
+    None where the run does not have the term at its end: it never did, or an earlier version named its terms otherwise.
+    """
+    points = points_of(run.metrics, name)
+    return thinned(points)[-1][1] if points and points[-1][0] == run.metrics[-1]["step"] else None
 
 
 def _evaluations(columns: Sequence[Column]) -> tuple[list[Section], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +11,14 @@ from pra.compare.columns import Column
 from pra.errors import PraError
 from pra.extras import import_failed
 from pra.images import check_free
-from pra.training.plots import curves
+from pra.training.plots import OTHERS, curves
+from pra.training.run import loss_terms, points_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = ("flow", "reconstruction", "state_std")
 HIGHEST = 3
-"""The axes' end, in the highest value of the first run: a loss that explodes would hide the others."""
+"""The end of an axis, in the highest value of the first run there: a loss that explodes would hide the others."""
 
 
 def check_picture(path: Path) -> None:
@@ -40,12 +41,14 @@ def overlaid(columns: Sequence[Column]) -> Figure:
     metrics = {column.name: column.run.metrics for column in columns if column.run}
     if not metrics:
         raise PraError("--out draws the curves of runs, and these are all files of figures; leave it out, or add a run")
+    titles = {name: name for name in loss_terms(itertools.chain(*metrics.values()))}
+    titles["state_std"] = OTHERS["state_std"]
     try:
-        figure = curves(metrics, SHOWN)
+        figure = curves(metrics, titles)
     except ImportError as error:
         raise PraError(import_failed("--out", "matplotlib", "train", error)) from None
-    first = next(iter(metrics.values()))
-    for axes, name in zip(figure.axes, SHOWN, strict=True):
-        if highest := max(row[name] for row in first):
+    for axes, name in zip(figure.axes, titles, strict=True):
+        first = next(points for rows in metrics.values() if (points := points_of(rows, name)))
+        if highest := max(value for _, value in first):
             axes.set_ylim(top=min(axes.get_ylim()[1], HIGHEST * highest))
     return figure

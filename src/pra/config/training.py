@@ -46,6 +46,10 @@ class ObjectiveConfig:
         between(self, "auxiliary_weight", 0.0, math.inf)
         between(self, "class_dropout", 0.0, 1.0)
 
+    def weight(self, term: str) -> float:
+        """Return the factor of a term in the total loss: the field ``TERM_weight``, or 1 where there is none."""
+        return float(getattr(self, f"{term}_weight", 1.0))
+
 
 class LearningRate(enum.Enum):
     """The learning rate after warm-up: constant, or a cosine to zero at the last step."""

@@ -61,7 +61,7 @@ def describe(exhibit: Exhibit) -> About:
     if (run / "environment.json").exists():
         facts["Trained with"] = _origin(read_json(run / "environment.json"))
     samples, grids = pictures(run, "samples")
-    charts = curves(run)
+    charts = curves(run, config)
     why = "" if charts or samples else "The run's folder holds no metrics and no samples yet."
     return About(exhibit.name, facts, charts, samples, grids, missing=why)
 

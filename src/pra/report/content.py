@@ -24,8 +24,8 @@ from pra.eval.samples import spread
 from pra.models import count_parameters
 from pra.report.charts import Chart, chart
 from pra.report.gap import MeasuredGap
-from pra.training.plots import LOGARITHMIC, PANELS
-from pra.training.run import read_metrics, training_seconds
+from pra.training.plots import is_logarithmic, panels
+from pra.training.run import points_of, read_metrics, training_seconds
 
 MOST_PICTURES = 12
 """Grids of one kind on a page, evenly over training: each weighs up to a few hundred kB."""
@@ -81,14 +81,13 @@ def progress(run: Path, config: RunConfig) -> Progress | None:
     return Progress(steps, steps * batch, last["epoch"], seconds, steps * batch / seconds)
 
 
-def curves(run: Path) -> list[Chart]:
-    """A chart per metric that has something to show."""
+def curves(run: Path, config: RunConfig) -> list[Chart]:
+    """Return a chart per metric that has something to show."""
     rows = read_metrics(run)
-    charts = []
-    for name, title in PANELS.items():
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        if any(value for _, value in points):  # a system without a codec has no loss of one
-            charts.append(chart(title, "step", [("line", points)], log=name in LOGARITHMIC))
+    charts = [
+        chart(title, "step", [("line", points_of(rows, name))], log=is_logarithmic(name))
+        for name, title in panels(rows, config.train.objective).items()
+    ]
     return [one for one in charts if one is not None]
 
 

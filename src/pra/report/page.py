@@ -80,7 +80,7 @@ def _page(run: Path, config: RunConfig, gap: MeasuredGap | None, no_gap: str | N
         "reconstructions": reconstructions,
         "reconstruction_grids": reconstruction_grids,
         "has_codec": config.model.codec is not None,
-        "curves": content.curves(run),
+        "curves": content.curves(run, config),
         "gap": _gap(run, config, gap, no_gap),
         "figures": content.figures(run),
         "parameters": parameters,

@@ -26,7 +26,7 @@ from pra.errors import PraError, reason_of
 from pra.generate import Sampler
 from pra.locks import locked
 from pra.models import PRA, Model, build_model
-from pra.objectives import Losses, Perceptual, training_losses
+from pra.objectives import Losses, Perceptual, losses_of
 from pra.signals import caught_signals
 from pra.training import checkpoint
 from pra.training.averages import build_averages
@@ -34,12 +34,14 @@ from pra.training.initial import load_initial
 from pra.training.optimizer import build_optimizer, learning_rate, whole
 from pra.training.parallel import SharedLoss
 from pra.training.plots import CURVES, draw_curves
-from pra.training.run import Metrics, check_data, check_run, check_shared, write_run
+from pra.training.run import Metrics, check_data, check_run, check_shared, loss_terms, write_run
 
 HEALTHY_STATE_STD = 0.3
 """Of a state's weakest dimension. Runs that went well have gone down to 0.40 (docs/imagenet.md), collapse to 0."""
 LESS_MEMORY = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
 GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
+TERMS_SHOWN = 3
+"""Terms of the loss beside the progress bar."""
 
 
 class Interrupted(Exception):  # noqa: N818  (not an error)
@@ -142,12 +144,12 @@ class Trainer:
                 parameter.requires_grad_(name.startswith("shortcut."))
         idle = self.step < config.train.codec_warmup
         averages = [average.model for average in self.averages.values()]
-        self.losses = SharedLoss(self.model, averages, training_losses, config.train, world, device, idle)
+        self.losses = SharedLoss(self.model, averages, losses_of(self.model), config.train, world, device, idle)
         self.optimizer = build_optimizer(self.model, config.train.optimizer)
         if last is not None:
             checkpoint.restore_optimizer(last, self.model, self.optimizer, world)
         self.saver = checkpoint.Saver(folder, config.train.keep_checkpoints, world, device, config.train.keep_every)
-        self.pending: list[tuple[Losses, Tensor]] = []
+        self.pending: list[dict[str, Tensor]] = []
         self.interval = time.monotonic()
 
     def run(self) -> Trained:
@@ -228,7 +230,7 @@ class Trainer:
                 with self.losses.accumulating(last=place == len(step_batches)):
                     losses = self._losses(batch)
                     torch.autograd.backward(losses.total / len(step_batches))
-                parts.append(Losses(*(value.detach() for value in losses)))
+                parts.append(losses.measured())
                 self.skipped += batch.skipped
             norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.optimizer.clip))
             self.optimizer.step()
@@ -236,7 +238,8 @@ class Trainer:
         for average in self.averages.values():
             average.update(self.model, self.step)
         self.step += 1
-        self.pending.append((Losses(*(torch.stack(values).mean() for values in zip(*parts, strict=True))), norm))
+        means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        self.pending.append({**means, "gradient_norm": norm})
 
     def _losses(self, batch: Batch) -> Losses:
         """All randomness comes from ``(seed, global sample index)``, so from ``(seed, step)`` and the place in it."""
@@ -254,23 +257,29 @@ class Trainer:
                 self.perceptual,
             )
 
-    def _recent(self) -> Tensor:
-        """What was measured since the last log, ``(steps, metrics)``, the gradient's norm last, over all processes.
+    def _recent(self) -> dict[str, Tensor]:
+        """Gather the metrics of the steps since the last log, averaged over all processes.
 
-        Looked at once per interval, so that a GPU need not wait every step.
+        The device is read once per interval, so that a GPU need not wait every step.
+
+        Returns:
+            One vector per metric, on the CPU: its value at every step that has it. Terms come and go between steps.
 
         Raises:
             PraError: a loss or a gradient is not finite.
         """
         if not self.pending:
-            return torch.empty(0)
-        values = self.world.mean(torch.stack([torch.stack([*losses, norm]) for losses, norm in self.pending])).cpu()
-        finite = values[:, [0, -1]].isfinite().all(1)
+            return {}
+        names = dict.fromkeys(name for step in self.pending for name in step)  # alike in all processes
+        columns = [torch.stack([step[name] for step in self.pending if name in step]) for name in names]
+        values = self.world.mean(torch.cat(columns)).cpu()
+        found = dict(zip(names, torch.split(values, [len(column) for column in columns]), strict=True))
+        finite = found["total"].isfinite() & found["gradient_norm"].isfinite()
         if finite.all():
-            return values
+            return found
         self.saver.wait()
         batch = self.config.train.batch_size
-        bad = self.step - len(values) + int((~finite).nonzero()[0])
+        bad = self.step - len(finite) + int((~finite).nonzero()[0])
         raise PraError(
             f"the loss or its gradient is not finite at step {bad + 1} (global samples {bad * batch} to "
             f"{(bad + 1) * batch - 1}); {weights.last_good(self.folder)}; start a run (another --run-dir) with a lower "
@@ -278,18 +287,17 @@ class Trainer:
         )
 
     def _log(self, bar: tqdm[Any], metrics: Metrics | None) -> None:
-        means = self._recent().mean(dim=0).tolist()
+        means = {name: values.mean().item() for name, values in self._recent().items()}
         train, now = self.config.train, time.monotonic()
-        row: dict[str, float] = {"step": self.step, **dict(zip((*Losses._fields, "gradient_norm"), means, strict=True))}
+        row: dict[str, float] = {"step": self.step, **means}
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         row["images_per_second"] = len(self.pending) * train.batch_size / (now - self.interval)
         row["epoch"] = self.step * train.batch_size / len(self.source)
         row["skipped"] = self.world.combine(self.skipped, sum)
         if metrics:
             metrics.write(row)
-        bar.set_postfix_str(
-            f"flow {row['flow']:.3f}, rec {row['reconstruction']:.4f}, {row['images_per_second']:.0f} images/s"
-        )
+        shown = [f"{name} {row[name]:.3g}" for name in loss_terms([row])[:TERMS_SHOWN]]
+        bar.set_postfix_str(", ".join([*shown, f"{row['images_per_second']:.0f} images/s"]))
         collapsed = row["state_std"] < HEALTHY_STATE_STD and self.config.model.codec is not None
         if collapsed and self.step > train.optimizer.warmup_steps:
             # The same words every time, so that Python shows them once.

@@ -44,7 +44,7 @@ class SharedLoss:
     Args:
         model: with its weights. The processes each keep a part of them where ``train.parallel`` is ``fsdp``.
         averages: its moving averages, which are sharded alike.
-        losses: as :func:`pra.objectives.training_losses`.
+        losses: of the model's class (:func:`pra.objectives.losses_of`).
         train: how.
         world: the processes that share the batch.
         device: where the models are.

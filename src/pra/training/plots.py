@@ -4,62 +4,93 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pra.config import ObjectiveConfig
 from pra.images import write_atomically
-from pra.training.run import read_metrics
+from pra.training.run import loss_terms, points_of, read_metrics, read_run
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 CURVES = "curves.png"
 COLOURS = ("#08519c", "#d95f0e", "#756bb1", "#31a354")
-PANELS = {
-    "flow": "L_flow (head)",
-    "reconstruction": "L_rec (codec)",
-    "auxiliary": "L_aux",
+OTHERS = {
     "state_std": "smallest state deviation",
     "gradient_norm": "gradient norm",
     "images_per_second": "images / s",
 }
-LOGARITHMIC = ("flow", "reconstruction", "auxiliary", "gradient_norm")
-"""Panels with a logarithmic axis, where all values are positive."""
+"""Panels after the terms of the loss, with their titles."""
+
+Rows = Sequence[Mapping[str, float]]
+"""Lines of ``metrics.jsonl`` (:func:`pra.training.run.read_metrics`)."""
 
 
 def draw_curves(run: Path) -> Path | None:
-    """Writes ``curves.png``, one panel per metric; None where there is nothing to draw, or matplotlib is missing."""
+    """Write ``curves.png``, one panel per metric; None where there is nothing to draw, or matplotlib is missing."""
     rows = read_metrics(run)
     if len(rows) < 2 or importlib.util.find_spec("matplotlib") is None:
         return None
-    figure = curves({run.name: rows}, PANELS)
+    figure = curves({run.name: rows}, panels(rows, read_run(run).train.objective))
     path = run / CURVES
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
     return path
 
 
-def curves(runs: Mapping[str, Sequence[Mapping[str, float]]], names: Iterable[str]) -> Figure:
-    """The metrics of runs, a panel each, three in a row. Needs matplotlib.
+def panels(rows: Rows, objective: ObjectiveConfig) -> dict[str, str]:
+    """Return the metrics of one run that have a panel, with the panels' titles: the terms of its loss first.
+
+    A term is drawn without its weight; the title states the weight where it is not 1.
+    """
+    weights = {name: objective.weight(name) for name in loss_terms(rows)}
+    terms = {name: name if weight == 1 else f"{name} (weight {weight:g})" for name, weight in weights.items()}
+    return terms | OTHERS
+
+
+def is_logarithmic(name: str) -> bool:
+    """Return whether a metric is drawn on a logarithmic axis, where all its values are positive."""
+    return name == "gradient_norm" or name not in OTHERS
+
+
+def curves(runs: Mapping[str, Rows], titles: Mapping[str, str]) -> Figure:
+    """Draw the metrics of runs, a panel each. Needs matplotlib.
 
     Args:
-        runs: by what they are called, the lines of ``metrics.jsonl`` (:func:`pra.training.run.read_metrics`).
-        names: of the metrics, among :data:`PANELS`.
+        runs: the lines of every run by its name. A run without a metric has no curve in its panel.
+        titles: the panels' titles by metric.
     """
     from matplotlib.figure import Figure
 
-    shown = list(names)
-    across = min(3, len(shown))
-    figure = Figure(figsize=(4 * across, 3 * -(-len(shown) // across)), layout="constrained")
-    panels = figure.subplots(-(-len(shown) // across), across, squeeze=False).flat
-    for axes, name in zip(panels, shown, strict=True):
-        for (run, rows), colour in zip(runs.items(), itertools.cycle(COLOURS)):
-            steps, values = ([row[key] for row in rows] for key in ("step", name))
-            axes.plot(steps, values, color=colour, linewidth=1.2, label=run)
-        axes.set(title=PANELS[name], xlabel="step")
-        if name in LOGARITHMIC and all(row[name] > 0 for rows in runs.values() for row in rows):
-            axes.set_yscale("log")
-        axes.grid(alpha=0.3)
+    across = 2 if len(titles) == 4 else min(3, len(titles))
+    down = math.ceil(len(titles) / across)
+    figure = Figure(figsize=(4 * across, 3 * down), layout="constrained")
+    places = list(figure.subplots(down, across, squeeze=False, sharex=True).flat)
+    for place in places[len(titles) :]:
+        place.remove()
+    lines: dict[str, Line2D] = {}
+    for axes, (name, title) in zip(figure.axes, titles.items(), strict=True):
+        lines |= _draw_panel(axes, {run: points_of(rows, name) for run, rows in runs.items()}, is_logarithmic(name))
+        axes.set(title=title, xlabel="step")
+        axes.tick_params(labelbottom=True)  # a shared axis has numbers in the lowest row alone
     if len(runs) > 1:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(runs), frameon=False)
+        figure.legend(list(lines.values()), list(lines), loc="outside upper center", ncols=len(lines), frameon=False)
     return figure
+
+
+def _draw_panel(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]], log: bool) -> dict[str, Line2D]:
+    """Draw one metric of every run that has it; return the lines by run."""
+    lines = {}
+    for (run, points), colour in zip(series.items(), itertools.cycle(COLOURS)):
+        if points:
+            steps, values = zip(*points, strict=True)
+            mark = "." if len(points) == 1 else ""  # a line needs two points
+            (lines[run],) = axes.plot(steps, values, color=colour, linewidth=1.2, marker=mark, label=run)
+    if log and all(value > 0 for points in series.values() for _, value in points):
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    return lines

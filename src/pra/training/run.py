@@ -16,6 +16,7 @@ import importlib.util
 import json
 import platform
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ from pra.training.moved import ENVIRONMENT, check_contents, contents, may_lie_el
 from pra.weights import CONFIG, last_good, read_json
 
 METRICS = "metrics.jsonl"
+COMMON = (
+    "step", "total", "state_std", "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped",
+)  # fmt: skip
+"""What every line of the metrics has; its other values are the terms of the loss (:mod:`pra.objectives`)."""
 SEEN_WITHIN = 90.0
 """Seconds until what one machine has written is seen by all: network file systems remember for a while what was not
 there."""
@@ -199,6 +204,20 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         if line.endswith("\n"):
             rows.append(_row(line, f"{path}, line {number}"))
     return rows
+
+
+def loss_terms(rows: Iterable[Mapping[str, float]]) -> list[str]:
+    """Return the names of the terms of the loss in lines of metrics, in the order in which they first appear."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in COMMON and row[name])
+    return list(names)
+
+
+def points_of(rows: Iterable[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
+    """Return steps and values of one metric.
+
+    A line lacks a term that its steps did not compute. Earlier versions wrote 0 there: those are left out too.
+    """
+    return [(row["step"], row[name]) for row in rows if name in row and (row[name] or name in COMMON)]
 
 
 def training_seconds(rows: list[dict[str, float]], batch_size: int, until: int | None = None) -> float:
