@@ -5,7 +5,7 @@
 
 Every other picture of the source is for training, the rest to be measured on: their losses under the moving average,
 means over draws of noise that are the same for all. Flow losses compare as long as the states do, which fine-tuning
-moves but little (the reconstruction loss tells); a model that begins anew has states of its own. The auxiliary loss,
+moves but little (the pixel loss tells); a model that begins anew has states of its own. The auxiliary loss,
 what the backbone alone knows of the next patch's pixels, compares between all.
 """
 
@@ -77,7 +77,7 @@ def main(
     model = build_model(replace(before.config, num_classes=len(source.classes)))
     model.load_state_dict(with_classes(before, source.classes))
     config = read_run(run)
-    print(f"{len(halves[0])} pictures to train on, {len(halves[1])} to measure on: flow, reconstruction, auxiliary")
+    print(f"{len(halves[0])} pictures to train on, {len(halves[1])} to measure on")
     print(f"before           {losses(model, halves[1], config)}", flush=True)
     survey = look(halves[0])
     wanted = [("rate /", divisor, length) for divisor in lower for length in steps]
@@ -98,13 +98,13 @@ def losses(model: Model, source: Source, config: RunConfig) -> str:
         source, range(len(source)), model.config.image_size, model.config.channels, config.data
     )
     objective = replace(config.train.objective, class_dropout=0.0)
-    means = [0.0, 0.0, 0.0]
+    means: dict[str, float] = {}
     for draw in range(DRAWS):
         keys = noise.keys(draw, torch.arange(len(source)))
         found = training_losses(model, images.from_uint8(pixels), labels, keys, objective, config.train.rollout)
-        values = (found.flow, found.reconstruction, found.auxiliary)
-        means = [mean + float(value) / DRAWS for mean, value in zip(means, values, strict=True)]
-    return "{:.3f} {:.5f} {:.3f}".format(*means)
+        for name, value in found.terms.items():
+            means[name] = means.get(name, 0.0) + float(value) / DRAWS
+    return ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
 
 
 if __name__ == "__main__":

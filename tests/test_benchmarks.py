@@ -56,9 +56,11 @@ def test_fine_tuning_and_training_from_nothing_are_measured_alike(
     source, out = f"folder:{tmp_path / 'pictures'}", tmp_path / "out"
     fine_tune.main(trained, source, out, lower=(10,), steps=(2,), scratch=(2,))
     head, before, tuned, scratch = capsys.readouterr().out.splitlines()
-    assert head == "4 pictures to train on, 4 to measure on: flow, reconstruction, auxiliary"
-    rows = [[float(value) for value in line.split()[-3:]] for line in (before, tuned, scratch)]
+    assert head == "4 pictures to train on, 4 to measure on"
+    told = [[term.split()[-2:] for term in line.split(", ")] for line in (before, tuned, scratch)]
+    assert [[name for name, _ in terms] for terms in told] == [["pixel", "flow", "auxiliary"]] * 3
+    pixel = [float(terms[0][1]) for terms in told]
     assert [line.split()[0] for line in (before, tuned, scratch)] == ["before", "rate", "scratch"]
-    assert abs(rows[0][1] - rows[1][1]) < abs(rows[0][1] - rows[2][1])  # two steps change a trained codec but little
+    assert abs(pixel[0] - pixel[1]) < abs(pixel[0] - pixel[2])  # two steps change a trained codec but little
     assert (out / "rate-10-2" / "config.json").exists()
     assert not (out / "rate-10-2" / "samples").exists()

@@ -39,7 +39,7 @@ from pra.data import loader, open_source
 from pra.distributed import World, join
 from pra.training import checkpoint, loop, parallel
 from pra.training import run as runs
-from pra.training.run import read_metrics
+from pra.training.run import loss_terms, read_metrics
 
 # So they may, in twenty steps.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
@@ -91,7 +91,8 @@ def assert_equal(one: Path, other: Path) -> None:
     rows, others = read_metrics(one), read_metrics(other)
     assert [row["step"] for row in rows] == [row["step"] for row in others]
     for a, b in zip(rows, others, strict=True):
-        for name in ("total", "pixel", "flow", "auxiliary", "gradient_norm"):
+        assert a.keys() == b.keys()
+        for name in ("total", *loss_terms([a]), "gradient_norm"):
             assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-7), (a["step"], name)
     expected, found = tensors(one), tensors(other)
     assert expected.keys() == found.keys()

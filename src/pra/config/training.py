@@ -22,10 +22,10 @@ class PixelLoss(enum.Enum):
 class ObjectiveConfig:
     """Loss weights and the randomness of a training step (docs/method.md).
 
-    ``noise_draws`` is the number of ``(t, eps)`` pairs per token for L_flow; ``logit_normal_times`` draws those
+    ``noise_draws`` is the number of ``(t, eps)`` pairs per token for the flow loss; ``logit_normal_times`` draws those
     times as the sigmoid of a normal of ``time_mean`` and ``time_std`` (Stable Diffusion 3, arXiv 2403.03206), else
     uniformly. JiT has one ``(t, eps)`` per image, and of the weights none. A head with shortcuts takes
-    ``shortcut_draws`` steps per token more, for L_shortcut.
+    ``shortcut_draws`` steps per token more, for the shortcut loss.
     """
 
     pixel_loss: PixelLoss = PixelLoss.L2
@@ -120,10 +120,10 @@ class TrainConfig:
     ``parallel`` is for several processes and means nothing to one. ``activation_checkpointing`` computes the insides of
     each block a second time in the backward pass rather than keep them: less memory, about a third more arithmetic.
 
-    For the first ``codec_warmup`` steps L_rec is the only loss (for the ablation: everything is trained together in
-    the paper). ``compile`` has torch fuse the step's arithmetic: a minute at the start for a faster step (on CPUs it
-    needs a C++ compiler); the whole loss in one process, block by block in several. With ``shortcut_only`` all weights
-    stay but those of the second head.
+    For the first ``codec_warmup`` steps the codec's terms are the only loss (for the ablation: everything is trained
+    together in the paper). ``compile`` has torch fuse the step's arithmetic: a minute at the start for a faster step
+    (on CPUs it needs a C++ compiler); the whole loss in one process, block by block in several. With ``shortcut_only``
+    all weights stay but those of the second head.
 
     ``averages`` are the relative lengths of power-function averages to keep beside the exponential one
     (:mod:`pra.training.averages`), such as ``(0.05, 0.1)``: the standard deviation of an averaging profile as a part of
