@@ -80,7 +80,7 @@ def alone(run: RunConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Of one process, without the compiler."""
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, compile=False))
     model, average = built(run)
-    shared = SharedLoss(moved(model), average, losses_of(model), run.train, World(), DEVICE, idle=False)
+    shared = SharedLoss(moved(model), [average], losses_of(model), run.train, World(), DEVICE, idle=False)
     return passed(run, shared, model)
 
 
@@ -124,7 +124,7 @@ def test_the_times_of_the_second_head_are_drawn_without_waiting_for_the_device()
 def test_ddp_is_a_step_of_one_process(group: None, precision: str) -> None:
     run = configured(f"train.precision={precision}", "train.parallel=ddp")
     model, average = built(run)
-    shared = SharedLoss(moved(model), average, losses_of(model), run.train, World(0, 2), DEVICE, idle=False)
+    shared = SharedLoss(moved(model), [average], losses_of(model), run.train, World(0, 2), DEVICE, idle=False)
     with shared.accumulating(last=True):
         assert_alike(passed(run, shared, model), alone(run), 1e-5 if precision == "float32" else 1e-2)
 
@@ -133,8 +133,8 @@ def test_ddp_is_a_step_of_one_process(group: None, precision: str) -> None:
 def test_fsdp_is_a_step_of_one_process(group: None, precision: str) -> None:
     run = configured(f"train.precision={precision}")
     model, average = built(run)
-    shared = SharedLoss(moved(model), average, losses_of(model), run.train, World(), DEVICE, idle=False)
-    parallel._shard(shared.module, average, World(), DEVICE, run.train.precision is Precision.BFLOAT16)
+    shared = SharedLoss(moved(model), [average], losses_of(model), run.train, World(), DEVICE, idle=False)
+    parallel._shard(shared.module, [average], World(), DEVICE, run.train.precision is Precision.BFLOAT16)
     found = passed(run, shared, model)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert_alike(found, alone(run), 1e-5 if precision == "float32" else 3e-2)
@@ -146,7 +146,7 @@ def test_the_compiler_changes_no_more_than_rounding(group: None, blocks: bool) -
     run = configured("train.precision=float32", "train.compile=true")
     model, average = built(run)
     world = World(0, 2) if blocks else World()
-    shared = SharedLoss(moved(model), average, losses_of(model), run.train, world, DEVICE, idle=False)
+    shared = SharedLoss(moved(model), [average], losses_of(model), run.train, world, DEVICE, idle=False)
     assert_alike(passed(run, shared, model), alone(run), 1e-3)
     assert shared.uncompiled is None
 
