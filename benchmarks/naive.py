@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pra import noise, solvers
-from pra.config import SamplingConfig
+from pra.config import SamplingConfig, Solver
 from pra.generate.guidance import scale_at
 from pra.models import PRA
 from pra.noise import Purpose
@@ -24,6 +24,8 @@ def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[i
     diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
     grid = solvers.grid_of(config).view(-1, 1, 1).to(device)
     low, high = config.guidance_interval
+    head = model.head_for(config.solver)
+    span = torch.full((1, 1), 1 / config.steps, device=device) if config.solver is Solver.SHORTCUT else None
     patches = torch.empty(len(labels), 0, size.patch_dim, device=device)
     states = torch.empty(len(labels), 0, size.state_dim, device=device)
     for i in range(size.num_patches):
@@ -32,7 +34,7 @@ def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[i
         scale = scale_at(config, i, size.num_patches)
 
         def velocity(z: Tensor, t: Tensor, c: Tensor = conditional, u: Tensor = unconditional, s: float = scale):
-            v_c, v_u = (model.head(z, t, model.head.project(h)) for h in (c, u))
+            v_c, v_u = (head(z, t, head.project(h), span) for h in (c, u))
             return v_u + s * (v_c - v_u) if low <= t <= high else v_c
 
         def fresh(k: int, position: int = i) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from models import LEARNED, PIXEL_X, batch, random_model
-from plain import sample_plainly
+from naive import sample_without_caches
 from torch.overrides import TorchFunctionMode
 
 from pra import PraError, Sampler, flow, noise
@@ -62,7 +62,7 @@ class Shrinking(torch.nn.Module):
         super().__init__()
         self.rate, self.honest = rate, honest
 
-    def condition(self, h):
+    def project(self, h):
         return h
 
     def forward(self, z, t, condition, span=None):
@@ -108,10 +108,10 @@ def test_a_head_without_shortcuts_has_none():
 
 
 @pytest.mark.parametrize("steps", SHORTCUT_STEPS)
-def test_sampling_equals_the_plain_path(steps):
+def test_sampling_equals_the_formulas_without_caches(steps):
     model, config = random_model(SHORT), SamplingConfig(guidance=2.0, solver=Solver.SHORTCUT, steps=steps)
     images = Sampler(model, config).sample(LABELS, SEEDS)
-    torch.testing.assert_close(images, sample_plainly(model, config, LABELS, SEEDS), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(images, sample_without_caches(model, config, LABELS, SEEDS), atol=1e-3, rtol=1e-3)
 
 
 def test_the_span_of_a_step_matters():
@@ -136,7 +136,7 @@ def test_it_learns_to_take_one_step():
         z = two[torch.randint(2, (128, 1, 1))] * torch.tensor([1.0, 0.5, -1.0])  # two points: the velocity turns late
         t = flow.uniform_times(noise.fold(keys, 1), 1)
         eps = noise.normal(noise.fold(keys, 2), 1, 3)
-        velocity = head(flow.interpolate(eps, z, t.unsqueeze(-1)), t, head.condition(h))
+        velocity = head(flow.interpolate(eps, z, t.unsqueeze(-1)), t, head.project(h))
         loss = (velocity - flow.velocity(eps, z)).square().mean()
         loss = loss + _shortcut_loss(head, short, h.expand(128, 1, 32), z, ObjectiveConfig(), keys)
         optimizer.zero_grad()
@@ -147,7 +147,7 @@ def test_it_learns_to_take_one_step():
         z = noise.normal(noise.keys(9, torch.arange(256)), 1, 3)
         for k in range(count):
             t = torch.full((256, 1), k / count)
-            z = z + head(z, t, head.condition(h), *span) / count
+            z = z + head(z, t, head.project(h), *span) / count
         return z
 
     with torch.no_grad():
