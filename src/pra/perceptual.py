@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pra.config import ModelConfig
+from pra.config import ImageConfig
 from pra.errors import PraError, reason_of
 from pra.extras import import_failed
 from pra.objectives import Perceptual
@@ -17,7 +17,7 @@ SMALLEST = 16
 """Pixels per side: VGG-16 halves an image four times before its last features."""
 
 
-def lpips_distance(model: ModelConfig, device: torch.device, pretrained: bool = True) -> Perceptual:
+def lpips_distance(model: ImageConfig, device: torch.device, pretrained: bool = True) -> Perceptual:
     """LPIPS with VGG-16 features, frozen.
 
     Args:

@@ -20,7 +20,7 @@ from pra.device import in_bfloat16, pick_device
 from pra.errors import PraError
 from pra.eval.outputs import Outputs
 from pra.images import write_atomically
-from pra.models import PRA, Model, build_model
+from pra.models import PRA, build_model
 from pra.options import File, Flag, Number, Settings, Text, parse_numbers
 from pra.provenance import environment
 from pra.recipes import recipe
@@ -100,7 +100,6 @@ def _given(tflops: float | None, bandwidth: float | None) -> Peak | None:
 
 def _model(name: str, device: torch.device, settings: Sequence[str]) -> tuple[PRA, SamplingConfig]:
     """The model of a run or a recipe on a device, and how to sample it."""
-    model: Model
     if Path(name).expanduser().is_dir():
         model = weights.load(name).to(device)
         sampling = model.sampling
@@ -109,8 +108,9 @@ def _model(name: str, device: torch.device, settings: Sequence[str]) -> tuple[PR
         with device:
             model = build_model(config.model)
         sampling = config.sampling
-    if not isinstance(model, PRA):
-        raise PraError(f"{name} is a JiT, which makes all patches at once; take an autoregressive model")
+    if not model.config.autoregressive:
+        kind = model.config.name
+        raise PraError(f"{name} is a {kind}, which makes all patches at once; take an autoregressive model")
     sampling = apply_settings(sampling, settings)
     check_sampling(model.config, sampling)
     return model.eval(), sampling

@@ -16,11 +16,11 @@ import torch
 from pra import noise
 from pra.bench.device import timed
 from pra.compiler import compiled
-from pra.config import Clean, ModelConfig, Rollout, RunConfig
+from pra.config import Clean, Rollout, RunConfig
 from pra.device import autocast
 from pra.distributed import ALONE
 from pra.errors import PraError
-from pra.models import PRA, build_model
+from pra.models import build_model
 from pra.objectives import Perceptual, losses_of
 from pra.training.averages import build_averages
 from pra.training.optimizer import build_optimizer
@@ -77,7 +77,7 @@ class Step:
         self.labels = torch.arange(micro, device=device) % run.model.num_classes
         self.images = torch.rand(micro, run.model.channels, *run.model.image_size, device=device) * 2 - 1
         self.keys = noise.keys(0, torch.arange(micro, device=device))
-        if isinstance(self.model, PRA):
+        if self.model.config.codec is not None:
             clean = self.model.clean_conditions
             self.clean = compiled(clean, "--compile", "leave --compile out") if run.train.compile else clean
 
@@ -102,7 +102,6 @@ class Step:
 
     def clean_pass(self) -> None:
         """The conditions of the encoder, of every micro-batch."""
-        assert isinstance(self.model, PRA), "JiT has one pass"
         for _ in range(self.count):
             with torch.no_grad(), autocast(self.device, self.train.precision):
                 self.clean(self.labels, self.model.patchify(self.images))
@@ -131,9 +130,9 @@ class Step:
     def pieces(self) -> dict[str, Callable[[], None]]:
         """What is timed, in this order: after the passes there are gradients to update by."""
         found: dict[str, Callable[[], None]] = {}
-        codec = self.model.codec if isinstance(self.model, PRA) and self.model.config.codec else None
+        codec = self.model.config.codec
         if codec is not None:
-            if codec.sees_condition:
+            if codec.encoder.sees_condition:
                 found["clean pass"] = self.clean_pass
             found["codec"] = lambda: self.passes(None, None)
         if self.perceptual is not None:
@@ -183,7 +182,7 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
 def teacher_forced(run: RunConfig) -> RunConfig:
     """The same backbone on clean patches, with the patch as the state. (The recipe of that name spends the codec's
     parameters on a deeper backbone.)"""
-    assert isinstance(run.model, ModelConfig), "JiT has no such step"
+    assert run.model.autoregressive, "only an autoregressive model has such a step"
     objective = replace(run.train.objective, perceptual_weight=0.0)
     train = replace(run.train, rollout=Clean(), codec_warmup=0, objective=objective)
     return replace(run, model=replace(run.model, codec=None), train=train)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from pra.config.checks import between, coerce, divisors, nearest_multiple, nearest_of, positive
 from pra.errors import PraError
@@ -107,10 +107,16 @@ class CodecConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """What every model's configuration begins with: the images, their patches and their classes.
+    """The images, their patches and their classes; and the facts that every kind of model states of itself.
 
     ``num_classes`` counts the real classes; the null class that guidance needs comes on top.
     """
+
+    name: ClassVar[str]
+    """The name of this kind of model."""
+    autoregressive: ClassVar[bool]
+    """Whether patches are generated one after the other, in raster order and each from those before it; else all at
+    once."""
 
     image_size: tuple[int, int]
     channels: int
@@ -165,10 +171,23 @@ class ImageConfig:
         """``d``, numbers that are generated per patch: its pixels, unless there is a codec."""
         return self.patch_dim
 
+    @property
+    def width(self) -> int:
+        """``D``, the width of the transformer that reads the patches."""
+        raise NotImplementedError
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether a second head takes steps of the flow (:class:`HeadConfig`)."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ImageConfig):
     """The whole autoregressive model. ``codec=None`` is the identity codec: the patch itself is the state."""
+
+    name = "PRA"
+    autoregressive: ClassVar[Literal[True]] = True
 
     backbone: TransformerConfig
     head: HeadConfig
@@ -184,6 +203,20 @@ class ModelConfig(ImageConfig):
         """``d``, numbers that the head generates per patch."""
         return self.codec.state_dim if self.codec else self.patch_dim
 
+    @property
+    def width(self) -> int:
+        """The backbone's."""
+        return self.backbone.width
+
+    @property
+    def has_shortcut(self) -> bool:
+        """As the head says."""
+        return self.head.shortcut
+
+    def with_shortcut(self) -> ModelConfig:
+        """The same with a second head."""
+        return replace(self, head=replace(self.head, shortcut=True))
+
 
 @dataclass(frozen=True, kw_only=True)
 class JiTConfig(ImageConfig):
@@ -193,18 +226,25 @@ class JiTConfig(ImageConfig):
     ``bottleneck`` embeds a patch through that many numbers (the paper's low-rank embedding); None is a plain matrix.
     """
 
+    name = "JiT"
+    autoregressive: ClassVar[Literal[False]] = False
+    codec: ClassVar[None] = None
+    """It writes pixels directly."""
+
     transformer: TransformerConfig
     class_tokens: int = 4
     bottleneck: int | None = None
-
-    codec: ClassVar[None] = None
-    """It writes pixels directly."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         between(self, "class_tokens", 0, math.inf)
         if self.bottleneck is not None:
             positive(self, "bottleneck")
+
+    @property
+    def width(self) -> int:
+        """The transformer's."""
+        return self.transformer.width
 
 
 def _by(size: Sequence[int]) -> str:

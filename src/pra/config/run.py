@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pra.config.checks import coerce
 from pra.config.data import DataConfig
-from pra.config.model import AnyModelConfig, JiTConfig, ModelConfig
+from pra.config.model import AnyModelConfig
 from pra.config.rollout import Clean
 from pra.config.sampling import SamplingConfig, check_sampling
 from pra.config.training import TrainConfig
@@ -47,15 +47,14 @@ class RunConfig:
     def __post_init__(self) -> None:
         coerce(self)
         check_sampling(self.model, self.sampling)
-        if isinstance(self.model, JiTConfig) and self.train.rollout != Clean():
+        if not self.model.autoregressive and self.train.rollout != Clean():
             raise PraError(
-                f"train.rollout {type(self.train.rollout).__name__} is for autoregressive models: JiT has no prefix to "
-                "roll out; set train.rollout=Clean"
+                f"train.rollout {type(self.train.rollout).__name__} is for autoregressive models: "
+                f"{self.model.name} has no prefix to roll out; set train.rollout=Clean"
             )
         if self.model.codec is None and self.train.codec_warmup:
             raise PraError(f"train.codec_warmup {self.train.codec_warmup}: this model has no codec to warm up; set 0")
-        two_heads = isinstance(self.model, ModelConfig) and self.model.head.shortcut
-        if self.train.shortcut_only and not (two_heads and self.initial):
+        if self.train.shortcut_only and not (self.model.has_shortcut and self.initial):
             raise PraError(
                 "train.shortcut_only is for the second head (model.head.shortcut) of a model that is trained: "
                 "pra distill RUN sets all three"

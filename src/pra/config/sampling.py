@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from pra.config.checks import between, coerce, positive
-from pra.config.model import AnyModelConfig, JiTConfig, ModelConfig
+from pra.config.model import AnyModelConfig
 from pra.errors import PraError
 
 
@@ -101,14 +101,14 @@ def check_sampling(model: AnyModelConfig, sampling: SamplingConfig) -> None:
     Raises:
         PraError: it cannot.
     """
-    if isinstance(model, JiTConfig) and sampling.schedule is GuidanceSchedule.LINEAR:
+    if not model.autoregressive and sampling.schedule is GuidanceSchedule.LINEAR:
         raise PraError(
-            "the guidance schedule linear rises along the raster, and JiT makes all patches at once; "
+            f"the guidance schedule linear rises along the raster, and {model.name} makes all patches at once; "
             "take the schedule constant"
         )
     if sampling.solver is not Solver.SHORTCUT:
         return
-    if not isinstance(model, ModelConfig) or not model.head.shortcut:
+    if not model.has_shortcut:
         raise PraError(
             "the solver shortcut needs a second head, which this model has not: `pra distill RUN` gives a trained run "
             "one (model.head.shortcut=true); or take another solver"

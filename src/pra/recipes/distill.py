@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pra import weights
-from pra.config import LearningRate, ModelConfig, RunConfig, Solver
+from pra.config import LearningRate, RunConfig, Solver
 from pra.errors import PraError
 from pra.training.run import read_run
 
@@ -60,9 +60,9 @@ def configure(start: str, steps: int | None = None, average: str = weights.EMA) 
     """
     folder = _run_of(start)
     run = read_run(folder)
-    if not isinstance(run.model, ModelConfig):
-        raise PraError(f"{start} is a JiT, which has no head to distill")
-    if run.model.head.shortcut:
+    if not run.model.autoregressive:
+        raise PraError(f"{start} is a {run.model.name}, which has no head to distill")
+    if run.model.has_shortcut:
         raise PraError(f"{start} has a second head already; sample it with --solver shortcut --steps 1, 2, 4 or 8")
     config = second_head(run, str(Path(start).expanduser()), STEPS if steps is None else steps)
     return replace(config, initial_average=average)
@@ -70,14 +70,14 @@ def configure(start: str, steps: int | None = None, average: str = weights.EMA) 
 
 def second_head(run: RunConfig, start: str, steps: int) -> RunConfig:
     """The run that gives ``run``, which lies in the folder ``start``, a second head."""
-    assert isinstance(run.model, ModelConfig), "a JiT has no head to distill"
+    assert run.model.autoregressive, "only a model with a head is distilled"
     optimizer = replace(
         run.train.optimizer, schedule=LearningRate.COSINE, warmup_steps=WARM_UP, ema_decay=EMA_DECAY, weight_decay=0.0
     )
     return replace(
         run,
         recipe=f"{run.recipe}, {NAME}",
-        model=replace(run.model, head=replace(run.model.head, shortcut=True)),
+        model=run.model.with_shortcut(),
         train=replace(
             run.train,
             steps=steps,

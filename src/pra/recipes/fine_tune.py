@@ -20,7 +20,6 @@ from pra.config import (
     AnyModelConfig,
     Clean,
     DataConfig,
-    JiTConfig,
     LearningRate,
     ObjectiveConfig,
     OnCorrupt,
@@ -171,12 +170,11 @@ def _of_everything(train: TrainConfig) -> TrainConfig:
 
 def _training(model: Model, device: torch.device) -> TrainConfig:
     """As for one's own pictures, of a model of which no run is known."""
-    width = model.config.transformer.width if isinstance(model.config, JiTConfig) else model.config.backbone.width
     return TrainConfig(
         steps=1,
         batch_size=own.batch_size(device),
         rollout=Clean() if model.config.codec is None else Parallel(t_min=0.9),  # without states there are no others
-        optimizer=OptimizerConfig(lr=own.peak_rate(width)),
+        optimizer=OptimizerConfig(lr=own.peak_rate(model.config.width)),
     )
 
 

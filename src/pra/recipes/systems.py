@@ -63,7 +63,7 @@ def parameters(model: AnyModelConfig) -> int:
 
 
 def _autoregressive(run: RunConfig) -> ModelConfig:
-    if not isinstance(run.model, ModelConfig):
+    if not run.model.autoregressive:
         raise PraError(f"the systems are changes to a PRA run, and {run.recipe} is none")
     return run.model
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pra import weights
-from pra.config import AnyModelConfig, ModelConfig, differences, to_dict
+from pra.config import AnyModelConfig, differences, to_dict
 from pra.errors import PraError
-from pra.models import PRA, Model
+from pra.models import Model
 from pra.provenance import file_sha256
 
 EMBEDDING = "condition.embedding.weight"
@@ -41,7 +41,7 @@ def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[st
     other = weights.load(folder, average)
     check_same_model(path, other.config, model.config)
     tensors = with_classes(other, model.classes)
-    if isinstance(model, PRA) and model.shortcut is not None and isinstance(other, PRA) and other.shortcut is None:
+    if model.config.has_shortcut and not other.config.has_shortcut:
         tensors |= _second_head(model, tensors)
     model.load_state_dict(tensors)
     file = folder / weights.weights_name(folder, average)
@@ -55,8 +55,8 @@ def check_same_model(path: str, there: AnyModelConfig, asked: AnyModelConfig) ->
         PraError: they differ in more than their classes and the second head, which the new one may have.
     """
     expected = replace(there, num_classes=asked.num_classes)
-    if isinstance(expected, ModelConfig) and isinstance(asked, ModelConfig) and asked.head.shortcut:
-        expected = replace(expected, head=replace(expected.head, shortcut=True))
+    if asked.has_shortcut and expected.autoregressive:
+        expected = expected.with_shortcut()
     changed = differences(to_dict(expected), to_dict(asked), "model")
     if changed:
         differing = "; ".join(changed).replace(" in the run, ", " there, ")
