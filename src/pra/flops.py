@@ -18,10 +18,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pra import noise
-from pra.config import AnyModelConfig, Clean, Exact, JiTConfig, ModelConfig, RunConfig, SamplingConfig
+from pra.config import AnyModelConfig, Clean, Exact, ModelConfig, RunConfig, SamplingConfig
 from pra.generate import Steps, generate
 from pra.generate.whole_image import sample_at_once
-from pra.models import PRA, JiT, build_model
+from pra.models import PRA, build_model
 from pra.nn.cache import KVCache
 from pra.objectives import training_losses
 from pra.rollout import exact
@@ -39,7 +39,8 @@ def training_flops(run: RunConfig) -> int:
     """FLOPs of one training image: every forward and backward pass of a step, without LPIPS."""
     objective = dataclasses.replace(run.train.objective, perceptual_weight=0.0)
     rollout, sequential = run.train.rollout, 0
-    if isinstance(rollout, Exact):  # its inputs are counted apart, and then a step on inputs that are there already
+    if run.model.autoregressive and isinstance(rollout, Exact):
+        # Its inputs are counted apart, and then a step on inputs that are there already.
         sequential, rollout = _rollout_flops(run.model, rollout), Clean()
     with torch.device("meta"):
         model = build_model(run.model)
@@ -55,7 +56,7 @@ def training_flops(run: RunConfig) -> int:
 
 def sampling_flops(run: RunConfig) -> dict[str, int]:
     """FLOPs of one sampled image by part, with the run's own guidance, solver and steps."""
-    if isinstance(run.model, JiTConfig):
+    if not run.model.autoregressive:
         return {"transformer": _whole_image_flops(run.model, run.sampling)}
     return {part: cost.flops for part, cost in sampling_costs(run.model, run.sampling).items()}
 
@@ -119,18 +120,17 @@ def _cache_traffic(cache: KVCache | None, first: int, steps: int) -> int:
     return cache.nbytes // cache.capacity * sum(seen + 1 for seen in range(first, first + steps))
 
 
-def _whole_image_flops(config: JiTConfig, sampling: SamplingConfig) -> int:
-    """FLOPs of a JiT's image, whose last interval is Euler's."""
+def _whole_image_flops(config: AnyModelConfig, sampling: SamplingConfig) -> int:
+    """FLOPs of an image made at once, whose last interval is Euler's."""
     with torch.device("meta"), torch.no_grad():
-        model, label, key = JiT(config), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        model, label, key = build_model(config), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         return _count(lambda: sample_at_once(model, model, sampling, label, key))
 
 
-def _rollout_flops(config: AnyModelConfig, how: Exact) -> int:
+def _rollout_flops(config: ModelConfig, how: Exact) -> int:
     """FLOPs of one exact rollout: a quadratic of its length, of which the first three values are measured."""
     with torch.device("meta"), torch.no_grad():
-        model, label = build_model(config), torch.zeros(1, dtype=torch.int64)
-        assert isinstance(model, PRA), "JiT has no rollout"
+        model, label = PRA(config), torch.zeros(1, dtype=torch.int64)
         states, key = torch.zeros(1, config.num_patches, config.state_dim), noise.keys(0, label)
 
         def cost(length: int) -> int:

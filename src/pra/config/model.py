@@ -117,6 +117,8 @@ class ImageConfig:
     autoregressive: ClassVar[bool]
     """Whether patches are generated one after the other, in raster order and each from those before it; else all at
     once."""
+    reading_time: ClassVar[float | None] = None
+    """The flow time at which images are read for features where none is named; ``None`` if clean ones are read."""
 
     image_size: tuple[int, int]
     channels: int
@@ -230,6 +232,8 @@ class JiTConfig(ImageConfig):
     autoregressive: ClassVar[Literal[False]] = False
     codec: ClassVar[None] = None
     """It writes pixels directly."""
+    reading_time = 1.0
+    """The best of the study's three on Fashion-MNIST."""
 
     transformer: TransformerConfig
     class_tokens: int = 4

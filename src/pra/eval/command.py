@@ -156,15 +156,13 @@ def _originals(truth: Truth, subject: Subject, work: Work) -> Source:
     """
     if subject.sampler is None:
         raise PraError("--reconstruction needs a run or a model; these are finished images: leave it out")
-    model = check_codec(subject.sampler.model)
+    codec = check_codec(subject.sampler.model)
     own = subject.settings.data.source
     if truth.source is None and not own:
         raise PraError("--reconstruction needs real images; give a data source as --reference")
     source = truth.source or open_alone(own, work)
-    codec = model.config.codec
-    assert codec is not None, "checked"
     if codec.encoder.sees_condition:
-        check_classes(source, model, "--reconstruction")
+        check_classes(source, subject.sampler.model, "--reconstruction")
     return source
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pra.config import CodecConfig
 from pra.distributed import ALONE, World
 from pra.errors import PraError
 from pra.eval.collect import Collected, Collector, collect, merged, shape_text
@@ -31,7 +32,7 @@ from pra.eval.metrics import (
 from pra.eval.reference import Reference, gaussian
 from pra.eval.samples import Batch
 from pra.images import from_uint8, to_uint8, write_atomically
-from pra.models import PRA, Model
+from pra.models import Model
 from pra.provenance import package_version
 
 PACKAGES = {"inception": ("torch-fidelity", "torchvision"), "dinov2": ("timm", "torchvision", "pillow")}
@@ -240,7 +241,7 @@ def reconstruct(
     Raises:
         PraError: a model without a codec, or another number of images than announced.
     """
-    model = check_codec(model)
+    check_codec(model)
     seen = _Copies(Collector(extractor, count, 0), Collector(extractor, count, 0))
     large = min(model.config.image_size) >= SSIM_WINDOW
     hidden, total = not (progress and world.leads), len(world.share(count))
@@ -256,15 +257,16 @@ def reconstruct(
     return world.combine(seen, lambda parts: parts[0].figures(parts[1:]))
 
 
-def check_codec(model: Model) -> PRA:
-    """The model itself, where it has anything to reconstruct with.
+def check_codec(model: Model) -> CodecConfig:
+    """What a model reconstructs with.
 
     Raises:
         PraError: it writes pixels directly.
     """
-    if not isinstance(model, PRA) or model.config.codec is None:
+    codec = model.config.codec
+    if codec is None:
         raise PraError("this model writes its patches directly, without a codec; leave --reconstruction out")
-    return model
+    return codec
 
 
 def _describe(extractor: FeatureExtractor) -> dict[str, Any]:

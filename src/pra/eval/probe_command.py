@@ -21,11 +21,11 @@ from pra.errors import PraError, nearest
 from pra.eval.outputs import Outputs
 from pra.eval.probe import Figure, Task, best, held_out
 from pra.eval.probe_export import export_features
-from pra.eval.probe_features import JIT_TIME, Layers, Pixels, Pooling, Vectors, blocks_of
+from pra.eval.probe_features import Layers, Pixels, Pooling, Vectors
 from pra.eval.probe_linear import LINEAR, VALIDATED, find_linear
 from pra.eval.samples import prepared, spread
 from pra.images import check_output, write_atomically
-from pra.models import JiT, Model, build_model
+from pra.models import Model, build_model
 from pra.options import Average, File, Flag, Integer, Number, Settings, Text, parse_numbers
 from pra.provenance import environment, file_sha256
 from pra.training.run import read_run
@@ -123,7 +123,7 @@ def probe_command(
         target = world.device(device)
         opened = Opened.open(run, data, settings, target, average)
         asked = _layers(layers, opened.model)
-        time = _time(opened.model, time)
+        time = opened.model.config.reading_time if time is None else time
         task = Task.open(opened.data, opened.data.source, test or held_out(opened.data.source), _count(num))
         config = opened.model.config
         subjects: list[Vectors] = [Layers(opened.model, asked, time, "run")]
@@ -185,7 +185,7 @@ def features_command(
             raise PraError(f"pra features is for one process, not {world.size}; start it without torchrun")
         target = world.device(device)
         opened = Opened.open(run, data, settings, target, average)
-        time = _time(opened.model, time)
+        time = opened.model.config.reading_time if time is None else time
         chosen_layer = Layers(opened.model, _layers(str(layer), opened.model), time)
         source = open_source(opened.data.source)
         chosen = spread(len(source), min(_count(num) or len(source), len(source)))
@@ -201,12 +201,8 @@ def features_command(
 
 def _layers(text: str, model: Model) -> list[int]:
     if text == "all":
-        return list(range(1, 1 + len(blocks_of(model))))
+        return list(range(1, 1 + len(model.blocks)))
     return list(dict.fromkeys(parse_numbers(text, "--layers")))
-
-
-def _time(model: Model, time: float | None) -> float | None:
-    return JIT_TIME if time is None and isinstance(model, JiT) else time
 
 
 def _count(num: int | None) -> int | None:

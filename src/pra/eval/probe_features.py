@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from pra import flow, noise
@@ -21,11 +21,9 @@ from pra.distributed import World
 from pra.errors import PraError
 from pra.eval.samples import Batch
 from pra.images import from_uint8
-from pra.models import JiT, Model
+from pra.models import Model
 
 NOISE_SEED = 0
-JIT_TIME = 1.0
-"""The flow time at which JiT is read where none is named: the best of the study's three on Fashion-MNIST."""
 PIXELS_SIDE = 32
 """The raw pixels of larger images are averaged down to that many a side."""
 
@@ -77,26 +75,24 @@ class Layers:
     """
 
     def __init__(self, model: Model, layers: Sequence[int], time: float | None = None, name: str = "features") -> None:
-        blocks = blocks_of(model)
         for layer in layers:
-            if not 1 <= layer <= len(blocks):
-                raise PraError(f"layer {layer} is none of this model's: it has layers 1 to {len(blocks)}")
+            if not 1 <= layer <= len(model.blocks):
+                raise PraError(f"layer {layer} is none of this model's: it has layers 1 to {len(model.blocks)}")
         check_time(model, time)
         self.model, self.layers, self.time, self.name = model, list(layers), time, name
-        width = (model.config.transformer if isinstance(model, JiT) else model.config.backbone).width
-        self.shape = (len(layers), 2, width)
+        self.shape = (len(layers), 2, model.config.width)
 
     @property
     def poolings(self) -> list[Pooling]:
         """Those that say something: where every token sees all others, the last is one like any other."""
-        return [Pooling.MEAN] if isinstance(self.model, JiT) else list(Pooling)
+        return list(Pooling) if self.model.config.autoregressive else [Pooling.MEAN]
 
     @torch.no_grad()
     def __call__(self, images: Tensor, start: int) -> Tensor:
         """As :meth:`Vectors.__call__`."""
         found: dict[int, Tensor] = {}
         handles = [
-            blocks_of(self.model)[layer - 1].register_forward_hook(
+            self.model.blocks[layer - 1].register_forward_hook(
                 lambda block, inputs, output, layer=layer: found.update({layer: self._pool(output)})
             )
             for layer in self.layers
@@ -115,17 +111,14 @@ class Layers:
         return torch.stack([tokens.mean(dim=1), tokens[:, -1]])
 
     def _read(self, images: Tensor, start: int) -> None:
-        model = self.model
+        model, t = self.model, None
         patches = model.patchify(images)
         unlabelled = model.condition.null_like(torch.empty(len(images), dtype=torch.int64, device=images.device))
-        if not isinstance(model, JiT):
-            model.conditions(unlabelled, patches[:, :-1])
-            return
-        assert self.time is not None
-        keys = noise.keys(NOISE_SEED, torch.arange(start, start + len(images))).to(images.device)
-        t = torch.full((1, 1), self.time, device=images.device)
-        x_t = flow.interpolate(noise.normal(keys, *patches.shape[1:]), patches, t.unsqueeze(-1))
-        model(x_t, t, unlabelled)
+        if self.time is not None:
+            keys = noise.keys(NOISE_SEED, torch.arange(start, start + len(images))).to(images.device)
+            t = torch.full((1, 1), self.time, device=images.device)
+            patches = flow.interpolate(noise.normal(keys, *patches.shape[1:]), patches, t.unsqueeze(-1))
+        model.read(unlabelled, patches, t)
 
 
 class Pixels:
@@ -210,18 +203,13 @@ def check_memory(size: int) -> None:
         )
 
 
-def blocks_of(model: Model) -> nn.ModuleList:
-    """The transformer blocks whose outputs are the layers."""
-    return model.blocks if isinstance(model, JiT) else model.backbone.transformer.blocks
-
-
 def check_time(model: Model, time: float | None) -> None:
     """Whether a model reads images at a flow time, and that time is one.
 
     Raises:
         PraError: not so.
     """
-    if not isinstance(model, JiT):
+    if model.config.reading_time is None:
         if time is not None:
             raise PraError("--time is for JiT, which reads noised images; an autoregressive model reads clean ones")
     elif time is None or not 0 <= time <= 1:

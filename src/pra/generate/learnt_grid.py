@@ -75,8 +75,8 @@ def learn_grid(
     Raises:
         PraError: a solver that leaves nothing to learn, or a model that has no head.
     """
-    if not isinstance(model, PRA):
-        raise PraError("a grid is learnt for a head that writes patch by patch; a JiT has none")
+    if not model.config.autoregressive:
+        raise PraError(f"a grid is learnt for a head that writes patch by patch; a {model.config.name} has none")
     if config.solver in (Solver.SHORTCUT, Solver.EULER_MARUYAMA):
         why = "takes equal steps" if config.solver is Solver.SHORTCUT else "adds noise of its own"
         raise PraError(f"there is no grid to learn for the solver {config.solver.value}, which {why}")

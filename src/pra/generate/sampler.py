@@ -21,7 +21,7 @@ from pra.generate.algorithm import Draws, generate
 from pra.generate.inputs import Labels, Seeds, changed_sampling, label_numbers, seed_numbers
 from pra.generate.runner import Engine, cache_bytes
 from pra.generate.whole_image import sample_at_once
-from pra.models import PRA, JiT, Model
+from pra.models import PRA, Model
 from pra.noise import Purpose
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class Sampler:
     ) -> Iterator[Tensor]:
         """The finished images of checked requests; with ``every_row`` also those before, see :meth:`stream`."""
         model = self.model
-        if isinstance(model, JiT):
+        if not model.config.autoregressive:
             with autocast(self.device, self.precision):
                 images = sample_at_once(model, self._forward(), self.config, label, key)
             yield images
@@ -240,7 +240,7 @@ class Sampler:
         and ask for another engine.
         """
         size = count
-        if isinstance(self.model, PRA):
+        if self.model.config.autoregressive:
             if self._fits is None or self._fits[0] != self.device:
                 self._idle = {}
                 most = int(_budget(self.device) / cache_bytes(self.model, self.config, self.precision, self.compile))
@@ -282,7 +282,8 @@ def check_completes(model: Model) -> None:
     """
     if not model.can_complete:
         raise PraError(
-            "a JiT cannot complete an image: it makes all patches at once; take an autoregressive model, or sample"
+            f"a {model.config.name} cannot complete an image: it makes all patches at once; take an autoregressive "
+            "model, or sample"
         )
 
 

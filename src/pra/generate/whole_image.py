@@ -1,4 +1,4 @@
-"""Sampling of JiT: all patches of an image at once."""
+"""Sampling of models that make all patches of an image at once, as JiT does."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from torch import Tensor
 from pra import noise, solvers
 from pra.config import SamplingConfig, Solver
 from pra.generate.guidance import Plan
-from pra.models import JiT
+from pra.models.base import ImageModel
 from pra.noise import Purpose
 
 
 def sample_at_once(
-    model: JiT, forward: Callable[[Tensor, Tensor, Tensor], Tensor], config: SamplingConfig, label: Tensor, key: Tensor
+    model: ImageModel,
+    forward: Callable[[Tensor, Tensor, Tensor], Tensor],
+    config: SamplingConfig,
+    label: Tensor,
+    key: Tensor,
 ) -> Tensor:
     """Whole images ``(B, C, H, W)`` from noise.
 
@@ -59,7 +63,7 @@ def evaluations(config: SamplingConfig) -> int:
 
 
 def _velocity(
-    model: JiT,
+    model: ImageModel,
     forward: Callable[[Tensor, Tensor, Tensor], Tensor],
     config: SamplingConfig,
     label: Tensor,

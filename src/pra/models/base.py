@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from pra.nn.transformer import Transformer
 
 
 class ImageModel(nn.Module):
-    """A model of images in patches.
+    """A model of images in patches. Each kind owns its :attr:`condition` and its :attr:`blocks`.
 
     Args:
         config: sizes and choices.
@@ -24,8 +24,8 @@ class ImageModel(nn.Module):
 
     config: ImageConfig
     condition: ClassCondition
-    can_complete: ClassVar[bool]
-    """Whether it can go on from the first rows of an image."""
+    blocks: nn.ModuleList
+    """The transformer blocks over the patches, whose outputs are the layers of features."""
 
     def __init__(self, config: ImageConfig) -> None:
         super().__init__()
@@ -33,6 +33,11 @@ class ImageModel(nn.Module):
         # Travels with the weights, as what their author recommends; nothing in the model reads them.
         self.sampling = SamplingConfig()
         self.classes = tuple(str(label) for label in range(config.num_classes))
+
+    @property
+    def can_complete(self) -> bool:
+        """Whether it can go on from the first rows of an image."""
+        return self.config.autoregressive
 
     @property
     def device(self) -> torch.device:
@@ -52,6 +57,21 @@ class ImageModel(nn.Module):
         """``(B, rows * columns, P)`` to ``(B, C, rows * p, W)``; any number of whole rows of patches."""
         columns = self.config.grid[1]
         return unpatchify(patches, self.config.patch_size, (patches.shape[1] // columns, columns))
+
+    def read(self, labels: Tensor, patches: Tensor, t: Tensor | None = None) -> None:
+        """Run the blocks over whole images, for hooks on them to take features.
+
+        Args:
+            labels: ``(B,)``, as :attr:`condition` takes them.
+            patches: ``(B, N, P)``.
+            t: flow time of the patches, ``(1, 1)``, where the model reads noised ones (``config.reading_time``).
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Images ``(B, C, H, W)`` in [-1, 1] with labels ``(B,)``, through the codec and back; as they are without."""
+        return images
 
 
 class NoDraws(TorchFunctionMode):

@@ -50,7 +50,6 @@ class JiT(ImageModel):
 
     config: JiTConfig
     rotary: Tensor
-    can_complete = False
 
     def __init__(self, config: JiTConfig, seed: int | None = 0) -> None:
         super().__init__(config)
@@ -88,6 +87,11 @@ class JiT(ImageModel):
         shift, scale = self.final_modulation(context).chunk(2, dim=-1)
         h = self.final_norm(h[:, self.config.class_tokens :]) * (1 + scale) + shift
         return flow.velocity_from_data(self.out(h).float(), x_t, t.unsqueeze(-1))
+
+    def read(self, labels: Tensor, patches: Tensor, t: Tensor | None = None) -> None:
+        """As in :class:`ImageModel`."""
+        assert t is not None, "JiT reads patches at a flow time"
+        self(patches, t, labels)
 
 
 def _patch_embedding(config: JiTConfig) -> nn.Module:

@@ -24,7 +24,6 @@ class PRA(ImageModel):
     """
 
     config: ModelConfig
-    can_complete = True
 
     def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
         super().__init__(config)
@@ -40,6 +39,11 @@ class PRA(ImageModel):
         zeros = [layer for head in (self.head, self.shortcut) if head is not None for layer in head.zeros()]
         if seed is not None:
             initialise(self, seed, [self.backbone.next_position], zeros)
+
+    @property
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]  # an attribute would register them twice
+        """The backbone's."""
+        return self.backbone.transformer.blocks
 
     def head_for(self, solver: Solver) -> FlowHead:
         """The head that a solver integrates: the second one for steps that it has learnt."""
@@ -62,9 +66,13 @@ class PRA(ImageModel):
             return None
         return self.conditions(labels, patches[:, :-1])
 
+    def read(self, labels: Tensor, patches: Tensor, t: Tensor | None = None) -> None:
+        """As in :class:`ImageModel`; the last patch is never an input."""
+        self.conditions(labels, patches[:, :-1])
+
     @torch.no_grad()
     def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)`` in [-1, 1] with labels ``(B,)``, through the codec and back."""
+        """As in :class:`ImageModel`."""
         patches = self.patchify(images)
         states = self.codec.encode(patches, self.clean_conditions(labels, patches))
         return self.unpatchify(self.write(states))

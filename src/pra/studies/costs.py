@@ -9,7 +9,6 @@ from pra.config import (
     AnyModelConfig,
     Clean,
     DataConfig,
-    JiTConfig,
     Noised,
     ObjectiveConfig,
     Parallel,
@@ -65,7 +64,7 @@ def _count_training(model: AnyModelConfig, objective: ObjectiveConfig, rollout: 
 
 @functools.cache
 def _sampling(model: AnyModelConfig, sampling: SamplingConfig) -> int:
-    if isinstance(model, JiTConfig):
+    if not model.autoregressive:
         # Every evaluation is the whole model once more: one is counted.
         once = replace(sampling, solver=Solver.EULER, steps=1)
         return whole_image.evaluations(sampling) * sum(sampling_flops(_run(model, sampling=once)).values())

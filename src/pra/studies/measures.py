@@ -20,7 +20,7 @@ from pra.eval import evaluate, reconstruct
 from pra.eval.classifier import Classifier, fit_classifier
 from pra.eval.features import FeatureExtractor
 from pra.eval.probe import Task, held_out
-from pra.eval.probe_features import Layers, Pixels, Vectors, blocks_of
+from pra.eval.probe_features import Layers, Pixels, Vectors
 from pra.eval.probe_linear import find_linear
 from pra.eval.reference import Reference, from_file, from_source
 from pra.eval.rollout_gap import rollout_gap
@@ -28,9 +28,7 @@ from pra.eval.samples import Batch, labels_like, prepared, spread
 from pra.generate import Sampler, whole_image
 from pra.generate.learnt_grid import learn_grid
 from pra.images import from_uint8, to_uint8
-from pra.models import build_model
-from pra.models.jit import JiT
-from pra.models.pra import PRA
+from pra.models import Model, build_model
 from pra.studies.settings import Scale, Setting
 
 Row = dict[str, Any]
@@ -111,7 +109,7 @@ class Quality:
         words += [f"{name}={getattr(how, name)}" for name in named if getattr(how, name) != getattr(default, name)]
         return " ".join([*words, *(["learnt grid"] if self.learnt_grid else [])])
 
-    def rows(self, model: PRA | JiT, config: RunConfig, judge: Judge) -> list[Row]:
+    def rows(self, model: Model, config: RunConfig, judge: Judge) -> list[Row]:
         """One row."""
         begin, sampling = time.monotonic(), self.sampling
         if self.learnt_grid:
@@ -140,9 +138,8 @@ class Reconstruction:
         """As :attr:`Quality.key`."""
         return f"reconstruction {self.images} images"
 
-    def rows(self, model: PRA | JiT, config: RunConfig, judge: Judge) -> list[Row]:
+    def rows(self, model: Model, config: RunConfig, judge: Judge) -> list[Row]:
         """One row."""
-        assert isinstance(model, PRA), "nothing to reconstruct with"
         extractor, _ = judge.open(model.device)
         source = open_source(config.data.source)
         chosen = spread(len(source), min(self.images, len(source)))
@@ -164,10 +161,11 @@ class Gap:
         """As :attr:`Quality.key`."""
         return f"rollout-gap {self.sampling.solver.value}-{self.sampling.steps} {self.images} images"
 
-    def rows(self, model: PRA | JiT, config: RunConfig, judge: Judge) -> list[Row]:
+    def rows(self, model: Model, config: RunConfig, judge: Judge) -> list[Row]:
         """One row per position."""
-        if isinstance(model, JiT):
-            raise PraError("JiT writes all patches at once: there is no rollout, and no gap; leave it out")
+        if not model.config.autoregressive:
+            kind = model.config.name
+            raise PraError(f"{kind} writes all patches at once: there is no rollout, and no gap; leave it out")
         begin = time.monotonic()
         source = open_source(config.data.source)
         chosen = spread(len(source), min(self.images, len(source)))
@@ -214,7 +212,7 @@ class Probe:
         at = "" if self.time is None else f" t={self.time:g}"
         return f"probe {self.of}{at} logistic {self.images} images"
 
-    def rows(self, model: PRA | JiT, config: RunConfig, judge: Judge) -> list[Row]:
+    def rows(self, model: Model, config: RunConfig, judge: Judge) -> list[Row]:
         """One row per layer and pooling."""
         begin = time.monotonic()
         device = model.device
@@ -222,7 +220,7 @@ class Probe:
         task = Task.open(config.data, source, held_out(source), self.images)
         if self.of == "random":
             model = build_model(config.model, config.train.seed).to(device).eval()
-        layers = range(1, 1 + len(blocks_of(model)))
+        layers = range(1, 1 + len(model.blocks))
         vectors: Vectors = Pixels(size, channels) if self.of == "pixels" else Layers(model, layers, self.time)
         figures = task.figures(vectors, find_linear("logistic"), size, channels, device, progress=False)
         common = {"images": len(task.chosen), "held_out": len(task.asked), "time": self.time}
@@ -248,13 +246,13 @@ def _judged(batches: Iterable[Batch], count: int, judge: Judge, device: torch.de
     return {name: figures.get(name) for name in kept} | {"judge": judge.name}
 
 
-def _sampling_columns(sampling: SamplingConfig, model: PRA | JiT) -> Row:
-    head = sampling.steps * solvers.EVALUATIONS[sampling.solver]
+def _sampling_columns(sampling: SamplingConfig, model: Model) -> Row:
+    each = sampling.steps * solvers.EVALUATIONS[sampling.solver]
     return {
         "guidance": sampling.guidance,
         "solver": _solver(sampling),
         "solver_steps": sampling.steps,
-        "evaluations": whole_image.evaluations(sampling) if isinstance(model, JiT) else head,
+        "evaluations": each if model.config.autoregressive else whole_image.evaluations(sampling),
         "renormalise": sampling.renormalise,
     }
 

@@ -25,7 +25,7 @@ from pra.distributed import World, join
 from pra.errors import PraError, reason_of
 from pra.generate import Sampler
 from pra.locks import locked
-from pra.models import PRA, Model, build_model
+from pra.models import Model, build_model
 from pra.objectives import Losses, Perceptual, losses_of
 from pra.signals import caught_signals
 from pra.training import checkpoint
@@ -354,7 +354,6 @@ class Trainer:
         chosen = [i * apart for i in range(count)]
         pixels, labels = load_images(self.source, chosen, config.image_size, config.channels, self.config.data)
         real = images.from_uint8(pixels).to(self.device)
-        assert isinstance(model, PRA), "only a codec reconstructs"
         return torch.cat([real, model.reconstruct(real, labels.to(self.device))])
 
     def _write_picture(self, kind: str, pictures: Tensor, columns: int) -> None:
