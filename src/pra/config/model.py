@@ -114,6 +114,10 @@ class ImageConfig:
 
     name: ClassVar[str]
     """The name of this kind of model."""
+    title: ClassVar[str]
+    """What a model card calls it, before the size of its images."""
+    tags: ClassVar[tuple[str, ...]]
+    """Its tags on the Hub."""
     autoregressive: ClassVar[bool]
     """Whether patches are generated one after the other, in raster order and each from those before it; else all at
     once."""
@@ -183,12 +187,23 @@ class ImageConfig:
         """Whether a second head takes steps of the flow (:class:`HeadConfig`)."""
         return False
 
+    @property
+    def unit(self) -> str:
+        """What a solver generates at a time."""
+        return "patch" if self.autoregressive else "image"
+
+    def in_words(self) -> dict[str, str]:
+        """The parts of the model, for a person: a name and a sentence each."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ImageConfig):
     """The whole autoregressive model. ``codec=None`` is the identity codec: the patch itself is the state."""
 
     name = "PRA"
+    title = "Autoregressive model, straight in pixel space:"
+    tags = ("autoregressive", "pra")
     autoregressive: ClassVar[Literal[True]] = True
 
     backbone: TransformerConfig
@@ -219,6 +234,20 @@ class ModelConfig(ImageConfig):
         """The same with a second head."""
         return replace(self, head=replace(self.head, shortcut=True))
 
+    def in_words(self) -> dict[str, str]:
+        """As in :class:`ImageConfig`."""
+        body, head, states = self.backbone, self.head, "none: the patch itself is generated"
+        if self.codec is not None:
+            states = (
+                f"{self.codec.state_dim} learned numbers per patch; the decoder has {self.codec.decoder.depth} blocks "
+                f"of width {self.codec.decoder.width}"
+            )
+        return {
+            "States": states,
+            "Model": f"a causal backbone of {body.depth} blocks of width {body.width}; a head of {head.depth} blocks "
+            f"of width {head.width} that predicts {head.prediction.value}",
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class JiTConfig(ImageConfig):
@@ -229,6 +258,8 @@ class JiTConfig(ImageConfig):
     """
 
     name = "JiT"
+    title = "JiT (pixel diffusion)"
+    tags = ("jit", "diffusion")
     autoregressive: ClassVar[Literal[False]] = False
     codec: ClassVar[None] = None
     """It writes pixels directly."""
@@ -249,6 +280,11 @@ class JiTConfig(ImageConfig):
     def width(self) -> int:
         """The transformer's."""
         return self.transformer.width
+
+    def in_words(self) -> dict[str, str]:
+        """As in :class:`ImageConfig`."""
+        body = self.transformer
+        return {"Model": f"JiT: {body.depth} blocks of width {body.width}, all patches at once"}
 
 
 def _by(size: Sequence[int]) -> str:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pra import weights
-from pra.config import JiTConfig, RunConfig, to_dict
+from pra.config import RunConfig, to_dict
 from pra.eval.evaluate import Report
 from pra.hub.download import is_address, repo_id
 from pra.hub.origin import SAMPLES, Origin, Training
 from pra.models import Model, count_parameters
-from pra.models.jit import JiT
 from pra.training.plots import CURVES
 
 DATASETS = {"idx:/usr/share/datasets/fashion-mnist": "zalando-datasets/fashion_mnist"}
@@ -50,7 +49,6 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
 def _front_matter(origin: Origin, licence: str | None) -> list[str]:
     config = origin.model.config
     kind = ["class-conditional-image-generation"] if config.num_classes > 1 else []
-    system = ["jit", "diffusion"] if isinstance(origin.model, JiT) else ["autoregressive", "pra"]
     dataset = DATASETS.get(origin.training.config.data.source) if origin.training else None
     initial = origin.training.config.initial if origin.training else None
     values: dict[str, Any] = {
@@ -59,7 +57,7 @@ def _front_matter(origin: Origin, licence: str | None) -> list[str]:
         # The Hub has no task of its own for generation by class.
         "pipeline_tag": "unconditional-image-generation",
         "base_model": repo_id(initial.partition("@")[0]) if initial and is_address(initial) else None,
-        "tags": ["image-generation", "pixel-space", "flow-matching", *system, *kind],
+        "tags": ["image-generation", "pixel-space", "flow-matching", *config.tags, *kind],
         "datasets": dataset and [dataset],
     }
     # JSON is YAML.
@@ -69,10 +67,9 @@ def _front_matter(origin: Origin, licence: str | None) -> list[str]:
 def _summary(model: Model) -> str:
     config = model.config
     height, width = config.image_size
-    kind = "JiT (pixel diffusion)" if isinstance(model, JiT) else "Autoregressive model, straight in pixel space:"
     classes = f", {config.num_classes} classes" if config.num_classes > 1 else ", without classes"
     return (
-        f"{kind} {height}x{width} pixels (height x width), {config.channels} "
+        f"{config.title} {height}x{width} pixels (height x width), {config.channels} "
         f"channel{'s' if config.channels > 1 else ''}{classes}. Made with `pra`, Parallel Rollout Approximation for "
         "Pixel-Space Autoregressive Image Generation ([arXiv 2606.27978](https://arxiv.org/abs/2606.27978))."
     )
@@ -98,7 +95,7 @@ def _use(model: Model, address: str) -> list[str]:
         "```",
         "",
         f"Recommended, and the default: guidance {sampling.guidance:g} ({sampling.schedule.value}), {sampling.steps} "
-        f"{sampling.solver.value} steps per {'image' if isinstance(model, JiT) else 'patch'}, temperature "
+        f"{sampling.solver.value} steps per {model.config.unit}, temperature "
         f"{sampling.temperature:g}.",
     ]
 
@@ -113,9 +110,8 @@ def _model(model: Model, half: bool) -> list[str]:
         f"- {sum(parts.values()) / 1e6:.3g} M parameters ({shown}), stored as {'float16' if half else 'float32'}",
         f"- {rows * columns} patches of {config.patch_size}x{config.patch_size} pixels",
     ]
-    codec = getattr(config, "codec", None)
-    if codec is not None:
-        lines.append(f"- a state of {codec.state_dim} numbers per patch of {config.patch_dim}")
+    if config.codec is not None:
+        lines.append(f"- a state of {config.codec.state_dim} numbers per patch of {config.patch_dim}")
     names = list(dict.fromkeys(model.classes))
     if names != [str(number) for number in range(len(names))]:
         more = f" and {len(names) - MOST_CLASSES} more, in config.json" if len(names) > MOST_CLASSES else ""
@@ -160,8 +156,8 @@ def _average(config: RunConfig, name: str) -> str:
 
 
 def _rollout(config: RunConfig) -> str:
-    jit = isinstance(config.model, JiTConfig)
-    return "" if jit else f", AR inputs `{json.dumps(to_dict(config.train.rollout))}`"
+    inputs = f", AR inputs `{json.dumps(to_dict(config.train.rollout))}`"
+    return inputs if config.model.autoregressive else ""
 
 
 def _figures(reports: dict[str, Report], half: bool) -> list[str]:
@@ -197,10 +193,10 @@ def _limits(origin: Origin) -> list[str]:
     model = origin.model
     height, width = model.config.image_size
     lines = ["## Limits", "", f"- Images of {height}x{width} only, of what the training data show."]
-    if isinstance(model, JiT):
-        lines.append("- Makes all patches at once: cannot complete an image.")
-    else:
+    if model.can_complete:
         lines.append("- Patches are written in raster order: faint seams may show along their borders.")
+    else:
+        lines.append("- Makes all patches at once: cannot complete an image.")
     lines.append("- Whether it repeats training images, and how it treats who is in them, has not been examined.")
     return lines
 

@@ -17,7 +17,6 @@ from pra.errors import PraError
 from pra.eval.rollout_gap import rollout_gap
 from pra.eval.samples import spread
 from pra.images import from_uint8, write_atomically
-from pra.models import JiT
 from pra.provenance import environment
 
 FILE = "rollout-gap.json"
@@ -63,8 +62,8 @@ def measure_gap(run: Path, config: RunConfig, count: int, device: torch.device) 
         raise PraError(f"--gap-images {count}: at least 2 images have a distribution; 0 leaves the rollout gap out")
     folder = weights.model_folder(run)
     model = weights.load(folder, device=device)
-    if isinstance(model, JiT):
-        raise PraError("JiT makes all patches at once: there is no rollout, and no gap")
+    if not model.config.autoregressive:
+        raise PraError(f"{model.config.name} makes all patches at once: there is no rollout, and no gap")
     source = open_source(config.data.source)
     chosen = spread(len(source), min(count, len(source)))
     pixels, labels = load_images(source, chosen, config.model.image_size, config.model.channels, config.data)

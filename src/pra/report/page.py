@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from pra.config import JiTConfig, RunConfig, to_dict
+from pra.config import RunConfig, to_dict
 from pra.images import write_atomically
 from pra.provenance import package_version
 from pra.report import charts, content
@@ -100,8 +100,9 @@ def _classes(checkpoint: Path | None) -> list[str]:
 
 def _gap(run: Path, config: RunConfig, measured: MeasuredGap | None, why: str | None) -> dict[str, Any]:
     """``measured`` with its charts, or ``why`` not."""
-    if isinstance(config.model, JiTConfig):
-        return {"measured": None, "why": "JiT makes all patches at once: there is no rollout, and no gap."}
+    if not config.model.autoregressive:
+        why = f"{config.model.name} makes all patches at once: there is no rollout, and no gap."
+        return {"measured": None, "why": why}
     if measured is None:
         return {"measured": None, "why": why}
     newest = newest_checkpoint(run)

@@ -9,7 +9,6 @@ from pra.config import (
     Exact,
     Fit,
     GuidanceSchedule,
-    JiTConfig,
     Noised,
     Parallel,
     Reconstructed,
@@ -30,22 +29,8 @@ FITS = {
 def in_words(config: RunConfig) -> dict[str, str]:
     """The settings that matter most: a name and a sentence each."""
     model, train = config.model, config.train
-    words = {"Images": _images(model, config.data), "Patches": _patches(model)}
-    if isinstance(model, JiTConfig):
-        body = model.transformer
-        words["Model"] = f"JiT: {body.depth} blocks of width {body.width}, all patches at once"
-    else:
-        words["States"] = (
-            f"{model.codec.state_dim} learned numbers per patch; the decoder has {model.codec.decoder.depth} blocks of "
-            f"width {model.codec.decoder.width}"
-            if model.codec
-            else "none: the patch itself is generated"
-        )
-        body, head = model.backbone, model.head
-        words["Model"] = (
-            f"a causal backbone of {body.depth} blocks of width {body.width}; a head of {head.depth} blocks of width "
-            f"{head.width} that predicts {head.prediction.value}"
-        )
+    words = {"Images": _images(model, config.data), "Patches": _patches(model), **model.in_words()}
+    if model.autoregressive:
         words["Inputs in training"] = rollout_in_words(train.rollout)
     words["Training"] = _training(train)
     words["Sampling"] = _sampling(config)
@@ -96,5 +81,4 @@ def _sampling(config: RunConfig) -> str:
     rising = ", rising linearly along the raster" if how.schedule is GuidanceSchedule.LINEAR else ""
     guidance = "no guidance" if how.guidance == 1 else f"guidance {how.guidance:g}{rising}"
     warmth = "" if how.temperature == 1 else f", temperature {how.temperature:g}"
-    each = "image" if isinstance(config.model, JiTConfig) else "patch"
-    return f"{how.solver.value}, {how.steps} intervals per {each}; {guidance}{warmth}"
+    return f"{how.solver.value}, {how.steps} intervals per {config.model.unit}; {guidance}{warmth}"
