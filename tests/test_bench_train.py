@@ -176,7 +176,7 @@ def test_what_is_counted_is_what_a_step_keeps(name: str) -> None:
 
 def test_memory_and_time() -> None:
     run = tiny(train__batch_size="32", train__micro_batch_size="4")
-    needs = plan.needs_of(run, None, 0)
+    needs = plan.needs_of(run)
     assert needs.parameters == sum(count_parameters(run.model).values())
     assert needs.state_bytes == 20 * needs.parameters
     assert needs.flops == flops.training_flops(run)

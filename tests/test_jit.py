@@ -13,9 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pra
 from pra import Sampler, cli, flow, noise
-from pra.config import Clean, GuidanceSchedule, ObjectiveConfig, SamplingConfig, Solver, override, to_dict
+from pra.config import Clean, GuidanceSchedule, JiTConfig, ObjectiveConfig, SamplingConfig, Solver, override, to_dict
 from pra.eval.evaluate import check_codec
 from pra.flops import sampling_flops, training_flops
+from pra.generate import check_completes
+from pra.generate.learnt_grid import learn_grid
 from pra.models import JiT, build_model
 from pra.noise import Purpose
 from pra.objectives import training_losses
@@ -224,6 +226,25 @@ def test_what_takes_a_raster_is_refused():
     refused(lambda: Sampler(model, linear), "schedule linear", "constant")
     refused(lambda: check_codec(model), "without a codec", "--reconstruction")
     refused(lambda: Sampler(model).sample([6], [0]), "label 6 is out of range")
+
+
+class Painter(JiTConfig):
+    """Another kind of model that makes all patches at once."""
+
+    name = "Painter"
+
+
+def test_refusal_of_another_kind_names_it() -> None:
+    model = random_jit(Painter(**vars(JIT)))
+    linear = SamplingConfig(guidance=2.0, schedule=GuidanceSchedule.LINEAR)
+    refused(lambda: Sampler(model, linear), "Painter makes all patches at once")
+    refused(lambda: check_completes(model), "a Painter cannot complete")
+    refused(lambda: learn_grid(model, SamplingConfig()), "a Painter has none")
+
+
+def test_model_without_codec_reconstructs_exactly() -> None:
+    images, labels, _ = batch(JIT, 4)
+    assert torch.equal(random_jit().reconstruct(images, labels), images)
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------------

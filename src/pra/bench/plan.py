@@ -56,20 +56,15 @@ class Forecast:
     seconds: float
 
 
-def needs_of(run: RunConfig, perceptual: Perceptual | None, perceptual_flops: int) -> Needs:
-    """Counts, without memory for what is counted. Seconds for the largest model.
-
-    Args:
-        run: the configuration.
-        perceptual: LPIPS on the CPU, where the run has it.
-        perceptual_flops: as :func:`perceptual_flops`.
-    """
+def needs_of(run: RunConfig) -> Needs:
+    """Counts, without memory for what is counted. Seconds for the largest model."""
+    perceptual, extra = perceptual_of(run, torch.device("cpu")), perceptual_flops(run)
     one, two = (_saved_bytes(run, images, perceptual) for images in (1, 2))
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in build_model(run.model).parameters())
     states = (STATES + len(run.train.averages)) * parameters * torch.float32.itemsize
-    flops = training_flops(run) + perceptual_flops
-    return Needs(parameters, flops, perceptual_flops, states, max(0, 2 * one - two), two - one)
+    flops = training_flops(run) + extra
+    return Needs(parameters, flops, extra, states, max(0, 2 * one - two), two - one)
 
 
 def forecasts(run: RunConfig, needs: Needs, devices: int, rate: float, mfus: list[float]) -> list[Forecast]:
@@ -96,21 +91,25 @@ def device_memory(run: RunConfig, needs: Needs, devices: int) -> int:
     return needs.memory(images, devices) + whole - whole // devices
 
 
-def has_perceptual(run: RunConfig) -> bool:
-    """Whether LPIPS is a part of the run's step."""
-    return bool(run.train.objective.perceptual_weight) and run.model.codec is not None
-
-
-def perceptual_flops(run: RunConfig) -> int:
-    """FLOPs of LPIPS on one image: both pictures forward, the reconstruction backward.
+def perceptual_of(run: RunConfig, device: torch.device) -> Perceptual | None:
+    """LPIPS with random weights, which cost the same; ``None`` where it is not a part of the run's step.
 
     Raises:
         PraError: as :func:`pra.perceptual.lpips_distance`.
     """
+    if not run.train.objective.perceptual_weight or run.model.codec is None:
+        return None
     from pra.perceptual import lpips_distance
 
+    return lpips_distance(run.model, device, pretrained=False)
+
+
+def perceptual_flops(run: RunConfig) -> int:
+    """FLOPs of LPIPS on one image: both pictures forward, the reconstruction backward; 0 without it."""
+    distance = perceptual_of(run, torch.device("meta"))
+    if distance is None:
+        return 0
     shape = (1, run.model.channels, *run.model.image_size)
-    distance = lpips_distance(run.model, torch.device("meta"), pretrained=False)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         torch.autograd.backward(distance(torch.zeros(shape, requires_grad=True), torch.zeros(shape)).sum())
     return int(counter.get_total_flops())

@@ -11,7 +11,7 @@ import torch
 from tyro.conf import Positional, arg
 
 from pra.bench.device import measure
-from pra.bench.plan import H200, Needs, device_memory, forecasts, has_perceptual, needs_of, perceptual_flops
+from pra.bench.plan import H200, Needs, device_memory, forecasts, needs_of, perceptual_flops, perceptual_of
 from pra.bench.training import Measured, Seconds, measure_step, teacher_forced
 from pra.config import RunConfig, apply_settings, to_dict
 from pra.device import in_bfloat16, pick_device
@@ -20,7 +20,6 @@ from pra.errors import PraError
 from pra.eval.outputs import Outputs
 from pra.flops import training_flops
 from pra.images import write_atomically
-from pra.objectives import Perceptual
 from pra.options import File, Flag, Integer, Number, Settings, Text
 from pra.provenance import device_name, environment
 from pra.recipes.named import recipe_or_run
@@ -160,21 +159,11 @@ def _read_measured(path: Path, config: RunConfig) -> tuple[list[float], float]:
     return [share], rate
 
 
-def _perceptual(config: RunConfig, device: torch.device) -> Perceptual | None:
-    """LPIPS with random weights, which cost the same."""
-    if not has_perceptual(config):
-        return None
-    from pra.perceptual import lpips_distance
-
-    return lpips_distance(config.model, device, pretrained=False)
-
-
 # --- the plan -----------------------------------------------------------------------------------------------
 
 
 def _planned(config: RunConfig, gpus: int, mfus: list[float], rate: float) -> tuple[dict[str, Any], str]:
-    extra = perceptual_flops(config) if has_perceptual(config) else 0
-    needs = needs_of(config, _perceptual(config, torch.device("cpu")), extra)
+    needs = needs_of(config)
     memory, table = device_memory(config, needs, gpus), forecasts(config, needs, gpus, rate, mfus)
     micro, count = config.train.micro_batches(gpus)
     images = config.train.steps * config.train.batch_size
@@ -224,13 +213,13 @@ def _share(config: RunConfig, needs: Needs, gpus: int) -> str:
 
 
 def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float | None) -> tuple[dict[str, Any], str]:
-    extra = perceptual_flops(config) if has_perceptual(config) else 0
+    extra = perceptual_flops(config)
     flops = training_flops(config) + extra
     lowered = in_bfloat16(device, config.train.precision)
     dtype = torch.bfloat16 if lowered else torch.float32
     # Before and after: on a machine that others use too, a bound is what is seen at best.
     before = rate or measure(device, dtype).flops
-    found = measure_step(config, device, rounds, _perceptual(config, device))
+    found = measure_step(config, device, rounds, perceptual_of(config, device))
     peak = rate or max(before, measure(device, dtype).flops)
     batch = config.train.batch_size
     achieved = flops * batch / found.step.median

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pra.config.checks import between, coerce, divisors, nearest_multiple, nearest_of, positive
@@ -107,9 +107,11 @@ class CodecConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """The images, their patches and their classes; and the facts that every kind of model states of itself.
+    """The images, their patches and their classes; and what every kind of model states of itself.
 
-    ``num_classes`` counts the real classes; the null class that guidance needs comes on top.
+    ``num_classes`` counts the real classes; the null class that guidance needs comes on top. Each kind also has a
+    ``codec`` (``None`` if it writes pixels directly), the ``width`` of the transformer that reads the patches, and
+    ``in_words()``: its parts for a person, a name and a sentence each.
     """
 
     name: ClassVar[str]
@@ -119,8 +121,7 @@ class ImageConfig:
     tags: ClassVar[tuple[str, ...]]
     """Its tags on the Hub."""
     autoregressive: ClassVar[bool]
-    """Whether patches are generated one after the other, in raster order and each from those before it; else all at
-    once."""
+    """Whether patches are generated in raster order, each from those before it; otherwise all at once."""
     reading_time: ClassVar[float | None] = None
     """The flow time at which images are read for features where none is named; ``None`` if clean ones are read."""
 
@@ -178,11 +179,6 @@ class ImageConfig:
         return self.patch_dim
 
     @property
-    def width(self) -> int:
-        """``D``, the width of the transformer that reads the patches."""
-        raise NotImplementedError
-
-    @property
     def has_shortcut(self) -> bool:
         """Whether a second head takes steps of the flow (:class:`HeadConfig`)."""
         return False
@@ -191,10 +187,6 @@ class ImageConfig:
     def unit(self) -> str:
         """What a solver generates at a time."""
         return "patch" if self.autoregressive else "image"
-
-    def in_words(self) -> dict[str, str]:
-        """The parts of the model, for a person: a name and a sentence each."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,12 +222,8 @@ class ModelConfig(ImageConfig):
         """As the head says."""
         return self.head.shortcut
 
-    def with_shortcut(self) -> ModelConfig:
-        """The same with a second head."""
-        return replace(self, head=replace(self.head, shortcut=True))
-
     def in_words(self) -> dict[str, str]:
-        """As in :class:`ImageConfig`."""
+        """The parts, for a person."""
         body, head, states = self.backbone, self.head, "none: the patch itself is generated"
         if self.codec is not None:
             states = (
@@ -282,7 +270,7 @@ class JiTConfig(ImageConfig):
         return self.transformer.width
 
     def in_words(self) -> dict[str, str]:
-        """As in :class:`ImageConfig`."""
+        """The parts, for a person."""
         body = self.transformer
         return {"Model": f"JiT: {body.depth} blocks of width {body.width}, all patches at once"}
 

@@ -78,7 +78,11 @@ class Layers:
         for layer in layers:
             if not 1 <= layer <= len(model.blocks):
                 raise PraError(f"layer {layer} is none of this model's: it has layers 1 to {len(model.blocks)}")
-        check_time(model, time)
+        if model.config.reading_time is None:
+            if time is not None:
+                raise PraError("--time is for JiT, which reads noised images; an autoregressive model reads clean ones")
+        elif time is None or not 0 <= time <= 1:
+            raise PraError(f"--time {time} is no flow time; give one from 0 (noise) to 1 (the clean image)")
         self.model, self.layers, self.time, self.name = model, list(layers), time, name
         self.shape = (len(layers), 2, model.config.width)
 
@@ -201,16 +205,3 @@ def check_memory(size: int) -> None:
             f"the features would need {size / 2**30:.0f} GiB of this machine's {there / 2**30:.0f}; name fewer "
             "--layers, or give --num"
         )
-
-
-def check_time(model: Model, time: float | None) -> None:
-    """Whether a model reads images at a flow time, and that time is one.
-
-    Raises:
-        PraError: not so.
-    """
-    if model.config.reading_time is None:
-        if time is not None:
-            raise PraError("--time is for JiT, which reads noised images; an autoregressive model reads clean ones")
-    elif time is None or not 0 <= time <= 1:
-        raise PraError(f"--time {time} is no flow time; give one from 0 (noise) to 1 (the clean image)")

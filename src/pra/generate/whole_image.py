@@ -15,11 +15,7 @@ from pra.noise import Purpose
 
 
 def sample_at_once(
-    model: ImageModel,
-    forward: Callable[[Tensor, Tensor, Tensor], Tensor],
-    config: SamplingConfig,
-    label: Tensor,
-    key: Tensor,
+    model: ImageModel, forward: Callable[..., Tensor], config: SamplingConfig, label: Tensor, key: Tensor
 ) -> Tensor:
     """Whole images ``(B, C, H, W)`` from noise.
 
@@ -63,11 +59,7 @@ def evaluations(config: SamplingConfig) -> int:
 
 
 def _velocity(
-    model: ImageModel,
-    forward: Callable[[Tensor, Tensor, Tensor], Tensor],
-    config: SamplingConfig,
-    label: Tensor,
-    asked: list[float],
+    model: ImageModel, forward: Callable[..., Tensor], config: SamplingConfig, label: Tensor, asked: list[float]
 ) -> solvers.Velocity:
     """The field of whole images under guidance, for evaluations at the times asked."""
     plan = Plan(config, model.config.num_patches, asked)

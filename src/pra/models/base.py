@@ -16,7 +16,11 @@ from pra.nn.transformer import Transformer
 
 
 class ImageModel(nn.Module):
-    """A model of images in patches. Each kind owns its :attr:`condition` and its :attr:`blocks`.
+    """A model of images in patches.
+
+    Each kind has a :attr:`condition`; ``blocks``, the transformer blocks over the patches, whose outputs are the layers
+    of features; and ``read(labels, patches, t)``, which runs them over whole images ``(B, N, P)``, at a flow time ``t``
+    ``(1, 1)`` if ``config.reading_time`` says so.
 
     Args:
         config: sizes and choices.
@@ -24,8 +28,6 @@ class ImageModel(nn.Module):
 
     config: ImageConfig
     condition: ClassCondition
-    blocks: nn.ModuleList
-    """The transformer blocks over the patches, whose outputs are the layers of features."""
 
     def __init__(self, config: ImageConfig) -> None:
         super().__init__()
@@ -58,19 +60,8 @@ class ImageModel(nn.Module):
         columns = self.config.grid[1]
         return unpatchify(patches, self.config.patch_size, (patches.shape[1] // columns, columns))
 
-    def read(self, labels: Tensor, patches: Tensor, t: Tensor | None = None) -> None:
-        """Run the blocks over whole images, for hooks on them to take features.
-
-        Args:
-            labels: ``(B,)``, as :attr:`condition` takes them.
-            patches: ``(B, N, P)``.
-            t: flow time of the patches, ``(1, 1)``, where the model reads noised ones (``config.reading_time``).
-        """
-        raise NotImplementedError
-
-    @torch.no_grad()
     def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)`` in [-1, 1] with labels ``(B,)``, through the codec and back; as they are without."""
+        """Images ``(B, C, H, W)`` in [-1, 1] with labels ``(B,)``, through the codec and back; unchanged without."""
         return images
 
 

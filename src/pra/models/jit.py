@@ -89,8 +89,8 @@ class JiT(ImageModel):
         return flow.velocity_from_data(self.out(h).float(), x_t, t.unsqueeze(-1))
 
     def read(self, labels: Tensor, patches: Tensor, t: Tensor | None = None) -> None:
-        """As in :class:`ImageModel`."""
-        assert t is not None, "JiT reads patches at a flow time"
+        """Run the blocks over patches at flow time ``t``."""
+        assert t is not None, "JiT reads noised patches"
         self(patches, t, labels)
 
 

@@ -41,7 +41,7 @@ class PRA(ImageModel):
             initialise(self, seed, [self.backbone.next_position], zeros)
 
     @property
-    def blocks(self) -> nn.ModuleList:  # type: ignore[override]  # an attribute would register them twice
+    def blocks(self) -> nn.ModuleList:
         """The backbone's."""
         return self.backbone.transformer.blocks
 
@@ -67,7 +67,7 @@ class PRA(ImageModel):
         return self.conditions(labels, patches[:, :-1])
 
     def read(self, labels: Tensor, patches: Tensor, t: Tensor | None = None) -> None:
-        """As in :class:`ImageModel`; the last patch is never an input."""
+        """Run the backbone; the last patch is never an input."""
         self.conditions(labels, patches[:, :-1])
 
     @torch.no_grad()

@@ -77,7 +77,7 @@ def second_head(run: RunConfig, start: str, steps: int) -> RunConfig:
     return replace(
         run,
         recipe=f"{run.recipe}, {NAME}",
-        model=run.model.with_shortcut(),
+        model=replace(run.model, head=replace(run.model.head, shortcut=True)),
         train=replace(
             run.train,
             steps=steps,
