@@ -263,10 +263,9 @@ def check_codec(model: Model) -> CodecConfig:
     Raises:
         PraError: it writes pixels directly.
     """
-    codec = model.config.codec
-    if codec is None:
+    if model.config.codec is None:
         raise PraError("this model writes its patches directly, without a codec; leave --reconstruction out")
-    return codec
+    return model.config.codec
 
 
 def _describe(extractor: FeatureExtractor) -> dict[str, Any]:

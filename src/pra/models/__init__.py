@@ -6,12 +6,18 @@ from __future__ import annotations
 import torch
 
 from pra.config import AnyModelConfig, JiTConfig
-from pra.models.jit import JiT
+from pra.models.head import HeadBlock
+from pra.models.jit import JiT, ModulatedBlock
 from pra.models.pra import PRA
+from pra.models.states import ResidualMLP
+from pra.nn.transformer import Block
 
-__all__ = ["PRA", "JiT", "Model", "build_model", "count_parameters"]
+__all__ = ["BLOCKS", "PRA", "JiT", "Model", "build_model", "count_parameters"]
 
 Model = PRA | JiT
+
+BLOCKS = (Block, ModulatedBlock, HeadBlock, ResidualMLP)
+"""Classes of modules that a model repeats; training compiles, recomputes and shards each of them by itself."""
 
 
 def build_model(config: AnyModelConfig, seed: int | None = 0) -> Model:

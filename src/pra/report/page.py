@@ -101,8 +101,7 @@ def _classes(checkpoint: Path | None) -> list[str]:
 def _gap(run: Path, config: RunConfig, measured: MeasuredGap | None, why: str | None) -> dict[str, Any]:
     """``measured`` with its charts, or ``why`` not."""
     if not config.model.autoregressive:
-        why = f"{config.model.name} makes all patches at once: there is no rollout, and no gap."
-        return {"measured": None, "why": why}
+        measured, why = None, f"{config.model.name} makes all patches at once: there is no rollout, and no gap."
     if measured is None:
         return {"measured": None, "why": why}
     newest = newest_checkpoint(run)

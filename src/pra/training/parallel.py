@@ -22,15 +22,8 @@ from pra.config import Parallelism, TrainConfig
 from pra.device import in_bfloat16
 from pra.distributed import World
 from pra.errors import PraError
-from pra.models import Model
-from pra.models.head import HeadBlock
-from pra.models.jit import ModulatedBlock
-from pra.models.states import ResidualMLP
-from pra.nn.transformer import Block
+from pra.models import BLOCKS, Model
 from pra.objectives import Losses
-
-BLOCKS = (Block, ModulatedBlock, HeadBlock, ResidualMLP)
-"""What a model repeats: compiled, recomputed and sharded one by one."""
 
 COMPILE = "train.compile", "set train.compile=false"
 """What asks for a compiler, and how to do without."""
