@@ -138,9 +138,13 @@ class Steps:
         return h[:, -1:]
 
     def reset(self) -> None:
-        """Clear the caches, and embed the times that the head is asked at: once a batch."""
+        """Begin a batch: clear the caches, and embed the times."""
         for cache in self.caches:
             cache.clear()
+        self.embed()
+
+    def embed(self) -> None:
+        """Embed the times that the head is asked at."""
         span = None if self.plan.span is None else torch.full_like(self.times, self.plan.span)
         embedded = self.head.embed(self.times, span)
         # In place: a captured step goes on reading the same memory.

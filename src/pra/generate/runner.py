@@ -204,38 +204,15 @@ class Engine:
 
 
 def fingerprint(model: nn.Module) -> list[object]:
-    """What changes when a module is replaced, hooked or patched, or a parameter lies elsewhere.
-
-    Modules are compared by identity, so the list keeps them alive.
-    """
-    marks: list[object] = [*global_hooks()]
+    """What changes when a module is replaced, hooked or patched, or a parameter lies elsewhere."""
+    everywhere = nn.modules.module
+    marks: list[object] = [*everywhere._global_forward_hooks, *everywhere._global_forward_pre_hooks]
     for module in model.modules():
         own = vars(module)
-        marks += [
-            _Same(module),
-            _Same(own.get("forward")),
-            len(own),
-            *module._forward_hooks,
-            *module._forward_pre_hooks,
-        ]
-    return [*marks, *(parameter.data_ptr() for parameter in model.parameters())]
-
-
-def global_hooks() -> list[int]:
-    """The hooks that are registered on all modules."""
-    return [*nn.modules.module._global_forward_hooks, *nn.modules.module._global_forward_pre_hooks]
-
-
-class _Same:
-    """Equal to another only of the very same object."""
-
-    def __init__(self, one: object) -> None:
-        self.one = one
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.one is other.one
-
-    __hash__ = None  # type: ignore[assignment]
+        # The module itself, not its number: a number may come back when a module is gone.
+        marks += module, own.get("forward"), len(own), *module._forward_hooks, *module._forward_pre_hooks
+        marks += [parameter.data_ptr() for parameter in module._parameters.values() if parameter is not None]
+    return marks
 
 
 class Lowered:

@@ -93,7 +93,8 @@ class NativeSteps(Steps):
             out = NativeLinear(found, self._packed.layer(decoder.out))
             self._decoder = (*self._part(decoder.state_in, decoder.transformer), out)
         self._normalise = NativeNorm(found)
-        self._content = content_hash(model.parameters())
+        self._parameters = list(model.parameters())
+        self._content = content_hash(self._parameters)
 
     def _part(self, into: nn.Linear, transformer: Any) -> tuple[NativeLinear, NativeTransformer]:
         linear = NativeLinear(self._library, self._packed.layer(into))
@@ -101,15 +102,20 @@ class NativeSteps(Steps):
 
     def begin(self, tokens: Tensor, prefix: Tensor) -> Tensor:
         """As in :class:`Steps`; true patches are read by the model's own modules, many at once."""
-        content = content_hash(self.model.parameters())
+        content = content_hash(self._parameters)
         if content != self._content:
-            self._content = content
+            self._content, self.embedded = content, None
             self._packed.refresh()
         if prefix.shape[1]:
             return super().begin(tokens, prefix)
         self.reset()
         h = self._transformer(tokens, self.backbone_cache)
         return h[:, -1:] + self.model.backbone.next_position[0]
+
+    def embed(self) -> None:
+        """As in :class:`Steps`, when the weights have changed."""
+        if self.embedded is None:
+            super().embed()
 
     def read(self, patch: Tensor) -> Tensor:
         """As in :class:`Steps`."""
