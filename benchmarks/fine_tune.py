@@ -83,7 +83,8 @@ def main(
     wanted = [("rate /", divisor, length) for divisor in lower for length in steps]
     for way, divisor, length in [*wanted, *(("scratch", 1.0, length) for length in scratch)]:
         new, _ = fine_tune.propose(str(run), before, config, survey, None, length, torch.device("cpu"))
-        optimizer = replace(new.train.optimizer, lr=config.train.optimizer.lr / divisor)
+        rates = config.train.optimizer.slower(divisor)
+        optimizer = replace(new.train.optimizer, lr=rates.lr, matrices=rates.matrices)
         new = replace(new, train=replace(new.train, optimizer=optimizer, sample_every=0))
         if way == "scratch":
             new = replace(new, initial=None, train=replace(new.train, codec_warmup=config.train.codec_warmup))

@@ -30,7 +30,7 @@ from pra.solvers import EVALUATIONS
 from pra.studies.measures import Judge
 from pra.studies.settings import find_setting
 from pra.training.averages import EMA, exponential
-from pra.training.optimizer import build_optimizer, learning_rate
+from pra.training.optimizer import build_optimizer
 from pra.weights import read_json
 
 BATCH = 500
@@ -208,8 +208,7 @@ def _train_peer(run: RunConfig, size: ModelConfig) -> nn.Module:
     data = TrainingSet(one_class(), size.image_size, size.channels, run.data, config.seed)
     stop = config.steps * config.batch_size
     for step, batch in enumerate(tqdm(batches(data, 0, config.batch_size, stop), total=config.steps, mininterval=5)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, step, config.steps)
+        optimizer.set_rates(config.optimizer, step, config.steps)
         loss = model(batch.images.float() / 255)
         optimizer.zero_grad()
         loss.backward()

@@ -103,6 +103,7 @@ def assert_equal(one: Path, other: Path) -> None:
 # --- two equal one ------------------------------------------------------------------------------------------
 
 DROPOUT = ("train.objective.class_dropout=0.5", "train.micro_batch_size=2", "train.averages=[0.1]")
+MUON = "train.optimizer.matrices=Muon"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,10 @@ DROPOUT = ("train.objective.class_dropout=0.5", "train.micro_batch_size=2", "tra
         pytest.param("tiny:jit", ["train.steps=6"], ["train.parallel=fsdp", "data.workers=1"], marks=pytest.mark.slow),
         pytest.param("tiny:teacher-forced", [], ["train.parallel=fsdp"], marks=pytest.mark.slow),
         pytest.param("tiny:exact", [], ["train.parallel=fsdp"], marks=pytest.mark.slow),
+        ("tiny", [MUON, "train.steps=6"], ["train.parallel=fsdp"]),
+        pytest.param("tiny", [MUON], ["train.parallel=ddp"], marks=pytest.mark.slow),
+        pytest.param("tiny", [MUON], ["train.parallel=fsdp"], marks=pytest.mark.slow),
+        pytest.param("tiny:jit", [MUON], ["train.parallel=fsdp"], marks=pytest.mark.slow),
         pytest.param("tiny", DROPOUT, ["train.parallel=ddp", "train.compile=true"], marks=pytest.mark.slow),
         pytest.param("tiny", DROPOUT, ["train.parallel=fsdp", "train.compile=true"], marks=pytest.mark.slow),
     ],
@@ -209,13 +214,14 @@ def test_a_machine_that_does_not_come(tmp_path: Path, rank: int, line_of_torch: 
 # --- going on -----------------------------------------------------------------------------------------------
 
 
-def test_from_two_processes_to_one_and_back(tmp_path: Path) -> None:
-    straight, run = alone(tmp_path / "straight", "train.steps=9"), tmp_path / "run"
-    shared(run, "train.steps=3", "train.parallel=fsdp")
+@pytest.mark.parametrize("own", [[], pytest.param([MUON], marks=pytest.mark.slow)])
+def test_from_two_processes_to_one_and_back(own: list[str], tmp_path: Path) -> None:
+    straight, run = alone(tmp_path / "straight", "train.steps=9", *own), tmp_path / "run"
+    shared(run, "train.steps=3", "train.parallel=fsdp", *own)
     optimizer = run / "checkpoints" / "step-00000003" / "optimizer"
     assert len(list(optimizer.glob(SHARDS))) == 2
-    alone(run, "train.steps=6")
-    shared(run, "train.steps=9", "train.parallel=ddp")
+    alone(run, "train.steps=6", *own)
+    shared(run, "train.steps=9", "train.parallel=ddp", *own)
     assert_equal(straight, run)
     assert pra.Sampler(pra.load(run)).sample([3], [0]).shape == (1, 1, 8, 8)
 

@@ -86,7 +86,7 @@ def parts_of(value: Any) -> dict[type, Any]:
 
 def every_part() -> dict[type, Any]:
     run = pra.recipe("pra-l-256")
-    objects = (JIT, run, config.Exact(), config.Noised(sigma=0.1))
+    objects = (JIT, run, config.Exact(), config.Noised(sigma=0.1), config.Muon())
     return {kind: part for one in objects for kind, part in parts_of(one).items()}
 
 

@@ -22,6 +22,8 @@ from pra.config.run import RunConfig, Targets
 from pra.config.sampling import SHORTCUT_STEPS, GuidanceSchedule, SamplingConfig, Solver, TimeGrid, check_sampling
 from pra.config.training import (
     LearningRate,
+    MatrixOptimizer,
+    Muon,
     ObjectiveConfig,
     OptimizerConfig,
     Parallelism,
@@ -46,7 +48,9 @@ __all__ = [
     "ImageConfig",
     "JiTConfig",
     "LearningRate",
+    "MatrixOptimizer",
     "ModelConfig",
+    "Muon",
     "Noised",
     "ObjectiveConfig",
     "OnCorrupt",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pra.config.checks import between, coerce, divisors, nearest_multiple, nearest_of, positive
 from pra.config.rollout import Parallel, Rollout
@@ -59,8 +59,30 @@ class LearningRate(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Muon (:class:`pra.training.optimizer.MuonOptimizer`). Its peak rate ``lr`` is on the scale of AdamW's."""
+
+    lr: float = 5e-3
+    momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        coerce(self)
+        positive(self, "lr")
+        if not 0 <= self.momentum < 1:
+            raise PraError(f"momentum must lie in [0, 1), got {self.momentum}")
+
+
+MatrixOptimizer = Muon | None
+"""The optimizer of the blocks' hidden matrices; None is AdamW, as for all other parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW; weight decay acts on matrices only. ``clip`` bounds the gradient's norm."""
+    """AdamW, and perhaps another optimizer for the hidden ``matrices`` of the model's blocks.
+
+    All share the warm-up, the schedule and the weight decay, which acts on matrices only. ``clip`` bounds the norm of
+    the whole gradient.
+    """
 
     lr: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.95)
@@ -69,6 +91,7 @@ class OptimizerConfig:
     schedule: LearningRate = LearningRate.CONSTANT
     clip: float = 1.0
     ema_decay: float = 0.9999
+    matrices: MatrixOptimizer = None
 
     def __post_init__(self) -> None:
         coerce(self)
@@ -78,6 +101,17 @@ class OptimizerConfig:
         between(self, "weight_decay", 0.0, math.inf)
         between(self, "warmup_steps", 0, math.inf)
         between(self, "ema_decay", 0.0, 1.0)
+
+    def slower(self, divisor: float) -> OptimizerConfig:
+        """The same with every rate divided by ``divisor``."""
+        matrices = self.matrices and replace(self.matrices, lr=self.matrices.lr / divisor)
+        return replace(self, lr=self.lr / divisor, matrices=matrices)
+
+    def rates(self) -> str:
+        """``0.002``, or ``0.002 (Muon on the blocks' matrices: 0.005)``: the peak rates, for reports."""
+        if self.matrices is None:
+            return f"{self.lr:g}"
+        return f"{self.lr:g} ({type(self.matrices).__name__} on the blocks' matrices: {self.matrices.lr:g})"
 
 
 SHORTEST_AVERAGE, LONGEST_AVERAGE = 0.001, 0.28

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 from pra.config.checks import alternatives, field_types, fit
 from pra.config.model import AnyModelConfig, JiTConfig
 from pra.config.rollout import Rollout
+from pra.config.training import MatrixOptimizer
 from pra.errors import PraError, nearest
 
 T = TypeVar("T")
 
-TAGGED = (*typing.get_args(Rollout), JiTConfig)
+TAGGED = (*alternatives(Rollout), JiTConfig, *alternatives(MatrixOptimizer))
 """Classes that JSON names as "type". Of several possible ones a single one may do without: it is what no type means."""
 
 
@@ -122,7 +123,8 @@ def _complete(kind: Any, value: Any, where: str) -> Any:
     classes = _classes(kind)
     if not classes:
         return to_dict(fit(kind, value, where))
-    if isinstance(value, str) and len(classes) > 1:  # a bare name: the defaults of that class
+    if isinstance(value, str) and not classes.keys().isdisjoint(one.__name__ for one in TAGGED):
+        # A bare name: the defaults of that class.
         value = {"type": value}
     chosen = _chosen(classes, value, where)
     if not isinstance(value, dict):

@@ -128,7 +128,7 @@ def _training(training: Training, average: str, curves: bool) -> list[str]:
         f"- recipe `{config.recipe}`{_rollout(config)}; the weights are {_average(config, average)}",
         f"- data: `{_public(config.data.source)}`, brought to size by `{config.data.fit.value}`"
         + (", flipped at random" if config.data.flip else ""),
-        f"- {training.step} steps of {train.batch_size} images, learning rate {train.optimizer.lr:g} "
+        f"- {training.step} steps of {train.batch_size} images, learning rate {train.optimizer.rates()} "
         f"({train.optimizer.schedule.value}), seed {train.seed}",
     ]
     if config.initial:

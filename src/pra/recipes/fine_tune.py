@@ -130,7 +130,7 @@ def propose(
         PraError: no time, or a step needs more memory than the device has.
     """
     train = _of_everything(run.train) if run else _training(model, device)
-    optimizer = replace(train.optimizer, lr=train.optimizer.lr / LOWER, schedule=LearningRate.COSINE)
+    optimizer = replace(train.optimizer.slower(LOWER), schedule=LearningRate.COSINE)
     config = RunConfig(
         recipe=NAME,
         model=replace(model.config, num_classes=len(survey.classes)),

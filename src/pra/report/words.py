@@ -70,7 +70,7 @@ def _training(train: TrainConfig) -> str:
     rates = train.optimizer
     lengths = "".join(f", {power_name(length)}" for length in train.averages)
     return (
-        f"{train.steps:,} steps of {train.batch_size} images; AdamW, learning rate {rates.lr:g} "
+        f"{train.steps:,} steps of {train.batch_size} images; AdamW, learning rate {rates.rates()} "
         f"({rates.schedule.value}, warm-up {rates.warmup_steps:,} steps); moving average {rates.ema_decay:.5g}"
         f"{lengths}; seed {train.seed}"
     )

@@ -27,7 +27,7 @@ from pra.errors import PraError, reason_of
 from pra.images import new_folder
 from pra.models import Model
 from pra.training.averages import EMA
-from pra.training.optimizer import gathered
+from pra.training.optimizer import Optimizers, gathered
 
 OPTIMIZER = "optimizer"
 
@@ -60,7 +60,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[Any] | None = None
 
-    def save(self, step: int, model: Model, averages: Mapping[str, EMA], optimizer: torch.optim.Optimizer) -> None:
+    def save(self, step: int, model: Model, averages: Mapping[str, EMA], optimizer: Optimizers) -> None:
         """Copies the state after ``step`` steps and begins to write it. Waits for the checkpoint before, if need be.
 
         Raises:
@@ -182,7 +182,7 @@ def restore_weights(folder: Path, model: Model, averages: Mapping[str, EMA]) -> 
     return step_of(folder)
 
 
-def restore_optimizer(folder: Path, model: Model, optimizer: torch.optim.Optimizer, world: World) -> None:
+def restore_optimizer(folder: Path, model: Model, optimizer: Optimizers, world: World) -> None:
     """Loads the optimiser's state; each process its own part, where the weights are sharded.
 
     Raises:
@@ -192,7 +192,7 @@ def restore_optimizer(folder: Path, model: Model, optimizer: torch.optim.Optimiz
     for path, value in _read_optimizer(folder / OPTIMIZER, parameters, world).items():
         name, key = _parameter_and_moment(path)
         # AdamW(fused) keeps its step counter on the parameter's device.
-        optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
+        optimizer.state(parameters[name])[key] = value.to(parameters[name].device)
 
 
 def _read_optimizer(folder: Path, parameters: dict[str, nn.Parameter], world: World) -> dict[str, Tensor]:
@@ -229,7 +229,7 @@ def _cause(error: BaseException) -> BaseException:
     return next(iter(failures.values()))[0] if failures else error
 
 
-def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: Model, optimizer: Optimizers) -> dict[str, Tensor]:
     """``{parameter name}/{moment}``: the optimiser's state by name, whatever the grouping."""
-    moments = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
+    moments = {name: optimizer.state(parameter) for name, parameter in model.named_parameters()}
     return {f"{name}/{key}": value for name, own in moments.items() for key, value in sorted(own.items())}

@@ -31,7 +31,7 @@ from pra.signals import caught_signals
 from pra.training import checkpoint
 from pra.training.averages import build_averages
 from pra.training.initial import load_initial
-from pra.training.optimizer import build_optimizer, learning_rate, whole
+from pra.training.optimizer import build_optimizer, whole
 from pra.training.parallel import SharedLoss
 from pra.training.plots import CURVES, draw_curves
 from pra.training.run import Metrics, check_data, check_run, check_shared, loss_terms, write_run
@@ -221,9 +221,7 @@ class Trainer:
         train = self.config.train
         if 0 < self.step == train.codec_warmup:
             self.losses.all_learn()
-        rate = learning_rate(train.optimizer, self.step, train.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.optimizer.set_rates(train.optimizer, self.step, train.steps)
         parts = []
         with enough_memory(len(step_batches[0].images), self.device, LESS_MEMORY), self.world.together():
             for place, batch in enumerate(step_batches, start=1):
