@@ -93,4 +93,4 @@ def test_the_setting_alone_is_refused() -> None:
     tiny = pra.recipe("tiny")
     for config in (tiny, pra.recipe("tiny:jit"), override(tiny, "model.head.shortcut", "true")):
         with pytest.raises(PraError, match="pra distill RUN"):
-            override(config, "train.shortcut_only", "true")
+            override(config, "train.trainable", "shortcut")

@@ -162,7 +162,7 @@ def test_of_a_distilled_run_everything_is_trained_again() -> None:
     config = settings(model, run)
     assert (config.model, config.sampling.solver) == (replace(run.model, num_classes=2), run.sampling.solver)
     train, usual = config.train, ObjectiveConfig()
-    assert not train.shortcut_only
+    assert train.trainable == ("all",)
     assert (train.objective.noise_draws, train.objective.shortcut_draws) == (usual.noise_draws, usual.shortcut_draws)
     assert train.optimizer.weight_decay == OptimizerConfig().weight_decay > 0
     assert train.objective.pixel_loss == run.train.objective.pixel_loss

@@ -104,6 +104,7 @@ def assert_equal(one: Path, other: Path) -> None:
 
 DROPOUT = ("train.objective.class_dropout=0.5", "train.micro_batch_size=2", "train.averages=[0.1]")
 MUON = "train.optimizer.matrices=Muon"
+PARTS = 'train.trainable=["head.*", "codec.decoder.*"]'
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,18 @@ MUON = "train.optimizer.matrices=Muon"
         pytest.param("tiny:teacher-forced", [], ["train.parallel=fsdp"], marks=pytest.mark.slow),
         pytest.param("tiny:exact", [], ["train.parallel=fsdp"], marks=pytest.mark.slow),
         ("tiny", [MUON, "train.steps=6"], ["train.parallel=fsdp"]),
+        ("tiny", [PARTS, "train.steps=6", "train.codec_warmup=2"], ["train.parallel=ddp"]),
+        ("tiny", [PARTS, "train.steps=6"], ["train.parallel=fsdp"]),
+        pytest.param("tiny", ["train.trainable=head.*"], ["train.parallel=ddp"], marks=pytest.mark.slow),
+        pytest.param("tiny", ["train.trainable=head.*"], ["train.parallel=fsdp"], marks=pytest.mark.slow),
+        pytest.param("tiny", ["train.trainable=auxiliary.*"], ["train.parallel=fsdp"], marks=pytest.mark.slow),
+        pytest.param("tiny", ["train.trainable=codec.*"], ["train.parallel=fsdp"], marks=pytest.mark.slow),
+        pytest.param(
+            "tiny",
+            [MUON, "train.trainable=all-but-codec"],
+            ["train.parallel=fsdp", "train.activation_checkpointing=true"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param("tiny", [MUON], ["train.parallel=ddp"], marks=pytest.mark.slow),
         pytest.param("tiny", [MUON], ["train.parallel=fsdp"], marks=pytest.mark.slow),
         pytest.param("tiny:jit", [MUON], ["train.parallel=fsdp"], marks=pytest.mark.slow),

@@ -50,8 +50,8 @@ def alternatives(kind: Any) -> list[Any]:
 def fit(kind: Any, value: Any, where: str) -> Any:
     """A value as one of the type that a setting is annotated with: ``int``, ``tuple[float, ...] | None``, an enum, ...
 
-    Integers do for floats, lists for tuples, values for members of enums, and numpy's numbers for Python's. A string
-    is no number, and a number no boolean.
+    Integers do for floats, lists for tuples, one string for a list of strings, values for members of enums, and numpy's
+    numbers for Python's. A string is no number, and a number no boolean.
 
     Raises:
         PraError: it is none, and no member has it; ``where`` names the setting.
@@ -71,6 +71,8 @@ def fit(kind: Any, value: Any, where: str) -> Any:
 
 def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     several = items[-1] is Ellipsis
+    if isinstance(value, str) and items == (str, ...):
+        value = [value]
     if isinstance(value, list | tuple):
         items = items[:1] * len(value) if several else items
     if not isinstance(value, list | tuple) or len(value) != len(items):

@@ -54,8 +54,8 @@ class RunConfig:
             )
         if self.model.codec is None and self.train.codec_warmup:
             raise PraError(f"train.codec_warmup {self.train.codec_warmup}: this model has no codec to warm up; set 0")
-        if self.train.shortcut_only and not (self.model.has_shortcut and self.initial):
+        if self.train.trainable == ("shortcut",) and not (self.model.has_shortcut and self.initial):
             raise PraError(
-                "train.shortcut_only is for the second head (model.head.shortcut) of a model that is trained: "
+                "train.trainable=shortcut is for the second head (model.head.shortcut) of a model that is trained: "
                 "pra distill RUN sets all three"
             )

@@ -156,8 +156,10 @@ class TrainConfig:
 
     For the first ``codec_warmup`` steps the codec's terms are the only loss (for the ablation: everything is trained
     together in the paper). ``compile`` has torch fuse the step's arithmetic: a minute at the start for a faster step
-    (on CPUs it needs a C++ compiler); the whole loss in one process, block by block in several. With ``shortcut_only``
-    all weights stay but those of the second head.
+    (on CPUs it needs a C++ compiler); the whole loss in one process, block by block in several.
+
+    ``trainable`` names the parameters that learn; all others keep their weights. Each entry is ``all``, ``shortcut``
+    (the second head), ``all-but-codec``, or a pattern of names such as ``head.*`` (:mod:`pra.training.trainable`).
 
     ``averages`` are the relative lengths of power-function averages to keep beside the exponential one
     (:mod:`pra.training.averages`), such as ``(0.05, 0.1)``: the standard deviation of an averaging profile as a part of
@@ -173,7 +175,7 @@ class TrainConfig:
     seed: int = 0
     rollout: Rollout = Parallel()  # noqa: RUF009  (frozen)
     codec_warmup: int = 0
-    shortcut_only: bool = False
+    trainable: tuple[str, ...] = ("all",)
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     averages: tuple[float, ...] = ()
@@ -199,6 +201,8 @@ class TrainConfig:
         between(self, "seed", 0, 2**63 - 1)
         between(self, "keep_checkpoints", 1, math.inf)
         between(self, "keep_every", 0, math.inf)
+        if not self.trainable:
+            raise PraError("trainable: the list is empty. Name what learns, such as all or head.*")
         if self.keep_every % self.checkpoint_every:
             raise PraError(
                 f"keep_every {self.keep_every} is no multiple of checkpoint_every {self.checkpoint_every}: at such "

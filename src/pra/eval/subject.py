@@ -11,7 +11,7 @@ import torch
 
 import pra.weights
 from pra import noise
-from pra.config import DataConfig, Precision, RunConfig, SamplingConfig, apply_settings, from_dict
+from pra.config import DataConfig, Precision, SamplingConfig, apply_settings
 from pra.data import Source, open_source
 from pra.distributed import World
 from pra.errors import PraError
@@ -30,6 +30,7 @@ from pra.generate.requests import Listed, Numbered, Requests
 from pra.hub.download import is_address
 from pra.noise import Purpose
 from pra.provenance import file_sha256
+from pra.training.run import read_run
 
 OF_A_RUN = 50_000
 """Images sampled from a run where --num does not say."""
@@ -185,10 +186,7 @@ def _sampling(sampler: Sampler, requests: Requests) -> Callable[[range, int], Ge
 def _data_of(folder: Path) -> DataConfig:
     """The data that a checkpoint's run learnt from; without a source for a saved model."""
     run = pra.weights.run_of(folder)
-    if run is None:
-        return DataConfig(source="")
-    path = run / pra.weights.CONFIG
-    return from_dict(RunConfig, pra.weights.read_json(path), str(path)).data
+    return DataConfig(source="") if run is None else read_run(run).data
 
 
 def _finished(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:

@@ -72,7 +72,12 @@ def second_head(run: RunConfig, start: str, steps: int) -> RunConfig:
     """The run that gives ``run``, which lies in the folder ``start``, a second head."""
     assert run.model.autoregressive, "only a model with a head is distilled"
     optimizer = replace(
-        run.train.optimizer, schedule=LearningRate.COSINE, warmup_steps=WARM_UP, ema_decay=EMA_DECAY, weight_decay=0.0
+        run.train.optimizer,
+        schedule=LearningRate.COSINE,
+        warmup_steps=WARM_UP,
+        ema_decay=EMA_DECAY,
+        weight_decay=0.0,
+        matrices=None,
     )
     return replace(
         run,
@@ -82,7 +87,7 @@ def second_head(run: RunConfig, start: str, steps: int) -> RunConfig:
             run.train,
             steps=steps,
             codec_warmup=0,
-            shortcut_only=True,
+            trainable=("shortcut",),
             objective=replace(run.train.objective, noise_draws=1, shortcut_draws=DRAWS),
             optimizer=optimizer,
         ),

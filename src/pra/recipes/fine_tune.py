@@ -157,12 +157,12 @@ def propose(
 
 def _of_everything(train: TrainConfig) -> TrainConfig:
     """As a run was trained; of a distilled one, whose settings are for its second head alone, as one is by default."""
-    if not train.shortcut_only:
+    if train.trainable != ("shortcut",):
         return train
     usual = ObjectiveConfig()
     return replace(
         train,
-        shortcut_only=False,
+        trainable=("all",),
         objective=replace(train.objective, noise_draws=usual.noise_draws, shortcut_draws=usual.shortcut_draws),
         optimizer=replace(train.optimizer, weight_decay=OptimizerConfig().weight_decay),
     )

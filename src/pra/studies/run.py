@@ -64,6 +64,8 @@ def run_key(config: RunConfig) -> str:
     """
     values = _essence(config)
     values.pop("recipe", None)
+    if config.train.trainable == ("shortcut",):  # by its older name, under which published tables know the run
+        values["train"]["shortcut_only"] = bool(values["train"].pop("trainable"))
     for part, names in FREE.items():
         for name in names:
             if name != "steps":

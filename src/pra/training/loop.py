@@ -35,6 +35,7 @@ from pra.training.optimizer import build_optimizer, whole
 from pra.training.parallel import SharedLoss
 from pra.training.plots import CURVES, draw_curves
 from pra.training.run import Metrics, check_data, check_run, check_shared, loss_terms, write_run
+from pra.training.trainable import codec_learns, set_trainable
 
 HEALTHY_STATE_STD = 0.3
 """Of a state's weakest dimension. Runs that went well have gone down to 0.40 (docs/imagenet.md), collapse to 0."""
@@ -121,12 +122,13 @@ class Trainer:
         _check_classes(self.source, config.model.num_classes)
         check_run(folder, config)  # once more: another process may just have ended here
         check_data(folder, config, self.source)
-        with world.first_alone():  # LPIPS's weights are downloaded once
-            self.perceptual = self._perceptual()
         # What the first process finds: a network file system may show the others an older list.
         last = world.combine(weights.newest_checkpoint(folder) if world.leads else None, lambda found: found[0])
         self.model = build_model(config.model, config.train.seed if last is None else None).to(device)
         self.model.sampling = config.sampling
+        set_trainable(self.model, config.train)
+        with world.first_alone():  # LPIPS's weights are downloaded once
+            self.perceptual = self._perceptual()
         if len(self.source.classes) == config.model.num_classes:
             self.model.classes = self.source.classes
         self.initial: dict[str, Any] | None = None
@@ -139,9 +141,6 @@ class Trainer:
         if last is not None:
             _check_same_classes(last, self.model, self.source)
             self.step = checkpoint.restore_weights(last, self.model, self.averages)
-        if config.train.shortcut_only:
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name.startswith("shortcut."))
         idle = self.step < config.train.codec_warmup
         averages = [average.model for average in self.averages.values()]
         self.losses = SharedLoss(self.model, averages, losses_of(self.model), config.train, world, device, idle)
@@ -363,8 +362,8 @@ class Trainer:
 
     def _perceptual(self) -> Perceptual | None:
         config = self.config
-        # Without a codec nothing is reconstructed, and where only the second head learns nothing learns from it.
-        learns = config.train.objective.perceptual_weight and not config.train.shortcut_only
+        # Without a codec that learns, nothing learns from it.
+        learns = config.train.objective.perceptual_weight and codec_learns(self.model)
         if not learns or config.model.codec is None:
             return None
         from pra.perceptual import lpips_distance

@@ -142,7 +142,16 @@ def read_run(folder: Path) -> RunConfig:
     values = read_json(folder / CONFIG)
     if "recipe" not in values:
         raise PraError(f"{folder} holds a model, not a run: its {CONFIG} names no recipe; give the folder of a run")
-    return from_dict(RunConfig, values, str(folder / CONFIG))
+    return from_dict(RunConfig, _renamed(values), str(folder / CONFIG))
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run by today's names: ``train.shortcut_only`` has become ``train.trainable``."""
+    train = values.get("train")
+    if not isinstance(train, dict) or "shortcut_only" not in train:
+        return values
+    kept = {name: value for name, value in train.items() if name != "shortcut_only"}
+    return values | {"train": kept | {"trainable": "shortcut" if train["shortcut_only"] else "all"}}
 
 
 class Metrics:
