@@ -39,9 +39,13 @@ def measured(work):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_sampling(name, guidance):
-    run = run_of(ALL[name], guidance=guidance)
+@pytest.mark.parametrize(
+    "sampling",
+    [{"guidance": 1.0}, {"guidance": 2.0}, {"guidance": 2.0, "solver": config.Solver.EULER_MARUYAMA, "steps": 3}],
+    ids=["plain", "guided", "sde"],
+)
+def test_sampling(name, sampling):
+    run = run_of(ALL[name], **sampling)
     parts = sampling_flops(run)
     assert sum(parts.values()) == measured(lambda: Sampler(PRA(run.model), run.sampling).sample([1], [2]))
     assert (parts["decoder"] == 0) == (run.model.codec is None)

@@ -74,13 +74,14 @@ def sampling_costs(
         steps = Steps(model, sampling, batch)
         labels, nothing = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, 0, config.patch_dim)
         starts = torch.zeros(batch, config.num_patches, config.state_dim)
-        first = next(generate(steps, labels, starts, nothing))
+        draws = torch.zeros(batch, sampling.steps, config.state_dim) if sampling.adds_noise else None
+        first = next(generate(steps, labels, starts, nothing, lambda position: draws))
         # Embedding the times is the head's work, once a batch.
         embedding = _count(steps.reset)
         head = embedding
         for guided, positions in steps.plan.positions().items():
             scale = torch.ones(()) if guided else None
-            head += positions * _count(lambda scale=scale: steps.integrate(first.h, first.state, scale))  # type: ignore[misc]
+            head += positions * _count(lambda scale=scale: steps.integrate(first.h, first.state, scale, draws))  # type: ignore[misc]
         tokens = model.condition(labels.repeat(steps.streams))
         prefill = _count(lambda: steps.begin(tokens, nothing)) - embedding
         counts = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pra import flops
 from pra.bench.device import Peak, timed
-from pra.config import ModelConfig, Precision, SamplingConfig, Solver
+from pra.config import ModelConfig, Precision, SamplingConfig
 from pra.generate import Engine, Steps, Token, generate
 from pra.models import PRA
 
@@ -61,7 +61,7 @@ def measured(engine: Engine, rows: Sequence[Row]) -> list[Row]:
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
     starts = torch.randn(batch, size.num_patches, size.state_dim, device=device)
     draws = torch.randn(batch, steps.config.steps, size.state_dim, device=device)
-    given = draws if steps.config.solver is Solver.EULER_MARUYAMA else None
+    given = draws if steps.config.adds_noise else None
     seconds: dict[str, list[float]] = {}
     with engine.arithmetic():
         token = next(generate(steps, labels, starts, starts.new_empty(batch, 0, size.patch_dim), lambda _: given))

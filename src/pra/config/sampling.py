@@ -80,6 +80,11 @@ class SamplingConfig:
         if self.times is not None:
             self._check_times(self.times)
 
+    @property
+    def adds_noise(self) -> bool:
+        """Whether the solver is that of an SDE, which draws noise in every interval."""
+        return self.solver is Solver.EULER_MARUYAMA
+
     def with_steps(self, steps: int) -> SamplingConfig:
         """The same in another number of steps; ``times`` are of one number of them, and go with it."""
         return dataclasses.replace(self, steps=steps, times=self.times if steps == self.steps else None)

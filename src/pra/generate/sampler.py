@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pra import noise
 from pra.compiler import compiled
-from pra.config import Precision, SamplingConfig, Solver, check_sampling
+from pra.config import Precision, SamplingConfig, check_sampling
 from pra.config.checks import member
 from pra.device import autocast
 from pra.errors import NotFiniteError, PraError
@@ -210,7 +210,7 @@ class Sampler:
         intervals = torch.arange(config.steps, device=self.device)
 
         def draws(position: int) -> Tensor | None:
-            if config.solver is not Solver.EULER_MARUYAMA:
+            if not config.adds_noise:
                 return None
             return config.temperature * noise.normal(
                 noise.fold(noise.fold(diffusion, position), intervals), size.state_dim
