@@ -429,3 +429,11 @@ def test_a_disk_that_cannot_sync_is_not_trusted(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(os, "fsync", fail(stat.S_ISDIR))
     assert same_weights(pra.load(pra.save(model, tmp_path / "model")), model)
+
+
+def test_save_replaced_part_is_refused(tmp_path: Path) -> None:
+    """It could not be loaded: the configuration builds another part."""
+    model = PRA(pra.recipe("tiny").model)
+    model.codec.decoder.out = torch.nn.Sequential(model.codec.decoder.out, torch.nn.Tanh())
+    refused(lambda: pra.save(model, tmp_path / "model"), "cannot be saved", "codec.decoder.out.weight is missing")
+    assert not (tmp_path / "model").exists()

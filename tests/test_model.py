@@ -9,6 +9,7 @@ from models import ALL, LEARNED, PIXEL, batch, random_model
 from pra.config import TransformerConfig
 from pra.errors import PraError
 from pra.models import PRA
+from pra.models.base import initialise
 from pra.models.head import time_features
 from pra.nn.patches import patchify, unpatchify
 from pra.nn.rope import raster_positions, rotary_table, rotate
@@ -243,3 +244,11 @@ def test_impossible_models_are_refused(change, message):
 def test_heads_must_fit_the_width():
     with pytest.raises(PraError, match=r"width 30 with 4 heads.*try"):
         TransformerConfig(depth=1, width=30, heads=4)
+
+
+def test_initialise_unknown_kind_of_parameter_is_refused():
+    """Left as memory is, it would hold any number."""
+    model = PRA(LEARNED, seed=None)
+    model.codec.decoder.out = torch.nn.Conv1d(1, 1, 1)
+    with pytest.raises(ValueError, match=r"codec.decoder.out.weight has no initial values"):
+        initialise(model, 0, [model.backbone.next_position], [])

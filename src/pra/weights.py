@@ -66,10 +66,18 @@ def write_model(model: Model, folder: Path, half: bool = False) -> None:
     """``config.json`` and ``model.safetensors``, the weights as they are or rounded to float16.
 
     Raises:
-        PraError: a weight beyond float16.
+        PraError: a weight beyond float16, or a model whose parts were replaced: it could not be loaded.
         OSError: the disk is full or refuses.
     """
     tensors = model.state_dict()
+    with torch.device("meta"):
+        expected = build_model(model.config, seed=None).state_dict()
+    changed = [name for name in {**expected, **tensors} if _shape(expected, name) != _shape(tensors, name)]
+    if changed:
+        raise PraError(
+            f"this model cannot be saved: its {changed[0]} is {_shape(tensors, changed[0])}, where its configuration "
+            f"builds {_shape(expected, changed[0])}. Keep its state_dict() instead"
+        )
     if half:
         tensors = {name: _halved(tensor, name) for name, tensor in tensors.items()}
     write_config(model, folder)

@@ -110,7 +110,7 @@ class Layers:
 
     def _pool(self, output: Tensor) -> Tensor:
         """``(B, T, D)`` to ``(2, B, D)``."""
-        tokens = output[:, self.model.config.class_tokens :].float()
+        tokens = output[:, self.model.prefix :].float()
         tokens = F.rms_norm(tokens, tokens.shape[-1:], eps=1e-6)
         return torch.stack([tokens.mean(dim=1), tokens[:, -1]])
 

@@ -18,10 +18,11 @@ from pra.config.checks import member
 from pra.device import autocast
 from pra.errors import NotFiniteError, PraError
 from pra.generate.algorithm import Draws, generate
-from pra.generate.inputs import Labels, Seeds, changed_sampling, label_numbers, seed_numbers
+from pra.generate.inputs import Seeds, changed_sampling, seed_numbers
 from pra.generate.runner import Engine, cache_bytes
 from pra.generate.whole_image import sample_at_once
 from pra.models import PRA, Model
+from pra.models.condition import Labels
 from pra.noise import Purpose
 
 logger = logging.getLogger(__name__)
@@ -264,13 +265,9 @@ class Sampler:
             raise PraError(f"{found[0]} images and {count} labels: give one label per image")
 
     def _requests(self, labels: Labels, seeds: Seeds) -> tuple[Tensor, Tensor]:
-        label, seed = label_numbers(labels, self.model.classes), seed_numbers(seeds)
+        label, seed = self.model.condition.parse(labels, self.model.classes), seed_numbers(seeds)
         if len(label) != len(seed) or not len(label):
             raise PraError(f"{len(label)} labels and {len(seed)} seeds: give one seed per label, at least one")
-        wrong = label[(label < 0) | (label > self.model.condition.null)]
-        if len(wrong):
-            last = len(self.model.classes) - 1
-            raise PraError(f"label {int(wrong[0])} is out of range: this model's classes are 0 to {last}")
         return label.to(self.device), noise.keys(0, seed).to(self.device)
 
 

@@ -14,10 +14,11 @@ from pra import weights
 from pra.errors import PraError, nearest
 from pra.extras import import_failed
 from pra.generate import Samplers
-from pra.generate.inputs import Labels, changed_sampling, label_numbers
+from pra.generate.inputs import changed_sampling
 from pra.hub.download import PREFIX, download, is_address
 from pra.images import to_pil
 from pra.models import Model
+from pra.models.condition import Labels
 
 try:
     from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -95,7 +96,7 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         Raises:
             PraError: no such class; the nearest is given.
         """
-        numbers: list[int] = label_numbers(label, self.model.classes).tolist()
+        numbers: list[int] = self.model.condition.parse(label, self.model.classes).tolist()
         return numbers
 
     @torch.no_grad()
@@ -128,7 +129,7 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         if output_type not in OUTPUTS:
             raise PraError(f"output_type {output_type!r} is unknown{nearest(str(output_type), OUTPUTS)}")
         null = self.model.condition.null
-        labels = label_numbers(null if class_labels is None else class_labels, self.model.classes)
+        labels = self.model.condition.parse(null if class_labels is None else class_labels, self.model.classes)
         given = {"guidance": guidance_scale, "steps": num_inference_steps}
         changes = {name: value for name, value in given.items() if value is not None}
         if self._samplers.model is not self.model:  # another was registered

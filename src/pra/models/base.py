@@ -51,6 +51,11 @@ class ImageModel(nn.Module):
         """Of the weights."""
         return next(self.parameters()).dtype
 
+    @property
+    def prefix(self) -> int:
+        """Tokens of the condition before those of the patches."""
+        raise NotImplementedError
+
     def patchify(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, N, P)``."""
         return patchify(images, self.config.patch_size)
@@ -88,9 +93,16 @@ def initialise(model: nn.Module, seed: int, positions: Iterable[Tensor], zeros: 
         seed: decides every number.
         positions: parameters that are embeddings, but in no ``nn.Embedding``.
         zeros: linear layers whose weight starts at zero (DiT, arXiv 2212.09748).
+
+    Raises:
+        ValueError: a parameter of a kind that is not known here.
     """
     generator = torch.Generator().manual_seed(seed)
+    positions = list(positions)
+    known = {id(position) for position in positions}
     for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm):
+            known |= {id(parameter) for parameter in module.parameters(recurse=False)}
         if isinstance(module, nn.Linear):
             _normal(module.weight, (2.0 / sum(module.weight.shape)) ** 0.5, generator)
             if module.bias is not None:
@@ -108,6 +120,9 @@ def initialise(model: nn.Module, seed: int, positions: Iterable[Tensor], zeros: 
                     parameter.div_((2 * module.config.depth) ** 0.5)
     for linear in zeros:
         nn.init.zeros_(linear.weight)
+    unset = [name for name, parameter in model.named_parameters() if id(parameter) not in known]
+    if unset:
+        raise ValueError(f"{unset[0]} has no initial values: say in initialise() how a module of its kind begins")
 
 
 def _normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:

@@ -6,10 +6,18 @@ conditions in training. Nothing outside it knows how either is encoded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from pra.errors import PraError, nearest
+
+Labels: TypeAlias = int | str | Sequence[int | str] | Tensor
+"""Classes by number or name; one alone is a batch of one."""
 
 
 class ClassCondition(nn.Module):
@@ -40,6 +48,30 @@ class ClassCondition(nn.Module):
         """The null condition where ``mask`` ``(B,)`` is true, the given ones elsewhere."""
         return labels.masked_fill(mask, self.null)
 
+    def parse(self, given: Labels, classes: Sequence[str]) -> Tensor:
+        """Labels ``(B,)`` on the CPU, from classes by number or by name.
+
+        Args:
+            given: what the user asks for.
+            classes: the names of the classes.
+
+        Raises:
+            PraError: a name that no class has (the nearest is given), a number out of range, or anything else.
+        """
+        names = [label for label in listed(given) if isinstance(label, str) and label not in classes]
+        if names:
+            raise PraError(f"no class {names[0]!r}{nearest(names[0], classes)}")
+        numbers = [classes.index(label) if isinstance(label, str) else label for label in listed(given)]
+        labels = integers(numbers, "labels must be whole numbers of 64 bits or names of classes")
+        wrong = labels[(labels < 0) | (labels > self.null)]
+        if len(wrong):
+            raise PraError(f"label {int(wrong[0])} is out of range: this model's classes are 0 to {self.null - 1}")
+        return labels
+
+    def file_name(self, label: int, classes: Sequence[str]) -> str:
+        """A condition as a part of a file's name, such as ``0007-cat``."""
+        return f"{label:04d}-" + "".join(c if c.isalnum() else "-" for c in classes[label])
+
     def rows_for(self, known: Sequence[str], classes: Sequence[str]) -> list[int]:
         """Which row of ``embedding`` each of other classes begins with, their null class last.
 
@@ -49,3 +81,23 @@ class ClassCondition(nn.Module):
         """
         places = {name: place for place, name in reversed(list(enumerate(known)))}
         return [*(places.get(name, self.null) for name in classes), self.null]
+
+
+def listed(values: Any) -> list[Any]:
+    """The values of a tensor, an array or a sequence; one value as a list of one."""
+    if isinstance(values, Tensor | np.ndarray):
+        values = values.tolist()
+    return list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
+
+
+def integers(values: Any, expected: str) -> Tensor:
+    """Whole numbers as int64 on the CPU, nothing rounded and nothing wrapped.
+
+    Raises:
+        PraError: ``expected``, where they are anything else.
+    """
+    given = listed(values)
+    try:
+        return torch.tensor([operator.index(value) for value in given], dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise PraError(f"{expected}, got {' '.join(repr(given).split())[:200]}") from None

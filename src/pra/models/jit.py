@@ -70,6 +70,11 @@ class JiT(ImageModel):
         if seed is not None:
             initialise(self, seed, [self.position], [*modulations, self.final_modulation, self.out])
 
+    @property
+    def prefix(self) -> int:
+        """Copies of the class's token."""
+        return self.config.class_tokens
+
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """The velocity ``dx/dt`` at ``x_t``: ``(B, N, P)``, float32.
 

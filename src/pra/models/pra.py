@@ -45,6 +45,11 @@ class PRA(ImageModel):
         """The backbone's."""
         return self.backbone.transformer.blocks
 
+    @property
+    def prefix(self) -> int:
+        """The condition's."""
+        return self.condition.count
+
     def head_for(self, solver: Solver) -> FlowHead:
         """The head that a solver integrates: the second one for steps that it has learnt."""
         if solver is not Solver.SHORTCUT:

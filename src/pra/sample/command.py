@@ -76,7 +76,7 @@ def sample_command(
             place,
             _columns(requests),
             batch_size,
-            lambda label, seed: f"{label:04d}-{_file_name(classes[label])}-seed{seed:06d}",
+            lambda label, seed: f"{sampler.model.condition.file_name(label, classes)}-seed{seed:06d}",
             world,
         )
     if world.leads:
@@ -134,7 +134,3 @@ def _tell(requests: Requests, new: int, seconds: float, out: Path, world: World)
         labels = set(requests.labels(range(len(requests))))
         what = f"{requests.to_json()['order']}, {len(labels)} label{'s' if len(labels) > 1 else ''}"
     print(f"{len(requests)} images ({what}): {out}")
-
-
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text)

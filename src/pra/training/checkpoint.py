@@ -207,8 +207,10 @@ def _read_optimizer(folder: Path, parameters: dict[str, nn.Parameter], world: Wo
         # Not every parameter has a state: one without gradients so far has none.
         for path, saved in reader.read_metadata().state_dict_metadata.items():
             parameter = parameters[_parameter_and_moment(path)[0]].detach()
-            scalar = isinstance(saved, TensorStorageMetadata) and not saved.size
-            tensors[path] = torch.zeros(()) if scalar else torch.zeros_like(parameter)
+            assert isinstance(saved, TensorStorageMetadata), "an optimizer's state is tensors"
+            # Like the parameter where it has the parameter's shape: of a shard each process has its own.
+            same = saved.size == parameter.shape
+            tensors[path] = torch.zeros_like(parameter) if same else torch.zeros(saved.size)
         with _single_process_meant():
             load(tensors, storage_reader=reader, no_dist=world.size == 1)
     except (OSError, KeyError, SafetensorError, CheckpointException) as error:

@@ -67,6 +67,7 @@ class Packed:
 
     def layer(self, module: nn.Linear) -> LinearStruct:
         """A linear layer."""
+        assert type(module) is nn.Linear, "asked without looking whether it is supported"
         return self.linear(
             lambda: module.weight.detach(), None if module.bias is None else lambda: module.bias.detach()
         )

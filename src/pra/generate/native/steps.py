@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import re
 from typing import Any
 
 import torch
@@ -17,6 +18,31 @@ from pra.generate.native.parts import NativeHead, NativeLinear, NativeNorm, Nati
 from pra.models import PRA, build_model
 from pra.models.states import StateCodec
 
+_LINEAR = ("weight", "bias")
+_TRANSFORMER = {
+    *("blocks.N.attention_norm.weight", "blocks.N.attention.qkv.weight", "blocks.N.attention.out.weight"),
+    *("blocks.N.attention.query_norm.weight", "blocks.N.attention.key_norm.weight"),
+    *("blocks.N.mlp_norm.weight", "blocks.N.mlp.into.weight", "blocks.N.mlp.out.weight", "norm.weight"),
+}
+_AROUND = {f"{layer}.{name}" for layer in ("patch_in", "state_in", "out") for name in _LINEAR}
+_IN_TRANSFORMER = {f"transformer.{name}" for name in _TRANSFORMER}
+_HEAD = {
+    f"{layer}.{name}"
+    for layer in (
+        *("state_in", "condition_in", "time_in.N", "span_in.N", "blocks.N.norm", "blocks.N.mlp.into"),
+        *("blocks.N.mlp.out", "modulations.N", "final_modulation", "out"),
+    )
+    for name in _LINEAR
+}
+KNOWN = {
+    "backbone": {"next_position"} | _IN_TRANSFORMER | _AROUND,
+    "head": _HEAD,
+    "shortcut": _HEAD,
+    "codec.decoder": _IN_TRANSFORMER | _AROUND,
+}
+"""The parameters that the compiled arithmetic reads, by part, numbers written N: no others may be there. All else
+(condition, encoder) is run by its modules anyway."""
+
 PLAIN = (int, float, str, bool, tuple, enum.Enum, type(None))
 """Types of attributes that are compared with those of a new model."""
 
@@ -24,36 +50,54 @@ PLAIN = (int, float, str, bool, tuple, enum.Enum, type(None))
 def unsupported(model: PRA) -> str | None:
     """Why the compiled arithmetic must not stand in for a model's modules; ``None`` where it may.
 
-    It may where every module is exactly what the configuration builds: the same class under the same name, with the
-    same plain attributes and parameters, without hooks, without a method of its own.
+    It may where every module of the parts that it replaces has the parameters that it knows, and is exactly what the
+    configuration builds: the same class under the same name, with the same plain attributes and shapes, without hooks,
+    without a method of its own.
     """
     parameters = dict(model.named_parameters())
     if any(parameter.device.type != "cpu" for parameter in parameters.values()):
         return "the model is not on the CPU"
     if any(p.dtype is not torch.float32 or not p.is_contiguous() for p in parameters.values()):
         return "its weights are not contiguous float32"
-    changed = _changed(model)
+    everywhere = nn.modules.module
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        return "a hook is registered on all modules"
+    reference = _reference(model.config)
+    changed = _changed("the model", model, reference) or _changed(
+        "codec", model.codec, reference.get_submodule("codec")
+    )
+    for name, known in KNOWN.items():
+        part = _part(model, name)
+        if part is None or changed is not None:
+            continue
+        strange = {re.sub(r"\b\d+\b", "N", one) for one, _ in part.named_parameters()} - known
+        changed = f"{name}.{min(strange)} is not known" if strange else _all_changed(name, part, _part(reference, name))
     if changed is not None:
         return changed
     return None if library() is not None else f"there is no C++ compiler, or {SWITCH}=0"
 
 
-def _changed(model: PRA) -> str | None:
-    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
-        return "a hook is registered on all modules"
-    expected, found = dict(_reference(model.config).named_modules()), dict(model.named_modules())
-    if expected.keys() != found.keys():
-        name = next(iter(expected.keys() ^ found.keys()))
-        return f"{name} is not as the configuration builds it"
-    for name, module in found.items():
-        other = expected[name]
-        if type(module) is not type(other):
-            return f"{name} is a {type(module).__name__}, not a {type(other).__name__}"
-        if module._forward_hooks or module._forward_pre_hooks:
-            return f"{name or 'the model'} has a forward hook"
-        if _plain(module) != _plain(other):
-            return f"{name or 'the model'} has changed attributes"
-    return None
+def _part(model: nn.Module, name: str) -> nn.Module | None:
+    """A part of a model by its name; ``None`` where the model has no such part."""
+    return dict(model.named_modules()).get(name)
+
+
+def _all_changed(part: str, found: nn.Module, expected: nn.Module | None) -> str | None:
+    """What differs between a part of a model and that of a new one."""
+    there, built = dict(found.named_modules()), dict(expected.named_modules()) if expected is not None else {}
+    if built.keys() != there.keys():
+        return f"{part}.{min(built.keys() ^ there.keys())} is not as the configuration builds it"
+    names = ((name, f"{part}.{name}" if name else part) for name in there)
+    return next((said for name, full in names if (said := _changed(full, there[name], built[name]))), None)
+
+
+def _changed(name: str, module: nn.Module, expected: nn.Module) -> str | None:
+    """What differs between a module, without its children, and that of a new model."""
+    if type(module) is not type(expected):
+        return f"{name} is a {type(module).__name__}, not a {type(expected).__name__}"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return f"{name} has a forward hook"
+    return None if _plain(module) == _plain(expected) else f"{name} has changed attributes"
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
