@@ -20,9 +20,9 @@ from pra.config import (
 )
 from pra.flops import sampling_flops, training_flops
 from pra.generate import whole_image
-from pra.studies.catalogue import STUDIES
-from pra.studies.groups import Group
-from pra.studies.settings import SCALES, SETTINGS, base
+from studies.catalogue import STUDIES
+from studies.groups import Group
+from studies.settings import SCALES, SETTINGS, base
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from pra.generate import Sampler, whole_image
 from pra.generate.learnt_grid import learn_grid
 from pra.images import from_uint8, to_uint8
 from pra.models import Model, build_model
-from pra.studies.settings import Scale, Setting
+from studies.settings import Scale, Setting
 
 Row = dict[str, Any]
 
