@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pra import PRA, PraError, Sampler, load, recipe, to_uint8, train
-from pra.config import SHORTCUT_STEPS, ModelConfig, RunConfig, SamplingConfig, Solver, apply_settings
+from pra.config import SHORTCUT_STEPS, DataConfig, ModelConfig, RunConfig, SamplingConfig, Solver, apply_settings
 from pra.data import TrainingSet, batches, open_source
 from pra.data.images import ArraySource
+from pra.eval.classifier import Classifier, fit_classifier
 from pra.eval.evaluate import evaluate
+from pra.eval.reference import Reference, from_source
 from pra.eval.samples import Batch
 from pra.images import write_atomically
 from pra.solvers import EVALUATIONS
-from pra.studies.measures import Judge
-from pra.studies.settings import find_setting
 from pra.training.averages import EMA, exponential
 from pra.training.optimizer import build_optimizer
 from pra.weights import read_json
@@ -38,6 +38,8 @@ NEAR = 1.05
 """A FID that is as good: within 5 %."""
 
 CPU = torch.device("cpu")
+SIZE = (8, 8)
+"""Height and width of the digits."""
 
 THEIRS = "theirs, midpoint"
 
@@ -87,7 +89,7 @@ def measure(folder: Path, steps: int, images: int, shortcut: bool = False) -> tu
         raise PraError(f"{path} is of other settings ({known['settings']}); repeat those, or choose another folder")
     points = [Point(**row) for row in known["points"]]
     ways = Ways(folder, steps)
-    judge = Judge.prepare(find_setting("digits-16"), folder / "judges", folder, CPU, progress=False)
+    judge = prepare_judge(folder / "judges")
     tried = TRIED | (SHORTCUT if shortcut else {})
     for way, evaluations in [(way, count) for way, counts in tried.items() for count in counts]:
         if any((point.way, point.evaluations) == (way, evaluations) for point in points):
@@ -155,8 +157,19 @@ class Ways:
         return self.ours[shortcut]
 
 
+Judge = tuple[Classifier, Reference]
+"""The classifier whose features judge, and the statistics of the real digits."""
+
+
+def prepare_judge(folder: Path) -> Judge:
+    """Fit the classifier, which ``folder`` keeps, to the digits with their classes."""
+    source, data = open_source("digits"), DataConfig(source="digits")
+    extractor = fit_classifier(source, SIZE, 1, data, CPU, progress=False, folder=folder)
+    return extractor, from_source(source, SIZE, 1, data, extractor, keep=2, progress=False)
+
+
 def _fid(make: Make, images: int, judge: Judge) -> float:
-    extractor, reference = judge.open(CPU)
+    extractor, reference = judge
     torch.manual_seed(0)  # theirs draws from torch's own generator
 
     def samples() -> Iterator[Batch]:

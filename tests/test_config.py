@@ -11,7 +11,7 @@ from pra import PraError, config, recipe
 from pra.config import RunConfig, differences, from_dict, override, to_dict
 from pra.recipes import RECIPES
 from pra.recipes.systems import SYSTEMS
-from pra.studies.run import run_key
+from studies.run import run_key
 
 EVERY = [base + system for base in RECIPES for system in ("", *(f":{s}" for s in SYSTEMS))]
 

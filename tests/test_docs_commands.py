@@ -27,8 +27,9 @@ from pra import cli, recipe
 from pra.arguments import join_command, options_of
 from pra.config import apply_settings
 from pra.errors import PraError
-from pra.studies.catalogue import find_study
-from pra.studies.settings import find_scale, find_setting
+from studies import command as laboratory
+from studies.catalogue import find_study
+from studies.settings import find_scale, find_setting
 
 OTHERS = {"apt", "sudo", "mkdir", "cp", "find", "export", ".", "hf"}
 """Programs that are not ours."""
@@ -75,19 +76,30 @@ def looked_at(name: str, command: Callable[..., None]) -> Callable[..., None]:
             called = values.get("recipe_name") or values.get("run") or values.get("name")
             if called and "/" not in called:
                 apply_settings(recipe(called), values.get("settings", ()))
-        if name == "study" and values["name"]:
-            find_study(values["name"]), find_scale(values["scale"])
-            for setting in (values["setting"] or "").split(","):
-                if setting:
-                    find_setting(setting)
 
     return stand_in
 
 
+def studies(words: list[str]) -> None:
+    """``python -m studies``, with a function that looks at names and runs no study."""
+
+    @functools.wraps(laboratory.study_command)
+    def stand_in(name: str = "", *, setting: str | None = None, scale: str = "cpu", **_: Any) -> None:
+        if name:
+            find_study(name), find_scale(scale)
+            for one in setting.split(",") if setting else ():
+                find_setting(one)
+
+    with patch.object(laboratory, "study_command", stand_in):
+        parsed(lambda: laboratory.main(words))
+
+
 def python(words: list[str]) -> None:
-    """``-m pra``, or a script of this repository."""
+    """``-m pra``, ``-m studies``, or a script of this repository."""
     if words[:2] == ["-m", "pra"]:
         return pra(words[2:])
+    if words[:2] == ["-m", "studies"]:
+        return studies(words[2:])
     if words[:2] == ["-m", "venv"]:
         return None
     path = ROOT / words[0]
@@ -200,7 +212,8 @@ def named_command(words: list[str]) -> bool:
 @functools.cache
 def every_option() -> set[str]:
     """Of our commands, our scripts and torchrun."""
-    ours = {name for command in cli.COMMANDS.values() for name in options_of(command)}
+    commands = [*cli.COMMANDS.values(), laboratory.study_command]
+    ours = {name for command in commands for name in options_of(command)}
     theirs = {text for action in get_args_parser()._actions for text in action.option_strings}
     scripts = {
         "--" + name.replace("_", "-")
@@ -239,8 +252,10 @@ def test_the_pages_have_commands() -> None:
         ("pra sample RUN RUN2", "no 'RUN2'"),
         ("pra train fashoin", "no recipe 'fashoin'"),
         ("pra train digits --set train.optimizer.rl=1", "no setting"),
-        ("pra study noize", "no study 'noize'"),
-        ("pra study noise --setting fashion-63", "no setting 'fashion-63'"),
+        ("pra study noise", "run there: python -m studies noise"),
+        ("python -m studies noize", "no study 'noize'"),
+        ("python -m studies noise --setting fashion-63", "no setting 'fashion-63'"),
+        ("python -m studies noise --jbos 2", "python -m studies has no option '--jbos'; did you mean '--jobs'?"),
         ("pra show && pra sho", "no command 'sho'"),
         ("python -m pra sample RUN \\\n    --sedes 3", "has no option '--sedes'"),
         ("python benchmarks/nothing.py", "no script benchmarks/nothing.py"),
@@ -275,6 +290,10 @@ def test_commands_that_there_are_not(line: str, reason: str, tmp_path: Path) -> 
         ("--guidance", True),
         ("--solver-steps", False),
         ("--set key=value", True),
+        ("pra study", False),
+        ("python -m studies solver", True),
+        ("python -m studies", True),
+        ("python -m studies --sedes 3", False),
         ("python benchmarks/nothing.py", False),
         ("make docs", True),
         ("make doc", False),

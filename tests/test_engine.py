@@ -26,7 +26,7 @@ from pra.generate import Engine, generate, guidance, runner
 from pra.generate.native import SWITCH, library
 from pra.images import to_uint8
 from pra.nn.cache import StaticCache
-from pra.studies.measures import Quality
+from studies.measures import Quality
 
 LABELS, SEEDS = [0, 4, 2], [10, 11, 12]
 GUIDED = SamplingConfig(guidance=3.0, steps=2)

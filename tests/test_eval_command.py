@@ -33,7 +33,7 @@ from pra.eval.reference import from_file, from_source, summarise
 from pra.eval.samples import Batch, labels_like
 from pra.generate.requests import Listed
 from pra.provenance import package_version
-from pra.studies import measures
+from studies import measures
 
 pytestmark = pytest.mark.usefixtures("classifiers")
 

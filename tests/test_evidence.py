@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pra.studies import STUDIES
-from pra.studies.groups import Group, groups
-from pra.studies.records import read_rows
+from studies import STUDIES
+from studies.groups import Group, groups
+from studies.records import read_rows
 
 ROOT = Path(__file__).parents[1]
 MARK = re.compile(r"<!-- figures of (\S+): (.+) -->")

@@ -1,7 +1,8 @@
-"""What a wheel holds: all that the package reads when it runs."""
+"""A wheel holds all that the package reads when it runs, and nothing of the laboratory."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, project)
     shutil.copytree(ROOT / "src", project / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    (project / "studies").mkdir()
+    for module in (ROOT / "studies").glob("*.py"):
+        shutil.copy(module, project / "studies")
     build = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
     done = subprocess.run([sys.executable, "-c", build], cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -52,7 +56,17 @@ def test_files_beside_the_modules_are_in_the_wheel(wheel: set[str], pattern: str
 def test_every_module_and_the_command_are_in_the_wheel(wheel: set[str]) -> None:
     assert in_the_checkout("**/*.py") <= wheel
     assert any(name.endswith(".dist-info/entry_points.txt") for name in wheel)
-    assert not [name for name in wheel if not name.startswith(("pra/", "pra-"))]
+
+
+def test_laboratory_is_not_in_the_wheel(wheel: set[str]) -> None:
+    assert (ROOT / "studies" / "__main__.py").exists()
+    assert [name for name in wheel if not name.startswith(("pra/", "pra-")) or "studies" in name] == []
+
+
+def test_package_does_not_import_the_laboratory() -> None:
+    imports = re.compile(r"^\s*(from|import)\s+(pra\.)?studies\b", re.M)
+    modules = sorted((ROOT / "src" / "pra").rglob("*.py"))
+    assert [path.name for path in modules if imports.search(path.read_text())] == []
 
 
 def test_the_model_that_comes_with_pra_is_in_the_wheel(wheel: set[str]) -> None:

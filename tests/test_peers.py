@@ -204,7 +204,7 @@ def test_what_is_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return float(len(judged))
 
     monkeypatch.setattr(peers_quality, "_fid", fid)
-    monkeypatch.setattr(peers_quality.Judge, "prepare", lambda *_, **__: None)
+    monkeypatch.setattr(peers_quality, "prepare_judge", lambda folder: None)
     monkeypatch.setattr(peers_quality, "Ways", lambda folder, steps: lambda way, evaluations: None)
     monkeypatch.setattr(peers_quality, "TRIED", {"ours, dpm": (3, 4, 5)})
     with pytest.raises(KeyboardInterrupt):

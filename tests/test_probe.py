@@ -29,10 +29,10 @@ from pra.eval.probe_features import Layers, Pixels, Pooling, check_memory, selec
 from pra.eval.probe_linear import LINEAR, Linear, accuracy, find_linear
 from pra.images import from_uint8
 from pra.models import JiT
-from pra.studies import SETTINGS, STUDIES, Cell, Scale, Setting, run_study
-from pra.studies.records import read_rows
-from pra.studies.report_probe import by_name, chosen, probe_table
-from pra.studies.run import Workplace
+from studies import SETTINGS, STUDIES, Cell, Scale, Setting, run_study
+from studies.records import read_rows
+from studies.report_probe import by_name, chosen, probe_table
+from studies.run import Workplace
 
 CPU = torch.device("cpu")
 

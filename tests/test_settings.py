@@ -18,8 +18,8 @@ import pra
 from pra import config
 from pra.config import RunConfig, SamplingConfig, TrainConfig, TransformerConfig, apply_settings, from_dict, to_dict
 from pra.recipes import RECIPES
-from pra.studies.run import run_key
 from pra.training.run import FREE
+from studies.run import run_key
 
 # --- several settings at once -------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 import pytest
 
 from pra.signals import BOTH, caught_signals, ended_by_sigterm, handled
-from pra.studies.run import _ending
 from pra.training.loop import Interrupted
+from studies.run import _ending
 
 
 def handlers() -> list[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import runpy
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,25 +17,25 @@ from refusal import refused
 from safetensors import safe_open
 from safetensors.torch import save
 
-from pra import cli
 from pra.config import SamplingConfig, Solver, apply_settings
 from pra.errors import PraError
 from pra.eval import classifier
 from pra.eval.classifier import Classifier
 from pra.eval.rollout_gap import inhomogeneity
 from pra.generate import learnt_grid
-from pra.provenance import file_sha256
+from pra.provenance import environment, file_sha256
 from pra.recipes import distill
 from pra.recipes.systems import TOLERANCE, parameters
-from pra.studies import SETTINGS, STUDIES, Cell, Scale, Setting, Study, run_study
-from pra.studies.catalogue import find_study, only
-from pra.studies.groups import groups
-from pra.studies.measures import Gap, Measure, Quality, Reconstruction
-from pra.studies.records import Records, read_rows
-from pra.studies.report import write_report
-from pra.studies.run import Workplace, run_key
-from pra.studies.settings import LONGER, SCALES, base, find_scale, find_setting
 from pra.training.run import read_run
+from studies import SETTINGS, STUDIES, Cell, Scale, Setting, Study, run_study
+from studies.catalogue import find_study, only
+from studies.command import main
+from studies.groups import groups
+from studies.measures import Gap, Measure, Quality, Reconstruction
+from studies.records import Records, read_rows
+from studies.report import write_report
+from studies.run import Workplace, run_key
+from studies.settings import LONGER, SCALES, base, find_scale, find_setting
 
 SMALL = Scale(
     name="small", width=16, depth=1, heads=1, codec_depth=1, head_depth=1, steps=2, batch_factor=1, samples=40,
@@ -88,7 +89,7 @@ def test_a_study_is_made_once_and_goes_on(tmp_path: Path) -> None:
     assert 0 <= rows[0]["accuracy"] <= 1
     readme = (tmp_path / "studies" / "systems" / "README.md").read_text()
     assert f"{rows[0]['fid']:.3f}" in readme
-    assert "\npra study systems --setting digits-16 --scale small --seeds 0\n" in readme
+    assert "\npython -m studies systems --setting digits-16 --scale small --seeds 0\n" in readme
     assert (tmp_path / "studies" / "systems" / "digits-16-small.png").exists()
     picture = tmp_path / "studies" / "systems" / "digits-16-small-samples.jpg"
     with Image.open(picture) as samples:
@@ -155,7 +156,7 @@ def test_some_systems_alone() -> None:
 def test_a_trained_run_is_not_opened_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As several processes measure it at a time, and one alone may hold it."""
     go(study_of(QUALITY), tmp_path)
-    monkeypatch.setattr("pra.studies.run.train", lambda *_, **__: pytest.fail("it is trained"))
+    monkeypatch.setattr("studies.run.train", lambda *_, **__: pytest.fail("it is trained"))
     assert len(go(study_of(QUALITY, Reconstruction(40)), tmp_path)) == 3
 
 
@@ -255,10 +256,10 @@ def test_at_scale_cpu_one_seed_of_the_fewest_settings_is_run_unless_more_is_name
         asked.append((len(settings), list(seeds)))
         raise PraError("stop")
 
-    monkeypatch.setattr("pra.studies.command.run_study", stop)
+    monkeypatch.setattr("studies.command.run_study", stop)
     settings = ",".join(STUDIES[name].settings)
     for more in ([], ["--setting", settings, "--seeds", "0-2"], ["--scale", "gpu"]):
-        assert cli.main(["study", name, *more, "--out", str(tmp_path)]) == 2
+        assert main([name, *more, "--out", str(tmp_path)]) == 2
     few, every = 2 if name == "token-dimension" else 1, len(STUDIES[name].settings)
     assert asked == [(few, [0]), (every, [0, 1, 2]), (every, [0, 1, 2])]
 
@@ -316,14 +317,37 @@ def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     refused(lambda: find_study("system"), "'system'", "systems")
     refused(lambda: find_setting("fashon-64"), "fashion-64")
     refused(lambda: find_scale("gpus"), "gpu")
-    assert cli.main(["study", "systms"]) == 2
-    assert cli.main(["study", "systems", "--setting", "digits"]) == 2
-    assert cli.main(["study", "systems", "--jobs", "0"]) == 2
-    assert cli.main(["study", "systems", "--setting", "digits-16", "--systems", "prah"]) == 2
+    assert main(["systms"]) == 2
+    assert main(["systems", "--setting", "digits"]) == 2
+    assert main(["systems", "--jobs", "0"]) == 2
+    assert main(["systems", "--setting", "digits-16", "--systems", "prah"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4
     assert "no system 'prah'; did you mean 'pra'?" in errors[-1]
     assert all(line.startswith("pra: error: ") for line in errors)
-    assert cli.main(["study"]) == 0
-    listed = capsys.readouterr().out
-    assert all(name in listed for name in STUDIES)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("/home/ann/pra/studies/__main__.py", ["python", "-m", "studies"]),
+        ("/home/ann/pra/src/pra/__main__.py", ["pra"]),
+        ("/home/ann/.venv/bin/pra", ["pra"]),
+        ("train.py", ["train.py"]),
+    ],
+)
+def test_environment_names_the_program_as_typed(
+    program: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [program, "noise"])
+    assert environment()["command"] == [*words, "noise"]
+
+
+def test_module_without_a_name_lists_the_studies(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["studies/__main__.py"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("studies", run_name="__main__")
+    assert ended.value.code == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(STUDIES)

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from pra.flops import sampling_flops, training_flops
-from pra.studies import SETTINGS, STUDIES
-from pra.studies.catalogue import only
-from pra.studies.costs import relative
-from pra.studies.groups import groups
-from pra.studies.names import COLOURS, NAMES, in_ranges
-from pra.studies.pairs import paired, two_sided
-from pra.studies.plot_parts import LEAST_SPAN, ticks_between
-from pra.studies.plots_sampling import SOLVERS
-from pra.studies.records import read_rows
-from pra.studies.report import commands, with_shorter, write_report
-from pra.studies.settings import SCALES, Scale, base
-from pra.studies.tables import tables
+from studies import SETTINGS, STUDIES
+from studies.catalogue import only
+from studies.costs import relative
+from studies.groups import groups
+from studies.names import COLOURS, NAMES, in_ranges
+from studies.pairs import paired, two_sided
+from studies.plot_parts import LEAST_SPAN, ticks_between
+from studies.plots_sampling import SOLVERS
+from studies.records import read_rows
+from studies.report import commands, with_shorter, write_report
+from studies.settings import SCALES, Scale, base
+from studies.tables import tables
 
 ROOT = Path(__file__).parents[1]
 DIGITS = SETTINGS["digits-16"]
@@ -169,7 +169,7 @@ def test_flops_are_counted_beside_pras(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_commands_make_the_rows_of_all_sittings() -> None:
     study = STUDIES["systems"]
     systems = [cell.system for cell in study.cells(DIGITS, SCALES["cpu"])]
-    words = "pra study systems --setting digits-16 --scale cpu"
+    words = "python -m studies systems --setting digits-16 --scale cpu"
 
     def of(seeds: dict[str, tuple[int, ...]]) -> list[str]:
         rows = [row(name, seed, 1.0, 3.0, scale="cpu") for name, numbers in seeds.items() for seed in numbers]
@@ -212,7 +212,7 @@ def legends(figure: Any) -> set[str]:
 
 def drawn(name: str, rows: list[dict[str, Any]]) -> Any:
     """The figure, drawn without a warning."""
-    from pra.studies.plots import draw, draw_tokens
+    from studies.plots import draw, draw_tokens
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")

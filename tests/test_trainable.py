@@ -20,10 +20,10 @@ from pra import cli
 from pra.config import RunConfig, TrainConfig, apply_settings
 from pra.models import build_model
 from pra.recipes import distill
-from pra.studies.run import run_key
 from pra.training import loop
 from pra.training.run import read_run
 from pra.training.trainable import codec_learns, set_trainable
+from studies.run import run_key
 
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
 

@@ -45,23 +45,37 @@ def check_arguments(commands: Mapping[str, Callable[..., None]], args: Sequence[
     """
     if not args:
         raise PraError(f"which command? Known: {', '.join(commands)}; see `pra --help`")
-    command, words = args[0], args[1:]
-    if command.startswith("-"):
+    name, words = args[0], args[1:]
+    if name.startswith("-"):
         return
-    if command not in commands:
-        raise PraError(f"no command {command!r}{nearest(command, commands)}")
-    options = options_of(commands[command])
+    if name not in commands:
+        raise PraError(f"no command {name!r}{nearest(name, commands)}")
+    check_words(f"pra {name}", commands[name], words)
+
+
+def check_words(program: str, command: Callable[..., None], words: Sequence[str]) -> None:
+    """Check the words of one command, as :func:`check_arguments` does.
+
+    Args:
+        program: what people type before the words, such as ``pra train``.
+        command: the function.
+        words: its arguments and options.
+
+    Raises:
+        PraError: the first wrong, missing or superfluous word.
+    """
+    options = options_of(command)
     for word in filter(_is_option, words):
         name = _name(word)
         if name not in (*options, *HELP):
-            raise PraError(f"pra {command} has no option {name!r}{nearest(name, options)}")
+            raise PraError(f"{program} has no option {name!r}{nearest(name, options)}")
     if not set(HELP) & set(words):
-        values, free = _sorted_out(words, options, command)
-        _check_values(values, options, command)
-        _check_free(free, commands[command], command)
+        values, free = _sorted_out(words, options, program)
+        _check_values(values, options, program)
+        _check_free(free, command, program)
         missing = [name for name, option in options.items() if option.required and name not in dict(values)]
         if missing:
-            raise PraError(f"pra {command} needs {missing[0]}; see `pra {command} --help`")
+            raise PraError(f"{program} needs {missing[0]}; see `{program} --help`")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +123,7 @@ def _name(word: str) -> str:
 
 
 def _sorted_out(
-    words: Sequence[str], options: Mapping[str, Option], command: str
+    words: Sequence[str], options: Mapping[str, Option], program: str
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """Options with their values, flags with an empty one, and the words that belong to none."""
     values, free = [], []
@@ -122,12 +136,12 @@ def _sorted_out(
         else:
             value = next(rest, None)
             if value is None or _is_option(value):
-                raise PraError(f"pra {command} {_name(word)} needs a value; see `pra {command} --help`")
+                raise PraError(f"{program} {_name(word)} needs a value; see `{program} --help`")
             values.append((_name(word), value))
     return values, free
 
 
-def _check_values(values: Sequence[tuple[str, str]], options: Mapping[str, Option], command: str) -> None:
+def _check_values(values: Sequence[tuple[str, str]], options: Mapping[str, Option], program: str) -> None:
     for name, value in values:
         kind = options[name].kind
         if kind in NUMBERS:
@@ -135,11 +149,11 @@ def _check_values(values: Sequence[tuple[str, str]], options: Mapping[str, Optio
                 kind(value)
             except ValueError:
                 raise PraError(
-                    f"pra {command} {name} needs {NUMBERS[kind]}, not {value!r}; see `pra {command} --help`"
+                    f"{program} {name} needs {NUMBERS[kind]}, not {value!r}; see `{program} --help`"
                 ) from None
 
 
-def _check_free(words: Sequence[str], command: Callable[..., None], name: str) -> None:
+def _check_free(words: Sequence[str], command: Callable[..., None], program: str) -> None:
     """Words against positional parameters; a tuple takes all that are left."""
     types, hints = typing.get_type_hints(command), typing.get_type_hints(command, include_extras=True)
     places = [p for p in inspect.signature(command).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -147,9 +161,9 @@ def _check_free(words: Sequence[str], command: Callable[..., None], name: str) -
     called = [_metavar(hints[place.name], place.name) for place in places]
     needed = [place for place in places if place.default is place.empty]
     if len(words) < len(needed) - many:
-        raise PraError(f"pra {name} needs {called[len(words)]}; see `pra {name} --help`")
+        raise PraError(f"{program} needs {called[len(words)]}; see `{program} --help`")
     if len(words) > len(places) and not many:
-        raise PraError(f"pra {name} takes {' '.join(called)} and no {words[len(places)]!r}; see `pra {name} --help`")
+        raise PraError(f"{program} takes {' '.join(called)} and no {words[len(places)]!r}; see `{program} --help`")
 
 
 def _metavar(hint: Any, name: str) -> str:

@@ -9,6 +9,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +44,6 @@ from pra.report.page import REPORT, write_report
 from pra.sample.command import sample_command
 from pra.sample.complete import complete_command
 from pra.sample.grid import grid_command
-from pra.studies.command import study_command
 from pra.sweep.command import sweep_command
 from pra.training.command import average_command
 from pra.training.loop import Interrupted, Trained
@@ -54,44 +54,72 @@ VERBOSE = {"-v", "--verbose"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit code: 0, 2 for bad input, 128 + signal when interrupted."""
-    warnings.showwarning = _warn  # type: ignore[assignment]
-    args = list(sys.argv[1:] if argv is None else argv)
-    args = _without_verbose(args)
+    """Run one command of ``pra`` and return its exit code (:func:`run_program`)."""
+    return run_program("pra", _parse, argv)
+
+
+def _parse(args: list[str]) -> Callable[[], object]:
+    """Check a command line of ``pra`` and return what runs it."""
     version = package_version("pra") or "(not installed)"
     if args == ["--version"]:
-        print(f"pra {version}")
-        return 0
-    # What is wrong with the line, torchrun's processes all find.
-    first = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
-    try:
-        words = join_command(COMMANDS, args)
-        check_arguments(COMMANDS, words)
-    except PraError as error:
-        return _refuse(error) if first else 2
+        return partial(print, f"pra {version}")
+    if args[:1] == ["study"]:
+        moved = shlex.join(["python", "-m", "studies", *args[1:]])
+        raise PraError(f"pra study: studies left the package. Clone the repository and run there: {moved}")
+    words = join_command(COMMANDS, args)
+    check_arguments(COMMANDS, words)
     group = f"{args[0]} " if words[0] in HELP and args[0] not in HELP else ""  # `pra data --help`
+    return partial(
+        tyro.extras.subcommand_cli_from_dict,
+        {name.removeprefix(group): command for name, command in COMMANDS.items() if name.startswith(group)},
+        prog=f"pra {group}".strip(),
+        args=words,
+        description=f"Autoregressive image generation in pixel space (PRA), version {version}. "
+        "With -v or --verbose every command says more of how it works.",
+        config=(FlagCreatePairsOff,),
+        console_outputs=_reports(),
+    )
+
+
+def run_program(
+    program: str, parse: Callable[[list[str]], Callable[[], object]], argv: Sequence[str] | None = None
+) -> int:
+    """Run a command line; bad input and interruptions become one line on stderr.
+
+    Args:
+        program: what people type before the arguments, such as ``pra``.
+        parse: checks the arguments without ``-v`` and returns the work; raises :class:`PraError`.
+        argv: the arguments; by default those of this process.
+
+    Returns:
+        The exit code: 0, 2 for bad input, 128 + signal when interrupted.
+    """
+    warnings.showwarning = _warn  # type: ignore[assignment]
+    args = _without_verbose(list(sys.argv[1:] if argv is None else argv))
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {name.removeprefix(group): command for name, command in COMMANDS.items() if name.startswith(group)},
-            prog=f"pra {group}".strip(),
-            args=words,
-            description=f"Autoregressive image generation in pixel space (PRA), version {version}. "
-            "With -v or --verbose every command says more of how it works.",
-            config=(FlagCreatePairsOff,),
-            console_outputs=first,
-        )
+        work = parse(args)
+    except PraError as error:
+        # Every rank parses the same command line, so only rank 0 reports errors.
+        return _refuse(error) if _reports() else 2
+    try:
+        work()
     except PraError as error:
         return _refuse(error)
     except PermissionError as error:
         return _refuse(f"{error.filename} is closed to you ({error.strerror})")
     except Interrupted as stop:
-        if first:
-            print(f"pra: {stop}: {shlex.join(['pra', *args])}", file=sys.stderr)
+        if _reports():
+            print(f"pra: {stop}: {program} {shlex.join(args)}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
         print("pra: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _reports() -> bool:
+    """Return whether this process is rank 0 under torchrun, or was started without torchrun."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _without_verbose(args: list[str]) -> list[str]:
@@ -312,7 +340,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "features": features_command,
     "report": report_command,
     "compare": compare_command,
-    "study": study_command,
     "data check": check_command,
     "data pack": pack_command,
     "demo": demo_command,

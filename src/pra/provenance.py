@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
     packages = ("pra", "torch", "numpy", "pillow", "safetensors")
     versions = {name: package_version(name) for name in packages} | {"python": platform.python_version()}
     return {
-        "command": [_program(sys.argv[0]), *sys.argv[1:]],
+        "command": [*_program(sys.argv[0]), *sys.argv[1:]],
         "versions": versions,
         "commit": commit(),
         "hardware": {"device": device_name(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
@@ -30,9 +30,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _program(path: str) -> str:
-    """As people type it: where it is installed says nothing, and may give away whose home that is."""
-    return "pra" if Path(path).name in ("pra", "__main__.py") else path
+def _program(path: str) -> list[str]:
+    """Return the program as people type it: its installed path would give away a user's home directory."""
+    name, package = Path(path).name, Path(path).parent.name
+    if name == "__main__.py" and package != "pra":
+        return ["python", "-m", package]
+    return ["pra"] if name in ("pra", "__main__.py") else [path]
 
 
 def device_name(device: torch.device | None = None) -> str:

@@ -53,11 +53,6 @@ def stages(config: SamplingConfig) -> list[tuple[Solver, Tensor]]:
     return [(config.solver, grid[:-1]), (Solver.EULER, grid[-2:])]
 
 
-def evaluations(config: SamplingConfig) -> int:
-    """How often the model is asked for its velocity, guidance apart."""
-    return sum(solvers.EVALUATIONS[solver] * (len(times) - 1) for solver, times in stages(config))
-
-
 def _velocity(
     model: ImageModel, forward: Callable[..., Tensor], config: SamplingConfig, label: Tensor, asked: list[float]
 ) -> solvers.Velocity:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pra.errors import PraError
 from pra.images import remedy, write_atomically
-from pra.studies.measures import Row
+from studies.measures import Row
 
 RESULTS = "results.csv"
 COLUMNS = (

@@ -15,9 +15,9 @@ from pra.data import load_images, open_source
 from pra.eval.pictures import labelled_rows
 from pra.generate import Sampler
 from pra.images import grid
-from pra.studies.groups import Group
-from pra.studies.names import name_of
-from pra.studies.run import Job, Workplace
+from studies.groups import Group
+from studies.names import name_of
+from studies.run import Job, Workplace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

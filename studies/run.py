@@ -28,11 +28,11 @@ from pra.device import cores
 from pra.provenance import commit, device_name
 from pra.recipes.systems import parameters
 from pra.signals import BOTH, handled
-from pra.studies.measures import Judge, Measure, Row
-from pra.studies.records import Records
 from pra.training.checkpoint import step_of
 from pra.training.loop import Interrupted, train
 from pra.training.run import FREE, read_metrics, read_run, training_seconds
+from studies.measures import Judge, Measure, Row
+from studies.records import Records
 
 LOOK_EVERY = 5.0
 """Seconds between two looks at the runs' metrics."""

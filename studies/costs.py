@@ -19,10 +19,10 @@ from pra.config import (
     TrainConfig,
 )
 from pra.flops import sampling_flops, training_flops
-from pra.generate import whole_image
-from pra.studies.catalogue import STUDIES
-from pra.studies.groups import Group
-from pra.studies.settings import SCALES, SETTINGS, base
+from studies.catalogue import STUDIES
+from studies.groups import Group
+from studies.measures import whole_image_evaluations
+from studies.settings import SCALES, SETTINGS, base
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _sampling(model: AnyModelConfig, sampling: SamplingConfig) -> int:
     if not model.autoregressive:
         # Every evaluation is the whole model once more: one is counted.
         once = replace(sampling, solver=Solver.EULER, steps=1)
-        return whole_image.evaluations(sampling) * sum(sampling_flops(_run(model, sampling=once)).values())
+        return whole_image_evaluations(sampling) * sum(sampling_flops(_run(model, sampling=once)).values())
     return sum(sampling_flops(_run(model, sampling=sampling)).values())
 
 

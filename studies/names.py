@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pra.studies.measures import Row
-from pra.studies.settings import SETTINGS
+from studies.measures import Row
+from studies.settings import SETTINGS
 
 NAMES = {
     "pra": "PRA",

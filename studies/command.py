@@ -1,21 +1,27 @@
-"""The command ``pra study``: thin."""
+"""The command ``python -m studies``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from tyro.conf import Positional, arg
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from pra.arguments import check_words
+from pra.cli import run_program
 from pra.device import cores, pick_device
 from pra.errors import PraError
 from pra.options import Flag, Integer, Text, parse_numbers
-from pra.studies.catalogue import STUDIES, find_study, only
-from pra.studies.run import Workplace
-from pra.studies.settings import find_scale, find_setting
-from pra.studies.study import run_study
+from studies.catalogue import STUDIES, find_study, only
+from studies.run import Workplace
+from studies.settings import find_scale, find_setting
+from studies.study import run_study
 
+PROGRAM = "python -m studies"
 SIDE_BY_SIDE = 4
 """Small models that one GPU trains at once."""
 
@@ -72,6 +78,17 @@ def study_command(
         print(f"nothing was missing: all of it is in {files[0]}; another --out measures anew")
     for path in files:
         print(f"  {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python -m studies`` and return its exit code, as :func:`pra.cli.main` does."""
+    return run_program(PROGRAM, _parse, argv)
+
+
+def _parse(args: list[str]) -> Callable[[], object]:
+    """Check the command line and return what runs it."""
+    check_words(PROGRAM, study_command, args)
+    return partial(tyro.cli, study_command, prog=PROGRAM, args=args, config=(FlagCreatePairsOff,))
 
 
 def _default_jobs(device: torch.device) -> int:

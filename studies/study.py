@@ -10,14 +10,14 @@ from pathlib import Path
 from pra.config import override
 from pra.data import open_source
 from pra.images import write_atomically
-from pra.studies.catalogue import STUDIES, Cell, Study
-from pra.studies.groups import groups
-from pra.studies.measures import Judge, Row
-from pra.studies.pictures import draw_samples
-from pra.studies.records import Records
-from pra.studies.report import samples_name, write_report
-from pra.studies.run import Job, Workplace, run_jobs
-from pra.studies.settings import Scale, Setting
+from studies.catalogue import STUDIES, Cell, Study
+from studies.groups import groups
+from studies.measures import Judge, Row
+from studies.pictures import draw_samples
+from studies.records import Records
+from studies.report import samples_name, write_report
+from studies.run import Job, Workplace, run_jobs
+from studies.settings import Scale, Setting
 
 PICTURED = ("systems", "length", "token-dimension")
 """Studies that compare systems, whose samples a reader wants to see."""

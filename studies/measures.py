@@ -25,11 +25,12 @@ from pra.eval.probe_linear import find_linear
 from pra.eval.reference import Reference, from_file, from_source
 from pra.eval.rollout_gap import rollout_gap
 from pra.eval.samples import Batch, labels_like, prepared, spread
-from pra.generate import Sampler, whole_image
+from pra.generate import Sampler
 from pra.generate.learnt_grid import learn_grid
+from pra.generate.whole_image import stages
 from pra.images import from_uint8, to_uint8
 from pra.models import Model, build_model
-from pra.studies.settings import Scale, Setting
+from studies.settings import Scale, Setting
 
 Row = dict[str, Any]
 
@@ -252,9 +253,14 @@ def _sampling_columns(sampling: SamplingConfig, model: Model) -> Row:
         "guidance": sampling.guidance,
         "solver": _solver(sampling),
         "solver_steps": sampling.steps,
-        "evaluations": each if model.config.autoregressive else whole_image.evaluations(sampling),
+        "evaluations": each if model.config.autoregressive else whole_image_evaluations(sampling),
         "renormalise": sampling.renormalise,
     }
+
+
+def whole_image_evaluations(sampling: SamplingConfig) -> int:
+    """Count the evaluations of a model that generates all patches at once. Guidance does not count."""
+    return sum(solvers.EVALUATIONS[solver] * (len(times) - 1) for solver, times in stages(sampling))
 
 
 def _solver(sampling: SamplingConfig) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pra.studies.measures import Row
+from studies.measures import Row
 
 
 @dataclass(frozen=True)

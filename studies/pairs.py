@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pra.studies.groups import Group
+from studies.groups import Group
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pra.studies.measures import Row
-from pra.studies.names import name_of
-from pra.studies.plot_parts import ON_TOP, banded, legend_beside, logarithmic
+from studies.measures import Row
+from studies.names import name_of
+from studies.plot_parts import ON_TOP, banded, legend_beside, logarithmic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,8 +20,8 @@ from pra.config import (
 from pra.errors import PraError, nearest
 from pra.recipes import distill
 from pra.recipes.systems import SYSTEMS
-from pra.studies.measures import Gap, Measure, Probe, Quality, Reconstruction, sweep
-from pra.studies.settings import LONGER, Scale, Setting, base
+from studies.measures import Gap, Measure, Probe, Quality, Reconstruction, sweep
+from studies.settings import LONGER, Scale, Setting, base
 
 PRA = "pra"
 LONG_ROLLOUT = 16

@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from pra.studies.catalogue import PRA, Study
-from pra.studies.costs import relative
-from pra.studies.groups import Group, groups
-from pra.studies.measures import Row
-from pra.studies.names import in_ranges, name_of
-from pra.studies.pairs import Paired, paired, unchanged
-from pra.studies.report_probe import probe_table
+from studies.catalogue import PRA, Study
+from studies.costs import relative
+from studies.groups import Group, groups
+from studies.measures import Row
+from studies.names import in_ranges, name_of
+from studies.pairs import Paired, paired, unchanged
+from studies.report_probe import probe_table
 
 VARIED = {"token-dimension": "numbers per token", "noise": "t_min or sigma", "length": "steps", "ablation": "PRA, but"}
 """What a study's column ``value`` is."""

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pra.images import write_atomically
-from pra.studies.catalogue import STUDIES, Study
-from pra.studies.measures import KEPT_FEATURES, Row
-from pra.studies.names import described, in_ranges
-from pra.studies.plots import draw, draw_tokens
-from pra.studies.report_probe import about_probe
-from pra.studies.settings import SCALES, SETTINGS
-from pra.studies.tables import tables
+from studies.catalogue import STUDIES, Study
+from studies.measures import KEPT_FEATURES, Row
+from studies.names import described, in_ranges
+from studies.plots import draw, draw_tokens
+from studies.report_probe import about_probe
+from studies.settings import SCALES, SETTINGS
+from studies.tables import tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ SAMPLES = (
 
 
 def samples_name(setting: str, scale: str) -> str:
-    """The picture of samples beside a study's table (:mod:`pra.studies.pictures`)."""
+    """The picture of samples beside a study's table (:mod:`studies.pictures`)."""
     return f"{setting}-{scale}-samples.jpg"
 
 
@@ -115,7 +115,7 @@ def commands(study: Study, rows: list[Row]) -> list[str]:
     some = nameable and (len(alike) > 1 or bool({system for system, _ in cells} - set(seeds)))
     lines = []
     for numbers, systems in alike.items():
-        words = ["pra study", study.name, "--setting", setting, "--scale", scale]
+        words = ["python -m studies", study.name, "--setting", setting, "--scale", scale]
         words += ["--systems", ",".join(systems)] if some else []
         lines.append(" ".join([*words, "--seeds", in_ranges(numbers)]))
     asked = {(system, value, seed) for system, value in cells for seed in seeds.get(system, ())}

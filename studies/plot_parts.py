@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pra.studies.names import colour_of, name_of
+from studies.names import colour_of, name_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pra.studies.measures import Row
-from pra.studies.names import colour_of, in_ranges, name_of
-from pra.studies.plot_parts import ON_TOP, legend_beside, ranking, room_beside
+from studies.measures import Row
+from studies.names import colour_of, in_ranges, name_of
+from studies.plot_parts import ON_TOP, legend_beside, ranking, room_beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,14 +6,14 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pra.studies.catalogue import PRA, Study
-from pra.studies.groups import Group, groups
-from pra.studies.measures import Row
-from pra.studies.names import colour_of, described, name_of
-from pra.studies.pairs import Paired, paired, unchanged
-from pra.studies.plot_parts import banded, curve, legend_beside, logarithmic, ranking, room_beside
-from pra.studies.plots_sampling import draw_gap, draw_solver
-from pra.studies.report_probe import draw_probe
+from studies.catalogue import PRA, Study
+from studies.groups import Group, groups
+from studies.measures import Row
+from studies.names import colour_of, described, name_of
+from studies.pairs import Paired, paired, unchanged
+from studies.plot_parts import banded, curve, legend_beside, logarithmic, ranking, room_beside
+from studies.plots_sampling import draw_gap, draw_solver
+from studies.report_probe import draw_probe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
