@@ -160,8 +160,9 @@ class Steps:
     ) -> Tensor:
         """Follow the head's flow from ``start`` ``(B, 1, d)`` to the state, guided by ``v_u + scale (v_c - v_u)``
         (2207.12598); the arguments are those of :func:`generate` at one position."""
-        head, batch = self.head, self.batch
-        condition = head.project(h)
+        head = self.head
+        # A size of streams in front: the state broadcasts, so what does not depend on the condition is done once.
+        condition = head.project(h).view(self.streams, self.batch, 1, -1)
         span = None if self.plan.span is None else torch.full_like(self.times[:1], self.plan.span)
         known = [] if grid is not None else self.modulations(condition, scale is not None)
         evaluations = iter(zip(self.within, self.times, known, strict=False))
@@ -169,8 +170,8 @@ class Steps:
         def velocity(z: Tensor, t: Any) -> Tensor:
             inside, t, modulations = (False, t, None) if grid is not None else next(evaluations)
             if scale is None or not inside:
-                return head(z, t, condition[:batch], span, modulations)  # type: ignore[no-any-return]
-            conditional, unconditional = head(z.repeat(2, 1, 1), t, condition, span, modulations).chunk(2)
+                return head(z, t, condition[:1], span, modulations)[0]  # type: ignore[no-any-return]
+            conditional, unconditional = head(z, t, condition, span, modulations)
             return torch.addcmul(unconditional, scale, conditional - unconditional)
 
         integrator = solvers.INTEGRATORS[self.config.solver]
@@ -195,7 +196,8 @@ class Steps:
         assert self.embedded is not None, "begin comes first"
         made: list[Modulations] = []
         for first, end, streams in self.groups[guided]:
-            together = self.head.modulate(self.embedded[first:end, None, None], condition[: streams * self.batch])
+            embedded = self.embedded[first:end, None, None, None]
+            together = self.head.modulate(embedded, condition[:streams])
             made += [list(each) for each in zip(*(outputs.unbind() for outputs in together), strict=True)]
         return made
 

@@ -181,31 +181,33 @@ class NativeHead:
         return embedded.float()
 
     def modulate(self, embedded: Tensor, condition: Tensor) -> Modulations:
-        """One tensor of all projections' outputs, ``1 + scale`` in place of each scale: ``(K, rows, ...)`` of
-        ``(K, 1, 1, width)`` and ``(rows, 1, width)``.
+        """One tensor of all projections' outputs, ``1 + scale`` in place of each scale: ``(K, *rows, ...)`` of
+        ``(K, 1, ..., width)`` and ``(*rows, width)``.
 
         The sum's silu is compiled too: in torch's own a number's last digit depends on its place in memory.
         """
         embedded, condition = embedded.contiguous(), condition.contiguous()
-        (count, *_, width), rows = embedded.shape, len(condition)
-        context = embedded.new_empty(count, rows, width)
+        count, width = len(embedded), condition.shape[-1]
+        context = embedded.new_empty(count, *condition.shape)
+        rows = condition.numel() // width
         self._context(embedded.data_ptr(), count, condition.data_ptr(), rows, width, context.data_ptr())
         return [self._modulate(context)]
 
     def __call__(
         self, z: Tensor, t: Tensor, condition: Tensor, span: Tensor | None, modulations: Modulations | None
     ) -> Tensor:
-        """The velocity ``(rows, 1, d)`` at ``z``, as the head gives it; ``modulations`` are from :meth:`modulate`."""
+        """The velocity at ``z`` ``(B, 1, d)``, as the head gives it; ``modulations`` are from :meth:`modulate`."""
         assert modulations is not None, "the compiled head is told its modulations"
         (modulated,), z = modulations, z.contiguous()
-        prediction, rows = torch.empty_like(z), len(z)
+        prediction = z.new_empty(*modulated.shape[:-1], z.shape[-1])
+        rows = modulated.numel() // modulated.shape[-1]
         self._call(
             self._blocks,
             len(self._blocks),
             ctypes.byref(self._state_in),
             ctypes.byref(self._out),
             z.data_ptr(),
-            rows,
+            len(z),
             rows,
             modulated.data_ptr(),
             modulated.shape[-1],
