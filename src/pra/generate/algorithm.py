@@ -132,7 +132,7 @@ class Steps:
         next patch, ``(streams * B, 1, D)``."""
         self.reset()
         codec = self.model.codec
-        h: Tensor = self.model.backbone(tokens, prefix.repeat(self.streams, 1, 1), self.backbone_cache)
+        h: Tensor = self.model.backbone(tokens, prefix, self.backbone_cache)
         if prefix.shape[1]:  # the decoder reads the states of the true patches, encoded as in training
             codec.decode(codec.encode(prefix, h[: self.batch, :-1]), self.decoder_cache)
         return h[:, -1:]
@@ -152,8 +152,7 @@ class Steps:
 
     def read(self, patch: Tensor) -> Tensor:
         """A patch ``(B, 1, P)`` to ``h`` of the next one, ``(streams * B, 1, D)``."""
-        h: Tensor = self.model.backbone(None, patch.repeat(self.streams, 1, 1), self.backbone_cache)
-        return h
+        return self.model.backbone(None, patch, self.backbone_cache)  # type: ignore[no-any-return]
 
     def integrate(
         self, h: Tensor, start: Tensor, scale: Tensor | None, draws: Tensor | None = None, grid: Tensor | None = None

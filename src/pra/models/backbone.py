@@ -33,18 +33,20 @@ class Backbone(nn.Module):
         """``h`` of the first ``n + 1`` patches; without a prefix, ``h`` after one patch more.
 
         Args:
-            prefix: ``(B, K, D)``, the tokens of the condition; ``None`` where ``cache`` holds them.
-            patches: ``(B, n, P)`` in [-1, 1], the first ``n < N`` of the raster; one patch, the token that ``cache``
-                points at, where there is no prefix.
-            cache: to fill, and to go on from.
+            prefix: ``(S * B, K, D)``, the tokens of the condition, of ``S`` streams that share their patches; ``None``
+                where ``cache`` holds them.
+            patches: ``(B, n, P)`` in [-1, 1], the first ``n < N`` of the raster; without a prefix one patch, the token
+                that ``cache`` points at.
+            cache: for ``S * B`` sequences, to fill and to go on from.
 
         Returns:
-            ``h_1 .. h_{n+1}``: ``(B, n + 1, D)``; ``(B, 1, D)`` without a prefix.
+            ``h_1 .. h_{n+1}``: ``(S * B, n + 1, D)``; ``(S * B, 1, D)`` without a prefix.
         """
         tokens = self.patch_in(patches)
         if prefix is None:
             assert cache is not None, "a patch without a prefix needs the cache that holds it"
-            h = self.transformer(tokens, cache)
+            h = self.transformer(tokens.repeat(cache.batch // len(tokens), 1, 1), cache)
             return h + self.next_position[cache.positions(1, 1 - self.prefix)]  # type: ignore[no-any-return]
-        h = self.transformer(torch.cat([prefix, tokens], dim=1), cache)[:, self.prefix - 1 :]
+        tokens = torch.cat([prefix, tokens.repeat(len(prefix) // len(tokens), 1, 1)], dim=1)
+        h = self.transformer(tokens, cache)[:, self.prefix - 1 :]
         return h + self.next_position[: h.shape[1]]  # type: ignore[no-any-return]

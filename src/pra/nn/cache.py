@@ -41,7 +41,7 @@ class KVCache:
         shape = (config.depth, batch, config.heads, capacity, config.width // config.heads)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.capacity, self.length, self.bound = capacity, 0, 1
+        self.batch, self.capacity, self.length, self.bound = batch, capacity, 0, 1
 
     @property
     def nbytes(self) -> int:
