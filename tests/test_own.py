@@ -22,7 +22,7 @@ from pra.data import TrainingSet, open_source, survey
 from pra.data.survey import Range, Survey, look
 from pra.recipes import own
 from pra.recipes.own import propose, seconds_per_step
-from pra.training import loop
+from pra.training import callbacks
 from pra.training.run import read_run
 
 CPU = torch.device("cpu")
@@ -263,7 +263,7 @@ def test_the_folder_of_a_run_is_named_after_the_pictures(data: str, name: str) -
 @pytest.fixture
 def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
     """``pra train`` on the CPU; without a curve, and with one step a second as far as the proposal knows."""
-    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
     monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 1.0)
 
     def call(*arguments: object) -> tuple[int, str]:
