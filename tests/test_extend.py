@@ -5,19 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pages import ROOT, script
 from processes import CONTEXT, free_port
 from refusal import refused
 from safetensors.torch import load_file
 from torch import Tensor
 
 import pra
-from pra import noise
+from pra import cli, noise, registry
+from pra.data import open_source
+from pra.data.images import ArraySource
+from pra.data.source import SOURCES, check_name
+from pra.eval.features import REGISTRY
 from pra.objectives import LossInputs, LossTerm
 from pra.training import callbacks
 from pra.training.loop import Trainer
@@ -267,3 +276,171 @@ def test_callbacks_do_not_change_what_is_learnt(tmp_path: Path) -> None:
     plain, watched = ema(tmp_path / "plain"), ema(tmp_path / "watched")
     assert all(torch.equal(plain[name], watched[name]) for name in plain)
     assert json.loads((tmp_path / "watched" / METRICS).read_text().splitlines()[0])["mine"] == 7.0
+
+
+# --- data sources and features ------------------------------------------------------------------------------
+
+EXAMPLES = sorted((ROOT / "examples" / "extend").glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def no_names_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that a test registers are forgotten after it."""
+    for registered in (REGISTRY, SOURCES):
+        monkeypatch.setattr(registered, "registered", {})
+
+
+def grey(name: str, argument: str) -> ArraySource:
+    count = int(argument or 4)
+    return ArraySource(name, np.full((count, 8, 8), 128, np.uint8), np.zeros(count, np.int64), ("grey",))
+
+
+def test_sources_registered_name_opens_with_argument() -> None:
+    pra.register_source("plain", grey)
+    assert [len(open_source(name)) for name in ("plain", "plain:7")] == [4, 7]
+    assert open_source("plain:7").name == "plain:7"
+
+
+def test_sources_unknown_name_lists_registered_ones() -> None:
+    pra.register_source("plain", grey)
+    refused(lambda: check_name("plane:3"), "'plane:3' is unknown", "did you mean 'plain'", "folder", "digits")
+
+
+@pytest.mark.parametrize("name", ["folder", "digits", "emoji", "hf"])
+def test_sources_built_in_names_stay(name: str) -> None:
+    refused(lambda: pra.register_source(name, grey), f"data source '{name}' is built in")
+
+
+def test_sources_bad_registrations_are_refused() -> None:
+    refused(lambda: pra.register_source("a:b", grey), "'a:b'", "malformed")
+    refused(lambda: pra.register_source("mine", 3), "3 is not callable")  # type: ignore[arg-type]
+    pra.register_source("wrong", lambda name, argument: 3)  # type: ignore[arg-type,return-value]
+    refused(lambda: open_source("wrong:1"), "'wrong:1'", "3 is not a source")
+
+
+@pytest.fixture
+def entry_points(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Entry points of all groups, by name."""
+    points: dict[str, Any] = {}
+    monkeypatch.setattr(registry, "_entry_points", lambda group: points)
+    return points
+
+
+def test_sources_entry_point_is_a_source(entry_points: dict[str, Any]) -> None:
+    entry_points["packaged"] = SimpleNamespace(value="package:grey", load=lambda: grey)
+    refused(lambda: check_name("packagd"), "did you mean 'packaged'")
+    assert len(open_source("packaged:5")) == 5
+
+
+def test_sources_broken_entry_point_is_named(entry_points: dict[str, Any]) -> None:
+    def load() -> None:
+        raise ImportError("no module named x")
+
+    entry_points["broken"] = SimpleNamespace(value="package:nothing", load=load)
+    refused(lambda: open_source("broken:1"), "'broken'", "'package:nothing' cannot be loaded", "no module named x")
+
+
+def test_features_entry_point_is_a_choice(entry_points: dict[str, Any], trained: Path, capsys: Any) -> None:
+    features = script(ROOT / "examples" / "extend" / "thumbnail_features.py").Thumbnails
+    entry_points["packaged-features"] = SimpleNamespace(value="package:Thumbnails", load=lambda: features)
+    line = ["eval", str(trained), "--num", "16", "--reference", "digits@test", "--device", "cpu", "--features"]
+    assert cli.main([*line, "packaged-features"]) == 0
+    assert "features thumbnails" in capsys.readouterr().out
+    assert cli.main([*line, "packagd-features"]) == 2
+    assert "did you mean 'packaged-features'" in capsys.readouterr().err
+
+
+def test_features_bad_registrations_are_refused(trained: Path, capsys: Any) -> None:
+    refused(lambda: pra.register_features("inception", REGISTRY.added), "'inception' is built in")  # type: ignore[arg-type]
+    pra.register_features("nothing", lambda weights, device: 3)  # type: ignore[arg-type,return-value]
+    line = ["eval", str(trained), "--num", "16", "--reference", "digits@test", "--features", "nothing"]
+    assert cli.main([*line, "--device", "cpu"]) == 2
+    assert "features 'nothing': 3 is not an extractor" in capsys.readouterr().err
+
+
+# --- Weights & Biases ---------------------------------------------------------------------------------------
+
+
+class FakeRun:
+    def __init__(self, **settings: Any) -> None:
+        self.id = settings.get("id", "abc123")
+        self.settings, self.lines, self.finished = settings, [], 0  # type: ignore[var-annotated]
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.lines.append((step, values))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.fixture
+def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
+    """The runs that a stand-in for wandb has begun."""
+    runs: list[FakeRun] = []
+
+    def init(**settings: Any) -> FakeRun:
+        runs.append(FakeRun(**settings))
+        return runs[-1]
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Image=lambda path: f"image {path}"))
+    return runs
+
+
+def test_wandb_gets_metrics_pictures_and_resumes(tmp_path: Path, wandb_runs: list[FakeRun]) -> None:
+    from pra.training.wandb import WandB
+
+    for steps in (2, 3):
+        train(tiny(steps=steps, sample_every=2), tmp_path / "run", callbacks=[WandB(project="faces")])
+    first, second = wandb_runs
+    assert first.settings["project"] == "faces"
+    assert first.settings["config"]["train"]["steps"] == 2
+    assert [step for step, _ in first.lines] == [1, 2, 2]
+    assert first.lines[0][1]["flow"] == read_metrics(tmp_path / "run")[0]["flow"]
+    assert first.lines[2][1]["samples"].endswith("samples/step-00000002.png")
+    assert (second.settings["id"], second.settings["resume"]) == ("abc123", "allow")
+    assert [run.finished for run in wandb_runs] == [1, 1]
+
+
+def test_wandb_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pra.training.wandb import WandB
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    refused(WandB, "needs wandb", "[wandb]")
+
+
+# --- the examples of docs/extend.md -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["edge_loss", "stripes_source", "weight_norm"])
+def test_examples_train_a_run(tmp_path: Path, name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "extend" / f"{name}.py", tmp_path / "run"],
+        capture_output=True, text=True, check=False, env=processes_environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = read_metrics(tmp_path / "run")
+    assert rows[-1]["step"] == 20
+    told = {"edge_loss": "edges" in rows[0], "weight_norm": "weight_norm" in rows[0] and "samples" in done.stdout}
+    assert told.get(name, True)
+
+
+def test_examples_features_judge_a_run(trained: Path, capsys: Any) -> None:
+    example = script(ROOT / "examples" / "extend" / "thumbnail_features.py")
+    with pytest.raises(SystemExit) as ended:
+        example.main(str(trained))
+    assert ended.value.code == 0
+    assert "features thumbnails" in capsys.readouterr().out
+
+
+def test_examples_are_short_and_all_quoted_by_the_page() -> None:
+    page = (ROOT / "docs" / "extend.md").read_text()
+    assert len(EXAMPLES) == 4
+    for path in EXAMPLES:
+        assert len(path.read_text().splitlines()) < 40
+        assert f"<!-- file: examples/extend/{path.name} -->" in page
+
+
+def processes_environment() -> dict[str, str]:
+    import os
+
+    return os.environ | {"PYTHONPATH": str(ROOT / "src")}

@@ -8,7 +8,9 @@ pra.to_pil(images[0])
 """
 
 from pra.config import Precision, RunConfig, SamplingConfig
+from pra.data.source import register_source
 from pra.errors import PraError
+from pra.eval.features import register_features
 from pra.generate import Sampler
 from pra.hub.push import export, push
 from pra.images import to_pil, to_uint8
@@ -23,8 +25,8 @@ from pra.weights import load, save
 
 __all__ = [
     "PRA", "RECIPES", "Callback", "Interrupted", "JiT", "LossInputs", "LossTerm", "PraError", "Precision", "RunConfig",
-    "Sampler", "SamplingConfig", "Trained", "__version__", "export", "load", "push", "recipe", "save", "to_pil",
-    "to_uint8", "train",
+    "Sampler", "SamplingConfig", "Trained", "__version__", "export", "load", "push", "recipe", "register_features",
+    "register_source", "save", "to_pil", "to_uint8", "train",
 ]  # fmt: skip
 
 __version__ = package_version("pra") or "(not installed)"
