@@ -176,7 +176,10 @@ def _open(spec: str) -> Source:
     if spec in ("emoji", "emoji@test"):
         return EmojiSource(spec, FONT, test=spec.endswith("@test"))
     kind, _, path = spec.partition(":")
-    opened = (SOURCES.added(kind) or _WITH_PATH[kind])(spec, path)
+    registered = SOURCES.added(kind)
+    if registered is None:
+        return _WITH_PATH[kind](spec, path)
+    opened = registered(spec, path)
     if not isinstance(opened, Source):
         raise PraError(f"data source {spec!r}: {opened!r} is not a source. Return one with the members of Source")
     return opened

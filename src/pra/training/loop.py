@@ -19,6 +19,7 @@ from tqdm import tqdm
 from pra import images, noise, weights
 from pra.config import RunConfig
 from pra.data import Batch, Sample, Source, TrainingSet, batches, open_source
+from pra.data.held_out import split
 from pra.data.loader import reading
 from pra.device import autocast, enough_memory
 from pra.distributed import World, join
@@ -35,6 +36,7 @@ from pra.training.optimizer import build_optimizer, whole
 from pra.training.parallel import SharedLoss
 from pra.training.run import COMMON, check_data, check_losses, check_run, check_shared, loss_terms, write_run
 from pra.training.trainable import codec_learns, set_trainable
+from pra.training.validation import Validation
 
 HEALTHY_STATE_STD = 0.3
 """Of a state's weakest dimension. Runs that went well have gone down to 0.40 (docs/imagenet.md), collapse to 0."""
@@ -115,9 +117,9 @@ class Trainer:
     """The state of a run in memory, or this process's part of it. One per call of :func:`train`.
 
     Callbacks read these attributes: ``config`` (:class:`pra.config.RunConfig`), ``folder`` (the run's), ``step``
-    (steps that are done), ``new_steps`` (those of this call), ``source`` (the training images), ``model`` (with the
-    raw weights), ``averages`` (:class:`pra.training.averages.EMA` by name, ``ema`` first), ``device``, and ``world``
-    (:class:`pra.distributed.World`).
+    (steps that are done), ``new_steps`` (those of this call), ``source`` (the training images, without
+    held-out ones), ``model`` (with the raw weights), ``averages`` (:class:`pra.training.averages.EMA` by name, ``ema``
+    first), ``device``, and ``world`` (:class:`pra.distributed.World`).
     """
 
     def __init__(
@@ -133,13 +135,16 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.device, self.world = config, folder, device, world
         self.progress = progress and world.leads
-        self.source = source or open_source(config.data.source)
-        _check_classes(self.source, config.model.num_classes)
+        self.whole = source or open_source(config.data.source)
+        _check_classes(self.whole, config.model.num_classes)
         check_run(folder, config)  # once more: another process may just have ended here
-        check_data(folder, config, self.source)
-        self.terms = {name: term.weight for name, term in terms.items()}
-        check_losses(folder, self.terms)
-        self.callbacks = Callbacks([Pictures()], callbacks, [Metrics(), TensorBoard(), Curves()])
+        check_data(folder, config, self.whole)
+        self.terms = terms
+        check_losses(folder, self._term_weights())
+        with world.first_alone() if isinstance(config.data.validation, str) else nullcontext():  # indexed once
+            self.source, held_out = split(self.whole, config.data, config.train.seed)
+        shown = [Pictures()] if held_out is None else [Validation(held_out), Pictures()]
+        self.callbacks = Callbacks(shown, callbacks, [Metrics(), TensorBoard(), Curves()])
         # What the first process finds: a network file system may show the others an older list.
         last = world.combine(weights.newest_checkpoint(folder) if world.leads else None, lambda found: found[0])
         self.model = build_model(config.model, config.train.seed if last is None else None).to(device)
@@ -215,7 +220,7 @@ class Trainer:
         with caught_signals() as received, self.saver.working(), reading(self._batches()) as stream:
             first = next(stream)  # data that cannot be read are named before anything is written
             if self.world.leads:
-                write_run(self.folder, self.config, self.source, self.world.size, self.initial, self.terms)
+                write_run(self.folder, self.config, self.whole, self.world.size, self.initial, self._term_weights())
             self.callbacks.call("on_start", self)
             bar = tqdm(
                 total=train.steps,
@@ -234,7 +239,7 @@ class Trainer:
                     last = self.step == train.steps
                     # Looked at once: a signal a moment later stops after the next step. All stop after the same.
                     stop = self.world.highest(FAILED if self.callbacks.failure else max(received, default=0))
-                    if self.step % train.log_every == 0 or last:
+                    if self.step % train.log_every == 0 or train.validates(self.step) or last:
                         self._log(bar)
                     if self.step % train.checkpoint_every == 0 or last or stop:
                         self._save()
@@ -255,6 +260,10 @@ class Trainer:
         if self.callbacks.failure:
             raise self.callbacks.failure
         raise PraError(f"a callback failed in another process at step {self.step}; see its traceback")
+
+    def _term_weights(self) -> dict[str, float]:
+        """The weights of the user's terms of the loss."""
+        return {name: term.weight for name, term in self.terms.items()}
 
     def _batches(self) -> Generator[list[Batch]]:
         """This process's micro-batches of each step that is left."""

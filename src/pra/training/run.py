@@ -32,6 +32,8 @@ COMMON = (
     "step", "total", "state_std", "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped",
 )  # fmt: skip
 """What every line of the metrics has; its other values are the terms of the loss (:mod:`pra.objectives`)."""
+VALIDATION = "validation_"
+"""Before the name of a term: its value on held-out images."""
 SEEN_WITHIN = 90.0
 """Seconds until what one machine has written is seen by all: network file systems remember for a while what was not
 there."""
@@ -41,7 +43,7 @@ there."""
 FREE = {
     "train": (
         "steps", "compile", "micro_batch_size", "parallel", "activation_checkpointing", "log_every", "sample_every",
-        "checkpoint_every", "keep_checkpoints", "keep_every",
+        "checkpoint_every", "keep_checkpoints", "keep_every", "validate_every",
     ),
     "data": ("workers", "on_small", "on_corrupt"),
 }  # fmt: skip
@@ -206,7 +208,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 def loss_terms(rows: Iterable[Mapping[str, float]]) -> list[str]:
     """Return the names of the terms of the loss in lines of metrics, in the order in which they first appear."""
     names = dict.fromkeys(name for row in rows for name in row if name not in COMMON and row[name])
-    return list(names)
+    return [name for name in names if not name.startswith(VALIDATION)]
 
 
 def points_of(rows: Iterable[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
@@ -247,6 +249,7 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
     values: dict[str, Any] = to_dict(config)
     for part, names in FREE.items():
         values[part] = {name: value for name, value in values[part].items() if name not in names}
+    values["data"]["validation"] = config.data.held_out_share  # another held-out source changes no weight
     del values["sampling"]  # what is recommended for sampling changes no weight
     return values
 
