@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -157,13 +158,16 @@ def test_losses_term_that_is_not_a_scalar_is_refused(tmp_path: Path, value: Any)
     )
 
 
-def _share(rank: int, port: int, folder: Path, parallel: str) -> None:
-    """One of two processes that train with the terms."""
-    import os
-
+def _join_environment(rank: int, port: int) -> None:
+    """Become one of two processes."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+
+
+def _share(rank: int, port: int, folder: Path, parallel: str) -> None:
+    """One of two processes that train with the terms."""
+    _join_environment(rank, port)
     config = pra.config.override(tiny(codec_warmup=1), "train.parallel", parallel)
     pra.train(config, folder, device="cpu", progress=False, losses=TERMS)
 
@@ -264,6 +268,33 @@ def test_callbacks_exception_ends_the_run_after_saving(tmp_path: Path, hook: str
     assert read_metrics(run)[-1]["step"] == saved
     train(dataclasses.replace(config, train=dataclasses.replace(config.train, sample_every=0)), run)
     assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4]
+
+
+class FailsInTheSecond(pra.Callback):
+    def on_step(self, trainer: Trainer) -> None:
+        if trainer.world.rank == 1:
+            raise RuntimeError("the user's mistake")
+
+
+def _fail(rank: int, port: int, folder: Path) -> None:
+    """One of two processes, the second of which has a callback that fails."""
+    _join_environment(rank, port)
+    try:
+        pra.train(tiny(steps=4), folder, device="cpu", progress=False, callbacks=[FailsInTheSecond()])
+    except (RuntimeError, pra.PraError) as error:
+        folder.with_name(f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def test_callbacks_exception_in_one_process_ends_all(tmp_path: Path) -> None:
+    port = free_port()
+    group = [CONTEXT.Process(target=_fail, args=(rank, port, tmp_path / "run")) for rank in range(2)]
+    for process in group:
+        process.start()
+    for process in group:
+        process.join(120)
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000001"]
+    assert (tmp_path / "1.txt").read_text() == "RuntimeError: the user's mistake"
+    assert "a callback failed in another process at step 1" in (tmp_path / "0.txt").read_text()
 
 
 def test_callbacks_other_objects_are_refused(tmp_path: Path) -> None:
@@ -441,6 +472,4 @@ def test_examples_are_short_and_all_quoted_by_the_page() -> None:
 
 
 def processes_environment() -> dict[str, str]:
-    import os
-
     return os.environ | {"PYTHONPATH": str(ROOT / "src")}

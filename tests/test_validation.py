@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import warnings
 from collections.abc import Sequence
@@ -284,4 +283,4 @@ def test_overfits_few_images_for_long_says_so(tmp_path: Path) -> None:
          "train.optimizer.lr=0.01", "train.optimizer.ema_decay=0.5", "train.checkpoint_every=400"],
     )  # fmt: skip
     with pytest.warns(UserWarning, match="training overfits: validation_flow was lowest at step"):
-        pra.train(dataclasses.replace(config), tmp_path / "run", device="cpu", progress=False, source=source)
+        pra.train(config, tmp_path / "run", device="cpu", progress=False, source=source)

@@ -373,8 +373,9 @@ def _reasons(
 def pace(config: RunConfig, survey: Survey, seconds: float, device: torch.device) -> str:
     """In words: how long a step takes, and what they come to."""
     train = config.train
+    learnt = survey.images * (1.0 - (config.data.held_out_share or 0.0))
     return (
         f"a step of {train.batch_size} images takes {seconds:.3g} s on {device}, measured just now: {train.steps:,} "
-        f"steps, {train.steps * train.batch_size / survey.images:.3g} epochs, "
+        f"steps, {train.steps * train.batch_size / learnt:.3g} epochs, "
         f"{train.steps * seconds / TRAINING_SHARE / 60:.2g} minutes"
     )

@@ -100,9 +100,10 @@ class Callbacks:
                 self._failed, self.failure = callback, error
 
     def close(self) -> None:
-        """Close all callbacks, the failed one too."""
-        for callback in self._all:
-            callback.close()
+        """Close all callbacks in their order, the failed one too, even if closing one of them fails."""
+        with contextlib.ExitStack() as stack:
+            for callback in reversed(self._all):
+                stack.callback(callback.close)
 
 
 class Metrics(Callback):
