@@ -1,7 +1,7 @@
 """Callbacks of the training loop: the base class, and the package's own, which write metrics and pictures.
 
 The loop trains, saves and stops. All else that a run shows is a callback, in this order: validation, pictures, the
-user's callbacks, ``metrics.jsonl``, TensorBoard, the final curves.
+user's callbacks, ``metrics.jsonl``, TensorBoard, the final curves, a warning of collapsing states, the progress bar.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pra import images
 from pra.data import load_images
@@ -26,7 +27,7 @@ from pra.generate import Sampler
 from pra.images import remedy
 from pra.models import Model
 from pra.training.plots import CURVES, draw_curves
-from pra.training.run import METRICS, keep_metrics
+from pra.training.run import METRICS, keep_metrics, loss_terms
 from pra.weights import last_good
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
     from pra.training.loop import Trainer
 
+HEALTHY_STATE_STD = 0.3
+"""Smallest healthy standard deviation of a state dimension. Good runs stay above 0.40; collapsed runs reach 0."""
+TERMS_SHOWN = 3
+"""Terms of the loss beside the progress bar."""
 GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
 
 
@@ -174,6 +179,48 @@ def _disk(path: Path) -> Iterator[None]:
         raise PraError(
             f"{path} cannot be written ({error.strerror}); {last_good(path.parent)}; {remedy(error)}"
         ) from None
+
+
+class StateWarning(Callback):
+    """Warns where the states may be collapsing."""
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        """Warn after the warm-up of the learning rate."""
+        collapsed = row["state_std"] < HEALTHY_STATE_STD and trainer.config.model.codec is not None
+        if collapsed and trainer.step > trainer.config.train.optimizer.warmup_steps:
+            # The same words every time, so that Python shows them once.
+            warnings.warn(
+                f"a state dimension varies little (state_std below {HEALTHY_STATE_STD} in metrics.jsonl): "
+                "the states may be collapsing",
+                stacklevel=2,
+            )
+
+
+class Bar(Callback):
+    """Shows the progress bar."""
+
+    bar: tqdm[Any] | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Begin at the step that the run resumes from."""
+        total = trainer.config.train.steps
+        self.bar = tqdm(total=total, initial=trainer.step, unit="step", dynamic_ncols=True, desc="train")
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Advance by one step."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        """Show the first terms of the loss."""
+        shown = [f"{name} {row[name]:.3g}" for name in loss_terms([row])[:TERMS_SHOWN]]
+        if self.bar is not None:
+            self.bar.set_postfix_str(", ".join([*shown, f"{row['images_per_second']:.0f} images/s"]))
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 class Curves(Callback):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
@@ -14,7 +13,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pra import images, noise, weights
 from pra.config import RunConfig
@@ -30,19 +28,15 @@ from pra.objectives import TERMS, Losses, LossInputs, LossTerm, Perceptual, chec
 from pra.signals import caught_signals
 from pra.training import checkpoint
 from pra.training.averages import build_averages
-from pra.training.callbacks import Callback, Callbacks, Curves, Metrics, Pictures, TensorBoard
+from pra.training.callbacks import Bar, Callback, Callbacks, Curves, Metrics, Pictures, StateWarning, TensorBoard
 from pra.training.initial import load_initial
 from pra.training.optimizer import build_optimizer, whole
 from pra.training.parallel import SharedLoss
-from pra.training.run import COMMON, check_data, check_losses, check_run, check_shared, loss_terms, write_run
+from pra.training.run import COMMON, check_data, check_losses, check_run, check_shared, write_run
 from pra.training.trainable import codec_learns, set_trainable
 from pra.training.validation import Validation
 
-HEALTHY_STATE_STD = 0.3
-"""Of a state's weakest dimension. Runs that went well have gone down to 0.40 (docs/imagenet.md), collapse to 0."""
 LESS_MEMORY = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
-TERMS_SHOWN = 3
-"""Terms of the loss beside the progress bar."""
 FAILED = 256
 """A callback failed. Above every signal's number, which the processes compare it with."""
 
@@ -134,7 +128,6 @@ class Trainer:
         callbacks: Sequence[Callback],
     ) -> None:
         self.config, self.folder, self.device, self.world = config, folder, device, world
-        self.progress = progress and world.leads
         self.whole = source or open_source(config.data.source)
         _check_classes(self.whole, config.model.num_classes)
         check_run(folder, config)  # once more: another process may just have ended here
@@ -143,8 +136,9 @@ class Trainer:
         check_losses(folder, self._term_weights())
         with world.first_alone() if isinstance(config.data.validation, str) else nullcontext():  # indexed once
             self.source, held_out = split(self.whole, config.data, config.train.seed)
-        shown = [Pictures()] if held_out is None else [Validation(held_out), Pictures()]
-        self.callbacks = Callbacks(shown, callbacks, [Metrics(), TensorBoard(), Curves()])
+        before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
+        after = [Metrics(), TensorBoard(), Curves(), StateWarning(), *([Bar()] if progress and world.leads else [])]
+        self.callbacks = Callbacks(before, callbacks, after)
         # What the first process finds: a network file system may show the others an older list.
         last = world.combine(weights.newest_checkpoint(folder) if world.leads else None, lambda found: found[0])
         self.model = build_model(config.model, config.train.seed if last is None else None).to(device)
@@ -222,33 +216,23 @@ class Trainer:
             if self.world.leads:
                 write_run(self.folder, self.config, self.whole, self.world.size, self.initial, self._term_weights())
             self.callbacks.call("on_start", self)
-            bar = tqdm(
-                total=train.steps,
-                initial=self.step,
-                unit="step",
-                disable=not self.progress,
-                dynamic_ncols=True,
-                desc="train",
-            )
-            with bar:
-                self.interval = time.monotonic()
-                for step_batches in itertools.chain([first], stream):
-                    self._take_step(step_batches)
-                    self.callbacks.call("on_step", self)
-                    bar.update()
-                    last = self.step == train.steps
-                    # Looked at once: a signal a moment later stops after the next step. All stop after the same.
-                    stop = self.world.highest(FAILED if self.callbacks.failure else max(received, default=0))
-                    if self.step % train.log_every == 0 or train.validates(self.step) or last:
-                        self._log(bar)
-                    if self.step % train.checkpoint_every == 0 or last or stop:
-                        self._save()
-                    if stop and not last:
-                        self.saver.wait()
-                        self._stop(stop)
-                    if train.sample_every and self.step % train.sample_every == 0 and not last:
-                        self.callbacks.call("on_sample", self)
-                self.saver.wait()
+            self.interval = time.monotonic()
+            for step_batches in itertools.chain([first], stream):
+                self._take_step(step_batches)
+                self.callbacks.call("on_step", self)
+                last = self.step == train.steps
+                # Looked at once: a signal a moment later stops after the next step. All stop after the same.
+                stop = self.world.highest(FAILED if self.callbacks.failure else max(received, default=0))
+                if self.step % train.log_every == 0 or train.validates(self.step) or last:
+                    self._log()
+                if self.step % train.checkpoint_every == 0 or last or stop:
+                    self._save()
+                if stop and not last:
+                    self.saver.wait()
+                    self._stop(stop)
+                if train.sample_every and self.step % train.sample_every == 0 and not last:
+                    self.callbacks.call("on_sample", self)
+            self.saver.wait()
 
     def _stop(self, reason: int) -> NoReturn:
         """End the run before its last step; the state is saved. ``reason`` is a signal, or :data:`FAILED`."""
@@ -350,7 +334,7 @@ class Trainer:
             "train.optimizer.lr, or in float32 (--set train.precision=float32)"
         )
 
-    def _log(self, bar: tqdm[Any]) -> None:
+    def _log(self) -> None:
         means = {name: values.mean().item() for name, values in self._recent().items()}
         train, now = self.config.train, time.monotonic()
         row: dict[str, float] = {"step": self.step, **means}
@@ -359,16 +343,6 @@ class Trainer:
         row["epoch"] = self.step * train.batch_size / len(self.source)
         row["skipped"] = self.world.combine(self.skipped, sum)
         self.callbacks.call("on_log", self, row)
-        shown = [f"{name} {row[name]:.3g}" for name in loss_terms([row])[:TERMS_SHOWN]]
-        bar.set_postfix_str(", ".join([*shown, f"{row['images_per_second']:.0f} images/s"]))
-        collapsed = row["state_std"] < HEALTHY_STATE_STD and self.config.model.codec is not None
-        if collapsed and self.step > train.optimizer.warmup_steps:
-            # The same words every time, so that Python shows them once.
-            warnings.warn(
-                f"a state dimension varies little (state_std below {HEALTHY_STATE_STD} in metrics.jsonl): "
-                "the states may be collapsing",
-                stacklevel=2,
-            )
         self.pending.clear()
         self.interval = now
 
