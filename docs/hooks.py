@@ -42,6 +42,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"[{text}][{module(path)}]" if code else text
 
     linked = re.sub(rf"\[([^\]]*)\]\({re.escape(up)}(\w[^)]*)\)", link, markdown)
+    linked = re.sub(r"<!-- file: ([\w./]+) -->", lambda match: whole(match[1]), linked)
     return re.sub(r"<!-- source: ([\w.]+) -->", lambda match: quoted(match[1]), linked)
 
 
@@ -49,6 +50,11 @@ def quoted(name: str) -> str:
     """The source of a function or class, such as ``pra.rollout.parallel``, as a block of code."""
     found = inspect.getsource(pkgutil.resolve_name(name))
     return f"```python\n{textwrap.dedent(found)}```"
+
+
+def whole(path: str) -> str:
+    """A Python file of the repository as a block of code."""
+    return f"```python\n{(ROOT / path).read_text()}```"
 
 
 def module(path: str) -> str:

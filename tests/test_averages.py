@@ -22,7 +22,7 @@ from pra.config import RunConfig
 from pra.eval.command import evaluate_command
 from pra.models import PRA
 from pra.recipes import distill
-from pra.training import loop
+from pra.training import callbacks
 from pra.training.averages import EMA, gamma_of, power
 from pra.training.posthoc import Snapshot, fitted, posthoc, profile_products
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little"
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than the steps."""
-    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
 
 
 def tiny(**train: Any) -> RunConfig:
@@ -68,7 +68,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("averages") / "run"
     config = tiny(steps=48, checkpoint_every=6, keep_checkpoints=8, averages=LENGTHS, log_every=48)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw_curves", lambda run: None)
+        patch.setattr(callbacks, "draw_curves", lambda run: None)
         return trained(config, folder)
 
 

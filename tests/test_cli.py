@@ -23,7 +23,7 @@ from pra.config import GuidanceSchedule, Solver
 from pra.data import open_source
 from pra.errors import PraError
 from pra.sample.options import parse_labels
-from pra.training import loop
+from pra.training import callbacks
 
 # So they may, in twenty steps.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little"
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Pra:
     """``call("show", "tiny")``: the command, in this process and on the CPU, without curves (they take long)."""
-    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return caller(capsys)
 

@@ -81,6 +81,15 @@ def test_quoted_code_is_the_source() -> None:
     assert "<!-- source:" not in page
 
 
+def test_quoted_files_are_whole() -> None:
+    pytest.importorskip("mkdocs", reason="builds the site")
+    hooks, text = script(ROOT / "docs" / "hooks.py"), (ROOT / "docs" / "extend.md").read_text()
+    page = hooks.on_page_markdown(text, SimpleNamespace(file=SimpleNamespace(src_uri="extend.md")), None, None)
+    for path in (ROOT / "examples" / "extend").glob("*.py"):
+        assert path.read_text() in page
+    assert "<!-- file:" not in page
+
+
 def test_names_of_code_in_docstrings_become_links() -> None:
     griffe = pytest.importorskip("griffe", reason="reads the docstrings for the site")
     extensions = griffe.load_extensions(script(ROOT / "docs" / "roles.py").Roles())

@@ -25,7 +25,7 @@ from pra.data.survey import Range, Survey
 from pra.models import Model, build_model
 from pra.recipes import distill, fine_tune, own
 from pra.recipes.fine_tune import propose
-from pra.training import loop
+from pra.training import callbacks
 from pra.training.initial import EMBEDDING, load_initial, with_classes
 from pra.training.run import read_run
 
@@ -75,7 +75,7 @@ def folder_of_pictures(root: Path, classes: tuple[str, ...], mode: str = "RGB") 
 @pytest.fixture
 def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
     """``pra train`` on the CPU without pictures, curves and report; a step takes a second as far as it knows."""
-    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
     monkeypatch.setattr(cli, "_write_report", lambda run: None)
     monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 1.0)
 

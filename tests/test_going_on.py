@@ -20,7 +20,7 @@ from pra.config import RunConfig, apply_settings
 from pra.data import open_source
 from pra.data.images import ArraySource
 from pra.recipes import distill
-from pra.training import checkpoint, loop
+from pra.training import callbacks, checkpoint, loop
 from pra.training.moved import contents
 from pra.training.run import read_run
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little"
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
 
 
 def pictures(folder: Path, classes: str = "abb", colour: int = 0) -> Path:

@@ -21,7 +21,7 @@ from pra.generate.learnt_grid import learn_grid
 from pra.models import JiT, build_model
 from pra.noise import Purpose
 from pra.objectives import training_losses
-from pra.training import loop
+from pra.training import callbacks
 from pra.training.run import loss_terms
 
 LABELS, SEEDS = [0, 4, 2, 2], [10, 11, 12, 13]
@@ -319,7 +319,7 @@ def test_saved_and_loaded(name, tmp_path):
 
 
 def test_it_learns(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
     run = pra.recipe("digits:jit")
     optimizer = dataclasses.replace(run.train.optimizer, warmup_steps=5)
     train = dataclasses.replace(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import pra
 from pra.config import AnyModelConfig, Muon, OptimizerConfig, RunConfig, apply_settings, from_dict, to_dict
 from pra.models import build_model
-from pra.training import loop
+from pra.training import callbacks, loop
 from pra.training.optimizer import (
     MuonOptimizer,
     Optimizers,
@@ -35,7 +35,7 @@ SHAPES = [(8, 8), (24, 8), (8, 24), (7, 5), (1, 4)]
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
 
 
 def configured(*settings: str) -> RunConfig:

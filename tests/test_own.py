@@ -22,7 +22,7 @@ from pra.data import TrainingSet, open_source, survey
 from pra.data.survey import Range, Survey, look
 from pra.recipes import own
 from pra.recipes.own import propose, seconds_per_step
-from pra.training import loop
+from pra.training import callbacks
 from pra.training.run import read_run
 
 CPU = torch.device("cpu")
@@ -178,6 +178,14 @@ def test_few_pictures_get_a_small_model_and_an_end() -> None:
         assert f"a larger one would need more than {count} pictures" in " ".join(reasons)
 
 
+@pytest.mark.parametrize(("count", "streamed", "share"), [(199, False, None), (200, False, 0.05), (200, True, None)])
+def test_own_holds_pictures_out_where_there_are_enough(count: int, streamed: bool, share: float | None) -> None:
+    pictures = dataclasses.replace(PHOTOS, images=count, streamed=streamed)
+    config, reasons = propose(pictures, None, 1000, CPU, by_size(1e-4))
+    assert (config.data.validation, config.train.validate_every) == (share, 50 if share else 0)
+    assert ("10 pictures are held out" in " ".join(reasons)) == (share is not None)
+
+
 def test_the_reasons_name_what_stood_in_the_way() -> None:
     config, reasons = propose(dataclasses.replace(PHOTOS, seconds_per_image=0.1), 1, None, CPU, lambda *_: 0.5)
     text = " ".join(reasons)
@@ -263,7 +271,7 @@ def test_the_folder_of_a_run_is_named_after_the_pictures(data: str, name: str) -
 @pytest.fixture
 def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
     """``pra train`` on the CPU; without a curve, and with one step a second as far as the proposal knows."""
-    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
     monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 1.0)
 
     def call(*arguments: object) -> tuple[int, str]:

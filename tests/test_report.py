@@ -23,7 +23,7 @@ from pra.eval.samples import spread
 from pra.images import from_uint8
 from pra.report import charts, gap, write_report
 from pra.report.words import in_words, rollout_in_words
-from pra.training import loop
+from pra.training import callbacks
 
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
 
@@ -265,7 +265,7 @@ def test_bad_input_is_refused_in_a_line(
 def test_training_ends_with_a_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
     command = ["train", "tiny", "--device", "cpu", "--run-dir", str(tmp_path / "run"), "--set", "train.sample_every=0"]
     assert cli.main([*command, "--steps", "2"]) == 0
     assert f"report: {tmp_path}/run/report.html" in capsys.readouterr().out

@@ -37,7 +37,7 @@ from pra import distributed, weights
 from pra.config import TrainConfig, apply_settings
 from pra.data import loader, open_source
 from pra.distributed import World, join
-from pra.training import checkpoint, loop, parallel
+from pra.training import callbacks, checkpoint, loop, parallel
 from pra.training import run as runs
 from pra.training.run import loss_terms, read_metrics
 
@@ -51,7 +51,7 @@ SHARDS = "shard-0000*-model-00001-of-00001.safetensors"
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than the steps."""
-    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
 
 
 def settings(*more: str) -> list[str]:
@@ -257,7 +257,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
         assert written.wait(60), "training waits for the checkpoint"
         original(*arguments)
 
-    class Metrics(loop.Metrics):
+    class Metrics(callbacks.Metrics):
         def write(self, row: dict[str, float]) -> None:
             super().write(row)
             if row["step"] == 3:
@@ -270,7 +270,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     names = [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
     assert names == ["step-00000002", "step-00000004", "step-00000005"]
     monkeypatch.undo()
-    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
     straight = alone(tmp_path / "straight", "train.steps=2")
     early = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "ema.safetensors")
     assert all(torch.equal(tensor, early[name[4:]]) for name, tensor in tensors(straight).items() if name[:4] == "ema/")

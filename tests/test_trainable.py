@@ -20,7 +20,7 @@ from pra import cli
 from pra.config import RunConfig, TrainConfig, apply_settings
 from pra.models import build_model
 from pra.recipes import distill
-from pra.training import loop
+from pra.training import callbacks
 from pra.training.run import read_run
 from pra.training.trainable import codec_learns, set_trainable
 from studies.run import run_key
@@ -32,7 +32,7 @@ TWO_HEADS = dataclasses.replace(LEARNED, head=dataclasses.replace(LEARNED.head, 
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
 
 
 def configured(*settings: str, recipe: str = "tiny") -> RunConfig:

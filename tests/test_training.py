@@ -47,7 +47,7 @@ from pra.images import GAP
 from pra.locks import locked
 from pra.models.pra import PRA
 from pra.objectives import Losses, training_losses
-from pra.training import averages, checkpoint, loop, optimizer
+from pra.training import averages, callbacks, checkpoint, loop, optimizer
 from pra.training.averages import EMA, exponential
 from pra.training.loop import Interrupted, Trained
 from pra.training.optimizer import build_optimizer, learning_rate
@@ -66,7 +66,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little"
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than the steps."""
-    monkeypatch.setattr(loop, "draw_curves", lambda run: None)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
 
 
 def tiny(**train: Any) -> RunConfig:
@@ -186,7 +186,7 @@ def test_whatever_fails_in_drawing_does_not_stop_a_run(
     def fail(*_: Any) -> None:
         raise error
 
-    owner: Any = {"samples": loop.Sampler, "reconstructions": PRA, "pictures": EMA}[what]
+    owner: Any = {"samples": callbacks.Sampler, "reconstructions": PRA, "pictures": EMA}[what]
     name = {"samples": "sample", "reconstructions": "reconstruct", "pictures": "assembled"}[what]
     monkeypatch.setattr(EMA, "whole", lambda ema: ema.model)
     monkeypatch.setattr(owner, name, fail)
@@ -204,7 +204,7 @@ def test_who_stops_it_while_it_draws_stops_it(
     def interrupt(*_: Any) -> None:
         raise stop
 
-    monkeypatch.setattr(loop.Sampler, "sample", interrupt)
+    monkeypatch.setattr(callbacks.Sampler, "sample", interrupt)
     with pytest.raises(stop):
         train(tiny(steps=2, sample_every=1), tmp_path / "run")
 
@@ -229,7 +229,7 @@ def test_only_the_process_that_draws_builds_a_model_of_parts(sharded: EMA, monke
     trainer: Any = loop.Trainer.__new__(loop.Trainer)
     trainer.config, trainer.ema, trainer.world = tiny(), sharded, Second(rank=1, size=2)
     trainer.pending, trainer.interval = [], 0.0
-    trainer._draw()
+    callbacks.Pictures().on_sample(trainer)
     assert built == []
     assert sharded.parts(here=False) == {}
 
@@ -280,7 +280,7 @@ def test_training_needs_none_of_the_extras(tmp_path: Path, monkeypatch: pytest.M
         for name in [name for name in sys.modules if name.split(".")[0] == package]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(loop, "draw_curves", draw_curves)
+    monkeypatch.setattr(callbacks, "draw_curves", draw_curves)
     train(override(pictures(tmp_path, 4), "train.log_every", "1"), tmp_path / "run")
     assert steps_logged(tmp_path / "run") == [1, 2, 3]
     assert not (tmp_path / "run" / "tensorboard").exists()
@@ -409,7 +409,7 @@ OLD_LINE = {
 
 def test_old_metrics_still_draw_and_go_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The curves of a run that goes on have the old name and the new ones."""
-    monkeypatch.setattr(loop, "draw_curves", draw_curves)
+    monkeypatch.setattr(callbacks, "draw_curves", draw_curves)
     old = [OLD_LINE | {"step": 10, "flow": 0.0}, OLD_LINE | {"step": 20}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
     assert loss_terms(old) == ["reconstruction", "auxiliary", "flow"]
@@ -606,7 +606,7 @@ def test_as_many_steps_as_there_are_or_fewer_change_nothing(run: Path, steps: in
 
 
 def test_pictures_that_a_killed_process_did_not_draw(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "draw_curves", draw_curves)
+    monkeypatch.setattr(callbacks, "draw_curves", draw_curves)
     before = contents(run)
     for path in ("samples/step-00000020.png", "reconstructions/step-00000020.png", "curves.png"):
         (run / path).unlink()
@@ -966,13 +966,13 @@ def test_only_a_full_disk_asks_for_space(run: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_full_disk_while_logging(run: Path, full_disk: FullDisk, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = loop.Metrics.write
+    original = callbacks.Metrics.write
 
     def write(self: Any, row: dict[str, float]) -> None:
         with full_disk(self.path.stat().st_size + 10):
             original(self, row)
 
-    monkeypatch.setattr(loop.Metrics, "write", write)
+    monkeypatch.setattr(callbacks.Metrics, "write", write)
     refused(lambda: train(tiny(steps=30, log_every=1), run), "metrics.jsonl", "step-00000020", "size of files")
     monkeypatch.undo()
     train(tiny(steps=21), run)

@@ -8,20 +8,25 @@ pra.to_pil(images[0])
 """
 
 from pra.config import Precision, RunConfig, SamplingConfig
+from pra.data.source import register_source
 from pra.errors import PraError
+from pra.eval.features import register_features
 from pra.generate import Sampler
 from pra.hub.push import export, push
 from pra.images import to_pil, to_uint8
 from pra.models import PRA, JiT
+from pra.objectives import LossInputs, LossTerm
 from pra.provenance import package_version
 from pra.recipes import RECIPES, recipe
 from pra.training import train
+from pra.training.callbacks import Callback
 from pra.training.loop import Interrupted, Trained
 from pra.weights import load, save
 
 __all__ = [
-    "PRA", "RECIPES", "Interrupted", "JiT", "PraError", "Precision", "RunConfig", "Sampler", "SamplingConfig",
-    "Trained", "__version__", "export", "load", "push", "recipe", "save", "to_pil", "to_uint8", "train",
+    "PRA", "RECIPES", "Callback", "Interrupted", "JiT", "LossInputs", "LossTerm", "PraError", "Precision", "RunConfig",
+    "Sampler", "SamplingConfig", "Trained", "__version__", "export", "load", "push", "recipe", "register_features",
+    "register_source", "save", "to_pil", "to_uint8", "train",
 ]  # fmt: skip
 
 __version__ = package_version("pra") or "(not installed)"

@@ -35,6 +35,7 @@ class Purpose(enum.IntEnum):
     LABEL = 11
     SHORTCUT_TIME = 12
     SHORTCUT_NOISE = 13
+    HELD_OUT = 14
 
 
 def keys(seed: int, indices: Tensor) -> Tensor:

@@ -11,14 +11,17 @@ stop-gradient on ``z`` the states collapse onto what is easy to predict.
 JiT, the diffusion baseline, has one pass and ``flow`` alone.
 
 A new term is one entry in a function below, and a field ``NAME_weight`` of :class:`pra.config.ObjectiveConfig` where
-its weight is not 1. A new class of models registers a function of its own with :func:`training_losses`.
+its weight is not 1. A new class of models registers a function of its own with :func:`training_losses`. A term from
+outside the package is a :class:`LossTerm`, which :func:`pra.train` takes as ``losses``.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -27,6 +30,7 @@ from torch import Tensor
 
 from pra import flow, noise
 from pra.config import SHORTCUT_STEPS, ObjectiveConfig, PixelLoss, Prediction, Rollout
+from pra.errors import PraError
 from pra.models import PRA, JiT, Model
 from pra.models.head import FlowHead
 from pra.noise import Purpose
@@ -34,6 +38,80 @@ from pra.rollout import ar_inputs
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 """``(reconstruction, image) -> distance per image``, both ``(B, C, H, W)`` in [-1, 1]."""
+
+
+TERMS = ("pixel", "perceptual", "flow", "auxiliary", "shortcut")
+"""Names of the terms in this module."""
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Tensors of one micro-batch that a term of the loss is computed from.
+
+    ``B`` images of ``N`` patches. A field is None where the model or the step does not have it: JiT has neither states
+    nor conditions, an identity codec decodes nothing, and ``train.codec_warmup`` computes no conditions.
+    """
+
+    model: Model
+    """Call its modules. Under FSDP its blocks hold only a part of their weights between calls."""
+    images: Tensor
+    """``(B, C, H, W)`` float in [-1, 1]."""
+    patches: Tensor
+    """``(B, N, D)`` the images' pixels by patch, in [-1, 1]."""
+    labels: Tensor
+    """``(B,)`` true classes."""
+    keys: Tensor
+    """``(B,)`` one key per sample and step. Random numbers drawn from it (:mod:`pra.noise`) resume bitwise."""
+    states: Tensor | None = None
+    """``(B, N, d)`` the encoder's states ``z``, with gradient."""
+    decoded: Tensor | None = None
+    """``(B, N, D)`` float32, the pixels ``D(z)``, with gradient."""
+    conditions: Tensor | None = None
+    """``(B, N, W)`` the backbone's ``h`` of the AR pass, with gradient."""
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A term of the loss from outside the package.
+
+    ``function`` returns a scalar: the mean over the batch, without its weight. It may return None to leave the term
+    out of a step, for example where ``conditions`` is None; this must not depend on the images.
+    """
+
+    weight: float
+    function: Callable[[LossInputs], Tensor | None]
+
+
+ExtraTerms = Mapping[str, LossTerm]
+
+
+def check_terms(
+    losses: Mapping[str, LossTerm | tuple[float, Callable[[LossInputs], Tensor | None]]] | None,
+    taken: Collection[str] = TERMS,
+) -> dict[str, LossTerm]:
+    """Return the user's terms as :class:`LossTerm`; a pair ``(weight, function)`` is one too.
+
+    Args:
+        losses: the terms by name; None for no terms.
+        taken: names that are not free.
+
+    Raises:
+        PraError: a name is taken or not an identifier, a weight is not a finite number, or a function is not callable.
+    """
+    terms = {}
+    for name, given in (losses or {}).items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise PraError(f"loss term {name!r}: the name is not an identifier. Use letters, digits and _")
+        if name in taken or name.startswith("validation_"):
+            raise PraError(f"loss term {name!r}: the name is taken. Choose another name")
+        pair = isinstance(given, tuple) and len(given) == 2
+        term = LossTerm(*given) if pair else given  # type: ignore[misc]
+        if not isinstance(term, LossTerm) or not callable(term.function):
+            raise PraError(f"loss term {name!r}: expected (weight, function). Pass such a pair or a LossTerm")
+        if isinstance(term.weight, bool) or not isinstance(term.weight, int | float) or not math.isfinite(term.weight):
+            raise PraError(f"loss term {name!r}: weight {term.weight!r} is not a finite number. Pass one such as 0.1")
+        terms[name] = term
+    return terms
 
 
 class Losses(NamedTuple):
@@ -61,6 +139,7 @@ def training_losses(
     objective: ObjectiveConfig,
     rollout: Rollout | None,
     perceptual: Perceptual | None = None,
+    extra: ExtraTerms | None = None,
 ) -> Losses:
     """Compute the losses of one training step, by the function that is registered for the model's class.
 
@@ -72,9 +151,11 @@ def training_losses(
         objective: weights and draws.
         rollout: how the AR inputs are made; None leaves the AR pass out, and the codec learns alone. JiT ignores it.
         perceptual: a distance whose weight is ``objective.perceptual_weight``. JiT ignores it.
+        extra: terms from outside the package, by name; they are added last.
 
     Raises:
         TypeError: no function is registered for the class.
+        PraError: a function of ``extra`` does not return a scalar.
     """
     raise TypeError(f"{type(model).__name__} has no losses: register a function with training_losses.register")
 
@@ -94,6 +175,7 @@ def _autoregressive_losses(
     objective: ObjectiveConfig,
     rollout: Rollout | None,
     perceptual: Perceptual | None = None,
+    extra: ExtraTerms | None = None,
 ) -> Losses:
     """Two passes; without a rollout only the first."""
     patches = model.patchify(images)
@@ -104,10 +186,12 @@ def _autoregressive_losses(
         h0 = model.clean_conditions(labels, patches)
     _forget_casts()
     z = model.codec.encode(patches, h0)
-    terms = _reconstruction_terms(model, images, patches, z, objective, perceptual)
+    decoded = None if model.config.codec is None else model.codec.decode(z).float()
+    known = LossInputs(model, images, patches, labels, keys, states=z, decoded=decoded)
+    terms = _reconstruction_terms(model, known, objective, perceptual)
     z = z.detach()  # sg(z): the states are shaped by reconstruction alone
     if rollout is None:
-        return _summed(terms, objective, z)
+        return _summed(terms, objective, z, known, extra)
 
     # AR pass.
     with torch.no_grad():  # x~ = sg(...)
@@ -118,7 +202,7 @@ def _autoregressive_losses(
     terms["auxiliary"] = F.mse_loss(model.auxiliary(h).float(), normalise_patches(patches))
     if model.shortcut is not None:
         terms["shortcut"] = _shortcut_loss(model.head, model.shortcut, h.detach(), z, objective, keys)
-    return _summed(terms, objective, z)
+    return _summed(terms, objective, z, replace(known, conditions=h), extra)
 
 
 @training_losses.register
@@ -130,6 +214,7 @@ def _diffusion_losses(
     objective: ObjectiveConfig,
     rollout: Rollout | None = None,
     perceptual: Perceptual | None = None,
+    extra: ExtraTerms | None = None,
 ) -> Losses:
     """``E |v(x_t, t, c) - (x - x_t) / (1 - t)|^2`` with one ``t`` for all patches of an image (JiT's v-loss)."""
     x = model.patchify(images)
@@ -138,13 +223,28 @@ def _diffusion_losses(
     x_t = flow.interpolate(eps, x, t.unsqueeze(-1))
     target = flow.velocity_from_data(x, x_t, t.unsqueeze(-1))  # the same clamp on both sides
     velocity = model(x_t, t, _drop_labels(model, labels, objective.class_dropout, keys))
-    return _summed({"flow": F.mse_loss(velocity, target)}, objective, x)
+    terms = {"flow": F.mse_loss(velocity, target)}
+    return _summed(terms, objective, x, LossInputs(model, images, x, labels, keys), extra)
 
 
-def _summed(terms: dict[str, Tensor], objective: ObjectiveConfig, z: Tensor) -> Losses:
+def _summed(
+    terms: dict[str, Tensor], objective: ObjectiveConfig, z: Tensor, known: LossInputs, extra: ExtraTerms | None
+) -> Losses:
     """The one place where weights apply. The terms add up in their order: rounding depends on it."""
-    total = functools.reduce(operator.add, (objective.weight(name) * term for name, term in terms.items()))
-    return Losses(total, terms, _state_std(z))
+    weighted = [objective.weight(name) * term for name, term in terms.items()]
+    for name, term in (extra or {}).items():
+        value = term.function(known)
+        if value is not None:
+            terms[name] = _scalar(name, value)
+            weighted.append(term.weight * value)
+    return Losses(functools.reduce(operator.add, weighted), terms, _state_std(z))
+
+
+def _scalar(name: str, value: Tensor) -> Tensor:
+    if not isinstance(value, Tensor) or value.ndim:
+        given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise PraError(f"loss term {name!r}: expected a scalar tensor, got {given}. Return the mean over the batch")
+    return value
 
 
 def _state_std(z: Tensor) -> Tensor:
@@ -218,21 +318,15 @@ def _times(objective: ObjectiveConfig, keys: Tensor, *shape: int) -> Tensor:
 
 
 def _reconstruction_terms(
-    model: PRA,
-    images: Tensor,
-    patches: Tensor,
-    z: Tensor,
-    objective: ObjectiveConfig,
-    perceptual: Perceptual | None,
+    model: PRA, known: LossInputs, objective: ObjectiveConfig, perceptual: Perceptual | None
 ) -> dict[str, Tensor]:
     """The distances of ``D(z)`` from the image; an identity codec has none."""
-    if model.config.codec is None:
+    if known.decoded is None:
         return {}
-    decoded = model.codec.decode(z).float()
     pixel = F.l1_loss if objective.pixel_loss is PixelLoss.L1 else F.mse_loss
-    terms = {"pixel": pixel(decoded, patches)}
+    terms = {"pixel": pixel(known.decoded, known.patches)}
     if perceptual is not None and objective.perceptual_weight:
-        terms["perceptual"] = perceptual(model.unpatchify(decoded), images).mean()
+        terms["perceptual"] = perceptual(model.unpatchify(known.decoded), known.images).mean()
     return terms
 
 

@@ -14,7 +14,7 @@ from pra.config import to_dict
 from pra.models import count_parameters
 from pra.report.charts import thinned
 from pra.report.content import cell
-from pra.training.run import loss_terms, points_of
+from pra.training.run import VALIDATION, loss_terms, points_of
 
 NOTHING = "-"
 MANY = f"{{}} are all evaluations of it, and none is called {FIGURES}: give the file that is meant"
@@ -76,7 +76,8 @@ def _training(columns: Sequence[Column]) -> list[Section]:
         row("images / s", lambda run: f"{run.progress.images_per_second:.3g}"),
     ]
     terms = loss_terms(line for column in columns if column.run for line in column.run.metrics)
-    losses = [row(name, lambda run, name=name: cell(_last(run, name))) for name in terms]  # type: ignore[misc]
+    names = [*terms, *(VALIDATION + name for name in terms)]
+    losses = [row(name, lambda run, name=name: cell(_last(run, name))) for name in names]  # type: ignore[misc]
     there = [loss for loss in losses if set(loss.cells) != {NOTHING}]
     return [Section("training", come), Section("losses at the end", there)]
 

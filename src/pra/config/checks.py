@@ -63,10 +63,20 @@ def fit(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, tuple(kinds)):
             raise _unfit(" or ".join(one.__name__ for one in kinds), value, where)
         return value
+    if len(kinds) > 1:
+        return _either(kinds, value, where)
     (one,) = kinds
     if typing.get_origin(one) is tuple:
         return _tuple(typing.get_args(one), value, where)
     return member(one, value, where) if issubclass(one, enum.Enum) else _leaf(one, value, where)
+
+
+def _either(kinds: list[Any], value: Any, where: str) -> Any:
+    """The value as one of the first of several plain types that it fits."""
+    for kind in kinds:
+        with contextlib.suppress(PraError):
+            return fit(kind, value, where)
+    raise _unfit(" or ".join(kind.__name__ for kind in kinds), value, where)
 
 
 def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

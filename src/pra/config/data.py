@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from pra.config.checks import between, coerce
+from pra.errors import PraError
 
 
 class Fit(enum.Enum):
@@ -32,7 +33,12 @@ class OnCorrupt(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where images come from (see :func:`pra.data.open_source`) and how they are prepared."""
+    """Where images come from (see :func:`pra.data.open_source`) and how they are prepared.
+
+    ``validation`` names the held-out images that ``train.validate_every`` measures the loss on: a share of the training
+    images, such as ``0.05``, which the run then does not learn from; ``test``, the source's own test split; or another
+    source, such as ``folder:VAL``. None holds nothing out.
+    """
 
     source: str
     fit: Fit = Fit.CENTER_CROP
@@ -40,7 +46,15 @@ class DataConfig:
     on_small: OnSmall = OnSmall.ERROR
     on_corrupt: OnCorrupt = OnCorrupt.ERROR
     workers: int = 0
+    validation: float | str | None = None
 
     def __post_init__(self) -> None:
         coerce(self)
         between(self, "workers", 0, 1024)
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise PraError(f"validation {self.validation:g}: a share must lie between 0 and 1. Use one such as 0.05")
+
+    @property
+    def held_out_share(self) -> float | None:
+        """The share of the training images that is held out; None where none is."""
+        return self.validation if isinstance(self.validation, float) else None

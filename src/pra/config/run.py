@@ -54,6 +54,11 @@ class RunConfig:
             )
         if self.model.codec is None and self.train.codec_warmup:
             raise PraError(f"train.codec_warmup {self.train.codec_warmup}: this model has no codec to warm up; set 0")
+        if self.train.validate_every and self.data.validation is None:
+            raise PraError(
+                f"train.validate_every {self.train.validate_every}: there are no held-out images. Set data.validation, "
+                "for example to 0.05, or train.validate_every=0"
+            )
         if self.train.trainable == ("shortcut",) and not (self.model.has_shortcut and self.initial):
             raise PraError(
                 "train.trainable=shortcut is for the second head (model.head.shortcut) of a model that is trained: "

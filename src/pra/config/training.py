@@ -165,8 +165,9 @@ class TrainConfig:
     (:mod:`pra.training.averages`), such as ``(0.05, 0.1)``: the standard deviation of an averaging profile as a part of
     the training so far. Each takes the memory and the disk of one more copy of the weights.
 
-    Intervals are in steps. ``sample_every=0`` draws no grids. The newest ``keep_checkpoints`` stay, and beside them for
-    good those of every ``keep_every`` steps, a multiple of ``checkpoint_every``; 0 is none.
+    Intervals are in steps. ``sample_every=0`` draws no grids. Every ``validate_every`` steps, and after the last, the
+    loss is measured on the held-out images of ``data.validation``; 0 is never. The newest ``keep_checkpoints`` stay,
+    and beside them for good those of every ``keep_every`` steps, a multiple of ``checkpoint_every``; 0 is none.
     """
 
     steps: int
@@ -185,6 +186,7 @@ class TrainConfig:
     activation_checkpointing: bool = False
     log_every: int = 20
     sample_every: int = 500
+    validate_every: int = 0
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     keep_every: int = 0
@@ -197,6 +199,7 @@ class TrainConfig:
         if len(set(self.averages)) < len(self.averages):
             raise PraError(f"averages {list(self.averages)}: a length is there twice. Give each length once")
         between(self, "sample_every", 0, math.inf)
+        between(self, "validate_every", 0, math.inf)
         between(self, "codec_warmup", 0, math.inf)
         between(self, "seed", 0, 2**63 - 1)
         between(self, "keep_checkpoints", 1, math.inf)
@@ -215,6 +218,10 @@ class TrainConfig:
                 f"batch_size {self.batch_size} is not divisible by micro_batch_size {micro}; the nearest that divides "
                 f"it is {nearest_of(divisors(self.batch_size), micro)}"
             )
+
+    def validates(self, step: int) -> bool:
+        """Return whether the held-out loss is measured after ``step`` steps."""
+        return self.validate_every > 0 and (step % self.validate_every == 0 or step == self.steps)
 
     def micro_batches(self, processes: int) -> tuple[int, int]:
         """Images that each of so many processes takes at a time, and how many times in a step.

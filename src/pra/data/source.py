@@ -20,6 +20,7 @@ from pra.data.images import Labels
 from pra.data.wds import WebDataset
 from pra.errors import PraError, nearest
 from pra.paths import expand
+from pra.registry import Registry
 
 _WITH_PATH: dict[str, Callable[[str, str], Source]] = {
     "emoji": lambda spec, path: EmojiSource(spec, *_split(path)),
@@ -30,8 +31,11 @@ _WITH_PATH: dict[str, Callable[[str, str], Source]] = {
     "hf": open_hf,
 }
 _ALONE = ("digits", "digits@test", "emoji", "emoji@test")
+SPLIT = ("digits", "emoji", "idx")
+"""Kinds of sources that have a test split."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Images that can be read in any order, each with a label. Sources can be pickled to worker processes.
 
@@ -87,12 +91,42 @@ class Streamed(Protocol):
         ...
 
 
+SOURCES: Registry[Callable[[str, str], Source]] = Registry("data source", "pra.sources", {"digits", *_WITH_PATH})
+
+
+def register_source(name: str, function: Callable[[str, str], Source]) -> None:
+    """Make ``NAME`` and ``NAME:ARGUMENT`` names of data sources in this process, for ``--data`` and all else.
+
+    An installed package does the same for every process by an entry point of the group ``pra.sources``.
+
+    Args:
+        name: of the kind of source.
+        function: opens one; takes the whole name, which becomes :attr:`Source.name`, and the argument.
+
+    Raises:
+        PraError: the name is built in or malformed.
+    """
+    SOURCES.add(name, function)
+
+
+def own_test_split(spec: str) -> str:
+    """Return the name of a source's own test split: ``"digits@test"`` for ``"digits"``.
+
+    Raises:
+        PraError: the source has none, or is one.
+    """
+    if spec.endswith("@test") or spec.partition(":")[0] not in SPLIT:
+        raise PraError(f"data source {spec!r} has no test split. Name another source, or a share such as 0.05")
+    return f"{spec}@test"
+
+
 def open_source(spec: str) -> Source:
     """Open a source by its name.
 
     ``digits``, ``emoji``, ``emoji:FONT.ttf``, ``idx:DIR``, ``folder:PATH``, ``imagenet-tar:PATH``, ``wds:PATTERN`` (see
     :class:`pra.data.wds.WebDataset`) or ``hf:NAME?key=value&...`` (see :class:`pra.data.hf.Choice`). The first four may
     end in ``@test``: the test split, where the training split is the default. ``~`` stands for the home directory.
+    :func:`register_source` adds kinds.
 
     Raises:
         PraError: an unknown kind (the nearest name is given), a missing path or package, or damaged files.
@@ -113,13 +147,15 @@ def check_name(spec: str) -> None:
         PraError: an unknown kind (the nearest name is given, or how to name what lies there), or no path behind it.
     """
     kind, _, path = spec.partition(":")
+    if SOURCES.added(kind):
+        return
     if kind in _WITH_PATH and spec not in _ALONE:
         if path in ("", "@test"):
             raise PraError(f"data source {spec!r} lacks its path; write {kind}:PATH")
     elif spec not in _ALONE:
         if expand(spec).exists():
             raise PraError(f"data source {spec!r} does not say what is there; write {shlex.quote(_fitting(spec))}")
-        raise PraError(f"data source {spec!r} is unknown{nearest(kind, {*_ALONE, *_WITH_PATH})}")
+        raise PraError(f"data source {spec!r} is unknown{nearest(kind, {*_ALONE, *SOURCES.names()})}")
 
 
 def _fitting(spec: str) -> str:
@@ -140,7 +176,13 @@ def _open(spec: str) -> Source:
     if spec in ("emoji", "emoji@test"):
         return EmojiSource(spec, FONT, test=spec.endswith("@test"))
     kind, _, path = spec.partition(":")
-    return _WITH_PATH[kind](spec, path)
+    registered = SOURCES.added(kind)
+    if registered is None:
+        return _WITH_PATH[kind](spec, path)
+    opened = registered(spec, path)
+    if not isinstance(opened, Source):
+        raise PraError(f"data source {spec!r}: {opened!r} is not a source. Return one with the members of Source")
+    return opened
 
 
 def _split(path: str) -> tuple[Path, bool]:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pra.data.images import CorruptImage
-from pra.data.source import Source, open_source
+from pra.data.source import Source, Streamed, open_source
 from pra.errors import PraError
 
 LOOKED_AT, PATIENCE = 500, 15.0
@@ -37,7 +37,8 @@ class Survey:
 
     ``images`` is how many there are, by class in ``classes``. All else is of the ``opened`` ones: sizes in pixels;
     how many have no colour (``grey``), are see-through somewhere, or are not ``square``; the file of each that cannot
-    be read (not counted among the opened); and the seconds that reading one takes.
+    be read (not counted among the opened); and the seconds that reading one takes. ``streamed`` tells whether the
+    source is a stream.
     """
 
     source: str
@@ -52,6 +53,7 @@ class Survey:
     square: int
     corrupt: tuple[str, ...]
     seconds_per_image: float
+    streamed: bool = False
 
     @property
     def unconditional(self) -> bool:
@@ -123,6 +125,7 @@ def look(source: str | Source) -> Survey:
         square=sum(width == height for width, height in sizes),
         corrupt=tuple(corrupt),
         seconds_per_image=(time.monotonic() - begin) / len(sizes),
+        streamed=isinstance(opened, Streamed),
     )
 
 

@@ -17,13 +17,12 @@ from pra.data.loader import reading
 from pra.distributed import join
 from pra.errors import PraError
 from pra.eval.evaluate import Report, check_codec, evaluate, reconstruct, told_of_few
-from pra.eval.features import FeatureExtractor
+from pra.eval.features import EXTRACTORS, FeatureExtractor
 from pra.eval.outputs import Outputs
 from pra.eval.reference import Reference
 from pra.eval.samples import exported, join_exports, prepared, spread
 from pra.eval.subject import Subject, Work, open_subject
 from pra.eval.truth import (
-    EXTRACTORS,
     LABELS,
     Truth,
     check_classes,

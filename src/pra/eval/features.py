@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from pra.errors import PraError, reason_of
 from pra.extras import import_failed
 from pra.provenance import file_sha256
+from pra.registry import Registry
+
+EXTRACTORS = ("classifier", "dinov2", "inception")
+"""Names of the package's own feature extractors."""
 
 
 class Features(NamedTuple):
@@ -27,6 +31,7 @@ class Features(NamedTuple):
     logits: Tensor | None
 
 
+@runtime_checkable
 class FeatureExtractor(Protocol):
     """A frozen network. ``fingerprint`` is the SHA-256 of its weights' file; figures of different ones do not compare.
 
@@ -49,6 +54,27 @@ class FeatureExtractor(Protocol):
             PraError: images of a shape that the network cannot read.
         """
         ...
+
+
+Opener = Callable[[Path | None, torch.device], FeatureExtractor]
+"""Builds an extractor from the file that ``--weights`` names, or None, and the device."""
+
+REGISTRY: Registry[Opener] = Registry("features", "pra.features", EXTRACTORS)
+
+
+def register_features(name: str, function: Opener) -> None:
+    """Make ``name`` a choice of ``pra eval --features`` and ``pra sweep --features`` in this process.
+
+    An installed package does the same for every process by an entry point of the group ``pra.features``.
+
+    Args:
+        name: of the features.
+        function: builds the extractor; takes the file of ``--weights`` or None, and the device.
+
+    Raises:
+        PraError: the name is built in or malformed.
+    """
+    REGISTRY.add(name, function)
 
 
 BLOCK = 64

@@ -12,6 +12,7 @@ from torch import Tensor
 from pra.config import DataConfig
 from pra.data import Source, open_source
 from pra.data.loader import reading
+from pra.data.source import SPLIT
 from pra.distributed import ALONE, World
 from pra.errors import PraError
 from pra.eval.probe_features import Examples, Layers, Pooling, Vectors, collect_vectors, join_examples, select
@@ -19,8 +20,6 @@ from pra.eval.probe_linear import VALIDATED, Linear, accuracy
 from pra.eval.samples import prepared, spread
 
 FEWEST = 2 * VALIDATED
-SPLIT = ("digits", "emoji", "idx")
-"""The kinds of sources that have a held-out part."""
 
 
 @dataclass(frozen=True)

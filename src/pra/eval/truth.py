@@ -14,13 +14,12 @@ from pra.data.images import CorruptImage
 from pra.errors import PraError, nearest
 from pra.eval.classifier import Classifier, find_classifier, fit_classifier
 from pra.eval.dinov2 import dinov2
-from pra.eval.features import FeatureExtractor, inception
+from pra.eval.features import REGISTRY, FeatureExtractor, inception
 from pra.eval.reference import Reference, from_file, from_source, recorded_features
 from pra.eval.samples import picture_shape
 from pra.eval.subject import Subject, Work
 from pra.models import Model
 
-EXTRACTORS = ("classifier", "dinov2", "inception")
 LABELS = ("balanced", "reference")
 
 
@@ -43,7 +42,7 @@ def check_options(features: str, labels: str, batch_size: int, num: int | None) 
     Raises:
         PraError: other features or labels than there are (the nearest is given), or a number that is too small.
     """
-    for option, value, known in (("--features", features, EXTRACTORS), ("--labels", labels, LABELS)):
+    for option, value, known in (("--features", features, REGISTRY.names()), ("--labels", labels, LABELS)):
         if value not in known:
             raise PraError(f"{option} {value!r} is unknown{nearest(value, known)}")
     if batch_size < 1:
@@ -137,6 +136,8 @@ def extractor(features: str, weights: Path | None, truth: Truth, subject: Subjec
         PraError: weights that cannot be had or read, or a reference to fit on that is a file.
     """
     with work.world.first_alone():  # downloads, or fits; the others find it in the cache
+        if (opener := REGISTRY.added(features)) is not None:
+            return _checked(features, opener(weights, work.device))
         if features == "inception":
             return inception(weights, work.device)
         if features == "dinov2":
@@ -144,6 +145,12 @@ def extractor(features: str, weights: Path | None, truth: Truth, subject: Subjec
         if weights is not None:
             return Classifier(weights, work.device)
         return _classifier(truth, subject, work)
+
+
+def _checked(name: str, made: FeatureExtractor) -> FeatureExtractor:
+    if not isinstance(made, FeatureExtractor):
+        raise PraError(f"features {name!r}: {made!r} is not an extractor. Return the members of FeatureExtractor")
+    return made
 
 
 def _classifier(truth: Truth, subject: Subject, work: Work) -> Classifier:

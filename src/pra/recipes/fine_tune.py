@@ -19,11 +19,8 @@ from pra import weights
 from pra.config import (
     AnyModelConfig,
     Clean,
-    DataConfig,
     LearningRate,
     ObjectiveConfig,
-    OnCorrupt,
-    OnSmall,
     OptimizerConfig,
     Parallel,
     RunConfig,
@@ -134,8 +131,9 @@ def propose(
     config = RunConfig(
         recipe=NAME,
         model=replace(model.config, num_classes=len(survey.classes)),
-        data=DataConfig(source=survey.source, on_small=OnSmall.UPSCALE, on_corrupt=OnCorrupt.SKIP),
-        train=replace(train, optimizer=optimizer, codec_warmup=0),  # the codec is trained already
+        data=own.data_config(survey),
+        # The codec is trained already, and how often to validate follows from the length.
+        train=replace(train, optimizer=optimizer, codec_warmup=0, validate_every=0),
         sampling=replace(model.sampling, guidance=_guidance(model, survey)),
         initial=start,
     )

@@ -59,6 +59,12 @@ FEWEST_IMAGES = 40_000
 FEW_PICTURES = 500
 """Below which a person is to be warned."""
 
+HELD_OUT, FEWEST_TO_HOLD_OUT = 0.05, 200
+"""The share of the pictures that the held-out loss is measured on, and from how many pictures on."""
+
+VALIDATIONS = 20
+"""Measurements of the held-out loss, over the training."""
+
 GRIDS = 5
 """Of samples, over the training."""
 
@@ -270,7 +276,7 @@ def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:
                 decoder=replace(transformer, depth=rung.depth // 2),
             ),
         ),
-        data=DataConfig(source=survey.source, on_small=OnSmall.UPSCALE, on_corrupt=OnCorrupt.SKIP),
+        data=data_config(survey),
         train=TrainConfig(
             steps=1,
             batch_size=batch,
@@ -279,6 +285,17 @@ def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:
             optimizer=OptimizerConfig(lr=peak_rate(rung.width), schedule=LearningRate.COSINE),
         ),
         sampling=SamplingConfig(guidance=1.0 if survey.unconditional else GUIDANCE, steps=5),
+    )
+
+
+def data_config(survey: Survey) -> DataConfig:
+    """How one's own pictures are read, and the share of them that is held out where there are enough."""
+    enough = survey.images >= FEWEST_TO_HOLD_OUT and not survey.streamed
+    return DataConfig(
+        source=survey.source,
+        on_small=OnSmall.UPSCALE,
+        on_corrupt=OnCorrupt.SKIP,
+        validation=HELD_OUT if enough else None,
     )
 
 
@@ -291,7 +308,7 @@ def timed(config: RunConfig, survey: Survey, device: torch.device, speed: Speed)
 
 
 def with_steps(config: RunConfig, steps: int) -> RunConfig:
-    """With all that follows from the length: warm-up, moving average, and how often to draw and to save."""
+    """With all that follows from the length: warm-up, moving average, how often to draw, to save and to validate."""
     optimizer = replace(
         config.train.optimizer,
         warmup_steps=min(200, max(1, steps // 20)),
@@ -302,7 +319,12 @@ def with_steps(config: RunConfig, steps: int) -> RunConfig:
     return replace(
         config,
         train=replace(
-            config.train, steps=steps, optimizer=optimizer, sample_every=every, checkpoint_every=min(500, every)
+            config.train,
+            steps=steps,
+            optimizer=optimizer,
+            sample_every=every,
+            checkpoint_every=min(500, every),
+            validate_every=0 if config.data.validation is None else -(-steps // VALIDATIONS),
         ),
     )
 
@@ -338,6 +360,9 @@ def _reasons(
     reading = survey.seconds_per_image * train.batch_size / max(1, config.data.workers)
     if reading > 0.3 * seconds:
         reasons.append(f"{reading / seconds:.0%} of that is reading: copies at {2 * side} pixels would train faster")
+    if config.data.validation is not None:
+        held = round(HELD_OUT * survey.images)
+        reasons.append(f"{held} pictures are held out: their loss tells whether training overfits")
     if survey.images < FEW_PICTURES:
         reasons.append(f"{survey.images} pictures are few: expect the model to learn them by heart")
     if seen < FEWEST_IMAGES:
@@ -348,8 +373,9 @@ def _reasons(
 def pace(config: RunConfig, survey: Survey, seconds: float, device: torch.device) -> str:
     """In words: how long a step takes, and what they come to."""
     train = config.train
+    learnt = survey.images * (1.0 - (config.data.held_out_share or 0.0))
     return (
         f"a step of {train.batch_size} images takes {seconds:.3g} s on {device}, measured just now: {train.steps:,} "
-        f"steps, {train.steps * train.batch_size / survey.images:.3g} epochs, "
+        f"steps, {train.steps * train.batch_size / learnt:.3g} epochs, "
         f"{train.steps * seconds / TRAINING_SHARE / 60:.2g} minutes"
     )

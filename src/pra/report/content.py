@@ -24,8 +24,8 @@ from pra.eval.samples import spread
 from pra.models import count_parameters
 from pra.report.charts import Chart, chart
 from pra.report.gap import MeasuredGap
-from pra.training.plots import is_logarithmic, panels
-from pra.training.run import points_of, read_metrics, training_seconds
+from pra.training.plots import HELD_OUT, is_logarithmic, panels
+from pra.training.run import VALIDATION, points_of, read_metrics, training_seconds
 
 MOST_PICTURES = 12
 """Grids of one kind on a page, evenly over training: each weighs up to a few hundred kB."""
@@ -84,10 +84,11 @@ def progress(run: Path, config: RunConfig) -> Progress | None:
 def curves(run: Path, config: RunConfig) -> list[Chart]:
     """Return a chart per metric that has something to show."""
     rows = read_metrics(run)
-    charts = [
-        chart(title, "step", [("line", points_of(rows, name))], log=is_logarithmic(name))
-        for name, title in panels(rows, config.train.objective).items()
-    ]
+    charts = []
+    for name, title in panels(rows, config.train.objective).items():
+        held_out = points_of(rows, VALIDATION + name)
+        lines = [("line", points_of(rows, name)), ("held-out", held_out)]
+        charts.append(chart(title + HELD_OUT * (len(held_out) > 1), "step", lines, log=is_logarithmic(name)))
     return [one for one in charts if one is not None]
 
 

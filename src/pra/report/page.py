@@ -15,7 +15,7 @@ from pra.provenance import package_version
 from pra.report import charts, content
 from pra.report.gap import MeasuredGap, read_gap
 from pra.report.words import in_words
-from pra.training.loop import GRID_CLASSES
+from pra.training.callbacks import GRID_CLASSES
 from pra.training.run import read_run
 from pra.weights import newest_checkpoint, read_json
 

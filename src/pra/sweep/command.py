@@ -22,11 +22,11 @@ from pra.data.loader import reading
 from pra.distributed import join
 from pra.errors import NotFiniteError, PraError
 from pra.eval.evaluate import Report, evaluate, told_of_few
-from pra.eval.features import FeatureExtractor
+from pra.eval.features import EXTRACTORS, FeatureExtractor
 from pra.eval.reference import Reference
 from pra.eval.samples import Batch
 from pra.eval.subject import Subject, Work, open_subject
-from pra.eval.truth import EXTRACTORS, LABELS, check_options, extractor, measured, open_truth
+from pra.eval.truth import LABELS, check_options, extractor, measured, open_truth
 from pra.locks import locked
 from pra.options import File, Folder, Integer, Settings, Text
 from pra.provenance import environment

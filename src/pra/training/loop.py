@@ -5,44 +5,40 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pra import images, noise, weights
 from pra.config import RunConfig
-from pra.data import Batch, Sample, Source, TrainingSet, batches, load_images, open_source
+from pra.data import Batch, Sample, Source, TrainingSet, batches, open_source
+from pra.data.held_out import split
 from pra.data.loader import reading
-from pra.data.source import Streamed
 from pra.device import autocast, enough_memory
 from pra.distributed import World, join
-from pra.errors import PraError, reason_of
-from pra.generate import Sampler
+from pra.errors import PraError
 from pra.locks import locked
 from pra.models import Model, build_model
-from pra.objectives import Losses, Perceptual, losses_of
+from pra.objectives import TERMS, Losses, LossInputs, LossTerm, Perceptual, check_terms, losses_of
 from pra.signals import caught_signals
 from pra.training import checkpoint
 from pra.training.averages import build_averages
+from pra.training.callbacks import Bar, Callback, Callbacks, Curves, Metrics, Pictures, StateWarning, TensorBoard
 from pra.training.initial import load_initial
 from pra.training.optimizer import build_optimizer, whole
 from pra.training.parallel import SharedLoss
-from pra.training.plots import CURVES, draw_curves
-from pra.training.run import Metrics, check_data, check_run, check_shared, loss_terms, write_run
+from pra.training.run import COMMON, check_data, check_losses, check_run, check_shared, write_run
 from pra.training.trainable import codec_learns, set_trainable
+from pra.training.validation import Validation
 
-HEALTHY_STATE_STD = 0.3
-"""Of a state's weakest dimension. Runs that went well have gone down to 0.40 (docs/imagenet.md), collapse to 0."""
 LESS_MEMORY = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
-GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
-TERMS_SHOWN = 3
-"""Terms of the loss beside the progress bar."""
+FAILED = 256
+"""A callback failed. Above every signal's number, which the processes compare it with."""
 
 
 class Interrupted(Exception):  # noqa: N818  (not an error)
@@ -77,6 +73,8 @@ def train(
     source: Source | None = None,
     progress: bool = True,
     world: World | None = None,
+    losses: Mapping[str, LossTerm | tuple[float, Callable[[LossInputs], Tensor | None]]] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Trained:
     """Trains, or goes on with, the run in ``run_dir`` until ``config.train.steps`` steps are done in all.
 
@@ -90,22 +88,33 @@ def train(
         source: an open source, in place of the one that ``config.data.source`` names.
         progress: show a progress bar.
         world: the processes that share the work, where they have met already (:func:`pra.distributed.join`).
+        losses: further terms of the loss by name, each as ``(weight, function)``
+            (:class:`pra.objectives.LossTerm`). A run resumes with the terms that it began with. With
+            ``train.compile`` the model's blocks are compiled one by one, and the terms are not.
+        callbacks: called by the loop (:class:`pra.training.callbacks.Callback`).
 
     Raises:
         PraError: a configuration, data, run folder or disk that will not do, or another process trains there.
         Interrupted: a signal came; the state is saved.
     """
+    terms = check_terms(losses, {*TERMS, *COMMON})
     with nullcontext(world) if world else join() as together:
         folder, target = Path(run_dir).expanduser(), together.device(None if device is None else str(device))
         config.train.micro_batches(together.size)  # a batch that does not divide is named first
         check_run(folder, config)  # before the lock, which would be a file in a stranger's folder
         with locked(folder, "trained", "choose another --run-dir") if together.leads else nullcontext():
             check_shared(folder, together)
-            return Trainer(config, folder, target, source, progress, together).run()
+            return Trainer(config, folder, target, source, progress, together, terms, callbacks).run()
 
 
 class Trainer:
-    """The state of a run in memory, or this process's part of it. One per call of :func:`train`."""
+    """The state of a run in memory, or this process's part of it. One per call of :func:`train`.
+
+    Callbacks read these attributes: ``config`` (:class:`pra.config.RunConfig`), ``folder`` (the run's), ``step``
+    (steps that are done), ``new_steps`` (those of this call), ``source`` (the training images, without
+    held-out ones), ``model`` (with the raw weights), ``averages`` (:class:`pra.training.averages.EMA` by name, ``ema``
+    first), ``device``, and ``world`` (:class:`pra.distributed.World`).
+    """
 
     def __init__(
         self,
@@ -115,13 +124,21 @@ class Trainer:
         source: Source | None,
         progress: bool,
         world: World,
+        terms: Mapping[str, LossTerm],
+        callbacks: Sequence[Callback],
     ) -> None:
         self.config, self.folder, self.device, self.world = config, folder, device, world
-        self.progress = progress and world.leads
-        self.source = source or open_source(config.data.source)
-        _check_classes(self.source, config.model.num_classes)
+        self.whole = source or open_source(config.data.source)
+        _check_classes(self.whole, config.model.num_classes)
         check_run(folder, config)  # once more: another process may just have ended here
-        check_data(folder, config, self.source)
+        check_data(folder, config, self.whole)
+        self.terms = terms
+        check_losses(folder, self._term_weights())
+        with world.first_alone() if isinstance(config.data.validation, str) else nullcontext():  # indexed once
+            self.source, held_out = split(self.whole, config.data, config.train.seed)
+        before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
+        after = [Metrics(), TensorBoard(), Curves(), StateWarning(), *([Bar()] if progress and world.leads else [])]
+        self.callbacks = Callbacks(before, callbacks, after)
         # What the first process finds: a network file system may show the others an older list.
         last = world.combine(weights.newest_checkpoint(folder) if world.leads else None, lambda found: found[0])
         self.model = build_model(config.model, config.train.seed if last is None else None).to(device)
@@ -143,26 +160,53 @@ class Trainer:
             self.step = checkpoint.restore_weights(last, self.model, self.averages)
         idle = self.step < config.train.codec_warmup
         averages = [average.model for average in self.averages.values()]
-        self.losses = SharedLoss(self.model, averages, losses_of(self.model), config.train, world, device, idle)
+        losses = losses_of(self.model)
+        if terms:
+            losses = partial(losses, extra=terms)
+        self.losses = SharedLoss(self.model, averages, losses, config.train, world, device, idle, opaque=bool(terms))
         self.optimizer = build_optimizer(self.model, config.train.optimizer)
         if last is not None:
             checkpoint.restore_optimizer(last, self.model, self.optimizer, world)
         self.saver = checkpoint.Saver(folder, config.train.keep_checkpoints, world, device, config.train.keep_every)
+        self.first_step = self.step
         self.pending: list[dict[str, Tensor]] = []
         self.interval = time.monotonic()
 
+    @property
+    def new_steps(self) -> int:
+        """Steps of this call."""
+        return self.step - self.first_step
+
+    def picture(self, kind: str) -> Path:
+        """The file of the ``samples`` or the ``reconstructions`` of the current step."""
+        return self.folder / kind / f"step-{self.step:08d}.png"
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block whose time does not count as training throughput. All processes enter it together.
+
+        Raises:
+            PraError: a loss or a gradient of the steps since the last log is not finite.
+        """
+        self._recent()  # the device finishes its steps before the clock stops
+        begin = time.monotonic()
+        yield
+        self.interval += time.monotonic() - begin
+
     def run(self) -> Trained:
         """Trains, and draws what is not drawn yet."""
-        begin, start, train = time.monotonic(), self.step, self.config.train
-        if start < train.steps:
-            self._train()
-        drawn = not train.sample_every or self._picture("samples").exists()
-        if self.step == train.steps and self.world.combine(not drawn, lambda missing: missing[0]):
-            self._draw()
-        if self.world.leads and (self.step > start or not (self.folder / CURVES).exists()):
-            draw_curves(self.folder)
+        begin, train = time.monotonic(), self.config.train
+        with closing(self.callbacks):
+            if self.step < train.steps:
+                self._train()
+            drawn = not train.sample_every or self.picture("samples").exists()
+            if self.step == train.steps and self.world.combine(not drawn, lambda missing: missing[0]):
+                self.callbacks.call("on_sample", self)
+            self.callbacks.call("on_end", self)
+            if self.world.highest(FAILED if self.callbacks.failure else 0, patient=True):
+                self._raise_failure()
         skipped = self.world.combine(self.skipped, sum)
-        return Trained(self.folder, self.ema.whole(), self.step, self.step - start, time.monotonic() - begin, skipped)
+        return Trained(self.folder, self.ema.whole(), self.step, self.new_steps, time.monotonic() - begin, skipped)
 
     def _train(self) -> None:
         """The loop."""
@@ -170,33 +214,40 @@ class Trainer:
         with caught_signals() as received, self.saver.working(), reading(self._batches()) as stream:
             first = next(stream)  # data that cannot be read are named before anything is written
             if self.world.leads:
-                write_run(self.folder, self.config, self.source, self.world.size, self.initial)
-            bar = tqdm(
-                total=train.steps,
-                initial=self.step,
-                unit="step",
-                disable=not self.progress,
-                dynamic_ncols=True,
-                desc="train",
-            )
-            with closing(Metrics(self.folder, self.step)) if self.world.leads else nullcontext() as metrics, bar:
-                self.interval = time.monotonic()
-                for step_batches in itertools.chain([first], stream):
-                    self._take_step(step_batches)
-                    bar.update()
-                    last = self.step == train.steps
-                    # Looked at once: a signal a moment later stops after the next step. All stop after the same.
-                    stop = self.world.highest(max(received, default=0))
-                    if self.step % train.log_every == 0 or last:
-                        self._log(bar, metrics)
-                    if self.step % train.checkpoint_every == 0 or last or stop:
-                        self._save()
-                    if stop and not last:
-                        self.saver.wait()
-                        raise Interrupted(stop, f"stopped at step {self.step}, saved in {self.folder}")
-                    if train.sample_every and self.step % train.sample_every == 0 and not last:
-                        self._draw()
-                self.saver.wait()
+                write_run(self.folder, self.config, self.whole, self.world.size, self.initial, self._term_weights())
+            self.callbacks.call("on_start", self)
+            self.interval = time.monotonic()
+            for step_batches in itertools.chain([first], stream):
+                self._take_step(step_batches)
+                self.callbacks.call("on_step", self)
+                last = self.step == train.steps
+                # Looked at once: a signal a moment later stops after the next step. All stop after the same.
+                stop = self.world.highest(FAILED if self.callbacks.failure else max(received, default=0))
+                if self.step % train.log_every == 0 or train.validates(self.step) or last:
+                    self._log()
+                if self.step % train.checkpoint_every == 0 or last or stop:
+                    self._save()
+                if stop and not last:
+                    self.saver.wait()
+                    self._stop(stop)
+                if train.sample_every and self.step % train.sample_every == 0 and not last:
+                    self.callbacks.call("on_sample", self)
+            self.saver.wait()
+
+    def _stop(self, reason: int) -> NoReturn:
+        """End the run before its last step; the state is saved. ``reason`` is a signal, or :data:`FAILED`."""
+        if reason == FAILED:
+            self._raise_failure()
+        raise Interrupted(reason, f"stopped at step {self.step}, saved in {self.folder}")
+
+    def _raise_failure(self) -> NoReturn:
+        if self.callbacks.failure:
+            raise self.callbacks.failure
+        raise PraError(f"a callback failed in another process at step {self.step}; see its traceback")
+
+    def _term_weights(self) -> dict[str, float]:
+        """The weights of the user's terms of the loss."""
+        return {name: term.weight for name, term in self.terms.items()}
 
     def _batches(self) -> Generator[list[Batch]]:
         """This process's micro-batches of each step that is left."""
@@ -283,7 +334,7 @@ class Trainer:
             "train.optimizer.lr, or in float32 (--set train.precision=float32)"
         )
 
-    def _log(self, bar: tqdm[Any], metrics: Metrics | None) -> None:
+    def _log(self) -> None:
         means = {name: values.mean().item() for name, values in self._recent().items()}
         train, now = self.config.train, time.monotonic()
         row: dict[str, float] = {"step": self.step, **means}
@@ -291,74 +342,14 @@ class Trainer:
         row["images_per_second"] = len(self.pending) * train.batch_size / (now - self.interval)
         row["epoch"] = self.step * train.batch_size / len(self.source)
         row["skipped"] = self.world.combine(self.skipped, sum)
-        if metrics:
-            metrics.write(row)
-        shown = [f"{name} {row[name]:.3g}" for name in loss_terms([row])[:TERMS_SHOWN]]
-        bar.set_postfix_str(", ".join([*shown, f"{row['images_per_second']:.0f} images/s"]))
-        collapsed = row["state_std"] < HEALTHY_STATE_STD and self.config.model.codec is not None
-        if collapsed and self.step > train.optimizer.warmup_steps:
-            # The same words every time, so that Python shows them once.
-            warnings.warn(
-                f"a state dimension varies little (state_std below {HEALTHY_STATE_STD} in metrics.jsonl): "
-                "the states may be collapsing",
-                stacklevel=2,
-            )
+        self.callbacks.call("on_log", self, row)
         self.pending.clear()
         self.interval = now
 
     def _save(self) -> None:
         self._recent()
         self.saver.save(self.step, self.model, self.averages, self.optimizer)
-
-    def _draw(self) -> None:
-        """Sample and reconstruction grids from the EMA. Time spent here does not count as training throughput."""
-        self._recent()
-        begin, config = time.monotonic(), self.config.model
-        parts = self.ema.parts(here=self.world.leads)  # all take part; from here on the first is alone
-        if config.channels in images.MODES and self.world.leads:
-            with self._no_reason_to_stop("pictures"):
-                model = self.ema.assembled(parts)
-                with self._no_reason_to_stop("samples"):
-                    self._write_picture("samples", self._samples(model), GRID_SEEDS)
-                if config.codec is not None:
-                    with self._no_reason_to_stop("reconstructions"):
-                        pairs = self._reconstructions(model)
-                        self._write_picture("reconstructions", pairs, len(pairs) // 2)
-        self.world.meet(patient=True)  # the first has drawn for all
-        self.interval += time.monotonic() - begin
-
-    @contextmanager
-    def _no_reason_to_stop(self, what: str) -> Iterator[None]:
-        """A block of drawing: whatever fails there, be it memory or a CUDA graph, the run learns on."""
-        try:
-            yield
-        except Exception as error:
-            warnings.warn(f"no {what} are drawn at step {self.step}: {reason_of(error)}", stacklevel=3)
-
-    def _samples(self, model: Model) -> Tensor:
-        """Rows of seeds of up to ten classes."""
-        count = self.config.model.num_classes
-        shown = min(GRID_CLASSES, count)
-        labels = [c * count // shown for c in range(shown) for _ in range(GRID_SEEDS)]
-        sampler = Sampler(model, self.config.sampling, self.config.train.precision)
-        return sampler.sample(labels, list(range(GRID_SEEDS)) * shown)
-
-    def _reconstructions(self, model: Model) -> Tensor:
-        """Real images above, the codec's below."""
-        count, config = min(GRID_RECONSTRUCTIONS, len(self.source)), self.config.model
-        # Of a stream the first: the others lie behind all that comes before them.
-        apart = 1 if isinstance(self.source, Streamed) else len(self.source) // count
-        chosen = [i * apart for i in range(count)]
-        pixels, labels = load_images(self.source, chosen, config.image_size, config.channels, self.config.data)
-        real = images.from_uint8(pixels).to(self.device)
-        return torch.cat([real, model.reconstruct(real, labels.to(self.device))])
-
-    def _write_picture(self, kind: str, pictures: Tensor, columns: int) -> None:
-        sheet = images.grid(pictures, columns)
-        images.write_atomically(self._picture(kind), sheet.save, format="PNG")
-
-    def _picture(self, kind: str) -> Path:
-        return self.folder / kind / f"step-{self.step:08d}.png"
+        self.callbacks.call("on_checkpoint", self)
 
     def _perceptual(self) -> Perceptual | None:
         config = self.config

@@ -42,6 +42,7 @@ class SharedLoss:
         world: the processes that share the batch.
         device: where the models are.
         idle: some parameters have no part in the loss, until :meth:`all_learn`.
+        opaque: the loss calls functions that may not compile, the user's terms: only the blocks are compiled.
     """
 
     def __init__(
@@ -53,11 +54,12 @@ class SharedLoss:
         world: World,
         device: torch.device,
         idle: bool,
+        opaque: bool = False,
     ) -> None:
         several = world.size > 1
         self.sharded = several and train.parallel is Parallelism.FSDP
         self._compiler = _Compiler()
-        if train.compile and several:
+        if train.compile and (several or opaque):
             _change_blocks(model, self._compiler)
         elif train.compile:
             losses = self._compiler(losses)

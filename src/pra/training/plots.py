@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pra.config import ObjectiveConfig
 from pra.images import write_atomically
-from pra.training.run import loss_terms, points_of, read_metrics, read_run
+from pra.training.run import VALIDATION, loss_terms, points_of, read_metrics, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,9 @@ OTHERS = {
     "images_per_second": "images / s",
 }
 """Panels after the terms of the loss, with their titles."""
+
+HELD_OUT = " (dashed: held out)"
+"""After the title of a panel that shows a held-out loss too."""
 
 Rows = Sequence[Mapping[str, float]]
 """Lines of ``metrics.jsonl`` (:func:`pra.training.run.read_metrics`)."""
@@ -74,23 +77,29 @@ def curves(runs: Mapping[str, Rows], titles: Mapping[str, str]) -> Figure:
         place.remove()
     lines: dict[str, Line2D] = {}
     for axes, (name, title) in zip(figure.axes, titles.items(), strict=True):
-        lines |= _draw_panel(axes, {run: points_of(rows, name) for run, rows in runs.items()}, is_logarithmic(name))
-        axes.set(title=title, xlabel="step")
+        lines |= _draw_panel(axes, runs, name)
+        held_out = any(points_of(rows, VALIDATION + name) for rows in runs.values())
+        axes.set(title=title + HELD_OUT * held_out, xlabel="step")
         axes.tick_params(labelbottom=True)  # a shared axis has numbers in the lowest row alone
     if len(runs) > 1:
         figure.legend(list(lines.values()), list(lines), loc="outside upper center", ncols=len(lines), frameon=False)
     return figure
 
 
-def _draw_panel(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]], log: bool) -> dict[str, Line2D]:
-    """Draw one metric of every run that has it; return the lines by run."""
-    lines = {}
-    for (run, points), colour in zip(series.items(), itertools.cycle(COLOURS)):
-        if points:
-            steps, values = zip(*points, strict=True)
-            mark = "." if len(points) == 1 else ""  # a line needs two points
-            (lines[run],) = axes.plot(steps, values, color=colour, linewidth=1.2, marker=mark, label=run)
-    if log and all(value > 0 for points in series.values() for _, value in points):
+def _draw_panel(axes: Axes, runs: Mapping[str, Rows], name: str) -> dict[str, Line2D]:
+    """Draw one metric of every run that has it, its held-out value dashed; return the lines by run."""
+    lines, positive = {}, True
+    for (run, rows), colour in zip(runs.items(), itertools.cycle(COLOURS)):
+        for metric, style in ((VALIDATION + name, "--"), (name, "-")):
+            points = points_of(rows, metric)
+            if points:
+                steps, values = zip(*points, strict=True)
+                mark = "." if len(points) == 1 else ""  # a line needs two points
+                (lines[run],) = axes.plot(
+                    steps, values, color=colour, linestyle=style, linewidth=1.2, marker=mark, label=run
+                )
+                positive = positive and min(values) > 0
+    if is_logarithmic(name) and positive:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     return lines

@@ -10,9 +10,6 @@ report.html       all of it on a page (pra.report)   rollout-gap.json  what `pra
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
-import importlib.util
 import json
 import platform
 import time
@@ -24,17 +21,19 @@ from pra.config import RunConfig, differences, from_dict, to_dict
 from pra.data import Source
 from pra.distributed import World
 from pra.errors import PraError
-from pra.images import remedy, write_atomically
+from pra.images import write_atomically
 from pra.locks import LOCK, holder_of
 from pra.provenance import environment
 from pra.training.moved import ENVIRONMENT, check_contents, contents, may_lie_elsewhere, recorded
-from pra.weights import CONFIG, last_good, read_json
+from pra.weights import CONFIG, read_json
 
 METRICS = "metrics.jsonl"
 COMMON = (
     "step", "total", "state_std", "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped",
 )  # fmt: skip
 """What every line of the metrics has; its other values are the terms of the loss (:mod:`pra.objectives`)."""
+VALIDATION = "validation_"
+"""Before the name of a term: its value on held-out images."""
 SEEN_WITHIN = 90.0
 """Seconds until what one machine has written is seen by all: network file systems remember for a while what was not
 there."""
@@ -44,7 +43,7 @@ there."""
 FREE = {
     "train": (
         "steps", "compile", "micro_batch_size", "parallel", "activation_checkpointing", "log_every", "sample_every",
-        "checkpoint_every", "keep_checkpoints", "keep_every",
+        "checkpoint_every", "keep_checkpoints", "keep_every", "validate_every",
     ),
     "data": ("workers", "on_small", "on_corrupt"),
 }  # fmt: skip
@@ -109,7 +108,12 @@ def check_shared(folder: Path, world: World) -> None:
 
 
 def write_run(
-    folder: Path, config: RunConfig, source: Source, processes: int = 1, initial: dict[str, Any] | None = None
+    folder: Path,
+    config: RunConfig,
+    source: Source,
+    processes: int = 1,
+    initial: dict[str, Any] | None = None,
+    losses: Mapping[str, float] | None = None,
 ) -> None:
     """Makes the folder of a run that is about to train, or brings ``config.json`` and ``environment.json`` up to date.
 
@@ -120,6 +124,7 @@ def write_run(
         processes: that train.
         initial: where its first weights come from (:func:`pra.training.initial.load_initial`); None leaves what is
             known.
+        losses: weights of the user's terms of the loss, by name.
 
     Raises:
         PraError: the disk is full or refuses; or what is known of the first weights cannot be read.
@@ -127,6 +132,7 @@ def write_run(
     if config.initial is not None and initial is None:
         initial = recorded(folder).get("initial")
     known = {"processes": processes, "data": contents(source)} | ({"initial": initial} if initial else {})
+    known |= {"losses": dict(losses)} if losses else {}
     write_atomically(folder / CONFIG, _json_writer(to_dict(config)))
     write_atomically(folder / ENVIRONMENT, _json_writer(environment() | known))
 
@@ -154,48 +160,32 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"train": kept | {"trainable": "shortcut" if train["shortcut_only"] else "all"}}
 
 
-class Metrics:
-    """``metrics.jsonl`` and, where it is installed, TensorBoard.
+def check_losses(folder: Path, terms: Mapping[str, float]) -> None:
+    """Check that a run resumes with the user's terms of the loss that it began with.
 
     Args:
         folder: the run's.
-        step: the step to go on from; later lines, of work that was lost, are dropped.
+        terms: weights by name.
+
+    Raises:
+        PraError: the run has other terms or weights.
     """
+    known = recorded(folder).get("losses", {}) if (folder / CONFIG).exists() else terms
+    if known != terms:
+        raise PraError(
+            f"{folder} has been trained with losses={known}, not {dict(terms)}; nothing was changed. Pass the same "
+            "losses to pra.train, or choose another --run-dir"
+        )
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self.path = folder / METRICS
-        kept = [row for row in read_metrics(folder) if row["step"] <= step]
-        write_atomically(self.path, _lines_writer(kept))
-        self.board = None
-        if importlib.util.find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+def keep_metrics(folder: Path, step: int) -> None:
+    """Drop the lines of ``metrics.jsonl`` after ``step``; makes the file.
 
-    def write(self, row: dict[str, float]) -> None:
-        """One line; ``row["step"]`` is the number of steps done.
-
-        Raises:
-            PraError: the disk is full or refuses.
-        """
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            if self.board:
-                for name, value in row.items():
-                    if name != "step":
-                        self.board.add_scalar(name, value, int(row["step"]))
-        except OSError as error:
-            raise PraError(
-                f"{self.path} or TensorBoard's copy cannot be written ({error.strerror}); "
-                f"{last_good(self.path.parent)}; {remedy(error)}"
-            ) from None
-
-    def close(self) -> None:
-        """Flushes TensorBoard."""
-        if self.board:
-            with contextlib.suppress(OSError):  # everything is in metrics.jsonl too
-                self.board.close()
+    Raises:
+        PraError: the disk is full or refuses, or a line is damaged.
+    """
+    kept = [row for row in read_metrics(folder) if row["step"] <= step]
+    write_atomically(folder / METRICS, _lines_writer(kept))
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -218,7 +208,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 def loss_terms(rows: Iterable[Mapping[str, float]]) -> list[str]:
     """Return the names of the terms of the loss in lines of metrics, in the order in which they first appear."""
     names = dict.fromkeys(name for row in rows for name in row if name not in COMMON and row[name])
-    return list(names)
+    return [name for name in names if not name.startswith(VALIDATION)]
 
 
 def points_of(rows: Iterable[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
@@ -259,6 +249,7 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
     values: dict[str, Any] = to_dict(config)
     for part, names in FREE.items():
         values[part] = {name: value for name, value in values[part].items() if name not in names}
+    values["data"]["validation"] = config.data.held_out_share  # another held-out source changes no weight
     del values["sampling"]  # what is recommended for sampling changes no weight
     return values
 

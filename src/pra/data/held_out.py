@@ -1,0 +1,80 @@
+"""Images that a run does not learn from, to measure its loss on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pra import noise
+from pra.config import DataConfig
+from pra.data.images import Labels
+from pra.data.source import Source, Streamed, open_source, own_test_split
+from pra.errors import PraError
+from pra.noise import Purpose
+
+
+class Part:
+    """Some images of a source, as a source of the same name.
+
+    Args:
+        source: the whole.
+        indices: int64 places in the whole.
+    """
+
+    def __init__(self, source: Source, indices: Labels) -> None:
+        self.name, self.classes, self.labels = source.name, source.classes, source.labels[indices]
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def image(self, index: int) -> Image.Image:
+        return self._source.image(int(self._indices[index]))
+
+    def where(self, index: int) -> str:
+        return self._source.where(int(self._indices[index]))
+
+
+def split(source: Source, config: DataConfig, seed: int) -> tuple[Source, Source | None]:
+    """Return the images to learn from, and the held-out ones of ``config.validation``, if any.
+
+    A share is a function of the seed and of the labels; each class gives the same share, up to one image.
+
+    Raises:
+        PraError: the held-out source cannot be opened, has other classes or is the training source; or a share would
+            leave nothing, or divide a stream.
+    """
+    share = config.held_out_share
+    if share is not None:
+        if isinstance(source, Streamed):
+            raise PraError(
+                f"data.validation {share:g}: {source.name} is a stream, which cannot be divided. Name a source"
+            )
+        held = _share(source, share, seed)
+        return Part(source, np.setdiff1d(np.arange(len(source)), held)), Part(source, held)
+    if config.validation is None:
+        return source, None
+    name = own_test_split(source.name) if config.validation == "test" else str(config.validation)
+    if name == source.name:
+        raise PraError(f"data.validation {name!r} is the training source. Name another source, or a share such as 0.05")
+    other = open_source(name)
+    if other.classes != source.classes:
+        raise PraError(
+            f"data.validation {name!r} has other classes than {source.name} ({len(other.classes)} and "
+            f"{len(source.classes)}). Name a source of the same classes"
+        )
+    return source, other
+
+
+def _share(source: Source, share: float, seed: int) -> Labels:
+    """The held-out places, in ascending order: evenly spread over the classes, and random within each."""
+    total = len(source)
+    count = max(1, round(share * total))
+    if count >= total:
+        raise PraError(f"data.validation {share:g}: {source.name} has {total} images. Use a smaller share")
+    key = noise.fold(noise.keys(seed, torch.tensor(0)), Purpose.HELD_OUT)
+    shuffled = noise.permutation(key, total).numpy()
+    by_class = shuffled[np.argsort(source.labels[shuffled], kind="stable")]
+    places = ((np.arange(count) + 0.5) * total / count).astype(np.int64)
+    return np.sort(by_class[places]).astype(np.int64)

@@ -1,0 +1,67 @@
+"""Named functions that users add to the package's own, by a call or by a Python entry point."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import re
+from collections.abc import Collection
+from typing import Generic, TypeVar
+
+from pra.errors import PraError, reason_of
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Users' functions by name: registered in this process, or entry points of installed packages.
+
+    Args:
+        what: what a name stands for, for messages: "data source".
+        group: the group of the entry points: "pra.sources".
+        built_in: the package's own names, which cannot be replaced.
+    """
+
+    def __init__(self, what: str, group: str, built_in: Collection[str]) -> None:
+        self.what, self.group, self.built_in = what, group, built_in
+        self.registered: dict[str, T] = {}
+
+    def add(self, name: str, function: T) -> None:
+        """Register a function. A name that a user has registered before is replaced.
+
+        Raises:
+            PraError: the name is built in or malformed, or the function is not callable.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise PraError(f"{self.what} {name!r}: the name is malformed. Use letters, digits, _, . and -")
+        if name in self.built_in:
+            raise PraError(f"{self.what} {name!r} is built in. Choose another name")
+        if not callable(function):
+            raise PraError(f"{self.what} {name!r}: {function!r} is not callable. Register a function")
+        self.registered[name] = function
+
+    def names(self) -> list[str]:
+        """Return every known name, sorted; no entry point is loaded."""
+        return sorted({*self.built_in, *self.registered, *_entry_points(self.group)})
+
+    def added(self, name: str) -> T | None:
+        """Return a user's function; None where there is none of that name.
+
+        Raises:
+            PraError: the entry point of that name cannot be loaded.
+        """
+        if name not in {*self.built_in, *self.registered} and name in _entry_points(self.group):
+            point = _entry_points(self.group)[name]
+            try:
+                self.add(name, point.load())
+            except Exception as error:  # whatever the other package raises at its import
+                raise PraError(
+                    f"{self.what} {name!r}: entry point {point.value!r} cannot be loaded ({reason_of(error)}). "
+                    "Repair or remove that package"
+                ) from error
+        return self.registered.get(name)
+
+
+@functools.cache
+def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=group)}

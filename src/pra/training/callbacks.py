@@ -1,0 +1,287 @@
+"""Callbacks of the training loop: the base class, and the package's own, which write metrics and pictures.
+
+The loop trains, saves and stops. All else that a run shows is a callback, in this order: validation, pictures, the
+user's callbacks, ``metrics.jsonl``, TensorBoard, the final curves, a warning of collapsing states, the progress bar.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pra import images
+from pra.data import load_images
+from pra.data.source import Streamed
+from pra.errors import PraError, reason_of
+from pra.generate import Sampler
+from pra.images import remedy
+from pra.models import Model
+from pra.training.plots import CURVES, draw_curves
+from pra.training.run import METRICS, keep_metrics, loss_terms
+from pra.weights import last_good
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from pra.training.loop import Trainer
+
+HEALTHY_STATE_STD = 0.3
+"""Smallest healthy standard deviation of a state dimension. Good runs stay above 0.40; collapsed runs reach 0."""
+TERMS_SHOWN = 3
+"""Terms of the loss beside the progress bar."""
+GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
+
+
+class Callback:
+    """Hooks of a training run; none of them does anything by default.
+
+    Every process calls every hook. Write files and print only where ``trainer.world.leads``. A hook reads the trainer
+    (:class:`pra.training.loop.Trainer` lists its attributes) and does not change it. The time of :meth:`on_step` counts
+    as training, unless it is spent in a block of :meth:`pra.training.loop.Trainer.paused`.
+
+    An exception in a user's hook ends the run: the loop saves the state, then raises the exception.
+    """
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step of this call. ``trainer.step`` steps are done; not called where none is left."""
+
+    def on_step(self, trainer: Trainer) -> None:
+        """After every step."""
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        """Every ``train.log_every`` steps, and after the last step.
+
+        Args:
+            trainer: the run.
+            row: a line of ``metrics.jsonl``: means over the steps since the last line. What a callback adds to it is
+                written and drawn with the rest.
+        """
+
+    def on_checkpoint(self, trainer: Trainer) -> None:
+        """After a checkpoint was taken. Its files appear a moment later: a thread writes them."""
+
+    def on_sample(self, trainer: Trainer) -> None:
+        """After pictures were drawn, every ``train.sample_every`` steps and at the end: ``trainer.picture(kind)``."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """When the run has all its steps; also where none was left."""
+
+    def close(self) -> None:
+        """Last, however the run ends."""
+
+
+class Callbacks:
+    """Callbacks in their order. The first exception of a user's hook is kept, and that callback is left alone."""
+
+    def __init__(self, before: Sequence[Callback], users: Sequence[Callback], after: Sequence[Callback]) -> None:
+        for callback in users:
+            if not isinstance(callback, Callback):
+                raise PraError(f"callback {callback!r} is not a pra.Callback. Pass an instance of a subclass")
+        self._all = [*before, *users, *after]
+        self._users = users
+        self._failed: Callback | None = None
+        self.failure: Exception | None = None
+
+    def call(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of all callbacks."""
+        for callback in self._all:
+            if callback is self._failed:
+                continue
+            try:
+                getattr(callback, hook)(*arguments)
+            except Exception as error:
+                if not any(callback is own for own in self._users) or self.failure:
+                    raise
+                self._failed, self.failure = callback, error
+
+    def close(self) -> None:
+        """Close all callbacks in their order, the failed one too, even if closing one of them fails."""
+        with contextlib.ExitStack() as stack:
+            for callback in reversed(self._all):
+                stack.callback(callback.close)
+
+
+class Metrics(Callback):
+    """Writes ``metrics.jsonl``. Lines after the step that a run resumes from are dropped: their work was lost."""
+
+    path: Path
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Drop the lines of lost steps."""
+        self.path = trainer.folder / METRICS
+        if trainer.world.leads:
+            keep_metrics(trainer.folder, trainer.step)
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        """Write one line.
+
+        Raises:
+            PraError: the disk is full or refuses.
+        """
+        if trainer.world.leads:
+            with _disk(self.path):
+                self.write(row)
+
+    def write(self, row: dict[str, float]) -> None:
+        """Append one line to the file."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class TensorBoard(Callback):
+    """Writes the metrics for TensorBoard too, where it is installed."""
+
+    board: SummaryWriter | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Open the writer."""
+        if trainer.world.leads and importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=trainer.step + 1)
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        """Write one value per metric.
+
+        Raises:
+            PraError: the disk is full or refuses.
+        """
+        if self.board is None:
+            return
+        with _disk(trainer.folder / "tensorboard"):
+            for name, value in row.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, int(row["step"]))
+
+    def close(self) -> None:
+        """Flush what is left."""
+        if self.board:
+            with contextlib.suppress(OSError):  # everything is in metrics.jsonl too
+                self.board.close()
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """A block that writes to ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise PraError(
+            f"{path} cannot be written ({error.strerror}); {last_good(path.parent)}; {remedy(error)}"
+        ) from None
+
+
+class StateWarning(Callback):
+    """Warns where the states may be collapsing."""
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        """Warn after the warm-up of the learning rate."""
+        collapsed = row["state_std"] < HEALTHY_STATE_STD and trainer.config.model.codec is not None
+        if collapsed and trainer.step > trainer.config.train.optimizer.warmup_steps:
+            # The same words every time, so that Python shows them once.
+            warnings.warn(
+                f"a state dimension varies little (state_std below {HEALTHY_STATE_STD} in metrics.jsonl): "
+                "the states may be collapsing",
+                stacklevel=2,
+            )
+
+
+class Bar(Callback):
+    """Shows the progress bar."""
+
+    bar: tqdm[Any] | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Begin at the step that the run resumes from."""
+        total = trainer.config.train.steps
+        self.bar = tqdm(total=total, initial=trainer.step, unit="step", dynamic_ncols=True, desc="train")
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Advance by one step."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        """Show the first terms of the loss."""
+        shown = [f"{name} {row[name]:.3g}" for name in loss_terms([row])[:TERMS_SHOWN]]
+        if self.bar is not None:
+            self.bar.set_postfix_str(", ".join([*shown, f"{row['images_per_second']:.0f} images/s"]))
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class Curves(Callback):
+    """Draws ``curves.png`` at the end."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Draw the curves, unless no step was done and they are there."""
+        if trainer.world.leads and (trainer.new_steps or not (trainer.folder / CURVES).exists()):
+            draw_curves(trainer.folder)
+
+
+class Pictures(Callback):
+    """Draws samples and reconstructions from the average ``ema``. Rank 0 draws for all."""
+
+    def on_sample(self, trainer: Trainer) -> None:
+        """Write both grids. Where drawing fails, a warning says why, and the run continues."""
+        config = trainer.config.model
+        with trainer.paused():
+            parts = trainer.ema.parts(here=trainer.world.leads)  # every process takes part in the gathering
+            if config.channels in images.MODES and trainer.world.leads:
+                with _no_reason_to_stop(trainer.step, "pictures"):
+                    model = trainer.ema.assembled(parts)
+                    with _no_reason_to_stop(trainer.step, "samples"):
+                        _write(trainer.picture("samples"), _samples(trainer, model), GRID_SEEDS)
+                    if config.codec is not None:
+                        with _no_reason_to_stop(trainer.step, "reconstructions"):
+                            pairs = _reconstructions(trainer, model)
+                            _write(trainer.picture("reconstructions"), pairs, len(pairs) // 2)
+            trainer.world.meet(patient=True)  # the others wait for rank 0
+
+
+@contextmanager
+def _no_reason_to_stop(step: int, what: str) -> Iterator[None]:
+    """A block of drawing: whatever fails there, be it memory or a CUDA graph, the run learns on."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"no {what} are drawn at step {step}: {reason_of(error)}", stacklevel=3)
+
+
+def _samples(trainer: Trainer, model: Model) -> Tensor:
+    """Rows of seeds of up to ten classes."""
+    count = trainer.config.model.num_classes
+    shown = min(GRID_CLASSES, count)
+    labels = [c * count // shown for c in range(shown) for _ in range(GRID_SEEDS)]
+    sampler = Sampler(model, trainer.config.sampling, trainer.config.train.precision)
+    return sampler.sample(labels, list(range(GRID_SEEDS)) * shown)
+
+
+def _reconstructions(trainer: Trainer, model: Model) -> Tensor:
+    """Real images above, the codec's below."""
+    source, config = trainer.source, trainer.config.model
+    count = min(GRID_RECONSTRUCTIONS, len(source))
+    # Of a stream the first: the others lie behind all that comes before them.
+    apart = 1 if isinstance(source, Streamed) else len(source) // count
+    chosen = [i * apart for i in range(count)]
+    pixels, labels = load_images(source, chosen, config.image_size, config.channels, trainer.config.data)
+    real = images.from_uint8(pixels).to(trainer.device)
+    return torch.cat([real, model.reconstruct(real, labels.to(trainer.device))])
+
+
+def _write(path: Path, pictures: Tensor, columns: int) -> None:
+    sheet = images.grid(pictures, columns)
+    images.write_atomically(path, sheet.save, format="PNG")
