@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engines import in_buckets
+from engines import by_modules, in_buckets
 from models import ALL, random_model
 
 from pra import Sampler
@@ -103,3 +103,14 @@ def test_the_head_s_residual_stream_is_float32_under_autocast() -> None:
         velocity = model.head(torch.randn(4, 5), torch.rand(4), condition)
     assert seen == [(torch.float32, torch.float32)] * len(model.head.blocks)
     assert velocity.dtype is torch.float32
+
+
+def test_sampler_in_bfloat16_keeps_the_residual_streams_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is trained is what is sampled, although linear layers hold bfloat16 copies."""
+    by_modules(monkeypatch)
+    model, seen = random_model(), []
+    blocks = [*model.head.blocks, *model.backbone.transformer.blocks, *model.codec.decoder.transformer.blocks]
+    for block in blocks:
+        block.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    Sampler(model, GUIDED, Precision.BFLOAT16).sample(LABELS, SEEDS)
+    assert set(seen) == {(torch.float32, torch.float32)}

@@ -121,9 +121,10 @@ class FlowHead(nn.Module):
         if modulations is None:
             modulations = self.modulate(self.embed(t, span), condition)
         *shared, last = modulations
-        # The residual stream keeps the weights' precision under autocast, as in every transformer here. (DiT's does
-        # too, by its float32 positions; MAR's head takes autocast's.)
-        x = self.state_in(z_t).to(self.state_in.weight.dtype)
+        # The residual stream is float32 under autocast, as in every transformer here. (DiT's is too, by its float32
+        # positions; MAR's head takes autocast's precision.)
+        x = self.state_in(z_t)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         for index, block in enumerate(self.blocks):
             x = block(x, shared[index * len(shared) // len(self.blocks)].chunk(3, dim=-1))
         shift, scale = last.chunk(2, dim=-1)
