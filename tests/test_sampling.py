@@ -290,3 +290,8 @@ def test_bfloat16_stays_close(name):
     rounded = Sampler(model, SETTINGS["guided"], Precision.BFLOAT16).sample(LABELS, SEEDS)
     assert rounded.dtype is torch.float32
     assert (rounded - exact).abs().mean() < 0.02
+
+
+def test_labels_may_be_an_iterator():
+    sampler = Sampler(random_model(), SETTINGS["guided"])
+    assert torch.equal(sampler.sample(iter(LABELS), iter(SEEDS)), sampler.sample(LABELS, SEEDS))

@@ -72,7 +72,7 @@ def write_model(model: Model, folder: Path, half: bool = False) -> None:
     tensors = model.state_dict()
     with torch.device("meta"):
         expected = build_model(model.config, seed=None).state_dict()
-    changed = [name for name in {**expected, **tensors} if _shape(expected, name) != _shape(tensors, name)]
+    changed = _differing(expected, tensors)
     if changed:
         raise PraError(
             f"this model cannot be saved: its {changed[0]} is {_shape(tensors, changed[0])}, where its configuration "
@@ -335,7 +335,7 @@ def load_tensors(model: Model, path: Path) -> None:
         PraError: as :func:`read_tensors`, or the file is of another model.
     """
     tensors, own = read_tensors(path), model.state_dict()
-    wrong = [name for name in {**own, **tensors} if _shape(own, name) != _shape(tensors, name)]
+    wrong = _differing(own, tensors)
     if wrong:
         raise PraError(
             f"{path} is not of the model in its {CONFIG}: {wrong[0]} is {_shape(tensors, wrong[0])} there and "
@@ -353,6 +353,11 @@ def _halved(tensor: Tensor, name: str) -> Tensor:
     if not rounded.isfinite().all():
         raise PraError(f"{name} has weights that float16 cannot hold (beyond 65504, or not finite); leave --half out")
     return rounded
+
+
+def _differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
+    """The names of tensors that only one has, or whose shapes differ."""
+    return [name for name in {**one, **other} if _shape(one, name) != _shape(other, name)]
 
 
 def _shape(tensors: dict[str, Tensor], name: str) -> str:

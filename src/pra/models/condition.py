@@ -58,10 +58,11 @@ class ClassCondition(nn.Module):
         Raises:
             PraError: a name that no class has (the nearest is given), a number out of range, or anything else.
         """
-        names = [label for label in listed(given) if isinstance(label, str) and label not in classes]
+        asked = listed(given)  # once: it may be an iterator
+        names = [label for label in asked if isinstance(label, str) and label not in classes]
         if names:
             raise PraError(f"no class {names[0]!r}{nearest(names[0], classes)}")
-        numbers = [classes.index(label) if isinstance(label, str) else label for label in listed(given)]
+        numbers = [classes.index(label) if isinstance(label, str) else label for label in asked]
         labels = integers(numbers, "labels must be whole numbers of 64 bits or names of classes")
         wrong = labels[(labels < 0) | (labels > self.null)]
         if len(wrong):
