@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from pra import Sampler
 from pra.config import SamplingConfig
-from pra.generate import Steps
 from pra.models import PRA
-from pra.nn.cache import StaticCache
+from pra.models.cache import StaticCache
+from pra.sampling import Steps
 
 CACHE = ("keys", "values", "position", "mask")
 STATE = {"read": CACHE, "write": CACHE, "integrate": ("embedded",)}
@@ -38,7 +38,7 @@ def sampler_ahead_of_time(model: PRA, config: SamplingConfig, batch: int) -> Sam
 
 
 class Exported:
-    """Runs the steps' methods as compiled packages, in place of :func:`pra.generate.algorithm.run_plainly`."""
+    """Runs the steps' methods as compiled packages, in place of :func:`pra.sampling.algorithm.run_plainly`."""
 
     def __init__(self, steps: Steps) -> None:
         self.steps = steps

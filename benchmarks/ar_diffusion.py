@@ -14,7 +14,7 @@ from torch import nn
 
 from pra.config import ModelConfig
 from pra.errors import PraError
-from pra.extras import import_failed
+from pra.utils.extras import import_failed
 
 PACKAGE, NAME = "autoregressive-diffusion-pytorch", "autoregressive_diffusion_pytorch"
 

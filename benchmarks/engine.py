@@ -29,12 +29,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pra import Sampler, recipe
 from pra.bench.device import timed
+from pra.commands.options import parse_numbers
 from pra.config import Precision, SamplingConfig, apply_settings
-from pra.device import pick_device
-from pra.generate.native import SWITCH
 from pra.models import PRA
-from pra.options import parse_numbers
-from pra.provenance import environment
+from pra.sampling.native import SWITCH
+from pra.utils.device import pick_device
+from pra.utils.provenance import environment
 
 Work = Callable[[], object]
 

@@ -21,15 +21,16 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 import pra
-from pra import images, noise, weights
 from pra.config import RunConfig
 from pra.data import Source, load_images, open_source
 from pra.data.survey import look
-from pra.models import Model, build_model
-from pra.objectives import training_losses
+from pra.method import noise
+from pra.method.objectives import training_losses
+from pra.models import Model, build_model, weights
 from pra.recipes import fine_tune
 from pra.training.initial import with_classes
 from pra.training.run import read_run
+from pra.utils import pictures as images
 
 DRAWS = 4
 

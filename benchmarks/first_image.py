@@ -22,7 +22,7 @@ from pathlib import Path
 import tyro
 
 from pra.errors import PraError
-from pra.provenance import environment
+from pra.utils.provenance import environment
 
 CHECKOUT = Path(__file__).parents[1]
 AGAIN = "pra sample, again"

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pra import noise, solvers
 from pra.config import SamplingConfig, Solver
-from pra.generate.guidance import scale_at
+from pra.method import noise
+from pra.method.noise import Purpose
 from pra.models import PRA
-from pra.noise import Purpose
+from pra.sampling import solvers
+from pra.sampling.guidance import scale_at
 
 
 @torch.inference_mode()

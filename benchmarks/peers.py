@@ -32,11 +32,11 @@ from peers_quality import Point, Ways, measure, needed
 from sphere_ar import sphere_ar, tokens_alone
 
 from pra import Sampler, recipe
+from pra.commands.options import parse_numbers
 from pra.config import GuidanceSchedule, ModelConfig, Precision, SamplingConfig, Solver
 from pra.errors import PraError
 from pra.models import PRA
-from pra.options import parse_numbers
-from pra.provenance import environment, package_version
+from pra.utils.provenance import environment, package_version
 
 Work = Callable[[], object]
 

@@ -23,15 +23,15 @@ from pra import PRA, PraError, Sampler, load, recipe, to_uint8, train
 from pra.config import SHORTCUT_STEPS, DataConfig, ModelConfig, RunConfig, SamplingConfig, Solver, apply_settings
 from pra.data import TrainingSet, batches, open_source
 from pra.data.images import ArraySource
-from pra.eval.classifier import Classifier, fit_classifier
-from pra.eval.evaluate import evaluate
-from pra.eval.reference import Reference, from_source
-from pra.eval.samples import Batch
-from pra.images import write_atomically
-from pra.solvers import EVALUATIONS
+from pra.evaluation.classifier import Classifier, fit_classifier
+from pra.evaluation.evaluate import evaluate
+from pra.evaluation.reference import Reference, from_source
+from pra.evaluation.samples import Batch
+from pra.models.weights import read_json
+from pra.sampling.solvers import EVALUATIONS
 from pra.training.averages import EMA, exponential
 from pra.training.optimizer import build_optimizer
-from pra.weights import read_json
+from pra.utils.pictures import write_atomically
 
 BATCH = 500
 NEAR = 1.05

@@ -35,11 +35,12 @@ import torch
 import tyro
 from safetensors.torch import load_file
 
-from pra import recipe, weights
+from pra import recipe
 from pra.data import open_source
 from pra.data.pack import Packing, pack
-from pra.images import write_atomically
-from pra.provenance import environment
+from pra.models import weights
+from pra.utils.pictures import write_atomically
+from pra.utils.provenance import environment
 
 CONTEXT = multiprocessing.get_context("forkserver")  # what it imports once, every process has
 CONTEXT.set_forkserver_preload(

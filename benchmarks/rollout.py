@@ -17,12 +17,13 @@ from typing import Annotated
 import torch
 import tyro
 
-from pra import noise, recipe, rollout
+from pra import recipe
 from pra.bench.device import timed
 from pra.config import Exact, ModelConfig, Parallel, RunConfig
-from pra.device import autocast, pick_device
+from pra.method import noise, rollout
 from pra.models import PRA
-from pra.provenance import environment
+from pra.utils.device import autocast, pick_device
+from pra.utils.provenance import environment
 
 Work = Callable[[], object]
 

@@ -47,7 +47,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def quoted(name: str) -> str:
-    """The source of a function or class, such as ``pra.rollout.parallel``, as a block of code."""
+    """The source of a function or class, such as ``pra.method.rollout.parallel``, as a block of code."""
     found = inspect.getsource(pkgutil.resolve_name(name))
     return f"```python\n{textwrap.dedent(found)}```"
 
@@ -58,5 +58,5 @@ def whole(path: str) -> str:
 
 
 def module(path: str) -> str:
-    """``src/pra/recipes/systems.py`` to ``pra.recipes.systems``, ``src/pra/generate`` to ``pra.generate``."""
+    """``src/pra/recipes/systems.py`` to ``pra.recipes.systems``, ``src/pra/sampling`` to ``pra.sampling``."""
     return path.removeprefix("src/").removesuffix(".py").removesuffix("/__init__").strip("/").replace("/", ".")

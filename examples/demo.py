@@ -16,8 +16,8 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 import pra
-from pra import images
 from pra.data import load_images, open_source
+from pra.utils import pictures as images
 
 SEEDS = 8
 JUDGED_PER_CLASS = 100

@@ -22,10 +22,12 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import Tensor
 
 import pra
-from pra import PraError, flow, images, noise, rollout
+from pra import PraError
 from pra.data import load_images, open_source
-from pra.noise import Purpose
+from pra.method import flow, noise, rollout
+from pra.method.noise import Purpose
 from pra.training.run import read_run
+from pra.utils import pictures as images
 
 TIMES = (1.0, 0.9, 0.7, 0.5, 0.3, 0.0)
 """Of the perturbed states in the figure of the inputs; 1 is none."""

@@ -9,9 +9,10 @@ import os
 import sys
 from pathlib import Path
 
-from pra import PraError, images
+from pra import PraError
 from pra.data import load_images, open_source
 from pra.training.run import read_run
+from pra.utils import pictures as images
 
 
 def main(spec: str, run: Path, folder: Path, indices: list[int]) -> None:

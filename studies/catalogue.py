@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pra import solvers
 from pra.config import (
     SHORTCUT_STEPS,
     Clean,
@@ -20,6 +19,7 @@ from pra.config import (
 from pra.errors import PraError, nearest
 from pra.recipes import distill
 from pra.recipes.systems import SYSTEMS
+from pra.sampling import solvers
 from studies.measures import Gap, Measure, Probe, Quality, Reconstruction, sweep
 from studies.settings import LONGER, Scale, Setting, base
 

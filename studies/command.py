@@ -11,11 +11,11 @@ import torch
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from pra.arguments import check_words
 from pra.cli import run_program
-from pra.device import cores, pick_device
+from pra.commands.arguments import check_words
+from pra.commands.options import Flag, Integer, Text, parse_numbers
 from pra.errors import PraError
-from pra.options import Flag, Integer, Text, parse_numbers
+from pra.utils.device import cores, pick_device
 from studies.catalogue import STUDIES, find_study, only
 from studies.run import Workplace
 from studies.settings import find_scale, find_setting

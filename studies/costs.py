@@ -1,4 +1,4 @@
-"""What a system of a study costs beside PRA, by counting (:mod:`pra.flops`)."""
+"""What a system of a study costs beside PRA, by counting (:mod:`pra.evaluation.flops`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pra.config import (
     Solver,
     TrainConfig,
 )
-from pra.flops import sampling_flops, training_flops
+from pra.evaluation.flops import sampling_flops, training_flops
 from studies.catalogue import STUDIES
 from studies.groups import Group
 from studies.measures import whole_image_evaluations

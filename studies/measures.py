@@ -11,25 +11,24 @@ from typing import Any
 
 import torch
 
-from pra import solvers
 from pra.config import RunConfig, SamplingConfig, TimeGrid
 from pra.data import load_images, open_source
 from pra.data.loader import reading
 from pra.errors import PraError
-from pra.eval import evaluate, reconstruct
-from pra.eval.classifier import Classifier, fit_classifier
-from pra.eval.features import FeatureExtractor
-from pra.eval.probe import Task, held_out
-from pra.eval.probe_features import Layers, Pixels, Vectors
-from pra.eval.probe_linear import find_linear
-from pra.eval.reference import Reference, from_file, from_source
-from pra.eval.rollout_gap import rollout_gap
-from pra.eval.samples import Batch, labels_like, prepared, spread
-from pra.generate import Sampler
-from pra.generate.learnt_grid import learn_grid
-from pra.generate.whole_image import stages
-from pra.images import from_uint8, to_uint8
+from pra.evaluation import evaluate, reconstruct
+from pra.evaluation.classifier import Classifier, fit_classifier
+from pra.evaluation.features import FeatureExtractor
+from pra.evaluation.probe import Task, held_out
+from pra.evaluation.probe_features import Layers, Pixels, Vectors
+from pra.evaluation.probe_linear import find_linear
+from pra.evaluation.reference import Reference, from_file, from_source
+from pra.evaluation.rollout_gap import rollout_gap
+from pra.evaluation.samples import Batch, labels_like, prepared, spread
 from pra.models import Model, build_model
+from pra.sampling import Sampler, solvers
+from pra.sampling.learnt_grid import learn_grid
+from pra.sampling.whole_image import stages
+from pra.utils.pictures import from_uint8, to_uint8
 from studies.settings import Scale, Setting
 
 Row = dict[str, Any]
@@ -152,7 +151,7 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Gap:
-    """The rollout gap (:mod:`pra.eval.rollout_gap`), a row per position; its samples' FID and accuracy beside."""
+    """The rollout gap (:mod:`pra.evaluation.rollout_gap`), a row per position; its samples' FID and accuracy beside."""
 
     sampling: SamplingConfig
     images: int
@@ -196,7 +195,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear probe (:mod:`pra.eval.probe`) of every layer, fitted on ``images`` training images by logistic
+    """A linear probe (:mod:`pra.evaluation.probe`) of every layer, fitted on ``images`` training images by logistic
     regression, judged on as many held-out ones.
 
     ``of`` is ``"trained"``, ``"random"`` for the weights that training began with, or ``"pixels"`` for none at all;

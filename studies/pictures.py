@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pra import weights
 from pra.data import load_images, open_source
-from pra.eval.pictures import labelled_rows
-from pra.generate import Sampler
-from pra.images import grid
+from pra.evaluation.pictures import labelled_rows
+from pra.models import weights
+from pra.sampling import Sampler
+from pra.utils.pictures import grid
 from studies.groups import Group
 from studies.names import name_of
 from studies.run import Job, Workplace

@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pra import weights
 from pra.config import DataConfig, RunConfig, to_dict
 from pra.data import load_images, open_source
 from pra.data.images import ArraySource
-from pra.device import cores
-from pra.provenance import commit, device_name
+from pra.models import weights
 from pra.recipes.systems import parameters
-from pra.signals import BOTH, handled
 from pra.training.checkpoint import step_of
 from pra.training.loop import Interrupted, train
 from pra.training.run import FREE, read_metrics, read_run, training_seconds
+from pra.utils.device import cores
+from pra.utils.provenance import commit, device_name
+from pra.utils.signals import BOTH, handled
 from studies.measures import Judge, Measure, Row
 from studies.records import Records
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import pra
-from pra.eval import classifier
+from pra.evaluation import classifier
 
 # The models are tiny: threads cost more than they give, above all where the cores are shared. Also in subprocesses.
 os.environ["OMP_NUM_THREADS"] = "1"

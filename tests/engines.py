@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pra.generate import runner
-from pra.generate.native import SWITCH
-from pra.nn.cache import StaticCache
+from pra.models.cache import StaticCache
+from pra.sampling import runner
+from pra.sampling.native import SWITCH
 
 
 def by_modules(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from pra import noise
 from pra.config import (
     CodecConfig,
     EncoderConfig,
@@ -17,6 +16,7 @@ from pra.config import (
     Prediction,
     TransformerConfig,
 )
+from pra.method import noise
 from pra.models import PRA, JiT
 
 LEARNED = ModelConfig(

@@ -17,10 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import pra
-from pra import weights
+from pra.commands.eval import evaluate_command
 from pra.config import RunConfig
-from pra.eval.command import evaluate_command
-from pra.models import PRA
+from pra.models import PRA, weights
 from pra.recipes import distill
 from pra.training import callbacks
 from pra.training.averages import EMA, gamma_of, power

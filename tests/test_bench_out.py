@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from pra import cli
-from pra.bench import command, training_command
-from pra.device import cores
+from pra.commands import bench_sample as command
+from pra.commands import bench_train as training_command
+from pra.utils.device import cores
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "sample": ("bench", "sample", "tiny", "--counts", "--batch", "1"),

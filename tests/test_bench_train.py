@@ -16,14 +16,17 @@ from refusal import refused
 from torch import Tensor
 
 import pra
-import pra.perceptual
-from pra import cli, flops, noise
-from pra.bench import plan, training, training_command
+import pra.method.perceptual
+from pra import cli
+from pra.bench import plan, training
 from pra.bench.training import Seconds, Step, measure_step
+from pra.commands import bench_train as training_command
 from pra.config import Parallelism, Precision, RunConfig, override
-from pra.distributed import World
+from pra.evaluation import flops
+from pra.method import noise
+from pra.method.objectives import training_losses
 from pra.models import build_model, count_parameters
-from pra.objectives import training_losses
+from pra.utils.distributed import World
 
 CPU = torch.device("cpu")
 Call = Callable[..., tuple[int, str, str]]
@@ -49,7 +52,7 @@ def perceptual(monkeypatch: pytest.MonkeyPatch) -> None:
         network = torch.nn.Conv2d(model.channels, 8, 3).to(device).requires_grad_(False)
         return lambda a, b: (network(a) - network(b)).square().flatten(1).mean(1)
 
-    monkeypatch.setattr(pra.perceptual, "lpips_distance", distance)
+    monkeypatch.setattr(pra.method.perceptual, "lpips_distance", distance)
 
 
 def tiny(**changes: str) -> RunConfig:

@@ -9,10 +9,10 @@ from models import ALL, random_model
 
 from pra import Sampler
 from pra.config import Precision, SamplingConfig
-from pra.generate import Engine, runner
-from pra.generate.native import SWITCH
+from pra.models.cache import ALIGNED, KVCache, StaticCache
 from pra.models.head import HeadBlock
-from pra.nn.cache import ALIGNED, KVCache, StaticCache
+from pra.sampling import Engine, runner
+from pra.sampling.native import SWITCH
 
 GUIDED = SamplingConfig(guidance=3.0, steps=2)
 LABELS, SEEDS = [0, 4, 2], [10, 11, 12]

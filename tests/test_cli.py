@@ -18,12 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 import pra
-from pra import cli, images, options
+from pra import cli
+from pra.commands import options
+from pra.commands.sampling_options import parse_labels
 from pra.config import GuidanceSchedule, Solver
 from pra.data import open_source
 from pra.errors import PraError
-from pra.sample.options import parse_labels
 from pra.training import callbacks
+from pra.utils import pictures as images
 
 # So they may, in twenty steps.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")

@@ -17,13 +17,14 @@ from refusal import refused
 
 import pra
 from pra import cli
-from pra.compare import command, curves
-from pra.compare.columns import read_columns
-from pra.compare.comparison import compared
-from pra.compare.figures import HIGHER, LOWER, obstacle
-from pra.compare.table import LONGEST, Row, Section, rendered
+from pra.commands import compare as command
 from pra.config import apply_settings, to_dict
-from pra.report import charts
+from pra.evaluation.compare import curves
+from pra.evaluation.compare.columns import read_columns
+from pra.evaluation.compare.comparison import compared
+from pra.evaluation.compare.figures import HIGHER, LOWER, obstacle
+from pra.evaluation.compare.table import LONGEST, Row, Section, rendered
+from pra.evaluation.report import charts
 from pra.training.run import loss_terms, read_metrics
 
 ORIGIN: dict[str, Any] = {

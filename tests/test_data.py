@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 from refusal import refused
 
-from pra import noise
 from pra.config import DataConfig, Fit, OnCorrupt, OnSmall
 from pra.data import Batch, Source, TrainingSet, batches, load_images, open_source, prepare
 from pra.data.images import CorruptImage
+from pra.method import noise
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 Pixels = npt.NDArray[np.uint8]

@@ -26,7 +26,7 @@ from pra.data import pack as pack_module
 from pra.data.check import check
 from pra.data.emoji import FONT, GROUPS
 from pra.data.pack import Packing, pack
-from pra.locks import locked
+from pra.utils.locks import locked
 
 
 @pytest.fixture(autouse=True)

@@ -28,11 +28,12 @@ from PIL.GifImagePlugin import GifImageFile
 from refusal import refused
 
 import pra
-from pra import cli, weights
+from pra import cli
+from pra.commands import demo as command
+from pra.commands.demo import check_address
 from pra.config import DataConfig, Fit, SamplingConfig, Solver
-from pra.demo import command, handlers, markup, page
+from pra.demo import handlers, markup, page
 from pra.demo.about import describe
-from pra.demo.command import check_address
 from pra.demo.exhibit import Exhibit, load_exhibits
 from pra.demo.generation import (
     EVERY_CLASS,
@@ -46,9 +47,9 @@ from pra.demo.generation import (
 )
 from pra.demo.handlers import MOST_KEPT, Handlers, Turn
 from pra.demo.upload import MOST_PIXELS, fit_upload, read_upload
-from pra.generate import Engine
-from pra.images import to_uint8
-from pra.models import Model
+from pra.models import Model, weights
+from pra.sampling import Engine
+from pra.utils.pictures import to_uint8
 
 CPU = torch.device("cpu")
 
@@ -142,7 +143,7 @@ def test_each_model_takes_its_own_steps_until_others_are_asked_for() -> None:
 def test_visitors_share_engines_and_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A press with the same settings finds the engine there; two at once have one each, and their own pictures."""
     made: list[int] = []
-    monkeypatch.setattr("pra.generate.sampler.Engine", lambda *a: (made.append(a[2]), Engine(*a))[1])
+    monkeypatch.setattr("pra.sampling.sampler.Engine", lambda *a: (made.append(a[2]), Engine(*a))[1])
     shown = [exhibit(random_model())]
     (*_, (first,)), (*_, (again,)) = answer(shown, asked()), answer(shown, asked())
     assert made == [3]

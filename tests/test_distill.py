@@ -13,9 +13,9 @@ from models import LEARNED, random_model
 from refusal import refused
 
 import pra
-from pra import PraError, Sampler, cli, weights
+from pra import PraError, Sampler, cli
 from pra.config import SamplingConfig, Solver, override
-from pra.models import build_model
+from pra.models import build_model, weights
 from pra.recipes import distill
 from pra.training.initial import load_initial
 from pra.training.run import read_run

@@ -39,7 +39,7 @@ def test_the_figures_of_a_run(figures: ModuleType, trained: Path, tmp_path: Path
 def test_the_inputs_in_the_figure_are_those_of_training(figures: ModuleType, trained: Path) -> None:
     example = figures.Example(trained)
     _, shown = example.trained_on()
-    read = pra.rollout.parallel(example.model, example.states, example.t_min, example.keys)
+    read = pra.method.rollout.parallel(example.model, example.states, example.t_min, example.keys)
     assert (example.model.patchify(shown)[:, :-1] - read).abs().max() < 1e-5
 
 
@@ -76,7 +76,7 @@ def test_quoted_code_is_the_source() -> None:
     pytest.importorskip("mkdocs", reason="builds the site")
     hooks, text = script(ROOT / "docs" / "hooks.py"), (ROOT / "docs" / "method.md").read_text()
     page = hooks.on_page_markdown(text, SimpleNamespace(file=SimpleNamespace(src_uri="method.md")), None, None)
-    for function in (pra.generate.generate, pra.generate.Steps.integrate):
+    for function in (pra.sampling.generate, pra.sampling.Steps.integrate):
         assert textwrap.dedent(inspect.getsource(function)) in page
     assert "<!-- source:" not in page
 

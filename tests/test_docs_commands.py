@@ -24,7 +24,7 @@ from pages import PAGES, ROOT, command_lines, commands, script, spans
 from torch.distributed.run import get_args_parser
 
 from pra import cli, recipe
-from pra.arguments import join_command, options_of
+from pra.commands.arguments import join_command, options_of
 from pra.config import apply_settings
 from pra.errors import PraError
 from studies import command as laboratory

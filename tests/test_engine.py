@@ -18,14 +18,17 @@ from models import ALL, LEARNED, PIXEL_X, batch, random_jit, random_model
 from naive import sample_without_caches
 from test_solvers import gaussian_velocity
 
-from pra import PraError, Sampler, cli, device, flops, load, noise, solvers
+from pra import PraError, Sampler, cli, load
 from pra.bench.device import Peak
 from pra.bench.sampling import bench, count
 from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver, TimeGrid, from_dict, to_dict
-from pra.generate import Engine, generate, guidance, runner
-from pra.generate.native import SWITCH, library
-from pra.images import to_uint8
-from pra.nn.cache import StaticCache
+from pra.evaluation import flops
+from pra.method import noise
+from pra.models.cache import StaticCache
+from pra.sampling import Engine, generate, guidance, runner, solvers
+from pra.sampling.native import SWITCH, library
+from pra.utils import device
+from pra.utils.pictures import to_uint8
 from studies.measures import Quality
 
 LABELS, SEEDS = [0, 4, 2], [10, 11, 12]
@@ -166,9 +169,9 @@ def test_a_batch_too_large_is_made_in_parts(monkeypatch):
     sampler = Sampler(model, GUIDED)
     whole, continued = sampler.sample(labels, seeds), sampler.complete(images, 1, labels, seeds)
     sizes = []
-    monkeypatch.setattr("pra.generate.sampler._budget", lambda device: 2.5 * 18_000)
-    monkeypatch.setattr("pra.generate.sampler.cache_bytes", lambda *_: 18_000)
-    monkeypatch.setattr("pra.generate.sampler.Engine", lambda *a: (sizes.append(a[2]), Engine(*a))[1])
+    monkeypatch.setattr("pra.sampling.sampler._budget", lambda device: 2.5 * 18_000)
+    monkeypatch.setattr("pra.sampling.sampler.cache_bytes", lambda *_: 18_000)
+    monkeypatch.setattr("pra.sampling.sampler.Engine", lambda *a: (sizes.append(a[2]), Engine(*a))[1])
     close(sampler.sample(labels, seeds), whole)
     assert set(sizes) <= {1, 2}
     close(sampler.complete(images, 1, labels, seeds), continued)
@@ -188,9 +191,9 @@ def test_the_size_of_parts_is_settled_once_and_one_engine_makes_them_all(monkeyp
     labels, seeds = [0, 1, 2, 3, 4, 0, 1, 2], list(range(8))
     whole = sampler.sample(labels, seeds)
     continued = sampler.complete(whole, 1, labels, seeds)
-    monkeypatch.setattr("pra.generate.sampler.Engine", Counted)
-    monkeypatch.setattr("pra.generate.sampler._budget", lambda device: 3.5 - len(sampler._idle))
-    monkeypatch.setattr("pra.generate.sampler.cache_bytes", lambda *_: 1)
+    monkeypatch.setattr("pra.sampling.sampler.Engine", Counted)
+    monkeypatch.setattr("pra.sampling.sampler._budget", lambda device: 3.5 - len(sampler._idle))
+    monkeypatch.setattr("pra.sampling.sampler.cache_bytes", lambda *_: 1)
     sampler._idle, sampler._fits = {}, None
     for _ in range(2):
         close(sampler.sample(labels, seeds), whole)

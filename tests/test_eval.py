@@ -20,19 +20,19 @@ from refusal import refused
 from torch import Tensor
 
 import pra
+from pra.commands.eval import evaluate_command
 from pra.config import DataConfig, Fit
 from pra.data import Source, open_source
-from pra.eval import classifier, metrics
-from pra.eval.classifier import Classifier, fit_classifier
-from pra.eval.collect import Collector, collect
-from pra.eval.command import evaluate_command
-from pra.eval.evaluate import Report, evaluate, reconstruct
-from pra.eval.features import Features
-from pra.eval.metrics import InceptionScore, Moments, Protocol, frechet_distance
-from pra.eval.reference import Reference, from_file, from_source, summarise
-from pra.eval.samples import Batch, NpzBatch, exported, pictures, prepared, sampled, spread
-from pra.generate.requests import Numbered
-from pra.provenance import file_sha256
+from pra.evaluation import classifier, metrics
+from pra.evaluation.classifier import Classifier, fit_classifier
+from pra.evaluation.collect import Collector, collect
+from pra.evaluation.evaluate import Report, evaluate, reconstruct
+from pra.evaluation.features import Features
+from pra.evaluation.metrics import InceptionScore, Moments, Protocol, frechet_distance
+from pra.evaluation.reference import Reference, from_file, from_source, summarise
+from pra.evaluation.samples import Batch, NpzBatch, exported, pictures, prepared, sampled, spread
+from pra.sampling.requests import Numbered
+from pra.utils.provenance import file_sha256
 
 CPU = torch.device("cpu")
 Array = npt.NDArray[np.float64]
@@ -685,7 +685,7 @@ def test_classifier_bad_input(cache: Path, tmp_path: Path, monkeypatch: pytest.M
     refused(lambda: Classifier(bad, CPU), str(bad), "No such file")
     bad.write_bytes(b"nonsense")
     refused(lambda: Classifier(bad, CPU), str(bad), "no classifier of pra")
-    pra.weights.write_tensors({"a": torch.zeros(2)}, bad)
+    pra.models.weights.write_tensors({"a": torch.zeros(2)}, bad)
     refused(lambda: Classifier(bad, CPU), str(bad), "no classifier of pra")
 
 

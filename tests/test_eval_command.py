@@ -20,19 +20,19 @@ from PIL import Image
 from refusal import refused
 
 import pra
+from pra.commands.eval import evaluate_command
 from pra.config import DataConfig
 from pra.data import open_source
-from pra.distributed import ALONE
-from pra.eval import metrics
-from pra.eval.collect import collect, digest_sum
-from pra.eval.command import evaluate_command
-from pra.eval.evaluate import _describe, _figures
-from pra.eval.features import Features
-from pra.eval.outputs import Outputs
-from pra.eval.reference import from_file, from_source, summarise
-from pra.eval.samples import Batch, labels_like
-from pra.generate.requests import Listed
-from pra.provenance import package_version
+from pra.evaluation import metrics
+from pra.evaluation.collect import collect, digest_sum
+from pra.evaluation.evaluate import _describe, _figures
+from pra.evaluation.features import Features
+from pra.evaluation.outputs import Outputs
+from pra.evaluation.reference import from_file, from_source, summarise
+from pra.evaluation.samples import Batch, labels_like
+from pra.sampling.requests import Listed
+from pra.utils.distributed import ALONE
+from pra.utils.provenance import package_version
 from studies import measures
 
 pytestmark = pytest.mark.usefixtures("classifiers")
@@ -132,7 +132,7 @@ def test_reconstruction_with_labels_of_another_meaning(
     model: Path, mixed: str, classifiers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as nothing_done:
-        nothing_done.setattr("pra.eval.truth.fit_classifier", None)
+        nothing_done.setattr("pra.evaluation.truth.fit_classifier", None)
         fewer = saved(tmp_path / "fewer", ["common", "rare"])
         refused(
             lambda: run(fewer, reference=mixed, reconstruction=True),
@@ -195,7 +195,7 @@ def test_what_fails_late_leaves_nothing(
 ) -> None:
     (tmp_path / "out").mkdir()
     with monkeypatch.context() as broken:
-        broken.setattr("pra.eval.command.reconstruct", interrupted)
+        broken.setattr("pra.commands.eval.reconstruct", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(model, reference=mixed, reconstruction=True, **outputs(tmp_path / "out"))
     assert not any((tmp_path / "out").iterdir())
@@ -203,7 +203,7 @@ def test_what_fails_late_leaves_nothing(
     def quicker(*_: object) -> None:
         (tmp_path / "out" / "b.npz").touch()
 
-    monkeypatch.setattr("pra.eval.reference.Reference.save", quicker)
+    monkeypatch.setattr("pra.evaluation.reference.Reference.save", quicker)
     refused(lambda: run(model, reference=mixed, **outputs(tmp_path / "out")), "b.npz exists already")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.npz"]
     assert "inception_score" in capsys.readouterr().out  # the figures are not lost
@@ -379,7 +379,7 @@ def test_few_images_are_said_to_be_few(
     [line] = [line for line in capsys.readouterr().out.splitlines() if "images are few" in line]
     assert line.startswith("12 images are few")
     assert "1911.07023" in line
-    monkeypatch.setattr(importlib.import_module("pra.eval.evaluate"), "FEW", 12)  # a function has the short name
+    monkeypatch.setattr(importlib.import_module("pra.evaluation.evaluate"), "FEW", 12)  # a function has the short name
     run(model, reference=mixed)
     assert "are few" not in capsys.readouterr().out
 
@@ -405,7 +405,7 @@ def test_settings_without_effect(model: Path, mixed: str, tmp_path: Path) -> Non
 def test_without_a_target_it_judges_the_model_that_comes_with_pra(
     model: Path, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pra.weights.SHIPPED", model)
+    monkeypatch.setattr("pra.models.weights.SHIPPED", model)
     refused(lambda: run(None), "the model that comes with pra does not say which data", "--reference")
     run(None, reference=mixed, out=tmp_path / "o.json")
     assert provenance(tmp_path / "o.json")["images"]["model"] == str(model)

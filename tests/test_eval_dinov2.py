@@ -13,9 +13,9 @@ from PIL import Image
 from refusal import refused
 from torch import Tensor
 
-from pra.eval import dinov2 as module
-from pra.eval.dinov2 import DINOv2, dinov2, prepare
-from pra.provenance import file_sha256
+from pra.evaluation import dinov2 as module
+from pra.evaluation.dinov2 import DINOv2, dinov2, prepare
+from pra.utils.provenance import file_sha256
 
 CPU = torch.device("cpu")
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}

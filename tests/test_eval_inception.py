@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pra import extras
 from pra.errors import PraError
-from pra.eval import metrics
-from pra.eval.collect import collect
-from pra.eval.evaluate import evaluate
-from pra.eval.features import Inception, inception
-from pra.eval.metrics import InceptionScore, Moments, Protocol
-from pra.eval.reference import summarise
-from pra.eval.samples import Batch
-from pra.provenance import file_sha256
+from pra.evaluation import metrics
+from pra.evaluation.collect import collect
+from pra.evaluation.evaluate import evaluate
+from pra.evaluation.features import Inception, inception
+from pra.evaluation.metrics import InceptionScore, Moments, Protocol
+from pra.evaluation.reference import summarise
+from pra.evaluation.samples import Batch
+from pra.utils import extras
+from pra.utils.provenance import file_sha256
 
 CPU = torch.device("cpu")
 

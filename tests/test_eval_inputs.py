@@ -16,14 +16,14 @@ from PIL import Image
 from refusal import refused
 from torch import Tensor
 
+from pra.commands.eval import evaluate_command
 from pra.data import Source, open_source
 from pra.errors import PraError
-from pra.eval import classifier
-from pra.eval.classifier import Classifier, cache_folder
-from pra.eval.command import evaluate_command
-from pra.eval.features import Features
-from pra.eval.reference import from_file, recorded_features
-from pra.eval.samples import NpzBatch, common_shape, pictures
+from pra.evaluation import classifier
+from pra.evaluation.classifier import Classifier, cache_folder
+from pra.evaluation.features import Features
+from pra.evaluation.reference import from_file, recorded_features
+from pra.evaluation.samples import NpzBatch, common_shape, pictures
 
 CPU = torch.device("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)

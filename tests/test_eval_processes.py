@@ -16,13 +16,13 @@ import pytest
 import torch
 from refusal import refused
 
-from pra import distributed
+from pra.commands.eval import evaluate_command
 from pra.config import Precision
 from pra.data import open_source
-from pra.distributed import ALONE, World, join
-from pra.eval.command import evaluate_command
-from pra.eval.samples import join_exports
-from pra.eval.subject import Subject, Work, open_subject
+from pra.evaluation.samples import join_exports
+from pra.evaluation.subject import Subject, Work, open_subject
+from pra.utils import distributed
+from pra.utils.distributed import ALONE, World, join
 
 CPU = torch.device("cpu")
 

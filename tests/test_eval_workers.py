@@ -18,19 +18,19 @@ from refusal import refused
 from torch import Tensor
 
 import pra
+from pra.commands.eval import evaluate_command
 from pra.config import DataConfig, Precision, SamplingConfig
 from pra.data import Source, loader, open_source
 from pra.data.loader import read_ahead, reading
 from pra.errors import PraError
-from pra.eval import probe, rollout_gap
-from pra.eval.classifier import fit_classifier
-from pra.eval.command import evaluate_command
-from pra.eval.probe import Task
-from pra.eval.probe_features import Layers
-from pra.eval.probe_linear import find_linear
-from pra.eval.reference import from_source
-from pra.eval.samples import common_shape, pictures, prepared
-from pra.generate import Sampler
+from pra.evaluation import probe, rollout_gap
+from pra.evaluation.classifier import fit_classifier
+from pra.evaluation.probe import Task
+from pra.evaluation.probe_features import Layers
+from pra.evaluation.probe_linear import find_linear
+from pra.evaluation.reference import from_source
+from pra.evaluation.samples import common_shape, pictures, prepared
+from pra.sampling import Sampler
 
 CPU = torch.device("cpu")
 SIZE = (6, 8)

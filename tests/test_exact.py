@@ -8,7 +8,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from pra.eval.dinov2 import DINOv2
+from pra.evaluation.dinov2 import DINOv2
 
 SETTINGS = (
     "pass",
@@ -27,7 +27,7 @@ import os
 import sys
 import traceback
 import torch
-from pra.eval.features import exact
+from pra.evaluation.features import exact
 
 backends = torch.backends
 kinds = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv

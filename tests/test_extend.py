@@ -23,17 +23,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import pra
-from pra import cli, noise, registry
+from pra import cli
 from pra.data import open_source
 from pra.data.images import ArraySource
 from pra.data.source import SOURCES, check_name
-from pra.eval.features import REGISTRY
-from pra.objectives import LossInputs, LossTerm
+from pra.evaluation.features import REGISTRY
+from pra.method import noise
+from pra.method.objectives import LossInputs, LossTerm
+from pra.models.weights import checkpoints
 from pra.training import callbacks
 from pra.training.loop import Trainer
 from pra.training.plots import panels
 from pra.training.run import METRICS, loss_terms, read_metrics
-from pra.weights import checkpoints
+from pra.utils import registry
 
 # So they may, in a few steps.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")

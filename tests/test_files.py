@@ -23,9 +23,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 import pra
-from pra import images, weights
 from pra.config import GuidanceSchedule, SamplingConfig
+from pra.models import weights
 from pra.models.pra import PRA
+from pra.utils import pictures as images
 
 FullDisk = Callable[[int], AbstractContextManager[None]]
 

@@ -19,10 +19,10 @@ from test_own import PHOTOS
 from torch import Tensor
 
 import pra
-from pra import cli, weights
+from pra import cli
 from pra.config import Clean, JiTConfig, LearningRate, ObjectiveConfig, OptimizerConfig, Parallel, RunConfig
 from pra.data.survey import Range, Survey
-from pra.models import Model, build_model
+from pra.models import Model, build_model, weights
 from pra.recipes import distill, fine_tune, own
 from pra.recipes.fine_tune import propose
 from pra.training import callbacks

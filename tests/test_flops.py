@@ -9,10 +9,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pra import Sampler, config, recipe
-from pra.flops import sampling_flops, training_flops
-from pra.generate.native import SWITCH
+from pra.evaluation.flops import sampling_flops, training_flops
+from pra.method.objectives import training_losses
 from pra.models import PRA
-from pra.objectives import training_losses
+from pra.sampling.native import SWITCH
 
 
 @pytest.fixture(autouse=True)

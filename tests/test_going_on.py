@@ -15,10 +15,10 @@ from PIL import Image
 from refusal import refused
 
 import pra
-from pra import weights
 from pra.config import RunConfig, apply_settings
 from pra.data import open_source
 from pra.data.images import ArraySource
+from pra.models import weights
 from pra.recipes import distill
 from pra.training import callbacks, checkpoint, loop
 from pra.training.moved import contents

@@ -19,8 +19,9 @@ from PIL import Image
 from refusal import refused
 
 import pra
-from pra import cli, weights
-from pra.provenance import file_sha256
+from pra import cli
+from pra.models import weights
+from pra.utils.provenance import file_sha256
 
 NOISE = {"labels": [1, 0], "seeds": [5, 6]}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pra import images
+from pra.utils import pictures as images
 
 
 def cells(*values: tuple[int, ...]) -> torch.Tensor:

@@ -12,15 +12,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import pra
-from pra import Sampler, cli, flow, noise
+from pra import Sampler, cli
 from pra.config import Clean, GuidanceSchedule, JiTConfig, ObjectiveConfig, SamplingConfig, Solver, override, to_dict
-from pra.eval.evaluate import check_codec
-from pra.flops import sampling_flops, training_flops
-from pra.generate import check_completes
-from pra.generate.learnt_grid import learn_grid
+from pra.evaluation.evaluate import check_codec
+from pra.evaluation.flops import sampling_flops, training_flops
+from pra.method import flow, noise
+from pra.method.noise import Purpose
+from pra.method.objectives import training_losses
 from pra.models import JiT, build_model
-from pra.noise import Purpose
-from pra.objectives import training_losses
+from pra.sampling import check_completes
+from pra.sampling.learnt_grid import learn_grid
 from pra.training import callbacks
 from pra.training.run import loss_terms
 

@@ -19,11 +19,11 @@ from PIL import Image
 from refusal import refused
 
 import pra
-from pra import images
 from pra.config import SamplingConfig, Solver, TimeGrid
 from pra.data.source import check_name
 from pra.recipes import fine_tune
-from pra.sample import many
+from pra.sampling import many
+from pra.utils import pictures as images
 
 ONE = ("--labels", "0", "--seeds", "0", "--steps", "1")
 

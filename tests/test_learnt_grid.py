@@ -8,13 +8,13 @@ import pytest
 import torch
 from models import batch, random_jit, random_model
 
-from pra import PraError, Sampler, cli, load, save, solvers
+from pra import PraError, Sampler, cli, load, save
+from pra.commands.sampling_options import How
 from pra.config import SamplingConfig, Solver, TimeGrid, from_dict, to_dict
-from pra.generate import learnt_grid
-from pra.generate.guidance import Plan
-from pra.generate.learnt_grid import FINE, learn_grid
-from pra.images import to_uint8
-from pra.sample.options import How
+from pra.sampling import learnt_grid, solvers
+from pra.sampling.guidance import Plan
+from pra.sampling.learnt_grid import FINE, learn_grid
+from pra.utils.pictures import to_uint8
 
 GUIDED = SamplingConfig(guidance=2.0, steps=2)
 

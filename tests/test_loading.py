@@ -11,8 +11,8 @@ import torch
 from models import ALL, JITS, random_jit, random_model
 from torch.overrides import TorchFunctionMode
 
-from pra import load, weights
-from pra.models import build_model
+from pra import load
+from pra.models import build_model, weights
 from pra.training.averages import EMA, exponential
 
 MODELS = {name: lambda config=config: random_model(config) for name, config in ALL.items()} | {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pra import noise
+from pra.method import noise
 
 GOLDEN_NORMAL = [0.5237789, 0.0649353, -0.6941158]
 GOLDEN_PERMUTATION = [7, 2, 4, 3, 1, 5, 0, 6]

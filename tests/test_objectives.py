@@ -7,9 +7,10 @@ import torch
 from models import ALL, LEARNED, batch, random_model
 
 import pra
-from pra import config, flow, noise
+from pra import config
 from pra.config import ObjectiveConfig, PixelLoss
-from pra.objectives import _drop_labels, losses_of, normalise_patches, training_losses
+from pra.method import flow, noise
+from pra.method.objectives import _drop_labels, losses_of, normalise_patches, training_losses
 
 ROLLOUTS = [
     config.Clean(),

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pra
-from pra import weights
 from pra.config import override
+from pra.models import weights
 from pra.training.loop import train
 
 OLD = {"PRA": "backbone.class_embedding.", "JiT": "class_embedding."}

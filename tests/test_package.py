@@ -14,9 +14,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 READ = (
     "py.typed",
-    "generate/native/*.cpp",
-    "generate/native/*.h",
-    "report/*.html",
+    "sampling/native/*.cpp",
+    "sampling/native/*.h",
+    "evaluation/report/*.html",
     "demo/*.html",
     "demo/*.css",
 )

@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 import pra
-from pra import extras, perceptual
 from pra.config import CodecConfig, EncoderConfig, ModelConfig, RunConfig, TransformerConfig
 from pra.errors import PraError
-from pra.objectives import Perceptual
+from pra.method import perceptual
+from pra.method.objectives import Perceptual
+from pra.utils import extras
 
 CPU = torch.device("cpu")
 

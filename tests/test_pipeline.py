@@ -21,7 +21,7 @@ from PIL import Image
 from refusal import refused
 
 import pra
-from pra.generate import Engine
+from pra.sampling import Engine
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def pipeline_class(request: pytest.FixtureRequest) -> Any:
     pytest.importorskip("diffusers", reason="needs pip install 'pra[diffusers]'")
     if importlib.util.find_spec("torchvision") is not None:  # diffusers imports it where it is
         request.getfixturevalue("torchvision_shim")
-    from pra.hub.pipeline import PRAPipeline
+    from pra.sharing.pipeline import PRAPipeline
 
     return PRAPipeline
 
@@ -123,7 +123,7 @@ def test_one_label_no_label_and_names(pipe: Any) -> None:
 
 def test_an_engine_is_made_once_for_settings_that_come_back(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    monkeypatch.setattr("pra.generate.sampler.Engine", lambda *a: (made.append(a[1].guidance), Engine(*a))[1])
+    monkeypatch.setattr("pra.sampling.sampler.Engine", lambda *a: (made.append(a[1].guidance), Engine(*a))[1])
     pipe.model.sampling = dataclasses.replace(pipe.model.sampling, guidance=1.5)
     one = [pipe([1, 2], generator=seeded(3), output_type="pt", guidance_scale=g).images for g in (2.0, None, 2.0, None)]
     assert made == [2.0, 1.5]
@@ -222,5 +222,5 @@ def test_from_the_hub_with_or_without_the_prefix(
 
 def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.delitem(sys.modules, "pra.hub.pipeline", raising=False)
-    refused(lambda: importlib.import_module("pra.hub.pipeline"), "PRAPipeline needs diffusers", "'pra[diffusers]'")
+    monkeypatch.delitem(sys.modules, "pra.sharing.pipeline", raising=False)
+    refused(lambda: importlib.import_module("pra.sharing.pipeline"), "PRAPipeline needs diffusers", "'pra[diffusers]'")

@@ -18,17 +18,17 @@ from models import JIT, LEARNED, PIXEL, batch, random_jit, random_model
 from PIL import Image
 from refusal import refused
 
-from pra import PraError, cli, weights
+from pra import PraError, cli
+from pra.commands.probe import features_command, probe_command
 from pra.config import DataConfig
 from pra.data import open_source
-from pra.distributed import World
-from pra.eval import classifier, probe_features
-from pra.eval.probe import Task, held_out
-from pra.eval.probe_command import features_command, probe_command
-from pra.eval.probe_features import Layers, Pixels, Pooling, check_memory, select
-from pra.eval.probe_linear import LINEAR, Linear, accuracy, find_linear
-from pra.images import from_uint8
-from pra.models import JiT
+from pra.evaluation import classifier, probe_features
+from pra.evaluation.probe import Task, held_out
+from pra.evaluation.probe_features import Layers, Pixels, Pooling, check_memory, select
+from pra.evaluation.probe_linear import LINEAR, Linear, accuracy, find_linear
+from pra.models import JiT, weights
+from pra.utils.distributed import World
+from pra.utils.pictures import from_uint8
 from studies import SETTINGS, STUDIES, Cell, Scale, Setting, run_study
 from studies.records import read_rows
 from studies.report_probe import by_name, chosen, probe_table

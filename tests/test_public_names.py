@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import pra
-from pra.distributed import World
-from pra.provenance import package_version
+from pra.utils.distributed import World
+from pra.utils.provenance import package_version
 
 ROOT = Path(__file__).parents[1]
 

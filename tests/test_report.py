@@ -18,12 +18,12 @@ from pra import cli
 from pra.config import Exact, Noised, Parallel, override, to_dict
 from pra.data import load_images, open_source
 from pra.errors import PraError
-from pra.eval.rollout_gap import rollout_gap
-from pra.eval.samples import spread
-from pra.images import from_uint8
-from pra.report import charts, gap, write_report
-from pra.report.words import in_words, rollout_in_words
+from pra.evaluation.report import charts, gap, write_report
+from pra.evaluation.report.words import in_words, rollout_in_words
+from pra.evaluation.rollout_gap import rollout_gap
+from pra.evaluation.samples import spread
 from pra.training import callbacks
+from pra.utils.pictures import from_uint8
 
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
 

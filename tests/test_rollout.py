@@ -4,10 +4,11 @@ import pytest
 import torch
 from models import ALL, LEARNED, batch, random_model
 
-from pra import config, noise, rollout
+from pra import config
 from pra.config import SamplingConfig, Solver
 from pra.errors import PraError
-from pra.generate import Sampler, Steps
+from pra.method import noise, rollout
+from pra.sampling import Sampler, Steps
 
 
 @pytest.fixture(params=ALL)

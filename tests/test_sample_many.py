@@ -19,14 +19,16 @@ from models import PIXEL, random_model
 from refusal import refused
 
 import pra
-from pra import cli, images, weights
+from pra import cli
 from pra.config import Precision
-from pra.distributed import ALONE
-from pra.eval.samples import NpzBatch, sampled
-from pra.generate.requests import Grid, Numbered
-from pra.locks import locked
-from pra.provenance import file_sha256
-from pra.sample.many import Shards, sample_many
+from pra.evaluation.samples import NpzBatch, sampled
+from pra.models import weights
+from pra.sampling.many import Shards, sample_many
+from pra.sampling.requests import Grid, Numbered
+from pra.utils import pictures as images
+from pra.utils.distributed import ALONE
+from pra.utils.locks import locked
+from pra.utils.provenance import file_sha256
 
 Pra = Callable[..., tuple[int, str, str]]
 
@@ -278,7 +280,7 @@ def test_a_set_begun_in_another_arithmetic_is_refused(tmp_path: Path, monkeypatc
     """As one that was begun on a GPU is, where "auto" means bfloat16."""
     model, out = random_model(PIXEL), tmp_path / "out.npz"
     with monkeypatch.context() as on_gpu:
-        on_gpu.setattr("pra.eval.samples.in_bfloat16", lambda device, precision: precision is Precision.AUTO)
+        on_gpu.setattr("pra.evaluation.samples.in_bfloat16", lambda device, precision: precision is Precision.AUTO)
         stopped(pra.Sampler(model), out, 10, batches=2)
     refused(lambda: many(pra.Sampler(model), out, 10), "sampling.precision 'bfloat16', not 'float32'", "repeat")
     assert many(pra.Sampler(model, precision=Precision.BFLOAT16), out, 10) == 6

@@ -11,7 +11,7 @@ from naive import sample_without_caches
 
 from pra import PraError, Sampler
 from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver, TimeGrid
-from pra.generate.guidance import scale_at
+from pra.sampling.guidance import scale_at
 
 LABELS, SEEDS = [0, 4, 2, 2], [10, 11, 12, 13]
 SETTINGS = {

@@ -33,13 +33,14 @@ from torch import Tensor
 from torch.distributed import HashStore, TCPStore
 
 import pra
-from pra import distributed, weights
 from pra.config import TrainConfig, apply_settings
 from pra.data import loader, open_source
-from pra.distributed import World, join
+from pra.models import weights
 from pra.training import callbacks, checkpoint, loop, parallel
 from pra.training import run as runs
 from pra.training.run import loss_terms, read_metrics
+from pra.utils import distributed
+from pra.utils.distributed import World, join
 
 # So they may, in twenty steps.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")

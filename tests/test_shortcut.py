@@ -8,7 +8,7 @@ from models import LEARNED, PIXEL_X, batch, random_model
 from naive import sample_without_caches
 from torch.overrides import TorchFunctionMode
 
-from pra import PraError, Sampler, flow, noise
+from pra import PraError, Sampler
 from pra.config import (
     SHORTCUT_STEPS,
     HeadConfig,
@@ -21,7 +21,8 @@ from pra.config import (
     from_dict,
     to_dict,
 )
-from pra.objectives import _shortcut_loss, training_losses
+from pra.method import flow, noise
+from pra.method.objectives import _shortcut_loss, training_losses
 
 SHORT = replace(LEARNED, head=replace(LEARNED.head, shortcut=True))
 LABELS, SEEDS = [0, 4, 2], [10, 11, 12]

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from pra.signals import BOTH, caught_signals, ended_by_sigterm, handled
 from pra.training.loop import Interrupted
+from pra.utils.signals import BOTH, caught_signals, ended_by_sigterm, handled
 from studies.run import _ending
 
 

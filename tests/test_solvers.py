@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pra import flow, solvers
 from pra.config import Solver
+from pra.method import flow
+from pra.sampling import solvers
 
 DETERMINISTIC = [(Solver.EULER, 1), (Solver.MIDPOINT, 2), (Solver.HEUN, 2)]
 

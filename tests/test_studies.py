@@ -19,14 +19,14 @@ from safetensors.torch import save
 
 from pra.config import SamplingConfig, Solver, apply_settings
 from pra.errors import PraError
-from pra.eval import classifier
-from pra.eval.classifier import Classifier
-from pra.eval.rollout_gap import inhomogeneity
-from pra.generate import learnt_grid
-from pra.provenance import environment, file_sha256
+from pra.evaluation import classifier
+from pra.evaluation.classifier import Classifier
+from pra.evaluation.rollout_gap import inhomogeneity
 from pra.recipes import distill
 from pra.recipes.systems import TOLERANCE, parameters
+from pra.sampling import learnt_grid
 from pra.training.run import read_run
+from pra.utils.provenance import environment, file_sha256
 from studies import SETTINGS, STUDIES, Cell, Scale, Setting, Study, run_study
 from studies.catalogue import find_study, only
 from studies.command import main

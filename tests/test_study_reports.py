@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pra.flops import sampling_flops, training_flops
+from pra.evaluation.flops import sampling_flops, training_flops
 from studies import SETTINGS, STUDIES
 from studies.catalogue import only
 from studies.costs import relative

@@ -17,20 +17,20 @@ from PIL import Image
 from refusal import refused
 
 import pra
+from pra.commands import sweep as command
+from pra.commands.eval import evaluate_command
+from pra.commands.share import export_command
+from pra.commands.sweep import sweep_command
 from pra.config import GuidanceSchedule, SamplingConfig, Solver
 from pra.errors import NotFiniteError
-from pra.eval import classifier
-from pra.eval.command import evaluate_command
-from pra.eval.evaluate import Report
-from pra.hub.command import export_command
-from pra.hub.push import export
-from pra.provenance import file_sha256
-from pra.sweep import command
-from pra.sweep.command import sweep_command
-from pra.sweep.pictures import _curves
-from pra.sweep.points import Point, points
-from pra.sweep.results import Result, find_best, hints, table
+from pra.evaluation import classifier
+from pra.evaluation.evaluate import Report
+from pra.evaluation.sweep.pictures import _curves
+from pra.evaluation.sweep.points import Point, points
+from pra.evaluation.sweep.results import Result, find_best, hints, table
+from pra.sharing.push import export
 from pra.training.loop import Interrupted
+from pra.utils.provenance import file_sha256
 
 pytestmark = pytest.mark.usefixtures("classifiers")
 
@@ -239,7 +239,7 @@ def test_the_strip_shows_the_first_images(model: Path, pictures: str, tmp_path: 
     sweep(model, tmp_path / "out", pictures, over=("guidance=2",))
     sampler = pra.Sampler(pra.load(model), steps=1, guidance=2.0)
     count = command.COLUMNS
-    expected = pra.images.grid(sampler.sample([0, 1] * (count // 2), range(count)), count)
+    expected = pra.utils.pictures.grid(sampler.sample([0, 1] * (count // 2), range(count)), count)
     with Image.open(tmp_path / "out/guidance=2.png") as strip:
         assert np.array_equal(np.asarray(strip), np.asarray(expected))
 

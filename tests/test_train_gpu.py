@@ -16,16 +16,16 @@ from torch.distributed import HashStore
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 import pra
-from pra import flow, noise
 from pra.config import Precision, RunConfig, apply_settings
-from pra.device import autocast
-from pra.distributed import World
+from pra.method import flow, noise
+from pra.method.objectives import losses_of
 from pra.models import Model, build_model
-from pra.objectives import losses_of
 from pra.training import parallel
 from pra.training.optimizer import whole
 from pra.training.parallel import SharedLoss
 from pra.training.run import read_metrics
+from pra.utils.device import autocast
+from pra.utils.distributed import World
 
 pytestmark = [
     pytest.mark.gpu,

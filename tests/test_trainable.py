@@ -143,7 +143,7 @@ def test_muon_with_frozen_parts_trains_the_rest(part: str, tmp_path: Path) -> No
 
 
 def test_frozen_codec_loads_no_perceptual_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pra.perceptual.lpips_distance", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("pra.method.perceptual.lpips_distance", lambda *_: pytest.fail("loaded"))
     train(tmp_path / "run", configured("train.objective.perceptual_weight=1", "train.trainable=all-but-codec"))
 
 

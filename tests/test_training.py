@@ -38,21 +38,21 @@ from torch.distributed.fsdp import fully_shard
 
 import pra
 from pra import cli
-from pra.compiler import compiled
 from pra.config import DataConfig, LearningRate, OptimizerConfig, Precision, RunConfig, override
 from pra.data import open_source
-from pra.distributed import World
 from pra.errors import PraError
-from pra.images import GAP
-from pra.locks import locked
+from pra.method.objectives import Losses, training_losses
 from pra.models.pra import PRA
-from pra.objectives import Losses, training_losses
 from pra.training import averages, callbacks, checkpoint, loop, optimizer
 from pra.training.averages import EMA, exponential
 from pra.training.loop import Interrupted, Trained
 from pra.training.optimizer import build_optimizer, learning_rate
 from pra.training.plots import draw_curves, panels
 from pra.training.run import COMMON, loss_terms, points_of, read_metrics
+from pra.utils.compiler import compiled
+from pra.utils.distributed import World
+from pra.utils.locks import locked
+from pra.utils.pictures import GAP
 
 FullDisk = Callable[[int], AbstractContextManager[None]]
 
@@ -692,7 +692,7 @@ def test_a_second_training_is_refused_and_the_first_goes_on(tmp_path: Path) -> N
         process.kill()
         process.wait()  # and not for the worker, which has its standard error
     assert (run / ".lock").exists()
-    more = checkpoint.step_of(pra.weights.newest_checkpoint(run)) + 1  # type: ignore[arg-type]
+    more = checkpoint.step_of(pra.models.weights.newest_checkpoint(run)) + 1  # type: ignore[arg-type]
     assert train(override(config, "train.steps", str(more)), run).new_steps == 1
     assert not (run / ".lock").exists()
     process.communicate()
@@ -770,7 +770,7 @@ def test_a_signal_and_the_same_command_again(tmp_path: Path, signum: signal.Sign
     wait_for(lambda: run.exists() and len(steps_logged(run)) >= 5 and saved(run), process)
     process.send_signal(signum)
     _, error = process.communicate(timeout=60)
-    reached = checkpoint.step_of(pra.weights.newest_checkpoint(run))  # type: ignore[arg-type]
+    reached = checkpoint.step_of(pra.models.weights.newest_checkpoint(run))  # type: ignore[arg-type]
     if signum == signal.SIGKILL:
         assert process.returncode == -signum
         assert reached % 3 == 0
@@ -790,7 +790,7 @@ def test_a_signal_and_the_same_command_again(tmp_path: Path, signum: signal.Sign
 
 def saved(run: Path) -> bool:
     """Whether a checkpoint is there: they are written while training goes on."""
-    return pra.weights.newest_checkpoint(run) is not None
+    return pra.models.weights.newest_checkpoint(run) is not None
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
@@ -984,7 +984,7 @@ def test_collapsing_states_are_mentioned_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deviation: float, mentioned: int
 ) -> None:
     """Healthy runs go down to 0.4 on their way."""
-    monkeypatch.setattr("pra.objectives._state_std", lambda z: torch.tensor(deviation))
+    monkeypatch.setattr("pra.method.objectives._state_std", lambda z: torch.tensor(deviation))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         train(tiny(log_every=1), tmp_path / "run")
@@ -1091,7 +1091,7 @@ def test_lpips_is_fetched_by_one_process_before_the_others(tmp_path: Path, monke
         order.append("fetch")
         return lambda reconstruction, image: (reconstruction - image).square().mean((1, 2, 3))
 
-    monkeypatch.setattr("pra.perceptual.lpips_distance", fetch)
+    monkeypatch.setattr("pra.method.perceptual.lpips_distance", fetch)
     config = override(tiny(steps=1), "train.objective.perceptual_weight", "1.0")
     pra.train(config, tmp_path / "run", device="cpu", progress=False, world=One())
     assert order == ["alone", "fetch", "all"]

@@ -21,12 +21,12 @@ from pra.config import DataConfig, apply_settings
 from pra.data import open_source
 from pra.data.held_out import Part, split
 from pra.data.source import own_test_split
-from pra.report.content import curves as report_curves
+from pra.evaluation.report.content import curves as report_curves
+from pra.models.weights import checkpoints
 from pra.training import callbacks, validation
 from pra.training.plots import curves, draw_curves, panels
 from pra.training.run import loss_terms, read_metrics
 from pra.training.validation import overfits
-from pra.weights import checkpoints
 
 # So they may, in a few steps.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")

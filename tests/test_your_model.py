@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from pra import PRA, Sampler, cli
 from pra.config import Precision, SamplingConfig
-from pra.generate import Engine
-from pra.generate.native import NativeSteps, library, steps, unsupported
+from pra.models.cache import KVCache
 from pra.models.condition import ClassCondition
 from pra.models.states import PixelDecoder
-from pra.nn.cache import KVCache
+from pra.sampling import Engine
+from pra.sampling.native import NativeSteps, library, steps, unsupported
 
 GUIDED = SamplingConfig(guidance=3.0, steps=2)
 LABELS, SEEDS = [0, 4, 2], [10, 11, 12]

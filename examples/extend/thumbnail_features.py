@@ -12,7 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 import pra
 from pra import cli
-from pra.eval import Features
+from pra.evaluation import Features
 
 
 class Thumbnails:

@@ -10,18 +10,18 @@ pra.to_pil(images[0])
 from pra.config import Precision, RunConfig, SamplingConfig
 from pra.data.source import register_source
 from pra.errors import PraError
-from pra.eval.features import register_features
-from pra.generate import Sampler
-from pra.hub.push import export, push
-from pra.images import to_pil, to_uint8
+from pra.evaluation.features import register_features
+from pra.method.objectives import LossInputs, LossTerm
 from pra.models import PRA, JiT
-from pra.objectives import LossInputs, LossTerm
-from pra.provenance import package_version
+from pra.models.weights import load, save
 from pra.recipes import RECIPES, recipe
+from pra.sampling import Sampler
+from pra.sharing.push import export, push
 from pra.training import train
 from pra.training.callbacks import Callback
 from pra.training.loop import Interrupted, Trained
-from pra.weights import load, save
+from pra.utils.pictures import to_pil, to_uint8
+from pra.utils.provenance import package_version
 
 __all__ = [
     "PRA", "RECIPES", "Callback", "Interrupted", "JiT", "LossInputs", "LossTerm", "PraError", "Precision", "RunConfig",

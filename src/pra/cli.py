@@ -18,37 +18,37 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from pra import flops, weights
-from pra.arguments import HELP, check_arguments, join_command, options_of
-from pra.bench.command import bench_command
-from pra.bench.training_command import bench_train_command
-from pra.compare.command import compare_command
+from pra.commands.arguments import HELP, check_arguments, join_command, options_of
+from pra.commands.average import average_command
+from pra.commands.bench_sample import bench_command
+from pra.commands.bench_train import bench_train_command
+from pra.commands.compare import compare_command
+from pra.commands.complete import complete_command
+from pra.commands.data import check_command, pack_command
+from pra.commands.demo import demo_command
+from pra.commands.eval import evaluate_command
+from pra.commands.grid import grid_command
+from pra.commands.options import Average, Flag, Folder, Integer, Number, Settings, Text
+from pra.commands.probe import features_command, probe_command
+from pra.commands.report import report_command
+from pra.commands.sample import sample_command
+from pra.commands.share import export_command, push_command
+from pra.commands.sweep import sweep_command
 from pra.config import RunConfig, apply_settings, override, to_dict
 from pra.data import open_source
-from pra.data.command import check_command, pack_command
 from pra.data.source import check_name
-from pra.demo.command import demo_command
-from pra.distributed import join
 from pra.errors import PraError
-from pra.eval.command import evaluate_command
-from pra.eval.probe_command import features_command, probe_command
-from pra.hub.command import export_command, push_command
-from pra.models import count_parameters
-from pra.options import Average, Flag, Folder, Integer, Number, Settings, Text
-from pra.provenance import package_version
+from pra.evaluation import flops
+from pra.evaluation.report.page import REPORT, write_report
+from pra.models import count_parameters, weights
 from pra.recipes import RECIPES, fine_tune, own, recipe
 from pra.recipes import distill as distillation
 from pra.recipes.named import recipe_or_run
-from pra.report.command import report_command
-from pra.report.page import REPORT, write_report
-from pra.sample.command import sample_command
-from pra.sample.complete import complete_command
-from pra.sample.grid import grid_command
-from pra.sweep.command import sweep_command
-from pra.training.command import average_command
 from pra.training.loop import Interrupted, Trained
 from pra.training.loop import train as run_training
 from pra.training.run import check_data, check_run
+from pra.utils.distributed import join
+from pra.utils.provenance import package_version
 
 VERBOSE = {"-v", "--verbose"}
 

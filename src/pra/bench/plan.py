@@ -10,13 +10,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pra import noise
 from pra.config import Parallelism, Precision, RunConfig
-from pra.distributed import ALONE
-from pra.flops import training_flops
+from pra.evaluation.flops import training_flops
+from pra.method import noise
+from pra.method.objectives import Perceptual, losses_of
 from pra.models import build_model
-from pra.objectives import Perceptual, losses_of
 from pra.training.parallel import SharedLoss
+from pra.utils.distributed import ALONE
 
 H200 = 790e12
 """FLOP/s of large bfloat16 matrix products on an NVIDIA H200, as measured (docs/performance.md)."""
@@ -95,11 +95,11 @@ def perceptual_of(run: RunConfig, device: torch.device) -> Perceptual | None:
     """LPIPS with random weights, which cost the same; ``None`` where it is not a part of the run's step.
 
     Raises:
-        PraError: as :func:`pra.perceptual.lpips_distance`.
+        PraError: as :func:`pra.method.perceptual.lpips_distance`.
     """
     if not run.train.objective.perceptual_weight or run.model.codec is None:
         return None
-    from pra.perceptual import lpips_distance
+    from pra.method.perceptual import lpips_distance
 
     return lpips_distance(run.model, device, pretrained=False)
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pra import flops
 from pra.bench.device import Peak, timed
 from pra.config import ModelConfig, Precision, SamplingConfig
-from pra.generate import Engine, Steps, Token, generate
+from pra.evaluation import flops
 from pra.models import PRA
+from pra.sampling import Engine, Steps, Token, generate
 
 PLACES = 5
 """Raster positions, from the second to the last, at which a piece of the step is timed."""

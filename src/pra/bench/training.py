@@ -13,18 +13,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pra import noise
 from pra.bench.device import timed
-from pra.compiler import compiled
 from pra.config import Clean, Rollout, RunConfig
-from pra.device import autocast
-from pra.distributed import ALONE
 from pra.errors import PraError
+from pra.method import noise
+from pra.method.objectives import Perceptual, losses_of
 from pra.models import build_model
-from pra.objectives import Perceptual, losses_of
 from pra.training.averages import build_averages
 from pra.training.optimizer import build_optimizer
 from pra.training.parallel import SharedLoss
+from pra.utils.compiler import compiled
+from pra.utils.device import autocast
+from pra.utils.distributed import ALONE
 
 WARM_UPS = 2
 """Rounds before those that count: libraries choose their kernels, a compiler compiles."""

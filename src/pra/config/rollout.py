@@ -1,4 +1,4 @@
-"""How the inputs of the AR pass are made (:mod:`pra.rollout`)."""
+"""How the inputs of the AR pass are made (:mod:`pra.method.rollout`)."""
 
 from __future__ import annotations
 

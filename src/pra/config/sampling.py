@@ -21,7 +21,7 @@ class GuidanceSchedule(enum.Enum):
 
 
 class Solver(enum.Enum):
-    """How the head's ODE (or, for Euler-Maruyama, SDE) is integrated; see :mod:`pra.solvers`."""
+    """How the head's ODE (or, for Euler-Maruyama, SDE) is integrated; see :mod:`pra.sampling.solvers`."""
 
     EULER = "euler"
     MIDPOINT = "midpoint"
@@ -41,7 +41,7 @@ LARGEST_STEPS = 10_000
 
 
 class TimeGrid(enum.Enum):
-    """Where the solver's intervals lie between noise (0) and data (1); see :func:`pra.solvers.time_grid`."""
+    """Where the solver's intervals lie between noise (0) and data (1); see :func:`pra.sampling.solvers.time_grid`."""
 
     UNIFORM = "uniform"
     COSINE = "cosine"
@@ -54,7 +54,7 @@ class SamplingConfig:
 
     Guidance acts at flow times within ``guidance_interval`` (0 is noise, 1 data; both ends belong to it), elsewhere
     there is none (arXiv 2404.07724). ``shift`` beyond 1 moves the times of the grid towards noise (arXiv 2403.03206).
-    ``times`` are a grid of one's own in place of both, ``steps + 1`` of them (:mod:`pra.generate.learnt_grid`).
+    ``times`` are a grid of one's own in place of both, ``steps + 1`` of them (:mod:`pra.sampling.learnt_grid`).
     """
 
     guidance: float = 1.0

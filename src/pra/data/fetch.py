@@ -18,9 +18,9 @@ from urllib.parse import unquote, urlsplit
 from tqdm import tqdm
 
 from pra.errors import PraError, reason_of
-from pra.extras import import_failed
-from pra.images import remedy
-from pra.provenance import file_sha256
+from pra.utils.extras import import_failed
+from pra.utils.pictures import remedy
+from pra.utils.provenance import file_sha256
 
 TIMEOUT = 30.0
 """Seconds without a byte before a connection is given up."""

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pra import noise
 from pra.config import DataConfig
 from pra.data.images import Labels
 from pra.data.source import Source, Streamed, open_source, own_test_split
 from pra.errors import PraError
-from pra.noise import Purpose
+from pra.method import noise
+from pra.method.noise import Purpose
 
 
 class Part:

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from pra.data.images import Labels, corrupt, decode, numbered_classes, upright
 from pra.data.lanes import LANES, PIECES, Lanes
 from pra.errors import PraError, nearest, reason_of
-from pra.extras import import_failed
-from pra.images import write_atomically
-from pra.paths import cache_folder, expand
+from pra.utils.extras import import_failed
+from pra.utils.paths import cache_folder, expand
+from pra.utils.pictures import write_atomically
 
 _WITHOUT = "none"
 _ROWS = 1000

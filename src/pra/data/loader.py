@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pra import noise
 from pra.config import DataConfig, Fit, OnCorrupt
 from pra.data.images import CorruptImage
 from pra.data.prepare import prepare
 from pra.data.source import Source, Streamed
 from pra.errors import PraError
-from pra.noise import Purpose
+from pra.method import noise
+from pra.method.noise import Purpose
 
 PIECE = 32
 """Images that a worker reads ahead at a time: whole batches for an evaluation would fill the shared memory."""

@@ -21,9 +21,9 @@ from pra.data.prepare import convert, cover
 from pra.data.source import Encoded, Source
 from pra.data.wds import CLASSES, INDEX
 from pra.errors import PraError
-from pra.images import PLAN, begin_partial, check_free, partial_folder, write_atomically
-from pra.locks import LOCK, locked
-from pra.provenance import file_sha256
+from pra.utils.locks import LOCK, locked
+from pra.utils.pictures import PLAN, begin_partial, check_free, partial_folder, write_atomically
+from pra.utils.provenance import file_sha256
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 _KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}

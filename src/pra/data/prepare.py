@@ -10,8 +10,8 @@ from torch import Tensor
 from pra.config import DataConfig, Fit, OnSmall
 from pra.data.images import check_range
 from pra.errors import PraError
-from pra.images import MODES
-from pra.noise import Purpose, fold, uniform
+from pra.method.noise import Purpose, fold, uniform
+from pra.utils.pictures import MODES
 
 _MAX_ZOOM = 1.25
 

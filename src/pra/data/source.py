@@ -19,8 +19,8 @@ from pra.data.imagenet_tar import ImageNetTar
 from pra.data.images import Labels
 from pra.data.wds import WebDataset
 from pra.errors import PraError, nearest
-from pra.paths import expand
-from pra.registry import Registry
+from pra.utils.paths import expand
+from pra.utils.registry import Registry
 
 _WITH_PATH: dict[str, Callable[[str, str], Source]] = {
     "emoji": lambda spec, path: EmojiSource(spec, *_split(path)),

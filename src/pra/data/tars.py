@@ -19,7 +19,7 @@ from PIL import Image
 
 from pra.data.images import Labels, corrupt, decode
 from pra.errors import PraError
-from pra.paths import cache_folder
+from pra.utils.paths import cache_folder
 
 _FORMAT = 2
 _OPEN_FILES = 128

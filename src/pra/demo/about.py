@@ -8,13 +8,13 @@ from typing import Any
 
 from pra.config import to_dict
 from pra.demo.exhibit import Exhibit
-from pra.hub.origin import CARD, SAMPLES
+from pra.evaluation.report.charts import Chart
+from pra.evaluation.report.content import Picture, curves, embedded, pictures, progress
+from pra.evaluation.report.words import COLOURS, in_words
 from pra.models import Model, count_parameters
-from pra.report.charts import Chart
-from pra.report.content import Picture, curves, embedded, pictures, progress
-from pra.report.words import COLOURS, in_words
+from pra.models.weights import read_json
+from pra.sharing.origin import CARD, SAMPLES
 from pra.training.plots import CURVES
-from pra.weights import read_json
 
 BESIDE = {"Samples": SAMPLES, "Training curves": CURVES}
 """Pictures of a saved model, by their titles."""

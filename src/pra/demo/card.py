@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from pra.errors import PraError
-from pra.extras import import_failed
+from pra.utils.extras import import_failed
 
 FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.S)
 

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 
-from pra import weights
 from pra.config import DataConfig, Fit, OnSmall, RunConfig
 from pra.errors import PraError
-from pra.generate import Samplers
-from pra.hub.download import PREFIX, is_address
-from pra.models import Model
+from pra.models import Model, weights
+from pra.sampling import Samplers
 from pra.training.run import read_run
+from pra.utils.hub import PREFIX, is_address
 
 
 @dataclass(frozen=True)

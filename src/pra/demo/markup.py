@@ -16,8 +16,8 @@ from torch import Tensor
 from pra.demo.about import About
 from pra.demo.card import card_html
 from pra.demo.generation import Sheet
-from pra.images import to_pil
-from pra.report import charts
+from pra.evaluation.report import charts
+from pra.utils.pictures import to_pil
 
 SMALL = 128
 """Pixels; smaller pictures are enlarged as they are, pixel by pixel, and not smoothed."""
@@ -80,7 +80,7 @@ def _data_uri(picture: Tensor) -> str:
 @functools.cache
 def _macros() -> Any:
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader("pra.demo", ""), PackageLoader("pra.report", "")]),
+        loader=ChoiceLoader([PackageLoader("pra.demo", ""), PackageLoader("pra.evaluation.report", "")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -15,7 +15,7 @@ from pra.demo.generation import EVERY_CLASS, MOST_GUIDANCE, MOST_PICTURES, MOST_
 from pra.demo.handlers import Handlers, Turn
 from pra.demo.upload import MOST_BYTES
 from pra.errors import PraError
-from pra.extras import import_failed
+from pra.utils.extras import import_failed
 
 MOST_WAITING = 32
 """Requests in the queue, of which one is worked on at a time; the next visitor is told to try again."""

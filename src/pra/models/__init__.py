@@ -10,7 +10,7 @@ from pra.models.head import HeadBlock
 from pra.models.jit import JiT, ModulatedBlock
 from pra.models.pra import PRA
 from pra.models.states import ResidualMLP
-from pra.nn.transformer import Block
+from pra.models.transformer import Block
 
 __all__ = ["BLOCKS", "PRA", "JiT", "Model", "build_model", "count_parameters"]
 

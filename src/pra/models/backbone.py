@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from pra.config import ModelConfig
-from pra.nn.cache import KVCache, NewCache
-from pra.nn.rope import raster_positions
-from pra.nn.transformer import Transformer
+from pra.models.cache import KVCache, NewCache
+from pra.models.rope import raster_positions
+from pra.models.transformer import Transformer
 
 
 class Backbone(nn.Module):
@@ -26,7 +26,7 @@ class Backbone(nn.Module):
         self.next_position = nn.Parameter(torch.empty(config.num_patches, width))
 
     def new_cache(self, batch: int, kind: NewCache = KVCache) -> KVCache:
-        """An empty cache for ``batch`` sequences (:meth:`pra.nn.transformer.Transformer.new_cache`)."""
+        """An empty cache for ``batch`` sequences (:meth:`pra.models.transformer.Transformer.new_cache`)."""
         return self.transformer.new_cache(batch, kind)
 
     def forward(self, prefix: Tensor | None, patches: Tensor, cache: KVCache | None = None) -> Tensor:

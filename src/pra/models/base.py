@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from pra.config import ImageConfig, SamplingConfig
 from pra.models.condition import ClassCondition
-from pra.nn.patches import patchify, unpatchify
-from pra.nn.transformer import Transformer
+from pra.models.patches import patchify, unpatchify
+from pra.models.transformer import Transformer
 
 
 class ImageModel(nn.Module):

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pra import flow
 from pra.config import ModelConfig, Prediction
-from pra.nn.transformer import SwiGLU
+from pra.method import flow
+from pra.models.transformer import SwiGLU
 
 TIME_FREQUENCIES = 128
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pra import flow
 from pra.config import JiTConfig
+from pra.method import flow
 from pra.models.base import ImageModel, NoDraws, initialise
 from pra.models.condition import ClassCondition
 from pra.models.head import time_features, time_mlp
-from pra.nn.rope import raster_positions, rotary_table
-from pra.nn.transformer import Attention, RMSNorm, SwiGLU
+from pra.models.rope import raster_positions, rotary_table
+from pra.models.transformer import Attention, RMSNorm, SwiGLU
 
 
 class ModulatedBlock(nn.Module):

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from pra.config import ModelConfig, Solver
 from pra.models.backbone import Backbone
 from pra.models.base import ImageModel, NoDraws, initialise
+from pra.models.cache import KVCache
 from pra.models.condition import ClassCondition
 from pra.models.head import FlowHead
 from pra.models.states import build_codec
-from pra.nn.cache import KVCache
 
 
 class PRA(ImageModel):

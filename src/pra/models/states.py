@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pra.config import CodecConfig, ModelConfig
-from pra.nn.cache import KVCache, NewCache
-from pra.nn.rope import raster_positions
-from pra.nn.transformer import RMSNorm, SwiGLU, Transformer
+from pra.models.cache import KVCache, NewCache
+from pra.models.rope import raster_positions
+from pra.models.transformer import RMSNorm, SwiGLU, Transformer
 
 
 class ResidualMLP(nn.Module):
@@ -83,8 +83,7 @@ class StateCodec(nn.Module):
         self.decoder = PixelDecoder(model, codec)
 
     def new_cache(self, batch: int, kind: NewCache = KVCache) -> KVCache | None:
-        """An empty decoder cache for ``batch`` sequences (:meth:`pra.nn.transformer.Transformer.new_cache`); ``None``
-        where the decoder has no context to remember."""
+        """Return an empty decoder cache for ``batch`` sequences, or ``None`` where the decoder has no context."""
         return self.decoder.transformer.new_cache(batch, kind) if self.decoder.context else None
 
     def encode(self, patches: Tensor, conditions: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Distillation: a second head learns to take the flow of a trained model in few steps, and all else stays as it is.
 
-It begins as the first head and learns from it (:func:`pra.objectives.training_losses`, L_shortcut): a step of any
+It begins as the first head and learns from it (:mod:`pra.method.objectives`, L_shortcut): a step of any
 length is what two of half of it come to, the shortest what the midpoint rule of the first head makes of it. Learning
 beside everything else from the start (``model.head.shortcut=true`` alone) is the other way, and the worse one; see
 docs/performance.md.
@@ -12,9 +12,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from pra import weights
 from pra.config import LearningRate, RunConfig, Solver
 from pra.errors import PraError
+from pra.models import weights
 from pra.training.run import read_run
 
 NAME = "distilled"

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from pra import weights
 from pra.config import (
     AnyModelConfig,
     Clean,
@@ -29,7 +28,7 @@ from pra.config import (
 )
 from pra.data.survey import Survey, look
 from pra.errors import PraError
-from pra.models import Model
+from pra.models import Model, weights
 from pra.recipes import own
 from pra.training.initial import check_same_model
 from pra.training.run import read_run
@@ -62,7 +61,7 @@ def configure(
         The configuration, and lines for a person: what was found, what was chosen, and why.
 
     Raises:
-        PraError: as :func:`pra.weights.load`, :func:`pra.data.survey.look` and :func:`propose`; or there is neither a
+        PraError: as :func:`pra.load`, :func:`pra.data.survey.look` and :func:`propose`; or there is neither a
             run nor ``data``.
     """
     if (folder / weights.CONFIG).exists():
@@ -93,7 +92,7 @@ def check_settings(start: str, settings: Sequence[str]) -> None:
     """Refuses settings (``"model.image_size=64"``) under which a model cannot go on with the weights of ``start``.
 
     Raises:
-        PraError: it cannot; or as :func:`pra.weights.load` and :func:`pra.config.apply_settings`.
+        PraError: it cannot; or as :func:`pra.load` and :func:`pra.config.apply_settings`.
     """
     model = weights.read_config(weights.model_folder(start)).config
     asked = apply_settings(_Adjustable(model), [line for line in settings if line.startswith(("model.", "model="))])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pra.config import RunConfig
 from pra.errors import PraError
-from pra.hub.download import is_address
+from pra.models.weights import CONFIG
 from pra.recipes import RECIPES, recipe
 from pra.training.run import read_run
-from pra.weights import CONFIG
+from pra.utils.hub import is_address
 
 
 def recipe_or_run(name: str) -> RunConfig:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from pra import noise
 from pra.config import (
     CodecConfig,
     DataConfig,
@@ -34,13 +33,14 @@ from pra.config import (
     TransformerConfig,
 )
 from pra.data.survey import Survey, look
-from pra.device import autocast, cores
 from pra.errors import PraError
+from pra.method import noise
+from pra.method.objectives import training_losses
 from pra.models import build_model, count_parameters
-from pra.objectives import training_losses
+from pra.models.weights import CONFIG
 from pra.training.optimizer import build_optimizer
 from pra.training.run import read_run
-from pra.weights import CONFIG
+from pra.utils.device import autocast, cores
 
 NAME = "own"
 

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pra import weights
 from pra.config import TrainConfig
-from pra.models import Model, build_model
+from pra.models import Model, build_model, weights
 from pra.training.optimizer import gathered, is_sharded
 
 Rule = Callable[[int], float]

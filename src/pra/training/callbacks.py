@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pra import images
 from pra.data import load_images
 from pra.data.source import Streamed
 from pra.errors import PraError, reason_of
-from pra.generate import Sampler
-from pra.images import remedy
 from pra.models import Model
+from pra.models.weights import last_good
+from pra.sampling import Sampler
 from pra.training.plots import CURVES, draw_curves
 from pra.training.run import METRICS, keep_metrics, loss_terms
-from pra.weights import last_good
+from pra.utils import pictures as images
+from pra.utils.pictures import remedy
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

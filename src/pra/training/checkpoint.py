@@ -1,6 +1,6 @@
 """Checkpoints: folders that hold everything to go on, written whole or not at all, while training goes on.
 
-``checkpoints/step-00000500/`` is a model folder (:mod:`pra.weights`) with the averages beside; ``optimizer/``,
+``checkpoints/step-00000500/`` is a model folder (:mod:`pra.models.weights`) with the averages beside; ``optimizer/``,
 which the processes write together with torch's distributed checkpoint in its safetensors format; and ``state.json``,
 written last: the step and the size of every file. The random state and the data order need no saving: both are
 functions of (seed, step). Nothing in it depends on the number of processes or on how they share the model.
@@ -21,13 +21,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pra import weights
-from pra.distributed import World
 from pra.errors import PraError, reason_of
-from pra.images import new_folder
-from pra.models import Model
+from pra.models import Model, weights
 from pra.training.averages import EMA
 from pra.training.optimizer import Optimizers, gathered
+from pra.utils.distributed import World
+from pra.utils.pictures import new_folder
 
 OPTIMIZER = "optimizer"
 

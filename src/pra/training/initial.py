@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pra import weights
 from pra.config import AnyModelConfig, differences, to_dict
 from pra.errors import PraError
-from pra.models import Model
-from pra.provenance import file_sha256
+from pra.models import Model, weights
+from pra.utils.provenance import file_sha256
 
 EMBEDDING = "condition.embedding.weight"
 """The one tensor whose shape depends on the classes: ``(num_classes + 1, ...)``, the null class last."""
@@ -27,15 +26,15 @@ def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[st
     begins as the first: whatever the length of a step, it gives the velocity at its start.
 
     Args:
-        path: the other's, as :func:`pra.weights.load` takes it.
+        path: the other's, as :func:`pra.load` takes it.
         model: the new model, its ``classes`` named.
-        average: which of the other's weights, as :func:`pra.weights.load` takes it.
+        average: which of the other's weights, as :func:`pra.load` takes it.
 
     Returns:
         Where they come from, for ``environment.json``: ``from``, the path as given; ``weights``, the file; ``sha256``.
 
     Raises:
-        PraError: as :func:`pra.weights.load`; or the models differ in more than their classes and the second head.
+        PraError: as :func:`pra.load`; or the models differ in more than their classes and the second head.
     """
     folder = weights.model_folder(path)
     other = weights.load(folder, average)

@@ -14,18 +14,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from pra import images, noise, weights
 from pra.config import RunConfig
 from pra.data import Batch, Sample, Source, TrainingSet, batches, open_source
 from pra.data.held_out import split
 from pra.data.loader import reading
-from pra.device import autocast, enough_memory
-from pra.distributed import World, join
 from pra.errors import PraError
-from pra.locks import locked
-from pra.models import Model, build_model
-from pra.objectives import TERMS, Losses, LossInputs, LossTerm, Perceptual, check_terms, losses_of
-from pra.signals import caught_signals
+from pra.method import noise
+from pra.method.objectives import TERMS, Losses, LossInputs, LossTerm, Perceptual, check_terms, losses_of
+from pra.models import Model, build_model, weights
 from pra.training import checkpoint
 from pra.training.averages import build_averages
 from pra.training.callbacks import Bar, Callback, Callbacks, Curves, Metrics, Pictures, StateWarning, TensorBoard
@@ -35,6 +31,11 @@ from pra.training.parallel import SharedLoss
 from pra.training.run import COMMON, check_data, check_losses, check_run, check_shared, write_run
 from pra.training.trainable import codec_learns, set_trainable
 from pra.training.validation import Validation
+from pra.utils import pictures as images
+from pra.utils.device import autocast, enough_memory
+from pra.utils.distributed import World, join
+from pra.utils.locks import locked
+from pra.utils.signals import caught_signals
 
 LESS_MEMORY = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
 FAILED = 256
@@ -87,9 +88,9 @@ def train(
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the best there is by default.
         source: an open source, in place of the one that ``config.data.source`` names.
         progress: show a progress bar.
-        world: the processes that share the work, where they have met already (:func:`pra.distributed.join`).
+        world: the processes that share the work, where they have met already (:func:`pra.utils.distributed.join`).
         losses: further terms of the loss by name, each as ``(weight, function)``
-            (:class:`pra.objectives.LossTerm`). A run resumes with the terms that it began with. With
+            (:class:`pra.method.objectives.LossTerm`). A run resumes with the terms that it began with. With
             ``train.compile`` the model's blocks are compiled one by one, and the terms are not.
         callbacks: called by the loop (:class:`pra.training.callbacks.Callback`).
 
@@ -113,7 +114,7 @@ class Trainer:
     Callbacks read these attributes: ``config`` (:class:`pra.config.RunConfig`), ``folder`` (the run's), ``step``
     (steps that are done), ``new_steps`` (those of this call), ``source`` (the training images, without
     held-out ones), ``model`` (with the raw weights), ``averages`` (:class:`pra.training.averages.EMA` by name, ``ema``
-    first), ``device``, and ``world`` (:class:`pra.distributed.World`).
+    first), ``device``, and ``world`` (:class:`pra.utils.distributed.World`).
     """
 
     def __init__(
@@ -357,7 +358,7 @@ class Trainer:
         learns = config.train.objective.perceptual_weight and codec_learns(self.model)
         if not learns or config.model.codec is None:
             return None
-        from pra.perceptual import lpips_distance
+        from pra.method.perceptual import lpips_distance
 
         return lpips_distance(config.model, self.device)
 

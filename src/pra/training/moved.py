@@ -10,14 +10,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from pra import weights
 from pra.config import RunConfig
 from pra.data import Source
 from pra.data.images import CorruptImage
 from pra.data.source import Encoded, Streamed
 from pra.errors import PraError
-from pra.hub.download import is_address
-from pra.provenance import file_sha256
+from pra.models import weights
+from pra.utils.hub import is_address
+from pra.utils.provenance import file_sha256
 
 ENVIRONMENT = "environment.json"
 

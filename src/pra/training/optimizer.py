@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pra.config import LearningRate, Muon, OptimizerConfig
-from pra.nn.transformer import Attention, SwiGLU
+from pra.models.transformer import Attention, SwiGLU
 
 MUON_SCALE = 0.2
 """Root mean square of an AdamW step at rate 1, which Muon's steps are scaled to (arXiv 2502.16982)."""

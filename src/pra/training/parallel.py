@@ -17,13 +17,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from pra.compiler import compiled
 from pra.config import Parallelism, TrainConfig
-from pra.device import in_bfloat16
-from pra.distributed import World
 from pra.errors import PraError
+from pra.method.objectives import Losses
 from pra.models import BLOCKS, Model
-from pra.objectives import Losses
+from pra.utils.compiler import compiled
+from pra.utils.device import in_bfloat16
+from pra.utils.distributed import World
 
 COMPILE = "train.compile", "set train.compile=false"
 """What asks for a compiler, and how to do without."""
@@ -37,7 +37,7 @@ class SharedLoss:
     Args:
         model: with its weights. The processes each keep a part of them where ``train.parallel`` is ``fsdp``.
         averages: its moving averages, which are sharded alike.
-        losses: of the model's class (:func:`pra.objectives.losses_of`).
+        losses: of the model's class (:func:`pra.method.objectives.losses_of`).
         train: how.
         world: the processes that share the batch.
         device: where the models are.

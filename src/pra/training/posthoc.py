@@ -16,13 +16,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pra import weights
 from pra.config.training import check_length
 from pra.errors import PraError
-from pra.images import write_atomically
+from pra.models import weights
 from pra.training.averages import gamma_of
 from pra.training.checkpoint import step_of
 from pra.training.run import read_run
+from pra.utils.pictures import write_atomically
 
 LARGEST_ERROR = 0.1
 """Of a fitted profile, relative to the wanted one, in the root mean square over time."""
@@ -55,7 +55,7 @@ def posthoc(path: str | Path, length: float) -> tuple[Path, Fit]:
         length: as ``train.averages`` has it.
 
     Returns:
-        The new file, for :func:`pra.load` by the name :func:`pra.weights.power_name`, and how well its profile fits.
+        The new file, which :func:`pra.load` reads by its ``power_name``, and how well its profile fits.
 
     Raises:
         PraError: not a run, a length out of range or held already, too few stored averages for that length, or files

@@ -4,7 +4,7 @@ config.json       the complete configuration         samples/          grids fro
 environment.json  versions, commit, hardware, data   reconstructions/  real images and the codec's, by step
 metrics.jsonl     one line per logging interval      curves.png        the metrics, drawn
 tensorboard/      the same for TensorBoard           checkpoints/      see pra.training.checkpoint
-report.html       all of it on a page (pra.report)   rollout-gap.json  what `pra report` has measured
+report.html       all of it on a page (pra.evaluation.report)   rollout-gap.json  what `pra report` has measured
 .lock             names the process that trains, as long as it does
 """
 
@@ -19,19 +19,19 @@ from typing import Any
 
 from pra.config import RunConfig, differences, from_dict, to_dict
 from pra.data import Source
-from pra.distributed import World
 from pra.errors import PraError
-from pra.images import write_atomically
-from pra.locks import LOCK, holder_of
-from pra.provenance import environment
+from pra.models.weights import CONFIG, read_json
 from pra.training.moved import ENVIRONMENT, check_contents, contents, may_lie_elsewhere, recorded
-from pra.weights import CONFIG, read_json
+from pra.utils.distributed import World
+from pra.utils.locks import LOCK, holder_of
+from pra.utils.pictures import write_atomically
+from pra.utils.provenance import environment
 
 METRICS = "metrics.jsonl"
 COMMON = (
     "step", "total", "state_std", "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped",
 )  # fmt: skip
-"""What every line of the metrics has; its other values are the terms of the loss (:mod:`pra.objectives`)."""
+"""What every line of the metrics has; its other values are the terms of the loss (:mod:`pra.method.objectives`)."""
 VALIDATION = "validation_"
 """Before the name of a term: its value on held-out images."""
 SEEN_WITHIN = 90.0

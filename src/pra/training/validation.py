@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pra import images, noise
 from pra.data import Source, load_images
 from pra.data.source import Streamed
-from pra.device import autocast
+from pra.method import noise
+from pra.method.objectives import losses_of
 from pra.models import Model
-from pra.objectives import losses_of
 from pra.training.callbacks import Callback
 from pra.training.run import VALIDATION, points_of, read_metrics
+from pra.utils import pictures as images
+from pra.utils.device import autocast
 
 if TYPE_CHECKING:
     from pra.training.loop import Trainer

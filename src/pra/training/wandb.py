@@ -6,10 +6,10 @@ from typing import Any
 
 from pra.config import to_dict
 from pra.errors import PraError
-from pra.extras import import_failed
-from pra.images import write_atomically
 from pra.training.callbacks import Callback
 from pra.training.loop import Trainer
+from pra.utils.extras import import_failed
+from pra.utils.pictures import write_atomically
 
 RUN_ID = "wandb-id.txt"
 """The file in the run's folder that names the run at Weights & Biases."""

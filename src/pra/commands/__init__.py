@@ -1,0 +1,1 @@
+"""The commands of ``pra``: one file each."""

@@ -1,0 +1,277 @@
+"""``pra bench train``: thin."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from tyro.conf import Positional, arg
+
+from pra.bench.device import measure
+from pra.bench.plan import H200, Needs, device_memory, forecasts, needs_of, perceptual_flops, perceptual_of
+from pra.bench.training import Measured, Seconds, measure_step, teacher_forced
+from pra.commands.options import File, Flag, Integer, Number, Settings, Text
+from pra.config import RunConfig, apply_settings, to_dict
+from pra.errors import PraError
+from pra.evaluation.flops import training_flops
+from pra.evaluation.outputs import Outputs
+from pra.models.weights import read_json
+from pra.recipes.named import recipe_or_run
+from pra.utils.device import in_bfloat16, pick_device
+from pra.utils.distributed import join
+from pra.utils.pictures import write_atomically
+from pra.utils.provenance import device_name, environment
+
+STEPS, DEVICES, MFUS = 10, 8, "0.3,0.4,0.5"
+
+
+def bench_train_command(
+    run: Annotated[Positional[str], arg(metavar="RECIPE|RUN")],
+    *,
+    steps: Integer = None,
+    batch: Integer = None,
+    micro: Integer = None,
+    compile: Flag = False,
+    tflops: Number = None,
+    plan: Flag = False,
+    gpus: Integer = None,
+    mfu: Text = None,
+    measured: File = None,
+    device: Text = None,
+    out: File = None,
+    settings: Settings = (),
+) -> None:
+    """Measure a training step on synthetic images, or with --plan compute what a whole training takes.
+
+    Measured on one device, everything in turn: images/s, the FLOP/s achieved and their share of the device's matrix
+    products (MFU), memory, the parts of the step, and a teacher-forced step of the same backbone. The plan gives memory
+    and, for an MFU, the time; LPIPS counts in both where the recipe has it.
+
+    Args:
+        run: A recipe, or a run's folder.
+        steps: Rounds that are timed; by default 10.
+        batch: Images of a step; by default as many as the recipe takes at a time.
+        micro: Images at a time, which divide the batch.
+        compile: Let torch's compiler fuse the step.
+        tflops: The device's TFLOP/s of matrix products; by default measured, and with --plan an H200's.
+        plan: Compute, measure nothing.
+        gpus: With --plan: how many; by default 8.
+        mfu: With --plan: shares of the matrix rate; by default 0.3,0.4,0.5.
+        measured: With --plan: what this command has measured of the same model on such a device, its --out; in place of
+            --mfu and --tflops.
+        device: cpu, cuda, cuda:1 or mps; by default the best there is.
+        out: Write the same figures as JSON.
+        settings: Any setting that `pra show RECIPE` lists, such as train.precision=float32; may be repeated.
+    """
+    _check_use(plan, {"--gpus": gpus, "--mfu": mfu, "--measured": measured}, {"--steps": steps, "--device": device})
+    out = out and out.expanduser()
+    Outputs(out).check()
+    _check_values(tflops, {"--steps": steps, "--batch": batch, "--micro": micro, "--gpus": gpus})
+    with join() as world:
+        if world.size > 1:
+            raise PraError("pra bench train measures one device: start it without torchrun")
+        config = apply_settings(recipe_or_run(run), settings)
+        if compile:
+            config = replace(config, train=replace(config.train, compile=True))
+        if plan:
+            config = _batched(config, batch or config.train.batch_size, micro)
+            mfus, rate = _rates(config, mfu, tflops, measured)
+            values, text = _planned(config, gpus or DEVICES, mfus, rate)
+        else:
+            config = _batched(config, batch or config.train.micro_batch_size or config.train.batch_size, micro)
+            known = None if tflops is None else tflops * 1e12
+            values, text = _measured(config, pick_device(device), steps or STEPS, known)
+    print(text)
+    if out is not None:
+        _write({**values, "config": to_dict(config), "environment": environment()}, out)
+
+
+def _write(values: dict[str, Any], out: Path) -> None:
+    content = json.dumps(values, indent=2) + "\n"
+    write_atomically(out, lambda file: file.write(content.encode()))
+    print(f"figures: {out}")
+
+
+def _check_values(tflops: float | None, counts: dict[str, int | None]) -> None:
+    if tflops is not None and not 0 < tflops < float("inf"):
+        raise PraError(f"--tflops {tflops:g} must be positive")
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise PraError(f"{name} {value} must be at least 1")
+
+
+def _check_use(plan: bool, of_plan: dict[str, Any], of_measurement: dict[str, Any]) -> None:
+    """Options that would have no effect are an error."""
+    unused, why = (of_measurement, "has no effect with --plan") if plan else (of_plan, "is for --plan")
+    given = next((name for name, value in unused.items() if value is not None), None)
+    if given:
+        raise PraError(f"{given} {why}; leave it out{'' if plan else ', or add --plan'}")
+
+
+def _batched(config: RunConfig, batch: int, micro: int | None) -> RunConfig:
+    """With so many images in a step; without ``micro`` as many at a time as the recipe takes, where that divides."""
+    own = config.train.micro_batch_size
+    if micro is None and own is not None and batch % own == 0:
+        micro = own
+    return replace(config, train=replace(config.train, batch_size=batch, micro_batch_size=micro))
+
+
+def _rates(
+    config: RunConfig, mfu: str | None, tflops: float | None, measured: Path | None
+) -> tuple[list[float], float]:
+    """The MFUs to compute with, and of which rate of matrix products they are shares."""
+    if measured is None:
+        return _shares(mfu or MFUS), (tflops or H200 / 1e12) * 1e12
+    if mfu is not None or tflops is not None:
+        raise PraError(f"--measured says both: leave out {'--tflops' if mfu is None else '--mfu'}")
+    return _read_measured(measured.expanduser(), config)
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = [0.0]
+    if not all(0 < share <= 1 for share in shares):
+        raise PraError(f"--mfu {text!r}: shares must lie in (0, 1], such as 0.4 or 0.3,0.5")
+    return shares
+
+
+def _read_measured(path: Path, config: RunConfig) -> tuple[list[float], float]:
+    """The MFU that was measured, and of which rate of matrix products it is a share.
+
+    Raises:
+        PraError: no such file, or not of this model.
+    """
+    figures = read_json(path)
+    try:
+        share, rate, model = float(figures["mfu"]), float(figures["device_flops"]), figures["config"]["model"]
+    except (KeyError, TypeError, ValueError):
+        raise PraError(f"--measured {path} is not of pra bench train --out, without --plan; measure first") from None
+    if model != json.loads(json.dumps(to_dict(config.model))):
+        raise PraError(
+            f"--measured {path} is of another model, {figures['config'].get('recipe')}; measure {config.recipe}, "
+            "or say --mfu"
+        )
+    return [share], rate
+
+
+# --- the plan -----------------------------------------------------------------------------------------------
+
+
+def _planned(config: RunConfig, gpus: int, mfus: list[float], rate: float) -> tuple[dict[str, Any], str]:
+    needs = needs_of(config)
+    memory, table = device_memory(config, needs, gpus), forecasts(config, needs, gpus, rate, mfus)
+    micro, count = config.train.micro_batches(gpus)
+    images = config.train.steps * config.train.batch_size
+    lines = [
+        f"{config.recipe}: {needs.parameters / 1e6:.1f} M parameters, {config.train.steps} steps of "
+        f"{config.train.batch_size} images, {images / 1e6:.4g} M in all",
+        f"counted      {_arithmetic(needs.flops, needs.perceptual_flops)}, {images * needs.flops:.3g} FLOPs in all",
+        f"each device  {config.train.batch_size // gpus} images of a step, {micro} at a time, {count} times",
+        f"memory       {memory / 2**30:.1f} GiB at least: {_share(config, needs, gpus)}",
+        f"time         on {gpus} devices of {rate / 1e12:.4g} TFLOP/s, by the share that is counted arithmetic (MFU):",
+        f"{'MFU':>7} {'images/s':>10} {'a device':>10} {'s a step':>10} {'in all':>12}",
+    ]
+    lines += [
+        f"{100 * f.mfu:>5.0f} % {f.images_per_second:>10.4g} {f.images_per_second / gpus:>10.4g} "
+        f"{config.train.batch_size / f.images_per_second:>10.4g} {_duration(f.seconds):>12}"
+        for f in table
+    ]
+    values = {
+        "needs": asdict(needs),
+        "devices": gpus,
+        "device_flops": rate,
+        "device_memory": memory,
+        "forecasts": [asdict(forecast) for forecast in table],
+    }
+    return values, "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    unit, size = next(pair for pair in (("days", 86400), ("hours", 3600), ("s", 0)) if seconds >= 2 * pair[1])
+    return f"{seconds / (size or 1):.3g} {unit}"
+
+
+def _arithmetic(flops: int, lpips: int) -> str:
+    return f"{flops / 1e9:.4g} GFLOPs an image" + (f" ({lpips / 1e9:.4g} of them LPIPS)" if lpips else "")
+
+
+def _share(config: RunConfig, needs: Needs, gpus: int) -> str:
+    micro, _ = config.train.micro_batches(gpus)
+    states = device_memory(config, needs, gpus) - needs.memory(micro) + needs.state_bytes
+    return (
+        f"{states / 2**30:.1f} weights, gradients, AdamW and averages, {needs.fixed_bytes / 2**30:.1f} copies of the "
+        f"weights, {micro} x {needs.image_bytes / 2**30:.3g} activations"
+    )
+
+
+# --- the measurement ----------------------------------------------------------------------------------------
+
+
+def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float | None) -> tuple[dict[str, Any], str]:
+    extra = perceptual_flops(config)
+    flops = training_flops(config) + extra
+    lowered = in_bfloat16(device, config.train.precision)
+    dtype = torch.bfloat16 if lowered else torch.float32
+    # Before and after: on a machine that others use too, a bound is what is seen at best.
+    before = rate or measure(device, dtype).flops
+    found = measure_step(config, device, rounds, perceptual_of(config, device))
+    peak = rate or max(before, measure(device, dtype).flops)
+    batch = config.train.batch_size
+    achieved = flops * batch / found.step.median
+    values = {
+        "device": device_name(device),
+        "device_type": device.type,
+        "precision": "bfloat16" if lowered else "float32",
+        "rounds": rounds,
+        "images_per_second": batch / found.step.median,
+        "flops_per_image": flops,
+        "perceptual_flops_per_image": extra,
+        "flops_per_second": achieved,
+        "flops_over_teacher_forced": (flops - extra) / training_flops(teacher_forced(config)) if found.ratio else None,
+        "device_flops": peak,
+        "mfu": achieved / peak,
+        "measured": asdict(found),
+    }
+    return values, _table(config, found, values)
+
+
+def _table(config: RunConfig, found: Measured, values: dict[str, Any]) -> str:
+    """For a person."""
+    micro, count = config.train.micro_batches(1)
+    how = "compiled, " if config.train.compile else ""
+    lines = [
+        f"{config.recipe} on {values['device']}, {values['precision']}, {how}{count} x {micro} images a step; "
+        f"medians of {values['rounds']} rounds (range)",
+        f"{'step':<24} {_milliseconds(found.step)}   {values['images_per_second']:.4g} images/s",
+        *(
+            f"  {name:<22} {1000 * seconds:>9.4g} ms   {100 * seconds / found.step.median:.0f} %"
+            for name, seconds in found.parts.items()
+        ),
+    ]
+    if found.ratio is not None and found.teacher_forced is not None:
+        ratio, without = found.ratio, " (without LPIPS)" if "LPIPS" in found.parts else ""
+        lines += [
+            f"{'teacher-forced step':<24} {_milliseconds(found.teacher_forced)}   of the same backbone",
+            f"{'step over that':<24} {ratio.median:>9.2f}x ({ratio.lowest:.2f} to {ratio.highest:.2f}){without}; "
+            f"{values['flops_over_teacher_forced']:.2f}x by counted arithmetic",
+        ]
+    if found.speedup is not None:
+        gain = found.speedup
+        lines.append(f"{'without the compiler':<24} {gain.median:>9.2f}x ({gain.lowest:.2f} to {gain.highest:.2f})")
+    kind = "allocated on the device" if values["device_type"] == "cuda" else "of this process"
+    lines += [
+        f"{'arithmetic':<24} {_arithmetic(values['flops_per_image'], values['perceptual_flops_per_image'])}, "
+        f"{values['flops_per_second'] / 1e12:.4g} TFLOP/s: MFU {100 * values['mfu']:.0f} % of "
+        f"{values['device_flops'] / 1e12:.4g} TFLOP/s",
+        f"{'memory':<24} {found.memory / 2**30:>9.4g} GiB at the highest, {kind}",
+    ]
+    return "\n".join(lines)
+
+
+def _milliseconds(seconds: Seconds) -> str:
+    return f"{1000 * seconds.median:>9.4g} ms ({1000 * seconds.lowest:.4g} to {1000 * seconds.highest:.4g})"

@@ -1,0 +1,39 @@
+"""The command ``pra compare``: thin."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from pra.commands.options import File
+from pra.evaluation.compare.columns import read_columns
+from pra.evaluation.compare.comparison import compared
+from pra.evaluation.compare.curves import check_picture, overlaid
+from pra.utils.pictures import write_atomically
+
+
+def compare_command(
+    what: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME=]RUN|FILE.json", help_behavior_hint="")],
+    *,
+    out: File = None,
+) -> None:
+    """Put runs and evaluations side by side: settings that differ, how far each came, losses and figures.
+
+    Of a run the figures are those of RUN/figures.json, where `pra eval RUN --out RUN/figures.json` has written it. The
+    best of a row is marked where figures compare: same features, same reference, as many images, same protocol. Where
+    they do not, a line says which differ, and in what.
+
+    Args:
+        what: Two or more: runs' folders and JSONs that `pra eval --out` wrote; NAME= is what the column is called.
+        out: Also draw the curves of the runs over each other, as FILE.png.
+    """
+    picture = out and out.expanduser()
+    if picture:
+        check_picture(picture)
+    columns = read_columns(what)
+    figure = overlaid(columns) if picture else None
+    print(compared(columns))
+    if figure and picture:
+        write_atomically(picture, lambda file: figure.savefig(file, format="png", dpi=110))
+        print(f"curves: {picture}")

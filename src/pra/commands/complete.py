@@ -1,0 +1,101 @@
+"""The command ``pra complete``: thin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tyro.conf import Positional, arg
+
+from pra.commands.options import Output, Text, parse_numbers
+from pra.commands.sampling_options import AS_RECOMMENDED, SamplingOptions, parse_labels
+from pra.errors import PraError
+from pra.models import weights
+from pra.sampling import check_completes
+from pra.utils import pictures as images
+from pra.utils.device import pick_device
+
+OUT = Path("completions.png")
+"""Where --out does not say; with a number where that is taken."""
+
+
+def complete_command(
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    image: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE", help_behavior_hint="")],
+    *,
+    rows: int,
+    label: Text = None,
+    seeds: Annotated[str, arg(metavar="TEXT")] = "0-5",
+    out: Output = None,
+    how: SamplingOptions = AS_RECOMMENDED,
+) -> None:
+    """Continue real images from their first rows of patches.
+
+    A grid shows, per image, the image, what was kept of it, and one continuation per seed.
+
+    Args:
+        run: A run's folder, a checkpoint, a saved model or hub:user/model; where a picture comes first, the model that
+            comes with pra.
+        image: Pictures of the model's size and channels, at least one.
+        rows: Rows of patches to keep; their pixels stay exact.
+        label: Class by number or name (as `pra sample --labels`), one for all images or one each; by default none.
+        seeds: One continuation per seed, such as 0-5.
+        out: FILE.png (a grid; the picture alone for one image and one seed), FILE.npz or DIR/ (continuations); by
+            default the first of completions.png, completions-2.png, ... that is not there yet.
+        how: How to sample; by default as the recipe recommends.
+    """
+    model: Path | None = run
+    if run.is_file():
+        model, image = None, (run, *image)
+    if not image:
+        raise PraError("no IMAGE given: name at least one picture to complete")
+    sampler = how.sampler(weights.model_folder(model), pick_device(how.device))
+    check_completes(sampler.model)
+    config = sampler.model.config
+    real = torch.stack([_read_picture(path, config.channels, config.image_size) for path in image])
+    chosen = [sampler.model.condition.null] if label is None else parse_labels(label, sampler.model.classes)
+    if len(chosen) not in (1, len(image)):
+        raise PraError(f"--label {label!r} means {len(chosen)} classes for {len(image)} images: give one, or one each")
+    numbers = list(dict.fromkeys(parse_numbers(seeds, "--seeds")))
+    place = out.expanduser() if out else images.first_free(OUT)
+    images.check_output(place)
+    repeated = real.repeat_interleave(len(numbers), dim=0)
+    classes = [number for number in chosen * (len(image) // len(chosen)) for _ in numbers]
+    continued = sampler.complete(repeated, rows, classes, numbers * len(image)).cpu()
+    # Numbered, for pictures of the same name from different folders.
+    names = [f"{number:04d}-{path.stem}-seed{seed:06d}" for number, path in enumerate(image) for seed in numbers]
+    pictures, columns = continued, len(numbers)
+    if images.ending(place) == ".png" and len(continued) > 1:
+        kept = real.clone()
+        kept[:, :, rows * config.patch_size :] = 0.0
+        groups = continued.view(len(image), columns, *continued.shape[1:])
+        pictures = torch.cat([real.unsqueeze(1), kept.unsqueeze(1), groups], dim=1).flatten(0, 1)
+        columns += 2
+    images.save(pictures, classes, names, columns, place)
+    print(f"{len(image)} images continued from {rows} of {config.grid[0]} rows, {len(numbers)} times each: {place}")
+
+
+def _read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise PraError(f"{path} {problem}; give a picture as IMAGE")
+    try:
+        with Image.open(path) as opened:
+            picture = opened.copy()
+    except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
+        reason = getattr(error, "strerror", None) or error
+        raise PraError(f"{path} cannot be read as a picture: {reason}; give another IMAGE") from None
+    if picture.mode in ("1", "P"):
+        picture = picture.convert("L" if picture.mode == "1" else "RGB")
+    wanted = images.MODES.get(channels)
+    if picture.size != (size[1], size[0]) or picture.mode != wanted:
+        raise PraError(
+            f"{path} is {picture.width}x{picture.height} (width x height) with {len(picture.getbands())} channels "
+            f"({picture.mode}); this model completes pictures of {size[1]}x{size[0]} with {channels} ({wanted}): "
+            "resize or convert it first"
+        )
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return images.from_uint8(pixels.view(*size, channels).permute(2, 0, 1))

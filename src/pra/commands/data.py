@@ -1,0 +1,102 @@
+"""The commands ``pra data pack`` and ``pra data check``: thin."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from pra.commands.options import File, Flag, Integer
+from pra.data.check import check
+from pra.data.pack import FORMATS, OTHER, Packing, pack
+from pra.data.source import open_source
+from pra.errors import PraError
+from pra.utils.device import cores
+from pra.utils.pictures import check_free, write_atomically
+
+Source = Annotated[Positional[str], arg(metavar="SRC")]
+
+
+def pack_command(
+    source: Source,
+    folder: Annotated[Positional[Path], arg(metavar="DIR")],
+    *,
+    size: Integer = None,
+    format: Annotated[str | None, arg(metavar="|".join(FORMATS), help_behavior_hint="")] = None,
+    quality: int = Packing.quality,
+    shard_images: int = Packing.shard_images,
+    skip_corrupt: Flag = False,
+    workers: Integer = None,
+) -> None:
+    """Write images as WebDataset shards, scaled down once instead of in every epoch.
+
+    The same command goes on where it was stopped; DIR appears when all is done.
+
+    Args:
+        source: Any data source that `pra train --data` takes.
+        folder: A new folder for the shards.
+        size: Scale the shorter side down to this many pixels, as the centre crop of training does; smaller images stay.
+        format: Of the images; by default as they are, and png where that is neither jpg, png nor webp.
+        quality: Of jpg and webp, 1 to 100. Files that need no change are copied.
+        shard_images: Images in a shard.
+        skip_corrupt: Leave corrupt images out instead of stopping.
+        workers: Processes that read and encode; by default one per core.
+    """
+    packing = Packing(size=size, format=format, quality=quality, shard_images=shard_images, skip_corrupt=skip_corrupt)
+    folder = folder.expanduser()
+    check_free(folder, OTHER)
+    processes = _workers(workers)
+    done = pack(open_source(source), folder, packing, processes)
+    left_out = f", {done.skipped} corrupt ones left out (index.json names them)" if done.skipped else ""
+    print(f"packed {done.images} images{left_out}: {done.shards} shards, {done.bytes / 1e9:.3f} GB, in {folder}")
+    print("next:", shlex.join(["pra", "train", "RECIPE", "--data", f"wds:{folder}"]))
+
+
+def check_command(
+    source: Source,
+    *,
+    size: Integer = None,
+    out: File = None,
+    workers: Integer = None,
+) -> None:
+    """Read every image once: corrupt ones, class counts, sizes and modes. The exit code is 2 if one is corrupt.
+
+    Args:
+        source: Any data source that `pra train --data` takes.
+        size: Side of the model's images in pixels: those that are smaller are named.
+        out: Write all that was found to a JSON file.
+        workers: Processes that read and decode; by default one per core.
+    """
+    if size is not None and size < 1:
+        raise PraError(f"--size {size} must be at least 1 pixel")
+    if out:
+        out = out.expanduser()
+        check_free(out)
+    processes = _workers(workers)
+    opened = open_source(source)
+    begin = time.monotonic()
+    findings = check(opened, size, processes)
+    seconds = time.monotonic() - begin
+    print(f"{len(opened)} images from {source} in {seconds:.1f} s ({len(opened) / seconds:.0f} images/s)")
+    print("\n".join(findings.lines()))
+    if out:
+        text = json.dumps(findings.report(), indent=1).encode()
+        write_atomically(out, lambda file: file.write(text))
+        print(f"report: {out}")
+    if findings.corrupt:
+        raise PraError(
+            f"{len(findings.corrupt)} of {len(opened)} images from {source} are corrupt; replace them, or train with "
+            "--set data.on_corrupt=skip"
+        )
+
+
+def _workers(asked: int | None) -> int:
+    if asked is None:
+        return cores()
+    if not 0 <= asked <= 1024:
+        raise PraError(f"--workers {asked} must lie in [0, 1024]")
+    return asked

@@ -1,0 +1,48 @@
+"""``pra grid``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+from tqdm import tqdm
+from tyro.conf import Positional, arg
+
+from pra.commands.options import Integer
+from pra.commands.sampling_options import AS_RECOMMENDED, SamplingOptions
+from pra.errors import PraError
+from pra.models import weights
+from pra.sampling.learnt_grid import ROUNDS, learn_grid
+from pra.utils.device import pick_device
+
+
+def grid_command(
+    run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None,
+    *,
+    images: Integer = None,
+    how: SamplingOptions = AS_RECOMMENDED,
+) -> None:
+    """Learn where a solver's few intervals should lie for a model: the times that end nearest to many small steps.
+
+    Prints the error of each grid, and the line to sample with.
+
+    Args:
+        run: A run's folder, a checkpoint, a saved model or hub:user/model; by default the model that comes with pra.
+        images: Sampled to learn from; by default 32.
+        how: The solver, its steps and the guidance to learn for.
+    """
+    count = 32 if images is None else images
+    if count < 1:
+        raise PraError(f"--images {count} must be at least 1")
+    sampler = how.sampler(weights.model_folder(run), pick_device(how.device))
+    with tqdm(total=2 * ROUNDS, unit="round", desc="learning", leave=False) as bar:
+        found = learn_grid(sampler.model, sampler.config, count, progress=bar.update)
+    config = sampler.config
+    print(f"{config.solver.value}, {config.steps} steps, guidance {config.guidance:g}")
+    print("root mean square error of a state's numbers (their own mean square is 1) against many small steps, by grid:")
+    for name, error in sorted(found.errors.items(), key=lambda pair: pair[1]):
+        print(f"  {name:14} {error:.4f}")
+    times = ",".join(f"{t:.6g}" for t in found.times)
+    words = ["pra", "sample", *([str(run)] if run else []), *how.words("steps", "time_grid", "shift", "times")]
+    print(shlex.join([*words, "--times", times]))

@@ -1,0 +1,66 @@
+"""The command ``pra report``: thin."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from pra.commands.options import File, Text
+from pra.errors import PraError
+from pra.evaluation.report.gap import known_gap, measure_gap
+from pra.evaluation.report.page import REPORT, write_report
+from pra.training.run import read_run
+from pra.utils.device import pick_device
+
+GAP_IMAGES = 200
+
+
+def report_command(
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    *,
+    out: File = None,
+    gap_images: int = GAP_IMAGES,
+    device: Text = None,
+) -> None:
+    """Write a run's report: one HTML file with settings, curves, samples over training, rollout gap and figures.
+
+    It needs no network, and can be made while the run trains. `pra train` makes one at its end, without measuring the
+    rollout gap; figures that `pra eval RUN --out RUN/figures.json` has written are shown.
+
+    Args:
+        run: A run's folder.
+        out: The file; by default report.html in the run's folder, where an older one is replaced.
+        gap_images: Training images to measure the rollout gap with; 0 shows what was measured before, if anything.
+        device: cpu, cuda, cuda:1 or mps, for the rollout gap; by default the best there is.
+    """
+    run = run.expanduser()
+    config = read_run(run)
+    path = None if out is None else out.expanduser()
+    _check(path or run / REPORT, fresh=path is not None)
+    gap, why = None, None
+    if gap_images:
+        target = pick_device(device)
+        try:
+            gap = known_gap(run, config, gap_images) or measure_gap(run, config, gap_images, target)
+        except PraError as error:
+            if gap_images < 2:
+                raise
+            why = f"It could not be measured: {error}."  # no checkpoint yet, or the data are elsewhere
+        else:
+            if path is None:  # another's folder may be closed to us
+                gap.save(run)
+    print(f"report: {write_report(run, path, gap, why)}")
+
+
+def _check(path: Path, fresh: bool) -> None:
+    """Refuses what would overwrite or cannot be written, before any work is done."""
+    folder = path.absolute().parent
+    if path.suffix.lower() != ".html":
+        raise PraError(f"{path}: the report is a page; use FILE.html")
+    if fresh and os.path.lexists(path):
+        raise PraError(f"{path} exists already; choose another --out or remove it")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise PraError(f"{path} cannot be written: {folder} is not there or not writable; choose another --out")

@@ -1,0 +1,137 @@
+"""The command ``pra sample``: thin."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from pra.commands.options import Flag, Integer, Output, Text, parse_numbers
+from pra.commands.sampling_options import AS_RECOMMENDED, SamplingOptions, parse_labels
+from pra.errors import PraError
+from pra.models import weights
+from pra.sampling.many import sample_many
+from pra.sampling.requests import Grid, Numbered, Requests
+from pra.utils import pictures as images
+from pra.utils.distributed import World, join
+from pra.utils.provenance import file_sha256
+
+SEEDS = "0-7"
+"""Of a grid, where --seeds does not say."""
+
+OUT = Path("samples.png")
+"""Where --out does not say; with a number where that is taken."""
+
+
+def sample_command(
+    run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None,
+    *,
+    labels: Annotated[str, arg(metavar="TEXT")] = "all",
+    seeds: Text = None,
+    num: Integer = None,
+    balanced: Flag = False,
+    random_labels: Flag = False,
+    label_seed: Integer = None,
+    out: Output = None,
+    batch_size: int = 256,
+    how: SamplingOptions = AS_RECOMMENDED,
+) -> None:
+    """Generate one image for each pair of label and seed, or --num of them.
+
+    What is not said is taken from the recipe. Several processes share the work and make the
+    same images as one: torchrun --nproc-per-node 8 -m pra -- sample RUN --num 50000 --out FILE.npz (without -- torchrun
+    takes --num for an option of its own). Stopped, the same command goes on; what is finished until then lies in
+    .OUT.partial beside the output.
+
+    Args:
+        run: A run's folder, a checkpoint, a saved model or hub:user/model; by default the model that comes with pra.
+        labels: Classes by number or name, such as 0,3 or 2-5 or cat,dog; or all. Where classes are named by numbers, 2
+            is the one of that name and 2-2 the one of that number.
+        seeds: Seeds, such as 0-15 or 1,2,3; by default 0-7. A seed means the same image in every batch.
+        num: So many images in all, with seeds 0, 1 and so on; the labels take turns.
+        balanced: With --num: the labels take turns, as they do by default.
+        random_labels: With --num: every image's label is drawn at random.
+        label_seed: Decides the random labels; by default 0.
+        out: FILE.png (a grid, labels down, seeds across), FILE.npz (arr_0 uint8 NHWC, arr_1 labels) or DIR/; by default
+            the first of samples.png, samples-2.png, ... that is not there yet.
+        batch_size: Images generated side by side; no image depends on it.
+        how: How to sample; by default as the recipe recommends.
+    """
+    with join() as world:
+        if batch_size < 1:
+            raise PraError(f"--batch-size {batch_size} must be at least 1")
+        _check_num(num, seeds, balanced, random_labels, label_seed)
+        device = world.device(how.device)
+        folder, file = _weights(run, how.average, world)
+        sampler = how.sampler(folder, device)
+        classes = sampler.model.classes
+        chosen = tuple(dict.fromkeys(parse_labels(labels, classes)))
+        requests = _requests(chosen, seeds, num, (label_seed or 0) if random_labels else None)
+        place = out.expanduser() if out else world.combine(None, lambda _: images.first_free(OUT))
+        made = sample_many(
+            sampler,
+            requests,
+            file,
+            place,
+            _columns(requests),
+            batch_size,
+            lambda label, seed: f"{sampler.model.condition.file_name(label, classes)}-seed{seed:06d}",
+            world,
+        )
+    if world.leads:
+        _tell(requests, made.new, made.seconds, place, world)
+
+
+def _check_num(num: int | None, seeds: str | None, balanced: bool, random_labels: bool, label_seed: int | None) -> None:
+    """Options that do not go together, in one line."""
+    if num is None:
+        for given, option in ((balanced, "--balanced"), (random_labels, "--random-labels")):
+            if given:
+                raise PraError(f"{option} is for --num; without it every label of --labels has the seeds of --seeds")
+    elif num < 1:
+        raise PraError(f"--num {num} must be at least 1")
+    elif seeds is not None:
+        raise PraError(f"--num {num} has the seeds 0 to {num - 1}; leave --seeds out, or --num")
+    if balanced and random_labels:
+        raise PraError("--balanced and --random-labels exclude each other; take one")
+    if label_seed is not None and not random_labels:
+        raise PraError("--label-seed is for --random-labels")
+
+
+def _weights(run: Path | None, average: str, world: World) -> tuple[Path, dict[str, str]]:
+    """The model's folder, and what tells its weights from others.
+
+    Raises:
+        PraError: no model there, or no such average, or not the same for all processes.
+    """
+    with world.first_alone():  # what is on the Hub is downloaded once
+        folder = weights.model_folder(run)
+    file = folder / weights.weights_name(folder, average)
+    same = world.combine(file_sha256(file), lambda found: found[0] if len(set(found)) == 1 else None)
+    if same is None:
+        raise PraError(f"the processes do not see the same {file.name} in {run}: name a checkpoint that stays")
+    return folder, {"file": file.name, "sha256": same}
+
+
+def _requests(chosen: tuple[int, ...], seeds: str | None, num: int | None, label_seed: int | None) -> Requests:
+    if num is not None:
+        return Numbered(num, chosen, label_seed)
+    return Grid(chosen, tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds"))))
+
+
+def _columns(requests: Requests) -> int:
+    """Of a grid: the seeds across, or about as many as rows."""
+    return len(requests.chosen_seeds) if isinstance(requests, Grid) else math.isqrt(len(requests) - 1) + 1
+
+
+def _tell(requests: Requests, new: int, seconds: float, out: Path, world: World) -> None:
+    processes = f" on {world.size} processes" if world.size > 1 else ""
+    print(f"{new} new images, {new / seconds:.1f} images/s{processes}")
+    if isinstance(requests, Grid):
+        what = f"{len(requests.chosen_labels)} labels x {len(requests.chosen_seeds)} seeds"
+    else:
+        labels = set(requests.labels(range(len(requests))))
+        what = f"{requests.to_json()['order']}, {len(labels)} label{'s' if len(labels) > 1 else ''}"
+    print(f"{len(requests)} images ({what}): {out}")

@@ -1,0 +1,293 @@
+"""The extractor ``classifier``: a small CNN fitted on the reference set, for data that Inception knows nothing about.
+
+Fitted once, with a fixed seed, and cached as safetensors under ``$XDG_CACHE_HOME/pra/classifiers``. Its name there is
+the hash of the reference's images and labels and of the recipe of the fit. The same fit on another machine, or with
+another number of threads, rounds otherwise and ends in another network: figures compare under one file alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pra.config import DataConfig
+from pra.data import Source
+from pra.data.loader import reading
+from pra.errors import PraError, reason_of
+from pra.evaluation.features import Features
+from pra.evaluation.samples import prepared
+from pra.utils import paths
+from pra.utils.pictures import from_uint8, write_atomically
+from pra.utils.provenance import file_sha256
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that a fit depends on beside the data; part of the cache's key.
+
+    ``epochs`` times through the set, but at most ``most_steps`` batches. Every ``held_out``-th image is left out of the
+    fit, to measure the accuracy that a perfect sample would have.
+    """
+
+    version: int = 1
+    epochs: int = 30
+    most_steps: int = 1200
+    batch: int = 128
+    lr: float = 3e-3
+    weight_decay: float = 1e-2
+    smoothing: float = 0.1
+    held_out: int = 10
+    seed: int = 0
+
+
+RECIPE = Recipe()
+
+LARGEST = 2**32
+"""Bytes of pixels that are held in memory to be fitted."""
+
+BLOCK = 512
+"""Images in the network at a time."""
+
+_KEY = "[0-9a-f]{32}"
+"""The name of a file that :func:`fit_classifier` made."""
+
+
+class Network(nn.Module):
+    """Convolutions that halve the image down to 4 pixels or fewer; their average is the feature vector."""
+
+    dim = 128
+
+    def __init__(self, size: tuple[int, int], channels: int, classes: int) -> None:
+        super().__init__()
+        width, side = 16, min(size)
+        layers = [_convolution(channels, width, stride=1)]
+        while side > 4:
+            layers.append(_convolution(width, min(2 * width, self.dim), stride=2))
+            width, side = min(2 * width, self.dim), (side + 1) // 2
+        layers.append(_convolution(width, self.dim, stride=1))
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(self.dim, classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images ``(B, C, H, W)`` in [-1, 1] to features ``(B, dim)`` and logits ``(B, classes)``."""
+        pool = self.body(images).mean(dim=(2, 3))
+        return pool, self.head(pool)
+
+
+def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class Classifier:
+    """A fitted network as a feature extractor; its logits are of the data set's own ``classes``.
+
+    ``accuracy`` is that on the images held out from the fit.
+    """
+
+    name = "classifier"
+    dim = Network.dim
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        """Reads a file of the cache, or one that was named.
+
+        Raises:
+            PraError: it is not there, damaged, or something else.
+        """
+        self.path = path
+        self.fingerprint = file_sha256(path)
+        self.device = device
+        try:
+            with safe_open(path, framework="pt") as file:
+                recorded = json.loads(file.metadata()["pra"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dictionary
+            self.size: tuple[int, int] = tuple(recorded["size"])
+            self.channels = int(recorded["channels"])
+            self.classes: tuple[str, ...] | None = tuple(recorded["classes"])
+            self.accuracy: float | None = float(recorded["accuracy"])
+            with torch.device("meta"):  # no need for random weights, nor for what they do to the random state
+                self._network = Network(self.size, self.channels, len(self.classes))
+            self._network.load_state_dict(tensors, assign=True)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            ours = re.fullmatch(_KEY, path.stem)
+            way_out = "remove it to have it fitted anew" if ours else "give another --weights, or none to fit one"
+            raise PraError(f"{path} holds no classifier of pra ({reason_of(error)}); {way_out}") from None
+        self._network.to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        """As :meth:`pra.evaluation.features.FeatureExtractor.__call__`; images of the size it was fitted on."""
+        expected = (self.channels, *self.size)
+        if tuple(images.shape[1:]) != expected:
+            raise PraError(
+                f"images of {_shape(tuple(images.shape[1:]))} (channels x height x width) do not fit the classifier, "
+                f"which was fitted on {_shape(expected)}; take a reference of the images' own size and channels"
+            )
+        with torch.autocast(self.device.type, enabled=False):
+            parts = [self._network(from_uint8(block.to(self.device))) for block in torch.split(images, BLOCK)]
+        return Features(torch.cat([pool for pool, _ in parts]), None, torch.cat([logits for _, logits in parts]))
+
+
+def cache_folder() -> Path:
+    """Where classifiers lie: ``$XDG_CACHE_HOME/pra/classifiers``, with ``~/.cache`` where that is not set."""
+    return paths.cache_folder() / "classifiers"
+
+
+def find_classifier(fingerprint: str, device: torch.device) -> Classifier:
+    """The classifier of the cache with this fingerprint.
+
+    Raises:
+        PraError: there is none.
+    """
+    for path in sorted(cache_folder().glob("*.safetensors")):
+        if file_sha256(path) == fingerprint:
+            return Classifier(path, device)
+    raise PraError(
+        f"the classifier {fingerprint[:12]} of these statistics is not in {cache_folder()}; give its file with "
+        "--weights FILE, or the reference's images instead of statistics"
+    )
+
+
+def fit_classifier(
+    source: Source,
+    size: tuple[int, int],
+    channels: int,
+    config: DataConfig,
+    device: torch.device,
+    progress: bool = True,
+    folder: Path | None = None,
+) -> Classifier:
+    """The classifier of a reference set: as it was fitted once, or fitted now.
+
+    Args:
+        source: the set; at least two classes.
+        size: height and width of the images.
+        channels: of the images.
+        config: how they are prepared; no augmentation is applied.
+        device: where to fit it, and where it runs.
+        progress: whether to show bars.
+        folder: where it is kept; by default the cache.
+
+    Raises:
+        PraError: one class, too few images or too much for the memory, images that cannot be prepared, a cache that
+            cannot be written, or a full disk.
+    """
+    if len(source.classes) < 2:
+        raise PraError(f"{source.name} has one class, which nothing can be told from; use --features inception")
+    if len(source) < 2 * RECIPE.held_out:
+        raise PraError(f"{source.name} holds {len(source)} images: a classifier needs at least {2 * RECIPE.held_out}")
+    pixels = len(source) * channels * size[0] * size[1]
+    if pixels > LARGEST:
+        raise PraError(
+            f"{source.name} at {size[0]}x{size[1]} has {pixels / 2**30:.0f} GiB of pixels, too much to fit a "
+            f"classifier on (at most {LARGEST / 2**30:.0f}); use --features inception"
+        )
+    images, labels = _load(source, size, channels, config, progress)
+    path = (folder or cache_folder()) / f"{_key(images, labels, source.classes)}.safetensors"
+    if not path.exists():
+        _check_writable(path.parent, "choose a folder" if folder else "set XDG_CACHE_HOME to a folder")
+        network = _fit(images, labels, len(source.classes), device, progress)
+        recorded = {
+            "size": size,
+            "channels": channels,
+            "classes": source.classes,
+            "accuracy": _accuracy(network, images, labels, device),
+            "recipe": dataclasses.asdict(RECIPE),
+            "source": source.name,
+        }
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+        data = save(tensors, metadata={"pra": json.dumps(recorded)})
+        write_atomically(path, lambda file: file.write(data))
+    return Classifier(path, device)
+
+
+def _check_writable(folder: Path, way_out: str) -> None:
+    """Refuses a folder that would not take the classifier, before it is fitted."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PraError(
+            f"the classifier cannot be kept in {folder} ({error.strerror}); {way_out} that can be written"
+        ) from None
+
+
+def _load(
+    source: Source, size: tuple[int, int], channels: int, config: DataConfig, progress: bool
+) -> tuple[Tensor, Tensor]:
+    """All images, uint8 ``(N, C, H, W)``, and labels ``(N,)``."""
+    images = torch.empty((len(source), channels, *size), dtype=torch.uint8)
+    labels = torch.empty(len(source), dtype=torch.int64)
+    with (
+        reading(prepared(source, range(len(source)), size, channels, config, BLOCK)) as batches,
+        tqdm(total=len(source), desc="read reference", unit="image", disable=not progress, dynamic_ncols=True) as bar,
+    ):
+        for batch in batches:
+            here = slice(batch.start, batch.start + len(batch.images))
+            assert batch.labels is not None, "a source's images have labels"
+            images[here], labels[here] = batch.images, batch.labels
+            bar.update(len(batch.images))
+    return images, labels
+
+
+def _key(images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> str:
+    head = json.dumps([dataclasses.asdict(RECIPE), list(images.shape), list(classes)])
+    digest = hashlib.sha256(head.encode())
+    digest.update(labels.numpy().tobytes())
+    digest.update(images.numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def _fit(images: Tensor, labels: Tensor, classes: int, device: torch.device, progress: bool) -> Network:
+    """AdamW under a one-cycle learning rate; a function of its arguments and of ``RECIPE`` on any one machine."""
+    steps = min(RECIPE.epochs * len(images) // RECIPE.batch + 1, RECIPE.most_steps)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RECIPE.seed)
+        network = Network((images.shape[2], images.shape[3]), images.shape[1], classes).to(device)
+    parameters = list(network.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=RECIPE.lr, weight_decay=RECIPE.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=RECIPE.lr, total_steps=steps)
+    fitted = torch.nonzero(~_held_out(len(images))).flatten()
+    generator = torch.Generator().manual_seed(RECIPE.seed)
+    flags: Any = torch.backends.cudnn.flags(enabled=device.type == "cuda", benchmark=False, deterministic=True)
+    with flags, tqdm(total=steps, desc="fit classifier", unit="step", disable=not progress, dynamic_ncols=True) as bar:
+        for _ in range(steps):
+            chosen = fitted[torch.randint(len(fitted), (RECIPE.batch,), generator=generator)]
+            _, logits = network(from_uint8(images[chosen].to(device)))
+            loss = F.cross_entropy(logits, labels[chosen].to(device), label_smoothing=RECIPE.smoothing)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            bar.update()
+    return network.eval()
+
+
+@torch.no_grad()
+def _accuracy(network: Network, images: Tensor, labels: Tensor, device: torch.device) -> float:
+    """The share of the held-out images that are classified rightly."""
+    chosen = _held_out(len(images))
+    images, labels = images[chosen], labels[chosen]
+    guesses = [network(from_uint8(block.to(device)))[1].argmax(dim=1).cpu() for block in torch.split(images, BLOCK)]
+    return float((torch.cat(guesses) == labels).double().mean())
+
+
+def _held_out(count: int) -> Tensor:
+    return torch.arange(count) % RECIPE.held_out == 0
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

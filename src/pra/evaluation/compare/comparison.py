@@ -1,0 +1,151 @@
+"""The table of `pra compare`: settings that differ, how far each came, and what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pra.config import to_dict
+from pra.evaluation.compare.columns import FIGURES, Column, Run
+from pra.evaluation.compare.figures import PREFIX, figure_sections
+from pra.evaluation.compare.table import Row, Section, one_line, rendered
+from pra.evaluation.report.charts import thinned
+from pra.evaluation.report.content import cell
+from pra.models import count_parameters
+from pra.training.run import VALIDATION, loss_terms, points_of
+
+NOTHING = "-"
+MANY = f"{{}} are all evaluations of it, and none is called {FIGURES}: give the file that is meant"
+
+
+def compared(columns: Sequence[Column]) -> str:
+    """Everything that is known of the columns, as text for a terminal."""
+    sections, notes = _evaluations(columns)
+    table = rendered([column.name for column in columns], [*_settings(columns), *_training(columns), *sections])
+    return "\n".join([table, *map(one_line, notes)])
+
+
+def flattened(values: Any, path: str = "") -> dict[str, Any]:
+    """``{"train.optimizer.lr": 0.001, ...}``: settings by the names that ``--set`` takes."""
+    if not isinstance(values, dict):
+        return {path: values}
+    prefix = f"{path}." if path else ""
+    return {name: leaf for key, value in values.items() for name, leaf in flattened(value, prefix + key).items()}
+
+
+def differing(settings: Sequence[dict[str, Any] | None]) -> list[Row]:
+    """A row per setting in which those that are known differ."""
+    known = [values for values in settings if values is not None]
+    rows = []
+    for name in dict.fromkeys(name for values in known for name in values):
+        if len({_setting(values, name) for values in known}) > 1:
+            rows.append(Row(name, [NOTHING if values is None else _setting(values, name) for values in settings]))
+    return rows
+
+
+def _setting(values: dict[str, Any], name: str) -> str:
+    """As ``--set`` would have it."""
+    if name not in values:
+        return NOTHING
+    return values[name] if isinstance(values[name], str) else json.dumps(values[name])
+
+
+def _settings(columns: Sequence[Column]) -> list[Section]:
+    """Of the runs. What a recipe is to be held against is no setting."""
+    settings = [flattened(to_dict(c.run.config) | {"targets": None}) if c.run else None for c in columns]
+    if sum(values is not None for values in settings) < 2:
+        return []
+    rows = differing(settings)
+    return [Section("settings that differ", rows) if rows else Section("settings: the same")]
+
+
+def _training(columns: Sequence[Column]) -> list[Section]:
+    if not any(column.run for column in columns):
+        return []
+
+    def row(name: str, of: Callable[[Run], str]) -> Row:
+        return Row(name, [of(column.run) if column.run else NOTHING for column in columns])
+
+    come = [
+        row("parameters", lambda run: f"{sum(count_parameters(run.config.model).values()) / 1e6:.3f} M"),
+        row("steps", lambda run: f"{run.progress.steps:,} of {run.config.train.steps:,}"),
+        row("images seen", lambda run: f"{run.progress.images:,}"),
+        row("seconds of training", lambda run: f"{run.progress.seconds:,.0f}"),
+        row("images / s", lambda run: f"{run.progress.images_per_second:.3g}"),
+    ]
+    terms = loss_terms(line for column in columns if column.run for line in column.run.metrics)
+    names = [*terms, *(VALIDATION + name for name in terms)]
+    losses = [row(name, lambda run, name=name: cell(_last(run, name))) for name in names]  # type: ignore[misc]
+    there = [loss for loss in losses if set(loss.cells) != {NOTHING}]
+    return [Section("training", come), Section("losses at the end", there)]
+
+
+def _last(run: Run, name: str) -> float | None:
+    """Return the last point of the report's curve, whose points are means of neighbours in a long run.
+
+    None where the run does not have the term at its end: it never did, or an earlier version named its terms otherwise.
+    """
+    points = points_of(run.metrics, name)
+    return thinned(points)[-1][1] if points and points[-1][0] == run.metrics[-1]["step"] else None
+
+
+def _evaluations(columns: Sequence[Column]) -> tuple[list[Section], list[str]]:
+    """What was judged, the figures, and lines to go with them."""
+    unread = [f"{column.name}: {MANY.format(', '.join(column.unread))}" for column in columns if column.unread]
+    if not any(column.report for column in columns):
+        return [], [*unread, "no figures: `pra eval RUN --out RUN/figures.json` measures them"]
+    figures, notes = figure_sections(columns)
+    told = [Row(name, [of(column) if column.report else NOTHING for column in columns]) for name, of in TOLD.items()]
+    judged = Section("evaluation", [*told, *differing([_sampled(column) for column in columns])])
+    return [judged, *figures], [*unread, *filter(None, map(_gone_on, columns)), *notes]
+
+
+def _maker(column: Column) -> str:
+    """The checkpoint, model folder, file or folder of pictures that the images are of."""
+    images = (column.known("images", kind) for kind in ("model", "file", "folder"))
+    return next((Path(str(path)).name for path in images if path), NOTHING)
+
+
+def _average(column: Column) -> str:
+    """The name of the weights' file: that of their average, or ``model`` of raw and of exported ones."""
+    name = column.known("images", "weights") or column.known("images", "made", "weights", "file")
+    return Path(str(name)).stem if name else NOTHING
+
+
+def _weights(column: Column) -> str:
+    """The beginning of their SHA-256, as far as it is known: a file of images may say of which it is."""
+    sha256 = column.known("images", "weights_sha256") or column.known("images", "made", "weights", "sha256")
+    return str(sha256 or NOTHING)[:PREFIX]
+
+
+def _sampled(column: Column) -> dict[str, Any] | None:
+    """The sampling settings, with the arithmetic, and how labels were chosen; None of images from elsewhere."""
+    sampling = column.known("images", "sampling") or column.known("images", "made", "sampling")
+    if not isinstance(sampling, dict):
+        return None
+    classes, order = (column.known("images", "made", "images", part) for part in ("labels", "order"))
+    if order == "in turn" and isinstance(classes, list) and classes == list(range(len(classes))):
+        order = f"index % {len(classes)}"  # as of a run
+    return flattened({"sampling": sampling, "labels": column.known("images", "labels") or order})
+
+
+def _gone_on(column: Column) -> str | None:
+    """Figures outlive the checkpoint that they were measured at: a reader must see that."""
+    newest, model = column.run.newest if column.run else None, column.known("images", "model")
+    if newest is None or model is None or newest.name == Path(str(model)).name:
+        return None
+    return f"{column.name}: the figures are of {Path(str(model)).name}, and the run has gone on since, to {newest.name}"
+
+
+TOLD: dict[str, Callable[[Column], str]] = {
+    "images": lambda column: column.text("count"),
+    "made by": _maker,
+    "weights": _average,
+    "weights, SHA-256": _weights,
+    "features": lambda column: column.text("features", "name"),
+    "features, SHA-256": lambda column: column.text("features", "sha256")[:PREFIX],
+    "reference": lambda column: column.text("reference", "name"),
+}
+"""What is said of every evaluation."""

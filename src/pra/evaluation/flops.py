@@ -1,0 +1,164 @@
+"""Arithmetic and traffic, counted on a model without memory (the meta device), not by formula.
+
+FLOPs: a multiply-add counts 2; only matrix products and attention count (``torch.utils.flop_counter``). Causal
+attention counts in full in training, and by the tokens really in the cache in sampling. Bytes of sampling: every
+matrix as often as it is read, and the caches' keys and values as they are written and read; activations, which stay
+on the chip at small batches, are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pra.config import AnyModelConfig, Clean, Exact, ModelConfig, RunConfig, SamplingConfig
+from pra.method import noise
+from pra.method.objectives import training_losses
+from pra.method.rollout import exact
+from pra.models import PRA, build_model
+from pra.models.cache import KVCache
+from pra.sampling import Steps, generate
+from pra.sampling.whole_image import sample_at_once
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one image takes: floating point operations, and bytes between memory and processor."""
+
+    flops: int
+    bytes: float
+
+
+def training_flops(run: RunConfig) -> int:
+    """FLOPs of one training image: every forward and backward pass of a step, without LPIPS."""
+    objective = dataclasses.replace(run.train.objective, perceptual_weight=0.0)
+    rollout, sequential = run.train.rollout, 0
+    if run.model.autoregressive and isinstance(rollout, Exact):
+        # Its inputs are counted apart, and then a step on inputs that are there already.
+        sequential, rollout = _rollout_flops(run.model, rollout), Clean()
+    with torch.device("meta"):
+        model = build_model(run.model)
+        label = torch.zeros(1, dtype=torch.int64)
+        image = torch.zeros(1, run.model.channels, *run.model.image_size)
+
+        def step() -> None:
+            losses = training_losses(model, image, label, noise.keys(0, label), objective, rollout)
+            torch.autograd.backward(losses.total)
+
+        return _count(step) + sequential
+
+
+def sampling_flops(run: RunConfig) -> dict[str, int]:
+    """FLOPs of one sampled image by part, with the run's own guidance, solver and steps."""
+    if not run.model.autoregressive:
+        return {"transformer": _whole_image_flops(run.model, run.sampling)}
+    return {part: cost.flops for part, cost in sampling_costs(run.model, run.sampling).items()}
+
+
+def sampling_costs(
+    config: ModelConfig, sampling: SamplingConfig, batch: int = 1, element_size: int = 4
+) -> dict[str, Cost]:
+    """What one of ``batch`` images side by side takes: ``backbone``, ``head`` and ``decoder``, as the engine runs them.
+
+    The matrices are read once for all images of a batch, the caches by each; an element of either has
+    ``element_size`` bytes.
+    """
+    with torch.device("meta"), torch.inference_mode():
+        model = PRA(config)
+        steps = Steps(model, sampling, batch)
+        labels, nothing = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, 0, config.patch_dim)
+        starts = torch.zeros(batch, config.num_patches, config.state_dim)
+        draws = torch.zeros(batch, sampling.steps, config.state_dim) if sampling.adds_noise else None
+        first = next(generate(steps, labels, starts, nothing, lambda position: draws))
+        # Embedding the times is the head's work, once a batch.
+        embedding = _count(steps.reset)
+        head = embedding
+        for guided, positions in steps.plan.positions().items():
+            scale = torch.ones(()) if guided else None
+            head += positions * _count(lambda scale=scale: steps.integrate(first.h, first.state, scale, draws))  # type: ignore[misc]
+        tokens = model.condition(labels.repeat(steps.streams))
+        prefill = _count(lambda: steps.begin(tokens, nothing)) - embedding
+        counts = {
+            "backbone": prefill + _series(steps, lambda: steps.read(first.patch), 1, config.num_patches - 1),
+            "head": head,
+            "decoder": _series(steps, lambda: steps.write(first.state), 0, config.num_patches),
+        }
+        traffic = _traffic(steps)
+    smaller = element_size / torch.float32.itemsize / batch
+    return {part: Cost(count // batch, traffic[part] * smaller) for part, count in counts.items()}
+
+
+def _traffic(steps: Steps) -> dict[str, int]:
+    """Bytes of float32 that a batch moves, by part."""
+    model, head, tokens = steps.model, steps.head, steps.model.config.num_patches
+    evaluated = _matrices(head.state_in, head.blocks, head.out)
+    head_bytes = tokens * (len(steps.plan.times) * evaluated + _matrices(head.condition_in))
+    for guided, positions in steps.plan.positions().items():
+        head_bytes += positions * len(steps.groups[guided]) * _matrices(head.modulations, head.final_modulation)
+    backbone = tokens * _matrices(model.backbone)
+    backbone += _cache_traffic(steps.backbone_cache, model.backbone.prefix + 1, tokens - 1)
+    decoder = tokens * _matrices(model.codec.decoder) if model.config.codec is not None else 0
+    decoder += _cache_traffic(steps.decoder_cache, 1, tokens)
+    return {"backbone": backbone, "head": head_bytes, "decoder": decoder}
+
+
+def _matrices(*modules: Any) -> int:
+    """Bytes of the matrices of all linear layers."""
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear)]
+    return sum(layer.weight.nbytes for layer in layers)
+
+
+def _cache_traffic(cache: KVCache | None, first: int, steps: int) -> int:
+    """Bytes of ``steps`` steps, the first of which sees ``first`` tokens: all of these are read, one is written."""
+    if cache is None:
+        return 0
+    return cache.nbytes // cache.capacity * sum(seen + 1 for seen in range(first, first + steps))
+
+
+def _whole_image_flops(config: AnyModelConfig, sampling: SamplingConfig) -> int:
+    """FLOPs of an image made at once, whose last interval is Euler's."""
+    with torch.device("meta"), torch.no_grad():
+        model, label, key = build_model(config), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        return _count(lambda: sample_at_once(model, model, sampling, label, key))
+
+
+def _rollout_flops(config: ModelConfig, how: Exact) -> int:
+    """FLOPs of one exact rollout: a quadratic of its length, of which the first three values are measured."""
+    with torch.device("meta"), torch.no_grad():
+        model, label = PRA(config), torch.zeros(1, dtype=torch.int64)
+        states, key = torch.zeros(1, config.num_patches, config.state_dim), noise.keys(0, label)
+
+        def cost(length: int) -> int:
+            return _count(lambda: exact(model, label, states[:, : length + 1], how, key))
+
+        length = config.num_patches - 1
+        if length <= 3:
+            return cost(length)
+        first, second, third = cost(1), cost(2), cost(3)
+        growth, bend, more = second - first, third - 2 * second + first, length - 1
+        return first + more * growth + more * (more - 1) // 2 * bend
+
+
+def _series(steps: Steps, step: Callable[[], Any], first: int, count: int) -> int:
+    """The cost of ``count`` steps along the raster, the first at position ``first``, each dearer than the last by the
+    same: two are measured."""
+
+    def cost(position: int) -> int:
+        steps.seek(position)
+        return _count(step)
+
+    at_first = cost(first)
+    growth = cost(first + 1) - at_first if count > 1 else 0
+    return count * at_first + growth * count * (count - 1) // 2
+
+
+def _count(work: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())

@@ -1,0 +1,116 @@
+"""The rollout gap of a run: measured once per checkpoint, kept in the run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pra.config import RunConfig, to_dict
+from pra.data import load_images, open_source
+from pra.errors import PraError
+from pra.evaluation.rollout_gap import rollout_gap
+from pra.evaluation.samples import spread
+from pra.models import weights
+from pra.utils.pictures import from_uint8, write_atomically
+from pra.utils.provenance import environment
+
+FILE = "rollout-gap.json"
+SEED = 0
+CURVES = ("inputs", "conditions", "training_loss", "rollout_loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredGap:
+    """:class:`pra.evaluation.rollout_gap.RolloutGap` as plain numbers, one per raster position, and their origin.
+
+    ``inputs`` begins at the second position. ``checkpoint`` is the folder's name, ``images`` how many training images
+    and samples were compared; ``environment`` as in :func:`pra.utils.provenance.environment`, as JSON.
+    """
+
+    checkpoint: str
+    images: int
+    seed: int
+    inputs: list[float]
+    conditions: list[float]
+    training_loss: list[float]
+    rollout_loss: list[float]
+    sampling: dict[str, Any]
+    environment: dict[str, Any]
+
+    def save(self, run: Path) -> None:
+        """Into the run's folder.
+
+        Raises:
+            PraError: the disk is full or refuses.
+        """
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        write_atomically(run / FILE, lambda file: file.write(text.encode()))
+
+
+def measure_gap(run: Path, config: RunConfig, count: int, device: torch.device) -> MeasuredGap:
+    """Measures the newest checkpoint's gap, over as many training images as there are, ``count`` at most.
+
+    Raises:
+        PraError: no checkpoint, not an autoregressive model, or its data are not there.
+    """
+    if count < 2:
+        raise PraError(f"--gap-images {count}: at least 2 images have a distribution; 0 leaves the rollout gap out")
+    folder = weights.model_folder(run)
+    model = weights.load(folder, device=device)
+    if not model.config.autoregressive:
+        raise PraError(f"{model.config.name} makes all patches at once: there is no rollout, and no gap")
+    source = open_source(config.data.source)
+    chosen = spread(len(source), min(count, len(source)))
+    pixels, labels = load_images(source, chosen, config.model.image_size, config.model.channels, config.data)
+    gap = rollout_gap(
+        model, config.train.rollout, from_uint8(pixels), labels, config.sampling, config.train.objective, SEED
+    )
+    return MeasuredGap(
+        checkpoint=folder.name,
+        images=len(chosen),
+        seed=SEED,
+        inputs=gap.inputs.tolist(),
+        conditions=gap.conditions.tolist(),
+        training_loss=gap.training_loss.tolist(),
+        rollout_loss=gap.rollout_loss.tolist(),
+        sampling=to_dict(dataclasses.replace(config.sampling, guidance=1.0)),
+        environment=environment(),
+    )
+
+
+def read_gap(run: Path) -> MeasuredGap | None:
+    """What was measured last; None where nothing was.
+
+    Raises:
+        PraError: the file is damaged.
+    """
+    path = run / FILE
+    if not path.exists():
+        return None
+    values = weights.read_json(path)
+    names = {field.name for field in dataclasses.fields(MeasuredGap)}
+    if set(values) != names or not all(_is_curve(values[name]) for name in CURVES):
+        raise PraError(f"{path} is damaged; remove it, and `pra report {run}` measures anew")
+    return MeasuredGap(**values)
+
+
+def known_gap(run: Path, config: RunConfig, count: int) -> MeasuredGap | None:
+    """What was measured of the newest checkpoint, over so many images or all there are; None where that was not.
+
+    Raises:
+        PraError: as :func:`read_gap`; or it is over fewer images, and the data that would tell whether these are all
+            are not there.
+    """
+    gap, newest = read_gap(run), weights.newest_checkpoint(run)
+    if gap is None or newest is None or gap.checkpoint != newest.name or gap.images > count:
+        return None
+    return gap if gap.images == count or gap.images == len(open_source(config.data.source)) else None
+
+
+def _is_curve(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, int | float) for value in values)

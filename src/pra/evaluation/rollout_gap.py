@@ -1,0 +1,117 @@
+"""How far sampling leads a model away from what it was trained on, position by position along the raster.
+
+Inputs and conditions are compared as distributions: what the backbone reads and says over training images, made as
+in training, against what it reads and says while it samples images of the same labels, without guidance. Beside that
+the flow loss: on the model's own rollouts, tied to the training images as in :class:`pra.config.Exact`, over that on
+training's inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pra.config import Exact, ObjectiveConfig, Precision, Rollout, SamplingConfig
+from pra.errors import PraError
+from pra.method import noise
+from pra.method.objectives import flow_errors
+from pra.method.rollout import ar_inputs
+from pra.models.pra import PRA
+from pra.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class RolloutGap:
+    """One number per raster position.
+
+    ``inputs`` ``(N - 1,)`` and ``conditions`` ``(N,)`` are :func:`inhomogeneity` between training and sampling, 0 to 1.
+    ``training_loss`` and ``rollout_loss`` ``(N,)`` are the flow loss on training's inputs and on the model's own.
+    ``samples`` are the images that were sampled, ``(n, C, H, W)`` in [-1, 1], in the order of the labels.
+    """
+
+    inputs: Tensor
+    conditions: Tensor
+    training_loss: Tensor
+    rollout_loss: Tensor
+    samples: Tensor
+
+
+@torch.no_grad()
+def rollout_gap(
+    model: PRA,
+    rollout: Rollout,
+    images: Tensor,
+    labels: Tensor,
+    sampling: SamplingConfig,
+    objective: ObjectiveConfig,
+    seed: int = 0,
+    batch_size: int = 250,
+) -> RolloutGap:
+    """Measures the gap of a trained model.
+
+    Args:
+        model: put into evaluation mode.
+        rollout: how its training made inputs.
+        images: training images ``(n, C, H, W)`` in [-1, 1].
+        labels: theirs, ``(n,)``.
+        sampling: solver and steps; guidance is left out, since training knows none.
+        objective: of its training; decides the noise draws of the losses.
+        seed: of all randomness.
+        batch_size: images at a time; nothing depends on it beyond rounding.
+
+    Raises:
+        PraError: fewer than 2 images.
+    """
+    if len(images) < 2:
+        raise PraError(f"{len(images)} image(s) have no distribution; give at least 2")
+    device = model.device
+    sampler = Sampler(model, replace(sampling, guidance=1.0), Precision.FLOAT32)  # as all that it is compared with
+    exact = Exact(steps=sampling.steps)
+    parts: list[list[Tensor]] = []
+    for start in range(0, len(images), batch_size):
+        here = slice(start, start + batch_size)
+        label, indices = labels[here].to(device), torch.arange(start, min(start + batch_size, len(images)))
+        keys = noise.keys(seed, indices).to(device)
+        patches = model.patchify(images[here].to(device))
+        states = model.codec.encode(patches, model.clean_conditions(label, patches))
+        read = ar_inputs(rollout, model, label, patches, states, keys)
+        said = model.conditions(label, read)
+        drawn = sampler.sample(label.cpu(), indices)
+        own = model.patchify(drawn)[:, :-1]
+        led = model.conditions(label, ar_inputs(exact, model, label, patches, states, keys))
+        parts.append(
+            [read, own, said, model.conditions(label, own), drawn]
+            + [flow_errors(model, h, states, objective, keys).mean(dim=(1, 3)) for h in (said, led)]
+        )
+    read, own, said, spoken, drawn, trained, rolled = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return RolloutGap(
+        inputs=inhomogeneity(read, own),
+        conditions=inhomogeneity(said, spoken),
+        training_loss=trained.mean(dim=0),
+        rollout_loss=rolled.mean(dim=0),
+        samples=drawn,
+    )
+
+
+def inhomogeneity(a: Tensor, b: Tensor) -> Tensor:
+    """Energy coefficient of inhomogeneity (Szekely and Rizzo 2013, section 2.3) at each position.
+
+    ``H = (2 E|a - b| - E|a - a'| - E|b - b'|) / (2 E|a - b|)``: 0 where ``a`` and ``b`` have one distribution, 1 where
+    each is a point of its own. Estimated without bias in the numerator, so that chance may take it just below 0.
+
+    Args:
+        a: ``(n, positions, D)``.
+        b: ``(m, positions, D)``.
+
+    Returns:
+        ``(positions,)`` float64.
+    """
+    result = []
+    for x, y in zip(a.transpose(0, 1).double(), b.transpose(0, 1).double(), strict=True):
+        across = torch.cdist(x, y).mean()
+        within = [F.pdist(values).mean() for values in (x, y)]
+        result.append((2 * across - within[0] - within[1]) / (2 * across).clamp(min=1e-12))
+    return torch.stack(result)

@@ -1,0 +1,1 @@
+"""The method of the paper: probability path, noise, rollouts, losses."""

@@ -1,0 +1,58 @@
+"""The probability path between noise and data, its times and targets: pure functions.
+
+Convention of the paper: ``z_t = (1 - t) eps + t z``, so that ``t = 0`` is noise and ``t = 1`` is data, with the
+velocity ``dz_t/dt = z - eps`` (rectified flow, arXiv 2209.03003).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pra.method import noise
+
+# JiT (arXiv 2511.13720) divides by at least 0.05 where an x-prediction becomes a velocity.
+MIN_REMAINING_TIME = 0.05
+
+
+def interpolate(eps: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """``z_t = (1 - t) eps + t z``."""
+    return (1 - t) * eps + t * z
+
+
+def velocity(eps: Tensor, z: Tensor) -> Tensor:
+    """The target ``z - eps`` of the head."""
+    return z - eps
+
+
+def velocity_from_data(z: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+    """The velocity that leads from ``z_t`` at ``t`` to a predicted ``z`` at 1: ``(z - z_t) / (1 - t)``."""
+    return (z - z_t) / (1 - t).clamp(min=MIN_REMAINING_TIME)
+
+
+def score(v: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+    """``grad log p_t(z_t) = -E[eps | z_t] / (1 - t)`` with ``E[eps | z_t] = z_t - t v`` (SiT, 2401.08740, eq. 9)."""
+    return (t * v - z_t) / (1 - t)
+
+
+def uniform_times(key: Tensor, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Times in ``[low, high)``, ``(*key.shape, *shape)``."""
+    return low + (high - low) * noise.uniform(key, *shape)
+
+
+def dyadic_steps(key: Tensor, counts: int, *shape: int) -> tuple[Tensor, Tensor]:
+    """Steps of the path cut into 1, 2, 4, ... equal parts, the first ``counts`` powers of two: ``t`` and span,
+    ``(*key.shape, *shape)`` each.
+
+    Each of the powers is as likely as any other, and then each of its parts.
+    """
+    which, where = noise.uniform(noise.fold(key, 0), *shape), noise.uniform(noise.fold(key, 1), *shape)
+    exponent = (which * counts).long().clamp(max=counts - 1)
+    # Shifted and not looked up: a table sent to the device would make the host wait for it, and powers may be rounded.
+    count = (torch.ones_like(exponent) << exponent).float()
+    return torch.minimum((where * count).floor(), count - 1) / count, 1 / count
+
+
+def logit_normal_times(key: Tensor, *shape: int, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Sigmoids of normals, in (0, 1), ``(*key.shape, *shape)``: most often about ``sigmoid(mean)`` of the path."""
+    return (mean + std * noise.normal(key, *shape)).sigmoid()

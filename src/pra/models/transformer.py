@@ -1,0 +1,112 @@
+"""A pre-norm transformer (RMSNorm, SwiGLU, 2-D RoPE, query-key norm), causal."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pra.config import TransformerConfig
+from pra.models.cache import KVCache, NewCache
+from pra.models.rope import rotary_table, rotate
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in the arithmetic of its input: under autocast a float32 weight would keep torch off its fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., width)`` to the same."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class SwiGLU(nn.Module):
+    """``W2 (silu(W1a x) * W1b x)`` (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int, bias: bool = False) -> None:
+        super().__init__()
+        self.into = nn.Linear(width, 2 * hidden, bias=bias)
+        self.out = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., width)`` to the same."""
+        gate, value = self.into(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value)  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Multi-head attention. Queries and keys are RMS-normalised (arXiv 2302.05442): stable in bfloat16.
+
+    Where it is not ``causal``, every token sees every other, and there is no cache.
+    """
+
+    def __init__(self, width: int, heads: int, causal: bool = True) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.query_norm = RMSNorm(width // heads, eps=1e-6)
+        self.key_norm = RMSNorm(width // heads, eps=1e-6)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        """``(B, T, width)`` to the same; ``rotary`` is the table of these ``T`` tokens."""
+        b, t, width = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q = rotate(self.query_norm(q), rotary)
+        k = rotate(self.key_norm(k), rotary)
+        mask = None
+        if cache is not None:
+            k, v, mask = cache.extend(layer, k, v)
+        causal = self.causal and mask is None and t > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.out(y.transpose(1, 2).reshape(b, t, width))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """``x + attention(norm(x))``, then ``x + swiglu(norm(x))``; 12 width^2 parameters."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(width, eps=1e-6)
+        self.attention = Attention(width, heads)
+        self.mlp_norm = RMSNorm(width, eps=1e-6)
+        self.mlp = SwiGLU(width, 8 * width // 3)
+
+    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        """``(B, T, width)`` to the same."""
+        x = x + self.attention(self.attention_norm(x), rotary, cache, layer)
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """The stack of blocks, its rotary table and the final norm.
+
+    Args:
+        config: sizes.
+        positions: row and column of each token, ``(T, 2)``, see :func:`pra.models.rope.raster_positions`.
+    """
+
+    rotary: Tensor
+
+    def __init__(self, config: TransformerConfig, positions: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.norm = RMSNorm(config.width, eps=1e-6)
+        self.register_buffer("rotary", rotary_table(positions, config.width // config.heads), persistent=False)
+
+    def new_cache(self, batch: int, kind: NewCache = KVCache) -> KVCache:
+        """An empty cache for ``batch`` whole sequences, on this module's device, in the dtype attention runs in."""
+        weight = self.norm.weight
+        lower = not weight.is_meta and torch.is_autocast_enabled(weight.device.type)
+        dtype = torch.get_autocast_dtype(weight.device.type) if lower else weight.dtype
+        return kind(self.config, batch, self.rotary.shape[1], weight.device, dtype)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """``(B, T, width)`` to the same shape; with a cache, ``x`` are the tokens behind those that it counts."""
+        rotary = self.rotary[:, slice(x.shape[1]) if cache is None else cache.positions(x.shape[1])]
+        assert rotary.shape[1] == x.shape[1], f"this transformer has {self.rotary.shape[1]} tokens, no more"
+        # The residual stream keeps the weights' precision under autocast, token by token as in parallel.
+        x = x.to(self.norm.weight.dtype)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotary, cache, layer)
+        return self.norm(x)  # type: ignore[no-any-return]

@@ -1,1 +1,0 @@
-"""Pictures from a model: ``pra sample`` and ``pra complete``, on one process or many."""

@@ -1,0 +1,12 @@
+"""Sampling (paper, "Sampling"; docs/method.md): raster order, caches, guidance, one seed per image.
+
+:mod:`pra.sampling.algorithm` is the algorithm on a page. JiT is sampled by the same class, from the same seeds and with
+the same solvers, but all patches at once.
+"""
+
+from pra.sampling.algorithm import Steps, Token, generate
+from pra.sampling.kept import Samplers
+from pra.sampling.runner import Engine
+from pra.sampling.sampler import Sampler, check_completes
+
+__all__ = ["Engine", "Sampler", "Samplers", "Steps", "Token", "check_completes", "generate"]

@@ -1,0 +1,206 @@
+"""Sampling as an algorithm (paper, "Sampling"; docs/method.md), by the model's own modules.
+
+Raster order: the condition and the patches so far give ``h_i``; the head's ODE gives the state ``z_i``; the decoder
+gives the patch ``x^_i``, which is the next input. Samplers, exact rollouts and learnt grids all run :func:`generate`. A
+faster way to take a step changes :attr:`Steps.run` (:mod:`pra.sampling.runner`) or overrides methods of :class:`Steps`
+(:mod:`pra.sampling.native`), and is tested to equal this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pra.config import SamplingConfig
+from pra.models import PRA
+from pra.models.cache import KVCache, NewCache
+from pra.models.head import Modulations
+from pra.sampling import solvers
+from pra.sampling.guidance import Plan
+
+Draws = Callable[[int], Tensor | None]
+"""The noise at a raster position, ``(B, K, d)`` for ``K`` intervals; ``None`` where the solver adds none."""
+
+
+class Token(NamedTuple):
+    """One patch of a batch. Its tensors may be overwritten by the next one."""
+
+    position: int
+    h: Tensor
+    """``(streams * B, 1, D)``, under guidance with the null condition's behind."""
+    state: Tensor
+    """``(B, 1, d)``."""
+    patch: Tensor
+    """``(B, 1, P)`` in [-1, 1]."""
+
+
+def generate(
+    steps: Steps,
+    labels: Tensor,
+    starts: Tensor,
+    prefix: Tensor,
+    draws: Draws = lambda position: None,
+    times: Tensor | None = None,
+) -> Iterator[Token]:
+    """Generate a batch of images patch by patch. The caller holds ``no_grad`` and autocast.
+
+    Args:
+        steps: the model's steps over caches, for this batch size.
+        labels: ``(B,)``, what to generate, as the model's condition takes it.
+        starts: ``(B, n, d)``, where each state's path begins; patches up to number ``n <= N`` are generated.
+        prefix: ``(B, k, P)`` true patches to go on from, ``0 <= k < n``.
+        draws: the noise of an SDE.
+        times: ``(K + 1, B, n)``, a grid of its own for every state, in place of the settings' grid.
+    """
+    condition = steps.model.condition
+    tokens = condition(labels)
+    if steps.streams == 2:  # guidance needs a second stream of the same patches, under the null condition
+        tokens = torch.cat([tokens, condition(condition.null_like(labels))])
+    h = steps.begin(tokens, prefix)
+    patch = None
+    for i in range(prefix.shape[1], starts.shape[1]):
+        steps.seek(i)
+        if patch is not None:  # the patch is fed back, for the next condition
+            h = steps.run(steps.read, steps.seen, patch)
+        scale = steps.scale(i)  # the head's flow leads to the next state
+        here = slice(i, i + 1)
+        grid = None if times is None else times[:, :, here]
+        state = steps.run(steps.integrate, scale is None, h, starts[:, here], scale, draws(i), grid)
+        patch = steps.run(steps.write, steps.written, state)  # decoded
+        yield Token(i, h, state, patch)
+
+
+class Steps:
+    """The steps of :func:`generate` for one batch size: the model's modules, and the caches that they decode with.
+
+    Args:
+        model: its weights may change between batches.
+        config: checked against the model (:func:`pra.config.check_sampling`).
+        batch: ``B``, images side by side.
+        cache: the kind of cache.
+
+    Attributes:
+        run: how the work of one token is run: ``run(method, key, *inputs)``, where ``key`` is what changes its shapes.
+    """
+
+    run: Callable[..., Tensor]
+
+    def __init__(self, model: PRA, config: SamplingConfig, batch: int, cache: NewCache = KVCache) -> None:
+        self.model, self.config, self.batch = model, config, batch
+        self.plan = Plan.of_head(config, model.config.num_patches)
+        self.head = model.head_for(config.solver)
+        self.streams = self.plan.most
+        self.backbone_cache = model.backbone.new_cache(self.streams * batch, cache)
+        self.decoder_cache = model.codec.new_cache(batch, cache)
+        self.within = self.plan.within()
+        self.groups = {guided: list(self.plan.groups(guided, batch)) for guided in (False, True)}
+        self.grid: list[float] = solvers.grid_of(config).tolist()
+        self.times = torch.tensor(self.plan.times, device=model.device)
+        self.embedded: Tensor | None = None
+        self.run = run_plainly
+
+    @property
+    def caches(self) -> list[KVCache]:
+        """The backbone's cache, and the decoder's if it has one."""
+        return [cache for cache in (self.backbone_cache, self.decoder_cache) if cache is not None]
+
+    @property
+    def seen(self) -> int:
+        """Tokens that the backbone's attention looks at in this step."""
+        return self.backbone_cache.bound
+
+    @property
+    def written(self) -> int:
+        """Tokens that the decoder's attention looks at in this step."""
+        return 1 if self.decoder_cache is None else self.decoder_cache.bound
+
+    def seek(self, position: int) -> None:
+        """Point the caches at a raster position: its patch is written, and the one before it read."""
+        self.backbone_cache.seek(self.model.backbone.prefix + position - 1)
+        if self.decoder_cache is not None:
+            self.decoder_cache.seek(position)
+
+    def scale(self, position: int) -> Tensor | None:
+        """The guidance scale at a raster position; ``None`` where nothing is guided."""
+        return self.plan.scale(position, self.model.device)
+
+    def begin(self, tokens: Tensor, prefix: Tensor) -> Tensor:
+        """Read the prefix: tokens of the condition ``(streams * B, K, D)`` and true patches ``(B, k, P)``; ``h`` of the
+        next patch, ``(streams * B, 1, D)``."""
+        self.reset()
+        codec = self.model.codec
+        h: Tensor = self.model.backbone(tokens, prefix, self.backbone_cache)
+        if prefix.shape[1]:  # the decoder reads the states of the true patches, encoded as in training
+            codec.decode(codec.encode(prefix, h[: self.batch, :-1]), self.decoder_cache)
+        return h[:, -1:]
+
+    def reset(self) -> None:
+        """Begin a batch: clear the caches, and embed the times."""
+        for cache in self.caches:
+            cache.clear()
+        self.embed()
+
+    def embed(self) -> None:
+        """Embed the times that the head is asked at."""
+        span = None if self.plan.span is None else torch.full_like(self.times, self.plan.span)
+        embedded = self.head.embed(self.times, span)
+        # In place: a captured step goes on reading the same memory.
+        self.embedded = embedded if self.embedded is None else self.embedded.copy_(embedded)
+
+    def read(self, patch: Tensor) -> Tensor:
+        """A patch ``(B, 1, P)`` to ``h`` of the next one, ``(streams * B, 1, D)``."""
+        return self.model.backbone(None, patch, self.backbone_cache)  # type: ignore[no-any-return]
+
+    def integrate(
+        self, h: Tensor, start: Tensor, scale: Tensor | None, draws: Tensor | None = None, grid: Tensor | None = None
+    ) -> Tensor:
+        """Follow the head's flow from ``start`` ``(B, 1, d)`` to the state, guided by ``v_u + scale (v_c - v_u)``
+        (2207.12598); the arguments are those of :func:`generate` at one position."""
+        head = self.head
+        # A size of streams in front: the state broadcasts, so what does not depend on the condition is done once.
+        condition = head.project(h).view(self.streams, self.batch, 1, -1)
+        span = None if self.plan.span is None else torch.full_like(self.times[:1], self.plan.span)
+        known = [] if grid is not None else self.modulations(condition, scale is not None)
+        evaluations = iter(zip(self.within, self.times, known, strict=False))
+
+        def velocity(z: Tensor, t: Any) -> Tensor:
+            inside, t, modulations = (False, t, None) if grid is not None else next(evaluations)
+            if scale is None or not inside:
+                return head(z, t, condition[:1], span, modulations)[0]  # type: ignore[no-any-return]
+            conditional, unconditional = head(z, t, condition, span, modulations)
+            return torch.addcmul(unconditional, scale, conditional - unconditional)
+
+        integrator = solvers.INTEGRATORS[self.config.solver]
+        state = integrator(
+            velocity,
+            start,
+            self.grid if grid is None else grid,
+            solvers.no_noise if draws is None else lambda interval: draws[:, interval : interval + 1],
+        )
+        return self.normalise(state) if self.config.renormalise else state
+
+    def write(self, state: Tensor) -> Tensor:
+        """A state ``(B, 1, d)`` to its patch ``(B, 1, P)``."""
+        return self.model.write(state, self.decoder_cache)
+
+    def normalise(self, state: Tensor) -> Tensor:
+        """A state as the codec's encoder would give it."""
+        return self.model.codec.normalise(state)
+
+    def modulations(self, condition: Tensor, guided: bool) -> list[Modulations]:
+        """What modulates the head at each evaluation: one product for as many evaluations as a device's cache holds."""
+        assert self.embedded is not None, "begin comes first"
+        made: list[Modulations] = []
+        for first, end, streams in self.groups[guided]:
+            embedded = self.embedded[first:end, None, None, None]
+            together = self.head.modulate(embedded, condition[:streams])
+            made += [list(each) for each in zip(*(outputs.unbind() for outputs in together), strict=True)]
+        return made
+
+
+def run_plainly(work: Callable[..., Tensor], key: object, *inputs: Tensor | None) -> Tensor:
+    """Run the work of one token as it stands."""
+    return work(*inputs)

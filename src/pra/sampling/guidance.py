@@ -1,0 +1,91 @@
+"""Where guidance acts: along the raster, and along the flow's time."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from pra.config import GuidanceSchedule, SamplingConfig, Solver
+from pra.sampling import solvers
+
+MODULATED_ROWS = 1024
+"""Rows whose modulations are worked out together: enough to fill a device, few enough to stay in its cache."""
+
+
+def scale_at(config: SamplingConfig, position: int, patches: int) -> float:
+    """The guidance scale at one of ``patches`` raster positions, within the guidance interval."""
+    if config.schedule is GuidanceSchedule.CONSTANT:
+        return config.guidance
+    return 1.0 + (config.guidance - 1.0) * position / (patches - 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which evaluations need the unconditional field. Where the scale is 1, or outside the interval, none does.
+
+    ``times`` are those of the evaluations at one position, in order.
+    """
+
+    config: SamplingConfig
+    patches: int
+    times: Sequence[float]
+
+    @classmethod
+    def of_head(cls, config: SamplingConfig, patches: int) -> Plan:
+        """The plan for a head's evaluations at each of ``patches`` positions."""
+        grid = solvers.grid_of(config)
+        return cls(config, patches, solvers.evaluation_times(config.solver, grid.tolist()))
+
+    def within(self) -> tuple[bool, ...]:
+        """Whether each evaluation lies in the guidance interval."""
+        low, high = torch.tensor(self.config.guidance_interval, device="cpu").tolist()  # float32, as the times are
+        return tuple(low <= t <= high for t in self.times)
+
+    def guided(self, position: int) -> bool:
+        """Whether any evaluation at a raster position is guided."""
+        return scale_at(self.config, position, self.patches) != 1.0 and any(self.within())
+
+    def scale(self, position: int, device: torch.device) -> Tensor | None:
+        """The guidance scale at a raster position, a float32 of no dimension; ``None`` where nothing is guided."""
+        if not self.guided(position):
+            return None
+        scale = scale_at(self.config, position, self.patches)
+        return torch.full((), scale if scale <= torch.finfo(torch.float32).max else math.inf, device=device)
+
+    def positions(self) -> Counter[bool]:
+        """How many raster positions are guided, and how many not."""
+        return Counter(self.guided(position) for position in range(self.patches))
+
+    def streams(self, guided: bool) -> tuple[int, ...]:
+        """1 or 2 for each evaluation at a position that is guided or not."""
+        return tuple(2 if guided and inside else 1 for inside in self.within())
+
+    def groups(self, guided: bool, batch: int) -> Iterator[tuple[int, int, int]]:
+        """Evaluations whose modulations are worked out together: the first, the end, and the streams of each.
+
+        Args:
+            guided: whether the position is.
+            batch: rows of each stream.
+        """
+        first = 0
+        for streams, members in groupby(self.streams(guided)):
+            end, most = first + len(list(members)), max(1, MODULATED_ROWS // (streams * batch))
+            for start in range(first, end, most):
+                yield start, min(start + most, end), streams
+            first = end
+
+    @property
+    def span(self) -> float | None:
+        """The length of every step, where the head is to give mean velocities over steps."""
+        return 1.0 / self.config.steps if self.config.solver is Solver.SHORTCUT else None
+
+    @property
+    def most(self) -> int:
+        """Streams of the backbone: 2 if anything is guided anywhere."""
+        return 2 if self.config.guidance != 1.0 and any(self.within()) else 1

@@ -1,0 +1,157 @@
+"""Where a solver's intervals should lie for one model: the grid that ends nearest to where many small steps end.
+
+The backbone's conditions and the starts of real sampling are kept, with the states that a fine solver comes to; then
+the times between 0 and 1 are moved by gradient through the solver (as arXiv 2404.14507 optimises schedules, with the
+error of the solution in place of a bound on it). Half of the problems, of the same images, are kept back to compare the
+grid with others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pra.config import Precision, SamplingConfig, Solver, TimeGrid
+from pra.errors import PraError
+from pra.method import noise
+from pra.method.noise import Purpose
+from pra.models import PRA, Model
+from pra.sampling import solvers
+from pra.sampling.algorithm import generate
+from pra.sampling.guidance import scale_at
+from pra.sampling.runner import Engine
+
+FINE = 32
+"""Intervals of the midpoint rule whose end counts as exact."""
+
+ROUNDS, TOGETHER, RATE = 150, 512, 0.05
+"""Steps of Adam from each start, problems in each, and its rate."""
+
+
+@dataclass(frozen=True)
+class LearntGrid:
+    """``times``, and the root mean square error of the states (of norm ``sqrt(d)``) by grid, on problems kept back."""
+
+    times: tuple[float, ...]
+    errors: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Problems:
+    """Rows of conditions, of those of the null class, starts, guidance scales and ends."""
+
+    condition: Tensor
+    unconditional: Tensor
+    start: Tensor
+    scale: Tensor
+    end: Tensor
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __getitem__(self, rows: Tensor) -> _Problems:
+        return _Problems(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+def learn_grid(
+    model: Model,
+    config: SamplingConfig,
+    images: int = 32,
+    seed: int = 0,
+    progress: Callable[[int], object] = lambda rounds: None,
+) -> LearntGrid:
+    """Learns a grid of ``config.steps`` intervals for ``config.solver`` and its guidance.
+
+    Args:
+        model: whose head is solved.
+        config: its grid is what is learnt.
+        images: sampled for the conditions, their classes in turn.
+        seed: of their noise.
+        progress: told of the rounds done, out of ``2 * ROUNDS``.
+
+    Raises:
+        PraError: a solver that leaves nothing to learn, or a model that has no head.
+    """
+    if not model.config.autoregressive:
+        raise PraError(f"a grid is learnt for a head that writes patch by patch; a {model.config.name} has none")
+    if config.solver in (Solver.SHORTCUT, Solver.EULER_MARUYAMA):
+        why = "takes equal steps" if config.solver is Solver.SHORTCUT else "adds noise of its own"
+        raise PraError(f"there is no grid to learn for the solver {config.solver.value}, which {why}")
+    if config.steps < 2:
+        raise PraError("a single step leaves no grid to learn; take at least 2")
+    config = replace(config, times=None, time_grid=TimeGrid.UNIFORM, shift=1.0)
+    problems = _problems(model, config, images, seed)
+    order = torch.argsort(noise.uniform(noise.keys(seed, torch.zeros(1, dtype=torch.int64)), len(problems))[0])
+    order = order.to(problems.start.device)
+    known, kept_back = problems[order[::2]], problems[order[1::2]]
+    learnt = [_descend(model, config, known, start, progress) for start in (TimeGrid.UNIFORM, TimeGrid.COSINE)]
+    best = min(learnt, key=lambda times: _error(model, config, known, times))
+    grids = {kind.value: solvers.time_grid(kind, config.steps) for kind in TimeGrid} | {"learnt": best}
+    errors = {name: _error(model, config, kept_back, times) for name, times in grids.items()}
+    return LearntGrid(tuple(best.tolist()), errors)
+
+
+def _problems(model: PRA, config: SamplingConfig, images: int, seed: int) -> _Problems:
+    size = model.config
+    device = model.device
+    labels = torch.arange(images, device=device) % size.num_classes
+    keys = noise.keys(seed, torch.arange(images)).to(device)
+    starts = config.temperature * noise.normal(noise.fold(keys, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
+    fine = replace(config, solver=Solver.MIDPOINT, steps=FINE)
+    rows: list[tuple[Tensor, ...]] = []
+    engine = Engine(model, fine, images, Precision.FLOAT32)
+    with engine.arithmetic():
+        for token in generate(engine.steps, labels, starts, starts.new_empty(images, 0, size.patch_dim)):
+            condition = model.head.project(token.h.squeeze(1))
+            scale = torch.full((images, 1), scale_at(config, token.position, size.num_patches), device=device)
+            start = starts[:, token.position]
+            rows.append((condition[:images], condition[-images:], start, scale, token.state.squeeze(1).clone()))
+    # Clones, which unlike what inference made may take part in a gradient.
+    return _Problems(*(torch.cat(column).clone() for column in zip(*rows, strict=True)))
+
+
+def _descend(
+    model: PRA, config: SamplingConfig, problems: _Problems, start: TimeGrid, progress: Callable[[int], object]
+) -> Tensor:
+    logits = solvers.time_grid(start, config.steps).diff().log().to(problems.start.device).requires_grad_()
+    optimizer = torch.optim.Adam([logits], RATE)
+    for rows in _turns(len(problems), problems.start.device):
+        (gradient,) = torch.autograd.grad(_loss(model, config, problems[rows], _times(logits)), [logits])
+        logits.grad = gradient
+        optimizer.step()
+        progress(1)
+    return _times(logits.detach())
+
+
+def _turns(count: int, device: torch.device) -> Iterator[Tensor]:
+    """Rows for every round, in turn: they are in no order already."""
+    for round_ in range(ROUNDS):
+        yield torch.arange(round_ * TOGETHER, (round_ + 1) * TOGETHER, device=device) % count
+
+
+def _times(logits: Tensor) -> Tensor:
+    inner = logits.softmax(0).cumsum(0)[:-1]
+    return torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
+
+
+def _error(model: PRA, config: SamplingConfig, problems: _Problems, times: Tensor) -> float:
+    with torch.no_grad():
+        return _loss(model, config, problems, times.to(problems.start.device)).sqrt().item()
+
+
+def _loss(model: PRA, config: SamplingConfig, problems: _Problems, times: Tensor) -> Tensor:
+    low, high = config.guidance_interval
+    conditions = torch.cat([problems.condition, problems.unconditional])
+
+    def velocity(z: Tensor, t: Tensor) -> Tensor:
+        if not (config.guidance != 1.0 and low <= t.detach() <= high):
+            return model.head(z, t, problems.condition)  # type: ignore[no-any-return]
+        conditional, unconditional = model.head(z.repeat(2, 1), t, conditions).chunk(2)
+        return unconditional + problems.scale * (conditional - unconditional)  # type: ignore[no-any-return]
+
+    z = solvers.INTEGRATORS[config.solver](velocity, problems.start, times.unsqueeze(-1), solvers.no_noise)
+    return F.mse_loss(model.codec.normalise(z) if config.renormalise else z, problems.end)

@@ -1,0 +1,215 @@
+"""Many images by any number of processes, gone on with after a kill.
+
+The set is cut into shards of consecutive images, whoever makes them. They lie in ``.OUT.partial`` beside the output,
+each written whole or not at all, under a plan that says of which images and weights they are. When all are there they
+become the output. A shard is a batch of the first call: as long as the batch size stays, an image is computed beside
+the same others on any number of processes, and is the same to the bit on the same kind of device.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pra.errors import PraError
+from pra.evaluation.samples import how_sampled, join_exports, sampled
+from pra.sampling import Sampler
+from pra.sampling.requests import Requests
+from pra.training.loop import Interrupted
+from pra.utils import pictures as images
+from pra.utils.distributed import World
+from pra.utils.locks import locked
+from pra.utils.npz import explained
+
+PICTURES = "pictures"
+"""Where the pictures of all shards come together before they are a folder of their own."""
+
+SIZE = "images_per_shard"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Images of a set on the disk, ``size`` to a shard; in a folder of pictures each, or as arrays."""
+
+    folder: Path
+    count: int
+    size: int
+    as_pictures: bool
+
+    def __len__(self) -> int:
+        return -(-self.count // self.size)
+
+    def indices(self, number: int) -> range:
+        """The images of a shard."""
+        return range(number * self.size, min((number + 1) * self.size, self.count))
+
+    def path(self, number: int) -> Path:
+        """Where a shard lies when it is whole."""
+        return self.folder / f"shard-{number:06d}{'' if self.as_pictures else '.npz'}"
+
+    def paths(self) -> list[Path]:
+        """Of all shards, in order."""
+        return [self.path(number) for number in range(len(self))]
+
+    def missing(self) -> list[int]:
+        """The shards that are not there yet."""
+        there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
+        return [number for number in range(len(self)) if self.path(number).name not in there]
+
+    def images_there(self) -> int:
+        """How many images are in the shards that are there."""
+        return self.count - sum(len(self.indices(number)) for number in self.missing())
+
+
+@dataclass(frozen=True)
+class Made:
+    """What :func:`sample_many` did: images made by this call, by all processes, and its seconds."""
+
+    new: int
+    seconds: float
+
+
+def sample_many(
+    sampler: Sampler,
+    requests: Requests,
+    weights: dict[str, Any],
+    out: Path,
+    columns: int,
+    batch_size: int,
+    name: Callable[[int, int], str],
+    world: World,
+) -> Made:
+    """Makes what is missing of a set, this process's part of it, and joins it where all is there.
+
+    Memory holds a batch, whatever the number of images; but all of them for a grid.
+
+    Args:
+        sampler: the model and how to sample.
+        requests: the images.
+        weights: what tells the weights from others, as JSON values.
+        out: ``FILE.npz`` (``arr_0`` uint8 NHWC, ``arr_1`` labels, and what they are), a folder of PNGs, or
+            ``FILE.png``, a grid.
+        columns: of the grid.
+        batch_size: images side by side.
+        name: a picture's file name without ending, of its label and its seed.
+        world: the processes that share the work.
+
+    Raises:
+        PraError: the output exists, an unfinished one of another request or of other weights is there, another command
+            writes it, or the disk is full.
+        Interrupted: Ctrl-C; some of the images are kept.
+    """
+    plan = {"weights": weights, "sampling": how_sampled(sampler), "images": requests.to_json()}
+    begin = time.monotonic()
+    images.check_output(out)
+    lock = locked(images.partial_folder(out), "filled", "choose another --out") if world.leads else nullcontext()
+    with lock:
+        new = _fill(sampler, requests, plan, out, columns, batch_size, name, world)
+    return Made(new, time.monotonic() - begin)
+
+
+def _fill(
+    sampler: Sampler,
+    requests: Requests,
+    plan: dict[str, Any],
+    out: Path,
+    columns: int,
+    batch_size: int,
+    name: Callable[[int, int], str],
+    world: World,
+) -> int:
+    """:func:`sample_many` of a plan, in a folder that is locked: how many images are new."""
+    shards, missing = world.combine(None, lambda _: _begin(out, plan, len(requests), batch_size))
+    try:
+        with tqdm(
+            total=len(requests), initial=shards.images_there(), unit="image", desc="sample", dynamic_ncols=True,
+            disable=not world.leads,
+        ) as bar:  # fmt: skip
+            for place in world.share(len(missing)):
+                _make(shards, missing[place], sampler, requests, batch_size, name)
+                bar.update(shards.images_there() - bar.n if world.leads else 0)  # the others' too
+            world.meet(patient=True)
+            bar.update(shards.images_there() - bar.n if world.leads else 0)
+        world.combine(None, lambda _: _finish(shards, plan, out, columns))
+    except KeyboardInterrupt:
+        if kept := shards.images_there():
+            what = f"stopped with {kept} of {len(requests)} images, which lie in {shards.folder}"
+            raise Interrupted(signal.SIGINT, what) from None
+        raise
+    finally:
+        if world.leads and len(shards.missing()) == len(shards):
+            shutil.rmtree(shards.folder, ignore_errors=True)  # nothing to go on with
+    return sum(len(shards.indices(number)) for number in missing)
+
+
+def _begin(out: Path, plan: dict[str, Any], count: int, batch_size: int) -> tuple[Shards, list[int]]:
+    """The shards of a set, and those that are to be made."""
+    partial, as_pictures = images.partial_folder(out), images.ending(out) == ""
+    if not any(partial.glob("shard-*")):
+        (partial / images.PLAN).unlink(missing_ok=True)  # another beginning, of which nothing came
+    plan = images.begin_partial(partial, plan | {SIZE: batch_size}, "sampling", free=[SIZE])
+    shards = Shards(partial, count, int(plan[SIZE]), as_pictures)
+    return shards, shards.missing()
+
+
+def _make(
+    shards: Shards, number: int, sampler: Sampler, requests: Requests, batch_size: int, name: Callable[[int, int], str]
+) -> None:
+    indices = shards.indices(number)
+    pixels = torch.cat([images.to_uint8(b.images).cpu() for b in sampled(sampler, requests, indices, batch_size)])
+    labels, seeds = requests.labels(indices), requests.seeds(indices)
+    names = [name(label, seed) for label, seed in zip(labels, seeds, strict=True)]
+    images.save(pixels, labels, names, 1, shards.path(number))
+
+
+def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> None:
+    """The output from all shards, which go."""
+    missing = shards.missing()
+    if missing:
+        raise PraError(
+            f"{shards.path(missing[0])} is gone; write {out} on a disk that all machines share, and repeat the "
+            "command to go on"
+        )
+    images.check_output(out)
+    if shards.as_pictures:
+        _join_pictures(shards, out)
+    elif images.ending(out) == ".npz":
+        join_exports(shards.paths(), out, plan)
+    else:
+        pixels = torch.cat([_read(path) for path in shards.paths()])
+        images.write_atomically(out, lambda file: images.grid(pixels, columns).save(file, "PNG"))
+    shutil.rmtree(shards.folder, ignore_errors=True)
+
+
+def _join_pictures(shards: Shards, out: Path) -> None:
+    """Moves the pictures of all shards into one folder, and that to its place. A kill on the way does no harm: shards
+    from which pictures have gone are still there."""
+    try:
+        together = shards.folder / PICTURES
+        together.mkdir(exist_ok=True)
+        for path in shards.paths():
+            for picture in path.iterdir():
+                picture.rename(together / picture.name)
+        together.rename(out)
+    except OSError as error:
+        raise images.unwritten(out, error) from None
+
+
+def _read(path: Path) -> Tensor:
+    with (
+        explained(path, "is broken", "remove it and repeat the command, which makes its images again"),
+        np.load(path) as arrays,
+    ):
+        return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)

@@ -1,0 +1,111 @@
+"""Compiles ``step.cpp`` and its headers for this processor, once, and loads them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+from pra.utils.paths import cache_folder
+
+SOURCE = Path(__file__).with_name("step.cpp")
+"""What is compiled; it includes the headers beside it."""
+
+SWITCH = "PRA_NATIVE"
+"""The environment variable that, set to 0, leaves everything to torch."""
+
+# Nothing is reordered: infinities, NaNs and the order of sums stay as they are written.
+_FLAGS = (
+    *("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
+)
+
+# By what torch finds in the processor, not by -march=native: a home directory may be shared by unlike machines.
+_PROCESSORS = {
+    "AVX512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
+    "AVX2": ("-mavx2", "-mfma"),
+}
+
+_TIMEOUT = 120.0
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled arithmetic; None where it is switched off, or there is no compiler to make it with.
+
+    The first call of all on a machine compiles it, in two or three seconds, into ``$XDG_CACHE_HOME/pra/native``. A
+    compiler that fails is told of in a warning.
+    """
+    return None if os.environ.get(SWITCH) == "0" else _built()
+
+
+@functools.cache
+def _built() -> ctypes.CDLL | None:
+    compiler = _compiler()
+    if compiler is None:
+        return None
+    flags = (*_FLAGS, *_PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), ()))
+    try:
+        texts = [path.read_text(encoding="utf-8") for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+        asked = [compiler, platform.machine(), *platform.libc_ver(), *flags, *texts]
+        name = f"step-{hashlib.sha256(chr(0).join(asked).encode()).hexdigest()[:16]}.so"
+        kept = cache_folder() / "native" / name
+        if kept.exists():
+            with contextlib.suppress(OSError):  # damaged, or where nothing may be run from: another one, then
+                return ctypes.CDLL(str(kept))
+        with tempfile.TemporaryDirectory(prefix="pra-") as folder:
+            path = kept if _writable(kept.parent) else Path(folder) / name
+            _compile(path, [compiler, *flags, str(SOURCE)])
+            with contextlib.suppress(OSError):
+                return ctypes.CDLL(str(path))
+            shutil.copy(path, folder)
+            return ctypes.CDLL(str(Path(folder) / name))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+        warnings.warn(
+            f"the fast sampler cannot be made with {compiler} ({reason[:200]}): images take a few times as long; set "
+            f"CXX to another compiler, or {SWITCH}=0 to do without",
+            stacklevel=2,
+        )
+        return None
+
+
+def _compile(path: Path, command: list[str]) -> None:
+    # Whole or not at all: several processes may compile at a time.
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    os.close(handle)
+    try:
+        subprocess.run([*command, "-o", name], check=True, capture_output=True, text=True, timeout=_TIMEOUT)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _writable(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.access(folder, os.W_OK)
+    return False
+
+
+def _compiler() -> str | None:
+    if os.name != "posix":
+        return None
+    candidates = [os.environ.get("CXX"), "c++", "g++", "clang++"]
+    found = next((path for name in candidates if name and (path := shutil.which(name))), None)
+    # On a Mac without the developer's tools what lies there asks the user to install them.
+    if found and sys.platform == "darwin" and found.startswith("/usr/bin/"):
+        tools = subprocess.run(["xcode-select", "-p"], capture_output=True, check=False)
+        return found if tools.returncode == 0 else None
+    return found

@@ -1,0 +1,258 @@
+"""The parts of a model by the compiled arithmetic: a product, a transformer, the head. The structures are those of
+``step.cpp``; they hold addresses of parameters and of copies, both of which stay where they are."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pra.config import Prediction
+from pra.method import flow
+from pra.models.cache import KVCache
+from pra.models.head import FlowHead, HeadBlock, Modulations, time_features
+from pra.models.transformer import Block, Transformer
+from pra.sampling.native.packing import COUNT, POINTER, THREADS, LinearStruct, Packed
+
+
+def _checked(function: Any, arguments: list[Any]) -> Callable[..., None]:
+    function.argtypes, function.restype = arguments, ctypes.c_int32
+
+    def call(*values: Any) -> None:
+        if function(*values):
+            raise MemoryError("no memory for a step of the sampler: fewer images side by side need less")
+
+    return call
+
+
+class _Block(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("attention_norm", POINTER),
+        ("qkv", LinearStruct),
+        ("out", LinearStruct),
+        ("mlp_norm", POINTER),
+        ("into", LinearStruct),
+        ("mlp_out", LinearStruct),
+    ]
+
+
+class _HeadBlock(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("norm", POINTER),
+        ("norm_bias", POINTER),
+        ("into", LinearStruct),
+        ("out", LinearStruct),
+        ("modulation", COUNT),
+    ]
+
+
+class NativeLinear:
+    """``x @ weight.T + bias``.
+
+    Args:
+        library: from :func:`pra.sampling.native.library`.
+        linear: packed; whoever packed it keeps the copies.
+    """
+
+    def __init__(self, library: ctypes.CDLL, linear: LinearStruct) -> None:
+        self._linear = linear
+        self._call = _checked(library.pra_product, [POINTER, POINTER, POINTER, COUNT, THREADS])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``(..., inputs)`` to ``(..., outputs)``."""
+        x = x.contiguous()
+        y = x.new_empty(*x.shape[:-1], self._linear.outputs)
+        rows = x.numel() // self._linear.inputs
+        self._call(ctypes.byref(self._linear), x.data_ptr(), y.data_ptr(), rows, torch.get_num_threads())
+        return y
+
+
+class NativeTransformer:
+    """:class:`pra.models.transformer.Transformer`.
+
+    Args:
+        library: from :func:`pra.sampling.native.library`.
+        packed: keeps the copies.
+        transformer: in float32, on the CPU.
+    """
+
+    def __init__(self, library: ctypes.CDLL, packed: Packed, transformer: Transformer) -> None:
+        blocks = [block for block in transformer.blocks if isinstance(block, Block)]
+        self._norm, self._heads = transformer.norm.weight.detach(), transformer.config.heads
+        self._rotary = packed.kept(lambda: _weighted_rotary(transformer.rotary, blocks))
+        self._blocks = (_Block * len(blocks))(
+            *(
+                _Block(
+                    block.attention_norm.weight.data_ptr(),
+                    packed.layer(block.attention.qkv),
+                    packed.layer(block.attention.out),
+                    block.mlp_norm.weight.data_ptr(),
+                    packed.layer(block.mlp.into),
+                    packed.layer(block.mlp.out),
+                )
+                for block in blocks
+            )
+        )
+        first = [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER, COUNT, COUNT]
+        rest = [POINTER, POINTER, POINTER, POINTER, COUNT, COUNT, THREADS]
+        self._call = _checked(library.pra_transformer, [*first, *rest])
+
+    def __call__(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        """``(B, T, width)`` to the same, behind the tokens of the cache; without a cache ``T`` is 1."""
+        x = x.clone(memory_format=torch.contiguous_format)
+        before = 0 if cache is None else cache.length
+        own, other = self._rotary[:, before]
+        self._call(
+            self._blocks,
+            len(self._blocks),
+            self._norm.data_ptr(),
+            self._heads,
+            x.shape[2],
+            x.data_ptr(),
+            x.shape[0],
+            x.shape[1],
+            own.data_ptr(),
+            other.data_ptr(),
+            None if cache is None else cache.keys.data_ptr(),
+            None if cache is None else cache.values.data_ptr(),
+            0 if cache is None else cache.capacity,
+            before,
+            torch.get_num_threads(),
+        )
+        return x
+
+
+class NativeHead:
+    """:class:`pra.models.head.FlowHead`, as far as sampling calls it.
+
+    Args:
+        library: from :func:`pra.sampling.native.library`.
+        packed: keeps the copies.
+        head: in float32, on the CPU.
+    """
+
+    def __init__(self, library: ctypes.CDLL, packed: Packed, head: FlowHead) -> None:
+        self._head = head
+        blocks = [block for block in head.blocks if isinstance(block, HeadBlock)]
+        sharing = len(blocks) // len(head.modulations)
+        self._blocks = (_HeadBlock * len(blocks))(
+            *(
+                _HeadBlock(
+                    block.norm.weight.data_ptr(),
+                    block.norm.bias.data_ptr(),
+                    packed.layer(block.mlp.into),
+                    packed.layer(block.mlp.out),
+                    index // sharing,
+                )
+                for index, block in enumerate(blocks)
+            )
+        )
+        self._state_in, self._out = packed.layer(head.state_in), packed.layer(head.out)
+        projections = [m for m in (*head.modulations, head.final_modulation) if isinstance(m, nn.Linear)]
+        all_modulations = packed.linear(
+            lambda: torch.cat([projection.weight.detach() for projection in projections]),
+            lambda: torch.cat([_one_added(projection) for projection in projections]),
+        )
+        self.project = NativeLinear(library, packed.layer(head.condition_in))
+        self._modulate = NativeLinear(library, all_modulations)
+        first = [POINTER, COUNT, POINTER, POINTER, POINTER, COUNT, COUNT]
+        self._call = _checked(library.pra_head, [*first, POINTER, COUNT, POINTER, THREADS])
+        self._context = _checked(library.pra_context, [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER])
+
+    def embed(self, t: Tensor, span: Tensor | None = None) -> Tensor:
+        """As the head does, in float64 and rounded once.
+
+        In float32 torch's product may depend on the number of threads (seen of four rows on an AMD EPYC), and with it
+        every image.
+        """
+
+        def through(module: nn.Module, at: Tensor) -> Tensor:
+            embedded: Tensor = copy.deepcopy(module).double()(time_features(at).double())
+            return embedded
+
+        embedded = through(self._head.time_in, t)
+        if self._head.span_in is not None:
+            assert span is not None, "a head of steps was not told how long one is"
+            embedded = embedded + through(self._head.span_in, span)
+        return embedded.float()
+
+    def modulate(self, embedded: Tensor, condition: Tensor) -> Modulations:
+        """One tensor of all projections' outputs, ``1 + scale`` in place of each scale: ``(K, *rows, ...)`` of
+        ``(K, 1, ..., width)`` and ``(*rows, width)``.
+
+        The sum's silu is compiled too: in torch's own a number's last digit depends on its place in memory.
+        """
+        embedded, condition = embedded.contiguous(), condition.contiguous()
+        count, width = len(embedded), condition.shape[-1]
+        context = embedded.new_empty(count, *condition.shape)
+        rows = condition.numel() // width
+        self._context(embedded.data_ptr(), count, condition.data_ptr(), rows, width, context.data_ptr())
+        return [self._modulate(context)]
+
+    def __call__(
+        self, z: Tensor, t: Tensor, condition: Tensor, span: Tensor | None, modulations: Modulations | None
+    ) -> Tensor:
+        """The velocity at ``z`` ``(B, 1, d)``, as the head gives it; ``modulations`` are from :meth:`modulate`."""
+        assert modulations is not None, "the compiled head is told its modulations"
+        (modulated,), z = modulations, z.contiguous()
+        prediction = z.new_empty(*modulated.shape[:-1], z.shape[-1])
+        rows = modulated.numel() // modulated.shape[-1]
+        self._call(
+            self._blocks,
+            len(self._blocks),
+            ctypes.byref(self._state_in),
+            ctypes.byref(self._out),
+            z.data_ptr(),
+            len(z),
+            rows,
+            modulated.data_ptr(),
+            modulated.shape[-1],
+            prediction.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if self._head.prediction is Prediction.DATA:
+            return flow.velocity_from_data(prediction, z, t)
+        return prediction
+
+
+class NativeNorm:
+    """:meth:`pra.models.states.StateCodec.normalise`.
+
+    torch's own has all its threads share even a few rows, and they go on waiting for more work on cores that ours would
+    have: two threads took longer than one.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._call = _checked(library.pra_normalise, [POINTER, COUNT, COUNT, POINTER])
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """States ``(..., d)`` to the same."""
+        states = states.contiguous()
+        normalised, width = torch.empty_like(states), states.shape[-1]
+        self._call(states.data_ptr(), states.numel() // width, width, normalised.data_ptr())
+        return normalised
+
+
+def _weighted_rotary(table: Tensor, blocks: list[Block]) -> Tensor:
+    """The rotary table with the weights of the queries' and the keys' norms in it: ``(2, T, depth, 2, head_dim)``.
+
+    ``rotate(w * x)`` (:mod:`pra.models.rope`) is ``x * own + swapped(x) * other``, where ``w`` is the weight of
+    the norm and ``swapped`` exchanges the halves.
+    """
+    norms = [torch.stack([b.attention.query_norm.weight, b.attention.key_norm.weight]) for b in blocks]
+    first, second = torch.stack(norms).detach().view(len(blocks), 2, -1).chunk(2, dim=-1)
+    cos, sin = table[:, :, None, None]
+    own = torch.cat([first * cos, second * cos], dim=-1)
+    other = torch.cat([-second * sin, first * sin], dim=-1)
+    return torch.stack([own, other])
+
+
+def _one_added(projection: nn.Linear) -> Tensor:
+    """The bias of a projection to shift, scale and perhaps a gate, such that it gives ``1 + scale``."""
+    bias, width = projection.bias.detach().clone(), projection.in_features
+    bias[width : 2 * width] += 1.0
+    return bias

@@ -1,0 +1,193 @@
+"""Integrators from noise (``t = 0``) to data (``t = 1``) over any velocity field, and their time grids. They know no
+model.
+
+Each takes ``velocity(z, t)``, the start ``z``, and the grid of times ``t_0 < ... < t_K``: a ``(K + 1, ...)`` tensor
+whose other sizes broadcast against the leading sizes of ``z`` (all but the last), or ``K + 1`` numbers for all of
+``z``. The number of function evaluations (NFE) per grid of ``K`` intervals: euler, euler_maruyama, adams_bashforth and
+dpm ``K``, midpoint and heun ``2 K``. Shortcut is Euler's rule over mean velocities, which it leaves to the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pra.config import SamplingConfig, Solver, TimeGrid
+from pra.method import flow
+
+Velocity = Callable[[Tensor, Any], Tensor]
+"""Called with ``z`` and an element of the grid, or a time between two: a tensor or a number as the grid is."""
+
+Times = Tensor | Sequence[float]
+
+NoiseSource = Callable[[int], Tensor]
+"""Standard normal noise of the shape of ``z`` for interval ``k``; only Euler-Maruyama asks for it."""
+
+Integrator = Callable[[Velocity, Tensor, Times, NoiseSource], Tensor]
+
+
+def no_noise(interval: int) -> Tensor:
+    """The noise source of a deterministic solver: never asked."""
+    raise AssertionError("a deterministic solver asked for noise")
+
+
+def uniform_grid(steps: int, start: Tensor) -> Tensor:
+    """``steps`` equal intervals from ``start`` ``(...)`` to 1: ``(steps + 1, ...)``."""
+    fractions = torch.linspace(0.0, 1.0, steps + 1, device=start.device)
+    return start + (1 - start) * fractions.view(-1, *[1] * start.ndim)
+
+
+def time_grid(kind: TimeGrid, steps: int, shift: float = 1.0) -> Tensor:
+    """``steps`` intervals from 0 to 1: ``(steps + 1,)`` float32 on the CPU, rising.
+
+    uniform: equal intervals. cosine: ``(1 - cos(pi u)) / 2`` of equal ``u``, short at both ends. logit-normal: the
+    quantiles of a standard logit-normal, short in the middle, where a training that draws its times from it has seen
+    most of them. ``shift`` s then takes ``1 - t`` to ``s (1 - t) / (1 + (s - 1)(1 - t))`` (arXiv 2403.03206, eq. 23):
+    beyond 1 more intervals near noise, below 1 near data, 1 changes nothing.
+    """
+    times = uniform_grid(steps, torch.zeros((), device="cpu"))
+    if kind is TimeGrid.COSINE:
+        times = 0.5 - 0.5 * (torch.pi * times).cos()
+    elif kind is TimeGrid.LOGIT_NORMAL:
+        normal = [NormalDist().inv_cdf(k / steps) for k in range(1, steps)]
+        times = torch.cat([times[:1], torch.tensor(normal, device="cpu").sigmoid(), times[-1:]])
+    if shift != 1.0:
+        remaining = 1 - times
+        times = 1 - shift * remaining / (1 + (shift - 1) * remaining)
+    return times
+
+
+def grid_of(config: SamplingConfig) -> Tensor:
+    """The grid that the settings ask for: ``(steps + 1,)`` float32 on the CPU."""
+    if config.times is not None:
+        return torch.tensor(config.times, dtype=torch.float32, device="cpu")
+    return time_grid(config.time_grid, config.steps, config.shift)
+
+
+def euler(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
+    """First order."""
+    for t, t_next in pairwise(times):
+        z = _moved(z, t_next - t, velocity(z, t))
+    return z
+
+
+def midpoint(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
+    """Second order; never evaluates at ``t = 1``, where the flow is stiffest."""
+    for t, t_next in pairwise(times):
+        half = _moved(z, 0.5 * (t_next - t), velocity(z, t))
+        z = _moved(z, t_next - t, velocity(half, 0.5 * (t + t_next)))
+    return z
+
+
+def heun(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
+    """Second order, the trapezoidal rule."""
+    for t, t_next in pairwise(times):
+        v = velocity(z, t)
+        z = _moved(z, 0.5 * (t_next - t), v + velocity(_moved(z, t_next - t, v), t_next))
+    return z
+
+
+def adams_bashforth(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
+    """Second order with one evaluation an interval: the last two velocities, extrapolated over unequal intervals.
+
+    The first interval is Euler's.
+    """
+    before: tuple[Any, Tensor] | None = None
+    for t, t_next in pairwise(times):
+        dt, v = t_next - t, velocity(z, t)
+        slope = v if before is None else _moved(v, 0.5 * dt / before[0], v - before[1])
+        z = _moved(z, dt, slope)
+        before = dt, v
+    return z
+
+
+def dpm(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), second order with one evaluation an interval.
+
+    It extrapolates the predicted data ``z + (1 - t) v`` linearly in ``lambda = log(t / (1 - t))`` and solves what is
+    left exactly. ``lambda`` is infinite at both ends: what reaches an end is of first order, and that is Euler's.
+    """
+    before: tuple[Any, Tensor] | None = None
+    last = len(times) - 2
+    for k, (t, t_next) in enumerate(pairwise(times)):
+        data = _moved(z, 1 - t, velocity(z, t))
+        target = data
+        if before is not None and 1 < k < last:
+            ratio = _log_snr_step(t, t_next) / _log_snr_step(before[0], t)
+            target = _moved(data, 0.5 * ratio, data - before[1])
+        z = _moved(z, (t_next - t) / (1 - t), target - z)
+        before = t, data
+    return z
+
+
+def euler_maruyama(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
+    """The reverse SDE of SiT (arXiv 2401.08740, eq. 5) with diffusion ``w_t = 2 (1 - t)``; last interval plain Euler.
+
+    ``dz = (v + (1 - t) score) dt + sqrt(2 (1 - t)) dW`` has the same marginals as the ODE.
+    """
+    last = len(times) - 2
+    for k, (t, t_next) in enumerate(pairwise(times)):
+        v = velocity(z, t)
+        t, dt = _wide(t), _wide(t_next - t)
+        if k < last:
+            v = v + (1 - t) * flow.score(v, z, t)
+            z = z + (2 * (1 - t) * dt) ** 0.5 * noise(k)
+        z = z + dt * v
+    return z
+
+
+def _wide(t: Any) -> Any:
+    """A time, or a difference of two, as it multiplies states: they have one size more."""
+    return t.unsqueeze(-1) if isinstance(t, Tensor) else t
+
+
+def _moved(z: Tensor, dt: Any, v: Tensor) -> Tensor:
+    """``z + dt v``."""
+    return z + dt.unsqueeze(-1) * v if isinstance(dt, Tensor) else torch.add(z, v, alpha=dt)
+
+
+def _log_snr_step(t: Any, t_next: Any) -> Any:
+    """``lambda(t_next) - lambda(t)``."""
+    quotient = t_next * (1 - t) / (t * (1 - t_next))
+    return quotient.log() if isinstance(quotient, Tensor) else math.log(quotient)
+
+
+INTEGRATORS: dict[Solver, Integrator] = {
+    Solver.EULER: euler,
+    Solver.MIDPOINT: midpoint,
+    Solver.HEUN: heun,
+    Solver.EULER_MARUYAMA: euler_maruyama,
+    Solver.ADAMS_BASHFORTH: adams_bashforth,
+    Solver.DPM: dpm,
+    Solver.SHORTCUT: euler,
+}
+
+EVALUATIONS: dict[Solver, int] = {
+    Solver.EULER: 1,
+    Solver.MIDPOINT: 2,
+    Solver.HEUN: 2,
+    Solver.EULER_MARUYAMA: 1,
+    Solver.ADAMS_BASHFORTH: 1,
+    Solver.DPM: 1,
+    Solver.SHORTCUT: 1,
+}
+"""Function evaluations per interval."""
+
+
+def evaluation_times(solver: Solver, times: Sequence[float]) -> list[float]:
+    """The times that a solver asks the velocity at, in order."""
+    asked: list[float] = []
+
+    def velocity(z: Tensor, t: float) -> Tensor:
+        asked.append(t)
+        return z
+
+    nothing = torch.zeros(1)
+    INTEGRATORS[solver](velocity, nothing, times, lambda interval: nothing)
+    return asked

@@ -1,0 +1,175 @@
+"""A pipeline as users of diffusers know them. Needs the extra ``diffusers``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pra.errors import PraError, nearest
+from pra.models import Model, weights
+from pra.models.condition import Labels
+from pra.sampling import Samplers
+from pra.sampling.inputs import changed_sampling
+from pra.utils.extras import import_failed
+from pra.utils.hub import PREFIX, download, is_address
+from pra.utils.pictures import to_pil
+
+try:
+    from diffusers import DiffusionPipeline, ImagePipelineOutput
+except (ImportError, OSError, RuntimeError) as error:
+    raise PraError(import_failed("PRAPipeline", "diffusers", "diffusers", error)) from None
+
+OUTPUTS = ("np", "pil", "pt")
+
+
+class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Generates images by class, with the call of diffusers' ``DiTPipeline``.
+
+    ``to("cuda")`` moves it. Weights stay float32: on CUDA the arithmetic is bfloat16 by itself, where the GPU has it.
+    Its files are pra's own (:mod:`pra.models.weights`), not those of diffusers.
+
+    Args:
+        model: any model of pra.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.register_modules(model=model)
+        self._samplers = Samplers(model)
+
+    def to(self, *args: Any, **kwargs: Any) -> PRAPipeline:
+        """As diffusers', and what sampling keeps on the old device goes."""
+        moved: PRAPipeline = super().to(*args, **kwargs)
+        self._samplers = Samplers(self.model)
+        return moved
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> PRAPipeline:
+        """From a run, a model folder, ``user/model`` on the Hub, or ``hub:user/model``.
+
+        Args:
+            pretrained_model_name_or_path: where the model is; a folder that exists comes before the Hub.
+            revision: on the Hub: a branch, tag or commit; by default the newest.
+            cache_dir: where to keep what is downloaded; by default the Hub library's cache.
+            token: for what is private; by default the one that is logged in.
+            local_files_only: whether the cache must do.
+            options: diffusers' others, as far as they ask for what is done anyway: ``torch_dtype=torch.float32`` and
+                ``use_safetensors=True``.
+
+        Raises:
+            PraError: as :func:`pra.load`; or an option that is none of these.
+        """
+        _check_options(options)
+        path = str(pretrained_model_name_or_path)
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", path, re.ASCII) and not Path(path).exists():
+            path = PREFIX + path
+        path = f"{path}@{revision}" if revision else path
+        if is_address(path):
+            return cls(weights.load(download(path, cache_dir, token, local_files_only)))
+        return cls(weights.load(path))
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Writes a new model folder, for :meth:`from_pretrained` and :func:`pra.load`.
+
+        Raises:
+            PraError: the folder exists, or the disk refuses.
+        """
+        weights.save(self.model, save_directory)
+
+    def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
+        """The numbers of classes by their names.
+
+        Raises:
+            PraError: no such class; the nearest is given.
+        """
+        numbers: list[int] = self.model.condition.parse(label, self.model.classes).tolist()
+        return numbers
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Labels | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
+        """One image per class label.
+
+        Args:
+            class_labels: classes by number or name, one or several; without, one image of no class.
+            guidance_scale: 1 is none; by default what the model recommends.
+            generator: decides the images, in the same state the same; one per image, or one from which the seeds of all
+                are drawn in order. By default torch's global one.
+            num_inference_steps: solver intervals per patch (of a JiT per image); by default what the model recommends.
+            output_type: "pil", "np" (``(B, H, W, C)``, float32 in [0, 1]) or "pt" (``(B, C, H, W)``, the same).
+            return_dict: an ``ImagePipelineOutput`` with ``images``; else a tuple of them.
+
+        Raises:
+            PraError: a label, setting or type out of range, another number of generators than of labels, or
+                weights that are not float32.
+        """
+        if self.model.dtype != torch.float32:
+            raise PraError(f"the weights are {self.model.dtype}: leave to(dtype) out, or give to(torch.float32)")
+        if output_type not in OUTPUTS:
+            raise PraError(f"output_type {output_type!r} is unknown{nearest(str(output_type), OUTPUTS)}")
+        null = self.model.condition.null
+        labels = self.model.condition.parse(null if class_labels is None else class_labels, self.model.classes)
+        given = {"guidance": guidance_scale, "steps": num_inference_steps}
+        changes = {name: value for name, value in given.items() if value is not None}
+        if self._samplers.model is not self.model:  # another was registered
+            self._samplers = Samplers(self.model)
+        sampler = self._samplers.of(changed_sampling(self.model.sampling, changes))
+        images = sampler.sample(labels, _seeds(generator, len(labels)))
+        shown = _as(output_type, images)
+        return ImagePipelineOutput(images=shown) if return_dict else (shown,)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuses what would not be done."""
+    done = {"torch_dtype": (None, torch.float32), "dtype": (None, torch.float32), "use_safetensors": (None, True)}
+    for name, value in options.items():
+        if name not in done:
+            taken = ("revision", "cache_dir", "token", "local_files_only", *done)
+            raise PraError(f"PRAPipeline.from_pretrained takes no {name}{nearest(name, taken)}")
+        if value not in done[name]:
+            raise PraError(
+                f"PRAPipeline.from_pretrained takes no {name}={value}: weights are safetensors, and float32 (on CUDA "
+                "the arithmetic is bfloat16 by itself, where the GPU has it); leave it out"
+            )
+
+
+def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:
+    """Drawn from the generators, which go on by as much."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return _drawn(generator, count)
+    if len(generator) != count:
+        raise PraError(f"{len(generator)} generators for {count} labels: give one for all, or one each")
+    return [seed for one in generator for seed in _drawn(one, 1)]
+
+
+def _drawn(generator: torch.Generator | None, count: int) -> list[int]:
+    device = "cpu" if generator is None else generator.device
+    seeds: list[int] = torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
+    return seeds
+
+
+def _as(output_type: str, images: Tensor) -> Any:
+    if output_type == "pil":
+        return [to_pil(image) for image in images]
+    positive = images / 2 + 0.5
+    return positive if output_type == "pt" else positive.permute(0, 2, 3, 1).cpu().numpy()

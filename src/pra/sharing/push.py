@@ -1,0 +1,129 @@
+"""A run as others get it: the folder that is shared, and its way to the Hub."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pra.config import check_sampling
+from pra.errors import PraError
+from pra.models import weights
+from pra.sampling.inputs import changed_sampling
+from pra.sharing.card import write_card
+from pra.sharing.origin import CARD, Origin, check_licence, read_origin
+from pra.utils.hub import LOGIN, PREFIX, explained, hub_library, repo_id
+from pra.utils.pictures import new_folder
+
+
+def export(
+    run: str | Path,
+    folder: str | Path,
+    *,
+    licence: str | None = None,
+    half: bool = False,
+    repo: str | None = None,
+    average: str = weights.EMA,
+    sampling: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a model as it is shared: ``config.json``, ``model.safetensors`` (an average) and ``README.md``.
+
+    Beside them ``curves.png``, ``samples.png`` (the newest grid) and the reports of ``pra eval`` on these weights,
+    where the run has them. A model folder that holds a card already, as this function writes it, is copied with that.
+
+    Args:
+        run: a run's folder, a checkpoint or a model folder.
+        folder: the new folder.
+        licence: of the weights, as the Hub names it, such as ``apache-2.0``; without one the card says so.
+        half: store the weights as float16: half the size, and float32 again when loaded.
+        repo: ``user/model``, for the card; by default it speaks of the folder.
+        average: which weights of a run, as :func:`pra.load` takes it.
+        sampling: settings that the model is to be sampled with unless more is said, by the names of
+            :class:`pra.config.SamplingConfig`; by default those it has.
+
+    Raises:
+        PraError: as :func:`pra.load`; the folder exists; a setting that the model cannot be sampled with; a
+            weight beyond float16; or the disk refuses.
+    """
+    folder = Path(folder).expanduser()
+    weights.check_new(folder)
+    check_licence(licence)
+    repo = repo and repo_id(repo)
+    origin = read_origin(run, average)
+    if CARD in origin.files and (licence or half or sampling):
+        raise PraError(
+            f"{run} has a card already, which speaks of licence, precision and sampling: leave --licence, --half and "
+            f"--set out and edit {origin.files[CARD]}, or remove that for a new one"
+        )
+    if sampling:
+        origin.model.sampling = changed_sampling(origin.model.sampling, dict(sampling))
+        check_sampling(origin.model.config, origin.model.sampling)
+    with new_folder(folder) as partial:
+        for file, path in origin.files.items():
+            shutil.copyfile(path, partial / file)
+        for file, report in origin.reports.items():
+            (partial / file).write_text(report.to_json())
+        if CARD in origin.files:
+            weights.write_config(origin.model, partial)
+            shutil.copyfile(origin.weights, partial / weights.MODEL)
+        else:
+            weights.write_model(origin.model, partial, half)
+            card = write_card(origin, *_title(origin, folder, repo), licence, half)
+            (partial / CARD).write_text(card, encoding="utf-8")
+    return folder
+
+
+def _title(origin: Origin, folder: Path, repo: str | None) -> tuple[str, str]:
+    """A name for the card, and what :func:`pra.load` is to be given; nothing of the model that pra ships."""
+    if repo:
+        return repo.split("/")[1], PREFIX + repo
+    if folder.absolute() == weights.SHIPPED:
+        return origin.training.config.recipe if origin.training else folder.name, ""
+    return folder.name, folder.name
+
+
+def push(
+    run: str | Path,
+    repo: str,
+    *,
+    private: bool = False,
+    licence: str | None = None,
+    half: bool = False,
+    average: str = weights.EMA,
+) -> str:
+    """Uploads a model to the Hub, what :func:`export` writes of it, in one commit. The model's page is made if needed.
+
+    Args:
+        run: as for :func:`export`.
+        repo: ``user/model``.
+        private: for nobody else to see; of a page that is public already, nothing is uploaded.
+        licence: as for :func:`export`.
+        half: as for :func:`export`.
+        average: as for :func:`export`.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        PraError: as :func:`export`; no token, or one without the right to write there; or the Hub cannot be reached.
+    """
+    repo = repo_id(repo)
+    hub = hub_library()
+    api = hub.HfApi(library_name="pra")
+    what = PREFIX + repo
+    try:
+        if hub.get_token() is None:
+            raise PraError(f"no token to push {what} with: {LOGIN} with one that may write")
+        with tempfile.TemporaryDirectory() as place:
+            folder = export(run, Path(place) / "model", licence=licence, half=half, repo=repo, average=average)
+            api.create_repo(repo, private=private or None, exist_ok=True)
+            if private and not api.model_info(repo).private:
+                raise PraError(f"{what} is public; make it private in its settings, or leave --private out")
+            commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by pra")
+            return str(commit.commit_url)
+    except (hub.errors.HTTPError, OSError, ValueError) as error:
+        if isinstance(error, PraError):
+            raise
+        raise PraError(explained(error, what)) from None

@@ -1,0 +1,1 @@
+"""Helpers of every room: devices, processes, signals, files, pictures."""
