@@ -30,7 +30,7 @@ from pra.models import Model, build_model, weights
 from pra.recipes import fine_tune
 from pra.training.initial import with_classes
 from pra.training.run import read_run
-from pra.utils import pictures as images
+from pra.utils.pixels import from_uint8
 
 DRAWS = 4
 
@@ -103,7 +103,7 @@ def losses(model: Model, source: Source, config: RunConfig) -> str:
     means: dict[str, float] = {}
     for draw in range(DRAWS):
         keys = noise.keys(draw, torch.arange(len(source)))
-        found = training_losses(model, images.from_uint8(pixels), labels, keys, objective, config.train.rollout)
+        found = training_losses(model, from_uint8(pixels), labels, keys, objective, config.train.rollout)
         for name, value in found.terms.items():
             means[name] = means.get(name, 0.0) + float(value) / DRAWS
     return ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())

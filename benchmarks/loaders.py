@@ -34,7 +34,7 @@ from pra import recipe
 from pra.config import DataConfig, Fit
 from pra.data import Source, TrainingSet, batches, open_source
 from pra.data.pack import Packing, pack
-from pra.utils.pictures import write_atomically
+from pra.utils.files import write_atomically
 from pra.utils.provenance import environment
 
 BATCH = 32

@@ -39,7 +39,7 @@ from pra import recipe
 from pra.data import open_source
 from pra.data.pack import Packing, pack
 from pra.models import weights
-from pra.utils.pictures import write_atomically
+from pra.utils.files import write_atomically
 from pra.utils.provenance import environment
 
 CONTEXT = multiprocessing.get_context("forkserver")  # what it imports once, every process has

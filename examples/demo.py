@@ -17,7 +17,8 @@ from torch import Tensor
 
 import pra
 from pra.data import load_images, open_source
-from pra.utils import pictures as images
+from pra.utils.files import write_atomically
+from pra.utils.pixels import contact_sheet, from_uint8
 
 SEEDS = 8
 JUDGED_PER_CLASS = 100
@@ -47,8 +48,8 @@ def main(folder: Path) -> int:
         ("samples.png", shown, SEEDS),
         ("reconstructions.png", torch.cat([originals, rebuilt]), 16),
     ):
-        sheet = images.grid(pictures, columns)
-        images.write_atomically(folder / name, sheet.save, format="PNG")
+        sheet = contact_sheet(pictures, columns)
+        write_atomically(folder / name, sheet.save, format="PNG")
 
     print(f"trained to step {trained.steps} in {trained.seconds:.0f} s (of this call) on {sampler.device}")
     print(
@@ -75,7 +76,7 @@ def browse(folder: Path) -> str:
 
 def real_images(source: pra.data.Source, config: pra.config.RunConfig) -> Tensor:
     pixels, _ = load_images(source, range(len(source)), config.model.image_size, config.model.channels, config.data)
-    return images.from_uint8(pixels)
+    return from_uint8(pixels)
 
 
 def flat(pictures: Tensor) -> np.ndarray:

@@ -27,7 +27,8 @@ from pra.data import load_images, open_source
 from pra.method import flow, noise, rollout
 from pra.method.noise import Purpose
 from pra.training.run import read_run
-from pra.utils import pictures as images
+from pra.utils.files import write_atomically
+from pra.utils.pixels import from_uint8, to_pil
 
 TIMES = (1.0, 0.9, 0.7, 0.5, 0.3, 0.0)
 """Of the perturbed states in the figure of the inputs; 1 is none."""
@@ -62,7 +63,7 @@ class Example:
         if len(chosen) <= FOLLOWED:
             raise PraError(f"{source.name} has one class; the figures show images of several")
         pixels, self.labels = load_images(source, chosen, config.model.image_size, config.model.channels, config.data)
-        self.real = images.from_uint8(pixels)
+        self.real = from_uint8(pixels)
         self.patches = model.patchify(self.real)
         with torch.no_grad():
             self.states = model.codec.encode(self.patches, model.clean_conditions(self.labels, self.patches))
@@ -103,7 +104,7 @@ def main(run: Path, folder: Path) -> None:
     figures = {"training": training(example), "sampling": sampling(example), "inputs": inputs(example)}
     for name, figure in figures.items():
         path = folder / f"method-{name}.png"
-        images.write_atomically(path, figure.savefig, format="png", dpi=150)
+        write_atomically(path, figure.savefig, format="png", dpi=150)
         print(path)
 
 
@@ -212,7 +213,7 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def show(axes: Axes, picture: Tensor, **place: Sequence[float]) -> None:
-    axes.imshow(images.to_pil(picture).convert("RGB"), interpolation="nearest", **place)
+    axes.imshow(to_pil(picture).convert("RGB"), interpolation="nearest", **place)
 
 
 def thumbnail(axes: Axes, x: float, y: float, picture: Tensor, title: str, lines: int = 0) -> Span:

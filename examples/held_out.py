@@ -12,7 +12,8 @@ from pathlib import Path
 from pra import PraError
 from pra.data import load_images, open_source
 from pra.training.run import read_run
-from pra.utils import pictures as images
+from pra.utils.files import write_atomically
+from pra.utils.pixels import to_pil
 
 
 def main(spec: str, run: Path, folder: Path, indices: list[int]) -> None:
@@ -28,7 +29,7 @@ def main(spec: str, run: Path, folder: Path, indices: list[int]) -> None:
         if os.path.lexists(path):
             raise PraError(f"{path} exists already; choose another folder or remove it")
     for picture, name in zip(pixels, names, strict=True):
-        images.write_atomically(folder / name, images.to_pil(picture).save, format="PNG")
+        write_atomically(folder / name, to_pil(picture).save, format="PNG")
         print(folder / name)
 
 

@@ -23,12 +23,13 @@ from pra.evaluation.probe_features import Layers, Pixels, Vectors
 from pra.evaluation.probe_linear import find_linear
 from pra.evaluation.reference import Reference, from_file, from_source
 from pra.evaluation.rollout_gap import rollout_gap
-from pra.evaluation.samples import Batch, labels_like, prepared, spread
+from pra.evaluation.samples import labels_like, prepared, spread
 from pra.models import Model, build_model
 from pra.sampling import Sampler, solvers
+from pra.sampling.batches import Batch
 from pra.sampling.learnt_grid import learn_grid
 from pra.sampling.whole_image import stages
-from pra.utils.pictures import from_uint8, to_uint8
+from pra.utils.pixels import from_uint8, to_uint8
 from studies.settings import Scale, Setting
 
 Row = dict[str, Any]

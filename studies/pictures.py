@@ -14,7 +14,7 @@ from pra.data import load_images, open_source
 from pra.evaluation.pictures import labelled_rows
 from pra.models import weights
 from pra.sampling import Sampler
-from pra.utils.pictures import grid
+from pra.utils.pixels import contact_sheet
 from studies.groups import Group
 from studies.names import name_of
 from studies.run import Job, Workplace
@@ -45,7 +45,7 @@ def draw_samples(jobs: Sequence[Job], of: Sequence[Group], place: Workplace) -> 
     for group in order:
         title = f"{name_of(group.system)}\nFID {group.fid:.2f}"
         rows.append((title, _sampled(trained[group.system, str(group.value)], group.guidance, labels, place)))
-    return labelled_rows([(title, grid(images, COLUMNS)) for title, images in rows])
+    return labelled_rows([(title, contact_sheet(images, COLUMNS)) for title, images in rows])
 
 
 def _real(job: Job) -> tuple[list[int], Tensor]:

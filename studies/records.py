@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pra.errors import PraError
-from pra.utils.pictures import remedy, write_atomically
+from pra.utils.files import remedy, write_atomically
 from studies.measures import Row
 
 RESULTS = "results.csv"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pra.utils.pictures import write_atomically
+from pra.utils.files import write_atomically
 from studies.catalogue import STUDIES, Study
 from studies.measures import KEPT_FEATURES, Row
 from studies.names import described, in_ranges

@@ -26,11 +26,11 @@ from pra.data.images import ArraySource
 from pra.models import weights
 from pra.recipes.systems import parameters
 from pra.training.checkpoint import step_of
-from pra.training.loop import Interrupted, train
+from pra.training.loop import train
 from pra.training.run import FREE, read_metrics, read_run, training_seconds
 from pra.utils.device import cores
 from pra.utils.provenance import commit, device_name
-from pra.utils.signals import BOTH, handled
+from pra.utils.signals import BOTH, Interrupted, handled
 from studies.measures import Judge, Measure, Row
 from studies.records import Records
 

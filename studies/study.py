@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pra.config import override
 from pra.data import open_source
-from pra.utils.pictures import write_atomically
+from pra.utils.files import write_atomically
 from studies.catalogue import STUDIES, Cell, Study
 from studies.groups import groups
 from studies.measures import Judge, Row

@@ -53,11 +53,6 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder: to see that nothing was changed."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 @pytest.fixture
 def full_disk() -> Callable[[int], AbstractContextManager[None]]:
     """``with full_disk(4096):`` no file can grow beyond 4096 bytes; writing fails as on a full disk.

@@ -19,9 +19,10 @@ from pra.sampling import Sampler
 from pra.sharing.push import export, push
 from pra.training import train
 from pra.training.callbacks import Callback
-from pra.training.loop import Interrupted, Trained
-from pra.utils.pictures import to_pil, to_uint8
+from pra.training.loop import Trained
+from pra.utils.pixels import to_pil, to_uint8
 from pra.utils.provenance import package_version
+from pra.utils.signals import Interrupted
 
 __all__ = [
     "PRA", "RECIPES", "Callback", "Interrupted", "JiT", "LossInputs", "LossTerm", "PraError", "Precision", "RunConfig",

@@ -44,11 +44,12 @@ from pra.models import count_parameters, weights
 from pra.recipes import RECIPES, fine_tune, own, recipe
 from pra.recipes import distill as distillation
 from pra.recipes.named import recipe_or_run
-from pra.training.loop import Interrupted, Trained
+from pra.training.loop import Trained
 from pra.training.loop import train as run_training
 from pra.training.run import check_data, check_run
 from pra.utils.distributed import join
 from pra.utils.provenance import package_version
+from pra.utils.signals import Interrupted
 
 VERBOSE = {"-v", "--verbose"}
 

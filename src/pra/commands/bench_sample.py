@@ -21,7 +21,7 @@ from pra.evaluation.outputs import Outputs
 from pra.models import PRA, build_model, weights
 from pra.recipes import recipe
 from pra.utils.device import in_bfloat16, pick_device
-from pra.utils.pictures import write_atomically
+from pra.utils.files import write_atomically
 from pra.utils.provenance import environment
 
 LARGEST_BATCH = 1 << 16

@@ -22,7 +22,7 @@ from pra.models.weights import read_json
 from pra.recipes.named import recipe_or_run
 from pra.utils.device import in_bfloat16, pick_device
 from pra.utils.distributed import join
-from pra.utils.pictures import write_atomically
+from pra.utils.files import write_atomically
 from pra.utils.provenance import device_name, environment
 
 STEPS, DEVICES, MFUS = 10, 8, "0.3,0.4,0.5"

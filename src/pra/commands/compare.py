@@ -10,7 +10,7 @@ from pra.commands.options import File
 from pra.evaluation.compare.columns import read_columns
 from pra.evaluation.compare.comparison import compared
 from pra.evaluation.compare.curves import check_picture, overlaid
-from pra.utils.pictures import write_atomically
+from pra.utils.files import write_atomically
 
 
 def compare_command(

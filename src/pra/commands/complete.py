@@ -15,8 +15,9 @@ from pra.commands.sampling_options import AS_RECOMMENDED, SamplingOptions, parse
 from pra.errors import PraError
 from pra.models import weights
 from pra.sampling import check_completes
-from pra.utils import pictures as images
 from pra.utils.device import pick_device
+from pra.utils.files import check_output, first_free, output_format, save_images
+from pra.utils.pixels import MODES, from_uint8
 
 OUT = Path("completions.png")
 """Where --out does not say; with a number where that is taken."""
@@ -60,21 +61,21 @@ def complete_command(
     if len(chosen) not in (1, len(image)):
         raise PraError(f"--label {label!r} means {len(chosen)} classes for {len(image)} images: give one, or one each")
     numbers = list(dict.fromkeys(parse_numbers(seeds, "--seeds")))
-    place = out.expanduser() if out else images.first_free(OUT)
-    images.check_output(place)
+    place = out.expanduser() if out else first_free(OUT)
+    check_output(place)
     repeated = real.repeat_interleave(len(numbers), dim=0)
     classes = [number for number in chosen * (len(image) // len(chosen)) for _ in numbers]
     continued = sampler.complete(repeated, rows, classes, numbers * len(image)).cpu()
     # Numbered, for pictures of the same name from different folders.
     names = [f"{number:04d}-{path.stem}-seed{seed:06d}" for number, path in enumerate(image) for seed in numbers]
     pictures, columns = continued, len(numbers)
-    if images.ending(place) == ".png" and len(continued) > 1:
+    if output_format(place) == ".png" and len(continued) > 1:
         kept = real.clone()
         kept[:, :, rows * config.patch_size :] = 0.0
         groups = continued.view(len(image), columns, *continued.shape[1:])
         pictures = torch.cat([real.unsqueeze(1), kept.unsqueeze(1), groups], dim=1).flatten(0, 1)
         columns += 2
-    images.save(pictures, classes, names, columns, place)
+    save_images(pictures, classes, names, columns, place)
     print(f"{len(image)} images continued from {rows} of {config.grid[0]} rows, {len(numbers)} times each: {place}")
 
 
@@ -90,7 +91,7 @@ def _read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
         raise PraError(f"{path} cannot be read as a picture: {reason}; give another IMAGE") from None
     if picture.mode in ("1", "P"):
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
-    wanted = images.MODES.get(channels)
+    wanted = MODES.get(channels)
     if picture.size != (size[1], size[0]) or picture.mode != wanted:
         raise PraError(
             f"{path} is {picture.width}x{picture.height} (width x height) with {len(picture.getbands())} channels "
@@ -98,4 +99,4 @@ def _read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
             "resize or convert it first"
         )
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return images.from_uint8(pixels.view(*size, channels).permute(2, 0, 1))
+    return from_uint8(pixels.view(*size, channels).permute(2, 0, 1))

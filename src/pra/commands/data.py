@@ -16,7 +16,7 @@ from pra.data.pack import FORMATS, OTHER, Packing, pack
 from pra.data.source import open_source
 from pra.errors import PraError
 from pra.utils.device import cores
-from pra.utils.pictures import check_free, write_atomically
+from pra.utils.files import check_free, write_atomically
 
 Source = Annotated[Positional[str], arg(metavar="SRC")]
 

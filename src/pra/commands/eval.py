@@ -20,7 +20,7 @@ from pra.evaluation.evaluate import Report, check_codec, evaluate, reconstruct, 
 from pra.evaluation.features import EXTRACTORS, FeatureExtractor
 from pra.evaluation.outputs import Outputs
 from pra.evaluation.reference import Reference
-from pra.evaluation.samples import exported, join_exports, prepared, spread
+from pra.evaluation.samples import prepared, spread
 from pra.evaluation.subject import Subject, Work, open_subject
 from pra.evaluation.truth import (
     LABELS,
@@ -33,6 +33,7 @@ from pra.evaluation.truth import (
     open_truth,
 )
 from pra.models.weights import EMA
+from pra.sampling.batches import exported, join_exports
 from pra.utils.distributed import join
 from pra.utils.provenance import environment
 

@@ -27,7 +27,7 @@ from pra.evaluation.samples import prepared, spread
 from pra.models import Model, build_model
 from pra.training.run import read_run
 from pra.utils.distributed import World, join
-from pra.utils.pictures import check_output, write_atomically
+from pra.utils.files import check_output, write_atomically
 from pra.utils.provenance import environment, file_sha256
 
 

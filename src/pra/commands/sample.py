@@ -14,8 +14,8 @@ from pra.errors import PraError
 from pra.models import weights
 from pra.sampling.many import sample_many
 from pra.sampling.requests import Grid, Numbered, Requests
-from pra.utils import pictures as images
 from pra.utils.distributed import World, join
+from pra.utils.files import first_free
 from pra.utils.provenance import file_sha256
 
 SEEDS = "0-7"
@@ -69,7 +69,7 @@ def sample_command(
         classes = sampler.model.classes
         chosen = tuple(dict.fromkeys(parse_labels(labels, classes)))
         requests = _requests(chosen, seeds, num, (label_seed or 0) if random_labels else None)
-        place = out.expanduser() if out else world.combine(None, lambda _: images.first_free(OUT))
+        place = out.expanduser() if out else world.combine(None, lambda _: first_free(OUT))
         made = sample_many(
             sampler,
             requests,

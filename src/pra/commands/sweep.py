@@ -25,18 +25,17 @@ from pra.errors import NotFiniteError, PraError
 from pra.evaluation.evaluate import Report, evaluate, told_of_few
 from pra.evaluation.features import EXTRACTORS, FeatureExtractor
 from pra.evaluation.reference import Reference
-from pra.evaluation.samples import Batch
 from pra.evaluation.subject import Subject, Work, open_subject
 from pra.evaluation.sweep.pictures import COLUMNS, draw, write_strip
 from pra.evaluation.sweep.points import GUIDANCE, Point, points
 from pra.evaluation.sweep.results import Result, check_folder, file_of, find_best, hints, identity, read_result, table
 from pra.evaluation.truth import LABELS, check_options, extractor, measured, open_truth
 from pra.models.weights import CONFIG, model_folder, run_of, weights_name
-from pra.training.loop import Interrupted
+from pra.sampling.batches import Batch
 from pra.utils.distributed import join
 from pra.utils.locks import locked
 from pra.utils.provenance import environment
-from pra.utils.signals import ended_by_sigterm
+from pra.utils.signals import Interrupted, ended_by_sigterm
 
 FEW_OF_MANY = 5_000
 """Images per point where --num does not say: enough to choose by, not to publish."""

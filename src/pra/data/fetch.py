@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pra.errors import PraError, reason_of
 from pra.utils.extras import import_failed
-from pra.utils.pictures import remedy
+from pra.utils.files import remedy
 from pra.utils.provenance import file_sha256
 
 TIMEOUT = 30.0

@@ -20,8 +20,8 @@ from pra.data.images import Labels, corrupt, decode, numbered_classes, upright
 from pra.data.lanes import LANES, PIECES, Lanes
 from pra.errors import PraError, nearest, reason_of
 from pra.utils.extras import import_failed
+from pra.utils.files import write_atomically
 from pra.utils.paths import cache_folder, expand
-from pra.utils.pictures import write_atomically
 
 _WITHOUT = "none"
 _ROWS = 1000

@@ -21,8 +21,8 @@ from pra.data.prepare import convert, cover
 from pra.data.source import Encoded, Source
 from pra.data.wds import CLASSES, INDEX
 from pra.errors import PraError
+from pra.utils.files import PLAN, begin_partial, check_free, partial_folder, write_atomically
 from pra.utils.locks import LOCK, locked
-from pra.utils.pictures import PLAN, begin_partial, check_free, partial_folder, write_atomically
 from pra.utils.provenance import file_sha256
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}

@@ -11,7 +11,7 @@ from pra.config import DataConfig, Fit, OnSmall
 from pra.data.images import check_range
 from pra.errors import PraError
 from pra.method.noise import Purpose, fold, uniform
-from pra.utils.pictures import MODES
+from pra.utils.pixels import MODES
 
 _MAX_ZOOM = 1.25
 

@@ -18,8 +18,8 @@ from pra.data.images import is_image_name, numbered_classes, pack
 from pra.data.tars import TarIndex, TarSource, load_index, members, open_tar
 from pra.errors import PraError
 from pra.utils.extras import import_failed
+from pra.utils.files import write_atomically
 from pra.utils.paths import cache_folder, expand
-from pra.utils.pictures import write_atomically
 
 CLASSES, INDEX = "classes.json", "index.json"
 """Beside the shards: the classes' names, and what :mod:`pra.data.pack` wrote; neither has to be there."""

@@ -17,7 +17,7 @@ from pra.demo.exhibit import Exhibit
 from pra.demo.generation import Request, Sheet, answer, keep_rows
 from pra.demo.upload import fit_upload, read_upload
 from pra.errors import PraError
-from pra.utils.pictures import to_pil
+from pra.utils.pixels import to_pil
 
 MOST_KEPT = 48
 """Pictures in a visitor's gallery; older ones go."""

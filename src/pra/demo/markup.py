@@ -17,7 +17,7 @@ from pra.demo.about import About
 from pra.demo.card import card_html
 from pra.demo.generation import Sheet
 from pra.evaluation.report import charts
-from pra.utils.pictures import to_pil
+from pra.utils.pixels import to_pil
 
 SMALL = 128
 """Pixels; smaller pictures are enlarged as they are, pixel by pixel, and not smoothed."""

@@ -14,7 +14,7 @@ from pra.config import DataConfig, Fit, ImageConfig
 from pra.data.images import CorruptImage, upright
 from pra.data.prepare import prepare
 from pra.errors import PraError
-from pra.utils.pictures import from_uint8
+from pra.utils.pixels import from_uint8
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
 """That are opened. Of Pillow's others one starts a program: EPS is drawn by Ghostscript."""

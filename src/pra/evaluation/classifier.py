@@ -29,7 +29,8 @@ from pra.errors import PraError, reason_of
 from pra.evaluation.features import Features
 from pra.evaluation.samples import prepared
 from pra.utils import paths
-from pra.utils.pictures import from_uint8, write_atomically
+from pra.utils.files import write_atomically
+from pra.utils.pixels import from_uint8
 from pra.utils.provenance import file_sha256
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pra.errors import PraError
 from pra.evaluation.features import FeatureExtractor
 from pra.evaluation.metrics import InceptionScore, Moments, Protocol
-from pra.evaluation.samples import Batch
+from pra.sampling.batches import Batch
 from pra.utils.distributed import ALONE, World
 
 

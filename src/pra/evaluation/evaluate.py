@@ -29,10 +29,11 @@ from pra.evaluation.metrics import (
     ssim,
 )
 from pra.evaluation.reference import Reference, gaussian
-from pra.evaluation.samples import Batch
 from pra.models import Model
+from pra.sampling.batches import Batch
 from pra.utils.distributed import ALONE, World
-from pra.utils.pictures import from_uint8, to_uint8, write_atomically
+from pra.utils.files import write_atomically
+from pra.utils.pixels import from_uint8, to_uint8
 from pra.utils.provenance import package_version
 
 PACKAGES = {"inception": ("torch-fidelity", "torchvision"), "dinov2": ("timm", "torchvision", "pillow")}

@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from pra.config import AnyModelConfig, Clean, Exact, ModelConfig, RunConfig, SamplingConfig
 from pra.method import noise
 from pra.method.objectives import training_losses
-from pra.method.rollout import exact
 from pra.models import PRA, build_model
 from pra.models.cache import KVCache
 from pra.sampling import Steps, generate
+from pra.sampling.sequential import exact_rollout
 from pra.sampling.whole_image import sample_at_once
 
 
@@ -135,7 +135,7 @@ def _rollout_flops(config: ModelConfig, how: Exact) -> int:
         states, key = torch.zeros(1, config.num_patches, config.state_dim), noise.keys(0, label)
 
         def cost(length: int) -> int:
-            return _count(lambda: exact(model, label, states[:, : length + 1], how, key))
+            return _count(lambda: exact_rollout(model, label, states[:, : length + 1], how, key))
 
         length = config.num_patches - 1
         if length <= 3:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from pra.utils.pixels import to_uint8
+
 Array = npt.NDArray[np.float64]
 
 SEED = 2020
@@ -43,10 +45,7 @@ class Protocol(enum.Enum):
 
         ADM's sampling scripts cut the fraction off, torch-fidelity's users (JiT among them) round.
         """
-        if images.dtype is torch.uint8:
-            return images
-        values = images.float().clamp(-1, 1) * 127.5 + 127.5
-        return (values if self is Protocol.ADM else values.round()).to(torch.uint8)
+        return to_uint8(images, truncate=self is Protocol.ADM)
 
     def split_of(self, count: int) -> npt.NDArray[np.int64]:
         """Which part of the Inception Score each of ``count`` images belongs to, ``(count,)``.

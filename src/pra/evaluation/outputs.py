@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pra.errors import PraError
 from pra.utils.distributed import World
+from pra.utils.files import unwritten
 from pra.utils.locks import LOCK, locked
-from pra.utils.pictures import unwritten
 from pra.utils.signals import ended_by_sigterm
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pra.evaluation.probe_features import Layers, Pooling, select
-from pra.evaluation.samples import Batch
-from pra.utils.pictures import from_uint8, write_atomically
+from pra.sampling.batches import Batch
+from pra.utils.files import write_atomically
+from pra.utils.pixels import from_uint8
 
 
 def export_features(

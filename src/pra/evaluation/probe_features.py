@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pra.errors import PraError
-from pra.evaluation.samples import Batch
 from pra.method import flow, noise
 from pra.models import Model
+from pra.sampling.batches import Batch
 from pra.utils.distributed import World
-from pra.utils.pictures import from_uint8
+from pra.utils.pixels import from_uint8
 
 NOISE_SEED = 0
 PIXELS_SIDE = 32

@@ -22,10 +22,11 @@ from pra.errors import PraError
 from pra.evaluation.collect import Collected, Collector, collect, merged
 from pra.evaluation.features import FeatureExtractor
 from pra.evaluation.metrics import NEIGHBOURS, Array, Balls, Moments, Protocol
-from pra.evaluation.samples import Batch, NpzBatch, prepared
+from pra.evaluation.samples import prepared
+from pra.sampling.batches import Batch, NpzBatch
 from pra.utils.distributed import ALONE, World
+from pra.utils.files import write_atomically
 from pra.utils.npz import explained, listed, read_arrays
-from pra.utils.pictures import write_atomically
 from pra.utils.provenance import file_sha256
 
 FORMAT = 1

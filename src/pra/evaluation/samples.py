@@ -5,66 +5,21 @@ All are streams: at no time is more than a batch of images in memory.
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import tempfile
-import zipfile
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pra.config import DataConfig, Precision, to_dict
+from pra.config import DataConfig
 from pra.data import Source, load_images, prepare
 from pra.data.images import CorruptImage, header
 from pra.data.loader import read_ahead
 from pra.errors import PraError
-from pra.evaluation.metrics import Protocol
-from pra.sampling import Sampler
-from pra.sampling.requests import Requests
-from pra.utils.device import in_bfloat16
-from pra.utils.npz import explained, listed, read_arrays
-from pra.utils.pictures import file_mode, remedy
-
-
-class Batch(NamedTuple):
-    """Images ``start, start + 1, ...`` of a set: ``(B, C, H, W)``, uint8 or floating point in [-1, 1].
-
-    ``labels`` int64 ``(B,)``, or None where they are not known.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    start: int
-
-
-def sampled(sampler: Sampler, requests: Requests, indices: range, batch_size: int) -> Generator[Batch]:
-    """Images of a model, the same on any number of processes.
-
-    Args:
-        sampler: the model and how to sample.
-        requests: the label and the seed of every image.
-        indices: which images; a process that shares the work takes a part of them.
-        batch_size: images generated side by side; none depends on it.
-    """
-    for block in _blocks(indices, batch_size):
-        labels = torch.tensor(requests.labels(block))
-        yield Batch(sampler.sample(labels, requests.seeds(block)), labels, block.start)
-
-
-def how_sampled(sampler: Sampler) -> dict[str, Any]:
-    """Everything but weights, labels and seeds that an image of a sampler depends on, as JSON values: its settings, and
-    under "precision" the arithmetic of its matrix products where it is, float32 or bfloat16."""
-    lowered = in_bfloat16(sampler.device, sampler.precision)
-    settings: dict[str, Any] = to_dict(sampler.config)
-    return settings | {"precision": (Precision.BFLOAT16 if lowered else Precision.FLOAT32).value}
+from pra.sampling.batches import Batch
 
 
 def prepared(
@@ -182,153 +137,3 @@ def spread(count: int, chosen: int) -> list[int]:
 def labels_like(source: Source, count: int) -> Tensor:
     """``count`` labels as frequent as in a source, int64 ``(count,)``: those of images spread evenly over it."""
     return torch.from_numpy(source.labels[spread(len(source), count)])
-
-
-def _blocks(indices: range, size: int) -> Iterator[range]:
-    for start in range(indices.start, indices.stop, size):
-        yield range(start, min(start + size, indices.stop))
-
-
-# --- .npz -----------------------------------------------------------------------------------------------------
-
-
-PLAN = "plan.json"
-"""Member of the file that says what its images are. numpy and ADM's evaluator read arrays by their names."""
-
-
-class NpzBatch:
-    """The images ``arr_0`` (uint8 ``(N, H, W, C)``) and labels ``arr_1``, if any, of an ``.npz`` as ADM's evaluator's.
-
-    ``size`` is height and width; ``labels`` int64 ``(N,)`` or None. ``plan`` says which weights, settings, labels and
-    seeds the images are of, where ``pra sample --num`` made them, else None.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Reads the header and the labels, not the images.
-
-        Raises:
-            PraError: no such file, no ``.npz``, arrays of another kind, or no images.
-        """
-        self.path = path
-        with explained(path, "cannot be read as .npz", "write it again"):
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-                if "arr_0.npy" not in names:
-                    found = listed(name.removesuffix(".npy") for name in names)
-                    raise PraError(f"{path} holds no images: it lacks the array arr_0 and has {found}")
-                with archive.open("arr_0.npy") as file:
-                    shape, dtype = _header(file)
-                    there = archive.getinfo("arr_0.npy").file_size - file.tell()
-                self.plan = json.loads(archive.read(PLAN)) if PLAN in names else None
-            if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4) or min(shape) < 0:
-                raise PraError(f"{path}: arr_0 is {dtype} {shape}; ADM's layout is uint8 (N, height, width, channels)")
-            if 0 in shape:
-                raise PraError(f"{path} holds no images: its array arr_0 is empty, {shape}")
-            if there != math.prod(shape):
-                held = there // math.prod(shape[1:])
-                raise PraError(f"{path} is damaged (its {there} bytes are {held} of {shape[0]} images); write it again")
-            self.labels = _labels(path, shape[0]) if "arr_1.npy" in names else None
-        self.count, (*size, self.channels) = shape[0], shape[1:]
-        self.size: tuple[int, int] = (size[0], size[1])
-
-    def batches(self, batch_size: int, indices: range | None = None) -> Generator[Batch]:
-        """The images in order, or those of a range.
-
-        Raises:
-            PraError: the file is damaged.
-        """
-        wanted = range(self.count) if indices is None else indices
-        per_image = self.size[0] * self.size[1] * self.channels
-        broken = explained(self.path, "is damaged", "write it again")
-        with broken, zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-            _header(file)
-            file.seek(wanted.start * per_image, os.SEEK_CUR)
-            for block in _blocks(wanted, batch_size):
-                data = file.read(len(block) * per_image)
-                if len(data) < len(block) * per_image:
-                    raise ValueError(f"it ends after {block.start + len(data) // per_image} of {self.count} images")
-                pixels = np.frombuffer(bytearray(data), np.uint8).reshape(-1, *self.size, self.channels)
-                labels = None if self.labels is None else self.labels[block.start : block.stop]
-                yield Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, block.start)
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array file whose rows follow one another; reads up to its first number."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_columns, dtype = read(file)
-    if by_columns and len(shape) > 1:
-        raise ValueError("arr_0 is stored column by column")
-    return shape, dtype
-
-
-def _labels(path: Path, count: int) -> Tensor:
-    labels = read_arrays(path, ["arr_1"])["arr_1"]
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise PraError(f"{path}: arr_1 is {labels.dtype} {labels.shape}, not one whole-numbered label per image")
-    if labels.min() < 0:
-        raise PraError(
-            f"{path}: arr_1 has the label {labels.min()}; labels count from 0: correct them or leave arr_1 out"
-        )
-    return torch.from_numpy(labels.astype(np.int64))
-
-
-def exported(batches: Iterable[Batch], count: int, path: Path, plan: dict[str, Any] | None = None) -> Iterator[Batch]:
-    """The same batches, written on their way into the ``.npz`` that ADM's evaluator reads, as ADM rounds them.
-
-    That takes ``(N, H, W, 3)``; grey images are ``(N, H, W, 1)``, for :class:`NpzBatch`. The file appears when the
-    last batch has passed, whole or not at all.
-
-    Args:
-        batches: in order.
-        count: images in all.
-        path: ``FILE.npz``.
-        plan: what the images are, as JSON values, to be written beside them.
-
-    Raises:
-        PraError: the disk is full or refuses.
-    """
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            with zipfile.ZipFile(file, "w") as archive:
-                labels: list[Tensor] = []
-                with archive.open("arr_0.npy", "w", force_zip64=True) as array:
-                    for number, batch in enumerate(batches):
-                        pixels = Protocol.ADM.quantise(batch.images).permute(0, 2, 3, 1).cpu().numpy()
-                        if number == 0:
-                            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pixels.shape[1:])}
-                            np.lib.format.write_array_header_1_0(array, header)
-                        array.write(pixels.tobytes())
-                        if batch.labels is not None:
-                            labels.append(batch.labels)
-                        yield batch
-                if labels:
-                    with archive.open("arr_1.npy", "w") as array:
-                        np.lib.format.write_array(array, torch.cat(labels).cpu().numpy())
-                if plan is not None:
-                    archive.writestr(PLAN, json.dumps(plan, indent=2))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, file_mode())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise PraError(
-            f"{path} cannot be written: {error.strerror or error}; nothing was left half-written; {remedy(error)}"
-        ) from None
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def join_exports(parts: Sequence[Path], path: Path, plan: dict[str, Any] | None = None) -> None:
-    """The ``.npz`` batches of processes that shared a set, one after the other, as one; ``plan`` as :func:`exported`.
-
-    Raises:
-        PraError: a part is not there or damaged, or the disk is full or refuses.
-    """
-    batches = [NpzBatch(part) for part in parts]
-    images = (batch for part in batches for batch in part.batches(256))
-    for _ in exported(images, sum(batch.count for batch in batches), path, plan):
-        pass

@@ -13,19 +13,11 @@ import pra.models.weights
 from pra.config import DataConfig, Precision, SamplingConfig, apply_settings
 from pra.data import Source, open_source
 from pra.errors import PraError
-from pra.evaluation.samples import (
-    Batch,
-    NpzBatch,
-    common_shape,
-    how_sampled,
-    labels_like,
-    pictures,
-    sampled,
-    spread,
-)
+from pra.evaluation.samples import common_shape, labels_like, pictures, spread
 from pra.method import noise
 from pra.method.noise import Purpose
 from pra.sampling import Sampler
+from pra.sampling.batches import Batch, NpzBatch, how_sampled, sampled
 from pra.sampling.requests import Listed, Numbered, Requests
 from pra.training.run import read_run
 from pra.utils.distributed import World

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from pra.method import noise
 
-# JiT (arXiv 2511.13720) divides by at least 0.05 where an x-prediction becomes a velocity.
-MIN_REMAINING_TIME = 0.05
-
 
 def interpolate(eps: Tensor, z: Tensor, t: Tensor) -> Tensor:
     """``z_t = (1 - t) eps + t z``."""
@@ -23,11 +20,6 @@ def interpolate(eps: Tensor, z: Tensor, t: Tensor) -> Tensor:
 def velocity(eps: Tensor, z: Tensor) -> Tensor:
     """The target ``z - eps`` of the head."""
     return z - eps
-
-
-def velocity_from_data(z: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-    """The velocity that leads from ``z_t`` at ``t`` to a predicted ``z`` at 1: ``(z - z_t) / (1 - t)``."""
-    return (z - z_t) / (1 - t).clamp(min=MIN_REMAINING_TIME)
 
 
 def score(v: Tensor, z_t: Tensor, t: Tensor) -> Tensor:

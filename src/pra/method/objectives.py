@@ -34,7 +34,7 @@ from pra.method import flow, noise
 from pra.method.noise import Purpose
 from pra.method.rollout import ar_inputs
 from pra.models import PRA, JiT, Model
-from pra.models.head import FlowHead
+from pra.models.head import FlowHead, velocity_from_data
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 """``(reconstruction, image) -> distance per image``, both ``(B, C, H, W)`` in [-1, 1]."""
@@ -221,7 +221,7 @@ def _diffusion_losses(
     t = _times(objective, keys, 1)
     eps = noise.normal(noise.fold(keys, Purpose.FLOW_NOISE), *x.shape[1:])
     x_t = flow.interpolate(eps, x, t.unsqueeze(-1))
-    target = flow.velocity_from_data(x, x_t, t.unsqueeze(-1))  # the same clamp on both sides
+    target = velocity_from_data(x, x_t, t.unsqueeze(-1))  # the same clamp on both sides
     velocity = model(x_t, t, _drop_labels(model, labels, objective.class_dropout, keys))
     terms = {"flow": F.mse_loss(velocity, target)}
     return _summed(terms, objective, x, LossInputs(model, images, x, labels, keys), extra)
@@ -278,7 +278,7 @@ def _velocity_and_target(
     z = z.unsqueeze(1)
     z_t = flow.interpolate(eps, z, t.unsqueeze(-1))
     if model.head.prediction is Prediction.DATA:  # the same clamp on both sides, as in JiT
-        target = flow.velocity_from_data(z, z_t, t.unsqueeze(-1))
+        target = velocity_from_data(z, z_t, t.unsqueeze(-1))
     else:
         target = flow.velocity(eps, z)
     return model.head(z_t, t, model.head.project(h).unsqueeze(1)), target

@@ -14,13 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pra.config import ModelConfig, Prediction
-from pra.method import flow
 from pra.models.transformer import SwiGLU
 
 TIME_FREQUENCIES = 128
 
+MIN_REMAINING_TIME = 0.05
+"""JiT (arXiv 2511.13720) divides by at least this where an x-prediction becomes a velocity."""
+
 Modulations: TypeAlias = list[Tensor]
 """Outputs of the AdaLN projections, see :meth:`FlowHead.modulate`."""
+
+
+def velocity_from_data(z: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+    """Return the velocity from ``z_t`` at ``t`` to a predicted ``z`` at 1: ``(z - z_t) / (1 - t)``."""
+    return (z - z_t) / (1 - t).clamp(min=MIN_REMAINING_TIME)
 
 
 def time_features(t: Tensor) -> Tensor:
@@ -130,5 +137,5 @@ class FlowHead(nn.Module):
         shift, scale = last.chunk(2, dim=-1)
         prediction = self.out(self.final_norm(x) * (1 + scale) + shift).float()
         if self.prediction is Prediction.DATA:
-            return flow.velocity_from_data(prediction, z_t, t.unsqueeze(-1))
+            return velocity_from_data(prediction, z_t, t.unsqueeze(-1))
         return prediction  # type: ignore[no-any-return]

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pra.config import JiTConfig
-from pra.method import flow
 from pra.models.base import ImageModel, NoDraws, initialise
 from pra.models.condition import ClassCondition
-from pra.models.head import time_features, time_mlp
+from pra.models.head import time_features, time_mlp, velocity_from_data
 from pra.models.rope import raster_positions, rotary_table
 from pra.models.transformer import Attention, RMSNorm, SwiGLU
 
@@ -91,7 +90,7 @@ class JiT(ImageModel):
             h = block(h, self.rotary, context)
         shift, scale = self.final_modulation(context).chunk(2, dim=-1)
         h = self.final_norm(h[:, self.config.class_tokens :]) * (1 + scale) + shift
-        return flow.velocity_from_data(self.out(h).float(), x_t, t.unsqueeze(-1))
+        return velocity_from_data(self.out(h).float(), x_t, t.unsqueeze(-1))
 
     def read(self, labels: Tensor, patches: Tensor, t: Tensor | None = None) -> None:
         """Run the blocks over patches at flow time ``t``."""

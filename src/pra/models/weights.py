@@ -21,8 +21,8 @@ from torch import Tensor
 from pra.config import SamplingConfig, from_dict, model_from_dict, to_dict
 from pra.errors import PraError
 from pra.models import Model, build_model
+from pra.utils.files import new_folder
 from pra.utils.hub import download, is_address
-from pra.utils.pictures import new_folder
 
 FORMAT = 2
 """What is written. Format 1, which is still read, kept the embedding of the classes elsewhere (``MOVED``)."""

@@ -8,5 +8,6 @@ from pra.sampling.algorithm import Steps, Token, generate
 from pra.sampling.kept import Samplers
 from pra.sampling.runner import Engine
 from pra.sampling.sampler import Sampler, check_completes
+from pra.sampling.sequential import exact_rollout
 
-__all__ = ["Engine", "Sampler", "Samplers", "Steps", "Token", "check_completes", "generate"]
+__all__ = ["Engine", "Sampler", "Samplers", "Steps", "Token", "check_completes", "exact_rollout", "generate"]

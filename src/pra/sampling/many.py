@@ -24,14 +24,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pra.errors import PraError
-from pra.evaluation.samples import how_sampled, join_exports, sampled
 from pra.sampling import Sampler
+from pra.sampling.batches import how_sampled, join_exports, sampled
 from pra.sampling.requests import Requests
-from pra.training.loop import Interrupted
-from pra.utils import pictures as images
 from pra.utils.distributed import World
+from pra.utils.files import (
+    PLAN,
+    begin_partial,
+    check_output,
+    output_format,
+    partial_folder,
+    save_images,
+    unwritten,
+    write_atomically,
+)
 from pra.utils.locks import locked
 from pra.utils.npz import explained
+from pra.utils.pixels import contact_sheet, to_uint8
+from pra.utils.signals import Interrupted
 
 PICTURES = "pictures"
 """Where the pictures of all shards come together before they are a folder of their own."""
@@ -113,8 +123,8 @@ def sample_many(
     """
     plan = {"weights": weights, "sampling": how_sampled(sampler), "images": requests.to_json()}
     begin = time.monotonic()
-    images.check_output(out)
-    lock = locked(images.partial_folder(out), "filled", "choose another --out") if world.leads else nullcontext()
+    check_output(out)
+    lock = locked(partial_folder(out), "filled", "choose another --out") if world.leads else nullcontext()
     with lock:
         new = _fill(sampler, requests, plan, out, columns, batch_size, name, world)
     return Made(new, time.monotonic() - begin)
@@ -156,10 +166,10 @@ def _fill(
 
 def _begin(out: Path, plan: dict[str, Any], count: int, batch_size: int) -> tuple[Shards, list[int]]:
     """The shards of a set, and those that are to be made."""
-    partial, as_pictures = images.partial_folder(out), images.ending(out) == ""
+    partial, as_pictures = partial_folder(out), output_format(out) == ""
     if not any(partial.glob("shard-*")):
-        (partial / images.PLAN).unlink(missing_ok=True)  # another beginning, of which nothing came
-    plan = images.begin_partial(partial, plan | {SIZE: batch_size}, "sampling", free=[SIZE])
+        (partial / PLAN).unlink(missing_ok=True)  # another beginning, of which nothing came
+    plan = begin_partial(partial, plan | {SIZE: batch_size}, "sampling", free=[SIZE])
     shards = Shards(partial, count, int(plan[SIZE]), as_pictures)
     return shards, shards.missing()
 
@@ -168,10 +178,10 @@ def _make(
     shards: Shards, number: int, sampler: Sampler, requests: Requests, batch_size: int, name: Callable[[int, int], str]
 ) -> None:
     indices = shards.indices(number)
-    pixels = torch.cat([images.to_uint8(b.images).cpu() for b in sampled(sampler, requests, indices, batch_size)])
+    pixels = torch.cat([to_uint8(b.images).cpu() for b in sampled(sampler, requests, indices, batch_size)])
     labels, seeds = requests.labels(indices), requests.seeds(indices)
     names = [name(label, seed) for label, seed in zip(labels, seeds, strict=True)]
-    images.save(pixels, labels, names, 1, shards.path(number))
+    save_images(pixels, labels, names, 1, shards.path(number))
 
 
 def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> None:
@@ -182,14 +192,14 @@ def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> No
             f"{shards.path(missing[0])} is gone; write {out} on a disk that all machines share, and repeat the "
             "command to go on"
         )
-    images.check_output(out)
+    check_output(out)
     if shards.as_pictures:
         _join_pictures(shards, out)
-    elif images.ending(out) == ".npz":
+    elif output_format(out) == ".npz":
         join_exports(shards.paths(), out, plan)
     else:
         pixels = torch.cat([_read(path) for path in shards.paths()])
-        images.write_atomically(out, lambda file: images.grid(pixels, columns).save(file, "PNG"))
+        write_atomically(out, lambda file: contact_sheet(pixels, columns).save(file, "PNG"))
     shutil.rmtree(shards.folder, ignore_errors=True)
 
 
@@ -204,7 +214,7 @@ def _join_pictures(shards: Shards, out: Path) -> None:
                 picture.rename(together / picture.name)
         together.rename(out)
     except OSError as error:
-        raise images.unwritten(out, error) from None
+        raise unwritten(out, error) from None
 
 
 def _read(path: Path) -> Tensor:

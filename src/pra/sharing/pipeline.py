@@ -17,7 +17,7 @@ from pra.sampling import Samplers
 from pra.sampling.inputs import changed_sampling
 from pra.utils.extras import import_failed
 from pra.utils.hub import PREFIX, download, is_address
-from pra.utils.pictures import to_pil
+from pra.utils.pixels import to_pil
 
 try:
     from diffusers import DiffusionPipeline, ImagePipelineOutput

@@ -14,8 +14,8 @@ from pra.models import weights
 from pra.sampling.inputs import changed_sampling
 from pra.sharing.card import write_card
 from pra.sharing.origin import CARD, Origin, check_licence, read_origin
+from pra.utils.files import new_folder
 from pra.utils.hub import LOGIN, PREFIX, explained, hub_library, repo_id
-from pra.utils.pictures import new_folder
 
 
 def export(

@@ -27,8 +27,8 @@ from pra.models.weights import last_good
 from pra.sampling import Sampler
 from pra.training.plots import CURVES, draw_curves
 from pra.training.run import METRICS, keep_metrics, loss_terms
-from pra.utils import pictures as images
-from pra.utils.pictures import remedy
+from pra.utils.files import remedy, write_atomically
+from pra.utils.pixels import MODES, contact_sheet, from_uint8
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -240,7 +240,7 @@ class Pictures(Callback):
         config = trainer.config.model
         with trainer.paused():
             parts = trainer.ema.parts(here=trainer.world.leads)  # every process takes part in the gathering
-            if config.channels in images.MODES and trainer.world.leads:
+            if config.channels in MODES and trainer.world.leads:
                 with _no_reason_to_stop(trainer.step, "pictures"):
                     model = trainer.ema.assembled(parts)
                     with _no_reason_to_stop(trainer.step, "samples"):
@@ -278,10 +278,10 @@ def _reconstructions(trainer: Trainer, model: Model) -> Tensor:
     apart = 1 if isinstance(source, Streamed) else len(source) // count
     chosen = [i * apart for i in range(count)]
     pixels, labels = load_images(source, chosen, config.image_size, config.channels, trainer.config.data)
-    real = images.from_uint8(pixels).to(trainer.device)
+    real = from_uint8(pixels).to(trainer.device)
     return torch.cat([real, model.reconstruct(real, labels.to(trainer.device))])
 
 
 def _write(path: Path, pictures: Tensor, columns: int) -> None:
-    sheet = images.grid(pictures, columns)
-    images.write_atomically(path, sheet.save, format="PNG")
+    sheet = contact_sheet(pictures, columns)
+    write_atomically(path, sheet.save, format="PNG")

@@ -26,7 +26,7 @@ from pra.models import Model, weights
 from pra.training.averages import EMA
 from pra.training.optimizer import Optimizers, gathered
 from pra.utils.distributed import World
-from pra.utils.pictures import new_folder
+from pra.utils.files import new_folder
 
 OPTIMIZER = "optimizer"
 

@@ -31,23 +31,15 @@ from pra.training.parallel import SharedLoss
 from pra.training.run import COMMON, check_data, check_losses, check_run, check_shared, write_run
 from pra.training.trainable import codec_learns, set_trainable
 from pra.training.validation import Validation
-from pra.utils import pictures as images
 from pra.utils.device import autocast, enough_memory
 from pra.utils.distributed import World, join
 from pra.utils.locks import locked
-from pra.utils.signals import caught_signals
+from pra.utils.pixels import from_uint8
+from pra.utils.signals import Interrupted, caught_signals
 
 LESS_MEMORY = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
 FAILED = 256
 """A callback failed. Above every signal's number, which the processes compare it with."""
-
-
-class Interrupted(Exception):  # noqa: N818  (not an error)
-    """SIGTERM or Ctrl-C, after the step was finished and saved. ``what`` says what there is to go on from."""
-
-    def __init__(self, signum: int, what: str) -> None:
-        super().__init__(f"{what}; the same command goes on from there")
-        self.signum = signum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +285,7 @@ class Trainer:
     def _losses(self, batch: Batch) -> Losses:
         """All randomness comes from ``(seed, global sample index)``, so from ``(seed, step)`` and the place in it."""
         train = self.config.train
-        pixels = images.from_uint8(batch.images.to(self.device, non_blocking=True))
+        pixels = from_uint8(batch.images.to(self.device, non_blocking=True))
         labels = batch.labels.to(self.device, non_blocking=True)
         keys = noise.keys(train.seed, batch.indices.to(self.device, non_blocking=True))
         with autocast(self.device, train.precision):

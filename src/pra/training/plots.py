@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pra.config import ObjectiveConfig
 from pra.training.run import VALIDATION, loss_terms, points_of, read_metrics, read_run
-from pra.utils.pictures import write_atomically
+from pra.utils.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

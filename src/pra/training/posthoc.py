@@ -22,7 +22,7 @@ from pra.models import weights
 from pra.training.averages import gamma_of
 from pra.training.checkpoint import step_of
 from pra.training.run import read_run
-from pra.utils.pictures import write_atomically
+from pra.utils.files import write_atomically
 
 LARGEST_ERROR = 0.1
 """Of a fitted profile, relative to the wanted one, in the root mean square over time."""

@@ -23,8 +23,8 @@ from pra.errors import PraError
 from pra.models.weights import CONFIG, read_json
 from pra.training.moved import ENVIRONMENT, check_contents, contents, may_lie_elsewhere, recorded
 from pra.utils.distributed import World
+from pra.utils.files import write_atomically
 from pra.utils.locks import LOCK, holder_of
-from pra.utils.pictures import write_atomically
 from pra.utils.provenance import environment
 
 METRICS = "metrics.jsonl"

@@ -16,8 +16,8 @@ from pra.method.objectives import losses_of
 from pra.models import Model
 from pra.training.callbacks import Callback
 from pra.training.run import VALIDATION, points_of, read_metrics
-from pra.utils import pictures as images
 from pra.utils.device import autocast
+from pra.utils.pixels import from_uint8
 
 if TYPE_CHECKING:
     from pra.training.loop import Trainer
@@ -84,7 +84,7 @@ class Validation(Callback):
         sums: dict[str, Tensor] = {}
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
-            shown = images.from_uint8(pixels[part].to(trainer.device))
+            shown = from_uint8(pixels[part].to(trainer.device))
             indices = torch.arange(len(labels), device=trainer.device)[part]
             with autocast(trainer.device, train.precision):
                 losses = losses_of(model)(

@@ -9,7 +9,7 @@ from pra.errors import PraError
 from pra.training.callbacks import Callback
 from pra.training.loop import Trainer
 from pra.utils.extras import import_failed
-from pra.utils.pictures import write_atomically
+from pra.utils.files import write_atomically
 
 RUN_ID = "wandb-id.txt"
 """The file in the run's folder that names the run at Weights & Biases."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pra.errors import PraError
-from pra.utils.pictures import remedy
+from pra.utils.files import remedy
 
 LOCK = ".lock"
 """The file in a folder that names the process at work there, as long as it is."""

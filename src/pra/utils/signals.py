@@ -52,3 +52,11 @@ def ended_by_sigterm() -> Iterator[None]:
         return
     with handled((signal.SIGTERM,), lambda signum, _: sys.exit(128 + signum)):
         yield
+
+
+class Interrupted(Exception):  # noqa: N818  (not an error)
+    """SIGTERM or Ctrl-C, after the step was finished and saved. ``what`` says what there is to go on from."""
+
+    def __init__(self, signum: int, what: str) -> None:
+        super().__init__(f"{what}; the same command goes on from there")
+        self.signum = signum

@@ -12,7 +12,7 @@ from pra.evaluation.compare.columns import Column
 from pra.training.plots import OTHERS, curves
 from pra.training.run import loss_terms, points_of
 from pra.utils.extras import import_failed
-from pra.utils.pictures import check_free
+from pra.utils.files import check_free
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,8 @@ from pra.errors import PraError
 from pra.evaluation.rollout_gap import rollout_gap
 from pra.evaluation.samples import spread
 from pra.models import weights
-from pra.utils.pictures import from_uint8, write_atomically
+from pra.utils.files import write_atomically
+from pra.utils.pixels import from_uint8
 from pra.utils.provenance import environment
 
 FILE = "rollout-gap.json"

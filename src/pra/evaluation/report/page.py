@@ -16,7 +16,7 @@ from pra.evaluation.report.words import in_words
 from pra.models.weights import newest_checkpoint, read_json
 from pra.training.callbacks import GRID_CLASSES
 from pra.training.run import read_run
-from pra.utils.pictures import write_atomically
+from pra.utils.files import write_atomically
 from pra.utils.provenance import package_version
 
 REPORT = "report.html"

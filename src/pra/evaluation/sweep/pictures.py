@@ -15,7 +15,8 @@ from pra.evaluation.pictures import labelled_rows
 from pra.evaluation.report.content import cell
 from pra.evaluation.sweep.points import Point, value_text
 from pra.evaluation.sweep.results import Result, find_best, rank
-from pra.utils.pictures import grid, write_atomically
+from pra.utils.files import write_atomically
+from pra.utils.pixels import contact_sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ def write_strip(images: Tensor, point: Point, folder: Path) -> None:
     Raises:
         PraError: the disk is full or refuses.
     """
-    strip = grid(images, COLUMNS)
+    strip = contact_sheet(images, COLUMNS)
     write_atomically(strip_of(point, folder), lambda file: strip.save(file, "PNG"))
 
 

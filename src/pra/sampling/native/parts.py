@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pra.config import Prediction
-from pra.method import flow
 from pra.models.cache import KVCache
-from pra.models.head import FlowHead, HeadBlock, Modulations, time_features
+from pra.models.head import FlowHead, HeadBlock, Modulations, time_features, velocity_from_data
 from pra.models.transformer import Block, Transformer
 from pra.sampling.native.packing import COUNT, POINTER, THREADS, LinearStruct, Packed
 
@@ -215,7 +214,7 @@ class NativeHead:
             torch.get_num_threads(),
         )
         if self._head.prediction is Prediction.DATA:
-            return flow.velocity_from_data(prediction, z, t)
+            return velocity_from_data(prediction, z, t)
         return prediction
 
 

@@ -1,0 +1,65 @@
+"""Pixels: tensors in [-1, 1] to uint8, PIL images and contact sheets, and back."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pra.errors import PraError
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+GAP = 2
+"""Pixels between the cells of a grid."""
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """``[0, 255]`` integers to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1.0
+
+
+def to_uint8(images: Tensor, truncate: bool = False) -> Tensor:
+    """Return images in [-1, 1] as ``[0, 255]`` integers of the same shape, rounded; uint8 passes unchanged.
+
+    ``truncate`` drops the fraction instead, as ADM's sampling scripts do.
+    """
+    if images.dtype is torch.uint8:
+        return images
+    values = images.float().clamp(-1, 1) * 127.5 + 127.5
+    return (values if truncate else values.round()).to(torch.uint8)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """One ``(C, H, W)`` image in [-1, 1], or uint8.
+
+    Raises:
+        PraError: a channel count that no picture format holds (1, 3 and 4 work).
+    """
+    array = to_uint8(image).permute(1, 2, 0).cpu().numpy()
+    if array.shape[2] not in MODES:
+        raise PraError(f"an image of {array.shape[2]} channels has no picture format; write .npz instead")
+    return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array, MODES[array.shape[2]])
+
+
+def contact_sheet(images: Tensor, columns: int, upscale: int | None = None) -> Image.Image:
+    """``(B, C, H, W)`` as one picture, row by row, on white.
+
+    Args:
+        images: in [-1, 1], or uint8.
+        columns: images per row.
+        upscale: whole factor; by default such that a cell is at least 64 pixels high. A single image stays as it is.
+    """
+    if len(images) == 1 and upscale is None:
+        return to_pil(images[0])
+    factor = upscale or max(1, -(-64 // images.shape[2]))
+    cells = [to_pil(image) for image in images]
+    width, height = cells[0].width * factor, cells[0].height * factor
+    rows = -(-len(cells) // columns)
+    mode = "RGB" if cells[0].mode == "RGBA" else cells[0].mode
+    sheet = Image.new(mode, (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), "white")
+    for index, cell in enumerate(cells):
+        row, column = divmod(index, columns)
+        cell = cell.resize((width, height), Image.Resampling.BICUBIC)  # bare pixels hide small shapes
+        place = (GAP + column * (width + GAP), GAP + row * (height + GAP))
+        sheet.paste(cell, place, cell if cell.mode == "RGBA" else None)
+    return sheet

@@ -1,0 +1,80 @@
+"""Signals in blocks of the main thread, which get them back as they were, and in threads, which handle none."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
+
+import pytest
+
+from pra.utils.signals import BOTH, Interrupted, caught_signals, ended_by_sigterm, handled
+from studies.run import _ending
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in BOTH]
+
+
+def test_a_handler_holds_in_its_block_only() -> None:
+    before, seen = handlers(), []
+
+    def work() -> None:
+        with handled(BOTH, lambda signum, _: seen.append(signum)):
+            for number in BOTH:
+                signal.raise_signal(number)
+            with handled((signal.SIGINT,), signal.SIG_IGN):
+                signal.raise_signal(signal.SIGINT)
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        work()
+    assert seen == [*BOTH]
+    assert handlers() == before
+
+
+def test_a_block_ends_by_sigterm_where_nothing_else_is_arranged() -> None:
+    before, seen = handlers(), []
+    with handled((signal.SIGTERM,), signal.SIG_DFL):
+        with pytest.raises(SystemExit) as ended, ended_by_sigterm():
+            signal.raise_signal(signal.SIGTERM)
+        assert ended.value.code == 128 + signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with handled((signal.SIGTERM,), lambda signum, _: seen.append(signum)), ended_by_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+    assert seen == [signal.SIGTERM]
+    assert handlers() == before
+
+
+def test_a_study_ends_by_a_signal_with_its_processes() -> None:
+    before = handlers()
+    with pytest.raises(Interrupted) as ended, ProcessPoolExecutor(1) as pool, _ending(pool):
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.signum == signal.SIGTERM
+    assert handlers() == before
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.submit(int)
+
+
+BLOCKS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "any": lambda: handled(BOTH, signal.SIG_IGN),
+    "training": caught_signals,
+    "evaluation": ended_by_sigterm,
+    "study": lambda: _ending(ProcessPoolExecutor(1)),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_thread_of_a_notebook_works_without_them(name: str) -> None:
+    before, found = handlers(), []
+
+    def work() -> None:
+        with BLOCKS[name]():
+            found.append(handlers())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(30)
+    assert found == [before]

@@ -1,0 +1,329 @@
+"""The emoji source: on the real font where it is installed, and on small fonts made here."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import itertools
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.refusal import refused
+
+import pra
+from pra.config import DataConfig
+from pra.data import Source, emoji, load_images, open_source
+from pra.data.images import CorruptImage
+
+ttLib = pytest.importorskip("fontTools.ttLib", reason="fontTools is in the extra 'emoji'")  # noqa: N816
+
+# --- a small font ---------------------------------------------------------------------------------------------
+
+# Glyph: the code point that has it, or None for those which only ligatures bring.
+GLYPHS = {".notdef": None, "grin": 0x1F600, "man": 0x1F468, "dark": 0x1F3FF, "joiner": 0x200D, "laptop": 0x1F4BB}
+GLYPHS |= {"heart": 0x2764, "three": ord("3"), "keycap": 0x20E3, "man_dark": None, "coder": None, "key_three": None}
+GLYPHS |= {"kiss": 0x1F60D}  # the kiss is in the test split
+LIGATURES = "sub man dark by man_dark; sub man joiner laptop by coder; sub three keycap by key_three;"
+COLOURS = {"grin": (250, 200, 0), "man": (90, 60, 30), "man_dark": (40, 20, 10), "coder": (0, 0, 200)}
+COLOURS |= {"kiss": (200, 0, 200), "heart": (250, 0, 0), "laptop": (90, 60, 30)}  # the laptop's drawing is the man's
+
+LIST = """\
+# emoji-test.txt
+# Format: code points; status # emoji name
+# group: Smileys & Emotion
+1F600              ; fully-qualified     # x E1.0 grinning face
+2764 FE0F          ; fully-qualified     # x E0.6 red heart
+2764               ; unqualified         # x E0.6 red heart
+1F60D              ; fully-qualified     # x E0.6 smiling face with heart-eyes
+1F603              ; fully-qualified     # x E0.6 not in the font
+# group: People & Body
+1F468              ; fully-qualified     # x E0.6 man
+1F468 1F3FF        ; fully-qualified     # x E1.0 man: dark skin tone
+1F468 200D 1F4BB   ; fully-qualified     # x E4.0 man technologist
+# group: Component
+1F3FF              ; component           # x E1.0 dark skin tone
+# group: Objects
+1F4BB              ; fully-qualified     # x E0.6 laptop
+# group: Symbols
+0033 FE0F 20E3     ; fully-qualified     # x E0.6 keycap: 3
+#EOF
+"""
+
+
+def png(colour: tuple[int, int, int], width: int = 20, height: int = 16) -> bytes:
+    """A filled rectangle with one transparent column at its left."""
+    image = Image.new("RGBA", (width, height), (*colour, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 1, height))
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
+
+
+def strike(pngs: dict[str, bytes], ppem: int) -> tuple[Any, Any]:
+    """The locations and the data of one set of bitmaps."""
+    from fontTools.ttLib.tables import C_B_D_T_, E_B_L_C_, BitmapGlyphMetrics
+
+    def filled(metrics: Any) -> Any:
+        fields = ("height", "width", "BearingX", "BearingY", "Advance")
+        metrics.__dict__ |= dict.fromkeys(fields, 10)
+        return metrics
+
+    data = {}
+    for name, content in pngs.items():
+        bitmap = data[name] = C_B_D_T_.cbdt_bitmap_format_17(None, None)
+        bitmap.metrics, bitmap.imageData = filled(BitmapGlyphMetrics.SmallGlyphMetrics()), content
+    place = E_B_L_C_.Strike()
+    size, line = place.bitmapSizeTable, E_B_L_C_.SbitLineMetrics
+    size.__dict__ |= {"ppemX": ppem, "ppemY": ppem, "bitDepth": 32, "flags": 1, "colorRef": 0}
+    size.startGlyphIndex, size.endGlyphIndex = 0, 0
+    fields = ("ascender", "descender", "widthMax", "caretSlopeNumerator", "caretSlopeDenominator", "caretOffset")
+    fields += ("minOriginSB", "minAdvanceSB", "maxBeforeBL", "minAfterBL", "pad1", "pad2")
+    size.hori, size.vert = line(), line()
+    for metrics in (size.hori, size.vert):
+        metrics.__dict__ |= dict.fromkeys(fields, 0)
+    # Format 1 wants neighbouring glyphs: one index for each.
+    for name in pngs:
+        index = E_B_L_C_.eblc_index_sub_table_1(None, None)
+        index.indexFormat, index.imageFormat, index.names = 1, 17, [name]
+        place.indexSubTables.append(index)
+    return place, data
+
+
+def save_font(path: Path, strikes: dict[int, dict[str, bytes]], ligatures: str = LIGATURES) -> Path:
+    """A font with bitmaps by their size, or with outlines alone."""
+    from fontTools.feaLib.builder import addOpenTypeFeaturesFromString
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.ttLib.tables._g_l_y_f import Glyph
+
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder(list(GLYPHS))
+    builder.setupCharacterMap({code: name for name, code in GLYPHS.items() if code is not None})
+    builder.setupGlyf({name: Glyph() for name in GLYPHS})
+    builder.setupHorizontalMetrics(dict.fromkeys(GLYPHS, (1000, 0)))
+    builder.setupHorizontalHeader()
+    builder.setupPost()
+    font = builder.font
+    if ligatures:
+        addOpenTypeFeaturesFromString(font, f"feature ccmp {{ {ligatures} }} ccmp;")
+    if strikes:
+        font["CBLC"], font["CBDT"] = ttLib.newTable("CBLC"), ttLib.newTable("CBDT")
+        built = [strike(pngs, ppem) for ppem, pngs in strikes.items()]
+        font["CBLC"].version = font["CBDT"].version = 3.0
+        font["CBLC"].strikes, font["CBDT"].strikeData = [list(part) for part in zip(*built, strict=True)]
+    font.save(path)
+    return path
+
+
+@pytest.fixture
+def font(tmp_path: Path) -> Path:
+    """The small font, ``emoji-test.txt`` beside it."""
+    (tmp_path / "emoji-test.txt").write_text(LIST)
+    return save_font(tmp_path / "small.ttf", {16: {name: png(colour) for name, colour in COLOURS.items()}})
+
+
+def test_a_small_font(font: Path) -> None:
+    source = open_source(f"emoji:{font}")
+    assert source.name == f"emoji:{font}"
+    # A group counts as soon as one of its emoji is drawn for the first time, and not otherwise.
+    assert source.classes == ("Smileys & Emotion", "People & Body")
+    assert names(source) == ["grinning face", "red heart", "man", "man: dark skin tone", "man technologist"]
+    assert source.labels.dtype == np.int64
+    assert source.labels.tolist() == [0, 0, 1, 1, 1]
+    assert source.where(1) == f"image 1 (red heart, U+2764 U+FE0F) of emoji:{font}"
+    colours = [source.image(index).getpixel((10, 10)) for index in range(5)]
+    assert colours == [(*COLOURS[name], 255) for name in ("grin", "heart", "man", "man_dark", "coder")]
+
+
+def test_the_small_fonts_test_split(font: Path) -> None:
+    source = open_source(f"emoji:{font}@test")
+    assert names(source) == ["smiling face with heart-eyes"]
+    assert source.classes == open_source(f"emoji:{font}").classes
+
+
+def test_images_are_squares_with_transparent_margins(font: Path) -> None:
+    image = open_source(f"emoji:{font}").image(0)  # 16 rows of 20, its first column transparent
+    assert (image.size, image.mode) == ((20, 20), "RGBA")
+    alpha = np.asarray(image)[..., 3]
+    assert (alpha[2:18, 1:] == 255).all()
+    assert alpha.sum() == 16 * 19 * 255
+
+
+def test_the_largest_bitmaps_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "emoji-test.txt").write_text(LIST)
+    pngs = [{"grin": png(COLOURS["grin"], width=side)} for side in (24, 48, 32)]
+    font = save_font(tmp_path / "f.ttf", dict(zip((24, 48, 32), pngs, strict=True)))
+    assert open_source(f"emoji:{font}").image(0).size == (48, 48)
+
+
+def test_a_font_without_ligatures_has_the_single_code_points(tmp_path: Path) -> None:
+    (tmp_path / "emoji-test.txt").write_text(LIST)
+    pngs = {name: png(colour) for name, colour in COLOURS.items()}
+    font = save_font(tmp_path / "f.ttf", {16: pngs}, ligatures="")
+    assert names(open_source(f"emoji:{font}")) == ["grinning face", "red heart", "man"]
+
+
+def names(source: Source) -> list[str]:
+    """What :meth:`where` calls the images."""
+    return [source.where(index).split(" (")[1].split(", U+")[0] for index in range(len(source))]
+
+
+# --- bad input ------------------------------------------------------------------------------------------------
+
+
+def test_missing_files(tmp_path: Path, font: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = "apt install fonts-noto-color-emoji unicode-data"
+    refused(lambda: open_source("emoji:"), "'emoji:'", "emoji:PATH")
+    refused(lambda: open_source(f"emoji:{tmp_path}/x.ttf"), f"{tmp_path}/x.ttf does not exist", packages)
+    refused(lambda: open_source(f"emoji:{tmp_path}@test"), f"{tmp_path} is not a file", "emoji:FONT.ttf")
+    monkeypatch.setattr("pra.data.source.FONT", tmp_path / "none.ttf")
+    refused(lambda: open_source("emoji"), "'emoji'", f"{tmp_path}/none.ttf does not exist", packages)
+    (tmp_path / "emoji-test.txt").unlink()
+    monkeypatch.setattr(emoji, "GROUPS", tmp_path / "debian/emoji-test.txt")
+    refused(lambda: open_source(f"emoji:{font}"), "apt install unicode-data", f"beside {font}")
+    (tmp_path / "debian").mkdir()
+    (tmp_path / "debian/emoji-test.txt").write_text(LIST)
+    assert len(open_source(f"emoji:{font}")) == 5
+
+
+@pytest.mark.parametrize("content", [b"", b"1F600 ; fully-qualified", bytes(range(256))])
+def test_a_list_without_emoji(font: Path, content: bytes) -> None:
+    font.with_name("emoji-test.txt").write_bytes(content)
+    refused(lambda: open_source(f"emoji:{font}"), str(font.with_name("emoji-test.txt")), "lists no emoji", "https://")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a font at all", b"\x89PNG\r\n\x1a\n" + bytes(100), b"ttcf" + bytes(60)])
+def test_not_a_font(font: Path, content: bytes) -> None:
+    font.write_bytes(content)
+    refused(lambda: open_source(f"emoji:{font}"), str(font), "not a font, or damaged", "fonts-noto-color-emoji")
+
+
+def test_a_font_cut_short_anywhere(font: Path) -> None:
+    whole = font.read_bytes()
+    for length in range(0, len(whole) - 4, 97):
+        font.write_bytes(whole[:length])
+        refused(lambda: open_source(f"emoji:{font}"), str(font), "fonts-noto-color-emoji")
+
+
+def test_a_font_of_outlines(font: Path) -> None:
+    save_font(font, {})
+    refused(lambda: open_source(f"emoji:{font}"), str(font), "no bitmaps (tables CBDT and CBLC)", "apt install")
+
+
+def test_a_font_of_something_else(font: Path) -> None:
+    save_font(font, {16: {"three": png((0, 0, 0))}})
+    refused(lambda: open_source(f"emoji:{font}"), str(font), "none of the emoji in", "emoji-test.txt")
+
+
+def test_no_emoji_for_the_test_split(font: Path) -> None:
+    save_font(font, {16: {"grin": png((0, 0, 0))}})
+    refused(lambda: open_source(f"emoji:{font}@test"), "@test'", str(font), "too few emoji")
+
+
+def test_a_damaged_drawing(font: Path) -> None:
+    save_font(font, {16: {"grin": png(COLOURS["grin"]), "man": png(COLOURS["man"])[:60]}})
+    source = open_source(f"emoji:{font}")
+    source.image(0)
+    with pytest.raises(CorruptImage, match=r"image 1 \(man, U\+1F468\).*data\.on_corrupt=skip"):
+        source.image(1)
+
+
+def test_without_font_tools(font: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fontTools.ttLib", None)
+    refused(lambda: open_source(f"emoji:{font}"), f"'emoji:{font}'", "fontTools", "pip install 'pra[emoji]'")
+
+
+def test_training_on_a_small_font(font: Path, tmp_path: Path) -> None:
+    config = pra.recipe("tiny")
+    model = dataclasses.replace(config.model, channels=3, num_classes=2)
+    data = DataConfig(source=f"emoji:{font}")
+    config = dataclasses.replace(config, model=model, data=data)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2, batch_size=4))
+    assert pra.train(config, tmp_path / "run", device="cpu", progress=False).steps == 2
+
+
+# --- the real font --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def noto() -> tuple[Source, Source]:
+    """The training and the test split."""
+    if not (emoji.FONT.is_file() and emoji.GROUPS.is_file()):
+        pytest.skip("Debian's fonts-noto-color-emoji and unicode-data are not installed")
+    return open_source("emoji"), open_source("emoji@test")
+
+
+def test_noto_has_every_group(noto: tuple[Source, Source]) -> None:
+    train, held_out = noto
+    assert train.classes == held_out.classes
+    assert train.classes == (
+        "Smileys & Emotion",
+        "People & Body",
+        "Animals & Nature",
+        "Food & Drink",
+        "Travel & Places",
+        "Activities",
+        "Objects",
+        "Symbols",
+        "Flags",
+    )
+    assert len(train.classes) == pra.recipe("emoji").model.num_classes
+    # Of Unicode 15.0's 3655 emoji; later versions have more.
+    counts = np.bincount(train.labels, minlength=9) + np.bincount(held_out.labels, minlength=9)
+    assert (counts >= [160, 2100, 150, 130, 215, 80, 260, 220, 255]).all()
+    assert 0.07 < len(held_out) / (len(train) + len(held_out)) < 0.13
+    assert np.bincount(held_out.labels, minlength=9).min() >= 1
+
+
+def test_noto_knows_each_kind_of_sequence(noto: tuple[Source, Source]) -> None:
+    groups = {
+        source.where(index).rsplit(" of emoji", 1)[0].split(" (", 1)[1]: source.classes[source.labels[index]]
+        for source in noto
+        for index in range(len(source))
+    }
+    for name, group in {
+        "grinning face, U+1F600": "Smileys & Emotion",
+        "red heart, U+2764 U+FE0F": "Smileys & Emotion",
+        "thumbs up: dark skin tone, U+1F44D U+1F3FF": "People & Body",
+        "woman technologist, U+1F469 U+200D U+1F4BB": "People & Body",
+        "polar bear, U+1F43B U+200D U+2744 U+FE0F": "Animals & Nature",
+        "keycap: #, U+0023 U+FE0F U+20E3": "Symbols",
+        "flag: Hungary, U+1F1ED U+1F1FA": "Flags",
+        "flag: Wales, U+1F3F4 U+E0067 U+E0062 U+E0077 U+E006C U+E0073 U+E007F": "Flags",
+    }.items():
+        assert groups[f"{name})"] == group
+
+
+def test_noto_splits_keep_skin_tones_together_and_share_no_drawing(noto: tuple[Source, Source]) -> None:
+    drawings, bare = collections.Counter[bytes](), []
+    for source in noto:
+        listed = [source.where(index).split(", U+")[-1].split(") of")[0].split(" U+") for index in range(len(source))]
+        plain = ({"FE0F", "1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}).__contains__
+        bare.append({" ".join(itertools.filterfalse(plain, codes)) for codes in listed})
+        assert isinstance(source, emoji.EmojiSource)
+        drawings.update(source._pngs)
+    assert not bare[0] & bare[1]
+    assert set(drawings.values()) == {1}
+
+
+def test_noto_drawings_are_whole_squares_on_white(noto: tuple[Source, Source]) -> None:
+    train, _ = noto
+    chosen = list(range(0, len(train), 97))
+    for index in chosen:
+        image = train.image(index)
+        assert (image.size, image.mode) == ((136, 136), "RGBA")
+        assert not np.asarray(image)[[0, 3, -4, -1], :, 3].any()  # 128 rows between transparent ones
+    images, _ = load_images(train, chosen, (64, 64), 3, DataConfig(source="emoji"))
+    assert (images[:, :, 0] == 255).all()
+    assert images.float().std((1, 2, 3)).min() > 10
+
+
+def test_noto_goes_to_worker_processes(noto: tuple[Source, Source]) -> None:
+    copy = pickle.loads(pickle.dumps(noto[0]))
+    assert copy.where(17) == noto[0].where(17)
+    assert copy.image(17) == noto[0].image(17)

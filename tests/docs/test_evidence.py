@@ -1,0 +1,86 @@
+"""The figures that the pages quote are those of the studies' tables.
+
+A table that quotes is marked by a comment before it, which names the study and what its columns are of: a setting, or
+``setting@value`` where the study varies something, as in ``<!-- figures of length: emoji-64@1200, emoji-64@4800 -->``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from studies import STUDIES
+from studies.groups import Group, groups
+from studies.records import read_rows
+
+ROOT = Path(__file__).parents[2]
+MARK = re.compile(r"<!-- figures of (\S+): (.+) -->")
+SYSTEMS = {
+    "PRA": "pra",
+    "inputs decoded from unperturbed states": "reconstructed",
+    "states, clean inputs": "states",
+    "noise on pixel inputs": "input-noise-x",
+    "noise on pixel inputs, x-prediction": "input-noise-x",
+    "noise on pixel inputs, v-prediction": "input-noise",
+    "teacher forcing on pixels": "x-prediction",
+    "teacher forcing, x-prediction": "x-prediction",
+    "teacher forcing, v-prediction": "teacher-forced",
+    "JiT": "jit",
+    "exact rollout": "exact",
+}
+"""What the pages call them."""
+
+
+def quoted() -> list[tuple[str, str, list[str], list[list[str]]]]:
+    """Of every marked table the page, the study, what the columns are of, and the rows but for the head."""
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        lines = page.read_text().splitlines()
+        for place, line in enumerate(lines):
+            if match := MARK.fullmatch(line):
+                table = []
+                for after in lines[place + 2 :]:
+                    if not after.startswith("|"):
+                        break
+                    table.append([cell.strip().strip("*") for cell in after.strip("|").split("|")])
+                found.append((f"{page.name}:{place + 1}", match[1], match[2].split(", "), table[2:]))
+    return found
+
+
+def in_words(group: Group) -> str:
+    return f"{group.fid:.2f}" + ("" if group.spread is None else f" ± {group.spread:.2f}")
+
+
+def belongs(group: Group, label: str, value: str, study: str) -> bool:
+    if study in ("noise", "ablation"):  # of PRA alone, by what is varied
+        return group.system == "pra" and same(group.value, {"no perturbation": "1"}.get(label, label))
+    return group.system == SYSTEMS[label] and (not value or same(group.value, value))
+
+
+def same(value: Any, text: str) -> bool:
+    try:
+        return float(value) == float(text)
+    except ValueError:
+        return str(value) == text
+
+
+@pytest.mark.parametrize(("place", "study", "columns", "table"), quoted(), ids=lambda value: str(value)[:40])
+def test_quoted_figures_are_the_tables_own(place: str, study: str, columns: list[str], table: list[list[str]]) -> None:
+    rows = read_rows(ROOT / "studies" / study / "results.csv")
+    assert table, f"{place}: no table after the mark"
+    for label, *cells in table:
+        assert len(cells) == len(columns), f"{place}: {label}"
+        for cell, column in zip(cells, columns, strict=True):
+            setting, _, value = column.partition("@")
+            known = groups(row for row in rows if row["setting"] == setting)
+            # An empty cell is what has not been measured.
+            expected = [in_words(group) for group in known if belongs(group, label, value, study)] or [""]
+            assert [cell] == expected, f"{place}: {label}, {column}"
+
+
+def test_there_are_figures_to_hold() -> None:
+    assert {study for _, study, _, _ in quoted()} <= STUDIES.keys()
+    assert {"systems", "noise"} <= {study for _, study, _, _ in quoted()}

@@ -1,0 +1,53 @@
+"""``examples/slurm/train.sh`` with stand-ins for SLURM's commands: what it starts, and when it queues itself again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "slurm" / "train.sh"
+SRUN = """#!/bin/sh
+echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT $*" > "$SAID/srun"
+if [ -n "$PROGRESS" ]; then mkdir -p "$PROGRESS"; fi
+exit "$CODE"
+"""
+SCONTROL = """#!/bin/sh
+if [ "$1" = show ]; then echo host0; echo host1; else echo "$*" >> "$SAID/scontrol"; fi
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "progress", "queued"),
+    [
+        (0, True, False),  # finished
+        (143, True, True),  # stopped after a checkpoint
+        (1, False, False),  # never came so far
+    ],
+)
+def test_a_job_queues_itself_again_where_it_came_forward(
+    tmp_path: Path, code: int, progress: bool, queued: bool
+) -> None:
+    run = tmp_path / "shared" / "run"
+    (run / "checkpoints" / "step-00000005").mkdir(parents=True)  # of a job before
+    os.utime(run / "checkpoints" / "step-00000005", (0, 0))
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    variables = {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SAID": str(tmp_path), "CODE": str(code),
+        "PROGRESS": str(run / "checkpoints" / "step-00000010") if progress else "",
+        "SLURM_JOB_NODELIST": "host[0-1]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7",
+    }  # fmt: skip
+    words = ["bash", str(SCRIPT), "tiny", str(run), "--steps", "10"]
+    assert subprocess.run(words, env=variables, check=False).returncode == code
+    started = (tmp_path / "srun").read_text()
+    assert started.startswith("300 --kill-on-bad-exit=1 torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 ")
+    assert "--rdzv-endpoint host0:29500 --rdzv-id 7 " in started
+    assert started.endswith(f"-m pra train tiny --run-dir {run} --steps 10\n")
+    queue = tmp_path / "scontrol"
+    assert (queue.read_text() if queue.exists() else "") == ("requeue 7\n" if queued else "")
+    assert [path.name for path in run.parent.iterdir()] == ["run"]  # the mark is gone

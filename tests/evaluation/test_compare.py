@@ -1,0 +1,419 @@
+"""``pra compare``: what differs, which figures compare, and the curves over each other."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from PIL import Image
+from support.files import contents
+from support.pages import ROOT
+from support.refusal import refused
+
+import pra
+from pra import cli
+from pra.commands import compare as command
+from pra.config import apply_settings, to_dict
+from pra.evaluation.compare import curves
+from pra.evaluation.compare.columns import read_columns
+from pra.evaluation.compare.comparison import compared
+from pra.evaluation.compare.figures import HIGHER, LOWER, obstacle
+from pra.evaluation.compare.table import LONGEST, Row, Section, rendered
+from pra.evaluation.report import charts
+from pra.training.run import loss_terms, read_metrics
+
+ORIGIN: dict[str, Any] = {
+    "features": {"name": "classifier", "sha256": "fe" * 32, "versions": {}, "held_out_accuracy": 0.9},
+    "reference": {
+        "name": "digits", "sha256": "5a" * 32, "file_sha256": None, "count": 1500, "images_sha256": "1a" * 32,
+    },
+    "count": 1000,
+    "seed_of_subsets": 2020,
+    "kid": {"subsets": 100, "size": 1000},
+    "precision_recall": {"neighbours": 3},
+    "images": {
+        "model": "runs/a/checkpoints/step-00000020",
+        "weights_sha256": "ab" * 32,
+        "sampling": {"guidance": 1.0, "steps": 25, "precision": "float32"},
+        "labels": "index % 10",
+    },
+}  # fmt: skip
+
+
+def evaluation(path: Path, changes: dict[str, Any] | None = None, **figures: float | None) -> Path:
+    """A file as `pra eval` writes it; ``changes`` to the provenance by dotted names, None takes one out."""
+    origin = json.loads(json.dumps(ORIGIN))
+    for name, value in (changes or {}).items():
+        *parents, last = name.split(".")
+        here = origin
+        for parent in parents:
+            here = here[parent]
+        here[last] = value
+        if value is None:
+            del here[last]
+    path.write_text(json.dumps({"figures": {"adm": figures or {"fid": 2.0}}, "provenance": origin}))
+    return path
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    errors: list[str]
+
+    def row(self, name: str) -> list[str]:
+        """The cells of a row; a mark is one of its own."""
+        (line,) = [line for line in self.out.splitlines() if line.startswith(f"  {name}  ")]
+        return line.removeprefix(f"  {name}").split()
+
+    def line(self, beginning: str) -> str:
+        (line,) = [line for line in self.out.splitlines() if line.startswith(beginning)]
+        return line
+
+
+Compare = Callable[..., Answer]
+
+
+@pytest.fixture
+def compare(capsys: pytest.CaptureFixture[str]) -> Compare:
+    def call(*arguments: object) -> Answer:
+        code = cli.main(["compare", *map(str, arguments)])
+        said = capsys.readouterr()
+        return Answer(code, said.out, said.err.splitlines())
+
+    return call
+
+
+@pytest.fixture
+def other(run: Path) -> Path:
+    """Another run beside ``run``, with other settings, and more steps asked for."""
+    folder = Path(shutil.copytree(run, run.with_name("other"), ignore=shutil.ignore_patterns("checkpoints")))
+    settings = ["train.optimizer.lr=0.5", "train.steps=40", "train.rollout=Clean", "data.source=digits@test"]
+    changed = apply_settings(pra.recipe("tiny"), settings)
+    (folder / "config.json").write_text(json.dumps(to_dict(changed)))
+    return folder
+
+
+# --- settings and training ----------------------------------------------------------------------------------
+
+
+def test_what_differs_between_runs_and_nothing_else(run: Path, other: Path, compare: Compare) -> None:
+    answer = compare(run, f"fast={other}")
+    assert (answer.code, answer.errors) == (0, [])
+    assert answer.out.splitlines()[0].split() == ["run", "fast"]
+    settings = answer.out[: answer.out.index("training\n")].splitlines()[2:]
+    names = {line.split()[0] for line in settings}
+    assert names == {
+        "data.source", "train.rollout.type", "train.rollout.t_min", "train.optimizer.lr", "train.steps",
+    }  # fmt: skip
+    config = pra.recipe("tiny")
+    assert answer.row("train.optimizer.lr") == [str(config.train.optimizer.lr), "0.5"]
+    assert answer.row("train.rollout.type") == ["Parallel", "Clean"]
+    assert answer.row("train.rollout.t_min")[1] == "-"
+    apply_settings(config, [f"{name}={answer.row(name)[0]}" for name in names])  # as --set takes them
+
+
+def test_how_far_runs_came(run: Path, other: Path, compare: Compare) -> None:
+    answer = compare(run, other)
+    assert answer.row("parameters") == ["0.074", "M"] * 2
+    assert answer.row("steps") == ["20", "of", "20", "20", "of", "40"]
+    assert answer.row("images seen") == ["160", "160"]
+    rows = read_metrics(run)
+    seconds = sum((rows[0]["step"]) * 8 / row["images_per_second"] for row in rows)
+    assert float(answer.row("seconds of training")[0]) == pytest.approx(seconds, abs=0.51)
+    assert answer.row("flow")[0] == f"{rows[-1]['flow']:.5g}"
+    assert "shortcut  " not in answer.out
+    assert "settings: the same" in compare(run, shutil.copytree(run, run.with_name("copy"))).out
+
+
+def test_losses_of_long_runs_are_the_last_points_of_the_reports_curves(run: Path, compare: Compare) -> None:
+    (row, *_) = read_metrics(run)
+    lines = [row | {"step": step, "flow": float(step)} for step in range(1, 2 * charts.MOST_POINTS + 1)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert compare(run, evaluation(run.parent / "a.json")).row("flow") == [str(2 * charts.MOST_POINTS - 0.5), "-"]
+
+
+def test_losses_are_the_terms_that_runs_have(run: Path, other: Path, compare: Compare) -> None:
+    """An old run calls them otherwise; a term that has ended is not one of the end."""
+    rows = read_metrics(run)
+    for row in rows[:-1]:
+        row["ended"] = 1.0
+    rows[0]["shortcut"] = 0.0
+    lines = [{"reconstruction" if name == "pixel" else name: value for name, value in row.items()} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answer = compare(run, other)
+    last = read_metrics(other)[-1]
+    assert answer.row("reconstruction") == [f"{rows[-1]['pixel']:.5g}", "-"]
+    assert answer.row("pixel") == ["-", f"{last['pixel']:.5g}"]
+    assert answer.row("auxiliary") == [f"{rows[-1]['auxiliary']:.5g}", f"{last['auxiliary']:.5g}"]
+    assert "ended" not in answer.out
+    assert "shortcut" not in answer.out
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def test_the_best_is_marked_by_the_direction_of_each_figure(tmp_path: Path, compare: Compare) -> None:
+    a = evaluation(tmp_path / "a.json", fid=2.0, kid=-0.002, recall=0.5, accuracy=0.91, kid_std=0.1, sfid=None, psnr=7)
+    b = evaluation(tmp_path / "b.json", fid=3.0, kid=-0.001, recall=0.6, accuracy=0.95, kid_std=0.2, sfid=None, psnr=7)
+    c = evaluation(tmp_path / "c.json", fid=2.5, kid=0.004, recall=0.6, accuracy=0.80, kid_std=0.3, sfid=None)
+    answer = compare(a, b, c)
+    assert answer.row("fid") == ["2", "*", "3", "2.5"]
+    assert answer.row("recall") == ["0.5", "0.6", "*", "0.6", "*"]
+    assert answer.row("kid") == ["-0.002", "*", "-0.001", "*", "0.004"]  # just below 0 is 0
+    assert answer.row("accuracy") == ["0.91", "*", "0.95", "*", "0.8"]  # real images have 0.9
+    assert answer.row("kid_std") == ["0.1", "0.2", "0.3"]
+    assert answer.row("psnr") == ["7", "7", "-"]
+    assert "sfid" not in answer.out
+    assert answer.line("* best of its row")
+
+
+def test_the_directions_are_those_of_the_documentation() -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|.*?\|[^|]*\| (low|high)", text, re.M)
+    assert {name for name, better in rows if better == "low"} == set(LOWER)
+    assert {name for name, better in rows if better == "high"} == set(HIGHER)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"features.sha256": "cd" * 32},
+            f"b.json has other features (classifier {'cd' * 6}; a.json: classifier fefefe",
+        ),
+        ({"features.versions": {"timm": "1"}}, "b.json has features by another timm (1; a.json: None)"),
+        (
+            {"reference.images_sha256": "99" * 32},
+            "another reference (digits 999999999999; a.json: digits 1a1a1a1a1a1a)",
+        ),
+        ({"count": 500}, "b.json has 500 images (a.json: 1000)"),
+        ({"kid.subsets": 10}, "another protocol (kid subsets 10; a.json: 100)"),
+        ({"seed_of_subsets": 1}, "another protocol (seed_of_subsets 1; a.json: 2020)"),
+        ({"features.sha256": None}, "perhaps other features"),
+        ({"features.sha256": "00", "count": 9}, "and 9 images (a.json: 1000)"),
+    ],
+)
+def test_nothing_is_marked_where_figures_do_not_compare(
+    tmp_path: Path, compare: Compare, changes: dict[str, Any], said: str
+) -> None:
+    a, b = evaluation(tmp_path / "a.json", fid=2.0), evaluation(tmp_path / "b.json", changes, fid=3.0)
+    answer = compare(a, b, evaluation(tmp_path / "c.json", fid=4.0))
+    assert answer.row("fid") == ["2", "3", "4"]
+    line = answer.line("figures do not compare, and none is marked: b.json has ")
+    assert said in line
+    assert "c.json" not in line
+
+
+OLD: dict[str, Any] = {"reference.images_sha256": None}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        (OLD, {}, None),  # equal statistics
+        (OLD, {"reference.name": "elsewhere"}, None),
+        (OLD, {"reference.sha256": "00"}, "perhaps another reference (digits; a: digits), which cannot be told"),
+        (OLD, {"reference.sha256": None}, "perhaps another reference"),
+        (
+            OLD | {"reference.file_sha256": "1"},
+            {"reference.sha256": "00", "reference.file_sha256": "2"} | OLD,
+            "another",
+        ),
+        (OLD, {"reference.sha256": "00", "features.sha256": "00"}, "b has other features"),
+        ({}, {"reference.sha256": "00"}, None),  # the same images, summed in other batches
+    ],
+)
+def test_references_of_older_evaluations(
+    tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any], said: str | None
+) -> None:
+    a, b = evaluation(tmp_path / "a.json", ours), evaluation(tmp_path / "b.json", theirs)
+    found = obstacle(*read_columns([f"a={a}", f"b={b}"]))
+    assert (found is None) == (said is None)
+    assert (said or "") in (found or "")
+    assert ("perhaps" in (found or "")) == ("perhaps" in (said or ""))
+
+
+def test_reconstructions_compare_where_they_are_of_the_same_images(tmp_path: Path, compare: Compare) -> None:
+    def copies(name: str, fid: float, source: str) -> Path:
+        path = evaluation(tmp_path / name, {"reconstruction": {"source": source, "count": 1000}}, fid=fid)
+        values = json.loads(path.read_text())
+        values["figures"]["reconstruction"] = {"ssim": fid / 10}
+        path.write_text(json.dumps(values))
+        return path
+
+    a, b = copies("a.json", 2.0, "digits"), copies("b.json", 3.0, "digits")
+    assert compare(a, b).row("ssim") == ["0.2", "0.3", "*"]
+    answer = compare(a, copies("c.json", 3.0, "emoji"))
+    assert answer.row("ssim") == ["0.2", "0.3"]
+    assert answer.row("fid") == ["2", "*", "3"]
+    assert "c.json has those of other images (1000 of emoji; a.json: 1000 of digits)" in answer.out
+
+
+def test_what_was_judged(tmp_path: Path, compare: Compare) -> None:
+    a = evaluation(tmp_path / "a.json", {"images.sampling.guidance": 2.0})
+    sampling = {"guidance": 1.0, "steps": 25, "precision": "float32"}
+    made = {
+        "weights": {"file": "power-0.1.safetensors", "sha256": "cd" * 32},
+        "sampling": sampling,
+        "images": {"labels": [*range(10)], "order": "in turn"},
+    }
+    b = evaluation(tmp_path / "b.json", {"images": {"file": "/x/many.npz", "made": made}})
+    answer = compare(a, b, evaluation(tmp_path / "c.json", {"images": {"folder": "/x/pictures"}}))
+    assert answer.row("images") == ["1000", "1000", "1000"]
+    assert answer.row("weights") == ["-", "power-0.1", "-"]
+    assert answer.row("weights, SHA-256") == ["ab" * 6, "cd" * 6, "-"]
+    assert answer.row("made by") == ["step-00000020", "many.npz", "pictures"]
+    assert answer.row("sampling.guidance") == ["2.0", "1.0", "-"]
+    assert "sampling.steps" not in answer.out
+    assert "labels" not in answer.out  # "in turn" is "index % 10"
+    assert "training" not in answer.out
+
+
+def test_a_runs_own_figures(run: Path, other: Path, compare: Compare) -> None:
+    assert "no figures: `pra eval RUN --out RUN/figures.json`" in compare(run, other).out
+    evaluation(run / "fid-10k.json", {"images.model": "run/checkpoints/step-00000010"}, fid=3.0)
+    answer = compare(run, other)
+    assert answer.row("fid") == ["3", "-"]  # the only one there is, and nothing to be better than
+    assert answer.line("run: the figures are of step-00000010, and the run has gone on since, to step-00000020")
+    evaluation(run / "z.json", fid=4.0)
+    assert answer.row("fid") == ["3", "-"]
+    answer = compare(run, other)
+    assert "  fid" not in answer.out
+    assert answer.line("run: fid-10k.json, z.json are all evaluations of it, and none is called figures.json")
+    evaluation(run / "figures.json", fid=5.0)
+    evaluation(other / "figures.json", fid=1.0)
+    answer = compare(run, other)
+    assert answer.row("fid") == ["5", "1", "*"]
+    assert "gone on" not in answer.out
+
+
+def test_what_the_shipped_model_was_judged_by_is_read(tmp_path: Path, compare: Compare) -> None:
+    shipped = Path(pra.__file__).parent / "shipped" / "figures.json"
+    answer = compare(f"shipped={shipped}", evaluation(tmp_path / "a.json", fid=2.0))
+    assert answer.code == 0
+    assert "a.json has other features" in answer.line("figures do not compare")
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+def test_names_and_paths_may_hold_an_equals_sign(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    paths = [evaluation(tmp_path / name) for name in ("a/lr=1.json", "x.json", "a/same.json", "b/same.json")]
+    words = [*map(str, paths), f"lr=2={evaluation(tmp_path / 'lr=3.json')}"]
+    names = [column.name for column in read_columns(words)]
+    assert names == ["lr=1.json", "x.json", *map(str, paths[2:]), "lr=2"]
+
+
+def test_names_are_no_control_characters(tmp_path: Path) -> None:
+    columns = read_columns([f"\x1b[2J={evaluation(tmp_path / 'a.json')}", str(evaluation(tmp_path / "b.json"))])
+    assert compared(columns).replace("\n", "").isprintable()
+
+
+def test_long_cells_are_shortened_as_long_as_they_can_be_told_apart() -> None:
+    long = [f"{'a' * 40}{middle}{'b' * 40}" for middle in "xy"]
+    shown = rendered(["", ""], [Section("", [Row("far", [long[0], "short"]), Row("near", long)])])
+    assert max(map(len, shown.splitlines()[2].split())) <= LONGEST
+    assert shown.splitlines()[3].split()[1:] == long
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ["give two runs or more"]),
+        (["RUN"], ["nothing to compare", "give two or more"]),
+        (["RUN", "nowhere"], ["nothing lies at nowhere: give the folder of a run, or a JSON that `pra eval --out`"]),
+        (["RUN", "name=nowhere"], ["nothing lies at nowhere"]),
+        (["RUN", "name=" + "x" * 500], ["nothing lies at x"]),
+        (["RUN", "twice=RUN"], ["is given twice"]),
+        (["RUN", "link"], ["link is given twice, as"]),
+        (["a=RUN", "a=good.json"], ["2 arguments are called 'a'", "NAME=PATH"]),
+        (["RUN", "empty"], ["no run at empty: it holds no config.json"]),
+        (["RUN", "RUN/checkpoints/step-00000020"], ["holds a model, not a run"]),
+        (["RUN", "bare"], ["the run bare has no metrics.jsonl yet"]),
+        (["RUN", "broken.json"], ["broken.json is no JSON", "give the folder of a run, or a JSON"]),
+        (["RUN", "list.json"], ["list.json holds list in place of an object"]),
+        (["RUN", "RUN/config.json"], ["config.json holds no figures: give a JSON that `pra eval --out` wrote"]),
+        (["RUN", "RUN/curves.png"], ["curves.png is no JSON: its bytes are not text;"]),
+        (["RUN", "good.json", "--out", "there.png"], ["there.png exists already; choose another --out or remove it"]),
+        (["RUN", "good.json", "--out", "a.jpg"], ["a.jpg: the curves are a picture; use FILE.png"]),
+        (["RUN", "good.json", "--out", "good.json/a.png"], ["good.json is a file; choose another --out"]),
+        (["good.json", "other.json", "--out", "a.png"], ["--out draws the curves of runs"]),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(
+    run: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch, words: list[str], parts: list[str]
+) -> None:
+    monkeypatch.chdir(run.parent)
+    for name in ("good.json", "other.json"):
+        evaluation(Path(name))
+    for name, text in (("broken.json", "{"), ("list.json", "[]"), ("there.png", "mine")):
+        Path(name).write_text(text)
+    for name in ("empty", "bare"):
+        Path(name).mkdir()
+    shutil.copy(run / "config.json", "bare")
+    Path("link").symlink_to(run)
+    before = contents(run.parent)
+    answer = compare(*(word.replace("RUN", str(run)) for word in words))
+    assert (answer.code, answer.out, len(answer.errors)) == (2, "", 1), answer
+    assert answer.errors[0].startswith("pra: error: ")
+    for part in parts:
+        assert part in answer.errors[0]
+    assert contents(run.parent) == before
+
+
+def test_the_curves_over_each_other(run: Path, other: Path, tmp_path: Path, compare: Compare) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is in the extra 'train'")
+    out = tmp_path / "new" / "curves.png"
+    answer = compare(f"rate=1={run}", other, evaluation(tmp_path / "a.json"), "--out", out)
+    assert (answer.code, answer.line("curves: ")) == (0, f"curves: {out}")
+    with Image.open(out) as picture:
+        assert picture.size == (880, 660)
+
+
+def test_curves_of_runs_with_other_terms_share_panels(run: Path, other: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is in the extra 'train'")
+    rows = [{k: v for k, v in row.items() if k != "pixel"} | {"edges": 1.0} for row in read_metrics(other)]
+    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    figure = curves.overlaid(read_columns([str(run), str(other)]))
+    assert {axes.get_title(): [line.get_label() for line in axes.lines] for axes in figure.axes} == {
+        "pixel": ["run"],
+        "flow": ["run", "other"],
+        "auxiliary": ["run", "other"],
+        "edges": ["other"],
+        "smallest state deviation": ["run", "other"],
+    }
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["run", "other"]
+
+
+def test_a_loss_that_explodes_does_not_hide_the_others(run: Path, other: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is in the extra 'train'")
+    for folder, highest in ((run, 2.0), (other, 1e9)):
+        (row, *_) = read_metrics(folder)
+        terms = loss_terms([row])
+        lines = [row | {"step": step, **dict.fromkeys((*terms, "state_std"), highest / step)} for step in (1, 2, 3)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figure = curves.overlaid(read_columns([str(run), str(other)]))
+    assert [axes.get_ylim()[1] for axes in figure.axes] == [6.0] * 4
+    assert [line.get_label() for line in figure.axes[0].lines] == ["run", "other"]
+
+
+def test_without_matplotlib_the_table_is_still_there(
+    run: Path, other: Path, tmp_path: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'matplotlib'")
+
+    monkeypatch.setattr(curves, "curves", missing)
+    refused(lambda: command.compare_command((str(run), str(other)), out=tmp_path / "a.png"), "pip install 'pra[train]'")
+    assert not (tmp_path / "a.png").exists()
+    assert compare(run, other).code == 0

@@ -1,0 +1,242 @@
+"""Images for an evaluation that other processes read ahead: the same ones to the bit, by as many as are worth it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.models import random_model
+from support.refusal import refused
+from torch import Tensor
+
+import pra
+from pra.commands.eval import evaluate_command
+from pra.config import DataConfig, Precision, SamplingConfig
+from pra.data import Source, loader, open_source
+from pra.data.loader import read_ahead, reading
+from pra.errors import PraError
+from pra.evaluation import probe, rollout_gap
+from pra.evaluation.classifier import fit_classifier
+from pra.evaluation.probe import Task
+from pra.evaluation.probe_features import Layers
+from pra.evaluation.probe_linear import find_linear
+from pra.evaluation.reference import from_source
+from pra.evaluation.samples import common_shape, pictures, prepared
+from pra.sampling import Sampler
+
+CPU = torch.device("cpu")
+SIZE = (6, 8)
+COUNT = 45
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of three classes."""
+    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for index in range(COUNT):
+        (folder / "abc"[index % 3]).mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (*SIZE, 3), np.uint8)).save(folder / "abc"[index % 3] / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def source(photos: Path) -> Source:
+    """The same, opened."""
+    return open_source(f"folder:{photos}")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many processes were asked for each time, for sets as small as these."""
+    counts: list[int] = []
+    whole = loader.from_workers
+
+    def counted(work: Any, items: Any, workers: int, pin_memory: bool = False) -> Any:
+        counts.append(workers)
+        return whole(work, items, workers, pin_memory)
+
+    monkeypatch.setattr(loader, "from_workers", counted)
+    monkeypatch.setattr(loader, "WORTH_A_WORKER", 5)
+    monkeypatch.setattr(loader, "PIECE", 4)
+    return counts
+
+
+def how(workers: int) -> DataConfig:
+    return DataConfig(source="", workers=workers)
+
+
+def test_reference_and_classifier_are_the_same(source: Source, classifiers: Path, started: list[int]) -> None:
+    judges = [fit_classifier(source, SIZE, 3, how(workers), CPU, progress=False) for workers in (0, 2)]
+    assert judges[0].fingerprint == judges[1].fingerprint
+    none, two = (
+        from_source(source, SIZE, 3, how(workers), judges[0], batch_size=10, progress=False) for workers in (0, 2)
+    )
+    assert none.sha256 == two.sha256
+    assert none.images_sha256 == two.images_sha256
+    assert none.kept is not None
+    assert two.kept is not None
+    assert torch.equal(none.kept, two.kept)
+    assert started == [0, 2, 0, 2]
+
+
+def test_features_and_probes_are_the_same(source: Source, started: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = Layers(random_model(num_classes=3).eval(), [1, 2])
+    chosen = list(range(COUNT - 1, -1, -1))
+    fitted: list[list[Any]] = []
+
+    def accuracy(linear: Any, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *_: Any) -> tuple[float, ...]:
+        fitted.append([tensor.tolist() for tensor in (*train, *test)])
+        return 0.0, 0.0, 0.0
+
+    monkeypatch.setattr(probe, "accuracy", accuracy)
+    features = []
+    for workers in (0, 2):
+        task = Task(source, source, chosen, chosen[:20], how(workers))
+        task.figures(layers, find_linear("sgd"), SIZE, 3, CPU, batch_size=7, progress=False)
+        with reading(prepared(source, chosen, SIZE, 3, how(workers), 7, range(3, 40))) as batches:
+            features.append([(batch.start, batch.labels.tolist(), layers(batch.images / 255, 0)) for batch in batches])
+    vectors = len(fitted) // 2
+    assert vectors == 6
+    assert fitted[:vectors] == fitted[vectors:]
+    for none, two in zip(*features, strict=True):
+        assert none[:2] == two[:2]
+        assert torch.equal(none[2], two[2])
+    assert [start for start, *_ in features[0]] == [3, 10, 17, 24, 31, 38]
+    assert started == [0, 0, 0, 2, 2, 2]
+
+
+def test_finished_pictures_are_the_same(source: Source, started: list[int]) -> None:
+    shape = common_shape(source)
+    none, two = (list(pictures(source, range(COUNT), 10, range(5, 45), shape, workers)) for workers in (0, 2))
+    assert [batch.start for batch in two] == [5, 15, 25, 35]
+    for a, b in zip(none, two, strict=True):
+        assert a.start == b.start
+        assert torch.equal(a.images, b.images)
+    assert started == [0, 2]
+
+
+def test_the_command_takes_the_setting(
+    photos: Path, tmp_path: Path, classifiers: Path, started: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = random_model(num_classes=3)
+    model.classes = ("a", "b", "c")
+    saved = pra.save(model, tmp_path / "model")
+    given: Any = {"reference": f"folder:{photos}", "features": "classifier", "device": "cpu", "batch_size": 10}
+    reports = []
+    for workers in (0, 2):
+        for name, target, settings in (("run", saved, ["sampling.steps=1"]), ("folder", photos, [])):
+            out = tmp_path / f"{name}-{workers}.json"
+            evaluate_command(
+                target, num=12 if name == "run" else None, out=out, reconstruction=name == "run", **given,
+                settings=(*settings, f"data.workers={workers}"),
+            )  # fmt: skip
+            reports.append(json.loads(out.read_text())["figures"])
+    assert reports[:2] == reports[2:]
+    # The run's reference is read for the classifier, for the statistics and for reconstructions; of the folder the
+    # pictures as well.
+    assert started == [0] * 6 + [2] * 6
+
+
+def test_few_images_start_no_process(source: Source, started: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    for worth, expected in ((COUNT, 1), (COUNT + 1, 0), (20, 2)):
+        monkeypatch.setattr(loader, "WORTH_A_WORKER", worth)
+        stream = prepared(source, range(COUNT), SIZE, 3, how(8), 10)
+        next(stream)
+        stream.close()
+        assert started.pop() == expected
+
+
+class Stream:
+    """A source that can only be read forward, at several places."""
+
+    lanes = 8
+
+    def __init__(self, source: Source) -> None:
+        self.name, self.classes, self.labels = source.name, source.classes, source.labels
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def image(self, index: int) -> Image.Image:
+        return self._source.image(index)
+
+    def where(self, index: int) -> str:
+        return self._source.where(index)
+
+    def arranged(self, order: Tensor, start: int) -> Tensor:
+        raise AssertionError("for training")
+
+
+def test_one_process_reads_a_stream(source: Source, started: list[int]) -> None:
+    none, two = (list(prepared(Stream(source), range(COUNT), SIZE, 3, how(n), 10)) for n in (0, 4))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(none, two, strict=True))
+    assert started == [0, 1]
+
+
+def test_no_images_are_no_batches(source: Source) -> None:
+    assert list(prepared(source, [], SIZE, 3, how(2), 10)) == []
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------
+
+
+def test_errors_arrive_as_they_were_and_no_process_stays(
+    photos: Path, tmp_path: Path, classifiers: Path, started: list[int]
+) -> None:
+    other = tmp_path / "other"
+    (other / "a").mkdir(parents=True)
+    for index in range(30):
+        Image.new("RGB", (8, 6), (index, 0, 0)).save(other / "a" / f"{index:02d}.png")
+    broken = other / "a" / "20.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    damaged, whole = open_source(f"folder:{other}"), open_source(f"folder:{photos}")
+    before = multiprocessing.active_children()
+    judge = fit_classifier(whole, SIZE, 3, how(0), CPU, progress=False)
+    with pytest.raises(PraError) as kept:  # with its traceback, that holds all that was under way
+        from_source(damaged, SIZE, 3, how(2), judge, batch_size=4, progress=False)
+    assert str(kept.value).startswith(f"{broken}: ")
+    assert multiprocessing.active_children() == before
+    refused(lambda: list(pictures(damaged, range(30), 4, workers=2)), str(broken), "make this picture anew")
+    assert started[-2:] == [2, 2]
+
+
+def _killed(indices: Any) -> tuple[Tensor]:
+    if 8 in indices:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return (torch.tensor(list(indices)),)
+
+
+def test_a_process_that_is_killed_is_one_line(source: Source, started: list[int]) -> None:
+    def take() -> None:
+        with reading(read_ahead(_killed, source, range(COUNT), 4, 2)) as stream:
+            for _ in stream:
+                pass
+
+    refused(take, "a process that prepares data has died", "data.workers")
+
+
+# --- the rollout gap ----------------------------------------------------------------------------------------
+
+
+def test_the_gap_samples_in_the_arithmetic_of_what_it_is_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+
+    def opened(*arguments: Any) -> Sampler:
+        chosen.append(Sampler(*arguments))
+        return chosen[0]
+
+    monkeypatch.setattr(rollout_gap, "Sampler", opened)
+    model, config = random_model().eval(), pra.recipe("tiny").train
+    rollout_gap.rollout_gap(
+        model, config.rollout, torch.rand(3, 3, *SIZE), torch.arange(3), SamplingConfig(steps=1), config.objective
+    )
+    assert [sampler.precision for sampler in chosen] == [Precision.FLOAT32]

@@ -1,0 +1,360 @@
+"""The linear probe: features that know no label, classifiers that choose nothing by the held-out set, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from support.files import contents
+from support.models import JIT, LEARNED, PIXEL, batch, random_jit, random_model
+from support.refusal import refused
+
+from pra import PraError, cli
+from pra.commands.probe import features_command, probe_command
+from pra.config import DataConfig
+from pra.data import open_source
+from pra.evaluation import classifier, probe_features
+from pra.evaluation.probe import Task, held_out
+from pra.evaluation.probe_features import Layers, Pixels, Pooling, check_memory, select
+from pra.evaluation.probe_linear import LINEAR, Linear, accuracy, find_linear
+from pra.models import JiT, weights
+from pra.utils.distributed import World
+from pra.utils.pixels import from_uint8
+from studies import SETTINGS, STUDIES, Cell, Scale, Setting, run_study
+from studies.records import read_rows
+from studies.report_probe import by_name, chosen, probe_table
+from studies.run import Workplace
+
+CPU = torch.device("cpu")
+
+
+# --- features -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [LEARNED, PIXEL], ids=["states", "pixels"])
+def test_features_are_the_tokens_of_clean_patches_under_the_null_class(config: Any) -> None:
+    model = random_model(config)
+    images, labels, _ = batch(config)
+
+    def tokens(classes: torch.Tensor) -> torch.Tensor:
+        backbone = model.backbone
+        x = torch.cat([model.condition(classes), backbone.patch_in(model.patchify(images)[:, :-1])], dim=1)
+        for layer, block in enumerate(backbone.transformer.blocks):
+            x = block(x, backbone.transformer.rotary[:, : x.shape[1]], None, layer)
+        return F.rms_norm(x[:, config.class_tokens :], x.shape[-1:], eps=1e-6)
+
+    with torch.no_grad():
+        null, labelled = tokens(torch.full((3,), config.num_classes)), tokens(labels)
+    mean, last = Layers(model, [2])(images, 0)[0]
+    torch.testing.assert_close(mean, null.mean(dim=1))
+    torch.testing.assert_close(last, null[:, -1])
+    assert not torch.allclose(mean, labelled.mean(dim=1), atol=1e-3)
+    assert torch.equal(select(torch.stack([mean, last]), Pooling.BOTH), torch.cat([mean, last], dim=1))
+    # Asking leaves no hook behind, and for more layers changes none.
+    assert torch.equal(Layers(model, [2, 1])(images, 0)[0, 0], mean)
+    assert not any(block._forward_hooks for block in model.backbone.transformer.blocks)
+
+
+def test_the_last_patch_is_no_input_of_a_causal_model_and_one_of_jit() -> None:
+    images, _, _ = batch(LEARNED)
+    other = images.clone()
+    other[:, :, -2:, -2:] = 0.0
+    for model, time, same in ((random_model(), None, True), (random_jit(), 1.0, False)):
+        layers = Layers(model, [1, 2], time)
+        assert torch.equal(layers(images, 0), layers(other, 0)) is same
+
+
+def test_jit_is_read_at_a_time_with_noise_of_each_image() -> None:
+    images, _, _ = batch(JIT, 6)
+    model = random_jit()
+    noised, clean = Layers(model, [1, 2], 0.5), Layers(model, [1, 2], 1.0)
+    whole = noised(images, 0)
+    torch.testing.assert_close(torch.cat([noised(images[:2], 0), noised(images[2:], 2)], dim=2), whole)
+    assert not torch.allclose(noised(images, 1), whole, atol=1e-3)
+    assert torch.equal(clean(images, 1), clean(images, 0))
+    assert not torch.allclose(clean(images, 0), whole, atol=1e-3)
+    assert noised.poolings == [Pooling.MEAN]
+
+
+def test_pixels_are_the_image_up_to_a_size() -> None:
+    images = torch.rand(2, 3, 6, 8)
+    assert torch.equal(Pixels((6, 8), 3)(images, 0)[0, 0], images.flatten(1))
+    large = torch.rand(2, 1, 64, 32)
+    assert torch.equal(Pixels((64, 32), 1)(large, 0)[0, 0], (large[:, :, ::2] + large[:, :, 1::2]).flatten(1) / 2)
+
+
+# --- classifiers ----------------------------------------------------------------------------------------------
+
+
+def separable(count: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three classes by a matrix, of numbers far from standardised, and one that never varies."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 5, generator=generator)
+    y = (x[:, :4] @ torch.randn(4, 3, generator=generator)).argmax(dim=1)
+    x[:, 4] = 7.0
+    return x * 100 + 50, y
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_linear_classifier_finds_what_is_linear_and_nothing_in_noise(name: str) -> None:
+    x, y = separable()
+    found = accuracy(LINEAR[name], (x[:200], y[:200]), (x[200:], y[200:]), 3, CPU)
+    assert found.top1 > 0.9
+    assert found.validation > 0.9
+    noise = torch.randint(3, (300,), generator=torch.Generator().manual_seed(1))
+    assert accuracy(LINEAR[name], (x[:200], noise[:200]), (x[200:], noise[200:]), 3, CPU).top1 < 0.5
+
+
+def test_the_held_out_set_chooses_nothing() -> None:
+    seen = []
+
+    def fit(x: torch.Tensor, y: torch.Tensor, queries: torch.Tensor, classes: int, values: Any, device: Any) -> Any:
+        seen.append((len(x), len(queries), tuple(values)))
+        # Right about the validation images with the value 2 alone.
+        right = (queries[:, 0] > 0).long()
+        return torch.stack([right if value == 2 else torch.zeros_like(right) for value in values])
+
+    x = torch.tensor([[1.0], [-1.0]] * 25)[torch.randperm(50, generator=torch.Generator().manual_seed(0))]
+    linear, y = Linear("l", "s", (1.0, 2.0, 3.0), fit), (x[:, 0] > 0).long()
+    for truth in (y, 1 - y):
+        found = accuracy(linear, (x, y), (x, truth), 2, CPU)
+        assert (found.value, found.validation) == (2.0, 1.0)
+        assert found.top1 == (1.0 if truth is y else 0.0)
+    assert seen == [(45, 5, (1.0, 2.0, 3.0)), (50, 50, (2.0,))] * 2
+
+
+def test_rates_side_by_side_learn_as_alone() -> None:
+    x, y = separable()
+    x = (x - x.mean(dim=0)) / 100
+    fit, rates = LINEAR["sgd"].fit, (0.001, 0.1, 1.0)
+    together = fit(x, y, x, 3, rates, CPU)
+    for place, rate in enumerate(rates):
+        assert torch.equal(fit(x, y, x, 3, [rate], CPU)[0], together[place])
+    assert not torch.equal(together[0], together[2])
+
+
+# --- the commands ---------------------------------------------------------------------------------------------
+
+
+def test_probe_writes_a_table_and_a_report(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, before = tmp_path / "probe.json", contents(trained)
+    probe_command(trained, num=100, layers="2,1", classifier="logistic", out=out, device="cpu")
+    said = capsys.readouterr().out.splitlines()
+    report = json.loads(out.read_text())
+    assert set(report["figures"]) == set(report["chosen"]) == {"run", "random", "pixels"}
+    for name in ("run", "random"):
+        figures = report["figures"][name]
+        assert [(f["layer"], f["pooling"]) for f in figures] == [
+            (layer, pooling) for layer in (2, 1) for pooling in ("mean", "last", "both")
+        ]
+        assert [f["dim"] for f in figures] == [32, 32, 64] * 2
+        assert report["chosen"][name]["validation"] == max(f["validation"] for f in figures)
+        assert all(0.15 < f["top1"] < 0.95 for f in figures)
+    (pixels,) = report["figures"]["pixels"]
+    assert (pixels["layer"], pixels["dim"]) == (None, 64)
+    assert pixels["top1"] > 0.7
+    known = report["provenance"]
+    assert known["data"] == {"train": "digits", "fitted": 100, "test": "digits@test", "judged": 100}
+    assert known["label"] == "null class"
+    assert known["protocol"]["classifier"] == "logistic"
+    assert len(known["weights_sha256"]) == 64
+    assert "commit" in known["environment"]
+    assert said[0].split()[:3] == ["layer", "run", "mean"]
+    assert said[1].split()[1] == f"{100 * report['figures']['run'][0]['top1']:.1f}"
+    assert any("pixels: " in line for line in said)
+    assert contents(trained) == before
+
+    refused(lambda: probe_command(trained, out=out), "probe.json", "exists already")
+    probe_command(trained, num=100, layers="2", only_run=True, device="cpu")
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 4
+    assert said[1].split()[0] == "2"
+
+
+class Two(World):
+    """Two processes one after the other: the second leaves what it has to the first."""
+
+    left: ClassVar[list[Any]] = []
+
+    def combine(self, value: Any, how: Callable[[list[Any]], Any]) -> Any:
+        if not self.leads:
+            self.left.append(value)
+            return None
+        return how([value, self.left.pop(0)])
+
+
+def test_processes_share_the_images_and_the_first_fits(trained: Path) -> None:
+    task = Task.open(DataConfig(source=""), "digits", "digits@test", 41)
+    vectors, linear = Layers(weights.load(trained), [1, 2]), LINEAR["logistic"]
+    one = task.figures(vectors, linear, (8, 8), 1, CPU, progress=False)
+    assert task.figures(vectors, linear, (8, 8), 1, CPU, 7, progress=False, world=Two(1, 2)) == []
+    shared = task.figures(vectors, linear, (8, 8), 1, CPU, 7, progress=False, world=Two(0, 2))
+    assert not Two.left
+    assert len(one) == 6
+    for ours, theirs in zip(one, shared, strict=True):
+        assert asdict(theirs) == pytest.approx(asdict(ours))
+
+
+def test_features_are_written_whole_or_not_at_all(
+    trained: Path, tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    out = tmp_path / "f.npz"
+    features_command(trained, layer=1, out=out, data="digits@test", pooling="both", num=50, batch_size=7, device="cpu")
+    with np.load(out, allow_pickle=False) as arrays:
+        features, labels, known = arrays["features"], arrays["labels"], json.loads(str(arrays["pra"]))
+    source = open_source("digits@test")
+    pixels = np.stack([np.asarray(source.image(place * len(source) // 50)) for place in range(50)])
+    images = from_uint8(torch.from_numpy(pixels).unsqueeze(1))
+    expected = select(Layers(weights.load(trained), [1])(images, 0)[0], Pooling.BOTH)
+    np.testing.assert_allclose(features, expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert (features.dtype, labels.dtype) == (np.float32, np.int64)
+    assert labels.tolist() == [int(source.labels[place * len(source) // 50]) for place in range(50)]
+    assert (known["layer"], known["pooling"], known["source"], known["count"]) == (1, "both", "digits@test", 50)
+    assert known["classes"] == list(source.classes)
+
+    refused(lambda: features_command(trained, layer=1, out=out), "f.npz", "exists already")
+    other = tmp_path / "other.npz"
+    with full_disk(4096):
+        refused(lambda: features_command(trained, layer=1, out=other, device="cpu"), "other.npz", "cannot be written")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz"]
+
+
+# --- bad input ------------------------------------------------------------------------------------------------
+
+
+def test_models_that_lack_what_is_asked_for() -> None:
+    model, jit = random_model(), random_jit()
+    refused(lambda: Layers(model, [3]), "layer 3", "layers 1 to 2")
+    refused(lambda: Layers(model, [0]), "layer 0", "layers 1 to 2")
+    refused(lambda: Layers(model, [1], 0.5), "--time", "JiT")
+    refused(lambda: Layers(jit, [1], 1.5), "--time 1.5", "from 0")
+    refused(lambda: Layers(jit, [1]), "--time")
+    assert isinstance(jit, JiT)
+
+
+def folder_of(root: Path, classes: str, side: int = 8, each: int = 15) -> str:
+    """Grey pictures of a few classes, one letter each."""
+    for letter in classes:
+        (root / letter).mkdir(parents=True)
+        for number in range(each):
+            Image.new("L", (side, side), (37 * number + ord(letter)) % 256).save(root / letter / f"{number:02}.png")
+    return f"folder:{root}"
+
+
+def test_data_that_no_probe_can_be_made_of(trained: Path, tmp_path: Path) -> None:
+    one = folder_of(tmp_path / "one", "a", each=30)
+    two_classes, others = folder_of(tmp_path / "two", "ab"), folder_of(tmp_path / "others", "bc")
+    small, again = folder_of(tmp_path / "small", "ab", side=4), folder_of(tmp_path / "again", "ab")
+    refused(lambda: probe_command(trained, data=one, test=one), one, "one class")
+    refused(lambda: probe_command(trained, data=two_classes), two_classes, "no held-out part", "--test")
+    refused(lambda: probe_command(trained, data="digits@test"), "digits@test", "give that")
+    refused(lambda: probe_command(trained, data=two_classes, test=others), "a, b (2)", "b, c (2)")
+    refused(lambda: probe_command(trained, data=small, test=again, only_run=True), "4x4", "on_small")
+    for same in (again, f"{again}/", again.replace("/again", "/two/../again")):
+        refused(lambda same=same: probe_command(trained, data=again, test=same), same, "other images")
+    refused(lambda: probe_command(trained, num=10), "digits gives 10 images", "at least 20")
+    refused(lambda: probe_command(trained, data="digts", test="digits@test"), "digts", "digits")
+    task = Task.open(DataConfig(source=""), two_classes, again)
+    assert (len(task.chosen), len(task.asked)) == (30, 30)
+    folder_of(tmp_path / "lopsided", "a", each=40)
+    lopsided = folder_of(tmp_path / "lopsided", "b", each=1)
+    refused(lambda: probe_command(trained, data=lopsided, test=again, num=20), "20 images", "one class")
+    assert held_out("idx:/data") == "idx:/data@test"
+
+
+def test_a_saved_model_needs_data(trained: Path, tmp_path: Path) -> None:
+    saved = weights.save(weights.load(trained), tmp_path / "saved")
+    refused(lambda: probe_command(saved), "saved", "--data SRC")
+    refused(lambda: probe_command(tmp_path / "none"), "none")
+
+
+def test_features_beyond_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_memory(2**20)
+    monkeypatch.setattr(probe_features.os, "sysconf", lambda name: 2**12 if name == "SC_PAGE_SIZE" else 2**18)
+    check_memory(2**30)
+    refused(lambda: check_memory(2**32), "4 GiB", "1", "--layers")
+
+
+def test_a_wrong_line_is_answered_in_one(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(trained)
+    for words, part in (
+        (["probe", run, "--layers", "9"], "layers 1 to 2"),
+        (["probe", run, "--layers", "first"], "--layers"),
+        (["probe", run, "--classifier", "svm"], "'svm'"),
+        (["probe", run, "--num", "0"], "--num 0"),
+        (["probe", run, "--time", "0.5"], "--time"),
+        (["probe", run, "--set", "data.fits=pad"], "fits"),
+        (["features", run, "--layer", "1", "--out", str(tmp_path / "f.pt")], ".npz"),
+        (["features", run, "--layer", "7", "--out", str(tmp_path / "f.npz")], "layer 7"),
+        (["features", run, "--layer", "1", "--pooling", "max", "--out", str(tmp_path / "f.npz")], "'max'"),
+        (["features", run, "--out", str(tmp_path / "f.npz")], "--layer"),
+    ):
+        assert cli.main(words) == 2, words
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("pra: error: ")
+        assert part in line
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(PraError):
+        find_linear("svm")
+
+
+# --- the study ------------------------------------------------------------------------------------------------
+
+
+def test_the_study_probes_each_layer_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=1))
+    scale = Scale(
+        name="small", width=16, depth=2, heads=1, codec_depth=1, head_depth=1, steps=1, batch_factor=1, samples=40,
+        guidances=(1.0,), brief=True,
+    )  # fmt: skip
+
+    def cells(setting: Setting, scale: Scale) -> Iterator[Cell]:
+        for cell in STUDIES["probe"].cells(setting, scale):
+            if cell.system in ("pra", "pixels", "jit") or cell.value == "pra":
+                yield replace(cell, measures=cell.measures[:2])
+
+    study = replace(STUDIES["probe"], cells=cells)
+    place = Workplace(tmp_path / "runs", CPU, 1)
+    for _ in range(2):
+        run_study(study, [SETTINGS["digits-16"]], scale, [0], tmp_path, place, progress=False)
+        rows = read_rows(tmp_path / "probe" / "results.csv")
+        assert len(list((tmp_path / "runs").glob("digits-16-*"))) == 2  # PRA, its baselines beside it, and JiT
+    found = [(row["system"], row.get("layer"), row.get("pooling"), row.get("time")) for row in rows]
+    assert found.count(("pixels", None, None, None)) == 1
+    for system in ("pra", "random"):
+        assert [entry for entry in found if entry[0] == system] == [
+            (system, layer, pooling, None) for layer in (1, 2) for pooling in ("both", "last", "mean")
+        ]
+    assert {entry[3] for entry in found if entry[0] == "jit"} == {0.5, 0.75}
+    by_pixels = next(row["top1"] for row in rows if row["system"] == "pixels")
+    readme = (tmp_path / "probe" / "README.md").read_text()
+    assert f"| raw pixels | {100 * by_pixels:.1f} % |" in readme
+    assert "Top-1 accuracy on 80 held-out images" in readme
+
+
+def row(system: str, seed: int, layer: int | None, top1: float, validation: float, **more: Any) -> dict[str, Any]:
+    where = {"layer": layer, "pooling": None if layer is None else "mean"}
+    return {"system": system, "seed": seed, "top1": top1, "validation": validation} | where | more
+
+
+def test_the_table_chooses_by_validation() -> None:
+    rows = [
+        row("pra", 0, 1, 0.5, 0.7), row("pra", 1, 1, 0.6, 0.7), row("pra", 0, 2, 0.9, 0.6), row("pra", 1, 2, 0.9, 0.6),
+        row("pra", 0, 3, 0.9, 0.9),  # one seed alone decides nothing
+        row("random", 0, 1, 0.3, 0.3, value="pra"), row("pixels", 0, None, 0.8, 0.8),
+    ]  # fmt: skip
+    assert chosen(by_name(rows)["PRA"]).layer == 1
+    _, lines = probe_table(rows)
+    assert [line[0] for line in lines] == ["raw pixels", "PRA", "random weights (PRA)"]
+    assert lines[1][1:4] == ["55.0 % ± 7.1", "1", "mean"]
+    assert lines[0][1:4] == ["80.0 %", "-", "-"]

@@ -1,0 +1,361 @@
+"""JiT, the diffusion baseline: what it sees, what it predicts, how it is trained, sampled, saved and gone on with."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.models import JIT, JITS, LEARNED, batch, random_jit, random_model
+from support.refusal import refused
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import pra
+from pra import Sampler, cli
+from pra.config import Clean, GuidanceSchedule, JiTConfig, ObjectiveConfig, SamplingConfig, Solver, override, to_dict
+from pra.evaluation.evaluate import check_codec
+from pra.evaluation.flops import sampling_flops, training_flops
+from pra.method import flow, noise
+from pra.method.noise import Purpose
+from pra.method.objectives import training_losses
+from pra.models import JiT, build_model
+from pra.sampling import check_completes
+from pra.sampling.learnt_grid import learn_grid
+from pra.training import callbacks
+from pra.training.run import loss_terms
+
+LABELS, SEEDS = [0, 4, 2, 2], [10, 11, 12, 13]
+SETTINGS = {
+    "plain": SamplingConfig(),
+    "guided": SamplingConfig(guidance=3.0, solver=Solver.HEUN, steps=2),
+    "sde": SamplingConfig(guidance=2.0, solver=Solver.EULER_MARUYAMA, steps=4, temperature=0.8),
+}
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+def noised(config, size=3):
+    """Patches between noise and image, their times and labels."""
+    generator = torch.Generator().manual_seed(4)
+    x_t = torch.randn(size, config.num_patches, config.patch_dim, generator=generator)
+    return x_t, torch.rand(size, 1, generator=generator), torch.arange(size)
+
+
+# --- the model ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", JITS)
+@torch.no_grad()
+def test_every_patch_sees_every_other(name):
+    model = random_jit(JITS[name])
+    x_t, t, labels = noised(model.config)
+    velocity = model(x_t, t, labels)
+    for changed, read in ((11, 0), (0, 11), (5, 6)):
+        other = x_t.clone()
+        other[:, changed] += 1.0
+        assert (model(other, t, labels)[:, read] - velocity[:, read]).abs().amax(dim=-1).min() > 1e-4
+
+
+@torch.no_grad()
+def test_the_same_attention_stays_causal_in_pra():
+    model = random_model()
+    images, labels, _ = batch(LEARNED)
+    patches = model.patchify(images)[:, :-1]
+    other = patches.clone()
+    other[:, -1] += 1.0
+    before, after = model.conditions(labels, patches), model.conditions(labels, other)
+    assert torch.equal(before[:, :-1], after[:, :-1])
+    assert not torch.equal(before[:, -1], after[:, -1])
+
+
+@torch.no_grad()
+def test_time_class_and_place_matter():
+    model = random_jit()
+    x_t, t, labels = noised(model.config)
+    x_t = x_t[:, :1].expand(-1, 12, -1)  # all patches alike
+    data = model(x_t, t, labels) * (1 - t).clamp(min=0.05).unsqueeze(-1) + x_t
+    assert (data[:, 0] - data[:, 7]).abs().max() > 1e-3
+    assert (model(x_t, t, labels + 1) - model(x_t, t, labels)).abs().max() > 1e-3
+    later = model(x_t, t / 2, labels) * (1 - t / 2).clamp(min=0.05).unsqueeze(-1) + x_t
+    assert (later - data).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", JITS)
+@torch.no_grad()
+def test_it_begins_by_predicting_grey(name):
+    model = JiT(JITS[name])
+    x_t, t, labels = noised(model.config)
+    t[0] = 0.99  # beyond the clamp
+    assert torch.equal(model(x_t, t, labels), -x_t / (1 - t).clamp(min=0.05).unsqueeze(-1))
+
+
+def test_initial_weights_are_of_the_seed_alone():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    one, two, other = JiT(JIT, seed=3).state_dict(), JiT(JIT, seed=3).state_dict(), JiT(JIT, seed=4).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["position"], other["position"])
+    assert all(value.isfinite().all() for value in one.values())
+
+
+# --- its loss -----------------------------------------------------------------------------------------------
+
+
+def losses_of(model, images, **objective):
+    _, labels, keys = batch(model.config, len(images))
+    return training_losses(model, images, labels, keys, ObjectiveConfig(**objective), Clean())
+
+
+@pytest.mark.parametrize("logit_normal", [True, False])
+def test_loss_of_a_constant_prediction(logit_normal):
+    """A model whose bias is an image's one grey knows it exactly; one that says 0 is wrong by ``grey / (1 - t)``."""
+    model, images = JiT(JIT), torch.full((3, 3, 6, 8), 0.6)
+    settings = {"logit_normal_times": logit_normal, "time_mean": -0.8, "time_std": 0.8}
+    key = noise.fold(batch(JIT)[2], Purpose.FLOW_TIME)
+    t = flow.logit_normal_times(key, 1, mean=-0.8, std=0.8) if logit_normal else flow.uniform_times(key, 1)
+    wrong = losses_of(model, images, **settings)
+    torch.testing.assert_close(wrong.terms["flow"], (0.6 / (1 - t).clamp(min=0.05)).square().mean())
+    assert wrong.total == wrong.terms["flow"]
+    assert [*wrong.terms] == ["flow"]
+    with torch.no_grad():
+        model.out.bias.fill_(0.6)
+    assert losses_of(model, images, **settings).terms["flow"].item() == pytest.approx(0.0, abs=1e-10)
+
+
+def test_published_times_lean_towards_the_noise():
+    t = flow.logit_normal_times(noise.keys(0, torch.arange(20_000)), 1, mean=-0.8, std=0.8)
+    assert t.median().item() == pytest.approx(torch.sigmoid(torch.tensor(-0.8)).item(), abs=0.01)
+    assert t.logit().std().item() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("name", JITS)
+def test_every_parameter_is_trained(name):
+    model = random_jit(JITS[name])
+    losses_of(model, batch(JIT)[0]).total.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_a_sample_has_its_own_randomness():
+    model = random_jit()
+    images, labels, keys = batch(JIT)
+    whole, *parts = (
+        training_losses(model, images[s], labels[s], keys[s], ObjectiveConfig(), Clean()).total
+        for s in (slice(3), slice(0, 1), slice(1, 2), slice(2, 3))
+    )
+    torch.testing.assert_close(whole, torch.stack(parts).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_stays_close():
+    model, (images, _, _) = random_jit(), batch(JIT)
+    exact = losses_of(model, images).terms["flow"]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = losses_of(model, images).terms["flow"]
+    assert rounded.dtype is torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.02)
+
+
+# --- sampling -----------------------------------------------------------------------------------------------
+
+
+def test_guidance_and_seeds_by_formula():
+    """One Euler step from the noise of each seed."""
+    model = random_jit()
+    settings = SamplingConfig(guidance=2.5, solver=Solver.EULER, steps=1, temperature=0.1)
+    images = Sampler(model, settings).sample([1, 3], [7, 8])
+    start = 0.1 * noise.normal(noise.fold(noise.keys(0, torch.tensor([7, 8])), Purpose.SAMPLE_START), 12, 12)
+    with torch.no_grad():
+        with_class = model(start, torch.zeros(2, 1), torch.tensor([1, 3]))
+        without = model(start, torch.zeros(2, 1), torch.tensor([5, 5]))
+    expected = start + without + 2.5 * (with_class - without)
+    close(images, model.unpatchify(expected).clamp(-1, 1))
+    assert (images.abs() < 1).any()
+
+
+@pytest.mark.parametrize("solver", [solver for solver in Solver if solver is not Solver.SHORTCUT])
+def test_a_constant_prediction_is_what_is_sampled(solver):
+    model = JiT(JIT)
+    with torch.no_grad():
+        model.out.bias.fill_(0.6)
+    images = Sampler(model, SamplingConfig(solver=solver, steps=20)).sample(LABELS, SEEDS)
+    close(images, torch.full((4, 3, 6, 8), 0.6))
+
+
+def test_the_last_interval_is_euler_s(monkeypatch):
+    model, asked = random_jit(), []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda x, t, labels: (asked.append(t.item()), forward(x, t, labels))[1])
+    Sampler(model, SamplingConfig(solver=Solver.HEUN, steps=4)).sample(LABELS, SEEDS)
+    assert asked == [0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+    asked.clear()
+    Sampler(model, SamplingConfig(solver=Solver.MIDPOINT, steps=1)).sample(LABELS, SEEDS)
+    assert asked == [0.0]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_an_image_is_a_function_of_label_and_seed(settings):
+    """Not of the batch, nor of its order, nor of global randomness."""
+    sampler = Sampler(random_jit(), SETTINGS[settings])
+    torch.manual_seed(0)
+    together = sampler.sample(LABELS, SEEDS)
+    assert together.shape == (4, 3, 6, 8)
+    assert together.abs().max() <= 1
+    torch.manual_seed(1)
+    assert torch.equal(sampler.sample(LABELS, SEEDS), together)
+    order = [2, 0, 3, 1]
+    close(sampler.sample([LABELS[i] for i in order], [SEEDS[i] for i in order]), together[order])
+    for i in range(4):
+        close(sampler.sample(LABELS[i : i + 1], SEEDS[i : i + 1]), together[i : i + 1])
+    assert (together[2] - together[3]).abs().max() > 0.01
+
+
+def test_the_stream_is_one_picture():
+    sampler = Sampler(random_jit())
+    (image,) = sampler.stream(LABELS, SEEDS)
+    assert torch.equal(image, sampler.sample(LABELS, SEEDS))
+
+
+def test_what_takes_a_raster_is_refused():
+    model = random_jit()
+    images, _, _ = batch(JIT, 4)
+    refused(lambda: Sampler(model).complete(images, 1, LABELS, SEEDS), "JiT cannot complete", "autoregressive")
+    refused(lambda: list(Sampler(model).stream(LABELS, SEEDS, keep=images[:, :, :2])), "JiT cannot complete")
+    linear = SamplingConfig(guidance=2.0, schedule=GuidanceSchedule.LINEAR)
+    refused(lambda: Sampler(model, linear), "schedule linear", "constant")
+    refused(lambda: check_codec(model), "without a codec", "--reconstruction")
+    refused(lambda: Sampler(model).sample([6], [0]), "label 6 is out of range")
+
+
+class Painter(JiTConfig):
+    """Another kind of model that makes all patches at once."""
+
+    name = "Painter"
+
+
+def test_refusal_of_another_kind_names_it() -> None:
+    model = random_jit(Painter(**vars(JIT)))
+    linear = SamplingConfig(guidance=2.0, schedule=GuidanceSchedule.LINEAR)
+    refused(lambda: Sampler(model, linear), "Painter makes all patches at once")
+    refused(lambda: check_completes(model), "a Painter cannot complete")
+    refused(lambda: learn_grid(model, SamplingConfig()), "a Painter has none")
+
+
+def test_model_without_codec_reconstructs_exactly() -> None:
+    images, labels, _ = batch(JIT, 4)
+    assert torch.equal(random_jit().reconstruct(images, labels), images)
+
+
+# --- arithmetic ---------------------------------------------------------------------------------------------
+
+
+def measured(work):
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_counted_arithmetic_is_what_runs(guidance):
+    tiny = pra.recipe("tiny:jit")
+    run = dataclasses.replace(tiny, sampling=dataclasses.replace(tiny.sampling, guidance=guidance, steps=2))
+    model = build_model(run.model)
+    # Both streams of guidance are counted in full, though they share what is made of the time alone.
+    assert sampling_flops(run)["transformer"] == pytest.approx(
+        measured(lambda: Sampler(model, run.sampling).sample([1], [2])), rel=0.02
+    )
+    images, labels, keys = batch(run.model, 1)
+
+    def step():
+        training_losses(model, images, labels, keys, run.train.objective, Clean()).total.backward()
+
+    assert training_flops(run) == pytest.approx(measured(step), rel=0.02)
+
+
+# --- runs and files -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run of tiny:jit, checkpoints at 10 and 20."""
+    folder = tmp_path_factory.mktemp("jit") / "run"
+    pra.train(override(pra.recipe("tiny:jit"), "sampling.steps", "3"), folder, device="cpu", progress=False)
+    return folder
+
+
+def test_a_run_has_samples_and_no_reconstructions(trained):
+    assert [path.name for path in sorted((trained / "samples").iterdir())] == ["step-00000010.png", "step-00000020.png"]
+    assert not (trained / "reconstructions").exists()
+    row = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["flow"] == row["total"] > 0
+    assert loss_terms([row]) == ["flow"]
+
+
+def test_some_steps_and_then_more_are_all_of_them_at_once(trained, tmp_path):
+    """To the bit: weights, moving average, optimiser."""
+    run = pra.recipe("tiny:jit")
+    for steps in (10, 20):
+        train = dataclasses.replace(run.train, steps=steps, sample_every=0)
+        pra.train(dataclasses.replace(run, train=train), tmp_path / "run", device="cpu", progress=False)
+    for name in ("model", "ema", "optimizer/shard-00001-model-00001-of-00001"):
+        one, other = (
+            load_file(folder / "checkpoints" / "step-00000020" / f"{name}.safetensors")
+            for folder in (trained, tmp_path / "run")
+        )
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", JITS)
+def test_saved_and_loaded(name, tmp_path):
+    model = random_jit(JITS[name])
+    model.sampling = SamplingConfig(guidance=2.0, steps=4)
+    back = pra.load(pra.save(model, tmp_path / "model"))
+    assert isinstance(back, JiT)
+    assert (back.config, back.sampling, back.classes) == (model.config, model.sampling, model.classes)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
+    assert torch.equal(Sampler(back).sample(LABELS, SEEDS), Sampler(model).sample(LABELS, SEEDS))
+
+
+def test_it_learns(tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
+    run = pra.recipe("digits:jit")
+    optimizer = dataclasses.replace(run.train.optimizer, warmup_steps=5)
+    train = dataclasses.replace(
+        run.train, steps=50, batch_size=32, sample_every=0, log_every=10, checkpoint_every=50, optimizer=optimizer
+    )
+    pra.train(dataclasses.replace(run, train=train), tmp_path / "run", device="cpu", progress=False)
+    flows = [json.loads(line)["flow"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert flows[-1] < 0.6 * flows[0]
+
+
+def test_the_commands(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def said(code, *words):
+        capsys.readouterr()
+        assert cli.main([str(word) for word in words]) == code
+        out, error = capsys.readouterr()
+        return out if code == 0 else error
+
+    report = json.loads(said(0, "show", "tiny:jit", "--json"))
+    assert report["config"]["model"] == to_dict(pra.recipe("tiny:jit").model)
+    assert report["flops_per_image"]["sampling"]["total"] > 0
+    said(0, "sample", trained, "--labels", "0,1", "--seeds", "0", "--steps", "2", "--out", tmp_path / "s.png")
+    assert (tmp_path / "s.png").exists()
+    for text, words in (
+        ("JiT cannot complete", ("complete", trained, tmp_path / "s.png", "--rows", 1)),
+        ("schedule linear", ("sample", trained, "--schedule", "linear", "--out", tmp_path / "no.png")),
+        ("without a codec", ("eval", trained, "--reconstruction", "--features", "classifier")),
+        (
+            "train.rollout Parallel",
+            ("train", "tiny:jit", "--set", "train.rollout=Parallel", "--run-dir", tmp_path / "r"),
+        ),
+    ):
+        error = said(2, *words)
+        assert error.startswith("pra: error: ")
+        assert text in error
+        assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.png"]

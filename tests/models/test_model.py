@@ -1,0 +1,254 @@
+"""Invariants of the model: causality, cache parity, shapes, sizes, initialisation."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.models import ALL, LEARNED, PIXEL, batch, random_model
+
+from pra.config import TransformerConfig
+from pra.errors import PraError
+from pra.models import PRA
+from pra.models.base import initialise
+from pra.models.head import time_features
+from pra.models.patches import patchify, unpatchify
+from pra.models.rope import raster_positions, rotary_table, rotate
+from pra.recipes import recipe
+
+
+def test_patchify_is_raster_ordered_and_invertible():
+    images = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6)
+    patches = patchify(images, 2)
+    assert patches.shape == (2, 6, 12)
+    # Patch 4 is the second of the second row: rows 2-3, columns 2-3; laid out row, column, channel.
+    assert torch.equal(patches[1, 4].view(2, 2, 3), images[1, :, 2:4, 2:4].permute(1, 2, 0))
+    assert torch.equal(unpatchify(patches, 2, (2, 3)), images)
+
+
+@pytest.mark.parametrize("changed", range(12))
+def test_backbone_is_causal(changed):
+    """Changing patch j leaves h_i for i <= j unchanged, and does change h_{j+1}."""
+    model = random_model()
+    images, labels, _ = batch(model.config)
+    patches = model.patchify(images)
+    other = patches.clone()
+    other[:, changed] += 1.0
+    before, after = (model.conditions(labels, x[:, :-1]) for x in (patches, other))
+    assert torch.equal(before[:, : changed + 1], after[:, : changed + 1])
+    if changed < 11:
+        assert not torch.allclose(before[:, changed + 1], after[:, changed + 1])
+
+
+@pytest.mark.parametrize("changed", range(12))
+def test_decoder_is_causal(changed):
+    """Changing state j leaves x^_i for i < j unchanged, and does change x^_j."""
+    model = random_model()
+    states = torch.randn(2, 12, 5)
+    other = states.clone()
+    other[:, changed] += 1.0
+    before, after = model.codec.decode(states), model.codec.decode(other)
+    assert torch.equal(before[:, :changed], after[:, :changed])
+    assert not torch.allclose(before[:, changed], after[:, changed])
+
+
+def test_a_decoder_without_context_writes_each_patch_from_its_own_state():
+    model = random_model(ALL["decoder-without-context"])
+    states = torch.randn(2, 12, 5)
+    other = states.clone()
+    other[:, 4] += 1.0
+    changed = (model.codec.decode(states) != model.codec.decode(other)).any(dim=(0, 2))
+    assert changed.nonzero().flatten().tolist() == [4]
+    cache = model.codec.new_cache(2)
+    assert cache is None
+    torch.testing.assert_close(decoded(model, states, cache, 1), model.codec.decode(states))
+
+
+def stepped(model, patches, cache, number):
+    """The backbone's next condition after one patch more."""
+    cache.seek(model.backbone.prefix + number)
+    return model.backbone(None, patches[:, number : number + 1], cache)
+
+
+def decoded(model, states, cache, chunks):
+    """The decoder's patches, the states cut into chunks."""
+    parts, done = [], 0
+    for part in states.split(chunks, dim=1):
+        if cache is not None:
+            cache.seek(done)
+        parts.append(model.codec.decode(part, cache))
+        done += part.shape[1]
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize("prefix", range(12))
+def test_backbone_cache_parity_at_every_prefix(prefix):
+    """A prefix at once, then step by step, equals everything in parallel."""
+    model = random_model()
+    images, labels, _ = batch(model.config)
+    patches = model.patchify(images)
+    parallel = model.conditions(labels, patches[:, :-1])
+    cache = model.backbone.new_cache(len(labels))
+    parts = [model.backbone(model.condition(labels), patches[:, :prefix], cache)]
+    parts += [stepped(model, patches, cache, i) for i in range(prefix, 11)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), parallel, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_cache_parity_in_bfloat16():
+    """Token by token the arithmetic is that of the parallel pass: the residual stream is float32 in both."""
+    model = random_model()
+    images, labels, _ = batch(model.config)
+    patches = model.patchify(images)
+    exact = model.conditions(labels, patches[:, :-1])
+    with torch.autocast("cpu", torch.bfloat16):
+        parallel = model.conditions(labels, patches[:, :-1])
+        cache = model.backbone.new_cache(len(labels))
+        assert cache.keys.dtype is torch.bfloat16
+        steps = [model.backbone(model.condition(labels), patches[:, :0], cache)]
+        steps += [stepped(model, patches, cache, i) for i in range(11)]
+    stepwise = torch.cat(steps, dim=1)
+    assert stepwise.dtype is parallel.dtype is torch.float32
+    rounding = (parallel - exact).square().mean().sqrt()
+    assert (stepwise - exact).square().mean().sqrt() < 1.2 * rounding
+
+
+@pytest.mark.parametrize("chunks", [[1] * 12, [5, 7], [1, 4, 1, 6], [12]])
+def test_decoder_cache_parity(chunks):
+    """Any way to cut the sequence, several tokens behind a filled cache included."""
+    model = random_model()
+    states = torch.randn(2, 12, 5)
+    cache = model.codec.new_cache(2)
+    torch.testing.assert_close(decoded(model, states, cache, chunks), model.codec.decode(states), atol=1e-5, rtol=1e-5)
+
+
+def test_a_full_cache_refuses():
+    model = random_model()
+    cache = model.codec.new_cache(1)
+    cache.seek(12)
+    with pytest.raises(AssertionError, match="has 12 tokens, no more"):
+        model.codec.decode(torch.randn(1, 1, 5), cache)
+
+
+def test_the_class_reaches_the_first_condition():
+    model = random_model()
+    nothing = torch.empty(5, 0, model.config.patch_dim)
+    h = model.conditions(torch.arange(5), nothing)
+    assert h.shape == (5, 1, 32)
+    assert torch.cdist(h[:, 0], h[:, 0]).add(torch.eye(5)).min() > 1e-3
+
+
+def test_rotary_attention_depends_on_relative_position_only():
+    table = rotary_table(raster_positions((4, 4)), 8)
+    q, k = torch.randn(8), torch.randn(8)
+    turned_q, turned_k = (rotate(x.expand(1, 1, 16, 8), table)[0, 0] for x in (q, k))
+    score = turned_q @ turned_k.T
+    # (0,0)-(1,2), (1,1)-(2,3) and (2,1)-(3,3) are the same step down and right.
+    same = torch.stack([score[0, 6], score[5, 11], score[9, 15]])
+    torch.testing.assert_close(same, same[0].expand(3))
+    assert not torch.isclose(score[0, 6], score[0, 9])  # rows and columns are told apart
+
+
+def test_states_lie_on_the_sphere():
+    model = random_model()
+    images, labels, _ = batch(model.config)
+    patches = model.patchify(images)
+    z = model.codec.encode(patches, model.clean_conditions(labels, patches))
+    assert z.shape == (3, 12, 5)
+    torch.testing.assert_close(z.norm(dim=-1), torch.full((3, 12), 5**0.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(z.mean(dim=-1), torch.zeros(3, 12), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.codec.normalise(z), z, atol=1e-4, rtol=1e-4)
+
+
+def test_the_encoder_sees_the_condition_where_it_should():
+    images, _, _ = batch(LEARNED)
+    for name, sees in (("learned", True), ("encoder-without-h", False)):
+        model = random_model(ALL[name])
+        patches = model.patchify(images)
+        states = [
+            model.codec.encode(patches, model.clean_conditions(torch.full((3,), label), patches)) for label in (0, 1)
+        ]
+        assert torch.equal(*states) is not sees
+
+
+def test_write_clamps():
+    model = random_model(PIXEL)
+    assert model.write(torch.tensor([[[3.0] * 12]])).max() == 1.0
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("channels", "size"), [(1, (4, 4)), (2, (2, 10)), (4, (8, 2))])
+def test_any_channels_and_shape(name, channels, size):
+    model = random_model(ALL[name], channels=channels, image_size=size)
+    images, labels, _ = batch(model.config)
+    assert model.reconstruct(images, labels).shape == images.shape
+
+
+def test_initial_head_is_the_zero_field():
+    model = PRA(LEARNED)
+    z, t = torch.randn(2, 3, 5), torch.rand(2, 3)
+    assert model.head(z, t, model.head.project(torch.randn(2, 3, 32))).abs().max() == 0
+
+
+def test_initial_weights_are_a_function_of_the_seed():
+    states = []
+    for torch_seed, seed in ((0, 5), (1, 5), (0, 6)):
+        torch.manual_seed(torch_seed)  # no weight may be left to torch's own initialisation
+        states.append(PRA(LEARNED, seed=seed).state_dict())
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+    assert any(not torch.equal(states[0][name], value) for name, value in states[2].items())
+
+
+def test_building_a_model_leaves_the_global_random_state_alone():
+    before = torch.random.get_rng_state()
+    PRA(LEARNED)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_time_features_tell_times_apart():
+    features = time_features(torch.linspace(0, 1, 101))
+    assert features.shape == (101, 256)
+    assert torch.cdist(features, features).add(10 * torch.eye(101)).min() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "parts"),
+    [
+        ("pra-s-256", 135, {"condition": 12_300_288, "backbone": 85_742_592, "head": 22_081_552, "codec": 14_619_792}),
+        ("pra-b-256", 250, {"condition": 12_300_288, "backbone": 170_697_216, "head": 22_081_552, "codec": 42_505_616}),
+        ("pra-l-256", 511, {"condition": 16_400_384, "backbone": 403_707_904, "head": 48_590_864, "codec": 42_702_224}),
+    ],
+)
+def test_preset_sizes(name, millions, parts):
+    """Within 1 % of the paper's totals; exact counts, so that no size changes unnoticed."""
+    with torch.device("meta"):
+        model = PRA(recipe(name).model)
+    total = sum(p.numel() for p in model.parameters())
+    assert abs(total / (millions * 1e6) - 1) < 0.01
+    assert {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in parts} == parts
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": (6, 7)}, "6x7 is not divisible by patch_size 2"),
+        ({"image_size": (2, 2)}, "single patch"),
+        ({"channels": 0}, "channels must be positive"),
+        ({"num_classes": 0}, "num_classes must be positive"),
+    ],
+)
+def test_impossible_models_are_refused(change, message):
+    with pytest.raises(PraError, match=message):
+        replace(LEARNED, **change)
+
+
+def test_heads_must_fit_the_width():
+    with pytest.raises(PraError, match=r"width 30 with 4 heads.*try"):
+        TransformerConfig(depth=1, width=30, heads=4)
+
+
+def test_initialise_unknown_kind_of_parameter_is_refused():
+    """Left as memory is, it would hold any number."""
+    model = PRA(LEARNED, seed=None)
+    model.codec.decoder.out = torch.nn.Conv1d(1, 1, 1)
+    with pytest.raises(ValueError, match=r"codec.decoder.out.weight has no initial values"):
+        initialise(model, 0, [model.backbone.next_position], [])

@@ -1,0 +1,252 @@
+"""The sampler runs the model that it is given: hooks, wrappers and replaced parts show in the images."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from naive import sample_without_caches
+from support.engines import by_modules
+from support.models import ALL, random_model
+from torch import Tensor, nn
+
+from pra import PRA, Sampler, cli
+from pra.config import Precision, SamplingConfig
+from pra.models.cache import KVCache
+from pra.models.condition import ClassCondition
+from pra.models.states import PixelDecoder
+from pra.sampling import Engine
+from pra.sampling.native import NativeSteps, library, steps, unsupported
+
+GUIDED = SamplingConfig(guidance=3.0, steps=2)
+LABELS, SEEDS = [0, 4, 2], [10, 11, 12]
+
+needs_compiler = pytest.mark.skipif(library() is None, reason="there is no C++ compiler")
+
+
+class Wrapped(nn.Module):
+    """A module that does what another does, as LoRA, a quantiser or ``torch.compile`` wraps it."""
+
+    def __init__(self, inner: nn.Module, factor: float = 1.0) -> None:
+        super().__init__()
+        self.inner, self.factor = inner, factor
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.factor * self.inner(*arguments)
+
+
+def hook_head(model: PRA) -> None:
+    model.head.register_forward_hook(lambda module, inputs, output: 0.5 * output)
+
+
+def zero_head(model: PRA) -> None:
+    model.head.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+
+
+def wrap_head_block(model: PRA) -> None:
+    model.head.blocks[0] = Wrapped(model.head.blocks[0], 1.1)
+
+
+def wrap_backbone_block(model: PRA) -> None:
+    model.backbone.transformer.blocks[0] = Wrapped(model.backbone.transformer.blocks[0], 1.1)
+
+
+def replace_decoder(model: PRA) -> None:
+    decode = model.codec.decoder.forward
+
+    def halved(states: Tensor, cache: KVCache | None = None) -> Tensor:
+        return 0.5 * decode(states, cache)
+
+    model.codec.decoder.forward = halved  # type: ignore[method-assign]
+
+
+def hook_backbone(model: PRA) -> None:
+    model.backbone.register_forward_hook(lambda module, inputs, output: 1.2 * output)
+
+
+def hook_decoder(model: PRA) -> None:
+    model.codec.decoder.register_forward_hook(lambda module, inputs, output: 0.5 * output)
+
+
+def hook_every_linear(model: PRA) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda module, inputs: (1.01 * inputs[0],))
+
+
+def replace_condition(model: PRA) -> None:
+    class Swapped(ClassCondition):
+        def forward(self, labels: Tensor) -> Tensor:
+            return -super().forward(labels)
+
+    swapped = Swapped(model.config.num_classes, model.config.class_tokens, model.config.backbone.width)
+    swapped.load_state_dict(model.condition.state_dict())
+    model.condition = swapped
+
+
+CHANGES: list[Callable[[PRA], None]] = [
+    hook_head,
+    zero_head,
+    wrap_head_block,
+    wrap_backbone_block,
+    replace_decoder,
+    hook_backbone,
+    hook_decoder,
+    hook_every_linear,
+    replace_condition,
+]
+
+
+@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BFLOAT16])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_change_of_the_model_shows_in_its_images(change: Callable[[PRA], None], precision: Precision) -> None:
+    """Exactly as in the plain loop over the modules; also where the sampler has sampled before."""
+    model = random_model()
+    sampler = Sampler(model, GUIDED, precision)
+    before = sampler.sample(LABELS, SEEDS)
+    change(model)
+    after = sampler.sample(LABELS, SEEDS)
+    assert (after - before).abs().max() > 0.01
+    expected = sample_without_caches(model, GUIDED, LABELS, SEEDS)
+    tolerance = 1e-4 if precision is Precision.FLOAT32 else 0.3
+    torch.testing.assert_close(after, expected, atol=tolerance, rtol=tolerance)
+    assert torch.equal(Sampler(model, GUIDED, precision).sample(LABELS, SEEDS), after)
+
+
+@pytest.mark.parametrize(
+    "part", ["head.blocks.0", "backbone.transformer.blocks.1", "codec.decoder.transformer.blocks.0"]
+)
+def test_identity_wrapper_leaves_the_images(part: str) -> None:
+    model = random_model()
+    before = Sampler(model, GUIDED).sample(LABELS, SEEDS)
+    parent, _, name = part.rpartition(".")
+    setattr(model.get_submodule(parent), name, Wrapped(model.get_submodule(part)))
+    torch.testing.assert_close(Sampler(model, GUIDED).sample(LABELS, SEEDS), before, atol=1e-4, rtol=1e-4)
+
+
+def test_removed_hook_brings_the_images_back() -> None:
+    model = random_model()
+    sampler = Sampler(model, GUIDED)
+    before = sampler.sample(LABELS, SEEDS)
+    handle = model.head.register_forward_hook(lambda module, inputs, output: 0.5 * output)
+    assert not torch.equal(sampler.sample(LABELS, SEEDS), before)
+    handle.remove()
+    assert torch.equal(sampler.sample(LABELS, SEEDS), before)
+
+
+def test_hook_on_all_modules_shows_in_the_images() -> None:
+    model = random_model()
+    sampler = Sampler(model, GUIDED)
+    before = sampler.sample(LABELS, SEEDS)
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: 1.1 * output if isinstance(module, nn.Linear) else None
+    )
+    try:
+        assert not torch.allclose(sampler.sample(LABELS, SEEDS), before, atol=1e-3)
+    finally:
+        handle.remove()
+    assert torch.equal(sampler.sample(LABELS, SEEDS), before)
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", [c for c in CHANGES if c is not replace_condition], ids=lambda c: c.__name__)
+def test_unsupported_names_what_was_changed(change: Callable[[PRA], None]) -> None:
+    model = random_model()
+    assert unsupported(model) is None
+    assert isinstance(Engine(model, GUIDED, 1, Precision.AUTO).steps, NativeSteps)
+    change(model)
+    assert unsupported(model)
+    assert not isinstance(Engine(model, GUIDED, 1, Precision.AUTO).steps, NativeSteps)
+
+
+@needs_compiler
+def test_unsupported_knows_parameters_not_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new setting that builds another layer must not reach arithmetic that does not know it."""
+
+    class Deeper(PixelDecoder):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.out = nn.Sequential(self.out, nn.Tanh())
+
+    monkeypatch.setattr("pra.models.states.PixelDecoder", Deeper)
+    steps._reference.cache_clear()
+    try:
+        model = random_model()
+        assert unsupported(model) == "codec.decoder.out.N.bias is not known"
+        images = Sampler(model, GUIDED).sample(LABELS, SEEDS)
+        expected = sample_without_caches(model, GUIDED, LABELS, SEEDS)
+        torch.testing.assert_close(images, expected, atol=1e-4, rtol=1e-4)
+    finally:
+        steps._reference.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ALL)
+def test_unsupported_has_nothing_against_a_loaded_model(name: str) -> None:
+    assert unsupported(random_model(ALL[name])) is None
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda model: setattr(model.head, "final_norm", nn.LayerNorm(24, eps=1e-3)), "head.final_norm"),
+        (lambda model: setattr(model.head.blocks[0].norm, "eps", 1e-3), "head.blocks.0.norm has changed attributes"),
+        (lambda model: setattr(model, "write", lambda state, cache=None: state), "the model has changed attributes"),
+        (lambda model: setattr(model.backbone, "extra", nn.Identity()), "backbone.extra is not as"),
+        (lambda model: nn.utils.parametrizations.weight_norm(model.head.out), "head.out"),
+        (lambda model: model.backbone.register_parameter("extra", nn.Parameter(torch.zeros(2))), "backbone.extra"),
+        (lambda model: model.double(), "not contiguous float32"),
+        (lambda model: model.to("meta"), "not on the CPU"),
+    ],
+)
+def test_unsupported_compares_every_module(change: Callable[[PRA], Any], reason: str) -> None:
+    model = random_model()
+    change(model)
+    assert reason in str(unsupported(model))
+
+
+def test_sampler_says_why_the_modules_run(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.INFO, "pra")
+    model = random_model()
+    hook_head(model)
+    sampler = Sampler(model, GUIDED)
+    for _ in range(2):
+        sampler.sample(LABELS, SEEDS)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("sampling by the model's own modules (")
+    assert library() is None or "head has a forward hook" in said
+    caplog.clear()
+    by_modules(monkeypatch)
+    Sampler(random_model(), GUIDED).sample(LABELS, SEEDS)
+    assert "PRA_NATIVE=0" in caplog.text
+
+
+def test_verbose_command_says_how_it_samples(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_modules(monkeypatch)
+    words = ["sample", str(run), "--labels", "3", "--seeds", "0", "--device", "cpu"]
+    assert cli.main([*words, "-v", "--out", str(tmp_path / "a.png")]) == 0
+    assert "pra: sampling by the model's own modules (" in capsys.readouterr().err
+    assert cli.main([*words, "--out", str(tmp_path / "b.png")]) == 0
+    assert "sampling by" not in capsys.readouterr().err
+
+
+def test_labels_reach_the_model_in_three_calls() -> None:
+    """From ``Sampler.sample`` to the model's condition, which turns labels into tokens."""
+    model, found = random_model(), []
+
+    def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        names = [frame.function for frame in inspect.stack() if "/torch/" not in frame.filename]
+        found.append([name for name in names[1 : names.index("sample")] if not name.startswith("<")])
+
+    model.condition.register_forward_pre_hook(look)
+    Sampler(model, SamplingConfig(steps=1)).sample(LABELS, SEEDS)
+    # ``_joined`` only waits for the images.
+    assert found == [["generate", "_pictures", "_joined"]]

@@ -1,0 +1,96 @@
+"""A second head for a trained run: what it begins as, that it alone learns, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support.files import contents
+from support.models import LEARNED, random_model
+from support.refusal import refused
+
+import pra
+from pra import PraError, Sampler, cli
+from pra.config import SamplingConfig, Solver, override
+from pra.models import build_model, weights
+from pra.recipes import distill
+from pra.training.initial import load_initial
+from pra.training.run import read_run
+
+SHORT = replace(LEARNED, head=replace(LEARNED.head, shortcut=True))
+
+
+def test_the_second_head_begins_as_the_first(tmp_path: Path) -> None:
+    """One step of any length is Euler's."""
+    base = random_model()
+    pra.save(base, tmp_path / "base")
+    model = build_model(SHORT, seed=7)
+    model.classes = base.classes
+    load_initial(str(tmp_path / "base"), model)
+    short, euler = (
+        Sampler(model, SamplingConfig(solver=solver, steps=4)).sample([1, 2], [3, 4])
+        for solver in (Solver.SHORTCUT, Solver.EULER)
+    )
+    torch.testing.assert_close(short, euler, atol=1e-5, rtol=1e-5)
+    own, first = model.state_dict(), base.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in first.items())
+
+
+WORDS = ["--device", "cpu", "--set", "train.sample_every=0", "--set", "train.log_every=1"]
+
+
+@pytest.fixture(scope="module")
+def runs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A trained run and the one distilled from it."""
+    base = Path(shutil.copytree(trained, tmp_path_factory.mktemp("distill") / "base"))
+    assert cli.main(["distill", str(base), "--steps", "3", *WORDS]) == 0
+    return base, base.with_name("base-distilled")
+
+
+def test_it_alone_learns(runs: tuple[Path, Path]) -> None:
+    base, model = map(pra.load, runs)
+    assert model.sampling.solver is Solver.SHORTCUT
+    first, after = base.state_dict(), model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in first.items())
+    heads = {name.removeprefix("shortcut."): after[name] for name in after if name.startswith("shortcut.")}
+    assert any(not torch.equal(tensor, first[f"head.{name}"]) for name, tensor in heads.items() if "span" not in name)
+    assert heads["span_in.2.weight"].any()
+    assert Sampler(model).sample([1], [2]).isfinite().all()
+    same = SamplingConfig(guidance=1.5)
+    assert torch.equal(Sampler(model, same).sample([1], [2]), Sampler(base, same).sample([1], [2]))
+
+
+def test_what_is_refused_and_that_it_goes_on(
+    runs: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, distilled = runs
+    pra.save(random_model(), tmp_path / "model")
+    before = contents(distilled)
+    refused(lambda: distill.configure(str(distilled)), "has a second head already", "--solver shortcut")
+    refused(lambda: distill.configure(str(tmp_path / "model")), "is no run")
+    refused(lambda: distill.configure(str(tmp_path / "nothing")), "no run or model at")
+    beside = base.with_name("base-distilled")
+    for named in (base, weights.checkpoints(base)[-1]):  # in its own folder a run would lose it
+        assert distill.run_folder(str(named)) == distill.run_folder(f"{named}/") == beside
+    monkeypatch.chdir(base)
+    assert distill.run_folder(".") == beside
+    assert cli.main(["distill", str(base), "--steps", "3", "--set", "train.seed=8", *WORDS]) == 2
+    assert "train.seed" in capsys.readouterr().err
+    assert contents(distilled) == before
+    assert cli.main(["distill", str(base), "--steps", "4", *WORDS]) == 0
+    assert f"next: pra sample {distilled}" in capsys.readouterr().out
+    assert weights.checkpoints(distilled)[-1].name.endswith("4")
+    assert read_run(distilled).initial == str(base)
+
+
+def test_the_setting_alone_is_refused() -> None:
+    tiny = pra.recipe("tiny")
+    for config in (tiny, pra.recipe("tiny:jit"), override(tiny, "model.head.shortcut", "true")):
+        with pytest.raises(PraError, match="pra distill RUN"):
+            override(config, "train.trainable", "shortcut")

@@ -1,0 +1,155 @@
+"""A grid learnt for a model's head: what it is learnt from, what it gains, how it is used."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.models import batch, random_jit, random_model
+
+from pra import PraError, Sampler, cli, load, save
+from pra.commands.sampling_options import How
+from pra.config import SamplingConfig, Solver, TimeGrid, from_dict, to_dict
+from pra.sampling import learnt_grid, solvers
+from pra.sampling.guidance import Plan
+from pra.sampling.learnt_grid import FINE, learn_grid
+from pra.utils.pixels import to_uint8
+
+GUIDED = SamplingConfig(guidance=2.0, steps=2)
+
+
+@pytest.fixture
+def few_rounds(monkeypatch):
+    monkeypatch.setattr(learnt_grid, "ROUNDS", 3)
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.7)])
+def test_the_error_of_the_fine_solver_itself_is_none(interval, few_rounds):
+    """So the conditions, scales and starts that it is learnt from are those of sampling."""
+    config = replace(GUIDED, steps=FINE, guidance_interval=interval)
+    found = learn_grid(random_model(), config, images=4)
+    assert found.errors["uniform"] < 1e-4
+    assert found.errors["cosine"] > 10 * found.errors["uniform"]
+
+
+def test_a_field_that_turns_late_has_its_intervals_late(monkeypatch):
+    model = random_model()
+
+    def late(z, t, condition=None):
+        turned = torch.cat([-z[..., 1:2], z[..., :1], z[..., 2:]], dim=-1)
+        return 8 * torch.sigmoid(40 * (t - 0.8)).unsqueeze(-1) * turned
+
+    start = torch.randn(600, 5, generator=torch.Generator().manual_seed(0))
+    end = solvers.midpoint(late, start, torch.linspace(0, 1, 400).unsqueeze(-1), solvers.no_noise)
+    nothing = torch.zeros(600, 1)
+    problems = learnt_grid._Problems(nothing, nothing, start, nothing, model.codec.normalise(end))
+    monkeypatch.setattr(learnt_grid, "_problems", lambda *_: problems)
+    monkeypatch.setattr(model.head, "forward", late)
+    found = learn_grid(model, SamplingConfig(steps=4))
+    assert found.errors["learnt"] < 0.5 * min(error for name, error in found.errors.items() if name != "learnt")
+    assert sum(t > 0.7 for t in found.times) == 3  # of the uniform grid's 2
+    assert SamplingConfig(steps=4, times=found.times).times == found.times
+
+
+@pytest.mark.parametrize("solver", [Solver.MIDPOINT, Solver.ADAMS_BASHFORTH, Solver.DPM, Solver.HEUN, Solver.EULER])
+def test_of_every_solver(solver, few_rounds):
+    rounds = []
+    found = learn_grid(random_model(), replace(GUIDED, solver=solver, steps=3), 2, progress=rounds.append)
+    assert sum(rounds) == 2 * 3
+    assert found.times[0] == 0
+    assert found.times[-1] == 1
+    assert all(np.diff(found.times) > 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "words"),
+    [
+        (random_jit, {}, "a JiT has none"),
+        (random_model, {"solver": Solver.EULER_MARUYAMA}, "adds noise"),
+        (random_model, {"steps": 1}, "take at least 2"),
+    ],
+)
+def test_where_there_is_nothing_to_learn(model, changes, words):
+    with pytest.raises(PraError, match=words):
+        learn_grid(model(), replace(GUIDED, **changes))
+
+
+# --- a grid of one's own ------------------------------------------------------------------------------------
+
+
+def test_both_ends_of_the_guidance_interval_belong_to_it():
+    """Times are float32, where 0.4 is a little more than it is as a number of a person."""
+    config = SamplingConfig(guidance=2.0, solver=Solver.EULER, steps=2, times=(0.0, 0.4, 1.0))
+    for low, high in ((0.0, 0.4), (0.4, 1.0)):
+        plan = Plan.of_head(replace(config, guidance_interval=(low, high)), 4)
+        assert plan.within() == (low == 0.0, True)
+
+
+@pytest.mark.parametrize("make", [random_model, random_jit])
+def test_times_are_the_grid(make):
+    model = make()
+    uniform = Sampler(model, replace(GUIDED, steps=4)).sample([1], [2])
+    written = replace(GUIDED, steps=4, times=(0.0, 0.25, 0.5, 0.75, 1.0))
+    assert torch.equal(Sampler(model, written).sample([1], [2]), uniform)
+    other = replace(written, times=(0.0, 0.1, 0.2, 0.3, 1.0))
+    assert not torch.allclose(Sampler(model, other).sample([1], [2]), uniform, atol=1e-3)
+    assert from_dict(SamplingConfig, to_dict(other)) == other
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"times": (0.0, 1.0)}, "steps + 1 = 3 numbers rising from 0 to 1, got 0,1"),
+        ({"times": (0.0, 0.5, 0.5)}, "got 0,0.5,0.5"),
+        ({"times": (0.0, 0.5, 0.9)}, "rising from 0 to 1"),
+        ({"times": (0.0, float("nan"), 1.0)}, "rising from 0 to 1"),
+        ({"times": (0.0, 0.4, 1.0), "shift": 2.0}, "leave out .* shift 2"),
+        ({"times": (0.0, 0.4, 1.0), "time_grid": TimeGrid.COSINE}, "leave out time_grid cosine"),
+    ],
+)
+def test_times_are_checked(changes, words):
+    with pytest.raises(PraError, match=words.replace("+", r"\+")):
+        replace(GUIDED, **changes)
+
+
+def test_the_commands(run, tmp_path, capsys, few_rounds):
+    assert cli.main(["grid", str(run), "--steps", "3", "--images", "2", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert len(re.findall(r"^  (\S+) +\d\.\d{4}$", text, re.MULTILINE)) == len(TimeGrid) + 1
+    times = text.split("--times ")[1].strip()
+    words = ["sample", str(run), "--labels", "3", "--seeds", "0", "--device", "cpu", "--out", str(tmp_path / "a.npz")]
+    assert cli.main([*words, "--times", times]) == 0
+    model = load(run)
+    config = replace(model.sampling, steps=3, times=tuple(map(float, times.split(","))))
+    expected = to_uint8(Sampler(model, config).sample([3], [0])).permute(0, 2, 3, 1).numpy()
+    assert (np.load(tmp_path / "a.npz")["arr_0"] == expected).all()
+    for given, part in (("0,x,1", "needs numbers, such as 0,0.4,0.7,1"), ("0,1,1", "rising from 0 to 1")):
+        assert cli.main([*words[:-1], str(tmp_path / "b.npz"), "--times", given]) == 2
+        assert part in capsys.readouterr().err
+    assert cli.main(["grid", str(run), "--images", "0"]) == 2
+    assert "--images 0 must be at least 1" in capsys.readouterr().err
+
+
+def test_what_is_given_replaces_a_models_own_grid(run, tmp_path, capsys):
+    """One's own times where the model has a grid; steps where it has times. The line of `pra grid` says all of it."""
+    model = load(run)
+    for name, changes in (("cosine", {"time_grid": TimeGrid.COSINE}), ("times", {"times": (0.0, 0.3, 1.0)})):
+        model.sampling = replace(model.sampling, **{"steps": 2, **changes})
+        save(model, tmp_path / name)
+        model.sampling = replace(model.sampling, time_grid=TimeGrid.UNIFORM, times=None)
+    given = How(times="0,0.4,1").sampler(tmp_path / "cosine", torch.device("cpu")).config
+    assert (given.times, given.time_grid) == ((0.0, 0.4, 1.0), TimeGrid.UNIFORM)
+    own = How(guidance=2.0).sampler(tmp_path / "times", torch.device("cpu")).config
+    assert own.times == (0.0, 0.3, 1.0)
+    for other in (How(steps=4), How(time_grid="cosine"), How(shift=2.0)):
+        assert other.sampler(tmp_path / "times", torch.device("cpu")).config.times is None
+    words = ["--guidance", "2", "--schedule", "linear", "--guidance-interval", "0.2,0.7", "--average", "raw"]
+    assert How(guidance=2, schedule="linear", guidance_interval="0.2,0.7", average="raw").words("steps") == words
+
+
+def test_completing_takes_it_too():
+    model = random_model()
+    images, labels, _ = batch(model.config)
+    done = Sampler(model, replace(GUIDED, times=(0.0, 0.3, 1.0))).complete(images[:2], 1, labels[:2], [0, 1])
+    assert torch.equal(done[:, :, : model.config.patch_size], images[:2, :, : model.config.patch_size])

@@ -1,0 +1,339 @@
+"""The compiled arithmetic equals torch's, whatever the batch and the threads; and where it cannot be had, torch's."""
+
+import copy
+import ctypes
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support.models import ALL, LEARNED, random_model
+from torch import nn
+
+from pra import Sampler
+from pra.config import Precision, SamplingConfig, Solver, TransformerConfig
+from pra.sampling import Engine
+from pra.sampling.native import SWITCH, NativeSteps, build, library
+from pra.sampling.native.packing import Packed, content_hash, pairs, panels
+from pra.sampling.native.parts import NativeLinear
+
+GUIDED = SamplingConfig(guidance=3.0, steps=2)
+LABELS, SEEDS = [0, 4, 2, 1, 3, 0, 4, 2, 1, 3, 0], list(range(11))
+
+compiles = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="there is no C++ compiler"
+)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def anew(tmp_path, monkeypatch):
+    """Nothing compiled yet, and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(build, "_FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in build._FLAGS))  # sooner
+    build._built.cache_clear()
+    yield tmp_path
+    build._built.cache_clear()
+
+
+def product(inputs, outputs, bias=True, low=False):
+    generator = torch.Generator().manual_seed(inputs)
+    linear = nn.Linear(inputs, outputs, bias).requires_grad_(False)
+    for parameter in linear.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    packed = Packed(low)
+    native = NativeLinear(library(), packed.layer(linear))
+    native.packed = packed  # holds what it multiplies by
+    return linear, native
+
+
+def close(a, b, tolerance=1e-5):
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def test_panels_hold_every_output_once():
+    matrix = torch.arange(3 * 21.0).view(3, 21)
+    packed = panels(matrix)
+    assert packed.shape == (2, 3, 16)
+    assert torch.equal(packed.permute(1, 0, 2).reshape(3, 32)[:, :21], matrix)
+    assert not packed[1, :, 5:].any()
+
+
+def test_pairs_hold_every_output_once():
+    matrix = torch.arange(3 * 21.0).view(3, 21)
+    packed = pairs(matrix)
+    assert packed.shape == (2, 16, 16, 2)
+    assert torch.equal(packed.permute(1, 3, 0, 2).reshape(32, 32)[:3, :21], matrix)
+    assert packed.count_nonzero() == matrix.count_nonzero()
+
+
+SHAPES = [(1, 1), (5, 16), (96, 97), (160, 480), (33, 250)]
+
+
+@compiles
+@pytest.mark.parametrize("tiles", [True, False])
+def test_products_of_bfloat16_are_those_of_rounded_matrices(tiles, anew, monkeypatch):
+    """Of rounded inputs too where the processor multiplies such, by AMX's tiles."""
+    if not tiles:
+        monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-DPRA_WITHOUT_AMX"))
+    for inputs, outputs in SHAPES:
+        linear, native = product(inputs, outputs, low=True)
+        x = torch.randn(23, inputs, generator=torch.Generator().manual_seed(1))
+        for rows in (1, 2, 16, 17, 23):
+            y = native(x[:rows])
+            given = (x[:rows], x[:rows].bfloat16().float()) if tiles else (x[:rows],)
+            expected = [seen @ linear.weight.t().bfloat16().float() + linear.bias for seen in given]
+            assert min(float((y - exact).abs().max()) for exact in expected) < 1e-4
+            assert torch.equal(native(x[:1]), y[:1])
+
+
+@compiles
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
+def test_products_are_torchs(inputs, outputs, bias):
+    linear, native = product(inputs, outputs, bias)
+    x = torch.randn(23, inputs, generator=torch.Generator().manual_seed(1))
+    expected = linear(x)
+    for rows in (1, 2, 3, 4, 7, 8, 23):
+        close(native(x[:rows]), expected[:rows], 1e-4)
+
+
+@compiles
+@pytest.mark.parametrize("low", [False, True])
+def test_a_row_depends_neither_on_others_nor_on_threads(low, threads):
+    _, native = product(300, 8000 if low else 1000, low=low)
+    x = torch.randn(29, 300, generator=torch.Generator().manual_seed(1))
+    alone = torch.cat([native(row) for row in x.split(1)])
+    for count in (1, 2, 3, 7):
+        threads(count)
+        for rows in (1, 6, 29):
+            assert torch.equal(native(x[:rows]), alone[:rows])
+
+
+WIDE = replace(
+    LEARNED,
+    backbone=TransformerConfig(depth=2, width=128, heads=4),
+    head=replace(LEARNED.head, width=136),
+    codec=replace(LEARNED.codec, decoder=TransformerConfig(depth=1, width=96, heads=4)),
+)
+"""Wide enough that threads share its products and its attention."""
+
+SETTINGS = [GUIDED, SamplingConfig(steps=1), SamplingConfig(solver=Solver.EULER, steps=3, guidance=1.5)]
+
+
+@compiles
+@pytest.mark.parametrize("config", SETTINGS, ids=lambda config: f"{config.solver.value}-{config.steps}")
+@pytest.mark.parametrize("size", [*ALL.values(), WIDE], ids=[*ALL, "wide"])
+def test_images_depend_neither_on_the_batch_nor_on_threads(size, config, threads):
+    model = random_model(size)
+    sampler, most = Sampler(model, config), 40 if size is WIDE else 11
+    labels, seeds = [i % 5 for i in range(most)], list(range(most))
+    threads(1)
+    whole = sampler.sample(labels, seeds)
+    threads(3)
+    for first, last in ((0, most), (0, 1), (3, 8), (10, 11)):
+        assert torch.equal(sampler.sample(labels[first:last], seeds[first:last]), whole[first:last])
+
+
+@compiles
+def test_in_bfloat16_neither(threads):
+    model = random_model(WIDE)
+    sampler, labels, seeds = Sampler(model, GUIDED, precision=Precision.BFLOAT16), [0] * 40, list(range(40))
+    threads(3)
+    whole = sampler.sample(labels, seeds)
+    threads(1)
+    assert torch.equal(sampler.sample(labels[:3], seeds[:3]), whole[:3])
+    exact = Sampler(model, GUIDED).sample(labels, seeds)
+    assert 0 < (exact - whole)[:, :, : WIDE.patch_size].abs().mean() < 0.1  # random weights, two patches on
+
+
+@compiles
+def test_threads_share_the_step_of_a_wide_model(threads, monkeypatch):
+    """And agree with torch's, in the first row: what is a last digit there grows along the raster."""
+    model, count, row = random_model(WIDE), 40, WIDE.patch_size
+    threads(3)
+    labels, seeds = [0] * count, list(range(count))
+    fast = Sampler(model, GUIDED).sample(labels, seeds)
+    monkeypatch.setenv(SWITCH, "0")
+    close(Sampler(model, GUIDED).sample(labels, seeds)[:, :, :row], fast[:, :, :row], 1e-3)
+
+
+@compiles
+def test_weights_that_change_in_ways_that_torch_does_not_count():
+    model = random_model()
+    sampler = Sampler(model, GUIDED)
+    before = sampler.sample(LABELS, SEEDS)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01, fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    stepped = sampler.sample(LABELS, SEEDS)
+    assert not torch.equal(stepped, before)
+    assert torch.equal(stepped, Sampler(copy.deepcopy(model), GUIDED).sample(LABELS, SEEDS))
+    head = model.head.out.weight
+    head.data[0, 0], head.data[0, 1] = head.data[0, 1].item(), head.data[0, 0].item()  # their sum stays
+    swapped = sampler.sample(LABELS, SEEDS)
+    assert not torch.equal(swapped, stepped)
+    assert torch.equal(swapped, Sampler(copy.deepcopy(model), GUIDED).sample(LABELS, SEEDS))
+
+
+@compiles
+def test_a_sampler_that_has_sampled_can_be_copied():
+    sampler = Sampler(random_model(), GUIDED)
+    images = sampler.sample(LABELS, SEEDS)
+    assert torch.equal(copy.deepcopy(sampler).sample(LABELS, SEEDS), images)
+
+
+@compiles
+def test_where_no_thread_can_be_had_one_does_it():
+    """The first job of a new process, which may start none."""
+    code = """
+import resource, torch
+from pra.sampling.native import library
+from pra.sampling.native.packing import Packed
+from pra.sampling.native.parts import NativeLinear
+torch.set_num_threads(8)
+weights, packed = torch.randn(2048, 512), Packed(False)
+product = NativeLinear(library(), packed.linear(lambda: weights, None))
+x, used = torch.randn(8, 512), int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, used + 2**20))
+y = product(x)
+print("made", float((y[0, :4] - (weights[:4] @ x[0])).abs().max()) < 1e-3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "made True\n", done.stderr
+
+
+@compiles
+def test_without_it_images_are_the_same(monkeypatch):
+    model = random_model()
+    fast = Sampler(model, GUIDED).sample(LABELS, SEEDS)
+    assert isinstance(Engine(model, GUIDED, 2, Precision.FLOAT32).steps, NativeSteps)
+    monkeypatch.setenv(SWITCH, "0")
+    assert library() is None
+    engine = Engine(model, GUIDED, 2, Precision.FLOAT32)
+    assert not isinstance(engine.steps, NativeSteps)
+    assert "PRA_NATIVE=0" in engine.way.plain
+    close(Sampler(model, GUIDED).sample(LABELS, SEEDS), fast, 1e-4)
+
+
+@compiles
+def test_states_are_normalised_as_the_codec_does(threads):
+    model = random_model()
+    engine = Engine(model, GUIDED, 2, Precision.FLOAT32)
+    for rows in (1, 5):
+        states = torch.randn(5, model.config.state_dim, generator=torch.Generator().manual_seed(3))[:rows]
+        close(engine.steps.normalise(states), model.codec.normalise(states))
+        close(engine.steps.normalise(0 * states), 0 * states)
+
+
+@compiles
+@pytest.mark.parametrize("low", [False, True])
+def test_what_is_not_finite_stays_so(low):
+    _, native = product(5, 7, low=low)
+    x = torch.ones(3, 5)
+    x[1, 2], x[2, 0] = torch.nan, torch.inf
+    assert native(x).isfinite().all(1).tolist() == [True, False, False]
+
+
+@compiles
+def test_several_at_once_and_after_a_fork(threads):
+    threads(2)
+    _, native = product(700, 1500)
+    x = torch.randn(16, 700)
+    expected, wrong = native(x), []
+
+    def repeat():
+        wrong.extend(not torch.equal(native(x), expected) for _ in range(30))
+
+    work = [threading.Thread(target=repeat) for _ in range(3)]
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+    assert wrong == [False] * 90
+    child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(not torch.equal(native(x), expected)))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+
+
+@compiles
+def test_compiled_once(anew, monkeypatch):
+    assert library() is not None
+    (file,) = (anew / "cache/pra/native").iterdir()
+    build._built.cache_clear()
+    monkeypatch.setattr(build, "_compile", lambda path, command: pytest.fail("it was there"))
+    assert library() is not None
+    assert file.suffix == ".so"
+
+
+def test_no_compiler_is_no_matter(anew, monkeypatch, recwarn):
+    monkeypatch.setenv("PATH", str(anew))
+    assert library() is None
+    assert Sampler(random_model(), replace(GUIDED, steps=1)).sample([0], [0]).isfinite().all()
+    assert not recwarn.list
+
+
+def test_a_compiler_that_fails_is_named(anew, monkeypatch):
+    compiler = anew / "broken-c++"
+    compiler.write_text("#!/bin/sh\necho 'no room for registers' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.warns(UserWarning, match=r"broken-c\+\+ \(no room for registers\).*PRA_NATIVE=0"):
+        assert library() is None
+    assert list((anew / "cache/pra/native").iterdir()) == []
+
+
+@compiles
+def test_a_damaged_library_is_made_again(anew, monkeypatch, recwarn):
+    assert library() is not None
+    (file,) = (anew / "cache/pra/native").iterdir()
+    file.unlink()  # not emptied: this process has it mapped
+    file.write_bytes(b"")
+    build._built.cache_clear()
+    known = ctypes.CDLL
+
+    def load(path):
+        """As a new process does, which does not have it already."""
+        if Path(path).stat().st_size == 0:
+            raise OSError("file too short")
+        return known(path)
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert library() is not None
+    assert file.stat().st_size > 0
+    assert not recwarn.list
+
+
+def test_a_source_that_is_not_there(anew, monkeypatch):
+    monkeypatch.setattr(build, "SOURCE", anew / "step.cpp")
+    monkeypatch.setattr(build, "_compiler", lambda: "c++")
+    with pytest.warns(UserWarning, match="images take a few times as long"):
+        assert library() is None
+
+
+@compiles
+def test_a_cache_that_cannot_be_written(anew, monkeypatch, recwarn):
+    (anew / "cache").write_text("no folder")
+    assert library() is not None
+    assert not recwarn.list
+
+
+def test_what_lies_elsewhere_needs_no_compiler(monkeypatch):
+    monkeypatch.setattr("pra.sampling.native.packing.library", lambda: pytest.fail("compiled for nothing"))
+    for elsewhere in (torch.empty(3, device="meta"), torch.zeros(3).double(), torch.zeros(3, 2).t()):
+        assert content_hash([torch.zeros(3), elsewhere]) is None

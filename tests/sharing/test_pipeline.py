@@ -1,0 +1,226 @@
+"""PRAPipeline: the call that users of diffusers know."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.hub import TOKEN, Repository, serving
+from support.models import PIXEL, random_model
+from support.refusal import refused
+
+import pra
+from pra.sampling import Engine
+
+
+@pytest.fixture(scope="module")
+def pipeline_class(request: pytest.FixtureRequest) -> Any:
+    pytest.importorskip("diffusers", reason="needs pip install 'pra[diffusers]'")
+    if importlib.util.find_spec("torchvision") is not None:  # diffusers imports it where it is
+        request.getfixturevalue("torchvision_shim")
+    from pra.sharing.pipeline import PRAPipeline
+
+    return PRAPipeline
+
+
+@pytest.fixture
+def pipe(pipeline_class: Any) -> Any:
+    model = random_model()
+    model.classes = ("ant", "bee", "cat", "dog", "eel")
+    return pipeline_class(model)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_generator_decides_the_images(pipe: Any) -> None:
+    one, again = (pipe([1, 2], generator=seeded(3), output_type="pt").images for _ in range(2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, pipe([1, 2], generator=seeded(4), output_type="pt").images)
+    generator = seeded(3)
+    first, second = (pipe([1, 2], generator=generator, output_type="pt").images for _ in range(2))
+    assert torch.equal(first, one)
+    assert not torch.equal(second, one)
+
+
+def test_with_a_generator_each_the_batch_does_not_matter(pipe: Any) -> None:
+    both = pipe([1, 2], generator=[seeded(3), seeded(4)], output_type="pt").images
+    alone = pipe([2], generator=[seeded(4)], output_type="pt").images
+    torch.testing.assert_close(both[1:], alone)
+
+
+def test_without_a_generator_the_global_one_decides(pipe: Any) -> None:
+    torch.manual_seed(1)
+    one = pipe([1], output_type="pt").images
+    torch.manual_seed(1)
+    assert torch.equal(pipe([1], output_type="pt").images, one)
+
+
+def test_output_types_hold_the_same_pixels(pipe: Any) -> None:
+    pt, array, pictures = (pipe([0, 1], generator=seeded(1), output_type=t).images for t in ("pt", "np", "pil"))
+    assert pt.shape == (2, 3, 6, 8)
+    assert 0 <= pt.min() < pt.max() <= 1
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, pt.permute(0, 2, 3, 1).numpy())
+    assert [type(picture) for picture in pictures] == [Image.Image] * 2
+    np.testing.assert_array_equal(np.asarray(pictures[1]), (array[1] * 255).round().astype(np.uint8))
+    (first,) = pipe([0, 1], generator=seeded(1), output_type="pt", return_dict=False)
+    assert torch.equal(first, pt)
+
+
+def test_settings_are_the_sampler_s_and_the_model_s_own_by_default(pipe: Any) -> None:
+    def images(**settings: Any) -> torch.Tensor:
+        return pipe([1], generator=seeded(1), output_type="pt", **settings).images
+
+    sampling = pipe.model.sampling
+    same = images(guidance_scale=sampling.guidance, num_inference_steps=sampling.steps)
+    assert torch.equal(images(), same)
+    assert not torch.equal(images(guidance_scale=3.0), same)
+    assert not torch.equal(images(num_inference_steps=1), same)
+    seed = int(torch.randint(2**63 - 1, (1,), generator=seeded(1)))
+    expected = pra.Sampler(pipe.model).sample([1], [seed]) / 2 + 0.5
+    torch.testing.assert_close(same, expected)
+    plain = images(num_inference_steps=2)
+    pipe.model.sampling = dataclasses.replace(sampling, steps=3, times=(0.0, 0.1, 0.9, 1.0))
+    assert torch.equal(images(num_inference_steps=2), plain)  # the grid is of three
+    assert not torch.equal(images(num_inference_steps=3), same)
+
+
+def test_its_call_has_the_order_of_the_call_that_it_follows(pipeline_class: Any) -> None:
+    from diffusers import DiTPipeline
+
+    ours, theirs = (list(inspect.signature(one.__call__).parameters) for one in (pipeline_class, DiTPipeline))
+    assert ours == theirs
+
+
+def test_one_label_no_label_and_names(pipe: Any) -> None:
+    assert len(pipe(1).images) == 1
+    one, two = (pipe(labels, generator=seeded(1), output_type="pt").images for labels in (3, [3, 4]))
+    for same in (np.int64(3), np.array([3]), torch.tensor(3), (np.int64(3),)):
+        assert torch.equal(pipe(same, generator=seeded(1), output_type="pt").images, one)
+    for same in (np.array([3, 4]), torch.tensor([3, 4])):
+        assert torch.equal(pipe(same, generator=seeded(1), output_type="pt").images, two)
+    none = pipe(generator=seeded(1), output_type="pt").images
+    null = pipe(pipe.model.condition.null, generator=seeded(1), output_type="pt").images
+    assert torch.equal(none, null)
+    assert pipe.get_label_ids(["cat", "ant"]) == [2, 0]
+    assert pipe.get_label_ids("eel") == [4]
+    for same in ("dog", ["dog"]):
+        assert torch.equal(pipe(same, generator=seeded(1), output_type="pt").images, one)
+
+
+def test_an_engine_is_made_once_for_settings_that_come_back(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr("pra.sampling.sampler.Engine", lambda *a: (made.append(a[1].guidance), Engine(*a))[1])
+    pipe.model.sampling = dataclasses.replace(pipe.model.sampling, guidance=1.5)
+    one = [pipe([1, 2], generator=seeded(3), output_type="pt", guidance_scale=g).images for g in (2.0, None, 2.0, None)]
+    assert made == [2.0, 1.5]
+    assert torch.equal(one[0], one[2])
+    assert torch.equal(copy.deepcopy(pipe)([1, 2], generator=seeded(3), output_type="pt").images, one[3])
+    pipe([1, 2], guidance_scale=3.0)
+    pipe([1, 2], guidance_scale=2.0)  # the third has taken its place
+    assert made == [2.0, 1.5, 1.5, 3.0, 2.0]
+    held = weakref.ref(
+        next(iter(pipe._samplers.of(dataclasses.replace(pipe.model.sampling, guidance=2.0))._idle.values()))
+    )
+    assert held() is not None
+    pipe.to("cpu")
+    assert held() is None  # its memory was asked back
+    pipe.model = random_model(PIXEL)
+    assert torch.equal(
+        pipe([1], generator=seeded(3), output_type="pt").images, pipe([1], generator=seeded(3), output_type="pt").images
+    )
+    assert made[5:] == [pipe.model.sampling.guidance]
+
+
+def test_bad_input_is_explained(pipe: Any) -> None:
+    refused(lambda: pipe([9]), "label 9 is out of range")
+    for labels in (1.5, [1.0]):
+        refused(
+            lambda labels=labels: pipe(labels), "labels must be whole numbers of 64 bits or names of classes, got [1."
+        )
+    for labels in ("cta", ["cta"]):
+        refused(lambda labels=labels: pipe(labels), "no class 'cta'; did you mean 'cat'?")
+    refused(lambda: pipe([1, 2], generator=[seeded(1)]), "1 generators for 2 labels")
+    refused(lambda: pipe([1], output_type="latent"), "'latent'", "np, pil, pt")
+    refused(lambda: pipe([1], num_inference_steps=0), "steps")
+    refused(lambda: pipe.get_label_ids(["cta"]), "no class 'cta'; did you mean 'cat'?")
+
+
+def test_saved_and_loaded_it_is_the_same_also_for_pra_load(pipe: Any, pipeline_class: Any, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path / "model")
+    again = pipeline_class.from_pretrained(tmp_path / "model")
+    for model in (again.model, pra.load(tmp_path / "model")):
+        assert model.classes == pipe.model.classes
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, pipe.model.state_dict()[name])
+    refused(lambda: pipe.save_pretrained(tmp_path / "model"), "exists already")
+
+    def load(**options: Any) -> Any:
+        return pipeline_class.from_pretrained(tmp_path / "model", **options)
+
+    assert load(torch_dtype=torch.float32, use_safetensors=True, token=None).model.config == pipe.model.config
+    refused(lambda: load(torch_dtype=torch.float16), "no torch_dtype=torch.float16", "float32")
+    refused(lambda: load(use_safetensors=False), "no use_safetensors=False", "weights are safetensors")
+    refused(lambda: load(cache_folder="x"), "takes no cache_folder; did you mean 'cache_dir'?")
+
+
+def test_it_is_a_diffusers_pipeline(pipe: Any) -> None:
+    import diffusers
+
+    assert isinstance(pipe, diffusers.DiffusionPipeline)
+    assert pipe.components == {"model": pipe.model}
+    assert pipe.to("cpu") is pipe
+    assert pipe.device == torch.device("cpu")
+    assert isinstance(pipe(0), diffusers.ImagePipelineOutput)
+    pipe.to(torch.bfloat16)
+    refused(lambda: pipe(0), "torch.bfloat16", "leave to(dtype) out")
+
+
+def test_from_the_hub_with_or_without_the_prefix(
+    pipeline_class: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants", reason="needs pip install 'pra[hub]'")
+    pra.save(random_model(PIXEL), tmp_path / "model")
+    with serving() as hub:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = "{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{template}")
+        hub.repositories["bob/model"] = Repository()
+        commit = hub.repositories["bob/model"].commit(
+            {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+        )
+        for name, revision in (("bob/model", None), ("hub:bob/model", commit)):
+            assert pipeline_class.from_pretrained(name, revision=revision).model.config == PIXEL
+        refused(lambda: pipeline_class.from_pretrained("bob/none"), "hub:bob/none is not on the Hub")
+        other = {"cache_dir": tmp_path / "other"}
+        refused(
+            lambda: pipeline_class.from_pretrained("bob/model", local_files_only=True, **other),
+            "not (wholly) in the cache",
+        )
+        hub.repositories["bob/model"].private = True
+        refused(
+            lambda: pipeline_class.from_pretrained("bob/model", **other), "bob/model is not on the Hub, or is private"
+        )
+        pipeline_class.from_pretrained("bob/model", token=TOKEN, **other)
+        assert (tmp_path / "other").is_dir()
+        pipeline_class.from_pretrained("bob/model", local_files_only=True, **other)
+
+
+def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.delitem(sys.modules, "pra.sharing.pipeline", raising=False)
+    refused(lambda: importlib.import_module("pra.sharing.pipeline"), "PRAPipeline needs diffusers", "'pra[diffusers]'")

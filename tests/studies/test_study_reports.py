@@ -1,0 +1,343 @@
+"""Reports of studies: pairs by seed, costs beside PRA, commands, and plots of the rows that are kept here."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pra.evaluation.flops import sampling_flops, training_flops
+from studies import SETTINGS, STUDIES
+from studies.catalogue import only
+from studies.costs import relative
+from studies.groups import groups
+from studies.names import COLOURS, NAMES, in_ranges
+from studies.pairs import paired, two_sided
+from studies.plot_parts import LEAST_SPAN, ticks_between
+from studies.plots_sampling import SOLVERS
+from studies.records import read_rows
+from studies.report import commands, with_shorter, write_report
+from studies.settings import SCALES, Scale, base
+from studies.tables import tables
+
+ROOT = Path(__file__).parents[2]
+DIGITS = SETTINGS["digits-16"]
+
+
+def row(system: str, seed: int, guidance: float, fid: float, **more: Any) -> dict[str, Any]:
+    return {
+        "dataset": "digits", "setting": "digits-16", "scale": "small", "tokens": 16, "system": system, "seed": seed,
+        "guidance": guidance, "fid": fid, "run": f"{system}{seed}", "measured": f"guidance={guidance}", "images": 4,
+        "accuracy": 0.5, "steps": 1, "parameters": 9, "train_seconds": 1.0, "commit": "c", "hardware": "h", **more,
+    }  # fmt: skip
+
+
+def table(lines: list[str], place: int = 0) -> list[dict[str, str]]:
+    """The lines of one of several tables by their heads."""
+    found: list[list[list[str]]] = []
+    for before, line in zip(["", *lines], lines, strict=False):
+        if line.startswith("|"):
+            found += [] if before.startswith("|") else [[]]
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+    head, _, *rest = found[place]
+    return [dict(zip(head, cells, strict=True)) for cells in rest]
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------
+
+
+def test_systems_are_paired_by_seed_each_at_its_own_best_guidance() -> None:
+    rows = [
+        row("pra", 0, 1.0, 1.0), row("pra", 1, 1.0, 2.0), row("pra", 2, 1.0, 3.0), row("pra", 7, 1.0, 9.0),
+        row("jit", 0, 1.0, 9.0), row("jit", 1, 1.0, 9.0), row("jit", 2, 1.0, 9.0), row("jit", 5, 1.0, 9.0),
+        row("jit", 0, 2.0, 1.5), row("jit", 1, 2.0, 3.5), row("jit", 2, 2.0, 4.0), row("jit", 5, 2.0, 0.1),
+        row("states", 8, 1.0, 1.0),  # has no seed in common
+    ]  # fmt: skip
+    pra, jit, states = groups(rows)
+    (pair,) = paired([pra, jit], pra)
+    assert pair.differences == {0: 0.5, 1: 1.5, 2: 1.0}
+    assert (pair.mean, pair.spread) == (1.0, 0.5)
+    (alone,) = paired([states], pra)
+    assert not alone.differences
+    assert math.isnan(alone.mean)
+    (line,) = table(tables(STUDIES["systems"], rows), 1)
+    assert line == {"system": "JiT", "FID less PRA's": "+1.000 ± 0.500", "n": "3", "seeds": "0-2", "p": "0.074"}
+    pra, jit = groups([row("pra", 0, 1.0, 1.0, judge="a"), row("jit", 0, 1.0, 2.0, judge="b")])
+    assert paired([pra, jit], pra)[0].differences == {}, "two judges do not compare"
+
+
+def test_students_t() -> None:
+    assert two_sided(0.0, 3) == 1.0
+    assert two_sided(1.0, 1) == pytest.approx(0.5)  # Cauchy's
+    assert two_sided(-(2**0.5), 2) == pytest.approx(1 - 0.5**0.5)
+    stats = pytest.importorskip("scipy.stats", reason="comes with the extra train")
+    for t in (-40.0, -3.0, 0.3, 2.5, 12.0):
+        for freedom in range(1, 12):
+            assert two_sided(t, freedom) == pytest.approx(2 * stats.t.sf(abs(t), freedom), abs=1e-12)
+
+
+def test_each_length_is_paired_with_its_own() -> None:
+    rows = [
+        row(system, 0, 1.0, fid, value=steps)
+        for system, steps, fid in (("pra", 4800, 2.0), ("jit", 4800, 1.0), ("jit", 1200, 8.0), ("pra", 1200, 3.0))
+    ]
+    lines = table(tables(STUDIES["length"], rows), 1)
+    assert [(line["steps"], line["FID less PRA's"], line["p"]) for line in lines] == [
+        ("1200", "+5.000", "-"), ("4800", "-1.000", "-"),
+    ]  # fmt: skip
+    equal = [row(system, seed, 1.0, fid) for system, fid in (("pra", 1.0), ("jit", 2.0)) for seed in (0, 1)]
+    assert table(tables(STUDIES["systems"], equal), 1)[0]["p"] == "-"  # without a spread there is no t
+
+
+def test_variants_are_compared_on_their_own_seeds() -> None:
+    rows = [row("pra", seed, 2.0, fid, value="PRA") for seed, fid in ((0, 1.0), (1, 2.0), (2, 6.0))]
+    rows += [row("pra", 1, 2.0, 2.5, value="no L_aux"), row("pra", 9, 1.0, 2.5, value="clean inputs")]
+    lines = {line["PRA, but"]: line for line in table(tables(STUDIES["ablation"], rows))}
+    assert {name: line["less PRA's, same seeds"] for name, line in lines.items()} == {
+        "PRA": "-", "no L_aux": "+0.500", "clean inputs": "-",
+    }  # fmt: skip
+    assert lines["PRA"]["seeds"] == "0-2"
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_those_at_the_best_guidance() -> None:
+    rows = [row("pra", 0, 1.0, 3.0, kid=0.5, precision=0.1, recall=0.2), row("pra", 0, 2.0, 1.0, kid=0.25, recall=0.5)]
+    rows += [row("pra", 0, 0.0, 0.0, reconstruction_fid=0.75)]
+    del rows[-1]["fid"], rows[-1]["guidance"]
+    (line,) = table(tables(STUDIES["systems"], rows))
+    assert {name: line[name] for name in ("system", "FID", "KID", "precision", "recall", "reconstruction FID")} == {
+        "system": "PRA", "FID": "1.000", "KID": "0.2500", "precision": "-", "recall": "0.500",
+        "reconstruction FID": "0.750",
+    }  # fmt: skip
+    assert line["training FLOPs"] == line["sampling FLOPs"] == "-"  # of a scale that is not the catalogue's
+
+
+def test_the_gap_is_of_seeds_not_of_rows() -> None:
+    rows = [
+        row("pra", seed, 1.0, 5.0 + seed, position=at, condition_gap=0.1 * seed, training_loss=1.0,
+            rollout_loss=1.0 + seed, tokens=4) | ({"input_gap": 0.5} if at else {})
+        for seed in (0, 2) for at in range(4)
+    ]  # fmt: skip
+    (line,) = table(tables(STUDIES["rollout-gap"], rows))
+    assert line == {
+        "system": "PRA", "condition gap, last quarter": "0.1000 ± 0.1414", "input gap, last quarter": "0.5000 ± 0.0000",
+        "flow loss on rollouts": "2.000 ± 1.414", "rollouts / training": "2.000 ± 1.414",
+        "FID, guidance 1": "6.000 ± 1.414", "seeds": "0,2",
+    }  # fmt: skip
+
+
+def test_solvers_have_a_spread() -> None:
+    rows = [row("pra", seed, 1.5, 1.0 + seed, solver="euler", evaluations=4, value="euler") for seed in (0, 1)]
+    rows.append(row("pra, distilled", 0, 1.5, 1.0, solver="shortcut", evaluations=1, value="shortcut"))
+    first, second = table(tables(STUDIES["solver"], rows))
+    assert (first["1"], first["4"], second["1"]) == ("", "1.500 ± 0.707", "1.000")
+    assert second["system"] == "PRA, distilled head"
+
+
+def test_flops_are_counted_beside_pras(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Scale(
+        name="small", width=16, depth=1, heads=1, codec_depth=1, head_depth=1, steps=2, batch_factor=1, samples=40,
+        guidances=(1.0, 2.0), brief=True,
+    )  # fmt: skip
+    monkeypatch.setitem(SCALES, "small", small)
+    place = {"setting": "digits-16", "scale": "small"}
+    pra, jit, unknown = groups(row(name, 0, 3.0, 1.0, **place) for name in ("pra", "jit", "retired"))
+    (plain,) = groups([row("pra", 0, 1.0, 1.0, **place)])
+    run = base(DIGITS, small)
+    cells = {cell.system: cell.config for cell in STUDIES["systems"].cells(DIGITS, small)}
+    own = relative("systems", pra)
+    assert own is not None
+    assert (own.training, own.sampling) == (1.0, 1.0)
+    without, other = relative("systems", plain), relative("systems", jit)
+    assert without is not None
+    assert other is not None
+    assert without.sampling < 0.7  # no second pass for guidance
+    assert other.training == training_flops(cells["jit"]) / training_flops(run)
+    assert other.sampling == sum(sampling_flops(cells["jit"]).values()) / sum(sampling_flops(run).values())
+    assert relative("systems", unknown) is None
+    assert relative("unheard-of", pra) is None
+
+
+# --- commands ---------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_make_the_rows_of_all_sittings() -> None:
+    study = STUDIES["systems"]
+    systems = [cell.system for cell in study.cells(DIGITS, SCALES["cpu"])]
+    words = "python -m studies systems --setting digits-16 --scale cpu"
+
+    def of(seeds: dict[str, tuple[int, ...]]) -> list[str]:
+        rows = [row(name, seed, 1.0, 3.0, scale="cpu") for name, numbers in seeds.items() for seed in numbers]
+        return commands(study, rows)
+
+    assert of(dict.fromkeys(systems, (1,))) == ["```sh", f"{words} --seeds 1", "```"]
+    assert of({"pra": (0, 2), "jit": (0, 2)}) == ["```sh", f"{words} --systems pra,jit --seeds 0,2", "```"]
+    more = of(dict.fromkeys(systems, (0, 1, 2)) | dict.fromkeys(("pra", "reconstructed"), (0, 1, 2, 3, 4, 5)))
+    rest = ",".join(name for name in systems if name not in ("pra", "reconstructed"))
+    assert set(more[1:-1]) == {
+        f"{words} --systems pra,reconstructed --seeds 0-5", f"{words} --systems {rest} --seeds 0-2",
+    }  # fmt: skip
+    part = only(study, ["jit"], DIGITS, SCALES["cpu"])
+    assert commands(part, [row("pra", 0, 1.0, 3.0, scale="cpu")])[1] == f"{words} --systems pra --seeds 0"
+
+
+def test_what_a_command_makes_beyond_the_table_is_said() -> None:
+    cells = [cell for cell in STUDIES["noise"].cells(DIGITS, SCALES["cpu"]) if cell.system == "pra"]
+    rows = [row("pra", seed, 1.0, 3.0, scale="cpu", value=cell.value) for cell in cells for seed in (0, 1)]
+    for kept, note in ((rows, ""), (rows[:-1], "makes 1 more than the table has so far")):
+        text = "\n".join(commands(STUDIES["noise"], kept))
+        assert note in text
+        assert ("more than" in text) == bool(note)
+    solvers = [row("pra", 0, 1.5, 1.0), row("pra", 1, 1.5, 1.0), row("pra, distilled", 0, 1.5, 1.0)]
+    assert commands(STUDIES["solver"], solvers)[1].endswith("--seeds 0,1")  # no --systems takes a name with a comma
+
+
+def test_ranges() -> None:
+    assert [in_ranges(numbers) for numbers in ([], [3], [1, 0], [2, 0, 1, 5, 7, 8, 9])] == ["", "3", "0,1", "0-2,5,7-9"]
+
+
+# --- plots ------------------------------------------------------------------------------------------------------
+
+
+def legends(figure: Any) -> set[str]:
+    """Every text of every legend."""
+    boxes = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
+    return {text.get_text() for legend in boxes for text in legend.get_texts()}
+
+
+def drawn(name: str, rows: list[dict[str, Any]]) -> Any:
+    """The figure, drawn without a warning."""
+    from studies.plots import draw, draw_tokens
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = draw_tokens(STUDIES["token-dimension"], rows) if name == "tokens" else draw(STUDIES[name], rows)
+        if figure is not None:
+            figure.draw_without_rendering()
+    return figure
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_is_drawn_from_its_rows(name: str) -> None:
+    pytest.importorskip("matplotlib", reason="draws the plots")
+    rows = read_rows(ROOT / "studies" / name / "results.csv")
+    for setting in sorted({row["setting"] for row in rows})[-1:]:
+        chosen = [row for row in rows if row["setting"] == setting]
+        figure = drawn(name, chosen)
+        shown = legends(figure)
+        if name == "solver":
+            assert {row["solver"].partition(", ")[0] for row in chosen} - shown == {"shortcut"}
+            assert "shortcut (PRA, distilled head)" in shown
+        elif name != "ablation":
+            assert {NAMES[row["system"]] for row in chosen} - {"random weights"} <= shown
+            assert all(text.partition(" (")[0] in NAMES.values() for text in shown)
+    if name == "token-dimension":
+        assert legends(drawn("tokens", rows)) == {NAMES[row["system"]] for row in rows}
+
+
+def test_a_system_has_its_colour_in_every_plot() -> None:
+    pytest.importorskip("matplotlib", reason="draws the plots")
+    rows = read_rows(ROOT / "studies" / "probe" / "results.csv")
+    figure = drawn("probe", [row for row in rows if row["setting"] == "fashion-64"])
+    lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
+    assert lines["PRA"].get_color() == lines["random weights (PRA)"].get_color() == COLOURS["pra"]
+    assert lines["random weights (PRA)"].get_linestyle() == "--"
+    assert not set(SOLVERS.values()) & set(COLOURS.values())
+    assert len(set(COLOURS.values())) == len(COLOURS)
+
+
+def test_a_dot_for_every_seed() -> None:
+    pytest.importorskip("matplotlib", reason="draws the plots")
+    rows = [row("pra", seed, 1.0, 2.0 + seed, value=0.9) for seed in range(3)] + [row("pra", 0, 1.0, 3.0, value=1.0)]
+    (states,) = drawn("noise", rows).axes  # and none for pixels, of which there is nothing to show
+    dots = [line for line in states.get_lines() if line.get_linestyle() == "None"]
+    assert sorted(y for line in dots for y in line.get_ydata()) == [2.0, 3.0, 3.0, 4.0]
+    (mean,) = [line for line in states.get_lines() if line.get_label() == "PRA"]
+    assert dict(zip(mean.get_xdata(), mean.get_ydata(), strict=True)) == {0.9: 3.0, 1.0: 3.0}
+
+
+def test_accuracy_by_length_is_at_one_guidance() -> None:
+    pytest.importorskip("matplotlib", reason="draws the plots")
+    rows = [
+        row("pra", 0, guidance, fid, value=steps, accuracy=guidance / 10)
+        for steps, best in ((1200, 3.0), (4800, 2.0))
+        for guidance, fid in ((2.0, 1.0 + (best != 2.0)), (3.0, 1.0 + (best != 3.0)))
+    ]
+    right = drawn("length", rows).axes[1]
+    assert "guidance 3" in right.get_ylabel()
+    (line,) = [line for line in right.get_lines() if line.get_label() == "PRA"]
+    assert list(line.get_ydata()) == [0.3, 0.3]
+
+
+def test_token_sizes_are_compared_within_a_setting(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="draws the plots")
+    rows = [row("jit", seed, 1.0, 4.0 + 2 * seed, setting="a", value=48) for seed in (0, 1)]
+    rows += [row("pra", 0, 1.0, 2.5, setting="a", value=48), row("jit", 0, 1.0, 30.0, setting="b", value=768)]
+    (axes,) = drawn("tokens", rows).axes
+    heights = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+    assert (heights["JiT"], heights["PRA"]) == ([1.0, 1.0], [0.5])
+    readme, first, *_ = write_report(STUDIES["token-dimension"], rows, tmp_path)
+    assert first.name == "tokens-small.png"
+    assert readme.read_text().index(first.name) < readme.read_text().index("## a")
+    assert drawn("tokens", rows[:3]) is None  # one size alone
+    assert drawn("tokens", [row for row in rows if row["system"] == "pra"]) is None
+
+
+def few(name: str) -> list[dict[str, Any]]:
+    """One seed of one system that nobody knows, as rows older than most columns."""
+    more: dict[str, dict[str, Any]] = {
+        "rollout-gap": {"position": 1, "condition_gap": 0.0, "tokens": 4},
+        "solver": {"solver": "newton, wavy", "evaluations": 2},
+        "probe": {"top1": 0.5, "validation": 0.5, "held_out": 10, "layer": 1, "pooling": "mean"},
+        "noise": {"value": 0.3},
+        "length": {"value": 10},
+        "token-dimension": {"value": 48},
+        "ablation": {"value": "other"},
+    }
+    old = row("novel", 4, 1.0, 2.0, setting="elsewhere-16", **more.get(name, {}))
+    return [
+        {key: value for key, value in old.items() if key not in ("accuracy", "train_seconds", "commit", "hardware")}
+    ]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_little_is_reported_as_well(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="draws the plots")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        readme, *pictures = write_report(STUDIES[name], few(name), tmp_path)
+    assert [picture.name for picture in pictures] == ["elsewhere-16-small.png"]
+    assert "--seeds 4" in readme.read_text()
+
+
+def test_longer_trainings_are_drawn_with_those_that_they_lengthen() -> None:
+    long, lengthened = "fashion-64-long", SETTINGS["fashion-64-long"].lengthens
+    short = [
+        row("pra", 0, 1.0, 3.0, setting=lengthened, value=1200, run="a"),
+        row("pra", 0, 1.0, 2.0, setting=lengthened, value=4800, run="b"),
+        row("pra", 1, 1.0, 2.0, setting=lengthened, value=4800, run="c"),
+        row("pra", 0, 1.0, 2.0, setting="emoji-64", value=4800, run="d"),
+    ]
+    own = [
+        row("pra", 0, 1.0, 2.0, setting=long, value=4800, run="b"),  # the same run as in the shorter setting
+        row("pra", 0, 1.0, 1.0, setting=long, value=19200, run="e"),
+    ]
+    study = STUDIES["length"]
+    assert [row["run"] for row in with_shorter(study, [*short, *own], own)] == ["a", "b", "c", "e"]
+    assert with_shorter(study, [*short, *own], short[:3]) == short[:3]
+    assert with_shorter(STUDIES["noise"], [*short, *own], own) == own
+
+
+@pytest.mark.parametrize("low", [0.47, 0.5, 0.96, 1.0, 3.3, 9.1, 47.0])
+def test_every_axis_has_ticks_to_read(low: float) -> None:
+    assert len(ticks_between(low, low * LEAST_SPAN)) >= 3
+
+
+def test_a_mean_over_several_judges_says_so() -> None:
+    rows = [row("pra", 0, 1.0, 1.0), row("pra", 1, 1.0, 2.0, judge="a"), row("jit", 0, 1.0, 3.0)]
+    assert [line["seeds"] for line in table(tables(STUDIES["systems"], rows))] == ["0,1 (2 judges)", "0"]

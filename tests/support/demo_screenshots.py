@@ -1,0 +1,82 @@
+"""Screenshots of the web demo for docs/demo.md: of RUN, of ONE and OTHER side by side, of the model that pra ships.
+
+python tests/demo_screenshots.py RUN ONE OTHER PICTURE CLASS docs/images
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from support.browser import chromium, served
+
+DESKTOP = {"width": 1180, "height": 640}
+PHONE = {"width": 390, "height": 844}
+PATIENCE = 120_000  # ms: a CPU may be shared
+
+
+def main(run: Path, one: Path, other: Path, picture: Path, label: str, folder: Path) -> None:
+    with chromium() as browser:
+        with served(run) as address:
+            page = opened(browser, address, DESKTOP)
+            generate(page)
+            shoot(page, folder / "demo-generate.png")
+            complete(page, picture, label)
+            shoot(page, folder / "demo-complete.png", whole=True)
+            about(page)
+            shoot(page, folder / "demo-about.png", whole=True)
+            phone = opened(browser, address, PHONE)
+            generate(phone)
+            phone.wait_for_timeout(1000)
+            shoot(phone, folder / "demo-phone.png")
+        with served(one, other) as address:
+            page = opened(browser, address, DESKTOP)
+            generate(page)
+            shoot(page, folder / "demo-two.png", whole=True)
+        with served() as address:
+            page = opened(browser, address, DESKTOP)
+            about(page)
+            shoot(page, folder / "demo-card.png", whole=True)
+
+
+def opened(browser: Any, address: str, size: dict[str, int]) -> Any:
+    page = browser.new_page(viewport=size)
+    page.goto(address)
+    page.get_by_role("button", name="Generate").wait_for(timeout=PATIENCE)
+    return page
+
+
+def shoot(page: Any, path: Path, whole: bool = False) -> None:
+    """The window, or the whole page, in 128 colours: half as large as in all."""
+    page.screenshot(path=path, full_page=whole)
+    with Image.open(path) as taken:
+        few = taken.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
+
+
+def generate(page: Any) -> None:
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("pictures in").first.wait_for(timeout=PATIENCE)
+
+
+def complete(page: Any, picture: Path, label: str) -> None:
+    page.get_by_role("tab", name="Complete").click()
+    page.locator("#upload input[type=file]").set_input_files(picture)
+    page.locator(".upload img").wait_for(timeout=PATIENCE)
+    page.get_by_label("Class").last.click()
+    page.get_by_role("option", name=label, exact=True).click()
+    page.get_by_role("button", name="Complete", exact=True).click()
+    page.get_by_text("pictures in").last.wait_for(timeout=PATIENCE)
+
+
+def about(page: Any) -> None:
+    page.get_by_role("tab", name="About").click()
+    page.locator(".about h4:visible").first.wait_for(timeout=PATIENCE)
+
+
+if __name__ == "__main__":
+    run, one, other, picture, label, folder = sys.argv[1:]
+    main(Path(run), Path(one), Path(other), Path(picture), label, Path(folder))

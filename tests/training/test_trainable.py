@@ -1,0 +1,203 @@
+"""What learns: ``train.trainable``, from the setting to the weights that change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.files import contents
+from support.models import JIT, LEARNED, PIXEL
+from support.refusal import refused
+
+import pra
+from pra import cli
+from pra.config import RunConfig, TrainConfig, apply_settings
+from pra.models import build_model
+from pra.recipes import distill
+from pra.training import callbacks
+from pra.training.run import read_run
+from pra.training.trainable import codec_learns, set_trainable
+from studies.run import run_key
+
+pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
+
+TWO_HEADS = dataclasses.replace(LEARNED, head=dataclasses.replace(LEARNED.head, shortcut=True))
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
+
+
+def configured(*settings: str, recipe: str = "tiny") -> RunConfig:
+    usual = ("train.sample_every=0", "train.log_every=1", "train.steps=2")
+    return apply_settings(pra.recipe(recipe), [*usual, *settings])
+
+
+def changed(run: Path, config: RunConfig) -> set[str]:
+    """The parameters that a run from scratch has changed."""
+    before = build_model(config.model, config.train.seed).state_dict()
+    after = load_file(max((run / "checkpoints").iterdir()) / "model.safetensors")
+    return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+
+
+def train(folder: Path, config: RunConfig) -> set[str]:
+    pra.train(config, folder, device="cpu", progress=False)
+    return changed(folder, config)
+
+
+# --- the setting --------------------------------------------------------------------------------------------
+
+
+def test_trainable_string_is_a_list_of_one() -> None:
+    assert configured("train.trainable=head.*").train.trainable == ("head.*",)
+    assert configured('train.trainable=["head.*", "codec.*"]').train.trainable == ("head.*", "codec.*")
+    assert TrainConfig(steps=1, batch_size=1, trainable="all") == TrainConfig(steps=1, batch_size=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[]", "trainable: the list is empty"),
+        ("true", "trainable: expected a list, got True"),
+        ("[1]", "trainable: expected str, got 1"),
+        ("shortcut", "train.trainable=shortcut is for the second head"),
+    ],
+)
+def test_trainable_of_a_wrong_type_is_refused(value: str, message: str) -> None:
+    refused(lambda: configured(f"train.trainable={value}"), message)
+
+
+@pytest.mark.parametrize(
+    ("entries", "learning"),
+    [
+        (("all",), lambda name: True),
+        (("shortcut",), lambda name: name.startswith("shortcut.")),
+        (("all-but-codec",), lambda name: not name.startswith("codec.")),
+        (("head.*", "shortcut"), lambda name: name.startswith(("head.", "shortcut."))),
+        (("*.blocks.1.*", "auxiliary.bias"), lambda name: ".blocks.1." in name or name == "auxiliary.bias"),
+    ],
+)
+def test_set_trainable_sets_requires_grad(entries: tuple[str, ...], learning: Callable[[str], bool]) -> None:
+    model = build_model(TWO_HEADS).requires_grad_(False)
+    set_trainable(model, TrainConfig(steps=1, batch_size=1, trainable=entries))
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == {
+        name: learning(name) for name, _ in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize(
+    ("entry", "nearest"),
+    [
+        ("hed.*", "Use head.*"),
+        ("codec.decodr.out.weight", "Use codec.decoder.out.weight"),
+        ("shortcuts", "Use shortcut"),
+        ("xyz", "or backbone.* or codec.* or condition.* or head.* or shortcut.*"),
+    ],
+)
+def test_pattern_that_matches_nothing_names_the_nearest(entry: str, nearest: str) -> None:
+    train = TrainConfig(steps=1, batch_size=1, trainable=("head.*", entry))
+    refused(lambda: set_trainable(build_model(TWO_HEADS), train), f"{entry!r} matches no parameter", nearest)
+
+
+def test_codec_learns_where_one_of_its_parameters_does() -> None:
+    assert codec_learns(build_model(LEARNED))
+    assert not codec_learns(build_model(PIXEL))
+    assert not codec_learns(build_model(JIT))
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "entries", "prefixes"),
+    [
+        ("tiny", "all-but-codec", ("backbone.", "condition.", "head.", "auxiliary.")),
+        ("tiny", "head.*", ("head.",)),
+        ("tiny", "codec.*", ("codec.",)),
+        ("tiny", '["auxiliary.bias", "codec.decoder.*"]', ("auxiliary.bias", "codec.decoder.")),
+        ("tiny:teacher-forced", "all-but-codec", ("backbone.", "condition.", "head.", "auxiliary.")),
+        ("tiny:jit", "blocks.*", ("blocks.",)),
+    ],
+)
+def test_training_changes_only_what_learns(
+    recipe: str, entries: str, prefixes: tuple[str, ...], tmp_path: Path
+) -> None:
+    found = train(tmp_path / "run", configured(f"train.trainable={entries}", recipe=recipe))
+    assert all(name.startswith(prefixes) for name in found)
+    assert all(any(name.startswith(prefix) for name in found) for prefix in prefixes)
+
+
+@pytest.mark.parametrize("part", ["auxiliary", "head"])
+def test_muon_with_frozen_parts_trains_the_rest(part: str, tmp_path: Path) -> None:
+    """The auxiliary predictor has no block, so nothing is left for Muon."""
+    settings = ("train.optimizer.matrices=Muon", f"train.trainable={part}.*", "train.activation_checkpointing=true")
+    found = train(tmp_path / "run", configured(*settings))
+    assert {name.partition(".")[0] for name in found} == {part}
+
+
+def test_frozen_codec_loads_no_perceptual_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pra.method.perceptual.lpips_distance", lambda *_: pytest.fail("loaded"))
+    train(tmp_path / "run", configured("train.objective.perceptual_weight=1", "train.trainable=all-but-codec"))
+
+
+def test_warm_up_of_a_frozen_codec_is_refused(tmp_path: Path) -> None:
+    config = configured("train.codec_warmup=1", "train.trainable=head.*")
+    refused(lambda: train(tmp_path / "run", config), "train.codec_warmup 1", "Set train.codec_warmup=0")
+    config = configured("train.codec_warmup=1", 'train.trainable=["codec.*", "head.*"]')
+    assert {name.partition(".")[0] for name in train(tmp_path / "run", config)} == {"codec", "head"}
+
+
+def test_wrong_pattern_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    assert cli.main(["train", "tiny", "--run-dir", run, "--device", "cpu", "--set", "train.trainable=hed.*"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("pra: error: train.trainable: 'hed.*' matches no parameter. Use head.*")
+
+
+def test_resume_with_another_trainable_is_refused(run: Path) -> None:
+    before = contents(run)
+    config = apply_settings(pra.recipe("tiny"), ["train.steps=30", "train.trainable=head.*"])
+    refused(
+        lambda: pra.train(config, run, device="cpu", progress=False),
+        'train.trainable: ["all"] in the run, ["head.*"] asked for',
+    )
+    assert contents(run) == before
+
+
+# --- runs of before there was the setting -------------------------------------------------------------------
+
+
+def aged(run: Path) -> None:
+    """Writes a run's settings as they were before ``train.trainable``."""
+    values = json.loads((run / "config.json").read_text())
+    values["train"]["shortcut_only"] = values["train"].pop("trainable") == ["shortcut"]
+    (run / "config.json").write_text(json.dumps(values))
+
+
+def test_run_with_shortcut_only_loads_and_resumes(trained: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(trained, tmp_path / "base"))
+    config = apply_settings(distill.configure(str(base), 1), ["train.sample_every=0"])
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    pra.train(config, run, device="cpu", progress=False)
+    aged(run)
+    assert read_run(run) == config
+    longer = apply_settings(config, ["train.steps=2"])
+    for folder in (run, straight):
+        pra.train(longer, folder, device="cpu", progress=False)
+    one, other = (load_file(folder / "checkpoints/step-00000002/model.safetensors") for folder in (run, straight))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    aged(base)
+    assert read_run(base) == read_run(trained)
+
+
+def test_run_key_of_a_distilled_run_is_that_of_published_tables() -> None:
+    tiny = pra.recipe("tiny")
+    assert run_key(distill.second_head(tiny, "base", 100)) == "a893ccf0f72f"
+    assert run_key(tiny) == "f4046f105e5f"

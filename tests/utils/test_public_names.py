@@ -1,0 +1,43 @@
+"""What ``pra`` gives out beside its functions, and what the README says that it is made of."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pra
+from pra.utils.distributed import World
+from pra.utils.provenance import package_version
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_readme_names_what_is_needed_and_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = " ".join((ROOT / "README.md").read_text().partition("## Install")[2].partition("\n## ")[0].split())
+    core = re.search(r"The core needs (.*?)\. Extras:", text)
+    assert core
+    named = set(re.split(", | and ", core[1]))
+    assert named == {re.split("[^a-z0-9-]", package)[0] for package in project["dependencies"]}
+    outside = re.sub(r"\(.*?\)", "", text.partition("Extras:")[2])
+    assert set(re.findall("`(.*?)`", outside)) == set(project["optional-dependencies"])
+
+
+def test_the_version() -> None:
+    assert pra.__version__ == package_version("pra")
+    assert {"Trained", "__version__"} <= set(pra.__all__)
+
+
+def test_training_takes_a_device_as_an_object_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    choose = World.device
+    monkeypatch.setattr(World, "device", lambda self, name: asked.append(name) or choose(self, name))
+    config = pra.config.apply_settings(pra.recipe("tiny"), ["train.steps=1", "train.sample_every=0"])
+    trained = pra.train(config, tmp_path / "run", device=torch.device("cpu"), progress=False)
+    assert isinstance(trained, pra.Trained)
+    assert asked == ["cpu"]  # its name: of several processes each takes its own GPU where that is "cuda"
