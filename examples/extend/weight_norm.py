@@ -16,7 +16,7 @@ class WeightNorm(pra.Callback):
         row["weight_norm"] = torch.stack(norms).norm().item()
 
     def on_sample(self, trainer: Trainer) -> None:
-        if trainer.world.leads:
+        if trainer.world.is_first:
             print(f"step {trainer.step}: {trainer.picture('samples')}")
 
 

@@ -172,15 +172,13 @@ def train(
     _check_combination(recipe_name, from_, minutes, steps)
     folder = (run_dir or _run_folder(recipe_name, data, from_)).expanduser()
     with join() as world:
-        say, target = print if world.leads else _say_nothing, world.device(device)
+        say, target = print if world.is_first else _say_nothing, world.device(device)
         if data is not None:
             check_name(data)  # first, as a slip there looks like another run's configuration
         if recipe_name:
             config = recipe(recipe_name)
         else:  # measured in the first process, for all
-            config, told = world.combine(
-                None, lambda _: _configure(from_, data, folder, minutes, steps, target, settings)
-            )
+            config, told = world.run_on_first(lambda: _configure(from_, data, folder, minutes, steps, target, settings))
             say(*told, sep="\n")
         for path, value in (("data.source", data), ("train.steps", steps), ("train.seed", seed)):
             if value is not None:
@@ -203,7 +201,7 @@ def train(
         begun = "goes on" if folder.is_dir() and weights.checkpoints(folder) else "new"
         say(f"run: {folder} ({begun}), recipe {config.recipe}, {len(source)} images from {source.name}, on {where}")
         result = run_training(config, folder, device=str(target), source=source, world=world)
-    if world.leads:
+    if world.is_first:
         _tell(result, config, folder)
 
 
@@ -239,7 +237,7 @@ def distill(
         config = apply_settings(config, settings)
         target = world.device(device)
         result = run_training(config, folder, device=str(target), world=world)
-    if world.leads:
+    if world.is_first:
         _tell(result, config, folder)
 
 

@@ -4,27 +4,55 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
+
+Code = Literal[
+    "invalid",  # a value of the wrong type, format or range
+    "unknown",  # a name that is not among the known ones
+    "conflict",  # two settings, options or runs that exclude each other
+    "mismatch",  # two things that must agree and differ: shapes, classes, configurations
+    "missing",  # a file, folder or option that is needed
+    "exists",  # an output that would be overwritten
+    "unreadable",  # a file that is damaged or of another format
+    "unwritable",  # a disk or folder that refuses
+    "unsupported",  # a feature that this model, device or file does not have
+    "too-large",  # more than memory or a limit allows
+    "not-installed",  # an optional package
+    "unreachable",  # a server or network
+    "busy",  # another process works there
+    "lost",  # another process of this command has ended
+    "diverged",  # numbers that are not finite
+]
 
 
 class PraError(ValueError):
-    """Bad input, explained in one line that names the value, the place and the way out.
+    """Bad input, explained in one line: the value, the place and the fix.
 
     The command line prints the message and exits with code 2, without a traceback. Broken invariants
-    inside the library are ``AssertionError``\\ s instead, and do show where they happened.
+    inside the library are ``AssertionError``\\ s instead, and show their traceback.
+
+    Attributes:
+        code: the kind of mistake, one of :data:`Code`.
+        fields: what the message is about, by name, such as ``path`` or ``value``.
     """
+
+    def __init__(self, message: object = "", code: Code = "invalid", **fields: object) -> None:
+        super().__init__(message)
+        self.code = code
+        self.fields = fields
 
 
 class NotFiniteError(PraError):
-    """Images that hold infinite numbers or none at all: of these settings, not of the command."""
+    """Images that are not finite: the settings are to blame, not the command."""
 
 
 def reason_of(error: object) -> str:
-    """What another library's error says, as part of a line: 300 characters at most; its name where it says nothing."""
+    """Shorten another library's error to part of a line of at most 300 characters; by default to its class."""
     return " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'digits'? Known: digits, fashion"``, to be appended to an error about ``name``."""
+    """Return ``"; did you mean 'digits'? Known: digits, fashion"``, to be appended to an error about ``name``."""
     options = sorted(known)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else "."

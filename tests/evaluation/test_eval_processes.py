@@ -145,7 +145,7 @@ def test_a_single_process_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> 
             monkeypatch.setenv("WORLD_SIZE", size)
         with join() as world, world.first_alone():
             assert world is ALONE
-            assert world.leads
+            assert world.is_first
             assert world.share(7) == range(7)
             assert world.combine(3, sum) == 3
             assert world.device("cpu") == CPU

@@ -186,7 +186,7 @@ class Two(World):
     left: ClassVar[list[Any]] = []
 
     def combine(self, value: Any, how: Callable[[list[Any]], Any]) -> Any:
-        if not self.leads:
+        if not self.is_first:
             self.left.append(value)
             return None
         return how([value, self.left.pop(0)])

@@ -1,4 +1,4 @@
-"""How every bad input must be refused."""
+"""Checks that bad input is refused in the right way."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import pytest
 from pra import PraError
 
 
-def refused(do: Callable[[], object], *parts: str) -> None:
-    """``do`` raises a PraError whose message is one line that holds all ``parts``."""
+def refused(do: Callable[[], object], *parts: str, code: str | None = None, **fields: object) -> None:
+    """Check that ``do`` raises a PraError of ``code`` with these ``fields``.
+
+    The message must be one line that holds every field's value, and all ``parts``.
+    """
     with pytest.raises(PraError) as raised:
         do()
-    message = str(raised.value)
+    error, message = raised.value, str(raised.value)
     assert "\n" not in message
+    assert code in (None, error.code), message
+    for name, value in fields.items():
+        assert str(error.fields.get(name)) == str(value), message
+        assert str(value) in message
     for part in parts:
         assert part in message

@@ -569,12 +569,12 @@ def _late(rank: int, port: int, folder: Path) -> None:
     distributed.STEP = timedelta(seconds=1)
     with join() as world:
         time.sleep(1.5 * rank)
-        world.combine(None, len)
+        world.run_on_first(lambda: 0)
         with world.first_alone():
             time.sleep(1.5 * (1 - rank))
         time.sleep(2.5 * rank)
         try:
-            world.meet()
+            world.barrier()
         except pra.PraError as error:
             (folder / f"error-{rank}").write_text(str(error))
         os._exit(0)

@@ -222,7 +222,7 @@ def sharded() -> Iterator[EMA]:
 
 def test_only_the_process_that_draws_builds_a_model_of_parts(sharded: EMA, monkeypatch: pytest.MonkeyPatch) -> None:
     class Second(World):
-        def meet(self, patient: bool = False) -> None:
+        def barrier(self, patient: bool = False) -> None:
             pass
 
     built: list[Any] = []

@@ -99,7 +99,7 @@ def evaluate_command(
             report = _judged(subject, known, judge, staged.images, work)
             if originals:
                 report = _with_reconstruction(report, originals, judge, subject, work)
-            if world.leads:
+            if world.is_first:
                 when = {"date": date, "seconds": round(time.monotonic() - begin, 1)}
                 report = replace(report, provenance=report.provenance | when)
                 _finish(report, subject, known, judge, outputs, staged)

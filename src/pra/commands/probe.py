@@ -136,7 +136,7 @@ def probe_command(
             )
             for subject in subjects
         }
-        if world.leads:
+        if world.is_first:
             known = {"classifier": linear.name, "chosen": linear.setting, "values": linear.values, "time": time}
             known |= {"validated": f"every {VALIDATED}th of {task.train.name}"}
             _finish(opened, task, figures, known, world, out)

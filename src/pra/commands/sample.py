@@ -69,7 +69,7 @@ def sample_command(
         classes = sampler.model.classes
         chosen = tuple(dict.fromkeys(parse_labels(labels, classes)))
         requests = _requests(chosen, seeds, num, (label_seed or 0) if random_labels else None)
-        place = out.expanduser() if out else world.combine(None, lambda _: first_free(OUT))
+        place = out.expanduser() if out else world.run_on_first(lambda: first_free(OUT))
         made = sample_many(
             sampler,
             requests,
@@ -80,7 +80,7 @@ def sample_command(
             lambda label, seed: f"{sampler.model.condition.file_name(label, classes)}-seed{seed:06d}",
             world,
         )
-    if world.leads:
+    if world.is_first:
         _tell(requests, made.new, made.seconds, place, world)
 
 

@@ -93,13 +93,13 @@ def sweep_command(
             subject.sampled_with(point.sampling)
             weights_name(Path(subject.provenance["model"]), point.average)
         folder = out.expanduser() if out else _default_folder(run, home)
-        with locked(folder, "filled", "choose another --out") if world.leads else nullcontext(), ended_by_sigterm():
+        with locked(folder, "filled", "choose another --out") if world.is_first else nullcontext(), ended_by_sigterm():
             truth, subject = open_truth(reference, labels, subject, work)
             judge = extractor(features, weights, truth, subject, work)
             known = measured(truth, judge, subject, work)
             models = {name: subject.with_average(name) for name in dict.fromkeys(point.average for point in tried)}
             results = _Sweep(models, known, judge, work, folder).results(tried)
-            if world.leads:
+            if world.is_first:
                 _tell(results, folder, own, run, shared=home is None)
 
 
@@ -116,10 +116,10 @@ class _Sweep:
     def results(self, tried: Sequence[Point]) -> list[Result]:
         """Of all points; those that an earlier sweep has left are read."""
         world = self.work.world
-        found = world.combine(None, lambda _: self._found(tried))
+        found = world.run_on_first(lambda: self._found(tried))
         missing = [point for point in tried if point.name not in found]
         total = len(missing) * len(world.share(self._count))
-        hidden = not world.leads or not missing
+        hidden = not world.is_first or not missing
         with tqdm(total=total, unit="image", disable=hidden, dynamic_ncols=True) as bar:
             for point in missing:
                 bar.set_description(point.name)
@@ -161,7 +161,7 @@ class _Sweep:
                 self._shown(batches, point, bar), self.truth, self.judge, subject.count, provenance=known,
                 progress=False, world=work.world,
             )  # fmt: skip
-        if work.world.leads:
+        if work.world.is_first:
             report.save(file_of(point, self.folder))
         return Result(point, report)
 
@@ -169,7 +169,7 @@ class _Sweep:
         """The batches themselves; the first pictures are kept to be looked at."""
         first: list[Tensor] = []
         for batch in batches:
-            if self.work.world.leads and len(first) < COLUMNS:
+            if self.work.world.is_first and len(first) < COLUMNS:
                 first += batch.images[: COLUMNS - len(first)]
             yield batch
             bar.update(len(batch.images))

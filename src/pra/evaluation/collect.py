@@ -163,7 +163,7 @@ def collect(
     """
     first = Protocol.TORCH_FIDELITY
     collectors = {first: Collector(extractor, count, keep)}
-    hidden, total = not (progress and world.leads), len(world.share(count))
+    hidden, total = not (progress and world.is_first), len(world.share(count))
     with tqdm(total=total, unit="image", desc=what, disable=hidden, dynamic_ncols=True) as bar:
         for images, labels, start in batches:
             for protocol in [first] if images.dtype is torch.uint8 else list(Protocol):

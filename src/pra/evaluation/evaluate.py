@@ -245,7 +245,7 @@ def reconstruct(
     check_codec(model)
     seen = _Copies(Collector(extractor, count, 0), Collector(extractor, count, 0))
     large = min(model.config.image_size) >= SSIM_WINDOW
-    hidden, total = not (progress and world.leads), len(world.share(count))
+    hidden, total = not (progress and world.is_first), len(world.share(count))
     with tqdm(total=total, unit="image", desc="reconstruct", disable=hidden, dynamic_ncols=True) as bar:
         for images, labels, start in batches:
             assert labels is not None, "the encoder sees the labels"

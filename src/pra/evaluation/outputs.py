@@ -63,11 +63,11 @@ class Outputs:
         with ended_by_sigterm(), ExitStack() as stack:
             for folder in folders.values():
                 stack.callback(_remove, folder)  # of all processes the last one can
-                if world.leads:
+                if world.is_first:
                     stack.enter_context(locked(folder, "filled", "choose another file"))
                     stack.callback(_clear, folder)
                     _clear(folder)
-            world.meet()  # the folders are there
+            world.barrier()  # the folders are there
             yield Outputs(*(path and folders[path] / path.name for path in astuple(self)))
 
     def publish(self, staged: Outputs) -> None:

@@ -119,11 +119,11 @@ class Task:
         found = []
         for source, chosen in ((self.train, self.chosen), (self.test, self.asked)):
             share = world.share(len(chosen))
-            shown = progress and world.leads
+            shown = progress and world.is_first
             with reading(prepared(source, chosen, size, channels, self.data, batch_size, share)) as batches:
                 own = collect_vectors(vectors, batches, len(share), device, shown, f"{vectors.name}: {source.name}")
             found.append(join_examples(own, world))
-        if not world.leads:
+        if not world.is_first:
             return []
         train, test = found
         classes = len(self.train.classes)

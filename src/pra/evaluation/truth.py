@@ -62,7 +62,7 @@ def open_truth(reference: str | None, labels: str, subject: Subject, work: Work)
     if not spec:
         raise PraError(f"{subject.target} does not say which data it belongs to; give --reference SRC or STATS.npz")
     truth = Truth(spec, None if spec.endswith(".npz") else open_alone(spec, work))
-    if reference and truth.source and work.world.leads:
+    if reference and truth.source and work.world.is_first:
         _tell_of_colour(truth.source, subject.channels)
     return truth, _labelled(subject, labels, truth)
 
@@ -156,7 +156,7 @@ def _checked(name: str, made: FeatureExtractor) -> FeatureExtractor:
 def _classifier(truth: Truth, subject: Subject, work: Work) -> Classifier:
     if truth.source is not None:
         data = subject.settings.data
-        return fit_classifier(truth.source, subject.size, subject.channels, data, work.device, work.world.leads)
+        return fit_classifier(truth.source, subject.size, subject.channels, data, work.device, work.world.is_first)
     recorded = recorded_features(truth.file)
     if recorded is None or recorded[0] != "classifier":
         raise PraError(

@@ -124,7 +124,7 @@ def sample_many(
     plan = {"weights": weights, "sampling": how_sampled(sampler), "images": requests.to_json()}
     begin = time.monotonic()
     check_output(out)
-    lock = locked(partial_folder(out), "filled", "choose another --out") if world.leads else nullcontext()
+    lock = locked(partial_folder(out), "filled", "choose another --out") if world.is_first else nullcontext()
     with lock:
         new = _fill(sampler, requests, plan, out, columns, batch_size, name, world)
     return Made(new, time.monotonic() - begin)
@@ -141,25 +141,25 @@ def _fill(
     world: World,
 ) -> int:
     """:func:`sample_many` of a plan, in a folder that is locked: how many images are new."""
-    shards, missing = world.combine(None, lambda _: _begin(out, plan, len(requests), batch_size))
+    shards, missing = world.run_on_first(lambda: _begin(out, plan, len(requests), batch_size))
     try:
         with tqdm(
             total=len(requests), initial=shards.images_there(), unit="image", desc="sample", dynamic_ncols=True,
-            disable=not world.leads,
+            disable=not world.is_first,
         ) as bar:  # fmt: skip
             for place in world.share(len(missing)):
                 _make(shards, missing[place], sampler, requests, batch_size, name)
-                bar.update(shards.images_there() - bar.n if world.leads else 0)  # the others' too
-            world.meet(patient=True)
-            bar.update(shards.images_there() - bar.n if world.leads else 0)
-        world.combine(None, lambda _: _finish(shards, plan, out, columns))
+                bar.update(shards.images_there() - bar.n if world.is_first else 0)  # the others' too
+            world.barrier(patient=True)
+            bar.update(shards.images_there() - bar.n if world.is_first else 0)
+        world.run_on_first(lambda: _finish(shards, plan, out, columns))
     except KeyboardInterrupt:
         if kept := shards.images_there():
             what = f"stopped with {kept} of {len(requests)} images, which lie in {shards.folder}"
             raise Interrupted(signal.SIGINT, what) from None
         raise
     finally:
-        if world.leads and len(shards.missing()) == len(shards):
+        if world.is_first and len(shards.missing()) == len(shards):
             shutil.rmtree(shards.folder, ignore_errors=True)  # nothing to go on with
     return sum(len(shards.indices(number)) for number in missing)
 

@@ -45,8 +45,8 @@ GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
 class Callback:
     """Hooks of a training run; none of them does anything by default.
 
-    Every process calls every hook. Write files and print only where ``trainer.world.leads``. A hook reads the trainer
-    (:class:`pra.training.loop.Trainer` lists its attributes) and does not change it. The time of :meth:`on_step` counts
+    Every process calls every hook. Write files and print only where ``trainer.world.is_first``. A hook reads the
+    trainer (:class:`pra.training.loop.Trainer` lists its attributes) and does not change it. The time of :meth:`on_step` counts
     as training, unless it is spent in a block of :meth:`pra.training.loop.Trainer.paused`.
 
     An exception in a user's hook ends the run: the loop saves the state, then raises the exception.
@@ -119,7 +119,7 @@ class Metrics(Callback):
     def on_start(self, trainer: Trainer) -> None:
         """Drop the lines of lost steps."""
         self.path = trainer.folder / METRICS
-        if trainer.world.leads:
+        if trainer.world.is_first:
             keep_metrics(trainer.folder, trainer.step)
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
@@ -128,7 +128,7 @@ class Metrics(Callback):
         Raises:
             PraError: the disk is full or refuses.
         """
-        if trainer.world.leads:
+        if trainer.world.is_first:
             with _disk(self.path):
                 self.write(row)
 
@@ -145,7 +145,7 @@ class TensorBoard(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         """Open the writer."""
-        if trainer.world.leads and importlib.util.find_spec("tensorboard"):
+        if trainer.world.is_first and importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=trainer.step + 1)
@@ -228,7 +228,7 @@ class Curves(Callback):
 
     def on_end(self, trainer: Trainer) -> None:
         """Draw the curves, unless no step was done and they are there."""
-        if trainer.world.leads and (trainer.new_steps or not (trainer.folder / CURVES).exists()):
+        if trainer.world.is_first and (trainer.new_steps or not (trainer.folder / CURVES).exists()):
             draw_curves(trainer.folder)
 
 
@@ -239,8 +239,8 @@ class Pictures(Callback):
         """Write both grids. Where drawing fails, a warning says why, and the run continues."""
         config = trainer.config.model
         with trainer.paused():
-            parts = trainer.ema.parts(here=trainer.world.leads)  # every process takes part in the gathering
-            if config.channels in MODES and trainer.world.leads:
+            parts = trainer.ema.parts(here=trainer.world.is_first)  # every process takes part in the gathering
+            if config.channels in MODES and trainer.world.is_first:
                 with _no_reason_to_stop(trainer.step, "pictures"):
                     model = trainer.ema.assembled(parts)
                     with _no_reason_to_stop(trainer.step, "samples"):
@@ -249,7 +249,7 @@ class Pictures(Callback):
                         with _no_reason_to_stop(trainer.step, "reconstructions"):
                             pairs = _reconstructions(trainer, model)
                             _write(trainer.picture("reconstructions"), pairs, len(pairs) // 2)
-            trainer.world.meet(patient=True)  # the others wait for rank 0
+            trainer.world.barrier(patient=True)  # the others wait for rank 0
 
 
 @contextmanager

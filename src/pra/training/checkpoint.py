@@ -66,23 +66,23 @@ class Saver:
             PraError: as :meth:`wait`, of the checkpoint before; or this one's folder cannot be made.
         """
         self.wait()
-        here = self.world.leads
+        here = self.world.is_first
         files = {weights.MODEL: gathered(model, here)}
         files |= {weights.average_file(name): gathered(ema.model, here) for name, ema in averages.items()}
         final = self.run / "checkpoints" / f"step-{step:08d}"
         partial = final.with_name(f".{final.name}.partial")
         with ExitStack() as stack:
-            if self.world.leads:
+            if self.world.is_first:
                 for left in final.parent.glob(".*.partial"):  # by a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
                 try:
                     stack.enter_context(new_folder(final))
                 except PraError as error:
                     raise self._unsaved(error) from None
-            self.world.meet()  # the others write into that folder
+            self.world.barrier()  # the others write into that folder
             written = self._write_optimizer(_optimizer_tensors(model, optimizer), partial / OPTIMIZER)
             self._pending = written
-            if self.world.leads:
+            if self.world.is_first:
                 folder = stack.pop_all()
                 self._pending = self._thread.submit(self._finish, folder, written, model, files, step, partial, final)
 
@@ -95,12 +95,12 @@ class Saver:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        if self.world.leads:
+        if self.world.is_first:
             with self.world.together():
                 pending.result()
         else:  # what fails in one process, all hear of: the first says it
             pending.exception()
-        self.world.meet(patient=True)  # the disk may be slow
+        self.world.barrier(patient=True)  # the disk may be slow
 
     @contextmanager
     def working(self) -> Iterator[None]:

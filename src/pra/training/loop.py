@@ -95,7 +95,7 @@ def train(
         folder, target = Path(run_dir).expanduser(), together.device(None if device is None else str(device))
         config.train.micro_batches(together.size)  # a batch that does not divide is named first
         check_run(folder, config)  # before the lock, which would be a file in a stranger's folder
-        with locked(folder, "trained", "choose another --run-dir") if together.leads else nullcontext():
+        with locked(folder, "trained", "choose another --run-dir") if together.is_first else nullcontext():
             check_shared(folder, together)
             return Trainer(config, folder, target, source, progress, together, terms, callbacks).run()
 
@@ -130,10 +130,10 @@ class Trainer:
         with world.first_alone() if isinstance(config.data.validation, str) else nullcontext():  # indexed once
             self.source, held_out = split(self.whole, config.data, config.train.seed)
         before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
-        after = [Metrics(), TensorBoard(), Curves(), StateWarning(), *([Bar()] if progress and world.leads else [])]
+        after = [Metrics(), TensorBoard(), Curves(), StateWarning(), *([Bar()] if progress and world.is_first else [])]
         self.callbacks = Callbacks(before, callbacks, after)
         # What the first process finds: a network file system may show the others an older list.
-        last = world.combine(weights.newest_checkpoint(folder) if world.leads else None, lambda found: found[0])
+        last = world.combine(weights.newest_checkpoint(folder) if world.is_first else None, lambda found: found[0])
         self.model = build_model(config.model, config.train.seed if last is None else None).to(device)
         self.model.sampling = config.sampling
         set_trainable(self.model, config.train)
@@ -206,7 +206,7 @@ class Trainer:
         train = self.config.train
         with caught_signals() as received, self.saver.working(), reading(self._batches()) as stream:
             first = next(stream)  # data that cannot be read are named before anything is written
-            if self.world.leads:
+            if self.world.is_first:
                 write_run(self.folder, self.config, self.whole, self.world.size, self.initial, self._term_weights())
             self.callbacks.call("on_start", self)
             self.interval = time.monotonic()
@@ -257,7 +257,7 @@ class Trainer:
                 parts = [next(stream) for _ in range(count)]
                 # One whose data cannot be read has ended the others here, before they wait for its part. A stream may
                 # take long to come to its first image.
-                self.world.meet(patient=step == first)
+                self.world.barrier(patient=step == first)
                 yield parts
 
     def _take_step(self, step_batches: list[Batch]) -> None:

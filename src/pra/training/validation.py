@@ -57,15 +57,15 @@ class Validation(Callback):
         if not trainer.config.train.validates(trainer.step):
             return
         with trainer.paused():
-            parts = trainer.ema.parts(here=trainer.world.leads)
-            found = self._measured(trainer, trainer.ema.assembled(parts)) if trainer.world.leads else {}
+            parts = trainer.ema.parts(here=trainer.world.is_first)
+            found = self._measured(trainer, trainer.ema.assembled(parts)) if trainer.world.is_first else {}
             self.values = trainer.world.combine(found, lambda all_found: all_found[0])
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
         """Add the values to the line, and warn once where the run overfits."""
         row |= self.values
         self.rows.append(dict(row))
-        if self.values and not self.told and trainer.world.leads and overfits(self.rows):
+        if self.values and not self.told and trainer.world.is_first and overfits(self.rows):
             self.told = True
             step, lowest = _lowest(points_of(self.rows, VALIDATION + "flow"))
             warnings.warn(

@@ -39,7 +39,7 @@ class WandB(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         """Begin the run there, or continue it."""
-        if not trainer.world.leads:
+        if not trainer.world.is_first:
             return
         file = trainer.folder / RUN_ID
         known = {"id": file.read_text().strip(), "resume": "allow"} if file.exists() else {}

@@ -55,8 +55,8 @@ class World:
     """torch's group of all processes whose calls may take :data:`PATIENCE`; those of its default one, :data:`STEP`."""
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes and prints."""
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the process that writes and prints."""
         return self.rank == 0
 
     def device(self, name: str | None) -> torch.device:
@@ -90,7 +90,7 @@ class World:
             return how([value])
         import torch.distributed as dist
 
-        values: list[Any] | None = [None] * self.size if self.leads else None
+        values: list[Any] | None = [None] * self.size if self.is_first else None
         with _others_there():
             dist.gather_object(value, values, group=self.patient)
         result: list[Any] = [None]
@@ -100,6 +100,10 @@ class World:
         with _others_there():
             dist.broadcast_object_list(result, group=self.patient)
         return result[0]  # type: ignore[no-any-return]
+
+    def run_on_first(self, do: Callable[[], R]) -> R:
+        """Run a function on rank 0 alone and return its result on every rank. Patient."""
+        return self.combine(None, lambda _: do())
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes of a float tensor, on its device."""
@@ -123,7 +127,7 @@ class World:
             dist.all_reduce(found, dist.ReduceOp.MAX, group=self.patient if patient else None)
         return int(found)
 
-    def meet(self, patient: bool = False) -> None:
+    def barrier(self, patient: bool = False) -> None:
         """Waits for all processes: what failed in one of them before, it has told, and ends the others here.
 
         Args:
@@ -145,10 +149,10 @@ class World:
     def first_alone(self) -> Iterator[None]:
         """A block that one process of each machine passes before the others: it fills the caches that they read."""
         if self.local_rank > 0:
-            self.meet(patient=True)
+            self.barrier(patient=True)
         yield
         if self.local_rank == 0:
-            self.meet(patient=True)
+            self.barrier(patient=True)
 
 
 ALONE = World()
@@ -174,7 +178,7 @@ def join() -> Iterator[World]:
     with ended_by_sigterm():  # when one has failed, torchrun ends the others so: they are to clean up, silently
         try:
             with warnings.catch_warnings():
-                if not world.leads:
+                if not world.is_first:
                     warnings.simplefilter("ignore")
                 yield world
         except (PraError, OSError):
