@@ -46,8 +46,8 @@ class Callback:
     """Hooks of a training run; none of them does anything by default.
 
     Every process calls every hook. Write files and print only where ``trainer.world.is_first``. A hook reads the
-    trainer (:class:`pra.training.loop.Trainer` lists its attributes) and does not change it. The time of :meth:`on_step` counts
-    as training, unless it is spent in a block of :meth:`pra.training.loop.Trainer.paused`.
+    trainer (:class:`pra.training.loop.Trainer` lists its attributes) and does not change it. The time of
+    :meth:`on_step` counts as training, unless it is spent in a block of :meth:`pra.training.loop.Trainer.paused`.
 
     An exception in a user's hook ends the run: the loop saves the state, then raises the exception.
     """
