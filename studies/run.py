@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from pra.config import DataConfig, RunConfig, to_dict
 from pra.data import load_images, open_source
@@ -29,6 +28,7 @@ from pra.training.checkpoint import step_of
 from pra.training.loop import train
 from pra.training.run import FREE, read_metrics, read_run, training_seconds
 from pra.utils.device import cores
+from pra.utils.progress import Progress
 from pra.utils.provenance import commit, device_name
 from pra.utils.signals import BOTH, Interrupted, handled
 from studies.measures import Judge, Measure, Row
@@ -283,9 +283,9 @@ class _Bar:
 
     def __init__(self, groups: list[list[Job]], place: Workplace, progress: bool) -> None:
         self.folders = {place.folder(group[0]): group[0].config.train.steps for group in groups}
-        self.bar = tqdm(
+        self.bar = Progress(
             total=sum(self.folders.values()), unit="step", desc=f"{len(groups)} runs", disable=not progress,
-            dynamic_ncols=True, smoothing=0.05,
+            smoothing=0.05,
         )  # fmt: skip
         # Steps of an earlier sitting are not progress of this one.
         self.bar.initial = self.bar.n = self.bar.last_print_n = self._steps()

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from pra.commands.arguments import HELP, check_arguments, join_command, options_of
@@ -48,6 +47,7 @@ from pra.training.loop import Trained
 from pra.training.loop import train as run_training
 from pra.training.run import check_data, check_run
 from pra.utils.distributed import join
+from pra.utils.progress import Progress
 from pra.utils.provenance import package_version
 from pra.utils.signals import Interrupted
 
@@ -401,4 +401,4 @@ def option_names(command: str) -> list[str]:
 
 
 def _warn(message: Warning | str, *_: Any) -> None:
-    tqdm.write(f"pra: warning: {message}", file=sys.stderr)
+    Progress.write(f"pra: warning: {message}", file=sys.stderr)

@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-from tqdm import tqdm
 from tyro.conf import Positional, arg
 
 from pra.commands.options import Integer
@@ -15,6 +14,7 @@ from pra.errors import PraError
 from pra.models import weights
 from pra.sampling.learnt_grid import ROUNDS, learn_grid
 from pra.utils.device import pick_device
+from pra.utils.progress import Progress
 
 
 def grid_command(
@@ -36,7 +36,7 @@ def grid_command(
     if count < 1:
         raise PraError(f"--images {count} must be at least 1")
     sampler = how.sampler(weights.model_folder(run), pick_device(how.device))
-    with tqdm(total=2 * ROUNDS, unit="round", desc="learning", leave=False) as bar:
+    with Progress(total=2 * ROUNDS, unit="round", desc="learning", leave=False) as bar:
         found = learn_grid(sampler.model, sampler.config, count, progress=bar.update)
     config = sampler.config
     print(f"{config.solver.value}, {config.steps} steps, guidance {config.guidance:g}")

@@ -13,7 +13,6 @@ from typing import Annotated
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from tyro.conf import Positional, UseAppendAction, arg
 
 from pra.commands.options import File, Folder, Integer, Settings, Text
@@ -34,6 +33,7 @@ from pra.models.weights import CONFIG, model_folder, run_of, weights_name
 from pra.sampling.batches import Batch
 from pra.utils.distributed import join
 from pra.utils.locks import locked
+from pra.utils.progress import Progress
 from pra.utils.provenance import environment
 from pra.utils.signals import Interrupted, ended_by_sigterm
 
@@ -120,7 +120,7 @@ class _Sweep:
         missing = [point for point in tried if point.name not in found]
         total = len(missing) * len(world.share(self._count))
         hidden = not world.is_first or not missing
-        with tqdm(total=total, unit="image", disable=hidden, dynamic_ncols=True) as bar:
+        with Progress(total=total, unit="image", disable=hidden) as bar:
             for point in missing:
                 bar.set_description(point.name)
                 try:
@@ -153,7 +153,7 @@ class _Sweep:
             read[point.name] = read_result(point, self.folder, identity(known | {"images": images}))
         return {name: result for name, result in read.items() if result is not None}
 
-    def _judged(self, point: Point, bar: tqdm[object]) -> Result:
+    def _judged(self, point: Point, bar: Progress) -> Result:
         work, subject = self.work, self._subject(point)
         known = {"images": subject.provenance, "environment": environment(), "processes": work.world.size}
         with reading(subject.batches(work.world.share(subject.count), work.batch_size)) as batches:
@@ -165,7 +165,7 @@ class _Sweep:
             report.save(file_of(point, self.folder))
         return Result(point, report)
 
-    def _shown(self, batches: Generator[Batch], point: Point, bar: tqdm[object]) -> Generator[Batch]:
+    def _shown(self, batches: Generator[Batch], point: Point, bar: Progress) -> Generator[Batch]:
         """The batches themselves; the first pictures are kept to be looked at."""
         first: list[Tensor] = []
         for batch in batches:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from pra.data.images import CorruptImage
 from pra.data.loader import from_workers, in_order, reading
 from pra.data.source import Source
+from pra.utils.progress import Progress
 
 _BLOCK = 32
 _LINES = 10
@@ -122,7 +122,7 @@ def check(source: Source, size: int | None, workers: int) -> Findings:
     count = len(source)
     blocks = (range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
     looked_at = from_workers(_Reader(source), blocks, in_order(source, workers))
-    with reading(looked_at) as seen, tqdm(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
+    with reading(looked_at) as seen, Progress(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
         for block in seen:
             for image in block:
                 findings.add(image)

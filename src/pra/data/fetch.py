@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from tqdm import tqdm
-
 from pra.errors import PraError, reason_of
 from pra.utils.extras import import_failed
 from pra.utils.files import remedy
+from pra.utils.progress import Progress
 from pra.utils.provenance import file_sha256
 
 TIMEOUT = 30.0
@@ -118,7 +117,7 @@ def _fetch_missing(missing: Mapping[Path, str], folder: Path, promises: Mapping[
         there = sum(_partial(file).stat().st_size for file in missing if _partial(file).exists())
         total = sum(promise.size or 0 for promise in promised.values())
         _check_space(total - there, folder)
-        with tqdm(desc="fetching", total=total or None, initial=there, unit="B", unit_scale=True) as bar:
+        with Progress(desc="fetching", total=total or None, initial=there, unit="B", unit_scale=True) as bar:
             progress = _Progress(bar)
             work = [pool.submit(_fetch, url, file, promised[file], progress) for file, url in missing.items()]
             try:
@@ -133,7 +132,7 @@ def _fetch_missing(missing: Mapping[Path, str], folder: Path, promises: Mapping[
 class _Progress:
     """The bar of all files; where one of them fails, the others stop at their next block."""
 
-    def __init__(self, bar: tqdm[Any]) -> None:
+    def __init__(self, bar: Progress) -> None:
         self.stopped = False
         self._bar = bar
 

@@ -14,7 +14,6 @@ from urllib.parse import parse_qsl
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from pra.data.images import Labels, corrupt, decode, numbered_classes, upright
 from pra.data.lanes import LANES, PIECES, Lanes
@@ -22,6 +21,7 @@ from pra.errors import PraError, nearest, reason_of
 from pra.utils.extras import import_failed
 from pra.utils.files import write_atomically
 from pra.utils.paths import cache_folder, expand
+from pra.utils.progress import Progress
 
 _WITHOUT = "none"
 _ROWS = 1000
@@ -350,7 +350,7 @@ def _streamed_labels(name: str, choice: Choice, label: str | None, features: Any
         rows = _divided(_column_alone(name, choice, column))
         read: list[Any] = []
         starts = [0]
-        with tqdm(desc=f"reading labels of {choice.path}", unit="row") as bar:
+        with Progress(desc=f"reading labels of {choice.path}", unit="row") as bar:
             for piece in range(pieces := min(rows.num_shards, PIECES)):
                 for batch in rows.shard(pieces, piece).iter(batch_size=_ROWS):
                     read += batch[column] if label else [0] * len(batch[column])

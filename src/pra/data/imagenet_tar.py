@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from tqdm import tqdm
 
 from pra.data.images import is_image_name, pack
 from pra.data.tars import TarIndex, TarSource, load_index, members, open_tar
 from pra.errors import PraError
+from pra.utils.progress import Progress
 
 _AS_DOWNLOADED = "give ILSVRC2012_img_train.tar as downloaded"
 
@@ -43,7 +43,7 @@ def _scan(path: Path) -> TarIndex:
     found: list[tuple[int, int, str, str]] = []
     with (
         path.open("rb") as file,
-        tqdm(desc=f"indexing {path.name}", total=size, unit="B", unit_scale=True) as bar,
+        Progress(desc=f"indexing {path.name}", total=size, unit="B", unit_scale=True) as bar,
         open_tar(file, str(path), _AS_DOWNLOADED) as outer,
     ):
         for inner in members(outer, size, str(path)):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from PIL import Image
-from tqdm import tqdm
 
 from pra.data.images import CorruptImage
 from pra.data.loader import from_workers, in_order, reading
@@ -23,6 +22,7 @@ from pra.data.wds import CLASSES, INDEX
 from pra.errors import PraError
 from pra.utils.files import PLAN, begin_partial, check_free, partial_folder, write_atomically
 from pra.utils.locks import LOCK, locked
+from pra.utils.progress import Progress
 from pra.utils.provenance import file_sha256
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -103,7 +103,7 @@ def _pack(source: Source, folder: Path, partial: Path, packing: Packing, workers
     missing = {path: indices for path, indices in shards.items() if not _is_whole(path)}
     blocks = (block for indices in missing.values() for block in _blocks(indices))
     encoded = from_workers(_Encoder(source, packing), blocks, in_order(source, workers))
-    with reading(encoded) as files, tqdm(desc="packing", total=len(source), unit="image", smoothing=0.05) as bar:
+    with reading(encoded) as files, Progress(desc="packing", total=len(source), unit="image", smoothing=0.05) as bar:
         bar.update(len(source) - sum(len(indices) for indices in missing.values()))
         for path, indices in missing.items():
             _write_shard(path, itertools.islice(files, len(list(_blocks(indices)))), bar)
@@ -193,7 +193,7 @@ def _is_whole(shard: Path) -> bool:
     return shard.is_file() and _record(shard).is_file()
 
 
-def _write_shard(path: Path, blocks: Iterable[list[_File]], bar: tqdm[Any]) -> None:
+def _write_shard(path: Path, blocks: Iterable[list[_File]], bar: Progress) -> None:
     record: dict[str, Any] = {"url": path.name, "nsamples": 0, "skipped": []}
 
     def write(file: IO[bytes]) -> None:

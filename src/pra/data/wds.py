@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
-from tqdm import tqdm
 
 from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
 from pra.data.images import is_image_name, numbered_classes, pack
@@ -20,6 +19,7 @@ from pra.errors import PraError
 from pra.utils.extras import import_failed
 from pra.utils.files import write_atomically
 from pra.utils.paths import cache_folder, expand
+from pra.utils.progress import Progress
 
 CLASSES, INDEX = "classes.json", "index.json"
 """Beside the shards: the classes' names, and what :mod:`pra.data.pack` wrote; neither has to be there."""
@@ -172,7 +172,7 @@ def _scan(shards: Sequence[Path], classes: list[str] | None) -> TarIndex:
     found: list[_Sample] = []
     files: list[int] = []
     total = sum(path.stat().st_size for path in shards)
-    with tqdm(desc=f"indexing {len(shards)} shards", total=total, unit="B", unit_scale=True) as bar:
+    with Progress(desc=f"indexing {len(shards)} shards", total=total, unit="B", unit_scale=True) as bar:
         for number, path in enumerate(shards):
             samples = list(_samples(path))
             found += samples

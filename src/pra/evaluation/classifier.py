@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pra.config import DataConfig
 from pra.data import Source
@@ -31,6 +30,7 @@ from pra.evaluation.samples import prepared
 from pra.utils import paths
 from pra.utils.files import write_atomically
 from pra.utils.pixels import from_uint8
+from pra.utils.progress import Progress
 from pra.utils.provenance import file_sha256
 
 
@@ -234,7 +234,7 @@ def _load(
     labels = torch.empty(len(source), dtype=torch.int64)
     with (
         reading(prepared(source, range(len(source)), size, channels, config, BLOCK)) as batches,
-        tqdm(total=len(source), desc="read reference", unit="image", disable=not progress, dynamic_ncols=True) as bar,
+        Progress(total=len(source), desc="read reference", unit="image", disable=not progress) as bar,
     ):
         for batch in batches:
             here = slice(batch.start, batch.start + len(batch.images))
@@ -264,7 +264,7 @@ def _fit(images: Tensor, labels: Tensor, classes: int, device: torch.device, pro
     fitted = torch.nonzero(~_held_out(len(images))).flatten()
     generator = torch.Generator().manual_seed(RECIPE.seed)
     flags: Any = torch.backends.cudnn.flags(enabled=device.type == "cuda", benchmark=False, deterministic=True)
-    with flags, tqdm(total=steps, desc="fit classifier", unit="step", disable=not progress, dynamic_ncols=True) as bar:
+    with flags, Progress(total=steps, desc="fit classifier", unit="step", disable=not progress) as bar:
         for _ in range(steps):
             chosen = fitted[torch.randint(len(fitted), (RECIPE.batch,), generator=generator)]
             _, logits = network(from_uint8(images[chosen].to(device)))

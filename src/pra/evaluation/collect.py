@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pra.errors import PraError
 from pra.evaluation.features import FeatureExtractor
 from pra.evaluation.metrics import InceptionScore, Moments, Protocol
 from pra.sampling.batches import Batch
 from pra.utils.distributed import ALONE, World
+from pra.utils.progress import Progress
 
 
 class Collector:
@@ -164,7 +164,7 @@ def collect(
     first = Protocol.TORCH_FIDELITY
     collectors = {first: Collector(extractor, count, keep)}
     hidden, total = not (progress and world.is_first), len(world.share(count))
-    with tqdm(total=total, unit="image", desc=what, disable=hidden, dynamic_ncols=True) as bar:
+    with Progress(total=total, unit="image", desc=what, disable=hidden) as bar:
         for images, labels, start in batches:
             for protocol in [first] if images.dtype is torch.uint8 else list(Protocol):
                 if protocol not in collectors:

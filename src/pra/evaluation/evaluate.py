@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pra.config import CodecConfig
 from pra.errors import PraError
 from pra.evaluation.collect import Collected, Collector, collect, merged, shape_text
@@ -34,6 +32,7 @@ from pra.sampling.batches import Batch
 from pra.utils.distributed import ALONE, World
 from pra.utils.files import write_atomically
 from pra.utils.pixels import from_uint8, to_uint8
+from pra.utils.progress import Progress
 from pra.utils.provenance import package_version
 
 PACKAGES = {"inception": ("torch-fidelity", "torchvision"), "dinov2": ("timm", "torchvision", "pillow")}
@@ -170,7 +169,7 @@ def compare(collector: Collector, reference: Reference, truth: Balls | None, pro
     kept = reference.kept
     figures: Figures = {}
     pairs = {"fid": (collector.pool, reference.pool), "sfid": (collector.spatial, reference.spatial)}
-    for name, (own, real) in tqdm(pairs.items(), desc="FID", leave=False, disable=not progress, dynamic_ncols=True):
+    for name, (own, real) in Progress(pairs.items(), desc="FID", leave=False, disable=not progress):
         figures[name] = None if own is None or real is None else frechet_distance(*gaussian(own), *real)
     if kept is not None and min(len(kept), collector.keep) >= 2:
         figures["kid"], figures["kid_std"] = kernel_distance(collector.kept.numpy(), kept.numpy(), progress=progress)
@@ -246,7 +245,7 @@ def reconstruct(
     seen = _Copies(Collector(extractor, count, 0), Collector(extractor, count, 0))
     large = min(model.config.image_size) >= SSIM_WINDOW
     hidden, total = not (progress and world.is_first), len(world.share(count))
-    with tqdm(total=total, unit="image", desc="reconstruct", disable=hidden, dynamic_ncols=True) as bar:
+    with Progress(total=total, unit="image", desc="reconstruct", disable=hidden) as bar:
         for images, labels, start in batches:
             assert labels is not None, "the encoder sees the labels"
             copy = to_uint8(model.reconstruct(from_uint8(images).to(model.device), labels.to(model.device))).cpu()

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from pra.utils.pixels import to_uint8
+from pra.utils.progress import Progress
 
 Array = npt.NDArray[np.float64]
 
@@ -191,7 +191,7 @@ def kernel_distance(
     size = min(size, len(first), len(second))
     random = np.random.RandomState(SEED)
     distances = []
-    for _ in tqdm(range(subsets), desc="KID", leave=False, disable=not progress, dynamic_ncols=True):
+    for _ in Progress(range(subsets), desc="KID", leave=False, disable=not progress):
         x = first[random.choice(len(first), size, replace=False)]
         y = second[random.choice(len(second), size, replace=False)]
         xx, yy, xy = _cubic(x, x), _cubic(y, y), _cubic(x, y)
@@ -279,7 +279,7 @@ def precision_recall(samples: Tensor, reference: Tensor, neighbours: int = NEIGH
 def _blocks(points: Tensor, columns: int, what: str, progress: bool) -> Iterator[tuple[Tensor, slice]]:
     """Rows in blocks whose distances to so many others take at most 256 MiB, and where they are."""
     start = 0
-    with tqdm(total=len(points), desc=what, unit="image", leave=False, disable=not progress, dynamic_ncols=True) as bar:
+    with Progress(total=len(points), desc=what, unit="image", leave=False, disable=not progress) as bar:
         for block in torch.split(points, max(1, 2**25 // columns)):
             yield block, slice(start, start + len(block))
             start += len(block)

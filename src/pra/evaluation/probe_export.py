@@ -11,12 +11,12 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pra.evaluation.probe_features import Layers, Pooling, select
 from pra.sampling.batches import Batch
 from pra.utils.files import write_atomically
 from pra.utils.pixels import from_uint8
+from pra.utils.progress import Progress
 
 
 def export_features(
@@ -52,7 +52,7 @@ def export_features(
         with zipfile.ZipFile(file, "w") as archive:
             with (
                 archive.open("features.npy", "w", force_zip64=True) as array,
-                tqdm(total=count, unit="image", desc="features", disable=not progress, dynamic_ncols=True) as bar,
+                Progress(total=count, unit="image", desc="features", disable=not progress) as bar,
             ):
                 header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
                 np.lib.format.write_array_header_1_0(array, header)

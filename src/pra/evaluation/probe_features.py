@@ -14,7 +14,6 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from pra.errors import PraError
 from pra.method import flow, noise
@@ -22,6 +21,7 @@ from pra.models import Model
 from pra.sampling.batches import Batch
 from pra.utils.distributed import World
 from pra.utils.pixels import from_uint8
+from pra.utils.progress import Progress
 
 NOISE_SEED = 0
 PIXELS_SIDE = 32
@@ -166,7 +166,7 @@ def collect_vectors(
     check_memory(4 * layers * each * width * count)
     whole, labels = torch.empty(layers, each, count, width), torch.empty(count, dtype=torch.int64)
     done = 0
-    with tqdm(total=count, unit="image", desc=what, disable=not progress, dynamic_ncols=True) as bar:
+    with Progress(total=count, unit="image", desc=what, disable=not progress) as bar:
         for batch in batches:
             here = slice(done, done + len(batch.images))
             assert batch.labels is not None, "a set to learn from has labels"

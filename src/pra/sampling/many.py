@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pra.errors import PraError
 from pra.sampling import Sampler
@@ -41,6 +40,7 @@ from pra.utils.files import (
 from pra.utils.locks import locked
 from pra.utils.npz import explained
 from pra.utils.pixels import contact_sheet, to_uint8
+from pra.utils.progress import Progress
 from pra.utils.signals import Interrupted
 
 PICTURES = "pictures"
@@ -143,8 +143,8 @@ def _fill(
     """:func:`sample_many` of a plan, in a folder that is locked: how many images are new."""
     shards, missing = world.run_on_first(lambda: _begin(out, plan, len(requests), batch_size))
     try:
-        with tqdm(
-            total=len(requests), initial=shards.images_there(), unit="image", desc="sample", dynamic_ncols=True,
+        with Progress(
+            total=len(requests), initial=shards.images_there(), unit="image", desc="sample",
             disable=not world.is_first,
         ) as bar:  # fmt: skip
             for place in world.share(len(missing)):

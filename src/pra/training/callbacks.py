@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pra.data import load_images
 from pra.data.source import Streamed
@@ -29,6 +28,7 @@ from pra.training.plots import CURVES, draw_curves
 from pra.training.run import METRICS, keep_metrics, loss_terms
 from pra.utils.files import remedy, write_atomically
 from pra.utils.pixels import MODES, contact_sheet, from_uint8
+from pra.utils.progress import Progress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -199,12 +199,12 @@ class StateWarning(Callback):
 class Bar(Callback):
     """Shows the progress bar."""
 
-    bar: tqdm[Any] | None = None
+    bar: Progress | None = None
 
     def on_start(self, trainer: Trainer) -> None:
         """Begin at the step that the run resumes from."""
         total = trainer.config.train.steps
-        self.bar = tqdm(total=total, initial=trainer.step, unit="step", dynamic_ncols=True, desc="train")
+        self.bar = Progress(total=total, initial=trainer.step, unit="step", desc="train")
 
     def on_step(self, trainer: Trainer) -> None:
         """Advance by one step."""

@@ -10,10 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pra.errors import PraError, reason_of
 from pra.utils.extras import import_failed
+from pra.utils.progress import Progress
 
 PREFIX = "hub:"
 FILES = ["config.json", "model.safetensors", "README.md"]
@@ -119,7 +118,7 @@ def explained(error: Exception, what: str) -> str:
     return f"the Hub and {what}: {reason_of(error)}"
 
 
-class _Silent(tqdm):  # type: ignore[misc]
+class _Silent(Progress):
     """No bar."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
