@@ -14,7 +14,7 @@ from torch import nn
 
 from pra.config import ModelConfig
 from pra.errors import PraError
-from pra.utils.extras import import_failed
+from pra.utils.extras import import_failed, install_command
 
 PACKAGE, NAME = "autoregressive-diffusion-pytorch", "autoregressive_diffusion_pytorch"
 
@@ -90,7 +90,7 @@ def _arguments(size: ModelConfig) -> dict[str, Any]:
 def _library() -> Any:
     spec = importlib.util.find_spec(NAME)
     if spec is None:
-        raise PraError(f"the comparison needs {PACKAGE}; pip install 'pra[bench]'")
+        raise PraError(f"the comparison needs {PACKAGE}; {install_command('bench')}")
     # The package by itself would import its trainer too, and with that torchvision, which it does not ask pip for.
     package = types.ModuleType(NAME)
     package.__spec__ = spec

@@ -116,7 +116,7 @@ def make_sources(folder: Path, count: int) -> dict[str, Source]:
         "wds, packed with --size 256": open_source(f"wds:{folder / 'shards-256'}"),
     }
     if importlib.util.find_spec("datasets") is None:
-        print("datasets is not installed (pip install 'pra[hf]'): hf is not measured")
+        print("datasets is not installed (pip install 'pra-pixels[hf]'): hf is not measured")
         return sources
     with hugging_face(folder, files) as parquet:
         sources["hf"] = open_source(f"hf:{parquet}")

@@ -81,7 +81,7 @@ def torchvision_shim() -> Iterator[None]:
     """
     for package in ("torchvision", "lpips"):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: pip install 'pra[perceptual]'")
+            pytest.skip(f"{package} is not installed: pip install 'pra-pixels[perceptual]'")
     library = None
     try:
         import torchvision

@@ -21,7 +21,7 @@ from pra.training import train
 from pra.training.callbacks import Callback
 from pra.training.loop import Trained
 from pra.utils.pixels import to_pil, to_uint8
-from pra.utils.provenance import package_version
+from pra.utils.provenance import DISTRIBUTION, package_version
 from pra.utils.signals import Interrupted
 
 __all__ = [
@@ -30,4 +30,4 @@ __all__ = [
     "register_source", "save", "to_pil", "to_uint8", "train",
 ]  # fmt: skip
 
-__version__ = package_version("pra") or "(not installed)"
+__version__ = package_version(DISTRIBUTION) or "(not installed)"

@@ -48,7 +48,7 @@ from pra.training.loop import train as run_training
 from pra.training.run import check_data, check_run
 from pra.utils.distributed import join
 from pra.utils.progress import Progress
-from pra.utils.provenance import package_version
+from pra.utils.provenance import DISTRIBUTION, package_version
 from pra.utils.signals import Interrupted
 
 VERBOSE = {"-v", "--verbose"}
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(args: list[str]) -> Callable[[], object]:
     """Check a command line of ``pra`` and return what runs it."""
-    version = package_version("pra") or "(not installed)"
+    version = package_version(DISTRIBUTION) or "(not installed)"
     if args == ["--version"]:
         return partial(print, f"pra {version}")
     if args[:1] == ["study"]:

@@ -24,7 +24,7 @@ from torch import nn
 SQUARE = replace(LEARNED, image_size=(6, 6))
 there = pytest.mark.skipif(
     importlib.util.find_spec(ar_diffusion.NAME) is None,
-    reason="autoregressive-diffusion-pytorch is not installed: pip install 'pra[bench]'",
+    reason="autoregressive-diffusion-pytorch is not installed: pip install 'pra-pixels[bench]'",
 )
 
 
@@ -92,7 +92,7 @@ def test_others_make_square_images() -> None:
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     ar_diffusion._library.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused(lambda: flow_model(SQUARE, 2), "autoregressive-diffusion-pytorch; pip install 'pra[bench]'")
+    refused(lambda: flow_model(SQUARE, 2), "autoregressive-diffusion-pytorch; pip install 'pra-pixels[bench]'")
 
 
 @there

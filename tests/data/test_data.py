@@ -28,6 +28,7 @@ from pra.config import DataConfig, Fit, OnCorrupt, OnSmall
 from pra.data import Batch, Source, TrainingSet, batches, load_images, open_source, prepare
 from pra.data.images import CorruptImage
 from pra.method import noise
+from pra.utils.extras import install_command
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 Pixels = npt.NDArray[np.uint8]
@@ -96,7 +97,7 @@ def test_digits_splits() -> None:
 
 def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    refused(lambda: open_source("digits"), "'digits'", "pip install 'pra[train]'")
+    refused(lambda: open_source("digits"), "'digits'", install_command("train"))
 
 
 # --- idx ----------------------------------------------------------------------------------------------------

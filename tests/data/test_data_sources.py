@@ -23,6 +23,7 @@ from test_data import config, jpeg, picture, same_jpeg, tar_of
 from pra.config import OnCorrupt
 from pra.data import Source, TrainingSet, batches, fetch, hf, open_source
 from pra.data.images import CorruptImage
+from pra.utils.extras import install_command
 
 
 def sample(number: int, label: int | None) -> dict[str, bytes]:
@@ -153,7 +154,7 @@ def test_wds_braces(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(lambda: open_source(f"wds:{shards}/a-{{0,0}}.tar"), f"{shards}/a-0.tar is in it twice")
     refused(lambda: open_source(f"wds:{shards}/a-{{0..2.tar"), "the braces of", "do not match", "{000..146}")
     monkeypatch.setitem(sys.modules, "braceexpand", None)
-    refused(lambda: open_source(f"wds:{shards}/a-{{0..2}}.tar"), "needs braceexpand", "pip install 'pra[wds]'")
+    refused(lambda: open_source(f"wds:{shards}/a-{{0..2}}.tar"), "needs braceexpand", install_command("wds"))
 
 
 def test_wds_shards_that_will_not_do(shards: Path) -> None:
@@ -337,7 +338,7 @@ def test_web_refusals(published: Web, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     refused(lambda: fetched(published), "lacks space", "0.0 GB are free", "XDG_CACHE_HOME")
     monkeypatch.setitem(sys.modules, "filelock", None)
-    refused(lambda: fetched(published), "needs filelock", "pip install 'pra[wds]'")
+    refused(lambda: fetched(published), "needs filelock", install_command("wds"))
     assert not list(tmp_path.rglob("*.tar"))
 
 
@@ -526,7 +527,7 @@ def test_hf_paths_that_will_not_do(rows: Path, hub: Any, tmp_path: Path, monkeyp
     for stream in ("", STREAM):
         refused(lambda: open_source(f"hf:{rows}?label=animal{stream}"), "cannot be read")  # noqa: B023
     monkeypatch.setitem(sys.modules, "datasets", None)
-    refused(lambda: open_source("hf:cifar10"), "'hf:cifar10' needs datasets", "pip install 'pra[hf]'")
+    refused(lambda: open_source("hf:cifar10"), "'hf:cifar10' needs datasets", install_command("hf"))
 
 
 def test_a_stream_that_ends_early(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:

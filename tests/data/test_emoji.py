@@ -20,6 +20,7 @@ import pra
 from pra.config import DataConfig
 from pra.data import Source, emoji, load_images, open_source
 from pra.data.images import CorruptImage
+from pra.utils.extras import install_command
 
 ttLib = pytest.importorskip("fontTools.ttLib", reason="fontTools is in the extra 'emoji'")  # noqa: N816
 
@@ -235,7 +236,7 @@ def test_a_damaged_drawing(font: Path) -> None:
 
 def test_without_font_tools(font: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fontTools.ttLib", None)
-    refused(lambda: open_source(f"emoji:{font}"), f"'emoji:{font}'", "fontTools", "pip install 'pra[emoji]'")
+    refused(lambda: open_source(f"emoji:{font}"), f"'emoji:{font}'", "fontTools", install_command("emoji"))
 
 
 def test_training_on_a_small_font(font: Path, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ from pra.demo.handlers import MOST_KEPT, Handlers, Turn
 from pra.demo.upload import MOST_PIXELS, fit_upload, read_upload
 from pra.models import Model, weights
 from pra.sampling import Engine
+from pra.utils.extras import install_command
 from pra.utils.pixels import to_uint8
 
 CPU = torch.device("cpu")
@@ -326,7 +327,7 @@ def test_a_checkpoint_tells_of_its_run_and_a_saved_model_of_itself(trained: Path
 
 
 def test_a_shared_model_tells_what_lies_beside_it(trained: Path, tmp_path: Path) -> None:
-    pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra[demo]'")
+    pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra-pixels[demo]'")
     pytest.importorskip("matplotlib", reason="draws the training curves")
     (shared,) = load_exhibits([pra.export(trained, tmp_path / "shared", licence="mit")], CPU)
     html = markup.show_models([describe(shared)])
@@ -340,14 +341,14 @@ def test_a_shared_model_tells_what_lies_beside_it(trained: Path, tmp_path: Path)
 
 
 def test_the_card_that_comes_with_pra_is_shown() -> None:
-    pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra[demo]'")
+    pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra-pixels[demo]'")
     html = markup.show_models([describe(load_exhibits([None], CPU)[0])])
     assert html.count("<img") == 2
     assert "<h2>Training</h2>" in html
 
 
 def test_nothing_of_a_foreign_card_runs_or_is_loaded(trained: Path, tmp_path: Path) -> None:
-    pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra[demo]'")
+    pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra-pixels[demo]'")
     saved_model = pra.save(pra.load(trained), tmp_path / "saved")
     (saved_model / "README.md").write_text(
         "---\nlicense: mit\n---\n# Mine\n\n<script>run()</script> <img src='https://elsewhere/a.png'>\n\n"
@@ -370,7 +371,9 @@ def test_a_card_without_what_reads_it_names_the_extra(
 ) -> None:
     (shared,) = load_exhibits([pra.export(trained, tmp_path / "shared")], CPU)
     monkeypatch.setitem(sys.modules, "markdown_it", None)
-    refused(lambda: markup.show_models([describe(shared)]), "a model card needs markdown-it-py", "'pra[demo]'")
+    refused(
+        lambda: markup.show_models([describe(shared)]), "a model card needs markdown-it-py", install_command("demo")
+    )
 
 
 def test_two_models_must_have_the_same_classes(trained: Path, tmp_path: Path) -> None:
@@ -496,7 +499,7 @@ def test_completing_an_upload(tmp_path: Path) -> None:
 
 
 def test_the_page_of_a_model_without_classes_and_of_immoderate_settings() -> None:
-    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra[demo]'")
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra-pixels[demo]'")
     model = random_model(num_classes=1)
     model.sampling = replace(model.sampling, guidance=40.0, steps=1000)
     built = page.build_page([exhibit(model)])
@@ -601,7 +604,7 @@ def test_an_ipv6_address_is_given_to_gradio_as_it_stands_in_an_address(
 
 
 def test_an_ipv6_address_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra[demo]'")
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra-pixels[demo]'")
     port, answers = free_port(), []
     try:
         check_address("::1", port)
@@ -626,4 +629,4 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    refused(page.gradio, "the web demo needs gradio", "pip install 'pra[demo]'")
+    refused(page.gradio, "the web demo needs gradio", install_command("demo"))

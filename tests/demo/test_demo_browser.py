@@ -19,7 +19,7 @@ from pra.demo import handlers, page
 from pra.demo.exhibit import Exhibit
 from pra.demo.upload import MOST_BYTES
 
-pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra[demo]'")
+pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra-pixels[demo]'")
 pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
 
 pytestmark = [

@@ -138,7 +138,9 @@ def pip(words: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for word in words:
         name, _, extras = word.rstrip("]").partition("[")
-        if name in (".", "pra") and not set(filter(None, extras.split(","))) <= set(project["optional-dependencies"]):
+        if name in (".", project["name"]) and not set(filter(None, extras.split(","))) <= set(
+            project["optional-dependencies"]
+        ):
             raise RefusedError(f"no extra {extras}")
     if "-c" in words and not (ROOT / words[words.index("-c") + 1]).is_file():
         raise RefusedError("no such file of constraints")
@@ -266,7 +268,7 @@ def test_the_pages_have_commands() -> None:
         ("torchrun --nproc-per-node 8 -m pra -- sample RUN --nmu 9", "has no option '--nmu'"),
         ("torchrun --nproc-per-node 8 pra train digits", "something else"),
         ("make everything", "everything"),
-        ("pip install 'pra[everything]'", "no extra everything"),
+        ("pip install 'pra-pixels[everything]'", "no extra everything"),
         ("sbatch examples/slurm/nothing.sh digits", "no such job"),
         ("prah sample", "no program prah"),
     ],
@@ -297,7 +299,7 @@ def test_commands_that_there_are_not(line: str, reason: str, tmp_path: Path) -> 
         ("python benchmarks/nothing.py", False),
         ("make docs", True),
         ("make doc", False),
-        ("pra[everything]", True),  # no command
+        ("pra-pixels[everything]", True),  # no command
     ],
 )
 def test_names_in_the_text(span: str, there: bool, tmp_path: Path) -> None:

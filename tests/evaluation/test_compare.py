@@ -26,6 +26,7 @@ from pra.evaluation.compare.figures import HIGHER, LOWER, obstacle
 from pra.evaluation.compare.table import LONGEST, Row, Section, rendered
 from pra.evaluation.report import charts
 from pra.training.run import loss_terms, read_metrics
+from pra.utils.extras import install_command
 
 ORIGIN: dict[str, Any] = {
     "features": {"name": "classifier", "sha256": "fe" * 32, "versions": {}, "held_out_accuracy": 0.9},
@@ -414,6 +415,9 @@ def test_without_matplotlib_the_table_is_still_there(
         raise ModuleNotFoundError("No module named 'matplotlib'")
 
     monkeypatch.setattr(curves, "curves", missing)
-    refused(lambda: command.compare_command((str(run), str(other)), out=tmp_path / "a.png"), "pip install 'pra[train]'")
+    refused(
+        lambda: command.compare_command((str(run), str(other)), out=tmp_path / "a.png"),
+        install_command("train"),
+    )
     assert not (tmp_path / "a.png").exists()
     assert compare(run, other).code == 0

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pra.evaluation import dinov2 as module
 from pra.evaluation.dinov2 import DINOv2, dinov2, prepare
+from pra.utils.extras import install_command
 from pra.utils.provenance import file_sha256
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 @pytest.fixture(scope="module")
 def timm(torchvision_shim: None) -> Any:
     if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed: pip install 'pra[dinov2]'")
+        pytest.skip("timm is not installed: pip install 'pra-pixels[dinov2]'")
     from timm.models import vision_transformer
 
     return vision_transformer
@@ -119,7 +120,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "timm"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "timm", None)
-    refused(lambda: dinov2(None, CPU), "pip install 'pra[dinov2]'")
+    refused(lambda: dinov2(None, CPU), install_command("dinov2"))
 
 
 @pytest.mark.parametrize("content", ["nothing", "text", "tensors", "code", "small"])

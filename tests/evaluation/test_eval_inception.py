@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pra.evaluation.metrics import InceptionScore, Moments, Protocol
 from pra.evaluation.reference import summarise
 from pra.sampling.batches import Batch
 from pra.utils import extras
+from pra.utils.extras import install_command
 from pra.utils.provenance import file_sha256
 
 CPU = torch.device("cpu")
@@ -30,7 +32,7 @@ CPU = torch.device("cpu")
 def port(torchvision_shim: None) -> Any:
     """torch-fidelity's module of the network."""
     if importlib.util.find_spec("torch_fidelity") is None:
-        pytest.skip("torch-fidelity is not installed: pip install 'pra[eval]'")
+        pytest.skip("torch-fidelity is not installed: pip install 'pra-pixels[eval]'")
     from torch_fidelity import feature_extractor_inceptionv3
 
     return feature_extractor_inceptionv3
@@ -213,7 +215,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "torch_fidelity"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(PraError, match="pip install 'pra\\[eval\\]'") as raised:
+    with pytest.raises(PraError, match=re.escape(install_command("eval"))) as raised:
         inception(None, CPU)
     assert "\n" not in str(raised.value)
 
@@ -226,7 +228,7 @@ def test_a_torchvision_of_another_torch(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(extras, "package_version", lambda name: "0.99.0")
     with pytest.raises(PraError, match=r"torchvision 0\.99\.0 does not fit torch .*_C.so: undefined symbol") as raised:
         inception(None, CPU)
-    assert "pra[" not in str(raised.value)
+    assert "pip install -e" not in str(raised.value)
 
 
 @pytest.mark.parametrize("content", ["nothing", "text", "tensors", "code"])

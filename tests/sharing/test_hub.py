@@ -21,6 +21,7 @@ from support.refusal import refused
 import pra
 from pra import cli
 from pra.models import weights
+from pra.utils.extras import install_command
 from pra.utils.provenance import file_sha256
 
 NOISE = {"labels": [1, 0], "seeds": [5, 6]}
@@ -219,7 +220,7 @@ def test_the_card_names_a_folder_of_pictures_and_not_the_folders_above(run: Path
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub of our own, an empty cache, and nobody logged in."""
-    constants = pytest.importorskip("huggingface_hub.constants", reason="needs pip install 'pra[hub]'")
+    constants = pytest.importorskip("huggingface_hub.constants", reason="needs pip install 'pra-pixels[hub]'")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -327,8 +328,8 @@ def test_without_network_and_cache_one_line_says_so(hub: Hub, tmp_path: Path, mo
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refused(lambda: pra.load("hub:bob/model"), "huggingface_hub", "pip install 'pra[hub]'")
-    refused(lambda: pra.push(trained, "alice/tiny"), "pip install 'pra[hub]'")
+    refused(lambda: pra.load("hub:bob/model"), "huggingface_hub", install_command("hub"))
+    refused(lambda: pra.push(trained, "alice/tiny"), install_command("hub"))
 
 
 def test_what_push_refuses(hub: Hub, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

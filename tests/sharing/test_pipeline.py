@@ -26,7 +26,7 @@ from pra.sampling import Engine
 
 @pytest.fixture(scope="module")
 def pipeline_class(request: pytest.FixtureRequest) -> Any:
-    pytest.importorskip("diffusers", reason="needs pip install 'pra[diffusers]'")
+    pytest.importorskip("diffusers", reason="needs pip install 'pra-pixels[diffusers]'")
     if importlib.util.find_spec("torchvision") is not None:  # diffusers imports it where it is
         request.getfixturevalue("torchvision_shim")
     from pra.sharing.pipeline import PRAPipeline
@@ -192,7 +192,7 @@ def test_it_is_a_diffusers_pipeline(pipe: Any) -> None:
 def test_from_the_hub_with_or_without_the_prefix(
     pipeline_class: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    constants = pytest.importorskip("huggingface_hub.constants", reason="needs pip install 'pra[hub]'")
+    constants = pytest.importorskip("huggingface_hub.constants", reason="needs pip install 'pra-pixels[hub]'")
     pra.save(random_model(PIXEL), tmp_path / "model")
     with serving() as hub:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -223,4 +223,8 @@ def test_from_the_hub_with_or_without_the_prefix(
 def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.delitem(sys.modules, "pra.sharing.pipeline", raising=False)
-    refused(lambda: importlib.import_module("pra.sharing.pipeline"), "PRAPipeline needs diffusers", "'pra[diffusers]'")
+    refused(
+        lambda: importlib.import_module("pra.sharing.pipeline"),
+        "PRAPipeline needs diffusers",
+        "'pra-pixels[diffusers]'",
+    )

@@ -6,6 +6,7 @@ import numpy as np
 
 from pra.data.images import ArraySource
 from pra.errors import PraError
+from pra.utils.extras import install_command
 
 
 def open_digits(name: str, test: bool) -> ArraySource:
@@ -17,7 +18,7 @@ def open_digits(name: str, test: bool) -> ArraySource:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise PraError(f"data source {name!r} needs scikit-learn; pip install 'pra[train]'") from None
+        raise PraError(f"data source {name!r} needs scikit-learn; {install_command('train')}") from None
     data = load_digits()
     chosen = (np.arange(len(data.target)) % 6 == 5) == test
     images = np.rint(data.images[chosen] * (255 / 16)).astype(np.uint8)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pra.data.images import decode
 from pra.errors import PraError, reason_of
+from pra.utils.extras import install_command
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 GROUPS = Path("/usr/share/unicode/emoji/emoji-test.txt")
@@ -122,7 +123,7 @@ def _drawn(listed: list[_Emoji], name: str, font: Path) -> list[tuple[_Emoji, by
     try:
         from fontTools.ttLib import TTFont
     except ImportError:
-        raise PraError(f"data source {name!r} needs fontTools; pip install 'pra[emoji]'") from None
+        raise PraError(f"data source {name!r} needs fontTools; {install_command('emoji')}") from None
     try:
         with TTFont(font, lazy=True) as tables:
             pngs = _pngs(tables) if "CBDT" in tables and "CBLC" in tables else None

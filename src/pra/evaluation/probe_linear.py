@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pra.errors import PraError, nearest
+from pra.utils.extras import install_command
 
 VALIDATED = 10
 """Every tenth image of the training set is for validation."""
@@ -141,7 +142,7 @@ def _logistic(
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
-        raise PraError("--classifier logistic needs scikit-learn; pip install 'pra[train]', or take sgd") from None
+        raise PraError(f"--classifier logistic needs scikit-learn; {install_command('train')}, or take sgd") from None
     said = []
     for value in values:
         # A tenth of scikit-learn's precision moves the accuracy by a fraction of its standard error.

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from pra.errors import reason_of
-from pra.utils.provenance import package_version
+from pra.utils.provenance import DISTRIBUTION, package_version
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra: into this clone, or from PyPI where the package is installed."""
+    clone = Path(__file__).parents[3]
+    if (clone / "pyproject.toml").is_file():
+        return f"pip install -e '{clone}[{extra}]'"
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def import_failed(what: str, packages: str, extra: str, error: Exception) -> str:
@@ -23,7 +33,7 @@ def import_failed(what: str, packages: str, extra: str, error: Exception) -> str
     reason = reason_of(error)
     found = package_version("torchvision")
     if isinstance(error, ModuleNotFoundError) or found is None:
-        return f"{what} needs {packages} ({reason}); pip install 'pra[{extra}]'"
+        return f"{what} needs {packages} ({reason}); {install_command(extra)}"
     return (
         f"{what} needs a torchvision built for this torch: torchvision {found} does not fit torch {torch.__version__} "
         f"({reason}); pip install --force-reinstall --no-deps '{_fitting(torch.__version__)}', from the index that "

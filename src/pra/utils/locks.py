@@ -1,4 +1,4 @@
-"""Keeps two commands from filling one folder at the same time."""
+"""Keep two commands from filling one folder at the same time."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from pra.errors import PraError
 from pra.utils.files import remedy
 
 LOCK = ".lock"
-"""The file in a folder that names the process at work there, as long as it is."""
+"""File in a locked folder that names the process at work."""
 
 
 @contextmanager
-def locked(folder: Path, work: str, way_out: str) -> Iterator[None]:
-    """Keeps other commands off a folder that this one fills. It is made where it is missing, and goes again where it
-    stays empty.
+def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
+    """Lock a folder while the block runs, and make it where it is missing. It goes again if it stays empty.
 
-    The lock is the operating system's: it ends with the process that holds it, however that ends. Where the system has
-    none, nothing is locked; where the file system refuses, there is a warning.
+    The operating system holds the lock, so a killed process leaves none. Where the file system has no locks, a warning
+    says so and nothing is locked.
 
     Args:
         folder: to be locked.
         work: what is done there, for the message: "trained".
-        way_out: what else the other command may do, likewise: "choose another --run-dir".
+        fix: what else the other command may do: "choose another --run-dir".
 
     Raises:
         PraError: another process works there, or the folder cannot be made.
@@ -37,95 +38,38 @@ def locked(folder: Path, work: str, way_out: str) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PraError(f"{folder} cannot be written: {error.strerror}; {remedy(error)}") from None
+        message = f"{folder} cannot be written: {error.strerror}; {remedy(error)}"
+        raise PraError(message, code="unwritable", path=folder) from None
+    path = folder / LOCK
+    lock = FileLock(path, timeout=0.2)  # retries where a holder ends between two calls
     try:
-        descriptor = _lock(folder / LOCK, work, way_out)
         try:
-            yield
-        finally:
-            if descriptor in _held:
-                _unlock(descriptor, folder / LOCK)
+            lock.acquire()
+        except Timeout:
+            holder = holder_of(folder) or "another process"
+            message = f"{folder} is being {work} by {holder} already; stop that or wait for it, or {fix}"
+            raise PraError(message, code="busy", path=folder) from None
+        except (OSError, NotImplementedError) as error:  # some network file systems
+            reason = getattr(error, "strerror", error)
+            warnings.warn(f"{path} cannot be locked ({reason}). Run no other command in {folder}", stacklevel=3)
+            with contextlib.suppress(OSError):
+                path.unlink()
+        else:
+            with contextlib.suppress(OSError):  # on a full disk the holder stays unnamed
+                path.write_text(f"process {os.getpid()} on {platform.node()}")
+        yield
     finally:
-        for path in made:
-            with contextlib.suppress(OSError):  # it has something in it
-                path.rmdir()
+        if lock.is_locked:
+            path.unlink(missing_ok=True)  # before the release: nobody else can hold it
+            lock.release()
+        for parent in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                parent.rmdir()
 
 
 def holder_of(folder: Path) -> str | None:
-    """Which process has locked a folder, as it says; None where none has."""
+    """Return which process has locked a folder, in its own words, or ``None``."""
     try:
         return (folder / LOCK).read_text(errors="replace").strip()
     except OSError:
         return None
-
-
-_held: set[int] = set()
-"""Descriptors of the locks that this process holds."""
-
-
-def _let_go() -> None:
-    """In a forked worker: its copies would keep the locks of a process that was killed."""
-    while _held:
-        os.close(_held.pop())
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_let_go)
-
-
-def _lock(path: Path, work: str, way_out: str) -> int | None:
-    """Locks a file, which is made where it is missing: its descriptor; None where that cannot be done."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:  # what is to be written there will say more
-            _warn_unlocked(path, error)
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = holder_of(path.parent) or "another process"
-            os.close(descriptor)
-            raise PraError(
-                f"{path.parent} is being {work} by {holder} already; stop that or wait for it, or {way_out}"
-            ) from None
-        except OSError as error:  # some network file systems
-            _unlock(descriptor, path)
-            _warn_unlocked(path, error)
-            return None
-        if _lies_at(descriptor, path):
-            break
-        os.close(descriptor)  # its holder ended, and removed it, between the two calls
-    _held.add(descriptor)
-    with contextlib.suppress(OSError):  # on a full disk the holder goes unnamed
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
-    return descriptor
-
-
-def _unlock(descriptor: int, path: Path) -> None:
-    """Removes the file first, while nobody else can hold it."""
-    with contextlib.suppress(OSError):
-        if _lies_at(descriptor, path):
-            path.unlink()
-    _held.discard(descriptor)
-    os.close(descriptor)
-
-
-def _lies_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _warn_unlocked(path: Path, error: OSError) -> None:
-    warnings.warn(
-        f"{path} cannot be locked ({error.strerror}): see to it that no other command works in {path.parent}",
-        stacklevel=2,
-    )

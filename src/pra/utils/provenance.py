@@ -16,14 +16,17 @@ import torch
 
 from pra.errors import PraError
 
+DISTRIBUTION = "pra-pixels"
+"""The package's name on PyPI, where a stranger's package is called pra."""
+
 
 def environment() -> dict[str, Any]:
     """What a reader needs to repeat a result, as plain JSON values."""
-    packages = ("pra", "torch", "numpy", "pillow", "safetensors")
-    versions = {name: package_version(name) for name in packages} | {"python": platform.python_version()}
+    packages = ("torch", "numpy", "pillow", "safetensors")
+    versions = {"pra": package_version(DISTRIBUTION)} | {name: package_version(name) for name in packages}
     return {
         "command": [*_program(sys.argv[0]), *sys.argv[1:]],
-        "versions": versions,
+        "versions": versions | {"python": platform.python_version()},
         "commit": commit(),
         "hardware": {"device": device_name(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
         "platform": platform.platform(),

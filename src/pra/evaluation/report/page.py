@@ -17,7 +17,7 @@ from pra.models.weights import newest_checkpoint, read_json
 from pra.training.callbacks import GRID_CLASSES
 from pra.training.run import read_run
 from pra.utils.files import write_atomically
-from pra.utils.provenance import package_version
+from pra.utils.provenance import DISTRIBUTION, package_version
 
 REPORT = "report.html"
 
@@ -87,7 +87,7 @@ def _page(run: Path, config: RunConfig, gap: MeasuredGap | None, no_gap: str | N
         "arithmetic": arithmetic,
         "origin": _origin(origin),
         "chart": charts,
-        "version": package_version("pra"),
+        "version": package_version(DISTRIBUTION),
     }
 
 

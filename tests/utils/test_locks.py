@@ -1,0 +1,86 @@
+"""Two commands never fill one folder at the same time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.files import contents
+from support.refusal import refused
+
+from pra.utils.locks import LOCK, holder_of, locked
+
+fcntl = pytest.importorskip("fcntl", reason="the locks of Unix")
+
+
+def test_locked_folder_refuses_a_second_holder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    before = contents(tmp_path)
+    with locked(tmp_path, "trained", "wait"):
+        assert holder_of(tmp_path) == f"process {os.getpid()} on {os.uname().nodename}"
+        refused(lambda: locked(tmp_path, "filled", "wait").__enter__(), str(os.getpid()), code="busy", path=tmp_path)
+    assert contents(tmp_path) == before
+    assert holder_of(tmp_path) is None
+
+
+def test_locked_removes_the_folders_it_made_if_empty(tmp_path: Path) -> None:
+    with locked(tmp_path / "new" / "run", "trained", "wait"):
+        assert (tmp_path / "new" / "run" / LOCK).exists()
+    assert not (tmp_path / "new").exists()
+
+
+def test_locked_takes_over_a_stale_file(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text("process 1 on elsewhere")
+    with locked(tmp_path, "trained", "wait"):
+        assert str(os.getpid()) in (holder_of(tmp_path) or "")
+
+
+def test_locked_after_the_holder_was_killed(tmp_path: Path) -> None:
+    """A forked worker that outlives its parent does not keep the lock."""
+    code = (
+        "import os, sys, time; from pathlib import Path; from pra.utils.locks import locked\n"
+        f"with locked(Path({str(tmp_path)!r}), 'trained', 'wait'):\n"
+        "    worker = os.fork()\n    print(worker, flush=True) if worker else None\n    time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    worker = int(holder.stdout.readline())
+    try:
+        holder.kill()
+        holder.wait()
+        with locked(tmp_path, "trained", "wait"):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_locked_holds_where_a_file_goes_between_two_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The former holder ends, and removes the file, after it was opened and before it is locked."""
+    original, calls = fcntl.flock, [0]
+
+    def flock(descriptor: int, how: int) -> None:
+        calls[0] += 1
+        if calls[0] == 1:
+            (tmp_path / LOCK).unlink()
+        original(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path, "trained", "wait"):
+        assert (tmp_path / LOCK).exists()
+        refused(lambda: locked(tmp_path, "filled", "wait").__enter__(), code="busy")
+
+
+def test_locked_warns_where_the_disk_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="No locks available"), locked(tmp_path, "trained", "wait"):
+        pass
+    assert contents(tmp_path) == {}
