@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-
 from support.browser import chromium, served
 
 DESKTOP = {"width": 1180, "height": 640}
