@@ -239,7 +239,7 @@ def test_the_strip_shows_the_first_images(model: Path, pictures: str, tmp_path: 
     sweep(model, tmp_path / "out", pictures, over=("guidance=2",))
     sampler = pra.Sampler(pra.load(model), steps=1, guidance=2.0)
     count = command.COLUMNS
-    expected = pra.utils.pictures.grid(sampler.sample([0, 1] * (count // 2), range(count)), count)
+    expected = pra.utils.pixels.contact_sheet(sampler.sample([0, 1] * (count // 2), range(count)), count)
     with Image.open(tmp_path / "out/guidance=2.png") as strip:
         assert np.array_equal(np.asarray(strip), np.asarray(expected))
 

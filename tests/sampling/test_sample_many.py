@@ -282,7 +282,7 @@ def test_a_set_begun_in_another_arithmetic_is_refused(tmp_path: Path, monkeypatc
     """As one that was begun on a GPU is, where "auto" means bfloat16."""
     model, out = random_model(PIXEL), tmp_path / "out.npz"
     with monkeypatch.context() as on_gpu:
-        on_gpu.setattr("pra.evaluation.samples.in_bfloat16", lambda device, precision: precision is Precision.AUTO)
+        on_gpu.setattr("pra.sampling.batches.in_bfloat16", lambda device, precision: precision is Precision.AUTO)
         stopped(pra.Sampler(model), out, 10, batches=2)
     refused(lambda: many(pra.Sampler(model), out, 10), "sampling.precision 'bfloat16', not 'float32'", "repeat")
     assert many(pra.Sampler(model, precision=Precision.BFLOAT16), out, 10) == 6
