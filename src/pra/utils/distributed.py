@@ -1,8 +1,8 @@
 """Processes that share one command's work, as ``torchrun`` starts them; a single process is a world of one.
 
-Results pass between them as Python objects, and numbers as tensors: over gloo from CPUs, over nccl from GPUs. Who runs
-``pra`` by another launcher than ``torchrun`` sets its variables: ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``,
-``MASTER_ADDR`` and ``MASTER_PORT``; ``PRA_RENDEZVOUS_TIMEOUT`` is how many seconds the processes wait for each other.
+Results pass between ranks as Python objects and numbers as tensors: over gloo from CPUs, over nccl from GPUs. Other
+launchers than ``torchrun`` set ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``;
+``PRA_RENDEZVOUS_TIMEOUT`` gives the seconds that ranks wait for each other at the start.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from pra.utils.signals import ended_by_sigterm
 T = TypeVar("T")
 R = TypeVar("R")
 
-MEETING = timedelta(minutes=5)
-"""How long the processes wait for each other at the start, where ``PRA_RENDEZVOUS_TIMEOUT`` does not say."""
+RENDEZVOUS = timedelta(minutes=5)
+"""Default of ``PRA_RENDEZVOUS_TIMEOUT``."""
 
 LOST = "another process of this command has ended early; see what it says"
 
 STEP = timedelta(minutes=30)
-"""How long they wait for each other within a training step: a machine that is gone without a word ends the others."""
+"""Timeout within a training step: when a machine disappears, the other ranks end."""
 
 PATIENCE = timedelta(days=1)
-"""How long they wait for the slowest one's results, and for what one does for all."""
+"""Timeout while the slowest rank computes, or while one rank works for all."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process, number ``rank`` of ``size`` and number ``local_rank`` on its machine.
+    """Rank ``rank`` of ``size`` processes, number ``local_rank`` on its machine.
 
-    Every process must come by the same calls of its methods, but for :meth:`device` and :meth:`share`, in the same
-    order. They raise a PraError where another process has ended.
+    All ranks call the same methods in the same order, except :meth:`device` and :meth:`share`. The methods raise
+    :class:`PraError` when another rank has ended.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     patient: Any = field(default=None, repr=False, compare=False)
-    """torch's group of all processes whose calls may take :data:`PATIENCE`; those of its default one, :data:`STEP`."""
+    """torch's process group with the timeout :data:`PATIENCE`; the default group has :data:`STEP`."""
 
     @property
     def is_first(self) -> bool:
@@ -68,24 +68,19 @@ class World:
         if self.size == 1 or name not in (None, "cuda") or not torch.cuda.is_available():
             return pick_device(name)
         if self.local_rank >= torch.cuda.device_count():
-            raise PraError(
-                f"process {self.local_rank} of this machine has no GPU of its own, there are "
-                f"{torch.cuda.device_count()}; start as many processes, or say which with --device"
-            )
+            count = torch.cuda.device_count()
+            message = f"process {self.local_rank}: this machine has {count} GPUs. Start {count} processes"
+            raise PraError(message, code="unsupported", value=count)
         device = torch.device("cuda", self.local_rank)
         torch.cuda.set_device(device)
         return device
 
     def share(self, count: int) -> range:
-        """This process's part of ``count`` items: consecutive, and disjoint from the others'."""
+        """Return this rank's part of ``count`` items; parts are consecutive and disjoint."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def combine(self, value: T, how: Callable[[list[T]], R]) -> R:
-        """``how(values)`` of every process's value, by rank: computed in the first process, given to all. Patient.
-
-        Raises:
-            PraError: another process has ended.
-        """
+        """Return ``how(values)`` of all ranks' values, computed on rank 0 and broadcast. Patient."""
         if self.size == 1:
             return how([value])
         import torch.distributed as dist
@@ -95,7 +90,7 @@ class World:
             dist.gather_object(value, values, group=self.patient)
         result: list[Any] = [None]
         if values is not None:
-            values[0] = value  # itself, and not a copy that lacks what does not travel
+            values[0] = value  # not the pickled copy
             result = [how(values)]
         with _others_there():
             dist.broadcast_object_list(result, group=self.patient)
@@ -106,7 +101,7 @@ class World:
         return self.combine(None, lambda _: do())
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes of a float tensor, on its device."""
+        """Return the mean of a float tensor over the ranks, on its device."""
         if self.size == 1:
             return values
         import torch.distributed as dist
@@ -117,7 +112,7 @@ class World:
         return total / self.size
 
     def highest(self, value: int, patient: bool = False) -> int:
-        """The largest of the processes' values. Over gloo: no GPU is waited for."""
+        """Return the largest of the ranks' values. Over gloo: no GPU is waited for."""
         if self.size == 1:
             return value
         import torch.distributed as dist
@@ -128,26 +123,26 @@ class World:
         return int(found)
 
     def barrier(self, patient: bool = False) -> None:
-        """Waits for all processes: what failed in one of them before, it has told, and ends the others here.
+        """Wait for all ranks. If one has failed, the others end here.
 
         Args:
-            patient: one may have work of any length to do before; without, about as long as the others.
+            patient: whether a rank may work for up to :data:`PATIENCE` before it arrives.
         """
         self.highest(0, patient)
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block of torch's own collectives; other errors than the loss of a process pass."""
+        """Run a block of torch's own collectives; only the loss of a rank becomes a :class:`PraError`."""
         try:
             yield
         except RuntimeError as error:
             if self.size == 1 or not _is_lost_connection(error):
                 raise
-            raise PraError(LOST) from None
+            raise PraError(LOST, code="lost") from None
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """A block that one process of each machine passes before the others: it fills the caches that they read."""
+        """Run a block on one rank of each machine before the others: it fills the caches that they read."""
         if self.local_rank > 0:
             self.barrier(patient=True)
         yield
@@ -160,13 +155,13 @@ ALONE = World()
 
 @contextmanager
 def join() -> Iterator[World]:
-    """The world that the environment describes: ``torchrun``'s variables, or this process alone.
+    """Join the world that the environment describes: ``torchrun``'s variables, or this process alone.
 
-    Only the first process warns. Where one fails on a :class:`PraError` or an ``OSError``, that is raised; in all the
-    others, also where they fail on the same, ``SystemExit(2)``: so one line is printed.
+    Only rank 0 warns. The first rank that fails raises its :class:`PraError` or ``OSError``; the others raise
+    ``SystemExit(2)``, so one line is printed.
 
     Raises:
-        PraError: variables that are wrong, or processes that do not find each other.
+        PraError: the variables are wrong, or the ranks do not find each other.
     """
     size = _size()
     if size == 1:
@@ -174,27 +169,27 @@ def join() -> Iterator[World]:
         return
     import torch.distributed as dist
 
-    world, store = _met(_rank(size), size, _variable("LOCAL_RANK"))
-    with ended_by_sigterm():  # when one has failed, torchrun ends the others so: they are to clean up, silently
+    world, store = _rendezvous(_rank(size), size, _variable("LOCAL_RANK"))
+    with ended_by_sigterm():  # torchrun's signal after a failure: clean up silently
         try:
             with warnings.catch_warnings():
                 if not world.is_first:
                     warnings.simplefilter("ignore")
                 yield world
         except (PraError, OSError):
-            # The first to fail speaks at once: the others may be at work for hours before they hear of it.
-            if not _is_first(store):
+            # The first rank to fail reports at once: the others may work for hours before they notice.
+            if not _fails_first(store):
                 raise SystemExit(2) from None
             raise
     dist.destroy_process_group()
 
 
-def _met(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
-    """The world when all processes are there, and the store that they share."""
+def _rendezvous(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
+    """Wait for all ranks; return the world and the store that they share."""
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    patience = _meeting()
+    patience = _timeout()
     try:
         with _hushed():
             store, _, _ = next(rendezvous("env://", timeout=patience))
@@ -202,23 +197,26 @@ def _met(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=STEP)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-        dist.all_reduce(torch.zeros(()), group=patient)  # so that none can end while another still looks for it
+        dist.all_reduce(torch.zeros(()), group=patient)  # no rank ends while another still connects
         return World(rank, size, local_rank, patient), store
     except (RuntimeError, ValueError, OSError) as error:
+        address = ":".join(os.environ.get(name, f"(no {name})") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise PraError(
-            f"process {rank} of {size} does not find the others at {_address()} ({reason_of(error)}); start all with "
-            "torchrun, at an address that every machine reaches (PRA_RENDEZVOUS_TIMEOUT says how many seconds to wait)"
+            f"process {rank} of {size} does not find the others at {address} ({reason_of(error)}). Start all with "
+            "torchrun, at an address that every machine reaches (PRA_RENDEZVOUS_TIMEOUT sets the seconds to wait)",
+            code="unreachable",
+            address=address,
         ) from None
 
 
 def _own_part(store: Any, rank: int, size: int, patience: timedelta) -> Any:
-    """The part of the store that belongs to these processes, when all of them are there.
+    """Return the part of the store of these processes, when all of them are there.
 
-    torchrun's store outlives a restart, with all that the processes before have written; and each machine counts its
-    restarts for itself. So a process makes itself known under a name that it has drawn, and the first answers it.
+    torchrun's store outlives a restart with all its old entries, and each machine counts its restarts for itself. So
+    each rank announces itself under a random name, and rank 0 answers that name.
 
     Raises:
-        RuntimeError: after ``patience``, where torch itself would wait as long as for results.
+        RuntimeError: after ``patience``.
     """
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
@@ -235,26 +233,26 @@ def _own_part(store: Any, rank: int, size: int, patience: timedelta) -> Any:
         for other in sorted(missing):
             if part.check([f"here-{other}"]):
                 missing.remove(other)
-            elif store.check([f"pra/name-{other}"]):  # perhaps of one that has ended: asked again until it comes
+            elif store.check([f"pra/name-{other}"]):  # perhaps of a rank before the restart: ask again
                 store.set(f"pra/answer-{store.get(f'pra/name-{other}').decode()}", name)
         if missing and time.monotonic() > end:
-            raise RuntimeError(f"of the others {len(missing)} have not come, number {min(missing)} among them")
+            raise RuntimeError(f"{len(missing)} processes are missing, such as rank {min(missing)}")
         time.sleep(0.02)
     part.set("here-0", "")
     return part
 
 
-def _is_first(store: Any) -> bool:
+def _fails_first(store: Any) -> bool:
     try:
         with _hushed():
             return bool(store.add("pra/failed", 1) == 1)
-    except RuntimeError:  # the store went with the process that kept it, which has said why
+    except RuntimeError:  # the store's process has ended, and has said why
         return False
 
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Without what C++ has to say on the standard error, pages of it: what fails is raised as well."""
+    """Silence C++'s pages on standard error: errors are raised as well."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -271,33 +269,29 @@ def _others_there() -> Iterator[None]:
     try:
         yield
     except RuntimeError:
-        raise PraError(LOST) from None
+        raise PraError(LOST, code="lost") from None
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    """torch has no class of its own for what gloo says; nccl's is a ``DistError``."""
+    """torch has no error class for gloo; nccl's is ``DistError``."""
     return "gloo" in str(error) or isinstance(error, torch.distributed.DistError)
 
 
-def _address() -> str:
-    return ":".join(os.environ.get(name, f"(no {name})") for name in ("MASTER_ADDR", "MASTER_PORT"))
-
-
-def _meeting() -> timedelta:
-    value = os.environ.get("PRA_RENDEZVOUS_TIMEOUT", str(int(MEETING.total_seconds())))
+def _timeout() -> timedelta:
+    value = os.environ.get("PRA_RENDEZVOUS_TIMEOUT", str(int(RENDEZVOUS.total_seconds())))
     if not value.isdecimal() or not int(value):
-        raise PraError(f"the environment's PRA_RENDEZVOUS_TIMEOUT is {value!r}, not a number of seconds; set 300, say")
+        raise PraError(f"PRA_RENDEZVOUS_TIMEOUT={value!r}: expected a number of seconds. Use 300", value=value)
     return timedelta(seconds=int(value))
 
 
 def _size() -> int:
-    """How many processes there are."""
     if "WORLD_SIZE" not in os.environ:
         for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
             if os.environ.get(name, "1") != "1":
                 raise PraError(
-                    f"{os.environ[name]} processes were started ({name}) that know nothing of each other: start one "
-                    "torchrun a machine, which starts them, or set WORLD_SIZE=1 for commands that share no work"
+                    f"{name}={os.environ[name]}: processes without WORLD_SIZE do not share their work. Start one "
+                    "torchrun a machine, or set WORLD_SIZE=1 for independent commands",
+                    name=name,
                 )
     return _variable("WORLD_SIZE", None if "RANK" in os.environ else 1)
 
@@ -305,10 +299,8 @@ def _size() -> int:
 def _rank(size: int) -> int:
     rank = _variable("RANK")
     if rank >= size:
-        raise PraError(
-            f"the environment's RANK is {rank}, but WORLD_SIZE {size} has the ranks 0 to {size - 1}; start the "
-            "processes with torchrun"
-        )
+        message = f"RANK={rank}: WORLD_SIZE {size} has the ranks 0 to {size - 1}. Start the processes with torchrun"
+        raise PraError(message, value=rank)
     return rank
 
 
@@ -319,5 +311,6 @@ def _variable(name: str, default: int | None = None) -> int:
     except (TypeError, ValueError):
         number = -1
     if number < (name == "WORLD_SIZE"):
-        raise PraError(f"the environment's {name} is {value!r}, not a number of processes; start them with torchrun")
+        message = f"{name}={value!r}: expected a number of processes. Start them with torchrun"
+        raise PraError(message, name=name, value=value)
     return number

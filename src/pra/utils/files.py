@@ -22,61 +22,58 @@ from pra.utils.pixels import contact_sheet, to_pil, to_uint8
 
 
 def output_format(path: Path) -> str:
-    """``".png"``, ``".npz"``, or ``""`` for a folder; ``samples-1.5`` has none.
+    """Return ``".png"``, ``".npz"``, or ``""`` for a folder; ``samples-1.5`` is a folder.
 
     Raises:
-        PraError: an ending that says no known format.
+        PraError: another ending.
     """
     suffix = path.suffix.lower()
     if suffix in (".png", ".npz"):
         return suffix
     if suffix[1:2].isalpha():
-        raise PraError(f"{path}: unknown ending {path.suffix!r}; use FILE.png, FILE.npz or a folder DIR/")
+        message = f"{path}: unknown ending {path.suffix!r}. Use FILE.png, FILE.npz or a folder DIR/"
+        raise PraError(message, code="unknown", path=path)
     return ""
 
 
 def check_output(path: Path) -> None:
-    """Refuses what would overwrite, or what cannot be written, before any work is done.
+    """Refuse a path that exists, cannot be written or has no known format, before any work is done.
 
     Raises:
-        PraError: the path exists, it cannot be made where it is to lie, or its ending says no format.
+        PraError: as :func:`output_format` and :func:`check_free`.
     """
     output_format(path)
     check_free(path)
 
 
-def check_free(path: Path, way_out: str = "choose another --out") -> None:
-    """:func:`check_output` for a file or folder of any ending.
-
-    Args:
-        path: the file or folder.
-        way_out: how another one is named, for the message.
+def check_free(path: Path, fix: str = "choose another --out") -> None:
+    """Refuse a path that exists or cannot be written; ``fix`` says how to name another.
 
     Raises:
-        PraError: the path exists, or it cannot be made where it is to lie.
+        PraError: as said.
     """
     if os.path.lexists(path):
-        raise PraError(f"{path} exists already; {way_out} or remove it")
+        raise PraError(f"{path} exists already; {fix} or remove it", code="exists", path=path)
     ancestor = next(p for p in path.absolute().parents if os.path.lexists(p))
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
         problem = "cannot be written to" if ancestor.is_dir() else "is a file"
-        raise PraError(f"{path} cannot be written: {ancestor} {problem}; {way_out}")
+        raise PraError(f"{path} cannot be written: {ancestor} {problem}; {fix}", code="unwritable", path=path)
 
 
 def first_free(path: Path) -> Path:
-    """``path``, or the first of ``NAME-2.png``, ``NAME-3.png`` and so on that is not there yet."""
+    """Return ``path``, or the first of ``NAME-2.png``, ``NAME-3.png`` and so on that does not exist."""
     numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
     return next(place for place in itertools.chain([path], numbered) if not os.path.lexists(place))
 
 
 def save_images(images: Tensor, labels: Sequence[int], names: Sequence[str], columns: int, path: Path) -> None:
-    """Writes images by the path's ending: one PNG (a grid, or the image where there is one), an npz, or a folder.
+    """Write images by the path's ending: one PNG (a contact sheet, or a single image), an npz, or a folder.
 
     Args:
         images: ``(B, C, H, W)`` in [-1, 1], or uint8.
         labels: one per image.
         names: file names without ending, one per image, all different; for a folder.
-        columns: of the grid.
+        columns: of the contact sheet.
         path: ``FILE.png``; ``FILE.npz`` with ``arr_0`` uint8 NHWC and ``arr_1`` labels (the layout of ADM's
             evaluator); or a folder.
 
@@ -96,7 +93,7 @@ def save_images(images: Tensor, labels: Sequence[int], names: Sequence[str], col
 
 
 def remedy(error: OSError) -> str:
-    """What a person can do about a file that cannot be written, to be appended to an error."""
+    """Return what a person can do about a file that cannot be written, to end an error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space and repeat the command"
     if error.errno == errno.EFBIG:
@@ -109,7 +106,7 @@ def remedy(error: OSError) -> str:
 
 
 def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> None:
-    """``write(file, **options)`` into a temporary file beside ``path``, then a rename: whole, or not at all.
+    """Call ``write(file, **options)`` on a temporary file beside ``path``, then rename it: whole, or not at all.
 
     Raises:
         PraError: the disk is full or refuses; nothing is left behind.
@@ -132,10 +129,10 @@ def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> N
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill with files, which appears at ``path`` at the end: whole and on the disk, or not at all.
+    """Give a folder to fill, which appears at ``path`` at the end: whole and on the disk, or not at all.
 
     Raises:
-        PraError: something is there already, or the disk is full or refuses; nothing is left behind.
+        PraError: ``path`` exists, or the disk is full or refuses; nothing is left behind.
     """
     partial = partial_folder(path)
     try:
@@ -153,31 +150,31 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def partial_folder(path: Path) -> Path:
-    """Where work lies that outlives a kill, until it has its name."""
+    """Return the folder that holds unfinished work for ``path``, also after a kill."""
     return path.with_name(f".{path.name}.partial")
 
 
 PLAN = "plan.json"
-"""What an unfinished folder is to become."""
+"""File in an unfinished folder that says what the folder becomes."""
 
 
 def begin_partial(partial: Path, plan: dict[str, Any], what: str, free: Sequence[str] = ()) -> dict[str, Any]:
-    """Begins an unfinished folder, or makes sure that what lies there was begun in the same way.
+    """Begin an unfinished folder, or check that the one that is there was begun in the same way.
 
     Args:
         partial: the folder (:func:`partial_folder`).
-        plan: what it is to become, as JSON values.
-        what: of what it is, for the message: "packing".
-        free: keys of the plan that need not agree: what the beginning says holds.
+        plan: what it becomes, as JSON values.
+        what: the work, for the message: "packing".
+        free: keys of the plan whose first value holds.
 
     Returns:
-        The plan of the beginning.
+        The plan at the beginning.
 
     Raises:
         PraError: it was begun in another way, or the disk refuses.
     """
     path = partial / PLAN
-    plan = json.loads(json.dumps(plan))  # as it will be read
+    plan = json.loads(json.dumps(plan))  # as the file gives it back
     if not path.is_file():
         write_atomically(path, lambda file: file.write(json.dumps(plan).encode()))
         return plan
@@ -186,13 +183,15 @@ def begin_partial(partial: Path, plan: dict[str, Any], what: str, free: Sequence
         if key not in free and before.get(key) != value:
             raise PraError(
                 f"{partial} holds an unfinished {what} with {_shortened(key, before.get(key), value)}; "
-                "repeat that command to go on, or remove the folder"
+                "repeat that command to go on, or remove the folder",
+                code="conflict",
+                path=partial,
             )
     return before
 
 
 def _shortened(key: str, before: Any, value: Any) -> str:
-    """``"key a, not b"`` for a message: of objects the first part that differs, of what is long its beginning."""
+    """Return ``"key a, not b"``: of objects the first part that differs, of long values the beginning."""
     if isinstance(before, dict) and isinstance(value, dict):
         part = next(name for name in {**before, **value} if before.get(name) != value.get(name))
         return _shortened(f"{key}.{part}", before.get(part), value.get(part))
@@ -201,13 +200,13 @@ def _shortened(key: str, before: Any, value: Any) -> str:
 
 
 def unwritten(path: Path, error: OSError) -> PraError:
-    """The error to raise where the disk refuses ``path``."""
-    reason = error.strerror or error
-    return PraError(f"{path} cannot be written: {reason}; nothing was left half-written; {remedy(error)}")
+    """Return the error to raise where the disk refuses ``path``."""
+    message = f"{path} cannot be written: {error.strerror or error}; nothing was left half-written; {remedy(error)}"
+    return PraError(message, code="unwritable", path=path)
 
 
 def _sync(path: Path) -> None:
-    """To the disk; some file systems do not do that with folders."""
+    """Flush to the disk; some file systems cannot do that with folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
@@ -217,7 +216,7 @@ def _sync(path: Path) -> None:
 
 
 def file_mode() -> int:
-    """The permissions of a new file by the process's mask, which a temporary one does not follow."""
+    """Return the permissions of a new file by the process's umask, which temporary files ignore."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask

@@ -30,18 +30,16 @@ def download(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The folder, in the hub library's cache, of a model on the Hub; of what is there already nothing is loaded again.
-
-    Without a network the cache is enough.
+    """Return the folder, in the hub library's cache, of a model on the Hub; what is there is not loaded again.
 
     Args:
-        address: ``hub:user/model``, with ``@revision`` for another branch, tag or commit than the newest.
+        address: ``hub:user/model``, or ``hub:user/model@revision`` for a branch, tag or commit.
         cache_dir: another cache than the hub library's.
-        token: another than the hub library's; False is none.
+        token: another than the hub library's; ``False`` sends no token.
         local_files_only: whether the cache must do.
 
     Raises:
-        PraError: no such model or revision, none that may be read, none of pra's, or neither network nor cache.
+        PraError: no such model or revision, not readable, not a model of pra, or neither network nor cache.
     """
     text = Path(address).as_posix()
     name, _, revision = text.removeprefix(PREFIX).partition("@")
@@ -62,9 +60,11 @@ def download(
     except (hub.errors.HTTPError, OSError, ValueError) as error:
         if isinstance(error, PraError):
             raise
-        raise PraError(explained(error, text)) from None
+        raise PraError(explained(error, text), code="unreachable", address=text) from None
     if not (folder / "model.safetensors").exists():
-        raise PraError(f"{text} is no whole model of pra: it holds no model.safetensors; push it again")
+        raise PraError(
+            f"{text} is no whole model of pra: it holds no model.safetensors; push it again", code="unreadable"
+        )
     return folder
 
 
@@ -76,7 +76,7 @@ def repo_id(name: str) -> str:
     """
     repo = name.removeprefix(PREFIX)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
-        raise PraError(f"{name!r} is no model on the Hub: write user/model, such as hub:alice/fashion")
+        raise PraError(f"{name!r} is no model on the Hub: write user/model, such as hub:alice/fashion", value=name)
     return repo
 
 
@@ -90,7 +90,7 @@ def hub_library() -> Any:
         import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError as error:
-        raise PraError(import_failed("the Hub", "huggingface_hub", "hub", error)) from None
+        raise PraError(import_failed("the Hub", "huggingface_hub", "hub", error), code="not-installed") from None
     return huggingface_hub
 
 
@@ -131,7 +131,9 @@ def _check_config(path: Path, address: str) -> None:
     except (OSError, ValueError):
         values = None
     if not isinstance(values, dict) or not {"format", "model", "sampling"} <= set(values):
-        raise PraError(f"{address} is no model of pra: its config.json is not there, or another library's")
+        raise PraError(
+            f"{address} is no model of pra: its config.json is not there, or another library's", code="unreadable"
+        )
 
 
 def _cause(error: BaseException) -> str:

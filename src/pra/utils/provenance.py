@@ -90,4 +90,6 @@ def file_sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise PraError(f"{path} cannot be read ({error.strerror}); give another file") from None
+        raise PraError(
+            f"{path} cannot be read ({error.strerror}); give another file", code="missing", path=path
+        ) from None
