@@ -1,10 +1,10 @@
-"""torch's compiler, its pages of complaint in one line."""
+"""torch.compile, with its errors in one line."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -14,17 +14,14 @@ from pra.errors import PraError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_AT_ONCE = "force_non_lazy_backward_lowering"
-_SKIPS_HOOKS = "skip_nnmodule_hook_guards"
-
 
 def compiled(function: Callable[P, R], what: str, without: str) -> Callable[P, R]:
-    """The same function, compiled at its first call for the shapes that it is called with.
+    """Return the function, compiled at its first call for the shapes of its arguments.
 
     Args:
         function: what to compile.
-        what: what asked for it, for the message: "train.compile".
-        without: how to do without it, likewise: "set train.compile=false".
+        what: the setting that asked for it, for the message: "train.compile".
+        without: how to do without it: "set train.compile=false".
 
     Raises:
         PraError: at the first call, where the compiler fails.
@@ -36,41 +33,31 @@ def compiled(function: Callable[P, R], what: str, without: str) -> Callable[P, R
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with _backward_at_once(), _hooks_guarded():
+            with _settings():
                 return fast(*args, **kwargs)
         except TorchDynamoException as error:
             cause = getattr(error, "inner_exception", error)  # of the compiler behind torch's front
             reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-            raise PraError(f"{what} failed ({reason.strip()[:200]}); install a C++ compiler, or {without}") from error
+            message = f"{what} failed ({reason.strip()[:200]}); install a C++ compiler, or {without}"
+            raise PraError(message, code="unsupported") from error
 
     return call
 
 
 @contextmanager
-def _backward_at_once() -> Iterator[None]:
-    """What is compiled in the block has its backward pass compiled with it. Left until it is needed, a failure would
-    come up in the middle of ``backward()``, when nothing can be done without the compiler any more."""
-    from torch._functorch import config
+def _settings() -> Iterator[None]:
+    """Set the compiler's options for the block, as far as this release of torch has them."""
+    from torch._dynamo import config as front
+    from torch._functorch import config as back
 
-    if not hasattr(config, _AT_ONCE):  # another release
-        yield
-        return
-    before = getattr(config, _AT_ONCE)
-    setattr(config, _AT_ONCE, True)
-    try:
-        yield
-    finally:
-        setattr(config, _AT_ONCE, before)
-
-
-@contextmanager
-def _hooks_guarded() -> Iterator[None]:
-    """A block in which compiled functions notice hooks that were registered or removed since; torch skips that by
-    default, and would go on without a new hook."""
-    from torch._dynamo import config
-
-    if not hasattr(config, _SKIPS_HOOKS):  # another release
-        yield
-        return
-    with config.patch({_SKIPS_HOOKS: False}):
+    wanted = (
+        # Compile the backward pass with the forward pass: a failure in backward() would come too late to go without.
+        (back, "force_non_lazy_backward_lowering", True),
+        # Notice hooks that were added or removed since; torch ignores new hooks by default.
+        (front, "skip_nnmodule_hook_guards", False),
+    )
+    with ExitStack() as stack:
+        for options, name, value in wanted:
+            if hasattr(options, name):
+                stack.enter_context(options.patch({name: value}))
         yield
