@@ -21,6 +21,8 @@ from support.models import LEARNED, PIXEL
 from support.refusal import refused
 from torch import nn
 
+from pra.utils.extras import install_command
+
 SQUARE = replace(LEARNED, image_size=(6, 6))
 there = pytest.mark.skipif(
     importlib.util.find_spec(ar_diffusion.NAME) is None,
@@ -92,7 +94,7 @@ def test_others_make_square_images() -> None:
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     ar_diffusion._library.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused(lambda: flow_model(SQUARE, 2), "autoregressive-diffusion-pytorch; pip install 'pra-pixels[bench]'")
+    refused(lambda: flow_model(SQUARE, 2), "autoregressive-diffusion-pytorch", install_command("bench"))
 
 
 @there
