@@ -302,7 +302,7 @@ def test_checking_corrupt_images_fails(photos: str, tmp_path: Path, capsys: pyte
     code, out, err = call(capsys, "data", "check", photos, "--out", str(tmp_path / "report.json"), "--workers", "0")
     assert code == 2
     assert f"  {tmp_path}/photos/cat/1.png: not an image" in out
-    assert err.startswith(f"pra: error: 1 of 7 images from {photos} are corrupt; replace them")
+    assert err.startswith(f"pra: error: 1 of 7 images from {photos} are corrupt. Replace them")
     assert len(json.loads((tmp_path / "report.json").read_text())["corrupt"]) == 1
 
 
@@ -313,7 +313,7 @@ def test_checking_corrupt_images_fails(photos: str, tmp_path: Path, capsys: pyte
         (["data", "pakc"], "no command 'data pakc'; did you mean 'pack'?"),
         (["data", "--sise"], "no command 'data --sise'"),
         (["data", "pack", "digits"], "pra data pack needs DIR"),
-        (["data", "check", "digits", "--sise", "3"], "pra data check has no option '--sise'; did you mean '--size'?"),
+        (["data", "check", "digits", "--sise", "3"], "unrecognized options: --sise, 3; perhaps you meant: --size INT"),
         (["data", "check", "digits", "--size", "0"], "--size 0 must be at least 1"),
         (["data", "check", "digits", "--workers", "-1"], "--workers -1 must lie in [0, 1024]"),
         (["data", "check", "digit"], "did you mean 'digits'?"),

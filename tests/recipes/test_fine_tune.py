@@ -76,7 +76,7 @@ def folder_of_pictures(root: Path, classes: tuple[str, ...], mode: str = "RGB") 
 def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
     """``pra train`` on the CPU without pictures, curves and report; a step takes a second as far as it knows."""
     monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
-    monkeypatch.setattr(cli, "_write_report", lambda run: None)
+    monkeypatch.setattr("pra.commands.train.write_report", lambda run: None)
     monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 1.0)
 
     def call(*arguments: object) -> tuple[int, str]:
@@ -304,7 +304,7 @@ def test_a_saved_model_is_fine_tuned_to_pictures_without_classes(
         (["--from", "run", "--data", "folder:nowhere"], "nowhere does not exist"),
         (["--from", "run", "--data", "folder:pets", "--steps", "0"], "steps must be positive"),
         (["--from", "run", "--data", "folder:pets", "--minutes", "0"], "--minutes 0 must be positive"),
-        (["--from"], "--from needs a value"),
+        (["--from"], "missing value for argument '--from'"),
     ],
 )
 def test_bad_input_is_refused_in_a_line(

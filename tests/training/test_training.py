@@ -1041,11 +1041,11 @@ def test_what_needs_no_data_is_said_before_they_are_opened(
     def too_early(spec: str) -> None:
         raise AssertionError(f"{spec} is opened")
 
-    monkeypatch.setattr(cli, "open_source", too_early)
-    monkeypatch.setattr(cli, "join", lambda: nullcontext(World(0, 3)))
+    monkeypatch.setattr("pra.commands.train.open_source", too_early)
+    monkeypatch.setattr("pra.commands.train.join", lambda: nullcontext(World(0, 3)))
     assert cli.main(["train", "tiny", "--run-dir", str(tmp_path / "new"), "--device", "cpu"]) == 2
     assert "batch_size 8 does not divide among 3 processes" in capsys.readouterr().err
-    monkeypatch.setattr(cli, "join", lambda: nullcontext(World()))
+    monkeypatch.setattr("pra.commands.train.join", lambda: nullcontext(World()))
     assert cli.main(["train", "tiny", "--run-dir", str(run), "--device", "cpu", "--seed", "1"]) == 2
     assert f"{run} is a run of another configuration (train.seed: 0 in the run" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The command ``pra sample``: thin."""
+"""The command ``pra sample``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pra.utils.files import first_free
 from pra.utils.provenance import file_sha256
 
 SEEDS = "0-7"
-"""Of a grid, where --seeds does not say."""
+"""Without --seeds."""
 
 OUT = Path("samples.png")
-"""Where --out does not say; with a number where that is taken."""
+"""Without --out; with a number where that is taken."""
 
 
 def sample_command(
@@ -61,7 +61,7 @@ def sample_command(
     """
     with join() as world:
         if batch_size < 1:
-            raise PraError(f"--batch-size {batch_size} must be at least 1")
+            raise PraError(f"--batch-size {batch_size} must be at least 1", option="--batch-size", value=batch_size)
         _check_num(num, seeds, balanced, random_labels, label_seed)
         device = world.device(how.device)
         folder, file = _weights(run, how.average, world)
@@ -85,33 +85,31 @@ def sample_command(
 
 
 def _check_num(num: int | None, seeds: str | None, balanced: bool, random_labels: bool, label_seed: int | None) -> None:
-    """Options that do not go together, in one line."""
-    if num is None:
-        for given, option in ((balanced, "--balanced"), (random_labels, "--random-labels")):
-            if given:
-                raise PraError(f"{option} is for --num; without it every label of --labels has the seeds of --seeds")
-    elif num < 1:
-        raise PraError(f"--num {num} must be at least 1")
-    elif seeds is not None:
-        raise PraError(f"--num {num} has the seeds 0 to {num - 1}; leave --seeds out, or --num")
-    if balanced and random_labels:
-        raise PraError("--balanced and --random-labels exclude each other; take one")
-    if label_seed is not None and not random_labels:
-        raise PraError("--label-seed is for --random-labels")
+    wrong = [
+        (balanced and num is None, "--balanced is for --num"),
+        (random_labels and num is None, "--random-labels is for --num"),
+        (num is not None and num < 1, f"--num {num} must be at least 1"),
+        (
+            num is not None and seeds is not None,
+            f"--num {num} has the seeds 0 to {(num or 1) - 1}; leave --seeds out, or --num",
+        ),
+        (balanced and random_labels, "--balanced and --random-labels exclude each other. Take one"),
+        (label_seed is not None and not random_labels, "--label-seed is for --random-labels"),
+    ]
+    for found, problem in wrong:
+        if found:
+            raise PraError(problem, code="conflict")
 
 
 def _weights(run: Path | None, average: str, world: World) -> tuple[Path, dict[str, str]]:
-    """The model's folder, and what tells its weights from others.
-
-    Raises:
-        PraError: no model there, or no such average, or not the same for all processes.
-    """
+    """Return the model's folder, and its weights' name and hash, which must be the same on all ranks."""
     with world.first_alone():  # what is on the Hub is downloaded once
         folder = weights.model_folder(run)
     file = folder / weights.weights_name(folder, average)
     same = world.combine(file_sha256(file), lambda found: found[0] if len(set(found)) == 1 else None)
     if same is None:
-        raise PraError(f"the processes do not see the same {file.name} in {run}: name a checkpoint that stays")
+        problem = f"the processes do not see the same {file.name} in {run}. Name a checkpoint that stays"
+        raise PraError(problem, code="mismatch", path=run)
     return folder, {"file": file.name, "sha256": same}
 
 
@@ -122,7 +120,7 @@ def _requests(chosen: tuple[int, ...], seeds: str | None, num: int | None, label
 
 
 def _columns(requests: Requests) -> int:
-    """Of a grid: the seeds across, or about as many as rows."""
+    """Return the columns of a grid: one a seed, or about as many as rows."""
     return len(requests.chosen_seeds) if isinstance(requests, Grid) else math.isqrt(len(requests) - 1) + 1
 
 
