@@ -68,7 +68,7 @@ def serve(page: Any, host: str, port: int) -> None:
     try:
         page.launch(server_name=spelled, server_port=port, **launch_options())
     except (OSError, ValueError) as error:  # Gradio's, for a port that was taken just now and for much else
-        raise _closed(host, port, reason_of(error)) from None
+        raise _closed(host, port, error) from None
     try:
         shown = "localhost" if host in ("0.0.0.0", "::") else spelled
         print(f"demo: open http://{shown}:{port} in a browser; Ctrl-C ends it", flush=True)
@@ -86,17 +86,15 @@ def check_address(host: str, port: int) -> None:
         PraError: the port is taken or closed, or the address is not of this machine.
     """
     if not 1 <= port <= 65535:
-        raise PraError(f"--port {port} is out of range. Take one from 1024 to 65535", option="--port", value=port)
+        raise PraError(f"--port {port} must lie in [1, 65535]", host=host, port=port)
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with contextlib.closing(socket.socket(family, kind, protocol)) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
-        raise _closed(host, port, error.strerror or reason_of(error)) from None
+        raise _closed(host, port, error) from None
 
 
-def _closed(host: str, port: int, reason: str) -> PraError:
+def _closed(host: str, port: int, error: Exception) -> PraError:
+    reason = (getattr(error, "strerror", None) or reason_of(error)).partition(" (while")[0]
     problem = f"the page cannot be served at {host}:{port} ({reason})"
     return PraError(f"{problem}. Use another --host (127.0.0.1 is this machine) or --port", host=host, port=port)
 

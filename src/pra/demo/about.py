@@ -1,4 +1,4 @@
-"""What a model is: from its configuration, and from its run's folder, or what lies beside a saved model."""
+"""The description of a model, from its configuration and its run's folder, or the files beside a saved model."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ BESIDE = {"Samples": SAMPLES, "Training curves": CURVES}
 
 @dataclass(frozen=True)
 class About:
-    """What a model is.
+    """The description of a model.
 
     Args:
         name: the model's.
-        facts: what and how much, in the order to be read.
+        facts: by name, in the order to be read.
         curves: the training's metrics.
-        samples: grids of samples by training step, of :attr:`grids` in all.
-        shown: pictures that lie beside a saved model, as a data URI, width and height, by their titles.
+        samples: grids of samples by training step.
+        grids: how many grids there are in all.
+        shown: pictures beside a saved model by title, as a data URI, width and height.
         card: a saved model's card, in Markdown.
-        missing: what is not told, and why.
+        missing: what is not known, and why.
     """
 
     name: str
@@ -45,12 +46,14 @@ class About:
 
 
 def describe(exhibit: Exhibit) -> About:
-    """Reads the run's folder anew: a run that still trains has more to show every time.
+    """Describe a model. The run's folder is read every time: a run that trains has more to show.
 
     Raises:
         PraError: a file there is damaged.
     """
-    parameters = {"Parameters": _parameters(exhibit.model)}
+    parts = count_parameters(exhibit.model.config)
+    listed = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parts.items() if count)
+    parameters = {"Parameters": f"{sum(parts.values()) / 1e6:.2f} M ({listed})"}
     run, config = exhibit.run, exhibit.config
     if run is None or config is None:
         return _saved(exhibit.name, exhibit.folder, _model_in_words(exhibit.model) | parameters)
@@ -67,7 +70,7 @@ def describe(exhibit: Exhibit) -> About:
 
 
 def _saved(name: str, folder: Path, facts: dict[str, str]) -> About:
-    """A model without its run: what `pra export` and `pra push` put beside the weights tells where it is from."""
+    """Describe a model without its run, from the files that `pra export` puts beside the weights."""
     pictures = {title: folder / file for title, file in BESIDE.items() if (folder / file).exists()}
     card = folder / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
@@ -86,12 +89,6 @@ def _model_in_words(model: Model) -> dict[str, str]:
         "Patches": f"{config.num_patches} of {config.patch_size} x {config.patch_size} pixels",
         "Sampling": f"{how['solver']}, {how['steps']} steps; guidance {how['guidance']:g}",
     }
-
-
-def _parameters(model: Model) -> str:
-    parts = count_parameters(model.config)
-    listed = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parts.items() if count)
-    return f"{sum(parts.values()) / 1e6:.2f} M ({listed})"
 
 
 def _origin(environment: dict[str, Any]) -> str:
