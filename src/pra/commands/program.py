@@ -33,15 +33,14 @@ HELP_OF_AN_OPTION = " " * 8
 def run_program(
     program: str, parse: Callable[[list[str]], Callable[[], object]], argv: Sequence[str] | None = None
 ) -> int:
-    """Run a command line.
+    """Run a command line, by default this process's, and return its exit code.
+
+    The code is 0, 2 for bad input, and 128 + signal when interrupted or when nobody reads the output any more.
 
     Args:
         program: what people type before the arguments, such as ``pra``.
         parse: checks the arguments without ``-v`` and returns the work; raises :class:`PraError`.
-        argv: the arguments; by default those of this process.
-
-    Returns:
-        The exit code: 0, 2 for bad input, 128 + signal when interrupted or when nobody reads the output any more.
+        argv: the arguments.
     """
     warnings.showwarning = _warn  # type: ignore[assignment]
     args = _without_verbose(list(sys.argv[1:] if argv is None else argv))
@@ -143,9 +142,8 @@ def _without_verbose(args: list[str]) -> list[str]:
 
 
 def _output_is_closed() -> bool:
-    """Return whether the reader of standard output is gone, as after ``pra show | head -1``; if so, discard the rest.
-
-    Without that, Python would write the buffer again when it exits, and report the failure.
+    """Return whether the reader of stdout is gone, as after ``pra show | head -1``. Discard the rest then: when Python
+    exits, it would write the buffer again and report the failure.
     """
     try:
         print(flush=True)

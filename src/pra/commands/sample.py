@@ -68,37 +68,38 @@ def sample_command(
         sampler = how.sampler(folder, device)
         classes = sampler.model.classes
         chosen = tuple(dict.fromkeys(parse_labels(labels, classes)))
-        requests = _requests(chosen, seeds, num, (label_seed or 0) if random_labels else None)
+        requests, columns, what = _requests(chosen, seeds, num, (label_seed or 0) if random_labels else None)
         place = out.expanduser() if out else world.run_on_first(lambda: first_free(OUT))
         made = sample_many(
             sampler,
             requests,
             file,
             place,
-            _columns(requests),
+            columns,
             batch_size,
             lambda label, seed: f"{sampler.model.condition.file_name(label, classes)}-seed{seed:06d}",
             world,
         )
     if world.is_first:
-        _tell(requests, made.new, made.seconds, place, world)
+        processes = f" on {world.size} processes" if world.size > 1 else ""
+        print(f"{made.new} new images, {made.new / made.seconds:.1f} images/s{processes}")
+        print(f"{len(requests)} images ({what}): {place}")
 
 
 def _check_num(num: int | None, seeds: str | None, balanced: bool, random_labels: bool, label_seed: int | None) -> None:
-    wrong = [
-        (balanced and num is None, "--balanced is for --num"),
-        (random_labels and num is None, "--random-labels is for --num"),
-        (num is not None and num < 1, f"--num {num} must be at least 1"),
-        (
-            num is not None and seeds is not None,
-            f"--num {num} has the seeds 0 to {(num or 1) - 1}; leave --seeds out, or --num",
-        ),
-        (balanced and random_labels, "--balanced and --random-labels exclude each other. Take one"),
-        (label_seed is not None and not random_labels, "--label-seed is for --random-labels"),
-    ]
-    for found, problem in wrong:
-        if found:
-            raise PraError(problem, code="conflict")
+    problem = ""
+    if num is None and (balanced or random_labels):
+        problem = f"{'--balanced' if balanced else '--random-labels'} is for --num"
+    elif num is not None and num < 1:
+        problem = f"--num {num} must be at least 1"
+    elif num is not None and seeds is not None:
+        problem = f"--num {num} has the seeds 0 to {num - 1}; leave --seeds out, or --num"
+    elif balanced and random_labels:
+        problem = "--balanced and --random-labels exclude each other. Take one"
+    elif label_seed is not None and not random_labels:
+        problem = "--label-seed is for --random-labels"
+    if problem:
+        raise PraError(problem, code="conflict")
 
 
 def _weights(run: Path | None, average: str, world: World) -> tuple[Path, dict[str, str]]:
@@ -113,23 +114,14 @@ def _weights(run: Path | None, average: str, world: World) -> tuple[Path, dict[s
     return folder, {"file": file.name, "sha256": same}
 
 
-def _requests(chosen: tuple[int, ...], seeds: str | None, num: int | None, label_seed: int | None) -> Requests:
-    if num is not None:
-        return Numbered(num, chosen, label_seed)
-    return Grid(chosen, tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds"))))
-
-
-def _columns(requests: Requests) -> int:
-    """Return the columns of a grid: one a seed, or about as many as rows."""
-    return len(requests.chosen_seeds) if isinstance(requests, Grid) else math.isqrt(len(requests) - 1) + 1
-
-
-def _tell(requests: Requests, new: int, seconds: float, out: Path, world: World) -> None:
-    processes = f" on {world.size} processes" if world.size > 1 else ""
-    print(f"{new} new images, {new / seconds:.1f} images/s{processes}")
-    if isinstance(requests, Grid):
-        what = f"{len(requests.chosen_labels)} labels x {len(requests.chosen_seeds)} seeds"
-    else:
-        labels = set(requests.labels(range(len(requests))))
-        what = f"{requests.to_json()['order']}, {len(labels)} label{'s' if len(labels) > 1 else ''}"
-    print(f"{len(requests)} images ({what}): {out}")
+def _requests(
+    chosen: tuple[int, ...], seeds: str | None, num: int | None, label_seed: int | None
+) -> tuple[Requests, int, str]:
+    """Return the images to make, the columns of their grid, and a description."""
+    if num is None:
+        numbers = tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds")))
+        return Grid(chosen, numbers), len(numbers), f"{len(chosen)} labels x {len(numbers)} seeds"
+    requests = Numbered(num, chosen, label_seed)
+    found = len(set(requests.labels(range(num))))
+    told = f"{requests.to_json()['order']}, {found} label{'s' if found > 1 else ''}"
+    return requests, math.isqrt(num - 1) + 1, told

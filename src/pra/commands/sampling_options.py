@@ -108,8 +108,15 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
     labels: list[int] = []
     for part in (p.strip() for p in text.split(",")):
         if part in classes:
-            labels.append(classes.index(part))
-            _warn_of_number(part, classes)
+            label = classes.index(part)
+            labels.append(label)
+            if re.fullmatch(r"\d+", part, re.ASCII) and label != int(part) < len(classes):
+                # Folders named by numbers are in the order of text: 1, 10, 2.
+                warnings.warn(
+                    f"label {part} is taken for the class named {part!r}, which is number {label}; class number "
+                    f"{int(part)} is named {classes[int(part)]!r}, and {int(part)}-{int(part)} means that",
+                    stacklevel=2,
+                )
         elif part.replace("-", "").isdecimal():
             labels.extend(parse_numbers(part, "label"))
         else:
@@ -119,14 +126,3 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
         problem = f"label {wrong[0]} is out of range: this model's classes are 0 to {len(classes) - 1}"
         raise PraError(problem, label=wrong[0])
     return labels
-
-
-def _warn_of_number(name: str, classes: Sequence[str]) -> None:
-    """Warn of folders named by numbers: as classes they have the order of text, 1, 10, 2."""
-    meant = classes.index(name)
-    if re.fullmatch(r"\d+", name, re.ASCII) and meant != int(name) < len(classes):
-        warnings.warn(
-            f"label {name} is taken for the class named {name!r}, which is number {meant}; class number {int(name)} is "
-            f"named {classes[int(name)]!r}, and {int(name)}-{int(name)} means that",
-            stacklevel=2,
-        )

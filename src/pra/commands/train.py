@@ -58,7 +58,8 @@ def train_command(
     _check_combination(recipe_name, from_, minutes, steps)
     folder = (run_dir or _run_folder(recipe_name, data, from_)).expanduser()
     with join() as world:
-        say, target = print if world.is_first else _say_nothing, world.device(device)
+        target = world.device(device)
+        say: Callable[..., None] = print if world.is_first else lambda *_, **__: None
         if data is not None:
             check_name(data)  # first, as a slip there looks like another run's configuration
         if recipe_name:
@@ -112,26 +113,23 @@ def tell(result: Trained, config: RunConfig, folder: Path) -> None:
 
 
 def _check_combination(recipe_name: str, start: str | None, minutes: float | None, steps: int | None) -> None:
+    problem = ""
     if start and recipe_name:
-        raise PraError(
-            f"--from {start} brings its own model and settings: leave the RECIPE {recipe_name} out", code="conflict"
-        )
-    if recipe_name and minutes is not None:
-        raise PraError(
-            "--minutes is for your own pictures, without a RECIPE; a recipe's length is --steps", code="conflict"
-        )
-    if minutes is not None and steps is not None:
-        raise PraError("--minutes and --steps both say how long to train: leave one out", code="conflict")
+        problem = f"--from {start} brings its own model and settings: leave the RECIPE {recipe_name} out"
+    elif recipe_name and minutes is not None:
+        problem = "--minutes is for your own pictures, without a RECIPE; a recipe's length is --steps"
+    elif minutes is not None and steps is not None:
+        problem = "--minutes and --steps both say how long to train: leave one out"
+    if problem:
+        raise PraError(problem, code="conflict")
 
 
 def _run_folder(recipe_name: str, data: str | None, start: str | None) -> Path:
     if recipe_name:
         return Path("runs") / recipe_name.replace(":", "-")
     if data is None:
-        raise PraError(
-            "pra train needs RECIPE, or --data folder:PHOTOS for your own pictures; see `pra train --help`",
-            code="missing",
-        )
+        problem = "pra train needs RECIPE, or --data folder:PHOTOS for your own pictures; see `pra train --help`"
+        raise PraError(problem, code="missing")
     return fine_tune.run_folder(start, data) if start else own.run_folder(data)
 
 
@@ -146,9 +144,9 @@ def _configure(
 ) -> tuple[RunConfig, list[str]]:
     """Return the configuration of a run without a recipe, and the lines that explain it."""
     begun = (folder / weights.CONFIG).exists()
+    if start and not begun:
+        fine_tune.check_settings(start, settings)  # before the pictures are looked at, and steps are timed
     if start:
-        if not begun:
-            fine_tune.check_settings(start, settings)  # before the pictures are looked at, and steps are timed
         config, told = fine_tune.configure(start, data, folder, minutes, steps, device)
     else:
         config, told = own.configure(data, folder, minutes, steps, device)
@@ -171,7 +169,3 @@ def _with_data(config: RunConfig, folder: Path, world: World, say: Callable[...,
     check_run(folder, config)
     check_data(folder, config, source)
     return config, source
-
-
-def _say_nothing(*_: object, **__: object) -> None:
-    """Print nothing, on other ranks than 0."""
