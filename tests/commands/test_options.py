@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
+from support.models import LEARNED, random_model
 from support.refusal import refused
 
 from pra.commands.options import parse_numbers
 from pra.commands.sampling_options import parse_labels
+from pra.config import SamplingConfig, Solver, TimeGrid
+from pra.errors import PraError
+from pra.sampling import Sampler
 
 
 @pytest.mark.parametrize(("text", "numbers"), [("0", [0]), ("0,3", [0, 3]), (" 1 , 5-6,0", [1, 5, 6, 0]), ("7-7", [7])])
@@ -34,3 +41,19 @@ def test_name_comes_before_number_with_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"label 2 .* named '2', which is number 3; .* 2 is named '10', and 2-2 me"):
         assert parse_labels("2", classes) == [3]
     assert parse_labels("2-2", classes) == [2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"steps": 3}, "steps 3"),
+        ({"steps": 4, "shift": 2.0}, "shift 2"),
+        ({"steps": 3, "time_grid": TimeGrid.COSINE}, "steps 3, time_grid cosine"),
+        ({"steps": 2, "times": (0.0, 0.5, 1.0)}, "times of one's own"),
+    ],
+)
+def test_shortcut_error_names_only_what_is_wrong(changes: dict[str, Any], wrong: str) -> None:
+    model = random_model(head=replace(LEARNED.head, shortcut=True))
+    with pytest.raises(PraError) as raised:
+        Sampler(model, SamplingConfig(solver=Solver.SHORTCUT, **changes))
+    assert str(raised.value).endswith(f"not {wrong}")
