@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pra.config import to_dict
 from pra.demo.exhibit import Exhibit
 from pra.evaluation.report.charts import Chart
 from pra.evaluation.report.content import Picture, curves, embedded, pictures, progress
@@ -15,9 +14,6 @@ from pra.models import Model, count_parameters
 from pra.models.weights import read_json
 from pra.sharing.origin import CARD, SAMPLES
 from pra.training.plots import CURVES
-
-BESIDE = {"Samples": SAMPLES, "Training curves": CURVES}
-"""Pictures of a saved model, by their titles."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ def describe(exhibit: Exhibit) -> About:
     parameters = {"Parameters": f"{sum(parts.values()) / 1e6:.2f} M ({listed})"}
     run, config = exhibit.run, exhibit.config
     if run is None or config is None:
-        return _saved(exhibit.name, exhibit.folder, _model_in_words(exhibit.model) | parameters)
+        return _saved(exhibit.name, exhibit.folder, exhibit.model, parameters)
     facts = {"Recipe": config.recipe, **in_words(config), **parameters, "Weights": exhibit.folder.name}
     done = progress(run, config)
     if done is not None:
@@ -69,26 +65,24 @@ def describe(exhibit: Exhibit) -> About:
     return About(exhibit.name, facts, charts, samples, grids, missing=why)
 
 
-def _saved(name: str, folder: Path, facts: dict[str, str]) -> About:
+def _saved(name: str, folder: Path, model: Model, parameters: dict[str, str]) -> About:
     """Describe a model without its run, from the files that `pra export` puts beside the weights."""
-    pictures = {title: folder / file for title, file in BESIDE.items() if (folder / file).exists()}
+    config, how = model.config, model.sampling
+    height, width = config.image_size
+    colours = COLOURS.get(config.channels, f"{config.channels} channels")
+    facts = {
+        "Model": type(model).__name__,
+        "Images": f"{height} x {width}, {colours}, {config.num_classes} classes",
+        "Patches": f"{config.num_patches} of {config.patch_size} x {config.patch_size} pixels",
+        "Sampling": f"{how.solver.value}, {how.steps} steps; guidance {how.guidance:g}",
+    }
+    beside = {"Samples": folder / SAMPLES, "Training curves": folder / CURVES}
+    shown = {title: embedded(path) for title, path in beside.items() if path.exists()}
     card = folder / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
     why = "This is a saved model without the folder of its run"
     why += ", and no model card lies beside it: how it was trained is not told." if not text else "."
-    return About(name, facts, shown={title: embedded(path) for title, path in pictures.items()}, card=text, missing=why)
-
-
-def _model_in_words(model: Model) -> dict[str, str]:
-    config, how = model.config, to_dict(model.sampling)
-    height, width = config.image_size
-    colours = COLOURS.get(config.channels, f"{config.channels} channels")
-    return {
-        "Model": type(model).__name__,
-        "Images": f"{height} x {width}, {colours}, {config.num_classes} classes",
-        "Patches": f"{config.num_patches} of {config.patch_size} x {config.patch_size} pixels",
-        "Sampling": f"{how['solver']}, {how['steps']} steps; guidance {how['guidance']:g}",
-    }
+    return About(name, facts | parameters, shown=shown, card=text, missing=why)
 
 
 def _origin(environment: dict[str, Any]) -> str:

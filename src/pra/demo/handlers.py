@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from pra.demo import markup
 from pra.demo.about import describe
@@ -78,22 +77,19 @@ class Handlers:
         sheets: tuple[Sheet, ...] = ()
         try:
             request = Request(*asked)
-            keep = self._kept_rows(*upload)[0] if upload else None
+            keep = [sheet.pictures[0, :, : sheet.kept] for sheet in self._uploaded(*upload)] if upload else None
             for sheets in answer(self.exhibits, request, keep):
                 if turn.number != number:
                     yield markup.show_sheets(sheets), markup.say("stopped"), kept
                     return
                 done = min(sheet.pictures.shape[2] / sheet.height for sheet in sheets)
                 yield markup.show_sheets(sheets), markup.say(f"{done:.0%} of the rows"), kept
-            new = [
-                (
-                    to_pil(picture),
-                    f"{sheet.name + ', ' if len(sheets) > 1 else ''}{caption}, guidance {request.guidance:g}",
-                )
-                for sheet in sheets
-                if sheet.finished and not sheet.error
-                for picture, caption in zip(sheet.pictures, sheet.captions, strict=True)
-            ]
+            new = []
+            for sheet in sheets:
+                name = f"{sheet.name}, " if len(sheets) > 1 else ""
+                if sheet.finished and not sheet.error:
+                    for picture, caption in zip(sheet.pictures, sheet.captions, strict=True):
+                        new.append((to_pil(picture), f"{name}{caption}, guidance {request.guidance:g}"))
             told = f"{len(new)} pictures in {time.monotonic() - begin:.1f} s" if new else "nothing was made"
             yield markup.show_sheets(sheets), markup.say(told), [*new, *kept][:MOST_KEPT]
         except Exception as error:
@@ -104,14 +100,7 @@ class Handlers:
         if path is None:
             return ""
         try:
-            keep, fitted, done = self._kept_rows(path, rows)
-            sheets = []
-            for exhibit, picture, part, line in zip(self.exhibits, fitted, keep, done, strict=True):
-                told = "what is above the line is kept" if part.shape[1] else "nothing is kept"
-                sheets.append(
-                    Sheet(exhibit.name, picture.unsqueeze(0), picture.shape[1], part.shape[1], (f"{line}; {told}",))
-                )
-            return markup.show_sheets(sheets)
+            return markup.show_sheets(self._uploaded(path, rows))
         except Exception as error:
             return _in_words(error)
 
@@ -122,17 +111,18 @@ class Handlers:
         except Exception as error:
             return _in_words(error)
 
-    def _kept_rows(self, path: str | None, rows: int) -> tuple[list[Tensor], list[Tensor], list[str]]:
-        """Return per model the rows that are kept, the whole picture, and what was done to it."""
+    def _uploaded(self, path: str | None, rows: int) -> list[Sheet]:
+        """Return per model the whole picture, with the number of rows that are kept."""
         if path is None:
             raise PraError("no picture is uploaded. Choose one to complete", code="missing")
-        fitted = [fit_upload(Path(path), exhibit.model.config, exhibit.data) for exhibit in self.exhibits]
-        share = rows / self.exhibits[0].model.config.grid[0]
-        keep = [
-            keep_rows(picture, exhibit.model.config, share)
-            for exhibit, (picture, _) in zip(self.exhibits, fitted, strict=True)
-        ]
-        return keep, [picture for picture, _ in fitted], [done for _, done in fitted]
+        sheets = []
+        for exhibit in self.exhibits:
+            config = exhibit.model.config
+            picture, line = fit_upload(Path(path), config, exhibit.data)
+            kept = keep_rows(picture, config, rows / self.exhibits[0].model.config.grid[0]).shape[1]
+            caption = f"{line}; {'what is above the line is kept' if kept else 'nothing is kept'}"
+            sheets.append(Sheet(exhibit.name, picture.unsqueeze(0), picture.shape[1], kept, (caption,)))
+        return sheets
 
 
 def _in_words(error: Exception) -> str:

@@ -97,18 +97,17 @@ def push(
     half: bool = False,
     average: str = weights.EMA,
 ) -> str:
-    """Upload a model to the Hub, as :func:`export` writes it, in one commit. The model's page is made if needed.
+    """Upload a model to the Hub, as :func:`export` writes it, in one commit, and return the commit's address.
+
+    The model's page is made if needed.
 
     Args:
-        run: as for :func:`export`.
+        run: as for :func:`export`, like ``licence``, ``half`` and ``average``.
         repo: ``user/model``.
         private: for nobody else to see; to a page that is public already, nothing is uploaded.
-        licence: as for :func:`export`.
-        half: as for :func:`export`.
-        average: as for :func:`export`.
-
-    Returns:
-        The address of the commit.
+        licence: of the weights.
+        half: store the weights as float16.
+        average: which weights of a run.
 
     Raises:
         PraError: as :func:`export`; no token, or one without the right to write there; or the Hub cannot be reached.
