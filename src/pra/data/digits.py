@@ -8,11 +8,7 @@ from pra.data.images import ArraySource, not_installed
 
 
 def open_digits(name: str, test: bool) -> ArraySource:
-    """Open one split: every sixth image is for testing. Values 0..16 become 0..255.
-
-    Raises:
-        PraError: scikit-learn is not installed.
-    """
+    """Open one split: every sixth image is for testing. Values 0..16 become 0..255."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

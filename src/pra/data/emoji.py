@@ -47,11 +47,7 @@ class EmojiSource(Labelled):
     """The emoji of one split in Unicode's order, each drawing once. ``pngs`` are their files (10 MB)."""
 
     def __init__(self, name: str, font: Path, test: bool) -> None:
-        """Read the bitmaps and Unicode's ``emoji-test.txt``: beside the font, or where Debian has it.
-
-        Raises:
-            PraError: fontTools is not installed, a file is missing or damaged, or the font has no bitmaps.
-        """
+        """Read the bitmaps and Unicode's ``emoji-test.txt``: beside the font, or where Debian has it."""
         check_there(name, font, "file", _FIX)
         beside = font.with_name(GROUPS.name)
         groups = beside if beside.is_file() else GROUPS
@@ -113,10 +109,7 @@ def _drawn(listed: Iterator[_Emoji], name: str, font: Path) -> list[tuple[_Emoji
 
 
 def _glyphs(font: Any) -> dict[tuple[int, ...], str]:
-    """Return the glyph of each code point, and of each sequence that the font's ligatures join.
-
-    A shaping engine would also try parts of a sequence. Emoji are drawn whole or not at all.
-    """
+    """Return the glyph of each code point, and of each sequence that the font's ligatures join."""
     characters: dict[int, str] = font.getBestCmap() or {}
     found: dict[tuple[int, ...], str] = {(code,): glyph for code, glyph in characters.items()}
     codes = {glyph: code for code, glyph in characters.items()}

@@ -32,15 +32,10 @@ class Promise(NamedTuple):
 
 
 def fetch_all(urls: Sequence[str], folder: Path, promises: Mapping[str, Promise]) -> list[Path]:
-    """Fetch files into a folder, several at once, except those that are there already, and return them.
+    """Fetch files that are not there yet into a folder, several at once, and return them all.
 
     A file appears under its name when it is whole. An interrupted fetch resumes where it stopped. If several processes
     call this, one fetches and the others wait.
-
-    Args:
-        urls: with different names at the end.
-        folder: made if it is missing.
-        promises: by name.
 
     Raises:
         PraError: a server cannot be reached or refuses, a file is not what was promised, or the disk is full.
@@ -51,7 +46,7 @@ def fetch_all(urls: Sequence[str], folder: Path, promises: Mapping[str, Promise]
         if not all(file.exists() for file in files):
             with FileLock(folder / ".lock"):
                 missing = {file: url for file, url in zip(files, urls, strict=True) if not file.exists()}
-                _fetch_missing(missing, promises)
+                _fetch_missing(missing, folder, promises)
     except OSError as error:
         path, fix = error.filename or folder, remedy(error)
         raise PraError(f"{path} cannot be written ({error.strerror}). {fix}", "unwritable", path=path) from None
@@ -59,11 +54,7 @@ def fetch_all(urls: Sequence[str], folder: Path, promises: Mapping[str, Promise]
 
 
 def fetch_small(url: str) -> bytes | None:
-    """Return the contents of a file, or None if the server does not have or give it.
-
-    Raises:
-        PraError: the server cannot be reached.
-    """
+    """Return the contents of a file, or None if the server does not have or give it."""
     hub = _hub()
     try:
         response = hub.utils.http_backoff("GET", url, headers=_PLAIN, timeout=TIMEOUT)
@@ -97,36 +88,27 @@ class _Bar(Progress):
         return super().update(n)
 
 
-def _fetch_missing(missing: Mapping[Path, str], promises: Mapping[str, Promise]) -> None:
+def _fetch_missing(missing: Mapping[Path, str], folder: Path, promises: Mapping[str, Promise]) -> None:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         known = [promises.get(file.name, Promise()) for file in missing]
         promised = list(pool.map(_sized, missing.values(), known))
         there = sum(part.stat().st_size for part in map(_part, missing) if part.exists())
         total = sum(promise.size or 0 for promise in promised)
-        _check_space(next(iter(missing)).parent, total - there)
+        _check_space(folder, total - there)
         with _Bar(desc="fetching", total=total or None, initial=there, unit="B", unit_scale=True) as bar:
-            work = [
-                pool.submit(_fetch, url, file, promise, bar)
-                for (file, url), promise in zip(missing.items(), promised, strict=True)
-            ]
             try:
-                for done in work:
-                    done.result()
+                list(pool.map(lambda file, promise: _fetch(missing[file], file, promise, bar), missing, promised))
             except BaseException:
                 bar.stopped = True
-                pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
 
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise PraError(
-            f"{folder} lacks space: {needed / 1e9:.1f} GB are to be fetched and {free / 1e9:.1f} GB are free. "
-            "Set XDG_CACHE_HOME to a folder on a larger disk, or take fewer shards",
-            "too-large",
-            path=folder,
-        )
+        problem = f"{needed / 1e9:.1f} GB are to be fetched and {free / 1e9:.1f} GB are free"
+        fix = "Set XDG_CACHE_HOME to a folder on a larger disk, or take fewer shards"
+        raise PraError(f"{folder} lacks space: {problem}. {fix}", "too-large", path=folder)
 
 
 def _sized(url: str, promise: Promise) -> Promise:

@@ -19,11 +19,6 @@ class FolderSource(Files):
     """
 
     def __init__(self, name: str, path: Path) -> None:
-        """List the folder; no image is opened.
-
-        Raises:
-            PraError: no such folder, no images, an empty class, or images both beside and in class folders.
-        """
         check_there(name, path, "folder", "Give a folder of class folders")
         files = _by_class(path)
         labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(f) for f in files.values()])

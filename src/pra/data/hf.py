@@ -25,14 +25,11 @@ from pra.utils.paths import cache_folder, expand
 from pra.utils.progress import Progress
 
 _WITHOUT = "none"
-_ROWS = 1000
-"""Labels that are read at a time."""
-_FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The part of a data set that its name asks for after ``?``.
+    """The settings after ``?`` in a name.
 
     ``config`` and ``revision`` are the Hub's; without ``image`` and ``label`` the columns are found by their types;
     ``label=none`` is for data without classes. A ``streaming`` data set is read from front to back, at up to 16 places
@@ -53,12 +50,7 @@ class Choice:
 
 
 def open_hf(name: str, text: str) -> HFDataset | HFStream:
-    """Open ``NAME?key=value&...``; keys are the fields of :class:`Choice`.
-
-    Raises:
-        PraError: the package is missing, no such data set, configuration, split or column, a column without labels, or
-            the Hub cannot be reached.
-    """
+    """Open ``NAME?key=value&...``; keys are the fields of :class:`Choice`."""
     path, _, query = text.partition("?")
     if path.endswith("@test"):
         raise PraError(f"data source {name!r} is not a name. Write hf:{path.removesuffix('@test')}?split=test")
@@ -101,11 +93,10 @@ class HFDataset(_Rows):
 
 
 class HFStream(_Rows):
-    """A data set that is read over the network each time, and never kept.
+    """A data set that is read over the network each time; only its labels are read first, and kept.
 
-    Any image can be asked for, but only going forward is cheap, in each of its lanes (:mod:`pra.data.lanes`):
-    ``window`` images are held at once, and going back begins a piece again. ``TrainingSet`` takes them in an order that
-    suits. Labels alone are read beforehand, once, and kept in ``$XDG_CACHE_HOME/pra``.
+    Any image can be asked for, but only going forward in each lane (:mod:`pra.data.lanes`) is cheap: going back begins
+    a piece again. ``TrainingSet`` takes the images in the order of :meth:`arranged`.
     """
 
     def __init__(self, name: str, choice: Choice) -> None:
@@ -125,12 +116,6 @@ class HFStream(_Rows):
         return self._lanes.arranged(order, start)
 
     def encoded(self, index: int) -> bytes:
-        """Read forward to an image.
-
-        Raises:
-            CorruptImage: it has no file.
-            PraError: the stream breaks off.
-        """
         if self._process != os.getpid():  # a fork shares open files
             self._readers, self._process = {}, os.getpid()
         lane, piece, place = self._lanes.place(index)
@@ -139,10 +124,8 @@ class HFStream(_Rows):
         with _explained(self.name):
             held, start = self._readers[lane].window_of(piece, place)
         if place - start >= len(held):
-            end = index - place + start + len(held)
-            raise PraError(
-                f"{self.name} ended at row {end} of {len(self)}: it changed. Start again", "mismatch", row=end
-            )
+            row = index - place + start + len(held)
+            raise PraError(f"{self.name} changed: it ended at row {row}. Start again", "mismatch", row=row)
         return _bytes(held[place - start], self.where(index))
 
     def __getstate__(self) -> dict[str, object]:
@@ -193,10 +176,10 @@ def _place(choice: Choice) -> tuple[str, dict[str, Any]]:
     local = expand(choice.path)
     if local.is_dir():
         return str(local), {}
-    if local.suffix in _FILES and local.is_file():
-        return _FILES[local.suffix], {"data_files": str(local)}
+    if local.suffix == ".parquet" and local.is_file():
+        return "parquet", {"data_files": str(local)}
     if local.exists() or choice.path.startswith(("/", ".", "~")):
-        fix = "Give a folder, a .parquet or .arrow file, or a name on the Hub"
+        fix = "Give a folder, a .parquet file, or a name on the Hub"
         raise PraError(f"{local}: no data set is there. {fix}", "missing", path=local)
     return choice.path, {}
 
@@ -264,10 +247,7 @@ def _only(name: str, option: str, kind: str, kinds: dict[str, str]) -> str:
 def class_labels(
     name: str, column: str | None, values: Any, features: Any, count: int
 ) -> tuple[Labels, tuple[str, ...]]:
-    """Return label numbers and class names: the column's own names, the sorted texts in it, or its numbers.
-
-    ``values`` are those of ``column`` (None for data without classes), ``features`` the library's types of all columns.
-    """
+    """Return label numbers and class names: the column's own names, the sorted texts in it, or its numbers."""
     if not count:
         raise PraError(f"data source {name!r} has no rows. Choose another split", "missing", name=name)
     if column is None:
@@ -296,10 +276,8 @@ def _divided(stream: Any) -> Any:
 
 
 def _streamed_labels(name: str, choice: Choice, label: str | None, features: Any) -> tuple[Any, Labels]:
-    """Return the label of every row, and the first row of each piece, followed by the number of rows.
-
-    Without classes, another column is read to count the rows.
-    """
+    """Return the label of every row, and the first row of each piece, followed by the number of rows."""
+    # Without classes, another column is read to count the rows.
     plain = (column for column, feature in features.items() if type(feature).__name__ == "Value")
     column = label or next(plain, str(choice.image))
     with _explained(name):
@@ -312,7 +290,7 @@ def _streamed_labels(name: str, choice: Choice, label: str | None, features: Any
         starts = [0]
         with Progress(desc=f"reading labels of {choice.path}", unit="row") as bar:
             for piece in range(pieces := min(rows.num_shards, PIECES)):
-                for batch in rows.shard(pieces, piece).iter(batch_size=_ROWS):
+                for batch in rows.shard(pieces, piece).iter(batch_size=1000):
                     read += batch[column] if label else [0] * len(batch[column])
                     bar.update(len(read) - bar.n)
                 starts.append(len(read))

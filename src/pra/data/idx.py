@@ -16,14 +16,7 @@ _FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt"
 
 
 def open_idx(name: str, folder: Path, test: bool) -> ArraySource:
-    """Read images and labels of one split into memory.
-
-    The files do not name the classes: they are Fashion-MNIST's where the folder's name contains "fashion",
-    and numbers otherwise.
-
-    Raises:
-        PraError: the folder or a file is missing, or a file is damaged.
-    """
+    """Read one split into memory; classes are Fashion-MNIST's if the folder's name says so, and numbers otherwise."""
     check_there(name, folder, "folder", "Give the folder with the IDX files")
     split = "t10k" if test else "train"
     images_file = _find(folder, f"{split}-images-idx3-ubyte")
@@ -33,7 +26,7 @@ def open_idx(name: str, folder: Path, test: bool) -> ArraySource:
         problem = f"it holds {len(images)} images, but {labels_file.name} {len(labels)} labels"
         raise PraError(f"{images_file}: {problem}. Take both from one data set", "mismatch", path=images_file)
     count = int(labels.max()) + 1
-    # The absolute path, so that "idx:." has a name, yet unresolved: a link called "fashion" counts.
+    # The absolute path has a name for "idx:.", and is unresolved: a link called "fashion" counts.
     fashion = "fashion" in folder.absolute().name.lower() and count <= len(_FASHION)
     classes = _FASHION if fashion else tuple(str(label) for label in range(count))
     return ArraySource(name, images, labels.astype(np.int64), classes)

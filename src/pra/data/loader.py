@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import multiprocessing
 import os
 import signal
@@ -165,7 +164,7 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
 
 @contextmanager
 def _workers_alive() -> Iterator[None]:
-    """Explain the exception that torch raises, wherever this process is, when a worker dies."""
+    """Explain what torch raises, wherever this process is, when a worker dies."""
     try:
         yield
     except RuntimeError as error:
@@ -202,14 +201,17 @@ def read_ahead(
     At most ``workers`` processes read ahead: none for few images, one for a stream. ``load`` can be pickled. Take the
     batches in a block of :func:`reading`, whose errors and those of ``load`` arrive here.
     """
-    starts = range(0, len(indices), batch_size)
-    batches = [indices[start : start + batch_size] for start in starts]
-    pieces = (batch[start : start + PIECE] for batch in batches for start in range(0, len(batch), PIECE))
+    pieces = [blocks(batch, PIECE) for batch in blocks(indices, batch_size)]
     workers = in_order(source, min(workers, len(indices) // WORTH_A_WORKER))
-    with closing(from_workers(load, pieces, workers)) as stream:
-        for batch in batches:
-            parts = itertools.islice(stream, math.ceil(len(batch) / PIECE))
+    with closing(from_workers(load, itertools.chain.from_iterable(pieces), workers)) as stream:
+        for batch in pieces:
+            parts = itertools.islice(stream, len(batch))
             yield tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def blocks(items: Sequence[K], size: int) -> list[Sequence[K]]:
+    """Cut a sequence into parts of ``size`` items; the last may be shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def in_order(source: Source, workers: int) -> int:

@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 from PIL import Image
 
 from pra.data.images import CorruptImage
-from pra.data.loader import from_workers, in_order, none_readable, reading
+from pra.data.loader import blocks, from_workers, in_order, none_readable, reading
 from pra.data.prepare import convert, cover
 from pra.data.source import Encoded, Source
 from pra.data.survey import BLOCK
@@ -72,10 +72,9 @@ class Packed(NamedTuple):
 def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed:
     """Write the source's images, in its order, as shards into a new folder; ``workers`` processes read and encode.
 
-    Beside ``shard-000000.tar`` and so on there are ``classes.json`` (the names, in the order of the labels) and
-    ``index.json``: the shards with their counts, sizes and SHA-256, how they were made, and what was left out. The
-    folder appears when all is done. Until then the shards lie in ``.FOLDER.partial``; the same call resumes after the
-    last whole one.
+    Beside ``shard-000000.tar`` and so on, ``classes.json`` names the classes, and ``index.json`` holds the shards'
+    counts, sizes and SHA-256, how they were made, and what was left out. The folder appears when all is done. Until
+    then the shards lie in ``.FOLDER.partial``; the same call resumes after the last whole one.
 
     Raises:
         PraError: the folder exists, an unfinished packing of another kind is there, an image is corrupt, the disk is
@@ -88,11 +87,8 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
         begin_partial(partial, plan, "packing")
         for stray in partial.glob(".shard-*"):  # of a process that was killed
             stray.unlink()
-        starts = range(0, len(source), packing.shard_images)
-        shards = {
-            partial / f"shard-{number:06d}.tar": range(start, min(start + packing.shard_images, len(source)))
-            for number, start in enumerate(starts)
-        }
+        parts = blocks(range(len(source)), packing.shard_images)
+        shards = {partial / f"shard-{number:06d}.tar": part for number, part in enumerate(parts)}
         _write_missing(source, shards, packing, workers)
         return _finish(partial, folder, source, list(shards), packing)
 
@@ -110,7 +106,7 @@ class Packable(NamedTuple):
     problem: str | None = None
 
 
-def encode(source: Source, packing: Packing, block: range) -> list[Packable]:
+def encode(source: Source, packing: Packing, block: Sequence[int]) -> list[Packable]:
     """Read a range of images and encode them; a corrupt one that must not be left out is a PraError."""
     found = []
     for index in block:
@@ -159,15 +155,15 @@ def _record(shard: Path) -> Path:
     return shard.with_suffix(".json")
 
 
-def _write_missing(source: Source, shards: dict[Path, range], packing: Packing, workers: int) -> None:
+def _write_missing(source: Source, shards: dict[Path, Sequence[int]], packing: Packing, workers: int) -> None:
     missing = {path: part for path, part in shards.items() if not (path.is_file() and _record(path).is_file())}
-    blocks = {path: [part[n : n + BLOCK] for n in range(0, len(part), BLOCK)] for path, part in missing.items()}
+    work_of = {path: blocks(part, BLOCK) for path, part in missing.items()}
     work = functools.partial(encode, source, packing)
-    stream = from_workers(work, itertools.chain.from_iterable(blocks.values()), in_order(source, workers))
+    stream = from_workers(work, itertools.chain.from_iterable(work_of.values()), in_order(source, workers))
     there = len(source) - sum(map(len, missing.values()))
     bar = Progress(desc="packing", total=len(source), initial=there, unit="image", smoothing=0.05)
     with reading(stream) as files, bar:
-        for path, parts in blocks.items():
+        for path, parts in work_of.items():
             _write_shard(path, itertools.chain.from_iterable(itertools.islice(files, len(parts))), bar)
 
 

@@ -53,11 +53,7 @@ class Source(Protocol):
         ...
 
     def image(self, index: int) -> Image.Image:
-        """Return one image, decoded, in its own size and mode.
-
-        Raises:
-            CorruptImage: it cannot be read.
-        """
+        """Return one image, decoded, in its own size and mode; one that cannot be read is a CorruptImage error."""
         ...
 
     def where(self, index: int) -> str:
@@ -67,14 +63,10 @@ class Source(Protocol):
 
 @runtime_checkable
 class Encoded(Protocol):
-    """A source whose images are files: ``image`` decodes what ``encoded`` returns."""
+    """A source whose images are files."""
 
     def encoded(self, index: int) -> bytes:
-        """Return one image's file.
-
-        Raises:
-            CorruptImage: it cannot be read.
-        """
+        """Return the file that ``image`` decodes; one that cannot be read is a CorruptImage error."""
         ...
 
 
@@ -108,11 +100,7 @@ def register_source(name: str, function: Callable[[str, str], Source]) -> None:
 
 
 def own_test_split(spec: str) -> str:
-    """Return the name of a source's own test split: ``"digits@test"`` for ``"digits"``.
-
-    Raises:
-        PraError: the source has none, or is one.
-    """
+    """Return the name of a source's own test split, if it has one: ``"digits@test"`` for ``"digits"``."""
     if spec.endswith("@test") or spec.partition(":")[0] not in SPLIT:
         fix = "Name another source, or a share such as 0.05"
         raise PraError(f"data source {spec!r} has no test split. {fix}", "unsupported", name=spec)
@@ -138,9 +126,9 @@ def open_source(spec: str) -> Source:
         kind, _, path = spec.partition(":")
         opened = (SOURCES.added(kind) or _WHOLE[kind])(spec, path)
     except OSError as error:
-        path = error.filename or spec
-        problem = f"{path} cannot be read ({error.strerror}). Check its permissions and the disk"
-        raise PraError(f"data source {spec!r}: {problem}", "unreadable", path=path) from error
+        path, fix = error.filename or spec, "Check its permissions and the disk"
+        problem = f"{path} cannot be read ({error.strerror})"
+        raise PraError(f"data source {spec!r}: {problem}. {fix}", "unreadable", path=path) from error
     if not isinstance(opened, Source):
         raise PraError(f"data source {spec!r}: {opened!r} is not a source. Return one with the members of Source")
     return opened

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pra.data.images import CorruptImage
-from pra.data.loader import from_workers, in_order, none_readable, reading
+from pra.data.loader import blocks, from_workers, in_order, none_readable, reading
 from pra.data.source import Source, Streamed, open_source
 from pra.utils.progress import Progress
 
@@ -169,8 +169,8 @@ def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
     """
     seen: list[_Seen] = []
     count = len(source)
-    blocks = (range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
-    stream = from_workers(functools.partial(_look_at, source), blocks, in_order(source, workers))
+    work = functools.partial(_look_at, source)
+    stream = from_workers(work, blocks(range(count), BLOCK), in_order(source, workers))
     with reading(stream) as found, Progress(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
         for block in found:
             seen += block
@@ -197,7 +197,7 @@ def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
     }
 
 
-def _look_at(source: Source, block: range) -> list[_Seen]:
+def _look_at(source: Source, block: Sequence[int]) -> list[_Seen]:
     found = []
     for index in block:
         try:

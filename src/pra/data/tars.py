@@ -88,18 +88,12 @@ class TarSource(Files):
 
 
 class ImageNetTar(TarSource):
-    """``ILSVRC2012_img_train.tar`` as downloaded, never unpacked: a tar with one inner tar of JPEG files per class.
+    """``ILSVRC2012_img_train.tar`` as downloaded: a tar with one inner tar of JPEG files per class.
 
-    Images come in the order of the tar; classes are the inner tars' names (wnids), sorted. The first opening reads all
-    headers and keeps an index (see :func:`load_index`).
+    Images come in the order of the tar; classes are the inner tars' names (wnids), sorted.
     """
 
     def __init__(self, name: str, path: Path) -> None:
-        """Load the index, or build and save it.
-
-        Raises:
-            PraError: no such file, not a tar of tars, truncated or damaged.
-        """
         check_there(name, path, "file", _IMAGENET)
         super().__init__(name, [path], load_index([path], lambda: _scan(path)))
 
@@ -133,14 +127,9 @@ def _scan(path: Path) -> TarIndex:
 
 
 def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Sequence[Path] = ()) -> TarIndex:
-    """Return the saved index while sizes and modification times are what they were, and a new one otherwise.
+    """Return the saved index while sizes and times of ``tars`` and ``beside`` stay, and a new one otherwise.
 
     It is kept beside the first tar, or in ``$XDG_CACHE_HOME/pra`` if that cannot be written.
-
-    Args:
-        tars: at least one.
-        scan: makes the index.
-        beside: other files that it depends on.
     """
     status = [path.stat() for path in (*tars, *beside)]
     # Taken before the scan: a tar that changes meanwhile must not match.
@@ -170,13 +159,7 @@ def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Seque
 def members(
     file: IO[bytes] | None, size: int, where: str, fix: str
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Yield an uncompressed tar and each regular file in it.
-
-    Args:
-        file: the tar.
-        size: its bytes.
-        where: names it in messages.
-        fix: what to do if it is not such a tar.
+    """Yield an uncompressed tar of ``size`` bytes and each regular file in it.
 
     Raises:
         PraError: it is not such a tar; or a member does not fit, a header is broken, or the block of zeros at the end

@@ -29,25 +29,12 @@ _NO_LABEL = -1
 class WebDataset(TarSource):
     """The images of WebDataset shards, in the order of the shards and of the members within.
 
-    A sample is the members of one name up to its first dot: one image and, if the data have classes, ``cls``, a number
-    in text. ``classes.json`` beside the first shard, a list, names the classes; otherwise they are numbers. Shards on
-    the web are fetched into ``$XDG_CACHE_HOME/pra/shards`` first.
-
-    The first opening reads all headers and keeps an index (see :func:`pra.data.tars.load_index`).
+    A pattern is a shard, several as ``train-{000..146}.tar``, ``DIR/train-*.tar`` or ``DIR``, or on the web
+    (``https://...``, without stars). A sample is the members of one name up to its first dot: one image and, if the
+    data have classes, ``cls``, a number in text. ``classes.json`` beside the first shard, a list, names the classes.
     """
 
     def __init__(self, name: str, pattern: str) -> None:
-        """Find the shards, fetch those on the web, and load the index, or build and save it.
-
-        Args:
-            name: of the source.
-            pattern: a shard, several as ``train-{000..146}.tar``, ``DIR/train-*.tar`` or ``DIR``, or on the web
-                (``https://...``, without stars).
-
-        Raises:
-            PraError: no such shards; one that is not a tar, truncated or without images; a sample without a class where
-                others have one; an address that cannot be fetched.
-        """
         shards = _fetched(name, pattern) if "://" in pattern else _local(name, pattern)
         classes = shards[0].with_name(CLASSES)
         beside = [classes] if classes.is_file() else []
