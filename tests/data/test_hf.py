@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.data import config, jpeg, picture, same_batches, same_jpeg, write_parquet
+from support.data import jpeg, picture, same_batches, same_jpeg, write_parquet
 from support.refusal import refused
 
-from pra.data import TrainingSet, open_source
+from pra.data import open_source
 from pra.data.hf import class_labels
 from pra.data.images import CorruptImage
 
@@ -73,14 +73,6 @@ def test_hf_folder_of_images_names_classes(tmp_path: Path) -> None:
 def test_hf_resumes_in_the_middle_of_an_epoch(rows: Path, stream: str) -> None:
     one = open_source(f"hf:{rows}?label=animal{stream}")
     same_batches(one, pickle.loads(pickle.dumps(one)), start=14, stop=26, workers=1 if stream else 0)
-
-
-def test_stream_is_shuffled_within_its_windows(rows: Path) -> None:
-    data = TrainingSet(open_source(f"hf:{rows}?label=animal{STREAM}"), (8, 8), 3, config(), seed=0)
-    epochs = [[data.source_index(g) for g in range(11 * epoch, 11 * epoch + 11)] for epoch in range(3)]
-    for order in epochs:
-        assert [sorted(order[:4]), sorted(order[4:8]), sorted(order[8:])] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
-    assert len({tuple(order) for order in epochs}) == 3
 
 
 @pytest.mark.usefixtures("cache")
