@@ -264,12 +264,12 @@ def _readable(source: Source, candidates: Iterable[int], policy: OnCorrupt) -> t
         except CorruptImage:
             if policy is OnCorrupt.ERROR:
                 raise
-    raise none_readable(source, source.where(index))
+    raise none_readable(source, len(source), source.where(index))
 
 
-def none_readable(source: Source, example: str) -> PraError:
-    """Return the error for a source without a single readable image."""
-    problem = f"none of the {len(source)} images can be read (for example {example})"
+def none_readable(source: Source, tried: int, example: str) -> PraError:
+    """Return the error for a source of which no image that was tried can be read."""
+    problem = f"none of the {tried} images can be read (for example {example})"
     return PraError(f"{source.name}: {problem}. Check the data", "unreadable", name=source.name)
 
 

@@ -194,7 +194,7 @@ def _finish(partial: Path, folder: Path, source: Source, shards: list[Path], pac
     skipped = [problem for record in records for problem in record.pop("skipped")]
     images = sum(record["nsamples"] for record in records)
     if not images:
-        raise none_readable(source, skipped[0])
+        raise none_readable(source, len(source), skipped[0])
     index = {
         "__kind__": "wids-shard-index-v1",
         "wids_version": 1,

@@ -124,7 +124,9 @@ def open_source(spec: str) -> Source:
         if kind in SPLIT:
             return SPLIT[kind](spec, path, spec.endswith("@test"))
         kind, _, path = spec.partition(":")
-        opened = (SOURCES.added(kind) or _WHOLE[kind])(spec, path)
+        if kind in _WHOLE:
+            return _WHOLE[kind](spec, path)
+        opened = SOURCES.registered[kind](spec, path)
     except OSError as error:
         path, fix = error.filename or spec, "Check its permissions and the disk"
         problem = f"{path} cannot be read ({error.strerror})"

@@ -113,7 +113,7 @@ def look(source: str | Source) -> Survey:
         if time.monotonic() - begin > PATIENCE:
             break
     if not seen:
-        raise none_readable(opened, corrupt[0])
+        raise none_readable(opened, len(corrupt), corrupt[0])
     widths, heights, transparent, coloured = zip(*seen, strict=True)
     return Survey(
         source=opened.name,
