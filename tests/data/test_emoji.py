@@ -21,7 +21,6 @@ from pra.utils.extras import install_command
 
 ttLib = pytest.importorskip("fontTools.ttLib", reason="fontTools is in the extra 'emoji'")  # noqa: N816
 
-# --- a small font ---------------------------------------------------------------------------------------------
 
 # Glyph: the code point that has it, or None for those which only ligatures bring.
 GLYPHS = {".notdef": None, "grin": 0x1F600, "man": 0x1F468, "dark": 0x1F3FF, "joiner": 0x200D, "laptop": 0x1F4BB}
@@ -204,9 +203,6 @@ def test_emoji_damaged_drawing_is_corrupt(font: Path) -> None:
 def test_emoji_without_font_tools_is_refused(font: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fontTools.ttLib", None)
     refused(lambda: open_source(f"emoji:{font}"), install_command("emoji"), code="not-installed")
-
-
-# --- the real font --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -93,9 +93,6 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
         return _finish(partial, folder, source, list(shards), packing)
 
 
-# --- images -------------------------------------------------------------------------------------------------
-
-
 class Packable(NamedTuple):
     """One image to write: its number, label, kind and file; ``problem`` instead if it is left out."""
 
@@ -145,9 +142,6 @@ def _channels(image: Image.Image, kind: str) -> int:
     if image.has_transparency_data and kind != "jpg":
         return 4
     return 1 if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I") else 3
-
-
-# --- files --------------------------------------------------------------------------------------------------
 
 
 def _record(shard: Path) -> Path:

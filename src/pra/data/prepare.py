@@ -38,7 +38,9 @@ def prepare(
     if config.fit is Fit.PAD:
         if image.height > size[0] or image.width > size[1]:
             raise _unfit(image, size, where, "larger than the canvas", "Cut such images: --set data.fit=center-crop")
-        pixels = _pad(np.asarray(image), size)
+        canvas = Image.new(image.mode, (size[1], size[0]))
+        canvas.paste(image, ((size[1] - image.width) // 2, (size[0] - image.height) // 2))
+        pixels = np.asarray(canvas)
     else:
         if config.on_small is OnSmall.ERROR and (image.height < size[0] or image.width < size[1]):
             fix = "Enlarge such images: --set data.on_small=upscale"
@@ -49,16 +51,13 @@ def prepare(
     return pixels.reshape(*size, channels).transpose(2, 0, 1).copy()
 
 
-# --- colour -------------------------------------------------------------------------------------------------
-
-
 def convert(image: Image.Image, channels: int, where: str) -> Image.Image:
     """Return the image in the mode of ``channels``; transparent parts turn white, unless the model sees alpha."""
     if channels not in MODES:
         raise PraError(f"channels: {channels} is not supported. Use 1 (grey), 3 (RGB) or 4 (RGBA)", value=channels)
     check_range(image, where)
-    if image.mode.startswith("I"):
-        image = _from_16_bits(image)
+    if image.mode.startswith("I"):  # 16 bits, 0 to 65535: Pillow's own conversion to 8 bits clips
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
     mode = MODES[channels]
     if image.mode == mode and "transparency" not in image.info:
         return image
@@ -69,15 +68,6 @@ def convert(image: Image.Image, channels: int, where: str) -> Image.Image:
     if mode == "L" and image.mode != "1":
         image = image.convert("RGB")  # Pillow cannot turn LAB and others into grey directly
     return image.convert(mode)
-
-
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Scale to 8 bits: Pillow's own conversion clips. Modes I and I;16 both hold 0..65535."""
-    values = np.rint(np.asarray(image) / 257)
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
-
-
-# --- size ---------------------------------------------------------------------------------------------------
 
 
 def _unfit(image: Image.Image, size: tuple[int, int], where: str, problem: str, fix: str) -> PraError:
@@ -108,12 +98,3 @@ def cover(image: Image.Image, height: int, width: int) -> Image.Image:
     scale = max(height / image.height, width / image.width)
     scaled = round(image.width * scale), round(image.height * scale)
     return image.resize(scaled, Image.Resampling.BICUBIC)
-
-
-def _pad(pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Put the image in the middle of a canvas of zeros."""
-    height, width = pixels.shape[:2]
-    canvas = np.zeros((*size, *pixels.shape[2:]), np.uint8)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    canvas[top : top + height, left : left + width] = pixels
-    return canvas

@@ -123,9 +123,6 @@ def _scan(path: Path) -> TarIndex:
     return TarIndex.of((found._replace(label=labels[wnid]) for wnid, found in by_class), classes)
 
 
-# --- the index ----------------------------------------------------------------------------------------------
-
-
 def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Sequence[Path] = ()) -> TarIndex:
     """Return the saved index while sizes and times of ``tars`` and ``beside`` stay, and a new one otherwise.
 
@@ -151,9 +148,6 @@ def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Seque
             problem = error
     warnings.warn(f"the index of {tars[0]} will be made again each time: {problem}", stacklevel=2)
     return index
-
-
-# --- headers ------------------------------------------------------------------------------------------------
 
 
 def members(

@@ -41,9 +41,6 @@ class WebDataset(TarSource):
         super().__init__(name, shards, load_index(shards, lambda: _scan(shards, _class_names(classes)), beside))
 
 
-# --- shards -------------------------------------------------------------------------------------------------
-
-
 def _bad(name: str, problem: str) -> PraError:
     return PraError(f"data source {name!r}: {problem}", name=name)
 
@@ -130,9 +127,6 @@ def _json(where: object, data: bytes | None) -> Any:
 
 def _malformed(where: object, problem: str) -> PraError:
     return PraError(f"{where} {problem}. Repair or remove it", "unreadable", path=where)
-
-
-# --- the index ----------------------------------------------------------------------------------------------
 
 
 def _class_names(path: Path) -> list[str] | None:
