@@ -13,7 +13,6 @@ from support.data import jpeg, picture, same_batches, same_jpeg, write_parquet
 from support.refusal import refused
 
 from pra.data import open_source
-from pra.data.hf import class_labels
 from pra.data.images import CorruptImage
 
 STREAM = "&streaming=true&window=4"
@@ -29,6 +28,7 @@ def rows(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "number": (hub.Value("int32"), lambda i: i % 4),
         "name": (hub.Value("string"), lambda i: "yx"[i % 2]),
         "some": (pair, lambda i: -1),
+        "id": (hub.Value("int64"), lambda i: 10**15 if i == 1 else i),
     }
     write_parquet(path / "train.parquet", range(11), **labels)
     return path
@@ -104,12 +104,13 @@ def test_hf_corrupt_images_are_named(hub: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("query", "code", "parts"),
     [
-        ("", "invalid", ["label=COLUMN", "label=none", "animal, image, name, number, some"]),
+        ("", "invalid", ["label=COLUMN", "label=none", "animal, id, image, name, number, some"]),
         ("?label=animla", "unknown", ["'animla'", "did you mean 'animal'?"]),
         ("?image=img", "unknown", ["'img'"]),
         ("?image=name&label=none", "invalid", ["'name' holds Value"]),
         ("?label=image", "invalid", ["'image' holds no classes"]),
         ("?label=some", "invalid", ["row 0 has class -1", "label=none"]),
+        ("?label=id", "invalid", ["row 1 of hf:", "class 1000000000000000", "label=none"]),
         ("?label=animal&split=test", "unreadable", ["test"]),
         ("?config=big&label=animal", "unreadable", ["'big' not found"]),
         ("?lable=label", None, ["lable", "did you mean 'label'?"]),
@@ -122,14 +123,6 @@ def test_hf_corrupt_images_are_named(hub: Any, tmp_path: Path) -> None:
 )
 def test_hf_bad_settings_are_refused(rows: Path, query: str, code: str | None, parts: list[str]) -> None:
     refused(lambda: open_source(f"hf:{rows}{query}"), *parts, code=code)
-
-
-def test_hf_identifiers_are_not_classes() -> None:
-    """A name for each number up to the highest would fill the memory."""
-    values = np.array([3, 99_999])
-    assert len(class_labels("hf:x", "id", values, {"id": None}, 2)[1]) == 100_000
-    values[1] = 10**15
-    refused(lambda: class_labels("hf:x", "id", values, {"id": None}, 2), "row 1 of hf:x", code="invalid", value=10**15)
 
 
 @pytest.mark.usefixtures("hub")

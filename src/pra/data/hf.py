@@ -65,7 +65,7 @@ class _Rows(Files):
     """Images in one column of a data set."""
 
     def __init__(self, name: str, dataset: Any, image: str, label: str | None, values: Any, count: int) -> None:
-        labels, classes = class_labels(name, label, values, dataset.features, count)
+        labels, classes = _labels(name, label, values, dataset.features, count)
         super().__init__(name, classes, labels)
         self._image = image
         self._rows = dataset.select_columns([image]).cast_column(image, _undecoded())
@@ -244,9 +244,7 @@ def _only(name: str, option: str, kind: str, kinds: dict[str, str]) -> str:
     raise PraError(f"data source {name!r}: {len(found)} columns may be the {option}. {fix}", option=option)
 
 
-def class_labels(
-    name: str, column: str | None, values: Any, features: Any, count: int
-) -> tuple[Labels, tuple[str, ...]]:
+def _labels(name: str, column: str | None, values: Any, features: Any, count: int) -> tuple[Labels, tuple[str, ...]]:
     """Return label numbers and class names: the column's own names, the sorted texts in it, or its numbers."""
     if not count:
         raise PraError(f"data source {name!r} has no rows. Choose another split", "missing", name=name)
