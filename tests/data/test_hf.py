@@ -108,6 +108,7 @@ def test_hf_corrupt_images_are_named(hub: Any, tmp_path: Path) -> None:
         ("?label=animla", "unknown", ["'animla'", "did you mean 'animal'?"]),
         ("?image=img", "unknown", ["'img'"]),
         ("?image=name&label=none", "invalid", ["'name' holds Value"]),
+        ("?image=none&label=none", "invalid", ["'none'"]),
         ("?label=image", "invalid", ["'image' holds no classes"]),
         ("?label=some", "invalid", ["row 0 has class -1", "label=none"]),
         ("?label=id", "invalid", ["row 1 of hf:", "class 1000000000000000", "label=none"]),

@@ -224,24 +224,21 @@ def _bytes(value: Any, where: str) -> bytes:
 def _columns(name: str, choice: Choice, features: Any) -> tuple[str, str | None]:
     """Return the columns of images and of labels; None for no classes."""
     kinds = {column: type(feature).__name__ for column, feature in (features or {}).items()}
-    for given in (choice.image, choice.label):
-        if given not in (None, _WITHOUT, *kinds):
-            raise PraError(f"{name} has no column {given!r}{nearest(str(given), kinds)}", "unknown", column=given)
-    image = choice.image or _only(name, "image", "Image", kinds)
-    label = choice.label or _only(name, "label", "ClassLabel", kinds)
-    if kinds[image] != "Image":
-        raise PraError(f"{name}: column {image!r} holds {kinds[image]}, not images{nearest('', kinds)}", column=image)
+    chosen = []
+    for option, given, wanted in (("image", choice.image, "Image"), ("label", choice.label, "ClassLabel")):
+        found = [column for column, kind in kinds.items() if kind == wanted]
+        column = given if given is not None else found[0] if len(found) == 1 else option
+        if given is None and column not in kinds:
+            fix = f"Write {option}=COLUMN, or label={_WITHOUT} for data without classes{nearest('', kinds)}"
+            raise PraError(f"data source {name!r}: {len(found)} columns may be the {option}. {fix}", option=option)
+        if column not in (*kinds, _WITHOUT):
+            raise PraError(f"{name} has no column {column!r}{nearest(column, kinds)}", "unknown", column=column)
+        chosen.append(column)
+    image, label = chosen
+    if kinds.get(image) != "Image":
+        problem = f"column {image!r} holds {kinds.get(image)}, not images"
+        raise PraError(f"{name}: {problem}{nearest('', kinds)}", column=image)
     return image, None if label == _WITHOUT else label
-
-
-def _only(name: str, option: str, kind: str, kinds: dict[str, str]) -> str:
-    found = [column for column, other in kinds.items() if other == kind]
-    if len(found) == 1:
-        return found[0]
-    if option in kinds:
-        return option
-    fix = f"Write {option}=COLUMN, or label={_WITHOUT} for data without classes{nearest('', kinds)}"
-    raise PraError(f"data source {name!r}: {len(found)} columns may be the {option}. {fix}", option=option)
 
 
 def _labels(name: str, column: str | None, values: Any, features: Any, count: int) -> tuple[Labels, tuple[str, ...]]:

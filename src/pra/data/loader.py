@@ -80,7 +80,8 @@ class TrainingSet(Dataset[Sample]):
         """Return sample ``g``.
 
         Raises:
-            PraError: the image is corrupt and ``on_corrupt`` is ``error``; all images are; or as :func:`prepare`.
+            PraError: the image is corrupt and ``on_corrupt`` is ``error``, all are corrupt, or it does not fit the
+                model (:func:`pra.data.prepare`).
         """
         index, image, skipped = _readable(self.source, self._candidates(g), self.config.on_corrupt)
         # Drawing numbers takes longer than preparing a small image.
