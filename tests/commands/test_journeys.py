@@ -184,12 +184,12 @@ def test_a_path_alone_gets_the_name_that_it_lacks(
     for file in files:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).touch()
-    refused(lambda: check_name(spec), f"data source {spec!r} does not say what is there; write {meant}")
+    refused(lambda: check_name(spec), f"data source {spec!r} does not say what is there. Write {meant}")
     check_name(shlex.split(meant)[0])
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"), [("photos", "write folder:photos"), ("foldr:photos", "did you mean 'folder'?")]
+    ("spec", "said"), [("photos", "Write folder:photos"), ("foldr:photos", "did you mean 'folder'?")]
 )
 @pytest.mark.parametrize("recipe", [[], ["tiny", "--run-dir", "runs/own-photos"]])
 def test_a_misspelt_source_is_no_other_configuration(

@@ -126,7 +126,7 @@ def test_floating_point_pixels_count_as_corrupt_when_looked_at_and_in_training(t
 def test_nothing_to_look_at(tmp_path: Path) -> None:
     refused(lambda: look(f"folder:{tmp_path}"), f"{tmp_path} holds no images")
     (tmp_path / "a.png").write_bytes(b"nonsense")
-    refused(lambda: look(f"folder:{tmp_path}"), "none of 1 pictures", "can be read", "a.png")
+    refused(lambda: look(f"folder:{tmp_path}"), "none of the 1 images", "can be read", "a.png")
 
 
 # --- choosing -----------------------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def test_the_command_looks_chooses_trains_and_goes_on_as_chosen(
         (["--run-dir", "nowhere"], "no run at nowhere to go on with"),
         (["--data", "folder:nowhere"], "nowhere does not exist"),
         (["--data", "folder:empty"], "empty holds no images"),
-        (["--data", "photos"], "write folder:photos"),
+        (["--data", "photos"], "Write folder:photos"),
         (["--data", "folder:photos", "--minutes", "0"], "--minutes 0 must be positive"),
         (["--data", "folder:photos", "--minutes", "1", "--steps", "5"], "--minutes and --steps both"),
         (["--data", "folder:photos", "--steps", "0"], "steps must be positive"),

@@ -1,4 +1,4 @@
-"""Loading draws no weights to throw away, and leaves none unset."""
+"""Loading draws no weights to throw away, and leaves no number unset."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from pra import load
 from pra.models import build_model, weights
+from pra.training import averages
 from pra.training.averages import EMA, exponential
 
 MODELS = {name: lambda config=config: random_model(config) for name, config in ALL.items()} | {
@@ -36,50 +37,51 @@ class Draws(TorchFunctionMode):
 
 @pytest.fixture
 def unset_is_nan() -> Iterator[None]:
-    """What torch takes from memory and nobody sets is not a number."""
+    """Memory that torch allocates and nobody sets holds nan."""
     torch.set_deterministic_debug_mode("warn")
     yield
     torch.set_deterministic_debug_mode("default")
 
 
-@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.usefixtures("unset_is_nan")
-def test_every_number_is_loaded_and_none_drawn(name: str, half: bool, tmp_path: Path) -> None:
+def test_load_sets_every_number_and_draws_none(name: str, tmp_path: Path) -> None:
     model = MODELS[name]()
     assert all(p.isnan().any() for p in build_model(model.config, seed=None).parameters() if p.ndim == 2)
-    weights.write_model(model, tmp_path, half)
-    with Draws() as drawn:
-        loaded = load(tmp_path)
-    assert drawn.numbers == 0
-    expected = {name: value.half().float() if half else value for name, value in model.named_parameters()}
-    assert dict(loaded.named_parameters()).keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in loaded.named_parameters())
-    buffers = dict(model.named_buffers())
-    assert buffers
-    assert all(torch.equal(value, buffers[name]) for name, value in loaded.named_buffers())
-    assert all(p.requires_grad and p.dtype is torch.float32 for p in loaded.parameters())
+    for half in (False, True):
+        folder = tmp_path / str(half)
+        folder.mkdir()
+        weights.write_model(model, folder, half)
+        with Draws() as drawn:
+            loaded = load(folder)
+        assert drawn.numbers == 0
+        expected = {name: p.half().float() if half else p for name, p in model.named_parameters()}
+        found = dict(loaded.named_parameters())
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+        assert all(p.requires_grad and p.dtype is torch.float32 for p in found.values())
+        buffers = dict(model.named_buffers())
+        assert buffers
+        assert all(torch.equal(value, buffers[name]) for name, value in loaded.named_buffers())
 
 
-def test_initial_weights_are_drawn_once() -> None:
-    """And not by torch's modules before."""
+def test_build_model_draws_each_weight_once() -> None:
     with Draws() as drawn:
         model = build_model(ALL["learned"])
-    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
-    assert drawn.numbers == matrices
+    assert drawn.numbers == sum(p.numel() for p in model.parameters() if p.ndim == 2)
 
 
 @pytest.mark.parametrize("config", [ALL["learned"], JITS["jit"]])
-def test_without_memory_nothing_is_real(config: Any) -> None:
+def test_build_model_on_meta_needs_no_memory(config: Any) -> None:
     with torch.device("meta"):
         model = build_model(config, seed=None)
     assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
-def test_an_average_of_parts_is_assembled_of_them_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EMA, "_sharded", lambda ema: True)
+def test_average_of_parts_is_assembled_without_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     ema = EMA(random_model(), exponential(0.5))
     ema.model.classes = tuple("abcde")
+    monkeypatch.setattr(averages, "is_sharded", lambda _: True)
     parts = ema.parts(here=True)
     with Draws() as drawn:
         model = ema.assembled(dict(parts))
@@ -90,7 +92,7 @@ def test_an_average_of_parts_is_assembled_of_them_alone(monkeypatch: pytest.Monk
     assert not any(p.requires_grad for p in model.parameters())
     assert all(torch.equal(value, ema.model.state_dict()[name]) for name, value in model.state_dict().items())
     assert torch.equal(model.backbone.transformer.rotary, ema.model.backbone.transformer.rotary)
-    ema.model.backbone.next_position.zero_()  # training goes on
+    ema.model.backbone.next_position.zero_()  # as training would
     assert model.backbone.next_position.any()
     del parts["backbone.next_position"]
     with pytest.raises(RuntimeError, match=r"Missing key.*backbone\.next_position"):
