@@ -25,9 +25,8 @@ from pra.data.loader import read_ahead, reading
 from pra.errors import PraError
 from pra.evaluation import probe, rollout_gap
 from pra.evaluation.classifier import fit_classifier
-from pra.evaluation.probe import Task
+from pra.evaluation.probe import Task, find_linear
 from pra.evaluation.probe_features import Layers
-from pra.evaluation.probe_linear import find_linear
 from pra.evaluation.reference import from_source
 from pra.evaluation.samples import common_shape, pictures, prepared
 from pra.sampling import Sampler

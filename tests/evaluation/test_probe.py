@@ -23,9 +23,8 @@ from pra.commands.probe import features_command, probe_command
 from pra.config import DataConfig
 from pra.data import open_source
 from pra.evaluation import classifier, probe_features
-from pra.evaluation.probe import Task, held_out
+from pra.evaluation.probe import LINEAR, Linear, Task, accuracy, find_linear, held_out
 from pra.evaluation.probe_features import Layers, Pixels, Pooling, check_memory, select
-from pra.evaluation.probe_linear import LINEAR, Linear, accuracy, find_linear
 from pra.models import JiT, weights
 from pra.utils.distributed import World
 from pra.utils.pixels import from_uint8

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pra.config import to_dict
+from pra.evaluation.comparable import PREFIX
 from pra.evaluation.compare.columns import FIGURES, Column, Run
-from pra.evaluation.compare.figures import PREFIX, figure_sections
+from pra.evaluation.compare.figures import figure_sections
 from pra.evaluation.compare.table import Row, Section, one_line, rendered
 from pra.evaluation.report.charts import thinned
 from pra.evaluation.report.content import cell
@@ -21,14 +22,14 @@ MANY = f"{{}} are all evaluations of it, and none is called {FIGURES}: give the 
 
 
 def compared(columns: Sequence[Column]) -> str:
-    """Everything that is known of the columns, as text for a terminal."""
+    """Return all that is known of the columns, as text for a terminal."""
     sections, notes = _evaluations(columns)
     table = rendered([column.name for column in columns], [*_settings(columns), *_training(columns), *sections])
     return "\n".join([table, *map(one_line, notes)])
 
 
 def flattened(values: Any, path: str = "") -> dict[str, Any]:
-    """``{"train.optimizer.lr": 0.001, ...}``: settings by the names that ``--set`` takes."""
+    """Return ``{"train.optimizer.lr": 0.001, ...}``: settings by the names that ``--set`` takes."""
     if not isinstance(values, dict):
         return {path: values}
     prefix = f"{path}." if path else ""
@@ -36,7 +37,7 @@ def flattened(values: Any, path: str = "") -> dict[str, Any]:
 
 
 def differing(settings: Sequence[dict[str, Any] | None]) -> list[Row]:
-    """A row per setting in which those that are known differ."""
+    """Return a row per setting in which the known ones differ."""
     known = [values for values in settings if values is not None]
     rows = []
     for name in dict.fromkeys(name for values in known for name in values):
@@ -46,14 +47,12 @@ def differing(settings: Sequence[dict[str, Any] | None]) -> list[Row]:
 
 
 def _setting(values: dict[str, Any], name: str) -> str:
-    """As ``--set`` would have it."""
     if name not in values:
         return NOTHING
     return values[name] if isinstance(values[name], str) else json.dumps(values[name])
 
 
 def _settings(columns: Sequence[Column]) -> list[Section]:
-    """Of the runs. What a recipe is to be held against is no setting."""
     settings = [flattened(to_dict(c.run.config) | {"targets": None}) if c.run else None for c in columns]
     if sum(values is not None for values in settings) < 2:
         return []
@@ -83,16 +82,12 @@ def _training(columns: Sequence[Column]) -> list[Section]:
 
 
 def _last(run: Run, name: str) -> float | None:
-    """Return the last point of the report's curve, whose points are means of neighbours in a long run.
-
-    None where the run does not have the term at its end: it never did, or an earlier version named its terms otherwise.
-    """
+    """Return the last point of the report's curve; None for a term that the run does not have at its end."""
     points = points_of(run.metrics, name)
     return thinned(points)[-1][1] if points and points[-1][0] == run.metrics[-1]["step"] else None
 
 
 def _evaluations(columns: Sequence[Column]) -> tuple[list[Section], list[str]]:
-    """What was judged, the figures, and lines to go with them."""
     unread = [f"{column.name}: {MANY.format(', '.join(column.unread))}" for column in columns if column.unread]
     if not any(column.report for column in columns):
         return [], [*unread, "no figures: `pra eval RUN --out RUN/figures.json` measures them"]
@@ -103,25 +98,22 @@ def _evaluations(columns: Sequence[Column]) -> tuple[list[Section], list[str]]:
 
 
 def _maker(column: Column) -> str:
-    """The checkpoint, model folder, file or folder of pictures that the images are of."""
     images = (column.known("images", kind) for kind in ("model", "file", "folder"))
     return next((Path(str(path)).name for path in images if path), NOTHING)
 
 
 def _average(column: Column) -> str:
-    """The name of the weights' file: that of their average, or ``model`` of raw and of exported ones."""
     name = column.known("images", "weights") or column.known("images", "made", "weights", "file")
     return Path(str(name)).stem if name else NOTHING
 
 
 def _weights(column: Column) -> str:
-    """The beginning of their SHA-256, as far as it is known: a file of images may say of which it is."""
     sha256 = column.known("images", "weights_sha256") or column.known("images", "made", "weights", "sha256")
     return str(sha256 or NOTHING)[:PREFIX]
 
 
 def _sampled(column: Column) -> dict[str, Any] | None:
-    """The sampling settings, with the arithmetic, and how labels were chosen; None of images from elsewhere."""
+    """Return the sampling settings, and how labels were chosen; None for images from elsewhere."""
     sampling = column.known("images", "sampling") or column.known("images", "made", "sampling")
     if not isinstance(sampling, dict):
         return None
@@ -132,7 +124,7 @@ def _sampled(column: Column) -> dict[str, Any] | None:
 
 
 def _gone_on(column: Column) -> str | None:
-    """Figures outlive the checkpoint that they were measured at: a reader must see that."""
+    """Tell that figures are of an earlier checkpoint."""
     newest, model = column.run.newest if column.run else None, column.known("images", "model")
     if newest is None or model is None or newest.name == Path(str(model)).name:
         return None
@@ -148,4 +140,4 @@ TOLD: dict[str, Callable[[Column], str]] = {
     "features, SHA-256": lambda column: column.text("features", "sha256")[:PREFIX],
     "reference": lambda column: column.text("reference", "name"),
 }
-"""What is said of every evaluation."""
+"""Rows of every evaluation."""
