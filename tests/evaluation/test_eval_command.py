@@ -25,7 +25,7 @@ from pra.config import DataConfig
 from pra.data import open_source
 from pra.evaluation import metrics
 from pra.evaluation.collect import collect, digest_sum
-from pra.evaluation.evaluate import _describe, _figures
+from pra.evaluation.evaluate import all_figures, describe
 from pra.evaluation.features import Features
 from pra.evaluation.outputs import Outputs
 from pra.evaluation.reference import from_file, from_source, summarise
@@ -362,7 +362,7 @@ def test_the_references_neighbours_are_found_once(monkeypatch: pytest.MonkeyPatc
     measured = collect([Batch(real, None, 0)], extractor, 30, 30, progress=False)
     reference = summarise(measured[metrics.Protocol.ADM], "real", None)
     judged = collect([Batch(made, None, 0)], extractor, 20, 20, progress=False)
-    figures = _figures(judged, reference, False)
+    figures = all_figures(judged, reference)
     assert found == [30, 20, 20]
     assert reference.kept is not None
     for protocol, collector in judged.items():

@@ -25,7 +25,7 @@ from pra.config import GuidanceSchedule, SamplingConfig, Solver
 from pra.errors import NotFiniteError
 from pra.evaluation import classifier
 from pra.evaluation.evaluate import Report
-from pra.evaluation.sweep.pictures import _curves
+from pra.evaluation.sweep.pictures import curves as _curves
 from pra.evaluation.sweep.points import Point, points
 from pra.evaluation.sweep.results import Result, find_best, hints, table
 from pra.sharing.push import export

@@ -27,7 +27,7 @@ from pra.evaluation.metrics import (
     psnr,
     ssim,
 )
-from pra.evaluation.reference import Reference, gaussian
+from pra.evaluation.reference import Reference
 from pra.models import Model
 from pra.sampling.batches import Batch
 from pra.utils.distributed import ALONE, World
@@ -169,7 +169,7 @@ def _figures(collector: Collector, reference: Reference, truth: Balls | None, pr
     figures: Figures = {}
     pairs = {"fid": (collector.pool, reference.pool), "sfid": (collector.spatial, reference.spatial)}
     for name, (own, real) in Progress(pairs.items(), desc="FID", leave=False, disable=not progress):
-        figures[name] = None if own is None or real is None else frechet_distance(*gaussian(own), *real)
+        figures[name] = None if own is None or real is None else frechet_distance(*own.gaussian, *real)
     if kept is not None and min(len(kept), collector.keep) >= 2:
         figures["kid"], figures["kid_std"] = kernel_distance(collector.kept.numpy(), kept.numpy(), progress=progress)
     if truth is not None and collector.keep > NEIGHBOURS:
@@ -230,7 +230,7 @@ def reconstruct(
             copies.merge(other_copies)
         copies.check_complete()
         return {
-            "reconstruction_fid": frechet_distance(*gaussian(copies.pool), *gaussian(originals.pool)),
+            "reconstruction_fid": frechet_distance(*copies.pool.gaussian, *originals.pool.gaussian),
             "psnr": sum(part[2] for part in parts) / count,
             "ssim": sum(part[3] for part in parts) / count if large else None,
         }

@@ -89,10 +89,10 @@ class Moments:
         self.count = total
 
     @property
-    def covariance(self) -> Array:
-        """Return the unbiased covariance, as numpy's ``cov``; needs two rows."""
+    def gaussian(self) -> tuple[Array, Array]:
+        """Return mean and unbiased covariance, as numpy's ``cov``; needs two rows."""
         assert self.count >= 2, "a covariance needs two rows"
-        return self.scatter / (self.count - 1)
+        return self.mean, self.scatter / (self.count - 1)
 
 
 def frechet_distance(mean1: Array, covariance1: Array, mean2: Array, covariance2: Array) -> float:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from pra.data.loader import reading
 from pra.errors import PraError
 from pra.evaluation.collect import Collected, Collector, collect, merged
 from pra.evaluation.features import FeatureExtractor
-from pra.evaluation.metrics import NEIGHBOURS, Array, Balls, Moments, Protocol
+from pra.evaluation.metrics import NEIGHBOURS, Array, Balls, Protocol
 from pra.evaluation.samples import prepared
 from pra.sampling.batches import Batch, NpzBatch
 from pra.utils.distributed import ALONE, World
@@ -30,19 +30,12 @@ from pra.utils.provenance import file_sha256
 
 FORMAT = 1
 _NUMBERS = ("mu", "sigma", "mu_s", "sigma_s", "features")
-_DAMAGED = "is damaged", "write it again"
+DESCRIPTION = ("name", "features", "fingerprint", "shape", "fit", "count", "prepared", "images_sha256")
+"""Fields of a reference that our own files keep beside the numbers."""
 
 
-class Gaussian(NamedTuple):
-    """Mean ``(D,)`` and covariance ``(D, D)``, float64."""
-
-    mean: Array
-    covariance: Array
-
-
-def gaussian(moments: Moments) -> Gaussian:
-    """Return the Gaussian with these moments."""
-    return Gaussian(moments.mean, moments.covariance)
+Gaussian = tuple[Array, Array]
+"""Mean ``(D,)`` and covariance ``(D, D)``, float64."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,7 @@ class Reference:
         pairs = (
             ("features", self.features, extractor.name, f"Use --features {self.features}"),
             ("SHA-256 of features", self.fingerprint, extractor.fingerprint, "Give those weights with --weights"),
-            ("size of features", len(self.pool.mean), extractor.dim, f"Give statistics of {extractor.name}"),
+            ("size of features", len(self.pool[0]), extractor.dim, f"Give statistics of {extractor.name}"),
         )
         for what, own, now, fix in pairs:
             if own not in (None, now):
@@ -114,11 +107,10 @@ class Reference:
 
     def save(self, path: Path) -> None:
         """Write ``mu``, ``sigma`` (and ``mu_s``, ``sigma_s``) as ADM's evaluator reads them, and what else is known."""
-        names = ("name", "features", "fingerprint", "shape", "fit", "count", "prepared", "images_sha256")
-        known = {"format": FORMAT} | {name: getattr(self, name) for name in names}
-        arrays: dict[str, Any] = {"mu": self.pool.mean, "sigma": self.pool.covariance}
+        known = {"format": FORMAT} | {name: getattr(self, name) for name in DESCRIPTION}
+        arrays: dict[str, Any] = {"mu": self.pool[0], "sigma": self.pool[1]}
         if self.spatial:
-            arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
+            arrays |= {"mu_s": self.spatial[0], "sigma_s": self.spatial[1]}
         if self.kept is not None:
             arrays["features"] = self.kept.numpy()
         write_atomically(path, lambda file: np.savez(file, pra=np.array(json.dumps(known)), **arrays))
@@ -133,8 +125,8 @@ def summarise(collector: Collector, name: str, fit: str | None) -> Reference:
         shape=collector.shape,
         fit=fit,
         count=collector.count,
-        pool=gaussian(collector.pool),
-        spatial=gaussian(collector.spatial) if collector.spatial else None,
+        pool=collector.pool.gaussian,
+        spatial=collector.spatial.gaussian if collector.spatial else None,
         kept=collector.kept,
         images_sha256=collector.images_sha256,
     )
@@ -214,11 +206,14 @@ def from_file(
     return Reference(str(path), "inception", None, shape, None, None, pool, spatial, kept, file_sha256(path))
 
 
-def recorded_features(path: Path) -> tuple[str, str] | None:
-    """Return name and fingerprint of the extractor that made a file of our own; None for files of others."""
+def recorded_classifier(path: Path) -> str:
+    """Return the fingerprint of the classifier that made a file of our own; refuse other files."""
     arrays = _read(path)
-    known = _known(path, arrays) if "pra" in arrays else None
-    return (known["features"], known["fingerprint"]) if known else None
+    known = _known(path, arrays) if "pra" in arrays else {}
+    if known.get("features") != "classifier":
+        problem = f"{path} is not of a classifier"
+        raise PraError(f"{problem}. Use --features inception, or give the data source", "mismatch", path=path)
+    return str(known["fingerprint"])
 
 
 def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -233,47 +228,32 @@ def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _known(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    """Return the description in a file of our own, checked."""
-    with explained(path, *_DAMAGED):
-        known: dict[str, Any] = json.loads(str(arrays["pra"]))
-        if known["format"] != FORMAT:
-            raise PraError(f"{path} is of format {known['format']!r}. Install a newer pra", "unsupported", path=path)
-        for key, kind in (("name", str), ("features", str), ("fingerprint", str), ("fit", str), ("count", int)):
-            optional = key in ("fit", "count") or (key == "fingerprint" and known["features"] == "inception")
-            if not (isinstance(known[key], kind) or (optional and known[key] is None)):
-                raise ValueError(f"its {key} is {known[key]!r}")
-        shape = known["shape"]
-        if shape is not None and (not isinstance(shape, list) or [type(side) for side in shape] != [int] * 3):
-            raise ValueError(f"its shape is {shape!r}")
+    """Return the description in a file of our own."""
+    with explained(path, "is damaged", "write it again"):
+        known: dict[str, Any] = {"prepared": None, "images_sha256": None}  # missing from older files
+        known |= json.loads(str(arrays["pra"]))
+        if known.pop("format") != FORMAT:
+            raise PraError(f"{path} is of another format than {FORMAT}. Install a newer pra", "unsupported", path=path)
+        if sorted(known) != sorted(DESCRIPTION) or not isinstance(known["features"], str):
+            raise ValueError(f"it describes {listed(known)}")
+        known["shape"] = known["shape"] and tuple(map(int, known["shape"]))
     return known
 
 
 def _ours(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> Reference:
     known, pool = _known(path, arrays), _gaussian(path, arrays, "")
-    kept = None
+    spatial, kept = _gaussian(path, arrays, "_s") if "mu_s" in arrays else None, None
     if "features" in arrays:
-        kept = from_numpy(_numbers(path, arrays, "features", (None, len(pool.mean))).astype(np.float32))
-    return Reference(
-        name=f"{path} ({known['name']})",
-        features=known["features"],
-        fingerprint=known["fingerprint"],
-        shape=known["shape"] and tuple(known["shape"]),
-        fit=known["fit"],
-        count=known["count"],
-        pool=pool,
-        spatial=_gaussian(path, arrays, "_s") if "mu_s" in arrays else None,
-        kept=kept,
-        file_sha256=file_sha256(path),
-        prepared=known.get("prepared"),  # missing from older files
-        images_sha256=known.get("images_sha256"),
-    )
+        kept = from_numpy(_numbers(path, arrays, "features", (None, len(pool[0]))).astype(np.float32))
+    known["name"] = f"{path} ({known['name']})"
+    return Reference(**known, pool=pool, spatial=spatial, kept=kept, file_sha256=file_sha256(path))
 
 
 def _gaussian(path: Path, arrays: dict[str, npt.NDArray[Any]], suffix: str) -> Gaussian:
     """Return ``mu`` and ``sigma`` with this suffix, checked."""
     mean = _numbers(path, arrays, f"mu{suffix}", (None,))
     covariance = _numbers(path, arrays, f"sigma{suffix}", 2 * mean.shape)
-    return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))
+    return mean.astype(np.float64), covariance.astype(np.float64)
 
 
 def _numbers(

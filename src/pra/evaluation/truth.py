@@ -18,7 +18,7 @@ from pra.evaluation.classifier import Classifier, find_classifier, fit_classifie
 from pra.evaluation.dinov2 import dinov2
 from pra.evaluation.evaluate import Report, check_codec, evaluate, reconstruct
 from pra.evaluation.features import REGISTRY, FeatureExtractor, inception
-from pra.evaluation.reference import Reference, from_file, from_source, recorded_features
+from pra.evaluation.reference import Reference, from_file, from_source, recorded_classifier
 from pra.evaluation.samples import picture_shape, prepared, spread
 from pra.evaluation.subject import Subject, Work
 from pra.models import Model
@@ -28,17 +28,8 @@ from pra.utils.provenance import environment
 LABELS = ("balanced", "reference")
 
 
-@dataclass(frozen=True)
-class Truth:
-    """A reference as it was named; ``source`` is None for a file of statistics or images."""
-
-    spec: str
-    source: Source | None
-
-    @property
-    def file(self) -> Path:
-        """Return the path of the file."""
-        return Path(self.spec).expanduser()
+Truth = Source | Path
+"""What images are held against: a source, or a file of statistics or images."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +101,18 @@ def open_truth(reference: str | None, labels: str, subject: Subject, work: Work)
     spec = reference or subject.settings.data.source
     if not spec:
         raise PraError(f"{subject.target} does not name its data. Give --reference SRC or STATS.npz", "missing")
-    truth = Truth(spec, None if spec.endswith(".npz") else _open_alone(spec, work))
-    if reference and truth.source and work.world.is_first:
-        _tell_of_colour(truth.source, subject.channels)
+    truth = Path(spec).expanduser() if spec.endswith(".npz") else _open_alone(spec, work)
+    if reference and not isinstance(truth, Path) and work.world.is_first:
+        _tell_of_colour(truth, subject.channels)
     if labels == "balanced":
-        if subject.sampler and truth.source:
-            _warn_of_balance(truth.source)
+        if subject.sampler and not isinstance(truth, Path):
+            _warn_of_balance(truth)
         return truth, subject
     model = subject.sampled("--labels reference").model
-    if truth.source is None:
+    if isinstance(truth, Path):
         raise PraError(f"--labels reference: {spec} does not name classes. Give a data source", "missing", path=spec)
-    check_classes(truth.source, model, "--labels reference")
-    return truth, subject.labelled_like(truth.source)
+    check_classes(truth, model, "--labels reference")
+    return truth, subject.labelled_like(truth)
 
 
 def open_originals(truth: Truth, subject: Subject, work: Work) -> Source:
@@ -132,9 +123,9 @@ def open_originals(truth: Truth, subject: Subject, work: Work) -> Source:
     """
     model = subject.sampled("--reconstruction").model
     codec, own = check_codec(model), subject.settings.data.source
-    if truth.source is None and not own:
+    if isinstance(truth, Path) and not own:
         raise PraError("--reconstruction needs real images. Give a data source as --reference", "missing")
-    source = truth.source or _open_alone(own, work)
+    source = _open_alone(own, work) if isinstance(truth, Path) else truth
     if codec.encoder.sees_condition:
         check_classes(source, model, "--reconstruction")
     return source
@@ -187,10 +178,10 @@ def open_judge(truth: Truth, features: str, weights: Path | None, subject: Subje
     data, world = subject.settings.data, work.world
     with world.first_alone():  # downloads or fits; the other processes find it in the cache
         extractor = _extractor(truth, features, weights, subject, work)
-    if truth.source is None:
-        return Judge(extractor, from_file(truth.file, extractor, world=world), work)
+    if isinstance(truth, Path):
+        return Judge(extractor, from_file(truth, extractor, world=world), work)
     reference = from_source(
-        truth.source, subject.size, subject.channels, data, extractor, batch_size=work.batch_size, world=world
+        truth, subject.size, subject.channels, data, extractor, batch_size=work.batch_size, world=world
     )
     return Judge(extractor, reference, work)
 
@@ -208,11 +199,7 @@ def _extractor(truth: Truth, features: str, weights: Path | None, subject: Subje
         return dinov2(weights, work.device)
     if weights is not None:
         return Classifier(weights, work.device)
-    if truth.source is not None:
-        data = subject.settings.data
-        return fit_classifier(truth.source, subject.size, subject.channels, data, work.device, work.world.is_first)
-    name, fingerprint = recorded_features(truth.file) or (None, "")
-    if name != "classifier":
-        problem = f"{truth.spec} is not of a classifier, nor a data source to fit one on"
-        raise PraError(f"{problem}. Use --features inception, or give the data source", "mismatch", path=truth.spec)
-    return find_classifier(fingerprint, work.device)
+    if isinstance(truth, Path):
+        return find_classifier(recorded_classifier(truth), work.device)
+    data = subject.settings.data
+    return fit_classifier(truth, subject.size, subject.channels, data, work.device, work.world.is_first)

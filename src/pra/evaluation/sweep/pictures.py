@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from torch import Tensor
 
-from pra.evaluation.pictures import labelled_rows
 from pra.evaluation.report.content import cell
 from pra.evaluation.sweep.points import Point, value_text
 from pra.evaluation.sweep.results import Result, find_best, rank
@@ -92,3 +91,18 @@ def curves(results: Sequence[Result]) -> Figure | None:
 def _varies(name: str, results: Sequence[Result]) -> bool:
     values = [result.point.changes[name] for result in results]
     return len(set(map(str, values))) > 1 and all(type(value) in (int, float) for value in values)
+
+
+def labelled_rows(rows: Sequence[tuple[str, Image.Image]]) -> Figure:
+    """Draw pictures of one size, grey or RGB, below each other with titles on the left. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 0.82 * len(rows)))
+    panels = figure.subplots(
+        len(rows), 1, squeeze=False, gridspec_kw={"left": 0.19, "right": 1, "bottom": 0, "top": 1, "hspace": 0}
+    )
+    for axes, (title, picture) in zip(panels.flat, rows, strict=True):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    return figure
