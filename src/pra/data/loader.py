@@ -156,11 +156,16 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
         pin_memory=pin_memory,
         generator=torch.Generator(),  # else the loader draws from the global one
     )
-    with workers_alive():
-        for result in loader:
-            if isinstance(result, PraError):
-                raise result
-            yield result
+    stream: Any = iter(loader)
+    try:
+        with workers_alive():
+            for result in stream:
+                if isinstance(result, PraError):
+                    raise result
+                yield result
+    finally:
+        if workers:  # the traceback of an error keeps the stream, and its workers would keep this process
+            stream._shutdown_workers()
 
 
 @contextmanager
