@@ -18,14 +18,14 @@ from support.files import contents
 from support.models import JIT, LEARNED, PIXEL, batch, random_jit, random_model
 from support.refusal import refused
 
-from pra import PraError, cli
+from pra import cli
 from pra.commands.probe import features_command, probe_command
 from pra.config import DataConfig
 from pra.data import open_source
 from pra.evaluation import classifier, probe_features
-from pra.evaluation.probe import LINEAR, Linear, Task, accuracy, find_linear, held_out
+from pra.evaluation.probe import LINEAR, Linear, Task, accuracy, held_out
 from pra.evaluation.probe_features import Layers, Pixels, Pooling, check_memory, select
-from pra.models import JiT, weights
+from pra.models import weights
 from pra.utils.distributed import World
 from pra.utils.pixels import from_uint8
 from studies import SETTINGS, STUDIES, Cell, Scale, Setting, run_study
@@ -107,10 +107,9 @@ def separable(count: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_linear_classifier_finds_what_is_linear_and_nothing_in_noise(name: str) -> None:
     x, y = separable()
     found = accuracy(LINEAR[name], (x[:200], y[:200]), (x[200:], y[200:]), 3, CPU)
-    assert found.top1 > 0.9
-    assert found.validation > 0.9
+    assert min(found[:2]) > 0.9  # on the held-out set, in validation
     noise = torch.randint(3, (300,), generator=torch.Generator().manual_seed(1))
-    assert accuracy(LINEAR[name], (x[:200], noise[:200]), (x[200:], noise[200:]), 3, CPU).top1 < 0.5
+    assert accuracy(LINEAR[name], (x[:200], noise[:200]), (x[200:], noise[200:]), 3, CPU)[0] < 0.5
 
 
 def test_the_held_out_set_chooses_nothing() -> None:
@@ -126,8 +125,7 @@ def test_the_held_out_set_chooses_nothing() -> None:
     linear, y = Linear("l", "s", (1.0, 2.0, 3.0), fit), (x[:, 0] > 0).long()
     for truth in (y, 1 - y):
         found = accuracy(linear, (x, y), (x, truth), 2, CPU)
-        assert (found.value, found.validation) == (2.0, 1.0)
-        assert found.top1 == (1.0 if truth is y else 0.0)
+        assert found == (1.0 if truth is y else 0.0, 1.0, 2.0)
     assert seen == [(45, 5, (1.0, 2.0, 3.0)), (50, 50, (2.0,))] * 2
 
 
@@ -172,7 +170,7 @@ def test_probe_writes_a_table_and_a_report(trained: Path, tmp_path: Path, capsys
     assert any("pixels: " in line for line in said)
     assert contents(trained) == before
 
-    refused(lambda: probe_command(trained, out=out), "probe.json", "exists already")
+    refused(lambda: probe_command(trained, out=out), str(out))
     probe_command(trained, num=100, layers="2", only_run=True, device="cpu")
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 4
@@ -220,7 +218,7 @@ def test_features_are_written_whole_or_not_at_all(
     assert (known["layer"], known["pooling"], known["source"], known["count"]) == (1, "both", "digits@test", 50)
     assert known["classes"] == list(source.classes)
 
-    refused(lambda: features_command(trained, layer=1, out=out), "f.npz", "exists already")
+    refused(lambda: features_command(trained, layer=1, out=out), str(out))
     other = tmp_path / "other.npz"
     with full_disk(4096):
         refused(lambda: features_command(trained, layer=1, out=other, device="cpu"), "other.npz", "cannot be written")
@@ -232,12 +230,10 @@ def test_features_are_written_whole_or_not_at_all(
 
 def test_models_that_lack_what_is_asked_for() -> None:
     model, jit = random_model(), random_jit()
-    refused(lambda: Layers(model, [3]), "layer 3", "layers 1 to 2")
-    refused(lambda: Layers(model, [0]), "layer 0", "layers 1 to 2")
-    refused(lambda: Layers(model, [1], 0.5), "--time", "JiT")
-    refused(lambda: Layers(jit, [1], 1.5), "--time 1.5", "from 0")
-    refused(lambda: Layers(jit, [1]), "--time")
-    assert isinstance(jit, JiT)
+    for layer in (0, 3):
+        refused(lambda layer=layer: Layers(model, [layer]), "1 to 2", code="unknown", layer=layer)  # type: ignore[misc]
+    for asked, time in ((model, 0.5), (jit, 1.5), (jit, None)):
+        refused(lambda asked=asked, time=time: Layers(asked, [1], time), code="invalid", value=time)  # type: ignore[misc]
 
 
 def folder_of(root: Path, classes: str, side: int = 8, each: int = 15) -> str:
@@ -253,26 +249,28 @@ def test_data_that_no_probe_can_be_made_of(trained: Path, tmp_path: Path) -> Non
     one = folder_of(tmp_path / "one", "a", each=30)
     two_classes, others = folder_of(tmp_path / "two", "ab"), folder_of(tmp_path / "others", "bc")
     small, again = folder_of(tmp_path / "small", "ab", side=4), folder_of(tmp_path / "again", "ab")
-    refused(lambda: probe_command(trained, data=one, test=one), one, "one class")
-    refused(lambda: probe_command(trained, data=two_classes), two_classes, "no held-out part", "--test")
-    refused(lambda: probe_command(trained, data="digits@test"), "digits@test", "give that")
+    refused(lambda: probe_command(trained, data=one, test=one), "one class", code="conflict", train=one)
+    refused(lambda: probe_command(trained, data=two_classes), "--test", code="missing", source=two_classes)
+    refused(lambda: probe_command(trained, data="digits@test"), code="conflict", source="digits@test")
     refused(lambda: probe_command(trained, data=two_classes, test=others), "a, b (2)", "b, c (2)")
     refused(lambda: probe_command(trained, data=small, test=again, only_run=True), "4x4", "on_small")
     for same in (again, f"{again}/", again.replace("/again", "/two/../again")):
         refused(lambda same=same: probe_command(trained, data=again, test=same), same, "other images")
-    refused(lambda: probe_command(trained, num=10), "digits gives 10 images", "at least 20")
+    refused(lambda: probe_command(trained, num=10), "10 images", "20", code="conflict", train="digits")
     refused(lambda: probe_command(trained, data="digts", test="digits@test"), "digts", "digits")
     task = Task.open(DataConfig(source=""), two_classes, again)
     assert (len(task.chosen), len(task.asked)) == (30, 30)
     folder_of(tmp_path / "lopsided", "a", each=40)
     lopsided = folder_of(tmp_path / "lopsided", "b", each=1)
-    refused(lambda: probe_command(trained, data=lopsided, test=again, num=20), "20 images", "one class")
+    refused(
+        lambda: probe_command(trained, data=lopsided, test=again, num=20), "20 images", "one class", code="conflict"
+    )
     assert held_out("idx:/data") == "idx:/data@test"
 
 
 def test_a_saved_model_needs_data(trained: Path, tmp_path: Path) -> None:
     saved = weights.save(weights.load(trained), tmp_path / "saved")
-    refused(lambda: probe_command(saved), "saved", "--data SRC")
+    refused(lambda: probe_command(saved), "--data SRC", code="missing", path=saved)
     refused(lambda: probe_command(tmp_path / "none"), "none")
 
 
@@ -280,13 +278,13 @@ def test_features_beyond_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     check_memory(2**20)
     monkeypatch.setattr(probe_features.os, "sysconf", lambda name: 2**12 if name == "SC_PAGE_SIZE" else 2**18)
     check_memory(2**30)
-    refused(lambda: check_memory(2**32), "4 GiB", "1", "--layers")
+    refused(lambda: check_memory(2**32), "4 GiB", "1", code="too-large")
 
 
 def test_a_wrong_line_is_answered_in_one(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(trained)
     for words, part in (
-        (["probe", run, "--layers", "9"], "layers 1 to 2"),
+        (["probe", run, "--layers", "9"], "layer 9"),
         (["probe", run, "--layers", "first"], "--layers"),
         (["probe", run, "--classifier", "svm"], "'svm'"),
         (["probe", run, "--num", "0"], "--num 0"),
@@ -302,8 +300,6 @@ def test_a_wrong_line_is_answered_in_one(trained: Path, tmp_path: Path, capsys: 
         assert line.startswith("pra: error: ")
         assert part in line
     assert not list(tmp_path.iterdir())
-    with pytest.raises(PraError):
-        find_linear("svm")
 
 
 # --- the study ------------------------------------------------------------------------------------------------
