@@ -21,7 +21,6 @@ from support.refusal import refused
 
 import pra
 from pra.commands.eval import evaluate_command
-from pra.commands.share import export_command
 from pra.commands.sweep import sweep_command
 from pra.config import GuidanceSchedule, SamplingConfig, Solver
 from pra.errors import NotFiniteError
@@ -30,7 +29,6 @@ from pra.evaluation.evaluate import Report
 from pra.evaluation.sweep.pictures import COLUMNS, curves
 from pra.evaluation.sweep.points import Point, points
 from pra.evaluation.sweep.results import Result, find_best, hints, table
-from pra.sharing.push import export
 from pra.utils.pixels import contact_sheet
 from pra.utils.provenance import file_sha256
 from pra.utils.signals import Interrupted
@@ -415,21 +413,3 @@ def test_bad_input_is_refused_before_any_work(
     refused(lambda: sweep(model, out, pictures, settings=("sampling.guidance=7",)), code="conflict", name="guidance")
     refused(lambda: sweep(model, out, pictures, features="inseption"), "did you mean 'inception'", code="unknown")
     assert not out.exists()
-
-
-def test_an_exported_model_is_sampled_as_it_was_told(model: Path, tmp_path: Path) -> None:
-    export_command(model, tmp_path / "told", settings=("sampling.guidance=2.5", "sampling.guidance_interval=[0, 0.8]"))
-    told = pra.load(tmp_path / "told").sampling
-    assert (told.guidance, told.guidance_interval) == (2.5, (0.0, 0.8))
-    assert told.steps == pra.load(model).sampling.steps
-    assert "guidance 2.5 (constant)" in (tmp_path / "told/README.md").read_text()
-    refused(lambda: export(tmp_path / "told", tmp_path / "again", sampling={"guidance": 1.0}), "has a card already")
-    for settings, words in (
-        (("guidance=2",), "settings of the sampler"),
-        (("data.fit=pad",), "settings of the sampler"),
-        (("sampling.guidance",), "settings of the sampler"),
-        (("sampling.guidanse=2",), "did you mean 'guidance'"),
-        (("sampling.solver=shortcut", "sampling.steps=4"), "second head"),
-    ):
-        refused(lambda given=settings: export_command(model, tmp_path / "none", settings=given), words)
-    assert not (tmp_path / "none").exists()
