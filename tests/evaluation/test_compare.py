@@ -130,7 +130,7 @@ def test_how_far_runs_came(run: Path, other: Path, compare: Compare) -> None:
     assert "settings: the same" in compare(run, shutil.copytree(run, run.with_name("copy"))).out
 
 
-def test_losses_of_long_runs_are_the_last_points_of_the_reports_curves(run: Path, compare: Compare) -> None:
+def test_losses_of_long_runs_are_means_of_the_last_steps(run: Path, compare: Compare) -> None:
     (row, *_) = read_metrics(run)
     lines = [row | {"step": step, "flow": float(step)} for step in range(1, 2 * charts.MOST_POINTS + 1)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -229,7 +229,7 @@ def test_evaluations_of_older_versions_compare_by_fields(
     assert (said or "") in (found or "")
 
 
-def test_reconstructions_compare_where_they_are_of_the_same_images(tmp_path: Path, compare: Compare) -> None:
+def test_reconstructions_compare_for_the_same_images(tmp_path: Path, compare: Compare) -> None:
     def copies(name: str, fid: float, source: str) -> Path:
         path = evaluation(tmp_path / name, {"reconstruction": {"source": source, "count": 1000}}, fid=fid)
         values = json.loads(path.read_text())
@@ -307,7 +307,7 @@ def test_names_are_no_control_characters(tmp_path: Path) -> None:
     assert compared(columns).replace("\n", "").isprintable()
 
 
-def test_long_cells_are_shortened_as_long_as_they_can_be_told_apart() -> None:
+def test_long_cells_are_shortened_unless_alike() -> None:
     long = [f"{'a' * 40}{middle}{'b' * 40}" for middle in "xy"]
     shown = rendered(["", ""], [Section("", [Row("far", [long[0], "short"]), Row("near", long)])])
     assert max(map(len, shown.splitlines()[2].split())) <= LONGEST

@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("config", [LEARNED, PIXEL], ids=["states", "pixels"])
-def test_features_are_the_tokens_of_clean_patches_under_the_null_class(config: Any) -> None:
+def test_features_are_clean_tokens_under_the_null_class(config: Any) -> None:
     model = random_model(config)
     images, labels, _ = batch(config)
 
@@ -59,7 +59,7 @@ def test_features_are_the_tokens_of_clean_patches_under_the_null_class(config: A
     assert not any(block._forward_hooks for block in model.backbone.transformer.blocks)
 
 
-def test_the_last_patch_is_no_input_of_a_causal_model_and_one_of_jit() -> None:
+def test_last_patch_is_an_input_of_jit_alone() -> None:
     images, _, _ = batch(LEARNED)
     other = images.clone()
     other[:, :, -2:, -2:] = 0.0
@@ -100,7 +100,7 @@ def separable(count: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", LINEAR)
-def test_a_linear_classifier_finds_what_is_linear_and_nothing_in_noise(name: str) -> None:
+def test_linear_classifier_finds_nothing_in_noise(name: str) -> None:
     x, y = separable()
     found = accuracy(LINEAR[name], (x[:200], y[:200]), (x[200:], y[200:]), 3, CPU)
     assert min(found[:2]) > 0.9  # on the held-out set, in validation

@@ -21,11 +21,11 @@ from pra.evaluation.outputs import Outputs
 from pra.evaluation.probe import LINEAR, VALIDATED, Figure, Task, best, find_linear, held_out
 from pra.evaluation.probe_features import Layers, Pixels, Pooling, Vectors, export_features
 from pra.evaluation.samples import prepared, spread
+from pra.evaluation.subject import open_model
 from pra.models import Model, build_model, weights
-from pra.training.run import read_run
 from pra.utils.distributed import World, join
 from pra.utils.files import write_atomically
-from pra.utils.provenance import environment, file_sha256
+from pra.utils.provenance import environment
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,13 @@ class Adjustable:
 
 @dataclass(frozen=True)
 class Opened:
-    """A frozen model, its weights' file, its run (None for a saved model), and how its images are prepared."""
+    """A frozen model, its run (None for a saved model), and how its images are prepared."""
 
     model: Model
-    folder: Path
-    weights: str
     run: RunConfig | None
     data: DataConfig
     time: float | None
+    provenance: dict[str, Any]
 
     @staticmethod
     def open(
@@ -56,34 +55,19 @@ class Opened:
         time: float | None,
     ) -> Opened:
         """Load a model; refuse one that names no data where ``data`` does not either."""
-        folder = weights.model_folder(target)
-        where = weights.run_of(folder)
-        run = read_run(where) if where else None
+        model, run, known = open_model(target, average, device)
         chosen = apply_settings(Adjustable(run.data if run else DataConfig(source="")), settings).data
         chosen = replace(chosen, source=data or chosen.source)
         if not chosen.source:
             raise PraError(f"{target} does not name its data. Give --data SRC", "missing", path=target)
-        name = weights.weights_name(folder, average)
-        model = weights.load(folder, average, device)
-        return Opened(model, folder, name, run, chosen, model.config.reading_time if time is None else time)
+        known |= {"prepared": to_dict(chosen), "label": "null class", "environment": environment()}
+        return Opened(model, run, chosen, model.config.reading_time if time is None else time, known)
 
     def layers(self, text: str) -> list[int]:
         """Return the numbers of ``"all"`` layers, or of ``"2-5,7"``."""
         if text == "all":
             return list(range(1, 1 + len(self.model.blocks)))
         return list(dict.fromkeys(parse_numbers(text, "--layers")))
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Return the model's part of a report."""
-        return {
-            "model": str(self.folder),
-            "weights": self.weights,
-            "weights_sha256": file_sha256(self.folder / self.weights),
-            "prepared": to_dict(self.data),
-            "label": "null class",
-            "environment": environment(),
-        }
 
 
 def probe_command(

@@ -122,9 +122,14 @@ def rgb_blocks(images: Tensor, what: str) -> Iterator[Tensor]:
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
     """Compute in full float32, whatever was allowed: no autocast, TF32 or bfloat16, no trial runs of convolutions."""
-    cudnn: Any = torch.backends.cudnn
-    choice, allowed = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic), _allowed()
-    matmul = _matmul_precision()
+    switches: Any = torch.backends
+    cudnn, cpu = switches.cudnn, switches.mkldnn
+    choice = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+    allowed = {kind: kind.fp32_precision for kind in (switches.cuda.matmul, cudnn.conv, cpu.matmul, cpu.conv)}
+    try:
+        matmul = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses to tell after the newer switches were used
+        matmul = None
     try:
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = device.type == "cuda", False, True
         torch.set_float32_matmul_precision("highest")  # the older switch: torch complains where the two disagree
@@ -140,20 +145,6 @@ def exact(device: torch.device) -> Iterator[None]:
             if kind.fp32_precision != precision:
                 kind.fp32_precision = precision
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = choice
-
-
-def _allowed() -> dict[Any, str]:
-    switches: Any = torch.backends
-    gpu, cpu = switches.cudnn, switches.mkldnn
-    return {kind: kind.fp32_precision for kind in (switches.cuda.matmul, gpu.conv, cpu.matmul, cpu.conv)}
-
-
-def _matmul_precision() -> str | None:
-    """What the older switch says; None where the newer ones were used, after which torch refuses to tell."""
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:
-        return None
 
 
 def inception(weights: Path | None, device: torch.device) -> Inception:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-import pra.models.weights
-from pra.config import DataConfig, Precision, SamplingConfig, apply_settings
+from pra.config import DataConfig, Precision, RunConfig, SamplingConfig, apply_settings
 from pra.data import Source, open_source
 from pra.errors import PraError
 from pra.evaluation.samples import common_shape, labels_like, pictures, spread
 from pra.method import noise
 from pra.method.noise import Purpose
+from pra.models import Model, weights
 from pra.sampling import Sampler
 from pra.sampling.batches import Batch, NpzBatch, how_sampled, sampled
 from pra.sampling.requests import Listed, Numbered, Requests
@@ -85,11 +85,11 @@ class Subject:
     def with_average(self, name: str) -> Subject:
         """Return the same labels, seeds and settings with other weights of the same model folder."""
         own, folder = self.sampled("average"), Path(self.provenance["model"])
-        known = self.provenance | _weights(folder, name)
-        if known == self.provenance:
+        if weights.weights_name(folder, name) == self.provenance["weights"]:
             return self
-        model = pra.models.weights.load(folder, name, own.model.device)
-        return replace(self, provenance=known, sampler=Sampler(model, own.config, own.precision))
+        model, _, known = open_model(folder, name, own.model.device)
+        sampler = Sampler(model, own.config, own.precision)
+        return replace(self, provenance=self.provenance | known, sampler=sampler)
 
     def labelled_like(self, source: Source) -> Subject:
         """Return the same model sampled with labels as frequent as in a source of the same classes.
@@ -108,7 +108,7 @@ def open_subject(
     work: Work,
     precision: Precision,
     settings: tuple[str, ...],
-    average: str = pra.models.weights.EMA,
+    average: str = weights.EMA,
 ) -> Subject:
     """Open a target, by default the model that comes with the package.
 
@@ -119,13 +119,13 @@ def open_subject(
     for setting in settings:
         if setting.startswith("data.flip="):
             raise PraError(f"--set {setting} has no effect: images are judged as they are. Leave it out", value=setting)
-    if target is None or is_address(target) or (target / pra.models.weights.CONFIG).exists():
+    if target is None or is_address(target) or (target / weights.CONFIG).exists():
         subject = _model(target, num or OF_A_RUN, work.device, precision, settings, average)
     else:
         subject = _folder(target, num, settings) if target.is_dir() else _batch(target, num, settings)
         for option, unused in (
             (f"--precision {precision.value}", precision is Precision.AUTO),
-            (f"--average {average}", average == pra.models.weights.EMA),
+            (f"--average {average}", average == weights.EMA),
             *((f"--set {setting}", not setting.startswith("sampling.")) for setting in settings),
         ):
             if not unused:
@@ -144,16 +144,11 @@ def _model(
     settings: tuple[str, ...],
     average: str,
 ) -> Subject:
-    folder = pra.models.weights.model_folder(target)
-    model = pra.models.weights.load(folder, average, device)
-    run = pra.models.weights.run_of(folder)
-    data = read_run(run).data if run else DataConfig(source="")
-    chosen = apply_settings(Adjustable(data, model.sampling), settings)
+    model, run, provenance = open_model(target, average, device)
+    chosen = apply_settings(Adjustable(run.data if run else DataConfig(source=""), model.sampling), settings)
     classes = model.config.num_classes
     sampler = Sampler(model, chosen.sampling, precision)
-    provenance = {
-        "model": str(folder),
-        **_weights(folder, average),
+    provenance |= {
         "sampling": how_sampled(sampler),
         "labels": f"index % {classes}",
         "seeds": f"0-{count - 1}",
@@ -165,9 +160,14 @@ def _model(
     return Subject(name, count, size, channels, chosen, provenance, sampler=sampler, requests=requests)
 
 
-def _weights(folder: Path, average: str) -> dict[str, str]:
-    name = pra.models.weights.weights_name(folder, average)
-    return {"weights": name, "weights_sha256": file_sha256(folder / name)}
+def open_model(
+    target: Path | None, average: str, device: torch.device
+) -> tuple[Model, RunConfig | None, dict[str, Any]]:
+    """Load a model; return its run's configuration, if any, and its part of a report's provenance."""
+    folder = weights.model_folder(target)
+    run, name = weights.run_of(folder), weights.weights_name(folder, average)
+    known = {"model": str(folder), "weights": name, "weights_sha256": file_sha256(folder / name)}
+    return weights.load(folder, average, device), read_run(run) if run else None, known
 
 
 def _folder(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:

@@ -45,18 +45,6 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """A file that `pra eval` wrote, in words; ``fid`` is the first protocol's, ``provenance`` all of it as JSON."""
-
-    file: str
-    columns: list[str]
-    rows: list[tuple[str, list[str]]]
-    facts: dict[str, str]
-    provenance: str
-    fid: str | None
-
-
-@dataclass(frozen=True)
 class Progress:
     """How far a run has come; ``seconds`` are those of the training steps alone, as logged."""
 
@@ -140,14 +128,8 @@ def embedded(path: Path) -> tuple[str, int, int]:
     return uri, picture.width, picture.height
 
 
-def figures(run: Path) -> list[Figures]:
-    """Return every report of `pra eval` in the run's folder, by name."""
-    newest = weights.newest_checkpoint(run)
-    return [_figures(path, report, newest) for path, report in evaluations(run).items()]
-
-
 def evaluations(run: Path) -> dict[Path, Report]:
-    """Return the reports of :func:`figures` as they were written."""
+    """Return every report of `pra eval` in the run's folder, by name."""
     found = {path: evaluation(path) for path in sorted(run.glob("*.json"))}
     return {path: report for path, report in found.items() if report is not None}
 
@@ -161,7 +143,8 @@ def evaluation(path: Path) -> Report | None:
     return None
 
 
-def _figures(path: Path, report: Report, newest: Path | None) -> Figures:
+def figures_in_words(path: Path, report: Report, newest: Path | None) -> dict[str, Any]:
+    """Return a report for the page: cells, facts, all of its provenance, and the first protocol's FID, if any."""
     made, origin = report.figures, report.provenance
     names = list(dict.fromkeys(name for column in made.values() for name in column))
     rows = [(name, [cell(column.get(name)) for column in made.values()]) for name in names]
@@ -175,8 +158,14 @@ def _figures(path: Path, report: Report, newest: Path | None) -> Figures:
         "command": command_line(command) if isinstance(command, list) else None,
         "commit": known(origin, "environment", "commit"),
     }
-    told = {name: str(value) for name, value in facts.items() if value is not None}
-    return Figures(path.name, list(made), rows, told, json.dumps(origin, indent=2), None if fid is None else cell(fid))
+    return {
+        "file": path.name,
+        "columns": list(made),
+        "rows": rows,
+        "facts": {name: str(value) for name, value in facts.items() if value is not None},
+        "provenance": json.dumps(origin, indent=2),
+        "fid": None if fid is None else cell(fid),
+    }
 
 
 def _weights(images: Any, newest: Path | None) -> str | None:

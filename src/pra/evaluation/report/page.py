@@ -74,7 +74,7 @@ def _page(run: Path, config: RunConfig, gap: MeasuredGap | None, no_gap: str | N
         "has_codec": config.model.codec is not None,
         "curves": content.curves(run, config),
         "gap": _gap(run, config, gap, no_gap),
-        "figures": content.figures(run),
+        "figures": [content.figures_in_words(*one, checkpoint) for one in content.evaluations(run).items()],
         "parameters": parameters,
         "arithmetic": arithmetic,
         "origin": _origin(origin),
