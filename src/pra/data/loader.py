@@ -156,15 +156,20 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the default would draw from the global generator
     )
-    with _workers_alive():
-        for result in loader:
-            if isinstance(result, PraError):
-                raise result
-            yield result
+    stream: Any = iter(loader)
+    try:
+        with workers_alive():
+            for result in stream:
+                if isinstance(result, PraError):
+                    raise result
+                yield result
+    finally:
+        if workers:  # the traceback of an error keeps the stream, and its workers would keep this process
+            stream._shutdown_workers()
 
 
 @contextmanager
-def _workers_alive() -> Iterator[None]:
+def workers_alive() -> Iterator[None]:
     """Explain what torch raises, wherever this process is, when a worker dies."""
     try:
         yield
@@ -186,7 +191,7 @@ def reading(stream: Generator[V]) -> Iterator[Generator[V]]:
     Raises:
         PraError: a worker was killed.
     """
-    with _workers_alive(), closing(stream):
+    with workers_alive(), closing(stream):
         yield stream
 
 

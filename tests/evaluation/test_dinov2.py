@@ -62,7 +62,7 @@ def test_features_are_each_images_own(extractor: DINOv2, weights: Path) -> None:
     assert extractor.fingerprint == file_sha256(weights)
     grey = pixels(1, channels=1)
     assert torch.equal(extractor(grey).pool, extractor(grey.repeat(1, 3, 1, 1)).pool)
-    refused(lambda: extractor(pixels(1, channels=4)), "1 or 3 channels, not 4")
+    refused(lambda: extractor(pixels(1, channels=4)), code="mismatch", channels=4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(extractor(images).pool, pool)
 
@@ -134,7 +134,7 @@ def test_weights_that_are_none(timm: Any, weights: Path, tmp_path: Path, content
         torch.save({"fc.weight": Path("x")}, path)  # unpickling it would call what the file names
     elif content == "small":
         path = weights  # of another size than ViT-L
-    refused(lambda: dinov2(path, CPU), str(path))
+    refused(lambda: dinov2(path, CPU), code="unreadable", path=path)
 
 
 def test_weights_that_cannot_be_downloaded(timm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,4 +145,4 @@ def test_weights_that_cannot_be_downloaded(timm: Any, tmp_path: Path, monkeypatc
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    refused(lambda: dinov2(None, CPU), "the weights of dinov2", "no network", module.URL, "--weights FILE")
+    refused(lambda: dinov2(None, CPU), "no network", "--weights FILE", code="unreachable", url=module.URL)
