@@ -81,12 +81,14 @@ class Callback:
 
 
 class Callbacks:
-    """Callbacks in their order. The first exception of a user's hook is kept, and that callback is left alone."""
+    """Callbacks in their order. The first exception of a user's hook is kept, and that callback is not called again."""
 
     def __init__(self, before: Sequence[Callback], users: Sequence[Callback], after: Sequence[Callback]) -> None:
         for callback in users:
             if not isinstance(callback, Callback):
-                raise PraError(f"callback {callback!r} is not a pra.Callback. Pass an instance of a subclass")
+                raise PraError(
+                    f"callback {callback!r} is not a pra.Callback. Pass an instance of a subclass", value=repr(callback)
+                )
         self._all = [*before, *users, *after]
         self._users = users
         self._failed: Callback | None = None
@@ -123,11 +125,7 @@ class Metrics(Callback):
             keep_metrics(trainer.folder, trainer.step)
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Write one line.
-
-        Raises:
-            PraError: the disk is full or refuses.
-        """
+        """Write one line."""
         if trainer.world.is_first:
             with _disk(self.path):
                 self.write(row)
@@ -151,17 +149,12 @@ class TensorBoard(Callback):
             self.board = SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=trainer.step + 1)
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Write one value per metric.
-
-        Raises:
-            PraError: the disk is full or refuses.
-        """
-        if self.board is None:
-            return
-        with _disk(trainer.folder / "tensorboard"):
-            for name, value in row.items():
-                if name != "step":
-                    self.board.add_scalar(name, value, int(row["step"]))
+        """Write one value per metric."""
+        if self.board is not None:
+            with _disk(trainer.folder / "tensorboard"):
+                for name, value in row.items():
+                    if name != "step":
+                        self.board.add_scalar(name, value, int(row["step"]))
 
     def close(self) -> None:
         """Flush what is left."""
@@ -177,7 +170,9 @@ def _disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise PraError(
-            f"{path} cannot be written ({error.strerror}); {last_good(path.parent)}; {remedy(error)}"
+            f"{path} cannot be written ({error.strerror}); {last_good(path.parent)}; {remedy(error)}",
+            code="unwritable",
+            path=path,
         ) from None
 
 
@@ -203,8 +198,7 @@ class Bar(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         """Begin at the step that the run resumes from."""
-        total = trainer.config.train.steps
-        self.bar = Progress(total=total, initial=trainer.step, unit="step", desc="train")
+        self.bar = Progress(total=trainer.config.train.steps, initial=trainer.step, unit="step", desc="train")
 
     def on_step(self, trainer: Trainer) -> None:
         """Advance by one step."""
@@ -254,7 +248,7 @@ class Pictures(Callback):
 
 @contextmanager
 def _no_reason_to_stop(step: int, what: str) -> Iterator[None]:
-    """A block of drawing: whatever fails there, be it memory or a CUDA graph, the run learns on."""
+    """A block of drawing, where every error is a warning, be it memory or a CUDA graph."""
     try:
         yield
     except Exception as error:
@@ -274,9 +268,8 @@ def _reconstructions(trainer: Trainer, model: Model) -> Tensor:
     """Real images above, the codec's below."""
     source, config = trainer.source, trainer.config.model
     count = min(GRID_RECONSTRUCTIONS, len(source))
-    # Of a stream the first: the others lie behind all that comes before them.
-    apart = 1 if isinstance(source, Streamed) else len(source) // count
-    chosen = [i * apart for i in range(count)]
+    apart = 1 if isinstance(source, Streamed) else len(source) // count  # a stream's first: the others lie far behind
+    chosen = [place * apart for place in range(count)]
     pixels, labels = load_images(source, chosen, config.image_size, config.channels, trainer.config.data)
     real = from_uint8(pixels).to(trainer.device)
     return torch.cat([real, model.reconstruct(real, labels.to(trainer.device))])

@@ -1,7 +1,6 @@
-"""What a run that goes on may find elsewhere than it began: its data, and the weights that it began with.
+"""Where the data and the first weights of a run lie now: ``config.json`` names a place, ``environment.json`` a content.
 
-``config.json`` names both by where they lie, ``environment.json`` says by what they hold. Another place is taken for
-the same where it holds the same.
+A run resumes with data or first weights from another place if they hold the same.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ ENVIRONMENT = "environment.json"
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """What ``environment.json`` says of a run; nothing where there is none.
+    """Return ``environment.json`` of a run; empty where there is none.
 
     Raises:
         PraError: it cannot be read.
@@ -33,16 +32,16 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 def contents(source: Source) -> dict[str, Any]:
-    """What tells data from others, wherever they lie: how many images, their labels, and the first image.
+    """Return what identifies data wherever they lie: the number of images, their labels, and the first image.
 
-    Labels alone would not do: data without classes have all the same. Of a stream no image is looked at.
+    Labels are not enough: without classes they are all the same. The first image of a stream is not read.
     """
     labels = hashlib.sha256(source.labels.astype("<i8").tobytes()).hexdigest()
     return {"images": len(source), "labels_sha256": labels, "first_image_sha256": _first_image(source)}
 
 
 def _first_image(source: Source) -> str | None:
-    """Of its file where there is one: what a decoder makes of a JPEG changes with its version."""
+    """The hash of its file where there is one: pixels of a JPEG depend on the decoder's version."""
     if isinstance(source, Streamed):
         return None
     try:
@@ -53,13 +52,7 @@ def _first_image(source: Source) -> str | None:
 
 
 def check_contents(folder: Path, before: RunConfig, config: RunConfig, source: Source) -> None:
-    """Looks whether a run that has learnt from one source may go on with another.
-
-    Args:
-        folder: the run's.
-        before: its configuration until now.
-        config: the one that is asked for.
-        source: that names, opened.
+    """Check that the run in ``folder``, until now of ``before``, may resume with ``source``, which ``config`` names.
 
     Raises:
         PraError: they hold different images.
@@ -72,29 +65,27 @@ def check_contents(folder: Path, before: RunConfig, config: RunConfig, source: S
         other = "others" if found["images"] == known["images"] else f"{found['images']}"
         raise PraError(
             f"{folder} has been trained on {before.data.source} ({known['images']} images), and {config.data.source} "
-            f"holds {other}; nothing was changed: go on with the same images, wherever they lie, or choose another "
-            "--run-dir"
+            f"holds {other}. Use the same images, wherever they lie, or another --run-dir",
+            code="mismatch",
+            path=folder,
+            source=config.data.source,
+            known=before.data.source,
         )
 
 
 def may_lie_elsewhere(setting: str, folder: Path, config: RunConfig) -> bool:
-    """Whether it is no other run for which ``config`` differs in this setting from the run in ``folder``.
+    """Return whether a difference in this setting may be another place of the same content.
 
-    Of data that is so where it is known what the run's hold: :func:`check_contents` compares that, when they are open.
+    For data it is enough that the content is recorded: :func:`check_contents` compares it when they are open.
     """
     if setting == "data.source":
         return "data" in recorded(folder)
-    return setting == "initial" and _same_start(folder, config.initial, config.initial_average)
-
-
-def _same_start(folder: Path, initial: str | None, average: str) -> bool:
-    """Whether these weights of ``initial`` are those that the run in ``folder`` began with, as far as that is known."""
     known = recorded(folder).get("initial")
-    if not known or initial is None or is_address(initial):
+    if setting != "initial" or not known or config.initial is None or is_address(config.initial):
         return False
     try:
-        start = weights.model_folder(initial)
-        name = weights.weights_name(start, average)
+        start = weights.model_folder(config.initial)
+        name = weights.weights_name(start, config.initial_average)
         return bool(file_sha256(start / name) == known.get("sha256"))
     except PraError:  # nothing there
         return False

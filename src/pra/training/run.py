@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pra.config import RunConfig, differences, from_dict, to_dict
-from pra.data import Source
+from pra.data import Source, open_source
 from pra.errors import PraError
 from pra.models.weights import CONFIG, read_json
 from pra.training.moved import ENVIRONMENT, check_contents, contents, may_lie_elsewhere, recorded
@@ -31,15 +31,13 @@ METRICS = "metrics.jsonl"
 COMMON = (
     "step", "total", "state_std", "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped",
 )  # fmt: skip
-"""What every line of the metrics has; its other values are the terms of the loss (:mod:`pra.method.objectives`)."""
+"""Names in every line of the metrics; all others are terms of the loss (:mod:`pra.method.objectives`)."""
 VALIDATION = "validation_"
-"""Before the name of a term: its value on held-out images."""
+"""Prefix of a term's value on held-out images."""
 SEEN_WITHIN = 90.0
-"""Seconds until what one machine has written is seen by all: network file systems remember for a while what was not
-there."""
+"""Seconds until all machines see what one has written: network file systems cache what was missing."""
 
-# What may change between two commands on the same run: it decides how long, how visibly and on which memory it goes
-# on, and what stops it, but not what is learnt.
+# Settings that may change when a run resumes, because they change no weight.
 FREE = {
     "train": (
         "steps", "compile", "micro_batch_size", "parallel", "activation_checkpointing", "log_every", "sample_every",
@@ -50,59 +48,87 @@ FREE = {
 
 
 def check_run(folder: Path, config: RunConfig, classes_known: bool = True) -> None:
-    """Looks whether a run of this configuration can begin, or go on, in ``folder``; writes nothing.
+    """Check that a run of this configuration can begin or resume in ``folder``; write nothing.
 
-    Other data than the run's, by name, pass here where it is known what the run's hold: :func:`check_data` compares
-    that, when they are open.
+    Another name of the data passes where the run recorded what its data hold: :func:`checked_source` compares that.
 
     Args:
         folder: the run's.
         config: what is asked for.
-        classes_known: False before the data were opened, which say how many classes the model has.
+        classes_known: False before the data are opened, which decide the number of classes.
 
     Raises:
         PraError: the folder holds something else, or a run of another configuration (the differences are named).
     """
     if not (folder / CONFIG).exists():
         if folder.exists() and not folder.is_dir():
-            raise PraError(f"{folder} is a file, not the folder of a run; choose another --run-dir")
+            raise PraError(f"{folder} is a file. Use another --run-dir", code="exists", path=folder)
         if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
-            raise PraError(f"{folder} is not empty and is no run (it holds no {CONFIG}); choose another --run-dir")
+            raise PraError(
+                f"{folder} is not empty and is not a run folder (no {CONFIG}). Use another --run-dir",
+                code="exists",
+                path=folder,
+            )
         return
     there, asked = _fixed(read_run(folder)), _fixed(config)
     if not classes_known:
         asked["model"]["num_classes"] = there["model"]["num_classes"]
     changed = differences(there, asked)
     if not all(may_lie_elsewhere(line.partition(":")[0], folder, config) for line in changed):
+        differing = "; ".join(changed)
         raise PraError(
-            f"{folder} is a run of another configuration ({'; '.join(changed)}); nothing was changed: "
-            "repeat its own settings to go on, or choose another --run-dir"
+            f"{folder} is a run of another configuration ({differing}). Repeat its settings, or use another --run-dir",
+            code="mismatch",
+            path=folder,
+            differences=differing,
         )
 
 
-def check_data(folder: Path, config: RunConfig, source: Source) -> None:
-    """Looks whether a run, if there is one in ``folder``, may go on with the images of ``source``.
+def checked_source(folder: Path, config: RunConfig, source: Source | None, losses: Mapping[str, float]) -> Source:
+    """Return the training images, after all checks that the run can begin or resume in ``folder``.
+
+    Args:
+        folder: the run's.
+        config: what is asked for.
+        source: open images, in place of those that ``config`` names.
+        losses: weights of the user's terms of the loss, by name.
 
     Raises:
-        PraError: it has learnt from others.
+        PraError: as :func:`check_run`; or the run learned from other images, or with other terms.
     """
-    if (folder / CONFIG).exists():
+    check_run(folder, config)
+    begun = (folder / CONFIG).exists()
+    known = recorded(folder).get("losses", {}) if begun else losses
+    if known != losses:
+        raise PraError(
+            f"{folder} has been trained with losses={known}, not {dict(losses)}. Pass the same losses to pra.train, or "
+            "use another --run-dir",
+            code="mismatch",
+            path=folder,
+            losses=known,
+        )
+    source = source or open_source(config.data.source)
+    if begun:
         check_contents(folder, read_run(folder), config, source)
+    return source
 
 
 def check_shared(folder: Path, world: World) -> None:
-    """Looks whether every process sees the folder that the first one has locked: only that one writes most of it.
+    """Check that every process sees the folder that rank 0 has locked.
 
     Raises:
-        PraError: this process sees another folder, or none.
+        PraError: this process sees another folder, or does not see it.
     """
     expected = world.combine(holder_of(folder), lambda holders: holders[0])
     deadline = time.monotonic() + SEEN_WITHIN
     while holder_of(folder) != expected:
         if time.monotonic() > deadline:
             raise PraError(
-                f"process {world.rank} on {platform.node()} does not see the folder {folder} of process 0, {expected}; "
-                "choose a --run-dir on a disk that all machines share"
+                f"process {world.rank} on {platform.node()} does not see the folder {folder} of process 0, {expected}. "
+                "Use a --run-dir on a disk that all machines share",
+                code="missing",
+                path=folder,
+                rank=world.rank,
             )
         time.sleep(0.5)
 
@@ -115,94 +141,68 @@ def write_run(
     initial: dict[str, Any] | None = None,
     losses: Mapping[str, float] | None = None,
 ) -> None:
-    """Makes the folder of a run that is about to train, or brings ``config.json`` and ``environment.json`` up to date.
+    """Write or update ``config.json`` and ``environment.json`` of a run that is about to train.
 
     Args:
         folder: the run's.
         config: the run's.
         source: the images that it learns from.
-        processes: that train.
-        initial: where its first weights come from (:func:`pra.training.initial.load_initial`); None leaves what is
-            known.
+        processes: how many train.
+        initial: the origin of its first weights (:func:`pra.training.initial.load_initial`); None keeps the record.
         losses: weights of the user's terms of the loss, by name.
 
     Raises:
-        PraError: the disk is full or refuses; or what is known of the first weights cannot be read.
+        PraError: the disk is full or refuses; or the record of the first weights cannot be read.
     """
     if config.initial is not None and initial is None:
         initial = recorded(folder).get("initial")
     known = {"processes": processes, "data": contents(source)} | ({"initial": initial} if initial else {})
     known |= {"losses": dict(losses)} if losses else {}
-    write_atomically(folder / CONFIG, _json_writer(to_dict(config)))
-    write_atomically(folder / ENVIRONMENT, _json_writer(environment() | known))
+    write_json(folder / CONFIG, to_dict(config))
+    write_json(folder / ENVIRONMENT, environment() | known)
 
 
 def read_run(folder: Path) -> RunConfig:
-    """The configuration of a run.
+    """Return the configuration of a run.
 
     Raises:
-        PraError: no such folder, or no run in it.
+        PraError: the folder is missing, or is not a run.
     """
     if not (folder / CONFIG).exists():
-        raise PraError(f"no run at {folder}: " + ("it holds no config.json" if folder.exists() else "no such folder"))
+        problem = "it holds no config.json" if folder.exists() else "no such folder"
+        raise PraError(f"no run at {folder}: {problem}", code="missing", path=folder)
     values = read_json(folder / CONFIG)
     if "recipe" not in values:
-        raise PraError(f"{folder} holds a model, not a run: its {CONFIG} names no recipe; give the folder of a run")
-    return from_dict(RunConfig, _renamed(values), str(folder / CONFIG))
-
-
-def _renamed(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run by today's names: ``train.shortcut_only`` has become ``train.trainable``."""
-    train = values.get("train")
-    if not isinstance(train, dict) or "shortcut_only" not in train:
-        return values
-    kept = {name: value for name, value in train.items() if name != "shortcut_only"}
-    return values | {"train": kept | {"trainable": "shortcut" if train["shortcut_only"] else "all"}}
-
-
-def check_losses(folder: Path, terms: Mapping[str, float]) -> None:
-    """Check that a run resumes with the user's terms of the loss that it began with.
-
-    Args:
-        folder: the run's.
-        terms: weights by name.
-
-    Raises:
-        PraError: the run has other terms or weights.
-    """
-    known = recorded(folder).get("losses", {}) if (folder / CONFIG).exists() else terms
-    if known != terms:
         raise PraError(
-            f"{folder} has been trained with losses={known}, not {dict(terms)}; nothing was changed. Pass the same "
-            "losses to pra.train, or choose another --run-dir"
+            f"{folder} holds a model, not a run: its {CONFIG} names no recipe. Give the folder of a run",
+            code="mismatch",
+            path=folder,
         )
+    train = values.get("train")
+    if isinstance(train, dict) and "shortcut_only" in train:  # the older name of train.trainable
+        train["trainable"] = "shortcut" if train.pop("shortcut_only") else "all"
+    return from_dict(RunConfig, values, str(folder / CONFIG))
 
 
 def keep_metrics(folder: Path, step: int) -> None:
-    """Drop the lines of ``metrics.jsonl`` after ``step``; makes the file.
+    """Drop the lines of ``metrics.jsonl`` after ``step``; make the file.
 
     Raises:
         PraError: the disk is full or refuses, or a line is damaged.
     """
-    kept = [row for row in read_metrics(folder) if row["step"] <= step]
-    write_atomically(folder / METRICS, _lines_writer(kept))
+    kept = "".join(json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step)
+    write_atomically(folder / METRICS, lambda file: file.write(kept.encode()))
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of ``metrics.jsonl``; an unfinished last line is left out.
+    """Return the lines of ``metrics.jsonl``, without an unfinished last line.
 
     Raises:
-        PraError: a line that is damaged.
+        PraError: a line is damaged.
     """
     path = folder / METRICS
-    if not path.exists():
-        return []
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if line.endswith("\n"):
-            rows.append(_row(line, f"{path}, line {number}"))
-    return rows
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.endswith("\n")]
 
 
 def loss_terms(rows: Iterable[Mapping[str, float]]) -> list[str]:
@@ -220,12 +220,12 @@ def points_of(rows: Iterable[Mapping[str, float]], name: str) -> list[tuple[floa
 
 
 def training_seconds(rows: list[dict[str, float]], batch_size: int, until: int | None = None) -> float:
-    """What the steps of a run took, over all its sittings: without pictures, checkpoints and whatever lay between.
+    """Return the time of a run's steps over all calls, without pictures and checkpoints.
 
     Args:
         rows: of :func:`read_metrics`.
         batch_size: images of a step.
-        until: the last step that counts; all do by default.
+        until: the last step that counts; by default all do.
     """
     seconds, before = 0.0, 0
     for row in rows:
@@ -235,28 +235,30 @@ def training_seconds(rows: list[dict[str, float]], batch_size: int, until: int |
     return seconds
 
 
+def write_json(path: Path, values: Any) -> None:
+    """Write values as indented JSON, whole or not at all.
+
+    Raises:
+        PraError: the disk is full or refuses.
+    """
+    write_atomically(path, lambda file: file.write((json.dumps(values, indent=2) + "\n").encode()))
+
+
 def _row(line: str, where: str) -> dict[str, float]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError:
         row = None
     if not isinstance(row, dict) or "step" not in row:
-        raise PraError(f"{where} is damaged; delete the line and repeat the command")
+        raise PraError(f"{where} is damaged. Delete the line and repeat the command", code="unreadable", path=where)
     return row
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
+    """The settings that may not change when a run resumes."""
     values: dict[str, Any] = to_dict(config)
     for part, names in FREE.items():
         values[part] = {name: value for name, value in values[part].items() if name not in names}
     values["data"]["validation"] = config.data.held_out_share  # another held-out source changes no weight
-    del values["sampling"]  # what is recommended for sampling changes no weight
+    del values["sampling"]
     return values
-
-
-def _json_writer(values: Any) -> Any:
-    return lambda file: file.write((json.dumps(values, indent=2) + "\n").encode())
-
-
-def _lines_writer(rows: list[dict[str, float]]) -> Any:
-    return lambda file: file.write("".join(json.dumps(row) + "\n" for row in rows).encode())

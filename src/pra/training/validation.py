@@ -80,36 +80,28 @@ class Validation(Callback):
         """Means over the held-out images, by name."""
         train = trainer.config.train
         size, _ = train.micro_batches(trainer.world.size)  # fits the memory with gradients, so without them too
-        pixels, labels = self._images(trainer)
+        if self._loaded is None:
+            count, config = min(MOST, len(self.source)), trainer.config.model
+            total = count if isinstance(self.source, Streamed) else len(self.source)  # a stream's first images
+            chosen = [place * total // count for place in range(count)]
+            self._loaded = load_images(self.source, chosen, config.image_size, config.channels, trainer.config.data)
+        pixels, labels = self._loaded
         sums: dict[str, Tensor] = {}
-        for start in range(0, len(labels), size):
-            part = slice(start, start + size)
-            shown = from_uint8(pixels[part].to(trainer.device))
-            indices = torch.arange(len(labels), device=trainer.device)[part]
+        for part in torch.arange(len(labels)).split(size):
             with autocast(trainer.device, train.precision):
                 losses = losses_of(model)(
                     model,
-                    shown,
+                    from_uint8(pixels[part].to(trainer.device)),
                     labels[part].to(trainer.device),
-                    noise.keys(SEED, indices),
+                    noise.keys(SEED, part.to(trainer.device)),
                     train.objective,
                     train.rollout if trainer.step > train.codec_warmup else None,
                     trainer.perceptual,
                     **({"extra": trainer.terms} if trainer.terms else {}),
                 )
             for name, value in losses.terms.items():
-                sums[name] = sums.get(name, torch.zeros((), device=trainer.device)) + value.float() * len(indices)
+                sums[name] = sums.get(name, torch.zeros((), device=trainer.device)) + value.float() * len(part)
         return {VALIDATION + name: value.item() / len(labels) for name, value in sums.items()}
-
-    def _images(self, trainer: Trainer) -> tuple[Tensor, Tensor]:
-        """The pixels, uint8 on the CPU, and the labels; read once."""
-        if self._loaded is None:
-            count, model = min(MOST, len(self.source)), trainer.config.model
-            # Of a stream the first: the others lie behind all that comes before them.
-            total = count if isinstance(self.source, Streamed) else len(self.source)
-            chosen = [place * total // count for place in range(count)]
-            self._loaded = load_images(self.source, chosen, model.image_size, model.channels, trainer.config.data)
-        return self._loaded
 
 
 def overfits(rows: Sequence[Mapping[str, float]]) -> bool:
