@@ -87,11 +87,7 @@ def device_memory(run: RunConfig, needs: Needs, devices: int) -> int:
 
 
 def perceptual_of(run: RunConfig, device: torch.device) -> Perceptual | None:
-    """Return LPIPS with random weights, which cost the same; ``None`` where it is not a part of the run's step.
-
-    Raises:
-        PraError: as :func:`pra.method.perceptual.lpips_distance`.
-    """
+    """Return LPIPS with random weights, which cost the same; ``None`` where it is not a part of the run's step."""
     if not run.train.objective.perceptual_weight or run.model.codec is None:
         return None
     from pra.method.perceptual import lpips_distance

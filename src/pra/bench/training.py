@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -45,7 +46,6 @@ class Measured:
     ``parts`` are seconds by name, differences of medians where a part does not run alone. ``memory`` is the peak in
     bytes: allocated on a CUDA device, elsewhere of this process. ``ratio`` is the step, without LPIPS, over a
     teacher-forced one of the same backbone, whose time is ``teacher_forced``; both are None for such a step itself.
-    ``speedup`` is the step without the compiler over the compiled one, None where it is not compiled.
     """
 
     step: Seconds
@@ -53,17 +53,10 @@ class Measured:
     memory: int
     teacher_forced: Seconds | None
     ratio: Seconds | None
-    speedup: Seconds | None
 
 
 class SyntheticStep(Step):
-    """A training step on random images, and its parts.
-
-    Args:
-        run: the configuration; its batch is this device's.
-        device: where.
-        perceptual: LPIPS, where the step has it.
-    """
+    """A training step on random images, and its parts. The batch of ``run`` is this device's."""
 
     def __init__(self, run: RunConfig, device: torch.device, perceptual: Perceptual | None = None) -> None:
         model = build_model(run.model, run.train.seed).to(device)
@@ -73,21 +66,25 @@ class SyntheticStep(Step):
         places = torch.arange(micro, device=device)
         self.images = torch.rand(micro, run.model.channels, *run.model.image_size, device=device) * 2 - 1
         self.labels, self.keys = places % run.model.num_classes, noise.keys(0, places)
+        if run.model.codec is not None:
+            clean: Any = model.clean_conditions
+            self.clean = compiled(clean, "--compile", "leave --compile out") if run.train.compile else clean
 
-    def __call__(self) -> None:
-        """Do the whole step."""
-        self.learn(self.train.rollout, self.perceptual)
-        self.update(0)
-
-    def without_perceptual(self) -> None:
-        """Do the step without LPIPS."""
-        self.learn(self.train.rollout, None)
+    def __call__(self, with_perceptual: bool = True) -> None:
+        """Do the whole step, or all but LPIPS."""
+        self.learn(self.train.rollout, self.perceptual if with_perceptual else None)
         self.update(0)
 
     def learn(self, rollout: Rollout | None, perceptual: Perceptual | None) -> None:
         """Do the passes of every micro-batch; without a rollout, the reconstruction pass alone."""
         given = itertools.repeat((self.images, self.labels, self.keys), self.count)
         self.passes(given, self.count, rollout, perceptual)
+
+    def clean_pass(self) -> None:
+        """Compute the conditions of the encoder, of every micro-batch."""
+        for _ in range(self.count):
+            with torch.no_grad(), autocast(self.device, self.train.precision):
+                self.clean(self.labels, self.model.patchify(self.images))
 
     def distances(self) -> None:
         """Compute LPIPS of every micro-batch, and its gradient."""
@@ -104,15 +101,7 @@ class SyntheticStep(Step):
         codec = self.model.config.codec
         if codec is not None:
             if codec.encoder.sees_condition:
-                clean = self.model.clean_conditions
-                clean = compiled(clean, "--compile", "leave --compile out") if self.train.compile else clean
-
-                def clean_pass() -> None:
-                    for _ in range(self.count):
-                        with torch.no_grad(), autocast(self.device, self.train.precision):
-                            clean(self.labels, self.model.patchify(self.images))
-
-                found["clean pass"] = clean_pass
+                found["clean pass"] = self.clean_pass
             found["codec"] = lambda: self.learn(None, None)
         if self.perceptual is not None:
             found["LPIPS"] = self.distances
@@ -121,13 +110,7 @@ class SyntheticStep(Step):
 
 
 def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: Perceptual | None) -> Measured:
-    """Measure a step on one device.
-
-    Args:
-        run: the configuration; its batch is the device's.
-        device: where.
-        rounds: how often everything is timed.
-        perceptual: LPIPS on the device, where the run has it.
+    """Time all parts of a step on one device, ``rounds`` times; the batch of ``run`` is the device's.
 
     Raises:
         PraError: the device's memory is too small, or the compiler fails.
@@ -138,10 +121,8 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
         if own.losses.uncompiled:  # a warning is enough for training, not for figures of what is compiled
             raise own.losses.uncompiled
         other = SyntheticStep(teacher_forced(run), device) if run.model.codec is not None else None
-        alike = replace(run, train=replace(run.train, compile=False))
-        plain = SyntheticStep(alike, device, perceptual) if run.train.compile else None
         pieces = own.pieces()
-        rows = [_round(own, pieces, other, plain) for _ in range(WARM_UPS + rounds)][WARM_UPS:]
+        rows = [_round(own, pieces, other) for _ in range(WARM_UPS + rounds)][WARM_UPS:]
     except torch.OutOfMemoryError:
         micro, count = run.train.micro_batches(1)
         smaller = "--micro" if count > 1 else "--batch, or a --micro that divides it"
@@ -157,7 +138,6 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
         memory,
         summary(series["teacher-forced"]) if other else None,
         summary([row["alone"] / row["teacher-forced"] for row in rows]) if other else None,
-        summary([row["plain"] / row["step"] for row in rows]) if plain else None,
     )
 
 
@@ -178,20 +158,15 @@ def summary(values: list[float]) -> Seconds:
 
 
 def _round(
-    own: SyntheticStep,
-    pieces: dict[str, Callable[[], object]],
-    other: SyntheticStep | None,
-    plain: SyntheticStep | None,
+    own: SyntheticStep, pieces: dict[str, Callable[[], object]], other: SyntheticStep | None
 ) -> dict[str, float]:
     """Seconds of everything, each once."""
     device = own.device
     row = {"step": timed(own, device)}
-    if plain is not None:
-        row["plain"] = timed(plain, device)
     if other is not None:
         row["alone"] = row["step"]
         if own.perceptual is not None:
-            row["alone"] = timed(own.without_perceptual, device)
+            row["alone"] = timed(lambda: own(with_perceptual=False), device)
         row["teacher-forced"] = timed(other, device)
     for name, piece in pieces.items():
         own.optimizer.zero_grad()

@@ -217,14 +217,12 @@ def _table(config: RunConfig, found: Measured, values: dict[str, Any]) -> str:
     for name, seconds in found.parts.items():
         lines.append(f"  {name:<22} {1000 * seconds:>9.4g} ms   {100 * seconds / found.step.median:.0f} %")
     if found.ratio is not None and found.teacher_forced is not None:
-        without = " (without LPIPS)" if "LPIPS" in found.parts else ""
+        ratio, without = found.ratio, " (without LPIPS)" if "LPIPS" in found.parts else ""
         lines += [
             f"{'teacher-forced step':<24} {_milliseconds(found.teacher_forced)}   of the same backbone",
-            f"{'step over that':<24} {_times(found.ratio)}{without}; "
+            f"{'step over that':<24} {ratio.median:>9.2f}x ({ratio.lowest:.2f} to {ratio.highest:.2f}){without}; "
             f"{values['flops_over_teacher_forced']:.2f}x by counted arithmetic",
         ]
-    if found.speedup is not None:
-        lines.append(f"{'without the compiler':<24} {_times(found.speedup)}")
     kind = "allocated on the device" if values["device_type"] == "cuda" else "of this process"
     lines += [
         f"{'arithmetic':<24} {_arithmetic(values['flops_per_image'], values['perceptual_flops_per_image'])}, "
@@ -237,7 +235,3 @@ def _table(config: RunConfig, found: Measured, values: dict[str, Any]) -> str:
 
 def _milliseconds(seconds: Seconds) -> str:
     return f"{1000 * seconds.median:>9.4g} ms ({1000 * seconds.lowest:.4g} to {1000 * seconds.highest:.4g})"
-
-
-def _times(ratio: Seconds) -> str:
-    return f"{ratio.median:>9.2f}x ({ratio.lowest:.2f} to {ratio.highest:.2f})"

@@ -28,11 +28,7 @@ EMA_DECAY = 0.99
 
 
 def run_folder(start: str) -> Path:
-    """Return ``runs/fashion-distilled`` beside ``runs/fashion``, or beside the run of a checkpoint.
-
-    Raises:
-        PraError: as :func:`configure`.
-    """
+    """Return ``runs/fashion-distilled`` beside ``runs/fashion``, or beside the run of a checkpoint."""
     run = _run_of(start)
     return run.with_name(f"{run.name}-{NAME}")
 
@@ -51,12 +47,9 @@ def _run_of(start: str) -> Path:
 
 
 def configure(start: str, steps: int | None = None, average: str = weights.EMA) -> RunConfig:
-    """Return the run that gives a trained run a second head.
+    """Return the run that gives the run ``start``, or one of its checkpoints, a second head.
 
-    Args:
-        start: the other run's folder, or one of its checkpoints.
-        steps: of training; by default :data:`STEPS`.
-        average: which of its weights to begin with, as :func:`pra.load` takes it.
+    ``average`` names the weights to begin with, as :func:`pra.load` takes it.
 
     Raises:
         PraError: not a run, or a run without a head of velocities, or with a second head.

@@ -87,11 +87,7 @@ class _Adjustable:
 
 
 def check_settings(start: str, settings: Sequence[str]) -> None:
-    """Refuse settings (``"model.image_size=64"``) under which a model cannot begin with the weights of ``start``.
-
-    Raises:
-        PraError: it cannot; or as :func:`pra.load` and :func:`pra.config.apply_settings`.
-    """
+    """Refuse settings (``"model.image_size=64"``) under which a model cannot begin with the weights of ``start``."""
     model = weights.read_config(weights.model_folder(start)).config
     asked = apply_settings(_Adjustable(model), [line for line in settings if line.startswith(("model.", "model="))])
     check_same_model(start, model, asked.model)
@@ -106,19 +102,9 @@ def propose(
     steps: int | None,
     device: torch.device,
 ) -> tuple[RunConfig, list[str]]:
-    """Choose a configuration that trains a model further with these pictures.
+    """Choose a configuration that trains the model in ``start`` further with these pictures (:func:`own.propose`).
 
-    Args:
-        start: where the model is.
-        model: its configuration, classes and recommended sampling; the weights do not matter.
-        run: that trained it, if known: its settings are kept.
-        survey: of the pictures.
-        minutes: that the training may take; :data:`pra.recipes.own.MINUTES` by default.
-        steps: of the training, in place of ``minutes``.
-        device: to train on.
-
-    Returns:
-        The configuration, of the recipe "fine-tuned", and the reasons, a sentence each.
+    The weights of ``model`` do not matter. The settings of ``run``, which trained it, are kept, if it is known.
 
     Raises:
         PraError: no time, or a step needs more memory than the device has.

@@ -150,9 +150,6 @@ def propose(
 
     Returns:
         The configuration, of the recipe "own", and the reasons, a sentence each.
-
-    Raises:
-        PraError: no time.
     """
     minutes = MINUTES if minutes is None else minutes
     budget = seconds_of(minutes) if steps is None else math.inf
@@ -182,11 +179,7 @@ def propose(
 
 
 def seconds_of(minutes: float) -> float:
-    """Return the seconds of training steps in so many minutes of training.
-
-    Raises:
-        PraError: no time.
-    """
+    """Return the seconds of training steps in so many minutes of training."""
     if not 0 < minutes < math.inf:
         raise PraError(f"--minutes {minutes:g} must be positive and finite", option="--minutes", value=f"{minutes:g}")
     return minutes * 60 * TRAINING_SHARE
@@ -208,10 +201,9 @@ def peak_rate(width: int) -> float:
 
 
 def seconds_per_step(config: RunConfig, device: torch.device, patience: float = 1.0) -> float:
-    """Time training steps on random images: one to warm up, then for ``patience`` seconds, 2 at least.
+    """Return the seconds of a training step on random images, without LPIPS and the compiler.
 
-    Returns:
-        Seconds of one step, without LPIPS and the compiler; infinite where the device's memory does not hold it.
+    One step warms up, then ``patience`` seconds count, 2 steps at least. Infinite where the memory does not hold it.
     """
     try:
         step = SyntheticStep(replace(config, train=replace(config.train, compile=False)), device)

@@ -20,22 +20,8 @@ def sized(
     modulations: int = 1,
     sees_condition: bool = False,
 ) -> ModelConfig:
-    """Return the configuration of a PRA model.
-
-    Args:
-        side: of square images, in pixels; or height and width.
-        channels: of the images.
-        patch_size: in pixels.
-        num_classes: of the labels.
-        backbone: depth, width and heads.
-        head: depth and width.
-        state_dim: numbers of a patch's state.
-        encoder: depth and width.
-        decoder: depth, width and heads.
-        class_tokens: before the patches.
-        modulations: AdaLN projections that the head's blocks share.
-        sees_condition: the encoder reads the backbone's condition.
-    """
+    """Return a PRA model: ``backbone`` and ``decoder`` are depth, width and heads, ``head`` and ``encoder`` depth and
+    width; ``sees_condition`` is the encoder's."""
     return ModelConfig(
         image_size=(side, side) if isinstance(side, int) else side,
         channels=channels,

@@ -51,12 +51,7 @@ def build_averages(model: Model, train: TrainConfig) -> dict[str, EMA]:
 
 
 class EMA:
-    """A moving average of a model's weights, itself a model (``.model``) that can be sampled: one more copy of them.
-
-    Args:
-        model: what is averaged; the average begins with its weights.
-        rule: how much of the average stays at each step.
-    """
+    """A moving average of a model's weights, itself a model (``.model``) that can be sampled: one more copy of them."""
 
     def __init__(self, model: Model, rule: Rule) -> None:
         self.rule = rule

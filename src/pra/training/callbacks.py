@@ -1,7 +1,5 @@
-"""Callbacks of the training loop: the base class, and the package's own, which write metrics and pictures.
-
-The loop trains, saves and stops. All else that a run shows is a callback, in this order: validation, pictures, the
-user's callbacks, ``metrics.jsonl``, TensorBoard, the final curves, a warning of collapsing states, the progress bar.
+"""Callbacks of the training loop: the base class, and the package's own, in the order in which the loop calls them:
+validation, pictures, the user's callbacks, metrics, TensorBoard, final curves, a warning of collapse, the progress bar.
 """
 
 from __future__ import annotations
@@ -61,10 +59,8 @@ class Callback:
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
         """Every ``train.log_every`` steps, and after the last step.
 
-        Args:
-            trainer: the run.
-            row: a line of ``metrics.jsonl``: means over the steps since the last line. What a callback adds to it is
-                written and drawn with the rest.
+        ``row`` is a line of ``metrics.jsonl``: means over the steps since the last line. What a callback adds to it is
+        written and drawn with the rest.
         """
 
     def on_checkpoint(self, trainer: Trainer) -> None:
@@ -107,7 +103,6 @@ class Callbacks:
                 self._failed, self.failure = callback, error
 
     def close(self) -> None:
-        """Close all callbacks in their order, the failed one too, even if closing one of them fails."""
         with contextlib.ExitStack() as stack:
             for callback in reversed(self._all):
                 stack.callback(callback.close)
@@ -119,13 +114,11 @@ class Metrics(Callback):
     path: Path
 
     def on_start(self, trainer: Trainer) -> None:
-        """Drop the lines of lost steps."""
         self.path = trainer.folder / METRICS
         if trainer.world.is_first:
             keep_metrics(trainer.folder, trainer.step)
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Write one line."""
         if trainer.world.is_first:
             with _disk(self.path):
                 self.write(row)
@@ -142,14 +135,12 @@ class TensorBoard(Callback):
     board: SummaryWriter | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        """Open the writer."""
         if trainer.world.is_first and importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=trainer.step + 1)
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Write one value per metric."""
         if self.board is not None:
             with _disk(trainer.folder / "tensorboard"):
                 for name, value in row.items():
@@ -157,7 +148,6 @@ class TensorBoard(Callback):
                         self.board.add_scalar(name, value, int(row["step"]))
 
     def close(self) -> None:
-        """Flush what is left."""
         if self.board:
             with contextlib.suppress(OSError):  # everything is in metrics.jsonl too
                 self.board.close()
@@ -180,7 +170,6 @@ class StateWarning(Callback):
     """Warns where the states may be collapsing."""
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Warn after the warm-up of the learning rate."""
         collapsed = row["state_std"] < HEALTHY_STATE_STD and trainer.config.model.codec is not None
         if collapsed and trainer.step > trainer.config.train.optimizer.warmup_steps:
             # The same words every time, so that Python shows them once.
@@ -197,22 +186,18 @@ class Bar(Callback):
     bar: Progress | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        """Begin at the step that the run resumes from."""
         self.bar = Progress(total=trainer.config.train.steps, initial=trainer.step, unit="step", desc="train")
 
     def on_step(self, trainer: Trainer) -> None:
-        """Advance by one step."""
         if self.bar is not None:
             self.bar.update()
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Show the first terms of the loss."""
         shown = [f"{name} {row[name]:.3g}" for name in loss_terms([row])[:TERMS_SHOWN]]
         if self.bar is not None:
             self.bar.set_postfix_str(", ".join([*shown, f"{row['images_per_second']:.0f} images/s"]))
 
     def close(self) -> None:
-        """Leave the bar as it is."""
         if self.bar is not None:
             self.bar.close()
 
@@ -221,7 +206,6 @@ class Curves(Callback):
     """Draws ``curves.png`` at the end."""
 
     def on_end(self, trainer: Trainer) -> None:
-        """Draw the curves, unless no step was done and they are there."""
         if trainer.world.is_first and (trainer.new_steps or not (trainer.folder / CURVES).exists()):
             draw_curves(trainer.folder)
 
@@ -230,7 +214,6 @@ class Pictures(Callback):
     """Draws samples and reconstructions from the average ``ema``. Rank 0 draws for all."""
 
     def on_sample(self, trainer: Trainer) -> None:
-        """Write both grids. Where drawing fails, a warning says why, and the run continues."""
         config = trainer.config.model
         with trainer.paused():
             parts = trainer.ema.parts(here=trainer.world.is_first)  # every process takes part in the gathering

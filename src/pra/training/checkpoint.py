@@ -42,12 +42,7 @@ def _single_process_meant() -> Iterator[None]:
 class Saver:
     """Writes the checkpoints of a run, one at a time, while the training goes on. All processes call it together.
 
-    Args:
-        run: the run's folder.
-        keep: how many checkpoints to keep, the newest.
-        world: the processes that train.
-        device: where this one trains.
-        keep_every: also keep those of every so many steps; 0 keeps no others.
+    The newest ``keep`` stay, and those of every ``keep_every`` steps; 0 keeps no others.
     """
 
     def __init__(self, run: Path, keep: int, world: World, device: torch.device, keep_every: int = 0) -> None:
@@ -60,11 +55,7 @@ class Saver:
         self._pending: Future[Any] | None = None
 
     def save(self, step: int, model: Model, averages: Mapping[str, EMA], optimizer: Optimizers) -> None:
-        """Copy the state after ``step`` steps and begin to write it. Wait for the checkpoint before, if need be.
-
-        Raises:
-            PraError: as :meth:`wait`, of the checkpoint before; or this one's folder cannot be made.
-        """
+        """Copy the state after ``step`` steps and begin to write it, when the checkpoint before is written."""
         self.wait()
         here = self.world.is_first
         files = {weights.MODEL: gathered(model, here)}
@@ -178,11 +169,7 @@ def restore_weights(folder: Path, model: Model, averages: Mapping[str, EMA]) -> 
 
 
 def restore_optimizer(folder: Path, model: Model, optimizer: Optimizers, world: World) -> None:
-    """Load the optimizer's state; where the weights are sharded, each process its own part.
-
-    Raises:
-        PraError: files that cannot be read, or of another model.
-    """
+    """Load the optimizer's state; where the weights are sharded, each process its own part."""
     parameters = dict(model.named_parameters())
     for path, value in _read_optimizer(folder / OPTIMIZER, parameters, world).items():
         name, key = _parameter_and_moment(path)

@@ -25,13 +25,7 @@ def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[st
     A second head that the other model lacks begins as the first: its steps of any length take the velocity at their
     start.
 
-    Args:
-        path: the other model's, as :func:`pra.load` takes it.
-        model: the new model, its ``classes`` named.
-        average: which of the other's weights, as :func:`pra.load` takes it.
-
-    Returns:
-        Their origin, for ``environment.json``: ``from``, the path as given; ``weights``, the file; ``sha256``.
+    ``path`` and ``average`` are those of :func:`pra.load`. Return the origin, for ``environment.json``.
 
     Raises:
         PraError: as :func:`pra.load`; or the models differ in more than their classes and the second head.

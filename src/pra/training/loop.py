@@ -165,11 +165,7 @@ class Trainer:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A block whose time does not count as training throughput. All processes enter it together.
-
-        Raises:
-            PraError: a loss or a gradient of the steps since the last log is not finite.
-        """
+        """A block whose time does not count as training throughput. All processes enter it together."""
         self._recent()  # the device finishes its steps before the clock stops
         begin = time.monotonic()
         yield
@@ -264,15 +260,10 @@ class Trainer:
         return from_uint8(images), labels, noise.keys(self.config.train.seed, indices)
 
     def _recent(self) -> dict[str, Tensor]:
-        """Gather the metrics of the steps since the last log, averaged over all processes.
+        """Gather the metrics of the steps since the last log, averaged over all processes; refuse what is not finite.
 
-        The device is read once per interval, so that a GPU need not wait every step.
-
-        Returns:
-            One vector per metric, on the CPU: its value at every step that has it. Terms come and go between steps.
-
-        Raises:
-            PraError: a loss or a gradient is not finite.
+        The device is read once per interval, so that a GPU need not wait every step. Each metric is a vector on the
+        CPU: its value at every step that has it. Terms come and go between steps.
         """
         if not self.pending:
             return {}

@@ -22,11 +22,7 @@ ENVIRONMENT = "environment.json"
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """Return ``environment.json`` of a run; empty where there is none.
-
-    Raises:
-        PraError: it cannot be read.
-    """
+    """Return ``environment.json`` of a run; empty where it is missing."""
     path = folder / ENVIRONMENT
     return weights.read_json(path) if path.exists() else {}
 
@@ -52,11 +48,7 @@ def _first_image(source: Source) -> str | None:
 
 
 def check_contents(folder: Path, before: RunConfig, config: RunConfig, source: Source) -> None:
-    """Check that the run in ``folder``, until now of ``before``, may resume with ``source``, which ``config`` names.
-
-    Raises:
-        PraError: they hold different images.
-    """
+    """Check that ``source``, which ``config`` names, holds the images of ``before``, the run in ``folder``."""
     known = recorded(folder).get("data")
     if before.data.source == config.data.source or not known:
         return

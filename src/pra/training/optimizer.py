@@ -92,13 +92,8 @@ class MuonOptimizer(torch.optim.Optimizer):
     The step is that of ``torch.optim.Muon(adjust_lr_fn="match_rms_adamw")``. It differs in two ways, so that several
     processes learn what one learns. The momentum stays sharded under FSDP2, and each matrix is gathered once a step:
     torch's class communicates in every product, and fails where a matrix has fewer rows than there are processes. And
-    CPUs compute in float32: bfloat16 there enlarges a difference of one rounding to 1 % of the step.
-
-    Args:
-        matrices: parameters of two dimensions; there may be none.
-        lr: the learning rate.
-        momentum: in [0, 1).
-        weight_decay: decoupled, as AdamW's.
+    CPUs compute in float32: bfloat16 there enlarges a difference of one rounding to 1 % of the step. Weight decay is
+    decoupled, as AdamW's.
     """
 
     def __init__(self, matrices: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
@@ -134,9 +129,7 @@ class MuonOptimizer(torch.optim.Optimizer):
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
     """Return the matrix with all singular values moved close to one (0.7 to 1.2), by a Newton-Schulz iteration.
 
-    Args:
-        matrix: ``(rows, columns)``, in the precision to compute in.
-        steps: of the iteration. Singular values below about a thousandth of the norm need more than five.
+    Singular values below about a thousandth of the norm need more than five ``steps``.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix

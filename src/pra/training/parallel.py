@@ -34,15 +34,9 @@ Forward = Callable[..., Any]
 class SharedLoss:
     """The loss of a model whose gradients all processes share; in a world of one, just the loss.
 
-    Args:
-        model: with its weights, which are sharded where ``train.parallel`` is ``fsdp``.
-        averages: its moving averages, sharded alike.
-        losses: of the model's class (:func:`pra.method.objectives.losses_of`).
-        train: the settings.
-        world: the processes that share the batch.
-        device: of the models.
-        idle: some parameters have no part in the loss, until :meth:`all_learn`.
-        opaque: the loss calls functions that may not compile, the user's terms: only the blocks are compiled.
+    The model and its averages are sharded where ``train.parallel`` is ``fsdp``. With ``idle`` some parameters have no
+    part in the loss, until :meth:`all_learn`. With ``opaque`` the loss calls functions that may not compile, the user's
+    terms: only the blocks are compiled.
     """
 
     def __init__(

@@ -51,12 +51,8 @@ def posthoc(path: str | Path, length: float) -> tuple[Path, Fit]:
         path: a checkpoint, or a run, of which the newest one is taken.
         length: as in ``train.averages``.
 
-    Returns:
-        The new file, which :func:`pra.load` reads by its ``power_name``, and how well its profile fits.
-
     Raises:
-        PraError: not a run, a length out of range or held already, too few stored averages for it, or a file that
-            cannot be read or written.
+        PraError: not a run, a length out of range or held already, or too few stored averages for it.
     """
     check_length(length)
     checkpoint = weights.model_folder(path)
@@ -81,11 +77,7 @@ def posthoc(path: str | Path, length: float) -> tuple[Path, Fit]:
 
 
 def snapshots(checkpoint: Path) -> list[Snapshot]:
-    """Return the averages that a checkpoint's run stored until then, without those made afterwards.
-
-    Raises:
-        PraError: not a checkpoint of a run, or the run keeps no power-function averages.
-    """
+    """Return the averages that a checkpoint's run stored until then, without those made afterwards."""
     run = weights.run_of(checkpoint)
     if run is None:
         raise PraError(

@@ -85,13 +85,9 @@ def check_run(folder: Path, config: RunConfig, classes_known: bool = True) -> No
 
 
 def checked_source(folder: Path, config: RunConfig, source: Source | None, losses: Mapping[str, float]) -> Source:
-    """Return the training images, after all checks that the run can begin or resume in ``folder``.
+    """Return the training images, ``source`` or by name, after all checks that the run can begin or resume.
 
-    Args:
-        folder: the run's.
-        config: what is asked for.
-        source: open images, in place of those that ``config`` names.
-        losses: weights of the user's terms of the loss, by name.
+    ``losses`` are the weights of the user's terms of the loss.
 
     Raises:
         PraError: as :func:`check_run`; or the run learned from other images, or with other terms.
@@ -114,11 +110,7 @@ def checked_source(folder: Path, config: RunConfig, source: Source | None, losse
 
 
 def check_shared(folder: Path, world: World) -> None:
-    """Check that every process sees the folder that rank 0 has locked.
-
-    Raises:
-        PraError: this process sees another folder, or does not see it.
-    """
+    """Check that every process sees the folder that rank 0 has locked."""
     expected = world.combine(holder_of(folder), lambda holders: holders[0])
     deadline = time.monotonic() + SEEN_WITHIN
     while holder_of(folder) != expected:
@@ -143,16 +135,8 @@ def write_run(
 ) -> None:
     """Write or update ``config.json`` and ``environment.json`` of a run that is about to train.
 
-    Args:
-        folder: the run's.
-        config: the run's.
-        source: the images that it learns from.
-        processes: how many train.
-        initial: the origin of its first weights (:func:`pra.training.initial.load_initial`); None keeps the record.
-        losses: weights of the user's terms of the loss, by name.
-
-    Raises:
-        PraError: the disk is full or refuses; or the record of the first weights cannot be read.
+    ``initial`` is the origin of its first weights (:func:`pra.training.initial.load_initial`); None keeps the record.
+    ``losses`` are the weights of the user's terms of the loss.
     """
     if config.initial is not None and initial is None:
         initial = recorded(folder).get("initial")
@@ -185,11 +169,7 @@ def read_run(folder: Path) -> RunConfig:
 
 
 def keep_metrics(folder: Path, step: int) -> None:
-    """Drop the lines of ``metrics.jsonl`` after ``step``; make the file.
-
-    Raises:
-        PraError: the disk is full or refuses, or a line is damaged.
-    """
+    """Drop the lines of ``metrics.jsonl`` after ``step``; make the file."""
     kept = "".join(json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step)
     write_atomically(folder / METRICS, lambda file: file.write(kept.encode()))
 
@@ -220,13 +200,7 @@ def points_of(rows: Iterable[Mapping[str, float]], name: str) -> list[tuple[floa
 
 
 def training_seconds(rows: list[dict[str, float]], batch_size: int, until: int | None = None) -> float:
-    """Return the time of a run's steps over all calls, without pictures and checkpoints.
-
-    Args:
-        rows: of :func:`read_metrics`.
-        batch_size: images of a step.
-        until: the last step that counts; by default all do.
-    """
+    """Return the seconds of a run's steps until step ``until``, over all calls, without pictures and checkpoints."""
     seconds, before = 0.0, 0
     for row in rows:
         if until is None or row["step"] <= until:
@@ -236,11 +210,7 @@ def training_seconds(rows: list[dict[str, float]], batch_size: int, until: int |
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write values as indented JSON, whole or not at all.
-
-    Raises:
-        PraError: the disk is full or refuses.
-    """
+    """Write values as indented JSON, whole or not at all."""
     write_atomically(path, lambda file: file.write((json.dumps(values, indent=2) + "\n").encode()))
 
 

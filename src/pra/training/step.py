@@ -25,14 +25,7 @@ MicroBatch = tuple[Tensor, Tensor, Tensor]
 class Step:
     """A model in training: its loss, shared by all processes, its optimizer, and its averages.
 
-    Args:
-        model: with its weights, on the device. Under FSDP this shards it, and its averages.
-        averages: by name (:func:`pra.training.averages.build_averages`).
-        train: the settings.
-        device: of the models.
-        world: the processes that share the batch.
-        terms: the user's terms of the loss.
-        begin: steps that are done.
+    Under FSDP this shards the model and its averages. ``terms`` are the user's; ``begin`` steps are done.
     """
 
     def __init__(
@@ -57,8 +50,7 @@ class Step:
     ) -> list[dict[str, Tensor]]:
         """Accumulate the gradients of ``count`` micro-batches; without a rollout, of the reconstruction pass alone.
 
-        Returns:
-            The losses of each micro-batch by name, without gradient.
+        Return the losses of each micro-batch by name, without gradient.
         """
         measured = []
         for place, (images, labels, keys) in enumerate(batches, start=1):
@@ -70,11 +62,7 @@ class Step:
         return measured
 
     def update(self, step: int) -> Tensor:
-        """Clip the gradients and update weights and averages, at step ``step`` (from 0); clear the gradients.
-
-        Returns:
-            The norm of the gradients before they were clipped.
-        """
+        """Update weights and averages at step ``step`` (from 0); return the norm before the gradients were clipped."""
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.optimizer.clip))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -36,9 +36,6 @@ class Validation(Callback):
     Rank 0 measures for all, which is right under FSDP as well. The values stand in the line of metrics of their step as
     ``validation_flow``, ``validation_pixel``, ...; class dropout and rollouts are those of training, so that they
     compare with the training loss.
-
-    Args:
-        source: the held-out images.
     """
 
     def __init__(self, source: Source) -> None:
@@ -49,11 +46,9 @@ class Validation(Callback):
         self._loaded: tuple[Tensor, Tensor] | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        """Read what the run has measured before."""
         self.rows = [row for row in read_metrics(trainer.folder) if row["step"] <= trainer.step]
 
     def on_step(self, trainer: Trainer) -> None:
-        """Measure, where it is time."""
         if not trainer.config.train.validates(trainer.step):
             return
         with trainer.paused():
@@ -62,7 +57,6 @@ class Validation(Callback):
             self.values = trainer.world.combine(found, lambda all_found: all_found[0])
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Add the values to the line, and warn once where the run overfits."""
         row |= self.values
         self.rows.append(dict(row))
         if self.values and not self.told and trainer.world.is_first and overfits(self.rows):
@@ -87,7 +81,7 @@ class Validation(Callback):
             self._loaded = load_images(self.source, chosen, config.image_size, config.channels, trainer.config.data)
         pixels, labels = self._loaded
         sums: dict[str, Tensor] = {}
-        for part in torch.arange(len(labels)).split(size):
+        for part in torch.split(torch.arange(len(labels)), size):
             with autocast(trainer.device, train.precision):
                 losses = losses_of(model)(
                     model,

@@ -12,11 +12,7 @@ class Writer(HuggingFaceStorageWriter):
     """Writes this process's tensors, in the safetensors format.
 
     torch writes in a new thread, whose current GPU is the first one, and looks for its stream there: on a machine of 8
-    GPUs seven processes would open a context on the first, some hundred MB each.
-
-    Args:
-        folder: where to.
-        device: the process's GPU with its number; None on a CPU.
+    GPUs seven processes would open a context on the first, some hundred MB each. ``device`` is None on a CPU.
     """
 
     def __init__(self, folder: str, device: torch.device | None) -> None:
