@@ -55,7 +55,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that keeps eight snapshots of two averages. To be read only."""
     folder = tmp_path_factory.mktemp("averages") / "run"
-    config = tiny("train.steps=40", "train.checkpoint_every=5", "train.keep_checkpoints=8", "train.log_every=40")
+    config = tiny("train.steps=48", "train.checkpoint_every=6", "train.keep_checkpoints=8", "train.log_every=48")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks, "draw_curves", lambda run: None)
         return trained(config, folder)
@@ -213,7 +213,7 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, with other averages."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks, "draw_curves", lambda run: None)
-        config = plain("train.averages=[0.04,0.07,0.15]", "train.steps=40", "train.log_every=40")
+        config = plain("train.averages=[0.04,0.07,0.15]", "train.steps=48", "train.log_every=48")
         return trained(config, tmp_path_factory.mktemp("exact") / "run")
 
 
@@ -241,7 +241,7 @@ def test_posthoc_does_not_build_on_what_it_made(run: Path) -> None:
 
 
 def test_posthoc_of_too_few_snapshots_is_refused(many: Path, tmp_path: Path) -> None:
-    refused(lambda: posthoc(many / "checkpoints" / "step-00000005", 0.2), code="unsupported", name="power-0.2", count=2)
+    refused(lambda: posthoc(many / "checkpoints" / "step-00000006", 0.2), code="unsupported", name="power-0.2", count=2)
     refused(lambda: posthoc(many, 0.5), "out of range")
     without = trained(plain("train.steps=1"), tmp_path / "without")
     refused(lambda: posthoc(without, 0.1), "train.averages=[0.05,0.1]", code="missing", path=without)
