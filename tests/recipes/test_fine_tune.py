@@ -297,7 +297,7 @@ def test_command_fine_tunes_a_saved_model_without_classes(
         (["tiny", "--from", "run", "--data", "folder:pets"], "--from run brings its own model"),
         (["--from", "run", "--data", "folder:pets", "--minutes", "1", "--steps", "1"], "--minutes and --steps both"),
         (["--from", "run"], "pra train needs RECIPE, or --data"),
-        (["--from", "run", "--run-dir", "new"], "no run at new to go on with; name the pictures for run"),
+        (["--from", "run", "--run-dir", "new"], "no run at new to go on with"),
         (["--from", "nowhere", "--data", "folder:pets"], "no run or model at nowhere"),
         (["--from", "pets", "--data", "folder:pets"], "pets is neither a run nor a model"),
         (["--from", "begun", "--data", "folder:pets"], "the run begun has no checkpoint yet"),

@@ -210,7 +210,7 @@ def test_propose_without_classes_has_no_guidance() -> None:
 
 
 def test_propose_skips_models_too_large_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(config: object) -> object:
+    def build(*_: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("pra.bench.training.build_model", build)

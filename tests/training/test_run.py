@@ -23,7 +23,7 @@ from pra.data import open_source
 from pra.data.images import ArraySource
 from pra.models import weights
 from pra.recipes import distill
-from pra.training import callbacks, moved
+from pra.training import callbacks
 from pra.training import run as runs
 from pra.training.optimizer import learning_rate
 from pra.training.plots import draw_curves
@@ -178,15 +178,15 @@ def begun(tmp_path: Path) -> Path:
 
 
 def test_moved_data_resume(begun: Path, tmp_path: Path) -> None:
-    known = moved.recorded(begun)["data"]
-    assert known == moved.contents(open_source(f"folder:{tmp_path / 'a'}"))
+    known = runs.recorded(begun)["data"]
+    assert known == runs.contents(open_source(f"folder:{tmp_path / 'a'}"))
     assert known["images"] == 3
     here = f"folder:{(tmp_path / 'a').rename(tmp_path / 'b')}"
     changed = configured(here, "train.steps=2", "train.seed=5")  # no other difference is hidden
     refused(lambda: train(changed, begun), "train.seed: 0 in the run, 5 asked for", here, code="mismatch")
     assert train(configured(here, "train.steps=2"), begun).new_steps == 1
     assert read_run(begun).data.source == here
-    assert moved.recorded(begun)["data"] == known
+    assert runs.recorded(begun)["data"] == known
     train(configured(here, "train.steps=2"), tmp_path / "straight")
     assert_same(begun, tmp_path / "straight")
 
@@ -201,7 +201,7 @@ def test_other_data_are_refused(begun: Path, tmp_path: Path, classes: str, held:
 
 
 def test_moved_data_of_a_run_without_a_record_are_refused(begun: Path, tmp_path: Path) -> None:
-    there, record = f"folder:{tmp_path / 'a'}", moved.recorded(begun)
+    there, record = f"folder:{tmp_path / 'a'}", runs.recorded(begun)
     del record["data"]
     here = f"folder:{shutil.copytree(tmp_path / 'a', tmp_path / 'b')}"
     for text in (json.dumps(record), None):
@@ -214,14 +214,14 @@ def test_moved_data_of_a_run_without_a_record_are_refused(begun: Path, tmp_path:
 def test_contents_tell_data_from_others(tmp_path: Path) -> None:
     name, labels = pictures(tmp_path, "aaa"), np.zeros(3, np.int64)
     arrays = [ArraySource("in memory", np.full((3, 4, 4), grey, np.uint8), labels, ("a",)) for grey in (0, 0, 9)]
-    files, memory, same, other = (moved.contents(source) for source in (open_source(name), *arrays))
+    files, memory, same, other = (runs.contents(source) for source in (open_source(name), *arrays))
     assert memory == same != other
     assert files["labels_sha256"] == memory["labels_sha256"]
     (tmp_path / "a" / "00.png").write_bytes(b"no picture")
-    assert moved.contents(open_source(name)) != files  # of a file, whatever it holds
+    assert runs.contents(open_source(name)) != files  # of a file, whatever it holds
     gone = open_source(name)
     (tmp_path / "a" / "00.png").unlink()
-    assert moved.contents(gone) == files | {"first_image_sha256": None}
+    assert runs.contents(gone) == files | {"first_image_sha256": None}
 
 
 def test_moved_first_weights_resume(begun: Path, tmp_path: Path) -> None:
@@ -230,11 +230,11 @@ def test_moved_first_weights_resume(begun: Path, tmp_path: Path) -> None:
 
     run = tmp_path / "short"
     train(short(begun, 1), run)
-    record = moved.recorded(run)["initial"]
+    record = runs.recorded(run)["initial"]
     other = begun.rename(tmp_path / "other")
     assert train(short(other, 2), run).new_steps == 1
     assert read_run(run).initial == str(other)
-    assert moved.recorded(run)["initial"] == record
+    assert runs.recorded(run)["initial"] == record
     train(configured(f"folder:{tmp_path / 'a'}", "train.steps=2"), other)
     renamed = other.rename(tmp_path / "renamed")
     refused(lambda: train(short(renamed, 3), run), "(initial: ", str(other), str(renamed), code="mismatch")

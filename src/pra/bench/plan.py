@@ -47,15 +47,6 @@ class Needs:
         return self.state_bytes // parts + self.fixed_bytes + images * self.image_bytes
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """Speed and time at an ``mfu``: the share of the devices' matrix rate that is counted arithmetic."""
-
-    mfu: float
-    images_per_second: float
-    seconds: float
-
-
 def needs_of(run: RunConfig) -> Needs:
     """Count the cost of training, without allocating it. Seconds for the largest model."""
     perceptual, extra = perceptual_of(run, torch.device("cpu")), perceptual_flops(run)
@@ -66,10 +57,10 @@ def needs_of(run: RunConfig) -> Needs:
     return Needs(parameters, training_flops(run) + extra, extra, states, max(0, 2 * one - two), two - one)
 
 
-def forecast(run: RunConfig, needs: Needs, devices: int, rate: float, mfu: float) -> Forecast:
-    """Return the time of the whole run on so many devices of ``rate`` FLOP/s."""
-    images_per_second = devices * mfu * rate / needs.flops
-    return Forecast(mfu, images_per_second, run.train.steps * run.train.batch_size / images_per_second)
+def forecast(run: RunConfig, needs: Needs, devices: int, rate: float, mfu: float) -> dict[str, float]:
+    """Return speed and seconds of the whole run on so many devices of ``rate`` FLOP/s, of which it uses ``mfu``."""
+    speed = devices * mfu * rate / needs.flops
+    return {"mfu": mfu, "images_per_second": speed, "seconds": run.train.steps * run.train.batch_size / speed}
 
 
 def device_memory(run: RunConfig, needs: Needs, devices: int) -> int:

@@ -126,11 +126,8 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
     except torch.OutOfMemoryError:
         micro, count = run.train.micro_batches(1)
         smaller = "--micro" if count > 1 else "--batch, or a --micro that divides it"
-        raise PraError(
-            f"{micro} images at a time are too many for the memory of {device}. Use a smaller {smaller}",
-            code="too-large",
-            value=micro,
-        ) from None
+        problem = f"{micro} images at a time are too many for the memory of {device}. Use a smaller {smaller}"
+        raise PraError(problem, code="too-large", value=micro) from None
     series = {name: [row[name] for row in rows] for name in rows[0]}
     return Measured(
         summary(series["step"]),

@@ -125,18 +125,14 @@ def _rates(
     try:
         share, rate, model = float(figures["mfu"]), float(figures["device_flops"]), figures["config"]["model"]
     except (KeyError, TypeError, ValueError):
-        raise PraError(
-            f"--measured {measured} is not of pra bench train --out, without --plan. Measure first",
-            code="unreadable",
-            path=measured,
-        ) from None
+        problem = f"--measured {measured} is not of pra bench train --out, without --plan. Measure first"
+        raise PraError(problem, code="unreadable", path=measured) from None
     if model != json.loads(json.dumps(to_dict(config.model))):
-        raise PraError(
+        problem = (
             f"--measured {measured} is of another model, {figures['config'].get('recipe')}. Measure {config.recipe}, "
-            "or say --mfu",
-            code="mismatch",
-            path=measured,
+            "or say --mfu"
         )
+        raise PraError(problem, code="mismatch", path=measured)
     return [share], rate
 
 
@@ -158,18 +154,16 @@ def _planned(config: RunConfig, gpus: int, mfus: list[float], rate: float) -> tu
         f"{'MFU':>7} {'images/s':>10} {'a device':>10} {'s a step':>10} {'in all':>12}",
     ]
     for row in table:
-        unit, size = next(pair for pair in (("days", 86400), ("hours", 3600), ("s", 0)) if row.seconds >= 2 * pair[1])
-        speed = row.images_per_second
-        lines.append(
-            f"{100 * row.mfu:>5.0f} % {speed:>10.4g} {speed / gpus:>10.4g} {batch / speed:>10.4g} "
-            f"{f'{row.seconds / (size or 1):.3g} {unit}':>12}"
-        )
+        share, speed, seconds = row.values()
+        unit, size = next(pair for pair in (("days", 86400), ("hours", 3600), ("s", 0)) if seconds >= 2 * pair[1])
+        whole = f"{seconds / (size or 1):.3g} {unit}"
+        lines.append(f"{100 * share:>5.0f} % {speed:>10.4g} {speed / gpus:>10.4g} {batch / speed:>10.4g} {whole:>12}")
     values = {
         "needs": asdict(needs),
         "devices": gpus,
         "device_flops": rate,
         "device_memory": memory,
-        "forecasts": [asdict(row) for row in table],
+        "forecasts": table,
     }
     return values, "\n".join(lines)
 

@@ -36,11 +36,8 @@ def run_folder(start: str) -> Path:
 def _run_of(start: str) -> Path:
     folder = weights.run_of(weights.model_folder(start))
     if folder is None:
-        raise PraError(
-            f"{start} is not a run: a second head learns from the run's data. Name a run's folder",
-            code="mismatch",
-            path=start,
-        )
+        problem = f"{start} is not a run: a second head learns from the run's data. Name a run's folder"
+        raise PraError(problem, code="mismatch", path=start)
     named = Path(start).expanduser()
     run = named if (named / weights.CONFIG).exists() and not (named / weights.MODEL).exists() else named.parent.parent
     return run if run.name not in ("", "..") else Path(os.path.abspath(run))
@@ -58,11 +55,8 @@ def configure(start: str, steps: int | None = None, average: str = weights.EMA) 
     if not run.model.autoregressive:
         raise PraError(f"{start} is a {run.model.name}, which has no head to distill", code="unsupported", path=start)
     if run.model.has_shortcut:
-        raise PraError(
-            f"{start} has a second head already. Sample it with --solver shortcut --steps 1, 2, 4 or 8",
-            code="exists",
-            path=start,
-        )
+        problem = f"{start} has a second head already. Sample it with --solver shortcut --steps 1, 2, 4 or 8"
+        raise PraError(problem, code="exists", path=start)
     config = second_head(run, str(Path(start).expanduser()), STEPS if steps is None else steps)
     return replace(config, initial_average=average)
 

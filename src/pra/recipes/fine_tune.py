@@ -67,11 +67,8 @@ def configure(
             begun = replace(begun, initial=start)
         return begun, [f"settings: those of {folder}, chosen when it began"]
     if data is None:
-        raise PraError(
-            f"no run at {folder} to go on with. Name the pictures for {start} with --data folder:PHOTOS",
-            code="missing",
-            path=folder,
-        )
+        problem = f"no run at {folder} to go on with. Name the pictures for {start} with --data folder:PHOTOS"
+        raise PraError(problem, code="missing", path=folder)
     base = weights.model_folder(start)
     model, run = weights.read_config(base), weights.run_of(base)
     survey = look(data)
@@ -165,12 +162,11 @@ def _filled(config: RunConfig, survey: Survey, minutes: float, device: torch.dev
     config, seconds = own.with_workers(config, survey, device, own.seconds_per_step)
     if math.isinf(seconds):
         micro, _ = config.train.micro_batches(1)
-        raise PraError(
+        problem = (
             f"a step of {micro} images of the model of {config.initial} needs {own.TOO_LARGE} ({device}). Use "
-            f"--steps N and --set train.micro_batch_size={max(1, micro // 4)}",
-            code="too-large",
-            value=micro,
+            f"--steps N and --set train.micro_batch_size={max(1, micro // 4)}"
         )
+        raise PraError(problem, code="too-large", value=micro)
     longest = max(EPOCHS * survey.images, FEWEST_STEPS * batch)
     steps = own.steps_in(budget, seconds, longest, batch)
     config = own.with_steps(config, steps)

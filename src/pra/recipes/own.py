@@ -113,11 +113,8 @@ def configure(
     if (folder / CONFIG).exists():
         return read_run(folder), [f"settings: those of {folder}, chosen when it began"]
     if data is None:
-        raise PraError(
-            f"no run at {folder} to go on with. Name a RECIPE, or your own pictures with --data folder:PHOTOS",
-            code="missing",
-            path=folder,
-        )
+        problem = f"no run at {folder} to go on with. Name a RECIPE, or your own pictures with --data folder:PHOTOS"
+        raise PraError(problem, code="missing", path=folder)
     survey = look(data)
     config, reasons = propose(survey, minutes, steps, device)
     return config, told(survey, "chosen:", reasons)

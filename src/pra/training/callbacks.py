@@ -159,11 +159,8 @@ def _disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PraError(
-            f"{path} cannot be written ({error.strerror}); {last_good(path.parent)}; {remedy(error)}",
-            code="unwritable",
-            path=path,
-        ) from None
+        problem = f"{path} cannot be written ({error.strerror}); {last_good(path.parent)}; {remedy(error)}"
+        raise PraError(problem, code="unwritable", path=path) from None
 
 
 class StateWarning(Callback):

@@ -197,11 +197,8 @@ def _read_optimizer(folder: Path, parameters: dict[str, nn.Parameter], world: Wo
             load(tensors, storage_reader=reader, no_dist=world.size == 1)
     except (OSError, KeyError, SafetensorError, CheckpointException) as error:
         reason = reason_of(_cause(error))
-        raise PraError(
-            f"{folder} cannot be read ({reason}). Use another checkpoint, or restore its files",
-            code="unreadable",
-            path=folder,
-        ) from None
+        problem = f"{folder} cannot be read ({reason}). Use another checkpoint, or restore its files"
+        raise PraError(problem, code="unreadable", path=folder) from None
     return tensors
 
 

@@ -53,13 +53,11 @@ def check_same_model(path: str, there: AnyModelConfig, asked: AnyModelConfig) ->
     changed = differences(to_dict(expected), to_dict(asked), "model")
     if changed:
         differing = "; ".join(changed).replace(" in the run, ", " there, ")
-        raise PraError(
+        problem = (
             f"the weights of {path} are of another model ({differing}); pictures are scaled to its size. "
-            "Leave such settings out, or train from scratch, without --from",
-            code="mismatch",
-            path=path,
-            differences=differing,
+            "Leave such settings out, or train from scratch, without --from"
         )
+        raise PraError(problem, code="mismatch", path=path, differences=differing)
 
 
 def _second_head(model: Model, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

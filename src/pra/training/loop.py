@@ -277,13 +277,12 @@ class Trainer:
         self.saver.wait()
         batch = self.config.train.batch_size
         bad = self.step - len(finite) + int((~finite).nonzero()[0])
-        raise PraError(
+        problem = (
             f"the loss or its gradient is not finite at step {bad + 1} (global samples {bad * batch} to "
             f"{(bad + 1) * batch - 1}); {weights.last_good(self.folder)}. Start a run (another --run-dir) with a lower "
-            "train.optimizer.lr, or in float32 (--set train.precision=float32)",
-            code="diverged",
-            step=bad + 1,
+            "train.optimizer.lr, or in float32 (--set train.precision=float32)"
         )
+        raise PraError(problem, code="diverged", step=bad + 1)
 
     def _log(self) -> None:
         means = {name: values.mean().item() for name, values in self._recent().items()}
@@ -328,12 +327,11 @@ class Share(TrainingSet):
 def _check_classes(source: Source, num_classes: int) -> None:
     highest = int(source.labels.max())
     if highest >= num_classes:
-        raise PraError(
+        problem = (
             f"{source.name} has label {highest} ({source.classes[highest]}), but the model's classes are 0 to "
-            f"{num_classes - 1}. Set model.num_classes to {len(source.classes)}",
-            code="mismatch",
-            value=highest,
+            f"{num_classes - 1}. Set model.num_classes to {len(source.classes)}"
         )
+        raise PraError(problem, code="mismatch", value=highest)
 
 
 def _check_same_classes(last: Path, model: Model, source: Source) -> None:
@@ -342,10 +340,8 @@ def _check_same_classes(last: Path, model: Model, source: Source) -> None:
     if learnt != list(model.classes):
         pairs = zip(learnt or [], model.classes, strict=False)
         was, now = next(((a, b) for a, b in pairs if a != b), (learnt, list(model.classes)))
-        raise PraError(
+        problem = (
             f"the classes of {source.name} are not those that {last} learned ({now!r} where it had {was!r}). Restore "
-            "them, or use another --run-dir",
-            code="mismatch",
-            path=last,
-            value=now,
+            "them, or use another --run-dir"
         )
+        raise PraError(problem, code="mismatch", path=last, value=now)

@@ -62,14 +62,12 @@ def posthoc(path: str | Path, length: float) -> tuple[Path, Fit]:
     stored = snapshots(checkpoint)
     fit = fitted(stored, step_of(checkpoint), length)
     if fit.error > LARGEST_ERROR:
-        raise PraError(
+        problem = (
             f"{checkpoint}: its {len(stored)} stored averages miss the profile of {name} by {fit.error:.0%}, more than "
             f"{LARGEST_ERROR:.0%}. Use a length nearer to train.averages, or train with two lengths and a smaller "
-            "train.keep_every",
-            code="unsupported",
-            name=name,
-            count=len(stored),
+            "train.keep_every"
         )
+        raise PraError(problem, code="unsupported", name=name, count=len(stored))
     tensors = combined([snapshot.file for snapshot in stored], fit.coefficients)
     file = checkpoint / weights.average_file(name)
     write_atomically(file, lambda partial: weights.write_tensors(tensors, Path(partial.name)))
@@ -80,18 +78,12 @@ def snapshots(checkpoint: Path) -> list[Snapshot]:
     """Return the averages that a checkpoint's run stored until then, without those made afterwards."""
     run = weights.run_of(checkpoint)
     if run is None:
-        raise PraError(
-            f"{checkpoint} is not a checkpoint of a run. Give a run: its checkpoints hold the averages",
-            code="mismatch",
-            path=checkpoint,
-        )
+        problem = f"{checkpoint} is not a checkpoint of a run. Give a run: its checkpoints hold the averages"
+        raise PraError(problem, code="mismatch", path=checkpoint)
     lengths = read_run(run).train.averages
     if not lengths:
-        raise PraError(
-            f"{run} keeps no power-function averages. Train with --set train.averages=[0.05,0.1]",
-            code="missing",
-            path=run,
-        )
+        problem = f"{run} keeps no power-function averages. Train with --set train.averages=[0.05,0.1]"
+        raise PraError(problem, code="missing", path=run)
     until = step_of(checkpoint)
     kept = [(folder, step_of(folder)) for folder in weights.whole_checkpoints(run)]
     return [

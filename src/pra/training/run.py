@@ -10,6 +10,7 @@ report.html       all of it on a page (pra.evaluation.report)   rollout-gap.json
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
@@ -19,15 +20,19 @@ from typing import Any
 
 from pra.config import RunConfig, differences, from_dict, to_dict
 from pra.data import Source, open_source
+from pra.data.images import CorruptImage
+from pra.data.source import Encoded, Streamed
 from pra.errors import PraError
+from pra.models import weights
 from pra.models.weights import CONFIG, read_json
-from pra.training.moved import ENVIRONMENT, check_contents, contents, may_lie_elsewhere, recorded
 from pra.utils.distributed import World
 from pra.utils.files import write_atomically
+from pra.utils.hub import is_address
 from pra.utils.locks import LOCK, holder_of
-from pra.utils.provenance import environment
+from pra.utils.provenance import environment, file_sha256
 
 METRICS = "metrics.jsonl"
+ENVIRONMENT = "environment.json"
 COMMON = (
     "step", "total", "state_std", "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped",
 )  # fmt: skip
@@ -64,24 +69,19 @@ def check_run(folder: Path, config: RunConfig, classes_known: bool = True) -> No
         if folder.exists() and not folder.is_dir():
             raise PraError(f"{folder} is a file. Use another --run-dir", code="exists", path=folder)
         if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
-            raise PraError(
-                f"{folder} is not empty and is not a run folder (no {CONFIG}). Use another --run-dir",
-                code="exists",
-                path=folder,
-            )
+            problem = f"{folder} is not empty and is not a run folder (no {CONFIG}). Use another --run-dir"
+            raise PraError(problem, code="exists", path=folder)
         return
     there, asked = _fixed(read_run(folder)), _fixed(config)
     if not classes_known:
         asked["model"]["num_classes"] = there["model"]["num_classes"]
     changed = differences(there, asked)
-    if not all(may_lie_elsewhere(line.partition(":")[0], folder, config) for line in changed):
+    if not all(_may_lie_elsewhere(line.partition(":")[0], folder, config) for line in changed):
         differing = "; ".join(changed)
-        raise PraError(
-            f"{folder} is a run of another configuration ({differing}). Repeat its settings, or use another --run-dir",
-            code="mismatch",
-            path=folder,
-            differences=differing,
+        problem = (
+            f"{folder} is a run of another configuration ({differing}). Repeat its settings, or use another --run-dir"
         )
+        raise PraError(problem, code="mismatch", path=folder, differences=differing)
 
 
 def checked_source(folder: Path, config: RunConfig, source: Source | None, losses: Mapping[str, float]) -> Source:
@@ -96,16 +96,14 @@ def checked_source(folder: Path, config: RunConfig, source: Source | None, losse
     begun = (folder / CONFIG).exists()
     known = recorded(folder).get("losses", {}) if begun else losses
     if known != losses:
-        raise PraError(
+        problem = (
             f"{folder} has been trained with losses={known}, not {dict(losses)}. Pass the same losses to pra.train, or "
-            "use another --run-dir",
-            code="mismatch",
-            path=folder,
-            losses=known,
+            "use another --run-dir"
         )
+        raise PraError(problem, code="mismatch", path=folder, losses=known)
     source = source or open_source(config.data.source)
     if begun:
-        check_contents(folder, read_run(folder), config, source)
+        _check_contents(folder, read_run(folder), config, source)
     return source
 
 
@@ -115,14 +113,71 @@ def check_shared(folder: Path, world: World) -> None:
     deadline = time.monotonic() + SEEN_WITHIN
     while holder_of(folder) != expected:
         if time.monotonic() > deadline:
-            raise PraError(
+            problem = (
                 f"process {world.rank} on {platform.node()} does not see the folder {folder} of process 0, {expected}. "
-                "Use a --run-dir on a disk that all machines share",
-                code="missing",
-                path=folder,
-                rank=world.rank,
+                "Use a --run-dir on a disk that all machines share"
             )
+            raise PraError(problem, code="missing", path=folder, rank=world.rank)
         time.sleep(0.5)
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """Return ``environment.json`` of a run; empty where it is missing."""
+    path = folder / ENVIRONMENT
+    return read_json(path) if path.exists() else {}
+
+
+def contents(source: Source) -> dict[str, Any]:
+    """Return what identifies data wherever they lie: the number of images, their labels, and the first image.
+
+    Labels are not enough: without classes they are all the same. The first image of a stream is not read.
+    """
+    labels = hashlib.sha256(source.labels.astype("<i8").tobytes()).hexdigest()
+    return {"images": len(source), "labels_sha256": labels, "first_image_sha256": _first_image(source)}
+
+
+def _first_image(source: Source) -> str | None:
+    """The hash of its file where there is one: pixels of a JPEG depend on the decoder's version."""
+    if isinstance(source, Streamed):
+        return None
+    try:
+        first = source.encoded(0) if isinstance(source, Encoded) else source.image(0).tobytes()
+    except CorruptImage:
+        return None
+    return hashlib.sha256(first).hexdigest()
+
+
+def _check_contents(folder: Path, before: RunConfig, config: RunConfig, source: Source) -> None:
+    """Check that ``source``, which ``config`` names, holds the images of ``before``, the run in ``folder``."""
+    known = recorded(folder).get("data")
+    if before.data.source == config.data.source or not known:
+        return
+    found = contents(source)
+    if found != known:
+        other = "others" if found["images"] == known["images"] else f"{found['images']}"
+        problem = (
+            f"{folder} has been trained on {before.data.source} ({known['images']} images), and {config.data.source} "
+            f"holds {other}. Use the same images, wherever they lie, or another --run-dir"
+        )
+        raise PraError(problem, code="mismatch", path=folder, source=config.data.source, known=before.data.source)
+
+
+def _may_lie_elsewhere(setting: str, folder: Path, config: RunConfig) -> bool:
+    """Return whether a difference in this setting may be another place of the same content.
+
+    For data it is enough that the content is recorded: :func:`checked_source` compares it when they are open.
+    """
+    if setting == "data.source":
+        return "data" in recorded(folder)
+    known = recorded(folder).get("initial")
+    if setting != "initial" or not known or config.initial is None or is_address(config.initial):
+        return False
+    try:
+        start = weights.model_folder(config.initial)
+        name = weights.weights_name(start, config.initial_average)
+        return bool(file_sha256(start / name) == known.get("sha256"))
+    except PraError:  # nothing there
+        return False
 
 
 def write_run(
@@ -157,11 +212,8 @@ def read_run(folder: Path) -> RunConfig:
         raise PraError(f"no run at {folder}: {problem}", code="missing", path=folder)
     values = read_json(folder / CONFIG)
     if "recipe" not in values:
-        raise PraError(
-            f"{folder} holds a model, not a run: its {CONFIG} names no recipe. Give the folder of a run",
-            code="mismatch",
-            path=folder,
-        )
+        problem = f"{folder} holds a model, not a run: its {CONFIG} names no recipe. Give the folder of a run"
+        raise PraError(problem, code="mismatch", path=folder)
     train = values.get("train")
     if isinstance(train, dict) and "shortcut_only" in train:  # the older name of train.trainable
         train["trainable"] = "shortcut" if train.pop("shortcut_only") else "all"

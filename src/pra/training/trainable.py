@@ -30,12 +30,11 @@ def set_trainable(model: nn.Module, train: TrainConfig) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in learning)
     if train.codec_warmup and not codec_learns(model):
-        raise PraError(
+        problem = (
             f"train.codec_warmup {train.codec_warmup}: train.trainable freezes the codec, so nothing would learn. "
-            "Set train.codec_warmup=0",
-            code="conflict",
-            value=train.codec_warmup,
+            "Set train.codec_warmup=0"
         )
+        raise PraError(problem, code="conflict", value=train.codec_warmup)
 
 
 def codec_learns(model: nn.Module) -> bool:
