@@ -202,7 +202,7 @@ class Recorder(pra.Callback):
         self.calls.append(("close", -1))
 
 
-def test_callbacks_hooks_come_in_their_order_and_change_no_weight(tmp_path: Path) -> None:
+def test_callbacks_hooks_come_in_order_and_change_no_weight(tmp_path: Path) -> None:
     recorder, run = Recorder(), tmp_path / "run"
     config = tiny("train.steps=3", "train.log_every=2", "train.checkpoint_every=2", "train.sample_every=2")
     train(config, run, callbacks=[recorder])

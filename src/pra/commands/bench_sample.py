@@ -78,15 +78,8 @@ def bench_command(
         rows = bench(model, sampling, batches, arithmetic, compile, peak)
     print(_table(rows, peak, dtype))
     if out is not None:
-        values = {
-            "run": run,
-            "sampling": to_dict(sampling),
-            "dtype": str(dtype),
-            "peak": peak and asdict(peak),
-            "rows": [asdict(row) for row in rows],
-            "environment": environment(),
-        }
-        write_json(out, values)
+        values = {"run": run, "sampling": to_dict(sampling), "dtype": str(dtype), "peak": peak and asdict(peak)}
+        write_json(out, values | {"rows": [asdict(row) for row in rows], "environment": environment()})
         print(f"figures: {out}")
 
 

@@ -66,32 +66,32 @@ def bench_train_command(
         out: Write the same figures as JSON.
         settings: Any setting that `pra show RECIPE` lists, such as train.precision=float32; may be repeated.
     """
-    unused, why = ((steps, device), "has no effect with --plan") if plan else ((gpus, mfu, measured), "is for --plan")
-    names = ("--steps", "--device") if plan else ("--gpus", "--mfu", "--measured")
-    given = next((name for name, value in zip(names, unused, strict=True) if value is not None), None)
+    unused = {"--steps": steps, "--device": device} if plan else {"--gpus": gpus, "--mfu": mfu, "--measured": measured}
+    given = next((name for name, value in unused.items() if value is not None), None)
     if given:
-        raise PraError(f"{given} {why}. Leave it out{'' if plan else ', or add --plan'}", code="conflict", option=given)
+        raise PraError(f"{given} has no effect {'with' if plan else 'without'} --plan", code="conflict", option=given)
     out = out and out.expanduser()
     Outputs(out).check()
-    if tflops is not None and not 0 < tflops < float("inf"):
-        raise PraError(f"--tflops {tflops:g} must be positive", value=tflops)
-    for name, value in {"--steps": steps, "--batch": batch, "--micro": micro, "--gpus": gpus}.items():
-        if value is not None and value < 1:
-            raise PraError(f"{name} {value} must be at least 1", option=name, value=value)
+    for name, value in {
+        "--tflops": tflops,
+        "--steps": steps,
+        "--batch": batch,
+        "--micro": micro,
+        "--gpus": gpus,
+    }.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise PraError(f"{name} {value:g} must be positive", option=name, value=value)
     with join() as world:
         if world.size > 1:
             raise PraError("pra bench train measures one device. Start it without torchrun", code="unsupported")
-        config = apply_settings(recipe_or_run(run), settings)
-        if compile:
-            config = replace(config, train=replace(config.train, compile=True))
+        config = apply_settings(recipe_or_run(run), [*settings, *(["train.compile=true"] if compile else [])])
+        usual = config.train.batch_size if plan else config.train.micro_batch_size or config.train.batch_size
+        config = _batched(config, batch or usual, micro)
         if plan:
-            config = _batched(config, batch or config.train.batch_size, micro)
             mfus, rate = _rates(config, mfu, tflops, measured and measured.expanduser())
             values, text = _planned(config, gpus or DEVICES, mfus, rate)
         else:
-            config = _batched(config, batch or config.train.micro_batch_size or config.train.batch_size, micro)
-            known = None if tflops is None else tflops * 1e12
-            values, text = _measured(config, pick_device(device), steps or STEPS, known)
+            values, text = _measured(config, pick_device(device), steps or STEPS, tflops and tflops * 1e12)
     print(text)
     if out is not None:
         write_json(out, {**values, "config": to_dict(config), "environment": environment()})
