@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from support.files import contents
 from support.models import JIT, LEARNED, PIXEL, batch, random_jit, random_model
+from support.pictures import PHOTOS
 from support.refusal import refused
-from test_own import PHOTOS
 from torch import Tensor
 
 import pra
@@ -25,7 +25,6 @@ from pra.data.survey import Range, Survey
 from pra.models import Model, build_model, weights
 from pra.recipes import distill, fine_tune, own
 from pra.recipes.fine_tune import propose
-from pra.training import callbacks
 from pra.training.initial import EMBEDDING, load_initial, with_classes
 from pra.training.run import read_run
 
@@ -72,19 +71,10 @@ def folder_of_pictures(root: Path, classes: tuple[str, ...], mode: str = "RGB") 
     return root
 
 
-@pytest.fixture
-def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """``pra train`` on the CPU without pictures, curves and report; a step takes a second as far as it knows."""
-    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than the steps."""
     monkeypatch.setattr(cli, "write_report", lambda run: None)
-    monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 1.0)
-
-    def call(*arguments: object) -> tuple[int, str]:
-        code = cli.main(["train", *map(str, arguments), "--device", "cpu", "--set", "train.sample_every=0"])
-        said = capsys.readouterr()
-        return code, said.out + said.err
-
-    return call
 
 
 # --- the weights --------------------------------------------------------------------------------------------

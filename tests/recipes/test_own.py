@@ -1,4 +1,4 @@
-"""One's own pictures: what is found in a folder, what is chosen for it, and that the choice holds."""
+"""One's own pictures: what is chosen for them, and that the choice holds."""
 
 from __future__ import annotations
 
@@ -8,51 +8,20 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.files import contents
+from support.pictures import PHOTOS, picture
 from support.refusal import refused
 
 import pra
-from pra import cli
-from pra.config import DataConfig, OnCorrupt, RunConfig
-from pra.data import TrainingSet, open_source, survey
-from pra.data.survey import Range, Survey, look
+from pra.config import RunConfig
+from pra.data.survey import Range
 from pra.recipes import own
 from pra.recipes.own import propose, seconds_per_step
-from pra.training import callbacks
 from pra.training.run import read_run
 
 CPU = torch.device("cpu")
-PHOTOS = Survey(
-    source="folder:photos",
-    images=20_000,
-    classes={"cats": 12_000, "dogs": 8_000},
-    opened=500,
-    width=Range(300, 1200, 4000),
-    height=Range(200, 900, 3000),
-    short_side=Range(200, 900, 3000),
-    grey=3,
-    transparent=0,
-    square=20,
-    corrupt=(),
-    seconds_per_image=0.0,
-)
-
-
-def picture(path: Path, size: tuple[int, int] = (20, 20), mode: str = "RGB", seed: int = 0) -> Path:
-    """Noise, in which every pixel has a colour where the mode has any."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (size[1], size[0], len(mode)) if len(mode) > 1 else (size[1], size[0])
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), mode).save(path)
-    return path
-
-
-def flat(path: Path, colour: object, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)  # type: ignore[arg-type]
 
 
 def work(config: RunConfig) -> float:
@@ -64,72 +33,6 @@ def work(config: RunConfig) -> float:
 def by_size(seconds: float) -> Callable[[RunConfig, torch.device], float]:
     """``seconds`` per unit of :func:`work`."""
     return lambda config, device: seconds * work(config)
-
-
-# --- looking ------------------------------------------------------------------------------------------------
-
-
-def test_look_describes_a_folder(tmp_path: Path) -> None:
-    picture(tmp_path / "cats" / "a.png", (40, 30))
-    picture(tmp_path / "cats" / "b.png", (10, 60))
-    picture(tmp_path / "dogs" / "c.png", (50, 50))
-    flat(tmp_path / "dogs" / "grey.png", 100, "L")
-    flat(tmp_path / "dogs" / "tinted.png", (100, 104, 98))
-    flat(tmp_path / "dogs" / "clear.png", (255, 0, 0, 0), "RGBA")
-    (tmp_path / "dogs" / "broken.jpg").write_bytes(b"nonsense")
-    found = look(f"folder:{tmp_path}")
-    assert (found.images, found.classes, found.opened) == (7, {"cats": 2, "dogs": 5}, 6)
-    assert (found.width, found.height) == (Range(8, 10, 50), Range(8, 30, 60))
-    assert found.short_side == Range(8, 10, 50)
-    assert (found.grey, found.transparent, found.square) == (3, 1, 4)  # what cannot be seen has no colour
-    assert found.corrupt == (f"{tmp_path}/dogs/broken.jpg",)
-    assert (found.channels, found.unconditional) == (3, False)
-    text = "\n".join(found.lines())
-    for words in ("7 pictures in 2 classes of 2 to 5", "width 8 to 50, median 10", "3 in colour, 3 grey", "broken.jpg"):
-        assert words in text
-
-
-def test_look_of_one_grey_picture(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", (12, 9), "L")
-    found = look(f"folder:{tmp_path}")
-    assert (found.images, found.unconditional, found.channels) == (1, True, 1)
-    assert found.lines() == ["1 pictures without classes", "width 12; height 9; grey"]
-
-
-def test_look_opens_some_of_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "LOOKED_AT", 16)
-    for number in range(60):
-        flat(tmp_path / ("a" if number < 30 else "b") / f"{number}.png", (255, 0, 0), size=(8 + number // 30, 8))
-    found = look(f"folder:{tmp_path}")
-    assert (found.images, found.opened, found.width.low, found.width.high) == (60, 16, 8, 9)
-    assert "60 pictures in 2 classes of 30 to 30; 16 of them opened" in found.lines()
-    monkeypatch.setattr(survey, "PATIENCE", 0.0)
-    assert look(f"folder:{tmp_path}").opened == 1
-
-
-def test_look_and_training_count_float_pixels_as_corrupt(tmp_path: Path) -> None:
-    flat(tmp_path / "good.png", 100, "L")
-    flat(tmp_path / "float.tif", 0.5, "F")
-    source = open_source(f"folder:{tmp_path}")
-    found = look(source)
-    assert (found.opened, found.corrupt) == (1, (f"{tmp_path}/float.tif",))
-    settings = DataConfig(source=source.name, on_corrupt=OnCorrupt.SKIP)
-    for config, seen in ((settings, [0, 1]), (dataclasses.replace(settings, on_corrupt=OnCorrupt.ERROR), None)):
-        samples = TrainingSet(source, (8, 8), 1, config, seed=0)
-        if seen:
-            assert sorted(samples[g].skipped for g in range(2)) == seen
-            assert all(samples[g].image.eq(100).all() for g in range(2))
-        else:
-            refused(lambda samples=samples: [samples[g] for g in range(2)], "float.tif", "16 bits", "on_corrupt=skip")
-
-
-def test_look_without_images_is_refused(tmp_path: Path) -> None:
-    refused(lambda: look(f"folder:{tmp_path}"), f"{tmp_path} holds no images")
-    (tmp_path / "a.png").write_bytes(b"nonsense")
-    refused(lambda: look(f"folder:{tmp_path}"), "none of 1 pictures", "can be read", "a.png")
-
-
-# --- choosing -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -268,20 +171,6 @@ def test_run_folder_is_named_after_the_pictures(data: str, name: str) -> None:
 # --- the command --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """``pra train`` on the CPU; without a curve, and with one step a second as far as the proposal knows."""
-    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
-    monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 1.0)
-
-    def call(*arguments: object) -> tuple[int, str]:
-        code = cli.main(["train", *map(str, arguments), "--device", "cpu"])
-        said = capsys.readouterr()
-        return code, said.out + said.err
-
-    return call
-
-
 def test_command_chooses_trains_and_resumes_as_chosen(
     tmp_path: Path, train: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,7 +179,7 @@ def test_command_chooses_trains_and_resumes_as_chosen(
         mode = ("RGB", "L", "RGBA")[number % 3]
         picture(Path(f"photos/{number}.png"), (9 + 5 * number, 16), mode, number)
     Path("photos/broken.png").write_bytes(b"nonsense")
-    command = ["--data", "folder:photos", "--set", "train.batch_size=4", "--set", "train.sample_every=0"]
+    command = ["--data", "folder:photos", "--set", "train.batch_size=4"]
     code, text = train(*command, "--minutes", "0.05")
     assert code == 0, text
     for words in (

@@ -66,21 +66,10 @@ def bench_train_command(
         out: Write the same figures as JSON.
         settings: Any setting that `pra show RECIPE` lists, such as train.precision=float32; may be repeated.
     """
-    unused = {"--steps": steps, "--device": device} if plan else {"--gpus": gpus, "--mfu": mfu, "--measured": measured}
-    given = next((name for name, value in unused.items() if value is not None), None)
-    if given:
-        raise PraError(f"{given} has no effect {'with' if plan else 'without'} --plan", code="conflict", option=given)
+    _check_use(plan, {"--gpus": gpus, "--mfu": mfu, "--measured": measured}, {"--steps": steps, "--device": device})
+    _check_positive({"--tflops": tflops, "--steps": steps, "--batch": batch, "--micro": micro, "--gpus": gpus})
     out = out and out.expanduser()
     Outputs(out).check()
-    for name, value in {
-        "--tflops": tflops,
-        "--steps": steps,
-        "--batch": batch,
-        "--micro": micro,
-        "--gpus": gpus,
-    }.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise PraError(f"{name} {value:g} must be positive", option=name, value=value)
     with join() as world:
         if world.size > 1:
             raise PraError("pra bench train measures one device. Start it without torchrun", code="unsupported")
@@ -96,6 +85,19 @@ def bench_train_command(
     if out is not None:
         write_json(out, {**values, "config": to_dict(config), "environment": environment()})
         print(f"figures: {out}")
+
+
+def _check_use(plan: bool, of_plan: dict[str, Any], of_measurement: dict[str, Any]) -> None:
+    unused = of_measurement if plan else of_plan
+    given = next((name for name, value in unused.items() if value is not None), None)
+    if given:
+        raise PraError(f"{given} has no effect {'with' if plan else 'without'} --plan", code="conflict", option=given)
+
+
+def _check_positive(numbers: dict[str, float | None]) -> None:
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise PraError(f"{name} {value:g} must be positive", option=name, value=value)
 
 
 def _batched(config: RunConfig, batch: int, micro: int | None) -> RunConfig:
