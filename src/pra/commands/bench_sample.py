@@ -65,9 +65,8 @@ def bench_command(
     if tflops is not None and bandwidth is not None and tflops > 0 and bandwidth > 0:
         given = Peak(tflops * 1e12, bandwidth * 1e12)
     elif tflops is not None or bandwidth is not None:
-        raise PraError(
-            f"--tflops {tflops} and --bandwidth {bandwidth}: give both, positive, or neither", code="conflict"
-        )
+        problem = "--tflops and --bandwidth belong together. Give both, positive, or neither to have them measured"
+        raise PraError(problem, code="conflict", tflops=tflops, bandwidth=bandwidth)
     target = torch.device("meta") if counts else pick_device(device)
     model, sampling = _model(run, target, settings)
     dtype = torch.bfloat16 if in_bfloat16(target, arithmetic) else torch.float32

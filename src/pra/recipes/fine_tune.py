@@ -34,11 +34,8 @@ from pra.training.run import read_run
 
 NAME = "fine-tuned"
 
-LOWER = 10
-"""Divisor of the other run's learning rate."""
-
-EPOCHS, FEWEST_STEPS = 40, 50
-"""Longest training, unless there are very few pictures. This and the rate are from docs/own-data.md: a model of a
+LOWER, EPOCHS, FEWEST_STEPS = 10, 40, 50
+"""Divisor of the other run's learning rate, and the longest training. Both are from docs/own-data.md: a model of a
 thousand icons, trained on 85 others longer or faster, got worse on 85 that it did not see."""
 
 NAMED = 8

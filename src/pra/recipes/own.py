@@ -38,20 +38,12 @@ from pra.utils.device import cores
 
 NAME = "own"
 
-MINUTES = 30.0
-"""The default time."""
+MINUTES, TRAINING_SHARE = 30.0, 0.85
+"""The default time, and the share of it for steps; grids, checkpoints and the start take the rest."""
 
-TRAINING_SHARE = 0.85
-"""Share of the time for steps; grids, checkpoints and the start take the rest."""
-
-EPOCHS = 400
-"""Longest training, the paper's on ImageNet, unless there are very few pictures."""
-
-FEWEST_IMAGES = 40_000
-"""Images seen in training, however few pictures there are: about the length of the studies on CPUs."""
-
-FEW_PICTURES = 500
-"""Fewer pictures than these are learned by heart: a line says so."""
+EPOCHS, FEWEST_IMAGES, FEW_PICTURES = 400, 40_000, 500
+"""The longest training, the paper's; the fewest images seen, about the studies' length on CPUs; fewer pictures than the
+last are learned by heart, and a line says so."""
 
 HELD_OUT, FEWEST_TO_HOLD_OUT = 0.05, 200
 """Share of the pictures that are held out, and from how many pictures on."""

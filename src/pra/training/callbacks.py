@@ -82,9 +82,7 @@ class Callbacks:
     def __init__(self, before: Sequence[Callback], users: Sequence[Callback], after: Sequence[Callback]) -> None:
         for callback in users:
             if not isinstance(callback, Callback):
-                raise PraError(
-                    f"callback {callback!r} is not a pra.Callback. Pass an instance of a subclass", value=repr(callback)
-                )
+                raise PraError(f"callback {callback!r} is not an instance of pra.Callback", value=repr(callback))
         self._all = [*before, *users, *after]
         self._users = users
         self._failed: Callback | None = None
@@ -115,13 +113,11 @@ class Metrics(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         self.path = trainer.folder / METRICS
-        if trainer.world.is_first:
-            keep_metrics(trainer.folder, trainer.step)
+        keep_metrics(trainer.folder, trainer.step)
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        if trainer.world.is_first:
-            with _disk(self.path):
-                self.write(row)
+        with _disk(self.path):
+            self.write(row)
 
     def write(self, row: dict[str, float]) -> None:
         """Append one line to the file."""
@@ -135,7 +131,7 @@ class TensorBoard(Callback):
     board: SummaryWriter | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        if trainer.world.is_first and importlib.util.find_spec("tensorboard"):
+        if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=trainer.step + 1)
@@ -203,7 +199,7 @@ class Curves(Callback):
     """Draws ``curves.png`` at the end."""
 
     def on_end(self, trainer: Trainer) -> None:
-        if trainer.world.is_first and (trainer.new_steps or not (trainer.folder / CURVES).exists()):
+        if trainer.new_steps or not (trainer.folder / CURVES).exists():
             draw_curves(trainer.folder)
 
 

@@ -124,8 +124,8 @@ class Trainer:
         with world.first_alone() if isinstance(config.data.validation, str) else nullcontext():  # indexed once
             self.source, held_out = split(self.whole, config.data, config.train.seed)
         before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
-        after = [Metrics(), TensorBoard(), Curves(), StateWarning(), *([Bar()] if progress and world.is_first else [])]
-        self.callbacks = Callbacks(before, callbacks, after)
+        after = [Metrics(), TensorBoard(), Curves(), StateWarning(), *([Bar()] if progress else [])]
+        self.callbacks = Callbacks(before, callbacks, after if world.is_first else [])
         # Rank 0 picks the checkpoint: on a network file system other ranks may see a stale listing.
         last = world.run_on_first(lambda: weights.newest_checkpoint(folder))
         self.model = build_model(config.model, config.train.seed if last is None else None).to(device)
@@ -327,10 +327,8 @@ class Share(TrainingSet):
 def _check_classes(source: Source, num_classes: int) -> None:
     highest = int(source.labels.max())
     if highest >= num_classes:
-        problem = (
-            f"{source.name} has label {highest} ({source.classes[highest]}), but the model's classes are 0 to "
-            f"{num_classes - 1}. Set model.num_classes to {len(source.classes)}"
-        )
+        name, count = source.classes[highest], len(source.classes)
+        problem = f"{source.name} has label {highest} ({name}), beyond the model's. Set model.num_classes to {count}"
         raise PraError(problem, code="mismatch", value=highest)
 
 

@@ -124,7 +124,7 @@ def profile_products(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b
 
 
 def combined(files: list[Path], coefficients: tuple[float, ...]) -> dict[str, Tensor]:
-    """Return the sum of the tensors in files, each file by its coefficient."""
+    """Return the sum of the tensors in files, each file times its coefficient."""
     sums: dict[str, Tensor] = {}
     for file, coefficient in zip(files, coefficients, strict=True):
         for name, tensor in weights.read_tensors(file).items():

@@ -79,7 +79,8 @@ def check_run(folder: Path, config: RunConfig, classes_known: bool = True) -> No
     if not all(_may_lie_elsewhere(line.partition(":")[0], folder, config) for line in changed):
         differing = "; ".join(changed)
         problem = (
-            f"{folder} is a run of another configuration ({differing}). Repeat its settings, or use another --run-dir"
+            f"{folder} is a run of another configuration ({differing}); nothing was changed. Repeat its settings, or "
+            "use another --run-dir"
         )
         raise PraError(problem, code="mismatch", path=folder, differences=differing)
 
