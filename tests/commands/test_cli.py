@@ -636,7 +636,7 @@ def test_bad_run_folders(call: Pra, run: Path, tmp_path: Path) -> None:
     )
     refused(call(*command, run / "config.json"), "config.json is a file")
     refused(call(*command, run / "config.json" / "x"), "cannot be written: Not a directory")
-    refused(call(*command, run / "samples"), "is not empty and is no run")
+    refused(call(*command, run / "samples"), "is not empty and is not a run")
     assert contents(run) == before
     (run / "config.json").write_text("{}")
     refused(call(*command, run), "config.json names no recipe")

@@ -1,22 +1,31 @@
-"""The choice of an optimizer: which parameters each one trains, at which rate, and how a run with Muon resumes."""
+"""Optimizers: which parameters each one trains, at which rate, and how a run with Muon resumes."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from support.models import JIT, LEARNED
 from support.refusal import refused
-from torch import Tensor, nn
+from support.training import assert_same, tensors, tiny, train
+from torch import nn
 
 import pra
-from pra.config import AnyModelConfig, Muon, OptimizerConfig, RunConfig, apply_settings, from_dict, to_dict
+from pra.config import (
+    AnyModelConfig,
+    LearningRate,
+    Muon,
+    OptimizerConfig,
+    RunConfig,
+    apply_settings,
+    from_dict,
+    to_dict,
+)
 from pra.models import build_model
-from pra.training import callbacks, loop
 from pra.training.optimizer import (
     MuonOptimizer,
     Optimizers,
@@ -26,38 +35,9 @@ from pra.training.optimizer import (
     orthogonalised,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
-
 MUON = "train.optimizer.matrices=Muon"
 TWO_HEADS = dataclasses.replace(LEARNED, head=dataclasses.replace(LEARNED.head, shortcut=True))
 SHAPES = [(8, 8), (24, 8), (8, 24), (7, 5), (1, 4)]
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
-
-
-def configured(*settings: str) -> RunConfig:
-    return apply_settings(pra.recipe("tiny"), ["train.sample_every=0", "train.log_every=1", *settings])
-
-
-def train(folder: Path, *settings: str) -> loop.Trained:
-    return pra.train(configured(*settings), folder, device="cpu", progress=False)
-
-
-def tensors(run: Path) -> dict[str, Tensor]:
-    """Every tensor of the newest checkpoint."""
-    folder = max((run / "checkpoints").iterdir())
-    files = folder.rglob("*.safetensors")
-    return {f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
-
-
-def assert_same(one: Path, other: Path) -> None:
-    """Bitwise."""
-    expected, found = tensors(one), tensors(other)
-    assert expected.keys() == found.keys()
-    assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
 
 
 # --- settings -----------------------------------------------------------------------------------------------
@@ -92,7 +72,7 @@ def test_settings_of_older_runs_mean_adamw() -> None:
     ],
 )
 def test_settings_that_are_wrong_are_refused(settings: list[str], message: str) -> None:
-    refused(lambda: configured(*settings), message)
+    refused(lambda: tiny(*settings), message)
 
 
 def test_slower_divides_every_rate() -> None:
@@ -103,6 +83,35 @@ def test_slower_divides_every_rate() -> None:
 
 
 # --- which parameters, which rates --------------------------------------------------------------------------
+
+
+def test_learning_rate_warms_up_then_stays_or_falls() -> None:
+    constant = OptimizerConfig(lr=1.0, warmup_steps=4)
+    rates = [learning_rate(constant, step, 10) for step in range(10)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, *[1.0] * 6])
+    cosine = dataclasses.replace(constant, schedule=LearningRate.COSINE)
+    falling = [learning_rate(cosine, step, 10) for step in range(10)]
+    assert falling[:5] == pytest.approx(rates[:5])
+    assert all(a > b > 0 for a, b in itertools.pairwise(falling[4:]))
+    assert falling[7] == pytest.approx(0.5)  # half-way from the end of the warm-up to the last step
+    assert learning_rate(cosine, 10, 10) == pytest.approx(0.0)
+    assert learning_rate(dataclasses.replace(constant, warmup_steps=0), 0, 10) == 1.0
+    assert learning_rate(dataclasses.replace(cosine, warmup_steps=20), 9, 10) == pytest.approx(10 / 21)
+
+
+def test_weight_decay_acts_on_matrices_only() -> None:
+    model = build_model(pra.recipe("tiny").model)
+    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-2, weight_decay=0.5))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    decayed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert decayed == {name for name in linear if before[name].any()}  # modulations begin at zero
+    for name in decayed:
+        torch.testing.assert_close(dict(model.named_parameters())[name], before[name] * (1 - 1e-2 * 0.5))
+    assert {"condition.embedding.weight", "backbone.next_position"} <= before.keys() - decayed
 
 
 @pytest.mark.parametrize("config", [TWO_HEADS, JIT])
@@ -173,19 +182,14 @@ def test_muon_of_no_gradient_changes_nothing() -> None:
 
 
 def test_muon_run_resumes_bitwise(tmp_path: Path) -> None:
-    train(tmp_path / "straight", MUON, "train.steps=8")
-    for steps in (3, 5, 8):
-        train(tmp_path / "run", MUON, f"train.steps={steps}", "train.checkpoint_every=1", "train.keep_checkpoints=9")
-    assert_same(tmp_path / "straight", tmp_path / "run")
-    for step in (7, 8):  # killed before they were written
-        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{step:08d}")
-    assert train(tmp_path / "run", MUON, "train.steps=8").new_steps == 2
-    assert_same(tmp_path / "straight", tmp_path / "run")
-    assert sum(name.endswith("/momentum_buffer") for name in tensors(tmp_path / "run")) == len(
-        hidden_matrices(build_model(configured().model))
-    )
-
-
-def test_muon_run_resumed_with_adamw_is_refused(tmp_path: Path) -> None:
-    train(tmp_path / "run", MUON, "train.steps=1")
-    refused(lambda: train(tmp_path / "run", "train.steps=2"), "train.optimizer.matrices: {", "null asked for")
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    train(tiny(MUON, "train.steps=4"), straight)
+    for steps in (2, 4):
+        train(tiny(MUON, f"train.steps={steps}", "train.checkpoint_every=1", "train.keep_checkpoints=9"), run)
+    assert_same(straight, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000004")  # killed before it was written
+    assert train(tiny(MUON, "train.steps=4"), run).new_steps == 1
+    assert_same(straight, run)
+    buffers = [name for name in tensors(run) if name.endswith("/momentum_buffer")]
+    assert len(buffers) == len(hidden_matrices(build_model(tiny().model)))
+    refused(lambda: train(tiny("train.steps=5"), run), "train.optimizer.matrices: {", "null asked for", code="mismatch")
