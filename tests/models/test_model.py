@@ -11,8 +11,8 @@ from pra.errors import PraError
 from pra.models import PRA
 from pra.models.base import initialise
 from pra.models.head import time_features
-from pra.models.patches import patchify, unpatchify
-from pra.models.rope import raster_positions, rotary_table, rotate
+from pra.models.base import patchify, unpatchify
+from pra.models.transformer import raster_positions, rotary_table, rotate
 from pra.recipes import recipe
 
 

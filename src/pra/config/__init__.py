@@ -1,8 +1,7 @@
 """Every setting of a run, as frozen dataclasses that check themselves. Standard library only.
 
-A configuration is a value: build one with a recipe, change it with :func:`dataclasses.replace` or
-:func:`override`, write it with :func:`to_dict`, read it back with :func:`from_dict`. Names follow the paper
-(arXiv 2606.27978) and the field: patch, state, guidance scale, EMA.
+Build a configuration with a recipe, change it with :func:`dataclasses.replace` or :func:`override`, write it with
+:func:`to_dict`, read it back with :func:`from_dict`. Names follow the paper (arXiv 2606.27978).
 """
 
 from pra.config.data import DataConfig, Fit, OnCorrupt, OnSmall

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Annotated
 
-from pra.config.checks import between, coerce
-from pra.errors import PraError
+from pra.config.checks import Settings, within, wrong
 
 
 class Fit(enum.Enum):
@@ -32,7 +32,7 @@ class OnCorrupt(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Settings):
     """Where images come from (see :func:`pra.data.open_source`) and how they are prepared.
 
     ``validation`` names the held-out images that ``train.validate_every`` measures the loss on: a share of the training
@@ -45,16 +45,15 @@ class DataConfig:
     flip: bool = False
     on_small: OnSmall = OnSmall.ERROR
     on_corrupt: OnCorrupt = OnCorrupt.ERROR
-    workers: int = 0
+    workers: Annotated[int, within(0, 1024)] = 0
     validation: float | str | None = None
 
     def __post_init__(self) -> None:
-        coerce(self)
-        between(self, "workers", 0, 1024)
+        super().__post_init__()
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
-            raise PraError(f"validation {self.validation:g}: a share must lie between 0 and 1. Use one such as 0.05")
+            raise wrong("validation", self.validation, "must lie between 0 and 1. Use a share such as 0.05", "invalid")
 
     @property
     def held_out_share(self) -> float | None:
-        """The share of the training images that is held out; None where none is."""
+        """The share of the training images that is held out, if any."""
         return self.validation if isinstance(self.validation, float) else None

@@ -1,4 +1,4 @@
-"""The exact rollout: training inputs that the model samples one after the other. PRA approximates it."""
+"""The exact rollout: training inputs that the model samples one after the other."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pra.sampling.algorithm import Steps, generate
 
 
 def exact_rollout(model: PRA, labels: Tensor, states: Tensor, how: config.Exact, key: Tensor) -> Tensor:
-    """Sequential rollout: the model completes each state from ``t_i``, conditioned on what it wrote before.
+    """Let the model complete each state from ``t_i``, conditioned on what it wrote before; ``t_i = 0`` is sampling.
 
-    ``t_i = 0`` is sampling itself, without guidance. This is what PRA approximates, at ``N`` times the depth.
+    PRA approximates this; it takes ``N`` times the depth.
     """
     z = states[:, :-1]
     t, eps = perturbation(z, how.t_min, how.t_max, key)

@@ -239,7 +239,7 @@ class NativeNorm:
 def _weighted_rotary(table: Tensor, blocks: list[Block]) -> Tensor:
     """The rotary table with the weights of the queries' and the keys' norms in it: ``(2, T, depth, 2, head_dim)``.
 
-    ``rotate(w * x)`` (:mod:`pra.models.rope`) is ``x * own + swapped(x) * other``, where ``w`` is the weight of
+    ``rotate(w * x)`` (:mod:`pra.models.transformer`) is ``x * own + swapped(x) * other``, where ``w`` is the weight of
     the norm and ``swapped`` exchanges the halves.
     """
     norms = [torch.stack([b.attention.query_norm.weight, b.attention.key_norm.weight]) for b in blocks]
