@@ -9,9 +9,8 @@ from support.models import ALL, LEARNED, PIXEL, batch, random_model
 from pra.config import TransformerConfig
 from pra.errors import PraError
 from pra.models import PRA
-from pra.models.base import initialise
+from pra.models.base import initialise, patchify, unpatchify
 from pra.models.head import time_features
-from pra.models.base import patchify, unpatchify
 from pra.models.transformer import raster_positions, rotary_table, rotate
 from pra.recipes import recipe
 

@@ -22,7 +22,7 @@ SEQUENTIAL: dict[type[config.Rollout], Callable[[PRA, Tensor, Tensor, Any, Tenso
 
 
 def ar_inputs(how: config.Rollout, model: PRA, labels: Tensor, patches: Tensor, states: Tensor, key: Tensor) -> Tensor:
-    """The inputs that a configuration asks for."""
+    """Make the inputs that a configuration asks for."""
     match how:
         case config.Clean():
             return clean(patches)

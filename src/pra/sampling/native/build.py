@@ -20,18 +20,16 @@ import torch
 from pra.utils.paths import cache_folder
 
 SOURCE = Path(__file__).with_name("step.cpp")
-"""What is compiled; it includes the headers beside it."""
-
 SWITCH = "PRA_NATIVE"
 """The environment variable that, set to 0, leaves everything to torch."""
 
-# Nothing is reordered: infinities, NaNs and the order of sums stay as they are written.
+# Reorder nothing: infinities, NaNs and the order of sums stay as written.
 _FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
 
-# By what torch finds in the processor, not by -march=native: a home directory may be shared by unlike machines.
+# By what torch finds, not by -march=native: unlike machines may share a home directory.
 _PROCESSORS = {
     "AVX512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
     "AVX2": ("-mavx2", "-mfma"),
@@ -41,10 +39,10 @@ _TIMEOUT = 120.0
 
 
 def library() -> ctypes.CDLL | None:
-    """The compiled arithmetic; None where it is switched off, or there is no compiler to make it with.
+    """Return the compiled arithmetic; None where it is switched off, or where there is no working compiler.
 
-    The first call of all on a machine compiles it, in two or three seconds, into ``$XDG_CACHE_HOME/pra/native``. A
-    compiler that fails is told of in a warning.
+    The first call on a machine compiles it, in two or three seconds, into ``$XDG_CACHE_HOME/pra/native``. A compiler
+    that fails causes a warning.
     """
     return None if os.environ.get(SWITCH) == "0" else _built()
 
@@ -61,7 +59,7 @@ def _built() -> ctypes.CDLL | None:
         name = f"step-{hashlib.sha256(chr(0).join(asked).encode()).hexdigest()[:16]}.so"
         kept = cache_folder() / "native" / name
         if kept.exists():
-            with contextlib.suppress(OSError):  # damaged, or where nothing may be run from: another one, then
+            with contextlib.suppress(OSError):  # damaged, or on a disk mounted noexec: compile again
                 return ctypes.CDLL(str(kept))
         with tempfile.TemporaryDirectory(prefix="pra-") as folder:
             path = kept if _writable(kept.parent) else Path(folder) / name
@@ -74,15 +72,15 @@ def _built() -> ctypes.CDLL | None:
         said = getattr(error, "stderr", None) or str(error)
         reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
         warnings.warn(
-            f"the fast sampler cannot be made with {compiler} ({reason[:200]}): images take a few times as long; set "
-            f"CXX to another compiler, or {SWITCH}=0 to do without",
+            f"the fast sampler cannot be compiled with {compiler} ({reason[:200]}): images take a few times as long. "
+            f"Set CXX to another compiler, or {SWITCH}=0 to do without",
             stacklevel=2,
         )
         return None
 
 
 def _compile(path: Path, command: list[str]) -> None:
-    # Whole or not at all: several processes may compile at a time.
+    # Write a temporary file: several processes may compile at a time.
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
     os.close(handle)
     try:
@@ -104,7 +102,7 @@ def _compiler() -> str | None:
         return None
     candidates = [os.environ.get("CXX"), "c++", "g++", "clang++"]
     found = next((path for name in candidates if name and (path := shutil.which(name))), None)
-    # On a Mac without the developer's tools what lies there asks the user to install them.
+    # On a Mac without the developer's tools this file asks the user to install them.
     if found and sys.platform == "darwin" and found.startswith("/usr/bin/"):
         tools = subprocess.run(["xcode-select", "-p"], capture_output=True, check=False)
         return found if tools.returncode == 0 else None

@@ -25,19 +25,14 @@ class LinearStruct(ctypes.Structure):
     """``Linear`` of ``products.h``."""
 
     _fields_: ClassVar = [
-        ("panels", POINTER),
-        ("bias", POINTER),
-        ("inputs", COUNT),
-        ("outputs", COUNT),
-        ("bfloat16", COUNT),
+        *(("panels", POINTER), ("bias", POINTER), ("inputs", COUNT), ("outputs", COUNT), ("bfloat16", COUNT))
     ]
 
 
 class Packed:
     """Copies of weights, renewed in place: the compiled arithmetic holds their addresses.
 
-    Args:
-        low: whether products multiply bfloat16 numbers.
+    With ``low``, products multiply bfloat16 numbers.
     """
 
     def __init__(self, low: bool) -> None:
@@ -50,13 +45,13 @@ class Packed:
             kept.copy_(source())
 
     def kept(self, source: Callable[[], Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
-        """A copy of what ``source`` gives, now and at every :meth:`refresh`."""
+        """Return a copy of what ``source`` gives, now and at every :meth:`refresh`."""
         kept = source().to(dtype, copy=True)
         self._copies.append((kept, source))
         return kept
 
     def linear(self, weight: Callable[[], Tensor], bias: Callable[[], Tensor] | None) -> LinearStruct:
-        """``x @ weight.T + bias`` for a weight ``(outputs, inputs)`` and a bias ``(outputs,)``."""
+        """Pack ``x @ weight.T + bias``, of a weight ``(outputs, inputs)`` and a bias ``(outputs,)``."""
         outputs, inputs = weight().shape
         if self.low:
             held = self.kept(lambda: pairs(weight().t()), torch.bfloat16)
@@ -66,7 +61,7 @@ class Packed:
         return LinearStruct(held.data_ptr(), filled, inputs, outputs, self.low)
 
     def layer(self, module: nn.Linear) -> LinearStruct:
-        """A linear layer."""
+        """Pack a linear layer."""
         assert type(module) is nn.Linear, "asked without looking whether it is supported"
         return self.linear(
             lambda: module.weight.detach(), None if module.bias is None else lambda: module.bias.detach()
@@ -89,15 +84,14 @@ def pairs(matrix: Tensor) -> Tensor:
 
 
 def content_hash(tensors: Iterable[Tensor]) -> tuple[int, ...] | None:
-    """A hash of the numbers in each tensor; ``None`` for tensors that are not contiguous float32 in this machine's
-    memory.
+    """Hash the numbers in each tensor; ``None`` unless all are contiguous float32 on the CPU.
 
     torch's own count of changes leaves out fused optimizers and ``.data``.
     """
     hashed = list(tensors)
     if any(t.device.type != "cpu" or t.dtype is not torch.float32 or not t.is_contiguous() for t in hashed):
         return None
-    found = library()  # compiles it at the first call, which other devices have no use for
+    found = library()
     if found is None:
         return None
     found.pra_hash.argtypes, found.pra_hash.restype = [POINTER, COUNT], ctypes.c_uint64

@@ -1,5 +1,7 @@
-"""The parts of a model by the compiled arithmetic: a product, a transformer, the head. The structures are those of
-``step.cpp``; they hold addresses of parameters and of copies, both of which stay where they are."""
+"""The parts of a model by the compiled arithmetic: a product, a transformer, the head.
+
+The structures are those of ``step.cpp``. They hold addresses of parameters and of copies, both of which stay in place.
+"""
 
 from __future__ import annotations
 
@@ -30,32 +32,20 @@ def _checked(function: Any, arguments: list[Any]) -> Callable[..., None]:
 
 class _Block(ctypes.Structure):
     _fields_: ClassVar = [
-        ("attention_norm", POINTER),
-        ("qkv", LinearStruct),
-        ("out", LinearStruct),
-        ("mlp_norm", POINTER),
-        ("into", LinearStruct),
-        ("mlp_out", LinearStruct),
+        *(("attention_norm", POINTER), ("qkv", LinearStruct), ("out", LinearStruct)),
+        *(("mlp_norm", POINTER), ("into", LinearStruct), ("mlp_out", LinearStruct)),
     ]
 
 
 class _HeadBlock(ctypes.Structure):
     _fields_: ClassVar = [
-        ("norm", POINTER),
-        ("norm_bias", POINTER),
-        ("into", LinearStruct),
-        ("out", LinearStruct),
-        ("modulation", COUNT),
+        *(("norm", POINTER), ("norm_bias", POINTER)),
+        *(("into", LinearStruct), ("out", LinearStruct), ("modulation", COUNT)),
     ]
 
 
 class NativeLinear:
-    """``x @ weight.T + bias``.
-
-    Args:
-        library: from :func:`pra.sampling.native.library`.
-        linear: packed; whoever packed it keeps the copies.
-    """
+    """``x @ weight.T + bias`` of a packed layer; whoever packed it keeps the copies."""
 
     def __init__(self, library: ctypes.CDLL, linear: LinearStruct) -> None:
         self._linear = linear
@@ -71,85 +61,49 @@ class NativeLinear:
 
 
 class NativeTransformer:
-    """:class:`pra.models.transformer.Transformer`.
-
-    Args:
-        library: from :func:`pra.sampling.native.library`.
-        packed: keeps the copies.
-        transformer: in float32, on the CPU.
-    """
+    """:class:`pra.models.transformer.Transformer`, in float32, on the CPU."""
 
     def __init__(self, library: ctypes.CDLL, packed: Packed, transformer: Transformer) -> None:
         blocks = [block for block in transformer.blocks if isinstance(block, Block)]
         self._norm, self._heads = transformer.norm.weight.detach(), transformer.config.heads
         self._rotary = packed.kept(lambda: _weighted_rotary(transformer.rotary, blocks))
-        self._blocks = (_Block * len(blocks))(
-            *(
-                _Block(
-                    block.attention_norm.weight.data_ptr(),
-                    packed.layer(block.attention.qkv),
-                    packed.layer(block.attention.out),
-                    block.mlp_norm.weight.data_ptr(),
-                    packed.layer(block.mlp.into),
-                    packed.layer(block.mlp.out),
-                )
-                for block in blocks
-            )
-        )
-        first = [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER, COUNT, COUNT]
-        rest = [POINTER, POINTER, POINTER, POINTER, COUNT, COUNT, THREADS]
-        self._call = _checked(library.pra_transformer, [*first, *rest])
+        self._blocks = (_Block * len(blocks))()
+        for place, block in enumerate(blocks):
+            attention, mlp = block.attention, block.mlp
+            first = block.attention_norm.weight.data_ptr(), packed.layer(attention.qkv), packed.layer(attention.out)
+            second = block.mlp_norm.weight.data_ptr(), packed.layer(mlp.into), packed.layer(mlp.out)
+            self._blocks[place] = _Block(*first, *second)
+        weights, tokens = [POINTER, COUNT, POINTER, COUNT, COUNT], [POINTER, COUNT, COUNT, POINTER, POINTER]
+        cache = [POINTER, POINTER, COUNT, COUNT]
+        self._call = _checked(library.pra_transformer, [*weights, *tokens, *cache, THREADS])
 
     def __call__(self, x: Tensor, cache: KVCache | None) -> Tensor:
         """``(B, T, width)`` to the same, behind the tokens of the cache; without a cache ``T`` is 1."""
         x = x.clone(memory_format=torch.contiguous_format)
+        batch, count, width = x.shape
         before = 0 if cache is None else cache.length
         own, other = self._rotary[:, before]
-        self._call(
-            self._blocks,
-            len(self._blocks),
-            self._norm.data_ptr(),
-            self._heads,
-            x.shape[2],
-            x.data_ptr(),
-            x.shape[0],
-            x.shape[1],
-            own.data_ptr(),
-            other.data_ptr(),
-            None if cache is None else cache.keys.data_ptr(),
-            None if cache is None else cache.values.data_ptr(),
-            0 if cache is None else cache.capacity,
-            before,
-            torch.get_num_threads(),
-        )
+        weights = self._blocks, len(self._blocks), self._norm.data_ptr(), self._heads, width
+        tokens = x.data_ptr(), batch, count, own.data_ptr(), other.data_ptr()
+        kept: tuple[Any, ...] = (None, None, 0)
+        if cache is not None:
+            kept = cache.keys.data_ptr(), cache.values.data_ptr(), cache.capacity
+        self._call(*weights, *tokens, *kept, before, torch.get_num_threads())
         return x
 
 
 class NativeHead:
-    """:class:`pra.models.head.FlowHead`, as far as sampling calls it.
-
-    Args:
-        library: from :func:`pra.sampling.native.library`.
-        packed: keeps the copies.
-        head: in float32, on the CPU.
-    """
+    """:class:`pra.models.head.FlowHead`, as far as sampling calls it; in float32, on the CPU."""
 
     def __init__(self, library: ctypes.CDLL, packed: Packed, head: FlowHead) -> None:
         self._head = head
         blocks = [block for block in head.blocks if isinstance(block, HeadBlock)]
         sharing = len(blocks) // len(head.modulations)
-        self._blocks = (_HeadBlock * len(blocks))(
-            *(
-                _HeadBlock(
-                    block.norm.weight.data_ptr(),
-                    block.norm.bias.data_ptr(),
-                    packed.layer(block.mlp.into),
-                    packed.layer(block.mlp.out),
-                    index // sharing,
-                )
-                for index, block in enumerate(blocks)
-            )
-        )
+        self._blocks = (_HeadBlock * len(blocks))()
+        for place, block in enumerate(blocks):
+            layers = packed.layer(block.mlp.into), packed.layer(block.mlp.out)
+            norm = block.norm.weight.data_ptr(), block.norm.bias.data_ptr()
+            self._blocks[place] = _HeadBlock(*norm, *layers, place // sharing)
         self._state_in, self._out = packed.layer(head.state_in), packed.layer(head.out)
         projections = [m for m in (*head.modulations, head.final_modulation) if isinstance(m, nn.Linear)]
         all_modulations = packed.linear(
@@ -158,8 +112,8 @@ class NativeHead:
         )
         self.project = NativeLinear(library, packed.layer(head.condition_in))
         self._modulate = NativeLinear(library, all_modulations)
-        first = [POINTER, COUNT, POINTER, POINTER, POINTER, COUNT, COUNT]
-        self._call = _checked(library.pra_head, [*first, POINTER, COUNT, POINTER, THREADS])
+        weights, states = [POINTER, COUNT, POINTER, POINTER], [POINTER, COUNT, COUNT]
+        self._call = _checked(library.pra_head, [*weights, *states, POINTER, COUNT, POINTER, THREADS])
         self._context = _checked(library.pra_context, [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER])
 
     def embed(self, t: Tensor, span: Tensor | None = None) -> Tensor:
@@ -198,31 +152,20 @@ class NativeHead:
         """The velocity at ``z`` ``(B, 1, d)``, as the head gives it; ``modulations`` are from :meth:`modulate`."""
         assert modulations is not None, "the compiled head is told its modulations"
         (modulated,), z = modulations, z.contiguous()
+        width = modulated.shape[-1]
         prediction = z.new_empty(*modulated.shape[:-1], z.shape[-1])
-        rows = modulated.numel() // modulated.shape[-1]
-        self._call(
-            self._blocks,
-            len(self._blocks),
-            ctypes.byref(self._state_in),
-            ctypes.byref(self._out),
-            z.data_ptr(),
-            len(z),
-            rows,
-            modulated.data_ptr(),
-            modulated.shape[-1],
-            prediction.data_ptr(),
-            torch.get_num_threads(),
-        )
+        weights = self._blocks, len(self._blocks), ctypes.byref(self._state_in), ctypes.byref(self._out)
+        states = z.data_ptr(), len(z), modulated.numel() // width
+        self._call(*weights, *states, modulated.data_ptr(), width, prediction.data_ptr(), torch.get_num_threads())
         if self._head.prediction is Prediction.DATA:
             return velocity_from_data(prediction, z, t)
         return prediction
 
 
 class NativeNorm:
-    """:meth:`pra.models.states.StateCodec.normalise`.
+    """:meth:`pra.models.states.StateCodec.normalise`, in one thread.
 
-    torch's own has all its threads share even a few rows, and they go on waiting for more work on cores that ours would
-    have: two threads took longer than one.
+    torch's own lets all its threads share even a few rows, and they then spin on cores that ours would use.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -237,7 +180,7 @@ class NativeNorm:
 
 
 def _weighted_rotary(table: Tensor, blocks: list[Block]) -> Tensor:
-    """The rotary table with the weights of the queries' and the keys' norms in it: ``(2, T, depth, 2, head_dim)``.
+    """Multiply the rotary table by the weights of the queries' and keys' norms: ``(2, T, depth, 2, head_dim)``.
 
     ``rotate(w * x)`` (:mod:`pra.models.transformer`) is ``x * own + swapped(x) * other``, where ``w`` is the weight of
     the norm and ``swapped`` exchanges the halves.
@@ -251,7 +194,7 @@ def _weighted_rotary(table: Tensor, blocks: list[Block]) -> Tensor:
 
 
 def _one_added(projection: nn.Linear) -> Tensor:
-    """The bias of a projection to shift, scale and perhaps a gate, such that it gives ``1 + scale``."""
+    """Return the bias of a projection to shift, scale and perhaps a gate, such that it gives ``1 + scale``."""
     bias, width = projection.bias.detach().clone(), projection.in_features
     bias[width : 2 * width] += 1.0
     return bias
