@@ -18,15 +18,14 @@ class ImageModel(nn.Module):
     """A model of images in patches.
 
     Each kind has a :attr:`condition`; ``blocks``, the transformer blocks over the patches, whose outputs are the layers
-    of features; and ``read(labels, patches, t)``, which runs them over whole images ``(B, N, P)``, at a flow time ``t``
-    ``(1, 1)`` if ``config.reading_time`` says so.
-
-    Args:
-        config: sizes and choices.
+    of features; ``prefix``, the number of the condition's tokens before those of the patches; and
+    ``read(labels, patches, t)``, which runs the blocks over whole images ``(B, N, P)``, at a flow time ``t`` ``(1, 1)``
+    if ``config.reading_time`` says so.
     """
 
     config: ImageConfig
     condition: ClassCondition
+    prefix: int
 
     def __init__(self, config: ImageConfig) -> None:
         super().__init__()
@@ -50,41 +49,22 @@ class ImageModel(nn.Module):
         """The dtype of the weights."""
         return next(self.parameters()).dtype
 
-    @property
-    def prefix(self) -> int:
-        """Tokens of the condition before those of the patches."""
-        raise NotImplementedError
-
     def patchify(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, N, P)``."""
-        return patchify(images, self.config.patch_size)
+        """``(B, C, H, W)`` to ``(B, N, P)`` in raster order; a patch is laid out row, column, channel."""
+        (b, c, height, width), p = images.shape, self.config.patch_size
+        x = images.reshape(b, c, height // p, p, width // p, p)
+        return x.permute(0, 2, 4, 3, 5, 1).reshape(b, (height // p) * (width // p), p * p * c)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """``(B, rows * columns, P)`` to ``(B, C, rows * p, W)``; any number of whole rows of patches."""
-        columns = self.config.grid[1]
-        return unpatchify(patches, self.config.patch_size, (patches.shape[1] // columns, columns))
+        columns, p, c = self.config.grid[1], self.config.patch_size, self.config.channels
+        b, rows = len(patches), patches.shape[1] // columns
+        x = patches.reshape(b, rows, columns, p, p, c)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(b, c, rows * p, columns * p)
 
     def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
         """Images ``(B, C, H, W)`` in [-1, 1] with labels ``(B,)``, through the codec and back; unchanged without."""
         return images
-
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """``(B, C, H, W)`` to ``(B, N, p*p*C)`` in raster order; a patch is laid out row, column, channel."""
-    b, c, height, width = images.shape
-    p = patch_size
-    x = images.reshape(b, c, height // p, p, width // p, p)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, (height // p) * (width // p), p * p * c)
-
-
-def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """``(B, rows*columns, p*p*C)`` to ``(B, C, rows*p, columns*p)``, the inverse of :func:`patchify`."""
-    b, _, size = patches.shape
-    rows, columns = grid
-    p = patch_size
-    c = size // (p * p)
-    x = patches.reshape(b, rows, columns, p, p, c)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(b, c, rows * p, columns * p)
 
 
 class NoDraws(TorchFunctionMode):
@@ -104,11 +84,8 @@ def initialise(model: nn.Module, seed: int, positions: Iterable[Tensor], zeros: 
     Matrices are Xavier-normal, embeddings normal with standard deviation 0.02, biases zero, norms one.
     Projections back into a transformer's residual stream are divided by ``sqrt(2 depth)`` (GPT-2).
 
-    Args:
-        model: what to initialise.
-        seed: decides every number.
-        positions: parameters that are embeddings, but in no ``nn.Embedding``.
-        zeros: linear layers whose weight starts at zero (DiT, arXiv 2212.09748).
+    ``positions`` are parameters that are embeddings, but in no ``nn.Embedding``; ``zeros`` are linear layers whose
+    weight starts at zero (DiT, arXiv 2212.09748).
 
     Raises:
         ValueError: a parameter of a kind that is not known here.

@@ -39,10 +39,7 @@ class ModulatedBlock(nn.Module):
 class JiT(ImageModel):
     """The velocity of a whole image at flow time ``t``, given its class.
 
-    Args:
-        config: sizes and choices.
-        seed: of the initial weights, which do not touch torch's global random state. None leaves the weights
-            uninitialised, to be loaded.
+    The initial weights depend on ``seed`` alone; None leaves them uninitialised, to be loaded.
     """
 
     config: JiTConfig
@@ -51,6 +48,7 @@ class JiT(ImageModel):
     def __init__(self, config: JiTConfig, seed: int | None = 0) -> None:
         super().__init__(config)
         width, heads, prefix = config.transformer.width, config.transformer.heads, config.class_tokens
+        self.prefix = prefix
         with NoDraws():
             self.patch_in: nn.Module = nn.Linear(config.patch_dim, width)
             if config.bottleneck is not None:
@@ -69,11 +67,6 @@ class JiT(ImageModel):
         modulations = [block.modulation for block in self.blocks if isinstance(block, ModulatedBlock)]
         if seed is not None:
             initialise(self, seed, [self.position], [*modulations, self.final_modulation, self.out])
-
-    @property
-    def prefix(self) -> int:
-        """Copies of the class's token."""
-        return self.config.class_tokens
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Return the velocity ``dx/dt`` at ``x_t``: ``(B, N, P)``, float32.

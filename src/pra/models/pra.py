@@ -10,7 +10,7 @@ from pra.models.base import ImageModel, NoDraws, initialise
 from pra.models.cache import KVCache, NewCache
 from pra.models.condition import ClassCondition
 from pra.models.head import FlowHead
-from pra.models.states import build_codec
+from pra.models.states import IdentityCodec, StateCodec
 from pra.models.transformer import Transformer, raster_positions
 
 
@@ -58,22 +58,20 @@ class Backbone(nn.Module):
 class PRA(ImageModel):
     """The model of docs/method.md. The autoregressive baselines are other configurations of it.
 
-    Args:
-        config: sizes and choices.
-        seed: of the initial weights, which do not touch torch's global random state. None leaves the weights
-            uninitialised, to be loaded.
+    The initial weights depend on ``seed`` alone; None leaves them uninitialised, to be loaded.
     """
 
     config: ModelConfig
 
     def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
         super().__init__(config)
+        self.prefix = config.class_tokens
         with NoDraws():
             self.condition = ClassCondition(config.num_classes, config.class_tokens, config.backbone.width)
             self.backbone = Backbone(config)
             self.head = FlowHead(config)
             self.shortcut = FlowHead(config, spans=True) if config.head.shortcut else None
-            self.codec = build_codec(config)
+            self.codec = StateCodec(config, config.codec) if config.codec else IdentityCodec()
             # L_aux: h_i predicts the per-patch-normalised x_i. Used in training only.
             self.auxiliary = nn.Linear(config.backbone.width, config.patch_dim)
         # What modulates the head, and its output, starts at zero (DiT): the head begins as the zero field.
@@ -85,11 +83,6 @@ class PRA(ImageModel):
     def blocks(self) -> nn.ModuleList:
         """The backbone's blocks."""
         return self.backbone.transformer.blocks
-
-    @property
-    def prefix(self) -> int:
-        """Tokens of the condition."""
-        return self.condition.count
 
     def head_for(self, solver: Solver) -> FlowHead:
         """Return the head that a solver integrates: the second head for the steps that it has learnt."""

@@ -118,11 +118,3 @@ class IdentityCodec(nn.Module):
     def decode(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
         """The states."""
         return states
-
-
-Codec = StateCodec | IdentityCodec
-
-
-def build_codec(model: ModelConfig) -> Codec:
-    """The codec a model's configuration asks for."""
-    return StateCodec(model, model.codec) if model.codec else IdentityCodec()

@@ -104,7 +104,7 @@ def sample_many(
     Args:
         sampler: the model and how to sample.
         requests: the images.
-        weights: what identifies the weights, as JSON values.
+        weights: identifies the weights, as JSON values.
         out: ``FILE.npz`` (``arr_0`` uint8 NHWC, ``arr_1`` labels, and what they are), a folder of PNGs, or
             ``FILE.png``, a grid.
         columns: of the grid.
@@ -122,42 +122,26 @@ def sample_many(
     check_output(out)
     lock = locked(partial_folder(out), "filled", "choose another --out") if world.is_first else nullcontext()
     with lock:
-        new = _fill(sampler, requests, plan, out, columns, batch_size, name, world)
-    return Made(new, time.monotonic() - begin)
-
-
-def _fill(
-    sampler: Sampler,
-    requests: Requests,
-    plan: dict[str, Any],
-    out: Path,
-    columns: int,
-    batch_size: int,
-    name: Callable[[int, int], str],
-    world: World,
-) -> int:
-    """Make the images of a plan in a locked folder, and return how many are new."""
-    shards, missing = world.run_on_first(lambda: _begin(out, plan, len(requests), batch_size))
-    try:
-        with Progress(
-            total=len(requests), initial=shards.images_there(), unit="image", desc="sample",
-            disable=not world.is_first,
-        ) as bar:  # fmt: skip
-            for place in world.share(len(missing)):
-                _make(shards, missing[place], sampler, requests, batch_size, name)
-                bar.update(shards.images_there() - bar.n if world.is_first else 0)  # all processes' images
-            world.barrier(patient=True)
-            bar.update(shards.images_there() - bar.n if world.is_first else 0)
-        world.run_on_first(lambda: _finish(shards, plan, out, columns))
-    except KeyboardInterrupt:
-        if kept := shards.images_there():
-            what = f"stopped with {kept} of {len(requests)} images, which lie in {shards.folder}"
-            raise Interrupted(signal.SIGINT, what) from None
-        raise
-    finally:
-        if world.is_first and len(shards.missing()) == len(shards):
-            shutil.rmtree(shards.folder, ignore_errors=True)  # nothing to resume
-    return sum(len(shards.indices(number)) for number in missing)
+        shards, missing = world.run_on_first(lambda: _begin(out, plan, len(requests), batch_size))
+        there = shards.images_there()
+        bar = Progress(total=len(requests), initial=there, unit="image", desc="sample", disable=not world.is_first)
+        try:
+            with bar:
+                for place in world.share(len(missing)):
+                    _make(shards, missing[place], sampler, requests, batch_size, name)
+                    bar.update(shards.images_there() - bar.n if world.is_first else 0)  # all processes' images
+                world.barrier(patient=True)
+                bar.update(shards.images_there() - bar.n if world.is_first else 0)
+            world.run_on_first(lambda: _finish(shards, plan, out, columns))
+        except KeyboardInterrupt:
+            if kept := shards.images_there():
+                what = f"stopped with {kept} of {len(requests)} images, which lie in {shards.folder}"
+                raise Interrupted(signal.SIGINT, what) from None
+            raise
+        finally:
+            if world.is_first and len(shards.missing()) == len(shards):
+                shutil.rmtree(shards.folder, ignore_errors=True)  # nothing to resume
+    return Made(sum(len(shards.indices(number)) for number in missing), time.monotonic() - begin)
 
 
 def _begin(out: Path, plan: dict[str, Any], count: int, batch_size: int) -> tuple[Shards, list[int]]:
