@@ -8,8 +8,7 @@ from pra import config
 from pra.config import SamplingConfig, Solver
 from pra.errors import PraError
 from pra.method import noise, rollout
-from pra.sampling import Sampler, Steps
-from pra.sampling.sequential import exact_rollout
+from pra.sampling import Sampler, Steps, exact_rollout
 
 
 @pytest.fixture(params=ALL)
@@ -88,7 +87,8 @@ def test_exact_from_noise_is_sampling(scene, monkeypatch):
         noise.fold(noise.keys(0, torch.tensor(seeds)), noise.Purpose.SAMPLE_START), 12, states.shape[2]
     )
     monkeypatch.setattr(
-        "pra.sampling.sequential.perturbation", lambda z, low, high, key: (torch.zeros(len(z), 11, 1), start[:, :11])
+        "pra.method.rollout.perturbation",
+        lambda z, low, high, key: (torch.zeros(len(z), 11, 1), start[:, :11]),
     )
     read = exact_rollout(model, labels, states, config.Exact(t_min=0.0, t_max=0.0, steps=3), seeds)
     torch.testing.assert_close(read, model.patchify(sampled)[:, :11], atol=1e-4, rtol=1e-4)

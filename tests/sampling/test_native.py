@@ -20,8 +20,7 @@ from pra import Sampler
 from pra.config import Precision, SamplingConfig, Solver, TransformerConfig
 from pra.sampling import Engine
 from pra.sampling.native import SWITCH, NativeSteps, build, library
-from pra.sampling.native.packing import Packed, content_hash, pairs, panels
-from pra.sampling.native.parts import NativeLinear
+from pra.sampling.native.parts import NativeLinear, Packed, content_hash, pairs, panels
 
 GUIDED = SamplingConfig(guidance=3.0, steps=2)
 LABELS, SEEDS = [0, 4, 2, 1, 3, 0, 4, 2, 1, 3, 0], list(range(11))
@@ -203,7 +202,7 @@ def test_where_no_thread_can_be_had_one_does_it():
     code = """
 import resource, torch
 from pra.sampling.native import library
-from pra.sampling.native.packing import Packed
+from pra.sampling.native.parts import Packed
 from pra.sampling.native.parts import NativeLinear
 torch.set_num_threads(8)
 weights, packed = torch.randn(2048, 512), Packed(False)
@@ -334,6 +333,6 @@ def test_a_cache_that_cannot_be_written(anew, monkeypatch, recwarn):
 
 
 def test_what_lies_elsewhere_needs_no_compiler(monkeypatch):
-    monkeypatch.setattr("pra.sampling.native.packing.library", lambda: pytest.fail("compiled for nothing"))
+    monkeypatch.setattr("pra.sampling.native.parts.library", lambda: pytest.fail("compiled for nothing"))
     for elsewhere in (torch.empty(3, device="meta"), torch.zeros(3).double(), torch.zeros(3, 2).t()):
         assert content_hash([torch.zeros(3), elsewhere]) is None

@@ -22,11 +22,7 @@ NUMBERS: dict[type, type] = {int: numbers.Integral, float: numbers.Real}
 
 
 class Settings:
-    """Base of all settings: a new object converts and checks its fields by their annotations (:func:`fit`).
-
-    Raises:
-        PraError: a value of the wrong type or out of range.
-    """
+    """Base of all settings: a new object converts and checks its fields by their annotations (:func:`fit`)."""
 
     def __post_init__(self) -> None:
         config: Any = type(self)
@@ -88,13 +84,8 @@ def fit(kind: Any, value: Any, where: str) -> Any:
     Accepts integers for floats, lists for tuples, one string for a list of strings, the values of enum members, and
     NumPy scalars. Strings are not numbers, and numbers are not booleans. Functions in ``Annotated`` check the range.
 
-    Args:
-        kind: the annotation.
-        value: what was given.
-        where: names the setting in errors.
-
     Raises:
-        PraError: the value has another type, is out of range, or names no member.
+        PraError: the value has another type, is out of range, or names no member. ``where`` names the setting.
     """
     if typing.get_origin(kind) is Annotated:
         kind, *checks = typing.get_args(kind)
@@ -148,11 +139,7 @@ def _unfit(expected: str, value: Any, where: str) -> PraError:
 
 
 def member(kind: type[E], value: Any, where: str) -> E:
-    """Return a member of an enum, given as itself or by its value.
-
-    Raises:
-        PraError: no member has that value; the nearest is named.
-    """
+    """Return a member of an enum, given as itself or by its value. Refuse other values, and name the nearest."""
     if isinstance(value, kind):
         return value
     members = {str(known.value): known for known in kind}

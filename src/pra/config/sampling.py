@@ -94,11 +94,7 @@ class SamplingConfig(Settings):
 
 
 def check_sampling(model: AnyModelConfig, sampling: SamplingConfig) -> None:
-    """Check that a model can be sampled this way.
-
-    Raises:
-        PraError: it cannot.
-    """
+    """Refuse settings that a model cannot be sampled with."""
     if not model.autoregressive and sampling.schedule is GuidanceSchedule.LINEAR:
         problem = f"rises along the raster, and {model.name} makes all patches at once. Use the schedule constant"
         raise wrong("schedule", "linear", problem, "unsupported")

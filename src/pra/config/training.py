@@ -107,11 +107,7 @@ SHORTEST_AVERAGE, LONGEST_AVERAGE = 0.001, 0.28
 
 
 def check_length(length: float, where: str = "averages") -> None:
-    """Check the relative length of a power-function average.
-
-    Raises:
-        PraError: it is out of range.
-    """
+    """Check that the relative length of a power-function average is in range."""
     if not SHORTEST_AVERAGE <= length <= LONGEST_AVERAGE:
         allowed = f"[{SHORTEST_AVERAGE}, {LONGEST_AVERAGE}], such as 0.05 or 0.1"
         raise wrong(
@@ -203,8 +199,7 @@ class TrainConfig(Settings):
     def micro_batches(self, processes: int) -> tuple[int, int]:
         """Return the images that each process takes at a time, and how many times in a step.
 
-        Raises:
-            PraError: the batch does not divide; the nearest that does is named.
+        Refuses a batch that does not divide, and names the nearest that does.
         """
         micro = self.micro_batch_size
         split = micro is not None and micro * processes < self.batch_size

@@ -51,8 +51,6 @@ def model_from_dict(values: Any, where: str) -> AnyModelConfig:
 def override(config: T, path: str, text: str) -> T:
     """``override(run, "train.optimizer.lr", "1e-3")``: return a copy with one field replaced.
 
-    ``text`` is JSON, or else a plain string.
-
     Raises:
         PraError: no such field (the nearest name is given), or a value of the wrong type or range.
     """

@@ -50,24 +50,27 @@ class LossInputs:
 
     ``B`` images of ``N`` patches. A field is None where the model or the step does not have it: JiT has neither states
     nor conditions, an identity codec decodes nothing, and ``train.codec_warmup`` computes no conditions.
+
+    Attributes:
+        model: call its modules. Under FSDP its blocks hold only a part of their weights between calls.
+        images: ``(B, C, H, W)`` float in [-1, 1].
+        patches: ``(B, N, D)`` the images' pixels by patch, in [-1, 1].
+        labels: ``(B,)`` true classes.
+        keys: ``(B,)`` one key per sample and step. Random numbers drawn from it (:mod:`pra.method.noise`) resume
+            bitwise.
+        states: ``(B, N, d)`` the encoder's states ``z``, with gradient.
+        decoded: ``(B, N, D)`` float32, the pixels ``D(z)``, with gradient.
+        conditions: ``(B, N, W)`` the backbone's ``h`` of the AR pass, with gradient.
     """
 
     model: Model
-    """Call its modules. Under FSDP its blocks hold only a part of their weights between calls."""
     images: Tensor
-    """``(B, C, H, W)`` float in [-1, 1]."""
     patches: Tensor
-    """``(B, N, D)`` the images' pixels by patch, in [-1, 1]."""
     labels: Tensor
-    """``(B,)`` true classes."""
     keys: Tensor
-    """``(B,)`` one key per sample and step. Random numbers drawn from it (:mod:`pra.method.noise`) resume bitwise."""
     states: Tensor | None = None
-    """``(B, N, d)`` the encoder's states ``z``, with gradient."""
     decoded: Tensor | None = None
-    """``(B, N, D)`` float32, the pixels ``D(z)``, with gradient."""
     conditions: Tensor | None = None
-    """``(B, N, W)`` the backbone's ``h`` of the AR pass, with gradient."""
 
 
 @dataclass(frozen=True)

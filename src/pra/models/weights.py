@@ -95,11 +95,7 @@ def load(path: str | Path | None = None, average: str = EMA, device: str | torch
 
 
 def weights_name(folder: Path, average: str = EMA) -> str:
-    """Return the file of a model folder that :func:`load` reads.
-
-    Raises:
-        PraError: the folder does not hold that average; the names of those it holds are given.
-    """
+    """Return the file of a model folder that :func:`load` reads. Refuse an average that the folder does not hold."""
     held = averages(folder)
     if average == RAW or (average == EMA and EMA not in held):
         return MODEL
@@ -128,11 +124,7 @@ def power_name(length: float) -> str:
 
 
 def model_folder(path: str | Path | None) -> Path:
-    """Return the folder of the weights that ``path`` means to :func:`load`; download a model on the Hub.
-
-    Raises:
-        PraError: as :func:`load`.
-    """
+    """Return the folder of the weights that ``path`` means to :func:`load`; download a model on the Hub."""
     if path is None:
         return shipped()
     if is_address(path):
@@ -153,11 +145,7 @@ def model_folder(path: str | Path | None) -> Path:
 
 
 def shipped() -> Path:
-    """Return the folder of the model that comes with the package.
-
-    Raises:
-        PraError: this build has none.
-    """
+    """Return the folder of the model that comes with the package."""
     if not (SHIPPED / MODEL).exists():
         fix = "Name a RUN or a model on the Hub (hub:user/model), or train one: `pra train digits`"
         raise PraError(f"this build of pra ships no model. {fix}", code="missing")
@@ -171,11 +159,7 @@ def run_of(folder: Path) -> Path | None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Return a run's checkpoints, oldest first, damaged ones included.
-
-    Raises:
-        PraError: their folder cannot be read.
-    """
+    """Return a run's checkpoints, oldest first, damaged ones included."""
     folder = run / "checkpoints"
     try:
         names = os.listdir(folder)  # glob would take a closed folder for an empty one
@@ -188,11 +172,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """Return the newest undamaged checkpoint, if any. Warn about newer ones that are damaged.
-
-    Raises:
-        PraError: there are checkpoints, and all are damaged; or their folder cannot be read.
-    """
+    """Return the newest undamaged checkpoint, if any. Warn about damaged ones, and refuse a run that has no others."""
     faults: list[str] = []
     for folder in reversed(checkpoints(run)):
         fault = _fault(folder)
@@ -217,11 +197,7 @@ def last_good(run: Path) -> str:
 
 
 def whole_checkpoints(run: Path) -> list[Path]:
-    """Return a run's undamaged checkpoints, oldest first.
-
-    Raises:
-        PraError: as :func:`checkpoints`.
-    """
+    """Return a run's undamaged checkpoints, oldest first."""
     return [folder for folder in checkpoints(run) if _fault(folder) is None]
 
 
@@ -246,11 +222,7 @@ def write_config(model: Model, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> Model:
-    """Build the model of a ``config.json``; :func:`load_tensors` loads its weights.
-
-    Raises:
-        PraError: the file cannot be read, is of another format, or does not name as many classes as the model has.
-    """
+    """Build the model of a ``config.json``, without its weights. Refuse a file of another format."""
     path = folder / CONFIG
     values = read_json(path)
     if "format" not in values:
@@ -268,11 +240,7 @@ def read_config(folder: Path) -> Model:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        PraError: the file is missing or is not a JSON object.
-    """
+    """Read a JSON object from a file, and refuse other content."""
     try:
         values = json.loads(path.read_text())
     except OSError as error:
@@ -286,11 +254,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write one safetensors file.
-
-    Raises:
-        OSError: the disk is full or refuses.
-    """
+    """Write one safetensors file. A disk that is full or refuses is an ``OSError``."""
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
@@ -305,11 +269,7 @@ def present_name(name: str) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read every tensor of a safetensors file to the CPU, by its present name.
-
-    Raises:
-        PraError: the file is missing, truncated or not safetensors.
-    """
+    """Read every tensor of a safetensors file to the CPU, by its present name. Refuse a damaged file."""
     try:
         return {present_name(name): tensor for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
@@ -318,11 +278,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(model: Model, path: Path) -> None:
-    """Load a model's weights from a safetensors file; lower precisions are converted to the model's own.
-
-    Raises:
-        PraError: as :func:`read_tensors`, or the file is of another model.
-    """
+    """Load a model's weights, of any precision, from a safetensors file. Refuse a file of another model."""
     tensors, own = read_tensors(path), model.state_dict()
     if wrong := _differing(own, tensors):
         problem = f"{wrong} in the model; restore the file that was saved beside it"

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pra.config import SamplingConfig
+from pra.config import Exact, SamplingConfig, Solver
+from pra.method import flow, rollout
 from pra.models import PRA
 from pra.models.cache import KVCache, NewCache
 from pra.models.head import Modulations
@@ -199,3 +200,20 @@ class Steps:
 def run_plainly(work: Callable[..., Tensor], key: object, *inputs: Tensor | None) -> Tensor:
     """Run the work of one token as it stands."""
     return work(*inputs)
+
+
+def exact_rollout(model: PRA, labels: Tensor, states: Tensor, how: Exact, key: Tensor) -> Tensor:
+    """Let the model complete each state from ``t_i``, conditioned on what it wrote before; ``t_i = 0`` is sampling.
+
+    These are the inputs ``(B, N - 1, P)`` that PRA approximates; they take ``N`` times the depth.
+    """
+    z = states[:, :-1]
+    t, eps = rollout.perturbation(z, how.t_min, how.t_max, key)
+    start = flow.interpolate(eps, z, t)
+    steps = Steps(model, SamplingConfig(solver=Solver.MIDPOINT, steps=how.steps), len(z))
+    nothing = z.new_empty(len(z), 0, model.config.patch_dim)
+    times = solvers.uniform_grid(how.steps, t.squeeze(-1))
+    return torch.cat([token.patch for token in generate(steps, labels, start, nothing, times=times)], dim=1)
+
+
+rollout.SEQUENTIAL[Exact] = exact_rollout

@@ -72,11 +72,7 @@ class NpzBatch:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the header and the labels, not the images.
-
-        Raises:
-            PraError: no such file, no ``.npz``, arrays of another kind, or no images.
-        """
+        """Read the header and the labels, not the images. Refuse other files, and those without images."""
         self.path = path
         with explained(path, "cannot be read as .npz", "write it again"):
             with zipfile.ZipFile(path) as archive:
@@ -100,11 +96,7 @@ class NpzBatch:
         self.size: tuple[int, int] = (size[0], size[1])
 
     def batches(self, batch_size: int, indices: range | None = None) -> Generator[Batch]:
-        """Yield the images in order, or those of a range.
-
-        Raises:
-            PraError: the file is damaged.
-        """
+        """Yield the images in order, or those of a range. Refuse a damaged file."""
         wanted = range(self.count) if indices is None else indices
         per_image = self.size[0] * self.size[1] * self.channels
         broken = explained(self.path, "is damaged", "write it again")
@@ -192,11 +184,7 @@ def exported(batches: Iterable[Batch], count: int, path: Path, plan: dict[str, A
 
 
 def join_exports(parts: Sequence[Path], path: Path, plan: dict[str, Any] | None = None) -> None:
-    """Join the ``.npz`` files of several processes into one; ``plan`` as in :func:`exported`.
-
-    Raises:
-        PraError: a part is not there or damaged, or the disk is full or refuses.
-    """
+    """Join the ``.npz`` files of several processes into one, as :func:`exported` does with their batches."""
     batches = [NpzBatch(part) for part in parts]
     images = (batch for part in batches for batch in part.batches(256))
     for _ in exported(images, sum(batch.count for batch in batches), path, plan):

@@ -67,10 +67,7 @@ class Plan:
         return tuple(2 if guided and inside else 1 for inside in self.within())
 
     def groups(self, guided: bool, batch: int) -> Iterator[tuple[int, int, int]]:
-        """Yield groups of evaluations whose modulations are computed together: the first, the end, and their streams.
-
-        Each stream has ``batch`` rows.
-        """
+        """Yield groups of evaluations whose modulations are computed together: the first, the end, their streams."""
         first = 0
         for streams, members in groupby(self.streams(guided)):
             end, most = first + len(list(members)), max(1, MODULATED_ROWS // (streams * batch))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +40,7 @@ class LearntGrid:
     errors: dict[str, float]
 
 
-@dataclass(frozen=True)
-class _Problems:
+class Problems(NamedTuple):
     """Rows of conditions, of those of the null class, starts, guidance scales and ends."""
 
     condition: Tensor
@@ -49,11 +49,9 @@ class _Problems:
     scale: Tensor
     end: Tensor
 
-    def __len__(self) -> int:
-        return len(self.start)
-
-    def __getitem__(self, rows: Tensor) -> _Problems:
-        return _Problems(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+    def at(self, rows: Tensor) -> Problems:
+        """Return some of the problems."""
+        return Problems(*(column[rows] for column in self))
 
 
 def learn_grid(
@@ -87,9 +85,9 @@ def learn_grid(
         raise PraError("a single step leaves no grid to learn. Use at least 2", name="steps", value=config.steps)
     config = replace(config, times=None, time_grid=TimeGrid.UNIFORM, shift=1.0)
     problems = _problems(model, config, images, seed)
-    order = torch.argsort(noise.uniform(noise.keys(seed, torch.zeros(1, dtype=torch.int64)), len(problems))[0])
+    order = torch.argsort(noise.uniform(noise.keys(seed, torch.zeros(1, dtype=torch.int64)), len(problems.start))[0])
     order = order.to(problems.start.device)
-    known, kept_back = problems[order[::2]], problems[order[1::2]]
+    known, kept_back = problems.at(order[::2]), problems.at(order[1::2])
     learnt = [_descend(model, config, known, start, progress) for start in (TimeGrid.UNIFORM, TimeGrid.COSINE)]
     best = min(learnt, key=lambda times: _error(model, config, known, times))
     grids = {kind.value: solvers.time_grid(kind, config.steps) for kind in TimeGrid} | {"learnt": best}
@@ -97,7 +95,7 @@ def learn_grid(
     return LearntGrid(tuple(best.tolist()), errors)
 
 
-def _problems(model: PRA, config: SamplingConfig, images: int, seed: int) -> _Problems:
+def _problems(model: PRA, config: SamplingConfig, images: int, seed: int) -> Problems:
     size = model.config
     device = model.device
     labels = torch.arange(images, device=device) % size.num_classes
@@ -113,18 +111,18 @@ def _problems(model: PRA, config: SamplingConfig, images: int, seed: int) -> _Pr
             start = starts[:, token.position]
             rows.append((condition[:images], condition[-images:], start, scale, token.state.squeeze(1).clone()))
     # Clone: tensors made in inference mode cannot take part in a gradient.
-    return _Problems(*(torch.cat(column).clone() for column in zip(*rows, strict=True)))
+    return Problems(*(torch.cat(column).clone() for column in zip(*rows, strict=True)))
 
 
 def _descend(
-    model: PRA, config: SamplingConfig, problems: _Problems, start: TimeGrid, progress: Callable[[int], object]
+    model: PRA, config: SamplingConfig, problems: Problems, start: TimeGrid, progress: Callable[[int], object]
 ) -> Tensor:
     device = problems.start.device
     logits = solvers.time_grid(start, config.steps).diff().log().to(device).requires_grad_()
     optimizer = torch.optim.Adam([logits], RATE)
     for first in range(0, ROUNDS * TOGETHER, TOGETHER):
-        rows = torch.arange(first, first + TOGETHER, device=device) % len(problems)  # the problems are shuffled
-        (gradient,) = torch.autograd.grad(_loss(model, config, problems[rows], _times(logits)), [logits])
+        rows = torch.arange(first, first + TOGETHER, device=device) % len(problems.start)  # the problems are shuffled
+        (gradient,) = torch.autograd.grad(_loss(model, config, problems.at(rows), _times(logits)), [logits])
         logits.grad = gradient
         optimizer.step()
         progress(1)
@@ -136,12 +134,12 @@ def _times(logits: Tensor) -> Tensor:
     return torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
 
 
-def _error(model: PRA, config: SamplingConfig, problems: _Problems, times: Tensor) -> float:
+def _error(model: PRA, config: SamplingConfig, problems: Problems, times: Tensor) -> float:
     with torch.no_grad():
         return _loss(model, config, problems, times.to(problems.start.device)).sqrt().item()
 
 
-def _loss(model: PRA, config: SamplingConfig, problems: _Problems, times: Tensor) -> Tensor:
+def _loss(model: PRA, config: SamplingConfig, problems: Problems, times: Tensor) -> Tensor:
     low, high = config.guidance_interval
     conditions = torch.cat([problems.condition, problems.unconditional])
 

@@ -99,18 +99,9 @@ def sample_many(
 ) -> Made:
     """Make this process's part of the missing images of a set, and join the whole set at the end.
 
-    Memory holds one batch, but all images for a grid.
-
-    Args:
-        sampler: the model and how to sample.
-        requests: the images.
-        weights: identifies the weights, as JSON values.
-        out: ``FILE.npz`` (``arr_0`` uint8 NHWC, ``arr_1`` labels, and what they are), a folder of PNGs, or
-            ``FILE.png``, a grid.
-        columns: of the grid.
-        batch_size: images side by side.
-        name: makes a picture's file name, without ending, from its label and seed.
-        world: the processes that share the work.
+    Memory holds one batch, but all images for a grid (``FILE.png``, of ``columns``). Other outputs are ``FILE.npz``
+    (``arr_0`` uint8 NHWC, ``arr_1`` labels, and the plan) and a folder of PNGs, which ``name`` names from label and
+    seed, without ending. ``weights`` identifies the weights, as JSON values.
 
     Raises:
         PraError: the output exists, an unfinished one of another request or of other weights is there, another command

@@ -20,8 +20,7 @@ Seeds: TypeAlias = int | Sequence[int] | Tensor
 def changed_sampling(config: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:
     """Return settings with some of them changed, values as in :class:`SamplingConfig` or as in JSON.
 
-    A change drops the parts of the old grid that it makes meaningless: ``times`` with another number of steps or
-    another grid, the grid with new ``times``.
+    Another number of steps or another grid drops ``times``; new ``times`` drop the grid.
 
     Raises:
         PraError: no such setting (the nearest is given), or a value of the wrong type or range.
@@ -39,10 +38,7 @@ def changed_sampling(config: SamplingConfig, changes: dict[str, Any]) -> Samplin
 class Requests:
     """The label and the seed of every image of a set, by its index, so that any part can be made anywhere.
 
-    Args:
-        labels: the class of each image.
-        seeds: the seed of each image.
-        asked: the whole set as JSON values, for its plan.
+    ``asked`` describes the set as JSON values, for its plan.
     """
 
     def __init__(self, labels: Sequence[int], seeds: Sequence[int], asked: dict[str, Any]) -> None:

@@ -129,15 +129,8 @@ class Sampler:
     def stream(self, labels: Labels, seeds: Seeds, keep: Tensor | None = None) -> Iterator[Tensor]:
         """Yield the pictures so far, ``(B, C, k * p, W)``, after each row of patches; of JiT the whole, once.
 
-        All images are under way at once, however many there are.
-
-        Args:
-            labels: as in :meth:`sample`.
-            seeds: as in :meth:`sample`.
-            keep: ``(B, C, k * p, W)`` true pixels to start from (:meth:`complete`).
-
-        Raises:
-            PraError: as :meth:`complete`.
+        All images are under way at once. Arguments and errors are those of :meth:`sample` and :meth:`complete`;
+        ``keep`` are true pixels ``(B, C, k * p, W)`` to start from.
         """
         label, key = self._requests(labels, seeds)
         if keep is not None:
@@ -229,10 +222,10 @@ class Sampler:
             raise NotFiniteError(f"{problem}; try {', or '.join(changes)}", code="diverged")
 
     def _parts(self, count: int) -> list[Tensor]:
-        """Return the rows of equal parts of ``count`` images, few enough in each that the device holds their caches.
+        """Return the rows of equal parts of ``count`` images, few enough that the device holds the caches of a part.
 
-        The last part is filled up with the last image again: one engine makes them all. The size is settled once per
-        device: free memory changes with what our own engine holds, and another size would need another engine.
+        The last part repeats the last image: one engine makes all parts. The size is settled once per device: free
+        memory depends on our own engine, and another size would need another engine.
         """
         size = count
         if self.model.config.autoregressive:
@@ -267,10 +260,7 @@ class Sampler:
 
 
 class Samplers:
-    """The last two samplers of a model that were asked for. Each holds an engine, caches and captured graphs.
-
-    Threads may share it, as they may share a :class:`Sampler`.
-    """
+    """The last two samplers of a model, with their engines, caches and captured graphs. Threads may share it."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -281,20 +271,12 @@ class Samplers:
         return Samplers, (self.model,)
 
     def of(self, config: SamplingConfig, precision: Precision = Precision.AUTO) -> Sampler:
-        """Return the sampler with these settings.
-
-        Raises:
-            PraError: as :class:`Sampler`.
-        """
+        """Return the sampler with these settings."""
         return self._sampler(config, precision)
 
 
 def check_completes(model: Model) -> None:
-    """Check that a model can continue an image from its first rows.
-
-    Raises:
-        PraError: it makes all patches at once.
-    """
+    """Refuse a model that cannot continue an image from its first rows."""
     if not model.can_complete:
         problem = "cannot complete an image: it makes all patches at once. Use an autoregressive model, or sample"
         raise PraError(f"a {model.config.name} {problem}", code="unsupported", name=model.config.name)

@@ -18,10 +18,7 @@ from pra.sampling.guidance import Plan
 def sample_at_once(
     model: ImageModel, forward: Callable[..., Tensor], config: SamplingConfig, label: Tensor, key: Tensor
 ) -> Tensor:
-    """Sample whole images ``(B, C, H, W)`` from noise, for labels ``(B,)`` and keys ``(B,)`` of their randomness.
-
-    ``forward`` is the model's velocity, perhaps compiled.
-    """
+    """Sample whole images ``(B, C, H, W)`` of labels ``(B,)`` and keys ``(B,)`` by the velocity ``forward``."""
     shape, temperature = (model.config.num_patches, model.config.patch_dim), config.temperature
     start = temperature * noise.normal(noise.fold(key, Purpose.SAMPLE_START), *shape)
     diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)

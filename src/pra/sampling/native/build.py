@@ -41,8 +41,7 @@ _TIMEOUT = 120.0
 def library() -> ctypes.CDLL | None:
     """Return the compiled arithmetic; None where it is switched off, or where there is no working compiler.
 
-    The first call on a machine compiles it, in two or three seconds, into ``$XDG_CACHE_HOME/pra/native``. A compiler
-    that fails causes a warning.
+    The first call on a machine compiles it, in two or three seconds, into ``$XDG_CACHE_HOME/pra/native``.
     """
     return None if os.environ.get(SWITCH) == "0" else _built()
 

@@ -1,4 +1,4 @@
-"""The parts of a model by the compiled arithmetic: a product, a transformer, the head.
+"""The parts of a model by the compiled arithmetic: packed weights, a product, a transformer, the head.
 
 The structures are those of ``step.cpp``. They hold addresses of parameters and of copies, both of which stay in place.
 """
@@ -7,17 +7,96 @@ from __future__ import annotations
 
 import copy
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pra.config import Prediction
 from pra.models.cache import KVCache
 from pra.models.head import FlowHead, HeadBlock, Modulations, time_features, velocity_from_data
 from pra.models.transformer import Block, Transformer
-from pra.sampling.native.packing import COUNT, POINTER, THREADS, LinearStruct, Packed
+from pra.sampling.native.build import library
+
+LANES = 16
+"""Outputs side by side in a panel of a matrix."""
+
+DEEP = 32
+"""In bfloat16 a matrix has a multiple of so many inputs."""
+
+POINTER, COUNT, THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+
+
+class LinearStruct(ctypes.Structure):
+    """``Linear`` of ``products.h``."""
+
+    _fields_: ClassVar = [
+        *(("panels", POINTER), ("bias", POINTER), ("inputs", COUNT), ("outputs", COUNT), ("bfloat16", COUNT))
+    ]
+
+
+class Packed:
+    """Copies of weights, bfloat16 with ``low``, renewed in place: the compiled arithmetic holds their addresses."""
+
+    def __init__(self, low: bool) -> None:
+        self.low = low
+        self._copies: list[tuple[Tensor, Callable[[], Tensor]]] = []
+
+    def refresh(self) -> None:
+        """Take over the model's present weights."""
+        for kept, source in self._copies:
+            kept.copy_(source())
+
+    def kept(self, source: Callable[[], Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return a copy of what ``source`` gives, now and at every :meth:`refresh`."""
+        kept = source().to(dtype, copy=True)
+        self._copies.append((kept, source))
+        return kept
+
+    def linear(self, weight: Callable[[], Tensor], bias: Callable[[], Tensor] | None) -> LinearStruct:
+        """Pack ``x @ weight.T + bias``, of a weight ``(outputs, inputs)`` and a bias ``(outputs,)``."""
+        outputs, inputs = weight().shape
+        if self.low:
+            held = self.kept(lambda: pairs(weight().t()), torch.bfloat16)
+        else:
+            held = self.kept(lambda: panels(weight().t()))
+        filled = None if bias is None else self.kept(lambda: F.pad(bias(), (0, -outputs % LANES))).data_ptr()
+        return LinearStruct(held.data_ptr(), filled, inputs, outputs, self.low)
+
+    def layer(self, module: nn.Linear) -> LinearStruct:
+        """Pack a linear layer."""
+        assert type(module) is nn.Linear, "asked without looking whether it is supported"
+        return self.linear(
+            lambda: module.weight.detach(), None if module.bias is None else lambda: module.bias.detach()
+        )
+
+
+def panels(matrix: Tensor) -> Tensor:
+    """``(inputs, outputs)`` to ``(ceil(outputs / LANES), inputs, LANES)``, filled up with zeros."""
+    filled = F.pad(matrix, (0, -matrix.shape[1] % LANES)).contiguous()
+    return filled.view(len(matrix), -1, LANES).transpose(0, 1).contiguous()
+
+
+def pairs(matrix: Tensor) -> Tensor:
+    """``(inputs, outputs)`` to ``(ceil(outputs / LANES), inputs' / 2, LANES, 2)``, two inputs of an output together;
+    filled up with zeros, the inputs to a multiple of ``DEEP``."""
+    filled = panels(F.pad(matrix, (0, 0, 0, -len(matrix) % DEEP)))
+    return filled.view(len(filled), -1, 2, LANES).transpose(2, 3).contiguous()
+
+
+def content_hash(tensors: Iterable[Tensor]) -> tuple[int, ...] | None:
+    """Hash the numbers in each tensor; ``None`` unless all are contiguous float32 on the CPU."""
+    # torch's own count of changes leaves out fused optimizers and ``.data``.
+    hashed = list(tensors)
+    if any(t.device.type != "cpu" or t.dtype is not torch.float32 or not t.is_contiguous() for t in hashed):
+        return None
+    found = library()
+    if found is None:
+        return None
+    found.pra_hash.argtypes, found.pra_hash.restype = [POINTER, COUNT], ctypes.c_uint64
+    return tuple(int(found.pra_hash(tensor.data_ptr(), tensor.numel())) for tensor in hashed)
 
 
 def _checked(function: Any, arguments: list[Any]) -> Callable[..., None]:
@@ -47,9 +126,9 @@ class _HeadBlock(ctypes.Structure):
 class NativeLinear:
     """``x @ weight.T + bias`` of a packed layer; whoever packed it keeps the copies."""
 
-    def __init__(self, library: ctypes.CDLL, linear: LinearStruct) -> None:
+    def __init__(self, found: ctypes.CDLL, linear: LinearStruct) -> None:
         self._linear = linear
-        self._call = _checked(library.pra_product, [POINTER, POINTER, POINTER, COUNT, THREADS])
+        self._call = _checked(found.pra_product, [POINTER, POINTER, POINTER, COUNT, THREADS])
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(..., inputs)`` to ``(..., outputs)``."""
@@ -63,7 +142,7 @@ class NativeLinear:
 class NativeTransformer:
     """:class:`pra.models.transformer.Transformer`, in float32, on the CPU."""
 
-    def __init__(self, library: ctypes.CDLL, packed: Packed, transformer: Transformer) -> None:
+    def __init__(self, found: ctypes.CDLL, packed: Packed, transformer: Transformer) -> None:
         blocks = [block for block in transformer.blocks if isinstance(block, Block)]
         self._norm, self._heads = transformer.norm.weight.detach(), transformer.config.heads
         self._rotary = packed.kept(lambda: _weighted_rotary(transformer.rotary, blocks))
@@ -75,7 +154,7 @@ class NativeTransformer:
             self._blocks[place] = _Block(*first, *second)
         weights, tokens = [POINTER, COUNT, POINTER, COUNT, COUNT], [POINTER, COUNT, COUNT, POINTER, POINTER]
         cache = [POINTER, POINTER, COUNT, COUNT]
-        self._call = _checked(library.pra_transformer, [*weights, *tokens, *cache, THREADS])
+        self._call = _checked(found.pra_transformer, [*weights, *tokens, *cache, THREADS])
 
     def __call__(self, x: Tensor, cache: KVCache | None) -> Tensor:
         """``(B, T, width)`` to the same, behind the tokens of the cache; without a cache ``T`` is 1."""
@@ -95,7 +174,7 @@ class NativeTransformer:
 class NativeHead:
     """:class:`pra.models.head.FlowHead`, as far as sampling calls it; in float32, on the CPU."""
 
-    def __init__(self, library: ctypes.CDLL, packed: Packed, head: FlowHead) -> None:
+    def __init__(self, found: ctypes.CDLL, packed: Packed, head: FlowHead) -> None:
         self._head = head
         blocks = [block for block in head.blocks if isinstance(block, HeadBlock)]
         sharing = len(blocks) // len(head.modulations)
@@ -110,18 +189,14 @@ class NativeHead:
             lambda: torch.cat([projection.weight.detach() for projection in projections]),
             lambda: torch.cat([_one_added(projection) for projection in projections]),
         )
-        self.project = NativeLinear(library, packed.layer(head.condition_in))
-        self._modulate = NativeLinear(library, all_modulations)
+        self.project = NativeLinear(found, packed.layer(head.condition_in))
+        self._modulate = NativeLinear(found, all_modulations)
         weights, states = [POINTER, COUNT, POINTER, POINTER], [POINTER, COUNT, COUNT]
-        self._call = _checked(library.pra_head, [*weights, *states, POINTER, COUNT, POINTER, THREADS])
-        self._context = _checked(library.pra_context, [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER])
+        self._call = _checked(found.pra_head, [*weights, *states, POINTER, COUNT, POINTER, THREADS])
+        self._context = _checked(found.pra_context, [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER])
 
     def embed(self, t: Tensor, span: Tensor | None = None) -> Tensor:
-        """As the head does, in float64 and rounded once.
-
-        In float32 torch's product may depend on the number of threads (seen of four rows on an AMD EPYC), and with it
-        every image.
-        """
+        """As the head does, in float64 and rounded once: in float32 it may depend on the number of threads."""
 
         def through(module: nn.Module, at: Tensor) -> Tensor:
             embedded: Tensor = copy.deepcopy(module).double()(time_features(at).double())
@@ -134,11 +209,9 @@ class NativeHead:
         return embedded.float()
 
     def modulate(self, embedded: Tensor, condition: Tensor) -> Modulations:
-        """One tensor of all projections' outputs, ``1 + scale`` in place of each scale: ``(K, *rows, ...)`` of
-        ``(K, 1, ..., width)`` and ``(*rows, width)``.
-
-        The sum's silu is compiled too: in torch's own a number's last digit depends on its place in memory.
-        """
+        """Return one tensor of all projections' outputs, ``1 + scale`` in place of each scale: ``(K, *rows, ...)`` of
+        ``(K, 1, ..., width)`` and ``(*rows, width)``."""
+        # The sum's silu is compiled too: in torch's own the last digit depends on the place in memory.
         embedded, condition = embedded.contiguous(), condition.contiguous()
         count, width = len(embedded), condition.shape[-1]
         context = embedded.new_empty(count, *condition.shape)
@@ -168,8 +241,8 @@ class NativeNorm:
     torch's own lets all its threads share even a few rows, and they then spin on cores that ours would use.
     """
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._call = _checked(library.pra_normalise, [POINTER, COUNT, COUNT, POINTER])
+    def __init__(self, found: ctypes.CDLL) -> None:
+        self._call = _checked(found.pra_normalise, [POINTER, COUNT, COUNT, POINTER])
 
     def __call__(self, states: Tensor) -> Tensor:
         """States ``(..., d)`` to the same."""

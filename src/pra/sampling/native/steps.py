@@ -15,8 +15,7 @@ from pra.models import PRA, build_model
 from pra.models.states import StateCodec
 from pra.sampling.algorithm import Steps
 from pra.sampling.native.build import SWITCH, library
-from pra.sampling.native.packing import Packed, content_hash
-from pra.sampling.native.parts import NativeHead, NativeLinear, NativeNorm, NativeTransformer
+from pra.sampling.native.parts import NativeHead, NativeLinear, NativeNorm, NativeTransformer, Packed, content_hash
 
 _TRANSFORMER = (
     r"transformer\.(norm|blocks\.\d+\.(attention_norm|mlp_norm|mlp\.(into|out)|"
