@@ -10,7 +10,7 @@ import pra
 from pra import config
 from pra.config import ObjectiveConfig, PixelLoss
 from pra.method import noise
-from pra.method.objectives import _drop_labels, losses_of, normalise_patches, training_losses
+from pra.method.objectives import drop_labels, losses_of, normalise_patches, training_losses
 from pra.models.head import velocity_from_data
 
 ROLLOUTS = [
@@ -195,9 +195,9 @@ def test_a_sample_has_its_own_randomness():
 
 def test_labels_are_dropped_at_the_stated_rate():
     model, labels, keys = random_model(), torch.zeros(20_000, dtype=torch.int64), noise.keys(0, torch.arange(20_000))
-    assert (_drop_labels(model, labels, 0.1, keys) == 5).float().mean().item() == pytest.approx(0.1, abs=0.01)
-    assert torch.equal(_drop_labels(model, labels, 0.0, keys), labels)
-    assert (_drop_labels(model, labels, 1.0, keys) == 5).all()
+    assert (drop_labels(model, labels, 0.1, keys) == 5).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(drop_labels(model, labels, 0.0, keys), labels)
+    assert (drop_labels(model, labels, 1.0, keys) == 5).all()
 
 
 def test_normalised_patches():

@@ -33,14 +33,14 @@ def model_config(channels: int = 3, size: tuple[int, int] = (32, 32)) -> ModelCo
 def features(torchvision_shim: None) -> torch.nn.Module:
     """LPIPS with random features, built once: VGG-16 takes its time."""
     torch.manual_seed(0)  # lpips draws them from the global state
-    network: torch.nn.Module = perceptual._network(pretrained=False)
+    network: torch.nn.Module = perceptual.load_network(pretrained=False)
     return network
 
 
 @pytest.fixture
 def random_features(features: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     """These features, wherever the product builds the network."""
-    monkeypatch.setattr(perceptual, "_network", lambda pretrained: features)
+    monkeypatch.setattr(perceptual, "load_network", lambda pretrained: features)
     return features
 
 
@@ -129,7 +129,7 @@ def test_a_torchvision_of_another_torch(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(extras, "package_version", lambda name: "0.99.0+cu130")
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     with pytest.raises(PraError) as raised:
-        perceptual._network(pretrained=False)
+        perceptual.load_network(pretrained=False)
     message = str(raised.value)
     assert "torchvision 0.99.0+cu130 does not fit torch 2.9.1+cpu (operator torchvision::nms does not exist)" in message
     assert "'torchvision==0.24.*'" in message

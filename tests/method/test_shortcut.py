@@ -22,7 +22,7 @@ from pra.config import (
     to_dict,
 )
 from pra.method import flow, noise
-from pra.method.objectives import _shortcut_loss, training_losses
+from pra.method.objectives import shortcut_loss, training_losses
 
 SHORT = replace(LEARNED, head=replace(LEARNED.head, shortcut=True))
 LABELS, SEEDS = [0, 4, 2], [10, 11, 12]
@@ -82,7 +82,7 @@ def test_the_loss_is_least_for_the_exact_mean_velocity():
     for honest in (True, False):
         steps = Shrinking(rate, honest)
         objective = ObjectiveConfig(shortcut_draws=4)
-        losses.append(_shortcut_loss(Shrinking(rate, True), steps, h, z, objective, keys).item())
+        losses.append(shortcut_loss(Shrinking(rate, True), steps, h, z, objective, keys).item())
     shortest = rate**3 * (1 / 8) ** 2 / 6  # the midpoint rule's error of the mean velocity, per unit of z
     assert losses[0] < shortest**2
     assert losses[1] > 20 * losses[0]
@@ -139,7 +139,7 @@ def test_it_learns_to_take_one_step():
         eps = noise.normal(noise.fold(keys, 2), 1, 3)
         velocity = head(flow.interpolate(eps, z, t.unsqueeze(-1)), t, head.project(h))
         loss = (velocity - flow.velocity(eps, z)).square().mean()
-        loss = loss + _shortcut_loss(head, short, h.expand(128, 1, 32), z, ObjectiveConfig(), keys)
+        loss = loss + shortcut_loss(head, short, h.expand(128, 1, 32), z, ObjectiveConfig(), keys)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -174,7 +174,7 @@ def test_unsupported_knows_parameters_not_configurations(monkeypatch: pytest.Mon
             self.out = nn.Sequential(self.out, nn.Tanh())
 
     monkeypatch.setattr("pra.models.states.PixelDecoder", Deeper)
-    steps._reference.cache_clear()
+    steps.reference.cache_clear()
     try:
         model = random_model()
         assert unsupported(model) == "codec.decoder.out.N.bias is not known"
@@ -182,7 +182,7 @@ def test_unsupported_knows_parameters_not_configurations(monkeypatch: pytest.Mon
         expected = sample_without_caches(model, GUIDED, LABELS, SEEDS)
         torch.testing.assert_close(images, expected, atol=1e-4, rtol=1e-4)
     finally:
-        steps._reference.cache_clear()
+        steps.reference.cache_clear()
 
 
 @needs_compiler

@@ -169,7 +169,7 @@ def test_a_batch_too_large_is_made_in_parts(monkeypatch):
     sampler = Sampler(model, GUIDED)
     whole, continued = sampler.sample(labels, seeds), sampler.complete(images, 1, labels, seeds)
     sizes = []
-    monkeypatch.setattr("pra.sampling.sampler._budget", lambda device: 2.5 * 18_000)
+    monkeypatch.setattr("pra.sampling.sampler.budget", lambda device: 2.5 * 18_000)
     monkeypatch.setattr("pra.sampling.sampler.cache_bytes", lambda *_: 18_000)
     monkeypatch.setattr("pra.sampling.sampler.Engine", lambda *a: (sizes.append(a[2]), Engine(*a))[1])
     close(sampler.sample(labels, seeds), whole)
@@ -185,16 +185,16 @@ def test_the_size_of_parts_is_settled_once_and_one_engine_makes_them_all(monkeyp
     class Counted(Engine):
         def __init__(self, *arguments):
             made.append(arguments[2])
-            assert not sampler._idle  # that memory is to be had
+            assert not sampler.idle  # that memory is to be had
             super().__init__(*arguments)
 
     labels, seeds = [0, 1, 2, 3, 4, 0, 1, 2], list(range(8))
     whole = sampler.sample(labels, seeds)
     continued = sampler.complete(whole, 1, labels, seeds)
     monkeypatch.setattr("pra.sampling.sampler.Engine", Counted)
-    monkeypatch.setattr("pra.sampling.sampler._budget", lambda device: 3.5 - len(sampler._idle))
+    monkeypatch.setattr("pra.sampling.sampler.budget", lambda device: 3.5 - len(sampler.idle))
     monkeypatch.setattr("pra.sampling.sampler.cache_bytes", lambda *_: 1)
-    sampler._idle, sampler._fits = {}, None
+    sampler.idle, sampler.fits = {}, None
     for _ in range(2):
         close(sampler.sample(labels, seeds), whole)
         close(sampler.complete(whole, 1, labels, seeds), continued)
@@ -220,12 +220,12 @@ def test_an_engine_is_freed_as_soon_as_it_is_dropped(compile, monkeypatch):
     monkeypatch.setattr(runner, "compiled", lambda function, what, without: function)
     sampler = Sampler(random_model(), GUIDED, compile=compile)
     sampler.sample(LABELS, SEEDS)
-    engine = weakref.ref(sampler._idle[3])
+    engine = weakref.ref(sampler.idle[3])
     gc.collect()
     gc.disable()
     try:
         assert engine() is not None
-        sampler._idle = {}
+        sampler.idle = {}
         assert engine() is None
     finally:
         gc.enable()
@@ -316,7 +316,7 @@ def views(engine, whole):
     """Whether every view of the backbone's cache was captured: the whole alone, or growing ones."""
     cache = engine.steps.backbone_cache.capacity
     assert cache > 3 * BUCKET
-    captured = {bound for name, bound in engine.steps.run._graphs if name == "read"}
+    captured = {bound for name, bound in engine.steps.run.graphs if name == "read"}
     return captured == ({cache} if whole else {*range(BUCKET, cache, BUCKET), cache})
 
 
@@ -336,7 +336,7 @@ def test_captured_and_replayed_the_images_are_the_same(settings, bucket, monkeyp
     monkeypatch.setattr(runner, "runner", lambda device, compile: runner.CudaGraphs(cuda, device))
     sampler = Sampler(model, SETTINGS[settings])
     close(made(sampler), expected, 1e-3)
-    assert views(sampler._idle[3], whole=bucket is None)
+    assert views(sampler.idle[3], whole=bucket is None)
 
 
 def test_compiled_graphs_look_at_the_whole_cache(monkeypatch):
@@ -349,7 +349,7 @@ def test_compiled_graphs_look_at_the_whole_cache(monkeypatch):
     for compile, bucket in ((True, None), (False, runner.BUCKET)):
         way = runner.way_for(model, Precision.AUTO, compile)
         assert (way.cache.func, way.cache.keywords, way.low) == (StaticCache, {"bucket": bucket}, True)
-    assert isinstance(runner.runner(torch.device("cuda", 0), True)._inner, runner.Compiled)
+    assert isinstance(runner.runner(torch.device("cuda", 0), True).inner, runner.Compiled)
 
 
 def test_a_model_may_move_after_its_sampler_is_made():
@@ -393,7 +393,7 @@ def test_a_failed_batch_leaves_nothing_behind(monkeypatch):
     model = random_model()
     sampler = Sampler(model, GUIDED)
     images = sampler.sample(LABELS, SEEDS)
-    engine = sampler._idle[3]
+    engine = sampler.idle[3]
     with torch.inference_mode():
         for cache in engine.steps.caches:
             cache.keys.fill_(float("nan"))
@@ -656,8 +656,8 @@ def test_the_captured_step_is_the_same(settings, compile, small_buckets):
     sampler = Sampler(model.cuda(), SETTINGS[settings], Precision.FLOAT32, compile)
     for seeds, images in zip((SEEDS, [1, 2, 3], SEEDS), (*expected, expected[0]), strict=True):
         torch.testing.assert_close(sampler.sample(LABELS, seeds).cpu(), images, atol=1e-2, rtol=1e-2)
-    assert isinstance(sampler._idle[3].steps.run, runner.CudaGraphs)
-    assert views(sampler._idle[3], whole=compile)
+    assert isinstance(sampler.idle[3].steps.run, runner.CudaGraphs)
+    assert views(sampler.idle[3], whole=compile)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.1)
@@ -693,9 +693,9 @@ def test_two_sizes_in_turn_and_parts_on_a_gpu(small_buckets):
     for size in (3, 2, 3, 2):
         images = sampler.sample(LABELS[:size], SEEDS[:size]).cpu()
         torch.testing.assert_close(images, whole[:size], atol=1e-2, rtol=1e-2)
-    sampler._fits = sampler.device, 2
+    sampler.fits = sampler.device, 2
     torch.testing.assert_close(sampler.sample(LABELS, SEEDS).cpu(), whole, atol=1e-2, rtol=1e-2)
-    assert list(sampler._idle) == [2]
+    assert list(sampler.idle) == [2]
 
 
 @pytest.mark.gpu

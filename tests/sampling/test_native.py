@@ -42,10 +42,10 @@ def anew(tmp_path, monkeypatch):
     """Nothing compiled yet, and an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(build, "_FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in build._FLAGS))  # sooner
-    build._built.cache_clear()
+    monkeypatch.setattr(build, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in build.FLAGS))  # sooner
+    build.built.cache_clear()
     yield tmp_path
-    build._built.cache_clear()
+    build.built.cache_clear()
 
 
 def product(inputs, outputs, bias=True, low=False):
@@ -87,7 +87,7 @@ SHAPES = [(1, 1), (5, 16), (96, 97), (160, 480), (33, 250)]
 def test_products_of_bfloat16_are_those_of_rounded_matrices(tiles, anew, monkeypatch):
     """Of rounded inputs too where the processor multiplies such, by AMX's tiles."""
     if not tiles:
-        monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-DPRA_WITHOUT_AMX"))
+        monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DPRA_WITHOUT_AMX"))
     for inputs, outputs in SHAPES:
         linear, native = product(inputs, outputs, low=True)
         x = torch.randn(23, inputs, generator=torch.Generator().manual_seed(1))
@@ -274,8 +274,8 @@ def test_several_at_once_and_after_a_fork(threads):
 def test_compiled_once(anew, monkeypatch):
     assert library() is not None
     (file,) = (anew / "cache/pra/native").iterdir()
-    build._built.cache_clear()
-    monkeypatch.setattr(build, "_compile", lambda path, command: pytest.fail("it was there"))
+    build.built.cache_clear()
+    monkeypatch.setattr(build, "compile_into", lambda path, command: pytest.fail("it was there"))
     assert library() is not None
     assert file.suffix == ".so"
 
@@ -303,7 +303,7 @@ def test_a_damaged_library_is_made_again(anew, monkeypatch, recwarn):
     (file,) = (anew / "cache/pra/native").iterdir()
     file.unlink()  # not emptied: this process has it mapped
     file.write_bytes(b"")
-    build._built.cache_clear()
+    build.built.cache_clear()
     known = ctypes.CDLL
 
     def load(path):
@@ -320,7 +320,7 @@ def test_a_damaged_library_is_made_again(anew, monkeypatch, recwarn):
 
 def test_a_source_that_is_not_there(anew, monkeypatch):
     monkeypatch.setattr(build, "SOURCE", anew / "step.cpp")
-    monkeypatch.setattr(build, "_compiler", lambda: "c++")
+    monkeypatch.setattr(build, "find_compiler", lambda: "c++")
     with pytest.warns(UserWarning, match="images take a few times as long"):
         assert library() is None
 

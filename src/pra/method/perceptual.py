@@ -36,7 +36,7 @@ def lpips_distance(model: ImageConfig, device: torch.device, pretrained: bool = 
     if min(model.image_size) < SMALLEST:
         size, least = "x".join(map(str, model.image_size)), f"{SMALLEST}x{SMALLEST}"
         raise PraError(f"the perceptual loss reads images of at least {least} pixels, not {size}. {OFF}", "unsupported")
-    network = _network(pretrained).eval().requires_grad_(False).to(device)
+    network = load_network(pretrained).eval().requires_grad_(False).to(device)
 
     def distance(reconstruction: Tensor, image: Tensor) -> Tensor:
         shape = (-1, 3, -1, -1)
@@ -45,7 +45,8 @@ def lpips_distance(model: ImageConfig, device: torch.device, pretrained: bool = 
     return distance
 
 
-def _network(pretrained: bool) -> Any:
+def load_network(pretrained: bool) -> Any:
+    """Load LPIPS, and refuse where the package or its weights are missing."""
     try:
         import lpips
     except (ImportError, RuntimeError, OSError) as error:

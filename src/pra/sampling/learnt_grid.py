@@ -84,7 +84,7 @@ def learn_grid(
     if config.steps < 2:
         raise PraError("a single step leaves no grid to learn. Use at least 2", name="steps", value=config.steps)
     config = replace(config, times=None, time_grid=TimeGrid.UNIFORM, shift=1.0)
-    problems = _problems(model, config, images, seed)
+    problems = sampled_problems(model, config, images, seed)
     order = torch.argsort(noise.uniform(noise.keys(seed, torch.zeros(1, dtype=torch.int64)), len(problems.start))[0])
     order = order.to(problems.start.device)
     known, kept_back = problems.at(order[::2]), problems.at(order[1::2])
@@ -95,7 +95,8 @@ def learn_grid(
     return LearntGrid(tuple(best.tolist()), errors)
 
 
-def _problems(model: PRA, config: SamplingConfig, images: int, seed: int) -> Problems:
+def sampled_problems(model: PRA, config: SamplingConfig, images: int, seed: int) -> Problems:
+    """Return the problems of sampling some images, with the ends of a fine solver."""
     size = model.config
     device = model.device
     labels = torch.arange(images, device=device) % size.num_classes

@@ -63,20 +63,20 @@ class CudaGraphs:
     """
 
     def __init__(self, inner: Run, device: torch.device) -> None:
-        self._inner, self._device = inner, device
+        self.inner, self._device = inner, device
         # Graphs that share memory are captured on one stream.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
-        self._graphs: dict[tuple[str, object], tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor]] = {}
+        self.graphs: dict[tuple[str, object], tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor]] = {}
 
     def __call__(self, work: Callable[..., Tensor], key: object, *inputs: Tensor | None) -> Tensor:
         """Run the work on the device's current stream."""
         kind = work.__name__, key
         with torch.cuda.device(self._device):
-            if kind not in self._graphs:
+            if kind not in self.graphs:
                 with _CAPTURING:
-                    self._graphs[kind] = self._capture(work, key, inputs)
-            graph, held, output = self._graphs[kind]
+                    self.graphs[kind] = self._capture(work, key, inputs)
+            graph, held, output = self.graphs[kind]
             for static, given in zip(held, inputs, strict=True):
                 if static is not None:
                     assert given is not None
@@ -92,12 +92,12 @@ class CudaGraphs:
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
-                self._inner(work, key, *held)
+                self.inner(work, key, *held)
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads' CUDA calls, such as pinning memory, do not end the capture.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            output = self._inner(work, key, *held)
+            output = self.inner(work, key, *held)
         return graph, held, output
 
 

@@ -68,12 +68,12 @@ class Sampler:
         check_sampling(model.config, self.config)
         self.precision, self.compile = member(Precision, precision, "precision"), compile
         # An engine is out while a stream is under way: another stream makes its own.
-        self._idle: dict[int, Engine] = {}
-        self._fits: tuple[torch.device, int] | None = None
+        self.idle: dict[int, Engine] = {}
+        self.fits: tuple[torch.device, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out engines, which hold addresses: a copy makes its own."""
-        return self.__dict__ | {"_idle": {}, "_fits": None}
+        return self.__dict__ | {"idle": {}, "fits": None}
 
     @property
     def device(self) -> torch.device:
@@ -183,13 +183,13 @@ class Sampler:
                 if every_row or row == rows - 1:
                     yield model.unpatchify(torch.cat(patches, dim=1))
         finally:
-            self._idle = {len(label): engine}
+            self.idle = {len(label): engine}
 
     def _engine(self, model: PRA, batch: int) -> Engine:
         """Return the idle engine of a batch size where it still fits, else a new one."""
-        engine = self._idle.pop(batch, None)
+        engine = self.idle.pop(batch, None)
         if engine is None or not engine.renew():
-            engine, self._idle = None, {}  # free the idle engine first: the device may not hold both
+            engine, self.idle = None, {}  # free the idle engine first: the device may not hold both
             engine = Engine(model, self.config, batch, self.precision, self.compile)
             logger.info("sampling by %s", engine.way)
         return engine
@@ -229,11 +229,11 @@ class Sampler:
         """
         size = count
         if self.model.config.autoregressive:
-            if self._fits is None or self._fits[0] != self.device:
-                self._idle = {}
-                most = int(_budget(self.device) / cache_bytes(self.model, self.config, self.precision, self.compile))
-                self._fits = self.device, max(1, most)
-            size = math.ceil(count / math.ceil(count / self._fits[1]))
+            if self.fits is None or self.fits[0] != self.device:
+                self.idle = {}
+                most = int(budget(self.device) / cache_bytes(self.model, self.config, self.precision, self.compile))
+                self.fits = self.device, max(1, most)
+            size = math.ceil(count / math.ceil(count / self.fits[1]))
         starts = range(0, count, size)
         return [torch.arange(first, first + size, device=self.device).clamp(max=count - 1) for first in starts]
 
@@ -282,7 +282,7 @@ def check_completes(model: Model) -> None:
         raise PraError(f"a {model.config.name} {problem}", code="unsupported", name=model.config.name)
 
 
-def _budget(device: torch.device) -> float:
+def budget(device: torch.device) -> float:
     """Return bytes for the caches of images side by side: most of a GPU's free memory, which activations need too."""
     if device.type != "cuda":
         return CPU_CACHE

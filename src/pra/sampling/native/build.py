@@ -24,7 +24,7 @@ SWITCH = "PRA_NATIVE"
 """The environment variable that, set to 0, leaves everything to torch."""
 
 # Reorder nothing: infinities, NaNs and the order of sums stay as written.
-_FLAGS = (
+FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
@@ -43,15 +43,16 @@ def library() -> ctypes.CDLL | None:
 
     The first call on a machine compiles it, in two or three seconds, into ``$XDG_CACHE_HOME/pra/native``.
     """
-    return None if os.environ.get(SWITCH) == "0" else _built()
+    return None if os.environ.get(SWITCH) == "0" else built()
 
 
 @functools.cache
-def _built() -> ctypes.CDLL | None:
-    compiler = _compiler()
+def built() -> ctypes.CDLL | None:
+    """Return the compiled arithmetic, compiled where the cache does not hold it."""
+    compiler = find_compiler()
     if compiler is None:
         return None
-    flags = (*_FLAGS, *_PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), ()))
+    flags = (*FLAGS, *_PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), ()))
     try:
         texts = [path.read_text(encoding="utf-8") for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
         asked = [compiler, platform.machine(), *platform.libc_ver(), *flags, *texts]
@@ -62,7 +63,7 @@ def _built() -> ctypes.CDLL | None:
                 return ctypes.CDLL(str(kept))
         with tempfile.TemporaryDirectory(prefix="pra-") as folder:
             path = kept if _writable(kept.parent) else Path(folder) / name
-            _compile(path, [compiler, *flags, str(SOURCE)])
+            compile_into(path, [compiler, *flags, str(SOURCE)])
             with contextlib.suppress(OSError):
                 return ctypes.CDLL(str(path))
             shutil.copy(path, folder)
@@ -78,8 +79,8 @@ def _built() -> ctypes.CDLL | None:
         return None
 
 
-def _compile(path: Path, command: list[str]) -> None:
-    # Write a temporary file: several processes may compile at a time.
+def compile_into(path: Path, command: list[str]) -> None:
+    """Run a compiler into a temporary file, then rename it: several processes may compile at a time."""
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
     os.close(handle)
     try:
@@ -96,7 +97,8 @@ def _writable(folder: Path) -> bool:
     return False
 
 
-def _compiler() -> str | None:
+def find_compiler() -> str | None:
+    """Return the path of a C++ compiler, if any."""
     if os.name != "posix":
         return None
     candidates = [os.environ.get("CXX"), "c++", "g++", "clang++"]

@@ -53,7 +53,7 @@ def unsupported(model: PRA) -> str | None:
     everywhere = nn.modules.module
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         return "a hook is registered on all modules"
-    expected = dict(_reference(model.config).named_modules())
+    expected = dict(reference(model.config).named_modules())
     found = dict(model.named_modules())
     changed = _changed("the model", model, expected[""]) or _changed("codec", model.codec, expected["codec"])
     for name, known in KNOWN.items():
@@ -95,7 +95,7 @@ def _plain(module: nn.Module) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def _reference(config: AnyModelConfig) -> nn.Module:
+def reference(config: AnyModelConfig) -> nn.Module:
     """Build a new model without memory."""
     with torch.device("meta"):
         return build_model(config, seed=None)
