@@ -82,7 +82,7 @@ def learn_grid(
         problem = f"there is no grid to learn for the solver {solver}, which {why}"
         raise PraError(problem, code="unsupported", name="solver", value=solver)
     if config.steps < 2:
-        raise PraError("a single step leaves no grid to learn. Use at least 2", name="steps", value=config.steps)
+        raise PraError(f"steps {config.steps} leave no grid to learn. Use at least 2", name="steps", value=config.steps)
     config = replace(config, times=None, time_grid=TimeGrid.UNIFORM, shift=1.0)
     problems = sampled_problems(model, config, images, seed)
     order = torch.argsort(noise.uniform(noise.keys(seed, torch.zeros(1, dtype=torch.int64)), len(problems.start))[0])
