@@ -17,13 +17,7 @@ from pra.method import noise
 from pra.method.objectives import Losses, drop_labels, normalise_patches, training_losses
 from pra.models.head import velocity_from_data
 
-ROLLOUTS = [
-    config.Clean(),
-    config.Noised(sigma=0.1),
-    config.Reconstructed(),
-    config.Parallel(),
-    config.Exact(steps=1),
-]
+ROLLOUTS = [config.Clean(), config.Noised(sigma=0.1), config.Reconstructed(), config.Parallel(), config.Exact(steps=1)]
 
 
 def computed(

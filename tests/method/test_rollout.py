@@ -87,8 +87,7 @@ def test_exact_from_noise_is_sampling(scene, monkeypatch):
         noise.fold(noise.keys(0, torch.tensor(seeds)), noise.Purpose.SAMPLE_START), 12, states.shape[2]
     )
     monkeypatch.setattr(
-        "pra.method.rollout.perturbation",
-        lambda z, low, high, key: (torch.zeros(len(z), 11, 1), start[:, :11]),
+        "pra.method.rollout.perturbation", lambda z, low, high, key: (torch.zeros(len(z), 11, 1), start[:, :11])
     )
     read = exact_rollout(model, labels, states, config.Exact(t_min=0.0, t_max=0.0, steps=3), seeds)
     torch.testing.assert_close(read, model.patchify(sampled)[:, :11], atol=1e-4, rtol=1e-4)

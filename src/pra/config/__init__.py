@@ -4,7 +4,6 @@ Build a configuration with a recipe, change it with :func:`dataclasses.replace` 
 :func:`to_dict`, read it back with :func:`from_dict`. Names follow the paper (arXiv 2606.27978).
 """
 
-from pra.config.data import DataConfig, Fit, OnCorrupt, OnSmall
 from pra.config.model import (
     AnyModelConfig,
     CodecConfig,
@@ -16,18 +15,23 @@ from pra.config.model import (
     Prediction,
     TransformerConfig,
 )
-from pra.config.rollout import Clean, Exact, Noised, Parallel, Reconstructed, Rollout
-from pra.config.run import RunConfig, Targets
+from pra.config.run import DataConfig, Fit, OnCorrupt, OnSmall, RunConfig, Targets
 from pra.config.sampling import SHORTCUT_STEPS, GuidanceSchedule, SamplingConfig, Solver, TimeGrid, check_sampling
 from pra.config.training import (
+    Clean,
+    Exact,
     LearningRate,
     MatrixOptimizer,
     Muon,
+    Noised,
     ObjectiveConfig,
     OptimizerConfig,
+    Parallel,
     Parallelism,
     PixelLoss,
     Precision,
+    Reconstructed,
+    Rollout,
     TrainConfig,
 )
 from pra.config.values import TAGGED, apply_settings, differences, from_dict, model_from_dict, override, to_dict

@@ -93,18 +93,18 @@ class ImageConfig(Settings):
     ``num_classes`` counts the real classes; the null class that guidance needs comes on top. Each kind also has a
     ``codec`` (``None`` if it writes pixels directly), the ``width`` of the transformer that reads the patches, and
     ``in_words()``: its parts for a person, a name and a sentence each.
+
+    Attributes:
+        name: of this kind of model; ``title`` is what a model card calls it, and ``tags`` are its tags on the Hub.
+        autoregressive: whether patches are generated in raster order, each from those before it, not all at once.
+        reading_time: the flow time at which images are read for features by default; ``None`` if clean images are read.
     """
 
     name: ClassVar[str]
-    """The name of this kind of model."""
     title: ClassVar[str]
-    """What a model card calls it, before the size of its images."""
     tags: ClassVar[tuple[str, ...]]
-    """Its tags on the Hub."""
     autoregressive: ClassVar[bool]
-    """Whether patches are generated in raster order, each from those before it; otherwise all at once."""
     reading_time: ClassVar[float | None] = None
-    """The flow time at which images are read for features by default; ``None`` if clean images are read."""
 
     image_size: tuple[PositiveInt, PositiveInt]
     channels: PositiveInt

@@ -6,13 +6,12 @@ import dataclasses
 import enum
 import json
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from pra.config.checks import alternatives, field_types, fit
 from pra.config.model import AnyModelConfig, JiTConfig
-from pra.config.rollout import Rollout
-from pra.config.training import MatrixOptimizer
+from pra.config.training import MatrixOptimizer, Rollout
 from pra.errors import PraError, nearest
 
 T = TypeVar("T")
@@ -40,7 +39,7 @@ def from_dict(cls: type[T], values: Any, where: str = "config") -> T:
     Raises:
         PraError: an unknown key (the nearest name is given), a missing one, or a value of the wrong type or range.
     """
-    return typing.cast(T, _build(cls, _complete(cls, values, where), where))
+    return typing.cast(T, _read(cls, values, where, _object))
 
 
 def model_from_dict(values: Any, where: str) -> AnyModelConfig:
@@ -79,8 +78,8 @@ def _changed(config: T, settings: Iterable[tuple[str, str]]) -> T:
     kind, values = type(config), to_dict(config)
     for path, text in settings:
         _write(values, path, text)
-        values = _complete(kind, values, "setting")  # a later line may change a default of this one
-    return typing.cast(T, _build(kind, values, "setting"))
+        values = _read(kind, values, "setting", _values)  # a later line may change a default of this one
+    return from_dict(kind, values, "setting")
 
 
 def _write(values: Any, path: str, text: str) -> None:
@@ -112,13 +111,13 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {json.dumps(old)} in the run, {json.dumps(new)} asked for"]
 
 
-def _complete(kind: Any, value: Any, where: str) -> Any:
-    """Return JSON values as :func:`to_dict` writes them: of the right types, with every default."""
+def _read(kind: Any, value: Any, where: str, make: Callable[[Any, dict[str, Any], str], Any]) -> Any:
+    """Read JSON values of a type, with every default; ``make`` builds the result of a class and its fields."""
     if value is None and type(None) in typing.get_args(kind):
         return None
     classes = _classes(kind)
     if not classes:
-        return to_dict(fit(kind, value, where))
+        return fit(kind, value, where)
     if isinstance(value, str) and any(one in TAGGED for one in classes.values()):
         value = {"type": value}  # a bare name: the defaults of that class
     chosen = _chosen(classes, value, where)
@@ -126,32 +125,26 @@ def _complete(kind: Any, value: Any, where: str) -> Any:
         raise PraError(f"{where}: expected the fields of {chosen.__name__}, got {value!r}", name=where, value=value)
     kinds = field_types(chosen)
     values = {f.name: to_dict(f.default) for f in dataclasses.fields(chosen) if f.default is not dataclasses.MISSING}
-    if chosen in TAGGED:
-        values = {"type": chosen.__name__} | values
-    for key, given in value.items():
-        if key == "type":
-            continue
+    values |= {key: given for key, given in value.items() if key != "type"}
+    for key in values:
         if key not in kinds:
             problem = f"{where}.{key} is unknown{nearest(key, kinds)}"
             raise PraError(problem, code="unknown", path=f"{where}.{key}", name=key)
-        values[key] = _complete(kinds[key], given, f"{where}.{key}")
-    missing = ", ".join(name for name in kinds if name not in values)
-    if missing:
+    if missing := ", ".join(name for name in kinds if name not in values):
         raise PraError(f"{where}: {missing} missing", code="missing", path=where, name=missing)
-    return values
+    return make(chosen, {name: _read(kinds[name], values[name], f"{where}.{name}", make) for name in kinds}, where)
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """Build the settings object of complete values; it checks itself."""
-    classes = _classes(kind)
-    if value is None or not classes:
-        return fit(kind, value, where)
-    chosen = _chosen(classes, value, where)
-    fields = {name: _build(one, value[name], f"{where}.{name}") for name, one in field_types(chosen).items()}
+def _object(chosen: Any, fields: dict[str, Any], where: str) -> Any:
     try:
         return chosen(**fields)
     except PraError as error:
         raise PraError(f"{where}: {error}", error.code, **error.fields) from None
+
+
+def _values(chosen: Any, fields: dict[str, Any], where: str) -> dict[str, Any]:
+    tag = {"type": chosen.__name__} if chosen in TAGGED else {}
+    return tag | {name: to_dict(value) for name, value in fields.items()}
 
 
 def _classes(kind: Any) -> dict[str, Any]:

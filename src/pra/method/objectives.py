@@ -119,14 +119,14 @@ def _bad_term(name: str, problem: str, code: Code = "invalid") -> PraError:
 
 
 class Losses(NamedTuple):
-    """Means over the batch, and the health of the states."""
+    """Means over the batch: the weighted sum, its terms by name without weights, and the health of the states.
+
+    ``state_std`` is the smallest standard deviation of a state dimension over the batch; near 0 is collapse.
+    """
 
     total: Tensor
-    """The weighted sum of the terms: what is trained on."""
     terms: dict[str, Tensor]
-    """By name, without their weights, in the order in which they are computed; only those that were computed."""
     state_std: Tensor
-    """The smallest standard deviation of a state dimension over the batch; near 0 is collapse."""
 
     def measured(self) -> dict[str, Tensor]:
         """Every value by its name, without gradient: a line of ``metrics.jsonl``."""

@@ -167,7 +167,7 @@ def checkpoints(run: Path) -> list[Path]:
         return []
     except OSError as error:
         problem = f"cannot be read ({error.strerror}). Make it a folder that is open to you"
-        raise _unreadable(folder, problem) from None
+        raise unreadable(folder, problem) from None
     return sorted(folder / name for name in names if name.startswith("step-"))
 
 
@@ -226,15 +226,15 @@ def read_config(folder: Path) -> Model:
     path = folder / CONFIG
     values = read_json(path)
     if "format" not in values:
-        raise _unreadable(path, "is not of a model: it names no format. Use a model's folder")
+        raise unreadable(path, "is not of a model: it names no format. Use a model's folder")
     if values["format"] not in READABLE:
         problem = f"is of format {values['format']!r}, and this version of pra reads {FORMAT}. Install a newer pra"
-        raise _unreadable(path, problem)
+        raise unreadable(path, problem)
     model = build_model(model_from_dict(values.get("model"), "model"), seed=None)
     model.sampling = from_dict(SamplingConfig, values.get("sampling"), "sampling")
     classes = values.get("classes")
     if not isinstance(classes, list) or len(classes) != model.config.num_classes:
-        raise _unreadable(path, f"does not name the {model.config.num_classes} classes of its model")
+        raise unreadable(path, f"does not name the {model.config.num_classes} classes of its model")
     model.classes = tuple(str(name) for name in classes)
     return model
 
@@ -244,12 +244,12 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except OSError as error:
-        raise _unreadable(path, f"cannot be read: {error.strerror}") from None
+        raise unreadable(path, f"cannot be read: {error.strerror}") from None
     except ValueError as error:
         reason = "its bytes are not text" if isinstance(error, UnicodeDecodeError) else error
-        raise _unreadable(path, f"is no JSON: {reason}") from None
+        raise unreadable(path, f"is no JSON: {reason}") from None
     if not isinstance(values, dict):
-        raise _unreadable(path, f"holds {type(values).__name__} in place of an object")
+        raise unreadable(path, f"holds {type(values).__name__} in place of an object")
     return values
 
 
@@ -274,7 +274,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return {present_name(name): tensor for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         problem = f"cannot be read ({error}). Use another checkpoint, or restore the file"
-        raise _unreadable(path, problem) from None
+        raise unreadable(path, problem) from None
 
 
 def load_tensors(model: Model, path: Path) -> None:
@@ -290,7 +290,8 @@ def load_tensors(model: Model, path: Path) -> None:
     model.load_state_dict(tensors)
 
 
-def _unreadable(path: Path, problem: str) -> PraError:
+def unreadable(path: Path, problem: str) -> PraError:
+    """Return the error of a file that is damaged or of another format."""
     return PraError(f"{path} {problem}", code="unreadable", path=path)
 
 

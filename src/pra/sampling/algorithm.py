@@ -26,15 +26,13 @@ Draws = Callable[[int], Tensor | None]
 
 
 class Token(NamedTuple):
-    """One patch of a batch. The next token may overwrite its tensors."""
+    """One patch of a batch: ``h`` ``(streams * B, 1, D)``, those of the null condition last; the state ``(B, 1, d)``;
+    and the patch ``(B, 1, P)`` in [-1, 1]. The next token may overwrite its tensors."""
 
     position: int
     h: Tensor
-    """``(streams * B, 1, D)``; under guidance those of the null condition come last."""
     state: Tensor
-    """``(B, 1, d)``."""
     patch: Tensor
-    """``(B, 1, P)`` in [-1, 1]."""
 
 
 def generate(

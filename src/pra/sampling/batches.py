@@ -20,10 +20,11 @@ from torch import Tensor
 
 from pra.config import Precision, to_dict
 from pra.errors import PraError
+from pra.models.weights import unreadable
 from pra.sampling.requests import Requests
 from pra.sampling.sampler import Sampler
 from pra.utils.device import in_bfloat16
-from pra.utils.files import file_mode, remedy
+from pra.utils.files import PLAN, file_mode, remedy
 from pra.utils.npz import explained, listed, read_arrays
 from pra.utils.pixels import to_uint8
 
@@ -60,10 +61,6 @@ def blocks(indices: range, size: int) -> Iterator[range]:
         yield range(start, min(start + size, indices.stop))
 
 
-PLAN = "plan.json"
-"""Member of an ``.npz`` that says what its images are."""
-
-
 class NpzBatch:
     """The images ``arr_0`` (uint8 ``(N, H, W, C)``) and labels ``arr_1``, if any, of an ADM evaluator's ``.npz``.
 
@@ -79,18 +76,20 @@ class NpzBatch:
                 names = archive.namelist()
                 if "arr_0.npy" not in names:
                     found = listed(name.removesuffix(".npy") for name in names)
-                    raise _bad(path, f"holds no images: it lacks the array arr_0 and has {found}")
+                    raise unreadable(path, f"holds no images: it lacks the array arr_0 and has {found}")
                 with archive.open("arr_0.npy") as file:
                     shape, dtype = _header(file)
                     there = archive.getinfo("arr_0.npy").file_size - file.tell()
                 self.plan = json.loads(archive.read(PLAN)) if PLAN in names else None
             if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4) or min(shape) < 0:
-                raise _bad(path, f"has arr_0 {dtype} {shape}; ADM's layout is uint8 (N, height, width, channels)")
+                raise unreadable(path, f"has arr_0 {dtype} {shape}; ADM's layout is uint8 (N, height, width, channels)")
             if 0 in shape:
-                raise _bad(path, f"holds no images: its array arr_0 is empty, {shape}")
+                raise unreadable(path, f"holds no images: its array arr_0 is empty, {shape}")
             if there != math.prod(shape):
                 held = there // math.prod(shape[1:])
-                raise _bad(path, f"is damaged (its {there} bytes are {held} of {shape[0]} images); write it again")
+                raise unreadable(
+                    path, f"is damaged (its {there} bytes hold {held} of {shape[0]} images); write it again"
+                )
             self.labels = _labels(path, shape[0]) if "arr_1.npy" in names else None
         self.count, (*size, self.channels) = shape[0], shape[1:]
         self.size: tuple[int, int] = (size[0], size[1])
@@ -125,14 +124,10 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 def _labels(path: Path, count: int) -> Tensor:
     labels = read_arrays(path, ["arr_1"])["arr_1"]
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise _bad(path, f"has arr_1 {labels.dtype} {labels.shape}, not one whole-numbered label per image")
+        raise unreadable(path, f"has arr_1 {labels.dtype} {labels.shape}, not one whole-numbered label per image")
     if labels.min() < 0:
-        raise _bad(path, f"has in arr_1 the label {labels.min()}, and labels count from 0. Correct or remove arr_1")
+        raise unreadable(path, f"is not valid: arr_1 has the label {labels.min()}. Count labels from 0, or remove it")
     return torch.from_numpy(labels.astype(np.int64))
-
-
-def _bad(path: Path, problem: str) -> PraError:
-    return PraError(f"{path} {problem}", code="unreadable", path=path)
 
 
 def exported(batches: Iterable[Batch], count: int, path: Path, plan: dict[str, Any] | None = None) -> Iterator[Batch]:
