@@ -49,8 +49,7 @@ class Parallel(Settings):
 class Exact(Settings):
     """Sequential: the model itself completes each state from ``t_i ~ U(t_min, t_max)``, on its own prefix.
 
-    ``t_max = 0`` is free-running sampling. Above 0 a state starts from the part-noised true one, which keeps
-    the rollout tied to the image whose states are the training targets.
+    ``t_max = 0`` is free-running sampling. Above 0 a state starts from the part-noised true state.
     """
 
     t_min: Share = 0.0
@@ -180,11 +179,9 @@ class TrainConfig(Settings):
     most ``micro_batch_size`` images at a time (accumulation).
 
     ``parallel`` is for several processes. ``activation_checkpointing`` computes the insides of each block a second time
-    in the backward pass rather than keep them: less memory, about a third more arithmetic.
-
-    For the first ``codec_warmup`` steps the codec's terms are the only loss (for the ablation: everything is trained
-    together in the paper). ``compile`` has torch fuse the step's arithmetic: a minute at the start for a faster step
-    (on CPUs it needs a C++ compiler); the whole loss in one process, block by block in several.
+    in the backward pass rather than keep them: less memory, about a third more arithmetic. ``compile`` has torch fuse
+    the step's arithmetic: a minute at the start for a faster step (on CPUs it needs a C++ compiler); the whole loss in
+    one process, block by block in several. For the first ``codec_warmup`` steps the codec's terms are the only loss.
 
     ``trainable`` names the parameters that learn; all others keep their weights. Each entry is ``all``, ``shortcut``
     (the second head), ``all-but-codec``, or a pattern of names such as ``head.*`` (:mod:`pra.training.trainable`).
@@ -241,10 +238,7 @@ class TrainConfig(Settings):
         return self.validate_every > 0 and (step % self.validate_every == 0 or step == self.steps)
 
     def micro_batches(self, processes: int) -> tuple[int, int]:
-        """Return the images that each process takes at a time, and how many times in a step.
-
-        Refuses a batch that does not divide, and names the nearest that does.
-        """
+        """Return the images that each process takes at a time, and how many times in a step."""
         micro = self.micro_batch_size
         split = micro is not None and micro * processes < self.batch_size
         unit = micro * processes if split and micro is not None else processes

@@ -6,13 +6,10 @@
 
 The words on the right name the terms of the loss, here and in every log, curve and table. ``pixel`` and ``perceptual``
 reach the encoder and the decoder only; ``flow`` and ``auxiliary`` reach the backbone and the head only. Without the
-stop-gradient on ``z`` the states collapse onto what is easy to predict.
-
-JiT, the diffusion baseline, has one pass and ``flow`` alone.
+stop-gradient on ``z`` the states collapse onto what is easy to predict. JiT has one pass and ``flow`` alone.
 
 A new term is one entry in a function below, and a field ``NAME_weight`` of :class:`pra.config.ObjectiveConfig` where
-its weight is not 1. A term from outside the package is a :class:`LossTerm`, which :func:`pra.train` takes as
-``losses``.
+its weight is not 1. A term from outside the package is a :class:`LossTerm`.
 """
 
 from __future__ import annotations
@@ -56,8 +53,7 @@ class LossInputs:
         images: ``(B, C, H, W)`` float in [-1, 1].
         patches: ``(B, N, D)`` the images' pixels by patch, in [-1, 1].
         labels: ``(B,)`` true classes.
-        keys: ``(B,)`` one key per sample and step. Random numbers drawn from it (:mod:`pra.method.noise`) resume
-            bitwise.
+        keys: ``(B,)`` one key per sample and step, for random numbers (:mod:`pra.method.noise`) that resume bitwise.
         states: ``(B, N, d)`` the encoder's states ``z``, with gradient.
         decoded: ``(B, N, D)`` float32, the pixels ``D(z)``, with gradient.
         conditions: ``(B, N, W)`` the backbone's ``h`` of the AR pass, with gradient.
@@ -94,9 +90,7 @@ def check_terms(
 ) -> dict[str, LossTerm]:
     """Return the user's terms as :class:`LossTerm`, also those given as pairs ``(weight, function)``.
 
-    Raises:
-        PraError: a name is in ``taken`` or not an identifier, a weight is not a finite number, or a function is not
-            callable.
+    Refuses a name that is in ``taken`` or not an identifier, a weight that is not finite, and what is not a function.
     """
     terms = {}
     for name, given in (losses or {}).items():
@@ -155,9 +149,6 @@ def training_losses(
         rollout: how the AR inputs are made; None leaves the AR pass out, and the codec learns alone. JiT ignores it.
         perceptual: a distance whose weight is ``objective.perceptual_weight``. JiT ignores it.
         extra: terms from outside the package, by name; they are added last.
-
-    Raises:
-        PraError: a function of ``extra`` does not return a scalar.
     """
     given = LossInputs(model, images, model.patchify(images), labels, keys)
     if model.config.autoregressive:
@@ -178,7 +169,6 @@ def _autoregressive_losses(
     perceptual: Perceptual | None,
     extra: ExtraTerms | None,
 ) -> Losses:
-    """Two passes; without a rollout only the first."""
     patches, labels, keys = given.patches, given.labels, given.keys
 
     # Reconstruction pass. It keeps the true label where the AR pass drops it: a state is a function of the image
@@ -220,7 +210,7 @@ def _diffusion_losses(model: JiT, given: LossInputs, objective: ObjectiveConfig,
 def _summed(
     terms: dict[str, Tensor], objective: ObjectiveConfig, z: Tensor, known: LossInputs, extra: ExtraTerms | None
 ) -> Losses:
-    """Add up the weighted terms in their order: rounding depends on it."""
+    # In their order: rounding depends on it.
     weighted = [objective.weight(name) * term for name, term in terms.items()]
     for name, term in (extra or {}).items():
         value = term.function(known)
@@ -299,7 +289,6 @@ def _times(objective: ObjectiveConfig, keys: Tensor, *shape: int) -> Tensor:
 def _reconstruction_terms(
     model: PRA, known: LossInputs, objective: ObjectiveConfig, perceptual: Perceptual | None
 ) -> dict[str, Tensor]:
-    """Compute the distances of ``D(z)`` from the image; an identity codec has none."""
     if known.decoded is None:
         return {}
     pixel = F.l1_loss if objective.pixel_loss is PixelLoss.L1 else F.mse_loss

@@ -22,14 +22,11 @@ OFF = "Set train.objective.perceptual_weight=0"
 def lpips_distance(model: ImageConfig, device: torch.device, pretrained: bool = True) -> Perceptual:
     """Build LPIPS with frozen VGG-16 features.
 
-    Args:
-        model: the images' size and channels; one channel is shown to the network as grey.
-        device: where it runs.
-        pretrained: load torchvision's ImageNet weights (downloaded once by torchvision into its cache); False
-            leaves the features random, for tests.
+    ``model`` gives the images' size and channels; one channel is shown to the network as grey. torchvision downloads
+    its ImageNet weights once; without ``pretrained`` the features stay random, for tests.
 
     Raises:
-        PraError: images that the network cannot read, the extra is not installed, or the weights cannot be had.
+        PraError: images that the network cannot read, the extra is not installed, or the weights cannot be loaded.
     """
     if model.channels not in (1, 3):
         raise PraError(f"the perceptual loss reads 1 or 3 channels, not {model.channels}. {OFF}", "unsupported")

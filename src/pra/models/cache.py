@@ -22,12 +22,8 @@ ALIGNED = 8
 class KVCache:
     """Keys and values of every layer for ``batch`` sequences of ``capacity`` tokens, allocated once.
 
-    Attention sees exactly the tokens that are there.
-
-    Attributes:
-        keys: ``(depth, batch, heads, capacity, head_dim)``; ``values`` alike.
-        length: tokens before the next one.
-        bound: tokens that attention looks at in a step of one token.
+    ``keys`` and ``values`` are ``(depth, batch, heads, capacity, head_dim)``; ``length`` counts the tokens before the
+    next one, and ``bound`` those that attention looks at in a step of one token: exactly the tokens that are there.
     """
 
     def __init__(
@@ -59,9 +55,8 @@ class KVCache:
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store the keys and values ``(batch, heads, T, head_dim)`` of a layer's next tokens.
 
-        Returns:
-            The keys and values that the ``T`` queries look at, and a mask where ordinary causal attention over them
-            would be wrong: ``(T, tokens)`` booleans, or numbers to add to the scores.
+        Returns the keys and values that the ``T`` queries look at, and a mask where ordinary causal attention over them
+        would be wrong: ``(T, tokens)`` booleans, or numbers to add to the scores.
         """
         count = keys.shape[2]
         end = self.length + count

@@ -45,11 +45,7 @@ class ClassCondition(nn.Module):
         return labels.masked_fill(mask, self.null)
 
     def parse(self, given: Labels, classes: Sequence[str]) -> Tensor:
-        """Return labels ``(B,)`` on the CPU, from classes by number or by name.
-
-        Raises:
-            PraError: a name that no class has (the nearest is given), a number out of range, or anything else.
-        """
+        """Return labels ``(B,)`` on the CPU, from classes by number or by name. Refuse what is neither."""
         asked = listed(given)  # once: it may be an iterator
         for label in asked:
             if isinstance(label, str) and label not in classes:
@@ -83,11 +79,7 @@ def listed(values: Any) -> list[Any]:
 
 
 def integers(values: Any, expected: str) -> Tensor:
-    """Return whole numbers as int64 on the CPU, neither rounded nor wrapped.
-
-    Raises:
-        PraError: they are anything else; ``expected`` begins the message.
-    """
+    """Return whole numbers as int64 on the CPU, neither rounded nor wrapped. Refuse others, and say ``expected``."""
     given = listed(values)
     try:
         return torch.tensor([operator.index(value) for value in given], dtype=torch.int64)

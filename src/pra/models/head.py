@@ -1,7 +1,6 @@
 """The head ``v(z_t, t, h_i)``: a per-token flow-matching MLP over the low-dimensional state.
 
-Same shape as the heads of MAR (arXiv 2406.11838) and SphereAR: residual MLP blocks modulated through AdaLN
-(arXiv 2212.09748), one projection for several consecutive blocks.
+As in MAR (arXiv 2406.11838) and SphereAR: residual MLP blocks under AdaLN (arXiv 2212.09748).
 """
 
 from __future__ import annotations
@@ -96,12 +95,8 @@ class FlowHead(nn.Module):
     def modulate(self, embedded: Tensor, condition: Tensor) -> Modulations:
         """Return the shifts, scales and gates of the blocks, one product per projection.
 
-        Args:
-            embedded: ``(..., width)`` from :meth:`embed`.
-            condition: ``(..., width)`` from :meth:`project`; the two broadcast.
-
-        Returns:
-            ``(..., 3 width)`` of each projection of the blocks, then ``(..., 2 width)`` of the last layer.
+        ``embedded`` from :meth:`embed` and ``condition`` from :meth:`project`, both ``(..., width)``, broadcast. The
+        results are ``(..., 3 width)`` of each projection of the blocks, then ``(..., 2 width)`` of the last layer.
         """
         context = F.silu(embedded + condition)
         return [projection(context) for projection in (*self.modulations, self.final_modulation)]

@@ -57,9 +57,9 @@ class SwiGLU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention. Queries and keys are RMS-normalised (arXiv 2302.05442): stable in bfloat16.
+    """Multi-head attention, causal or of every token to every other, the latter without a cache.
 
-    Where it is not ``causal``, every token sees every other, and there is no cache.
+    Queries and keys are RMS-normalised (arXiv 2302.05442): stable in bfloat16.
     """
 
     def __init__(self, width: int, heads: int, causal: bool = True) -> None:
@@ -101,12 +101,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The stack of blocks, its rotary table and the final norm.
-
-    Args:
-        config: sizes.
-        positions: row and column of each token, ``(T, 2)``, from :func:`raster_positions`.
-    """
+    """The stack of blocks, its rotary table and the final norm; ``positions`` are from :func:`raster_positions`."""
 
     rotary: Tensor
 

@@ -24,15 +24,13 @@ from pra.models import Model, build_model
 from pra.utils.files import check_free, new_folder
 from pra.utils.hub import download, is_address
 
-FORMAT = 2
-"""The format that is written. Format 1, which is still read, kept the embedding of the classes elsewhere."""
-READABLE = (1, FORMAT)
+FORMAT, READABLE = 2, (1, 2)
+"""The format that is written, and those that are read. Format 1 kept the embedding of the classes elsewhere."""
 MOVED = {"backbone.class_embedding.": "condition.embedding.", "class_embedding.": "condition.embedding."}
 """Prefixes of tensor names in format 1, and the prefixes that replaced them."""
 CONFIG, MODEL, SUFFIX = "config.json", "model.safetensors", ".safetensors"
 RAW, EMA, POWER = "raw", "ema", "power-"
-"""Names of a checkpoint's weights: raw as trained, the exponential average, and the prefix of power-function averages.
-An average lies in the file of its name; the raw weights lie in ``MODEL``."""
+"""Names of a checkpoint's weights: raw (in ``MODEL``), the exponential average, prefix of power-function averages."""
 STATE = "state.json"
 """The manifest of a checkpoint, written last."""
 SHIPPED = Path(__file__).parents[1] / "shipped"
@@ -55,9 +53,7 @@ def save(model: Model, folder: str | Path) -> Path:
 def write_model(model: Model, folder: Path, half: bool = False) -> None:
     """Write ``config.json`` and ``model.safetensors``, the weights as they are or rounded to float16.
 
-    Raises:
-        PraError: a weight beyond float16, or a model whose parts were replaced: it could not be loaded.
-        OSError: the disk is full or refuses.
+    Refuses a weight beyond float16, and a model whose parts were replaced: it could not be loaded.
     """
     tensors = model.state_dict()
     with torch.device("meta"):
@@ -202,7 +198,6 @@ def whole_checkpoints(run: Path) -> list[Path]:
 
 
 def _fault(folder: Path) -> str | None:
-    """Say what is wrong with a checkpoint, if anything: a missing file or a wrong size."""
     try:
         sizes = dict(read_json(folder / STATE)["sizes"])
     except (PraError, KeyError, TypeError, ValueError):

@@ -74,10 +74,7 @@ def generate(
 class Steps:
     """The steps of :func:`generate` for ``batch`` images side by side: the model's modules, and their caches.
 
-    The model's weights may change between batches. ``config`` must fit it (:func:`pra.config.check_sampling`).
-
-    Attributes:
-        run: runs the work of one token: ``run(method, key, *inputs)``; its shapes change with ``key``.
+    ``run`` runs the work of one token: ``run(method, key, *inputs)``; its shapes change with ``key``.
     """
 
     run: Callable[..., Tensor]
@@ -201,10 +198,8 @@ def run_plainly(work: Callable[..., Tensor], key: object, *inputs: Tensor | None
 
 
 def exact_rollout(model: PRA, labels: Tensor, states: Tensor, how: Exact, key: Tensor) -> Tensor:
-    """Let the model complete each state from ``t_i``, conditioned on what it wrote before; ``t_i = 0`` is sampling.
-
-    These are the inputs ``(B, N - 1, P)`` that PRA approximates; they take ``N`` times the depth.
-    """
+    """Let the model complete each state from ``t_i``, conditioned on what it wrote before: the inputs ``(B, N - 1, P)``
+    that PRA approximates, at ``N`` times the depth."""
     z = states[:, :-1]
     t, eps = rollout.perturbation(z, how.t_min, how.t_max, key)
     start = flow.interpolate(eps, z, t)

@@ -30,10 +30,7 @@ from pra.utils.pixels import to_uint8
 
 
 class Batch(NamedTuple):
-    """Images ``start, start + 1, ...`` of a set: ``(B, C, H, W)``, uint8 or floating point in [-1, 1].
-
-    ``labels`` int64 ``(B,)``, or None where they are not known.
-    """
+    """Images ``start, start + 1, ...`` of a set: ``(B, C, H, W)``, uint8 or floats in [-1, 1]; labels ``(B,)``."""
 
     images: Tensor
     labels: Tensor | None
@@ -133,17 +130,9 @@ def _labels(path: Path, count: int) -> Tensor:
 def exported(batches: Iterable[Batch], count: int, path: Path, plan: dict[str, Any] | None = None) -> Iterator[Batch]:
     """Write batches to the ``.npz`` that ADM's evaluator reads, as ADM rounds them, and yield each batch on its way.
 
-    Grey images are ``(N, H, W, 1)``, which only :class:`NpzBatch` reads. The file appears after the last batch, whole
-    or not at all.
-
-    Args:
-        batches: in order.
-        count: images in all.
-        path: ``FILE.npz``.
-        plan: a description of the images as JSON values, to be written beside them.
-
-    Raises:
-        PraError: the disk is full or refuses.
+    ``count`` is the number of images in all; ``plan`` describes them as JSON values and is written beside them. Grey
+    images are ``(N, H, W, 1)``, which only :class:`NpzBatch` reads. The file appears after the last batch, whole or not
+    at all.
     """
     temporary = None
     try:

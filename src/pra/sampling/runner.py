@@ -56,10 +56,9 @@ class Compiled:
 
 
 class CudaGraphs:
-    """Captures each kind of work in its first run and replays it from then on: one launch instead of thousands.
+    """Captures each kind of work in its first run by ``inner``, and replays it: one launch instead of thousands.
 
-    ``inner`` runs the work that is captured. Inputs are copied into memory that stays; the next replay of the same kind
-    overwrites what a replay returns. The graphs share their memory, so they run one after the other.
+    The next replay of a kind overwrites what a replay returns. The graphs share memory: they run one after the other.
     """
 
     def __init__(self, inner: Run, device: torch.device) -> None:
@@ -109,11 +108,8 @@ def runner(device: torch.device, compile: bool) -> Run:
 
 @dataclass(frozen=True)
 class Way:
-    """How a model's steps are run: with which ``cache``, and whether torch computes in bfloat16 (``low``).
-
-    ``plain`` is why the model's own modules run them; ``None`` where the CPU's compiled arithmetic does, which rounds
-    for itself.
-    """
+    """How a model's steps are run: with which ``cache``, whether torch computes in bfloat16 (``low``), and why by the
+    model's own modules (``plain``; ``None`` where the CPU's compiled arithmetic runs them)."""
 
     plain: str | None
     low: bool
@@ -147,12 +143,7 @@ def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision, compil
 
 
 class Engine:
-    """The steps of one batch size on a device, kept from batch to batch; arguments as of :class:`pra.sampling.Sampler`.
-
-    Attributes:
-        steps: for :func:`pra.sampling.algorithm.generate`, within :meth:`arithmetic`.
-        way: how they are run.
-    """
+    """The ``steps`` of one batch size on a device, kept from batch to batch, for use within :meth:`arithmetic`."""
 
     steps: Steps
 
@@ -201,10 +192,7 @@ def fingerprint(model: nn.Module) -> list[object]:
 
 
 class Lowered:
-    """A copy of a model whose linear layers hold bfloat16 weights, so that no step need cast them.
-
-    The copy of the module tree keeps hooks and wrappers, and shares every other tensor with the original.
-    """
+    """A copy of a model, hooks and wrappers included, whose linear layers hold bfloat16 weights: no step casts them."""
 
     def __init__(self, model: PRA) -> None:
         self._copies = {

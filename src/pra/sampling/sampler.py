@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -51,8 +51,7 @@ class Sampler:
         changes: of ``config``, by the names of :class:`pra.config.SamplingConfig`: ``Sampler(model, guidance=2.0)``.
 
     Raises:
-        PraError: no such setting or precision, a value out of range, or guidance along the raster, of a model that has
-            none.
+        PraError: no such setting or precision, a value out of range, or settings that the model cannot be sampled with.
     """
 
     def __init__(
@@ -103,15 +102,11 @@ class Sampler:
         Args:
             images: ``(B, C, H, W)`` in [-1, 1], of the model's size.
             rows: rows of patches to keep, ``0 <= rows <= H / p``.
-            labels: as in :meth:`sample`.
-            seeds: as in :meth:`sample`.
-
-        Returns:
-            ``(B, C, H, W)`` float32 in [-1, 1].
+            labels: as in :meth:`sample`, and so are ``seeds``, the result and the errors.
+            seeds: one integer per label.
 
         Raises:
-            PraError: a model that is not autoregressive, an image of another size or channel count, ``rows`` out of
-                range, or as in :meth:`sample`.
+            PraError: a model that is not autoregressive, images of another size, or ``rows`` out of range.
         """
         label, key = self._requests(labels, seeds)
         config = self.model.config
@@ -159,8 +154,9 @@ class Sampler:
         """Yield the images of checked requests; with ``every_row`` also unfinished ones, see :meth:`stream`."""
         model = self.model
         if not model.config.autoregressive:
+            forward = compiled(model, "compiling the sampler", "sample without compile") if self.compile else model
             with autocast(self.device, self.precision):
-                images = sample_at_once(model, self._forward(), self.config, label, key)
+                images = sample_at_once(model, forward, self.config, label, key)
             yield images
             return
         rows, columns = model.config.grid
@@ -186,7 +182,6 @@ class Sampler:
             self.idle = {len(label): engine}
 
     def _engine(self, model: PRA, batch: int) -> Engine:
-        """Return the idle engine of a batch size where it still fits, else a new one."""
         engine = self.idle.pop(batch, None)
         if engine is None or not engine.renew():
             engine, self.idle = None, {}  # free the idle engine first: the device may not hold both
@@ -195,7 +190,6 @@ class Sampler:
         return engine
 
     def _noise(self, key: Tensor) -> tuple[Tensor, Draws]:
-        """Draw where each state's path begins, ``(B, N, d)``; and make the draws of an SDE's solver."""
         config, size = self.config, self.model.config
         starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
         diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION).unsqueeze(-1)
@@ -209,9 +203,6 @@ class Sampler:
 
         return config.temperature * starts, draws
 
-    def _forward(self) -> Callable[..., Tensor]:
-        return compiled(self.model, "compiling the sampler", "sample without compile") if self.compile else self.model
-
     def _check_finite(self, images: Tensor) -> None:
         finite = int(images.isfinite().flatten(1).all(1).sum())
         if finite < len(images):
@@ -222,11 +213,9 @@ class Sampler:
             raise NotFiniteError(f"{problem}; try {', or '.join(changes)}", code="diverged")
 
     def _parts(self, count: int) -> list[Tensor]:
-        """Return the rows of equal parts of ``count`` images, few enough that the device holds the caches of a part.
-
-        The last part repeats the last image: one engine makes all parts. The size is settled once per device: free
-        memory depends on our own engine, and another size would need another engine.
-        """
+        """Return the rows of equal parts of ``count`` images, few enough that the device holds the caches of a part."""
+        # The size is settled once per device: free memory depends on our own engine. The last part repeats the last
+        # image, so that one engine makes all parts.
         size = count
         if self.model.config.autoregressive:
             if self.fits is None or self.fits[0] != self.device:
@@ -238,7 +227,6 @@ class Sampler:
         return [torch.arange(first, first + size, device=self.device).clamp(max=count - 1) for first in starts]
 
     def _check_kept(self, kept: Tensor, count: int, heights: Sequence[int], height: str) -> None:
-        """Check the true pixels of ``count`` pictures, of one of some heights."""
         check_completes(self.model)
         channels, width = self.model.config.channels, self.model.config.image_size[1]
         found = tuple(kept.shape)

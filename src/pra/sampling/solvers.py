@@ -93,10 +93,7 @@ def heun(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Ten
 
 
 def adams_bashforth(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
-    """Second order with one evaluation an interval: the last two velocities, extrapolated over unequal intervals.
-
-    The first interval is Euler's.
-    """
+    """Second order: the last two velocities, extrapolated over unequal intervals. The first interval is Euler's."""
     before: tuple[Any, Tensor] | None = None
     for t, t_next in pairwise(times):
         dt, v = t_next - t, velocity(z, t)
@@ -126,10 +123,8 @@ def dpm(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tens
 
 
 def euler_maruyama(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
-    """The reverse SDE of SiT (arXiv 2401.08740, eq. 5) with diffusion ``w_t = 2 (1 - t)``; last interval plain Euler.
-
-    ``dz = (v + (1 - t) score) dt + sqrt(2 (1 - t)) dW`` has the same marginals as the ODE.
-    """
+    """The reverse SDE of SiT (arXiv 2401.08740, eq. 5) with diffusion ``w_t = 2 (1 - t)``; last interval plain Euler:
+    ``dz = (v + (1 - t) score) dt + sqrt(2 (1 - t)) dW`` has the same marginals as the ODE."""
     last = len(times) - 2
     for k, (t, t_next) in enumerate(pairwise(times)):
         v = velocity(z, t)

@@ -236,10 +236,7 @@ class NativeHead:
 
 
 class NativeNorm:
-    """:meth:`pra.models.states.StateCodec.normalise`, in one thread.
-
-    torch's own lets all its threads share even a few rows, and they then spin on cores that ours would use.
-    """
+    """:meth:`pra.models.states.StateCodec.normalise`, in one thread: torch's would then spin on cores that ours use."""
 
     def __init__(self, found: ctypes.CDLL) -> None:
         self._call = _checked(found.pra_normalise, [POINTER, COUNT, COUNT, POINTER])
@@ -253,11 +250,7 @@ class NativeNorm:
 
 
 def _weighted_rotary(table: Tensor, blocks: list[Block]) -> Tensor:
-    """Multiply the rotary table by the weights of the queries' and keys' norms: ``(2, T, depth, 2, head_dim)``.
-
-    ``rotate(w * x)`` (:mod:`pra.models.transformer`) is ``x * own + swapped(x) * other``, where ``w`` is the weight of
-    the norm and ``swapped`` exchanges the halves.
-    """
+    # rotate(w * x) is x * own + swapped(x) * other: w is the norm's weight, swapped exchanges the halves.
     norms = [torch.stack([b.attention.query_norm.weight, b.attention.key_norm.weight]) for b in blocks]
     first, second = torch.stack(norms).detach().view(len(blocks), 2, -1).chunk(2, dim=-1)
     cos, sin = table[:, :, None, None]
