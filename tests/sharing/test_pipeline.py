@@ -133,7 +133,7 @@ def test_an_engine_is_made_once_for_settings_that_come_back(pipe: Any, monkeypat
     pipe([1, 2], guidance_scale=2.0)  # the third has taken its place
     assert made == [2.0, 1.5, 1.5, 3.0, 2.0]
     held = weakref.ref(
-        next(iter(pipe._samplers.of(dataclasses.replace(pipe.model.sampling, guidance=2.0))._idle.values()))
+        next(iter(pipe._samplers.of(dataclasses.replace(pipe.model.sampling, guidance=2.0)).idle.values()))
     )
     assert held() is not None
     pipe.to("cpu")

@@ -22,8 +22,7 @@ from pra.method import noise
 from pra.method.objectives import training_losses
 from pra.models import PRA, build_model
 from pra.models.cache import KVCache
-from pra.sampling import Steps, generate
-from pra.sampling.sequential import exact_rollout
+from pra.sampling import Steps, exact_rollout, generate
 from pra.sampling.whole_image import sample_at_once
 
 

@@ -13,7 +13,7 @@ from pra.config import SamplingConfig, to_dict
 from pra.config.values import parse_value
 from pra.errors import PraError
 from pra.models.weights import EMA
-from pra.sampling.inputs import changed_sampling
+from pra.sampling.requests import changed_sampling
 
 GUIDANCE = ("guidance=1,1.5,2,3,4",)
 """What is tried where nothing is said: it decides most (docs/evidence.md)."""

@@ -18,19 +18,16 @@ GUIDED = SamplingConfig(guidance=3.0, steps=2)
 LABELS, SEEDS = [0, 4, 2], [10, 11, 12]
 
 
-@pytest.mark.parametrize("native", ["0", "1"])
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BFLOAT16])
-@pytest.mark.parametrize("name", ALL)
-def test_the_bytes_counted_are_the_bytes_held(
-    name: str, precision: Precision, compile: bool, native: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(SWITCH, native)
-    model, batch = random_model(ALL[name]), 3
-    held = Engine(model, GUIDED, batch, precision, compile).steps.caches
-    assert len(held) == (2 if name in ("learned", "encoder-without-h") else 1)
-    total = sum(cache.keys.nbytes + cache.values.nbytes for cache in held)
-    assert runner.cache_bytes(model, GUIDED, precision, compile) * batch == total
+def test_counted_bytes_are_the_bytes_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [(name, "1", False, Precision.FLOAT32) for name in ALL]
+    cases += [("learned", "0", compile, precision) for compile in (False, True) for precision in list(Precision)[1:]]
+    for name, native, compile, precision in cases:
+        monkeypatch.setenv(SWITCH, native)
+        model, batch = random_model(ALL[name]), 3
+        held = Engine(model, GUIDED, batch, precision, compile).steps.caches
+        assert len(held) == (2 if name in ("learned", "encoder-without-h") else 1)
+        total = sum(cache.keys.nbytes + cache.values.nbytes for cache in held)
+        assert runner.cache_bytes(model, GUIDED, precision, compile) * batch == total
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,7 +64,7 @@ def test_static_cache_is_aligned_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [(Precision.FLOAT32, 1e-5), (Precision.BFLOAT16, 0.05)])
 @pytest.mark.parametrize("size", [8, None])
-def test_buckets_leave_the_images_as_they_are(
+def test_buckets_leave_the_images_unchanged(
     size: int | None, precision: Precision, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_model()
@@ -91,7 +88,7 @@ def test_views_of_a_cache_grow_by_whole_buckets() -> None:
     assert bounds == [[8] * 8 + [16] * 6, list(range(1, 15))]
 
 
-def test_the_head_s_residual_stream_is_float32_under_autocast() -> None:
+def test_residual_stream_of_the_head_is_float32() -> None:
     """As every transformer's is, and as the engine computes it."""
     model, seen = random_model(), []
     for block in model.head.blocks:
@@ -105,7 +102,7 @@ def test_the_head_s_residual_stream_is_float32_under_autocast() -> None:
     assert velocity.dtype is torch.float32
 
 
-def test_sampler_in_bfloat16_keeps_the_residual_streams_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampler_in_bfloat16_keeps_streams_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is trained is what is sampled, although linear layers hold bfloat16 copies."""
     by_modules(monkeypatch)
     model, seen = random_model(), []
