@@ -8,14 +8,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 from torch import Tensor
 
 from pra.config import from_dict
-from pra.config.checks import between
+from pra.config.checks import Settings, within
 from pra.config.values import parse_value
 from pra.data.images import Files, Labels, corrupt, not_installed, numbered_classes
 from pra.data.lanes import LANES, PIECES, Lanes
@@ -28,7 +28,7 @@ _WITHOUT = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class Choice(Settings):
     """The settings after ``?`` in a name.
 
     ``config`` and ``revision`` are the Hub's; without ``image`` and ``label`` the columns are found by their types;
@@ -43,10 +43,7 @@ class Choice:
     image: str | None = None
     label: str | None = None
     streaming: bool = False
-    window: int = 1000
-
-    def __post_init__(self) -> None:
-        between(self, "window", 1, 1_000_000)
+    window: Annotated[int, within(1, 1_000_000)] = 1000
 
 
 def open_hf(name: str, text: str) -> HFDataset | HFStream:
