@@ -33,7 +33,7 @@ def sampler_ahead_of_time(model: PRA, config: SamplingConfig, batch: int) -> Sam
     sampler._parts(batch)  # settled first: it drops idle engines
     engine = sampler._engine(model, batch)
     engine.steps = steps
-    sampler._idle = {batch: engine}
+    sampler.idle = {batch: engine}
     return sampler
 
 

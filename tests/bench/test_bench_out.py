@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pra import cli
+from pra.bench import plan
 from pra.commands import bench_sample as command
 from pra.commands import bench_train as training_command
 from pra.utils.device import cores
@@ -32,7 +33,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_nothing_is_overwritten(
+def test_out_overwrites_nothing(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, unmeasured: None
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -52,13 +53,14 @@ def test_nothing_is_overwritten(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_home_is_known(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_in_a_home_is_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(plan, "saved_bytes", lambda *_: 1)
     assert cli.main([*COMMANDS[name], "--out", "~/figures.json"]) == 0
     assert "environment" in json.loads((tmp_path / "figures.json").read_text())
 
 
-def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 9}, raising=False)
     assert cores() == 3

@@ -16,26 +16,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.models import BLIND, random_model
+from support.models import BLIND, PIXEL, random_model
 from support.refusal import refused
 
 import pra
 from pra.commands.eval import evaluate_command
-from pra.config import DataConfig
 from pra.data import open_source
-from pra.evaluation import metrics
-from pra.evaluation.collect import collect, digest_sum
-from pra.evaluation.evaluate import _describe, _figures
-from pra.evaluation.features import Features
+from pra.evaluation.collect import digest_sum
 from pra.evaluation.outputs import Outputs
-from pra.evaluation.reference import from_file, from_source, summarise
 from pra.evaluation.samples import labels_like
-from pra.sampling.batches import Batch
 from pra.sampling.requests import Listed
 from pra.utils.distributed import ALONE
-from pra.utils.provenance import package_version
+from pra.utils.provenance import file_sha256
 from studies import measures
 
+CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("classifiers")
 
 COUNTS = {"rare": 4, "common": 22, "usual": 6}
@@ -76,10 +71,16 @@ def provenance(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())["provenance"]  # type: ignore[no-any-return]
 
 
+def refuse(
+    target: Path | None, *parts: str, code: str | None = None, fields: dict[str, Any] | None = None, **options: Any
+) -> None:
+    refused(lambda: run(target, **options), *parts, code=code, **fields or {})
+
+
 # --- labels -------------------------------------------------------------------------------------------------
 
 
-def test_labels_as_frequent_as_in_the_reference(model: Path, mixed: str, tmp_path: Path) -> None:
+def test_labels_are_as_frequent_as_in_the_reference(model: Path, mixed: str, tmp_path: Path) -> None:
     run(model, reference=mixed, num=64, labels="reference", export_npz=tmp_path / "b.npz", out=tmp_path / "o.json")
     with np.load(tmp_path / "b.npz") as arrays:
         labels = arrays["arr_1"]
@@ -88,15 +89,11 @@ def test_labels_as_frequent_as_in_the_reference(model: Path, mixed: str, tmp_pat
     assert provenance(tmp_path / "o.json")["images"]["labels"] == f"as frequent as in {mixed}, shuffled"
     source = open_source(mixed)
     assert sorted(labels) == sorted(labels_like(source, 64).tolist())
-
-
-def test_studies_sample_by_the_same_rule(mixed: str) -> None:
-    assert measures.labels_like is labels_like
-    source = open_source(mixed)
+    assert measures.labels_like is labels_like  # studies sample by the same rule
     assert labels_like(source, 16).tolist() == [int(source.labels[2 * place]) for place in range(16)]
 
 
-def test_balanced_labels_against_an_unbalanced_reference(model: Path, mixed: str, tmp_path: Path) -> None:
+def test_balanced_labels_warn_of_an_unbalanced_reference(model: Path, mixed: str, tmp_path: Path) -> None:
     given: Any = {"reference": mixed, "features": "classifier", "device": "cpu", "settings": ("sampling.steps=1",)}
     with pytest.warns(UserWarning, match=r"69% of folder:.* are 'common'.*--labels reference") as warned:
         evaluate_command(model, num=12, export_npz=tmp_path / "b.npz", **given)
@@ -107,62 +104,47 @@ def test_balanced_labels_against_an_unbalanced_reference(model: Path, mixed: str
     evaluate_command(tmp_path / "b.npz", **given | {"settings": ()})  # nothing to choose
 
 
-def test_labels_that_cannot_be_had(model: Path, mixed: str, tmp_path: Path) -> None:
-    np.savez(tmp_path / "b.npz", np.zeros((5, 6, 8, 3), np.uint8))
-    np.savez(tmp_path / "s.npz", mu=np.zeros(5), sigma=np.eye(5))
-    refused(lambda: run(model, reference=mixed, labels="as-there"), "--labels 'as-there'", "balanced, reference")
-    refused(
-        lambda: run(tmp_path / "b.npz", num=5, reference=mixed, labels="reference", settings=()),
-        *("--labels reference", "are finished"),
-    )
-    refused(
-        lambda: run(model, reference=str(tmp_path / "s.npz"), labels="reference"),
-        *("--labels reference", "s.npz", "data source"),
-    )
+def test_labels_that_cannot_be_had_are_refused(model: Path, mixed: str, tmp_path: Path) -> None:
+    batch, statistics = tmp_path / "b.npz", tmp_path / "s.npz"
+    np.savez(batch, np.zeros((5, 6, 8, 3), np.uint8))
+    np.savez(statistics, mu=np.zeros(5), sigma=np.eye(5))
+    refuse(model, reference=mixed, labels="as-there", code="unknown", fields={"value": "as-there"})
+    finished: Any = {"num": 5, "reference": mixed, "settings": ()}
+    refuse(batch, **finished, labels="reference", code="conflict", fields={"option": "--labels reference"})
+    refuse(model, reference=str(statistics), labels="reference", code="missing", fields={"path": statistics})
     other = saved(tmp_path / "other", ["common", "rare", "common too"])
-    refused(
-        lambda: run(other, reference=mixed, labels="reference"),
-        *("--labels reference", "class 2 is 'usual' in folder:", "'common too' in the model"),
-    )
+    parts = "class 2 is 'usual' in folder:", "'common too' in the model"
+    refuse(other, *parts, reference=mixed, labels="reference", code="mismatch", fields={"option": "--labels reference"})
 
 
-# --- reconstruction -----------------------------------------------------------------------------------------
-
-
-def test_reconstruction_with_labels_of_another_meaning(
+def test_reconstruction_needs_labels_of_the_same_meaning(
     model: Path, mixed: str, classifiers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: Any = {"reference": mixed, "reconstruction": True}
     with monkeypatch.context() as nothing_done:
         nothing_done.setattr("pra.evaluation.truth.fit_classifier", None)
         fewer = saved(tmp_path / "fewer", ["common", "rare"])
-        refused(
-            lambda: run(fewer, reference=mixed, reconstruction=True),
-            *("--reconstruction", "has 3 classes, the model 2", "--reference"),
-        )
+        refuse(fewer, "has 3 classes, the model 2", **asked, code="mismatch", fields={"option": "--reconstruction"})
         renamed = saved(tmp_path / "renamed", ["common", "sparse", "usual"])
-        refused(lambda: run(renamed, reference=mixed, reconstruction=True), "class 1 is 'rare'", "'sparse'")
-    run(model, reference=mixed, reconstruction=True, out=tmp_path / "o.json")
+        refuse(renamed, "class 1 is 'rare'", "'sparse'", **asked, code="mismatch")
+    run(model, **asked, out=tmp_path / "o.json")
     assert provenance(tmp_path / "o.json")["reconstruction"]["count"] == 12
-    blind = saved(tmp_path / "blind", ["one"], codec=BLIND.codec)  # whose encoder sees no label
-    run(blind, reference=mixed, reconstruction=True, weights=next(classifiers.iterdir()))
+    blind = saved(tmp_path / "blind", ["one"], codec=BLIND.codec)  # its encoder sees no label
+    run(blind, **asked, weights=next(classifiers.iterdir()))
 
 
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def test_one_file_for_two_outputs(model: Path, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_file_for_two_outputs_is_refused(
+    model: Path, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to("in")
     monkeypatch.chdir(tmp_path)
     for other in ("in/x.npz", "in/../in/x.npz", "link/x.npz", tmp_path / "in" / "x.npz"):
-        refused(
-            lambda path=Path(other): run(model, reference=mixed, out=Path("in/x.npz"), export_npz=path),  # type: ignore[misc]
-            *("x.npz cannot be both the report and the images", "another file"),
-        )
-    refused(
-        lambda: run(model, reference=mixed, export_npz=Path("x.npz"), export_statistics=Path("x.npz")),
-        "both the images and the statistics",
-    )
+        twice: Any = {"out": Path("in/x.npz"), "export_npz": Path(other)}
+        refuse(model, "report and images", reference=mixed, **twice, code="conflict", fields={"path": other})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "link", "model"]
 
 
@@ -196,7 +178,7 @@ def test_what_fails_late_leaves_nothing(
 ) -> None:
     (tmp_path / "out").mkdir()
     with monkeypatch.context() as broken:
-        broken.setattr("pra.commands.eval.reconstruct", interrupted)
+        broken.setattr("pra.evaluation.truth.reconstruct", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(model, reference=mixed, reconstruction=True, **outputs(tmp_path / "out"))
     assert not any((tmp_path / "out").iterdir())
@@ -205,7 +187,7 @@ def test_what_fails_late_leaves_nothing(
         (tmp_path / "out" / "b.npz").touch()
 
     monkeypatch.setattr("pra.evaluation.reference.Reference.save", quicker)
-    refused(lambda: run(model, reference=mixed, **outputs(tmp_path / "out")), "b.npz exists already")
+    refused(lambda: run(model, reference=mixed, **outputs(tmp_path / "out")), "b.npz")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.npz"]
     assert "inception_score" in capsys.readouterr().out  # the figures are not lost
 
@@ -214,7 +196,7 @@ def interrupted(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_what_a_killed_command_left_is_removed_and_a_living_one_is_not_disturbed(tmp_path: Path) -> None:
+def test_files_of_a_killed_command_are_removed(tmp_path: Path) -> None:
     wanted = Outputs(images=tmp_path / "b.npz")
     (tmp_path / ".b.npz.eval").mkdir()
     (tmp_path / ".b.npz.eval" / ".b.npz.abc").touch()
@@ -222,7 +204,7 @@ def test_what_a_killed_command_left_is_removed_and_a_living_one_is_not_disturbed
         assert staged.images is not None
         assert [path.name for path in staged.images.parent.iterdir()] == [".lock"]
         staged.images.write_bytes(b"1")
-        refused(lambda: wanted.staged(ALONE).__enter__(), "is being filled by process", "choose another file")
+        refused(lambda: wanted.staged(ALONE).__enter__(), "b.npz", "choose another file")
         wanted.publish(staged)
     assert [path.name for path in tmp_path.iterdir()] == ["b.npz"]
 
@@ -237,7 +219,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "end"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_stopped_by_a_signal_it_leaves_nothing_and_begins_anew(
+def test_command_stopped_by_a_signal_leaves_nothing(
     number: signal.Signals, end: type[BaseException], model: Path, mixed: str, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -293,7 +275,7 @@ def test_the_identity_of_images_knows_no_order(model: Path, mixed: str, tmp_path
     assert one["reference"]["images_sha256"] == by_definition(pixels.permute(0, 3, 1, 2))
 
 
-def test_provenance(model: Path, mixed: str, tmp_path: Path) -> None:
+def test_provenance_goes_through_a_file_of_statistics(model: Path, mixed: str, tmp_path: Path) -> None:
     statistics = tmp_path / "s.npz"
     run(
         model, reference=mixed, out=tmp_path / "a.json", export_statistics=statistics,
@@ -307,107 +289,117 @@ def test_provenance(model: Path, mixed: str, tmp_path: Path) -> None:
     assert known["features"]["versions"] == {}  # torch alone
     assert known["reference"]["prepared"] == {"on_small": "error", "on_corrupt": "skip"}
     run(model, reference=str(statistics), out=tmp_path / "b.json")
+    assert provenance(tmp_path / "b.json")["comparable_sha256"] == known["comparable_sha256"]
     for key in ("images_sha256", "prepared", "fit", "count", "sha256"):
         assert provenance(tmp_path / "b.json")["reference"][key] == known["reference"][key]
 
 
-@pytest.mark.parametrize(("name", "package"), [("inception", "torch-fidelity"), ("dinov2", "timm")])
-def test_versions_of_the_packages_that_features_come_from(name: str, package: str) -> None:
-    extractor: Any = Constant()
-    extractor.name = name
-    versions = _describe(extractor)["versions"]
-    assert versions[package] == package_version(package)
-    assert "torchvision" in versions
+# --- messages -----------------------------------------------------------------------------------------------
 
 
-def test_statistics_of_an_older_pra(mixed: str, tmp_path: Path) -> None:
-    extractor = Constant()
-    from_source(open_source(mixed), (6, 8), 3, DataConfig(source=mixed), extractor, progress=False).save(
-        tmp_path / "new.npz"
-    )
-    with np.load(tmp_path / "new.npz") as file:
-        arrays = dict(file)
-    known = json.loads(str(arrays["pra"]))
-    del known["images_sha256"], known["prepared"]
-    np.savez(tmp_path / "old.npz", **arrays | {"pra": np.array(json.dumps(known))})
-    assert from_file(tmp_path / "old.npz", extractor, progress=False).describe()["images_sha256"] is None
-
-
-class Constant:
-    """Features that cost nothing."""
-
-    name, fingerprint, dim, device = "constant", "0" * 64, 4, torch.device("cpu")
-    classes = accuracy = None
-
-    def __call__(self, images: torch.Tensor) -> Features:
-        return Features(images.flatten(1)[:, :4].float(), None, None)
-
-
-# --- neighbours ---------------------------------------------------------------------------------------------
-
-
-def test_the_references_neighbours_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[int] = []
-    whole = metrics.Balls.__init__
-
-    def counted(self: metrics.Balls, features: torch.Tensor, *rest: Any, **options: Any) -> None:
-        found.append(len(features))
-        whole(self, features, *rest, **options)
-
-    monkeypatch.setattr(metrics.Balls, "__init__", counted)
-    random = torch.Generator().manual_seed(0)
-    real = torch.randint(0, 256, (30, 1, 2, 2), generator=random, dtype=torch.uint8)
-    made = torch.rand((20, 1, 2, 2), generator=random) * 2 - 1
-    extractor = Constant()
-    measured = collect([Batch(real, None, 0)], extractor, 30, 30, progress=False)
-    reference = summarise(measured[metrics.Protocol.ADM], "real", None)
-    judged = collect([Batch(made, None, 0)], extractor, 20, 20, progress=False)
-    figures = _figures(judged, reference, False)
-    assert found == [30, 20, 20]
-    assert reference.kept is not None
-    for protocol, collector in judged.items():
-        expected = metrics.precision_recall(collector.kept, reference.kept)
-        assert (figures[protocol.value]["precision"], figures[protocol.value]["recall"]) == expected
-
-
-# --- what it says, and what it refuses ----------------------------------------------------------------------
-
-
-def test_few_images_are_said_to_be_few(
-    model: Path, mixed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_command_tells_of_few_images_and_unkept_figures(
+    model: Path, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(model, reference=mixed)
-    [line] = [line for line in capsys.readouterr().out.splitlines() if "images are few" in line]
-    assert line.startswith("12 images are few")
-    assert "1911.07023" in line
+    said = capsys.readouterr().out
+    assert "12 images are few" in said
+    assert "not kept: --out FILE.json" in said
     monkeypatch.setattr(importlib.import_module("pra.evaluation.evaluate"), "FEW", 12)  # a function has the short name
-    run(model, reference=mixed)
-    assert "are few" not in capsys.readouterr().out
-
-
-def test_that_figures_are_not_kept_is_said_where_they_are_not(
-    model: Path, mixed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(model, reference=mixed)
-    assert "not kept: --out FILE.json" in capsys.readouterr().out
     run(model, reference=mixed, out=tmp_path / "figures.json")
-    assert "not kept" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "are few" not in said
+    assert "not kept" not in said
 
 
-def test_settings_without_effect(model: Path, mixed: str, tmp_path: Path) -> None:
-    np.savez(tmp_path / "b.npz", np.zeros((5, 6, 8, 3), np.uint8))
-    refused(lambda: run(model, reference=mixed, settings=("data.flip=true",)), "--set data.flip=true", "no effect")
-    refused(
-        lambda: run(tmp_path / "b.npz", num=5, reference=mixed, settings=("sampling.guidance=2",)),
-        *("--set sampling.guidance=2", "are finished"),
-    )
-
-
-def test_without_a_target_it_judges_the_model_that_comes_with_pra(
+def test_command_without_a_target_judges_the_shipped_model(
     model: Path, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pra.models.weights.SHIPPED", model)
-    refused(lambda: run(None), "the model that comes with pra does not say which data", "--reference")
+    refuse(None, "the model that comes with pra", "--reference", code="missing")
     run(None, reference=mixed, out=tmp_path / "o.json")
     assert provenance(tmp_path / "o.json")["images"]["model"] == str(model)
     assert "12 images of the model that comes with pra against folder:" in capsys.readouterr().out
+
+
+def test_command_on_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(
+        trained, num=40, reconstruction=True, out=tmp_path / "a.json", export_npz=tmp_path / "b.npz",
+        export_statistics=tmp_path / "s.npz", settings=("sampling.guidance=2", "sampling.steps=1"),
+    )  # fmt: skip
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert set(report["figures"]) == {"adm", "torch-fidelity", "reconstruction"}
+    assert report["figures"]["reconstruction"]["psnr"] > 0
+    known = report["provenance"]
+    assert known["environment"]["versions"]["torch"] == torch.__version__
+    assert known["images"]["sampling"]["guidance"] == 2
+    assert known["images"]["sampling"]["precision"] == "float32"  # what "auto" is here
+    assert known["images"]["seeds"] == "0-39"
+    assert known["images"]["weights_sha256"] == file_sha256(Path(known["images"]["model"]) / "ema.safetensors")
+    assert known["reference"]["name"] == "digits"
+    assert known["reconstruction"] == {"source": "digits", "count": 40}
+    assert "torch-fidelity" in capsys.readouterr().out
+    # The batch against the statistics: the same figures, under the protocol that rounded it.
+    read: Any = {"reference": str(tmp_path / "s.npz"), "num": None, "settings": ()}
+    run(tmp_path / "b.npz", **read, out=tmp_path / "c.json")
+    figures = json.loads((tmp_path / "c.json").read_text())["figures"]["adm"]
+    expected = report["figures"]["adm"]
+    assert figures.pop("sfid") is expected.pop("sfid") is None
+    assert figures == pytest.approx(expected, rel=1e-6)
+    refuse(trained, f"{tmp_path}/a.json", out=tmp_path / "a.json")
+    # Another arithmetic, other images.
+    rounded = {"num": 40, "settings": ("sampling.guidance=2", "sampling.steps=1"), "precision": "bfloat16"}
+    run(trained, **rounded, out=tmp_path / "d.json")
+    report = json.loads((tmp_path / "d.json").read_text())
+    assert report["provenance"]["images"]["sampling"]["precision"] == "bfloat16"
+    assert report["figures"]["adm"]["fid"] != expected["fid"]
+
+
+def test_command_on_a_folder_takes_evenly_spread_pictures(classifiers: Path, tmp_path: Path) -> None:
+    source = open_source("digits@test")
+    (tmp_path / "samples").mkdir()
+    for index in range(30):
+        source.image(index).save(tmp_path / "samples" / f"{index:03d}.png")
+    before = {*classifiers.iterdir()}
+    asked: Any = {"reference": "digits", "num": 20, "settings": ()}
+    run(tmp_path / "samples", **asked, out=tmp_path / "a.json")
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert (report["provenance"]["count"], report["provenance"]["images"]["of"]) == (20, 30)
+    fitted = report["provenance"]["features"]["sha256"]
+    [path] = [path for path in {*classifiers.iterdir()} if file_sha256(path) == fitted]
+    assert before | {path} == {*classifiers.iterdir()}
+    run(tmp_path / "samples", **asked, weights=path, out=tmp_path / "b.json")
+    assert json.loads((tmp_path / "b.json").read_text())["figures"] == report["figures"]
+
+
+def test_command_bad_input_is_refused(model: Path, mixed: str, trained: Path, tmp_path: Path) -> None:
+    batch, nowhere = tmp_path / "b.npz", tmp_path / "none"
+    np.savez(batch, np.zeros((5, 8, 8, 1), np.uint8))
+    pra.save(random_model(PIXEL), tmp_path / "pixel")
+    digits: Any = {"reference": "digits", "num": None, "settings": ()}
+    refuse(nowhere, settings=(), code="missing", fields={"path": nowhere})
+    refuse(batch, str(batch), **digits | {"reference": None}, code="missing")
+    refuse(batch, "--num 6", **digits | {"num": 6}, code="invalid", fields={"path": batch, "count": 5})
+    refuse(batch, **digits | {"num": 1}, code="invalid", fields={"option": "--num", "value": 1})
+    refuse(batch, "did you mean 'inception'?", **digits, features="inceptoin", code="unknown")
+    refuse(batch, **digits, batch_size=0, code="invalid", fields={"option": "--batch-size", "value": 0})
+    refuse(batch, **digits, precision="float16", fields={})
+    refuse(batch, "'data.fit'", **digits | {"settings": ("data.fit",)})
+    refuse(batch, "'fitt'", "'fit'", **digits | {"settings": ("data.fitt=pad",)})
+    refuse(batch, **digits | {"reference": str(batch)}, code="mismatch", fields={"path": batch})
+    for option, changes in (
+        ("--reconstruction", {"reconstruction": True}),
+        ("--precision float32", {"precision": "float32"}),
+        ("--average raw", {"average": "raw"}),
+        ("--set sampling.guidance=2", {"settings": ("sampling.guidance=2",)}),
+    ):
+        refuse(batch, **digits | changes, code="conflict", fields={"option": option})
+    setting = "data.flip=true"
+    refuse(model, reference=mixed, settings=(setting,), code="invalid", fields={"value": setting})
+    refuse(tmp_path / "pixel", reference="digits", reconstruction=True, code="unsupported")
+    refuse(tmp_path / "pixel", code="missing")
+    np.savez(tmp_path / "one.npz", np.zeros((1, 8, 8, 1), np.uint8))
+    refuse(tmp_path / "one.npz", **digits, fields={"path": tmp_path / "one.npz", "count": 1})
+    np.savez(batch, np.zeros((5, 9, 9, 1), np.uint8))
+    refuse(batch, "8x8", "9x9", **digits)
+    (tmp_path / "file").touch()
+    refuse(batch, "file", **digits, out=tmp_path / "file" / "a.json")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support import processes
 from support.refusal import refused
 
 from pra.commands.eval import evaluate_command
@@ -21,44 +17,23 @@ from pra.config import Precision
 from pra.data import open_source
 from pra.evaluation.subject import Subject, Work, open_subject
 from pra.sampling.batches import join_exports
-from pra.utils import distributed
-from pra.utils.distributed import ALONE, World, join
+from pra.utils.distributed import World
 
 CPU = torch.device("cpu")
 
 
-def two(*arguments: object, cache: Path) -> list[subprocess.CompletedProcess[str]]:
+def two(*arguments: object, cache: Path) -> list[processes.Outcome]:
     """``pra`` in two processes that share the work."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "XDG_CACHE_HOME": str(cache)}
-    line = [sys.executable, "-m", "pra", *map(str, arguments)]
-    started = [
-        subprocess.Popen(
-            line, env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for rank in "01"
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=240) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [
-        subprocess.CompletedProcess(line, process.returncode, *texts)
-        for process, texts in zip(started, said, strict=True)
-    ]
+    return processes.run(cache / "said", 2, *arguments, variables={"XDG_CACHE_HOME": str(cache)})
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """40 digits of all classes, on which a classifier is fitted at once."""
+    """20 digits of all classes, on which a classifier is fitted at once."""
     folder, source = tmp_path_factory.mktemp("few"), open_source("digits")
     for digit in range(10):
         (folder / str(digit)).mkdir()
-        for index in [int(place) for place in np.flatnonzero(np.asarray(source.labels) == digit)[:4]]:
+        for index in [int(place) for place in np.flatnonzero(np.asarray(source.labels) == digit)[:2]]:
             source.image(index).save(folder / str(digit) / f"{index}.png")
     return f"folder:{folder}"
 
@@ -68,18 +43,18 @@ def test_two_processes_agree_with_one(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache1"))
     evaluate_command(
-        trained, reference=few, features="classifier", num=40, reconstruction=True, export_npz=tmp_path / "b1.npz",
+        trained, reference=few, features="classifier", num=20, reconstruction=True, export_npz=tmp_path / "b1.npz",
         export_statistics=tmp_path / "s1.npz", out=tmp_path / "o1.json", batch_size=10, device="cpu",
         settings=("sampling.steps=1",),
     )  # fmt: skip
     leader, other = two(
-        "eval", trained, "--reference", few, "--features", "classifier", "--num", 40, "--reconstruction",
+        "eval", trained, "--reference", few, "--features", "classifier", "--num", 20, "--reconstruction",
         "--export-npz", tmp_path / "b2.npz", "--export-statistics", tmp_path / "s2.npz", "--out", tmp_path / "o2.json",
         "--batch-size", 10, "--device", "cpu", "--set", "sampling.steps=1", cache=tmp_path / "cache2",
     )  # fmt: skip
-    assert (leader.returncode, other.returncode) == (0, 0), leader.stderr + other.stderr
-    assert (other.stdout, other.stderr) == ("", "")
-    assert leader.stdout.splitlines()[0] == capsys.readouterr().out.splitlines()[0]
+    assert (leader.code, other.code) == (0, 0), leader.error + other.error
+    assert (other.out, other.error) == ("", "")
+    assert leader.out.splitlines()[0] == capsys.readouterr().out.splitlines()[0]
     one, shared = (json.loads((tmp_path / name).read_text()) for name in ("o1.json", "o2.json"))
     assert set(one["figures"]) == set(shared["figures"]) == {"adm", "torch-fidelity", "reconstruction"}
     for column, figures in one["figures"].items():
@@ -106,9 +81,9 @@ def test_two_processes_agree_with_one(
 @pytest.mark.slow
 def test_one_line_for_what_all_processes_refuse(tmp_path: Path) -> None:
     outcomes = two("eval", tmp_path / "none", cache=tmp_path)
-    assert [outcome.returncode for outcome in outcomes] == [2, 2], outcomes
-    said = "".join(outcome.stdout + outcome.stderr for outcome in outcomes)
-    assert said.splitlines() == [f"pra: error: no run, folder of pictures or .npz at {tmp_path}/none"]
+    assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
+    said = "".join(outcome.out + outcome.error for outcome in outcomes)
+    assert said.splitlines() == [f"pra: error: no run, folder of pictures or .npz at {tmp_path}/none. Give one"]
 
 
 @pytest.mark.slow
@@ -123,73 +98,12 @@ def test_one_line_for_what_one_process_meets(few: str, tmp_path: Path) -> None:
         "eval", tmp_path / "pictures", "--reference", few, "--features", "classifier", "--device", "cpu",
         "--export-npz", tmp_path / "b.npz", "--out", tmp_path / "o.json", cache=tmp_path / "cache",
     )  # fmt: skip
-    assert [outcome.returncode for outcome in outcomes] == [2, 2], outcomes
-    errors = [line for outcome in outcomes for line in outcome.stderr.splitlines() if "error" in line.lower()]
+    assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
+    errors = [line for outcome in outcomes for line in outcome.error.splitlines() if "error" in line.lower()]
     assert len(errors) == 1
     assert errors[0].startswith("pra: error: ")
     assert "5.png: " in errors[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "pictures"]
-
-
-# --- one process --------------------------------------------------------------------------------------------
-
-
-def test_a_single_process_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise AssertionError("no group is needed")
-
-    monkeypatch.setattr(torch.distributed, "init_process_group", fail)
-    for size in (None, "1"):
-        monkeypatch.delenv("WORLD_SIZE", raising=False)
-        if size:
-            monkeypatch.setenv("WORLD_SIZE", size)
-        with join() as world, world.first_alone():
-            assert world is ALONE
-            assert world.is_first
-            assert world.share(7) == range(7)
-            assert world.combine(3, sum) == 3
-            assert world.device("cpu") == CPU
-
-
-@pytest.mark.parametrize(("count", "size"), [(10, 3), (8, 8), (2, 5), (50_000, 8)])
-def test_shares_are_all_of_it_once(count: int, size: int) -> None:
-    shares = [World(rank, size).share(count) for rank in range(size)]
-    assert [place for share in shares for place in share] == list(range(count))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    for name in (None, "cuda"):
-        assert World(1, 4, 1).device(name) == torch.device("cuda:1")
-    assert chosen == [torch.device("cuda:1")] * 2
-    assert World(1, 4, 1).device("cpu") == CPU
-    refused(lambda: World(2, 4, 2).device(None), "process 2", "there are 2", "--device")
-
-
-def test_variables_that_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def enter() -> None:
-        with join():
-            raise AssertionError("nothing to join")
-
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    for value in ("many", "0", ""):
-        monkeypatch.setenv("WORLD_SIZE", value)
-        refused(enter, f"WORLD_SIZE is {value!r}", "torchrun")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(enter, "RANK is None", "torchrun")
-    monkeypatch.setenv("RANK", "1")
-    refused(enter, "LOCAL_RANK is None", "torchrun")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    refused(enter, "process 1 of 2", "MASTER_ADDR", "torchrun")
-    monkeypatch.setattr(distributed, "MEETING", distributed.timedelta(seconds=1))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "9")
-    refused(enter, "process 1 of 2", "torchrun")
 
 
 def opened(path: Path, processes: int) -> Subject:
@@ -197,9 +111,9 @@ def opened(path: Path, processes: int) -> Subject:
     return open_subject(path, None, Work(World(0, processes), CPU, 4), Precision.AUTO, ())
 
 
-def test_more_processes_than_images(tmp_path: Path) -> None:
+def test_more_processes_than_images_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", np.zeros((5, 8, 8, 1), np.uint8))
-    refused(lambda: opened(tmp_path / "b.npz", 6), "6 processes", "5 images", "fewer")
+    refused(lambda: opened(tmp_path / "b.npz", 6), code="conflict", processes=6, count=5)
 
 
 def test_what_ready_images_are_of_is_reported(tmp_path: Path) -> None:
@@ -210,4 +124,4 @@ def test_what_ready_images_are_of_is_reported(tmp_path: Path) -> None:
     assert "made" not in opened(tmp_path / "part.npz", 1).provenance
     with zipfile.ZipFile(tmp_path / "part.npz", "a") as archive:
         archive.writestr("plan.json", "{")
-    refused(lambda: opened(tmp_path / "part.npz", 1), "part.npz cannot be read", "write it again")
+    refused(lambda: opened(tmp_path / "part.npz", 1), "part.npz cannot be read")

@@ -25,11 +25,10 @@ from pra.data.loader import read_ahead, reading
 from pra.errors import PraError
 from pra.evaluation import probe, rollout_gap
 from pra.evaluation.classifier import fit_classifier
-from pra.evaluation.probe import Task
+from pra.evaluation.probe import Task, find_linear
 from pra.evaluation.probe_features import Layers
-from pra.evaluation.probe_linear import find_linear
 from pra.evaluation.reference import from_source
-from pra.evaluation.samples import common_shape, pictures, prepared
+from pra.evaluation.samples import pictures, prepared
 from pra.sampling import Sampler
 
 CPU = torch.device("cpu")
@@ -73,20 +72,6 @@ def how(workers: int) -> DataConfig:
     return DataConfig(source="", workers=workers)
 
 
-def test_reference_and_classifier_are_the_same(source: Source, classifiers: Path, started: list[int]) -> None:
-    judges = [fit_classifier(source, SIZE, 3, how(workers), CPU, progress=False) for workers in (0, 2)]
-    assert judges[0].fingerprint == judges[1].fingerprint
-    none, two = (
-        from_source(source, SIZE, 3, how(workers), judges[0], batch_size=10, progress=False) for workers in (0, 2)
-    )
-    assert none.sha256 == two.sha256
-    assert none.images_sha256 == two.images_sha256
-    assert none.kept is not None
-    assert two.kept is not None
-    assert torch.equal(none.kept, two.kept)
-    assert started == [0, 2, 0, 2]
-
-
 def test_features_and_probes_are_the_same(source: Source, started: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     layers = Layers(random_model(num_classes=3).eval(), [1, 2])
     chosen = list(range(COUNT - 1, -1, -1))
@@ -111,16 +96,6 @@ def test_features_and_probes_are_the_same(source: Source, started: list[int], mo
         assert torch.equal(none[2], two[2])
     assert [start for start, *_ in features[0]] == [3, 10, 17, 24, 31, 38]
     assert started == [0, 0, 0, 2, 2, 2]
-
-
-def test_finished_pictures_are_the_same(source: Source, started: list[int]) -> None:
-    shape = common_shape(source)
-    none, two = (list(pictures(source, range(COUNT), 10, range(5, 45), shape, workers)) for workers in (0, 2))
-    assert [batch.start for batch in two] == [5, 15, 25, 35]
-    for a, b in zip(none, two, strict=True):
-        assert a.start == b.start
-        assert torch.equal(a.images, b.images)
-    assert started == [0, 2]
 
 
 def test_the_command_takes_the_setting(
@@ -205,7 +180,7 @@ def test_errors_arrive_as_they_were_and_no_process_stays(
         from_source(damaged, SIZE, 3, how(2), judge, batch_size=4, progress=False)
     assert str(kept.value).startswith(f"{broken}: ")
     assert multiprocessing.active_children() == before
-    refused(lambda: list(pictures(damaged, range(30), 4, workers=2)), str(broken), "make this picture anew")
+    refused(lambda: list(pictures(damaged, range(30), 4, workers=2)), code="unreadable", path=broken)
     assert started[-2:] == [2, 2]
 
 
@@ -227,7 +202,7 @@ def test_a_process_that_is_killed_is_one_line(source: Source, started: list[int]
 # --- the rollout gap ----------------------------------------------------------------------------------------
 
 
-def test_the_gap_samples_in_the_arithmetic_of_what_it_is_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gap_samples_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = []
 
     def opened(*arguments: Any) -> Sampler:

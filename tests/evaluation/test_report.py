@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from support.files import contents
+from support.refusal import refused
 
 import pra
 from pra import cli
 from pra.config import Exact, Noised, Parallel, override, to_dict
 from pra.data import load_images, open_source
-from pra.errors import PraError
 from pra.evaluation.report import charts, gap, write_report
 from pra.evaluation.report.words import in_words, rollout_in_words
 from pra.evaluation.rollout_gap import rollout_gap
@@ -66,7 +66,8 @@ def report(capsys: pytest.CaptureFixture[str]) -> Report:
 def bare(folder: Path, recipe: str = "tiny") -> Path:
     """A run that has not begun."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(to_dict(pra.recipe(recipe))))
+    config = override(pra.recipe(recipe), "sampling.steps", "2")  # arithmetic is counted step by step
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
     return folder
 
 
@@ -113,7 +114,7 @@ def test_other_peoples_text_is_no_markup(run: Path) -> None:
     assert page.text.count(wild) >= 4
 
 
-def test_many_grids_are_thinned_to_the_first_the_last_and_some_between(tmp_path: Path) -> None:
+def test_many_grids_are_thinned_evenly(tmp_path: Path) -> None:
     run = bare(tmp_path / "run")
     (run / "samples").mkdir()
     for step in range(1, 31):
@@ -125,18 +126,16 @@ def test_many_grids_are_thinned_to_the_first_the_last_and_some_between(tmp_path:
     assert "12 of 30 grids; all are in samples/" in page.text
 
 
-def test_copies_of_grids_are_passed_over(run: Path) -> None:
-    for name in ("step-00000010 2.png", "step-last.png"):
-        (run / "samples" / name).write_bytes((run / "samples" / "step-00000010.png").read_bytes())
-    assert Page(write_report(run)).count("img") == 4
-
-
-def test_a_damaged_picture_is_named(run: Path) -> None:
+def test_copies_of_grids_are_skipped_and_a_damaged_one_named(run: Path) -> None:
     path = run / "samples" / "step-00000010.png"
+    for name in ("step-00000010 2.png", "step-last.png"):
+        (run / "samples" / name).write_bytes(path.read_bytes())
+    page = write_report(run)
+    assert Page(page).count("img") == 4
+    page.unlink()
     path.write_bytes(b"nonsense")
-    with pytest.raises(PraError, match=str(path)):
-        write_report(run)
-    assert not (run / "report.html").exists()
+    refused(lambda: write_report(run), code="unreadable", path=path)
+    assert not page.exists()
 
 
 def test_figures_are_shown_with_their_origin(run: Path) -> None:
@@ -241,12 +240,12 @@ def test_data_that_are_gone_cost_the_gap_alone(run: Path, report: Report) -> Non
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere"], "no run at nowhere: no such folder"),
-        (["RUN", "--gap-images", 1], "--gap-images 1: at least 2 images"),
-        (["RUN", "--gap-images", -5], "--gap-images -5: at least 2 images"),
-        (["RUN", "--out", "page.png"], "page.png: the report is a page; use FILE.html"),
-        (["RUN", "--out", "nowhere/page.html"], "nowhere is not there or not writable"),
-        (["RUN", "--out", "there.html"], "there.html exists already"),
+        (["nowhere"], "nowhere"),
+        (["RUN", "--gap-images", 1], "--gap-images 1"),
+        (["RUN", "--gap-images", -5], "--gap-images -5"),
+        (["RUN", "--out", "page.png"], "page.png"),
+        (["RUN", "--out", "there.html/page.html"], "there.html"),
+        (["RUN", "--out", "there.html"], "there.html"),
     ],
 )
 def test_bad_input_is_refused_in_a_line(

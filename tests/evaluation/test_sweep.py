@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,69 +15,65 @@ import pytest
 import torch
 from PIL import Image
 from support import processes
+from support.files import contents
 from support.models import random_model
 from support.refusal import refused
 
 import pra
-from pra.commands import sweep as command
 from pra.commands.eval import evaluate_command
-from pra.commands.share import export_command
 from pra.commands.sweep import sweep_command
 from pra.config import GuidanceSchedule, SamplingConfig, Solver
 from pra.errors import NotFiniteError
-from pra.evaluation import classifier
+from pra.evaluation import classifier, truth
 from pra.evaluation.evaluate import Report
-from pra.evaluation.sweep.pictures import _curves
+from pra.evaluation.sweep.pictures import COLUMNS, curves
 from pra.evaluation.sweep.points import Point, points
 from pra.evaluation.sweep.results import Result, find_best, hints, table
-from pra.sharing.push import export
+from pra.utils.pixels import contact_sheet
 from pra.utils.provenance import file_sha256
 from pra.utils.signals import Interrupted
 
+LEARNT = SamplingConfig(steps=2, times=(0.0, 0.5, 1.0))
 pytestmark = pytest.mark.usefixtures("classifiers")
 
-# --- what is tried ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(
+    ("base", "over", "names", "changed"),
+    [
+        (
+            SamplingConfig(),
+            ["guidance=1,1.5", "solver=heun, dpm"],
+            [f"guidance={scale},solver={solver}" for scale in ("1", "1.5") for solver in ("heun", "dpm")],
+            {"guidance": 1.5, "solver": Solver.DPM},
+        ),
+        (
+            SamplingConfig(),
+            ["sampling.guidance_interval=[0,0.8],[0.1,1]", "renormalise=false"],
+            ["guidance_interval=0,0.8,renormalise=false", "guidance_interval=0.1,1,renormalise=false"],
+            {"guidance_interval": (0.1, 1.0), "renormalise": False},
+        ),
+        (SamplingConfig(), ["schedule=linear"], ["schedule=linear"], {"schedule": GuidanceSchedule.LINEAR}),
+        (SamplingConfig(), ["guidance=1,1.0,1e0,2"], ["guidance=1", "guidance=2"], {"guidance": 2.0}),
+        # Other steps than a learnt grid has.
+        (LEARNT, ["steps=2,3"], ["steps=2", "steps=3"], {"steps": 3, "times": None}),
+    ],
+)
+def test_points_are_all_combinations(
+    base: SamplingConfig, over: list[str], names: list[str], changed: dict[str, Any]
+) -> None:
+    tried = points(base, over)
+    assert [point.name for point in tried] == names
+    assert tried[-1].sampling == replace(base, **changed)
 
 
-def test_points_are_all_combinations() -> None:
-    tried = points(SamplingConfig(), ["guidance=1,1.5", "solver=heun, dpm"])
-    assert [point.name for point in tried] == [
-        "guidance=1,solver=heun",
-        "guidance=1,solver=dpm",
-        "guidance=1.5,solver=heun",
-        "guidance=1.5,solver=dpm",
-    ]
-    assert tried[2].sampling == SamplingConfig(guidance=1.5, solver=Solver.HEUN)
-    assert tried[2].options == ["--guidance", "1.5", "--solver", "heun"]
-    assert tried[2].settings == ["--set", "sampling.guidance=1.5", "--set", "sampling.solver=heun"]
-
-
-def test_points_of_other_kinds_of_values() -> None:
-    tried = points(SamplingConfig(), ["sampling.guidance_interval=[0,0.8],[0.1,1]", "renormalise=false"])
-    assert [point.sampling.guidance_interval for point in tried] == [(0.0, 0.8), (0.1, 1.0)]
-    assert not tried[0].sampling.renormalise
-    assert tried[0].name == "guidance_interval=0,0.8,renormalise=false"
-    assert tried[0].settings[1] == "sampling.guidance_interval=[0.0, 0.8]"
-    schedules = points(SamplingConfig(), ["schedule=constant,linear"])
-    assert [point.sampling.schedule for point in schedules] == list(GuidanceSchedule)
-
-
-def test_every_digit_and_no_grid_at_all_are_written() -> None:
-    near, nearer = points(SamplingConfig(), ["guidance=1.00000001,1.00000002"])
-    assert (near.name, nearer.options) == ("guidance=1.00000001", ["--guidance", "1.00000002"])
-    none, own = points(SamplingConfig(steps=2, times=(0.0, 0.5, 1.0)), ["times=null,[0,0.4,1]"])
+def test_points_are_written_as_options() -> None:
+    _, tried = points(SamplingConfig(), ["guidance=1,1.00000001", "solver=heun"])
+    assert tried.options == ["--guidance", "1.00000001", "--solver", "heun"]
+    assert tried.settings == ["--set", "sampling.guidance=1.00000001", "--set", "sampling.solver=heun"]
+    none, own = points(LEARNT, ["times=null,[0,0.4,1]"])
     assert (none.name, none.options, none.settings) == ("times=null", [], ["--set", "sampling.times=null"])
     assert own.options == ["--times", "0,0.4,1"]
-
-
-def test_one_value_written_twice_is_one_point() -> None:
-    assert [point.name for point in points(SamplingConfig(), ["guidance=1,1.0,1e0,2"])] == ["guidance=1", "guidance=2"]
-
-
-def test_other_steps_than_a_learnt_grid_has() -> None:
-    learnt = SamplingConfig(steps=2, times=(0.0, 0.4, 1.0))
-    kept, gone = points(learnt, ["steps=2,3"])
-    assert (kept.sampling.times, gone.sampling.times) == (learnt.times, None)
+    assert own.settings[1] == "sampling.times=[0.0, 0.4, 1.0]"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +82,7 @@ def test_other_steps_than_a_learnt_grid_has() -> None:
         (["guidance"], ("--over 'guidance'", "KEY=VALUE")),
         (["guidance=1,,2"], ("--over 'guidance=1,,2'",)),
         (["guidance="], ("--over 'guidance='",)),
-        (["guidance=1", "sampling.guidance=2"], ("names guidance twice", "guidance=1,...")),
+        (["guidance=1", "sampling.guidance=2"], ("names guidance twice",)),
         (["guidanse=1"], ("guidanse", "did you mean 'guidance'")),
         (["guidance=much"], ("guidance", "much")),
         (["steps=0,3"], ("steps", "0")),
@@ -96,7 +94,7 @@ def test_other_steps_than_a_learnt_grid_has() -> None:
         ),
     ],
 )
-def test_points_that_are_none(over: list[str], words: tuple[str, ...]) -> None:
+def test_points_that_cannot_be_are_refused(over: list[str], words: tuple[str, ...]) -> None:
     refused(lambda: points(SamplingConfig(), over), *words)
 
 
@@ -136,7 +134,24 @@ def test_a_best_at_the_edge_is_told() -> None:
     assert list(hints(steps, steps[1])) == []  # always the most
 
 
+def test_curves_run_along_what_varies() -> None:
+    pytest.importorskip("matplotlib", reason="draws the curves")
+    many = [
+        result(1.0 + scale + steps, renormalise=plain, steps=2, guidance=scale, shift=float(steps))
+        for plain in (True, False)
+        for scale in (1.0, 2.0)
+        for steps in range(1, 5)
+    ]
+    figure = curves(many)
+    assert figure is not None
+    assert {axes.get_xlabel() for axes in figure.axes} == {"guidance"}
+    assert figure.get_suptitle() == "the 6 best of 8 lines"
+    assert len([line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2]) == 6
+    assert curves([result(1.0, steps=2), result(2.0, steps=2)]) is None
+
+
 # --- the command --------------------------------------------------------------------------------------------
+
 
 OVER = ("guidance=1,2",)
 
@@ -152,11 +167,29 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"folder:{folder}"
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = random_model(num_classes=2)
     model.classes = ("a", "b")
-    return pra.save(model, tmp_path / "model")
+    return pra.save(model, tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="module")
+def swept(model: Path, pictures: str, classifiers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep over ``OVER``. To be read only."""
+    folder = tmp_path_factory.mktemp("swept") / "out"
+    sweep(model, folder, pictures)
+    return folder
+
+
+@pytest.fixture
+def out(swept: Path, tmp_path: Path) -> Path:
+    """A copy of that folder with the first point alone."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for path in swept.glob("guidance=1.*"):
+        shutil.copy(path, folder)
+    return folder
 
 
 def sweep(target: Path | None, out: Path | None, pictures: str, **options: Any) -> None:
@@ -164,18 +197,40 @@ def sweep(target: Path | None, out: Path | None, pictures: str, **options: Any) 
     sweep_command(target, reference=pictures, out=out, **{"over": OVER} | given | options)
 
 
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())  # type: ignore[no-any-return]
+
+
+Hook = Callable[[float], None]
+
+
+@pytest.fixture
+def before_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hook], None]:
+    """``before_each(hook)``: a function of the guidance that runs before a point is judged."""
+    evaluate = truth.evaluate
+
+    def install(hook: Hook) -> None:
+        def hooked(*arguments: Any, **options: Any) -> Report:
+            hook(options["provenance"]["images"]["sampling"]["guidance"])
+            return evaluate(*arguments, **options)
+
+        monkeypatch.setattr(truth, "evaluate", hooked)
+
+    return install
+
+
 def test_every_point_is_what_eval_measures(
-    model: Path, pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, pictures: str, swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep(model, tmp_path / "out", pictures)
+    sweep(model, swept, pictures)  # once more: all is there
     shown = capsys.readouterr().out
     names = ("guidance=1.json", "guidance=1.png", "guidance=2.json", "guidance=2.png", "samples.jpg", "sweep.png")
-    assert tuple(sorted(path.name for path in (tmp_path / "out").iterdir())) == names
+    assert tuple(sorted(path.name for path in swept.iterdir())) == names
     evaluate_command(
         model, reference=pictures, features="classifier", device="cpu", num=12, out=tmp_path / "eval.json",
         settings=("sampling.steps=1", "sampling.guidance=2"),
     )  # fmt: skip
-    ours, theirs = (json.loads(path.read_text()) for path in (tmp_path / "out/guidance=2.json", tmp_path / "eval.json"))
+    ours, theirs = read(swept / "guidance=2.json"), read(tmp_path / "eval.json")
     assert ours["figures"] == theirs["figures"]
     changing = ("environment", "date", "seconds")
     assert ours["provenance"] == {k: v for k, v in theirs["provenance"].items() if k not in changing} | {
@@ -194,14 +249,14 @@ def test_two_processes_agree_with_one(run: Path, tmp_path: Path, capsys: pytest.
     sweep(run, None, "digits", num=20, over=("guidance=1.5",))
     assert f"to share it so: pra export {run} DIR --set sampling.guidance=1.5" in capsys.readouterr().out
     (run / "sweep").rename(tmp_path / "one")
-    known = json.loads((tmp_path / "one/guidance=1.5.json").read_text())["provenance"]["features"]["sha256"]
+    known = read(tmp_path / "one/guidance=1.5.json")["provenance"]["features"]["sha256"]
     fitted = next(path for path in classifier.cache_folder().iterdir() if file_sha256(path) == known)
     leader, other = processes.run(
         tmp_path / "said", 2, "sweep", run, "--reference", "digits", "--features", "classifier",
         "--weights", fitted, "--num", 20, "--device", "cpu", "--set", "sampling.steps=1", "--over", "guidance=1.5",
     )  # fmt: skip
     assert (leader.code, other.code, other.out, other.error) == (0, 0, "", ""), leader.error
-    one, two = (json.loads((home / "guidance=1.5.json").read_text()) for home in (tmp_path / "one", run / "sweep"))
+    one, two = (read(home / "guidance=1.5.json") for home in (tmp_path / "one", run / "sweep"))
     protocol = "torch-fidelity"
     assert two["figures"][protocol]["fid"] == pytest.approx(one["figures"][protocol]["fid"], rel=1e-5)
     assert two["provenance"]["images_sha256"] == one["provenance"]["images_sha256"]
@@ -215,59 +270,73 @@ def test_sweep_over_averages_judges_each(run: Path, tmp_path: Path, capsys: pyte
     sweep(run, None, "digits", num=20, over=("average=ema,raw", "guidance=1"))
     shown = capsys.readouterr().out
     names = ("guidance=1", "average=ema,guidance=1", "average=raw,guidance=1")
-    default, ema, raw = (json.loads((run / "sweep" / f"{name}.json").read_text()) for name in names)
+    default, ema, raw = (read(run / "sweep" / f"{name}.json") for name in names)
     assert ema["figures"] == default["figures"] != raw["figures"]
     assert [one["provenance"]["images"]["weights"] for one in (ema, raw)] == ["ema.safetensors", "model.safetensors"]
     evaluate_command(
         run, reference="digits", features="classifier", device="cpu", num=20, out=tmp_path / "raw.json", average="raw",
         settings=("sampling.steps=1", "sampling.guidance=1"),
     )  # fmt: skip
-    assert json.loads((tmp_path / "raw.json").read_text())["figures"] == raw["figures"]
+    assert read(tmp_path / "raw.json")["figures"] == raw["figures"]
     best = "raw" if "best by FID: average=raw" in shown else "ema"
     assert f"next: pra sample {run} --average {best} --guidance 1 --steps 1\n" in shown
     assert f"to share it so: pra export {run} DIR --average {best} --set sampling.guidance=1 " in shown
-    refused(lambda: sweep(run, None, "digits", over=("average=ema,emma",)), "no average 'emma'", "ema, raw")
+    refused(lambda: sweep(run, None, "digits", over=("average=ema,emma",)), "'emma'", "ema, raw")
 
 
-def test_labels_as_in_the_reference(model: Path, pictures: str, tmp_path: Path) -> None:
+def test_labels_are_as_in_the_reference(model: Path, pictures: str, tmp_path: Path) -> None:
     sweep(model, tmp_path / "out", pictures, labels="reference", over=("guidance=1",))
-    known = json.loads((tmp_path / "out/guidance=1.json").read_text())["provenance"]["images"]
+    known = read(tmp_path / "out/guidance=1.json")["provenance"]["images"]
     assert known["labels"] == f"as frequent as in {pictures}, shuffled"
 
 
-def test_the_strip_shows_the_first_images(model: Path, pictures: str, tmp_path: Path) -> None:
-    sweep(model, tmp_path / "out", pictures, over=("guidance=2",))
-    sampler = pra.Sampler(pra.load(model), steps=1, guidance=2.0)
-    count = command.COLUMNS
-    expected = pra.utils.pixels.contact_sheet(sampler.sample([0, 1] * (count // 2), range(count)), count)
-    with Image.open(tmp_path / "out/guidance=2.png") as strip:
-        assert np.array_equal(np.asarray(strip), np.asarray(expected))
-
-
-def test_it_goes_on_where_it_was_stopped(
-    model: Path, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_strip_shows_the_first_images_whatever_the_batches(
+    model: Path, pictures: str, swept: Path, tmp_path: Path
 ) -> None:
-    evaluate, judged = command.evaluate, []
+    sampler = pra.Sampler(pra.load(model), steps=1, guidance=2.0)
+    expected = contact_sheet(sampler.sample([0, 1] * (COLUMNS // 2), range(COLUMNS)), COLUMNS)
+    with Image.open(swept / "guidance=2.png") as strip:
+        assert np.array_equal(np.asarray(strip), np.asarray(expected))
+    sweep(model, tmp_path / "small", pictures, over=("guidance=2",), batch_size=3)
+    with Image.open(tmp_path / "small" / "guidance=2.png") as strip:
+        assert strip.size == expected.size
 
-    def stopping(*arguments: Any, **options: Any) -> Report:
-        judged.append(options["provenance"]["images"]["sampling"]["guidance"])
+
+def test_stopped_sweep_goes_on(
+    model: Path, pictures: str, tmp_path: Path, before_each: Callable[[Hook], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, judged = tmp_path / "out", []
+
+    def stopping(guidance: float) -> None:
+        judged.append(guidance)
         if len(judged) == 2:
             raise KeyboardInterrupt
-        return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(command, "evaluate", stopping)
+    before_each(stopping)
     with pytest.raises(Interrupted, match="stopped with 1 of 2 combinations"):
-        sweep(model, tmp_path / "out", pictures)
-    kept = (tmp_path / "out/guidance=1.json").read_bytes()
-    assert not (tmp_path / "out/guidance=2.json").exists()
-    sweep(model, tmp_path / "out", pictures)
+        sweep(model, out, pictures)
+    kept = (out / "guidance=1.json").read_bytes()
+    assert not (out / "guidance=2.json").exists()
+    sweep(model, out, pictures)
     assert judged == [1.0, 2.0, 2.0]
-    assert (tmp_path / "out/guidance=1.json").read_bytes() == kept
+    assert (out / "guidance=1.json").read_bytes() == kept
+    (out / "guidance=1.png").write_text("broken")  # costs its row in the picture alone
     capsys.readouterr()
-    sweep(model, tmp_path / "out", pictures, over=("guidance=2,1,3",))  # one more value alone is measured
+    sweep(model, out, pictures, over=("guidance=2,1,3",))  # one more value alone is measured
     assert judged[3:] == [3.0]
-    order = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  guidance=")]
+    shown = capsys.readouterr().out
+    order = [line.split()[0] for line in shown.splitlines() if line.startswith("  guidance=")]
     assert order == ["guidance=2", "guidance=1", "guidance=3"]
+    assert shown.index("best by FID") < shown.index("samples: ")
+
+
+def test_sigterm_says_how_to_go_on(
+    model: Path, pictures: str, tmp_path: Path, before_each: Callable[[Hook], None]
+) -> None:
+    before_each(lambda guidance: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped with 0 of 2 combinations") as stopped:
+        sweep(model, tmp_path / "out", pictures)
+    assert stopped.value.signum == signal.SIGTERM
 
 
 @pytest.mark.parametrize(
@@ -276,145 +345,71 @@ def test_it_goes_on_where_it_was_stopped(
         ({"num": 14}, "seeds"),
         ({"labels": "reference"}, "labels"),
         ({"settings": ("sampling.steps=2",)}, "settings"),
+        ({"num": 14, "over": ("guidance=3",)}, "seeds"),  # `pra compare` takes all of a folder
     ],
 )
 def test_figures_of_another_sweep_are_not_mixed_in(
-    model: Path, pictures: str, tmp_path: Path, changes: dict[str, Any], what: str
+    model: Path, pictures: str, out: Path, changes: dict[str, Any], what: str
 ) -> None:
-    sweep(model, tmp_path / "out", pictures, over=("guidance=1",))
-    before = (tmp_path / "out/guidance=1.json").read_bytes()
-    refused(
-        lambda: sweep(model, tmp_path / "out", pictures, **changes),
-        *("guidance=1.json", f"of other {what}", "choose another --out"),
-    )
-    assert (tmp_path / "out/guidance=1.json").read_bytes() == before
-    assert not (tmp_path / "out/guidance=2.json").exists()
+    before = contents(out)
+    refused(lambda: sweep(model, out, pictures, **changes), code="mismatch", path=out / "guidance=1.json", what=what)
+    assert {name: data for name, data in contents(out).items() if name != ".lock"} == before
 
 
-def test_figures_of_other_weights_or_images_are_not_mixed_in(model: Path, pictures: str, tmp_path: Path) -> None:
-    sweep(model, tmp_path / "out", pictures, over=("guidance=1",))
+def test_figures_of_other_weights_or_images_are_not_mixed_in(
+    model: Path, pictures: str, out: Path, tmp_path: Path
+) -> None:
     other = pra.load(model)
     with torch.no_grad():
         next(other.parameters()).add_(1e-3)
     pra.save(other, tmp_path / "other")
-    refused(lambda: sweep(tmp_path / "other", tmp_path / "out", pictures), "of other weights")
+    refused(lambda: sweep(tmp_path / "other", out, pictures), code="mismatch", what="weights")
     shutil.copytree(pictures.removeprefix("folder:"), tmp_path / "fewer")
     (tmp_path / "fewer/a/0.png").unlink()
-    refused(lambda: sweep(model, tmp_path / "out", f"folder:{tmp_path / 'fewer'}"), "of other features")
+    fewer = f"folder:{tmp_path / 'fewer'}"
+    refused(lambda: sweep(model, out, fewer), code="mismatch", what="features")
+    weights = next(
+        path
+        for path in classifier.cache_folder().iterdir()
+        if file_sha256(path) == read(out / "guidance=1.json")["provenance"]["features"]["sha256"]
+    )
+    refused(lambda: sweep(model, out, fewer, weights=weights), code="mismatch", what="reference")
+    for text in ("{}", "{"):  # not a report
+        (out / "guidance=1.json").write_text(text)
+        refused(lambda: sweep(model, out, pictures), "guidance=1.json")
+        assert (out / "guidance=1.json").read_text() == text
 
 
-def test_a_file_that_is_no_report(model: Path, pictures: str, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    for text, words in (("{}", "no report of pra eval"), ("{", "guidance=1.json")):
-        (tmp_path / "out/guidance=1.json").write_text(text)
-        refused(lambda: sweep(model, tmp_path / "out", pictures), words)
-        assert (tmp_path / "out/guidance=1.json").read_text() == text
-
-
-def test_no_figures_of_other_weights_lie_beside_new_ones(model: Path, pictures: str, tmp_path: Path) -> None:
-    """Whichever combinations they are of: `pra compare` takes all of a folder."""
-    sweep(model, tmp_path / "out", pictures, over=("guidance=1",))
-    refused(lambda: sweep(model, tmp_path / "out", pictures, over=("guidance=2",), num=14), "guidance=1.json", "seeds")
-    sweep(model, tmp_path / "out", pictures, over=("guidance=1",), settings=("sampling.steps=1",))
-
-
-def test_a_combination_that_diverges_does_not_end_the_others(
-    model: Path, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_diverging_combination_does_not_end_the_others(
+    model: Path, pictures: str, out: Path, before_each: Callable[[Hook], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate = command.evaluate
-
-    def diverging(*arguments: Any, **options: Any) -> Report:
-        if options["provenance"]["images"]["sampling"]["guidance"] == 2:
+    def diverging(guidance: float) -> None:
+        if guidance == 2:
             raise NotFiniteError("12 of 12 images are not finite numbers")
-        return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(command, "evaluate", diverging)
+    before_each(diverging)
     with pytest.warns(UserWarning, match="guidance=2 has no figures: 12 of 12 images"):
-        sweep(model, tmp_path / "out", pictures, over=("guidance=1,2,3",))
+        sweep(model, out, pictures, over=("guidance=1,2",))
     shown = capsys.readouterr().out
-    assert "best by FID: guidance=" in shown
+    assert "best by FID: guidance=1" in shown
     (line,) = [line for line in shown.splitlines() if line.startswith("  guidance=2")]
     assert set(line.split()[1:]) == {"-"}
-    assert not (tmp_path / "out/guidance=2.json").exists()
+    assert not (out / "guidance=2.json").exists()
     with pytest.warns(UserWarning, match="guidance=2 has no figures"):
-        sweep(model, tmp_path / "none", pictures, over=("guidance=2",))
+        sweep(model, out, pictures, over=("guidance=2",))
     assert "no FID is finite" in capsys.readouterr().out
 
 
-def test_sigterm_says_how_to_go_on(model: Path, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "evaluate", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Interrupted, match="stopped with 0 of 2 combinations") as stopped:
-        sweep(model, tmp_path / "out", pictures)
-    assert stopped.value.signum == signal.SIGTERM
-
-
-def test_the_strip_does_not_depend_on_the_batches(model: Path, pictures: str, tmp_path: Path) -> None:
-    for size in (3, 256):
-        sweep(model, tmp_path / str(size), pictures, over=("guidance=2",), batch_size=size)
-    small, large = (Image.open(tmp_path / name / "guidance=2.png") for name in ("3", "256"))
-    assert small.size == large.size
-
-
-def test_a_damaged_strip_costs_nothing_but_its_row(
-    model: Path, pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sweep(model, tmp_path / "out", pictures)
-    (tmp_path / "out/guidance=1.png").write_text("broken")
-    capsys.readouterr()
-    sweep(model, tmp_path / "out", pictures)
-    shown = capsys.readouterr().out
-    assert shown.index("best by FID") < shown.index("samples: ")
-
-
-def test_curves_run_along_what_varies() -> None:
-    pytest.importorskip("matplotlib", reason="draws the curves")
-    many = [
-        result(1.0 + scale + steps, renormalise=plain, steps=2, guidance=scale, shift=float(steps))
-        for plain in (True, False)
-        for scale in (1.0, 2.0)
-        for steps in range(1, 5)
-    ]
-    figure = _curves(many)
-    assert figure is not None
-    assert {axes.get_xlabel() for axes in figure.axes} == {"guidance"}
-    assert figure.get_suptitle() == "the 6 best of 8 lines"
-    assert len([line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2]) == 6
-    assert _curves([result(1.0, steps=2), result(2.0, steps=2)]) is None
-
-
-def test_what_cannot_be_swept_is_refused_before_any_work(
+def test_bad_input_is_refused_before_any_work(
     model: Path, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "open_truth", None)
-    np.savez(tmp_path / "b.npz", np.zeros((5, 6, 8, 3), np.uint8))
-    refused(lambda: sweep(tmp_path / "b.npz", tmp_path / "out", pictures), "no run or model at", "b.npz")
-    refused(lambda: sweep(Path(pictures[7:]), tmp_path / "out", pictures), "neither a run nor a model")
-    refused(lambda: sweep(model, tmp_path / "out", pictures, over=("solver=heun,shortcut",)), "second head")
-    refused(lambda: sweep(model, tmp_path / "out", pictures, num=1), "--num 1")
-    refused(
-        lambda: sweep(model, tmp_path / "out", pictures, settings=("sampling.guidance=7",)),
-        *("--set sampling.guidance=7", "--over guidance="),
-    )
-    refused(lambda: sweep(model, tmp_path / "out", pictures, features="inseption"), "did you mean 'inception'")
-    assert not (tmp_path / "out").exists()
-
-
-# --- what is done with it -----------------------------------------------------------------------------------
-
-
-def test_an_exported_model_is_sampled_as_it_was_told(model: Path, tmp_path: Path) -> None:
-    export_command(model, tmp_path / "told", settings=("sampling.guidance=2.5", "sampling.guidance_interval=[0, 0.8]"))
-    told = pra.load(tmp_path / "told").sampling
-    assert (told.guidance, told.guidance_interval) == (2.5, (0.0, 0.8))
-    assert told.steps == pra.load(model).sampling.steps
-    assert "guidance 2.5 (constant)" in (tmp_path / "told/README.md").read_text()
-    refused(lambda: export(tmp_path / "told", tmp_path / "again", sampling={"guidance": 1.0}), "has a card already")
-    for settings, words in (
-        (("guidance=2",), "settings of the sampler"),
-        (("data.fit=pad",), "settings of the sampler"),
-        (("sampling.guidance",), "settings of the sampler"),
-        (("sampling.guidanse=2",), "did you mean 'guidance'"),
-        (("sampling.solver=shortcut", "sampling.steps=4"), "second head"),
-    ):
-        refused(lambda given=settings: export_command(model, tmp_path / "none", settings=given), words)
-    assert not (tmp_path / "none").exists()
+    monkeypatch.setattr("pra.commands.sweep.open_truth", None)
+    out, batch = tmp_path / "out", tmp_path / "b.npz"
+    np.savez(batch, np.zeros((5, 6, 8, 3), np.uint8))
+    refused(lambda: sweep(batch, out, pictures), str(batch))
+    refused(lambda: sweep(Path(pictures[7:]), out, pictures), pictures[7:])
+    refused(lambda: sweep(model, out, pictures, over=("solver=heun,shortcut",)), "second head")
+    refused(lambda: sweep(model, out, pictures, num=1), code="invalid", option="--num", value=1)
+    refused(lambda: sweep(model, out, pictures, settings=("sampling.guidance=7",)), code="conflict", name="guidance")
+    refused(lambda: sweep(model, out, pictures, features="inseption"), "did you mean 'inception'", code="unknown")
+    assert not out.exists()

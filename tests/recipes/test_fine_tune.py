@@ -14,18 +14,16 @@ import torch
 from PIL import Image
 from support.files import contents
 from support.models import JIT, LEARNED, PIXEL, batch, random_jit, random_model
+from support.pictures import PHOTOS
 from support.refusal import refused
-from test_own import PHOTOS
 from torch import Tensor
 
 import pra
-from pra import cli
 from pra.config import Clean, JiTConfig, LearningRate, ObjectiveConfig, OptimizerConfig, Parallel, RunConfig
 from pra.data.survey import Range, Survey
 from pra.models import Model, build_model, weights
 from pra.recipes import distill, fine_tune, own
 from pra.recipes.fine_tune import propose
-from pra.training import callbacks
 from pra.training.initial import EMBEDDING, load_initial, with_classes
 from pra.training.run import read_run
 
@@ -72,19 +70,10 @@ def folder_of_pictures(root: Path, classes: tuple[str, ...], mode: str = "RGB") 
     return root
 
 
-@pytest.fixture
-def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """``pra train`` on the CPU without pictures, curves and report; a step takes a second as far as it knows."""
-    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than the steps."""
     monkeypatch.setattr("pra.commands.train.write_report", lambda run: None)
-    monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 1.0)
-
-    def call(*arguments: object) -> tuple[int, str]:
-        code = cli.main(["train", *map(str, arguments), "--device", "cpu", "--set", "train.sample_every=0"])
-        said = capsys.readouterr()
-        return code, said.out + said.err
-
-    return call
 
 
 # --- the weights --------------------------------------------------------------------------------------------
@@ -92,7 +81,7 @@ def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("classes", ["b", "xbyda", "abcde", "vwxyzuts"])
 @pytest.mark.parametrize("old", models(), ids=["learned", "pixel", "jit"])
-def test_classes_of_the_same_name_mean_the_same_and_new_ones_begin_as_none(old: Model, classes: str) -> None:
+def test_with_classes_keeps_known_and_begins_new_as_null(old: Model, classes: str) -> None:
     new = named(build_model(replace(old.config, num_classes=len(classes)), seed=9), classes)
     new.load_state_dict(with_classes(old, new.classes))
     for place, name in enumerate(classes):
@@ -107,7 +96,7 @@ def test_classes_of_the_same_name_mean_the_same_and_new_ones_begin_as_none(old: 
     assert all(torch.equal(new.state_dict()[name], before[name]) for name in shared)
 
 
-def test_the_average_is_taken_unless_another_is_named(run: Path) -> None:
+def test_load_initial_takes_the_average_named(run: Path) -> None:
     config = replace(read_run(run).model, num_classes=3)
     model = named(build_model(config, seed=9), "x3y")
     raw = pra.load(run, average="raw").head.out.weight  # type: ignore[union-attr]
@@ -122,15 +111,15 @@ def test_the_average_is_taken_unless_another_is_named(run: Path) -> None:
     assert len(origin["sha256"]) == 64
 
 
-def test_another_model_is_refused_with_what_differs(tmp_path: Path) -> None:
+def test_load_initial_of_another_model_is_refused(tmp_path: Path) -> None:
     pra.save(random_model(), tmp_path / "saved")
 
     def load(model: Model) -> None:
         load_initial(str(tmp_path / "saved"), model)
 
-    refused(lambda: load(random_model(image_size=(12, 8))), "model.image_size: [6, 8] there", "scaled to its size")
+    refused(lambda: load(random_model(image_size=(12, 8))), "model.image_size: [6, 8] there", code="mismatch")
     refused(lambda: load(random_model(channels=1)), "model.channels: 3 there, 1 asked for")
-    refused(lambda: load(random_jit()), "of another model")
+    refused(lambda: load(random_jit()), code="mismatch", path=tmp_path / "saved")
 
 
 # --- the settings -------------------------------------------------------------------------------------------
@@ -141,7 +130,7 @@ def settings(model: Model, run: RunConfig | None = None, survey: Survey = PETS, 
     return propose("runs/a", model, run, survey, length.get("minutes"), length.get("steps"), CPU)[0]  # type: ignore[arg-type]
 
 
-def test_a_run_goes_on_as_it_was_trained_but_gently() -> None:
+def test_propose_keeps_the_runs_settings_at_a_lower_rate() -> None:
     run = pra.recipe("digits")
     run = replace(run, train=replace(run.train, rollout=Clean(), codec_warmup=3, batch_size=24))
     config = settings(build_model(run.model), run)
@@ -155,7 +144,7 @@ def test_a_run_goes_on_as_it_was_trained_but_gently() -> None:
     assert (config.initial, config.recipe, config.targets) == ("runs/a", "fine-tuned", None)
 
 
-def test_of_a_distilled_run_everything_is_trained_again() -> None:
+def test_propose_of_a_distilled_run_trains_everything() -> None:
     run = distill.second_head(pra.recipe("digits"), "runs/digits", 100)
     model = build_model(run.model)
     model.sampling = run.sampling
@@ -168,7 +157,7 @@ def test_of_a_distilled_run_everything_is_trained_again() -> None:
     assert train.objective.pixel_loss == run.train.objective.pixel_loss
 
 
-def test_a_model_without_its_run_gets_the_usual_settings() -> None:
+def test_propose_without_a_run_takes_the_usual_settings() -> None:
     for model, rollout, width in (
         (random_model(), Parallel(t_min=0.9), 32),
         (random_model(PIXEL), Clean(), 32),
@@ -179,7 +168,7 @@ def test_a_model_without_its_run_gets_the_usual_settings() -> None:
         assert config.train.optimizer.lr == own.peak_rate(width) / fine_tune.LOWER
 
 
-def test_guidance_needs_classes() -> None:
+def test_propose_guidance_needs_classes() -> None:
     several, single = random_model(), random_model(num_classes=1)
     several.sampling = replace(several.sampling, guidance=3.0, steps=7)
     plain = replace(PETS, classes={"image": 1000})
@@ -188,8 +177,8 @@ def test_guidance_needs_classes() -> None:
     assert settings(several).sampling.steps == 7
 
 
-def test_the_time_becomes_steps_of_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own, "seconds_per_step", lambda config, device: config.train.batch_size / 10)
+def test_propose_time_becomes_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 2.0)
     run = pra.recipe("digits")
     run = replace(run, train=replace(run.train, batch_size=20, micro_batch_size=5))
     assert settings(build_model(run.model), run, minutes=10).train.steps == int(600 * own.TRAINING_SHARE / 2)
@@ -197,11 +186,11 @@ def test_the_time_becomes_steps_of_micro_batches(monkeypatch: pytest.MonkeyPatch
     few = replace(PETS, images=3)
     assert settings(build_model(run.model), run, few, minutes=1e6).train.steps == fine_tune.FEWEST_STEPS
     monkeypatch.setattr(own, "seconds_per_step", lambda config, device: float("inf"))
-    refused(lambda: settings(build_model(run.model), run, minutes=10), "more memory than cpu has", "micro_batch_size=1")
-    refused(lambda: settings(build_model(run.model), run, minutes=0), "--minutes 0 must be positive")
+    refused(lambda: settings(build_model(run.model), run, minutes=10), "micro_batch_size=1", code="too-large", value=5)
+    refused(lambda: settings(build_model(run.model), run, minutes=0), option="--minutes", value=0)
 
 
-def test_what_is_done_to_the_pictures_and_the_classes_is_said() -> None:
+def test_propose_says_what_happens_to_pictures_and_classes() -> None:
     grey = named(random_model(channels=1, num_classes=2), ("cats", "cows"))  # type: ignore[arg-type]
     text = "\n".join(propose("runs/a", grey, None, PETS, None, 5, CPU)[1])
     for words in (
@@ -223,7 +212,7 @@ def test_what_is_done_to_the_pictures_and_the_classes_is_said() -> None:
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_the_command_fine_tunes_a_grey_model_to_colour_pictures_and_goes_on(
+def test_command_fine_tunes_a_grey_model_and_resumes(
     tmp_path: Path, run: Path, train: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -263,7 +252,7 @@ def test_the_command_fine_tunes_a_grey_model_to_colour_pictures_and_goes_on(
     assert contents(folder) == before
 
 
-def test_a_run_that_was_stopped_before_its_first_checkpoint_still_begins_from_the_other(
+def test_command_stopped_before_a_checkpoint_begins_again(
     tmp_path: Path, run: Path, train: Callable[..., tuple[int, str]]
 ) -> None:
     folder_of_pictures(tmp_path / "pets", ("3", "cats"))
@@ -276,7 +265,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_still_begins_from_th
 
 
 @pytest.mark.parametrize("model", [random_model(), random_jit()], ids=["pra", "jit"])
-def test_a_saved_model_is_fine_tuned_to_pictures_without_classes(
+def test_command_fine_tunes_a_saved_model_without_classes(
     tmp_path: Path, train: Callable[..., tuple[int, str]], model: Model
 ) -> None:
     pra.save(model, tmp_path / "saved")
@@ -297,9 +286,9 @@ def test_a_saved_model_is_fine_tuned_to_pictures_without_classes(
         (["tiny", "--from", "run", "--data", "folder:pets"], "--from run brings its own model"),
         (["--from", "run", "--data", "folder:pets", "--minutes", "1", "--steps", "1"], "--minutes and --steps both"),
         (["--from", "run"], "pra train needs RECIPE, or --data"),
-        (["--from", "run", "--run-dir", "new"], "no run at new to go on with; name the pictures for run"),
+        (["--from", "run", "--run-dir", "new"], "no run at new to go on with"),
         (["--from", "nowhere", "--data", "folder:pets"], "no run or model at nowhere"),
-        (["--from", "pets", "--data", "folder:pets"], "pets is neither a run nor a model"),
+        (["--from", "pets", "--data", "folder:pets"], "pets is not a run or a model"),
         (["--from", "begun", "--data", "folder:pets"], "the run begun has no checkpoint yet"),
         (["--from", "run", "--data", "folder:nowhere"], "nowhere does not exist"),
         (["--from", "run", "--data", "folder:pets", "--steps", "0"], "steps must be positive"),
@@ -307,7 +296,7 @@ def test_a_saved_model_is_fine_tuned_to_pictures_without_classes(
         (["--from"], "missing value for argument '--from'"),
     ],
 )
-def test_bad_input_is_refused_in_a_line(
+def test_command_bad_input_is_one_line(
     tmp_path: Path,
     run: Path,
     train: Callable[..., tuple[int, str]],
@@ -326,7 +315,7 @@ def test_bad_input_is_refused_in_a_line(
     assert contents(tmp_path) == before
 
 
-def test_settings_of_another_size_are_refused_before_anything_is_written(
+def test_command_settings_of_another_size_are_refused(
     tmp_path: Path, run: Path, train: Callable[..., tuple[int, str]]
 ) -> None:
     pictures = folder_of_pictures(tmp_path / "pets", ("a", "b"))
@@ -345,7 +334,7 @@ def test_settings_of_another_size_are_refused_before_anything_is_written(
     ("initial", "told", "base"),
     [("hub:alice/flowers@v2", "`hub:alice/flowers@v2`", ["alice/flowers"]), ("/home/alice/flowers", "`flowers`", [])],
 )
-def test_a_model_card_names_where_the_weights_began(
+def test_card_names_where_the_weights_began(
     tmp_path: Path, run: Path, initial: str, told: str, base: list[str]
 ) -> None:
     config = run / "config.json"

@@ -1,4 +1,4 @@
-"""One's own pictures: what is found in a folder, what is chosen for it, and that the choice holds."""
+"""One's own pictures: what is chosen for them, and that the choice holds."""
 
 from __future__ import annotations
 
@@ -8,51 +8,20 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.files import contents
+from support.pictures import PHOTOS, picture
 from support.refusal import refused
 
 import pra
-from pra import cli
-from pra.config import DataConfig, OnCorrupt, RunConfig
-from pra.data import TrainingSet, open_source, survey
-from pra.data.survey import Range, Survey, look
+from pra.config import RunConfig
+from pra.data.survey import Range
 from pra.recipes import own
 from pra.recipes.own import propose, seconds_per_step
-from pra.training import callbacks
 from pra.training.run import read_run
 
 CPU = torch.device("cpu")
-PHOTOS = Survey(
-    source="folder:photos",
-    images=20_000,
-    classes={"cats": 12_000, "dogs": 8_000},
-    opened=500,
-    width=Range(300, 1200, 4000),
-    height=Range(200, 900, 3000),
-    short_side=Range(200, 900, 3000),
-    grey=3,
-    transparent=0,
-    square=20,
-    corrupt=(),
-    seconds_per_image=0.0,
-)
-
-
-def picture(path: Path, size: tuple[int, int] = (20, 20), mode: str = "RGB", seed: int = 0) -> Path:
-    """Noise, in which every pixel has a colour where the mode has any."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (size[1], size[0], len(mode)) if len(mode) > 1 else (size[1], size[0])
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), mode).save(path)
-    return path
-
-
-def flat(path: Path, colour: object, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)  # type: ignore[arg-type]
 
 
 def work(config: RunConfig) -> float:
@@ -64,72 +33,6 @@ def work(config: RunConfig) -> float:
 def by_size(seconds: float) -> Callable[[RunConfig, torch.device], float]:
     """``seconds`` per unit of :func:`work`."""
     return lambda config, device: seconds * work(config)
-
-
-# --- looking ------------------------------------------------------------------------------------------------
-
-
-def test_a_folder_is_described(tmp_path: Path) -> None:
-    picture(tmp_path / "cats" / "a.png", (40, 30))
-    picture(tmp_path / "cats" / "b.png", (10, 60))
-    picture(tmp_path / "dogs" / "c.png", (50, 50))
-    flat(tmp_path / "dogs" / "grey.png", 100, "L")
-    flat(tmp_path / "dogs" / "tinted.png", (100, 104, 98))
-    flat(tmp_path / "dogs" / "clear.png", (255, 0, 0, 0), "RGBA")
-    (tmp_path / "dogs" / "broken.jpg").write_bytes(b"nonsense")
-    found = look(f"folder:{tmp_path}")
-    assert (found.images, found.classes, found.opened) == (7, {"cats": 2, "dogs": 5}, 6)
-    assert (found.width, found.height) == (Range(8, 10, 50), Range(8, 30, 60))
-    assert found.short_side == Range(8, 10, 50)
-    assert (found.grey, found.transparent, found.square) == (3, 1, 4)  # what cannot be seen has no colour
-    assert found.corrupt == (f"{tmp_path}/dogs/broken.jpg",)
-    assert (found.channels, found.unconditional) == (3, False)
-    text = "\n".join(found.lines())
-    for words in ("7 pictures in 2 classes of 2 to 5", "width 8 to 50, median 10", "3 in colour, 3 grey", "broken.jpg"):
-        assert words in text
-
-
-def test_one_grey_picture_is_enough_and_has_no_class(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", (12, 9), "L")
-    found = look(f"folder:{tmp_path}")
-    assert (found.images, found.unconditional, found.channels) == (1, True, 1)
-    assert found.lines() == ["1 pictures without classes", "width 12; height 9; grey"]
-
-
-def test_of_many_pictures_some_of_every_class_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "LOOKED_AT", 16)
-    for number in range(60):
-        flat(tmp_path / ("a" if number < 30 else "b") / f"{number}.png", (255, 0, 0), size=(8 + number // 30, 8))
-    found = look(f"folder:{tmp_path}")
-    assert (found.images, found.opened, found.width.low, found.width.high) == (60, 16, 8, 9)
-    assert "60 pictures in 2 classes of 30 to 30; 16 of them opened" in found.lines()
-    monkeypatch.setattr(survey, "PATIENCE", 0.0)
-    assert look(f"folder:{tmp_path}").opened == 1
-
-
-def test_floating_point_pixels_count_as_corrupt_when_looked_at_and_in_training(tmp_path: Path) -> None:
-    flat(tmp_path / "good.png", 100, "L")
-    flat(tmp_path / "float.tif", 0.5, "F")
-    source = open_source(f"folder:{tmp_path}")
-    found = look(source)
-    assert (found.opened, found.corrupt) == (1, (f"{tmp_path}/float.tif",))
-    settings = DataConfig(source=source.name, on_corrupt=OnCorrupt.SKIP)
-    for config, seen in ((settings, [0, 1]), (dataclasses.replace(settings, on_corrupt=OnCorrupt.ERROR), None)):
-        samples = TrainingSet(source, (8, 8), 1, config, seed=0)
-        if seen:
-            assert sorted(samples[g].skipped for g in range(2)) == seen
-            assert all(samples[g].image.eq(100).all() for g in range(2))
-        else:
-            refused(lambda samples=samples: [samples[g] for g in range(2)], "float.tif", "16 bits", "on_corrupt=skip")
-
-
-def test_nothing_to_look_at(tmp_path: Path) -> None:
-    refused(lambda: look(f"folder:{tmp_path}"), f"{tmp_path} holds no images")
-    (tmp_path / "a.png").write_bytes(b"nonsense")
-    refused(lambda: look(f"folder:{tmp_path}"), "none of 1 pictures", "can be read", "a.png")
-
-
-# --- choosing -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -144,7 +47,7 @@ def test_nothing_to_look_at(tmp_path: Path) -> None:
         (3000, 3, (256, 16, 16)),
     ],
 )
-def test_with_time_enough_the_images_are_as_large_as_the_pictures(
+def test_propose_with_enough_time_takes_the_pictures_size(
     side: int, channels: int, expected: tuple[int, int, int]
 ) -> None:
     pictures = dataclasses.replace(
@@ -158,7 +61,7 @@ def test_with_time_enough_the_images_are_as_large_as_the_pictures(
     assert ("enlarged" in " ".join(reasons)) == (side < expected[0])
 
 
-def test_more_time_never_makes_less_and_all_of_it_is_used() -> None:
+def test_propose_uses_all_time_and_more_makes_more() -> None:
     sizes = []
     for minutes in (0.1, 5, 30, 120, 1000, 10_000):
         config, _ = propose(PHOTOS, minutes, None, CPU, by_size(0.5))
@@ -169,7 +72,7 @@ def test_more_time_never_makes_less_and_all_of_it_is_used() -> None:
     assert len(set(sizes)) > 3
 
 
-def test_few_pictures_get_a_small_model_and_an_end() -> None:
+def test_propose_few_pictures_get_a_small_model() -> None:
     for count in (1, 7):
         config, reasons = propose(dataclasses.replace(PHOTOS, images=count), 10_000, None, CPU, by_size(1e-4))
         assert config.train.steps * config.train.batch_size == own.FEWEST_IMAGES
@@ -179,14 +82,14 @@ def test_few_pictures_get_a_small_model_and_an_end() -> None:
 
 
 @pytest.mark.parametrize(("count", "streamed", "share"), [(199, False, None), (200, False, 0.05), (200, True, None)])
-def test_own_holds_pictures_out_where_there_are_enough(count: int, streamed: bool, share: float | None) -> None:
+def test_propose_holds_out_where_there_are_enough(count: int, streamed: bool, share: float | None) -> None:
     pictures = dataclasses.replace(PHOTOS, images=count, streamed=streamed)
     config, reasons = propose(pictures, None, 1000, CPU, by_size(1e-4))
     assert (config.data.validation, config.train.validate_every) == (share, 50 if share else 0)
     assert ("10 pictures are held out" in " ".join(reasons)) == (share is not None)
 
 
-def test_the_reasons_name_what_stood_in_the_way() -> None:
+def test_propose_reasons_name_what_limits() -> None:
     config, reasons = propose(dataclasses.replace(PHOTOS, seconds_per_image=0.1), 1, None, CPU, lambda *_: 0.5)
     text = " ".join(reasons)
     for words in (
@@ -202,18 +105,18 @@ def test_the_reasons_name_what_stood_in_the_way() -> None:
     assert (config.data.workers, config.train.steps) == (0, 102)
 
 
-def test_without_classes_there_is_no_guidance() -> None:
+def test_propose_without_classes_has_no_guidance() -> None:
     single = dataclasses.replace(PHOTOS, classes={"image": 20_000})
     for pictures, guidance in ((single, 1.0), (PHOTOS, 1.5)):
         config, _ = propose(pictures, 1, None, CPU, lambda *_: 0.5)
         assert (config.sampling.guidance, config.model.num_classes) == (guidance, len(pictures.classes))
 
 
-def test_a_model_that_does_not_fit_the_device_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(config: object) -> object:
+def test_propose_skips_models_too_large_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(own, "build_model", build)
+    monkeypatch.setattr("pra.bench.training.build_model", build)
     assert seconds_per_step(pra.recipe("tiny"), CPU) == float("inf")
     speed = by_size(1e-4)
     config, reasons = propose(
@@ -227,7 +130,7 @@ def test_a_model_that_does_not_fit_the_device_is_not_taken(monkeypatch: pytest.M
     assert "needs more memory than the device has" in " ".join(reasons)
 
 
-def test_the_steps_asked_for_choose_as_time_does() -> None:
+def test_propose_steps_choose_as_time_does() -> None:
     for steps, side in ((100, 16), (40_000 // 32, 32), (60_000 // 32, 64)):
         config, reasons = propose(PHOTOS, None, steps, CPU, by_size(10.0))
         assert (config.train.steps, config.model.image_size) == (steps, (side, side))
@@ -241,14 +144,14 @@ def test_the_steps_asked_for_choose_as_time_does() -> None:
     assert config.model.image_size == (32, 32)
 
 
-def test_the_speed_is_measured() -> None:
+def test_seconds_per_step_are_measured() -> None:
     seconds = seconds_per_step(pra.recipe("tiny"), CPU, patience=0.0)
     assert 0 < seconds < 10
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf")])
-def test_there_must_be_time(minutes: float) -> None:
-    refused(lambda: propose(PHOTOS, minutes, None, CPU, by_size(1)), "--minutes", "must be positive")
+def test_propose_without_time_is_refused(minutes: float) -> None:
+    refused(lambda: propose(PHOTOS, minutes, None, CPU, by_size(1)), "must be positive", option="--minutes")
 
 
 @pytest.mark.parametrize(
@@ -261,28 +164,14 @@ def test_there_must_be_time(minutes: float) -> None:
         ("folder:.", "own-pictures"),
     ],
 )
-def test_the_folder_of_a_run_is_named_after_the_pictures(data: str, name: str) -> None:
+def test_run_folder_is_named_after_the_pictures(data: str, name: str) -> None:
     assert own.run_folder(data) == Path("runs") / name
 
 
 # --- the command --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """``pra train`` on the CPU; without a curve, and with one step a second as far as the proposal knows."""
-    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
-    monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 1.0)
-
-    def call(*arguments: object) -> tuple[int, str]:
-        code = cli.main(["train", *map(str, arguments), "--device", "cpu"])
-        said = capsys.readouterr()
-        return code, said.out + said.err
-
-    return call
-
-
-def test_the_command_looks_chooses_trains_and_goes_on_as_chosen(
+def test_command_chooses_trains_and_resumes_as_chosen(
     tmp_path: Path, train: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -290,7 +179,7 @@ def test_the_command_looks_chooses_trains_and_goes_on_as_chosen(
         mode = ("RGB", "L", "RGBA")[number % 3]
         picture(Path(f"photos/{number}.png"), (9 + 5 * number, 16), mode, number)
     Path("photos/broken.png").write_bytes(b"nonsense")
-    command = ["--data", "folder:photos", "--set", "train.batch_size=4", "--set", "train.sample_every=0"]
+    command = ["--data", "folder:photos", "--set", "train.batch_size=4"]
     code, text = train(*command, "--minutes", "0.05")
     assert code == 0, text
     for words in (
@@ -324,14 +213,14 @@ def test_the_command_looks_chooses_trains_and_goes_on_as_chosen(
         (["--run-dir", "nowhere"], "no run at nowhere to go on with"),
         (["--data", "folder:nowhere"], "nowhere does not exist"),
         (["--data", "folder:empty"], "empty holds no images"),
-        (["--data", "photos"], "write folder:photos"),
+        (["--data", "photos"], "Write folder:photos"),
         (["--data", "folder:photos", "--minutes", "0"], "--minutes 0 must be positive"),
         (["--data", "folder:photos", "--minutes", "1", "--steps", "5"], "--minutes and --steps both"),
         (["--data", "folder:photos", "--steps", "0"], "steps must be positive"),
         (["--data", "folder:photos", "--minutes", "some"], "--minutes: expected a number"),
     ],
 )
-def test_bad_input_is_refused_in_a_line(
+def test_command_bad_input_is_one_line(
     tmp_path: Path,
     train: Callable[..., tuple[int, str]],
     monkeypatch: pytest.MonkeyPatch,

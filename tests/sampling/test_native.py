@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -18,10 +19,9 @@ from torch import nn
 
 from pra import Sampler
 from pra.config import Precision, SamplingConfig, Solver, TransformerConfig
-from pra.sampling import Engine
+from pra.sampling import Engine, Samplers
 from pra.sampling.native import SWITCH, NativeSteps, build, library
-from pra.sampling.native.packing import Packed, content_hash, pairs, panels
-from pra.sampling.native.parts import NativeLinear
+from pra.sampling.native.parts import NativeLinear, Packed, content_hash, pairs, panels
 
 GUIDED = SamplingConfig(guidance=3.0, steps=2)
 LABELS, SEEDS = [0, 4, 2, 1, 3, 0, 4, 2, 1, 3, 0], list(range(11))
@@ -43,10 +43,10 @@ def anew(tmp_path, monkeypatch):
     """Nothing compiled yet, and an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(build, "_FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in build._FLAGS))  # sooner
-    build._built.cache_clear()
+    monkeypatch.setattr(build, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in build.FLAGS))  # sooner
+    build.built.cache_clear()
     yield tmp_path
-    build._built.cache_clear()
+    build.built.cache_clear()
 
 
 def product(inputs, outputs, bias=True, low=False):
@@ -64,16 +64,12 @@ def close(a, b, tolerance=1e-5):
     torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
-def test_panels_hold_every_output_once():
+def test_packed_weights_hold_every_output_once():
     matrix = torch.arange(3 * 21.0).view(3, 21)
     packed = panels(matrix)
     assert packed.shape == (2, 3, 16)
     assert torch.equal(packed.permute(1, 0, 2).reshape(3, 32)[:, :21], matrix)
     assert not packed[1, :, 5:].any()
-
-
-def test_pairs_hold_every_output_once():
-    matrix = torch.arange(3 * 21.0).view(3, 21)
     packed = pairs(matrix)
     assert packed.shape == (2, 16, 16, 2)
     assert torch.equal(packed.permute(1, 3, 0, 2).reshape(32, 32)[:3, :21], matrix)
@@ -85,10 +81,10 @@ SHAPES = [(1, 1), (5, 16), (96, 97), (160, 480), (33, 250)]
 
 @compiles
 @pytest.mark.parametrize("tiles", [True, False])
-def test_products_of_bfloat16_are_those_of_rounded_matrices(tiles, anew, monkeypatch):
+def test_bfloat16_products_are_of_rounded_matrices(tiles, anew, monkeypatch):
     """Of rounded inputs too where the processor multiplies such, by AMX's tiles."""
     if not tiles:
-        monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-DPRA_WITHOUT_AMX"))
+        monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DPRA_WITHOUT_AMX"))
     for inputs, outputs in SHAPES:
         linear, native = product(inputs, outputs, low=True)
         x = torch.randn(23, inputs, generator=torch.Generator().manual_seed(1))
@@ -101,19 +97,23 @@ def test_products_of_bfloat16_are_those_of_rounded_matrices(tiles, anew, monkeyp
 
 
 @compiles
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
-def test_products_are_torchs(inputs, outputs, bias):
-    linear, native = product(inputs, outputs, bias)
-    x = torch.randn(23, inputs, generator=torch.Generator().manual_seed(1))
-    expected = linear(x)
-    for rows in (1, 2, 3, 4, 7, 8, 23):
-        close(native(x[:rows]), expected[:rows], 1e-4)
+def test_products_are_torchs():
+    for (inputs, outputs), bias in itertools.product(SHAPES, (True, False)):
+        linear, native = product(inputs, outputs, bias)
+        x = torch.randn(23, inputs, generator=torch.Generator().manual_seed(1))
+        expected = linear(x)
+        for rows in (1, 2, 3, 4, 7, 8, 23):
+            close(native(x[:rows]), expected[:rows], 1e-4)
+    for low in (False, True):  # what is not finite stays so
+        _, native = product(5, 7, low=low)
+        x = torch.ones(3, 5)
+        x[1, 2], x[2, 0] = torch.nan, torch.inf
+        assert native(x).isfinite().all(1).tolist() == [True, False, False]
 
 
 @compiles
 @pytest.mark.parametrize("low", [False, True])
-def test_a_row_depends_neither_on_others_nor_on_threads(low, threads):
+def test_row_depends_on_neither_others_nor_threads(low, threads):
     _, native = product(300, 8000 if low else 1000, low=low)
     x = torch.randn(29, 300, generator=torch.Generator().manual_seed(1))
     alone = torch.cat([native(row) for row in x.split(1)])
@@ -131,13 +131,13 @@ WIDE = replace(
 )
 """Wide enough that threads share its products and its attention."""
 
-SETTINGS = [GUIDED, SamplingConfig(steps=1), SamplingConfig(solver=Solver.EULER, steps=3, guidance=1.5)]
+EULER = SamplingConfig(solver=Solver.EULER, steps=3, guidance=1.5)
+CASES = [(size, GUIDED) for size in (*ALL.values(), WIDE)] + [(LEARNED, EULER), (WIDE, SamplingConfig(steps=1))]
 
 
 @compiles
-@pytest.mark.parametrize("config", SETTINGS, ids=lambda config: f"{config.solver.value}-{config.steps}")
-@pytest.mark.parametrize("size", [*ALL.values(), WIDE], ids=[*ALL, "wide"])
-def test_images_depend_neither_on_the_batch_nor_on_threads(size, config, threads):
+@pytest.mark.parametrize(("size", "config"), CASES)
+def test_images_depend_on_neither_batch_nor_threads(size, config, threads, monkeypatch):
     model = random_model(size)
     sampler, most = Sampler(model, config), 40 if size is WIDE else 11
     labels, seeds = [i % 5 for i in range(most)], list(range(most))
@@ -146,10 +146,14 @@ def test_images_depend_neither_on_the_batch_nor_on_threads(size, config, threads
     threads(3)
     for first, last in ((0, most), (0, 1), (3, 8), (10, 11)):
         assert torch.equal(sampler.sample(labels[first:last], seeds[first:last]), whole[first:last])
+    if size is WIDE:  # threads shared its step; the first row equals torch's: a last digit grows along the raster
+        monkeypatch.setenv(SWITCH, "0")
+        row = slice(WIDE.patch_size)
+        close(Sampler(model, config).sample(labels, seeds)[:, :, row], whole[:, :, row], 1e-3)
 
 
 @compiles
-def test_in_bfloat16_neither(threads):
+def test_bfloat16_images_depend_on_neither(threads):
     model = random_model(WIDE)
     sampler, labels, seeds = Sampler(model, GUIDED, precision=Precision.BFLOAT16), [0] * 40, list(range(40))
     threads(3)
@@ -161,18 +165,7 @@ def test_in_bfloat16_neither(threads):
 
 
 @compiles
-def test_threads_share_the_step_of_a_wide_model(threads, monkeypatch):
-    """And agree with torch's, in the first row: what is a last digit there grows along the raster."""
-    model, count, row = random_model(WIDE), 40, WIDE.patch_size
-    threads(3)
-    labels, seeds = [0] * count, list(range(count))
-    fast = Sampler(model, GUIDED).sample(labels, seeds)
-    monkeypatch.setenv(SWITCH, "0")
-    close(Sampler(model, GUIDED).sample(labels, seeds)[:, :, :row], fast[:, :, :row], 1e-3)
-
-
-@compiles
-def test_weights_that_change_in_ways_that_torch_does_not_count():
+def test_changed_weights_show_however_they_changed():
     model = random_model()
     sampler = Sampler(model, GUIDED)
     before = sampler.sample(LABELS, SEEDS)
@@ -187,23 +180,20 @@ def test_weights_that_change_in_ways_that_torch_does_not_count():
     head.data[0, 0], head.data[0, 1] = head.data[0, 1].item(), head.data[0, 0].item()  # their sum stays
     swapped = sampler.sample(LABELS, SEEDS)
     assert not torch.equal(swapped, stepped)
-    assert torch.equal(swapped, Sampler(copy.deepcopy(model), GUIDED).sample(LABELS, SEEDS))
+    assert torch.equal(swapped, copy.deepcopy(sampler).sample(LABELS, SEEDS))
+    samplers = Samplers(model)
+    kept = samplers.of(GUIDED)
+    assert samplers.of(GUIDED) is kept
+    assert torch.equal(copy.deepcopy(samplers).of(GUIDED).sample(LABELS, SEEDS), swapped)
 
 
 @compiles
-def test_a_sampler_that_has_sampled_can_be_copied():
-    sampler = Sampler(random_model(), GUIDED)
-    images = sampler.sample(LABELS, SEEDS)
-    assert torch.equal(copy.deepcopy(sampler).sample(LABELS, SEEDS), images)
-
-
-@compiles
-def test_where_no_thread_can_be_had_one_does_it():
+def test_one_thread_does_it_where_there_are_no_more():
     """The first job of a new process, which may start none."""
     code = """
 import resource, torch
 from pra.sampling.native import library
-from pra.sampling.native.packing import Packed
+from pra.sampling.native.parts import Packed
 from pra.sampling.native.parts import NativeLinear
 torch.set_num_threads(8)
 weights, packed = torch.randn(2048, 512), Packed(False)
@@ -218,8 +208,13 @@ print("made", float((y[0, :4] - (weights[:4] @ x[0])).abs().max()) < 1e-3)
 
 
 @compiles
-def test_without_it_images_are_the_same(monkeypatch):
+def test_images_without_it_are_the_same(monkeypatch):
     model = random_model()
+    steps = Engine(model, GUIDED, 2, Precision.FLOAT32).steps
+    for rows in (1, 5):
+        states = torch.randn(5, model.config.state_dim, generator=torch.Generator().manual_seed(3))[:rows]
+        close(steps.normalise(states), model.codec.normalise(states))
+        close(steps.normalise(0 * states), 0 * states)
     fast = Sampler(model, GUIDED).sample(LABELS, SEEDS)
     assert isinstance(Engine(model, GUIDED, 2, Precision.FLOAT32).steps, NativeSteps)
     monkeypatch.setenv(SWITCH, "0")
@@ -231,26 +226,7 @@ def test_without_it_images_are_the_same(monkeypatch):
 
 
 @compiles
-def test_states_are_normalised_as_the_codec_does(threads):
-    model = random_model()
-    engine = Engine(model, GUIDED, 2, Precision.FLOAT32)
-    for rows in (1, 5):
-        states = torch.randn(5, model.config.state_dim, generator=torch.Generator().manual_seed(3))[:rows]
-        close(engine.steps.normalise(states), model.codec.normalise(states))
-        close(engine.steps.normalise(0 * states), 0 * states)
-
-
-@compiles
-@pytest.mark.parametrize("low", [False, True])
-def test_what_is_not_finite_stays_so(low):
-    _, native = product(5, 7, low=low)
-    x = torch.ones(3, 5)
-    x[1, 2], x[2, 0] = torch.nan, torch.inf
-    assert native(x).isfinite().all(1).tolist() == [True, False, False]
-
-
-@compiles
-def test_several_at_once_and_after_a_fork(threads):
+def test_products_of_several_threads_and_after_a_fork(threads):
     threads(2)
     _, native = product(700, 1500)
     x = torch.randn(16, 700)
@@ -272,39 +248,17 @@ def test_several_at_once_and_after_a_fork(threads):
 
 
 @compiles
-def test_compiled_once(anew, monkeypatch):
+def test_library_is_compiled_once_and_again_when_damaged(anew, monkeypatch, recwarn):
     assert library() is not None
     (file,) = (anew / "cache/pra/native").iterdir()
-    build._built.cache_clear()
-    monkeypatch.setattr(build, "_compile", lambda path, command: pytest.fail("it was there"))
-    assert library() is not None
+    build.built.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "compile_into", lambda path, command: pytest.fail("it was there"))
+        assert library() is not None
     assert file.suffix == ".so"
-
-
-def test_no_compiler_is_no_matter(anew, monkeypatch, recwarn):
-    monkeypatch.setenv("PATH", str(anew))
-    assert library() is None
-    assert Sampler(random_model(), replace(GUIDED, steps=1)).sample([0], [0]).isfinite().all()
-    assert not recwarn.list
-
-
-def test_a_compiler_that_fails_is_named(anew, monkeypatch):
-    compiler = anew / "broken-c++"
-    compiler.write_text("#!/bin/sh\necho 'no room for registers' >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    with pytest.warns(UserWarning, match=r"broken-c\+\+ \(no room for registers\).*PRA_NATIVE=0"):
-        assert library() is None
-    assert list((anew / "cache/pra/native").iterdir()) == []
-
-
-@compiles
-def test_a_damaged_library_is_made_again(anew, monkeypatch, recwarn):
-    assert library() is not None
-    (file,) = (anew / "cache/pra/native").iterdir()
     file.unlink()  # not emptied: this process has it mapped
     file.write_bytes(b"")
-    build._built.cache_clear()
+    build.built.cache_clear()
     known = ctypes.CDLL
 
     def load(path):
@@ -319,21 +273,31 @@ def test_a_damaged_library_is_made_again(anew, monkeypatch, recwarn):
     assert not recwarn.list
 
 
-def test_a_source_that_is_not_there(anew, monkeypatch):
-    monkeypatch.setattr(build, "SOURCE", anew / "step.cpp")
-    monkeypatch.setattr(build, "_compiler", lambda: "c++")
-    with pytest.warns(UserWarning, match="images take a few times as long"):
+def test_library_is_not_needed_without_a_compiler(anew, monkeypatch, recwarn):
+    monkeypatch.setenv("PATH", str(anew))
+    assert library() is None
+    assert Sampler(random_model(), replace(GUIDED, steps=1)).sample([0], [0]).isfinite().all()
+    assert not recwarn.list
+
+
+def test_compiler_that_fails_is_named(anew, monkeypatch):
+    compiler = anew / "broken-c++"
+    compiler.write_text("#!/bin/sh\necho 'no room for registers' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.warns(UserWarning, match=r"broken-c\+\+ \(no room for registers\).*PRA_NATIVE=0"):
         assert library() is None
+    assert list((anew / "cache/pra/native").iterdir()) == []
 
 
 @compiles
-def test_a_cache_that_cannot_be_written(anew, monkeypatch, recwarn):
+def test_cache_that_cannot_be_written_is_not_needed(anew, recwarn):
     (anew / "cache").write_text("no folder")
     assert library() is not None
     assert not recwarn.list
 
 
-def test_what_lies_elsewhere_needs_no_compiler(monkeypatch):
-    monkeypatch.setattr("pra.sampling.native.packing.library", lambda: pytest.fail("compiled for nothing"))
+def test_hash_of_other_tensors_needs_no_compiler(monkeypatch):
+    monkeypatch.setattr("pra.sampling.native.parts.library", lambda: pytest.fail("compiled for nothing"))
     for elsewhere in (torch.empty(3, device="meta"), torch.zeros(3).double(), torch.zeros(3, 2).t()):
         assert content_hash([torch.zeros(3), elsewhere]) is None

@@ -1,12 +1,13 @@
 """Solvers against closed forms and for their order of convergence; the path's identities."""
 
+import itertools
 import math
 from itertools import pairwise
 
 import pytest
 import torch
 
-from pra.config import Solver
+from pra.config import Solver, TimeGrid
 from pra.method import flow
 from pra.models.head import velocity_from_data
 from pra.sampling import solvers
@@ -32,23 +33,10 @@ def test_order_of_convergence(solver, order):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
 
 
-@pytest.mark.parametrize("solver", [s for s, _ in DETERMINISTIC])
-def test_a_straight_path_takes_one_step(solver):
+def test_straight_path_takes_one_step():
     target, start = torch.randn(5, 3).double(), torch.randn(5, 3).double()
-    torch.testing.assert_close(integrate(solver, 1, lambda z, t: target - start, start), target)
-
-
-@pytest.mark.parametrize("solver", list(Solver))
-def test_evaluations_are_counted(solver):
-    calls = []
-
-    def velocity(z, t):
-        calls.append(t)
-        return -z
-
-    times = solvers.uniform_grid(7, torch.zeros(2, 1))
-    solvers.INTEGRATORS[solver](velocity, torch.ones(2, 1, 3), times, lambda k: torch.zeros(2, 1, 3))
-    assert len(calls) == 7 * solvers.EVALUATIONS[solver]
+    for solver, _ in DETERMINISTIC:
+        torch.testing.assert_close(integrate(solver, 1, lambda z, t: target - start, start), target)
 
 
 def gaussian_velocity(mean, deviation):
@@ -68,9 +56,14 @@ def test_gaussian_target_is_sampled(solver):
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(40_000, 1, generator=generator)
     times = solvers.uniform_grid(64, torch.zeros(40_000))
-    z = solvers.INTEGRATORS[solver](
-        gaussian_velocity(2.0, 0.5), start, times, lambda k: torch.randn(start.shape, generator=generator)
-    )
+    field, calls = gaussian_velocity(2.0, 0.5), []
+
+    def velocity(z, t):
+        calls.append(t)
+        return field(z, t)
+
+    z = solvers.INTEGRATORS[solver](velocity, start, times, lambda k: torch.randn(start.shape, generator=generator))
+    assert len(calls) == 64 * solvers.EVALUATIONS[solver]
     assert z.mean().item() == pytest.approx(2.0, abs=0.02)
     assert z.std().item() == pytest.approx(0.5, abs=0.03)
 
@@ -109,3 +102,51 @@ def test_times():
     assert 0 < logit.min() < logit.max() < 1
     # P(sigmoid(x) < 0.25) = Phi(-log 3) = 0.136
     assert (logit < 0.25).float().mean().item() == pytest.approx(0.136, abs=0.005)
+
+
+@pytest.mark.parametrize("grid", [TimeGrid.UNIFORM, TimeGrid.COSINE])
+@pytest.mark.parametrize("numbers", [False, True])
+@pytest.mark.parametrize("solver", [Solver.ADAMS_BASHFORTH, Solver.DPM])
+def test_multistep_solvers_are_of_second_order(solver, numbers, grid):
+    """On the exact field from N(0, 1) to N(2, 1/4), whose path from z ends at 2 + z / 2."""
+    start = torch.tensor([[0.7], [-1.3]], dtype=torch.float64)
+    field, errors = gaussian_velocity(2.0, 0.5), []
+    for steps in (80, 160, 320):
+        times = solvers.time_grid(grid, steps).double()
+        if numbers:
+            times = times.tolist()
+        z = solvers.INTEGRATORS[solver](lambda z, t: field(z, torch.as_tensor(t)), start, times, solvers.no_noise)
+        errors.append((z - (2 + start / 2)).abs().max())
+    for coarse, fine in pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(2, abs=0.35)
+
+
+def test_grids_rise_from_noise_to_data():
+    for grid, steps, shift in itertools.product(TimeGrid, (1, 2, 9), (0.5, 1.0, 3.0)):
+        times = solvers.time_grid(grid, steps, shift)
+        assert times.shape == (steps + 1,)
+        assert (times[0], times[-1]) == (0, 1)
+        assert (times.diff() > 0).all()
+
+
+def test_grids_put_their_intervals_where_they_say():
+    def widths(grid, shift=1.0):
+        return solvers.time_grid(grid, 8, shift).diff()
+
+    cosine, logit = widths(TimeGrid.COSINE), widths(TimeGrid.LOGIT_NORMAL)
+    assert cosine.argsort().tolist()[:2] in ([0, 7], [7, 0])
+    assert logit.argsort().tolist()[-2:] in ([0, 7], [7, 0])
+    assert logit.argsort().tolist()[:2] in ([3, 4], [4, 3])
+    # P(sigmoid(x) < t) = 1/4 at t = sigmoid(-0.6745)
+    assert solvers.time_grid(TimeGrid.LOGIT_NORMAL, 4)[1].item() == pytest.approx(1 / (1 + math.exp(0.67449)), abs=1e-5)
+    assert widths(TimeGrid.UNIFORM, 3.0).argmin() == 0
+    assert widths(TimeGrid.UNIFORM, 0.5).argmin() == 7
+    # SD3's shift: a noise of 1/2 becomes 3/4 at shift 3.
+    assert solvers.time_grid(TimeGrid.UNIFORM, 2, 3.0)[1].item() == pytest.approx(0.25)
+
+
+def test_the_times_that_solvers_ask_at():
+    assert solvers.evaluation_times(Solver.MIDPOINT, [0.0, 0.5, 1.0]) == [0.0, 0.25, 0.5, 0.75]
+    assert solvers.evaluation_times(Solver.HEUN, [0.0, 1.0]) == [0.0, 1.0]
+    for solver in (Solver.EULER, Solver.EULER_MARUYAMA, Solver.ADAMS_BASHFORTH, Solver.DPM):
+        assert solvers.evaluation_times(solver, [0.0, 0.4, 1.0]) == [0.0, 0.4]

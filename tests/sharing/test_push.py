@@ -50,7 +50,7 @@ def test_weight_beyond_float16_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         model.head.out.weight[0, 0] = 1e5
     pra.save(model, tmp_path / "model")
-    refused(lambda: pra.export(tmp_path / "model", tmp_path / "half", half=True), "head.out.weight", "leave --half out")
+    refused(lambda: pra.export(tmp_path / "model", tmp_path / "half", half=True), "head.out.weight", "--half")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -7,31 +7,24 @@ from typing import Any
 
 import torch
 
-from pra.config import (
-    CodecConfig,
-    EncoderConfig,
-    HeadConfig,
-    JiTConfig,
-    ModelConfig,
-    Prediction,
-    TransformerConfig,
-)
+from pra.config import EncoderConfig, JiTConfig, ModelConfig, Prediction, TransformerConfig
 from pra.method import noise
 from pra.models import PRA, JiT
+from pra.recipes.sizes import sized
 
-LEARNED = ModelConfig(
-    image_size=(6, 8),
-    channels=3,
-    patch_size=2,
-    num_classes=5,
+LEARNED = sized(
+    (6, 8),
+    3,
+    2,
+    5,
+    backbone=(2, 32, 2),
+    head=(2, 24),
+    state_dim=5,
+    encoder=(1, 24),
+    decoder=(2, 24, 2),
     class_tokens=3,
-    backbone=TransformerConfig(depth=2, width=32, heads=2),
-    head=HeadConfig(depth=2, width=24, modulations=2),
-    codec=CodecConfig(
-        state_dim=5,
-        encoder=EncoderConfig(depth=1, width=24),
-        decoder=TransformerConfig(depth=2, width=24, heads=2),
-    ),
+    modulations=2,
+    sees_condition=True,
 )
 BLIND = replace(LEARNED, codec=replace(LEARNED.codec, encoder=EncoderConfig(depth=1, width=24, sees_condition=False)))
 ALONE = replace(LEARNED, codec=replace(LEARNED.codec, context=False))

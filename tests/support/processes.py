@@ -9,7 +9,8 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +38,14 @@ class Group:
 
     processes: list[multiprocessing.process.BaseProcess]
     folder: Path
+
+    def wait_for(self, condition: Callable[[], bool], patience: float = 120) -> None:
+        """Wait until a condition holds, while all are alive."""
+        deadline = time.monotonic() + patience
+        while not condition():
+            assert all(process.is_alive() for process in self.processes), self.outcomes()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def outcomes(self, patience: float = 240) -> list[Outcome]:
         """Waits for all."""
@@ -95,3 +104,23 @@ def _work(path: Path, line: list[str], variables: dict[str, str]) -> None:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     sys.exit(code)
+
+
+def api(count: int, do: Callable[..., None], *arguments: object) -> list[int | None]:
+    """``do(rank, *arguments)`` in so many processes that find each other as torchrun's do; their exit codes."""
+    port = free_port()
+    group = [CONTEXT.Process(target=_call, args=(rank, count, port, do, arguments)) for rank in range(count)]
+    for process in group:
+        process.start()
+    for process in group:
+        process.join(120)
+    return [process.exitcode for process in group]
+
+
+def _call(rank: int, count: int, port: int, do: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    import torch
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    do(rank, *arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -14,39 +13,30 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.refusal import refused
+from support.training import tiny as plain
+from support.training import train
 from torch import Tensor
 
 import pra
 from pra.commands.eval import evaluate_command
-from pra.config import RunConfig
+from pra.config import RunConfig, apply_settings
 from pra.models import PRA, weights
 from pra.recipes import distill
 from pra.training import callbacks
-from pra.training.averages import EMA, gamma_of, power
+from pra.training.averages import EMA, exponential, gamma_of, power
 from pra.training.posthoc import Snapshot, fitted, posthoc, profile_products
 
 LENGTHS = (0.05, 0.1)
 NAMES = ("ema", "power-0.05", "power-0.1")
 
-pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
 
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than the steps."""
-    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
-
-
-def tiny(**train: Any) -> RunConfig:
-    """The recipe with two averages more, and without pictures."""
-    config = pra.recipe("tiny")
-    return dataclasses.replace(
-        config, train=dataclasses.replace(config.train, **{"sample_every": 0, "averages": LENGTHS, **train})
-    )
+def tiny(*settings: str) -> RunConfig:
+    """Two averages more."""
+    return plain("train.averages=[0.05,0.1]", *settings)
 
 
 def trained(config: RunConfig, folder: Path) -> Path:
-    pra.train(config, folder, device="cpu", progress=False)
+    train(config, folder)
     return folder
 
 
@@ -65,7 +55,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that keeps eight snapshots of two averages. To be read only."""
     folder = tmp_path_factory.mktemp("averages") / "run"
-    config = tiny(steps=48, checkpoint_every=6, keep_checkpoints=8, averages=LENGTHS, log_every=48)
+    config = tiny("train.steps=48", "train.checkpoint_every=6", "train.keep_checkpoints=8", "train.log_every=48")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks, "draw_curves", lambda run: None)
         return trained(config, folder)
@@ -104,13 +94,29 @@ def test_power_average_is_the_weighted_mean_of_its_profile() -> None:
     )
 
 
-@pytest.mark.parametrize("averages", [(0.0,), (0.3,), (0.1, -0.1), (float("nan"),)])
-def test_averages_out_of_range_are_refused(averages: tuple[float, ...]) -> None:
-    refused(lambda: tiny(averages=averages), "average of relative length", "[0.001, 0.28]")
+def test_exponential_average_is_short_at_first() -> None:
+    model = PRA(pra.recipe("tiny").model)  # type: ignore[arg-type]
+    ema = EMA(model, exponential(0.5))
+    expected = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for step, decay in enumerate([1 / 10, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5]):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1.0 + step)
+        ema.update(model, step)
+        for name, parameter in model.named_parameters():
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach()
+    for name, parameter in ema.model.named_parameters():
+        torch.testing.assert_close(parameter, expected[name])
+        assert not parameter.requires_grad
+
+
+@pytest.mark.parametrize("averages", ["[0.0]", "[0.3]", "[0.1,-0.1]", "[NaN]"])
+def test_averages_out_of_range_are_refused(averages: str) -> None:
+    refused(lambda: plain(f"train.averages={averages}"), "relative length", "[0.001, 0.28]")
 
 
 def test_averages_of_one_length_twice_are_refused() -> None:
-    refused(lambda: tiny(averages=(0.1, 0.1)), "averages [0.1, 0.1]", "twice")
+    refused(lambda: plain("train.averages=[0.1,0.1]"), "averages [0.1, 0.1]", "twice")
 
 
 # --- in a run -----------------------------------------------------------------------------------------------
@@ -126,31 +132,22 @@ def test_checkpoints_hold_every_average(many: Path) -> None:
     assert not any(same(one, other) for place, one in enumerate(kept) for other in kept[:place])
 
 
-def test_averages_leave_the_training_as_it_is(tmp_path: Path) -> None:
-    plain, more = (trained(tiny(steps=4, averages=own), tmp_path / str(own)) for own in ((), LENGTHS))
-    assert same(held(plain, "ema"), held(more, "ema"))
-    assert same(held(plain, "raw"), held(more, "raw"))
-
-
-def test_averages_resume_bitwise(tmp_path: Path) -> None:
-    straight = trained(tiny(steps=6), tmp_path / "straight")
-    trained(tiny(steps=3), tmp_path / "resumed")
-    resumed = trained(tiny(steps=6), tmp_path / "resumed")
+def test_averages_resume_bitwise_and_change_no_weight(tmp_path: Path) -> None:
+    straight = trained(tiny("train.steps=4"), tmp_path / "straight")
+    trained(tiny("train.steps=2"), tmp_path / "resumed")
+    resumed = trained(tiny("train.steps=4"), tmp_path / "resumed")
     assert all(same(held(straight, name), held(resumed, name)) for name in (*NAMES, "raw"))
-
-
-def test_averages_added_to_a_run_are_refused(tmp_path: Path) -> None:
-    run = trained(tiny(steps=2, averages=()), tmp_path / "run")
-    refused(lambda: trained(tiny(steps=4), run), "train.averages: [] in the run, [0.05, 0.1] asked for")
+    without = trained(plain("train.steps=4"), tmp_path / "without")
+    assert all(same(held(without, name), held(straight, name)) for name in ("ema", "raw"))
 
 
 def test_config_without_averages_loads(tmp_path: Path) -> None:
-    run = trained(tiny(steps=2, averages=()), tmp_path / "run")
+    run = trained(plain("train.steps=1"), tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     del config["train"]["averages"], config["initial_average"]
     (run / "config.json").write_text(json.dumps(config))
-    trained(tiny(steps=3, averages=()), run)
-    assert weights.averages(run / "checkpoints" / "step-00000003") == ["ema", "raw"]
+    trained(plain(), run)
+    assert weights.averages(run / "checkpoints" / "step-00000002") == ["ema", "raw"]
 
 
 # --- by name ------------------------------------------------------------------------------------------------
@@ -177,8 +174,8 @@ def test_export_of_an_average_says_which(many: Path, tmp_path: Path) -> None:
 
 
 def test_distill_begins_with_the_average_named(many: Path, tmp_path: Path) -> None:
-    config = distill.configure(str(many), steps=1, average="power-0.1")
-    run = trained(dataclasses.replace(config, train=dataclasses.replace(config.train, averages=())), tmp_path / "run")
+    config = apply_settings(distill.configure(str(many), steps=1, average="power-0.1"), ["train.averages=[]"])
+    run = trained(config, tmp_path / "run")
     start, made = held(many, "power-0.1"), held(run, "raw")
     assert all(torch.equal(made[name], tensor) for name, tensor in start.items())
 
@@ -211,9 +208,17 @@ def test_fit_of_a_stored_profile_is_that_snapshot(place: int) -> None:
     assert fit.error < 1e-6
 
 
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, with other averages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "draw_curves", lambda run: None)
+        config = plain("train.averages=[0.04,0.07,0.15]", "train.steps=48", "train.log_every=48")
+        return trained(config, tmp_path_factory.mktemp("exact") / "run")
+
+
 @pytest.mark.parametrize("length", [0.04, 0.07, 0.15])
-def test_posthoc_equals_the_average_that_was_kept(length: float, run: Path, tmp_path: Path) -> None:
-    exact = trained(tiny(steps=48, averages=(length,), checkpoint_every=48, log_every=48), tmp_path / "exact")
+def test_posthoc_equals_the_average_that_was_kept(length: float, run: Path, exact: Path) -> None:
     file, fit = posthoc(run, length)
     made, kept, raw = load_file(file), held(exact, f"power-{length:g}"), held(exact, "raw")
     assert fit.error < 0.05
@@ -226,7 +231,7 @@ def test_posthoc_equals_the_average_that_was_kept(length: float, run: Path, tmp_
     assert distance(made, kept) < 0.2 * nearest
     assert distance(made, kept) < 0.02 * distance(kept, raw)
     assert same(dict(pra.load(run, average=file.stem).state_dict()), made)
-    refused(lambda: posthoc(run, length), f"power-{length:g} is there already")
+    refused(lambda: posthoc(run, length), code="exists", name=f"power-{length:g}")
 
 
 def test_posthoc_does_not_build_on_what_it_made(run: Path) -> None:
@@ -236,9 +241,9 @@ def test_posthoc_does_not_build_on_what_it_made(run: Path) -> None:
 
 
 def test_posthoc_of_too_few_snapshots_is_refused(many: Path, tmp_path: Path) -> None:
-    refused(lambda: posthoc(many / "checkpoints" / "step-00000006", 0.2), "2 stored averages", "miss the profile")
+    refused(lambda: posthoc(many / "checkpoints" / "step-00000006", 0.2), code="unsupported", name="power-0.2", count=2)
     refused(lambda: posthoc(many, 0.5), "out of range")
-    plain = trained(tiny(steps=1, averages=()), tmp_path / "plain")
-    refused(lambda: posthoc(plain, 0.1), "keeps no power-function averages", "train.averages=[0.05,0.1]")
-    pra.save(pra.load(plain), tmp_path / "saved")
-    refused(lambda: posthoc(tmp_path / "saved", 0.1), "is not a checkpoint of a run")
+    without = trained(plain("train.steps=1"), tmp_path / "without")
+    refused(lambda: posthoc(without, 0.1), "train.averages=[0.05,0.1]", code="missing", path=without)
+    pra.save(pra.load(without), tmp_path / "saved")
+    refused(lambda: posthoc(tmp_path / "saved", 0.1), code="mismatch", path=tmp_path / "saved")

@@ -1,13 +1,9 @@
-"""Extension without a fork: terms of the loss, callbacks, data sources and features from outside the package."""
+"""Extension without a fork: terms of the loss, data sources and features from outside the package."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import os
-import subprocess
-import sys
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from support.pages import ROOT, script
-from support.processes import CONTEXT, free_port
 from support.refusal import refused
+from support.training import assert_same, tensors, tiny, train
 from torch import Tensor
 
 import pra
@@ -30,37 +25,9 @@ from pra.data.source import SOURCES, check_name
 from pra.evaluation.features import REGISTRY
 from pra.method import noise
 from pra.method.objectives import LossInputs, LossTerm
-from pra.models.weights import checkpoints
-from pra.training import callbacks
-from pra.training.loop import Trainer
-from pra.training.plots import panels
-from pra.training.run import METRICS, loss_terms, read_metrics
+from pra.training.plots import draw_curves, panels
+from pra.training.run import loss_terms, read_metrics
 from pra.utils import registry
-
-# So they may, in a few steps.
-pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than the steps."""
-    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
-
-
-def tiny(recipe: str = "tiny", **train: Any) -> pra.RunConfig:
-    """Two steps without pictures."""
-    config = pra.recipe(recipe)
-    changes = {"steps": 2, "log_every": 1, "sample_every": 0} | train
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
-
-
-def train(config: pra.RunConfig, folder: Path, **more: Any) -> pra.Trained:
-    return pra.train(config, folder, device="cpu", progress=False, **more)
-
-
-def ema(folder: Path) -> dict[str, Tensor]:
-    return load_file(checkpoints(folder)[-1] / "ema.safetensors")
-
 
 # --- terms of the loss --------------------------------------------------------------------------------------
 
@@ -80,40 +47,44 @@ def smooth(known: LossInputs) -> Tensor | None:
 TERMS: Mapping[str, LossTerm | tuple[float, Any]] = {"edges": (0.5, edges), "smooth": LossTerm(0.01, smooth)}
 
 
-def test_losses_users_terms_are_in_metrics_and_total(tmp_path: Path) -> None:
-    train(tiny(), tmp_path / "run", losses=TERMS)
-    rows = read_metrics(tmp_path / "run")
+@pytest.fixture(scope="module")
+def with_terms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps with the terms."""
+    folder = tmp_path_factory.mktemp("terms") / "run"
+    train(tiny("train.steps=2"), folder, losses=TERMS)
+    return folder
+
+
+def test_losses_users_terms_are_in_metrics_and_curves(with_terms: Path, tmp_path: Path) -> None:
+    rows = read_metrics(with_terms)
     assert loss_terms(rows) == ["pixel", "flow", "auxiliary", "edges", "smooth"]
     for row in rows:
         parts = row["pixel"] + row["flow"] + 0.1 * row["auxiliary"] + 0.5 * row["edges"] + 0.01 * row["smooth"]
         assert row["total"] == pytest.approx(parts, rel=1e-5)
-    assert list(panels(rows, tiny().train.objective))[3:5] == ["edges", "smooth"]
+    titles = panels(rows, tiny().train.objective)
+    assert [*titles.values()][:4] == ["pixel", "flow", "auxiliary (weight 0.1)", "edges"]
+    assert draw_curves(Path(shutil.copytree(with_terms, tmp_path / "drawn"))) is not None
+    (board,) = (with_terms / "tensorboard").iterdir()
+    assert b"edges" in board.read_bytes()
 
 
-def test_losses_term_changes_weights_and_zero_does_not(tmp_path: Path) -> None:
+def test_losses_term_changes_weights_and_zero_does_not(with_terms: Path, tmp_path: Path) -> None:
     train(tiny(), tmp_path / "plain")
     train(tiny(), tmp_path / "zero", losses={"edges": (0.0, edges)})
-    train(tiny(), tmp_path / "edges", losses={"edges": (1.0, edges)})
-    plain, zero, other = (ema(tmp_path / name) for name in ("plain", "zero", "edges"))
-    assert all(torch.equal(plain[name], zero[name]) for name in plain)
+    assert_same(tmp_path / "plain", tmp_path / "zero")
+    plain, other = tensors(tmp_path / "plain"), tensors(with_terms)
     assert any(not torch.equal(plain[name], other[name]) for name in plain)
+    refused(lambda: train(tiny("train.steps=3"), tmp_path / "plain", losses=TERMS), code="mismatch", losses={})
 
 
-def test_losses_users_terms_resume_bitwise(tmp_path: Path) -> None:
-    train(tiny(steps=4), tmp_path / "straight", losses=TERMS)
-    for steps in (2, 4):
-        train(tiny(steps=steps), tmp_path / "resumed", losses=TERMS)
-    straight, resumed = ema(tmp_path / "straight"), ema(tmp_path / "resumed")
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
-
-
-def test_losses_resume_without_them_is_refused(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(tiny(), run, losses=TERMS)
+def test_losses_users_terms_resume_bitwise(with_terms: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(with_terms, tmp_path / "run"))
+    config, known = tiny("train.steps=4"), {"edges": 0.5, "smooth": 0.01}
     for losses in (None, {"edges": (0.1, edges), "smooth": (0.01, smooth)}):
-        refused(lambda losses=losses: train(tiny(steps=3), run, losses=losses), "has been trained with", "'edges': 0.5")
-    train(tiny(), tmp_path / "plain")
-    refused(lambda: train(tiny(steps=3), tmp_path / "plain", losses=TERMS), "losses={}, not {'edges': 0.5")
+        refused(lambda losses=losses: train(config, run, losses=losses), code="mismatch", losses=known)
+    for folder in (run, tmp_path / "straight"):
+        train(config, folder, losses=TERMS)
+    assert_same(run, tmp_path / "straight")
 
 
 def test_losses_term_of_jit_sees_images_only(tmp_path: Path) -> None:
@@ -123,15 +94,9 @@ def test_losses_term_of_jit_sees_images_only(tmp_path: Path) -> None:
         seen.append(known)
         return next(iter(known.model.parameters())).square().mean()
 
-    train(tiny("tiny:jit", steps=1), tmp_path / "run", losses={"weights": (0.1, term)})
+    train(tiny("train.steps=1", recipe="tiny:jit"), tmp_path / "run", losses={"weights": (0.1, term)})
     assert (seen[0].states, seen[0].decoded, seen[0].conditions) == (None, None, None)
     assert seen[0].patches.shape[0] == seen[0].images.shape[0] == len(seen[0].labels)
-
-
-def test_losses_term_of_none_is_left_out_in_warmup(tmp_path: Path) -> None:
-    train(tiny(codec_warmup=1), tmp_path / "run", losses=TERMS)
-    first, second = read_metrics(tmp_path / "run")
-    assert ("smooth" in first, "smooth" in second) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -160,36 +125,6 @@ def test_losses_term_that_is_not_a_scalar_is_refused(tmp_path: Path, value: Any)
     )
 
 
-def _join_environment(rank: int, port: int) -> None:
-    """Become one of two processes."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-
-
-def _share(rank: int, port: int, folder: Path, parallel: str) -> None:
-    """One of two processes that train with the terms."""
-    _join_environment(rank, port)
-    config = pra.config.override(tiny(codec_warmup=1), "train.parallel", parallel)
-    pra.train(config, folder, device="cpu", progress=False, losses=TERMS)
-
-
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_losses_two_processes_equal_one(tmp_path: Path, parallel: str) -> None:
-    port = free_port()
-    group = [CONTEXT.Process(target=_share, args=(rank, port, tmp_path / "two", parallel)) for rank in range(2)]
-    for process in group:
-        process.start()
-    for process in group:
-        process.join(120)
-    assert [process.exitcode for process in group] == [0, 0]
-    train(tiny(codec_warmup=1), tmp_path / "one", losses=TERMS)
-    for one, two in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"), strict=True):
-        assert {name: two[name] for name in ("total", *loss_terms([one]))} == pytest.approx(
-            {name: one[name] for name in ("total", *loss_terms([one]))}, rel=1e-4
-        )
-
-
 def test_losses_with_compile_change_only_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
 
@@ -198,117 +133,8 @@ def test_losses_with_compile_change_only_blocks(tmp_path: Path, monkeypatch: pyt
         return function
 
     monkeypatch.setattr("pra.training.parallel.compiled", compiled)
-    train(tiny(steps=1, compile=True), tmp_path / "run", losses=TERMS)
+    train(tiny("train.steps=1", "train.compile=true"), tmp_path / "run", losses=TERMS)
     assert set(made) == {"forward"}
-
-
-# --- callbacks ----------------------------------------------------------------------------------------------
-
-
-class Recorder(pra.Callback):
-    """Keeps what was called, with the step."""
-
-    def __init__(self, fails: str = "") -> None:
-        self.calls: list[tuple[str, int]] = []
-        self.fails = fails
-
-    def _note(self, hook: str, trainer: Trainer) -> None:
-        self.calls.append((hook, trainer.step))
-        if hook == self.fails:
-            raise RuntimeError("the user's mistake")
-
-    def on_start(self, trainer: Trainer) -> None:
-        self._note("start", trainer)
-
-    def on_step(self, trainer: Trainer) -> None:
-        self._note("step", trainer)
-
-    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        row["mine"] = 7.0
-        self._note("log", trainer)
-
-    def on_checkpoint(self, trainer: Trainer) -> None:
-        self._note("checkpoint", trainer)
-
-    def on_sample(self, trainer: Trainer) -> None:
-        assert trainer.picture("samples").exists()
-        self._note("sample", trainer)
-
-    def on_end(self, trainer: Trainer) -> None:
-        self._note("end", trainer)
-
-    def close(self) -> None:
-        self.calls.append(("close", -1))
-
-
-def test_callbacks_hooks_come_in_their_order(tmp_path: Path) -> None:
-    recorder = Recorder()
-    config = tiny(steps=3, log_every=2, checkpoint_every=2, sample_every=2)
-    train(config, tmp_path / "run", callbacks=[recorder])
-    assert recorder.calls == [
-        ("start", 0), ("step", 1), ("step", 2), ("log", 2), ("checkpoint", 2), ("sample", 2), ("step", 3), ("log", 3),
-        ("checkpoint", 3), ("sample", 3), ("end", 3), ("close", -1),
-    ]  # fmt: skip
-    assert [row["mine"] for row in read_metrics(tmp_path / "run")] == [7.0, 7.0]
-    recorder.calls.clear()
-    train(config, tmp_path / "run", callbacks=[recorder])
-    assert recorder.calls == [("end", 3), ("close", -1)]
-
-
-@pytest.mark.parametrize(
-    ("hook", "saved"), [("start", 1), ("step", 1), ("log", 2), ("checkpoint", 2), ("sample", 2), ("end", 4)]
-)
-def test_callbacks_exception_ends_the_run_after_saving(tmp_path: Path, hook: str, saved: int) -> None:
-    run, recorder = tmp_path / "run", Recorder(fails=hook)
-    config = tiny(steps=4, checkpoint_every=1, sample_every=1 if hook == "sample" else 0)
-    with pytest.raises(RuntimeError, match="the user's mistake") as raised:
-        train(config, run, callbacks=[recorder])
-    assert "_note" in [entry.name for entry in raised.traceback]
-    assert [hook for hook, _ in recorder.calls].count(hook) == 1
-    assert recorder.calls[-1] == ("close", -1)
-    assert checkpoints(run)[-1].name == f"step-{saved:08d}"
-    assert read_metrics(run)[-1]["step"] == saved
-    train(dataclasses.replace(config, train=dataclasses.replace(config.train, sample_every=0)), run)
-    assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4]
-
-
-class FailsInTheSecond(pra.Callback):
-    def on_step(self, trainer: Trainer) -> None:
-        if trainer.world.rank == 1:
-            raise RuntimeError("the user's mistake")
-
-
-def _fail(rank: int, port: int, folder: Path) -> None:
-    """One of two processes, the second of which has a callback that fails."""
-    _join_environment(rank, port)
-    try:
-        pra.train(tiny(steps=4), folder, device="cpu", progress=False, callbacks=[FailsInTheSecond()])
-    except (RuntimeError, pra.PraError) as error:
-        folder.with_name(f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
-
-
-def test_callbacks_exception_in_one_process_ends_all(tmp_path: Path) -> None:
-    port = free_port()
-    group = [CONTEXT.Process(target=_fail, args=(rank, port, tmp_path / "run")) for rank in range(2)]
-    for process in group:
-        process.start()
-    for process in group:
-        process.join(120)
-    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000001"]
-    assert (tmp_path / "1.txt").read_text() == "RuntimeError: the user's mistake"
-    assert "a callback failed in another process at step 1" in (tmp_path / "0.txt").read_text()
-
-
-def test_callbacks_other_objects_are_refused(tmp_path: Path) -> None:
-    refused(lambda: train(tiny(), tmp_path / "run", callbacks=[print]), "is not a pra.Callback")
-
-
-def test_callbacks_do_not_change_what_is_learnt(tmp_path: Path) -> None:
-    train(tiny(), tmp_path / "plain")
-    train(tiny(), tmp_path / "watched", callbacks=[Recorder()])
-    plain, watched = ema(tmp_path / "plain"), ema(tmp_path / "watched")
-    assert all(torch.equal(plain[name], watched[name]) for name in plain)
-    assert json.loads((tmp_path / "watched" / METRICS).read_text().splitlines()[0])["mine"] == 7.0
 
 
 # --- data sources and features ------------------------------------------------------------------------------
@@ -391,70 +217,17 @@ def test_features_bad_registrations_are_refused(trained: Path, capsys: Any) -> N
     assert "features 'nothing': 3 is not an extractor" in capsys.readouterr().err
 
 
-# --- Weights & Biases ---------------------------------------------------------------------------------------
-
-
-class FakeRun:
-    def __init__(self, **settings: Any) -> None:
-        self.id = settings.get("id", "abc123")
-        self.settings, self.lines, self.finished = settings, [], 0  # type: ignore[var-annotated]
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self.lines.append((step, values))
-
-    def finish(self) -> None:
-        self.finished += 1
-
-
-@pytest.fixture
-def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
-    """The runs that a stand-in for wandb has begun."""
-    runs: list[FakeRun] = []
-
-    def init(**settings: Any) -> FakeRun:
-        runs.append(FakeRun(**settings))
-        return runs[-1]
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Image=lambda path: f"image {path}"))
-    return runs
-
-
-def test_wandb_gets_metrics_pictures_and_resumes(tmp_path: Path, wandb_runs: list[FakeRun]) -> None:
-    from pra.training.wandb import WandB
-
-    for steps in (2, 3):
-        train(tiny(steps=steps, sample_every=2), tmp_path / "run", callbacks=[WandB(project="faces")])
-    first, second = wandb_runs
-    assert first.settings["project"] == "faces"
-    assert first.settings["config"]["train"]["steps"] == 2
-    assert [step for step, _ in first.lines] == [1, 2, 2]
-    assert first.lines[0][1]["flow"] == read_metrics(tmp_path / "run")[0]["flow"]
-    assert first.lines[2][1]["samples"].endswith("samples/step-00000002.png")
-    assert (second.settings["id"], second.settings["resume"]) == ("abc123", "allow")
-    assert [run.finished for run in wandb_runs] == [1, 1]
-
-
-def test_wandb_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pra.training.wandb import WandB
-
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    refused(WandB, "needs wandb", "[wandb]")
-
-
 # --- the examples of docs/extend.md -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["edge_loss", "stripes_source", "weight_norm"])
-def test_examples_train_a_run(tmp_path: Path, name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "extend" / f"{name}.py", tmp_path / "run"],
-        capture_output=True, text=True, check=False, env=processes_environment(),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_examples_train_a_run(tmp_path: Path, name: str, capsys: Any) -> None:
+    script(ROOT / "examples" / "extend" / f"{name}.py").main(str(tmp_path / "run"))
     rows = read_metrics(tmp_path / "run")
     assert rows[-1]["step"] == 20
-    told = {"edge_loss": "edges" in rows[0], "weight_norm": "weight_norm" in rows[0] and "samples" in done.stdout}
-    assert told.get(name, True)
+    said = capsys.readouterr().out
+    assert {"edge_loss": "edges", "weight_norm": "weight_norm"}.get(name, "flow") in rows[0]
+    assert ("step 20: " in said) == (name == "weight_norm")
 
 
 def test_examples_features_judge_a_run(trained: Path, capsys: Any) -> None:
@@ -471,7 +244,3 @@ def test_examples_are_short_and_all_quoted_by_the_page() -> None:
     for path in EXAMPLES:
         assert len(path.read_text().splitlines()) < 40
         assert f"<!-- file: examples/extend/{path.name} -->" in page
-
-
-def processes_environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT / "src")}

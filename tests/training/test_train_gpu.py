@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.training import tiny
 from torch import Tensor
 from torch.distributed import HashStore
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -42,10 +43,6 @@ def group() -> Iterator[None]:
     torch.distributed.init_process_group(BACKEND, store=HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
-
-
-def configured(*settings: str) -> RunConfig:
-    return apply_settings(pra.recipe("tiny"), ["train.sample_every=0", "train.log_every=1", *settings])
 
 
 def built(run: RunConfig) -> tuple[Model, Model]:
@@ -99,16 +96,16 @@ def assert_alike(
         assert distance <= 5 * rtol * gradient.norm() + 1e-6, (name, float(distance), float(gradient.norm()))
 
 
-def test_a_step_in_bfloat16_is_finite_and_near() -> None:
-    exact = alone(configured("train.precision=float32"))
-    rough = alone(configured("train.precision=bfloat16"))
+def test_step_in_bfloat16_is_finite_and_near() -> None:
+    exact = alone(tiny("train.precision=float32"))
+    rough = alone(tiny("train.precision=bfloat16"))
     assert all(value.isfinite() for value in rough[0].values())
     assert all(g.isfinite().all() and g.dtype == torch.float32 for g in rough[1].values())
     assert_alike(rough, exact, 0.03)
     assert not torch.equal(rough[0]["total"], exact[0]["total"])
 
 
-def test_the_times_of_the_second_head_are_drawn_without_waiting_for_the_device() -> None:
+def test_dyadic_steps_do_not_wait_for_the_device() -> None:
     keys = noise.keys(0, torch.arange(8, device=DEVICE))
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -121,8 +118,8 @@ def test_the_times_of_the_second_head_are_drawn_without_waiting_for_the_device()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_ddp_is_a_step_of_one_process(group: None, precision: str) -> None:
-    run = configured(f"train.precision={precision}", "train.parallel=ddp")
+def test_ddp_step_equals_that_of_one_process(group: None, precision: str) -> None:
+    run = tiny(f"train.precision={precision}", "train.parallel=ddp")
     model, average = built(run)
     shared = SharedLoss(moved(model), [average], losses_of(model), run.train, World(0, 2), DEVICE, idle=False)
     with shared.accumulating(last=True):
@@ -130,20 +127,20 @@ def test_ddp_is_a_step_of_one_process(group: None, precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_fsdp_is_a_step_of_one_process(group: None, precision: str) -> None:
-    run = configured(f"train.precision={precision}")
+def test_fsdp_step_equals_that_of_one_process(group: None, precision: str) -> None:
+    run = tiny(f"train.precision={precision}")
     model, average = built(run)
     shared = SharedLoss(moved(model), [average], losses_of(model), run.train, World(), DEVICE, idle=False)
-    parallel._shard(shared.module, [average], World(), DEVICE, run.train.precision is Precision.BFLOAT16)
+    parallel.shard(shared.module, [average], World(), DEVICE, run.train.precision is Precision.BFLOAT16)
     found = passed(run, shared, model)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert_alike(found, alone(run), 1e-5 if precision == "float32" else 3e-2)
 
 
 @pytest.mark.parametrize("blocks", [True, False])
-def test_the_compiler_changes_no_more_than_rounding(group: None, blocks: bool) -> None:
+def test_compiler_changes_no_more_than_rounding(group: None, blocks: bool) -> None:
     """Of several processes block by block, of one the whole loss; and it does not go on without."""
-    run = configured("train.precision=float32", "train.compile=true")
+    run = tiny("train.precision=float32", "train.compile=true")
     model, average = built(run)
     world = World(0, 2) if blocks else World()
     shared = SharedLoss(moved(model), [average], losses_of(model), run.train, world, DEVICE, idle=False)
@@ -152,12 +149,12 @@ def test_the_compiler_changes_no_more_than_rounding(group: None, blocks: bool) -
 
 
 @pytest.mark.parametrize("compiled", ["false", "true"])
-def test_a_run_goes_on_and_learns_as_on_the_cpu(tmp_path: Path, compiled: str) -> None:
+def test_run_resumes_and_learns_as_on_the_cpu(tmp_path: Path, compiled: str) -> None:
     """Up to rounding, which AdamW's first steps enlarge."""
     settings = ("train.precision=float32", "train.checkpoint_every=3")
     for name, device, ends in (("cpu", "cpu", [6]), ("gpu", str(DEVICE), [6]), ("again", str(DEVICE), [3, 6])):
         for steps in ends:
-            run = configured(*settings, f"train.steps={steps}", *([f"train.compile={compiled}"] * (device != "cpu")))
+            run = tiny(*settings, f"train.steps={steps}", *([f"train.compile={compiled}"] * (device != "cpu")))
             pra.train(run, tmp_path / name, device=device, progress=False)
     weights = [load_file(tmp_path / n / "checkpoints" / "step-00000006" / "ema.safetensors") for n in ("gpu", "again")]
     for name, tensor in weights[0].items():
@@ -167,9 +164,9 @@ def test_a_run_goes_on_and_learns_as_on_the_cpu(tmp_path: Path, compiled: str) -
 
 
 @pytest.mark.filterwarnings("ignore:no samples are drawn")
-def test_memory_that_does_not_do_for_drawing_does_not_stop_a_run(tmp_path: Path) -> None:
+def test_pictures_without_memory_do_not_stop_a_run(tmp_path: Path) -> None:
     """What is left of the GPU does for the steps and not for the sampler's caches."""
-    run = apply_settings(configured("train.steps=4"), ["train.sample_every=2"])
+    run = apply_settings(tiny("train.steps=4"), ["train.sample_every=2"])
     allocate = pra.Sampler.sample
 
     def greedy(*arguments: Any) -> Tensor:
@@ -183,9 +180,7 @@ def test_memory_that_does_not_do_for_drawing_does_not_stop_a_run(tmp_path: Path)
     assert (tmp_path / "run" / "reconstructions" / "step-00000004.png").exists()
 
 
-def test_a_checkpoint_is_written_by_a_thread_on_the_gpu_of_the_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoint_is_written_on_the_gpu_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, int]] = []
     write = HuggingFaceStorageWriter.write_data
 
@@ -195,5 +190,5 @@ def test_a_checkpoint_is_written_by_a_thread_on_the_gpu_of_the_process(
 
     monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", written)
     last = torch.device("cuda", torch.cuda.device_count() - 1)
-    pra.train(configured("train.steps=2"), tmp_path / "run", device=str(last), progress=False)
+    pra.train(tiny("train.steps=2"), tmp_path / "run", device=str(last), progress=False)
     assert seen == [(False, last.index)]

@@ -10,136 +10,31 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
-from support import processes
 from support.refusal import refused
-from torch import Tensor
+from support.training import assert_same, tiny
 
 import pra
-from pra.config import DataConfig, apply_settings
+from pra.config import apply_settings
 from pra.data import open_source
-from pra.data.held_out import Part, split
-from pra.data.source import own_test_split
+from pra.data.held_out import Part
 from pra.evaluation.report.content import curves as report_curves
-from pra.models.weights import checkpoints
-from pra.training import callbacks, validation
+from pra.training import validation
 from pra.training.plots import curves, draw_curves, panels
 from pra.training.run import loss_terms, read_metrics
 from pra.training.validation import overfits
 
-# So they may, in a few steps.
-pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
-
 SHARE = ("data.validation=0.1", "train.validate_every=2")
-BASE = ("train.steps=4", "train.log_every=1", "train.sample_every=0")
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than the steps."""
-    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
 
 
 def train(folder: Path, *settings: str, recipe: str = "tiny", **more: Any) -> Path:
-    config = apply_settings(pra.recipe(recipe), [*BASE, *settings])
-    pra.train(config, folder, device="cpu", progress=False, **more)
+    pra.train(tiny("train.steps=4", *settings, recipe=recipe), folder, device="cpu", progress=False, **more)
     return folder
-
-
-def state(folder: Path) -> dict[str, Tensor]:
-    last = checkpoints(folder)[-1]
-    files = {name: load_file(last / f"{name}.safetensors") for name in ("model", "ema")}
-    return {f"{name}/{key}": value for name, tensors in files.items() for key, value in tensors.items()}
-
-
-def assert_same(one: Path, other: Path) -> None:
-    a, b = state(one), state(other)
-    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def held_out_values(folder: Path) -> dict[float, dict[str, float]]:
     """The held-out values of each step that has them."""
     rows = {row["step"]: {n: v for n, v in row.items() if n.startswith("validation_")} for row in read_metrics(folder)}
     return {step: values for step, values in rows.items() if values}
-
-
-# --- which images -------------------------------------------------------------------------------------------
-
-
-def test_split_share_is_disjoint_even_and_decided_by_the_seed() -> None:
-    source = open_source("digits")
-    config = DataConfig(source="digits", validation=0.1)
-    parts = [split(source, config, seed) for seed in (0, 0, 1)]
-    places = [[part.where(i) for i in range(len(part))] for pair in parts for part in pair if part is not None]
-    assert places[0] == places[2]
-    assert places[1] == places[3] != places[5]
-    assert sorted(places[0] + places[1]) == sorted(source.where(i) for i in range(len(source)))
-    _, held = parts[0]
-    assert held is not None
-    assert len(held) == round(0.1 * len(source))
-    counts, whole = (np.bincount(one.labels, minlength=10) for one in (held, source))
-    assert np.abs(counts - 0.1 * whole).max() <= 1
-    assert held.image(3).tobytes() == source.image(int(held.where(3).split()[1])).tobytes()
-
-
-def test_split_names_the_test_split_or_another_source(tmp_path: Path) -> None:
-    source = open_source("digits")
-    for validation_source in ("test", "digits@test"):
-        training, held = split(source, DataConfig(source="digits", validation=validation_source), 0)
-        assert training is source
-        assert held is not None
-        assert held.name == "digits@test"
-    assert split(source, DataConfig(source="digits"), 0) == (source, None)
-    assert own_test_split("idx:fashion") == "idx:fashion@test"
-
-
-@pytest.mark.parametrize(
-    ("given", "parts"),
-    [
-        ("digits", ("'digits' is the training source",)),
-        ("emojy", ("'emojy' is unknown", "did you mean 'emoji'")),
-        (0.9999, ("0.9999", "has 1498 images", "smaller share")),
-    ],
-)
-def test_split_bad_held_out_images_are_refused(given: Any, parts: Sequence[str]) -> None:
-    source = open_source("digits")
-    refused(lambda: split(source, DataConfig(source="digits", validation=given), 0), *parts)
-
-
-def test_split_other_classes_and_no_test_split_are_refused(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        open_source("digits").image(0).save(tmp_path / name / "0.png")
-    name = f"folder:{tmp_path}"
-    refused(lambda: split(open_source("digits"), DataConfig(source="digits", validation=name), 0), "other classes")
-    refused(lambda: split(open_source(name), DataConfig(source=name, validation="test"), 0), "has no test split")
-    refused(lambda: own_test_split("digits@test"), "has no test split")
-
-
-def test_split_share_of_a_stream_is_refused() -> None:
-    class Stream(Part):
-        lanes = 1
-
-        def arranged(self, order: Tensor, start: int) -> Tensor:
-            return order
-
-    stream = Stream(open_source("digits"), np.arange(10))
-    refused(lambda: split(stream, DataConfig(source="digits", validation=0.1), 0), "is a stream", "Name a source")
-
-
-@pytest.mark.parametrize(
-    ("settings", "parts"),
-    [
-        (["data.validation=1.5"], ("validation 1.5", "between 0 and 1")),
-        (["data.validation=0"], ("between 0 and 1",)),
-        (["data.validation=[1]"], ("expected float or str",)),
-        (["train.validate_every=10"], ("validate_every 10", "no held-out images")),
-        (["train.validate_every=-1"], ("validate_every",)),
-    ],
-)
-def test_settings_bad_validation_is_refused(settings: list[str], parts: Sequence[str]) -> None:
-    refused(lambda: apply_settings(pra.recipe("tiny"), settings), *parts)
 
 
 # --- what is measured ---------------------------------------------------------------------------------------
@@ -156,42 +51,24 @@ def test_validation_terms_are_in_the_lines_of_their_steps(tmp_path: Path) -> Non
     assert loss_terms(read_metrics(run)) == ["pixel", "flow", "auxiliary"]
 
 
-def test_validation_changes_no_weight(tmp_path: Path) -> None:
-    assert_same(train(tmp_path / "run", "data.validation=test", "train.validate_every=1"), train(tmp_path / "plain"))
-
-
-def test_validation_share_resumes_bitwise(tmp_path: Path) -> None:
-    straight = train(tmp_path / "straight", *SHARE)
-    train(tmp_path / "resumed", *SHARE, "train.steps=2")
-    resumed = train(tmp_path / "resumed", *SHARE)
+def test_validation_resumes_bitwise_and_changes_no_weight(tmp_path: Path) -> None:
+    for validation_source in ("0.1", "test"):
+        settings = (f"data.validation={validation_source}", "train.validate_every=2")
+        straight = train(tmp_path / f"straight-{validation_source}", *settings)
+    train(tmp_path / "resumed", *settings, "train.steps=2")
+    resumed = train(tmp_path / "resumed", *settings)
     assert_same(straight, resumed)
     assert held_out_values(straight) == held_out_values(resumed)
+    assert_same(straight, train(tmp_path / "plain"))
 
 
-def test_validation_noise_is_fixed(tmp_path: Path) -> None:
+def test_validation_noise_is_fixed_and_ignores_micro_batches(tmp_path: Path) -> None:
     """Weights that do not move have one held-out loss, though the training noise differs in every step."""
-    still = ("train.optimizer.lr=1e-30", "train.optimizer.weight_decay=0", "data.validation=test")
-    first, second = held_out_values(train(tmp_path / "run", *still, "train.validate_every=2")).values()
+    still = ("train.optimizer.lr=1e-30", "train.optimizer.weight_decay=0", *SHARE)
+    first, second = held_out_values(train(tmp_path / "run", *still)).values()
     assert first == second
-
-
-def test_validation_does_not_depend_on_the_micro_batch(tmp_path: Path) -> None:
-    one = held_out_values(train(tmp_path / "one", *SHARE))
-    two = held_out_values(train(tmp_path / "two", *SHARE, "train.micro_batch_size=2"))
-    for step in one:
-        assert two[step] == pytest.approx(one[step], rel=1e-4)
-
-
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_validation_two_processes_equal_one(tmp_path: Path, parallel: str) -> None:
-    settings = [*BASE, *SHARE, f"train.parallel={parallel}"]
-    options = [word for setting in settings for word in ("--set", setting)]
-    line = ["train", "tiny", "--run-dir", tmp_path / "two", "--device", "cpu", *options]
-    assert [outcome.code for outcome in processes.run(tmp_path / "log", 2, *line)] == [0, 0]
-    one, two = held_out_values(train(tmp_path / "one", *SHARE)), held_out_values(tmp_path / "two")
-    assert list(one) == list(two)
-    for step in one:
-        assert two[step] == pytest.approx(one[step], rel=1e-4)
+    parts = held_out_values(train(tmp_path / "parts", *still, "train.micro_batch_size=2"))
+    assert parts[2] == pytest.approx(first, rel=1e-4)
 
 
 def test_validation_of_jit_and_of_users_terms(tmp_path: Path) -> None:
@@ -208,20 +85,16 @@ def test_validation_in_codec_warmup_has_no_flow(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_validation_settings_that_may_change(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", "train.steps=2")
-    train(run, "train.steps=3", "data.validation=test", "train.validate_every=1")
-    train(run, "train.steps=4")
-    assert list(held_out_values(run)) == [3]
-    refused(lambda: train(run, "train.steps=5", *SHARE), "data.validation: null in the run, 0.1 asked for")
-
-
-def test_validation_fields_missing_in_old_runs(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", "train.steps=2")
+def test_validation_settings_may_change_and_old_runs_load(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", "train.steps=1")
     values = json.loads((run / "config.json").read_text())
     del values["data"]["validation"], values["train"]["validate_every"]
     (run / "config.json").write_text(json.dumps(values))
-    assert_same(train(run), train(tmp_path / "straight"))
+    train(run, "train.steps=2", "data.validation=test", "train.validate_every=1")
+    train(run, "train.steps=3")
+    assert list(held_out_values(run)) == [2]
+    assert_same(run, train(tmp_path / "straight", "train.steps=3"))
+    refused(lambda: train(run, "train.steps=4", *SHARE), "data.validation: null in the run, 0.1 asked for")
 
 
 def test_validation_is_in_curves_and_report(tmp_path: Path) -> None:
@@ -274,13 +147,13 @@ def test_overfits_is_said_once_and_after_resuming(tmp_path: Path, monkeypatch: p
         assert len([one for one in caught if "training overfits" in str(one.message)]) == expected
 
 
-def test_overfits_few_images_for_long_says_so(tmp_path: Path) -> None:
-    """A real run on sixteen pictures, without a codec, whose states would move."""
-    source = Part(open_source("digits"), np.arange(16))
-    config = apply_settings(
-        pra.recipe("tiny:teacher-forced"),
-        [*BASE, "data.validation=test", "train.steps=400", "train.log_every=20", "train.validate_every=20",
-         "train.optimizer.lr=0.01", "train.optimizer.ema_decay=0.5", "train.checkpoint_every=400"],
+def test_overfits_few_images_for_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real run on eight pictures, without a codec, whose states would move."""
+    source = Part(open_source("digits"), np.arange(8))
+    config = tiny(
+        "data.validation=test", "train.steps=150", "train.log_every=10", "train.validate_every=10",
+        "train.optimizer.lr=0.01", "train.optimizer.ema_decay=0.5", recipe="tiny:teacher-forced",
     )  # fmt: skip
+    monkeypatch.setattr(validation, "MOST", 128)
     with pytest.warns(UserWarning, match="training overfits: validation_flow was lowest at step"):
         pra.train(config, tmp_path / "run", device="cpu", progress=False, source=source)

@@ -1,4 +1,4 @@
-"""What a training needs, before it is begun: arithmetic and memory as counted, and from these the time."""
+"""The cost of a training before it begins: counted arithmetic and memory, and the time that follows."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ H200 = 790e12
 """FLOP/s of large bfloat16 matrix products on an NVIDIA H200, as measured (docs/performance.md)."""
 
 STATES = 5
-"""Numbers of float32 that a parameter is at the end of a backward pass: the weight, its gradient, AdamW's two moments,
-the moving average. Each of ``train.averages`` is one more."""
+"""Float32 numbers per parameter after a backward pass: the weight, its gradient, AdamW's two moments, the moving
+average. Each of ``train.averages`` is one more."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What training takes, counted.
+    """The counted cost of training.
 
-    ``flops`` of an image, LPIPS's ``perceptual_flops`` among them. Bytes: of weights, gradients, moments and average
-    (``state_bytes``), and of what a backward pass has been left by the forward passes, ``fixed_bytes`` whatever the
-    batch (weights in lower precision) and ``image_bytes`` of every image of a micro-batch.
+    ``flops`` of an image include LPIPS's ``perceptual_flops``. Bytes: ``state_bytes`` of weights, gradients, moments
+    and averages; and what the forward pass keeps for the backward pass, ``fixed_bytes`` whatever the batch (weights in
+    lower precision) and ``image_bytes`` for every image of a micro-batch.
     """
 
     parameters: int
@@ -43,42 +43,28 @@ class Needs:
     image_bytes: int
 
     def memory(self, images: int, parts: int = 1) -> int:
-        """Bytes that a device needs at least for so many images at a time and one of ``parts`` of the states."""
+        """Return the least bytes of a device for so many images at a time and one of ``parts`` of the states."""
         return self.state_bytes // parts + self.fixed_bytes + images * self.image_bytes
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """How fast so many devices train at an ``mfu``: the share of their matrix rate that is counted arithmetic."""
-
-    mfu: float
-    images_per_second: float
-    seconds: float
-
-
 def needs_of(run: RunConfig) -> Needs:
-    """Counts, without memory for what is counted. Seconds for the largest model."""
+    """Count the cost of training, without allocating it. Seconds for the largest model."""
     perceptual, extra = perceptual_of(run, torch.device("cpu")), perceptual_flops(run)
-    one, two = (_saved_bytes(run, images, perceptual) for images in (1, 2))
+    one, two = (saved_bytes(run, images, perceptual) for images in (1, 2))
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in build_model(run.model).parameters())
     states = (STATES + len(run.train.averages)) * parameters * torch.float32.itemsize
-    flops = training_flops(run) + extra
-    return Needs(parameters, flops, extra, states, max(0, 2 * one - two), two - one)
+    return Needs(parameters, training_flops(run) + extra, extra, states, max(0, 2 * one - two), two - one)
 
 
-def forecasts(run: RunConfig, needs: Needs, devices: int, rate: float, mfus: list[float]) -> list[Forecast]:
-    """The time of the whole run on so many devices of ``rate`` FLOP/s, as a function of the MFU."""
-    found = []
-    for mfu in mfus:
-        images_per_second = devices * mfu * rate / needs.flops
-        seconds = run.train.steps * run.train.batch_size / images_per_second
-        found.append(Forecast(mfu, images_per_second, seconds))
-    return found
+def forecast(run: RunConfig, needs: Needs, devices: int, rate: float, mfu: float) -> dict[str, float]:
+    """Return speed and seconds of the whole run on so many devices of ``rate`` FLOP/s, of which it uses ``mfu``."""
+    speed = devices * mfu * rate / needs.flops
+    return {"mfu": mfu, "images_per_second": speed, "seconds": run.train.steps * run.train.batch_size / speed}
 
 
 def device_memory(run: RunConfig, needs: Needs, devices: int) -> int:
-    """Bytes that each of so many devices needs at least. What operations use on the way comes on top.
+    """Return the least bytes of each of so many devices, without temporary memory of operations.
 
     Raises:
         PraError: the batch does not divide among them.
@@ -92,11 +78,7 @@ def device_memory(run: RunConfig, needs: Needs, devices: int) -> int:
 
 
 def perceptual_of(run: RunConfig, device: torch.device) -> Perceptual | None:
-    """LPIPS with random weights, which cost the same; ``None`` where it is not a part of the run's step.
-
-    Raises:
-        PraError: as :func:`pra.method.perceptual.lpips_distance`.
-    """
+    """Return LPIPS with random weights, which cost the same; ``None`` where it is not a part of the run's step."""
     if not run.train.objective.perceptual_weight or run.model.codec is None:
         return None
     from pra.method.perceptual import lpips_distance
@@ -105,7 +87,7 @@ def perceptual_of(run: RunConfig, device: torch.device) -> Perceptual | None:
 
 
 def perceptual_flops(run: RunConfig) -> int:
-    """FLOPs of LPIPS on one image: both pictures forward, the reconstruction backward; 0 without it."""
+    """Return the FLOPs of LPIPS on one image: both pictures forward, the reconstruction backward; 0 without LPIPS."""
     distance = perceptual_of(run, torch.device("meta"))
     if distance is None:
         return 0
@@ -115,14 +97,14 @@ def perceptual_flops(run: RunConfig) -> int:
     return int(counter.get_total_flops())
 
 
-def _saved_bytes(run: RunConfig, images: int, perceptual: Perceptual | None) -> int:
-    """Bytes that a backward pass over so many images has been left, without the parameters.
+def saved_bytes(run: RunConfig, images: int, perceptual: Perceptual | None) -> int:
+    """Return the bytes that a forward pass over so many images keeps for the backward pass, without the parameters.
 
-    Counted on tensors without memory that pass for the CPU's; a GPU's kernels keep nearly the same.
+    Counted on fake CPU tensors without memory; a GPU's kernels keep nearly the same.
     """
     train = dataclasses.replace(run.train, compile=False)
     bfloat16 = train.precision is not Precision.FLOAT32
-    seen: dict[int, Tensor] = {}  # the tensors too: a storage that is freed would lend its number to another
+    seen: dict[int, Tensor] = {}  # keep the tensors: a freed storage's number is used again
 
     def pack(tensor: Tensor) -> Tensor:
         seen.setdefault(tensor.untyped_storage()._cdata, tensor)

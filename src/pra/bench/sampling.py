@@ -1,4 +1,4 @@
-"""The counted cost of sampling, the floor that it sets on a device, and the time that it takes, part by part."""
+"""The counted cost of sampling, the least time that it takes on a device, and the measured time, part by part."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Row:
 def count(
     config: ModelConfig, sampling: SamplingConfig, batches: Sequence[int], element_size: int, peak: Peak | None
 ) -> list[Row]:
-    """Rows for every batch size: backbone, head, decoder, and the whole image, whose floor is the sum of theirs."""
+    """Return rows for every batch size: backbone, head, decoder, and the whole image, the sum of theirs."""
     rows = []
     for batch in batches:
         parts = [
@@ -52,10 +52,7 @@ def count(
 
 
 def measured(engine: Engine, rows: Sequence[Row]) -> list[Row]:
-    """The rows of one batch size, with the engine's own times.
-
-    Each kind of work runs at a few positions along the raster; their mean stands for all.
-    """
+    """Add the engine's times to the rows of one batch size: means over a few positions along the raster."""
     steps, batch, size = engine.steps, engine.steps.batch, engine.steps.model.config
     device = steps.model.device
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -77,7 +74,7 @@ def measured(engine: Engine, rows: Sequence[Row]) -> list[Row]:
 
 
 def _work(steps: Steps, token: Token, position: int, draws: Tensor | None) -> dict[str, Callable[[], Tensor]]:
-    """The work of one token, by the names of the parts; to repeat it is harmless."""
+    """The work of one token, by the names of the parts; it may be repeated."""
     scale = steps.scale(position)
     return {
         "backbone": lambda: steps.run(steps.read, steps.seen, token.patch),
@@ -87,21 +84,21 @@ def _work(steps: Steps, token: Token, position: int, draws: Tensor | None) -> di
 
 
 def _whole(parts: Sequence[Row]) -> Row:
-    floors, times = [row.floor for row in parts], [row.measured for row in parts]
-    return Row(
-        parts[0].batch,
-        "image",
-        sum(row.flops for row in parts),
-        sum(row.bytes for row in parts),
-        None if None in floors else sum(floor for floor in floors if floor is not None),
-        None if None in times else sum(time for time in times if time is not None),
-    )
+    """The whole image: the sums of its parts."""
+
+    def total(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    flops, traffic = sum(row.flops for row in parts), sum(row.bytes for row in parts)
+    floor, measured = total([row.floor for row in parts]), total([row.measured for row in parts])
+    return Row(parts[0].batch, "image", flops, traffic, floor, measured)
 
 
 def bench(
     model: PRA, sampling: SamplingConfig, batches: Sequence[int], precision: Precision, compile: bool, peak: Peak
 ) -> list[Row]:
-    """Counts, floor and measured time for every batch size, on the model's device."""
+    """Return counts, floor and measured time for every batch size, on the model's device."""
     rows: list[Row] = []
     for batch in batches:
         engine = Engine(model, sampling, batch, precision, compile)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,8 +19,8 @@ from pra.errors import PraError
 from pra.evaluation.outputs import Outputs
 from pra.models import PRA, build_model, weights
 from pra.recipes import recipe
+from pra.training.run import write_json
 from pra.utils.device import in_bfloat16, pick_device
-from pra.utils.files import write_atomically
 from pra.utils.provenance import environment
 
 LARGEST_BATCH = 1 << 16
@@ -61,44 +60,30 @@ def bench_command(
     Outputs(out).check()
     batches = parse_numbers(batch, "--batch")
     if not all(1 <= size <= LARGEST_BATCH for size in batches):
-        raise PraError(f"--batch {batch!r}: sizes must lie in [1, {LARGEST_BATCH}]")
-    arithmetic, given = member(Precision, precision, "--precision"), _given(tflops, bandwidth)
+        raise PraError(f"--batch {batch!r}: sizes must lie in [1, {LARGEST_BATCH}]", value=batch)
+    arithmetic, given = member(Precision, precision, "--precision"), None
+    if tflops is not None and bandwidth is not None and tflops > 0 and bandwidth > 0:
+        given = Peak(tflops * 1e12, bandwidth * 1e12)
+    elif tflops is not None or bandwidth is not None:
+        problem = "--tflops and --bandwidth belong together. Give both, positive, or neither to have them measured"
+        raise PraError(problem, code="conflict", tflops=tflops, bandwidth=bandwidth)
     target = torch.device("meta") if counts else pick_device(device)
     model, sampling = _model(run, target, settings)
     dtype = torch.bfloat16 if in_bfloat16(target, arithmetic) else torch.float32
-    if counts:
-        rows = count(model.config, sampling, batches, dtype.itemsize, given)
-        peak = given
+    peak = given if counts else given or measure(target, dtype)
+    if counts or peak is None:
+        rows = count(model.config, sampling, batches, dtype.itemsize, peak)
     else:
-        peak = given or measure(target, dtype)
         rows = bench(model, sampling, batches, arithmetic, compile, peak)
     print(_table(rows, peak, dtype))
     if out is not None:
-        values = {
-            "run": run,
-            "sampling": to_dict(sampling),
-            "dtype": str(dtype),
-            "peak": peak and asdict(peak),
-            "rows": [asdict(row) for row in rows],
-            "environment": environment(),
-        }
-        text = json.dumps(values, indent=2) + "\n"
-        write_atomically(out, lambda file: file.write(text.encode()))
+        values = {"run": run, "sampling": to_dict(sampling), "dtype": str(dtype), "peak": peak and asdict(peak)}
+        write_json(out, values | {"rows": [asdict(row) for row in rows], "environment": environment()})
         print(f"figures: {out}")
 
 
-def _given(tflops: float | None, bandwidth: float | None) -> Peak | None:
-    if tflops is None and bandwidth is None:
-        return None
-    if tflops is None or bandwidth is None:
-        raise PraError("--tflops and --bandwidth belong together: give both, or neither to have them measured")
-    if not (tflops > 0 and bandwidth > 0):
-        raise PraError(f"--tflops {tflops:g} and --bandwidth {bandwidth:g} must be positive")
-    return Peak(tflops * 1e12, bandwidth * 1e12)
-
-
 def _model(name: str, device: torch.device, settings: Sequence[str]) -> tuple[PRA, SamplingConfig]:
-    """The model of a run or a recipe on a device, and how to sample it."""
+    """The model of a run or a recipe on a device, and its sampling."""
     if Path(name).expanduser().is_dir():
         model = weights.load(name).to(device)
         sampling = model.sampling
@@ -109,7 +94,9 @@ def _model(name: str, device: torch.device, settings: Sequence[str]) -> tuple[PR
         sampling = config.sampling
     if not model.config.autoregressive:
         kind = model.config.name
-        raise PraError(f"{name} is a {kind}, which makes all patches at once; take an autoregressive model")
+        raise PraError(
+            f"{name} is a {kind}, which makes all patches at once. Use an autoregressive model", code="unsupported"
+        )
     sampling = apply_settings(sampling, settings)
     check_sampling(model.config, sampling)
     return model.eval(), sampling

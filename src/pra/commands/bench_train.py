@@ -11,7 +11,7 @@ import torch
 from tyro.conf import Positional, arg
 
 from pra.bench.device import measure
-from pra.bench.plan import H200, Needs, device_memory, forecasts, needs_of, perceptual_flops, perceptual_of
+from pra.bench.plan import H200, device_memory, forecast, needs_of, perceptual_flops, perceptual_of
 from pra.bench.training import Measured, Seconds, measure_step, teacher_forced
 from pra.commands.options import File, Flag, Integer, Number, Settings, Text
 from pra.config import RunConfig, apply_settings, to_dict
@@ -20,9 +20,9 @@ from pra.evaluation.flops import training_flops
 from pra.evaluation.outputs import Outputs
 from pra.models.weights import read_json
 from pra.recipes.named import recipe_or_run
+from pra.training.run import write_json
 from pra.utils.device import in_bfloat16, pick_device
 from pra.utils.distributed import join
-from pra.utils.files import write_atomically
 from pra.utils.provenance import device_name, environment
 
 STEPS, DEVICES, MFUS = 10, 8, "0.3,0.4,0.5"
@@ -67,48 +67,37 @@ def bench_train_command(
         settings: Any setting that `pra show RECIPE` lists, such as train.precision=float32; may be repeated.
     """
     _check_use(plan, {"--gpus": gpus, "--mfu": mfu, "--measured": measured}, {"--steps": steps, "--device": device})
+    _check_positive({"--tflops": tflops, "--steps": steps, "--batch": batch, "--micro": micro, "--gpus": gpus})
     out = out and out.expanduser()
     Outputs(out).check()
-    _check_values(tflops, {"--steps": steps, "--batch": batch, "--micro": micro, "--gpus": gpus})
     with join() as world:
         if world.size > 1:
-            raise PraError("pra bench train measures one device: start it without torchrun")
-        config = apply_settings(recipe_or_run(run), settings)
-        if compile:
-            config = replace(config, train=replace(config.train, compile=True))
+            raise PraError("pra bench train measures one device. Start it without torchrun", code="unsupported")
+        config = apply_settings(recipe_or_run(run), [*settings, *(["train.compile=true"] if compile else [])])
+        usual = config.train.batch_size if plan else config.train.micro_batch_size or config.train.batch_size
+        config = _batched(config, batch or usual, micro)
         if plan:
-            config = _batched(config, batch or config.train.batch_size, micro)
-            mfus, rate = _rates(config, mfu, tflops, measured)
+            mfus, rate = _rates(config, mfu, tflops, measured and measured.expanduser())
             values, text = _planned(config, gpus or DEVICES, mfus, rate)
         else:
-            config = _batched(config, batch or config.train.micro_batch_size or config.train.batch_size, micro)
-            known = None if tflops is None else tflops * 1e12
-            values, text = _measured(config, pick_device(device), steps or STEPS, known)
+            values, text = _measured(config, pick_device(device), steps or STEPS, tflops and tflops * 1e12)
     print(text)
     if out is not None:
-        _write({**values, "config": to_dict(config), "environment": environment()}, out)
-
-
-def _write(values: dict[str, Any], out: Path) -> None:
-    content = json.dumps(values, indent=2) + "\n"
-    write_atomically(out, lambda file: file.write(content.encode()))
-    print(f"figures: {out}")
-
-
-def _check_values(tflops: float | None, counts: dict[str, int | None]) -> None:
-    if tflops is not None and not 0 < tflops < float("inf"):
-        raise PraError(f"--tflops {tflops:g} must be positive")
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise PraError(f"{name} {value} must be at least 1")
+        write_json(out, {**values, "config": to_dict(config), "environment": environment()})
+        print(f"figures: {out}")
 
 
 def _check_use(plan: bool, of_plan: dict[str, Any], of_measurement: dict[str, Any]) -> None:
-    """Options that would have no effect are an error."""
-    unused, why = (of_measurement, "has no effect with --plan") if plan else (of_plan, "is for --plan")
+    unused = of_measurement if plan else of_plan
     given = next((name for name, value in unused.items() if value is not None), None)
     if given:
-        raise PraError(f"{given} {why}; leave it out{'' if plan else ', or add --plan'}")
+        raise PraError(f"{given} has no effect {'with' if plan else 'without'} --plan", code="conflict", option=given)
+
+
+def _check_positive(numbers: dict[str, float | None]) -> None:
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise PraError(f"{name} {value:g} must be positive", option=name, value=value)
 
 
 def _batched(config: RunConfig, batch: int, micro: int | None) -> RunConfig:
@@ -122,94 +111,67 @@ def _batched(config: RunConfig, batch: int, micro: int | None) -> RunConfig:
 def _rates(
     config: RunConfig, mfu: str | None, tflops: float | None, measured: Path | None
 ) -> tuple[list[float], float]:
-    """The MFUs to compute with, and of which rate of matrix products they are shares."""
+    """The MFUs to compute with, and the rate of matrix products of which they are shares."""
     if measured is None:
-        return _shares(mfu or MFUS), (tflops or H200 / 1e12) * 1e12
+        try:
+            shares = [float(part) for part in (mfu or MFUS).split(",")]
+        except ValueError:
+            shares = [0.0]
+        if not all(0 < share <= 1 for share in shares):
+            raise PraError(f"--mfu {mfu!r}: shares must lie in (0, 1], such as 0.4 or 0.3,0.5", value=mfu)
+        return shares, (tflops or H200 / 1e12) * 1e12
     if mfu is not None or tflops is not None:
-        raise PraError(f"--measured says both: leave out {'--tflops' if mfu is None else '--mfu'}")
-    return _read_measured(measured.expanduser(), config)
-
-
-def _shares(text: str) -> list[float]:
-    try:
-        shares = [float(part) for part in text.split(",")]
-    except ValueError:
-        shares = [0.0]
-    if not all(0 < share <= 1 for share in shares):
-        raise PraError(f"--mfu {text!r}: shares must lie in (0, 1], such as 0.4 or 0.3,0.5")
-    return shares
-
-
-def _read_measured(path: Path, config: RunConfig) -> tuple[list[float], float]:
-    """The MFU that was measured, and of which rate of matrix products it is a share.
-
-    Raises:
-        PraError: no such file, or not of this model.
-    """
-    figures = read_json(path)
+        option = "--tflops" if mfu is None else "--mfu"
+        raise PraError(f"--measured says both. Leave out {option}", code="conflict", option=option)
+    figures = read_json(measured)
     try:
         share, rate, model = float(figures["mfu"]), float(figures["device_flops"]), figures["config"]["model"]
     except (KeyError, TypeError, ValueError):
-        raise PraError(f"--measured {path} is not of pra bench train --out, without --plan; measure first") from None
+        problem = f"--measured {measured} is not of pra bench train --out, without --plan. Measure first"
+        raise PraError(problem, code="unreadable", path=measured) from None
     if model != json.loads(json.dumps(to_dict(config.model))):
-        raise PraError(
-            f"--measured {path} is of another model, {figures['config'].get('recipe')}; measure {config.recipe}, "
+        problem = (
+            f"--measured {measured} is of another model, {figures['config'].get('recipe')}. Measure {config.recipe}, "
             "or say --mfu"
         )
+        raise PraError(problem, code="mismatch", path=measured)
     return [share], rate
 
 
-# --- the plan -----------------------------------------------------------------------------------------------
-
-
 def _planned(config: RunConfig, gpus: int, mfus: list[float], rate: float) -> tuple[dict[str, Any], str]:
-    needs = needs_of(config)
-    memory, table = device_memory(config, needs, gpus), forecasts(config, needs, gpus, rate, mfus)
+    needs, batch, steps = needs_of(config), config.train.batch_size, config.train.steps
+    memory, table = device_memory(config, needs, gpus), [forecast(config, needs, gpus, rate, mfu) for mfu in mfus]
     micro, count = config.train.micro_batches(gpus)
-    images = config.train.steps * config.train.batch_size
+    states = memory - needs.memory(micro) + needs.state_bytes
     lines = [
-        f"{config.recipe}: {needs.parameters / 1e6:.1f} M parameters, {config.train.steps} steps of "
-        f"{config.train.batch_size} images, {images / 1e6:.4g} M in all",
-        f"counted      {_arithmetic(needs.flops, needs.perceptual_flops)}, {images * needs.flops:.3g} FLOPs in all",
-        f"each device  {config.train.batch_size // gpus} images of a step, {micro} at a time, {count} times",
-        f"memory       {memory / 2**30:.1f} GiB at least: {_share(config, needs, gpus)}",
+        f"{config.recipe}: {needs.parameters / 1e6:.1f} M parameters, {steps} steps of {batch} images, "
+        f"{steps * batch / 1e6:.4g} M in all",
+        f"counted      {_arithmetic(needs.flops, needs.perceptual_flops)}, "
+        f"{steps * batch * needs.flops:.3g} FLOPs in all",
+        f"each device  {batch // gpus} images of a step, {micro} at a time, {count} times",
+        f"memory       {memory / 2**30:.1f} GiB at least: {states / 2**30:.1f} weights, gradients, AdamW and averages, "
+        f"{needs.fixed_bytes / 2**30:.1f} copies of the weights, "
+        f"{micro} x {needs.image_bytes / 2**30:.3g} activations",
         f"time         on {gpus} devices of {rate / 1e12:.4g} TFLOP/s, by the share that is counted arithmetic (MFU):",
         f"{'MFU':>7} {'images/s':>10} {'a device':>10} {'s a step':>10} {'in all':>12}",
     ]
-    lines += [
-        f"{100 * f.mfu:>5.0f} % {f.images_per_second:>10.4g} {f.images_per_second / gpus:>10.4g} "
-        f"{config.train.batch_size / f.images_per_second:>10.4g} {_duration(f.seconds):>12}"
-        for f in table
-    ]
+    for row in table:
+        share, speed, seconds = row.values()
+        unit, size = next(pair for pair in (("days", 86400), ("hours", 3600), ("s", 0)) if seconds >= 2 * pair[1])
+        whole = f"{seconds / (size or 1):.3g} {unit}"
+        lines.append(f"{100 * share:>5.0f} % {speed:>10.4g} {speed / gpus:>10.4g} {batch / speed:>10.4g} {whole:>12}")
     values = {
         "needs": asdict(needs),
         "devices": gpus,
         "device_flops": rate,
         "device_memory": memory,
-        "forecasts": [asdict(forecast) for forecast in table],
+        "forecasts": table,
     }
     return values, "\n".join(lines)
 
 
-def _duration(seconds: float) -> str:
-    unit, size = next(pair for pair in (("days", 86400), ("hours", 3600), ("s", 0)) if seconds >= 2 * pair[1])
-    return f"{seconds / (size or 1):.3g} {unit}"
-
-
 def _arithmetic(flops: int, lpips: int) -> str:
     return f"{flops / 1e9:.4g} GFLOPs an image" + (f" ({lpips / 1e9:.4g} of them LPIPS)" if lpips else "")
-
-
-def _share(config: RunConfig, needs: Needs, gpus: int) -> str:
-    micro, _ = config.train.micro_batches(gpus)
-    states = device_memory(config, needs, gpus) - needs.memory(micro) + needs.state_bytes
-    return (
-        f"{states / 2**30:.1f} weights, gradients, AdamW and averages, {needs.fixed_bytes / 2**30:.1f} copies of the "
-        f"weights, {micro} x {needs.image_bytes / 2**30:.3g} activations"
-    )
-
-
-# --- the measurement ----------------------------------------------------------------------------------------
 
 
 def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float | None) -> tuple[dict[str, Any], str]:
@@ -217,8 +179,7 @@ def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float 
     flops = training_flops(config) + extra
     lowered = in_bfloat16(device, config.train.precision)
     dtype = torch.bfloat16 if lowered else torch.float32
-    # Before and after: on a machine that others use too, a bound is what is seen at best.
-    before = rate or measure(device, dtype).flops
+    before = rate or measure(device, dtype).flops  # before and after: other users of the machine slow it down
     found = measure_step(config, device, rounds, perceptual_of(config, device))
     peak = rate or max(before, measure(device, dtype).flops)
     batch = config.train.batch_size
@@ -241,18 +202,16 @@ def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float 
 
 
 def _table(config: RunConfig, found: Measured, values: dict[str, Any]) -> str:
-    """For a person."""
+    """The measurement for a person."""
     micro, count = config.train.micro_batches(1)
     how = "compiled, " if config.train.compile else ""
     lines = [
         f"{config.recipe} on {values['device']}, {values['precision']}, {how}{count} x {micro} images a step; "
         f"medians of {values['rounds']} rounds (range)",
         f"{'step':<24} {_milliseconds(found.step)}   {values['images_per_second']:.4g} images/s",
-        *(
-            f"  {name:<22} {1000 * seconds:>9.4g} ms   {100 * seconds / found.step.median:.0f} %"
-            for name, seconds in found.parts.items()
-        ),
     ]
+    for name, seconds in found.parts.items():
+        lines.append(f"  {name:<22} {1000 * seconds:>9.4g} ms   {100 * seconds / found.step.median:.0f} %")
     if found.ratio is not None and found.teacher_forced is not None:
         ratio, without = found.ratio, " (without LPIPS)" if "LPIPS" in found.parts else ""
         lines += [
@@ -260,9 +219,6 @@ def _table(config: RunConfig, found: Measured, values: dict[str, Any]) -> str:
             f"{'step over that':<24} {ratio.median:>9.2f}x ({ratio.lowest:.2f} to {ratio.highest:.2f}){without}; "
             f"{values['flops_over_teacher_forced']:.2f}x by counted arithmetic",
         ]
-    if found.speedup is not None:
-        gain = found.speedup
-        lines.append(f"{'without the compiler':<24} {gain.median:>9.2f}x ({gain.lowest:.2f} to {gain.highest:.2f})")
     kind = "allocated on the device" if values["device_type"] == "cuda" else "of this process"
     lines += [
         f"{'arithmetic':<24} {_arithmetic(values['flops_per_image'], values['perceptual_flops_per_image'])}, "

@@ -11,9 +11,9 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from pra.commands.options import File, Flag, Integer
-from pra.data.check import check
 from pra.data.pack import FORMATS, OTHER, Packing, pack
 from pra.data.source import open_source
+from pra.data.survey import check, lines_of
 from pra.errors import PraError
 from pra.utils.device import cores
 from pra.utils.files import check_free, write_atomically
@@ -79,16 +79,16 @@ def check_command(
     processes = _processes(workers)
     opened = open_source(source)
     begin = time.monotonic()
-    findings = check(opened, size, processes)
+    report = check(opened, size, processes)
     seconds = time.monotonic() - begin
     print(f"{len(opened)} images from {source} in {seconds:.1f} s ({len(opened) / seconds:.0f} images/s)")
-    print("\n".join(findings.lines()))
+    print("\n".join(lines_of(report)))
     if out:
-        text = json.dumps(findings.report(), indent=1).encode()
+        text = json.dumps(report, indent=1).encode()
         write_atomically(out, lambda file: file.write(text))
         print(f"report: {out}")
-    if findings.corrupt:
-        problem = f"{len(findings.corrupt)} of {len(opened)} images from {source} are corrupt"
+    if report["corrupt"]:
+        problem = f"{len(report['corrupt'])} of {len(opened)} images from {source} are corrupt"
         raise PraError(f"{problem}. Replace them, or train with --set data.on_corrupt=skip", code="unreadable")
 
 

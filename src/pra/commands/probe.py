@@ -12,23 +12,20 @@ from typing import Annotated, Any
 import torch
 from tyro.conf import Positional, arg
 
-import pra.models.weights
 from pra.commands.options import Average, File, Flag, Integer, Number, Settings, Text, parse_numbers
 from pra.config import DataConfig, RunConfig, apply_settings, to_dict
 from pra.data import open_source
 from pra.data.loader import reading
 from pra.errors import PraError, nearest
 from pra.evaluation.outputs import Outputs
-from pra.evaluation.probe import Figure, Task, best, held_out
-from pra.evaluation.probe_export import export_features
-from pra.evaluation.probe_features import Layers, Pixels, Pooling, Vectors
-from pra.evaluation.probe_linear import LINEAR, VALIDATED, find_linear
+from pra.evaluation.probe import LINEAR, VALIDATED, Figure, Task, best, find_linear, held_out
+from pra.evaluation.probe_features import Layers, Pixels, Pooling, Vectors, export_features
 from pra.evaluation.samples import prepared, spread
-from pra.models import Model, build_model
-from pra.training.run import read_run
+from pra.evaluation.subject import open_model
+from pra.models import Model, build_model, weights
 from pra.utils.distributed import World, join
-from pra.utils.files import check_output, write_atomically
-from pra.utils.provenance import environment, file_sha256
+from pra.utils.files import write_atomically
+from pra.utils.provenance import environment
 
 
 @dataclass(frozen=True)
@@ -40,44 +37,37 @@ class Adjustable:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model to be looked into, the name of its weights' file, the run it is of (None of a saved one), and how its
-    images are prepared."""
+    """A frozen model, its run (None for a saved model), and how its images are prepared."""
 
     model: Model
-    folder: Path
-    weights: str
     run: RunConfig | None
     data: DataConfig
+    time: float | None
+    provenance: dict[str, Any]
 
     @staticmethod
-    def open(target: Path, data: str | None, settings: tuple[str, ...], device: torch.device, average: str) -> Opened:
-        """Loads it.
-
-        Raises:
-            PraError: no model there, no such average, an unknown setting, or no data where it does not say which are
-                its own.
-        """
-        folder = pra.models.weights.model_folder(target)
-        where = pra.models.weights.run_of(folder)
-        run = read_run(where) if where else None
+    def open(
+        target: Path,
+        data: str | None,
+        settings: tuple[str, ...],
+        device: torch.device,
+        average: str,
+        time: float | None,
+    ) -> Opened:
+        """Load a model; refuse one that names no data where ``data`` does not either."""
+        model, run, known = open_model(target, average, device)
         chosen = apply_settings(Adjustable(run.data if run else DataConfig(source="")), settings).data
         chosen = replace(chosen, source=data or chosen.source)
         if not chosen.source:
-            raise PraError(f"{target} does not say which data it belongs to; give --data SRC")
-        name = pra.models.weights.weights_name(folder, average)
-        return Opened(pra.models.weights.load(folder, average, device), folder, name, run, chosen)
+            raise PraError(f"{target} does not name its data. Give --data SRC", "missing", path=target)
+        known |= {"prepared": to_dict(chosen), "label": "null class", "environment": environment()}
+        return Opened(model, run, chosen, model.config.reading_time if time is None else time, known)
 
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """For a report."""
-        return {
-            "model": str(self.folder),
-            "weights": self.weights,
-            "weights_sha256": file_sha256(self.folder / self.weights),
-            "prepared": to_dict(self.data),
-            "label": "null class",
-            "environment": environment(),
-        }
+    def layers(self, text: str) -> list[int]:
+        """Return the numbers of ``"all"`` layers, or of ``"2-5,7"``."""
+        if text == "all":
+            return list(range(1, 1 + len(self.model.blocks)))
+        return list(dict.fromkeys(parse_numbers(text, "--layers")))
 
 
 def probe_command(
@@ -90,7 +80,7 @@ def probe_command(
     time: Number = None,
     num: Integer = None,
     only_run: Flag = False,
-    average: Average = pra.models.weights.EMA,
+    average: Average = weights.EMA,
     out: File = None,
     batch_size: int = 256,
     device: Text = None,
@@ -119,25 +109,19 @@ def probe_command(
     with join() as world:
         Outputs(out).check()
         linear = find_linear(classifier)
-        _at_least_1("--batch-size", batch_size)
+        _check_at_least_1(batch_size=batch_size, num=num)
         target = world.device(device)
-        opened = Opened.open(run, data, settings, target, average)
-        asked = _layers(layers, opened.model)
-        time = opened.model.config.reading_time if time is None else time
-        task = Task.open(opened.data, opened.data.source, test or held_out(opened.data.source), _count(num))
-        config = opened.model.config
-        subjects: list[Vectors] = [Layers(opened.model, asked, time, "run")]
+        opened = Opened.open(run, data, settings, target, average, time)
+        asked, config = opened.layers(layers), opened.model.config
+        task = Task.open(opened.data, opened.data.source, test or held_out(opened.data.source), num)
+        subjects: list[Vectors] = [Layers(opened.model, asked, opened.time, "run")]
         if not only_run:
             fresh = build_model(config, opened.run.train.seed if opened.run else 0).to(target).eval()
-            subjects += [Layers(fresh, asked, time, "random"), Pixels(config.image_size, config.channels)]
-        figures = {
-            subject.name: task.figures(
-                subject, linear, config.image_size, config.channels, target, batch_size, world=world
-            )
-            for subject in subjects
-        }
+            subjects += [Layers(fresh, asked, opened.time, "random"), Pixels(config.image_size, config.channels)]
+        how = (linear, config.image_size, config.channels, target, batch_size)
+        figures = {subject.name: task.figures(subject, *how, world=world) for subject in subjects}
         if world.is_first:
-            known = {"classifier": linear.name, "chosen": linear.setting, "values": linear.values, "time": time}
+            known = {"classifier": linear.name, "chosen": linear.setting, "values": linear.values, "time": opened.time}
             known |= {"validated": f"every {VALIDATED}th of {task.train.name}"}
             _finish(opened, task, figures, known, world, out)
 
@@ -151,7 +135,7 @@ def features_command(
     pooling: Annotated[str, arg(metavar="mean|last|both")] = "mean",
     time: Number = None,
     num: Integer = None,
-    average: Average = pra.models.weights.EMA,
+    average: Average = weights.EMA,
     batch_size: int = 256,
     device: Text = None,
     settings: Settings = (),
@@ -174,46 +158,33 @@ def features_command(
         settings: How images are prepared, such as data.fit=pad; may be repeated.
     """
     out = out.expanduser()
-    if out.suffix.lower() != ".npz":
-        raise PraError(f"{out}: features are written as FILE.npz; choose such an --out")
-    check_output(out)
-    if pooling not in [kind.value for kind in Pooling]:
-        raise PraError(f"--pooling {pooling!r} is unknown{nearest(pooling, [kind.value for kind in Pooling])}")
-    _at_least_1("--batch-size", batch_size)
+    Outputs(statistics=out).check()
+    kinds = [kind.value for kind in Pooling]
+    if pooling not in kinds:
+        raise PraError(f"--pooling {pooling!r} is unknown{nearest(pooling, kinds)}", "unknown", value=pooling)
+    _check_at_least_1(batch_size=batch_size, num=num)
     with join() as world:
         if world.size > 1:
-            raise PraError(f"pra features is for one process, not {world.size}; start it without torchrun")
+            raise PraError("pra features is for one process. Start it without torchrun", "unsupported")
         target = world.device(device)
-        opened = Opened.open(run, data, settings, target, average)
-        time = opened.model.config.reading_time if time is None else time
-        chosen_layer = Layers(opened.model, _layers(str(layer), opened.model), time)
+        opened = Opened.open(run, data, settings, target, average, time)
+        chosen_layer, config = Layers(opened.model, [layer], opened.time), opened.model.config
         source = open_source(opened.data.source)
-        chosen = spread(len(source), min(_count(num) or len(source), len(source)))
-        config = opened.model.config
+        chosen = spread(len(source), min(num or len(source), len(source)))
         known = {
             "source": source.name, "classes": source.classes, "count": len(chosen), "of": len(source),
-            "layer": layer, "pooling": pooling, "time": time, **opened.provenance,
+            "layer": layer, "pooling": pooling, "time": opened.time, **opened.provenance,
         }  # fmt: skip
         with reading(prepared(source, chosen, config.image_size, config.channels, opened.data, batch_size)) as batches:
             export_features(out, chosen_layer, Pooling(pooling), batches, len(chosen), target, known)
     print(f"{len(chosen)} images of {source.name}, layer {layer}, {pooling}: {out}")
 
 
-def _layers(text: str, model: Model) -> list[int]:
-    if text == "all":
-        return list(range(1, 1 + len(model.blocks)))
-    return list(dict.fromkeys(parse_numbers(text, "--layers")))
-
-
-def _count(num: int | None) -> int | None:
-    if num is not None:
-        _at_least_1("--num", num)
-    return num
-
-
-def _at_least_1(option: str, value: int) -> None:
-    if value < 1:
-        raise PraError(f"{option} {value} must be at least 1")
+def _check_at_least_1(**options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise PraError(f"{option} {value}: the least is 1. Give more", option=option, value=value)
 
 
 def _finish(
@@ -252,18 +223,15 @@ def _finish(
 
 
 def table(figures: dict[str, list[Figure]]) -> str:
-    """Top-1 in percent of what has layers: one a line, a column per pooling of the run and of initial weights."""
-    figures = {name: [figure for figure in found if figure.layer] for name, found in figures.items()}
-    columns = {
-        (name, figure.pooling): f"{name} {figure.pooling}" for name, found in figures.items() for figure in found
+    """Return top-1 in percent of what has layers: one a line, a column per pooling of the run and of random weights."""
+    cells = {
+        (figure.layer, f"{name} {figure.pooling}"): f"{100 * figure.top1:.1f}"
+        for name, found in figures.items()
+        for figure in found
+        if figure.layer
     }
-    lines = [f"{'layer':>5}" + "".join(f"{head:>13}" for head in columns.values())]
-    for layer in dict.fromkeys(figure.layer for found in figures.values() for figure in found):
-        cells = {
-            (name, figure.pooling): f"{100 * figure.top1:.1f}"
-            for name, found in figures.items()
-            for figure in found
-            if figure.layer == layer
-        }
-        lines.append(f"{layer:>5}" + "".join(f"{cells.get(key, ''):>13}" for key in columns))
+    columns = list(dict.fromkeys(column for _, column in cells))
+    lines = [f"{'layer':>5}" + "".join(f"{column:>13}" for column in columns)]
+    for layer in dict.fromkeys(layer for layer, _ in cells):
+        lines.append(f"{layer:>5}" + "".join(f"{cells.get((layer, column), ''):>13}" for column in columns))
     return "\n".join(lines)

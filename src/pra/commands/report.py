@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from pra.evaluation.report.gap import known_gap, measure_gap
 from pra.evaluation.report.page import REPORT, write_report
 from pra.training.run import read_run
 from pra.utils.device import pick_device
+from pra.utils.files import check_free
 
 GAP_IMAGES = 200
 
@@ -39,7 +39,10 @@ def report_command(
     run = run.expanduser()
     config = read_run(run)
     path = None if out is None else out.expanduser()
-    _check(path or run / REPORT, fresh=path is not None)
+    if (path or run / REPORT).suffix.lower() != ".html":
+        raise PraError(f"{path}: the report is written as .html. Use FILE.html", path=path)
+    if path:
+        check_free(path)
     gap, why = None, None
     if gap_images:
         target = pick_device(device)
@@ -48,19 +51,8 @@ def report_command(
         except PraError as error:
             if gap_images < 2:
                 raise
-            why = f"It could not be measured: {error}."  # no checkpoint yet, or the data are elsewhere
+            why = f"It could not be measured: {str(error).rstrip('.')}."  # no checkpoint yet, or the data are elsewhere
         else:
-            if path is None:  # another's folder may be closed to us
+            if path is None:  # somebody else's folder may be read-only
                 gap.save(run)
     print(f"report: {write_report(run, path, gap, why)}")
-
-
-def _check(path: Path, fresh: bool) -> None:
-    """Refuses what would overwrite or cannot be written, before any work is done."""
-    folder = path.absolute().parent
-    if path.suffix.lower() != ".html":
-        raise PraError(f"{path}: the report is a page; use FILE.html")
-    if fresh and os.path.lexists(path):
-        raise PraError(f"{path} exists already; choose another --out or remove it")
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise PraError(f"{path} cannot be written: {folder} is not there or not writable; choose another --out")

@@ -19,7 +19,7 @@ from pra.config.checks import member
 from pra.errors import PraError, nearest
 from pra.models import weights
 from pra.sampling import Sampler
-from pra.sampling.inputs import changed_sampling
+from pra.sampling.requests import changed_sampling
 
 
 def _choices(kind: type[enum.Enum]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 import signal
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -19,26 +19,23 @@ from pra.commands.options import File, Folder, Integer, Settings, Text
 from pra.commands.sampling_options import How
 from pra.config import Precision, SamplingConfig
 from pra.config.checks import member
-from pra.data.loader import reading
 from pra.errors import NotFiniteError, PraError
-from pra.evaluation.evaluate import Report, evaluate, told_of_few
-from pra.evaluation.features import EXTRACTORS, FeatureExtractor
-from pra.evaluation.reference import Reference
+from pra.evaluation.evaluate import Report, describe, warn_of_few
+from pra.evaluation.features import EXTRACTORS
 from pra.evaluation.subject import Subject, Work, open_subject
 from pra.evaluation.sweep.pictures import COLUMNS, draw, write_strip
 from pra.evaluation.sweep.points import GUIDANCE, Point, points
-from pra.evaluation.sweep.results import Result, check_folder, file_of, find_best, hints, identity, read_result, table
-from pra.evaluation.truth import LABELS, check_options, extractor, measured, open_truth
-from pra.models.weights import CONFIG, model_folder, run_of, weights_name
+from pra.evaluation.sweep.results import Result, file_of, find_best, hints, read_results, table
+from pra.evaluation.truth import LABELS, Judge, check_options, open_judge, open_truth
+from pra.models.weights import model_folder, run_of, weights_name
 from pra.sampling.batches import Batch
 from pra.utils.distributed import join
 from pra.utils.locks import locked
 from pra.utils.progress import Progress
-from pra.utils.provenance import environment
 from pra.utils.signals import Interrupted, ended_by_sigterm
 
 FEW_OF_MANY = 5_000
-"""Images per point where --num does not say: enough to choose by, not to publish."""
+"""Images per point without --num: enough to choose by, not to publish."""
 
 Over = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE,...", help_behavior_hint="")]
 
@@ -80,122 +77,93 @@ def sweep_command(
     """
     with join() as world:
         check_options(features, labels, batch_size, num)
-        arithmetic = member(Precision, precision, "--precision")
         work = Work(world, world.device(device), batch_size)
-        home = run_of(model_folder(run))  # finished images, which `pra eval` takes too, cannot be sampled otherwise
-        subject = open_subject(run and run.expanduser(), num or FEW_OF_MANY, work, arithmetic, settings)
-        if subject.sampler is None:
-            raise PraError(f"{run} holds weights without their {CONFIG}; give a run, or what `pra export` made")
-        own = subject.sampler.model.sampling
-        tried = points(subject.sampler.config, over or GUIDANCE)
-        _check_varied_once(tried[0], settings)
-        for point in tried:  # what cannot be sampled is refused before any work
-            subject.sampled_with(point.sampling)
-            weights_name(Path(subject.provenance["model"]), point.average)
+        arithmetic = member(Precision, precision, "--precision")
+        home = run_of(model_folder(run))
+        subject = open_subject(run, num or FEW_OF_MANY, work, arithmetic, settings)
+        sampler = subject.sampled("pra sweep")
+        tried = points(sampler.config, over or GUIDANCE)
+        _check(tried, subject, settings)
         folder = out.expanduser() if out else _default_folder(run, home)
         with locked(folder, "filled", "choose another --out") if world.is_first else nullcontext(), ended_by_sigterm():
             truth, subject = open_truth(reference, labels, subject, work)
-            judge = extractor(features, weights, truth, subject, work)
-            known = measured(truth, judge, subject, work)
-            models = {name: subject.with_average(name) for name in dict.fromkeys(point.average for point in tried)}
-            results = _Sweep(models, known, judge, work, folder).results(tried)
+            results = _results(tried, subject, open_judge(truth, features, weights, subject, work), folder)
             if world.is_first:
-                _tell(results, folder, own, run, shared=home is None)
+                _tell(results, folder, sampler.model.sampling, run, shared=home is None)
 
 
-@dataclass(frozen=True)
-class _Sweep:
-    """What is judged at every point, a subject per average, by what, and where it goes."""
+def _check(tried: Sequence[Point], subject: Subject, settings: Sequence[str]) -> None:
+    """Refuse what cannot be sampled, before any work."""
+    for line in settings:
+        name = line.partition("=")[0].removeprefix("sampling.")
+        if name in tried[0].changes:
+            raise PraError(
+                f"--set {line}: {name} is varied. Give its values as --over {name}=...", "conflict", name=name
+            )
+    for point in tried:
+        subject.sampled_with(point.sampling)
+        weights_name(Path(subject.provenance["model"]), point.average)
 
-    subjects: dict[str, Subject]
-    truth: Reference
-    judge: FeatureExtractor
-    work: Work
-    folder: Path
 
-    def results(self, tried: Sequence[Point]) -> list[Result]:
-        """Of all points; those that an earlier sweep has left are read."""
-        world = self.work.world
-        found = world.run_on_first(lambda: self._found(tried))
-        missing = [point for point in tried if point.name not in found]
-        total = len(missing) * len(world.share(self._count))
-        hidden = not world.is_first or not missing
-        with Progress(total=total, unit="image", disable=hidden) as bar:
-            for point in missing:
-                bar.set_description(point.name)
-                try:
-                    found[point.name] = self._judged(point, bar)
-                except (KeyboardInterrupt, SystemExit) as stop:
-                    signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
-                    what = f"stopped with {len(found)} of {len(tried)} combinations judged, in {self.folder}"
-                    raise Interrupted(signum, what) from None
-                except NotFiniteError as error:
-                    if world.size > 1:  # the others go on with theirs
-                        raise
-                    warnings.warn(f"{point.name} has no figures: {error}", stacklevel=2)
-                    found[point.name] = Result(point, Report({}, {}))
-        return [found[point.name] for point in tried]
+def _results(tried: Sequence[Point], subject: Subject, judge: Judge, folder: Path) -> list[Result]:
+    """Judge every point as `pra eval` does; the reports that an earlier sweep has left are read."""
+    world = judge.work.world
+    averages = {name: subject.with_average(name) for name in dict.fromkeys(point.average for point in tried)}
+    subjects = {point.name: averages[point.average].sampled_with(point.sampling) for point in tried}
+    known = describe(judge.extractor, judge.reference, subject.count)
+    expected = {name: known | {"images": one.provenance} for name, one in subjects.items()}
+    found = world.run_on_first(lambda: read_results(folder, expected))
+    missing = [point for point in tried if point.name not in found]
+    total, hidden = len(missing) * len(world.share(subject.count)), not world.is_first or not missing
+    with Progress(total=total, unit="image", disable=hidden) as bar:
+        for point in missing:
+            bar.set_description(point.name)
+            strip = point if world.is_first else None
+            try:
+                report = judge.report(
+                    subjects[point.name],
+                    watch=lambda batches, strip=strip: _watched(batches, strip, folder, bar),  # type: ignore[misc]
+                    progress=False,
+                )
+                if world.is_first:
+                    report.save(file_of(point, folder))
+            except (KeyboardInterrupt, SystemExit) as stop:
+                signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+                what = f"stopped with {len(found)} of {len(tried)} combinations judged, in {folder}"
+                raise Interrupted(signum, what) from None
+            except NotFiniteError as error:
+                if world.size > 1:  # the other processes go on with theirs
+                    raise
+                warnings.warn(f"{point.name} has no figures: {error}", stacklevel=2)
+                report = Report({}, {})
+            found[point.name] = report
+    return [Result(point, found[point.name]) for point in tried]
 
-    @property
-    def _count(self) -> int:
-        """Images at each point."""
-        return next(iter(self.subjects.values())).count
 
-    def _subject(self, point: Point) -> Subject:
-        return self.subjects[point.average].sampled_with(point.sampling)
-
-    def _found(self, tried: Sequence[Point]) -> dict[str, Result]:
-        known = {"features": {"sha256": self.judge.fingerprint}, "reference": self.truth.describe()}
-        check_folder(self.folder, known | {"images": next(iter(self.subjects.values())).provenance})
-        read = {}
-        for point in tried:
-            images = self._subject(point).provenance
-            read[point.name] = read_result(point, self.folder, identity(known | {"images": images}))
-        return {name: result for name, result in read.items() if result is not None}
-
-    def _judged(self, point: Point, bar: Progress) -> Result:
-        work, subject = self.work, self._subject(point)
-        known = {"images": subject.provenance, "environment": environment(), "processes": work.world.size}
-        with reading(subject.batches(work.world.share(subject.count), work.batch_size)) as batches:
-            report = evaluate(
-                self._shown(batches, point, bar), self.truth, self.judge, subject.count, provenance=known,
-                progress=False, world=work.world,
-            )  # fmt: skip
-        if work.world.is_first:
-            report.save(file_of(point, self.folder))
-        return Result(point, report)
-
-    def _shown(self, batches: Generator[Batch], point: Point, bar: Progress) -> Generator[Batch]:
-        """The batches themselves; the first pictures are kept to be looked at."""
-        first: list[Tensor] = []
-        for batch in batches:
-            if self.work.world.is_first and len(first) < COLUMNS:
-                first += batch.images[: COLUMNS - len(first)]
-            yield batch
-            bar.update(len(batch.images))
-        if first:
-            write_strip(torch.stack(first), point, self.folder)
+def _watched(batches: Iterator[Batch], strip: Point | None, folder: Path, bar: Progress) -> Iterator[Batch]:
+    """Pass batches on; the first pictures become the strip of a point."""
+    first: list[Tensor] = []
+    for batch in batches:
+        if strip and len(first) < COLUMNS:
+            first += batch.images[: COLUMNS - len(first)]
+        yield batch
+        bar.update(len(batch.images))
+    if strip and first:
+        write_strip(torch.stack(first), strip, folder)
 
 
 def _default_folder(run: Path | None, home: Path | None) -> Path:
-    """In the run's own folder, as it was named; beside one where there is no run."""
+    """Return a folder in the run's own, as it was named; one beside a saved model."""
     if run is None or home is None:
         return Path(f"{run.name if run else 'pra'}-sweep")
     given = run.expanduser()
     return (given if given.absolute() == home.absolute() else home) / "sweep"
 
 
-def _check_varied_once(point: Point, settings: Sequence[str]) -> None:
-    for line in settings:
-        name = line.partition("=")[0].removeprefix("sampling.")
-        if name in point.changes:
-            raise PraError(f"--set {line}: {name} is what is varied; give its values as --over {name}=...")
-
-
 def _tell(results: Sequence[Result], folder: Path, own: SamplingConfig, run: Path | None, shared: bool) -> None:
-    """The table, the best of it and how to go on; then the pictures, which might fail.
+    """Print the table, the best of it and how to go on; then draw the pictures, which might fail.
 
-    ``own`` is how the model is sampled when nothing is said; ``shared`` where it is a folder to share already.
+    ``own`` is how the model is sampled by default; ``shared`` a folder to share already.
     """
     print(table(results))
     best = find_best(results)
@@ -204,7 +172,7 @@ def _tell(results: Sequence[Result], folder: Path, own: SamplingConfig, run: Pat
     else:
         count = best.report.provenance["count"]
         print(f"best by FID: {best.point.name}, chosen by {count} images of the same labels and seeds at each point")
-        told_of_few(count)
+        warn_of_few(count)
         for hint in hints(results, best):
             print(hint)
         point, named = best.point.beside(own), [] if run is None else [str(run)]

@@ -1,11 +1,9 @@
 """Every setting of a run, as frozen dataclasses that check themselves. Standard library only.
 
-A configuration is a value: build one with a recipe, change it with :func:`dataclasses.replace` or
-:func:`override`, write it with :func:`to_dict`, read it back with :func:`from_dict`. Names follow the paper
-(arXiv 2606.27978) and the field: patch, state, guidance scale, EMA.
+Build a configuration with a recipe, change it with :func:`dataclasses.replace` or :func:`override`, write it with
+:func:`to_dict`, read it back with :func:`from_dict`. Names follow the paper (arXiv 2606.27978).
 """
 
-from pra.config.data import DataConfig, Fit, OnCorrupt, OnSmall
 from pra.config.model import (
     AnyModelConfig,
     CodecConfig,
@@ -17,64 +15,23 @@ from pra.config.model import (
     Prediction,
     TransformerConfig,
 )
-from pra.config.rollout import Clean, Exact, Noised, Parallel, Reconstructed, Rollout
-from pra.config.run import RunConfig, Targets
+from pra.config.run import DataConfig, Fit, OnCorrupt, OnSmall, RunConfig, Targets
 from pra.config.sampling import SHORTCUT_STEPS, GuidanceSchedule, SamplingConfig, Solver, TimeGrid, check_sampling
 from pra.config.training import (
+    Clean,
+    Exact,
     LearningRate,
     MatrixOptimizer,
     Muon,
+    Noised,
     ObjectiveConfig,
     OptimizerConfig,
+    Parallel,
     Parallelism,
     PixelLoss,
     Precision,
+    Reconstructed,
+    Rollout,
     TrainConfig,
 )
 from pra.config.values import TAGGED, apply_settings, differences, from_dict, model_from_dict, override, to_dict
-
-__all__ = [
-    "SHORTCUT_STEPS",
-    "TAGGED",
-    "AnyModelConfig",
-    "Clean",
-    "CodecConfig",
-    "DataConfig",
-    "EncoderConfig",
-    "Exact",
-    "Fit",
-    "GuidanceSchedule",
-    "HeadConfig",
-    "ImageConfig",
-    "JiTConfig",
-    "LearningRate",
-    "MatrixOptimizer",
-    "ModelConfig",
-    "Muon",
-    "Noised",
-    "ObjectiveConfig",
-    "OnCorrupt",
-    "OnSmall",
-    "OptimizerConfig",
-    "Parallel",
-    "Parallelism",
-    "PixelLoss",
-    "Precision",
-    "Prediction",
-    "Reconstructed",
-    "Rollout",
-    "RunConfig",
-    "SamplingConfig",
-    "Solver",
-    "Targets",
-    "TimeGrid",
-    "TrainConfig",
-    "TransformerConfig",
-    "apply_settings",
-    "check_sampling",
-    "differences",
-    "from_dict",
-    "model_from_dict",
-    "override",
-    "to_dict",
-]

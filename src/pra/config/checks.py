@@ -1,4 +1,4 @@
-"""What settings check of themselves."""
+"""Checks that settings make of themselves: the type and the range of every field."""
 
 from __future__ import annotations
 
@@ -10,73 +10,107 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
-from pra.errors import PraError, nearest
+from pra.errors import Code, PraError, nearest
 
 E = TypeVar("E", bound=enum.Enum)
 
 NUMBERS: dict[type, type] = {int: numbers.Integral, float: numbers.Real}
-"""What does for one: numpy's numbers too, and an integer for a float."""
+"""Accepted types: NumPy scalars count as numbers, and integers as floats."""
 
 
-def coerce(config: Any) -> None:
-    """Puts into a new settings object, frozen as it is, what :func:`fit` makes of its values.
+class Settings:
+    """Base of all settings: a new object converts and checks its fields by their annotations (:func:`fit`)."""
 
-    Left as they come they would mean something else without a word (no string is the member of its name, and no list
-    equals a tuple), or fail where nobody looks for them.
+    def __post_init__(self) -> None:
+        config: Any = type(self)
+        for name, kind in field_types(config).items():
+            object.__setattr__(self, name, fit(kind, getattr(self, name), name))
 
-    Raises:
-        PraError: a value is of another type than its field, or no member has it.
-    """
-    for name, kind in field_types(config.__class__).items():
-        object.__setattr__(config, name, fit(kind, getattr(config, name), name))
+
+def positive(value: float, where: str) -> None:
+    """Check that a value is positive and finite."""
+    if not 0 < value < math.inf:
+        raise _outside("be positive and finite", value, where)
+
+
+def within(low: float, high: float = math.inf, below: bool = False) -> Callable[[float, str], None]:
+    """Return a check that a value lies in ``[low, high]``; with ``below``, in ``[low, high)``."""
+
+    def check(value: float, where: str) -> None:
+        if not low <= value <= high or (below and value == high):
+            raise _outside(f"lie in [{low:g}, {high:g}{')' if below else ']'}", value, where)
+
+    return check
+
+
+def wrong(name: str, value: object, problem: str, code: Code = "conflict") -> PraError:
+    """Return the error of a setting. ``problem`` continues its name and value, such as "is below 3. Use 3"."""
+    return PraError(f"{name} {value} {problem}", code=code, name=name, value=value)
+
+
+def _outside(expected: str, value: float, where: str) -> PraError:
+    parent, _, name = where.rpartition(".")
+    place = f"{parent}: {name}" if parent else name
+    return PraError(f"{place} must {expected}, got {value}", name=name, value=value)
+
+
+PositiveInt = Annotated[int, positive]
+PositiveFloat = Annotated[float, positive]
+NaturalInt = Annotated[int, within(0)]
+NaturalFloat = Annotated[float, within(0)]
+Share = Annotated[float, within(0, 1)]
+Decay = Annotated[float, within(0, 1, below=True)]
 
 
 @functools.cache
-def field_types(config: type) -> dict[str, Any]:
-    """The fields of a class of settings, and what they are annotated with."""
-    every = typing.get_type_hints(config)
+def field_types(config: Any) -> dict[str, Any]:
+    """Return the annotations of a settings class by field."""
+    every = typing.get_type_hints(config, include_extras=True)
     return {field.name: every[field.name] for field in dataclasses.fields(config)}
 
 
 def alternatives(kind: Any) -> list[Any]:
-    """The types of a union, without None; of another type itself."""
+    """Return the types of a union, without None; of another type itself."""
     union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     return [one for one in typing.get_args(kind) if one is not type(None)] if union else [kind]
 
 
 def fit(kind: Any, value: Any, where: str) -> Any:
-    """A value as one of the type that a setting is annotated with: ``int``, ``tuple[float, ...] | None``, an enum, ...
+    """Convert a value to the annotation of a setting: ``int``, ``tuple[float, ...] | None``, an enum, ...
 
-    Integers do for floats, lists for tuples, one string for a list of strings, values for members of enums, and numpy's
-    numbers for Python's. A string is no number, and a number no boolean.
+    Accepts integers for floats, lists for tuples, one string for a list of strings, the values of enum members, and
+    NumPy scalars. Strings are not numbers, and numbers are not booleans. Functions in ``Annotated`` check the range.
 
     Raises:
-        PraError: it is none, and no member has it; ``where`` names the setting.
+        PraError: the value has another type, is out of range, or names no member. ``where`` names the setting.
     """
-    kinds = alternatives(kind)
+    if typing.get_origin(kind) is Annotated:
+        kind, *checks = typing.get_args(kind)
+        value = fit(kind, value, where)
+        for check in checks:
+            check(value, where)
+        return value
     if value is None and type(None) in typing.get_args(kind):
         return None
+    kinds = alternatives(kind)
     if any(dataclasses.is_dataclass(one) for one in kinds):
         if not isinstance(value, tuple(kinds)):
             raise _unfit(" or ".join(one.__name__ for one in kinds), value, where)
         return value
     if len(kinds) > 1:
-        return _either(kinds, value, where)
+        for one in kinds:
+            with contextlib.suppress(PraError):
+                return fit(one, value, where)
+        raise _unfit(" or ".join(one.__name__ for one in kinds), value, where)
     (one,) = kinds
+    if typing.get_origin(one) is Annotated:
+        return fit(one, value, where)
     if typing.get_origin(one) is tuple:
         return _tuple(typing.get_args(one), value, where)
     return member(one, value, where) if issubclass(one, enum.Enum) else _leaf(one, value, where)
-
-
-def _either(kinds: list[Any], value: Any, where: str) -> Any:
-    """The value as one of the first of several plain types that it fits."""
-    for kind in kinds:
-        with contextlib.suppress(PraError):
-            return fit(kind, value, where)
-    raise _unfit(" or ".join(kind.__name__ for kind in kinds), value, where)
 
 
 def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
@@ -100,55 +134,22 @@ def _leaf(kind: type, value: Any, where: str) -> Any:
 
 def _unfit(expected: str, value: Any, where: str) -> PraError:
     given = " ".join(repr(value).split())
-    return PraError(f"{where}: expected {expected}, got {given if len(given) <= 80 else f'{given[:80]}...'}")
+    given = given if len(given) <= 80 else f"{given[:80]}..."
+    return PraError(f"{where}: expected {expected}, got {given}", name=where, value=given)
 
 
 def member(kind: type[E], value: Any, where: str) -> E:
-    """A member of an enum, as itself or by its value.
-
-    Raises:
-        PraError: none has that value; the nearest is given.
-    """
+    """Return a member of an enum, given as itself or by its value. Refuse other values, and name the nearest."""
     if isinstance(value, kind):
         return value
     members = {str(known.value): known for known in kind}
     if not isinstance(value, str) or value not in members:
-        raise PraError(f"{where}: {value!r} is unknown{nearest(str(value), members)}")
+        raise PraError(
+            f"{where}: {value!r} is unknown{nearest(str(value), members)}", code="unknown", name=where, value=value
+        )
     return members[value]
 
 
-def positive(config: Any, *names: str) -> None:
-    """Whether each of these is positive and finite.
-
-    Raises:
-        PraError: one is not.
-    """
-    for name in names:
-        if not 0 < getattr(config, name) < math.inf:
-            raise PraError(f"{name} must be positive and finite, got {getattr(config, name)}")
-
-
-def between(config: Any, name: str, low: float, high: float) -> None:
-    """Whether a value lies between two others, or is one of them.
-
-    Raises:
-        PraError: it does not.
-    """
-    if not low <= getattr(config, name) <= high:
-        raise PraError(f"{name} must lie in [{low:g}, {high:g}], got {getattr(config, name)}")
-
-
 def nearest_multiple(value: int, unit: int) -> int:
-    """For ways out of an error: the multiple of ``unit``, at least one of it, that is nearest to ``value``."""
+    """Return the positive multiple of ``unit`` that is nearest to ``value``."""
     return max(1, (2 * value + unit - 1) // (2 * unit)) * unit
-
-
-def nearest_of(known: Iterable[int], value: int) -> int | None:
-    """For ways out of an error: the nearest to ``value``, None where there is none to choose from."""
-    return min(known, key=lambda one: (abs(one - value), one), default=None)
-
-
-def divisors(number: int) -> set[int]:
-    """Of a positive number."""
-    low = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
-    return {*low, *(number // one for one in low)}

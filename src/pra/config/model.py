@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import enum
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pra.config.checks import between, coerce, divisors, nearest_multiple, nearest_of, positive
-from pra.errors import PraError
+from pra.config.checks import NaturalInt, PositiveInt, Settings, nearest_multiple, wrong
 
 
 class Prediction(enum.Enum):
@@ -20,71 +17,57 @@ class Prediction(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
+class TransformerConfig(Settings):
     """A pre-norm transformer. ``width`` is a multiple of ``heads``, and ``width / heads`` of 4 (2-D RoPE)."""
 
-    depth: int
-    width: int
-    heads: int
+    depth: PositiveInt
+    width: PositiveInt
+    heads: PositiveInt
 
     def __post_init__(self) -> None:
-        coerce(self)
-        positive(self, "depth", "width", "heads")
+        super().__post_init__()
         if self.width % (4 * self.heads):
-            heads = nearest_of((one for one in divisors(self.width) if self.width // one % 4 == 0), self.heads)
-            raise PraError(
-                f"width {self.width} with {self.heads} heads: width / heads must be a whole multiple of 4 "
-                f"(2-D rotary embedding); try {f'heads={heads} or ' if heads else ''}"
-                f"a width of {nearest_multiple(self.width, 4 * self.heads)}"
-            )
+            nearest = nearest_multiple(self.width, 4 * self.heads)
+            problem = f"with {self.heads} heads is not a multiple of 4 a head (2-D rotary embedding)"
+            raise wrong("width", self.width, f"{problem}. Use a width of {nearest}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadConfig:
+class HeadConfig(Settings):
     """The flow-matching head: ``depth`` residual MLP blocks that share ``modulations`` AdaLN projections.
 
     With ``shortcut`` a second head of the same sizes learns steps of its flow (shortcut models, arXiv 2410.12557): told
     how long a step is, it gives the mean velocity over it, for sampling in few evaluations (``Solver.SHORTCUT``).
     """
 
-    depth: int
-    width: int
-    modulations: int = 2
+    depth: PositiveInt
+    width: PositiveInt
+    modulations: PositiveInt = 2
     prediction: Prediction = Prediction.VELOCITY
     shortcut: bool = False
 
     def __post_init__(self) -> None:
-        coerce(self)
-        positive(self, "depth", "width", "modulations")
+        super().__post_init__()
         if self.depth % self.modulations:
-            raise PraError(
-                f"head depth {self.depth} is not divisible by modulations {self.modulations}: each AdaLN projection "
-                "serves the same number of consecutive blocks; take "
-                f"modulations={nearest_of(divisors(self.depth), self.modulations)} or a depth of "
-                f"{nearest_multiple(self.depth, self.modulations)}"
-            )
+            nearest = nearest_multiple(self.depth, self.modulations)
+            problem = f"is not divisible by modulations {self.modulations}: each projection serves as many blocks"
+            raise wrong("head depth", self.depth, f"{problem}. Use a depth of {nearest}")
         if self.shortcut and self.prediction is not Prediction.VELOCITY:
-            raise PraError(
-                "a head with shortcut gives mean velocities: its prediction must be velocity, not "
-                f"{self.prediction.value}"
-            )
+            problem = "does not go with shortcut, which gives mean velocities: prediction must be velocity"
+            raise wrong("prediction", self.prediction.value, problem)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(Settings):
     """The state encoder ``G``: a residual MLP on each patch, with the condition ``h_i`` beside it or not."""
 
-    depth: int
-    width: int
+    depth: PositiveInt
+    width: PositiveInt
     sees_condition: bool = True
-
-    def __post_init__(self) -> None:
-        coerce(self)
-        positive(self, "depth", "width")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecConfig:
+class CodecConfig(Settings):
     """Learned states: the encoder ``G``, the ``state_dim`` numbers between, and the pixel decoder ``D``.
 
     Without ``context`` the decoder writes each patch from its own state alone (for the ablation: PRA's reads all
@@ -97,66 +80,48 @@ class CodecConfig:
     context: bool = True
 
     def __post_init__(self) -> None:
-        coerce(self)
+        super().__post_init__()
         if self.state_dim < 3:
-            raise PraError(
-                f"state_dim {self.state_dim} is below 3: LayerNorm takes two degrees of freedom from a state, "
-                "so that fewer than 3 numbers cannot vary continuously"
-            )
+            problem = "is below 3: LayerNorm takes two degrees of freedom from a state. Use 3 or more"
+            raise wrong("state_dim", self.state_dim, problem, "invalid")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageConfig:
+class ImageConfig(Settings):
     """The images, their patches and their classes; and what every kind of model states of itself.
 
     ``num_classes`` counts the real classes; the null class that guidance needs comes on top. Each kind also has a
     ``codec`` (``None`` if it writes pixels directly), the ``width`` of the transformer that reads the patches, and
     ``in_words()``: its parts for a person, a name and a sentence each.
+
+    Attributes:
+        name: of this kind of model; ``title`` is what a model card calls it, and ``tags`` are its tags on the Hub.
+        autoregressive: whether patches are generated in raster order, each from those before it, not all at once.
+        reading_time: the flow time at which images are read for features by default; ``None`` if clean images are read.
     """
 
     name: ClassVar[str]
-    """The name of this kind of model."""
     title: ClassVar[str]
-    """What a model card calls it, before the size of its images."""
     tags: ClassVar[tuple[str, ...]]
-    """Its tags on the Hub."""
     autoregressive: ClassVar[bool]
-    """Whether patches are generated in raster order, each from those before it; otherwise all at once."""
     reading_time: ClassVar[float | None] = None
-    """The flow time at which images are read for features where none is named; ``None`` if clean ones are read."""
 
-    image_size: tuple[int, int]
-    channels: int
-    patch_size: int
-    num_classes: int
+    image_size: tuple[PositiveInt, PositiveInt]
+    channels: PositiveInt
+    patch_size: PositiveInt
+    num_classes: PositiveInt
 
     def __post_init__(self) -> None:
-        coerce(self)
-        positive(self, "channels", "patch_size", "num_classes")
-        size = _by(self.image_size)
-        if min(self.image_size) < 1:
-            raise PraError(f"image_size must be two positive numbers, got {size}")
-        if any(side % self.patch_size for side in self.image_size):
-            raise PraError(
-                f"image_size {size} is not divisible by patch_size {self.patch_size}; the nearest size is "
-                f"{self._nearest_size()}{self._or_another_patch()}"
-            )
+        super().__post_init__()
+        (height, width), patch = self.image_size, self.patch_size
+        if height % patch or width % patch:
+            rows, columns = (nearest_multiple(side, patch) // patch for side in self.image_size)
+            columns = max(columns, 2) if rows == 1 else columns  # a model needs two patches
+            fix = f"Use the nearest size, {rows * patch}x{columns * patch}"
+            raise wrong("image_size", f"{height}x{width}", f"is not divisible by patch_size {patch}. {fix}")
         if self.num_patches < 2:
-            raise PraError(
-                f"image_size {size} is a single patch of {self.patch_size}: a model of patches needs at least two; "
-                "take a smaller patch_size"
-            )
-
-    def _nearest_size(self) -> str:
-        """Of at least two patches."""
-        height, width = (nearest_multiple(side, self.patch_size) for side in self.image_size)
-        return _by((height, max(width, 2 * self.patch_size) if height == self.patch_size else width))
-
-    def _or_another_patch(self) -> str:
-        """The nearest size of patches, more than one, into which the images can be cut."""
-        fitting = (one for one in divisors(math.gcd(*self.image_size)) if one < max(self.image_size))
-        patch = nearest_of(fitting, self.patch_size)
-        return f", the nearest patch_size {patch}" if patch else ""
+            problem = f"is a single patch of {patch}. Use a smaller patch_size"
+            raise wrong("image_size", f"{height}x{width}", problem)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -201,11 +166,7 @@ class ModelConfig(ImageConfig):
     backbone: TransformerConfig
     head: HeadConfig
     codec: CodecConfig | None
-    class_tokens: int = 16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "class_tokens")
+    class_tokens: PositiveInt = 16
 
     @property
     def state_dim(self) -> int:
@@ -214,7 +175,7 @@ class ModelConfig(ImageConfig):
 
     @property
     def width(self) -> int:
-        """The backbone's."""
+        """The backbone's width."""
         return self.backbone.width
 
     @property
@@ -223,7 +184,7 @@ class ModelConfig(ImageConfig):
         return self.head.shortcut
 
     def in_words(self) -> dict[str, str]:
-        """The parts, for a person."""
+        """Describe the parts."""
         body, head, states = self.backbone, self.head, "none: the patch itself is generated"
         if self.codec is not None:
             states = (
@@ -250,33 +211,22 @@ class JiTConfig(ImageConfig):
     tags = ("jit", "diffusion")
     autoregressive: ClassVar[Literal[False]] = False
     codec: ClassVar[None] = None
-    """It writes pixels directly."""
     reading_time = 1.0
     """The best of the study's three on Fashion-MNIST."""
 
     transformer: TransformerConfig
-    class_tokens: int = 4
-    bottleneck: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        between(self, "class_tokens", 0, math.inf)
-        if self.bottleneck is not None:
-            positive(self, "bottleneck")
+    class_tokens: NaturalInt = 4
+    bottleneck: PositiveInt | None = None
 
     @property
     def width(self) -> int:
-        """The transformer's."""
+        """The transformer's width."""
         return self.transformer.width
 
     def in_words(self) -> dict[str, str]:
-        """The parts, for a person."""
+        """Describe the parts."""
         body = self.transformer
         return {"Model": f"JiT: {body.depth} blocks of width {body.width}, all patches at once"}
-
-
-def _by(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))
 
 
 AnyModelConfig = ModelConfig | JiTConfig

@@ -1,20 +1,69 @@
-"""One complete run."""
+"""One complete run, and where its images come from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import enum
+from dataclasses import dataclass
+from typing import Annotated
 
-from pra.config.checks import coerce
-from pra.config.data import DataConfig
+from pra.config.checks import Settings, within, wrong
 from pra.config.model import AnyModelConfig
-from pra.config.rollout import Clean
 from pra.config.sampling import SamplingConfig, check_sampling
-from pra.config.training import TrainConfig
-from pra.errors import PraError
+from pra.config.training import Clean, TrainConfig
+
+
+class Fit(enum.Enum):
+    """How an image comes to the model's size: scaled and centre-cropped as in ADM, randomly cropped, padded."""
+
+    CENTER_CROP = "center-crop"
+    RANDOM_CROP = "random-crop"
+    PAD = "pad"
+
+
+class OnSmall(enum.Enum):
+    """What to do with an image smaller than the crop: stop, or enlarge it (as ADM does)."""
+
+    ERROR = "error"
+    UPSCALE = "upscale"
+
+
+class OnCorrupt(enum.Enum):
+    """What to do with an image that cannot be read: stop, or take the next one and count."""
+
+    ERROR = "error"
+    SKIP = "skip"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Targets:
+class DataConfig(Settings):
+    """Where images come from (see :func:`pra.data.open_source`) and how they are prepared.
+
+    ``validation`` names the held-out images that ``train.validate_every`` measures the loss on: a share of the training
+    images, such as ``0.05``, which the run then does not learn from; ``test``, the source's own test split; or another
+    source, such as ``folder:VAL``. None holds nothing out.
+    """
+
+    source: str
+    fit: Fit = Fit.CENTER_CROP
+    flip: bool = False
+    on_small: OnSmall = OnSmall.ERROR
+    on_corrupt: OnCorrupt = OnCorrupt.ERROR
+    workers: Annotated[int, within(0, 1024)] = 0
+    validation: float | str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise wrong("validation", self.validation, "must lie between 0 and 1. Use a share such as 0.05", "invalid")
+
+    @property
+    def held_out_share(self) -> float | None:
+        """The share of the training images that is held out, if any."""
+        return self.validation if isinstance(self.validation, float) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets(Settings):
     """Published figures that a recipe is to be held against."""
 
     source: str
@@ -22,16 +71,13 @@ class Targets:
     fid_50k: float | None = None
     linear_probe: float | None = None
 
-    def __post_init__(self) -> None:
-        coerce(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Settings):
     """One complete run: what a recipe returns and what ``config.json`` in a run's folder holds.
 
-    ``initial`` is what the weights are at first: a run's folder, a saved model or ``hub:user/model``, of the same model
-    but for its classes, and perhaps without the second head (:mod:`pra.training.initial`); None is new ones.
+    ``initial`` names the first weights: a run's folder, a saved model or ``hub:user/model``, of the same model but for
+    its classes, and perhaps without the second head (:mod:`pra.training.initial`); None draws new ones.
     ``initial_average`` says which of its weights, as :func:`pra.load` takes it.
     """
 
@@ -39,28 +85,25 @@ class RunConfig:
     model: AnyModelConfig
     data: DataConfig
     train: TrainConfig
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = SamplingConfig()  # noqa: RUF009  (frozen)
     targets: Targets | None = None
     initial: str | None = None
     initial_average: str = "ema"
 
     def __post_init__(self) -> None:
-        coerce(self)
+        super().__post_init__()
         check_sampling(self.model, self.sampling)
-        if not self.model.autoregressive and self.train.rollout != Clean():
-            raise PraError(
-                f"train.rollout {type(self.train.rollout).__name__} is for autoregressive models: "
-                f"{self.model.name} has no prefix to roll out; set train.rollout=Clean"
+        train = self.train
+        if not self.model.autoregressive and train.rollout != Clean():
+            problem = "is for autoregressive models. Set train.rollout=Clean"
+            raise wrong("train.rollout", type(train.rollout).__name__, problem)
+        if self.model.codec is None and train.codec_warmup:
+            raise wrong(
+                "train.codec_warmup", train.codec_warmup, "finds no codec in this model. Set train.codec_warmup=0"
             )
-        if self.model.codec is None and self.train.codec_warmup:
-            raise PraError(f"train.codec_warmup {self.train.codec_warmup}: this model has no codec to warm up; set 0")
-        if self.train.validate_every and self.data.validation is None:
-            raise PraError(
-                f"train.validate_every {self.train.validate_every}: there are no held-out images. Set data.validation, "
-                "for example to 0.05, or train.validate_every=0"
-            )
-        if self.train.trainable == ("shortcut",) and not (self.model.has_shortcut and self.initial):
-            raise PraError(
-                "train.trainable=shortcut is for the second head (model.head.shortcut) of a model that is trained: "
-                "pra distill RUN sets all three"
-            )
+        if train.validate_every and self.data.validation is None:
+            fix = "Set data.validation, for example to 0.05, or train.validate_every=0"
+            raise wrong("train.validate_every", train.validate_every, f"finds no held-out images. {fix}")
+        if train.trainable == ("shortcut",) and not (self.model.has_shortcut and self.initial):
+            problem = "is for the second head (model.head.shortcut) of a trained model (initial)"
+            raise wrong("train.trainable", "shortcut", f"{problem}. Set all three with `pra distill RUN`")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
-from pra.config.checks import between, coerce, positive
+from pra.config.checks import NaturalFloat, PositiveFloat, Settings, Share, positive, within, wrong
 from pra.config.model import AnyModelConfig
-from pra.errors import PraError
 
 
 class GuidanceSchedule(enum.Enum):
@@ -33,7 +32,7 @@ class Solver(enum.Enum):
 
 
 SHORTCUT_STEPS = (1, 2, 4, 8)
-"""Into how many equal steps a head with shortcuts learns to take the path."""
+"""Numbers of equal steps that a head with shortcuts learns to take the path in."""
 
 
 LARGEST_STEPS = 10_000
@@ -49,34 +48,28 @@ class TimeGrid(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How an image is sampled. ``guidance`` 1 is none; ``steps`` counts solver intervals, not evaluations.
+class SamplingConfig(Settings):
+    """How an image is sampled. ``guidance`` 1 is off; ``steps`` counts solver intervals, not evaluations.
 
     Guidance acts at flow times within ``guidance_interval`` (0 is noise, 1 data; both ends belong to it), elsewhere
     there is none (arXiv 2404.07724). ``shift`` beyond 1 moves the times of the grid towards noise (arXiv 2403.03206).
     ``times`` are a grid of one's own in place of both, ``steps + 1`` of them (:mod:`pra.sampling.learnt_grid`).
     """
 
-    guidance: float = 1.0
+    guidance: NaturalFloat = 1.0
     schedule: GuidanceSchedule = GuidanceSchedule.CONSTANT
     solver: Solver = Solver.MIDPOINT
-    steps: int = 3
-    temperature: float = 1.0
+    steps: Annotated[int, positive, within(1, LARGEST_STEPS)] = 3
+    temperature: NaturalFloat = 1.0
     renormalise: bool = True
     time_grid: TimeGrid = TimeGrid.UNIFORM
-    shift: float = 1.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    shift: PositiveFloat = 1.0
+    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     times: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        coerce(self)
-        positive(self, "steps", "shift")
-        between(self, "steps", 1, LARGEST_STEPS)
-        between(self, "guidance", 0.0, math.inf)
-        between(self, "temperature", 0.0, math.inf)
-        low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise PraError(f"guidance_interval must be two times 0 <= low <= high <= 1, got {low:g} and {high:g}")
+        super().__post_init__()
+        within(0.0, self.guidance_interval[1])(self.guidance_interval[0], "guidance_interval")
         if self.times is not None:
             self._check_times(self.times)
 
@@ -86,47 +79,37 @@ class SamplingConfig:
         return self.solver is Solver.EULER_MARUYAMA
 
     def with_steps(self, steps: int) -> SamplingConfig:
-        """The same in another number of steps; ``times`` are of one number of them, and go with it."""
+        """Return a copy with another number of steps; ``times`` are for one number of steps, and go with it."""
         return dataclasses.replace(self, steps=steps, times=self.times if steps == self.steps else None)
 
     def _check_times(self, times: tuple[float, ...]) -> None:
+        given = ",".join(f"{t:g}" for t in times)
         rising = all(low < high for low, high in itertools.pairwise(times))
         if len(times) != self.steps + 1 or not rising or (times[0], times[-1]) != (0.0, 1.0):
-            given = ",".join(f"{t:g}" for t in times)
-            raise PraError(f"times must be steps + 1 = {self.steps + 1} numbers rising from 0 to 1, got {given}")
+            problem = f"must be steps + 1 = {self.steps + 1} numbers rising from 0 to 1"
+            raise wrong("times", given, problem, "invalid")
         if self.time_grid is not TimeGrid.UNIFORM or self.shift != 1.0:
-            raise PraError(
-                f"times are the grid themselves: leave out time_grid {self.time_grid.value} and shift {self.shift:g}"
-            )
+            problem = f"leave out time_grid {self.time_grid.value} and shift {self.shift:g}"
+            raise wrong("times", given, f"are the grid themselves: {problem}")
 
 
 def check_sampling(model: AnyModelConfig, sampling: SamplingConfig) -> None:
-    """Whether a model can be sampled this way.
-
-    Raises:
-        PraError: it cannot.
-    """
+    """Refuse settings that a model cannot be sampled with."""
     if not model.autoregressive and sampling.schedule is GuidanceSchedule.LINEAR:
-        raise PraError(
-            f"the guidance schedule linear rises along the raster, and {model.name} makes all patches at once; "
-            "take the schedule constant"
-        )
+        problem = f"rises along the raster, and {model.name} makes all patches at once. Use the schedule constant"
+        raise wrong("schedule", "linear", problem, "unsupported")
     if sampling.solver is not Solver.SHORTCUT:
         return
     if not model.has_shortcut:
-        raise PraError(
-            "the solver shortcut needs a second head, which this model has not: `pra distill RUN` gives a trained run "
-            "one (model.head.shortcut=true); or take another solver"
-        )
-    wrong = [] if sampling.steps in SHORTCUT_STEPS else [f"steps {sampling.steps}"]
+        fix = "Add one with `pra distill RUN` (model.head.shortcut=true), or use another solver"
+        raise wrong("solver", "shortcut", f"needs a second head, which this model does not have. {fix}", "unsupported")
+    found = [] if sampling.steps in SHORTCUT_STEPS else [f"steps {sampling.steps}"]
     if sampling.times is not None:
-        wrong = ["times of one's own"]
+        found = ["times of one's own"]
     if sampling.time_grid is not TimeGrid.UNIFORM:
-        wrong.append(f"time_grid {sampling.time_grid.value}")
+        found.append(f"time_grid {sampling.time_grid.value}")
     if sampling.shift != 1.0:
-        wrong.append(f"shift {sampling.shift:g}")
-    if wrong:
+        found.append(f"shift {sampling.shift:g}")
+    if found:
         known = ", ".join(map(str, SHORTCUT_STEPS))
-        raise PraError(
-            f"the solver shortcut takes {known} equal steps, which is what the head has learnt; not {', '.join(wrong)}"
-        )
+        raise wrong("solver", "shortcut", f"takes {known} equal steps, as its head has learnt, not {', '.join(found)}")

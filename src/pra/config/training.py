@@ -1,14 +1,68 @@
-"""Settings of training: objective, optimiser, precision, processes."""
+"""Settings of training: rollout, objective, optimiser, precision, processes."""
 
 from __future__ import annotations
 
 import enum
-import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-from pra.config.checks import between, coerce, divisors, nearest_multiple, nearest_of, positive
-from pra.config.rollout import Parallel, Rollout
+from pra.config.checks import (
+    Decay,
+    NaturalFloat,
+    NaturalInt,
+    PositiveFloat,
+    PositiveInt,
+    Settings,
+    Share,
+    nearest_multiple,
+    within,
+    wrong,
+)
 from pra.errors import PraError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean(Settings):
+    """Teacher forcing: the true patches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised(Settings):
+    """The true patches plus Gaussian noise of standard deviation ``sigma`` (pixels in [-1, 1])."""
+
+    sigma: PositiveFloat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstructed(Settings):
+    """Decoded from the unperturbed states."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel(Settings):
+    """PRA: decoded from states perturbed to ``t_i ~ U(t_min, 1)``, independently per position."""
+
+    t_min: Share = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact(Settings):
+    """Sequential: the model itself completes each state from ``t_i ~ U(t_min, t_max)``, on its own prefix.
+
+    ``t_max = 0`` is free-running sampling. Above 0 a state starts from the part-noised true state.
+    """
+
+    t_min: Share = 0.0
+    t_max: Share = 1.0
+    steps: PositiveInt = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(0.0, self.t_max)(self.t_min, "t_min")
+
+
+Rollout = Clean | Noised | Reconstructed | Parallel | Exact
+"""How the inputs of the AR pass are made (:mod:`pra.method.rollout`)."""
 
 
 class PixelLoss(enum.Enum):
@@ -19,7 +73,7 @@ class PixelLoss(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Settings):
     """Loss weights and the randomness of a training step (docs/method.md).
 
     ``noise_draws`` is the number of ``(t, eps)`` pairs per token for the flow loss; ``logit_normal_times`` draws those
@@ -29,22 +83,14 @@ class ObjectiveConfig:
     """
 
     pixel_loss: PixelLoss = PixelLoss.L2
-    perceptual_weight: float = 0.0
-    auxiliary_weight: float = 0.1
-    noise_draws: int = 4
-    shortcut_draws: int = 2
+    perceptual_weight: NaturalFloat = 0.0
+    auxiliary_weight: NaturalFloat = 0.1
+    noise_draws: PositiveInt = 4
+    shortcut_draws: PositiveInt = 2
     logit_normal_times: bool = True
-    time_mean: float = 0.0
-    time_std: float = 1.0
-    class_dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        coerce(self)
-        positive(self, "noise_draws", "shortcut_draws", "time_std")
-        between(self, "time_mean", -10.0, 10.0)
-        between(self, "perceptual_weight", 0.0, math.inf)
-        between(self, "auxiliary_weight", 0.0, math.inf)
-        between(self, "class_dropout", 0.0, 1.0)
+    time_mean: Annotated[float, within(-10, 10)] = 0.0
+    time_std: PositiveFloat = 1.0
+    class_dropout: Share = 0.1
 
     def weight(self, term: str) -> float:
         """Return the factor of a term in the total loss: the field ``TERM_weight``, or 1 where there is none."""
@@ -59,17 +105,11 @@ class LearningRate(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Muon:
+class Muon(Settings):
     """Muon (:class:`pra.training.optimizer.MuonOptimizer`). Its peak rate ``lr`` is on the scale of AdamW's."""
 
-    lr: float = 5e-3
-    momentum: float = 0.95
-
-    def __post_init__(self) -> None:
-        coerce(self)
-        positive(self, "lr")
-        if not 0 <= self.momentum < 1:
-            raise PraError(f"momentum must lie in [0, 1), got {self.momentum}")
+    lr: PositiveFloat = 5e-3
+    momentum: Decay = 0.95
 
 
 MatrixOptimizer = Muon | None
@@ -77,33 +117,24 @@ MatrixOptimizer = Muon | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Settings):
     """AdamW, and perhaps another optimizer for the hidden ``matrices`` of the model's blocks.
 
     All share the warm-up, the schedule and the weight decay, which acts on matrices only. ``clip`` bounds the norm of
     the whole gradient.
     """
 
-    lr: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
-    warmup_steps: int = 100
+    lr: PositiveFloat = 3e-4
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    weight_decay: NaturalFloat = 0.1
+    warmup_steps: NaturalInt = 100
     schedule: LearningRate = LearningRate.CONSTANT
-    clip: float = 1.0
-    ema_decay: float = 0.9999
+    clip: PositiveFloat = 1.0
+    ema_decay: Share = 0.9999
     matrices: MatrixOptimizer = None
 
-    def __post_init__(self) -> None:
-        coerce(self)
-        positive(self, "lr", "clip")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise PraError(f"betas must lie in [0, 1), got {self.betas}")
-        between(self, "weight_decay", 0.0, math.inf)
-        between(self, "warmup_steps", 0, math.inf)
-        between(self, "ema_decay", 0.0, 1.0)
-
     def slower(self, divisor: float) -> OptimizerConfig:
-        """The same with every rate divided by ``divisor``."""
+        """Return a copy with every rate divided by ``divisor``."""
         matrices = self.matrices and replace(self.matrices, lr=self.matrices.lr / divisor)
         return replace(self, lr=self.lr / divisor, matrices=matrices)
 
@@ -118,16 +149,12 @@ SHORTEST_AVERAGE, LONGEST_AVERAGE = 0.001, 0.28
 """Relative lengths of power-function averages. A plain mean of all steps has sqrt(1 / 12) = 0.289."""
 
 
-def check_length(length: float) -> None:
-    """Whether this can be the relative length of a power-function average.
-
-    Raises:
-        PraError: it cannot.
-    """
+def check_length(length: float, where: str = "averages") -> None:
+    """Check that the relative length of a power-function average is in range."""
     if not SHORTEST_AVERAGE <= length <= LONGEST_AVERAGE:
-        raise PraError(
-            f"an average of relative length {length:g} is out of range. Use one in [{SHORTEST_AVERAGE}, "
-            f"{LONGEST_AVERAGE}], such as 0.05 or 0.1"
+        allowed = f"[{SHORTEST_AVERAGE}, {LONGEST_AVERAGE}], such as 0.05 or 0.1"
+        raise wrong(
+            where, length, f"is out of range for the relative length of an average. Use one in {allowed}", "invalid"
         )
 
 
@@ -147,16 +174,14 @@ class Parallelism(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """The training loop. ``batch_size`` is the global batch, which all processes share; of its part a process takes at
     most ``micro_batch_size`` images at a time (accumulation).
 
-    ``parallel`` is for several processes and means nothing to one. ``activation_checkpointing`` computes the insides of
-    each block a second time in the backward pass rather than keep them: less memory, about a third more arithmetic.
-
-    For the first ``codec_warmup`` steps the codec's terms are the only loss (for the ablation: everything is trained
-    together in the paper). ``compile`` has torch fuse the step's arithmetic: a minute at the start for a faster step
-    (on CPUs it needs a C++ compiler); the whole loss in one process, block by block in several.
+    ``parallel`` is for several processes. ``activation_checkpointing`` computes the insides of each block a second time
+    in the backward pass rather than keep them: less memory, about a third more arithmetic. ``compile`` has torch fuse
+    the step's arithmetic: a minute at the start for a faster step (on CPUs it needs a C++ compiler); the whole loss in
+    one process, block by block in several. For the first ``codec_warmup`` steps the codec's terms are the only loss.
 
     ``trainable`` names the parameters that learn; all others keep their weights. Each entry is ``all``, ``shortcut``
     (the second head), ``all-but-codec``, or a pattern of names such as ``head.*`` (:mod:`pra.training.trainable`).
@@ -170,73 +195,55 @@ class TrainConfig:
     and beside them for good those of every ``keep_every`` steps, a multiple of ``checkpoint_every``; 0 is none.
     """
 
-    steps: int
-    batch_size: int
-    micro_batch_size: int | None = None
-    seed: int = 0
-    rollout: Rollout = Parallel()  # noqa: RUF009  (frozen)
-    codec_warmup: int = 0
+    steps: PositiveInt
+    batch_size: PositiveInt
+    micro_batch_size: PositiveInt | None = None
+    seed: Annotated[int, within(0, 2**63 - 1)] = 0
+    rollout: Rollout = Parallel()
+    codec_warmup: NaturalInt = 0
     trainable: tuple[str, ...] = ("all",)
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    averages: tuple[float, ...] = ()
+    averages: tuple[Annotated[float, check_length], ...] = ()
     precision: Precision = Precision.AUTO
     compile: bool = False
     parallel: Parallelism = Parallelism.DDP
     activation_checkpointing: bool = False
-    log_every: int = 20
-    sample_every: int = 500
-    validate_every: int = 0
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    keep_every: int = 0
+    log_every: PositiveInt = 20
+    sample_every: NaturalInt = 500
+    validate_every: NaturalInt = 0
+    checkpoint_every: PositiveInt = 500
+    keep_checkpoints: Annotated[int, within(1)] = 2
+    keep_every: NaturalInt = 0
 
     def __post_init__(self) -> None:
-        coerce(self)
-        positive(self, "steps", "batch_size", "log_every", "checkpoint_every")
-        for length in self.averages:
-            check_length(length)
+        super().__post_init__()
         if len(set(self.averages)) < len(self.averages):
-            raise PraError(f"averages {list(self.averages)}: a length is there twice. Give each length once")
-        between(self, "sample_every", 0, math.inf)
-        between(self, "validate_every", 0, math.inf)
-        between(self, "codec_warmup", 0, math.inf)
-        between(self, "seed", 0, 2**63 - 1)
-        between(self, "keep_checkpoints", 1, math.inf)
-        between(self, "keep_every", 0, math.inf)
+            raise wrong("averages", list(self.averages), "has a length twice. Give each length once")
         if not self.trainable:
-            raise PraError("trainable: the list is empty. Name what learns, such as all or head.*")
+            raise PraError("trainable: the list is empty. Name what learns, such as all or head.*", name="trainable")
         if self.keep_every % self.checkpoint_every:
-            raise PraError(
-                f"keep_every {self.keep_every} is no multiple of checkpoint_every {self.checkpoint_every}: at such "
-                "steps there is no checkpoint to keep; the nearest is "
-                f"{nearest_multiple(self.keep_every, self.checkpoint_every)}"
-            )
+            nearest = nearest_multiple(self.keep_every, self.checkpoint_every)
+            problem = f"is not a multiple of checkpoint_every {self.checkpoint_every}. Use the nearest, {nearest}"
+            raise wrong("keep_every", self.keep_every, problem)
         micro = self.micro_batch_size
-        if micro is not None and (micro < 1 or self.batch_size % micro):
-            raise PraError(
-                f"batch_size {self.batch_size} is not divisible by micro_batch_size {micro}; the nearest that divides "
-                f"it is {nearest_of(divisors(self.batch_size), micro)}"
-            )
+        if micro is not None and self.batch_size % micro:
+            raise self._indivisible(micro, f"is not divisible by micro_batch_size {micro}; the nearest that is")
+
+    def _indivisible(self, unit: int, problem: str) -> PraError:
+        return wrong("batch_size", self.batch_size, f"{problem} is {nearest_multiple(self.batch_size, unit)}")
 
     def validates(self, step: int) -> bool:
         """Return whether the held-out loss is measured after ``step`` steps."""
         return self.validate_every > 0 and (step % self.validate_every == 0 or step == self.steps)
 
     def micro_batches(self, processes: int) -> tuple[int, int]:
-        """Images that each of so many processes takes at a time, and how many times in a step.
-
-        Raises:
-            PraError: the batch does not divide; the nearest that does is named.
-        """
+        """Return the images that each process takes at a time, and how many times in a step."""
         micro = self.micro_batch_size
         split = micro is not None and micro * processes < self.batch_size
         unit = micro * processes if split and micro is not None else processes
         if self.batch_size % unit:
             parts = f" in micro batches of {micro}" if split else ""
-            raise PraError(
-                f"batch_size {self.batch_size} does not divide among {processes} processes{parts}; the nearest that "
-                f"does is {nearest_multiple(self.batch_size, unit)}, or take another number of processes"
-            )
+            raise self._indivisible(unit, f"does not divide among {processes} processes{parts}; the nearest that does")
         local = self.batch_size // processes
         return (micro, local // micro) if split and micro is not None else (local, 1)

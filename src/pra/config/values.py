@@ -6,23 +6,22 @@ import dataclasses
 import enum
 import json
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from pra.config.checks import alternatives, field_types, fit
 from pra.config.model import AnyModelConfig, JiTConfig
-from pra.config.rollout import Rollout
-from pra.config.training import MatrixOptimizer
+from pra.config.training import MatrixOptimizer, Rollout
 from pra.errors import PraError, nearest
 
 T = TypeVar("T")
 
 TAGGED = (*alternatives(Rollout), JiTConfig, *alternatives(MatrixOptimizer))
-"""Classes that JSON names as "type". Of several possible ones a single one may do without: it is what no type means."""
+"""Classes that JSON names as "type". A class that is not among them needs no name: it is what no type means."""
 
 
 def to_dict(config: Any) -> Any:
-    """Plain JSON values. A dataclass that is one of several possible (a rollout, JiT) carries its class as "type"."""
+    """Convert to plain JSON values. A dataclass of several possible (a rollout, JiT) carries its class as "type"."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
         tag = {"type": type(config).__name__} if isinstance(config, TAGGED) else {}
@@ -38,24 +37,18 @@ def from_dict(cls: type[T], values: Any, where: str = "config") -> T:
     """Inverse of :func:`to_dict`; absent keys take their defaults.
 
     Raises:
-        PraError: an unknown key (the nearest name is given), a missing one, or a value of the wrong type.
+        PraError: an unknown key (the nearest name is given), a missing one, or a value of the wrong type or range.
     """
-    return typing.cast(T, _build(cls, _complete(cls, values, where), where))
+    return typing.cast(T, _read(cls, values, where, _object))
 
 
 def model_from_dict(values: Any, where: str) -> AnyModelConfig:
-    """:func:`from_dict` for a model of either kind.
-
-    Raises:
-        PraError: as :func:`from_dict`.
-    """
-    return typing.cast(AnyModelConfig, _build(AnyModelConfig, _complete(AnyModelConfig, values, where), where))
+    """:func:`from_dict` for a model of either kind."""
+    return from_dict(typing.cast(type[AnyModelConfig], AnyModelConfig), values, where)
 
 
 def override(config: T, path: str, text: str) -> T:
-    """``override(run, "train.optimizer.lr", "1e-3")``: a copy with one field replaced.
-
-    ``text`` is read as JSON, and as a plain string where it is none.
+    """``override(run, "train.optimizer.lr", "1e-3")``: return a copy with one field replaced.
 
     Raises:
         PraError: no such field (the nearest name is given), or a value of the wrong type or range.
@@ -66,7 +59,7 @@ def override(config: T, path: str, text: str) -> T:
 def apply_settings(config: T, settings: Iterable[str]) -> T:
     """``apply_settings(run, ["train.optimizer.lr=1e-3"])``: :func:`override` by lines, as ``--set`` takes them.
 
-    Ranges, and what must fit together, are looked at when all lines are read.
+    Settings that must fit together are checked when all lines are read.
 
     Raises:
         PraError: as :func:`override`, or a line without ``=``.
@@ -75,7 +68,8 @@ def apply_settings(config: T, settings: Iterable[str]) -> T:
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
-            raise PraError(f"--set {setting!r} needs the form KEY=VALUE, such as sampling.guidance=2")
+            problem = "needs the form KEY=VALUE, such as sampling.guidance=2"
+            raise PraError(f"--set {setting!r} {problem}", option="--set", value=setting)
         pairs.append((path, text))
     return _changed(config, pairs)
 
@@ -84,26 +78,27 @@ def _changed(config: T, settings: Iterable[tuple[str, str]]) -> T:
     kind, values = type(config), to_dict(config)
     for path, text in settings:
         _write(values, path, text)
-        values = _complete(kind, values, "setting")  # a later line may change a default of what this one wrote
-    return typing.cast(T, _build(kind, values, "setting"))
+        values = _read(kind, values, "setting", _values)  # a later line may change a default of this one
+    return from_dict(kind, values, "setting")
 
 
 def _write(values: Any, path: str, text: str) -> None:
     *parents, last = path.split(".")
     here = values
     for name in (*parents, last):
-        if not isinstance(here, dict) or name not in here:
-            known = list(here) if isinstance(here, dict) else []
-            raise PraError(f"no setting {path!r}: {name!r} is unknown{nearest(name, known)}")
+        known = list(here) if isinstance(here, dict) else []
+        if name not in known:
+            problem = f"no setting {path!r}: {name!r} is unknown{nearest(name, known)}"
+            raise PraError(problem, code="unknown", path=path, name=name)
         parent, here = here, here[name]
     parent[last] = parse_value(text)
 
 
 def parse_value(text: str) -> Any:
-    """A value as ``--set KEY=VALUE`` has it: JSON, or else the text itself, for which nobody need write quotes."""
+    """Read the value of ``--set KEY=VALUE``: JSON, or else the text itself."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):  # no JSON, or such as nobody means
+    except (ValueError, RecursionError):
         return text
 
 
@@ -116,67 +111,54 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {json.dumps(old)} in the run, {json.dumps(new)} asked for"]
 
 
-def _complete(kind: Any, value: Any, where: str) -> Any:
-    """Plain JSON values as :func:`to_dict` writes them: of the right types, with everything that has a default."""
+def _read(kind: Any, value: Any, where: str, make: Callable[[Any, dict[str, Any], str], Any]) -> Any:
+    """Read JSON values of a type, with every default; ``make`` builds the result of a class and its fields."""
     if value is None and type(None) in typing.get_args(kind):
         return None
     classes = _classes(kind)
     if not classes:
-        return to_dict(fit(kind, value, where))
-    if isinstance(value, str) and not classes.keys().isdisjoint(one.__name__ for one in TAGGED):
-        # A bare name: the defaults of that class.
-        value = {"type": value}
+        return fit(kind, value, where)
+    if isinstance(value, str) and any(one in TAGGED for one in classes.values()):
+        value = {"type": value}  # a bare name: the defaults of that class
     chosen = _chosen(classes, value, where)
     if not isinstance(value, dict):
-        raise PraError(f"{where}: expected the fields of {chosen.__name__}, got {value!r}")
-    given, kinds = {key: v for key, v in value.items() if key != "type"}, field_types(chosen)
-    for key in given:
+        raise PraError(f"{where}: expected the fields of {chosen.__name__}, got {value!r}", name=where, value=value)
+    kinds = field_types(chosen)
+    values = {f.name: to_dict(f.default) for f in dataclasses.fields(chosen) if f.default is not dataclasses.MISSING}
+    values |= {key: given for key, given in value.items() if key != "type"}
+    for key in values:
         if key not in kinds:
-            raise PraError(f"{where}.{key} is unknown{nearest(key, kinds)}")
-    given = {key: _complete(kinds[key], v, f"{where}.{key}") for key, v in given.items()}
-    values = ({"type": chosen.__name__} if chosen in TAGGED else {}) | _defaults(chosen) | given
-    missing = [name for name in kinds if name not in values]
-    if missing:
-        raise PraError(f"{where}: {', '.join(missing)} missing")
-    return values
+            problem = f"{where}.{key} is unknown{nearest(key, kinds)}"
+            raise PraError(problem, code="unknown", path=f"{where}.{key}", name=key)
+    if missing := ", ".join(name for name in kinds if name not in values):
+        raise PraError(f"{where}: {missing} missing", code="missing", path=where, name=missing)
+    return make(chosen, {name: _read(kinds[name], values[name], f"{where}.{name}", make) for name in kinds}, where)
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """The settings object of values that are complete; it checks itself."""
-    classes = _classes(kind)
-    if value is None or not classes:
-        return fit(kind, value, where)
-    chosen = _chosen(classes, value, where)
-    fields = {name: _build(one, value[name], f"{where}.{name}") for name, one in field_types(chosen).items()}
+def _object(chosen: Any, fields: dict[str, Any], where: str) -> Any:
     try:
         return chosen(**fields)
     except PraError as error:
-        raise PraError(f"{where}: {error}") from None
+        raise PraError(f"{where}: {error}", error.code, **error.fields) from None
 
 
-def _classes(kind: Any) -> dict[str, type]:
-    """The classes of settings that a type allows, by name."""
-    types = (one for one in alternatives(kind) if isinstance(one, type) and dataclasses.is_dataclass(one))
-    return {one.__name__: one for one in types}
+def _values(chosen: Any, fields: dict[str, Any], where: str) -> dict[str, Any]:
+    tag = {"type": chosen.__name__} if chosen in TAGGED else {}
+    return tag | {name: to_dict(value) for name, value in fields.items()}
 
 
-def _chosen(classes: dict[str, type], value: Any, where: str) -> type:
-    """The class that JSON values are of: the one that they name, or the one that needs no name."""
+def _classes(kind: Any) -> dict[str, Any]:
+    """Return the classes of settings that a type allows, by name."""
+    return {one.__name__: one for one in alternatives(kind) if isinstance(one, type) and dataclasses.is_dataclass(one)}
+
+
+def _chosen(classes: dict[str, Any], value: Any, where: str) -> Any:
+    """Return the class of JSON values: the one that they name, or the one that needs no name."""
     usual = [one for one in classes.values() if one not in TAGGED] or list(classes.values())
     if len(usual) == 1 and not (isinstance(value, dict) and "type" in value):
         return usual[0]
     name = value.get("type") if isinstance(value, dict) else value
     if str(name) not in classes:
-        raise PraError(f"{where}: {name!r} is unknown{nearest(str(name), classes)}")
+        problem = f"{where}: {name!r} is unknown{nearest(str(name), classes)}"
+        raise PraError(problem, code="unknown", path=where, name=name)
     return classes[str(name)]
-
-
-def _defaults(kind: Any) -> dict[str, Any]:
-    """The fields that have a default, as JSON values."""
-    values = {}
-    for field in dataclasses.fields(kind):
-        if field.default is not dataclasses.MISSING:
-            values[field.name] = to_dict(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            values[field.name] = to_dict(field.default_factory())
-    return values

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from pra.data.images import ArraySource
-from pra.errors import PraError
-from pra.utils.extras import install_command
+from pra.data.images import ArraySource, not_installed
 
 
 def open_digits(name: str, test: bool) -> ArraySource:
-    """Every sixth image is for testing, the others for training. Values 0..16 become 0..255.
-
-    Raises:
-        PraError: scikit-learn is not installed.
-    """
+    """Open one split: every sixth image is for testing. Values 0..16 become 0..255."""
     try:
         from sklearn.datasets import load_digits
-    except ImportError:
-        raise PraError(f"data source {name!r} needs scikit-learn; {install_command('train')}") from None
+    except ImportError as error:
+        raise not_installed(name, "scikit-learn", "train", error) from None
     data = load_digits()
     chosen = (np.arange(len(data.target)) % 6 == 5) == test
     images = np.rint(data.images[chosen] * (255 / 16)).astype(np.uint8)
-    labels = data.target[chosen].astype(np.int64)
-    return ArraySource(name, images, labels, tuple(str(digit) for digit in range(10)))
+    return ArraySource(name, images, data.target[chosen].astype(np.int64), tuple("0123456789"))

@@ -7,37 +7,24 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image
 
-from pra.data.images import corrupt, decode, is_image_name, pack, upright
+from pra.data.images import Files, check_there, corrupt, is_image_name, pack
 from pra.errors import PraError
 
 
-class FolderSource:
-    """``PATH/class/**/picture.png``; classes and images in sorted order.
+class FolderSource(Files):
+    """``PATH/class/**/picture.png``; classes and images in sorted order, hidden files and folders ignored.
 
-    Hidden files and folders are ignored. A folder that holds images itself and has none below it is
-    unconditional: one class, "image".
+    A folder that holds images itself and has none below it is unconditional: one class, "image".
     """
 
     def __init__(self, name: str, path: Path) -> None:
-        """List the folder; no image is opened.
-
-        Raises:
-            PraError: no such folder, no images, an empty class, or images both beside and in class folders.
-        """
-        if not path.is_dir():
-            problem = "is not a folder" if path.exists() else "does not exist"
-            raise PraError(f"data source {name!r}: {path} {problem}; give a folder of class folders")
+        check_there(name, path, "folder", "Give a folder of class folders")
         files = _by_class(path)
-        self.name = name
-        self.classes = tuple(class_name or "image" for class_name in files)
-        self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(f) for f in files.values()])
+        labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(f) for f in files.values()])
+        super().__init__(name, files, labels)
         self._path = path
         self._files = pack([file for class_files in files.values() for file in class_files])
-
-    def __len__(self) -> int:
-        return len(self._files)
 
     def encoded(self, index: int) -> bytes:
         try:
@@ -45,38 +32,30 @@ class FolderSource:
         except OSError as error:
             raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
 
-    def image(self, index: int) -> Image.Image:
-        """One image, upright, in its own size and mode.
-
-        Raises:
-            CorruptImage: the file is gone, or cannot be decoded.
-        """
-        return upright(decode(self.encoded(index), self.where(index)))
-
     def where(self, index: int) -> str:
-        """The image's file."""
+        """Return the image's file."""
         return str(self._path / os.fsdecode(bytes(self._files[index])))
 
 
 def _by_class(path: Path) -> dict[str, list[str]]:
-    """Class name to image files, relative to ``path``; ``""`` for images that lie directly in it."""
+    """Return the image files of each class, relative to ``path``."""
     entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     below = {name: _images_below(path, name) for name in names}
     direct = [entry.name for entry in entries if entry.is_file() and is_image_name(entry.name)]
     filled = [name for name, files in below.items() if files]
     if direct and filled:
-        raise PraError(
-            f"{path} holds images directly ({direct[0]}) and in class folders ({filled[0]}); "
-            "move the former into a class folder of their own"
-        )
+        problem = f"it holds images directly ({direct[0]}) and in class folders ({filled[0]})"
+        raise PraError(f"{path}: {problem}. Move the former into a class folder", "conflict", path=path)
     if not direct and not filled:
-        raise PraError(f"{path} holds no images; put them into one sub-folder per class, or directly into it")
+        raise PraError(
+            f"{path} holds no images. Put them into it, or into a sub-folder per class", "missing", path=path
+        )
     if direct:
-        return {"": direct}
+        return {"image": direct}
     if len(filled) < len(names):
-        empty = next(name for name in names if not below[name])
-        raise PraError(f"class folder {path / empty} holds no images; fill or remove it")
+        empty = path / next(name for name in names if not below[name])
+        raise PraError(f"{empty}: this class folder holds no images. Fill or remove it", "missing", path=empty)
     return below
 
 

@@ -1,4 +1,4 @@
-"""Images that a run does not learn from, to measure its loss on."""
+"""Held-out images: the loss is measured on them, the run does not learn from them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,19 @@ import torch
 from PIL import Image
 
 from pra.config import DataConfig
-from pra.data.images import Labels
+from pra.data.images import Labelled, Labels
 from pra.data.source import Source, Streamed, open_source, own_test_split
 from pra.errors import PraError
 from pra.method import noise
 from pra.method.noise import Purpose
 
 
-class Part:
-    """Some images of a source, as a source of the same name.
-
-    Args:
-        source: the whole.
-        indices: int64 places in the whole.
-    """
+class Part(Labelled):
+    """The images of a source at some ``indices``, as a source of the same name."""
 
     def __init__(self, source: Source, indices: Labels) -> None:
-        self.name, self.classes, self.labels = source.name, source.classes, source.labels[indices]
+        super().__init__(source.name, source.classes, source.labels[indices])
         self._source, self._indices = source, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
 
     def image(self, index: int) -> Image.Image:
         return self._source.image(int(self._indices[index]))
@@ -48,31 +40,29 @@ def split(source: Source, config: DataConfig, seed: int) -> tuple[Source, Source
     share = config.held_out_share
     if share is not None:
         if isinstance(source, Streamed):
-            raise PraError(
-                f"data.validation {share:g}: {source.name} is a stream, which cannot be divided. Name a source"
-            )
+            problem = f"{source.name} is a stream, which cannot be divided"
+            raise PraError(f"data.validation {share:g}: {problem}. Name a source", "unsupported", value=share)
         held = _share(source, share, seed)
         return Part(source, np.setdiff1d(np.arange(len(source)), held)), Part(source, held)
     if config.validation is None:
         return source, None
     name = own_test_split(source.name) if config.validation == "test" else str(config.validation)
     if name == source.name:
-        raise PraError(f"data.validation {name!r} is the training source. Name another source, or a share such as 0.05")
+        fix = "Name another source, or a share such as 0.05"
+        raise PraError(f"data.validation {name!r} is the training source. {fix}", "conflict", name=name)
     other = open_source(name)
     if other.classes != source.classes:
-        raise PraError(
-            f"data.validation {name!r} has other classes than {source.name} ({len(other.classes)} and "
-            f"{len(source.classes)}). Name a source of the same classes"
-        )
+        problem = f"has other classes than {source.name} ({len(other.classes)} and {len(source.classes)})"
+        raise PraError(f"data.validation {name!r} {problem}. Name a source of the same classes", "mismatch", name=name)
     return source, other
 
 
 def _share(source: Source, share: float, seed: int) -> Labels:
-    """The held-out places, in ascending order: evenly spread over the classes, and random within each."""
+    """Return the held-out places, in ascending order: evenly spread over the classes, and random within each."""
     total = len(source)
     count = max(1, round(share * total))
     if count >= total:
-        raise PraError(f"data.validation {share:g}: {source.name} has {total} images. Use a smaller share")
+        raise PraError(f"data.validation {share:g}: {source.name} has {total} images. Use a smaller share", value=share)
     key = noise.fold(noise.keys(seed, torch.tensor(0)), Purpose.HELD_OUT)
     shuffled = noise.permutation(key, total).numpy()
     by_class = shuffled[np.argsort(source.labels[shuffled], kind="stable")]

@@ -1,4 +1,4 @@
-"""What all sources share: decoding, labels, and images held in memory."""
+"""The parts that all sources share: decoding, labels, and images held in memory."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pra.errors import PraError, reason_of
+from pra.utils.extras import import_failed
 
 Labels = npt.NDArray[np.int64]
 
+MOST_CLASSES = 100_000
+"""Classes without names are numbers below this: higher ones are identifiers, taken for classes by mistake."""
+
 
 class CorruptImage(PraError):  # noqa: N818  reads as what it is, like StopIteration
-    """One image that cannot be read, for the reason ``problem``. ``data.on_corrupt`` says what becomes of it."""
+    """One image that cannot be read, because of ``problem``; ``data.on_corrupt`` decides what happens next."""
 
     problem = ""
 
 
 def corrupt(where: str, problem: str) -> CorruptImage:
-    """``corrupt("a.png", "cannot be read")``: the error, with its way out."""
-    error = CorruptImage(f"{where}: {problem}; replace it, or leave such images out with --set data.on_corrupt=skip")
+    """Return the error for the image at ``where``."""
+    message = f"{where}: {problem}. Replace it, or leave such images out with --set data.on_corrupt=skip"
+    error = CorruptImage(message, "unreadable", where=where)
     error.problem = problem
     return error
 
 
 def decode(data: bytes, where: str) -> Image.Image:
-    """The (first) picture in an encoded file.
-
-    Raises:
-        CorruptImage: Pillow cannot read it, or as :func:`check_range`; ``where`` names it in the message.
-    """
+    """Return the (first) picture in an encoded file, or raise CorruptImage; ``where`` names it in the message."""
     with _explained(where):
         image: Image.Image = Image.open(io.BytesIO(data))
         image.load()
@@ -45,13 +46,9 @@ def decode(data: bytes, where: str) -> Image.Image:
 
 
 def header(path: Path) -> Image.Image:
-    """The (first) picture in a file, upright, of which size and mode are known but not yet the pixels.
-
-    Raises:
-        CorruptImage: as :func:`decode`, as far as the file's beginning tells.
-    """
+    """Return the (first) picture in a file, upright, with its size and mode but not yet its pixels."""
     with _explained(str(path)), Image.open(path) as image:
-        if image.width != image.height:  # a square one is as large, however it is turned
+        if image.width != image.height:  # turning a square does not change its size
             upright(image)
     check_range(image, str(path))
     return image
@@ -59,34 +56,29 @@ def header(path: Path) -> Image.Image:
 
 @contextlib.contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """Whatever Pillow raises as :class:`CorruptImage`."""
     try:
         yield
     except UnidentifiedImageError:
         raise corrupt(where, "not an image in any format that Pillow knows") from None
-    except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
+    except Exception as error:  # on broken bytes Pillow's plugins raise any exception
         raise corrupt(where, f"cannot be decoded ({reason_of(error)})") from error
 
 
 def check_range(image: Image.Image, where: str) -> None:
-    """Refuses a picture whose levels of black and white nobody knows.
-
-    Raises:
-        CorruptImage: its pixels are floating-point numbers.
-    """
+    """Refuse a picture whose levels of black and white are unknown, as CorruptImage."""
     if image.mode == "F":
         raise corrupt(where, "floating-point pixels have no known range (save it with 8 or 16 bits)")
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; ADM reads ImageNet without, so this is for people's own pictures."""
-    with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
+    """Turn a picture in place as its EXIF orientation says, and return it. ADM reads ImageNet without."""
+    with contextlib.suppress(Exception):  # a broken EXIF block does not affect the pixels
         ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name promises an image: not hidden, and an extension of a format that Pillow opens."""
+    """Return whether a file is not hidden and has the extension of a format that Pillow opens."""
     return not name.startswith(".") and PurePath(name).suffix.lower() in _extensions()
 
 
@@ -97,54 +89,67 @@ def _extensions() -> frozenset[str]:
 
 
 def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:
-    """File names in one block of memory.
-
-    A list of a million strings would be copied into each forked worker, page by page, as their reference
-    counts change.
-    """
+    """Return file names in one block: reference counts would copy a list of strings into each forked worker."""
     return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
 
-MOST_CLASSES = 100_000
-"""Fewer classes than this may be numbers without names: more are identifiers, taken for classes by mistake."""
-
-
-def numbered_classes(labels: Labels, where: Callable[[int], str], way_out: str) -> list[str]:
-    """Names for classes that have none: their numbers.
-
-    Args:
-        labels: of all images, 0 or more.
-        where: names the place of a label, by its index, for the message.
-        way_out: what a person may do instead, likewise.
+def numbered_classes(labels: Labels, where: Callable[[int], str], fix: str) -> list[str]:
+    """Return numbers as names for classes that have none; ``where`` names the image of an index.
 
     Raises:
-        PraError: the highest is no class's number.
+        PraError: a label is :data:`MOST_CLASSES` or more.
     """
-    worst = int(labels.argmax())
-    highest = int(labels[worst])
+    highest = int(labels.max())
     if highest >= MOST_CLASSES:
-        raise PraError(
-            f"{where(worst)} has class {highest}; classes without names are numbers below {MOST_CLASSES}: {way_out}"
-        )
+        problem = f"{where(int(labels.argmax()))}: class {highest} has no name and is not below {MOST_CLASSES}"
+        raise PraError(f"{problem}. {fix}", value=highest)
     return [str(label) for label in range(highest + 1)]
 
 
-class ArraySource:
-    """Images held in memory: ``images`` is uint8, ``(N, H, W)`` for grey ones and ``(N, H, W, 3)`` for colour."""
+def check_there(name: str, path: Path, what: str, fix: str) -> None:
+    """Refuse the path of source ``name`` that is not a ``what``, "file" or "folder"."""
+    if not (path.is_dir() if what == "folder" else path.is_file()):
+        problem = f"is not a {what}" if path.exists() else "does not exist"
+        raise PraError(f"data source {name!r}: {path} {problem}. {fix}", "missing", path=path)
 
-    def __init__(self, name: str, images: npt.NDArray[np.uint8], labels: Labels, classes: tuple[str, ...]) -> None:
-        self.name = name
-        self.classes = classes
-        self.labels = labels
-        self._images = images
+
+def not_installed(name: str, packages: str, extra: str, error: ImportError) -> PraError:
+    """Return the error for a source whose packages cannot be imported."""
+    return PraError(import_failed(f"data source {name!r}", packages, extra, error), "not-installed", name=name)
+
+
+class Labelled:
+    """A name, the classes' names and the labels (int64, one per image): the base of all sources."""
+
+    def __init__(self, name: str, classes: Iterable[str], labels: Labels) -> None:
+        self.name, self.classes, self.labels = name, tuple(str(class_name) for class_name in classes), labels
 
     def __len__(self) -> int:
-        return len(self._images)
-
-    def image(self, index: int) -> Image.Image:
-        """One image, mode "L" or "RGB"."""
-        return Image.fromarray(self._images[index])
+        return len(self.labels)
 
     def where(self, index: int) -> str:
-        """``"image 17 of digits"``."""
         return f"image {index} of {self.name}"
+
+
+class Files(Labelled):
+    """The base of sources whose images are encoded files. ``turned``: as their EXIF orientation says."""
+
+    turned = True
+
+    def encoded(self, index: int) -> bytes:
+        raise NotImplementedError
+
+    def image(self, index: int) -> Image.Image:
+        image = decode(self.encoded(index), self.where(index))
+        return upright(image) if self.turned else image
+
+
+class ArraySource(Labelled):
+    """Images held in memory: ``images`` is uint8, ``(N, H, W)`` for grey and ``(N, H, W, 3)`` for colour."""
+
+    def __init__(self, name: str, images: npt.NDArray[np.uint8], labels: Labels, classes: tuple[str, ...]) -> None:
+        super().__init__(name, classes, labels)
+        self._images = images
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self._images[index])

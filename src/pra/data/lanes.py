@@ -11,7 +11,7 @@ from torch import Tensor
 from pra.data.images import Labels
 
 LANES = 16
-"""At most; one where the data set cannot be divided."""
+"""At most; one if the data set cannot be divided."""
 PIECES = 1024
 """At most, of a data set."""
 UNIT = 32
@@ -22,12 +22,12 @@ UNIT = 32
 class Lanes:
     """Images in pieces, each of which can be read from its beginning; lanes are consecutive pieces.
 
-    An epoch takes :data:`UNIT` images of every lane in turn, where a batch starts at a multiple of that. So each worker
-    meets the same few lanes again and again, as long as the number of workers and the number of lanes, a power of two,
-    have common factors; and none reads what lies between. The order itself depends on the data set alone.
+    An epoch takes :data:`UNIT` images of every lane in turn, starting at a multiple of that. So each worker meets the
+    same few lanes again if the number of workers and the number of lanes, a power of two, have common factors; no
+    worker reads the images between. The order depends on the data set alone.
 
     Args:
-        starts: the first image of each piece, and behind the last the number of images.
+        starts: the first image of each piece, followed by the number of images.
         window: images that are held at once, of all lanes together.
     """
 
@@ -36,7 +36,7 @@ class Lanes:
 
     @property
     def count(self) -> int:
-        """How many lanes there are."""
+        """The number of lanes."""
         return 1 << min(len(self.starts) - 1, LANES).bit_length() - 1
 
     @property
@@ -45,24 +45,24 @@ class Lanes:
         return max(1, self.window // self.count)
 
     def place(self, index: int) -> tuple[int, int, int]:
-        """Lane, piece, and place in the piece of an image."""
+        """Return the lane, the piece, and the place in the piece of an image."""
         piece = int(np.searchsorted(self.starts, index, side="right")) - 1
         return piece * self.count // (len(self.starts) - 1), piece, index - int(self.starts[piece])
 
     def arranged(self, order: Tensor, start: int) -> Tensor:
-        """The order in which an epoch takes the images: shuffled within the windows of each lane.
+        """Return the order in which an epoch takes the images: shuffled within the windows of each lane.
 
         Args:
             order: int64 ``(N,)``, a random order of all images.
-            start: the epoch's first sample, of all that a training takes.
+            start: the epoch's first global sample index.
         """
         sizes = torch.from_numpy(np.diff(self.starts))
         pieces = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
         places = torch.arange(len(order)) - torch.from_numpy(self.starts[:-1])[pieces]
-        # Pieces have fewer images than there are in all: windows of a later piece have higher numbers.
+        # A piece has fewer images than the data set: windows of a later piece have higher numbers.
         windows = pieces * len(order) + places // self.lane_window
         order = order[windows[order].argsort(stable=True)]
-        lanes = pieces * self.count // len(sizes)  # of the images in their own order as in this one
+        lanes = pieces * self.count // len(sizes)  # sorting by windows has kept each lane's places
         rank = torch.arange(len(order)) - torch.searchsorted(lanes, lanes)
-        rank[lanes == 0] -= -start % UNIT  # these come first, up to the next multiple
+        rank[lanes == 0] -= -start % UNIT  # the first images, up to the next multiple
         return order[(rank.div(UNIT, rounding_mode="floor") * self.count + lanes).argsort(stable=True)]

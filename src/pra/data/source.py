@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from PIL import Image
@@ -15,24 +14,26 @@ from pra.data.emoji import FONT, EmojiSource
 from pra.data.folder import FolderSource
 from pra.data.hf import open_hf
 from pra.data.idx import open_idx
-from pra.data.imagenet_tar import ImageNetTar
 from pra.data.images import Labels
+from pra.data.tars import ImageNetTar
 from pra.data.wds import WebDataset
 from pra.errors import PraError, nearest
 from pra.utils.paths import expand
 from pra.utils.registry import Registry
 
-_WITH_PATH: dict[str, Callable[[str, str], Source]] = {
-    "emoji": lambda spec, path: EmojiSource(spec, *_split(path)),
-    "idx": lambda spec, path: open_idx(spec, *_split(path)),
+SPLIT: dict[str, Callable[[str, str, bool], Source]] = {
+    "digits": lambda spec, _, test: open_digits(spec, test),
+    "emoji": lambda spec, path, test: EmojiSource(spec, expand(path) if path else FONT, test),
+    "idx": lambda spec, path, test: open_idx(spec, expand(path), test),
+}
+"""Kinds of sources that have a test split, which ends their names: ``@test``."""
+_WHOLE: dict[str, Callable[[str, str], Source]] = {
     "folder": lambda spec, path: FolderSource(spec, expand(path)),
     "imagenet-tar": lambda spec, path: ImageNetTar(spec, expand(path)),
     "wds": WebDataset,
     "hf": open_hf,
 }
 _ALONE = ("digits", "digits@test", "emoji", "emoji@test")
-SPLIT = ("digits", "emoji", "idx")
-"""Kinds of sources that have a test split."""
 
 
 @runtime_checkable
@@ -40,7 +41,7 @@ class Source(Protocol):
     """Images that can be read in any order, each with a label. Sources can be pickled to worker processes.
 
     ``name`` is the string it was opened with, ``classes`` the classes' names, and ``labels`` one index into
-    ``classes`` per image (int64). Where the images are files, they can be had as such (:class:`Encoded`).
+    ``classes`` per image (int64).
     """
 
     name: str
@@ -48,60 +49,49 @@ class Source(Protocol):
     labels: Labels
 
     def __len__(self) -> int:
-        """Number of images; at least 1."""
+        """Return the number of images, at least 1."""
         ...
 
     def image(self, index: int) -> Image.Image:
-        """One image, decoded, in whatever size and mode it has.
-
-        Raises:
-            CorruptImage: it cannot be read.
-        """
+        """Return one image, decoded, in its own size and mode; one that cannot be read is a CorruptImage error."""
         ...
 
     def where(self, index: int) -> str:
-        """The image's file, or ``"image 17 of digits"``: for messages."""
+        """Return the image's file, or ``"image 17 of digits"``, for messages."""
         ...
 
 
 @runtime_checkable
 class Encoded(Protocol):
-    """A source whose images are files: ``image`` decodes what ``encoded`` returns."""
+    """A source whose images are files."""
 
     def encoded(self, index: int) -> bytes:
-        """One image's file.
-
-        Raises:
-            CorruptImage: it cannot be read.
-        """
+        """Return the file that ``image`` decodes; one that cannot be read is a CorruptImage error."""
         ...
 
 
 @runtime_checkable
 class Streamed(Protocol):
-    """A source that is read from front to back, at ``lanes`` places at once, and not in any order."""
+    """A source that is read from front to back, at ``lanes`` places at once."""
 
     @property
     def lanes(self) -> int:
-        """More readers than these would read something twice."""
+        """The number of readers that read nothing twice."""
         ...
 
     def arranged(self, order: Tensor, start: int) -> Tensor:
-        """The order of an epoch that begins with sample ``start``: a random one, as far as reading forward allows."""
+        """Return the order of an epoch that begins with sample ``start``: a random one, made to read forward."""
         ...
 
 
-SOURCES: Registry[Callable[[str, str], Source]] = Registry("data source", "pra.sources", {"digits", *_WITH_PATH})
+SOURCES: Registry[Callable[[str, str], Source]] = Registry("data source", "pra.sources", {*SPLIT, *_WHOLE})
 
 
 def register_source(name: str, function: Callable[[str, str], Source]) -> None:
     """Make ``NAME`` and ``NAME:ARGUMENT`` names of data sources in this process, for ``--data`` and all else.
 
-    An installed package does the same for every process by an entry point of the group ``pra.sources``.
-
-    Args:
-        name: of the kind of source.
-        function: opens one; takes the whole name, which becomes :attr:`Source.name`, and the argument.
+    ``function`` takes the whole name, which becomes :attr:`Source.name`, and the argument. An installed package does
+    the same for every process by an entry point of the group ``pra.sources``.
 
     Raises:
         PraError: the name is built in or malformed.
@@ -110,13 +100,10 @@ def register_source(name: str, function: Callable[[str, str], Source]) -> None:
 
 
 def own_test_split(spec: str) -> str:
-    """Return the name of a source's own test split: ``"digits@test"`` for ``"digits"``.
-
-    Raises:
-        PraError: the source has none, or is one.
-    """
+    """Return the name of a source's own test split, if it has one: ``"digits@test"`` for ``"digits"``."""
     if spec.endswith("@test") or spec.partition(":")[0] not in SPLIT:
-        raise PraError(f"data source {spec!r} has no test split. Name another source, or a share such as 0.05")
+        fix = "Name another source, or a share such as 0.05"
+        raise PraError(f"data source {spec!r} has no test split. {fix}", "unsupported", name=spec)
     return f"{spec}@test"
 
 
@@ -131,60 +118,45 @@ def open_source(spec: str) -> Source:
     Raises:
         PraError: an unknown kind (the nearest name is given), a missing path or package, or damaged files.
     """
-    try:
-        return _open(spec)
-    except OSError as error:
-        raise PraError(
-            f"data source {spec!r}: {error.filename or 'it'} cannot be read ({error.strerror}); "
-            "check its permissions and the disk"
-        ) from error
-
-
-def check_name(spec: str) -> None:
-    """Whether a name says what kind of source it means; nothing is opened.
-
-    Raises:
-        PraError: an unknown kind (the nearest name is given, or how to name what lies there), or no path behind it.
-    """
-    kind, _, path = spec.partition(":")
-    if SOURCES.added(kind):
-        return
-    if kind in _WITH_PATH and spec not in _ALONE:
-        if path in ("", "@test"):
-            raise PraError(f"data source {spec!r} lacks its path; write {kind}:PATH")
-    elif spec not in _ALONE:
-        if expand(spec).exists():
-            raise PraError(f"data source {spec!r} does not say what is there; write {shlex.quote(_fitting(spec))}")
-        raise PraError(f"data source {spec!r} is unknown{nearest(kind, {*_ALONE, *SOURCES.names()})}")
-
-
-def _fitting(spec: str) -> str:
-    """The source that a bare path most likely means, by the names of the files there."""
-    path = expand(spec)
-    folder = path if path.is_dir() else path.parent
-    if path.suffix == ".tar" or any(path.glob("*.tar")):
-        return f"wds:{spec}"
-    if "-ubyte" in path.name or any(path.glob("*-ubyte*")):
-        return f"idx:{spec if path == folder else folder}"
-    return f"folder:{spec if path == folder else folder}"
-
-
-def _open(spec: str) -> Source:
     check_name(spec)
-    if spec in ("digits", "digits@test"):
-        return open_digits(spec, test=spec.endswith("@test"))
-    if spec in ("emoji", "emoji@test"):
-        return EmojiSource(spec, FONT, test=spec.endswith("@test"))
-    kind, _, path = spec.partition(":")
-    registered = SOURCES.added(kind)
-    if registered is None:
-        return _WITH_PATH[kind](spec, path)
-    opened = registered(spec, path)
+    kind, _, path = spec.removesuffix("@test").partition(":")
+    try:
+        if kind in SPLIT:
+            return SPLIT[kind](spec, path, spec.endswith("@test"))
+        kind, _, path = spec.partition(":")
+        if kind in _WHOLE:
+            return _WHOLE[kind](spec, path)
+        opened = SOURCES.registered[kind](spec, path)
+    except OSError as error:
+        path, fix = error.filename or spec, "Check its permissions and the disk"
+        problem = f"{path} cannot be read ({error.strerror})"
+        raise PraError(f"data source {spec!r}: {problem}. {fix}", "unreadable", path=path) from error
     if not isinstance(opened, Source):
         raise PraError(f"data source {spec!r}: {opened!r} is not a source. Return one with the members of Source")
     return opened
 
 
-def _split(path: str) -> tuple[Path, bool]:
-    """``DIR@test`` to the folder and whether the test split is meant."""
-    return expand(path.removesuffix("@test")), path.endswith("@test")
+def check_name(spec: str) -> None:
+    """Refuse a name of an unknown kind, or without its path; nothing is opened."""
+    kind, _, path = spec.partition(":")
+    if spec in _ALONE or SOURCES.added(kind):
+        return
+    if kind in {*SPLIT, *_WHOLE} - {"digits"}:
+        if path in ("", "@test"):
+            raise PraError(f"data source {spec!r} lacks its path. Write {kind}:PATH", "missing", name=spec)
+    elif expand(spec).exists():
+        fix = f"Write {shlex.quote(_fitting(spec))}"
+        raise PraError(f"data source {spec!r} does not say what is there. {fix}", "unknown", name=spec)
+    else:
+        hint = nearest(kind, {*_ALONE, *SOURCES.names()})
+        raise PraError(f"data source {spec!r} is unknown{hint}", "unknown", name=spec)
+
+
+def _fitting(spec: str) -> str:
+    """Return the source that a bare path most likely means, by the names of the files there."""
+    path = expand(spec)
+    folder = path if path.is_dir() else path.parent
+    if path.suffix == ".tar" or any(path.glob("*.tar")):
+        return f"wds:{spec}"
+    kind = "idx" if "-ubyte" in path.name or any(path.glob("*-ubyte*")) else "folder"
+    return f"{kind}:{spec if path == folder else folder}"

@@ -1,27 +1,33 @@
-"""What a source of pictures holds: how many, how large, of which classes, in colour or grey, and which are broken."""
+"""Summaries of a source: of some pictures, before a training, and of every picture, for ``pra data check``."""
 
 from __future__ import annotations
 
+import functools
 import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from pra.data.images import CorruptImage
+from pra.data.loader import blocks, from_workers, in_order, none_readable, reading
 from pra.data.source import Source, Streamed, open_source
-from pra.errors import PraError
+from pra.utils.progress import Progress
 
 LOOKED_AT, PATIENCE = 500, 15.0
-"""Pictures that are opened, and the seconds after which those that were opened must do."""
-
+"""Pictures that :func:`look` opens at most, and the seconds after which it opens no more."""
 COLOURFUL = 16
-"""Levels between the channels of one pixel, from which a picture counts as coloured: JPEG tints grey ones a little."""
+"""Levels between the channels of one pixel from which a picture counts as coloured: JPEG tints grey ones a little."""
+BLOCK = 32
+"""Images that a worker reads at a time."""
+_LINES = 20
 
 
 class Range(NamedTuple):
-    """Of pixels."""
+    """Lowest, median and highest of some pixel counts."""
 
     low: int
     median: int
@@ -30,15 +36,20 @@ class Range(NamedTuple):
     def __str__(self) -> str:
         return f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}, median {self.median}"
 
+    @classmethod
+    def of(cls, values: Iterable[int]) -> Range:
+        """Summarise at least one value."""
+        ordered = sorted(values)
+        return cls(ordered[0], ordered[len(ordered) // 2], ordered[-1])
+
 
 @dataclass(frozen=True)
 class Survey:
-    """What :func:`look` found.
+    """The findings of :func:`look`.
 
-    ``images`` is how many there are, by class in ``classes``. All else is of the ``opened`` ones: sizes in pixels;
-    how many have no colour (``grey``), are see-through somewhere, or are not ``square``; the file of each that cannot
-    be read (not counted among the opened); and the seconds that reading one takes. ``streamed`` tells whether the
-    source is a stream.
+    ``images`` is the number of all pictures, and ``classes`` that of each class. The other counts are of the ``opened``
+    ones: sizes in pixels; how many have no colour (``grey``), are transparent somewhere, or ``square``; the file of
+    each corrupt one (not counted as opened); and the seconds that reading one takes.
     """
 
     source: str
@@ -57,27 +68,23 @@ class Survey:
 
     @property
     def unconditional(self) -> bool:
-        """Whether there are no classes to tell apart."""
+        """Whether there is only one class."""
         return len(self.classes) == 1
 
     @property
     def channels(self) -> int:
-        """1 where no picture that was opened has colour, else 3."""
+        """1 if no opened picture has colour, else 3."""
         return 1 if self.grey == self.opened else 3
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Return the summary for a person."""
         counts = sorted(self.classes.values())
         told = "without classes" if self.unconditional else f"in {len(counts)} classes of {counts[0]} to {counts[-1]}"
         looked = self.opened + len(self.corrupt)
         opened = "" if looked == self.images else f"; {looked} of them opened"
-        colour = {0: "in colour", self.opened: "grey"}.get(
-            self.grey, f"{self.opened - self.grey} in colour, {self.grey} grey"
-        )
-        lines = [
-            f"{self.images} pictures {told}{opened}",
-            f"width {self.width}; height {self.height}; {colour}",
-        ]
+        mixed = f"{self.opened - self.grey} in colour, {self.grey} grey"
+        colour = {0: "in colour", self.opened: "grey"}.get(self.grey, mixed)
+        lines = [f"{self.images} pictures {told}{opened}", f"width {self.width}; height {self.height}; {colour}"]
         if self.transparent:
             lines.append(f"{self.transparent} with transparent parts, which are put on white")
         if self.corrupt:
@@ -86,65 +93,144 @@ class Survey:
 
 
 def look(source: str | Source) -> Survey:
-    """Opens pictures of a source, all or :data:`LOOKED_AT` at random, for :data:`PATIENCE` seconds at most.
+    """Open pictures of a source, all or :data:`LOOKED_AT` at random, for :data:`PATIENCE` seconds at most.
 
     Raises:
-        PraError: no such source, nothing in it, or not one picture that can be read.
+        PraError: no such source, or no picture that can be read.
     """
     opened = open_source(source) if isinstance(source, str) else source
-    count, begin = len(opened), time.monotonic()
-    order = np.random.default_rng(0).permutation(count)[:LOOKED_AT].tolist()  # a source lists class after class
-    sizes: list[tuple[int, int]] = []
+    begin = time.monotonic()
+    order = np.random.default_rng(0).permutation(len(opened))[:LOOKED_AT].tolist()  # sources are sorted by class
+    seen: list[tuple[int, int, bool, bool]] = []
     corrupt: list[str] = []
-    grey = transparent = 0
     for index in order:
         try:
             picture = opened.image(index)
         except CorruptImage:
             corrupt.append(opened.where(index))
             continue
-        sizes.append(picture.size)
-        transparent += _see_through(picture)
-        grey += not _has_colour(picture)
+        seen.append((*picture.size, _is_transparent(picture), _has_colour(picture)))
         if time.monotonic() - begin > PATIENCE:
             break
-    if not sizes:
-        raise PraError(f"none of {len(corrupt)} pictures of {opened.name} can be read, such as {corrupt[0]}")
-    widths, heights = zip(*sizes, strict=True)
-    numbers = np.bincount(opened.labels, minlength=len(opened.classes)).tolist()
+    if not seen:
+        raise none_readable(opened, len(corrupt), corrupt[0])
+    widths, heights, transparent, coloured = zip(*seen, strict=True)
     return Survey(
         source=opened.name,
-        images=count,
-        classes=dict(zip(opened.classes, numbers, strict=True)),
-        opened=len(sizes),
-        width=_range(widths),
-        height=_range(heights),
-        short_side=_range([min(size) for size in sizes]),
-        grey=grey,
-        transparent=transparent,
-        square=sum(width == height for width, height in sizes),
+        images=len(opened),
+        classes=dict(_class_counts(opened)),
+        opened=len(seen),
+        width=Range.of(widths),
+        height=Range.of(heights),
+        short_side=Range.of(map(min, widths, heights)),
+        grey=len(seen) - sum(coloured),
+        transparent=sum(transparent),
+        square=sum(width == height for width, height in zip(widths, heights, strict=True)),
         corrupt=tuple(corrupt),
-        seconds_per_image=(time.monotonic() - begin) / len(sizes),
+        seconds_per_image=(time.monotonic() - begin) / len(seen),
         streamed=isinstance(opened, Streamed),
     )
 
 
-def _range(values: tuple[int, ...] | list[int]) -> Range:
-    return Range(min(values), sorted(values)[len(values) // 2], max(values))
+def _class_counts(source: Source) -> list[tuple[str, int]]:
+    counts = np.bincount(source.labels, minlength=len(source.classes))
+    return list(zip(source.classes, counts.tolist(), strict=True))
 
 
-def _see_through(picture: Image.Image) -> bool:
-    if not picture.has_transparency_data:
-        return False
-    alpha = picture.convert("RGBA").getchannel("A").getextrema()
-    return alpha[0] < 255  # type: ignore[operator]
+def _is_transparent(picture: Image.Image) -> bool:
+    return picture.has_transparency_data and int(np.asarray(picture.convert("RGBA"))[..., 3].min()) < 255
 
 
 def _has_colour(picture: Image.Image) -> bool:
-    """Looked at small: single pixels of noise do not matter."""
+    """Look at a small copy: single pixels of noise do not matter."""
     if picture.mode in ("1", "L", "LA") or picture.mode.startswith("I"):
         return False
-    picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    small = np.asarray(picture.resize((32, 32), Image.Resampling.BOX)).astype(int)
-    seen = small[..., :3][small[..., 3] > 0] if picture.mode == "RGBA" else small.reshape(-1, 3)
-    return bool(len(seen)) and int((seen.max(axis=1) - seen.min(axis=1)).max()) > COLOURFUL
+    pixels = np.asarray(picture.convert("RGBA").resize((32, 32), Image.Resampling.BOX)).astype(int)
+    visible = pixels[pixels[..., 3] > 0][:, :3]
+    return bool(len(visible)) and int(np.ptp(visible, axis=1).max()) > COLOURFUL
+
+
+# --- every picture ------------------------------------------------------------------------------------------
+
+
+class _Seen(NamedTuple):
+    number: int
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    problem: str | None = None
+
+
+def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
+    """Decode every image of a source, with ``workers`` processes, and return JSON values.
+
+    ``corrupt`` lists the images that cannot be read; ``classes``, ``sizes`` and ``modes`` are counts of images;
+    ``smaller_than_size`` lists those with a side below ``size``, the side of the model's images.
+    """
+    seen: list[_Seen] = []
+    count = len(source)
+    work = functools.partial(_look_at, source)
+    stream = from_workers(work, blocks(range(count), BLOCK), in_order(source, workers))
+    with reading(stream) as found, Progress(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
+        for block in found:
+            seen += block
+            bar.update(len(block))
+    whole = [image for image in seen if image.problem is None]
+    corrupt = [{"index": i.number, "where": source.where(i.number), "problem": i.problem} for i in seen if i.problem]
+
+    def described(images: Iterable[_Seen]) -> list[dict[str, Any]]:
+        return [{"where": source.where(i.number), "width": i.width, "height": i.height} for i in images]
+
+    sizes = Counter((image.width, image.height) for image in whole)
+    by_area = sorted(whole, key=lambda image: image.width * image.height)
+    return {
+        "source": source.name,
+        "images": count,
+        "corrupt": corrupt,
+        "classes": [{"name": name, "images": number} for name, number in _class_counts(source)],
+        "sizes": [{"width": w, "height": h, "images": number} for (w, h), number in sizes.most_common()],
+        "modes": dict(Counter(image.mode for image in whole).most_common()),
+        "smallest": next(iter(described(by_area[:1])), None),
+        "largest": next(iter(described(by_area[-1:])), None),
+        "size": size,
+        "smaller_than_size": described(image for image in whole if min(image.width, image.height) < (size or 0)),
+    }
+
+
+def _look_at(source: Source, block: Sequence[int]) -> list[_Seen]:
+    found = []
+    for index in block:
+        try:
+            image = source.image(index)
+            found.append(_Seen(index, image.width, image.height, image.mode))
+        except CorruptImage as error:
+            found.append(_Seen(index, problem=error.problem))
+    return found
+
+
+def lines_of(report: dict[str, Any]) -> list[str]:
+    """Return the main findings of :func:`check`, for a person."""
+    classes = [(one["images"], one["name"]) for one in report["classes"]]
+    (fewest, scarce), (most, frequent) = min(classes), max(classes)
+    sizes = ["{width}x{height} ({images})".format(**one) for one in report["sizes"]]
+    lines = [
+        f"corrupt: {len(report['corrupt'])}",
+        *_some("  {where}: {problem}".format(**image) for image in report["corrupt"]),
+        f"classes: {len(classes)}, {fewest} ({scarce}) to {most} ({frequent}) images",
+        *_some(f"  {name}: {count}" for count, name in classes),
+        f"sizes (width x height): {len(sizes)}; {', '.join(sizes[:5])}",
+        f"modes: {', '.join(f'{mode} ({count})' for mode, count in report['modes'].items())}",
+    ]
+    extremes = [(name, report[name]) for name in ("smallest", "largest") if report[name]]
+    lines += ["{0}: {width}x{height}, {where}".format(name, **image) for name, image in extremes]
+    if size := report["size"]:
+        small = report["smaller_than_size"]
+        lines += [f"smaller than {size}x{size}: {len(small)}"]
+        lines += _some("  {width}x{height}, {where}".format(**image) for image in small)
+    return lines
+
+
+def _some(lines: Iterable[str]) -> Sequence[str]:
+    every = list(lines)
+    more = [f"  ... and {len(every) - _LINES} more (--out FILE.json has all)"] if len(every) > _LINES else []
+    return [*every[:_LINES], *more]

@@ -1,4 +1,4 @@
-"""Images inside tar files: their places are found once, kept in an index, and read in any order afterwards."""
+"""Images inside tar files: found once, kept in an index, and read in any order afterwards."""
 
 from __future__ import annotations
 
@@ -7,31 +7,40 @@ import hashlib
 import os
 import tarfile
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import IO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from io import FileIO
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from pra.data.images import Labels, corrupt, decode
+from pra.data.images import Files, Labels, check_there, corrupt, is_image_name, pack
 from pra.errors import PraError
+from pra.utils.files import write_atomically
 from pra.utils.paths import cache_folder
+from pra.utils.progress import Progress
 
 _FORMAT = 2
-_OPEN_FILES = 128
-"""At once in each process: many systems allow 1024."""
+OPEN_FILES = 128
+"""Tars open at once in each process: many systems allow 1024 files."""
+_IMAGENET = "Give ILSVRC2012_img_train.tar as downloaded"
+
+
+class Found(NamedTuple):
+    """One image in a tar: the tar's number, offset and size in bytes, the file's name, and its label."""
+
+    file: int
+    offset: int
+    size: int
+    member: str
+    label: int
 
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Where each image lies: arrays ``(N,)``, except ``classes``, the classes' names in the order of their labels.
-
-    ``files`` says in which tar, ``offsets`` and ``sizes`` (bytes) where in it, ``members`` are the files' names.
-    """
+    """Columns of :class:`Found`, ``(N,)``, and the classes' names in the order of their labels."""
 
     files: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
@@ -40,179 +49,126 @@ class TarIndex:
     members: npt.NDArray[np.bytes_]
     classes: npt.NDArray[np.str_]
 
-
-class TarFiles:
-    """Tars that are read at any place, from any process: neither a forked nor a spawned one shares its parent's files.
-
-    The files read last stay open.
-    """
-
-    _process = 0
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = tuple(paths)
-
-    def read(self, index: TarIndex, number: int) -> bytes:
-        """Image ``number`` of the index; shorter than it was where the file has been cut since.
-
-        Raises:
-            OSError: the file is gone, or cannot be read.
-        """
-        descriptor = self._descriptor(int(index.files[number]))
-        return os.pread(descriptor, int(index.sizes[number]), int(index.offsets[number]))
-
-    def _descriptor(self, file: int) -> int:
-        if self._process != os.getpid():
-            self._open: OrderedDict[int, int] = OrderedDict()
-            self._process = os.getpid()
-        if file not in self._open:
-            self._open[file] = os.open(self.paths[file], os.O_RDONLY)
-            if len(self._open) > _OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-        self._open.move_to_end(file)
-        return self._open[file]
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"paths": self.paths}
-
-    def __del__(self) -> None:
-        if self._process == os.getpid():
-            for descriptor in self._open.values():
-                os.close(descriptor)
+    @classmethod
+    def of(cls, found: Iterable[Found], classes: Sequence[str]) -> TarIndex:
+        """Collect at least one image."""
+        files, offsets, sizes, members, labels = zip(*found, strict=True)
+        places = np.array(files, np.int32), np.array(offsets), np.array(sizes)
+        return cls(*places, np.array(labels, np.int64), pack(members), np.array(classes))
 
 
-# --- the index ----------------------------------------------------------------------------------------------
+class TarSource(Files):
+    """The images of tars, in the order of the tars and of their members. EXIF orientation is ignored."""
 
-
-class TarSource:
-    """A source of the images of tars, in the order of the tars and of their members (:class:`pra.data.Source`)."""
+    turned = False
 
     def __init__(self, name: str, tars: Sequence[Path], index: TarIndex) -> None:
-        self._files, self._index = TarFiles(tars), index
-        self.name = name
-        self.classes = tuple(str(class_name) for class_name in index.classes)
-        self.labels = index.labels
-
-    def __len__(self) -> int:
-        return len(self._index.offsets)
+        super().__init__(name, index.classes, index.labels)
+        self._tars, self._index = tuple(tars), index
+        self._open: dict[int, FileIO] = {}
 
     def encoded(self, index: int) -> bytes:
+        file = int(self._index.files[index])
         try:
-            return self._files.read(self._index, index)
+            if file not in self._open:
+                if len(self._open) >= OPEN_FILES:
+                    self._open.pop(next(iter(self._open))).close()
+                self._open[file] = FileIO(self._tars[file])
+            # Forked workers share open files and their positions: pread ignores the position.
+            return os.pread(self._open[file].fileno(), int(self._index.sizes[index]), int(self._index.offsets[index]))
         except OSError as error:
             raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
 
-    def image(self, index: int) -> Image.Image:
-        """One image, in its own size and mode.
+    def where(self, index: int) -> str:
+        """Return ``"00000017.jpg in DIR/shard-000000.tar"``."""
+        return f"{os.fsdecode(bytes(self._index.members[index]))} in {self._tars[self._index.files[index]]}"
 
-        Raises:
-            CorruptImage: it cannot be decoded, or its tar is gone.
-        """
-        return decode(self.encoded(index), self.where(index))
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_open": {}}
+
+
+class ImageNetTar(TarSource):
+    """``ILSVRC2012_img_train.tar`` as downloaded: a tar with one inner tar of JPEG files per class.
+
+    Images come in the order of the tar; classes are the inner tars' names (wnids), sorted.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        check_there(name, path, "file", _IMAGENET)
+        super().__init__(name, [path], load_index([path], lambda: _scan(path)))
 
     def where(self, index: int) -> str:
-        """``"00000017.jpg in DIR/shard-000000.tar"``."""
-        member = os.fsdecode(bytes(self._index.members[index]))
-        return f"{member} in {self._files.paths[self._index.files[index]]}"
+        """Return ``"n01440764/n01440764_18.JPEG in train.tar"``."""
+        return f"{self.classes[self.labels[index]]}/{super().where(index)}"
+
+
+def _scan(path: Path) -> TarIndex:
+    size = path.stat().st_size
+    by_class: list[tuple[str, Found]] = []
+    bar = Progress(desc=f"indexing {path.name}", total=size, unit="B", unit_scale=True)
+    with path.open("rb") as file, bar:
+        for outer, inner in members(file, size, str(path), _IMAGENET):
+            if PurePosixPath(inner.name).match("[!.]*.tar"):
+                images = members(outer.extractfile(inner), inner.size, f"{inner.name} in {path}", _IMAGENET)
+                for _, member in images:
+                    name = PurePosixPath(member.name).name
+                    if is_image_name(name):
+                        found = Found(0, inner.offset_data + member.offset_data, member.size, name, 0)
+                        by_class.append((PurePosixPath(inner.name).stem, found))
+            bar.update(inner.offset_data + inner.size - bar.n)
+    if not by_class:
+        raise PraError(f"{path} holds no class tars with images. {_IMAGENET}, or use folder:", "unreadable", path=path)
+    classes = sorted({wnid for wnid, _ in by_class})
+    labels = {wnid: label for label, wnid in enumerate(classes)}
+    return TarIndex.of((found._replace(label=labels[wnid]) for wnid, found in by_class), classes)
 
 
 def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Sequence[Path] = ()) -> TarIndex:
-    """The saved index, as long as sizes and times of modification of the tars are what they were; else a new one.
+    """Return the saved index while sizes and times of ``tars`` and ``beside`` stay, and a new one otherwise.
 
-    It is kept beside the first tar, or in ``$XDG_CACHE_HOME/pra`` where that cannot be written.
-
-    Args:
-        tars: at least one.
-        scan: makes the index.
-        beside: other files that it depends on.
-
-    Raises:
-        PraError: as ``scan``.
+    It is kept beside the first tar, or in ``$XDG_CACHE_HOME/pra`` if that cannot be written.
     """
-    files = (*tars, *beside)
-    stamp, places = _stamp(files), _places(tars)
+    status = [path.stat() for path in (*tars, *beside)]
+    # Taken before the scan: a tar that changes meanwhile must not match.
+    stamp = [_FORMAT, *(number for s in status for number in (s.st_size, s.st_mtime_ns))]
+    digest = hashlib.sha256(b"\0".join(os.fsencode(path.absolute()) for path in tars)).hexdigest()[:16]
+    name, long_name = (f"{tars[0].name}{part}.index.npz" for part in ("", f".{digest}"))
+    places = tars[0].with_name(name if len(tars) == 1 else long_name), cache_folder() / long_name
     for place in places:
-        # Whatever is wrong with a saved index, a new one mends it.
-        with contextlib.suppress(Exception), place.open("rb") as file:
-            saved = np.load(file, allow_pickle=False)
+        # A new index replaces a damaged one.
+        with contextlib.suppress(Exception), np.load(place, allow_pickle=False) as saved:
             if saved["stamp"].tolist() == stamp:
-                return TarIndex(**{field.name: saved[field.name] for field in fields(TarIndex)})
+                return TarIndex(**{column: saved[column] for column in TarIndex.__annotations__})
     index = scan()
     for place in places:
         try:
-            # The stamp of before the scan: a tar that changes meanwhile must not match.
-            _save(index, place, stamp)
+            write_atomically(place, lambda file: np.savez(file, stamp=np.array(stamp), **asdict(index)))
             return index
-        except OSError as error:
-            problem = f"{place}: {error.strerror}"
-    warnings.warn(f"the index of {tars[0]} cannot be saved ({problem}); it will be made again", stacklevel=2)
+        except PraError as error:
+            problem = error
+    warnings.warn(f"the index of {tars[0]} will be made again each time: {problem}", stacklevel=2)
     return index
 
 
-def _places(tars: Sequence[Path]) -> tuple[Path, Path]:
-    """Beside the first tar, and in the user's cache."""
-    digest = hashlib.sha256(b"\0".join(os.fsencode(path.absolute()) for path in tars)).hexdigest()[:16]
-    name = tars[0].name
-    local = f"{name}.index.npz" if len(tars) == 1 else f"{name}.{digest}.index.npz"
-    return tars[0].with_name(local), cache_folder() / f"{name}.{digest}.index.npz"
-
-
-def _stamp(paths: Sequence[Path]) -> list[int]:
-    stamp = [_FORMAT]
-    for path in paths:
-        status = path.stat()
-        stamp += [status.st_size, status.st_mtime_ns]
-    return stamp
-
-
-def _save(index: TarIndex, place: Path, stamp: list[int]) -> None:
-    """Write the whole file under another name first, so that nobody ever reads half an index."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            np.savez(file, stamp=np.array(stamp), **{f.name: getattr(index, f.name) for f in fields(index)})
-        unfinished.replace(place)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-# --- reading headers ----------------------------------------------------------------------------------------
-
-
-def open_tar(file: IO[bytes] | None, where: str, remedy: str) -> tarfile.TarFile:
-    """A tar to be read.
+def members(
+    file: IO[bytes] | None, size: int, where: str, fix: str
+) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield an uncompressed tar of ``size`` bytes and each regular file in it.
 
     Raises:
-        PraError: it is compressed, or none; ``remedy`` says what to do.
+        PraError: it is not such a tar; or a member does not fit, a header is broken, or the block of zeros at the end
+            is missing. ``tarfile`` takes the last two for the end.
     """
     try:
-        return tarfile.open(fileobj=file, mode="r:")
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            assert tar.fileobj is not None
+            for member in tar:
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError(f"truncated at byte {size}")
+                if member.isreg():
+                    yield tar, member
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"damaged at byte {tar.offset}")
     except tarfile.TarError as error:
-        raise PraError(f"{where} is not an uncompressed tar ({error}); {remedy}") from error
-
-
-def members(tar: tarfile.TarFile, size: int, where: str) -> Iterator[tarfile.TarInfo]:
-    """The regular files in a tar of ``size`` bytes.
-
-    Raises:
-        PraError: a member that does not fit, a broken header, or no block of zeros at the end. ``tarfile``
-            takes the last two for the end of the archive where earlier headers were good.
-    """
-    assert tar.fileobj is not None
-    try:
-        for member in tar:
-            if member.offset_data + member.size > size:
-                raise _damaged(where, size)
-            if member.isreg():
-                yield member
-        tar.fileobj.seek(tar.offset)
-        end = tar.fileobj.read(tarfile.BLOCKSIZE)
-    except tarfile.TarError as error:
-        raise _damaged(where, tar.offset) from error
-    if end != bytes(tarfile.BLOCKSIZE):
-        raise _damaged(where, tar.offset)
-
-
-def _damaged(where: str, place: int) -> PraError:
-    return PraError(f"{where} is truncated or damaged at byte {place}; download it again")
+        raise PraError(f"{where} is not a whole, uncompressed tar: {error}. {fix}", "unreadable", path=where) from error

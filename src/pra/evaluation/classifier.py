@@ -1,8 +1,8 @@
-"""The extractor ``classifier``: a small CNN fitted on the reference set, for data that Inception knows nothing about.
+"""The extractor ``classifier``: a small CNN fitted on the reference, for data that Inception knows nothing about.
 
-Fitted once, with a fixed seed, and cached as safetensors under ``$XDG_CACHE_HOME/pra/classifiers``. Its name there is
-the hash of the reference's images and labels and of the recipe of the fit. The same fit on another machine, or with
-another number of threads, rounds otherwise and ends in another network: figures compare under one file alone.
+It is fitted once, with a fixed seed, and cached as safetensors under ``$XDG_CACHE_HOME/pra/classifiers`` by the hash of
+the reference's images and labels and of the recipe. Another machine or number of threads rounds otherwise and ends in
+another network: figures compare under one file alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,11 @@ from pra.config import DataConfig
 from pra.data import Source
 from pra.data.loader import reading
 from pra.errors import PraError, reason_of
+from pra.evaluation.collect import shape_text
 from pra.evaluation.features import Features
 from pra.evaluation.samples import prepared
 from pra.utils import paths
-from pra.utils.files import write_atomically
+from pra.utils.files import check_free, write_atomically
 from pra.utils.pixels import from_uint8
 from pra.utils.progress import Progress
 from pra.utils.provenance import file_sha256
@@ -36,10 +36,10 @@ from pra.utils.provenance import file_sha256
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All that a fit depends on beside the data; part of the cache's key.
+    """Everything that a fit depends on beside the data; part of the cache's key.
 
-    ``epochs`` times through the set, but at most ``most_steps`` batches. Every ``held_out``-th image is left out of the
-    fit, to measure the accuracy that a perfect sample would have.
+    ``epochs`` times through the set, but at most ``most_steps`` batches. Every ``held_out``-th image measures the
+    accuracy that a perfect sample would have.
     """
 
     version: int = 1
@@ -56,7 +56,7 @@ class Recipe:
 RECIPE = Recipe()
 
 LARGEST = 2**32
-"""Bytes of pixels that are held in memory to be fitted."""
+"""Bytes of pixels that are held in memory for a fit."""
 
 BLOCK = 512
 """Images in the network at a time."""
@@ -82,7 +82,7 @@ class Network(nn.Module):
         self.head = nn.Linear(self.dim, classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images ``(B, C, H, W)`` in [-1, 1] to features ``(B, dim)`` and logits ``(B, classes)``."""
+        """Map images ``(B, C, H, W)`` in [-1, 1] to features ``(B, dim)`` and logits ``(B, classes)``."""
         pool = self.body(images).mean(dim=(2, 3))
         return pool, self.head(pool)
 
@@ -102,11 +102,6 @@ class Classifier:
     dim = Network.dim
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        """Reads a file of the cache, or one that was named.
-
-        Raises:
-            PraError: it is not there, damaged, or something else.
-        """
         self.path = path
         self.fingerprint = file_sha256(path)
         self.device = device
@@ -118,23 +113,24 @@ class Classifier:
             self.channels = int(recorded["channels"])
             self.classes: tuple[str, ...] | None = tuple(recorded["classes"])
             self.accuracy: float | None = float(recorded["accuracy"])
-            with torch.device("meta"):  # no need for random weights, nor for what they do to the random state
+            with torch.device("meta"):  # random weights would cost time and change the random state
                 self._network = Network(self.size, self.channels, len(self.classes))
             self._network.load_state_dict(tensors, assign=True)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             ours = re.fullmatch(_KEY, path.stem)
-            way_out = "remove it to have it fitted anew" if ours else "give another --weights, or none to fit one"
-            raise PraError(f"{path} holds no classifier of pra ({reason_of(error)}); {way_out}") from None
+            fix = "Remove it to fit it again" if ours else "Give another --weights, or leave it out to fit one"
+            problem = f"{path} is not a classifier of pra ({reason_of(error)})"
+            raise PraError(f"{problem}. {fix}", "unreadable", path=path) from None
         self._network.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
         """As :meth:`pra.evaluation.features.FeatureExtractor.__call__`; images of the size it was fitted on."""
-        expected = (self.channels, *self.size)
-        if tuple(images.shape[1:]) != expected:
+        here, there = shape_text(tuple(images.shape[1:])), shape_text((self.channels, *self.size))
+        if here != there:
+            problem = f"images of {here} (CxHxW): the classifier was fitted on {there}"
             raise PraError(
-                f"images of {_shape(tuple(images.shape[1:]))} (channels x height x width) do not fit the classifier, "
-                f"which was fitted on {_shape(expected)}; take a reference of the images' own size and channels"
+                f"{problem}. Give a reference of their size and channels", "mismatch", images=here, fitted=there
             )
         with torch.autocast(self.device.type, enabled=False):
             parts = [self._network(from_uint8(block.to(self.device))) for block in torch.split(images, BLOCK)]
@@ -142,22 +138,18 @@ class Classifier:
 
 
 def cache_folder() -> Path:
-    """Where classifiers lie: ``$XDG_CACHE_HOME/pra/classifiers``, with ``~/.cache`` where that is not set."""
+    """Return the folder of fitted classifiers: ``$XDG_CACHE_HOME/pra/classifiers``, by default under ``~/.cache``."""
     return paths.cache_folder() / "classifiers"
 
 
 def find_classifier(fingerprint: str, device: torch.device) -> Classifier:
-    """The classifier of the cache with this fingerprint.
-
-    Raises:
-        PraError: there is none.
-    """
+    """Open the classifier of the cache with this fingerprint."""
     for path in sorted(cache_folder().glob("*.safetensors")):
         if file_sha256(path) == fingerprint:
             return Classifier(path, device)
+    problem = f"the classifier {fingerprint[:12]} of these statistics is not in {cache_folder()}"
     raise PraError(
-        f"the classifier {fingerprint[:12]} of these statistics is not in {cache_folder()}; give its file with "
-        "--weights FILE, or the reference's images instead of statistics"
+        f"{problem}. Give its file with --weights FILE, or images as --reference", "missing", sha256=fingerprint[:12]
     )
 
 
@@ -170,35 +162,27 @@ def fit_classifier(
     progress: bool = True,
     folder: Path | None = None,
 ) -> Classifier:
-    """The classifier of a reference set: as it was fitted once, or fitted now.
+    """Open the classifier of a reference set, fitted once and kept in ``folder``, by default the cache.
 
-    Args:
-        source: the set; at least two classes.
-        size: height and width of the images.
-        channels: of the images.
-        config: how they are prepared; no augmentation is applied.
-        device: where to fit it, and where it runs.
-        progress: whether to show bars.
-        folder: where it is kept; by default the cache.
+    ``size`` (height and width), ``channels`` and ``config`` say how the images are prepared, without augmentation.
 
     Raises:
-        PraError: one class, too few images or too much for the memory, images that cannot be prepared, a cache that
-            cannot be written, or a full disk.
+        PraError: one class, too few images or too many for the memory, images that cannot be prepared, or a folder
+            that cannot be written.
     """
-    if len(source.classes) < 2:
-        raise PraError(f"{source.name} has one class, which nothing can be told from; use --features inception")
-    if len(source) < 2 * RECIPE.held_out:
-        raise PraError(f"{source.name} holds {len(source)} images: a classifier needs at least {2 * RECIPE.held_out}")
-    pixels = len(source) * channels * size[0] * size[1]
-    if pixels > LARGEST:
-        raise PraError(
-            f"{source.name} at {size[0]}x{size[1]} has {pixels / 2**30:.0f} GiB of pixels, too much to fit a "
-            f"classifier on (at most {LARGEST / 2**30:.0f}); use --features inception"
-        )
+    fewest, pixels = 2 * RECIPE.held_out, len(source) * channels * size[0] * size[1]
+    for code, problem in (
+        ("unsupported", "it has one class" if len(source.classes) < 2 else ""),
+        ("unsupported", f"{len(source)} images, a classifier needs {fewest}" if len(source) < fewest else ""),
+        ("too-large", f"{pixels} bytes of pixels, at most {LARGEST}" if pixels > LARGEST else ""),
+    ):
+        if problem:
+            text = f"--features classifier cannot be fitted on {source.name}: {problem}. Use --features inception"
+            raise PraError(text, code, source=source.name)  # type: ignore[arg-type]
     images, labels = _load(source, size, channels, config, progress)
     path = (folder or cache_folder()) / f"{_key(images, labels, source.classes)}.safetensors"
     if not path.exists():
-        _check_writable(path.parent, "choose a folder" if folder else "set XDG_CACHE_HOME to a folder")
+        check_free(path, "choose another folder" if folder else "set XDG_CACHE_HOME")
         network = _fit(images, labels, len(source.classes), device, progress)
         recorded = {
             "size": size,
@@ -214,22 +198,10 @@ def fit_classifier(
     return Classifier(path, device)
 
 
-def _check_writable(folder: Path, way_out: str) -> None:
-    """Refuses a folder that would not take the classifier, before it is fitted."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise PraError(
-            f"the classifier cannot be kept in {folder} ({error.strerror}); {way_out} that can be written"
-        ) from None
-
-
 def _load(
     source: Source, size: tuple[int, int], channels: int, config: DataConfig, progress: bool
 ) -> tuple[Tensor, Tensor]:
-    """All images, uint8 ``(N, C, H, W)``, and labels ``(N,)``."""
+    """Return all images, uint8 ``(N, C, H, W)``, and labels ``(N,)``."""
     images = torch.empty((len(source), channels, *size), dtype=torch.uint8)
     labels = torch.empty(len(source), dtype=torch.int64)
     with (
@@ -238,8 +210,7 @@ def _load(
     ):
         for batch in batches:
             here = slice(batch.start, batch.start + len(batch.images))
-            assert batch.labels is not None, "a source's images have labels"
-            images[here], labels[here] = batch.images, batch.labels
+            images[here], labels[here] = batch.images, batch.labels  # type: ignore[assignment]
             bar.update(len(batch.images))
     return images, labels
 
@@ -253,7 +224,7 @@ def _key(images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> str:
 
 
 def _fit(images: Tensor, labels: Tensor, classes: int, device: torch.device, progress: bool) -> Network:
-    """AdamW under a one-cycle learning rate; a function of its arguments and of ``RECIPE`` on any one machine."""
+    """Fit by AdamW under a one-cycle learning rate: a function of its arguments and of ``RECIPE`` on one machine."""
     steps = min(RECIPE.epochs * len(images) // RECIPE.batch + 1, RECIPE.most_steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RECIPE.seed)
@@ -279,7 +250,6 @@ def _fit(images: Tensor, labels: Tensor, classes: int, device: torch.device, pro
 
 @torch.no_grad()
 def _accuracy(network: Network, images: Tensor, labels: Tensor, device: torch.device) -> float:
-    """The share of the held-out images that are classified rightly."""
     chosen = _held_out(len(images))
     images, labels = images[chosen], labels[chosen]
     guesses = [network(from_uint8(block.to(device)))[1].argmax(dim=1).cpu() for block in torch.split(images, BLOCK)]
@@ -288,7 +258,3 @@ def _accuracy(network: Network, images: Tensor, labels: Tensor, device: torch.de
 
 def _held_out(count: int) -> Tensor:
     return torch.arange(count) % RECIPE.held_out == 0
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

@@ -1,4 +1,4 @@
-"""One pass over a set of images, of which sums are remembered: two of them are then compared."""
+"""One pass over a set of images, remembered as sums."""
 
 from __future__ import annotations
 
@@ -18,19 +18,14 @@ from pra.utils.progress import Progress
 
 
 class Collector:
-    """What is remembered of a set of images: sums, and the features of at most ``keep`` of them, evenly spread.
+    """Sums over a set of images, and the features of at most ``keep`` of them, evenly spread.
 
-    Processes that share a set have one each, over their own images, and :meth:`merge` them.
-
-    Args:
-        extractor: makes the features.
-        count: images of the whole set, at least 2.
-        keep: features to keep, for KID, precision and recall.
+    Processes that share a set of ``count`` images have one each, over their own images, and :meth:`merge` them.
     """
 
     def __init__(self, extractor: FeatureExtractor, count: int, keep: int) -> None:
         if count < 2:
-            raise PraError(f"{count} image(s) have no distribution; give at least 2")
+            raise PraError(f"{count} image(s) have no distribution. Give at least 2", value=count)
         self.extractor = extractor
         self.count = count
         self.seen = 0
@@ -44,20 +39,14 @@ class Collector:
         self._kept: list[tuple[int, Tensor]] = []
 
     def add(self, images: Tensor, labels: Tensor | None, start: int) -> None:
-        """Adds images ``start, start + 1, ...``, uint8 ``(B, C, H, W)``; ``labels`` ``(B,)`` where they are known.
+        """Add images ``start, start + 1, ...``, uint8 ``(B, C, H, W)``; ``labels`` ``(B,)`` where they are known.
 
         Raises:
-            PraError: an image more than ``count``, of another shape than the first, or a label that the extractor's
-                classes do not have.
+            PraError: more than ``count`` images, another shape, or a label beyond the extractor's classes.
         """
-        shape = tuple(images.shape[1:])
-        self.shape = self.shape or shape
-        if shape != self.shape:
-            raise PraError(
-                f"images of {shape_text(shape)} follow images of {shape_text(self.shape)}; a set has one size"
-            )
+        self._check_shape(tuple(images.shape[1:]))
         if start + len(images) > self.count:
-            raise PraError(f"more images than the {self.count} that were announced; correct the count")
+            raise PraError(f"more than {self.count} images came. Correct the count", "mismatch", count=self.count)
         pool, spatial, logits = self.extractor(images)
         self.digests = (self.digests + digest_sum(images)) % 2**256  # while a GPU is still at the features
         self.pool.update(pool.cpu().numpy())
@@ -74,28 +63,30 @@ class Collector:
         self._kept.append((start, pool.cpu()[chosen].clone()))
         self.seen += len(images)
 
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        self.shape = self.shape or shape
+        if shape != self.shape:
+            there, here = shape_text(self.shape), shape_text(shape)
+            raise PraError(
+                f"images of {there} and of {here}. Give a set of one size", "mismatch", first=there, other=here
+            )
+
     def _judge(self, logits: Tensor, labels: Tensor, classes: int) -> None:
         if len(labels) and int(labels.max()) >= classes:
-            raise PraError(
-                f"label {int(labels.max())} is out of range: the reference has {classes} classes; give the reference "
-                "that the images belong to"
-            )
+            label = int(labels.max())
+            raise PraError(f"label {label}: the reference has {classes} classes. Use another", "mismatch", label=label)
         self.right += int((logits.argmax(dim=1).cpu() == labels.cpu()).sum())
         self.judged += len(labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What goes to another process: all but the network."""
+        """Return what goes to another process: all but the network."""
         return self.__dict__ | {"extractor": None}
 
     def merge(self, other: Collector) -> None:
-        """Adds what another process has collected of the same set.
-
-        Raises:
-            PraError: images of another shape.
-        """
+        """Add what another process has collected of the same set."""
         assert (self.count, self.keep) == (other.count, other.keep), "collectors of different sets"
-        if self.shape and other.shape and self.shape != other.shape:
-            raise PraError(f"images of {shape_text(self.shape)} and of {shape_text(other.shape)}; a set has one size")
+        if other.shape:
+            self._check_shape(other.shape)
         self.pool.merge(other.pool)
         if other.spatial is not None:
             self.spatial = self.spatial or Moments(len(other.spatial.mean))
@@ -104,38 +95,35 @@ class Collector:
             score.merge(other.scores[protocol])
         self.digests = (self.digests + other.digests) % 2**256
         self._kept += other._kept
-        self.shape = self.shape or other.shape
-        self.seen, self.judged, self.right = (
-            self.seen + other.seen, self.judged + other.judged, self.right + other.right
-        )  # fmt: skip
+        self.seen += other.seen
+        self.judged += other.judged
+        self.right += other.right
 
     def check_complete(self) -> None:
-        """Refuses a set with images missing.
-
-        Raises:
-            PraError: fewer images came than were announced.
-        """
+        """Refuse a set with images missing."""
         if self.seen != self.count:
-            raise PraError(f"{self.seen} images came of the {self.count} that were announced; correct the count")
+            raise PraError(
+                f"{self.seen} images came, not {self.count}. Correct the count", "mismatch", count=self.count
+            )
 
     @property
     def images_sha256(self) -> str:
-        """The identity of the images, in any order and however they were batched and shared: :func:`digest_sum`."""
+        """Return the identity of the images, in any order and however they were batched and shared."""
         return f"{self.digests:064x}"
 
     @property
     def kept(self) -> Tensor:
-        """The kept features in the images' order, float32 ``(keep, D)``."""
+        """Return the kept features in the images' order, float32 ``(keep, D)``."""
         return torch.cat([features for _, features in sorted(self._kept, key=lambda part: part[0])])
 
     @property
     def accuracy(self) -> float | None:
-        """The share of images in which the classifier sees their label; None without labels or classes."""
+        """Return the share of images in which the classifier sees their label; None without labels or classes."""
         return self.right / self.judged if self.judged else None
 
 
 Collected = dict[Protocol, Collector]
-"""A collector per protocol; the same one where the images are uint8, so that nothing is left to round."""
+"""A collector per protocol; the same one where the images are uint8, so that there is nothing to round."""
 
 
 def collect(
@@ -147,19 +135,9 @@ def collect(
     what: str = "evaluate",
     world: World = ALONE,
 ) -> Collected:
-    """One pass over a set, or over this process's share of it; :func:`merged` makes one of all shares.
+    """Pass once over a set of ``count`` images, or over this process's share; :func:`merged` joins the shares.
 
-    Args:
-        batches: this process's images.
-        extractor: makes the features.
-        count: images of the whole set, at least 2.
-        keep: features to keep of the whole set.
-        progress: whether to show a bar, in the first process.
-        what: the bar's name.
-        world: the processes that share the set.
-
-    Raises:
-        PraError: as :meth:`Collector.add`.
+    ``keep`` is the number of features to keep of the whole set, ``what`` the bar's name.
     """
     first = Protocol.TORCH_FIDELITY
     collectors = {first: Collector(extractor, count, keep)}
@@ -175,11 +153,7 @@ def collect(
 
 
 def merged(parts: Sequence[Collected]) -> Collected:
-    """A set from the shares of all processes, this one's first.
-
-    Raises:
-        PraError: shares of images of different shapes, or fewer images than were announced.
-    """
+    """Join the shares of all processes, this one's first; refuse a set with images missing."""
     own = parts[0][Protocol.ADM]
     wholes: Collected = {}
     for protocol in Protocol:
@@ -194,8 +168,10 @@ def merged(parts: Sequence[Collected]) -> Collected:
 
 
 def digest_sum(images: Tensor) -> int:
-    """The sum, modulo 2^256, of the SHA-256 of each image of ``(B, C, H, W)``: of ``b"3x32x32 "``, its channels, height
-    and width, and its uint8 pixels in the order C, H, W."""
+    """Return the sum, modulo 2^256, of the SHA-256 of each image of ``(B, C, H, W)``.
+
+    Hashed are ``b"3x32x32 "`` (channels, height and width) and the uint8 pixels in the order C, H, W.
+    """
     head = hashlib.sha256(f"{shape_text(tuple(images.shape[1:]))} ".encode())
     total = 0
     for image in images.cpu().contiguous().numpy():
@@ -206,5 +182,5 @@ def digest_sum(images: Tensor) -> int:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """``"3x32x32"``."""
+    """Return ``"3x32x32"``."""
     return "x".join(map(str, shape))

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pra.errors import PraError, reason_of
-from pra.evaluation.features import Features, download, exact
+from pra.errors import PraError
+from pra.evaluation.features import Features, download, exact, rgb_blocks, weights_of
 from pra.utils.extras import import_failed
 from pra.utils.provenance import file_sha256
 
@@ -32,9 +32,6 @@ SIDE = 224
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's."""
-
-BLOCK = 64
-"""Images in the network at a time, whatever the batch."""
 
 
 class DINOv2:
@@ -57,15 +54,13 @@ class DINOv2:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
         """As :meth:`pra.evaluation.features.FeatureExtractor.__call__`; 1 or 3 channels of any size."""
-        if images.shape[1] not in (1, 3):
-            raise PraError(f"dinov2 reads 1 or 3 channels, not {images.shape[1]}; convert the images to RGB")
         with exact(self.device):
-            tokens = [self._network(prepare(block).to(self.device)) for block in torch.split(images, BLOCK)]
+            tokens = [self._network(prepare(block).to(self.device)) for block in rgb_blocks(images, self.name)]
         return Features(torch.cat(tokens), None, None)
 
 
 def prepare(images: Tensor) -> Tensor:
-    """uint8 images ``(B, 1 or 3, H, W)`` as the network reads them: float32 ``(B, 3, 224, 224)``, normalised."""
+    """Map uint8 images ``(B, 1 or 3, H, W)`` to the network's float32 ``(B, 3, 224, 224)``, normalised."""
     resized = np.stack([_resized(image) for image in images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()])
     values = torch.from_numpy(resized).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (MEAN, STD))
@@ -78,13 +73,10 @@ def _resized(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def dinov2(weights: Path | None, device: torch.device, architecture: Mapping[str, Any] = VIT_L) -> DINOv2:
-    """The extractor ``dinov2``.
+    """Open the extractor ``dinov2``.
 
-    Args:
-        weights: Meta's ``dinov2_vitl14_pretrain.pth``; None downloads that into torch's cache once, where torch.hub
-            looks for it too.
-        device: where it runs.
-        architecture: of the network; ViT-L, but for tests.
+    ``weights`` is Meta's ``dinov2_vitl14_pretrain.pth``; None downloads that into torch's cache once. ``architecture``
+    is smaller in tests.
 
     Raises:
         PraError: the extra is not installed, or the weights cannot be had or read.
@@ -92,26 +84,21 @@ def dinov2(weights: Path | None, device: torch.device, architecture: Mapping[str
     try:
         from timm.models.vision_transformer import VisionTransformer
     except (ImportError, RuntimeError, OSError) as error:
-        raise PraError(import_failed("--features dinov2", "timm and torchvision", "dinov2", error)) from None
+        text = import_failed("--features dinov2", "timm and torchvision", "dinov2", error)
+        raise PraError(text, "not-installed") from None
     path = weights or download(URL, SHA256, "dinov2")
-    fingerprint = file_sha256(path)
-    try:
+    with weights_of(path, "DINOv2's ViT-L/14"):
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         tensors.pop("mask_token")  # of the training only
         tensors["pos_embed"] = _positions(tensors["pos_embed"])
         with torch.device("meta"):
             network = VisionTransformer(img_size=SIDE, patch_size=PATCH, num_classes=0, init_values=1.0, **architecture)
         network.load_state_dict(tensors, assign=True)
-    except Exception as error:  # whatever unpickling stumbles over; and a missing or misshapen tensor
-        raise PraError(
-            f"{path} holds no weights of DINOv2's ViT-L/14 ({reason_of(error)}); give another --weights, or none to "
-            "download them"
-        ) from None
-    return DINOv2(network.float(), fingerprint, device)
+    return DINOv2(network.float(), file_sha256(path), device)
 
 
 def _positions(table: Tensor) -> Tensor:
-    """Position embeddings ``(1, 1 + 37 * 37, D)``, of 518 pixels, as DINOv2 itself interpolates them for 224.
+    """Interpolate position embeddings ``(1, 1 + 37 * 37, D)`` of 518 pixels for 224, as DINOv2 does.
 
     By the factor ``16.1 / 37`` and not to the size 16, which gives other numbers; and without antialiasing.
     """

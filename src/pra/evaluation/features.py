@@ -20,7 +20,7 @@ EXTRACTORS = ("classifier", "dinov2", "inception")
 
 
 class Features(NamedTuple):
-    """What an extractor says about ``B`` images, float32.
+    """Features of ``B`` images, float32.
 
     ``pool`` ``(B, D)`` serves FID, KID, precision and recall; ``spatial`` ``(B, S)``, unpooled, sFID; ``logits``
     ``(B, K)`` the Inception Score. None where an extractor has none.
@@ -35,9 +35,8 @@ class Features(NamedTuple):
 class FeatureExtractor(Protocol):
     """A frozen network. ``fingerprint`` is the SHA-256 of its weights' file; figures of different ones do not compare.
 
-    ``dim`` is the width of the pooled features, ``device`` where they are computed, and ``classes`` the names of
-    what the logits stand for, in order, where that is the data set's own classes, and ``accuracy`` how often they are
-    right about real images.
+    ``dim`` is the width of the pooled features. ``classes`` are the names behind the logits where these are the data
+    set's own classes, and ``accuracy`` is how often they are right about real images.
     """
 
     name: str
@@ -48,11 +47,7 @@ class FeatureExtractor(Protocol):
     accuracy: float | None
 
     def __call__(self, images: Tensor) -> Features:
-        """Features of uint8 images ``(B, C, H, W)``, each its own image's only.
-
-        Raises:
-            PraError: images of a shape that the network cannot read.
-        """
+        """Return features of uint8 images ``(B, C, H, W)``, each of its own image only."""
         ...
 
 
@@ -78,7 +73,7 @@ def register_features(name: str, function: Opener) -> None:
 
 
 BLOCK = 64
-"""Images in Inception at a time, whatever the batch: at 299x299 pixels it needs 25 MB of memory for each."""
+"""Images in a network at a time, whatever the batch: at 299x299 pixels Inception needs 25 MB of memory for each."""
 
 
 class Inception:
@@ -98,36 +93,43 @@ class Inception:
         self.fingerprint = fingerprint
         self.device = device
         self._network = network.to(device)
-        self._spatial: Tensor | None = None
+        self._spatial: list[Tensor] = []
         network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
         """As :meth:`FeatureExtractor.__call__`; 1 or 3 channels of any size."""
-        if images.shape[1] not in (1, 3):
-            raise PraError(f"inception reads 1 or 3 channels, not {images.shape[1]}; convert the images to RGB")
-        pool, logits, spatial = [], [], []
-        for block in torch.split(images, BLOCK):
-            block = block.to(self.device).expand(-1, 3, -1, -1)
+        self._spatial, parts = [], []
+        for block in rgb_blocks(images, self.name):
             with exact(self.device):
-                block_pool, block_logits = self._network(block)
-            assert self._spatial is not None
-            pool.append(block_pool)
-            logits.append(block_logits)
-            spatial.append(self._spatial)
-        return Features(torch.cat(pool), torch.cat(spatial), torch.cat(logits))
+                parts.append(self._network(block.to(self.device)))
+        pool, logits = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Features(pool, torch.cat(self._spatial), logits)
 
     def _keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._spatial = output[:, :7].permute(0, 2, 3, 1).flatten(1)
+        self._spatial.append(output[:, :7].permute(0, 2, 3, 1).flatten(1))
+
+
+def rgb_blocks(images: Tensor, what: str) -> Iterator[Tensor]:
+    """Yield images ``(B, 1 or 3, H, W)`` as RGB, a few at a time."""
+    if images.shape[1] not in (1, 3):
+        problem = f"{what} reads 1 or 3 channels, not {images.shape[1]}"
+        raise PraError(f"{problem}. Convert the images to RGB", "mismatch", channels=images.shape[1])
+    for block in torch.split(images, BLOCK):
+        yield block.expand(-1, 3, -1, -1)
 
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """A block of full float32, whatever was allowed: no autocast, and neither TF32 nor bfloat16 inside convolutions and
-    matrix products. Convolutions are chosen without trial runs."""
-    cudnn: Any = torch.backends.cudnn
-    choice, allowed = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic), _allowed()
-    matmul = _matmul_precision()
+    """Compute in full float32, whatever was allowed: no autocast, TF32 or bfloat16, no trial runs of convolutions."""
+    switches: Any = torch.backends
+    cudnn, cpu = switches.cudnn, switches.mkldnn
+    choice = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+    allowed = {kind: kind.fp32_precision for kind in (switches.cuda.matmul, cudnn.conv, cpu.matmul, cpu.conv)}
+    try:
+        matmul = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses to tell after the newer switches were used
+        matmul = None
     try:
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = device.type == "cuda", False, True
         torch.set_float32_matmul_precision("highest")  # the older switch: torch complains where the two disagree
@@ -145,28 +147,11 @@ def exact(device: torch.device) -> Iterator[None]:
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = choice
 
 
-def _allowed() -> dict[Any, str]:
-    """What stands in for float32 in each kind of arithmetic that has a switch of its own."""
-    switches: Any = torch.backends
-    gpu, cpu = switches.cudnn, switches.mkldnn
-    return {kind: kind.fp32_precision for kind in (switches.cuda.matmul, gpu.conv, cpu.matmul, cpu.conv)}
-
-
-def _matmul_precision() -> str | None:
-    """What the older switch says; None where the newer ones were used, after which torch refuses to tell."""
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:
-        return None
-
-
 def inception(weights: Path | None, device: torch.device) -> Inception:
-    """The extractor ``inception``.
+    """Open the extractor ``inception``.
 
-    Args:
-        weights: torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth``, or one of the same layout; None
-            downloads that into torch's cache once.
-        device: where it runs.
+    ``weights`` is torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth`` or one of its layout; None downloads
+    that into torch's cache once.
 
     Raises:
         PraError: the extra is not installed, or the weights cannot be had or read.
@@ -174,43 +159,39 @@ def inception(weights: Path | None, device: torch.device) -> Inception:
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as port
     except (ImportError, RuntimeError, OSError) as error:
-        raise PraError(import_failed("--features inception", "torch-fidelity and torchvision", "eval", error)) from None
+        text = import_failed("--features inception", "torch-fidelity and torchvision", "eval", error)
+        raise PraError(text, "not-installed") from None
     url = port.URL_INCEPTION_V3
     path = weights or download(url, Path(url).stem.rsplit("-", 1)[1], "inception")
-    fingerprint = file_sha256(path)
-    try:
-        # torch-fidelity unpickles the file without restraint: read it first the way that runs no code.
+    with weights_of(path, "torch-fidelity's InceptionV3"):
+        # torch-fidelity unpickles the file without restraint: read it first in the way that runs no code.
         torch.load(path, map_location="cpu", weights_only=True)
         network = port.FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
         )
-    except Exception as error:  # whatever unpickling stumbles over; and a missing or misshapen tensor
-        raise PraError(
-            f"{path} holds no weights of torch-fidelity's InceptionV3 ({reason_of(error)}); give another --weights, "
-            "or none to download them"
-        ) from None
-    return Inception(network, fingerprint, device)
+    return Inception(network, file_sha256(path), device)
+
+
+@contextmanager
+def weights_of(path: Path, network: str) -> Iterator[None]:
+    """Explain whatever unpickling a file raises, or a missing or misshapen tensor."""
+    try:
+        yield
+    except Exception as error:
+        problem = f"{path} does not hold the weights of {network} ({reason_of(error)})"
+        fix = "Give another --weights, or leave it out to download them"
+        raise PraError(f"{problem}. {fix}", "unreadable", path=path) from None
 
 
 def download(url: str, sha256: str, what: str) -> Path:
-    """The file behind ``url``, from torch's cache if it is there.
-
-    Args:
-        url: its last part names the file in the cache.
-        sha256: of the file, or its first digits; checked when it is downloaded.
-        what: the extractor, for the message.
-
-    Raises:
-        PraError: there is no network, no space, or another file.
-    """
+    """Return the file behind ``url``, from torch's cache if it is there, else checked by the beginning of its hash."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
         except (OSError, RuntimeError) as error:
-            raise PraError(
-                f"the weights of {what} cannot be downloaded ({reason_of(error)}); fetch {url} elsewhere and give it "
-                "with --weights FILE"
-            ) from None
+            problem = f"the weights of {what} cannot be downloaded ({reason_of(error)})"
+            fix = f"Fetch {url} elsewhere and give it with --weights FILE"
+            raise PraError(f"{problem}. {fix}", "unreachable", url=url) from None
     return path

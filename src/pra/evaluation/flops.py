@@ -1,9 +1,9 @@
-"""Arithmetic and traffic, counted on a model without memory (the meta device), not by formula.
+"""Arithmetic and traffic, counted on a model on the meta device.
 
 FLOPs: a multiply-add counts 2; only matrix products and attention count (``torch.utils.flop_counter``). Causal
-attention counts in full in training, and by the tokens really in the cache in sampling. Bytes of sampling: every
-matrix as often as it is read, and the caches' keys and values as they are written and read; activations, which stay
-on the chip at small batches, are left out.
+attention counts in full in training, and by the tokens in the cache in sampling. Bytes of sampling: every matrix as
+often as it is read, and the caches' keys and values as they are written and read. Activations are left out: they stay
+on the chip at small batches.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ from pra.method import noise
 from pra.method.objectives import training_losses
 from pra.models import PRA, build_model
 from pra.models.cache import KVCache
-from pra.sampling import Steps, generate
-from pra.sampling.sequential import exact_rollout
+from pra.sampling import Steps, exact_rollout, generate
 from pra.sampling.whole_image import sample_at_once
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one image takes: floating point operations, and bytes between memory and processor."""
+    """Floating point operations of one image, and bytes between memory and processor."""
 
     flops: int
     bytes: float
 
 
 def training_flops(run: RunConfig) -> int:
-    """FLOPs of one training image: every forward and backward pass of a step, without LPIPS."""
+    """Count one training image: every forward and backward pass of a step, without LPIPS."""
     objective = dataclasses.replace(run.train.objective, perceptual_weight=0.0)
     rollout, sequential = run.train.rollout, 0
     if run.model.autoregressive and isinstance(rollout, Exact):
-        # Its inputs are counted apart, and then a step on inputs that are there already.
+        # The inputs are counted apart, then a step on given inputs.
         sequential, rollout = _rollout_flops(run.model, rollout), Clean()
     with torch.device("meta"):
         model = build_model(run.model)
@@ -55,7 +54,7 @@ def training_flops(run: RunConfig) -> int:
 
 
 def sampling_flops(run: RunConfig) -> dict[str, int]:
-    """FLOPs of one sampled image by part, with the run's own guidance, solver and steps."""
+    """Count one sampled image by part, with the run's own guidance, solver and steps."""
     if not run.model.autoregressive:
         return {"transformer": _whole_image_flops(run.model, run.sampling)}
     return {part: cost.flops for part, cost in sampling_costs(run.model, run.sampling).items()}
@@ -64,10 +63,9 @@ def sampling_flops(run: RunConfig) -> dict[str, int]:
 def sampling_costs(
     config: ModelConfig, sampling: SamplingConfig, batch: int = 1, element_size: int = 4
 ) -> dict[str, Cost]:
-    """What one of ``batch`` images side by side takes: ``backbone``, ``head`` and ``decoder``, as the engine runs them.
+    """Count ``backbone``, ``head`` and ``decoder`` of one of ``batch`` images side by side, as the engine runs them.
 
-    The matrices are read once for all images of a batch, the caches by each; an element of either has
-    ``element_size`` bytes.
+    The matrices are read once for all images of a batch, the caches by each; elements have ``element_size`` bytes.
     """
     with torch.device("meta"), torch.inference_mode():
         model = PRA(config)
@@ -95,7 +93,7 @@ def sampling_costs(
 
 
 def _traffic(steps: Steps) -> dict[str, int]:
-    """Bytes of float32 that a batch moves, by part."""
+    """Count the bytes of float32 that a batch moves, by part."""
     model, head, tokens = steps.model, steps.head, steps.model.config.num_patches
     evaluated = _matrices(head.state_in, head.blocks, head.out)
     head_bytes = tokens * (len(steps.plan.times) * evaluated + _matrices(head.condition_in))
@@ -109,27 +107,25 @@ def _traffic(steps: Steps) -> dict[str, int]:
 
 
 def _matrices(*modules: Any) -> int:
-    """Bytes of the matrices of all linear layers."""
     layers = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear)]
     return sum(layer.weight.nbytes for layer in layers)
 
 
 def _cache_traffic(cache: KVCache | None, first: int, steps: int) -> int:
-    """Bytes of ``steps`` steps, the first of which sees ``first`` tokens: all of these are read, one is written."""
+    """Count the bytes of ``steps`` steps, the first over ``first`` tokens: all are read, one is written."""
     if cache is None:
         return 0
     return cache.nbytes // cache.capacity * sum(seen + 1 for seen in range(first, first + steps))
 
 
 def _whole_image_flops(config: AnyModelConfig, sampling: SamplingConfig) -> int:
-    """FLOPs of an image made at once, whose last interval is Euler's."""
     with torch.device("meta"), torch.no_grad():
         model, label, key = build_model(config), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         return _count(lambda: sample_at_once(model, model, sampling, label, key))
 
 
 def _rollout_flops(config: ModelConfig, how: Exact) -> int:
-    """FLOPs of one exact rollout: a quadratic of its length, of which the first three values are measured."""
+    """Count one exact rollout: a quadratic of its length, of which the first three values are measured."""
     with torch.device("meta"), torch.no_grad():
         model, label = PRA(config), torch.zeros(1, dtype=torch.int64)
         states, key = torch.zeros(1, config.num_patches, config.state_dim), noise.keys(0, label)
@@ -146,8 +142,7 @@ def _rollout_flops(config: ModelConfig, how: Exact) -> int:
 
 
 def _series(steps: Steps, step: Callable[[], Any], first: int, count: int) -> int:
-    """The cost of ``count`` steps along the raster, the first at position ``first``, each dearer than the last by the
-    same: two are measured."""
+    """Count ``count`` steps from position ``first``: costs grow linearly along the raster, so that two are measured."""
 
     def cost(position: int) -> int:
         steps.seek(position)

@@ -1,7 +1,4 @@
-"""The figures, as pure functions and accumulators over features and pixels. They know no network and no file.
-
-Statistics are float64 throughout; what accumulates can be merged, so that processes may share the work.
-"""
+"""Figures as pure functions and mergeable accumulators over features and pixels. Statistics are float64 throughout."""
 
 from __future__ import annotations
 
@@ -21,34 +18,31 @@ from pra.utils.progress import Progress
 Array = npt.NDArray[np.float64]
 
 SEED = 2020
-"""torch-fidelity's ``rng_seed``: of the order in its Inception Score and of the subsets in its KID."""
+"""torch-fidelity's ``rng_seed``: decides the order in its Inception Score and the subsets in its KID."""
 
 KID_SUBSETS, KID_SIZE = 100, 1000
-"""Random subsets that KID is averaged over, and the images in each where there are as many; torch-fidelity's."""
+"""KID is the mean over so many random subsets of at most so many images; torch-fidelity's."""
 
 NEIGHBOURS = 3
 """``k`` of precision and recall."""
 
 
 class Protocol(enum.Enum):
-    """Two evaluators whose published figures are mixed; where they differ, and only there, figures differ.
+    """Two evaluators whose published figures are mixed.
 
-    Both resize inside Inception as TensorFlow 1 does. They differ in how a generated image becomes uint8
-    (:meth:`quantise`) and in the parts whose Inception Scores are averaged (:meth:`split_of`).
+    They differ in how a generated image becomes uint8 (:meth:`quantise`) and in the parts whose Inception Scores are
+    averaged (:meth:`split_of`). Both resize inside Inception as TensorFlow 1 does.
     """
 
     ADM = "adm"
     TORCH_FIDELITY = "torch-fidelity"
 
     def quantise(self, images: Tensor) -> Tensor:
-        """Images in [-1, 1] to uint8; what is uint8 already passes.
-
-        ADM's sampling scripts cut the fraction off, torch-fidelity's users (JiT among them) round.
-        """
+        """Map images in [-1, 1] to uint8: ADM's sampling scripts truncate, torch-fidelity's users (JiT) round."""
         return to_uint8(images, truncate=self is Protocol.ADM)
 
     def split_of(self, count: int) -> npt.NDArray[np.int64]:
-        """Which part of the Inception Score each of ``count`` images belongs to, ``(count,)``.
+        """Return each image's part of the Inception Score, ``(count,)``.
 
         ADM: consecutive parts of 5000. torch-fidelity: ten equal parts in shuffled order.
         """
@@ -63,10 +57,9 @@ class Protocol(enum.Enum):
 
 
 class Moments:
-    """Mean and covariance of rows that arrive in batches (Chan, Golub, LeVeque 1979), in memory ``O(dim^2)``.
+    """Mean and covariance of rows that arrive in batches (Chan, Golub, LeVeque 1979).
 
-    ``count`` rows so far, their ``mean`` ``(dim,)``, and ``scatter`` ``(dim, dim)``, the centred second moment
-    ``sum (x - mean)(x - mean)^T``.
+    ``mean`` ``(dim,)`` and ``scatter`` ``(dim, dim)``, ``sum (x - mean)(x - mean)^T``, of ``count`` rows so far.
     """
 
     def __init__(self, dim: int) -> None:
@@ -75,7 +68,7 @@ class Moments:
         self.scatter: Array = np.zeros((dim, dim))
 
     def update(self, rows: npt.ArrayLike) -> None:
-        """Adds rows ``(B, dim)``."""
+        """Add rows ``(B, dim)``."""
         values = np.asarray(rows, np.float64)
         if not len(values):
             return
@@ -84,7 +77,7 @@ class Moments:
         self._add(len(values), mean, centred.T @ centred)
 
     def merge(self, other: Moments) -> None:
-        """Adds the rows that ``other`` has seen."""
+        """Add the rows that ``other`` has seen."""
         if other.count:
             self._add(other.count, other.mean, other.scatter)
 
@@ -96,18 +89,17 @@ class Moments:
         self.count = total
 
     @property
-    def covariance(self) -> Array:
-        """Unbiased, ``scatter / (count - 1)``, as numpy's ``cov``; needs two rows."""
+    def gaussian(self) -> tuple[Array, Array]:
+        """Return mean and unbiased covariance, as numpy's ``cov``; needs two rows."""
         assert self.count >= 2, "a covariance needs two rows"
-        return self.scatter / (self.count - 1)
+        return self.mean, self.scatter / (self.count - 1)
 
 
 def frechet_distance(mean1: Array, covariance1: Array, mean2: Array, covariance2: Array) -> float:
-    """``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` of two Gaussians (Dowson and Landau 1982; FID: 1706.08500).
+    """Return ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` (Dowson and Landau 1982; FID: 1706.08500).
 
     With ``S = A A^T`` from the eigenvectors, ``tr (S1 S2)^(1/2)`` is the sum of the singular values of ``A1^T A2``:
-    no complex numbers, no failure for singular covariances, and an error in proportion to the precision and not,
-    as for square roots of the eigenvalues of ``S1 S2``, to its square root.
+    real also for singular covariances, and as precise as the arithmetic.
     """
     cross = np.linalg.svd(_factor(covariance1).T @ _factor(covariance2), compute_uv=False).sum()
     difference = mean1 - mean2
@@ -116,7 +108,6 @@ def frechet_distance(mean1: Array, covariance1: Array, mean2: Array, covariance2
 
 
 def _factor(covariance: Array) -> Array:
-    """``A`` with ``A A^T`` the covariance."""
     values, vectors = np.linalg.eigh(covariance)
     return vectors * np.sqrt(values.clip(min=0.0))  # type: ignore[no-any-return]
 
@@ -124,9 +115,7 @@ def _factor(covariance: Array) -> Array:
 class InceptionScore:
     """``exp E_x KL(p(y|x) || p(y))`` (1606.03498), averaged over a protocol's parts, from sums per part.
 
-    Args:
-        count: images in all, of which this accumulator may see some.
-        protocol: decides the parts.
+    ``count`` is the number of images in all, of which this accumulator may see some.
     """
 
     def __init__(self, count: int, protocol: Protocol) -> None:
@@ -137,7 +126,7 @@ class InceptionScore:
         self._marginal: Array = np.zeros((parts, 0))
 
     def update(self, logits: Tensor, start: int) -> None:
-        """Adds images ``start, start + 1, ...`` by their logits ``(B, K)``."""
+        """Add images ``start, start + 1, ...`` by their logits ``(B, K)``."""
         log_p = logits.double().log_softmax(dim=1).cpu().numpy()
         p = np.exp(log_p)
         split = self._split[start : start + len(p)]
@@ -148,7 +137,7 @@ class InceptionScore:
         np.add.at(self._marginal, split, p)
 
     def merge(self, other: InceptionScore) -> None:
-        """Adds the images that ``other``, of the same count and protocol, has seen."""
+        """Add the images that ``other``, of the same count and protocol, has seen."""
         if not other._marginal.shape[1]:
             return
         self._seen = self._seen + other._seen
@@ -156,7 +145,7 @@ class InceptionScore:
         self._marginal = other._marginal + (self._marginal if self._marginal.shape[1] else 0.0)
 
     def result(self) -> tuple[float, float] | None:
-        """Mean and standard deviation over the parts; None where a part is empty (fewer than ten images)."""
+        """Return mean and standard deviation over the parts; None where a part is empty (fewer than ten images)."""
         if not self._seen.all():
             return None
         marginal = self._marginal / self._seen[:, None]
@@ -173,19 +162,10 @@ def kernel_distance(
     size: int = KID_SIZE,
     progress: bool = False,
 ) -> tuple[float, float]:
-    """KID (1801.01401): the unbiased squared MMD with the kernel ``(x . y / D + 1)^3``, over random subsets.
+    """Return KID (1801.01401) of features ``(n, D)`` and ``(m, D)``, mean and standard deviation over random subsets.
 
-    Subsets are drawn as torch-fidelity draws them.
-
-    Args:
-        samples: features ``(n, D)``.
-        reference: features ``(m, D)``.
-        subsets: how many.
-        size: images in each; where there are fewer, as many as there are.
-        progress: whether to show a bar.
-
-    Returns:
-        Mean and standard deviation over the subsets. The mean may be slightly negative.
+    It is the unbiased squared MMD with the kernel ``(x . y / D + 1)^3``, and may be slightly negative. Subsets of at
+    most ``size`` images are drawn as torch-fidelity draws them.
     """
     first, second = np.asarray(samples, np.float64), np.asarray(reference, np.float64)
     size = min(size, len(first), len(second))
@@ -206,17 +186,12 @@ def _cubic(x: Array, y: Array) -> Array:
 
 
 class Balls:
-    """Around each of a set's features a ball that reaches to its k-th nearest other, ``radii``: the set's support, as
-    improved precision and recall see it (Kynkäänniemi et al., 1904.06991). ``nearest`` is how far the very next one is.
+    """A ball around each feature ``(n, D)`` that reaches to its k-th nearest other: the set's support, as improved
+    precision and recall see it (Kynkäänniemi et al., 1904.06991).
 
-    Distances are squared, and computed in float64 in blocks of rows, on the features' device.
-
-    Args:
-        features: ``(n, D)``.
-        neighbours: ``k``, less than ``n``.
-        centre: ``(D,)``, where to compute from: distances by products lose digits far from the origin. By default the
-            mean; sets that are compared need the same.
-        progress: whether to show a bar.
+    ``radii`` and ``nearest``, the distance of the very next feature, are squared; computed in float64 in blocks of
+    rows. ``centre`` ``(D,)`` is the origin, by default the mean: distances by products lose digits far from it. Sets
+    that are compared need the same.
     """
 
     def __init__(
@@ -235,7 +210,7 @@ class Balls:
 
 
 class Overlap(NamedTuple):
-    """How two sets of features lie: shares of them, each 0 to 1."""
+    """Shares of two sets of features, each 0 to 1."""
 
     precision: float
     recall: float
@@ -243,11 +218,13 @@ class Overlap(NamedTuple):
 
 
 def overlap(samples: Balls, reference: Balls, progress: bool = False) -> Overlap:
-    """Precision, the share of samples inside one of the reference's balls at least; recall, the same the other way
-    round; and authenticity, the share of samples that are further from the nearest of the reference than that is from
-    its own next one (Alaa et al., 2102.08921), which copies are not. Both sets are seen from one centre.
+    """Compare two sets with one centre.
+
+    Precision is the share of samples inside at least one of the reference's balls; recall the same the other way round.
+    Authenticity is the share of samples further from their nearest real feature than that is from its own next one
+    (Alaa et al., 2102.08921), which copies are not.
     """
-    # |a - b|^2 <= r is |b|^2 - r - 2 ab <= -|a|^2, of which the smallest left side decides; and likewise for a's balls.
+    # |a - b|^2 <= r is |b|^2 - r - 2 ab <= -|a|^2: the smallest left side decides.
     of_samples, of_reference = samples.norms - samples.radii, reference.norms - reference.radii
     inside, authentic = [], []
     smallest = torch.full_like(reference.norms, torch.inf)
@@ -256,7 +233,7 @@ def overlap(samples: Balls, reference: Balls, progress: bool = False) -> Overlap
         inside.append(values.amin(dim=1) <= -samples.norms[rows])
         values.add_(reference.radii)
         distance, at = values.min(dim=1)
-        # By products a copy lies at zero but for rounding, and so does the next of two equal real images.
+        # Copies lie at zero but for rounding, and so does the next of two equal real images.
         authentic.append(distance + (1 - 1e-9) * samples.norms[rows] > reference.nearest[at])
         values.sub_(reference.norms).add_(of_samples[rows].unsqueeze(1))
         smallest = torch.minimum(smallest, values.amin(dim=0))
@@ -264,20 +241,8 @@ def overlap(samples: Balls, reference: Balls, progress: bool = False) -> Overlap
     return Overlap(*(float(share.double().mean()) for share in shares))
 
 
-def precision_recall(samples: Tensor, reference: Tensor, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
-    """Improved precision and recall of features ``(n, D)`` against ``(m, D)``: :func:`overlap` of their :class:`Balls`.
-
-    Args:
-        samples: features of the judged images.
-        reference: features of the real ones.
-        neighbours: ``k``, less than ``n`` and ``m``.
-    """
-    truth = Balls(reference, neighbours)
-    return overlap(Balls(samples, neighbours, truth.centre), truth)[:2]
-
-
 def _blocks(points: Tensor, columns: int, what: str, progress: bool) -> Iterator[tuple[Tensor, slice]]:
-    """Rows in blocks whose distances to so many others take at most 256 MiB, and where they are."""
+    """Yield rows in blocks whose distances to so many others take at most 256 MiB, and their places."""
     start = 0
     with Progress(total=len(points), desc=what, unit="image", leave=False, disable=not progress) as bar:
         for block in torch.split(points, max(1, 2**25 // columns)):
@@ -290,15 +255,7 @@ def _blocks(points: Tensor, columns: int, what: str, progress: bool) -> Iterator
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, ``10 log10(255^2 / MSE)``; infinite for equal images.
-
-    Args:
-        images: uint8 ``(B, C, H, W)``.
-        others: of the same shape.
-
-    Returns:
-        One per image, ``(B,)`` float64.
-    """
+    """Return ``10 log10(255^2 / MSE)`` in dB of uint8 images ``(B, C, H, W)``: float64 ``(B,)``, inf if equal."""
     error = (images.double() - others.double()).square().mean(dim=(1, 2, 3))
     return 10 * torch.log10(255.0**2 / error)
 
@@ -307,16 +264,9 @@ SSIM_WINDOW = 11
 
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) per channel, averaged; in [-1, 1].
+    """Return the structural similarity (Wang et al. 2004) of uint8 images ``(B, C, H, W)``: float64 ``(B,)``, -1 to 1.
 
-    Gaussian window of 11 pixels with sigma 1.5, only where it lies inside the image, K1 = 0.01, K2 = 0.03.
-
-    Args:
-        images: uint8 ``(B, C, H, W)``, at least 11x11.
-        others: of the same shape.
-
-    Returns:
-        One per image, ``(B,)`` float64.
+    Averaged over channels; a Gaussian window of 11 pixels with sigma 1.5 inside the image, K1 = 0.01, K2 = 0.03.
     """
     batch, channels = images.shape[:2]
     x, y = (t.double().flatten(0, 1).unsqueeze(1) for t in (images, others))

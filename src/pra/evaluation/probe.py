@@ -1,33 +1,59 @@
-"""The linear probe: how well a linear classifier reads the class from a frozen model's features."""
+"""The linear probe: how well a linear classifier reads the class from a frozen model's features.
+
+Vectors are standardised by the training set's mean and standard deviation: the batch norm without affine of MAE's
+linear probe (arXiv 2111.06377, appendix A.1), with statistics of the whole set instead of a batch. Learning rate or L2
+is chosen on a tenth of the training set, then the classifier is fitted again on all of it. The held-out set is looked
+at once, and chooses nothing.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pra.config import DataConfig
 from pra.data import Source, open_source
 from pra.data.loader import reading
 from pra.data.source import SPLIT
-from pra.errors import PraError
-from pra.evaluation.probe_features import Examples, Layers, Pooling, Vectors, collect_vectors, join_examples, select
-from pra.evaluation.probe_linear import VALIDATED, Linear, accuracy
+from pra.errors import PraError, nearest
+from pra.evaluation.probe_features import Examples, Vectors, collect_vectors
 from pra.evaluation.samples import prepared, spread
 from pra.utils.distributed import ALONE, World
+from pra.utils.extras import install_command
 
-FEWEST = 2 * VALIDATED
+VALIDATED = 10
+"""Every tenth image of the training set is for validation."""
+EPOCHS, BATCH, WARMUP, SEED = 30, 256, 0.1, 0
+FEWEST_BATCHES = 16
+"""Per epoch: small sets have smaller batches."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A kind of linear classifier; ``setting`` names what it leaves open, and ``values`` are the choice.
+
+    ``fit(x, y, queries, classes, values, device)`` fits one to ``x`` ``(n, D)`` and ``y`` ``(n,)`` for each value and
+    returns the classes ``(len(values), m)`` of ``queries`` ``(m, D)``.
+    """
+
+    name: str
+    setting: str
+    values: tuple[float, ...]
+    fit: Callable[[Tensor, Tensor, Tensor, int, Sequence[float], torch.device], Tensor]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One linear classifier, fitted to one vector per image.
+    """One linear classifier, fitted to one vector of ``dim`` numbers per image.
 
-    ``layer`` and ``pooling`` are None for raw pixels; ``dim`` is the vector's length. ``top1`` on the held-out set and
-    ``validation`` are accuracies, 0 to 1; ``value`` (learning rate or C) was chosen by the latter.
+    ``layer`` and ``pooling`` are None for raw pixels. ``top1`` on the held-out set and ``validation`` are accuracies, 0
+    to 1; ``value`` (learning rate or C) was chosen by the latter, the first of equal ones.
     """
 
     layer: int | None
@@ -39,7 +65,7 @@ class Figure:
 
 
 def best(figures: Sequence[Figure]) -> Figure:
-    """The layer and pooling that validation chooses; the first of several."""
+    """Return the layer and pooling that validation chooses; the first of equal ones."""
     return max(figures, key=lambda figure: figure.validation)
 
 
@@ -47,7 +73,7 @@ def best(figures: Sequence[Figure]) -> Figure:
 class Task:
     """A labelled set to fit linear classifiers on, and a held-out one to judge them on.
 
-    ``chosen`` and ``asked`` are the indices of their images that are taken; ``data`` says how these are prepared.
+    ``chosen`` and ``asked`` are the indices of the images taken of each; ``data`` says how they are prepared.
     """
 
     train: Source
@@ -58,37 +84,25 @@ class Task:
 
     @staticmethod
     def open(data: DataConfig, train: str, test: str, num: int | None = None) -> Task:
-        """The task of two sources.
-
-        Args:
-            data: how images are prepared; its own source does not count.
-            train: where to fit.
-            test: where to judge.
-            num: images to take of each at most, evenly spread; all by default.
+        """Open two sources; take ``num`` images of each at most, evenly spread, by default all.
 
         Raises:
             PraError: a source that cannot be opened, the same one twice, other classes in one than in the other, fewer
                 than 2, or too few images.
         """
-        sources = open_source(train), open_source(test)
-        for source in sources:
-            if len(source.classes) < 2:
-                raise PraError(f"{source.name} has one class, which nothing can be told from; a probe needs at least 2")
-        if sources[0].classes != sources[1].classes:
-            raise PraError(
-                f"{train} has the classes {_some(sources[0].classes)} and {test} {_some(sources[1].classes)}; a probe "
-                "is judged on the classes that it was fitted to"
-            )
-        if _place(train) == _place(test):
-            raise PraError(
-                f"{test} is what the probe is fitted to; it is judged on other images: give them with --test"
-            )
-        chosen, asked = (spread(len(source), min(num or len(source), len(source))) for source in sources)
-        if len(chosen) < FEWEST:
-            raise PraError(f"{train} gives {len(chosen)} images to fit on: a probe needs at least {FEWEST}")
-        if len(set(sources[0].labels[chosen].tolist())) < 2:
-            raise PraError(f"the {len(chosen)} images taken of {train} are of one class; a probe needs at least 2")
-        return Task(*sources, chosen, asked, data)
+        fitted, judged = open_source(train), open_source(test)
+        chosen, asked = (spread(len(source), min(num or len(source), len(source))) for source in (fitted, judged))
+        ours, theirs = (f"{', '.join(one.classes[:3])} ({len(one.classes)})" for one in (fitted, judged))
+        for problem, wrong in (
+            (f"{train} has one class, a probe needs 2", len(fitted.classes) < 2),
+            (f"{train} has the classes {ours} and {test} {theirs}", fitted.classes != judged.classes),
+            (f"{test} is what the probe is fitted to. Give other images with --test", _place(train) == _place(test)),
+            (f"{train} gives {len(chosen)} images, a probe needs {2 * VALIDATED}", len(chosen) < 2 * VALIDATED),
+            (f"the {len(chosen)} images taken of {train} are of one class", len(set(fitted.labels[chosen])) < 2),
+        ):
+            if wrong:
+                raise PraError(f"pra probe: {problem}", "conflict", train=train)
+        return Task(fitted, judged, chosen, asked, data)
 
     def figures(
         self,
@@ -101,17 +115,9 @@ class Task:
         progress: bool = True,
         world: World = ALONE,
     ) -> list[Figure]:
-        """One figure per layer and pooling of ``vectors``; in every process but the first none.
+        """Return a figure per layer and pooling of ``vectors``; processes that share the images get none but rank 0.
 
-        Args:
-            vectors: what is probed.
-            linear: the kind of classifier.
-            size: height and width of the images.
-            channels: of the images.
-            device: where ``vectors`` runs, and SGD.
-            batch_size: images at a time; nothing depends on it beyond rounding.
-            progress: whether to show bars.
-            world: the processes that share the images; the first fits.
+        ``size`` (height and width) and ``channels`` are those of the images; ``device`` runs ``vectors`` and SGD.
 
         Raises:
             PraError: images that cannot be prepared, or vectors beyond the memory.
@@ -119,53 +125,136 @@ class Task:
         found = []
         for source, chosen in ((self.train, self.chosen), (self.test, self.asked)):
             share = world.share(len(chosen))
-            shown = progress and world.is_first
+            what, shown = f"{vectors.name}: {source.name}", progress and world.is_first
             with reading(prepared(source, chosen, size, channels, self.data, batch_size, share)) as batches:
-                own = collect_vectors(vectors, batches, len(share), device, shown, f"{vectors.name}: {source.name}")
-            found.append(join_examples(own, world))
+                own = collect_vectors(vectors, batches, len(share), device, shown, what)
+            parts: list[Examples] = []
+            world.combine(own, parts.extend)
+            found.append(own if len(parts) < 2 else _joined(parts))
         if not world.is_first:
             return []
         train, test = found
-        classes = len(self.train.classes)
         result = []
-        for place, (layer, pooling) in _vectors_of(vectors):
-            x, queries = (_take(part, place, pooling) for part in (train, test))
-            measured = accuracy(linear, (x, train.labels), (queries, test.labels), classes, device)
-            result.append(Figure(layer, pooling.value if pooling else None, x.shape[1], *measured))
+        for (layer, pooling, x), (_, _, queries) in zip(
+            vectors.columns(train.vectors), vectors.columns(test.vectors), strict=True
+        ):
+            pair = (x, train.labels), (queries, test.labels)
+            measured = accuracy(linear, *pair, len(self.train.classes), device)
+            result.append(Figure(layer, pooling, x.shape[1], *measured))
         return result
 
 
-def held_out(source: str) -> str:
-    """The held-out part of a source: ``"digits@test"`` of ``"digits"``.
+def _joined(parts: list[Examples]) -> Examples:
+    vectors, labels = zip(*parts, strict=True)
+    return Examples(torch.cat(vectors, dim=2), torch.cat(labels))
 
-    Raises:
-        PraError: it has none, or is one.
-    """
+
+def held_out(source: str) -> str:
+    """Return the held-out part of a source: ``"digits@test"`` of ``"digits"``; refuse a source without one."""
     if source.endswith("@test"):
-        raise PraError(f"{source} is a held-out part; a probe is fitted on {source.removesuffix('@test')}: give that")
+        fitted = source.removesuffix("@test")
+        raise PraError(
+            f"{source} is a held-out part. Give --data {fitted} to fit a probe on", "conflict", source=source
+        )
     if source.partition(":")[0] not in SPLIT:
-        raise PraError(f"{source} has no held-out part that pra knows of; say where one is with --test SRC")
+        raise PraError(
+            f"{source} has no held-out part known to pra. Name one with --test SRC", "missing", source=source
+        )
     return f"{source}@test"
 
 
 def _place(source: str) -> tuple[str, str]:
-    """The same of ``folder:x`` and ``folder:x/``."""
+    """Return the same of ``folder:x`` and ``folder:x/``."""
     kind, _, path = source.partition(":")
     return kind, os.path.realpath(os.path.expanduser(path))
 
 
-def _vectors_of(vectors: Vectors) -> list[tuple[int, tuple[int | None, Pooling | None]]]:
-    """The place of each vector's layer, the layer, and its pooling."""
-    if isinstance(vectors, Layers):
-        return [(place, (layer, pooling)) for place, layer in enumerate(vectors.layers) for pooling in vectors.poolings]
-    return [(0, (None, None))]
+# --- classifiers --------------------------------------------------------------------------------------------
 
 
-def _take(examples: Examples, place: int, pooling: Pooling | None) -> Tensor:
-    layer = examples.vectors[place]
-    return select(layer, pooling) if pooling else layer[0]
+def accuracy(
+    linear: Linear, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int, device: torch.device
+) -> tuple[float, float, float]:
+    """Fit to vectors ``(n, D)`` with labels; return accuracies on the held-out set and in validation, and the value."""
+    (x, y), (queries, truth) = train, test
+    held = torch.arange(len(x)) % VALIDATED == 0
+    fitted, validated = _standardised(x[~held], x[held])
+    right = linear.fit(fitted, y[~held], validated, classes, linear.values, device) == y[held]
+    validation = right.double().mean(dim=1)
+    chosen = int(validation.argmax())
+    fitted, asked = _standardised(x, queries)
+    said = linear.fit(fitted, y, asked, classes, linear.values[chosen : chosen + 1], device)
+    return (said[0] == truth).double().mean().item(), validation[chosen].item(), linear.values[chosen]
 
 
-def _some(classes: Sequence[str]) -> str:
-    """``"cat, dog, ... (10)"``."""
-    return f"{', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''} ({len(classes)})"
+def find_linear(name: str) -> Linear:
+    """Return a kind of classifier by its name."""
+    if name not in LINEAR:
+        raise PraError(f"--classifier {name!r} is unknown{nearest(name, LINEAR)}", "unknown", value=name)
+    return LINEAR[name]
+
+
+def _standardised(x: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Standardise both by the mean and deviation of ``x``; what does not vary becomes zero."""
+    variance, mean = torch.var_mean(x, dim=0, correction=0)
+    scale = (variance + 1e-6).rsqrt()
+    return (x - mean) * scale, (queries - mean) * scale
+
+
+def _sgd(x: Tensor, y: Tensor, queries: Tensor, classes: int, values: Sequence[float], device: torch.device) -> Tensor:
+    """SGD with momentum, no weight decay, a cosine after a warm-up; one classifier per rate, on the same batches.
+
+    The schedule is MAE's, at a batch small enough to do without LARS. Features are fixed, hence no augmentation.
+    """
+    x, y, queries = x.to(device), y.to(device), queries.to(device)
+    weight = torch.zeros(len(values), x.shape[1], classes, device=device, requires_grad=True)
+    bias = torch.zeros(len(values), 1, classes, device=device, requires_grad=True)
+    # Without weight decay a loss times a rate is learnt at that rate: all classifiers are one parameter.
+    rates = torch.tensor(values, device=device)
+    optimizer = torch.optim.SGD([weight, bias], lr=1.0, momentum=0.9)
+    size = max(1, min(BATCH, len(x) // FEWEST_BATCHES))
+    per_epoch = len(x) // size
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / (EPOCHS * per_epoch)))
+    generator = torch.Generator().manual_seed(SEED)
+    for _ in range(EPOCHS):
+        order = torch.randperm(len(x), generator=generator)[: per_epoch * size].to(device)
+        for rows in torch.split(order, size):
+            logits = x[rows] @ weight + bias
+            truth = y[rows].unsqueeze(1).expand(-1, len(rates))
+            losses = F.cross_entropy(logits.permute(1, 2, 0), truth, reduction="none")
+            optimizer.zero_grad()
+            (losses.mean(dim=0) @ rates).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        return (queries @ weight + bias).argmax(dim=2).cpu()
+
+
+def _rate(done: float) -> float:
+    """Return the share of the full learning rate when ``done`` of 1 is over."""
+    if done < WARMUP:
+        return done / WARMUP
+    return 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))
+
+
+def _logistic(
+    x: Tensor, y: Tensor, queries: Tensor, classes: int, values: Sequence[float], device: torch.device
+) -> Tensor:
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        text = f"--classifier logistic needs scikit-learn. Use sgd, or {install_command('train')}"
+        raise PraError(text, "not-installed") from None
+    said = []
+    for value in values:
+        # A tenth of scikit-learn's precision moves the accuracy by a fraction of its standard error.
+        model = LogisticRegression(C=value, max_iter=1_000, tol=1e-3)
+        model.fit(x.numpy(), y.numpy())
+        said.append(torch.from_numpy(model.predict(queries.numpy())))
+    return torch.stack(said)
+
+
+LINEAR = {
+    "sgd": Linear("sgd", "learning rate", (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), _sgd),
+    "logistic": Linear("logistic", "C", (1e-3, 1e-2, 1e-1, 1.0, 10.0), _logistic),
+}

@@ -7,8 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from pra.data.loader import reading
 from pra.errors import PraError
 from pra.evaluation.collect import Collected, Collector, collect, merged
 from pra.evaluation.features import FeatureExtractor
-from pra.evaluation.metrics import NEIGHBOURS, Array, Balls, Moments, Protocol
+from pra.evaluation.metrics import NEIGHBOURS, Array, Balls, Protocol
 from pra.evaluation.samples import prepared
 from pra.sampling.batches import Batch, NpzBatch
 from pra.utils.distributed import ALONE, World
@@ -30,40 +29,22 @@ from pra.utils.npz import explained, listed, read_arrays
 from pra.utils.provenance import file_sha256
 
 FORMAT = 1
-
 _NUMBERS = ("mu", "sigma", "mu_s", "sigma_s", "features")
-_DESCRIPTION: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "features": (str,),
-    "fingerprint": (str, NoneType),
-    "shape": (list, NoneType),
-    "fit": (str, NoneType),
-    "count": (int, NoneType),
-}
-"""What our own files say beside numbers, and of what type."""
+DESCRIPTION = ("name", "features", "fingerprint", "shape", "fit", "count", "prepared", "images_sha256")
+"""Fields of a reference that our own files keep beside the numbers."""
 
 
-class Gaussian(NamedTuple):
-    """Mean ``(D,)`` and covariance ``(D, D)``, float64."""
-
-    mean: Array
-    covariance: Array
-
-
-def gaussian(moments: Moments) -> Gaussian:
-    """The Gaussian with these moments."""
-    return Gaussian(moments.mean, moments.covariance)
+Gaussian = tuple[Array, Array]
+"""Mean ``(D,)`` and covariance ``(D, D)``, float64."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What sets of images are held against.
+    """Statistics of real images, seen through an extractor. None stands for what a file does not say.
 
-    ``features`` and ``fingerprint`` name the extractor; files of others do not know the latter. ``shape``
-    ``(C, H, W)``, ``fit`` (how the images were brought to it) and ``count`` of the images, where they are known.
-    ``spatial`` serves sFID; ``kept`` ``(n, D)``, features of single images, serve KID, precision and recall.
-    ``prepared`` is all that decides the pixels beside ``fit``; ``images_sha256`` tells the prepared images from others,
-    in whatever order and batches they were read (:func:`pra.evaluation.collect.digest_sum`).
+    ``features`` and ``fingerprint`` name the extractor; ``shape`` ``(C, H, W)``, ``fit`` and ``prepared`` say how the
+    images were prepared. ``spatial`` serves sFID; ``kept`` ``(n, D)``, features of single images, serve KID, precision
+    and recall. ``images_sha256`` is :func:`pra.evaluation.collect.digest_sum` of the prepared images.
     """
 
     name: str
@@ -81,49 +62,37 @@ class Reference:
     _balls: dict[torch.device, Balls] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def balls(self, device: torch.device, progress: bool = False) -> Balls | None:
-        """Of the kept features, as precision and recall see them: made once, however many sets are held against them;
-        None where there are too few."""
+        """Return the balls of precision and recall, made once; None where too few features are kept."""
         if self.kept is None or len(self.kept) <= NEIGHBOURS:
             return None
-        # MPS has no float64.
-        place = device if device.type == "cuda" else torch.device("cpu")
+        place = device if device.type == "cuda" else torch.device("cpu")  # MPS has no float64
         if place not in self._balls:
             self._balls[place] = Balls(self.kept.to(place), NEIGHBOURS, progress=progress)
         return self._balls[place]
 
     def check(self, extractor: FeatureExtractor) -> None:
-        """Whether ``extractor`` made these statistics.
-
-        Raises:
-            PraError: it did not.
-        """
-        if self.features != extractor.name:
-            raise PraError(
-                f"the reference {self.name} was made with the features {self.features!r}, not {extractor.name!r}; "
-                f"use --features {self.features}, or make statistics anew"
-            )
-        if self.fingerprint not in (None, extractor.fingerprint):
-            raise PraError(
-                f"the reference {self.name} was made with other weights of {self.features} (SHA-256 "
-                f"{str(self.fingerprint)[:12]}, now {extractor.fingerprint[:12]}); give those with --weights, or make "
-                "statistics anew"
-            )
-        if len(self.pool.mean) != extractor.dim:
-            raise PraError(
-                f"the reference {self.name} has {len(self.pool.mean)} features, {extractor.name} makes "
-                f"{extractor.dim}; give statistics of {extractor.name}"
-            )
+        """Refuse another extractor than the one that made these statistics."""
+        pairs = (
+            ("features", self.features, extractor.name, f"Use --features {self.features}"),
+            ("SHA-256 of features", self.fingerprint, extractor.fingerprint, "Give those weights with --weights"),
+            ("size of features", len(self.pool[0]), extractor.dim, f"Give statistics of {extractor.name}"),
+        )
+        for what, own, now, fix in pairs:
+            if own not in (None, now):
+                own, now = str(own)[:12], str(now)[:12]
+                problem = f"the reference {self.name} has the {what} {own}, not {now}"
+                raise PraError(f"{problem}. {fix}", "mismatch", reference=own, features=now)
 
     @property
     def sha256(self) -> str:
-        """Of means and covariances, whatever file they came from."""
+        """Return the hash of means and covariances, whatever file they came from."""
         digest = hashlib.sha256()
         for array in (*self.pool, *(self.spatial or ())):
             digest.update(np.ascontiguousarray(array, "<f8").data)
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """For a report's provenance."""
+        """Return the reference's part of a report's provenance."""
         return {
             "name": self.name,
             "sha256": self.sha256,
@@ -137,30 +106,18 @@ class Reference:
         }
 
     def save(self, path: Path) -> None:
-        """Writes ``mu``, ``sigma`` (and ``mu_s``, ``sigma_s``) as ADM's evaluator reads them, and what else is known.
-
-        Raises:
-            PraError: the disk is full or refuses.
-        """
-        known = {
-            "format": FORMAT, "name": self.name, "features": self.features, "fingerprint": self.fingerprint,
-            "shape": self.shape, "fit": self.fit, "count": self.count, "prepared": self.prepared,
-            "images_sha256": self.images_sha256,
-        }  # fmt: skip
-        arrays: dict[str, Any] = {
-            "mu": self.pool.mean,
-            "sigma": self.pool.covariance,
-            "pra": np.array(json.dumps(known)),
-        }
+        """Write ``mu``, ``sigma`` (and ``mu_s``, ``sigma_s``) as ADM's evaluator reads them, and what else is known."""
+        known = {"format": FORMAT} | {name: getattr(self, name) for name in DESCRIPTION}
+        arrays: dict[str, Any] = {"mu": self.pool[0], "sigma": self.pool[1]}
         if self.spatial:
-            arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
+            arrays |= {"mu_s": self.spatial[0], "sigma_s": self.spatial[1]}
         if self.kept is not None:
             arrays["features"] = self.kept.numpy()
-        write_atomically(path, lambda file: np.savez(file, **arrays))
+        write_atomically(path, lambda file: np.savez(file, pra=np.array(json.dumps(known)), **arrays))
 
 
 def summarise(collector: Collector, name: str, fit: str | None) -> Reference:
-    """A collected set as the reference for others."""
+    """Return a collected set as a reference."""
     return Reference(
         name=name,
         features=collector.extractor.name,
@@ -168,8 +125,8 @@ def summarise(collector: Collector, name: str, fit: str | None) -> Reference:
         shape=collector.shape,
         fit=fit,
         count=collector.count,
-        pool=gaussian(collector.pool),
-        spatial=gaussian(collector.spatial) if collector.spatial else None,
+        pool=collector.pool.gaussian,
+        spatial=collector.spatial.gaussian if collector.spatial else None,
         kept=collector.kept,
         images_sha256=collector.images_sha256,
     )
@@ -186,29 +143,19 @@ def from_source(
     progress: bool = True,
     world: World = ALONE,
 ) -> Reference:
-    """The statistics of all images of a source, prepared as for training without augmentation.
+    """Gather the statistics of all images of a source, prepared as for training without augmentation.
 
-    With ``config.fit`` at its default the preparation is ADM's centre crop.
-
-    Args:
-        source: the set.
-        size: height and width of the images to be judged.
-        channels: theirs.
-        config: how the source's images are brought to that.
-        extractor: makes the features.
-        keep: single features to keep, evenly spread over the source.
-        batch_size: images at a time.
-        progress: whether to show a bar.
-        world: the processes that share the work; all get the statistics.
+    With ``config.fit`` at its default the preparation is ADM's centre crop. ``size`` (height and width) and
+    ``channels`` are those of the images to be judged; ``keep`` single features are kept, evenly spread.
 
     Raises:
         PraError: fewer than 2 images, or images that cannot be prepared.
     """
     count = len(source)
     with reading(prepared(source, range(count), size, channels, config, batch_size, world.share(count))) as batches:
-        collected = _collected(batches, extractor, count, keep, progress, world, source.name, config.fit.value)
+        collected = _collected(batches, extractor, count, keep, progress, world, source.name)
     how = {"on_small": config.on_small.value, "on_corrupt": config.on_corrupt.value}
-    return replace(collected, prepared=how)
+    return replace(collected, fit=config.fit.value, prepared=how)
 
 
 def _collected(
@@ -219,31 +166,23 @@ def _collected(
     progress: bool,
     world: World,
     name: str,
-    fit: str | None,
 ) -> Reference:
-    unlabelled = (batch._replace(labels=None) for batch in batches)  # whose accuracy is not asked for
+    unlabelled = (batch._replace(labels=None) for batch in batches)  # real images need no accuracy
     share = collect(unlabelled, extractor, count, keep, progress, what="reference", world=world)
 
-    def all_of(shares: list[Collected]) -> Reference:
-        return summarise(merged(shares)[Protocol.TORCH_FIDELITY], name, fit)
+    def join(shares: list[Collected]) -> Reference:
+        return summarise(merged(shares)[Protocol.TORCH_FIDELITY], name, None)
 
-    return world.combine(share, all_of)
+    return world.combine(share, join)
 
 
 def from_file(
     path: Path, extractor: FeatureExtractor, keep: int = 50_000, progress: bool = True, world: World = ALONE
 ) -> Reference:
-    """The statistics in a file, or those of the images in it.
+    """Read the statistics in a file, or gather those of the images in it.
 
-    Our own files say what they are of. Others, with the keys ``mu`` and ``sigma`` (ADM, torch-fidelity, JiT), are taken
-    to be of Inception; where ADM's hold images too (``arr_0``), precision, recall and KID are measured by those.
-
-    Args:
-        path: ``.npz``.
-        extractor: makes the features of the images in the file, if any.
-        keep: single features to keep.
-        progress: whether to show a bar.
-        world: the processes that share the images, if any; all get the statistics.
+    Our own files name their features. Other files with the keys ``mu`` and ``sigma`` (ADM, torch-fidelity, JiT) are
+    taken to be of Inception. Images beside them (ADM's ``arr_0``) serve precision, recall and KID.
 
     Raises:
         PraError: a file that cannot be read, without these keys, or of other features.
@@ -252,106 +191,79 @@ def from_file(
     if "pra" in arrays:
         return _ours(path, arrays)
     if "mu" in arrays and extractor.name != "inception":
-        raise PraError(f"{path} does not say which features its statistics are of; use --features inception")
+        raise PraError(f"{path} does not name its features. Use --features inception", "mismatch", path=path)
     pool = _gaussian(path, arrays, "") if "mu" in arrays else None
     spatial = _gaussian(path, arrays, "_s") if "mu_s" in arrays else None
     measured = None
     if "arr_0" in arrays:
         images = NpzBatch(path)
         batches = images.batches(256, world.share(images.count))
-        measured = _collected(batches, extractor, images.count, keep, progress, world, str(path), None)
+        measured = _collected(batches, extractor, images.count, keep, progress, world, str(path))
     if pool is None:
         assert measured is not None, "_read has seen one of both"
         return measured
-    return Reference(
-        name=str(path),
-        features="inception",
-        fingerprint=None,
-        shape=measured.shape if measured else None,
-        fit=None,
-        count=None,
-        pool=pool,
-        spatial=spatial,
-        kept=measured.kept if measured else None,
-        file_sha256=file_sha256(path),
-    )
+    shape, kept = (measured.shape, measured.kept) if measured else (None, None)
+    return Reference(str(path), "inception", None, shape, None, None, pool, spatial, kept, file_sha256(path))
 
 
-def recorded_features(path: Path) -> tuple[str, str] | None:
-    """Name and fingerprint of the extractor that made a file of our own; None for the files of others.
-
-    Raises:
-        PraError: a file that cannot be read, or with neither statistics nor images.
-    """
+def recorded_classifier(path: Path) -> str:
+    """Return the fingerprint of the classifier that made a file of our own; refuse other files."""
     arrays = _read(path)
-    if "pra" not in arrays:
-        return None
-    known = _known(path, arrays)
-    return known["features"], known["fingerprint"]
+    known = _known(path, arrays) if "pra" in arrays else {}
+    if known.get("features") != "classifier":
+        problem = f"{path} is not of a classifier"
+        raise PraError(f"{problem}. Use --features inception, or give the data source", "mismatch", path=path)
+    return str(known["fingerprint"])
 
 
 def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The statistics in a file; of images only the name."""
-    with explained(path, "cannot be read as .npz", "give statistics, a batch, or a data source"):
+    """Return the statistics in a file; of images only the name."""
+    fix = "give statistics, a batch, or a data source"
+    with explained(path, "cannot be read as .npz", fix):
         arrays = read_arrays(path, ("pra", *_NUMBERS))
     if not ({"mu", "sigma"} <= arrays.keys() or "arr_0" in arrays):
-        raise PraError(
-            f"{path} holds neither statistics (mu, sigma) nor images (arr_0) but {listed(arrays)}; "
-            "give statistics, a batch, or a data source"
-        )
+        problem = f"holds neither statistics (mu, sigma) nor images (arr_0) but {listed(arrays)}"
+        raise PraError(f"{path} {problem}. {fix.capitalize()}", "unreadable", path=path)
     return arrays
 
 
 def _known(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    """How the extractor and the images are described in a file of our own, checked."""
-    with explained(path, "is damaged: its description cannot be read", "make it anew"):
-        known: dict[str, Any] = json.loads(str(arrays["pra"]))
-        if not isinstance(known, dict):
-            raise ValueError(f"{type(known).__name__} in place of an object")
-    if known.get("format") != FORMAT:
-        raise PraError(f"{path} is of format {known.get('format')!r}, this pra reads {FORMAT}; install a newer pra")
-    for key, types in _DESCRIPTION.items():
-        if key not in known or not isinstance(known[key], types):
-            raise PraError(f"{path} is damaged: its description has {key} {known.get(key)!r}; make it anew")
-    shape, nameless = known["shape"], known["fingerprint"] is None and known["features"] != "inception"
-    if nameless or (shape is not None and [type(side) for side in shape] != [int] * 3):
-        raise PraError(f"{path} is damaged: its description lacks the fingerprint or has shape {shape}; make it anew")
+    """Return the description in a file of our own."""
+    with explained(path, "is damaged", "write it again"):
+        known: dict[str, Any] = {"prepared": None, "images_sha256": None}  # missing from older files
+        known |= json.loads(str(arrays["pra"]))
+        if known.pop("format") != FORMAT:
+            raise PraError(f"{path} is of another format than {FORMAT}. Install a newer pra", "unsupported", path=path)
+        if sorted(known) != sorted(DESCRIPTION) or not isinstance(known["features"], str):
+            raise ValueError(f"it describes {listed(known)}")
+        known["shape"] = known["shape"] and tuple(map(int, known["shape"]))
     return known
 
 
 def _ours(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> Reference:
     known, pool = _known(path, arrays), _gaussian(path, arrays, "")
-    return Reference(
-        name=f"{path} ({known['name']})",
-        features=known["features"],
-        fingerprint=known["fingerprint"],
-        shape=known["shape"] and tuple(known["shape"]),
-        fit=known["fit"],
-        count=known["count"],
-        pool=pool,
-        spatial=_gaussian(path, arrays, "_s") if "mu_s" in arrays else None,
-        kept=_kept(path, arrays["features"], len(pool.mean)) if "features" in arrays else None,
-        file_sha256=file_sha256(path),
-        prepared=known.get("prepared"),  # older files know neither
-        images_sha256=known.get("images_sha256"),
-    )
-
-
-def _kept(path: Path, features: npt.NDArray[Any], dim: int) -> Tensor:
-    if features.dtype.kind != "f" or features.ndim != 2 or features.shape[1] != dim:
-        raise PraError(f"{path}: features is {features.dtype} {features.shape}, not numbers (n, {dim}); make it anew")
-    if not np.isfinite(features).all():
-        raise PraError(f"{path}: features holds numbers that are not finite; make it anew")
-    return from_numpy(features.astype(np.float32))
+    spatial, kept = _gaussian(path, arrays, "_s") if "mu_s" in arrays else None, None
+    if "features" in arrays:
+        kept = from_numpy(_numbers(path, arrays, "features", (None, len(pool[0]))).astype(np.float32))
+    known["name"] = f"{path} ({known['name']})"
+    return Reference(**known, pool=pool, spatial=spatial, kept=kept, file_sha256=file_sha256(path))
 
 
 def _gaussian(path: Path, arrays: dict[str, npt.NDArray[Any]], suffix: str) -> Gaussian:
-    """``mu`` and ``sigma`` with this suffix, checked."""
-    mean, covariance = (arrays.get(f"{name}{suffix}", np.empty(0)) for name in ("mu", "sigma"))
-    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
-        raise PraError(f"{path}: mu{suffix} is {mean.shape} and sigma{suffix} {covariance.shape}, not (D,) and (D, D)")
-    if {mean.dtype.kind, covariance.dtype.kind} - set("fiu"):
-        raise PraError(f"{path}: mu{suffix} is {mean.dtype} and sigma{suffix} {covariance.dtype}, not real numbers")
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise PraError(f"{path}: mu{suffix} or sigma{suffix} holds numbers that are not finite; get the file again")
-    return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))
+    """Return ``mu`` and ``sigma`` with this suffix, checked."""
+    mean = _numbers(path, arrays, f"mu{suffix}", (None,))
+    covariance = _numbers(path, arrays, f"sigma{suffix}", 2 * mean.shape)
+    return mean.astype(np.float64), covariance.astype(np.float64)
+
+
+def _numbers(
+    path: Path, arrays: dict[str, npt.NDArray[Any]], name: str, shape: tuple[int | None, ...]
+) -> npt.NDArray[Any]:
+    """Return an array of finite real numbers of this shape; None stands for any length."""
+    array = arrays.get(name, np.empty((0, 0, 0)))
+    fits = len(shape) == array.ndim and all(side in (None, own) for side, own in zip(shape, array.shape, strict=True))
+    if not fits or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        expected = f"finite numbers of shape {shape}".replace("None", "n")
+        problem = f"its array {name} is {array.dtype} {array.shape}, not {expected}"
+        raise PraError(f"{path}: {problem}. Get the file again", "unreadable", path=path, name=name)
+    return array

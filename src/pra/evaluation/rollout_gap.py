@@ -1,9 +1,8 @@
-"""How far sampling leads a model away from what it was trained on, position by position along the raster.
+"""The rollout gap: how far sampling leads a model away from its training, by position along the raster.
 
-Inputs and conditions are compared as distributions: what the backbone reads and says over training images, made as
-in training, against what it reads and says while it samples images of the same labels, without guidance. Beside that
-the flow loss: on the model's own rollouts, tied to the training images as in :class:`pra.config.Exact`, over that on
-training's inputs.
+Inputs and conditions of the backbone are compared as distributions: over training images, made as in training, against
+sampling of the same labels, without guidance. Beside that stands the flow loss on the model's own rollouts, tied to the
+training images as in :class:`pra.config.Exact`, over that on training's inputs.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class RolloutGap:
 
     ``inputs`` ``(N - 1,)`` and ``conditions`` ``(N,)`` are :func:`inhomogeneity` between training and sampling, 0 to 1.
     ``training_loss`` and ``rollout_loss`` ``(N,)`` are the flow loss on training's inputs and on the model's own.
-    ``samples`` are the images that were sampled, ``(n, C, H, W)`` in [-1, 1], in the order of the labels.
+    ``samples`` ``(n, C, H, W)`` in [-1, 1] are in the order of the labels.
     """
 
     inputs: Tensor
@@ -50,23 +49,20 @@ def rollout_gap(
     seed: int = 0,
     batch_size: int = 250,
 ) -> RolloutGap:
-    """Measures the gap of a trained model.
+    """Measure the gap of a trained model in evaluation mode.
 
     Args:
-        model: put into evaluation mode.
-        rollout: how its training made inputs.
-        images: training images ``(n, C, H, W)`` in [-1, 1].
-        labels: theirs, ``(n,)``.
-        sampling: solver and steps; guidance is left out, since training knows none.
+        model: autoregressive.
+        rollout: of its training.
+        images: at least 2 training images ``(n, C, H, W)`` in [-1, 1].
+        labels: of the images, ``(n,)``.
+        sampling: solver and steps; its guidance is ignored, since training has none.
         objective: of its training; decides the noise draws of the losses.
         seed: of all randomness.
         batch_size: images at a time; nothing depends on it beyond rounding.
-
-    Raises:
-        PraError: fewer than 2 images.
     """
     if len(images) < 2:
-        raise PraError(f"{len(images)} image(s) have no distribution; give at least 2")
+        raise PraError(f"{len(images)} image(s) have no distribution. Give at least 2", value=len(images))
     device = model.device
     sampler = Sampler(model, replace(sampling, guidance=1.0), Precision.FLOAT32)  # as all that it is compared with
     exact = Exact(steps=sampling.steps)
@@ -97,17 +93,11 @@ def rollout_gap(
 
 
 def inhomogeneity(a: Tensor, b: Tensor) -> Tensor:
-    """Energy coefficient of inhomogeneity (Szekely and Rizzo 2013, section 2.3) at each position.
+    """Return the energy coefficient of inhomogeneity (Szekely and Rizzo 2013, section 2.3), ``(positions,)`` float64.
 
-    ``H = (2 E|a - b| - E|a - a'| - E|b - b'|) / (2 E|a - b|)``: 0 where ``a`` and ``b`` have one distribution, 1 where
-    each is a point of its own. Estimated without bias in the numerator, so that chance may take it just below 0.
-
-    Args:
-        a: ``(n, positions, D)``.
-        b: ``(m, positions, D)``.
-
-    Returns:
-        ``(positions,)`` float64.
+    ``H = (2 E|a - b| - E|a - a'| - E|b - b'|) / (2 E|a - b|)`` of ``a`` ``(n, positions, D)`` and ``b`` ``(m,
+    positions, D)``: 0 where they have one distribution, 1 where each is a point of its own. The numerator is estimated
+    without bias, so that chance may take it just below 0.
     """
     result = []
     for x, y in zip(a.transpose(0, 1).double(), b.transpose(0, 1).double(), strict=True):

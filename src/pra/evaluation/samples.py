@@ -1,11 +1,8 @@
-"""Where the images to be judged come from: a sampler, a source of pictures, or an ``.npz`` batch in ADM's layout.
-
-All are streams: at no time is more than a batch of images in memory.
-"""
+"""Streams of images to be judged, from sources and folders of pictures. Only a batch is in memory at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +18,9 @@ from pra.data.loader import read_ahead
 from pra.errors import PraError
 from pra.sampling.batches import Batch
 
+Shape = tuple[tuple[int, int], int]
+"""Height and width of pictures, and their channels: 1 for grey ones, else 3."""
+
 
 def prepared(
     source: Source,
@@ -31,24 +31,13 @@ def prepared(
     batch_size: int,
     places: range | None = None,
 ) -> Generator[Batch]:
-    """Images ``chosen`` of a source, brought to the size and channels as for training, without augmentation.
+    """Yield images ``chosen`` of a source, prepared as for training without augmentation.
 
-    ``config.workers`` processes read ahead (:func:`pra.data.loader.read_ahead`): to be taken in a block of
-    :func:`pra.data.loader.reading`. ``places`` are those in ``chosen`` that this process takes; all of them by default.
-
-    Raises:
-        PraError: as :func:`pra.data.load_images`.
+    ``places`` are those in ``chosen`` that this process takes, by default all. ``config.workers`` processes read ahead:
+    use it in a block of :func:`pra.data.loader.reading`.
     """
-    places = range(len(chosen)) if places is None else places
     load = partial(load_images, source, size=size, channels=channels, config=config)
-    parts = read_ahead(load, source, chosen[places.start : places.stop], batch_size, config.workers)
-    with closing(parts):
-        for start, (images, labels) in zip(places[::batch_size], parts, strict=True):
-            yield Batch(images, labels, start)
-
-
-Shape = tuple[tuple[int, int], int]
-"""Height and width of pictures, and their channels: 1 where they are grey, else 3."""
+    return _stream(load, source, chosen, batch_size, places, config.workers)
 
 
 def pictures(
@@ -59,20 +48,27 @@ def pictures(
     shape: Shape | None = None,
     workers: int = 0,
 ) -> Generator[Batch]:
-    """Images ``chosen`` of a folder as they are, without labels: finished pictures, all of one size.
+    """Yield images ``chosen`` of a folder as they are, without labels: finished pictures of one size.
 
-    ``places`` are those in ``chosen`` that this process takes; all of them by default. ``shape`` is theirs, where
-    :func:`common_shape` has been asked already. ``workers`` processes read ahead, as in :func:`prepared`.
-
-    Raises:
-        PraError: as :func:`common_shape`.
+    ``shape`` is the :func:`common_shape`, where it is known already; ``places`` and ``workers`` as :func:`prepared`.
     """
-    places = range(len(chosen)) if places is None else places
     load = partial(_load_pictures, source, shape or common_shape(source))
+    return _stream(load, source, chosen, batch_size, places, workers)
+
+
+def _stream(
+    load: Callable[[Sequence[int]], tuple[Tensor, ...]],
+    source: Source,
+    chosen: Sequence[int],
+    batch_size: int,
+    places: range | None,
+    workers: int,
+) -> Generator[Batch]:
+    places = range(len(chosen)) if places is None else places
     parts = read_ahead(load, source, chosen[places.start : places.stop], batch_size, workers)
     with closing(parts):
-        for start, (images,) in zip(places[::batch_size], parts, strict=True):
-            yield Batch(images, None, start)
+        for start, (images, *labels) in zip(places[::batch_size], parts, strict=True):
+            yield Batch(images, labels[0] if labels else None, start)
 
 
 def _load_pictures(source: Source, shape: Shape, indices: Sequence[int]) -> tuple[Tensor]:
@@ -89,9 +85,7 @@ def _load_pictures(source: Source, shape: Shape, indices: Sequence[int]) -> tupl
 
 
 def common_shape(source: Source) -> Shape:
-    """The shape of all pictures of a folder, of which each may be stored as small as it can: one with colour is enough.
-
-    Reads the heads of the files, not their pixels.
+    """Return the shape of all pictures of a folder, from the heads of the files. One with colour is enough for colour.
 
     Raises:
         PraError: pictures of different sizes, or one that cannot be read.
@@ -108,32 +102,30 @@ def common_shape(source: Source) -> Shape:
 
 
 def picture_shape(image: Image.Image) -> Shape:
-    """That of one picture."""
+    """Return the shape of one picture."""
     return (image.height, image.width), 1 if image.mode in ("1", "L") or image.mode.startswith("I") else 3
 
 
 def _check_size(where: str, size: tuple[int, int], first: str, expected: tuple[int, int]) -> None:
     if size != expected:
-        raise PraError(
-            f"{where} is {size[0]}x{size[1]} pixels (height x width) and {first} {expected[0]}x{expected[1]}; "
-            "generated pictures have one size: bring them to it first"
-        )
+        sizes = f"{size[0]}x{size[1]} pixels (height x width), {first} is {expected[0]}x{expected[1]}"
+        raise PraError(f"{where} is {sizes}. Bring the pictures to one size", "mismatch", path=where)
 
 
 @contextmanager
 def _finished(where: str) -> Iterator[None]:
-    """None of the pictures that are judged can be passed over as in training."""
+    """Pictures that are judged cannot be skipped as in training."""
     try:
         yield
     except CorruptImage as error:
-        raise PraError(f"{where}: {error.problem}; make this picture anew, or remove it") from None
+        raise PraError(f"{where}: {error.problem}. Replace or remove this picture", "unreadable", path=where) from None
 
 
 def spread(count: int, chosen: int) -> list[int]:
-    """``chosen`` of ``count`` indices, evenly: sources are often in order of their classes."""
+    """Return ``chosen`` of ``count`` indices, evenly: sources are often in order of their classes."""
     return [place * count // chosen for place in range(chosen)]
 
 
 def labels_like(source: Source, count: int) -> Tensor:
-    """``count`` labels as frequent as in a source, int64 ``(count,)``: those of images spread evenly over it."""
+    """Return ``count`` labels as frequent as in a source, int64 ``(count,)``: those of images spread evenly over it."""
     return torch.from_numpy(source.labels[spread(len(source), count)])

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-import pra.models.weights
-from pra.config import DataConfig, Precision, SamplingConfig, apply_settings
+from pra.config import DataConfig, Precision, RunConfig, SamplingConfig, apply_settings
 from pra.data import Source, open_source
 from pra.errors import PraError
 from pra.evaluation.samples import common_shape, labels_like, pictures, spread
 from pra.method import noise
 from pra.method.noise import Purpose
+from pra.models import Model, weights
 from pra.sampling import Sampler
 from pra.sampling.batches import Batch, NpzBatch, how_sampled, sampled
 from pra.sampling.requests import Listed, Numbered, Requests
@@ -25,23 +25,20 @@ from pra.utils.hub import is_address
 from pra.utils.provenance import file_sha256
 
 OF_A_RUN = 50_000
-"""Images sampled from a run where --num does not say."""
-
-WITHOUT_EFFECT = {"data.flip": "images are judged as they are"}
-"""Settings of training that an evaluation does not know."""
+"""Images sampled from a run without --num."""
 
 
 @dataclass(frozen=True)
 class Adjustable:
-    """What ``--set`` reaches: how reference images are prepared, and how a model samples."""
+    """Settings that ``--set`` reaches: how reference images are prepared, and how a model samples."""
 
-    data: DataConfig
-    sampling: SamplingConfig
+    data: DataConfig = DataConfig(source="")  # noqa: RUF009  frozen
+    sampling: SamplingConfig = SamplingConfig()  # noqa: RUF009
 
 
 @dataclass(frozen=True)
 class Work:
-    """Where and in which portions it is done."""
+    """Processes, device and batch size of an evaluation."""
 
     world: World
     device: torch.device
@@ -50,10 +47,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: ``count`` images of one shape, and how to get some of them in batches of a given size.
+    """``count`` images of one shape to be judged.
 
-    ``target`` is as it was given, in words; ``sampler`` and ``requests``, its labels and seeds, are None where the
-    images are finished.
+    ``target`` names them as the user did. Images to be sampled have a ``sampler`` and ``requests`` (labels and seeds),
+    finished ones ``finished``, a function of the indices and the batch size.
     """
 
     target: str
@@ -61,50 +58,48 @@ class Subject:
     size: tuple[int, int]
     channels: int
     settings: Adjustable
-    batches: Callable[[range, int], Generator[Batch]]
     provenance: dict[str, Any]
+    finished: Callable[[range, int], Generator[Batch]] | None = None
     sampler: Sampler | None = None
     requests: Requests | None = None
 
-    def sampled_with(self, sampling: SamplingConfig) -> Subject:
-        """The same model, labels and seeds, with other settings of the sampler.
+    def batches(self, share: range, size: int) -> Generator[Batch]:
+        """Return the images of these indices in batches of ``size``."""
+        if self.finished:
+            return self.finished(share, size)
+        assert self.requests is not None, "images to be sampled have labels and seeds"
+        return sampled(self.sampled("sampling"), self.requests, share, size)
 
-        Raises:
-            PraError: settings that the model cannot be sampled with.
-        """
-        assert self.sampler is not None, "finished images are as they are"
-        assert self.requests is not None, "and nobody asked for them"
-        sampler = Sampler(self.sampler.model, sampling, self.sampler.precision)
-        known = self.provenance | {"sampling": how_sampled(sampler)}
-        return replace(self, batches=_sampling(sampler, self.requests), provenance=known, sampler=sampler)
+    def sampled(self, option: str) -> Sampler:
+        """Return the sampler; refuse ``option`` where the images are finished."""
+        if self.sampler is None:
+            raise PraError(f"{option}: these images are finished. Leave it out", "conflict", option=option)
+        return self.sampler
+
+    def sampled_with(self, sampling: SamplingConfig) -> Subject:
+        """Return the same model, labels and seeds with other settings of the sampler."""
+        own = self.sampled("sampling")
+        sampler = Sampler(own.model, sampling, own.precision)
+        return replace(self, provenance=self.provenance | {"sampling": how_sampled(sampler)}, sampler=sampler)
 
     def with_average(self, name: str) -> Subject:
-        """The same labels, seeds and settings, with other weights of the same model folder.
-
-        Raises:
-            PraError: as :func:`pra.load`.
-        """
-        assert self.sampler is not None, "finished images have no weights"
-        assert self.requests is not None, "and nobody asked for them"
-        folder = Path(self.provenance["model"])
-        known = self.provenance | _weights(folder, name)
-        if known == self.provenance:
+        """Return the same labels, seeds and settings with other weights of the same model folder."""
+        own, folder = self.sampled("average"), Path(self.provenance["model"])
+        if weights.weights_name(folder, name) == self.provenance["weights"]:
             return self
-        model = pra.models.weights.load(folder, name, self.sampler.model.device)
-        sampler = Sampler(model, self.sampler.config, self.sampler.precision)
-        return replace(self, batches=_sampling(sampler, self.requests), provenance=known, sampler=sampler)
+        model, _, known = open_model(folder, name, own.model.device)
+        sampler = Sampler(model, own.config, own.precision)
+        return replace(self, provenance=self.provenance | known, sampler=sampler)
 
     def labelled_like(self, source: Source) -> Subject:
-        """The same model, sampled with labels as frequent as in a source of the same classes.
+        """Return the same model sampled with labels as frequent as in a source of the same classes.
 
-        Shuffled, as sources are often in order of their classes and the Inception Score has parts.
+        Shuffled: sources are often in order of their classes, and the Inception Score has parts.
         """
-        assert self.sampler is not None, "finished images have their labels"
         order = noise.permutation(noise.fold(noise.keys(0, torch.tensor(0)), Purpose.SHUFFLE), self.count)
         labels = labels_like(source, self.count)[order]
         requests = Listed(tuple(labels.tolist()), f"as frequent as in {source.name}, shuffled")
-        known = self.provenance | {"labels": requests.order}
-        return replace(self, batches=_sampling(self.sampler, requests), provenance=known, requests=requests)
+        return replace(self, provenance=self.provenance | {"labels": requests.order}, requests=requests)
 
 
 def open_subject(
@@ -113,27 +108,31 @@ def open_subject(
     work: Work,
     precision: Precision,
     settings: tuple[str, ...],
-    average: str = pra.models.weights.EMA,
+    average: str = weights.EMA,
 ) -> Subject:
-    """What a target means; without one the model that comes with the package.
+    """Open a target, by default the model that comes with the package.
 
     Raises:
         PraError: nothing there, no such average, too few images, or settings that do not go with it.
     """
+    target = target and target.expanduser()
     for setting in settings:
-        key = setting.partition("=")[0]
-        if key in WITHOUT_EFFECT:
-            raise PraError(f"--set {setting} has no effect here: {WITHOUT_EFFECT[key]}; leave it out")
-    if target is None or is_address(target) or (target / pra.models.weights.CONFIG).exists():
+        if setting.startswith("data.flip="):
+            raise PraError(f"--set {setting} has no effect: images are judged as they are. Leave it out", value=setting)
+    if target is None or is_address(target) or (target / weights.CONFIG).exists():
         subject = _model(target, num or OF_A_RUN, work.device, precision, settings, average)
     else:
-        subject = _finished(target, num, settings)
-        if precision is not Precision.AUTO:
-            raise PraError(f"--precision {precision.value} is for sampling; these images are finished: leave it out")
-        if average != pra.models.weights.EMA:
-            raise PraError(f"--average {average} is for sampling; these images are finished: leave it out")
+        subject = _folder(target, num, settings) if target.is_dir() else _batch(target, num, settings)
+        for option, unused in (
+            (f"--precision {precision.value}", precision is Precision.AUTO),
+            (f"--average {average}", average == weights.EMA),
+            *((f"--set {setting}", not setting.startswith("sampling.")) for setting in settings),
+        ):
+            if not unused:
+                subject.sampled(option)
     if subject.count < work.world.size:
-        raise PraError(f"{work.world.size} processes cannot share {subject.count} images; start fewer")
+        problem = f"{work.world.size} processes cannot share {subject.count} images"
+        raise PraError(f"{problem}. Start fewer", "conflict", processes=work.world.size, count=subject.count)
     return subject
 
 
@@ -145,83 +144,61 @@ def _model(
     settings: tuple[str, ...],
     average: str,
 ) -> Subject:
-    folder = pra.models.weights.model_folder(target)
-    model = pra.models.weights.load(folder, average, device)
-    chosen = apply_settings(Adjustable(_data_of(folder), model.sampling), settings)
+    model, run, provenance = open_model(target, average, device)
+    chosen = apply_settings(Adjustable(run.data if run else DataConfig(source=""), model.sampling), settings)
     classes = model.config.num_classes
     sampler = Sampler(model, chosen.sampling, precision)
-    provenance = {
-        "model": str(folder),
-        **_weights(folder, average),
+    provenance |= {
         "sampling": how_sampled(sampler),
         "labels": f"index % {classes}",
         "seeds": f"0-{count - 1}",
         "count": count,
     }
+    name = "the model that comes with pra" if target is None else str(target)
+    size, channels = model.config.image_size, model.config.channels
     requests = Numbered(count, tuple(range(classes)))
-    return Subject(
-        "the model that comes with pra" if target is None else str(target), count, model.config.image_size,
-        model.config.channels, chosen, _sampling(sampler, requests), provenance, sampler, requests,
-    )  # fmt: skip
+    return Subject(name, count, size, channels, chosen, provenance, sampler=sampler, requests=requests)
 
 
-def _weights(folder: Path, average: str) -> dict[str, str]:
-    """The file of the weights and its hash, for a report."""
-    name = pra.models.weights.weights_name(folder, average)
-    return {"weights": name, "weights_sha256": file_sha256(folder / name)}
-
-
-def _sampling(sampler: Sampler, requests: Requests) -> Callable[[range, int], Generator[Batch]]:
-    return lambda share, size: sampled(sampler, requests, share, size)
-
-
-def _data_of(folder: Path) -> DataConfig:
-    """The data that a checkpoint's run learnt from; without a source for a saved model."""
-    run = pra.models.weights.run_of(folder)
-    return DataConfig(source="") if run is None else read_run(run).data
-
-
-def _finished(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
-    for setting in settings:
-        if setting.startswith("sampling."):
-            raise PraError(f"--set {setting} is for sampling; these images are finished: leave it out")
-    if target.is_file():
-        return _batch(target, num, settings)
-    if not target.is_dir():
-        raise PraError(f"no run, folder of pictures or .npz at {target}")
-    return _folder(target, num, settings)
+def open_model(
+    target: Path | None, average: str, device: torch.device
+) -> tuple[Model, RunConfig | None, dict[str, Any]]:
+    """Load a model; return its run's configuration, if any, and its part of a report's provenance."""
+    folder = weights.model_folder(target)
+    run, name = weights.run_of(folder), weights.weights_name(folder, average)
+    known = {"model": str(folder), "weights": name, "weights_sha256": file_sha256(folder / name)}
+    return weights.load(folder, average, device), read_run(run) if run else None, known
 
 
 def _folder(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
     source = open_source(f"folder:{target}")
     chosen = spread(len(source), _count(target, len(source), num))
-    shape, settled = common_shape(source), apply_settings(_unknown(), settings)
-    provenance = {"folder": str(target.absolute()), "count": len(chosen), "of": len(source)}
-    return Subject(
-        str(target), len(chosen), *shape, settled,
-        lambda share, size: pictures(source, chosen, size, share, shape, settled.data.workers), provenance,
-    )  # fmt: skip
+    shape, settled = common_shape(source), apply_settings(Adjustable(), settings)
+    known = {"folder": str(target.absolute()), "count": len(chosen), "of": len(source)}
+
+    def finished(share: range, size: int) -> Generator[Batch]:
+        return pictures(source, chosen, size, share, shape, settled.data.workers)
+
+    return Subject(str(target), len(chosen), *shape, settled, known, finished)
 
 
 def _batch(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
-    batch = NpzBatch(target)
+    if not target.is_file():
+        raise PraError(f"no run, folder of pictures or .npz at {target}. Give one", "missing", path=target)
+    batch, settled = NpzBatch(target), apply_settings(Adjustable(), settings)
     count = _count(target, batch.count, num)
-    provenance = {"file": str(target.absolute()), "sha256": file_sha256(target), "count": count, "of": batch.count}
+    known = {"file": str(target.absolute()), "sha256": file_sha256(target), "count": count, "of": batch.count}
     if batch.plan is not None:
-        provenance["made"] = batch.plan
-    return Subject(
-        str(target), count, batch.size, batch.channels, apply_settings(_unknown(), settings),
-        lambda share, size: batch.batches(size, share), provenance,
-    )  # fmt: skip
+        known["made"] = batch.plan
+
+    def finished(share: range, size: int) -> Generator[Batch]:
+        return batch.batches(size, share)
+
+    return Subject(str(target), count, batch.size, batch.channels, settled, known, finished)
 
 
 def _count(target: Path, there: int, num: int | None) -> int:
-    if there < 2:
-        raise PraError(f"{target} holds one image; at least 2 have a distribution")
-    if (num or 0) > there:
-        raise PraError(f"{target} holds {there} images, fewer than --num {num}")
+    if there < max(num or 0, 2):
+        problem = f"{target} holds {there} image(s), fewer than {f'--num {num}' if num else 2}"
+        raise PraError(f"{problem}. Give more images", path=target, count=there)
     return num or there
-
-
-def _unknown() -> Adjustable:
-    return Adjustable(DataConfig(source=""), SamplingConfig())

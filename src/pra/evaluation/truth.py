@@ -1,9 +1,10 @@
-"""What images are held against: real ones or a file of statistics, seen through features."""
+"""What images are held against, and the judgement: shared by `pra eval` and `pra sweep`."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,94 +12,137 @@ import numpy as np
 
 from pra.data import Source, open_source
 from pra.data.images import CorruptImage
+from pra.data.loader import reading
 from pra.errors import PraError, nearest
 from pra.evaluation.classifier import Classifier, find_classifier, fit_classifier
 from pra.evaluation.dinov2 import dinov2
+from pra.evaluation.evaluate import Report, check_codec, evaluate, reconstruct
 from pra.evaluation.features import REGISTRY, FeatureExtractor, inception
-from pra.evaluation.reference import Reference, from_file, from_source, recorded_features
-from pra.evaluation.samples import picture_shape
+from pra.evaluation.reference import Reference, from_file, from_source, recorded_classifier
+from pra.evaluation.samples import picture_shape, prepared, spread
 from pra.evaluation.subject import Subject, Work
 from pra.models import Model
+from pra.sampling.batches import Batch, exported, join_exports
+from pra.utils.provenance import environment
 
 LABELS = ("balanced", "reference")
 
 
+Truth = Source | Path
+"""What images are held against: a source, or a file of statistics or images."""
+
+
 @dataclass(frozen=True)
-class Truth:
-    """What the images are held against, as it was named; ``source`` is None where that is a file."""
+class Judge:
+    """An extractor and the reference that it has seen."""
 
-    spec: str
-    source: Source | None
+    extractor: FeatureExtractor
+    reference: Reference
+    work: Work
 
-    @property
-    def file(self) -> Path:
-        """The file of statistics or of images."""
-        return Path(self.spec).expanduser()
+    def report(
+        self,
+        subject: Subject,
+        images: Path | None = None,
+        watch: Callable[[Generator[Batch]], Iterable[Batch]] = lambda batches: batches,
+        progress: bool = True,
+    ) -> Report:
+        """Judge a subject; every process gets the report.
+
+        The images are written to the ``.npz`` ``images``, where it is given, and go through ``watch``.
+        """
+        work, world = self.work, self.work.world
+        share = world.share(subject.count)
+        known = {"images": subject.provenance, "environment": environment(), "processes": world.size}
+        part = images.with_name(f"{images.name}.part{world.rank}") if images and world.size > 1 else images
+        try:
+            with reading(subject.batches(share, work.batch_size)) as batches:
+                passed = exported(batches, len(share), part) if part else watch(batches)
+                report = evaluate(
+                    passed, self.reference, self.extractor, subject.count,
+                    provenance=known, progress=progress, world=world,
+                )  # fmt: skip
+            if images and part and part != images:
+                world.combine(part, lambda parts: join_exports(parts, images))
+        finally:
+            if part and part != images:
+                part.unlink(missing_ok=True)
+        return report
+
+    def with_reconstruction(self, report: Report, subject: Subject, originals: Source) -> Report:
+        """Add the codec's reconstructions of at most as many originals."""
+        work, data = self.work, subject.settings.data
+        chosen = spread(len(originals), min(subject.count, len(originals)))
+        share = work.world.share(len(chosen))
+        real = prepared(originals, chosen, subject.size, subject.channels, data, work.batch_size, share)
+        with reading(real):
+            model = subject.sampled("--reconstruction").model
+            figures = reconstruct(model, real, self.extractor, len(chosen), world=work.world)
+        known = {"source": originals.name, "count": len(chosen)}
+        return Report(report.figures | {"reconstruction": figures}, report.provenance | {"reconstruction": known})
 
 
 def check_options(features: str, labels: str, batch_size: int, num: int | None) -> None:
-    """Refuses options that no evaluation knows, before anything is opened.
-
-    Raises:
-        PraError: other features or labels than there are (the nearest is given), or a number that is too small.
-    """
+    """Refuse options that no evaluation knows, before anything is opened."""
     for option, value, known in (("--features", features, REGISTRY.names()), ("--labels", labels, LABELS)):
         if value not in known:
-            raise PraError(f"{option} {value!r} is unknown{nearest(value, known)}")
-    if batch_size < 1:
-        raise PraError(f"--batch-size {batch_size} must be at least 1")
-    if num is not None and num < 2:
-        raise PraError(f"--num {num}: at least 2 images have a distribution")
+            raise PraError(f"{option} {value!r} is unknown{nearest(value, known)}", "unknown", value=value)
+    for option, number, least in (("--batch-size", batch_size, 1), ("--num", num, 2)):
+        if number is not None and number < least:
+            raise PraError(f"{option} {number}: the least is {least}. Give more", option=option, value=number)
 
 
 def open_truth(reference: str | None, labels: str, subject: Subject, work: Work) -> tuple[Truth, Subject]:
-    """What a subject is held against, by default the data that it learnt from; and the subject with the ``labels``
-    that were asked for, which may have to be those of the reference.
+    """Open the reference, by default the data that a subject learnt from, and give the subject these ``labels``.
 
     Raises:
         PraError: no such data, or data that do not tell how frequent the model's classes are.
     """
     spec = reference or subject.settings.data.source
     if not spec:
-        raise PraError(f"{subject.target} does not say which data it belongs to; give --reference SRC or STATS.npz")
-    truth = Truth(spec, None if spec.endswith(".npz") else open_alone(spec, work))
-    if reference and truth.source and work.world.is_first:
-        _tell_of_colour(truth.source, subject.channels)
-    return truth, _labelled(subject, labels, truth)
+        raise PraError(f"{subject.target} does not name its data. Give --reference SRC or STATS.npz", "missing")
+    truth = Path(spec).expanduser() if spec.endswith(".npz") else _open_alone(spec, work)
+    if reference and not isinstance(truth, Path) and work.world.is_first:
+        _tell_of_colour(truth, subject.channels)
+    if labels == "balanced":
+        if subject.sampler and not isinstance(truth, Path):
+            _warn_of_balance(truth)
+        return truth, subject
+    model = subject.sampled("--labels reference").model
+    if isinstance(truth, Path):
+        raise PraError(f"--labels reference: {spec} does not name classes. Give a data source", "missing", path=spec)
+    check_classes(truth, model, "--labels reference")
+    return truth, subject.labelled_like(truth)
 
 
-def _tell_of_colour(source: Source, channels: int) -> None:
-    """A line where the reference's images, going by the first, are grey and the judged ones not, or the reverse."""
-    with contextlib.suppress(CorruptImage):  # which is told, or passed over, when its turn comes
-        grey = picture_shape(source.image(0))[1] == 1
-        if grey != (channels == 1):
-            turned = f"is grey, and gets {channels} channels" if grey else "has colour, and turns grey"
-            print(f"the reference {source.name} {turned}, like the images that are judged")
+def open_originals(truth: Truth, subject: Subject, work: Work) -> Source:
+    """Open the real images to reconstruct: the reference, or the run's own data where the reference is a file.
+
+    Raises:
+        PraError: no model, no codec, no such images, or labels that mean something else to the encoder.
+    """
+    model = subject.sampled("--reconstruction").model
+    codec, own = check_codec(model), subject.settings.data.source
+    if isinstance(truth, Path) and not own:
+        raise PraError("--reconstruction needs real images. Give a data source as --reference", "missing")
+    source = _open_alone(own, work) if isinstance(truth, Path) else truth
+    if codec.encoder.sees_condition:
+        check_classes(source, model, "--reconstruction")
+    return source
 
 
-def open_alone(spec: str, work: Work) -> Source:
-    """A source that the first process opens before the others."""
+def _open_alone(spec: str, work: Work) -> Source:
     with work.world.first_alone():  # some sources are indexed once
         return open_source(spec)
 
 
-def _labelled(subject: Subject, labels: str, truth: Truth) -> Subject:
-    """A model's images with the labels that were asked for.
-
-    Raises:
-        PraError: finished images, or a reference that does not tell how frequent the model's classes are.
-    """
-    source, option = truth.source, "--labels reference"
-    if labels == "balanced":
-        if subject.sampler and source:
-            _warn_of_balance(source)
-        return subject
-    if subject.sampler is None:
-        raise PraError(f"{option} is for sampling; these images are finished: leave it out")
-    if source is None:
-        raise PraError(f"{option}: {truth.spec} does not say how frequent its classes are; give a data source")
-    check_classes(source, subject.sampler.model, option)
-    return subject.labelled_like(source)
+def _tell_of_colour(source: Source, channels: int) -> None:
+    """Print a line where the reference's first image is grey and the judged ones are not, or the reverse."""
+    with contextlib.suppress(CorruptImage):  # reported when its turn comes
+        grey = picture_shape(source.image(0))[1] == 1
+        if grey != (channels == 1):
+            turned = f"is grey, and gets {channels} channels" if grey else "has colour, and turns grey"
+            print(f"the reference {source.name} {turned}, like the images that are judged")
 
 
 def _warn_of_balance(source: Source) -> None:
@@ -113,68 +157,49 @@ def _warn_of_balance(source: Source) -> None:
 
 
 def check_classes(source: Source, model: Model, option: str) -> None:
-    """Refuses labels that mean something else to the model.
-
-    Raises:
-        PraError: they do; ``option`` is what asks for them.
-    """
+    """Refuse a source whose labels mean something else to the model; ``option`` needs them."""
     there, own = source.classes, model.classes
     if there == own:
         return
-    differing = [place for place, names in enumerate(zip(there, own, strict=False)) if names[0] != names[1]]
     if len(there) != len(own):
         how = f"{source.name} has {len(there)} classes, the model {len(own)}"
     else:
-        how = f"class {differing[0]} is {there[differing[0]]!r} in {source.name}, {own[differing[0]]!r} in the model"
-    raise PraError(f"{option} needs the labels of the model's own classes: {how}; give such a --reference")
+        place = next(place for place, names in enumerate(zip(there, own, strict=True)) if names[0] != names[1])
+        how = f"class {place} is {there[place]!r} in {source.name}, {own[place]!r} in the model"
+    raise PraError(f"{option}: {how}. Give such a --reference", "mismatch", option=option)
 
 
-def extractor(features: str, weights: Path | None, truth: Truth, subject: Subject, work: Work) -> FeatureExtractor:
-    """The features of that name: downloaded, read from ``weights``, or fitted on the reference.
-
-    Raises:
-        PraError: weights that cannot be had or read, or a reference to fit on that is a file.
-    """
-    with work.world.first_alone():  # downloads, or fits; the others find it in the cache
-        if (opener := REGISTRY.added(features)) is not None:
-            return _checked(features, opener(weights, work.device))
-        if features == "inception":
-            return inception(weights, work.device)
-        if features == "dinov2":
-            return dinov2(weights, work.device)
-        if weights is not None:
-            return Classifier(weights, work.device)
-        return _classifier(truth, subject, work)
-
-
-def _checked(name: str, made: FeatureExtractor) -> FeatureExtractor:
-    if not isinstance(made, FeatureExtractor):
-        raise PraError(f"features {name!r}: {made!r} is not an extractor. Return the members of FeatureExtractor")
-    return made
-
-
-def _classifier(truth: Truth, subject: Subject, work: Work) -> Classifier:
-    if truth.source is not None:
-        data = subject.settings.data
-        return fit_classifier(truth.source, subject.size, subject.channels, data, work.device, work.world.is_first)
-    recorded = recorded_features(truth.file)
-    if recorded is None or recorded[0] != "classifier":
-        raise PraError(
-            f"{truth.spec} is not of a classifier, nor a data source to fit one on; use --features inception, or give "
-            "the data source"
-        )
-    return find_classifier(recorded[1], work.device)
-
-
-def measured(truth: Truth, judge: FeatureExtractor, subject: Subject, work: Work) -> Reference:
-    """The reference as ``judge`` sees it: read from its file, or gathered over its images.
+def open_judge(truth: Truth, features: str, weights: Path | None, subject: Subject, work: Work) -> Judge:
+    """Open the features of that name and the reference as they see it.
 
     Raises:
-        PraError: a file of other features, or images that cannot be read.
+        PraError: weights that cannot be had or read, a file of other features, or images that cannot be read.
     """
-    if truth.source is None:
-        return from_file(truth.file, judge, world=work.world)
-    return from_source(
-        truth.source, subject.size, subject.channels, subject.settings.data, judge,
-        batch_size=work.batch_size, world=work.world,
-    )  # fmt: skip
+    data, world = subject.settings.data, work.world
+    with world.first_alone():  # downloads or fits; the other processes find it in the cache
+        extractor = _extractor(truth, features, weights, subject, work)
+    if isinstance(truth, Path):
+        return Judge(extractor, from_file(truth, extractor, world=world), work)
+    reference = from_source(
+        truth, subject.size, subject.channels, data, extractor, batch_size=work.batch_size, world=world
+    )
+    return Judge(extractor, reference, work)
+
+
+def _extractor(truth: Truth, features: str, weights: Path | None, subject: Subject, work: Work) -> FeatureExtractor:
+    if (opener := REGISTRY.added(features)) is not None:
+        made: object = opener(weights, work.device)
+        if not isinstance(made, FeatureExtractor):
+            problem = f"features {features!r}: {made!r} is not an extractor"
+            raise PraError(f"{problem}. Return the members of FeatureExtractor", name=features)
+        return made
+    if features == "inception":
+        return inception(weights, work.device)
+    if features == "dinov2":
+        return dinov2(weights, work.device)
+    if weights is not None:
+        return Classifier(weights, work.device)
+    if isinstance(truth, Path):
+        return find_classifier(recorded_classifier(truth), work.device)
+    data = subject.settings.data
+    return fit_classifier(truth, subject.size, subject.channels, data, work.device, work.world.is_first)

@@ -28,23 +28,20 @@ def score(v: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
 
 
 def uniform_times(key: Tensor, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Times in ``[low, high)``, ``(*key.shape, *shape)``."""
+    """Draw times in ``[low, high)``, ``(*key.shape, *shape)``."""
     return low + (high - low) * noise.uniform(key, *shape)
 
 
 def dyadic_steps(key: Tensor, counts: int, *shape: int) -> tuple[Tensor, Tensor]:
-    """Steps of the path cut into 1, 2, 4, ... equal parts, the first ``counts`` powers of two: ``t`` and span,
-    ``(*key.shape, *shape)`` each.
-
-    Each of the powers is as likely as any other, and then each of its parts.
-    """
+    """Draw steps of the path cut into 1, 2, 4, ... equal parts (``counts`` powers of two): ``t`` and span,
+    ``(*key.shape, *shape)`` each. The powers are equally likely, and so are the parts of each."""
     which, where = noise.uniform(noise.fold(key, 0), *shape), noise.uniform(noise.fold(key, 1), *shape)
     exponent = (which * counts).long().clamp(max=counts - 1)
-    # Shifted and not looked up: a table sent to the device would make the host wait for it, and powers may be rounded.
+    # A shift: a table would have to be sent to the device, and powers may be rounded.
     count = (torch.ones_like(exponent) << exponent).float()
     return torch.minimum((where * count).floor(), count - 1) / count, 1 / count
 
 
 def logit_normal_times(key: Tensor, *shape: int, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Sigmoids of normals, in (0, 1), ``(*key.shape, *shape)``: most often about ``sigmoid(mean)`` of the path."""
+    """Draw sigmoids of normals, in (0, 1), ``(*key.shape, *shape)``."""
     return (mean + std * noise.normal(key, *shape)).sigmoid()

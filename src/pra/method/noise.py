@@ -39,27 +39,27 @@ class Purpose(enum.IntEnum):
 
 
 def keys(seed: int, indices: Tensor) -> Tensor:
-    """One key per sample from a seed and the samples' indices: int64 of the shape of ``indices``."""
+    """Return one key per sample from a seed and the samples' indices: int64 of the shape of ``indices``."""
     return fold(torch.full_like(indices, _signed(seed)), indices)
 
 
 def fold(key: Tensor, value: int | Tensor) -> Tensor:
-    """The key of sub-stream ``value`` of each key."""
+    """Return the key of sub-stream ``value`` of each key."""
     if isinstance(value, Tensor):
         return _mix(key ^ _mix(value + _signed(_GOLDEN)))
-    # A number is mixed here: sent to the device, it would make the host wait for it.
+    # Mix a number on the host: sending it to the device would make the host wait.
     return _mix(key ^ _mix_number(value + _GOLDEN))
 
 
 def uniform(key: Tensor, *shape: int) -> Tensor:
-    """Uniform numbers in [0, 1): float32 of shape ``(*key.shape, *shape)``."""
+    """Draw uniform numbers in [0, 1): float32 of shape ``(*key.shape, *shape)``."""
     high, _ = _words(key, math.prod(shape))
     # 24 bits, so that rounding to float32 cannot reach 1.
     return ((high >> 8).double() * 2.0**-24).float().reshape(*key.shape, *shape).to(key.device)  # type: ignore[no-any-return]
 
 
 def normal(key: Tensor, *shape: int) -> Tensor:
-    """Standard normal numbers (Box-Muller): float32 of shape ``(*key.shape, *shape)``."""
+    """Draw standard normal numbers (Box-Muller): float32 of shape ``(*key.shape, *shape)``."""
     count = math.prod(shape)
     high, low = _words(key, (count + 1) // 2)
     radius = (-2.0 * ((high.double() + 1.0) * 2.0**-32).log()).sqrt()
@@ -69,13 +69,12 @@ def normal(key: Tensor, *shape: int) -> Tensor:
 
 
 def permutation(key: Tensor, count: int) -> Tensor:
-    """A random order of ``0 .. count - 1`` for one key (a scalar): int64 ``(count,)``, the same in every torch."""
+    """Draw an order of ``0 .. count - 1`` for one key (a scalar): int64 ``(count,)``, the same in every torch."""
     high, low = _words(key, count)
     return ((high << 31) | (low >> 1)).argsort(stable=True)  # type: ignore[no-any-return]
 
 
-# An operator of its own, which torch.compile leaves alone: fused with what follows, torch 2.13's compiler for CPUs
-# makes other numbers of some of these.
+# A custom operator, which torch.compile leaves alone: fused, torch 2.13 on CPUs computes some other numbers.
 @torch.library.custom_op("pra::random_words", mutates_args=())
 def _words(key: Tensor, count: int) -> Tensor:
     """Two 32-bit words in int64 for each of ``count`` counters: ``(2, *key.shape, count)``."""

@@ -6,13 +6,10 @@
 
 The words on the right name the terms of the loss, here and in every log, curve and table. ``pixel`` and ``perceptual``
 reach the encoder and the decoder only; ``flow`` and ``auxiliary`` reach the backbone and the head only. Without the
-stop-gradient on ``z`` the states collapse onto what is easy to predict.
-
-JiT, the diffusion baseline, has one pass and ``flow`` alone.
+stop-gradient on ``z`` the states collapse onto what is easy to predict. JiT has one pass and ``flow`` alone.
 
 A new term is one entry in a function below, and a field ``NAME_weight`` of :class:`pra.config.ObjectiveConfig` where
-its weight is not 1. A new class of models registers a function of its own with :func:`training_losses`. A term from
-outside the package is a :class:`LossTerm`, which :func:`pra.train` takes as ``losses``.
+its weight is not 1. A term from outside the package is a :class:`LossTerm`.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pra.config import SHORTCUT_STEPS, ObjectiveConfig, PixelLoss, Prediction, Rollout
-from pra.errors import PraError
+from pra.errors import Code, PraError
 from pra.method import flow, noise
 from pra.method.noise import Purpose
 from pra.method.rollout import ar_inputs
@@ -50,24 +47,26 @@ class LossInputs:
 
     ``B`` images of ``N`` patches. A field is None where the model or the step does not have it: JiT has neither states
     nor conditions, an identity codec decodes nothing, and ``train.codec_warmup`` computes no conditions.
+
+    Attributes:
+        model: call its modules. Under FSDP its blocks hold only a part of their weights between calls.
+        images: ``(B, C, H, W)`` float in [-1, 1].
+        patches: ``(B, N, D)`` the images' pixels by patch, in [-1, 1].
+        labels: ``(B,)`` true classes.
+        keys: ``(B,)`` one key per sample and step, for random numbers (:mod:`pra.method.noise`) that resume bitwise.
+        states: ``(B, N, d)`` the encoder's states ``z``, with gradient.
+        decoded: ``(B, N, D)`` float32, the pixels ``D(z)``, with gradient.
+        conditions: ``(B, N, W)`` the backbone's ``h`` of the AR pass, with gradient.
     """
 
     model: Model
-    """Call its modules. Under FSDP its blocks hold only a part of their weights between calls."""
     images: Tensor
-    """``(B, C, H, W)`` float in [-1, 1]."""
     patches: Tensor
-    """``(B, N, D)`` the images' pixels by patch, in [-1, 1]."""
     labels: Tensor
-    """``(B,)`` true classes."""
     keys: Tensor
-    """``(B,)`` one key per sample and step. Random numbers drawn from it (:mod:`pra.method.noise`) resume bitwise."""
     states: Tensor | None = None
-    """``(B, N, d)`` the encoder's states ``z``, with gradient."""
     decoded: Tensor | None = None
-    """``(B, N, D)`` float32, the pixels ``D(z)``, with gradient."""
     conditions: Tensor | None = None
-    """``(B, N, W)`` the backbone's ``h`` of the AR pass, with gradient."""
 
 
 @dataclass(frozen=True)
@@ -89,40 +88,39 @@ def check_terms(
     losses: Mapping[str, LossTerm | tuple[float, Callable[[LossInputs], Tensor | None]]] | None,
     taken: Collection[str] = TERMS,
 ) -> dict[str, LossTerm]:
-    """Return the user's terms as :class:`LossTerm`; a pair ``(weight, function)`` is one too.
+    """Return the user's terms as :class:`LossTerm`, also those given as pairs ``(weight, function)``.
 
-    Args:
-        losses: the terms by name; None for no terms.
-        taken: names that are not free.
-
-    Raises:
-        PraError: a name is taken or not an identifier, a weight is not a finite number, or a function is not callable.
+    Refuses a name that is in ``taken`` or not an identifier, a weight that is not finite, and what is not a function.
     """
     terms = {}
     for name, given in (losses or {}).items():
         if not isinstance(name, str) or not name.isidentifier():
-            raise PraError(f"loss term {name!r}: the name is not an identifier. Use letters, digits and _")
+            raise _bad_term(name, "the name is not an identifier. Use letters, digits and _")
         if name in taken or name.startswith("validation_"):
-            raise PraError(f"loss term {name!r}: the name is taken. Choose another name")
+            raise _bad_term(name, "the name is taken. Choose another name", "conflict")
         pair = isinstance(given, tuple) and len(given) == 2
         term = LossTerm(*given) if pair else given  # type: ignore[misc]
         if not isinstance(term, LossTerm) or not callable(term.function):
-            raise PraError(f"loss term {name!r}: expected (weight, function). Pass such a pair or a LossTerm")
+            raise _bad_term(name, "expected (weight, function). Pass such a pair or a LossTerm")
         if isinstance(term.weight, bool) or not isinstance(term.weight, int | float) or not math.isfinite(term.weight):
-            raise PraError(f"loss term {name!r}: weight {term.weight!r} is not a finite number. Pass one such as 0.1")
+            raise _bad_term(name, f"weight {term.weight!r} is not a finite number. Pass one such as 0.1")
         terms[name] = term
     return terms
 
 
+def _bad_term(name: str, problem: str, code: Code = "invalid") -> PraError:
+    return PraError(f"loss term {name!r}: {problem}", code=code, name=name)
+
+
 class Losses(NamedTuple):
-    """Means over the batch, and the health of the states."""
+    """Means over the batch: the weighted sum, its terms by name without weights, and the health of the states.
+
+    ``state_std`` is the smallest standard deviation of a state dimension over the batch; near 0 is collapse.
+    """
 
     total: Tensor
-    """The weighted sum of the terms: what is trained on."""
     terms: dict[str, Tensor]
-    """By name, without their weights, in the order in which they are computed; only those that were computed."""
     state_std: Tensor
-    """The smallest standard deviation of a state dimension over the batch; near 0 is collapse."""
 
     def measured(self) -> dict[str, Tensor]:
         """Every value by its name, without gradient: a line of ``metrics.jsonl``."""
@@ -130,7 +128,6 @@ class Losses(NamedTuple):
         return {name: value.detach() for name, value in named.items()}
 
 
-@functools.singledispatch
 def training_losses(
     model: Model,
     images: Tensor,
@@ -141,7 +138,7 @@ def training_losses(
     perceptual: Perceptual | None = None,
     extra: ExtraTerms | None = None,
 ) -> Losses:
-    """Compute the losses of one training step, by the function that is registered for the model's class.
+    """Compute the losses of one training step.
 
     Args:
         model: the model.
@@ -152,33 +149,27 @@ def training_losses(
         rollout: how the AR inputs are made; None leaves the AR pass out, and the codec learns alone. JiT ignores it.
         perceptual: a distance whose weight is ``objective.perceptual_weight``. JiT ignores it.
         extra: terms from outside the package, by name; they are added last.
-
-    Raises:
-        TypeError: no function is registered for the class.
-        PraError: a function of ``extra`` does not return a scalar.
     """
-    raise TypeError(f"{type(model).__name__} has no losses: register a function with training_losses.register")
+    given = LossInputs(model, images, model.patchify(images), labels, keys)
+    if model.config.autoregressive:
+        return _autoregressive_losses(model, given, objective, rollout, perceptual, extra)
+    return _diffusion_losses(model, given, objective, extra)
 
 
 def losses_of(model: Model) -> Callable[..., Losses]:
-    """Return the function that :func:`training_losses` calls for a model. Compile this one: dispatch would break the
-    graph."""
-    return training_losses.dispatch(type(model))
+    """Return the function that computes a model's losses, for torch's compiler."""
+    return training_losses
 
 
-@training_losses.register
 def _autoregressive_losses(
     model: PRA,
-    images: Tensor,
-    labels: Tensor,
-    keys: Tensor,
+    given: LossInputs,
     objective: ObjectiveConfig,
     rollout: Rollout | None,
-    perceptual: Perceptual | None = None,
-    extra: ExtraTerms | None = None,
+    perceptual: Perceptual | None,
+    extra: ExtraTerms | None,
 ) -> Losses:
-    """Two passes; without a rollout only the first."""
-    patches = model.patchify(images)
+    patches, labels, keys = given.patches, given.labels, given.keys
 
     # Reconstruction pass. It keeps the true label where the AR pass drops it: a state is a function of the image
     # and its class, and the null class stands for the mixture of the classes' states.
@@ -187,91 +178,70 @@ def _autoregressive_losses(
     _forget_casts()
     z = model.codec.encode(patches, h0)
     decoded = None if model.config.codec is None else model.codec.decode(z).float()
-    known = LossInputs(model, images, patches, labels, keys, states=z, decoded=decoded)
-    terms = _reconstruction_terms(model, known, objective, perceptual)
+    given = replace(given, states=z, decoded=decoded)
+    terms = _reconstruction_terms(model, given, objective, perceptual)
     z = z.detach()  # sg(z): the states are shaped by reconstruction alone
     if rollout is None:
-        return _summed(terms, objective, z, known, extra)
+        return _summed(terms, objective, z, given, extra)
 
     # AR pass.
     with torch.no_grad():  # x~ = sg(...)
         inputs = ar_inputs(rollout, model, labels, patches, z, keys)
     _forget_casts()
-    h = model.conditions(_drop_labels(model, labels, objective.class_dropout, keys), inputs)
-    terms["flow"] = _flow_loss(model, h, z, objective, keys)
+    h = model.conditions(drop_labels(model, labels, objective.class_dropout, keys), inputs)
+    terms["flow"] = F.mse_loss(*_velocity_and_target(model, h, z, objective, keys))
     terms["auxiliary"] = F.mse_loss(model.auxiliary(h).float(), normalise_patches(patches))
     if model.shortcut is not None:
-        terms["shortcut"] = _shortcut_loss(model.head, model.shortcut, h.detach(), z, objective, keys)
-    return _summed(terms, objective, z, replace(known, conditions=h), extra)
+        terms["shortcut"] = shortcut_loss(model.head, model.shortcut, h.detach(), z, objective, keys)
+    return _summed(terms, objective, z, replace(given, conditions=h), extra)
 
 
-@training_losses.register
-def _diffusion_losses(
-    model: JiT,
-    images: Tensor,
-    labels: Tensor,
-    keys: Tensor,
-    objective: ObjectiveConfig,
-    rollout: Rollout | None = None,
-    perceptual: Perceptual | None = None,
-    extra: ExtraTerms | None = None,
-) -> Losses:
+def _diffusion_losses(model: JiT, given: LossInputs, objective: ObjectiveConfig, extra: ExtraTerms | None) -> Losses:
     """``E |v(x_t, t, c) - (x - x_t) / (1 - t)|^2`` with one ``t`` for all patches of an image (JiT's v-loss)."""
-    x = model.patchify(images)
+    x, keys = given.patches, given.keys
     t = _times(objective, keys, 1)
     eps = noise.normal(noise.fold(keys, Purpose.FLOW_NOISE), *x.shape[1:])
     x_t = flow.interpolate(eps, x, t.unsqueeze(-1))
     target = velocity_from_data(x, x_t, t.unsqueeze(-1))  # the same clamp on both sides
-    velocity = model(x_t, t, _drop_labels(model, labels, objective.class_dropout, keys))
-    terms = {"flow": F.mse_loss(velocity, target)}
-    return _summed(terms, objective, x, LossInputs(model, images, x, labels, keys), extra)
+    velocity = model(x_t, t, drop_labels(model, given.labels, objective.class_dropout, keys))
+    return _summed({"flow": F.mse_loss(velocity, target)}, objective, x, given, extra)
 
 
 def _summed(
     terms: dict[str, Tensor], objective: ObjectiveConfig, z: Tensor, known: LossInputs, extra: ExtraTerms | None
 ) -> Losses:
-    """The one place where weights apply. The terms add up in their order: rounding depends on it."""
+    # In their order: rounding depends on it.
     weighted = [objective.weight(name) * term for name, term in terms.items()]
     for name, term in (extra or {}).items():
         value = term.function(known)
         if value is not None:
             terms[name] = _scalar(name, value)
             weighted.append(term.weight * value)
-    return Losses(functools.reduce(operator.add, weighted), terms, _state_std(z))
+    return Losses(functools.reduce(operator.add, weighted), terms, z.flatten(0, 1).std(dim=0).min())
 
 
 def _scalar(name: str, value: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim:
         given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise PraError(f"loss term {name!r}: expected a scalar tensor, got {given}. Return the mean over the batch")
+        raise _bad_term(name, f"expected a scalar tensor, got {given}. Return the mean over the batch")
     return value
 
 
-def _state_std(z: Tensor) -> Tensor:
-    return z.flatten(0, 1).std(dim=0).min()
-
-
 def _forget_casts() -> None:
-    """Under autocast torch caches the low-precision weights, in older releases those made without gradient too
-    (pytorch#112583): the pass that follows would train nothing."""
+    # Older torch caches low-precision weights made without gradient too (pytorch#112583); the next pass would use them.
     torch.clear_autocast_cache()
 
 
 def flow_errors(model: PRA, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor) -> Tensor:
-    """The squared errors that L_flow is the mean of: ``(B, draws, N, d)``, for conditions ``h`` and states ``z``."""
+    """Return the squared errors ``|v(z_t, t, h) - (z - eps)|^2`` of L_flow, ``(B, draws, N, d)``."""
     velocity, target = _velocity_and_target(model, h, z, objective, keys)
     return (velocity - target).square()
-
-
-def _flow_loss(model: PRA, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor) -> Tensor:
-    """``E |v(z_t, t, h) - (z - eps)|^2``."""
-    return F.mse_loss(*_velocity_and_target(model, h, z, objective, keys))
 
 
 def _velocity_and_target(
     model: PRA, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Both ``(B, draws, N, d)``: several ``(t, eps)`` per token, as the head is cheap and ``h`` is not."""
+    """Return both, ``(B, draws, N, d)``: several ``(t, eps)`` per token, as the head is cheap and ``h`` is not."""
     draws, tokens = objective.noise_draws, z.shape[1]
     t = _times(objective, keys, draws, tokens)
     eps = noise.normal(noise.fold(keys, Purpose.FLOW_NOISE), draws, tokens, z.shape[2])
@@ -284,14 +254,13 @@ def _velocity_and_target(
     return model.head(z_t, t, model.head.project(h).unsqueeze(1)), target
 
 
-def _shortcut_loss(
+def shortcut_loss(
     head: FlowHead, shortcut: FlowHead, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor
 ) -> Tensor:
-    """``E |s(z_t, t, h, span) - sg(the same step in two)|^2``: a step is what two of half its span come to (2410.12557,
-    eq. 5). The shortest ones are the midpoint rule's on the head's velocity.
+    """``E |s(z_t, t, h, span) - sg(the same step in two)|^2``: a step equals two of half its span (2410.12557, eq. 5).
 
-    There, one network learns both, and pays for it; here the steps have a head of their own. ``h`` comes without
-    gradient: what the backbone is to say, L_flow decides.
+    The shortest steps are the midpoint rule's on the head's velocity. The paper has one network for both; here the
+    steps have a head of their own, and ``h`` comes without gradient.
     """
     draws, tokens = objective.shortcut_draws, z.shape[1]
     t, span = flow.dyadic_steps(noise.fold(keys, Purpose.SHORTCUT_TIME), len(SHORTCUT_STEPS), draws, tokens)
@@ -320,7 +289,6 @@ def _times(objective: ObjectiveConfig, keys: Tensor, *shape: int) -> Tensor:
 def _reconstruction_terms(
     model: PRA, known: LossInputs, objective: ObjectiveConfig, perceptual: Perceptual | None
 ) -> dict[str, Tensor]:
-    """The distances of ``D(z)`` from the image; an identity codec has none."""
     if known.decoded is None:
         return {}
     pixel = F.l1_loss if objective.pixel_loss is PixelLoss.L1 else F.mse_loss
@@ -331,14 +299,15 @@ def _reconstruction_terms(
 
 
 def normalise_patches(patches: Tensor) -> Tensor:
-    """Each patch to zero mean and unit variance, the target of MAE (arXiv 2111.06377, "normalised pixels").
+    """Normalise each patch to zero mean and unit variance, MAE's target (arXiv 2111.06377, "normalised pixels").
 
-    A flat patch becomes zeros, and so does every one of a single number, which has no variance.
+    Flat patches, and those of a single number, become zeros.
     """
     variance, mean = torch.var_mean(patches, dim=-1, correction=min(1, patches.shape[-1] - 1), keepdim=True)
     return (patches - mean) / (variance + 1e-6).sqrt()
 
 
-def _drop_labels(model: Model, labels: Tensor, probability: float, keys: Tensor) -> Tensor:
+def drop_labels(model: Model, labels: Tensor, probability: float, keys: Tensor) -> Tensor:
+    """Replace labels by the null class with a probability, for classifier-free guidance."""
     mask = noise.uniform(noise.fold(keys, Purpose.CLASS_DROPOUT)) < probability
     return model.condition.drop(labels, mask)

@@ -16,29 +16,24 @@ from pra.utils.extras import import_failed
 SMALLEST = 16
 """Pixels per side: VGG-16 halves an image four times before its last features."""
 
+OFF = "Set train.objective.perceptual_weight=0"
+
 
 def lpips_distance(model: ImageConfig, device: torch.device, pretrained: bool = True) -> Perceptual:
-    """LPIPS with VGG-16 features, frozen.
+    """Build LPIPS with frozen VGG-16 features.
 
-    Args:
-        model: the images' size and channels; one channel is shown to the network as grey.
-        device: where it runs.
-        pretrained: load torchvision's ImageNet weights (downloaded once by torchvision into its cache); False
-            leaves the features random, for tests.
+    ``model`` gives the images' size and channels; one channel is shown to the network as grey. torchvision downloads
+    its ImageNet weights once; without ``pretrained`` the features stay random, for tests.
 
     Raises:
-        PraError: images that the network cannot read, the extra is not installed, or the weights cannot be had.
+        PraError: images that the network cannot read, the extra is not installed, or the weights cannot be loaded.
     """
     if model.channels not in (1, 3):
-        raise PraError(
-            f"the perceptual loss reads 1 or 3 channels, not {model.channels}: set train.objective.perceptual_weight=0"
-        )
+        raise PraError(f"the perceptual loss reads 1 or 3 channels, not {model.channels}. {OFF}", "unsupported")
     if min(model.image_size) < SMALLEST:
-        raise PraError(
-            f"the perceptual loss reads images of at least {SMALLEST}x{SMALLEST} pixels, not "
-            f"{model.image_size[0]}x{model.image_size[1]}: set train.objective.perceptual_weight=0"
-        )
-    network = _network(pretrained).eval().requires_grad_(False).to(device)
+        size, least = "x".join(map(str, model.image_size)), f"{SMALLEST}x{SMALLEST}"
+        raise PraError(f"the perceptual loss reads images of at least {least} pixels, not {size}. {OFF}", "unsupported")
+    network = load_network(pretrained).eval().requires_grad_(False).to(device)
 
     def distance(reconstruction: Tensor, image: Tensor) -> Tensor:
         shape = (-1, 3, -1, -1)
@@ -47,18 +42,18 @@ def lpips_distance(model: ImageConfig, device: torch.device, pretrained: bool = 
     return distance
 
 
-def _network(pretrained: bool) -> Any:
+def load_network(pretrained: bool) -> Any:
+    """Load LPIPS, and refuse where the package or its weights are missing."""
     try:
         import lpips
     except (ImportError, RuntimeError, OSError) as error:
         reason = import_failed("the perceptual loss", "lpips and torchvision", "perceptual", error)
-        raise PraError(f"{reason}, or set train.objective.perceptual_weight=0") from None
+        raise PraError(f"{reason}. {OFF} to do without", code="not-installed", name="lpips") from None
     try:
         with warnings.catch_warnings():  # torchvision's, about how lpips calls it
             warnings.simplefilter("ignore")
             return lpips.LPIPS(net="vgg", pnet_rand=not pretrained, verbose=False)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a damaged download is a RuntimeError
-        raise PraError(
-            f"the VGG-16 weights of the perceptual loss cannot be had ({reason_of(error)}); put vgg16-397923af.pth "
-            f"into {torch.hub.get_dir()}/checkpoints, or set train.objective.perceptual_weight=0"
-        ) from None
+        problem = f"the VGG-16 weights of the perceptual loss cannot be loaded ({reason_of(error)})"
+        fix = f"Put vgg16-397923af.pth into {torch.hub.get_dir()}/checkpoints. {OFF} to do without"
+        raise PraError(f"{problem}. {fix}", code="unreachable") from None

@@ -18,11 +18,11 @@ from pra.method.noise import Purpose
 from pra.models.pra import PRA
 
 SEQUENTIAL: dict[type[config.Rollout], Callable[[PRA, Tensor, Tensor, Any, Tensor], Tensor]] = {}
-"""Rollouts that run the sampler. They register themselves: :mod:`pra.sampling.sequential` is a room above."""
+"""Rollouts that run the sampler. :func:`pra.sampling.exact_rollout` registers itself: it is a room above."""
 
 
 def ar_inputs(how: config.Rollout, model: PRA, labels: Tensor, patches: Tensor, states: Tensor, key: Tensor) -> Tensor:
-    """The inputs that a configuration asks for."""
+    """Make the inputs that a configuration asks for."""
     match how:
         case config.Clean():
             return clean(patches)

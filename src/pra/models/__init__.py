@@ -17,19 +17,16 @@ __all__ = ["BLOCKS", "PRA", "JiT", "Model", "build_model", "count_parameters"]
 Model = PRA | JiT
 
 BLOCKS = (Block, ModulatedBlock, HeadBlock, ResidualMLP)
-"""Classes of modules that a model repeats; training compiles, recomputes and shards each of them by itself."""
+"""Modules that a model repeats; training compiles, recomputes and shards each of them by itself."""
 
 
 def build_model(config: AnyModelConfig, seed: int | None = 0) -> Model:
-    """The model that a configuration asks for, its initial weights a function of ``seed``.
-
-    With None it has none: they are left as memory is, for ``load_state_dict`` to set, and not a number is drawn.
-    """
+    """Build a model. Its initial weights are a function of ``seed``; None leaves them uninitialised, to be loaded."""
     return JiT(config, seed) if isinstance(config, JiTConfig) else PRA(config, seed)
 
 
 def count_parameters(config: AnyModelConfig) -> dict[str, int]:
-    """Parameters by part, counted on a model without memory (the meta device)."""
+    """Count the parameters by part, on a model without memory (the meta device)."""
     with torch.device("meta"):
         model = build_model(config)
     parts = dict.fromkeys((name for name, _ in model.named_children()), 0)

@@ -1,4 +1,4 @@
-"""What every model has: its configuration, what travels with its weights, patches; and the initialisation of it all."""
+"""The base of every model: configuration, patches, what travels with the weights; and the initialisation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch.overrides import TorchFunctionMode
 
 from pra.config import ImageConfig, SamplingConfig
 from pra.models.condition import ClassCondition
-from pra.models.patches import patchify, unpatchify
 from pra.models.transformer import Transformer
 
 
@@ -19,51 +18,49 @@ class ImageModel(nn.Module):
     """A model of images in patches.
 
     Each kind has a :attr:`condition`; ``blocks``, the transformer blocks over the patches, whose outputs are the layers
-    of features; and ``read(labels, patches, t)``, which runs them over whole images ``(B, N, P)``, at a flow time ``t``
-    ``(1, 1)`` if ``config.reading_time`` says so.
-
-    Args:
-        config: sizes and choices.
+    of features; ``prefix``, the number of the condition's tokens before those of the patches; and
+    ``read(labels, patches, t)``, which runs the blocks over whole images ``(B, N, P)``, at a flow time ``t`` ``(1, 1)``
+    if ``config.reading_time`` says so.
     """
 
     config: ImageConfig
     condition: ClassCondition
+    prefix: int
 
     def __init__(self, config: ImageConfig) -> None:
         super().__init__()
         self.config = config
-        # Travels with the weights, as what their author recommends; nothing in the model reads them.
+        # Travels with the weights as their author's recommendation; the model does not read it.
         self.sampling = SamplingConfig()
         self.classes = tuple(str(label) for label in range(config.num_classes))
 
     @property
     def can_complete(self) -> bool:
-        """Whether it can go on from the first rows of an image."""
+        """Whether it can continue an image from its first rows."""
         return self.config.autoregressive
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         return next(self.parameters()).dtype
 
-    @property
-    def prefix(self) -> int:
-        """Tokens of the condition before those of the patches."""
-        raise NotImplementedError
-
     def patchify(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, N, P)``."""
-        return patchify(images, self.config.patch_size)
+        """``(B, C, H, W)`` to ``(B, N, P)`` in raster order; a patch is laid out row, column, channel."""
+        (b, c, height, width), p = images.shape, self.config.patch_size
+        x = images.reshape(b, c, height // p, p, width // p, p)
+        return x.permute(0, 2, 4, 3, 5, 1).reshape(b, (height // p) * (width // p), p * p * c)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """``(B, rows * columns, P)`` to ``(B, C, rows * p, W)``; any number of whole rows of patches."""
-        columns = self.config.grid[1]
-        return unpatchify(patches, self.config.patch_size, (patches.shape[1] // columns, columns))
+        columns, p, c = self.config.grid[1], self.config.patch_size, self.config.channels
+        b, rows = len(patches), patches.shape[1] // columns
+        x = patches.reshape(b, rows, columns, p, p, c)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(b, c, rows * p, columns * p)
 
     def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
         """Images ``(B, C, H, W)`` in [-1, 1] with labels ``(B,)``, through the codec and back; unchanged without."""
@@ -71,11 +68,10 @@ class ImageModel(nn.Module):
 
 
 class NoDraws(TorchFunctionMode):
-    """A block in which torch's modules draw no initial weights: they are left as memory is, for :func:`initialise` or a
-    file to set, and torch's global random state stays as it was."""
+    """A block in which torch's modules draw no initial weights, so torch's global random state stays as it was."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls what is no function of ``torch.nn.init``."""
+        """Skip functions of ``torch.nn.init``."""
         if getattr(func, "__module__", None) == nn.init.__name__:
             return None
         return func(*args, **(kwargs or {}))
@@ -83,16 +79,13 @@ class NoDraws(TorchFunctionMode):
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int, positions: Iterable[Tensor], zeros: Iterable[nn.Linear]) -> None:
-    """Sets every parameter, from ``seed`` alone.
+    """Set every parameter, from ``seed`` alone.
 
     Matrices are Xavier-normal, embeddings normal with standard deviation 0.02, biases zero, norms one.
     Projections back into a transformer's residual stream are divided by ``sqrt(2 depth)`` (GPT-2).
 
-    Args:
-        model: what to initialise.
-        seed: decides every number.
-        positions: parameters that are embeddings, but in no ``nn.Embedding``.
-        zeros: linear layers whose weight starts at zero (DiT, arXiv 2212.09748).
+    ``positions`` are parameters that are embeddings, but in no ``nn.Embedding``; ``zeros`` are linear layers whose
+    weight starts at zero (DiT, arXiv 2212.09748).
 
     Raises:
         ValueError: a parameter of a kind that is not known here.
@@ -126,6 +119,6 @@ def initialise(model: nn.Module, seed: int, positions: Iterable[Tensor], zeros: 
 
 
 def _normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
-    """Drawn on the CPU, so that a seed means the same weights on every device."""
+    # On the CPU: a seed means the same weights on every device.
     if not parameter.is_meta:
         parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator))

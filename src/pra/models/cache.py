@@ -1,7 +1,7 @@
 """Key-value caches. Attention stores the keys and values of new tokens here and asks what it may see.
 
-A cache decides how keys and values are stored; a module only computes. The caller says where the next tokens stand
-(:meth:`KVCache.seek`), so that to run a step twice is to run it once.
+A cache decides how keys and values are stored; modules only compute. The caller says where the next tokens stand
+(:meth:`KVCache.seek`), so running a step twice does no harm.
 """
 
 from __future__ import annotations
@@ -16,23 +16,14 @@ from torch import Tensor
 from pra.config import TransformerConfig
 
 ALIGNED = 8
-"""A mask's length is a multiple of this: CUDA's attention copies any other mask into a longer one, in every layer."""
+"""Multiple for a mask's length: CUDA's attention copies any other mask into a longer one, in every layer."""
 
 
 class KVCache:
-    """Keys and values of every layer for one batch, allocated once; attention sees exactly the tokens that are there.
+    """Keys and values of every layer for ``batch`` sequences of ``capacity`` tokens, allocated once.
 
-    Args:
-        config: sizes of the transformer.
-        batch: sequences decoded side by side.
-        capacity: tokens that a sequence has.
-        device: where the cache lies.
-        dtype: of keys and values.
-
-    Attributes:
-        keys: ``(depth, batch, heads, capacity, head_dim)``; ``values`` alike.
-        length: tokens before the next one.
-        bound: tokens that attention looks at in a step of one token.
+    ``keys`` and ``values`` are ``(depth, batch, heads, capacity, head_dim)``; ``length`` counts the tokens before the
+    next one, and ``bound`` those that attention looks at in a step of one token: exactly the tokens that are there.
     """
 
     def __init__(
@@ -57,21 +48,15 @@ class KVCache:
         self.seek(0)
 
     def positions(self, count: int, offset: int = 0) -> slice | Tensor:
-        """Index of the next ``count`` tokens in a table that has a row per token, from token ``-offset`` on."""
+        """Return the index of the next ``count`` tokens in a table with a row per token, from token ``-offset`` on."""
         start = self.length + offset
         return slice(start, start + count)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store the keys and values of the next tokens.
+        """Store the keys and values ``(batch, heads, T, head_dim)`` of a layer's next tokens.
 
-        Args:
-            layer: the layer that they belong to.
-            keys: ``(batch, heads, T, head_dim)``.
-            values: alike.
-
-        Returns:
-            The keys and values that the ``T`` queries look at, and a mask where ordinary causal attention over them
-            would be wrong: ``(T, tokens)`` booleans, or numbers to add to the scores.
+        Returns the keys and values that the ``T`` queries look at, and a mask where ordinary causal attention over them
+        would be wrong: ``(T, tokens)`` booleans, or numbers to add to the scores.
         """
         count = keys.shape[2]
         end = self.length + count
@@ -87,16 +72,8 @@ class StaticCache(KVCache):
     """A cache for compiled and captured steps: a step of one token has the same shapes at many positions.
 
     The position is a tensor, so that one CUDA graph or compiled function serves many of them. Attention looks at
-    ``bound`` tokens, whole buckets of the cache, and a mask hides those that are not there yet. Several tokens at once
-    (a prefix) are stored as in :class:`KVCache`.
-
-    Args:
-        config: sizes of the transformer.
-        batch: sequences decoded side by side.
-        capacity: tokens that a sequence has; rounded up to whole buckets.
-        device: where the cache lies.
-        dtype: of keys and values.
-        bucket: tokens by which attention's view grows; None is the whole cache at once.
+    ``bound`` tokens, whole buckets of ``bucket`` tokens (by default the whole cache), and a mask hides those that are
+    not there yet. Several tokens at once (a prefix) are stored as in :class:`KVCache`.
     """
 
     def __init__(
@@ -127,7 +104,7 @@ class StaticCache(KVCache):
     def clear(self) -> None:
         """As in :class:`KVCache`."""
         super().clear()
-        # Masked entries must be finite, fresh memory and a failed batch's too: 0 * nan is nan.
+        # Zero the cache: masked entries must be finite, since 0 * nan is nan.
         self.keys.zero_()
         self.values.zero_()
 
@@ -146,4 +123,4 @@ class StaticCache(KVCache):
 
 
 NewCache: TypeAlias = Callable[[TransformerConfig, int, int, torch.device, torch.dtype], KVCache]
-"""Makes a cache from the arguments of :class:`KVCache`: a class of caches, or one with some of its settings bound."""
+"""Makes a cache from the arguments of :class:`KVCache`."""

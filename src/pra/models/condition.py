@@ -1,7 +1,7 @@
-"""What an image is generated from: its class. A model owns its condition as a module.
+"""The condition of an image: its class. A model owns its condition as a module.
 
-A condition turns what the user asks for into prefix tokens, names the null condition that guidance needs, and drops
-conditions in training. Nothing outside it knows how either is encoded.
+A condition turns a user's request into prefix tokens, names the null condition that guidance needs, and drops
+conditions in training.
 """
 
 from __future__ import annotations
@@ -24,11 +24,7 @@ class ClassCondition(nn.Module):
     """Learned prefix tokens for each class, and for the null class of classifier-free guidance (2207.12598).
 
     A batch of conditions is a tensor of labels, ``(B,)`` int64 in ``[0, num_classes]``; the last is the null class.
-
-    Args:
-        num_classes: real classes.
-        count: tokens that a class has.
-        width: of a token.
+    Each has ``count`` tokens of ``width``.
     """
 
     def __init__(self, num_classes: int, count: int, width: int) -> None:
@@ -37,68 +33,56 @@ class ClassCondition(nn.Module):
         self.embedding = nn.Embedding(num_classes + 1, count * width)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """The prefix tokens, ``(B,)`` to ``(B, count, width)``."""
+        """Labels ``(B,)`` to prefix tokens ``(B, count, width)``."""
         return self.embedding(labels).view(len(labels), self.count, -1)  # type: ignore[no-any-return]
 
     def null_like(self, labels: Tensor) -> Tensor:
-        """As many null conditions."""
+        """Return as many null conditions."""
         return torch.full_like(labels, self.null)
 
     def drop(self, labels: Tensor, mask: Tensor) -> Tensor:
-        """The null condition where ``mask`` ``(B,)`` is true, the given ones elsewhere."""
+        """Replace labels by the null class where ``mask`` ``(B,)`` is true."""
         return labels.masked_fill(mask, self.null)
 
     def parse(self, given: Labels, classes: Sequence[str]) -> Tensor:
-        """Labels ``(B,)`` on the CPU, from classes by number or by name.
-
-        Args:
-            given: what the user asks for.
-            classes: the names of the classes.
-
-        Raises:
-            PraError: a name that no class has (the nearest is given), a number out of range, or anything else.
-        """
+        """Return labels ``(B,)`` on the CPU, from classes by number or by name. Refuse what is neither."""
         asked = listed(given)  # once: it may be an iterator
-        names = [label for label in asked if isinstance(label, str) and label not in classes]
-        if names:
-            raise PraError(f"no class {names[0]!r}{nearest(names[0], classes)}")
+        for label in asked:
+            if isinstance(label, str) and label not in classes:
+                raise PraError(f"no class {label!r}{nearest(label, classes)}", code="unknown", value=label)
         numbers = [classes.index(label) if isinstance(label, str) else label for label in asked]
         labels = integers(numbers, "labels must be whole numbers of 64 bits or names of classes")
         wrong = labels[(labels < 0) | (labels > self.null)]
         if len(wrong):
-            raise PraError(f"label {int(wrong[0])} is out of range: this model's classes are 0 to {self.null - 1}")
+            problem = f"is out of range: this model's classes are 0 to {self.null - 1}"
+            raise PraError(f"label {int(wrong[0])} {problem}", value=int(wrong[0]))
         return labels
 
     def file_name(self, label: int, classes: Sequence[str]) -> str:
-        """A condition as a part of a file's name, such as ``0007-cat``."""
+        """Name a condition in a file's name, such as ``0007-cat``."""
         return f"{label:04d}-" + "".join(c if c.isalnum() else "-" for c in classes[label])
 
     def rows_for(self, known: Sequence[str], classes: Sequence[str]) -> list[int]:
-        """Which row of ``embedding`` each of other classes begins with, their null class last.
+        """Return the row of ``embedding`` that each of other ``classes`` begins with, their null class last.
 
-        Args:
-            known: the names of this condition's classes.
-            classes: the names of the others. A class known by name keeps its row; a new one takes the null class's.
+        A class whose name is among ``known``, this condition's own, keeps its row; a new one takes the null class's.
         """
         places = {name: place for place, name in reversed(list(enumerate(known)))}
         return [*(places.get(name, self.null) for name in classes), self.null]
 
 
 def listed(values: Any) -> list[Any]:
-    """The values of a tensor, an array or a sequence; one value as a list of one."""
+    """Return the values of a tensor, an array or a sequence; one value as a list of one."""
     if isinstance(values, Tensor | np.ndarray):
         values = values.tolist()
     return list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
 
 
 def integers(values: Any, expected: str) -> Tensor:
-    """Whole numbers as int64 on the CPU, nothing rounded and nothing wrapped.
-
-    Raises:
-        PraError: ``expected``, where they are anything else.
-    """
+    """Return whole numbers as int64 on the CPU, neither rounded nor wrapped. Refuse others, and say ``expected``."""
     given = listed(values)
     try:
         return torch.tensor([operator.index(value) for value in given], dtype=torch.int64)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise PraError(f"{expected}, got {' '.join(repr(given).split())[:200]}") from None
+        value = " ".join(repr(given).split())[:200]
+        raise PraError(f"{expected}, got {value}", value=value) from None

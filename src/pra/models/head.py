@@ -1,7 +1,6 @@
 """The head ``v(z_t, t, h_i)``: a per-token flow-matching MLP over the low-dimensional state.
 
-Same shape as the heads of MAR (arXiv 2406.11838) and SphereAR: residual MLP blocks modulated through AdaLN
-(arXiv 2212.09748), one projection for several consecutive blocks.
+As in MAR (arXiv 2406.11838) and SphereAR: residual MLP blocks under AdaLN (arXiv 2212.09748).
 """
 
 from __future__ import annotations
@@ -59,9 +58,7 @@ class HeadBlock(nn.Module):
 class FlowHead(nn.Module):
     """The velocity of a state at flow time ``t``, given the backbone's condition.
 
-    Args:
-        config: sizes.
-        spans: whether it is told the length of a step, and gives the mean velocity over it.
+    With ``spans`` it is told the length of a step, and gives the mean velocity over it.
     """
 
     def __init__(self, config: ModelConfig, spans: bool = False) -> None:
@@ -79,15 +76,15 @@ class FlowHead(nn.Module):
         self.out = nn.Linear(width, config.state_dim)
 
     def zeros(self) -> list[nn.Linear]:
-        """The layers whose weights start at zero."""
+        """Return the layers whose weights start at zero."""
         return [m for m in (*self.modulations, self.final_modulation, self.out) if isinstance(m, nn.Linear)]
 
     def project(self, h: Tensor) -> Tensor:
-        """What every evaluation at one position shares: ``(..., D)`` to ``(..., width)``."""
+        """Project a condition, once for all evaluations: ``(..., D)`` to ``(..., width)``."""
         return self.condition_in(h)  # type: ignore[no-any-return]
 
     def embed(self, t: Tensor, span: Tensor | None = None) -> Tensor:
-        """The embedding ``(..., width)`` of the time ``t`` and, where the head is told it, of a step's ``span``."""
+        """Embed the time ``t`` and, where the head is told it, a step's ``span``: ``(..., width)``."""
         embedded: Tensor = self.time_in(time_features(t))
         if self.span_in is None:
             assert span is None, "a head of velocities was asked for a step"
@@ -96,14 +93,10 @@ class FlowHead(nn.Module):
         return embedded + self.span_in(time_features(span))  # type: ignore[no-any-return]
 
     def modulate(self, embedded: Tensor, condition: Tensor) -> Modulations:
-        """What shifts, scales and gates the blocks: one product per projection for any number of times and rows.
+        """Return the shifts, scales and gates of the blocks, one product per projection.
 
-        Args:
-            embedded: ``(..., width)`` from :meth:`embed`.
-            condition: ``(..., width)`` from :meth:`project`; the two broadcast.
-
-        Returns:
-            ``(..., 3 width)`` of each projection of the blocks, then ``(..., 2 width)`` of the last layer.
+        ``embedded`` from :meth:`embed` and ``condition`` from :meth:`project`, both ``(..., width)``, broadcast. The
+        results are ``(..., 3 width)`` of each projection of the blocks, then ``(..., 2 width)`` of the last layer.
         """
         context = F.silu(embedded + condition)
         return [projection(context) for projection in (*self.modulations, self.final_modulation)]
@@ -116,20 +109,19 @@ class FlowHead(nn.Module):
         span: Tensor | None = None,
         modulations: Modulations | None = None,
     ) -> Tensor:
-        """The velocity ``dz/dt`` at ``z_t``; with a ``span``, its mean over the flow's path from ``t`` to ``t + span``.
+        """Return the velocity ``dz/dt`` at ``z_t``; with a ``span``, its mean over the path from ``t`` to ``t + span``.
 
         Args:
             z_t: ``(..., d)``.
             t: ``(...)`` in [0, 1], 0 pure noise and 1 the state; broadcasts against the leading sizes of ``z_t``.
             condition: ``(..., width)`` from :meth:`project`; broadcasts likewise.
-            span: as ``t``; for a head that is told it, and only there.
+            span: as ``t``, for a head with ``spans``.
             modulations: from :meth:`modulate` for these times, spans and conditions, where the caller has them.
         """
         if modulations is None:
             modulations = self.modulate(self.embed(t, span), condition)
         *shared, last = modulations
-        # The residual stream is float32 under autocast, as in every transformer here. (DiT's is too, by its float32
-        # positions; MAR's head takes autocast's precision.)
+        # The residual stream is float32 under autocast, as in every transformer here.
         x = self.state_in(z_t)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         for index, block in enumerate(self.blocks):

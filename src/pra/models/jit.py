@@ -1,9 +1,8 @@
 """JiT, the diffusion baseline: "Just image Transformer" (Li and He, arXiv 2511.13720), of the same parts as PRA.
 
 A plain transformer over the noised pixel patches of a whole image, every patch seeing every other; it predicts the
-clean image ``x`` and is trained, and integrated, as the velocity that this means. Ours, and the paper's not: a
-learned position per token beside the rotary embedding (the paper's is a fixed one), class tokens from the first
-block on (the paper's enter later), and no dropout.
+clean image ``x`` and is trained, and integrated, as the velocity that this means. Unlike the paper's: a learned
+position per token beside the rotary embedding, class tokens from the first block on, and no dropout.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from pra.config import JiTConfig
 from pra.models.base import ImageModel, NoDraws, initialise
 from pra.models.condition import ClassCondition
 from pra.models.head import time_features, time_mlp, velocity_from_data
-from pra.models.rope import raster_positions, rotary_table
-from pra.models.transformer import Attention, RMSNorm, SwiGLU
+from pra.models.transformer import Attention, RMSNorm, SwiGLU, raster_positions, rotary_table
 
 
 class ModulatedBlock(nn.Module):
@@ -41,10 +39,7 @@ class ModulatedBlock(nn.Module):
 class JiT(ImageModel):
     """The velocity of a whole image at flow time ``t``, given its class.
 
-    Args:
-        config: sizes and choices.
-        seed: of the initial weights. They do not depend on, nor disturb, torch's global random state. With None they
-            are left as memory is, to be loaded.
+    The initial weights depend on ``seed`` alone; None leaves them uninitialised, to be loaded.
     """
 
     config: JiTConfig
@@ -53,8 +48,12 @@ class JiT(ImageModel):
     def __init__(self, config: JiTConfig, seed: int | None = 0) -> None:
         super().__init__(config)
         width, heads, prefix = config.transformer.width, config.transformer.heads, config.class_tokens
+        self.prefix = prefix
         with NoDraws():
-            self.patch_in = _patch_embedding(config)
+            self.patch_in: nn.Module = nn.Linear(config.patch_dim, width)
+            if config.bottleneck is not None:
+                first = nn.Linear(config.patch_dim, config.bottleneck, bias=False)
+                self.patch_in = nn.Sequential(first, nn.Linear(config.bottleneck, width))
             self.condition = ClassCondition(config.num_classes, 1, width)
             self.time_in = time_mlp(width)
             self.position = nn.Parameter(torch.empty(prefix + config.num_patches, width))
@@ -69,13 +68,8 @@ class JiT(ImageModel):
         if seed is not None:
             initialise(self, seed, [self.position], [*modulations, self.final_modulation, self.out])
 
-    @property
-    def prefix(self) -> int:
-        """Copies of the class's token."""
-        return self.config.class_tokens
-
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The velocity ``dx/dt`` at ``x_t``: ``(B, N, P)``, float32.
+        """Return the velocity ``dx/dt`` at ``x_t``: ``(B, N, P)``, float32.
 
         Args:
             x_t: ``(B, N, P)``, noised patches.
@@ -96,12 +90,3 @@ class JiT(ImageModel):
         """Run the blocks over patches at flow time ``t``."""
         assert t is not None, "JiT reads noised patches"
         self(patches, t, labels)
-
-
-def _patch_embedding(config: JiTConfig) -> nn.Module:
-    width = config.transformer.width
-    if config.bottleneck is None:
-        return nn.Linear(config.patch_dim, width)
-    return nn.Sequential(
-        nn.Linear(config.patch_dim, config.bottleneck, bias=False), nn.Linear(config.bottleneck, width)
-    )

@@ -6,33 +6,72 @@ import torch
 from torch import Tensor, nn
 
 from pra.config import ModelConfig, Solver
-from pra.models.backbone import Backbone
 from pra.models.base import ImageModel, NoDraws, initialise
-from pra.models.cache import KVCache
+from pra.models.cache import KVCache, NewCache
 from pra.models.condition import ClassCondition
 from pra.models.head import FlowHead
-from pra.models.states import build_codec
+from pra.models.states import IdentityCodec, StateCodec
+from pra.models.transformer import Transformer, raster_positions
+
+
+class Backbone(nn.Module):
+    """The backbone ``F``: a causal transformer over the prefix tokens of the condition, then raw pixel patches."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.backbone.width
+        self.prefix = config.class_tokens
+        self.patch_in = nn.Linear(config.patch_dim, width)
+        # The last patch is never an input.
+        positions = raster_positions(config.grid, prefix=self.prefix)[:-1]
+        self.transformer = Transformer(config.backbone, positions)
+        # A token sits where its patch is; this tells the head which patch comes next (as SphereAR does).
+        self.next_position = nn.Parameter(torch.empty(config.num_patches, width))
+
+    def new_cache(self, batch: int, kind: NewCache = KVCache) -> KVCache:
+        """Return an empty cache for ``batch`` sequences."""
+        return self.transformer.new_cache(batch, kind)
+
+    def forward(self, prefix: Tensor | None, patches: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return ``h`` of the first ``n + 1`` patches; without a prefix, ``h`` after one patch more.
+
+        Args:
+            prefix: ``(S * B, K, D)``, the tokens of the condition, of ``S`` streams that share their patches; ``None``
+                where ``cache`` holds them.
+            patches: ``(B, n, P)`` in [-1, 1], the first ``n < N`` of the raster; without a prefix one patch, the token
+                that ``cache`` points at.
+            cache: for ``S * B`` sequences, to fill and to continue.
+
+        Returns:
+            ``h_1 .. h_{n+1}``: ``(S * B, n + 1, D)``; ``(S * B, 1, D)`` without a prefix.
+        """
+        tokens = self.patch_in(patches)
+        if prefix is None:
+            assert cache is not None, "a patch without a prefix needs the cache that holds it"
+            h = self.transformer(tokens.repeat(cache.batch // len(tokens), 1, 1), cache)
+            return h + self.next_position[cache.positions(1, 1 - self.prefix)]  # type: ignore[no-any-return]
+        tokens = torch.cat([prefix, tokens.repeat(len(prefix) // len(tokens), 1, 1)], dim=1)
+        h = self.transformer(tokens, cache)[:, self.prefix - 1 :]
+        return h + self.next_position[: h.shape[1]]  # type: ignore[no-any-return]
 
 
 class PRA(ImageModel):
     """The model of docs/method.md. The autoregressive baselines are other configurations of it.
 
-    Args:
-        config: sizes and choices.
-        seed: of the initial weights. They do not depend on, nor disturb, torch's global random state. With None they
-            are left as memory is, to be loaded.
+    The initial weights depend on ``seed`` alone; None leaves them uninitialised, to be loaded.
     """
 
     config: ModelConfig
 
     def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
         super().__init__(config)
+        self.prefix = config.class_tokens
         with NoDraws():
             self.condition = ClassCondition(config.num_classes, config.class_tokens, config.backbone.width)
             self.backbone = Backbone(config)
             self.head = FlowHead(config)
             self.shortcut = FlowHead(config, spans=True) if config.head.shortcut else None
-            self.codec = build_codec(config)
+            self.codec = StateCodec(config, config.codec) if config.codec else IdentityCodec()
             # L_aux: h_i predicts the per-patch-normalised x_i. Used in training only.
             self.auxiliary = nn.Linear(config.backbone.width, config.patch_dim)
         # What modulates the head, and its output, starts at zero (DiT): the head begins as the zero field.
@@ -42,16 +81,11 @@ class PRA(ImageModel):
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The backbone's."""
+        """The backbone's blocks."""
         return self.backbone.transformer.blocks
 
-    @property
-    def prefix(self) -> int:
-        """The condition's."""
-        return self.condition.count
-
     def head_for(self, solver: Solver) -> FlowHead:
-        """The head that a solver integrates: the second one for steps that it has learnt."""
+        """Return the head that a solver integrates: the second head for the steps that it has learnt."""
         if solver is not Solver.SHORTCUT:
             return self.head
         assert self.shortcut is not None, "settings are checked before: pra.config.check_sampling"
@@ -62,14 +96,12 @@ class PRA(ImageModel):
         return self.backbone(self.condition(labels), patches)  # type: ignore[no-any-return]
 
     def write(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The one path from states to pixels, in training and in sampling: decoded, clamped to [-1, 1], float32."""
+        """Decode states to pixels, clamped to [-1, 1], float32: the one path in training and in sampling."""
         return self.codec.decode(states, cache).float().clamp(-1.0, 1.0)
 
     def clean_conditions(self, labels: Tensor, patches: Tensor) -> Tensor | None:
         """``F(c, x)`` for the encoder, ``(B, n, D)`` for ``n`` patches; None where the encoder does not see it."""
-        if not self.codec.sees_condition:
-            return None
-        return self.conditions(labels, patches[:, :-1])
+        return self.conditions(labels, patches[:, :-1]) if self.codec.sees_condition else None
 
     def read(self, labels: Tensor, patches: Tensor, t: Tensor | None = None) -> None:
         """Run the backbone; the last patch is never an input."""

@@ -1,7 +1,7 @@
-"""States: the encoder ``G`` that makes them, the causal pixel decoder ``D`` that writes pixels from them.
+"""States: the encoder ``G`` that makes them, and the causal pixel decoder ``D`` that writes pixels from them.
 
-Two codecs share one interface, so that pixel AR is a configuration of the same model: :class:`StateCodec`
-(learned states) and :class:`IdentityCodec` (the patch itself is the state).
+Two codecs share one interface: :class:`StateCodec` (learned states) and :class:`IdentityCodec` (the patch itself is
+the state), which makes pixel AR a configuration of the same model.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from pra.config import CodecConfig, ModelConfig
 from pra.models.cache import KVCache, NewCache
-from pra.models.rope import raster_positions
-from pra.models.transformer import RMSNorm, SwiGLU, Transformer
+from pra.models.transformer import RMSNorm, SwiGLU, Transformer, raster_positions
 
 
 class ResidualMLP(nn.Module):
@@ -119,11 +118,3 @@ class IdentityCodec(nn.Module):
     def decode(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
         """The states."""
         return states
-
-
-Codec = StateCodec | IdentityCodec
-
-
-def build_codec(model: ModelConfig) -> Codec:
-    """The codec a model's configuration asks for."""
-    return StateCodec(model, model.codec) if model.codec else IdentityCodec()

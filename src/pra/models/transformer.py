@@ -1,4 +1,7 @@
-"""A pre-norm transformer (RMSNorm, SwiGLU, 2-D RoPE, query-key norm), causal."""
+"""A pre-norm transformer (RMSNorm, SwiGLU, query-key norm), causal.
+
+Positions enter by 2-D rotary embedding (RoFormer, arXiv 2104.09864; half of each head per axis).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,27 @@ from torch import Tensor, nn
 
 from pra.config import TransformerConfig
 from pra.models.cache import KVCache, NewCache
-from pra.models.rope import rotary_table, rotate
+
+
+def raster_positions(grid: tuple[int, int], prefix: int = 0) -> Tensor:
+    """Return row and column of each token, ``(prefix + rows*columns, 2)``; the prefix is at 0, patches start at 1."""
+    rows, columns = torch.meshgrid(torch.arange(1, grid[0] + 1), torch.arange(1, grid[1] + 1), indexing="ij")
+    patches = torch.stack([rows.flatten(), columns.flatten()], dim=-1)
+    return torch.cat([torch.zeros(prefix, 2, dtype=patches.dtype), patches])
+
+
+def rotary_table(positions: Tensor, head_dim: int, base: float = 10_000.0) -> Tensor:
+    """Cosines and sines of the rotation of every token: ``(2, T, head_dim / 2)``, float32."""
+    frequencies = base ** (-torch.arange(0, head_dim // 2, 2).double() / (head_dim // 2))
+    angles = (positions.double().unsqueeze(-1) * frequencies).flatten(1)
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate the pairs ``(x[..., k], x[..., k + head_dim/2])`` of ``x`` ``(B, heads, T, head_dim)``."""
+    cos, sin = table.to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -34,9 +57,9 @@ class SwiGLU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention. Queries and keys are RMS-normalised (arXiv 2302.05442): stable in bfloat16.
+    """Multi-head attention, causal or of every token to every other, the latter without a cache.
 
-    Where it is not ``causal``, every token sees every other, and there is no cache.
+    Queries and keys are RMS-normalised (arXiv 2302.05442): stable in bfloat16.
     """
 
     def __init__(self, width: int, heads: int, causal: bool = True) -> None:
@@ -78,12 +101,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The stack of blocks, its rotary table and the final norm.
-
-    Args:
-        config: sizes.
-        positions: row and column of each token, ``(T, 2)``, see :func:`pra.models.rope.raster_positions`.
-    """
+    """The stack of blocks, its rotary table and the final norm; ``positions`` are from :func:`raster_positions`."""
 
     rotary: Tensor
 
@@ -95,7 +113,7 @@ class Transformer(nn.Module):
         self.register_buffer("rotary", rotary_table(positions, config.width // config.heads), persistent=False)
 
     def new_cache(self, batch: int, kind: NewCache = KVCache) -> KVCache:
-        """An empty cache for ``batch`` whole sequences, on this module's device, in the dtype attention runs in."""
+        """Return an empty cache for ``batch`` whole sequences, in the dtype that attention runs in."""
         weight = self.norm.weight
         lower = not weight.is_meta and torch.is_autocast_enabled(weight.device.type)
         dtype = torch.get_autocast_dtype(weight.device.type) if lower else weight.dtype

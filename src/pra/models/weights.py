@@ -21,18 +21,16 @@ from torch import Tensor
 from pra.config import SamplingConfig, from_dict, model_from_dict, to_dict
 from pra.errors import PraError
 from pra.models import Model, build_model
-from pra.utils.files import new_folder
+from pra.utils.files import check_free, new_folder
 from pra.utils.hub import download, is_address
 
-FORMAT = 2
-"""What is written. Format 1, which is still read, kept the embedding of the classes elsewhere (``MOVED``)."""
-READABLE = (1, FORMAT)
+FORMAT, READABLE = 2, (1, 2)
+"""The format that is written, and those that are read. Format 1 kept the embedding of the classes elsewhere."""
 MOVED = {"backbone.class_embedding.": "condition.embedding.", "class_embedding.": "condition.embedding."}
-"""How names of tensors began in format 1, and how they do now."""
+"""Prefixes of tensor names in format 1, and the prefixes that replaced them."""
 CONFIG, MODEL, SUFFIX = "config.json", "model.safetensors", ".safetensors"
 RAW, EMA, POWER = "raw", "ema", "power-"
-"""Names of a checkpoint's weights: raw as trained, the exponential average, and the prefix of power-function averages.
-An average lies in the file of its name; the raw weights lie in ``MODEL``."""
+"""Names of a checkpoint's weights: raw (in ``MODEL``), the exponential average, prefix of power-function averages."""
 STATE = "state.json"
 """The manifest of a checkpoint, written last."""
 SHIPPED = Path(__file__).parents[1] / "shipped"
@@ -40,44 +38,29 @@ SHIPPED = Path(__file__).parents[1] / "shipped"
 
 
 def save(model: Model, folder: str | Path) -> Path:
-    """Writes ``config.json`` and ``model.safetensors`` into a new folder, for :func:`load`.
+    """Write ``config.json`` and ``model.safetensors`` into a new folder, for :func:`load`.
 
     Raises:
         PraError: the folder exists, or the disk refuses.
     """
     folder = Path(folder).expanduser()
-    check_new(folder)
+    check_free(folder, "choose another folder")
     with new_folder(folder) as partial:
         write_model(model, partial)
     return folder
 
 
-def check_new(folder: Path) -> None:
-    """Refuses a folder that is there already.
-
-    Raises:
-        PraError: it is.
-    """
-    if os.path.lexists(folder):
-        raise PraError(f"{folder} exists already; choose another folder or remove it")
-
-
 def write_model(model: Model, folder: Path, half: bool = False) -> None:
-    """``config.json`` and ``model.safetensors``, the weights as they are or rounded to float16.
+    """Write ``config.json`` and ``model.safetensors``, the weights as they are or rounded to float16.
 
-    Raises:
-        PraError: a weight beyond float16, or a model whose parts were replaced: it could not be loaded.
-        OSError: the disk is full or refuses.
+    Refuses a weight beyond float16, and a model whose parts were replaced: it could not be loaded.
     """
     tensors = model.state_dict()
     with torch.device("meta"):
         expected = build_model(model.config, seed=None).state_dict()
-    changed = _differing(expected, tensors)
-    if changed:
-        raise PraError(
-            f"this model cannot be saved: its {changed[0]} is {_shape(tensors, changed[0])}, where its configuration "
-            f"builds {_shape(expected, changed[0])}. Keep its state_dict() instead"
-        )
+    if changed := _differing(expected, tensors):
+        problem = f"{changed} in its configuration. Keep its state_dict() instead"
+        raise PraError(f"this model cannot be saved: {problem}", code="unsupported")
     if half:
         tensors = {name: _halved(tensor, name) for name, tensor in tensors.items()}
     write_config(model, folder)
@@ -85,7 +68,7 @@ def write_model(model: Model, folder: Path, half: bool = False) -> None:
 
 
 def load(path: str | Path | None = None, average: str = EMA, device: str | torch.device = "cpu") -> Model:
-    """A model, ready to sample from.
+    """Load a model, ready to sample from.
 
     Args:
         path: a run's folder (its newest checkpoint), a checkpoint, a folder made by :func:`save`, or
@@ -108,43 +91,36 @@ def load(path: str | Path | None = None, average: str = EMA, device: str | torch
 
 
 def weights_name(folder: Path, average: str = EMA) -> str:
-    """The file of a model folder that :func:`load` reads.
-
-    Raises:
-        PraError: the folder does not hold that average; the names of those it holds are given.
-    """
+    """Return the file of a model folder that :func:`load` reads. Refuse an average that the folder does not hold."""
     held = averages(folder)
     if average == RAW or (average == EMA and EMA not in held):
         return MODEL
     if average not in held:
         others = any(name.startswith(POWER) for name in held)
         more = "; `pra average` makes other lengths" if others and average.startswith(POWER) else ""
-        raise PraError(f"{folder}: no average {average!r}. Use one of {', '.join(held)}{more}")
+        problem = f"no average {average!r}. Use one of {', '.join(held)}{more}"
+        raise PraError(f"{folder}: {problem}", code="unknown", path=folder, name=average)
     return average_file(average)
 
 
 def averages(folder: Path) -> list[str]:
-    """The names of the weights that a model folder holds: its averages in alphabetical order, then ``raw``."""
+    """Return the names of the weights in a model folder: its averages in alphabetical order, then ``raw``."""
     names = sorted(path.stem for path in folder.glob(f"*{SUFFIX}"))
     return [name for name in names if name == EMA or name.startswith(POWER)] + [RAW]
 
 
 def average_file(name: str) -> str:
-    """The file in which a checkpoint keeps an average."""
+    """Return the name of the file in which a checkpoint keeps an average."""
     return f"{name}{SUFFIX}"
 
 
 def power_name(length: float) -> str:
-    """``power-0.05``: the name of the power-function average of a relative length (``train.averages``)."""
+    """Return the name of the power-function average of a relative length, such as ``power-0.05``."""
     return f"{POWER}{length:g}"
 
 
 def model_folder(path: str | Path | None) -> Path:
-    """The folder of the weights that ``path`` means to :func:`load`; what is on the Hub is downloaded.
-
-    Raises:
-        PraError: as :func:`load`.
-    """
+    """Return the folder of the weights that ``path`` means to :func:`load`; download a model on the Hub."""
     if path is None:
         return shipped()
     if is_address(path):
@@ -152,59 +128,47 @@ def model_folder(path: str | Path | None) -> Path:
     path = Path(path).expanduser()
     if not path.is_dir():
         problem = "it is a file" if path.exists() else "the folder does not exist"
-        raise PraError(f"no run or model at {path}: {problem}")
+        raise PraError(f"no run or model at {path}: {problem}", code="missing", path=path)
     if (path / MODEL).exists():
         return path
     if not (path / CONFIG).exists():
-        raise PraError(f"{path} is neither a run nor a model: it holds no {CONFIG}")
+        raise PraError(f"{path} is not a run or a model: it holds no {CONFIG}", code="missing", path=path)
     checkpoint = newest_checkpoint(path)
     if checkpoint is None:
-        raise PraError(f"the run {path} has no checkpoint yet; let `pra train` reach its first one")
+        problem = "has no checkpoint yet. Let `pra train` reach its first one"
+        raise PraError(f"the run {path} {problem}", code="missing", path=path)
     return checkpoint
 
 
 def shipped() -> Path:
-    """The folder of the model that comes with the package.
-
-    Raises:
-        PraError: this build has none.
-    """
+    """Return the folder of the model that comes with the package."""
     if not (SHIPPED / MODEL).exists():
-        raise PraError(
-            "this build of pra ships no model: name a RUN or a model on the Hub (hub:user/model), or train one: "
-            "`pra train digits`"
-        )
+        fix = "Name a RUN or a model on the Hub (hub:user/model), or train one: `pra train digits`"
+        raise PraError(f"this build of pra ships no model. {fix}", code="missing")
     return SHIPPED
 
 
 def run_of(folder: Path) -> Path | None:
-    """The run that a model folder is a checkpoint of, if it is one."""
+    """Return the run that a model folder is a checkpoint of, if any."""
     run = folder.absolute().parent.parent
     return run if folder.absolute().parent.name == "checkpoints" and (run / CONFIG).exists() else None
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """A run's checkpoints, oldest first, whole or not.
-
-    Raises:
-        PraError: their folder cannot be read.
-    """
+    """Return a run's checkpoints, oldest first, damaged ones included."""
     folder = run / "checkpoints"
     try:
         names = os.listdir(folder)  # glob would take a closed folder for an empty one
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise PraError(f"{folder} cannot be read ({error.strerror}); make it a folder that is open to you") from None
+        problem = f"cannot be read ({error.strerror}). Make it a folder that is open to you"
+        raise unreadable(folder, problem) from None
     return sorted(folder / name for name in names if name.startswith("step-"))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The newest whole checkpoint; None where there is none yet. Damaged newer ones are passed over with a warning.
-
-    Raises:
-        PraError: there are checkpoints, and all are damaged; or their folder cannot be read.
-    """
+    """Return the newest undamaged checkpoint, if any. Warn about damaged ones, and refuse a run that has no others."""
     faults: list[str] = []
     for folder in reversed(checkpoints(run)):
         fault = _fault(folder)
@@ -214,12 +178,13 @@ def newest_checkpoint(run: Path) -> Path | None:
             return folder
         faults.append(f"{folder} is damaged ({fault})")
     if faults:
-        raise PraError(f"no checkpoint of {run} is whole: {'; '.join(faults)}; remove them to start again from step 0")
+        problem = f"{'; '.join(faults)}; remove them to start again from step 0"
+        raise PraError(f"no checkpoint of {run} is whole: {problem}", code="unreadable", path=run)
     return None
 
 
 def last_good(run: Path) -> str:
-    """For messages: which checkpoint there is to go back to."""
+    """Say in a message which checkpoint there is to go back to."""
     try:
         whole = whole_checkpoints(run)
     except PraError:
@@ -228,16 +193,11 @@ def last_good(run: Path) -> str:
 
 
 def whole_checkpoints(run: Path) -> list[Path]:
-    """A run's checkpoints that are not damaged, oldest first.
-
-    Raises:
-        PraError: as :func:`checkpoints`.
-    """
+    """Return a run's undamaged checkpoints, oldest first."""
     return [folder for folder in checkpoints(run) if _fault(folder) is None]
 
 
 def _fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, if anything: a missing file or a wrong size."""
     try:
         sizes = dict(read_json(folder / STATE)["sizes"])
     except (PraError, KeyError, TypeError, ValueError):
@@ -250,115 +210,99 @@ def _fault(folder: Path) -> str | None:
 
 
 def write_config(model: Model, folder: Path) -> None:
-    """``config.json`` of a model folder."""
-    values = {
-        "format": FORMAT,
-        "model": to_dict(model.config),
-        "sampling": to_dict(model.sampling),
-        "classes": list(model.classes),
-    }
+    """Write ``config.json`` of a model folder."""
+    values = {"format": FORMAT, "model": to_dict(model.config), "sampling": to_dict(model.sampling)}
+    values["classes"] = list(model.classes)
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
 
 
 def read_config(folder: Path) -> Model:
-    """A model as ``config.json`` describes it, its weights still to be loaded (:func:`load_tensors`)."""
-    values = read_json(folder / CONFIG)
+    """Build the model of a ``config.json``, without its weights. Refuse a file of another format."""
+    path = folder / CONFIG
+    values = read_json(path)
     if "format" not in values:
-        raise PraError(f"{folder / CONFIG} is of no model of pra: it names no format; give the folder of one")
+        raise unreadable(path, "is not of a model: it names no format. Use a model's folder")
     if values["format"] not in READABLE:
-        raise PraError(
-            f"{folder / CONFIG} is of format {values.get('format')!r}, this version of pra reads {FORMAT}; "
-            "install a newer pra"
-        )
+        problem = f"is of format {values['format']!r}, and this version of pra reads {FORMAT}. Install a newer pra"
+        raise unreadable(path, problem)
     model = build_model(model_from_dict(values.get("model"), "model"), seed=None)
     model.sampling = from_dict(SamplingConfig, values.get("sampling"), "sampling")
     classes = values.get("classes")
     if not isinstance(classes, list) or len(classes) != model.config.num_classes:
-        raise PraError(f"{folder / CONFIG} does not name the {model.config.num_classes} classes of its model")
+        raise unreadable(path, f"does not name the {model.config.num_classes} classes of its model")
     model.classes = tuple(str(name) for name in classes)
     return model
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        PraError: the file is not there or is no JSON object.
-    """
+    """Read a JSON object from a file, and refuse other content."""
     try:
         values = json.loads(path.read_text())
     except OSError as error:
-        raise PraError(f"{path} cannot be read: {error.strerror}") from None
+        raise unreadable(path, f"cannot be read: {error.strerror}") from None
     except ValueError as error:
         reason = "its bytes are not text" if isinstance(error, UnicodeDecodeError) else error
-        raise PraError(f"{path} is no JSON: {reason}") from None
+        raise unreadable(path, f"is no JSON: {reason}") from None
     if not isinstance(values, dict):
-        raise PraError(f"{path} holds {type(values).__name__} in place of an object")
+        raise unreadable(path, f"holds {type(values).__name__} in place of an object")
     return values
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """One safetensors file.
-
-    Raises:
-        OSError: the disk is full or refuses.
-    """
+    """Write one safetensors file. A disk that is full or refuses is an ``OSError``."""
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
-        # It tells the system's number in words only, and what is to be done depends on that.
+        # safetensors gives the system's error number only inside its text; callers need it.
         code = re.search(r"\b(?:os error|code:) (\d+)", str(error))
         raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))) from None
 
 
 def present_name(name: str) -> str:
-    """A tensor's name in this format, from its name in any that is read."""
+    """Return a tensor's name in this format, from its name in any readable format."""
     return next((new + name[len(old) :] for old, new in MOVED.items() if name.startswith(old)), name)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, on the CPU, by its present name.
-
-    Raises:
-        PraError: missing, truncated or otherwise no safetensors file.
-    """
+    """Read every tensor of a safetensors file to the CPU, by its present name. Refuse a damaged file."""
     try:
         return {present_name(name): tensor for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
-        raise PraError(f"{path} cannot be read ({error}); take another checkpoint, or restore the file") from None
+        problem = f"cannot be read ({error}). Use another checkpoint, or restore the file"
+        raise unreadable(path, problem) from None
 
 
 def load_tensors(model: Model, path: Path) -> None:
-    """A model's weights from a safetensors file; of a lower precision they are taken into the model's own.
-
-    Raises:
-        PraError: as :func:`read_tensors`, or the file is of another model.
-    """
+    """Load a model's weights, of any precision, from a safetensors file. Refuse a file of another model."""
     tensors, own = read_tensors(path), model.state_dict()
-    wrong = _differing(own, tensors)
-    if wrong:
-        raise PraError(
-            f"{path} is not of the model in its {CONFIG}: {wrong[0]} is {_shape(tensors, wrong[0])} there and "
-            f"{_shape(own, wrong[0])} in the model; restore the file that was saved beside it"
-        )
-    integers = [name for name, tensor in tensors.items() if tensor.is_floating_point() != own[name].is_floating_point()]
-    if integers:
-        kind = str(tensors[integers[0]].dtype).removeprefix("torch.")
-        raise PraError(f"{path} is not of a model of pra: {integers[0]} is stored as {kind}; restore the file")
+    if wrong := _differing(own, tensors):
+        problem = f"{wrong} in the model; restore the file that was saved beside it"
+        raise PraError(f"{path} is not of the model in its {CONFIG}: {problem}", code="mismatch", path=path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != own[name].is_floating_point():
+            problem = f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}; restore the file"
+            raise PraError(f"{path} is not of a model of pra: {problem}", code="mismatch", path=path)
     model.load_state_dict(tensors)
+
+
+def unreadable(path: Path, problem: str) -> PraError:
+    """Return the error of a file that is damaged or of another format."""
+    return PraError(f"{path} {problem}", code="unreadable", path=path)
 
 
 def _halved(tensor: Tensor, name: str) -> Tensor:
     rounded = tensor.half() if tensor.is_floating_point() else tensor
     if not rounded.isfinite().all():
-        raise PraError(f"{name} has weights that float16 cannot hold (beyond 65504, or not finite); leave --half out")
+        problem = "has weights that float16 cannot hold (beyond 65504, or not finite). Leave --half out"
+        raise PraError(f"{name} {problem}", name=name)
     return rounded
 
 
-def _differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
-    """The names of tensors that only one has, or whose shapes differ."""
-    return [name for name in {**one, **other} if _shape(one, name) != _shape(other, name)]
-
-
-def _shape(tensors: dict[str, Tensor], name: str) -> str:
-    return "x".join(map(str, tensors[name].shape)) if name in tensors else "missing"
+def _differing(own: dict[str, Tensor], given: dict[str, Tensor]) -> str | None:
+    """Name the first tensor whose shape is not the model's own: ``"head.out.weight is 3x4, and 3x5"``."""
+    shapes = [{name: "x".join(map(str, t.shape)) for name, t in tensors.items()} for tensors in (own, given)]
+    for name in {**own, **given}:
+        expected, found = (known.get(name, "missing") for known in shapes)
+        if found != expected:
+            return f"{name} is {found}, and {expected}"
+    return None

@@ -1,4 +1,4 @@
-"""Recipes: a run is a function that returns one complete configuration, the paper's targets beside it.
+"""Recipes: functions that return the complete configuration of a run, with the paper's targets.
 
 ``recipe("fashion")`` is PRA on Fashion-MNIST; ``recipe("fashion:teacher-forced")`` the same run with another of the
 paper's systems (:mod:`pra.recipes.systems`). Change what you like with :func:`dataclasses.replace`.
@@ -28,17 +28,18 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 
 def recipe(name: str) -> RunConfig:
-    """The configuration of ``BASE`` or ``BASE:SYSTEM``.
+    """Return the configuration of ``BASE`` or ``BASE:SYSTEM``.
 
     Raises:
         PraError: an unknown recipe or system; the nearest name is given.
     """
     base, _, system = name.partition(":")
     if base not in RECIPES:
-        raise PraError(f"no recipe {base!r}{nearest(base, RECIPES)}")
+        raise PraError(f"no recipe {base!r}{nearest(base, RECIPES)}", code="unknown", name=base)
     config = RECIPES[base]()
     if system:
         if system not in SYSTEMS:
-            raise PraError(f"no system {system!r} for recipe {base!r}{nearest(system, SYSTEMS)}")
+            known = nearest(system, SYSTEMS)
+            raise PraError(f"no system {system!r} for recipe {base!r}{known}", code="unknown", name=system)
         config = SYSTEMS[system](config)
     return dataclasses.replace(config, recipe=name)

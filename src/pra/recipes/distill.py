@@ -1,9 +1,8 @@
-"""Distillation: a second head learns to take the flow of a trained model in few steps, and all else stays as it is.
+"""Distillation: a second head learns to take the flow of a trained model in few steps; all other weights stay.
 
-It begins as the first head and learns from it (:mod:`pra.method.objectives`, L_shortcut): a step of any
-length is what two of half of it come to, the shortest what the midpoint rule of the first head makes of it. Learning
-beside everything else from the start (``model.head.shortcut=true`` alone) is the other way, and the worse one; see
-docs/performance.md.
+It begins as the first head and learns from it (:mod:`pra.method.objectives`, L_shortcut): a step of any length equals
+two of half of it, and the shortest equals the midpoint rule of the first head. Learning beside everything else from the
+start (``model.head.shortcut=true`` alone) works less well; see docs/performance.md.
 """
 
 from __future__ import annotations
@@ -22,18 +21,14 @@ NAME = "distilled"
 STEPS, WARM_UP, DRAWS = 2000, 50, 4
 
 EVALUATIONS = 4
-"""Steps that the distilled model is sampled with, if nothing else is said."""
+"""Steps that the distilled model is sampled with by default."""
 
 EMA_DECAY = 0.99
-"""Short: the average is of a head that begins where it is wanted."""
+"""Short: the head begins near its goal."""
 
 
 def run_folder(start: str) -> Path:
-    """``runs/fashion-distilled`` beside ``runs/fashion``, or beside the run of a checkpoint.
-
-    Raises:
-        PraError: as :func:`configure`.
-    """
+    """Return ``runs/fashion-distilled`` beside ``runs/fashion``, or beside the run of a checkpoint."""
     run = _run_of(start)
     return run.with_name(f"{run.name}-{NAME}")
 
@@ -41,35 +36,33 @@ def run_folder(start: str) -> Path:
 def _run_of(start: str) -> Path:
     folder = weights.run_of(weights.model_folder(start))
     if folder is None:
-        raise PraError(f"{start} is no run: a second head is learnt from the data of the run, so name its folder")
+        problem = f"{start} is not a run: a second head learns from the run's data. Name a run's folder"
+        raise PraError(problem, code="mismatch", path=start)
     named = Path(start).expanduser()
     run = named if (named / weights.CONFIG).exists() and not (named / weights.MODEL).exists() else named.parent.parent
     return run if run.name not in ("", "..") else Path(os.path.abspath(run))
 
 
 def configure(start: str, steps: int | None = None, average: str = weights.EMA) -> RunConfig:
-    """The run that gives a trained run a second head.
+    """Return the run that gives the run ``start``, or one of its checkpoints, a second head.
 
-    Args:
-        start: the other run's folder, or one of its checkpoints.
-        steps: of training; by default :data:`STEPS`.
-        average: which of its weights to begin with, as :func:`pra.load` takes it.
+    ``average`` names the weights to begin with, as :func:`pra.load` takes it.
 
     Raises:
-        PraError: no run there, or one without a head of velocities over which to learn.
+        PraError: not a run, or a run without a head of velocities, or with a second head.
     """
-    folder = _run_of(start)
-    run = read_run(folder)
+    run = read_run(_run_of(start))
     if not run.model.autoregressive:
-        raise PraError(f"{start} is a {run.model.name}, which has no head to distill")
+        raise PraError(f"{start} is a {run.model.name}, which has no head to distill", code="unsupported", path=start)
     if run.model.has_shortcut:
-        raise PraError(f"{start} has a second head already; sample it with --solver shortcut --steps 1, 2, 4 or 8")
+        problem = f"{start} has a second head already. Sample it with --solver shortcut --steps 1, 2, 4 or 8"
+        raise PraError(problem, code="exists", path=start)
     config = second_head(run, str(Path(start).expanduser()), STEPS if steps is None else steps)
     return replace(config, initial_average=average)
 
 
 def second_head(run: RunConfig, start: str, steps: int) -> RunConfig:
-    """The run that gives ``run``, which lies in the folder ``start``, a second head."""
+    """Return the run that gives ``run``, which lies in the folder ``start``, a second head."""
     assert run.model.autoregressive, "only a model with a head is distilled"
     optimizer = replace(
         run.train.optimizer,

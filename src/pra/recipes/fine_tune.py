@@ -1,8 +1,7 @@
-"""Fine-tuning: how to go on from a trained model with other pictures, of the same or of other classes.
+"""Fine-tuning: train a model further with other pictures, of the same or of other classes.
 
-The model stays as it is, but for its classes (:mod:`pra.training.initial`), and so does what it learns by: backbone,
-head and codec go on together. Only the rate is lower, and the average shorter, which otherwise shows a short run what
-the model was before.
+The model keeps all but its classes (:mod:`pra.training.initial`), and its objective: backbone, head and codec train
+together. The rate is lower, and the average shorter, which would otherwise show the old model after a short run.
 """
 
 from __future__ import annotations
@@ -35,19 +34,16 @@ from pra.training.run import read_run
 
 NAME = "fine-tuned"
 
-LOWER = 10
-"""The learning rate is the other run's divided by this."""
-
-EPOCHS, FEWEST_STEPS = 40, 50
-"""More often than that no picture is seen, unless there are very few. Both this and the rate are from docs/own-data.md,
-where a model of a thousand icons went on with 85 others: longer or faster, it got worse on 85 that it did not see."""
+LOWER, EPOCHS, FEWEST_STEPS = 10, 40, 50
+"""Divisor of the other run's learning rate, and the longest training. Both are from docs/own-data.md: a model of a
+thousand icons, trained on 85 others longer or faster, got worse on 85 that it did not see."""
 
 NAMED = 8
 """Classes that a line names."""
 
 
 def run_folder(start: str, data: str) -> Path:
-    """``runs/own-photos-from-flowers`` for ``runs/flowers`` and ``folder:~/photos``."""
+    """Return ``runs/own-photos-from-flowers`` for ``runs/flowers`` and ``folder:~/photos``."""
     name = re.sub(r"[^\w.-]+", "-", start.rstrip("/").rpartition("/")[2]).strip("-.")
     return own.run_folder(data).with_name(f"{own.run_folder(data).name}-from-{name or 'run'}")
 
@@ -55,10 +51,7 @@ def run_folder(start: str, data: str) -> Path:
 def configure(
     start: str, data: str | None, folder: Path, minutes: float | None, steps: int | None, device: torch.device
 ) -> tuple[RunConfig, list[str]]:
-    """The configuration of the run in ``folder``: what was chosen when it began, or else what is chosen now.
-
-    Returns:
-        The configuration, and lines for a person: what was found, what was chosen, and why.
+    """Return the configuration of the run in ``folder``, or choose one (:func:`propose`); and lines that say why.
 
     Raises:
         PraError: as :func:`pra.load`, :func:`pra.data.survey.look` and :func:`propose`; or there is neither a
@@ -67,33 +60,28 @@ def configure(
     if (folder / weights.CONFIG).exists():
         begun = read_run(folder)
         if begun.initial is None or Path(begun.initial) != Path(start):  # runs/a/ is runs/a
-            # With another start it is not that run: the training refuses it, and names the two.
+            # Another start makes another run: training refuses it, and names both.
             begun = replace(begun, initial=start)
         return begun, [f"settings: those of {folder}, chosen when it began"]
     if data is None:
-        raise PraError(f"no run at {folder} to go on with; name the pictures for {start} with --data folder:PHOTOS")
+        problem = f"no run at {folder} to go on with. Name the pictures for {start} with --data folder:PHOTOS"
+        raise PraError(problem, code="missing", path=folder)
     base = weights.model_folder(start)
     model, run = weights.read_config(base), weights.run_of(base)
     survey = look(data)
     config, reasons = propose(start, model, read_run(run) if run else None, survey, minutes, steps, device)
-    found = [f"  {line}" for line in survey.lines()]
-    chosen = [f"  {line}" for line in reasons]
-    return config, [f"found in {survey.source}:", *found, f"from {start}:", *chosen]
+    return config, own.told(survey, f"from {start}:", reasons)
 
 
 @dataclass(frozen=True)
 class _Adjustable:
-    """What a setting of the model changes."""
+    """The part of a configuration that ``model.*`` settings change."""
 
     model: AnyModelConfig
 
 
 def check_settings(start: str, settings: Sequence[str]) -> None:
-    """Refuses settings (``"model.image_size=64"``) under which a model cannot go on with the weights of ``start``.
-
-    Raises:
-        PraError: it cannot; or as :func:`pra.load` and :func:`pra.config.apply_settings`.
-    """
+    """Refuse settings (``"model.image_size=64"``) under which a model cannot begin with the weights of ``start``."""
     model = weights.read_config(weights.model_folder(start)).config
     asked = apply_settings(_Adjustable(model), [line for line in settings if line.startswith(("model.", "model="))])
     check_same_model(start, model, asked.model)
@@ -108,19 +96,9 @@ def propose(
     steps: int | None,
     device: torch.device,
 ) -> tuple[RunConfig, list[str]]:
-    """A configuration that goes on from a model with these pictures.
+    """Choose a configuration that trains the model in ``start`` further with these pictures (:func:`own.propose`).
 
-    Args:
-        start: where the model is.
-        model: its configuration, classes and recommended sampling; the weights do not matter.
-        run: that it comes from, as far as there is one: it goes on to be trained as there.
-        survey: of the pictures.
-        minutes: that the training may take; :data:`pra.recipes.own.MINUTES` by default.
-        steps: of the training, in place of ``minutes``.
-        device: to train on.
-
-    Returns:
-        The configuration, of the recipe "fine-tuned", and why it is so, a sentence each.
+    The weights of ``model`` do not matter. The settings of ``run``, which trained it, are kept, if it is known.
 
     Raises:
         PraError: no time, or a step needs more memory than the device has.
@@ -131,7 +109,7 @@ def propose(
         recipe=NAME,
         model=replace(model.config, num_classes=len(survey.classes)),
         data=own.data_config(survey),
-        # The codec is trained already, and how often to validate follows from the length.
+        # The codec is trained already; validate_every follows from the length.
         train=replace(train, optimizer=optimizer, codec_warmup=0, validate_every=0),
         sampling=replace(model.sampling, guidance=_guidance(model, survey)),
         initial=start,
@@ -153,7 +131,7 @@ def propose(
 
 
 def _of_everything(train: TrainConfig) -> TrainConfig:
-    """As a run was trained; of a distilled one, whose settings are for its second head alone, as one is by default."""
+    """The run's settings; for a distilled run, whose settings are for its second head alone, the usual ones."""
     if train.trainable != ("shortcut",):
         return train
     usual = ObjectiveConfig()
@@ -166,31 +144,26 @@ def _of_everything(train: TrainConfig) -> TrainConfig:
 
 
 def _training(model: Model, device: torch.device) -> TrainConfig:
-    """As for one's own pictures, of a model of which no run is known."""
+    """Settings of one's own pictures, for a model without its run."""
     return TrainConfig(
         steps=1,
         batch_size=own.batch_size(device),
-        rollout=Clean() if model.config.codec is None else Parallel(t_min=0.9),  # without states there are no others
+        rollout=Clean() if model.config.codec is None else Parallel(t_min=0.9),
         optimizer=OptimizerConfig(lr=own.peak_rate(model.config.width)),
     )
 
 
 def _filled(config: RunConfig, survey: Survey, minutes: float, device: torch.device) -> tuple[RunConfig, str]:
     """With the steps that the time allows, and the words on it."""
-    budget = own.seconds_of(minutes)
-    micro, count = config.train.micro_batches(1)
-
-    def speed(config: RunConfig, device: torch.device) -> float:
-        part = replace(config, train=replace(config.train, batch_size=micro, micro_batch_size=None))
-        return count * own.seconds_per_step(part, device)
-
-    config, seconds = own.timed(config, survey, device, speed)
+    budget, batch = own.seconds_of(minutes), config.train.batch_size
+    config, seconds = own.with_workers(config, survey, device, own.seconds_per_step)
     if math.isinf(seconds):
-        raise PraError(
-            f"a step of {micro} images of the model of {config.initial} needs more memory than {device} has; say "
+        micro, _ = config.train.micro_batches(1)
+        problem = (
+            f"a step of {micro} images of the model of {config.initial} needs {own.TOO_LARGE} ({device}). Use "
             f"--steps N and --set train.micro_batch_size={max(1, micro // 4)}"
         )
-    batch = config.train.batch_size
+        raise PraError(problem, code="too-large", value=micro)
     longest = max(EPOCHS * survey.images, FEWEST_STEPS * batch)
     steps = own.steps_in(budget, seconds, longest, batch)
     config = own.with_steps(config, steps)
@@ -199,7 +172,7 @@ def _filled(config: RunConfig, survey: Survey, minutes: float, device: torch.dev
 
 
 def _guidance(model: Model, survey: Survey) -> float:
-    """The model's; none where there are no classes now, and some where there were none."""
+    """The model's; 1 without classes, and the usual where the model had none."""
     if survey.unconditional:
         return 1.0
     return own.GUIDANCE if model.config.num_classes == 1 else model.sampling.guidance

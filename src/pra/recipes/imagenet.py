@@ -11,12 +11,8 @@ is in docs/probe.md (``pra probe RUN --test folder:VAL --layers ...``).
 from __future__ import annotations
 
 from pra.config import (
-    CodecConfig,
     DataConfig,
-    EncoderConfig,
     GuidanceSchedule,
-    HeadConfig,
-    ModelConfig,
     ObjectiveConfig,
     OnSmall,
     OptimizerConfig,
@@ -25,8 +21,8 @@ from pra.config import (
     Solver,
     Targets,
     TrainConfig,
-    TransformerConfig,
 )
+from pra.recipes.sizes import sized
 
 EPOCHS, BATCH, IMAGES = 400, 512, 1_281_167
 STEPS_PER_EPOCH = IMAGES // BATCH
@@ -34,57 +30,47 @@ STEPS_PER_EPOCH = IMAGES // BATCH
 
 def pra_s_256() -> RunConfig:
     """PRA-S, 135M parameters, FID 2.58."""
-    model = _model(
-        TransformerConfig(depth=12, width=768, heads=12),
-        head_depth=6,
-        encoder=EncoderConfig(depth=2, width=384),
-        decoder=TransformerConfig(depth=7, width=384, heads=6),
-    )
-    return _run("pra-s-256", model, 64, Targets(source="arXiv 2606.27978", parameters=135e6, fid_50k=2.58))
+    targets = Targets(source="arXiv 2606.27978", parameters=135e6, fid_50k=2.58)
+    return _run("pra-s-256", (12, 768, 12), 6, (2, 384), (7, 384, 6), 64, targets)
 
 
 def pra_b_256() -> RunConfig:
     """PRA-B, 250M parameters, FID 2.21."""
-    model = _model(
-        TransformerConfig(depth=24, width=768, heads=12),
-        head_depth=6,
-        encoder=EncoderConfig(depth=2, width=768),
-        decoder=TransformerConfig(depth=5, width=768, heads=12),
-    )
-    return _run("pra-b-256", model, 32, Targets(source="arXiv 2606.27978", parameters=250e6, fid_50k=2.21))
+    targets = Targets(source="arXiv 2606.27978", parameters=250e6, fid_50k=2.21)
+    return _run("pra-b-256", (24, 768, 12), 6, (2, 768), (5, 768, 12), 32, targets)
 
 
 def pra_l_256() -> RunConfig:
     """PRA-L, 511M parameters, FID 1.94, linear probe 68.8 %."""
-    model = _model(
-        TransformerConfig(depth=32, width=1024, heads=16),
-        head_depth=8,
-        encoder=EncoderConfig(depth=2, width=768),
-        decoder=TransformerConfig(depth=5, width=768, heads=12),
-    )
     targets = Targets(source="arXiv 2606.27978", parameters=511e6, fid_50k=1.94, linear_probe=0.688)
-    return _run("pra-l-256", model, 32, targets)
+    return _run("pra-l-256", (32, 1024, 16), 8, (2, 768), (5, 768, 12), 32, targets)
 
 
-def _model(
-    backbone: TransformerConfig, head_depth: int, encoder: EncoderConfig, decoder: TransformerConfig
-) -> ModelConfig:
-    return ModelConfig(
-        image_size=(256, 256),
-        channels=3,
-        patch_size=16,
-        num_classes=1000,
-        class_tokens=16,
-        backbone=backbone,
-        head=HeadConfig(depth=head_depth, width=backbone.width),
-        codec=CodecConfig(state_dim=16, encoder=encoder, decoder=decoder),
-    )
-
-
-def _run(name: str, model: ModelConfig, micro_batch: int, targets: Targets) -> RunConfig:
+def _run(
+    name: str,
+    backbone: tuple[int, int, int],
+    head_depth: int,
+    encoder: tuple[int, int],
+    decoder: tuple[int, int, int],
+    micro_batch: int,
+    targets: Targets,
+) -> RunConfig:
     return RunConfig(
         recipe=name,
-        model=model,
+        model=sized(
+            256,
+            3,
+            16,
+            1000,
+            backbone=backbone,
+            head=(head_depth, backbone[1]),
+            state_dim=16,
+            encoder=encoder,
+            decoder=decoder,
+            class_tokens=16,
+            modulations=2,
+            sees_condition=True,
+        ),
         data=DataConfig(
             source="imagenet-tar:ILSVRC2012_img_train.tar", flip=True, on_small=OnSmall.UPSCALE, workers=12
         ),

@@ -1,4 +1,4 @@
-"""A configuration by the name that a person gives: a recipe's, or a run's folder."""
+"""A configuration by the name of a recipe or the folder of a run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,13 @@ from pra.utils.hub import is_address
 
 
 def recipe_or_run(name: str) -> RunConfig:
-    """The configuration of a recipe or of a run.
-
-    Raises:
-        PraError: the name means neither, or the run's folder does not hold what it should.
-    """
+    """Return the configuration of a recipe or of a run."""
     if is_address(name):
-        raise PraError(f"{name} is a model, not a run: its card, on its page, says what it is; give a recipe or a run")
+        raise PraError(f"{name} is a model, not a run. Use a recipe or a run", code="mismatch", name=name)
     folder = Path(name).expanduser()
     if (folder / CONFIG).exists() or (folder.is_dir() and name not in RECIPES):
         return read_run(folder)
     try:
         return recipe(name)
     except PraError as error:
-        raise PraError(f"no run at {name}, and {error}") from None
+        raise PraError(f"no run at {name}, and {error}", code="unknown", name=name) from None

@@ -1,27 +1,24 @@
-"""A recipe for one's own pictures: what fits them, the machine and the time.
+"""A recipe for one's own pictures, chosen for them, the machine and the time.
 
-What is measured is this machine's speed on the very models in question. Which model is worth which length of training
-is a judgement (:data:`LADDER`), as are patches and states, which follow the settings of docs/evidence.md.
+The speed of each model is measured on this machine. How long a training each model is worth is a judgement
+(:data:`LADDER`), as are patches and states, which follow the settings of docs/evidence.md.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from pra.bench.device import timed
+from pra.bench.training import SyntheticStep
 from pra.config import (
-    CodecConfig,
     DataConfig,
-    EncoderConfig,
-    HeadConfig,
     LearningRate,
-    ModelConfig,
     ObjectiveConfig,
     OnCorrupt,
     OnSmall,
@@ -30,51 +27,39 @@ from pra.config import (
     RunConfig,
     SamplingConfig,
     TrainConfig,
-    TransformerConfig,
 )
 from pra.data.survey import Survey, look
 from pra.errors import PraError
-from pra.method import noise
-from pra.method.objectives import training_losses
-from pra.models import build_model, count_parameters
+from pra.models import count_parameters
 from pra.models.weights import CONFIG
-from pra.training.optimizer import build_optimizer
+from pra.recipes.sizes import sized
 from pra.training.run import read_run
-from pra.utils.device import autocast, cores
+from pra.utils.device import cores
 
 NAME = "own"
 
-MINUTES = 30.0
-"""Where nobody says how long."""
+MINUTES, TRAINING_SHARE = 30.0, 0.85
+"""The default time, and the share of it for steps; grids, checkpoints and the start take the rest."""
 
-TRAINING_SHARE = 0.85
-"""Of the time; grids, checkpoints and the start take the rest."""
-
-EPOCHS = 400
-"""The paper's length on ImageNet: more often than that no picture is seen, unless there are very few."""
-
-FEWEST_IMAGES = 40_000
-"""Seen in training, however few pictures there are: about the length of the studies on CPUs, which is not long."""
-
-FEW_PICTURES = 500
-"""Below which a person is to be warned."""
+EPOCHS, FEWEST_IMAGES, FEW_PICTURES = 400, 40_000, 500
+"""The longest training, the paper's; the fewest images seen, about the studies' length on CPUs; fewer pictures than the
+last are learned by heart, and a line says so."""
 
 HELD_OUT, FEWEST_TO_HOLD_OUT = 0.05, 200
-"""The share of the pictures that the held-out loss is measured on, and from how many pictures on."""
+"""Share of the pictures that are held out, and from how many pictures on."""
 
-VALIDATIONS = 20
-"""Measurements of the held-out loss, over the training."""
-
-GRIDS = 5
-"""Of samples, over the training."""
+VALIDATIONS, GRIDS = 20, 5
+"""Measurements of the held-out loss, and grids of samples, over the training."""
 
 GUIDANCE = 1.5
 """Where there are classes to tell apart."""
 
+TOO_LARGE = "more memory than the device has"
+
 
 @dataclass(frozen=True)
 class Rung:
-    """A model, and how many images it should at least see for its size to be worth it."""
+    """A model, and the fewest images that it should see for its size to be worth it."""
 
     side: int
     width: int
@@ -94,14 +79,17 @@ LADDER = (
 """From the cheapest up; sides are clipped to the pictures'."""
 
 PATCHES = {8: 2, 16: 2, 32: 4, 64: 8, 128: 16, 256: 16}
-"""By side: 64 tokens, where PRA was measured, but for the smallest (16) and the largest (256, the paper's)."""
+"""Patch by side: 64 tokens, where PRA was measured, but for the smallest (16) and the largest (256, the paper's)."""
 
 STATES = {4: 4, 16: 6, 64: 8, 192: 12}
-"""Numbers of a state by the numbers of a patch, up to which it serves; beyond them 16, as in the paper."""
+"""Numbers of a state by the most numbers of a patch; of larger patches 16, as in the paper."""
+
+Speed = Callable[[RunConfig, torch.device], float]
+"""Seconds of one training step."""
 
 
 def run_folder(data: str) -> Path:
-    """``runs/own-photos`` for ``folder:~/photos``."""
+    """Return ``runs/own-photos`` for ``folder:~/photos``."""
     name = re.sub(r"[^\w.-]+", "-", data.rstrip("/").rpartition("/")[2].rpartition(":")[2]).strip("-.")
     return Path("runs") / f"{NAME}-{name or 'pictures'}"
 
@@ -109,10 +97,7 @@ def run_folder(data: str) -> Path:
 def configure(
     data: str | None, folder: Path, minutes: float | None, steps: int | None, device: torch.device
 ) -> tuple[RunConfig, list[str]]:
-    """The configuration of the run in ``folder``: what was chosen when it began, or else what is chosen now.
-
-    Returns:
-        The configuration, and lines for a person: what was found, what was chosen, and why.
+    """Return the configuration of the run in ``folder``, or choose one (:func:`propose`); and lines that say why.
 
     Raises:
         PraError: as :func:`pra.data.survey.look` and :func:`propose`; or there is neither a run nor ``data``.
@@ -120,25 +105,29 @@ def configure(
     if (folder / CONFIG).exists():
         return read_run(folder), [f"settings: those of {folder}, chosen when it began"]
     if data is None:
-        raise PraError(
-            f"no run at {folder} to go on with; name a RECIPE, or your own pictures with --data folder:PHOTOS"
-        )
+        problem = f"no run at {folder} to go on with. Name a RECIPE, or your own pictures with --data folder:PHOTOS"
+        raise PraError(problem, code="missing", path=folder)
     survey = look(data)
     config, reasons = propose(survey, minutes, steps, device)
-    found = [f"  {line}" for line in survey.lines()]
-    chosen = [f"  {line}" for line in reasons]
-    return config, [f"found in {survey.source}:", *found, "chosen:", *chosen]
+    return config, told(survey, "chosen:", reasons)
 
 
-Speed = Callable[[RunConfig, torch.device], float]
+def told(survey: Survey, heading: str, reasons: list[str]) -> list[str]:
+    """Return lines for a person: what was found in the pictures, and what was chosen."""
+    return [
+        f"found in {survey.source}:",
+        *(f"  {line}" for line in survey.lines()),
+        heading,
+        *(f"  {r}" for r in reasons),
+    ]
 
 
 def propose(
     survey: Survey, minutes: float | None, steps: int | None, device: torch.device, speed: Speed | None = None
 ) -> tuple[RunConfig, list[str]]:
-    """A configuration for these pictures, this machine and this time.
+    """Choose a configuration for these pictures, this machine and this time.
 
-    Models are tried from the cheapest up, each timed for a second or two; the last that can see enough images in the
+    Models are tried from the cheapest up, each timed for a second or two. The last one that sees enough images in the
     time, or in the steps, is taken.
 
     Args:
@@ -146,19 +135,16 @@ def propose(
         minutes: that the training may take; :data:`MINUTES` by default.
         steps: of the training, in place of ``minutes``.
         device: to train on.
-        speed: seconds of one training step; :func:`seconds_per_step` by default.
+        speed: :func:`seconds_per_step` by default.
 
     Returns:
-        The configuration, of the recipe "own", and why it is so, a sentence each.
-
-    Raises:
-        PraError: no time.
+        The configuration, of the recipe "own", and the reasons, a sentence each.
     """
     minutes = MINUTES if minutes is None else minutes
     budget = seconds_of(minutes) if steps is None else math.inf
     batch, longest = batch_size(device), max(EPOCHS * survey.images, FEWEST_IMAGES)
     taken: tuple[RunConfig, float] | None = None
-    stopped = ""
+    stopped = "the largest there is for such pictures"
     for rung in _ladder(survey):
         config = _configure(survey, rung, batch)
         if taken and rung.images > longest:
@@ -167,10 +153,11 @@ def propose(
         if taken and steps is not None and rung.images > steps * batch:
             stopped = f"the next larger choice ({_size(config)}) needs {-(-rung.images // batch):,} steps"
             break
-        config, seconds = timed(config, survey, device, speed or seconds_per_step)
+        config, seconds = with_workers(config, survey, device, speed or seconds_per_step)
         needed = rung.images / batch * seconds
-        if taken and needed >= budget:  # endless, where the memory does not hold it
-            stopped = f"the next larger choice ({_size(config)}) needs {_minutes(needed)}"
+        if taken and needed >= budget:
+            minutes_needed = f"{math.ceil(needed / TRAINING_SHARE / 60):,} minutes" if math.isfinite(needed) else ""
+            stopped = f"the next larger choice ({_size(config)}) needs {minutes_needed or TOO_LARGE}"
             break
         taken = config, seconds
     assert taken, "the ladder has a first rung"
@@ -181,71 +168,45 @@ def propose(
 
 
 def seconds_of(minutes: float) -> float:
-    """Of training steps, in so many minutes of training.
-
-    Raises:
-        PraError: no time.
-    """
+    """Return the seconds of training steps in so many minutes of training."""
     if not 0 < minutes < math.inf:
-        raise PraError(f"--minutes {minutes:g} must be positive and finite")
+        raise PraError(f"--minutes {minutes:g} must be positive and finite", option="--minutes", value=f"{minutes:g}")
     return minutes * 60 * TRAINING_SHARE
 
 
 def steps_in(budget: float, seconds: float, longest: int, batch: int) -> int:
-    """Steps of so many seconds in ``budget`` seconds; no more than it takes to see ``longest`` images."""
+    """Return the steps of so many seconds in ``budget`` seconds, until ``longest`` images are seen."""
     return max(1, min(int(budget / seconds), -(-longest // batch)))
 
 
 def batch_size(device: torch.device) -> int:
-    """Images of a step."""
+    """Return the images of a step."""
     return 128 if device.type == "cuda" else 32
 
 
 def peak_rate(width: int) -> float:
-    """The learning rate, as in the studies (2e-3 at 64) and the recipes (1e-3 at 128): the wider, the slower."""
+    """Return the learning rate, as in the studies (2e-3 at width 64) and the recipes (1e-3 at 128)."""
     return 0.128 / width
 
 
 def seconds_per_step(config: RunConfig, device: torch.device, patience: float = 1.0) -> float:
-    """Times training steps of a model on random images: one to warm up, then for ``patience`` seconds, 2 at least.
+    """Return the seconds of a training step on random images, without LPIPS and the compiler.
 
-    Returns:
-        Seconds of one step; infinite where the device's memory does not hold it.
+    One step warms up, then ``patience`` seconds count, 2 steps at least. Infinite where the memory does not hold it.
     """
     try:
-        return _time_steps(config, device, patience)
+        step = SyntheticStep(replace(config, train=replace(config.train, compile=False)), device)
+        timed(step, device)
+        seconds = [timed(step, device), timed(step, device)]
+        while sum(seconds) < patience:
+            seconds.append(timed(step, device))
+        return sum(seconds) / len(seconds)
     except torch.OutOfMemoryError:
         return math.inf
 
 
-def _time_steps(config: RunConfig, device: torch.device, patience: float) -> float:
-    model = build_model(config.model).to(device)
-    optimizer = build_optimizer(model, config.train.optimizer)
-    size = config.train.batch_size
-    indices = torch.arange(size, device=device)
-    pixels = noise.normal(noise.keys(0, indices), config.model.channels, *config.model.image_size)
-    labels = indices % config.model.num_classes
-
-    def step() -> None:
-        with autocast(device, config.train.precision):
-            losses = training_losses(
-                model, pixels, labels, noise.keys(0, indices), config.train.objective, config.train.rollout
-            )
-        torch.autograd.backward(losses.total)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()  # a number: the device has finished
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    step()
-    begin, done = time.monotonic(), 0
-    while done < 2 or time.monotonic() - begin < patience:
-        step()
-        done += 1
-    return (time.monotonic() - begin) / done
-
-
 def _ladder(survey: Survey) -> list[Rung]:
-    """Rungs for these pictures: none is enlarged by more than half, where the smallest model allows."""
+    """Rungs for these pictures, enlarged by no more than half if the smallest model allows it."""
     largest = max((side for side in PATCHES if side <= 1.5 * survey.short_side.median), default=min(PATCHES))
     rungs: dict[tuple[int, int], Rung] = {}
     for rung in LADDER:
@@ -256,25 +217,22 @@ def _ladder(survey: Survey) -> list[Rung]:
 
 def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:
     """All but the length."""
-    patch, channels = PATCHES[rung.side], survey.channels
-    numbers = patch * patch * channels
-    small = rung.width <= 64
-    transformer = TransformerConfig(depth=rung.depth, width=rung.width, heads=2 if small else rung.width // 32)
+    patch, width = PATCHES[rung.side], rung.width
+    numbers = patch * patch * survey.channels
+    small = width <= 64
+    heads = 2 if small else width // 32
     return RunConfig(
         recipe=NAME,
-        model=ModelConfig(
-            image_size=(rung.side, rung.side),
-            channels=channels,
-            patch_size=patch,
-            num_classes=len(survey.classes),
-            class_tokens=4,
-            backbone=transformer,
-            head=HeadConfig(depth=2 if small else 3, width=rung.width, modulations=1),
-            codec=CodecConfig(
-                state_dim=next((size for most, size in STATES.items() if numbers <= most), 16),
-                encoder=EncoderConfig(depth=1 if small else 2, width=rung.width, sees_condition=False),
-                decoder=replace(transformer, depth=rung.depth // 2),
-            ),
+        model=sized(
+            rung.side,
+            survey.channels,
+            patch,
+            len(survey.classes),
+            backbone=(rung.depth, width, heads),
+            head=(2 if small else 3, width),
+            state_dim=next((size for most, size in STATES.items() if numbers <= most), 16),
+            encoder=(1 if small else 2, width),
+            decoder=(rung.depth // 2, width, heads),
         ),
         data=data_config(survey),
         train=TrainConfig(
@@ -282,14 +240,14 @@ def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:
             batch_size=batch,
             rollout=Parallel(t_min=0.9),
             objective=ObjectiveConfig(noise_draws=2 if small else 4),
-            optimizer=OptimizerConfig(lr=peak_rate(rung.width), schedule=LearningRate.COSINE),
+            optimizer=OptimizerConfig(lr=peak_rate(width), schedule=LearningRate.COSINE),
         ),
         sampling=SamplingConfig(guidance=1.0 if survey.unconditional else GUIDANCE, steps=5),
     )
 
 
 def data_config(survey: Survey) -> DataConfig:
-    """How one's own pictures are read, and the share of them that is held out where there are enough."""
+    """Return how one's own pictures are read, and the share that is held out where there are enough."""
     enough = survey.images >= FEWEST_TO_HOLD_OUT and not survey.streamed
     return DataConfig(
         source=survey.source,
@@ -299,8 +257,8 @@ def data_config(survey: Survey) -> DataConfig:
     )
 
 
-def timed(config: RunConfig, survey: Survey, device: torch.device, speed: Speed) -> tuple[RunConfig, float]:
-    """With worker processes where reading would hold the model up, and the seconds of a step, reading included."""
+def with_workers(config: RunConfig, survey: Survey, device: torch.device, speed: Speed) -> tuple[RunConfig, float]:
+    """Add worker processes if reading would slow training down; return the seconds of a step too, with reading."""
     arithmetic, reading = speed(config, device), survey.seconds_per_image * config.train.batch_size
     workers = min(8, cores()) if reading > 0.2 * arithmetic else 0
     config = replace(config, data=replace(config.data, workers=workers))
@@ -308,32 +266,23 @@ def timed(config: RunConfig, survey: Survey, device: torch.device, speed: Speed)
 
 
 def with_steps(config: RunConfig, steps: int) -> RunConfig:
-    """With all that follows from the length: warm-up, moving average, how often to draw, to save and to validate."""
+    """Set the length and what follows from it: warm-up, moving average, how often to draw, save and validate."""
     optimizer = replace(
         config.train.optimizer,
         warmup_steps=min(200, max(1, steps // 20)),
-        # An average over the last eighth of the run, by when the cosine has brought the rate down.
+        # An average over the last eighth of the run, when the cosine has brought the rate down.
         ema_decay=1.0 - 8.0 / max(16, steps),
     )
     every = -(-steps // GRIDS)
-    return replace(
-        config,
-        train=replace(
-            config.train,
-            steps=steps,
-            optimizer=optimizer,
-            sample_every=every,
-            checkpoint_every=min(500, every),
-            validate_every=0 if config.data.validation is None else -(-steps // VALIDATIONS),
-        ),
+    train = replace(
+        config.train,
+        steps=steps,
+        optimizer=optimizer,
+        sample_every=every,
+        checkpoint_every=min(500, every),
+        validate_every=0 if config.data.validation is None else -(-steps // VALIDATIONS),
     )
-
-
-def _minutes(seconds: float) -> str:
-    """Of the whole training, by its steps' seconds."""
-    if math.isinf(seconds):
-        return "more memory than the device has"
-    return f"{math.ceil(seconds / TRAINING_SHARE / 60):,} minutes"
+    return replace(config, train=train)
 
 
 def _size(config: RunConfig) -> str:
@@ -350,7 +299,7 @@ def _reasons(
     scaled = "enlarged" if survey.short_side.median < side else "scaled"
     shape = "" if survey.square == survey.opened else " and cut to the middle square"
     reasons = [
-        f"{_size(config)}: {stopped or 'the largest there is for such pictures'}",
+        f"{_size(config)}: {stopped}",
         f"yours are {survey.short_side} pixels on the short side: they are {scaled}{shape}",
         ("grey: none that was opened has colour; " if model.channels == 1 else "colour; ")
         + ("no class folders, so no classes" if survey.unconditional else f"{model.num_classes} classes"),
@@ -371,7 +320,7 @@ def _reasons(
 
 
 def pace(config: RunConfig, survey: Survey, seconds: float, device: torch.device) -> str:
-    """In words: how long a step takes, and what they come to."""
+    """Say how long a step takes, and all of them."""
     train = config.train
     learnt = survey.images * (1.0 - (config.data.held_out_share or 0.0))
     return (

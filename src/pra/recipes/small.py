@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pra.config import (
-    CodecConfig,
     DataConfig,
-    EncoderConfig,
     Fit,
-    HeadConfig,
     LearningRate,
     ModelConfig,
     ObjectiveConfig,
@@ -16,98 +15,56 @@ from pra.config import (
     RunConfig,
     SamplingConfig,
     TrainConfig,
-    TransformerConfig,
 )
+from pra.recipes.sizes import sized
+
+FASHION = DataConfig(source="idx:/usr/share/datasets/fashion-mnist", fit=Fit.PAD)
 
 
 def tiny() -> RunConfig:
     """A model for tests: every part there, nothing learnt in its 20 steps."""
-    return RunConfig(
-        recipe="tiny",
-        model=ModelConfig(
-            image_size=(8, 8),
-            channels=1,
-            patch_size=2,
-            num_classes=10,
-            class_tokens=2,
-            backbone=TransformerConfig(depth=2, width=32, heads=2),
-            head=HeadConfig(depth=2, width=32),
-            codec=CodecConfig(
-                state_dim=4,
-                encoder=EncoderConfig(depth=1, width=32),
-                decoder=TransformerConfig(depth=1, width=32, heads=2),
-            ),
-        ),
-        data=DataConfig(source="digits"),
-        train=TrainConfig(
-            steps=20,
-            batch_size=8,
-            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=5),
-            log_every=5,
-            sample_every=10,
-            checkpoint_every=10,
-        ),
-        sampling=SamplingConfig(guidance=1.5, steps=2),
+    model = sized(
+        8,
+        1,
+        2,
+        10,
+        backbone=(2, 32, 2),
+        head=(2, 32),
+        state_dim=4,
+        encoder=(1, 32),
+        decoder=(1, 32, 2),
+        class_tokens=2,
+        modulations=2,
+        sees_condition=True,
     )
+    optimizer = OptimizerConfig(lr=1e-3, warmup_steps=5)
+    train = TrainConfig(steps=20, batch_size=8, optimizer=optimizer, log_every=5, sample_every=10, checkpoint_every=10)
+    sampling = SamplingConfig(guidance=1.5, steps=2)
+    return RunConfig(recipe="tiny", model=model, data=DataConfig(source="digits"), train=train, sampling=sampling)
 
 
 def digits() -> RunConfig:
     """scikit-learn's 8x8 digits in under three minutes on two CPU cores."""
-    return RunConfig(
-        recipe="digits",
-        model=ModelConfig(
-            image_size=(8, 8),
-            channels=1,
-            patch_size=2,
-            num_classes=10,
-            class_tokens=2,
-            backbone=TransformerConfig(depth=4, width=64, heads=4),
-            head=HeadConfig(depth=2, width=64, modulations=1),
-            codec=CodecConfig(
-                state_dim=4,
-                encoder=EncoderConfig(depth=1, width=64, sees_condition=False),
-                decoder=TransformerConfig(depth=2, width=64, heads=4),
-            ),
-        ),
-        data=DataConfig(source="digits"),
-        train=TrainConfig(
-            steps=1200,
-            batch_size=64,
-            optimizer=OptimizerConfig(lr=2e-3, warmup_steps=100, schedule=LearningRate.COSINE, ema_decay=0.999),
-            log_every=25,
-        ),
-        sampling=SamplingConfig(guidance=1.5),
+    model = sized(
+        8,
+        1,
+        2,
+        10,
+        backbone=(4, 64, 4),
+        head=(2, 64),
+        state_dim=4,
+        encoder=(1, 64),
+        decoder=(2, 64, 4),
+        class_tokens=2,
     )
+    return _run("digits", model, DataConfig(source="digits"), (2e-3, 100), steps=1200, batch_size=64, log_every=25)
 
 
 def fashion() -> RunConfig:
     """Fashion-MNIST, padded to 32x32: 16 patches of 8x8, each a state of 8 numbers."""
-    return RunConfig(
-        recipe="fashion",
-        model=ModelConfig(
-            image_size=(32, 32),
-            channels=1,
-            patch_size=8,
-            num_classes=10,
-            class_tokens=4,
-            backbone=TransformerConfig(depth=6, width=128, heads=4),
-            head=HeadConfig(depth=3, width=160, modulations=1),
-            codec=CodecConfig(
-                state_dim=8,
-                encoder=EncoderConfig(depth=2, width=128, sees_condition=False),
-                decoder=TransformerConfig(depth=3, width=128, heads=4),
-            ),
-        ),
-        data=DataConfig(source="idx:/usr/share/datasets/fashion-mnist", fit=Fit.PAD),
-        train=TrainConfig(
-            steps=5_000,
-            batch_size=128,
-            rollout=Parallel(t_min=0.95),
-            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=200, schedule=LearningRate.COSINE, ema_decay=0.999),
-            sample_every=1000,
-        ),
-        sampling=SamplingConfig(guidance=1.5),
-    )
+    model = sized(32, 1, 8, 10, backbone=(6, 128, 4), head=(3, 160), state_dim=8, encoder=(2, 128), decoder=(3, 128, 4))
+    rollout = Parallel(t_min=0.95)
+    return _run("fashion", model, FASHION, (1e-3, 200), steps=5_000, batch_size=128, rollout=rollout, sample_every=1000)
 
 
 def fashion_64() -> RunConfig:
@@ -115,32 +72,16 @@ def fashion_64() -> RunConfig:
 
     Inputs are perturbed as little as the study `noise` found best at this length (docs/evidence.md).
     """
-    return RunConfig(
-        recipe="fashion-64",
-        model=ModelConfig(
-            image_size=(32, 32),
-            channels=1,
-            patch_size=4,
-            num_classes=10,
-            class_tokens=4,
-            backbone=TransformerConfig(depth=5, width=96, heads=4),
-            head=HeadConfig(depth=3, width=128, modulations=1),
-            codec=CodecConfig(
-                state_dim=6,
-                encoder=EncoderConfig(depth=2, width=96, sees_condition=False),
-                decoder=TransformerConfig(depth=2, width=96, heads=4),
-            ),
-        ),
-        data=DataConfig(source="idx:/usr/share/datasets/fashion-mnist", fit=Fit.PAD),
-        train=TrainConfig(
-            steps=8_000,
-            batch_size=64,
-            rollout=Parallel(t_min=0.9),
-            objective=ObjectiveConfig(noise_draws=2),
-            optimizer=OptimizerConfig(lr=1.5e-3, warmup_steps=300, schedule=LearningRate.COSINE, ema_decay=0.999),
-            sample_every=1000,
-        ),
-        sampling=SamplingConfig(guidance=1.5),
+    return _run(
+        "fashion-64",
+        sized(32, 1, 4, 10, backbone=(5, 96, 4), head=(3, 128), state_dim=6, encoder=(2, 96), decoder=(2, 96, 4)),
+        FASHION,
+        (1.5e-3, 300),
+        steps=8_000,
+        batch_size=64,
+        rollout=Parallel(t_min=0.9),
+        objective=ObjectiveConfig(noise_draws=2),
+        sample_every=1000,
     )
 
 
@@ -149,29 +90,23 @@ def emoji() -> RunConfig:
 
     Perturbation and guidance as the study `noise` found them at this patch size (docs/evidence.md).
     """
-    return RunConfig(
-        recipe="emoji",
-        model=ModelConfig(
-            image_size=(64, 64),
-            channels=3,
-            patch_size=16,
-            num_classes=9,
-            class_tokens=4,
-            backbone=TransformerConfig(depth=6, width=128, heads=4),
-            head=HeadConfig(depth=3, width=160, modulations=1),
-            codec=CodecConfig(
-                state_dim=16,
-                encoder=EncoderConfig(depth=2, width=128, sees_condition=False),
-                decoder=TransformerConfig(depth=3, width=128, heads=4),
-            ),
-        ),
-        data=DataConfig(source="emoji"),
-        train=TrainConfig(
-            steps=5_000,
-            batch_size=64,
-            rollout=Parallel(t_min=0.6),
-            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=200, schedule=LearningRate.COSINE, ema_decay=0.999),
-            sample_every=1000,
-        ),
-        sampling=SamplingConfig(guidance=3.0),
+    return _run(
+        "emoji",
+        sized(64, 3, 16, 9, backbone=(6, 128, 4), head=(3, 160), state_dim=16, encoder=(2, 128), decoder=(3, 128, 4)),
+        DataConfig(source="emoji"),
+        (1e-3, 200),
+        guidance=3.0,
+        steps=5_000,
+        batch_size=64,
+        rollout=Parallel(t_min=0.6),
+        sample_every=1000,
     )
+
+
+def _run(
+    name: str, model: ModelConfig, data: DataConfig, rate: tuple[float, int], guidance: float = 1.5, **train: Any
+) -> RunConfig:
+    """A run with a cosine after the warm-up; ``rate`` is its peak, and the steps of the warm-up."""
+    optimizer = OptimizerConfig(lr=rate[0], warmup_steps=rate[1], schedule=LearningRate.COSINE, ema_decay=0.999)
+    training, sampling = TrainConfig(optimizer=optimizer, **train), SamplingConfig(guidance=guidance)
+    return RunConfig(recipe=name, model=model, data=data, train=training, sampling=sampling)

@@ -12,14 +12,13 @@
 | jit               | the patch | none: all patches at once           | x        |
 
 Every system has as many parameters as the PRA run it changes, within 3 % (:data:`TOLERANCE`), so that a difference
-is the method's and not the size's. Without a codec the pixel systems have parameters to spare: they become whole
-blocks of the backbone first, which both systems spend most on, and what is left of a block goes to the head's width.
-JiT, without head and auxiliary predictor too but with dearer blocks, is as wide as the backbone, or as near to it as
-some depth meets the number.
+is the method's and not the size's. The pixel systems spend the codec's parameters on whole blocks of the backbone, and
+the rest on the head's width. JiT is as wide as the backbone, or as near to it as some depth meets the number.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,27 +43,29 @@ from pra.errors import PraError
 from pra.models import count_parameters
 
 TOLERANCE = 0.03
-"""How far a system's number of parameters may lie from the PRA run's, as a fraction of it."""
+"""Largest relative difference between a system's number of parameters and the PRA run's."""
 
 HEAD_STEPS = 16
-"""Head widths are multiples of a sixteenth of the PRA run's: round numbers, which a GPU's matrix products like."""
+"""Head widths are multiples of a sixteenth of the PRA run's: round numbers for a GPU's matrix products."""
 
-# Pixels in [-1, 1]; the best of a coarse look, to be swept by whoever compares in earnest.
 INPUT_NOISE = 0.3
+"""Of pixels in [-1, 1]: the best of a coarse search. Sweep it for a real comparison."""
 
-# JiT's own (arXiv 2511.13720): times lean towards the noise.
 JIT_TIME_MEAN, JIT_TIME_STD = -0.8, 0.8
+"""JiT's own (arXiv 2511.13720): times lean towards the noise."""
 
 
 @functools.cache
 def parameters(model: AnyModelConfig) -> int:
-    """Parameters of a model, those of training alone (the auxiliary predictor, the encoder) included."""
+    """Return the parameters of a model, with those of training alone (the auxiliary predictor, the encoder)."""
     return sum(count_parameters(model).values())
 
 
 def _autoregressive(run: RunConfig) -> ModelConfig:
     if not run.model.autoregressive:
-        raise PraError(f"the systems are changes to a PRA run, and {run.recipe} is none")
+        raise PraError(
+            f"the systems are changes to a PRA run, not to {run.recipe}", code="unsupported", name=run.recipe
+        )
     return run.model
 
 
@@ -72,15 +73,13 @@ def _inputs(run: RunConfig, rollout: Rollout) -> RunConfig:
     return replace(run, train=replace(run.train, rollout=rollout), targets=None)
 
 
-# --- pixels as states ---------------------------------------------------------------------------------------
-
-
 def _pixel(run: RunConfig, prediction: Prediction, rollout: Rollout) -> RunConfig:
     """The patch itself as the state; the codec's parameters go to the backbone's depth, the rest to the head."""
     base = _autoregressive(run)
     budget = parameters(base)
     pixel = replace(base, codec=None, head=replace(base.head, prediction=prediction))
-    deep = _largest(lambda depth: replace(pixel, backbone=replace(pixel.backbone, depth=depth)), budget)
+    most = 3 * base.backbone.depth
+    deep = _largest(lambda depth: replace(pixel, backbone=replace(pixel.backbone, depth=depth)), most, budget)
     step = max(1, base.head.width // HEAD_STEPS)
     model = _wider_head(deep, step, budget)
     while parameters(model) < (1 - TOLERANCE) * budget and step > 2:  # where a step is a large part of a small model
@@ -90,25 +89,14 @@ def _pixel(run: RunConfig, prediction: Prediction, rollout: Rollout) -> RunConfi
 
 
 def _wider_head(model: ModelConfig, step: int, budget: int) -> ModelConfig:
-    return _largest(lambda count: replace(model, head=replace(model.head, width=count * step)), budget)
+    most = 4 * model.head.width // step
+    return _largest(lambda count: replace(model, head=replace(model.head, width=count * step)), most, budget)
 
 
-def _largest(configure: Callable[[int], ModelConfig], budget: int) -> ModelConfig:
-    """``configure(n)`` of the largest ``n >= 1`` within ``budget`` parameters; ``configure(1)`` where none is.
-
-    Doubling, then bisection: the number of parameters grows with ``n``.
-    """
-    high = 2
-    while parameters(configure(high)) <= budget:
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if parameters(configure(middle)) <= budget else (low, middle)
-    return configure(low)
-
-
-# --- diffusion ----------------------------------------------------------------------------------------------
+def _largest(configure: Callable[[int], ModelConfig], most: int, budget: int) -> ModelConfig:
+    """``configure(n)`` of the largest ``n`` from 1 to ``most`` within ``budget`` parameters, which grow with ``n``."""
+    sizes = range(1, most + 1)
+    return configure(max(1, bisect.bisect_right(sizes, budget, key=lambda size: parameters(configure(size)))))
 
 
 def _jit(run: RunConfig) -> RunConfig:
@@ -136,7 +124,9 @@ def _jit_model(base: ModelConfig) -> JiTConfig:
         depth = 1 + max(0, round((budget - one) / (two - one)))  # every block has as many
         if abs(one + (depth - 1) * (two - one) - budget) <= TOLERANCE * budget:
             return _jit_of(base, depth, width)
-    raise PraError(f"no JiT of {heads} heads has about the {budget} parameters of this recipe's model")
+    raise PraError(
+        f"no JiT of {heads} heads has about the {budget} parameters of this recipe's model", code="unsupported"
+    )
 
 
 def _jit_of(base: ModelConfig, depth: int, width: int) -> JiTConfig:

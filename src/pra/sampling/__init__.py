@@ -4,10 +4,8 @@
 the same solvers, but all patches at once.
 """
 
-from pra.sampling.algorithm import Steps, Token, generate
-from pra.sampling.kept import Samplers
+from pra.sampling.algorithm import Steps, Token, exact_rollout, generate
 from pra.sampling.runner import Engine
-from pra.sampling.sampler import Sampler, check_completes
-from pra.sampling.sequential import exact_rollout
+from pra.sampling.sampler import Sampler, Samplers, check_completes
 
 __all__ = ["Engine", "Sampler", "Samplers", "Steps", "Token", "check_completes", "exact_rollout", "generate"]

@@ -1,9 +1,8 @@
 """Sampling as an algorithm (paper, "Sampling"; docs/method.md), by the model's own modules.
 
 Raster order: the condition and the patches so far give ``h_i``; the head's ODE gives the state ``z_i``; the decoder
-gives the patch ``x^_i``, which is the next input. Samplers, exact rollouts and learnt grids all run :func:`generate`. A
-faster way to take a step changes :attr:`Steps.run` (:mod:`pra.sampling.runner`) or overrides methods of :class:`Steps`
-(:mod:`pra.sampling.native`), and is tested to equal this one.
+gives the patch ``x^_i``, which is the next input. Faster steps change :attr:`Steps.run` (:mod:`pra.sampling.runner`) or
+override methods of :class:`Steps` (:mod:`pra.sampling.native`), and are tested to equal these.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pra.config import SamplingConfig
+from pra.config import Exact, SamplingConfig, Solver
+from pra.method import flow, rollout
 from pra.models import PRA
 from pra.models.cache import KVCache, NewCache
 from pra.models.head import Modulations
@@ -22,19 +22,17 @@ from pra.sampling import solvers
 from pra.sampling.guidance import Plan
 
 Draws = Callable[[int], Tensor | None]
-"""The noise at a raster position, ``(B, K, d)`` for ``K`` intervals; ``None`` where the solver adds none."""
+"""Noise at a raster position, ``(B, K, d)`` for ``K`` intervals; ``None`` where the solver adds none."""
 
 
 class Token(NamedTuple):
-    """One patch of a batch. Its tensors may be overwritten by the next one."""
+    """One patch of a batch: ``h`` ``(streams * B, 1, D)``, those of the null condition last; the state ``(B, 1, d)``;
+    and the patch ``(B, 1, P)`` in [-1, 1]. The next token may overwrite its tensors."""
 
     position: int
     h: Tensor
-    """``(streams * B, 1, D)``, under guidance with the null condition's behind."""
     state: Tensor
-    """``(B, 1, d)``."""
     patch: Tensor
-    """``(B, 1, P)`` in [-1, 1]."""
 
 
 def generate(
@@ -49,11 +47,11 @@ def generate(
 
     Args:
         steps: the model's steps over caches, for this batch size.
-        labels: ``(B,)``, what to generate, as the model's condition takes it.
+        labels: ``(B,)``, as the model's condition takes them.
         starts: ``(B, n, d)``, where each state's path begins; patches up to number ``n <= N`` are generated.
-        prefix: ``(B, k, P)`` true patches to go on from, ``0 <= k < n``.
+        prefix: ``(B, k, P)`` true patches to continue, ``0 <= k < n``.
         draws: the noise of an SDE.
-        times: ``(K + 1, B, n)``, a grid of its own for every state, in place of the settings' grid.
+        times: ``(K + 1, B, n)``, a grid for each state, in place of the settings' grid.
     """
     condition = steps.model.condition
     tokens = condition(labels)
@@ -74,16 +72,9 @@ def generate(
 
 
 class Steps:
-    """The steps of :func:`generate` for one batch size: the model's modules, and the caches that they decode with.
+    """The steps of :func:`generate` for ``batch`` images side by side: the model's modules, and their caches.
 
-    Args:
-        model: its weights may change between batches.
-        config: checked against the model (:func:`pra.config.check_sampling`).
-        batch: ``B``, images side by side.
-        cache: the kind of cache.
-
-    Attributes:
-        run: how the work of one token is run: ``run(method, key, *inputs)``, where ``key`` is what changes its shapes.
+    ``run`` runs the work of one token: ``run(method, key, *inputs)``; its shapes change with ``key``.
     """
 
     run: Callable[..., Tensor]
@@ -104,7 +95,7 @@ class Steps:
 
     @property
     def caches(self) -> list[KVCache]:
-        """The backbone's cache, and the decoder's if it has one."""
+        """The backbone's cache, and the decoder's where there is one."""
         return [cache for cache in (self.backbone_cache, self.decoder_cache) if cache is not None]
 
     @property
@@ -124,12 +115,12 @@ class Steps:
             self.decoder_cache.seek(position)
 
     def scale(self, position: int) -> Tensor | None:
-        """The guidance scale at a raster position; ``None`` where nothing is guided."""
+        """Return the guidance scale at a raster position; ``None`` where nothing is guided."""
         return self.plan.scale(position, self.model.device)
 
     def begin(self, tokens: Tensor, prefix: Tensor) -> Tensor:
-        """Read the prefix: tokens of the condition ``(streams * B, K, D)`` and true patches ``(B, k, P)``; ``h`` of the
-        next patch, ``(streams * B, 1, D)``."""
+        """Read the condition's tokens ``(streams * B, K, D)`` and true patches ``(B, k, P)``; return ``h`` of the next
+        patch, ``(streams * B, 1, D)``."""
         self.reset()
         codec = self.model.codec
         h: Tensor = self.model.backbone(tokens, prefix, self.backbone_cache)
@@ -138,16 +129,16 @@ class Steps:
         return h[:, -1:]
 
     def reset(self) -> None:
-        """Begin a batch: clear the caches, and embed the times."""
+        """Clear the caches, and embed the times."""
         for cache in self.caches:
             cache.clear()
         self.embed()
 
     def embed(self) -> None:
-        """Embed the times that the head is asked at."""
+        """Embed the times of the head's evaluations."""
         span = None if self.plan.span is None else torch.full_like(self.times, self.plan.span)
         embedded = self.head.embed(self.times, span)
-        # In place: a captured step goes on reading the same memory.
+        # In place: captured steps keep reading the same memory.
         self.embedded = embedded if self.embedded is None else self.embedded.copy_(embedded)
 
     def read(self, patch: Tensor) -> Tensor:
@@ -187,11 +178,11 @@ class Steps:
         return self.model.write(state, self.decoder_cache)
 
     def normalise(self, state: Tensor) -> Tensor:
-        """A state as the codec's encoder would give it."""
+        """Normalise a state as the codec's encoder does."""
         return self.model.codec.normalise(state)
 
     def modulations(self, condition: Tensor, guided: bool) -> list[Modulations]:
-        """What modulates the head at each evaluation: one product for as many evaluations as a device's cache holds."""
+        """Return the head's modulations of each evaluation, computed for a group of evaluations at a time."""
         assert self.embedded is not None, "begin comes first"
         made: list[Modulations] = []
         for first, end, streams in self.groups[guided]:
@@ -204,3 +195,18 @@ class Steps:
 def run_plainly(work: Callable[..., Tensor], key: object, *inputs: Tensor | None) -> Tensor:
     """Run the work of one token as it stands."""
     return work(*inputs)
+
+
+def exact_rollout(model: PRA, labels: Tensor, states: Tensor, how: Exact, key: Tensor) -> Tensor:
+    """Let the model complete each state from ``t_i``, conditioned on what it wrote before: the inputs ``(B, N - 1, P)``
+    that PRA approximates, at ``N`` times the depth."""
+    z = states[:, :-1]
+    t, eps = rollout.perturbation(z, how.t_min, how.t_max, key)
+    start = flow.interpolate(eps, z, t)
+    steps = Steps(model, SamplingConfig(solver=Solver.MIDPOINT, steps=how.steps), len(z))
+    nothing = z.new_empty(len(z), 0, model.config.patch_dim)
+    times = solvers.uniform_grid(how.steps, t.squeeze(-1))
+    return torch.cat([token.patch for token in generate(steps, labels, start, nothing, times=times)], dim=1)
+
+
+rollout.SEQUENTIAL[Exact] = exact_rollout

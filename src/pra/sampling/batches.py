@@ -1,6 +1,6 @@
 """Batches of images from a sampler, and the ``.npz`` of ADM's evaluator that holds many of them.
 
-All are streams: at no time is more than a batch of images in memory.
+All are streams: memory holds one batch at a time.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ from torch import Tensor
 
 from pra.config import Precision, to_dict
 from pra.errors import PraError
+from pra.models.weights import unreadable
 from pra.sampling.requests import Requests
 from pra.sampling.sampler import Sampler
 from pra.utils.device import in_bfloat16
-from pra.utils.files import file_mode, remedy
+from pra.utils.files import PLAN, file_mode, remedy
 from pra.utils.npz import explained, listed, read_arrays
 from pra.utils.pixels import to_uint8
 
 
 class Batch(NamedTuple):
-    """Images ``start, start + 1, ...`` of a set: ``(B, C, H, W)``, uint8 or floating point in [-1, 1].
-
-    ``labels`` int64 ``(B,)``, or None where they are not known.
-    """
+    """Images ``start, start + 1, ...`` of a set: ``(B, C, H, W)``, uint8 or floats in [-1, 1]; labels ``(B,)``."""
 
     images: Tensor
     labels: Tensor | None
@@ -40,22 +38,15 @@ class Batch(NamedTuple):
 
 
 def sampled(sampler: Sampler, requests: Requests, indices: range, batch_size: int) -> Generator[Batch]:
-    """Images of a model, the same on any number of processes.
-
-    Args:
-        sampler: the model and how to sample.
-        requests: the label and the seed of every image.
-        indices: which images; a process that shares the work takes a part of them.
-        batch_size: images generated side by side; none depends on it.
-    """
+    """Sample the images at ``indices`` of a set, ``batch_size`` side by side."""
     for block in blocks(indices, batch_size):
         labels = torch.tensor(requests.labels(block))
         yield Batch(sampler.sample(labels, requests.seeds(block)), labels, block.start)
 
 
 def how_sampled(sampler: Sampler) -> dict[str, Any]:
-    """Everything but weights, labels and seeds that an image of a sampler depends on, as JSON values: its settings, and
-    under "precision" the arithmetic of its matrix products where it is, float32 or bfloat16."""
+    """Return all that an image depends on but weights, labels and seeds, as JSON values: the sampler's settings, and as
+    "precision" the arithmetic of its matrix products on its device, float32 or bfloat16."""
     lowered = in_bfloat16(sampler.device, sampler.precision)
     settings: dict[str, Any] = to_dict(sampler.config)
     return settings | {"precision": (Precision.BFLOAT16 if lowered else Precision.FLOAT32).value}
@@ -67,51 +58,41 @@ def blocks(indices: range, size: int) -> Iterator[range]:
         yield range(start, min(start + size, indices.stop))
 
 
-PLAN = "plan.json"
-"""Member of the file that says what its images are. numpy and ADM's evaluator read arrays by their names."""
-
-
 class NpzBatch:
-    """The images ``arr_0`` (uint8 ``(N, H, W, C)``) and labels ``arr_1``, if any, of an ``.npz`` as ADM's evaluator's.
+    """The images ``arr_0`` (uint8 ``(N, H, W, C)``) and labels ``arr_1``, if any, of an ADM evaluator's ``.npz``.
 
-    ``size`` is height and width; ``labels`` int64 ``(N,)`` or None. ``plan`` says which weights, settings, labels and
-    seeds the images are of, where ``pra sample --num`` made them, else None.
+    ``size`` is height and width; ``labels`` int64 ``(N,)`` or None. ``plan`` holds the weights, settings, labels and
+    seeds of images that ``pra sample --num`` made, else None.
     """
 
     def __init__(self, path: Path) -> None:
-        """Reads the header and the labels, not the images.
-
-        Raises:
-            PraError: no such file, no ``.npz``, arrays of another kind, or no images.
-        """
+        """Read the header and the labels, not the images. Refuse other files, and those without images."""
         self.path = path
         with explained(path, "cannot be read as .npz", "write it again"):
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
                 if "arr_0.npy" not in names:
                     found = listed(name.removesuffix(".npy") for name in names)
-                    raise PraError(f"{path} holds no images: it lacks the array arr_0 and has {found}")
+                    raise unreadable(path, f"holds no images: it lacks the array arr_0 and has {found}")
                 with archive.open("arr_0.npy") as file:
                     shape, dtype = _header(file)
                     there = archive.getinfo("arr_0.npy").file_size - file.tell()
                 self.plan = json.loads(archive.read(PLAN)) if PLAN in names else None
             if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4) or min(shape) < 0:
-                raise PraError(f"{path}: arr_0 is {dtype} {shape}; ADM's layout is uint8 (N, height, width, channels)")
+                raise unreadable(path, f"has arr_0 {dtype} {shape}; ADM's layout is uint8 (N, height, width, channels)")
             if 0 in shape:
-                raise PraError(f"{path} holds no images: its array arr_0 is empty, {shape}")
+                raise unreadable(path, f"holds no images: its array arr_0 is empty, {shape}")
             if there != math.prod(shape):
                 held = there // math.prod(shape[1:])
-                raise PraError(f"{path} is damaged (its {there} bytes are {held} of {shape[0]} images); write it again")
+                raise unreadable(
+                    path, f"is damaged (its {there} bytes hold {held} of {shape[0]} images); write it again"
+                )
             self.labels = _labels(path, shape[0]) if "arr_1.npy" in names else None
         self.count, (*size, self.channels) = shape[0], shape[1:]
         self.size: tuple[int, int] = (size[0], size[1])
 
     def batches(self, batch_size: int, indices: range | None = None) -> Generator[Batch]:
-        """The images in order, or those of a range.
-
-        Raises:
-            PraError: the file is damaged.
-        """
+        """Yield the images in order, or those of a range. Refuse a damaged file."""
         wanted = range(self.count) if indices is None else indices
         per_image = self.size[0] * self.size[1] * self.channels
         broken = explained(self.path, "is damaged", "write it again")
@@ -128,7 +109,7 @@ class NpzBatch:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array file whose rows follow one another; reads up to its first number."""
+    """Read the shape and type of an array file, up to its first number."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, by_columns, dtype = read(file)
@@ -140,28 +121,18 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 def _labels(path: Path, count: int) -> Tensor:
     labels = read_arrays(path, ["arr_1"])["arr_1"]
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise PraError(f"{path}: arr_1 is {labels.dtype} {labels.shape}, not one whole-numbered label per image")
+        raise unreadable(path, f"has arr_1 {labels.dtype} {labels.shape}, not one whole-numbered label per image")
     if labels.min() < 0:
-        raise PraError(
-            f"{path}: arr_1 has the label {labels.min()}; labels count from 0: correct them or leave arr_1 out"
-        )
+        raise unreadable(path, f"is not valid: arr_1 has the label {labels.min()}. Count labels from 0, or remove it")
     return torch.from_numpy(labels.astype(np.int64))
 
 
 def exported(batches: Iterable[Batch], count: int, path: Path, plan: dict[str, Any] | None = None) -> Iterator[Batch]:
-    """The same batches, written on their way into the ``.npz`` that ADM's evaluator reads, as ADM rounds them.
+    """Write batches to the ``.npz`` that ADM's evaluator reads, as ADM rounds them, and yield each batch on its way.
 
-    That takes ``(N, H, W, 3)``; grey images are ``(N, H, W, 1)``, for :class:`NpzBatch`. The file appears when the
-    last batch has passed, whole or not at all.
-
-    Args:
-        batches: in order.
-        count: images in all.
-        path: ``FILE.npz``.
-        plan: what the images are, as JSON values, to be written beside them.
-
-    Raises:
-        PraError: the disk is full or refuses.
+    ``count`` is the number of images in all; ``plan`` describes them as JSON values and is written beside them. Grey
+    images are ``(N, H, W, 1)``, which only :class:`NpzBatch` reads. The file appears after the last batch, whole or not
+    at all.
     """
     temporary = None
     try:
@@ -189,20 +160,15 @@ def exported(batches: Iterable[Batch], count: int, path: Path, plan: dict[str, A
         os.chmod(temporary, file_mode())
         os.replace(temporary, path)
     except OSError as error:
-        raise PraError(
-            f"{path} cannot be written: {error.strerror or error}; nothing was left half-written; {remedy(error)}"
-        ) from None
+        problem = f"cannot be written: {error.strerror or error}; nothing was left half-written; {remedy(error)}"
+        raise PraError(f"{path} {problem}", code="unwritable", path=path) from None
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
 
 
 def join_exports(parts: Sequence[Path], path: Path, plan: dict[str, Any] | None = None) -> None:
-    """The ``.npz`` batches of processes that shared a set, one after the other, as one; ``plan`` as :func:`exported`.
-
-    Raises:
-        PraError: a part is not there or damaged, or the disk is full or refuses.
-    """
+    """Join the ``.npz`` files of several processes into one, as :func:`exported` does with their batches."""
     batches = [NpzBatch(part) for part in parts]
     images = (batch for part in batches for batch in part.batches(256))
     for _ in exported(images, sum(batch.count for batch in batches), path, plan):

@@ -15,11 +15,11 @@ from pra.config import GuidanceSchedule, SamplingConfig, Solver
 from pra.sampling import solvers
 
 MODULATED_ROWS = 1024
-"""Rows whose modulations are worked out together: enough to fill a device, few enough to stay in its cache."""
+"""Rows whose modulations are computed together: enough to fill a device, few enough to stay in its cache."""
 
 
 def scale_at(config: SamplingConfig, position: int, patches: int) -> float:
-    """The guidance scale at one of ``patches`` raster positions, within the guidance interval."""
+    """Return the guidance scale at one of ``patches`` raster positions, within the guidance interval."""
     if config.schedule is GuidanceSchedule.CONSTANT:
         return config.guidance
     return 1.0 + (config.guidance - 1.0) * position / (patches - 1)
@@ -27,7 +27,7 @@ def scale_at(config: SamplingConfig, position: int, patches: int) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which evaluations need the unconditional field. Where the scale is 1, or outside the interval, none does.
+    """Decides which evaluations need the unconditional field: those in the interval whose scale is not 1.
 
     ``times`` are those of the evaluations at one position, in order.
     """
@@ -38,7 +38,7 @@ class Plan:
 
     @classmethod
     def of_head(cls, config: SamplingConfig, patches: int) -> Plan:
-        """The plan for a head's evaluations at each of ``patches`` positions."""
+        """Plan a head's evaluations at each of ``patches`` positions."""
         grid = solvers.grid_of(config)
         return cls(config, patches, solvers.evaluation_times(config.solver, grid.tolist()))
 
@@ -52,27 +52,22 @@ class Plan:
         return scale_at(self.config, position, self.patches) != 1.0 and any(self.within())
 
     def scale(self, position: int, device: torch.device) -> Tensor | None:
-        """The guidance scale at a raster position, a float32 of no dimension; ``None`` where nothing is guided."""
+        """Return the guidance scale at a raster position as a float32 scalar; ``None`` where nothing is guided."""
         if not self.guided(position):
             return None
         scale = scale_at(self.config, position, self.patches)
         return torch.full((), scale if scale <= torch.finfo(torch.float32).max else math.inf, device=device)
 
     def positions(self) -> Counter[bool]:
-        """How many raster positions are guided, and how many not."""
+        """Count the raster positions that are guided, and those that are not."""
         return Counter(self.guided(position) for position in range(self.patches))
 
     def streams(self, guided: bool) -> tuple[int, ...]:
-        """1 or 2 for each evaluation at a position that is guided or not."""
+        """Return 1 or 2 for each evaluation at a position that is guided or not."""
         return tuple(2 if guided and inside else 1 for inside in self.within())
 
     def groups(self, guided: bool, batch: int) -> Iterator[tuple[int, int, int]]:
-        """Evaluations whose modulations are worked out together: the first, the end, and the streams of each.
-
-        Args:
-            guided: whether the position is.
-            batch: rows of each stream.
-        """
+        """Yield groups of evaluations whose modulations are computed together: the first, the end, their streams."""
         first = 0
         for streams, members in groupby(self.streams(guided)):
             end, most = first + len(list(members)), max(1, MODULATED_ROWS // (streams * batch))
@@ -82,7 +77,7 @@ class Plan:
 
     @property
     def span(self) -> float | None:
-        """The length of every step, where the head is to give mean velocities over steps."""
+        """The length of every step where the head gives mean velocities over steps, else None."""
         return 1.0 / self.config.steps if self.config.solver is Solver.SHORTCUT else None
 
     @property

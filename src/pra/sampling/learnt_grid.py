@@ -1,15 +1,15 @@
 """Where a solver's intervals should lie for one model: the grid that ends nearest to where many small steps end.
 
-The backbone's conditions and the starts of real sampling are kept, with the states that a fine solver comes to; then
-the times between 0 and 1 are moved by gradient through the solver (as arXiv 2404.14507 optimises schedules, with the
-error of the solution in place of a bound on it). Half of the problems, of the same images, are kept back to compare the
-grid with others.
+Real sampling gives conditions, starts, and the states that a fine solver ends at. Gradient descent through the solver
+then moves the times between 0 and 1 (as arXiv 2404.14507 optimises schedules, with the error of the solution in place
+of a bound on it). Half of the problems, of the same images, are kept back to compare the grid with others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +40,7 @@ class LearntGrid:
     errors: dict[str, float]
 
 
-@dataclass(frozen=True)
-class _Problems:
+class Problems(NamedTuple):
     """Rows of conditions, of those of the null class, starts, guidance scales and ends."""
 
     condition: Tensor
@@ -50,11 +49,9 @@ class _Problems:
     scale: Tensor
     end: Tensor
 
-    def __len__(self) -> int:
-        return len(self.start)
-
-    def __getitem__(self, rows: Tensor) -> _Problems:
-        return _Problems(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+    def at(self, rows: Tensor) -> Problems:
+        """Return some of the problems."""
+        return Problems(*(column[rows] for column in self))
 
 
 def learn_grid(
@@ -64,30 +61,33 @@ def learn_grid(
     seed: int = 0,
     progress: Callable[[int], object] = lambda rounds: None,
 ) -> LearntGrid:
-    """Learns a grid of ``config.steps`` intervals for ``config.solver`` and its guidance.
+    """Learn a grid of ``config.steps`` intervals for ``config.solver`` and its guidance.
 
     Args:
-        model: whose head is solved.
-        config: its grid is what is learnt.
+        model: its head is solved.
+        config: its own grid is ignored.
         images: sampled for the conditions, their classes in turn.
         seed: of their noise.
-        progress: told of the rounds done, out of ``2 * ROUNDS``.
+        progress: called with the rounds done since the last call, ``2 * ROUNDS`` in all.
 
     Raises:
         PraError: a solver that leaves nothing to learn, or a model that has no head.
     """
     if not model.config.autoregressive:
-        raise PraError(f"a grid is learnt for a head that writes patch by patch; a {model.config.name} has none")
+        problem = f"a grid is learnt for a head that writes patch by patch; a {model.config.name} has none"
+        raise PraError(problem, code="unsupported", name=model.config.name)
+    solver = config.solver.value
     if config.solver in (Solver.SHORTCUT, Solver.EULER_MARUYAMA):
         why = "takes equal steps" if config.solver is Solver.SHORTCUT else "adds noise of its own"
-        raise PraError(f"there is no grid to learn for the solver {config.solver.value}, which {why}")
+        problem = f"there is no grid to learn for the solver {solver}, which {why}"
+        raise PraError(problem, code="unsupported", name="solver", value=solver)
     if config.steps < 2:
-        raise PraError("a single step leaves no grid to learn; take at least 2")
+        raise PraError(f"steps {config.steps} leave no grid to learn. Use at least 2", name="steps", value=config.steps)
     config = replace(config, times=None, time_grid=TimeGrid.UNIFORM, shift=1.0)
-    problems = _problems(model, config, images, seed)
-    order = torch.argsort(noise.uniform(noise.keys(seed, torch.zeros(1, dtype=torch.int64)), len(problems))[0])
+    problems = sampled_problems(model, config, images, seed)
+    order = torch.argsort(noise.uniform(noise.keys(seed, torch.zeros(1, dtype=torch.int64)), len(problems.start))[0])
     order = order.to(problems.start.device)
-    known, kept_back = problems[order[::2]], problems[order[1::2]]
+    known, kept_back = problems.at(order[::2]), problems.at(order[1::2])
     learnt = [_descend(model, config, known, start, progress) for start in (TimeGrid.UNIFORM, TimeGrid.COSINE)]
     best = min(learnt, key=lambda times: _error(model, config, known, times))
     grids = {kind.value: solvers.time_grid(kind, config.steps) for kind in TimeGrid} | {"learnt": best}
@@ -95,7 +95,8 @@ def learn_grid(
     return LearntGrid(tuple(best.tolist()), errors)
 
 
-def _problems(model: PRA, config: SamplingConfig, images: int, seed: int) -> _Problems:
+def sampled_problems(model: PRA, config: SamplingConfig, images: int, seed: int) -> Problems:
+    """Return the problems of sampling some images, with the ends of a fine solver."""
     size = model.config
     device = model.device
     labels = torch.arange(images, device=device) % size.num_classes
@@ -110,27 +111,23 @@ def _problems(model: PRA, config: SamplingConfig, images: int, seed: int) -> _Pr
             scale = torch.full((images, 1), scale_at(config, token.position, size.num_patches), device=device)
             start = starts[:, token.position]
             rows.append((condition[:images], condition[-images:], start, scale, token.state.squeeze(1).clone()))
-    # Clones, which unlike what inference made may take part in a gradient.
-    return _Problems(*(torch.cat(column).clone() for column in zip(*rows, strict=True)))
+    # Clone: tensors made in inference mode cannot take part in a gradient.
+    return Problems(*(torch.cat(column).clone() for column in zip(*rows, strict=True)))
 
 
 def _descend(
-    model: PRA, config: SamplingConfig, problems: _Problems, start: TimeGrid, progress: Callable[[int], object]
+    model: PRA, config: SamplingConfig, problems: Problems, start: TimeGrid, progress: Callable[[int], object]
 ) -> Tensor:
-    logits = solvers.time_grid(start, config.steps).diff().log().to(problems.start.device).requires_grad_()
+    device = problems.start.device
+    logits = solvers.time_grid(start, config.steps).diff().log().to(device).requires_grad_()
     optimizer = torch.optim.Adam([logits], RATE)
-    for rows in _turns(len(problems), problems.start.device):
-        (gradient,) = torch.autograd.grad(_loss(model, config, problems[rows], _times(logits)), [logits])
+    for first in range(0, ROUNDS * TOGETHER, TOGETHER):
+        rows = torch.arange(first, first + TOGETHER, device=device) % len(problems.start)  # the problems are shuffled
+        (gradient,) = torch.autograd.grad(_loss(model, config, problems.at(rows), _times(logits)), [logits])
         logits.grad = gradient
         optimizer.step()
         progress(1)
     return _times(logits.detach())
-
-
-def _turns(count: int, device: torch.device) -> Iterator[Tensor]:
-    """Rows for every round, in turn: they are in no order already."""
-    for round_ in range(ROUNDS):
-        yield torch.arange(round_ * TOGETHER, (round_ + 1) * TOGETHER, device=device) % count
 
 
 def _times(logits: Tensor) -> Tensor:
@@ -138,12 +135,12 @@ def _times(logits: Tensor) -> Tensor:
     return torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
 
 
-def _error(model: PRA, config: SamplingConfig, problems: _Problems, times: Tensor) -> float:
+def _error(model: PRA, config: SamplingConfig, problems: Problems, times: Tensor) -> float:
     with torch.no_grad():
         return _loss(model, config, problems, times.to(problems.start.device)).sqrt().item()
 
 
-def _loss(model: PRA, config: SamplingConfig, problems: _Problems, times: Tensor) -> Tensor:
+def _loss(model: PRA, config: SamplingConfig, problems: Problems, times: Tensor) -> Tensor:
     low, high = config.guidance_interval
     conditions = torch.cat([problems.condition, problems.unconditional])
 

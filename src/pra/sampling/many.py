@@ -1,9 +1,8 @@
-"""Many images by any number of processes, gone on with after a kill.
+"""Many images by any number of processes, resumed after a kill.
 
-The set is cut into shards of consecutive images, whoever makes them. They lie in ``.OUT.partial`` beside the output,
-each written whole or not at all, under a plan that says of which images and weights they are. When all are there they
-become the output. A shard is a batch of the first call: as long as the batch size stays, an image is computed beside
-the same others on any number of processes, and is the same to the bit on the same kind of device.
+Shards of consecutive images lie in ``.OUT.partial`` beside the output, each written whole or not at all, under a plan
+that names the images and weights. When all are there they become the output. A shard is a batch of the first call, so
+an image is computed beside the same others on any number of processes, and is bitwise the same on the same device.
 """
 
 from __future__ import annotations
@@ -43,15 +42,12 @@ from pra.utils.pixels import contact_sheet, to_uint8
 from pra.utils.progress import Progress
 from pra.utils.signals import Interrupted
 
-PICTURES = "pictures"
-"""Where the pictures of all shards come together before they are a folder of their own."""
-
-SIZE = "images_per_shard"
+PICTURES, SIZE = "pictures", "images_per_shard"
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Images of a set on the disk, ``size`` to a shard; in a folder of pictures each, or as arrays."""
+    """The shards of a set, ``size`` images each, as folders of pictures or as arrays."""
 
     folder: Path
     count: int
@@ -62,30 +58,30 @@ class Shards:
         return -(-self.count // self.size)
 
     def indices(self, number: int) -> range:
-        """The images of a shard."""
+        """Return the images of a shard."""
         return range(number * self.size, min((number + 1) * self.size, self.count))
 
     def path(self, number: int) -> Path:
-        """Where a shard lies when it is whole."""
+        """Return the path of a finished shard."""
         return self.folder / f"shard-{number:06d}{'' if self.as_pictures else '.npz'}"
 
     def paths(self) -> list[Path]:
-        """Of all shards, in order."""
+        """Return the paths of all shards, in order."""
         return [self.path(number) for number in range(len(self))]
 
     def missing(self) -> list[int]:
-        """The shards that are not there yet."""
+        """Return the shards that are not there yet."""
         there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
         return [number for number in range(len(self)) if self.path(number).name not in there]
 
     def images_there(self) -> int:
-        """How many images are in the shards that are there."""
+        """Count the images in finished shards."""
         return self.count - sum(len(self.indices(number)) for number in self.missing())
 
 
 @dataclass(frozen=True)
 class Made:
-    """What :func:`sample_many` did: images made by this call, by all processes, and its seconds."""
+    """The images that a call of :func:`sample_many` made, by all processes, and its seconds."""
 
     new: int
     seconds: float
@@ -101,20 +97,11 @@ def sample_many(
     name: Callable[[int, int], str],
     world: World,
 ) -> Made:
-    """Makes what is missing of a set, this process's part of it, and joins it where all is there.
+    """Make this process's part of the missing images of a set, and join the whole set at the end.
 
-    Memory holds a batch, whatever the number of images; but all of them for a grid.
-
-    Args:
-        sampler: the model and how to sample.
-        requests: the images.
-        weights: what tells the weights from others, as JSON values.
-        out: ``FILE.npz`` (``arr_0`` uint8 NHWC, ``arr_1`` labels, and what they are), a folder of PNGs, or
-            ``FILE.png``, a grid.
-        columns: of the grid.
-        batch_size: images side by side.
-        name: a picture's file name without ending, of its label and its seed.
-        world: the processes that share the work.
+    Memory holds one batch, but all images for a grid (``FILE.png``, of ``columns``). Other outputs are ``FILE.npz``
+    (``arr_0`` uint8 NHWC, ``arr_1`` labels, and the plan) and a folder of PNGs, which ``name`` names from label and
+    seed, without ending. ``weights`` identifies the weights, as JSON values.
 
     Raises:
         PraError: the output exists, an unfinished one of another request or of other weights is there, another command
@@ -126,49 +113,32 @@ def sample_many(
     check_output(out)
     lock = locked(partial_folder(out), "filled", "choose another --out") if world.is_first else nullcontext()
     with lock:
-        new = _fill(sampler, requests, plan, out, columns, batch_size, name, world)
-    return Made(new, time.monotonic() - begin)
-
-
-def _fill(
-    sampler: Sampler,
-    requests: Requests,
-    plan: dict[str, Any],
-    out: Path,
-    columns: int,
-    batch_size: int,
-    name: Callable[[int, int], str],
-    world: World,
-) -> int:
-    """:func:`sample_many` of a plan, in a folder that is locked: how many images are new."""
-    shards, missing = world.run_on_first(lambda: _begin(out, plan, len(requests), batch_size))
-    try:
-        with Progress(
-            total=len(requests), initial=shards.images_there(), unit="image", desc="sample",
-            disable=not world.is_first,
-        ) as bar:  # fmt: skip
-            for place in world.share(len(missing)):
-                _make(shards, missing[place], sampler, requests, batch_size, name)
-                bar.update(shards.images_there() - bar.n if world.is_first else 0)  # the others' too
-            world.barrier(patient=True)
-            bar.update(shards.images_there() - bar.n if world.is_first else 0)
-        world.run_on_first(lambda: _finish(shards, plan, out, columns))
-    except KeyboardInterrupt:
-        if kept := shards.images_there():
-            what = f"stopped with {kept} of {len(requests)} images, which lie in {shards.folder}"
-            raise Interrupted(signal.SIGINT, what) from None
-        raise
-    finally:
-        if world.is_first and len(shards.missing()) == len(shards):
-            shutil.rmtree(shards.folder, ignore_errors=True)  # nothing to go on with
-    return sum(len(shards.indices(number)) for number in missing)
+        shards, missing = world.run_on_first(lambda: _begin(out, plan, len(requests), batch_size))
+        there = shards.images_there()
+        bar = Progress(total=len(requests), initial=there, unit="image", desc="sample", disable=not world.is_first)
+        try:
+            with bar:
+                for place in world.share(len(missing)):
+                    _make(shards, missing[place], sampler, requests, batch_size, name)
+                    bar.update(shards.images_there() - bar.n if world.is_first else 0)  # all processes' images
+                world.barrier(patient=True)
+                bar.update(shards.images_there() - bar.n if world.is_first else 0)
+            world.run_on_first(lambda: _finish(shards, plan, out, columns))
+        except KeyboardInterrupt:
+            if kept := shards.images_there():
+                what = f"stopped with {kept} of {len(requests)} images, which lie in {shards.folder}"
+                raise Interrupted(signal.SIGINT, what) from None
+            raise
+        finally:
+            if world.is_first and len(shards.missing()) == len(shards):
+                shutil.rmtree(shards.folder, ignore_errors=True)  # nothing to resume
+    return Made(sum(len(shards.indices(number)) for number in missing), time.monotonic() - begin)
 
 
 def _begin(out: Path, plan: dict[str, Any], count: int, batch_size: int) -> tuple[Shards, list[int]]:
-    """The shards of a set, and those that are to be made."""
     partial, as_pictures = partial_folder(out), output_format(out) == ""
     if not any(partial.glob("shard-*")):
-        (partial / PLAN).unlink(missing_ok=True)  # another beginning, of which nothing came
+        (partial / PLAN).unlink(missing_ok=True)  # an earlier start without images
     plan = begin_partial(partial, plan | {SIZE: batch_size}, "sampling", free=[SIZE])
     shards = Shards(partial, count, int(plan[SIZE]), as_pictures)
     return shards, shards.missing()
@@ -185,13 +155,11 @@ def _make(
 
 
 def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> None:
-    """The output from all shards, which go."""
-    missing = shards.missing()
-    if missing:
-        raise PraError(
-            f"{shards.path(missing[0])} is gone; write {out} on a disk that all machines share, and repeat the "
-            "command to go on"
-        )
+    """Turn all shards into the output, and remove them."""
+    if missing := shards.missing():
+        gone = shards.path(missing[0])
+        fix = f"Write {out} on a disk that all machines share, and repeat the command to resume"
+        raise PraError(f"{gone} is gone. {fix}", code="missing", path=gone)
     check_output(out)
     if shards.as_pictures:
         _join_pictures(shards, out)
@@ -204,8 +172,7 @@ def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> No
 
 
 def _join_pictures(shards: Shards, out: Path) -> None:
-    """Moves the pictures of all shards into one folder, and that to its place. A kill on the way does no harm: shards
-    from which pictures have gone are still there."""
+    """Move the pictures of all shards into one folder, and then that folder. A killed move resumes: shards stay."""
     try:
         together = shards.folder / PICTURES
         together.mkdir(exist_ok=True)
@@ -218,8 +185,6 @@ def _join_pictures(shards: Shards, out: Path) -> None:
 
 
 def _read(path: Path) -> Tensor:
-    with (
-        explained(path, "is broken", "remove it and repeat the command, which makes its images again"),
-        np.load(path) as arrays,
-    ):
+    way_out = "remove it and repeat the command, which makes its images again"
+    with explained(path, "is broken", way_out), np.load(path) as arrays:
         return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)

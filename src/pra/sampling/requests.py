@@ -1,109 +1,94 @@
-"""Which images are asked for: the label and the seed of each, by its index, so that any part can be made anywhere."""
+"""Requests to a sampler: settings and seeds in the forms that users give, and the images of a large set by index."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from pra.config import SamplingConfig, Solver, from_dict, to_dict
 from pra.method import noise
 from pra.method.noise import Purpose
 
+Seeds: TypeAlias = int | Sequence[int] | Tensor
+"""One whole number of 64 bits per label."""
 
-class Requests(Protocol):
-    """So many images, each with a label and a seed that depend on its index alone."""
+
+def changed_sampling(config: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:
+    """Return settings with some of them changed, values as in :class:`SamplingConfig` or as in JSON.
+
+    Another number of steps or another grid drops ``times``; new ``times`` drop the grid.
+
+    Raises:
+        PraError: no such setting (the nearest is given), or a value of the wrong type or range.
+    """
+    given = {name: to_dict(value.item() if isinstance(value, np.generic) else value) for name, value in changes.items()}
+    settings, default = to_dict(config), to_dict(SamplingConfig())
+    other_steps = given.get("steps", config.steps) != config.steps
+    if isinstance(given.get("times"), list):
+        settings |= {name: default[name] for name in ("time_grid", "shift")} | {"steps": len(given["times"]) - 1}
+    elif other_steps or given.get("solver") == Solver.SHORTCUT.value or given.keys() & {"time_grid", "shift"}:
+        settings["times"] = None
+    return from_dict(SamplingConfig, settings | given, "sampling")
+
+
+class Requests:
+    """The label and the seed of every image of a set, by its index, so that any part can be made anywhere.
+
+    ``asked`` describes the set as JSON values, for its plan.
+    """
+
+    def __init__(self, labels: Sequence[int], seeds: Sequence[int], asked: dict[str, Any]) -> None:
+        self._labels, self._seeds, self._asked = labels, seeds, asked
 
     def __len__(self) -> int:
-        """Images in all."""
-        ...
+        return len(self._labels)
 
     def labels(self, indices: range) -> list[int]:
-        """The classes of some of them."""
-        ...
+        """Return the classes of some images."""
+        return [self._labels[index] for index in indices]
 
     def seeds(self, indices: range) -> list[int]:
-        """The seeds of some of them."""
-        ...
+        """Return the seeds of some images."""
+        return [self._seeds[index] for index in indices]
 
     def to_json(self) -> dict[str, Any]:
-        """What is asked for, as plain JSON values."""
-        ...
+        """Describe the set as plain JSON values."""
+        return self._asked
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(Requests):
     """Every class with every seed, the seeds of a class one after the other."""
 
-    chosen_labels: tuple[int, ...]
-    chosen_seeds: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.chosen_labels) * len(self.chosen_seeds)
-
-    def labels(self, indices: range) -> list[int]:
-        """The classes of some images."""
-        return [self.chosen_labels[index // len(self.chosen_seeds)] for index in indices]
-
-    def seeds(self, indices: range) -> list[int]:
-        """The seeds of some images."""
-        return [self.chosen_seeds[index % len(self.chosen_seeds)] for index in indices]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"labels": list(self.chosen_labels), "seeds": list(self.chosen_seeds)}
+    def __init__(self, labels: Sequence[int], seeds: Sequence[int]) -> None:
+        self.chosen_labels, self.chosen_seeds = labels, seeds
+        every = [label for label in labels for _ in seeds]
+        super().__init__(every, [*seeds] * len(labels), {"labels": list(labels), "seeds": list(seeds)})
 
 
-@dataclass(frozen=True)
-class Listed:
-    """Images with these labels, of which number ``i`` has seed ``i``; ``order`` says in words where they come from."""
+class Listed(Requests):
+    """Images with these labels; image ``i`` has seed ``i``. ``order`` says in words where the labels come from."""
 
-    each: tuple[int, ...]
-    order: str
-
-    def __len__(self) -> int:
-        return len(self.each)
-
-    def labels(self, indices: range) -> list[int]:
-        """The classes of some images."""
-        return [self.each[index] for index in indices]
-
-    def seeds(self, indices: range) -> list[int]:
-        """The seeds of some images: their numbers."""
-        return list(indices)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"count": len(self.each), "labels": sorted(set(self.each)), "order": self.order}
+    def __init__(self, labels: Sequence[int], order: str, classes: Sequence[int] | None = None) -> None:
+        self.order = order
+        classes = sorted(set(labels)) if classes is None else list(classes)
+        asked = {"count": len(labels), "labels": classes, "order": order}
+        super().__init__(labels, range(len(labels)), asked)
 
 
-@dataclass(frozen=True)
-class Numbered:
-    """``count`` images, of which number ``i`` has seed ``i``.
+class Numbered(Listed):
+    """``count`` images; image ``i`` has seed ``i``.
 
     The classes take turns, so that each has as many images (within one); with a ``label_seed`` each image's class is
     drawn uniformly, as a function of that seed and ``i``.
     """
 
-    count: int
-    classes: tuple[int, ...]
-    label_seed: int | None = None
-
-    def __len__(self) -> int:
-        return self.count
-
-    def labels(self, indices: range) -> list[int]:
-        """The classes of some images."""
-        if self.label_seed is None:
-            return [self.classes[index % len(self.classes)] for index in indices]
-        keys = noise.fold(noise.keys(self.label_seed, torch.tensor(indices)), Purpose.LABEL)
-        return [self.classes[int(place)] for place in (noise.uniform(keys) * len(self.classes)).long()]
-
-    def seeds(self, indices: range) -> list[int]:
-        """The seeds of some images: their numbers."""
-        return list(indices)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        order = "in turn" if self.label_seed is None else f"random, seed {self.label_seed}"
-        return {"count": self.count, "labels": list(self.classes), "order": order}
+    def __init__(self, count: int, classes: Sequence[int], label_seed: int | None = None) -> None:
+        places, order = (torch.arange(count) % len(classes)), "in turn"
+        if label_seed is not None:
+            keys = noise.fold(noise.keys(label_seed, torch.arange(count)), Purpose.LABEL)
+            places, order = (noise.uniform(keys) * len(classes)).long(), f"random, seed {label_seed}"
+        super().__init__([classes[place] for place in places.tolist()], order, classes)

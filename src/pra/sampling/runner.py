@@ -1,7 +1,7 @@
-"""How the work of one token is run on a device: as it stands, compiled, or as CUDA graphs; and in which precision.
+"""Runs the work of one token on a device: plainly, compiled, or as CUDA graphs; and in which precision.
 
-All of these run :class:`pra.sampling.algorithm.Steps` and so the model's own modules. The arithmetic compiled for a
-CPU, for models that it knows, is :mod:`pra.sampling.native`.
+All of these run :class:`pra.sampling.algorithm.Steps` and so the model's own modules. :mod:`pra.sampling.native` has
+arithmetic compiled for a CPU instead, for models that it knows.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ BUCKET = 32
 """Tokens by which attention's view of a cache grows where each view is a graph of its own."""
 
 WARM_UPS = 2
-"""Runs before a capture: libraries make their workspaces at the first, and a compiler compiles."""
+"""Runs before a capture: libraries make their workspaces in the first, and a compiler compiles."""
 
 _CAPTURING = threading.Lock()
-"""A process captures one graph at a time: beginning one waits for the device, which no capture under way survives."""
+"""A process captures one graph at a time: a new capture waits for the device, which breaks one under way."""
 
 
 class Compiled:
-    """Runs work through torch's compiler, which would compile every view of a growing cache anew."""
+    """Runs work through torch's compiler. Use it with a static cache: each view of a growing one compiles again."""
 
     def __init__(self) -> None:
         self._compiled: dict[str, Callable[..., Tensor]] = {}
 
     def __call__(self, work: Callable[..., Tensor], key: object, *inputs: Tensor | None) -> Tensor:
-        """Run the work, a bound method; the first time of each kind takes the compiler a minute."""
-        # The function without its object: kept here, the object could not be freed before Python looks for cycles.
+        """Run the work, a bound method; the first run of each kind takes the compiler a minute."""
+        # Keep the function without its object: a reference cycle would delay freeing it.
         assert isinstance(work, MethodType)
         name = work.__name__
         if name not in self._compiled:
@@ -56,31 +56,26 @@ class Compiled:
 
 
 class CudaGraphs:
-    """Captures each kind of work at its first time and replays it from then on: one launch instead of thousands.
+    """Captures each kind of work in its first run by ``inner``, and replays it: one launch instead of thousands.
 
-    Inputs are copied into memory that stays; what a replay returns is overwritten by the next one of its kind. The
-    graphs share their memory: they run one after the other.
-
-    Args:
-        inner: runs the work that is captured.
-        device: where; it need not be the current one.
+    The next replay of a kind overwrites what a replay returns. The graphs share memory: they run one after the other.
     """
 
     def __init__(self, inner: Run, device: torch.device) -> None:
-        self._inner, self._device = inner, device
+        self.inner, self._device = inner, device
         # Graphs that share memory are captured on one stream.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
-        self._graphs: dict[tuple[str, object], tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor]] = {}
+        self.graphs: dict[tuple[str, object], tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor]] = {}
 
     def __call__(self, work: Callable[..., Tensor], key: object, *inputs: Tensor | None) -> Tensor:
         """Run the work on the device's current stream."""
         kind = work.__name__, key
         with torch.cuda.device(self._device):
-            if kind not in self._graphs:
+            if kind not in self.graphs:
                 with _CAPTURING:
-                    self._graphs[kind] = self._capture(work, key, inputs)
-            graph, held, output = self._graphs[kind]
+                    self.graphs[kind] = self._capture(work, key, inputs)
+            graph, held, output = self.graphs[kind]
             for static, given in zip(held, inputs, strict=True):
                 if static is not None:
                     assert given is not None
@@ -96,48 +91,41 @@ class CudaGraphs:
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
-                self._inner(work, key, *held)
+                self.inner(work, key, *held)
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads ask of CUDA, one that pins memory for instance, does not end the capture.
+        # thread_local: other threads' CUDA calls, such as pinning memory, do not end the capture.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            output = self._inner(work, key, *held)
+            output = self.inner(work, key, *held)
         return graph, held, output
 
 
 def runner(device: torch.device, compile: bool) -> Run:
-    """What runs the work of one token on a device; see :attr:`pra.sampling.algorithm.Steps.run`."""
+    """Choose how to run the work of one token on a device (:attr:`pra.sampling.algorithm.Steps.run`)."""
     run: Run = Compiled() if compile else run_plainly
     return CudaGraphs(run, device) if device.type == "cuda" else run
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a model's steps are run.
-
-    Attributes:
-        plain: why the model's own modules run them, not the CPU's compiled arithmetic; ``None`` where that does.
-        low: whether torch computes in bfloat16. (The compiled arithmetic rounds for itself.)
-        cache: the kind of cache.
-    """
+    """How a model's steps are run: with which ``cache``, whether torch computes in bfloat16 (``low``), and why by the
+    model's own modules (``plain``; ``None`` where the CPU's compiled arithmetic runs them)."""
 
     plain: str | None
     low: bool
     cache: NewCache
 
     def __str__(self) -> str:
-        """For a person."""
-        if self.plain is None:
-            return "arithmetic compiled for this processor"
-        return f"the model's own modules ({self.plain})"
+        """Describe it for a person."""
+        return f"the model's own modules ({self.plain})" if self.plain else "arithmetic compiled for this processor"
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The block in which torch computes in this precision, and makes caches of its numbers."""
+        """Return the block in which torch computes, and makes caches, in this precision."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.low)
 
 
 def way_for(model: PRA, precision: Precision, compile: bool) -> Way:
-    """The fastest way to run a model's steps where it is."""
+    """Return the fastest way to run a model's steps on its device."""
     plain = "torch's compiler was asked for" if compile else unsupported(model)
     low = plain is not None and in_bfloat16(model.device, precision)
     if model.device.type == "cuda":
@@ -146,7 +134,7 @@ def way_for(model: PRA, precision: Precision, compile: bool) -> Way:
 
 
 def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision, compile: bool) -> int:
-    """Bytes of the caches of one image, in an :class:`Engine` of these arguments."""
+    """Return the bytes of the caches of one image, in an :class:`Engine` of these arguments."""
     way = way_for(model, precision, compile)
     with torch.inference_mode(), way.autocast(model.device):
         streams = Plan.of_head(config, model.config.num_patches).most
@@ -155,19 +143,7 @@ def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision, compil
 
 
 class Engine:
-    """The steps of one batch size on a device, kept from batch to batch.
-
-    Args:
-        model: what is sampled.
-        config: checked against the model (:func:`pra.config.check_sampling`).
-        batch: ``B``, images side by side.
-        precision: of the matrix products; see :class:`pra.sampling.Sampler`.
-        compile: whether torch's compiler fuses the steps.
-
-    Attributes:
-        steps: for :func:`pra.sampling.algorithm.generate`, within :meth:`arithmetic`.
-        way: how they are run.
-    """
+    """The ``steps`` of one batch size on a device, kept from batch to batch, for use within :meth:`arithmetic`."""
 
     steps: Steps
 
@@ -188,13 +164,13 @@ class Engine:
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
-        """The block in which steps are taken."""
+        """Open the block in which steps are taken."""
         with torch.inference_mode(), self.way.autocast(self._device):
             yield
 
     def renew(self) -> bool:
-        """Take over weights that were changed in place; ``False`` where the model itself has changed, or where its
-        weights lie: make another engine."""
+        """Take over weights that were changed in place. Return ``False`` where the model itself has changed or moved:
+        make another engine."""
         if fingerprint(self._model) != self._fingerprint:
             return False
         if self._lowered is not None:
@@ -204,25 +180,19 @@ class Engine:
 
 
 def fingerprint(model: nn.Module) -> list[object]:
-    """What changes when a module is replaced, hooked or patched, or a parameter lies elsewhere."""
+    """Return marks that change when a module is replaced, hooked or patched, or a parameter moves."""
     everywhere = nn.modules.module
     marks: list[object] = [*everywhere._global_forward_hooks, *everywhere._global_forward_pre_hooks]
     for module in model.modules():
         own = vars(module)
-        # The module itself, not its number: a number may come back when a module is gone.
+        # The module itself, not its id: an id may be reused when a module is gone.
         marks += module, own.get("forward"), len(own), *module._forward_hooks, *module._forward_pre_hooks
         marks += [parameter.data_ptr() for parameter in module._parameters.values() if parameter is not None]
     return marks
 
 
 class Lowered:
-    """A model whose linear layers hold bfloat16 copies of the weights, so that no step need cast them.
-
-    It is a copy of the module tree, hooks and wrappers included, that shares every other tensor with the original.
-
-    Args:
-        model: the original.
-    """
+    """A copy of a model, hooks and wrappers included, whose linear layers hold bfloat16 weights: no step casts them."""
 
     def __init__(self, model: PRA) -> None:
         self._copies = {

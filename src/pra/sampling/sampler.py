@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -17,9 +18,9 @@ from pra.errors import NotFiniteError, PraError
 from pra.method import noise
 from pra.method.noise import Purpose
 from pra.models import PRA, Model
-from pra.models.condition import Labels
+from pra.models.condition import Labels, integers
 from pra.sampling.algorithm import Draws, generate
-from pra.sampling.inputs import Seeds, changed_sampling, seed_numbers
+from pra.sampling.requests import Seeds, changed_sampling
 from pra.sampling.runner import Engine, cache_bytes
 from pra.sampling.whole_image import sample_at_once
 from pra.utils.compiler import compiled
@@ -35,9 +36,9 @@ class Sampler:
     """Generates images from a model.
 
     An image is a function of (weights, label, seed, settings): the same noise exactly, and the same pixels up to the
-    rounding of batched arithmetic, whatever else is in the batch; where the compiled arithmetic is used
-    (:mod:`pra.sampling.native`) and nothing is completed, to the bit. A batch whose caches the device cannot hold is
-    generated in parts, of a size that is settled at the first batch.
+    rounding of batched arithmetic, whatever else is in the batch; bitwise where the compiled arithmetic is used
+    (:mod:`pra.sampling.native`) and nothing is completed. A batch whose caches the device cannot hold is generated in
+    parts, of a size that is settled at the first batch.
 
     Args:
         model: put into evaluation mode; stays where it is (``model.to(device)`` decides the device, now and later).
@@ -50,8 +51,7 @@ class Sampler:
         changes: of ``config``, by the names of :class:`pra.config.SamplingConfig`: ``Sampler(model, guidance=2.0)``.
 
     Raises:
-        PraError: no such setting or precision, a value out of range, or guidance along the raster, of a model that has
-            none.
+        PraError: no such setting or precision, a value out of range, or settings that the model cannot be sampled with.
     """
 
     def __init__(
@@ -66,21 +66,21 @@ class Sampler:
         self.config = changed_sampling(config or model.sampling, changes)
         check_sampling(model.config, self.config)
         self.precision, self.compile = member(Precision, precision, "precision"), compile
-        # An engine is out while a stream is under way: another stream makes one of its own.
-        self._idle: dict[int, Engine] = {}
-        self._fits: tuple[torch.device, int] | None = None
+        # An engine is out while a stream is under way: another stream makes its own.
+        self.idle: dict[int, Engine] = {}
+        self.fits: tuple[torch.device, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without engines, which hold addresses: a copy makes its own."""
-        return self.__dict__ | {"_idle": {}, "_fits": None}
+        """Leave out engines, which hold addresses: a copy makes its own."""
+        return self.__dict__ | {"idle": {}, "fits": None}
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.model.device
 
     def sample(self, labels: Labels, seeds: Seeds) -> Tensor:
-        """One image per pair of label and seed.
+        """Generate one image per pair of label and seed.
 
         Args:
             labels: classes in ``[0, num_classes)`` or their names, or ``num_classes`` for no class; a single one makes
@@ -94,54 +94,38 @@ class Sampler:
             PraError: a label out of range, as many seeds as labels are not given, or the settings lead to images that
                 are not finite.
         """
-        label, key = self._requests(labels, seeds)
-        rows = self._parts(len(label))
-        return self._joined((self._pictures(label[part], key[part]) for part in rows), len(label))
+        return self._finished(*self._requests(labels, seeds))
 
     def complete(self, images: Tensor, rows: int, labels: Labels, seeds: Seeds) -> Tensor:
-        """Continues images from their first ``rows`` rows of patches; those true pixels stay exact.
+        """Continue images from their first ``rows`` rows of patches; those true pixels stay exact.
 
         Args:
             images: ``(B, C, H, W)`` in [-1, 1], of the model's size.
             rows: rows of patches to keep, ``0 <= rows <= H / p``.
-            labels: as in :meth:`sample`.
-            seeds: as in :meth:`sample`.
-
-        Returns:
-            ``(B, C, H, W)`` float32 in [-1, 1].
+            labels: as in :meth:`sample`, and so are ``seeds``, the result and the errors.
+            seeds: one integer per label.
 
         Raises:
-            PraError: a model that is not autoregressive, an image of another size or channel count, ``rows`` out of
-                range, or as in :meth:`sample`.
+            PraError: a model that is not autoregressive, images of another size, or ``rows`` out of range.
         """
         label, key = self._requests(labels, seeds)
         config = self.model.config
         self._check_kept(images, len(label), (config.image_size[0],), str(config.image_size[0]))
         if not 0 <= rows <= config.grid[0]:
-            raise PraError(
-                f"rows {rows} is out of range: this model's images have {config.grid[0]} rows of patches "
-                f"({config.patch_size} pixels each), so keep 0 to {config.grid[0]}"
-            )
+            each = f"{config.grid[0]} rows of patches ({config.patch_size} pixels each)"
+            problem = f"is out of range: this model's images have {each}. Use 0 to {config.grid[0]}"
+            raise PraError(f"rows {rows} {problem}", name="rows", value=rows)
         images = images.to(self.device, torch.float32, copy=True)
         if rows == config.grid[0]:
             return images
-        keep = images[:, :, : rows * config.patch_size]
-        parts = self._parts(len(label))
-        return self._joined((self._pictures(label[part], key[part], keep[part]) for part in parts), len(label))
+        return self._finished(label, key, images[:, :, : rows * config.patch_size])
 
     @torch.no_grad()
     def stream(self, labels: Labels, seeds: Seeds, keep: Tensor | None = None) -> Iterator[Tensor]:
-        """The pictures so far, ``(B, C, k * p, W)``, each time a row of patches is finished; of JiT the whole, once.
+        """Yield the pictures so far, ``(B, C, k * p, W)``, after each row of patches; of JiT the whole, once.
 
-        All images are on their way at once, however many there are.
-
-        Args:
-            labels: as in :meth:`sample`.
-            seeds: as in :meth:`sample`.
-            keep: ``(B, C, k * p, W)`` true pixels to start from (:meth:`complete`).
-
-        Raises:
-            PraError: as :meth:`complete`.
+        All images are under way at once. Arguments and errors are those of :meth:`sample` and :meth:`complete`;
+        ``keep`` are true pixels ``(B, C, k * p, W)`` to start from.
         """
         label, key = self._requests(labels, seeds)
         if keep is not None:
@@ -153,23 +137,26 @@ class Sampler:
             yield pictures
 
     @torch.no_grad()
-    def _joined(self, parts: Iterable[Iterator[Tensor]], count: int) -> Tensor:
-        """The finished images of several parts, ``count`` in all: the last part may have more than are asked for."""
-        done: list[Tensor] = []
-        for pictures in parts:
-            (images,) = pictures
-            done.append(images[: count - sum(map(len, done))])
-            self._check_finite(done[-1])
-        return torch.cat(done)
+    def _finished(self, label: Tensor, key: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Generate the images of checked requests, in parts that the device holds."""
+        count, done = len(label), 0
+        images: list[Tensor] = []
+        for rows in self._parts(count):
+            (made,) = self._pictures(label[rows], key[rows], None if keep is None else keep[rows])
+            images.append(made[: count - done])  # the last part may have more
+            self._check_finite(images[-1])
+            done += len(images[-1])
+        return torch.cat(images)
 
     def _pictures(
         self, label: Tensor, key: Tensor, keep: Tensor | None = None, every_row: bool = False
     ) -> Iterator[Tensor]:
-        """The finished images of checked requests; with ``every_row`` also those before, see :meth:`stream`."""
+        """Yield the images of checked requests; with ``every_row`` also unfinished ones, see :meth:`stream`."""
         model = self.model
         if not model.config.autoregressive:
+            forward = compiled(model, "compiling the sampler", "sample without compile") if self.compile else model
             with autocast(self.device, self.precision):
-                images = sample_at_once(model, self._forward(), self.config, label, key)
+                images = sample_at_once(model, forward, self.config, label, key)
             yield images
             return
         rows, columns = model.config.grid
@@ -183,7 +170,7 @@ class Sampler:
         engine = self._engine(model, len(label))
         patches = [prefix]
         try:
-            # The block must not be open while the caller has the picture: it would reach the caller's arithmetic.
+            # Leave the block before each yield: it would reach the caller's arithmetic.
             with engine.arithmetic():
                 tokens = generate(engine.steps, label, starts, prefix, draws)
             for row in range(done, rows):
@@ -192,19 +179,17 @@ class Sampler:
                 if every_row or row == rows - 1:
                     yield model.unpatchify(torch.cat(patches, dim=1))
         finally:
-            self._idle = {len(label): engine}
+            self.idle = {len(label): engine}
 
     def _engine(self, model: PRA, batch: int) -> Engine:
-        """An engine for a batch size: the idle one where it still fits."""
-        engine = self._idle.pop(batch, None)
+        engine = self.idle.pop(batch, None)
         if engine is None or not engine.renew():
-            engine, self._idle = None, {}  # what is idle goes first: the device may not hold both
+            engine, self.idle = None, {}  # free the idle engine first: the device may not hold both
             engine = Engine(model, self.config, batch, self.precision, self.compile)
             logger.info("sampling by %s", engine.way)
         return engine
 
     def _noise(self, key: Tensor) -> tuple[Tensor, Draws]:
-        """Where each state's path begins, ``(B, N, d)``, and what the solver of an SDE adds to it."""
         config, size = self.config, self.model.config
         starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
         diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION).unsqueeze(-1)
@@ -213,15 +198,10 @@ class Sampler:
         def draws(position: int) -> Tensor | None:
             if not config.adds_noise:
                 return None
-            return config.temperature * noise.normal(
-                noise.fold(noise.fold(diffusion, position), intervals), size.state_dim
-            )
+            keys = noise.fold(noise.fold(diffusion, position), intervals)
+            return config.temperature * noise.normal(keys, size.state_dim)
 
         return config.temperature * starts, draws
-
-    def _forward(self) -> Callable[..., Tensor]:
-        """The velocity of whole images, compiled where that was asked for."""
-        return compiled(self.model, "compiling the sampler", "sample without compile") if self.compile else self.model
 
     def _check_finite(self, images: Tensor) -> None:
         finite = int(images.isfinite().flatten(1).all(1).sum())
@@ -229,64 +209,70 @@ class Sampler:
             settings = {"guidance": self.config.guidance, "temperature": self.config.temperature}
             changes = [f"{name} nearer to 1 (now {value:g})" for name, value in settings.items() if value != 1.0]
             changes += [f"more solver steps (now {self.config.steps})", "another checkpoint"]
-            raise NotFiniteError(
-                f"{len(images) - finite} of {len(images)} images are not finite numbers; try {', or '.join(changes)}"
-            )
+            problem = f"{len(images) - finite} of {len(images)} images are not finite numbers"
+            raise NotFiniteError(f"{problem}; try {', or '.join(changes)}", code="diverged")
 
     def _parts(self, count: int) -> list[Tensor]:
-        """Equal parts of ``count`` images, by their rows, few enough in each that the device holds their caches.
-
-        The last part is filled up with the last image again: one engine makes them all. How many fit is settled once on
-        a device. Settled at every batch, when what an engine of ours holds is not free, it would come out differently,
-        and ask for another engine.
-        """
+        """Return the rows of equal parts of ``count`` images, few enough that the device holds the caches of a part."""
+        # The size is settled once per device: free memory depends on our own engine. The last part repeats the last
+        # image, so that one engine makes all parts.
         size = count
         if self.model.config.autoregressive:
-            if self._fits is None or self._fits[0] != self.device:
-                self._idle = {}
-                most = int(_budget(self.device) / cache_bytes(self.model, self.config, self.precision, self.compile))
-                self._fits = self.device, max(1, most)
-            size = math.ceil(count / math.ceil(count / self._fits[1]))
+            if self.fits is None or self.fits[0] != self.device:
+                self.idle = {}
+                most = int(budget(self.device) / cache_bytes(self.model, self.config, self.precision, self.compile))
+                self.fits = self.device, max(1, most)
+            size = math.ceil(count / math.ceil(count / self.fits[1]))
         starts = range(0, count, size)
         return [torch.arange(first, first + size, device=self.device).clamp(max=count - 1) for first in starts]
 
     def _check_kept(self, kept: Tensor, count: int, heights: Sequence[int], height: str) -> None:
-        """Whether these can be the true pixels of ``count`` pictures, of a height that is one of some."""
         check_completes(self.model)
         channels, width = self.model.config.channels, self.model.config.image_size[1]
         found = tuple(kept.shape)
         if len(found) != 4 or (found[1], found[3]) != (channels, width) or found[2] not in heights:
-            raise PraError(
-                f"images of shape {found} cannot be completed: this model needs (B, {channels}, {height}, {width})"
-            )
+            problem = f"cannot be completed: this model needs (B, {channels}, {height}, {width})"
+            raise PraError(f"images of shape {found} {problem}", code="mismatch", value=found)
         if not kept.is_floating_point():
-            raise PraError(f"images of {kept.dtype} cannot be completed: give floats in [-1, 1]")
+            raise PraError(f"images of {kept.dtype} cannot be completed: give floats in [-1, 1]", value=kept.dtype)
         if found[0] != count:
-            raise PraError(f"{found[0]} images and {count} labels: give one label per image")
+            raise PraError(f"{found[0]} images and {count} labels: give one label per image", code="mismatch")
 
     def _requests(self, labels: Labels, seeds: Seeds) -> tuple[Tensor, Tensor]:
-        label, seed = self.model.condition.parse(labels, self.model.classes), seed_numbers(seeds)
+        label = self.model.condition.parse(labels, self.model.classes)
+        seed = integers(seeds, "seeds must be whole numbers of 64 bits")
         if len(label) != len(seed) or not len(label):
-            raise PraError(f"{len(label)} labels and {len(seed)} seeds: give one seed per label, at least one")
+            problem = f"{len(label)} labels and {len(seed)} seeds"
+            raise PraError(f"{problem}: give one seed per label, at least one", code="mismatch")
         return label.to(self.device), noise.keys(0, seed).to(self.device)
 
 
+class Samplers:
+    """The last two samplers of a model, with their engines, caches and captured graphs. Threads may share it."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._sampler = functools.lru_cache(maxsize=2)(functools.partial(Sampler, model))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave out the samplers: a copy makes its own."""
+        return Samplers, (self.model,)
+
+    def of(self, config: SamplingConfig, precision: Precision = Precision.AUTO) -> Sampler:
+        """Return the sampler with these settings."""
+        return self._sampler(config, precision)
+
+
 def check_completes(model: Model) -> None:
-    """Whether a model can go on from the first rows of an image.
-
-    Raises:
-        PraError: it makes all patches at once.
-    """
+    """Refuse a model that cannot continue an image from its first rows."""
     if not model.can_complete:
-        raise PraError(
-            f"a {model.config.name} cannot complete an image: it makes all patches at once; take an autoregressive "
-            "model, or sample"
-        )
+        problem = "cannot complete an image: it makes all patches at once. Use an autoregressive model, or sample"
+        raise PraError(f"a {model.config.name} {problem}", code="unsupported", name=model.config.name)
 
 
-def _budget(device: torch.device) -> float:
-    """Bytes for the caches of images side by side: most of what is free on a GPU, which has the activations too."""
+def budget(device: torch.device) -> float:
+    """Return bytes for the caches of images side by side: most of a GPU's free memory, which activations need too."""
     if device.type != "cuda":
         return CPU_CACHE
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's, to be had again
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch gives it back
     return 0.6 * (torch.cuda.mem_get_info(device)[0] + unused)

@@ -1,10 +1,9 @@
-"""Integrators from noise (``t = 0``) to data (``t = 1``) over any velocity field, and their time grids. They know no
-model.
+"""Integrators from noise (``t = 0``) to data (``t = 1``) over any velocity field, and their time grids.
 
 Each takes ``velocity(z, t)``, the start ``z``, and the grid of times ``t_0 < ... < t_K``: a ``(K + 1, ...)`` tensor
 whose other sizes broadcast against the leading sizes of ``z`` (all but the last), or ``K + 1`` numbers for all of
-``z``. The number of function evaluations (NFE) per grid of ``K`` intervals: euler, euler_maruyama, adams_bashforth and
-dpm ``K``, midpoint and heun ``2 K``. Shortcut is Euler's rule over mean velocities, which it leaves to the caller.
+``z``. A grid of ``K`` intervals takes ``2 K`` evaluations by midpoint and heun, and ``K`` by all others. Shortcut is
+Euler's rule over mean velocities, which come from the caller.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pra.config import SamplingConfig, Solver, TimeGrid
 from pra.method import flow
 
 Velocity = Callable[[Tensor, Any], Tensor]
-"""Called with ``z`` and an element of the grid, or a time between two: a tensor or a number as the grid is."""
+"""Called with ``z`` and a time, a tensor or a number as the grid is."""
 
 Times = Tensor | Sequence[float]
 
@@ -33,23 +32,23 @@ Integrator = Callable[[Velocity, Tensor, Times, NoiseSource], Tensor]
 
 
 def no_noise(interval: int) -> Tensor:
-    """The noise source of a deterministic solver: never asked."""
+    """Refuse: a deterministic solver adds no noise."""
     raise AssertionError("a deterministic solver asked for noise")
 
 
 def uniform_grid(steps: int, start: Tensor) -> Tensor:
-    """``steps`` equal intervals from ``start`` ``(...)`` to 1: ``(steps + 1, ...)``."""
+    """Return ``steps`` equal intervals from ``start`` ``(...)`` to 1: ``(steps + 1, ...)``."""
     fractions = torch.linspace(0.0, 1.0, steps + 1, device=start.device)
     return start + (1 - start) * fractions.view(-1, *[1] * start.ndim)
 
 
 def time_grid(kind: TimeGrid, steps: int, shift: float = 1.0) -> Tensor:
-    """``steps`` intervals from 0 to 1: ``(steps + 1,)`` float32 on the CPU, rising.
+    """Return ``steps`` intervals from 0 to 1: ``(steps + 1,)`` float32 on the CPU, rising.
 
     uniform: equal intervals. cosine: ``(1 - cos(pi u)) / 2`` of equal ``u``, short at both ends. logit-normal: the
-    quantiles of a standard logit-normal, short in the middle, where a training that draws its times from it has seen
-    most of them. ``shift`` s then takes ``1 - t`` to ``s (1 - t) / (1 + (s - 1)(1 - t))`` (arXiv 2403.03206, eq. 23):
-    beyond 1 more intervals near noise, below 1 near data, 1 changes nothing.
+    quantiles of a standard logit-normal, short in the middle. ``shift`` s then takes ``1 - t`` to
+    ``s (1 - t) / (1 + (s - 1)(1 - t))`` (arXiv 2403.03206, eq. 23): beyond 1 more intervals near noise, below 1 near
+    data, 1 changes nothing.
     """
     times = uniform_grid(steps, torch.zeros((), device="cpu"))
     if kind is TimeGrid.COSINE:
@@ -64,7 +63,7 @@ def time_grid(kind: TimeGrid, steps: int, shift: float = 1.0) -> Tensor:
 
 
 def grid_of(config: SamplingConfig) -> Tensor:
-    """The grid that the settings ask for: ``(steps + 1,)`` float32 on the CPU."""
+    """Return the grid of the settings: ``(steps + 1,)`` float32 on the CPU."""
     if config.times is not None:
         return torch.tensor(config.times, dtype=torch.float32, device="cpu")
     return time_grid(config.time_grid, config.steps, config.shift)
@@ -94,10 +93,7 @@ def heun(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Ten
 
 
 def adams_bashforth(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
-    """Second order with one evaluation an interval: the last two velocities, extrapolated over unequal intervals.
-
-    The first interval is Euler's.
-    """
+    """Second order: the last two velocities, extrapolated over unequal intervals. The first interval is Euler's."""
     before: tuple[Any, Tensor] | None = None
     for t, t_next in pairwise(times):
         dt, v = t_next - t, velocity(z, t)
@@ -127,10 +123,8 @@ def dpm(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tens
 
 
 def euler_maruyama(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSource) -> Tensor:
-    """The reverse SDE of SiT (arXiv 2401.08740, eq. 5) with diffusion ``w_t = 2 (1 - t)``; last interval plain Euler.
-
-    ``dz = (v + (1 - t) score) dt + sqrt(2 (1 - t)) dW`` has the same marginals as the ODE.
-    """
+    """The reverse SDE of SiT (arXiv 2401.08740, eq. 5) with diffusion ``w_t = 2 (1 - t)``; last interval plain Euler:
+    ``dz = (v + (1 - t) score) dt + sqrt(2 (1 - t)) dW`` has the same marginals as the ODE."""
     last = len(times) - 2
     for k, (t, t_next) in enumerate(pairwise(times)):
         v = velocity(z, t)
@@ -143,7 +137,7 @@ def euler_maruyama(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSour
 
 
 def _wide(t: Any) -> Any:
-    """A time, or a difference of two, as it multiplies states: they have one size more."""
+    """Add to a time the last size of states."""
     return t.unsqueeze(-1) if isinstance(t, Tensor) else t
 
 
@@ -168,20 +162,9 @@ INTEGRATORS: dict[Solver, Integrator] = {
     Solver.SHORTCUT: euler,
 }
 
-EVALUATIONS: dict[Solver, int] = {
-    Solver.EULER: 1,
-    Solver.MIDPOINT: 2,
-    Solver.HEUN: 2,
-    Solver.EULER_MARUYAMA: 1,
-    Solver.ADAMS_BASHFORTH: 1,
-    Solver.DPM: 1,
-    Solver.SHORTCUT: 1,
-}
-"""Function evaluations per interval."""
-
 
 def evaluation_times(solver: Solver, times: Sequence[float]) -> list[float]:
-    """The times that a solver asks the velocity at, in order."""
+    """Return the times that a solver asks the velocity at, in order."""
     asked: list[float] = []
 
     def velocity(z: Tensor, t: float) -> Tensor:
@@ -191,3 +174,7 @@ def evaluation_times(solver: Solver, times: Sequence[float]) -> list[float]:
     nothing = torch.zeros(1)
     INTEGRATORS[solver](velocity, nothing, times, lambda interval: nothing)
     return asked
+
+
+EVALUATIONS: dict[Solver, int] = {solver: len(evaluation_times(solver, (0.0, 1.0))) for solver in Solver}
+"""Function evaluations per interval."""

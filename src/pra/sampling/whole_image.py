@@ -1,4 +1,4 @@
-"""Sampling of models that make all patches of an image at once, as JiT does."""
+"""Sampling of models, such as JiT, that make all patches of an image at once."""
 
 from __future__ import annotations
 
@@ -18,15 +18,7 @@ from pra.sampling.guidance import Plan
 def sample_at_once(
     model: ImageModel, forward: Callable[..., Tensor], config: SamplingConfig, label: Tensor, key: Tensor
 ) -> Tensor:
-    """Whole images ``(B, C, H, W)`` from noise.
-
-    Args:
-        model: whose images.
-        forward: its velocity, perhaps compiled.
-        config: how.
-        label: ``(B,)``.
-        key: ``(B,)``, of each image's randomness.
-    """
+    """Sample whole images ``(B, C, H, W)`` of labels ``(B,)`` and keys ``(B,)`` by the velocity ``forward``."""
     shape, temperature = (model.config.num_patches, model.config.patch_dim), config.temperature
     start = temperature * noise.normal(noise.fold(key, Purpose.SAMPLE_START), *shape)
     diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
@@ -43,10 +35,10 @@ def sample_at_once(
 
 
 def stages(config: SamplingConfig) -> list[tuple[Solver, Tensor]]:
-    """The solvers one after the other, with the times between which each steps.
+    """Return the solvers in turn, each with its grid of times.
 
-    The last interval is Euler's, as in JiT's own sampler (Euler-Maruyama's is so anyway): from there the predicted
-    image is the end, and no velocity at ``t = 1`` is asked for.
+    The last interval is Euler's, as in JiT's own sampler (and in Euler-Maruyama): it ends at the predicted image, and
+    no velocity at ``t = 1`` is needed.
     """
     grid = solvers.grid_of(config)
     if config.solver is Solver.EULER_MARUYAMA:
@@ -57,7 +49,7 @@ def stages(config: SamplingConfig) -> list[tuple[Solver, Tensor]]:
 def _velocity(
     model: ImageModel, forward: Callable[..., Tensor], config: SamplingConfig, label: Tensor, asked: list[float]
 ) -> solvers.Velocity:
-    """The field of whole images under guidance, for evaluations at the times asked."""
+    """Return the field of whole images under guidance, for evaluations at the times asked."""
     plan = Plan(config, model.config.num_patches, asked)
     streams = iter(plan.streams(plan.most == 2))
     labels = torch.cat([label, model.condition.null_like(label)])

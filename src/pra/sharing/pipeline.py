@@ -14,7 +14,7 @@ from pra.errors import PraError, nearest
 from pra.models import Model, weights
 from pra.models.condition import Labels
 from pra.sampling import Samplers
-from pra.sampling.inputs import changed_sampling
+from pra.sampling.requests import changed_sampling
 from pra.utils.extras import import_failed
 from pra.utils.hub import PREFIX, download, is_address
 from pra.utils.pixels import to_pil

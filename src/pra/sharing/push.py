@@ -11,10 +11,10 @@ from typing import Any
 from pra.config import check_sampling
 from pra.errors import PraError
 from pra.models import weights
-from pra.sampling.inputs import changed_sampling
+from pra.sampling.requests import changed_sampling
 from pra.sharing.card import write_card
 from pra.sharing.origin import CARD, Origin, read_origin
-from pra.utils.files import new_folder
+from pra.utils.files import check_free, new_folder
 from pra.utils.hub import LOGIN, PREFIX, explained, hub_library, repo_id
 
 
@@ -48,7 +48,7 @@ def export(
             weight beyond float16; or the disk refuses.
     """
     folder = Path(folder).expanduser()
-    weights.check_new(folder)
+    check_free(folder, "choose another folder")
     if licence is not None and not all(part.isalnum() for part in licence.replace(".", "-").split("-")):
         problem = f"--licence {licence!r} is not the name of a licence. Use the Hub's, such as apache-2.0"
         raise PraError(problem, licence=licence)

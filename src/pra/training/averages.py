@@ -23,8 +23,7 @@ Rule = Callable[[int], float]
 
 
 def exponential(decay: float) -> Rule:
-    """Return the rule of a constant decay. Early on the average is short, ``(1 + step) / (10 + step)``, so that the
-    initial weights fade."""
+    """Return the rule of a constant decay; early on ``(1 + step) / (10 + step)``, so that the initial weights fade."""
     return lambda step: min(decay, (1 + step) / (10 + step))
 
 
@@ -52,12 +51,7 @@ def build_averages(model: Model, train: TrainConfig) -> dict[str, EMA]:
 
 
 class EMA:
-    """A moving average of a model's weights, itself a model (``.model``) that can be sampled: one more copy of them.
-
-    Args:
-        model: what is averaged; the average begins with its weights.
-        rule: how much of the average stays at each step.
-    """
+    """A moving average of a model's weights, itself a model (``.model``) that can be sampled: one more copy of them."""
 
     def __init__(self, model: Model, rule: Rule) -> None:
         self.rule = rule
@@ -65,20 +59,19 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: Model, step: int) -> None:
-        """After step ``step`` (from 0)."""
+        """Take in the weights after step ``step`` (from 0)."""
         torch._foreach_lerp_(_local(self.model), _local(model), 1.0 - self.rule(step))
 
     def whole(self) -> Model:
-        """The average as a model to sample from: itself, or gathered where processes have parts of it. All call this
-        together."""
+        """Return the average as a model to sample from, gathered where it is sharded. All call this together."""
         return self.assembled(self.parts(here=True))
 
     def parts(self, here: bool) -> dict[str, Tensor]:
-        """What :meth:`assembled` needs, in the processes where ``here`` says so. All call this together."""
+        """Return what :meth:`assembled` needs, in the processes where ``here`` is true. All call this together."""
         return gathered(self.model, here) if self._sharded() else {}
 
     def assembled(self, parts: dict[str, Tensor]) -> Model:
-        """The average as a model to sample from, of its :meth:`parts`. No other process is waited for."""
+        """Return the average as a model to sample from, made of its :meth:`parts`, without communication."""
         if not self._sharded():
             return self.model
         model = build_model(self.model.config, seed=None)

@@ -1,7 +1,5 @@
-"""Callbacks of the training loop: the base class, and the package's own, which write metrics and pictures.
-
-The loop trains, saves and stops. All else that a run shows is a callback, in this order: validation, pictures, the
-user's callbacks, ``metrics.jsonl``, TensorBoard, the final curves, a warning of collapsing states, the progress bar.
+"""Callbacks of the training loop: the base class, and the package's own, in the order in which the loop calls them:
+validation, pictures, the user's callbacks, metrics, TensorBoard, final curves, a warning of collapse, the progress bar.
 """
 
 from __future__ import annotations
@@ -61,10 +59,8 @@ class Callback:
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
         """Every ``train.log_every`` steps, and after the last step.
 
-        Args:
-            trainer: the run.
-            row: a line of ``metrics.jsonl``: means over the steps since the last line. What a callback adds to it is
-                written and drawn with the rest.
+        ``row`` is a line of ``metrics.jsonl``: means over the steps since the last line. What a callback adds to it is
+        written and drawn with the rest.
         """
 
     def on_checkpoint(self, trainer: Trainer) -> None:
@@ -81,12 +77,12 @@ class Callback:
 
 
 class Callbacks:
-    """Callbacks in their order. The first exception of a user's hook is kept, and that callback is left alone."""
+    """Callbacks in their order. The first exception of a user's hook is kept, and that callback is not called again."""
 
     def __init__(self, before: Sequence[Callback], users: Sequence[Callback], after: Sequence[Callback]) -> None:
         for callback in users:
             if not isinstance(callback, Callback):
-                raise PraError(f"callback {callback!r} is not a pra.Callback. Pass an instance of a subclass")
+                raise PraError(f"callback {callback!r} is not an instance of pra.Callback", value=repr(callback))
         self._all = [*before, *users, *after]
         self._users = users
         self._failed: Callback | None = None
@@ -105,7 +101,6 @@ class Callbacks:
                 self._failed, self.failure = callback, error
 
     def close(self) -> None:
-        """Close all callbacks in their order, the failed one too, even if closing one of them fails."""
         with contextlib.ExitStack() as stack:
             for callback in reversed(self._all):
                 stack.callback(callback.close)
@@ -117,20 +112,12 @@ class Metrics(Callback):
     path: Path
 
     def on_start(self, trainer: Trainer) -> None:
-        """Drop the lines of lost steps."""
         self.path = trainer.folder / METRICS
-        if trainer.world.is_first:
-            keep_metrics(trainer.folder, trainer.step)
+        keep_metrics(trainer.folder, trainer.step)
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Write one line.
-
-        Raises:
-            PraError: the disk is full or refuses.
-        """
-        if trainer.world.is_first:
-            with _disk(self.path):
-                self.write(row)
+        with _disk(self.path):
+            self.write(row)
 
     def write(self, row: dict[str, float]) -> None:
         """Append one line to the file."""
@@ -144,27 +131,19 @@ class TensorBoard(Callback):
     board: SummaryWriter | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        """Open the writer."""
-        if trainer.world.is_first and importlib.util.find_spec("tensorboard"):
+        if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=trainer.step + 1)
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Write one value per metric.
-
-        Raises:
-            PraError: the disk is full or refuses.
-        """
-        if self.board is None:
-            return
-        with _disk(trainer.folder / "tensorboard"):
-            for name, value in row.items():
-                if name != "step":
-                    self.board.add_scalar(name, value, int(row["step"]))
+        if self.board is not None:
+            with _disk(trainer.folder / "tensorboard"):
+                for name, value in row.items():
+                    if name != "step":
+                        self.board.add_scalar(name, value, int(row["step"]))
 
     def close(self) -> None:
-        """Flush what is left."""
         if self.board:
             with contextlib.suppress(OSError):  # everything is in metrics.jsonl too
                 self.board.close()
@@ -176,16 +155,14 @@ def _disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PraError(
-            f"{path} cannot be written ({error.strerror}); {last_good(path.parent)}; {remedy(error)}"
-        ) from None
+        problem = f"{path} cannot be written ({error.strerror}); {last_good(path.parent)}; {remedy(error)}"
+        raise PraError(problem, code="unwritable", path=path) from None
 
 
 class StateWarning(Callback):
     """Warns where the states may be collapsing."""
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Warn after the warm-up of the learning rate."""
         collapsed = row["state_std"] < HEALTHY_STATE_STD and trainer.config.model.codec is not None
         if collapsed and trainer.step > trainer.config.train.optimizer.warmup_steps:
             # The same words every time, so that Python shows them once.
@@ -202,23 +179,18 @@ class Bar(Callback):
     bar: Progress | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        """Begin at the step that the run resumes from."""
-        total = trainer.config.train.steps
-        self.bar = Progress(total=total, initial=trainer.step, unit="step", desc="train")
+        self.bar = Progress(total=trainer.config.train.steps, initial=trainer.step, unit="step", desc="train")
 
     def on_step(self, trainer: Trainer) -> None:
-        """Advance by one step."""
         if self.bar is not None:
             self.bar.update()
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Show the first terms of the loss."""
         shown = [f"{name} {row[name]:.3g}" for name in loss_terms([row])[:TERMS_SHOWN]]
         if self.bar is not None:
             self.bar.set_postfix_str(", ".join([*shown, f"{row['images_per_second']:.0f} images/s"]))
 
     def close(self) -> None:
-        """Leave the bar as it is."""
         if self.bar is not None:
             self.bar.close()
 
@@ -227,8 +199,7 @@ class Curves(Callback):
     """Draws ``curves.png`` at the end."""
 
     def on_end(self, trainer: Trainer) -> None:
-        """Draw the curves, unless no step was done and they are there."""
-        if trainer.world.is_first and (trainer.new_steps or not (trainer.folder / CURVES).exists()):
+        if trainer.new_steps or not (trainer.folder / CURVES).exists():
             draw_curves(trainer.folder)
 
 
@@ -236,7 +207,6 @@ class Pictures(Callback):
     """Draws samples and reconstructions from the average ``ema``. Rank 0 draws for all."""
 
     def on_sample(self, trainer: Trainer) -> None:
-        """Write both grids. Where drawing fails, a warning says why, and the run continues."""
         config = trainer.config.model
         with trainer.paused():
             parts = trainer.ema.parts(here=trainer.world.is_first)  # every process takes part in the gathering
@@ -254,7 +224,7 @@ class Pictures(Callback):
 
 @contextmanager
 def _no_reason_to_stop(step: int, what: str) -> Iterator[None]:
-    """A block of drawing: whatever fails there, be it memory or a CUDA graph, the run learns on."""
+    """A block of drawing, where every error is a warning, be it memory or a CUDA graph."""
     try:
         yield
     except Exception as error:
@@ -274,9 +244,8 @@ def _reconstructions(trainer: Trainer, model: Model) -> Tensor:
     """Real images above, the codec's below."""
     source, config = trainer.source, trainer.config.model
     count = min(GRID_RECONSTRUCTIONS, len(source))
-    # Of a stream the first: the others lie behind all that comes before them.
-    apart = 1 if isinstance(source, Streamed) else len(source) // count
-    chosen = [i * apart for i in range(count)]
+    apart = 1 if isinstance(source, Streamed) else len(source) // count  # a stream's first: the others lie far behind
+    chosen = [place * apart for place in range(count)]
     pixels, labels = load_images(source, chosen, config.image_size, config.channels, trainer.config.data)
     real = from_uint8(pixels).to(trainer.device)
     return torch.cat([real, model.reconstruct(real, labels.to(trainer.device))])

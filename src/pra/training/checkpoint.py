@@ -1,9 +1,9 @@
-"""Checkpoints: folders that hold everything to go on, written whole or not at all, while training goes on.
+"""Checkpoints: folders with all that resuming needs, written whole or not at all, while training goes on.
 
-``checkpoints/step-00000500/`` is a model folder (:mod:`pra.models.weights`) with the averages beside; ``optimizer/``,
-which the processes write together with torch's distributed checkpoint in its safetensors format; and ``state.json``,
-written last: the step and the size of every file. The random state and the data order need no saving: both are
-functions of (seed, step). Nothing in it depends on the number of processes or on how they share the model.
+``checkpoints/step-00000500/`` is a model folder (:mod:`pra.models.weights`) with the averages; ``optimizer/``, which
+the processes write together with torch's distributed checkpoint in its safetensors format; and ``state.json``, written
+last: the step and the size of every file. The random state and the data order need no saving: both are functions of
+(seed, step). A checkpoint does not depend on the number of processes or on how they share the model.
 """
 
 from __future__ import annotations
@@ -42,29 +42,20 @@ def _single_process_meant() -> Iterator[None]:
 class Saver:
     """Writes the checkpoints of a run, one at a time, while the training goes on. All processes call it together.
 
-    Args:
-        run: the run's folder.
-        keep: how many checkpoints to keep, the newest.
-        world: the processes that train.
-        device: where this one trains.
-        keep_every: beside them those of every so many steps; 0 is none.
+    The newest ``keep`` stay, and those of every ``keep_every`` steps; 0 keeps no others.
     """
 
     def __init__(self, run: Path, keep: int, world: World, device: torch.device, keep_every: int = 0) -> None:
         self.run, self.keep, self.world, self.keep_every = run, keep, world, keep_every
-        # With its number: without one, it is another device in another thread.
-        self._gpu = torch.empty(0, device=device).device if device.type == "cuda" else None
-        # A group of its own: what passes there in the background must not mix with the training's.
+        self.gpu = torch.empty(0, device=device).device if device.type == "cuda" else None
+        """With its number: without one, it is another device in another thread."""
+        # A group of its own: its background traffic must not mix with the training's.
         self._group = torch.distributed.new_group(backend="gloo") if world.size > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[Any] | None = None
 
     def save(self, step: int, model: Model, averages: Mapping[str, EMA], optimizer: Optimizers) -> None:
-        """Copies the state after ``step`` steps and begins to write it. Waits for the checkpoint before, if need be.
-
-        Raises:
-            PraError: as :meth:`wait`, of the checkpoint before; or this one's folder cannot be made.
-        """
+        """Copy the state after ``step`` steps and begin to write it, when the checkpoint before is written."""
         self.wait()
         here = self.world.is_first
         files = {weights.MODEL: gathered(model, here)}
@@ -72,22 +63,20 @@ class Saver:
         final = self.run / "checkpoints" / f"step-{step:08d}"
         partial = final.with_name(f".{final.name}.partial")
         with ExitStack() as stack:
-            if self.world.is_first:
+            if here:
                 for left in final.parent.glob(".*.partial"):  # by a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
-                try:
+                with self._last_good_named():
                     stack.enter_context(new_folder(final))
-                except PraError as error:
-                    raise self._unsaved(error) from None
             self.world.barrier()  # the others write into that folder
             written = self._write_optimizer(_optimizer_tensors(model, optimizer), partial / OPTIMIZER)
             self._pending = written
-            if self.world.is_first:
+            if here:
                 folder = stack.pop_all()
                 self._pending = self._thread.submit(self._finish, folder, written, model, files, step, partial, final)
 
     def wait(self) -> None:
-        """Until the last checkpoint is written.
+        """Wait until the last checkpoint is written.
 
         Raises:
             PraError: the disk is full or refuses. Older checkpoints are as they were.
@@ -98,33 +87,33 @@ class Saver:
         if self.world.is_first:
             with self.world.together():
                 pending.result()
-        else:  # what fails in one process, all hear of: the first says it
+        else:  # torch tells all processes of a failure in one of them: rank 0 reports it
             pending.exception()
         self.world.barrier(patient=True)  # the disk may be slow
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """The block that trains and saves; closed at its end.
+        """The block that trains and saves; the saver is closed at its end.
 
-        torch warns in the thread in which it saves, but the filter is set here, for as long as that may be: filters of
-        warnings belong to all threads, and two that change and restore them in turn would mix them up for good.
+        torch warns in the thread in which it saves, but the filter is set here: filters of warnings belong to all
+        threads, and two that change and restore them in turn would mix them up for good.
         """
         with _single_process_meant(), closing(self):
             yield
 
     def close(self) -> None:
-        """Lets the checkpoint that is being written be finished, whatever ends the run."""
+        """Let the checkpoint that is being written be finished, whatever ends the run."""
         if self._pending is not None:
             self._pending.exception()
         self._thread.shutdown()
 
     def _write_optimizer(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
-        """Begins to write; the tensors are copied when this returns."""
+        """Begin to write; the tensors are copied when this returns."""
         from torch.distributed.checkpoint.state_dict_saver import async_save
 
         from pra.training.writer import Writer
 
-        writer = Writer(str(folder), self._gpu)
+        writer = Writer(str(folder), self.gpu)
         started = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         assert isinstance(started, Future), "the tensors are not copied yet"
         return started
@@ -139,42 +128,40 @@ class Saver:
         partial: Path,
         final: Path,
     ) -> None:
-        """What the first process writes, in the background; the manifest, when all have written theirs."""
-        try:
-            with folder:
-                error = written.exception()
-                if error is not None:
-                    raise _cause(error)
-                weights.write_config(model, partial)
-                for name, tensors in files.items():
-                    weights.write_tensors(tensors, partial / name)
-                found = sorted(file for file in partial.rglob("*") if file.is_file())
-                sizes = {file.relative_to(partial).as_posix(): file.stat().st_size for file in found}
-                (partial / weights.STATE).write_text(json.dumps({"step": step, "sizes": sizes}, indent=2) + "\n")
-                shutil.rmtree(final, ignore_errors=True)  # one that is damaged: else the run would have gone on from it
-        except PraError as refusal:
-            raise self._unsaved(refusal) from None
-        # Damaged ones of later steps do not count as kept.
+        """Write rank 0's files, in the background; the manifest last, when all processes have written theirs."""
+        with self._last_good_named(), folder:
+            error = written.exception()
+            if error is not None:
+                raise _cause(error)
+            weights.write_config(model, partial)
+            for name, tensors in files.items():
+                weights.write_tensors(tensors, partial / name)
+            found = sorted(file for file in partial.rglob("*") if file.is_file())
+            sizes = {file.relative_to(partial).as_posix(): file.stat().st_size for file in found}
+            (partial / weights.STATE).write_text(json.dumps({"step": step, "sizes": sizes}, indent=2) + "\n")
+            shutil.rmtree(final, ignore_errors=True)  # a damaged one: the run would have resumed from a whole one
+        # Damaged checkpoints of later steps do not count as kept.
         for old in [path for path in weights.checkpoints(self.run) if path.name <= final.name][: -self.keep]:
-            if not self._stays(old):
+            number = old.name.removeprefix("step-")  # a damaged one cannot say its step
+            if not (self.keep_every and number.isdecimal() and int(number) % self.keep_every == 0):
                 shutil.rmtree(old, ignore_errors=True)
 
-    def _stays(self, folder: Path) -> bool:
-        """By its name: a damaged one cannot say its step."""
-        step = folder.name.removeprefix("step-")
-        return bool(self.keep_every) and step.isdecimal() and int(step) % self.keep_every == 0
-
-    def _unsaved(self, error: PraError) -> PraError:
-        return PraError(f"{error}; {weights.last_good(self.run)}")
+    @contextmanager
+    def _last_good_named(self) -> Iterator[None]:
+        """A block whose errors name the checkpoint to go back to."""
+        try:
+            yield
+        except PraError as error:
+            raise PraError(f"{error}; {weights.last_good(self.run)}", code=error.code, **error.fields) from None
 
 
 def step_of(folder: Path) -> int:
-    """Steps done when a checkpoint was written."""
+    """Return the steps done when a checkpoint was written."""
     return int(weights.read_json(folder / weights.STATE)["step"])
 
 
 def restore_weights(folder: Path, model: Model, averages: Mapping[str, EMA]) -> int:
-    """Loads the weights and their averages, before they are sharded; the step to go on from."""
+    """Load the weights and their averages, before they are sharded; return the step to resume from."""
     weights.load_tensors(model, folder / weights.MODEL)
     for name, ema in averages.items():
         weights.load_tensors(ema.model, folder / weights.average_file(name))
@@ -182,11 +169,7 @@ def restore_weights(folder: Path, model: Model, averages: Mapping[str, EMA]) -> 
 
 
 def restore_optimizer(folder: Path, model: Model, optimizer: Optimizers, world: World) -> None:
-    """Loads the optimiser's state; each process its own part, where the weights are sharded.
-
-    Raises:
-        PraError: files that cannot be read, or of another model.
-    """
+    """Load the optimizer's state; where the weights are sharded, each process its own part."""
     parameters = dict(model.named_parameters())
     for path, value in _read_optimizer(folder / OPTIMIZER, parameters, world).items():
         name, key = _parameter_and_moment(path)
@@ -203,34 +186,35 @@ def _read_optimizer(folder: Path, parameters: dict[str, nn.Parameter], world: Wo
     reader = HuggingFaceStorageReader(str(folder))
     tensors: dict[str, Tensor] = {}
     try:
-        # Not every parameter has a state: one without gradients so far has none.
+        # A parameter without gradients so far has no state.
         for path, saved in reader.read_metadata().state_dict_metadata.items():
             parameter = parameters[_parameter_and_moment(path)[0]].detach()
             assert isinstance(saved, TensorStorageMetadata), "an optimizer's state is tensors"
-            # Like the parameter where it has the parameter's shape: of a shard each process has its own.
+            # Of the parameter's shape, and sharded as it is; or a counter.
             same = saved.size == parameter.shape
             tensors[path] = torch.zeros_like(parameter) if same else torch.zeros(saved.size)
         with _single_process_meant():
             load(tensors, storage_reader=reader, no_dist=world.size == 1)
     except (OSError, KeyError, SafetensorError, CheckpointException) as error:
         reason = reason_of(_cause(error))
-        raise PraError(f"{folder} cannot be read ({reason}); take another checkpoint, or restore its files") from None
+        problem = f"{folder} cannot be read ({reason}). Use another checkpoint, or restore its files"
+        raise PraError(problem, code="unreadable", path=folder) from None
     return tensors
 
 
 def _parameter_and_moment(path: str) -> tuple[str, str]:
-    """The parameter's present name, and the name of its moment."""
+    """Split a path into the parameter's present name and the name of its moment."""
     name, moment = path.split("/")
     return weights.present_name(name), moment
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What one process met, out of torch's report of all."""
+    """Return the error of one process from torch's report of all."""
     failures = getattr(error, "failures", None)
     return next(iter(failures.values()))[0] if failures else error
 
 
 def _optimizer_tensors(model: Model, optimizer: Optimizers) -> dict[str, Tensor]:
-    """``{parameter name}/{moment}``: the optimiser's state by name, whatever the grouping."""
+    """Return the optimizer's state as ``{parameter name}/{moment}``, whatever the grouping."""
     moments = {name: optimizer.state(parameter) for name, parameter in model.named_parameters()}
     return {f"{name}/{key}": value for name, own in moments.items() for key, value in sorted(own.items())}

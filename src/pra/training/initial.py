@@ -1,4 +1,4 @@
-"""Weights to begin a run with, from another run or model: for another set of classes, or for a second head."""
+"""First weights from another run or model: for another set of classes, or for a second head."""
 
 from __future__ import annotations
 
@@ -20,18 +20,12 @@ EMBEDDING = "condition.embedding.weight"
 
 
 def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[str, Any]:
-    """Gives a new model the weights of another, by the names of the classes.
+    """Give a new model the weights of another, by the names of the classes.
 
-    Where the new model has a second head and the other has none, that
-    begins as the first: whatever the length of a step, it gives the velocity at its start.
+    A second head that the other model lacks begins as the first: its steps of any length take the velocity at their
+    start.
 
-    Args:
-        path: the other's, as :func:`pra.load` takes it.
-        model: the new model, its ``classes`` named.
-        average: which of the other's weights, as :func:`pra.load` takes it.
-
-    Returns:
-        Where they come from, for ``environment.json``: ``from``, the path as given; ``weights``, the file; ``sha256``.
+    ``path`` and ``average`` are those of :func:`pra.load`. Return the origin, for ``environment.json``.
 
     Raises:
         PraError: as :func:`pra.load`; or the models differ in more than their classes and the second head.
@@ -48,7 +42,7 @@ def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[st
 
 
 def check_same_model(path: str, there: AnyModelConfig, asked: AnyModelConfig) -> None:
-    """Whether a model can begin with the weights of another, which lies at ``path``.
+    """Check that a model can begin with the weights of another, which lies at ``path``.
 
     Raises:
         PraError: they differ in more than their classes and the second head, which the new one may have.
@@ -59,14 +53,15 @@ def check_same_model(path: str, there: AnyModelConfig, asked: AnyModelConfig) ->
     changed = differences(to_dict(expected), to_dict(asked), "model")
     if changed:
         differing = "; ".join(changed).replace(" in the run, ", " there, ")
-        raise PraError(
-            f"the weights of {path} are of another model ({differing}); pictures are scaled to its size: "
-            "leave such settings out, or train from the start, without --from"
+        problem = (
+            f"the weights of {path} are of another model ({differing}); pictures are scaled to its size. "
+            "Leave such settings out, or train from scratch, without --from"
         )
+        raise PraError(problem, code="mismatch", path=path, differences=differing)
 
 
 def _second_head(model: Model, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a new second head that gives what the first gives."""
+    """Return the tensors of a new second head that computes what the first does."""
     own, last = model.state_dict(), "shortcut.span_in.2."
     names = [name for name in own if name.startswith("shortcut.")]
     first = {name: tensors.get(name.replace("shortcut.", "head.", 1), own[name]) for name in names}
@@ -75,13 +70,11 @@ def _second_head(model: Model, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def with_classes(model: Model, classes: Sequence[str]) -> dict[str, Tensor]:
-    """A model's tensors for another set of classes; all but the class embedding are its own.
+    """Return a model's tensors for another set of classes; only the class embedding changes.
 
-    A class that the model knows by name keeps its embedding. A new one begins with that of the null class, and that
-    row stays as it is: class dropout has trained it as the mixture of all that the model has seen. So a new class
-    begins as a picture of any kind, under a condition that every layer knows, where a random row is one that none has
-    ever met. And guidance, which follows the difference between the two, begins at none instead of in a random
-    direction.
+    A class that the model knows by name keeps its embedding. A new class begins with the null class's, which class
+    dropout has trained as the mixture of all classes: a condition that every layer knows, unlike a random row. So
+    guidance, which follows the difference between the two, begins at zero.
     """
     rows = model.condition.rows_for(model.classes, classes)
     tensors = model.state_dict()

@@ -7,7 +7,6 @@ import itertools
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,23 +14,22 @@ import torch
 from torch import Tensor
 
 from pra.config import RunConfig
-from pra.data import Batch, Sample, Source, TrainingSet, batches, open_source
+from pra.data import Batch, Sample, Source, TrainingSet, batches
 from pra.data.held_out import split
 from pra.data.loader import reading
 from pra.errors import PraError
 from pra.method import noise
-from pra.method.objectives import TERMS, Losses, LossInputs, LossTerm, Perceptual, check_terms, losses_of
+from pra.method.objectives import TERMS, LossInputs, LossTerm, Perceptual, check_terms
 from pra.models import Model, build_model, weights
 from pra.training import checkpoint
 from pra.training.averages import build_averages
 from pra.training.callbacks import Bar, Callback, Callbacks, Curves, Metrics, Pictures, StateWarning, TensorBoard
 from pra.training.initial import load_initial
-from pra.training.optimizer import build_optimizer, whole
-from pra.training.parallel import SharedLoss
-from pra.training.run import COMMON, check_data, check_losses, check_run, check_shared, write_run
+from pra.training.run import COMMON, check_shared, checked_source, write_run
+from pra.training.step import MicroBatch, Step
 from pra.training.trainable import codec_learns, set_trainable
 from pra.training.validation import Validation
-from pra.utils.device import autocast, enough_memory
+from pra.utils.device import enough_memory
 from pra.utils.distributed import World, join
 from pra.utils.locks import locked
 from pra.utils.pixels import from_uint8
@@ -39,22 +37,22 @@ from pra.utils.signals import Interrupted, caught_signals
 
 LESS_MEMORY = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
 FAILED = 256
-"""A callback failed. Above every signal's number, which the processes compare it with."""
+"""A callback failed: above every number of a signal, so that ranks compare both at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What :func:`train` returns."""
+    """The result of :func:`train`."""
 
     run: Path
     model: Model
     """The EMA weights."""
     steps: int
-    """Steps that the run has in all."""
+    """All steps of the run."""
     new_steps: int
-    """Steps of this call; 0 where the run had as many as asked for, or more."""
+    """Steps of this call; 0 where the run already had as many as asked for."""
     seconds: float
-    """Of this call, not of the whole run."""
+    """The time of this call."""
     skipped: int
     """Corrupt images passed over in this call, by all processes."""
 
@@ -69,32 +67,31 @@ def train(
     losses: Mapping[str, LossTerm | tuple[float, Callable[[LossInputs], Tensor | None]]] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Trained:
-    """Trains, or goes on with, the run in ``run_dir`` until ``config.train.steps`` steps are done in all.
+    """Train a run until it has ``config.train.steps`` steps; resume it if ``run_dir`` holds it.
 
-    Processes that ``torchrun`` started share every batch. What is learnt does not depend on their number, up to
-    rounding, and a run may go on with another number of them.
+    Processes that ``torchrun`` started share every batch. What is learned does not depend on their number, up to
+    rounding, and a run may resume with another number of processes.
 
     Args:
         config: from a recipe, perhaps changed with :func:`dataclasses.replace`.
         run_dir: the run's folder (:mod:`pra.training.run`).
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the best there is by default.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; by default the best there is.
         source: an open source, in place of the one that ``config.data.source`` names.
         progress: show a progress bar.
-        world: the processes that share the work, where they have met already (:func:`pra.utils.distributed.join`).
+        world: the processes that share the work, if they have joined already (:func:`pra.utils.distributed.join`).
         losses: further terms of the loss by name, each as ``(weight, function)``
             (:class:`pra.method.objectives.LossTerm`). A run resumes with the terms that it began with. With
             ``train.compile`` the model's blocks are compiled one by one, and the terms are not.
         callbacks: called by the loop (:class:`pra.training.callbacks.Callback`).
 
     Raises:
-        PraError: a configuration, data, run folder or disk that will not do, or another process trains there.
+        PraError: the configuration, data, run folder or disk is unsuitable, or another process trains there.
         Interrupted: a signal came; the state is saved.
     """
     terms = check_terms(losses, {*TERMS, *COMMON})
     with nullcontext(world) if world else join() as together:
         folder, target = Path(run_dir).expanduser(), together.device(None if device is None else str(device))
-        config.train.micro_batches(together.size)  # a batch that does not divide is named first
-        check_run(folder, config)  # before the lock, which would be a file in a stranger's folder
+        config.train.micro_batches(together.size)  # report a batch that does not divide first
         with locked(folder, "trained", "choose another --run-dir") if together.is_first else nullcontext():
             check_shared(folder, together)
             return Trainer(config, folder, target, source, progress, together, terms, callbacks).run()
@@ -120,20 +117,17 @@ class Trainer:
         terms: Mapping[str, LossTerm],
         callbacks: Sequence[Callback],
     ) -> None:
-        self.config, self.folder, self.device, self.world = config, folder, device, world
-        self.whole = source or open_source(config.data.source)
+        self.config, self.folder, self.device, self.world, self.terms = config, folder, device, world, terms
+        self.weights = {name: term.weight for name, term in terms.items()}
+        self.whole = checked_source(folder, config, source, self.weights)
         _check_classes(self.whole, config.model.num_classes)
-        check_run(folder, config)  # once more: another process may just have ended here
-        check_data(folder, config, self.whole)
-        self.terms = terms
-        check_losses(folder, self._term_weights())
         with world.first_alone() if isinstance(config.data.validation, str) else nullcontext():  # indexed once
             self.source, held_out = split(self.whole, config.data, config.train.seed)
         before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
-        after = [Metrics(), TensorBoard(), Curves(), StateWarning(), *([Bar()] if progress and world.is_first else [])]
-        self.callbacks = Callbacks(before, callbacks, after)
-        # What the first process finds: a network file system may show the others an older list.
-        last = world.combine(weights.newest_checkpoint(folder) if world.is_first else None, lambda found: found[0])
+        after = [Metrics(), TensorBoard(), Curves(), StateWarning(), *([Bar()] if progress else [])]
+        self.callbacks = Callbacks(before, callbacks, after if world.is_first else [])
+        # Rank 0 picks the checkpoint: on a network file system other ranks may see a stale listing.
+        last = world.run_on_first(lambda: weights.newest_checkpoint(folder))
         self.model = build_model(config.model, config.train.seed if last is None else None).to(device)
         self.model.sampling = config.sampling
         set_trainable(self.model, config.train)
@@ -151,13 +145,8 @@ class Trainer:
         if last is not None:
             _check_same_classes(last, self.model, self.source)
             self.step = checkpoint.restore_weights(last, self.model, self.averages)
-        idle = self.step < config.train.codec_warmup
-        averages = [average.model for average in self.averages.values()]
-        losses = losses_of(self.model)
-        if terms:
-            losses = partial(losses, extra=terms)
-        self.losses = SharedLoss(self.model, averages, losses, config.train, world, device, idle, opaque=bool(terms))
-        self.optimizer = build_optimizer(self.model, config.train.optimizer)
+        self.arithmetic = Step(self.model, self.averages, config.train, device, world, terms, self.step)
+        self.optimizer = self.arithmetic.optimizer
         if last is not None:
             checkpoint.restore_optimizer(last, self.model, self.optimizer, world)
         self.saver = checkpoint.Saver(folder, config.train.keep_checkpoints, world, device, config.train.keep_every)
@@ -171,23 +160,19 @@ class Trainer:
         return self.step - self.first_step
 
     def picture(self, kind: str) -> Path:
-        """The file of the ``samples`` or the ``reconstructions`` of the current step."""
+        """Return the file of the ``samples`` or the ``reconstructions`` of the current step."""
         return self.folder / kind / f"step-{self.step:08d}.png"
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A block whose time does not count as training throughput. All processes enter it together.
-
-        Raises:
-            PraError: a loss or a gradient of the steps since the last log is not finite.
-        """
+        """A block whose time does not count as training throughput. All processes enter it together."""
         self._recent()  # the device finishes its steps before the clock stops
         begin = time.monotonic()
         yield
         self.interval += time.monotonic() - begin
 
     def run(self) -> Trained:
-        """Trains, and draws what is not drawn yet."""
+        """Train, and draw the pictures that are missing."""
         begin, train = time.monotonic(), self.config.train
         with closing(self.callbacks):
             if self.step < train.steps:
@@ -205,16 +190,16 @@ class Trainer:
         """The loop."""
         train = self.config.train
         with caught_signals() as received, self.saver.working(), reading(self._batches()) as stream:
-            first = next(stream)  # data that cannot be read are named before anything is written
+            first = next(stream)  # report unreadable data before anything is written
             if self.world.is_first:
-                write_run(self.folder, self.config, self.whole, self.world.size, self.initial, self._term_weights())
+                write_run(self.folder, self.config, self.whole, self.world.size, self.initial, self.weights)
             self.callbacks.call("on_start", self)
             self.interval = time.monotonic()
             for step_batches in itertools.chain([first], stream):
                 self._take_step(step_batches)
                 self.callbacks.call("on_step", self)
                 last = self.step == train.steps
-                # Looked at once: a signal a moment later stops after the next step. All stop after the same.
+                # Read once, so that all ranks stop after the same step: a later signal stops after the next.
                 stop = self.world.highest(FAILED if self.callbacks.failure else max(received, default=0))
                 if self.step % train.log_every == 0 or train.validates(self.step) or last:
                     self._log()
@@ -222,25 +207,17 @@ class Trainer:
                     self._save()
                 if stop and not last:
                     self.saver.wait()
-                    self._stop(stop)
+                    if stop == FAILED:
+                        self._raise_failure()
+                    raise Interrupted(stop, f"stopped at step {self.step}, saved in {self.folder}")
                 if train.sample_every and self.step % train.sample_every == 0 and not last:
                     self.callbacks.call("on_sample", self)
             self.saver.wait()
 
-    def _stop(self, reason: int) -> NoReturn:
-        """End the run before its last step; the state is saved. ``reason`` is a signal, or :data:`FAILED`."""
-        if reason == FAILED:
-            self._raise_failure()
-        raise Interrupted(reason, f"stopped at step {self.step}, saved in {self.folder}")
-
     def _raise_failure(self) -> NoReturn:
         if self.callbacks.failure:
             raise self.callbacks.failure
-        raise PraError(f"a callback failed in another process at step {self.step}; see its traceback")
-
-    def _term_weights(self) -> dict[str, float]:
-        """The weights of the user's terms of the loss."""
-        return {name: term.weight for name, term in self.terms.items()}
+        raise PraError(f"a callback failed in another process at step {self.step}. See its traceback", code="lost")
 
     def _batches(self) -> Generator[list[Batch]]:
         """This process's micro-batches of each step that is left."""
@@ -255,59 +232,38 @@ class Trainer:
         with closing(batches(dataset, *span, pin_memory=self.device.type == "cuda")) as stream:
             for step in range(first, train.steps):
                 parts = [next(stream) for _ in range(count)]
-                # One whose data cannot be read has ended the others here, before they wait for its part. A stream may
-                # take long to come to its first image.
+                # If one rank cannot read its data, the others exit here instead of hanging in all-reduce. A stream may
+                # take long to reach its first image.
                 self.world.barrier(patient=step == first)
                 yield parts
 
     def _take_step(self, step_batches: list[Batch]) -> None:
         train = self.config.train
         if 0 < self.step == train.codec_warmup:
-            self.losses.all_learn()
+            self.arithmetic.losses.all_learn()
         self.optimizer.set_rates(train.optimizer, self.step, train.steps)
-        parts = []
+        rollout = train.rollout if self.step >= train.codec_warmup else None
         with enough_memory(len(step_batches[0].images), self.device, LESS_MEMORY), self.world.together():
-            for place, batch in enumerate(step_batches, start=1):
-                with self.losses.accumulating(last=place == len(step_batches)):
-                    losses = self._losses(batch)
-                    torch.autograd.backward(losses.total / len(step_batches))
-                parts.append(losses.measured())
-                self.skipped += batch.skipped
-            norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.optimizer.clip))
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for average in self.averages.values():
-            average.update(self.model, self.step)
+            given = map(self._given, step_batches)
+            parts = self.arithmetic.passes(given, len(step_batches), rollout, self.perceptual)
+            norm = self.arithmetic.update(self.step)
+        self.skipped += sum(batch.skipped for batch in step_batches)
         self.step += 1
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         self.pending.append({**means, "gradient_norm": norm})
 
-    def _losses(self, batch: Batch) -> Losses:
+    def _given(self, batch: Batch) -> MicroBatch:
         """All randomness comes from ``(seed, global sample index)``, so from ``(seed, step)`` and the place in it."""
-        train = self.config.train
-        pixels = from_uint8(batch.images.to(self.device, non_blocking=True))
-        labels = batch.labels.to(self.device, non_blocking=True)
-        keys = noise.keys(train.seed, batch.indices.to(self.device, non_blocking=True))
-        with autocast(self.device, train.precision):
-            return self.losses(
-                pixels,
-                labels,
-                keys,
-                train.objective,
-                train.rollout if self.step >= train.codec_warmup else None,
-                self.perceptual,
-            )
+        images, labels, indices = (
+            tensor.to(self.device, non_blocking=True) for tensor in (batch.images, batch.labels, batch.indices)
+        )
+        return from_uint8(images), labels, noise.keys(self.config.train.seed, indices)
 
     def _recent(self) -> dict[str, Tensor]:
-        """Gather the metrics of the steps since the last log, averaged over all processes.
+        """Gather the metrics of the steps since the last log, averaged over all processes; refuse what is not finite.
 
-        The device is read once per interval, so that a GPU need not wait every step.
-
-        Returns:
-            One vector per metric, on the CPU: its value at every step that has it. Terms come and go between steps.
-
-        Raises:
-            PraError: a loss or a gradient is not finite.
+        The device is read once per interval, so that a GPU need not wait every step. Each metric is a vector on the
+        CPU: its value at every step that has it. Terms come and go between steps.
         """
         if not self.pending:
             return {}
@@ -321,11 +277,12 @@ class Trainer:
         self.saver.wait()
         batch = self.config.train.batch_size
         bad = self.step - len(finite) + int((~finite).nonzero()[0])
-        raise PraError(
+        problem = (
             f"the loss or its gradient is not finite at step {bad + 1} (global samples {bad * batch} to "
-            f"{(bad + 1) * batch - 1}); {weights.last_good(self.folder)}; start a run (another --run-dir) with a lower "
+            f"{(bad + 1) * batch - 1}); {weights.last_good(self.folder)}. Start a run (another --run-dir) with a lower "
             "train.optimizer.lr, or in float32 (--set train.precision=float32)"
         )
+        raise PraError(problem, code="diverged", step=bad + 1)
 
     def _log(self) -> None:
         means = {name: values.mean().item() for name, values in self._recent().items()}
@@ -345,14 +302,13 @@ class Trainer:
         self.callbacks.call("on_checkpoint", self)
 
     def _perceptual(self) -> Perceptual | None:
-        config = self.config
-        # Without a codec that learns, nothing learns from it.
-        learns = config.train.objective.perceptual_weight and codec_learns(self.model)
-        if not learns or config.model.codec is None:
+        """LPIPS, where a codec learns from it."""
+        model = self.config.model
+        if not self.config.train.objective.perceptual_weight or model.codec is None or not codec_learns(self.model):
             return None
         from pra.method.perceptual import lpips_distance
 
-        return lpips_distance(config.model, self.device)
+        return lpips_distance(model, self.device)
 
 
 class Share(TrainingSet):
@@ -371,19 +327,19 @@ class Share(TrainingSet):
 def _check_classes(source: Source, num_classes: int) -> None:
     highest = int(source.labels.max())
     if highest >= num_classes:
-        raise PraError(
-            f"{source.name} has label {highest} ({source.classes[highest]}), but the model's classes are 0 to "
-            f"{num_classes - 1}; set model.num_classes to {len(source.classes)}"
-        )
+        name, count = source.classes[highest], len(source.classes)
+        problem = f"{source.name} has label {highest} ({name}), beyond the model's. Set model.num_classes to {count}"
+        raise PraError(problem, code="mismatch", value=highest)
 
 
 def _check_same_classes(last: Path, model: Model, source: Source) -> None:
-    """A label must go on meaning what it meant: class folders may have been renamed since."""
+    """A label must keep its meaning: class folders may have been renamed."""
     learnt = weights.read_json(last / weights.CONFIG).get("classes")
     if learnt != list(model.classes):
         pairs = zip(learnt or [], model.classes, strict=False)
-        changed = next(((a, b) for a, b in pairs if a != b), (learnt, list(model.classes)))
-        raise PraError(
-            f"the classes of {source.name} are not those that {last} learnt ({changed[1]!r} where it had "
-            f"{changed[0]!r}); restore them, or start another --run-dir"
+        was, now = next(((a, b) for a, b in pairs if a != b), (learnt, list(model.classes)))
+        problem = (
+            f"the classes of {source.name} are not those that {last} learned ({now!r} where it had {was!r}). Restore "
+            "them, or use another --run-dir"
         )
+        raise PraError(problem, code="mismatch", path=last, value=now)

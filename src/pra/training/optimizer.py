@@ -12,10 +12,10 @@ from pra.config import LearningRate, Muon, OptimizerConfig
 from pra.models.transformer import Attention, SwiGLU
 
 MUON_SCALE = 0.2
-"""Root mean square of an AdamW step at rate 1, which Muon's steps are scaled to (arXiv 2502.16982)."""
+"""Root mean square of an AdamW step at rate 1; Muon's steps are scaled to it (arXiv 2502.16982)."""
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic polynomial that Muon's authors found (https://kellerjordan.github.io/posts/muon)."""
+"""Coefficients of the quintic polynomial of Muon's authors (https://kellerjordan.github.io/posts/muon)."""
 
 
 class Optimizers:
@@ -36,28 +36,28 @@ class Optimizers:
         return [group for part in self.parts for group in part.param_groups]
 
     def set_rates(self, config: OptimizerConfig, step: int, total: int) -> None:
-        """Sets the learning rate of every group for step ``0 <= step < total``."""
+        """Set the learning rate of every group for step ``0 <= step < total``."""
         for group in self.param_groups:
             group["lr"] = learning_rate(config, step, total, group["initial_lr"])
 
     def step(self) -> None:
-        """Updates every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for part in self.parts:
             part.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients."""
+        """Clear the gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none)
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """The moments of a parameter by name, which may be changed; empty before its first step and if it is frozen."""
+        """Return the moments of a parameter by name, not a copy; empty before its first step and if it is frozen."""
         owner = self._owners.get(parameter)
         return {} if owner is None else owner.state[parameter]
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
-    """AdamW on what learns; on the hidden matrices of the blocks the optimizer that ``config.matrices`` names, if any.
+    """Return AdamW for what learns; for the hidden matrices of the blocks the optimizer ``config.matrices``, if any.
 
     Weight decay acts on the weights of linear layers, not on embeddings, norms and biases.
     """
@@ -78,7 +78,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
 
 
 def hidden_matrices(model: nn.Module) -> list[Tensor]:
-    """The weights of the linear layers inside attention and MLPs, of every block of every part of a model.
+    """Return the weights of the linear layers inside attention and MLPs, of every block of every part of a model.
 
     The other matrices are embeddings, projections into and out of a part, and modulations, which start at zero.
     """
@@ -87,18 +87,13 @@ def hidden_matrices(model: nn.Module) -> list[Tensor]:
 
 
 class MuonOptimizer(torch.optim.Optimizer):
-    """Muon: Nesterov momentum, orthogonalised, in steps of AdamW's size (https://kellerjordan.github.io/posts/muon).
+    """Muon: orthogonalised Nesterov momentum, in steps of AdamW's size (https://kellerjordan.github.io/posts/muon).
 
     The step is that of ``torch.optim.Muon(adjust_lr_fn="match_rms_adamw")``. It differs in two ways, so that several
     processes learn what one learns. The momentum stays sharded under FSDP2, and each matrix is gathered once a step:
     torch's class communicates in every product, and fails where a matrix has fewer rows than there are processes. And
-    CPUs compute in float32: bfloat16 there enlarges a difference of one rounding to 1 % of the step.
-
-    Args:
-        matrices: parameters of two dimensions; there may be none.
-        lr: the learning rate.
-        momentum: in [0, 1).
-        weight_decay: decoupled, as AdamW's.
+    CPUs compute in float32: bfloat16 there enlarges a difference of one rounding to 1 % of the step. Weight decay is
+    decoupled, as AdamW's.
     """
 
     def __init__(self, matrices: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
@@ -107,7 +102,7 @@ class MuonOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Updates every matrix that has a gradient. All processes call this together."""
+        """Update every matrix that has a gradient. All processes call this together."""
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is not None:
@@ -121,17 +116,20 @@ class MuonOptimizer(torch.optim.Optimizer):
         direction = gradient.lerp(average, momentum)
         if direction.is_cuda:
             direction = direction.bfloat16()
-        direction = own_part(orthogonalised(whole(direction)), matrix)
+        direction = orthogonalised(whole(direction))
+        if is_sharded(matrix):
+            from torch.distributed.tensor import distribute_tensor
+
+            mesh, placements = matrix.device_mesh, matrix.placements  # type: ignore[attr-defined]
+            direction = distribute_tensor(direction, mesh, placements, src_data_rank=None)  # without communication
         matrix.mul_(1 - lr * weight_decay)
         matrix.add_(direction, alpha=-lr * MUON_SCALE * math.sqrt(max(matrix.shape)))
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The matrix with all singular values moved close to one (0.7 to 1.2), by a Newton-Schulz iteration.
+    """Return the matrix with all singular values moved close to one (0.7 to 1.2), by a Newton-Schulz iteration.
 
-    Args:
-        matrix: ``(rows, columns)``, in the precision to compute in.
-        steps: of the iteration. Singular values below about a thousandth of the norm need more than five.
+    Singular values below about a thousandth of the norm need more than five ``steps``.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
@@ -143,7 +141,7 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int, peak: float | None = None) -> float:
-    """The rate of step ``0 <= step < total``: a linear warm-up to ``peak``, then constant or a cosine to zero.
+    """Return the rate of step ``0 <= step < total``: a linear warm-up to ``peak``, then constant or a cosine to zero.
 
     ``peak`` is ``config.lr`` by default.
     """
@@ -156,27 +154,20 @@ def learning_rate(config: OptimizerConfig, step: int, total: int, peak: float | 
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this is a ``DTensor``, of which each process has a part. (To import that class takes a second.)"""
+    """Return whether this is a ``DTensor``, of which each process has a part. (Importing that class takes a second.)"""
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor of which processes may have parts; all call this together."""
+    """Return all of a tensor of which processes may have parts; all call this together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def own_part(tensor: Tensor, like: Tensor) -> Tensor:
-    """The part of a whole tensor that this process keeps of ``like``; without communication."""
-    if not is_sharded(like):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
-
-
 def gathered(module: nn.Module, here: bool) -> dict[str, Tensor]:
-    """Copies of a module's tensors on the CPU, in the processes where ``here`` says so; none in the others. All call
-    this together: one tensor at a time is whole on their devices."""
+    """Copy a module's tensors to the CPU, in the processes where ``here`` is true; the others get an empty dictionary.
+
+    All call this together: one tensor at a time is whole on their devices.
+    """
     tensors = {}
     for name, tensor in module.state_dict().items():
         full = whole(tensor)

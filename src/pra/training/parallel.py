@@ -1,7 +1,7 @@
-"""The loss of a step, shared by several processes: DDP, or FSDP2's ``fully_shard``; and what is done to the blocks.
+"""The loss of a step, shared by several processes: DDP, or FSDP2's ``fully_shard``; and changes to the blocks.
 
-The loss calls the parts of a model in its own order, some of them twice, so that it is the loss as a whole which DDP
-and FSDP wrap: a module whose ``forward`` it is.
+The loss calls the parts of a model in its own order, some of them twice. So DDP and FSDP wrap the loss as a whole: a
+module whose ``forward`` it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pra.utils.device import in_bfloat16
 from pra.utils.distributed import World
 
 COMPILE = "train.compile", "set train.compile=false"
-"""What asks for a compiler, and how to do without."""
+"""The setting that asks for a compiler, and the way to do without."""
 
 Forward = Callable[..., Any]
 
@@ -34,15 +34,9 @@ Forward = Callable[..., Any]
 class SharedLoss:
     """The loss of a model whose gradients all processes share; in a world of one, just the loss.
 
-    Args:
-        model: with its weights. The processes each keep a part of them where ``train.parallel`` is ``fsdp``.
-        averages: its moving averages, which are sharded alike.
-        losses: of the model's class (:func:`pra.method.objectives.losses_of`).
-        train: how.
-        world: the processes that share the batch.
-        device: where the models are.
-        idle: some parameters have no part in the loss, until :meth:`all_learn`.
-        opaque: the loss calls functions that may not compile, the user's terms: only the blocks are compiled.
+    The model and its averages are sharded where ``train.parallel`` is ``fsdp``. With ``idle`` some parameters have no
+    part in the loss, until :meth:`all_learn`. With ``opaque`` the loss calls functions that may not compile, the user's
+    terms: only the blocks are compiled.
     """
 
     def __init__(
@@ -58,39 +52,34 @@ class SharedLoss:
     ) -> None:
         several = world.size > 1
         self.sharded = several and train.parallel is Parallelism.FSDP
-        self._compiler = _Compiler()
+        self.uncompiled: PraError | None = None
+        """The compiler's error, if it failed on the whole loss or a block: a warning gave it, and all run plainly."""
         if train.compile and (several or opaque):
-            _change_blocks(model, self._compiler)
+            _change_blocks(model, self._compiled)
         elif train.compile:
-            losses = self._compiler(losses)
+            losses = self._compiled(losses)
         if train.activation_checkpointing:
             _change_blocks(model, _recomputed)
         self.module: Any = _Loss(model, losses)
         if self.sharded:
-            _shard(self.module, averages, world, device, in_bfloat16(device, train.precision))
+            shard(self.module, averages, world, device, in_bfloat16(device, train.precision))
         elif several:
             self.module = _replicated(self.module, idle)
 
     def __call__(self, *arguments: Any) -> Losses:
-        """``losses(model, *arguments)``."""
+        """Return ``losses(model, *arguments)``."""
         return self.module(*arguments)  # type: ignore[no-any-return]
-
-    @property
-    def uncompiled(self) -> PraError | None:
-        """Why it goes on without the compiler that was asked for, if it does."""
-        return self._compiler.problem
 
     def all_learn(self) -> None:
         """From here on every parameter has a part in the loss."""
         if isinstance(self.module, DistributedDataParallel):
             loss, self.module = self.module.module, None
-            gc.collect()  # what DDP has hung on the parameters goes with it
+            gc.collect()  # remove DDP's hooks from the parameters
             self.module = _replicated(loss, idle=False)
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Around the forward and the backward pass of a micro-batch: only in the last do gradients pass between
-        processes."""
+        """The forward and backward pass of a micro-batch. Only the last one passes gradients between processes."""
         if self.sharded:
             self.module.set_requires_gradient_sync(last)
         elif not last and isinstance(self.module, DistributedDataParallel):
@@ -98,6 +87,21 @@ class SharedLoss:
                 yield
             return
         yield
+
+    def _compiled(self, forward: Forward) -> Forward:
+        """Compile a function at its first call; where the compiler fails, warn and run all of them plainly."""
+        fast = compiled(forward, *COMPILE)
+
+        def call(*arguments: Any) -> Any:
+            if self.uncompiled is None:
+                try:
+                    return fast(*arguments)
+                except PraError as error:
+                    self.uncompiled = error
+                    warnings.warn(f"{error}; until then it goes on without", stacklevel=2)
+            return forward(*arguments)
+
+        return call
 
 
 class _Loss(nn.Module):
@@ -110,7 +114,7 @@ class _Loss(nn.Module):
 
 
 def _replicated(loss: nn.Module, idle: bool) -> DistributedDataParallel:
-    # Buffers are constants. To look for idle parameters costs a walk through the graph in every step.
+    # Buffers are constants. Looking for idle parameters costs a walk through the graph in every step.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its new name is not in older releases
         return DistributedDataParallel(
@@ -118,56 +122,37 @@ def _replicated(loss: nn.Module, idle: bool) -> DistributedDataParallel:
         )
 
 
-def _shard(loss: _Loss, averages: Sequence[Model], world: World, device: torch.device, bfloat16: bool) -> None:
-    """Blocks one by one, gathered in bfloat16 where they compute in it; the rest, embeddings and the residual stream's
-    norms among it, together and in float32. Gradients are summed in float32."""
+def shard(loss: nn.Module, averages: Sequence[Model], world: World, device: torch.device, bfloat16: bool) -> None:
+    """Shard a loss, and the averages of its ``model``, with FSDP2.
+
+    Blocks are gathered one by one, in bfloat16 where they compute in it; the rest, embeddings and the norms of the
+    residual stream among it, together and in float32. Gradients are summed in float32.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (world.size,))
-    # Inputs stay as they are: autocast sees to them, and the residual stream is to keep float32.
+    # Autocast casts inputs where it should; the residual stream keeps float32.
     lower = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for block in _blocks(loss.model):
+    for block in _blocks(loss):
         fully_shard(block, mesh=mesh, mp_policy=lower if bfloat16 else MixedPrecisionPolicy())
     fully_shard(loss, mesh=mesh)
     for average in averages:
         fully_shard(average, mesh=mesh)  # never called; updated part by part
 
 
-def _blocks(model: Model) -> list[nn.Module]:
+def _blocks(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, BLOCKS)]
 
 
 def _change_blocks(model: Model, change: Callable[[Forward], Forward]) -> None:
-    """Changes what blocks do when they are called, and not what they are: the names of parameters stay."""
+    """Change the calls of blocks; the names of parameters stay."""
     for block in _blocks(model):
         block.forward = change(block.forward)
 
 
-class _Compiler:
-    """Compiles functions, the whole loss or what blocks do, each at its first call. Where the compiler fails on one of
-    them, a line says why, and all go on as they are."""
-
-    def __init__(self) -> None:
-        self.problem: PraError | None = None
-
-    def __call__(self, forward: Forward) -> Forward:
-        fast = compiled(forward, *COMPILE)
-
-        def call(*arguments: Any) -> Any:
-            if self.problem is None:
-                try:
-                    return fast(*arguments)
-                except PraError as error:
-                    self.problem = error
-                    warnings.warn(f"{error}; until then it goes on without", stacklevel=2)
-            return forward(*arguments)
-
-        return call
-
-
 def _recomputed(forward: Forward) -> Forward:
-    """Keeps the inputs only, and computes the rest again in the backward pass. Nothing random is in a block."""
+    """Keep the inputs only, and compute the rest again in the backward pass. Blocks draw no random numbers."""
 
     def call(*arguments: Any) -> Any:
         if not torch.is_grad_enabled():

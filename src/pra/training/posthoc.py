@@ -1,8 +1,7 @@
-"""Power-function averages of any length after training, from those that the checkpoints of a run hold.
+"""Power-function averages of any length, made after training: the post-hoc EMA of arXiv 2312.02696, section 3.2.
 
-This is the post-hoc EMA of arXiv 2312.02696, section 3.2 and appendix C. An average is a weighted mean of the weights
-over time, and its profile says how much each time counts. The profile of another length is fitted by least squares with
-the profiles of the stored averages; the same coefficients then combine the stored weights.
+An average is a weighted mean of the weights over time; its profile is the weight of each time. The profile of another
+length is fitted by least squares with those of the stored averages, and its coefficients combine the stored weights.
 """
 
 from __future__ import annotations
@@ -46,34 +45,29 @@ class Fit:
 
 
 def posthoc(path: str | Path, length: float) -> tuple[Path, Fit]:
-    """Adds the average of a relative length to a checkpoint, beside those that it holds.
-
-    Checkpoints up to that one are read, one average at a time; the sum is in float64.
+    """Add the average of a relative length to a checkpoint, from the averages stored until then.
 
     Args:
-        path: a run, of which the newest checkpoint is meant, or a checkpoint.
-        length: as ``train.averages`` has it.
-
-    Returns:
-        The new file, which :func:`pra.load` reads by its ``power_name``, and how well its profile fits.
+        path: a checkpoint, or a run, of which the newest one is taken.
+        length: as in ``train.averages``.
 
     Raises:
-        PraError: not a run, a length out of range or held already, too few stored averages for that length, or files
-            that cannot be read or written.
+        PraError: not a run, a length out of range or held already, or too few stored averages for it.
     """
     check_length(length)
     checkpoint = weights.model_folder(path)
     name = weights.power_name(length)
     if name in weights.averages(checkpoint):
-        raise PraError(f"{checkpoint}: {name} is there already. Use --average {name}")
+        raise PraError(f"{checkpoint}: {name} is there already. Use --average {name}", code="exists", name=name)
     stored = snapshots(checkpoint)
     fit = fitted(stored, step_of(checkpoint), length)
     if fit.error > LARGEST_ERROR:
-        raise PraError(
+        problem = (
             f"{checkpoint}: its {len(stored)} stored averages miss the profile of {name} by {fit.error:.0%}, more than "
             f"{LARGEST_ERROR:.0%}. Use a length nearer to train.averages, or train with two lengths and a smaller "
             "train.keep_every"
         )
+        raise PraError(problem, code="unsupported", name=name, count=len(stored))
     tensors = combined([snapshot.file for snapshot in stored], fit.coefficients)
     file = checkpoint / weights.average_file(name)
     write_atomically(file, lambda partial: weights.write_tensors(tensors, Path(partial.name)))
@@ -81,17 +75,15 @@ def posthoc(path: str | Path, length: float) -> tuple[Path, Fit]:
 
 
 def snapshots(checkpoint: Path) -> list[Snapshot]:
-    """The averages that a checkpoint's run stored until then. Those made afterwards do not count.
-
-    Raises:
-        PraError: not a checkpoint of a run, or the run keeps no power-function averages.
-    """
+    """Return the averages that a checkpoint's run stored until then, without those made afterwards."""
     run = weights.run_of(checkpoint)
     if run is None:
-        raise PraError(f"{checkpoint} is not a checkpoint of a run. Give a run: its checkpoints hold the averages")
+        problem = f"{checkpoint} is not a checkpoint of a run. Give a run: its checkpoints hold the averages"
+        raise PraError(problem, code="mismatch", path=checkpoint)
     lengths = read_run(run).train.averages
     if not lengths:
-        raise PraError(f"{run} keeps no power-function averages. Train with --set train.averages=[0.05,0.1]")
+        problem = f"{run} keeps no power-function averages. Train with --set train.averages=[0.05,0.1]"
+        raise PraError(problem, code="missing", path=run)
     until = step_of(checkpoint)
     kept = [(folder, step_of(folder)) for folder in weights.whole_checkpoints(run)]
     return [
@@ -103,9 +95,9 @@ def snapshots(checkpoint: Path) -> list[Snapshot]:
 
 
 def fitted(stored: list[Snapshot], step: int, length: float) -> Fit:
-    """Fits the profile of a length after so many steps with the stored ones (algorithm 3).
+    """Fit the profile of a length after so many steps with the stored ones (algorithm 3).
 
-    The coefficients are brought to a sum of 1: what does not change in training stays as it is.
+    The coefficients are scaled to a sum of 1, so that constant weights stay as they are.
     """
     times = np.array([snapshot.step / step for snapshot in stored])
     gammas = np.array([snapshot.gamma for snapshot in stored])
@@ -120,9 +112,9 @@ def fitted(stored: list[Snapshot], step: int, length: float) -> Fit:
 
 
 def profile_products(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike) -> NDArray[Any]:
-    """Inner products over time of profiles ``(gamma + 1) tau^gamma / t^(gamma + 1)``, ``0 < tau <= t`` (equation 151).
+    """Return inner products over time of profiles ``(gamma + 1) tau^gamma / t^(gamma + 1)``, ``0 < tau <= t``.
 
-    Arguments broadcast.
+    Arguments broadcast (equation 151).
     """
     t_a, gamma_a, t_b, gamma_b = map(np.asarray, (t_a, gamma_a, t_b, gamma_b))
     earlier, later = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
@@ -132,11 +124,7 @@ def profile_products(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b
 
 
 def combined(files: list[Path], coefficients: tuple[float, ...]) -> dict[str, Tensor]:
-    """The sum of the tensors in files, each file by its coefficient.
-
-    Raises:
-        PraError: a file that cannot be read.
-    """
+    """Return the sum of the tensors in files, each file times its coefficient."""
     sums: dict[str, Tensor] = {}
     for file, coefficient in zip(files, coefficients, strict=True):
         for name, tensor in weights.read_tensors(file).items():

@@ -10,6 +10,7 @@ report.html       all of it on a page (pra.evaluation.report)   rollout-gap.json
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
@@ -18,28 +19,30 @@ from pathlib import Path
 from typing import Any
 
 from pra.config import RunConfig, differences, from_dict, to_dict
-from pra.data import Source
+from pra.data import Source, open_source
+from pra.data.images import CorruptImage
+from pra.data.source import Encoded, Streamed
 from pra.errors import PraError
+from pra.models import weights
 from pra.models.weights import CONFIG, read_json
-from pra.training.moved import ENVIRONMENT, check_contents, contents, may_lie_elsewhere, recorded
 from pra.utils.distributed import World
 from pra.utils.files import write_atomically
+from pra.utils.hub import is_address
 from pra.utils.locks import LOCK, holder_of
-from pra.utils.provenance import environment
+from pra.utils.provenance import environment, file_sha256
 
 METRICS = "metrics.jsonl"
+ENVIRONMENT = "environment.json"
 COMMON = (
     "step", "total", "state_std", "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped",
 )  # fmt: skip
-"""What every line of the metrics has; its other values are the terms of the loss (:mod:`pra.method.objectives`)."""
+"""Names in every line of the metrics; all others are terms of the loss (:mod:`pra.method.objectives`)."""
 VALIDATION = "validation_"
-"""Before the name of a term: its value on held-out images."""
+"""Prefix of a term's value on held-out images."""
 SEEN_WITHIN = 90.0
-"""Seconds until what one machine has written is seen by all: network file systems remember for a while what was not
-there."""
+"""Seconds until all machines see what one has written: network file systems cache what was missing."""
 
-# What may change between two commands on the same run: it decides how long, how visibly and on which memory it goes
-# on, and what stops it, but not what is learnt.
+# Settings that may change when a run resumes, because they change no weight.
 FREE = {
     "train": (
         "steps", "compile", "micro_batch_size", "parallel", "activation_checkpointing", "log_every", "sample_every",
@@ -50,61 +53,132 @@ FREE = {
 
 
 def check_run(folder: Path, config: RunConfig, classes_known: bool = True) -> None:
-    """Looks whether a run of this configuration can begin, or go on, in ``folder``; writes nothing.
+    """Check that a run of this configuration can begin or resume in ``folder``; write nothing.
 
-    Other data than the run's, by name, pass here where it is known what the run's hold: :func:`check_data` compares
-    that, when they are open.
+    Another name of the data passes where the run recorded what its data hold: :func:`checked_source` compares that.
 
     Args:
         folder: the run's.
         config: what is asked for.
-        classes_known: False before the data were opened, which say how many classes the model has.
+        classes_known: False before the data are opened, which decide the number of classes.
 
     Raises:
         PraError: the folder holds something else, or a run of another configuration (the differences are named).
     """
     if not (folder / CONFIG).exists():
         if folder.exists() and not folder.is_dir():
-            raise PraError(f"{folder} is a file, not the folder of a run; choose another --run-dir")
+            raise PraError(f"{folder} is a file. Use another --run-dir", code="exists", path=folder)
         if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
-            raise PraError(f"{folder} is not empty and is no run (it holds no {CONFIG}); choose another --run-dir")
+            problem = f"{folder} is not empty and is not a run folder (no {CONFIG}). Use another --run-dir"
+            raise PraError(problem, code="exists", path=folder)
         return
     there, asked = _fixed(read_run(folder)), _fixed(config)
     if not classes_known:
         asked["model"]["num_classes"] = there["model"]["num_classes"]
     changed = differences(there, asked)
-    if not all(may_lie_elsewhere(line.partition(":")[0], folder, config) for line in changed):
-        raise PraError(
-            f"{folder} is a run of another configuration ({'; '.join(changed)}); nothing was changed: "
-            "repeat its own settings to go on, or choose another --run-dir"
+    if not all(_may_lie_elsewhere(line.partition(":")[0], folder, config) for line in changed):
+        differing = "; ".join(changed)
+        problem = (
+            f"{folder} is a run of another configuration ({differing}); nothing was changed. Repeat its settings, or "
+            "use another --run-dir"
         )
+        raise PraError(problem, code="mismatch", path=folder, differences=differing)
 
 
-def check_data(folder: Path, config: RunConfig, source: Source) -> None:
-    """Looks whether a run, if there is one in ``folder``, may go on with the images of ``source``.
+def checked_source(folder: Path, config: RunConfig, source: Source | None, losses: Mapping[str, float]) -> Source:
+    """Return the training images, ``source`` or by name, after all checks that the run can begin or resume.
+
+    ``losses`` are the weights of the user's terms of the loss.
 
     Raises:
-        PraError: it has learnt from others.
+        PraError: as :func:`check_run`; or the run learned from other images, or with other terms.
     """
-    if (folder / CONFIG).exists():
-        check_contents(folder, read_run(folder), config, source)
+    check_run(folder, config)
+    begun = (folder / CONFIG).exists()
+    known = recorded(folder).get("losses", {}) if begun else losses
+    if known != losses:
+        problem = (
+            f"{folder} has been trained with losses={known}, not {dict(losses)}. Pass the same losses to pra.train, or "
+            "use another --run-dir"
+        )
+        raise PraError(problem, code="mismatch", path=folder, losses=known)
+    source = source or open_source(config.data.source)
+    if begun:
+        _check_contents(folder, read_run(folder), config, source)
+    return source
 
 
 def check_shared(folder: Path, world: World) -> None:
-    """Looks whether every process sees the folder that the first one has locked: only that one writes most of it.
-
-    Raises:
-        PraError: this process sees another folder, or none.
-    """
+    """Check that every process sees the folder that rank 0 has locked."""
     expected = world.combine(holder_of(folder), lambda holders: holders[0])
     deadline = time.monotonic() + SEEN_WITHIN
     while holder_of(folder) != expected:
         if time.monotonic() > deadline:
-            raise PraError(
-                f"process {world.rank} on {platform.node()} does not see the folder {folder} of process 0, {expected}; "
-                "choose a --run-dir on a disk that all machines share"
+            problem = (
+                f"process {world.rank} on {platform.node()} does not see the folder {folder} of process 0, {expected}. "
+                "Use a --run-dir on a disk that all machines share"
             )
+            raise PraError(problem, code="missing", path=folder, rank=world.rank)
         time.sleep(0.5)
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """Return ``environment.json`` of a run; empty where it is missing."""
+    path = folder / ENVIRONMENT
+    return read_json(path) if path.exists() else {}
+
+
+def contents(source: Source) -> dict[str, Any]:
+    """Return what identifies data wherever they lie: the number of images, their labels, and the first image.
+
+    Labels are not enough: without classes they are all the same. The first image of a stream is not read.
+    """
+    labels = hashlib.sha256(source.labels.astype("<i8").tobytes()).hexdigest()
+    return {"images": len(source), "labels_sha256": labels, "first_image_sha256": _first_image(source)}
+
+
+def _first_image(source: Source) -> str | None:
+    """The hash of its file where there is one: pixels of a JPEG depend on the decoder's version."""
+    if isinstance(source, Streamed):
+        return None
+    try:
+        first = source.encoded(0) if isinstance(source, Encoded) else source.image(0).tobytes()
+    except CorruptImage:
+        return None
+    return hashlib.sha256(first).hexdigest()
+
+
+def _check_contents(folder: Path, before: RunConfig, config: RunConfig, source: Source) -> None:
+    """Check that ``source``, which ``config`` names, holds the images of ``before``, the run in ``folder``."""
+    known = recorded(folder).get("data")
+    if before.data.source == config.data.source or not known:
+        return
+    found = contents(source)
+    if found != known:
+        other = "others" if found["images"] == known["images"] else f"{found['images']}"
+        problem = (
+            f"{folder} has been trained on {before.data.source} ({known['images']} images), and {config.data.source} "
+            f"holds {other}. Use the same images, wherever they lie, or another --run-dir"
+        )
+        raise PraError(problem, code="mismatch", path=folder, source=config.data.source, known=before.data.source)
+
+
+def _may_lie_elsewhere(setting: str, folder: Path, config: RunConfig) -> bool:
+    """Return whether a difference in this setting may be another place of the same content.
+
+    For data it is enough that the content is recorded: :func:`checked_source` compares it when they are open.
+    """
+    if setting == "data.source":
+        return "data" in recorded(folder)
+    known = recorded(folder).get("initial")
+    if setting != "initial" or not known or config.initial is None or is_address(config.initial):
+        return False
+    try:
+        start = weights.model_folder(config.initial)
+        name = weights.weights_name(start, config.initial_average)
+        return bool(file_sha256(start / name) == known.get("sha256"))
+    except PraError:  # nothing there
+        return False
 
 
 def write_run(
@@ -115,94 +189,53 @@ def write_run(
     initial: dict[str, Any] | None = None,
     losses: Mapping[str, float] | None = None,
 ) -> None:
-    """Makes the folder of a run that is about to train, or brings ``config.json`` and ``environment.json`` up to date.
+    """Write or update ``config.json`` and ``environment.json`` of a run that is about to train.
 
-    Args:
-        folder: the run's.
-        config: the run's.
-        source: the images that it learns from.
-        processes: that train.
-        initial: where its first weights come from (:func:`pra.training.initial.load_initial`); None leaves what is
-            known.
-        losses: weights of the user's terms of the loss, by name.
-
-    Raises:
-        PraError: the disk is full or refuses; or what is known of the first weights cannot be read.
+    ``initial`` is the origin of its first weights (:func:`pra.training.initial.load_initial`); None keeps the record.
+    ``losses`` are the weights of the user's terms of the loss.
     """
     if config.initial is not None and initial is None:
         initial = recorded(folder).get("initial")
     known = {"processes": processes, "data": contents(source)} | ({"initial": initial} if initial else {})
     known |= {"losses": dict(losses)} if losses else {}
-    write_atomically(folder / CONFIG, _json_writer(to_dict(config)))
-    write_atomically(folder / ENVIRONMENT, _json_writer(environment() | known))
+    write_json(folder / CONFIG, to_dict(config))
+    write_json(folder / ENVIRONMENT, environment() | known)
 
 
 def read_run(folder: Path) -> RunConfig:
-    """The configuration of a run.
+    """Return the configuration of a run.
 
     Raises:
-        PraError: no such folder, or no run in it.
+        PraError: the folder is missing, or is not a run.
     """
     if not (folder / CONFIG).exists():
-        raise PraError(f"no run at {folder}: " + ("it holds no config.json" if folder.exists() else "no such folder"))
+        problem = "it holds no config.json" if folder.exists() else "no such folder"
+        raise PraError(f"no run at {folder}: {problem}", code="missing", path=folder)
     values = read_json(folder / CONFIG)
     if "recipe" not in values:
-        raise PraError(f"{folder} holds a model, not a run: its {CONFIG} names no recipe; give the folder of a run")
-    return from_dict(RunConfig, _renamed(values), str(folder / CONFIG))
-
-
-def _renamed(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run by today's names: ``train.shortcut_only`` has become ``train.trainable``."""
+        problem = f"{folder} holds a model, not a run: its {CONFIG} names no recipe. Give the folder of a run"
+        raise PraError(problem, code="mismatch", path=folder)
     train = values.get("train")
-    if not isinstance(train, dict) or "shortcut_only" not in train:
-        return values
-    kept = {name: value for name, value in train.items() if name != "shortcut_only"}
-    return values | {"train": kept | {"trainable": "shortcut" if train["shortcut_only"] else "all"}}
-
-
-def check_losses(folder: Path, terms: Mapping[str, float]) -> None:
-    """Check that a run resumes with the user's terms of the loss that it began with.
-
-    Args:
-        folder: the run's.
-        terms: weights by name.
-
-    Raises:
-        PraError: the run has other terms or weights.
-    """
-    known = recorded(folder).get("losses", {}) if (folder / CONFIG).exists() else terms
-    if known != terms:
-        raise PraError(
-            f"{folder} has been trained with losses={known}, not {dict(terms)}; nothing was changed. Pass the same "
-            "losses to pra.train, or choose another --run-dir"
-        )
+    if isinstance(train, dict) and "shortcut_only" in train:  # the older name of train.trainable
+        train["trainable"] = "shortcut" if train.pop("shortcut_only") else "all"
+    return from_dict(RunConfig, values, str(folder / CONFIG))
 
 
 def keep_metrics(folder: Path, step: int) -> None:
-    """Drop the lines of ``metrics.jsonl`` after ``step``; makes the file.
-
-    Raises:
-        PraError: the disk is full or refuses, or a line is damaged.
-    """
-    kept = [row for row in read_metrics(folder) if row["step"] <= step]
-    write_atomically(folder / METRICS, _lines_writer(kept))
+    """Drop the lines of ``metrics.jsonl`` after ``step``; make the file."""
+    kept = "".join(json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step)
+    write_atomically(folder / METRICS, lambda file: file.write(kept.encode()))
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of ``metrics.jsonl``; an unfinished last line is left out.
+    """Return the lines of ``metrics.jsonl``, without an unfinished last line.
 
     Raises:
-        PraError: a line that is damaged.
+        PraError: a line is damaged.
     """
     path = folder / METRICS
-    if not path.exists():
-        return []
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if line.endswith("\n"):
-            rows.append(_row(line, f"{path}, line {number}"))
-    return rows
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.endswith("\n")]
 
 
 def loss_terms(rows: Iterable[Mapping[str, float]]) -> list[str]:
@@ -220,13 +253,7 @@ def points_of(rows: Iterable[Mapping[str, float]], name: str) -> list[tuple[floa
 
 
 def training_seconds(rows: list[dict[str, float]], batch_size: int, until: int | None = None) -> float:
-    """What the steps of a run took, over all its sittings: without pictures, checkpoints and whatever lay between.
-
-    Args:
-        rows: of :func:`read_metrics`.
-        batch_size: images of a step.
-        until: the last step that counts; all do by default.
-    """
+    """Return the seconds of a run's steps until step ``until``, over all calls, without pictures and checkpoints."""
     seconds, before = 0.0, 0
     for row in rows:
         if until is None or row["step"] <= until:
@@ -235,28 +262,26 @@ def training_seconds(rows: list[dict[str, float]], batch_size: int, until: int |
     return seconds
 
 
+def write_json(path: Path, values: Any) -> None:
+    """Write values as indented JSON, whole or not at all."""
+    write_atomically(path, lambda file: file.write((json.dumps(values, indent=2) + "\n").encode()))
+
+
 def _row(line: str, where: str) -> dict[str, float]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError:
         row = None
     if not isinstance(row, dict) or "step" not in row:
-        raise PraError(f"{where} is damaged; delete the line and repeat the command")
+        raise PraError(f"{where} is damaged. Delete the line and repeat the command", code="unreadable", path=where)
     return row
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
+    """The settings that may not change when a run resumes."""
     values: dict[str, Any] = to_dict(config)
     for part, names in FREE.items():
         values[part] = {name: value for name, value in values[part].items() if name not in names}
     values["data"]["validation"] = config.data.held_out_share  # another held-out source changes no weight
-    del values["sampling"]  # what is recommended for sampling changes no weight
+    del values["sampling"]
     return values
-
-
-def _json_writer(values: Any) -> Any:
-    return lambda file: file.write((json.dumps(values, indent=2) + "\n").encode())
-
-
-def _lines_writer(rows: list[dict[str, float]]) -> Any:
-    return lambda file: file.write("".join(json.dumps(row) + "\n" for row in rows).encode())

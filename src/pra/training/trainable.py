@@ -20,7 +20,7 @@ NAMED: dict[str, Callable[[str], bool]] = {
 
 
 def set_trainable(model: nn.Module, train: TrainConfig) -> None:
-    """Lets the parameters that ``train.trainable`` names learn, and freezes all others.
+    """Let the parameters that ``train.trainable`` names learn, and freeze all others.
 
     Raises:
         PraError: an entry matches no parameter (the nearest names are given), or the codec is frozen in its warm-up.
@@ -30,30 +30,28 @@ def set_trainable(model: nn.Module, train: TrainConfig) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in learning)
     if train.codec_warmup and not codec_learns(model):
-        raise PraError(
+        problem = (
             f"train.codec_warmup {train.codec_warmup}: train.trainable freezes the codec, so nothing would learn. "
             "Set train.codec_warmup=0"
         )
+        raise PraError(problem, code="conflict", value=train.codec_warmup)
 
 
 def codec_learns(model: nn.Module) -> bool:
-    """Whether a parameter of the codec learns; without a codec that has parameters, none does."""
+    """Return whether the model has a codec of which a parameter learns."""
     return any(p.requires_grad for name, p in model.named_parameters() if name.startswith("codec."))
 
 
 def _matching(entry: str, names: list[str]) -> list[str]:
-    """The names that one entry stands for."""
     wanted = NAMED.get(entry)
     found = [name for name in names if (wanted(name) if wanted else fnmatchcase(name, entry))]
-    if not found:
-        raise PraError(f"train.trainable: {entry!r} matches no parameter. Use {_nearest(entry, names)}")
-    return found
-
-
-def _nearest(entry: str, names: list[str]) -> str:
-    """The names and patterns most like a wrong entry, or the patterns of the model's parts."""
-    parts = {name.split(".")[0] for name in names}
-    modules = {name[:end] for name in names for end, letter in enumerate(name) if letter == "."}
-    known = [*NAMED, *names, *(f"{module}.*" for module in sorted(modules))]
-    close = difflib.get_close_matches(entry, known, n=3)
-    return " or ".join(close or [*NAMED, *(f"{part}.*" for part in sorted(parts))])
+    if found:
+        return found
+    parts = [f"{part}.*" for part in sorted({name.split(".")[0] for name in names})]
+    modules = sorted({name[:end] for name in names for end, letter in enumerate(name) if letter == "."})
+    known = [*NAMED, *names, *(f"{module}.*" for module in modules)]
+    nearest = difflib.get_close_matches(entry, known, n=3) or [*NAMED, *parts]
+    use = " or ".join(nearest)
+    raise PraError(
+        f"train.trainable: {entry!r} matches no parameter. Use {use}", code="unknown", value=entry, nearest=use
+    )

@@ -36,9 +36,6 @@ class Validation(Callback):
     Rank 0 measures for all, which is right under FSDP as well. The values stand in the line of metrics of their step as
     ``validation_flow``, ``validation_pixel``, ...; class dropout and rollouts are those of training, so that they
     compare with the training loss.
-
-    Args:
-        source: the held-out images.
     """
 
     def __init__(self, source: Source) -> None:
@@ -49,11 +46,9 @@ class Validation(Callback):
         self._loaded: tuple[Tensor, Tensor] | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        """Read what the run has measured before."""
         self.rows = [row for row in read_metrics(trainer.folder) if row["step"] <= trainer.step]
 
     def on_step(self, trainer: Trainer) -> None:
-        """Measure, where it is time."""
         if not trainer.config.train.validates(trainer.step):
             return
         with trainer.paused():
@@ -62,7 +57,6 @@ class Validation(Callback):
             self.values = trainer.world.combine(found, lambda all_found: all_found[0])
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Add the values to the line, and warn once where the run overfits."""
         row |= self.values
         self.rows.append(dict(row))
         if self.values and not self.told and trainer.world.is_first and overfits(self.rows):
@@ -80,36 +74,28 @@ class Validation(Callback):
         """Means over the held-out images, by name."""
         train = trainer.config.train
         size, _ = train.micro_batches(trainer.world.size)  # fits the memory with gradients, so without them too
-        pixels, labels = self._images(trainer)
+        if self._loaded is None:
+            count, config = min(MOST, len(self.source)), trainer.config.model
+            total = count if isinstance(self.source, Streamed) else len(self.source)  # a stream's first images
+            chosen = [place * total // count for place in range(count)]
+            self._loaded = load_images(self.source, chosen, config.image_size, config.channels, trainer.config.data)
+        pixels, labels = self._loaded
         sums: dict[str, Tensor] = {}
-        for start in range(0, len(labels), size):
-            part = slice(start, start + size)
-            shown = from_uint8(pixels[part].to(trainer.device))
-            indices = torch.arange(len(labels), device=trainer.device)[part]
+        for part in torch.split(torch.arange(len(labels)), size):
             with autocast(trainer.device, train.precision):
                 losses = losses_of(model)(
                     model,
-                    shown,
+                    from_uint8(pixels[part].to(trainer.device)),
                     labels[part].to(trainer.device),
-                    noise.keys(SEED, indices),
+                    noise.keys(SEED, part.to(trainer.device)),
                     train.objective,
                     train.rollout if trainer.step > train.codec_warmup else None,
                     trainer.perceptual,
                     **({"extra": trainer.terms} if trainer.terms else {}),
                 )
             for name, value in losses.terms.items():
-                sums[name] = sums.get(name, torch.zeros((), device=trainer.device)) + value.float() * len(indices)
+                sums[name] = sums.get(name, torch.zeros((), device=trainer.device)) + value.float() * len(part)
         return {VALIDATION + name: value.item() / len(labels) for name, value in sums.items()}
-
-    def _images(self, trainer: Trainer) -> tuple[Tensor, Tensor]:
-        """The pixels, uint8 on the CPU, and the labels; read once."""
-        if self._loaded is None:
-            count, model = min(MOST, len(self.source)), trainer.config.model
-            # Of a stream the first: the others lie behind all that comes before them.
-            total = count if isinstance(self.source, Streamed) else len(self.source)
-            chosen = [place * total // count for place in range(count)]
-            self._loaded = load_images(self.source, chosen, model.image_size, model.channels, trainer.config.data)
-        return self._loaded
 
 
 def overfits(rows: Sequence[Mapping[str, float]]) -> bool:

@@ -19,26 +19,19 @@ class WandB(Callback):
     """Sends the run's configuration, every line of the metrics, and the pictures. Only rank 0 sends.
 
     A run that resumes continues the same run there. Where lost steps are repeated, Weights & Biases keeps the lines
-    that it has.
-
-    Args:
-        settings: for ``wandb.init``, such as ``project="faces"`` or ``mode="offline"``.
-
-    Raises:
-        PraError: wandb cannot be imported.
+    that it has. ``settings`` are for ``wandb.init``, such as ``project="faces"`` or ``mode="offline"``.
     """
 
     def __init__(self, **settings: Any) -> None:
         try:
             import wandb
         except Exception as error:  # its dependencies raise what they like
-            raise PraError(import_failed("pra.training.wandb", "wandb", "wandb", error)) from None
+            raise PraError(import_failed("pra.training.wandb", "wandb", "wandb", error), code="not-installed") from None
         self._wandb: Any = wandb
         self._settings = settings
         self._run: Any = None
 
     def on_start(self, trainer: Trainer) -> None:
-        """Begin the run there, or continue it."""
         if not trainer.world.is_first:
             return
         file = trainer.folder / RUN_ID
@@ -48,18 +41,15 @@ class WandB(Callback):
         write_atomically(file, lambda out: out.write(f"{self._run.id}\n".encode()))
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """Send a line of the metrics."""
         if self._run:
             self._run.log({name: value for name, value in row.items() if name != "step"}, step=trainer.step)
 
     def on_sample(self, trainer: Trainer) -> None:
-        """Send the pictures that were drawn."""
         files = {kind: trainer.picture(kind) for kind in ("samples", "reconstructions")}
         shown = {kind: self._wandb.Image(str(file)) for kind, file in files.items() if file.exists()}
         if self._run and shown:
             self._run.log(shown, step=trainer.step)
 
     def close(self) -> None:
-        """End the run there."""
         if self._run:
             self._run.finish()

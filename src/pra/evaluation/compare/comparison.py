@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pra.config import to_dict
+from pra.evaluation.comparable import PREFIX, differing, shown
 from pra.evaluation.compare.columns import FIGURES, Column, Run
-from pra.evaluation.compare.figures import PREFIX, figure_sections
 from pra.evaluation.compare.table import Row, Section, one_line, rendered
 from pra.evaluation.report.charts import thinned
 from pra.evaluation.report.content import cell
@@ -21,22 +23,22 @@ MANY = f"{{}} are all evaluations of it, and none is called {FIGURES}: give the 
 
 
 def compared(columns: Sequence[Column]) -> str:
-    """Everything that is known of the columns, as text for a terminal."""
+    """Return all that is known of the columns, as text for a terminal."""
     sections, notes = _evaluations(columns)
     table = rendered([column.name for column in columns], [*_settings(columns), *_training(columns), *sections])
     return "\n".join([table, *map(one_line, notes)])
 
 
-def flattened(values: Any, path: str = "") -> dict[str, Any]:
-    """``{"train.optimizer.lr": 0.001, ...}``: settings by the names that ``--set`` takes."""
+def _flattened(values: Any, path: str = "") -> dict[str, Any]:
+    """Return ``{"train.optimizer.lr": 0.001, ...}``: settings by the names that ``--set`` takes."""
     if not isinstance(values, dict):
         return {path: values}
     prefix = f"{path}." if path else ""
-    return {name: leaf for key, value in values.items() for name, leaf in flattened(value, prefix + key).items()}
+    return {name: leaf for key, value in values.items() for name, leaf in _flattened(value, prefix + key).items()}
 
 
-def differing(settings: Sequence[dict[str, Any] | None]) -> list[Row]:
-    """A row per setting in which those that are known differ."""
+def _different(settings: Sequence[dict[str, Any] | None]) -> list[Row]:
+    """Return a row per setting in which the known ones differ."""
     known = [values for values in settings if values is not None]
     rows = []
     for name in dict.fromkeys(name for values in known for name in values):
@@ -46,18 +48,16 @@ def differing(settings: Sequence[dict[str, Any] | None]) -> list[Row]:
 
 
 def _setting(values: dict[str, Any], name: str) -> str:
-    """As ``--set`` would have it."""
     if name not in values:
         return NOTHING
     return values[name] if isinstance(values[name], str) else json.dumps(values[name])
 
 
 def _settings(columns: Sequence[Column]) -> list[Section]:
-    """Of the runs. What a recipe is to be held against is no setting."""
-    settings = [flattened(to_dict(c.run.config) | {"targets": None}) if c.run else None for c in columns]
+    settings = [_flattened(to_dict(c.run.config) | {"targets": None}) if c.run else None for c in columns]
     if sum(values is not None for values in settings) < 2:
         return []
-    rows = differing(settings)
+    rows = _different(settings)
     return [Section("settings that differ", rows) if rows else Section("settings: the same")]
 
 
@@ -83,56 +83,49 @@ def _training(columns: Sequence[Column]) -> list[Section]:
 
 
 def _last(run: Run, name: str) -> float | None:
-    """Return the last point of the report's curve, whose points are means of neighbours in a long run.
-
-    None where the run does not have the term at its end: it never did, or an earlier version named its terms otherwise.
-    """
+    """Return the last point of the report's curve; None for a term that the run does not have at its end."""
     points = points_of(run.metrics, name)
     return thinned(points)[-1][1] if points and points[-1][0] == run.metrics[-1]["step"] else None
 
 
 def _evaluations(columns: Sequence[Column]) -> tuple[list[Section], list[str]]:
-    """What was judged, the figures, and lines to go with them."""
     unread = [f"{column.name}: {MANY.format(', '.join(column.unread))}" for column in columns if column.unread]
     if not any(column.report for column in columns):
         return [], [*unread, "no figures: `pra eval RUN --out RUN/figures.json` measures them"]
     figures, notes = figure_sections(columns)
     told = [Row(name, [of(column) if column.report else NOTHING for column in columns]) for name, of in TOLD.items()]
-    judged = Section("evaluation", [*told, *differing([_sampled(column) for column in columns])])
+    judged = Section("evaluation", [*told, *_different([_sampled(column) for column in columns])])
     return [judged, *figures], [*unread, *filter(None, map(_gone_on, columns)), *notes]
 
 
 def _maker(column: Column) -> str:
-    """The checkpoint, model folder, file or folder of pictures that the images are of."""
     images = (column.known("images", kind) for kind in ("model", "file", "folder"))
     return next((Path(str(path)).name for path in images if path), NOTHING)
 
 
 def _average(column: Column) -> str:
-    """The name of the weights' file: that of their average, or ``model`` of raw and of exported ones."""
     name = column.known("images", "weights") or column.known("images", "made", "weights", "file")
     return Path(str(name)).stem if name else NOTHING
 
 
 def _weights(column: Column) -> str:
-    """The beginning of their SHA-256, as far as it is known: a file of images may say of which it is."""
     sha256 = column.known("images", "weights_sha256") or column.known("images", "made", "weights", "sha256")
     return str(sha256 or NOTHING)[:PREFIX]
 
 
 def _sampled(column: Column) -> dict[str, Any] | None:
-    """The sampling settings, with the arithmetic, and how labels were chosen; None of images from elsewhere."""
+    """Return the sampling settings, and how labels were chosen; None for images from elsewhere."""
     sampling = column.known("images", "sampling") or column.known("images", "made", "sampling")
     if not isinstance(sampling, dict):
         return None
     classes, order = (column.known("images", "made", "images", part) for part in ("labels", "order"))
     if order == "in turn" and isinstance(classes, list) and classes == list(range(len(classes))):
         order = f"index % {len(classes)}"  # as of a run
-    return flattened({"sampling": sampling, "labels": column.known("images", "labels") or order})
+    return _flattened({"sampling": sampling, "labels": column.known("images", "labels") or order})
 
 
 def _gone_on(column: Column) -> str | None:
-    """Figures outlive the checkpoint that they were measured at: a reader must see that."""
+    """Tell that figures are of an earlier checkpoint."""
     newest, model = column.run.newest if column.run else None, column.known("images", "model")
     if newest is None or model is None or newest.name == Path(str(model)).name:
         return None
@@ -148,4 +141,77 @@ TOLD: dict[str, Callable[[Column], str]] = {
     "features, SHA-256": lambda column: column.text("features", "sha256")[:PREFIX],
     "reference": lambda column: column.text("reference", "name"),
 }
-"""What is said of every evaluation."""
+"""Rows of every evaluation."""
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+LOWER = ("fid", "sfid", "kid", "reconstruction_fid")
+HIGHER = ("precision", "recall", "accuracy", "inception_score", "psnr", "ssim")
+"""Figures that are good when low and when high (docs/evaluation.md); the others do not measure quality."""
+
+
+def figure_sections(columns: Sequence[Column]) -> tuple[list[Section], list[str]]:
+    """Return the figures by protocol, the best of each row marked where all compare; and lines that say why not."""
+    judged = [column for column in columns if column.report is not None]
+    copied = [column for column in judged if column.known("reconstruction")]
+    apart = [reason for other in judged[1:] if (reason := obstacle(judged[0], other))]
+    others = [reason for other in copied[1:] if (reason := _other_originals(copied[0], other))]
+    sections = []
+    for protocol in dict.fromkeys(name for column in judged if column.report for name in column.report.figures):
+        marked = not apart and not (others and protocol == "reconstruction")
+        if rows := _rows(columns, protocol, marked):
+            sections.append(Section(f"figures, {protocol}", rows))
+    what, reasons = ("figures", apart) if apart else ("reconstructions", others)
+    notes = [f"{what} do not compare, and none is marked: {'; '.join(reasons)}"] if reasons else []
+    if any(row.best for section in sections for row in section.rows):
+        notes.append("* best of its row, by one training and one sampling each: other seeds may turn it round")
+    return sections, notes
+
+
+def obstacle(first: Column, other: Column) -> str | None:
+    """Name the fields in which an evaluation differs from the first, so that figures do not compare; None where not."""
+    assert first.report is not None
+    assert other.report is not None
+    found = differing(first.report.provenance, other.report.provenance)
+    fields = (f"the {name} ({shown(there)}; {first.name}: {shown(here)})" for name, (here, there) in found.items())
+    return f"{other.name} differs in {' and '.join(fields)}" if found else None
+
+
+def _other_originals(first: Column, other: Column) -> str | None:
+    here, there = (
+        f"{column.text('reconstruction', 'count')} of {column.text('reconstruction', 'source')}"
+        for column in (first, other)
+    )
+    return None if here == there else f"{other.name} differs in the images ({there}; {first.name}: {here})"
+
+
+def _rows(columns: Sequence[Column], protocol: str, marked: bool) -> list[Row]:
+    reports = [column.report.figures.get(protocol, {}) if column.report else {} for column in columns]
+    rows = []
+    for name in dict.fromkeys(itertools.chain.from_iterable(reports)):
+        cells = [cell(figures.get(name)) for figures in reports]
+        if set(cells) != {"-"}:
+            merits = [_merit(name, figures.get(name), column) for figures, column in zip(reports, columns, strict=True)]
+            rows.append(Row(name, cells, _best(merits) if marked else ()))
+    return rows
+
+
+def _merit(name: str, value: Any, column: Column) -> float | None:
+    """Return a number that is larger for better figures; None for a figure that says nothing about quality."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    if name in LOWER:
+        return -max(value, 0.0)  # estimates of a distance: just below 0 is 0
+    if name == "accuracy":
+        real = column.known("features", "held_out_accuracy")
+        return min(value, real) if isinstance(real, int | float) else value
+    return value if name in HIGHER else None
+
+
+def _best(merits: Sequence[float | None]) -> list[int]:
+    """Return the places of the largest; none where all are equal."""
+    known = [merit for merit in merits if merit is not None]
+    if len(set(known)) < 2:
+        return []
+    return [place for place, merit in enumerate(merits) if merit == max(known)]

@@ -18,35 +18,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HIGHEST = 3
-"""The end of an axis, in the highest value of the first run there: a loss that explodes would hide the others."""
+"""An axis ends at this multiple of the first run's highest value: a loss that explodes would hide the others."""
 
 
 def check_picture(path: Path) -> None:
-    """Refuses what would overwrite, cannot be written, or is no picture.
-
-    Raises:
-        PraError: it is.
-    """
+    """Refuse a path that would overwrite, cannot be written, or is not a PNG."""
     if path.suffix.lower() != ".png":
-        raise PraError(f"{path}: the curves are a picture; use FILE.png")
+        raise PraError(f"{path}: the curves are written as .png. Use FILE.png", path=path)
     check_free(path)
 
 
 def overlaid(columns: Sequence[Column]) -> Figure:
-    """The curves of those columns that are runs.
-
-    Raises:
-        PraError: none is, or matplotlib is missing.
-    """
+    """Draw the curves of those columns that are runs; refuse columns without a run, or without matplotlib."""
     metrics = {column.name: column.run.metrics for column in columns if column.run}
     if not metrics:
-        raise PraError("--out draws the curves of runs, and these are all files of figures; leave it out, or add a run")
+        raise PraError("--out draws the curves of runs: there are none. Leave it out, or add a run", option="--out")
     titles = {name: name for name in loss_terms(itertools.chain(*metrics.values()))}
     titles["state_std"] = OTHERS["state_std"]
     try:
         figure = curves(metrics, titles)
     except ImportError as error:
-        raise PraError(import_failed("--out", "matplotlib", "train", error)) from None
+        raise PraError(import_failed("--out", "matplotlib", "train", error), "not-installed") from None
     for axes, name in zip(figure.axes, titles, strict=True):
         first = next(points for rows in metrics.values() if (points := points_of(rows, name)))
         if highest := max(value for _, value in first):

@@ -27,7 +27,7 @@ class Section:
 
 
 def rendered(names: Sequence[str], sections: Sequence[Section]) -> str:
-    """The sections below each other, columns flush right, the best of a row with a star."""
+    """Return the sections below each other, columns flush right, the best of a row with a star."""
     shown = [[_cells(row) for row in section.rows] for section in sections]
     rows = [[one_line(name) for name in names], *(cells for section in shown for cells in section)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -49,7 +49,7 @@ def _line(name: str, cells: Sequence[str], best: Collection[int], first: int, wi
 
 
 def _cells(row: Row) -> list[str]:
-    """What is too long is shortened, unless the cells of a row could then no longer be told apart."""
+    """Shorten long cells, unless those of a row could then no longer be told apart."""
     whole = [one_line(cell) for cell in row.cells]
     short = [_shortened(cell) for cell in whole]
     return short if len(set(short)) == len(set(whole)) else whole
@@ -61,5 +61,5 @@ def _shortened(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Names of folders and sources are other people's text: nothing of it moves the terminal's cursor."""
+    """Escape control characters: names of folders and sources must not move the terminal's cursor."""
     return text if text.isprintable() else ascii(text)

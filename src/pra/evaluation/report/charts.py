@@ -1,4 +1,4 @@
-"""Line charts for a page: positions and labels only, which the template draws as SVG in the page's own colours."""
+"""Line charts for a page: positions and labels, which the template draws as SVG in the page's own colours."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Points = Sequence[tuple[float, float]]
 
 
 class Tick(NamedTuple):
-    """A place on an axis, in the picture's units, and what stands there."""
+    """A place on an axis, in the picture's units, and its label."""
 
     at: float
     label: str
 
 
 class Dot(NamedTuple):
-    """A point in the picture, and what a pointer that rests on it reads."""
+    """A point in the picture, and the text under a pointer that rests on it."""
 
     x: float
     y: float
@@ -41,7 +41,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """What the template draws; ``level`` is the height of a horizontal line to compare with, if there is one."""
+    """A chart for the template; ``level`` is the height of a horizontal line to compare with, if any."""
 
     title: str
     x_name: str
@@ -54,17 +54,9 @@ class Chart:
 def chart(
     title: str, x_name: str, curves: Sequence[tuple[str, Points]], log: bool = False, level: float | None = None
 ) -> Chart | None:
-    """Curves in one picture of ``WIDTH x HEIGHT``.
+    """Place curves, a CSS class and points each, in a picture of ``WIDTH x HEIGHT``; None where none has two points.
 
-    Args:
-        title: above it.
-        x_name: of the horizontal axis.
-        curves: a CSS class and points each; points that are not finite are left out.
-        log: a logarithmic vertical axis, where all values are positive.
-        level: a value to compare with.
-
-    Returns:
-        None where no curve has two points.
+    Points that are not finite are left out. ``log`` makes the vertical axis logarithmic where all values are positive.
     """
     finite = [(style, [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]) for style, points in curves]
     finite = [(style, points) for style, points in finite if len(points) > 1]
@@ -85,7 +77,7 @@ def chart(
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """At most ``most`` points, each the mean of consecutive ones."""
+    """Return at most ``most`` points, each the mean of consecutive ones."""
     size = -(-len(points) // most)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
@@ -111,7 +103,7 @@ class _Axis:
 
 
 def _with_margin(low: float, high: float, log: bool) -> tuple[float, float]:
-    """The curve does not run along the frame, and a constant one runs through the middle."""
+    """Keep a curve off the frame, and a constant one in the middle."""
     if log:
         factor = (high / low) ** 0.05 if high > low else 2.0
         return low / factor, high * factor
@@ -120,7 +112,7 @@ def _with_margin(low: float, high: float, log: bool) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers: multiples of 1, 2 or 5 times a power of ten."""
+    """Return multiples of 1, 2 or 5 times a power of ten."""
     if high <= low:
         return [low]
     rough = (high - low) / most
@@ -131,7 +123,7 @@ def _ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten; with 2 and 5 between them where there are few, and round numbers where there are none."""
+    """Return powers of ten; with 2 and 5 between them where there are few, else round numbers."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for multiples in ((1,), (1, 2, 5)):
         found = [m * 10.0**power for power in powers for m in multiples if low <= m * 10.0**power <= high]

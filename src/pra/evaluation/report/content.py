@@ -1,4 +1,4 @@
-"""What a run's folder holds, gathered for the page. What is absent is None or empty: the page says how to make it."""
+"""The contents of a run's folder, gathered for the page, which says how to make what is None or empty."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from typing import Any
 from PIL import Image, features
 
 from pra.config import RunConfig
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.evaluation import flops
+from pra.evaluation.comparable import known
 from pra.evaluation.evaluate import Report
 from pra.evaluation.report.charts import Chart, chart
 from pra.evaluation.report.gap import MeasuredGap
@@ -31,7 +32,6 @@ MOST_PICTURES = 12
 """Grids of one kind on a page, evenly over training: each weighs up to a few hundred kB."""
 
 STEP = re.compile(r"step-[0-9]+")
-"""The name of a grid."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,8 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """A file that `pra eval` wrote: figures by protocol, and in words what they were made of.
-
-    ``rows`` are a name and one cell per column; ``facts`` a name and a value; ``provenance`` is all of it as JSON.
-    ``fid`` is the first protocol's, where there is one.
-    """
-
-    file: str
-    columns: list[str]
-    rows: list[tuple[str, list[str]]]
-    facts: dict[str, str]
-    provenance: str
-    fid: str | None
-
-
-@dataclass(frozen=True)
 class Progress:
-    """How far a run has come. ``seconds`` are those of the training steps alone, as logged."""
+    """How far a run has come; ``seconds`` are those of the training steps alone, as logged."""
 
     steps: int
     images: int
@@ -72,7 +56,7 @@ class Progress:
 
 
 def progress(run: Path, config: RunConfig) -> Progress | None:
-    """From the metrics; None before the first line of them."""
+    """Read the progress from the metrics; None before their first line."""
     rows = read_metrics(run)
     if not rows:
         return None
@@ -93,7 +77,7 @@ def curves(run: Path, config: RunConfig) -> list[Chart]:
 
 
 def gap_charts(gap: MeasuredGap, columns: int) -> list[Chart]:
-    """Inputs, conditions and loss along the raster: every position thin, the mean of each row of it thick."""
+    """Draw inputs, conditions and loss along the raster: every position thin, the mean of each row thick."""
     ratio = [rolled / trained for rolled, trained in zip(gap.rollout_loss, gap.training_loss, strict=True)]
     panels: tuple[tuple[str, list[float], int, float | None], ...] = (
         ("inputs: sampling against training", gap.inputs, 1, 0.0),
@@ -110,7 +94,7 @@ def gap_charts(gap: MeasuredGap, columns: int) -> list[Chart]:
 
 
 def gap_in_numbers(gap: MeasuredGap) -> dict[str, str]:
-    """The gap in numbers: means over the last quarter of the raster, and the losses' ratio over all of it."""
+    """Return means over the last quarter of the raster, and the losses' ratio over all of it."""
     quarter = max(1, len(gap.conditions) // 4)
     ratio = sum(gap.rollout_loss) / sum(gap.training_loss)
     return {
@@ -121,12 +105,8 @@ def gap_in_numbers(gap: MeasuredGap) -> dict[str, str]:
 
 
 def pictures(run: Path, kind: str) -> tuple[list[Picture], int]:
-    """Grids of a kind in the order of their steps, :data:`MOST_PICTURES` at most, and how many there are.
-
-    Raises:
-        PraError: one cannot be read.
-    """
-    # Of copies such as "step-00000010 2.png" nobody knows what they are.
+    """Return grids of a kind in the order of their steps, :data:`MOST_PICTURES` at most, and how many there are."""
+    # Copies such as "step-00000010 2.png" may be anything.
     files = sorted(path for path in (run / kind).glob("step-*.png") if STEP.fullmatch(path.stem))
     shown = files
     if len(files) > MOST_PICTURES:
@@ -135,40 +115,27 @@ def pictures(run: Path, kind: str) -> tuple[list[Picture], int]:
 
 
 def embedded(path: Path) -> tuple[str, int, int]:
-    """A picture as a data URI, its width and height. As WebP, a fraction of the PNG's size, where Pillow has it.
-
-    Raises:
-        PraError: it cannot be read.
-    """
+    """Return a picture as a data URI, its width and height. WebP, where Pillow has it, is a fraction of PNG's size."""
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
-    except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
-        raise PraError(f"{path} cannot be read as a picture: {error}; remove it and repeat the command") from None
+    except Exception as error:  # Pillow's plugins raise anything on broken bytes
+        problem = f"{path} cannot be read as a picture ({reason_of(error)})"
+        raise PraError(f"{problem}. Remove it and repeat the command", "unreadable", path=path) from None
     buffer, kind = io.BytesIO(), "webp" if features.check("webp") else "png"
     picture.save(buffer, kind, quality=90)
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return uri, picture.width, picture.height
 
 
-def figures(run: Path) -> list[Figures]:
-    """Every report of `pra eval` that lies in the run's folder, in the order of their names."""
-    newest = weights.newest_checkpoint(run)
-    return [_figures(path, report, newest) for path, report in evaluations(run).items()]
-
-
 def evaluations(run: Path) -> dict[Path, Report]:
-    """The reports of :func:`figures` as they were written."""
+    """Return every report of `pra eval` in the run's folder, by name."""
     found = {path: evaluation(path) for path in sorted(run.glob("*.json"))}
     return {path: report for path, report in found.items() if report is not None}
 
 
 def evaluation(path: Path) -> Report | None:
-    """What `pra eval` wrote into a file; None of any other JSON.
-
-    Raises:
-        PraError: it cannot be read.
-    """
+    """Read what `pra eval` wrote into a file; None for any other JSON."""
     values = weights.read_json(path)
     made, origin = values.get("figures"), values.get("provenance")
     if isinstance(made, dict) and isinstance(origin, dict) and all(isinstance(v, dict) for v in made.values()):
@@ -176,64 +143,55 @@ def evaluation(path: Path) -> Report | None:
     return None
 
 
-def _figures(path: Path, report: Report, newest: Path | None) -> Figures:
+def figures_in_words(path: Path, report: Report, newest: Path | None) -> dict[str, Any]:
+    """Return a report for the page: cells, facts, all of its provenance, and the first protocol's FID, if any."""
     made, origin = report.figures, report.provenance
     names = list(dict.fromkeys(name for column in made.values() for name in column))
     rows = [(name, [cell(column.get(name)) for column in made.values()]) for name in names]
     fid = next((column["fid"] for column in made.values() if isinstance(column.get("fid"), int | float)), None)
-    described = _mapping(origin.get("images"))
+    command = known(origin, "environment", "command")
     facts = {
         "images": origin.get("count"),
-        "features": _named(origin.get("features")),
-        "reference": _named(origin.get("reference")),
-        "weights": _weights(described, newest),
-        "command": _command(origin.get("environment")),
-        "commit": _mapping(origin.get("environment")).get("commit"),
+        "features": known(origin, "features", "name"),
+        "reference": known(origin, "reference", "name") or known(origin, "reference", "source"),
+        "weights": _weights(known(origin, "images"), newest),
+        "command": command_line(command) if isinstance(command, list) else None,
+        "commit": known(origin, "environment", "commit"),
     }
-    told = {name: str(value) for name, value in facts.items() if value is not None}
-    return Figures(path.name, list(made), rows, told, json.dumps(origin, indent=2), None if fid is None else cell(fid))
+    return {
+        "file": path.name,
+        "columns": list(made),
+        "rows": rows,
+        "facts": {name: str(value) for name, value in facts.items() if value is not None},
+        "provenance": json.dumps(origin, indent=2),
+        "fid": None if fid is None else cell(fid),
+    }
 
 
-def _weights(images: dict[str, Any], newest: Path | None) -> str | None:
-    """Figures outlive the checkpoint that they were measured at: a reader must see that."""
-    if "model" not in images:
+def _weights(images: Any, newest: Path | None) -> str | None:
+    """Return checkpoint and file, and whether the run has gone on since."""
+    if known(images, "model") is None:
         return None
     folder = Path(str(images["model"])).name
     since = f" (the run has gone on since, to {newest.name})" if newest and folder != newest.name else ""
     return f"{folder}/{images.get('weights')}{since}"
 
 
-def _named(value: Any) -> str | None:
-    """``name`` of what has one."""
-    values = _mapping(value)
-    name = values.get("name") or values.get("source")
-    return str(name) if name else None
-
-
-def _command(environment: Any) -> str | None:
-    words = _mapping(environment).get("command")
-    return command_line(words) if isinstance(words, list) else None
-
-
 def command_line(words: list[Any]) -> str:
-    """``sys.argv`` as a person would type it: the program by its name."""
+    """Return ``sys.argv`` as a person would type it: the program by its name."""
     first, *rest = (str(word) for word in words)
     name = "python -m pra" if Path(first).name == "__main__.py" else Path(first).name
     return " ".join([name, *(shlex.quote(word) for word in rest)])
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def cell(value: Any) -> str:
-    """A figure as it is shown; ``-`` where there is none."""
+    """Return a figure as it is shown; ``-`` for None and what is not finite."""
     return f"{value:.5g}" if isinstance(value, int | float) and math.isfinite(value) else "-"
 
 
 @functools.cache
 def costs(config: RunConfig) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Parameters by part, and GFLOPs per image."""
+    """Return parameters by part, and GFLOPs per image."""
     parts = count_parameters(config.model)
     parameters = [(name, f"{count / 1e6:.3f} M") for name, count in {**parts, "total": sum(parts.values())}.items()]
     sampling = flops.sampling_flops(config)

@@ -1,4 +1,4 @@
-"""The rollout gap of a run: measured once per checkpoint, kept in the run's folder."""
+"""The rollout gap of a run, measured once per checkpoint and kept in the run's folder."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ CURVES = ("inputs", "conditions", "training_loss", "rollout_loss")
 class MeasuredGap:
     """:class:`pra.evaluation.rollout_gap.RolloutGap` as plain numbers, one per raster position, and their origin.
 
-    ``inputs`` begins at the second position. ``checkpoint`` is the folder's name, ``images`` how many training images
-    and samples were compared; ``environment`` as in :func:`pra.utils.provenance.environment`, as JSON.
+    ``inputs`` begins at the second position. ``images`` training images and as many samples were compared.
     """
 
     checkpoint: str
@@ -44,27 +43,24 @@ class MeasuredGap:
     environment: dict[str, Any]
 
     def save(self, run: Path) -> None:
-        """Into the run's folder.
-
-        Raises:
-            PraError: the disk is full or refuses.
-        """
+        """Write it into the run's folder."""
         text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
         write_atomically(run / FILE, lambda file: file.write(text.encode()))
 
 
 def measure_gap(run: Path, config: RunConfig, count: int, device: torch.device) -> MeasuredGap:
-    """Measures the newest checkpoint's gap, over as many training images as there are, ``count`` at most.
+    """Measure the newest checkpoint's gap over at most ``count`` training images.
 
     Raises:
         PraError: no checkpoint, not an autoregressive model, or its data are not there.
     """
     if count < 2:
-        raise PraError(f"--gap-images {count}: at least 2 images have a distribution; 0 leaves the rollout gap out")
+        raise PraError(f"--gap-images {count}: the least is 2. Use 0 to leave the gap out", value=count)
     folder = weights.model_folder(run)
     model = weights.load(folder, device=device)
     if not model.config.autoregressive:
-        raise PraError(f"{model.config.name} makes all patches at once: there is no rollout, and no gap")
+        problem = f"{model.config.name} makes all patches at once: there is no rollout, and no gap"
+        raise PraError(f"{problem}. Use --gap-images 0", "unsupported")
     source = open_source(config.data.source)
     chosen = spread(len(source), min(count, len(source)))
     pixels, labels = load_images(source, chosen, config.model.image_size, config.model.channels, config.data)
@@ -75,38 +71,26 @@ def measure_gap(run: Path, config: RunConfig, count: int, device: torch.device) 
         checkpoint=folder.name,
         images=len(chosen),
         seed=SEED,
-        inputs=gap.inputs.tolist(),
-        conditions=gap.conditions.tolist(),
-        training_loss=gap.training_loss.tolist(),
-        rollout_loss=gap.rollout_loss.tolist(),
+        **{name: getattr(gap, name).tolist() for name in CURVES},
         sampling=to_dict(dataclasses.replace(config.sampling, guidance=1.0)),
         environment=environment(),
     )
 
 
 def read_gap(run: Path) -> MeasuredGap | None:
-    """What was measured last; None where nothing was.
-
-    Raises:
-        PraError: the file is damaged.
-    """
+    """Return what was measured last; None where nothing was."""
     path = run / FILE
     if not path.exists():
         return None
     values = weights.read_json(path)
     names = {field.name for field in dataclasses.fields(MeasuredGap)}
     if set(values) != names or not all(_is_curve(values[name]) for name in CURVES):
-        raise PraError(f"{path} is damaged; remove it, and `pra report {run}` measures anew")
+        raise PraError(f"{path} is damaged. Remove it, and repeat `pra report {run}`", "unreadable", path=path)
     return MeasuredGap(**values)
 
 
 def known_gap(run: Path, config: RunConfig, count: int) -> MeasuredGap | None:
-    """What was measured of the newest checkpoint, over so many images or all there are; None where that was not.
-
-    Raises:
-        PraError: as :func:`read_gap`; or it is over fewer images, and the data that would tell whether these are all
-            are not there.
-    """
+    """Return what was measured of the newest checkpoint over ``count`` images, or all there are; else None."""
     gap, newest = read_gap(run), weights.newest_checkpoint(run)
     if gap is None or newest is None or gap.checkpoint != newest.name or gap.images > count:
         return None

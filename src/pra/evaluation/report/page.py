@@ -1,4 +1,4 @@
-"""The page ``report.html``: one file that shows what a run is and what became of it."""
+"""The page ``report.html``: one file that shows a run."""
 
 from __future__ import annotations
 
@@ -23,18 +23,10 @@ REPORT = "report.html"
 
 
 def write_report(run: Path, out: Path | None = None, gap: MeasuredGap | None = None, no_gap: str | None = None) -> Path:
-    """Writes the page from what lies in a run's folder; a page that is there already is replaced.
+    """Write the page of a run's folder to ``out``, by default ``report.html`` there, in place of an older one.
 
-    Nothing is measured here. What the folder does not hold yet is left out, with a line how to make it.
-
-    Args:
-        run: the run's folder.
-        out: the file; by default ``report.html`` in the run's folder.
-        gap: the rollout gap; by default the one that was measured last.
-        no_gap: why there is none, where one was asked for and could not be measured.
-
-    Returns:
-        The file.
+    Nothing is measured here: ``gap`` is by default the one measured last, ``no_gap`` why it could not be. What the
+    folder does not hold yet is left out, with a line how to make it.
 
     Raises:
         PraError: no run there, damaged files, or the disk refuses.
@@ -48,7 +40,7 @@ def write_report(run: Path, out: Path | None = None, gap: MeasuredGap | None = N
 @functools.cache
 def _template() -> Template:
     loader = PackageLoader("pra.evaluation.report", "")
-    # Names of classes, files and folders are other people's text: everything is escaped.
+    # Escape everything: names of classes, files and folders are other people's text.
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -82,7 +74,7 @@ def _page(run: Path, config: RunConfig, gap: MeasuredGap | None, no_gap: str | N
         "has_codec": config.model.codec is not None,
         "curves": content.curves(run, config),
         "gap": _gap(run, config, gap, no_gap),
-        "figures": content.figures(run),
+        "figures": [content.figures_in_words(*one, checkpoint) for one in content.evaluations(run).items()],
         "parameters": parameters,
         "arithmetic": arithmetic,
         "origin": _origin(origin),
@@ -92,14 +84,13 @@ def _page(run: Path, config: RunConfig, gap: MeasuredGap | None, no_gap: str | N
 
 
 def _classes(checkpoint: Path | None) -> list[str]:
-    """The names that the samples' rows have; none where they are mere numbers."""
+    """Return the names of the samples' rows; none where they are mere numbers."""
     names = read_json(checkpoint / "config.json").get("classes") if checkpoint else None
     known = [str(name) for name in names] if isinstance(names, list) else []
     return known if any(name != str(place) for place, name in enumerate(known)) else []
 
 
 def _gap(run: Path, config: RunConfig, measured: MeasuredGap | None, why: str | None) -> dict[str, Any]:
-    """``measured`` with its charts, or ``why`` not."""
     if not config.model.autoregressive:
         measured, why = None, f"{config.model.name} makes all patches at once: there is no rollout, and no gap."
     if measured is None:
@@ -115,7 +106,7 @@ def _gap(run: Path, config: RunConfig, measured: MeasuredGap | None, why: str | 
 
 
 def _duration(seconds: float) -> str:
-    """``"2 h 05 min"``, ``"3 min 20 s"`` or ``"12 s"``."""
+    """Return ``"2 h 05 min"``, ``"3 min 20 s"`` or ``"12 s"``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, part = divmod(minutes, 60)
     if hours:
@@ -124,7 +115,6 @@ def _duration(seconds: float) -> str:
 
 
 def _origin(environment: dict[str, Any]) -> dict[str, str]:
-    """The provenance, a line each."""
     lines: dict[str, Any] = {}
     if isinstance(environment.get("command"), list):
         lines["command"] = content.command_line(environment["command"])

@@ -1,4 +1,4 @@
-"""What a sweep looks like: its figures as curves, and the same classes and seeds drawn with each of the settings."""
+"""Pictures of a sweep: figures as curves, and the same classes and seeds drawn with each of the settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from torch import Tensor
 
-from pra.evaluation.pictures import labelled_rows
 from pra.evaluation.report.content import cell
 from pra.evaluation.sweep.points import Point, value_text
 from pra.evaluation.sweep.results import Result, find_best, rank
@@ -24,36 +23,23 @@ if TYPE_CHECKING:
 CURVES, SAMPLES = "sweep.png", "samples.jpg"
 COLUMNS = 10
 COLOURS = ("#08519c", "#d95f0e", "#756bb1", "#31a354", "#636363", "#a63603")
-"""As many lines as one plot tells apart."""
+"""Of as many lines as can be told apart."""
 ROWS = 20
-"""Of the best combinations, in the picture of samples."""
+"""Combinations in the picture of samples, the best ones."""
 
 
 def write_strip(images: Tensor, point: Point, folder: Path) -> None:
-    """The first images of a point, side by side, beside its figures.
-
-    Raises:
-        PraError: the disk is full or refuses.
-    """
+    """Write the first images of a point, side by side, beside its figures."""
     strip = contact_sheet(images, COLUMNS)
-    write_atomically(strip_of(point, folder), lambda file: strip.save(file, "PNG"))
-
-
-def strip_of(point: Point, folder: Path) -> Path:
-    """Where they lie."""
-    return folder / f"{point.name}.png"
+    write_atomically(folder / f"{point.name}.png", lambda file: strip.save(file, "PNG"))
 
 
 def draw(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Writes the curves and all strips below each other; what was written. Nothing where matplotlib is missing.
-
-    Raises:
-        PraError: the disk is full or refuses.
-    """
+    """Write the curves and all strips below each other; return the files, none where matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         return []
     written = []
-    for name, figure in ((CURVES, _curves(results)), (SAMPLES, _samples(results, folder))):
+    for name, figure in ((CURVES, curves(results)), (SAMPLES, _samples(results, folder))):
         if figure is not None:
             kind = Path(name).suffix[1:]
             write_atomically(folder / name, lambda file, of=figure, kind=kind: of.savefig(file, format=kind, dpi=110))
@@ -64,15 +50,15 @@ def draw(results: Sequence[Result], folder: Path) -> list[Path]:
 def _samples(results: Sequence[Result], folder: Path) -> Figure | None:
     rows = []
     for result in sorted(results, key=rank)[:ROWS]:
-        # None is there, or a damaged one, where a sweep was stopped at a bad moment: the figures are.
-        with contextlib.suppress(OSError), Image.open(strip_of(result.point, folder)) as strip:
+        # A sweep that was stopped between strip and figures leaves a strip missing or damaged.
+        with contextlib.suppress(OSError), Image.open(folder / f"{result.point.name}.png") as strip:
             lines = [f"{name} {value_text(value)}" for name, value in result.point.changes.items()]
             rows.append(("\n".join([*lines, f"FID {cell(result.figure('fid'))}"]), strip.copy()))
     return labelled_rows(rows) if rows else None
 
 
-def _curves(results: Sequence[Result]) -> Figure | None:
-    """FID, precision and recall along the first setting that has numbers, a line for each value of the others."""
+def curves(results: Sequence[Result]) -> Figure | None:
+    """Draw FID, precision and recall along the first setting with several numbers, a line per value of the others."""
     from matplotlib.figure import Figure
 
     axis = next((name for name in results[0].point.changes if _varies(name, results)), None)
@@ -103,6 +89,20 @@ def _curves(results: Sequence[Result]) -> Figure | None:
 
 
 def _varies(name: str, results: Sequence[Result]) -> bool:
-    """Whether a setting has several values here, all of them numbers."""
     values = [result.point.changes[name] for result in results]
     return len(set(map(str, values))) > 1 and all(type(value) in (int, float) for value in values)
+
+
+def labelled_rows(rows: Sequence[tuple[str, Image.Image]]) -> Figure:
+    """Draw pictures of one size, grey or RGB, below each other with titles on the left. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 0.82 * len(rows)))
+    panels = figure.subplots(
+        len(rows), 1, squeeze=False, gridspec_kw={"left": 0.19, "right": 1, "bottom": 0, "top": 1, "hspace": 0}
+    )
+    for axes, (title, picture) in zip(panels.flat, rows, strict=True):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    return figure

@@ -13,48 +13,47 @@ from pra.config import SamplingConfig, to_dict
 from pra.config.values import parse_value
 from pra.errors import PraError
 from pra.models.weights import EMA
-from pra.sampling.inputs import changed_sampling
+from pra.sampling.requests import changed_sampling
 
 GUIDANCE = ("guidance=1,1.5,2,3,4",)
 """What is tried where nothing is said: it decides most (docs/evidence.md)."""
 
 AVERAGE = "average"
-"""What is no setting of the sampler and can be varied too: which weights of the run are sampled."""
+"""The name under which the weights of a run are varied."""
 
 LISTS = ("guidance_interval", "times")
 """Settings of which one value is a list."""
 LONGEST = 200
-"""Letters of a point's name: file systems take 255 with an ending, and a name while it is written."""
+"""Letters of a point's name: file systems take 255, with an ending and the suffix of a file being written."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One combination: what it changes, by the names of :class:`pra.config.SamplingConfig` and :data:`AVERAGE`, and all
-    settings of the sampler."""
+    """One combination: its changes by the names of :class:`pra.config.SamplingConfig`, and all settings of it."""
 
     changes: dict[str, Any]
     sampling: SamplingConfig
 
     @property
     def name(self) -> str:
-        """``"guidance=1.5,solver=heun"``, the name of its files too."""
+        """Return ``"guidance=1.5,solver=heun"``, the name of its files too."""
         return ",".join(f"{name}={value_text(value)}" for name, value in self.changes.items())
 
     @property
     def average(self) -> str:
-        """The name of the weights."""
+        """Return the name of the weights."""
         return str(self.changes.get(AVERAGE, EMA))
 
     @property
     def options(self) -> list[str]:
-        """The same as `pra sample` takes it, which knows no word for no grid of one's own: another --steps has none."""
+        """Return the changes as options of `pra sample`."""
         known = {name: value for name, value in self.changes.items() if value is not None}
         pairs = ((f"--{name.replace('_', '-')}", value_text(value)) for name, value in known.items())
         return list(itertools.chain.from_iterable(pairs))
 
     @property
     def settings(self) -> list[str]:
-        """The same as `pra export` takes it."""
+        """Return the changes as options of `pra export`."""
         words = []
         for name, value in self.changes.items():
             text = json.dumps(value) if isinstance(value, list) else value_text(value)
@@ -62,32 +61,28 @@ class Point:
         return words
 
     def beside(self, own: SamplingConfig) -> Point:
-        """The same settings, with what they differ in from a model's own among the changes."""
+        """Return the same settings, with all that differs from a model's own among the changes."""
         before = to_dict(own)
         other = {name: value for name, value in to_dict(self.sampling).items() if value != before[name]}
         return Point(self.changes | other, self.sampling)
 
 
 def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
-    """Every combination of the values in lines such as ``guidance=1,1.5,2``, the last line's values running fastest.
+    """Combine the values in lines such as ``guidance=1,1.5,2``, the last line's values running fastest.
 
-    Args:
-        base: the settings that are not varied.
-        over: a line per setting; ``average=ema,raw`` varies the weights. A value that is a list itself is in brackets:
-            ``guidance_interval=[0,0.8],[0,1]``.
+    ``average=ema,raw`` varies the weights. A list as a value is in brackets: ``guidance_interval=[0,0.8],[0,1]``.
 
     Raises:
-        PraError: a line without values, a setting named twice, one that is none (the nearest is given), or a value that
-            does not go with it or the others.
+        PraError: a line without values, a setting named twice or unknown, or a value that does not go with it.
     """
     axes: dict[str, list[str]] = {}
     for line in over:
         name, equals, text = line.removeprefix("sampling.").partition("=")
         values = [value.strip() for value in re.split(r",(?![^\[]*\])", text)]
         if not equals or "" in values:
-            raise PraError(f"--over {line!r} needs the form KEY=VALUE,VALUE,..., such as guidance=1,1.5,2")
+            raise PraError(f"--over {line!r} is not KEY=VALUE,VALUE. Write guidance=1,1.5,2, say", value=line)
         if name in axes:
-            raise PraError(f"--over names {name} twice; give all its values in one: {name}={','.join(axes[name])},...")
+            raise PraError(f"--over names {name} twice. Give all its values in one --over", "conflict", name=name)
         axes[name] = values
     found: dict[str, Point] = {}
     for combination in itertools.product(*axes.values()):
@@ -98,20 +93,18 @@ def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
         except PraError as error:
             asked = " ".join(f"{name}={text}" for name, text in texts.items())
             hint = "" if axes.keys().isdisjoint(LISTS) else "; a list is one value in brackets, as in times=[0,0.4,1]"
-            raise PraError(f"--over {asked}: {error}{hint}") from None
+            raise PraError(f"--over {asked}: {error}{hint}", error.code, value=asked) from None
         settled = to_dict(sampling) | {AVERAGE: texts.get(AVERAGE)}
         point = Point({name: settled[name] for name in axes}, sampling)
         if len(point.name) > LONGEST:
-            raise PraError(
-                f"--over: {point.name[:40]}... is to be a file's name, and has {len(point.name)} letters of at most "
-                f"{LONGEST}; vary fewer settings, or give what is the same for all with --set"
-            )
+            problem = f"--over: the file name {point.name[:40]}... has {len(point.name)} letters of at most {LONGEST}"
+            raise PraError(f"{problem}. Vary fewer settings, or give common ones with --set", "too-large")
         found.setdefault(point.name, point)  # 1 and 1.0 are one
     return list(found.values())
 
 
 def value_text(value: Any) -> str:
-    """A value of a setting as it is written, all its digits: ``1.5``, ``heun``, ``0,0.8``, ``null``."""
+    """Return a value as it is written, with all digits: ``1.5``, ``heun``, ``0,0.8``, ``null``."""
     if isinstance(value, list | tuple):
         return ",".join(map(value_text, value))
     if isinstance(value, str):

@@ -20,18 +20,16 @@ import torch
 from pra.utils.paths import cache_folder
 
 SOURCE = Path(__file__).with_name("step.cpp")
-"""What is compiled; it includes the headers beside it."""
-
 SWITCH = "PRA_NATIVE"
 """The environment variable that, set to 0, leaves everything to torch."""
 
-# Nothing is reordered: infinities, NaNs and the order of sums stay as they are written.
-_FLAGS = (
+# Reorder nothing: infinities, NaNs and the order of sums stay as written.
+FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
 
-# By what torch finds in the processor, not by -march=native: a home directory may be shared by unlike machines.
+# By what torch finds, not by -march=native: unlike machines may share a home directory.
 _PROCESSORS = {
     "AVX512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
     "AVX2": ("-mavx2", "-mfma"),
@@ -41,31 +39,31 @@ _TIMEOUT = 120.0
 
 
 def library() -> ctypes.CDLL | None:
-    """The compiled arithmetic; None where it is switched off, or there is no compiler to make it with.
+    """Return the compiled arithmetic; None where it is switched off, or where there is no working compiler.
 
-    The first call of all on a machine compiles it, in two or three seconds, into ``$XDG_CACHE_HOME/pra/native``. A
-    compiler that fails is told of in a warning.
+    The first call on a machine compiles it, in two or three seconds, into ``$XDG_CACHE_HOME/pra/native``.
     """
-    return None if os.environ.get(SWITCH) == "0" else _built()
+    return None if os.environ.get(SWITCH) == "0" else built()
 
 
 @functools.cache
-def _built() -> ctypes.CDLL | None:
-    compiler = _compiler()
+def built() -> ctypes.CDLL | None:
+    """Return the compiled arithmetic, compiled where the cache does not hold it."""
+    compiler = find_compiler()
     if compiler is None:
         return None
-    flags = (*_FLAGS, *_PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), ()))
+    flags = (*FLAGS, *_PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), ()))
     try:
         texts = [path.read_text(encoding="utf-8") for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
         asked = [compiler, platform.machine(), *platform.libc_ver(), *flags, *texts]
         name = f"step-{hashlib.sha256(chr(0).join(asked).encode()).hexdigest()[:16]}.so"
         kept = cache_folder() / "native" / name
         if kept.exists():
-            with contextlib.suppress(OSError):  # damaged, or where nothing may be run from: another one, then
+            with contextlib.suppress(OSError):  # damaged, or on a disk mounted noexec: compile again
                 return ctypes.CDLL(str(kept))
         with tempfile.TemporaryDirectory(prefix="pra-") as folder:
             path = kept if _writable(kept.parent) else Path(folder) / name
-            _compile(path, [compiler, *flags, str(SOURCE)])
+            compile_into(path, [compiler, *flags, str(SOURCE)])
             with contextlib.suppress(OSError):
                 return ctypes.CDLL(str(path))
             shutil.copy(path, folder)
@@ -74,15 +72,15 @@ def _built() -> ctypes.CDLL | None:
         said = getattr(error, "stderr", None) or str(error)
         reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
         warnings.warn(
-            f"the fast sampler cannot be made with {compiler} ({reason[:200]}): images take a few times as long; set "
-            f"CXX to another compiler, or {SWITCH}=0 to do without",
+            f"the fast sampler cannot be compiled with {compiler} ({reason[:200]}): images take a few times as long. "
+            f"Set CXX to another compiler, or {SWITCH}=0 to do without",
             stacklevel=2,
         )
         return None
 
 
-def _compile(path: Path, command: list[str]) -> None:
-    # Whole or not at all: several processes may compile at a time.
+def compile_into(path: Path, command: list[str]) -> None:
+    """Run a compiler into a temporary file, then rename it: several processes may compile at a time."""
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
     os.close(handle)
     try:
@@ -99,12 +97,13 @@ def _writable(folder: Path) -> bool:
     return False
 
 
-def _compiler() -> str | None:
+def find_compiler() -> str | None:
+    """Return the path of a C++ compiler, if any."""
     if os.name != "posix":
         return None
     candidates = [os.environ.get("CXX"), "c++", "g++", "clang++"]
     found = next((path for name in candidates if name and (path := shutil.which(name))), None)
-    # On a Mac without the developer's tools what lies there asks the user to install them.
+    # On a Mac without the developer's tools this file asks the user to install them.
     if found and sys.platform == "darwin" and found.startswith("/usr/bin/"):
         tools = subprocess.run(["xcode-select", "-p"], capture_output=True, check=False)
         return found if tools.returncode == 0 else None

@@ -1,21 +1,102 @@
-"""The parts of a model by the compiled arithmetic: a product, a transformer, the head. The structures are those of
-``step.cpp``; they hold addresses of parameters and of copies, both of which stay where they are."""
+"""The parts of a model by the compiled arithmetic: packed weights, a product, a transformer, the head.
+
+The structures are those of ``step.cpp``. They hold addresses of parameters and of copies, both of which stay in place.
+"""
 
 from __future__ import annotations
 
 import copy
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pra.config import Prediction
 from pra.models.cache import KVCache
 from pra.models.head import FlowHead, HeadBlock, Modulations, time_features, velocity_from_data
 from pra.models.transformer import Block, Transformer
-from pra.sampling.native.packing import COUNT, POINTER, THREADS, LinearStruct, Packed
+from pra.sampling.native.build import library
+
+LANES = 16
+"""Outputs side by side in a panel of a matrix."""
+
+DEEP = 32
+"""In bfloat16 a matrix has a multiple of so many inputs."""
+
+POINTER, COUNT, THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+
+
+class LinearStruct(ctypes.Structure):
+    """``Linear`` of ``products.h``."""
+
+    _fields_: ClassVar = [
+        *(("panels", POINTER), ("bias", POINTER), ("inputs", COUNT), ("outputs", COUNT), ("bfloat16", COUNT))
+    ]
+
+
+class Packed:
+    """Copies of weights, bfloat16 with ``low``, renewed in place: the compiled arithmetic holds their addresses."""
+
+    def __init__(self, low: bool) -> None:
+        self.low = low
+        self._copies: list[tuple[Tensor, Callable[[], Tensor]]] = []
+
+    def refresh(self) -> None:
+        """Take over the model's present weights."""
+        for kept, source in self._copies:
+            kept.copy_(source())
+
+    def kept(self, source: Callable[[], Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return a copy of what ``source`` gives, now and at every :meth:`refresh`."""
+        kept = source().to(dtype, copy=True)
+        self._copies.append((kept, source))
+        return kept
+
+    def linear(self, weight: Callable[[], Tensor], bias: Callable[[], Tensor] | None) -> LinearStruct:
+        """Pack ``x @ weight.T + bias``, of a weight ``(outputs, inputs)`` and a bias ``(outputs,)``."""
+        outputs, inputs = weight().shape
+        if self.low:
+            held = self.kept(lambda: pairs(weight().t()), torch.bfloat16)
+        else:
+            held = self.kept(lambda: panels(weight().t()))
+        filled = None if bias is None else self.kept(lambda: F.pad(bias(), (0, -outputs % LANES))).data_ptr()
+        return LinearStruct(held.data_ptr(), filled, inputs, outputs, self.low)
+
+    def layer(self, module: nn.Linear) -> LinearStruct:
+        """Pack a linear layer."""
+        assert type(module) is nn.Linear, "asked without looking whether it is supported"
+        return self.linear(
+            lambda: module.weight.detach(), None if module.bias is None else lambda: module.bias.detach()
+        )
+
+
+def panels(matrix: Tensor) -> Tensor:
+    """``(inputs, outputs)`` to ``(ceil(outputs / LANES), inputs, LANES)``, filled up with zeros."""
+    filled = F.pad(matrix, (0, -matrix.shape[1] % LANES)).contiguous()
+    return filled.view(len(matrix), -1, LANES).transpose(0, 1).contiguous()
+
+
+def pairs(matrix: Tensor) -> Tensor:
+    """``(inputs, outputs)`` to ``(ceil(outputs / LANES), inputs' / 2, LANES, 2)``, two inputs of an output together;
+    filled up with zeros, the inputs to a multiple of ``DEEP``."""
+    filled = panels(F.pad(matrix, (0, 0, 0, -len(matrix) % DEEP)))
+    return filled.view(len(filled), -1, 2, LANES).transpose(2, 3).contiguous()
+
+
+def content_hash(tensors: Iterable[Tensor]) -> tuple[int, ...] | None:
+    """Hash the numbers in each tensor; ``None`` unless all are contiguous float32 on the CPU."""
+    # torch's own count of changes leaves out fused optimizers and ``.data``.
+    hashed = list(tensors)
+    if any(t.device.type != "cpu" or t.dtype is not torch.float32 or not t.is_contiguous() for t in hashed):
+        return None
+    found = library()
+    if found is None:
+        return None
+    found.pra_hash.argtypes, found.pra_hash.restype = [POINTER, COUNT], ctypes.c_uint64
+    return tuple(int(found.pra_hash(tensor.data_ptr(), tensor.numel())) for tensor in hashed)
 
 
 def _checked(function: Any, arguments: list[Any]) -> Callable[..., None]:
@@ -30,36 +111,24 @@ def _checked(function: Any, arguments: list[Any]) -> Callable[..., None]:
 
 class _Block(ctypes.Structure):
     _fields_: ClassVar = [
-        ("attention_norm", POINTER),
-        ("qkv", LinearStruct),
-        ("out", LinearStruct),
-        ("mlp_norm", POINTER),
-        ("into", LinearStruct),
-        ("mlp_out", LinearStruct),
+        *(("attention_norm", POINTER), ("qkv", LinearStruct), ("out", LinearStruct)),
+        *(("mlp_norm", POINTER), ("into", LinearStruct), ("mlp_out", LinearStruct)),
     ]
 
 
 class _HeadBlock(ctypes.Structure):
     _fields_: ClassVar = [
-        ("norm", POINTER),
-        ("norm_bias", POINTER),
-        ("into", LinearStruct),
-        ("out", LinearStruct),
-        ("modulation", COUNT),
+        *(("norm", POINTER), ("norm_bias", POINTER)),
+        *(("into", LinearStruct), ("out", LinearStruct), ("modulation", COUNT)),
     ]
 
 
 class NativeLinear:
-    """``x @ weight.T + bias``.
+    """``x @ weight.T + bias`` of a packed layer; whoever packed it keeps the copies."""
 
-    Args:
-        library: from :func:`pra.sampling.native.library`.
-        linear: packed; whoever packed it keeps the copies.
-    """
-
-    def __init__(self, library: ctypes.CDLL, linear: LinearStruct) -> None:
+    def __init__(self, found: ctypes.CDLL, linear: LinearStruct) -> None:
         self._linear = linear
-        self._call = _checked(library.pra_product, [POINTER, POINTER, POINTER, COUNT, THREADS])
+        self._call = _checked(found.pra_product, [POINTER, POINTER, POINTER, COUNT, THREADS])
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(..., inputs)`` to ``(..., outputs)``."""
@@ -71,103 +140,63 @@ class NativeLinear:
 
 
 class NativeTransformer:
-    """:class:`pra.models.transformer.Transformer`.
+    """:class:`pra.models.transformer.Transformer`, in float32, on the CPU."""
 
-    Args:
-        library: from :func:`pra.sampling.native.library`.
-        packed: keeps the copies.
-        transformer: in float32, on the CPU.
-    """
-
-    def __init__(self, library: ctypes.CDLL, packed: Packed, transformer: Transformer) -> None:
+    def __init__(self, found: ctypes.CDLL, packed: Packed, transformer: Transformer) -> None:
         blocks = [block for block in transformer.blocks if isinstance(block, Block)]
         self._norm, self._heads = transformer.norm.weight.detach(), transformer.config.heads
         self._rotary = packed.kept(lambda: _weighted_rotary(transformer.rotary, blocks))
-        self._blocks = (_Block * len(blocks))(
-            *(
-                _Block(
-                    block.attention_norm.weight.data_ptr(),
-                    packed.layer(block.attention.qkv),
-                    packed.layer(block.attention.out),
-                    block.mlp_norm.weight.data_ptr(),
-                    packed.layer(block.mlp.into),
-                    packed.layer(block.mlp.out),
-                )
-                for block in blocks
-            )
-        )
-        first = [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER, COUNT, COUNT]
-        rest = [POINTER, POINTER, POINTER, POINTER, COUNT, COUNT, THREADS]
-        self._call = _checked(library.pra_transformer, [*first, *rest])
+        self._blocks = (_Block * len(blocks))()
+        for place, block in enumerate(blocks):
+            attention, mlp = block.attention, block.mlp
+            first = block.attention_norm.weight.data_ptr(), packed.layer(attention.qkv), packed.layer(attention.out)
+            second = block.mlp_norm.weight.data_ptr(), packed.layer(mlp.into), packed.layer(mlp.out)
+            self._blocks[place] = _Block(*first, *second)
+        weights, tokens = [POINTER, COUNT, POINTER, COUNT, COUNT], [POINTER, COUNT, COUNT, POINTER, POINTER]
+        cache = [POINTER, POINTER, COUNT, COUNT]
+        self._call = _checked(found.pra_transformer, [*weights, *tokens, *cache, THREADS])
 
     def __call__(self, x: Tensor, cache: KVCache | None) -> Tensor:
         """``(B, T, width)`` to the same, behind the tokens of the cache; without a cache ``T`` is 1."""
         x = x.clone(memory_format=torch.contiguous_format)
+        batch, count, width = x.shape
         before = 0 if cache is None else cache.length
         own, other = self._rotary[:, before]
-        self._call(
-            self._blocks,
-            len(self._blocks),
-            self._norm.data_ptr(),
-            self._heads,
-            x.shape[2],
-            x.data_ptr(),
-            x.shape[0],
-            x.shape[1],
-            own.data_ptr(),
-            other.data_ptr(),
-            None if cache is None else cache.keys.data_ptr(),
-            None if cache is None else cache.values.data_ptr(),
-            0 if cache is None else cache.capacity,
-            before,
-            torch.get_num_threads(),
-        )
+        weights = self._blocks, len(self._blocks), self._norm.data_ptr(), self._heads, width
+        tokens = x.data_ptr(), batch, count, own.data_ptr(), other.data_ptr()
+        kept: tuple[Any, ...] = (None, None, 0)
+        if cache is not None:
+            kept = cache.keys.data_ptr(), cache.values.data_ptr(), cache.capacity
+        self._call(*weights, *tokens, *kept, before, torch.get_num_threads())
         return x
 
 
 class NativeHead:
-    """:class:`pra.models.head.FlowHead`, as far as sampling calls it.
+    """:class:`pra.models.head.FlowHead`, as far as sampling calls it; in float32, on the CPU."""
 
-    Args:
-        library: from :func:`pra.sampling.native.library`.
-        packed: keeps the copies.
-        head: in float32, on the CPU.
-    """
-
-    def __init__(self, library: ctypes.CDLL, packed: Packed, head: FlowHead) -> None:
+    def __init__(self, found: ctypes.CDLL, packed: Packed, head: FlowHead) -> None:
         self._head = head
         blocks = [block for block in head.blocks if isinstance(block, HeadBlock)]
         sharing = len(blocks) // len(head.modulations)
-        self._blocks = (_HeadBlock * len(blocks))(
-            *(
-                _HeadBlock(
-                    block.norm.weight.data_ptr(),
-                    block.norm.bias.data_ptr(),
-                    packed.layer(block.mlp.into),
-                    packed.layer(block.mlp.out),
-                    index // sharing,
-                )
-                for index, block in enumerate(blocks)
-            )
-        )
+        self._blocks = (_HeadBlock * len(blocks))()
+        for place, block in enumerate(blocks):
+            layers = packed.layer(block.mlp.into), packed.layer(block.mlp.out)
+            norm = block.norm.weight.data_ptr(), block.norm.bias.data_ptr()
+            self._blocks[place] = _HeadBlock(*norm, *layers, place // sharing)
         self._state_in, self._out = packed.layer(head.state_in), packed.layer(head.out)
         projections = [m for m in (*head.modulations, head.final_modulation) if isinstance(m, nn.Linear)]
         all_modulations = packed.linear(
             lambda: torch.cat([projection.weight.detach() for projection in projections]),
             lambda: torch.cat([_one_added(projection) for projection in projections]),
         )
-        self.project = NativeLinear(library, packed.layer(head.condition_in))
-        self._modulate = NativeLinear(library, all_modulations)
-        first = [POINTER, COUNT, POINTER, POINTER, POINTER, COUNT, COUNT]
-        self._call = _checked(library.pra_head, [*first, POINTER, COUNT, POINTER, THREADS])
-        self._context = _checked(library.pra_context, [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER])
+        self.project = NativeLinear(found, packed.layer(head.condition_in))
+        self._modulate = NativeLinear(found, all_modulations)
+        weights, states = [POINTER, COUNT, POINTER, POINTER], [POINTER, COUNT, COUNT]
+        self._call = _checked(found.pra_head, [*weights, *states, POINTER, COUNT, POINTER, THREADS])
+        self._context = _checked(found.pra_context, [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER])
 
     def embed(self, t: Tensor, span: Tensor | None = None) -> Tensor:
-        """As the head does, in float64 and rounded once.
-
-        In float32 torch's product may depend on the number of threads (seen of four rows on an AMD EPYC), and with it
-        every image.
-        """
+        """As the head does, in float64 and rounded once: in float32 it may depend on the number of threads."""
 
         def through(module: nn.Module, at: Tensor) -> Tensor:
             embedded: Tensor = copy.deepcopy(module).double()(time_features(at).double())
@@ -180,11 +209,9 @@ class NativeHead:
         return embedded.float()
 
     def modulate(self, embedded: Tensor, condition: Tensor) -> Modulations:
-        """One tensor of all projections' outputs, ``1 + scale`` in place of each scale: ``(K, *rows, ...)`` of
-        ``(K, 1, ..., width)`` and ``(*rows, width)``.
-
-        The sum's silu is compiled too: in torch's own a number's last digit depends on its place in memory.
-        """
+        """Return one tensor of all projections' outputs, ``1 + scale`` in place of each scale: ``(K, *rows, ...)`` of
+        ``(K, 1, ..., width)`` and ``(*rows, width)``."""
+        # The sum's silu is compiled too: in torch's own the last digit depends on the place in memory.
         embedded, condition = embedded.contiguous(), condition.contiguous()
         count, width = len(embedded), condition.shape[-1]
         context = embedded.new_empty(count, *condition.shape)
@@ -198,35 +225,21 @@ class NativeHead:
         """The velocity at ``z`` ``(B, 1, d)``, as the head gives it; ``modulations`` are from :meth:`modulate`."""
         assert modulations is not None, "the compiled head is told its modulations"
         (modulated,), z = modulations, z.contiguous()
+        width = modulated.shape[-1]
         prediction = z.new_empty(*modulated.shape[:-1], z.shape[-1])
-        rows = modulated.numel() // modulated.shape[-1]
-        self._call(
-            self._blocks,
-            len(self._blocks),
-            ctypes.byref(self._state_in),
-            ctypes.byref(self._out),
-            z.data_ptr(),
-            len(z),
-            rows,
-            modulated.data_ptr(),
-            modulated.shape[-1],
-            prediction.data_ptr(),
-            torch.get_num_threads(),
-        )
+        weights = self._blocks, len(self._blocks), ctypes.byref(self._state_in), ctypes.byref(self._out)
+        states = z.data_ptr(), len(z), modulated.numel() // width
+        self._call(*weights, *states, modulated.data_ptr(), width, prediction.data_ptr(), torch.get_num_threads())
         if self._head.prediction is Prediction.DATA:
             return velocity_from_data(prediction, z, t)
         return prediction
 
 
 class NativeNorm:
-    """:meth:`pra.models.states.StateCodec.normalise`.
+    """:meth:`pra.models.states.StateCodec.normalise`, in one thread: torch's would then spin on cores that ours use."""
 
-    torch's own has all its threads share even a few rows, and they go on waiting for more work on cores that ours would
-    have: two threads took longer than one.
-    """
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._call = _checked(library.pra_normalise, [POINTER, COUNT, COUNT, POINTER])
+    def __init__(self, found: ctypes.CDLL) -> None:
+        self._call = _checked(found.pra_normalise, [POINTER, COUNT, COUNT, POINTER])
 
     def __call__(self, states: Tensor) -> Tensor:
         """States ``(..., d)`` to the same."""
@@ -237,11 +250,7 @@ class NativeNorm:
 
 
 def _weighted_rotary(table: Tensor, blocks: list[Block]) -> Tensor:
-    """The rotary table with the weights of the queries' and the keys' norms in it: ``(2, T, depth, 2, head_dim)``.
-
-    ``rotate(w * x)`` (:mod:`pra.models.rope`) is ``x * own + swapped(x) * other``, where ``w`` is the weight of
-    the norm and ``swapped`` exchanges the halves.
-    """
+    # rotate(w * x) is x * own + swapped(x) * other: w is the norm's weight, swapped exchanges the halves.
     norms = [torch.stack([b.attention.query_norm.weight, b.attention.key_norm.weight]) for b in blocks]
     first, second = torch.stack(norms).detach().view(len(blocks), 2, -1).chunk(2, dim=-1)
     cos, sin = table[:, :, None, None]
@@ -251,7 +260,7 @@ def _weighted_rotary(table: Tensor, blocks: list[Block]) -> Tensor:
 
 
 def _one_added(projection: nn.Linear) -> Tensor:
-    """The bias of a projection to shift, scale and perhaps a gate, such that it gives ``1 + scale``."""
+    """Return the bias of a projection to shift, scale and perhaps a gate, such that it gives ``1 + scale``."""
     bias, width = projection.bias.detach().clone(), projection.in_features
     bias[width : 2 * width] += 1.0
     return bias

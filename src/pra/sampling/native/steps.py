@@ -15,44 +15,35 @@ from pra.models import PRA, build_model
 from pra.models.states import StateCodec
 from pra.sampling.algorithm import Steps
 from pra.sampling.native.build import SWITCH, library
-from pra.sampling.native.packing import Packed, content_hash
-from pra.sampling.native.parts import NativeHead, NativeLinear, NativeNorm, NativeTransformer
+from pra.sampling.native.parts import NativeHead, NativeLinear, NativeNorm, NativeTransformer, Packed, content_hash
 
-_LINEAR = ("weight", "bias")
-_TRANSFORMER = {
-    *("blocks.N.attention_norm.weight", "blocks.N.attention.qkv.weight", "blocks.N.attention.out.weight"),
-    *("blocks.N.attention.query_norm.weight", "blocks.N.attention.key_norm.weight"),
-    *("blocks.N.mlp_norm.weight", "blocks.N.mlp.into.weight", "blocks.N.mlp.out.weight", "norm.weight"),
-}
-_AROUND = {f"{layer}.{name}" for layer in ("patch_in", "state_in", "out") for name in _LINEAR}
-_IN_TRANSFORMER = {f"transformer.{name}" for name in _TRANSFORMER}
-_HEAD = {
-    f"{layer}.{name}"
-    for layer in (
-        *("state_in", "condition_in", "time_in.N", "span_in.N", "blocks.N.norm", "blocks.N.mlp.into"),
-        *("blocks.N.mlp.out", "modulations.N", "final_modulation", "out"),
-    )
-    for name in _LINEAR
-}
+_TRANSFORMER = (
+    r"transformer\.(norm|blocks\.\d+\.(attention_norm|mlp_norm|mlp\.(into|out)|"
+    r"attention\.(qkv|out|query_norm|key_norm)))\.weight"
+)
+_AROUND = r"(patch_in|state_in|out)\.(weight|bias)"
+_HEAD = (
+    r"(state_in|condition_in|time_in\.\d|span_in\.\d|blocks\.\d+\.(norm|mlp\.(into|out))|modulations\.\d+|"
+    r"final_modulation|out)\.(weight|bias)"
+)
 KNOWN = {
-    "backbone": {"next_position"} | _IN_TRANSFORMER | _AROUND,
+    "backbone": f"next_position|{_TRANSFORMER}|{_AROUND}",
     "head": _HEAD,
     "shortcut": _HEAD,
-    "codec.decoder": _IN_TRANSFORMER | _AROUND,
+    "codec.decoder": f"{_TRANSFORMER}|{_AROUND}",
 }
-"""The parameters that the compiled arithmetic reads, by part, numbers written N: no others may be there. All else
-(condition, encoder) is run by its modules anyway."""
+"""Patterns of the parameters that the compiled arithmetic reads, by part; a part must hold no others. Condition and
+encoder are run by their own modules."""
 
 PLAIN = (int, float, str, bool, tuple, enum.Enum, type(None))
 """Types of attributes that are compared with those of a new model."""
 
 
 def unsupported(model: PRA) -> str | None:
-    """Why the compiled arithmetic must not stand in for a model's modules; ``None`` where it may.
+    """Return why the compiled arithmetic must not replace a model's modules; ``None`` where it may.
 
-    It may where every module of the parts that it replaces has the parameters that it knows, and is exactly what the
-    configuration builds: the same class under the same name, with the same plain attributes and shapes, without hooks,
-    without a method of its own.
+    Every module that it replaces must have the parameters that it knows, and be exactly what the configuration builds:
+    the same class under the same name, with the same plain attributes and shapes, without hooks or own methods.
     """
     parameters = dict(model.named_parameters())
     if any(parameter.device.type != "cpu" for parameter in parameters.values()):
@@ -62,37 +53,33 @@ def unsupported(model: PRA) -> str | None:
     everywhere = nn.modules.module
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         return "a hook is registered on all modules"
-    reference = _reference(model.config)
-    changed = _changed("the model", model, reference) or _changed(
-        "codec", model.codec, reference.get_submodule("codec")
-    )
+    expected = dict(reference(model.config).named_modules())
+    found = dict(model.named_modules())
+    changed = _changed("the model", model, expected[""]) or _changed("codec", model.codec, expected["codec"])
     for name, known in KNOWN.items():
-        part = _part(model, name)
-        if part is None or changed is not None:
-            continue
-        strange = {re.sub(r"\b\d+\b", "N", one) for one, _ in part.named_parameters()} - known
-        changed = f"{name}.{min(strange)} is not known" if strange else _all_changed(name, part, _part(reference, name))
+        if changed is None and name in found:
+            changed = _part_changed(name, re.compile(known), found[name], expected.get(name))
     if changed is not None:
         return changed
     return None if library() is not None else f"there is no C++ compiler, or {SWITCH}=0"
 
 
-def _part(model: nn.Module, name: str) -> nn.Module | None:
-    """A part of a model by its name; ``None`` where the model has no such part."""
-    return dict(model.named_modules()).get(name)
-
-
-def _all_changed(part: str, found: nn.Module, expected: nn.Module | None) -> str | None:
-    """What differs between a part of a model and that of a new one."""
+def _part_changed(part: str, known: re.Pattern[str], found: nn.Module, expected: nn.Module | None) -> str | None:
+    """Say what differs between a part of a model and that of a new model, or what is unknown in both."""
+    for name, _ in found.named_parameters():
+        if not known.fullmatch(name):
+            return f"{part}.{name} is not known"
     there, built = dict(found.named_modules()), dict(expected.named_modules()) if expected is not None else {}
     if built.keys() != there.keys():
         return f"{part}.{min(built.keys() ^ there.keys())} is not as the configuration builds it"
-    names = ((name, f"{part}.{name}" if name else part) for name in there)
-    return next((said for name, full in names if (said := _changed(full, there[name], built[name]))), None)
+    for name, module in there.items():
+        if changed := _changed(f"{part}.{name}".rstrip("."), module, built[name]):
+            return changed
+    return None
 
 
 def _changed(name: str, module: nn.Module, expected: nn.Module) -> str | None:
-    """What differs between a module, without its children, and that of a new model."""
+    """Say what differs between a module, without its children, and that of a new model."""
     if type(module) is not type(expected):
         return f"{name} is a {type(module).__name__}, not a {type(expected).__name__}"
     if module._forward_hooks or module._forward_pre_hooks:
@@ -101,28 +88,21 @@ def _changed(name: str, module: nn.Module, expected: nn.Module) -> str | None:
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that decide what it computes: plain values, shapes of parameters, own callables."""
+    """Return what decides a module's arithmetic: its plain attributes, its own callables, shapes of parameters."""
     own = {name: value for name, value in vars(module).items() if name not in ("training", "sampling", "classes")}
     plain = {name: value for name, value in own.items() if isinstance(value, PLAIN) or callable(value)}
     return plain | {name: p.shape for name, p in module.named_parameters(recurse=False)}
 
 
 @functools.lru_cache(maxsize=8)
-def _reference(config: AnyModelConfig) -> nn.Module:
-    """A new model of a configuration, without memory."""
+def reference(config: AnyModelConfig) -> nn.Module:
+    """Build a new model without memory."""
     with torch.device("meta"):
         return build_model(config, seed=None)
 
 
 class NativeSteps(Steps):
-    """Steps for a model that :func:`unsupported` has nothing against.
-
-    Args:
-        model: in float32 on the CPU.
-        config: as of :class:`pra.sampling.algorithm.Steps`.
-        batch: likewise.
-        low: whether products multiply bfloat16 numbers.
-    """
+    """Steps for a model that is not :func:`unsupported`. With ``low``, products multiply bfloat16 numbers."""
 
     def __init__(self, model: PRA, config: SamplingConfig, batch: int, low: bool) -> None:
         super().__init__(model, config, batch)

@@ -1,0 +1,94 @@
+"""``pra bench sample``: counted and measured costs of sampling."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from support.models import LEARNED, PIXEL_X, random_model
+
+from pra import cli
+from pra.bench.device import Peak
+from pra.bench.sampling import bench, count
+from pra.config import Precision, SamplingConfig, Solver
+from pra.evaluation import flops
+
+GUIDED = SamplingConfig(guidance=3.0, steps=2)
+
+
+def test_bytes_by_hand():
+    """Matrices as often as they are read, and the caches."""
+    config, sampling = replace(PIXEL_X, class_tokens=3), SamplingConfig(solver=Solver.EULER, steps=5)
+    model, patches = random_model(config), 12
+    named = model.backbone.named_parameters()
+    matrices = sum(p.numel() for name, p in named if name.endswith("weight") and p.ndim == 2)
+    cached = sum(3 + 1 + i + 1 for i in range(patches - 1)) * 2 * 2 * 32
+    head = sum(p.numel() for name, p in model.head.named_parameters() if p.ndim == 2 and "time_in" not in name)
+    modulations = sum(m.weight.numel() for m in (*model.head.modulations, model.head.final_modulation))
+    condition = model.head.condition_in.weight.numel()
+    costs = flops.sampling_costs(config, sampling)
+    assert costs["backbone"].bytes == 4 * (patches * matrices + cached)
+    assert costs["head"].bytes == 4 * patches * (5 * (head - modulations - condition) + modulations + condition)
+    assert costs["decoder"].bytes == 0
+    lower = flops.sampling_costs(config, sampling, batch=8, element_size=2)
+    assert lower["backbone"].bytes == pytest.approx(2 * (patches * matrices / 8 + cached))
+    times = 5 * 2 * sum(p.numel() for name, p in model.head.named_parameters() if p.ndim == 2 and "time_in" in name)
+    assert costs["head"].flops - lower["head"].flops == times * 7 // 8  # embedded once for all images
+
+
+def test_the_floor_and_the_measured_time_of_every_part():
+    peak = Peak(flops=2e9, bytes=1e9)
+    rows = bench(random_model(), GUIDED, [1, 2], Precision.AUTO, False, peak)
+    assert [(row.batch, row.part) for row in rows] == [
+        (size, part) for size in (1, 2) for part in ("backbone", "head", "decoder", "image")
+    ]
+    counted = count(LEARNED, GUIDED, [1, 2], 4, peak)
+    for row, same in zip(rows, counted, strict=True):
+        assert replace(row, measured=None) == same
+        assert row.measured > 0
+    for row in counted[:3]:
+        assert row.floor == max(row.flops / 2e9, row.bytes / 1e9)
+    assert counted[3].floor == pytest.approx(sum(row.floor for row in counted[:3]))
+
+
+def test_the_command_counts(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    words = ["bench", "sample", "fashion", "--batch", "1,256", "--counts", "--precision", "bfloat16"]
+    assert cli.main([*words, "--set", "steps=25", "--set", "solver=euler", "--tflops", "790", "--bandwidth", "4.3",
+                     "--out", str(out)]) == 0  # fmt: skip
+    text = capsys.readouterr().out
+    assert "790 TFLOP/s and 4.3 TB/s" in text
+    written = json.loads(out.read_text())
+    assert [row["batch"] for row in written["rows"]] == [1] * 4 + [256] * 4
+    assert written["sampling"]["steps"] == 25
+    alone, crowd = written["rows"][3], written["rows"][7]
+    assert crowd["flops"] == pytest.approx(alone["flops"], rel=0.01)
+    assert crowd["bytes"] < alone["bytes"] / 10
+
+
+def test_the_command_measures_a_run(run, capsys):
+    assert cli.main(["bench", "sample", str(run), "--batch", "2", "--tflops", "0.1", "--bandwidth", "0.01",
+                     "--device", "cpu"]) == 0  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[2:]] == ["backbone", "head", "decoder", "image"]
+    assert all(line.endswith(" %") for line in lines[2:])
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["samples", "tiny"], ["no command 'bench samples'; did you mean 'sample'?"]),
+        (["sample", "fashoin"], ["fashoin", "did you mean 'fashion'?"]),
+        (["sample", "tiny", "--batch", "0"], ["--batch '0'", "lie in [1, 65536]"]),
+        (["sample", "tiny", "--precision", "half"], ["--precision: 'half' is unknown"]),
+        (["sample", "tiny", "--tflops", "3"], ["--tflops and --bandwidth belong together"]),
+        (["sample", "tiny", "--set", "stepz=3"], ["stepz", "did you mean 'steps'?"]),
+        (["sample", "tiny:jit"], ["tiny:jit is a JiT"]),
+        (["sample", "tiny", "--out", "."], [". exists already; choose another file"]),
+    ],
+)
+def test_the_command_refuses(words, parts, capsys):
+    assert cli.main(["bench", *words, "--counts"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    for part in parts:
+        assert part in error

@@ -1,0 +1,146 @@
+"""Settings check the types and ranges of their fields, and name fixes that work."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import re
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.models import JIT
+from support.refusal import refused
+
+import pra
+from pra import config
+from pra.config import SamplingConfig, TrainConfig, TransformerConfig, apply_settings, from_dict, to_dict
+from studies.run import run_key
+
+
+def parts_of(value: Any) -> dict[type, Any]:
+    """An object of every class of settings below one."""
+    if not dataclasses.is_dataclass(value):
+        return {}
+    below = [parts_of(getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return {type(value): value} | {kind: part for parts in below for kind, part in parts.items()}
+
+
+def every_part() -> dict[type, Any]:
+    objects = (JIT, pra.recipe("pra-l-256"), config.Exact(), config.Noised(sigma=0.1), config.Muon())
+    return {kind: part for one in objects for kind, part in parts_of(one).items()}
+
+
+def test_every_field_of_settings_is_checked() -> None:
+    """No setting is an object of no class; an enum's field takes the values of its members."""
+    parts = every_part()
+    classes = {value for value in vars(config).values() if isinstance(value, type) and dataclasses.is_dataclass(value)}
+    assert {kind for kind in classes - parts.keys() if dataclasses.fields(kind)} == {config.ImageConfig}
+    checked = 0
+    for part in parts.values():
+        for name, hint in typing.get_type_hints(type(part)).items():
+            if name not in {field.name for field in dataclasses.fields(part)}:
+                continue
+            refused(lambda p=part, n=name: dataclasses.replace(p, **{n: object()}), "object object at", name=name)
+            checked += 1
+            if isinstance(hint, enum.EnumType):
+                for member in hint:
+                    assert getattr(dataclasses.replace(part, **{name: member.value}), name) is member
+                wrong = f"{member.value}q"
+                change = lambda p=part, n=name, w=wrong: dataclasses.replace(p, **{n: w})  # noqa: E731
+                refused(change, f"did you mean '{member.value}'", code="unknown", name=name, value=wrong)
+    assert checked > 70
+
+
+def test_list_in_place_of_a_tuple_is_the_same_run() -> None:
+    run = pra.recipe("tiny")
+    optimizer = dataclasses.replace(run.train.optimizer, betas=list(run.train.optimizer.betas))  # type: ignore[arg-type]
+    sampling = dataclasses.replace(run.sampling, guidance_interval=[0.0, 1.0], times=[0.0, 0.3, 1.0])  # type: ignore[arg-type]
+    listed = dataclasses.replace(
+        run,
+        model=dataclasses.replace(run.model, image_size=list(run.model.image_size)),
+        train=dataclasses.replace(run.train, optimizer=optimizer),
+        sampling=sampling,
+    )
+    same = dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, times=(0.0, 0.3, 1.0)))
+    assert listed == same
+    assert hash(listed) == hash(same)
+    assert run_key(listed) == run_key(same)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "expected"),
+    [
+        (lambda: SamplingConfig(steps=2.5), "steps", "int, got 2.5"),
+        (lambda: SamplingConfig(steps="3"), "steps", "int, got '3'"),
+        (lambda: SamplingConfig(steps=True), "steps", "int, got True"),
+        (lambda: SamplingConfig(guidance="2"), "guidance", "float, got '2'"),
+        (lambda: SamplingConfig(guidance=10**400), "guidance", "float, got 1000"),
+        (lambda: SamplingConfig(renormalise=1), "renormalise", "bool, got 1"),
+        (lambda: SamplingConfig(renormalise=np.True_), "renormalise", "bool"),
+        (lambda: SamplingConfig(times=3), "times", "a list, got 3"),
+        (lambda: SamplingConfig(times=[0, "1"]), "times", "float, got '1'"),
+        (lambda: SamplingConfig(guidance_interval=(0.0, 0.5, 1.0)), "guidance_interval", "2 values"),
+        (lambda: SamplingConfig(steps=torch.zeros(40, 40)), "steps", "int, got tensor([[0., 0."),
+        (lambda: TrainConfig(steps=1, batch_size=8, rollout="Clean"), "rollout", "Clean or Noised or"),
+        (lambda: TrainConfig(steps=1, batch_size=8, optimizer={}), "optimizer", "OptimizerConfig, got {}"),
+        (lambda: TransformerConfig(depth=1.0, width=8, heads=2), "depth", "int, got 1.0"),
+        (lambda: config.DataConfig(source=3), "source", "str, got 3"),
+    ],
+)
+def test_value_of_another_type_is_refused(make: Callable[[], object], name: str, expected: str) -> None:
+    refused(make, f"expected {expected}", code="invalid", name=name)
+
+
+def test_numpy_numbers_become_python_numbers() -> None:
+    found = SamplingConfig(steps=np.int64(3), guidance=2, temperature=np.float32(0.5), shift=np.int32(2))  # type: ignore[arg-type]
+    assert found == SamplingConfig(steps=3, guidance=2.0, temperature=0.5, shift=2.0)
+    kinds = [type(value) for value in (found.steps, found.guidance, found.temperature, found.shift)]
+    assert kinds == [int, float, float, float]
+    assert from_dict(SamplingConfig, json.loads(json.dumps(to_dict(found)))) == found
+    whole = dataclasses.replace(pra.recipe("tiny").train.optimizer, lr=1, betas=[0, np.float64(0.5)])  # type: ignore[arg-type]
+    assert (repr(whole.lr), repr(whole.betas)) == ("1.0", "(0.0, 0.5)")
+
+
+def test_advised_width_fits_the_heads() -> None:
+    for width in (4, 65, 96, 130, 132, 768):
+        for heads in range(1, 13):
+            if width % (4 * heads) == 0:
+                TransformerConfig(depth=1, width=width, heads=heads)
+                continue
+            with pytest.raises(pra.PraError) as raised:
+                TransformerConfig(depth=1, width=width, heads=heads)
+            advised = re.search(r"a width of (\d+)$", str(raised.value))
+            assert advised
+            TransformerConfig(depth=1, width=int(advised[1]), heads=heads)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (9, 8), (30, 12), (7, 7), (1, 9)])
+def test_advised_image_size_fits_the_patches(size: tuple[int, int]) -> None:
+    model = pra.recipe("tiny").model
+    for patch in (2, 4, 5, 8):
+        if size[0] % patch or size[1] % patch:
+            with pytest.raises(pra.PraError) as raised:
+                dataclasses.replace(model, image_size=size, patch_size=patch)
+            advised = re.search(r"the nearest size, (\d+)x(\d+)$", str(raised.value))
+            assert advised
+            dataclasses.replace(model, image_size=(int(advised[1]), int(advised[2])), patch_size=patch)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value", "way"),
+    [
+        (["model.head.depth=6", "model.head.modulations=4"], "head depth", 6, "model.head.depth=4"),
+        (["train.batch_size=12", "train.micro_batch_size=5"], "batch_size", 12, "train.batch_size=10"),
+        (["train.checkpoint_every=10", "train.keep_every=27"], "keep_every", 27, "train.keep_every=30"),
+        (["train.checkpoint_every=10", "train.keep_every=3"], "keep_every", 3, "train.keep_every=10"),
+    ],
+)
+def test_advised_multiple_is_taken(settings: list[str], name: str, value: int, way: str) -> None:
+    run = pra.recipe("tiny")
+    refused(lambda: apply_settings(run, settings), way.partition("=")[2], code="conflict", name=name, value=value)
+    apply_settings(run, [*settings, way])

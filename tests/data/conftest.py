@@ -1,0 +1,47 @@
+"""A cache of its own for every test of data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.data import picture
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of cached indexes, labels and shards."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pra"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The library ``datasets``, with a cache for this file."""
+    datasets = pytest.importorskip("datasets", reason="datasets is in the extra 'hf'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf-cache"))
+        yield datasets
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> str:
+    """Seven pictures of three classes in several formats and modes."""
+    pictures = {
+        "cat/0.jpg": picture(40, 60, 0),
+        "cat/1.png": picture(30, 20, 1),
+        "cat/2.webp": picture(33, 33, 2),
+        "dog/3.bmp": picture(20, 25, 3),
+        "dog/4.jpg": picture(50, 40, 4, "L"),
+        "dog/5.png": picture(41, 37, 5, "P"),
+        "emu/6.png": picture(64, 80, 6, "RGBA"),
+    }
+    for name, image in pictures.items():
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if image.mode == "RGBA":
+            image.putalpha(100)
+        image.save(path)
+    return f"folder:{tmp_path}/photos"

@@ -1,0 +1,162 @@
+"""Shards on the web, from a server on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.data import same_jpeg, shard
+from support.refusal import refused
+
+from pra.data import Source, fetch, open_source
+from pra.utils.extras import install_command
+
+
+@dataclass
+class Web:
+    """A server: what it has, what it was asked, and how it misbehaves.
+
+    ``faults`` are taken one by one by GET requests for shards: a status to answer, or the bytes after which to hang up.
+    """
+
+    address: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    faults: list[tuple[str, int]] = field(default_factory=list)
+    ranges: bool = True
+    head: int = 200
+
+    @property
+    def gets(self) -> list[tuple[str, str | None]]:
+        """The GET requests for shards: path and range."""
+        return [(path, wanted) for command, path, wanted in self.asked if command == "GET" and path.endswith(".tar")]
+
+    def open(self, name: str = "a-0.tar") -> Source:
+        return open_source(f"wds:{self.address}/d/{name}")
+
+    def refused(self, *parts: str, name: str = "a-0.tar", code: str = "unreachable") -> None:
+        refused(lambda: self.open(name), *parts, code=code, url=f"{self.address}/d/{name}")
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A server with two shards of the images 0 to 4, and the names of their classes."""
+    constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub is in the extra 'wds'")
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # between two tries
+    files = {"/d/a-0.tar": shard(0, 1, 2), "/d/a-1.tar": shard(3, 4), "/d/classes.json": b'["cat", "dog", "emu"]'}
+    state = Web(files=files)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(state.head)
+
+        def do_GET(self) -> None:
+            fault, value = state.faults.pop(0) if state.faults and self.path.endswith(".tar") else ("", 0)
+            self.answer(value if fault == "status" else 200, value if fault == "cut" else None)
+
+        def answer(self, status: int, cut: int | None = None) -> None:
+            wanted = self.headers["Range"]
+            state.asked.append((self.command, self.path, wanted))
+            data = state.files.get(self.path)
+            if data is None or status != 200:
+                self.send_error(404 if data is None else status)
+                return
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and state.ranges else 0
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(data) - start))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data[start:] if cut is None else data[start : start + cut])
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        state.address = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield state
+        server.shutdown()
+        thread.join()
+
+
+def test_web_shards_are_fetched_once(web: Web, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("braceexpand", reason="braceexpand is in the extra 'wds'")
+    source = web.open("a-{0..1}.tar")
+    assert "fetching" in capfd.readouterr().err
+    assert source.classes == ("cat", "dog", "emu")
+    assert source.labels.tolist() == [0, 1, 2, 0, 1]
+    assert same_jpeg(source.image(4), 4)
+    assert sorted(web.gets) == [("/d/a-0.tar", None), ("/d/a-1.tar", None)]
+    web.asked.clear()
+    web.files.clear()
+    assert web.open("a-{0..1}.tar").classes == ("cat", "dog", "emu")  # from the cache alone
+    assert web.asked == []
+    [folder] = (cache / "shards").iterdir()
+    left = {path.name for path in folder.iterdir() if not path.name.endswith(".npz")}
+    assert left - {".lock"} == {"a-0.tar", "a-1.tar", "classes.json"}
+
+
+def test_web_broken_connections_resume(web: Web) -> None:
+    web.faults = [("cut", 1000), ("cut", 2000)]
+    assert same_jpeg(web.open().image(2), 2)
+    assert [wanted for _, wanted in web.gets] == [None, "bytes=1000-", "bytes=3000-"]
+
+
+@pytest.mark.parametrize(("ranges", "head"), [(False, 200), (True, 403), (True, 405), (True, 503)])
+def test_web_server_of_few_features_serves(web: Web, ranges: bool, head: int) -> None:
+    web.ranges, web.head, web.faults = ranges, head, [("cut", 1000)]
+    assert same_jpeg(web.open().image(2), 2)
+
+
+def test_web_failed_fetch_resumes_with_the_next_command(web: Web, cache: Path) -> None:
+    web.faults = [("cut", 1000), *[("cut", 0)] * 20]
+    web.refused("the same command resumes")
+    assert 2 < len(web.gets) < 20
+    web.faults = [("status", 503)]
+    web.refused("HTTP 503")
+    assert not list(cache.rglob("a-0.tar"))
+    web.asked.clear()
+    assert len(web.open()) == 3
+    assert web.gets == [("/d/a-0.tar", "bytes=1000-")]
+
+
+def test_web_refusals_are_one_line(web: Web, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    web.refused("HTTP 404", name="b.tar")
+    web.faults = [("status", 401)]
+    web.refused("HTTP 401")
+    refused(lambda: open_source("wds:http://127.0.0.1:1/d/a.tar"), "http://127.0.0.1:1/d/", code="unreachable")
+    for name in ("s3://bucket/a.tar", f"{web.address}/d/*.tar", f"{web.address}/d/"):
+        refused(lambda name=name: open_source(f"wds:{name}"), code="invalid", name=f"wds:{name}")
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    refused(web.open, "0.0 GB are free", "XDG_CACHE_HOME", code="too-large")
+    monkeypatch.setitem(sys.modules, "huggingface_hub.file_download", None)
+    refused(web.open, install_command("wds"), code="not-installed")
+    assert not list(cache.rglob("*.tar"))
+
+
+def test_web_shards_are_checked_against_their_index(web: Web, cache: Path) -> None:
+    record = {"url": "a-0.tar", "filesize": len(web.files["/d/a-0.tar"]), "sha256": "0" * 64}
+    for wrong in (record, record | {"filesize": 5000, "sha256": None}):
+        web.files["/d/index.json"] = json.dumps({"shardlist": [wrong]}).encode()
+        web.refused("index.json", code="mismatch")
+    for damaged in (b'{"shardlist": [3]}', b"[1]", b"<html>"):
+        web.files["/d/index.json"] = damaged
+        refused(web.open, code="unreadable", path=f"{web.address}/d/index.json")
+    assert not list(cache.rglob("*.tar"))
+
+
+def test_web_full_disk_is_refused(web: Web, full_disk: Callable[[int], Any]) -> None:
+    with full_disk(500):
+        refused(web.open, "File too large", "ulimit -f", code="unwritable")

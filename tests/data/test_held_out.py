@@ -1,0 +1,93 @@
+"""Held-out images: which ones, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.refusal import refused
+from torch import Tensor
+
+import pra
+from pra.config import DataConfig, apply_settings
+from pra.data import open_source
+from pra.data.held_out import Part, split
+from pra.data.source import own_test_split
+
+
+def test_split_share_is_disjoint_even_and_decided_by_the_seed() -> None:
+    source = open_source("digits")
+    config = DataConfig(source="digits", validation=0.1)
+    parts = [split(source, config, seed) for seed in (0, 0, 1)]
+    places = [[part.where(i) for i in range(len(part))] for pair in parts for part in pair if part is not None]
+    assert places[0] == places[2]
+    assert places[1] == places[3] != places[5]
+    assert sorted(places[0] + places[1]) == sorted(source.where(i) for i in range(len(source)))
+    _, held = parts[0]
+    assert held is not None
+    assert len(held) == round(0.1 * len(source))
+    counts, whole = (np.bincount(one.labels, minlength=10) for one in (held, source))
+    assert np.abs(counts - 0.1 * whole).max() <= 1
+    assert held.image(3).tobytes() == source.image(int(held.where(3).split()[1])).tobytes()
+
+
+def test_split_names_the_test_split_or_another_source(tmp_path: Path) -> None:
+    source = open_source("digits")
+    for validation_source in ("test", "digits@test"):
+        training, held = split(source, DataConfig(source="digits", validation=validation_source), 0)
+        assert training is source
+        assert held is not None
+        assert held.name == "digits@test"
+    assert split(source, DataConfig(source="digits"), 0) == (source, None)
+    assert own_test_split("idx:fashion") == "idx:fashion@test"
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ("digits", ("'digits' is the training source",)),
+        ("emojy", ("'emojy' is unknown", "did you mean 'emoji'")),
+        (0.9999, ("0.9999", "has 1498 images", "smaller share")),
+    ],
+)
+def test_split_bad_held_out_images_are_refused(given: Any, parts: Sequence[str]) -> None:
+    source = open_source("digits")
+    refused(lambda: split(source, DataConfig(source="digits", validation=given), 0), *parts)
+
+
+def test_split_other_classes_and_no_test_split_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        open_source("digits").image(0).save(tmp_path / name / "0.png")
+    name = f"folder:{tmp_path}"
+    refused(lambda: split(open_source("digits"), DataConfig(source="digits", validation=name), 0), "other classes")
+    refused(lambda: split(open_source(name), DataConfig(source=name, validation="test"), 0), "has no test split")
+    refused(lambda: own_test_split("digits@test"), "has no test split")
+
+
+def test_split_share_of_a_stream_is_refused() -> None:
+    class Stream(Part):
+        lanes = 1
+
+        def arranged(self, order: Tensor, start: int) -> Tensor:
+            return order
+
+    stream = Stream(open_source("digits"), np.arange(10))
+    refused(lambda: split(stream, DataConfig(source="digits", validation=0.1), 0), "is a stream", "Name a source")
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (["data.validation=1.5"], ("validation 1.5", "between 0 and 1")),
+        (["data.validation=0"], ("between 0 and 1",)),
+        (["data.validation=[1]"], ("expected float or str",)),
+        (["train.validate_every=10"], ("validate_every 10", "no held-out images")),
+        (["train.validate_every=-1"], ("validate_every",)),
+    ],
+)
+def test_settings_bad_validation_is_refused(settings: list[str], parts: Sequence[str]) -> None:
+    refused(lambda: apply_settings(pra.recipe("tiny"), settings), *parts)

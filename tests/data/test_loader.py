@@ -1,0 +1,172 @@
+"""The order of samples, batches from worker processes, and corrupt images in training."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.data import config, picture, same, write_idx
+from support.refusal import refused
+
+from pra.config import Fit, OnCorrupt
+from pra.data import Source, TrainingSet, batches, load_images, open_source, prepare
+from pra.data.images import CorruptImage
+from pra.method import noise
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """Seven images of 4x6 whose pixels hold their index."""
+    return open_source(f"idx:{write_idx(tmp_path_factory.mktemp('data') / 'numbered')}")
+
+
+def training_set(source: Source, seed: int = 0, **changes: Any) -> TrainingSet:
+    return TrainingSet(source, (4, 6), 1, config(fit=Fit.PAD, **changes), seed)
+
+
+def test_order_each_epoch_is_its_own_permutation(numbered: Source) -> None:
+    data = training_set(numbered)
+    expected = [data.source_index(g) for g in range(140)]
+    epochs = [expected[7 * e : 7 * e + 7] for e in range(20)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 15
+    assert [training_set(numbered, seed=1).source_index(g) for g in range(140)] != expected
+    shuffled = np.random.default_rng(0).permutation(60).tolist()
+    assert [data.source_index(g) for g in shuffled] == [expected[g] for g in shuffled]
+
+
+def test_samples_hold_image_label_and_places(numbered: Source) -> None:
+    data = training_set(numbered)
+    for g in (0, 6, 7, 10**12):
+        sample = data[g]
+        assert (sample.index, sample.source_index, sample.skipped) == (g, data.source_index(g), 0)
+        assert sample.label == sample.source_index % 3
+        assert sample.image.shape == (1, 4, 6)
+        assert sample.image.dtype == torch.uint8
+        assert (sample.image == sample.source_index).all()
+
+
+def test_augmentation_is_a_function_of_seed_and_index(tmp_path: Path) -> None:
+    picture(20, 24).save(tmp_path / "a.png")
+    source = open_source(f"folder:{tmp_path}")
+    data = TrainingSet(source, (8, 8), 3, config(fit=Fit.RANDOM_CROP, flip=True), seed=4)
+    for g in (0, 1, 100):
+        expected = prepare(source.image(0), (8, 8), 3, data.config, noise.keys(4, torch.tensor(g)), "")
+        assert torch.equal(data[g].image, torch.from_numpy(expected))
+    assert len({data[g].image.numpy().tobytes() for g in range(20)}) > 10
+    other = TrainingSet(source, (8, 8), 3, data.config, seed=5)
+    assert not torch.equal(data[0].image, other[0].image)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_follow_the_global_index(numbered: Source, workers: int) -> None:
+    data = training_set(numbered, workers=workers)
+    state = torch.get_rng_state()
+    found = list(batches(data, 5, 4, stop=19))
+    assert torch.equal(torch.get_rng_state(), state)
+    expected = [range(5, 9), range(9, 13), range(13, 17), range(17, 19)]
+    assert [batch.indices.tolist() for batch in found] == [list(block) for block in expected]
+    for batch in found:
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.shape == (len(batch.indices), 1, 4, 6)
+        assert batch.labels.dtype == batch.indices.dtype == torch.int64
+        assert batch.images[:, 0, 0, 0].tolist() == [data.source_index(int(g)) for g in batch.indices]
+        assert batch.labels.tolist() == (batch.images[:, 0, 0, 0] % 3).tolist()
+        assert batch.skipped == 0
+    assert list(batches(data, 19, 4, stop=19)) == []
+
+
+def test_batches_workers_and_start_change_nothing(numbered: Source) -> None:
+    streams = [batches(training_set(numbered, workers=workers, flip=True), 0, 4) for workers in (0, 1, 2)]
+    whole = []
+    for alone, one, two in itertools.islice(zip(*streams, strict=True), 10):
+        assert same(alone, one)
+        assert same(alone, two)
+        whole.append(alone)
+    for start in range(1, 10):
+        resumed = batches(training_set(numbered, flip=True), 4 * start, 4, stop=40)
+        assert all(same(a, b) for a, b in zip(whole[start:], resumed, strict=True))
+
+
+def test_workers_leave_signals_to_the_main_process(numbered: Source) -> None:
+    others = multiprocessing.active_children()
+    stream = batches(training_set(numbered, workers=1), 0, 2)
+    next(stream)
+    [worker] = [process for process in multiprocessing.active_children() if process not in others]
+    assert worker.pid is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    for _ in range(10):
+        next(stream)
+    assert worker.is_alive()
+    del stream
+    worker.join(10)
+    assert not worker.is_alive()
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Source:
+    """Six images of 4x6 of which 1, 2 and 4 are corrupt."""
+    for index in range(6):
+        Image.new("L", (6, 4), index).save(tmp_path / f"{index}.png")
+    for index in (1, 2, 4):
+        path = tmp_path / f"{index}.png"
+        path.write_bytes(path.read_bytes()[:50])
+    return open_source(f"folder:{tmp_path}")
+
+
+def test_corrupt_images_skipped_are_counted(damaged: Source, tmp_path: Path) -> None:
+    data = training_set(damaged, on_corrupt=OnCorrupt.SKIP)
+    for g in range(24):
+        epoch = g - g % 6
+        ahead = [data.source_index(epoch + (g + i) % 6) for i in range(6)]
+        taken = next(i for i, index in enumerate(ahead) if index in (0, 3, 5))
+        sample = data[g]
+        assert (sample.index, sample.source_index, sample.skipped) == (g, ahead[taken], taken)
+        assert (sample.image == sample.source_index).all()
+    total = sum(data[g].skipped for g in range(12))
+    assert total > 0
+    [batch] = batches(data, 0, 12, stop=12)
+    assert batch.skipped == total
+    for path in tmp_path.glob("*.png"):
+        path.write_bytes(b"")
+    refused(lambda: data[0], "none of the 6 images", ".png", code="unreadable", name=damaged.name)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_of_workers_arrive_unchanged(damaged: Source, workers: int) -> None:
+    data = training_set(damaged, workers=workers)
+    bad = next(g for g in range(6) if data.source_index(g) in (1, 2, 4))
+    where = damaged.where(data.source_index(bad))
+    with pytest.raises(CorruptImage):
+        list(batches(data, bad, 1, stop=bad + 1))
+    refused(lambda: list(batches(data, bad, 1, stop=bad + 1)), code="unreadable", where=where)
+    large = TrainingSet(damaged, (8, 8), 1, config(workers=workers, on_corrupt=OnCorrupt.SKIP), seed=0)
+    refused(lambda: next(batches(large, 0, 2)), code="mismatch", pixels="4x6", size="8x8")
+
+
+def test_load_images_are_not_augmented(numbered: Source) -> None:
+    images, labels = load_images(numbered, [4, 0, 4], (8, 8), 3, config(fit=Fit.PAD, flip=True))
+    assert images.dtype == torch.uint8
+    assert images.shape == (3, 3, 8, 8)
+    assert images.amax((1, 2, 3)).tolist() == [4, 0, 4]
+    assert labels.tolist() == [1, 0, 1]
+    assert labels.dtype == torch.int64
+    how = config(fit=Fit.RANDOM_CROP, flip=True)
+    plain, _ = load_images(numbered, [1], (4, 4), 1, config())
+    assert torch.equal(load_images(numbered, [1], (4, 4), 1, how)[0], plain)
+    assert load_images(numbered, [], (4, 4), 1, how)[0].shape == (0, 1, 4, 4)
+
+
+def test_load_images_corrupt_follow_the_policy(damaged: Source) -> None:
+    refused(lambda: load_images(damaged, [0, 1], (4, 6), 1, config()), code="unreadable", where=damaged.where(1))
+    skip = config(on_corrupt=OnCorrupt.SKIP)
+    assert load_images(damaged, [0, 1, 4], (4, 6), 1, skip)[0].amax((1, 2, 3)).tolist() == [0, 3, 5]

@@ -1,0 +1,233 @@
+"""``pra data pack``: what it writes from every source, how it resumes, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.data import config, imagenet, picture, shard, write_idx, write_parquet
+from support.files import contents
+from support.refusal import refused
+
+from pra import cli
+from pra.config import OnSmall
+from pra.data import Source, open_source, prepare
+from pra.data import pack as pack_module
+from pra.data.emoji import FONT, GROUPS
+from pra.data.held_out import Part
+from pra.data.pack import Packing, pack
+from pra.data.survey import check
+from pra.utils.locks import locked
+
+
+def pixels(source: Source, index: int) -> Any:
+    return np.asarray(source.image(index).convert("RGBA"))
+
+
+def test_packed_images_come_back(photos: str, tmp_path: Path) -> None:
+    source = open_source(photos)
+    done = pack(source, tmp_path / "new" / "packed", Packing(shard_images=3), workers=2)
+    files = sorted(path.name for path in (tmp_path / "new/packed").iterdir())
+    assert files == ["classes.json", "index.json", *(f"shard-00000{n}.tar" for n in range(3))]
+    assert (done.images, done.shards, done.skipped) == (7, 3, 0)
+    packed: Any = open_source(f"wds:{tmp_path}/new/packed")
+    assert packed.classes == source.classes
+    assert packed.labels.tolist() == source.labels.tolist()
+    assert all((pixels(packed, i) == pixels(source, i)).all() for i in range(7))
+    names = [packed.where(i).split()[0] for i in range(7)]
+    assert names == [f"0000000{i}.{kind}" for i, kind in enumerate(["jpg", "png", "webp", "png", "jpg", "png", "png"])]
+    assert packed.encoded(0) == (tmp_path / "photos/cat/0.jpg").read_bytes()
+    with tarfile.open(tmp_path / "new/packed/shard-000000.tar") as tar:
+        assert {(m.mtime, m.uid, m.mode) for m in tar.getmembers()} == {(0, 0, 0o644)}  # the same each time
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
+def test_packing_size_and_format_are_kept(photos: str, tmp_path: Path, kind: str) -> None:
+    pack(open_source(photos), tmp_path / "packed", Packing(size=30, format=kind, quality=90, shard_images=4), workers=0)
+    packed = open_source(f"wds:{tmp_path}/packed")
+    sizes = [(45, 30), (20, 30), (30, 30), (25, 20), (30, 38), (30, 33), (38, 30)]
+    assert [packed.image(i).size for i in range(7)] == sizes
+    assert {packed.where(i).split()[0].split(".")[1] for i in range(7)} == {kind}
+    assert packed.image(6).mode == ("RGB" if kind == "jpg" else "RGBA")
+    assert packed.image(4).mode == ("RGB" if kind == "webp" else "L")
+    index = json.loads((tmp_path / "packed/index.json").read_text())
+    assert json.loads((tmp_path / "packed/classes.json").read_text()) == ["cat", "dog", "emu"]
+    assert (index["made_from"]["source"], index["made_from"]["size"]) == (photos, 30)
+    for record, count in zip(index["shardlist"], (4, 3), strict=True):
+        data = (tmp_path / "packed" / record["url"]).read_bytes()
+        assert record["nsamples"] == count
+        assert (record["filesize"], record["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_packed_centre_crop_equals_the_image(photos: str, tmp_path: Path) -> None:
+    """Bitwise if the format is lossless: training on packed images is training on the data."""
+    source = open_source(photos)
+    pack(source, tmp_path / "packed", Packing(size=16, format="png"), workers=0)
+    packed = open_source(f"wds:{tmp_path}/packed")
+    how = config(on_small=OnSmall.UPSCALE)
+    for index in range(6):  # the last is transparent: scaled before it is put on white
+        expected = prepare(source.image(index), (16, 16), 3, how, None, "")
+        assert (prepare(packed.image(index), (16, 16), 3, how, None, "") == expected).all()
+
+
+def test_packed_pictures_are_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "p").mkdir()
+    picture(12, 10).save(tmp_path / "p/a.png", exif=exif)
+    source = open_source(f"folder:{tmp_path}/p")
+    pack(source, tmp_path / "packed", Packing(), workers=0)
+    packed = open_source(f"wds:{tmp_path}/packed")
+    assert packed.image(0).size == (12, 10)
+    assert (pixels(packed, 0) == pixels(source, 0)).all()
+
+
+def test_packing_interrupted_resumes(photos: str, tmp_path: Path) -> None:
+    source, folder, partial = open_source(photos), tmp_path / "packed", tmp_path / ".packed.partial"
+    bad = tmp_path / "photos/dog/4.jpg"
+    good = bad.read_bytes()
+    bad.write_bytes(good[:100])
+    refused(lambda: pack(source, folder, Packing(shard_images=2), 0), "--skip-corrupt", code="unreadable", where=bad)
+    assert not folder.exists()
+    whole = {path.name: path.stat().st_ino for path in partial.glob("*.tar")}
+    assert len(whole) == 2
+    bad.write_bytes(good)
+    refused(lambda: pack(source, folder, Packing(shard_images=3), 0), str(partial), "shard_images 2, not 3")
+    pack(source, folder, Packing(shard_images=2), 1)
+    assert not partial.exists()
+    assert all((folder / name).stat().st_ino == inode for name, inode in whole.items())
+    pack(source, tmp_path / "again", Packing(shard_images=2), 0)
+    assert contents(folder) == contents(tmp_path / "again")
+    refused(lambda: pack(source, folder, Packing(shard_images=2), 0), str(folder), "exists")
+
+
+def test_packing_folder_in_use_is_refused(photos: str, tmp_path: Path) -> None:
+    source, partial = open_source(photos), tmp_path / ".packed.partial"
+    with locked(partial, "filled", "wait"):
+        refused(lambda: pack(source, tmp_path / "packed", Packing(), 0), str(partial))
+        assert [path.name for path in partial.iterdir()] == [".lock"]
+    pack(source, tmp_path / "packed", Packing(), 0)
+    assert not (tmp_path / "packed" / ".lock").exists()
+
+
+def test_packing_worker_killed_is_refused(photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_module, "encode", killed)
+    refused(lambda: pack(open_source(photos), tmp_path / "packed", Packing(), 1), "--workers", "memory", code="lost")
+    assert not (tmp_path / "packed").exists()
+
+
+def killed(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_packing_leaves_corrupt_images_out(photos: str, tmp_path: Path) -> None:
+    (tmp_path / "photos/cat/1.png").write_bytes(b"")
+    done = pack(open_source(photos), tmp_path / "packed", Packing(skip_corrupt=True), 0)
+    assert (done.images, done.skipped) == (6, 1)
+    assert open_source(f"wds:{tmp_path}/packed").labels.tolist() == [0, 0, 1, 1, 1, 2]
+    [problem] = json.loads((tmp_path / "packed/index.json").read_text())["skipped"]
+    assert problem.startswith(f"{tmp_path}/photos/cat/1.png: not an image")
+    for path in (tmp_path / "photos").rglob("*.*"):
+        path.write_bytes(b"")
+    none = Packing(skip_corrupt=True)
+    refused(lambda: pack(open_source(photos), tmp_path / "none", none, 0), "7 images", code="unreadable", name=photos)
+
+
+def test_packing_full_disk_is_refused(photos: str, tmp_path: Path, full_disk: Callable[[int], Any]) -> None:
+    with full_disk(4096):
+        refused(lambda: pack(open_source(photos), tmp_path / "packed", Packing(), 0), "shard-000000.tar", "too large")
+    assert [path.name for path in (tmp_path / ".packed.partial").iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"size": 0}, {"format": "gif"}, {"quality": 101}, {"shard_images": 0}], ids=lambda s: next(iter(s))
+)
+def test_packing_bad_settings_are_refused(settings: dict[str, Any]) -> None:
+    [(name, value)] = settings.items()
+    refused(lambda: Packing(**settings), f"--{name.replace('_', '-')}", value=value)
+
+
+def spec(kind: str, folder: Path, request: pytest.FixtureRequest) -> str:
+    """The name of a small source of a kind."""
+    if kind == "emoji@test" and not (FONT.is_file() and GROUPS.is_file()):
+        pytest.skip("Noto's colour emoji (fonts-noto-color-emoji, unicode-data) are absent")
+    write_idx(folder / "idx")
+    (folder / "train.tar").write_bytes(imagenet())
+    (folder / "s.tar").write_bytes(shard(1, 0, classes=2))
+    if kind.startswith("hf"):
+        animals = request.getfixturevalue("hub").ClassLabel(names=["cat", "dog"])
+        write_parquet(folder / "x.parquet", range(5), label=(animals, lambda i: i % 2))
+    return kind.replace("DIR", str(folder))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("digits@test", "idx:DIR/idx", "imagenet-tar:DIR/train.tar", "emoji@test", "wds:DIR/s.tar"),
+        *("hf:DIR/x.parquet", "hf:DIR/x.parquet?streaming=true&window=2"),
+    ],
+)
+def test_packing_reads_every_source(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    source = open_source(spec(kind, tmp_path, request))
+    if len(source) > 20:
+        source = Part(source, np.arange(20))
+    report = check(source, None, workers=0)
+    assert report["corrupt"] == []
+    assert sum(size["images"] for size in report["sizes"]) == len(source)
+    assert sum(one["images"] for one in report["classes"]) == len(source)
+    pack(source, tmp_path / "packed", Packing(shard_images=100), workers=0)
+    packed = open_source(f"wds:{tmp_path}/packed")
+    assert packed.labels.tolist() == source.labels.tolist()
+    assert packed.classes == source.classes
+    assert all((pixels(packed, index) == pixels(source, index)).all() for index in range(0, len(source), 3))
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = cli.main(words)
+    out, err = capsys.readouterr()
+    return code, out, err.splitlines()[-1] if err.splitlines() else ""
+
+
+def test_data_commands_pack_and_check(photos: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed, report = str(tmp_path / "packed"), tmp_path / "report.json"
+    code, out, _ = call(capsys, "data", "pack", photos, packed, "--size", "20", "--format", "png", "--workers", "1")
+    assert code == 0
+    assert f"packed 7 images: 1 shards, 0.000 GB, in {packed}" in out
+    assert f"next: pra train RECIPE --data wds:{packed}" in out
+    words = ["data", "check", f"wds:{packed}", "--size", "21", "--out", str(report), "--workers", "0"]
+    code, out, _ = call(capsys, *words)
+    assert code == 0
+    assert "corrupt: 0" in out
+    assert "smaller than 21x21: 7" in out
+    assert json.loads(report.read_text())["images"] == 7
+    code, _, err = call(capsys, *words)
+    assert code == 2
+    assert str(report) in err
+    assert "exists" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["data"], "which `pra data`? Known: check, pack"),
+        (["data", "pakc"], "no command 'data pakc'; did you mean 'pack'?"),
+        (["data", "pack", "digits"], "pra data pack needs DIR"),
+        (["data", "check", "digits", "--sise", "3"], "unrecognized options: --sise, 3; perhaps you meant: --size INT"),
+        (["data", "check", "digits", "--size", "0"], "--size 0"),
+        (["data", "check", "digits", "--workers", "-1"], "--workers -1"),
+        (["data", "pack", "digits", "/"], "/ exists already"),
+    ],
+)
+def test_data_commands_bad_lines_are_refused(capsys: pytest.CaptureFixture[str], words: list[str], part: str) -> None:
+    code, out, err = call(capsys, *words)
+    assert (code, out) == (2, "")
+    assert part in err

@@ -1,0 +1,74 @@
+"""Names of data sources, the digits, and packages that are imported only where they are needed."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.data import picture
+from support.refusal import refused
+
+import pra
+from pra.data import open_source
+from pra.utils.extras import install_command
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "hint"),
+    [
+        ("digit", "unknown", "did you mean 'digits'?"),
+        ("digits@val", "unknown", "digits@test"),
+        ("foldr:/x", "unknown", "did you mean 'folder'?"),
+        ("folder:", "missing", "folder:PATH"),
+        ("idx:@test", "missing", "idx:PATH"),
+        ("imagenet-tar", "missing", "imagenet-tar:PATH"),
+        ("~", "unknown", "folder:"),
+    ],
+)
+def test_open_source_bad_name_is_refused(spec: str, code: str, hint: str) -> None:
+    refused(lambda: open_source(spec), hint, code=code, name=spec)
+
+
+def test_open_source_tilde_is_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    picture().save(tmp_path / "a.png")
+    assert open_source("folder:~").name == "folder:~"
+
+
+def test_digits_splits() -> None:
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is in the extra 'train'")
+    train, test, everything = open_source("digits"), open_source("digits@test"), datasets.load_digits()
+    assert (len(train), len(test)) == (1498, 299)
+    assert train.classes == test.classes == tuple("0123456789")
+    assert test.labels.tolist() == everything.target[5::6].tolist()
+    assert train.labels[:6].tolist() == everything.target[[0, 1, 2, 3, 4, 6]].tolist()
+    assert train.labels.dtype == np.int64
+    expected = np.rint(everything.images[11] * 255 / 16).astype(np.uint8)
+    assert (np.asarray(test.image(1)) == expected).all()
+    assert max(np.asarray(train.image(i)).max() for i in range(9)) == 255
+    assert test.where(17) == "image 17 of digits@test"
+
+
+@pytest.mark.parametrize(
+    ("spec", "module", "extra"),
+    [
+        ("digits", "sklearn.datasets", "train"),
+        ("hf:cifar10", "datasets", "hf"),
+        ("wds:/x/{0..1}", "braceexpand", "wds"),
+    ],
+)
+def test_sources_missing_package_is_named(spec: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    refused(lambda: open_source(spec), repr(spec), install_command(extra), code="not-installed")
+
+
+def test_optional_packages_are_not_imported_at_the_top() -> None:
+    optional = {"datasets", "pyarrow", "braceexpand", "huggingface_hub", "sklearn", "fontTools"}
+    for path in (Path(pra.__file__).parent / "data").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not optional & {name.partition(".")[0] for name in names}, path

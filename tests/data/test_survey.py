@@ -1,0 +1,123 @@
+"""``pra data check``: every picture of a source, and what is said about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from support.data import tar_of
+from support.pictures import flat, picture
+from support.refusal import refused
+
+from pra import cli
+from pra.config import DataConfig, OnCorrupt
+from pra.data import TrainingSet, open_source, survey
+from pra.data.survey import Range, check, lines_of, look
+
+
+@pytest.fixture
+def damaged(photos: str) -> Path:
+    """The folder of the pictures, of which cat/1.png and dog/4.jpg are corrupt."""
+    folder = Path(photos.removeprefix("folder:"))
+    (folder / "cat/1.png").write_bytes(b"")
+    whole = (folder / "dog/4.jpg").read_bytes()
+    (folder / "dog/4.jpg").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_check_reports_every_image(damaged: Path, workers: int) -> None:
+    report = check(open_source(f"folder:{damaged}"), 34, workers)
+    assert report["images"] == 7
+    found = [(image["index"], image["where"]) for image in report["corrupt"]]
+    assert found == [(1, f"{damaged}/cat/1.png"), (4, f"{damaged}/dog/4.jpg")]
+    assert "not an image" in report["corrupt"][0]["problem"]
+    assert report["classes"] == [{"name": n, "images": i} for n, i in (("cat", 3), ("dog", 3), ("emu", 1))]
+    assert report["modes"] == {"RGB": 3, "P": 1, "RGBA": 1}
+    assert {"width": 60, "height": 40, "images": 1} in report["sizes"]
+    assert report["smallest"] == {"where": f"{damaged}/dog/3.bmp", "width": 25, "height": 20}
+    assert report["largest"] == {"where": f"{damaged}/emu/6.png", "width": 80, "height": 64}
+    assert [image["width"] for image in report["smaller_than_size"]] == [33, 25]
+
+
+def test_check_many_lines_are_cut(tmp_path: Path) -> None:
+    files: dict[str, bytes] = {}
+    for number in range(60):
+        files |= {f"{number}.png": b"", f"{number}.cls": str(min(number, 29)).encode()}
+    (tmp_path / "s.tar").write_bytes(tar_of(files))
+    lines = lines_of(check(open_source(f"wds:{tmp_path}/s.tar"), None, workers=0))
+    assert lines[0] == "corrupt: 60"
+    assert lines[21] == "  ... and 40 more (--out FILE.json has all)"
+    assert lines[22].startswith("classes: 30, 1 (0) to 31 (29) images")
+
+
+def test_check_command_corrupt_images_fail(damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "report.json"
+    code = cli.main(("data", "check", f"folder:{damaged}", "--out", str(report), "--workers", "0"))
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert f"  {damaged}/cat/1.png: not an image" in out
+    assert err.splitlines()[-1].startswith(f"pra: error: 2 of 7 images from folder:{damaged} are corrupt")
+    assert len(json.loads(report.read_text())["corrupt"]) == 2
+
+
+def test_look_describes_a_folder(tmp_path: Path) -> None:
+    picture(tmp_path / "cats" / "a.png", (40, 30))
+    picture(tmp_path / "cats" / "b.png", (10, 60))
+    picture(tmp_path / "dogs" / "c.png", (50, 50))
+    flat(tmp_path / "dogs" / "grey.png", 100, "L")
+    flat(tmp_path / "dogs" / "tinted.png", (100, 104, 98))
+    flat(tmp_path / "dogs" / "clear.png", (255, 0, 0, 0), "RGBA")
+    (tmp_path / "dogs" / "broken.jpg").write_bytes(b"nonsense")
+    found = look(f"folder:{tmp_path}")
+    assert (found.images, found.classes, found.opened) == (7, {"cats": 2, "dogs": 5}, 6)
+    assert (found.width, found.height) == (Range(8, 10, 50), Range(8, 30, 60))
+    assert found.short_side == Range(8, 10, 50)
+    assert (found.grey, found.transparent, found.square) == (3, 1, 4)  # what cannot be seen has no colour
+    assert found.corrupt == (f"{tmp_path}/dogs/broken.jpg",)
+    assert (found.channels, found.unconditional) == (3, False)
+    text = "\n".join(found.lines())
+    for words in ("7 pictures in 2 classes of 2 to 5", "width 8 to 50, median 10", "3 in colour, 3 grey", "broken.jpg"):
+        assert words in text
+
+
+def test_look_of_one_grey_picture(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", (12, 9), "L")
+    found = look(f"folder:{tmp_path}")
+    assert (found.images, found.unconditional, found.channels) == (1, True, 1)
+    assert found.lines() == ["1 pictures without classes", "width 12; height 9; grey"]
+
+
+def test_look_opens_some_of_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "LOOKED_AT", 16)
+    for number in range(60):
+        flat(tmp_path / ("a" if number < 30 else "b") / f"{number}.png", (255, 0, 0), size=(8 + number // 30, 8))
+    found = look(f"folder:{tmp_path}")
+    assert (found.images, found.opened, found.width.low, found.width.high) == (60, 16, 8, 9)
+    assert "60 pictures in 2 classes of 30 to 30; 16 of them opened" in found.lines()
+    monkeypatch.setattr(survey, "PATIENCE", 0.0)
+    assert look(f"folder:{tmp_path}").opened == 1
+
+
+def test_look_and_training_count_float_pixels_as_corrupt(tmp_path: Path) -> None:
+    flat(tmp_path / "good.png", 100, "L")
+    flat(tmp_path / "float.tif", 0.5, "F")
+    source = open_source(f"folder:{tmp_path}")
+    found = look(source)
+    assert (found.opened, found.corrupt) == (1, (f"{tmp_path}/float.tif",))
+    settings = DataConfig(source=source.name, on_corrupt=OnCorrupt.SKIP)
+    for config, seen in ((settings, [0, 1]), (dataclasses.replace(settings, on_corrupt=OnCorrupt.ERROR), None)):
+        samples = TrainingSet(source, (8, 8), 1, config, seed=0)
+        if seen:
+            assert sorted(samples[g].skipped for g in range(2)) == seen
+            assert all(samples[g].image.eq(100).all() for g in range(2))
+        else:
+            refused(lambda samples=samples: [samples[g] for g in range(2)], "float.tif", "16 bits", "on_corrupt=skip")
+
+
+def test_look_without_images_is_refused(tmp_path: Path) -> None:
+    refused(lambda: look(f"folder:{tmp_path}"), f"{tmp_path} holds no images")
+    (tmp_path / "a.png").write_bytes(b"nonsense")
+    refused(lambda: look(f"folder:{tmp_path}"), "none of the 1 images", "can be read", "a.png")

@@ -1,0 +1,127 @@
+"""WebDataset shards on disk."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.data import config, jpeg, same_batches, same_jpeg, shard, tar_of
+from support.refusal import refused
+
+from pra.config import OnCorrupt
+from pra.data import TrainingSet, batches, open_source
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three shards with images 0 to 6."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, images in enumerate(((0, 1, 2), (3, 4), (5, 6))):
+        (folder / f"a-{number}.tar").write_bytes(shard(*images))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["DIR", "DIR/a-{0..2}.tar", "DIR/a-*.tar", "DIR/*", "DIR/{a-0,a-1,a-2}.tar", "DIR/a-[0-9].tar", "./a-*"],
+)
+def test_wds_patterns_find_the_shards(
+    shards: Path, pattern: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if "{" in pattern:
+        pytest.importorskip("braceexpand", reason="braceexpand is in the extra 'wds'")
+    monkeypatch.chdir(shards)
+    name = f"wds:{pattern.replace('DIR', str(shards))}"
+    source = open_source(name)
+    assert source.name == name
+    assert source.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert source.labels.dtype == np.int64
+    assert source.classes == ("0", "1", "2")
+    assert all(same_jpeg(source.image(index), index) for index in (6, 0, 4, 3, 1))
+    assert source.where(4) == f"0004.jpg in {'a-1.tar' if pattern.startswith('.') else shards / 'a-1.tar'}"
+    capfd.readouterr()
+    assert len(open_source(name)) == 7
+    assert "indexing" not in capfd.readouterr().err
+
+
+def test_wds_index_follows_shards_and_class_names(shards: Path) -> None:
+    assert open_source(f"wds:{shards}").classes == ("0", "1", "2")
+    (shards / "classes.json").write_text(json.dumps(["cat", "dog", "emu", "fox"]))
+    assert open_source(f"wds:{shards}").classes == ("cat", "dog", "emu", "fox")
+    (shards / "a-1.tar").write_bytes(shard(4))
+    assert open_source(f"wds:{shards}").labels.tolist() == [0, 1, 2, 1, 2, 0]
+    (shards / "a-3.tar").write_bytes(shard(7))
+    assert open_source(f"wds:{shards}").labels.tolist() == [0, 1, 2, 1, 2, 0, 1]
+
+
+def test_wds_members_of_other_kinds_are_ignored(tmp_path: Path) -> None:
+    files = {"x/b.cls": b" 1\n", "x/b.json": b"{}", "x/b.seg.png": b"", "x/b.PNG": b"?", "x/._b.jpg": b""}
+    (tmp_path / "s.tar").write_bytes(tar_of(files | {"a.webp": b"?", "a.cls": b"0"}))
+    source = open_source(f"wds:{tmp_path}/s.tar")
+    assert [source.where(i).split()[0] for i in range(len(source))] == ["x/b.PNG", "a.webp"]
+    assert source.labels.tolist() == [1, 0]
+
+
+def test_wds_without_classes_has_one(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(shard(1, 2, classes=None))
+    source = open_source(f"wds:{tmp_path}")
+    assert (source.classes, source.labels.tolist()) == (("image",), [0, 0])
+
+
+def test_wds_resumes_in_the_middle_of_an_epoch(shards: Path) -> None:
+    source = open_source(f"wds:{shards}")
+    source.image(0)
+    same_batches(source, pickle.loads(pickle.dumps(source)), start=6)
+    same_batches(source, source, start=4, workers=2)
+
+
+def test_wds_pattern_without_shards_is_refused(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/a.txt").write_text("")
+    for path in (shards / "b-*.tar", tmp_path / "other/*.tar", tmp_path / "other/*", shards / "b.tar"):
+        pattern = path.parent if path.name == "*.tar" else path
+        refused(lambda pattern=pattern: open_source(f"wds:{pattern}"), "KEY.cls", code="missing", path=path)
+
+
+def test_wds_bad_braces_are_refused(shards: Path) -> None:
+    pytest.importorskip("braceexpand", reason="braceexpand is in the extra 'wds'")
+    refused(lambda: open_source(f"wds:{shards}/a-{{0..3}}.tar"), code="missing", path=shards / "a-3.tar")
+    for braces, part in (("{0,0}.tar", f"{shards}/a-0.tar is in it twice"), ("{0..2.tar", "{000..146}")):
+        name = f"wds:{shards}/a-{braces}"
+        refused(lambda name=name: open_source(name), part, code="invalid", name=name)
+
+
+def test_wds_bad_shards_are_refused(shards: Path) -> None:
+    def refused_with(name: str, data: bytes, *parts: str, code: str) -> None:
+        before = (shards / name).read_bytes() if (shards / name).exists() else None
+        (shards / name).write_bytes(data)
+        refused(lambda: open_source(f"wds:{shards}"), *parts, code=code)
+        (shards / name).unlink() if before is None else (shards / name).write_bytes(before)
+
+    whole, picture = shard(3, 4), {"a.jpg": jpeg()}
+    for data in (whole[: len(whole) // 3], b"text" * 1000):
+        refused_with("a-1.tar", data, f"{shards}/a-1.tar", "uncompressed tar", code="unreadable")
+    refused_with("a-1.tar", tar_of(picture), f"a.jpg in {shards}/a-1.tar", code="mismatch")
+    for label in (b"cat", b"-1"):
+        refused_with("a-1.tar", tar_of(picture | {"a.cls": label}), "a.cls", f"holds {label!r}", code="invalid")
+    identifier = tar_of(picture | {"a.cls": b"999999999"})
+    refused_with("a-1.tar", identifier, f"a.jpg in {shards}/a-1.tar", "999999999", "classes.json", code="invalid")
+    refused_with("a-1.tar", tar_of(picture | {"a.png": b""}), "a.jpg and a.png", code="conflict")
+    for data in (b'["cat", "dog"]', b'{"cat": 0}', b"["):
+        refused_with("classes.json", data, "classes.json", code="unreadable")
+    for name in ("a-0.tar", "a-1.tar", "a-2.tar"):
+        (shards / name).write_bytes(tar_of({"a.txt": b"", "a.cls": b"1"}))
+    refused(lambda: open_source(f"wds:{shards}"), code="missing", path=shards / "a-0.tar")
+    assert not list(shards.glob("*.npz"))
+
+
+def test_wds_corrupt_image_is_named_or_skipped(shards: Path) -> None:
+    (shards / "a-1.tar").write_bytes(tar_of({"x.jpg": jpeg()[:300], "x.cls": b"0"}))
+    source = open_source(f"wds:{shards}")
+    refused(lambda: source.image(3), "cannot be decoded", code="unreadable", where=f"x.jpg in {shards}/a-1.tar")
+    [batch] = batches(TrainingSet(source, (8, 8), 3, config(on_corrupt=OnCorrupt.SKIP), seed=0), 0, 6, stop=6)
+    assert batch.skipped == 1

@@ -1,0 +1,148 @@
+"""The extractor ``dinov2`` on random weights of a tiny network, in the layout of Meta's file."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from support.refusal import refused
+from torch import Tensor
+
+from pra.evaluation import dinov2 as module
+from pra.evaluation.dinov2 import DINOv2, dinov2, prepare
+from pra.utils.extras import install_command
+from pra.utils.provenance import file_sha256
+
+CPU = torch.device("cpu")
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def timm(torchvision_shim: None) -> Any:
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed: pip install 'pra-pixels[dinov2]'")
+    from timm.models import vision_transformer
+
+    return vision_transformer
+
+
+@pytest.fixture(scope="module")
+def weights(timm: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As Meta's file: made for 518 pixels, with the training's mask token."""
+    network = timm.VisionTransformer(img_size=518, patch_size=14, num_classes=0, init_values=1.0, **TINY)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(t.shape, generator=generator) * 0.5 for name, t in network.state_dict().items()}
+    path = tmp_path_factory.mktemp("dinov2") / "random.pth"
+    torch.save(tensors | {"mask_token": torch.zeros(1, 32)}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def extractor(weights: Path) -> DINOv2:
+    return dinov2(weights, CPU, TINY)
+
+
+def pixels(count: int, channels: int = 3, size: tuple[int, int] = (20, 26)) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    coarse = torch.rand(count, channels, 4, 5, generator=generator) * 255  # so that images differ when they are resized
+    return torch.nn.functional.interpolate(coarse, size=size).to(torch.uint8)
+
+
+def test_features_are_each_images_own(extractor: DINOv2, weights: Path) -> None:
+    images = pixels(3)
+    pool, spatial, logits = extractor(images)
+    assert (pool.shape, pool.dtype, spatial, logits) == ((3, extractor.dim), torch.float32, None, None)
+    assert torch.allclose(torch.cat([extractor(image.unsqueeze(0)).pool for image in images]), pool, atol=1e-5)
+    assert pool.std(dim=0).mean() > 1e-2
+    assert extractor.fingerprint == file_sha256(weights)
+    grey = pixels(1, channels=1)
+    assert torch.equal(extractor(grey).pool, extractor(grey.repeat(1, 3, 1, 1)).pool)
+    refused(lambda: extractor(pixels(1, channels=4)), code="mismatch", channels=4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(extractor(images).pool, pool)
+
+
+def test_the_paper_s_network_has_1024_features_in_24_layers(timm: Any) -> None:
+    with torch.device("meta"):
+        network = timm.VisionTransformer(img_size=518, patch_size=14, num_classes=0, init_values=1.0, **module.VIT_L)
+    # As in Meta's file but for its mask token of 1024.
+    assert sum(parameter.numel() for parameter in network.parameters()) == 304_368_640 - 1024
+
+
+def test_the_network_is_dinov2s(extractor: DINOv2, weights: Path) -> None:
+    """Written out after Meta's: positions by the factor 16.1 / 37, pre-norm scaled branches, class token."""
+    w = torch.load(weights, weights_only=True)
+    images = prepare(pixels(2))
+    patches = torch.nn.functional.conv2d(images, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=14)
+    table = w["pos_embed"][:, 1:].reshape(1, 37, 37, 32).permute(0, 3, 1, 2)
+    table = torch.nn.functional.interpolate(table, scale_factor=(16.1 / 37, 16.1 / 37), mode="bicubic")
+    table = torch.cat([w["pos_embed"][:, :1], table.permute(0, 2, 3, 1).reshape(1, 256, 32)], dim=1)
+    x = torch.cat([w["cls_token"].expand(2, -1, -1), patches.flatten(2).transpose(1, 2)], dim=1) + table
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return torch.nn.functional.layer_norm(x, (32,), w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
+
+    for block in ("blocks.0", "blocks.1"):
+        q, k, v = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", x)).view(2, 257, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.transpose(-1, -2) / 4).softmax(dim=-1) @ v
+        x = x + w[f"{block}.ls1.gamma"] * linear(f"{block}.attn.proj", mixed.transpose(1, 2).flatten(2))
+        hidden = torch.nn.functional.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x)))
+        x = x + w[f"{block}.ls2.gamma"] * linear(f"{block}.mlp.fc2", hidden)
+    assert torch.allclose(extractor(pixels(2)).pool, norm("norm", x)[:, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (300, 256)])
+def test_images_are_resized_and_normalised_as_torchvision_does(size: tuple[int, int], timm: Any) -> None:
+    from torchvision import transforms
+
+    image = pixels(1, size=size)
+    steps = [
+        transforms.Resize((224, 224), transforms.InterpolationMode.BICUBIC),
+        transforms.ToTensor(),
+        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ]
+    expected = transforms.Compose(steps)(Image.fromarray(image[0].permute(1, 2, 0).numpy()))
+    assert torch.allclose(prepare(image)[0], expected, atol=1e-6)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "timm"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    refused(lambda: dinov2(None, CPU), install_command("dinov2"))
+
+
+@pytest.mark.parametrize("content", ["nothing", "text", "tensors", "code", "small"])
+def test_weights_that_are_none(timm: Any, weights: Path, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "w.pth"
+    if content == "text":
+        path.write_text("<html>")
+    elif content == "tensors":
+        torch.save({"fc.weight": torch.zeros(3)}, path)
+    elif content == "code":
+        torch.save({"fc.weight": Path("x")}, path)  # unpickling it would call what the file names
+    elif content == "small":
+        path = weights  # of another size than ViT-L
+    refused(lambda: dinov2(path, CPU), code="unreadable", path=path)
+
+
+def test_weights_that_cannot_be_downloaded(timm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def fail(url: str, path: str, hash_prefix: str) -> None:
+        assert hash_prefix == module.SHA256
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    refused(lambda: dinov2(None, CPU), "no network", "--weights FILE", code="unreachable", url=module.URL)

@@ -1,0 +1,219 @@
+"""Sets of images that are collected and judged; the report; reconstructions."""
+
+from __future__ import annotations
+
+import json
+import math
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.judging import Projection, judged, pixels, reference_of, stream
+from support.models import PIXEL, random_model
+from support.refusal import refused
+
+import pra
+from pra.evaluation import metrics
+from pra.evaluation.collect import Collector, collect
+from pra.evaluation.evaluate import Report, all_figures, describe, evaluate, reconstruct
+from pra.evaluation.metrics import Balls, Protocol, overlap
+from pra.evaluation.reference import summarise
+from pra.sampling.batches import Batch
+from pra.utils.provenance import package_version
+
+CPU = torch.device("cpu")
+
+
+def test_figures_do_not_depend_on_batches() -> None:
+    extractor = Projection()
+    reference = reference_of(pixels(60, seed=1), extractor)
+    whole = judged(pixels(53), reference, extractor, size=53).figures
+    assert whole["adm"]["sfid"] is not None
+    for size in (1, 7, 52):
+        for column, figures in judged(pixels(53), reference, extractor, size=size).figures.items():
+            assert figures == pytest.approx(whole[column], rel=1e-6, abs=1e-8)
+
+
+def test_processes_that_share_a_set_agree_with_one() -> None:
+    extractor = Projection(classes=4)
+    images, labels = pixels(53), torch.arange(53) % 4
+    alone = Collector(extractor, 53, 20)
+    alone.add(images, labels, 0)
+    parts = [Collector(extractor, 53, 20) for _ in range(3)]
+    for turn, start in enumerate(range(0, 53, 5)):  # in turns, so that merged features are out of order
+        parts[turn % 3].add(images[start : start + 5], labels[start : start + 5], start)
+    parts.append(Collector(extractor, 53, 20))  # one that saw nothing
+    merged = parts.pop()
+    for part in parts:
+        merged.merge(part)
+    merged.check_complete()
+    spread_evenly = [place for place in range(53) if place * 20 // 53 < (place + 1) * 20 // 53]
+    assert torch.allclose(alone.kept, extractor(images).pool[spread_evenly])
+    assert torch.allclose(merged.kept, alone.kept)
+    assert merged.accuracy == alone.accuracy
+    np.testing.assert_allclose(merged.pool.mean, alone.pool.mean, rtol=1e-12)
+    np.testing.assert_allclose(merged.pool.scatter, alone.pool.scatter, rtol=1e-6)
+    assert merged.spatial is not None
+    assert alone.spatial is not None
+    np.testing.assert_allclose(merged.spatial.scatter, alone.spatial.scatter, rtol=1e-6)
+    for protocol in Protocol:
+        assert merged.scores[protocol].result() == pytest.approx(alone.scores[protocol].result(), rel=1e-6)
+
+
+def test_identical_sets() -> None:
+    extractor = Projection()
+    report = judged(pixels(60), reference_of(pixels(60), extractor), extractor)
+    for figures in report.figures.values():
+        assert figures["fid"] == pytest.approx(0, abs=1e-10)
+        assert figures["sfid"] == pytest.approx(0, abs=1e-10)
+        assert (figures["precision"], figures["recall"]) == (1, 1)
+        assert figures["kid"] is not None
+        assert figures["kid"] < 0  # unbiased: equal sets count their own pairs on one side only
+
+
+def test_images_are_let_go_as_they_are_judged() -> None:
+    extractor = Projection()
+    reference, alive = reference_of(pixels(60), extractor), []
+
+    def made() -> Iterator[Batch]:
+        for start in range(0, 200, 10):
+            batch = Batch(pixels(10, seed=start), None, start)
+            alive.append(weakref.ref(batch.images))
+            assert sum(images() is not None for images in alive) <= 2
+            yield batch
+
+    evaluate(made(), reference, extractor, 200, keep=20, progress=False)
+    assert len(alive) == 20
+
+
+def test_protocols_judge_finished_images_once() -> None:
+    extractor = Projection()
+    reference = reference_of(pixels(40, seed=1), extractor)
+    images = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    report = evaluate(stream(images), reference, extractor, 40, progress=False)
+    for protocol in Protocol:
+        finished = judged(protocol.quantise(images), reference, extractor).figures[protocol.value]
+        assert report.figures[protocol.value] == pytest.approx(finished)
+    assert report.figures["adm"]["fid"] != report.figures["torch-fidelity"]["fid"]
+    collectors = collect(stream(pixels(9)), extractor, 9, 9, progress=False)
+    assert collectors[Protocol.ADM] is collectors[Protocol.TORCH_FIDELITY]
+
+
+def test_sets_that_cannot_be_judged_are_refused() -> None:
+    extractor = Projection(classes=4)
+    reference = reference_of(pixels(20), extractor)
+
+    def refuse(batches: list[Batch], announced: int, code: str = "mismatch", **fields: Any) -> None:
+        refused(lambda: evaluate(batches, reference, extractor, announced, progress=False), code=code, **fields)
+
+    few = stream(pixels(20))
+    refuse(stream(pixels(1)), 1, "invalid", value=1)
+    refuse(few, 21, count=21)
+    refuse(few, 19, count=19)
+    refuse(stream(pixels(20, shape=(1, 2, 8))), 20, images="1x2x8", reference="1x4x4")
+    refuse(stream(pixels(20), labels=torch.arange(20) % 5), 20, label=4)
+    large = [*few, Batch(pixels(3, shape=(1, 2, 8)), None, 20)]
+    refused(lambda: collect(large, extractor, 23, 9, progress=False), code="mismatch", first="1x4x4", other="1x2x8")
+
+
+def test_reference_of_other_features_is_refused() -> None:
+    reference, other = reference_of(pixels(20), Projection()), Projection()
+    other.fingerprint = "1" * 64
+    for extractor, own, now in (
+        (Projection(name="inception"), "projection", "inception"),
+        (other, "0" * 12, "1" * 12),
+        (Projection(dim=4), 5, 4),
+    ):
+        refused(lambda it=extractor: judged(pixels(20), reference, it), code="mismatch", reference=own, features=now)  # type: ignore[misc]
+
+
+def test_few_images_leave_figures_out() -> None:
+    extractor = Projection()
+    report = judged(pixels(3), reference_of(pixels(20), extractor), extractor)
+    figures = report.figures["torch-fidelity"]
+    assert figures["inception_score"] is None
+    assert "precision" not in figures
+    assert figures["kid"] is not None
+    assert json.loads(report.to_json())["figures"]["torch-fidelity"]["inception_score"] is None
+
+
+def test_report(tmp_path: Path) -> None:
+    extractor = Projection(classes=4)
+    reference = reference_of(pixels(30), extractor)
+    labels = extractor(pixels(20)).logits
+    assert labels is not None
+    report = evaluate(
+        stream(pixels(20), labels=labels.argmax(dim=1)), reference, extractor, 20,
+        provenance={"images": {"seeds": "0-19"}}, progress=False,
+    )  # fmt: skip
+    assert report.figures["adm"]["accuracy"] == 1.0
+    report.save(tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["figures"]["adm"]["fid"] == report.figures["adm"]["fid"]
+    known = written["provenance"]
+    assert known["features"]["sha256"] == "0" * 64
+    assert known["reference"]["sha256"] == reference.sha256
+    assert (known["reference"]["count"], known["reference"]["shape"]) == (30, [1, 4, 4])
+    assert (known["count"], known["images"]["seeds"]) == (20, "0-19")
+    assert known["comparable_sha256"] == describe(extractor, reference, 20)["comparable_sha256"]
+    lines = report.table().splitlines()
+    assert lines[0].split() == ["adm", "torch-fidelity"]
+    assert ["accuracy", "1", "1"] in [line.split() for line in lines]
+
+
+def test_infinite_figures_are_null_in_json() -> None:
+    report = Report({"reconstruction": {"psnr": math.inf}}, {})
+    assert json.loads(report.to_json())["figures"] == {"reconstruction": {"psnr": None}}
+    assert report.table().splitlines()[1].split() == ["psnr", "inf"]
+
+
+def test_reconstruction() -> None:
+    model = random_model(image_size=(12, 12))
+    images, labels = pixels(6, shape=(3, 12, 12)), torch.arange(6) % 5
+    extractor = Projection((3, 12, 12))
+    figures = reconstruct(model, stream(images, 4, labels), extractor, 6, progress=False)
+    copies = pra.to_uint8(model.reconstruct(images.float() / 127.5 - 1, labels))
+    assert figures["psnr"] == pytest.approx(float(metrics.psnr(images, copies).mean()))
+    assert figures["ssim"] == pytest.approx(float(metrics.ssim(images, copies).mean()))
+    expected = judged(copies, reference_of(images, extractor), extractor).figures["adm"]["fid"]
+    assert figures["reconstruction_fid"] == pytest.approx(expected, rel=1e-6)
+    small = stream(pixels(6, shape=(3, 6, 8)), 4, labels)
+    assert reconstruct(random_model(), small, Projection((3, 6, 8)), 6, progress=False)["ssim"] is None
+    refused(lambda: reconstruct(random_model(PIXEL), small, extractor, 6), "without a codec", code="unsupported")
+
+
+def test_the_references_neighbours_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    whole = metrics.Balls.__init__
+
+    def counted(self: metrics.Balls, features: torch.Tensor, *rest: Any, **options: Any) -> None:
+        found.append(len(features))
+        whole(self, features, *rest, **options)
+
+    monkeypatch.setattr(metrics.Balls, "__init__", counted)
+    random = torch.Generator().manual_seed(0)
+    real = torch.randint(0, 256, (30, 1, 2, 2), generator=random, dtype=torch.uint8)
+    made = torch.rand((20, 1, 2, 2), generator=random) * 2 - 1
+    extractor = Projection((1, 2, 2))
+    measured = collect([Batch(real, None, 0)], extractor, 30, 30, progress=False)
+    reference = summarise(measured[metrics.Protocol.ADM], "real", None)
+    judged = collect([Batch(made, None, 0)], extractor, 20, 20, progress=False)
+    figures = all_figures(judged, reference)
+    assert found == [30, 20, 20]
+    assert reference.kept is not None
+    for protocol, collector in judged.items():
+        truth = Balls(reference.kept)
+        expected = overlap(Balls(collector.kept, centre=truth.centre), truth)
+        assert (figures[protocol.value]["precision"], figures[protocol.value]["recall"]) == expected[:2]
+
+
+@pytest.mark.parametrize(("name", "package"), [("inception", "torch-fidelity"), ("dinov2", "timm")])
+def test_report_names_the_packages_of_features(name: str, package: str) -> None:
+    extractor = Projection(name=name)
+    versions = describe(extractor, reference_of(pixels(9), extractor), 9)["features"]["versions"]
+    assert versions[package] == package_version(package)
+    assert "torchvision" in versions

@@ -1,0 +1,245 @@
+"""Figures equal to torch-fidelity's own, on the same images and (random) weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.refusal import refused
+from torch import Tensor
+
+from pra.evaluation import metrics
+from pra.evaluation.collect import collect
+from pra.evaluation.evaluate import evaluate
+from pra.evaluation.features import Inception, inception
+from pra.evaluation.metrics import InceptionScore, Moments, Protocol
+from pra.evaluation.reference import summarise
+from pra.sampling.batches import Batch
+from pra.utils import extras
+from pra.utils.extras import install_command
+from pra.utils.provenance import file_sha256
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def port(torchvision_shim: None) -> Any:
+    """torch-fidelity's module of the network."""
+    if importlib.util.find_spec("torch_fidelity") is None:
+        pytest.skip("torch-fidelity is not installed: pip install 'pra-pixels[eval]'")
+    from torch_fidelity import feature_extractor_inceptionv3
+
+    return feature_extractor_inceptionv3
+
+
+@pytest.fixture(scope="module")
+def weights(port: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights under which every layer is alive."""
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(port, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(port.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = port.FeatureExtractorInceptionV3("random", ["2048"])
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in network.state_dict().items():
+        if tensor.ndim > 1:
+            fan_in = tensor[0].numel() if name != "fc.weight" else 200
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / fan_in) ** 0.5)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def extractor(weights: Path) -> Inception:
+    return inception(weights, CPU)
+
+
+def pixels(count: int, seed: int = 0, size: int = 20, channels: int = 3) -> Tensor:
+    """Smooth enough that images differ after Inception's resize."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, channels, 4, 4, generator=generator) * 255
+    return torch.nn.functional.interpolate(coarse, size=(size, size + 3), mode="bilinear").to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def theirs(port: Any, weights: Path) -> Any:
+    """torch-fidelity's extractor, as torch-fidelity makes it for its metrics."""
+    from torch_fidelity.utils import create_feature_extractor
+
+    names = ["2048", "logits_unbiased"]
+    return create_feature_extractor(
+        "inception-v3-compat", names, cuda=False, verbose=False, feature_extractor_weights_path=str(weights)
+    )
+
+
+def test_features_are_torch_fidelitys_and_adms(extractor: Inception, theirs: Any, weights: Path) -> None:
+    """Spatial features are ADM's ``mixed_6/conv:0``: the first branch of the block, channels last, 7 of them."""
+    images, block = pixels(2), []
+    handle = theirs.Mixed_6d.register_forward_hook(lambda module, inputs, output: block.append(output))
+    expected_pool, expected_logits = theirs(images)
+    handle.remove()
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # is ignored
+        pool, spatial, logits = extractor(images)
+    assert torch.equal(pool, expected_pool)
+    assert torch.equal(logits, expected_logits)  # type: ignore[arg-type]
+    assert pool.std(dim=0).mean() > 1e-3  # the images are told apart
+    assert spatial is not None
+    assert torch.equal(spatial.view(2, 17, 17, 7), block[0][:, :7].permute(0, 2, 3, 1))
+    assert extractor.fingerprint == file_sha256(weights)
+
+
+def test_grey_is_shown_as_rgb_and_nothing_else_is_read(extractor: Inception) -> None:
+    grey = pixels(1, channels=1)
+    assert torch.equal(extractor(grey).pool, extractor(grey.repeat(1, 3, 1, 1)).pool)
+    refused(lambda: extractor(pixels(1, channels=4)), code="mismatch", channels=4)
+
+
+# --- metric by metric, on features that make well-conditioned figures ---------------------------------------
+
+
+@pytest.fixture(scope="module")
+def features(port: Any) -> tuple[Tensor, Tensor]:
+    """Generated and real: ReLU-like, correlated, of different size and place."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(48, 48, generator=generator)
+    real = torch.randn(900, 48, generator=generator) @ mixing / 7
+    generated = torch.randn(700, 48, generator=generator) @ mixing / 7 + 0.2
+    return generated.relu(), real.relu()
+
+
+def test_fid(features: tuple[Tensor, Tensor]) -> None:
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    statistics = [fid_features_to_statistics(rows) for rows in features]
+    expected = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    moments = [Moments(48), Moments(48)]
+    for rows, sums in zip(features, moments, strict=True):
+        for block in rows.split(64):
+            sums.update(block.numpy())
+    found = metrics.frechet_distance(*moments[0].gaussian, *moments[1].gaussian)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_inception_score(features: tuple[Tensor, Tensor]) -> None:
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    logits = features[0]
+    expected = isc_features_to_metric(logits)
+    score = InceptionScore(len(logits), Protocol.TORCH_FIDELITY)
+    for start in range(0, len(logits), 64):
+        score.update(logits[start : start + 64], start)
+    assert score.result() == pytest.approx(
+        (expected["inception_score_mean"], expected["inception_score_std"]), rel=1e-9
+    )
+
+
+def test_kid(features: tuple[Tensor, Tensor]) -> None:
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    # In float64, for torch-fidelity computes in the features' own type.
+    expected = kid_features_to_metric(*(rows.double() for rows in features), kid_subset_size=90, verbose=False)
+    found = metrics.kernel_distance(*(rows.numpy() for rows in features), size=90)
+    assert found[1] > 1e-4  # the subsets differ
+    assert found == pytest.approx(
+        (expected["kernel_inception_distance_mean"], expected["kernel_inception_distance_std"]), rel=1e-9
+    )
+
+
+def test_precision_and_recall(features: tuple[Tensor, Tensor]) -> None:
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    expected = prc_features_to_metric(*features, verbose=False)
+    assert 0.1 < min(expected["precision"], expected["recall"]) < 0.9
+    truth = metrics.Balls(features[1])
+    found = metrics.overlap(metrics.Balls(features[0], centre=truth.centre), truth)
+    assert found[:2] == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
+
+
+def test_all_figures_from_images(port: Any, weights: Path, extractor: Inception) -> None:
+    """torch-fidelity's command against ours, from pixels to figures.
+
+    But for the network of precision and recall, which is Inception here and by default a VGG16 there.
+    """
+    from torch_fidelity import calculate_metrics
+
+    class Images(torch.utils.data.Dataset[Tensor]):
+        def __init__(self, images: Tensor) -> None:
+            self.images = images
+
+        def __len__(self) -> int:
+            return len(self.images)
+
+        def __getitem__(self, index: int) -> Tensor:
+            return self.images[index]
+
+    generated, real = pixels(10, seed=1), pixels(5, seed=2)
+    expected = calculate_metrics(
+        input1=Images(generated), input2=Images(real), cuda=False, isc=True, fid=True, kid=True, prc=True,
+        kid_subset_size=5, feature_extractor="inception-v3-compat", feature_layer_prc="2048", verbose=False,
+        feature_extractor_weights_path=str(weights), batch_size=16, save_cpu_ram=True, cache=False,
+    )  # fmt: skip
+    collected = collect([Batch(real, None, 0)], extractor, 5, 5, progress=False)[Protocol.TORCH_FIDELITY]
+    reference = summarise(collected, "real", None)
+    report = evaluate([Batch(generated, None, 0)], reference, extractor, 10, progress=False)
+    figures = report.figures["torch-fidelity"]
+    pairs = {
+        "fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean",
+        "inception_score": "inception_score_mean", "inception_score_std": "inception_score_std",
+        "precision": "precision", "recall": "recall",
+    }  # fmt: skip
+    for ours, their in pairs.items():
+        # theirs sums KID, which is small here, in float32
+        assert figures[ours] == pytest.approx(expected[their], rel=1e-4, abs=1e-8 if ours == "kid" else None)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+
+def test_missing_extra_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "torch_fidelity"]:
+        monkeypatch.delitem(sys.modules, name)
+    with monkeypatch.context() as missing:
+        missing.setitem(sys.modules, "torch_fidelity", None)
+        refused(lambda: inception(None, CPU), install_command("eval"), code="not-installed")
+    # A torchvision of another torch.
+    (tmp_path / "torch_fidelity.py").write_text("raise OSError('_C.so: undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(extras, "package_version", lambda name: "0.99.0")
+    parts = "torchvision 0.99.0", "_C.so: undefined symbol"
+    refused(lambda: inception(None, CPU), *parts, code="not-installed")
+
+
+@pytest.mark.parametrize("content", ["nothing", "text", "tensors", "code"])
+def test_weights_that_are_none(port: Any, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "w.pth"
+    if content == "text":
+        path.write_text("<html>")
+    elif content == "tensors":
+        torch.save({"fc.weight": torch.zeros(3)}, path)
+    elif content == "code":
+        torch.save({"fc.weight": Path("x")}, path)  # unpickling it would call what the file names
+    refused(lambda: inception(path, CPU), code="unreadable", path=path)
+
+
+def test_weights_that_cannot_be_downloaded(port: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def fail(url: str, path: str, hash_prefix: str) -> None:
+        assert hash_prefix == "6726825d"
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    refused(lambda: inception(None, CPU), "no network", "https://", "--weights FILE", code="unreachable")
+
+
+def test_downloaded_weights_are_taken_from_the_cache(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth").symlink_to(weights)
+    assert inception(None, CPU).fingerprint == file_sha256(weights)

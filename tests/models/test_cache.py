@@ -1,0 +1,113 @@
+"""The engine's caches: as large as they are counted, in whole buckets, behind a mask that is made once a token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.engines import by_modules, in_buckets
+from support.models import ALL, random_model
+
+from pra import Sampler
+from pra.config import Precision, SamplingConfig
+from pra.models.cache import ALIGNED, KVCache, StaticCache
+from pra.models.head import HeadBlock
+from pra.sampling import Engine, runner
+from pra.sampling.native import SWITCH
+
+GUIDED = SamplingConfig(guidance=3.0, steps=2)
+LABELS, SEEDS = [0, 4, 2], [10, 11, 12]
+
+
+def test_counted_bytes_are_the_bytes_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [(name, "1", False, Precision.FLOAT32) for name in ALL]
+    cases += [("learned", "0", compile, precision) for compile in (False, True) for precision in list(Precision)[1:]]
+    for name, native, compile, precision in cases:
+        monkeypatch.setenv(SWITCH, native)
+        model, batch = random_model(ALL[name]), 3
+        held = Engine(model, GUIDED, batch, precision, compile).steps.caches
+        assert len(held) == (2 if name in ("learned", "encoder-without-h") else 1)
+        total = sum(cache.keys.nbytes + cache.values.nbytes for cache in held)
+        assert runner.cache_bytes(model, GUIDED, precision, compile) * batch == total
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [8, None])
+def test_static_cache_mask_hides_tokens_not_there_yet(size: int | None, dtype: torch.dtype) -> None:
+    """Added to the scores: 0, and minus infinity where no token is yet; of whole buckets."""
+    config = random_model().config.backbone
+    cache = StaticCache(config, 2, 13, torch.device("cpu"), dtype, size)
+    assert cache.capacity == (16 if size else 13)
+    shape = 2, config.heads, 1, config.width // config.heads
+    for length in (0, 5, 7, 8, 12, 3):  # backwards, too
+        cache.seek(length)
+        token = torch.randn(shape).to(dtype)
+        keys, values, mask = cache.extend(1, token, 2 * token)
+        assert mask is not None
+        assert keys.shape[2] == values.shape[2] == mask.shape[3] == cache.bound
+        assert length < cache.bound <= cache.capacity
+        assert cache.bound % (size or cache.capacity) == 0
+        assert mask.dtype is dtype
+        assert torch.equal(mask.flatten() == 0, torch.arange(cache.bound) <= length)
+        assert torch.equal(mask.isneginf(), mask != 0)
+        assert torch.equal(keys[:, :, length : length + 1], token)
+        assert torch.equal(values[:, :, length : length + 1], 2 * token)
+
+
+def test_static_cache_is_aligned_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's kernels want a mask of such a length; elsewhere a longer cache would only be a slower one."""
+    config, made = random_model().config.backbone, {name: getattr(torch, name) for name in ("empty", "zeros")}
+    for name, make in made.items():
+        monkeypatch.setattr(torch, name, lambda *size, make=make, device, dtype: make(*size, dtype=dtype))
+    capacities = [StaticCache(config, 1, 13, torch.device(d), torch.float32).capacity for d in ("cpu", "cuda")]
+    assert capacities == [13, 2 * ALIGNED]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [(Precision.FLOAT32, 1e-5), (Precision.BFLOAT16, 0.05)])
+@pytest.mark.parametrize("size", [8, None])
+def test_buckets_leave_the_images_unchanged(
+    size: int | None, precision: Precision, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model()
+    monkeypatch.setenv(SWITCH, "0")
+    exact = Sampler(model, GUIDED, precision).sample(LABELS, SEEDS)
+    in_buckets(monkeypatch, size)
+    torch.testing.assert_close(
+        Sampler(model, GUIDED, precision).sample(LABELS, SEEDS), exact, atol=tolerance, rtol=tolerance
+    )
+
+
+def test_views_of_a_cache_grow_by_whole_buckets() -> None:
+    config = random_model().config.backbone
+    caches = [StaticCache(config, 1, 14, torch.device("cpu"), torch.float32, 8)]
+    caches += [KVCache(config, 1, 14, torch.device("cpu"), torch.float32)]
+    bounds: list[list[int]] = [[], []]
+    for length in range(14):
+        for cache, seen in zip(caches, bounds, strict=True):
+            cache.seek(length)
+            seen.append(cache.bound)
+    assert bounds == [[8] * 8 + [16] * 6, list(range(1, 15))]
+
+
+def test_residual_stream_of_the_head_is_float32() -> None:
+    """As every transformer's is, and as the engine computes it."""
+    model, seen = random_model(), []
+    for block in model.head.blocks:
+        assert isinstance(block, HeadBlock)
+        block.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        condition = model.head.project(torch.randn(4, 32))
+        assert condition.dtype is torch.bfloat16
+        velocity = model.head(torch.randn(4, 5), torch.rand(4), condition)
+    assert seen == [(torch.float32, torch.float32)] * len(model.head.blocks)
+    assert velocity.dtype is torch.float32
+
+
+def test_sampler_in_bfloat16_keeps_streams_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is trained is what is sampled, although linear layers hold bfloat16 copies."""
+    by_modules(monkeypatch)
+    model, seen = random_model(), []
+    blocks = [*model.head.blocks, *model.backbone.transformer.blocks, *model.codec.decoder.transformer.blocks]
+    for block in blocks:
+        block.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    Sampler(model, GUIDED, Precision.BFLOAT16).sample(LABELS, SEEDS)
+    assert set(seen) == {(torch.float32, torch.float32)}

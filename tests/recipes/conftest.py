@@ -1,0 +1,28 @@
+"""``pra train`` in this process, for every recipe that is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pra import cli
+from pra.recipes import own
+from pra.training import callbacks
+
+
+@pytest.fixture
+def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """``pra train`` on the CPU without pictures and curves: its code and all that it said.
+
+    A step takes a second as far as it knows.
+    """
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
+    monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 1.0)
+
+    def call(*arguments: object) -> tuple[int, str]:
+        code = cli.main(["train", *map(str, arguments), "--device", "cpu", "--set", "train.sample_every=0"])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return call

@@ -1,0 +1,316 @@
+"""``pra sample`` of many images: the same on any number of processes, and resumed after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import processes
+from support.files import contents
+from support.models import PIXEL, random_model
+from support.refusal import refused
+
+import pra
+from pra import cli
+from pra.config import Precision
+from pra.models import weights
+from pra.sampling.batches import NpzBatch, sampled
+from pra.sampling.many import Shards, sample_many
+from pra.sampling.requests import Grid, Numbered
+from pra.utils.distributed import ALONE
+from pra.utils.files import file_mode
+from pra.utils.locks import locked
+from pra.utils.pixels import to_uint8
+from pra.utils.provenance import file_sha256
+
+Pra = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Pra:
+    """``pra`` in this process, on the CPU: its code, what it printed, and its last line of errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main([*map(str, arguments), "--device", "cpu"])
+        out, error = capsys.readouterr()
+        said = [line for line in error.replace("\r", "\n").splitlines() if not line.startswith("sample:")]
+        return code, out, "\n".join(line for line in said if line.strip())
+
+    return run
+
+
+def arrays(path: Path) -> tuple[Any, Any]:
+    with np.load(path) as found:
+        return found["arr_0"], found["arr_1"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# --- which images -------------------------------------------------------------------------------------------
+
+
+def test_grid_is_every_label_with_every_seed() -> None:
+    grid = Grid((3, 7), (5, 6, 9))
+    assert (grid.labels(range(6)), grid.seeds(range(6))) == ([3, 3, 3, 7, 7, 7], [5, 6, 9, 5, 6, 9])
+    assert (grid.labels(range(2, 4)), grid.seeds(range(2, 4))) == ([3, 7], [9, 5])
+    assert grid.to_json() == {"labels": [3, 7], "seeds": [5, 6, 9]}
+
+
+def test_labels_take_turns() -> None:
+    requests = Numbered(11, (4, 0, 9))
+    assert requests.labels(range(5)) == [4, 0, 9, 4, 0]
+    assert requests.seeds(range(8, 11)) == [8, 9, 10]
+    counts = Counter(requests.labels(range(11)))
+    assert max(counts.values()) - min(counts.values()) == 1
+    assert requests.to_json() == {"count": 11, "labels": [4, 0, 9], "order": "in turn"}
+
+
+def test_random_labels_depend_on_index_and_seed_alone() -> None:
+    requests = Numbered(8_000, tuple(range(10)), label_seed=1)
+    labels = requests.labels(range(8_000))
+    assert Numbered(800, tuple(range(10)), label_seed=1).labels(range(700, 720)) == labels[700:720]
+    assert Numbered(800, tuple(range(10)), label_seed=2).labels(range(700, 720)) != labels[700:720]
+    counts = np.bincount(labels, minlength=10)
+    # Ten binomials of mean 800 and standard deviation 27; balanced they are not.
+    assert 680 < counts.min() < 800 < counts.max() < 920
+
+
+def test_images_are_those_that_an_evaluation_makes(trained: Path, tmp_path: Path, call: Pra) -> None:
+    assert call("sample", trained, "--num", 14, "--batch-size", 5, "--out", tmp_path / "a.npz")[0] == 0
+    pixels, labels = arrays(tmp_path / "a.npz")
+    model, requests = pra.load(trained), Numbered(14, tuple(range(10)))
+    [whole] = sampled(pra.Sampler(model), requests, range(14), 14)
+    assert whole.labels is not None
+    assert labels.tolist() == whole.labels.tolist() == [index % 10 for index in range(14)]
+    expected = to_uint8(whole.images).permute(0, 2, 3, 1).numpy()
+    assert np.abs(pixels.astype(int) - expected).max() <= 1  # in other batches, so up to rounding
+    plan = NpzBatch(tmp_path / "a.npz").plan
+    newest = weights.model_folder(trained)
+    made = {"file": "ema.safetensors", "sha256": file_sha256(newest / "ema.safetensors")}
+    assert (plan["weights"], plan["images"]) == (made, requests.to_json())
+    assert plan["sampling"]["guidance"] == model.sampling.guidance
+    assert (tmp_path / "a.npz").stat().st_mode & 0o777 == file_mode()
+    call("sample", trained, "--labels", "3", "--seeds", "13", "--out", tmp_path / "one.npz")  # its seed in a grid
+    assert np.abs(arrays(tmp_path / "one.npz")[0].astype(int) - expected[13]).max() <= 1
+
+
+# --- several processes, and after a kill --------------------------------------------------------------------
+
+
+def test_killed_processes_resume_bitwise(trained: Path, tmp_path: Path, call: Pra) -> None:
+    """Two processes, then one: the images of one process, and nothing is made twice."""
+    line = ["sample", trained, "--num", 40, "--batch-size", 1]
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+    with processes.started(tmp_path / "said", 2, *line, "--device", "cpu", "--out", out) as group:
+        deadline = time.monotonic() + 60
+        while len(list(partial.glob("shard-*"))) < 3:
+            assert time.monotonic() < deadline, "nothing is made"
+            assert any(process.is_alive() for process in group.processes)
+            time.sleep(0.002)
+        for process in group.processes:
+            process.kill()
+    assert not out.exists()
+    shards = list(partial.glob("shard-*/*.png"))
+    made = {picture.name: (picture.stat().st_ino, picture.stat().st_mtime_ns) for picture in shards}
+    assert 3 <= len(made) < 40
+    (partial / ".shard-000039.partial").mkdir(exist_ok=True)  # as of a kill in the middle of a shard
+    (partial / ".shard-000039.partial" / "0009-9-seed000039.png").write_bytes(b"half")
+    code, text, _ = call(*line, "--out", out)
+    assert code == 0
+    assert f"{40 - len(made)} new images" in text
+    for name, identity in made.items():
+        assert ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) == identity
+    assert call(*line, "--out", tmp_path / "whole")[0] == 0
+    assert files(out) == files(tmp_path / "whole")
+    assert not partial.exists()
+
+
+def test_two_processes_make_the_images_of_one(trained: Path, tmp_path: Path, call: Pra) -> None:
+    line = ["sample", trained, "--num", 22, "--random-labels", "--batch-size", 4]
+    one, shared = tmp_path / "one.npz", tmp_path / "two" / "out.npz"
+    assert call(*line, "--out", one)[0] == 0
+    line += ["--device", "cpu", "--out", shared]
+    two = processes.run(tmp_path / "said", 2, *line)
+    assert [outcome.code for outcome in two] == [0, 0], two
+    assert (two[1].out, two[1].error) == ("", "")
+    assert "22 new images" in two[0].out
+    assert "on 2 processes" in two[0].out
+    for mine, theirs in zip(arrays(one), arrays(shared), strict=True):
+        assert np.array_equal(mine, theirs)
+    assert os.listdir(tmp_path / "two") == ["out.npz"]  # nothing unfinished is left
+    again = processes.run(tmp_path / "again", 2, *line)
+    assert [outcome.code for outcome in again] == [2, 2]
+    (said,) = "".join(outcome.out + outcome.error for outcome in again).splitlines()
+    assert said.startswith(f"pra: error: {shared} exists already")
+
+
+def test_kill_while_shards_are_joined_does_no_harm(
+    trained: Path, tmp_path: Path, call: Pra, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["sample", trained, "--num", 9, "--batch-size", 2]
+    call(*line, "--out", tmp_path / "whole")
+    rename, moved = Path.rename, []
+
+    def stop(self: Path, target: Path) -> Path:
+        if self.suffix == ".png":
+            moved.append(self)
+            if len(moved) == 4:
+                raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stop)
+        assert call(*line, "--out", tmp_path / "out")[0] == 130
+    assert not (tmp_path / "out").exists()
+    code, text, _ = call(*line, "--out", tmp_path / "out")
+    assert code == 0
+    assert "0 new images" in text
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+class Killed(Exception):  # noqa: N818
+    """Stands in for a kill."""
+
+
+def stopped(sampler: pra.Sampler, out: Path, count: int, batches: int, batch_size: int = 2) -> None:
+    """Some shards of a set, and no more."""
+    sample, calls = sampler.sample, 0
+
+    def few(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > batches:
+            raise Killed
+        return sample(*arguments)
+
+    sampler.sample = few  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        many(sampler, out, count, batch_size)
+
+
+def many(sampler: pra.Sampler, out: Path, count: int, batch_size: int = 2, weights: str = "a") -> int:
+    requests = Numbered(count, tuple(range(5)))
+    return sample_many(sampler, requests, {"sha256": weights}, out, 3, batch_size, "{}-{}".format, ALONE).new
+
+
+def test_unfinished_set_is_of_one_request_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, out = random_model(PIXEL), tmp_path / "out.npz"
+    many(pra.Sampler(model), tmp_path / "whole.npz", 10)
+    stopped(pra.Sampler(model), out, 10, batches=2)
+    held = f"{tmp_path}/.out.npz.partial holds an unfinished sampling", "remove the folder"
+    refused(lambda: many(pra.Sampler(model, guidance=3.0), out, 10), "sampling.guidance 1.0, not 3.0", *held)
+    refused(lambda: many(pra.Sampler(model), out, 11), "images.count 10, not 11", *held)
+    refused(lambda: many(pra.Sampler(model), out, 10, weights="b"), "weights.sha256 'a', not 'b'", *held)
+    lowered = pra.Sampler(model, precision=Precision.BFLOAT16)  # as "auto" is on a GPU
+    refused(lambda: many(lowered, out, 10), "sampling.precision 'float32', not 'bfloat16'", *held)
+    # Another batch size is no other request: the shards stay as they were cut.
+    assert many(pra.Sampler(model), out, 10, batch_size=7) == 6
+    for found, expected in zip(arrays(out), arrays(tmp_path / "whole.npz"), strict=True):
+        assert np.array_equal(found, expected)
+    assert NpzBatch(out).plan == NpzBatch(tmp_path / "whole.npz").plan
+    assert sorted(os.listdir(tmp_path)) == ["out.npz", "whole.npz"]
+
+
+@pytest.mark.parametrize(("name", "way_out"), [("out.png", "remove it"), ("out.npz", "write it again")])
+def test_broken_shard_is_named_and_made_again(name: str, way_out: str, tmp_path: Path) -> None:
+    sampler, out = pra.Sampler(random_model(PIXEL)), tmp_path / name
+    whole = tmp_path / f"whole-{name}"
+    many(sampler, whole, 4)
+    stopped(sampler, out, 4, batches=1)
+    (shard,) = tmp_path.glob(f".{name}.partial/shard-*.npz")
+    shard.write_bytes(shard.read_bytes()[:-40])
+    refused(lambda: many(pra.Sampler(random_model(PIXEL)), out, 4), shard.name, way_out)
+    shard.unlink()
+    many(pra.Sampler(random_model(PIXEL)), out, 4)
+    assert out.read_bytes() == whole.read_bytes() if name == "out.png" else arrays(out)[0].shape[0] == 4
+
+
+def test_set_without_images_leaves_nothing(tmp_path: Path, full_disk: Callable[[int], Any]) -> None:
+    model, out = random_model(PIXEL), tmp_path / "out"
+    stopped(pra.Sampler(model), out, 10, batches=0)
+    room: AbstractContextManager[None] = full_disk(600)
+    with room:
+        attempt = lambda: many(pra.Sampler(model), tmp_path / "out.npz", 10, batch_size=10)  # noqa: E731
+        refused(attempt, "shard-000000.npz cannot be written", "nothing was left")
+    assert os.listdir(tmp_path) == []
+    partial = tmp_path / ".out.partial"  # as a kill before the first shard leaves it
+    partial.mkdir()
+    (partial / "plan.json").write_text(json.dumps({"images_per_shard": 3, "images": {"count": 7}}))
+    assert many(pra.Sampler(model), out, 10) == 10
+    assert len(files(out)) == 10
+
+
+def test_two_commands_do_not_write_one_output(tmp_path: Path) -> None:
+    model, out = random_model(PIXEL), tmp_path / "out.npz"
+    stopped(pra.Sampler(model), out, 10, batches=1)
+    with locked(tmp_path / ".out.npz.partial", "filled", "wait"):
+        before = contents(tmp_path)
+        refused(lambda: many(pra.Sampler(model), out, 10), ".out.npz.partial is being filled", "another --out")
+        assert contents(tmp_path) == before
+    assert many(pra.Sampler(model), out, 10) == 8
+
+
+def test_half_written_shard_does_not_count(tmp_path: Path) -> None:
+    shards = Shards(tmp_path, 10, 4, as_pictures=False)
+    assert [shards.indices(number) for number in range(len(shards))] == [range(4), range(4, 8), range(8, 10)]
+    for name in (".shard-000000.npz.x1y2", "shard-000002.npz"):
+        (tmp_path / name).write_bytes(b"")
+    assert shards.missing() == [0, 1]
+    assert shards.images_there() == 2
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--num", "0"], ["--num 0"]),
+        (["--num", "5", "--seeds", "0-4"], ["--num 5", "--seeds"]),
+        (["--balanced"], ["--balanced", "--num"]),
+        (["--random-labels"], ["--random-labels", "--num"]),
+        (["--num", "5", "--balanced", "--random-labels"], ["exclude each other"]),
+        (["--num", "5", "--label-seed", "1"], ["--label-seed", "--random-labels"]),
+        (["--num", "5", "--batch-size", "0"], ["--batch-size 0"]),
+        (["--num", "5", "--labels", "12"], ["label 12"]),
+    ],
+)
+def test_bad_options_are_refused(
+    trained: Path, tmp_path: Path, call: Pra, options: list[str], parts: list[str]
+) -> None:
+    code, _, error = call("sample", trained, *options, "--out", tmp_path / "a.npz")
+    assert code == 2
+    assert error.startswith("pra: error: ")
+    assert "\n" not in error
+    for part in parts:
+        assert part in error
+    assert os.listdir(tmp_path) == []
+
+
+def test_torchrun_understands_the_launch_lines() -> None:
+    """It would take ``--num`` for the beginning of ``--numa-binding``."""
+    from torch.distributed.run import get_args_parser
+
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md")), *sorted((root / "examples").rglob("*.sh"))]
+    text = "\n".join(page.read_text().replace("\\\n", " ") for page in pages)
+    lines = [" ".join(line.split()) for line in re.findall(r"torchrun (-[^`\n]*-m pra [^`\n#]*)", text)]
+    assert len(lines) >= 6
+    for line in lines:
+        words = [re.sub(r"\$\w+", "1", word.strip('"')) for word in line.split()]
+        parsed = get_args_parser().parse_args(words)
+        assert (parsed.module, parsed.training_script) == (True, "pra"), line
+        assert parsed.training_script_args[0] in cli.COMMANDS, line

@@ -1,0 +1,288 @@
+"""The sampler: equal to the formulas, one image per seed, streaming and completion."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from naive import sample_without_caches
+from support.models import ALL, LEARNED, PIXEL, batch, random_jit, random_model
+from support.refusal import refused
+
+from pra import PraError, Sampler, cli, load
+from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver, TimeGrid, from_dict, to_dict
+from pra.sampling import solvers
+from pra.sampling.guidance import scale_at
+from pra.utils.pixels import to_uint8
+
+LABELS, SEEDS = [0, 4, 2, 2], [10, 11, 12, 13]
+SETTINGS = {
+    "plain": SamplingConfig(),
+    "guided": SamplingConfig(guidance=3.0, solver=Solver.EULER, steps=2),
+    "linear": SamplingConfig(guidance=3.0, schedule=GuidanceSchedule.LINEAR, solver=Solver.HEUN, steps=2),
+    "sde": SamplingConfig(guidance=2.0, solver=Solver.EULER_MARUYAMA, steps=4, temperature=0.8),
+    "free": SamplingConfig(guidance=0.5, renormalise=False, steps=1),
+}
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("name", ALL)
+def test_images_equal_the_formulas_without_caches(name, settings):
+    """Cache parity through the whole sampler, guidance included; in bfloat16 the images stay close."""
+    model = random_model(ALL[name])
+    images = Sampler(model, SETTINGS[settings]).sample(LABELS, SEEDS)
+    assert images.shape == (4, 3, 6, 8)
+    assert images.abs().max() <= 1
+    close(images, sample_without_caches(model, SETTINGS[settings], LABELS, SEEDS))
+    if settings == "guided":
+        rounded = Sampler(model, SETTINGS[settings], Precision.BFLOAT16).sample(LABELS, SEEDS)
+        assert rounded.dtype is torch.float32
+        assert (rounded - images).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("settings", ["guided", "sde"])
+def test_image_is_a_function_of_label_and_seed(settings):
+    """Not of the batch, nor of its order."""
+    sampler = Sampler(random_model(), SETTINGS[settings])
+    together = sampler.sample(LABELS, SEEDS)
+    order = [2, 0, 3, 1]
+    close(sampler.sample([LABELS[i] for i in order], [SEEDS[i] for i in order]), together[order])
+    close(sampler.sample(LABELS[1:2], SEEDS[1:2]), together[1:2])
+
+
+def test_global_randomness_does_not_matter():
+    sampler = Sampler(random_model(), SETTINGS["sde"])
+    torch.manual_seed(0)
+    images = sampler.sample([1, 1, 2], [5, 6, 5])
+    torch.manual_seed(1)
+    assert torch.equal(images, sampler.sample([1, 1, 2], [5, 6, 5]))
+    for a, b in itertools.combinations(images, 2):
+        assert (a - b).abs().max() > 0.01
+    close(*Sampler(random_model(), temperature=0.0).sample([3, 3], [1, 2]).split(1))  # nothing is left to chance
+    assert Sampler(random_model(num_classes=1), SETTINGS["guided"]).sample([0, 0], [1, 2]).shape == (2, 3, 6, 8)
+
+
+def test_guidance_of_one_runs_one_stream():
+    model = random_model()
+    rows = []
+    model.head.register_forward_pre_hook(lambda head, inputs: rows.append(inputs[2].shape[:2]))
+    Sampler(model, SamplingConfig(guidance=1.0)).sample(LABELS, SEEDS)
+    assert set(rows) == {(1, 4)}
+    rows.clear()
+    Sampler(model, SamplingConfig(guidance=2.0)).sample(LABELS, SEEDS)
+    assert set(rows) == {(2, 4)}
+
+
+def test_linear_guidance_rises_from_one_to_the_scale():
+    scales = [scale_at(SETTINGS["linear"], i, 12) for i in range(12)]
+    assert scales[0] == 1.0
+    assert scales[-1] == 3.0
+    assert all(b - a == pytest.approx(2 / 11) for a, b in itertools.pairwise(scales))
+    assert scale_at(SETTINGS["guided"], 0, 12) == 3.0
+
+
+def test_stream_grows_row_by_row_into_the_sample():
+    sampler = Sampler(random_model())
+    parts = list(sampler.stream(LABELS, SEEDS))
+    assert [p.shape[2] for p in parts] == [2, 4, 6]
+    whole = sampler.sample(LABELS, SEEDS)
+    for part in parts:
+        assert torch.equal(part, whole[:, :, : part.shape[2]])
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("rows", [0, 1, 2, 3])
+def test_completion_keeps_true_pixels_exactly(name, rows):
+    model = random_model(ALL[name])
+    images, _, _ = batch(model.config, 4)
+    sampler = Sampler(model, SETTINGS["guided"], times=(0.0, 0.3, 1.0))
+    completed = sampler.complete(images, rows, LABELS, SEEDS)
+    assert completed.shape == images.shape
+    assert torch.equal(completed[:, :, : 2 * rows], images[:, :, : 2 * rows])
+    if rows == 0:
+        close(completed, sampler.sample(LABELS, SEEDS))
+    if rows < 3:
+        assert (completed[:, :, 2 * rows :] - images[:, :, 2 * rows :]).abs().max() > 0.01
+        other = images.clone()
+        other[:, :, 2 * rows :] = 0.0  # what is not kept does not matter
+        assert torch.equal(sampler.complete(other, rows, LABELS, SEEDS), completed)
+
+
+def test_completion_continues_what_was_kept():
+    """Kept pixels reach the continuation through the backbone and, as states, through the decoder."""
+    model = random_model(LEARNED)
+    images, _, _ = batch(model.config, 1)
+    sampler = Sampler(model)
+    one, two = (sampler.complete(x, 1, [0], [0])[:, :, 2:] for x in (images, -images))
+    assert (one - two).abs().max() > 0.01
+
+
+def test_completion_of_a_sample_gives_it_back():
+    """With the identity codec the states of kept pixels are the pixels: nothing differs from plain sampling."""
+    sampler = Sampler(random_model(PIXEL), SETTINGS["guided"])
+    whole = sampler.sample(LABELS, SEEDS)
+    close(sampler.complete(whole, 2, LABELS, SEEDS), whole)
+
+
+def test_images_that_are_not_finite_are_refused():
+    sampler = Sampler(random_model(), SamplingConfig(temperature=1e300))
+    parts = sampler.stream([0, 1], [0, 1])
+    assert [next(parts).shape[2] for _ in range(2)] == [2, 4]
+    with pytest.raises(PraError, match=r"2 of 2 images are not finite numbers; try temperature .*\(now 1e\+300\)"):
+        next(parts)
+    with pytest.raises(PraError, match="1 of 1 images are not finite numbers"):
+        Sampler(random_jit(), SamplingConfig(temperature=1e300)).sample([0], [0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "seeds", "code", "words"),
+    [
+        ([6], [0], "invalid", "label 6 is out of range: this model's classes are 0 to 4"),
+        ([-1], [0], "invalid", "label -1"),
+        ([0, 1], [0], "mismatch", "2 labels and 1 seeds"),
+        ([], [], "mismatch", "0 labels"),
+        ([0.7], [0], "invalid", "labels must be whole numbers of 64 bits or names of classes, got [0.7]"),
+        ("cta", 0, "unknown", "no class 'cta'; did you mean 'cat'?"),
+        (["cat", 9], [0, 1], "invalid", "label 9"),
+        ([0], ["0"], "invalid", "seeds must be whole numbers"),
+        (torch.rand(40, 40), [0], "invalid", "labels must be whole numbers"),
+        ([0], [2**64], "invalid", "seeds must be whole numbers of 64 bits"),
+    ],
+)
+def test_bad_requests_are_refused(labels, seeds, code, words):
+    model = random_model()
+    model.classes = ("ant", "bee", "cat", "dog", "eel")
+    refused(lambda: Sampler(model).sample(labels, seeds), words, code=code)
+
+
+def test_labels_may_be_names_or_one_alone():
+    model = random_model()
+    model.classes = ("ant", "bee", "cat", "dog", "eel")
+    sampler = Sampler(model)
+    expected = sampler.sample([2, 4, 5], [7, 8, 9])
+    for labels in (["cat", "eel", 5], np.array([2, 4, 5]), torch.tensor([2, 4, 5]), ("cat", 4, 5), iter([2, 4, 5])):
+        assert torch.equal(sampler.sample(labels, range(7, 10)), expected)
+    (one,) = expected[:1].split(1)
+    for label in ("cat", 2, np.int64(2), torch.tensor(2)):
+        close(sampler.sample(label, 7), one)
+        close(list(sampler.stream(label, 7))[-1], one)
+        close(sampler.complete(one, 0, label, 7), one)
+
+
+def test_settings_by_name():
+    model = random_model()
+    model.sampling = SamplingConfig(guidance=1.5, steps=2, times=(0.0, 0.3, 1.0))
+    assert Sampler(model, guidance=2, steps=2).config == replace(model.sampling, guidance=2.0)
+    assert Sampler(model, model.sampling, guidance=np.float32(2)).config == replace(model.sampling, guidance=2.0)
+    for changes in ({"steps": 4}, {"shift": 2.0}, {"time_grid": "cosine"}, {"time_grid": TimeGrid.COSINE}):
+        config = Sampler(model, **changes).config
+        assert config.times is None
+        assert config.guidance == 1.5
+    assert Sampler(model, precision="bfloat16").precision is Precision.BFLOAT16
+    assert Sampler(model, solver="heun").config == Sampler(model, solver=Solver.HEUN).config
+    model.sampling = SamplingConfig(steps=5, shift=2.0)
+    for times in ((0.0, 0.4, 1.0), [0, 0.4, 1]):
+        assert Sampler(model, times=times).config == SamplingConfig(steps=2, times=(0.0, 0.4, 1.0))
+    given = SamplingConfig(guidance=3.0, steps=1)
+    expected = Sampler(model, replace(given, temperature=0.5)).sample([1], [2])
+    assert torch.equal(Sampler(model, given, temperature=0.5).sample([1], [2]), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "name", "words"),
+    [
+        ({"precision": "bfloat"}, "unknown", "precision", "did you mean 'bfloat16'?"),
+        ({"guidence": 2.0}, "unknown", "guidence", "did you mean 'guidance'?"),
+        ({"guidance": "much"}, "invalid", "sampling.guidance", "expected float, got 'much'"),
+        ({"guidance": -1.0}, "invalid", "guidance", "[0, inf]"),
+        ({"temperature": math.nan}, "invalid", "temperature", "nan"),
+        ({"steps": 0}, "invalid", "steps", "positive"),
+        ({"steps": 2.5}, "invalid", "sampling.steps", "expected int, got 2.5"),
+        ({"solver": "huen"}, "unknown", "sampling.solver", "did you mean 'heun'?"),
+        ({"shift": 0.0}, "invalid", "shift", "positive"),
+        ({"guidance_interval": (0.5, 0.2)}, "invalid", "guidance_interval", "[0, 0.2], got 0.5"),
+        ({"guidance_interval": (0.0, 1.5)}, "invalid", "guidance_interval", "1.5"),
+        ({"guidance_interval": (math.nan, 1.0)}, "invalid", "guidance_interval", "nan"),
+        ({"times": 3}, "invalid", "sampling.times", "3"),
+        ({"times": (0.0, 1.0), "steps": 2}, "invalid", "times", "steps + 1 = 3 numbers rising from 0 to 1"),
+        ({"times": (0.0, 0.5, 0.5)}, "invalid", "times", "0,0.5,0.5"),
+        ({"times": (0.0, 0.5, 0.9)}, "invalid", "times", "rising from 0 to 1"),
+        ({"times": (0.0, math.nan, 1.0)}, "invalid", "times", "rising from 0 to 1"),
+        ({"times": (0.0, 0.4, 1.0), "shift": 2.0}, "conflict", "times", "shift 2"),
+        ({"times": (0.0, 0.4, 1.0), "time_grid": TimeGrid.COSINE}, "conflict", "times", "time_grid cosine"),
+    ],
+)
+def test_bad_settings_are_refused(changes, code, name, words):
+    refused(lambda: Sampler(random_model(), **changes), words, code=code, name=name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "words"),
+    [
+        ((1, 3, 6, 6), 1, "(B, 3, 6, 8)"),
+        ((1, 1, 6, 8), 1, "cannot be completed"),
+        ((3, 6, 8), 1, "cannot be completed"),
+        ((1, 3, 6, 8), 4, "rows 4"),
+        ((1, 3, 6, 8), -1, "rows -1"),
+        ((2, 3, 6, 8), 0, "2 images and 1 labels"),
+        ((2, 3, 6, 8), 3, "2 images and 1 labels"),
+    ],
+)
+def test_bad_completions_are_refused(shape, rows, words):
+    refused(lambda: Sampler(random_model()).complete(torch.zeros(shape), rows, [0], [0]), words)
+
+
+@pytest.mark.parametrize(
+    ("keep", "words"),
+    [
+        (torch.zeros(1, 3, 3, 8), "(B, 3, k * 2, 8)"),
+        (torch.zeros(1, 3, 8, 8), "cannot be completed"),
+        (torch.zeros(3, 2, 8), "cannot be completed"),
+        (torch.zeros(1, 3, 2, 8, dtype=torch.uint8), "uint8"),
+        (torch.zeros(2, 3, 2, 8), "2 images and 1 labels"),
+    ],
+)
+def test_stream_begins_with_whole_rows_of_pixels(keep, words):
+    sampler = Sampler(random_model())
+    refused(lambda: next(sampler.stream([0], [0], keep=keep)), words)
+    (*_, whole) = sampler.stream([0], [0], keep=torch.zeros(1, 3, 2, 8, dtype=torch.float64))
+    assert whole.dtype is torch.float32
+    assert not whole[:, :, :2].any()
+
+
+def test_options_reach_the_sampler(run, tmp_path, capsys):
+    words = ["sample", str(run), "--labels", "3", "--seeds", "0", "--device", "cpu"]
+    words += ["--guidance", "3", "--time-grid", "cosine", "--shift", "2", "--guidance-interval", "0.2, 0.9"]
+    assert cli.main([*words, "--out", str(tmp_path / "one.npz")]) == 0
+    model = load(run)
+    changes = {"time_grid": TimeGrid.COSINE, "shift": 2.0, "guidance_interval": (0.2, 0.9)}
+    expected = Sampler(model, replace(model.sampling, guidance=3.0, **changes)).sample([3], [0])
+    assert (np.load(tmp_path / "one.npz")["arr_0"] == to_uint8(expected).permute(0, 2, 3, 1).numpy()).all()
+    for text, part in (("0.9,0.2", "guidance_interval must lie in"), ("0.2", "needs two numbers, such as")):
+        assert cli.main([*words, "--guidance-interval", text, "--out", str(tmp_path / "none.npz")]) == 2
+        assert part in capsys.readouterr().err
+    assert not (tmp_path / "none.npz").exists()
+
+
+def test_old_settings_mean_what_they_meant():
+    old = {"guidance": 1.5, "schedule": "constant", "solver": "heun", "steps": 4, "temperature": 1.0}
+    config = from_dict(SamplingConfig, old)
+    assert config == SamplingConfig(guidance=1.5, solver=Solver.HEUN, steps=4)
+    assert torch.equal(solvers.time_grid(config.time_grid, 7, config.shift), torch.linspace(0, 1, 8))
+    written = replace(SETTINGS["free"], guidance_interval=(0.2, 0.7), times=(0.0, 1.0))
+    assert from_dict(SamplingConfig, json.loads(json.dumps(to_dict(written)))) == written
+
+
+@pytest.mark.gpu
+def test_gpu_draws_the_same_image():
+    model = random_model()
+    on_cpu = Sampler(model, SETTINGS["guided"]).sample(LABELS, SEEDS)
+    on_gpu = Sampler(model.cuda(), SETTINGS["guided"], Precision.FLOAT32).sample(LABELS, SEEDS)
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-2, rtol=1e-2)

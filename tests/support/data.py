@@ -1,0 +1,94 @@
+"""Pictures, tars and small data sets for the tests of data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import struct
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pra.config import DataConfig
+from pra.data import Batch, Source, TrainingSet, batches
+
+
+def config(**changes: Any) -> DataConfig:
+    return dataclasses.replace(DataConfig(source=""), **changes)
+
+
+def picture(height: int = 12, width: int = 10, seed: int = 0, mode: str = "RGB") -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+@functools.cache
+def jpeg(seed: int = 0) -> bytes:
+    file = io.BytesIO()
+    picture(seed=seed).save(file, "jpeg")
+    return file.getvalue()
+
+
+def same_jpeg(image: Image.Image, seed: int) -> bool:
+    return bool((np.asarray(image) == np.asarray(Image.open(io.BytesIO(jpeg(seed))))).all())
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return data.getvalue()
+
+
+def imagenet() -> bytes:
+    """A tar of two class tars with two and one images, out of order, and files to ignore."""
+    dogs = {f"n02_{i}.JPEG": jpeg(i) for i in (3, 4)} | {"._n02_3.JPEG": b"a Mac was here", "list.txt": b""}
+    return tar_of({"n02.tar": tar_of(dogs), "README": b"", "n01.tar": tar_of({"n01_5.JPEG": jpeg(5)})})
+
+
+def shard(*numbers: int, classes: int | None = 3) -> bytes:
+    """A tar of samples whose image has the seed ``number`` and whose class is ``number % classes``."""
+    files: dict[str, bytes] = {}
+    for number in numbers:
+        label = {} if classes is None else {f"{number:04d}.cls": str(number % classes).encode()}
+        files |= {f"{number:04d}.jpg": jpeg(number)} | label
+    return tar_of(files)
+
+
+def write_idx(folder: Path, count: int = 7, split: str = "train") -> Path:
+    """``count`` images of 4x6 whose pixels all hold the image's index; labels 0, 1, 2, 0, ..."""
+    folder.mkdir(exist_ok=True)
+    images = struct.pack(">4B3I", 0, 0, 8, 3, count, 4, 6) + np.arange(count, dtype=np.uint8).repeat(24).tobytes()
+    labels = struct.pack(">4BI", 0, 0, 8, 1, count) + (np.arange(count) % 3).astype(np.uint8).tobytes()
+    (folder / f"{split}-images-idx3-ubyte").write_bytes(images)
+    (folder / f"{split}-labels-idx1-ubyte").write_bytes(labels)
+    return folder
+
+
+def write_parquet(path: Path, numbers: range, **labels: Any) -> None:
+    """Rows whose image has the seed ``number``. ``labels`` are columns: the library's type, and a function of it."""
+    import datasets
+
+    kinds = {"image": datasets.Image()} | {name: kind for name, (kind, _) in labels.items()}
+    columns: dict[str, list[Any]] = {"image": [{"bytes": jpeg(i), "path": None} for i in numbers]}
+    columns |= {name: [value(i) for i in numbers] for name, (_, value) in labels.items()}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(kinds)).to_parquet(str(path))
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in zip(a, b, strict=True))
+
+
+def same_batches(one: Source, other: Source, start: int = 0, stop: int = 16, workers: int = 0) -> None:
+    """The second source, begun at ``start``, yields what the first one yields from there."""
+    whole = list(batches(TrainingSet(one, (8, 8), 3, config(flip=True), seed=1), 0, 2, stop))
+    rest = batches(TrainingSet(other, (8, 8), 3, config(flip=True, workers=workers), seed=1), start, 2, stop)
+    assert all(same(expected, found) for expected, found in zip(whole[start // 2 :], rest, strict=True))

@@ -1,0 +1,55 @@
+"""Features that cost nothing, and sets of images to judge by them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pra.evaluation.collect import collect
+from pra.evaluation.evaluate import Report, evaluate
+from pra.evaluation.features import Features
+from pra.evaluation.metrics import Protocol
+from pra.evaluation.reference import Reference, summarise
+from pra.sampling.batches import Batch
+
+
+class Projection:
+    """Fixed random projections of the pixels."""
+
+    device = torch.device("cpu")
+    accuracy: float | None = None
+
+    def __init__(
+        self, shape: tuple[int, ...] = (1, 4, 4), dim: int = 5, classes: int = 0, name: str = "projection"
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.name, self.fingerprint, self.dim = name, "0" * 64, dim
+        self.classes = tuple(map(str, range(classes))) or None
+        self.weights = [torch.randn(math.prod(shape), n, generator=generator) for n in (dim, 3, classes or 4)]
+
+    def __call__(self, images: Tensor) -> Features:
+        # Rounded once: in float32 a product may depend on how many rows it has.
+        flat = images.flatten(1).double() / 255
+        pool, spatial, logits = ((flat @ weights.double()).float() for weights in self.weights)
+        return Features(pool.sin(), spatial, logits)
+
+
+def pixels(count: int, seed: int = 0, shape: tuple[int, int, int] = (1, 4, 4)) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, *shape), generator=generator).to(torch.uint8)
+
+
+def stream(images: Tensor, size: int = 7, labels: Tensor | None = None) -> list[Batch]:
+    starts = range(0, len(images), size)
+    return [Batch(images[s : s + size], None if labels is None else labels[s : s + size], s) for s in starts]
+
+
+def reference_of(images: Tensor, extractor: Any) -> Reference:
+    return summarise(collect(stream(images), extractor, len(images), 1000, progress=False)[Protocol.ADM], "them", "pad")
+
+
+def judged(images: Tensor, reference: Reference, extractor: Any, size: int = 7, **options: Any) -> Report:
+    return evaluate(stream(images, size), reference, extractor, len(images), progress=False, **options)

@@ -1,0 +1,68 @@
+"""Short trainings, and their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+import pra
+from pra.config import RunConfig, apply_settings
+from pra.method.objectives import Losses, training_losses
+from pra.models.weights import checkpoints
+from pra.training.run import read_metrics
+
+
+def tiny(*settings: str, recipe: str = "tiny") -> RunConfig:
+    """Two steps, logged each, without pictures; unless the settings say otherwise."""
+    usual = ("train.steps=2", "train.log_every=1", "train.sample_every=0")
+    return apply_settings(pra.recipe(recipe), [*usual, *settings])
+
+
+def train(config: RunConfig, folder: Path, **more: Any) -> pra.Trained:
+    return pra.train(config, folder, device="cpu", progress=False, **more)
+
+
+def tensors(run: Path, step: int | None = None) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, by default of the newest: model, averages and optimizer."""
+    folder = checkpoints(run)[-1] if step is None else run / "checkpoints" / f"step-{step:08d}"
+    files = sorted(folder.rglob("*.safetensors"))
+    return {f"{file.stem}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_same(one: Path, other: Path, step: int | None = None) -> None:
+    """Bitwise."""
+    expected, found = tensors(one, step), tensors(other, step)
+    assert expected.keys() == found.keys()
+    assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
+
+
+def steps_logged(run: Path) -> list[int]:
+    return [int(row["step"]) for row in read_metrics(run)]
+
+
+def pictures(folder: Path, classes: str = "ababab", size: tuple[int, int] = (8, 8)) -> str:
+    """The name of a folder with a grey picture of noise for each letter, its class."""
+    for number, name in enumerate(classes):
+        path = folder / name / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(number).integers(0, 256, size[::-1], np.uint8)
+        Image.fromarray(values).save(path)
+    return f"folder:{folder}"
+
+
+def changed_losses(change: Callable[[int, Losses], Losses]) -> Callable[..., Any]:
+    """In place of ``losses_of``: ``change`` gets the number of the call, from 1, and the losses."""
+    calls = [0]
+
+    def losses(*arguments: Any) -> Losses:
+        calls[0] += 1
+        return change(calls[0], training_losses(*arguments))
+
+    return lambda model: losses

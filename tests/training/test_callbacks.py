@@ -1,0 +1,305 @@
+"""Callbacks: the package's own, which draw and log, the user's, and Weights & Biases."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from support.files import contents
+from support.processes import api
+from support.refusal import refused
+from support.training import assert_same, steps_logged, tiny, train
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import pra
+from pra.config import apply_settings
+from pra.errors import PraError
+from pra.models.pra import PRA
+from pra.models.weights import checkpoints
+from pra.training import averages, callbacks, loop, optimizer
+from pra.training.averages import EMA, exponential
+from pra.training.loop import Trainer
+from pra.training.plots import draw_curves
+from pra.training.run import read_metrics
+from pra.utils.distributed import World
+from pra.utils.pixels import GAP
+
+# --- pictures, curves, TensorBoard --------------------------------------------------------------------------
+
+
+def test_pictures_have_their_rows_and_columns(trained: Path) -> None:
+    cell = 64 + GAP
+    for kind, columns, rows in (("samples", 8, 10), ("reconstructions", 16, 2)):
+        assert [path.name for path in sorted((trained / kind).iterdir())] == ["step-00000010.png", "step-00000020.png"]
+        with Image.open(trained / kind / "step-00000020.png") as picture:
+            assert picture.size == (columns * cell + GAP, rows * cell + GAP)
+    with Image.open(trained / "curves.png") as picture:
+        assert picture.size == (1320, 660)
+
+
+def test_pictures_that_a_killed_process_did_not_draw(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "draw_curves", draw_curves)
+    before = contents(run)
+    for path in ("samples/step-00000020.png", "reconstructions/step-00000020.png", "curves.png"):
+        (run / path).unlink()
+    assert train(pra.recipe("tiny"), run).new_steps == 0
+    assert contents(run).keys() == before.keys()
+    assert contents(run)["samples/step-00000020.png"] == before["samples/step-00000020.png"]
+
+
+def test_tensorboard_has_the_numbers_of_the_metrics(trained: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(trained / "tensorboard"))
+    events.Reload()
+    rows = read_metrics(trained)
+    for name in rows[0].keys() - {"step"}:
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(row["step"], pytest.approx(row[name])) for row in rows]
+
+
+def test_training_without_extras_writes_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("tensorboard", "matplotlib"):
+        for name in [name for name in sys.modules if name.split(".")[0] == package]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(callbacks, "draw_curves", draw_curves)
+    train(tiny(), tmp_path / "run")
+    assert steps_logged(tmp_path / "run") == [1, 2]
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"checkpoints", "config.json", "environment.json", "metrics.jsonl"}
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory.\nOf the allocated memory 1 GiB is PyTorch's")
+
+
+@pytest.mark.parametrize(
+    ("what", "owner", "name", "error", "reason"),
+    [
+        ("samples", callbacks.Sampler, "sample", OUT_OF_MEMORY, "CUDA out of memory. Of the allocated"),
+        ("samples", callbacks.Sampler, "sample", AssertionError(), "AssertionError"),
+        ("reconstructions", PRA, "reconstruct", PraError("the picture is gone"), "the picture is gone"),
+        ("pictures", EMA, "assembled", OUT_OF_MEMORY, "CUDA out of memory. Of the allocated"),
+    ],
+)
+def test_pictures_that_fail_are_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, owner: Any, name: str, error: Exception, reason: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(EMA, "whole", lambda ema: ema.model)
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.warns(UserWarning, match=rf"^no {what} are drawn at step 1: {reason}") as caught:
+        assert train(tiny("train.steps=1", "train.sample_every=1"), tmp_path / "run").steps == 1
+    assert not any("\n" in str(warning.message) for warning in caught)
+    other = {"samples": {"reconstructions"}, "reconstructions": {"samples"}}.get(what, set())
+    assert {path.parent.name for path in (tmp_path / "run").rglob("step-*.png")} == other
+
+
+def test_pictures_that_are_not_finite_are_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"no samples are drawn at step 1: .* not finite"):
+        train(tiny("train.steps=1", "train.sample_every=1", "sampling.guidance=1e300"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_pictures_can_be_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise stop
+
+    monkeypatch.setattr(callbacks.Sampler, "sample", interrupt)
+    with pytest.raises(stop):
+        train(tiny("train.steps=1", "train.sample_every=1"), tmp_path / "run")
+
+
+@pytest.fixture
+def sharded() -> Iterator[EMA]:
+    """A moving average of which processes have parts: of one process, all."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    ema = EMA(PRA(tiny().model), exponential(0.5))  # type: ignore[arg-type]
+    fully_shard(ema.model, mesh=init_device_mesh("cpu", (1,)))
+    yield ema
+    torch.distributed.destroy_process_group()
+
+
+def test_pictures_build_a_sharded_model_on_rank_0_only(sharded: EMA, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Second(World):
+        def barrier(self, patient: bool = False) -> None:
+            pass
+
+    trainer: Any = loop.Trainer.__new__(loop.Trainer)
+    trainer.config, trainer.ema, trainer.world = tiny(), sharded, Second(rank=1, size=2)
+    trainer.pending, trainer.interval = [], 0.0
+    with monkeypatch.context() as patch:
+        patch.setattr(averages, "build_model", lambda *_: pytest.fail("built"))
+        callbacks.Pictures().on_sample(trainer)
+    assert sharded.parts(here=False) == {}
+    whole = sharded.whole()
+    assert not any(map(optimizer.is_sharded, whole.parameters()))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, optimizer.whole(sharded.model.state_dict()[name]))
+
+
+def test_state_warning_comes_once_below_the_limit() -> None:
+    """Healthy runs go down to 0.4 on their way."""
+    trainer: Any = SimpleNamespace(config=tiny("train.optimizer.warmup_steps=3"), step=4)
+    said = "a state dimension varies little (state_std below 0.3 in metrics.jsonl): the states may be collapsing"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        callbacks.StateWarning().on_log(trainer, {"state_std": 0.4})
+        callbacks.StateWarning().on_log(SimpleNamespace(config=trainer.config, step=3), {"state_std": 0.0})  # type: ignore[arg-type]
+        assert not caught
+        for deviation in (0.25, 0.0):
+            callbacks.StateWarning().on_log(trainer, {"state_std": deviation})
+    assert [str(warning.message) for warning in caught] == [said]
+
+
+# --- the user's ---------------------------------------------------------------------------------------------
+
+
+class Recorder(pra.Callback):
+    """Keeps the calls, with the step."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.fails = fails
+
+    def note(self, hook: str, trainer: Trainer) -> None:
+        self.calls.append((hook, trainer.step))
+        if hook == self.fails:
+            raise RuntimeError("the user's mistake")
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.note("start", trainer)
+
+    def on_step(self, trainer: Trainer) -> None:
+        self.note("step", trainer)
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        row["mine"] = 7.0
+        self.note("log", trainer)
+
+    def on_checkpoint(self, trainer: Trainer) -> None:
+        self.note("checkpoint", trainer)
+
+    def on_sample(self, trainer: Trainer) -> None:
+        assert trainer.picture("samples").exists()
+        self.note("sample", trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        self.note("end", trainer)
+
+    def close(self) -> None:
+        self.calls.append(("close", -1))
+
+
+def test_callbacks_hooks_come_in_order_and_change_no_weight(tmp_path: Path) -> None:
+    recorder, run = Recorder(), tmp_path / "run"
+    config = tiny("train.steps=3", "train.log_every=2", "train.checkpoint_every=2", "train.sample_every=2")
+    train(config, run, callbacks=[recorder])
+    assert recorder.calls == [
+        ("start", 0), ("step", 1), ("step", 2), ("log", 2), ("checkpoint", 2), ("sample", 2), ("step", 3), ("log", 3),
+        ("checkpoint", 3), ("sample", 3), ("end", 3), ("close", -1),
+    ]  # fmt: skip
+    assert [row["mine"] for row in read_metrics(run)] == [7.0, 7.0]
+    recorder.calls.clear()
+    train(config, run, callbacks=[recorder])
+    assert recorder.calls == [("end", 3), ("close", -1)]
+    train(tiny("train.steps=3"), tmp_path / "plain")
+    assert_same(run, tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    ("hook", "saved"), [("start", 1), ("step", 1), ("log", 2), ("checkpoint", 2), ("sample", 2), ("end", 3)]
+)
+def test_callbacks_exception_ends_the_run_after_saving(tmp_path: Path, hook: str, saved: int) -> None:
+    run, recorder = tmp_path / "run", Recorder(fails=hook)
+    config = tiny("train.steps=3", "train.checkpoint_every=1", f"train.sample_every={int(hook == 'sample')}")
+    with pytest.raises(RuntimeError, match="the user's mistake") as raised:
+        train(config, run, callbacks=[recorder])
+    assert "note" in [entry.name for entry in raised.traceback]
+    assert [hook for hook, _ in recorder.calls].count(hook) == 1
+    assert recorder.calls[-1] == ("close", -1)
+    assert checkpoints(run)[-1].name == f"step-{saved:08d}"
+    assert read_metrics(run)[-1]["step"] == saved
+    train(apply_settings(config, ["train.sample_every=0"]), run)
+    assert steps_logged(run) == [1, 2, 3]
+
+
+class FailsInTheSecond(pra.Callback):
+    def on_step(self, trainer: Trainer) -> None:
+        if trainer.world.rank == 1:
+            raise RuntimeError("the user's mistake")
+
+
+def fail(rank: int, folder: Path) -> None:
+    """One of two processes, the second of which has a callback that fails."""
+    try:
+        train(tiny("train.steps=4"), folder, callbacks=[FailsInTheSecond()])
+    except (RuntimeError, pra.PraError) as error:
+        folder.with_name(f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def test_callbacks_exception_in_one_process_ends_all(tmp_path: Path) -> None:
+    assert api(2, fail, tmp_path / "run") == [0, 0]
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000001"]
+    assert (tmp_path / "1.txt").read_text() == "RuntimeError: the user's mistake"
+    assert "a callback failed in another process at step 1" in (tmp_path / "0.txt").read_text()
+
+
+def test_callbacks_other_objects_are_refused(tmp_path: Path) -> None:
+    refused(lambda: train(tiny(), tmp_path / "run", callbacks=[print]), "pra.Callback", value=repr(print))
+
+
+# --- Weights & Biases ---------------------------------------------------------------------------------------
+
+
+class FakeRun:
+    def __init__(self, **settings: Any) -> None:
+        self.id = settings.get("id", "abc123")
+        self.settings, self.finished = settings, 0
+        self.lines: list[tuple[int, dict[str, Any]]] = []
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.lines.append((step, values))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_wandb_gets_metrics_pictures_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pra.training.wandb import WandB
+
+    runs: list[FakeRun] = []
+
+    def init(**settings: Any) -> FakeRun:
+        runs.append(FakeRun(**settings))
+        return runs[-1]
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Image=lambda path: f"image {path}"))
+    for steps in (2, 3):
+        config = tiny(f"train.steps={steps}", "train.sample_every=2")
+        train(config, tmp_path / "run", callbacks=[WandB(project="faces")])
+    first, second = runs
+    assert (first.settings["project"], first.settings["config"]["train"]["steps"]) == ("faces", 2)
+    assert [step for step, _ in first.lines] == [1, 2, 2]
+    assert first.lines[0][1]["flow"] == read_metrics(tmp_path / "run")[0]["flow"]
+    assert first.lines[2][1]["samples"].endswith("samples/step-00000002.png")
+    assert (second.settings["id"], second.settings["resume"]) == ("abc123", "allow")
+    assert [run.finished for run in runs] == [1, 1]
+
+
+def test_wandb_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pra.training.wandb import WandB
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    refused(WandB, "wandb", code="not-installed")

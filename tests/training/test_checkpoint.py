@@ -1,0 +1,207 @@
+"""Checkpoints: whole or not at all, written while training goes on, and which ones stay."""
+
+from __future__ import annotations
+
+import errno
+import os
+import runpy
+import shutil
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.files import contents
+from support.refusal import refused
+from support.training import assert_same, steps_logged, tensors, tiny, train
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+import pra
+from pra.models import weights
+from pra.models.pra import PRA
+from pra.training import callbacks, checkpoint, loop
+from pra.training.averages import EMA, exponential
+from pra.training.optimizer import build_optimizer
+from pra.training.run import read_metrics
+from pra.utils.distributed import World
+
+FullDisk = Callable[[int], AbstractContextManager[None]]
+SHARD = "optimizer/shard-00001-model-00001-of-00001.safetensors"
+"""Rank 0's part of the optimizer's state."""
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps without a stop, and a checkpoint of each."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    train(tiny("train.steps=6", "train.checkpoint_every=1", "train.keep_checkpoints=9", "train.log_every=2"), folder)
+    return folder
+
+
+@pytest.fixture
+def copy(straight: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(straight, tmp_path / "copy"))
+
+
+def step(run: Path, number: int) -> Path:
+    return run / "checkpoints" / f"step-{number:08d}"
+
+
+def test_resume_repeats_the_steps_since_the_last_checkpoint(straight: Path, copy: Path) -> None:
+    for number in (4, 5, 6):
+        shutil.rmtree(step(copy, number))
+    partial = copy / "checkpoints" / ".step-00000015.partial"  # killed while it wrote
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half")
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "tot')
+    train(tiny("train.steps=6", "train.log_every=2", "train.keep_checkpoints=2"), copy)
+    assert_same(copy, straight)
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
+    assert steps_logged(copy) == [2, 4, 6]
+    rows, expected = read_metrics(copy), read_metrics(straight)
+    assert (rows[0]["total"], rows[2]["total"]) == (expected[0]["total"], expected[2]["total"])
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(copy / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("total")] == [2, 4, 6]
+
+
+def test_damaged_checkpoint_costs_the_steps_since_the_one_before(straight: Path, copy: Path) -> None:
+    path = step(copy, 6) / SHARD
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="step-00000006 is damaged .*step-00000005, is used"):
+        assert train(tiny("train.steps=6"), copy).new_steps == 1
+    assert_same(copy, straight)
+
+
+def test_damaged_checkpoints_do_not_count_as_kept(straight: Path, copy: Path) -> None:
+    for number in (5, 6):
+        (step(copy, number) / "state.json").unlink()
+    with pytest.warns(UserWarning, match="damaged"):
+        train(tiny("train.steps=5", "train.keep_checkpoints=1"), copy)
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
+    assert_same(copy, straight, 5)
+    for folder in (copy / "checkpoints").iterdir():
+        (folder / "state.json").write_text("{")
+    before = contents(copy)
+    refused(lambda: train(tiny("train.steps=9"), copy), "step-00000005", "remove them")
+    assert contents(copy) == before
+
+
+def test_optimizer_state_of_another_model_is_refused(copy: Path) -> None:
+    shard = step(copy, 6) / SHARD
+    good = shard.read_bytes()
+    for bad in (good.replace(b"auxiliary.weight/", b"auxiliary.waight/"), b"\xff" * len(good)):
+        shard.write_bytes(bad)
+        refused(lambda: train(tiny("train.steps=7"), copy), code="unreadable", path=shard.parent)
+
+
+def test_keep_every_keeps_checkpoints_for_good(straight: Path, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", ("train.checkpoint_every=1", "train.keep_checkpoints=1")
+    train(tiny("train.steps=5", "train.keep_every=2", *settings), run)
+    assert [path.name for path in weights.checkpoints(run)] == [f"step-{number:08d}" for number in (2, 4, 5)]
+    assert_same(run, straight, 2)
+    assert weights.load(step(run, 2)).config == tiny().model
+    (step(run, 2) / "state.json").unlink()  # a damaged one says no step
+    (run / "checkpoints" / "step-00000001-mine").mkdir()
+    train(tiny("train.steps=6", "train.keep_every=4", *settings), run)
+    assert [path.name for path in weights.checkpoints(run)] == ["step-00000004", "step-00000006"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of its step is written all the same."""
+    written, original = threading.Event(), weights.write_tensors
+
+    def slowly(*arguments: Any) -> None:
+        assert written.wait(60), "training waits for the checkpoint"
+        original(*arguments)
+
+    class Watch(callbacks.Callback):
+        def on_step(self, trainer: loop.Trainer) -> None:
+            if trainer.step == 3:
+                assert list((tmp_path / "run" / "checkpoints").glob("step-*")) == []
+                written.set()
+
+    monkeypatch.setattr(weights, "write_tensors", slowly)
+    config = tiny("train.steps=5", "train.checkpoint_every=2", "train.keep_checkpoints=3")
+    train(config, tmp_path / "run", callbacks=[Watch()])
+    assert [path.name for path in weights.checkpoints(tmp_path / "run")] == [
+        f"step-{number:08d}" for number in (2, 4, 5)
+    ]
+    for number in (2, 4):
+        assert_same(tmp_path / "run", straight, number)
+
+
+def test_full_disk_leaves_older_checkpoints(run: Path, full_disk: FullDisk) -> None:
+    """It ends within the configuration or metrics, within the weights, within the optimizer's state."""
+    before = contents(run / "checkpoints")
+    for size in (3_000, 120_000, 400_000):
+        with full_disk(size):
+            refused(lambda: train(tiny("train.steps=21"), run), "File too large", "size of files")
+        assert contents(run / "checkpoints") == before
+        assert not [path for path in run.rglob(".*") if path.name != ".lock"]
+    with full_disk(120_000):
+        refused(lambda: train(tiny("train.steps=21"), run), str(step(run, 21)), str(step(run, 20)))
+    assert train(tiny("train.steps=21"), run).new_steps == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_only_a_full_disk_asks_for_space(run: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(checkpoint.weights, "write_tensors", fail)
+    with pytest.raises(pra.PraError, match=os.strerror(code)) as raised:
+        train(tiny("train.steps=21"), run)
+    assert ("free some space" in str(raised.value)) == (code == errno.ENOSPC)
+
+
+def test_checkpoint_is_written_on_the_gpu_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch's thread the current GPU is the first."""
+    calls: list[tuple[str, Any]] = []
+    write = HuggingFaceStorageWriter.write_data
+
+    def note(what: Any) -> None:
+        calls.append((threading.current_thread().name, what))
+
+    def written(*arguments: Any) -> Any:
+        note("write")
+        return write(*arguments)
+
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", written)
+    monkeypatch.setattr(torch.cuda, "set_device", note)
+    model = PRA(tiny().model)  # type: ignore[arg-type]
+    adam = build_optimizer(model, tiny().train.optimizer)
+    for number, gpu in enumerate([torch.device("cuda", 3), None]):
+        calls.clear()
+        saver = checkpoint.Saver(tmp_path, 1, World(), torch.device("cpu"))
+        saver.gpu = gpu
+        with saver.working():
+            saver.save(number, model, {"ema": EMA(model, exponential(0.5))}, adam)
+            saver.wait()
+        threads, what = zip(*calls, strict=True)
+        assert threading.main_thread().name not in threads
+        assert len(set(threads)) == 1
+        assert what == (("write",) if gpu is None else (gpu, "write"))
+
+
+def test_saving_filters_no_warnings_of_others(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        for steps in (1, 2):  # the second loads what the first has saved
+            train(tiny(f"train.steps={steps}"), tmp_path / "run")
+        runpy.run_path(checkpoint.__file__)  # as at its first import
+        assert list(warnings.filters) == before
+    assert [one for one in seen if "torch.distributed is disabled" in str(one.message)] == []
+    assert load_file(weights.checkpoints(tmp_path / "run")[-1] / "ema.safetensors").keys() == {
+        name.removeprefix("ema/") for name in tensors(tmp_path / "run") if name.startswith("ema/")
+    }
