@@ -26,8 +26,8 @@ def test_grey_model_and_colour_reference_are_told(call: Pra, trained: Path, pict
 @pytest.mark.parametrize(
     ("option", "file", "part"),
     [
-        ("--export-npz", "e.png", "FILE.npz"),
-        ("--export-statistics", "stats", "FILE.npz"),
+        ("--export-npz", "e.png", ".npz"),
+        ("--export-statistics", "stats", ".npz"),
         ("--out", "there.json", "exists"),
         ("--export-npz", "there.npz", "exists"),
     ],

@@ -23,12 +23,8 @@ class Lanes:
     """Images in pieces, each of which can be read from its beginning; lanes are consecutive pieces.
 
     An epoch takes :data:`UNIT` images of every lane in turn, starting at a multiple of that. So each worker meets the
-    same few lanes again if the number of workers and the number of lanes, a power of two, have common factors; no
-    worker reads the images between. The order depends on the data set alone.
-
-    Args:
-        starts: the first image of each piece, followed by the number of images.
-        window: images that are held at once, of all lanes together.
+    same few lanes again if the number of workers and the number of lanes, a power of two, have common factors.
+    ``starts`` is the first image of each piece, followed by the number of images; ``window`` images are held at once.
     """
 
     starts: Labels
@@ -50,11 +46,9 @@ class Lanes:
         return piece * self.count // (len(self.starts) - 1), piece, index - int(self.starts[piece])
 
     def arranged(self, order: Tensor, start: int) -> Tensor:
-        """Return the order in which an epoch takes the images: shuffled within the windows of each lane.
+        """Shuffle an epoch within the windows of each lane.
 
-        Args:
-            order: int64 ``(N,)``, a random order of all images.
-            start: the epoch's first global sample index.
+        ``order`` is a random order of all images, int64 ``(N,)``, and ``start`` the epoch's first global sample index.
         """
         sizes = torch.from_numpy(np.diff(self.starts))
         pieces = torch.repeat_interleave(torch.arange(len(sizes)), sizes)

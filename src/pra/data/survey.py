@@ -27,7 +27,7 @@ _LINES = 20
 
 
 class Range(NamedTuple):
-    """Lowest, median and highest of some pixel counts."""
+    """Lowest, median and highest of some sizes in pixels."""
 
     low: int
     median: int

@@ -9,12 +9,13 @@ on the chip at small batches.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pra.config import AnyModelConfig, Clean, Exact, ModelConfig, RunConfig, SamplingConfig
@@ -22,7 +23,7 @@ from pra.method import noise
 from pra.method.objectives import training_losses
 from pra.models import PRA, build_model
 from pra.models.cache import KVCache
-from pra.sampling import Steps, exact_rollout, generate
+from pra.sampling import Steps, exact_rollout
 from pra.sampling.whole_image import sample_at_once
 
 
@@ -71,25 +72,34 @@ def sampling_costs(
         model = PRA(config)
         steps = Steps(model, sampling, batch)
         labels, nothing = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, 0, config.patch_dim)
-        starts = torch.zeros(batch, config.num_patches, config.state_dim)
-        draws = torch.zeros(batch, sampling.steps, config.state_dim) if sampling.adds_noise else None
-        first = next(generate(steps, labels, starts, nothing, lambda position: draws))
-        # Embedding the times is the head's work, once a batch.
-        embedding = _count(steps.reset)
-        head = embedding
-        for guided, positions in steps.plan.positions().items():
-            scale = torch.ones(()) if guided else None
-            head += positions * _count(lambda scale=scale: steps.integrate(first.h, first.state, scale, draws))  # type: ignore[misc]
+        embedding = _count(steps.reset)  # the head's work, once a batch
         tokens = model.condition(labels.repeat(steps.streams))
+        h = steps.begin(tokens, nothing)
+        state, patch = torch.zeros(batch, 1, config.state_dim), torch.zeros(batch, 1, config.patch_dim)
         prefill = _count(lambda: steps.begin(tokens, nothing)) - embedding
         counts = {
-            "backbone": prefill + _series(steps, lambda: steps.read(first.patch), 1, config.num_patches - 1),
-            "head": head,
-            "decoder": _series(steps, lambda: steps.write(first.state), 0, config.num_patches),
+            "backbone": prefill + _series(steps, lambda: steps.read(patch), 1, config.num_patches - 1),
+            "head": embedding + _head_flops(steps, h, state),
+            "decoder": _series(steps, lambda: steps.write(state), 0, config.num_patches),
         }
         traffic = _traffic(steps)
     smaller = element_size / torch.float32.itemsize / batch
     return {part: Cost(count // batch, traffic[part] * smaller) for part, count in counts.items()}
+
+
+def _head_flops(steps: Steps, h: Tensor, state: Tensor) -> int:
+    """Count the head at all positions. Evaluations of as many streams cost the same: one of them is measured."""
+    head, total = steps.head, 0
+    condition = head.project(h).view(steps.streams, steps.batch, 1, -1)
+    span = None if steps.plan.span is None else steps.times[:1]
+    for guided, positions in steps.plan.positions().items():
+        streams, known = steps.plan.streams(guided), steps.modulations(condition, guided)
+        once = _count(lambda: head.project(h)) + _count(lambda guided=guided: steps.modulations(condition, guided))  # type: ignore[misc]
+        for number, evaluations in Counter(streams).items():
+            inputs = state, steps.times[0], condition[:number], span, known[streams.index(number)]
+            once += evaluations * _count(lambda inputs=inputs: head(*inputs))  # type: ignore[misc]
+        total += positions * once
+    return total
 
 
 def _traffic(steps: Steps) -> dict[str, int]:
