@@ -45,7 +45,7 @@ from pra.recipes import distill as distillation
 from pra.recipes.named import recipe_or_run
 from pra.training.loop import Trained
 from pra.training.loop import train as run_training
-from pra.training.run import check_run
+from pra.training.run import check_run, checked_source
 from pra.utils.distributed import join
 from pra.utils.progress import Progress
 from pra.utils.provenance import DISTRIBUTION, package_version
@@ -192,6 +192,7 @@ def train(
         if len(source.classes) != config.model.num_classes:
             say(f"classes: {len(source.classes)} in {source.name} (the recipe has {config.model.num_classes})")
             config = override(config, "model.num_classes", str(len(source.classes)))
+        checked_source(folder, config, source)
         where = (
             f"{target}" if world.size == 1 else f"{world.size} processes ({target.type}, {config.train.parallel.value})"
         )
