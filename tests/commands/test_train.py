@@ -118,7 +118,9 @@ def test_bad_run_folders_are_refused(call: Pra, run: Path, pictures: Pictures) -
     command = ("train", "tiny", "--steps", "30", "--run-dir")
     answer = call(*command, run, "--seed", "1", "--set", "train.batch_size=16")
     assert answer.is_refusal("train.seed: 0", "train.batch_size: 8")
-    assert call(*command, run, "--data", pictures("others")).is_refusal("model.num_classes: 10")
+    answer = call(*command, run, "--data", pictures("others"))
+    assert answer.is_refusal("model.num_classes: 10")
+    assert "run: " not in answer.out
     assert call(*command, run / "config.json").is_refusal(run / "config.json")
     assert call(*command, run / "config.json" / "x").is_refusal("Not a directory")
     assert call(*command, run / "samples").is_refusal(run / "samples")

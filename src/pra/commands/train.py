@@ -21,7 +21,7 @@ from pra.evaluation.report.page import REPORT, write_report
 from pra.models import weights
 from pra.recipes import fine_tune, own, recipe
 from pra.training.loop import Trained, train
-from pra.training.run import check_run
+from pra.training.run import check_run, checked_source
 from pra.utils.distributed import World, join
 
 
@@ -166,4 +166,5 @@ def _with_data(config: RunConfig, folder: Path, world: World, say: Callable[...,
     if len(source.classes) != config.model.num_classes:
         say(f"classes: {len(source.classes)} in {source.name} (the recipe has {config.model.num_classes})")
         config = override(config, "model.num_classes", str(len(source.classes)))
+    checked_source(folder, config, source)
     return config, source

@@ -118,8 +118,8 @@ class Trainer:
         callbacks: Sequence[Callback],
     ) -> None:
         self.config, self.folder, self.device, self.world, self.terms = config, folder, device, world, terms
-        self.weights = {name: term.weight for name, term in terms.items()}
-        self.whole = checked_source(folder, config, source, self.weights)
+        self.term_weights = {name: term.weight for name, term in terms.items()}
+        self.whole = checked_source(folder, config, source, self.term_weights)
         _check_classes(self.whole, config.model.num_classes)
         with world.first_alone() if isinstance(config.data.validation, str) else nullcontext():  # indexed once
             self.source, held_out = split(self.whole, config.data, config.train.seed)
@@ -192,7 +192,7 @@ class Trainer:
         with caught_signals() as received, self.saver.working(), reading(self._batches()) as stream:
             first = next(stream)  # report unreadable data before anything is written
             if self.world.is_first:
-                write_run(self.folder, self.config, self.whole, self.world.size, self.initial, self.weights)
+                write_run(self.folder, self.config, self.whole, self.world.size, self.initial, self.term_weights)
             self.callbacks.call("on_start", self)
             self.interval = time.monotonic()
             for step_batches in itertools.chain([first], stream):

@@ -85,7 +85,9 @@ def check_run(folder: Path, config: RunConfig, classes_known: bool = True) -> No
         raise PraError(problem, code="mismatch", path=folder, differences=differing)
 
 
-def checked_source(folder: Path, config: RunConfig, source: Source | None, losses: Mapping[str, float]) -> Source:
+def checked_source(
+    folder: Path, config: RunConfig, source: Source | None = None, losses: Mapping[str, float] | None = None
+) -> Source:
     """Return the training images, ``source`` or by name, after all checks that the run can begin or resume.
 
     ``losses`` are the weights of the user's terms of the loss.
@@ -94,11 +96,11 @@ def checked_source(folder: Path, config: RunConfig, source: Source | None, losse
         PraError: as :func:`check_run`; or the run learned from other images, or with other terms.
     """
     check_run(folder, config)
-    begun = (folder / CONFIG).exists()
-    known = recorded(folder).get("losses", {}) if begun else losses
-    if known != losses:
+    begun, asked = (folder / CONFIG).exists(), dict(losses or {})
+    known = recorded(folder).get("losses", {}) if begun else asked
+    if known != asked:
         problem = (
-            f"{folder} has been trained with losses={known}, not {dict(losses)}. Pass the same losses to pra.train, or "
+            f"{folder} has been trained with losses={known}, not {asked}. Pass the same losses to pra.train, or "
             "use another --run-dir"
         )
         raise PraError(problem, code="mismatch", path=folder, losses=known)
