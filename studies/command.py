@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
-import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
-from pra.cli import run_program
-from pra.commands.arguments import check_words
 from pra.commands.options import Flag, Integer, Text, parse_numbers
+from pra.commands.program import parse_command, run_program
 from pra.errors import PraError
 from pra.utils.device import cores, pick_device
 from studies.catalogue import STUDIES, find_study, only
@@ -86,9 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(args: list[str]) -> Callable[[], object]:
-    """Check the command line and return what runs it."""
-    check_words(PROGRAM, study_command, args)
-    return partial(tyro.cli, study_command, prog=PROGRAM, args=args, config=(FlagCreatePairsOff,))
+    """Return what runs the command line."""
+    return parse_command(PROGRAM, study_command, args)
 
 
 def _default_jobs(device: torch.device) -> int:

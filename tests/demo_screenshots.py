@@ -1,6 +1,6 @@
 """Screenshots of the web demo for docs/demo.md: of RUN, of ONE and OTHER side by side, of the model that pra ships.
 
-python tests/demo_screenshots.py RUN ONE OTHER PICTURE CLASS docs/images
+python tests/support/demo_screenshots.py RUN ONE OTHER PICTURE CLASS docs/images
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def test_data_commands_pack_and_check(photos: str, tmp_path: Path, capsys: pytes
         (["data"], "which `pra data`? Known: check, pack"),
         (["data", "pakc"], "no command 'data pakc'; did you mean 'pack'?"),
         (["data", "pack", "digits"], "pra data pack needs DIR"),
-        (["data", "check", "digits", "--sise", "3"], "pra data check has no option '--sise'; did you mean '--size'?"),
+        (["data", "check", "digits", "--sise", "3"], "unrecognized options: --sise, 3; perhaps you meant: --size INT"),
         (["data", "check", "digits", "--size", "0"], "--size 0"),
         (["data", "check", "digits", "--workers", "-1"], "--workers -1"),
         (["data", "pack", "digits", "/"], "/ exists already"),

@@ -19,7 +19,6 @@ from support.refusal import refused
 from torch import Tensor
 
 import pra
-from pra import cli
 from pra.config import Clean, JiTConfig, LearningRate, ObjectiveConfig, OptimizerConfig, Parallel, RunConfig
 from pra.data.survey import Range, Survey
 from pra.models import Model, build_model, weights
@@ -74,7 +73,7 @@ def folder_of_pictures(root: Path, classes: tuple[str, ...], mode: str = "RGB") 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer than the steps."""
-    monkeypatch.setattr(cli, "write_report", lambda run: None)
+    monkeypatch.setattr("pra.commands.train.write_report", lambda run: None)
 
 
 # --- the weights --------------------------------------------------------------------------------------------
@@ -294,7 +293,7 @@ def test_command_fine_tunes_a_saved_model_without_classes(
         (["--from", "run", "--data", "folder:nowhere"], "nowhere does not exist"),
         (["--from", "run", "--data", "folder:pets", "--steps", "0"], "steps must be positive"),
         (["--from", "run", "--data", "folder:pets", "--minutes", "0"], "--minutes 0 must be positive"),
-        (["--from"], "--from needs a value"),
+        (["--from"], "missing value for argument '--from'"),
     ],
 )
 def test_command_bad_input_is_one_line(

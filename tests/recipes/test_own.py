@@ -217,7 +217,7 @@ def test_command_chooses_trains_and_resumes_as_chosen(
         (["--data", "folder:photos", "--minutes", "0"], "--minutes 0 must be positive"),
         (["--data", "folder:photos", "--minutes", "1", "--steps", "5"], "--minutes and --steps both"),
         (["--data", "folder:photos", "--steps", "0"], "steps must be positive"),
-        (["--data", "folder:photos", "--minutes", "some"], "--minutes needs a number"),
+        (["--data", "folder:photos", "--minutes", "some"], "--minutes: expected a number"),
     ],
 )
 def test_command_bad_input_is_one_line(

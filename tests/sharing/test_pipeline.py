@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib
 import importlib.util
@@ -16,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.hub import TOKEN, Repository, serving
+from support.files import contents
+from support.hub import TOKEN, Hub, Repository
 from support.models import PIXEL, random_model
 from support.refusal import refused
 
 import pra
 from pra.sampling import Engine
+from pra.utils.extras import install_command
 
 
 @pytest.fixture(scope="module")
@@ -45,27 +46,20 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_the_generator_decides_the_images(pipe: Any) -> None:
-    one, again = (pipe([1, 2], generator=seeded(3), output_type="pt").images for _ in range(2))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, pipe([1, 2], generator=seeded(4), output_type="pt").images)
-    generator = seeded(3)
-    first, second = (pipe([1, 2], generator=generator, output_type="pt").images for _ in range(2))
-    assert torch.equal(first, one)
-    assert not torch.equal(second, one)
+def test_generator_decides_the_images(pipe: Any) -> None:
+    def images(labels: list[int], generator: Any) -> torch.Tensor:
+        return pipe(labels, generator=generator, output_type="pt").images
 
-
-def test_with_a_generator_each_the_batch_does_not_matter(pipe: Any) -> None:
-    both = pipe([1, 2], generator=[seeded(3), seeded(4)], output_type="pt").images
-    alone = pipe([2], generator=[seeded(4)], output_type="pt").images
-    torch.testing.assert_close(both[1:], alone)
-
-
-def test_without_a_generator_the_global_one_decides(pipe: Any) -> None:
+    one, generator = images([1, 2], seeded(3)), seeded(3)
+    assert torch.equal(images([1, 2], generator), one)
+    assert not torch.equal(images([1, 2], generator), one)
+    assert not torch.equal(images([1, 2], seeded(4)), one)
+    each = images([1, 2], [seeded(3), seeded(4)])
+    torch.testing.assert_close(each[1:], images([2], [seeded(4)]))
     torch.manual_seed(1)
-    one = pipe([1], output_type="pt").images
+    one = images([1], None)
     torch.manual_seed(1)
-    assert torch.equal(pipe([1], output_type="pt").images, one)
+    assert torch.equal(images([1], None), one)
 
 
 def test_output_types_hold_the_same_pixels(pipe: Any) -> None:
@@ -80,7 +74,7 @@ def test_output_types_hold_the_same_pixels(pipe: Any) -> None:
     assert torch.equal(first, pt)
 
 
-def test_settings_are_the_sampler_s_and_the_model_s_own_by_default(pipe: Any) -> None:
+def test_settings_default_to_the_model_s(pipe: Any) -> None:
     def images(**settings: Any) -> torch.Tensor:
         return pipe([1], generator=seeded(1), output_type="pt", **settings).images
 
@@ -98,14 +92,14 @@ def test_settings_are_the_sampler_s_and_the_model_s_own_by_default(pipe: Any) ->
     assert not torch.equal(images(num_inference_steps=3), same)
 
 
-def test_its_call_has_the_order_of_the_call_that_it_follows(pipeline_class: Any) -> None:
+def test_call_has_the_parameters_of_ditpipeline(pipeline_class: Any) -> None:
     from diffusers import DiTPipeline
 
     ours, theirs = (list(inspect.signature(one.__call__).parameters) for one in (pipeline_class, DiTPipeline))
     assert ours == theirs
 
 
-def test_one_label_no_label_and_names(pipe: Any) -> None:
+def test_labels_are_numbers_names_or_none(pipe: Any) -> None:
     assert len(pipe(1).images) == 1
     one, two = (pipe(labels, generator=seeded(1), output_type="pt").images for labels in (3, [3, 4]))
     for same in (np.int64(3), np.array([3]), torch.tensor(3), (np.int64(3),)):
@@ -121,31 +115,34 @@ def test_one_label_no_label_and_names(pipe: Any) -> None:
         assert torch.equal(pipe(same, generator=seeded(1), output_type="pt").images, one)
 
 
-def test_an_engine_is_made_once_for_settings_that_come_back(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_is_made_once_per_settings(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    monkeypatch.setattr("pra.sampling.sampler.Engine", lambda *a: (made.append(a[1].guidance), Engine(*a))[1])
+
+    def counted(*arguments: Any) -> Engine:
+        engine = Engine(*arguments)
+        made.append((arguments[1].guidance, weakref.ref(engine)))
+        return engine
+
+    def images(guidance: float | None = None) -> torch.Tensor:
+        return pipe([1, 2], generator=seeded(3), output_type="pt", guidance_scale=guidance).images
+
+    monkeypatch.setattr("pra.sampling.sampler.Engine", counted)
     pipe.model.sampling = dataclasses.replace(pipe.model.sampling, guidance=1.5)
-    one = [pipe([1, 2], generator=seeded(3), output_type="pt", guidance_scale=g).images for g in (2.0, None, 2.0, None)]
-    assert made == [2.0, 1.5]
+    one = [images(guidance) for guidance in (2.0, None, 2.0, None)]
+    assert [guidance for guidance, _ in made] == [2.0, 1.5]
     assert torch.equal(one[0], one[2])
-    assert torch.equal(copy.deepcopy(pipe)([1, 2], generator=seeded(3), output_type="pt").images, one[3])
-    pipe([1, 2], guidance_scale=3.0)
-    pipe([1, 2], guidance_scale=2.0)  # the third has taken its place
-    assert made == [2.0, 1.5, 1.5, 3.0, 2.0]
-    held = weakref.ref(
-        next(iter(pipe._samplers.of(dataclasses.replace(pipe.model.sampling, guidance=2.0)).idle.values()))
-    )
-    assert held() is not None
+    assert torch.equal(one[1], one[3])
+    images(3.0)
+    images(2.0)  # the third has taken its place
+    assert [guidance for guidance, _ in made[2:]] == [3.0, 2.0]
     pipe.to("cpu")
-    assert held() is None  # its memory was asked back
+    assert [engine() for _, engine in made] == [None] * 4  # their memory was asked back
     pipe.model = random_model(PIXEL)
-    assert torch.equal(
-        pipe([1], generator=seeded(3), output_type="pt").images, pipe([1], generator=seeded(3), output_type="pt").images
-    )
-    assert made[5:] == [pipe.model.sampling.guidance]
+    assert torch.equal(images(), images())
+    assert [guidance for guidance, _ in made[4:]] == [pipe.model.sampling.guidance]
 
 
-def test_bad_input_is_explained(pipe: Any) -> None:
+def test_bad_input_is_refused(pipe: Any) -> None:
     refused(lambda: pipe([9]), "label 9 is out of range")
     for labels in (1.5, [1.0]):
         refused(
@@ -159,7 +156,7 @@ def test_bad_input_is_explained(pipe: Any) -> None:
     refused(lambda: pipe.get_label_ids(["cta"]), "no class 'cta'; did you mean 'cat'?")
 
 
-def test_saved_and_loaded_it_is_the_same_also_for_pra_load(pipe: Any, pipeline_class: Any, tmp_path: Path) -> None:
+def test_saved_pipeline_is_loaded_the_same(pipe: Any, pipeline_class: Any, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "model")
     again = pipeline_class.from_pretrained(tmp_path / "model")
     for model in (again.model, pra.load(tmp_path / "model")):
@@ -172,12 +169,12 @@ def test_saved_and_loaded_it_is_the_same_also_for_pra_load(pipe: Any, pipeline_c
         return pipeline_class.from_pretrained(tmp_path / "model", **options)
 
     assert load(torch_dtype=torch.float32, use_safetensors=True, token=None).model.config == pipe.model.config
-    refused(lambda: load(torch_dtype=torch.float16), "no torch_dtype=torch.float16", "float32")
-    refused(lambda: load(use_safetensors=False), "no use_safetensors=False", "weights are safetensors")
-    refused(lambda: load(cache_folder="x"), "takes no cache_folder; did you mean 'cache_dir'?")
+    refused(lambda: load(torch_dtype=torch.float16), "float32", name="torch_dtype", value=torch.float16)
+    refused(lambda: load(use_safetensors=False), "safetensors", name="use_safetensors", value=False)
+    refused(lambda: load(cache_folder="x"), "did you mean 'cache_dir'?", name="cache_folder")
 
 
-def test_it_is_a_diffusers_pipeline(pipe: Any) -> None:
+def test_pipeline_is_one_of_diffusers(pipe: Any) -> None:
     import diffusers
 
     assert isinstance(pipe, diffusers.DiffusionPipeline)
@@ -186,45 +183,26 @@ def test_it_is_a_diffusers_pipeline(pipe: Any) -> None:
     assert pipe.device == torch.device("cpu")
     assert isinstance(pipe(0), diffusers.ImagePipelineOutput)
     pipe.to(torch.bfloat16)
-    refused(lambda: pipe(0), "torch.bfloat16", "leave to(dtype) out")
+    refused(lambda: pipe(0), code="unsupported", value=torch.bfloat16)
 
 
-def test_from_the_hub_with_or_without_the_prefix(
-    pipeline_class: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    constants = pytest.importorskip("huggingface_hub.constants", reason="needs pip install 'pra-pixels[hub]'")
+def test_from_pretrained_takes_hub_names(pipeline_class: Any, hub: Hub, tmp_path: Path) -> None:
     pra.save(random_model(PIXEL), tmp_path / "model")
-    with serving() as hub:
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = "{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{template}")
-        hub.repositories["bob/model"] = Repository()
-        commit = hub.repositories["bob/model"].commit(
-            {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-        )
-        for name, revision in (("bob/model", None), ("hub:bob/model", commit)):
-            assert pipeline_class.from_pretrained(name, revision=revision).model.config == PIXEL
-        refused(lambda: pipeline_class.from_pretrained("bob/none"), "hub:bob/none is not on the Hub")
-        other = {"cache_dir": tmp_path / "other"}
-        refused(
-            lambda: pipeline_class.from_pretrained("bob/model", local_files_only=True, **other),
-            "not (wholly) in the cache",
-        )
-        hub.repositories["bob/model"].private = True
-        refused(
-            lambda: pipeline_class.from_pretrained("bob/model", **other), "bob/model is not on the Hub, or is private"
-        )
-        pipeline_class.from_pretrained("bob/model", token=TOKEN, **other)
-        assert (tmp_path / "other").is_dir()
-        pipeline_class.from_pretrained("bob/model", local_files_only=True, **other)
+    repository = hub.repositories["bob/model"] = Repository()
+    commit = repository.commit(contents(tmp_path / "model"))
+    load, other = pipeline_class.from_pretrained, {"cache_dir": tmp_path / "other"}
+    for name, revision in (("bob/model", None), ("hub:bob/model", commit)):
+        assert load(name, revision=revision).model.config == PIXEL
+    refused(lambda: load("bob/none"), "hub:bob/none", code="unreachable")
+    refused(lambda: load("bob/model", local_files_only=True, **other), "in the cache", code="unreachable")
+    repository.private = True
+    refused(lambda: load("bob/model", **other), "bob/model", "private")
+    load("bob/model", token=TOKEN, **other)
+    load("bob/model", local_files_only=True, **other)
 
 
 def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.delitem(sys.modules, "pra.sharing.pipeline", raising=False)
-    refused(
-        lambda: importlib.import_module("pra.sharing.pipeline"),
-        "PRAPipeline needs diffusers",
-        "'pra-pixels[diffusers]'",
-    )
+    command = install_command("diffusers")
+    refused(lambda: importlib.import_module("pra.sharing.pipeline"), command, code="not-installed")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 
 from pra import cli
+from pra.commands.program import parse_command
 
 
 class Answer(NamedTuple):
@@ -16,6 +21,13 @@ class Answer(NamedTuple):
     code: int
     out: str
     errors: list[str]
+
+    def is_refusal(self, *parts: object) -> bool:
+        """Whether the exit code is 2 and stderr is one line that holds all ``parts``."""
+        assert (self.code, len(self.errors)) == (2, 1), self
+        assert self.errors[0].startswith("pra: error: ")
+        assert [part for part in parts if str(part) not in self.errors[0]] == [], self.errors[0]
+        return True
 
 
 Pra = Callable[..., Answer]
@@ -26,12 +38,18 @@ def caller(capsys: pytest.CaptureFixture[str]) -> Pra:
 
     def call(*words: object) -> Answer:
         capsys.readouterr()
-        try:
-            code = cli.main([str(word) for word in words])
-        except SystemExit as stop:  # tyro's own
-            code = stop.code if isinstance(stop.code, int) else 1
+        code = cli.main([str(word) for word in words])
         out, error = capsys.readouterr()
         lines = [line.strip() for line in error.replace("\r", "\n").splitlines()]
         return Answer(code, out, [line for line in lines if line and not line.startswith(("train:", "sample:"))])
 
     return call
+
+
+@functools.cache
+def options_of(command: Callable[..., None]) -> frozenset[str]:
+    """The options that the help of a command shows."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        parse_command("pra", command, ["--help"])
+    return frozenset(re.findall(r"^. (--[a-z-]+)", said.getvalue(), re.MULTILINE))

@@ -370,11 +370,11 @@ def test_checks_without_data_come_before_they_are_opened(
     monkeypatch.setattr("pra.training.run.open_source", too_early)
     refused(lambda: train(tiny("train.seed=1"), run), "train.seed: 0 in the run", code="mismatch", path=run)
     refused(lambda: train(tiny(), tmp_path / "new", world=World(0, 3)), "batch_size 8")
-    monkeypatch.setattr(cli, "open_source", too_early)
-    monkeypatch.setattr(cli, "join", lambda: nullcontext(World(0, 3)))
+    monkeypatch.setattr("pra.commands.train.open_source", too_early)
+    monkeypatch.setattr("pra.commands.train.join", lambda: nullcontext(World(0, 3)))
     assert cli.main(["train", "tiny", "--run-dir", str(tmp_path / "new"), "--device", "cpu"]) == 2
     assert "batch_size 8" in capsys.readouterr().err
-    monkeypatch.setattr(cli, "join", lambda: nullcontext(World()))
+    monkeypatch.setattr("pra.commands.train.join", lambda: nullcontext(World()))
     assert cli.main(["train", "tiny", "--run-dir", str(run), "--device", "cpu", "--seed", "1"]) == 2
     assert "train.seed: 0 in the run" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The command ``pra average``: thin."""
+"""The command ``pra average``."""
 
 from __future__ import annotations
 

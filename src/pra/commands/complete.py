@@ -1,4 +1,4 @@
-"""The command ``pra complete``: thin."""
+"""The command ``pra complete``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tyro.conf import Positional, arg
 
 from pra.commands.options import Output, Text, parse_numbers
 from pra.commands.sampling_options import AS_RECOMMENDED, SamplingOptions, parse_labels
+from pra.data.images import CorruptImage, decode
 from pra.errors import PraError
 from pra.models import weights
 from pra.sampling import check_completes
@@ -20,7 +20,7 @@ from pra.utils.files import check_output, first_free, output_format, save_images
 from pra.utils.pixels import MODES, from_uint8
 
 OUT = Path("completions.png")
-"""Where --out does not say; with a number where that is taken."""
+"""Without --out; with a number where that is taken."""
 
 
 def complete_command(
@@ -52,14 +52,15 @@ def complete_command(
     if run.is_file():
         model, image = None, (run, *image)
     if not image:
-        raise PraError("no IMAGE given: name at least one picture to complete")
+        raise PraError("no IMAGE given. Name at least one picture to complete", code="missing")
     sampler = how.sampler(weights.model_folder(model), pick_device(how.device))
     check_completes(sampler.model)
     config = sampler.model.config
     real = torch.stack([_read_picture(path, config.channels, config.image_size) for path in image])
     chosen = [sampler.model.condition.null] if label is None else parse_labels(label, sampler.model.classes)
     if len(chosen) not in (1, len(image)):
-        raise PraError(f"--label {label!r} means {len(chosen)} classes for {len(image)} images: give one, or one each")
+        problem = f"--label {label!r} means {len(chosen)} classes for {len(image)} images. Give one, or one each"
+        raise PraError(problem, code="mismatch", label=label)
     numbers = list(dict.fromkeys(parse_numbers(seeds, "--seeds")))
     place = out.expanduser() if out else first_free(OUT)
     check_output(place)
@@ -80,23 +81,21 @@ def complete_command(
 
 
 def _read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise PraError(f"{path} {problem}; give a picture as IMAGE")
     try:
-        with Image.open(path) as opened:
-            picture = opened.copy()
-    except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
-        reason = getattr(error, "strerror", None) or error
-        raise PraError(f"{path} cannot be read as a picture: {reason}; give another IMAGE") from None
+        picture = decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise PraError(f"{path}: {error.strerror}. Give a picture as IMAGE", code="missing", path=path) from None
+    except CorruptImage as error:
+        raise PraError(f"{path}: {error.problem}. Give another IMAGE", code="unreadable", path=path) from None
     if picture.mode in ("1", "P"):
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     wanted = MODES.get(channels)
     if picture.size != (size[1], size[0]) or picture.mode != wanted:
-        raise PraError(
+        problem = (
             f"{path} is {picture.width}x{picture.height} (width x height) with {len(picture.getbands())} channels "
-            f"({picture.mode}); this model completes pictures of {size[1]}x{size[0]} with {channels} ({wanted}): "
-            "resize or convert it first"
+            f"({picture.mode}); this model completes pictures of {size[1]}x{size[0]} with {channels} ({wanted}). "
+            "Resize or convert it first"
         )
+        raise PraError(problem, code="mismatch", path=path)
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return from_uint8(pixels.view(*size, channels).permute(2, 0, 1))

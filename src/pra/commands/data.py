@@ -1,4 +1,4 @@
-"""The commands ``pra data pack`` and ``pra data check``: thin."""
+"""The commands ``pra data pack`` and ``pra data check``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pack_command(
     packing = Packing(size=size, format=format, quality=quality, shard_images=shard_images, skip_corrupt=skip_corrupt)
     folder = folder.expanduser()
     check_free(folder, OTHER)
-    processes = _workers(workers)
+    processes = _processes(workers)
     done = pack(open_source(source), folder, packing, processes)
     left_out = f", {done.skipped} corrupt ones left out (index.json names them)" if done.skipped else ""
     print(f"packed {done.images} images{left_out}: {done.shards} shards, {done.bytes / 1e9:.3f} GB, in {folder}")
@@ -72,11 +72,11 @@ def check_command(
         workers: Processes that read and decode; by default one per core.
     """
     if size is not None and size < 1:
-        raise PraError(f"--size {size} must be at least 1 pixel")
+        raise PraError(f"--size {size} must be at least 1 pixel", option="--size", value=size)
     if out:
         out = out.expanduser()
         check_free(out)
-    processes = _workers(workers)
+    processes = _processes(workers)
     opened = open_source(source)
     begin = time.monotonic()
     report = check(opened, size, processes)
@@ -88,15 +88,11 @@ def check_command(
         write_atomically(out, lambda file: file.write(text))
         print(f"report: {out}")
     if report["corrupt"]:
-        raise PraError(
-            f"{len(report['corrupt'])} of {len(opened)} images from {source} are corrupt; replace them, or train with "
-            "--set data.on_corrupt=skip"
-        )
+        problem = f"{len(report['corrupt'])} of {len(opened)} images from {source} are corrupt"
+        raise PraError(f"{problem}. Replace them, or train with --set data.on_corrupt=skip", code="unreadable")
 
 
-def _workers(asked: int | None) -> int:
-    if asked is None:
-        return cores()
-    if not 0 <= asked <= 1024:
-        raise PraError(f"--workers {asked} must lie in [0, 1024]")
-    return asked
+def _processes(workers: int | None) -> int:
+    if workers is not None and not 0 <= workers <= 1024:
+        raise PraError(f"--workers {workers} must lie in [0, 1024]", option="--workers", value=workers)
+    return cores() if workers is None else workers

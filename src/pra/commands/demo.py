@@ -1,9 +1,8 @@
-"""The command ``pra demo``: thin."""
+"""The command ``pra demo``."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import ipaddress
 import os
 import signal
@@ -50,29 +49,29 @@ def demo_command(
     gradio()
     target = pick_device(device)
     exhibits = load_exhibits([run] if other is None else [run, other], target, average)
-    # SIGTERM, by which services and containers are stopped, ends it as Ctrl-C does: cleaned up.
+    # SIGTERM, by which services and containers are stopped, cleans up as Ctrl-C does.
     with (
         handled((signal.SIGTERM,), signal.default_int_handler),
         tempfile.TemporaryDirectory(prefix="pra-demo-") as folder,
     ):
-        os.environ["GRADIO_TEMP_DIR"] = folder  # what visitors upload and make goes when the demo ends
+        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and pictures are deleted when the demo ends
         serve(build_page(exhibits), host, port)
 
 
 def serve(page: Any, host: str, port: int) -> None:
-    """Serves the page until the process is interrupted.
+    """Serve the page until the process is interrupted.
 
     Raises:
         PraError: the server does not start.
     """
+    spelled = f"[{host}]" if ":" in host else host
     try:
-        page.launch(server_name=_bracketed(host), server_port=port, **launch_options())
+        page.launch(server_name=spelled, server_port=port, **launch_options())
     except (OSError, ValueError) as error:  # Gradio's, for a port that was taken just now and for much else
-        raise PraError(
-            f"the page cannot be served at {host}:{port} ({reason_of(error)}); try another --host or --port"
-        ) from None
+        raise _closed(host, port, error) from None
     try:
-        print(f"demo: open http://{_spelled(host)}:{port} in a browser; Ctrl-C ends it", flush=True)
+        shown = "localhost" if host in ("0.0.0.0", "::") else spelled
+        print(f"demo: open http://{shown}:{port} in a browser; Ctrl-C ends it", flush=True)
         if not _is_loopback(host):
             print("demo: everybody who reaches this machine can use it", flush=True)
         threading.Event().wait()
@@ -81,43 +80,26 @@ def serve(page: Any, host: str, port: int) -> None:
 
 
 def check_address(host: str, port: int) -> None:
-    """Whether a server can listen there; before the models are loaded.
+    """Refuse an address where a server cannot listen, before the models are loaded.
 
     Raises:
-        PraError: the port is taken or closed to us, or no such address is this machine's.
+        PraError: the port is taken or closed, or the address is not of this machine.
     """
     if not 1 <= port <= 65535:
-        raise PraError(f"--port {port} is out of range: take one from 1024 to 65535")
+        raise PraError(f"--port {port} must lie in [1, 65535]", host=host, port=port)
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with contextlib.closing(socket.socket(family, kind, protocol)) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-    except socket.gaierror as error:
-        raise PraError(f"--host {host!r} is no address ({error.strerror}); 127.0.0.1 is this machine alone") from None
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise PraError(f"port {port} of {host} is in use already; choose another with --port") from None
-        if error.errno == errno.EACCES:
-            raise PraError(f"port {port} is closed to you; choose one from 1024 on with --port") from None
-        raise PraError(
-            f"--host {host} cannot be listened at ({error.strerror}); 127.0.0.1 is this machine alone"
-        ) from None
+        raise _closed(host, port, error) from None
+
+
+def _closed(host: str, port: int, error: Exception) -> PraError:
+    reason = (getattr(error, "strerror", None) or reason_of(error)).partition(" (while")[0]
+    problem = f"the page cannot be served at {host}:{port} ({reason})"
+    return PraError(f"{problem}. Use another --host (127.0.0.1 is this machine) or --port", host=host, port=port)
 
 
 def _is_loopback(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
-
-
-def _spelled(host: str) -> str:
-    """As it stands in an address that a browser on this machine can open."""
-    if host in ("0.0.0.0", "::"):
-        return "localhost"
-    return _bracketed(host)
-
-
-def _bracketed(host: str) -> str:
-    """As an address has it: an IPv6 one in brackets."""
-    return f"[{host}]" if ":" in host else host

@@ -1,4 +1,4 @@
-"""``pra grid``."""
+"""The command ``pra grid``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from pra.commands.options import Integer
 from pra.commands.sampling_options import AS_RECOMMENDED, SamplingOptions
 from pra.errors import PraError
 from pra.models import weights
@@ -20,7 +19,7 @@ from pra.utils.progress import Progress
 def grid_command(
     run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None,
     *,
-    images: Integer = None,
+    images: int = 32,
     how: SamplingOptions = AS_RECOMMENDED,
 ) -> None:
     """Learn where a solver's few intervals should lie for a model: the times that end nearest to many small steps.
@@ -29,15 +28,14 @@ def grid_command(
 
     Args:
         run: A run's folder, a checkpoint, a saved model or hub:user/model; by default the model that comes with pra.
-        images: Sampled to learn from; by default 32.
+        images: Sampled to learn from.
         how: The solver, its steps and the guidance to learn for.
     """
-    count = 32 if images is None else images
-    if count < 1:
-        raise PraError(f"--images {count} must be at least 1")
+    if images < 1:
+        raise PraError(f"--images {images} must be at least 1", option="--images", value=images)
     sampler = how.sampler(weights.model_folder(run), pick_device(how.device))
     with Progress(total=2 * ROUNDS, unit="round", desc="learning", leave=False) as bar:
-        found = learn_grid(sampler.model, sampler.config, count, progress=bar.update)
+        found = learn_grid(sampler.model, sampler.config, images, progress=bar.update)
     config = sampler.config
     print(f"{config.solver.value}, {config.steps} steps, guidance {config.guidance:g}")
     print("root mean square error of a state's numbers (their own mean square is 1) against many small steps, by grid:")

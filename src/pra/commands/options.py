@@ -1,6 +1,6 @@
-"""The types of command-line options, shared by the commands, and the numbers in them.
+"""The types of command-line options, and lists of numbers.
 
-What is optional shows its type alone: without "None" among the values, and without "(default: None)".
+The help of an optional value shows its type alone, without "None" and "(default: None)".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Average = Annotated[str, arg(metavar="NAME")]
 Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE", help_behavior_hint="")]
 
 LONGEST_RANGE = 10_000_000
-"""Numbers in one range of seeds or labels: beyond any sampling, and still no burden on memory."""
+"""Numbers in one range of seeds or labels."""
 
 
 def parse_numbers(text: str, option: str) -> list[int]:
@@ -33,15 +33,19 @@ def parse_numbers(text: str, option: str) -> list[int]:
     Raises:
         PraError: anything else than numbers of at least 0 and ranges.
     """
+
+    def wrong(problem: str) -> PraError:
+        return PraError(f"{option} {text!r}: {problem}", option=option, value=repr(text))
+
     numbers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip(), re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
-            raise PraError(f"{option} {text!r}: {part!r} is no number or range; write 0,3 or 0-15")
+            raise wrong(f"{part!r} is not a number or a range. Write 0,3 or 0-15")
         if last >= 2**63:
-            raise PraError(f"{option} {text!r}: {last} is too large; the largest is {2**63 - 1}")
+            raise wrong(f"{last} is too large. The largest is {2**63 - 1}")
         if last - first >= LONGEST_RANGE:
-            raise PraError(f"{option} {text!r}: {part!r} is longer than {LONGEST_RANGE} numbers; take it in parts")
+            raise wrong(f"{part!r} is longer than {LONGEST_RANGE} numbers. Take it in parts")
         numbers.extend(range(first, last + 1))
     return numbers

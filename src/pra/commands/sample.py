@@ -1,4 +1,4 @@
-"""The command ``pra sample``: thin."""
+"""The command ``pra sample``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pra.utils.files import first_free
 from pra.utils.provenance import file_sha256
 
 SEEDS = "0-7"
-"""Of a grid, where --seeds does not say."""
+"""Without --seeds."""
 
 OUT = Path("samples.png")
-"""Where --out does not say; with a number where that is taken."""
+"""Without --out; with a number where that is taken."""
 
 
 def sample_command(
@@ -61,77 +61,67 @@ def sample_command(
     """
     with join() as world:
         if batch_size < 1:
-            raise PraError(f"--batch-size {batch_size} must be at least 1")
+            raise PraError(f"--batch-size {batch_size} must be at least 1", option="--batch-size", value=batch_size)
         _check_num(num, seeds, balanced, random_labels, label_seed)
         device = world.device(how.device)
         folder, file = _weights(run, how.average, world)
         sampler = how.sampler(folder, device)
         classes = sampler.model.classes
         chosen = tuple(dict.fromkeys(parse_labels(labels, classes)))
-        requests = _requests(chosen, seeds, num, (label_seed or 0) if random_labels else None)
+        requests, columns, what = _requests(chosen, seeds, num, (label_seed or 0) if random_labels else None)
         place = out.expanduser() if out else world.run_on_first(lambda: first_free(OUT))
         made = sample_many(
             sampler,
             requests,
             file,
             place,
-            _columns(requests),
+            columns,
             batch_size,
             lambda label, seed: f"{sampler.model.condition.file_name(label, classes)}-seed{seed:06d}",
             world,
         )
     if world.is_first:
-        _tell(requests, made.new, made.seconds, place, world)
+        processes = f" on {world.size} processes" if world.size > 1 else ""
+        print(f"{made.new} new images, {made.new / made.seconds:.1f} images/s{processes}")
+        print(f"{len(requests)} images ({what}): {place}")
 
 
 def _check_num(num: int | None, seeds: str | None, balanced: bool, random_labels: bool, label_seed: int | None) -> None:
-    """Options that do not go together, in one line."""
-    if num is None:
-        for given, option in ((balanced, "--balanced"), (random_labels, "--random-labels")):
-            if given:
-                raise PraError(f"{option} is for --num; without it every label of --labels has the seeds of --seeds")
-    elif num < 1:
-        raise PraError(f"--num {num} must be at least 1")
-    elif seeds is not None:
-        raise PraError(f"--num {num} has the seeds 0 to {num - 1}; leave --seeds out, or --num")
-    if balanced and random_labels:
-        raise PraError("--balanced and --random-labels exclude each other; take one")
-    if label_seed is not None and not random_labels:
-        raise PraError("--label-seed is for --random-labels")
+    problem = ""
+    if num is None and (balanced or random_labels):
+        problem = f"{'--balanced' if balanced else '--random-labels'} is for --num"
+    elif num is not None and num < 1:
+        problem = f"--num {num} must be at least 1"
+    elif num is not None and seeds is not None:
+        problem = f"--num {num} has the seeds 0 to {num - 1}; leave --seeds out, or --num"
+    elif balanced and random_labels:
+        problem = "--balanced and --random-labels exclude each other. Take one"
+    elif label_seed is not None and not random_labels:
+        problem = "--label-seed is for --random-labels"
+    if problem:
+        raise PraError(problem, code="conflict")
 
 
 def _weights(run: Path | None, average: str, world: World) -> tuple[Path, dict[str, str]]:
-    """The model's folder, and what tells its weights from others.
-
-    Raises:
-        PraError: no model there, or no such average, or not the same for all processes.
-    """
+    """Return the model's folder, and its weights' name and hash, which must be the same on all ranks."""
     with world.first_alone():  # what is on the Hub is downloaded once
         folder = weights.model_folder(run)
     file = folder / weights.weights_name(folder, average)
     same = world.combine(file_sha256(file), lambda found: found[0] if len(set(found)) == 1 else None)
     if same is None:
-        raise PraError(f"the processes do not see the same {file.name} in {run}: name a checkpoint that stays")
+        problem = f"the processes do not see the same {file.name} in {run}. Name a checkpoint that stays"
+        raise PraError(problem, code="mismatch", path=run)
     return folder, {"file": file.name, "sha256": same}
 
 
-def _requests(chosen: tuple[int, ...], seeds: str | None, num: int | None, label_seed: int | None) -> Requests:
-    if num is not None:
-        return Numbered(num, chosen, label_seed)
-    return Grid(chosen, tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds"))))
-
-
-def _columns(requests: Requests) -> int:
-    """Of a grid: the seeds across, or about as many as rows."""
-    return len(requests.chosen_seeds) if isinstance(requests, Grid) else math.isqrt(len(requests) - 1) + 1
-
-
-def _tell(requests: Requests, new: int, seconds: float, out: Path, world: World) -> None:
-    processes = f" on {world.size} processes" if world.size > 1 else ""
-    print(f"{new} new images, {new / seconds:.1f} images/s{processes}")
-    if isinstance(requests, Grid):
-        what = f"{len(requests.chosen_labels)} labels x {len(requests.chosen_seeds)} seeds"
-    else:
-        labels = set(requests.labels(range(len(requests))))
-        what = f"{requests.to_json()['order']}, {len(labels)} label{'s' if len(labels) > 1 else ''}"
-    print(f"{len(requests)} images ({what}): {out}")
+def _requests(
+    chosen: tuple[int, ...], seeds: str | None, num: int | None, label_seed: int | None
+) -> tuple[Requests, int, str]:
+    """Return the images to make, the columns of their grid, and a description."""
+    if num is None:
+        numbers = tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds")))
+        return Grid(chosen, numbers), len(numbers), f"{len(chosen)} labels x {len(numbers)} seeds"
+    requests = Numbered(num, chosen, label_seed)
+    found = len(set(requests.labels(range(num))))
+    told = f"{requests.to_json()['order']}, {found} label{'s' if found > 1 else ''}"
+    return requests, math.isqrt(num - 1) + 1, told

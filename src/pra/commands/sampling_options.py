@@ -58,7 +58,7 @@ class How:
     """cpu, cuda, cuda:1 or mps; by default the best there is."""
 
     def sampler(self, folder: Path, device: torch.device) -> Sampler:
-        """The model of a folder (``weights.model_folder``), with its own settings but for those given."""
+        """Load the model of a folder (``weights.model_folder``), and change its settings by those given."""
         model = weights.load(folder, self.average, device)
         given: dict[str, Any] = {name: getattr(self, name, None) for name in to_dict(model.sampling)}
         if self.guidance_interval is not None:
@@ -69,7 +69,7 @@ class How:
         return Sampler(model, config, member(Precision, self.precision, "--precision"), self.compile)
 
     def words(self, *without: str) -> list[str]:
-        """What was given, as a command has it, but for some: ``["--guidance", "2"]``."""
+        """Return the options that were given, except some, as words: ``["--guidance", "2"]``."""
         words: list[str] = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -85,20 +85,20 @@ def _numbers(text: str, option: str, count: int | None = None) -> list[float]:
         numbers = []
     if not numbers or count not in (None, len(numbers)):
         many, example = ("two numbers", "0.2,0.9") if count == 2 else ("numbers", "0,0.4,0.7,1")
-        raise PraError(f"{option} {text!r} needs {many}, such as {example}")
+        raise PraError(f"{option} {text!r} needs {many}, such as {example}", option=option, value=text)
     return numbers
 
 
 SamplingOptions = Annotated[How, arg(name="")]
 AS_RECOMMENDED = How()
-"""Nothing said: as the recipe recommends."""
+"""As the recipe recommends."""
 
 
 def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
-    """``"all"``, numbers, ranges or class names, mixed, to class numbers.
+    """Parse ``"all"``, or numbers, ranges and class names in any mixture, to class numbers.
 
-    A class of exactly that name comes before a number, with a warning where they differ; a range, and be it ``2-2``,
-    is always of numbers.
+    A class of exactly that name comes before a number, with a warning where they differ. A range, even ``2-2``, is
+    always of numbers.
 
     Raises:
         PraError: a number out of range, or a name that no class has (the nearest is given).
@@ -108,24 +108,21 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
     labels: list[int] = []
     for part in (p.strip() for p in text.split(",")):
         if part in classes:
-            labels.append(classes.index(part))
-            _warn_of_number(part, classes)
+            label = classes.index(part)
+            labels.append(label)
+            if re.fullmatch(r"\d+", part, re.ASCII) and label != int(part) < len(classes):
+                # Folders named by numbers are in the order of text: 1, 10, 2.
+                warnings.warn(
+                    f"label {part} is taken for the class named {part!r}, which is number {label}; class number "
+                    f"{int(part)} is named {classes[int(part)]!r}, and {int(part)}-{int(part)} means that",
+                    stacklevel=2,
+                )
         elif part.replace("-", "").isdecimal():
             labels.extend(parse_numbers(part, "label"))
         else:
-            raise PraError(f"no class {part!r}{nearest(part, classes)}")
+            raise PraError(f"no class {part!r}{nearest(part, classes)}", code="unknown", name=part)
     wrong = [label for label in labels if label >= len(classes)]
     if wrong:
-        raise PraError(f"label {wrong[0]} is out of range: this model's classes are 0 to {len(classes) - 1}")
+        problem = f"label {wrong[0]} is out of range: this model's classes are 0 to {len(classes) - 1}"
+        raise PraError(problem, label=wrong[0])
     return labels
-
-
-def _warn_of_number(name: str, classes: Sequence[str]) -> None:
-    """Folders named by numbers are classes in the order of text: 1, 10, 2."""
-    meant = classes.index(name)
-    if re.fullmatch(r"\d+", name, re.ASCII) and meant != int(name) < len(classes):
-        warnings.warn(
-            f"label {name} is taken for the class named {name!r}, which is number {meant}; class number {int(name)} is "
-            f"named {classes[int(name)]!r}, and {int(name)}-{int(name)} means that",
-            stacklevel=2,
-        )

@@ -1,4 +1,4 @@
-"""The commands ``pra push`` and ``pra export``: thin."""
+"""The commands ``pra push`` and ``pra export``."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def export_command(
 def _of_sampling(line: str) -> tuple[str, Any]:
     name, equals, text = line.removeprefix(OF_SAMPLING).partition("=")
     if not equals or not line.startswith(OF_SAMPLING):
-        raise PraError(f"--set {line!r}: an exported model keeps settings of the sampler, such as sampling.guidance=2")
+        problem = f"--set {line!r}: an exported model keeps settings of the sampler, such as sampling.guidance=2"
+        raise PraError(problem, option="--set", value=line)
     return name, parse_value(text)
 
 

@@ -1,4 +1,4 @@
-"""What a model is: from its configuration, and from its run's folder, or what lies beside a saved model."""
+"""The description of a model, from its configuration and its run's folder, or the files beside a saved model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pra.config import to_dict
 from pra.demo.exhibit import Exhibit
 from pra.evaluation.report.charts import Chart
 from pra.evaluation.report.content import Picture, curves, embedded, pictures, progress
@@ -16,22 +15,20 @@ from pra.models.weights import read_json
 from pra.sharing.origin import CARD, SAMPLES
 from pra.training.plots import CURVES
 
-BESIDE = {"Samples": SAMPLES, "Training curves": CURVES}
-"""Pictures of a saved model, by their titles."""
-
 
 @dataclass(frozen=True)
 class About:
-    """What a model is.
+    """The description of a model.
 
     Args:
         name: the model's.
-        facts: what and how much, in the order to be read.
+        facts: by name, in the order to be read.
         curves: the training's metrics.
-        samples: grids of samples by training step, of :attr:`grids` in all.
-        shown: pictures that lie beside a saved model, as a data URI, width and height, by their titles.
+        samples: grids of samples by training step.
+        grids: how many grids there are in all.
+        shown: pictures beside a saved model by title, as a data URI, width and height.
         card: a saved model's card, in Markdown.
-        missing: what is not told, and why.
+        missing: what is not known, and why.
     """
 
     name: str
@@ -45,15 +42,17 @@ class About:
 
 
 def describe(exhibit: Exhibit) -> About:
-    """Reads the run's folder anew: a run that still trains has more to show every time.
+    """Describe a model. The run's folder is read every time: a run that trains has more to show.
 
     Raises:
         PraError: a file there is damaged.
     """
-    parameters = {"Parameters": _parameters(exhibit.model)}
+    parts = count_parameters(exhibit.model.config)
+    listed = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parts.items() if count)
+    parameters = {"Parameters": f"{sum(parts.values()) / 1e6:.2f} M ({listed})"}
     run, config = exhibit.run, exhibit.config
     if run is None or config is None:
-        return _saved(exhibit.name, exhibit.folder, _model_in_words(exhibit.model) | parameters)
+        return _saved(exhibit.name, exhibit.folder, exhibit.model, parameters)
     facts = {"Recipe": config.recipe, **in_words(config), **parameters, "Weights": exhibit.folder.name}
     done = progress(run, config)
     if done is not None:
@@ -66,32 +65,24 @@ def describe(exhibit: Exhibit) -> About:
     return About(exhibit.name, facts, charts, samples, grids, missing=why)
 
 
-def _saved(name: str, folder: Path, facts: dict[str, str]) -> About:
-    """A model without its run: what `pra export` and `pra push` put beside the weights tells where it is from."""
-    pictures = {title: folder / file for title, file in BESIDE.items() if (folder / file).exists()}
+def _saved(name: str, folder: Path, model: Model, parameters: dict[str, str]) -> About:
+    """Describe a model without its run, from the files that `pra export` puts beside the weights."""
+    config, how = model.config, model.sampling
+    height, width = config.image_size
+    colours = COLOURS.get(config.channels, f"{config.channels} channels")
+    facts = {
+        "Model": type(model).__name__,
+        "Images": f"{height} x {width}, {colours}, {config.num_classes} classes",
+        "Patches": f"{config.num_patches} of {config.patch_size} x {config.patch_size} pixels",
+        "Sampling": f"{how.solver.value}, {how.steps} steps; guidance {how.guidance:g}",
+    }
+    beside = {"Samples": folder / SAMPLES, "Training curves": folder / CURVES}
+    shown = {title: embedded(path) for title, path in beside.items() if path.exists()}
     card = folder / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
     why = "This is a saved model without the folder of its run"
     why += ", and no model card lies beside it: how it was trained is not told." if not text else "."
-    return About(name, facts, shown={title: embedded(path) for title, path in pictures.items()}, card=text, missing=why)
-
-
-def _model_in_words(model: Model) -> dict[str, str]:
-    config, how = model.config, to_dict(model.sampling)
-    height, width = config.image_size
-    colours = COLOURS.get(config.channels, f"{config.channels} channels")
-    return {
-        "Model": type(model).__name__,
-        "Images": f"{height} x {width}, {colours}, {config.num_classes} classes",
-        "Patches": f"{config.num_patches} of {config.patch_size} x {config.patch_size} pixels",
-        "Sampling": f"{how['solver']}, {how['steps']} steps; guidance {how['guidance']:g}",
-    }
-
-
-def _parameters(model: Model) -> str:
-    parts = count_parameters(model.config)
-    listed = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parts.items() if count)
-    return f"{sum(parts.values()) / 1e6:.2f} M ({listed})"
+    return About(name, facts | parameters, shown=shown, card=text, missing=why)
 
 
 def _origin(environment: dict[str, Any]) -> str:

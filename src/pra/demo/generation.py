@@ -1,4 +1,4 @@
-"""What a visitor asks for, checked, and the pictures that come of it, row by row."""
+"""Requests of visitors, checked, and the pictures made for them, row by row."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MOST_STEPS = 100
 MOST_GUIDANCE = 10.0
 LAST_SEED = 10**9
 EVERY_CLASS = -1
-"""In place of a label: the classes in turn."""
+"""A label: each class in turn."""
 OWN_STEPS = 0
-"""In place of a number of steps: what each model recommends."""
+"""A number of steps: as many as each model recommends."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a visitor asked for.
+    """Pictures that a visitor asks for.
 
     Args:
         label: a class, the model's null class, or :data:`EVERY_CLASS`.
@@ -37,7 +37,7 @@ class Request:
         steps: solver intervals, 1 to :data:`MOST_STEPS`, or :data:`OWN_STEPS`.
 
     Raises:
-        PraError: anything else, an empty field (None) included.
+        PraError: other values, or an empty field (``None``).
     """
 
     label: int
@@ -48,26 +48,16 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.label is None:
-            raise PraError("no class is chosen; choose one")
-        _whole("seed", self.seed, 0, LAST_SEED)
-        _whole("number of pictures", self.count, 1, MOST_PICTURES)
-        _within("guidance", self.guidance, 0.0, MOST_GUIDANCE)
-        _whole("number of steps", self.steps, OWN_STEPS, MOST_STEPS)
-
-    def labels(self, classes: int) -> list[int]:
-        """One per picture, for a model of that many classes."""
-        if self.label == EVERY_CLASS:
-            return [place % classes for place in range(int(self.count))]
-        return [int(self.label)] * int(self.count)
-
-    def seeds(self) -> list[int]:
-        """One per picture."""
-        return [int(self.seed) + place for place in range(int(self.count))]
+            raise PraError("no class is chosen. Choose one", code="missing")
+        _check("seed", self.seed, 0, LAST_SEED)
+        _check("number of pictures", self.count, 1, MOST_PICTURES)
+        _check("guidance", self.guidance, 0, MOST_GUIDANCE, whole=False)
+        _check("number of steps", self.steps, OWN_STEPS, MOST_STEPS)
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """What one model has made so far.
+    """The pictures of one model so far.
 
     Args:
         name: the model's.
@@ -75,8 +65,8 @@ class Sheet:
         height: ``H``, of finished pictures.
         kept: pixel rows that are the visitor's own.
         captions: one per picture.
-        note: what was done in place of what was asked for, in words.
-        error: why there is no more, in words.
+        note: what was changed about the request, in words.
+        error: why it ended early, in words.
     """
 
     name: str
@@ -96,12 +86,12 @@ class Sheet:
 def answer(
     exhibits: Sequence[Exhibit], request: Request, keep: Sequence[Tensor] | None = None
 ) -> Iterator[tuple[Sheet, ...]]:
-    """The sheets of all models, each time rows are finished; the models take turns.
+    """Yield the sheets of all models whenever rows are finished; the models take turns.
 
     Args:
-        exhibits: what generates: each the same labels and seeds.
-        request: what is wanted.
-        keep: per model ``(C, k * p, W)``, the first rows of a picture to go on from.
+        exhibits: the models, which get the same labels and seeds.
+        request: the pictures to make.
+        keep: per model ``(C, k * p, W)``, the first rows of a picture to continue.
     """
     kept: Sequence[Tensor | None] = keep if keep is not None else [None] * len(exhibits)
     parts = [_sheets(exhibit, request, rows) for exhibit, rows in zip(exhibits, kept, strict=True)]
@@ -113,13 +103,13 @@ def answer(
 
 
 def keep_rows(picture: Tensor, model: ImageConfig, share: float) -> Tensor:
-    """The first rows of patches of ``(C, H, W)``, the whole number nearest to a share in [0, 1] of them."""
+    """Return a share in [0, 1] of ``(C, H, W)``, rounded to whole rows of patches."""
     rows = round(min(max(share, 0.0), 1.0) * model.grid[0])
     return picture[:, : rows * model.patch_size]
 
 
 def sampling_of(model: Model, request: Request) -> SamplingConfig:
-    """A model's sampling with what is asked for: where it takes certain numbers of steps alone, with the nearest."""
+    """Return a model's sampling changed as asked for; a distilled model gets the nearest steps that it has learnt."""
     own = model.sampling
     steps = int(request.steps) or min(own.steps, MOST_STEPS)
     if own.solver is Solver.SHORTCUT:
@@ -128,9 +118,11 @@ def sampling_of(model: Model, request: Request) -> SamplingConfig:
 
 
 def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator[Sheet]:
-    """One model's; the first before anything is made. An error ends them, and is told on the last."""
+    """Yield the sheets of one model, the first before anything is made. An error stands on the last."""
     model, config = exhibit.model, exhibit.model.config
-    labels, seeds = request.labels(config.num_classes), request.seeds()
+    places = range(int(request.count))
+    labels = [place % config.num_classes if request.label == EVERY_CLASS else int(request.label) for place in places]
+    seeds = [int(request.seed) + place for place in places]
     names = (*model.classes, "no class")
     captions = tuple(f"{names[label]}, seed {seed}" for label, seed in zip(labels, seeds, strict=True))
     start = torch.zeros(config.channels, 0, config.image_size[1]) if keep is None else keep
@@ -140,10 +132,8 @@ def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator
     try:
         settings = sampling_of(model, request)
         if request.steps not in (OWN_STEPS, settings.steps):
-            learnt = ", ".join(map(str, SHORTCUT_STEPS))
-            sheet = replace(
-                sheet, note=f"{settings.steps} steps in place of {request.steps:g}: this model takes {learnt}"
-            )
+            instead = f"{settings.steps} steps in place of {request.steps:g}"
+            sheet = replace(sheet, note=f"{instead}: this model takes {', '.join(map(str, SHORTCUT_STEPS))}")
         stream = exhibit.samplers.of(settings).stream(labels, seeds, None if keep is None else pictures)
         for pictures in stream:
             sheet = replace(sheet, pictures=pictures.cpu())
@@ -154,14 +144,11 @@ def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator
         yield replace(sheet, error=f"no memory for {len(labels)} pictures at once on this device; ask for fewer")
 
 
-def _whole(what: str, value: float | None, low: int, high: int) -> None:
-    _within(what, value, low, high)
-    if value != int(value or 0):
-        raise PraError(f"the {what} must be a whole number, got {value:g}")
-
-
-def _within(what: str, value: float | None, low: float, high: float) -> None:
+def _check(what: str, value: float | None, low: int, high: float, whole: bool = True) -> None:
     if value is None or not math.isfinite(value):
-        raise PraError(f"the {what} is empty; give a number from {low:g} to {high:.15g}")
+        raise PraError(f"the {what} is empty. Give a number from {low} to {high:.15g}", code="missing", name=what)
     if not low <= value <= high:
-        raise PraError(f"the {what} must lie between {low:g} and {high:.15g}, got {value:.15g}")
+        problem = f"the {what} must lie between {low} and {high:.15g}, got {value:.15g}"
+        raise PraError(problem, name=what, value=f"{value:.15g}")
+    if whole and value != int(value):
+        raise PraError(f"the {what} must be a whole number, got {value:g}", name=what, value=value)

@@ -1,1 +1,1 @@
-"""Models on the Hugging Face Hub: to load one from there, to share a run with its card, a pipeline for diffusers."""
+"""Sharing: export and push a model with its card, and a pipeline for diffusers."""

@@ -1,4 +1,4 @@
-"""What is known of a model that is to be shared: read from its run, and nothing guessed."""
+"""What is known of a model that is to be shared, read from its run or its folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pra.config import RunConfig
-from pra.errors import PraError
 from pra.evaluation.evaluate import Report
 from pra.models import Model, weights
 from pra.training.plots import CURVES
@@ -23,7 +22,7 @@ CARD, SAMPLES = "README.md", "samples.png"
 class Training:
     """How a run came to the shared weights.
 
-    ``seconds`` are those of the training steps alone, summed over the logged intervals; None where none is logged.
+    ``seconds`` are those of the training steps alone, or ``None`` where none are logged.
     """
 
     config: RunConfig
@@ -34,10 +33,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Origin:
-    """A model, how it was trained where that is known, and what lies beside it.
+    """A model, how it was trained where that is known, and the files beside it.
 
-    ``weights`` is their file, ``average`` their name in a run; ``files`` by the name they are shared under; ``reports``
-    of ``pra eval``, by file name, on these very weights, or named by the model's card.
+    Args:
+        model: the model.
+        weights: the file of its weights.
+        average: their name in a run.
+        training: how the run came to them.
+        files: pictures and a card, by the name they are shared under.
+        reports: of ``pra eval``, by file name: on these very weights, or named by the model's card.
     """
 
     model: Model
@@ -49,7 +53,7 @@ class Origin:
 
 
 def read_origin(path: str | Path, average: str = weights.EMA) -> Origin:
-    """Of a run, a checkpoint or a model folder, and one of its averages.
+    """Read a run, a checkpoint or a model folder.
 
     Reports on other weights, such as those of an earlier checkpoint, are left out with a warning. Those that a model
     folder's card names are kept: the card says what they were measured on, such as weights not yet rounded.
@@ -80,7 +84,7 @@ def _training(run: Path, checkpoint: Path) -> Training:
 
 
 def _reports(home: Path, sha256: str, card: str) -> dict[str, Report]:
-    """What `pra eval` wrote into a folder, on the weights of that hash or as the card says."""
+    """Return the reports of ``pra eval`` in a folder on the weights of that hash, or named by the card."""
     reports = {}
     for path in sorted(home.glob("*.json")):
         try:
@@ -98,13 +102,3 @@ def _reports(home: Path, sha256: str, card: str) -> dict[str, Report]:
                 stacklevel=3,
             )
     return reports
-
-
-def check_licence(licence: str | None) -> None:
-    """Whether a licence has the form of the Hub's names.
-
-    Raises:
-        PraError: it has not.
-    """
-    if licence is not None and not all(part.isalnum() for part in licence.replace(".", "-").split("-")):
-        raise PraError(f"--licence {licence!r} is no name of a licence: write it as the Hub does, such as apache-2.0")

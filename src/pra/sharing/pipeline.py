@@ -1,4 +1,4 @@
-"""A pipeline as users of diffusers know them. Needs the extra ``diffusers``."""
+"""A pipeline for users of diffusers. Needs the extra ``diffusers``."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from pra.utils.pixels import to_pil
 try:
     from diffusers import DiffusionPipeline, ImagePipelineOutput
 except (ImportError, OSError, RuntimeError) as error:
-    raise PraError(import_failed("PRAPipeline", "diffusers", "diffusers", error)) from None
+    raise PraError(import_failed("PRAPipeline", "diffusers", "diffusers", error), code="not-installed") from None
 
 OUTPUTS = ("np", "pil", "pt")
+DONE_ANYWAY = {"torch_dtype": (None, torch.float32), "dtype": (None, torch.float32), "use_safetensors": (None, True)}
+"""Options of diffusers, with the values that ask for what is done without them."""
 
 
 class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Generates images by class, with the call of diffusers' ``DiTPipeline``.
 
-    ``to("cuda")`` moves it. Weights stay float32: on CUDA the arithmetic is bfloat16 by itself, where the GPU has it.
+    ``to("cuda")`` moves it. Weights stay float32; on GPUs that have bfloat16 the arithmetic uses that.
     Its files are pra's own (:mod:`pra.models.weights`), not those of diffusers.
 
     Args:
@@ -43,7 +45,7 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         self._samplers = Samplers(model)
 
     def to(self, *args: Any, **kwargs: Any) -> PRAPipeline:
-        """As diffusers', and what sampling keeps on the old device goes."""
+        """Move the pipeline, as diffusers does, and free what sampling keeps on the old device."""
         moved: PRAPipeline = super().to(*args, **kwargs)
         self._samplers = Samplers(self.model)
         return moved
@@ -58,7 +60,7 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         local_files_only: bool = False,
         **options: Any,
     ) -> PRAPipeline:
-        """From a run, a model folder, ``user/model`` on the Hub, or ``hub:user/model``.
+        """Load a run, a model folder, ``user/model`` on the Hub, or ``hub:user/model``.
 
         Args:
             pretrained_model_name_or_path: where the model is; a folder that exists comes before the Hub.
@@ -66,13 +68,18 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
             cache_dir: where to keep what is downloaded; by default the Hub library's cache.
             token: for what is private; by default the one that is logged in.
             local_files_only: whether the cache must do.
-            options: diffusers' others, as far as they ask for what is done anyway: ``torch_dtype=torch.float32`` and
-                ``use_safetensors=True``.
+            options: others of diffusers, with the values of :data:`DONE_ANYWAY`.
 
         Raises:
-            PraError: as :func:`pra.load`; or an option that is none of these.
+            PraError: as :func:`pra.load`, or another option.
         """
-        _check_options(options)
+        for name, value in options.items():
+            if value not in DONE_ANYWAY.get(name, ()):
+                known = nearest(name, ("revision", "cache_dir", "token", "local_files_only", *DONE_ANYWAY))
+                problem = (
+                    f"takes no {name}={value}{'. Weights are float32 safetensors' if name in DONE_ANYWAY else known}"
+                )
+                raise PraError(f"PRAPipeline.from_pretrained {problem}", code="unsupported", name=name, value=value)
         path = str(pretrained_model_name_or_path)
         if re.fullmatch(r"[\w.-]+/[\w.-]+", path, re.ASCII) and not Path(path).exists():
             path = PREFIX + path
@@ -82,7 +89,7 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         return cls(weights.load(path))
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Writes a new model folder, for :meth:`from_pretrained` and :func:`pra.load`.
+        """Write a new model folder, for :meth:`from_pretrained` and :func:`pra.load`.
 
         Raises:
             PraError: the folder exists, or the disk refuses.
@@ -90,7 +97,7 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         weights.save(self.model, save_directory)
 
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
-        """The numbers of classes by their names.
+        """Return the numbers of classes by their names.
 
         Raises:
             PraError: no such class; the nearest is given.
@@ -108,7 +115,7 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> Any:
-        """One image per class label.
+        """Generate one image per class label.
 
         Args:
             class_labels: classes by number or name, one or several; without, one image of no class.
@@ -124,9 +131,11 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
                 weights that are not float32.
         """
         if self.model.dtype != torch.float32:
-            raise PraError(f"the weights are {self.model.dtype}: leave to(dtype) out, or give to(torch.float32)")
+            problem = f"the weights are {self.model.dtype}. Leave to(dtype) out, or give to(torch.float32)"
+            raise PraError(problem, code="unsupported", value=self.model.dtype)
         if output_type not in OUTPUTS:
-            raise PraError(f"output_type {output_type!r} is unknown{nearest(str(output_type), OUTPUTS)}")
+            problem = f"output_type {output_type!r} is unknown{nearest(str(output_type), OUTPUTS)}"
+            raise PraError(problem, code="unknown", value=output_type)
         null = self.model.condition.null
         labels = self.model.condition.parse(null if class_labels is None else class_labels, self.model.classes)
         given = {"guidance": guidance_scale, "steps": num_inference_steps}
@@ -139,33 +148,16 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         return ImagePipelineOutput(images=shown) if return_dict else (shown,)
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    """Refuses what would not be done."""
-    done = {"torch_dtype": (None, torch.float32), "dtype": (None, torch.float32), "use_safetensors": (None, True)}
-    for name, value in options.items():
-        if name not in done:
-            taken = ("revision", "cache_dir", "token", "local_files_only", *done)
-            raise PraError(f"PRAPipeline.from_pretrained takes no {name}{nearest(name, taken)}")
-        if value not in done[name]:
-            raise PraError(
-                f"PRAPipeline.from_pretrained takes no {name}={value}: weights are safetensors, and float32 (on CUDA "
-                "the arithmetic is bfloat16 by itself, where the GPU has it); leave it out"
-            )
-
-
 def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:
-    """Drawn from the generators, which go on by as much."""
+    """Draw a seed an image, which advances the generators."""
     if generator is None or isinstance(generator, torch.Generator):
-        return _drawn(generator, count)
+        device = "cpu" if generator is None else generator.device
+        seeds: list[int] = torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
+        return seeds
     if len(generator) != count:
-        raise PraError(f"{len(generator)} generators for {count} labels: give one for all, or one each")
-    return [seed for one in generator for seed in _drawn(one, 1)]
-
-
-def _drawn(generator: torch.Generator | None, count: int) -> list[int]:
-    device = "cpu" if generator is None else generator.device
-    seeds: list[int] = torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
-    return seeds
+        problem = f"{len(generator)} generators for {count} labels. Give one for all, or one each"
+        raise PraError(problem, code="mismatch")
+    return [seed for one in generator for seed in _seeds(one, 1)]
 
 
 def _as(output_type: str, images: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""A run as others get it: the folder that is shared, and its way to the Hub."""
+"""Sharing a model: the folder that others get, and its upload to the Hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pra.errors import PraError
 from pra.models import weights
 from pra.sampling.requests import changed_sampling
 from pra.sharing.card import write_card
-from pra.sharing.origin import CARD, Origin, check_licence, read_origin
+from pra.sharing.origin import CARD, Origin, read_origin
 from pra.utils.files import check_free, new_folder
 from pra.utils.hub import LOGIN, PREFIX, explained, hub_library, repo_id
 
@@ -28,7 +28,7 @@ def export(
     average: str = weights.EMA,
     sampling: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a model as it is shared: ``config.json``, ``model.safetensors`` (an average) and ``README.md``.
+    """Write a model as it is shared: ``config.json``, ``model.safetensors`` (an average) and ``README.md``.
 
     Beside them ``curves.png``, ``samples.png`` (the newest grid) and the reports of ``pra eval`` on these weights,
     where the run has them. A model folder that holds a card already, as this function writes it, is copied with that.
@@ -49,13 +49,17 @@ def export(
     """
     folder = Path(folder).expanduser()
     check_free(folder, "choose another folder")
-    check_licence(licence)
+    if licence is not None and not all(part.isalnum() for part in licence.replace(".", "-").split("-")):
+        problem = f"--licence {licence!r} is not the name of a licence. Use the Hub's, such as apache-2.0"
+        raise PraError(problem, licence=licence)
     repo = repo and repo_id(repo)
     origin = read_origin(run, average)
     if CARD in origin.files and (licence or half or sampling):
         raise PraError(
-            f"{run} has a card already, which speaks of licence, precision and sampling: leave --licence, --half and "
-            f"--set out and edit {origin.files[CARD]}, or remove that for a new one"
+            f"{run} has a card already, which speaks of licence, precision and sampling. Leave --licence, --half and "
+            f"--set out and edit {origin.files[CARD]}, or remove that for a new one",
+            code="conflict",
+            path=origin.files[CARD],
         )
     if sampling:
         origin.model.sampling = changed_sampling(origin.model.sampling, dict(sampling))
@@ -76,7 +80,7 @@ def export(
 
 
 def _title(origin: Origin, folder: Path, repo: str | None) -> tuple[str, str]:
-    """A name for the card, and what :func:`pra.load` is to be given; nothing of the model that pra ships."""
+    """Return a name for the card, and the argument of :func:`pra.load`, empty for the model that pra ships."""
     if repo:
         return repo.split("/")[1], PREFIX + repo
     if folder.absolute() == weights.SHIPPED:
@@ -93,18 +97,17 @@ def push(
     half: bool = False,
     average: str = weights.EMA,
 ) -> str:
-    """Uploads a model to the Hub, what :func:`export` writes of it, in one commit. The model's page is made if needed.
+    """Upload a model to the Hub, as :func:`export` writes it, in one commit, and return the commit's address.
+
+    The model's page is made if needed.
 
     Args:
-        run: as for :func:`export`.
+        run: as for :func:`export`, like ``licence``, ``half`` and ``average``.
         repo: ``user/model``.
-        private: for nobody else to see; of a page that is public already, nothing is uploaded.
-        licence: as for :func:`export`.
-        half: as for :func:`export`.
-        average: as for :func:`export`.
-
-    Returns:
-        The address of the commit.
+        private: for nobody else to see; to a page that is public already, nothing is uploaded.
+        licence: of the weights.
+        half: store the weights as float16.
+        average: which weights of a run.
 
     Raises:
         PraError: as :func:`export`; no token, or one without the right to write there; or the Hub cannot be reached.
@@ -115,15 +118,16 @@ def push(
     what = PREFIX + repo
     try:
         if hub.get_token() is None:
-            raise PraError(f"no token to push {what} with: {LOGIN} with one that may write")
+            raise PraError(f"no token to push {what} with: {LOGIN} with one that may write", code="missing")
         with tempfile.TemporaryDirectory() as place:
             folder = export(run, Path(place) / "model", licence=licence, half=half, repo=repo, average=average)
             api.create_repo(repo, private=private or None, exist_ok=True)
             if private and not api.model_info(repo).private:
-                raise PraError(f"{what} is public; make it private in its settings, or leave --private out")
+                problem = f"{what} is public. Make it private in its settings, or leave --private out"
+                raise PraError(problem, code="conflict", repo=what)
             commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by pra")
             return str(commit.commit_url)
     except (hub.errors.HTTPError, OSError, ValueError) as error:
         if isinstance(error, PraError):
             raise
-        raise PraError(explained(error, what)) from None
+        raise PraError(explained(error, what), code="unreachable") from None

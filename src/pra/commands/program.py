@@ -1,0 +1,163 @@
+"""Run a command line: parse it with tyro, and turn bad input and interruptions into one line on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+from tyro.conf import FlagCreatePairsOff
+
+from pra.errors import PraError
+from pra.utils.progress import Progress
+from pra.utils.signals import Interrupted
+
+VERBOSE = {"-v", "--verbose"}
+
+ROW = re.compile(r"^[│ ] (.*?) *│?$", re.M)
+"""A row of tyro's box for errors, whose border is blank where stdout is not UTF-8."""
+HELP_OF_AN_OPTION = " " * 8
+"""Indentation in that box."""
+
+
+def run_program(
+    program: str, parse: Callable[[list[str]], Callable[[], object]], argv: Sequence[str] | None = None
+) -> int:
+    """Run a command line, by default this process's, and return its exit code.
+
+    The code is 0, 2 for bad input, and 128 + signal when interrupted or when nobody reads the output any more.
+
+    Args:
+        program: what people type before the arguments, such as ``pra``.
+        parse: checks the arguments without ``-v`` and returns the work; raises :class:`PraError`.
+        argv: the arguments.
+    """
+    warnings.showwarning = _warn  # type: ignore[assignment]
+    args = _without_verbose(list(sys.argv[1:] if argv is None else argv))
+    try:
+        code = _run(program, parse, args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _run(program: str, parse: Callable[[list[str]], Callable[[], object]], args: list[str]) -> int:
+    try:
+        work = parse(args)
+    except SystemExit:  # --help
+        return 0
+    except PraError as error:
+        # Every rank parses the same command line, so only rank 0 reports errors.
+        return _refuse(error) if is_rank_0() else 2
+    try:
+        work()
+    except PraError as error:
+        return _refuse(error)
+    except PermissionError as error:
+        return _refuse(f"{error.filename} is closed to you ({error.strerror})")
+    except Interrupted as stop:
+        if is_rank_0():
+            print(f"pra: {stop}: {program} {shlex.join(args)}", file=sys.stderr)
+        return 128 + stop.signum
+    except KeyboardInterrupt:
+        print("pra: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse_command(program: str, command: Callable[..., None], words: Sequence[str]) -> Callable[[], object]:
+    """Return what runs a command with these words.
+
+    Args:
+        program: what people type before the words, such as ``pra train``.
+        command: a function: positional parameters are arguments, keywords are options, the docstring is the help.
+        words: arguments and options.
+
+    Raises:
+        PraError: words that the command does not take, as tyro explains them.
+        SystemExit: the help was asked for and is printed.
+    """
+
+    @functools.wraps(command)
+    def later(*arguments: Any, **options: Any) -> Callable[[], object]:
+        return functools.partial(command, *arguments, **options)
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(later, prog=program, args=words, config=(FlagCreatePairsOff,), console_outputs=is_rank_0())
+    except SystemExit as end:
+        if not end.code:
+            raise
+    problem = f"{program}: {_in_one_line(said.getvalue())}".replace(f": missing from {program}:", " needs")
+    raise PraError(f"{problem}; see `{program} --help`")
+
+
+def _in_one_line(box: str) -> str:
+    """Return tyro's error without its border, the help of options and the hint at --help."""
+    parts = [""]
+    for row in ROW.findall(box):
+        if row.startswith(("Argument helptext:", "For full helptext")):
+            break
+        if not row.strip("─-"):
+            parts.append("")
+        elif not row.startswith(HELP_OF_AN_OPTION):
+            parts[-1] += " " + row.strip()
+    text = "; ".join(part[1:2].lower() + part[2:] for part in parts if part)
+    for theirs, ours in (
+        ("invalid literal for int() with base 10:", "expected a whole number, not"),
+        ("could not convert string to float:", "expected a number, not"),
+    ):
+        text = text.replace(theirs, ours)
+    return text.rstrip(".")
+
+
+def is_rank_0() -> bool:
+    """Return whether this process is rank 0 under torchrun, or was started without torchrun."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def _without_verbose(args: list[str]) -> list[str]:
+    """Return the words without ``-v`` and ``--verbose``, which turn the package's loggers on."""
+    logger = logging.getLogger("pra")
+    if not VERBOSE & set(args):
+        logger.setLevel(logging.WARNING)
+        return args
+    logging.basicConfig(format="pra: %(message)s", stream=sys.stderr, force=True)
+    logger.setLevel(logging.INFO)
+    return [word for word in args if word not in VERBOSE]
+
+
+def _output_is_closed() -> bool:
+    """Return whether the reader of stdout is gone, as after ``pra show | head -1``. Discard the rest then: when Python
+    exits, it would write the buffer again and report the failure.
+    """
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _refuse(reason: object) -> int:
+    print(f"pra: error: {reason}", file=sys.stderr)
+    return 2
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    Progress.write(f"pra: warning: {message}", file=sys.stderr)

@@ -1,0 +1,63 @@
+"""The command ``pra show``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from json import dumps
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from pra.commands.options import Flag
+from pra.config import to_dict
+from pra.evaluation.flops import sampling_flops, training_flops
+from pra.models import count_parameters
+from pra.recipes import RECIPES
+from pra.recipes.named import recipe_or_run
+
+
+def show_command(
+    name: Annotated[Positional[str], arg(metavar="[RECIPE|RUN]", help_behavior_hint="")] = "",
+    *,
+    json: Flag = False,
+) -> None:
+    """Show a recipe or a run: configuration, parameters, arithmetic. Without a name, list the recipes.
+
+    Args:
+        name: A recipe, or a run's folder.
+        json: Machine-readable.
+    """
+    if not name:
+        for base, build in RECIPES.items():
+            print(f"{base:12} {(build.__doc__ or '').strip().splitlines()[0]}")
+        return
+    config = recipe_or_run(name)
+    parameters = _with_total(count_parameters(config.model))
+    training, sampling = training_flops(config), _with_total(sampling_flops(config))
+    if json:
+        flops = {"training": training, "sampling": sampling}
+        print(dumps({"config": to_dict(config), "parameters": parameters, "flops_per_image": flops}, indent=2))
+        return
+    print(*_settings(to_dict(config)), sep="\n")
+    print("parameters")
+    for part, count in parameters.items():
+        print(f"  {part:<24} {count / 1e6:.3f} M")
+    print("GFLOPs per image")
+    print(f"  {'training':<24} {training / 1e9:.4g}")
+    for part, count in sampling.items():
+        print(f"  {'sampling ' + part:<24} {count / 1e9:.4g}")
+
+
+def _with_total(counts: dict[str, int]) -> dict[str, int]:
+    return {"total": sum(counts.values()), **counts}
+
+
+def _settings(values: dict[str, Any], depth: int = 0) -> Iterator[str]:
+    """Yield one line a setting, indented by its depth."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield "  " * depth + key
+            yield from _settings(value, depth + 1)
+        else:
+            shown = " x ".join(map(str, value)) if isinstance(value, list) else value
+            yield f"{'  ' * depth}{key:<{max(1, 26 - 2 * depth)}} {shown}"

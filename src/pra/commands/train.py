@@ -1,0 +1,170 @@
+"""The command ``pra train``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from tyro.conf import Positional, arg
+
+from pra.commands.options import Folder, Integer, Number, Settings, Text
+from pra.config import RunConfig, apply_settings, override
+from pra.data import Source, open_source
+from pra.data.source import check_name
+from pra.errors import PraError
+from pra.evaluation.report.page import REPORT, write_report
+from pra.models import weights
+from pra.recipes import fine_tune, own, recipe
+from pra.training.loop import Trained, train
+from pra.training.run import check_run, checked_source
+from pra.utils.distributed import World, join
+
+
+def train_command(
+    recipe_name: Annotated[Positional[str], arg(metavar="[RECIPE]", help_behavior_hint="")] = "",
+    *,
+    data: Text = None,
+    from_: Annotated[Text, arg(name="from", metavar="RUN")] = None,
+    minutes: Number = None,
+    run_dir: Folder = None,
+    steps: Integer = None,
+    seed: Integer = None,
+    device: Text = None,
+    settings: Settings = (),
+) -> None:
+    """Train a recipe, or go on with a run. Without a recipe, a model is chosen, or fine-tuned, for your own pictures.
+
+    The same command on the same folder goes on from its last checkpoint; a larger --steps trains longer. Several
+    processes share every batch: torchrun --nproc-per-node 8 -m pra train RECIPE.
+
+    Args:
+        recipe_name: A recipe (see `pra show`), or RECIPE:SYSTEM for another of the paper's systems. Without one, the
+            pictures of --data are looked at, and a model and its training are chosen for them and this machine.
+        data: Where the images are: folder:PATH, wds:PATTERN, hf:NAME, imagenet-tar:PATH, idx:DIR, digits or emoji. By
+            default the recipe's.
+        from_: What to fine-tune to --data, whatever its classes: a run's folder, a saved model or hub:user/model.
+        minutes: How long training may take where there is no RECIPE, decided when the run begins; by default 30.
+        run_dir: The run's folder; by default runs/RECIPE, runs/own-PHOTOS, or runs/own-PHOTOS-from-RUN.
+        steps: Steps in all, those already done included; where there is no RECIPE, in place of --minutes.
+        seed: Decides initial weights, data order and noise.
+        device: cpu, cuda, cuda:1 or mps; by default the best there is.
+        settings: Any other setting that `pra show RECIPE` lists, such as train.optimizer.lr=1e-4; may be repeated.
+    """
+    _check_combination(recipe_name, from_, minutes, steps)
+    folder = (run_dir or _run_folder(recipe_name, data, from_)).expanduser()
+    with join() as world:
+        target = world.device(device)
+        say: Callable[..., None] = print if world.is_first else lambda *_, **__: None
+        if data is not None:
+            check_name(data)  # first, as a slip there looks like another run's configuration
+        if recipe_name:
+            config = recipe(recipe_name)
+        else:  # rank 0 measures, for all
+            config, told = world.run_on_first(lambda: _configure(from_, data, folder, minutes, steps, target, settings))
+            say(*told, sep="\n")
+        config = changed(config, {"data.source": data, "train.steps": steps, "train.seed": seed}, settings)
+        config, source = _with_data(config, folder, world, say)
+        many = f"{world.size} processes ({target.type}, {config.train.parallel.value})"
+        # A slip in --run-dir shows here.
+        begun = "goes on" if folder.is_dir() and weights.checkpoints(folder) else "new"
+        say(f"run: {folder} ({begun}), recipe {config.recipe}, {len(source)} images from {source.name}, ", end="")
+        say(f"on {target if world.size == 1 else many}")
+        result = train(config, folder, device=str(target), source=source, world=world)
+    if world.is_first:
+        tell(result, config, folder)
+
+
+def changed(config: RunConfig, given: Mapping[str, Any], settings: Sequence[str]) -> RunConfig:
+    """Return the configuration with the options that are not ``None``, by their paths, and the lines of --set."""
+    for path, value in given.items():
+        if value is not None:
+            config = override(config, path, json.dumps(value))
+    return apply_settings(config, settings)
+
+
+def tell(result: Trained, config: RunConfig, folder: Path) -> None:
+    """Print what was trained and where it is, and write the report."""
+    skipped = f", {result.skipped} corrupt images skipped" if result.skipped else ""
+    if result.new_steps:
+        print(f"trained {result.new_steps} steps to {result.steps} in {result.seconds:.0f} s{skipped}")
+    else:
+        print(
+            f"nothing to train: the run has {result.steps} steps already and {config.train.steps} are asked for; "
+            "a larger --steps goes on"
+        )
+    for name in ("samples", "reconstructions"):
+        pictures = sorted((folder / name).glob("*.png"))
+        if pictures:
+            print(f"  {name}: {pictures[-1]}")
+    if result.new_steps:
+        try:
+            write_report(folder)
+        except PraError as error:  # a damaged file of figures, say: the training is good all the same
+            warnings.warn(f"no report: {error}", stacklevel=2)
+    for name in (REPORT, "curves.png", "metrics.jsonl", "checkpoints"):
+        if (folder / name).exists():
+            print(f"  {name.split('.')[0]}: {folder / name}")
+    print("next:", shlex.join(["pra", "sample", str(folder)]))
+
+
+def _check_combination(recipe_name: str, start: str | None, minutes: float | None, steps: int | None) -> None:
+    problem = ""
+    if start and recipe_name:
+        problem = f"--from {start} brings its own model and settings: leave the RECIPE {recipe_name} out"
+    elif recipe_name and minutes is not None:
+        problem = "--minutes is for your own pictures, without a RECIPE; a recipe's length is --steps"
+    elif minutes is not None and steps is not None:
+        problem = "--minutes and --steps both say how long to train: leave one out"
+    if problem:
+        raise PraError(problem, code="conflict")
+
+
+def _run_folder(recipe_name: str, data: str | None, start: str | None) -> Path:
+    if recipe_name:
+        return Path("runs") / recipe_name.replace(":", "-")
+    if data is None:
+        problem = "pra train needs RECIPE, or --data folder:PHOTOS for your own pictures; see `pra train --help`"
+        raise PraError(problem, code="missing")
+    return fine_tune.run_folder(start, data) if start else own.run_folder(data)
+
+
+def _configure(
+    start: str | None,
+    data: str | None,
+    folder: Path,
+    minutes: float | None,
+    steps: int | None,
+    device: torch.device,
+    settings: Sequence[str],
+) -> tuple[RunConfig, list[str]]:
+    """Return the configuration of a run without a recipe, and the lines that explain it."""
+    begun = (folder / weights.CONFIG).exists()
+    if start and not begun:
+        fine_tune.check_settings(start, settings)  # before the pictures are looked at, and steps are timed
+    if start:
+        config, told = fine_tune.configure(start, data, folder, minutes, steps, device)
+    else:
+        config, told = own.configure(data, folder, minutes, steps, device)
+    if begun and minutes is not None:
+        kept = f"this one keeps its {config.train.steps} steps, and a larger --steps trains longer"
+        told = [*told, f"--minutes {minutes:g} has no effect here, it counts when a run begins: {kept}"]
+    return config, told
+
+
+def _with_data(config: RunConfig, folder: Path, world: World, say: Callable[..., None]) -> tuple[RunConfig, Source]:
+    """Open the data, and take the number of classes from them."""
+    # Before the data are opened, which may take an hour.
+    config.train.micro_batches(world.size)
+    check_run(folder, config, classes_known=False)
+    with world.first_alone():  # some sources are indexed once
+        source = open_source(config.data.source)
+    if len(source.classes) != config.model.num_classes:
+        say(f"classes: {len(source.classes)} in {source.name} (the recipe has {config.model.num_classes})")
+        config = override(config, "model.num_classes", str(len(source.classes)))
+    checked_source(folder, config, source)
+    return config, source

@@ -1,0 +1,53 @@
+"""What the tests of the commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.answer import Pra, caller
+
+from pra.commands import train
+from pra.training import callbacks
+
+Picture = Callable[..., Path]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pra:
+    """A command in this process, on the CPU and in a folder of its own; a training without curves and report."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
+    monkeypatch.setattr(train, "write_report", lambda run: None)
+    return caller(capsys)
+
+
+@pytest.fixture(scope="session")
+def picture() -> Picture:
+    """``picture(path)`` writes noise of 8x8 pixels, the same for names of the same length."""
+
+    def write(path: Path | str, width: int = 8, height: int = 8, mode: str = "L") -> Path:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(len(path.name)).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(values).convert(mode).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def pictures(picture: Picture) -> Callable[..., str]:
+    """``pictures("folder")`` fills a folder with a few pictures of two classes and returns the data source."""
+
+    def write(folder: Path | str, width: int = 8, height: int = 8, mode: str = "L") -> str:
+        for index in range(12):
+            picture(Path(folder) / ("cat", "dog")[index % 2] / f"{index}.png", width, height, mode)
+        return f"folder:{folder}"
+
+    return write

@@ -1,0 +1,120 @@
+"""``pra complete``."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.answer import Pra
+from torch import Tensor
+
+import pra
+from pra.data import open_source
+from pra.utils.pixels import GAP, from_uint8
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> list[Path]:
+    """Three pictures that the model has not seen."""
+    source = open_source("digits@test")
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for index, path in enumerate(paths):
+        source.image(index).save(path)
+    return paths
+
+
+def pixels(path: Path | str) -> Tensor:
+    return torch.from_numpy(np.asarray(Image.open(path)).copy())
+
+
+def test_one_image_once_is_a_picture_of_its_size(call: Pra, trained: Path, digits: list[Path]) -> None:
+    words = ("complete", trained, digits[0], "--seeds", "3", "--rows")
+    assert call(*words, "2", "--out", "a.png").out.endswith(
+        "1 images continued from 2 of 4 rows, 1 times each: a.png\n"
+    )
+    assert torch.equal(pixels("a.png")[:4], pixels(digits[0])[:4])
+    assert not torch.equal(pixels("a.png")[4:], pixels(digits[0])[4:])
+    assert call(*words, "4", "--out", "b.png").code == 0
+    assert torch.equal(pixels("b.png"), pixels(digits[0]))
+
+
+def test_grid_shows_image_kept_rows_and_continuations(call: Pra, trained: Path, digits: list[Path]) -> None:
+    assert call("complete", trained, *digits, "--rows", "1", "--seeds", "0-3", "--out", "out.PNG").code == 0
+    with Image.open("out.PNG") as grid:
+        assert grid.size == (6 * (64 + GAP) + GAP, 3 * (64 + GAP) + GAP)
+
+
+def test_arrays_and_files_are_the_sampler_s_images(call: Pra, trained: Path, digits: list[Path]) -> None:
+    """A label each; two pictures of one name."""
+    first, second = digits[0], Path("elsewhere") / digits[0].name
+    second.parent.mkdir()
+    shutil.copy(digits[1], second)
+    words = ("complete", trained, first, second, "--rows", "1", "--seeds", "0,2", "--label", "3,7", "--out")
+    assert [call(*words, out).code for out in ("out.npz", "out")] == [0, 0]
+    names = [f"{place:04d}-0-seed{seed:06d}.png" for place in (0, 1) for seed in (0, 2)]
+    assert sorted(path.name for path in Path("out").iterdir()) == names
+    real = torch.stack([from_uint8(pixels(path))[None] for path in (first, first, second, second)])
+    expected = pra.Sampler(pra.load(trained)).complete(real, 1, [3, 3, 7, 7], [0, 2, 0, 2])
+    with np.load("out.npz") as arrays:
+        assert np.array_equal(arrays["arr_0"][..., 0], pra.to_uint8(expected)[:, 0])
+        assert arrays["arr_1"].tolist() == [3, 3, 7, 7]
+        for name, one in zip(names, arrays["arr_0"], strict=True):
+            assert np.array_equal(pixels(Path("out") / name), one[..., 0])
+
+
+def test_black_and_white_is_converted(call: Pra, trained: Path, picture: Callable[..., Path]) -> None:
+    image = picture("bw.png", mode="1")
+    assert call("complete", trained, image, "--rows", "4", "--seeds", "0", "--out", "out.png").code == 0
+    assert torch.equal(pixels("out.png"), pixels(image) * torch.tensor(255, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "mode", "parts"),
+    [
+        ("wide.png", 9, "L", ["9x8", "8x8"]),
+        ("colour.png", 8, "RGB", ["3 channels (RGB)", "1 (L)"]),
+        ("palette.png", 8, "P", ["3 channels (RGB)"]),
+        ("print.tif", 8, "CMYK", ["4 channels (CMYK)"]),
+        ("deep.png", 8, "I;16", ["(I;16)"]),
+        ("float.tif", 8, "F", ["no known range"]),
+    ],
+)
+def test_images_of_another_kind_are_refused(
+    call: Pra, trained: Path, picture: Callable[..., Path], name: str, width: int, mode: str, parts: list[str]
+) -> None:
+    image = picture(name, width, mode="L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        Image.fromarray(np.zeros((8, 8), np.uint16)).save(image)
+    assert call("complete", trained, image, "--rows", "1").is_refusal(name, *parts)
+
+
+def test_files_that_are_not_pictures_are_refused(call: Pra, trained: Path, picture: Callable[..., Path]) -> None:
+    whole = picture("whole.png").read_bytes()
+    for name, data in (("text.png", b"hello"), ("empty.png", b""), ("cut.png", whole[:60])):
+        Path(name).write_bytes(data)
+    Path("folder").mkdir()
+    for name in ("text.png", "empty.png", "cut.png", "missing.png", "folder"):
+        assert call("complete", trained, name, "--rows", "1").is_refusal(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ("x.png --rows 5", ["rows 5", "0 to 4"]),
+        ("x.png --rows -1", ["rows -1"]),
+        ("x.png --rows 1 --label 1,2", ["'1,2'", "2 classes for 1 images"]),
+        ("x.png --rows 1 --label 10", ["label 10"]),
+        ("--rows 1", ["IMAGE"]),
+    ],
+)
+def test_bad_options_are_refused(
+    call: Pra, trained: Path, picture: Callable[..., Path], options: str, parts: list[str]
+) -> None:
+    picture("x.png")
+    assert call("complete", trained, *options.split()).is_refusal(*parts)
+    assert [path.name for path in Path().iterdir()] == ["x.png"]

@@ -1,0 +1,49 @@
+"""``pra eval`` and ``pra data`` on the command line: what they print and refuse at once. More: tests/evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.answer import Pra
+from support.files import contents
+
+
+def test_grey_model_and_colour_reference_are_told(call: Pra, trained: Path, pictures: Callable[..., str]) -> None:
+    """A reference of too few images stops the command behind it."""
+    for mode, line in (
+        ("RGB", "the reference folder:RGB has colour, and turns grey, like the images that are judged\n"),
+        ("L", ""),
+    ):
+        reference = pictures(mode, mode=mode)
+        answer = call("eval", trained, "--features", "classifier", "--reference", reference, "--num", "4")
+        assert answer.out == line
+        assert answer.is_refusal("a classifier needs")
+
+
+@pytest.mark.parametrize(
+    ("option", "file", "part"),
+    [
+        ("--export-npz", "e.png", ".npz"),
+        ("--export-statistics", "stats", ".npz"),
+        ("--out", "there.json", "exists"),
+        ("--export-npz", "there.npz", "exists"),
+    ],
+)
+def test_file_that_eval_cannot_write_is_refused(call: Pra, trained: Path, option: str, file: str, part: str) -> None:
+    for name in ("there.json", "there.npz"):
+        Path(name).write_text(json.dumps({}))
+    before = contents(Path())
+    answer = call("eval", trained, option, file)
+    assert answer.is_refusal(file, part)
+    assert answer.out == ""
+    assert contents(Path()) == before
+
+
+def test_pack_tells_what_comes_next(call: Pra, pictures: Callable[..., str]) -> None:
+    source = pictures("my pictures")
+    answer = call("data", "pack", source, "my shards", "--workers", "0")
+    assert answer.out.splitlines()[-1] == "next: pra train RECIPE --data 'wds:my shards'"
+    assert call("data", "pack", source, "my shards").is_refusal("my shards")

@@ -1,0 +1,208 @@
+"""``pra sample``: files, settings, refusals. Sets of many images: tests/sampling/test_sample_many.py."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.answer import Pra
+from support.files import contents
+
+import pra
+from pra.config import GuidanceSchedule, Solver
+from pra.sampling import many
+from pra.utils.files import first_free
+from pra.utils.pixels import GAP
+
+ONE = ("--labels", "2", "--seeds", "5")
+
+
+def sampled(call: Pra, run: Path, *options: object) -> np.ndarray:
+    assert call("sample", run, "--out", "a.npz", *options).code == 0
+    with np.load("a.npz") as arrays:
+        found = np.asarray(arrays["arr_0"])
+    Path("a.npz").unlink()
+    return found
+
+
+def test_grid_has_labels_down_and_seeds_across(call: Pra, trained: Path) -> None:
+    answer = call("sample", trained, "--labels", "3,7", "--seeds", "0-4", "--out", "new/grid.png")
+    assert answer.out.splitlines()[-1] == "10 images (2 labels x 5 seeds): new/grid.png"
+    with Image.open("new/grid.png") as grid:
+        assert grid.size == (5 * (64 + GAP) + GAP, 2 * (64 + GAP) + GAP)
+
+
+def test_arrays_and_files_are_the_sampler_s_images(call: Pra, trained: Path) -> None:
+    words = ("sample", trained, "--labels", "3,7", "--seeds", "0,9", "--out")
+    assert [call(*words, out).code for out in ("a.npz", "guidance-1.5/")] == [0, 0]
+    expected = pra.Sampler(pra.load(trained)).sample([3, 3, 7, 7], [0, 9, 0, 9])
+    with np.load("a.npz") as arrays:
+        assert np.array_equal(arrays["arr_0"], pra.to_uint8(expected).permute(0, 2, 3, 1))
+        assert arrays["arr_1"].tolist() == [3, 3, 7, 7]
+        names = [f"000{label}-{label}-seed00000{seed}.png" for label in (3, 7) for seed in (0, 9)]
+        assert sorted(path.name for path in Path("guidance-1.5").iterdir()) == names
+        for name, pixels in zip(names, arrays["arr_0"], strict=True):
+            with Image.open(Path("guidance-1.5") / name) as one:
+                assert np.array_equal(np.asarray(one), pixels[..., 0])
+
+
+def test_images_do_not_depend_on_the_batch(call: Pra, trained: Path) -> None:
+    whole = sampled(call, trained, "--seeds", "0").astype(int)
+    parts = sampled(call, trained, "--seeds", "0", "--batch-size", "3").astype(int)
+    assert whole.shape == (10, 8, 8, 1)
+    assert np.abs(whole - parts).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        *((["--solver", solver.value], {"solver": solver}) for solver in Solver if solver is not Solver.SHORTCUT),
+        *(
+            (["--schedule", schedule.value, "--guidance", "3"], {"schedule": schedule, "guidance": 3.0})
+            for schedule in GuidanceSchedule
+        ),
+        (["--steps=1", "--temperature=0.5"], {"steps": 1, "temperature": 0.5}),
+        ([], {}),
+    ],
+)
+def test_options_reach_the_sampler(call: Pra, trained: Path, options: list[str], changes: dict[str, Any]) -> None:
+    model = pra.load(trained)
+    expected = pra.Sampler(model, replace(model.sampling, **changes)).sample([2], [5])
+    assert np.array_equal(sampled(call, trained, *ONE, *options)[0, :, :, 0], pra.to_uint8(expected)[0, 0])
+
+
+def test_average_chooses_the_weights(call: Pra, trained: Path) -> None:
+    expected = pra.Sampler(pra.load(trained, average="raw")).sample([2], [5])
+    found = sampled(call, trained, *ONE, "--average", "raw")
+    assert np.array_equal(found[0, :, :, 0], pra.to_uint8(expected)[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ("--labels 12", ["label 12", "0 to 9"]),
+        ("--labels cat", ["'cat'", "Known: 0, 1"]),
+        ("--seeds 5-1", ["--seeds", "'5-1'", "0-15"]),
+        ("--solver eulr", ["'eulr'", "did you mean 'euler'?"]),
+        ("--schedule LINEAR", ["'LINEAR'", "constant, linear"]),
+        ("--steps 0", ["steps"]),
+        ("--steps 1000000000000000000000", ["steps", "10000"]),
+        ("--guidance nan", ["guidance"]),
+        ("--temperature -1", ["temperature"]),
+        ("--guidance-interval 0.2", ["--guidance-interval", "'0.2'"]),
+        ("--times 0,x,1", ["--times", "'0,x,1'"]),
+        ("--batch-size 0", ["--batch-size 0"]),
+        ("--num 0", ["--num 0"]),
+        ("--device gpu", ["'gpu'"]),
+        ("--solver shortcut", ["`pra distill RUN`"]),
+    ],
+)
+def test_bad_options_are_named_before_the_output(call: Pra, trained: Path, options: str, parts: list[str]) -> None:
+    Path("taken.png").write_bytes(b"mine")
+    assert call("sample", trained, "--out", "taken.png", *options.split()).is_refusal(*parts)
+    assert contents(Path()) == {"taken.png": b"mine"}
+
+
+@pytest.mark.parametrize(("command", "own"), [("sample", ("--labels", "3")), ("complete", ("x.png", "--rows", "1"))])
+def test_output_is_checked_before_the_work(
+    call: Pra, trained: Path, picture: Callable[..., Path], command: str, own: tuple[str, ...]
+) -> None:
+    picture("x.png")
+    Path("taken.png").write_bytes(b"mine")
+    Path("taken").mkdir()
+    before = contents(Path())
+    for out, part in (("taken.png", "exists"), ("taken", "exists"), ("a.jpg", "'.jpg'"), ("taken.png/b.png", "file")):
+        assert call(command, trained, *own, "--out", out).is_refusal(out.removesuffix("/b.png"), part)
+    answer = call(command, trained, *own, "--seeds", "0,1", "--guidance", "1e300", "--out", "b.png")
+    assert answer.is_refusal("2 of 2 images are not finite", "1e+300")
+    assert contents(Path()) == before
+
+
+def test_runs_that_cannot_be_sampled_are_refused(call: Pra, run: Path) -> None:
+    Path("file.png").touch()
+    assert call("sample", "nothing").is_refusal("nothing", "does not exist")
+    assert call("sample", "file.png").is_refusal("file.png", "is a file")
+    assert call("sample", run / "samples").is_refusal(run / "samples")
+    for folder in (run / "checkpoints").iterdir():
+        (folder / "state.json").unlink()
+    assert call("sample", run).is_refusal("step-00000010", "step-00000020")
+    shutil.rmtree(run / "checkpoints")
+    assert call("sample", run).is_refusal(run, "has no checkpoint yet", "`pra train`")
+
+
+@pytest.mark.filterwarnings("default:checkpoint .* is damaged")
+def test_damaged_checkpoint_is_passed_over_with_a_line(call: Pra, run: Path) -> None:
+    path = run / "checkpoints" / "step-00000020" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    code, _, errors = call("sample", run, *ONE)
+    assert (code, len(errors)) == (0, 1)
+    assert re.fullmatch(r"pra: warning: checkpoint .*step-00000020 is damaged .*step-00000010, is used", errors[0])
+
+
+# --- where the output goes ----------------------------------------------------------------------------------
+
+
+def test_output_without_a_name_is_the_first_free_one(
+    call: Pra, trained: Path, picture: Callable[..., Path], tmp_path: Path
+) -> None:
+    picture("mine.png")
+    for words, name in (
+        (("sample", trained, *ONE, "--steps", "1"), "samples.png"),
+        (("sample", trained, *ONE, "--steps", "1"), "samples-2.png"),
+        (("complete", trained, "mine.png", "--rows", "2", "--seeds", "0"), "completions.png"),
+        (("complete", trained, "mine.png", "--rows", "2", "--seeds", "0"), "completions-2.png"),
+    ):
+        assert call(*words).out.endswith(f": {name}\n")
+        assert Path(name).exists()
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")  # takes its name although it leads nowhere
+    assert first_free(tmp_path / "a.png") == tmp_path / "a-2.png"
+
+
+@pytest.mark.parametrize(("count", "labels"), [(5, "5 labels"), (1, "1 label"), (12, "10 labels")])
+def test_num_tells_the_labels_that_were_sampled(call: Pra, trained: Path, count: int, labels: str) -> None:
+    answer = call("sample", trained, "--num", count, "--steps", "1", "--out", "many.npz")
+    assert answer.out.splitlines()[-1] == f"{count} images (in turn, {labels}): many.npz"
+
+
+@pytest.fixture
+def stopped_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Ctrl-C when so many shards are made."""
+    make = many._make
+
+    def stop(after: int) -> None:
+        made = iter([make] * after)
+
+        def limited(*arguments: Any) -> None:
+            if (one := next(made, None)) is None:
+                raise KeyboardInterrupt
+            one(*arguments)
+
+        monkeypatch.setattr(many, "_make", limited)
+
+    return stop
+
+
+def test_ctrl_c_says_what_is_kept_and_how_to_resume(
+    call: Pra, trained: Path, stopped_after: Callable[[int], None]
+) -> None:
+    words = ["sample", str(trained), "--num", "7", "--batch-size", "2", "--steps", "1"]
+    stopped_after(0)
+    assert call(*words) == (130, "", ["pra: interrupted"])
+    assert not contents(Path())
+    stopped_after(2)
+    code, out, errors = call(*words)
+    kept = "stopped with 4 of 7 images, which lie in .samples.png.partial; the same command goes on from there"
+    assert (code, out, errors) == (130, "", [f"pra: {kept}: {shlex.join(['pra', *words])}"])
+    stopped_after(2)
+    answer = call(*shlex.split(errors[0].rpartition(": ")[2])[1:])
+    assert answer.out.startswith("3 new images")
+    assert answer.out.endswith(": samples.png\n")
+    assert [path.name for path in Path().iterdir()] == ["samples.png"]

@@ -1,0 +1,49 @@
+"""``pra show``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from support.answer import Pra
+
+import pra
+
+
+def test_show_without_name_lists_recipes(call: Pra) -> None:
+    code, text, _ = call("show")
+    assert code == 0
+    assert [line.split()[0] for line in text.splitlines()] == list(pra.RECIPES)
+    assert all(len(line.split()) > 3 for line in text.splitlines())
+
+
+def test_show_json_adds_up(call: Pra, trained: Path) -> None:
+    Path("tiny").mkdir()  # a folder of a recipe's name does not hide it
+    report = json.loads(call("show", "tiny", "--json").out)
+    assert report["config"]["recipe"] == "tiny"
+    parameters, sampling = report["parameters"], report["flops_per_image"]["sampling"]
+    assert parameters["total"] == sum(p.numel() for p in pra.PRA(pra.recipe("tiny").model).parameters())
+    for counts in (parameters, sampling):
+        assert counts["total"] == sum(count for part, count in counts.items() if part != "total")
+    assert {"backbone", "head", "codec"} <= parameters.keys()
+    assert report["flops_per_image"]["training"] > 0
+    assert json.loads(call("show", trained, "--json").out)["config"] == json.loads(
+        (trained / "config.json").read_text()
+    )
+
+
+def test_show_prints_a_setting_a_line(call: Pra) -> None:
+    code, text, _ = call("show", "digits:states")
+    assert code == 0
+    for line in (r"recipe +digits:states", r" +image_size +8 x 8", r" +total +0\.\d+ M", r" +sampling total +\S+"):
+        assert re.search(rf"^{line}$", text, re.MULTILINE)
+
+
+def test_show_of_no_run_is_refused(call: Pra, trained: Path, tmp_path: Path) -> None:
+    assert call("show", "tinny").is_refusal("no run at tinny", "did you mean 'tiny'?")
+    assert call("show", tmp_path).is_refusal(tmp_path, "config.json")
+    saved = pra.save(pra.load(trained), tmp_path / "saved")
+    assert call("show", saved).is_refusal(saved, "a model")
+    (tmp_path / "config.json").write_text('{"recipe": ')
+    assert call("show", tmp_path).is_refusal("config.json", "JSON")

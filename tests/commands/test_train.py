@@ -1,0 +1,188 @@
+"""``pra train``: what it prints, what reaches the configuration, what it refuses. Own pictures: tests/recipes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.answer import Pra
+from support.files import contents
+from support.refusal import refused
+
+import pra
+from pra.commands import train
+from pra.data.source import check_name
+from pra.evaluation.report.page import write_report
+from pra.recipes import fine_tune
+
+# So they may, in twenty steps.
+pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
+
+QUICK = ("--steps", "3", "--set", "train.sample_every=0")
+Pictures = Callable[..., str]
+
+
+def test_train_tells_what_it_does_and_what_comes_next(
+    call: Pra, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "write_report", write_report)
+    code, text, errors = call("train", "tiny", "--run-dir", "my run", "--data", pictures("data"), *QUICK)
+    assert (code, errors) == (0, [])
+    lines = text.splitlines()
+    assert lines[:2] == [
+        "classes: 2 in folder:data (the recipe has 10)",
+        "run: my run (new), recipe tiny, 12 images from folder:data, on cpu",
+    ]
+    assert re.fullmatch(r"trained 3 steps to 3 in \d+ s", lines[2])
+    assert "  report: my run/report.html" in lines
+    assert lines[-1] == "next: pra sample 'my run'"
+    assert pra.load("my run").classes == ("cat", "dog")
+    assert call(*shlex.split(lines[-1])[2:], "--labels", "dog", "--seeds", "0", "--out", "out").code == 0
+    assert [path.name for path in Path("out").iterdir()] == ["0001-dog-seed000000.png"]
+
+
+def test_options_and_settings_reach_the_configuration(call: Pra) -> None:
+    settings = ["train.optimizer.lr=1e-4", "train.rollout=Clean", "data.fit=random-crop", "train.batch_size=4"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    assert call("train", "tiny:states", "--seed", "7", *QUICK, *options).code == 0
+    config = json.loads(Path("runs/tiny-states/config.json").read_text())
+    assert config["train"]["optimizer"]["lr"] == 1e-4
+    assert config["train"]["rollout"] == {"type": "Clean"}
+    assert config["data"]["fit"] == "random-crop"
+    assert (config["train"]["batch_size"], config["train"]["steps"], config["train"]["seed"]) == (4, 3, 7)
+
+
+def test_same_command_resumes_with_more_steps(call: Pra, run: Path) -> None:
+    before = contents(run)
+    for steps in ("20", "7"):
+        code, text, errors = call("train", "tiny", "--run-dir", run, "--steps", steps)
+        assert (code, errors) == (0, [])
+        assert f"nothing to train: the run has 20 steps already and {steps} are asked for" in text
+        assert contents(run) == before
+    code, text, _ = call("train", "tiny", "--run-dir", run, "--steps", "22", "--set", "train.sample_every=0")
+    assert code == 0
+    assert f"run: {run} (goes on), " in text
+    assert "trained 2 steps to 22 in " in text
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ("", ["RECIPE", "--data folder:PHOTOS"]),
+        ("tinny", ["'tinny'", "did you mean 'tiny'?"]),
+        ("tiny:exct", ["'exct'", "did you mean 'exact'?"]),
+        ("tiny --from run", ["--from run", "tiny"]),
+        ("tiny --minutes 3", ["--minutes", "--steps"]),
+        ("--data digits --minutes 3 --steps 3", ["--minutes", "--steps"]),
+        ("tiny --data folder:nowhere", ["nowhere"]),
+        ("tiny --data digit", ["'digit'", "did you mean 'digits'?"]),
+        ("tiny --set model.patch_size=3", ["8x8", "patch_size 3"]),
+        ("tiny --set train.optimiser.lr=1", ["'train.optimiser.lr'", "did you mean 'optimizer'?"]),
+        ("tiny --set train.optimizer.lr=fast", ["train.optimizer.lr", "'fast'"]),
+        ("tiny --set train.optimizer.lr=-1", ["lr", "-1"]),
+        ("tiny --set train.batch_size", ["'train.batch_size'", "KEY=VALUE"]),
+        ("tiny --set train.micro_batch_size=3", ["batch_size 8", "micro_batch_size 3"]),
+        ("tiny --set train.objective.perceptual_weight=1", ["16x16", "8x8"]),
+        ("tiny --steps 0", ["steps"]),
+        ("tiny --seed -1", ["seed"]),
+        ("tiny --device meta", ["'meta'"]),
+    ],
+)
+def test_bad_options_are_refused(call: Pra, options: str, parts: list[str]) -> None:
+    assert call("train", *options.split()).is_refusal(*parts)
+    assert not contents(Path())
+
+
+def test_bad_data_are_refused(call: Pra, pictures: Pictures) -> None:
+    command = ("train", "tiny", "--run-dir", "run", *QUICK, "--data")
+    Path("empty").mkdir()
+    assert call(*command, "folder:empty").is_refusal("empty")
+    small = pictures("small", 8, 7)
+    assert call(*command, small).is_refusal("7x8 pixels", "--set data.on_small=upscale")
+    assert call(*command, small, "--set", "data.workers=1").is_refusal("7x8 pixels")
+    data, broken = pictures("data"), Path("data/cat/4.png")
+    broken.write_bytes(broken.read_bytes()[:60])
+    assert call(*command, data).is_refusal(broken, "--set data.on_corrupt=skip")
+    code, text, _ = call(*command, data, "--set", "data.on_corrupt=skip")
+    assert code == 0
+    assert re.search(r"^trained 3 steps to 3 in \d+ s, 2 corrupt images skipped$", text, re.MULTILINE)
+
+
+def test_bad_run_folders_are_refused(call: Pra, run: Path, pictures: Pictures) -> None:
+    before = contents(run)
+    command = ("train", "tiny", "--steps", "30", "--run-dir")
+    answer = call(*command, run, "--seed", "1", "--set", "train.batch_size=16")
+    assert answer.is_refusal("train.seed: 0", "train.batch_size: 8")
+    answer = call(*command, run, "--data", pictures("others"))
+    assert answer.is_refusal("model.num_classes: 10")
+    assert "run: " not in answer.out
+    assert call(*command, run / "config.json").is_refusal(run / "config.json")
+    assert call(*command, run / "config.json" / "x").is_refusal("Not a directory")
+    assert call(*command, run / "samples").is_refusal(run / "samples")
+    assert contents(run) == before
+    (run / "config.json").write_text("{}")
+    assert call(*command, run).is_refusal("config.json")
+
+
+def test_minutes_of_a_begun_run_have_no_effect(call: Pra, run: Path) -> None:
+    answer = call("train", "--data", "digits", "--run-dir", run, "--minutes", "5")
+    assert answer.code == 0
+    assert answer.out.splitlines()[1].startswith("--minutes 5 has no effect here, it counts when a run begins")
+    assert "--minutes" not in call("train", "--data", "digits", "--run-dir", run).out
+
+
+def test_fine_tuning_another_model_is_refused_at_once(
+    call: Pra, trained: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fine_tune, "look", lambda data: pytest.fail("the pictures are looked at"))
+    answer = call("train", "--from", trained, "--data", pictures("photos"), "--set", "model.image_size=[16,16]")
+    assert answer.is_refusal("model.image_size: [8, 8] there, [16, 16] asked for")
+    assert answer.out == ""
+    fine_tune.check_settings(str(trained), ["model.num_classes=3", "train.batch_size=4"])
+
+
+# --- the data's name ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "spec", "meant"),
+    [
+        ("mine/a.jpg", "mine", "folder:mine"),
+        ("mine/cat/a.jpg", "mine/", "folder:mine/"),
+        ("mine/a.jpg", "mine/a.jpg", "folder:mine"),
+        ("my own/a.jpg", "my own", "'folder:my own'"),
+        ("shards/a-0.tar", "shards", "wds:shards"),
+        ("shards/a-0.tar", "shards/a-0.tar", "wds:shards/a-0.tar"),
+        ("mnist/train-images-idx3-ubyte", "mnist", "idx:mnist"),
+        ("mnist/t10k-images-idx3-ubyte.gz", "mnist", "idx:mnist"),
+        ("mnist/train-images-idx3-ubyte.gz", "mnist/train-images-idx3-ubyte.gz", "idx:mnist"),
+    ],
+)
+def test_path_without_a_kind_gets_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, spec: str, meant: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(file).parent.mkdir(parents=True)
+    Path(file).touch()
+    refused(lambda: check_name(spec), repr(spec), f"Write {meant}")
+    check_name(shlex.split(meant)[0])
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"), [("photos", "Write folder:photos"), ("foldr:photos", "did you mean 'folder'?")]
+)
+@pytest.mark.parametrize("recipe", [(), ("tiny", "--run-dir", "runs/own-photos")])
+def test_misspelt_source_is_not_another_configuration(
+    call: Pra, trained: Path, pictures: Pictures, spec: str, said: str, recipe: tuple[str, ...]
+) -> None:
+    pictures("photos")
+    shutil.copytree(trained, "runs/own-photos")
+    Path("runs/own-photos/environment.json").unlink()  # so that only the name tells the data
+    answer = call("train", *recipe, "--data", spec)
+    assert answer.is_refusal(said)
+    assert answer.out == ""

@@ -1,0 +1,113 @@
+"""The description of a model, its card, and the models on show."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support.models import random_model
+from support.refusal import refused
+
+import pra
+from pra.config import Fit
+from pra.demo import markup
+from pra.demo.about import About, describe
+from pra.demo.exhibit import load_exhibits
+from pra.utils.extras import install_command
+
+CPU = torch.device("cpu")
+
+
+def about(place: Path | None) -> About:
+    return describe(load_exhibits([place], CPU)[0])
+
+
+def titles(html: str) -> list[str]:
+    return re.findall("<h4>(.*?)</h4>", html)
+
+
+@pytest.fixture(scope="module")
+def shared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pra.export(trained, tmp_path_factory.mktemp("about") / "shared", licence="mit")
+
+
+def test_run_tells_recipe_curves_and_samples(trained: Path) -> None:
+    found = about(trained)
+    assert (found.facts["Recipe"], found.facts["Weights"]) == ("tiny", "step-00000020")
+    assert re.match(r"0\.07 M \(.*backbone", found.facts["Parameters"])
+    assert [picture.step for picture in found.samples] == [10, 20]
+    html = markup.show_models([found])
+    assert html.count("<polyline") == len(found.curves) > 0
+    assert "step 20" in html
+
+
+def test_checkpoint_tells_of_its_run(trained: Path) -> None:
+    early = trained / "checkpoints" / "step-00000010"
+    (checkpoint,) = load_exhibits([early], CPU)
+    assert checkpoint.run == trained
+    assert describe(checkpoint).facts["Weights"] == early.name
+
+
+def test_saved_model_tells_of_itself(trained: Path, tmp_path: Path) -> None:
+    (alone,) = load_exhibits([pra.save(pra.load(trained), tmp_path / "saved")], CPU)
+    assert (alone.run, alone.data.fit) == (None, Fit.CENTER_CROP)
+    found = describe(alone)
+    assert "Recipe" not in found.facts
+    assert found.facts["Images"] == "8 x 8, grey, 10 classes"
+    html = markup.show_models([found])
+    assert "no model card lies beside it: how it was trained is not told." in html
+    assert titles(html) == []
+
+
+def test_shared_model_shows_card_and_pictures(shared: Path) -> None:
+    pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra-pixels[demo]'")
+    pytest.importorskip("matplotlib", reason="draws the training curves")
+    html = markup.show_models([about(shared)])
+    assert titles(html) == ["Samples", "Training curves", "Model card"]
+    assert html.count("<img") == 2
+    assert "<li>recipe <code>tiny</code>" in html
+    assert "library_name" not in html
+    shipped = markup.show_models([about(None)])
+    assert shipped.count("<img") == 2
+    assert "<h2>Training</h2>" in shipped
+
+
+def test_nothing_in_a_foreign_card_runs_or_loads(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra-pixels[demo]'")
+    model = pra.save(pra.load(trained), tmp_path / "saved")
+    (model / "README.md").write_text(
+        "---\nlicense: mit\n---\n# Mine\n\n<script>run()</script> <img src='https://elsewhere/a.png'>\n\n"
+        "![look](https://elsewhere/b.png) [go](javascript:run()) [there](https://elsewhere/) [file](./figures.json)\n"
+    )
+    html = markup.show_models([about(model)])
+    assert "<h1>Mine</h1>" in html
+    assert [word for word in ("license: mit", "<script", "<img") if word in html] == []
+    assert "&lt;script&gt;" in html
+    assert re.findall(r'href="(.*?)"(.*?)>', html) == [
+        ("https://elsewhere/", ' target="_blank" rel="noopener noreferrer"')
+    ]
+    assert "<a>file</a>" in html
+
+
+def test_card_without_markdown_it_names_the_extra(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "markdown_it", None)
+    refused(lambda: markup.show_models([about(shared)]), install_command("demo"), code="not-installed")
+
+
+def test_two_models_must_have_the_same_classes(trained: Path, tmp_path: Path) -> None:
+    model = random_model(num_classes=2)
+    model.classes = ("cat", "dog")
+    other = pra.save(model, tmp_path / "pets")
+    refused(lambda: load_exhibits([trained, other], CPU), "run and pets", "cat, dog", code="mismatch")
+
+
+def test_two_runs_of_one_name_are_told_apart(trained: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    for folder in folders:
+        pra.save(pra.load(trained), folder)
+    assert [shown.name for shown in load_exhibits(folders, CPU)] == [str(folder) for folder in folders]
+    assert [shown.name for shown in load_exhibits([trained], CPU)] == ["run"]
+    assert [shown.name for shown in load_exhibits([None], CPU)] == ["the model that comes with pra"]

@@ -1,0 +1,140 @@
+"""Requests of visitors, and the pictures made for them row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support.models import LEARNED, random_jit, random_model
+from support.refusal import refused
+
+import pra
+from pra.config import SamplingConfig, Solver
+from pra.demo.exhibit import Exhibit
+from pra.demo.generation import (
+    EVERY_CLASS,
+    LAST_SEED,
+    MOST_PICTURES,
+    OWN_STEPS,
+    Request,
+    answer,
+    keep_rows,
+    sampling_of,
+)
+from pra.sampling import Engine
+
+Exhibits = Callable[..., Exhibit]
+Asked = Callable[..., Request]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "parts"),
+    [
+        ("label", None, ["class"]),
+        ("seed", None, ["seed", f"0 to {LAST_SEED}"]),
+        ("seed", -1, ["seed", "-1"]),
+        ("seed", LAST_SEED + 1, ["seed", f"{LAST_SEED},", str(LAST_SEED + 1)]),
+        ("seed", 0.5, ["seed", "whole number", "0.5"]),
+        ("count", 0, ["number of pictures", "1 and 16", "got 0"]),
+        ("count", MOST_PICTURES + 1, ["17"]),
+        ("guidance", float("nan"), ["guidance"]),
+        ("guidance", 11, ["guidance", "0 and 10", "11"]),
+        ("steps", 101, ["number of steps", "0 and 100", "101"]),
+        ("steps", None, ["number of steps"]),
+    ],
+)
+def test_request_beyond_the_limits_is_refused(asked: Asked, field: str, value: Any, parts: list[str]) -> None:
+    refused(lambda: asked(**{field: value}), *parts)
+
+
+def test_rows_appear_in_turn_and_equal_the_sampler_s(exhibit: Exhibits, asked: Asked) -> None:
+    model = random_model()
+    parts = [sheets[0] for sheets in answer([exhibit(model)], asked())]
+    assert [part.pictures.shape[2] for part in parts] == [0, 2, 4, 6]
+    assert [part.finished for part in parts] == [False, False, False, True]
+    expected = pra.Sampler(model, replace(model.sampling, guidance=1.5, steps=2)).sample([1] * 3, [5, 6, 7])
+    for part in parts:
+        torch.testing.assert_close(part.pictures, expected[:, :, : part.pictures.shape[2]])
+    assert parts[0].captions == ("1, seed 5", "1, seed 6", "1, seed 7")
+
+
+def test_two_models_take_turns_with_the_same_request(exhibit: Exhibits, asked: Asked) -> None:
+    shown = [exhibit(), exhibit(random_model(image_size=(10, 8)), "two")]
+    steps = list(answer(shown, asked(label=EVERY_CLASS, count=7)))
+    assert [tuple(sheet.pictures.shape[2] for sheet in sheets) for sheets in steps] == [
+        (0, 0), (2, 2), (4, 4), (6, 6), (6, 8), (6, 10),
+    ]  # fmt: skip
+    first, second = steps[-1]
+    assert first.captions == second.captions
+    assert [caption.partition(",")[0] for caption in first.captions] == ["0", "1", "2", "3", "4", "0", "1"]
+    assert (first.name, second.name) == ("one", "two")
+
+
+def test_each_model_takes_the_steps_it_has_learnt(exhibit: Exhibits, asked: Asked) -> None:
+    learnt, distilled = random_model(), random_model(head=replace(LEARNED.head, shortcut=True))
+    learnt.sampling = SamplingConfig(steps=3, times=(0.0, 0.2, 0.7, 1.0))
+    distilled.sampling = SamplingConfig(solver=Solver.SHORTCUT, steps=4)
+
+    def taken(steps: int) -> list[tuple[int, bool]]:
+        settings = [sampling_of(model, asked(steps=steps)) for model in (learnt, distilled)]
+        return [(one.steps, one.times is None) for one in settings]
+
+    assert taken(OWN_STEPS) == [(3, False), (4, True)]
+    assert taken(3)[0] == (3, False)
+    assert taken(4) == [(4, True), (4, True)]
+    assert [taken(steps)[1][0] for steps in (1, 2, 5, 7, 100)] == [1, 2, 4, 8, 8]
+    for steps, note in ((OWN_STEPS, ""), (4, ""), (10, "8 steps in place of 10: this model takes 1, 2, 4, 8")):
+        *_, sheets = answer([exhibit(learnt), exhibit(distilled, "two")], asked(steps=steps, count=1))
+        assert [sheet.error for sheet in sheets] == ["", ""]
+        assert [sheet.note for sheet in sheets] == ["", note]
+
+
+def test_visitors_share_engines_and_not_pictures(
+    exhibit: Exhibits, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr("pra.sampling.sampler.Engine", lambda *a: (made.append(a[2]), Engine(*a))[1])
+    shown = [exhibit()]
+    (*_, (first,)), (*_, (again,)) = answer(shown, asked()), answer(shown, asked())
+    assert made == [3]
+    assert torch.equal(first.pictures, again.pictures)
+    *_, ((one,), (other,)) = zip(answer(shown, asked()), answer(shown, asked(seed=9)), strict=True)
+    assert made == [3, 3]
+    assert torch.equal(one.pictures, first.pictures)
+    assert not torch.equal(other.pictures, first.pictures)
+    wanted = [asked(seed=seed, guidance=scale) for seed in (5, 9) for scale in (1.0, 2.0)]
+    alone = [list(answer(shown, request))[-1][0].pictures for request in wanted]
+    with ThreadPoolExecutor(4) as visitors:
+        together = list(visitors.map(lambda request: list(answer(shown, request))[-1][0].pictures, wanted * 2))
+    assert all(torch.equal(a, b) for a, b in zip(together, alone * 2, strict=True))
+
+
+def test_failing_model_does_not_stop_the_other(exhibit: Exhibits, asked: Asked) -> None:
+    keep = [torch.zeros(3, 2, 8), torch.zeros(3, 2, 8)]
+    *_, (failed, whole) = answer([exhibit(random_jit(), "jit"), exhibit()], asked(), keep)
+    assert "JiT cannot complete" in failed.error
+    assert (failed.finished, whole.finished, whole.error) == (False, True, "")
+
+
+def test_full_memory_is_told_in_words(exhibit: Exhibits, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Iterator[torch.Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        yield
+
+    monkeypatch.setattr(pra.Sampler, "stream", full)
+    *_, (sheet,) = answer([exhibit()], asked())
+    assert sheet.error == "no memory for 3 pictures at once on this device; ask for fewer"
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.0, 0), (0.5, 2), (1 / 3, 1), (1.0, 3), (7.0, 3), (-1.0, 0)])
+def test_completions_keep_the_rows_exactly(exhibit: Exhibits, asked: Asked, share: float, rows: int) -> None:
+    keep = keep_rows(torch.rand(3, 6, 8) * 2 - 1, LEARNED, share)
+    assert keep.shape == (3, 2 * rows, 8)
+    parts = [sheets[0] for sheets in answer([exhibit()], asked(), [keep])]
+    assert [part.pictures.shape[2] for part in parts] == list(range(2 * rows, 7, 2))
+    assert torch.equal(parts[-1].pictures[:, :, : 2 * rows], keep.expand(3, *keep.shape))
+    assert {part.kept for part in parts} == {2 * rows}

@@ -1,0 +1,107 @@
+"""Uploaded pictures of any format and size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
+from support.models import LEARNED, random_model
+from support.refusal import refused
+
+from pra.config import DataConfig, Fit
+from pra.demo.exhibit import Exhibit
+from pra.demo.upload import MOST_PIXELS, fit_upload
+from pra.utils.pixels import to_uint8
+
+Saved = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def data(exhibit: Callable[..., Exhibit]) -> DataConfig:
+    return exhibit().data
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "mode", "told"),
+    [
+        ("exact.png", (8, 6), "RGB", "taken as it is"),
+        ("photo.jpg", (400, 300), "RGB", "scaled to 8x6"),
+        ("wide.webp", (400, 100), "RGB", "scaled, and the middle 8x6 cut out"),
+        ("small.png", (4, 3), "L", "taken as colour, enlarged to 8x6"),
+        ("palette.gif", (80, 60), "P", "scaled to 8x6"),
+        ("print.tif", (80, 60), "CMYK", "scaled to 8x6"),
+        ("bits.bmp", (80, 60), "1", "taken as colour, scaled to 8x6"),
+        ("clear.png", (80, 60), "RGBA", "put on white, scaled to 8x6"),
+    ],
+)
+def test_any_format_and_size_is_fitted_and_told(
+    saved: Saved, data: DataConfig, tmp_path: Path, name: str, size: tuple[int, int], mode: str, told: str
+) -> None:
+    pixels, line = fit_upload(saved(tmp_path / name, size, mode), LEARNED, data)
+    assert pixels.shape == (3, 6, 8)
+    assert pixels.abs().max() <= 1
+    assert line == f"{name} ({size[0]}x{size[1]}): {told}"
+
+
+def test_small_picture_is_padded_where_training_does(
+    exhibit: Callable[..., Exhibit], saved: Saved, tmp_path: Path
+) -> None:
+    shown = exhibit(random_model(channels=1, image_size=(8, 8)), fit=Fit.PAD)
+    pixels, line = fit_upload(saved(tmp_path / "a.png", (6, 4)), shown.model.config, shown.data)
+    assert line == "a.png (6x4): turned grey, padded with black to 8x8"
+    assert torch.equal(to_uint8(pixels)[0, :2], torch.zeros(2, 8, dtype=torch.uint8))
+    _, line = fit_upload(saved(tmp_path / "b.png", (9, 9)), shown.model.config, shown.data)
+    assert line == "b.png (9x9): turned grey, scaled to 8x8"
+
+
+def test_exif_orientation_is_applied(saved: Saved, data: DataConfig, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _, line = fit_upload(saved(tmp_path / "turned.jpg", (30, 40), exif=exif), LEARNED, data)
+    assert line == "turned.jpg (40x30): turned upright, scaled to 8x6"
+
+
+def test_animation_gives_its_first_picture(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frames are not counted, which would read all of them."""
+    frames = [Image.new("L", (8, 6), grey) for grey in range(9)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    real, sought = GifImageFile._seek, []
+
+    def seek(self: GifImageFile, frame: int, update_image: bool = True) -> None:
+        sought.append(frame)
+        real(self, frame, update_image)
+
+    monkeypatch.setattr(GifImageFile, "_seek", seek)
+    assert "first picture of an animation" in fit_upload(tmp_path / "moving.gif", LEARNED, data)[1]
+    assert max(sought) == 1
+
+
+def test_other_files_are_refused(
+    saved: Saved, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "letter.jpg").write_text("Dear all")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes(saved(tmp_path / "whole.png", (300, 300)).read_bytes()[:-400])
+    with Image.open(saved(tmp_path / "drawing.png", (8, 6))) as drawing:
+        drawing.save(tmp_path / "drawing.eps")
+        drawing.save(tmp_path / "drawing.ico")
+    (tmp_path / "drawing.eps").rename(tmp_path / "eps.png")
+    Image.new("F", (8, 6)).save(tmp_path / "float.tif")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("a program is started"))
+    for name in ("letter.jpg", "empty.png", "cut.png", "eps.png", "drawing.ico", "float.tif"):
+        refused(lambda name=name: fit_upload(tmp_path / name, LEARNED, data), "JPEG", code="unreadable", name=name)
+
+
+def test_pictures_beyond_the_limits_are_refused(
+    saved: Saved, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = int(MOST_PIXELS**0.5) + 1
+    Image.new("1", (side, side)).save(tmp_path / "large.png")
+    saved(tmp_path / "thread.png", (210, 10), "1")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("its pixels are read"))
+    for name, part in (("thread.png", "210x10"), ("large.png", f"{side}x{side}")):
+        refused(lambda name=name: fit_upload(tmp_path / name, LEARNED, data), part, code="too-large", name=name)
