@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import subprocess
@@ -53,6 +54,17 @@ def test_help_of_a_group_lists_its_commands(call: Pra, group: str, own: set[str]
     assert (code, errors) == (0, [])
     assert text.splitlines()[0] == f"usage: pra {group} [-h] {{{','.join(sorted(own))}}}"
     assert "distill" not in text
+
+
+@pytest.mark.parametrize("value", ["", "1"])
+def test_help_on_a_terminal_obeys_no_color(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", value)
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert cli.main(["show", "--help"]) == 0
+    assert ("\x1b" in terminal.getvalue()) == (not value)
 
 
 def test_version_is_printed(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,8 @@ def run_program(
         argv: the arguments.
     """
     warnings.showwarning = _warn  # type: ignore[assignment]
+    if os.environ.get("NO_COLOR"):
+        os.environ["TERM"] = "dumb"  # tyro asks this variable alone
     args = _without_verbose(list(sys.argv[1:] if argv is None else argv))
     try:
         code = _run(program, parse, args)
