@@ -44,5 +44,5 @@ class Progress(tqdm):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         if not sys.stderr.isatty():
-            options = {"file": Lines(sys.stderr), "ncols": 100, "mininterval": 1.0, "position": 0} | options
+            options = {"file": Lines(sys.stderr), "ncols": 0, "mininterval": 1.0, "position": 0} | options
         super().__init__(*args, **{"dynamic_ncols": "ncols" not in options} | options)
