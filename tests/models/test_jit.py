@@ -120,12 +120,6 @@ def test_loss_of_a_constant_prediction(logit_normal):
     assert losses_of(model, images, **settings).terms["flow"].item() == pytest.approx(0.0, abs=1e-10)
 
 
-def test_published_times_lean_towards_the_noise():
-    t = flow.logit_normal_times(noise.keys(0, torch.arange(20_000)), 1, mean=-0.8, std=0.8)
-    assert t.median().item() == pytest.approx(torch.sigmoid(torch.tensor(-0.8)).item(), abs=0.01)
-    assert t.logit().std().item() == pytest.approx(0.8, abs=0.01)
-
-
 def test_jit_sample_has_its_own_randomness():
     model = random_jit()
     images, labels, keys = batch(JIT)
