@@ -291,7 +291,6 @@ def test_commands_take_a_run_of_jit(trained, tmp_path, capsys, monkeypatch):
     for text, words in (
         ("JiT cannot complete", ("complete", trained, tmp_path / "s.png", "--rows", 1)),
         ("schedule linear", ("sample", trained, "--schedule", "linear", "--out", tmp_path / "no.png")),
-        ("without a codec", ("eval", trained, "--reconstruction", "--features", "classifier")),
         ("train.rollout Parallel", ("train", "tiny:jit", *parallel)),
     ):
         error = said(2, *words)
