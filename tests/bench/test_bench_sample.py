@@ -9,13 +9,13 @@ from support.models import LEARNED, PIXEL_X, random_model
 from pra import cli
 from pra.bench.device import Peak
 from pra.bench.sampling import bench, count
-from pra.config import Precision, SamplingConfig, Solver
+from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver
 from pra.evaluation import flops
 
 GUIDED = SamplingConfig(guidance=3.0, steps=2)
 
 
-def test_bytes_by_hand():
+def test_bytes_are_those_counted_by_hand():
     """Matrices as often as they are read, and the caches."""
     config, sampling = replace(PIXEL_X, class_tokens=3), SamplingConfig(solver=Solver.EULER, steps=5)
     model, patches = random_model(config), 12
@@ -35,7 +35,19 @@ def test_bytes_by_hand():
     assert costs["head"].flops - lower["head"].flops == times * 7 // 8  # embedded once for all images
 
 
-def test_the_floor_and_the_measured_time_of_every_part():
+def test_no_unconditional_work_where_the_scale_is_one():
+    costs = {
+        interval: flops.sampling_costs(LEARNED, replace(GUIDED, steps=4, guidance_interval=interval))
+        for interval in ((0.0, 1.0), (0.2, 0.7), (0.99, 1.0))
+    }
+    alone = flops.sampling_costs(LEARNED, SamplingConfig(steps=4))
+    assert costs[0.99, 1.0] == alone
+    assert alone["head"].flops < costs[0.2, 0.7]["head"].flops < costs[0.0, 1.0]["head"].flops
+    linear = flops.sampling_costs(LEARNED, replace(GUIDED, steps=4, schedule=GuidanceSchedule.LINEAR))
+    assert linear["head"].flops < costs[0.0, 1.0]["head"].flops  # the first position's scale is 1
+
+
+def test_bench_gives_floor_and_time_of_every_part():
     peak = Peak(flops=2e9, bytes=1e9)
     rows = bench(random_model(), GUIDED, [1, 2], Precision.AUTO, False, peak)
     assert [(row.batch, row.part) for row in rows] == [
@@ -50,7 +62,7 @@ def test_the_floor_and_the_measured_time_of_every_part():
     assert counted[3].floor == pytest.approx(sum(row.floor for row in counted[:3]))
 
 
-def test_the_command_counts(tmp_path, capsys):
+def test_bench_sample_counts(tmp_path, capsys):
     out = tmp_path / "figures.json"
     words = ["bench", "sample", "fashion", "--batch", "1,256", "--counts", "--precision", "bfloat16"]
     assert cli.main([*words, "--set", "steps=25", "--set", "solver=euler", "--tflops", "790", "--bandwidth", "4.3",
@@ -65,7 +77,7 @@ def test_the_command_counts(tmp_path, capsys):
     assert crowd["bytes"] < alone["bytes"] / 10
 
 
-def test_the_command_measures_a_run(run, capsys):
+def test_bench_sample_measures_a_run(run, capsys):
     assert cli.main(["bench", "sample", str(run), "--batch", "2", "--tflops", "0.1", "--bandwidth", "0.01",
                      "--device", "cpu"]) == 0  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
@@ -86,7 +98,7 @@ def test_the_command_measures_a_run(run, capsys):
         (["sample", "tiny", "--out", "."], [". exists already; choose another file"]),
     ],
 )
-def test_the_command_refuses(words, parts, capsys):
+def test_bench_sample_refuses_bad_options(words, parts, capsys):
     assert cli.main(["bench", *words, "--counts"]) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error

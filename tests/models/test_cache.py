@@ -38,7 +38,10 @@ def test_static_cache_mask_hides_tokens_not_there_yet(size: int | None, dtype: t
     cache = StaticCache(config, 2, 13, torch.device("cpu"), dtype, size)
     assert cache.capacity == (16 if size else 13)
     shape = 2, config.heads, 1, config.width // config.heads
+    growing = KVCache(config, 2, 13, torch.device("cpu"), dtype)
     for length in (0, 5, 7, 8, 12, 3):  # backwards, too
+        growing.seek(length)
+        assert growing.bound == length + 1
         cache.seek(length)
         token = torch.randn(shape).to(dtype)
         keys, values, mask = cache.extend(1, token, 2 * token)
@@ -74,18 +77,6 @@ def test_buckets_leave_the_images_unchanged(
     torch.testing.assert_close(
         Sampler(model, GUIDED, precision).sample(LABELS, SEEDS), exact, atol=tolerance, rtol=tolerance
     )
-
-
-def test_views_of_a_cache_grow_by_whole_buckets() -> None:
-    config = random_model().config.backbone
-    caches = [StaticCache(config, 1, 14, torch.device("cpu"), torch.float32, 8)]
-    caches += [KVCache(config, 1, 14, torch.device("cpu"), torch.float32)]
-    bounds: list[list[int]] = [[], []]
-    for length in range(14):
-        for cache, seen in zip(caches, bounds, strict=True):
-            cache.seek(length)
-            seen.append(cache.bound)
-    assert bounds == [[8] * 8 + [16] * 6, list(range(1, 15))]
 
 
 def test_residual_stream_of_the_head_is_float32() -> None:

@@ -165,7 +165,7 @@ def test_newer_format_is_refused(tmp_path: Path) -> None:
     pra.save(random_model(), tmp_path / "model")
     file = tmp_path / "model" / "config.json"
     file.write_text(file.read_text().replace('"format": 2', '"format": 3'))
-    refused(lambda: pra.load(tmp_path / "model"), "Install a newer pra", code="unreadable", path=file)
+    refused(lambda: pra.load(tmp_path / "model"), "install a newer pra", code="unreadable", path=file)
 
 
 @pytest.mark.parametrize("name", JITS)

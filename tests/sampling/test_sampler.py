@@ -141,6 +141,15 @@ def test_images_that_are_not_finite_are_refused():
         Sampler(random_jit(), SamplingConfig(temperature=1e300)).sample([0], [0])
 
 
+def test_model_brings_its_own_settings():
+    model = random_model()
+    model.sampling = SETTINGS["sde"]
+    sampler = Sampler(model)
+    assert torch.equal(sampler.sample([1], [2]), Sampler(model, SETTINGS["sde"]).sample([1], [2]))
+    model.to("meta")  # it may move after its sampler is made
+    assert sampler.device.type == "meta"
+
+
 @pytest.mark.parametrize(
     ("labels", "seeds", "code", "words"),
     [

@@ -102,6 +102,8 @@ def test_times():
     assert 0 < logit.min() < logit.max() < 1
     # P(sigmoid(x) < 0.25) = Phi(-log 3) = 0.136
     assert (logit < 0.25).float().mean().item() == pytest.approx(0.136, abs=0.005)
+    jit = flow.logit_normal_times(key, 50, mean=-0.8, std=0.8).logit()  # JiT's times lean towards the noise
+    assert (jit.mean().item(), jit.std().item()) == pytest.approx((-0.8, 0.8), abs=0.01)
 
 
 @pytest.mark.parametrize("grid", [TimeGrid.UNIFORM, TimeGrid.COSINE])

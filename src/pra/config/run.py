@@ -10,6 +10,7 @@ from pra.config.checks import Settings, within, wrong
 from pra.config.model import AnyModelConfig
 from pra.config.sampling import SamplingConfig, check_sampling
 from pra.config.training import Clean, TrainConfig
+from pra.errors import PraError
 
 
 class Fit(enum.Enum):
@@ -106,4 +107,4 @@ class RunConfig(Settings):
             raise wrong("train.validate_every", train.validate_every, f"finds no held-out images. {fix}")
         if train.trainable == ("shortcut",) and not (self.model.has_shortcut and self.initial):
             problem = "is for the second head (model.head.shortcut) of a trained model (initial)"
-            raise wrong("train.trainable", "shortcut", f"{problem}. Set all three with `pra distill RUN`")
+            raise PraError(f"train.trainable=shortcut {problem}. Set all three with `pra distill RUN`", code="conflict")

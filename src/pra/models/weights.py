@@ -132,10 +132,10 @@ def model_folder(path: str | Path | None) -> Path:
     if (path / MODEL).exists():
         return path
     if not (path / CONFIG).exists():
-        raise PraError(f"{path} is not a run or a model: it holds no {CONFIG}", code="missing", path=path)
+        raise PraError(f"{path} is neither a run nor a model: it holds no {CONFIG}", code="missing", path=path)
     checkpoint = newest_checkpoint(path)
     if checkpoint is None:
-        problem = "has no checkpoint yet. Let `pra train` reach its first one"
+        problem = "has no checkpoint yet; let `pra train` reach its first one"
         raise PraError(f"the run {path} {problem}", code="missing", path=path)
     return checkpoint
 
@@ -223,7 +223,7 @@ def read_config(folder: Path) -> Model:
     if "format" not in values:
         raise unreadable(path, "is not of a model: it names no format. Use a model's folder")
     if values["format"] not in READABLE:
-        problem = f"is of format {values['format']!r}, and this version of pra reads {FORMAT}. Install a newer pra"
+        problem = f"is of format {values['format']!r}, this version of pra reads {FORMAT}; install a newer pra"
         raise unreadable(path, problem)
     model = build_model(model_from_dict(values.get("model"), "model"), seed=None)
     model.sampling = from_dict(SamplingConfig, values.get("sampling"), "sampling")
