@@ -180,7 +180,7 @@ def test_errors_arrive_as_they_were_and_no_process_stays(
         from_source(damaged, SIZE, 3, how(2), judge, batch_size=4, progress=False)
     assert str(kept.value).startswith(f"{broken}: ")
     assert multiprocessing.active_children() == before
-    refused(lambda: list(pictures(damaged, range(30), 4, workers=2)), code="unreadable", path=broken)
+    refused(lambda: list(pictures(damaged, range(30), (SIZE, 3), 4, workers=2)), code="unreadable", path=broken)
     assert started[-2:] == [2, 2]
 
 

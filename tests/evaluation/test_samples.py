@@ -60,7 +60,7 @@ def colour() -> Image.Image:
 def test_pictures_are_shown_as_all_would_be(tmp_path: Path) -> None:
     mixed = folder(tmp_path / "mixed", [grey(), grey(), colour(), grey()])
     assert common_shape(mixed) == ((4, 6), 3)  # one of colour is enough
-    batches = list(pictures(mixed, [0, 2, 1], 2))
+    batches = list(pictures(mixed, [0, 2, 1], ((4, 6), 3), 2))
     assert [batch.start for batch in batches] == [0, 2]
     assert batches[0].images[:, :, 0, 0].tolist() == [[90] * 3, [200, 100, 0]]
     assert batches[1].images.shape == (1, 3, 4, 6)
@@ -89,10 +89,10 @@ def test_depth_and_transparency_become_eight_bits_on_white(tmp_path: Path) -> No
     deep = Image.fromarray(np.full((4, 6), 51 * 257, np.uint16))
     deepest = folder(tmp_path / "grey", [Image.new("1", (6, 4), 1), grey(), deep])
     assert common_shape(deepest) == ((4, 6), 1)
-    [batch] = pictures(deepest, range(3), 9)
+    [batch] = pictures(deepest, range(3), ((4, 6), 1), 9)
     assert batch.images[:, 0, 0, 0].tolist() == [255, 90, 51]
     source = folder(tmp_path / "alpha", [Image.new("RGBA", (6, 4), (0, 0, 0, 0)), Image.new("LA", (6, 4), (10, 255))])
-    [batch] = pictures(source, range(2), 9)
+    [batch] = pictures(source, range(2), common_shape(source), 9)
     assert batch.images[:, :, 0, 0].tolist() == [[255] * 3, [10] * 3]
 
 
@@ -114,7 +114,7 @@ def test_the_size_is_that_of_the_picture_held_upright(tmp_path: Path) -> None:
         source = folder(tmp_path / ending, [grey(), grey()], ending)
         grey((4, 6)).save(tmp_path / ending / f"1.{ending}", exif=turned)
         assert common_shape(source) == ((4, 6), 1)
-        [batch] = pictures(source, range(2), 9)
+        [batch] = pictures(source, range(2), ((4, 6), 1), 9)
         assert batch.images.shape == (2, 1, 4, 6)
 
 
@@ -124,7 +124,7 @@ def test_broken_picture_is_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for data in (whole[:60], b"text", b""):
         path.write_bytes(data)
-        refused(lambda: list(pictures(source, range(3), 9)), code="unreadable", path=path)
+        refused(lambda: list(pictures(source, range(3), ((4, 6), 1), 9)), code="unreadable", path=path)
     path.unlink()
     Image.new("F", (6, 4)).save(path, "TIFF")
     refused(lambda: common_shape(source), "floating-point", code="unreadable", path=path)

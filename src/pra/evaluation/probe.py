@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from pra.data import Source, open_source
 from pra.data.loader import reading
 from pra.data.source import SPLIT
 from pra.errors import PraError, nearest
-from pra.evaluation.probe_features import Examples, Vectors, collect_vectors
+from pra.evaluation.probe_features import Vectors, collect_vectors
 from pra.evaluation.samples import prepared, spread
 from pra.utils.distributed import ALONE, World
 from pra.utils.extras import install_command
@@ -34,8 +35,7 @@ FEWEST_BATCHES = 16
 """Per epoch: small sets have smaller batches."""
 
 
-@dataclass(frozen=True)
-class Linear:
+class Linear(NamedTuple):
     """A kind of linear classifier; ``setting`` names what it leaves open, and ``values`` are the choice.
 
     ``fit(x, y, queries, classes, values, device)`` fits one to ``x`` ``(n, D)`` and ``y`` ``(n,)`` for each value and
@@ -128,25 +128,22 @@ class Task:
             what, shown = f"{vectors.name}: {source.name}", progress and world.is_first
             with reading(prepared(source, chosen, size, channels, self.data, batch_size, share)) as batches:
                 own = collect_vectors(vectors, batches, len(share), device, shown, what)
-            parts: list[Examples] = []
-            world.combine(own, parts.extend)
+            parts: list[tuple[Tensor, Tensor]] = []
+            world.combine(own, parts.extend)  # on rank 0 alone
             found.append(own if len(parts) < 2 else _joined(parts))
         if not world.is_first:
             return []
-        train, test = found
+        (x, y), (queries, truth) = found
         result = []
-        for (layer, pooling, x), (_, _, queries) in zip(
-            vectors.columns(train.vectors), vectors.columns(test.vectors), strict=True
-        ):
-            pair = (x, train.labels), (queries, test.labels)
-            measured = accuracy(linear, *pair, len(self.train.classes), device)
-            result.append(Figure(layer, pooling, x.shape[1], *measured))
+        for (layer, pooling, fitted), (*_, asked) in zip(vectors.columns(x), vectors.columns(queries), strict=True):
+            measured = accuracy(linear, (fitted, y), (asked, truth), len(self.train.classes), device)
+            result.append(Figure(layer, pooling, fitted.shape[1], *measured))
         return result
 
 
-def _joined(parts: list[Examples]) -> Examples:
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     vectors, labels = zip(*parts, strict=True)
-    return Examples(torch.cat(vectors, dim=2), torch.cat(labels))
+    return torch.cat(vectors, dim=2), torch.cat(labels)
 
 
 def held_out(source: str) -> str:

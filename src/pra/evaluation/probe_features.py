@@ -6,16 +6,11 @@ iGPT (Chen et al., ICML 2020) tokens are normalised before they are averaged; he
 
 from __future__ import annotations
 
-import enum
-import json
 import math
 import os
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from contextlib import ExitStack
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +19,6 @@ from pra.errors import PraError
 from pra.method import flow, noise
 from pra.models import Model
 from pra.sampling.batches import Batch
-from pra.utils.files import write_atomically
 from pra.utils.pixels import from_uint8
 from pra.utils.progress import Progress
 
@@ -33,22 +27,16 @@ PIXELS_SIDE = 32
 """Raw pixels of larger images are averaged down to this many a side."""
 
 
-class Pooling(enum.Enum):
-    """One vector of an image's tokens: their mean, the last in raster order, or both one after the other.
+POOLINGS = ("mean", "last", "both")
+"""One vector of an image's tokens: their mean, the last in raster order, or both one after the other.
 
-    In a causal model only the last token has seen the whole sequence.
-    """
-
-    MEAN = "mean"
-    LAST = "last"
-    BOTH = "both"
+In a causal model only the last token has seen the whole sequence.
+"""
 
 
-def select(pooled: Tensor, pooling: Pooling) -> Tensor:
+def select(pooled: Tensor, pooling: str) -> Tensor:
     """Return ``(B, D)``, or ``(B, 2 D)`` for both, of the means and last tokens ``(2, B, D)``."""
-    if pooling is Pooling.BOTH:
-        return torch.cat(list(pooled), dim=-1)
-    return pooled[0 if pooling is Pooling.MEAN else 1]
+    return torch.cat(list(pooled), dim=-1) if pooling == "both" else pooled[POOLINGS.index(pooling)]
 
 
 class Layers:
@@ -75,49 +63,37 @@ class Layers:
         self.model, self.layers, self.time, self.name = model, list(layers), time, name
         self.shape = (len(layers), 2, model.config.width)
 
-    @property
-    def poolings(self) -> list[Pooling]:
-        """Return those that differ: where every token sees all others, the last is like any other."""
-        return list(Pooling) if self.model.config.autoregressive else [Pooling.MEAN]
-
     def columns(self, vectors: Tensor) -> Iterator[tuple[int, str, Tensor]]:
-        """Yield layer, pooling and one vector per image, ``(B, D)`` or ``(B, 2 D)``."""
+        """Yield layer, pooling and one vector per image, ``(B, D)`` or ``(B, 2 D)``.
+
+        Where every token sees all others, the last is like any other: then the mean is the only pooling.
+        """
         for layer, pooled in zip(self.layers, vectors, strict=True):
-            for pooling in self.poolings:
-                yield layer, pooling.value, select(pooled, pooling)
+            for pooling in POOLINGS if self.model.config.autoregressive else POOLINGS[:1]:
+                yield layer, pooling, select(pooled, pooling)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, start: int) -> Tensor:
         """Return the vectors of images ``start, start + 1, ...`` of a set, ``(B, C, H, W)`` in [-1, 1]."""
-        found: dict[int, Tensor] = {}
-        handles = [
-            self.model.blocks[layer - 1].register_forward_hook(
-                lambda block, inputs, output, layer=layer: found.update({layer: self._pool(output)})
-            )
-            for layer in self.layers
-        ]
-        try:
-            self._read(images, start)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return torch.stack([found[layer] for layer in self.layers])
+        model, t, found = self.model, None, {}
 
-    def _pool(self, output: Tensor) -> Tensor:
-        """Map ``(B, T, D)`` to ``(2, B, D)``."""
-        tokens = output[:, self.model.prefix :].float()
-        tokens = F.rms_norm(tokens, tokens.shape[-1:], eps=1e-6)
-        return torch.stack([tokens.mean(dim=1), tokens[:, -1]])
+        def keep(layer: int, output: Tensor) -> None:
+            tokens = output[:, model.prefix :].float()
+            tokens = F.rms_norm(tokens, tokens.shape[-1:], eps=1e-6)
+            found[layer] = torch.stack([tokens.mean(dim=1), tokens[:, -1]])
 
-    def _read(self, images: Tensor, start: int) -> None:
-        model, t = self.model, None
         patches = model.patchify(images)
         unlabelled = model.condition.null_like(torch.empty(len(images), dtype=torch.int64, device=images.device))
         if self.time is not None:
             keys = noise.keys(NOISE_SEED, torch.arange(start, start + len(images))).to(images.device)
             t = torch.full((1, 1), self.time, device=images.device)
             patches = flow.interpolate(noise.normal(keys, *patches.shape[1:]), patches, t.unsqueeze(-1))
-        model.read(unlabelled, patches, t)
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                block = model.blocks[layer - 1]
+                hooks.enter_context(block.register_forward_hook(lambda *args, layer=layer: keep(layer, args[-1])))
+            model.read(unlabelled, patches, t)
+        return torch.stack([found[layer] for layer in self.layers])
 
 
 class Pixels:
@@ -141,17 +117,11 @@ class Pixels:
 Vectors = Layers | Pixels
 
 
-class Examples(NamedTuple):
-    """A labelled set: ``vectors`` float32 ``(layers, vectors per layer, n, D)`` and ``labels`` int64 ``(n,)``."""
-
-    vectors: Tensor
-    labels: Tensor
-
-
 def collect_vectors(
     vectors: Vectors, batches: Iterable[Batch], count: int, device: torch.device, progress: bool, what: str
-) -> Examples:
-    """Return the vectors of ``count`` labelled images, on the CPU.
+) -> tuple[Tensor, Tensor]:
+    """Return the vectors of ``count`` labelled images, float32 ``(layers, vectors per layer, count, D)``, on the CPU,
+    and labels int64 ``(count,)``.
 
     Raises:
         PraError: the machine has less memory than they need.
@@ -167,7 +137,7 @@ def collect_vectors(
             labels[here] = batch.labels  # type: ignore[assignment]
             done += len(batch.images)
             bar.update(len(batch.images))
-    return Examples(whole, labels)
+    return whole, labels
 
 
 def check_memory(size: int) -> None:
@@ -179,40 +149,3 @@ def check_memory(size: int) -> None:
     if size > there:
         problem = f"the features need {size / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}"
         raise PraError(f"{problem}. Name fewer --layers, or give --num", "too-large")
-
-
-def export_features(
-    path: Path,
-    layer: Layers,
-    pooling: Pooling,
-    batches: Iterable[Batch],
-    count: int,
-    device: torch.device,
-    known: dict[str, Any],
-) -> None:
-    """Write the features of one layer as ``FILE.npz``, whole or not at all; only a batch is in memory at a time.
-
-    The file holds ``features`` float32 ``(count, D)``, ``labels`` int64 ``(count,)``, and ``pra``, a JSON text of what
-    is ``known``.
-    """
-    width = layer.shape[2] * (2 if pooling is Pooling.BOTH else 1)
-
-    def write(file: IO[bytes]) -> None:
-        labels: list[Tensor] = []
-        with zipfile.ZipFile(file, "w") as archive:
-            with (
-                archive.open("features.npy", "w", force_zip64=True) as array,
-                Progress(total=count, unit="image", desc="features") as bar,
-            ):
-                header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
-                np.lib.format.write_array_header_1_0(array, header)
-                for batch in batches:
-                    vectors = layer(from_uint8(batch.images.to(device)), batch.start)[0]
-                    array.write(select(vectors, pooling).cpu().numpy().astype("<f4").tobytes())
-                    labels.append(batch.labels)  # type: ignore[arg-type]
-                    bar.update(len(batch.images))
-            for name, values in (("labels", torch.cat(labels).numpy()), ("pra", np.array(json.dumps(known)))):
-                with archive.open(f"{name}.npy", "w") as array:
-                    np.lib.format.write_array(array, values)
-
-    write_atomically(path, write)

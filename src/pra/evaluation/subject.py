@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Subject:
     """``count`` images of one shape to be judged.
 
     ``target`` names them as the user did. Images to be sampled have a ``sampler`` and ``requests`` (labels and seeds),
-    finished ones ``finished``, a function of the indices and the batch size.
+    finished ones ``finished``, a function of the batch size and the indices.
     """
 
     target: str
@@ -59,14 +60,14 @@ class Subject:
     channels: int
     settings: Adjustable
     provenance: dict[str, Any]
-    finished: Callable[[range, int], Generator[Batch]] | None = None
+    finished: Callable[[int, range], Generator[Batch]] | None = None
     sampler: Sampler | None = None
     requests: Requests | None = None
 
     def batches(self, share: range, size: int) -> Generator[Batch]:
         """Return the images of these indices in batches of ``size``."""
         if self.finished:
-            return self.finished(share, size)
+            return self.finished(size, share)
         assert self.requests is not None, "images to be sampled have labels and seeds"
         return sampled(self.sampled("sampling"), self.requests, share, size)
 
@@ -122,14 +123,14 @@ def open_subject(
     if target is None or is_address(target) or (target / weights.CONFIG).exists():
         subject = _model(target, num or OF_A_RUN, work.device, precision, settings, average)
     else:
-        subject = _folder(target, num, settings) if target.is_dir() else _batch(target, num, settings)
-        for option, unused in (
-            (f"--precision {precision.value}", precision is Precision.AUTO),
-            (f"--average {average}", average == weights.EMA),
-            *((f"--set {setting}", not setting.startswith("sampling.")) for setting in settings),
-        ):
-            if not unused:
-                subject.sampled(option)
+        subject = _finished(target, num, settings)
+        used = {
+            f"--precision {precision.value}": precision is not Precision.AUTO,
+            f"--average {average}": average != weights.EMA,
+            **{f"--set {setting}": setting.startswith("sampling.") for setting in settings},
+        }
+        for option in (option for option, given in used.items() if given):
+            subject.sampled(option)
     if subject.count < work.world.size:
         problem = f"{work.world.size} processes cannot share {subject.count} images"
         raise PraError(f"{problem}. Start fewer", "conflict", processes=work.world.size, count=subject.count)
@@ -144,20 +145,13 @@ def _model(
     settings: tuple[str, ...],
     average: str,
 ) -> Subject:
-    model, run, provenance = open_model(target, average, device)
+    model, run, known = open_model(target, average, device)
     chosen = apply_settings(Adjustable(run.data if run else DataConfig(source=""), model.sampling), settings)
-    classes = model.config.num_classes
-    sampler = Sampler(model, chosen.sampling, precision)
-    provenance |= {
-        "sampling": how_sampled(sampler),
-        "labels": f"index % {classes}",
-        "seeds": f"0-{count - 1}",
-        "count": count,
-    }
+    classes, sampler = model.config.num_classes, Sampler(model, chosen.sampling, precision)
+    known |= {"sampling": how_sampled(sampler), "labels": f"index % {classes}", "seeds": f"0-{count - 1}"}
     name = "the model that comes with pra" if target is None else str(target)
-    size, channels = model.config.image_size, model.config.channels
-    requests = Numbered(count, tuple(range(classes)))
-    return Subject(name, count, size, channels, chosen, provenance, sampler=sampler, requests=requests)
+    size, channels, requests = model.config.image_size, model.config.channels, Numbered(count, tuple(range(classes)))
+    return Subject(name, count, size, channels, chosen, known | {"count": count}, sampler=sampler, requests=requests)
 
 
 def open_model(
@@ -170,35 +164,22 @@ def open_model(
     return weights.load(folder, average, device), read_run(run) if run else None, known
 
 
-def _folder(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
-    source = open_source(f"folder:{target}")
-    chosen = spread(len(source), _count(target, len(source), num))
-    shape, settled = common_shape(source), apply_settings(Adjustable(), settings)
-    known = {"folder": str(target.absolute()), "count": len(chosen), "of": len(source)}
-
-    def finished(share: range, size: int) -> Generator[Batch]:
-        return pictures(source, chosen, size, share, shape, settled.data.workers)
-
-    return Subject(str(target), len(chosen), *shape, settled, known, finished)
-
-
-def _batch(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
-    if not target.is_file():
+def _finished(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
+    """Open a folder of pictures or a batch in ADM's layout."""
+    if not target.exists():
         raise PraError(f"no run, folder of pictures or .npz at {target}. Give one", "missing", path=target)
-    batch, settled = NpzBatch(target), apply_settings(Adjustable(), settings)
-    count = _count(target, batch.count, num)
-    known = {"file": str(target.absolute()), "sha256": file_sha256(target), "count": count, "of": batch.count}
-    if batch.plan is not None:
-        known["made"] = batch.plan
-
-    def finished(share: range, size: int) -> Generator[Batch]:
-        return batch.batches(size, share)
-
-    return Subject(str(target), count, batch.size, batch.channels, settled, known, finished)
-
-
-def _count(target: Path, there: int, num: int | None) -> int:
+    settled = apply_settings(Adjustable(), settings)
+    opened = open_source(f"folder:{target}") if target.is_dir() else NpzBatch(target)
+    there = opened.count if isinstance(opened, NpzBatch) else len(opened)
     if there < max(num or 0, 2):
         problem = f"{target} holds {there} image(s), fewer than {f'--num {num}' if num else 2}"
         raise PraError(f"{problem}. Give more images", path=target, count=there)
-    return num or there
+    count = num or there
+    known: dict[str, Any] = {"count": count, "of": there}
+    if isinstance(opened, NpzBatch):
+        known |= {"file": str(target.absolute()), "sha256": file_sha256(target)}
+        known |= {"made": opened.plan} if opened.plan is not None else {}
+        return Subject(str(target), count, opened.size, opened.channels, settled, known, opened.batches)
+    shape, known = common_shape(opened), known | {"folder": str(target.absolute())}
+    finished = partial(pictures, opened, spread(there, count), shape, workers=settled.data.workers)
+    return Subject(str(target), count, *shape, settled, known, finished)

@@ -58,12 +58,9 @@ class Judge:
         try:
             with reading(subject.batches(share, work.batch_size)) as batches:
                 passed = exported(batches, len(share), part) if part else watch(batches)
-                report = evaluate(
-                    passed, self.reference, self.extractor, subject.count,
-                    provenance=known, progress=progress, world=world,
-                )  # fmt: skip
-            if images and part and part != images:
-                world.combine(part, lambda parts: join_exports(parts, images))
+                report = evaluate(passed, self.reference, self.extractor, subject.count, 50_000, known, progress, world)
+            if images and part != images:
+                world.combine(part, lambda parts: join_exports([path for path in parts if path], images))
         finally:
             if part and part != images:
                 part.unlink(missing_ok=True)
@@ -87,8 +84,15 @@ def check_options(features: str, labels: str, batch_size: int, num: int | None) 
     for option, value, known in (("--features", features, REGISTRY.names()), ("--labels", labels, LABELS)):
         if value not in known:
             raise PraError(f"{option} {value!r} is unknown{nearest(value, known)}", "unknown", value=value)
-    for option, number, least in (("--batch-size", batch_size, 1), ("--num", num, 2)):
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(2, num=num)
+
+
+def check_at_least(least: int, **options: int | None) -> None:
+    """Refuse a number below ``least``: ``batch_size`` is --batch-size, None what is not given."""
+    for name, number in options.items():
         if number is not None and number < least:
+            option = f"--{name.replace('_', '-')}"
             raise PraError(f"{option} {number}: the least is {least}. Give more", option=option, value=number)
 
 
