@@ -19,7 +19,7 @@ import pra
 from pra import cli
 from pra.commands import compare as command
 from pra.config import apply_settings, to_dict
-from pra.evaluation.compare import curves
+from pra.evaluation.compare import comparison
 from pra.evaluation.compare.columns import read_columns
 from pra.evaluation.compare.comparison import HIGHER, LOWER, compared, obstacle
 from pra.evaluation.compare.table import LONGEST, Row, Section, rendered
@@ -373,7 +373,7 @@ def test_curves_of_runs_with_other_terms_share_panels(run: Path, other: Path) ->
     pytest.importorskip("matplotlib", reason="matplotlib is in the extra 'train'")
     rows = [{k: v for k, v in row.items() if k != "pixel"} | {"edges": 1.0} for row in read_metrics(other)]
     (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
-    figure = curves.overlaid(read_columns([str(run), str(other)]))
+    figure = comparison.overlaid(read_columns([str(run), str(other)]))
     assert {axes.get_title(): [line.get_label() for line in axes.lines] for axes in figure.axes} == {
         "pixel": ["run"],
         "flow": ["run", "other"],
@@ -391,7 +391,7 @@ def test_a_loss_that_explodes_does_not_hide_the_others(run: Path, other: Path) -
         terms = loss_terms([row])
         lines = [row | {"step": step, **dict.fromkeys((*terms, "state_std"), highest / step)} for step in (1, 2, 3)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    figure = curves.overlaid(read_columns([str(run), str(other)]))
+    figure = comparison.overlaid(read_columns([str(run), str(other)]))
     assert [axes.get_ylim()[1] for axes in figure.axes] == [6.0] * 4
     assert [line.get_label() for line in figure.axes[0].lines] == ["run", "other"]
 
@@ -402,7 +402,7 @@ def test_without_matplotlib_the_table_is_still_there(
     def missing(*_: object) -> None:
         raise ModuleNotFoundError("No module named 'matplotlib'")
 
-    monkeypatch.setattr(curves, "curves", missing)
+    monkeypatch.setattr(comparison, "curves", missing)
     refused(
         lambda: command.compare_command((str(run), str(other)), out=tmp_path / "a.png"),
         install_command("train"),

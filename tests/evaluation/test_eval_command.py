@@ -168,7 +168,8 @@ def test_what_fails_late_leaves_nothing(
         (tmp_path / "out" / "b.npz").touch()
 
     monkeypatch.setattr(Report, "save", quicker)
-    refused(lambda: run(model, reference=mixed, **outputs(tmp_path / "out")), code="exists", path=tmp_path / "out/b.npz")
+    batch = tmp_path / "out" / "b.npz"
+    refused(lambda: run(model, reference=mixed, **outputs(tmp_path / "out")), code="exists", path=batch)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.npz"]
     assert "inception_score" in capsys.readouterr().out  # the figures are not lost
 
