@@ -26,9 +26,8 @@ from pra.config import GuidanceSchedule, SamplingConfig, Solver
 from pra.errors import NotFiniteError
 from pra.evaluation import classifier, truth
 from pra.evaluation.evaluate import Report
-from pra.evaluation.sweep.pictures import COLUMNS, curves
 from pra.evaluation.sweep.points import Point, points
-from pra.evaluation.sweep.results import Result, find_best, hints, table
+from pra.evaluation.sweep.results import COLUMNS, Result, curves, find_best, hints, table
 from pra.utils.pixels import contact_sheet
 from pra.utils.provenance import file_sha256
 from pra.utils.signals import Interrupted

@@ -17,7 +17,7 @@ from pra.errors import PraError, nearest
 from pra.evaluation.classifier import Classifier, find_classifier, fit_classifier
 from pra.evaluation.dinov2 import dinov2
 from pra.evaluation.evaluate import Report, check_codec, evaluate, reconstruct
-from pra.evaluation.features import REGISTRY, FeatureExtractor, inception
+from pra.evaluation.features import REGISTRY, FeatureExtractor, Opener, inception
 from pra.evaluation.reference import Reference, from_file, from_source, recorded_classifier
 from pra.evaluation.samples import picture_shape, prepared, spread
 from pra.evaluation.subject import Subject, Work
@@ -58,7 +58,10 @@ class Judge:
         try:
             with reading(subject.batches(share, work.batch_size)) as batches:
                 passed = exported(batches, len(share), part) if part else watch(batches)
-                report = evaluate(passed, self.reference, self.extractor, subject.count, 50_000, known, progress, world)
+                report = evaluate(
+                    passed, self.reference, self.extractor, subject.count,
+                    provenance=known, progress=progress, world=world,
+                )  # fmt: skip
             if images and part != images:
                 world.combine(part, lambda parts: join_exports([path for path in parts if path], images))
         finally:
@@ -106,17 +109,18 @@ def open_truth(reference: str | None, labels: str, subject: Subject, work: Work)
     if not spec:
         raise PraError(f"{subject.target} does not name its data. Give --reference SRC or STATS.npz", "missing")
     truth = Path(spec).expanduser() if spec.endswith(".npz") else _open_alone(spec, work)
+    if labels == "reference":
+        model = subject.sampled("--labels reference").model
+        if isinstance(truth, Path):
+            problem = f"--labels reference: {spec} does not name classes. Give a data source"
+            raise PraError(problem, "missing", path=spec)
+        check_classes(truth, model, "--labels reference")
+        subject = subject.labelled_like(truth)
+    elif subject.sampler and not isinstance(truth, Path):
+        _warn_of_balance(truth)
     if reference and not isinstance(truth, Path) and work.world.is_first:
         _tell_of_colour(truth, subject.channels)
-    if labels == "balanced":
-        if subject.sampler and not isinstance(truth, Path):
-            _warn_of_balance(truth)
-        return truth, subject
-    model = subject.sampled("--labels reference").model
-    if isinstance(truth, Path):
-        raise PraError(f"--labels reference: {spec} does not name classes. Give a data source", "missing", path=spec)
-    check_classes(truth, model, "--labels reference")
-    return truth, subject.labelled_like(truth)
+    return truth, subject
 
 
 def open_originals(truth: Truth, subject: Subject, work: Work) -> Source:
@@ -163,14 +167,12 @@ def _warn_of_balance(source: Source) -> None:
 def check_classes(source: Source, model: Model, option: str) -> None:
     """Refuse a source whose labels mean something else to the model; ``option`` needs them."""
     there, own = source.classes, model.classes
-    if there == own:
-        return
-    if len(there) != len(own):
-        how = f"{source.name} has {len(there)} classes, the model {len(own)}"
-    else:
-        place = next(place for place, names in enumerate(zip(there, own, strict=True)) if names[0] != names[1])
-        how = f"class {place} is {there[place]!r} in {source.name}, {own[place]!r} in the model"
-    raise PraError(f"{option}: {how}. Give such a --reference", "mismatch", option=option)
+    how = f"{source.name} has {len(there)} classes, the model {len(own)}" if len(there) != len(own) else ""
+    for place, (theirs, ours) in enumerate(zip(there, own, strict=False)):
+        if not how and theirs != ours:
+            how = f"class {place} is {theirs!r} in {source.name}, {ours!r} in the model"
+    if how:
+        raise PraError(f"{option}: {how}. Give such a --reference", "mismatch", option=option)
 
 
 def open_judge(truth: Truth, features: str, weights: Path | None, subject: Subject, work: Work) -> Judge:
@@ -179,31 +181,21 @@ def open_judge(truth: Truth, features: str, weights: Path | None, subject: Subje
     Raises:
         PraError: weights that cannot be had or read, a file of other features, or images that cannot be read.
     """
-    data, world = subject.settings.data, work.world
+    world, how = work.world, (subject.size, subject.channels, subject.settings.data)
     with world.first_alone():  # downloads or fits; the other processes find it in the cache
-        extractor = _extractor(truth, features, weights, subject, work)
+        if features != "classifier":
+            own: dict[str, Opener] = {"inception": inception, "dinov2": dinov2}
+            made: object = (REGISTRY.added(features) or own[features])(weights, work.device)
+            if not isinstance(made, FeatureExtractor):
+                problem = f"features {features!r}: {made!r} is not an extractor"
+                raise PraError(f"{problem}. Return the members of FeatureExtractor", name=features)
+            extractor: FeatureExtractor = made
+        elif weights is not None:
+            extractor = Classifier(weights, work.device)
+        elif isinstance(truth, Path):
+            extractor = find_classifier(recorded_classifier(truth), work.device)
+        else:
+            extractor = fit_classifier(truth, *how, work.device, world.is_first)
     if isinstance(truth, Path):
         return Judge(extractor, from_file(truth, extractor, world=world), work)
-    reference = from_source(
-        truth, subject.size, subject.channels, data, extractor, batch_size=work.batch_size, world=world
-    )
-    return Judge(extractor, reference, work)
-
-
-def _extractor(truth: Truth, features: str, weights: Path | None, subject: Subject, work: Work) -> FeatureExtractor:
-    if (opener := REGISTRY.added(features)) is not None:
-        made: object = opener(weights, work.device)
-        if not isinstance(made, FeatureExtractor):
-            problem = f"features {features!r}: {made!r} is not an extractor"
-            raise PraError(f"{problem}. Return the members of FeatureExtractor", name=features)
-        return made
-    if features == "inception":
-        return inception(weights, work.device)
-    if features == "dinov2":
-        return dinov2(weights, work.device)
-    if weights is not None:
-        return Classifier(weights, work.device)
-    if isinstance(truth, Path):
-        return find_classifier(recorded_classifier(truth), work.device)
-    data = subject.settings.data
-    return fit_classifier(truth, subject.size, subject.channels, data, work.device, work.world.is_first)
+    return Judge(extractor, from_source(truth, *how, extractor, batch_size=work.batch_size, world=world), work)

@@ -47,9 +47,8 @@ class Point:
     @property
     def options(self) -> list[str]:
         """Return the changes as options of `pra sample`."""
-        known = {name: value for name, value in self.changes.items() if value is not None}
-        pairs = ((f"--{name.replace('_', '-')}", value_text(value)) for name, value in known.items())
-        return list(itertools.chain.from_iterable(pairs))
+        known = {f"--{name.replace('_', '-')}": value for name, value in self.changes.items() if value is not None}
+        return [word for option, value in known.items() for word in (option, value_text(value))]
 
     @property
     def settings(self) -> list[str]:
@@ -87,9 +86,8 @@ def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
     found: dict[str, Point] = {}
     for combination in itertools.product(*axes.values()):
         texts = dict(zip(axes, combination, strict=True))
-        changes = {name: parse_value(text) for name, text in texts.items() if name != AVERAGE}
         try:
-            sampling = changed_sampling(base, changes)
+            sampling = changed_sampling(base, {k: parse_value(text) for k, text in texts.items() if k != AVERAGE})
         except PraError as error:
             asked = " ".join(f"{name}={text}" for name, text in texts.items())
             hint = "" if axes.keys().isdisjoint(LISTS) else "; a list is one value in brackets, as in times=[0,0.4,1]"

@@ -1,13 +1,15 @@
-"""What a sweep has found: a file of figures per point, and which point is the best."""
+"""What a sweep has found: a file of figures per point, the best of them, and pictures."""
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import importlib.util
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from PIL import Image
 
 from pra.errors import PraError
 from pra.evaluation.comparable import differing, known, shown
@@ -16,7 +18,10 @@ from pra.evaluation.evaluate import Report
 from pra.evaluation.metrics import Protocol
 from pra.evaluation.report.content import cell, evaluation
 from pra.evaluation.sweep.points import Point, value_text
-from pra.utils.provenance import file_sha256
+from pra.utils.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PROTOCOL = Protocol.TORCH_FIDELITY.value
 SHOWN = ("fid", "kid", "precision", "recall", "inception_score", "accuracy")
@@ -24,10 +29,16 @@ OPEN_ENDED = ("guidance", "temperature", "shift")
 """Settings whose best value may lie beyond those that were tried; more steps cost more."""
 IMAGES = {"weights": "weights_sha256", "settings": "sampling", "labels": "labels", "seeds": "seeds"}
 """Fields of a report's images that a sweep holds fixed."""
+OTHERS = {"weights": "model", "labels": "labels", "seeds": "seeds"}
+"""The same for points with other settings, and perhaps another average of the checkpoint."""
+
+COLUMNS, ROWS = 10, 20
+"""Images of a combination, and combinations, the best ones, in the picture of samples."""
+COLOURS = ("#08519c", "#d95f0e", "#756bb1", "#31a354", "#636363", "#a63603")
+"""Of as many lines as can be told apart."""
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """A point and its figures."""
 
     point: Point
@@ -73,43 +84,98 @@ def hints(results: Sequence[Result], best: Result) -> Iterator[str]:
             yield f"the best {name}, {value_text(value)}, is the {end} that was tried: a better one may lie beyond"
 
 
-def file_of(point: Point, folder: Path) -> Path:
-    """Return the file of a point's figures, as `pra eval --out` writes them."""
-    return folder / f"{point.name}.json"
-
-
 def read_results(folder: Path, expected: dict[str, dict[str, Any]]) -> dict[str, Report]:
     """Return the reports that an earlier sweep has left of the ``expected`` points, by name.
 
-    The values of ``expected`` are the provenance that each report would have now.
-
-    Raises:
-        PraError: a file that is not a report, or any report in the folder of another checkpoint, labels, seeds,
-            features or reference: `pra compare` takes all of a folder.
+    The values of ``expected`` are the provenance that each report would have now. Refuse a file that is not a report,
+    and any report in the folder of another checkpoint, labels, seeds, features or reference: `pra compare` takes all.
     """
-    found = {}
-    hashed = functools.cache(file_sha256)
+    found: dict[str, Report] = {}
     for path in sorted(folder.glob("*.json")):
-        report, now = evaluation(path), expected.get(path.stem)
-        if now and (report is None or PROTOCOL not in report.figures):
+        report, asked = evaluation(path), path.stem in expected
+        if asked and (report is None or PROTOCOL not in report.figures):
             raise PraError(f"{path} is not a report of pra eval. Use another --out, or remove it", "exists", path=path)
         if report is None:
             continue
-        held = dict.fromkeys(IMAGES)
-        if now is None:  # of other settings, and perhaps of another average
-            now = next(iter(expected.values()))
-            del held["settings"]
-            weights = Path(now["images"]["model"]) / str(known(report.provenance, "images", "weights"))
-            now = now | {"images": now["images"] | ({"weights_sha256": hashed(weights)} if weights.is_file() else {})}
-        else:
-            found[path.stem] = report
-        _check_same(path, report.provenance, now, list(held))
+        before, now = report.provenance, expected[path.stem] if asked else next(iter(expected.values()))
+        fields = (IMAGES if asked else OTHERS).items()
+        pairs = {what: (known(before, "images", field), known(now, "images", field)) for what, field in fields}
+        other = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]} | differing(before, now)
+        for what, (there, here) in other.items():
+            problem = f"{path} differs in the {what} ({shown(there)}; now {shown(here)})"
+            raise PraError(f"{problem}. Use another --out, or remove {folder}", "mismatch", path=path, what=what)
+        found |= {path.stem: report} if asked else {}
     return found
 
 
-def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any], held: Sequence[str]) -> None:
-    pairs = {what: tuple(known(values, "images", IMAGES[what]) for values in (before, now)) for what in held}
-    other = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]} | differing(before, now)
-    for what, (there, here) in other.items():
-        problem = f"{path} differs in the {what} ({shown(there)}; now {shown(here)})"
-        raise PraError(f"{problem}. Use another --out, or remove {path.parent}", "mismatch", path=path, what=what)
+# --- pictures -----------------------------------------------------------------------------------------------
+
+
+def draw(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Write the curves and all strips below each other; return the files, none where matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return []
+    figures = {folder / "sweep.png": curves(results), folder / "samples.jpg": _samples(results, folder)}
+    written = {path: figure for path, figure in figures.items() if figure is not None}
+    for path, figure in written.items():
+        write_atomically(path, figure.savefig, format=path.suffix[1:], dpi=110)
+    return list(written)
+
+
+def _samples(results: Sequence[Result], folder: Path) -> Figure | None:
+    rows = []
+    for result in sorted(results, key=rank)[:ROWS]:
+        # A sweep that was stopped between strip and figures leaves a strip missing or damaged.
+        with contextlib.suppress(OSError), Image.open(folder / f"{result.point.name}.png") as strip:
+            lines = [f"{name} {value_text(value)}" for name, value in result.point.changes.items()]
+            rows.append(("\n".join([*lines, f"FID {cell(result.figure('fid'))}"]), strip.copy()))
+    return labelled_rows(rows) if rows else None
+
+
+def curves(results: Sequence[Result]) -> Figure | None:
+    """Draw FID, precision and recall along the first setting with several numbers, a line per value of the others."""
+    from matplotlib.figure import Figure
+
+    axis = next((name for name in results[0].point.changes if _varies(name, results)), None)
+    if axis is None:
+        return None
+    lines: dict[str, list[Result]] = {}
+    for result in results:
+        others = (f"{name} {value_text(value)}" for name, value in result.point.changes.items() if name != axis)
+        lines.setdefault(", ".join(others), []).append(result)
+    # The lines of the best FIDs, where there are more than can be told apart.
+    ranked = sorted(lines, key=lambda name: min(map(rank, lines[name])))
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    if len(lines) > len(COLOURS):
+        figure.suptitle(f"the {len(COLOURS)} best of {len(lines)} lines", fontsize=10)
+    panels = figure.subplots(1, 3)
+    for axes, name in zip(panels, ("fid", "precision", "recall"), strict=True):
+        for line, colour in zip(ranked, COLOURS, strict=False):
+            known = sorted((r.point.changes[axis], r.figure(name)) for r in lines[line] if r.figure(name) is not None)
+            axes.plot(*zip(*known, strict=True) if known else ([], []), marker="o", color=colour, label=line)
+        axes.set(xlabel=axis, title=name.upper() if name == "fid" else name)
+        axes.grid(alpha=0.3)
+    if best := find_best(results):
+        panels[0].plot(best.point.changes[axis], best.figure("fid"), "o", ms=12, mfc="none", mec="black")
+    if len(lines) > 1:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def _varies(name: str, results: Sequence[Result]) -> bool:
+    values = [result.point.changes[name] for result in results]
+    return len(set(map(str, values))) > 1 and all(type(value) in (int, float) for value in values)
+
+
+def labelled_rows(rows: Sequence[tuple[str, Image.Image]]) -> Figure:
+    """Draw pictures of one size, grey or RGB, below each other with titles on the left. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 0.82 * len(rows)))
+    grid = {"left": 0.19, "right": 1, "bottom": 0, "top": 1, "hspace": 0}
+    panels = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw=grid)
+    for axes, (title, picture) in zip(panels.flat, rows, strict=True):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    return figure
