@@ -243,6 +243,7 @@ def test_every_point_is_what_eval_measures(
     assert "pra export" not in shown  # it is exported already
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a run, whose folder is where it all goes."""
     sweep(run, None, "digits", num=20, over=("guidance=1.5",))
