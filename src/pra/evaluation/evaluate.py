@@ -11,7 +11,7 @@ from typing import Any
 
 from pra.config import CodecConfig
 from pra.errors import PraError
-from pra.evaluation.collect import Collected, Collector, collect, merged, shape_text
+from pra.evaluation.collect import Collected, Collector, collect, merged
 from pra.evaluation.comparable import comparable_sha256
 from pra.evaluation.features import FeatureExtractor
 from pra.evaluation.metrics import (
@@ -139,7 +139,7 @@ def evaluate(
         PraError: a reference of another extractor or of images of another size, or another number of images.
     """
     reference.check(extractor)
-    collected = collect(_checked(batches, reference), extractor, count, keep, progress, world=world)
+    collected = collect(batches, extractor, count, keep, progress, world=world, shape=reference.shape)
 
     def measured(parts: list[Collected]) -> tuple[dict[str, Figures], dict[str, str]]:
         whole = merged(parts)
@@ -174,20 +174,6 @@ def _figures(collector: Collector, reference: Reference) -> Figures:
     if truth is not None and collector.keep > NEIGHBOURS:
         figures |= overlap(Balls(collector.kept.to(truth.points.device), NEIGHBOURS, truth.centre), truth)._asdict()
     return figures | ({} if collector.accuracy is None else {"accuracy": collector.accuracy})
-
-
-def _checked(batches: Iterable[Batch], reference: Reference) -> Iterable[Batch]:
-    for batch in batches:
-        shape = tuple(batch.images.shape[1:])
-        if reference.shape is not None and shape != reference.shape:
-            here, there = shape_text(shape), shape_text(reference.shape)
-            raise PraError(
-                f"the images are {here} (CxHxW), the reference {reference.name} is {there}. Bring both to one shape",
-                code="mismatch",
-                images=here,
-                reference=there,
-            )
-        yield batch
 
 
 def reconstruct(

@@ -59,8 +59,7 @@ def pictures(
 def common_shape(source: Source) -> Shape:
     """Return the shape of all pictures of a folder, from the heads of the files. One with colour is enough for colour.
 
-    Raises:
-        PraError: pictures of different sizes, or one that cannot be read.
+    Refuse pictures of different sizes, or one that cannot be read.
     """
     with _finished():
         size, channels = picture_shape(header(Path(source.where(0))))

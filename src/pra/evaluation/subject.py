@@ -111,11 +111,7 @@ def open_subject(
     settings: tuple[str, ...],
     average: str = weights.EMA,
 ) -> Subject:
-    """Open a target, by default the model that comes with the package.
-
-    Raises:
-        PraError: nothing there, no such average, too few images, or settings that do not go with it.
-    """
+    """Open a target, by default the model that comes with the package; refuse settings that do not go with it."""
     target = target and target.expanduser()
     for setting in settings:
         if setting.startswith("data.flip="):

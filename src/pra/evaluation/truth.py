@@ -102,8 +102,7 @@ def check_at_least(least: int, **options: int | None) -> None:
 def open_truth(reference: str | None, labels: str, subject: Subject, work: Work) -> tuple[Truth, Subject]:
     """Open the reference, by default the data that a subject learnt from, and give the subject these ``labels``.
 
-    Raises:
-        PraError: no such data, or data that do not tell how frequent the model's classes are.
+    Refuse data that do not tell how frequent the model's classes are.
     """
     spec = reference or subject.settings.data.source
     if not spec:
@@ -126,8 +125,7 @@ def open_truth(reference: str | None, labels: str, subject: Subject, work: Work)
 def open_originals(truth: Truth, subject: Subject, work: Work) -> Source:
     """Open the real images to reconstruct: the reference, or the run's own data where the reference is a file.
 
-    Raises:
-        PraError: no model, no codec, no such images, or labels that mean something else to the encoder.
+    Refuse a model without a codec, and labels that mean something else to the encoder.
     """
     model = subject.sampled("--reconstruction").model
     codec, own = check_codec(model), subject.settings.data.source
@@ -178,8 +176,7 @@ def check_classes(source: Source, model: Model, option: str) -> None:
 def open_judge(truth: Truth, features: str, weights: Path | None, subject: Subject, work: Work) -> Judge:
     """Open the features of that name and the reference as they see it.
 
-    Raises:
-        PraError: weights that cannot be had or read, a file of other features, or images that cannot be read.
+    Refuse weights that cannot be had or read, a file of other features, or images that cannot be read.
     """
     world, how = work.world, (subject.size, subject.channels, subject.settings.data)
     with world.first_alone():  # downloads or fits; the other processes find it in the cache

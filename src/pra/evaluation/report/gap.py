@@ -49,8 +49,7 @@ class MeasuredGap:
 def measure_gap(run: Path, config: RunConfig, count: int, device: torch.device) -> MeasuredGap:
     """Measure the newest checkpoint's gap over at most ``count`` training images.
 
-    Raises:
-        PraError: no checkpoint, not an autoregressive model, or its data are not there.
+    Refuse a run without a checkpoint or its data, and a model that is not autoregressive.
     """
     if count < 2:
         raise PraError(f"--gap-images {count}: the least is 2. Use 0 to leave the gap out", value=count)

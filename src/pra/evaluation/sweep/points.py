@@ -71,8 +71,7 @@ def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
 
     ``average=ema,raw`` varies the weights. A list as a value is in brackets: ``guidance_interval=[0,0.8],[0,1]``.
 
-    Raises:
-        PraError: a line without values, a setting named twice or unknown, or a value that does not go with it.
+    Refuse a line without values, a setting named twice or unknown, or a value that does not go with it.
     """
     axes: dict[str, list[str]] = {}
     for line in over:
