@@ -22,9 +22,8 @@ from pra import cli
 from pra.commands.probe import features_command, probe_command
 from pra.config import DataConfig
 from pra.data import open_source
-from pra.evaluation import probe_features
-from pra.evaluation.probe import LINEAR, Linear, Task, accuracy, held_out
-from pra.evaluation.probe_features import Layers, Pixels, check_memory, select
+from pra.evaluation import probe
+from pra.evaluation.probe import LINEAR, Layers, Linear, Pixels, Task, accuracy, check_memory, held_out, select
 from pra.models import weights
 from pra.utils.distributed import World
 from pra.utils.pixels import from_uint8
@@ -272,7 +271,7 @@ def test_a_saved_model_needs_data(trained: Path, tmp_path: Path) -> None:
 
 def test_features_beyond_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     check_memory(2**20)
-    monkeypatch.setattr(probe_features.os, "sysconf", lambda name: 2**12 if name == "SC_PAGE_SIZE" else 2**18)
+    monkeypatch.setattr(probe.os, "sysconf", lambda name: 2**12 if name == "SC_PAGE_SIZE" else 2**18)
     check_memory(2**30)
     refused(lambda: check_memory(2**32), "4 GiB", "1", code="too-large")
 

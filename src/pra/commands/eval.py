@@ -79,14 +79,21 @@ def evaluate_command(
             if originals:
                 report = judge.with_reconstruction(report, subject, originals)
             if world.is_first:
-                seconds = round((datetime.now(UTC) - begin).total_seconds(), 1)
-                when = {"date": begin.isoformat(timespec="seconds"), "seconds": seconds}
-                report = replace(report, provenance=report.provenance | when)
-                _finish(report, subject, judge, files, images)
+                _finish(report, begin, subject, judge, files, images)
 
 
-def _finish(report: Report, subject: Subject, judge: Judge, files: dict[str, Path | None], images: Path | None) -> None:
+def _finish(
+    report: Report,
+    begin: datetime,
+    subject: Subject,
+    judge: Judge,
+    files: dict[str, Path | None],
+    images: Path | None,
+) -> None:
     """Print the figures before they are written: a full disk cannot take them."""
+    seconds = round((datetime.now(UTC) - begin).total_seconds(), 1)
+    when = {"date": begin.isoformat(timespec="seconds"), "seconds": seconds}
+    report = replace(report, provenance=report.provenance | when)
     print(report.table())
     features = f"{judge.extractor.name} {judge.extractor.fingerprint[:12]}"
     print(f"{subject.count} images of {subject.target} against {judge.reference.name}, features {features}")

@@ -19,8 +19,21 @@ from pra.data import open_source
 from pra.data.loader import reading
 from pra.errors import PraError, nearest
 from pra.evaluation.outputs import check_outputs
-from pra.evaluation.probe import LINEAR, VALIDATED, Figure, Task, best, find_linear, held_out
-from pra.evaluation.probe_features import POOLINGS, Layers, Pixels, Vectors, collect_vectors, select
+from pra.evaluation.probe import (
+    LINEAR,
+    POOLINGS,
+    VALIDATED,
+    Figure,
+    Layers,
+    Pixels,
+    Task,
+    Vectors,
+    best,
+    collect_vectors,
+    find_linear,
+    held_out,
+    select,
+)
 from pra.evaluation.samples import prepared, spread
 from pra.evaluation.subject import open_model
 from pra.evaluation.truth import check_at_least

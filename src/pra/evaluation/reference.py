@@ -93,15 +93,9 @@ class Reference:
 
     def describe(self) -> dict[str, Any]:
         """Return the reference's part of a report's provenance."""
-        return {
-            "name": self.name,
-            "sha256": self.sha256,
-            "file_sha256": self.file_sha256,
-            "count": self.count,
-            "images_sha256": self.images_sha256,
+        names = ("name", "sha256", "file_sha256", "count", "images_sha256", "shape", "fit", "prepared")
+        return {name: getattr(self, name) for name in names} | {
             "shape": self.shape and list(self.shape),
-            "fit": self.fit,
-            "prepared": self.prepared,
             "kept_features": 0 if self.kept is None else len(self.kept),
         }
 

@@ -93,17 +93,6 @@ def gap_charts(gap: MeasuredGap, columns: int) -> list[Chart]:
     return [one for one in charts if one is not None]
 
 
-def gap_in_numbers(gap: MeasuredGap) -> dict[str, str]:
-    """Return means over the last quarter of the raster, and the losses' ratio over all of it."""
-    quarter = max(1, len(gap.conditions) // 4)
-    ratio = sum(gap.rollout_loss) / sum(gap.training_loss)
-    return {
-        "inputs, last quarter": f"{sum(gap.inputs[-quarter:]) / len(gap.inputs[-quarter:]):.4f}",
-        "conditions, last quarter": f"{sum(gap.conditions[-quarter:]) / quarter:.4f}",
-        "flow loss on rollouts / in training": f"{ratio:.3f}",
-    }
-
-
 def pictures(run: Path, kind: str) -> tuple[list[Picture], int]:
     """Return grids of a kind in the order of their steps, :data:`MOST_PICTURES` at most, and how many there are."""
     # Copies such as "step-00000010 2.png" may be anything.

@@ -91,7 +91,6 @@ def _gap(run: Path, config: RunConfig, measured: MeasuredGap | None, why: str | 
         "why": why,
         "stale": newest is not None and newest.name != measured.checkpoint,
         "charts": content.gap_charts(measured, config.model.grid[1]),
-        "numbers": content.gap_in_numbers(measured),
     }
 
 
