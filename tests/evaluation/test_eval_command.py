@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from support.judging import noise_pictures
 from support.models import BLIND, PIXEL, random_model
 from support.refusal import refused
 
@@ -38,13 +38,7 @@ COUNTS = {"rare": 4, "common": 22, "usual": 6}
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Pictures of three classes, most of them of one."""
-    folder, random = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
-    for name, count in COUNTS.items():
-        (folder / name).mkdir()
-        for index in range(count):
-            noise = random.integers(0, 256, (6, 8, 3), np.uint8)
-            Image.fromarray(noise).save(folder / name / f"{index:02d}.png")
-    return f"folder:{folder}"
+    return noise_pictures(tmp_path_factory.mktemp("mixed"), COUNTS)
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.judging import noise_pictures
 from support.models import random_model
 from support.refusal import refused
 from torch import Tensor
@@ -37,10 +37,8 @@ COUNT = 45
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of three classes."""
-    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for index in range(COUNT):
-        (folder / "abc"[index % 3]).mkdir(exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (*SIZE, 3), np.uint8)).save(folder / "abc"[index % 3] / f"{index}.png")
+    folder = tmp_path_factory.mktemp("photos")
+    noise_pictures(folder, dict.fromkeys("abc", COUNT // 3))
     return folder
 
 

@@ -63,17 +63,6 @@ def test_processes_that_share_a_set_agree_with_one() -> None:
         assert merged.scores[protocol].result() == pytest.approx(alone.scores[protocol].result(), rel=1e-6)
 
 
-def test_identical_sets() -> None:
-    extractor = Projection()
-    report = judged(pixels(60), reference_of(pixels(60), extractor), extractor)
-    for figures in report.figures.values():
-        assert figures["fid"] == pytest.approx(0, abs=1e-10)
-        assert figures["sfid"] == pytest.approx(0, abs=1e-10)
-        assert (figures["precision"], figures["recall"]) == (1, 1)
-        assert figures["kid"] is not None
-        assert figures["kid"] < 0  # unbiased: equal sets count their own pairs on one side only
-
-
 def test_images_are_let_go_as_they_are_judged() -> None:
     extractor = Projection()
     reference, alive = reference_of(pixels(60), extractor), []

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from support import processes
 from support.files import contents
+from support.judging import noise_pictures
 from support.models import random_model
 from support.refusal import refused
 
@@ -157,13 +158,7 @@ OVER = ("guidance=1,2",)
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for name in ("a", "b"):
-        (folder / name).mkdir()
-        for index in range(12):
-            noise = random.integers(0, 256, (6, 8, 3), np.uint8)
-            Image.fromarray(noise).save(folder / name / f"{index}.png")
-    return f"folder:{folder}"
+    return noise_pictures(tmp_path_factory.mktemp("pictures"), {"a": 12, "b": 12})
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +354,7 @@ def test_figures_of_other_weights_or_images_are_not_mixed_in(
     pra.save(other, tmp_path / "other")
     refused(lambda: sweep(tmp_path / "other", out, pictures), code="mismatch", what="weights")
     shutil.copytree(pictures.removeprefix("folder:"), tmp_path / "fewer")
-    (tmp_path / "fewer/a/0.png").unlink()
+    (tmp_path / "fewer/a/00.png").unlink()
     fewer = f"folder:{tmp_path / 'fewer'}"
     refused(lambda: sweep(model, out, fewer), code="mismatch", what="features")
     weights = next(
