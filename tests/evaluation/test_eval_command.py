@@ -115,7 +115,7 @@ def test_reconstruction_needs_labels_of_the_same_meaning(
 ) -> None:
     asked: Any = {"reference": mixed, "reconstruction": True}
     with monkeypatch.context() as nothing_done:
-        nothing_done.setattr("pra.evaluation.truth.fit_classifier", None)
+        nothing_done.setattr("pra.evaluation.judging.fit_classifier", None)
         fewer = saved(tmp_path / "fewer", ["common", "rare"])
         refuse(fewer, "has 3 classes, the model 2", **asked, code="mismatch", fields={"option": "--reconstruction"})
         renamed = saved(tmp_path / "renamed", ["common", "sparse", "usual"])
@@ -152,7 +152,7 @@ def test_what_fails_late_leaves_nothing(
 ) -> None:
     (tmp_path / "out").mkdir()
     with monkeypatch.context() as broken:
-        broken.setattr("pra.evaluation.truth.reconstruct", interrupted)
+        broken.setattr("pra.evaluation.judging.reconstruct", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(model, reference=mixed, reconstruction=True, **outputs(tmp_path / "out"))
     assert not any((tmp_path / "out").iterdir())

@@ -25,7 +25,7 @@ from pra.commands.eval import evaluate_command
 from pra.commands.sweep import sweep_command
 from pra.config import GuidanceSchedule, SamplingConfig, Solver
 from pra.errors import NotFiniteError
-from pra.evaluation import classifier, truth
+from pra.evaluation import classifier, judging
 from pra.evaluation.evaluate import Report
 from pra.evaluation.sweep.points import Point, points
 from pra.evaluation.sweep.results import COLUMNS, Result, curves, find_best, hints, table
@@ -201,14 +201,14 @@ Hook = Callable[[float], None]
 @pytest.fixture
 def before_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hook], None]:
     """``before_each(hook)``: a function of the guidance that runs before a point is judged."""
-    evaluate = truth.evaluate
+    evaluate = judging.evaluate
 
     def install(hook: Hook) -> None:
         def hooked(*arguments: Any, **options: Any) -> Report:
             hook(options["provenance"]["images"]["sampling"]["guidance"])
             return evaluate(*arguments, **options)
 
-        monkeypatch.setattr(truth, "evaluate", hooked)
+        monkeypatch.setattr(judging, "evaluate", hooked)
 
     return install
 

@@ -15,9 +15,18 @@ from pra.config import Precision
 from pra.config.checks import member
 from pra.evaluation.evaluate import Report, warn_of_few
 from pra.evaluation.features import EXTRACTORS
+from pra.evaluation.judging import (
+    LABELS,
+    Judge,
+    Subject,
+    Work,
+    check_options,
+    open_judge,
+    open_originals,
+    open_subject,
+    open_truth,
+)
 from pra.evaluation.outputs import check_outputs, unfinished, write_together
-from pra.evaluation.subject import Subject, Work, open_subject
-from pra.evaluation.truth import LABELS, Judge, check_options, open_judge, open_originals, open_truth
 from pra.models.weights import EMA
 from pra.utils.distributed import join
 

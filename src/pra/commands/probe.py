@@ -18,6 +18,7 @@ from pra.config import DataConfig, RunConfig, apply_settings, to_dict
 from pra.data import open_source
 from pra.data.loader import reading
 from pra.errors import PraError, nearest
+from pra.evaluation.judging import check_at_least, open_model
 from pra.evaluation.outputs import check_outputs
 from pra.evaluation.probe import (
     LINEAR,
@@ -35,8 +36,6 @@ from pra.evaluation.probe import (
     select,
 )
 from pra.evaluation.samples import prepared, spread
-from pra.evaluation.subject import open_model
-from pra.evaluation.truth import check_at_least
 from pra.models import Model, build_model, weights
 from pra.training.run import write_json
 from pra.utils.distributed import join
