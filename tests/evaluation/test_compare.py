@@ -20,8 +20,7 @@ import pra
 from pra import cli
 from pra.config import apply_settings, to_dict
 from pra.evaluation.compare import comparison
-from pra.evaluation.compare.columns import read_columns
-from pra.evaluation.compare.comparison import HIGHER, LOWER, compared, obstacle
+from pra.evaluation.compare.comparison import HIGHER, LOWER, compared, obstacle, read_columns
 from pra.evaluation.compare.table import LONGEST, Row, Section, rendered
 from pra.evaluation.report import charts
 from pra.training.run import loss_terms, read_metrics

@@ -27,8 +27,7 @@ from pra.config import GuidanceSchedule, SamplingConfig, Solver
 from pra.errors import NotFiniteError
 from pra.evaluation import classifier, judging
 from pra.evaluation.evaluate import Report
-from pra.evaluation.sweep.points import Point, points
-from pra.evaluation.sweep.results import COLUMNS, Result, curves, find_best, hints, table
+from pra.evaluation.sweep import COLUMNS, Point, Result, curves, find_best, hints, points, table
 from pra.utils.pixels import contact_sheet
 from pra.utils.provenance import file_sha256
 from pra.utils.signals import Interrupted

@@ -23,8 +23,7 @@ from pra.errors import NotFiniteError, PraError
 from pra.evaluation.evaluate import Report, describe, warn_of_few
 from pra.evaluation.features import EXTRACTORS
 from pra.evaluation.judging import LABELS, Judge, Subject, Work, check_options, open_judge, open_subject, open_truth
-from pra.evaluation.sweep.points import GUIDANCE, Point, points
-from pra.evaluation.sweep.results import COLUMNS, Result, draw, find_best, hints, read_results, table
+from pra.evaluation.sweep import COLUMNS, GUIDANCE, Point, Result, draw, find_best, hints, points, read_results, table
 from pra.models.weights import model_folder, run_of, weights_name
 from pra.sampling.batches import Batch
 from pra.utils.distributed import join
