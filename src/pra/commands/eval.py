@@ -107,12 +107,13 @@ def _finish(
     features = f"{judge.extractor.name} {judge.extractor.fingerprint[:12]}"
     print(f"{subject.count} images of {subject.target} against {judge.reference.name}, features {features}")
     warn_of_few(subject.count)
+    # The slowest first: a killed command leaves nothing that looks finished.
     writers: dict[str, Callable[[Path], object]] = {
+        "statistics": judge.reference.save,
         "report": report.save,
         "images": lambda path: images and images.replace(path),
-        "statistics": judge.reference.save,
     }
-    write_together({path: writers[what] for what, path in files.items() if path})
+    write_together({path: write for what, write in writers.items() if (path := files[what])})
     for what, path in files.items():
         if path:
             print(f"  {what}: {path}")
