@@ -18,8 +18,7 @@ from pra.errors import PraError
 from pra.evaluation import evaluate, reconstruct
 from pra.evaluation.classifier import Classifier, fit_classifier
 from pra.evaluation.features import FeatureExtractor
-from pra.evaluation.probe import Task, find_linear, held_out
-from pra.evaluation.probe_features import Layers, Pixels, Vectors
+from pra.evaluation.probe import Layers, Pixels, Task, Vectors, find_linear, held_out
 from pra.evaluation.reference import Reference, from_file, from_source
 from pra.evaluation.rollout_gap import rollout_gap
 from pra.evaluation.samples import labels_like, prepared, spread

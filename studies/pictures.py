@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pra.data import load_images, open_source
-from pra.evaluation.sweep.pictures import labelled_rows
+from pra.evaluation.sweep import labelled_rows
 from pra.models import weights
 from pra.sampling import Sampler
 from pra.utils.pixels import contact_sheet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +18,9 @@ from support.refusal import refused
 
 import pra
 from pra import cli
-from pra.commands import compare as command
 from pra.config import apply_settings, to_dict
-from pra.evaluation.compare import curves
-from pra.evaluation.compare.columns import read_columns
-from pra.evaluation.compare.comparison import HIGHER, LOWER, compared, obstacle
+from pra.evaluation.compare import comparison
+from pra.evaluation.compare.comparison import HIGHER, LOWER, compared, obstacle, read_columns
 from pra.evaluation.compare.table import LONGEST, Row, Section, rendered
 from pra.evaluation.report import charts
 from pra.training.run import loss_terms, read_metrics
@@ -189,8 +188,7 @@ def test_the_directions_are_those_of_the_documentation() -> None:
         ({"kid.subsets": 10}, "the subsets of KID (10; a.json: 100)"),
         ({"seed_of_subsets": 1}, "the seed of the subsets (1; a.json: 2020)"),
         ({"precision_recall.neighbours": 5}, "the neighbours of precision and recall (5; a.json: 3)"),
-        ({"features.sha256": None}, "the features (unknown; a.json: classifier fefefefefefe)"),
-        ({"features.sha256": "00", "count": 9}, "and the number of images (9; a.json: 1000)"),
+        ({"features.sha256": None, "count": 9}, "the features (unknown; a.json: classifier fefefefefefe)"),
     ],
 )
 def test_nothing_is_marked_where_figures_do_not_compare(
@@ -283,13 +281,6 @@ def test_a_runs_own_figures(run: Path, other: Path, compare: Compare) -> None:
     assert "gone on" not in answer.out
 
 
-def test_what_the_shipped_model_was_judged_by_is_read(tmp_path: Path, compare: Compare) -> None:
-    shipped = Path(pra.__file__).parent / "shipped" / "figures.json"
-    answer = compare(f"shipped={shipped}", evaluation(tmp_path / "a.json", fid=2.0))
-    assert answer.code == 0
-    assert "a.json differs in the features" in answer.line("figures do not compare")
-
-
 # --- names --------------------------------------------------------------------------------------------------
 
 
@@ -320,20 +311,15 @@ def test_long_cells_are_shortened_unless_alike() -> None:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ([], "0 argument(s)"),
         (["RUN"], "1 argument(s)"),
         (["RUN", "nowhere"], "nothing lies at nowhere"),
-        (["RUN", "name=" + "x" * 500], "nothing lies at name=x"),
-        (["RUN", "twice=RUN"], "is given twice"),
         (["RUN", "link"], "is given twice"),
         (["a=RUN", "a=good.json"], "2 arguments are called 'a'"),
         (["RUN", "empty"], "empty"),
         (["RUN", "RUN/checkpoints/step-00000020"], "step-00000020"),
         (["RUN", "bare"], "the run bare has no line in metrics.jsonl"),
         (["RUN", "broken.json"], "broken.json"),
-        (["RUN", "list.json"], "list.json"),
         (["RUN", "RUN/config.json"], "config.json holds no figures"),
-        (["RUN", "RUN/curves.png"], "curves.png"),
         (["RUN", "good.json", "--out", "there.png"], "there.png"),
         (["RUN", "good.json", "--out", "a.jpg"], "a.jpg"),
         (["RUN", "good.json", "--out", "good.json/a.png"], "good.json"),
@@ -346,7 +332,7 @@ def test_bad_input_is_refused_in_a_line(
     monkeypatch.chdir(run.parent)
     for name in ("good.json", "other.json"):
         evaluation(Path(name))
-    for name, text in (("broken.json", "{"), ("list.json", "[]"), ("there.png", "mine")):
+    for name, text in (("broken.json", "{"), ("there.png", "mine")):
         Path(name).write_text(text)
     for name in ("empty", "bare"):
         Path(name).mkdir()
@@ -373,7 +359,7 @@ def test_curves_of_runs_with_other_terms_share_panels(run: Path, other: Path) ->
     pytest.importorskip("matplotlib", reason="matplotlib is in the extra 'train'")
     rows = [{k: v for k, v in row.items() if k != "pixel"} | {"edges": 1.0} for row in read_metrics(other)]
     (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
-    figure = curves.overlaid(read_columns([str(run), str(other)]))
+    figure = comparison.overlaid(read_columns([str(run), str(other)]))
     assert {axes.get_title(): [line.get_label() for line in axes.lines] for axes in figure.axes} == {
         "pixel": ["run"],
         "flow": ["run", "other"],
@@ -391,21 +377,14 @@ def test_a_loss_that_explodes_does_not_hide_the_others(run: Path, other: Path) -
         terms = loss_terms([row])
         lines = [row | {"step": step, **dict.fromkeys((*terms, "state_std"), highest / step)} for step in (1, 2, 3)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    figure = curves.overlaid(read_columns([str(run), str(other)]))
+    figure = comparison.overlaid(read_columns([str(run), str(other)]))
     assert [axes.get_ylim()[1] for axes in figure.axes] == [6.0] * 4
     assert [line.get_label() for line in figure.axes[0].lines] == ["run", "other"]
 
 
 def test_without_matplotlib_the_table_is_still_there(
-    run: Path, other: Path, tmp_path: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
+    run: Path, other: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(*_: object) -> None:
-        raise ModuleNotFoundError("No module named 'matplotlib'")
-
-    monkeypatch.setattr(curves, "curves", missing)
-    refused(
-        lambda: command.compare_command((str(run), str(other)), out=tmp_path / "a.png"),
-        install_command("train"),
-    )
-    assert not (tmp_path / "a.png").exists()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    refused(lambda: comparison.overlaid(read_columns([str(run), str(other)])), install_command("train"))
     assert compare(run, other).code == 0

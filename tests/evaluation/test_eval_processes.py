@@ -15,8 +15,9 @@ from support.refusal import refused
 from pra.commands.eval import evaluate_command
 from pra.config import Precision
 from pra.data import open_source
-from pra.evaluation.subject import Subject, Work, open_subject
+from pra.evaluation.judging import Subject, Work, open_subject
 from pra.sampling.batches import join_exports
+from pra.sampling.native import SWITCH
 from pra.utils.distributed import World
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 
 def two(*arguments: object, cache: Path) -> list[processes.Outcome]:
     """``pra`` in two processes that share the work."""
-    return processes.run(cache / "said", 2, *arguments, variables={"XDG_CACHE_HOME": str(cache)})
+    return processes.run(cache / "said", 2, *arguments, variables={"XDG_CACHE_HOME": str(cache), SWITCH: "0"})
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,7 @@ def test_two_processes_agree_with_one(
     trained: Path, few: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache1"))
+    monkeypatch.setenv(SWITCH, "0")  # compiling into an empty cache takes longer than all else
     evaluate_command(
         trained, reference=few, features="classifier", num=20, reconstruction=True, export_npz=tmp_path / "b1.npz",
         export_statistics=tmp_path / "s1.npz", out=tmp_path / "o1.json", batch_size=10, device="cpu",

@@ -9,10 +9,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.judging import noise_pictures
 from support.models import random_model
 from support.refusal import refused
 from torch import Tensor
@@ -23,10 +23,8 @@ from pra.config import DataConfig, Precision, SamplingConfig
 from pra.data import Source, loader, open_source
 from pra.data.loader import read_ahead, reading
 from pra.errors import PraError
-from pra.evaluation import probe, rollout_gap
+from pra.evaluation import rollout_gap
 from pra.evaluation.classifier import fit_classifier
-from pra.evaluation.probe import Task, find_linear
-from pra.evaluation.probe_features import Layers
 from pra.evaluation.reference import from_source
 from pra.evaluation.samples import pictures, prepared
 from pra.sampling import Sampler
@@ -39,10 +37,8 @@ COUNT = 45
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of three classes."""
-    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for index in range(COUNT):
-        (folder / "abc"[index % 3]).mkdir(exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (*SIZE, 3), np.uint8)).save(folder / "abc"[index % 3] / f"{index}.png")
+    folder = tmp_path_factory.mktemp("photos")
+    noise_pictures(folder, dict.fromkeys("abc", COUNT // 3))
     return folder
 
 
@@ -72,30 +68,17 @@ def how(workers: int) -> DataConfig:
     return DataConfig(source="", workers=workers)
 
 
-def test_features_and_probes_are_the_same(source: Source, started: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = Layers(random_model(num_classes=3).eval(), [1, 2])
-    chosen = list(range(COUNT - 1, -1, -1))
-    fitted: list[list[Any]] = []
-
-    def accuracy(linear: Any, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *_: Any) -> tuple[float, ...]:
-        fitted.append([tensor.tolist() for tensor in (*train, *test)])
-        return 0.0, 0.0, 0.0
-
-    monkeypatch.setattr(probe, "accuracy", accuracy)
-    features = []
+def test_batches_are_the_same(source: Source, started: list[int]) -> None:
+    read = []
     for workers in (0, 2):
-        task = Task(source, source, chosen, chosen[:20], how(workers))
-        task.figures(layers, find_linear("sgd"), SIZE, 3, CPU, batch_size=7, progress=False)
-        with reading(prepared(source, chosen, SIZE, 3, how(workers), 7, range(3, 40))) as batches:
-            features.append([(batch.start, batch.labels.tolist(), layers(batch.images / 255, 0)) for batch in batches])
-    vectors = len(fitted) // 2
-    assert vectors == 6
-    assert fitted[:vectors] == fitted[vectors:]
-    for none, two in zip(*features, strict=True):
-        assert none[:2] == two[:2]
-        assert torch.equal(none[2], two[2])
-    assert [start for start, *_ in features[0]] == [3, 10, 17, 24, 31, 38]
-    assert started == [0, 0, 0, 2, 2, 2]
+        with reading(prepared(source, range(COUNT)[::-1], SIZE, 3, how(workers), 7, range(3, 40))) as batches:
+            read.append(list(batches))
+    for none, two in zip(*read, strict=True):
+        assert none.start == two.start
+        assert torch.equal(none.images, two.images)
+        assert torch.equal(none.labels, two.labels)
+    assert [batch.start for batch in read[0]] == [3, 10, 17, 24, 31, 38]
+    assert started == [0, 2]
 
 
 def test_the_command_takes_the_setting(
@@ -180,7 +163,7 @@ def test_errors_arrive_as_they_were_and_no_process_stays(
         from_source(damaged, SIZE, 3, how(2), judge, batch_size=4, progress=False)
     assert str(kept.value).startswith(f"{broken}: ")
     assert multiprocessing.active_children() == before
-    refused(lambda: list(pictures(damaged, range(30), 4, workers=2)), code="unreadable", path=broken)
+    refused(lambda: list(pictures(damaged, range(30), (SIZE, 3), 4, workers=2)), code="unreadable", path=broken)
     assert started[-2:] == [2, 2]
 
 

@@ -65,7 +65,6 @@ def test_sampling_counts_the_shortest_raster():
         *((name, config.Parallel()) for name in ALL),
         ("learned", config.Clean()),
         ("encoder-without-h", config.Exact(steps=1)),
-        ("pixel-v", config.Exact(steps=1)),
     ],
     ids=str,
 )

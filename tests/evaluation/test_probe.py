@@ -22,9 +22,8 @@ from pra import cli
 from pra.commands.probe import features_command, probe_command
 from pra.config import DataConfig
 from pra.data import open_source
-from pra.evaluation import probe_features
-from pra.evaluation.probe import LINEAR, Linear, Task, accuracy, held_out
-from pra.evaluation.probe_features import Layers, Pixels, Pooling, check_memory, select
+from pra.evaluation import probe
+from pra.evaluation.probe import LINEAR, Layers, Linear, Pixels, Task, accuracy, check_memory, held_out, select
 from pra.models import weights
 from pra.utils.distributed import World
 from pra.utils.pixels import from_uint8
@@ -53,7 +52,7 @@ def test_features_are_clean_tokens_under_the_null_class(config: Any) -> None:
     torch.testing.assert_close(mean, null.mean(dim=1))
     torch.testing.assert_close(last, null[:, -1])
     assert not torch.allclose(mean, labelled.mean(dim=1), atol=1e-3)
-    assert torch.equal(select(torch.stack([mean, last]), Pooling.BOTH), torch.cat([mean, last], dim=1))
+    assert torch.equal(select(torch.stack([mean, last]), "both"), torch.cat([mean, last], dim=1))
     # Asking leaves no hook behind, and for more layers changes none.
     assert torch.equal(Layers(model, [2, 1])(images, 0)[0, 0], mean)
     assert not any(block._forward_hooks for block in model.backbone.transformer.blocks)
@@ -77,7 +76,7 @@ def test_jit_is_read_at_a_time_with_noise_of_each_image() -> None:
     assert not torch.allclose(noised(images, 1), whole, atol=1e-3)
     assert torch.equal(clean(images, 1), clean(images, 0))
     assert not torch.allclose(clean(images, 0), whole, atol=1e-3)
-    assert noised.poolings == [Pooling.MEAN]
+    assert [pooling for _, pooling, _ in noised.columns(whole)] == ["mean", "mean"]
 
 
 def test_pixels_are_the_image_up_to_a_size() -> None:
@@ -207,7 +206,7 @@ def test_features_are_written_whole_or_not_at_all(
     source = open_source("digits@test")
     pixels = np.stack([np.asarray(source.image(place * len(source) // 50)) for place in range(50)])
     images = from_uint8(torch.from_numpy(pixels).unsqueeze(1))
-    expected = select(Layers(weights.load(trained), [1])(images, 0)[0], Pooling.BOTH)
+    expected = select(Layers(weights.load(trained), [1])(images, 0)[0], "both")
     np.testing.assert_allclose(features, expected.numpy(), rtol=1e-4, atol=1e-5)
     assert (features.dtype, labels.dtype) == (np.float32, np.int64)
     assert labels.tolist() == [int(source.labels[place * len(source) // 50]) for place in range(50)]
@@ -272,7 +271,7 @@ def test_a_saved_model_needs_data(trained: Path, tmp_path: Path) -> None:
 
 def test_features_beyond_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     check_memory(2**20)
-    monkeypatch.setattr(probe_features.os, "sysconf", lambda name: 2**12 if name == "SC_PAGE_SIZE" else 2**18)
+    monkeypatch.setattr(probe.os, "sysconf", lambda name: 2**12 if name == "SC_PAGE_SIZE" else 2**18)
     check_memory(2**30)
     refused(lambda: check_memory(2**32), "4 GiB", "1", code="too-large")
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from support.files import contents
+from support.files import contents as files_in
 from support.refusal import refused
 
 import pra
 from pra import cli
 from pra.config import Exact, Noised, Parallel, override, to_dict
 from pra.data import load_images, open_source
-from pra.evaluation.report import charts, gap, write_report
+from pra.evaluation.report import charts, content, gap, write_report
 from pra.evaluation.report.words import in_words, rollout_in_words
 from pra.evaluation.rollout_gap import rollout_gap
 from pra.evaluation.samples import spread
@@ -66,9 +66,15 @@ def report(capsys: pytest.CaptureFixture[str]) -> Report:
 def bare(folder: Path, recipe: str = "tiny") -> Path:
     """A run that has not begun."""
     folder.mkdir()
-    config = override(pra.recipe(recipe), "sampling.steps", "2")  # arithmetic is counted step by step
-    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    (folder / "config.json").write_text(json.dumps(to_dict(pra.recipe(recipe))))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Arithmetic takes a second to count: one test does."""
+    if "loads_nothing" not in request.node.name:
+        monkeypatch.setattr(content, "costs", lambda config: ([("total", "0.074 M")], []))
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -224,9 +230,9 @@ def test_the_gap_over_all_images_there_are_is_kept_too(
 
 
 def test_an_out_elsewhere_leaves_the_run_alone(run: Path, tmp_path: Path, report: Report) -> None:
-    before = contents(run)
+    before = files_in(run)
     assert report(run, "--gap-images", 4, "--out", tmp_path / "page.html")[0] == 0
-    assert contents(run) == before
+    assert files_in(run) == before
     assert Page(tmp_path / "page.html").count("svg") == 9
 
 
@@ -253,11 +259,11 @@ def test_bad_input_is_refused_in_a_line(
 ) -> None:
     monkeypatch.chdir(run.parent)
     Path("there.html").write_text("mine")
-    before = contents(run.parent)
+    before = files_in(run.parent)
     code, text = report(*(run if word == "RUN" else word for word in arguments))
     assert (code, text.count("\n"), text.startswith("pra: error: ")) == (2, 1, True)
     assert said in text
-    assert contents(run.parent) == before
+    assert files_in(run.parent) == before
 
 
 @pytest.mark.filterwarnings("default:no report")
@@ -296,17 +302,14 @@ def test_a_logarithmic_axis_needs_positive_values() -> None:
     assert low - middle == pytest.approx(middle - high, abs=0.2)
     assert [tick.label for tick in made.y_ticks] == ["0.001", "0.01", "0.1", "1", "10"]
     assert charts.chart("loss", "step", [("line", [*points, (3.0, 0.0)])], log=True) is not None
+    flat = charts.chart("loss", "step", [("line", [(0.0, 0.0), (1.0, 0.0)])])
+    assert flat is not None
+    assert flat.lines[0].dots[0].y == pytest.approx((charts.TOP + charts.HEIGHT - charts.BOTTOM) / 2)
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [math.nan, math.inf, 1.0]])
 def test_what_is_no_curve_makes_no_chart(values: list[float]) -> None:
     assert charts.chart("loss", "step", [("line", list(enumerate(values)))]) is None
-
-
-def test_a_constant_runs_through_the_middle() -> None:
-    made = charts.chart("loss", "step", [("line", [(0.0, 0.0), (1.0, 0.0)])])
-    assert made is not None
-    assert made.lines[0].dots[0].y == pytest.approx((charts.TOP + charts.HEIGHT - charts.BOTTOM) / 2)
 
 
 def test_thinning_averages_neighbours() -> None:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.models import PIXEL, random_model
 from support.refusal import refused
 
-import pra
 from pra.commands.eval import evaluate_command
 from pra.data import Source, open_source
-from pra.evaluation import classifier
 from pra.evaluation.samples import common_shape, pictures, spread
-from pra.sampling.batches import sampled
-from pra.sampling.requests import Numbered
 
 CPU = torch.device("cpu")
 
@@ -27,19 +20,6 @@ CPU = torch.device("cpu")
 def test_spread() -> None:
     assert spread(10, 10) == list(range(10))
     assert spread(10, 3) == [0, 3, 6]
-
-
-def test_images_of_a_model_are_balanced_and_their_own() -> None:
-    model = random_model(PIXEL)
-    requests = Numbered(7, tuple(range(5)))
-    whole = list(sampled(pra.Sampler(model), requests, range(7), 7))
-    assert whole[0].labels is not None
-    assert whole[0].labels.tolist() == [0, 1, 2, 3, 4, 0, 1]
-    expected = pra.Sampler(model).sample([3, 4], [3, 4])
-    [part] = sampled(pra.Sampler(model), requests, range(3, 5), 100)
-    assert part.start == 3
-    assert torch.allclose(part.images, expected, atol=1e-5)
-    assert torch.allclose(whole[0].images[3:5], expected, atol=1e-5)
 
 
 def folder(path: Path, images: list[Image.Image], ending: str = "png") -> Source:
@@ -60,39 +40,21 @@ def colour() -> Image.Image:
 def test_pictures_are_shown_as_all_would_be(tmp_path: Path) -> None:
     mixed = folder(tmp_path / "mixed", [grey(), grey(), colour(), grey()])
     assert common_shape(mixed) == ((4, 6), 3)  # one of colour is enough
-    batches = list(pictures(mixed, [0, 2, 1], 2))
+    batches = list(pictures(mixed, [0, 2, 1], ((4, 6), 3), 2))
     assert [batch.start for batch in batches] == [0, 2]
     assert batches[0].images[:, :, 0, 0].tolist() == [[90] * 3, [200, 100, 0]]
     assert batches[1].images.shape == (1, 3, 4, 6)
     assert common_shape(folder(tmp_path / "palette", [grey(), colour().quantize(4)])) == ((4, 6), 3)
 
 
-def test_figures_ignore_how_small_a_picture_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=1))
-    reference = tmp_path / "reference"
-    for number in range(20):
-        (reference / f"class {number % 2}").mkdir(parents=True, exist_ok=True)
-        Image.effect_noise((8, 8), 9 * number).save(reference / f"class {number % 2}" / f"{number}.png")
-    first_one, rest = Image.effect_noise((8, 8), 50), [Image.new("RGB", (8, 8), (99, 60 * n, 0)) for n in range(4)]
-    figures = []
-    for name, first in (("small", first_one), ("large", first_one.convert("RGB"))):
-        folder(tmp_path / name, [first, *rest])
-        out = tmp_path / f"{name}.json"
-        options: dict[str, Any] = {"features": "classifier", "reference": f"folder:{reference}", "device": "cpu"}
-        evaluate_command(tmp_path / name, out=out, **options)
-        figures.append(json.loads(out.read_text())["figures"])
-    assert figures[0] == figures[1]
-
-
 def test_depth_and_transparency_become_eight_bits_on_white(tmp_path: Path) -> None:
     deep = Image.fromarray(np.full((4, 6), 51 * 257, np.uint16))
     deepest = folder(tmp_path / "grey", [Image.new("1", (6, 4), 1), grey(), deep])
     assert common_shape(deepest) == ((4, 6), 1)
-    [batch] = pictures(deepest, range(3), 9)
+    [batch] = pictures(deepest, range(3), ((4, 6), 1), 9)
     assert batch.images[:, 0, 0, 0].tolist() == [255, 90, 51]
     source = folder(tmp_path / "alpha", [Image.new("RGBA", (6, 4), (0, 0, 0, 0)), Image.new("LA", (6, 4), (10, 255))])
-    [batch] = pictures(source, range(2), 9)
+    [batch] = pictures(source, range(2), common_shape(source), 9)
     assert batch.images[:, :, 0, 0].tolist() == [[255] * 3, [10] * 3]
 
 
@@ -114,7 +76,7 @@ def test_the_size_is_that_of_the_picture_held_upright(tmp_path: Path) -> None:
         source = folder(tmp_path / ending, [grey(), grey()], ending)
         grey((4, 6)).save(tmp_path / ending / f"1.{ending}", exif=turned)
         assert common_shape(source) == ((4, 6), 1)
-        [batch] = pictures(source, range(2), 9)
+        [batch] = pictures(source, range(2), ((4, 6), 1), 9)
         assert batch.images.shape == (2, 1, 4, 6)
 
 
@@ -124,7 +86,7 @@ def test_broken_picture_is_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for data in (whole[:60], b"text", b""):
         path.write_bytes(data)
-        refused(lambda: list(pictures(source, range(3), 9)), code="unreadable", path=path)
+        refused(lambda: list(pictures(source, range(3), ((4, 6), 1), 9)), code="unreadable", path=path)
     path.unlink()
     Image.new("F", (6, 4)).save(path, "TIFF")
     refused(lambda: common_shape(source), "floating-point", code="unreadable", path=path)

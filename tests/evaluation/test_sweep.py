@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from support import processes
 from support.files import contents
+from support.judging import noise_pictures
 from support.models import random_model
 from support.refusal import refused
 
@@ -24,11 +25,9 @@ from pra.commands.eval import evaluate_command
 from pra.commands.sweep import sweep_command
 from pra.config import GuidanceSchedule, SamplingConfig, Solver
 from pra.errors import NotFiniteError
-from pra.evaluation import classifier, truth
+from pra.evaluation import classifier, judging
 from pra.evaluation.evaluate import Report
-from pra.evaluation.sweep.pictures import COLUMNS, curves
-from pra.evaluation.sweep.points import Point, points
-from pra.evaluation.sweep.results import Result, find_best, hints, table
+from pra.evaluation.sweep import COLUMNS, Point, Result, curves, find_best, hints, points, table
 from pra.utils.pixels import contact_sheet
 from pra.utils.provenance import file_sha256
 from pra.utils.signals import Interrupted
@@ -158,13 +157,7 @@ OVER = ("guidance=1,2",)
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for name in ("a", "b"):
-        (folder / name).mkdir()
-        for index in range(12):
-            noise = random.integers(0, 256, (6, 8, 3), np.uint8)
-            Image.fromarray(noise).save(folder / name / f"{index}.png")
-    return f"folder:{folder}"
+    return noise_pictures(tmp_path_factory.mktemp("pictures"), {"a": 12, "b": 12})
 
 
 @pytest.fixture(scope="module")
@@ -207,14 +200,14 @@ Hook = Callable[[float], None]
 @pytest.fixture
 def before_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hook], None]:
     """``before_each(hook)``: a function of the guidance that runs before a point is judged."""
-    evaluate = truth.evaluate
+    evaluate = judging.evaluate
 
     def install(hook: Hook) -> None:
         def hooked(*arguments: Any, **options: Any) -> Report:
             hook(options["provenance"]["images"]["sampling"]["guidance"])
             return evaluate(*arguments, **options)
 
-        monkeypatch.setattr(truth, "evaluate", hooked)
+        monkeypatch.setattr(judging, "evaluate", hooked)
 
     return install
 
@@ -244,6 +237,7 @@ def test_every_point_is_what_eval_measures(
     assert "pra export" not in shown  # it is exported already
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a run, whose folder is where it all goes."""
     sweep(run, None, "digits", num=20, over=("guidance=1.5",))
@@ -284,12 +278,6 @@ def test_sweep_over_averages_judges_each(run: Path, tmp_path: Path, capsys: pyte
     refused(lambda: sweep(run, None, "digits", over=("average=ema,emma",)), "'emma'", "ema, raw")
 
 
-def test_labels_are_as_in_the_reference(model: Path, pictures: str, tmp_path: Path) -> None:
-    sweep(model, tmp_path / "out", pictures, labels="reference", over=("guidance=1",))
-    known = read(tmp_path / "out/guidance=1.json")["provenance"]["images"]
-    assert known["labels"] == f"as frequent as in {pictures}, shuffled"
-
-
 def test_strip_shows_the_first_images_whatever_the_batches(
     model: Path, pictures: str, swept: Path, tmp_path: Path
 ) -> None:
@@ -302,19 +290,28 @@ def test_strip_shows_the_first_images_whatever_the_batches(
         assert strip.size == expected.size
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_sweep_goes_on(
-    model: Path, pictures: str, tmp_path: Path, before_each: Callable[[Hook], None], capsys: pytest.CaptureFixture[str]
+    model: Path,
+    pictures: str,
+    tmp_path: Path,
+    before_each: Callable[[Hook], None],
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
 ) -> None:
     out, judged = tmp_path / "out", []
 
     def stopping(guidance: float) -> None:
         judged.append(guidance)
-        if len(judged) == 2:
+        if len(judged) == 2 and number is signal.SIGINT:
             raise KeyboardInterrupt
+        if len(judged) == 2:
+            signal.raise_signal(number)
 
     before_each(stopping)
-    with pytest.raises(Interrupted, match="stopped with 1 of 2 combinations"):
+    with pytest.raises(Interrupted, match="stopped with 1 of 2 combinations") as stopped:
         sweep(model, out, pictures)
+    assert stopped.value.signum == number
     kept = (out / "guidance=1.json").read_bytes()
     assert not (out / "guidance=2.json").exists()
     sweep(model, out, pictures)
@@ -328,15 +325,6 @@ def test_stopped_sweep_goes_on(
     order = [line.split()[0] for line in shown.splitlines() if line.startswith("  guidance=")]
     assert order == ["guidance=2", "guidance=1", "guidance=3"]
     assert shown.index("best by FID") < shown.index("samples: ")
-
-
-def test_sigterm_says_how_to_go_on(
-    model: Path, pictures: str, tmp_path: Path, before_each: Callable[[Hook], None]
-) -> None:
-    before_each(lambda guidance: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Interrupted, match="stopped with 0 of 2 combinations") as stopped:
-        sweep(model, tmp_path / "out", pictures)
-    assert stopped.value.signum == signal.SIGTERM
 
 
 @pytest.mark.parametrize(
@@ -365,7 +353,7 @@ def test_figures_of_other_weights_or_images_are_not_mixed_in(
     pra.save(other, tmp_path / "other")
     refused(lambda: sweep(tmp_path / "other", out, pictures), code="mismatch", what="weights")
     shutil.copytree(pictures.removeprefix("folder:"), tmp_path / "fewer")
-    (tmp_path / "fewer/a/0.png").unlink()
+    (tmp_path / "fewer/a/00.png").unlink()
     fewer = f"folder:{tmp_path / 'fewer'}"
     refused(lambda: sweep(model, out, fewer), code="mismatch", what="features")
     weights = next(

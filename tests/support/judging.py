@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pra.evaluation.collect import collect
@@ -53,3 +56,14 @@ def reference_of(images: Tensor, extractor: Any) -> Reference:
 
 def judged(images: Tensor, reference: Reference, extractor: Any, size: int = 7, **options: Any) -> Report:
     return evaluate(stream(images, size), reference, extractor, len(images), progress=False, **options)
+
+
+def noise_pictures(folder: Path, counts: dict[str, int]) -> str:
+    """So many pictures of 6x8 pixels of each class, as a source."""
+    random = np.random.default_rng(0)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = random.integers(0, 256, (6, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index:02d}.png")
+    return f"folder:{folder}"

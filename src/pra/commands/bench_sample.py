@@ -16,7 +16,7 @@ from pra.commands.options import File, Flag, Number, Settings, Text, parse_numbe
 from pra.config import Precision, SamplingConfig, apply_settings, check_sampling, to_dict
 from pra.config.checks import member
 from pra.errors import PraError
-from pra.evaluation.outputs import Outputs
+from pra.evaluation.outputs import check_outputs
 from pra.models import PRA, build_model, weights
 from pra.recipes import recipe
 from pra.training.run import write_json
@@ -57,7 +57,7 @@ def bench_command(
         settings: A sampling setting, such as steps=10 or solver=euler; may be repeated.
     """
     out = out and out.expanduser()
-    Outputs(out).check()
+    check_outputs(report=out)
     batches = parse_numbers(batch, "--batch")
     if not all(1 <= size <= LARGEST_BATCH for size in batches):
         raise PraError(f"--batch {batch!r}: sizes must lie in [1, {LARGEST_BATCH}]", value=batch)

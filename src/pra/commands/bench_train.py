@@ -17,7 +17,7 @@ from pra.commands.options import File, Flag, Integer, Number, Settings, Text
 from pra.config import RunConfig, apply_settings, to_dict
 from pra.errors import PraError
 from pra.evaluation.flops import training_flops
-from pra.evaluation.outputs import Outputs
+from pra.evaluation.outputs import check_outputs
 from pra.models.weights import read_json
 from pra.recipes.named import recipe_or_run
 from pra.training.run import write_json
@@ -69,7 +69,7 @@ def bench_train_command(
     _check_use(plan, {"--gpus": gpus, "--mfu": mfu, "--measured": measured}, {"--steps": steps, "--device": device})
     _check_positive({"--tflops": tflops, "--steps": steps, "--batch": batch, "--micro": micro, "--gpus": gpus})
     out = out and out.expanduser()
-    Outputs(out).check()
+    check_outputs(report=out)
     with join() as world:
         if world.size > 1:
             raise PraError("pra bench train measures one device. Start it without torchrun", code="unsupported")

@@ -7,10 +7,9 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from pra.commands.options import File
-from pra.evaluation.compare.columns import read_columns
-from pra.evaluation.compare.comparison import compared
-from pra.evaluation.compare.curves import check_picture, overlaid
-from pra.utils.files import write_atomically
+from pra.errors import PraError
+from pra.evaluation.compare.comparison import compared, overlaid, read_columns
+from pra.utils.files import check_free, write_atomically
 
 
 def compare_command(
@@ -30,7 +29,9 @@ def compare_command(
     """
     picture = out and out.expanduser()
     if picture:
-        check_picture(picture)
+        if picture.suffix.lower() != ".png":
+            raise PraError(f"{picture}: the curves are written as .png. Use FILE.png", path=picture)
+        check_free(picture)
     columns = read_columns(what)
     figure = overlaid(columns) if picture else None
     print(compared(columns))

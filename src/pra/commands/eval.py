@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +15,18 @@ from pra.config import Precision
 from pra.config.checks import member
 from pra.evaluation.evaluate import Report, warn_of_few
 from pra.evaluation.features import EXTRACTORS
-from pra.evaluation.outputs import Outputs
-from pra.evaluation.subject import Subject, Work, open_subject
-from pra.evaluation.truth import LABELS, Judge, check_options, open_judge, open_originals, open_truth
+from pra.evaluation.judging import (
+    LABELS,
+    Judge,
+    Subject,
+    Work,
+    check_options,
+    open_judge,
+    open_originals,
+    open_subject,
+    open_truth,
+)
+from pra.evaluation.outputs import check_outputs, unfinished, write_together
 from pra.models.weights import EMA
 from pra.utils.distributed import join
 
@@ -63,24 +73,32 @@ def evaluate_command(
         settings: How references are prepared and a run samples: data.fit=pad, sampling.guidance=2; may be repeated.
     """
     begin = datetime.now(UTC)
-    outputs = Outputs(*(path and path.expanduser() for path in (out, export_npz, export_statistics)))
+    out, export_npz, export_statistics = (path and path.expanduser() for path in (out, export_npz, export_statistics))
     with join() as world:
-        outputs.check()
+        files = {"report": out, "images": export_npz, "statistics": export_statistics}
+        check_outputs(**files)
         check_options(features, labels, batch_size, num)
         work = Work(world, world.device(device), batch_size)
         subject = open_subject(target, num, work, member(Precision, precision, "--precision"), settings, average)
         truth, subject = open_truth(reference, labels, subject, work)
         originals = open_originals(truth, subject, work) if reconstruction else None
-        with outputs.staged(world) as staged:
+        with unfinished(export_npz, world) as images:
             judge = open_judge(truth, features, weights, subject, work)
-            report = judge.report(subject, staged.images)
+            report = judge.report(subject, images)
             if originals:
                 report = judge.with_reconstruction(report, subject, originals)
             if world.is_first:
-                _finish(report, begin, subject, judge, outputs, staged)
+                _finish(report, begin, subject, judge, files, images)
 
 
-def _finish(report: Report, begin: datetime, subject: Subject, judge: Judge, outputs: Outputs, staged: Outputs) -> None:
+def _finish(
+    report: Report,
+    begin: datetime,
+    subject: Subject,
+    judge: Judge,
+    files: dict[str, Path | None],
+    images: Path | None,
+) -> None:
     """Print the figures before they are written: a full disk cannot take them."""
     seconds = round((datetime.now(UTC) - begin).total_seconds(), 1)
     when = {"date": begin.isoformat(timespec="seconds"), "seconds": seconds}
@@ -89,12 +107,15 @@ def _finish(report: Report, begin: datetime, subject: Subject, judge: Judge, out
     features = f"{judge.extractor.name} {judge.extractor.fingerprint[:12]}"
     print(f"{subject.count} images of {subject.target} against {judge.reference.name}, features {features}")
     warn_of_few(subject.count)
-    if staged.report:
-        report.save(staged.report)
-    if staged.statistics:
-        judge.reference.save(staged.statistics)
-    outputs.publish(staged)
-    for what, path in outputs.named().items():
-        print(f"  {what}: {path}")
-    if not outputs.report:
+    # The slowest first: a killed command leaves nothing that looks finished.
+    writers: dict[str, Callable[[Path], object]] = {
+        "statistics": judge.reference.save,
+        "report": report.save,
+        "images": lambda path: images and images.replace(path),
+    }
+    write_together({path: write for what, write in writers.items() if (path := files[what])})
+    for what, path in files.items():
+        if path:
+            print(f"  {what}: {path}")
+    if not files["report"]:
         print("the figures are not kept: --out FILE.json writes them, and where they come from")

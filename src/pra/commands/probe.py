@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from tyro.conf import Positional, arg
 
@@ -17,13 +18,27 @@ from pra.config import DataConfig, RunConfig, apply_settings, to_dict
 from pra.data import open_source
 from pra.data.loader import reading
 from pra.errors import PraError, nearest
-from pra.evaluation.outputs import Outputs
-from pra.evaluation.probe import LINEAR, VALIDATED, Figure, Task, best, find_linear, held_out
-from pra.evaluation.probe_features import Layers, Pixels, Pooling, Vectors, export_features
+from pra.evaluation.judging import check_at_least, open_model
+from pra.evaluation.outputs import check_outputs
+from pra.evaluation.probe import (
+    LINEAR,
+    POOLINGS,
+    VALIDATED,
+    Figure,
+    Layers,
+    Pixels,
+    Task,
+    Vectors,
+    best,
+    collect_vectors,
+    find_linear,
+    held_out,
+    select,
+)
 from pra.evaluation.samples import prepared, spread
-from pra.evaluation.subject import open_model
 from pra.models import Model, build_model, weights
-from pra.utils.distributed import World, join
+from pra.training.run import write_json
+from pra.utils.distributed import join
 from pra.utils.files import write_atomically
 from pra.utils.provenance import environment
 
@@ -33,41 +48,6 @@ class Adjustable:
     """What ``--set`` reaches: how images are prepared."""
 
     data: DataConfig
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A frozen model, its run (None for a saved model), and how its images are prepared."""
-
-    model: Model
-    run: RunConfig | None
-    data: DataConfig
-    time: float | None
-    provenance: dict[str, Any]
-
-    @staticmethod
-    def open(
-        target: Path,
-        data: str | None,
-        settings: tuple[str, ...],
-        device: torch.device,
-        average: str,
-        time: float | None,
-    ) -> Opened:
-        """Load a model; refuse one that names no data where ``data`` does not either."""
-        model, run, known = open_model(target, average, device)
-        chosen = apply_settings(Adjustable(run.data if run else DataConfig(source="")), settings).data
-        chosen = replace(chosen, source=data or chosen.source)
-        if not chosen.source:
-            raise PraError(f"{target} does not name its data. Give --data SRC", "missing", path=target)
-        known |= {"prepared": to_dict(chosen), "label": "null class", "environment": environment()}
-        return Opened(model, run, chosen, model.config.reading_time if time is None else time, known)
-
-    def layers(self, text: str) -> list[int]:
-        """Return the numbers of ``"all"`` layers, or of ``"2-5,7"``."""
-        if text == "all":
-            return list(range(1, 1 + len(self.model.blocks)))
-        return list(dict.fromkeys(parse_numbers(text, "--layers")))
 
 
 def probe_command(
@@ -107,23 +87,27 @@ def probe_command(
         settings: How images are prepared, such as data.fit=pad; may be repeated.
     """
     with join() as world:
-        Outputs(out).check()
+        check_outputs(report=out)
         linear = find_linear(classifier)
-        _check_at_least_1(batch_size=batch_size, num=num)
+        check_at_least(1, batch_size=batch_size, num=num)
         target = world.device(device)
-        opened = Opened.open(run, data, settings, target, average, time)
-        asked, config = opened.layers(layers), opened.model.config
-        task = Task.open(opened.data, opened.data.source, test or held_out(opened.data.source), num)
-        subjects: list[Vectors] = [Layers(opened.model, asked, opened.time, "run")]
+        model, origin, prepared_as, time, known = _open(run, data, settings, target, average, time)
+        config, every = model.config, range(1, 1 + len(model.blocks))
+        asked = list(every if layers == "all" else dict.fromkeys(parse_numbers(layers, "--layers")))
+        task = Task.open(prepared_as, prepared_as.source, test or held_out(prepared_as.source), num)
+        subjects: list[Vectors] = [Layers(model, asked, time, "run")]
         if not only_run:
-            fresh = build_model(config, opened.run.train.seed if opened.run else 0).to(target).eval()
-            subjects += [Layers(fresh, asked, opened.time, "random"), Pixels(config.image_size, config.channels)]
+            fresh = build_model(config, origin.train.seed if origin else 0).to(target).eval()
+            subjects += [Layers(fresh, asked, time, "random"), Pixels(config.image_size, config.channels)]
         how = (linear, config.image_size, config.channels, target, batch_size)
         figures = {subject.name: task.figures(subject, *how, world=world) for subject in subjects}
         if world.is_first:
-            known = {"classifier": linear.name, "chosen": linear.setting, "values": linear.values, "time": opened.time}
-            known |= {"validated": f"every {VALIDATED}th of {task.train.name}"}
-            _finish(opened, task, figures, known, world, out)
+            protocol = {
+                "classifier": linear.name, "chosen": linear.setting, "values": linear.values, "time": time,
+                "validated": f"every {VALIDATED}th of {task.train.name}",
+            }  # fmt: skip
+            published = origin.targets.linear_probe if origin and origin.targets else None
+            _finish(task, figures, published, {"protocol": protocol, "processes": world.size, **known}, out)
 
 
 def features_command(
@@ -142,7 +126,7 @@ def features_command(
 ) -> None:
     """Write one layer's features of a data set as an .npz: features, labels, and where they come from.
 
-    The model reads clean images under the null class. Only a batch is in memory at a time.
+    The model reads clean images under the null class.
 
     Args:
         run: A run's folder, a checkpoint, a saved model or hub:user/model.
@@ -158,57 +142,57 @@ def features_command(
         settings: How images are prepared, such as data.fit=pad; may be repeated.
     """
     out = out.expanduser()
-    Outputs(statistics=out).check()
-    kinds = [kind.value for kind in Pooling]
-    if pooling not in kinds:
-        raise PraError(f"--pooling {pooling!r} is unknown{nearest(pooling, kinds)}", "unknown", value=pooling)
-    _check_at_least_1(batch_size=batch_size, num=num)
+    check_outputs(features=out)
+    if pooling not in POOLINGS:
+        raise PraError(f"--pooling {pooling!r} is unknown{nearest(pooling, POOLINGS)}", "unknown", value=pooling)
+    check_at_least(1, batch_size=batch_size, num=num)
     with join() as world:
         if world.size > 1:
             raise PraError("pra features is for one process. Start it without torchrun", "unsupported")
         target = world.device(device)
-        opened = Opened.open(run, data, settings, target, average, time)
-        chosen_layer, config = Layers(opened.model, [layer], opened.time), opened.model.config
-        source = open_source(opened.data.source)
+        model, _, prepared_as, time, origin = _open(run, data, settings, target, average, time)
+        chosen_layer, config = Layers(model, [layer], time), model.config
+        source = open_source(prepared_as.source)
         chosen = spread(len(source), min(num or len(source), len(source)))
         known = {
             "source": source.name, "classes": source.classes, "count": len(chosen), "of": len(source),
-            "layer": layer, "pooling": pooling, "time": opened.time, **opened.provenance,
+            "layer": layer, "pooling": pooling, "time": time, **origin,
         }  # fmt: skip
-        with reading(prepared(source, chosen, config.image_size, config.channels, opened.data, batch_size)) as batches:
-            export_features(out, chosen_layer, Pooling(pooling), batches, len(chosen), target, known)
+        with reading(prepared(source, chosen, config.image_size, config.channels, prepared_as, batch_size)) as batches:
+            vectors, classes = collect_vectors(chosen_layer, batches, len(chosen), target, True, "features")
+    features = select(vectors[0], pooling).numpy()
+    write_atomically(out, lambda file: np.savez(file, features=features, labels=classes.numpy(), pra=json.dumps(known)))
     print(f"{len(chosen)} images of {source.name}, layer {layer}, {pooling}: {out}")
 
 
-def _check_at_least_1(**options: int | None) -> None:
-    for name, value in options.items():
-        if value is not None and value < 1:
-            option = f"--{name.replace('_', '-')}"
-            raise PraError(f"{option} {value}: the least is 1. Give more", option=option, value=value)
+def _open(
+    target: Path, data: str | None, settings: tuple[str, ...], device: torch.device, average: str, time: float | None
+) -> tuple[Model, RunConfig | None, DataConfig, float | None, dict[str, Any]]:
+    """Load a model; return it, its run, how its images are prepared, its flow time, and the provenance."""
+    model, run, known = open_model(target, average, device)
+    chosen = apply_settings(Adjustable(run.data if run else DataConfig(source="")), settings).data
+    chosen = replace(chosen, source=data or chosen.source)
+    if not chosen.source:
+        raise PraError(f"{target} does not name its data. Give --data SRC", "missing", path=target)
+    known |= {"prepared": to_dict(chosen), "label": "null class", "environment": environment()}
+    return model, run, chosen, model.config.reading_time if time is None else time, known
 
 
 def _finish(
-    opened: Opened,
-    task: Task,
-    figures: dict[str, list[Figure]],
-    protocol: dict[str, Any],
-    world: World,
-    out: Path | None,
+    task: Task, figures: dict[str, list[Figure]], published: float | None, known: dict[str, Any], out: Path | None
 ) -> None:
-    target = opened.run.targets.linear_probe if opened.run and opened.run.targets else None
     data = {"train": task.train.name, "fitted": len(task.chosen), "test": task.test.name, "judged": len(task.asked)}
     report = {
         "figures": {name: [dataclasses.asdict(figure) for figure in found] for name, found in figures.items()},
         "chosen": {name: dataclasses.asdict(best(found)) for name, found in figures.items()},
-        "target": target,
-        "provenance": {"data": data, "protocol": protocol, "processes": world.size, **opened.provenance},
+        "target": published,
+        "provenance": {"data": data, **known},
     }
     if out:
-        text = json.dumps(report, indent=2) + "\n"
-        write_atomically(out, lambda file: file.write(text.encode()))
+        write_json(out, report)
     print(table(figures))
     print(
-        f"top-1 in % on {len(task.asked)} images of {task.test.name}, {protocol['classifier']} fitted to "
+        f"top-1 in % on {len(task.asked)} images of {task.test.name}, {known['protocol']['classifier']} fitted to "
         f"{len(task.chosen)} of {task.train.name}; layer and pooling chosen on a tenth of those:"
     )
     for name, found in figures.items():
@@ -216,8 +200,8 @@ def _finish(
         error = math.sqrt(figure.top1 * (1 - figure.top1) / len(task.asked))
         where = f", layer {figure.layer}, {figure.pooling}" if figure.layer else ""
         print(f"  {name}{where}: {100 * figure.top1:.1f} ± {100 * error:.1f} (standard error)")
-    if target:
-        print(f"  the paper's figure on ImageNet: {100 * target:.1f}")
+    if published:
+        print(f"  the paper's figure on ImageNet: {100 * published:.1f}")
     if out:
         print(f"  report: {out}")
 

@@ -22,15 +22,14 @@ from pra.config.checks import member
 from pra.errors import NotFiniteError, PraError
 from pra.evaluation.evaluate import Report, describe, warn_of_few
 from pra.evaluation.features import EXTRACTORS
-from pra.evaluation.subject import Subject, Work, open_subject
-from pra.evaluation.sweep.pictures import COLUMNS, draw, write_strip
-from pra.evaluation.sweep.points import GUIDANCE, Point, points
-from pra.evaluation.sweep.results import Result, file_of, find_best, hints, read_results, table
-from pra.evaluation.truth import LABELS, Judge, check_options, open_judge, open_truth
+from pra.evaluation.judging import LABELS, Judge, Subject, Work, check_options, open_judge, open_subject, open_truth
+from pra.evaluation.sweep import COLUMNS, GUIDANCE, Point, Result, draw, find_best, hints, points, read_results, table
 from pra.models.weights import model_folder, run_of, weights_name
 from pra.sampling.batches import Batch
 from pra.utils.distributed import join
+from pra.utils.files import write_atomically
 from pra.utils.locks import locked
+from pra.utils.pixels import contact_sheet
 from pra.utils.progress import Progress
 from pra.utils.signals import Interrupted, ended_by_sigterm
 
@@ -83,26 +82,19 @@ def sweep_command(
         subject = open_subject(run, num or FEW_OF_MANY, work, arithmetic, settings)
         sampler = subject.sampled("pra sweep")
         tried = points(sampler.config, over or GUIDANCE)
-        _check(tried, subject, settings)
+        for name in (line.partition("=")[0].removeprefix("sampling.") for line in settings):
+            if name in tried[0].changes:
+                problem = f"--set sampling.{name}: it is varied. Give its values as --over {name}=..."
+                raise PraError(problem, "conflict", name=name)
+        for point in tried:  # refuse what cannot be sampled before any work
+            subject.sampled_with(point.sampling)
+            weights_name(Path(subject.provenance["model"]), point.average)
         folder = out.expanduser() if out else _default_folder(run, home)
         with locked(folder, "filled", "choose another --out") if world.is_first else nullcontext(), ended_by_sigterm():
             truth, subject = open_truth(reference, labels, subject, work)
             results = _results(tried, subject, open_judge(truth, features, weights, subject, work), folder)
             if world.is_first:
                 _tell(results, folder, sampler.model.sampling, run, shared=home is None)
-
-
-def _check(tried: Sequence[Point], subject: Subject, settings: Sequence[str]) -> None:
-    """Refuse what cannot be sampled, before any work."""
-    for line in settings:
-        name = line.partition("=")[0].removeprefix("sampling.")
-        if name in tried[0].changes:
-            raise PraError(
-                f"--set {line}: {name} is varied. Give its values as --over {name}=...", "conflict", name=name
-            )
-    for point in tried:
-        subject.sampled_with(point.sampling)
-        weights_name(Path(subject.provenance["model"]), point.average)
 
 
 def _results(tried: Sequence[Point], subject: Subject, judge: Judge, folder: Path) -> list[Result]:
@@ -126,7 +118,7 @@ def _results(tried: Sequence[Point], subject: Subject, judge: Judge, folder: Pat
                     progress=False,
                 )
                 if world.is_first:
-                    report.save(file_of(point, folder))
+                    report.save(folder / f"{point.name}.json")
             except (KeyboardInterrupt, SystemExit) as stop:
                 signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
                 what = f"stopped with {len(found)} of {len(tried)} combinations judged, in {folder}"
@@ -149,7 +141,8 @@ def _watched(batches: Iterator[Batch], strip: Point | None, folder: Path, bar: P
         yield batch
         bar.update(len(batch.images))
     if strip and first:
-        write_strip(torch.stack(first), strip, folder)
+        picture = contact_sheet(torch.stack(first), COLUMNS)
+        write_atomically(folder / f"{strip.name}.png", picture.save, format="PNG")
 
 
 def _default_folder(run: Path | None, home: Path | None) -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +59,6 @@ LARGEST = 2**32
 
 BLOCK = 512
 """Images in the network at a time."""
-
-_KEY = "[0-9a-f]{32}"
-"""The name of a file that :func:`fit_classifier` made."""
 
 
 class Network(nn.Module):
@@ -117,10 +113,8 @@ class Classifier:
                 self._network = Network(self.size, self.channels, len(self.classes))
             self._network.load_state_dict(tensors, assign=True)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            ours = re.fullmatch(_KEY, path.stem)
-            fix = "Remove it to fit it again" if ours else "Give another --weights, or leave it out to fit one"
             problem = f"{path} is not a classifier of pra ({reason_of(error)})"
-            raise PraError(f"{problem}. {fix}", "unreadable", path=path) from None
+            raise PraError(f"{problem}. Remove it, or give another --weights", "unreadable", path=path) from None
         self._network.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -129,9 +123,8 @@ class Classifier:
         here, there = shape_text(tuple(images.shape[1:])), shape_text((self.channels, *self.size))
         if here != there:
             problem = f"images of {here} (CxHxW): the classifier was fitted on {there}"
-            raise PraError(
-                f"{problem}. Give a reference of their size and channels", "mismatch", images=here, fitted=there
-            )
+            fix = "Give a reference of their size and channels"
+            raise PraError(f"{problem}. {fix}", "mismatch", images=here, fitted=there)
         with torch.autocast(self.device.type, enabled=False):
             parts = [self._network(from_uint8(block.to(self.device))) for block in torch.split(images, BLOCK)]
         return Features(torch.cat([pool for pool, _ in parts]), None, torch.cat([logits for _, logits in parts]))
@@ -148,9 +141,8 @@ def find_classifier(fingerprint: str, device: torch.device) -> Classifier:
         if file_sha256(path) == fingerprint:
             return Classifier(path, device)
     problem = f"the classifier {fingerprint[:12]} of these statistics is not in {cache_folder()}"
-    raise PraError(
-        f"{problem}. Give its file with --weights FILE, or images as --reference", "missing", sha256=fingerprint[:12]
-    )
+    fix = "Give its file with --weights FILE, or images as --reference"
+    raise PraError(f"{problem}. {fix}", "missing", sha256=fingerprint[:12])
 
 
 def fit_classifier(
@@ -171,14 +163,14 @@ def fit_classifier(
             that cannot be written.
     """
     fewest, pixels = 2 * RECIPE.held_out, len(source) * channels * size[0] * size[1]
-    for code, problem in (
-        ("unsupported", "it has one class" if len(source.classes) < 2 else ""),
-        ("unsupported", f"{len(source)} images, a classifier needs {fewest}" if len(source) < fewest else ""),
-        ("too-large", f"{pixels} bytes of pixels, at most {LARGEST}" if pixels > LARGEST else ""),
+    for wrong, problem in (
+        (len(source.classes) < 2, "it has one class"),
+        (len(source) < fewest, f"{len(source)} images, a classifier needs {fewest}"),
+        (pixels > LARGEST, f"{pixels} bytes of pixels, at most {LARGEST}"),
     ):
-        if problem:
+        if wrong:
             text = f"--features classifier cannot be fitted on {source.name}: {problem}. Use --features inception"
-            raise PraError(text, code, source=source.name)  # type: ignore[arg-type]
+            raise PraError(text, "unsupported", source=source.name)
     images, labels = _load(source, size, channels, config, progress)
     path = (folder or cache_folder()) / f"{_key(images, labels, source.classes)}.safetensors"
     if not path.exists():

@@ -23,7 +23,9 @@ class Collector:
     Processes that share a set of ``count`` images have one each, over their own images, and :meth:`merge` them.
     """
 
-    def __init__(self, extractor: FeatureExtractor, count: int, keep: int) -> None:
+    def __init__(
+        self, extractor: FeatureExtractor, count: int, keep: int, shape: tuple[int, ...] | None = None
+    ) -> None:
         if count < 2:
             raise PraError(f"{count} image(s) have no distribution. Give at least 2", value=count)
         self.extractor = extractor
@@ -34,7 +36,7 @@ class Collector:
         self.spatial: Moments | None = None
         self.scores = {protocol: InceptionScore(count, protocol) for protocol in Protocol}
         self.judged = self.right = 0
-        self.shape: tuple[int, ...] | None = None
+        self.shape = shape
         self.digests = 0
         self._kept: list[tuple[int, Tensor]] = []
 
@@ -67,9 +69,8 @@ class Collector:
         self.shape = self.shape or shape
         if shape != self.shape:
             there, here = shape_text(self.shape), shape_text(shape)
-            raise PraError(
-                f"images of {there} and of {here}. Give a set of one size", "mismatch", first=there, other=here
-            )
+            problem = f"images of {there} and of {here} (CxHxW)"
+            raise PraError(f"{problem}. Bring all to one shape", "mismatch", first=there, other=here)
 
     def _judge(self, logits: Tensor, labels: Tensor, classes: int) -> None:
         if len(labels) and int(labels.max()) >= classes:
@@ -102,9 +103,8 @@ class Collector:
     def check_complete(self) -> None:
         """Refuse a set with images missing."""
         if self.seen != self.count:
-            raise PraError(
-                f"{self.seen} images came, not {self.count}. Correct the count", "mismatch", count=self.count
-            )
+            problem = f"{self.seen} images came, not {self.count}"
+            raise PraError(f"{problem}. Correct the count", "mismatch", count=self.count)
 
     @property
     def images_sha256(self) -> str:
@@ -134,19 +134,21 @@ def collect(
     progress: bool = True,
     what: str = "evaluate",
     world: World = ALONE,
+    shape: tuple[int, ...] | None = None,
 ) -> Collected:
     """Pass once over a set of ``count`` images, or over this process's share; :func:`merged` joins the shares.
 
-    ``keep`` is the number of features to keep of the whole set, ``what`` the bar's name.
+    ``keep`` is the number of features to keep of the whole set, ``what`` the bar's name. Images of another ``shape``
+    ``(C, H, W)`` are refused, by default than that of the first.
     """
     first = Protocol.TORCH_FIDELITY
-    collectors = {first: Collector(extractor, count, keep)}
+    collectors = {first: Collector(extractor, count, keep, shape)}
     hidden, total = not (progress and world.is_first), len(world.share(count))
     with Progress(total=total, unit="image", desc=what, disable=hidden) as bar:
         for images, labels, start in batches:
             for protocol in [first] if images.dtype is torch.uint8 else list(Protocol):
                 if protocol not in collectors:
-                    collectors[protocol] = Collector(extractor, count, keep)
+                    collectors[protocol] = Collector(extractor, count, keep, shape)
                 collectors[protocol].add(protocol.quantise(images), labels, start)
             bar.update(len(images))
     return {protocol: collectors.get(protocol, collectors[first]) for protocol in Protocol}

@@ -76,10 +76,7 @@ def dinov2(weights: Path | None, device: torch.device, architecture: Mapping[str
     """Open the extractor ``dinov2``.
 
     ``weights`` is Meta's ``dinov2_vitl14_pretrain.pth``; None downloads that into torch's cache once. ``architecture``
-    is smaller in tests.
-
-    Raises:
-        PraError: the extra is not installed, or the weights cannot be had or read.
+    is smaller in tests. Refuse weights that cannot be had or read; needs the extra.
     """
     try:
         from timm.models.vision_transformer import VisionTransformer

@@ -11,7 +11,7 @@ from typing import Any
 
 from pra.config import CodecConfig
 from pra.errors import PraError
-from pra.evaluation.collect import Collected, Collector, collect, merged, shape_text
+from pra.evaluation.collect import Collected, Collector, collect, merged
 from pra.evaluation.comparable import comparable_sha256
 from pra.evaluation.features import FeatureExtractor
 from pra.evaluation.metrics import (
@@ -139,57 +139,41 @@ def evaluate(
         PraError: a reference of another extractor or of images of another size, or another number of images.
     """
     reference.check(extractor)
-    collected = collect(_checked(batches, reference), extractor, count, keep, progress, world=world)
+    collected = collect(batches, extractor, count, keep, progress, world=world, shape=reference.shape)
 
     def measured(parts: list[Collected]) -> tuple[dict[str, Figures], dict[str, str]]:
         whole = merged(parts)
         identities = {protocol.value: collector.images_sha256 for protocol, collector in whole.items()}
-        return all_figures(whole, reference, progress), identities
+        return all_figures(whole, reference), identities
 
     figures, identities = world.combine(collected, measured)
     known = describe(extractor, reference, count, keep) | {"images_sha256": identities}
     return Report(figures, known | dict(provenance or {}))
 
 
-def all_figures(collectors: Collected, reference: Reference, progress: bool = False) -> dict[str, Figures]:
+def all_figures(collectors: Collected, reference: Reference) -> dict[str, Figures]:
     """Return the figures by protocol. Protocols that share their images share the costly figures."""
-    distinct = {id(collector): collector for collector in collectors.values()}
-    truth = reference.balls(next(iter(distinct.values())).extractor.device, progress)
-    shared = {key: _figures(collector, reference, truth, progress) for key, collector in distinct.items()}
+    shared = {collector: _figures(collector, reference) for collector in dict.fromkeys(collectors.values())}
     figures = {}
     for protocol, collector in collectors.items():
         mean, deviation = collector.scores[protocol].result() or (None, None)
         scores: Figures = {"inception_score": mean, "inception_score_std": deviation}
-        figures[protocol.value] = shared[id(collector)] | scores
+        figures[protocol.value] = shared[collector] | scores
     return figures
 
 
-def _figures(collector: Collector, reference: Reference, truth: Balls | None, progress: bool) -> Figures:
-    kept = reference.kept
-    figures: Figures = {}
+def _figures(collector: Collector, reference: Reference) -> Figures:
+    kept, truth = reference.kept, reference.balls(collector.extractor.device)
     pairs = {"fid": (collector.pool, reference.pool), "sfid": (collector.spatial, reference.spatial)}
-    for name, (own, real) in Progress(pairs.items(), desc="FID", leave=False, disable=not progress):
-        figures[name] = None if own is None or real is None else frechet_distance(*own.gaussian, *real)
+    figures: Figures = {
+        name: None if own is None or real is None else frechet_distance(*own.gaussian, *real)
+        for name, (own, real) in pairs.items()
+    }
     if kept is not None and min(len(kept), collector.keep) >= 2:
-        figures["kid"], figures["kid_std"] = kernel_distance(collector.kept.numpy(), kept.numpy(), progress=progress)
+        figures["kid"], figures["kid_std"] = kernel_distance(collector.kept.numpy(), kept.numpy())
     if truth is not None and collector.keep > NEIGHBOURS:
-        samples = Balls(collector.kept.to(truth.points.device), NEIGHBOURS, truth.centre, progress)
-        figures |= overlap(samples, truth, progress)._asdict()
+        figures |= overlap(Balls(collector.kept.to(truth.points.device), NEIGHBOURS, truth.centre), truth)._asdict()
     return figures | ({} if collector.accuracy is None else {"accuracy": collector.accuracy})
-
-
-def _checked(batches: Iterable[Batch], reference: Reference) -> Iterable[Batch]:
-    for batch in batches:
-        shape = tuple(batch.images.shape[1:])
-        if reference.shape is not None and shape != reference.shape:
-            here, there = shape_text(shape), shape_text(reference.shape)
-            raise PraError(
-                f"the images are {here} (CxHxW), the reference {reference.name} is {there}. Bring both to one shape",
-                code="mismatch",
-                images=here,
-                reference=there,
-            )
-        yield batch
 
 
 def reconstruct(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pra.utils.pixels import to_uint8
-from pra.utils.progress import Progress
 
 Array = npt.NDArray[np.float64]
 
@@ -156,11 +155,7 @@ class InceptionScore:
 
 
 def kernel_distance(
-    samples: npt.ArrayLike,
-    reference: npt.ArrayLike,
-    subsets: int = KID_SUBSETS,
-    size: int = KID_SIZE,
-    progress: bool = False,
+    samples: npt.ArrayLike, reference: npt.ArrayLike, subsets: int = KID_SUBSETS, size: int = KID_SIZE
 ) -> tuple[float, float]:
     """Return KID (1801.01401) of features ``(n, D)`` and ``(m, D)``, mean and standard deviation over random subsets.
 
@@ -171,7 +166,7 @@ def kernel_distance(
     size = min(size, len(first), len(second))
     random = np.random.RandomState(SEED)
     distances = []
-    for _ in Progress(range(subsets), desc="KID", leave=False, disable=not progress):
+    for _ in range(subsets):
         x = first[random.choice(len(first), size, replace=False)]
         y = second[random.choice(len(second), size, replace=False)]
         xx, yy, xy = _cubic(x, x), _cubic(y, y), _cubic(x, y)
@@ -194,16 +189,14 @@ class Balls:
     that are compared need the same.
     """
 
-    def __init__(
-        self, features: Tensor, neighbours: int = NEIGHBOURS, centre: Tensor | None = None, progress: bool = False
-    ) -> None:
+    def __init__(self, features: Tensor, neighbours: int = NEIGHBOURS, centre: Tensor | None = None) -> None:
         self.centre = features.double().mean(dim=0) if centre is None else centre
         self.points = features.double() - self.centre
         self.norms = self.points.square().sum(dim=1)
         # The smallest distance is the point's own. What a row has in common does not change its order.
         parts = [
             torch.addmm(self.norms, block, self.points.T, alpha=-2).topk(neighbours + 1, largest=False).values
-            for block, _ in _blocks(self.points, len(self.points), "neighbours", progress)
+            for block in _blocks(self.points, len(self.points))
         ]
         distances = (torch.cat(parts) + self.norms.unsqueeze(1)).clamp(min=0)
         self.nearest, self.radii = distances[:, 1], distances[:, -1]
@@ -217,7 +210,7 @@ class Overlap(NamedTuple):
     authenticity: float
 
 
-def overlap(samples: Balls, reference: Balls, progress: bool = False) -> Overlap:
+def overlap(samples: Balls, reference: Balls) -> Overlap:
     """Compare two sets with one centre.
 
     Precision is the share of samples inside at least one of the reference's balls; recall the same the other way round.
@@ -228,27 +221,23 @@ def overlap(samples: Balls, reference: Balls, progress: bool = False) -> Overlap
     of_samples, of_reference = samples.norms - samples.radii, reference.norms - reference.radii
     inside, authentic = [], []
     smallest = torch.full_like(reference.norms, torch.inf)
-    for block, rows in _blocks(samples.points, len(reference.points), "precision, recall", progress):
+    parts = (_blocks(rows, len(reference.points)) for rows in (samples.points, samples.norms, of_samples))
+    for block, norms, own in zip(*parts, strict=True):
         values = torch.addmm(of_reference, block, reference.points.T, alpha=-2)
-        inside.append(values.amin(dim=1) <= -samples.norms[rows])
+        inside.append(values.amin(dim=1) <= -norms)
         values.add_(reference.radii)
         distance, at = values.min(dim=1)
         # Copies lie at zero but for rounding, and so does the next of two equal real images.
-        authentic.append(distance + (1 - 1e-9) * samples.norms[rows] > reference.nearest[at])
-        values.sub_(reference.norms).add_(of_samples[rows].unsqueeze(1))
+        authentic.append(distance + (1 - 1e-9) * norms > reference.nearest[at])
+        values.sub_(reference.norms).add_(own.unsqueeze(1))
         smallest = torch.minimum(smallest, values.amin(dim=0))
     shares = torch.cat(inside), smallest <= -reference.norms, torch.cat(authentic)
     return Overlap(*(float(share.double().mean()) for share in shares))
 
 
-def _blocks(points: Tensor, columns: int, what: str, progress: bool) -> Iterator[tuple[Tensor, slice]]:
-    """Yield rows in blocks whose distances to so many others take at most 256 MiB, and their places."""
-    start = 0
-    with Progress(total=len(points), desc=what, unit="image", leave=False, disable=not progress) as bar:
-        for block in torch.split(points, max(1, 2**25 // columns)):
-            yield block, slice(start, start + len(block))
-            start += len(block)
-            bar.update(len(block))
+def _blocks(rows: Tensor, columns: int) -> Sequence[Tensor]:
+    """Cut rows into blocks whose distances to so many others take at most 256 MiB."""
+    return torch.split(rows, max(1, 2**25 // columns))
 
 
 # --- reconstructions ----------------------------------------------------------------------------------------

@@ -4,14 +4,19 @@ Vectors are standardised by the training set's mean and standard deviation: the 
 linear probe (arXiv 2111.06377, appendix A.1), with statistics of the whole set instead of a batch. Learning rate or L2
 is chosen on a tenth of the training set, then the classifier is fitted again on all of it. The held-out set is looked
 at once, and chooses nothing.
+
+The backbone reads clean patches under the null class, so that nothing in the features can come from the label. As in
+iGPT (Chen et al., ICML 2020) tokens are normalised before they are averaged; here by their root mean square.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,20 +27,154 @@ from pra.data import Source, open_source
 from pra.data.loader import reading
 from pra.data.source import SPLIT
 from pra.errors import PraError, nearest
-from pra.evaluation.probe_features import Examples, Vectors, collect_vectors
 from pra.evaluation.samples import prepared, spread
+from pra.method import flow, noise
+from pra.models import Model
+from pra.sampling.batches import Batch
 from pra.utils.distributed import ALONE, World
 from pra.utils.extras import install_command
+from pra.utils.pixels import from_uint8
+from pra.utils.progress import Progress
 
 VALIDATED = 10
 """Every tenth image of the training set is for validation."""
 EPOCHS, BATCH, WARMUP, SEED = 30, 256, 0.1, 0
 FEWEST_BATCHES = 16
 """Per epoch: small sets have smaller batches."""
+NOISE_SEED = 0
+PIXELS_SIDE = 32
+"""Raw pixels of larger images are averaged down to this many a side."""
+
+# --- features -----------------------------------------------------------------------------------------------
+
+POOLINGS = ("mean", "last", "both")
+"""One vector of an image's tokens: their mean, the last in raster order, or both one after the other.
+
+In a causal model only the last token has seen the whole sequence.
+"""
 
 
-@dataclass(frozen=True)
-class Linear:
+def select(pooled: Tensor, pooling: str) -> Tensor:
+    """Return ``(B, D)``, or ``(B, 2 D)`` for both, of the means and last tokens ``(2, B, D)``."""
+    return torch.cat(list(pooled), dim=-1) if pooling == "both" else pooled[POOLINGS.index(pooling)]
+
+
+class Layers:
+    """Mean and last token behind some layers of a model, counted from 1: float32 ``(len(layers), 2, B, D)``.
+
+    Each token is divided by its root mean square. In an autoregressive model the last patch is never an input: the
+    tokens are those of the ``N - 1`` before it. Class tokens do not count. ``time`` in [0, 1] is the flow time at which
+    JiT reads the image, 1 being the clean one; below that every image gets noise of its own.
+
+    Raises:
+        PraError: a layer that the model does not have, or a time that does not suit it.
+    """
+
+    def __init__(self, model: Model, layers: Sequence[int], time: float | None = None, name: str = "features") -> None:
+        for layer in layers:
+            if not 1 <= layer <= len(model.blocks):
+                problem = f"the model does not have layer {layer}"
+                raise PraError(f"{problem}. Use layers 1 to {len(model.blocks)}", "unknown", layer=layer)
+        if model.config.reading_time is None:
+            if time is not None:
+                raise PraError(f"--time {time} is for JiT: this model reads clean images. Leave it out", value=time)
+        elif time is None or not 0 <= time <= 1:
+            raise PraError(f"--time {time} is not a flow time. Give one from 0 (noise) to 1 (the image)", value=time)
+        self.model, self.layers, self.time, self.name = model, list(layers), time, name
+        self.shape = (len(layers), 2, model.config.width)
+
+    def columns(self, vectors: Tensor) -> Iterator[tuple[int, str, Tensor]]:
+        """Yield layer, pooling and one vector per image, ``(B, D)`` or ``(B, 2 D)``.
+
+        Where every token sees all others, the last is like any other: then the mean is the only pooling.
+        """
+        for layer, pooled in zip(self.layers, vectors, strict=True):
+            for pooling in POOLINGS if self.model.config.autoregressive else POOLINGS[:1]:
+                yield layer, pooling, select(pooled, pooling)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, start: int) -> Tensor:
+        """Return the vectors of images ``start, start + 1, ...`` of a set, ``(B, C, H, W)`` in [-1, 1]."""
+        model, t, found = self.model, None, {}
+
+        def keep(layer: int, output: Tensor) -> None:
+            tokens = output[:, model.prefix :].float()
+            tokens = F.rms_norm(tokens, tokens.shape[-1:], eps=1e-6)
+            found[layer] = torch.stack([tokens.mean(dim=1), tokens[:, -1]])
+
+        patches = model.patchify(images)
+        unlabelled = model.condition.null_like(torch.empty(len(images), dtype=torch.int64, device=images.device))
+        if self.time is not None:
+            keys = noise.keys(NOISE_SEED, torch.arange(start, start + len(images))).to(images.device)
+            t = torch.full((1, 1), self.time, device=images.device)
+            patches = flow.interpolate(noise.normal(keys, *patches.shape[1:]), patches, t.unsqueeze(-1))
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                block = model.blocks[layer - 1]
+                hooks.enter_context(block.register_forward_hook(lambda *args, layer=layer: keep(layer, args[-1])))
+            model.read(unlabelled, patches, t)
+        return torch.stack([found[layer] for layer in self.layers])
+
+
+class Pixels:
+    """The image itself, ``(1, 1, B, numbers)``, averaged down to at most ``PIXELS_SIDE`` pixels a side."""
+
+    name = "pixels"
+
+    def __init__(self, size: tuple[int, int], channels: int) -> None:
+        self.size = (min(size[0], PIXELS_SIDE), min(size[1], PIXELS_SIDE))
+        self.shape = (1, 1, channels * self.size[0] * self.size[1])
+
+    def columns(self, vectors: Tensor) -> Iterator[tuple[None, None, Tensor]]:
+        """Yield the only vector per image, as :meth:`Layers.columns`."""
+        yield None, None, vectors[0, 0]
+
+    def __call__(self, images: Tensor, start: int) -> Tensor:
+        """Return the vectors of images ``(B, C, H, W)``."""
+        return F.adaptive_avg_pool2d(images, self.size).flatten(1).view(1, 1, len(images), -1)
+
+
+Vectors = Layers | Pixels
+
+
+def collect_vectors(
+    vectors: Vectors, batches: Iterable[Batch], count: int, device: torch.device, progress: bool, what: str
+) -> tuple[Tensor, Tensor]:
+    """Return the vectors of ``count`` labelled images, float32 ``(layers, vectors per layer, count, D)``, on the CPU,
+    and labels int64 ``(count,)``.
+
+    Raises:
+        PraError: the machine has less memory than they need.
+    """
+    layers, each, width = vectors.shape
+    check_memory(4 * layers * each * width * count)
+    whole, labels = torch.empty(layers, each, count, width), torch.empty(count, dtype=torch.int64)
+    done = 0
+    with Progress(total=count, unit="image", desc=what, disable=not progress) as bar:
+        for batch in batches:
+            here = slice(done, done + len(batch.images))
+            whole[:, :, here] = vectors(from_uint8(batch.images.to(device)), batch.start).cpu()
+            labels[here] = batch.labels  # type: ignore[assignment]
+            done += len(batch.images)
+            bar.update(len(batch.images))
+    return whole, labels
+
+
+def check_memory(size: int) -> None:
+    """Refuse ``size`` bytes of features where the machine's whole memory is less."""
+    try:
+        there: float = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on this system
+        there = math.inf
+    if size > there:
+        problem = f"the features need {size / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}"
+        raise PraError(f"{problem}. Name fewer --layers, or give --num", "too-large")
+
+
+# --- the task -----------------------------------------------------------------------------------------------
+
+
+class Linear(NamedTuple):
     """A kind of linear classifier; ``setting`` names what it leaves open, and ``values`` are the choice.
 
     ``fit(x, y, queries, classes, values, device)`` fits one to ``x`` ``(n, D)`` and ``y`` ``(n,)`` for each value and
@@ -128,25 +267,22 @@ class Task:
             what, shown = f"{vectors.name}: {source.name}", progress and world.is_first
             with reading(prepared(source, chosen, size, channels, self.data, batch_size, share)) as batches:
                 own = collect_vectors(vectors, batches, len(share), device, shown, what)
-            parts: list[Examples] = []
-            world.combine(own, parts.extend)
+            parts: list[tuple[Tensor, Tensor]] = []
+            world.combine(own, parts.extend)  # on rank 0 alone
             found.append(own if len(parts) < 2 else _joined(parts))
         if not world.is_first:
             return []
-        train, test = found
+        (x, y), (queries, truth) = found
         result = []
-        for (layer, pooling, x), (_, _, queries) in zip(
-            vectors.columns(train.vectors), vectors.columns(test.vectors), strict=True
-        ):
-            pair = (x, train.labels), (queries, test.labels)
-            measured = accuracy(linear, *pair, len(self.train.classes), device)
-            result.append(Figure(layer, pooling, x.shape[1], *measured))
+        for (layer, pooling, fitted), (*_, asked) in zip(vectors.columns(x), vectors.columns(queries), strict=True):
+            measured = accuracy(linear, (fitted, y), (asked, truth), len(self.train.classes), device)
+            result.append(Figure(layer, pooling, fitted.shape[1], *measured))
         return result
 
 
-def _joined(parts: list[Examples]) -> Examples:
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     vectors, labels = zip(*parts, strict=True)
-    return Examples(torch.cat(vectors, dim=2), torch.cat(labels))
+    return torch.cat(vectors, dim=2), torch.cat(labels)
 
 
 def held_out(source: str) -> str:

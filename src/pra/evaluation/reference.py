@@ -61,13 +61,13 @@ class Reference:
     images_sha256: str | None = None
     _balls: dict[torch.device, Balls] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def balls(self, device: torch.device, progress: bool = False) -> Balls | None:
+    def balls(self, device: torch.device) -> Balls | None:
         """Return the balls of precision and recall, made once; None where too few features are kept."""
         if self.kept is None or len(self.kept) <= NEIGHBOURS:
             return None
         place = device if device.type == "cuda" else torch.device("cpu")  # MPS has no float64
         if place not in self._balls:
-            self._balls[place] = Balls(self.kept.to(place), NEIGHBOURS, progress=progress)
+            self._balls[place] = Balls(self.kept.to(place), NEIGHBOURS)
         return self._balls[place]
 
     def check(self, extractor: FeatureExtractor) -> None:
@@ -93,15 +93,9 @@ class Reference:
 
     def describe(self) -> dict[str, Any]:
         """Return the reference's part of a report's provenance."""
-        return {
-            "name": self.name,
-            "sha256": self.sha256,
-            "file_sha256": self.file_sha256,
-            "count": self.count,
-            "images_sha256": self.images_sha256,
+        names = ("name", "sha256", "file_sha256", "count", "images_sha256", "shape", "fit", "prepared")
+        return {name: getattr(self, name) for name in names} | {
             "shape": self.shape and list(self.shape),
-            "fit": self.fit,
-            "prepared": self.prepared,
             "kept_features": 0 if self.kept is None else len(self.kept),
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from pra.config import DataConfig
-from pra.data import Source, load_images, prepare
+from pra.data import Source, load_images
 from pra.data.images import CorruptImage, header
 from pra.data.loader import read_ahead
 from pra.errors import PraError
@@ -36,69 +36,42 @@ def prepared(
     ``places`` are those in ``chosen`` that this process takes, by default all. ``config.workers`` processes read ahead:
     use it in a block of :func:`pra.data.loader.reading`.
     """
+    places = range(len(chosen)) if places is None else places
     load = partial(load_images, source, size=size, channels=channels, config=config)
-    return _stream(load, source, chosen, batch_size, places, config.workers)
+    with closing(read_ahead(load, source, chosen[places.start : places.stop], batch_size, config.workers)) as parts:
+        for start, (images, labels) in zip(places[::batch_size], parts, strict=True):
+            yield Batch(images, labels, start)
 
 
 def pictures(
-    source: Source,
-    chosen: Sequence[int],
-    batch_size: int,
-    places: range | None = None,
-    shape: Shape | None = None,
-    workers: int = 0,
+    source: Source, chosen: Sequence[int], shape: Shape, batch_size: int, places: range | None = None, workers: int = 0
 ) -> Generator[Batch]:
-    """Yield images ``chosen`` of a folder as they are, without labels: finished pictures of one size.
+    """Yield finished pictures of a folder as they are, without labels; arguments as :func:`prepared`.
 
-    ``shape`` is the :func:`common_shape`, where it is known already; ``places`` and ``workers`` as :func:`prepared`.
+    ``shape`` is the :func:`common_shape` of the folder.
     """
-    load = partial(_load_pictures, source, shape or common_shape(source))
-    return _stream(load, source, chosen, batch_size, places, workers)
-
-
-def _stream(
-    load: Callable[[Sequence[int]], tuple[Tensor, ...]],
-    source: Source,
-    chosen: Sequence[int],
-    batch_size: int,
-    places: range | None,
-    workers: int,
-) -> Generator[Batch]:
-    places = range(len(chosen)) if places is None else places
-    parts = read_ahead(load, source, chosen[places.start : places.stop], batch_size, workers)
-    with closing(parts):
-        for start, (images, *labels) in zip(places[::batch_size], parts, strict=True):
-            yield Batch(images, labels[0] if labels else None, start)
-
-
-def _load_pictures(source: Source, shape: Shape, indices: Sequence[int]) -> tuple[Tensor]:
-    size, channels = shape
-    images = torch.empty((len(indices), channels, *size), dtype=torch.uint8)
-    for row, index in enumerate(indices):
-        where = source.where(index)
-        with _finished(where):
-            image = source.image(index)
-            _check_size(where, picture_shape(image)[0], source.where(0), size)
-            pixels = prepare(image, size, channels, DataConfig(source=source.name), None, where)
-        images[row] = torch.from_numpy(pixels)
-    return (images,)
+    config = DataConfig(source=source.name, workers=workers)
+    with _finished(), closing(prepared(source, chosen, *shape, config, batch_size, places)) as batches:
+        for batch in batches:
+            yield batch._replace(labels=None)
 
 
 def common_shape(source: Source) -> Shape:
     """Return the shape of all pictures of a folder, from the heads of the files. One with colour is enough for colour.
 
-    Raises:
-        PraError: pictures of different sizes, or one that cannot be read.
+    Refuse pictures of different sizes, or one that cannot be read.
     """
-    size, colour = None, False
-    for index in range(len(source)):
-        where = source.where(index)
-        with _finished(where):
-            own, channels = picture_shape(header(Path(where)))
-        size, colour = size or own, colour or channels == 3
-        _check_size(where, own, source.where(0), size)
-    assert size is not None, "a source has images"
-    return size, 3 if colour else 1
+    with _finished():
+        size, channels = picture_shape(header(Path(source.where(0))))
+        for index in range(1, len(source)):
+            where = source.where(index)
+            own, colours = picture_shape(header(Path(where)))
+            if own != size:
+                first = f"{source.where(0)} is {size[0]}x{size[1]}"
+                problem = f"{where} is {own[0]}x{own[1]} pixels (height x width), {first}"
+                raise PraError(f"{problem}. Bring the pictures to one size", "mismatch", path=where)
+            channels = max(channels, colours)
+    return size, channels
 
 
 def picture_shape(image: Image.Image) -> Shape:
@@ -106,19 +79,14 @@ def picture_shape(image: Image.Image) -> Shape:
     return (image.height, image.width), 1 if image.mode in ("1", "L") or image.mode.startswith("I") else 3
 
 
-def _check_size(where: str, size: tuple[int, int], first: str, expected: tuple[int, int]) -> None:
-    if size != expected:
-        sizes = f"{size[0]}x{size[1]} pixels (height x width), {first} is {expected[0]}x{expected[1]}"
-        raise PraError(f"{where} is {sizes}. Bring the pictures to one size", "mismatch", path=where)
-
-
 @contextmanager
-def _finished(where: str) -> Iterator[None]:
+def _finished() -> Iterator[None]:
     """Pictures that are judged cannot be skipped as in training."""
     try:
         yield
     except CorruptImage as error:
-        raise PraError(f"{where}: {error.problem}. Replace or remove this picture", "unreadable", path=where) from None
+        path, problem = error.fields["where"], error.problem
+        raise PraError(f"{path}: {problem}. Replace or remove this picture", "unreadable", path=path) from None
 
 
 def spread(count: int, chosen: int) -> list[int]:

@@ -5,20 +5,121 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pra.config import to_dict
-from pra.evaluation.comparable import PREFIX, differing, shown
-from pra.evaluation.compare.columns import FIGURES, Column, Run
+from pra.config import RunConfig, to_dict
+from pra.errors import PraError
+from pra.evaluation.comparable import PREFIX, differing, known, shown
 from pra.evaluation.compare.table import Row, Section, one_line, rendered
+from pra.evaluation.evaluate import Figures, Report
 from pra.evaluation.report.charts import thinned
-from pra.evaluation.report.content import cell
+from pra.evaluation.report.content import Progress, cell, evaluation, evaluations, progress
 from pra.models import count_parameters
-from pra.training.run import VALIDATION, loss_terms, points_of
+from pra.models.weights import newest_checkpoint
+from pra.training.plots import OTHERS, curves
+from pra.training.run import VALIDATION, loss_terms, points_of, read_metrics, read_run
+from pra.utils.extras import import_failed
+from pra.utils.paths import expand
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = "figures.json"
+"""The evaluation of a run whose folder holds several."""
+EITHER = "Give the folder of a run, or a JSON that `pra eval --out` wrote"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, read; ``metrics`` are the lines of its ``metrics.jsonl``, at least one."""
+
+    folder: Path
+    config: RunConfig
+    metrics: list[dict[str, float]]
+    progress: Progress
+    newest: Path | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One argument: a run with the figures that were measured of it, if any, or an evaluation alone.
+
+    ``unread`` are the names of several evaluations in a run's folder, of which none could be chosen.
+    """
+
+    name: str
+    run: Run | None
+    report: Report | None
+    unread: tuple[str, ...] = ()
+
+    def known(self, *path: str) -> Any:
+        """Return a value of the evaluation's provenance; None where a part of the path is missing."""
+        return known(self.report and self.report.provenance, *path)
+
+    def text(self, *path: str) -> str:
+        """Return the same for a table."""
+        value = self.known(*path)
+        return "unknown" if value is None else str(value)
+
+
+def read_columns(words: Sequence[str]) -> list[Column]:
+    """Read the arguments of `pra compare`, ``[NAME=]PATH`` each, by default named after the folder or file.
+
+    Where two have the same name, it is the whole path. Refuse fewer than two, one given twice, two of one name, and
+    what is neither an evaluation nor a run with metrics.
+    """
+    if len(words) < 2:
+        raise PraError(f"pra compare: {len(words)} argument(s). Give two or more", "missing")
+    named = [_parsed(word) for word in words]
+    short = Counter(name or path.resolve().name for name, path in named)
+    names = [name or (own if short[own := path.resolve().name] == 1 else str(path)) for name, path in named]
+    (place, times), *_ = Counter(path.resolve() for _, path in named).most_common(1)
+    if times > 1:
+        raise PraError(f"{place} is given twice. Leave one out", "conflict", path=place)
+    (name, times), *_ = Counter(names).most_common(1)
+    if times > 1:
+        raise PraError(f"{times} arguments are called {name!r}. Name them, NAME=PATH", "conflict", name=name)
+    return [_read(name, path) for name, (_, path) in zip(names, named, strict=True)]
+
+
+def _parsed(word: str) -> tuple[str | None, Path]:
+    """Split name and path. Both may hold ``=``: what is there decides."""
+    if os.path.exists(expand(word)):
+        return None, expand(word)
+    for place in (place for place, letter in enumerate(word) if letter == "=" and place):
+        if os.path.exists(expand(word[place + 1 :])):
+            return word[:place], expand(word[place + 1 :])
+    raise PraError(f"nothing lies at {word}. {EITHER}, as PATH or NAME=PATH", "missing", path=word)
+
+
+def _read(name: str, path: Path) -> Column:
+    if path.is_dir():
+        run, found = _run(path), evaluations(path)
+        chosen = next(iter(found)) if len(found) == 1 else path / FIGURES
+        return Column(name, run, found.get(chosen), () if chosen in found else tuple(file.name for file in found))
+    report = evaluation(path)
+    if report is None:
+        raise PraError(f"{path} holds no figures. {EITHER}", "unreadable", path=path)
+    return Column(name, None, report)
+
+
+def _run(folder: Path) -> Run:
+    config = read_run(folder)
+    rows, come = read_metrics(folder), progress(folder, config)
+    if come is None:
+        problem = f"the run {folder} has no line in metrics.jsonl yet"
+        raise PraError(f"{problem}. Wait for {config.train.log_every} steps (train.log_every)", "missing", path=folder)
+    return Run(folder, config, rows, come, newest_checkpoint(folder))
+
 
 NOTHING = "-"
+HIGHEST = 3
+"""An axis ends at this multiple of the first run's highest value: a loss that explodes would hide the others."""
 MANY = f"{{}} are all evaluations of it, and none is called {FIGURES}: give the file that is meant"
 
 
@@ -29,28 +130,20 @@ def compared(columns: Sequence[Column]) -> str:
     return "\n".join([table, *map(one_line, notes)])
 
 
-def _flattened(values: Any, path: str = "") -> dict[str, Any]:
-    """Return ``{"train.optimizer.lr": 0.001, ...}``: settings by the names that ``--set`` takes."""
+def _flattened(values: Any, path: str = "") -> dict[str, str]:
+    """Return ``{"train.optimizer.lr": "0.001", ...}``: settings by the names that ``--set`` takes."""
     if not isinstance(values, dict):
-        return {path: values}
-    prefix = f"{path}." if path else ""
-    return {name: leaf for key, value in values.items() for name, leaf in _flattened(value, prefix + key).items()}
+        return {path: values if isinstance(values, str) else json.dumps(values)}
+    parts = [_flattened(value, f"{path}.{name}" if path else name) for name, value in values.items()]
+    return {name: text for part in parts for name, text in part.items()}
 
 
-def _different(settings: Sequence[dict[str, Any] | None]) -> list[Row]:
+def _different(settings: Sequence[dict[str, str] | None]) -> list[Row]:
     """Return a row per setting in which the known ones differ."""
     known = [values for values in settings if values is not None]
-    rows = []
-    for name in dict.fromkeys(name for values in known for name in values):
-        if len({_setting(values, name) for values in known}) > 1:
-            rows.append(Row(name, [NOTHING if values is None else _setting(values, name) for values in settings]))
-    return rows
-
-
-def _setting(values: dict[str, Any], name: str) -> str:
-    if name not in values:
-        return NOTHING
-    return values[name] if isinstance(values[name], str) else json.dumps(values[name])
+    names = dict.fromkeys(itertools.chain.from_iterable(known))
+    different = [name for name in names if len({values.get(name, NOTHING) for values in known}) > 1]
+    return [Row(name, [(values or {}).get(name, NOTHING) for values in settings]) for name in different]
 
 
 def _settings(columns: Sequence[Column]) -> list[Section]:
@@ -98,22 +191,7 @@ def _evaluations(columns: Sequence[Column]) -> tuple[list[Section], list[str]]:
     return [judged, *figures], [*unread, *filter(None, map(_gone_on, columns)), *notes]
 
 
-def _maker(column: Column) -> str:
-    images = (column.known("images", kind) for kind in ("model", "file", "folder"))
-    return next((Path(str(path)).name for path in images if path), NOTHING)
-
-
-def _average(column: Column) -> str:
-    name = column.known("images", "weights") or column.known("images", "made", "weights", "file")
-    return Path(str(name)).stem if name else NOTHING
-
-
-def _weights(column: Column) -> str:
-    sha256 = column.known("images", "weights_sha256") or column.known("images", "made", "weights", "sha256")
-    return str(sha256 or NOTHING)[:PREFIX]
-
-
-def _sampled(column: Column) -> dict[str, Any] | None:
+def _sampled(column: Column) -> dict[str, str] | None:
     """Return the sampling settings, and how labels were chosen; None for images from elsewhere."""
     sampling = column.known("images", "sampling") or column.known("images", "made", "sampling")
     if not isinstance(sampling, dict):
@@ -132,11 +210,21 @@ def _gone_on(column: Column) -> str | None:
     return f"{column.name}: the figures are of {Path(str(model)).name}, and the run has gone on since, to {newest.name}"
 
 
+def _made(column: Column, of_run: str, of_file: str) -> str:
+    """Return what is known of the weights of a run, or of a file that `pra sample` has written."""
+    return str(column.known("images", of_run) or column.known("images", "made", "weights", of_file) or NOTHING)
+
+
+def _maker(column: Column) -> str:
+    images = (column.known("images", kind) for kind in ("model", "file", "folder"))
+    return next((Path(str(path)).name for path in images if path), NOTHING)
+
+
 TOLD: dict[str, Callable[[Column], str]] = {
     "images": lambda column: column.text("count"),
     "made by": _maker,
-    "weights": _average,
-    "weights, SHA-256": _weights,
+    "weights": lambda column: Path(_made(column, "weights", "file")).stem,
+    "weights, SHA-256": lambda column: _made(column, "weights_sha256", "sha256")[:PREFIX],
     "features": lambda column: column.text("features", "name"),
     "features, SHA-256": lambda column: column.text("features", "sha256")[:PREFIX],
     "reference": lambda column: column.text("reference", "name"),
@@ -153,14 +241,13 @@ HIGHER = ("precision", "recall", "accuracy", "inception_score", "psnr", "ssim")
 
 def figure_sections(columns: Sequence[Column]) -> tuple[list[Section], list[str]]:
     """Return the figures by protocol, the best of each row marked where all compare; and lines that say why not."""
-    judged = [column for column in columns if column.report is not None]
-    copied = [column for column in judged if column.known("reconstruction")]
-    apart = [reason for other in judged[1:] if (reason := obstacle(judged[0], other))]
-    others = [reason for other in copied[1:] if (reason := _other_originals(copied[0], other))]
+    apart = _reasons([column for column in columns if column.report], obstacle)
+    others = _reasons([column for column in columns if column.known("reconstruction")], _other_originals)
+    found = [column.report.figures if column.report else {} for column in columns]
     sections = []
-    for protocol in dict.fromkeys(name for column in judged if column.report for name in column.report.figures):
+    for protocol in dict.fromkeys(itertools.chain.from_iterable(found)):
         marked = not apart and not (others and protocol == "reconstruction")
-        if rows := _rows(columns, protocol, marked):
+        if rows := _rows(columns, [figures.get(protocol, {}) for figures in found], marked):
             sections.append(Section(f"figures, {protocol}", rows))
     what, reasons = ("figures", apart) if apart else ("reconstructions", others)
     notes = [f"{what} do not compare, and none is marked: {'; '.join(reasons)}"] if reasons else []
@@ -169,11 +256,14 @@ def figure_sections(columns: Sequence[Column]) -> tuple[list[Section], list[str]
     return sections, notes
 
 
+def _reasons(columns: Sequence[Column], why: Callable[[Column, Column], str | None]) -> list[str]:
+    """Return why columns do not compare with the first, by ``why``."""
+    return [reason for other in columns[1:] if (reason := why(columns[0], other))]
+
+
 def obstacle(first: Column, other: Column) -> str | None:
     """Name the fields in which an evaluation differs from the first, so that figures do not compare; None where not."""
-    assert first.report is not None
-    assert other.report is not None
-    found = differing(first.report.provenance, other.report.provenance)
+    found = differing(first.known(), other.known())
     fields = (f"the {name} ({shown(there)}; {first.name}: {shown(here)})" for name, (here, there) in found.items())
     return f"{other.name} differs in {' and '.join(fields)}" if found else None
 
@@ -186,14 +276,15 @@ def _other_originals(first: Column, other: Column) -> str | None:
     return None if here == there else f"{other.name} differs in the images ({there}; {first.name}: {here})"
 
 
-def _rows(columns: Sequence[Column], protocol: str, marked: bool) -> list[Row]:
-    reports = [column.report.figures.get(protocol, {}) if column.report else {} for column in columns]
+def _rows(columns: Sequence[Column], found: Sequence[Figures], marked: bool) -> list[Row]:
     rows = []
-    for name in dict.fromkeys(itertools.chain.from_iterable(reports)):
-        cells = [cell(figures.get(name)) for figures in reports]
-        if set(cells) != {"-"}:
-            merits = [_merit(name, figures.get(name), column) for figures, column in zip(reports, columns, strict=True)]
-            rows.append(Row(name, cells, _best(merits) if marked else ()))
+    for name in dict.fromkeys(itertools.chain.from_iterable(found)):
+        cells = [cell(figures.get(name)) for figures in found]
+        if set(cells) != {NOTHING}:
+            merits = [_merit(name, figures.get(name), column) for figures, column in zip(found, columns, strict=True)]
+            known = {merit for merit in merits if merit is not None}
+            best = [place for place, merit in enumerate(merits) if len(known) > 1 and merit == max(known)]
+            rows.append(Row(name, cells, best if marked else ()))
     return rows
 
 
@@ -209,9 +300,22 @@ def _merit(name: str, value: Any, column: Column) -> float | None:
     return value if name in HIGHER else None
 
 
-def _best(merits: Sequence[float | None]) -> list[int]:
-    """Return the places of the largest; none where all are equal."""
-    known = [merit for merit in merits if merit is not None]
-    if len(set(known)) < 2:
-        return []
-    return [place for place, merit in enumerate(merits) if merit == max(known)]
+# --- curves -------------------------------------------------------------------------------------------------
+
+
+def overlaid(columns: Sequence[Column]) -> Figure:
+    """Draw the curves of those columns that are runs; refuse columns without a run, or without matplotlib."""
+    metrics = {column.name: column.run.metrics for column in columns if column.run}
+    if not metrics:
+        raise PraError("--out draws the curves of runs: there are none. Leave it out, or add a run", option="--out")
+    titles = {name: name for name in loss_terms(itertools.chain(*metrics.values()))}
+    titles["state_std"] = OTHERS["state_std"]
+    try:
+        figure = curves(metrics, titles)
+    except ImportError as error:
+        raise PraError(import_failed("--out", "matplotlib", "train", error), "not-installed") from None
+    for axes, name in zip(figure.axes, titles, strict=True):
+        first = next(points for rows in metrics.values() if (points := points_of(rows, name)))
+        if highest := max(value for _, value in first):
+            axes.set_ylim(top=min(axes.get_ylim()[1], HIGHEST * highest))
+    return figure

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 LONGEST = 32
 """Characters of a cell; of longer ones the middle is left out."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A name and a cell per column; ``best`` are the places of the cells to mark."""
 
     name: str
@@ -18,8 +17,7 @@ class Row:
     best: Collection[int] = ()
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """Rows under a title."""
 
     title: str
@@ -28,36 +26,26 @@ class Section:
 
 def rendered(names: Sequence[str], sections: Sequence[Section]) -> str:
     """Return the sections below each other, columns flush right, the best of a row with a star."""
-    shown = [[_cells(row) for row in section.rows] for section in sections]
-    rows = [[one_line(name) for name in names], *(cells for section in shown for cells in section)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    first = max((len(row.name) + 2 for section in sections for row in section.rows), default=0)
-    lines = [_line("", rows[0], (), first, widths)]
-    for section, cells in zip(sections, shown, strict=True):
-        lines.append(section.title)
-        for row, texts in zip(section.rows, cells, strict=True):
-            lines.append(_line(f"  {row.name}", texts, row.best, first, widths))
-    return "\n".join(lines)
+    lines: list[Row | str] = [Row("", [one_line(name) for name in names])]
+    for title, rows in sections:
+        lines += [title, *(Row(f"  {row.name}", _shortened(row.cells), row.best) for row in rows)]
+    rows = [line for line in lines if isinstance(line, Row)]
+    first = max(len(row.name) for row in rows)
+    widths = [max(map(len, column)) for column in zip(*(row.cells for row in rows), strict=True)]
+    return "\n".join(line if isinstance(line, str) else _line(line, first, widths) for line in lines)
 
 
-def _line(name: str, cells: Sequence[str], best: Collection[int], first: int, widths: Sequence[int]) -> str:
-    marked = [
-        f"{cell:>{width}}{' *' if place in best else '  '}"
-        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return f"{name:<{first}}  {' '.join(marked)}".rstrip()
+def _line(row: Row, first: int, widths: Sequence[int]) -> str:
+    cells = zip(row.cells, widths, strict=True)
+    marked = [f"{cell:>{width}} {'*' if place in row.best else ' '}" for place, (cell, width) in enumerate(cells)]
+    return f"{row.name:<{first}}  {' '.join(marked)}".rstrip()
 
 
-def _cells(row: Row) -> list[str]:
+def _shortened(cells: Sequence[str]) -> list[str]:
     """Shorten long cells, unless those of a row could then no longer be told apart."""
-    whole = [one_line(cell) for cell in row.cells]
-    short = [_shortened(cell) for cell in whole]
+    whole, half = [one_line(cell) for cell in cells], (LONGEST - 3) // 2
+    short = [text if len(text) <= LONGEST else f"{text[:half]}...{text[-half:]}" for text in whole]
     return short if len(set(short)) == len(set(whole)) else whole
-
-
-def _shortened(text: str) -> str:
-    half = (LONGEST - 3) // 2
-    return text if len(text) <= LONGEST else f"{text[:half]}...{text[-half:]}"
 
 
 def one_line(text: str) -> str:

@@ -21,7 +21,7 @@ from pra.errors import PraError, reason_of
 from pra.evaluation import flops
 from pra.evaluation.comparable import known
 from pra.evaluation.evaluate import Report
-from pra.evaluation.report.charts import Chart, chart
+from pra.evaluation.report.charts import Chart, chart, thinned
 from pra.evaluation.report.gap import MeasuredGap
 from pra.evaluation.samples import spread
 from pra.models import count_parameters, weights
@@ -88,20 +88,9 @@ def gap_charts(gap: MeasuredGap, columns: int) -> list[Chart]:
     for title, values, first, level in panels:
         points = [(float(place), value) for place, value in enumerate(values, start=first)]
         rows = [list(row) for _, row in itertools.groupby(points, key=lambda point: point[0] // columns)]
-        means = [(sum(x for x, _ in row) / len(row), sum(y for _, y in row) / len(row)) for row in rows]
+        means = [mean for row in rows for mean in thinned(row, 1)]
         charts.append(chart(title, "raster position", [("thin", points), ("line", means)], level=level))
     return [one for one in charts if one is not None]
-
-
-def gap_in_numbers(gap: MeasuredGap) -> dict[str, str]:
-    """Return means over the last quarter of the raster, and the losses' ratio over all of it."""
-    quarter = max(1, len(gap.conditions) // 4)
-    ratio = sum(gap.rollout_loss) / sum(gap.training_loss)
-    return {
-        "inputs, last quarter": f"{sum(gap.inputs[-quarter:]) / len(gap.inputs[-quarter:]):.4f}",
-        "conditions, last quarter": f"{sum(gap.conditions[-quarter:]) / quarter:.4f}",
-        "flow loss on rollouts / in training": f"{ratio:.3f}",
-    }
 
 
 def pictures(run: Path, kind: str) -> tuple[list[Picture], int]:
@@ -130,8 +119,7 @@ def embedded(path: Path) -> tuple[str, int, int]:
 
 def evaluations(run: Path) -> dict[Path, Report]:
     """Return every report of `pra eval` in the run's folder, by name."""
-    found = {path: evaluation(path) for path in sorted(run.glob("*.json"))}
-    return {path: report for path, report in found.items() if report is not None}
+    return {path: report for path in sorted(run.glob("*.json")) if (report := evaluation(path))}
 
 
 def evaluation(path: Path) -> Report | None:
@@ -154,7 +142,7 @@ def figures_in_words(path: Path, report: Report, newest: Path | None) -> dict[st
         "images": origin.get("count"),
         "features": known(origin, "features", "name"),
         "reference": known(origin, "reference", "name") or known(origin, "reference", "source"),
-        "weights": _weights(known(origin, "images"), newest),
+        "weights": _weights(known(origin, "images", "model"), known(origin, "images", "weights"), newest),
         "command": command_line(command) if isinstance(command, list) else None,
         "commit": known(origin, "environment", "commit"),
     }
@@ -168,13 +156,11 @@ def figures_in_words(path: Path, report: Report, newest: Path | None) -> dict[st
     }
 
 
-def _weights(images: Any, newest: Path | None) -> str | None:
+def _weights(model: Any, file: Any, newest: Path | None) -> str | None:
     """Return checkpoint and file, and whether the run has gone on since."""
-    if known(images, "model") is None:
-        return None
-    folder = Path(str(images["model"])).name
+    folder = Path(str(model)).name
     since = f" (the run has gone on since, to {newest.name})" if newest and folder != newest.name else ""
-    return f"{folder}/{images.get('weights')}{since}"
+    return f"{folder}/{file}{since}" if model else None
 
 
 def command_line(words: list[Any]) -> str:

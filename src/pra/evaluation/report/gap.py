@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pra.errors import PraError
 from pra.evaluation.rollout_gap import rollout_gap
 from pra.evaluation.samples import spread
 from pra.models import weights
-from pra.utils.files import write_atomically
+from pra.training.run import write_json
 from pra.utils.pixels import from_uint8
 from pra.utils.provenance import environment
 
@@ -44,15 +43,13 @@ class MeasuredGap:
 
     def save(self, run: Path) -> None:
         """Write it into the run's folder."""
-        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-        write_atomically(run / FILE, lambda file: file.write(text.encode()))
+        write_json(run / FILE, dataclasses.asdict(self))
 
 
 def measure_gap(run: Path, config: RunConfig, count: int, device: torch.device) -> MeasuredGap:
     """Measure the newest checkpoint's gap over at most ``count`` training images.
 
-    Raises:
-        PraError: no checkpoint, not an autoregressive model, or its data are not there.
+    Refuse a run without a checkpoint or its data, and a model that is not autoregressive.
     """
     if count < 2:
         raise PraError(f"--gap-images {count}: the least is 2. Use 0 to leave the gap out", value=count)
@@ -61,12 +58,10 @@ def measure_gap(run: Path, config: RunConfig, count: int, device: torch.device) 
     if not model.config.autoregressive:
         problem = f"{model.config.name} makes all patches at once: there is no rollout, and no gap"
         raise PraError(f"{problem}. Use --gap-images 0", "unsupported")
-    source = open_source(config.data.source)
+    source, train = open_source(config.data.source), config.train
     chosen = spread(len(source), min(count, len(source)))
     pixels, labels = load_images(source, chosen, config.model.image_size, config.model.channels, config.data)
-    gap = rollout_gap(
-        model, config.train.rollout, from_uint8(pixels), labels, config.sampling, config.train.objective, SEED
-    )
+    gap = rollout_gap(model, train.rollout, from_uint8(pixels), labels, config.sampling, train.objective, SEED)
     return MeasuredGap(
         checkpoint=folder.name,
         images=len(chosen),

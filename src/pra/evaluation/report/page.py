@@ -15,7 +15,7 @@ from pra.evaluation.report.gap import MeasuredGap, read_gap
 from pra.evaluation.report.words import in_words
 from pra.models.weights import newest_checkpoint, read_json
 from pra.training.callbacks import GRID_CLASSES
-from pra.training.run import read_run
+from pra.training.run import read_run, recorded
 from pra.utils.files import write_atomically
 from pra.utils.provenance import DISTRIBUTION, package_version
 
@@ -26,10 +26,7 @@ def write_report(run: Path, out: Path | None = None, gap: MeasuredGap | None = N
     """Write the page of a run's folder to ``out``, by default ``report.html`` there, in place of an older one.
 
     Nothing is measured here: ``gap`` is by default the one measured last, ``no_gap`` why it could not be. What the
-    folder does not hold yet is left out, with a line how to make it.
-
-    Raises:
-        PraError: no run there, damaged files, or the disk refuses.
+    folder does not hold yet is left out, with a line how to make it. Refuse damaged files, and a folder without a run.
     """
     text = _template().render(_page(run, read_run(run), gap or read_gap(run), no_gap))
     path = out or run / REPORT
@@ -39,11 +36,9 @@ def write_report(run: Path, out: Path | None = None, gap: MeasuredGap | None = N
 
 @functools.cache
 def _template() -> Template:
-    loader = PackageLoader("pra.evaluation.report", "")
     # Escape everything: names of classes, files and folders are other people's text.
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    options: Any = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=PackageLoader("pra.evaluation.report", ""), **options)
     environment.filters["duration"] = _duration
     return environment.get_template("page.html")
 
@@ -52,8 +47,7 @@ def _page(run: Path, config: RunConfig, gap: MeasuredGap | None, no_gap: str | N
     samples, sample_grids = content.pictures(run, "samples")
     reconstructions, reconstruction_grids = content.pictures(run, "reconstructions")
     parameters, arithmetic = content.costs(config)
-    checkpoint, environment = newest_checkpoint(run), run / "environment.json"
-    origin = read_json(environment) if environment.exists() else {}
+    checkpoint = newest_checkpoint(run)
     return {
         "run": str(run),
         "name": run.resolve().name,
@@ -73,7 +67,7 @@ def _page(run: Path, config: RunConfig, gap: MeasuredGap | None, no_gap: str | N
         "figures": [content.figures_in_words(*one, checkpoint) for one in content.evaluations(run).items()],
         "parameters": parameters,
         "arithmetic": arithmetic,
-        "origin": _origin(origin),
+        "origin": _origin(recorded(run)),
         "chart": charts,
         "version": package_version(DISTRIBUTION),
     }
@@ -97,7 +91,6 @@ def _gap(run: Path, config: RunConfig, measured: MeasuredGap | None, why: str | 
         "why": why,
         "stale": newest is not None and newest.name != measured.checkpoint,
         "charts": content.gap_charts(measured, config.model.grid[1]),
-        "numbers": content.gap_in_numbers(measured),
     }
 
 

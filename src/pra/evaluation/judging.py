@@ -1,0 +1,366 @@
+"""What `pra eval` and `pra sweep` judge, what it is held against, and the judgement."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pra.config import DataConfig, Precision, RunConfig, SamplingConfig, apply_settings
+from pra.data import Source, open_source
+from pra.data.images import CorruptImage
+from pra.data.loader import reading
+from pra.errors import PraError, nearest
+from pra.evaluation.classifier import Classifier, find_classifier, fit_classifier
+from pra.evaluation.dinov2 import dinov2
+from pra.evaluation.evaluate import Report, check_codec, evaluate, reconstruct
+from pra.evaluation.features import REGISTRY, FeatureExtractor, Opener, inception
+from pra.evaluation.reference import Reference, from_file, from_source, recorded_classifier
+from pra.evaluation.samples import common_shape, labels_like, picture_shape, pictures, prepared, spread
+from pra.method import noise
+from pra.method.noise import Purpose
+from pra.models import Model, weights
+from pra.sampling import Sampler
+from pra.sampling.batches import Batch, NpzBatch, exported, how_sampled, join_exports, sampled
+from pra.sampling.requests import Listed, Numbered, Requests
+from pra.training.run import read_run
+from pra.utils.distributed import World
+from pra.utils.hub import is_address
+from pra.utils.provenance import environment, file_sha256
+
+OF_A_RUN = 50_000
+"""Images sampled from a run without --num."""
+
+
+@dataclass(frozen=True)
+class Adjustable:
+    """Settings that ``--set`` reaches: how reference images are prepared, and how a model samples."""
+
+    data: DataConfig = DataConfig(source="")  # noqa: RUF009  frozen
+    sampling: SamplingConfig = SamplingConfig()  # noqa: RUF009
+
+
+@dataclass(frozen=True)
+class Work:
+    """Processes, device and batch size of an evaluation."""
+
+    world: World
+    device: torch.device
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """``count`` images of one shape to be judged.
+
+    ``target`` names them as the user did. Images to be sampled have a ``sampler`` and ``requests`` (labels and seeds),
+    finished ones ``finished``, a function of the batch size and the indices.
+    """
+
+    target: str
+    count: int
+    size: tuple[int, int]
+    channels: int
+    settings: Adjustable
+    provenance: dict[str, Any]
+    finished: Callable[[int, range], Generator[Batch]] | None = None
+    sampler: Sampler | None = None
+    requests: Requests | None = None
+
+    def batches(self, share: range, size: int) -> Generator[Batch]:
+        """Return the images of these indices in batches of ``size``."""
+        if self.finished:
+            return self.finished(size, share)
+        assert self.requests is not None, "images to be sampled have labels and seeds"
+        return sampled(self.sampled("sampling"), self.requests, share, size)
+
+    def sampled(self, option: str) -> Sampler:
+        """Return the sampler; refuse ``option`` where the images are finished."""
+        if self.sampler is None:
+            raise PraError(f"{option}: these images are finished. Leave it out", "conflict", option=option)
+        return self.sampler
+
+    def sampled_with(self, sampling: SamplingConfig) -> Subject:
+        """Return the same model, labels and seeds with other settings of the sampler."""
+        own = self.sampled("sampling")
+        sampler = Sampler(own.model, sampling, own.precision)
+        return replace(self, provenance=self.provenance | {"sampling": how_sampled(sampler)}, sampler=sampler)
+
+    def with_average(self, name: str) -> Subject:
+        """Return the same labels, seeds and settings with other weights of the same model folder."""
+        own, folder = self.sampled("average"), Path(self.provenance["model"])
+        if weights.weights_name(folder, name) == self.provenance["weights"]:
+            return self
+        model, _, known = open_model(folder, name, own.model.device)
+        sampler = Sampler(model, own.config, own.precision)
+        return replace(self, provenance=self.provenance | known, sampler=sampler)
+
+    def labelled_like(self, source: Source) -> Subject:
+        """Return the same model sampled with labels as frequent as in a source of the same classes.
+
+        Shuffled: sources are often in order of their classes, and the Inception Score has parts.
+        """
+        order = noise.permutation(noise.fold(noise.keys(0, torch.tensor(0)), Purpose.SHUFFLE), self.count)
+        labels = labels_like(source, self.count)[order]
+        requests = Listed(tuple(labels.tolist()), f"as frequent as in {source.name}, shuffled")
+        return replace(self, provenance=self.provenance | {"labels": requests.order}, requests=requests)
+
+
+def open_subject(
+    target: Path | None,
+    num: int | None,
+    work: Work,
+    precision: Precision,
+    settings: tuple[str, ...],
+    average: str = weights.EMA,
+) -> Subject:
+    """Open a target, by default the model that comes with the package; refuse settings that do not go with it."""
+    target = target and target.expanduser()
+    for setting in settings:
+        if setting.startswith("data.flip="):
+            raise PraError(f"--set {setting} has no effect: images are judged as they are. Leave it out", value=setting)
+    if target is None or is_address(target) or (target / weights.CONFIG).exists():
+        subject = _model(target, num or OF_A_RUN, work.device, precision, settings, average)
+    else:
+        subject = _finished(target, num, settings)
+        used = {
+            f"--precision {precision.value}": precision is not Precision.AUTO,
+            f"--average {average}": average != weights.EMA,
+            **{f"--set {setting}": setting.startswith("sampling.") for setting in settings},
+        }
+        for option in (option for option, given in used.items() if given):
+            subject.sampled(option)
+    if subject.count < work.world.size:
+        problem = f"{work.world.size} processes cannot share {subject.count} images"
+        raise PraError(f"{problem}. Start fewer", "conflict", processes=work.world.size, count=subject.count)
+    return subject
+
+
+def _model(
+    target: Path | None,
+    count: int,
+    device: torch.device,
+    precision: Precision,
+    settings: tuple[str, ...],
+    average: str,
+) -> Subject:
+    model, run, known = open_model(target, average, device)
+    chosen = apply_settings(Adjustable(run.data if run else DataConfig(source=""), model.sampling), settings)
+    classes, sampler = model.config.num_classes, Sampler(model, chosen.sampling, precision)
+    known |= {"sampling": how_sampled(sampler), "labels": f"index % {classes}", "seeds": f"0-{count - 1}"}
+    name = "the model that comes with pra" if target is None else str(target)
+    size, channels, requests = model.config.image_size, model.config.channels, Numbered(count, tuple(range(classes)))
+    return Subject(name, count, size, channels, chosen, known | {"count": count}, sampler=sampler, requests=requests)
+
+
+def open_model(
+    target: Path | None, average: str, device: torch.device
+) -> tuple[Model, RunConfig | None, dict[str, Any]]:
+    """Load a model; return its run's configuration, if any, and its part of a report's provenance."""
+    folder = weights.model_folder(target)
+    run, name = weights.run_of(folder), weights.weights_name(folder, average)
+    known = {"model": str(folder), "weights": name, "weights_sha256": file_sha256(folder / name)}
+    return weights.load(folder, average, device), read_run(run) if run else None, known
+
+
+def _finished(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
+    """Open a folder of pictures or a batch in ADM's layout."""
+    if not target.exists():
+        raise PraError(f"no run, folder of pictures or .npz at {target}. Give one", "missing", path=target)
+    settled = apply_settings(Adjustable(), settings)
+    opened = open_source(f"folder:{target}") if target.is_dir() else NpzBatch(target)
+    there = opened.count if isinstance(opened, NpzBatch) else len(opened)
+    if there < max(num or 0, 2):
+        problem = f"{target} holds {there} image(s), fewer than {f'--num {num}' if num else 2}"
+        raise PraError(f"{problem}. Give more images", path=target, count=there)
+    count = num or there
+    known: dict[str, Any] = {"count": count, "of": there}
+    if isinstance(opened, NpzBatch):
+        known |= {"file": str(target.absolute()), "sha256": file_sha256(target)}
+        known |= {"made": opened.plan} if opened.plan is not None else {}
+        return Subject(str(target), count, opened.size, opened.channels, settled, known, opened.batches)
+    shape, known = common_shape(opened), known | {"folder": str(target.absolute())}
+    finished = partial(pictures, opened, spread(there, count), shape, workers=settled.data.workers)
+    return Subject(str(target), count, *shape, settled, known, finished)
+
+
+# --- what images are held against ---------------------------------------------------------------------------
+
+LABELS = ("balanced", "reference")
+
+
+Truth = Source | Path
+"""What images are held against: a source, or a file of statistics or images."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """An extractor and the reference that it has seen."""
+
+    extractor: FeatureExtractor
+    reference: Reference
+    work: Work
+
+    def report(
+        self,
+        subject: Subject,
+        images: Path | None = None,
+        watch: Callable[[Generator[Batch]], Iterable[Batch]] = lambda batches: batches,
+        progress: bool = True,
+    ) -> Report:
+        """Judge a subject; every process gets the report.
+
+        The images are written to the ``.npz`` ``images``, where it is given, and go through ``watch``.
+        """
+        work, world = self.work, self.work.world
+        share = world.share(subject.count)
+        known = {"images": subject.provenance, "environment": environment(), "processes": world.size}
+        part = images.with_name(f"{images.name}.part{world.rank}") if images and world.size > 1 else images
+        try:
+            with reading(subject.batches(share, work.batch_size)) as batches:
+                passed = exported(batches, len(share), part) if part else watch(batches)
+                report = evaluate(
+                    passed, self.reference, self.extractor, subject.count,
+                    provenance=known, progress=progress, world=world,
+                )  # fmt: skip
+            if images and part != images:
+                world.combine(part, lambda parts: join_exports([path for path in parts if path], images))
+        finally:
+            if part and part != images:
+                part.unlink(missing_ok=True)
+        return report
+
+    def with_reconstruction(self, report: Report, subject: Subject, originals: Source) -> Report:
+        """Add the codec's reconstructions of at most as many originals."""
+        work, data = self.work, subject.settings.data
+        chosen = spread(len(originals), min(subject.count, len(originals)))
+        share = work.world.share(len(chosen))
+        real = prepared(originals, chosen, subject.size, subject.channels, data, work.batch_size, share)
+        with reading(real):
+            model = subject.sampled("--reconstruction").model
+            figures = reconstruct(model, real, self.extractor, len(chosen), world=work.world)
+        known = {"source": originals.name, "count": len(chosen)}
+        return Report(report.figures | {"reconstruction": figures}, report.provenance | {"reconstruction": known})
+
+
+def check_options(features: str, labels: str, batch_size: int, num: int | None) -> None:
+    """Refuse options that no evaluation knows, before anything is opened."""
+    for option, value, known in (("--features", features, REGISTRY.names()), ("--labels", labels, LABELS)):
+        if value not in known:
+            raise PraError(f"{option} {value!r} is unknown{nearest(value, known)}", "unknown", value=value)
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(2, num=num)
+
+
+def check_at_least(least: int, **options: int | None) -> None:
+    """Refuse a number below ``least``: ``batch_size`` is --batch-size, None what is not given."""
+    for name, number in options.items():
+        if number is not None and number < least:
+            option = f"--{name.replace('_', '-')}"
+            raise PraError(f"{option} {number}: the least is {least}. Give more", option=option, value=number)
+
+
+def open_truth(reference: str | None, labels: str, subject: Subject, work: Work) -> tuple[Truth, Subject]:
+    """Open the reference, by default the data that a subject learnt from, and give the subject these ``labels``.
+
+    Refuse data that do not tell how frequent the model's classes are.
+    """
+    spec = reference or subject.settings.data.source
+    if not spec:
+        raise PraError(f"{subject.target} does not name its data. Give --reference SRC or STATS.npz", "missing")
+    truth = Path(spec).expanduser() if spec.endswith(".npz") else _open_alone(spec, work)
+    if labels == "reference":
+        model = subject.sampled("--labels reference").model
+        if isinstance(truth, Path):
+            problem = f"--labels reference: {spec} does not name classes. Give a data source"
+            raise PraError(problem, "missing", path=spec)
+        check_classes(truth, model, "--labels reference")
+        subject = subject.labelled_like(truth)
+    elif subject.sampler and not isinstance(truth, Path):
+        _warn_of_balance(truth)
+    if reference and not isinstance(truth, Path) and work.world.is_first:
+        _tell_of_colour(truth, subject.channels)
+    return truth, subject
+
+
+def open_originals(truth: Truth, subject: Subject, work: Work) -> Source:
+    """Open the real images to reconstruct: the reference, or the run's own data where the reference is a file.
+
+    Refuse a model without a codec, and labels that mean something else to the encoder.
+    """
+    model = subject.sampled("--reconstruction").model
+    codec, own = check_codec(model), subject.settings.data.source
+    if isinstance(truth, Path) and not own:
+        raise PraError("--reconstruction needs real images. Give a data source as --reference", "missing")
+    source = _open_alone(own, work) if isinstance(truth, Path) else truth
+    if codec.encoder.sees_condition:
+        check_classes(source, model, "--reconstruction")
+    return source
+
+
+def _open_alone(spec: str, work: Work) -> Source:
+    with work.world.first_alone():  # some sources are indexed once
+        return open_source(spec)
+
+
+def _tell_of_colour(source: Source, channels: int) -> None:
+    """Print a line where the reference's first image is grey and the judged ones are not, or the reverse."""
+    with contextlib.suppress(CorruptImage):  # reported when its turn comes
+        grey = picture_shape(source.image(0))[1] == 1
+        if grey != (channels == 1):
+            turned = f"is grey, and gets {channels} channels" if grey else "has colour, and turns grey"
+            print(f"the reference {source.name} {turned}, like the images that are judged")
+
+
+def _warn_of_balance(source: Source) -> None:
+    counts = np.bincount(source.labels, minlength=len(source.classes))
+    largest = int(counts.argmax())
+    if counts[largest] * len(source.classes) > 2 * len(source):
+        warnings.warn(
+            f"{counts[largest] / len(source):.0%} of {source.name} are {source.classes[largest]!r}, and every class "
+            "is sampled equally often: FID sees another mixture; --labels reference samples classes as often as there",
+            stacklevel=2,
+        )
+
+
+def check_classes(source: Source, model: Model, option: str) -> None:
+    """Refuse a source whose labels mean something else to the model; ``option`` needs them."""
+    there, own = source.classes, model.classes
+    how = f"{source.name} has {len(there)} classes, the model {len(own)}" if len(there) != len(own) else ""
+    for place, (theirs, ours) in enumerate(zip(there, own, strict=False)):
+        if not how and theirs != ours:
+            how = f"class {place} is {theirs!r} in {source.name}, {ours!r} in the model"
+    if how:
+        raise PraError(f"{option}: {how}. Give such a --reference", "mismatch", option=option)
+
+
+def open_judge(truth: Truth, features: str, weights: Path | None, subject: Subject, work: Work) -> Judge:
+    """Open the features of that name and the reference as they see it.
+
+    Refuse weights that cannot be had or read, a file of other features, or images that cannot be read.
+    """
+    world, how = work.world, (subject.size, subject.channels, subject.settings.data)
+    with world.first_alone():  # downloads or fits; the other processes find it in the cache
+        if features != "classifier":
+            own: dict[str, Opener] = {"inception": inception, "dinov2": dinov2}
+            made: object = (REGISTRY.added(features) or own[features])(weights, work.device)
+            if not isinstance(made, FeatureExtractor):
+                problem = f"features {features!r}: {made!r} is not an extractor"
+                raise PraError(f"{problem}. Return the members of FeatureExtractor", name=features)
+            extractor: FeatureExtractor = made
+        elif weights is not None:
+            extractor = Classifier(weights, work.device)
+        elif isinstance(truth, Path):
+            extractor = find_classifier(recorded_classifier(truth), work.device)
+        else:
+            extractor = fit_classifier(truth, *how, work.device, world.is_first)
+    if isinstance(truth, Path):
+        return Judge(extractor, from_file(truth, extractor, world=world), work)
+    return Judge(extractor, from_source(truth, *how, extractor, batch_size=work.batch_size, world=world), work)

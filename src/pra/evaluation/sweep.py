@@ -1,0 +1,282 @@
+"""Which sampling settings suit a model: the combinations of a sweep, their figures, the best of them, and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from PIL import Image
+
+from pra.config import SamplingConfig, to_dict
+from pra.config.values import parse_value
+from pra.errors import PraError
+from pra.evaluation.comparable import differing, known, shown
+from pra.evaluation.compare.table import Row, Section, rendered
+from pra.evaluation.evaluate import Report
+from pra.evaluation.metrics import Protocol
+from pra.evaluation.report.content import cell, evaluation
+from pra.models.weights import EMA
+from pra.sampling.requests import changed_sampling
+from pra.utils.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GUIDANCE = ("guidance=1,1.5,2,3,4",)
+"""What is tried where nothing is said: it decides most (docs/evidence.md)."""
+
+AVERAGE = "average"
+"""The name under which the weights of a run are varied."""
+
+LISTS = ("guidance_interval", "times")
+"""Settings of which one value is a list."""
+LONGEST = 200
+"""Letters of a point's name: file systems take 255, with an ending and the suffix of a file being written."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination: its changes by the names of :class:`pra.config.SamplingConfig`, and all settings of it."""
+
+    changes: dict[str, Any]
+    sampling: SamplingConfig
+
+    @property
+    def name(self) -> str:
+        """Return ``"guidance=1.5,solver=heun"``, the name of its files too."""
+        return ",".join(f"{name}={value_text(value)}" for name, value in self.changes.items())
+
+    @property
+    def average(self) -> str:
+        """Return the name of the weights."""
+        return str(self.changes.get(AVERAGE, EMA))
+
+    @property
+    def options(self) -> list[str]:
+        """Return the changes as options of `pra sample`."""
+        known = {f"--{name.replace('_', '-')}": value for name, value in self.changes.items() if value is not None}
+        return [word for option, value in known.items() for word in (option, value_text(value))]
+
+    @property
+    def settings(self) -> list[str]:
+        """Return the changes as options of `pra export`."""
+        words = []
+        for name, value in self.changes.items():
+            text = json.dumps(value) if isinstance(value, list) else value_text(value)
+            words += [f"--{AVERAGE}", text] if name == AVERAGE else ["--set", f"sampling.{name}={text}"]
+        return words
+
+    def beside(self, own: SamplingConfig) -> Point:
+        """Return the same settings, with all that differs from a model's own among the changes."""
+        before = to_dict(own)
+        other = {name: value for name, value in to_dict(self.sampling).items() if value != before[name]}
+        return Point(self.changes | other, self.sampling)
+
+
+def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
+    """Combine the values in lines such as ``guidance=1,1.5,2``, the last line's values running fastest.
+
+    ``average=ema,raw`` varies the weights. A list as a value is in brackets: ``guidance_interval=[0,0.8],[0,1]``.
+
+    Refuse a line without values, a setting named twice or unknown, or a value that does not go with it.
+    """
+    axes: dict[str, list[str]] = {}
+    for line in over:
+        name, equals, text = line.removeprefix("sampling.").partition("=")
+        values = [value.strip() for value in re.split(r",(?![^\[]*\])", text)]
+        if not equals or "" in values:
+            raise PraError(f"--over {line!r} is not KEY=VALUE,VALUE. Write guidance=1,1.5,2, say", value=line)
+        if name in axes:
+            raise PraError(f"--over names {name} twice. Give all its values in one --over", "conflict", name=name)
+        axes[name] = values
+    found: dict[str, Point] = {}
+    for combination in itertools.product(*axes.values()):
+        texts = dict(zip(axes, combination, strict=True))
+        try:
+            sampling = changed_sampling(base, {k: parse_value(text) for k, text in texts.items() if k != AVERAGE})
+        except PraError as error:
+            asked = " ".join(f"{name}={text}" for name, text in texts.items())
+            hint = "" if axes.keys().isdisjoint(LISTS) else "; a list is one value in brackets, as in times=[0,0.4,1]"
+            raise PraError(f"--over {asked}: {error}{hint}", error.code, value=asked) from None
+        settled = to_dict(sampling) | {AVERAGE: texts.get(AVERAGE)}
+        point = Point({name: settled[name] for name in axes}, sampling)
+        if len(point.name) > LONGEST:
+            problem = f"--over: the file name {point.name[:40]}... has {len(point.name)} letters of at most {LONGEST}"
+            raise PraError(f"{problem}. Vary fewer settings, or give common ones with --set", "too-large")
+        found.setdefault(point.name, point)  # 1 and 1.0 are one
+    return list(found.values())
+
+
+def value_text(value: Any) -> str:
+    """Return a value as it is written, with all digits: ``1.5``, ``heun``, ``0,0.8``, ``null``."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(value_text, value))
+    if isinstance(value, str):
+        return value
+    return json.dumps(value).removesuffix(".0")
+
+
+PROTOCOL = Protocol.TORCH_FIDELITY.value
+SHOWN = ("fid", "kid", "precision", "recall", "inception_score", "accuracy")
+OPEN_ENDED = ("guidance", "temperature", "shift")
+"""Settings whose best value may lie beyond those that were tried; more steps cost more."""
+IMAGES = {"weights": "weights_sha256", "settings": "sampling", "labels": "labels", "seeds": "seeds"}
+"""Fields of a report's images that a sweep holds fixed."""
+OTHERS = {"weights": "model", "labels": "labels", "seeds": "seeds"}
+"""The same for points with other settings, and perhaps another average of the checkpoint."""
+
+COLUMNS, ROWS = 10, 20
+"""Images of a combination, and combinations, the best ones, in the picture of samples."""
+COLOURS = ("#08519c", "#d95f0e", "#756bb1", "#31a354", "#636363", "#a63603")
+"""Of as many lines as can be told apart."""
+
+
+class Result(NamedTuple):
+    """A point and its figures."""
+
+    point: Point
+    report: Report
+
+    def figure(self, name: str) -> float | None:
+        """Return a figure by torch-fidelity's protocol; None where it is missing or not finite."""
+        value = self.report.figures.get(PROTOCOL, {}).get(name)
+        return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def rank(result: Result) -> float:
+    """Return the FID, by which the best comes first and results without one come last."""
+    fid = result.figure("fid")
+    return math.inf if fid is None else fid
+
+
+def find_best(results: Sequence[Result]) -> Result | None:
+    """Return the result with the lowest FID, the first of equal ones; None where none is finite."""
+    best = min(results, key=rank)
+    return best if math.isfinite(rank(best)) else None
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return a line per point, a column per figure that any has, the best FID marked."""
+    names = [name for name in SHOWN if any(result.figure(name) is not None for result in results)]
+    best = find_best(results)
+    rows = [
+        Row(result.point.name, [cell(result.figure(name)) for name in names], (0,) if result is best else ())
+        for result in results
+    ]
+    return rendered(names, [Section(f"figures, {PROTOCOL}", rows)])
+
+
+def hints(results: Sequence[Result], best: Result) -> Iterator[str]:
+    """Yield a line for each setting whose best value is the last of those tried."""
+    for name in OPEN_ENDED:
+        tried = sorted({result.point.changes[name] for result in results if name in result.point.changes})
+        value = best.point.changes.get(name)
+        none = name == "guidance" and value == 1.0 == tried[0]  # less guidance than none is no use
+        if len(tried) > 1 and value in (tried[0], tried[-1]) and not none:
+            end = "largest" if value == tried[-1] else "smallest"
+            yield f"the best {name}, {value_text(value)}, is the {end} that was tried: a better one may lie beyond"
+
+
+def read_results(folder: Path, expected: dict[str, dict[str, Any]]) -> dict[str, Report]:
+    """Return the reports that an earlier sweep has left of the ``expected`` points, by name.
+
+    The values of ``expected`` are the provenance that each report would have now. Refuse a file that is not a report,
+    and any report in the folder of another checkpoint, labels, seeds, features or reference: `pra compare` takes all.
+    """
+    found: dict[str, Report] = {}
+    for path in sorted(folder.glob("*.json")):
+        report, asked = evaluation(path), path.stem in expected
+        if asked and (report is None or PROTOCOL not in report.figures):
+            raise PraError(f"{path} is not a report of pra eval. Use another --out, or remove it", "exists", path=path)
+        if report is None:
+            continue
+        before, now = report.provenance, expected[path.stem] if asked else next(iter(expected.values()))
+        fields = (IMAGES if asked else OTHERS).items()
+        pairs = {what: (known(before, "images", field), known(now, "images", field)) for what, field in fields}
+        other = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]} | differing(before, now)
+        for what, (there, here) in other.items():
+            problem = f"{path} differs in the {what} ({shown(there)}; now {shown(here)})"
+            raise PraError(f"{problem}. Use another --out, or remove {folder}", "mismatch", path=path, what=what)
+        found |= {path.stem: report} if asked else {}
+    return found
+
+
+# --- pictures -----------------------------------------------------------------------------------------------
+
+
+def draw(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Write the curves and all strips below each other; return the files, none where matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return []
+    figures = {folder / "sweep.png": curves(results), folder / "samples.jpg": _samples(results, folder)}
+    written = {path: figure for path, figure in figures.items() if figure is not None}
+    for path, figure in written.items():
+        write_atomically(path, figure.savefig, format=path.suffix[1:], dpi=110)
+    return list(written)
+
+
+def _samples(results: Sequence[Result], folder: Path) -> Figure | None:
+    rows = []
+    for result in sorted(results, key=rank)[:ROWS]:
+        # A sweep that was stopped between strip and figures leaves a strip missing or damaged.
+        with contextlib.suppress(OSError), Image.open(folder / f"{result.point.name}.png") as strip:
+            lines = [f"{name} {value_text(value)}" for name, value in result.point.changes.items()]
+            rows.append(("\n".join([*lines, f"FID {cell(result.figure('fid'))}"]), strip.copy()))
+    return labelled_rows(rows) if rows else None
+
+
+def curves(results: Sequence[Result]) -> Figure | None:
+    """Draw FID, precision and recall along the first setting with several numbers, a line per value of the others."""
+    from matplotlib.figure import Figure
+
+    axis = next((name for name in results[0].point.changes if _varies(name, results)), None)
+    if axis is None:
+        return None
+    lines: dict[str, list[Result]] = {}
+    for result in results:
+        others = (f"{name} {value_text(value)}" for name, value in result.point.changes.items() if name != axis)
+        lines.setdefault(", ".join(others), []).append(result)
+    # The lines of the best FIDs, where there are more than can be told apart.
+    ranked = sorted(lines, key=lambda name: min(map(rank, lines[name])))
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    if len(lines) > len(COLOURS):
+        figure.suptitle(f"the {len(COLOURS)} best of {len(lines)} lines", fontsize=10)
+    panels = figure.subplots(1, 3)
+    for axes, name in zip(panels, ("fid", "precision", "recall"), strict=True):
+        for line, colour in zip(ranked, COLOURS, strict=False):
+            known = sorted((r.point.changes[axis], r.figure(name)) for r in lines[line] if r.figure(name) is not None)
+            axes.plot(*zip(*known, strict=True) if known else ([], []), marker="o", color=colour, label=line)
+        axes.set(xlabel=axis, title=name.upper() if name == "fid" else name)
+        axes.grid(alpha=0.3)
+    if best := find_best(results):
+        panels[0].plot(best.point.changes[axis], best.figure("fid"), "o", ms=12, mfc="none", mec="black")
+    if len(lines) > 1:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def _varies(name: str, results: Sequence[Result]) -> bool:
+    values = [result.point.changes[name] for result in results]
+    return len(set(map(str, values))) > 1 and all(type(value) in (int, float) for value in values)
+
+
+def labelled_rows(rows: Sequence[tuple[str, Image.Image]]) -> Figure:
+    """Draw pictures of one size, grey or RGB, below each other with titles on the left. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 0.82 * len(rows)))
+    grid = {"left": 0.19, "right": 1, "bottom": 0, "top": 1, "hspace": 0}
+    panels = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw=grid)
+    for axes, (title, picture) in zip(panels.flat, rows, strict=True):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    return figure

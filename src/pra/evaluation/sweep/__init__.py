@@ -1,1 +1,0 @@
-"""Which sampling settings suit a model: `pra sweep`."""
