@@ -205,6 +205,13 @@ def test_nothing_is_marked_where_figures_do_not_compare(
 OLD: dict[str, Any] = {"reference.images_sha256": None}
 
 
+def test_what_the_shipped_model_was_judged_by_is_read(tmp_path: Path, compare: Compare) -> None:
+    shipped = Path(pra.__file__).parent / "shipped" / "figures.json"
+    answer = compare(f"shipped={shipped}", evaluation(tmp_path / "a.json", fid=2.0))
+    assert answer.code == 0
+    assert "a.json differs in the features" in answer.line("figures do not compare")
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "said"),
     [

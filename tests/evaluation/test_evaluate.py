@@ -19,8 +19,9 @@ from support.refusal import refused
 import pra
 from pra.evaluation import metrics
 from pra.evaluation.collect import Collector, collect
-from pra.evaluation.evaluate import Report, describe, evaluate, reconstruct
-from pra.evaluation.metrics import Protocol
+from pra.evaluation.evaluate import Report, all_figures, describe, evaluate, reconstruct
+from pra.evaluation.metrics import Balls, Protocol, overlap
+from pra.evaluation.reference import summarise
 from pra.sampling.batches import Batch
 from pra.utils.provenance import package_version
 
@@ -61,6 +62,17 @@ def test_processes_that_share_a_set_agree_with_one() -> None:
     np.testing.assert_allclose(merged.spatial.scatter, alone.spatial.scatter, rtol=1e-6)
     for protocol in Protocol:
         assert merged.scores[protocol].result() == pytest.approx(alone.scores[protocol].result(), rel=1e-6)
+
+
+def test_identical_sets() -> None:
+    extractor = Projection()
+    report = judged(pixels(60), reference_of(pixels(60), extractor), extractor)
+    for figures in report.figures.values():
+        assert figures["fid"] == pytest.approx(0, abs=1e-10)
+        assert figures["sfid"] == pytest.approx(0, abs=1e-10)
+        assert (figures["precision"], figures["recall"]) == (1, 1)
+        assert figures["kid"] is not None
+        assert figures["kid"] < 0  # unbiased: equal sets count their own pairs on one side only
 
 
 def test_images_are_let_go_as_they_are_judged() -> None:
@@ -127,9 +139,6 @@ def test_few_images_leave_figures_out() -> None:
     assert "precision" not in figures
     assert figures["kid"] is not None
     assert json.loads(report.to_json())["figures"]["torch-fidelity"]["inception_score"] is None
-    equal = Report({"reconstruction": {"psnr": math.inf}}, {})
-    assert json.loads(equal.to_json())["figures"] == {"reconstruction": {"psnr": None}}
-    assert equal.table().splitlines()[1].split() == ["psnr", "inf"]
 
 
 def test_report(tmp_path: Path) -> None:
@@ -151,10 +160,15 @@ def test_report(tmp_path: Path) -> None:
     assert (known["reference"]["count"], known["reference"]["shape"]) == (30, [1, 4, 4])
     assert (known["count"], known["images"]["seeds"]) == (20, "0-19")
     assert known["comparable_sha256"] == describe(extractor, reference, 20)["comparable_sha256"]
-    assert reference.balls(CPU) is reference.balls(CPU)  # found once
     lines = report.table().splitlines()
     assert lines[0].split() == ["adm", "torch-fidelity"]
     assert ["accuracy", "1", "1"] in [line.split() for line in lines]
+
+
+def test_infinite_figures_are_null_in_json() -> None:
+    report = Report({"reconstruction": {"psnr": math.inf}}, {})
+    assert json.loads(report.to_json())["figures"] == {"reconstruction": {"psnr": None}}
+    assert report.table().splitlines()[1].split() == ["psnr", "inf"]
 
 
 def test_reconstruction() -> None:
@@ -170,6 +184,31 @@ def test_reconstruction() -> None:
     small = stream(pixels(6, shape=(3, 6, 8)), 4, labels)
     assert reconstruct(random_model(), small, Projection((3, 6, 8)), 6, progress=False)["ssim"] is None
     refused(lambda: reconstruct(random_model(PIXEL), small, extractor, 6), "without a codec", code="unsupported")
+
+
+def test_the_references_neighbours_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    whole = metrics.Balls.__init__
+
+    def counted(self: metrics.Balls, features: torch.Tensor, *rest: Any, **options: Any) -> None:
+        found.append(len(features))
+        whole(self, features, *rest, **options)
+
+    monkeypatch.setattr(metrics.Balls, "__init__", counted)
+    random = torch.Generator().manual_seed(0)
+    real = torch.randint(0, 256, (30, 1, 2, 2), generator=random, dtype=torch.uint8)
+    made = torch.rand((20, 1, 2, 2), generator=random) * 2 - 1
+    extractor = Projection((1, 2, 2))
+    measured = collect([Batch(real, None, 0)], extractor, 30, 30, progress=False)
+    reference = summarise(measured[metrics.Protocol.ADM], "real", None)
+    judged = collect([Batch(made, None, 0)], extractor, 20, 20, progress=False)
+    figures = all_figures(judged, reference)
+    assert found == [30, 20, 20]
+    assert reference.kept is not None
+    for protocol, collector in judged.items():
+        truth = Balls(reference.kept)
+        expected = overlap(Balls(collector.kept, centre=truth.centre), truth)
+        assert (figures[protocol.value]["precision"], figures[protocol.value]["recall"]) == expected[:2]
 
 
 @pytest.mark.parametrize(("name", "package"), [("inception", "torch-fidelity"), ("dinov2", "timm")])

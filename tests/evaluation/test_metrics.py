@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from support.judging import pixels
 from torch import Tensor
 
 from pra.evaluation import metrics
@@ -67,6 +68,16 @@ def test_moments_are_numpys_however_the_rows_arrive() -> None:
         np.testing.assert_allclose(covariance, np.cov(rows, rowvar=False), rtol=0, atol=1e-10)
 
 
+def test_inception_score_of_certain_and_of_blind_classifiers() -> None:
+    certain = InceptionScore(400, Protocol.ADM)
+    certain.update(1000.0 * torch.eye(4).repeat(100, 1), 0)
+    assert certain.result() == pytest.approx((4, 0))
+    blind = InceptionScore(400, Protocol.TORCH_FIDELITY)
+    blind.update(torch.zeros(400, 4), 0)
+    assert blind.result() == pytest.approx((1, 0))
+    assert InceptionScore(9, Protocol.TORCH_FIDELITY).result() is None
+
+
 def test_inception_score_is_its_definition_in_both_protocols() -> None:
     logits = torch.randn(10_050, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p = logits.softmax(dim=1).numpy()
@@ -81,7 +92,6 @@ def test_inception_score_is_its_definition_in_both_protocols() -> None:
         for start in range(0, len(p), 1000):
             score.update(logits[start : start + 1000], start)
         assert score.result() == pytest.approx((np.exp(divergence).mean(), np.exp(divergence).std()), rel=1e-9)
-    assert InceptionScore(9, Protocol.TORCH_FIDELITY).result() is None
 
 
 def test_kid_is_unbiased() -> None:
@@ -138,15 +148,33 @@ def test_psnr() -> None:
     assert metrics.psnr(black, other)[1].item() == pytest.approx(48.1308, abs=1e-4)
 
 
+def test_ssim_by_its_definition() -> None:
+    x, y = pixels(1, 0, (2, 12, 13)), pixels(1, 1, (2, 12, 13))
+    y = (x // 2 + y // 3).to(torch.uint8)
+    offsets = np.arange(11) - 5
+    window = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2))
+    window /= window.sum()
+    values = []
+    for channel in range(2):
+        for row in range(2):
+            for column in range(3):
+                a, b = (t[0, channel, row : row + 11, column : column + 11].double().numpy() for t in (x, y))
+                mean_a, mean_b = (window * a).sum(), (window * b).sum()
+                variance = (window * (a - mean_a) ** 2).sum() + (window * (b - mean_b) ** 2).sum()
+                together = (window * (a - mean_a) * (b - mean_b)).sum()
+                light = (2 * mean_a * mean_b + 6.5025) / (mean_a**2 + mean_b**2 + 6.5025)
+                values.append(light * (2 * together + 58.5225) / (variance + 58.5225))
+    assert metrics.ssim(x, y).item() == pytest.approx(np.mean(values), rel=1e-9)
+    assert metrics.ssim(x, x).item() == 1.0
+
+
 def test_ssim_is_scikit_images() -> None:
     """``structural_similarity(..., gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255)``."""
     rows, columns = np.mgrid[:24, :20]
     a = ((rows * 11 + columns * 7) % 256).astype(np.uint8)
     b = np.clip(a.astype(int) + ((rows * columns) % 23) - 11, 0, 255).astype(np.uint8)
-    x, y = (torch.from_numpy(array).expand(2, 3, -1, -1) for array in (a, b))
-    assert metrics.ssim(x, y).tolist() == pytest.approx([0.9692425003754687] * 2, rel=1e-6)
-    y = torch.stack([y[0], x[0]]).index_copy(1, torch.tensor([0]), x[:, :1])  # channels count alike
-    assert metrics.ssim(x, y).tolist() == pytest.approx([(1 + 2 * 0.9692425003754687) / 3, 1], rel=1e-6)
+    found = metrics.ssim(*(torch.from_numpy(array)[None, None] for array in (a, b)))
+    assert found.item() == pytest.approx(0.9692425003754687, rel=1e-6)
 
 
 def test_adm_truncates_where_torch_fidelity_rounds() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -59,6 +60,13 @@ def test_statistics_go_through_a_file(tmp_path: Path) -> None:
     assert torch.equal(read.kept, torch.from_numpy(arrays["features"]))
 
 
+def test_statistics_on_a_full_disk_leave_nothing(tmp_path: Path, full_disk: Any) -> None:
+    reference = reference_of(pixels(30), Projection())
+    with full_disk(500):
+        refused(lambda: reference.save(tmp_path / "s.npz"), f"{tmp_path}/s.npz", "nothing was left")
+    assert not any(tmp_path.iterdir())
+
+
 def test_statistics_of_others(tmp_path: Path) -> None:
     path = tmp_path / "s.npz"
     own = reference_of(pixels(30), Projection())
@@ -100,8 +108,31 @@ def test_batch_is_a_reference_with_statistics_or_without(tmp_path: Path) -> None
     assert read.shape == (1, 4, 4)
 
 
+def patched(data: bytes, local: int, central: int, value: int) -> bytes:
+    """The bytes of an archive, changed at these places of all its entries."""
+    changed = bytearray(data)
+    for mark, place in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        found = changed.find(mark)
+        while found >= 0:
+            changed[found + place] = value
+            found = changed.find(mark, found + 1)
+    return bytes(changed)
+
+
+def torn_header(data: bytes) -> bytes:
+    """The same archive, in which no array's header closes its brackets."""
+    torn = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(torn, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b"}", b"{", 1).replace(b")", b"(", 1))
+    return torn.getvalue()
+
+
 BREAKS: dict[str, Callable[[bytes], bytes]] = {
+    "encrypted": lambda data: patched(data, 6, 8, 1),
+    "unknown compression": lambda data: patched(data, 8, 10, 77),
     "damaged compression": lambda data: data[:90] + bytes(n ^ 255 for n in data[90:130]) + data[130:],
+    "torn header": torn_header,
     "half of it": lambda data: data[: len(data) // 2],
     "nothing": lambda data: b"",
 }

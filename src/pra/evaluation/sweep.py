@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import itertools
 import json
@@ -26,6 +27,7 @@ from pra.evaluation.report.content import cell, evaluation
 from pra.models.weights import EMA
 from pra.sampling.requests import changed_sampling
 from pra.utils.files import write_atomically
+from pra.utils.provenance import file_sha256
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,8 +132,6 @@ OPEN_ENDED = ("guidance", "temperature", "shift")
 """Settings whose best value may lie beyond those that were tried; more steps cost more."""
 IMAGES = {"weights": "weights_sha256", "settings": "sampling", "labels": "labels", "seeds": "seeds"}
 """Fields of a report's images that a sweep holds fixed."""
-OTHERS = {"weights": "model", "labels": "labels", "seeds": "seeds"}
-"""The same for points with other settings, and perhaps another average of the checkpoint."""
 
 COLUMNS, ROWS = 10, 20
 """Images of a combination, and combinations, the best ones, in the picture of samples."""
@@ -192,6 +192,7 @@ def read_results(folder: Path, expected: dict[str, dict[str, Any]]) -> dict[str,
     and any report in the folder of another checkpoint, labels, seeds, features or reference: `pra compare` takes all.
     """
     found: dict[str, Report] = {}
+    hashed = functools.cache(file_sha256)
     for path in sorted(folder.glob("*.json")):
         report, asked = evaluation(path), path.stem in expected
         if asked and (report is None or PROTOCOL not in report.figures):
@@ -199,8 +200,13 @@ def read_results(folder: Path, expected: dict[str, dict[str, Any]]) -> dict[str,
         if report is None:
             continue
         before, now = report.provenance, expected[path.stem] if asked else next(iter(expected.values()))
-        fields = (IMAGES if asked else OTHERS).items()
-        pairs = {what: (known(before, "images", field), known(now, "images", field)) for what, field in fields}
+        held = IMAGES
+        if not asked:  # of other settings, and perhaps of another average of the checkpoint
+            held = {what: field for what, field in IMAGES.items() if what != "settings"}
+            weights = Path(now["images"]["model"]) / str(known(before, "images", "weights"))
+            digest = {"weights_sha256": hashed(weights)} if weights.is_file() else {}
+            now = now | {"images": now["images"] | digest}
+        pairs = {what: (known(before, "images", field), known(now, "images", field)) for what, field in held.items()}
         other = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]} | differing(before, now)
         for what, (there, here) in other.items():
             problem = f"{path} differs in the {what} ({shown(there)}; now {shown(here)})"
