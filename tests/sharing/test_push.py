@@ -15,6 +15,7 @@ from support.refusal import refused
 
 import pra
 from pra import cli
+from pra.commands.share import export_command
 from pra.models import weights
 from pra.utils.extras import install_command
 
@@ -64,6 +65,25 @@ def test_export_refuses_bad_input(trained: Path, shared: Path, tmp_path: Path) -
     refused(lambda: pra.export(trained, new, repo="alice"), "'alice'", "user/model")
     refused(lambda: pra.export(shared, new, licence="mit"), "--licence", code="conflict", path=card)
     assert not new.exists()
+
+
+def test_exported_model_is_sampled_as_it_was_told(tmp_path: Path) -> None:
+    model = pra.save(random_model(), tmp_path / "model")
+    export_command(model, tmp_path / "told", settings=("sampling.guidance=2.5", "sampling.guidance_interval=[0, 0.8]"))
+    told = pra.load(tmp_path / "told").sampling
+    assert (told.guidance, told.guidance_interval) == (2.5, (0.0, 0.8))
+    assert told.steps == pra.load(model).sampling.steps
+    assert "guidance 2.5 (constant)" in (tmp_path / "told/README.md").read_text()
+    refused(lambda: pra.export(tmp_path / "told", tmp_path / "none", sampling={"guidance": 1.0}), code="conflict")
+    for settings, words in (
+        (("guidance=2",), "settings of the sampler"),
+        (("data.fit=pad",), "settings of the sampler"),
+        (("sampling.guidance",), "settings of the sampler"),
+        (("sampling.guidanse=2",), "did you mean 'guidance'"),
+        (("sampling.solver=shortcut", "sampling.steps=4"), "second head"),
+    ):
+        refused(lambda given=settings: export_command(model, tmp_path / "none", settings=given), words)
+    assert not (tmp_path / "none").exists()
 
 
 # --- the Hub ------------------------------------------------------------------------------------------------

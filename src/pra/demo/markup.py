@@ -6,15 +6,12 @@ import base64
 import functools
 import io
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
-from pra.demo.about import About
-from pra.demo.generation import Sheet
 from pra.errors import PraError
 from pra.evaluation.report import charts
 from pra.utils.extras import import_failed
@@ -25,40 +22,30 @@ SMALL = 128
 """Pixels; smaller pictures are enlarged pixel by pixel, without smoothing."""
 
 
-def head(title: str, line: str) -> str:
-    """Return the title of the page."""
-    return _render("head", title, line)
+def html(part: str, *values: Any) -> str:
+    """Return a part of the page: ``head``, ``stage``, ``models``, ``words`` or ``error``, each from its own values."""
+    return str(getattr(_templates(), part)(*values))
 
 
-def show_sheets(sheets: Sequence[Sheet]) -> str:
-    """Return the pictures so far, one section a model."""
-    return _render("stage", sheets)
+@functools.cache
+def _templates() -> Any:
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader("pra.demo", ""), PackageLoader("pra.evaluation.report", "")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"chart": charts, "SMALL": SMALL}
+    environment.filters["card"], environment.filters["uri"] = _card, _data_uri
+    return environment.get_template("parts.html").module
 
 
-def show_models(abouts: Sequence[About]) -> str:
-    """Return the descriptions of the models."""
-    return _render("models", abouts)
-
-
-def say(text: str) -> str:
-    """Return a status line."""
-    return _render("words", text, "")
-
-
-def complain(error: Exception) -> str:
-    """Return an error that a person can correct."""
-    return _render("words", str(error), "error")
-
-
-def card_html(text: str) -> Markup:
+def _card(text: str) -> Markup:
     """Render a model card, which may be a stranger's: nothing in it runs, and nothing is loaded from elsewhere.
 
-    The front matter and pictures are left out, and HTML tags are shown as text.
-
-    Links open a new window. A link to a file beside the card becomes text, since the page serves no files.
-
-    Raises:
-        PraError: the package that reads Markdown cannot be imported.
+    The front matter and pictures are left out, and HTML tags are shown as text. Links open a new window. A link to a
+    file beside the card becomes text, since the page serves no files.
     """
     try:
         from markdown_it import MarkdownIt
@@ -82,21 +69,3 @@ def _data_uri(picture: Tensor) -> str:
     buffer = io.BytesIO()
     to_pil(picture).save(buffer, "PNG", compress_level=1)  # many a second: quickly rather than small
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-@functools.cache
-def _macros() -> Any:
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("pra.demo", ""), PackageLoader("pra.evaluation.report", "")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"chart": charts, "SMALL": SMALL}
-    environment.filters["card"], environment.filters["uri"] = card_html, _data_uri
-    return environment.get_template("parts.html").module
-
-
-def _render(macro: str, *values: Any) -> str:
-    return str(getattr(_macros(), macro)(*values))
