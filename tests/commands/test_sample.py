@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,13 +50,6 @@ def test_arrays_and_files_are_the_sampler_s_images(call: Pra, trained: Path) -> 
         for name, pixels in zip(names, arrays["arr_0"], strict=True):
             with Image.open(Path("guidance-1.5") / name) as one:
                 assert np.array_equal(np.asarray(one), pixels[..., 0])
-
-
-def test_images_do_not_depend_on_the_batch(call: Pra, trained: Path) -> None:
-    whole = sampled(call, trained, "--seeds", "0").astype(int)
-    parts = sampled(call, trained, "--seeds", "0", "--batch-size", "3").astype(int)
-    assert whole.shape == (10, 8, 8, 1)
-    assert np.abs(whole - parts).max() <= 1
 
 
 def test_options_reach_the_sampler(call: Pra, trained: Path) -> None:
@@ -118,18 +110,6 @@ def test_output_is_checked_before_the_work(
     answer = call(command, trained, *own, "--seeds", "0,1", "--guidance", "1e300", "--out", "b.png")
     assert answer.is_refusal("2 of 2 images are not finite", "1e+300")
     assert contents(Path()) == before
-
-
-def test_runs_that_cannot_be_sampled_are_refused(call: Pra, run: Path) -> None:
-    Path("file.png").touch()
-    assert call("sample", "nothing").is_refusal("nothing", "does not exist")
-    assert call("sample", "file.png").is_refusal("file.png", "is a file")
-    assert call("sample", run / "samples").is_refusal(run / "samples")
-    for folder in (run / "checkpoints").iterdir():
-        (folder / "state.json").unlink()
-    assert call("sample", run).is_refusal("step-00000010", "step-00000020")
-    shutil.rmtree(run / "checkpoints")
-    assert call("sample", run).is_refusal(run, "has no checkpoint yet", "`pra train`")
 
 
 @pytest.mark.filterwarnings("default:checkpoint .* is damaged")

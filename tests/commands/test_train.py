@@ -18,7 +18,6 @@ import pra
 from pra.commands import train
 from pra.data.source import check_name
 from pra.evaluation.report.page import write_report
-from pra.recipes import fine_tune
 
 # So they may, in twenty steps.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
@@ -118,9 +117,9 @@ def test_bad_run_folders_are_refused(call: Pra, run: Path, pictures: Pictures) -
     answer = call(*command, run, "--data", pictures("others"))
     assert answer.is_refusal("model.num_classes: 10")
     assert "run: " not in answer.out
-    assert call(*command, run / "config.json").is_refusal(run / "config.json")
+    for wrong, part in ((run / "config.json", "config.json"), (run / "samples", "samples")):
+        assert call(*command, wrong).is_refusal(part)
     assert call(*command, run / "config.json" / "x").is_refusal("Not a directory")
-    assert call(*command, run / "samples").is_refusal(run / "samples")
     assert contents(run) == before
     (run / "config.json").write_text("{}")
     assert call(*command, run).is_refusal("config.json")
@@ -131,16 +130,6 @@ def test_minutes_of_a_begun_run_have_no_effect(call: Pra, run: Path) -> None:
     assert answer.code == 0
     assert answer.out.splitlines()[1].startswith("--minutes 5 has no effect here, it counts when a run begins")
     assert "--minutes" not in call("train", "--data", "digits", "--run-dir", run).out
-
-
-def test_fine_tuning_another_model_is_refused_at_once(
-    call: Pra, trained: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fine_tune, "look", lambda data: pytest.fail("the pictures are looked at"))
-    answer = call("train", "--from", trained, "--data", pictures("photos"), "--set", "model.image_size=[16,16]")
-    assert answer.is_refusal("model.image_size: [8, 8] there, [16, 16] asked for")
-    assert answer.out == ""
-    fine_tune.check_settings(str(trained), ["model.num_classes=3", "train.batch_size=4"])
 
 
 # --- the data's name ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from support.refusal import refused
 import pra
 from pra.config import Fit
 from pra.demo.exhibit import About, describe, load_exhibits
-from pra.demo.markup import html as rendered
+from pra.demo.handlers import html as rendered
 from pra.utils.extras import install_command
 
 CPU = torch.device("cpu")
@@ -41,9 +41,6 @@ def test_run_tells_recipe_curves_and_samples(trained: Path) -> None:
     html = rendered("models", [found])
     assert html.count("<polyline") == len(found.curves) > 0
     assert "step 20" in html
-
-
-def test_checkpoint_tells_of_its_run(trained: Path) -> None:
     early = trained / "checkpoints" / "step-00000010"
     (checkpoint,) = load_exhibits([early], CPU)
     assert checkpoint.run == trained

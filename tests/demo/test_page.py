@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,17 +19,14 @@ from typing import Any
 import pytest
 from PIL import Image
 from support.models import random_jit, random_model
-from support.processes import free_port
 from support.refusal import refused
 
-import pra
 from pra import cli
 from pra.commands import demo as command
 from pra.demo import handlers, page
 from pra.demo.exhibit import Exhibit
 from pra.demo.generation import OWN_STEPS, Request, answer
-from pra.demo.handlers import MOST_KEPT, Handlers, Turn
-from pra.demo.markup import html
+from pra.demo.handlers import MOST_KEPT, Handlers, Turn, html
 from pra.utils.extras import install_command
 from pra.utils.pixels import to_uint8
 
@@ -205,20 +201,3 @@ def test_signal_ends_the_demo_and_nothing_is_left(
     out = capsys.readouterr().out
     assert f"demo: open http://{shown}:7861 in a browser" in out
     assert ("everybody who reaches this machine can use it" in out) == (host != "::1")
-
-
-def test_ipv6_address_is_served(exhibit: Exhibits, serving: Callable[..., None]) -> None:
-    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra-pixels[demo]'")
-    port, answers = free_port(), []
-    try:
-        command.check_address("::1", port)
-    except pra.PraError as error:
-        pytest.skip(str(error))
-
-    def ask() -> None:
-        with urllib.request.urlopen(f"http://[::1]:{port}/") as answered:
-            answers.append(answered.status)
-
-    serving(ask)
-    command.serve(page.build_page([exhibit()]), "::1", port)
-    assert answers == [200]

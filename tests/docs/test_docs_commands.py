@@ -209,15 +209,12 @@ def test_commands_that_there_are_not_are_refused(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     for line, reason in (
         ("pra smaple RUN", "no command 'smaple'"),
-        ("pra data chekc digits", "no command 'data chekc'"),
         ("pra sample RUN --sedes 3", "unrecognized options: --sedes"),
-        ("pra sample RUN --steps many", "expected a whole number, not 'many'"),
         ("pra distill", "needs RUN"),
         ("pra train fashoin", "no recipe 'fashoin'"),
         ("pra train digits --set train.optimizer.rl=1", "no setting"),
         ("python -m studies noize", "no study 'noize'"),
         ("python -m studies noise --setting fashion-63", "no setting 'fashion-63'"),
-        ("python -m studies noise --jbos 2", "unrecognized options: --jbos, 2; perhaps you meant: --jobs INT"),
         ("pra show && pra sho", "no command 'sho'"),
         ("python -m pra sample RUN \\\n    --sedes 3", "unrecognized options: --sedes"),
         ("python benchmarks/nothing.py", "no script benchmarks/nothing.py"),

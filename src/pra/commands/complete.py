@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional, arg
 
-from pra.commands.options import AS_RECOMMENDED, Output, SamplingOptions, Text, parse_labels, parse_numbers
+from pra.commands.options import DEFAULT, Output, SamplingOptions, Text, parse_labels, parse_numbers
 from pra.data.images import CorruptImage, decode
 from pra.errors import PraError
 from pra.models import weights
@@ -27,7 +27,7 @@ def complete_command(
     label: Text = None,
     seeds: Annotated[str, arg(metavar="TEXT")] = "0-5",
     out: Output = None,
-    how: SamplingOptions = AS_RECOMMENDED,
+    how: SamplingOptions = DEFAULT,
 ) -> None:
     """Continue real images from their first rows of patches.
 

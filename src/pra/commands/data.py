@@ -94,7 +94,6 @@ def check_command(
 
 
 def _processes(workers: int | None) -> int:
-    if workers is None:
-        return cores()
-    within(0, 1024)(workers, "--workers")
-    return workers
+    count = cores() if workers is None else workers
+    within(0, 1024)(count, "--workers")
+    return count

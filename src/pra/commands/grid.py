@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from pra.commands.options import AS_RECOMMENDED, Model, SamplingOptions
+from pra.commands.options import DEFAULT, Model, SamplingOptions
 from pra.errors import PraError
 from pra.models import weights
 from pra.sampling.learnt_grid import ROUNDS, learn_grid
@@ -16,7 +16,7 @@ def grid_command(
     run: Model = None,
     *,
     images: int = 32,
-    how: SamplingOptions = AS_RECOMMENDED,
+    how: SamplingOptions = DEFAULT,
 ) -> None:
     """Learn where a solver's few intervals should lie for a model: the times that end nearest to many small steps.
 

@@ -104,7 +104,7 @@ def _numbers(text: str | None, option: str, example: str) -> list[float] | None:
 
 
 SamplingOptions = Annotated[How, arg(name="")]
-AS_RECOMMENDED = How()
+DEFAULT = How()
 """As the recipe recommends."""
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from pra.commands.options import (
-    AS_RECOMMENDED,
+    DEFAULT,
     Flag,
     Integer,
     Model,
@@ -41,7 +41,7 @@ def sample_command(
     label_seed: Integer = None,
     out: Output = None,
     batch_size: int = 256,
-    how: SamplingOptions = AS_RECOMMENDED,
+    how: SamplingOptions = DEFAULT,
 ) -> None:
     """Generate one image for each pair of label and seed, or --num of them.
 

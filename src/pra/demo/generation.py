@@ -73,12 +73,9 @@ class Sheet:
 def answer(
     exhibits: Sequence[Exhibit], request: Request, keep: Sequence[Tensor] | None = None
 ) -> Iterator[tuple[Sheet, ...]]:
-    """Yield the sheets of all models whenever rows are finished; the models take turns.
+    """Yield the sheets of all models whenever rows are finished; the models take turns, with the same labels and seeds.
 
-    Args:
-        exhibits: the models, which get the same labels and seeds.
-        request: the pictures to make.
-        keep: per model ``(C, k * p, W)``, the first rows of a picture to continue.
+    ``keep`` holds per model ``(C, k * p, W)``, the first rows of a picture to continue.
     """
     kept: Sequence[Tensor | None] = keep if keep is not None else [None] * len(exhibits)
     parts = [_sheets(exhibit, request, rows) for exhibit, rows in zip(exhibits, kept, strict=True)]

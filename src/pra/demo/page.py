@@ -1,4 +1,4 @@
-"""The page: Gradio's components around :mod:`.handlers` and :mod:`.markup`."""
+"""The page: Gradio's components around :mod:`.handlers`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 
 from pra.demo.exhibit import Exhibit
 from pra.demo.generation import EVERY_CLASS, MOST_GUIDANCE, MOST_PICTURES, MOST_STEPS, OWN_STEPS
-from pra.demo.handlers import Handlers, Turn
-from pra.demo.markup import SMALL, html
+from pra.demo.handlers import SMALL, Handlers, Turn, html
 from pra.demo.upload import MOST_BYTES
 from pra.errors import PraError
 from pra.utils.extras import import_failed

@@ -60,7 +60,11 @@ def _read(path: Path) -> tuple[Image.Image, list[str]]:
     """Return the picture, upright, and what was done to it."""
     try:
         picture = Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
-        _check_size(path.name, picture.width, picture.height)
+        width, height = picture.size
+        if width * height > MOST_PIXELS or max(width, height) > NARROWEST * min(width, height):
+            limits = f"at most {MOST_PIXELS // 10**6} million, one side at most {NARROWEST} times the other"
+            problem = f"{path.name} has {width}x{height} pixels. Give a picture of {limits}"
+            raise PraError(problem, code="too-large", name=path.name)
         # To count the frames of an animation would read all of them.
         done = ["first picture of an animation"] if getattr(picture, "is_animated", False) else []
         picture.load()
@@ -73,12 +77,6 @@ def _read(path: Path) -> tuple[Image.Image, list[str]]:
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         done.append("turned upright")
     return upright(picture), done
-
-
-def _check_size(name: str, width: int, height: int) -> None:
-    if width * height > MOST_PIXELS or max(width, height) > NARROWEST * min(width, height):
-        limits = f"at most {MOST_PIXELS // 10**6} million, one side at most {NARROWEST} times the other"
-        raise PraError(f"{name} has {width}x{height} pixels. Give a picture of {limits}", code="too-large", name=name)
 
 
 def _unreadable(path: Path, problem: str) -> PraError:

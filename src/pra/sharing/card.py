@@ -6,7 +6,7 @@ import functools
 import json
 import shlex
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +26,22 @@ MOST_CLASSES, MOST_SHOWN = 30, 10
 
 
 @dataclass(frozen=True)
-class Training:
-    """How a run came to the shared weights; ``seconds`` of the training steps alone, or ``None`` where not logged."""
-
-    config: RunConfig
-    step: int
-    seconds: float | None
-    environment: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Origin:
     """A model, the file of its weights and their name in a run, and how the run came to them where that is known.
 
     ``files`` are pictures and a card, by the name they are shared under. ``reports`` of ``pra eval``, by file name, are
-    on these very weights, or named by the card.
+    on these very weights, or named by the card. ``seconds`` are those of the training steps, or ``None`` if not logged.
     """
 
     model: Model
     weights: Path
     average: str
-    training: Training | None
     files: dict[str, Path]
     reports: dict[str, Report]
+    run: RunConfig | None = None
+    step: int = 0
+    seconds: float | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
 
 
 def read_origin(path: str | Path, average: str = weights.EMA) -> Origin:
@@ -68,16 +61,14 @@ def read_origin(path: str | Path, average: str = weights.EMA) -> Origin:
     file = folder / weights.weights_name(folder, average)
     card = files[CARD].read_text(encoding="utf-8", errors="replace") if CARD in files else ""
     reports = _reports(home, file_sha256(file), card)
-    return Origin(weights.load(folder, average), file, average, _training(run, folder), files, reports)
-
-
-def _training(run: Path | None, checkpoint: Path) -> Training | None:
+    origin = Origin(weights.load(folder, average), file, average, files, reports)
     if run is None:
-        return None
-    config, origin = read_run(run), run / "environment.json"
-    step = int(weights.read_json(checkpoint / weights.STATE)["step"])
+        return origin
+    config, environment = read_run(run), run / "environment.json"
+    step = int(weights.read_json(folder / weights.STATE)["step"])
     seconds = training_seconds(read_metrics(run), config.train.batch_size, until=step)
-    return Training(config, step, seconds or None, weights.read_json(origin) if origin.exists() else {})
+    made = weights.read_json(environment) if environment.exists() else {}
+    return replace(origin, run=config, step=step, seconds=seconds or None, environment=made)
 
 
 def _reports(home: Path, sha256: str, card: str) -> dict[str, Report]:
@@ -104,8 +95,7 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
     ``name`` is the title, ``address`` the argument of :func:`pra.load` (empty for the model that pra ships), and
     ``half`` tells that the weights are rounded to float16.
     """
-    model, run = origin.model, origin.training and origin.training.config
-    config = model.config
+    model, run, config = origin.model, origin.run, origin.model.config
     return _template().render(
         origin=origin,
         front_matter=_front_matter(origin, licence),
@@ -114,10 +104,7 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
         licence=licence,
         half=half,
         config=config,
-        sampling=model.sampling,
-        can_complete=model.can_complete,
-        height=config.image_size[0],
-        width=config.image_size[1],
+        model=model,
         parts=count_parameters(config),
         classes=_classes(model.classes),
         first=list(range(min(2, config.num_classes))),
@@ -153,7 +140,7 @@ def _template() -> Template:
 
 def _front_matter(origin: Origin, licence: str | None) -> dict[str, Any]:
     """Return the Hub's fields by name; as JSON their values are YAML."""
-    config, run = origin.model.config, origin.training and origin.training.config
+    config, run = origin.model.config, origin.run
     initial = run.initial if run else None
     kind = ["class-conditional-image-generation"] if config.num_classes > 1 else []
     return {

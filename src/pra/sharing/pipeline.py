@@ -29,13 +29,10 @@ DONE_ANYWAY = {"torch_dtype": torch.float32, "dtype": torch.float32, "use_safete
 
 
 class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Generates images by class, with the call of diffusers' ``DiTPipeline``.
+    """Generates images by class, with any model of pra and the call of diffusers' ``DiTPipeline``.
 
     ``to("cuda")`` moves it. Weights stay float32; on GPUs that have bfloat16 the arithmetic uses that.
     Its files are pra's own (:mod:`pra.models.weights`), not those of diffusers.
-
-    Args:
-        model: any model of pra.
     """
 
     def __init__(self, model: Model) -> None:

@@ -77,7 +77,7 @@ def _title(origin: Origin, folder: Path, repo: str | None) -> tuple[str, str]:
     if repo:
         return repo.split("/")[1], PREFIX + repo
     if folder.absolute() == weights.SHIPPED:
-        return origin.training.config.recipe if origin.training else folder.name, ""
+        return origin.run.recipe if origin.run else folder.name, ""
     return folder.name, folder.name
 
 
@@ -101,7 +101,7 @@ def push(
         average: which weights of a run.
 
     Raises:
-        PraError: as :func:`export`; no token, or one without the right to write there; or the Hub cannot be reached.
+        PraError: as :func:`export`; no token with the right to write there; or the Hub cannot be reached.
     """
     repo = repo_id(repo)
     hub = hub_library()
