@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,8 +132,8 @@ def test_generate_row_by_row_and_stop(browser: Any, address: str, pace: Pace) ->
     pace.go(1)
     visitor.waits_for("25% of the rows")
     assert visitor.pictures().first.get_attribute("data-rows") == "2"
-    visitor.press("Stop")
-    visitor.page.wait_for_timeout(300)  # until the press has reached the server
+    with visitor.page.expect_response(re.compile("run/predict")):
+        visitor.press("Stop")
     pace.go()
     visitor.waits_for("stopped")
     assert visitor.pictures().first.get_attribute("data-rows") != "8"

@@ -24,9 +24,11 @@ from support.pages import PAGES, ROOT, command_lines, commands, script, spans
 from torch.distributed.run import get_args_parser
 
 from pra import cli, recipe
+from pra.commands import train
 from pra.commands.program import VERBOSE, parse_command
 from pra.config import apply_settings
 from pra.errors import PraError
+from pra.training import callbacks
 from studies import command as laboratory
 from studies.catalogue import find_study
 from studies.settings import find_scale, find_setting
@@ -257,7 +259,11 @@ FEWER = {
 """What is changed in a command, so that it takes a moment."""
 
 
-def test_what_takes_a_moment_runs(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_takes_a_moment_runs(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
+    monkeypatch.setattr(train, "write_report", lambda run: None)
     shutil.copytree(trained, tmp_path / "runs" / "fashion")
     for page, beginning, made in (
         ("performance.md", "pra sample runs/fashion --solver", "samples.png"),
