@@ -71,12 +71,7 @@ class About:
 def load_exhibits(
     places: Sequence[Path | None], device: torch.device, average: str = weights.EMA
 ) -> tuple[Exhibit, ...]:
-    """Load one or two models.
-
-    Args:
-        places: runs, checkpoints, saved models or ``hub:user/model``; ``None`` is the model that pra ships.
-        device: where to put the models.
-        average: which weights, as in :func:`pra.load`.
+    """Load one or two models: runs, checkpoints, saved models or ``hub:user/model``; ``None`` is what pra ships.
 
     Raises:
         PraError: as :func:`pra.load`, or two models whose classes differ: a choice must mean the same for both.
@@ -106,11 +101,7 @@ def _short(place: Path | None) -> str:
 
 
 def describe(exhibit: Exhibit) -> About:
-    """Describe a model. The run's folder is read every time: a run that trains has more to show.
-
-    Raises:
-        PraError: a file there is damaged.
-    """
+    """Describe a model. The run's folder is read every time: a run that trains has more to show."""
     parts = count_parameters(exhibit.model.config)
     listed = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parts.items() if count)
     parameters = {"Parameters": f"{sum(parts.values()) / 1e6:.2f} M ({listed})"}

@@ -55,11 +55,7 @@ class Turn:
 
 
 class Handlers:
-    """The buttons. Of a generator's values the last is what stays on the page.
-
-    Args:
-        exhibits: the models, one or two.
-    """
+    """The buttons, for one model or two. Of a generator's values the last is what stays on the page."""
 
     def __init__(self, exhibits: Sequence[Exhibit]) -> None:
         self.exhibits = exhibits

@@ -130,7 +130,7 @@ def _template() -> Template:
         "quote": shlex.quote,
         "public": _public,
         "place": lambda initial: initial if is_address(initial) else Path(initial).name,
-        "duration": _duration,
+        "duration": lambda seconds: f"{seconds / 3600:.3g} hours" if seconds >= 7200 else f"{seconds / 60:.3g} minutes",
         "millions": lambda count: f"{count / 1e6:.3g} M",
         "g": lambda value: f"{value:g}",
         "g4": lambda value: f"{value:.4g}",
@@ -175,9 +175,3 @@ def _public(source: str) -> str:
     """Return a data source without the folders above it, which are private."""
     kind, colon, path = source.partition(":")
     return f"{kind}:{Path(path).name}" if colon else source
-
-
-def _duration(seconds: float) -> str:
-    units = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
-    size, unit = next(((size, unit) for size, unit in units if seconds >= 2 * size), units[-1])
-    return f"{seconds / size:.3g} {unit}"
