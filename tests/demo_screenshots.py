@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from support.browser import chromium, served
 
+from pra.demo.exhibit import load_exhibits
+
+CPU = torch.device("cpu")
 DESKTOP = {"width": 1180, "height": 640}
 PHONE = {"width": 390, "height": 844}
 PATIENCE = 120_000  # ms: a CPU may be shared
@@ -19,7 +23,7 @@ PATIENCE = 120_000  # ms: a CPU may be shared
 
 def main(run: Path, one: Path, other: Path, picture: Path, label: str, folder: Path) -> None:
     with chromium() as browser:
-        with served(run) as address:
+        with served(*load_exhibits([run], CPU)) as address:
             page = opened(browser, address, DESKTOP)
             generate(page)
             shoot(page, folder / "demo-generate.png")
@@ -31,11 +35,11 @@ def main(run: Path, one: Path, other: Path, picture: Path, label: str, folder: P
             generate(phone)
             phone.wait_for_timeout(1000)
             shoot(phone, folder / "demo-phone.png")
-        with served(one, other) as address:
+        with served(*load_exhibits([one, other], CPU)) as address:
             page = opened(browser, address, DESKTOP)
             generate(page)
             shoot(page, folder / "demo-two.png", whole=True)
-        with served() as address:
+        with served(*load_exhibits([None], CPU)) as address:
             page = opened(browser, address, DESKTOP)
             about(page)
             shoot(page, folder / "demo-card.png", whole=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -55,17 +54,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of ``pra`` and return its exit code, as :func:`pra.commands.program.run_program` does."""
-    return run_program("pra", _parse, argv)
+    return run_program("pra", parse, argv)
 
 
-def _parse(args: list[str]) -> Callable[[], object]:
-    """Return what runs a command line of ``pra``."""
+def parse(args: list[str]) -> Callable[[], object]:
+    """Return what runs a command line of ``pra``, without ``-v``. Help raises ``SystemExit``, a slip ``PraError``."""
     version = package_version(DISTRIBUTION) or "(not installed)"
     if args == ["--version"]:
         return partial(print, f"pra {version}")
-    if args[:1] == ["study"]:
-        moved = shlex.join(["python", "-m", "studies", *args[1:]])
-        raise PraError(f"pra study: studies left the package. Clone the repository and run there: {moved}")
     for count in (2, 1):
         name = " ".join(args[:count])
         if name in COMMANDS:

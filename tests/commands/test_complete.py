@@ -73,48 +73,31 @@ def test_black_and_white_is_converted(call: Pra, trained: Path, picture: Callabl
     assert torch.equal(pixels("out.png"), pixels(image) * torch.tensor(255, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize(
-    ("name", "width", "mode", "parts"),
-    [
-        ("wide.png", 9, "L", ["9x8", "8x8"]),
-        ("colour.png", 8, "RGB", ["3 channels (RGB)", "1 (L)"]),
-        ("palette.png", 8, "P", ["3 channels (RGB)"]),
-        ("print.tif", 8, "CMYK", ["4 channels (CMYK)"]),
-        ("deep.png", 8, "I;16", ["(I;16)"]),
-        ("float.tif", 8, "F", ["no known range"]),
-    ],
-)
-def test_images_of_another_kind_are_refused(
-    call: Pra, trained: Path, picture: Callable[..., Path], name: str, width: int, mode: str, parts: list[str]
-) -> None:
-    image = picture(name, width, mode="L" if mode == "I;16" else mode)
-    if mode == "I;16":
-        Image.fromarray(np.zeros((8, 8), np.uint16)).save(image)
-    assert call("complete", trained, image, "--rows", "1").is_refusal(name, *parts)
-
-
-def test_files_that_are_not_pictures_are_refused(call: Pra, trained: Path, picture: Callable[..., Path]) -> None:
+def test_images_of_another_kind_are_refused(call: Pra, trained: Path, picture: Callable[..., Path]) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save("deep.png")
     whole = picture("whole.png").read_bytes()
-    for name, data in (("text.png", b"hello"), ("empty.png", b""), ("cut.png", whole[:60])):
+    for name, data in (("text.png", b"hello"), ("cut.png", whole[:60])):
         Path(name).write_bytes(data)
     Path("folder").mkdir()
-    for name in ("text.png", "empty.png", "cut.png", "missing.png", "folder"):
-        assert call("complete", trained, name, "--rows", "1").is_refusal(name)
+    for name, *parts in (
+        (picture("wide.png", 9), "9x8 L", "8x8 L"),
+        (picture("colour.png", mode="RGB"), "8x8 RGB"),
+        (picture("palette.png", mode="P"), "8x8 RGB"),
+        (picture("print.tif", mode="CMYK"), "8x8 CMYK"),
+        (picture("float.tif", mode="F"), "no known range"),
+        ("deep.png", "I;16"), ("text.png",), ("cut.png",), ("missing.png",), ("folder",),
+    ):  # fmt: skip
+        assert call("complete", trained, name, "--rows", "1").is_refusal(name, *parts)
 
 
-@pytest.mark.parametrize(
-    ("options", "parts"),
-    [
-        ("x.png --rows 5", ["rows 5", "0 to 4"]),
-        ("x.png --rows -1", ["rows -1"]),
-        ("x.png --rows 1 --label 1,2", ["'1,2'", "2 classes for 1 images"]),
-        ("x.png --rows 1 --label 10", ["label 10"]),
-        ("--rows 1", ["IMAGE"]),
-    ],
-)
-def test_bad_options_are_refused(
-    call: Pra, trained: Path, picture: Callable[..., Path], options: str, parts: list[str]
-) -> None:
+def test_bad_options_are_refused(call: Pra, trained: Path, picture: Callable[..., Path]) -> None:
     picture("x.png")
-    assert call("complete", trained, *options.split()).is_refusal(*parts)
+    for options, *parts in (
+        ("x.png --rows 5", "rows 5", "0 to 4"),
+        ("x.png --rows -1", "rows -1"),
+        ("x.png --rows 1 --label 1,2", "'1,2'", "2 classes for 1 images"),
+        ("x.png --rows 1 --label 10", "label 10"),
+        ("--rows 1", "IMAGE"),
+    ):
+        assert call("complete", trained, *options.split()).is_refusal(*parts)
     assert [path.name for path in Path().iterdir()] == ["x.png"]

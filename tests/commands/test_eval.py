@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from support.answer import Pra
 from support.files import contents
 
@@ -23,23 +21,20 @@ def test_grey_model_and_colour_reference_are_told(call: Pra, trained: Path, pict
         assert answer.is_refusal("a classifier needs")
 
 
-@pytest.mark.parametrize(
-    ("option", "file", "part"),
-    [
+def test_file_that_eval_cannot_write_is_refused(call: Pra, trained: Path) -> None:
+    for name in ("there.json", "there.npz"):
+        Path(name).write_text("{}")
+    before = contents(Path())
+    for option, file, part in (
         ("--export-npz", "e.png", ".npz"),
         ("--export-statistics", "stats", ".npz"),
         ("--out", "there.json", "exists"),
         ("--export-npz", "there.npz", "exists"),
-    ],
-)
-def test_file_that_eval_cannot_write_is_refused(call: Pra, trained: Path, option: str, file: str, part: str) -> None:
-    for name in ("there.json", "there.npz"):
-        Path(name).write_text(json.dumps({}))
-    before = contents(Path())
-    answer = call("eval", trained, option, file)
-    assert answer.is_refusal(file, part)
-    assert answer.out == ""
-    assert contents(Path()) == before
+    ):
+        answer = call("eval", trained, option, file)
+        assert answer.is_refusal(file, part)
+        assert answer.out == ""
+        assert contents(Path()) == before
 
 
 def test_pack_tells_what_comes_next(call: Pra, pictures: Callable[..., str]) -> None:

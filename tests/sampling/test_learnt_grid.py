@@ -10,7 +10,7 @@ from support.models import random_jit, random_model
 from support.refusal import refused
 
 from pra import Sampler, cli, load, save
-from pra.commands.sampling_options import How
+from pra.commands.options import How
 from pra.config import SamplingConfig, Solver, TimeGrid, from_dict, to_dict
 from pra.sampling import learnt_grid, solvers
 from pra.sampling.guidance import Plan

@@ -280,9 +280,7 @@ def test_half_written_shard_does_not_count(tmp_path: Path) -> None:
     [
         (["--num", "0"], ["--num 0"]),
         (["--num", "5", "--seeds", "0-4"], ["--num 5", "--seeds"]),
-        (["--balanced"], ["--balanced", "--num"]),
         (["--random-labels"], ["--random-labels", "--num"]),
-        (["--num", "5", "--balanced", "--random-labels"], ["exclude each other"]),
         (["--num", "5", "--label-seed", "1"], ["--label-seed", "--random-labels"]),
         (["--num", "5", "--batch-size", "0"], ["--batch-size 0"]),
         (["--num", "5", "--labels", "12"], ["label 12"]),

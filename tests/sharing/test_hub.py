@@ -64,7 +64,7 @@ def test_what_is_not_a_model_of_pra_is_refused(hub: Hub, tmp_path: Path, capsys:
 
 
 def test_without_network_and_cache_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    hub.reachable = False
     refused(lambda: pra.load("hub:bob/model"), "hub:bob/model", "cannot be reached", code="unreachable")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused(lambda: pra.load("hub:bob/model"), "hub:bob/model", "HF_HUB_OFFLINE is set", code="unreachable")

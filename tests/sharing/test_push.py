@@ -15,6 +15,7 @@ from support.refusal import refused
 
 import pra
 from pra import cli
+from pra.commands.share import export_command
 from pra.models import weights
 from pra.utils.extras import install_command
 
@@ -64,6 +65,25 @@ def test_export_refuses_bad_input(trained: Path, shared: Path, tmp_path: Path) -
     refused(lambda: pra.export(trained, new, repo="alice"), "'alice'", "user/model")
     refused(lambda: pra.export(shared, new, licence="mit"), "--licence", code="conflict", path=card)
     assert not new.exists()
+
+
+def test_exported_model_is_sampled_as_it_was_told(tmp_path: Path) -> None:
+    model = pra.save(random_model(), tmp_path / "model")
+    export_command(model, tmp_path / "told", settings=("sampling.guidance=2.5", "sampling.guidance_interval=[0, 0.8]"))
+    told = pra.load(tmp_path / "told").sampling
+    assert (told.guidance, told.guidance_interval) == (2.5, (0.0, 0.8))
+    assert told.steps == pra.load(model).sampling.steps
+    assert "guidance 2.5 (constant)" in (tmp_path / "told/README.md").read_text()
+    refused(lambda: pra.export(tmp_path / "told", tmp_path / "none", sampling={"guidance": 1.0}), code="conflict")
+    for settings, words in (
+        (("guidance=2",), "settings of the sampler"),
+        (("data.fit=pad",), "settings of the sampler"),
+        (("sampling.guidance",), "settings of the sampler"),
+        (("sampling.guidanse=2",), "did you mean 'guidance'"),
+        (("sampling.solver=shortcut", "sampling.steps=4"), "second head"),
+    ):
+        refused(lambda given=settings: export_command(model, tmp_path / "none", settings=given), words)
+    assert not (tmp_path / "none").exists()
 
 
 # --- the Hub ------------------------------------------------------------------------------------------------
@@ -144,18 +164,10 @@ def test_shipped_model_needs_no_name(shared: Path, tmp_path: Path, monkeypatch: 
 
 def test_shipped_card_loads_without_a_name(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "SHIPPED", tmp_path / "shipped")
+    refused(pra.load, "hub:user/model", "pra train digits")  # a build without a model
     card = (pra.export(trained, tmp_path / "shipped", half=True) / "README.md").read_text()
     for line in ("# tiny", "model = pra.load()", "$ pra sample --labels all --seeds 0-7"):
         assert f"\n{line}\n" in card
-
-
-def test_build_without_a_model_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "none")
-    refused(pra.load, "hub:user/model", "pra train digits")
-    assert cli.main(["sample", "--out", str(tmp_path / "x.png")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_shipped_files_are_small_and_whole() -> None:

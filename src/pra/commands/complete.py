@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional, arg
 
-from pra.commands.options import Output, Text, parse_numbers
-from pra.commands.sampling_options import AS_RECOMMENDED, SamplingOptions, parse_labels
+from pra.commands.options import DEFAULT, Output, SamplingOptions, Text, parse_labels, parse_numbers
 from pra.data.images import CorruptImage, decode
 from pra.errors import PraError
 from pra.models import weights
@@ -18,9 +17,6 @@ from pra.sampling import check_completes
 from pra.utils.device import pick_device
 from pra.utils.files import check_output, first_free, output_format, save_images
 from pra.utils.pixels import MODES, from_uint8
-
-OUT = Path("completions.png")
-"""Without --out; with a number where that is taken."""
 
 
 def complete_command(
@@ -31,7 +27,7 @@ def complete_command(
     label: Text = None,
     seeds: Annotated[str, arg(metavar="TEXT")] = "0-5",
     out: Output = None,
-    how: SamplingOptions = AS_RECOMMENDED,
+    how: SamplingOptions = DEFAULT,
 ) -> None:
     """Continue real images from their first rows of patches.
 
@@ -62,21 +58,21 @@ def complete_command(
         problem = f"--label {label!r} means {len(chosen)} classes for {len(image)} images. Give one, or one each"
         raise PraError(problem, code="mismatch", label=label)
     numbers = list(dict.fromkeys(parse_numbers(seeds, "--seeds")))
-    place = out.expanduser() if out else first_free(OUT)
+    place = out.expanduser() if out else first_free(Path("completions.png"))
     check_output(place)
     repeated = real.repeat_interleave(len(numbers), dim=0)
     classes = [number for number in chosen * (len(image) // len(chosen)) for _ in numbers]
     continued = sampler.complete(repeated, rows, classes, numbers * len(image)).cpu()
     # Numbered, for pictures of the same name from different folders.
     names = [f"{number:04d}-{path.stem}-seed{seed:06d}" for number, path in enumerate(image) for seed in numbers]
-    pictures, columns = continued, len(numbers)
+    columns = len(numbers)
     if output_format(place) == ".png" and len(continued) > 1:
         kept = real.clone()
         kept[:, :, rows * config.patch_size :] = 0.0
         groups = continued.view(len(image), columns, *continued.shape[1:])
-        pictures = torch.cat([real.unsqueeze(1), kept.unsqueeze(1), groups], dim=1).flatten(0, 1)
+        continued = torch.cat([real.unsqueeze(1), kept.unsqueeze(1), groups], dim=1).flatten(0, 1)
         columns += 2
-    save_images(pictures, classes, names, columns, place)
+    save_images(continued, classes, names, columns, place)
     print(f"{len(image)} images continued from {rows} of {config.grid[0]} rows, {len(numbers)} times each: {place}")
 
 
@@ -89,13 +85,10 @@ def _read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
         raise PraError(f"{path}: {error.problem}. Give another IMAGE", code="unreadable", path=path) from None
     if picture.mode in ("1", "P"):
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
-    wanted = MODES.get(channels)
-    if picture.size != (size[1], size[0]) or picture.mode != wanted:
-        problem = (
-            f"{path} is {picture.width}x{picture.height} (width x height) with {len(picture.getbands())} channels "
-            f"({picture.mode}); this model completes pictures of {size[1]}x{size[0]} with {channels} ({wanted}). "
-            "Resize or convert it first"
-        )
+    found = f"{picture.width}x{picture.height} {picture.mode}"
+    wanted = f"{size[1]}x{size[0]} {MODES.get(channels, f'{channels} channels')}"
+    if found != wanted:
+        problem = f"{path} is {found}; this model completes pictures of {wanted}. Resize or convert it first"
         raise PraError(problem, code="mismatch", path=path)
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return from_uint8(pixels.view(*size, channels).permute(2, 0, 1))

@@ -11,6 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from pra.commands.options import File, Flag, Integer
+from pra.config.checks import positive, within
 from pra.data.pack import FORMATS, OTHER, Packing, pack
 from pra.data.source import open_source
 from pra.data.survey import check, lines_of
@@ -71,8 +72,8 @@ def check_command(
         out: Write all that was found to a JSON file.
         workers: Processes that read and decode; by default one per core.
     """
-    if size is not None and size < 1:
-        raise PraError(f"--size {size} must be at least 1 pixel", option="--size", value=size)
+    if size is not None:
+        positive(size, "--size")
     if out:
         out = out.expanduser()
         check_free(out)
@@ -93,6 +94,6 @@ def check_command(
 
 
 def _processes(workers: int | None) -> int:
-    if workers is not None and not 0 <= workers <= 1024:
-        raise PraError(f"--workers {workers} must lie in [0, 1024]", option="--workers", value=workers)
-    return cores() if workers is None else workers
+    count = cores() if workers is None else workers
+    within(0, 1024)(count, "--workers")
+    return count

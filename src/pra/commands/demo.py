@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import os
 import signal
 import socket
@@ -14,7 +12,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from pra.commands.options import Average, Text
+from pra.commands.options import Average, Device, Model
 from pra.demo.exhibit import load_exhibits
 from pra.demo.page import build_page, gradio, launch_options
 from pra.errors import PraError, reason_of
@@ -24,13 +22,13 @@ from pra.utils.signals import handled
 
 
 def demo_command(
-    run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None,
+    run: Model = None,
     other: Annotated[Positional[Path | None], arg(metavar="[RUN2]", help_behavior_hint="")] = None,
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
     average: Average = EMA,
-    device: Text = None,
+    device: Device = None,
 ) -> None:
     """Show a model in the browser: generate, complete your own pictures, see how it was trained.
 
@@ -38,17 +36,13 @@ def demo_command(
     reaches the page unless --host says so. Ctrl-C ends it.
 
     Args:
-        run: A run's folder, a checkpoint, a saved model or hub:user/model; by default the model that comes with pra.
         other: Another of the same classes, to compare with.
         host: Address to listen at; 0.0.0.0 opens the page to the whole network.
         port: Port to listen at.
-        average: Which weights: ema, raw, or another average of the runs, such as power-0.05.
-        device: cpu, cuda, cuda:1 or mps; by default the best there is.
     """
     check_address(host, port)
     gradio()
-    target = pick_device(device)
-    exhibits = load_exhibits([run] if other is None else [run, other], target, average)
+    exhibits = load_exhibits([run] if other is None else [run, other], pick_device(device), average)
     # SIGTERM, by which services and containers are stopped, cleans up as Ctrl-C does.
     with (
         handled((signal.SIGTERM,), signal.default_int_handler),
@@ -59,11 +53,7 @@ def demo_command(
 
 
 def serve(page: Any, host: str, port: int) -> None:
-    """Serve the page until the process is interrupted.
-
-    Raises:
-        PraError: the server does not start.
-    """
+    """Serve the page until the process is interrupted."""
     spelled = f"[{host}]" if ":" in host else host
     try:
         page.launch(server_name=spelled, server_port=port, **launch_options())
@@ -72,7 +62,7 @@ def serve(page: Any, host: str, port: int) -> None:
     try:
         shown = "localhost" if host in ("0.0.0.0", "::") else spelled
         print(f"demo: open http://{shown}:{port} in a browser; Ctrl-C ends it", flush=True)
-        if not _is_loopback(host):
+        if host not in ("127.0.0.1", "::1", "localhost"):
             print("demo: everybody who reaches this machine can use it", flush=True)
         threading.Event().wait()
     finally:
@@ -80,11 +70,7 @@ def serve(page: Any, host: str, port: int) -> None:
 
 
 def check_address(host: str, port: int) -> None:
-    """Refuse an address where a server cannot listen, before the models are loaded.
-
-    Raises:
-        PraError: the port is taken or closed, or the address is not of this machine.
-    """
+    """Refuse an address where a server cannot listen, before the models are loaded."""
     if not 1 <= port <= 65535:
         raise PraError(f"--port {port} must lie in [1, 65535]", host=host, port=port)
     try:
@@ -97,9 +83,3 @@ def _closed(host: str, port: int, error: Exception) -> PraError:
     reason = (getattr(error, "strerror", None) or reason_of(error)).partition(" (while")[0]
     problem = f"the page cannot be served at {host}:{port} ({reason})"
     return PraError(f"{problem}. Use another --host (127.0.0.1 is this machine) or --port", host=host, port=port)
-
-
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"

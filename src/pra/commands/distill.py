@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from pra.commands.options import Average, Folder, Integer, Settings, Text
+from pra.commands.options import Average, Device, Folder, Integer, Settings
 from pra.commands.train import changed, tell
 from pra.models.weights import EMA
 from pra.recipes.distill import configure, run_folder
@@ -21,7 +21,7 @@ def distill_command(
     run_dir: Folder = None,
     steps: Integer = None,
     seed: Integer = None,
-    device: Text = None,
+    device: Device = None,
     settings: Settings = (),
 ) -> None:
     """Teach a trained run to sample in few evaluations: a second head learns steps of the first one's flow.
@@ -31,11 +31,9 @@ def distill_command(
 
     Args:
         run: The run's folder.
-        average: Which of its weights to begin with: ema, raw, or another of its averages, such as power-0.05.
         run_dir: The new run's folder; by default RUN-distilled.
         steps: Steps in all, those already done included; by default 2000.
         seed: Decides data order and noise.
-        device: cpu, cuda, cuda:1 or mps; by default the best there is.
         settings: Any other setting, such as train.optimizer.lr=1e-4; may be repeated.
     """
     folder = (run_dir or run_folder(run)).expanduser()

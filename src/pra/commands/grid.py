@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
-from typing import Annotated
 
-from tyro.conf import Positional, arg
-
-from pra.commands.sampling_options import AS_RECOMMENDED, SamplingOptions
+from pra.commands.options import DEFAULT, Model, SamplingOptions
 from pra.errors import PraError
 from pra.models import weights
 from pra.sampling.learnt_grid import ROUNDS, learn_grid
@@ -17,17 +13,16 @@ from pra.utils.progress import Progress
 
 
 def grid_command(
-    run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None,
+    run: Model = None,
     *,
     images: int = 32,
-    how: SamplingOptions = AS_RECOMMENDED,
+    how: SamplingOptions = DEFAULT,
 ) -> None:
     """Learn where a solver's few intervals should lie for a model: the times that end nearest to many small steps.
 
     Prints the error of each grid, and the line to sample with.
 
     Args:
-        run: A run's folder, a checkpoint, a saved model or hub:user/model; by default the model that comes with pra.
         images: Sampled to learn from.
         how: The solver, its steps and the guidance to learn for.
     """

@@ -1,18 +1,30 @@
-"""The types of command-line options, and lists of numbers.
+"""The types of command-line options, the options of the commands that sample, and lists of numbers and classes.
 
 The help of an optional value shows its type alone, without "None" and "(default: None)".
 """
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from tyro.conf import UseAppendAction, arg
+import torch
+from tyro.conf import Positional, UseAppendAction, arg
 
-from pra.errors import PraError
+from pra.config import GuidanceSchedule, Precision, Solver, TimeGrid, to_dict
+from pra.config.checks import member
+from pra.errors import PraError, nearest
+from pra.models import weights
+from pra.sampling import Sampler
+from pra.sampling.requests import changed_sampling
 
+MODEL = "A run's folder, a checkpoint, a saved model or hub:user/model; by default the model that comes with pra."
+Model = Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="", help=MODEL)]
 Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 Folder = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
@@ -20,11 +32,111 @@ Output = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
 Integer = Annotated[int | None, arg(constructor=int, help_behavior_hint="")]
 Number = Annotated[float | None, arg(constructor=float, help_behavior_hint="")]
 Flag = Annotated[bool, arg(help_behavior_hint="")]
-Average = Annotated[str, arg(metavar="NAME")]
 Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE", help_behavior_hint="")]
+AVERAGE = "Which weights of a run: ema, raw, or another of its averages, such as power-0.05."
+Average = Annotated[str, arg(metavar="NAME", help=AVERAGE)]
+DEVICE = "cpu, cuda, cuda:1 or mps; by default the best there is."
+Device = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="", help=DEVICE)]
 
 LONGEST_RANGE = 10_000_000
 """Numbers in one range of seeds or labels."""
+
+
+def choices(kind: type[enum.Enum], default: str = "") -> Any:
+    """Return how the help shows a value that is one of an enumeration."""
+    return arg(metavar="|".join(member.value for member in kind), help_behavior_hint=default)
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """Sampling options, the same for every command that samples."""
+
+    guidance: Number = None
+    """Guidance scale; 1 is none."""
+    schedule: Annotated[str | None, choices(GuidanceSchedule)] = None
+    """Guidance along the raster, where there is one."""
+    solver: Annotated[str | None, choices(Solver)] = None
+    """Integrator from noise to pixels or states."""
+    steps: Integer = None
+    """Solver intervals per patch, or per image where all patches come at once."""
+    temperature: Number = None
+    """Scale of the noise."""
+    time_grid: Annotated[str | None, choices(TimeGrid)] = None
+    """Where the solver's intervals lie."""
+    shift: Number = None
+    """Beyond 1 more of them near noise, below 1 near data."""
+    guidance_interval: Annotated[str | None, arg(metavar="LOW,HIGH", help_behavior_hint="")] = None
+    """Flow times between which guidance acts: 0 is noise, 1 data."""
+    times: Annotated[str | None, arg(metavar="0,...,1", help_behavior_hint="")] = None
+    """A grid of your own in place of --steps, --time-grid and --shift, such as `pra grid` prints."""
+    precision: Annotated[str, choices(Precision, "(default: auto)")] = "auto"
+    """Of the matrix products: auto is bfloat16 on GPUs that have it, float32 elsewhere."""
+    compile: Flag = False
+    """Let torch's compiler fuse the arithmetic: a minute at the start, then faster."""
+    average: Average = weights.EMA
+    device: Device = None
+
+    def sampler(self, folder: Path, device: torch.device) -> Sampler:
+        """Load the model of a folder (``weights.model_folder``), and change its settings by those given."""
+        model = weights.load(folder, self.average, device)
+        given: dict[str, Any] = {name: getattr(self, name, None) for name in to_dict(model.sampling)}
+        given["guidance_interval"] = _numbers(self.guidance_interval, "--guidance-interval", "0.2,0.9")
+        given["times"] = _numbers(self.times, "--times", "0,0.4,0.7,1")
+        config = changed_sampling(model.sampling, {name: value for name, value in given.items() if value is not None})
+        return Sampler(model, config, member(Precision, self.precision, "--precision"), self.compile)
+
+    def words(self, *without: str) -> list[str]:
+        """Return the options that were given, except some, as words: ``["--guidance", "2"]``."""
+        words: list[str] = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in without and value not in (None, False, field.default):
+                words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return words
+
+
+def _numbers(text: str | None, option: str, example: str) -> list[float] | None:
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        problem = f"{option} {text!r} needs numbers, such as {example}"
+        raise PraError(problem, option=option, value=text) from None
+
+
+SamplingOptions = Annotated[How, arg(name="")]
+DEFAULT = How()
+"""As the recipe recommends."""
+
+
+def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
+    """Parse ``"all"``, or numbers, ranges and class names in any mixture, to class numbers.
+
+    A class of exactly that name comes before a number, with a warning where they differ. A range, even ``2-2``, is
+    always of numbers.
+
+    Raises:
+        PraError: a number out of range, or a name that no class has.
+    """
+    if text == "all":
+        return list(range(len(classes)))
+    labels: list[int] = []
+    for part in (p.strip() for p in text.split(",")):
+        if part in classes:
+            label = classes.index(part)
+            labels.append(label)
+            if re.fullmatch(r"\d+", part, re.ASCII) and label != int(part) < len(classes):
+                # Folders named by numbers are in the order of text: 1, 10, 2.
+                advice = f"Write {part}-{part} for class number {part}"
+                warnings.warn(f"label {part} means the class of that name, number {label}. {advice}", stacklevel=2)
+        elif part.replace("-", "").isdecimal():
+            labels.extend(parse_numbers(part, "label"))
+        else:
+            raise PraError(f"no class {part!r}{nearest(part, classes)}", code="unknown", name=part)
+    wrong = [label for label in labels if label >= len(classes)]
+    if wrong:
+        problem = f"label {wrong[0]} is out of range: this model's classes are 0 to {len(classes) - 1}"
+        raise PraError(problem, label=wrong[0])
+    return labels
 
 
 def parse_numbers(text: str, option: str) -> list[int]:
@@ -33,19 +145,12 @@ def parse_numbers(text: str, option: str) -> list[int]:
     Raises:
         PraError: anything else than numbers of at least 0 and ranges.
     """
-
-    def wrong(problem: str) -> PraError:
-        return PraError(f"{option} {text!r}: {problem}", option=option, value=repr(text))
-
     numbers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip(), re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
-            raise wrong(f"{part!r} is not a number or a range. Write 0,3 or 0-15")
-        if last >= 2**63:
-            raise wrong(f"{last} is too large. The largest is {2**63 - 1}")
-        if last - first >= LONGEST_RANGE:
-            raise wrong(f"{part!r} is longer than {LONGEST_RANGE} numbers. Take it in parts")
+        if first > last or last >= 2**63 or last - first >= LONGEST_RANGE:
+            problem = f"{part!r} is not a number below 2**63, or a range of at most {LONGEST_RANGE}. Write 0,3 or 0-15"
+            raise PraError(f"{option} {text!r}: {problem}", option=option, value=repr(text))
         numbers.extend(range(first, last + 1))
     return numbers

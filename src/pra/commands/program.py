@@ -36,11 +36,7 @@ def run_program(
     """Run a command line, by default this process's, and return its exit code.
 
     The code is 0, 2 for bad input, and 128 + signal when interrupted or when nobody reads the output any more.
-
-    Args:
-        program: what people type before the arguments, such as ``pra``.
-        parse: checks the arguments without ``-v`` and returns the work; raises :class:`PraError`.
-        argv: the arguments.
+    ``parse`` checks the arguments without ``-v``, and returns the work.
     """
     warnings.showwarning = _warn  # type: ignore[assignment]
     if os.environ.get("NO_COLOR"):
@@ -81,12 +77,7 @@ def _run(program: str, parse: Callable[[list[str]], Callable[[], object]], args:
 
 
 def parse_command(program: str, command: Callable[..., None], words: Sequence[str]) -> Callable[[], object]:
-    """Return what runs a command with these words.
-
-    Args:
-        program: what people type before the words, such as ``pra train``.
-        command: a function: positional parameters are arguments, keywords are options, the docstring is the help.
-        words: arguments and options.
+    """Return what runs a command with these words: a function, whose keywords are options, and docstring the help.
 
     Raises:
         PraError: words that the command does not take, as tyro explains them.
@@ -119,12 +110,8 @@ def _in_one_line(box: str) -> str:
         elif not row.startswith(HELP_OF_AN_OPTION):
             parts[-1] += " " + row.strip()
     text = "; ".join(part[1:2].lower() + part[2:] for part in parts if part)
-    for theirs, ours in (
-        ("invalid literal for int() with base 10:", "expected a whole number, not"),
-        ("could not convert string to float:", "expected a number, not"),
-    ):
-        text = text.replace(theirs, ours)
-    return text.rstrip(".")
+    text = text.replace("invalid literal for int() with base 10:", "expected a whole number, not")
+    return text.replace("could not convert string to float:", "expected a number, not").rstrip(".")
 
 
 def is_rank_0() -> bool:
@@ -144,8 +131,9 @@ def _without_verbose(args: list[str]) -> list[str]:
 
 
 def _output_is_closed() -> bool:
-    """Return whether the reader of stdout is gone, as after ``pra show | head -1``. Discard the rest then: when Python
-    exits, it would write the buffer again and report the failure.
+    """Return whether the reader of stdout is gone, as after ``pra show | head -1``; if so, discard the rest.
+
+    Python would write its buffer again at its exit, and report the failure.
     """
     try:
         print(flush=True)

@@ -6,10 +6,19 @@ import math
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from pra.commands.options import Flag, Integer, Output, Text, parse_numbers
-from pra.commands.sampling_options import AS_RECOMMENDED, SamplingOptions, parse_labels
+from pra.commands.options import (
+    DEFAULT,
+    Flag,
+    Integer,
+    Model,
+    Output,
+    SamplingOptions,
+    Text,
+    parse_labels,
+    parse_numbers,
+)
 from pra.errors import PraError
 from pra.models import weights
 from pra.sampling.many import sample_many
@@ -18,25 +27,21 @@ from pra.utils.distributed import World, join
 from pra.utils.files import first_free
 from pra.utils.provenance import file_sha256
 
-SEEDS = "0-7"
-"""Without --seeds."""
-
-OUT = Path("samples.png")
-"""Without --out; with a number where that is taken."""
+SEEDS, OUT = "0-7", Path("samples.png")
+"""Without --seeds and --out."""
 
 
 def sample_command(
-    run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None,
+    run: Model = None,
     *,
     labels: Annotated[str, arg(metavar="TEXT")] = "all",
     seeds: Text = None,
     num: Integer = None,
-    balanced: Flag = False,
     random_labels: Flag = False,
     label_seed: Integer = None,
     out: Output = None,
     batch_size: int = 256,
-    how: SamplingOptions = AS_RECOMMENDED,
+    how: SamplingOptions = DEFAULT,
 ) -> None:
     """Generate one image for each pair of label and seed, or --num of them.
 
@@ -46,12 +51,10 @@ def sample_command(
     .OUT.partial beside the output.
 
     Args:
-        run: A run's folder, a checkpoint, a saved model or hub:user/model; by default the model that comes with pra.
         labels: Classes by number or name, such as 0,3 or 2-5 or cat,dog; or all. Where classes are named by numbers, 2
             is the one of that name and 2-2 the one of that number.
         seeds: Seeds, such as 0-15 or 1,2,3; by default 0-7. A seed means the same image in every batch.
         num: So many images in all, with seeds 0, 1 and so on; the labels take turns.
-        balanced: With --num: the labels take turns, as they do by default.
         random_labels: With --num: every image's label is drawn at random.
         label_seed: Decides the random labels; by default 0.
         out: FILE.png (a grid, labels down, seeds across), FILE.npz (arr_0 uint8 NHWC, arr_1 labels) or DIR/; by default
@@ -62,7 +65,7 @@ def sample_command(
     with join() as world:
         if batch_size < 1:
             raise PraError(f"--batch-size {batch_size} must be at least 1", option="--batch-size", value=batch_size)
-        _check_num(num, seeds, balanced, random_labels, label_seed)
+        _check_num(num, seeds, random_labels, label_seed)
         device = world.device(how.device)
         folder, file = _weights(run, how.average, world)
         sampler = how.sampler(folder, device)
@@ -70,32 +73,25 @@ def sample_command(
         chosen = tuple(dict.fromkeys(parse_labels(labels, classes)))
         requests, columns, what = _requests(chosen, seeds, num, (label_seed or 0) if random_labels else None)
         place = out.expanduser() if out else world.run_on_first(lambda: first_free(OUT))
-        made = sample_many(
-            sampler,
-            requests,
-            file,
-            place,
-            columns,
-            batch_size,
-            lambda label, seed: f"{sampler.model.condition.file_name(label, classes)}-seed{seed:06d}",
-            world,
-        )
+
+        def name(label: int, seed: int) -> str:
+            return f"{sampler.model.condition.file_name(label, classes)}-seed{seed:06d}"
+
+        made = sample_many(sampler, requests, file, place, columns, batch_size, name, world)
     if world.is_first:
         processes = f" on {world.size} processes" if world.size > 1 else ""
         print(f"{made.new} new images, {made.new / made.seconds:.1f} images/s{processes}")
         print(f"{len(requests)} images ({what}): {place}")
 
 
-def _check_num(num: int | None, seeds: str | None, balanced: bool, random_labels: bool, label_seed: int | None) -> None:
+def _check_num(num: int | None, seeds: str | None, random_labels: bool, label_seed: int | None) -> None:
     problem = ""
-    if num is None and (balanced or random_labels):
-        problem = f"{'--balanced' if balanced else '--random-labels'} is for --num"
+    if num is None and random_labels:
+        problem = "--random-labels is for --num"
     elif num is not None and num < 1:
         problem = f"--num {num} must be at least 1"
     elif num is not None and seeds is not None:
         problem = f"--num {num} has the seeds 0 to {num - 1}; leave --seeds out, or --num"
-    elif balanced and random_labels:
-        problem = "--balanced and --random-labels exclude each other. Take one"
     elif label_seed is not None and not random_labels:
         problem = "--label-seed is for --random-labels"
     if problem:

@@ -40,7 +40,6 @@ def push_command(
         private: For nobody else to see.
         licence: Of the weights, as the Hub names it, such as apache-2.0; without one the card says that there is none.
         half: Store the weights as float16.
-        average: Which weights of a run: ema, raw, or another of its averages, such as power-0.05.
         dry_run: Write what would be uploaded into this new folder, and upload nothing.
     """
     if dry_run is not None:
@@ -67,7 +66,6 @@ def export_command(
         folder: The new folder; `pra sample` and all other commands take it as RUN, and `pra push` uploads it as it is.
         licence: Of the weights, as the Hub names it, such as apache-2.0; without one the card says that there is none.
         half: Store the weights as float16: half the size, and float32 again when loaded.
-        average: Which weights of a run: ema, raw, or another of its averages, such as power-0.05.
         settings: How the model is to be sampled unless more is said, such as sampling.guidance=2, for which `pra sweep`
             finds the best; may be repeated.
     """

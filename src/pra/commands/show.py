@@ -32,8 +32,10 @@ def show_command(
             print(f"{base:12} {(build.__doc__ or '').strip().splitlines()[0]}")
         return
     config = recipe_or_run(name)
-    parameters = _with_total(count_parameters(config.model))
-    training, sampling = training_flops(config), _with_total(sampling_flops(config))
+    parameters, sampling = (
+        {"total": sum(counts.values()), **counts} for counts in (count_parameters(config.model), sampling_flops(config))
+    )
+    training = training_flops(config)
     if json:
         flops = {"training": training, "sampling": sampling}
         print(dumps({"config": to_dict(config), "parameters": parameters, "flops_per_image": flops}, indent=2))
@@ -46,10 +48,6 @@ def show_command(
     print(f"  {'training':<24} {training / 1e9:.4g}")
     for part, count in sampling.items():
         print(f"  {'sampling ' + part:<24} {count / 1e9:.4g}")
-
-
-def _with_total(counts: dict[str, int]) -> dict[str, int]:
-    return {"total": sum(counts.values()), **counts}
 
 
 def _settings(values: dict[str, Any], depth: int = 0) -> Iterator[str]:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional, UseAppendAction, arg
 
-from pra.commands.options import File, Folder, Integer, Settings, Text
-from pra.commands.sampling_options import How
+from pra.commands.options import File, Folder, How, Integer, Settings, Text
 from pra.config import Precision, SamplingConfig
 from pra.config.checks import member
 from pra.errors import NotFiniteError, PraError

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from tyro.conf import Positional, arg
 
-from pra.commands.options import Folder, Integer, Number, Settings, Text
+from pra.commands.options import Device, Folder, Integer, Number, Settings, Text
 from pra.config import RunConfig, apply_settings, override
 from pra.data import Source, open_source
 from pra.data.source import check_name
@@ -34,7 +34,7 @@ def train_command(
     run_dir: Folder = None,
     steps: Integer = None,
     seed: Integer = None,
-    device: Text = None,
+    device: Device = None,
     settings: Settings = (),
 ) -> None:
     """Train a recipe, or go on with a run. Without a recipe, a model is chosen, or fine-tuned, for your own pictures.
@@ -52,10 +52,13 @@ def train_command(
         run_dir: The run's folder; by default runs/RECIPE, runs/own-PHOTOS, or runs/own-PHOTOS-from-RUN.
         steps: Steps in all, those already done included; where there is no RECIPE, in place of --minutes.
         seed: Decides initial weights, data order and noise.
-        device: cpu, cuda, cuda:1 or mps; by default the best there is.
         settings: Any other setting that `pra show RECIPE` lists, such as train.optimizer.lr=1e-4; may be repeated.
     """
-    _check_combination(recipe_name, from_, minutes, steps)
+    if recipe_name and (from_ or minutes is not None):
+        problem = "--from and --minutes are for your own pictures. Leave them out, or the RECIPE"
+        raise PraError(f"{recipe_name}: {problem}", code="conflict")
+    if minutes is not None and steps is not None:
+        raise PraError("--minutes and --steps both say how long to train. Leave one out", code="conflict")
     folder = (run_dir or _run_folder(recipe_name, data, from_)).expanduser()
     with join() as world:
         target = world.device(device)
@@ -93,10 +96,8 @@ def tell(result: Trained, config: RunConfig, folder: Path) -> None:
     if result.new_steps:
         print(f"trained {result.new_steps} steps to {result.steps} in {result.seconds:.0f} s{skipped}")
     else:
-        print(
-            f"nothing to train: the run has {result.steps} steps already and {config.train.steps} are asked for; "
-            "a larger --steps goes on"
-        )
+        asked = f"{config.train.steps} are asked for; a larger --steps goes on"
+        print(f"nothing to train: the run has {result.steps} steps already and {asked}")
     for name in ("samples", "reconstructions"):
         pictures = sorted((folder / name).glob("*.png"))
         if pictures:
@@ -110,18 +111,6 @@ def tell(result: Trained, config: RunConfig, folder: Path) -> None:
         if (folder / name).exists():
             print(f"  {name.split('.')[0]}: {folder / name}")
     print("next:", shlex.join(["pra", "sample", str(folder)]))
-
-
-def _check_combination(recipe_name: str, start: str | None, minutes: float | None, steps: int | None) -> None:
-    problem = ""
-    if start and recipe_name:
-        problem = f"--from {start} brings its own model and settings: leave the RECIPE {recipe_name} out"
-    elif recipe_name and minutes is not None:
-        problem = "--minutes is for your own pictures, without a RECIPE; a recipe's length is --steps"
-    elif minutes is not None and steps is not None:
-        problem = "--minutes and --steps both say how long to train: leave one out"
-    if problem:
-        raise PraError(problem, code="conflict")
 
 
 def _run_folder(recipe_name: str, data: str | None, start: str | None) -> Path:
@@ -144,9 +133,9 @@ def _configure(
 ) -> tuple[RunConfig, list[str]]:
     """Return the configuration of a run without a recipe, and the lines that explain it."""
     begun = (folder / weights.CONFIG).exists()
-    if start and not begun:
-        fine_tune.check_settings(start, settings)  # before the pictures are looked at, and steps are timed
     if start:
+        if not begun:
+            fine_tune.check_settings(start, settings)  # before the pictures are looked at, and steps are timed
         config, told = fine_tune.configure(start, data, folder, minutes, steps, device)
     else:
         config, told = own.configure(data, folder, minutes, steps, device)

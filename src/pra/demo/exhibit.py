@@ -1,32 +1,35 @@
-"""The models on show."""
+"""The models on show, and what the page tells of them: from a run's folder, or the files beside a saved model."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pra.config import DataConfig, Fit, OnSmall, RunConfig
 from pra.errors import PraError
-from pra.models import Model, weights
+from pra.evaluation.report.charts import Chart
+from pra.evaluation.report.content import Picture, curves, embedded, pictures, progress
+from pra.evaluation.report.words import COLOURS, in_words
+from pra.models import Model, count_parameters, weights
+from pra.models.weights import read_json
 from pra.sampling import Samplers
+from pra.sharing.card import CARD, SAMPLES
+from pra.training.plots import CURVES
 from pra.training.run import read_run
 from pra.utils.hub import PREFIX, is_address
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A model on show.
+    """A model on show, in evaluation mode.
 
-    Args:
-        name: the folder's, for people.
-        folder: of the weights: a checkpoint, or a saved model.
-        run: the folder of the run that the weights are from, if it is there.
-        config: that run's.
-        model: in evaluation mode.
+    Its weights are in ``folder``: a checkpoint, or a saved model. ``run`` and ``config`` are those of the run that the
+    weights are from, if its folder is there.
     """
 
     name: str
@@ -47,15 +50,28 @@ class Exhibit:
         return DataConfig(source="", fit=Fit.PAD if fit is Fit.PAD else Fit.CENTER_CROP, on_small=OnSmall.UPSCALE)
 
 
+@dataclass(frozen=True)
+class About:
+    """The description of a model: facts by name, curves, and ``samples`` of so many ``grids`` of its training.
+
+    A saved model has pictures instead (``shown``, by title: data URI, width, height), and a card in Markdown.
+    ``missing`` says what is not known, and why.
+    """
+
+    name: str
+    facts: dict[str, str]
+    curves: list[Chart] = field(default_factory=list)
+    samples: list[Picture] = field(default_factory=list)
+    grids: int = 0
+    shown: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    card: str = ""
+    missing: str = ""
+
+
 def load_exhibits(
     places: Sequence[Path | None], device: torch.device, average: str = weights.EMA
 ) -> tuple[Exhibit, ...]:
-    """Load one or two models.
-
-    Args:
-        places: runs, checkpoints, saved models or ``hub:user/model``; ``None`` is the model that pra ships.
-        device: where to put the models.
-        average: which weights, as in :func:`pra.load`.
+    """Load one or two models: runs, checkpoints, saved models or ``hub:user/model``; ``None`` is what pra ships.
 
     Raises:
         PraError: as :func:`pra.load`, or two models whose classes differ: a choice must mean the same for both.
@@ -82,3 +98,51 @@ def _short(place: Path | None) -> str:
     if place is None:
         return "the model that comes with pra"
     return str(place).removeprefix(PREFIX) if is_address(place) else place.expanduser().absolute().name
+
+
+def describe(exhibit: Exhibit) -> About:
+    """Describe a model. The run's folder is read every time: a run that trains has more to show."""
+    parts = count_parameters(exhibit.model.config)
+    listed = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parts.items() if count)
+    parameters = {"Parameters": f"{sum(parts.values()) / 1e6:.2f} M ({listed})"}
+    run, config = exhibit.run, exhibit.config
+    if run is None or config is None:
+        return _saved(exhibit, parameters)
+    facts = {"Recipe": config.recipe, **in_words(config), **parameters, "Weights": exhibit.folder.name}
+    done = progress(run, config)
+    if done is not None:
+        facts["Progress"] = f"{done.steps:,} steps, {done.epochs:.1f} epochs, {done.images_per_second:.0f} images/s"
+    if (run / "environment.json").exists():
+        facts["Trained with"] = _origin(read_json(run / "environment.json"))
+    samples, grids = pictures(run, "samples")
+    charts = curves(run, config)
+    why = "" if charts or samples else "The run's folder holds no metrics and no samples yet."
+    return About(exhibit.name, facts, charts, samples, grids, missing=why)
+
+
+def _saved(exhibit: Exhibit, parameters: dict[str, str]) -> About:
+    """Describe a model without its run, from the files that `pra export` puts beside the weights."""
+    folder, config, how = exhibit.folder, exhibit.model.config, exhibit.model.sampling
+    height, width = config.image_size
+    colours = COLOURS.get(config.channels, f"{config.channels} channels")
+    facts = {
+        "Model": type(exhibit.model).__name__,
+        "Images": f"{height} x {width}, {colours}, {config.num_classes} classes",
+        "Patches": f"{config.num_patches} of {config.patch_size} x {config.patch_size} pixels",
+        "Sampling": f"{how.solver.value}, {how.steps} steps; guidance {how.guidance:g}",
+    }
+    beside = {"Samples": folder / SAMPLES, "Training curves": folder / CURVES}
+    shown = {title: embedded(path) for title, path in beside.items() if path.exists()}
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    why = "This is a saved model without the folder of its run"
+    why += ", and no model card lies beside it: how it was trained is not told." if not text else "."
+    return About(exhibit.name, facts | parameters, shown=shown, card=text, missing=why)
+
+
+def _origin(environment: dict[str, Any]) -> str:
+    versions, hardware = environment.get("versions") or {}, environment.get("hardware") or {}
+    told = [f"{name} {versions[name]}" for name in ("pra", "torch") if versions.get(name)]
+    told += [f"commit {environment['commit'][:12]}"] if environment.get("commit") else []
+    told += [hardware["device"]] if hardware.get("device") else []
+    return ", ".join(told) or "not told"

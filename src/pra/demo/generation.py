@@ -27,17 +27,10 @@ OWN_STEPS = 0
 
 @dataclass(frozen=True)
 class Request:
-    """Pictures that a visitor asks for.
+    """Pictures that a visitor asks for. Refuses values out of range, and empty fields (``None``).
 
-    Args:
-        label: a class, the model's null class, or :data:`EVERY_CLASS`.
-        seed: of the first picture; the next ones have the seeds that follow.
-        count: pictures, 1 to :data:`MOST_PICTURES`.
-        guidance: scale, 0 to :data:`MOST_GUIDANCE`; 1 is none.
-        steps: solver intervals, 1 to :data:`MOST_STEPS`, or :data:`OWN_STEPS`.
-
-    Raises:
-        PraError: other values, or an empty field (``None``).
+    ``label`` may be the model's null class or :data:`EVERY_CLASS`; ``seed`` is that of the first picture, and the next
+    ones follow; ``steps`` may be :data:`OWN_STEPS`.
     """
 
     label: int
@@ -57,16 +50,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Sheet:
-    """The pictures of one model so far.
+    """The pictures of one model so far: ``(B, C, h, W)`` in [-1, 1] on the CPU, the first ``h`` of ``height`` rows.
 
-    Args:
-        name: the model's.
-        pictures: ``(B, C, h, W)`` in [-1, 1] on the CPU, the first ``h`` of ``height`` pixel rows.
-        height: ``H``, of finished pictures.
-        kept: pixel rows that are the visitor's own.
-        captions: one per picture.
-        note: what was changed about the request, in words.
-        error: why it ended early, in words.
+    ``kept`` pixel rows are the visitor's own. ``note`` says what was changed about the request, and ``error`` why it
+    ended early.
     """
 
     name: str
@@ -86,12 +73,9 @@ class Sheet:
 def answer(
     exhibits: Sequence[Exhibit], request: Request, keep: Sequence[Tensor] | None = None
 ) -> Iterator[tuple[Sheet, ...]]:
-    """Yield the sheets of all models whenever rows are finished; the models take turns.
+    """Yield the sheets of all models whenever rows are finished; the models take turns, with the same labels and seeds.
 
-    Args:
-        exhibits: the models, which get the same labels and seeds.
-        request: the pictures to make.
-        keep: per model ``(C, k * p, W)``, the first rows of a picture to continue.
+    ``keep`` holds per model ``(C, k * p, W)``, the first rows of a picture to continue.
     """
     kept: Sequence[Tensor | None] = keep if keep is not None else [None] * len(exhibits)
     parts = [_sheets(exhibit, request, rows) for exhibit, rows in zip(exhibits, kept, strict=True)]
@@ -145,10 +129,8 @@ def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator
 
 
 def _check(what: str, value: float | None, low: int, high: float, whole: bool = True) -> None:
+    limits = f"{'a whole' if whole else 'a'} number from {low} to {high:.15g}"
     if value is None or not math.isfinite(value):
-        raise PraError(f"the {what} is empty. Give a number from {low} to {high:.15g}", code="missing", name=what)
-    if not low <= value <= high:
-        problem = f"the {what} must lie between {low} and {high:.15g}, got {value:.15g}"
-        raise PraError(problem, name=what, value=f"{value:.15g}")
-    if whole and value != int(value):
-        raise PraError(f"the {what} must be a whole number, got {value:g}", name=what, value=value)
+        raise PraError(f"the {what} is empty. Give {limits}", code="missing", name=what)
+    if not low <= value <= high or (whole and value != int(value)):
+        raise PraError(f"the {what} {value:.15g} is wrong. Give {limits}", name=what, value=f"{value:.15g}")

@@ -1,32 +1,40 @@
-"""The buttons of the page, answered in HTML and pictures; the page itself is :mod:`.page`'s."""
+"""The buttons of the page, answered in pictures, and in HTML by the templates of ``parts.html``, which escape names."""
 
 from __future__ import annotations
 
+import base64
+import functools
+import io
+import re
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
+from torch import Tensor
 
-from pra.demo import markup
-from pra.demo.about import describe
-from pra.demo.exhibit import Exhibit
+from pra.demo.exhibit import Exhibit, describe
 from pra.demo.generation import Request, Sheet, answer, keep_rows
 from pra.demo.upload import fit_upload
 from pra.errors import PraError
+from pra.evaluation.report import charts
+from pra.utils.extras import import_failed
 from pra.utils.pixels import to_pil
 
+FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.S)
+SMALL = 128
+"""Pixels; smaller pictures are enlarged pixel by pixel, without smoothing."""
 MOST_KEPT = 48
 """Pictures in a visitor's gallery; older ones go."""
-
 BROKEN = "something is wrong with this demo, and not with what you asked for; whoever runs it finds it in the log"
 
 Entry = tuple[Image.Image, str]
 """A picture of a gallery, and its caption."""
-
 News = tuple[str, str, list[Entry]]
 """Pictures, a status line, and the visitor's gallery."""
 
@@ -47,31 +55,23 @@ class Turn:
 
 
 class Handlers:
-    """The buttons. Of a generator's values the last is what stays on the page.
-
-    Args:
-        exhibits: the models, one or two.
-    """
+    """The buttons, for one model or two. Of a generator's values the last is what stays on the page."""
 
     def __init__(self, exhibits: Sequence[Exhibit]) -> None:
         self.exhibits = exhibits
 
-    def generate(
-        self, label: int, seed: int, count: int, guidance: float, steps: int, kept: list[Entry],
-        turn: Turn, number: int,
-    ) -> Iterator[News]:  # fmt: skip
-        """Yield stage, status and gallery whenever rows are finished."""
-        yield from self._played(None, (label, seed, count, guidance, steps), kept, turn, number)
+    def generate(self, kept: list[Entry], turn: Turn, number: int, *asked: Any) -> Iterator[News]:
+        """Yield stage, status and gallery whenever rows are finished; ``asked`` are the fields of a request."""
+        yield from self._made(None, kept, turn, number, asked)
 
     def complete(
-        self, path: str | None, rows: int, label: int, seed: int, count: int, guidance: float, steps: int,
-        kept: list[Entry], turn: Turn, number: int,
-    ) -> Iterator[News]:  # fmt: skip
+        self, kept: list[Entry], turn: Turn, number: int, path: str | None, rows: int, *asked: Any
+    ) -> Iterator[News]:
         """As :meth:`generate`, from the first rows of an uploaded picture."""
-        yield from self._played((path, rows), (label, seed, count, guidance, steps), kept, turn, number)
+        yield from self._made((path, rows), kept, turn, number, asked)
 
-    def _played(
-        self, upload: tuple[str | None, int] | None, asked: tuple[Any, ...], kept: list[Entry], turn: Turn, number: int
+    def _made(
+        self, upload: tuple[str | None, int] | None, kept: list[Entry], turn: Turn, number: int, asked: tuple[Any, ...]
     ) -> Iterator[News]:
         begin = time.monotonic()
         sheets: tuple[Sheet, ...] = ()
@@ -80,10 +80,10 @@ class Handlers:
             keep = [sheet.pictures[0, :, : sheet.kept] for sheet in self._uploaded(*upload)] if upload else None
             for sheets in answer(self.exhibits, request, keep):
                 if turn.number != number:
-                    yield markup.show_sheets(sheets), markup.say("stopped"), kept
+                    yield html("stage", sheets), html("words", "stopped"), kept
                     return
                 done = min(sheet.pictures.shape[2] / sheet.height for sheet in sheets)
-                yield markup.show_sheets(sheets), markup.say(f"{done:.0%} of the rows"), kept
+                yield html("stage", sheets), html("words", f"{done:.0%} of the rows"), kept
             new = []
             for sheet in sheets:
                 name = f"{sheet.name}, " if len(sheets) > 1 else ""
@@ -91,25 +91,17 @@ class Handlers:
                     for picture, caption in zip(sheet.pictures, sheet.captions, strict=True):
                         new.append((to_pil(picture), f"{name}{caption}, guidance {request.guidance:g}"))
             told = f"{len(new)} pictures in {time.monotonic() - begin:.1f} s" if new else "nothing was made"
-            yield markup.show_sheets(sheets), markup.say(told), [*new, *kept][:MOST_KEPT]
+            yield html("stage", sheets), html("words", told), [*new, *kept][:MOST_KEPT]
         except Exception as error:
             yield "", _in_words(error), kept
 
     def preview(self, path: str | None, rows: int) -> str:
         """Return the uploaded picture as the models get it, and what was done to it."""
-        if path is None:
-            return ""
-        try:
-            return markup.show_sheets(self._uploaded(path, rows))
-        except Exception as error:
-            return _in_words(error)
+        return _told(lambda: html("stage", self._uploaded(path, rows))) if path else ""
 
     def about(self) -> str:
         """Return the descriptions of the models, read from their folders."""
-        try:
-            return markup.show_models([describe(exhibit) for exhibit in self.exhibits])
-        except Exception as error:
-            return _in_words(error)
+        return _told(lambda: html("models", [describe(exhibit) for exhibit in self.exhibits]))
 
     def _uploaded(self, path: str | None, rows: int) -> list[Sheet]:
         """Return per model the whole picture, with the number of rows that are kept."""
@@ -125,9 +117,65 @@ class Handlers:
         return sheets
 
 
+def _told(make: Callable[[], str]) -> str:
+    try:
+        return make()
+    except Exception as error:
+        return _in_words(error)
+
+
 def _in_words(error: Exception) -> str:
     """Return a visitor's mistake as it is; of an error of the server only the log tells more."""
     if isinstance(error, PraError):
-        return markup.complain(error)
+        return html("error", str(error))
     traceback.print_exception(error)
-    return markup.complain(PraError(BROKEN))
+    return html("error", BROKEN)
+
+
+def html(part: str, *values: Any) -> str:
+    """Return a part of the page: ``head``, ``stage``, ``models``, ``words`` or ``error``, each from its own values."""
+    return str(getattr(_templates(), part)(*values))
+
+
+@functools.cache
+def _templates() -> Any:
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader("pra.demo", ""), PackageLoader("pra.evaluation.report", "")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"chart": charts, "SMALL": SMALL}
+    environment.filters["card"], environment.filters["uri"] = _card, _data_uri
+    return environment.get_template("parts.html").module
+
+
+def _card(text: str) -> Markup:
+    """Render a model card, which may be a stranger's: nothing in it runs, and nothing is loaded from elsewhere.
+
+    The front matter and pictures are left out, and HTML tags are shown as text. Links open a new window. A link to a
+    file beside the card becomes text, since the page serves no files.
+    """
+    try:
+        from markdown_it import MarkdownIt
+    except ImportError as error:
+        problem = import_failed("a model card", "markdown-it-py", "demo", error)
+        raise PraError(problem, code="not-installed") from None
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    reader.add_render_rule("image", lambda *_: "")
+    reader.add_render_rule("link_open", _link)
+    return Markup(reader.render(FRONT_MATTER.sub("", text)))
+
+
+def _link(renderer: Any, tokens: Any, index: int, options: Any, _: Any) -> str:
+    token = tokens[index]
+    outside = str(token.attrs.get("href", "")).startswith(("https://", "http://"))
+    token.attrs = {**token.attrs, "target": "_blank", "rel": "noopener noreferrer"} if outside else {}
+    return str(renderer.renderToken(tokens, index, options, _))
+
+
+def _data_uri(picture: Tensor) -> str:
+    buffer = io.BytesIO()
+    to_pil(picture).save(buffer, "PNG", compress_level=1)  # many a second: quickly rather than small
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

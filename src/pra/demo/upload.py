@@ -26,12 +26,7 @@ NARROWEST = 20
 
 
 def fit_upload(path: Path, model: ImageConfig, data: DataConfig) -> tuple[Tensor, str]:
-    """Read a picture, the first one of an animation, and bring it to what a model needs.
-
-    Args:
-        path: the file.
-        model: size and channels.
-        data: whether to pad a picture that is small enough, or to crop.
+    """Read a picture, the first one of an animation, and bring it to a model's size and channels.
 
     Returns:
         ``(C, H, W)`` in [-1, 1], and one line that says what was done.
@@ -65,29 +60,23 @@ def _read(path: Path) -> tuple[Image.Image, list[str]]:
     """Return the picture, upright, and what was done to it."""
     try:
         picture = Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
-        problem = _too_large(*picture.size)
+        width, height = picture.size
+        if width * height > MOST_PIXELS or max(width, height) > NARROWEST * min(width, height):
+            limits = f"at most {MOST_PIXELS // 10**6} million, one side at most {NARROWEST} times the other"
+            problem = f"{path.name} has {width}x{height} pixels. Give a picture of {limits}"
+            raise PraError(problem, code="too-large", name=path.name)
         # To count the frames of an animation would read all of them.
         done = ["first picture of an animation"] if getattr(picture, "is_animated", False) else []
-        if not problem:
-            picture.load()
+        picture.load()
+    except PraError:
+        raise
     except UnidentifiedImageError:
         raise _unreadable(path, "not an image in any format that is taken here") from None
     except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
         raise _unreadable(path, f"cannot be decoded ({reason_of(error)})") from None
-    if problem:
-        size = f"{picture.width}x{picture.height} pixels"
-        raise PraError(f"{path.name} has {size}, {problem}", code="too-large", name=path.name)
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         done.append("turned upright")
     return upright(picture), done
-
-
-def _too_large(width: int, height: int) -> str:
-    if width * height > MOST_PIXELS:
-        return f"more than {MOST_PIXELS // 10**6} million. Give a smaller picture"
-    if max(width, height) > NARROWEST * min(width, height):
-        return f"and one side is more than {NARROWEST} times the other. Cut out a part"
-    return ""
 
 
 def _unreadable(path: Path, problem: str) -> PraError:

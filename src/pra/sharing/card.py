@@ -1,40 +1,101 @@
-"""The model card, written from what is known of a model: ``card.md`` is its template."""
+"""The model card: what is known of a model, from its run or its folder, and the text by the template ``card.md``."""
 
 from __future__ import annotations
 
 import functools
 import json
 import shlex
+import warnings
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 
 from pra.config import RunConfig, to_dict
-from pra.models import count_parameters, weights
-from pra.sharing.origin import SAMPLES, Origin
+from pra.evaluation.evaluate import Report
+from pra.models import Model, count_parameters, weights
 from pra.training.plots import CURVES
+from pra.training.run import read_metrics, read_run, training_seconds
 from pra.utils.hub import is_address, repo_id
+from pra.utils.provenance import file_sha256
 
-DATASETS = {"idx:/usr/share/datasets/fashion-mnist": "zalando-datasets/fashion_mnist"}
-"""Sources that are certain to be a data set of the Hub."""
+CARD, SAMPLES = "README.md", "samples.png"
 MOST_CLASSES, MOST_SHOWN = 30, 10
 """Classes that a card names, and that its command draws."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model, the file of its weights and their name in a run, and how the run came to them where that is known.
+
+    ``files`` are pictures and a card, by the name they are shared under. ``reports`` of ``pra eval``, by file name, are
+    on these very weights, or named by the card. ``seconds`` are those of the training steps, or ``None`` if not logged.
+    """
+
+    model: Model
+    weights: Path
+    average: str
+    files: dict[str, Path]
+    reports: dict[str, Report]
+    run: RunConfig | None = None
+    step: int = 0
+    seconds: float | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def read_origin(path: str | Path, average: str = weights.EMA) -> Origin:
+    """Read a run, a checkpoint or a model folder, as :func:`pra.load` takes it.
+
+    Reports on other weights, such as those of an earlier checkpoint, are left out with a warning. Those that a model
+    folder's card names are kept: the card says what they were measured on, such as weights not yet rounded.
+    """
+    folder = weights.model_folder(path)
+    run = weights.run_of(folder)
+    home = run or folder
+    shared = (CURVES, SAMPLES) if run else (CARD, CURVES, SAMPLES)  # a README in a run's folder is its owner's notes
+    files = {name: home / name for name in shared if (home / name).exists()}
+    grids = sorted(run.glob("samples/step-*.png")) if run else []
+    if grids:
+        files[SAMPLES] = grids[-1]
+    file = folder / weights.weights_name(folder, average)
+    card = files[CARD].read_text(encoding="utf-8", errors="replace") if CARD in files else ""
+    reports = _reports(home, file_sha256(file), card)
+    origin = Origin(weights.load(folder, average), file, average, files, reports)
+    if run is None:
+        return origin
+    config, environment = read_run(run), run / "environment.json"
+    step = int(weights.read_json(folder / weights.STATE)["step"])
+    seconds = training_seconds(read_metrics(run), config.train.batch_size, until=step)
+    made = weights.read_json(environment) if environment.exists() else {}
+    return replace(origin, run=config, step=step, seconds=seconds or None, environment=made)
+
+
+def _reports(home: Path, sha256: str, card: str) -> dict[str, Report]:
+    """Return the reports of ``pra eval`` in a folder on the weights of that hash, or named by the card."""
+    reports = {}
+    for path in sorted(home.glob("*.json")):
+        try:
+            values = json.loads(path.read_text())
+            report = Report(values["figures"], values["provenance"])
+            measured = report.provenance["images"]["weights_sha256"]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # not of `pra eval`, or of images from elsewhere
+        if measured == sha256 or f"(./{path.name})" in card:
+            reports[path.name] = report
+        else:
+            problem = f"{path} is left out: its figures are of other weights than the shared ones"
+            warnings.warn(f"{problem}; measure these with `pra eval {home} --out FILE.json`", stacklevel=3)
+    return reports
 
 
 def write_card(origin: Origin, name: str, address: str, licence: str | None, half: bool) -> str:
     """Return the card as Markdown under YAML. It does not mention what is not known.
 
-    Args:
-        origin: what is known.
-        name: the title.
-        address: what to give to :func:`pra.load`; empty for the model that pra ships.
-        licence: its name on the Hub, or ``None`` where the author states none.
-        half: whether the weights are rounded to float16.
+    ``name`` is the title, ``address`` the argument of :func:`pra.load` (empty for the model that pra ships), and
+    ``half`` tells that the weights are rounded to float16.
     """
-    model, run = origin.model, origin.training and origin.training.config
-    config = model.config
-    height, width = config.image_size
+    model, run, config = origin.model, origin.run, origin.model.config
     return _template().render(
         origin=origin,
         front_matter=_front_matter(origin, licence),
@@ -43,10 +104,7 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
         licence=licence,
         half=half,
         config=config,
-        sampling=model.sampling,
-        can_complete=model.can_complete,
-        height=height,
-        width=width,
+        model=model,
         parts=count_parameters(config),
         classes=_classes(model.classes),
         first=list(range(min(2, config.num_classes))),
@@ -72,7 +130,7 @@ def _template() -> Template:
         "quote": shlex.quote,
         "public": _public,
         "place": lambda initial: initial if is_address(initial) else Path(initial).name,
-        "duration": _duration,
+        "duration": lambda seconds: f"{seconds / 3600:.3g} hours" if seconds >= 7200 else f"{seconds / 60:.3g} minutes",
         "millions": lambda count: f"{count / 1e6:.3g} M",
         "g": lambda value: f"{value:g}",
         "g4": lambda value: f"{value:.4g}",
@@ -82,9 +140,8 @@ def _template() -> Template:
 
 def _front_matter(origin: Origin, licence: str | None) -> dict[str, Any]:
     """Return the Hub's fields by name; as JSON their values are YAML."""
-    config, run = origin.model.config, origin.training and origin.training.config
+    config, run = origin.model.config, origin.run
     initial = run.initial if run else None
-    dataset = DATASETS.get(run.data.source) if run else None
     kind = ["class-conditional-image-generation"] if config.num_classes > 1 else []
     return {
         "license": licence,
@@ -93,7 +150,6 @@ def _front_matter(origin: Origin, licence: str | None) -> dict[str, Any]:
         "pipeline_tag": "unconditional-image-generation",
         "base_model": repo_id(initial.partition("@")[0]) if initial and is_address(initial) else None,
         "tags": ["image-generation", "pixel-space", "flow-matching", *config.tags, *kind],
-        "datasets": dataset and [dataset],
     }
 
 
@@ -119,9 +175,3 @@ def _public(source: str) -> str:
     """Return a data source without the folders above it, which are private."""
     kind, colon, path = source.partition(":")
     return f"{kind}:{Path(path).name}" if colon else source
-
-
-def _duration(seconds: float) -> str:
-    units = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
-    size, unit = next(((size, unit) for size, unit in units if seconds >= 2 * size), units[-1])
-    return f"{seconds / size:.3g} {unit}"

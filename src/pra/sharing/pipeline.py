@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pra.errors import PraError, nearest
 from pra.models import Model, weights
@@ -25,18 +24,15 @@ except (ImportError, OSError, RuntimeError) as error:
     raise PraError(import_failed("PRAPipeline", "diffusers", "diffusers", error), code="not-installed") from None
 
 OUTPUTS = ("np", "pil", "pt")
-DONE_ANYWAY = {"torch_dtype": (None, torch.float32), "dtype": (None, torch.float32), "use_safetensors": (None, True)}
+DONE_ANYWAY = {"torch_dtype": torch.float32, "dtype": torch.float32, "use_safetensors": True}
 """Options of diffusers, with the values that ask for what is done without them."""
 
 
 class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Generates images by class, with the call of diffusers' ``DiTPipeline``.
+    """Generates images by class, with any model of pra and the call of diffusers' ``DiTPipeline``.
 
     ``to("cuda")`` moves it. Weights stay float32; on GPUs that have bfloat16 the arithmetic uses that.
     Its files are pra's own (:mod:`pra.models.weights`), not those of diffusers.
-
-    Args:
-        model: any model of pra.
     """
 
     def __init__(self, model: Model) -> None:
@@ -65,8 +61,8 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         Args:
             pretrained_model_name_or_path: where the model is; a folder that exists comes before the Hub.
             revision: on the Hub: a branch, tag or commit; by default the newest.
-            cache_dir: where to keep what is downloaded; by default the Hub library's cache.
-            token: for what is private; by default the one that is logged in.
+            cache_dir: as for :func:`pra.utils.hub.download`, like ``token`` and ``local_files_only``.
+            token: for what is private.
             local_files_only: whether the cache must do.
             options: others of diffusers, with the values of :data:`DONE_ANYWAY`.
 
@@ -74,34 +70,23 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
             PraError: as :func:`pra.load`, or another option.
         """
         for name, value in options.items():
-            if value not in DONE_ANYWAY.get(name, ()):
-                known = nearest(name, ("revision", "cache_dir", "token", "local_files_only", *DONE_ANYWAY))
-                problem = (
-                    f"takes no {name}={value}{'. Weights are float32 safetensors' if name in DONE_ANYWAY else known}"
-                )
-                raise PraError(f"PRAPipeline.from_pretrained {problem}", code="unsupported", name=name, value=value)
+            known = nearest(name, ("revision", "cache_dir", "token", "local_files_only", *DONE_ANYWAY))
+            advice = ". Weights are float32 safetensors" if name in DONE_ANYWAY else known
+            if name not in DONE_ANYWAY or value not in (None, DONE_ANYWAY[name]):
+                problem = f"PRAPipeline.from_pretrained takes no {name}={value}{advice}"
+                raise PraError(problem, code="unsupported", name=name, value=value)
         path = str(pretrained_model_name_or_path)
         if re.fullmatch(r"[\w.-]+/[\w.-]+", path, re.ASCII) and not Path(path).exists():
             path = PREFIX + path
         path = f"{path}@{revision}" if revision else path
-        if is_address(path):
-            return cls(weights.load(download(path, cache_dir, token, local_files_only)))
-        return cls(weights.load(path))
+        return cls(weights.load(download(path, cache_dir, token, local_files_only) if is_address(path) else path))
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write a new model folder, for :meth:`from_pretrained` and :func:`pra.load`.
-
-        Raises:
-            PraError: the folder exists, or the disk refuses.
-        """
+        """Write a new model folder, for :meth:`from_pretrained` and :func:`pra.load`, as :func:`pra.save`."""
         weights.save(self.model, save_directory)
 
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
-        """Return the numbers of classes by their names.
-
-        Raises:
-            PraError: no such class; the nearest is given.
-        """
+        """Return the numbers of classes by their names. Raise :class:`PraError` where no class has such a name."""
         numbers: list[int] = self.model.condition.parse(label, self.model.classes).tolist()
         return numbers
 
@@ -127,11 +112,10 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
             return_dict: an ``ImagePipelineOutput`` with ``images``; else a tuple of them.
 
         Raises:
-            PraError: a label, setting or type out of range, another number of generators than of labels, or
-                weights that are not float32.
+            PraError: bad input, another number of generators than of labels, or weights that are not float32.
         """
         if self.model.dtype != torch.float32:
-            problem = f"the weights are {self.model.dtype}. Leave to(dtype) out, or give to(torch.float32)"
+            problem = f"the weights are {self.model.dtype}. Use to(torch.float32)"
             raise PraError(problem, code="unsupported", value=self.model.dtype)
         if output_type not in OUTPUTS:
             problem = f"output_type {output_type!r} is unknown{nearest(str(output_type), OUTPUTS)}"
@@ -144,7 +128,11 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
             self._samplers = Samplers(self.model)
         sampler = self._samplers.of(changed_sampling(self.model.sampling, changes))
         images = sampler.sample(labels, _seeds(generator, len(labels)))
-        shown = _as(output_type, images)
+        shown: Any = images / 2 + 0.5
+        if output_type == "pil":
+            shown = [to_pil(image) for image in images]
+        elif output_type == "np":
+            shown = shown.permute(0, 2, 3, 1).cpu().numpy()
         return ImagePipelineOutput(images=shown) if return_dict else (shown,)
 
 
@@ -155,13 +143,5 @@ def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count:
         seeds: list[int] = torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
         return seeds
     if len(generator) != count:
-        problem = f"{len(generator)} generators for {count} labels. Give one for all, or one each"
-        raise PraError(problem, code="mismatch")
+        raise PraError(f"{len(generator)} generators for {count} labels. Give one, or one each", code="mismatch")
     return [seed for one in generator for seed in _seeds(one, 1)]
-
-
-def _as(output_type: str, images: Tensor) -> Any:
-    if output_type == "pil":
-        return [to_pil(image) for image in images]
-    positive = images / 2 + 0.5
-    return positive if output_type == "pt" else positive.permute(0, 2, 3, 1).cpu().numpy()

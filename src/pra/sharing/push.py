@@ -12,8 +12,7 @@ from pra.config import check_sampling
 from pra.errors import PraError
 from pra.models import weights
 from pra.sampling.requests import changed_sampling
-from pra.sharing.card import write_card
-from pra.sharing.origin import CARD, Origin, read_origin
+from pra.sharing.card import CARD, Origin, read_origin, write_card
 from pra.utils.files import check_free, new_folder
 from pra.utils.hub import LOGIN, PREFIX, explained, hub_library, repo_id
 
@@ -31,7 +30,7 @@ def export(
     """Write a model as it is shared: ``config.json``, ``model.safetensors`` (an average) and ``README.md``.
 
     Beside them ``curves.png``, ``samples.png`` (the newest grid) and the reports of ``pra eval`` on these weights,
-    where the run has them. A model folder that holds a card already, as this function writes it, is copied with that.
+    where the run has them. A model folder that holds such a card already is copied with it.
 
     Args:
         run: a run's folder, a checkpoint or a model folder.
@@ -40,12 +39,10 @@ def export(
         half: store the weights as float16: half the size, and float32 again when loaded.
         repo: ``user/model``, for the card; by default it speaks of the folder.
         average: which weights of a run, as :func:`pra.load` takes it.
-        sampling: settings that the model is to be sampled with unless more is said, by the names of
-            :class:`pra.config.SamplingConfig`; by default those it has.
+        sampling: the sampler's settings to recommend, by the names of :class:`pra.config.SamplingConfig`.
 
     Raises:
-        PraError: as :func:`pra.load`; the folder exists; a setting that the model cannot be sampled with; a
-            weight beyond float16; or the disk refuses.
+        PraError: bad input, a weight beyond float16, or the disk refuses.
     """
     folder = Path(folder).expanduser()
     check_free(folder, "choose another folder")
@@ -55,12 +52,8 @@ def export(
     repo = repo and repo_id(repo)
     origin = read_origin(run, average)
     if CARD in origin.files and (licence or half or sampling):
-        raise PraError(
-            f"{run} has a card already, which speaks of licence, precision and sampling. Leave --licence, --half and "
-            f"--set out and edit {origin.files[CARD]}, or remove that for a new one",
-            code="conflict",
-            path=origin.files[CARD],
-        )
+        problem = f"{run} has a card already. Leave --licence, --half and --set out, or remove {origin.files[CARD]}"
+        raise PraError(problem, code="conflict", path=origin.files[CARD])
     if sampling:
         origin.model.sampling = changed_sampling(origin.model.sampling, dict(sampling))
         check_sampling(origin.model.config, origin.model.sampling)
@@ -84,7 +77,7 @@ def _title(origin: Origin, folder: Path, repo: str | None) -> tuple[str, str]:
     if repo:
         return repo.split("/")[1], PREFIX + repo
     if folder.absolute() == weights.SHIPPED:
-        return origin.training.config.recipe if origin.training else folder.name, ""
+        return origin.run.recipe if origin.run else folder.name, ""
     return folder.name, folder.name
 
 
@@ -99,18 +92,16 @@ def push(
 ) -> str:
     """Upload a model to the Hub, as :func:`export` writes it, in one commit, and return the commit's address.
 
-    The model's page is made if needed.
-
     Args:
-        run: as for :func:`export`, like ``licence``, ``half`` and ``average``.
-        repo: ``user/model``.
+        run: as for :func:`export`, as are ``licence``, ``half`` and ``average``.
+        repo: ``user/model``, made if needed.
         private: for nobody else to see; to a page that is public already, nothing is uploaded.
         licence: of the weights.
         half: store the weights as float16.
         average: which weights of a run.
 
     Raises:
-        PraError: as :func:`export`; no token, or one without the right to write there; or the Hub cannot be reached.
+        PraError: as :func:`export`; no token with the right to write there; or the Hub cannot be reached.
     """
     repo = repo_id(repo)
     hub = hub_library()
