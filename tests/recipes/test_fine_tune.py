@@ -194,8 +194,8 @@ def test_propose_says_what_happens_to_pictures_and_classes() -> None:
     grey = named(random_model(channels=1, num_classes=2), ("cats", "cows"))  # type: ignore[arg-type]
     text = "\n".join(propose("runs/a", grey, None, PETS, None, 5, CPU)[1])
     for words in (
-        "images of 6 x 8 as the model has learnt them: yours, 4 to 300, median 30 pixels on the short side, are scaled "
-        "and cut to the middle; they turn grey",
+        "images of 6 x 8 as the model has learnt them: yours are 4 to 300, median 30 pixels on the short side: they "
+        "are scaled and cut to the middle, and become grey",
         "classes kept: cats; new, from the model's picture of no class in particular: dogs; given up: cows",
     ):
         assert words in text
@@ -203,7 +203,7 @@ def test_propose_says_what_happens_to_pictures_and_classes() -> None:
     text = "\n".join(propose("runs/a", random_model(num_classes=30), None, tiny, None, 5, CPU)[1])
     for words in (
         "are enlarged",
-        "they are grey, and the model's images have colour",
+        "become coloured as the model's",
         "0, 1, 2, 3, 4, 5, 6, 7 and 22 more",
     ):
         assert words in text
@@ -223,7 +223,7 @@ def test_command_fine_tunes_a_grey_model_and_resumes(
     for words in (
         "found in folder:pets:",
         "from run:",
-        "turn grey",
+        "become grey",
         "kept: 3; new",
         ": cats; given up: 0, 1,",
         "trained 2",

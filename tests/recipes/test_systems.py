@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from support.refusal import refused
 
 from pra import recipe
 from pra.config import JiTConfig, Solver
@@ -54,10 +53,6 @@ def test_jit_of_a_large_preset_is_sampled_as_published():
     assert (run.sampling.solver, run.sampling.steps, run.sampling.guidance) == (Solver.HEUN, 50, 2.75)
     assert (run.train.objective.time_mean, run.train.objective.time_std) == (-0.8, 0.8)
     assert run.targets is None
-
-
-def test_system_of_a_system_is_refused():
-    refused(lambda: SYSTEMS["teacher-forced"](recipe("tiny:jit")), code="unsupported", name="tiny:jit")
 
 
 def test_build_model_on_the_meta_device_allocates_nothing():

@@ -132,7 +132,7 @@ def test_losses_with_compile_change_only_blocks(tmp_path: Path, monkeypatch: pyt
         made.append(function.__name__)
         return function
 
-    monkeypatch.setattr("pra.training.parallel.compiled", compiled)
+    monkeypatch.setattr("pra.training.step.compiled", compiled)
     train(tiny("train.steps=1", "train.compile=true"), tmp_path / "run", losses=TERMS)
     assert set(made) == {"forward"}
 

@@ -35,7 +35,7 @@ from pra.data import loader, open_source
 from pra.method import noise
 from pra.method.objectives import LossInputs, LossTerm, losses_of
 from pra.models import weights
-from pra.training import checkpoint, loop, parallel
+from pra.training import checkpoint, loop, step
 from pra.training.run import read_metrics
 from pra.utils.distributed import World
 
@@ -189,7 +189,7 @@ def test_gradients_pass_between_processes_once_a_step() -> None:
     try:
         model: Any = torch.nn.Linear(3, 2)
         settings, losses = TrainConfig(steps=1, batch_size=4), lambda model, x: model(x).sum()
-        shared = parallel.SharedLoss(model, [], losses, settings, World(0, 2), CPU, False)
+        shared = step.SharedLoss(model, [], losses, settings, World(0, 2), CPU, False)
         shared.module.register_comm_hook(None, lambda state, bucket: count(bucket))
         for place in range(1, 5):
             with shared.accumulating(last=place == 4):
@@ -208,13 +208,13 @@ def test_blocks_that_cannot_be_compiled_warn_once(monkeypatch: pytest.MonkeyPatc
 
         return call
 
-    monkeypatch.setattr(parallel, "compiled", compiled)
+    monkeypatch.setattr(step, "compiled", compiled)
     config = tiny("train.compile=true")
     model: Any = pra.PRA(config.model)  # type: ignore[arg-type]
     before = dict(model.named_parameters())
     codes, patches = torch.tensor([1]), torch.zeros(1, 15, 4)
     expected = model.conditions(codes, patches)
-    parallel.SharedLoss(model, [], losses_of(model), config.train, World(), CPU, False, opaque=True)
+    step.SharedLoss(model, [], losses_of(model), config.train, World(), CPU, False, opaque=True)
     with pytest.warns(UserWarning, match="no compiler.*goes on without") as caught:
         assert torch.equal(model.conditions(codes, patches), expected)
     assert len(caught) == 1

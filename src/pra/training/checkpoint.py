@@ -109,11 +109,20 @@ class Saver:
 
     def _write_optimizer(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
         """Begin to write; the tensors are copied when this returns."""
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import async_save
 
-        from pra.training.writer import Writer
+        gpu = self.gpu
 
-        writer = Writer(str(folder), self.gpu)
+        class Writer(HuggingFaceStorageWriter):
+            # torch calls this first in its thread, and looks for "kwargs" by name. It would look for its stream on the
+            # first GPU: on a machine of 8 GPUs seven processes would open a context there, some hundred MB each.
+            def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+                if gpu is not None:
+                    torch.cuda.set_device(gpu)
+                super().set_up_storage_writer(is_coordinator, *args, **kwargs)
+
+        writer = Writer(str(folder), save_distributed=True)
         started = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         assert isinstance(started, Future), "the tensors are not copied yet"
         return started
