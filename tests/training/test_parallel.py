@@ -119,9 +119,10 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
     ("recipe", "common", "own", "losses"),
     [
         ("tiny", ALL, [DDP], TERMS),
-        ("tiny", ALL, [FSDP, SPARED], TERMS),
-        ("tiny", [PARTS, "train.steps=4", "train.codec_warmup=2"], [DDP], None),
-        ("tiny", [MUON, PARTS, "train.steps=4"], [FSDP], None),
+        ("tiny", [*ALL, MUON, PARTS], [FSDP, SPARED], TERMS),
+        slow("tiny", ALL, [FSDP, SPARED], TERMS),
+        slow("tiny", [PARTS, "train.steps=4", "train.codec_warmup=2"], [DDP], None),
+        slow("tiny", [MUON, PARTS, "train.steps=4"], [FSDP], None),
         slow("tiny", ALL, [DDP], None),
         slow("tiny", ALL, [FSDP], None),
         slow("tiny", ["train.codec_warmup=3", "train.steps=20"], [FSDP], None),
@@ -423,7 +424,7 @@ def test_torchrun_restarts_a_job_that_lost_a_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kills", "job"),
     [
-        (2, preempt.Job(30)),
+        (1, preempt.Job(20)),
         slow(20, preempt.Job(400, workers=1)),
         slow(20, preempt.Job(400, (2, 1))),
         slow(20, preempt.Job(400, (2,), "fsdp")),

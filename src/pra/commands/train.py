@@ -65,7 +65,7 @@ def train_command(
         if recipe_name:
             config = recipe(recipe_name)
         else:  # rank 0 measures, for all
-            config, told = world.run_on_first(lambda: _configure(from_, data, folder, minutes, steps, target, settings))
+            config, told = world.run_on_first(lambda: _configure(from_, data, folder, minutes, steps, target))
             say(*told, sep="\n")
         config = changed(config, {"data.source": data, "train.steps": steps, "train.seed": seed}, settings)
         config, source = _with_data(config, folder, world, say)
@@ -140,12 +140,9 @@ def _configure(
     minutes: float | None,
     steps: int | None,
     device: torch.device,
-    settings: Sequence[str],
 ) -> tuple[RunConfig, list[str]]:
     """Return the configuration of a run without a recipe, and the lines that explain it."""
     begun = (folder / weights.CONFIG).exists()
-    if start and not begun:
-        fine_tune.check_settings(start, settings)  # before the pictures are looked at, and steps are timed
     if start:
         config, told = fine_tune.configure(start, data, folder, minutes, steps, device)
     else:

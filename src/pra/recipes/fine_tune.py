@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from pra.config import (
-    AnyModelConfig,
     Clean,
     LearningRate,
     ObjectiveConfig,
@@ -22,13 +21,11 @@ from pra.config import (
     Parallel,
     RunConfig,
     TrainConfig,
-    apply_settings,
 )
 from pra.data.survey import Survey
 from pra.errors import PraError
 from pra.models import Model, weights
 from pra.recipes import own
-from pra.training.initial import check_same_model
 from pra.training.run import read_run
 
 NAME = "fine-tuned"
@@ -66,20 +63,6 @@ def configure(
     if config.initial is None or Path(config.initial) != Path(start):  # runs/a/ is runs/a
         config = replace(config, initial=start)  # another start makes another run: training refuses it, and names both
     return config, lines
-
-
-@dataclass(frozen=True)
-class _Adjustable:
-    """The part of a configuration that ``model.*`` settings change."""
-
-    model: AnyModelConfig
-
-
-def check_settings(start: str, settings: Sequence[str]) -> None:
-    """Refuse settings (``"model.image_size=64"``) under which a model cannot begin with the weights of ``start``."""
-    model = weights.read_config(weights.model_folder(start)).config
-    asked = apply_settings(_Adjustable(model), [line for line in settings if line.startswith(("model.", "model="))])
-    check_same_model(start, model, asked.model)
 
 
 def propose(
