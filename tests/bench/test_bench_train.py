@@ -115,9 +115,9 @@ def test_command_measures_a_recipe_and_plans_by_it(call: Call, tmp_path: Path, p
 def test_measure_step_parts_of_other_systems(name: str, parts: list[str]) -> None:
     run = tiny("train.batch_size=2", recipe=name)
     found = measure_step(run, CPU, 1, None)
-    assert list(found.parts) == parts
-    assert (found.ratio is None) == (run.model.codec is None)
-    assert sum(found.parts.values()) > 0
+    assert list(found["parts"]) == parts
+    assert (found["ratio"] is None) == (run.model.codec is None)
+    assert sum(found["parts"].values()) > 0
 
 
 def test_synthetic_step_learns_and_clears_its_gradients() -> None:

@@ -112,20 +112,12 @@ def test_pictures_that_fail_are_a_warning(
     assert drawn == {"samples", "reconstructions"} - set(what)
 
 
-def test_pictures_that_are_not_finite_are_a_warning(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"no samples are drawn at step 1: .* not finite"):
-        train(tiny("train.steps=1", "train.sample_every=1", "sampling.guidance=1e300"), tmp_path / "run")
-
-
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_pictures_can_be_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
-) -> None:
+def test_pictures_can_be_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any) -> None:
-        raise stop
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(callbacks.Sampler, "sample", interrupt)
-    with pytest.raises(stop):
+    with pytest.raises(KeyboardInterrupt):
         train(tiny("train.steps=1", "train.sample_every=1"), tmp_path / "run")
 
 

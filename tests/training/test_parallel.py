@@ -25,15 +25,14 @@ import torch
 from support import processes
 from support.processes import started
 from support.refusal import refused
-from support.training import assert_same, pictures, steps_logged, tensors, tiny, train
+from support.training import TERMS, assert_same, pictures, steps_logged, tensors, tiny, train
 from torch import Tensor
 from torch.distributed import HashStore
 
 import pra
 from pra.config import TrainConfig
 from pra.data import loader, open_source
-from pra.method import noise
-from pra.method.objectives import LossInputs, LossTerm, losses_of
+from pra.method.objectives import losses_of
 from pra.models import weights
 from pra.training import checkpoint, loop, step
 from pra.training.run import read_metrics
@@ -89,20 +88,6 @@ def models(run: Path) -> dict[str, Tensor]:
 
 # --- two equal one ------------------------------------------------------------------------------------------
 
-
-def edges(known: LossInputs) -> Tensor:
-    """Of the decoded pixels, with a random direction of every image."""
-    assert known.decoded is not None
-    direction = noise.normal(noise.fold(known.keys, 99), known.decoded.shape[-1])
-    return ((known.decoded - known.patches) * direction.unsqueeze(1)).square().mean()
-
-
-def smooth(known: LossInputs) -> Tensor | None:
-    """Only where there are conditions."""
-    return None if known.conditions is None else known.conditions.float().square().mean()
-
-
-TERMS = {"edges": LossTerm(0.5, edges), "smooth": LossTerm(0.01, smooth)}
 
 ALL = (
     "train.steps=4", "train.objective.class_dropout=0.5", "train.micro_batch_size=2", "train.averages=[0.1]",

@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,29 +30,8 @@ WARM_UPS = 2
 """Rounds before those that count: libraries choose their kernels, a compiler compiles."""
 
 
-@dataclass(frozen=True)
-class Seconds:
-    """Median and range over the rounds."""
-
-    median: float
-    lowest: float
-    highest: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One step: its time, the parts of it, the memory it took, and the teacher-forced step's time.
-
-    ``parts`` are seconds by name, differences of medians where a part does not run alone. ``memory`` is the peak in
-    bytes: allocated on a CUDA device, elsewhere of this process. ``ratio`` is the step, without LPIPS, over a
-    teacher-forced one of the same backbone, whose time is ``teacher_forced``; both are None for such a step itself.
-    """
-
-    step: Seconds
-    parts: dict[str, float]
-    memory: int
-    teacher_forced: Seconds | None
-    ratio: Seconds | None
+Seconds = dict[str, float]
+"""Over the rounds: ``median``, ``lowest`` and ``highest``."""
 
 
 class SyntheticStep(Step):
@@ -103,8 +82,14 @@ class SyntheticStep(Step):
         return found
 
 
-def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: Perceptual | None) -> Measured:
+def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: Perceptual | None) -> dict[str, Any]:
     """Time all parts of a step on one device, ``rounds`` times; the batch of ``run`` is the device's.
+
+    Returns:
+        ``step``, its :data:`Seconds`; ``parts``, seconds by name, differences of medians where a part does not run
+        alone; ``memory``, the peak in bytes: allocated on a CUDA device, elsewhere of this process. ``ratio`` is the
+        step, without LPIPS, over a teacher-forced one of the same backbone, which takes ``teacher_forced``
+        :data:`Seconds`; both are None for such a step itself.
 
     Raises:
         PraError: the device's memory is too small, or the compiler fails.
@@ -132,13 +117,13 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
     counted = {name: values[WARM_UPS:] for name, values in series.items()}
     parts = _parts({name: statistics.median(values) for name, values in counted.items()})
     other, alone = counted.get("teacher-forced"), counted.get("without LPIPS", counted["step"])
-    return Measured(
-        summary(counted["step"]),
-        parts,
-        memory,
-        summary(other) if other else None,
-        summary([a / b for a, b in zip(alone, other, strict=True)]) if other else None,
-    )
+    return {
+        "step": summary(counted["step"]),
+        "parts": parts,
+        "memory": memory,
+        "teacher_forced": summary(other) if other else None,
+        "ratio": summary([a / b for a, b in zip(alone, other, strict=True)]) if other else None,
+    }
 
 
 def teacher_forced(run: RunConfig) -> RunConfig:
@@ -154,7 +139,7 @@ def teacher_forced(run: RunConfig) -> RunConfig:
 
 def summary(values: list[float]) -> Seconds:
     """Return median and range."""
-    return Seconds(statistics.median(values), min(values), max(values))
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
 def _parts(medians: dict[str, float]) -> dict[str, float]:

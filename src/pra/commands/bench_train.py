@@ -158,8 +158,9 @@ def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float 
     before = rate or measure(device, dtype).flops  # before and after: other users of the machine slow it down
     found = measure_step(config, device, rounds, perceptual_of(config, device))
     peak = rate or max(before, measure(device, dtype).flops)
-    speed = batch / found.step.median
-    ratio = (flops - extra) / training_flops(teacher_forced(config)) if found.ratio else None
+    took = found["step"]["median"]
+    speed = batch / took
+    ratio = (flops - extra) / training_flops(teacher_forced(config)) if found["ratio"] else None
     values: dict[str, Any] = {
         "device": device_name(device),
         "device_type": device.type,
@@ -172,7 +173,7 @@ def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float 
         "flops_over_teacher_forced": ratio,
         "device_flops": peak,
         "mfu": flops * speed / peak,
-        "measured": asdict(found),
+        "measured": found,
     }
     micro, count = config.train.micro_batches(1)
     how = f"{values['precision']}, compiled" if config.train.compile else values["precision"]
@@ -182,17 +183,17 @@ def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float 
             f"{count} x {micro} images",
             f"on {values['device']}, {how}; medians of {rounds} rounds (range)",
         ),
-        ("step", *_milliseconds(found.step)),
+        ("step", *_milliseconds(found["step"])),
         *(
-            (f"  {name}", f"{1000 * part:.4g} ms", f"{100 * part / found.step.median:.0f} %")
-            for name, part in found.parts.items()
+            (f"  {name}", f"{1000 * part:.4g} ms", f"{100 * part / found['step']['median']:.0f} %")
+            for name, part in found["parts"].items()
         ),
     ]
-    if found.ratio is not None and found.teacher_forced is not None:
-        spread = f"({found.ratio.lowest:.2f} to {found.ratio.highest:.2f}), without LPIPS; {ratio:.2f}x by arithmetic"
+    if over := found["ratio"]:
+        spread = f"({over['lowest']:.2f} to {over['highest']:.2f}), without LPIPS; {ratio:.2f}x by arithmetic"
         lines += [
-            ("teacher-forced step", *_milliseconds(found.teacher_forced)),
-            ("step over that", f"{found.ratio.median:.2f}x", spread),
+            ("teacher-forced step", *_milliseconds(found["teacher_forced"])),
+            ("step over that", f"{over['median']:.2f}x", spread),
         ]
     kind = "allocated on the device" if device.type == "cuda" else "of this process"
     share = f"MFU {100 * flops * speed / peak:.0f} % of {peak / TERA:.4g} TFLOP/s"
@@ -201,7 +202,7 @@ def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float 
         ("images", f"{speed:.4g} images/s", ""),
         ("arithmetic", *_arithmetic(flops, extra)),
         ("", f"{flops * speed / TERA:.4g} TFLOP/s", share),
-        ("memory", f"{found.memory / GIB:.4g} GiB", f"at the highest, {kind}"),
+        ("memory", f"{found['memory'] / GIB:.4g} GiB", f"at the highest, {kind}"),
     ]
 
 
@@ -210,4 +211,5 @@ def _arithmetic(flops: int, lpips: int) -> tuple[str, str]:
 
 
 def _milliseconds(seconds: Seconds) -> tuple[str, str]:
-    return f"{1000 * seconds.median:.4g} ms", f"({1000 * seconds.lowest:.4g} to {1000 * seconds.highest:.4g})"
+    median, lowest, highest = (1000 * value for value in seconds.values())
+    return f"{median:.4g} ms", f"({lowest:.4g} to {highest:.4g})"

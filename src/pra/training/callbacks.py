@@ -1,5 +1,5 @@
 """Callbacks of the training loop: the base class, and the package's own, in the order in which the loop calls them:
-validation, pictures, the user's callbacks, metrics, final curves, a warning of collapse, the progress bar.
+validation, pictures, the user's callbacks, metrics and curves, a warning of collapse, the progress bar.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Callbacks:
 
 
 class Metrics(Callback):
-    """Writes ``metrics.jsonl``, and the same for TensorBoard where it is installed.
+    """Writes ``metrics.jsonl``, the same for TensorBoard where it is installed, and ``curves.png`` at the end.
 
     Lines after the step that a run resumes from are dropped: their work was lost.
     """
@@ -135,6 +135,10 @@ class Metrics(Callback):
         """Append one line to the file."""
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def on_end(self, trainer: Trainer) -> None:
+        if trainer.new_steps or not (trainer.folder / CURVES).exists():
+            draw_curves(trainer.folder)
 
     def close(self) -> None:
         if self.board:
@@ -176,14 +180,6 @@ class Bar(Callback):
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-class Curves(Callback):
-    """Draws ``curves.png`` at the end."""
-
-    def on_end(self, trainer: Trainer) -> None:
-        if trainer.new_steps or not (trainer.folder / CURVES).exists():
-            draw_curves(trainer.folder)
 
 
 class Pictures(Callback):

@@ -23,7 +23,7 @@ from pra.method.objectives import TERMS, LossInputs, LossTerm, Perceptual, check
 from pra.models import Model, build_model, weights
 from pra.training import checkpoint
 from pra.training.averages import build_averages
-from pra.training.callbacks import Bar, Callback, Callbacks, Curves, Metrics, Pictures, StateWarning
+from pra.training.callbacks import Bar, Callback, Callbacks, Metrics, Pictures, StateWarning
 from pra.training.initial import load_initial
 from pra.training.run import COMMON, check_shared, checked_source, write_run
 from pra.training.step import MicroBatch, Step
@@ -124,7 +124,7 @@ class Trainer:
         with world.first_alone() if isinstance(config.data.validation, str) else nullcontext():  # indexed once
             self.source, held_out = split(self.whole, config.data, config.train.seed)
         before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
-        after = [Metrics(), Curves(), StateWarning(), *([Bar()] if progress else [])]
+        after = [Metrics(), StateWarning(), *([Bar()] if progress else [])]
         self.callbacks = Callbacks(before, callbacks, after if world.is_first else [])
         # Rank 0 picks the checkpoint: on a network file system other ranks may see a stale listing.
         last = world.run_on_first(lambda: weights.newest_checkpoint(folder))
