@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.files import contents
 from support.pictures import PHOTOS, picture
 from support.refusal import refused
 
@@ -210,35 +209,3 @@ def test_command_chooses_trains_and_resumes_as_chosen(
     assert "trained 1 steps to 3" in train("--run-dir", folder, "--steps", 3, *command[2:])[1]
     assert train("--data", "digits", "--run-dir", folder)[0] == 2
     assert json.loads((folder / "config.json").read_text())["data"]["source"] == "folder:photos"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "pra train needs RECIPE, or --data folder:PHOTOS"),
-        (["tiny", "--minutes", "3"], "--minutes is for your own pictures"),
-        (["--run-dir", "nowhere"], "no run at nowhere to go on with"),
-        (["--data", "folder:nowhere"], "nowhere does not exist"),
-        (["--data", "folder:empty"], "empty holds no images"),
-        (["--data", "photos"], "Write folder:photos"),
-        (["--data", "folder:photos", "--minutes", "0"], "--minutes 0 must be positive"),
-        (["--data", "folder:photos", "--minutes", "1", "--steps", "5"], "--minutes and --steps both"),
-        (["--data", "folder:photos", "--steps", "0"], "steps must be positive"),
-        (["--data", "folder:photos", "--minutes", "some"], "--minutes: expected a number"),
-    ],
-)
-def test_command_bad_input_is_one_line(
-    tmp_path: Path,
-    train: Callable[..., tuple[int, str]],
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    said: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    picture(Path("photos/a.png"))
-    Path("empty").mkdir()
-    before = contents(tmp_path)
-    code, text = train(*arguments)
-    assert (code, text.count("\n"), text.startswith("pra: error: ")) == (2, 1, True)
-    assert said in text
-    assert contents(tmp_path) == before

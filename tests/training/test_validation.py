@@ -19,7 +19,7 @@ from pra.data import open_source
 from pra.data.held_out import Part
 from pra.evaluation.report.content import curves as report_curves
 from pra.training import validation
-from pra.training.plots import curves, draw_curves, panels
+from pra.training.plots import curves, panels
 from pra.training.run import loss_terms, read_metrics
 from pra.training.validation import overfits
 
@@ -46,15 +46,22 @@ def held_out_values(folder: Path) -> dict[float, dict[str, float]]:
 # --- what is measured ---------------------------------------------------------------------------------------
 
 
-def test_validation_terms_are_in_the_lines_of_their_steps(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", "data.validation=test", "train.validate_every=3", "train.log_every=10")
-    assert [row["step"] for row in read_metrics(run)] == [3, 4]
+def test_validation_terms_are_in_lines_curves_and_report(tmp_path: Path) -> None:
+    settings = ("data.validation=test", "train.validate_every=3", "train.log_every=10")
+    run = train(tmp_path / "run", *settings)
+    rows, config = read_metrics(run), apply_settings(pra.recipe("tiny"), list(settings))
+    assert [row["step"] for row in rows] == [3, 4]
     found = held_out_values(run)
     assert list(found) == [3, 4]
-    assert all(
-        list(values) == ["validation_pixel", "validation_flow", "validation_auxiliary"] for values in found.values()
-    )
-    assert loss_terms(read_metrics(run)) == ["pixel", "flow", "auxiliary"]
+    terms = ["pixel", "flow", "auxiliary"]
+    assert all(list(values) == [f"validation_{term}" for term in terms] for values in found.values())
+    assert loss_terms(rows) == terms
+    figure = curves({"run": rows}, panels(rows, config.train.objective))
+    flow = next(axes for axes in figure.axes if axes.get_title() == "flow (dashed: held out)")
+    assert sorted(line.get_linestyle() for line in flow.lines) == ["-", "--"]
+    charts = {one.title: one for one in report_curves(run, config)}
+    assert [line.style for line in charts["flow (dashed: held out)"].lines] == ["line", "held-out"]
+    assert "gradient norm" in charts
 
 
 def test_validation_resumes_bitwise_and_changes_no_weight(tmp_path: Path) -> None:
@@ -100,18 +107,6 @@ def test_validation_settings_may_change_and_old_runs_load(tmp_path: Path) -> Non
     assert list(held_out_values(run)) == [2]
     assert_same(run, train(tmp_path / "straight", "train.steps=3"))
     refused(lambda: train(run, "train.steps=4", *SHARE), "data.validation: null in the run, 0.1 asked for")
-
-
-def test_validation_is_in_curves_and_report(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", *SHARE)
-    rows, config = read_metrics(run), apply_settings(pra.recipe("tiny"), list(SHARE))
-    figure = curves({"run": rows}, panels(rows, config.train.objective))
-    flow = next(axes for axes in figure.axes if axes.get_title() == "flow (dashed: held out)")
-    assert sorted(line.get_linestyle() for line in flow.lines) == ["-", "--"]
-    assert draw_curves(run) is not None
-    charts = {one.title: one for one in report_curves(run, config)}
-    assert [line.style for line in charts["flow (dashed: held out)"].lines] == ["line", "held-out"]
-    assert "gradient norm" in charts
 
 
 # --- overfitting --------------------------------------------------------------------------------------------
