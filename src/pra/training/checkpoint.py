@@ -31,12 +31,8 @@ from pra.utils.files import new_folder
 OPTIMIZER = "optimizer"
 
 
-@contextmanager
-def _single_process_meant() -> Iterator[None]:
-    """A block in which torch does not warn that it saves or loads for a single process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
-        yield
+ALONE = "torch.distributed is disabled, unavailable or uninitialized"
+"""torch's warning that it saves or loads for a single process, which is meant."""
 
 
 class Saver:
@@ -98,7 +94,8 @@ class Saver:
         torch warns in the thread in which it saves, but the filter is set here: filters of warnings belong to all
         threads, and two that change and restore them in turn would mix them up for good.
         """
-        with _single_process_meant(), closing(self):
+        with warnings.catch_warnings(), closing(self):
+            warnings.filterwarnings("ignore", ALONE)
             yield
 
     def close(self) -> None:
@@ -202,7 +199,8 @@ def _read_optimizer(folder: Path, parameters: dict[str, nn.Parameter], world: Wo
             # Of the parameter's shape, and sharded as it is; or a counter.
             same = saved.size == parameter.shape
             tensors[path] = torch.zeros_like(parameter) if same else torch.zeros(saved.size)
-        with _single_process_meant():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ALONE)
             load(tensors, storage_reader=reader, no_dist=world.size == 1)
     except (OSError, KeyError, SafetensorError, CheckpointException) as error:
         reason = reason_of(_cause(error))

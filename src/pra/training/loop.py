@@ -334,10 +334,10 @@ def _check_classes(source: Source, num_classes: int) -> None:
 
 def _check_same_classes(last: Path, model: Model, source: Source) -> None:
     """A label must keep its meaning: class folders may have been renamed."""
-    learnt = weights.read_json(last / weights.CONFIG).get("classes")
+    learnt = weights.read_json(last / weights.CONFIG).get("classes") or []
     if learnt != list(model.classes):
-        pairs = zip(learnt or [], model.classes, strict=False)
-        was, now = next(((a, b) for a, b in pairs if a != b), (learnt, list(model.classes)))
+        pairs = itertools.zip_longest(learnt, model.classes)
+        was, now = next((was, now) for was, now in pairs if was != now)
         problem = (
             f"the classes of {source.name} are not those that {last} learned ({now!r} where it had {was!r}). Restore "
             "them, or use another --run-dir"
