@@ -293,7 +293,7 @@ def test_command_fine_tunes_a_saved_model_without_classes(
         ("--from run", "pra train needs RECIPE, or --data"),
         ("--from run --run-dir new", "no run at new to go on with"),
         ("--from nowhere --data folder:pets", "no run or model at nowhere"),
-        ("--from pets --data folder:pets", "pets is not a run or a model"),
+        ("--from pets --data folder:pets", "pets is neither a run nor a model"),
         ("--from begun --data folder:pets", "the run begun has no checkpoint yet"),
         ("--from run --data folder:nowhere", "nowhere does not exist"),
         ("--from run --data folder:pets --minutes 0", "--minutes 0 must be positive"),

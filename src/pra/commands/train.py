@@ -146,7 +146,9 @@ def _configure(
     if start:
         config, told = fine_tune.configure(start, data, folder, minutes, steps, device)
     else:
-        config, told = own.configure(data, folder, minutes, steps, device)
+        config, told = own.configure(
+            data, folder, "chosen:", lambda survey: own.propose(survey, minutes, steps, device)
+        )
     if begun and minutes is not None:
         kept = f"this one keeps its {config.train.steps} steps, and a larger --steps trains longer"
         told = [*told, f"--minutes {minutes:g} has no effect here, it counts when a run begins: {kept}"]

@@ -59,7 +59,7 @@ def configure(
     if not (folder / weights.CONFIG).exists():
         base = weights.model_folder(start)
         model, run = weights.read_config(base), weights.run_of(base)
-    config, lines = own.begun_or_chosen(folder, data, f"from {start}:", choose)
+    config, lines = own.configure(data, folder, f"from {start}:", choose)
     if config.initial is None or Path(config.initial) != Path(start):  # runs/a/ is runs/a
         config = replace(config, initial=start)  # another start makes another run: training refuses it, and names both
     return config, lines

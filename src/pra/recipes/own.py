@@ -98,17 +98,8 @@ def run_folder(data: str) -> Path:
     return Path("runs") / f"{NAME}-{named_after(data.rpartition(':')[2]) or 'pictures'}"
 
 
-def configure(data: str | None, folder: Path, minutes: float | None, steps: int | None, device: torch.device) -> Choice:
-    """Return the configuration of the run in ``folder``, or choose one (:func:`propose`); and lines that say why.
-
-    Raises:
-        PraError: as :func:`pra.data.survey.look` and :func:`propose`; or there is neither a run nor ``data``.
-    """
-    return begun_or_chosen(folder, data, "chosen:", lambda survey: propose(survey, minutes, steps, device))
-
-
-def begun_or_chosen(folder: Path, data: str | None, heading: str, choose: Callable[[Survey], Choice]) -> Choice:
-    """Return the configuration of the run in ``folder``, or ``choose`` one; and lines for a person.
+def configure(data: str | None, folder: Path, heading: str, choose: Callable[[Survey], Choice]) -> Choice:
+    """Return the configuration of the run in ``folder``, or ``choose`` one for the pictures; and lines for a person.
 
     Raises:
         PraError: as :func:`pra.data.survey.look` and ``choose``; or there is neither a run nor ``data``.

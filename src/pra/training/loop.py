@@ -42,19 +42,18 @@ FAILED = 256
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The result of :func:`train`."""
+    """The result of :func:`train`.
+
+    ``model`` has the EMA weights. ``steps`` are all of the run, ``new_steps`` those of this call: 0 where it had as
+    many as asked for. ``seconds`` and ``skipped``, the corrupt images that all processes passed over, are of this call.
+    """
 
     run: Path
     model: Model
-    """The EMA weights."""
     steps: int
-    """All steps of the run."""
     new_steps: int
-    """Steps of this call; 0 where the run already had as many as asked for."""
     seconds: float
-    """The time of this call."""
     skipped: int
-    """Corrupt images passed over in this call, by all processes."""
 
 
 def train(
