@@ -132,6 +132,13 @@ def test_minutes_of_a_begun_run_have_no_effect(call: Pra, run: Path) -> None:
     assert "--minutes" not in call("train", "--data", "digits", "--run-dir", run).out
 
 
+def test_fine_tuning_another_model_is_refused(call: Pra, trained: Path, pictures: Pictures, tmp_path: Path) -> None:
+    line = ["train", "--from", trained, "--data", pictures("photos"), "--steps", "1", "--run-dir", tmp_path / "run"]
+    answer = call(*line, "--set", "model.image_size=[16,16]")
+    assert answer.is_refusal("model.image_size: [8, 8] there, [16, 16] asked for")
+    assert not (tmp_path / "run").exists()
+
+
 # --- the data's name ----------------------------------------------------------------------------------------
 
 

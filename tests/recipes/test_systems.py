@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from support.refusal import refused
 
 from pra import recipe
 from pra.config import JiTConfig, Solver
@@ -12,11 +11,22 @@ from pra.recipes.systems import SYSTEMS, TOLERANCE, parameters
 
 
 @pytest.mark.parametrize("base", RECIPES)
-def test_systems_have_as_many_parameters_as_their_recipe(base):
-    target = parameters(recipe(base).model)
+def test_systems_are_as_large_as_their_recipe(base):
+    """Pixel systems spend the codec on depth first: one block more would be too many, and the rest widens the head. JiT
+    is as wide as the backbone where some depth fits."""
+    pra, pixel, jit = (recipe(name).model for name in (base, f"{base}:teacher-forced", f"{base}:jit"))
     assert TOLERANCE <= 0.03
     for system in SYSTEMS:
-        assert abs(parameters(recipe(f"{base}:{system}").model) / target - 1) <= TOLERANCE, system
+        assert abs(parameters(recipe(f"{base}:{system}").model) / parameters(pra) - 1) <= TOLERANCE, system
+    assert pixel.backbone.depth > pra.backbone.depth
+    assert pixel.backbone.width == pra.backbone.width
+    assert pixel.head.width >= pra.head.width
+    assert parameters(pixel) <= parameters(pra)
+    assert recipe(f"{base}:x-prediction").model.backbone == pixel.backbone
+    assert isinstance(jit, JiTConfig)
+    assert (jit.class_tokens, jit.transformer.heads) == (pra.class_tokens, pra.backbone.heads)
+    if base != "tiny":  # so small that a block is a quarter of it
+        assert jit.transformer.width == pra.backbone.width
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny:jit"])
@@ -29,35 +39,11 @@ def test_parameters_are_those_of_the_model(name):
     }
 
 
-@pytest.mark.parametrize("base", RECIPES)
-def test_pixel_systems_spend_the_codec_on_depth_first(base):
-    """One block more would be too many; what remains is less than that and widens the head."""
-    pra, pixel = recipe(base).model, recipe(f"{base}:teacher-forced").model
-    assert pixel.backbone.depth > pra.backbone.depth
-    assert pixel.backbone.width == pra.backbone.width
-    assert pixel.head.width >= pra.head.width
-    assert parameters(pixel) <= parameters(pra)
-    assert recipe(f"{base}:x-prediction").model.backbone == pixel.backbone
-
-
-@pytest.mark.parametrize("base", RECIPES)
-def test_jit_is_as_wide_as_the_backbone_where_some_depth_fits(base):
-    pra, run = recipe(base).model, recipe(f"{base}:jit")
-    assert isinstance(run.model, JiTConfig)
-    assert (run.model.class_tokens, run.model.transformer.heads) == (pra.class_tokens, pra.backbone.heads)
-    if base != "tiny":  # so small that a block is a quarter of it
-        assert run.model.transformer.width == pra.backbone.width
-
-
 def test_jit_of_a_large_preset_is_sampled_as_published():
     run = recipe("pra-b-256:jit")
     assert (run.sampling.solver, run.sampling.steps, run.sampling.guidance) == (Solver.HEUN, 50, 2.75)
     assert (run.train.objective.time_mean, run.train.objective.time_std) == (-0.8, 0.8)
     assert run.targets is None
-
-
-def test_system_of_a_system_is_refused():
-    refused(lambda: SYSTEMS["teacher-forced"](recipe("tiny:jit")), code="unsupported", name="tiny:jit")
 
 
 def test_build_model_on_the_meta_device_allocates_nothing():

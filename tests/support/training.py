@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 import pra
 from pra.config import RunConfig, apply_settings
-from pra.method.objectives import Losses, training_losses
+from pra.method import noise
+from pra.method.objectives import Losses, LossInputs, LossTerm, training_losses
 from pra.models.weights import checkpoints
 from pra.training.run import read_metrics
 
@@ -66,3 +67,19 @@ def changed_losses(change: Callable[[int, Losses], Losses]) -> Callable[..., Any
         return change(calls[0], training_losses(*arguments))
 
     return lambda model: losses
+
+
+def edges(known: LossInputs) -> Tensor:
+    """Of the decoded pixels, with a random direction of every image."""
+    assert known.decoded is not None
+    direction = noise.normal(noise.fold(known.keys, 99), known.decoded.shape[-1])
+    return ((known.decoded - known.patches) * direction.unsqueeze(1)).square().mean()
+
+
+def smooth(known: LossInputs) -> Tensor | None:
+    """Only where there are conditions."""
+    return None if known.conditions is None else known.conditions.float().square().mean()
+
+
+TERMS: Mapping[str, LossTerm | tuple[float, Any]] = {"edges": (0.5, edges), "smooth": LossTerm(0.01, smooth)}
+"""A user's terms of the loss."""

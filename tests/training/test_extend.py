@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 import torch
 from support.pages import ROOT, script
 from support.refusal import refused
-from support.training import assert_same, tensors, tiny, train
+from support.training import TERMS, assert_same, edges, smooth, tensors, tiny, train
 from torch import Tensor
 
 import pra
@@ -23,28 +22,12 @@ from pra.data import open_source
 from pra.data.images import ArraySource
 from pra.data.source import SOURCES, check_name
 from pra.evaluation.features import REGISTRY
-from pra.method import noise
-from pra.method.objectives import LossInputs, LossTerm
+from pra.method.objectives import LossInputs
 from pra.training.plots import draw_curves, panels
 from pra.training.run import loss_terms, read_metrics
 from pra.utils import registry
 
 # --- terms of the loss --------------------------------------------------------------------------------------
-
-
-def edges(known: LossInputs) -> Tensor:
-    """Of the decoded pixels, with a random direction of every image."""
-    assert known.decoded is not None
-    direction = noise.normal(noise.fold(known.keys, 99), known.decoded.shape[-1])
-    return ((known.decoded - known.patches) * direction.unsqueeze(1)).square().mean()
-
-
-def smooth(known: LossInputs) -> Tensor | None:
-    """Only where there are conditions."""
-    return None if known.conditions is None else known.conditions.float().square().mean()
-
-
-TERMS: Mapping[str, LossTerm | tuple[float, Any]] = {"edges": (0.5, edges), "smooth": LossTerm(0.01, smooth)}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +115,7 @@ def test_losses_with_compile_change_only_blocks(tmp_path: Path, monkeypatch: pyt
         made.append(function.__name__)
         return function
 
-    monkeypatch.setattr("pra.training.parallel.compiled", compiled)
+    monkeypatch.setattr("pra.training.step.compiled", compiled)
     train(tiny("train.steps=1", "train.compile=true"), tmp_path / "run", losses=TERMS)
     assert set(made) == {"forward"}
 

@@ -217,7 +217,7 @@ def test_second_training_is_refused_and_sigint_saves(tmp_path: Path) -> None:
         refused(lambda: train(tiny(*settings), run), f"process {process.pid} on ", "--run-dir")
         assert pra.load(run).classes == ("a", "b")  # reading is free
         seen = len(steps_logged(run))
-        group.wait_for(lambda: len(steps_logged(run)) > seen + 3)
+        group.wait_for(lambda: len(steps_logged(run)) > seen)
         os.kill(process.pid or 0, signal.SIGINT)
         (outcome,) = group.outcomes(60)
     stopped = reached(run)
@@ -227,7 +227,7 @@ def test_second_training_is_refused_and_sigint_saves(tmp_path: Path) -> None:
     assert last.endswith("pra " + " ".join(line))
     assert "Traceback" not in outcome.error
     for folder in (run, tmp_path / "straight"):
-        train(tiny(*settings, f"train.steps={stopped + 2}"), folder)
+        train(tiny(*settings, f"train.steps={stopped + 2}", "train.checkpoint_every=9999"), folder)
     assert_same(run, tmp_path / "straight")
     assert steps_logged(run) == list(range(1, stopped + 3))
 
@@ -330,11 +330,6 @@ def test_signal_does_not_save_what_is_not_finite(tmp_path: Path, monkeypatch: py
     config = tiny("train.steps=9", "train.log_every=100")
     refused(lambda: train(config, tmp_path / "run"), "no earlier checkpoint", code="diverged", step=2)
     assert not (tmp_path / "run" / "checkpoints").exists()
-
-
-def test_learning_rate_far_too_high_is_refused(tmp_path: Path) -> None:
-    config = tiny("train.steps=9", "train.optimizer.lr=1e30", "train.optimizer.clip=1e30")
-    refused(lambda: train(config, tmp_path / "run"), code="diverged")
 
 
 # --- data and devices ---------------------------------------------------------------------------------------

@@ -64,8 +64,6 @@ def test_settings_of_older_runs_mean_adamw() -> None:
         (["train.optimizer.matrices=Moun"], "'Moun' is unknown; did you mean 'Muon'"),
         (["train.optimizer.matrices=3"], "expected the fields of Muon, got 3"),
         ([MUON, "train.optimizer.matrices.lr=0"], "lr must be positive and finite, got 0"),
-        ([MUON, "train.optimizer.matrices.lr=-1"], "lr must be positive and finite, got -1"),
-        ([MUON, "train.optimizer.matrices.lr=fast"], "lr: expected float, got 'fast'"),
         ([MUON, "train.optimizer.matrices.momentum=1"], "momentum must lie in [0, 1), got 1"),
         ([MUON, "train.optimizer.matrices.rate=1"], "'rate' is unknown"),
         (["train.optimizer.matrices.lr=0.01"], "no setting 'train.optimizer.matrices.lr'"),

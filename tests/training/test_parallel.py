@@ -25,17 +25,16 @@ import torch
 from support import processes
 from support.processes import started
 from support.refusal import refused
-from support.training import assert_same, pictures, steps_logged, tensors, tiny, train
+from support.training import TERMS, assert_same, pictures, steps_logged, tensors, tiny, train
 from torch import Tensor
 from torch.distributed import HashStore
 
 import pra
 from pra.config import TrainConfig
 from pra.data import loader, open_source
-from pra.method import noise
-from pra.method.objectives import LossInputs, LossTerm, losses_of
+from pra.method.objectives import losses_of
 from pra.models import weights
-from pra.training import checkpoint, loop, parallel
+from pra.training import checkpoint, loop, step
 from pra.training.run import read_metrics
 from pra.utils.distributed import World
 
@@ -90,20 +89,6 @@ def models(run: Path) -> dict[str, Tensor]:
 # --- two equal one ------------------------------------------------------------------------------------------
 
 
-def edges(known: LossInputs) -> Tensor:
-    """Of the decoded pixels, with a random direction of every image."""
-    assert known.decoded is not None
-    direction = noise.normal(noise.fold(known.keys, 99), known.decoded.shape[-1])
-    return ((known.decoded - known.patches) * direction.unsqueeze(1)).square().mean()
-
-
-def smooth(known: LossInputs) -> Tensor | None:
-    """Only where there are conditions."""
-    return None if known.conditions is None else known.conditions.float().square().mean()
-
-
-TERMS = {"edges": LossTerm(0.5, edges), "smooth": LossTerm(0.01, smooth)}
-
 ALL = (
     "train.steps=4", "train.objective.class_dropout=0.5", "train.micro_batch_size=2", "train.averages=[0.1]",
     "train.codec_warmup=2", "data.validation=0.1", "train.validate_every=2",
@@ -119,9 +104,10 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
     ("recipe", "common", "own", "losses"),
     [
         ("tiny", ALL, [DDP], TERMS),
-        ("tiny", ALL, [FSDP, SPARED], TERMS),
-        ("tiny", [PARTS, "train.steps=4", "train.codec_warmup=2"], [DDP], None),
-        ("tiny", [MUON, PARTS, "train.steps=4"], [FSDP], None),
+        ("tiny", [*ALL, MUON, PARTS], [FSDP, SPARED], TERMS),
+        slow("tiny", ALL, [FSDP, SPARED], TERMS),
+        slow("tiny", [PARTS, "train.steps=4", "train.codec_warmup=2"], [DDP], None),
+        slow("tiny", [MUON, PARTS, "train.steps=4"], [FSDP], None),
         slow("tiny", ALL, [DDP], None),
         slow("tiny", ALL, [FSDP], None),
         slow("tiny", ["train.codec_warmup=3", "train.steps=20"], [FSDP], None),
@@ -189,7 +175,7 @@ def test_gradients_pass_between_processes_once_a_step() -> None:
     try:
         model: Any = torch.nn.Linear(3, 2)
         settings, losses = TrainConfig(steps=1, batch_size=4), lambda model, x: model(x).sum()
-        shared = parallel.SharedLoss(model, [], losses, settings, World(0, 2), CPU, False)
+        shared = step.SharedLoss(model, [], losses, settings, World(0, 2), CPU, False)
         shared.module.register_comm_hook(None, lambda state, bucket: count(bucket))
         for place in range(1, 5):
             with shared.accumulating(last=place == 4):
@@ -208,13 +194,13 @@ def test_blocks_that_cannot_be_compiled_warn_once(monkeypatch: pytest.MonkeyPatc
 
         return call
 
-    monkeypatch.setattr(parallel, "compiled", compiled)
+    monkeypatch.setattr(step, "compiled", compiled)
     config = tiny("train.compile=true")
     model: Any = pra.PRA(config.model)  # type: ignore[arg-type]
     before = dict(model.named_parameters())
     codes, patches = torch.tensor([1]), torch.zeros(1, 15, 4)
     expected = model.conditions(codes, patches)
-    parallel.SharedLoss(model, [], losses_of(model), config.train, World(), CPU, False, opaque=True)
+    step.SharedLoss(model, [], losses_of(model), config.train, World(), CPU, False, opaque=True)
     with pytest.warns(UserWarning, match="no compiler.*goes on without") as caught:
         assert torch.equal(model.conditions(codes, patches), expected)
     assert len(caught) == 1
@@ -423,7 +409,7 @@ def test_torchrun_restarts_a_job_that_lost_a_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kills", "job"),
     [
-        (2, preempt.Job(30)),
+        (1, preempt.Job(20)),
         slow(20, preempt.Job(400, workers=1)),
         slow(20, preempt.Job(400, (2, 1))),
         slow(20, preempt.Job(400, (2,), "fsdp")),

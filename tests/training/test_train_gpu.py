@@ -21,10 +21,10 @@ from pra.config import Precision, RunConfig, apply_settings
 from pra.method import flow, noise
 from pra.method.objectives import losses_of
 from pra.models import Model, build_model
-from pra.training import parallel
+from pra.training import step as parallel
 from pra.training.optimizer import whole
-from pra.training.parallel import SharedLoss
 from pra.training.run import read_metrics
+from pra.training.step import SharedLoss
 from pra.utils.device import autocast
 from pra.utils.distributed import World
 

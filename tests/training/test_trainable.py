@@ -108,9 +108,7 @@ def test_codec_learns_where_one_of_its_parameters_does() -> None:
     [
         ("tiny", "all-but-codec", ("backbone.", "condition.", "head.", "auxiliary.")),
         ("tiny", "head.*", ("head.",)),
-        ("tiny", "codec.*", ("codec.",)),
         ("tiny", '["auxiliary.bias", "codec.decoder.*"]', ("auxiliary.bias", "codec.decoder.")),
-        ("tiny:teacher-forced", "all-but-codec", ("backbone.", "condition.", "head.", "auxiliary.")),
         ("tiny:jit", "blocks.*", ("blocks.",)),
     ],
 )

@@ -19,11 +19,17 @@ from pra.data import open_source
 from pra.data.held_out import Part
 from pra.evaluation.report.content import curves as report_curves
 from pra.training import validation
-from pra.training.plots import curves, draw_curves, panels
+from pra.training.plots import curves, panels
 from pra.training.run import loss_terms, read_metrics
 from pra.training.validation import overfits
 
 SHARE = ("data.validation=0.1", "train.validate_every=2")
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the held-out images a few are enough."""
+    monkeypatch.setattr(validation, "MOST", 64)
 
 
 def train(folder: Path, *settings: str, recipe: str = "tiny", **more: Any) -> Path:
@@ -40,21 +46,27 @@ def held_out_values(folder: Path) -> dict[float, dict[str, float]]:
 # --- what is measured ---------------------------------------------------------------------------------------
 
 
-def test_validation_terms_are_in_the_lines_of_their_steps(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", "data.validation=test", "train.validate_every=3", "train.log_every=10")
-    assert [row["step"] for row in read_metrics(run)] == [3, 4]
+def test_validation_terms_are_in_lines_curves_and_report(tmp_path: Path) -> None:
+    settings = ("data.validation=test", "train.validate_every=3", "train.log_every=10")
+    run = train(tmp_path / "run", *settings)
+    rows, config = read_metrics(run), apply_settings(pra.recipe("tiny"), list(settings))
+    assert [row["step"] for row in rows] == [3, 4]
     found = held_out_values(run)
     assert list(found) == [3, 4]
-    assert all(
-        list(values) == ["validation_pixel", "validation_flow", "validation_auxiliary"] for values in found.values()
-    )
-    assert loss_terms(read_metrics(run)) == ["pixel", "flow", "auxiliary"]
+    terms = ["pixel", "flow", "auxiliary"]
+    assert all(list(values) == [f"validation_{term}" for term in terms] for values in found.values())
+    assert loss_terms(rows) == terms
+    figure = curves({"run": rows}, panels(rows, config.train.objective))
+    flow = next(axes for axes in figure.axes if axes.get_title() == "flow (dashed: held out)")
+    assert sorted(line.get_linestyle() for line in flow.lines) == ["-", "--"]
+    charts = {one.title: one for one in report_curves(run, config)}
+    assert [line.style for line in charts["flow (dashed: held out)"].lines] == ["line", "held-out"]
+    assert "gradient norm" in charts
 
 
 def test_validation_resumes_bitwise_and_changes_no_weight(tmp_path: Path) -> None:
-    for validation_source in ("0.1", "test"):
-        settings = (f"data.validation={validation_source}", "train.validate_every=2")
-        straight = train(tmp_path / f"straight-{validation_source}", *settings)
+    settings = ("data.validation=test", "train.validate_every=2")
+    straight = train(tmp_path / "straight", *settings)
     train(tmp_path / "resumed", *settings, "train.steps=2")
     resumed = train(tmp_path / "resumed", *settings)
     assert_same(straight, resumed)
@@ -97,18 +109,6 @@ def test_validation_settings_may_change_and_old_runs_load(tmp_path: Path) -> Non
     refused(lambda: train(run, "train.steps=4", *SHARE), "data.validation: null in the run, 0.1 asked for")
 
 
-def test_validation_is_in_curves_and_report(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", *SHARE)
-    rows, config = read_metrics(run), apply_settings(pra.recipe("tiny"), list(SHARE))
-    figure = curves({"run": rows}, panels(rows, config.train.objective))
-    flow = next(axes for axes in figure.axes if axes.get_title() == "flow (dashed: held out)")
-    assert sorted(line.get_linestyle() for line in flow.lines) == ["-", "--"]
-    assert draw_curves(run) is not None
-    charts = {one.title: one for one in report_curves(run, config)}
-    assert [line.style for line in charts["flow (dashed: held out)"].lines] == ["line", "held-out"]
-    assert "gradient norm" in charts
-
-
 # --- overfitting --------------------------------------------------------------------------------------------
 
 
@@ -147,13 +147,12 @@ def test_overfits_is_said_once_and_after_resuming(tmp_path: Path, monkeypatch: p
         assert len([one for one in caught if "training overfits" in str(one.message)]) == expected
 
 
-def test_overfits_few_images_for_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overfits_few_images_for_long_says_so(tmp_path: Path) -> None:
     """A real run on eight pictures, without a codec, whose states would move."""
     source = Part(open_source("digits"), np.arange(8))
     config = tiny(
         "data.validation=test", "train.steps=150", "train.log_every=10", "train.validate_every=10",
         "train.optimizer.lr=0.01", "train.optimizer.ema_decay=0.5", recipe="tiny:teacher-forced",
     )  # fmt: skip
-    monkeypatch.setattr(validation, "MOST", 128)
     with pytest.warns(UserWarning, match="training overfits: validation_flow was lowest at step"):
         pra.train(config, tmp_path / "run", device="cpu", progress=False, source=source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 
 import pytest
@@ -36,3 +37,13 @@ def test_gpu_named_by_number_becomes_current(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("cuda", "cpu", "cuda:1"):
         assert device.pick_device(name) == torch.device(name)
     assert current == [torch.device("cuda", 1)]
+
+
+def test_cores_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 9}, raising=False)
+    assert device.cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert device.cores() == 128
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert device.cores() == 1

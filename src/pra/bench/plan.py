@@ -15,7 +15,7 @@ from pra.evaluation.flops import training_flops
 from pra.method import noise
 from pra.method.objectives import Perceptual, losses_of
 from pra.models import build_model
-from pra.training.parallel import SharedLoss
+from pra.training.step import SharedLoss
 from pra.utils.distributed import ALONE
 
 H200 = 790e12
@@ -49,8 +49,8 @@ class Needs:
 
 def needs_of(run: RunConfig) -> Needs:
     """Count the cost of training, without allocating it. Seconds for the largest model."""
-    perceptual, extra = perceptual_of(run, torch.device("cpu")), perceptual_flops(run)
-    one, two = (saved_bytes(run, images, perceptual) for images in (1, 2))
+    extra = perceptual_flops(run)
+    one, two = (saved_bytes(run, images) for images in (1, 2))
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in build_model(run.model).parameters())
     states = (STATES + len(run.train.averages)) * parameters * torch.float32.itemsize
@@ -97,13 +97,12 @@ def perceptual_flops(run: RunConfig) -> int:
     return int(counter.get_total_flops())
 
 
-def saved_bytes(run: RunConfig, images: int, perceptual: Perceptual | None) -> int:
+def saved_bytes(run: RunConfig, images: int) -> int:
     """Return the bytes that a forward pass over so many images keeps for the backward pass, without the parameters.
 
     Counted on fake CPU tensors without memory; a GPU's kernels keep nearly the same.
     """
-    train = dataclasses.replace(run.train, compile=False)
-    bfloat16 = train.precision is not Precision.FLOAT32
+    train, perceptual = dataclasses.replace(run.train, compile=False), perceptual_of(run, torch.device("cpu"))
     seen: dict[int, Tensor] = {}  # keep the tensors: a freed storage's number is used again
 
     def pack(tensor: Tensor) -> Tensor:
@@ -118,7 +117,7 @@ def saved_bytes(run: RunConfig, images: int, perceptual: Perceptual | None) -> i
         pixels, keys = torch.zeros(images, run.model.channels, *run.model.image_size), noise.keys(0, labels)
         with (
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
+            torch.autocast("cpu", torch.bfloat16, enabled=train.precision is not Precision.FLOAT32),
         ):
             losses(pixels, labels, keys, train.objective, train.rollout, perceptual)
         return sum(tensor.untyped_storage().nbytes() for key, tensor in seen.items() if key not in own)

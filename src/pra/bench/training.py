@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from pra.method import noise
 from pra.method.objectives import Perceptual
 from pra.models import build_model
 from pra.training.averages import build_averages
-from pra.training.step import Step
+from pra.training.step import COMPILE, Step
 from pra.utils.compiler import compiled
 from pra.utils.device import autocast
 
@@ -30,33 +30,12 @@ WARM_UPS = 2
 """Rounds before those that count: libraries choose their kernels, a compiler compiles."""
 
 
-@dataclass(frozen=True)
-class Seconds:
-    """Median and range over the rounds."""
-
-    median: float
-    lowest: float
-    highest: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One step: its time, the parts of it, the memory it took, and the teacher-forced step's time.
-
-    ``parts`` are seconds by name, differences of medians where a part does not run alone. ``memory`` is the peak in
-    bytes: allocated on a CUDA device, elsewhere of this process. ``ratio`` is the step, without LPIPS, over a
-    teacher-forced one of the same backbone, whose time is ``teacher_forced``; both are None for such a step itself.
-    """
-
-    step: Seconds
-    parts: dict[str, float]
-    memory: int
-    teacher_forced: Seconds | None
-    ratio: Seconds | None
+Seconds = dict[str, float]
+"""Over the rounds: ``median``, ``lowest`` and ``highest``."""
 
 
 class SyntheticStep(Step):
-    """A training step on random images, and its parts. The batch of ``run`` is this device's."""
+    """A training step on random images. The batch of ``run`` is this device's."""
 
     def __init__(self, run: RunConfig, device: torch.device, perceptual: Perceptual | None = None) -> None:
         model = build_model(run.model, run.train.seed).to(device)
@@ -66,9 +45,6 @@ class SyntheticStep(Step):
         places = torch.arange(micro, device=device)
         self.images = torch.rand(micro, run.model.channels, *run.model.image_size, device=device) * 2 - 1
         self.labels, self.keys = places % run.model.num_classes, noise.keys(0, places)
-        if run.model.codec is not None:
-            clean: Any = model.clean_conditions
-            self.clean = compiled(clean, "--compile", "leave --compile out") if run.train.compile else clean
 
     def __call__(self, with_perceptual: bool = True) -> None:
         """Do the whole step, or all but LPIPS."""
@@ -80,37 +56,40 @@ class SyntheticStep(Step):
         given = itertools.repeat((self.images, self.labels, self.keys), self.count)
         self.passes(given, self.count, rollout, perceptual)
 
-    def clean_pass(self) -> None:
-        """Compute the conditions of the encoder, of every micro-batch."""
-        for _ in range(self.count):
-            with torch.no_grad(), autocast(self.device, self.train.precision):
-                self.clean(self.labels, self.model.patchify(self.images))
+    def works(self) -> dict[str, Callable[[], object]]:
+        """Return the step, and the parts of it that run alone.
 
-    def distances(self) -> None:
-        """Compute LPIPS of every micro-batch, and its gradient."""
-        assert self.perceptual is not None, "a step without LPIPS"
-        for _ in range(self.count):
-            other = torch.zeros_like(self.images, requires_grad=True)
-            with autocast(self.device, self.train.precision):
-                distance = self.perceptual(other, self.images)
-            torch.autograd.backward(distance.mean())
-
-    def pieces(self) -> dict[str, Callable[[], object]]:
-        """Return what is timed, in this order: after the passes there are gradients to update with."""
-        found: dict[str, Callable[[], object]] = {}
-        codec = self.model.config.codec
-        if codec is not None:
-            if codec.encoder.sees_condition:
-                found["clean pass"] = self.clean_pass
-            found["codec"] = lambda: self.learn(None, None)
+        The update comes after the passes, as it needs their gradients. The codec's pass comes last and leaves its own.
+        """
+        found: dict[str, Callable[[], object]] = {"step": self}
         if self.perceptual is not None:
-            found["LPIPS"] = self.distances
+            found["without LPIPS"] = lambda: self(with_perceptual=False)
         found["passes"] = lambda: self.learn(self.train.rollout, self.perceptual)
+        found["update"] = lambda: self.update(0)
+        codec, model = self.model.config.codec, self.model
+        if codec is not None and codec.encoder.sees_condition:
+            clean: Any = model.clean_conditions
+            clean = compiled(clean, *COMPILE) if self.train.compile else clean
+
+            def conditions() -> None:
+                for _ in range(self.count):
+                    with torch.no_grad(), autocast(self.device, self.train.precision):
+                        clean(self.labels, model.patchify(self.images))
+
+            found["clean pass"] = conditions
+        if codec is not None:
+            found["codec"] = lambda: self.learn(None, None)
         return found
 
 
-def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: Perceptual | None) -> Measured:
+def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: Perceptual | None) -> dict[str, Any]:
     """Time all parts of a step on one device, ``rounds`` times; the batch of ``run`` is the device's.
+
+    Returns:
+        ``step``, its :data:`Seconds`; ``parts``, seconds by name, differences of medians where a part does not run
+        alone; ``memory``, the peak in bytes: allocated on a CUDA device, elsewhere of this process. ``ratio`` is the
+        step, without LPIPS, over a teacher-forced one of the same backbone, which takes ``teacher_forced``
+        :data:`Seconds`; both are None for such a step itself.
 
     Raises:
         PraError: the device's memory is too small, or the compiler fails.
@@ -120,22 +99,31 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
         memory = _memory(own)
         if own.losses.uncompiled:  # a warning is enough for training, not for figures of what is compiled
             raise own.losses.uncompiled
-        other = SyntheticStep(teacher_forced(run), device) if run.model.codec is not None else None
-        pieces = own.pieces()
-        rows = [_round(own, pieces, other) for _ in range(WARM_UPS + rounds)][WARM_UPS:]
+        works = own.works()
+        if run.model.codec is not None:
+            works["teacher-forced"] = SyntheticStep(teacher_forced(run), device)
+        series: dict[str, list[float]] = {name: [] for name in works}
+        for _ in range(WARM_UPS + rounds):
+            for name, work in works.items():
+                series[name].append(timed(work, device))
+            own.optimizer.zero_grad()
     except torch.OutOfMemoryError:
-        micro, count = run.train.micro_batches(1)
-        smaller = "--micro" if count > 1 else "--batch, or a --micro that divides it"
-        problem = f"{micro} images at a time are too many for the memory of {device}. Use a smaller {smaller}"
+        micro, _ = run.train.micro_batches(1)
+        problem = (
+            f"{micro} images at a time are too many for the memory of {device}. Use a smaller --batch, or a smaller "
+            "train.micro_batch_size that divides it"
+        )
         raise PraError(problem, code="too-large", value=micro) from None
-    series = {name: [row[name] for row in rows] for name in rows[0]}
-    return Measured(
-        summary(series["step"]),
-        _parts({name: statistics.median(values) for name, values in series.items()}),
-        memory,
-        summary(series["teacher-forced"]) if other else None,
-        summary([row["alone"] / row["teacher-forced"] for row in rows]) if other else None,
-    )
+    counted = {name: values[WARM_UPS:] for name, values in series.items()}
+    parts = _parts({name: statistics.median(values) for name, values in counted.items()})
+    other, alone = counted.get("teacher-forced"), counted.get("without LPIPS", counted["step"])
+    return {
+        "step": summary(counted["step"]),
+        "parts": parts,
+        "memory": memory,
+        "teacher_forced": summary(other) if other else None,
+        "ratio": summary([a / b for a, b in zip(alone, other, strict=True)]) if other else None,
+    }
 
 
 def teacher_forced(run: RunConfig) -> RunConfig:
@@ -151,32 +139,17 @@ def teacher_forced(run: RunConfig) -> RunConfig:
 
 def summary(values: list[float]) -> Seconds:
     """Return median and range."""
-    return Seconds(statistics.median(values), min(values), max(values))
-
-
-def _round(
-    own: SyntheticStep, pieces: dict[str, Callable[[], object]], other: SyntheticStep | None
-) -> dict[str, float]:
-    """Seconds of everything, each once."""
-    device = own.device
-    row = {"step": timed(own, device)}
-    if other is not None:
-        row["alone"] = row["step"]
-        if own.perceptual is not None:
-            row["alone"] = timed(lambda: own(with_perceptual=False), device)
-        row["teacher-forced"] = timed(other, device)
-    for name, piece in pieces.items():
-        own.optimizer.zero_grad()
-        row[name] = timed(piece, device)
-    row["update"] = timed(lambda: own.update(0), device)
-    return row
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
 def _parts(medians: dict[str, float]) -> dict[str, float]:
     """Seconds by part. The passes run together, so the AR pass is what the other parts leave of them."""
-    clean, codec, distances = (medians.get(name, 0.0) for name in ("clean pass", "codec", "LPIPS"))
-    parts = {"clean pass": clean, "codec": codec - clean, "LPIPS": distances}
-    parts = {name: seconds for name, seconds in parts.items() if seconds}
+    order = ["clean pass", "codec"]
+    parts = {name: medians[name] for name in order if name in medians}
+    if "clean pass" in parts:
+        parts["codec"] -= parts["clean pass"]
+    if "without LPIPS" in medians:
+        parts["LPIPS"] = medians["step"] - medians["without LPIPS"]
     rest = max(0.0, medians["passes"] - sum(parts.values()))
     return parts | {"AR pass" if parts else "passes": rest, "optimiser and average": medians["update"]}
 
@@ -184,10 +157,9 @@ def _parts(medians: dict[str, float]) -> dict[str, float]:
 def _memory(step: SyntheticStep) -> int:
     """Peak bytes of a step that is not the first."""
     step()
-    if step.device.type != "cuda":
-        step()
-        scale = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-    torch.cuda.reset_peak_memory_stats(step.device)
+    if step.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(step.device)
     step()
-    return int(torch.cuda.max_memory_allocated(step.device))
+    if step.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(step.device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -72,7 +72,7 @@ def bench_command(
     dtype = torch.bfloat16 if in_bfloat16(target, arithmetic) else torch.float32
     peak = given if counts else given or measure(target, dtype)
     if counts or peak is None:
-        rows = count(model.config, sampling, batches, dtype.itemsize, peak)
+        rows = [row for size in batches for row in count(model.config, sampling, size, dtype.itemsize, peak)]
     else:
         rows = bench(model, sampling, batches, arithmetic, compile, peak)
     print(_table(rows, peak, dtype))
@@ -83,7 +83,6 @@ def bench_command(
 
 
 def _model(name: str, device: torch.device, settings: Sequence[str]) -> tuple[PRA, SamplingConfig]:
-    """The model of a run or a recipe on a device, and its sampling."""
     if Path(name).expanduser().is_dir():
         model = weights.load(name).to(device)
         sampling = model.sampling
@@ -103,16 +102,14 @@ def _model(name: str, device: torch.device, settings: Sequence[str]) -> tuple[PR
 
 
 def _table(rows: Sequence[Row], peak: Peak | None, dtype: torch.dtype) -> str:
-    """For a person: one image's figures."""
     lines = [f"{'batch':>6} {'part':<9} {'GFLOPs':>10} {'GB':>9} {'floor ms':>10} {'measured ms':>12} {'of floor':>9}"]
     for row in rows:
-        floor = "" if row.floor is None else f"{1000 * row.floor:.4g}"
-        time = "" if row.measured is None else f"{1000 * row.measured:.4g}"
-        share = "" if row.floor is None or row.measured is None else f"{100 * row.floor / row.measured:.0f} %"
-        lines.append(
-            f"{row.batch:>6} {row.part:<9} {row.flops / 1e9:>10.4g} {row.bytes / 1e9:>9.4g} {floor:>10} {time:>12}"
-            f" {share:>9}"
-        )
+        line = f"{row.batch:>6} {row.part:<9} {row.flops / 1e9:>10.4g} {row.bytes / 1e9:>9.4g}"
+        if row.floor is not None:
+            line += f" {1000 * row.floor:>10.4g}"
+        if row.floor is not None and row.measured is not None:
+            line += f" {1000 * row.measured:>12.4g} {100 * row.floor / row.measured:>7.0f} %"
+        lines.append(line)
     name = str(dtype).removeprefix("torch.")
     bound = f", at {peak.flops / 1e12:.4g} TFLOP/s and {peak.bytes / 1e12:.4g} TB/s" if peak else ""
     return "\n".join([f"one image, {name}{bound}", *lines])

@@ -12,8 +12,7 @@ from pra.commands.options import Flag
 from pra.config import to_dict
 from pra.evaluation.flops import sampling_flops, training_flops
 from pra.models import count_parameters
-from pra.recipes import RECIPES
-from pra.recipes.named import recipe_or_run
+from pra.recipes import RECIPES, recipe_or_run
 
 
 def show_command(

@@ -68,7 +68,7 @@ def train_command(
         if recipe_name:
             config = recipe(recipe_name)
         else:  # rank 0 measures, for all
-            config, told = world.run_on_first(lambda: _configure(from_, data, folder, minutes, steps, target, settings))
+            config, told = world.run_on_first(lambda: _configure(from_, data, folder, minutes, steps, target))
             say(*told, sep="\n")
         config = changed(config, {"data.source": data, "train.steps": steps, "train.seed": seed}, settings)
         config, source = _with_data(config, folder, world, say)
@@ -129,16 +129,15 @@ def _configure(
     minutes: float | None,
     steps: int | None,
     device: torch.device,
-    settings: Sequence[str],
 ) -> tuple[RunConfig, list[str]]:
     """Return the configuration of a run without a recipe, and the lines that explain it."""
     begun = (folder / weights.CONFIG).exists()
     if start:
-        if not begun:
-            fine_tune.check_settings(start, settings)  # before the pictures are looked at, and steps are timed
         config, told = fine_tune.configure(start, data, folder, minutes, steps, device)
     else:
-        config, told = own.configure(data, folder, minutes, steps, device)
+        config, told = own.configure(
+            data, folder, "chosen:", lambda survey: own.propose(survey, minutes, steps, device)
+        )
     if begun and minutes is not None:
         kept = f"this one keeps its {config.train.steps} steps, and a larger --steps trains longer"
         told = [*told, f"--minutes {minutes:g} has no effect here, it counts when a run begins: {kept}"]

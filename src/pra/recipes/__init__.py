@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 from pra.config import RunConfig
 from pra.errors import PraError, nearest
+from pra.models.weights import CONFIG
 from pra.recipes.imagenet import pra_b_256, pra_l_256, pra_s_256
 from pra.recipes.small import digits, emoji, fashion, fashion_64, tiny
 from pra.recipes.systems import SYSTEMS
+from pra.training.run import read_run
+from pra.utils.hub import is_address
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "tiny": tiny,
@@ -43,3 +47,16 @@ def recipe(name: str) -> RunConfig:
             raise PraError(f"no system {system!r} for recipe {base!r}{known}", code="unknown", name=system)
         config = SYSTEMS[system](config)
     return dataclasses.replace(config, recipe=name)
+
+
+def recipe_or_run(name: str) -> RunConfig:
+    """Return the configuration of a recipe or of a run."""
+    if is_address(name):
+        raise PraError(f"{name} is a model, not a run. Use a recipe or a run", code="mismatch", name=name)
+    folder = Path(name).expanduser()
+    if (folder / CONFIG).exists() or (folder.is_dir() and name not in RECIPES):
+        return read_run(folder)
+    try:
+        return recipe(name)
+    except PraError as error:
+        raise PraError(f"no run at {name}, and {error}", code="unknown", name=name) from None

@@ -7,15 +7,13 @@ together. The rate is lower, and the average shorter, which would otherwise show
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from pra.config import (
-    AnyModelConfig,
     Clean,
     LearningRate,
     ObjectiveConfig,
@@ -23,13 +21,11 @@ from pra.config import (
     Parallel,
     RunConfig,
     TrainConfig,
-    apply_settings,
 )
-from pra.data.survey import Survey, look
+from pra.data.survey import Survey
 from pra.errors import PraError
 from pra.models import Model, weights
 from pra.recipes import own
-from pra.training.initial import check_same_model
 from pra.training.run import read_run
 
 NAME = "fine-tuned"
@@ -44,47 +40,29 @@ NAMED = 8
 
 def run_folder(start: str, data: str) -> Path:
     """Return ``runs/own-photos-from-flowers`` for ``runs/flowers`` and ``folder:~/photos``."""
-    name = re.sub(r"[^\w.-]+", "-", start.rstrip("/").rpartition("/")[2]).strip("-.")
-    return own.run_folder(data).with_name(f"{own.run_folder(data).name}-from-{name or 'run'}")
+    return own.run_folder(data).with_name(f"{own.run_folder(data).name}-from-{own.named_after(start) or 'run'}")
 
 
 def configure(
     start: str, data: str | None, folder: Path, minutes: float | None, steps: int | None, device: torch.device
-) -> tuple[RunConfig, list[str]]:
+) -> own.Choice:
     """Return the configuration of the run in ``folder``, or choose one (:func:`propose`); and lines that say why.
 
     Raises:
         PraError: as :func:`pra.load`, :func:`pra.data.survey.look` and :func:`propose`; or there is neither a
             run nor ``data``.
     """
-    if (folder / weights.CONFIG).exists():
-        begun = read_run(folder)
-        if begun.initial is None or Path(begun.initial) != Path(start):  # runs/a/ is runs/a
-            # Another start makes another run: training refuses it, and names both.
-            begun = replace(begun, initial=start)
-        return begun, [f"settings: those of {folder}, chosen when it began"]
-    if data is None:
-        problem = f"no run at {folder} to go on with. Name the pictures for {start} with --data folder:PHOTOS"
-        raise PraError(problem, code="missing", path=folder)
-    base = weights.model_folder(start)
-    model, run = weights.read_config(base), weights.run_of(base)
-    survey = look(data)
-    config, reasons = propose(start, model, read_run(run) if run else None, survey, minutes, steps, device)
-    return config, own.told(survey, f"from {start}:", reasons)
 
+    def choose(survey: Survey) -> own.Choice:
+        return propose(start, model, read_run(run) if run else None, survey, minutes, steps, device)
 
-@dataclass(frozen=True)
-class _Adjustable:
-    """The part of a configuration that ``model.*`` settings change."""
-
-    model: AnyModelConfig
-
-
-def check_settings(start: str, settings: Sequence[str]) -> None:
-    """Refuse settings (``"model.image_size=64"``) under which a model cannot begin with the weights of ``start``."""
-    model = weights.read_config(weights.model_folder(start)).config
-    asked = apply_settings(_Adjustable(model), [line for line in settings if line.startswith(("model.", "model="))])
-    check_same_model(start, model, asked.model)
+    if not (folder / weights.CONFIG).exists():
+        base = weights.model_folder(start)
+        model, run = weights.read_config(base), weights.run_of(base)
+    config, lines = own.configure(data, folder, f"from {start}:", choose)
+    if config.initial is None or Path(config.initial) != Path(start):  # runs/a/ is runs/a
+        config = replace(config, initial=start)  # another start makes another run: training refuses it, and names both
+    return config, lines
 
 
 def propose(
@@ -95,7 +73,7 @@ def propose(
     minutes: float | None,
     steps: int | None,
     device: torch.device,
-) -> tuple[RunConfig, list[str]]:
+) -> own.Choice:
     """Choose a configuration that trains the model in ``start`` further with these pictures (:func:`own.propose`).
 
     The weights of ``model`` do not matter. The settings of ``run``, which trained it, are kept, if it is known.
@@ -115,13 +93,17 @@ def propose(
         initial=start,
     )
     if steps is None:
-        config, length = _filled(config, survey, own.MINUTES if minutes is None else minutes, device)
+        config, length = _filled(config, survey, minutes, device)
     else:
         config, length = own.with_steps(config, steps), f"{steps} steps, as asked for"
     rate = f"the rate of {start}" if run else "the usual one for this width"
-    optimizer = config.train.optimizer
+    optimizer, channels = config.train.optimizer, model.config.channels
+    height, width = model.config.image_size
+    fitted = own.fitted(survey, config)
+    if channels != survey.channels:
+        fitted += f", and become {'grey' if channels == 1 else 'coloured'} as the model's"
     return config, [
-        _fitted(model, survey),
+        f"images of {height} x {width} as the model has learnt them: yours are {fitted}",
         _inherited(model.classes, tuple(survey.classes)),
         f"a learning rate of {optimizer.lr:.3g}, {rate} divided by {LOWER}, with a warm-up of {optimizer.warmup_steps}",
         f"samples from an average over the last eighth of the run (EMA {optimizer.ema_decay:.4g}): a longer one would "
@@ -153,10 +135,10 @@ def _training(model: Model, device: torch.device) -> TrainConfig:
     )
 
 
-def _filled(config: RunConfig, survey: Survey, minutes: float, device: torch.device) -> tuple[RunConfig, str]:
+def _filled(config: RunConfig, survey: Survey, minutes: float | None, device: torch.device) -> tuple[RunConfig, str]:
     """With the steps that the time allows, and the words on it."""
     budget, batch = own.seconds_of(minutes), config.train.batch_size
-    config, seconds = own.with_workers(config, survey, device, own.seconds_per_step)
+    config, seconds = own.with_workers(config, survey, device)
     if math.isinf(seconds):
         micro, _ = config.train.micro_batches(1)
         problem = (
@@ -178,32 +160,14 @@ def _guidance(model: Model, survey: Survey) -> float:
     return own.GUIDANCE if model.config.num_classes == 1 else model.sampling.guidance
 
 
-def _fitted(model: Model, survey: Survey) -> str:
-    """What is done to the pictures."""
-    (height, width), channels = model.config.image_size, model.config.channels
-    scaled = "enlarged" if survey.short_side.median < min(height, width) else "scaled"
-    cut = "" if survey.square == survey.opened and height == width else " and cut to the middle"
-    colour = ""
-    if channels == 1 and survey.channels > 1:
-        colour = "; they turn grey, as the model's images are"
-    elif channels > 1 and survey.channels == 1:
-        colour = "; they are grey, and the model's images have colour"
-    return (
-        f"images of {height} x {width} as the model has learnt them: yours, {survey.short_side} pixels on the short "
-        f"side, are {scaled}{cut}{colour}"
-    )
-
-
 def _inherited(old: Sequence[str], new: Sequence[str]) -> str:
     """What becomes of the classes."""
-    kept, fresh = [name for name in new if name in old], [name for name in new if name not in old]
-    gone = [name for name in old if name not in new]
-    parts = [
-        f"kept: {_names(kept)}" if kept else "",
-        f"new, from the model's picture of no class in particular: {_names(fresh)}" if fresh else "",
-        f"given up: {_names(gone)}" if gone else "",
-    ]
-    return "classes " + "; ".join(part for part in parts if part)
+    parts = {
+        "kept": [name for name in new if name in old],
+        "new, from the model's picture of no class in particular": [name for name in new if name not in old],
+        "given up": [name for name in old if name not in new],
+    }
+    return "classes " + "; ".join(f"{what}: {_names(names)}" for what, names in parts.items() if names)
 
 
 def _names(names: Sequence[str]) -> str:

@@ -10,6 +10,8 @@ is in docs/probe.md (``pra probe RUN --test folder:VAL --layers ...``).
 
 from __future__ import annotations
 
+from typing import Any
+
 from pra.config import (
     DataConfig,
     GuidanceSchedule,
@@ -30,50 +32,35 @@ STEPS_PER_EPOCH = IMAGES // BATCH
 
 def pra_s_256() -> RunConfig:
     """PRA-S, 135M parameters, FID 2.58."""
-    targets = Targets(source="arXiv 2606.27978", parameters=135e6, fid_50k=2.58)
-    return _run("pra-s-256", (12, 768, 12), 6, (2, 384), (7, 384, 6), 64, targets)
+    targets = _targets(135e6, 2.58)
+    parts = {"backbone": (12, 768, 12), "head": (6, 768), "encoder": (2, 384), "decoder": (7, 384, 6)}
+    return _run("pra-s-256", targets, micro_batch=64, **parts)
 
 
 def pra_b_256() -> RunConfig:
     """PRA-B, 250M parameters, FID 2.21."""
-    targets = Targets(source="arXiv 2606.27978", parameters=250e6, fid_50k=2.21)
-    return _run("pra-b-256", (24, 768, 12), 6, (2, 768), (5, 768, 12), 32, targets)
+    targets = _targets(250e6, 2.21)
+    parts = {"backbone": (24, 768, 12), "head": (6, 768), "encoder": (2, 768), "decoder": (5, 768, 12)}
+    return _run("pra-b-256", targets, micro_batch=32, **parts)
 
 
 def pra_l_256() -> RunConfig:
     """PRA-L, 511M parameters, FID 1.94, linear probe 68.8 %."""
-    targets = Targets(source="arXiv 2606.27978", parameters=511e6, fid_50k=1.94, linear_probe=0.688)
-    return _run("pra-l-256", (32, 1024, 16), 8, (2, 768), (5, 768, 12), 32, targets)
+    targets = _targets(511e6, 1.94, linear_probe=0.688)
+    parts = {"backbone": (32, 1024, 16), "head": (8, 1024), "encoder": (2, 768), "decoder": (5, 768, 12)}
+    return _run("pra-l-256", targets, micro_batch=32, **parts)
 
 
-def _run(
-    name: str,
-    backbone: tuple[int, int, int],
-    head_depth: int,
-    encoder: tuple[int, int],
-    decoder: tuple[int, int, int],
-    micro_batch: int,
-    targets: Targets,
-) -> RunConfig:
+def _targets(parameters: float, fid_50k: float, **more: float) -> Targets:
+    return Targets(source="arXiv 2606.27978", parameters=parameters, fid_50k=fid_50k, **more)
+
+
+def _run(name: str, targets: Targets, micro_batch: int, **parts: Any) -> RunConfig:
+    source = "imagenet-tar:ILSVRC2012_img_train.tar"
     return RunConfig(
         recipe=name,
-        model=sized(
-            256,
-            3,
-            16,
-            1000,
-            backbone=backbone,
-            head=(head_depth, backbone[1]),
-            state_dim=16,
-            encoder=encoder,
-            decoder=decoder,
-            class_tokens=16,
-            modulations=2,
-            sees_condition=True,
-        ),
-        data=DataConfig(
-            source="imagenet-tar:ILSVRC2012_img_train.tar", flip=True, on_small=OnSmall.UPSCALE, workers=12
-        ),
+        model=sized(256, 3, 16, 1000, state_dim=16, class_tokens=16, modulations=2, sees_condition=True, **parts),
+        data=DataConfig(source=source, flip=True, on_small=OnSmall.UPSCALE, workers=12),
         train=TrainConfig(
             steps=EPOCHS * STEPS_PER_EPOCH,
             batch_size=BATCH,

@@ -56,6 +56,9 @@ GUIDANCE = 1.5
 
 TOO_LARGE = "more memory than the device has"
 
+Choice = tuple[RunConfig, list[str]]
+"""A configuration, and the reasons for it, a sentence each."""
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -84,23 +87,22 @@ PATCHES = {8: 2, 16: 2, 32: 4, 64: 8, 128: 16, 256: 16}
 STATES = {4: 4, 16: 6, 64: 8, 192: 12}
 """Numbers of a state by the most numbers of a patch; of larger patches 16, as in the paper."""
 
-Speed = Callable[[RunConfig, torch.device], float]
-"""Seconds of one training step."""
+
+def named_after(text: str) -> str:
+    """Return the last part of a path or address as a part of a folder's name; empty where nothing is left."""
+    return re.sub(r"[^\w.-]+", "-", text.rstrip("/").rpartition("/")[2]).strip("-.")
 
 
 def run_folder(data: str) -> Path:
     """Return ``runs/own-photos`` for ``folder:~/photos``."""
-    name = re.sub(r"[^\w.-]+", "-", data.rstrip("/").rpartition("/")[2].rpartition(":")[2]).strip("-.")
-    return Path("runs") / f"{NAME}-{name or 'pictures'}"
+    return Path("runs") / f"{NAME}-{named_after(data.rpartition(':')[2]) or 'pictures'}"
 
 
-def configure(
-    data: str | None, folder: Path, minutes: float | None, steps: int | None, device: torch.device
-) -> tuple[RunConfig, list[str]]:
-    """Return the configuration of the run in ``folder``, or choose one (:func:`propose`); and lines that say why.
+def configure(data: str | None, folder: Path, heading: str, choose: Callable[[Survey], Choice]) -> Choice:
+    """Return the configuration of the run in ``folder``, or ``choose`` one for the pictures; and lines for a person.
 
     Raises:
-        PraError: as :func:`pra.data.survey.look` and :func:`propose`; or there is neither a run nor ``data``.
+        PraError: as :func:`pra.data.survey.look` and ``choose``; or there is neither a run nor ``data``.
     """
     if (folder / CONFIG).exists():
         return read_run(folder), [f"settings: those of {folder}, chosen when it began"]
@@ -108,23 +110,12 @@ def configure(
         problem = f"no run at {folder} to go on with. Name a RECIPE, or your own pictures with --data folder:PHOTOS"
         raise PraError(problem, code="missing", path=folder)
     survey = look(data)
-    config, reasons = propose(survey, minutes, steps, device)
-    return config, told(survey, "chosen:", reasons)
+    config, reasons = choose(survey)
+    found = [f"  {line}" for line in survey.lines()]
+    return config, [f"found in {survey.source}:", *found, heading, *(f"  {reason}" for reason in reasons)]
 
 
-def told(survey: Survey, heading: str, reasons: list[str]) -> list[str]:
-    """Return lines for a person: what was found in the pictures, and what was chosen."""
-    return [
-        f"found in {survey.source}:",
-        *(f"  {line}" for line in survey.lines()),
-        heading,
-        *(f"  {r}" for r in reasons),
-    ]
-
-
-def propose(
-    survey: Survey, minutes: float | None, steps: int | None, device: torch.device, speed: Speed | None = None
-) -> tuple[RunConfig, list[str]]:
+def propose(survey: Survey, minutes: float | None, steps: int | None, device: torch.device) -> Choice:
     """Choose a configuration for these pictures, this machine and this time.
 
     Models are tried from the cheapest up, each timed for a second or two. The last one that sees enough images in the
@@ -135,12 +126,7 @@ def propose(
         minutes: that the training may take; :data:`MINUTES` by default.
         steps: of the training, in place of ``minutes``.
         device: to train on.
-        speed: :func:`seconds_per_step` by default.
-
-    Returns:
-        The configuration, of the recipe "own", and the reasons, a sentence each.
     """
-    minutes = MINUTES if minutes is None else minutes
     budget = seconds_of(minutes) if steps is None else math.inf
     batch, longest = batch_size(device), max(EPOCHS * survey.images, FEWEST_IMAGES)
     taken: tuple[RunConfig, float] | None = None
@@ -150,25 +136,27 @@ def propose(
         if taken and rung.images > longest:
             stopped = f"a larger one would need more than {survey.images} pictures"
             break
+        needs = f"the next larger choice ({_size(config)}) needs"
         if taken and steps is not None and rung.images > steps * batch:
-            stopped = f"the next larger choice ({_size(config)}) needs {-(-rung.images // batch):,} steps"
+            stopped = f"{needs} {-(-rung.images // batch):,} steps"
             break
-        config, seconds = with_workers(config, survey, device, speed or seconds_per_step)
+        config, seconds = with_workers(config, survey, device)
         needed = rung.images / batch * seconds
         if taken and needed >= budget:
-            minutes_needed = f"{math.ceil(needed / TRAINING_SHARE / 60):,} minutes" if math.isfinite(needed) else ""
-            stopped = f"the next larger choice ({_size(config)}) needs {minutes_needed or TOO_LARGE}"
+            too_long = f"{math.ceil(needed / TRAINING_SHARE / 60):,} minutes" if math.isfinite(needed) else TOO_LARGE
+            stopped = f"{needs} {too_long}"
             break
         taken = config, seconds
     assert taken, "the ladder has a first rung"
     config, seconds = taken
-    asked = f"--minutes than {minutes:g}" if steps is None else f"--steps than {steps:,}"
+    asked = f"--minutes than {minutes or MINUTES:g}" if steps is None else f"--steps than {steps:,}"
     config = with_steps(config, steps_in(budget, seconds, longest, batch) if steps is None else steps)
-    return config, _reasons(survey, config, seconds, asked, stopped, device)
+    return config, [f"{_size(config)}: {stopped}", *_reasons(survey, config, seconds, asked, device)]
 
 
-def seconds_of(minutes: float) -> float:
-    """Return the seconds of training steps in so many minutes of training."""
+def seconds_of(minutes: float | None) -> float:
+    """Return the seconds of training steps in so many minutes of training, :data:`MINUTES` by default."""
+    minutes = MINUTES if minutes is None else minutes
     if not 0 < minutes < math.inf:
         raise PraError(f"--minutes {minutes:g} must be positive and finite", option="--minutes", value=f"{minutes:g}")
     return minutes * 60 * TRAINING_SHARE
@@ -249,17 +237,13 @@ def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:
 def data_config(survey: Survey) -> DataConfig:
     """Return how one's own pictures are read, and the share that is held out where there are enough."""
     enough = survey.images >= FEWEST_TO_HOLD_OUT and not survey.streamed
-    return DataConfig(
-        source=survey.source,
-        on_small=OnSmall.UPSCALE,
-        on_corrupt=OnCorrupt.SKIP,
-        validation=HELD_OUT if enough else None,
-    )
+    held_out = HELD_OUT if enough else None
+    return DataConfig(source=survey.source, on_small=OnSmall.UPSCALE, on_corrupt=OnCorrupt.SKIP, validation=held_out)
 
 
-def with_workers(config: RunConfig, survey: Survey, device: torch.device, speed: Speed) -> tuple[RunConfig, float]:
+def with_workers(config: RunConfig, survey: Survey, device: torch.device) -> tuple[RunConfig, float]:
     """Add worker processes if reading would slow training down; return the seconds of a step too, with reading."""
-    arithmetic, reading = speed(config, device), survey.seconds_per_image * config.train.batch_size
+    arithmetic, reading = seconds_per_step(config, device), survey.seconds_per_image * config.train.batch_size
     workers = min(8, cores()) if reading > 0.2 * arithmetic else 0
     config = replace(config, data=replace(config.data, workers=workers))
     return config, arithmetic + reading / max(1, workers)
@@ -291,32 +275,32 @@ def _size(config: RunConfig) -> str:
     return f"images of {height} x {width}, a model of {parameters / 1e6:.1f} M parameters"
 
 
-def _reasons(
-    survey: Survey, config: RunConfig, seconds: float, asked: str, stopped: str, device: torch.device
-) -> list[str]:
+def _reasons(survey: Survey, config: RunConfig, seconds: float, asked: str, device: torch.device) -> list[str]:
     model, train = config.model, config.train
-    side, patch, seen = model.image_size[0], model.patch_size, train.steps * train.batch_size
-    scaled = "enlarged" if survey.short_side.median < side else "scaled"
-    shape = "" if survey.square == survey.opened else " and cut to the middle square"
-    reasons = [
-        f"{_size(config)}: {stopped}",
-        f"yours are {survey.short_side} pixels on the short side: they are {scaled}{shape}",
-        ("grey: none that was opened has colour; " if model.channels == 1 else "colour; ")
-        + ("no class folders, so no classes" if survey.unconditional else f"{model.num_classes} classes"),
-        f"{model.num_patches} patches of {patch} x {patch}, each a state of {model.state_dim} numbers",
-        pace(config, survey, seconds, device),
-    ]
-    reading = survey.seconds_per_image * train.batch_size / max(1, config.data.workers)
-    if reading > 0.3 * seconds:
-        reasons.append(f"{reading / seconds:.0%} of that is reading: copies at {2 * side} pixels would train faster")
-    if config.data.validation is not None:
-        held = round(HELD_OUT * survey.images)
-        reasons.append(f"{held} pictures are held out: their loss tells whether training overfits")
-    if survey.images < FEW_PICTURES:
-        reasons.append(f"{survey.images} pictures are few: expect the model to learn them by heart")
-    if seen < FEWEST_IMAGES:
-        reasons.append(f"{seen:,} images seen are few: expect blurs; more {asked} help")
-    return reasons
+    patch, seen, colour = model.patch_size, train.steps * train.batch_size, "grey" if model.channels == 1 else "colour"
+    classes = "no class folders, so no classes" if survey.unconditional else f"{model.num_classes} classes"
+    reading = survey.seconds_per_image * train.batch_size / max(1, config.data.workers) / seconds
+    reasons = {
+        f"yours are {fitted(survey, config)}": True,
+        f"{colour}; {classes}": True,
+        f"{model.num_patches} patches of {patch} x {patch}, each a state of {model.state_dim} numbers": True,
+        pace(config, survey, seconds, device): True,
+        f"{reading:.0%} of that is reading: smaller copies would train faster": reading > 0.3,
+        f"{round(HELD_OUT * survey.images)} pictures are held out: their loss tells whether training overfits": (
+            config.data.validation is not None
+        ),
+        f"{survey.images} pictures are few: expect the model to learn them by heart": survey.images < FEW_PICTURES,
+        f"{seen:,} images seen are few: expect blurs; more {asked} help": seen < FEWEST_IMAGES,
+    }
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def fitted(survey: Survey, config: RunConfig) -> str:
+    """Say how pictures become images of the model's size."""
+    height, width = config.model.image_size
+    scaled = "enlarged" if survey.short_side.median < min(height, width) else "scaled"
+    cut = "" if survey.square == survey.opened and height == width else " and cut to the middle"
+    return f"{survey.short_side} pixels on the short side: they are {scaled}{cut}"
 
 
 def pace(config: RunConfig, survey: Survey, seconds: float, device: torch.device) -> str:

@@ -23,20 +23,8 @@ FASHION = DataConfig(source="idx:/usr/share/datasets/fashion-mnist", fit=Fit.PAD
 
 def tiny() -> RunConfig:
     """A model for tests: every part there, nothing learnt in its 20 steps."""
-    model = sized(
-        8,
-        1,
-        2,
-        10,
-        backbone=(2, 32, 2),
-        head=(2, 32),
-        state_dim=4,
-        encoder=(1, 32),
-        decoder=(1, 32, 2),
-        class_tokens=2,
-        modulations=2,
-        sees_condition=True,
-    )
+    parts = {"backbone": (2, 32, 2), "head": (2, 32), "encoder": (1, 32), "decoder": (1, 32, 2)}
+    model = _of_digits(modulations=2, sees_condition=True, **parts)
     optimizer = OptimizerConfig(lr=1e-3, warmup_steps=5)
     train = TrainConfig(steps=20, batch_size=8, optimizer=optimizer, log_every=5, sample_every=10, checkpoint_every=10)
     sampling = SamplingConfig(guidance=1.5, steps=2)
@@ -45,18 +33,7 @@ def tiny() -> RunConfig:
 
 def digits() -> RunConfig:
     """scikit-learn's 8x8 digits in under three minutes on two CPU cores."""
-    model = sized(
-        8,
-        1,
-        2,
-        10,
-        backbone=(4, 64, 4),
-        head=(2, 64),
-        state_dim=4,
-        encoder=(1, 64),
-        decoder=(2, 64, 4),
-        class_tokens=2,
-    )
+    model = _of_digits(backbone=(4, 64, 4), head=(2, 64), encoder=(1, 64), decoder=(2, 64, 4))
     return _run("digits", model, DataConfig(source="digits"), (2e-3, 100), steps=1200, batch_size=64, log_every=25)
 
 
@@ -101,6 +78,10 @@ def emoji() -> RunConfig:
         rollout=Parallel(t_min=0.6),
         sample_every=1000,
     )
+
+
+def _of_digits(**parts: Any) -> ModelConfig:
+    return sized(8, 1, 2, 10, state_dim=4, class_tokens=2, **parts)
 
 
 def _run(

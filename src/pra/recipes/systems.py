@@ -61,47 +61,47 @@ def parameters(model: AnyModelConfig) -> int:
     return sum(count_parameters(model).values())
 
 
-def _autoregressive(run: RunConfig) -> ModelConfig:
-    if not run.model.autoregressive:
-        raise PraError(
-            f"the systems are changes to a PRA run, not to {run.recipe}", code="unsupported", name=run.recipe
-        )
-    return run.model
+def _changed(run: RunConfig, rollout: Rollout, pixel: Prediction | None = None) -> RunConfig:
+    """With other AR inputs; and with ``pixel``, which the head predicts then, the patch itself as the state."""
+    assert run.model.autoregressive, "the systems are changes to a PRA run"
+    model = run.model if pixel is None else _pixel(run.model, pixel)
+    return replace(run, model=model, train=replace(run.train, rollout=rollout), targets=None)
 
 
-def _inputs(run: RunConfig, rollout: Rollout) -> RunConfig:
-    return replace(run, train=replace(run.train, rollout=rollout), targets=None)
-
-
-def _pixel(run: RunConfig, prediction: Prediction, rollout: Rollout) -> RunConfig:
-    """The patch itself as the state; the codec's parameters go to the backbone's depth, the rest to the head."""
-    base = _autoregressive(run)
+def _pixel(base: ModelConfig, prediction: Prediction) -> ModelConfig:
+    """The codec's parameters go to the backbone's depth, the rest to the head."""
     budget = parameters(base)
     pixel = replace(base, codec=None, head=replace(base.head, prediction=prediction))
-    most = 3 * base.backbone.depth
-    deep = _largest(lambda depth: replace(pixel, backbone=replace(pixel.backbone, depth=depth)), most, budget)
+    deeper = [replace(pixel, backbone=replace(base.backbone, depth=depth)) for depth in (1, 2)]
+    depth, _ = _depth(budget, *map(parameters, deeper))
+    model = replace(pixel, backbone=replace(base.backbone, depth=max(1, depth)))
     step = max(1, base.head.width // HEAD_STEPS)
-    model = _wider_head(deep, step, budget)
-    while parameters(model) < (1 - TOLERANCE) * budget and step > 2:  # where a step is a large part of a small model
+    found = _wider_head(model, step, budget)
+    while parameters(found) < (1 - TOLERANCE) * budget and step > 2:  # where a step is a large part of a small model
         step //= 2
-        model = _wider_head(deep, step, budget)
-    return _inputs(replace(run, model=model), rollout)
+        found = _wider_head(model, step, budget)
+    return found
+
+
+def _depth(budget: int, one: int, two: int) -> tuple[int, float]:
+    """Return the most blocks within ``budget`` parameters, and the exact number: every block has as many."""
+    return 1 + (budget - one) // (two - one), 1 + (budget - one) / (two - one)
 
 
 def _wider_head(model: ModelConfig, step: int, budget: int) -> ModelConfig:
-    most = 4 * model.head.width // step
-    return _largest(lambda count: replace(model, head=replace(model.head, width=count * step)), most, budget)
+    """With the widest head within ``budget`` parameters, a multiple of ``step``."""
 
+    def wider(count: int) -> ModelConfig:
+        return replace(model, head=replace(model.head, width=count * step))
 
-def _largest(configure: Callable[[int], ModelConfig], most: int, budget: int) -> ModelConfig:
-    """``configure(n)`` of the largest ``n`` from 1 to ``most`` within ``budget`` parameters, which grow with ``n``."""
-    sizes = range(1, most + 1)
-    return configure(max(1, bisect.bisect_right(sizes, budget, key=lambda size: parameters(configure(size)))))
+    counts = range(1, 4 * model.head.width // step + 1)
+    return wider(max(1, bisect.bisect_right(counts, budget, key=lambda count: parameters(wider(count)))))
 
 
 def _jit(run: RunConfig) -> RunConfig:
     """The diffusion baseline. Guided by the mean of the PRA run's scales, as it has no raster to raise them along."""
-    base, sampling = _autoregressive(run), run.sampling
+    assert run.model.autoregressive, "the systems are changes to a PRA run"
+    base, sampling = run.model, run.sampling
     guidance = sampling.guidance
     if sampling.schedule is GuidanceSchedule.LINEAR:
         guidance = (1.0 + guidance) / 2
@@ -118,35 +118,29 @@ def _jit(run: RunConfig) -> RunConfig:
 
 def _jit_model(base: ModelConfig) -> JiTConfig:
     budget, heads = parameters(base), base.backbone.heads
+    shared = ("image_size", "channels", "patch_size", "num_classes", "class_tokens")
+    kept = {name: getattr(base, name) for name in shared}
+
+    def of(depth: int, width: int) -> JiTConfig:
+        return JiTConfig(**kept, transformer=TransformerConfig(depth=depth, width=width, heads=heads))
+
     widths = range(4 * heads, 4 * base.backbone.width, 4 * heads)
     for width in sorted(widths, key=lambda width: abs(width - base.backbone.width)):
-        one, two = (parameters(_jit_of(base, depth, width)) for depth in (1, 2))
-        depth = 1 + max(0, round((budget - one) / (two - one)))  # every block has as many
-        if abs(one + (depth - 1) * (two - one) - budget) <= TOLERANCE * budget:
-            return _jit_of(base, depth, width)
-    raise PraError(
-        f"no JiT of {heads} heads has about the {budget} parameters of this recipe's model", code="unsupported"
-    )
-
-
-def _jit_of(base: ModelConfig, depth: int, width: int) -> JiTConfig:
-    return JiTConfig(
-        image_size=base.image_size,
-        channels=base.channels,
-        patch_size=base.patch_size,
-        num_classes=base.num_classes,
-        class_tokens=base.class_tokens,
-        transformer=TransformerConfig(depth=depth, width=width, heads=base.backbone.heads),
-    )
+        _, blocks = _depth(budget, parameters(of(1, width)), parameters(of(2, width)))
+        model = of(max(1, round(blocks)), width)
+        if abs(parameters(model) - budget) <= TOLERANCE * budget:
+            return model
+    problem = f"no JiT of {heads} heads has about the {budget} parameters of this recipe's model"
+    raise PraError(problem, code="unsupported")
 
 
 SYSTEMS: dict[str, Callable[[RunConfig], RunConfig]] = {
-    "teacher-forced": lambda run: _pixel(run, Prediction.VELOCITY, Clean()),
-    "x-prediction": lambda run: _pixel(run, Prediction.DATA, Clean()),
-    "input-noise": lambda run: _pixel(run, Prediction.VELOCITY, Noised(sigma=INPUT_NOISE)),
-    "input-noise-x": lambda run: _pixel(run, Prediction.DATA, Noised(sigma=INPUT_NOISE)),
-    "states": lambda run: _inputs(run, Clean()),
-    "reconstructed": lambda run: _inputs(run, Reconstructed()),
-    "exact": lambda run: _inputs(run, Exact()),
+    "teacher-forced": lambda run: _changed(run, Clean(), Prediction.VELOCITY),
+    "x-prediction": lambda run: _changed(run, Clean(), Prediction.DATA),
+    "input-noise": lambda run: _changed(run, Noised(sigma=INPUT_NOISE), Prediction.VELOCITY),
+    "input-noise-x": lambda run: _changed(run, Noised(sigma=INPUT_NOISE), Prediction.DATA),
+    "states": lambda run: _changed(run, Clean()),
+    "reconstructed": lambda run: _changed(run, Reconstructed()),
+    "exact": lambda run: _changed(run, Exact()),
     "jit": _jit,
 }

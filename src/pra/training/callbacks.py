@@ -1,5 +1,5 @@
 """Callbacks of the training loop: the base class, and the package's own, in the order in which the loop calls them:
-validation, pictures, the user's callbacks, metrics, TensorBoard, final curves, a warning of collapse, the progress bar.
+validation, pictures, the user's callbacks, metrics and curves, a warning of collapse, the progress bar.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ import contextlib
 import importlib.util
 import json
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,6 @@ class Callback:
     Every process calls every hook. Write files and print only where ``trainer.world.is_first``. A hook reads the
     trainer (:class:`pra.training.loop.Trainer` lists its attributes) and does not change it. The time of
     :meth:`on_step` counts as training, unless it is spent in a block of :meth:`pra.training.loop.Trainer.paused`.
-
     An exception in a user's hook ends the run: the loop saves the state, then raises the exception.
     """
 
@@ -107,56 +105,45 @@ class Callbacks:
 
 
 class Metrics(Callback):
-    """Writes ``metrics.jsonl``. Lines after the step that a run resumes from are dropped: their work was lost."""
+    """Writes ``metrics.jsonl``, the same for TensorBoard where it is installed, and ``curves.png`` at the end.
+
+    Lines after the step that a run resumes from are dropped: their work was lost.
+    """
 
     path: Path
+    board: SummaryWriter | None = None
 
     def on_start(self, trainer: Trainer) -> None:
         self.path = trainer.folder / METRICS
         keep_metrics(trainer.folder, trainer.step)
-
-    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        with _disk(self.path):
-            self.write(row)
-
-    def write(self, row: dict[str, float]) -> None:
-        """Append one line to the file."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-class TensorBoard(Callback):
-    """Writes the metrics for TensorBoard too, where it is installed."""
-
-    board: SummaryWriter | None = None
-
-    def on_start(self, trainer: Trainer) -> None:
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=trainer.step + 1)
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        if self.board is not None:
-            with _disk(trainer.folder / "tensorboard"):
-                for name, value in row.items():
-                    if name != "step":
-                        self.board.add_scalar(name, value, int(row["step"]))
+        try:
+            self.write(row)
+            for name, value in row.items():
+                if self.board is not None and name != "step":
+                    self.board.add_scalar(name, value, int(row["step"]))
+        except OSError as error:
+            problem = f"{self.path} cannot be written ({error.strerror}); {last_good(trainer.folder)}; {remedy(error)}"
+            raise PraError(problem, code="unwritable", path=self.path) from None
+
+    def write(self, row: dict[str, float]) -> None:
+        """Append one line to the file."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def on_end(self, trainer: Trainer) -> None:
+        if trainer.new_steps or not (trainer.folder / CURVES).exists():
+            draw_curves(trainer.folder)
 
     def close(self) -> None:
         if self.board:
             with contextlib.suppress(OSError):  # everything is in metrics.jsonl too
                 self.board.close()
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """A block that writes to ``path``."""
-    try:
-        yield
-    except OSError as error:
-        problem = f"{path} cannot be written ({error.strerror}); {last_good(path.parent)}; {remedy(error)}"
-        raise PraError(problem, code="unwritable", path=path) from None
 
 
 class StateWarning(Callback):
@@ -182,75 +169,56 @@ class Bar(Callback):
         self.bar = Progress(total=trainer.config.train.steps, initial=trainer.step, unit="step", desc="train")
 
     def on_step(self, trainer: Trainer) -> None:
-        if self.bar is not None:
-            self.bar.update()
+        assert self.bar is not None, "a run that has not begun"
+        self.bar.update()
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        assert self.bar is not None, "a run that has not begun"
         shown = [f"{name} {row[name]:.3g}" for name in loss_terms([row])[:TERMS_SHOWN]]
-        if self.bar is not None:
-            self.bar.set_postfix_str(", ".join([*shown, f"{row['images_per_second']:.0f} images/s"]))
+        self.bar.set_postfix_str(", ".join([*shown, f"{row['images_per_second']:.0f} images/s"]))
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
 
 
-class Curves(Callback):
-    """Draws ``curves.png`` at the end."""
-
-    def on_end(self, trainer: Trainer) -> None:
-        if trainer.new_steps or not (trainer.folder / CURVES).exists():
-            draw_curves(trainer.folder)
-
-
 class Pictures(Callback):
-    """Draws samples and reconstructions from the average ``ema``. Rank 0 draws for all."""
+    """Draws samples and reconstructions from the average ``ema``. Rank 0 draws for all.
+
+    Every error of drawing is a warning, be it memory or a CUDA graph.
+    """
 
     def on_sample(self, trainer: Trainer) -> None:
         config = trainer.config.model
         with trainer.paused():
             parts = trainer.ema.parts(here=trainer.world.is_first)  # every process takes part in the gathering
             if config.channels in MODES and trainer.world.is_first:
-                with _no_reason_to_stop(trainer.step, "pictures"):
-                    model = trainer.ema.assembled(parts)
-                    with _no_reason_to_stop(trainer.step, "samples"):
-                        _write(trainer.picture("samples"), _samples(trainer, model), GRID_SEEDS)
-                    if config.codec is not None:
-                        with _no_reason_to_stop(trainer.step, "reconstructions"):
-                            pairs = _reconstructions(trainer, model)
-                            _write(trainer.picture("reconstructions"), pairs, len(pairs) // 2)
+                kinds = {"samples": _samples, "reconstructions": _reconstructions}
+                for kind, draw in kinds.items() if config.codec is not None else [("samples", _samples)]:
+                    try:
+                        sheet = contact_sheet(*draw(trainer, trainer.ema.assembled(parts)))
+                        write_atomically(trainer.picture(kind), sheet.save, format="PNG")
+                    except Exception as error:
+                        reason = reason_of(error)
+                        warnings.warn(f"no {kind} are drawn at step {trainer.step}: {reason}", stacklevel=2)
             trainer.world.barrier(patient=True)  # the others wait for rank 0
 
 
-@contextmanager
-def _no_reason_to_stop(step: int, what: str) -> Iterator[None]:
-    """A block of drawing, where every error is a warning, be it memory or a CUDA graph."""
-    try:
-        yield
-    except Exception as error:
-        warnings.warn(f"no {what} are drawn at step {step}: {reason_of(error)}", stacklevel=3)
-
-
-def _samples(trainer: Trainer, model: Model) -> Tensor:
-    """Rows of seeds of up to ten classes."""
+def _samples(trainer: Trainer, model: Model) -> tuple[Tensor, int]:
+    """Rows of seeds of up to ten classes, and the length of a row."""
     count = trainer.config.model.num_classes
     shown = min(GRID_CLASSES, count)
     labels = [c * count // shown for c in range(shown) for _ in range(GRID_SEEDS)]
     sampler = Sampler(model, trainer.config.sampling, trainer.config.train.precision)
-    return sampler.sample(labels, list(range(GRID_SEEDS)) * shown)
+    return sampler.sample(labels, list(range(GRID_SEEDS)) * shown), GRID_SEEDS
 
 
-def _reconstructions(trainer: Trainer, model: Model) -> Tensor:
-    """Real images above, the codec's below."""
+def _reconstructions(trainer: Trainer, model: Model) -> tuple[Tensor, int]:
+    """Real images above, the codec's below; and the length of a row."""
     source, config = trainer.source, trainer.config.model
     count = min(GRID_RECONSTRUCTIONS, len(source))
     apart = 1 if isinstance(source, Streamed) else len(source) // count  # a stream's first: the others lie far behind
     chosen = [place * apart for place in range(count)]
     pixels, labels = load_images(source, chosen, config.image_size, config.channels, trainer.config.data)
     real = from_uint8(pixels).to(trainer.device)
-    return torch.cat([real, model.reconstruct(real, labels.to(trainer.device))])
-
-
-def _write(path: Path, pictures: Tensor, columns: int) -> None:
-    sheet = contact_sheet(pictures, columns)
-    write_atomically(path, sheet.save, format="PNG")
+    return torch.cat([real, model.reconstruct(real, labels.to(trainer.device))]), count

@@ -31,12 +31,8 @@ from pra.utils.files import new_folder
 OPTIMIZER = "optimizer"
 
 
-@contextmanager
-def _single_process_meant() -> Iterator[None]:
-    """A block in which torch does not warn that it saves or loads for a single process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
-        yield
+ALONE = "torch.distributed is disabled, unavailable or uninitialized"
+"""torch's warning that it saves or loads for a single process, which is meant."""
 
 
 class Saver:
@@ -98,7 +94,8 @@ class Saver:
         torch warns in the thread in which it saves, but the filter is set here: filters of warnings belong to all
         threads, and two that change and restore them in turn would mix them up for good.
         """
-        with _single_process_meant(), closing(self):
+        with warnings.catch_warnings(), closing(self):
+            warnings.filterwarnings("ignore", ALONE)
             yield
 
     def close(self) -> None:
@@ -109,11 +106,20 @@ class Saver:
 
     def _write_optimizer(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
         """Begin to write; the tensors are copied when this returns."""
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import async_save
 
-        from pra.training.writer import Writer
+        gpu = self.gpu
 
-        writer = Writer(str(folder), self.gpu)
+        class Writer(HuggingFaceStorageWriter):
+            # torch calls this first in its thread, and looks for "kwargs" by name. It would look for its stream on the
+            # first GPU: on a machine of 8 GPUs seven processes would open a context there, some hundred MB each.
+            def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+                if gpu is not None:
+                    torch.cuda.set_device(gpu)
+                super().set_up_storage_writer(is_coordinator, *args, **kwargs)
+
+        writer = Writer(str(folder), save_distributed=True)
         started = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         assert isinstance(started, Future), "the tensors are not copied yet"
         return started
@@ -193,7 +199,8 @@ def _read_optimizer(folder: Path, parameters: dict[str, nn.Parameter], world: Wo
             # Of the parameter's shape, and sharded as it is; or a counter.
             same = saved.size == parameter.shape
             tensors[path] = torch.zeros_like(parameter) if same else torch.zeros(saved.size)
-        with _single_process_meant():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ALONE)
             load(tensors, storage_reader=reader, no_dist=world.size == 1)
     except (OSError, KeyError, SafetensorError, CheckpointException) as error:
         reason = reason_of(_cause(error))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pra.config import AnyModelConfig, differences, to_dict
+from pra.config import differences, to_dict
 from pra.errors import PraError
 from pra.models import Model, weights
 from pra.utils.provenance import file_sha256
@@ -32,25 +32,10 @@ def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[st
     """
     folder = weights.model_folder(path)
     other = weights.load(folder, average)
-    check_same_model(path, other.config, model.config)
-    tensors = with_classes(other, model.classes)
-    if model.config.has_shortcut and not other.config.has_shortcut:
-        tensors |= _second_head(model, tensors)
-    model.load_state_dict(tensors)
-    file = folder / weights.weights_name(folder, average)
-    return {"from": path, "weights": os.path.abspath(file), "sha256": file_sha256(file)}
-
-
-def check_same_model(path: str, there: AnyModelConfig, asked: AnyModelConfig) -> None:
-    """Check that a model can begin with the weights of another, which lies at ``path``.
-
-    Raises:
-        PraError: they differ in more than their classes and the second head, which the new one may have.
-    """
-    expected = replace(there, num_classes=asked.num_classes)
-    if asked.has_shortcut and expected.autoregressive:
+    expected = replace(other.config, num_classes=model.config.num_classes)
+    if model.config.has_shortcut and expected.autoregressive:
         expected = replace(expected, head=replace(expected.head, shortcut=True))
-    changed = differences(to_dict(expected), to_dict(asked), "model")
+    changed = differences(to_dict(expected), to_dict(model.config), "model")
     if changed:
         differing = "; ".join(changed).replace(" in the run, ", " there, ")
         problem = (
@@ -58,6 +43,12 @@ def check_same_model(path: str, there: AnyModelConfig, asked: AnyModelConfig) ->
             "Leave such settings out, or train from scratch, without --from"
         )
         raise PraError(problem, code="mismatch", path=path, differences=differing)
+    tensors = with_classes(other, model.classes)
+    if model.config.has_shortcut and not other.config.has_shortcut:
+        tensors |= _second_head(model, tensors)
+    model.load_state_dict(tensors)
+    file = folder / weights.weights_name(folder, average)
+    return {"from": path, "weights": os.path.abspath(file), "sha256": file_sha256(file)}
 
 
 def _second_head(model: Model, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

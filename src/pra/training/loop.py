@@ -23,7 +23,7 @@ from pra.method.objectives import TERMS, LossInputs, LossTerm, Perceptual, check
 from pra.models import Model, build_model, weights
 from pra.training import checkpoint
 from pra.training.averages import build_averages
-from pra.training.callbacks import Bar, Callback, Callbacks, Curves, Metrics, Pictures, StateWarning, TensorBoard
+from pra.training.callbacks import Bar, Callback, Callbacks, Metrics, Pictures, StateWarning
 from pra.training.initial import load_initial
 from pra.training.run import COMMON, check_shared, checked_source, write_run
 from pra.training.step import MicroBatch, Step
@@ -42,19 +42,18 @@ FAILED = 256
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The result of :func:`train`."""
+    """The result of :func:`train`.
+
+    ``model`` has the EMA weights. ``steps`` are all of the run, ``new_steps`` those of this call: 0 where it had as
+    many as asked for. ``seconds`` and ``skipped``, the corrupt images that all processes passed over, are of this call.
+    """
 
     run: Path
     model: Model
-    """The EMA weights."""
     steps: int
-    """All steps of the run."""
     new_steps: int
-    """Steps of this call; 0 where the run already had as many as asked for."""
     seconds: float
-    """The time of this call."""
     skipped: int
-    """Corrupt images passed over in this call, by all processes."""
 
 
 def train(
@@ -124,7 +123,7 @@ class Trainer:
         with world.first_alone() if isinstance(config.data.validation, str) else nullcontext():  # indexed once
             self.source, held_out = split(self.whole, config.data, config.train.seed)
         before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
-        after = [Metrics(), TensorBoard(), Curves(), StateWarning(), *([Bar()] if progress else [])]
+        after = [Metrics(), StateWarning(), *([Bar()] if progress else [])]
         self.callbacks = Callbacks(before, callbacks, after if world.is_first else [])
         # Rank 0 picks the checkpoint: on a network file system other ranks may see a stale listing.
         last = world.run_on_first(lambda: weights.newest_checkpoint(folder))
@@ -334,10 +333,10 @@ def _check_classes(source: Source, num_classes: int) -> None:
 
 def _check_same_classes(last: Path, model: Model, source: Source) -> None:
     """A label must keep its meaning: class folders may have been renamed."""
-    learnt = weights.read_json(last / weights.CONFIG).get("classes")
+    learnt = weights.read_json(last / weights.CONFIG).get("classes") or []
     if learnt != list(model.classes):
-        pairs = zip(learnt or [], model.classes, strict=False)
-        was, now = next(((a, b) for a, b in pairs if a != b), (learnt, list(model.classes)))
+        pairs = itertools.zip_longest(learnt, model.classes)
+        was, now = next((was, now) for was, now in pairs if was != now)
         problem = (
             f"the classes of {source.name} are not those that {last} learned ({now!r} where it had {was!r}). Restore "
             "them, or use another --run-dir"

@@ -84,13 +84,11 @@ def snapshots(checkpoint: Path) -> list[Snapshot]:
     if not lengths:
         problem = f"{run} keeps no power-function averages. Train with --set train.averages=[0.05,0.1]"
         raise PraError(problem, code="missing", path=run)
-    until = step_of(checkpoint)
-    kept = [(folder, step_of(folder)) for folder in weights.whole_checkpoints(run)]
     return [
-        Snapshot(folder / weights.average_file(weights.power_name(length)), step, gamma_of(length))
-        for folder, step in kept
+        Snapshot(folder / weights.average_file(weights.power_name(length)), step_of(folder), gamma_of(length))
+        for folder in weights.whole_checkpoints(run)
         for length in lengths
-        if step <= until
+        if step_of(folder) <= step_of(checkpoint)
     ]
 
 

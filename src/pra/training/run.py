@@ -10,6 +10,7 @@ report.html       all of it on a page (pra.evaluation.report)   rollout-gap.json
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -105,8 +106,15 @@ def checked_source(
         )
         raise PraError(problem, code="mismatch", path=folder, losses=known)
     source = source or open_source(config.data.source)
-    if begun:
-        _check_contents(folder, read_run(folder), config, source)
+    known = recorded(folder).get("data")
+    before = read_run(folder).data.source if begun else config.data.source
+    if known and before != config.data.source and (found := contents(source)) != known:
+        other = "others" if found["images"] == known["images"] else f"{found['images']}"
+        problem = (
+            f"{folder} has been trained on {before} ({known['images']} images), and {config.data.source} "
+            f"holds {other}. Use the same images, wherever they lie, or another --run-dir"
+        )
+        raise PraError(problem, code="mismatch", path=folder, source=config.data.source, known=before)
     return source
 
 
@@ -133,36 +141,16 @@ def recorded(folder: Path) -> dict[str, Any]:
 def contents(source: Source) -> dict[str, Any]:
     """Return what identifies data wherever they lie: the number of images, their labels, and the first image.
 
-    Labels are not enough: without classes they are all the same. The first image of a stream is not read.
+    Labels are not enough: without classes they are all the same. The first image is hashed as its file where there is
+    one, as the pixels of a JPEG depend on the decoder's version; that of a stream is not read.
     """
-    labels = hashlib.sha256(source.labels.astype("<i8").tobytes()).hexdigest()
-    return {"images": len(source), "labels_sha256": labels, "first_image_sha256": _first_image(source)}
-
-
-def _first_image(source: Source) -> str | None:
-    """The hash of its file where there is one: pixels of a JPEG depend on the decoder's version."""
-    if isinstance(source, Streamed):
-        return None
-    try:
-        first = source.encoded(0) if isinstance(source, Encoded) else source.image(0).tobytes()
-    except CorruptImage:
-        return None
-    return hashlib.sha256(first).hexdigest()
-
-
-def _check_contents(folder: Path, before: RunConfig, config: RunConfig, source: Source) -> None:
-    """Check that ``source``, which ``config`` names, holds the images of ``before``, the run in ``folder``."""
-    known = recorded(folder).get("data")
-    if before.data.source == config.data.source or not known:
-        return
-    found = contents(source)
-    if found != known:
-        other = "others" if found["images"] == known["images"] else f"{found['images']}"
-        problem = (
-            f"{folder} has been trained on {before.data.source} ({known['images']} images), and {config.data.source} "
-            f"holds {other}. Use the same images, wherever they lie, or another --run-dir"
-        )
-        raise PraError(problem, code="mismatch", path=folder, source=config.data.source, known=before.data.source)
+    first = None
+    if not isinstance(source, Streamed):
+        with contextlib.suppress(CorruptImage):
+            first = source.encoded(0) if isinstance(source, Encoded) else source.image(0).tobytes()
+    hashes = {"labels_sha256": source.labels.astype("<i8").tobytes(), "first_image_sha256": first}
+    found = {name: None if data is None else hashlib.sha256(data).hexdigest() for name, data in hashes.items()}
+    return {"images": len(source), **found}
 
 
 def _may_lie_elsewhere(setting: str, folder: Path, config: RunConfig) -> bool:
@@ -237,7 +225,17 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     """
     path = folder / METRICS
     lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
-    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.endswith("\n")]
+    rows: list[dict[str, float]] = []
+    for number, line in enumerate(lines, start=1):
+        if line.endswith("\n"):
+            try:
+                rows.append(json.loads(line))
+                _ = rows[-1]["step"]
+            except (ValueError, TypeError, KeyError):
+                where = f"{path}, line {number}"
+                problem = f"{where} is damaged. Delete the line and repeat the command"
+                raise PraError(problem, code="unreadable", path=where) from None
+    return rows
 
 
 def loss_terms(rows: Iterable[Mapping[str, float]]) -> list[str]:
@@ -267,16 +265,6 @@ def training_seconds(rows: list[dict[str, float]], batch_size: int, until: int |
 def write_json(path: Path, values: Any) -> None:
     """Write values as indented JSON, whole or not at all."""
     write_atomically(path, lambda file: file.write((json.dumps(values, indent=2) + "\n").encode()))
-
-
-def _row(line: str, where: str) -> dict[str, float]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        row = None
-    if not isinstance(row, dict) or "step" not in row:
-        raise PraError(f"{where} is damaged. Delete the line and repeat the command", code="unreadable", path=where)
-    return row
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
