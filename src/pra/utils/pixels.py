@@ -35,10 +35,12 @@ def to_pil(image: Tensor) -> Image.Image:
     Raises:
         PraError: a channel count that no picture format holds (1, 3 and 4 work).
     """
+    channels = len(image)
+    if channels not in MODES:
+        message = f"an image of {channels} channels has no picture format. Write .npz instead"
+        raise PraError(message, code="unsupported", value=channels)
     array = to_uint8(image).permute(1, 2, 0).cpu().numpy()
-    if array.shape[2] not in MODES:
-        raise PraError(f"an image of {array.shape[2]} channels has no picture format; write .npz instead")
-    return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array, MODES[array.shape[2]])
+    return Image.fromarray(array.squeeze(2) if channels == 1 else array, MODES[channels])
 
 
 def contact_sheet(images: Tensor, columns: int, upscale: int | None = None) -> Image.Image:
