@@ -20,8 +20,7 @@ from pra.config.values import parse_value
 from pra.data.images import Files, Labels, corrupt, not_installed, numbered_classes
 from pra.data.lanes import LANES, PIECES, Lanes
 from pra.errors import PraError, nearest, reason_of
-from pra.utils.files import write_atomically
-from pra.utils.paths import cache_folder, expand
+from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
 
 _WITHOUT = "none"

@@ -18,7 +18,7 @@ from pra.data.images import Labels
 from pra.data.tars import ImageNetTar
 from pra.data.wds import WebDataset
 from pra.errors import PraError, nearest
-from pra.utils.paths import expand
+from pra.utils.files import expand
 from pra.utils.registry import Registry
 
 SPLIT: dict[str, Callable[[str, str, bool], Source]] = {

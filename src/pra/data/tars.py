@@ -18,8 +18,7 @@ import numpy.typing as npt
 
 from pra.data.images import Files, Labels, check_there, corrupt, is_image_name, pack
 from pra.errors import PraError
-from pra.utils.files import write_atomically
-from pra.utils.paths import cache_folder
+from pra.utils.files import cache_folder, write_atomically
 from pra.utils.progress import Progress
 
 _FORMAT = 2

@@ -16,8 +16,7 @@ from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
 from pra.data.images import check_there, is_image_name, not_installed, numbered_classes
 from pra.data.tars import Found, TarIndex, TarSource, load_index, members
 from pra.errors import PraError
-from pra.utils.files import write_atomically
-from pra.utils.paths import cache_folder, expand
+from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
 
 CLASSES, INDEX = "classes.json", "index.json"
