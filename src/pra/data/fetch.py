@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
@@ -20,7 +21,7 @@ from pra.utils.provenance import file_sha256
 
 TIMEOUT = 30.0
 """Seconds that a server may take to answer."""
-_AT_ONCE = 4
+_AT_ONCE, _TRIES = 4, 5
 _PLAIN = {"Accept-Encoding": "identity"}  # a compressed answer has another size and no ranges
 
 
@@ -70,7 +71,8 @@ def name_of(url: str) -> str:
 
 def _hub() -> Any:
     try:
-        import huggingface_hub.file_download
+        import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError as error:
         text = import_failed("fetching data from the web", "huggingface_hub", "wds", error)
         raise PraError(text, "not-installed") from None
@@ -135,15 +137,9 @@ def _fetch(url: str, file: Path, promise: Promise, bar: _Bar) -> None:
     if there and (promise.size is None or there > promise.size):  # it may belong to another file
         part.unlink()
         bar.update(-there)
-        there = 0
-    if there != promise.size:
-        with part.open("ab") as target:
-            try:
-                _hub().file_download.http_get(url, target, resume_size=there, headers=_PLAIN, _tqdm_bar=bar)
-            except Exception as error:
-                if getattr(error, "errno", None):  # the disk's
-                    raise
-                raise _unreachable(url, error) from None
+    with part.open("ab") as target:
+        if target.tell() != promise.size:
+            _download(url, target, bar)
             target.flush()
             os.fsync(target.fileno())
     if promise.size not in (None, part.stat().st_size) or (promise.sha256 and file_sha256(part) != promise.sha256):
@@ -151,6 +147,32 @@ def _fetch(url: str, file: Path, promise: Promise, bar: _Bar) -> None:
         fix = "Fetch it again, or repair it there"
         raise PraError(f"{url} has not the size or SHA-256 that index.json promises. {fix}", "mismatch", url=url)
     part.replace(file)
+
+
+def _download(url: str, target: IO[bytes], bar: _Bar) -> None:
+    """Append the rest of a file; after errors of the server or the connection, try again."""
+    hub, left = _hub(), _TRIES
+    while True:
+        there = target.tell()
+        headers = _PLAIN | ({"Range": f"bytes={there}-"} if there else {})
+        try:
+            # Retries server errors (5xx). Its own retries of connections would begin the file again.
+            answer = hub.utils.http_stream_backoff("GET", url, headers=headers, timeout=TIMEOUT, retry_on_exceptions=())
+            with answer as response:
+                response.raise_for_status()
+                if there and response.status_code != 206:  # a server without ranges
+                    target.seek(0)
+                    target.truncate()
+                    bar.update(-there)
+                for block in response.iter_bytes():
+                    target.write(block)
+                    bar.update(len(block))
+                return
+        except hub.errors.HTTPError as error:
+            left = _TRIES if target.tell() > there else left - 1
+            if hasattr(error, "response") or not left:
+                raise _unreachable(url, error) from None
+            time.sleep(1)
 
 
 def _unreachable(url: str, reason: object) -> PraError:
