@@ -33,10 +33,9 @@ class Promise(NamedTuple):
 
 
 def fetch_all(urls: Sequence[str], folder: Path, promises: Mapping[str, Promise]) -> list[Path]:
-    """Fetch files that are not there yet into a folder, several at once, and return them all.
+    """Fetch the files that a folder lacks, several at once, and return all. An interrupted fetch resumes.
 
-    A file appears under its name when it is whole. An interrupted fetch resumes where it stopped. If several processes
-    call this, one fetches and the others wait.
+    A file appears under its name when it is whole. If several processes call this, one fetches and the others wait.
 
     Raises:
         PraError: a server cannot be reached or refuses, a file is not what was promised, or the disk is full.
@@ -56,11 +55,7 @@ def fetch_all(urls: Sequence[str], folder: Path, promises: Mapping[str, Promise]
 
 def fetch_small(url: str) -> bytes | None:
     """Return the contents of a file, or None if the server does not have or give it."""
-    hub = _hub()
-    try:
-        response = hub.utils.http_backoff("GET", url, headers=_PLAIN, timeout=TIMEOUT)
-    except Exception as error:
-        raise _unreachable(url, error) from None
+    response = _asked("GET", url)
     return bytes(response.content) if response.is_success else None
 
 
@@ -96,7 +91,10 @@ def _fetch_missing(missing: Mapping[Path, str], folder: Path, promises: Mapping[
         promised = list(pool.map(_sized, missing.values(), known))
         there = sum(part.stat().st_size for part in map(_part, missing) if part.exists())
         total = sum(promise.size or 0 for promise in promised)
-        _check_space(folder, total - there)
+        if total - there > (free := shutil.disk_usage(folder).free):
+            problem = f"{(total - there) / 1e9:.1f} GB are to be fetched and {free / 1e9:.1f} GB are free"
+            fix = "Set XDG_CACHE_HOME to a folder on a larger disk, or take fewer shards"
+            raise PraError(f"{folder} lacks space: {problem}. {fix}", "too-large", path=folder)
         with _Bar(desc="fetching", total=total or None, initial=there, unit="B", unit_scale=True) as bar:
             try:
                 list(pool.map(lambda file, promise: _fetch(missing[file], file, promise, bar), missing, promised))
@@ -105,26 +103,23 @@ def _fetch_missing(missing: Mapping[Path, str], folder: Path, promises: Mapping[
                 raise
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        problem = f"{needed / 1e9:.1f} GB are to be fetched and {free / 1e9:.1f} GB are free"
-        fix = "Set XDG_CACHE_HOME to a folder on a larger disk, or take fewer shards"
-        raise PraError(f"{folder} lacks space: {problem}. {fix}", "too-large", path=folder)
-
-
 def _sized(url: str, promise: Promise) -> Promise:
     """Add the size that the server names, if it does; a missing file is noticed before anything is fetched."""
     if promise.size is not None:
         return promise
-    try:
-        response = _hub().utils.get_session().head(url, headers=_PLAIN, timeout=TIMEOUT)
-    except Exception as error:
-        raise _unreachable(url, error) from None
+    response = _asked("HEAD", url, retry_on_status_codes=())
     if response.status_code in (404, 410):
         raise _unreachable(url, f"HTTP {response.status_code}")
     length = response.headers.get("Content-Length") if response.is_success else None
     return promise._replace(size=int(length) if length else None)
+
+
+def _asked(method: str, url: str, **options: Any) -> Any:
+    hub = _hub()
+    try:
+        return hub.utils.http_backoff(method, url, headers=_PLAIN, timeout=TIMEOUT, **options)
+    except Exception as error:
+        raise _unreachable(url, error) from None
 
 
 def _part(file: Path) -> Path:

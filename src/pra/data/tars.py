@@ -154,9 +154,7 @@ def members(
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield an uncompressed tar of ``size`` bytes and each regular file in it.
 
-    Raises:
-        PraError: it is not such a tar; or a member does not fit, a header is broken, or the block of zeros at the end
-            is missing. ``tarfile`` takes the last two for the end.
+    Refuse other files, and what ``tarfile`` takes for the end: a broken header, or a missing block of zeros.
     """
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
