@@ -70,8 +70,8 @@ class Packed(NamedTuple):
 def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed:
     """Write a source's images, in its order, as shards into a new folder; ``workers`` processes read and encode.
 
-    ``classes.json`` beside the shards names the classes; ``index.json`` holds the counts, sizes and SHA-256 of shards, the
-    settings, and the images left out. Until all is done they lie in ``.FOLDER.partial``, where the same call resumes.
+    ``classes.json`` beside the shards names the classes; ``index.json`` has counts, sizes and SHA-256 of the shards,
+    settings and images left out. Until all is done they lie in ``.FOLDER.partial``, where the same call resumes.
 
     Raises:
         PraError: the folder exists, an unfinished packing of another kind is there, an image is corrupt, the disk is
