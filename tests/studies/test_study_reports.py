@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.refusal import refused
 
 from pra.evaluation.flops import sampling_flops, training_flops
 from studies import SETTINGS, STUDIES
@@ -18,8 +20,9 @@ from studies.names import COLOURS, NAMES, in_ranges
 from studies.pairs import paired, two_sided
 from studies.plot_parts import LEAST_SPAN, ticks_between
 from studies.plots_sampling import SOLVERS
-from studies.records import read_rows
+from studies.records import Records, read_rows
 from studies.report import commands, with_shorter, write_report
+from studies.report_probe import by_name, chosen, probe_table
 from studies.settings import SCALES, Scale, base
 from studies.tables import tables
 
@@ -161,6 +164,57 @@ def test_flops_are_counted_beside_pras(monkeypatch: pytest.MonkeyPatch) -> None:
     assert other.sampling == sum(sampling_flops(cells["jit"]).values()) / sum(sampling_flops(run).values())
     assert relative("systems", unknown) is None
     assert relative("unheard-of", pra) is None
+
+
+def test_probe_table_chooses_by_validation() -> None:
+    found = [
+        ("pra", 0, 1, 0.5, 0.7), ("pra", 1, 1, 0.6, 0.7), ("pra", 0, 2, 0.9, 0.6), ("pra", 1, 2, 0.9, 0.6),
+        ("pra", 0, 3, 0.9, 0.9),  # one seed alone decides nothing
+        ("random", 0, 1, 0.3, 0.3), ("pixels", 0, None, 0.8, 0.8),
+    ]  # fmt: skip
+    rows = [dict(zip(("system", "seed", "layer", "top1", "validation"), values, strict=True)) for values in found]
+    rows = [row | {"pooling": row["layer"] and "mean"} for row in rows]
+    rows[5]["value"] = "pra"
+    assert chosen(by_name(rows)["PRA"]).layer == 1
+    _, lines = probe_table(rows)
+    assert [line[0] for line in lines] == ["raw pixels", "PRA", "random weights (PRA)"]
+    assert lines[1][1:4] == ["55.0 % ± 7.1", "1", "mean"]
+    assert lines[0][1:4] == ["80.0 %", "-", "-"]
+
+
+def test_best_guidance_is_that_of_the_mean_over_seeds(tmp_path: Path) -> None:
+    rows = [
+        row("pra", 0, 1.0, 3.0), row("pra", 1, 1.0, 3.2), row("pra", 0, 2.0, 1.0), row("pra", 1, 2.0, 9.0),
+        row("pra", 0, 3.0, 0.1),  # one seed alone decides nothing
+        row("jit", 0, 1.0, 2.0),
+    ]  # fmt: skip
+    pra, jit = groups(rows)
+    assert (pra.guidance, pra.fid, pra.seeds) == (1.0, pytest.approx(3.1), 2)
+    assert pra.spread == pytest.approx(0.1 * 2**0.5)
+    assert (jit.guidance, jit.fid, jit.spread) == (1.0, 2.0, None)
+    readme, picture = write_report(STUDIES["systems"], rows, tmp_path)
+    table = [line for line in readme.read_text().splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[1:3] for line in table[2:4]] == [["2.000", "1"], ["3.100 ± 0.141", "1"]]
+    assert picture.stat().st_size > 1000
+
+
+def test_records_keep_their_rows(tmp_path: Path) -> None:
+    records = Records(tmp_path, "systems")
+    records.replace([row("pra", 1, 1.0, 3.0), row("pra", 0, 1.0, 2.5)])
+    records.replace([row("pra", 1, 1.0, 4.0)])
+    text = (tmp_path / "systems" / "results.csv").read_text()
+    assert [line["fid"] for line in csv.DictReader(text.splitlines())] == ["2.5", "4"]
+    assert Records(tmp_path, "systems").rows == [row("pra", 0, 1.0, 2.5), row("pra", 1, 1.0, 4.0)]
+    varied = [row("pra", 0, 1.0, 2.5) | {"value": value} for value in (0.0, "PRA")]
+    Records(tmp_path, "noise").replace(varied)
+    again = Records(tmp_path, "noise")
+    again.replace(varied)
+    assert [r["value"] for r in again.rows] == [0.0, "PRA"]
+    (known,) = again.known("pra0", "guidance=1.0", "a")  # once, though it stands in three rows
+    assert known["fid"] == 2.5
+    (tmp_path / "systems" / "results.csv").write_text("a,b\n1,2\n")
+    refused(lambda: Records(tmp_path, "systems"), "results.csv", "no table of a study")
+    refused(lambda: Records(tmp_path / "systems" / "results.csv", "noise"), "noise cannot be made", "another place")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------
