@@ -130,7 +130,6 @@ def test_tar_source_keeps_few_files_open(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(tars, "OPEN_FILES", 1)
     for number in range(3):
         (tmp_path / f"{number}.tar").write_bytes(shard(number))
-    source = open_source(f"wds:{tmp_path}")
-    before = len(os.listdir("/proc/self/fd"))
+    source, before = open_source(f"wds:{tmp_path}"), len(os.listdir("/proc/self/fd"))
     assert all(same_jpeg(source.image(index), index) for index in (0, 1, 2, 0, 2, 1))
     assert len(os.listdir("/proc/self/fd")) == before + 1
