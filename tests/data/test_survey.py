@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.data import tar_of
-from support.pictures import flat, picture
+from support.data import flat, noisy, tar_of
 from support.refusal import refused
 
 from pra import cli
@@ -64,9 +63,9 @@ def test_check_command_corrupt_images_fail(damaged: Path, tmp_path: Path, capsys
 
 
 def test_look_describes_a_folder(tmp_path: Path) -> None:
-    picture(tmp_path / "cats" / "a.png", (40, 30))
-    picture(tmp_path / "cats" / "b.png", (10, 60))
-    picture(tmp_path / "dogs" / "c.png", (50, 50))
+    noisy(tmp_path / "cats" / "a.png", (40, 30))
+    noisy(tmp_path / "cats" / "b.png", (10, 60))
+    noisy(tmp_path / "dogs" / "c.png", (50, 50))
     flat(tmp_path / "dogs" / "grey.png", 100, "L")
     flat(tmp_path / "dogs" / "tinted.png", (100, 104, 98))
     flat(tmp_path / "dogs" / "clear.png", (255, 0, 0, 0), "RGBA")
@@ -84,7 +83,7 @@ def test_look_describes_a_folder(tmp_path: Path) -> None:
 
 
 def test_look_of_one_grey_picture(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", (12, 9), "L")
+    noisy(tmp_path / "a.png", (12, 9), "L")
     found = look(f"folder:{tmp_path}")
     assert (found.images, found.unconditional, found.channels) == (1, True, 1)
     assert found.lines() == ["1 pictures without classes", "width 12; height 9; grey"]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.data import PHOTOS, noisy
 from support.files import contents
-from support.pictures import PHOTOS, picture
 from support.refusal import refused
 
 import pra
@@ -177,7 +177,7 @@ def test_command_chooses_trains_and_resumes_as_chosen(
     monkeypatch.chdir(tmp_path)
     for number in range(7):
         mode = ("RGB", "L", "RGBA")[number % 3]
-        picture(Path(f"photos/{number}.png"), (9 + 5 * number, 16), mode, number)
+        noisy(Path(f"photos/{number}.png"), (9 + 5 * number, 16), mode, number)
     Path("photos/broken.png").write_bytes(b"nonsense")
     command = ["--data", "folder:photos", "--set", "train.batch_size=4"]
     code, text = train(*command, "--minutes", "0.05")
@@ -228,7 +228,7 @@ def test_command_bad_input_is_one_line(
     said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    picture(Path("photos/a.png"))
+    noisy(Path("photos/a.png"))
     Path("empty").mkdir()
     before = contents(tmp_path)
     code, text = train(*arguments)
