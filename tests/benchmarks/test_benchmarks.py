@@ -26,7 +26,8 @@ def test_commands_are_timed_each_in_a_folder_of_its_own(tmp_path: Path) -> None:
         ("pip install", [sys.executable, "-c", "import sys; sys.exit('wait\\nno such package')"]),
         ("next", ["no"]),
     ]
-    refused(lambda: first_image.timed(fails, tmp_path), "pip install ended with 1: no such package")
+    (tmp_path / "fails").mkdir()
+    refused(lambda: first_image.timed(fails, tmp_path / "fails"), "pip install ended with 1: no such package")
 
 
 @pytest.mark.parametrize("no_cache", [False, True])

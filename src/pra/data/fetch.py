@@ -145,7 +145,6 @@ def _fetch(url: str, file: Path, promise: Promise, bar: _Bar) -> None:
 
 
 def _download(url: str, target: IO[bytes], bar: _Bar) -> None:
-    """Append the rest of a file; after errors of the server or the connection, try again."""
     hub, left = _hub(), _TRIES
     while True:
         there = target.tell()

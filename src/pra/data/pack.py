@@ -116,7 +116,6 @@ def encode(source: Source, packing: Packing, block: Sequence[int]) -> list[Packa
 
 
 def _encoded(source: Source, packing: Packing, index: int) -> tuple[str, bytes]:
-    """Return an image's kind and file."""
     image, size = source.image(index), packing.size
     own = _KINDS.get(image.format or "")
     kind = packing.format or own or "png"

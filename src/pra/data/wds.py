@@ -109,7 +109,6 @@ def _beside(url: str, name: str) -> str:
 
 
 def _promises(url: str) -> dict[str, Promise]:
-    """Return sizes and SHA-256 from ``index.json``, if there is one."""
     index = _json(url, fetch_small(url)) or {}
     try:
         return {s["url"]: Promise(s.get("filesize"), s.get("sha256")) for s in index.get("shardlist") or ()}
@@ -163,7 +162,6 @@ def _scan(shards: Sequence[Path], classes: list[str] | None) -> TarIndex:
 
 
 def _samples(number: int, path: Path) -> Iterator[Found]:
-    """Yield the images of one shard with their classes."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
     with path.open("rb") as file:

@@ -171,7 +171,6 @@ def join() -> Iterator[World]:
 
 
 def _rendezvous(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
-    """Wait for all ranks; return the world and the store that they share."""
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
