@@ -119,9 +119,7 @@ def open_source(spec: str) -> Source:
         if kind in SPLIT:
             return SPLIT[kind](spec, path, spec.endswith("@test"))
         kind, _, path = spec.partition(":")
-        if kind in _WHOLE:
-            return _WHOLE[kind](spec, path)
-        opened = SOURCES.registered[kind](spec, path)
+        opened = (_WHOLE.get(kind) or SOURCES.registered[kind])(spec, path)
     except OSError as error:
         path, fix = error.filename or spec, "Check its permissions and the disk"
         problem = f"{path} cannot be read ({error.strerror})"

@@ -122,7 +122,8 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if self.size == 1 or not _is_lost_connection(error):
+            lost = "gloo" in str(error) or isinstance(error, torch.distributed.DistError)  # gloo has no class
+            if self.size == 1 or not lost:
                 raise
             raise PraError(LOST, code="lost") from None
 
@@ -252,11 +253,6 @@ def _others_there() -> Iterator[None]:
         yield
     except RuntimeError:
         raise PraError(LOST, code="lost") from None
-
-
-def _is_lost_connection(error: RuntimeError) -> bool:
-    """torch has no error class for gloo; nccl's is ``DistError``."""
-    return "gloo" in str(error) or isinstance(error, torch.distributed.DistError)
 
 
 def _size() -> int:

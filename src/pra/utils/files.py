@@ -105,8 +105,7 @@ def remedy(error: OSError) -> str:
 def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> None:
     """Call ``write(file, **options)`` on a temporary file beside ``path``, then rename it: whole, or not at all.
 
-    Raises:
-        PraError: the disk is full or refuses; nothing is left behind.
+    A disk that is full or refuses is a PraError; nothing is left behind.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,8 +127,7 @@ def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> N
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill, which appears at ``path`` at the end: whole and on the disk, or not at all.
 
-    Raises:
-        PraError: ``path`` exists, or the disk is full or refuses; nothing is left behind.
+    A path that exists, and a disk that is full or refuses, is a PraError; nothing is left behind.
     """
     partial = partial_folder(path)
     try:

@@ -47,7 +47,9 @@ def download(
         known = hub.snapshot_download(
             repo, revision=revision or None, allow_patterns=FILES[:1], tqdm_class=_Silent, **place
         )
-        _check_config(Path(known) / FILES[0], text)
+        if not _is_ours(Path(known) / FILES[0]):
+            problem = "its config.json is not there, or another library's"
+            raise PraError(f"{text} is no model of pra: {problem}", code="unreadable", address=text)
         commit = Path(known).name
         folder = Path(hub.snapshot_download(repo, revision=commit, allow_patterns=FILES, library_name="pra", **place))
     except (hub.errors.HTTPError, OSError, ValueError) as error:
@@ -104,11 +106,8 @@ class _Silent(Progress):
         super().__init__(*args, **options | {"disable": True})
 
 
-def _check_config(path: Path, address: str) -> None:
+def _is_ours(config: Path) -> bool:
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        values = None
-    if not isinstance(values, dict) or not {"format", "model", "sampling"} <= set(values):
-        problem = "its config.json is not there, or another library's"
-        raise PraError(f"{address} is no model of pra: {problem}", code="unreadable", address=address)
+        return {"format", "model", "sampling"} <= set(json.loads(config.read_text()))
+    except (OSError, ValueError, TypeError):
+        return False

@@ -33,8 +33,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _program(path: str) -> list[str]:
-    """Return the program as people type it: its installed path would give away a user's home directory."""
+def _program(path: str) -> list[str]:  # its installed path would give away a user's home directory
     name, package = Path(path).name, Path(path).parent.name
     if name == "__main__.py" and package != "pra":
         return ["python", "-m", package]

@@ -26,12 +26,13 @@ class Registry(Generic[T]):
 
     def add(self, name: str, function: T) -> None:
         """Register a function, or replace one. Refuse a name that is built in or malformed, and what is no function."""
+        subject = f"{self.what} {name!r}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            raise PraError(f"{self.what} {name!r}: the name is malformed. Use letters, digits, _, . and -")
+            raise PraError(f"{subject}: the name is malformed. Use letters, digits, _, . and -", name=name)
         if name in self.built_in:
-            raise PraError(f"{self.what} {name!r} is built in. Choose another name")
+            raise PraError(f"{subject} is built in. Choose another name", code="conflict", name=name)
         if not callable(function):
-            raise PraError(f"{self.what} {name!r}: {function!r} is not callable. Register a function")
+            raise PraError(f"{subject}: {function!r} is not callable. Register a function", name=name)
         self.registered[name] = function
 
     def names(self) -> list[str]:
