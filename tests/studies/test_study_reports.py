@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import math
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.refusal import refused
 
-from pra.evaluation.flops import sampling_flops, training_flops
 from studies import SETTINGS, STUDIES
 from studies.catalogue import only
-from studies.costs import relative
 from studies.groups import groups
 from studies.names import COLOURS, NAMES, in_ranges
 from studies.pairs import paired, two_sided
@@ -23,7 +22,7 @@ from studies.plots_sampling import SOLVERS
 from studies.records import Records, read_rows
 from studies.report import commands, with_shorter, write_report
 from studies.report_probe import by_name, chosen, probe_table
-from studies.settings import SCALES, Scale, base
+from studies.settings import SCALES
 from studies.tables import tables
 
 ROOT = Path(__file__).parents[2]
@@ -108,62 +107,21 @@ def test_variants_are_compared_on_their_own_seeds() -> None:
 # --- tables -----------------------------------------------------------------------------------------------------
 
 
-def test_figures_are_those_at_the_best_guidance() -> None:
-    rows = [row("pra", 0, 1.0, 3.0, kid=0.5, precision=0.1, recall=0.2), row("pra", 0, 2.0, 1.0, kid=0.25, recall=0.5)]
-    rows += [row("pra", 0, 0.0, 0.0, reconstruction_fid=0.75)]
-    del rows[-1]["fid"], rows[-1]["guidance"]
-    (line,) = table(tables(STUDIES["systems"], rows))
-    assert {name: line[name] for name in ("system", "FID", "KID", "precision", "recall", "reconstruction FID")} == {
-        "system": "PRA", "FID": "1.000", "KID": "0.2500", "precision": "-", "recall": "0.500",
-        "reconstruction FID": "0.750",
-    }  # fmt: skip
-    assert line["training FLOPs"] == line["sampling FLOPs"] == "-"  # of a scale that is not the catalogue's
-
-
-def test_the_gap_is_of_seeds_not_of_rows() -> None:
-    rows = [
-        row("pra", seed, 1.0, 5.0 + seed, position=at, condition_gap=0.1 * seed, training_loss=1.0,
-            rollout_loss=1.0 + seed, tokens=4) | ({"input_gap": 0.5} if at else {})
-        for seed in (0, 2) for at in range(4)
-    ]  # fmt: skip
-    (line,) = table(tables(STUDIES["rollout-gap"], rows))
-    assert line == {
-        "system": "PRA", "condition gap, last quarter": "0.1000 ± 0.1414", "input gap, last quarter": "0.5000 ± 0.0000",
-        "flow loss on rollouts": "2.000 ± 1.414", "rollouts / training": "2.000 ± 1.414",
-        "FID, guidance 1": "6.000 ± 1.414", "seeds": "0,2",
-    }  # fmt: skip
-
-
-def test_solvers_have_a_spread() -> None:
-    rows = [row("pra", seed, 1.5, 1.0 + seed, solver="euler", evaluations=4, value="euler") for seed in (0, 1)]
-    rows.append(row("pra, distilled", 0, 1.5, 1.0, solver="shortcut", evaluations=1, value="shortcut"))
-    first, second = table(tables(STUDIES["solver"], rows))
-    assert (first["1"], first["4"], second["1"]) == ("", "1.500 ± 0.707", "1.000")
-    assert second["system"] == "PRA, distilled head"
-
-
-def test_flops_are_counted_beside_pras(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = Scale(
-        name="small", width=16, depth=1, heads=1, codec_depth=1, head_depth=1, steps=2, batch_factor=1, samples=40,
-        guidances=(1.0, 2.0), brief=True,
-    )  # fmt: skip
-    monkeypatch.setitem(SCALES, "small", small)
-    place = {"setting": "digits-16", "scale": "small"}
-    pra, jit, unknown = groups(row(name, 0, 3.0, 1.0, **place) for name in ("pra", "jit", "retired"))
-    (plain,) = groups([row("pra", 0, 1.0, 1.0, **place)])
-    run = base(DIGITS, small)
-    cells = {cell.system: cell.config for cell in STUDIES["systems"].cells(DIGITS, small)}
-    own = relative("systems", pra)
-    assert own is not None
-    assert (own.training, own.sampling) == (1.0, 1.0)
-    without, other = relative("systems", plain), relative("systems", jit)
-    assert without is not None
-    assert other is not None
-    assert without.sampling < 0.7  # no second pass for guidance
-    assert other.training == training_flops(cells["jit"]) / training_flops(run)
-    assert other.sampling == sum(sampling_flops(cells["jit"]).values()) / sum(sampling_flops(run).values())
-    assert relative("systems", unknown) is None
-    assert relative("unheard-of", pra) is None
+@pytest.mark.parametrize("name", ["systems", "noise", "length", "rollout-gap", "probe", "solver"])
+def test_kept_pages_are_those_of_the_kept_rows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables, FLOPs, spreads, commands and provenance of the setting with the fewest rows."""
+    kept = ROOT / "studies" / name
+    rows = read_rows(kept / "results.csv")
+    counts = Counter(row["setting"] for row in rows)
+    chosen = [row for row in rows if row["setting"] == min(counts, key=counts.__getitem__)]
+    monkeypatch.setattr("studies.report.draw", lambda *_: None)
+    for samples in kept.glob("*-samples.jpg"):
+        (tmp_path / samples.name).touch()
+    readme, *_ = write_report(STUDIES[name], chosen, tmp_path)
+    page = (kept / "README.md").read_text().splitlines()
+    lines = readme.read_text().splitlines()
+    assert len(lines) > 10
+    assert [line for line in lines if line not in page] == []
 
 
 def test_probe_table_chooses_by_validation() -> None:
