@@ -19,9 +19,7 @@ def compiled(function: Callable[P, R], what: str, without: str) -> Callable[P, R
     """Return the function, compiled at its first call for the shapes of its arguments.
 
     ``what`` is the setting that asked for it, such as "train.compile", and ``without`` how to do without: "set ...".
-
-    Raises:
-        PraError: at the first call, where the compiler fails.
+    Where the compiler fails, the first call raises a PraError.
     """
     from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 

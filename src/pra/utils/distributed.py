@@ -55,11 +55,7 @@ class World:
         return self.rank == 0
 
     def device(self, name: str | None) -> torch.device:
-        """Return the device of :func:`pick_device`; with several GPUs, this process's own unless the name says which.
-
-        Raises:
-            PraError: as there, or the machine has fewer GPUs than processes.
-        """
+        """Return the device of :func:`pick_device`; of several GPUs, this process's own unless named."""
         if self.size == 1 or name not in (None, "cuda") or not torch.cuda.is_available():
             return pick_device(name)
         if self.local_rank >= (count := torch.cuda.device_count()):
@@ -145,10 +141,7 @@ def join() -> Iterator[World]:
     """Join the world that the environment describes: ``torchrun``'s variables, or this process alone.
 
     Only rank 0 warns. The first rank that fails raises its :class:`PraError` or ``OSError``; the others raise
-    ``SystemExit(2)``, so one line is printed.
-
-    Raises:
-        PraError: the variables are wrong, or the ranks do not find each other.
+    ``SystemExit(2)``, so one line is printed. Wrong variables, and ranks that do not find each other, are a PraError.
     """
     size = _size()
     if size == 1:

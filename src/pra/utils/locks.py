@@ -25,9 +25,7 @@ def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
 
     The operating system holds the lock, so a killed process leaves none. A file system without locks is warned about.
     For the message ``work`` says what is done there ("trained"), and ``fix`` how to avoid it ("choose another --out").
-
-    Raises:
-        PraError: another process works there, or the folder cannot be made.
+    A folder where another process works, or that cannot be made, is a PraError.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
