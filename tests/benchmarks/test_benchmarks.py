@@ -1,12 +1,16 @@
-"""Scripts in ``benchmarks`` that no other test knows: ``first_image.py`` without its installation, ``fine_tune.py``."""
+"""Scripts in ``benchmarks`` that no other test knows: ``first_image.py``, ``fine_tune.py``, ``loaders.py``."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import math
 import sys
 from pathlib import Path
 
 import fine_tune
 import first_image
+import loaders
 import pytest
 from PIL import Image
 from support.refusal import refused
@@ -18,14 +22,12 @@ def test_commands_are_timed_each_in_a_folder_of_its_own(tmp_path: Path) -> None:
     seconds = first_image.timed(steps, tmp_path)
     assert list(seconds) == ["slow", "again"]
     assert seconds["slow"] > max(0.3, seconds["again"])
-
-
-def test_a_command_that_fails_is_told(tmp_path: Path) -> None:
-    steps = [
+    fails = [
         ("pip install", [sys.executable, "-c", "import sys; sys.exit('wait\\nno such package')"]),
         ("next", ["no"]),
     ]
-    refused(lambda: first_image.timed(steps, tmp_path), "pip install ended with 1: no such package")
+    (tmp_path / "fails").mkdir()
+    refused(lambda: first_image.timed(fails, tmp_path / "fails"), "pip install ended with 1: no such package")
 
 
 @pytest.mark.parametrize("no_cache", [False, True])
@@ -64,3 +66,23 @@ def test_fine_tuning_and_training_from_nothing_are_measured_alike(
     assert abs(pixel[0] - pixel[1]) < abs(pixel[0] - pixel[2])  # two steps change a trained codec but little
     assert (out / "rate-10-2" / "config.json").exists()
     assert not (out / "rate-10-2" / "samples").exists()
+
+
+def test_loaders_measure_every_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    loaders.main(images=8, images_per_second=(500.0, 4000.0), repeats=1, out=tmp_path / "rates.json")
+    figures = json.loads((tmp_path / "rates.json").read_text())
+    expected = ["folder", "imagenet-tar", "wds", "wds, packed with --size 256"]
+    if importlib.util.find_spec("datasets"):
+        expected += ["hf", "hf, streaming"]
+    assert list(figures["sources"]) == expected
+    assert 90 < figures["kilobytes"] < 130  # as ImageNet's
+    assert figures["hardware"]["threads"] == 1
+    lines = {line[:28].strip(): line.split() for line in capsys.readouterr().out.splitlines()}
+    for name, found in figures["sources"].items():
+        rate = found["medians"]["recipe"]
+        assert found["images_per_core_second"]["recipe"] == [rate]
+        assert found["cores_for_images_per_second"] == {"500": math.ceil(500 / rate), "4000": math.ceil(4000 / rate)}
+        assert lines[name][-2:] == [str(count) for count in found["cores_for_images_per_second"].values()]

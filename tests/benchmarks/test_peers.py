@@ -30,7 +30,7 @@ there = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
@@ -47,8 +47,8 @@ def calls(model: nn.Module, images: int = 2) -> tuple[int, torch.Tensor]:
 
 
 @there
-@pytest.mark.parametrize("evaluations", [2, 6, 30])
-def test_the_flow_model_has_our_sizes_and_evaluations(evaluations: int) -> None:
+@pytest.mark.parametrize("evaluations", [2, 30])
+def test_peers_have_our_sizes_and_evaluations(evaluations: int) -> None:
     model = flow_model(SQUARE, evaluations)
     asked, pictures = calls(model)
     assert asked == SQUARE.num_patches * evaluations
@@ -61,34 +61,18 @@ def test_the_flow_model_has_our_sizes_and_evaluations(evaluations: int) -> None:
     attentions = [m for m in inner.transformer.modules() if type(m).__name__ == "Attention"]
     assert [a.heads for a in attentions] == [SQUARE.backbone.heads] * SQUARE.backbone.depth
     assert attentions[0].to_q.weight.shape == (SQUARE.backbone.width, SQUARE.backbone.width)
-
-
-@there
-@pytest.mark.parametrize("evaluations", [3, 29])
-def test_the_diffusion_model_has_our_evaluations(evaluations: int) -> None:
-    assert calls(diffusion_model(SQUARE, evaluations))[0] == SQUARE.num_patches * evaluations
-
-
-@there
-def test_the_flow_model_decodes_with_its_cache() -> None:
-    """What docs/performance.md says of it: a token a step goes through its transformer."""
-    model = flow_model(SQUARE, 2)
-    lengths: list[int] = []
-    first = next(m for m in model.model.transformer.modules() if type(m).__name__ == "Attention")
-    first.to_q.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
+    assert calls(diffusion_model(SQUARE, evaluations + 1))[0] == SQUARE.num_patches * (evaluations + 1)
+    lengths: list[int] = []  # its transformer sees a token a step, as docs/performance.md says
+    attentions[0].to_q.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
     model.sample(batch_size=1)
     assert lengths == [1] * SQUARE.num_patches
+    refused(lambda: flow_model(LEARNED, 2), "square images, not 6x8")
 
 
-def test_evaluations_and_sizes_that_they_have_not() -> None:
+def test_peers_without_such_evaluations_are_refused() -> None:
     refused(lambda: flow_model(SQUARE, 5), "5 is not even")
     refused(lambda: flow_model(SQUARE, 0), "0 is not even")
     refused(lambda: diffusion_model(SQUARE, 4), "odd number of at least 3, not 4")
-
-
-@there
-def test_others_make_square_images() -> None:
-    refused(lambda: flow_model(LEARNED, 2), "square images, not 6x8")
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +82,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @there
-def test_every_row_of_a_run(capsys: pytest.CaptureFixture[str], threads: None) -> None:
+def test_every_row_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     peers.main("tiny", batch="1,2", threads="1", evaluations=2 * 2, repeats=1)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len(found["results"]) == 18
@@ -107,7 +91,7 @@ def test_every_row_of_a_run(capsys: pytest.CaptureFixture[str], threads: None) -
     assert {row["evaluations"] for row in found["results"] if row["name"] == "diffusion model"} == {3}
 
 
-def test_a_run_of_what_has_no_patches_in_a_row(threads: None) -> None:
+def test_a_run_of_what_has_no_patches_in_a_row() -> None:
     refused(lambda: peers.main("tiny:jit", threads="1"), "generates no patch after another")
 
 
@@ -155,13 +139,18 @@ def test_sphere_ar_from_a_checkout(checkout: Path) -> None:
     path = list(sys.path)
     model = sphere_ar.sphere_ar(checkout, SQUARE)
     assert sys.path == path
-    sizes = model.sizes
-    assert (sizes["dim"], sizes["n_layer"], sizes["n_head"]) == (32, 2, 2)
-    assert (sizes["diff_dim"], sizes["diff_layers"], sizes["diff_adanln_layers"]) == (24, 2, 2)
-    assert (sizes["latent_dim"], sizes["resolution"] // sizes["patch_size"]) == (5, 3)
+    names = ("dim", "n_layer", "n_head", "diff_dim", "diff_layers", "diff_adanln_layers", "latent_dim")
+    assert [model.sizes[name] for name in names] == [32, 2, 2, 24, 2, 2, 5]
+    assert model.sizes["resolution"] // model.sizes["patch_size"] == 3
     labels = torch.zeros(2, dtype=torch.int64)
     assert model.sample(labels, sample_steps=3, cfg_scale=1.5).unique() == 2
     assert sphere_ar.tokens_alone(model).sample(labels, sample_steps=3, cfg_scale=1.5).unique() == 1
+    refused(lambda: sphere_ar.sphere_ar(checkout / "nothing", SQUARE), "is no checkout of SphereAR")
+    refused(lambda: sphere_ar.sphere_ar(checkout, PIXEL), "generates states on a square grid")
+    (checkout / "SphereAR" / "model.py").write_text("import a_package_that_is_not_there")
+    for name in [name for name in sys.modules if name.startswith("SphereAR")]:
+        del sys.modules[name]
+    refused(lambda: sphere_ar.sphere_ar(checkout, SQUARE), "cannot be used: ModuleNotFoundError")
 
 
 def test_attention_in_place_of_flash_attention() -> None:
@@ -172,13 +161,6 @@ def test_attention_in_place_of_flash_attention() -> None:
         seen = scores.masked_fill(hidden, -torch.inf) if causal else scores
         expected = torch.einsum("bhqk,bkhd->bqhd", seen.softmax(-1), v)
         torch.testing.assert_close(sphere_ar._attention(q, k, v, causal=causal), expected)
-
-
-def test_a_checkout_that_will_not_do(checkout: Path, tmp_path: Path) -> None:
-    refused(lambda: sphere_ar.sphere_ar(tmp_path / "nothing", SQUARE), "is no checkout of SphereAR")
-    refused(lambda: sphere_ar.sphere_ar(checkout, PIXEL), "generates states on a square grid")
-    (checkout / "SphereAR" / "model.py").write_text("import a_package_that_is_not_there")
-    refused(lambda: sphere_ar.sphere_ar(checkout, SQUARE), "cannot be used: ModuleNotFoundError")
 
 
 # --- quality --------------------------------------------------------------------------------------------------

@@ -49,8 +49,7 @@ class Web:
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     """A server with two shards of the images 0 to 4, and the names of their classes."""
-    constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub is in the extra 'wds'")
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is in the extra 'wds'")
     monkeypatch.setattr(time, "sleep", lambda _: None)  # between two tries
     files = {"/d/a-0.tar": shard(0, 1, 2), "/d/a-1.tar": shard(3, 4), "/d/classes.json": b'["cat", "dog", "emu"]'}
     state = Web(files=files)
@@ -108,10 +107,10 @@ def test_web_shards_are_fetched_once(web: Web, cache: Path, capfd: pytest.Captur
     assert left - {".lock"} == {"a-0.tar", "a-1.tar", "classes.json"}
 
 
-def test_web_broken_connections_resume(web: Web) -> None:
-    web.faults = [("cut", 1000), ("cut", 2000)]
+def test_web_broken_connections_and_server_errors_resume(web: Web) -> None:
+    web.faults = [("status", 503), ("cut", 1000), ("status", 500), ("cut", 2000)]
     assert same_jpeg(web.open().image(2), 2)
-    assert [wanted for _, wanted in web.gets] == [None, "bytes=1000-", "bytes=3000-"]
+    assert [wanted for _, wanted in web.gets] == [None] * 2 + ["bytes=1000-"] * 2 + ["bytes=3000-"]
 
 
 @pytest.mark.parametrize(("ranges", "head"), [(False, 200), (True, 403), (True, 405), (True, 503)])
@@ -124,8 +123,9 @@ def test_web_failed_fetch_resumes_with_the_next_command(web: Web, cache: Path) -
     web.faults = [("cut", 1000), *[("cut", 0)] * 20]
     web.refused("the same command resumes")
     assert 2 < len(web.gets) < 20
-    web.faults = [("status", 503)]
+    web.faults = [("status", 503)] * 20
     web.refused("HTTP 503")
+    web.faults.clear()
     assert not list(cache.rglob("a-0.tar"))
     web.asked.clear()
     assert len(web.open()) == 3
@@ -141,7 +141,7 @@ def test_web_refusals_are_one_line(web: Web, cache: Path, monkeypatch: pytest.Mo
         refused(lambda name=name: open_source(f"wds:{name}"), code="invalid", name=f"wds:{name}")
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     refused(web.open, "0.0 GB are free", "XDG_CACHE_HOME", code="too-large")
-    monkeypatch.setitem(sys.modules, "huggingface_hub.file_download", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", None)
     refused(web.open, install_command("wds"), code="not-installed")
     assert not list(cache.rglob("*.tar"))
 

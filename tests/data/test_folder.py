@@ -61,16 +61,17 @@ def test_folder_bad_input_is_refused(animals: Path, tmp_path: Path) -> None:
 
 
 def test_folder_that_cannot_be_listed_is_refused(animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scandir = os.scandir
-    for closed in (animals, animals / "cat/deep"):
+    scandir, closed = os.scandir, [animals]
 
-        def denied(path: Path, closed: Path = closed) -> object:
-            if Path(path) == closed:
-                raise PermissionError(13, "Permission denied", str(path))
-            return scandir(path)
+    def denied(path: Path) -> object:
+        if Path(path) == closed[-1]:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
 
-        monkeypatch.setattr(os, "scandir", denied)
-        refused(lambda: open_source(f"folder:{animals}"), "Permission denied", code="unreadable", path=closed)
+    monkeypatch.setattr(os, "scandir", denied)
+    for folder in (animals, animals / "cat/deep"):
+        closed.append(folder)
+        refused(lambda: open_source(f"folder:{animals}"), "Permission denied", code="unreadable", path=folder)
 
 
 def test_folder_corrupt_images_are_named(animals: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -45,27 +44,21 @@ def test_split_names_the_test_split_or_another_source(tmp_path: Path) -> None:
     assert own_test_split("idx:fashion") == "idx:fashion@test"
 
 
-@pytest.mark.parametrize(
-    ("given", "parts"),
-    [
-        ("digits", ("'digits' is the training source",)),
-        ("emojy", ("'emojy' is unknown", "did you mean 'emoji'")),
-        (0.9999, ("0.9999", "has 1498 images", "smaller share")),
-    ],
-)
-def test_split_bad_held_out_images_are_refused(given: Any, parts: Sequence[str]) -> None:
-    source = open_source("digits")
-    refused(lambda: split(source, DataConfig(source="digits", validation=given), 0), *parts)
-
-
-def test_split_other_classes_and_no_test_split_are_refused(tmp_path: Path) -> None:
+def test_split_bad_held_out_images_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         open_source("digits").image(0).save(tmp_path / name / "0.png")
-    name = f"folder:{tmp_path}"
-    refused(lambda: split(open_source("digits"), DataConfig(source="digits", validation=name), 0), "other classes")
-    refused(lambda: split(open_source(name), DataConfig(source=name, validation="test"), 0), "has no test split")
-    refused(lambda: own_test_split("digits@test"), "has no test split")
+    folder = f"folder:{tmp_path}"
+    for source, validation, part, code in (
+        ("digits", "digits", "is the training source", "conflict"),
+        ("digits", "emojy", "did you mean 'emoji'", "unknown"),
+        ("digits", 0.9999, "has 1498 images", "invalid"),
+        ("digits", folder, "other classes", "mismatch"),
+        (folder, "test", "has no test split", "unsupported"),
+    ):
+        config, opened = DataConfig(source=source, validation=validation), open_source(source)
+        refused(lambda opened=opened, config=config: split(opened, config, 0), part, code=code)
+    refused(lambda: own_test_split("digits@test"), code="unsupported", name="digits@test")
 
 
 def test_split_share_of_a_stream_is_refused() -> None:

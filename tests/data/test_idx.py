@@ -43,25 +43,22 @@ def header(count: int) -> bytes:
     return struct.pack(">4B3I", 0, 0, 8, 3, count, 4, 6)
 
 
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
+def test_idx_damaged_file_is_refused(tmp_path: Path) -> None:
+    images = write_idx(tmp_path / "d") / "train-images-idx3-ubyte"
+    packed = images.with_suffix(".gz")
+    for content, part in (
         (header(7) + bytes(167), "promises 168 bytes and 167 follow"),
         (header(7) + bytes(169), "169 follow"),
         (header(7)[:9], "not an IDX file"),
         (b"\x89PNG" + header(7)[4:] + bytes(168), "'89504e47' instead of '00000803'"),
         (header(0), "promises 0 bytes"),
-    ],
-)
-def test_idx_damaged_file_is_refused(tmp_path: Path, content: bytes, part: str) -> None:
-    images = write_idx(tmp_path / "d") / "train-images-idx3-ubyte"
-    images.write_bytes(content)
-    refused(lambda: open_source(f"idx:{tmp_path}/d"), part, code="unreadable", path=images)
-    packed = images.with_suffix(".gz")
-    images.unlink()
-    for damaged in (gzip.compress(content)[:-12], b"x" + gzip.compress(content), gzip.compress(content)[:20]):
-        packed.write_bytes(damaged)
-        refused(lambda: open_source(f"idx:{tmp_path}/d"), "truncated or damaged", code="unreadable", path=packed)
+    ):
+        images.write_bytes(content)
+        refused(lambda: open_source(f"idx:{tmp_path}/d"), part, code="unreadable", path=images)
+        images.unlink()
+        for damaged in (gzip.compress(content)[:-12], b"x" + gzip.compress(content), gzip.compress(content)[:20]):
+            packed.write_bytes(damaged)
+            refused(lambda: open_source(f"idx:{tmp_path}/d"), "truncated or damaged", code="unreadable", path=packed)
 
 
 def test_idx_missing_or_unlike_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

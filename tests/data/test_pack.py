@@ -148,25 +148,9 @@ def test_packing_full_disk_is_refused(photos: str, tmp_path: Path, full_disk: Ca
     assert [path.name for path in (tmp_path / ".packed.partial").iterdir()] == ["plan.json"]
 
 
-@pytest.mark.parametrize(
-    "settings", [{"size": 0}, {"format": "gif"}, {"quality": 101}, {"shard_images": 0}], ids=lambda s: next(iter(s))
-)
-def test_packing_bad_settings_are_refused(settings: dict[str, Any]) -> None:
-    [(name, value)] = settings.items()
-    refused(lambda: Packing(**settings), f"--{name.replace('_', '-')}", value=value)
-
-
-def spec(kind: str, folder: Path, request: pytest.FixtureRequest) -> str:
-    """The name of a small source of a kind."""
-    if kind == "emoji@test" and not (FONT.is_file() and GROUPS.is_file()):
-        pytest.skip("Noto's colour emoji (fonts-noto-color-emoji, unicode-data) are absent")
-    write_idx(folder / "idx")
-    (folder / "train.tar").write_bytes(imagenet())
-    (folder / "s.tar").write_bytes(shard(1, 0, classes=2))
-    if kind.startswith("hf"):
-        animals = request.getfixturevalue("hub").ClassLabel(names=["cat", "dog"])
-        write_parquet(folder / "x.parquet", range(5), label=(animals, lambda i: i % 2))
-    return kind.replace("DIR", str(folder))
+def test_packing_bad_settings_are_refused() -> None:
+    for name, value in {"size": 0, "format": "gif", "quality": 101, "shard_images": 0}.items():
+        refused(lambda name=name, value=value: Packing(**{name: value}), f"--{name.replace('_', '-')}", value=value)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +161,15 @@ def spec(kind: str, folder: Path, request: pytest.FixtureRequest) -> str:
     ],
 )
 def test_packing_reads_every_source(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    source = open_source(spec(kind, tmp_path, request))
+    if kind == "emoji@test" and not (FONT.is_file() and GROUPS.is_file()):
+        pytest.skip("Noto's colour emoji (fonts-noto-color-emoji, unicode-data) are absent")
+    write_idx(tmp_path / "idx")
+    (tmp_path / "train.tar").write_bytes(imagenet())
+    (tmp_path / "s.tar").write_bytes(shard(1, 0, classes=2))
+    if kind.startswith("hf"):
+        animals = request.getfixturevalue("hub").ClassLabel(names=["cat", "dog"])
+        write_parquet(tmp_path / "x.parquet", range(5), label=(animals, lambda i: i % 2))
+    source = open_source(kind.replace("DIR", str(tmp_path)))
     if len(source) > 20:
         source = Part(source, np.arange(20))
     report = check(source, None, workers=0)
@@ -216,18 +208,18 @@ def test_data_commands_pack_and_check(photos: str, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("line", "part"),
     [
-        (["data"], "which `pra data`? Known: check, pack"),
-        (["data", "pakc"], "no command 'data pakc'; did you mean 'pack'?"),
-        (["data", "pack", "digits"], "pra data pack needs DIR"),
-        (["data", "check", "digits", "--sise", "3"], "unrecognized options: --sise, 3; perhaps you meant: --size INT"),
-        (["data", "check", "digits", "--size", "0"], "--size 0"),
-        (["data", "check", "digits", "--workers", "-1"], "--workers -1"),
-        (["data", "pack", "digits", "/"], "/ exists already"),
+        ("data", "which `pra data`? Known: check, pack"),
+        ("data pakc", "no command 'data pakc'; did you mean 'pack'?"),
+        ("data pack digits", "pra data pack needs DIR"),
+        ("data check digits --sise 3", "perhaps you meant: --size"),
+        ("data check digits --size 0", "--size 0"),
+        ("data check digits --workers -1", "--workers -1"),
+        ("data pack digits /", "/ exists already"),
     ],
 )
-def test_data_commands_bad_lines_are_refused(capsys: pytest.CaptureFixture[str], words: list[str], part: str) -> None:
-    code, out, err = call(capsys, *words)
+def test_data_commands_bad_lines_are_refused(capsys: pytest.CaptureFixture[str], line: str, part: str) -> None:
+    code, out, err = call(capsys, *line.split())
     assert (code, out) == (2, "")
     assert part in err

@@ -16,9 +16,8 @@ from pra.data import open_source
 from pra.utils.extras import install_command
 
 
-@pytest.mark.parametrize(
-    ("spec", "code", "hint"),
-    [
+def test_open_source_bad_name_is_refused() -> None:
+    for spec, code, hint in (
         ("digit", "unknown", "did you mean 'digits'?"),
         ("digits@val", "unknown", "digits@test"),
         ("foldr:/x", "unknown", "did you mean 'folder'?"),
@@ -26,10 +25,8 @@ from pra.utils.extras import install_command
         ("idx:@test", "missing", "idx:PATH"),
         ("imagenet-tar", "missing", "imagenet-tar:PATH"),
         ("~", "unknown", "folder:"),
-    ],
-)
-def test_open_source_bad_name_is_refused(spec: str, code: str, hint: str) -> None:
-    refused(lambda: open_source(spec), hint, code=code, name=spec)
+    ):
+        refused(lambda spec=spec: open_source(spec), hint, code=code, name=spec)
 
 
 def test_open_source_tilde_is_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,17 +49,14 @@ def test_digits_splits() -> None:
     assert test.where(17) == "image 17 of digits@test"
 
 
-@pytest.mark.parametrize(
-    ("spec", "module", "extra"),
-    [
+def test_sources_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for spec, module, extra in (
         ("digits", "sklearn.datasets", "train"),
         ("hf:cifar10", "datasets", "hf"),
         ("wds:/x/{0..1}", "braceexpand", "wds"),
-    ],
-)
-def test_sources_missing_package_is_named(spec: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    refused(lambda: open_source(spec), repr(spec), install_command(extra), code="not-installed")
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+        refused(lambda spec=spec: open_source(spec), repr(spec), install_command(extra), code="not-installed")
 
 
 def test_optional_packages_are_not_imported_at_the_top() -> None:

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.data import tar_of
-from support.pictures import flat, picture
+from support.data import flat, noisy, tar_of
 from support.refusal import refused
 
 from pra import cli
@@ -55,18 +54,17 @@ def test_check_many_lines_are_cut(tmp_path: Path) -> None:
 
 def test_check_command_corrupt_images_fail(damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "report.json"
-    code = cli.main(("data", "check", f"folder:{damaged}", "--out", str(report), "--workers", "0"))
+    assert cli.main(("data", "check", f"folder:{damaged}", "--out", str(report), "--workers", "0")) == 2
     out, err = capsys.readouterr()
-    assert code == 2
     assert f"  {damaged}/cat/1.png: not an image" in out
     assert err.splitlines()[-1].startswith(f"pra: error: 2 of 7 images from folder:{damaged} are corrupt")
     assert len(json.loads(report.read_text())["corrupt"]) == 2
 
 
 def test_look_describes_a_folder(tmp_path: Path) -> None:
-    picture(tmp_path / "cats" / "a.png", (40, 30))
-    picture(tmp_path / "cats" / "b.png", (10, 60))
-    picture(tmp_path / "dogs" / "c.png", (50, 50))
+    noisy(tmp_path / "cats" / "a.png", (40, 30))
+    noisy(tmp_path / "cats" / "b.png", (10, 60))
+    noisy(tmp_path / "dogs" / "c.png", (50, 50))
     flat(tmp_path / "dogs" / "grey.png", 100, "L")
     flat(tmp_path / "dogs" / "tinted.png", (100, 104, 98))
     flat(tmp_path / "dogs" / "clear.png", (255, 0, 0, 0), "RGBA")
@@ -81,11 +79,8 @@ def test_look_describes_a_folder(tmp_path: Path) -> None:
     text = "\n".join(found.lines())
     for words in ("7 pictures in 2 classes of 2 to 5", "width 8 to 50, median 10", "3 in colour, 3 grey", "broken.jpg"):
         assert words in text
-
-
-def test_look_of_one_grey_picture(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", (12, 9), "L")
-    found = look(f"folder:{tmp_path}")
+    noisy(tmp_path / "alone" / "a.png", (12, 9), "L")
+    found = look(f"folder:{tmp_path}/alone")
     assert (found.images, found.unconditional, found.channels) == (1, True, 1)
     assert found.lines() == ["1 pictures without classes", "width 12; height 9; grey"]
 
@@ -108,13 +103,11 @@ def test_look_and_training_count_float_pixels_as_corrupt(tmp_path: Path) -> None
     found = look(source)
     assert (found.opened, found.corrupt) == (1, (f"{tmp_path}/float.tif",))
     settings = DataConfig(source=source.name, on_corrupt=OnCorrupt.SKIP)
-    for config, seen in ((settings, [0, 1]), (dataclasses.replace(settings, on_corrupt=OnCorrupt.ERROR), None)):
-        samples = TrainingSet(source, (8, 8), 1, config, seed=0)
-        if seen:
-            assert sorted(samples[g].skipped for g in range(2)) == seen
-            assert all(samples[g].image.eq(100).all() for g in range(2))
-        else:
-            refused(lambda samples=samples: [samples[g] for g in range(2)], "float.tif", "16 bits", "on_corrupt=skip")
+    samples = TrainingSet(source, (8, 8), 1, settings, seed=0)
+    assert sorted(samples[g].skipped for g in range(2)) == [0, 1]
+    assert all(samples[g].image.eq(100).all() for g in range(2))
+    strict = TrainingSet(source, (8, 8), 1, dataclasses.replace(settings, on_corrupt=OnCorrupt.ERROR), seed=0)
+    refused(lambda: [strict[g] for g in range(2)], "16 bits", "on_corrupt=skip", where=f"{tmp_path}/float.tif")
 
 
 def test_look_without_images_is_refused(tmp_path: Path) -> None:

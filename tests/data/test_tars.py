@@ -36,9 +36,7 @@ def test_imagenet_tar_is_read_in_place(tar: Path, capfd: pytest.CaptureFixture[s
 def test_tar_source_is_shared_with_other_processes(tar: Path) -> None:
     source = open_source(f"imagenet-tar:{tar}")
     source.image(0)  # opens the file
-    copy = pickle.loads(pickle.dumps(source))
-    assert same_jpeg(copy.image(1), 4)
-    del copy
+    assert same_jpeg(pickle.loads(pickle.dumps(source)).image(1), 4)
     assert same_jpeg(source.image(2), 5)
     same_batches(source, source, stop=8, workers=2)
 
@@ -87,34 +85,27 @@ def test_tar_index_not_beside_the_tar_is_cached(
 
 
 def test_imagenet_tar_bad_input_is_refused(tar: Path) -> None:
+    """Python's tarfile takes a cut between classes, and a broken header, for the end of the archive."""
     spec, whole = f"imagenet-tar:{tar}", tar.read_bytes()
     for path in (Path(f"{tar}x"), tar.parent):
         refused(lambda path=path: open_source(f"imagenet-tar:{path}"), code="missing", path=path)
-    for not_a_tar in (b"", b"text" * 1000, gzip.compress(whole)):
-        tar.write_bytes(not_a_tar)
-        refused(lambda: open_source(spec), "uncompressed tar", code="unreadable", path=tar)
-    for no_classes in ({"a/b.jpg": jpeg()}, {"n01.tar": tar_of({"notes.txt": b""})}):
-        tar.write_bytes(tar_of(no_classes))
-        refused(lambda: open_source(spec), "no class tars", code="unreadable", path=tar)
-    tar.write_bytes(tar_of({"n01.tar": b"text" * 1000}))
-    refused(lambda: open_source(spec), "uncompressed tar", code="unreadable", path=f"n01.tar in {tar}")
-    assert not Path(f"{tar}.index.npz").exists()
-
-
-def test_imagenet_tar_truncated_is_refused(tar: Path) -> None:
-    """Python's tarfile takes a cut between classes, and a broken header, for the end of the archive."""
-    whole, spec = tar.read_bytes(), f"imagenet-tar:{tar}"
     with tarfile.open(tar) as outer:
         last = outer.getmembers()[-1]
-    for share in (0.2, 0.5, 0.9):
-        tar.write_bytes(whole[: int((last.offset_data + last.size) * share)])
-        refused(lambda: open_source(spec), "uncompressed tar", code="unreadable")
-    for damaged in (whole[: last.offset], whole[: last.offset] + b"x" * 512 + whole[last.offset + 512 :]):
-        tar.write_bytes(damaged)
-        refused(lambda: open_source(spec), f"at byte {last.offset}", code="unreadable", path=tar)
-    inner = last.offset_data
-    tar.write_bytes(whole[: inner + 100] + b"x" * 9 + whole[inner + 109 :])
-    refused(lambda: open_source(spec), code="unreadable", path=f"n01.tar in {tar}")
+    start, inner, size = last.offset, last.offset_data, last.size
+    for data, part, path in (
+        *((data, "uncompressed tar", tar) for data in (b"", b"text" * 1000, gzip.compress(whole))),
+        *((whole[: int((inner + size) * share)], "uncompressed tar", None) for share in (0.2, 0.5, 0.9)),
+        (tar_of({"a/b.jpg": jpeg()}), "no class tars", tar),
+        (tar_of({"n01.tar": tar_of({"notes.txt": b""})}), "no class tars", tar),
+        (tar_of({"n01.tar": b"text" * 1000}), "uncompressed tar", f"n01.tar in {tar}"),
+        (whole[:start], f"at byte {start}", tar),
+        (whole[:start] + b"x" * 512 + whole[start + 512 :], f"at byte {start}", tar),
+        (whole[: inner + 100] + b"x" * 9 + whole[inner + 109 :], "", f"n01.tar in {tar}"),
+    ):
+        tar.write_bytes(data)
+        fields = {"path": path} if path else {}
+        refused(lambda: open_source(spec), part, code="unreadable", **fields)
+    assert not Path(f"{tar}.index.npz").exists()
 
 
 def test_tar_source_corrupt_or_lost_image_is_named(tar: Path) -> None:
@@ -130,7 +121,6 @@ def test_tar_source_keeps_few_files_open(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(tars, "OPEN_FILES", 1)
     for number in range(3):
         (tmp_path / f"{number}.tar").write_bytes(shard(number))
-    source = open_source(f"wds:{tmp_path}")
-    before = len(os.listdir("/proc/self/fd"))
+    source, before = open_source(f"wds:{tmp_path}"), len(os.listdir("/proc/self/fd"))
     assert all(same_jpeg(source.image(index), index) for index in (0, 1, 2, 0, 2, 1))
     assert len(os.listdir("/proc/self/fd")) == before + 1

@@ -79,15 +79,12 @@ def test_wds_resumes_in_the_middle_of_an_epoch(shards: Path) -> None:
     same_batches(source, source, start=4, workers=2)
 
 
-def test_wds_pattern_without_shards_is_refused(shards: Path, tmp_path: Path) -> None:
+def test_wds_bad_patterns_are_refused(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other/a.txt").write_text("")
     for path in (shards / "b-*.tar", tmp_path / "other/*.tar", tmp_path / "other/*", shards / "b.tar"):
         pattern = path.parent if path.name == "*.tar" else path
         refused(lambda pattern=pattern: open_source(f"wds:{pattern}"), "KEY.cls", code="missing", path=path)
-
-
-def test_wds_bad_braces_are_refused(shards: Path) -> None:
     pytest.importorskip("braceexpand", reason="braceexpand is in the extra 'wds'")
     refused(lambda: open_source(f"wds:{shards}/a-{{0..3}}.tar"), code="missing", path=shards / "a-3.tar")
     for braces, part in (("{0,0}.tar", f"{shards}/a-0.tar is in it twice"), ("{0..2.tar", "{000..146}")):
@@ -96,23 +93,24 @@ def test_wds_bad_braces_are_refused(shards: Path) -> None:
 
 
 def test_wds_bad_shards_are_refused(shards: Path) -> None:
-    def refused_with(name: str, data: bytes, *parts: str, code: str) -> None:
-        before = (shards / name).read_bytes() if (shards / name).exists() else None
-        (shards / name).write_bytes(data)
+    whole, image = shard(3, 4), {"a.jpg": jpeg()}
+    bad, inside = shards / "a-1.tar", f"a.jpg in {shards}/a-1.tar"
+    for data, code, parts in (
+        (whole[: len(whole) // 3], "unreadable", (str(bad), "uncompressed tar")),
+        (b"text" * 1000, "unreadable", (str(bad), "uncompressed tar")),
+        (tar_of(image), "mismatch", (inside,)),
+        (tar_of(image | {"a.cls": b"cat"}), "invalid", ("a.cls", "holds b'cat'")),
+        (tar_of(image | {"a.cls": b"-1"}), "invalid", ("a.cls", "holds b'-1'")),
+        (tar_of(image | {"a.cls": b"999999999"}), "invalid", (inside, "999999999", "classes.json")),
+        (tar_of(image | {"a.png": b""}), "conflict", ("a.jpg and a.png",)),
+    ):
+        bad.write_bytes(data)
         refused(lambda: open_source(f"wds:{shards}"), *parts, code=code)
-        (shards / name).unlink() if before is None else (shards / name).write_bytes(before)
-
-    whole, picture = shard(3, 4), {"a.jpg": jpeg()}
-    for data in (whole[: len(whole) // 3], b"text" * 1000):
-        refused_with("a-1.tar", data, f"{shards}/a-1.tar", "uncompressed tar", code="unreadable")
-    refused_with("a-1.tar", tar_of(picture), f"a.jpg in {shards}/a-1.tar", code="mismatch")
-    for label in (b"cat", b"-1"):
-        refused_with("a-1.tar", tar_of(picture | {"a.cls": label}), "a.cls", f"holds {label!r}", code="invalid")
-    identifier = tar_of(picture | {"a.cls": b"999999999"})
-    refused_with("a-1.tar", identifier, f"a.jpg in {shards}/a-1.tar", "999999999", "classes.json", code="invalid")
-    refused_with("a-1.tar", tar_of(picture | {"a.png": b""}), "a.jpg and a.png", code="conflict")
+    bad.write_bytes(whole)
     for data in (b'["cat", "dog"]', b'{"cat": 0}', b"["):
-        refused_with("classes.json", data, "classes.json", code="unreadable")
+        (shards / "classes.json").write_bytes(data)
+        refused(lambda: open_source(f"wds:{shards}"), "classes.json", code="unreadable")
+    (shards / "classes.json").unlink()
     for name in ("a-0.tar", "a-1.tar", "a-2.tar"):
         (shards / name).write_bytes(tar_of({"a.txt": b"", "a.cls": b"1"}))
     refused(lambda: open_source(f"wds:{shards}"), code="missing", path=shards / "a-0.tar")

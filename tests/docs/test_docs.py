@@ -52,6 +52,13 @@ def test_no_figures_without_states(figures: ModuleType, trained: Path, tmp_path:
     assert not list(tmp_path.glob("*.png"))
 
 
+def rendered(page: str, text: str) -> str:
+    """The text as the site's hooks leave it."""
+    pytest.importorskip("mkdocs", reason="builds the site")
+    of = SimpleNamespace(file=SimpleNamespace(src_uri=page))
+    return str(script(ROOT / "docs" / "hooks.py").on_page_markdown(text, of, None, None))
+
+
 @pytest.mark.parametrize(
     ("page", "text", "there"),
     [
@@ -67,27 +74,19 @@ def test_no_figures_without_states(figures: ModuleType, trained: Path, tmp_path:
     ],
 )
 def test_links_that_leave_the_docs(page: str, text: str, there: str | None) -> None:
-    pytest.importorskip("mkdocs", reason="builds the site")
-    of = SimpleNamespace(file=SimpleNamespace(src_uri=page))
-    assert script(ROOT / "docs" / "hooks.py").on_page_markdown(text, of, None, None) == (there or text)
+    assert rendered(page, text) == (there or text)
 
 
 def test_quoted_code_is_the_source() -> None:
-    pytest.importorskip("mkdocs", reason="builds the site")
-    hooks, text = script(ROOT / "docs" / "hooks.py"), (ROOT / "docs" / "method.md").read_text()
-    page = hooks.on_page_markdown(text, SimpleNamespace(file=SimpleNamespace(src_uri="method.md")), None, None)
-    for function in (pra.sampling.generate, pra.sampling.Steps.integrate):
-        assert textwrap.dedent(inspect.getsource(function)) in page
-    assert "<!-- source:" not in page
-
-
-def test_quoted_files_are_whole() -> None:
-    pytest.importorskip("mkdocs", reason="builds the site")
-    hooks, text = script(ROOT / "docs" / "hooks.py"), (ROOT / "docs" / "extend.md").read_text()
-    page = hooks.on_page_markdown(text, SimpleNamespace(file=SimpleNamespace(src_uri="extend.md")), None, None)
-    for path in (ROOT / "examples" / "extend").glob("*.py"):
-        assert path.read_text() in page
-    assert "<!-- file:" not in page
+    for name in ("method.md", "extend.md"):
+        page = rendered(name, (ROOT / "docs" / name).read_text())
+        quoted = [path.read_text() for path in (ROOT / "examples" / "extend").glob("*.py")]
+        if name == "method.md":
+            functions = (pra.sampling.generate, pra.sampling.Steps.integrate)
+            quoted = [textwrap.dedent(inspect.getsource(function)) for function in functions]
+        assert all(text in page for text in quoted)
+        assert "<!-- source:" not in page
+        assert "<!-- file:" not in page
 
 
 def test_names_of_code_in_docstrings_become_links() -> None:

@@ -29,19 +29,15 @@ def test_held_out_images(held_out: ModuleType, trained: Path, tmp_path: Path) ->
         assert (picture.size, picture.mode) == ((8, 8), "L")
 
 
-@pytest.mark.parametrize("index", [100_000, -1])
-def test_held_out_images_that_are_not_there(held_out: ModuleType, trained: Path, tmp_path: Path, index: int) -> None:
-    refused(lambda: held_out.main("digits@test", trained, tmp_path, [0, index]), f"no image {index} in digits@test")
+def test_held_out_bad_numbers_write_nothing(held_out: ModuleType, trained: Path, tmp_path: Path) -> None:
+    for index in (100_000, -1):
+        refused(lambda index=index: held_out.main("digits@test", trained, tmp_path, [0, index]), f"no image {index} in")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_held_out_images_overwrite_nothing(held_out: ModuleType, trained: Path, tmp_path: Path) -> None:
     held_out.main("digits@test", trained, tmp_path, [1])
     (written,) = tmp_path.iterdir()
     written.write_text("mine")
-    before = contents(tmp_path)
     refused(lambda: held_out.main("digits@test", trained, tmp_path, [0, 1]), f"{written} exists already")
-    assert contents(tmp_path) == before
+    assert contents(tmp_path) == {written.name: b"mine"}
 
 
 def test_held_out_without_numbers(held_out: ModuleType) -> None:

@@ -20,9 +20,6 @@ def test_imports_never_go_upwards() -> None:
     found = layout.imports()
     assert found["sampling"] >= {"models", "method"}  # they are read
     assert layout.upwards(found) == []
-
-
-def test_an_import_upwards_is_noticed() -> None:
     assert layout.upwards({"models": {"config", "training"}}) == [("models", "training")]
 
 

@@ -20,16 +20,10 @@ if [ "$1" = show ]; then echo host0; echo host1; else echo "$*" >> "$SAID/scontr
 
 
 @pytest.mark.parametrize(
-    ("code", "progress", "queued"),
-    [
-        (0, True, False),  # finished
-        (143, True, True),  # stopped after a checkpoint
-        (1, False, False),  # never came so far
-    ],
-)
-def test_a_job_queues_itself_again_where_it_came_forward(
-    tmp_path: Path, code: int, progress: bool, queued: bool
-) -> None:
+    ("code", "progress", "queued"), [(0, True, False), (143, True, True), (1, False, False)],
+    ids=["finished", "stopped after a checkpoint", "never came so far"],
+)  # fmt: skip
+def test_job_queues_itself_again_after_progress(tmp_path: Path, code: int, progress: bool, queued: bool) -> None:
     run = tmp_path / "shared" / "run"
     (run / "checkpoints" / "step-00000005").mkdir(parents=True)  # of a job before
     os.utime(run / "checkpoints" / "step-00000005", (0, 0))

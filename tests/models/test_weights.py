@@ -1,17 +1,21 @@
-"""Loading draws no weights to throw away, and leaves no number unset."""
+"""Models and checkpoints on disk: whole, of any readable format, and never a pickle."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.files import contents
 from support.models import ALL, JITS, LEARNED, random_jit, random_model
 from support.refusal import refused
 from torch.overrides import TorchFunctionMode
@@ -161,31 +165,162 @@ def test_model_of_format_1_loads(tmp_path: Path) -> None:
     assert json.loads((weights.shipped() / "config.json").read_text())["format"] == 1
 
 
-def test_newer_format_is_refused(tmp_path: Path) -> None:
-    pra.save(random_model(), tmp_path / "model")
-    file = tmp_path / "model" / "config.json"
-    file.write_text(file.read_text().replace('"format": 2', '"format": 3'))
-    refused(lambda: pra.load(tmp_path / "model"), "install a newer pra", code="unreadable", path=file)
-
-
-@pytest.mark.parametrize("name", JITS)
-def test_saved_jit_loads_as_it_was(name: str, tmp_path: Path) -> None:
-    model = random_jit(JITS[name])
-    model.sampling = SamplingConfig(guidance=2.0, steps=4)
-    back = pra.load(pra.save(model, tmp_path / "model"))
-    assert isinstance(back, pra.JiT)
+@pytest.mark.parametrize("name", ["learned", *JITS])
+def test_saved_model_loads_as_it_was(name: str, tmp_path: Path) -> None:
+    model = MODELS[name]()
+    model.sampling, model.classes = SamplingConfig(guidance=2.0, steps=4), tuple("zyxwv")
+    folder = pra.save(model, tmp_path / "new" / "model")
+    assert contents(folder).keys() == {"config.json", "model.safetensors"}
+    back = pra.load(folder)
+    assert type(back) is type(model)
     assert (back.config, back.sampling, back.classes) == (model.config, model.sampling, model.classes)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
+    assert same_weights(back, model)
+    assert not back.training
     asked = [0, 4, 2], [10, 11, 12]
     assert torch.equal(pra.Sampler(back).sample(*asked), pra.Sampler(model).sample(*asked))
+    half = pra.load(pra.save(model.to(torch.bfloat16), tmp_path / "half"))
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+    assert same_weights(half.to(torch.bfloat16), model)
+
+
+def same_weights(a: Any, b: Any) -> bool:
+    pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
+    return all(x == y and torch.equal(u, v) for (x, u), (y, v) in pairs)
+
+
+def test_load_takes_a_run_a_checkpoint_or_a_model(trained: Path, tmp_path: Path) -> None:
+    model, newest = pra.load(trained), trained / "checkpoints" / "step-00000020"
+    assert same_weights(model, pra.load(newest))
+    assert not same_weights(model, pra.load(trained / "checkpoints" / "step-00000010"))
+    raw = pra.load(trained, average="raw")
+    assert not same_weights(model, raw)
+    assert torch.equal(load_file(newest / weights.MODEL)["auxiliary.weight"], raw.auxiliary.weight)
+    assert (model.sampling, model.classes) == (pra.recipe("tiny").sampling, tuple("0123456789"))
+    saved = pra.save(model, tmp_path / "saved")
+    assert same_weights(pra.load(saved), model)
+    assert same_weights(pra.load(saved, average="raw"), model)
+
+
+def test_load_of_something_else_is_refused(run: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing", run / "config.json", run / "samples"):
+        refused(lambda path=path: pra.load(path), code="missing", path=path)
+    before = contents(run)
+    refused(lambda: pra.save(pra.load(run), run), code="exists", path=run)
+    assert contents(run) == before
+    shutil.rmtree(run / "checkpoints")
+    refused(lambda: pra.load(run), "pra train", code="missing", path=run)
+    (run / "checkpoints").write_text("")
+    refused(lambda: pra.load(run), "Not a directory", code="unreadable", path=run / "checkpoints")
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    other = dataclasses.replace(LEARNED, class_tokens=2)
-    for name, config in (("model", LEARNED), ("other", other)):
+    for name, config in (("model", LEARNED), ("other", dataclasses.replace(LEARNED, class_tokens=2))):
         pra.save(random_model(config), tmp_path / name)
     file = tmp_path / "model" / weights.MODEL
     shutil.copy(tmp_path / "other" / weights.MODEL, file)
     refused(lambda: pra.load(tmp_path / "model"), "6x96", "6x64", code="mismatch", path=file)
-    refused(lambda: pra.save(random_model(), tmp_path / "model"), f"{tmp_path}/model exists already")
-    refused(lambda: pra.load(tmp_path / "none"), code="missing", path=tmp_path / "none")
+    model = random_model()
+    model.codec.decoder.out = torch.nn.Sequential(model.codec.decoder.out, torch.nn.Tanh())
+    refused(lambda: pra.save(model, tmp_path / "new"), "codec.decoder.out.weight is missing", code="unsupported")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [
+        ("format", 3, "install a newer pra"),
+        ("format", None, "is of format None"),
+        ("model", None, "expected the fields of ModelConfig"),
+        ("model", {"channels": 1}, "missing"),
+        ("sampling", {"guidanse": 1.0}, "did you mean 'guidance'"),
+        ("sampling", {"solver": "eular"}, "did you mean 'euler'"),
+        ("classes", ["0", "1"], "does not name the 5 classes"),
+        ("classes", 3, "does not name the 5 classes"),
+    ],
+)
+def test_damaged_config_is_refused(tmp_path: Path, key: str, value: object, part: str) -> None:
+    folder = pra.save(random_model(), tmp_path / "model")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {key: value}))
+    refused(lambda: pra.load(folder), part)
+
+
+def test_truncated_files_and_pickles_are_refused(tmp_path: Path) -> None:
+    folder = pra.save(random_model(), tmp_path / "model")
+    (folder / "model.pt").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    pra.load(folder)
+    whole = contents(folder)
+    cuts = [whole[weights.MODEL][:length] for length in (0, 4, 8, 100, -1)]
+    for name, damaged in (
+        (weights.MODEL, [*cuts, whole["model.pt"]]),
+        ("config.json", [b"", b"{", b"[]", b"\xff\xfe", b"null"]),
+    ):
+        for data in damaged:
+            (folder / name).write_bytes(data)
+            refused(lambda: pra.load(folder), code="unreadable", path=folder / name)
+        (folder / name).write_bytes(whole[name])
+    assert not Path("owned").exists()
+
+
+def test_run_holds_no_pickle(trained: Path) -> None:
+    kinds = {path.suffix for path in trained.rglob("*.*") if "tfevents" not in path.name}
+    assert kinds == {".json", ".jsonl", ".png", ".safetensors"}
+
+
+@pytest.mark.parametrize("size", [100, 4096, 100_000])
+def test_save_on_a_full_disk_leaves_nothing(
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]], size: int
+) -> None:
+    """The configuration, the first and a later block of the weights do not fit."""
+    with full_disk(size):
+        refused(lambda: pra.save(random_model(), tmp_path / "x"), code="unwritable", path=tmp_path / "x")
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(OSError, match="File too large") as raised:
+            weights.write_tensors({"a": torch.zeros(100_000)}, tmp_path / "a.safetensors")
+    assert raised.value.errno == errno.EFBIG
+
+
+SHARD = "optimizer/shard-00001-model-00001-of-00001.safetensors"
+STATES = dict.fromkeys(('{"step"', "[]", '{"sizes": 3}', '{"sizes": [1]}', "{}"), "no readable state.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "fault"),
+    [
+        *((name, None, "bytes of") for name in (weights.MODEL, "ema.safetensors", SHARD, "config.json")),
+        ("ema.safetensors", "", "0 bytes"),
+        *(("state.json", text, fault) for text, fault in STATES.items()),
+    ],
+)
+def test_damaged_checkpoint_is_passed_over(run: Path, name: str, data: str | None, fault: str) -> None:
+    file = run / "checkpoints" / "step-00000020" / name
+    file.write_bytes(file.read_bytes()[:-1] if data is None else data.encode())
+    with pytest.warns(UserWarning, match=f"step-00000020 is damaged .*{fault}.*step-00000010, is used"):
+        assert weights.newest_checkpoint(run) == run / "checkpoints" / "step-00000010"
+
+
+def test_run_without_a_whole_checkpoint_is_refused(run: Path) -> None:
+    previous = pra.load(run / "checkpoints" / "step-00000010")
+    (run / "checkpoints" / "step-00000020" / "ema.safetensors").unlink()
+    with pytest.warns(UserWarning, match=r"ema.safetensors is missing"):
+        assert same_weights(pra.load(run), previous)
+    (run / "checkpoints" / "step-00000010" / "state.json").unlink()
+    refused(lambda: pra.load(run), "step-00000010", "step-00000020", code="unreadable", path=run)
+    assert weights.last_good(run) == "there is no earlier checkpoint"
+
+
+def test_closed_folder_of_checkpoints_is_not_empty(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listdir, folder = os.listdir, run / "checkpoints"
+
+    def refuse(path: Any = ".") -> list[str]:  # root may list every folder
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    refused(lambda: pra.load(run), "Permission denied", code="unreadable", path=folder)
+    assert weights.last_good(run) == "the earlier checkpoints cannot be read"
+    metrics = (run / "metrics.jsonl").read_bytes()
+    config = override(pra.recipe("tiny"), "train.steps", "30")
+    refused(lambda: pra.train(config, run, device="cpu", progress=False), code="unreadable", path=folder)
+    assert (run / "metrics.jsonl").read_bytes() == metrics

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.data import PHOTOS
 from support.files import contents
 from support.models import JIT, LEARNED, PIXEL, batch, random_jit, random_model
-from support.pictures import PHOTOS
 from support.refusal import refused
 from torch import Tensor
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.pictures import PHOTOS, picture
+from support.data import PHOTOS, noisy
 from support.refusal import refused
 
 import pra
@@ -183,7 +183,7 @@ def test_command_chooses_trains_and_resumes_as_chosen(
     monkeypatch.chdir(tmp_path)
     for number in range(7):
         mode = ("RGB", "L", "RGBA")[number % 3]
-        picture(Path(f"photos/{number}.png"), (9 + 5 * number, 16), mode, number)
+        noisy(Path(f"photos/{number}.png"), (9 + 5 * number, 16), mode, number)
     Path("photos/broken.png").write_bytes(b"nonsense")
     command = ["--data", "folder:photos", "--set", "train.batch_size=4"]
     code, text = train(*command, "--minutes", "0.05")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import itertools
 import runpy
 import shutil
 from collections.abc import Iterator, Sequence
@@ -30,10 +30,8 @@ from pra.utils.provenance import environment, file_sha256
 from studies import SETTINGS, STUDIES, Cell, Scale, Setting, Study, run_study
 from studies.catalogue import find_study, only
 from studies.command import main
-from studies.groups import groups
 from studies.measures import Gap, Measure, Quality, Reconstruction
-from studies.records import Records, read_rows
-from studies.report import write_report
+from studies.records import read_rows
 from studies.run import Workplace, run_key
 from studies.settings import LONGER, SCALES, base, find_scale, find_setting
 
@@ -44,11 +42,27 @@ SMALL = Scale(
 DIGITS = SETTINGS["digits-16"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A classifier that is fitted in a moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PRA and teacher forcing, trained and judged."""
+    folder = tmp_path_factory.mktemp("made")
+    go(study_of(QUALITY), folder)
+    return folder
+
+
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A classifier that takes a moment to fit."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=1))
+def place(made: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(made, tmp_path / "place"))
 
 
 def study_of(*measures: Measure, name: str = "systems") -> Study:
@@ -63,56 +77,56 @@ def study_of(*measures: Measure, name: str = "systems") -> Study:
     return Study(name, "?", ("digits-16",), cells)
 
 
-def go(study: Study, tmp_path: Path, seeds: tuple[int, ...] = (0,), jobs: int = 1) -> list[dict[str, Any]]:
-    place = Workplace(tmp_path / "runs", torch.device("cpu"), jobs)
-    run_study(study, [DIGITS], SMALL, seeds, tmp_path / "studies", place, progress=False)
-    return read_rows(tmp_path / "studies" / study.name / "results.csv")
+def go(study: Study, folder: Path, seeds: tuple[int, ...] = (0,), jobs: int = 1) -> list[dict[str, Any]]:
+    place = Workplace(folder / "runs", torch.device("cpu"), jobs)
+    run_study(study, [DIGITS], SMALL, seeds, folder / "studies", place, progress=False)
+    return read_rows(folder / "studies" / study.name / "results.csv")
 
 
 QUALITY = Quality(SamplingConfig(steps=1), 40)
 GAP = Gap(SamplingConfig(steps=1), 40)
+BOTH = study_of(QUALITY, Reconstruction(40))
 
 
-@pytest.mark.usefixtures("cache")
-def test_a_study_is_made_once_and_goes_on(tmp_path: Path) -> None:
-    rows = go(study_of(QUALITY, Reconstruction(40)), tmp_path)
+def test_study_is_made_once_and_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:  # several processes may measure a run, and one alone may hold it
+        patch.setattr("studies.run.train", lambda *_, **__: pytest.fail("it is trained again"))
+        rows = go(BOTH, place)
+        assert go(BOTH, place) == rows
     assert [(row["system"], row["measured"].split()[0]) for row in rows] == [
         ("pra", "guidance=1"), ("pra", "reconstruction"), ("teacher-forced", "guidance=1"),
     ]  # fmt: skip
     for row in rows:
-        assert row["dataset"] == "digits"
-        assert row["steps"] == SMALL.steps * DIGITS.length
-        assert row["seed"] == 0
+        assert (row["dataset"], row["steps"], row["seed"]) == ("digits", SMALL.steps * DIGITS.length, 0)
         assert row["train_seconds"] > 0
         assert abs(row["parameters"] / rows[0]["parameters"] - 1) < 0.03
     assert rows[0]["fid"] > 0
     assert 0 <= rows[0]["accuracy"] <= 1
-    readme = (tmp_path / "studies" / "systems" / "README.md").read_text()
+    folder = place / "studies" / "systems"
+    readme, picture = (folder / "README.md").read_text(), folder / "digits-16-small-samples.jpg"
     assert f"{rows[0]['fid']:.3f}" in readme
     assert "\npython -m studies systems --setting digits-16 --scale small --seeds 0\n" in readme
-    assert (tmp_path / "studies" / "systems" / "digits-16-small.png").exists()
-    picture = tmp_path / "studies" / "systems" / "digits-16-small-samples.jpg"
+    assert (folder / "digits-16-small.png").exists()
     with Image.open(picture) as samples:
         assert samples.height == 3 * 82  # training images, PRA, teacher forcing
     assert f"({picture.name})" in readme
-    run = tmp_path / "runs" / f"digits-16-{rows[0]['run']}"
-    assert sorted(p.name for p in (run / "samples").iterdir()) == ["step-00000004.png"]
-
-    before = (run / "environment.json").stat().st_mtime_ns
-    again = go(study_of(QUALITY, Reconstruction(40)), tmp_path)
-    assert again == rows
-    more = go(study_of(QUALITY, Reconstruction(40)), tmp_path, seeds=(0, 1))
+    run = place / "runs" / f"digits-16-{rows[0]['run']}"
+    assert [path.name for path in (run / "samples").iterdir()] == ["step-00000004.png"]
+    more = go(BOTH, place, seeds=(0, 1))
     assert [row for row in more if row["seed"] == 0] == rows
     assert len(more) == 2 * len(rows)
-    assert (run / "environment.json").stat().st_mtime_ns == before
     assert next(row for row in more if row["seed"] == 1)["fid"] != rows[0]["fid"]
 
+
+def test_samples_picture_stays_without_the_runs(place: Path) -> None:
+    go(study_of(QUALITY), place)
+    picture = place / "studies" / "systems" / "digits-16-small-samples.jpg"
     drawn = picture.read_bytes()
-    shutil.rmtree(tmp_path / "runs")
-    go(study_of(QUALITY, Reconstruction(40)), tmp_path)
-    assert picture.read_bytes() == drawn, "without the runs there is nothing to draw it anew from"
+    shutil.rmtree(place / "runs")
+    go(study_of(QUALITY), place)
+    assert picture.read_bytes() == drawn
     picture.unlink()
-    go(study_of(QUALITY, Reconstruction(40)), tmp_path)
+    go(study_of(QUALITY), place)
     assert not picture.exists()
 
 
@@ -124,8 +138,7 @@ def distilled(setting: Setting, scale: Scale) -> Iterator[Cell]:
     yield Cell("pra", run, (replace(QUALITY, sampling=SamplingConfig(steps=2), learnt_grid=True), QUALITY))
 
 
-@pytest.mark.usefixtures("cache")
-def test_a_run_that_begins_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_may_begin_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learnt_grid, "ROUNDS", 2)
     rows = go(Study("solver", "?", ("digits-16",), distilled), tmp_path)
     assert [(row["system"], row["solver"]) for row in rows] == [
@@ -138,8 +151,7 @@ def test_a_run_that_begins_with_another(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cache")
-def test_side_by_side_is_one_by_one(tmp_path: Path) -> None:
+def test_jobs_side_by_side_change_nothing(tmp_path: Path) -> None:
     study = Study("solver", "?", ("digits-16",), distilled)
     one, two = (go(study, tmp_path / str(jobs), (0, 1), jobs) for jobs in (1, 2))
     assert [(row["run"], row["fid"], row["accuracy"]) for row in one] == [
@@ -152,64 +164,47 @@ def test_some_systems_alone() -> None:
     assert [cell.system for cell in cells] == ["pra"] * 6 + ["input-noise-x"] * 6
 
 
-@pytest.mark.usefixtures("cache")
-def test_a_trained_run_is_not_opened_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As several processes measure it at a time, and one alone may hold it."""
-    go(study_of(QUALITY), tmp_path)
-    monkeypatch.setattr("studies.run.train", lambda *_, **__: pytest.fail("it is trained"))
-    assert len(go(study_of(QUALITY, Reconstruction(40)), tmp_path)) == 3
-
-
-@pytest.mark.usefixtures("cache")
-def test_studies_share_runs_and_figures(tmp_path: Path) -> None:
-    rows = go(study_of(QUALITY), tmp_path)
-    for run in (tmp_path / "runs").glob("digits-*"):  # what is known needs no run
-        run.rename(tmp_path / f"hidden-{run.name}")
-    other = go(study_of(QUALITY, name="token-dimension"), tmp_path)
+def test_studies_share_runs_and_figures(place: Path) -> None:
+    rows = read_rows(place / "studies" / "systems" / "results.csv")
+    for run in (place / "runs").glob("digits-*"):  # what is known needs no run
+        run.rename(place / f"hidden-{run.name}")
+    other = go(study_of(QUALITY, name="token-dimension"), place)
     assert [row["fid"] for row in other] == [row["fid"] for row in rows]
-    assert not list((tmp_path / "runs").glob("digits-16-*"))
+    assert not list((place / "runs").glob("digits-16-*"))
 
 
-@pytest.mark.usefixtures("cache")
-def test_what_another_judge_has_judged_is_judged_anew(tmp_path: Path) -> None:
-    rows = go(study_of(QUALITY, Reconstruction(40)), tmp_path)
-    [judge] = (tmp_path / "studies" / "judges").iterdir()
+def test_figures_of_another_judge_are_measured_again(place: Path) -> None:
+    rows = go(study_of(QUALITY), place)
+    [judge] = (place / "studies" / "judges").iterdir()
     assert {row["judge"] for row in rows} == {file_sha256(judge)[:12]}
     before = judge.read_bytes()
-    shutil.rmtree(tmp_path / "runs")
-    assert go(study_of(QUALITY, Reconstruction(40)), tmp_path) == rows
-    assert judge.read_bytes() == before
-
     other = Classifier(judge, torch.device("cpu"))
     other._network.head.weight.mul_(1.5)  # as a fit on another machine would give
     tensors = {name: tensor.contiguous() for name, tensor in other._network.state_dict().items()}
     with safe_open(judge, framework="pt") as file:
         judge.write_bytes(save(tensors, metadata=file.metadata()))
-    again = go(study_of(QUALITY, Reconstruction(40)), tmp_path)
+    again = go(study_of(QUALITY), place)
     assert [row["measured"] for row in again] == [row["measured"] for row in rows]
     assert {row["judge"] for row in again} == {file_sha256(judge)[:12]} != {row["judge"] for row in rows}
-
     judge.write_bytes(before[:100])
-    refused(lambda: go(study_of(QUALITY), tmp_path), str(judge), "holds no classifier", "remove it to have it fitted")
+    refused(lambda: go(study_of(QUALITY), place), "classifier", code="unreadable", path=judge)
 
 
-@pytest.mark.usefixtures("cache")
-def test_rollout_gap_of_each_position(tmp_path: Path) -> None:
-    rows = go(study_of(GAP, name="rollout-gap"), tmp_path)
+def test_gap_is_measured_at_each_position(place: Path) -> None:
+    rows = go(study_of(GAP, name="rollout-gap"), place)
     assert [row["position"] for row in rows if row["system"] == "pra"] == list(range(16))
     assert "input_gap" not in rows[0]
     for row in rows[1:16]:
         assert -0.1 < row["input_gap"] < 1
         assert -0.1 < row["condition_gap"] < 1
         assert row["rollout_loss"] > 0
-    assert "loss on rollouts" in (tmp_path / "studies" / "rollout-gap" / "README.md").read_text()
+    assert "loss on rollouts" in (place / "studies" / "rollout-gap" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-def test_systems_have_the_parameters_of_pra_within_the_tolerance(setting: Setting, scale: Scale) -> None:
-    counts = {cell.system: parameters(cell.config.model) for cell in STUDIES["systems"].cells(setting, scale)}
-    assert all(abs(count / counts["pra"] - 1) <= TOLERANCE for count in counts.values())
+def test_systems_have_the_parameters_of_pra() -> None:
+    for setting, scale in itertools.product(SETTINGS.values(), SCALES.values()):
+        counts = {cell.system: parameters(cell.config.model) for cell in STUDIES["systems"].cells(setting, scale)}
+        assert all(abs(count / counts["pra"] - 1) <= TOLERANCE for count in counts.values())
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -238,18 +233,8 @@ def test_the_key_of_a_run_is_what_decides_its_weights() -> None:
     assert len(kinds) == 3
 
 
-def row(system: str, seed: int, guidance: float, fid: float) -> dict[str, Any]:
-    return {
-        "dataset": "digits", "setting": "digits-16", "scale": "small", "tokens": 16, "system": system, "seed": seed,
-        "guidance": guidance, "fid": fid, "run": f"{system}{seed}", "measured": f"guidance={guidance}", "images": 4,
-        "accuracy": 0.5, "steps": 1, "parameters": 9, "train_seconds": 1.0, "commit": "c", "hardware": "h",
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("name", STUDIES)
-def test_at_scale_cpu_one_seed_of_the_fewest_settings_is_run_unless_more_is_named(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_command_at_scale_cpu_makes_one_seed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[int, list[int]]] = []
 
     def stop(study: Study, settings: Sequence[Setting], scale: Scale, seeds: Sequence[int], *_: object) -> None:
@@ -262,41 +247,6 @@ def test_at_scale_cpu_one_seed_of_the_fewest_settings_is_run_unless_more_is_name
         assert main([name, *more, "--out", str(tmp_path)]) == 2
     few, every = 2 if name == "token-dimension" else 1, len(STUDIES[name].settings)
     assert asked == [(few, [0]), (every, [0, 1, 2]), (every, [0, 1, 2])]
-
-
-def test_the_best_guidance_is_that_of_the_mean_over_seeds(tmp_path: Path) -> None:
-    rows = [
-        row("pra", 0, 1.0, 3.0), row("pra", 1, 1.0, 3.2), row("pra", 0, 2.0, 1.0), row("pra", 1, 2.0, 9.0),
-        row("pra", 0, 3.0, 0.1),  # one seed alone decides nothing
-        row("jit", 0, 1.0, 2.0),
-    ]  # fmt: skip
-    pra, jit = groups(rows)
-    assert (pra.guidance, pra.fid, pra.seeds) == (1.0, pytest.approx(3.1), 2)
-    assert pra.spread == pytest.approx(0.1 * 2**0.5)
-    assert (jit.guidance, jit.fid, jit.spread) == (1.0, 2.0, None)
-    readme, picture = write_report(STUDIES["systems"], rows, tmp_path)
-    table = [line for line in readme.read_text().splitlines() if line.startswith("| ")]
-    assert [line.split(" | ")[1:3] for line in table[2:4]] == [["2.000", "1"], ["3.100 ± 0.141", "1"]]
-    assert picture.stat().st_size > 1000
-
-
-def test_rows_survive_the_file(tmp_path: Path) -> None:
-    records = Records(tmp_path, "systems")
-    records.replace([row("pra", 1, 1.0, 3.0), row("pra", 0, 1.0, 2.5)])
-    records.replace([row("pra", 1, 1.0, 4.0)])
-    text = (tmp_path / "systems" / "results.csv").read_text()
-    assert [line["fid"] for line in csv.DictReader(text.splitlines())] == ["2.5", "4"]
-    assert Records(tmp_path, "systems").rows == [row("pra", 0, 1.0, 2.5), row("pra", 1, 1.0, 4.0)]
-    varied = [row("pra", 0, 1.0, 2.5) | {"value": value} for value in (0.0, "PRA")]
-    Records(tmp_path, "noise").replace(varied)
-    again = Records(tmp_path, "noise")
-    again.replace(varied)
-    assert [r["value"] for r in again.rows] == [0.0, "PRA"]
-    (known,) = again.known("pra0", "guidance=1.0", "a")  # once, though it stands in three rows
-    assert known["fid"] == 2.5
-    (tmp_path / "systems" / "results.csv").write_text("a,b\n1,2\n")
-    refused(lambda: Records(tmp_path, "systems"), "results.csv", "no table of a study")
-    refused(lambda: Records(tmp_path / "systems" / "results.csv", "noise"), "noise cannot be made", "another place")
 
 
 def test_inhomogeneity() -> None:
@@ -314,33 +264,26 @@ def test_inhomogeneity() -> None:
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    refused(lambda: find_study("system"), "'system'", "systems")
-    refused(lambda: find_setting("fashon-64"), "fashion-64")
+    for find, name, near in ((find_study, "system", "systems"), (find_setting, "fashon-64", "fashion-64")):
+        refused(lambda find=find, name=name: find(name), repr(name), near)
     refused(lambda: find_scale("gpus"), "gpu")
-    assert main(["systms"]) == 2
-    assert main(["systems", "--setting", "digits"]) == 2
-    assert main(["systems", "--jobs", "0"]) == 2
-    assert main(["systems", "--setting", "digits-16", "--systems", "prah"]) == 2
+    for words in ("systms", "systems --setting digits", "systems --jobs 0", "systems --systems prah"):
+        assert main(words.split()) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4
     assert "no system 'prah'; did you mean 'pra'?" in errors[-1]
     assert all(line.startswith("pra: error: ") for line in errors)
 
 
-@pytest.mark.parametrize(
-    ("program", "words"),
-    [
+def test_environment_names_the_program_as_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for program, words in (
         ("/home/ann/pra/studies/__main__.py", ["python", "-m", "studies"]),
         ("/home/ann/pra/src/pra/__main__.py", ["pra"]),
         ("/home/ann/.venv/bin/pra", ["pra"]),
         ("train.py", ["train.py"]),
-    ],
-)
-def test_environment_names_the_program_as_typed(
-    program: str, words: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.argv", [program, "noise"])
-    assert environment()["command"] == [*words, "noise"]
+    ):
+        monkeypatch.setattr("sys.argv", [program, "noise"])
+        assert environment()["command"] == [*words, "noise"]
 
 
 def test_module_without_a_name_lists_the_studies(
@@ -351,3 +294,33 @@ def test_module_without_a_name_lists_the_studies(
         runpy.run_module("studies", run_name="__main__")
     assert ended.value.code == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(STUDIES)
+
+
+# --- probe ---------------------------------------------------------------------------------------------------
+
+
+def test_probe_study_probes_each_layer_once(tmp_path: Path) -> None:
+    scale = replace(SMALL, depth=2, steps=1, guidances=(1.0,))
+
+    def cells(setting: Setting, scale: Scale) -> Iterator[Cell]:
+        for cell in STUDIES["probe"].cells(setting, scale):
+            if cell.system in ("pra", "pixels", "jit") or cell.value == "pra":
+                yield replace(cell, measures=cell.measures[:2])
+
+    study = replace(STUDIES["probe"], cells=cells)
+    place = Workplace(tmp_path / "runs", torch.device("cpu"), 1)
+    for _ in range(2):
+        run_study(study, [SETTINGS["digits-16"]], scale, [0], tmp_path, place, progress=False)
+        rows = read_rows(tmp_path / "probe" / "results.csv")
+        assert len(list((tmp_path / "runs").glob("digits-16-*"))) == 2  # PRA, its baselines beside it, and JiT
+    found = [(row["system"], row.get("layer"), row.get("pooling"), row.get("time")) for row in rows]
+    assert found.count(("pixels", None, None, None)) == 1
+    for system in ("pra", "random"):
+        assert [entry for entry in found if entry[0] == system] == [
+            (system, layer, pooling, None) for layer in (1, 2) for pooling in ("both", "last", "mean")
+        ]
+    assert {entry[3] for entry in found if entry[0] == "jit"} == {0.5, 0.75}
+    by_pixels = next(row["top1"] for row in rows if row["system"] == "pixels")
+    readme = (tmp_path / "probe" / "README.md").read_text()
+    assert f"| raw pixels | {100 * by_pixels:.1f} % |" in readme
+    assert "Top-1 accuracy on 80 held-out images" in readme

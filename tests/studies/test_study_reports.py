@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.refusal import refused
 
-from pra.evaluation.flops import sampling_flops, training_flops
 from studies import SETTINGS, STUDIES
 from studies.catalogue import only
-from studies.costs import relative
 from studies.groups import groups
 from studies.names import COLOURS, NAMES, in_ranges
 from studies.pairs import paired, two_sided
 from studies.plot_parts import LEAST_SPAN, ticks_between
 from studies.plots_sampling import SOLVERS
-from studies.records import read_rows
+from studies.records import Records, read_rows
 from studies.report import commands, with_shorter, write_report
-from studies.settings import SCALES, Scale, base
+from studies.report_probe import by_name, chosen, probe_table
+from studies.settings import SCALES
 from studies.tables import tables
 
 ROOT = Path(__file__).parents[2]
@@ -105,62 +107,72 @@ def test_variants_are_compared_on_their_own_seeds() -> None:
 # --- tables -----------------------------------------------------------------------------------------------------
 
 
-def test_figures_are_those_at_the_best_guidance() -> None:
-    rows = [row("pra", 0, 1.0, 3.0, kid=0.5, precision=0.1, recall=0.2), row("pra", 0, 2.0, 1.0, kid=0.25, recall=0.5)]
-    rows += [row("pra", 0, 0.0, 0.0, reconstruction_fid=0.75)]
-    del rows[-1]["fid"], rows[-1]["guidance"]
-    (line,) = table(tables(STUDIES["systems"], rows))
-    assert {name: line[name] for name in ("system", "FID", "KID", "precision", "recall", "reconstruction FID")} == {
-        "system": "PRA", "FID": "1.000", "KID": "0.2500", "precision": "-", "recall": "0.500",
-        "reconstruction FID": "0.750",
-    }  # fmt: skip
-    assert line["training FLOPs"] == line["sampling FLOPs"] == "-"  # of a scale that is not the catalogue's
+@pytest.mark.parametrize("name", ["systems", "noise", "length", "rollout-gap", "probe", "solver"])
+def test_kept_pages_are_those_of_the_kept_rows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables, FLOPs, spreads, commands and provenance of the setting with the fewest rows."""
+    kept = ROOT / "studies" / name
+    rows = read_rows(kept / "results.csv")
+    counts = Counter(row["setting"] for row in rows)
+    chosen = [row for row in rows if row["setting"] == min(counts, key=counts.__getitem__)]
+    monkeypatch.setattr("studies.report.draw", lambda *_: None)
+    for samples in kept.glob("*-samples.jpg"):
+        (tmp_path / samples.name).touch()
+    readme, *_ = write_report(STUDIES[name], chosen, tmp_path)
+    page = (kept / "README.md").read_text().splitlines()
+    lines = readme.read_text().splitlines()
+    assert len(lines) > 10
+    assert [line for line in lines if line not in page] == []
 
 
-def test_the_gap_is_of_seeds_not_of_rows() -> None:
-    rows = [
-        row("pra", seed, 1.0, 5.0 + seed, position=at, condition_gap=0.1 * seed, training_loss=1.0,
-            rollout_loss=1.0 + seed, tokens=4) | ({"input_gap": 0.5} if at else {})
-        for seed in (0, 2) for at in range(4)
+def test_probe_table_chooses_by_validation() -> None:
+    found = [
+        ("pra", 0, 1, 0.5, 0.7), ("pra", 1, 1, 0.6, 0.7), ("pra", 0, 2, 0.9, 0.6), ("pra", 1, 2, 0.9, 0.6),
+        ("pra", 0, 3, 0.9, 0.9),  # one seed alone decides nothing
+        ("random", 0, 1, 0.3, 0.3), ("pixels", 0, None, 0.8, 0.8),
     ]  # fmt: skip
-    (line,) = table(tables(STUDIES["rollout-gap"], rows))
-    assert line == {
-        "system": "PRA", "condition gap, last quarter": "0.1000 ± 0.1414", "input gap, last quarter": "0.5000 ± 0.0000",
-        "flow loss on rollouts": "2.000 ± 1.414", "rollouts / training": "2.000 ± 1.414",
-        "FID, guidance 1": "6.000 ± 1.414", "seeds": "0,2",
-    }  # fmt: skip
+    rows = [dict(zip(("system", "seed", "layer", "top1", "validation"), values, strict=True)) for values in found]
+    rows = [row | {"pooling": row["layer"] and "mean"} for row in rows]
+    rows[5]["value"] = "pra"
+    assert chosen(by_name(rows)["PRA"]).layer == 1
+    _, lines = probe_table(rows)
+    assert [line[0] for line in lines] == ["raw pixels", "PRA", "random weights (PRA)"]
+    assert lines[1][1:4] == ["55.0 % ± 7.1", "1", "mean"]
+    assert lines[0][1:4] == ["80.0 %", "-", "-"]
 
 
-def test_solvers_have_a_spread() -> None:
-    rows = [row("pra", seed, 1.5, 1.0 + seed, solver="euler", evaluations=4, value="euler") for seed in (0, 1)]
-    rows.append(row("pra, distilled", 0, 1.5, 1.0, solver="shortcut", evaluations=1, value="shortcut"))
-    first, second = table(tables(STUDIES["solver"], rows))
-    assert (first["1"], first["4"], second["1"]) == ("", "1.500 ± 0.707", "1.000")
-    assert second["system"] == "PRA, distilled head"
+def test_best_guidance_is_that_of_the_mean_over_seeds(tmp_path: Path) -> None:
+    rows = [
+        row("pra", 0, 1.0, 3.0), row("pra", 1, 1.0, 3.2), row("pra", 0, 2.0, 1.0), row("pra", 1, 2.0, 9.0),
+        row("pra", 0, 3.0, 0.1),  # one seed alone decides nothing
+        row("jit", 0, 1.0, 2.0),
+    ]  # fmt: skip
+    pra, jit = groups(rows)
+    assert (pra.guidance, pra.fid, pra.seeds) == (1.0, pytest.approx(3.1), 2)
+    assert pra.spread == pytest.approx(0.1 * 2**0.5)
+    assert (jit.guidance, jit.fid, jit.spread) == (1.0, 2.0, None)
+    readme, picture = write_report(STUDIES["systems"], rows, tmp_path)
+    table = [line for line in readme.read_text().splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[1:3] for line in table[2:4]] == [["2.000", "1"], ["3.100 ± 0.141", "1"]]
+    assert picture.stat().st_size > 1000
 
 
-def test_flops_are_counted_beside_pras(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = Scale(
-        name="small", width=16, depth=1, heads=1, codec_depth=1, head_depth=1, steps=2, batch_factor=1, samples=40,
-        guidances=(1.0, 2.0), brief=True,
-    )  # fmt: skip
-    monkeypatch.setitem(SCALES, "small", small)
-    place = {"setting": "digits-16", "scale": "small"}
-    pra, jit, unknown = groups(row(name, 0, 3.0, 1.0, **place) for name in ("pra", "jit", "retired"))
-    (plain,) = groups([row("pra", 0, 1.0, 1.0, **place)])
-    run = base(DIGITS, small)
-    cells = {cell.system: cell.config for cell in STUDIES["systems"].cells(DIGITS, small)}
-    own = relative("systems", pra)
-    assert own is not None
-    assert (own.training, own.sampling) == (1.0, 1.0)
-    without, other = relative("systems", plain), relative("systems", jit)
-    assert without is not None
-    assert other is not None
-    assert without.sampling < 0.7  # no second pass for guidance
-    assert other.training == training_flops(cells["jit"]) / training_flops(run)
-    assert other.sampling == sum(sampling_flops(cells["jit"]).values()) / sum(sampling_flops(run).values())
-    assert relative("systems", unknown) is None
-    assert relative("unheard-of", pra) is None
+def test_records_keep_their_rows(tmp_path: Path) -> None:
+    records = Records(tmp_path, "systems")
+    records.replace([row("pra", 1, 1.0, 3.0), row("pra", 0, 1.0, 2.5)])
+    records.replace([row("pra", 1, 1.0, 4.0)])
+    text = (tmp_path / "systems" / "results.csv").read_text()
+    assert [line["fid"] for line in csv.DictReader(text.splitlines())] == ["2.5", "4"]
+    assert Records(tmp_path, "systems").rows == [row("pra", 0, 1.0, 2.5), row("pra", 1, 1.0, 4.0)]
+    varied = [row("pra", 0, 1.0, 2.5) | {"value": value} for value in (0.0, "PRA")]
+    Records(tmp_path, "noise").replace(varied)
+    again = Records(tmp_path, "noise")
+    again.replace(varied)
+    assert [r["value"] for r in again.rows] == [0.0, "PRA"]
+    (known,) = again.known("pra0", "guidance=1.0", "a")  # once, though it stands in three rows
+    assert known["fid"] == 2.5
+    (tmp_path / "systems" / "results.csv").write_text("a,b\n1,2\n")
+    refused(lambda: Records(tmp_path, "systems"), "results.csv", "no table of a study")
+    refused(lambda: Records(tmp_path / "systems" / "results.csv", "noise"), "noise cannot be made", "another place")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------

@@ -64,20 +64,34 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def _begun(
+    count: int, do: Callable[..., None], *arguments: object, variables: Mapping[str, str] | None = None
+) -> list[multiprocessing.process.BaseProcess]:
+    """``do(rank, *arguments)`` in so many processes, which find each other as torchrun's do."""
+    world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = []
+    for rank in range(count):
+        own = world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | dict(variables or {})
+        processes.append(CONTEXT.Process(target=_enter, args=(own, do, rank, *arguments)))
+        processes[-1].start()
+    return processes
+
+
+def _enter(variables: Mapping[str, str], do: Callable[..., None], *arguments: object) -> None:
+    import torch
+
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    do(*arguments)
+
+
 @contextmanager
 def started(
     folder: Path, count: int, *arguments: object, variables: Mapping[str, str] | None = None
 ) -> Iterator[Group]:
     """``pra`` in so many processes; what they say goes to ``folder``. They are killed at the end of the block."""
     folder.mkdir(parents=True, exist_ok=True)
-    world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    line = [str(argument) for argument in arguments]
-    processes = []
-    for rank in range(count):
-        own = world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | dict(variables or {})
-        process = CONTEXT.Process(target=_work, args=(folder / str(rank), line, own))
-        process.start()
-        processes.append(process)
+    processes = _begun(count, _work, folder, [str(argument) for argument in arguments], variables=variables)
     try:
         yield Group(processes, folder)
     finally:
@@ -92,13 +106,11 @@ def run(folder: Path, count: int, *arguments: object, variables: Mapping[str, st
         return group.outcomes()
 
 
-def _work(path: Path, line: list[str], variables: dict[str, str]) -> None:
+def _work(rank: int, folder: Path, line: list[str]) -> None:
     from pra.cli import main
 
-    os.environ.update(variables)
     for descriptor, kind in ((1, "out"), (2, "err")):
-        file = os.open(path.with_suffix(f".{kind}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, descriptor)
+        os.dup2(os.open(folder / f"{rank}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))  # noqa: SIM115
     code = main(line)
     with contextlib.suppress(OSError):
@@ -107,20 +119,8 @@ def _work(path: Path, line: list[str], variables: dict[str, str]) -> None:
 
 
 def api(count: int, do: Callable[..., None], *arguments: object) -> list[int | None]:
-    """``do(rank, *arguments)`` in so many processes that find each other as torchrun's do; their exit codes."""
-    port = free_port()
-    group = [CONTEXT.Process(target=_call, args=(rank, count, port, do, arguments)) for rank in range(count)]
-    for process in group:
-        process.start()
+    """``do(rank, *arguments)`` in so many processes, to their end; their exit codes."""
+    group = _begun(count, do, *arguments)
     for process in group:
         process.join(120)
     return [process.exitcode for process in group]
-
-
-def _call(rank: int, count: int, port: int, do: Callable[..., None], arguments: tuple[object, ...]) -> None:
-    import torch
-
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    do(rank, *arguments)

@@ -65,23 +65,22 @@ def enter() -> None:
 
 
 def test_join_bad_variables_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    for value in ("many", "0", ""):
-        monkeypatch.setenv("WORLD_SIZE", value)
-        refused(enter, "torchrun", name="WORLD_SIZE", value=value)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(enter, name="RANK", value=None)
-    monkeypatch.setenv("RANK", "2")
-    refused(enter, "RANK", code="invalid", value=2)
-    monkeypatch.setenv("RANK", "1")
-    refused(enter, name="LOCAL_RANK", value=None)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, wrong, right in (
+        ("WORLD_SIZE", ("many", "0", ""), "2"),
+        ("RANK", (None, "2", "-1"), "1"),
+        ("LOCAL_RANK", (None, "x"), "1"),
+        ("PRA_RENDEZVOUS_TIMEOUT", ("soon", "0"), "1"),
+    ):
+        for value in wrong:
+            if value is not None:
+                monkeypatch.setenv(name, value)
+            refused(enter, code="invalid", name=name, value=value)
+        monkeypatch.setenv(name, right)
     refused(enter, "process 1 of 2", "MASTER_ADDR", "torchrun")
-    monkeypatch.setenv("PRA_RENDEZVOUS_TIMEOUT", "soon")
-    refused(enter, "PRA_RENDEZVOUS_TIMEOUT", value="soon")
     monkeypatch.delenv("WORLD_SIZE")
-    refused(enter, name="WORLD_SIZE", value=None)
+    refused(enter, "torchrun", name="WORLD_SIZE", value=None)
 
 
 @pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])

@@ -17,15 +17,6 @@ import pytest
 from pra.utils.extras import install_command
 
 ROOT = Path(__file__).parents[2]
-READ = (
-    "py.typed",
-    "sampling/native/*.cpp",
-    "sampling/native/*.h",
-    "evaluation/report/*.html",
-    "demo/*.html",
-    "demo/*.css",
-)
-"""Files beside the modules, below the package."""
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +35,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         done = subprocess.run([sys.executable, "-c", build], cwd=project, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
     return {path.suffix: path for path in out.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def wheel(built: dict[str, Path]) -> set[str]:
-    """The names in the wheel."""
-    with zipfile.ZipFile(built[".whl"]) as archive:
-        return set(archive.namelist())
 
 
 @pytest.mark.parametrize("kind", [".whl", ".gz"])
@@ -78,33 +62,18 @@ def test_install_command_in_a_clone_is_editable() -> None:
     assert install_command("train") == f"pip install -e '{ROOT}[train]'"
 
 
-def in_the_checkout(pattern: str) -> set[str]:
-    return {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "pra").glob(pattern)}
-
-
-@pytest.mark.parametrize("pattern", READ)
-def test_files_beside_the_modules_are_in_the_wheel(wheel: set[str], pattern: str) -> None:
-    wanted = in_the_checkout(pattern)
-    assert wanted
-    assert wanted <= wheel
-
-
-def test_every_module_and_the_command_are_in_the_wheel(wheel: set[str]) -> None:
-    assert in_the_checkout("**/*.py") <= wheel
-    assert any(name.endswith(".dist-info/entry_points.txt") for name in wheel)
-
-
-def test_laboratory_is_not_in_the_wheel(wheel: set[str]) -> None:
+def test_wheel_holds_the_package_and_no_laboratory(built: dict[str, Path]) -> None:
+    with zipfile.ZipFile(built[".whl"]) as archive:
+        names = set(archive.namelist())
+    wanted = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "pra").rglob("*.*")}
+    wanted = {name for name in wanted if "__pycache__" not in name}
+    assert {"pra/py.typed", "pra/demo/page.css", "pra/shipped/model.safetensors"} <= wanted <= names
+    assert any(name.endswith(".dist-info/entry_points.txt") for name in names)
     assert (ROOT / "studies" / "__main__.py").exists()
-    assert [name for name in wheel if not name.startswith(("pra/", "pra_pixels-")) or "studies" in name] == []
+    assert [name for name in names if not name.startswith(("pra/", "pra_pixels-")) or "studies" in name] == []
 
 
 def test_package_does_not_import_the_laboratory() -> None:
     imports = re.compile(r"^\s*(from|import)\s+(pra\.)?studies\b", re.M)
     modules = sorted((ROOT / "src" / "pra").rglob("*.py"))
     assert [path.name for path in modules if imports.search(path.read_text())] == []
-
-
-def test_the_model_that_comes_with_pra_is_in_the_wheel(wheel: set[str]) -> None:
-    shipped = in_the_checkout("shipped/*")
-    assert {"pra/shipped/config.json", "pra/shipped/model.safetensors"} <= shipped <= wheel

@@ -38,7 +38,6 @@ class FolderSource(Files):
 
 
 def _by_class(path: Path) -> dict[str, list[str]]:
-    """Return the image files of each class, relative to ``path``."""
     entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     below = {name: _images_below(path, name) for name in names}

@@ -31,11 +31,8 @@ class Part(Labelled):
 def split(source: Source, config: DataConfig, seed: int) -> tuple[Source, Source | None]:
     """Return the images to learn from, and the held-out ones of ``config.validation``, if any.
 
-    A share is a function of the seed and of the labels; each class gives the same share, up to one image.
-
-    Raises:
-        PraError: the held-out source cannot be opened, has other classes or is the training source; or a share would
-            leave nothing, or divide a stream.
+    A share is a function of the seed and of the labels; each class gives the same share, up to one image. Refuse a
+    source of other classes, the training source itself, a share that leaves nothing, and a share of a stream.
     """
     share = config.held_out_share
     if share is not None:

@@ -20,8 +20,7 @@ from pra.config.values import parse_value
 from pra.data.images import Files, Labels, corrupt, not_installed, numbered_classes
 from pra.data.lanes import LANES, PIECES, Lanes
 from pra.errors import PraError, nearest, reason_of
-from pra.utils.files import write_atomically
-from pra.utils.paths import cache_folder, expand
+from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
 
 _WITHOUT = "none"
@@ -157,7 +156,6 @@ class _Reader:
 
 
 def _load(name: str, choice: Choice, **options: Any) -> Any:
-    """Return the ``datasets.Dataset``, or ``IterableDataset`` if it streams."""
     try:
         import datasets
     except ImportError as error:
@@ -183,7 +181,6 @@ def _place(choice: Choice) -> tuple[str, dict[str, Any]]:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turn all that the library raises into one line."""
     try:
         yield
     except PraError:
@@ -194,14 +191,12 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def _undecoded() -> Any:
-    """Return the library's type of images that stay encoded."""
     import datasets
 
     return datasets.Image(decode=False)
 
 
 def _bytes(value: Any, where: str) -> bytes:
-    """Return the encoded file, which a row holds or names."""
     if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
         raise corrupt(where, "has no image")
     if value.get("bytes"):

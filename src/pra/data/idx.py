@@ -1,4 +1,4 @@
-"""The IDX files of MNIST and Fashion-MNIST (http://yann.lecun.com/exdb/mnist), gzipped or not."""
+"""Small data sets held in memory: scikit-learn's digits, and the IDX files of MNIST, gzipped or not."""
 
 from __future__ import annotations
 
@@ -9,10 +9,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pra.data.images import ArraySource, check_there
+from pra.data.images import ArraySource, check_there, not_installed
 from pra.errors import PraError
 
 _FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+def open_digits(name: str, test: bool) -> ArraySource:
+    """Open one split of 1797 grey digits of 8x8: every sixth is for testing. Values 0..16 become 0..255."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise not_installed(name, "scikit-learn", "train", error) from None
+    data = load_digits()
+    chosen = (np.arange(len(data.target)) % 6 == 5) == test
+    images = np.rint(data.images[chosen] * (255 / 16)).astype(np.uint8)
+    return ArraySource(name, images, data.target[chosen].astype(np.int64), tuple("0123456789"))
 
 
 def open_idx(name: str, folder: Path, test: bool) -> ArraySource:

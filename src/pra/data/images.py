@@ -94,11 +94,7 @@ def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:
 
 
 def numbered_classes(labels: Labels, where: Callable[[int], str], fix: str) -> list[str]:
-    """Return numbers as names for classes that have none; ``where`` names the image of an index.
-
-    Raises:
-        PraError: a label is :data:`MOST_CLASSES` or more.
-    """
+    """Return numbers as names for classes that have none, below :data:`MOST_CLASSES`; ``where`` names an image."""
     highest = int(labels.max())
     if highest >= MOST_CLASSES:
         problem = f"{where(int(labels.argmax()))}: class {highest} has no name and is not below {MOST_CLASSES}"
@@ -119,7 +115,7 @@ def not_installed(name: str, packages: str, extra: str, error: ImportError) -> P
 
 
 class Labelled:
-    """A name, the classes' names and the labels (int64, one per image): the base of all sources."""
+    """The base of all sources: a name, the classes' names, and a label (int64) per image."""
 
     def __init__(self, name: str, classes: Iterable[str], labels: Labels) -> None:
         self.name, self.classes, self.labels = name, tuple(str(class_name) for class_name in classes), labels

@@ -115,11 +115,8 @@ def batches(
 ) -> Generator[Batch]:
     """Yield samples ``start, start + 1, ...`` in batches, without end or up to ``stop`` (the last may be smaller).
 
-    ``config.workers`` processes prepare batches ahead; their number does not change the batches. Close the iterator to
-    stop early: that ends the processes. With ``pin_memory`` copies to a GPU do not block.
-
-    Raises:
-        PraError: as ``TrainingSet[g]``, also out of a worker.
+    ``config.workers`` processes prepare batches ahead, and change nothing else; closing the iterator ends them. With
+    ``pin_memory`` copies to a GPU do not block. Errors are those of ``TrainingSet[g]``, also in a worker.
     """
     starts = itertools.count(start, batch_size) if stop is None else range(start, stop, batch_size)
     blocks = (range(s, s + batch_size if stop is None else min(s + batch_size, stop)) for s in starts)
@@ -140,11 +137,8 @@ def _batch(dataset: TrainingSet, block: range) -> Batch:
 def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_memory: bool = False) -> Generator[V]:
     """Yield ``work(item)`` for each item, in order, done ahead by ``workers`` processes (0: in this one).
 
-    ``work`` can be pickled, ``items`` may have no end. The processes end with the iterator. ``pin_memory`` is for
-    tensors in the results: their copies to a GPU then do not block.
-
-    Raises:
-        PraError: as ``work``, also out of a worker; or a worker was killed.
+    ``work`` can be pickled, ``items`` may have no end. The processes end with the iterator. A PraError of ``work``
+    arrives here, and the death of a worker is one.
     """
     loader: DataLoader[V | PraError] = DataLoader(
         _Guarded(work),
@@ -186,11 +180,7 @@ def workers_alive() -> Iterator[None]:
 
 @contextmanager
 def reading(stream: Generator[V]) -> Iterator[Generator[V]]:
-    """Take what worker processes read, and end them with the block: a kept exception would keep them alive.
-
-    Raises:
-        PraError: a worker was killed.
-    """
+    """Take what worker processes read, and end them with the block: a kept exception would keep them alive."""
     with workers_alive(), closing(stream):
         yield stream
 
@@ -204,8 +194,8 @@ def read_ahead(
 ) -> Generator[tuple[Tensor, ...]]:
     """Yield ``load(indices)``, tensors with a row each, a batch at a time, in the order of ``indices``.
 
-    At most ``workers`` processes read ahead: none for few images, one for a stream. ``load`` can be pickled. Take the
-    batches in a block of :func:`reading`, whose errors and those of ``load`` arrive here.
+    At most ``workers`` processes read ahead: none for few images, one for a stream. ``load`` can be pickled. Use it in
+    a block of :func:`reading`.
     """
     pieces = [blocks(batch, PIECE) for batch in blocks(indices, batch_size)]
     workers = in_order(source, min(workers, len(indices) // WORTH_A_WORKER))
@@ -230,10 +220,7 @@ def load_images(
 ) -> tuple[Tensor, Tensor]:
     """Return images uint8 ``(B, C, H, W)``, without augmentation, and labels int64 ``(B,)``.
 
-    With ``on_corrupt=skip`` the next readable image of the source replaces a corrupt one.
-
-    Raises:
-        PraError: as ``TrainingSet[g]``.
+    With ``on_corrupt=skip`` the next readable image replaces a corrupt one. Errors are those of ``TrainingSet[g]``.
     """
     images = torch.empty((len(indices), channels, *size), dtype=torch.uint8)
     labels = torch.empty(len(indices), dtype=torch.int64)

@@ -31,17 +31,15 @@ FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 _KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _ORIENTATION = 0x0112
 OTHER = "choose another folder"
-"""The fix if the folder is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
     """How images become shards.
 
-    ``size`` is the shorter side in pixels that larger images are scaled down to, as ADM's centre crop scales them;
-    smaller ones stay as they are. ``format`` is jpg, png or webp; None keeps the source's, and takes png for any other.
-    Files that need no change are copied. ``quality`` (1 to 100) is of webp and of jpg, which has full colour
-    resolution. Corrupt images are left out with ``skip_corrupt``, and stop the packing without.
+    Images whose shorter side exceeds ``size`` pixels are scaled down to it, as by ADM's centre crop. ``format`` is jpg,
+    png, webp or None: that of the source, or png. Files that need no change are copied. ``quality`` (1 to 100) is of
+    webp and jpg, which has full colour resolution. A corrupt image stops the packing unless ``skip_corrupt``.
     """
 
     size: int | None = None
@@ -70,11 +68,10 @@ class Packed(NamedTuple):
 
 
 def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed:
-    """Write the source's images, in its order, as shards into a new folder; ``workers`` processes read and encode.
+    """Write a source's images, in its order, as shards into a new folder; ``workers`` processes read and encode.
 
-    Beside ``shard-000000.tar`` and so on, ``classes.json`` names the classes, and ``index.json`` holds the shards'
-    counts, sizes and SHA-256, how they were made, and what was left out. The folder appears when all is done. Until
-    then the shards lie in ``.FOLDER.partial``; the same call resumes after the last whole one.
+    ``classes.json`` beside the shards names the classes; ``index.json`` has counts, sizes and SHA-256 of the shards,
+    settings and images left out. Until all is done they lie in ``.FOLDER.partial``, where the same call resumes.
 
     Raises:
         PraError: the folder exists, an unfinished packing of another kind is there, an image is corrupt, the disk is
@@ -119,7 +116,6 @@ def encode(source: Source, packing: Packing, block: Sequence[int]) -> list[Packa
 
 
 def _encoded(source: Source, packing: Packing, index: int) -> tuple[str, bytes]:
-    """Return an image's kind and file."""
     image, size = source.image(index), packing.size
     own = _KINDS.get(image.format or "")
     kind = packing.format or own or "png"
@@ -145,8 +141,7 @@ def _channels(image: Image.Image, kind: str) -> int:
 
 
 def _record(shard: Path) -> Path:
-    """Return the file that is written after a shard, and says what is in it."""
-    return shard.with_suffix(".json")
+    return shard.with_suffix(".json")  # written after the shard, says what is in it
 
 
 def _write_missing(source: Source, shards: dict[Path, Sequence[int]], packing: Packing, workers: int) -> None:

@@ -26,8 +26,7 @@ def prepare(
 ) -> npt.NDArray[np.uint8]:
     """Return an image as uint8 ``(channels, *size)``; channels are 1 (grey), 3 (RGB) or 4 (RGBA).
 
-    Random crops and flips are functions of ``key``, one 64-bit integer; without one (None) there are none.
-    ``where`` names the image in messages.
+    Random crops and flips are functions of ``key``, a 64-bit integer; None means neither. ``where`` names the image.
 
     Raises:
         PraError: an image too small for the crop or too large for the padding, another number of channels, or, as

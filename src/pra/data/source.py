@@ -9,16 +9,15 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 from torch import Tensor
 
-from pra.data.digits import open_digits
 from pra.data.emoji import FONT, EmojiSource
 from pra.data.folder import FolderSource
 from pra.data.hf import open_hf
-from pra.data.idx import open_idx
+from pra.data.idx import open_digits, open_idx
 from pra.data.images import Labels
 from pra.data.tars import ImageNetTar
 from pra.data.wds import WebDataset
 from pra.errors import PraError, nearest
-from pra.utils.paths import expand
+from pra.utils.files import expand
 from pra.utils.registry import Registry
 
 SPLIT: dict[str, Callable[[str, str, bool], Source]] = {
@@ -38,10 +37,9 @@ _ALONE = ("digits", "digits@test", "emoji", "emoji@test")
 
 @runtime_checkable
 class Source(Protocol):
-    """Images that can be read in any order, each with a label. Sources can be pickled to worker processes.
+    """Labelled images in any order. Sources can be pickled to worker processes.
 
-    ``name`` is the string it was opened with, ``classes`` the classes' names, and ``labels`` one index into
-    ``classes`` per image (int64).
+    ``name`` is the string it was opened with, and ``labels`` (int64) hold an index into ``classes`` per image.
     """
 
     name: str
@@ -90,11 +88,8 @@ SOURCES: Registry[Callable[[str, str], Source]] = Registry("data source", "pra.s
 def register_source(name: str, function: Callable[[str, str], Source]) -> None:
     """Make ``NAME`` and ``NAME:ARGUMENT`` names of data sources in this process, for ``--data`` and all else.
 
-    ``function`` takes the whole name, which becomes :attr:`Source.name`, and the argument. An installed package does
-    the same for every process by an entry point of the group ``pra.sources``.
-
-    Raises:
-        PraError: the name is built in or malformed.
+    ``function`` takes the whole name, which becomes :attr:`Source.name`, and the argument. Packages register theirs for
+    every process by an entry point of the group ``pra.sources``. Refuse a name that is built in or malformed.
     """
     SOURCES.add(name, function)
 
@@ -124,9 +119,7 @@ def open_source(spec: str) -> Source:
         if kind in SPLIT:
             return SPLIT[kind](spec, path, spec.endswith("@test"))
         kind, _, path = spec.partition(":")
-        if kind in _WHOLE:
-            return _WHOLE[kind](spec, path)
-        opened = SOURCES.registered[kind](spec, path)
+        opened = (_WHOLE.get(kind) or SOURCES.registered[kind])(spec, path)
     except OSError as error:
         path, fix = error.filename or spec, "Check its permissions and the disk"
         problem = f"{path} cannot be read ({error.strerror})"

@@ -27,7 +27,7 @@ _LINES = 20
 
 
 class Range(NamedTuple):
-    """Lowest, median and highest of some sizes in pixels."""
+    """Lowest, median and highest of some pixel counts."""
 
     low: int
     median: int
@@ -38,18 +38,16 @@ class Range(NamedTuple):
 
     @classmethod
     def of(cls, values: Iterable[int]) -> Range:
-        """Summarise at least one value."""
         ordered = sorted(values)
         return cls(ordered[0], ordered[len(ordered) // 2], ordered[-1])
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The findings of :func:`look`.
+    """The findings of :func:`look`: the number of all pictures, in all and by class, and what the ``opened`` ones are.
 
-    ``images`` is the number of all pictures, and ``classes`` that of each class. The other counts are of the ``opened``
-    ones: sizes in pixels; how many have no colour (``grey``), are transparent somewhere, or ``square``; the file of
-    each corrupt one (not counted as opened); and the seconds that reading one takes.
+    Sizes are in pixels; ``grey``, ``transparent`` and ``square`` are counts; ``corrupt`` names files that do not count
+    as opened.
     """
 
     source: str
@@ -68,7 +66,6 @@ class Survey:
 
     @property
     def unconditional(self) -> bool:
-        """Whether there is only one class."""
         return len(self.classes) == 1
 
     @property
@@ -93,10 +90,9 @@ class Survey:
 
 
 def look(source: str | Source) -> Survey:
-    """Open pictures of a source, all or :data:`LOOKED_AT` at random, for :data:`PATIENCE` seconds at most.
+    """Open up to :data:`LOOKED_AT` pictures of a source, at random, for at most :data:`PATIENCE` seconds.
 
-    Raises:
-        PraError: no such source, or no picture that can be read.
+    Refuse a source in which no picture can be read.
     """
     opened = open_source(source) if isinstance(source, str) else source
     begin = time.monotonic()

@@ -18,8 +18,7 @@ import numpy.typing as npt
 
 from pra.data.images import Files, Labels, check_there, corrupt, is_image_name, pack
 from pra.errors import PraError
-from pra.utils.files import write_atomically
-from pra.utils.paths import cache_folder
+from pra.utils.files import cache_folder, write_atomically
 from pra.utils.progress import Progress
 
 _FORMAT = 2
@@ -155,9 +154,7 @@ def members(
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield an uncompressed tar of ``size`` bytes and each regular file in it.
 
-    Raises:
-        PraError: it is not such a tar; or a member does not fit, a header is broken, or the block of zeros at the end
-            is missing. ``tarfile`` takes the last two for the end.
+    Refuse other files, and what ``tarfile`` takes for the end: a broken header, or a missing block of zeros.
     """
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:

@@ -16,8 +16,7 @@ from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
 from pra.data.images import check_there, is_image_name, not_installed, numbered_classes
 from pra.data.tars import Found, TarIndex, TarSource, load_index, members
 from pra.errors import PraError
-from pra.utils.files import write_atomically
-from pra.utils.paths import cache_folder, expand
+from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
 
 CLASSES, INDEX = "classes.json", "index.json"
@@ -110,7 +109,6 @@ def _beside(url: str, name: str) -> str:
 
 
 def _promises(url: str) -> dict[str, Promise]:
-    """Return sizes and SHA-256 from ``index.json``, if there is one."""
     index = _json(url, fetch_small(url)) or {}
     try:
         return {s["url"]: Promise(s.get("filesize"), s.get("sha256")) for s in index.get("shardlist") or ()}
@@ -164,7 +162,6 @@ def _scan(shards: Sequence[Path], classes: list[str] | None) -> TarIndex:
 
 
 def _samples(number: int, path: Path) -> Iterator[Found]:
-    """Yield the images of one shard with their classes."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
     with path.open("rb") as file:

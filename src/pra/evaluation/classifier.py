@@ -26,7 +26,7 @@ from pra.errors import PraError, reason_of
 from pra.evaluation.collect import shape_text
 from pra.evaluation.features import Features
 from pra.evaluation.samples import prepared
-from pra.utils import paths
+from pra.utils import files
 from pra.utils.files import check_free, write_atomically
 from pra.utils.pixels import from_uint8
 from pra.utils.progress import Progress
@@ -132,7 +132,7 @@ class Classifier:
 
 def cache_folder() -> Path:
     """Return the folder of fitted classifiers: ``$XDG_CACHE_HOME/pra/classifiers``, by default under ``~/.cache``."""
-    return paths.cache_folder() / "classifiers"
+    return files.cache_folder() / "classifiers"
 
 
 def find_classifier(fingerprint: str, device: torch.device) -> Classifier:

@@ -24,8 +24,7 @@ from pra.evaluation.metrics import NEIGHBOURS, Array, Balls, Protocol
 from pra.evaluation.samples import prepared
 from pra.sampling.batches import Batch, NpzBatch
 from pra.utils.distributed import ALONE, World
-from pra.utils.files import write_atomically
-from pra.utils.npz import explained, listed, read_arrays
+from pra.utils.files import explained, listed, read_arrays, write_atomically
 from pra.utils.provenance import file_sha256
 
 FORMAT = 1

@@ -24,8 +24,7 @@ from pra.models.weights import unreadable
 from pra.sampling.requests import Requests
 from pra.sampling.sampler import Sampler
 from pra.utils.device import in_bfloat16
-from pra.utils.files import PLAN, file_mode, remedy
-from pra.utils.npz import explained, listed, read_arrays
+from pra.utils.files import PLAN, explained, file_mode, listed, read_arrays, remedy
 from pra.utils.pixels import to_uint8
 
 

@@ -30,6 +30,7 @@ from pra.utils.files import (
     PLAN,
     begin_partial,
     check_output,
+    explained,
     output_format,
     partial_folder,
     save_images,
@@ -37,7 +38,6 @@ from pra.utils.files import (
     write_atomically,
 )
 from pra.utils.locks import locked
-from pra.utils.npz import explained
 from pra.utils.pixels import contact_sheet, to_uint8
 from pra.utils.progress import Progress
 from pra.utils.signals import Interrupted

@@ -18,13 +18,8 @@ R = TypeVar("R")
 def compiled(function: Callable[P, R], what: str, without: str) -> Callable[P, R]:
     """Return the function, compiled at its first call for the shapes of its arguments.
 
-    Args:
-        function: what to compile.
-        what: the setting that asked for it, for the message: "train.compile".
-        without: how to do without it: "set train.compile=false".
-
-    Raises:
-        PraError: at the first call, where the compiler fails.
+    ``what`` is the setting that asked for it, such as "train.compile", and ``without`` how to do without: "set ...".
+    Where the compiler fails, the first call raises a PraError.
     """
     from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
@@ -50,14 +45,11 @@ def _settings() -> Iterator[None]:
     from torch._dynamo import config as front
     from torch._functorch import config as back
 
-    wanted = (
-        # Compile the backward pass with the forward pass: a failure in backward() would come too late to go without.
-        (back, "force_non_lazy_backward_lowering", True),
-        # Notice hooks that were added or removed since; torch ignores new hooks by default.
-        (front, "skip_nnmodule_hook_guards", False),
-    )
     with ExitStack() as stack:
-        for options, name, value in wanted:
-            if hasattr(options, name):
-                stack.enter_context(options.patch({name: value}))
+        # Compile the backward pass with the forward pass: a failure in backward() would come too late to go without.
+        if hasattr(back, "force_non_lazy_backward_lowering"):
+            stack.enter_context(back.patch(force_non_lazy_backward_lowering=True))
+        # Notice hooks that were added or removed since; torch ignores new hooks by default.
+        if hasattr(front, "skip_nnmodule_hook_guards"):
+            stack.enter_context(front.patch(skip_nnmodule_hook_guards=False))
         yield

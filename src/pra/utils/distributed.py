@@ -7,6 +7,7 @@ launchers than ``torchrun`` set ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MAST
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -28,16 +29,10 @@ from pra.utils.signals import ended_by_sigterm
 T = TypeVar("T")
 R = TypeVar("R")
 
-RENDEZVOUS = timedelta(minutes=5)
-"""Default of ``PRA_RENDEZVOUS_TIMEOUT``."""
-
 LOST = "another process of this command has ended early; see what it says"
 
-STEP = timedelta(minutes=30)
-"""Timeout within a training step: when a machine disappears, the other ranks end."""
-
-PATIENCE = timedelta(days=1)
-"""Timeout while the slowest rank computes, or while one rank works for all."""
+STEP, PATIENCE = timedelta(minutes=30), timedelta(days=1)
+"""Timeouts within a training step, after which ranks end that miss another; and while one rank works for all."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +55,10 @@ class World:
         return self.rank == 0
 
     def device(self, name: str | None) -> torch.device:
-        """Return the device of :func:`pick_device`; with several GPUs, this process's own unless the name says which.
-
-        Raises:
-            PraError: as there, or the machine has fewer GPUs than processes.
-        """
+        """Return the device of :func:`pick_device`; of several GPUs, this process's own unless named."""
         if self.size == 1 or name not in (None, "cuda") or not torch.cuda.is_available():
             return pick_device(name)
-        if self.local_rank >= torch.cuda.device_count():
-            count = torch.cuda.device_count()
+        if self.local_rank >= (count := torch.cuda.device_count()):
             message = f"process {self.local_rank}: this machine has {count} GPUs. Start {count} processes"
             raise PraError(message, code="unsupported", value=count)
         device = torch.device("cuda", self.local_rank)
@@ -102,32 +92,24 @@ class World:
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of a float tensor over the ranks, on its device."""
+        return self._reduced(values, "SUM", None) / self.size
+
+    def highest(self, value: int, patient: bool = False) -> int:
+        """Return the largest of the ranks' values. Over gloo: no GPU is waited for."""
+        return int(self._reduced(torch.tensor(value), "MAX", self.patient if patient else None))
+
+    def _reduced(self, values: Tensor, how: str, group: Any) -> Tensor:
         if self.size == 1:
             return values
         import torch.distributed as dist
 
+        found = values.clone()
         with _others_there():
-            total = values.clone()
-            dist.all_reduce(total)
-        return total / self.size
-
-    def highest(self, value: int, patient: bool = False) -> int:
-        """Return the largest of the ranks' values. Over gloo: no GPU is waited for."""
-        if self.size == 1:
-            return value
-        import torch.distributed as dist
-
-        found = torch.tensor(value)
-        with _others_there():
-            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.patient if patient else None)
-        return int(found)
+            dist.all_reduce(found, getattr(dist.ReduceOp, how), group=group)
+        return found
 
     def barrier(self, patient: bool = False) -> None:
-        """Wait for all ranks. If one has failed, the others end here.
-
-        Args:
-            patient: whether a rank may work for up to :data:`PATIENCE` before it arrives.
-        """
+        """Wait for all ranks, up to :data:`PATIENCE` if ``patient``. If one has failed, the others end here."""
         self.highest(0, patient)
 
     @contextmanager
@@ -136,7 +118,8 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if self.size == 1 or not _is_lost_connection(error):
+            lost = "gloo" in str(error) or isinstance(error, torch.distributed.DistError)  # gloo has no class
+            if self.size == 1 or not lost:
                 raise
             raise PraError(LOST, code="lost") from None
 
@@ -158,10 +141,7 @@ def join() -> Iterator[World]:
     """Join the world that the environment describes: ``torchrun``'s variables, or this process alone.
 
     Only rank 0 warns. The first rank that fails raises its :class:`PraError` or ``OSError``; the others raise
-    ``SystemExit(2)``, so one line is printed.
-
-    Raises:
-        PraError: the variables are wrong, or the ranks do not find each other.
+    ``SystemExit(2)``, so one line is printed. Wrong variables, and ranks that do not find each other, are a PraError.
     """
     size = _size()
     if size == 1:
@@ -169,7 +149,7 @@ def join() -> Iterator[World]:
         return
     import torch.distributed as dist
 
-    world, store = _rendezvous(_rank(size), size, _variable("LOCAL_RANK"))
+    world, store = _rendezvous(_variable("RANK", most=size - 1), size, _variable("LOCAL_RANK"))
     with ended_by_sigterm():  # torchrun's signal after a failure: clean up silently
         try:
             with warnings.catch_warnings():
@@ -185,11 +165,10 @@ def join() -> Iterator[World]:
 
 
 def _rendezvous(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
-    """Wait for all ranks; return the world and the store that they share."""
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    patience = _timeout()
+    patience = timedelta(seconds=_variable("PRA_RENDEZVOUS_TIMEOUT", "300", least=1, fix="Use 300"))
     try:
         with _hushed():
             store, _, _ = next(rendezvous("env://", timeout=patience))
@@ -201,12 +180,10 @@ def _rendezvous(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
         return World(rank, size, local_rank, patient), store
     except (RuntimeError, ValueError, OSError) as error:
         address = ":".join(os.environ.get(name, f"(no {name})") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise PraError(
-            f"process {rank} of {size} does not find the others at {address} ({reason_of(error)}). Start all with "
-            "torchrun, at an address that every machine reaches (PRA_RENDEZVOUS_TIMEOUT sets the seconds to wait)",
-            code="unreachable",
-            address=address,
-        ) from None
+        problem = f"does not find the others at {address} ({reason_of(error)})"
+        fix = "Start all with torchrun, at an address that every machine reaches (PRA_RENDEZVOUS_TIMEOUT: seconds)"
+        message = f"process {rank} of {size} {problem}. {fix}"
+        raise PraError(message, code="unreachable", address=address) from None
 
 
 def _own_part(store: Any, rank: int, size: int, patience: timedelta) -> Any:
@@ -215,8 +192,7 @@ def _own_part(store: Any, rank: int, size: int, patience: timedelta) -> Any:
     torchrun's store outlives a restart with all its old entries, and each machine counts its restarts for itself. So
     each rank announces itself under a random name, and rank 0 answers that name.
 
-    Raises:
-        RuntimeError: after ``patience``.
+    Raises RuntimeError after ``patience``.
     """
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
@@ -272,45 +248,24 @@ def _others_there() -> Iterator[None]:
         raise PraError(LOST, code="lost") from None
 
 
-def _is_lost_connection(error: RuntimeError) -> bool:
-    """torch has no error class for gloo; nccl's is ``DistError``."""
-    return "gloo" in str(error) or isinstance(error, torch.distributed.DistError)
-
-
-def _timeout() -> timedelta:
-    value = os.environ.get("PRA_RENDEZVOUS_TIMEOUT", str(int(RENDEZVOUS.total_seconds())))
-    if not value.isdecimal() or not int(value):
-        raise PraError(f"PRA_RENDEZVOUS_TIMEOUT={value!r}: expected a number of seconds. Use 300", value=value)
-    return timedelta(seconds=int(value))
-
-
 def _size() -> int:
-    if "WORLD_SIZE" not in os.environ:
-        for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
-            if os.environ.get(name, "1") != "1":
-                raise PraError(
-                    f"{name}={os.environ[name]}: processes without WORLD_SIZE do not share their work. Start one "
-                    "torchrun a machine, or set WORLD_SIZE=1 for independent commands",
-                    name=name,
-                )
-    return _variable("WORLD_SIZE", None if "RANK" in os.environ else 1)
+    for name in () if "WORLD_SIZE" in os.environ else ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        if os.environ.get(name, "1") != "1":
+            problem = "processes without WORLD_SIZE do not share their work"
+            fix = "Start one torchrun a machine, or set WORLD_SIZE=1 for independent commands"
+            raise PraError(f"{name}={os.environ[name]}: {problem}. {fix}", name=name)
+    return _variable("WORLD_SIZE", None if "RANK" in os.environ else "1", least=1)
 
 
-def _rank(size: int) -> int:
-    rank = _variable("RANK")
-    if rank >= size:
-        message = f"RANK={rank}: WORLD_SIZE {size} has the ranks 0 to {size - 1}. Start the processes with torchrun"
-        raise PraError(message, value=rank)
-    return rank
-
-
-def _variable(name: str, default: int | None = None) -> int:
+def _variable(
+    name: str,
+    default: str | None = None,
+    least: int = 0,
+    most: float = math.inf,
+    fix: str = "Start the processes with torchrun",
+) -> int:
     value = os.environ.get(name, default)
-    try:
-        number = int(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = -1
-    if number < (name == "WORLD_SIZE"):
-        message = f"{name}={value!r}: expected a number of processes. Start them with torchrun"
-        raise PraError(message, name=name, value=value)
-    return number
+    if value is None or not value.isdecimal() or not least <= int(value) <= most:
+        allowed = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
+        raise PraError(f"{name}={value!r}: expected a whole number {allowed}. {fix}", name=name, value=value)
+    return int(value)

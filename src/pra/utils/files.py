@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and never overwrite."""
+"""Files that appear whole or not at all and never overwrite, ``.npz`` files of others, and the cache."""
 
 from __future__ import annotations
 
@@ -9,24 +9,34 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.utils.pixels import contact_sheet, to_pil, to_uint8
+
+PLAN = "plan.json"
+"""File in an unfinished folder that says what the folder becomes."""
+
+
+def expand(path: str) -> Path:
+    """Return a path, ``~`` replaced by the home directory; an unknown user's ``~`` stays."""
+    return Path(os.path.expanduser(path))
+
+
+def cache_folder() -> Path:
+    """Return ``$XDG_CACHE_HOME/pra``, by default in ``~/.cache``."""
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pra"
 
 
 def output_format(path: Path) -> str:
-    """Return ``".png"``, ``".npz"``, or ``""`` for a folder; ``samples-1.5`` is a folder.
-
-    Raises:
-        PraError: another ending.
-    """
+    """Return ``".png"``, ``".npz"``, or ``""`` for a folder such as ``samples-1.5``. Refuse another ending."""
     suffix = path.suffix.lower()
     if suffix in (".png", ".npz"):
         return suffix
@@ -37,21 +47,13 @@ def output_format(path: Path) -> str:
 
 
 def check_output(path: Path) -> None:
-    """Refuse a path that exists, cannot be written or has no known format, before any work is done.
-
-    Raises:
-        PraError: as :func:`output_format` and :func:`check_free`.
-    """
+    """Refuse a path that exists, cannot be written or has no known format, before any work is done."""
     output_format(path)
     check_free(path)
 
 
 def check_free(path: Path, fix: str = "choose another --out") -> None:
-    """Refuse a path that exists or cannot be written; ``fix`` says how to name another.
-
-    Raises:
-        PraError: as said.
-    """
+    """Refuse a path that exists or cannot be written; ``fix`` says how to name another."""
     if os.path.lexists(path):
         raise PraError(f"{path} exists already; {fix} or remove it", code="exists", path=path)
     ancestor = next(p for p in path.absolute().parents if os.path.lexists(p))
@@ -67,15 +69,10 @@ def first_free(path: Path) -> Path:
 
 
 def save_images(images: Tensor, labels: Sequence[int], names: Sequence[str], columns: int, path: Path) -> None:
-    """Write images by the path's ending: one PNG (a contact sheet, or a single image), an npz, or a folder.
+    """Write images as the path says: ``FILE.png`` (a contact sheet), ``FILE.npz``, or a folder of PNG files.
 
-    Args:
-        images: ``(B, C, H, W)`` in [-1, 1], or uint8.
-        labels: one per image.
-        names: file names without ending, one per image, all different; for a folder.
-        columns: of the contact sheet.
-        path: ``FILE.png``; ``FILE.npz`` with ``arr_0`` uint8 NHWC and ``arr_1`` labels (the layout of ADM's
-            evaluator); or a folder.
+    ``images`` are ``(B, C, H, W)`` in [-1, 1] or uint8. ``names`` are of the folder's files, without ending. The npz
+    holds ``arr_0`` (uint8 NHWC) and ``arr_1`` (labels), the layout of ADM's evaluator.
 
     Raises:
         PraError: as :func:`check_output`, or the disk refuses.
@@ -108,8 +105,7 @@ def remedy(error: OSError) -> str:
 def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> None:
     """Call ``write(file, **options)`` on a temporary file beside ``path``, then rename it: whole, or not at all.
 
-    Raises:
-        PraError: the disk is full or refuses; nothing is left behind.
+    A disk that is full or refuses is a PraError; nothing is left behind.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,8 +127,7 @@ def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> N
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill, which appears at ``path`` at the end: whole and on the disk, or not at all.
 
-    Raises:
-        PraError: ``path`` exists, or the disk is full or refuses; nothing is left behind.
+    A path that exists, and a disk that is full or refuses, is a PraError; nothing is left behind.
     """
     partial = partial_folder(path)
     try:
@@ -154,24 +149,11 @@ def partial_folder(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-PLAN = "plan.json"
-"""File in an unfinished folder that says what the folder becomes."""
-
-
 def begin_partial(partial: Path, plan: dict[str, Any], what: str, free: Sequence[str] = ()) -> dict[str, Any]:
-    """Begin an unfinished folder, or check that the one that is there was begun in the same way.
+    """Begin an unfinished folder (:func:`partial_folder`) and return its plan, or the plan with which it was begun.
 
-    Args:
-        partial: the folder (:func:`partial_folder`).
-        plan: what it becomes, as JSON values.
-        what: the work, for the message: "packing".
-        free: keys of the plan whose first value holds.
-
-    Returns:
-        The plan at the beginning.
-
-    Raises:
-        PraError: it was begun in another way, or the disk refuses.
+    ``plan`` is what the folder becomes, as JSON values; ``what`` names the work, such as "packing". Refuse a folder
+    whose plan differs, except in the keys ``free``.
     """
     path = partial / PLAN
     plan = json.loads(json.dumps(plan))  # as the file gives it back
@@ -181,12 +163,9 @@ def begin_partial(partial: Path, plan: dict[str, Any], what: str, free: Sequence
     before: dict[str, Any] = json.loads(path.read_bytes())
     for key, value in plan.items():
         if key not in free and before.get(key) != value:
-            raise PraError(
-                f"{partial} holds an unfinished {what} with {_shortened(key, before.get(key), value)}; "
-                "repeat that command to go on, or remove the folder",
-                code="conflict",
-                path=partial,
-            )
+            problem = f"holds an unfinished {what} with {_shortened(key, before.get(key), value)}"
+            fix = "Repeat that command to go on, or remove the folder"
+            raise PraError(f"{partial} {problem}. {fix}", code="conflict", path=partial)
     return before
 
 
@@ -220,3 +199,31 @@ def file_mode() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
+
+
+@contextmanager
+def explained(path: Path, problem: str, fix: str) -> Iterator[None]:
+    """Turn whatever reading a broken file raises into ``"PATH PROBLEM (reason); FIX"``; a PraError passes unchanged."""
+    try:
+        yield
+    except PraError:
+        raise
+    except Exception as error:  # on broken bytes zipfile, zlib and numpy raise any exception
+        raise PraError(f"{path} {problem} ({reason_of(error)}); {fix}", code="unreadable", path=path) from None
+
+
+def read_arrays(path: Path, wanted: Collection[str]) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays ``wanted`` of an ``.npz``, and an empty array for each other; use it in :func:`explained`."""
+    with np.load(path, allow_pickle=False) as file:
+        if not hasattr(file, "files"):
+            raise ValueError("it holds a single array")
+        arrays = {name: file[name] if name in wanted else np.empty(0) for name in file.files}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy returns the bytes of a member that is not an array
+            raise ValueError(f"{name} is no array")
+    return arrays
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the names in a file for a message: ``"mu, sigma"``, or ``"nothing"``."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in names)[:200] or "nothing"

@@ -1,6 +1,6 @@
-"""``hub:user/model`` and ``hub:user/model@revision``: a model on the Hub, downloaded once and then read from its cache.
+"""``hub:user/model`` and ``hub:user/model@revision``: models on the Hub, downloaded once into the hub library's cache.
 
-Cache, token, endpoint and offline mode are the hub library's own (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE).
+HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE set the cache, the token, the server and the offline mode.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LOGIN = "set HF_TOKEN, or `hf auth login`"
 
 
 def is_address(path: str | Path) -> bool:
-    """Whether a path means a model on the Hub."""
+    """Return whether a path means a model on the Hub."""
     return str(path).startswith(PREFIX)
 
 
@@ -30,13 +30,9 @@ def download(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Return the folder, in the hub library's cache, of a model on the Hub; what is there is not loaded again.
+    """Return the folder of a model, in the hub library's cache or in ``cache_dir``. What is there is not loaded again.
 
-    Args:
-        address: ``hub:user/model``, or ``hub:user/model@revision`` for a branch, tag or commit.
-        cache_dir: another cache than the hub library's.
-        token: another than the hub library's; ``False`` sends no token.
-        local_files_only: whether the cache must do.
+    ``token=False`` sends no token; with ``local_files_only`` nothing is asked of the Hub.
 
     Raises:
         PraError: no such model or revision, not readable, not a model of pra, or neither network nor cache.
@@ -47,45 +43,34 @@ def download(
     hub = hub_library()
     place = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
     try:
-        # The configuration first: what is no model of pra may be large. A snapshot's folder is named by its commit.
-        known = Path(
-            hub.snapshot_download(
-                repo, revision=revision or None, allow_patterns=FILES[:1], tqdm_class=_Silent, **place
-            )
+        # The configuration first: another library's model may be large. A snapshot's folder is named by its commit.
+        known = hub.snapshot_download(
+            repo, revision=revision or None, allow_patterns=FILES[:1], tqdm_class=_Silent, **place
         )
-        _check_config(known / FILES[0], text)
-        folder = Path(
-            hub.snapshot_download(repo, revision=known.name, allow_patterns=FILES, library_name="pra", **place)
-        )
+        if not _is_ours(Path(known) / FILES[0]):
+            problem = "its config.json is not there, or another library's"
+            raise PraError(f"{text} is no model of pra: {problem}", code="unreadable", address=text)
+        commit = Path(known).name
+        folder = Path(hub.snapshot_download(repo, revision=commit, allow_patterns=FILES, library_name="pra", **place))
     except (hub.errors.HTTPError, OSError, ValueError) as error:
         if isinstance(error, PraError):
             raise
         raise PraError(explained(error, text), code="unreachable", address=text) from None
     if not (folder / "model.safetensors").exists():
-        raise PraError(
-            f"{text} is no whole model of pra: it holds no model.safetensors; push it again", code="unreadable"
-        )
+        raise PraError(f"{text} lacks model.safetensors. Push it again", code="unreadable", address=text)
     return folder
 
 
 def repo_id(name: str) -> str:
-    """``user/model``, of which ``hub:`` may be a part.
-
-    Raises:
-        PraError: anything else.
-    """
+    """Return ``user/model``, from which ``hub:`` is removed. Refuse anything else."""
     repo = name.removeprefix(PREFIX)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
-        raise PraError(f"{name!r} is no model on the Hub: write user/model, such as hub:alice/fashion", value=name)
+        raise PraError(f"{name!r} is no model on the Hub. Write user/model, such as hub:alice/fashion", value=name)
     return repo
 
 
 def hub_library() -> Any:
-    """``huggingface_hub``.
-
-    Raises:
-        PraError: it is not installed.
-    """
+    """Import and return ``huggingface_hub``. Refuse to go on without."""
     try:
         import huggingface_hub.constants
         import huggingface_hub.errors
@@ -95,17 +80,15 @@ def hub_library() -> Any:
 
 
 def explained(error: Exception, what: str) -> str:
-    """What went wrong between us and the Hub, and the way out, in one line.
-
-    Args:
-        error: what the hub library raised.
-        what: was asked for, such as ``hub:user/model``.
-    """
+    """Return one line about an error of the hub library, and the fix; ``what`` was asked for: ``hub:user/model``."""
     errors = hub_library().errors
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
         error = error.__cause__  # the Hub did answer
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return f"{what} is not (wholly) in the cache, and the Hub cannot be reached: {_cause(error)}"
+        offline = hub_library().constants.HF_HUB_OFFLINE
+        cause = reason_of(error.__cause__ or error)
+        fix = "HF_HUB_OFFLINE is set; unset it once" if offline else f"{cause}; repeat with a network"
+        return f"{what} is not (wholly) in the cache, and the Hub cannot be reached: {fix}"
     if isinstance(error, errors.GatedRepoError):
         return f"{what} is gated: accept its terms on its page on the Hub, then {LOGIN}"
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -119,24 +102,12 @@ def explained(error: Exception, what: str) -> str:
 
 
 class _Silent(Progress):
-    """No bar."""
-
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options | {"disable": True})
 
 
-def _check_config(path: Path, address: str) -> None:
+def _is_ours(config: Path) -> bool:
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        values = None
-    if not isinstance(values, dict) or not {"format", "model", "sampling"} <= set(values):
-        raise PraError(
-            f"{address} is no model of pra: its config.json is not there, or another library's", code="unreadable"
-        )
-
-
-def _cause(error: BaseException) -> str:
-    if hub_library().constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set; unset it once"
-    return f"{reason_of(error.__cause__ or error)}; repeat with a network"
+        return {"format", "model", "sampling"} <= set(json.loads(config.read_text()))
+    except (OSError, ValueError, TypeError):
+        return False

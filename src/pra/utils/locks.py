@@ -21,18 +21,11 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
-    """Lock a folder while the block runs, and make it where it is missing. It goes again if it stays empty.
+    """Lock a folder while the block runs. Make it if it is missing, and remove it again if it stays empty.
 
-    The operating system holds the lock, so a killed process leaves none. Where the file system has no locks, a warning
-    says so and nothing is locked.
-
-    Args:
-        folder: to be locked.
-        work: what is done there, for the message: "trained".
-        fix: what else the other command may do: "choose another --run-dir".
-
-    Raises:
-        PraError: another process works there, or the folder cannot be made.
+    The operating system holds the lock, so a killed process leaves none. A file system without locks is warned about.
+    For the message ``work`` says what is done there ("trained"), and ``fix`` how to avoid it ("choose another --out").
+    A folder where another process works, or that cannot be made, is a PraError.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

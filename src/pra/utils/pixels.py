@@ -14,7 +14,7 @@ GAP = 2
 
 
 def from_uint8(images: Tensor) -> Tensor:
-    """``[0, 255]`` integers to float32 in [-1, 1]."""
+    """Return ``[0, 255]`` integers as float32 in [-1, 1]."""
     return images.float() / 127.5 - 1.0
 
 
@@ -30,24 +30,19 @@ def to_uint8(images: Tensor, truncate: bool = False) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """One ``(C, H, W)`` image in [-1, 1], or uint8.
-
-    Raises:
-        PraError: a channel count that no picture format holds (1, 3 and 4 work).
-    """
+    """Return one ``(C, H, W)`` image in [-1, 1], or uint8, as a picture. Refuse channels other than 1, 3 and 4."""
+    channels = len(image)
+    if channels not in MODES:
+        message = f"an image of {channels} channels has no picture format. Write .npz instead"
+        raise PraError(message, code="unsupported", value=channels)
     array = to_uint8(image).permute(1, 2, 0).cpu().numpy()
-    if array.shape[2] not in MODES:
-        raise PraError(f"an image of {array.shape[2]} channels has no picture format; write .npz instead")
-    return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array, MODES[array.shape[2]])
+    return Image.fromarray(array.squeeze(2) if channels == 1 else array, MODES[channels])
 
 
 def contact_sheet(images: Tensor, columns: int, upscale: int | None = None) -> Image.Image:
-    """``(B, C, H, W)`` as one picture, row by row, on white.
+    """Return images ``(B, C, H, W)`` in [-1, 1], or uint8, as one picture, row by row, on white.
 
-    Args:
-        images: in [-1, 1], or uint8.
-        columns: images per row.
-        upscale: whole factor; by default such that a cell is at least 64 pixels high. A single image stays as it is.
+    ``upscale`` is a whole factor; by default cells are at least 64 pixels high, and a single image stays as it is.
     """
     if len(images) == 1 and upscale is None:
         return to_pil(images[0])

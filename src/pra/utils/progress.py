@@ -13,11 +13,7 @@ SECONDS = 30.0
 
 
 class Lines:
-    """A file for tqdm's redrawn bars that keeps one line in :data:`SECONDS`, and the last line of each bar.
-
-    Args:
-        file: where the lines go.
-    """
+    """A file for tqdm's redrawn bars that passes on a line in :data:`SECONDS`, and the last line of each bar."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file

@@ -21,7 +21,7 @@ DISTRIBUTION = "pra-pixels"
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to repeat a result, as plain JSON values."""
+    """Return what a reader needs to repeat a result, as JSON values."""
     packages = ("torch", "numpy", "pillow", "safetensors")
     versions = {"pra": package_version(DISTRIBUTION)} | {name: package_version(name) for name in packages}
     return {
@@ -33,8 +33,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _program(path: str) -> list[str]:
-    """Return the program as people type it: its installed path would give away a user's home directory."""
+def _program(path: str) -> list[str]:  # its installed path would give away a user's home directory
     name, package = Path(path).name, Path(path).parent.name
     if name == "__main__.py" and package != "pra":
         return ["python", "-m", package]
@@ -42,7 +41,7 @@ def _program(path: str) -> list[str]:
 
 
 def device_name(device: torch.device | None = None) -> str:
-    """The product name of a device; by default of the GPU where there is one, else of the processor."""
+    """Return the product name of a device; by default of the GPU if there is one, else of the processor."""
     cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
     if cuda:
         return torch.cuda.get_device_name(device)
@@ -54,7 +53,7 @@ def device_name(device: torch.device | None = None) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the source tree pra was imported from, marked where the tree differs from it; None without one."""
+    """Return the commit of the source tree, marked ``-dirty`` where the tree differs; None for an installed copy."""
     here = Path(__file__)
     # An installed copy may lie inside somebody else's repository: only a tracked file speaks for its commit.
     if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
@@ -63,7 +62,7 @@ def commit() -> str | None:
 
 
 def package_version(package: str) -> str | None:
-    """The version of an installed package."""
+    """Return the version of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -71,25 +70,18 @@ def package_version(package: str) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, as ``sha256sum`` prints it.
-
-    Raises:
-        PraError: it cannot be read.
-    """
+    """Return the SHA-256 of a file, as ``sha256sum`` prints it. Refuse a file that cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise PraError(
-            f"{path} cannot be read ({error.strerror}); give another file", code="missing", path=path
-        ) from None
+        message = f"{path} cannot be read ({error.strerror}). Give another file"
+        raise PraError(message, code="missing", path=path) from None

@@ -16,10 +16,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Users' functions by name: registered in this process, or entry points of installed packages.
 
-    Args:
-        what: what a name stands for, for messages: "data source".
-        group: the group of the entry points: "pra.sources".
-        built_in: the package's own names, which cannot be replaced.
+    ``what`` is the kind for messages, such as "data source"; ``group`` that of the entry points, such as "pra.sources";
+    ``built_in`` are the package's own names, which cannot be replaced.
     """
 
     def __init__(self, what: str, group: str, built_in: Collection[str]) -> None:
@@ -27,17 +25,14 @@ class Registry(Generic[T]):
         self.registered: dict[str, T] = {}
 
     def add(self, name: str, function: T) -> None:
-        """Register a function. A name that a user has registered before is replaced.
-
-        Raises:
-            PraError: the name is built in or malformed, or the function is not callable.
-        """
+        """Register a function, or replace one. Refuse a name that is built in or malformed, and what is no function."""
+        subject = f"{self.what} {name!r}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            raise PraError(f"{self.what} {name!r}: the name is malformed. Use letters, digits, _, . and -")
+            raise PraError(f"{subject}: the name is malformed. Use letters, digits, _, . and -", name=name)
         if name in self.built_in:
-            raise PraError(f"{self.what} {name!r} is built in. Choose another name")
+            raise PraError(f"{subject} is built in. Choose another name", code="conflict", name=name)
         if not callable(function):
-            raise PraError(f"{self.what} {name!r}: {function!r} is not callable. Register a function")
+            raise PraError(f"{subject}: {function!r} is not callable. Register a function", name=name)
         self.registered[name] = function
 
     def names(self) -> list[str]:
@@ -45,20 +40,14 @@ class Registry(Generic[T]):
         return sorted({*self.built_in, *self.registered, *_entry_points(self.group)})
 
     def added(self, name: str) -> T | None:
-        """Return a user's function; None where there is none of that name.
-
-        Raises:
-            PraError: the entry point of that name cannot be loaded.
-        """
+        """Return a user's function, if there is one of that name. Refuse an entry point that cannot be loaded."""
         if name not in {*self.built_in, *self.registered} and name in _entry_points(self.group):
             point = _entry_points(self.group)[name]
             try:
                 self.add(name, point.load())
             except Exception as error:  # whatever the other package raises at its import
-                raise PraError(
-                    f"{self.what} {name!r}: entry point {point.value!r} cannot be loaded ({reason_of(error)}). "
-                    "Repair or remove that package"
-                ) from error
+                problem = f"entry point {point.value!r} cannot be loaded ({reason_of(error)})"
+                raise PraError(f"{self.what} {name!r}: {problem}. Repair or remove that package") from error
         return self.registered.get(name)
 
 

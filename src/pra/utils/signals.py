@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: blocks that take them in their own way, and leave them as they were."""
+"""Blocks that handle SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ BOTH = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def handled(numbers: tuple[signal.Signals, ...], handler: Handler) -> Iterator[None]:
-    """Signals go to ``handler`` in the block. Not outside the main thread (in a notebook's worker, say): there Python
-    lets nobody handle them, and everything stays as it is."""
+    """Send signals to ``handler`` in the block. Outside the main thread Python cannot do that, and nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -32,7 +31,7 @@ def handled(numbers: tuple[signal.Signals, ...], handler: Handler) -> Iterator[N
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C as a list that fills: finish the step first. A second Ctrl-C stops at once."""
+    """Collect SIGTERM and Ctrl-C in a list, so that the step can be finished. A second Ctrl-C stops at once."""
     received: list[int] = []
 
     def receive(signum: int, frame: FrameType | None) -> None:
@@ -46,7 +45,7 @@ def caught_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block by an exception, so that it is cleaned up, where nothing else is arranged."""
+    """End the block by an exception at SIGTERM, so that it cleans up; another handler stays."""
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
@@ -55,7 +54,7 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 class Interrupted(Exception):  # noqa: N818  (not an error)
-    """SIGTERM or Ctrl-C, after the step was finished and saved. ``what`` says what there is to go on from."""
+    """SIGTERM or Ctrl-C, after the step was finished and saved; ``what`` says where."""
 
     def __init__(self, signum: int, what: str) -> None:
         super().__init__(f"{what}; the same command goes on from there")

@@ -24,7 +24,7 @@ from pra.models.weights import newest_checkpoint
 from pra.training.plots import OTHERS, curves
 from pra.training.run import VALIDATION, loss_terms, points_of, read_metrics, read_run
 from pra.utils.extras import import_failed
-from pra.utils.paths import expand
+from pra.utils.files import expand
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

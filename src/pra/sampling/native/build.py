@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from pra.utils.paths import cache_folder
+from pra.utils.files import cache_folder
 
 SOURCE = Path(__file__).with_name("step.cpp")
 SWITCH = "PRA_NATIVE"
