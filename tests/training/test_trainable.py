@@ -55,7 +55,7 @@ def test_trainable_string_is_a_list_of_one() -> None:
         ("[]", "trainable: the list is empty"),
         ("true", "trainable: expected a list, got True"),
         ("[1]", "trainable: expected str, got 1"),
-        ("shortcut", "train.trainable shortcut is for the second head"),
+        ("shortcut", "is for the second head"),
     ],
 )
 def test_trainable_of_a_wrong_type_is_refused(value: str, message: str) -> None:
