@@ -301,3 +301,8 @@ def test_wandb_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "wandb", None)
     refused(WandB, "wandb", code="not-installed")
+
+
+def test_samples_that_are_not_finite_are_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"no samples are drawn at step 1: .* not finite"):
+        train(tiny("train.steps=1", "train.sample_every=1", "sampling.guidance=1e300"), tmp_path / "run")

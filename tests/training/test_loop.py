@@ -425,3 +425,8 @@ def test_open_source_replaces_the_named_one(tmp_path: Path) -> None:
     assert train(config, tmp_path / "run", source=source).model.classes == ("a", "b")
     with Image.open(tmp_path / "run" / "reconstructions" / "step-00000003.png") as picture:
         assert picture.size[0] == 3 * picture.size[1] - 4  # 6 images, theirs below
+
+
+def test_learning_rate_far_too_high_is_refused(tmp_path: Path) -> None:
+    config = tiny("train.steps=9", "train.optimizer.lr=1e30", "train.optimizer.clip=1e30")
+    refused(lambda: train(config, tmp_path / "run"), code="diverged")
