@@ -101,8 +101,11 @@ CHANGES: list[Callable[[PRA], None]] = [
 ]
 
 
-@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BFLOAT16])
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    ("change", "precision"),
+    [(change, Precision.FLOAT32) for change in CHANGES]
+    + [(change, Precision.BFLOAT16) for change in (wrap_head_block, replace_decoder, hook_every_linear)],
+)
 def test_change_of_the_model_shows_in_its_images(change: Callable[[PRA], None], precision: Precision) -> None:
     """Exactly as in the plain loop over the modules; also where the sampler has sampled before."""
     model = random_model()
