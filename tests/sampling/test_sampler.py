@@ -223,28 +223,27 @@ def test_bad_settings_are_refused(changes, code, name, words):
         ((1, 3, 6, 8), -1, "rows -1"),
         ((2, 3, 6, 8), 0, "2 images and 1 labels"),
         ((2, 3, 6, 8), 3, "2 images and 1 labels"),
+        ((1, 3, 3, 8), None, "(B, 3, k * 2, 8)"),
+        ((1, 3, 8, 8), None, "cannot be completed"),
+        ((3, 2, 8), None, "cannot be completed"),
+        ((2, 3, 2, 8), None, "2 images and 1 labels"),
     ],
 )
 def test_bad_completions_are_refused(shape, rows, words):
-    refused(lambda: Sampler(random_model()).complete(torch.zeros(shape), rows, [0], [0]), words)
+    """Without ``rows`` the pixels to keep of a stream."""
+    sampler, given = Sampler(random_model()), torch.zeros(shape)
+    if rows is None:
+        refused(lambda: next(sampler.stream([0], [0], keep=given)), words)
+    else:
+        refused(lambda: sampler.complete(given, rows, [0], [0]), words)
 
 
-@pytest.mark.parametrize(
-    ("keep", "words"),
-    [
-        (torch.zeros(1, 3, 3, 8), "(B, 3, k * 2, 8)"),
-        (torch.zeros(1, 3, 8, 8), "cannot be completed"),
-        (torch.zeros(3, 2, 8), "cannot be completed"),
-        (torch.zeros(1, 3, 2, 8, dtype=torch.uint8), "uint8"),
-        (torch.zeros(2, 3, 2, 8), "2 images and 1 labels"),
-    ],
-)
-def test_stream_begins_with_whole_rows_of_pixels(keep, words):
-    sampler = Sampler(random_model())
-    refused(lambda: next(sampler.stream([0], [0], keep=keep)), words)
-    (*_, whole) = sampler.stream([0], [0], keep=torch.zeros(1, 3, 2, 8, dtype=torch.float64))
+def test_stream_begins_with_pixels_of_any_float():
+    sampler, keep = Sampler(random_model()), torch.zeros(1, 3, 2, 8, dtype=torch.float64)
+    (*_, whole) = sampler.stream([0], [0], keep=keep)
     assert whole.dtype is torch.float32
     assert not whole[:, :, :2].any()
+    refused(lambda: next(sampler.stream([0], [0], keep=keep.byte())), "uint8")
 
 
 def test_options_reach_the_sampler(run, tmp_path, capsys):
