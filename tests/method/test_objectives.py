@@ -69,6 +69,10 @@ def test_terms_without_ar_pass_are_the_codecs() -> None:
     assert losses.total == losses.terms["pixel"] == computed(model).terms["pixel"]
     assert [*losses.terms] == ["pixel"]
     assert [*computed(model, None, distance, perceptual_weight=0.5).terms] == ["pixel", "perceptual"]
+    seen = computed(model, None, lambda _, image: 3.0 * torch.arange(len(image)), perceptual_weight=0.5)
+    assert (seen.terms["perceptual"], seen.terms["pixel"]) == (3.0, losses.total)
+    torch.testing.assert_close(seen.total, losses.total + 1.5)
+    assert "perceptual" not in computed(model, perceptual=lambda *_: pytest.fail("it has no weight")).terms
 
 
 @pytest.mark.parametrize("name", ["pixel-v", "pixel-x"])
@@ -134,16 +138,6 @@ def test_pixel_term_is_the_error_of_the_pixels(kind: PixelLoss) -> None:
     error = model.reconstruct(images, labels) - images
     expected = error.abs().mean() if kind is PixelLoss.L1 else error.square().mean()
     torch.testing.assert_close(computed(model, pixel_loss=kind).terms["pixel"], expected)
-
-
-def test_perceptual_term_is_the_mean_distance() -> None:
-    model = random_model()
-    plain = computed(model, config.Clean())
-    perceptual = computed(model, config.Clean(), lambda _, image: 3.0 * torch.arange(len(image)), perceptual_weight=0.5)
-    assert perceptual.terms["perceptual"] == 3.0
-    assert perceptual.terms["pixel"] == plain.terms["pixel"]
-    torch.testing.assert_close(perceptual.total, plain.total + 1.5)
-    assert "perceptual" not in computed(model, perceptual=lambda *_: pytest.fail("it has no weight")).terms
 
 
 @pytest.mark.parametrize("make", [random_model, random_jit])

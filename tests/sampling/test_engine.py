@@ -3,8 +3,10 @@
 import copy
 import functools
 import gc
+import itertools
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -445,24 +447,19 @@ def test_captures_of_two_threads_while_another_pins_memory(small_buckets):
     """As visitors of the demo and data loaders have it."""
     model = random_model()
     expected = Sampler(model, GUIDED).sample(LABELS, SEEDS)
-    sampler, made, over, pinned = Sampler(model.cuda(), GUIDED, Precision.FLOAT32), [], threading.Event(), []
+    sampler, over = Sampler(model.cuda(), GUIDED, Precision.FLOAT32), threading.Event()
 
     def pin():
-        while not over.is_set():
-            pinned.append(len(torch.zeros(2**20 + len(pinned)).pin_memory()))  # another size: not from torch's store
+        for size in itertools.count(2**20):  # another size each time: not from torch's store
+            torch.zeros(size).pin_memory()
+            if over.is_set():
+                return
 
-    pinning = threading.Thread(target=pin)
-    pinning.start()
-    try:
-        work = [threading.Thread(target=lambda: made.append(sampler.sample(LABELS, SEEDS).cpu())) for _ in range(2)]
-        for thread in work:
-            thread.start()
-        for thread in work:
-            thread.join()
-    finally:
+    with ThreadPoolExecutor() as threads:
+        pinning = threads.submit(pin)
+        work = [threads.submit(lambda: sampler.sample(LABELS, SEEDS).cpu()) for _ in range(2)]
+        wait(work)
         over.set()
-        pinning.join()
-    assert pinned
-    assert len(made) == 2
-    for images in made:
-        torch.testing.assert_close(images, expected, atol=1e-2, rtol=1e-2)
+        pinning.result()
+        for made in work:
+            torch.testing.assert_close(made.result(), expected, atol=1e-2, rtol=1e-2)

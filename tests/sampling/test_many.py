@@ -247,32 +247,6 @@ def test_half_written_shard_does_not_count(tmp_path: Path) -> None:
     assert shards.images_there() == 2
 
 
-# --- the command line ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "parts"),
-    [
-        (["--num", "0"], ["--num 0"]),
-        (["--num", "5", "--seeds", "0-4"], ["--num 5", "--seeds"]),
-        (["--random-labels"], ["--random-labels", "--num"]),
-        (["--num", "5", "--label-seed", "1"], ["--label-seed", "--random-labels"]),
-        (["--num", "5", "--batch-size", "0"], ["--batch-size 0"]),
-        (["--num", "5", "--labels", "12"], ["label 12"]),
-    ],
-)
-def test_bad_options_are_refused(
-    trained: Path, tmp_path: Path, call: Pra, options: list[str], parts: list[str]
-) -> None:
-    code, _, error = call("sample", trained, *options, "--out", tmp_path / "a.npz")
-    assert code == 2
-    assert error.startswith("pra: error: ")
-    assert "\n" not in error
-    for part in parts:
-        assert part in error
-    assert os.listdir(tmp_path) == []
-
-
 def test_torchrun_understands_the_launch_lines() -> None:
     """It would take ``--num`` for the beginning of ``--numa-binding``."""
     from torch.distributed.run import get_args_parser

@@ -11,11 +11,10 @@ import torch
 from support.models import ALL, LEARNED, PIXEL, batch, random_jit, random_model
 from support.refusal import refused
 
-from pra import PraError, Sampler, cli, load
+from pra import PraError, Sampler
 from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver, TimeGrid, from_dict, to_dict
 from pra.sampling import solvers
 from pra.sampling.guidance import scale_at
-from pra.utils.pixels import to_uint8
 
 LABELS, SEEDS = [0, 4, 2, 2], [10, 11, 12, 13]
 SETTINGS = {
@@ -244,20 +243,6 @@ def test_stream_begins_with_pixels_of_any_float():
     assert whole.dtype is torch.float32
     assert not whole[:, :, :2].any()
     refused(lambda: next(sampler.stream([0], [0], keep=keep.byte())), "uint8")
-
-
-def test_options_reach_the_sampler(run, tmp_path, capsys):
-    words = ["sample", str(run), "--labels", "3", "--seeds", "0", "--device", "cpu"]
-    words += ["--guidance", "3", "--time-grid", "cosine", "--shift", "2", "--guidance-interval", "0.2, 0.9"]
-    assert cli.main([*words, "--out", str(tmp_path / "one.npz")]) == 0
-    model = load(run)
-    changes = {"time_grid": TimeGrid.COSINE, "shift": 2.0, "guidance_interval": (0.2, 0.9)}
-    expected = Sampler(model, replace(model.sampling, guidance=3.0, **changes)).sample([3], [0])
-    assert (np.load(tmp_path / "one.npz")["arr_0"] == to_uint8(expected).permute(0, 2, 3, 1).numpy()).all()
-    for text, part in (("0.9,0.2", "guidance_interval must lie in"), ("0.2", "needs two numbers, such as")):
-        assert cli.main([*words, "--guidance-interval", text, "--out", str(tmp_path / "none.npz")]) == 2
-        assert part in capsys.readouterr().err
-    assert not (tmp_path / "none.npz").exists()
 
 
 def test_old_settings_mean_what_they_meant():

@@ -28,7 +28,6 @@ from pra.utils.files import (
     PLAN,
     begin_partial,
     check_output,
-    explained,
     output_format,
     partial_folder,
     save_images,
