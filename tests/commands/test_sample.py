@@ -16,7 +16,7 @@ from support.answer import Pra
 from support.files import contents
 
 import pra
-from pra.config import GuidanceSchedule, Solver
+from pra.config import GuidanceSchedule, Solver, TimeGrid
 from pra.utils.files import first_free
 from pra.utils.pixels import GAP
 
@@ -62,6 +62,8 @@ def test_options_reach_the_sampler(call: Pra, trained: Path) -> None:
             for one in GuidanceSchedule
         ),
         (("--steps=1", "--temperature=0.5"), {"steps": 1, "temperature": 0.5}),
+        (("--time-grid", "cosine", "--shift", "2"), {"time_grid": TimeGrid.COSINE, "shift": 2.0}),
+        (("--guidance=3", "--guidance-interval", "0.2, 0.9"), {"guidance": 3.0, "guidance_interval": (0.2, 0.9)}),
         ((), {}),
     ):
         expected = pra.Sampler(model, replace(model.sampling, **changes)).sample([2], [5])
@@ -87,9 +89,15 @@ def test_bad_options_are_named_before_the_output(call: Pra, trained: Path) -> No
         ("--guidance nan", ["guidance"]),
         ("--temperature -1", ["temperature"]),
         ("--guidance-interval 0.2", ["guidance_interval"]),
+        ("--guidance-interval 0.9,0.2", ["guidance_interval must lie in"]),
         ("--times 0,x,1", ["--times", "'0,x,1'"]),
+        ("--times 0,1,1", ["rising from 0 to 1"]),
         ("--batch-size 0", ["--batch-size 0"]),
         ("--num 0", ["--num 0"]),
+        ("--num 5 --labels 12", ["label 12"]),
+        ("--num 5 --seeds 0-4", ["--num 5", "--seeds"]),
+        ("--random-labels", ["--random-labels", "--num"]),
+        ("--num 5 --label-seed 1", ["--label-seed", "--random-labels"]),
         ("--device gpu", ["'gpu'"]),
         ("--solver shortcut", ["`pra distill RUN`"]),
     ):

@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import ALL, LEARNED, batch, random_model
+from support.models import ALL, JITS, LEARNED, batch, random_jit, random_model
 from torch import Tensor
 
 from pra import PRA, config
 from pra.config import ObjectiveConfig, PixelLoss, Rollout
 from pra.method import noise
 from pra.method.objectives import Losses, drop_labels, normalise_patches, training_losses
+from pra.models import Model
 from pra.models.head import velocity_from_data
 
 ROLLOUTS = [config.Clean(), config.Noised(sigma=0.1), config.Reconstructed(), config.Parallel(), config.Exact(steps=1)]
 
 
 def computed(
-    model: PRA,
+    model: Model,
     rollout: Rollout | None = config.Parallel(),  # noqa: B008  (frozen)
     perceptual: Callable[..., Tensor] | None = None,
     **objective: Any,
@@ -44,7 +45,7 @@ def reached(model: PRA, loss: Tensor) -> set[str]:
     return {".".join(name.split(".")[: 2 if name.startswith("codec") else 1]) for name in names}
 
 
-def untrained(model: PRA) -> list[str]:
+def untrained(model: Model) -> list[str]:
     return [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
 
@@ -68,6 +69,10 @@ def test_terms_without_ar_pass_are_the_codecs() -> None:
     assert losses.total == losses.terms["pixel"] == computed(model).terms["pixel"]
     assert [*losses.terms] == ["pixel"]
     assert [*computed(model, None, distance, perceptual_weight=0.5).terms] == ["pixel", "perceptual"]
+    seen = computed(model, None, lambda _, image: 3.0 * torch.arange(len(image)), perceptual_weight=0.5)
+    assert (seen.terms["perceptual"], seen.terms["pixel"]) == (3.0, losses.total)
+    torch.testing.assert_close(seen.total, losses.total + 1.5)
+    assert "perceptual" not in computed(model, perceptual=lambda *_: pytest.fail("it has no weight")).terms
 
 
 @pytest.mark.parametrize("name", ["pixel-v", "pixel-x"])
@@ -135,19 +140,10 @@ def test_pixel_term_is_the_error_of_the_pixels(kind: PixelLoss) -> None:
     torch.testing.assert_close(computed(model, pixel_loss=kind).terms["pixel"], expected)
 
 
-def test_perceptual_term_is_the_mean_distance() -> None:
-    model = random_model()
-    plain = computed(model, config.Clean())
-    perceptual = computed(model, config.Clean(), lambda _, image: 3.0 * torch.arange(len(image)), perceptual_weight=0.5)
-    assert perceptual.terms["perceptual"] == 3.0
-    assert perceptual.terms["pixel"] == plain.terms["pixel"]
-    torch.testing.assert_close(perceptual.total, plain.total + 1.5)
-    assert "perceptual" not in computed(model, perceptual=lambda *_: pytest.fail("it has no weight")).terms
-
-
-def test_loss_of_a_batch_is_the_mean_of_its_samples() -> None:
+@pytest.mark.parametrize("make", [random_model, random_jit])
+def test_loss_of_a_batch_is_the_mean_of_its_samples(make: Callable[[], Any]) -> None:
     """Nothing is drawn per batch."""
-    model = random_model()
+    model = make()
     given = batch(model.config)
     whole, *parts = (
         training_losses(model, *(tensor[rows] for tensor in given), ObjectiveConfig(), config.Parallel()).total
@@ -185,11 +181,13 @@ def test_state_std_shows_collapse() -> None:
     assert computed(model).state_std < 1e-5
 
 
-@pytest.mark.parametrize("rollout", ROLLOUTS, ids=lambda r: type(r).__name__)
-@pytest.mark.parametrize("name", ["learned", "pixel-x"])
-def test_bfloat16_losses_stay_close(name: str, rollout: Rollout) -> None:
+LOWERED = [(ALL["learned"], rollout) for rollout in ROLLOUTS] + [(ALL["pixel-x"], ROLLOUTS[-1])]
+
+
+@pytest.mark.parametrize(("size", "rollout"), LOWERED + [(size, config.Clean()) for size in JITS.values()])
+def test_bfloat16_losses_stay_close(size: Any, rollout: Rollout) -> None:
     """The arithmetic of CUDA's default, here on the CPU; the losses themselves are float32."""
-    model = random_model(ALL[name])
+    model = random_jit(size) if size in JITS.values() else random_model(size)
     exact = computed(model, rollout)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = computed(model, rollout)

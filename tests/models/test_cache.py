@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.engines import by_modules, in_buckets
+from support.engines import by_modules
 from support.models import ALL, random_model
 
 from pra import Sampler
@@ -63,20 +63,6 @@ def test_static_cache_is_aligned_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(torch, name, lambda *size, make=make, device, dtype: make(*size, dtype=dtype))
     capacities = [StaticCache(config, 1, 13, torch.device(d), torch.float32).capacity for d in ("cpu", "cuda")]
     assert capacities == [13, 2 * ALIGNED]
-
-
-@pytest.mark.parametrize(("precision", "tolerance"), [(Precision.FLOAT32, 1e-5), (Precision.BFLOAT16, 0.05)])
-@pytest.mark.parametrize("size", [8, None])
-def test_buckets_leave_the_images_unchanged(
-    size: int | None, precision: Precision, tolerance: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = random_model()
-    monkeypatch.setenv(SWITCH, "0")
-    exact = Sampler(model, GUIDED, precision).sample(LABELS, SEEDS)
-    in_buckets(monkeypatch, size)
-    torch.testing.assert_close(
-        Sampler(model, GUIDED, precision).sample(LABELS, SEEDS), exact, atol=tolerance, rtol=tolerance
-    )
 
 
 def test_residual_stream_of_the_head_is_float32() -> None:

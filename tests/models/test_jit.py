@@ -32,11 +32,6 @@ from pra.sampling.learnt_grid import learn_grid
 from pra.training.run import loss_terms
 
 LABELS, SEEDS = [0, 4, 2, 2], [10, 11, 12, 13]
-SETTINGS = {
-    "plain": SamplingConfig(),
-    "guided": SamplingConfig(guidance=3.0, solver=Solver.HEUN, steps=2),
-    "sde": SamplingConfig(guidance=2.0, solver=Solver.EULER_MARUYAMA, steps=4, temperature=0.8),
-}
 
 
 def close(a, b):
@@ -86,16 +81,6 @@ def test_new_jit_predicts_grey(name):
     assert torch.equal(model(x_t, t, labels), -x_t / (1 - t).clamp(min=0.05).unsqueeze(-1))
 
 
-def test_initial_weights_are_of_the_seed_alone():
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    one, two, other = JiT(JIT, seed=3).state_dict(), JiT(JIT, seed=3).state_dict(), JiT(JIT, seed=4).state_dict()
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert not torch.equal(one["position"], other["position"])
-    assert all(value.isfinite().all() for value in one.values())
-
-
 # --- its loss -----------------------------------------------------------------------------------------------
 
 
@@ -118,28 +103,6 @@ def test_loss_of_a_constant_prediction(logit_normal):
     with torch.no_grad():
         model.out.bias.fill_(0.6)
     assert losses_of(model, images, **settings).terms["flow"].item() == pytest.approx(0.0, abs=1e-10)
-
-
-def test_jit_sample_has_its_own_randomness():
-    model = random_jit()
-    images, labels, keys = batch(JIT)
-    whole, *parts = (
-        training_losses(model, images[s], labels[s], keys[s], ObjectiveConfig(), Clean()).total
-        for s in (slice(3), slice(0, 1), slice(1, 2), slice(2, 3))
-    )
-    torch.testing.assert_close(whole, torch.stack(parts).mean(), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", JITS)
-def test_bfloat16_trains_every_parameter_closely(name):
-    model, (images, _, _) = random_jit(JITS[name]), batch(JIT)
-    exact = losses_of(model, images).terms["flow"]
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = losses_of(model, images).terms["flow"]
-    assert rounded.dtype is torch.float32
-    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.02)
-    exact.backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 # --- sampling -----------------------------------------------------------------------------------------------
@@ -177,24 +140,6 @@ def test_last_interval_is_eulers(monkeypatch):
     asked.clear()
     Sampler(model, SamplingConfig(solver=Solver.MIDPOINT, steps=1)).sample(LABELS, SEEDS)
     assert asked == [0.0]
-
-
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_jit_image_is_a_function_of_label_and_seed(settings):
-    """Not of the batch, nor of its order, nor of global randomness."""
-    sampler = Sampler(random_jit(), SETTINGS[settings])
-    torch.manual_seed(0)
-    together = sampler.sample(LABELS, SEEDS)
-    assert together.shape == (4, 3, 6, 8)
-    assert together.abs().max() <= 1
-    torch.manual_seed(1)
-    assert torch.equal(sampler.sample(LABELS, SEEDS), together)
-    order = [2, 0, 3, 1]
-    close(sampler.sample([LABELS[i] for i in order], [SEEDS[i] for i in order]), together[order])
-    close(sampler.sample(LABELS[1:2], SEEDS[1:2]), together[1:2])
-    (image,) = sampler.stream(LABELS, SEEDS)
-    assert torch.equal(image, together)
-    assert (together[2] - together[3]).abs().max() > 0.01
 
 
 class Painter(JiTConfig):
@@ -242,19 +187,6 @@ def test_counted_arithmetic_is_what_runs():
 
 
 # --- runs ---------------------------------------------------------------------------------------------------
-
-
-def test_jit_learns_one_batch():
-    model, (images, _, _) = JiT(JIT), batch(JIT)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    flows = []
-    for _ in range(60):
-        loss = losses_of(model, images).total
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        flows.append(loss.item())
-    assert flows[-1] < 0.6 * flows[0]
 
 
 @pytest.fixture(scope="module")

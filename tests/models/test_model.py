@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from support.models import ALL, LEARNED, PIXEL, batch, random_model
+from support.models import ALL, JIT, LEARNED, PIXEL, batch, random_model
 
-from pra.models import PRA
+from pra.models import PRA, build_model
 from pra.models.base import initialise
 from pra.models.head import time_features
 from pra.models.transformer import raster_positions, rotary_table, rotate
@@ -176,12 +176,13 @@ def test_initial_head_is_the_zero_field():
     assert model.head(z, t, model.head.project(torch.randn(2, 3, 32))).abs().max() == 0
 
 
-def test_initial_weights_are_a_function_of_the_seed():
+@pytest.mark.parametrize("config", [LEARNED, JIT])
+def test_initial_weights_are_a_function_of_the_seed(config):
     states = []
     for torch_seed, seed in ((0, 5), (1, 5), (0, 6)):
         torch.manual_seed(torch_seed)  # no weight may be left to torch's own initialisation
         before = torch.random.get_rng_state()
-        states.append(PRA(LEARNED, seed=seed).state_dict())
+        states.append(build_model(config, seed).state_dict())
         assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
     assert any(not torch.equal(states[0][name], value) for name, value in states[2].items())

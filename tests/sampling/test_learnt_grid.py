@@ -102,9 +102,6 @@ def test_commands_learn_and_take_a_grid(run, tmp_path, capsys, few_rounds):
     config = replace(model.sampling, steps=3, times=tuple(map(float, times.split(","))))
     expected = to_uint8(Sampler(model, config).sample([3], [0])).permute(0, 2, 3, 1).numpy()
     assert (np.load(tmp_path / "a.npz")["arr_0"] == expected).all()
-    for given, part in (("0,x,1", "needs numbers, such as 0,0.4,0.7,1"), ("0,1,1", "rising from 0 to 1")):
-        assert cli.main([*words[:-1], str(tmp_path / "b.npz"), "--times", given]) == 2
-        assert part in capsys.readouterr().err
     assert cli.main(["grid", str(run), "--images", "0"]) == 2
     assert "--images 0 must be at least 1" in capsys.readouterr().err
 

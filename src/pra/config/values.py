@@ -53,7 +53,7 @@ def override(config: T, path: str, text: str) -> T:
     Raises:
         PraError: no such field (the nearest name is given), or a value of the wrong type or range.
     """
-    return _changed(config, [(path, text)])
+    return apply_settings(config, [f"{path}={text}"])
 
 
 def apply_settings(config: T, settings: Iterable[str]) -> T:
@@ -64,19 +64,12 @@ def apply_settings(config: T, settings: Iterable[str]) -> T:
     Raises:
         PraError: as :func:`override`, or a line without ``=``.
     """
-    pairs = []
+    kind, values = type(config), to_dict(config)
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
             problem = "needs the form KEY=VALUE, such as sampling.guidance=2"
             raise PraError(f"--set {setting!r} {problem}", option="--set", value=setting)
-        pairs.append((path, text))
-    return _changed(config, pairs)
-
-
-def _changed(config: T, settings: Iterable[tuple[str, str]]) -> T:
-    kind, values = type(config), to_dict(config)
-    for path, text in settings:
         _write(values, path, text)
         values = _read(kind, values, "setting", _values)  # a later line may change a default of this one
     return from_dict(kind, values, "setting")

@@ -152,8 +152,18 @@ def training_losses(
     """
     given = LossInputs(model, images, model.patchify(images), labels, keys)
     if model.config.autoregressive:
-        return _autoregressive_losses(model, given, objective, rollout, perceptual, extra)
-    return _diffusion_losses(model, given, objective, extra)
+        given, terms = _autoregressive_terms(model, given, objective, rollout, perceptual)
+    else:
+        terms = _diffusion_terms(model, given, objective)
+    # In their order: rounding depends on it.
+    weighted = [objective.weight(name) * term for name, term in terms.items()]
+    for name, term in (extra or {}).items():
+        value = term.function(given)
+        if value is not None:
+            terms[name] = _scalar(name, value)
+            weighted.append(term.weight * value)
+    states = given.patches if given.states is None else given.states.detach()
+    return Losses(functools.reduce(operator.add, weighted), terms, states.flatten(0, 1).std(dim=0).min())
 
 
 def losses_of(model: Model) -> Callable[..., Losses]:
@@ -161,14 +171,9 @@ def losses_of(model: Model) -> Callable[..., Losses]:
     return training_losses
 
 
-def _autoregressive_losses(
-    model: PRA,
-    given: LossInputs,
-    objective: ObjectiveConfig,
-    rollout: Rollout | None,
-    perceptual: Perceptual | None,
-    extra: ExtraTerms | None,
-) -> Losses:
+def _autoregressive_terms(
+    model: PRA, given: LossInputs, objective: ObjectiveConfig, rollout: Rollout | None, perceptual: Perceptual | None
+) -> tuple[LossInputs, dict[str, Tensor]]:
     patches, labels, keys = given.patches, given.labels, given.keys
 
     # Reconstruction pass. It keeps the true label where the AR pass drops it: a state is a function of the image
@@ -179,10 +184,15 @@ def _autoregressive_losses(
     z = model.codec.encode(patches, h0)
     decoded = None if model.config.codec is None else model.codec.decode(z).float()
     given = replace(given, states=z, decoded=decoded)
-    terms = _reconstruction_terms(model, given, objective, perceptual)
+    terms = {}
+    if decoded is not None:
+        pixel = F.l1_loss if objective.pixel_loss is PixelLoss.L1 else F.mse_loss
+        terms["pixel"] = pixel(decoded, patches)
+        if perceptual is not None and objective.perceptual_weight:
+            terms["perceptual"] = perceptual(model.unpatchify(decoded), given.images).mean()
     z = z.detach()  # sg(z): the states are shaped by reconstruction alone
     if rollout is None:
-        return _summed(terms, objective, z, given, extra)
+        return given, terms
 
     # AR pass.
     with torch.no_grad():  # x~ = sg(...)
@@ -193,10 +203,10 @@ def _autoregressive_losses(
     terms["auxiliary"] = F.mse_loss(model.auxiliary(h).float(), normalise_patches(patches))
     if model.shortcut is not None:
         terms["shortcut"] = shortcut_loss(model.head, model.shortcut, h.detach(), z, objective, keys)
-    return _summed(terms, objective, z, replace(given, conditions=h), extra)
+    return replace(given, conditions=h), terms
 
 
-def _diffusion_losses(model: JiT, given: LossInputs, objective: ObjectiveConfig, extra: ExtraTerms | None) -> Losses:
+def _diffusion_terms(model: JiT, given: LossInputs, objective: ObjectiveConfig) -> dict[str, Tensor]:
     """``E |v(x_t, t, c) - (x - x_t) / (1 - t)|^2`` with one ``t`` for all patches of an image (JiT's v-loss)."""
     x, keys = given.patches, given.keys
     t = _times(objective, keys, 1)
@@ -204,20 +214,7 @@ def _diffusion_losses(model: JiT, given: LossInputs, objective: ObjectiveConfig,
     x_t = flow.interpolate(eps, x, t.unsqueeze(-1))
     target = velocity_from_data(x, x_t, t.unsqueeze(-1))  # the same clamp on both sides
     velocity = model(x_t, t, drop_labels(model, given.labels, objective.class_dropout, keys))
-    return _summed({"flow": F.mse_loss(velocity, target)}, objective, x, given, extra)
-
-
-def _summed(
-    terms: dict[str, Tensor], objective: ObjectiveConfig, z: Tensor, known: LossInputs, extra: ExtraTerms | None
-) -> Losses:
-    # In their order: rounding depends on it.
-    weighted = [objective.weight(name) * term for name, term in terms.items()]
-    for name, term in (extra or {}).items():
-        value = term.function(known)
-        if value is not None:
-            terms[name] = _scalar(name, value)
-            weighted.append(term.weight * value)
-    return Losses(functools.reduce(operator.add, weighted), terms, z.flatten(0, 1).std(dim=0).min())
+    return {"flow": F.mse_loss(velocity, target)}
 
 
 def _scalar(name: str, value: Tensor) -> Tensor:
@@ -284,18 +281,6 @@ def _times(objective: ObjectiveConfig, keys: Tensor, *shape: int) -> Tensor:
     if not objective.logit_normal_times:
         return flow.uniform_times(key, *shape)
     return flow.logit_normal_times(key, *shape, mean=objective.time_mean, std=objective.time_std)
-
-
-def _reconstruction_terms(
-    model: PRA, known: LossInputs, objective: ObjectiveConfig, perceptual: Perceptual | None
-) -> dict[str, Tensor]:
-    if known.decoded is None:
-        return {}
-    pixel = F.l1_loss if objective.pixel_loss is PixelLoss.L1 else F.mse_loss
-    terms = {"pixel": pixel(known.decoded, known.patches)}
-    if perceptual is not None and objective.perceptual_weight:
-        terms["perceptual"] = perceptual(model.unpatchify(known.decoded), known.images).mean()
-    return terms
 
 
 def normalise_patches(patches: Tensor) -> Tensor:

@@ -94,7 +94,6 @@ class StaticCache(KVCache):
         self.seek(0)
 
     def seek(self, length: int) -> None:
-        """As in :class:`KVCache`."""
         super().seek(length)
         self.bound = min(self.capacity, -(-(length + 1) // self.bucket) * self.bucket)
         self.position.fill_(length)
@@ -102,18 +101,15 @@ class StaticCache(KVCache):
         self.mask[..., : length + 1] = 0.0
 
     def clear(self) -> None:
-        """As in :class:`KVCache`."""
         super().clear()
         # Zero the cache: masked entries must be finite, since 0 * nan is nan.
         self.keys.zero_()
         self.values.zero_()
 
     def positions(self, count: int, offset: int = 0) -> slice | Tensor:
-        """As in :class:`KVCache`."""
         return self.position + offset if count == 1 else super().positions(count, offset)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As in :class:`KVCache`."""
         if keys.shape[2] > 1:
             return super().extend(layer, keys, values)
         self.keys[layer].index_copy_(2, self.position, keys)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import zipfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,12 +18,11 @@ import torch
 from torch import Tensor
 
 from pra.config import Precision, to_dict
-from pra.errors import PraError
 from pra.models.weights import unreadable
 from pra.sampling.requests import Requests
 from pra.sampling.sampler import Sampler
 from pra.utils.device import in_bfloat16
-from pra.utils.files import PLAN, explained, file_mode, listed, read_arrays, remedy
+from pra.utils.files import PLAN, explained, listed, new_file, read_arrays
 from pra.utils.pixels import to_uint8
 
 
@@ -133,37 +131,23 @@ def exported(batches: Iterable[Batch], count: int, path: Path, plan: dict[str, A
     images are ``(N, H, W, 1)``, which only :class:`NpzBatch` reads. The file appears after the last batch, whole or not
     at all.
     """
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            with zipfile.ZipFile(file, "w") as archive:
-                labels: list[Tensor] = []
-                with archive.open("arr_0.npy", "w", force_zip64=True) as array:
-                    for number, batch in enumerate(batches):
-                        pixels = to_uint8(batch.images, truncate=True).permute(0, 2, 3, 1).cpu().numpy()
-                        if number == 0:
-                            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pixels.shape[1:])}
-                            np.lib.format.write_array_header_1_0(array, header)
-                        array.write(pixels.tobytes())
-                        if batch.labels is not None:
-                            labels.append(batch.labels)
-                        yield batch
-                if labels:
-                    with archive.open("arr_1.npy", "w") as array:
-                        np.lib.format.write_array(array, torch.cat(labels).cpu().numpy())
-                if plan is not None:
-                    archive.writestr(PLAN, json.dumps(plan, indent=2))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, file_mode())
-        os.replace(temporary, path)
-    except OSError as error:
-        problem = f"cannot be written: {error.strerror or error}; nothing was left half-written; {remedy(error)}"
-        raise PraError(f"{path} {problem}", code="unwritable", path=path) from None
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+    labels: list[Tensor] = []
+    with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as array:
+            for number, batch in enumerate(batches):
+                pixels = to_uint8(batch.images, truncate=True).permute(0, 2, 3, 1).cpu().numpy()
+                if number == 0:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pixels.shape[1:])}
+                    np.lib.format.write_array_header_1_0(array, header)
+                array.write(pixels.tobytes())
+                if batch.labels is not None:
+                    labels.append(batch.labels)
+                yield batch
+        if labels:
+            with archive.open("arr_1.npy", "w") as array:
+                np.lib.format.write_array(array, torch.cat(labels).cpu().numpy())
+        if plan is not None:
+            archive.writestr(PLAN, json.dumps(plan, indent=2))
 
 
 def join_exports(parts: Sequence[Path], path: Path, plan: dict[str, Any] | None = None) -> None:

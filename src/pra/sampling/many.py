@@ -17,20 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from pra.errors import PraError
 from pra.sampling import Sampler
-from pra.sampling.batches import how_sampled, join_exports, sampled
+from pra.sampling.batches import NpzBatch, how_sampled, join_exports, sampled
 from pra.sampling.requests import Requests
 from pra.utils.distributed import World
 from pra.utils.files import (
     PLAN,
     begin_partial,
     check_output,
-    explained,
     output_format,
     partial_folder,
     save_images,
@@ -166,8 +163,8 @@ def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> No
     elif output_format(out) == ".npz":
         join_exports(shards.paths(), out, plan)
     else:
-        pixels = torch.cat([_read(path) for path in shards.paths()])
-        write_atomically(out, lambda file: contact_sheet(pixels, columns).save(file, "PNG"))
+        read = [batch.images for path in shards.paths() for batch in NpzBatch(path).batches(shards.size)]
+        write_atomically(out, lambda file: contact_sheet(torch.cat(read), columns).save(file, "PNG"))
     shutil.rmtree(shards.folder, ignore_errors=True)
 
 
@@ -182,9 +179,3 @@ def _join_pictures(shards: Shards, out: Path) -> None:
         together.rename(out)
     except OSError as error:
         raise unwritten(out, error) from None
-
-
-def _read(path: Path) -> Tensor:
-    way_out = "remove it and repeat the command, which makes its images again"
-    with explained(path, "is broken", way_out), np.load(path) as arrays:
-        return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)

@@ -103,7 +103,14 @@ def remedy(error: OSError) -> str:
 
 
 def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> None:
-    """Call ``write(file, **options)`` on a temporary file beside ``path``, then rename it: whole, or not at all.
+    """Call ``write(file, **options)`` on a :func:`new_file`."""
+    with new_file(path) as file:
+        write(file, **options)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Any]:
+    """Give a file to fill, which appears at ``path`` at the end: whole and on the disk, or not at all.
 
     A disk that is full or refuses is a PraError; nothing is left behind.
     """
@@ -111,7 +118,7 @@ def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> N
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
-                write(file, **options)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
                 os.chmod(file.name, file_mode())

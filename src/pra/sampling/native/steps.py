@@ -142,18 +142,15 @@ class NativeSteps(Steps):
             super().embed()
 
     def read(self, patch: Tensor) -> Tensor:
-        """As in :class:`Steps`."""
         x = self._patch_in(patch).repeat(self.streams, 1, 1)
         position = self.backbone_cache.positions(1, 1 - self.model.backbone.prefix)
         return self._transformer(x, self.backbone_cache) + self.model.backbone.next_position[position]
 
     def write(self, state: Tensor) -> Tensor:
-        """As in :class:`Steps`."""
         if self._decoder is not None:
             into, transformer, out = self._decoder
             state = out(transformer(into(state), self.decoder_cache))
         return state.clamp(-1.0, 1.0)
 
     def normalise(self, state: Tensor) -> Tensor:
-        """As in :class:`Steps`."""
         return self._normalise(state) if self._decoder is not None else state
