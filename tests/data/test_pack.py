@@ -214,8 +214,8 @@ def test_data_commands_pack_and_check(photos: str, tmp_path: Path, capsys: pytes
         ("data pakc", "no command 'data pakc'; did you mean 'pack'?"),
         ("data pack digits", "pra data pack needs DIR"),
         ("data check digits --sise 3", "perhaps you meant: --size"),
-        ("data check digits --size 0", "--size 0"),
-        ("data check digits --workers -1", "--workers -1"),
+        ("data check digits --size 0", "--size must"),
+        ("data check digits --workers -1", "--workers must lie in [0, 1024], got -1"),
         ("data pack digits /", "/ exists already"),
     ],
 )

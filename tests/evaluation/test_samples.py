@@ -60,7 +60,7 @@ def test_depth_and_transparency_become_eight_bits_on_white(tmp_path: Path) -> No
 
 def test_first_picture_of_another_size_is_named_undecoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = folder(tmp_path / "odd", [grey(), grey(), grey((4, 6)), grey((7, 7))])
-    monkeypatch.setattr(type(odd), "image", None)
+    monkeypatch.setattr(type(odd), "image", lambda *_: pytest.fail("a picture was decoded"))
     where = f"{tmp_path}/odd/2.png"
     for do in (
         lambda: common_shape(odd),

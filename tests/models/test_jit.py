@@ -189,6 +189,19 @@ def test_counted_arithmetic_is_what_runs():
 # --- runs ---------------------------------------------------------------------------------------------------
 
 
+def test_jit_learns_one_batch():
+    model, inputs = JiT(JIT), batch(JIT)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    flows = []
+    for _ in range(60):
+        loss = training_losses(model, *inputs, ObjectiveConfig(), Clean()).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        flows.append(loss.item())
+    assert flows[-1] < 0.6 * flows[0]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run of tiny:jit."""
