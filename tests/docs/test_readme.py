@@ -1,6 +1,6 @@
 """Every `sh` and `python` block of the README and the docs runs, in order, in an empty folder.
 
-Trainings are cut to a few steps, sets of images to a few images, and the classifier of the features to one epoch.
+Trainings are cut to a few steps of small batches, sets to a few images, the classifier of the features to one epoch.
 `console` blocks, such as installation and long trainings, are parsed alone: test_docs_commands.py.
 """
 
@@ -80,12 +80,13 @@ def in_a_shell(command: str, folder: Path) -> None:
 
 
 def shortened(line: str) -> str:
-    """Fewer steps, of which the second command of a pair still takes more than the first, and fewer images."""
+    """Fewer steps of smaller batches, fewer images. The second command of a pair still takes more steps."""
     line = re.sub(r"--num \d+", f"--num {IMAGES}", line.partition(" #")[0])
     if not line.startswith("pra train"):
         return line
     command, _, asked = line.partition(" --steps ")
-    return f"{command} --steps {STEPS + 2 if asked else STEPS}"
+    batch = "" if "batch_size" in command else "--set train.batch_size=16"
+    return f"{command} --steps {STEPS + 2 if asked else STEPS} {batch}"
 
 
 def test_the_pages_have_blocks_and_the_pictures_they_show() -> None:
