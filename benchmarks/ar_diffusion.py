@@ -40,7 +40,7 @@ def flow_model(size: ModelConfig, evaluations: int, mlp_width: int | None = None
     arguments = _arguments(size)
     if mlp_width is not None:
         arguments["model"]["mlp_width"] = mlp_width
-    model = _library().flow(**arguments)
+    model = library().flow(**arguments)
     # No argument leads there: its sampler calls this with the condition alone.
     flow = model.model.flow
     flow.sample = partial(flow.sample, num_sample_steps=evaluations // 2 + 1)
@@ -63,7 +63,7 @@ def diffusion_model(size: ModelConfig, evaluations: int) -> nn.Module:
         )
     arguments = _arguments(size)
     arguments["model"]["diffusion_kwargs"] = {"num_sample_steps": (evaluations + 1) // 2}
-    return _library().diffusion(**arguments).eval()  # type: ignore[no-any-return]
+    return library().diffusion(**arguments).eval()  # type: ignore[no-any-return]
 
 
 def _arguments(size: ModelConfig) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _arguments(size: ModelConfig) -> dict[str, Any]:
 
 
 @cache
-def _library() -> Any:
+def library() -> Any:
     spec = importlib.util.find_spec(NAME)
     if spec is None:
         raise PraError(f"the comparison needs {PACKAGE}; {install_command('bench')}")

@@ -46,7 +46,7 @@ def test_what_a_newcomer_types(tmp_path: Path, no_cache: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:a state dimension varies little")  # in four pictures
-def test_fine_tuning_and_training_from_nothing_are_measured_alike(
+def test_fine_tuning_is_measured_as_training_from_scratch(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(8):

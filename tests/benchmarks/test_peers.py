@@ -76,7 +76,7 @@ def test_peers_without_such_evaluations_are_refused() -> None:
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    ar_diffusion._library.cache_clear()
+    ar_diffusion.library.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refused(lambda: flow_model(SQUARE, 2), "autoregressive-diffusion-pytorch", install_command("bench"))
 

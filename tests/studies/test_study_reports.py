@@ -51,7 +51,7 @@ def table(lines: list[str], place: int = 0) -> list[dict[str, str]]:
 # --- pairs ------------------------------------------------------------------------------------------------------
 
 
-def test_systems_are_paired_by_seed_each_at_its_own_best_guidance() -> None:
+def test_systems_are_paired_by_seed_at_their_best_guidance() -> None:
     rows = [
         row("pra", 0, 1.0, 1.0), row("pra", 1, 1.0, 2.0), row("pra", 2, 1.0, 3.0), row("pra", 7, 1.0, 9.0),
         row("jit", 0, 1.0, 9.0), row("jit", 1, 1.0, 9.0), row("jit", 2, 1.0, 9.0), row("jit", 5, 1.0, 9.0),
@@ -327,7 +327,7 @@ def test_little_is_reported_as_well(name: str, tmp_path: Path) -> None:
     assert "--seeds 4" in readme.read_text()
 
 
-def test_longer_trainings_are_drawn_with_those_that_they_lengthen() -> None:
+def test_longer_trainings_are_drawn_with_shorter_ones() -> None:
     long, lengthened = "fashion-64-long", SETTINGS["fashion-64-long"].lengthens
     short = [
         row("pra", 0, 1.0, 3.0, setting=lengthened, value=1200, run="a"),

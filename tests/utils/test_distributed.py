@@ -130,7 +130,7 @@ def test_join_after_a_restart_uses_a_new_part_of_the_store() -> None:
     store, parts = HashStore(), []
 
     def meet(rank: int) -> None:
-        parts.append(distributed._own_part(store, rank, 2, timedelta(seconds=20)))
+        parts.append(distributed.own_part(store, rank, 2, timedelta(seconds=20)))
 
     for _ in range(2):
         threads = [threading.Thread(target=meet, args=(rank,)) for rank in (0, 1)]

@@ -12,7 +12,7 @@ import torch
 
 import pra
 from pra.utils.distributed import World
-from pra.utils.provenance import package_version
+from pra.utils.provenance import DISTRIBUTION, package_version
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +29,7 @@ def test_the_readme_names_what_is_needed_and_every_extra() -> None:
 
 
 def test_the_version() -> None:
-    assert pra.__version__ == package_version("pra")
+    assert pra.__version__ == package_version(DISTRIBUTION)
     assert {"Trained", "__version__"} <= set(pra.__all__)
 
 
@@ -41,3 +41,11 @@ def test_training_takes_a_device_as_an_object_too(tmp_path: Path, monkeypatch: p
     trained = pra.train(config, tmp_path / "run", device=torch.device("cpu"), progress=False)
     assert isinstance(trained, pra.Trained)
     assert asked == ["cpu"]  # its name: of several processes each takes its own GPU where that is "cuda"
+
+
+def test_tests_have_short_names_and_use_public_ones() -> None:
+    sources = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    private = re.compile(r"^\s*from (?:pra|studies)\S* import .*\b_[a-z]|\bdistributed\._|\bweights\._|\bcli\._", re.M)
+    long = [name for text in sources.values() for name in re.findall(r"^def (test_\w+)", text, re.M) if len(name) > 60]
+    assert long == []
+    assert [path.name for path, text in sources.items() if private.search(text) and path != Path(__file__)] == []

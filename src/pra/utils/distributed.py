@@ -172,7 +172,7 @@ def _rendezvous(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
     try:
         with _hushed():
             store, _, _ = next(rendezvous("env://", timeout=patience))
-            store = _own_part(store, rank, size, patience)
+            store = own_part(store, rank, size, patience)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=STEP)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -186,7 +186,7 @@ def _rendezvous(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
         raise PraError(message, code="unreachable", address=address) from None
 
 
-def _own_part(store: Any, rank: int, size: int, patience: timedelta) -> Any:
+def own_part(store: Any, rank: int, size: int, patience: timedelta) -> Any:
     """Return the part of the store of these processes, when all of them are there.
 
     torchrun's store outlives a restart with all its old entries, and each machine counts its restarts for itself. So
