@@ -192,7 +192,7 @@ def _done_side_by_side(runs: list[list[list[Job]]], place: Workplace, bar: _Bar)
         base = first[0].base
         then.get(run_key(base) if base else "", ready).append(first)  # after the run that it begins with
     pending: set[Future[list[Row] | None]] = set()
-    with _ending(pool):
+    with ending(pool):
         while ready or pending:
             while ready and len(pending) < place.jobs:
                 pending.add(pool.submit(_work_or_stop, ready.popleft(), place))
@@ -207,7 +207,7 @@ def _done_side_by_side(runs: list[list[list[Job]]], place: Workplace, bar: _Bar)
 
 
 @contextlib.contextmanager
-def _ending(pool: ProcessPoolExecutor) -> Iterator[None]:
+def ending(pool: ProcessPoolExecutor) -> Iterator[None]:
     """Whatever ends the study, runs that are under way are saved before it does."""
 
     def receive(signum: int, frame: FrameType | None) -> None:

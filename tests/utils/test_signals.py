@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from pra.utils.signals import BOTH, Interrupted, caught_signals, ended_by_sigterm, handled
-from studies.run import _ending
+from studies.run import ending
 
 
 def handlers() -> list[object]:
@@ -50,7 +50,7 @@ def test_a_block_ends_by_sigterm_where_nothing_else_is_arranged() -> None:
 
 def test_a_study_ends_by_a_signal_with_its_processes() -> None:
     before = handlers()
-    with pytest.raises(Interrupted) as ended, ProcessPoolExecutor(1) as pool, _ending(pool):
+    with pytest.raises(Interrupted) as ended, ProcessPoolExecutor(1) as pool, ending(pool):
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.signum == signal.SIGTERM
     assert handlers() == before
@@ -62,7 +62,7 @@ BLOCKS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "any": lambda: handled(BOTH, signal.SIG_IGN),
     "training": caught_signals,
     "evaluation": ended_by_sigterm,
-    "study": lambda: _ending(ProcessPoolExecutor(1)),
+    "study": lambda: ending(ProcessPoolExecutor(1)),
 }
 
 
