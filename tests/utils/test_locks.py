@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,5 +80,38 @@ def test_locked_warns_where_the_disk_has_no_locks(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.warns(UserWarning, match="No locks available"), locked(tmp_path, "trained", "wait"):
+        pass
+    assert contents(tmp_path) == {}
+
+
+def test_locked_leaves_the_lock_of_a_later_holder(tmp_path: Path) -> None:
+    """The block removes its folder, and another command makes and locks it before the block ends."""
+    folder = tmp_path / "out"
+    first = locked(folder, "filled", "wait")
+    first.__enter__()
+    shutil.rmtree(folder)
+    with locked(folder, "filled", "wait"):
+        first.__exit__(None, None, None)
+        refused(lambda: locked(folder, "filled", "wait").__enter__(), code="busy")
+
+
+def test_locked_leaves_a_lock_that_it_may_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LOCK).write_text("process 7 on elsewhere")
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / LOCK))
+
+    monkeypatch.setattr("pra.utils.locks.FileLock.acquire", refuse)
+    with pytest.warns(UserWarning, match="Permission denied"), locked(tmp_path, "trained", "wait"):
+        pass
+    assert holder_of(tmp_path) == "process 7 on elsewhere"
+
+
+def test_locked_without_flock_warns_and_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="Function not implemented"), locked(tmp_path, "trained", "wait"):
         pass
     assert contents(tmp_path) == {}

@@ -79,7 +79,12 @@ def bench_train_command(
     check_outputs(report=out)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise PraError("pra bench train measures one device. Start it without torchrun", code="unsupported")
-    config = _batched(apply_settings(recipe_or_run(run), settings), batch, plan)
+    config = recipe_or_run(run)
+    if batch:  # before the settings, which are checked with it
+        config = _batched(config, batch, plan)
+    config = apply_settings(config, settings)
+    if not batch:
+        config = _batched(config, batch, plan)
     if plan:
         values, lines = _planned(config, gpus or DEVICES, *_rates(config, mfu, tflops, measured))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,8 @@ def report_command(
         raise PraError(f"{path}: the report is written as .html. Use FILE.html", path=path)
     if path:
         check_free(path)
+    elif not os.access(run, os.W_OK):
+        raise PraError(f"{run} cannot be written to. Use --out FILE.html", code="unwritable", path=run)
     gap, why = None, None
     if gap_images:
         target = pick_device(device)

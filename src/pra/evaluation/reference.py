@@ -227,8 +227,11 @@ def _known(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
         known |= json.loads(str(arrays["pra"]))
         if known.pop("format") != FORMAT:
             raise PraError(f"{path} is of another format than {FORMAT}. Install a newer pra", "unsupported", path=path)
-        if sorted(known) != sorted(DESCRIPTION) or not isinstance(known["features"], str):
+        if not known.keys() >= set(DESCRIPTION) or not isinstance(known["features"], str):
             raise ValueError(f"it describes {listed(known)}")
+        if known["fingerprint"] is None and known["features"] != "inception":
+            raise ValueError("it lacks the fingerprint of its features")
+        known = {name: known[name] for name in DESCRIPTION}
         known["shape"] = known["shape"] and tuple(map(int, known["shape"]))
     return known
 

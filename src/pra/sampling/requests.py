@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -35,60 +36,95 @@ def changed_sampling(config: SamplingConfig, changes: dict[str, Any]) -> Samplin
     return from_dict(SamplingConfig, settings | given, "sampling")
 
 
-class Requests:
-    """The label and the seed of every image of a set, by its index, so that any part can be made anywhere.
-
-    ``asked`` describes the set as JSON values, for its plan.
-    """
-
-    def __init__(self, labels: Sequence[int], seeds: Sequence[int], asked: dict[str, Any]) -> None:
-        self._labels, self._seeds, self._asked = labels, seeds, asked
+class Requests(Protocol):
+    """The label and the seed of every image of a set, by its index, so that any part can be made anywhere."""
 
     def __len__(self) -> int:
-        return len(self._labels)
+        """Return the number of images."""
+        ...
 
     def labels(self, indices: range) -> list[int]:
         """Return the classes of some images."""
-        return [self._labels[index] for index in indices]
+        ...
 
     def seeds(self, indices: range) -> list[int]:
         """Return the seeds of some images."""
-        return [self._seeds[index] for index in indices]
+        ...
 
     def to_json(self) -> dict[str, Any]:
-        """Describe the set as plain JSON values."""
-        return self._asked
+        """Describe the set as plain JSON values, for its plan."""
+        ...
 
 
-class Grid(Requests):
+@dataclass(frozen=True)
+class Grid:
     """Every class with every seed, the seeds of a class one after the other."""
 
-    def __init__(self, labels: Sequence[int], seeds: Sequence[int]) -> None:
-        self.chosen_labels, self.chosen_seeds = labels, seeds
-        every = [label for label in labels for _ in seeds]
-        super().__init__(every, [*seeds] * len(labels), {"labels": list(labels), "seeds": list(seeds)})
+    chosen_labels: Sequence[int]
+    chosen_seeds: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.chosen_labels) * len(self.chosen_seeds)
+
+    def labels(self, indices: range) -> list[int]:
+        return [self.chosen_labels[index // len(self.chosen_seeds)] for index in indices]
+
+    def seeds(self, indices: range) -> list[int]:
+        return [self.chosen_seeds[index % len(self.chosen_seeds)] for index in indices]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"labels": list(self.chosen_labels), "seeds": list(self.chosen_seeds)}
 
 
-class Listed(Requests):
+@dataclass(frozen=True)
+class Listed:
     """Images with these labels; image ``i`` has seed ``i``. ``order`` says in words where the labels come from."""
 
-    def __init__(self, labels: Sequence[int], order: str, classes: Sequence[int] | None = None) -> None:
-        self.order = order
-        classes = sorted(set(labels)) if classes is None else list(classes)
-        asked = {"count": len(labels), "labels": classes, "order": order}
-        super().__init__(labels, range(len(labels)), asked)
+    each: Sequence[int]
+    order: str
+
+    def __len__(self) -> int:
+        return len(self.each)
+
+    def labels(self, indices: range) -> list[int]:
+        return [self.each[index] for index in indices]
+
+    def seeds(self, indices: range) -> list[int]:
+        return list(indices)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"count": len(self.each), "labels": sorted(set(self.each)), "order": self.order}
 
 
-class Numbered(Listed):
+@dataclass(frozen=True)
+class Numbered:
     """``count`` images; image ``i`` has seed ``i``.
 
     The classes take turns, so that each has as many images (within one); with a ``label_seed`` each image's class is
     drawn uniformly, as a function of that seed and ``i``.
     """
 
-    def __init__(self, count: int, classes: Sequence[int], label_seed: int | None = None) -> None:
-        places, order = (torch.arange(count) % len(classes)), "in turn"
-        if label_seed is not None:
-            keys = noise.fold(noise.keys(label_seed, torch.arange(count)), Purpose.LABEL)
-            places, order = (noise.uniform(keys) * len(classes)).long(), f"random, seed {label_seed}"
-        super().__init__([classes[place] for place in places.tolist()], order, classes)
+    count: int
+    classes: Sequence[int]
+    label_seed: int | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def order(self) -> str:
+        """Say how the classes are chosen."""
+        return "in turn" if self.label_seed is None else f"random, seed {self.label_seed}"
+
+    def labels(self, indices: range) -> list[int]:
+        places = torch.tensor(indices) % len(self.classes)
+        if self.label_seed is not None:
+            keys = noise.fold(noise.keys(self.label_seed, torch.tensor(indices)), Purpose.LABEL)
+            places = (noise.uniform(keys) * len(self.classes)).long()
+        return [self.classes[place] for place in places.tolist()]
+
+    def seeds(self, indices: range) -> list[int]:
+        return list(indices)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"count": self.count, "labels": list(self.classes), "order": self.order}

@@ -25,7 +25,7 @@ from pra.training import checkpoint
 from pra.training.averages import build_averages
 from pra.training.callbacks import Bar, Callback, Callbacks, Metrics, Pictures, StateWarning
 from pra.training.initial import load_initial
-from pra.training.run import COMMON, check_shared, checked_source, write_run
+from pra.training.run import COMMON, check_run, check_shared, checked_source, write_run
 from pra.training.step import MicroBatch, Step
 from pra.training.trainable import codec_learns, set_trainable
 from pra.training.validation import Validation
@@ -91,6 +91,7 @@ def train(
     with nullcontext(world) if world else join() as together:
         folder, target = Path(run_dir).expanduser(), together.device(None if device is None else str(device))
         config.train.micro_batches(together.size)  # report a batch that does not divide first
+        check_run(folder, config)  # the lock would be a file in a stranger's folder
         with locked(folder, "trained", "choose another --run-dir") if together.is_first else nullcontext():
             check_shared(folder, together)
             return Trainer(config, folder, target, source, progress, together, terms, callbacks).run()

@@ -34,10 +34,14 @@ def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
         message = f"{folder} cannot be written: {error.strerror}; {remedy(error)}"
         raise PraError(message, code="unwritable", path=folder) from None
     path = folder / LOCK
-    lock = FileLock(path, timeout=0.2)  # retries where a holder ends between two calls
+    there = path.exists()
+    # It retries where a holder ends between two calls. A soft lock would outlive a killed process.
+    lock = FileLock(path, timeout=0.2, fallback_to_soft=False)
+    held = None
     try:
         try:
             lock.acquire()
+            held = path.stat()
         except Timeout:
             holder = holder_of(folder) or "another process"
             message = f"{folder} is being {work} by {holder} already; stop that or wait for it, or {fix}"
@@ -45,19 +49,34 @@ def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
         except (OSError, NotImplementedError) as error:  # some network file systems
             reason = getattr(error, "strerror", error)
             warnings.warn(f"{path} cannot be locked ({reason}). Run no other command in {folder}", stacklevel=3)
-            with contextlib.suppress(OSError):
-                path.unlink()
+            if not there:
+                _remove(path)
         else:
             with contextlib.suppress(OSError):  # on a full disk the holder stays unnamed
                 path.write_text(f"process {os.getpid()} on {platform.node()}")
         yield
     finally:
-        if lock.is_locked:
-            path.unlink(missing_ok=True)  # before the release: nobody else can hold it
+        try:
+            if held is not None and _is_at(path, held):
+                _remove(path)  # before the release: nobody else can hold it
+        finally:
             lock.release()
         for parent in made:
             with contextlib.suppress(OSError):  # it is not empty
                 parent.rmdir()
+
+
+def _is_at(path: Path, held: os.stat_result) -> bool:
+    """Return whether the file that was locked is still the one of that name."""
+    try:
+        return os.path.samestat(held, path.stat())
+    except OSError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def holder_of(folder: Path) -> str | None:
