@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import json
@@ -24,8 +25,10 @@ from pra.commands.eval import evaluate_command
 from pra.data import open_source
 from pra.evaluation.collect import digest_sum
 from pra.evaluation.evaluate import Report
+from pra.evaluation.outputs import Outputs
 from pra.evaluation.samples import labels_like
 from pra.sampling.requests import Listed
+from pra.utils.distributed import ALONE
 from pra.utils.provenance import file_sha256
 from studies import measures
 
@@ -158,7 +161,7 @@ def test_what_fails_late_leaves_nothing(
     assert not any((tmp_path / "out").iterdir())
 
     def quicker(*_: object) -> None:
-        assert {path.name for path in (tmp_path / "out").iterdir()} == {"s.npz", ".b.npz.eval"}
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {".b.npz.eval", ".o.json.eval", ".s.npz.eval"}
         (tmp_path / "out" / "b.npz").touch()
 
     monkeypatch.setattr(Report, "save", quicker)
@@ -170,6 +173,49 @@ def test_what_fails_late_leaves_nothing(
 
 def interrupted(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
+
+
+def test_second_command_on_a_file_is_refused(tmp_path: Path) -> None:
+    wanted = Outputs(images=tmp_path / "b.npz")
+    with wanted.staged(ALONE) as staged:
+        assert staged.images is not None
+        staged.images.write_bytes(b"1")
+        busy = tmp_path / ".b.npz.eval"
+        refused(
+            lambda: wanted.staged(ALONE).__enter__(),
+            "is being filled by process", "choose another file", code="busy", path=busy,
+        )  # fmt: skip
+        wanted.publish(staged)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.npz"]
+    assert (tmp_path / "b.npz").read_bytes() == b"1"
+
+
+def test_leftovers_of_a_killed_command_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / ".b.npz.eval"
+    folder.mkdir()
+    for name in (".b.npz.abc", "b.npz", "b.npz.part1"):
+        (folder / name).touch()
+    with Outputs(images=tmp_path / "b.npz").staged(ALONE):
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert not any(tmp_path.iterdir())
+
+
+def test_failure_to_publish_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = Outputs(report=tmp_path / "o.json", images=tmp_path / "b.npz")
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if target.name == "o.json":
+            assert (tmp_path / "b.npz").is_file()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr("pra.evaluation.outputs.os.replace", full)
+    with wanted.staged(ALONE) as staged:
+        for path in staged.named().values():
+            path.touch()
+        refused(lambda: wanted.publish(staged), "No space left", code="unwritable", path=tmp_path / "o.json")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -190,7 +236,7 @@ def test_command_stopped_by_a_signal_leaves_nothing(
 
     def stopped(self: Listed, indices: range) -> list[int]:
         if indices.start == 8:
-            assert any((tmp_path / "out").iterdir())  # amid the images
+            assert len(list((tmp_path / "out").iterdir())) == 3  # amid the images
             os.kill(os.getpid(), number)
         return whole(self, indices)
 

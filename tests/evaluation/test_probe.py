@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -23,10 +24,22 @@ from pra.commands.probe import features_command, probe_command
 from pra.config import DataConfig
 from pra.data import open_source
 from pra.evaluation import probe
-from pra.evaluation.probe import LINEAR, Layers, Linear, Pixels, Task, accuracy, check_memory, held_out, select
+from pra.evaluation.probe import (
+    LINEAR,
+    Layers,
+    Linear,
+    Pixels,
+    Task,
+    accuracy,
+    check_memory,
+    export_features,
+    held_out,
+    select,
+)
 from pra.models import weights
+from pra.sampling.batches import Batch
 from pra.utils.distributed import World
-from pra.utils.pixels import from_uint8
+from pra.utils.pixels import from_uint8, to_uint8
 
 CPU = torch.device("cpu")
 
@@ -218,6 +231,30 @@ def test_features_are_written_whole_or_not_at_all(
     with full_disk(4096):
         refused(lambda: features_command(trained, layer=1, out=other, device="cpu"), "other.npz", "cannot be written")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz"]
+
+
+def test_export_holds_one_batch_of_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model()
+    images, labels, _ = batch(LEARNED, 6)
+    pixels = to_uint8(images)
+    made: list[weakref.ref[torch.Tensor]] = []
+    whole = Layers.__call__
+
+    def recorded(self: Layers, images: torch.Tensor, start: int) -> torch.Tensor:
+        assert not any(found() is not None for found in made)
+        vectors = whole(self, images, start)
+        made.append(weakref.ref(vectors))
+        return vectors
+
+    monkeypatch.setattr(Layers, "__call__", recorded)
+    batches = (Batch(pixels[at : at + 2], labels[at : at + 2], at) for at in (0, 2, 4))
+    export_features(tmp_path / "f.npz", Layers(model, [1]), "last", batches, 6, CPU, {"a": 1}, progress=False)
+    assert len(made) == 3
+    with np.load(tmp_path / "f.npz", allow_pickle=False) as arrays:
+        expected = select(whole(Layers(model, [1]), from_uint8(pixels), 0)[0], "last")
+        np.testing.assert_allclose(arrays["features"], expected.numpy(), rtol=1e-4, atol=1e-5)
+        assert arrays["labels"].tolist() == labels.tolist()
+        assert json.loads(str(arrays["pra"])) == {"a": 1}
 
 
 # --- bad input ------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +25,7 @@ from pra.evaluation.judging import (
     open_subject,
     open_truth,
 )
-from pra.evaluation.outputs import check_outputs, unfinished, write_together
+from pra.evaluation.outputs import Outputs
 from pra.models.weights import EMA
 from pra.utils.distributed import join
 
@@ -75,30 +74,23 @@ def evaluate_command(
     begin = datetime.now(UTC)
     out, export_npz, export_statistics = (path and path.expanduser() for path in (out, export_npz, export_statistics))
     with join() as world:
-        files = {"report": out, "images": export_npz, "statistics": export_statistics}
-        check_outputs(**files)
+        outputs = Outputs(out, export_npz, export_statistics)
+        outputs.check()
         check_options(features, labels, batch_size, num)
         work = Work(world, world.device(device), batch_size)
         subject = open_subject(target, num, work, member(Precision, precision, "--precision"), settings, average)
         truth, subject = open_truth(reference, labels, subject, work)
         originals = open_originals(truth, subject, work) if reconstruction else None
-        with unfinished(export_npz, world) as images:
+        with outputs.staged(world) as staged:
             judge = open_judge(truth, features, weights, subject, work)
-            report = judge.report(subject, images)
+            report = judge.report(subject, staged.images)
             if originals:
                 report = judge.with_reconstruction(report, subject, originals)
             if world.is_first:
-                _finish(report, begin, subject, judge, files, images)
+                _finish(report, begin, subject, judge, outputs, staged)
 
 
-def _finish(
-    report: Report,
-    begin: datetime,
-    subject: Subject,
-    judge: Judge,
-    files: dict[str, Path | None],
-    images: Path | None,
-) -> None:
+def _finish(report: Report, begin: datetime, subject: Subject, judge: Judge, outputs: Outputs, staged: Outputs) -> None:
     """Print the figures before they are written: a full disk cannot take them."""
     seconds = round((datetime.now(UTC) - begin).total_seconds(), 1)
     when = {"date": begin.isoformat(timespec="seconds"), "seconds": seconds}
@@ -107,15 +99,12 @@ def _finish(
     features = f"{judge.extractor.name} {judge.extractor.fingerprint[:12]}"
     print(f"{subject.count} images of {subject.target} against {judge.reference.name}, features {features}")
     warn_of_few(subject.count)
-    # The slowest first: a killed command leaves nothing that looks finished.
-    writers: dict[str, Callable[[Path], object]] = {
-        "statistics": judge.reference.save,
-        "report": report.save,
-        "images": lambda path: images and images.replace(path),
-    }
-    write_together({path: write for what, write in writers.items() if (path := files[what])})
-    for what, path in files.items():
-        if path:
-            print(f"  {what}: {path}")
-    if not files["report"]:
+    if staged.report:
+        report.save(staged.report)
+    if staged.statistics:
+        judge.reference.save(staged.statistics)
+    outputs.publish(staged)
+    for what, path in outputs.named().items():
+        print(f"  {what}: {path}")
+    if not outputs.report:
         print("the figures are not kept: --out FILE.json writes them, and where they come from")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from tyro.conf import Positional, arg
 
@@ -30,16 +28,14 @@ from pra.evaluation.probe import (
     Task,
     Vectors,
     best,
-    collect_vectors,
+    export_features,
     find_linear,
     held_out,
-    select,
 )
 from pra.evaluation.samples import prepared, spread
 from pra.models import Model, build_model, weights
 from pra.training.run import write_json
 from pra.utils.distributed import join
-from pra.utils.files import write_atomically
 from pra.utils.provenance import environment
 
 
@@ -126,7 +122,7 @@ def features_command(
 ) -> None:
     """Write one layer's features of a data set as an .npz: features, labels, and where they come from.
 
-    The model reads clean images under the null class.
+    The model reads clean images under the null class. Only a batch is in memory at a time.
 
     Args:
         run: A run's folder, a checkpoint, a saved model or hub:user/model.
@@ -159,9 +155,7 @@ def features_command(
             "layer": layer, "pooling": pooling, "time": time, **origin,
         }  # fmt: skip
         with reading(prepared(source, chosen, config.image_size, config.channels, prepared_as, batch_size)) as batches:
-            vectors, classes = collect_vectors(chosen_layer, batches, len(chosen), target, True, "features")
-    features = select(vectors[0], pooling).numpy()
-    write_atomically(out, lambda file: np.savez(file, features=features, labels=classes.numpy(), pra=json.dumps(known)))
+            export_features(out, chosen_layer, pooling, batches, len(chosen), target, known)
     print(f"{len(chosen)} images of {source.name}, layer {layer}, {pooling}: {out}")
 
 

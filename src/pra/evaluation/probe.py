@@ -11,13 +11,17 @@ iGPT (Chen et al., ICML 2020) tokens are normalised before they are averaged; he
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,6 +37,7 @@ from pra.models import Model
 from pra.sampling.batches import Batch
 from pra.utils.distributed import ALONE, World
 from pra.utils.extras import install_command
+from pra.utils.files import new_file
 from pra.utils.pixels import from_uint8
 from pra.utils.progress import Progress
 
@@ -158,6 +163,46 @@ def collect_vectors(
             done += len(batch.images)
             bar.update(len(batch.images))
     return whole, labels
+
+
+def export_features(
+    path: Path,
+    layer: Layers,
+    pooling: str,
+    batches: Iterable[Batch],
+    count: int,
+    device: torch.device,
+    known: dict[str, Any],
+    progress: bool = True,
+) -> None:
+    """Write one pooling of one layer to an ``.npz``, batch by batch: memory holds the features of one batch.
+
+    ``features`` is float32 ``(count, D)``, ``labels`` int64 ``(count,)``, and ``pra`` the JSON text of ``known``. The
+    file appears after the last batch, whole or not at all.
+
+    Raises:
+        PraError: the disk is full or refuses, or an image cannot be read; nothing is left behind.
+    """
+    width = layer.shape[2] * (2 if pooling == "both" else 1)
+    labels = torch.empty(count, dtype=torch.int64)
+    done = 0
+    with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        with (
+            archive.open("features.npy", "w", force_zip64=True) as array,
+            Progress(total=count, unit="image", desc=layer.name, disable=not progress) as bar,
+        ):
+            header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+            np.lib.format.write_array_header_1_0(array, header)
+            for batch in batches:
+                pooled = layer(from_uint8(batch.images.to(device)), batch.start)[0]
+                array.write(select(pooled, pooling).cpu().numpy().astype("<f4").tobytes())
+                del pooled  # before the next batch is computed
+                labels[done : done + len(batch.images)] = batch.labels  # type: ignore[assignment]
+                done += len(batch.images)
+                bar.update(len(batch.images))
+        for name, values in (("labels", labels.numpy()), ("pra", np.array(json.dumps(known)))):
+            with archive.open(f"{name}.npy", "w") as array:
+                np.lib.format.write_array(array, values)
 
 
 def check_memory(size: int) -> None:
