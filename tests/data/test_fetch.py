@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,13 +24,16 @@ from pra.utils.extras import install_command
 class Web:
     """A server: what it has, what it was asked, and how it misbehaves.
 
-    ``faults`` are taken one by one by GET requests for shards: a status to answer, or the bytes after which to hang up.
+    ``faults`` are taken one by one by GET requests for shards: a status to answer, or the bytes after which to hang up
+    or to fall silent. ``pauses`` are the seconds between two tries.
     """
 
     address: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     faults: list[tuple[str, int]] = field(default_factory=list)
+    pauses: list[float] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
     ranges: bool = True
     head: int = 200
 
@@ -49,10 +52,10 @@ class Web:
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     """A server with two shards of the images 0 to 4, and the names of their classes."""
-    pytest.importorskip("huggingface_hub", reason="huggingface_hub is in the extra 'wds'")
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # between two tries
+    pytest.importorskip("httpx2", reason="httpx2 is in the extra 'wds'")
     files = {"/d/a-0.tar": shard(0, 1, 2), "/d/a-1.tar": shard(3, 4), "/d/classes.json": b'["cat", "dog", "emu"]'}
     state = Web(files=files)
+    monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=state.pauses.append))
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -60,7 +63,9 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
         def do_GET(self) -> None:
             fault, value = state.faults.pop(0) if state.faults and self.path.endswith(".tar") else ("", 0)
-            self.answer(value if fault == "status" else 200, value if fault == "cut" else None)
+            self.answer(value if fault == "status" else 200, value if fault in ("cut", "silence") else None)
+            if fault == "silence":
+                state.over.wait(10)
 
         def answer(self, status: int, cut: int | None = None) -> None:
             wanted = self.headers["Range"]
@@ -86,6 +91,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield state
+        state.over.set()
         server.shutdown()
         thread.join()
 
@@ -111,20 +117,41 @@ def test_web_broken_connections_and_server_errors_resume(web: Web) -> None:
     web.faults = [("status", 503), ("cut", 1000), ("status", 500), ("cut", 2000)]
     assert same_jpeg(web.open().image(2), 2)
     assert [wanted for _, wanted in web.gets] == [None] * 2 + ["bytes=1000-"] * 2 + ["bytes=3000-"]
+    assert web.pauses == [1, 1, 2, 1]
 
 
-@pytest.mark.parametrize(("ranges", "head"), [(False, 200), (True, 403), (True, 405), (True, 503)])
+def test_web_silent_server_is_asked_again(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "TIMEOUT", 0.2)
+    web.faults = [("silence", 1000)]
+    assert same_jpeg(web.open().image(2), 2)
+    assert [wanted for _, wanted in web.gets] == [None, "bytes=1000-"]
+    web.faults = [("silence", 0)] * 5
+    web.refused("timed out", name="a-1.tar")
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_web_busy_server_is_asked_5_times(web: Web, status: int) -> None:
+    web.faults = [("status", status)] * 5
+    web.refused(f"HTTP {status}")
+    assert (len(web.gets), web.pauses) == (5, [1, 2, 4, 8])
+
+
+def test_web_fetch_does_not_use_the_hub(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # it refuses all servers if HF_HUB_OFFLINE is set
+    assert len(web.open()) == 3
+
+
+@pytest.mark.parametrize(("ranges", "head"), [(False, 200), (True, 401), (True, 403), (True, 405), (True, 503)])
 def test_web_server_of_few_features_serves(web: Web, ranges: bool, head: int) -> None:
     web.ranges, web.head, web.faults = ranges, head, [("cut", 1000)]
     assert same_jpeg(web.open().image(2), 2)
+    assert [command for command, path, _ in web.asked if path.endswith(".tar")] == ["HEAD", "GET", "GET"]
 
 
 def test_web_failed_fetch_resumes_with_the_next_command(web: Web, cache: Path) -> None:
     web.faults = [("cut", 1000), *[("cut", 0)] * 20]
     web.refused("the same command resumes")
-    assert 2 < len(web.gets) < 20
-    web.faults = [("status", 503)] * 20
-    web.refused("HTTP 503")
+    assert (len(web.gets), web.pauses) == (5, [1, 2, 4, 8])
     web.faults.clear()
     assert not list(cache.rglob("a-0.tar"))
     web.asked.clear()
@@ -136,12 +163,13 @@ def test_web_refusals_are_one_line(web: Web, cache: Path, monkeypatch: pytest.Mo
     web.refused("HTTP 404", name="b.tar")
     web.faults = [("status", 401)]
     web.refused("HTTP 401")
+    assert web.pauses == []
     refused(lambda: open_source("wds:http://127.0.0.1:1/d/a.tar"), "http://127.0.0.1:1/d/", code="unreachable")
     for name in ("s3://bucket/a.tar", f"{web.address}/d/*.tar", f"{web.address}/d/"):
         refused(lambda name=name: open_source(f"wds:{name}"), code="invalid", name=f"wds:{name}")
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     refused(web.open, "0.0 GB are free", "XDG_CACHE_HOME", code="too-large")
-    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", None)
+    monkeypatch.setitem(sys.modules, "httpx2", None)
     refused(web.open, install_command("wds"), code="not-installed")
     assert not list(cache.rglob("*.tar"))
 

@@ -55,6 +55,15 @@ def test_hf_labels_of_any_kind(rows: Path, label: str, classes: Any, labels: lis
     assert (source.classes, source.labels[:4].tolist(), len(source)) == (tuple(classes), labels, 11)
 
 
+@pytest.mark.parametrize("stream", ["", STREAM])
+def test_hf_arrow_file_is_read(hub: Any, rows: Path, tmp_path: Path, stream: str) -> None:
+    hub.Dataset.from_parquet(str(rows / "train.parquet")).save_to_disk(tmp_path)
+    [file] = tmp_path.glob("*.arrow")
+    source = open_source(f"hf:{file}?label=animal{stream}")
+    assert source.labels.tolist() == [i % 3 for i in range(11)]
+    assert same_jpeg(source.image(9), 9)
+
+
 @pytest.mark.usefixtures("hub")
 def test_hf_folder_of_images_names_classes(tmp_path: Path) -> None:
     for name in ("cat/0.png", "cat/1.png", "dog/0.png"):
@@ -114,7 +123,8 @@ def test_hf_corrupt_images_are_named(hub: Any, tmp_path: Path) -> None:
         ("?label=animal&split=test", "unreadable", ["test"]),
         ("?config=big&label=animal", "unreadable", ["'big' not found"]),
         ("?lable=label", None, ["lable", "did you mean 'label'?"]),
-        ("?label=", "unknown", ["''"]),
+        *((f"?{key}=", "invalid", [f"{key}= lacks its value"]) for key in ("label", "revision", "split", "window")),
+        ("?path=cifar10", "unknown", ["no setting 'path'"]),
         ("?streaming=yes", None, ["streaming", "'yes'"]),
         ("?streaming=true&window=0", None, ["window", "[1, 1e+06]"]),
         ("?streaming=true&label=some", "invalid", ["row 0 has class -1"]),
@@ -135,9 +145,12 @@ def test_hf_bad_paths_are_refused(rows: Path, tmp_path: Path) -> None:
     for stream in ("", STREAM):
         name = f"hf:{tmp_path}/train.parquet?label=animal{stream}"
         refused(lambda name=name: open_source(name), code="unreadable", name=name)
-    (tmp_path / "saved").mkdir()
-    (tmp_path / "saved/state.json").write_text("{}")
-    refused(lambda: open_source(f"hf:{tmp_path}/saved"), "save_to_disk", code="unreadable")
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    for name in ("state.json", "dataset_dict.json"):
+        (saved / name).write_text("{}")
+        refused(lambda: open_source(f"hf:{saved}"), "save_to_disk", "to_parquet", code="unreadable", path=saved)
+        (saved / name).unlink()
 
 
 def test_stream_that_breaks_off_is_refused(rows: Path, tmp_path: Path) -> None:

@@ -41,6 +41,15 @@ def test_check_reports_every_image(damaged: Path, workers: int) -> None:
     assert [image["width"] for image in report["smaller_than_size"]] == [33, 25]
 
 
+def test_check_names_the_first_of_equal_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "BLOCK", 2)
+    for number, size in enumerate(((9, 9), (8, 8), (8, 8), (12, 10), (10, 12))):
+        noisy(tmp_path / f"{number}.png", size)
+    report = check(open_source(f"folder:{tmp_path}"), None, workers=0)
+    assert report["smallest"]["where"] == f"{tmp_path}/1.png"
+    assert report["largest"]["where"] == f"{tmp_path}/3.png"
+
+
 def test_check_many_lines_are_cut(tmp_path: Path) -> None:
     files: dict[str, bytes] = {}
     for number in range(60):

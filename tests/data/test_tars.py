@@ -6,6 +6,7 @@ import gzip
 import os
 import pickle
 import tarfile
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,13 @@ def test_tar_source_keeps_few_files_open(tmp_path: Path, monkeypatch: pytest.Mon
     source, before = open_source(f"wds:{tmp_path}"), len(os.listdir("/proc/self/fd"))
     assert all(same_jpeg(source.image(index), index) for index in (0, 1, 2, 0, 2, 1))
     assert len(os.listdir("/proc/self/fd")) == before + 1
+
+
+def test_tar_source_closes_the_least_recently_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tars, "OPEN_FILES", 2)
+    for number in range(3):
+        (tmp_path / f"{number}.tar").write_bytes(shard(number))
+    source, opened = open_source(f"wds:{tmp_path}"), list[str]()
+    monkeypatch.setattr(tars, "FileIO", lambda path: opened.append(path.stem) or FileIO(path))
+    assert all(same_jpeg(source.image(index), index) for index in (0, 1, 0, 2, 0, 1))
+    assert opened == ["0", "1", "2", "1"]

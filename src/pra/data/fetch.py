@@ -1,11 +1,12 @@
-"""Files from the web into a folder: whole, checked, resumable. huggingface_hub does the requests."""
+"""Files from the web into a folder: whole, checked, resumable."""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -22,7 +23,7 @@ from pra.utils.provenance import file_sha256
 TIMEOUT = 30.0
 """Seconds that a server may take to answer."""
 _AT_ONCE, _TRIES = 4, 5
-_PLAIN = {"Accept-Encoding": "identity"}  # a compressed answer has another size and no ranges
+_HEADERS = {"User-Agent": "pra", "Accept-Encoding": "identity"}  # a compressed answer has another size and no ranges
 
 
 class Promise(NamedTuple):
@@ -55,8 +56,14 @@ def fetch_all(urls: Sequence[str], folder: Path, promises: Mapping[str, Promise]
 
 def fetch_small(url: str) -> bytes | None:
     """Return the contents of a file, or None if the server does not have or give it."""
-    response = _asked("GET", url)
-    return bytes(response.content) if response.is_success else None
+    target = io.BytesIO()
+    try:
+        _download(url, target)
+    except PraError as error:
+        if _refuses(error.fields.get("status")):
+            return None
+        raise
+    return target.getvalue()
 
 
 def name_of(url: str) -> str:
@@ -64,14 +71,18 @@ def name_of(url: str) -> str:
     return unquote(urlsplit(url).path).rpartition("/")[2]
 
 
-def _hub() -> Any:
+def _httpx() -> Any:
     try:
-        import huggingface_hub.errors
-        import huggingface_hub.utils
+        import httpx2
     except ImportError as error:
-        text = import_failed("fetching data from the web", "huggingface_hub", "wds", error)
+        text = import_failed("fetching data from the web", "httpx2", "wds", error)
         raise PraError(text, "not-installed") from None
-    return huggingface_hub
+    return httpx2
+
+
+def _client() -> Any:
+    """Return a client for one thread."""
+    return _httpx().Client(headers=_HEADERS, timeout=TIMEOUT, follow_redirects=True)
 
 
 class _Bar(Progress):
@@ -107,19 +118,15 @@ def _sized(url: str, promise: Promise) -> Promise:
     """Add the size that the server names, if it does; a missing file is noticed before anything is fetched."""
     if promise.size is not None:
         return promise
-    response = _asked("HEAD", url, retry_on_status_codes=())
+    try:
+        with _client() as client:
+            response = client.head(url)
+    except (_httpx().HTTPError, _httpx().InvalidURL):
+        return promise
     if response.status_code in (404, 410):
-        raise _unreachable(url, f"HTTP {response.status_code}")
+        raise _unreachable(url, f"HTTP {response.status_code}", response.status_code)
     length = response.headers.get("Content-Length") if response.is_success else None
     return promise._replace(size=int(length) if length else None)
-
-
-def _asked(method: str, url: str, **options: Any) -> Any:
-    hub = _hub()
-    try:
-        return hub.utils.http_backoff(method, url, headers=_PLAIN, timeout=TIMEOUT, **options)
-    except Exception as error:
-        raise _unreachable(url, error) from None
 
 
 def _part(file: Path) -> Path:
@@ -134,7 +141,7 @@ def _fetch(url: str, file: Path, promise: Promise, bar: _Bar) -> None:
         bar.update(-there)
     with part.open("ab") as target:
         if target.tell() != promise.size:
-            _download(url, target, bar)
+            _download(url, target, bar.update)
             target.flush()
             os.fsync(target.fileno())
     if promise.size not in (None, part.stat().st_size) or (promise.sha256 and file_sha256(part) != promise.sha256):
@@ -144,33 +151,36 @@ def _fetch(url: str, file: Path, promise: Promise, bar: _Bar) -> None:
     part.replace(file)
 
 
-def _download(url: str, target: IO[bytes], bar: _Bar) -> None:
-    hub, left = _hub(), _TRIES
+def _download(url: str, target: IO[bytes], advance: Callable[[int], object] = lambda _: None) -> None:
+    """Append the rest of a file, in as many connections as that takes."""
+    httpx, failures = _httpx(), 0
     while True:
         there = target.tell()
-        headers = _PLAIN | ({"Range": f"bytes={there}-"} if there else {})
+        headers = {"Range": f"bytes={there}-"} if there else {}
         try:
-            # Retries server errors (5xx). Its own retries of connections would begin the file again.
-            answer = hub.utils.http_stream_backoff("GET", url, headers=headers, timeout=TIMEOUT, retry_on_exceptions=())
-            with answer as response:
+            with _client() as client, client.stream("GET", url, headers=headers) as response:
                 response.raise_for_status()
                 if there and response.status_code != 206:  # a server without ranges
                     target.seek(0)
                     target.truncate()
-                    bar.update(-there)
-                for block in response.iter_bytes():
+                    advance(-there)
+                for block in response.iter_raw():
                     target.write(block)
-                    bar.update(len(block))
+                    advance(len(block))
                 return
-        except hub.errors.HTTPError as error:
-            left = _TRIES if target.tell() > there else left - 1
-            if hasattr(error, "response") or not left:
-                raise _unreachable(url, error) from None
-            time.sleep(1)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            failures = 1 if target.tell() > there else failures + 1
+            status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+            if failures == _TRIES or _refuses(status) or isinstance(error, httpx.InvalidURL):
+                raise _unreachable(url, f"HTTP {status}" if status else reason_of(error), status) from None
+            time.sleep(2 ** (failures - 1))
 
 
-def _unreachable(url: str, reason: object) -> PraError:
-    status = getattr(getattr(reason, "response", None), "status_code", None)
-    text = f"HTTP {status}" if status else reason_of(reason)
+def _refuses(status: object) -> bool:
+    """Return whether another try gets the same answer."""
+    return isinstance(status, int) and status < 500 and status not in (408, 429)
+
+
+def _unreachable(url: str, reason: str, status: int | None) -> PraError:
     fix = "Check the address and the network; the same command resumes"
-    return PraError(f"{url} cannot be fetched ({text}). {fix}", "unreachable", url=url, reason=text)
+    return PraError(f"{url} cannot be fetched ({reason}). {fix}", "unreachable", url=url, reason=reason, status=status)

@@ -24,6 +24,7 @@ from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
 
 _WITHOUT = "none"
+_FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,13 @@ def open_hf(name: str, text: str) -> HFDataset | HFStream:
     path, _, query = text.partition("?")
     if path.endswith("@test"):
         raise PraError(f"data source {name!r} is not a name. Write hf:{path.removesuffix('@test')}?split=test")
-    given: dict[str, Any] = {**dict(parse_qsl(query, keep_blank_values=True)), "path": path}
+    settings = dict(parse_qsl(query, keep_blank_values=True))
+    if "path" in settings:
+        raise PraError(f"data source {name!r}: no setting 'path'. Write hf:PATH?key=value", "unknown", name=name)
+    for key, value in settings.items():
+        if not value:
+            raise PraError(f"data source {name!r}: {key}= lacks its value. Give a value, or remove it", setting=key)
+    given: dict[str, Any] = {**settings, "path": path}
     for key in {"streaming", "window"} & given.keys():
         given[key] = parse_value(given[key])
     choice = from_dict(Choice, given, f"data source {name!r}: setting")
@@ -169,12 +176,15 @@ def _load(name: str, choice: Choice, **options: Any) -> Any:
 def _place(choice: Choice) -> tuple[str, dict[str, Any]]:
     """Return the library's arguments: a name on the Hub or a folder, or the kind of a single file."""
     local = expand(choice.path)
+    if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
+        problem = "this folder was written by save_to_disk. Write a file with to_parquet, and name the file"
+        raise PraError(f"{local}: {problem}", "unreadable", path=local)
     if local.is_dir():
         return str(local), {}
-    if local.suffix == ".parquet" and local.is_file():
-        return "parquet", {"data_files": str(local)}
+    if local.suffix in _FILES and local.is_file():
+        return _FILES[local.suffix], {"data_files": str(local)}
     if local.exists() or choice.path.startswith(("/", ".", "~")):
-        fix = "Give a folder, a .parquet file, or a name on the Hub"
+        fix = "Give a folder, a .parquet or .arrow file, or a name on the Hub"
         raise PraError(f"{local}: no data set is there. {fix}", "missing", path=local)
     return choice.path, {}
 

@@ -163,34 +163,46 @@ def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
     ``corrupt`` lists the images that cannot be read; ``classes``, ``sizes`` and ``modes`` are counts of images;
     ``smaller_than_size`` lists those with a side below ``size``, the side of the model's images.
     """
-    seen: list[_Seen] = []
+    corrupt, small = list[dict[str, Any]](), list[dict[str, Any]]()
+    sizes, modes = Counter[tuple[int, int]](), Counter[str]()
+    smallest: _Seen | None = None
+    largest: _Seen | None = None
     count = len(source)
+
+    def described(image: _Seen) -> dict[str, Any]:
+        return {"where": source.where(image.number), "width": image.width, "height": image.height}
+
     work = functools.partial(_look_at, source)
     stream = from_workers(work, blocks(range(count), BLOCK), in_order(source, workers))
     with reading(stream) as found, Progress(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
         for block in found:
-            seen += block
+            corrupt += [
+                {"index": i.number, "where": source.where(i.number), "problem": i.problem} for i in block if i.problem
+            ]
+            whole = [image for image in block if image.problem is None]
+            sizes.update((image.width, image.height) for image in whole)
+            modes.update(image.mode for image in whole)
+            small += [described(image) for image in whole if min(image.width, image.height) < (size or 0)]
+            # min and max return the first of equal ones.
+            smallest = min(([smallest] if smallest else []) + whole, key=_area, default=None)
+            largest = max(([largest] if largest else []) + whole, key=_area, default=None)
             bar.update(len(block))
-    whole = [image for image in seen if image.problem is None]
-    corrupt = [{"index": i.number, "where": source.where(i.number), "problem": i.problem} for i in seen if i.problem]
-
-    def described(images: Iterable[_Seen]) -> list[dict[str, Any]]:
-        return [{"where": source.where(i.number), "width": i.width, "height": i.height} for i in images]
-
-    sizes = Counter((image.width, image.height) for image in whole)
-    by_area = sorted(whole, key=lambda image: image.width * image.height)
     return {
         "source": source.name,
         "images": count,
         "corrupt": corrupt,
         "classes": [{"name": name, "images": number} for name, number in _class_counts(source)],
         "sizes": [{"width": w, "height": h, "images": number} for (w, h), number in sizes.most_common()],
-        "modes": dict(Counter(image.mode for image in whole).most_common()),
-        "smallest": next(iter(described(by_area[:1])), None),
-        "largest": next(iter(described(by_area[-1:])), None),
+        "modes": dict(modes.most_common()),
+        "smallest": smallest and described(smallest),
+        "largest": largest and described(largest),
         "size": size,
-        "smaller_than_size": described(image for image in whole if min(image.width, image.height) < (size or 0)),
+        "smaller_than_size": small,
     }
+
+
+def _area(image: _Seen) -> int:
+    return image.width * image.height
 
 
 def _look_at(source: Source, block: Sequence[int]) -> list[_Seen]:

@@ -69,12 +69,14 @@ class TarSource(Files):
     def encoded(self, index: int) -> bytes:
         file = int(self._index.files[index])
         try:
-            if file not in self._open:
+            opened = self._open.pop(file, None)
+            if opened is None:
                 if len(self._open) >= OPEN_FILES:
                     self._open.pop(next(iter(self._open))).close()
-                self._open[file] = FileIO(self._tars[file])
+                opened = FileIO(self._tars[file])
+            self._open[file] = opened  # last: the first file in the cache is the least recently used
             # Forked workers share open files and their positions: pread ignores the position.
-            return os.pread(self._open[file].fileno(), int(self._index.sizes[index]), int(self._index.offsets[index]))
+            return os.pread(opened.fileno(), int(self._index.sizes[index]), int(self._index.offsets[index]))
         except OSError as error:
             raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
 
