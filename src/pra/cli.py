@@ -8,8 +8,7 @@ from functools import partial
 import tyro
 
 from pra.commands.average import average_command
-from pra.commands.bench_sample import bench_command
-from pra.commands.bench_train import bench_train_command
+from pra.commands.bench import bench_command, bench_train_command
 from pra.commands.compare import compare_command
 from pra.commands.complete import complete_command
 from pra.commands.data import check_command, pack_command

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from support.models import LEARNED, PIXEL_X, random_model
 
-from pra import cli
+from pra import cli, load
 from pra.bench.device import Peak
-from pra.bench.sampling import bench, count
-from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver
+from pra.bench.sampling import count
+from pra.config import GuidanceSchedule, SamplingConfig, Solver
 from pra.evaluation import flops
 
 GUIDED = SamplingConfig(guidance=3.0, steps=2)
@@ -47,21 +47,6 @@ def test_no_unconditional_work_where_the_scale_is_one():
     assert linear["head"].flops < costs[0.0, 1.0]["head"].flops  # the first position's scale is 1
 
 
-def test_bench_gives_floor_and_time_of_every_part():
-    peak = Peak(flops=2e9, bytes=1e9)
-    rows = bench(random_model(), GUIDED, [1, 2], Precision.AUTO, False, peak)
-    assert [(row.batch, row.part) for row in rows] == [
-        (size, part) for size in (1, 2) for part in ("backbone", "head", "decoder", "image")
-    ]
-    counted = [row for size in (1, 2) for row in count(LEARNED, GUIDED, size, 4, peak)]
-    for row, same in zip(rows, counted, strict=True):
-        assert replace(row, measured=None) == same
-        assert row.measured > 0
-    for row in counted[:3]:
-        assert row.floor == max(row.flops / 2e9, row.bytes / 1e9)
-    assert counted[3].floor == pytest.approx(sum(row.floor for row in counted[:3]))
-
-
 def test_bench_sample_counts(tmp_path, capsys):
     out = tmp_path / "figures.json"
     words = ["bench", "sample", "fashion", "--batch", "1,256", "--counts", "--precision", "bfloat16"]
@@ -77,9 +62,19 @@ def test_bench_sample_counts(tmp_path, capsys):
     assert crowd["bytes"] < alone["bytes"] / 10
 
 
-def test_bench_sample_measures_a_run(run, capsys):
-    assert cli.main(["bench", "sample", str(run), "--batch", "2", "--tflops", "0.1", "--bandwidth", "0.01",
-                     "--device", "cpu"]) == 0  # fmt: skip
+def test_bench_sample_measures_every_part_of_a_run(trained, tmp_path, capsys):
+    out, peak = tmp_path / "figures.json", Peak(flops=1e11, bytes=1e10)
+    words = ["bench", "sample", str(trained), "--batch", "1,2", "--tflops", "0.1", "--bandwidth", "0.01"]
+    assert cli.main([*words, "--device", "cpu", "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines[2:]] == ["backbone", "head", "decoder", "image"]
-    assert all(line.endswith(" %") for line in lines[2:])
+    assert [line.split()[1] for line in lines[2:10]] == 2 * ["backbone", "head", "decoder", "image"]
+    assert all(line.endswith(" %") for line in lines[2:10])
+    rows, model = json.loads(out.read_text())["rows"], load(trained)
+    assert [row["batch"] for row in rows] == [1] * 4 + [2] * 4
+    counted = [row for size in (1, 2) for row in count(model.config, model.sampling, size, 4, peak)]
+    for row, same in zip(rows, counted, strict=True):
+        assert row | {"measured": None} == same
+        assert row["measured"] > 0
+    for row in counted[:3]:
+        assert row["floor"] == max(row["flops"] / 1e11, row["bytes"] / 1e10)
+    assert counted[3]["floor"] == pytest.approx(sum(row["floor"] for row in counted[:3]))

@@ -1,4 +1,4 @@
-"""The time and memory of a training step, whole and in parts, measured in turn so that a drifting machine cancels out.
+"""The cost of a training: counted before it begins, and the time and memory of a step as measured, whole and in parts.
 
 The step is the training loop's (:mod:`pra.training.step`), on images that lie ready on the device.
 """
@@ -10,25 +10,31 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from pra.bench.device import timed
-from pra.config import Clean, Rollout, RunConfig
-from pra.errors import PraError
-from pra.method import noise
+from pra.config import Clean, Parallelism, Precision, Rollout, RunConfig
+from pra.evaluation.flops import training_flops
+from pra.method import noise, perceptual
 from pra.method.objectives import Perceptual
-from pra.models import build_model
+from pra.models import build_model, count_parameters
 from pra.training.averages import build_averages
 from pra.training.step import COMPILE, Step
 from pra.utils.compiler import compiled
-from pra.utils.device import autocast
+from pra.utils.device import autocast, enough_memory
 
 WARM_UPS = 2
 """Rounds before those that count: libraries choose their kernels, a compiler compiles."""
 
+STATES = 5
+"""Float32 numbers per parameter after a backward pass: the weight, its gradient, AdamW's two moments, the moving
+average. Each of ``train.averages`` is one more."""
 
 Seconds = dict[str, float]
 """Over the rounds: ``median``, ``lowest`` and ``highest``."""
@@ -66,10 +72,11 @@ class SyntheticStep(Step):
             found["without LPIPS"] = lambda: self(with_perceptual=False)
         found["passes"] = lambda: self.learn(self.train.rollout, self.perceptual)
         found["update"] = lambda: self.update(0)
-        codec, model = self.model.config.codec, self.model
-        if codec is not None and codec.encoder.sees_condition:
-            clean: Any = model.clean_conditions
-            clean = compiled(clean, *COMPILE) if self.train.compile else clean
+        model: Any = self.model
+        if model.config.codec is None:
+            return found
+        if model.codec.sees_condition:
+            clean = compiled(model.clean_conditions, *COMPILE) if self.train.compile else model.clean_conditions
 
             def conditions() -> None:
                 for _ in range(self.count):
@@ -77,9 +84,17 @@ class SyntheticStep(Step):
                         clean(self.labels, model.patchify(self.images))
 
             found["clean pass"] = conditions
-        if codec is not None:
-            found["codec"] = lambda: self.learn(None, None)
-        return found
+        return found | {"codec": lambda: self.learn(None, None)}
+
+    def memory(self) -> int:
+        """Do two steps; return the peak bytes of the second: allocated on a CUDA device, elsewhere of this process."""
+        self()
+        if self.device.type != "cuda":
+            self()
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self()
+        return int(torch.cuda.max_memory_allocated(self.device))
 
 
 def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: Perceptual | None) -> dict[str, Any]:
@@ -87,16 +102,16 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
 
     Returns:
         ``step``, its :data:`Seconds`; ``parts``, seconds by name, differences of medians where a part does not run
-        alone; ``memory``, the peak in bytes: allocated on a CUDA device, elsewhere of this process. ``ratio`` is the
-        step, without LPIPS, over a teacher-forced one of the same backbone, which takes ``teacher_forced``
-        :data:`Seconds`; both are None for such a step itself.
+        alone; ``memory`` in bytes. ``ratio`` is the step, without LPIPS, over a teacher-forced one of the same
+        backbone, which takes ``teacher_forced`` :data:`Seconds`; both are None for such a step itself.
 
     Raises:
         PraError: the device's memory is too small, or the compiler fails.
     """
-    try:
+    fix = "use a smaller --batch, or a smaller train.micro_batch_size that divides it"
+    with enough_memory(run.train.micro_batches(1)[0], device, fix):
         own = SyntheticStep(run, device, perceptual)
-        memory = _memory(own)
+        memory = own.memory()
         if own.losses.uncompiled:  # a warning is enough for training, not for figures of what is compiled
             raise own.losses.uncompiled
         works = own.works()
@@ -107,19 +122,11 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
             for name, work in works.items():
                 series[name].append(timed(work, device))
             own.optimizer.zero_grad()
-    except torch.OutOfMemoryError:
-        micro, _ = run.train.micro_batches(1)
-        problem = (
-            f"{micro} images at a time are too many for the memory of {device}. Use a smaller --batch, or a smaller "
-            "train.micro_batch_size that divides it"
-        )
-        raise PraError(problem, code="too-large", value=micro) from None
     counted = {name: values[WARM_UPS:] for name, values in series.items()}
-    parts = _parts({name: statistics.median(values) for name, values in counted.items()})
     other, alone = counted.get("teacher-forced"), counted.get("without LPIPS", counted["step"])
     return {
         "step": summary(counted["step"]),
-        "parts": parts,
+        "parts": _parts({name: statistics.median(values) for name, values in counted.items()}),
         "memory": memory,
         "teacher_forced": summary(other) if other else None,
         "ratio": summary([a / b for a, b in zip(alone, other, strict=True)]) if other else None,
@@ -143,7 +150,7 @@ def summary(values: list[float]) -> Seconds:
 
 
 def _parts(medians: dict[str, float]) -> dict[str, float]:
-    """Seconds by part. The passes run together, so the AR pass is what the other parts leave of them."""
+    # The passes run together, so the AR pass is what the other parts leave of them.
     order = ["clean pass", "codec"]
     parts = {name: medians[name] for name in order if name in medians}
     if "clean pass" in parts:
@@ -154,12 +161,86 @@ def _parts(medians: dict[str, float]) -> dict[str, float]:
     return parts | {"AR pass" if parts else "passes": rest, "optimiser and average": medians["update"]}
 
 
-def _memory(step: SyntheticStep) -> int:
-    """Peak bytes of a step that is not the first."""
-    step()
-    if step.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(step.device)
-    step()
-    if step.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(step.device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+# --- counted ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The counted cost of training.
+
+    ``flops`` of an image include LPIPS's ``perceptual_flops``. Bytes: ``state_bytes`` of weights, gradients, moments
+    and averages; and what the forward pass keeps for the backward pass, ``fixed_bytes`` whatever the batch (weights in
+    lower precision) and ``image_bytes`` for every image of a micro-batch.
+    """
+
+    parameters: int
+    flops: int
+    perceptual_flops: int
+    state_bytes: int
+    fixed_bytes: int
+    image_bytes: int
+
+
+def needs_of(run: RunConfig) -> Needs:
+    """Count the cost of training, without allocating it. Seconds for the largest model."""
+    extra, parameters = perceptual_flops(run), sum(count_parameters(run.model).values())
+    one, two = (saved_bytes(run, images) for images in (1, 2))
+    states = (STATES + len(run.train.averages)) * parameters * torch.float32.itemsize
+    return Needs(parameters, training_flops(run) + extra, extra, states, max(0, 2 * one - two), two - one)
+
+
+def device_states(run: RunConfig, needs: Needs, devices: int) -> int:
+    """Return the bytes of the states on each of so many devices.
+
+    Raises:
+        PraError: the batch does not divide among them.
+    """
+    _, parts = run.train.micro_batches(devices)
+    if run.train.parallel is not Parallelism.FSDP:
+        return needs.state_bytes
+    # Gradients pass between devices in the last micro-batch only: until then each device keeps all of them.
+    whole = needs.parameters * torch.float32.itemsize if parts > 1 else 0
+    return needs.state_bytes // devices + whole - whole // devices
+
+
+def perceptual_of(run: RunConfig, device: torch.device) -> Perceptual | None:
+    """Return LPIPS with random weights, which cost the same; ``None`` where it is not a part of the run's step."""
+    if not run.train.objective.perceptual_weight or run.model.codec is None:
+        return None
+    return perceptual.lpips_distance(run.model, device, pretrained=False)
+
+
+def perceptual_flops(run: RunConfig) -> int:
+    """Return the FLOPs of LPIPS on one image: both pictures forward, the reconstruction backward; 0 without LPIPS."""
+    distance = perceptual_of(run, torch.device("meta"))
+    if distance is None:
+        return 0
+    shape = (1, run.model.channels, *run.model.image_size)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(distance(torch.zeros(shape, requires_grad=True), torch.zeros(shape)).sum())
+    return int(counter.get_total_flops())
+
+
+def saved_bytes(run: RunConfig, images: int) -> int:
+    """Return the bytes that a forward pass over so many images keeps for the backward pass, without the parameters.
+
+    Counted on fake CPU tensors without memory; a GPU's kernels keep nearly the same.
+    """
+    train, distance = replace(run.train, compile=False), perceptual_of(run, torch.device("cpu"))
+    seen: dict[int, Tensor] = {}  # keep the tensors: a freed storage's number is used again
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        step = Step(build_model(run.model), {}, train, torch.device("cpu"))
+        own = {parameter.untyped_storage()._cdata for parameter in step.model.parameters()}
+        labels = torch.zeros(images, dtype=torch.int64)
+        pixels, keys = torch.zeros(images, run.model.channels, *run.model.image_size), noise.keys(0, labels)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=train.precision is not Precision.FLOAT32),
+        ):
+            step.losses(pixels, labels, keys, train.objective, train.rollout, distance)
+        return sum(tensor.untyped_storage().nbytes() for key, tensor in seen.items() if key not in own)

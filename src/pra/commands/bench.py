@@ -1,0 +1,310 @@
+"""The commands ``pra bench sample`` and ``pra bench train``."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from tyro.conf import Positional, arg
+
+from pra.bench.device import Peak, measure
+from pra.bench.sampling import Row, count, measured_parts
+from pra.bench.training import (
+    Seconds,
+    device_states,
+    measure_step,
+    needs_of,
+    perceptual_flops,
+    perceptual_of,
+    teacher_forced,
+)
+from pra.commands.options import File, Flag, Integer, Number, Settings, Text, parse_numbers
+from pra.config import Precision, RunConfig, SamplingConfig, apply_settings, check_sampling, to_dict
+from pra.config.checks import member, positive
+from pra.errors import PraError
+from pra.evaluation.flops import training_flops
+from pra.evaluation.outputs import check_outputs
+from pra.models import PRA, build_model, weights
+from pra.recipes import recipe, recipe_or_run
+from pra.sampling import Engine
+from pra.training.run import write_json
+from pra.utils.device import in_bfloat16, pick_device
+from pra.utils.provenance import device_name, environment
+
+LARGEST_BATCH = 1 << 16
+STEPS, DEVICES, MFUS = 10, 8, "0.3,0.4,0.5"
+GIGA, GIB, TERA = 1e9, 2**30, 1e12
+H200 = 790 * TERA
+"""FLOP/s of large bfloat16 matrix products on an NVIDIA H200, as measured (docs/performance.md)."""
+
+Figures = tuple[dict[str, Any], list[tuple[str, str, str]]]
+"""Values for JSON, and lines for a person: a name, a number with its unit, and what it is."""
+
+
+def bench_command(
+    run: Annotated[Positional[str], arg(metavar="RUN|RECIPE")],
+    *,
+    batch: Annotated[str, arg(metavar="TEXT")] = "1,16,256",
+    counts: Flag = False,
+    compile: Flag = False,
+    precision: Annotated[str, arg(metavar="auto|float32|bfloat16")] = "auto",
+    tflops: Number = None,
+    bandwidth: Number = None,
+    device: Text = None,
+    out: File = None,
+    settings: Settings = (),
+) -> None:
+    """Count what sampling an image costs, and measure how near to that it comes.
+
+    By part and batch size, for one image: FLOPs, bytes between memory and processor, the time that they take at least
+    on this device, and the time measured. A recipe is measured with random weights.
+
+    Args:
+        run: A run's folder, a saved model, or a recipe.
+        batch: Images side by side, such as 1,16,256.
+        counts: Count only; a floor needs --tflops and --bandwidth then.
+        compile: Let torch's compiler fuse the step.
+        precision: Of matrix products, weights and caches.
+        tflops: The device's TFLOP/s of matrix products; by default measured.
+        bandwidth: The device's TB/s between memory and processor; by default measured.
+        device: cpu, cuda, cuda:1 or mps; by default the best there is.
+        out: Write the same figures as JSON.
+        settings: A sampling setting, such as steps=10 or solver=euler; may be repeated.
+    """
+    out = _begun(out, {"--tflops": tflops, "--bandwidth": bandwidth})
+    sizes, arithmetic = parse_numbers(batch, "--batch"), member(Precision, precision, "--precision")
+    if not all(1 <= size <= LARGEST_BATCH for size in sizes):
+        raise PraError(f"--batch {batch!r}: sizes must lie in [1, {LARGEST_BATCH}]", value=batch)
+    if (tflops is None) != (bandwidth is None):
+        problem = "--tflops and --bandwidth belong together. Give both, or neither to have them measured"
+        raise PraError(problem, code="conflict", tflops=tflops, bandwidth=bandwidth)
+    target = torch.device("meta") if counts else pick_device(device)
+    model, sampling = _model(run, target, settings)
+    dtype = torch.bfloat16 if in_bfloat16(target, arithmetic) else torch.float32
+    peak = Peak(tflops * TERA, bandwidth * TERA) if tflops and bandwidth else None
+    if not counts:
+        peak = peak or measure(target, dtype)
+    rows: list[Row] = []
+    for size in sizes:
+        seconds, element_size = None, dtype.itemsize
+        if not counts:
+            engine = Engine(model, sampling, size, arithmetic, compile)
+            seconds, element_size = measured_parts(engine), engine.steps.backbone_cache.keys.element_size()
+        rows += count(model.config, sampling, size, element_size, peak, seconds)
+    print(_table(rows, peak, dtype))
+    known = {"run": run, "sampling": to_dict(sampling), "dtype": str(dtype), "peak": peak and peak._asdict()}
+    _finish(out, known | {"rows": rows})
+
+
+def _model(name: str, device: torch.device, settings: tuple[str, ...]) -> tuple[PRA, SamplingConfig]:
+    if Path(name).expanduser().is_dir():
+        model = weights.load(name, device=device)
+        sampling = model.sampling
+    else:
+        config = recipe(name)
+        with device:
+            model = build_model(config.model).eval()
+        sampling = config.sampling
+    if not model.config.autoregressive:
+        problem = f"{name} is a {model.config.name}, which makes all patches at once. Use an autoregressive model"
+        raise PraError(problem, code="unsupported")
+    sampling = apply_settings(sampling, settings)
+    check_sampling(model.config, sampling)
+    return model, sampling
+
+
+def _table(rows: list[Row], peak: Peak | None, dtype: torch.dtype) -> str:
+    bound = f", at {peak.flops / TERA:.4g} TFLOP/s and {peak.bytes / TERA:.4g} TB/s" if peak else ""
+    lines = [
+        f"one image, {str(dtype).removeprefix('torch.')}{bound}",
+        f"{'batch':>6} {'part':<9} {'GFLOPs':>10} {'GB':>9} {'floor ms':>10} {'measured ms':>12} {'of floor':>9}",
+    ]
+    for row in rows:
+        line = f"{row['batch']:>6} {row['part']:<9} {row['flops'] / GIGA:>10.4g} {row['bytes'] / GIGA:>9.4g}"
+        if row["floor"] is not None:
+            line += f" {1000 * row['floor']:>10.4g}"
+        if row["measured"] is not None:
+            line += f" {1000 * row['measured']:>12.4g} {100 * row['floor'] / row['measured']:>7.0f} %"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def bench_train_command(
+    run: Annotated[Positional[str], arg(metavar="RECIPE|RUN")],
+    *,
+    steps: Integer = None,
+    batch: Integer = None,
+    tflops: Number = None,
+    plan: Flag = False,
+    gpus: Integer = None,
+    mfu: Text = None,
+    measured: File = None,
+    device: Text = None,
+    out: File = None,
+    settings: Settings = (),
+) -> None:
+    """Measure a training step on synthetic images, or with --plan compute what a whole training takes.
+
+    Measured on one device, everything in turn: images/s, the FLOP/s achieved and their share of the device's matrix
+    products (MFU), memory, the parts of the step, and a teacher-forced step of the same backbone. The plan gives memory
+    and, for an MFU, the time; LPIPS counts in both where the recipe has it.
+
+    Args:
+        run: A recipe, or a run's folder.
+        steps: Rounds that are timed; by default 10.
+        batch: Images of a step; by default as many as the recipe takes at a time.
+        tflops: The device's TFLOP/s of matrix products; by default measured, and with --plan an H200's.
+        plan: Compute, measure nothing.
+        gpus: With --plan: how many; by default 8.
+        mfu: With --plan: shares of the matrix rate; by default 0.3,0.4,0.5.
+        measured: With --plan: what this command has measured of the same model on such a device, its --out; in place of
+            --mfu and --tflops.
+        device: cpu, cuda, cuda:1 or mps; by default the best there is.
+        out: Write the same figures as JSON.
+        settings: Any setting that `pra show RECIPE` lists, such as train.compile=true; may be repeated.
+    """
+    out = _begun(out, {"--tflops": tflops, "--steps": steps, "--batch": batch, "--gpus": gpus})
+    unused = {"--steps": steps, "--device": device} if plan else {"--gpus": gpus, "--mfu": mfu, "--measured": measured}
+    for name in (name for name, value in unused.items() if value is not None):
+        raise PraError(f"{name} has no effect {'with' if plan else 'without'} --plan", code="conflict", option=name)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise PraError("pra bench train measures one device. Start it without torchrun", code="unsupported")
+    config = recipe_or_run(run)
+    micro = config.train.micro_batch_size
+    if batch:  # before the settings, which are checked with it; as many at a time as the recipe takes, if that divides
+        micro = None if micro and batch % micro else micro
+        config = replace(config, train=replace(config.train, batch_size=batch, micro_batch_size=micro))
+    config = apply_settings(config, settings)
+    if not batch and not plan and config.train.micro_batch_size:
+        config = replace(config, train=replace(config.train, batch_size=config.train.micro_batch_size))
+    if plan:
+        values, lines = _planned(config, gpus or DEVICES, *_rates(config, mfu, tflops, measured))
+    else:
+        values, lines = _measured(config, pick_device(device), steps or STEPS, tflops and tflops * TERA)
+    for name, number, what in lines:
+        print(f"{name:<24} {number:<20} {what}".rstrip())
+    _finish(out, {**values, "config": to_dict(config)})
+
+
+def _rates(
+    config: RunConfig, mfu: str | None, tflops: float | None, measured: Path | None
+) -> tuple[list[float], float]:
+    """Return the MFUs to compute with, and the rate of matrix products of which they are shares."""
+    if measured is None:
+        try:
+            shares = [float(part) for part in (mfu or MFUS).split(",")]
+        except ValueError:
+            shares = [0.0]
+        if not all(0 < share <= 1 for share in shares):
+            raise PraError(f"--mfu {mfu!r}: shares must lie in (0, 1], such as 0.4 or 0.3,0.5", value=mfu)
+        return shares, (tflops * TERA if tflops else H200)
+    for option, value in (("--mfu", mfu), ("--tflops", tflops)):
+        if value is not None:
+            raise PraError(f"--measured says both. Leave out {option}", code="conflict", option=option)
+    path = measured.expanduser()
+    figures = weights.read_json(path)
+    try:
+        share, rate, model = float(figures["mfu"]), float(figures["device_flops"]), figures["config"]["model"]
+    except (KeyError, TypeError, ValueError):
+        problem = f"--measured {path} is not of pra bench train --out, without --plan. Measure first"
+        raise PraError(problem, code="unreadable", path=path) from None
+    if model != json.loads(json.dumps(to_dict(config.model))):
+        problem = f"--measured {path} is of another model, {figures['config'].get('recipe')}"
+        raise PraError(f"{problem}. Measure {config.recipe}, or say --mfu", code="mismatch", path=path)
+    return [share], rate
+
+
+def _planned(config: RunConfig, gpus: int, mfus: list[float], rate: float) -> Figures:
+    needs, batch, steps = needs_of(config), config.train.batch_size, config.train.steps
+    states, (micro, count) = device_states(config, needs, gpus), config.train.micro_batches(gpus)
+    memory = states + needs.fixed_bytes + micro * needs.image_bytes
+    lines = [
+        (config.recipe, f"{needs.parameters / 1e6:.1f} M parameters", f"{steps:,} steps of {batch} images"),
+        ("arithmetic", *_arithmetic(needs.flops, needs.perceptual_flops)),
+        ("each device", f"{batch // gpus} images", f"of a step, {micro} at a time, {count} times"),
+        ("memory at least", f"{memory / GIB:.1f} GiB", "of each device:"),
+        ("", f"{states / GIB:.1f} GiB", "weights, gradients, AdamW and averages"),
+        ("", f"{needs.fixed_bytes / GIB:.1f} GiB", "copies of the weights"),
+        ("", f"{micro} x {needs.image_bytes / GIB:.3g} GiB", "activations"),
+        ("time", f"{gpus} devices", f"of {rate / TERA:.4g} TFLOP/s, by the share that is counted arithmetic (MFU):"),
+    ]
+    forecasts = []
+    for mfu in mfus:
+        speed = gpus * mfu * rate / needs.flops
+        seconds = steps * batch / speed
+        forecasts.append({"mfu": mfu, "images_per_second": speed, "seconds": seconds})
+        lines.append((f"  MFU {100 * mfu:.0f} %", f"{speed:.4g} images/s", f"{seconds / 86400:.3g} days"))
+    values = {"needs": asdict(needs), "devices": gpus, "device_flops": rate, "device_memory": memory}
+    return values | {"forecasts": forecasts}, lines
+
+
+def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float | None) -> Figures:
+    extra, lowered = perceptual_flops(config), in_bfloat16(device, config.train.precision)
+    flops, dtype = training_flops(config) + extra, torch.bfloat16 if lowered else torch.float32
+    before = rate or measure(device, dtype).flops  # before and after: other users of the machine slow it down
+    found = measure_step(config, device, rounds, perceptual_of(config, device))
+    peak = rate or max(before, measure(device, dtype).flops)
+    took, over = found["step"]["median"], found["ratio"]
+    speed = config.train.batch_size / took
+    values: dict[str, Any] = {
+        "device": device_name(device),
+        "precision": "bfloat16" if lowered else "float32",
+        "rounds": rounds,
+        "images_per_second": speed,
+        "flops_per_image": flops,
+        "perceptual_flops_per_image": extra,
+        "flops_over_teacher_forced": (flops - extra) / training_flops(teacher_forced(config)) if over else None,
+        "device_flops": peak,
+        "mfu": flops * speed / peak,
+        "measured": found,
+    }
+    micro, count = config.train.micro_batches(1)
+    how = f"{values['precision']}{', compiled' if config.train.compile else ''}; medians of {rounds} rounds (range)"
+    lines = [
+        (config.recipe, f"{count} x {micro} images", f"on {values['device']}, {how}"),
+        ("step", *_milliseconds(found["step"])),
+        *((f"  {part}", f"{1000 * t:.4g} ms", f"{100 * t / took:.0f} %") for part, t in found["parts"].items()),
+    ]
+    if over:
+        counted = f"without LPIPS; {values['flops_over_teacher_forced']:.2f}x by arithmetic"
+        spread = f"({over['lowest']:.2f} to {over['highest']:.2f}), {counted}"
+        lines.append(("teacher-forced step", *_milliseconds(found["teacher_forced"])))
+        lines.append(("step over that", f"{over['median']:.2f}x", spread))
+    kind = "allocated on the device" if device.type == "cuda" else "of this process"
+    share = f"MFU {100 * values['mfu']:.0f} % of {peak / TERA:.4g} TFLOP/s"
+    return values, [
+        *lines,
+        ("images", f"{speed:.4g} images/s", ""),
+        ("arithmetic", *_arithmetic(flops, extra)),
+        ("", f"{flops * speed / TERA:.4g} TFLOP/s", share),
+        ("memory", f"{found['memory'] / GIB:.4g} GiB", f"at the highest, {kind}"),
+    ]
+
+
+def _arithmetic(flops: int, lpips: int) -> tuple[str, str]:
+    return f"{flops / GIGA:.4g} GFLOPs", "an image" + (f", {lpips / GIGA:.4g} of them LPIPS" if lpips else "")
+
+
+def _milliseconds(seconds: Seconds) -> tuple[str, str]:
+    median, lowest, highest = (1000 * value for value in seconds.values())
+    return f"{median:.4g} ms", f"({lowest:.4g} to {highest:.4g})"
+
+
+def _begun(out: Path | None, numbers: dict[str, float | None]) -> Path | None:
+    """Check the file to write and the numbers given."""
+    for name, value in numbers.items():
+        if value is not None:
+            positive(value, name)
+    out = out and out.expanduser()
+    check_outputs(report=out)
+    return out
+
+
+def _finish(out: Path | None, figures: dict[str, Any]) -> None:
+    if out is not None:
+        write_json(out, figures | {"environment": environment()})
+        print(f"figures: {out}")
