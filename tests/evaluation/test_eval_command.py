@@ -27,7 +27,7 @@ from pra.evaluation.collect import digest_sum
 from pra.evaluation.evaluate import Report
 from pra.evaluation.outputs import Outputs
 from pra.evaluation.samples import labels_like
-from pra.sampling.requests import Listed
+from pra.sampling.requests import Requests
 from pra.utils.distributed import ALONE
 from pra.utils.provenance import file_sha256
 from studies import measures
@@ -232,9 +232,9 @@ def test_command_stopped_by_a_signal_leaves_nothing(
     number: signal.Signals, end: type[BaseException], model: Path, mixed: str, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
-    whole = Listed.seeds
+    whole = Requests.part
 
-    def stopped(self: Listed, indices: range) -> list[int]:
+    def stopped(self: Requests, indices: range) -> Any:
         if indices.start == 8:
             assert len(list((tmp_path / "out").iterdir())) == 3  # amid the images
             os.kill(os.getpid(), number)
@@ -242,7 +242,7 @@ def test_command_stopped_by_a_signal_leaves_nothing(
 
     given: Any = {"reference": mixed, "labels": "reference", "batch_size": 4} | outputs(tmp_path / "out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Listed, "seeds", stopped)
+        patch.setattr(Requests, "part", stopped)
         with pytest.raises(end) as stop:
             run(model, **given)
     assert end is not SystemExit or stop.value.args == (128 + signal.SIGTERM,)

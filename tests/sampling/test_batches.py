@@ -15,7 +15,7 @@ from support.refusal import refused
 import pra
 from pra.evaluation.metrics import Protocol
 from pra.sampling.batches import NpzBatch, exported, sampled
-from pra.sampling.requests import Numbered
+from pra.sampling.requests import numbered
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
 
@@ -71,7 +71,7 @@ def test_batches_of_other_arrays_are_refused(tmp_path: Path, arrays: dict[str, A
 
 def test_images_of_a_model_are_their_own() -> None:
     model = random_model(PIXEL)
-    requests = Numbered(7, tuple(range(5)))
+    requests = numbered(7, range(5))
     whole = list(sampled(pra.Sampler(model), requests, range(7), 7))
     assert whole[0].labels is not None
     assert whole[0].labels.tolist() == [0, 1, 2, 3, 4, 0, 1]

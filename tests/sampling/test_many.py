@@ -24,7 +24,7 @@ from pra.config import Precision
 from pra.models import weights
 from pra.sampling.batches import NpzBatch, sampled
 from pra.sampling.many import Shards, sample_many
-from pra.sampling.requests import Grid, Numbered
+from pra.sampling.requests import grid, numbered
 from pra.utils.distributed import ALONE
 from pra.utils.files import file_mode
 from pra.utils.locks import locked
@@ -61,21 +61,20 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_requests_are_a_grid_or_take_turns() -> None:
-    grid = Grid((3, 7), (5, 6, 9))
-    assert (grid.labels(range(6)), grid.seeds(range(6))) == ([3, 3, 3, 7, 7, 7], [5, 6, 9, 5, 6, 9])
-    assert (grid.labels(range(2, 4)), grid.seeds(range(2, 4))) == ([3, 7], [9, 5])
-    assert grid.to_json() == {"labels": [3, 7], "seeds": [5, 6, 9]}
-    requests = Numbered(11, (4, 0, 9))
-    assert requests.labels(range(11)) == [4, 0, 9, 4, 0, 9, 4, 0, 9, 4, 0]
-    assert requests.seeds(range(8, 11)) == [8, 9, 10]
-    assert requests.to_json() == {"count": 11, "labels": [4, 0, 9], "order": "in turn"}
+    pairs = grid((3, 7), (5, 6, 9))
+    assert pairs.part(range(6)) == ([3, 3, 3, 7, 7, 7], [5, 6, 9, 5, 6, 9])
+    assert pairs.part(range(2, 4)) == ([3, 7], [9, 5])
+    assert pairs.plan == {"labels": [3, 7], "seeds": [5, 6, 9]}
+    requests = numbered(11, (4, 0, 9))
+    assert requests.labels == [4, 0, 9, 4, 0, 9, 4, 0, 9, 4, 0]
+    assert requests.part(range(8, 11)) == ([9, 4, 0], range(8, 11))
+    assert requests.plan == {"count": 11, "labels": [4, 0, 9], "order": "in turn"}
 
 
 def test_random_labels_depend_on_index_and_seed_alone() -> None:
-    requests = Numbered(8_000, tuple(range(10)), label_seed=1)
-    labels = requests.labels(range(8_000))
-    assert Numbered(800, tuple(range(10)), label_seed=1).labels(range(700, 720)) == labels[700:720]
-    assert Numbered(800, tuple(range(10)), label_seed=2).labels(range(700, 720)) != labels[700:720]
+    labels = numbered(8_000, range(10), label_seed=1).labels
+    assert numbered(800, range(10), label_seed=1).labels == labels[:800]
+    assert numbered(800, range(10), label_seed=2).labels != labels[:800]
     counts = np.bincount(labels, minlength=10)
     # Ten binomials of mean 800 and standard deviation 27; balanced they are not.
     assert 680 < counts.min() < 800 < counts.max() < 920
@@ -84,7 +83,7 @@ def test_random_labels_depend_on_index_and_seed_alone() -> None:
 def test_images_are_those_that_an_evaluation_makes(trained: Path, tmp_path: Path, call: Pra) -> None:
     assert call("sample", trained, "--num", 14, "--batch-size", 5, "--out", tmp_path / "a.npz")[0] == 0
     pixels, labels = arrays(tmp_path / "a.npz")
-    model, requests = pra.load(trained), Numbered(14, tuple(range(10)))
+    model, requests = pra.load(trained), numbered(14, range(10))
     [whole] = sampled(pra.Sampler(model), requests, range(14), 14)
     assert whole.labels is not None
     assert labels.tolist() == whole.labels.tolist() == [index % 10 for index in range(14)]
@@ -93,7 +92,7 @@ def test_images_are_those_that_an_evaluation_makes(trained: Path, tmp_path: Path
     plan = NpzBatch(tmp_path / "a.npz").plan
     newest = weights.model_folder(trained)
     made = {"file": "ema.safetensors", "sha256": file_sha256(newest / "ema.safetensors")}
-    assert (plan["weights"], plan["images"]) == (made, requests.to_json())
+    assert (plan["weights"], plan["images"]) == (made, requests.plan)
     assert plan["sampling"]["guidance"] == model.sampling.guidance
     assert (tmp_path / "a.npz").stat().st_mode & 0o777 == file_mode()
     call("sample", trained, "--labels", "3", "--seeds", "13", "--out", tmp_path / "one.npz")  # its seed in a grid
@@ -177,7 +176,7 @@ def stopped(sampler: pra.Sampler, out: Path, count: int, batches: int, batch_siz
 
 
 def many(sampler: pra.Sampler, out: Path, count: int, batch_size: int = 2, weights: str = "a") -> int:
-    requests = Numbered(count, tuple(range(5)))
+    requests = numbered(count, range(5))
     return sample_many(sampler, requests, {"sha256": weights}, out, 3, batch_size, "{}-{}".format, ALONE).new
 
 

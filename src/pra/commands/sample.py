@@ -22,7 +22,7 @@ from pra.commands.options import (
 from pra.errors import PraError
 from pra.models import weights
 from pra.sampling.many import sample_many
-from pra.sampling.requests import Grid, Numbered, Requests
+from pra.sampling.requests import Requests, grid, numbered
 from pra.utils.distributed import World, join
 from pra.utils.files import first_free
 from pra.utils.provenance import file_sha256
@@ -116,8 +116,8 @@ def _requests(
     """Return the images to make, the columns of their grid, and a description."""
     if num is None:
         numbers = tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds")))
-        return Grid(chosen, numbers), len(numbers), f"{len(chosen)} labels x {len(numbers)} seeds"
-    requests = Numbered(num, chosen, label_seed)
-    found = len(set(requests.labels(range(num))))
-    told = f"{requests.to_json()['order']}, {found} label{'s' if found > 1 else ''}"
+        return grid(chosen, numbers), len(numbers), f"{len(chosen)} labels x {len(numbers)} seeds"
+    requests = numbered(num, chosen, label_seed)
+    found = len(set(requests.labels))
+    told = f"{requests.plan['order']}, {found} label{'s' if found > 1 else ''}"
     return requests, math.isqrt(num - 1) + 1, told

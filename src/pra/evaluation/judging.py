@@ -29,7 +29,7 @@ from pra.method.noise import Purpose
 from pra.models import Model, weights
 from pra.sampling import Sampler
 from pra.sampling.batches import Batch, NpzBatch, exported, how_sampled, join_exports, sampled
-from pra.sampling.requests import Listed, Numbered, Requests
+from pra.sampling.requests import Requests, listed, numbered
 from pra.training.run import read_run
 from pra.utils.distributed import World
 from pra.utils.hub import is_address
@@ -109,8 +109,8 @@ class Subject:
         """
         order = noise.permutation(noise.fold(noise.keys(0, torch.tensor(0)), Purpose.SHUFFLE), self.count)
         labels = labels_like(source, self.count)[order]
-        requests = Listed(tuple(labels.tolist()), f"as frequent as in {source.name}, shuffled")
-        return replace(self, provenance=self.provenance | {"labels": requests.order}, requests=requests)
+        requests = listed(labels.tolist(), f"as frequent as in {source.name}, shuffled")
+        return replace(self, provenance=self.provenance | {"labels": requests.plan["order"]}, requests=requests)
 
 
 def open_subject(
@@ -156,7 +156,7 @@ def _model(
     classes, sampler = model.config.num_classes, Sampler(model, chosen.sampling, precision)
     known |= {"sampling": how_sampled(sampler), "labels": f"index % {classes}", "seeds": f"0-{count - 1}"}
     name = "the model that comes with pra" if target is None else str(target)
-    size, channels, requests = model.config.image_size, model.config.channels, Numbered(count, tuple(range(classes)))
+    size, channels, requests = model.config.image_size, model.config.channels, numbered(count, range(classes))
     return Subject(name, count, size, channels, chosen, known | {"count": count}, sampler=sampler, requests=requests)
 
 

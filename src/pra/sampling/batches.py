@@ -37,8 +37,8 @@ class Batch(NamedTuple):
 def sampled(sampler: Sampler, requests: Requests, indices: range, batch_size: int) -> Generator[Batch]:
     """Sample the images at ``indices`` of a set, ``batch_size`` side by side."""
     for block in blocks(indices, batch_size):
-        labels = torch.tensor(requests.labels(block))
-        yield Batch(sampler.sample(labels, requests.seeds(block)), labels, block.start)
+        labels, seeds = requests.part(block)
+        yield Batch(sampler.sample(labels, seeds), torch.tensor(labels), block.start)
 
 
 def how_sampled(sampler: Sampler) -> dict[str, Any]:

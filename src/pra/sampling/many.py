@@ -105,7 +105,7 @@ def sample_many(
             writes it, or the disk is full.
         Interrupted: Ctrl-C; some of the images are kept.
     """
-    plan = {"weights": weights, "sampling": how_sampled(sampler), "images": requests.to_json()}
+    plan = {"weights": weights, "sampling": how_sampled(sampler), "images": requests.plan}
     begin = time.monotonic()
     check_output(out)
     lock = locked(partial_folder(out), "filled", "choose another --out") if world.is_first else nullcontext()
@@ -146,7 +146,7 @@ def _make(
 ) -> None:
     indices = shards.indices(number)
     pixels = torch.cat([to_uint8(b.images).cpu() for b in sampled(sampler, requests, indices, batch_size)])
-    labels, seeds = requests.labels(indices), requests.seeds(indices)
+    labels, seeds = requests.part(indices)
     names = [name(label, seed) for label, seed in zip(labels, seeds, strict=True)]
     save_images(pixels, labels, names, 1, shards.path(number))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -36,95 +36,45 @@ def changed_sampling(config: SamplingConfig, changes: dict[str, Any]) -> Samplin
     return from_dict(SamplingConfig, settings | given, "sampling")
 
 
-class Requests(Protocol):
-    """The label and the seed of every image of a set, by its index, so that any part can be made anywhere."""
+@dataclass(frozen=True)
+class Requests:
+    """The label and the seed of each image of a set, and ``plan``, which describes them as plain JSON values."""
+
+    labels: Sequence[int]
+    seeds: Sequence[int]
+    plan: dict[str, Any]
 
     def __len__(self) -> int:
-        """Return the number of images."""
-        ...
+        return len(self.labels)
 
-    def labels(self, indices: range) -> list[int]:
-        """Return the classes of some images."""
-        ...
-
-    def seeds(self, indices: range) -> list[int]:
-        """Return the seeds of some images."""
-        ...
-
-    def to_json(self) -> dict[str, Any]:
-        """Describe the set as plain JSON values, for its plan."""
-        ...
+    def part(self, indices: range) -> tuple[Sequence[int], Sequence[int]]:
+        """Return the labels and the seeds of some images."""
+        where = slice(indices.start, indices.stop)
+        return self.labels[where], self.seeds[where]
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Every class with every seed, the seeds of a class one after the other."""
-
-    chosen_labels: Sequence[int]
-    chosen_seeds: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.chosen_labels) * len(self.chosen_seeds)
-
-    def labels(self, indices: range) -> list[int]:
-        return [self.chosen_labels[index // len(self.chosen_seeds)] for index in indices]
-
-    def seeds(self, indices: range) -> list[int]:
-        return [self.chosen_seeds[index % len(self.chosen_seeds)] for index in indices]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"labels": list(self.chosen_labels), "seeds": list(self.chosen_seeds)}
+def grid(labels: Sequence[int], seeds: Sequence[int]) -> Requests:
+    """Request every class with every seed, the seeds of a class one after the other."""
+    each = [label for label in labels for _ in seeds]
+    return Requests(each, [*seeds] * len(labels), {"labels": [*labels], "seeds": [*seeds]})
 
 
-@dataclass(frozen=True)
-class Listed:
-    """Images with these labels; image ``i`` has seed ``i``. ``order`` says in words where the labels come from."""
-
-    each: Sequence[int]
-    order: str
-
-    def __len__(self) -> int:
-        return len(self.each)
-
-    def labels(self, indices: range) -> list[int]:
-        return [self.each[index] for index in indices]
-
-    def seeds(self, indices: range) -> list[int]:
-        return list(indices)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"count": len(self.each), "labels": sorted(set(self.each)), "order": self.order}
+def listed(labels: Sequence[int], order: str) -> Requests:
+    """Request images of these labels; image ``i`` has seed ``i``. ``order`` says where the labels come from."""
+    plan = {"count": len(labels), "labels": sorted(set(labels)), "order": order}
+    return Requests(labels, range(len(labels)), plan)
 
 
-@dataclass(frozen=True)
-class Numbered:
-    """``count`` images; image ``i`` has seed ``i``.
+def numbered(count: int, classes: Sequence[int], label_seed: int | None = None) -> Requests:
+    """Request ``count`` images; image ``i`` has seed ``i``.
 
     The classes take turns, so that each has as many images (within one); with a ``label_seed`` each image's class is
     drawn uniformly, as a function of that seed and ``i``.
     """
-
-    count: int
-    classes: Sequence[int]
-    label_seed: int | None = None
-
-    def __len__(self) -> int:
-        return self.count
-
-    @property
-    def order(self) -> str:
-        """Say how the classes are chosen."""
-        return "in turn" if self.label_seed is None else f"random, seed {self.label_seed}"
-
-    def labels(self, indices: range) -> list[int]:
-        places = torch.tensor(indices) % len(self.classes)
-        if self.label_seed is not None:
-            keys = noise.fold(noise.keys(self.label_seed, torch.tensor(indices)), Purpose.LABEL)
-            places = (noise.uniform(keys) * len(self.classes)).long()
-        return [self.classes[place] for place in places.tolist()]
-
-    def seeds(self, indices: range) -> list[int]:
-        return list(indices)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"count": self.count, "labels": list(self.classes), "order": self.order}
+    indices, order = torch.arange(count), "in turn"
+    places = indices % len(classes)
+    if label_seed is not None:
+        order = f"random, seed {label_seed}"
+        places = (noise.uniform(noise.fold(noise.keys(label_seed, indices), Purpose.LABEL)) * len(classes)).long()
+    labels = [classes[place] for place in places.tolist()]
+    return Requests(labels, range(count), {"count": count, "labels": [*classes], "order": order})
