@@ -23,7 +23,7 @@ from pra import cli
 from pra.config import Precision
 from pra.models import weights
 from pra.sampling.batches import NpzBatch, sampled
-from pra.sampling.many import Shards, sample_many
+from pra.sampling.many import sample_many, shards_of
 from pra.sampling.requests import grid, numbered
 from pra.utils.distributed import ALONE
 from pra.utils.files import file_mode
@@ -177,7 +177,7 @@ def stopped(sampler: pra.Sampler, out: Path, count: int, batches: int, batch_siz
 
 def many(sampler: pra.Sampler, out: Path, count: int, batch_size: int = 2, weights: str = "a") -> int:
     requests = numbered(count, range(5))
-    return sample_many(sampler, requests, {"sha256": weights}, out, 3, batch_size, "{}-{}".format, ALONE).new
+    return sample_many(sampler, requests, {"sha256": weights}, out, 3, batch_size, "{}-{}".format, ALONE)[0]
 
 
 def test_unfinished_set_is_of_one_request_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,8 +238,8 @@ def test_two_commands_do_not_write_one_output(tmp_path: Path) -> None:
 
 
 def test_half_written_shard_does_not_count(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, 10, 4, as_pictures=False)
-    assert [shards.indices(number) for number in range(len(shards))] == [range(4), range(4, 8), range(8, 10)]
+    shards = shards_of(tmp_path, 10, 4, ".npz")
+    assert shards.images == [range(4), range(4, 8), range(8, 10)]
     for name in (".shard-000000.npz.x1y2", "shard-000002.npz"):
         (tmp_path / name).write_bytes(b"")
     assert shards.missing() == [0, 1]

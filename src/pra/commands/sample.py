@@ -77,10 +77,10 @@ def sample_command(
         def name(label: int, seed: int) -> str:
             return f"{sampler.model.condition.file_name(label, classes)}-seed{seed:06d}"
 
-        made = sample_many(sampler, requests, file, place, columns, batch_size, name, world)
+        new, seconds = sample_many(sampler, requests, file, place, columns, batch_size, name, world)
     if world.is_first:
         processes = f" on {world.size} processes" if world.size > 1 else ""
-        print(f"{made.new} new images, {made.new / made.seconds:.1f} images/s{processes}")
+        print(f"{new} new images, {new / seconds:.1f} images/s{processes}")
         print(f"{len(requests)} images ({what}): {place}")
 
 

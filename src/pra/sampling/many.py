@@ -21,7 +21,7 @@ import torch
 
 from pra.errors import PraError
 from pra.sampling import Sampler
-from pra.sampling.batches import NpzBatch, how_sampled, join_exports, sampled
+from pra.sampling.batches import NpzBatch, blocks, how_sampled, join_exports, sampled
 from pra.sampling.requests import Requests
 from pra.utils.distributed import World
 from pra.utils.files import (
@@ -44,44 +44,26 @@ PICTURES, SIZE = "pictures", "images_per_shard"
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of a set, ``size`` images each, as folders of pictures or as arrays."""
+    """The parts of a set, each a folder of pictures or an ``.npz``: their paths in ``folder``, and their images."""
 
     folder: Path
-    count: int
-    size: int
-    as_pictures: bool
-
-    def __len__(self) -> int:
-        return -(-self.count // self.size)
-
-    def indices(self, number: int) -> range:
-        """Return the images of a shard."""
-        return range(number * self.size, min((number + 1) * self.size, self.count))
-
-    def path(self, number: int) -> Path:
-        """Return the path of a finished shard."""
-        return self.folder / f"shard-{number:06d}{'' if self.as_pictures else '.npz'}"
-
-    def paths(self) -> list[Path]:
-        """Return the paths of all shards, in order."""
-        return [self.path(number) for number in range(len(self))]
+    paths: list[Path]
+    images: list[range]
 
     def missing(self) -> list[int]:
         """Return the shards that are not there yet."""
         there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
-        return [number for number in range(len(self)) if self.path(number).name not in there]
+        return [number for number, path in enumerate(self.paths) if path.name not in there]
 
     def images_there(self) -> int:
         """Count the images in finished shards."""
-        return self.count - sum(len(self.indices(number)) for number in self.missing())
+        return sum(map(len, self.images)) - sum(len(self.images[number]) for number in self.missing())
 
 
-@dataclass(frozen=True)
-class Made:
-    """The images that a call of :func:`sample_many` made, by all processes, and its seconds."""
-
-    new: int
-    seconds: float
+def shards_of(folder: Path, count: int, size: int, ending: str) -> Shards:
+    """Cut ``count`` images into shards of ``size``; the last may be smaller."""
+    images = [*blocks(range(count), size)]
+    return Shards(folder, [folder / f"shard-{number:06d}{ending}" for number in range(len(images))], images)
 
 
 def sample_many(
@@ -93,12 +75,15 @@ def sample_many(
     batch_size: int,
     name: Callable[[int, int], str],
     world: World,
-) -> Made:
+) -> tuple[int, float]:
     """Make this process's part of the missing images of a set, and join the whole set at the end.
 
     Memory holds one batch, but all images for a grid (``FILE.png``, of ``columns``). Other outputs are ``FILE.npz``
     (``arr_0`` uint8 NHWC, ``arr_1`` labels, and the plan) and a folder of PNGs, which ``name`` names from label and
     seed, without ending. ``weights`` identifies the weights, as JSON values.
+
+    Returns:
+        The images that this call made, by all processes, and its seconds.
 
     Raises:
         PraError: the output exists, an unfinished one of another request or of other weights is there, another command
@@ -127,43 +112,43 @@ def sample_many(
                 raise Interrupted(signal.SIGINT, what) from None
             raise
         finally:
-            if world.is_first and len(shards.missing()) == len(shards):
+            if world.is_first and len(shards.missing()) == len(shards.paths):
                 shutil.rmtree(shards.folder, ignore_errors=True)  # nothing to resume
-    return Made(sum(len(shards.indices(number)) for number in missing), time.monotonic() - begin)
+    return sum(len(shards.images[number]) for number in missing), time.monotonic() - begin
 
 
 def _begin(out: Path, plan: dict[str, Any], count: int, batch_size: int) -> tuple[Shards, list[int]]:
-    partial, as_pictures = partial_folder(out), output_format(out) == ""
+    partial = partial_folder(out)
     if not any(partial.glob("shard-*")):
         (partial / PLAN).unlink(missing_ok=True)  # an earlier start without images
     plan = begin_partial(partial, plan | {SIZE: batch_size}, "sampling", free=[SIZE])
-    shards = Shards(partial, count, int(plan[SIZE]), as_pictures)
+    shards = shards_of(partial, count, int(plan[SIZE]), ".npz" if output_format(out) else "")
     return shards, shards.missing()
 
 
 def _make(
     shards: Shards, number: int, sampler: Sampler, requests: Requests, batch_size: int, name: Callable[[int, int], str]
 ) -> None:
-    indices = shards.indices(number)
+    indices = shards.images[number]
     pixels = torch.cat([to_uint8(b.images).cpu() for b in sampled(sampler, requests, indices, batch_size)])
     labels, seeds = requests.part(indices)
     names = [name(label, seed) for label, seed in zip(labels, seeds, strict=True)]
-    save_images(pixels, labels, names, 1, shards.path(number))
+    save_images(pixels, labels, names, 1, shards.paths[number])
 
 
 def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> None:
     """Turn all shards into the output, and remove them."""
     if missing := shards.missing():
-        gone = shards.path(missing[0])
+        gone = shards.paths[missing[0]]
         fix = f"Write {out} on a disk that all machines share, and repeat the command to resume"
         raise PraError(f"{gone} is gone. {fix}", code="missing", path=gone)
     check_output(out)
-    if shards.as_pictures:
+    if output_format(out) == "":
         _join_pictures(shards, out)
     elif output_format(out) == ".npz":
-        join_exports(shards.paths(), out, plan)
+        join_exports(shards.paths, out, plan)
     else:
-        read = [batch.images for path in shards.paths() for batch in NpzBatch(path).batches(shards.size)]
+        read = [batch.images for path in shards.paths for batch in NpzBatch(path).batches(256)]
         write_atomically(out, lambda file: contact_sheet(torch.cat(read), columns).save(file, "PNG"))
     shutil.rmtree(shards.folder, ignore_errors=True)
 
@@ -173,7 +158,7 @@ def _join_pictures(shards: Shards, out: Path) -> None:
     try:
         together = shards.folder / PICTURES
         together.mkdir(exist_ok=True)
-        for path in shards.paths():
+        for path in shards.paths:
             for picture in path.iterdir():
                 picture.rename(together / picture.name)
         together.rename(out)
