@@ -53,7 +53,7 @@ def copied(request, monkeypatch):
     """As ``anew``; compiling copies the library of this machine."""
     known = library()._name
     folder = request.getfixturevalue("anew")
-    monkeypatch.setattr(build, "compile_into", lambda path, command: shutil.copy(known, path))
+    monkeypatch.setattr(build.subprocess, "run", lambda command, **_: shutil.copy(known, command[-1]))
     return folder
 
 
@@ -251,7 +251,7 @@ def test_library_is_compiled_once_and_again_when_damaged(copied, monkeypatch, re
     (file,) = (copied / "cache/pra/native").iterdir()
     build.built.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(build, "compile_into", lambda path, command: pytest.fail("it was there"))
+        patch.setattr(build.subprocess, "run", lambda *_, **__: pytest.fail("it was there"))
         assert library() is not None
     assert file.suffix == ".so"
     file.unlink()  # not emptied: this process has it mapped
@@ -285,7 +285,7 @@ def test_compiler_that_fails_is_named(anew, monkeypatch):
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.warns(UserWarning, match=r"broken-c\+\+ \(no room for registers\).*PRA_NATIVE=0"):
         assert library() is None
-    assert list((anew / "cache/pra/native").iterdir()) == []
+    assert not (anew / "cache").exists()
 
 
 @compiles

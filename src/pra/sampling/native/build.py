@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from pra.utils.files import cache_folder
+from pra.errors import PraError
+from pra.utils.files import cache_folder, write_atomically
 
 SOURCE = Path(__file__).with_name("step.cpp")
 SWITCH = "PRA_NATIVE"
@@ -59,15 +60,16 @@ def built() -> ctypes.CDLL | None:
         name = f"step-{hashlib.sha256(chr(0).join(asked).encode()).hexdigest()[:16]}.so"
         kept = cache_folder() / "native" / name
         if kept.exists():
-            with contextlib.suppress(OSError):  # damaged, or on a disk mounted noexec: compile again
+            with contextlib.suppress(OSError):  # damaged: compile again
                 return ctypes.CDLL(str(kept))
         with tempfile.TemporaryDirectory(prefix="pra-") as folder:
-            path = kept if _writable(kept.parent) else Path(folder) / name
-            compile_into(path, [compiler, *flags, str(SOURCE)])
-            with contextlib.suppress(OSError):
-                return ctypes.CDLL(str(path))
-            shutil.copy(path, folder)
-            return ctypes.CDLL(str(Path(folder) / name))
+            path = Path(folder) / name
+            command = [compiler, *flags, str(SOURCE), "-o", str(path)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
+            with contextlib.suppress(PraError, OSError):  # the cache may be read-only, or mounted noexec
+                write_atomically(kept, lambda file: file.write(path.read_bytes()))
+                return ctypes.CDLL(str(kept))
+            return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
@@ -77,24 +79,6 @@ def built() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
-
-
-def compile_into(path: Path, command: list[str]) -> None:
-    """Run a compiler into a temporary file, then rename it: several processes may compile at a time."""
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
-    try:
-        subprocess.run([*command, "-o", name], check=True, capture_output=True, text=True, timeout=_TIMEOUT)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _writable(folder: Path) -> bool:
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        return os.access(folder, os.W_OK)
-    return False
 
 
 def find_compiler() -> str | None:
