@@ -58,7 +58,6 @@ def learn_grid(
     model: Model,
     config: SamplingConfig,
     images: int = 32,
-    seed: int = 0,
     progress: Callable[[int], object] = lambda rounds: None,
 ) -> LearntGrid:
     """Learn a grid of ``config.steps`` intervals for ``config.solver`` and its guidance.
@@ -66,8 +65,7 @@ def learn_grid(
     Args:
         model: its head is solved.
         config: its own grid is ignored.
-        images: sampled for the conditions, their classes in turn.
-        seed: of their noise.
+        images: sampled for the conditions, their classes in turn; image ``i`` has seed ``i``.
         progress: called with the rounds done since the last call, ``2 * ROUNDS`` in all.
 
     Raises:
@@ -84,8 +82,8 @@ def learn_grid(
     if config.steps < 2:
         raise PraError(f"steps {config.steps} leave no grid to learn. Use at least 2", name="steps", value=config.steps)
     config = replace(config, times=None, time_grid=TimeGrid.UNIFORM, shift=1.0)
-    problems = sampled_problems(model, config, images, seed)
-    order = torch.argsort(noise.uniform(noise.keys(seed, torch.zeros(1, dtype=torch.int64)), len(problems.start))[0])
+    problems = sampled_problems(model, config, images)
+    order = torch.argsort(noise.uniform(noise.keys(0, torch.zeros(1, dtype=torch.int64)), len(problems.start))[0])
     order = order.to(problems.start.device)
     known, kept_back = problems.at(order[::2]), problems.at(order[1::2])
     learnt = [_descend(model, config, known, start, progress) for start in (TimeGrid.UNIFORM, TimeGrid.COSINE)]
@@ -95,12 +93,12 @@ def learn_grid(
     return LearntGrid(tuple(best.tolist()), errors)
 
 
-def sampled_problems(model: PRA, config: SamplingConfig, images: int, seed: int) -> Problems:
+def sampled_problems(model: PRA, config: SamplingConfig, images: int) -> Problems:
     """Return the problems of sampling some images, with the ends of a fine solver."""
     size = model.config
     device = model.device
     labels = torch.arange(images, device=device) % size.num_classes
-    keys = noise.keys(seed, torch.arange(images)).to(device)
+    keys = noise.keys(0, torch.arange(images)).to(device)
     starts = config.temperature * noise.normal(noise.fold(keys, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
     fine = replace(config, solver=Solver.MIDPOINT, steps=FINE)
     rows: list[tuple[Tensor, ...]] = []

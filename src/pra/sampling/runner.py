@@ -152,14 +152,15 @@ class Engine:
     ) -> None:
         self._model, self._device = model, model.device
         self._fingerprint = fingerprint(model)
-        self._lowered: Lowered | None = None
+        self._lowered: list[tuple[Tensor, Tensor]] = []
         self.way = way_for(model, precision, compile)
         with self.arithmetic():
             if self.way.plain is None:
                 self.steps = NativeSteps(model, config, batch, in_bfloat16(self._device, precision))
                 return
-            self._lowered = Lowered(model) if self.way.low else None
-            self.steps = Steps(self._lowered.model if self._lowered else model, config, batch, self.way.cache)
+            if self.way.low:
+                model, self._lowered = lowered(model)
+            self.steps = Steps(model, config, batch, self.way.cache)
             self.steps.run = runner(self._device, compile)
 
     @contextmanager
@@ -173,9 +174,9 @@ class Engine:
         make another engine."""
         if fingerprint(self._model) != self._fingerprint:
             return False
-        if self._lowered is not None:
-            with torch.inference_mode():
-                self._lowered.refresh()
+        with torch.inference_mode():
+            for copied, original in self._lowered:
+                copied.copy_(original)
         return True
 
 
@@ -191,22 +192,19 @@ def fingerprint(model: nn.Module) -> list[object]:
     return marks
 
 
-class Lowered:
-    """A copy of a model, hooks and wrappers included, whose linear layers hold bfloat16 weights: no step casts them."""
+def lowered(model: PRA) -> tuple[PRA, list[tuple[Tensor, Tensor]]]:
+    """Copy a model, hooks and wrappers included, with bfloat16 weights in its linear layers: no step casts them.
 
-    def __init__(self, model: PRA) -> None:
-        self._copies = {
-            id(parameter): (nn.Parameter(parameter.detach().bfloat16(), requires_grad=False), parameter)
-            for module in model.modules()
-            if isinstance(module, nn.Linear)
-            for parameter in module.parameters(recurse=False)
-            if parameter.dtype is torch.float32
-        }
-        tensors = [*model.parameters(), *model.buffers()]
-        shared = {id(tensor): self._copies.get(id(tensor), (tensor,))[0] for tensor in tensors}
-        self.model: PRA = copy.deepcopy(model, shared)
-
-    def refresh(self) -> None:
-        """Take over the original's present weights."""
-        for copied, original in self._copies.values():
-            copied.copy_(original)
+    Returns:
+        The copy, and its bfloat16 weights, each with the original, to be taken over when it changes in place.
+    """
+    copies = {
+        id(parameter): (nn.Parameter(parameter.detach().bfloat16(), requires_grad=False), parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+        for parameter in module.parameters(recurse=False)
+        if parameter.dtype is torch.float32
+    }
+    tensors = [*model.parameters(), *model.buffers()]
+    shared = {id(tensor): copies.get(id(tensor), (tensor,))[0] for tensor in tensors}
+    return copy.deepcopy(model, shared), [*copies.values()]

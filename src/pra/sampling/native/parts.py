@@ -99,7 +99,8 @@ def content_hash(tensors: Iterable[Tensor]) -> tuple[int, ...] | None:
     return tuple(int(found.pra_hash(tensor.data_ptr(), tensor.numel())) for tensor in hashed)
 
 
-def _checked(function: Any, arguments: list[Any]) -> Callable[..., None]:
+def checked(function: Any, arguments: list[Any]) -> Callable[..., None]:
+    """Return a function of the library, with the types of its arguments; it raises where memory is short."""
     function.argtypes, function.restype = arguments, ctypes.c_int32
 
     def call(*values: Any) -> None:
@@ -128,7 +129,7 @@ class NativeLinear:
 
     def __init__(self, found: ctypes.CDLL, linear: LinearStruct) -> None:
         self._linear = linear
-        self._call = _checked(found.pra_product, [POINTER, POINTER, POINTER, COUNT, THREADS])
+        self._call = checked(found.pra_product, [POINTER, POINTER, POINTER, COUNT, THREADS])
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(..., inputs)`` to ``(..., outputs)``."""
@@ -154,7 +155,7 @@ class NativeTransformer:
             self._blocks[place] = _Block(*first, *second)
         weights, tokens = [POINTER, COUNT, POINTER, COUNT, COUNT], [POINTER, COUNT, COUNT, POINTER, POINTER]
         cache = [POINTER, POINTER, COUNT, COUNT]
-        self._call = _checked(found.pra_transformer, [*weights, *tokens, *cache, THREADS])
+        self._call = checked(found.pra_transformer, [*weights, *tokens, *cache, THREADS])
 
     def __call__(self, x: Tensor, cache: KVCache | None) -> Tensor:
         """``(B, T, width)`` to the same, behind the tokens of the cache; without a cache ``T`` is 1."""
@@ -192,8 +193,8 @@ class NativeHead:
         self.project = NativeLinear(found, packed.layer(head.condition_in))
         self._modulate = NativeLinear(found, all_modulations)
         weights, states = [POINTER, COUNT, POINTER, POINTER], [POINTER, COUNT, COUNT]
-        self._call = _checked(found.pra_head, [*weights, *states, POINTER, COUNT, POINTER, THREADS])
-        self._context = _checked(found.pra_context, [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER])
+        self._call = checked(found.pra_head, [*weights, *states, POINTER, COUNT, POINTER, THREADS])
+        self._context = checked(found.pra_context, [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER])
 
     def embed(self, t: Tensor, span: Tensor | None = None) -> Tensor:
         """As the head does, in float64 and rounded once: in float32 it may depend on the number of threads."""
@@ -233,20 +234,6 @@ class NativeHead:
         if self._head.prediction is Prediction.DATA:
             return velocity_from_data(prediction, z, t)
         return prediction
-
-
-class NativeNorm:
-    """:meth:`pra.models.states.StateCodec.normalise`, in one thread: torch's would then spin on cores that ours use."""
-
-    def __init__(self, found: ctypes.CDLL) -> None:
-        self._call = _checked(found.pra_normalise, [POINTER, COUNT, COUNT, POINTER])
-
-    def __call__(self, states: Tensor) -> Tensor:
-        """States ``(..., d)`` to the same."""
-        states = states.contiguous()
-        normalised, width = torch.empty_like(states), states.shape[-1]
-        self._call(states.data_ptr(), states.numel() // width, width, normalised.data_ptr())
-        return normalised
 
 
 def _weighted_rotary(table: Tensor, blocks: list[Block]) -> Tensor:

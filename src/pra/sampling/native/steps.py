@@ -14,26 +14,25 @@ from pra.config import AnyModelConfig, SamplingConfig
 from pra.models import PRA, build_model
 from pra.models.states import StateCodec
 from pra.sampling.algorithm import Steps
+from pra.sampling.native import parts
 from pra.sampling.native.build import SWITCH, library
-from pra.sampling.native.parts import NativeHead, NativeLinear, NativeNorm, NativeTransformer, Packed, content_hash
 
 _TRANSFORMER = (
     r"transformer\.(norm|blocks\.\d+\.(attention_norm|mlp_norm|mlp\.(into|out)|"
     r"attention\.(qkv|out|query_norm|key_norm)))\.weight"
 )
-_AROUND = r"(patch_in|state_in|out)\.(weight|bias)"
 _HEAD = (
     r"(state_in|condition_in|time_in\.\d|span_in\.\d|blocks\.\d+\.(norm|mlp\.(into|out))|modulations\.\d+|"
     r"final_modulation|out)\.(weight|bias)"
 )
-KNOWN = {
-    "backbone": f"next_position|{_TRANSFORMER}|{_AROUND}",
-    "head": _HEAD,
-    "shortcut": _HEAD,
-    "codec.decoder": f"{_TRANSFORMER}|{_AROUND}",
-}
-"""Patterns of the parameters that the compiled arithmetic reads, by part; a part must hold no others. Condition and
-encoder are run by their own modules."""
+PARTS = re.compile(r"(backbone|head|shortcut|codec\.decoder)\b")
+"""The parts of a model that the compiled arithmetic replaces. Condition and encoder are run by their own modules."""
+
+KNOWN = re.compile(
+    rf"(backbone|codec\.decoder)\.({_TRANSFORMER}|(patch_in|state_in|out)\.(weight|bias))|"
+    rf"backbone\.next_position|(head|shortcut)\.{_HEAD}"
+)
+"""The parameters that the compiled arithmetic reads; these parts must hold no others."""
 
 PLAIN = (int, float, str, bool, tuple, enum.Enum, type(None))
 """Types of attributes that are compared with those of a new model."""
@@ -53,29 +52,21 @@ def unsupported(model: PRA) -> str | None:
     everywhere = nn.modules.module
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         return "a hook is registered on all modules"
-    expected = dict(reference(model.config).named_modules())
-    found = dict(model.named_modules())
-    changed = _changed("the model", model, expected[""]) or _changed("codec", model.codec, expected["codec"])
-    for name, known in KNOWN.items():
-        if changed is None and name in found:
-            changed = _part_changed(name, re.compile(known), found[name], expected.get(name))
-    if changed is not None:
-        return changed
+    for name in parameters:
+        if PARTS.match(name) and not KNOWN.fullmatch(name):
+            return f"{name} is not known"
+    found, expected = _replaced(model), _replaced(reference(model.config))
+    if found.keys() != expected.keys():
+        return f"{min(found.keys() ^ expected.keys())} is not as the configuration builds it"
+    for name, module in found.items():
+        if changed := _changed(name or "the model", module, expected[name]):
+            return changed
     return None if library() is not None else f"there is no C++ compiler, or {SWITCH}=0"
 
 
-def _part_changed(part: str, known: re.Pattern[str], found: nn.Module, expected: nn.Module | None) -> str | None:
-    """Say what differs between a part of a model and that of a new model, or what is unknown in both."""
-    for name, _ in found.named_parameters():
-        if not known.fullmatch(name):
-            return f"{part}.{name} is not known"
-    there, built = dict(found.named_modules()), dict(expected.named_modules()) if expected is not None else {}
-    if built.keys() != there.keys():
-        return f"{part}.{min(built.keys() ^ there.keys())} is not as the configuration builds it"
-    for name, module in there.items():
-        if changed := _changed(f"{part}.{name}".rstrip("."), module, built[name]):
-            return changed
-    return None
+def _replaced(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules whose work the compiled arithmetic does, by name; the model and its codec among them."""
+    return {name: module for name, module in model.named_modules() if name in ("", "codec") or PARTS.match(name)}
 
 
 def _changed(name: str, module: nn.Module, expected: nn.Module) -> str | None:
@@ -108,25 +99,25 @@ class NativeSteps(Steps):
         super().__init__(model, config, batch)
         found = library()
         assert found is not None, "asked without looking whether it is supported"
-        self._library, self._packed = found, Packed(low)
+        self._library, self._packed = found, parts.Packed(low)
         self._patch_in, self._transformer = self._part(model.backbone.patch_in, model.backbone.transformer)
-        self.head: Any = NativeHead(found, self._packed, self.head)
-        self._decoder: tuple[NativeLinear, NativeTransformer, NativeLinear] | None = None
+        self.head: Any = parts.NativeHead(found, self._packed, self.head)
+        self._decoder: tuple[parts.NativeLinear, parts.NativeTransformer, parts.NativeLinear] | None = None
         if isinstance(model.codec, StateCodec):
             decoder = model.codec.decoder
-            out = NativeLinear(found, self._packed.layer(decoder.out))
+            out = parts.NativeLinear(found, self._packed.layer(decoder.out))
             self._decoder = (*self._part(decoder.state_in, decoder.transformer), out)
-        self._normalise = NativeNorm(found)
+        self._normalise = parts.checked(found.pra_normalise, [parts.POINTER, parts.COUNT, parts.COUNT, parts.POINTER])
         self._parameters = list(model.parameters())
-        self._content = content_hash(self._parameters)
+        self._content = parts.content_hash(self._parameters)
 
-    def _part(self, into: nn.Linear, transformer: Any) -> tuple[NativeLinear, NativeTransformer]:
-        linear = NativeLinear(self._library, self._packed.layer(into))
-        return linear, NativeTransformer(self._library, self._packed, transformer)
+    def _part(self, into: nn.Linear, transformer: Any) -> tuple[parts.NativeLinear, parts.NativeTransformer]:
+        linear = parts.NativeLinear(self._library, self._packed.layer(into))
+        return linear, parts.NativeTransformer(self._library, self._packed, transformer)
 
     def begin(self, tokens: Tensor, prefix: Tensor) -> Tensor:
         """As in :class:`Steps`; true patches are read by the model's own modules, many at once."""
-        content = content_hash(self._parameters)
+        content = parts.content_hash(self._parameters)
         if content != self._content:
             self._content, self.embedded = content, None
             self._packed.refresh()
@@ -153,4 +144,10 @@ class NativeSteps(Steps):
         return state.clamp(-1.0, 1.0)
 
     def normalise(self, state: Tensor) -> Tensor:
-        return self._normalise(state) if self._decoder is not None else state
+        if self._decoder is None:
+            return state
+        # In one thread: torch's would then spin on cores that ours use.
+        state, width = state.contiguous(), state.shape[-1]
+        normalised = torch.empty_like(state)
+        self._normalise(state.data_ptr(), state.numel() // width, width, normalised.data_ptr())
+        return normalised
