@@ -50,7 +50,6 @@ def show_command(
 
 
 def _settings(values: dict[str, Any], depth: int = 0) -> Iterator[str]:
-    """Yield one line a setting, indented by its depth."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield "  " * depth + key

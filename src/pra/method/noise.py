@@ -98,7 +98,6 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _mix_number(x: int) -> int:
-    """:func:`_mix` of one number."""
     mask = (1 << 64) - 1
     x &= mask
     x = ((x ^ (x >> 30)) * _MIX1) & mask
@@ -107,6 +106,5 @@ def _mix_number(x: int) -> int:
 
 
 def _signed(value: int) -> int:
-    """The same 64 bits as a signed integer."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value

@@ -1,8 +1,7 @@
 """How the inputs of the AR pass are made (paper; docs/method.md). The heart of the method.
 
-Every function returns the inputs ``x~_1 .. x~_{N-1}``, ``(B, N - 1, P)``: the last patch is never an input. The
-states come in as ``z`` ``(B, N, d)``, the randomness as one key per sample (:mod:`pra.method.noise`). Nothing here has
-a gradient: the caller holds the stop-gradient (:mod:`pra.method.objectives`).
+Every function returns the inputs ``x~_1 .. x~_{N-1}``, ``(B, N - 1, P)``: the last patch is never an input. States are
+``(B, N, d)``, randomness is one key per sample. Nothing here has a gradient: the caller holds the stop-gradient.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Key-value caches. Attention stores the keys and values of new tokens here and asks what it may see.
+"""Key-value caches: they decide how keys and values are stored; modules only compute.
 
-A cache decides how keys and values are stored; modules only compute. The caller says where the next tokens stand
-(:meth:`KVCache.seek`), so running a step twice does no harm.
+The caller says where the next tokens stand (:meth:`KVCache.seek`), so running a step twice does no harm.
 """
 
 from __future__ import annotations

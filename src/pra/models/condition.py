@@ -1,8 +1,4 @@
-"""The condition of an image: its class. A model owns its condition as a module.
-
-A condition turns a user's request into prefix tokens, names the null condition that guidance needs, and drops
-conditions in training.
-"""
+"""The condition of an image: its class. A model owns its condition as a module."""
 
 from __future__ import annotations
 

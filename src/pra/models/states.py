@@ -1,8 +1,4 @@
-"""States: the encoder ``G`` that makes them, and the causal pixel decoder ``D`` that writes pixels from them.
-
-Two codecs share one interface: :class:`StateCodec` (learned states) and :class:`IdentityCodec` (the patch itself is
-the state), which makes pixel AR a configuration of the same model.
-"""
+"""States: the encoder ``G`` that makes them, and the causal pixel decoder ``D`` that writes pixels from them."""
 
 from __future__ import annotations
 
@@ -99,7 +95,7 @@ class StateCodec(nn.Module):
 
 
 class IdentityCodec(nn.Module):
-    """The patch itself as the state; nothing to learn, nothing to remember."""
+    """The interface of :class:`StateCodec` with the patch itself as the state, as in pixel AR; nothing to learn."""
 
     sees_condition = False
 

@@ -1,7 +1,4 @@
-"""A pre-norm transformer (RMSNorm, SwiGLU, query-key norm), causal.
-
-Positions enter by 2-D rotary embedding (RoFormer, arXiv 2104.09864; half of each head per axis).
-"""
+"""A causal pre-norm transformer: RMSNorm, SwiGLU, query-key norm, and 2-D rotary positions, half of a head per axis."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ def raster_positions(grid: tuple[int, int], prefix: int = 0) -> Tensor:
 
 
 def rotary_table(positions: Tensor, head_dim: int, base: float = 10_000.0) -> Tensor:
-    """Cosines and sines of the rotation of every token: ``(2, T, head_dim / 2)``, float32."""
+    """Cosines and sines of the rotation of every token (arXiv 2104.09864): ``(2, T, head_dim / 2)``, float32."""
     frequencies = base ** (-torch.arange(0, head_dim // 2, 2).double() / (head_dim // 2))
     angles = (positions.double().unsqueeze(-1) * frequencies).flatten(1)
     return torch.stack([angles.cos(), angles.sin()]).float()

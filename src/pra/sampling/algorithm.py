@@ -1,8 +1,7 @@
 """Sampling as an algorithm (paper, "Sampling"; docs/method.md), by the model's own modules.
 
-Raster order: the condition and the patches so far give ``h_i``; the head's ODE gives the state ``z_i``; the decoder
-gives the patch ``x^_i``, which is the next input. Faster steps change :attr:`Steps.run` (:mod:`pra.sampling.runner`) or
-override methods of :class:`Steps` (:mod:`pra.sampling.native`), and are tested to equal these.
+Faster steps change :attr:`Steps.run` (:mod:`pra.sampling.runner`) or override methods of :class:`Steps`
+(:mod:`pra.sampling.native`), and are tested to equal these.
 """
 
 from __future__ import annotations

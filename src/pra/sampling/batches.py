@@ -1,7 +1,4 @@
-"""Batches of images from a sampler, and the ``.npz`` of ADM's evaluator that holds many of them.
-
-All are streams: memory holds one batch at a time.
-"""
+"""Streams of images from a sampler, and the ``.npz`` of ADM's evaluator that holds many of them."""
 
 from __future__ import annotations
 
@@ -75,15 +72,12 @@ class NpzBatch:
                     shape, dtype = _header(file)
                     there = archive.getinfo("arr_0.npy").file_size - file.tell()
                 self.plan = json.loads(archive.read(PLAN)) if PLAN in names else None
-            if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4) or min(shape) < 0:
-                raise unreadable(path, f"has arr_0 {dtype} {shape}; ADM's layout is uint8 (N, height, width, channels)")
-            if 0 in shape:
-                raise unreadable(path, f"holds no images: its array arr_0 is empty, {shape}")
+            if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4) or min(shape) < 1:
+                layout = "ADM's layout is uint8 (N, height, width, channels), with N of at least 1"
+                raise unreadable(path, f"has arr_0 {dtype} {shape}; {layout}")
             if there != math.prod(shape):
-                held = there // math.prod(shape[1:])
-                raise unreadable(
-                    path, f"is damaged (its {there} bytes hold {held} of {shape[0]} images); write it again"
-                )
+                problem = f"is damaged: arr_0 has {there} bytes for {shape[0]} images. Write it again"
+                raise unreadable(path, problem)
             self.labels = _labels(path, shape[0]) if "arr_1.npy" in names else None
         self.count, (*size, self.channels) = shape[0], shape[1:]
         self.size: tuple[int, int] = (size[0], size[1])

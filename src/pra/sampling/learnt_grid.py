@@ -71,13 +71,12 @@ def learn_grid(
     Raises:
         PraError: a solver that leaves nothing to learn, or a model that has no head.
     """
+    solver, kind = config.solver.value, model.config.name
     if not model.config.autoregressive:
-        problem = f"a grid is learnt for a head that writes patch by patch; a {model.config.name} has none"
-        raise PraError(problem, code="unsupported", name=model.config.name)
-    solver = config.solver.value
+        problem = f"a grid is learnt for a head that writes patch by patch; a {kind} has none"
+        raise PraError(problem, code="unsupported", name=kind)
     if config.solver in (Solver.SHORTCUT, Solver.EULER_MARUYAMA):
-        why = "takes equal steps" if config.solver is Solver.SHORTCUT else "adds noise of its own"
-        problem = f"there is no grid to learn for the solver {solver}, which {why}"
+        problem = f"there is no grid to learn for the solver {solver}, which takes equal steps or adds noise of its own"
         raise PraError(problem, code="unsupported", name="solver", value=solver)
     if config.steps < 2:
         raise PraError(f"steps {config.steps} leave no grid to learn. Use at least 2", name="steps", value=config.steps)

@@ -1,8 +1,4 @@
-"""Runs the work of one token on a device: plainly, compiled, or as CUDA graphs; and in which precision.
-
-All of these run :class:`pra.sampling.algorithm.Steps` and so the model's own modules. :mod:`pra.sampling.native` has
-arithmetic compiled for a CPU instead, for models that it knows.
-"""
+"""Runs the work of one token on a device: plainly, compiled, or as CUDA graphs; and in which precision."""
 
 from __future__ import annotations
 

@@ -137,17 +137,14 @@ def euler_maruyama(velocity: Velocity, z: Tensor, times: Times, noise: NoiseSour
 
 
 def _wide(t: Any) -> Any:
-    """Add to a time the last size of states."""
     return t.unsqueeze(-1) if isinstance(t, Tensor) else t
 
 
 def _moved(z: Tensor, dt: Any, v: Tensor) -> Tensor:
-    """``z + dt v``."""
     return z + dt.unsqueeze(-1) * v if isinstance(dt, Tensor) else torch.add(z, v, alpha=dt)
 
 
 def _log_snr_step(t: Any, t_next: Any) -> Any:
-    """``lambda(t_next) - lambda(t)``."""
     quotient = t_next * (1 - t) / (t * (1 - t_next))
     return quotient.log() if isinstance(quotient, Tensor) else math.log(quotient)
 

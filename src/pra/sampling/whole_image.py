@@ -20,17 +20,15 @@ def sample_at_once(
 ) -> Tensor:
     """Sample whole images ``(B, C, H, W)`` of labels ``(B,)`` and keys ``(B,)`` by the velocity ``forward``."""
     shape, temperature = (model.config.num_patches, model.config.patch_dim), config.temperature
-    start = temperature * noise.normal(noise.fold(key, Purpose.SAMPLE_START), *shape)
+    patches = temperature * noise.normal(noise.fold(key, Purpose.SAMPLE_START), *shape)
     diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
 
     def fresh_noise(interval: int) -> Tensor:
         return temperature * noise.normal(noise.fold(diffusion, interval), *shape)
 
-    patches = start
     for solver, times in stages(config):
         velocity = _velocity(model, forward, config, label, solvers.evaluation_times(solver, times.tolist()))
-        times = times.view(-1, 1, 1).to(label.device)
-        patches = solvers.INTEGRATORS[solver](velocity, patches, times, fresh_noise)
+        patches = solvers.INTEGRATORS[solver](velocity, patches, times.view(-1, 1, 1).to(label.device), fresh_noise)
     return model.unpatchify(patches.clamp(-1.0, 1.0))
 
 
@@ -49,7 +47,6 @@ def stages(config: SamplingConfig) -> list[tuple[Solver, Tensor]]:
 def _velocity(
     model: ImageModel, forward: Callable[..., Tensor], config: SamplingConfig, label: Tensor, asked: list[float]
 ) -> solvers.Velocity:
-    """Return the field of whole images under guidance, for evaluations at the times asked."""
     plan = Plan(config, model.config.num_patches, asked)
     streams = iter(plan.streams(plan.most == 2))
     labels = torch.cat([label, model.condition.null_like(label)])
