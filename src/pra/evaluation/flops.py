@@ -23,8 +23,9 @@ from pra.method import noise
 from pra.method.objectives import training_losses
 from pra.models import PRA, build_model
 from pra.models.cache import KVCache
-from pra.sampling import Steps, exact_rollout
-from pra.sampling.whole_image import sample_at_once
+from pra.sampling import Steps, exact_rollout, solvers
+from pra.sampling.guidance import Plan
+from pra.sampling.whole_image import stages
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,16 @@ def _cache_traffic(cache: KVCache | None, first: int, steps: int) -> int:
 
 
 def _whole_image_flops(config: AnyModelConfig, sampling: SamplingConfig) -> int:
+    """Count one image at once. Evaluations of as many streams cost the same: one of them is measured."""
+    total, patches = 0, config.num_patches
     with torch.device("meta"), torch.no_grad():
-        model, label, key = build_model(config), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        return _count(lambda: sample_at_once(model, model, sampling, label, key))
+        model = build_model(config)
+        asked = [solvers.evaluation_times(solver, times.tolist()) for solver, times in stages(sampling)]
+        plans = [Plan(sampling, patches, times) for times in asked]
+        for streams, evaluations in Counter(n for plan in plans for n in plan.streams(plan.most == 2)).items():
+            given = torch.zeros(streams, patches, config.patch_dim), torch.zeros(1, 1), torch.zeros(streams).long()
+            total += evaluations * _count(lambda given=given: model(*given))  # type: ignore[misc]
+    return total
 
 
 def _rollout_flops(config: ModelConfig, how: Exact) -> int:
