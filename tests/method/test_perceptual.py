@@ -19,6 +19,7 @@ from pra.config import ModelConfig, RunConfig, apply_settings
 from pra.method import perceptual
 from pra.method.objectives import Perceptual
 from pra.method.perceptual import OFF
+from pra.models.base import NoDraws
 from pra.utils import extras
 from pra.utils.extras import install_command
 
@@ -31,9 +32,13 @@ def model_config(channels: int = 3, size: tuple[int, int] = (32, 32)) -> ModelCo
 
 @pytest.fixture(scope="module")
 def features(torchvision_shim: None) -> torch.nn.Module:
-    """LPIPS with random features, built once: VGG-16 takes its time."""
-    torch.manual_seed(0)  # lpips draws them from the global state
-    network: torch.nn.Module = perceptual.load_network(pretrained=False)
+    """LPIPS with random features. VGG-16's classifier, which LPIPS leaves out, would take most of the time to draw."""
+    with NoDraws():
+        network: torch.nn.Module = perceptual.load_network(pretrained=False)
+    torch.manual_seed(0)
+    for module in network.net.modules():  # type: ignore[union-attr]
+        if isinstance(module, torch.nn.Conv2d):
+            module.reset_parameters()
     return network
 
 

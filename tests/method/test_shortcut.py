@@ -6,7 +6,6 @@ import pytest
 import torch
 from support.models import LEARNED, batch, random_model
 from support.refusal import refused
-from torch.overrides import TorchFunctionMode
 
 from pra import Sampler
 from pra.config import (
@@ -27,7 +26,7 @@ from pra.method.objectives import shortcut_loss, training_losses
 SHORT = replace(LEARNED, head=replace(LEARNED.head, shortcut=True))
 
 
-def test_dyadic_steps_cover_the_path():
+def test_dyadic_steps_cover_the_path_and_equal_a_table(monkeypatch):
     t, span = flow.dyadic_steps(noise.keys(0, torch.arange(4)), len(SHORTCUT_STEPS), 500)
     assert t.shape == span.shape == (4, 500)
     assert {float(s) for s in span.flatten().unique()} == {1.0, 0.5, 0.25, 0.125}
@@ -35,24 +34,15 @@ def test_dyadic_steps_cover_the_path():
         starts = t[span == 1 / count]
         assert sorted(float(start) for start in starts.unique()) == [k / count for k in range(count)]
         assert len(starts) == pytest.approx(500, rel=0.2)
-
-
-def test_dyadic_steps_equal_a_table_bitwise():
-    """No table is sent to the device, which the host would wait for."""
     assert [2**k for k in range(len(SHORTCUT_STEPS))] == list(SHORTCUT_STEPS)
     key = noise.keys(7, torch.arange(64))
     which, where = noise.uniform(noise.fold(key, 0), 300), noise.uniform(noise.fold(key, 1), 300)
     count = torch.tensor(SHORTCUT_STEPS, dtype=torch.float32)[(which * 4).long()]
-    with NoTables():
-        t, span = flow.dyadic_steps(key, len(SHORTCUT_STEPS), 300)
+    # No table is sent to the device, which the host would wait for.
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a table"))
+    t, span = flow.dyadic_steps(key, len(SHORTCUT_STEPS), 300)
     assert torch.equal(span, 1 / count)
     assert torch.equal(t, torch.minimum((where * count).floor(), count - 1) / count)
-
-
-class NoTables(TorchFunctionMode):
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        assert function is not torch.tensor
-        return function(*args, **(kwargs or {}))
 
 
 class Shrinking(torch.nn.Module):
@@ -108,9 +98,9 @@ def test_shortcut_learns_to_take_one_step():
     config = replace(SHORT, codec=replace(SHORT.codec, state_dim=3))
     model = random_model(config)
     head, short, h = model.head, model.shortcut, torch.zeros(1, 1, 32)
-    optimizer = torch.optim.Adam([*head.parameters(), *short.parameters()], 3e-3)
+    optimizer = torch.optim.Adam([*head.parameters(), *short.parameters()], 6e-3)
     two = torch.tensor([-1.0, 1.0])
-    for step in range(200):
+    for step in range(80):
         keys = noise.keys(step, torch.arange(64))
         z = two[torch.randint(2, (64, 1, 1))] * torch.tensor([1.0, 0.5, -1.0])  # two points: the velocity turns late
         t = flow.uniform_times(noise.fold(keys, 1), 1)
