@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from support.models import LEARNED, PIXEL_X, random_model
+from support.models import PIXEL_X, random_model
 
 from pra import cli, load
 from pra.bench.device import Peak
@@ -36,22 +36,22 @@ def test_bytes_are_those_counted_by_hand():
 
 
 def test_no_unconditional_work_where_the_scale_is_one():
-    costs = {
-        interval: flops.sampling_costs(LEARNED, replace(GUIDED, steps=4, guidance_interval=interval))
-        for interval in ((0.0, 1.0), (0.2, 0.7), (0.99, 1.0))
-    }
-    alone = flops.sampling_costs(LEARNED, SamplingConfig(steps=4))
-    assert costs[0.99, 1.0] == alone
-    assert alone["head"].flops < costs[0.2, 0.7]["head"].flops < costs[0.0, 1.0]["head"].flops
-    linear = flops.sampling_costs(LEARNED, replace(GUIDED, steps=4, schedule=GuidanceSchedule.LINEAR))
-    assert linear["head"].flops < costs[0.0, 1.0]["head"].flops  # the first position's scale is 1
+    small = replace(PIXEL_X, backbone=replace(PIXEL_X.backbone, depth=1))
+    intervals = ((0.0, 1.0), (0.2, 0.7), (0.99, 1.0))
+    whole, part, nowhere = (
+        flops.sampling_costs(small, replace(GUIDED, steps=4, guidance_interval=interval)) for interval in intervals
+    )
+    alone = flops.sampling_costs(small, SamplingConfig(steps=4))
+    assert nowhere == alone
+    assert alone["head"].flops < part["head"].flops < whole["head"].flops
+    linear = flops.sampling_costs(small, replace(GUIDED, steps=4, schedule=GuidanceSchedule.LINEAR))
+    assert linear["head"].flops < whole["head"].flops  # the first position's scale is 1
 
 
 def test_bench_sample_counts(tmp_path, capsys):
     out = tmp_path / "figures.json"
-    words = ["bench", "sample", "fashion", "--batch", "1,256", "--counts", "--precision", "bfloat16"]
-    assert cli.main([*words, "--set", "steps=25", "--set", "solver=euler", "--tflops", "790", "--bandwidth", "4.3",
-                     "--out", str(out)]) == 0  # fmt: skip
+    words = ["bench", "sample", "digits", "--batch", "1,256", "--counts", "--precision", "bfloat16", "--out", str(out)]
+    assert cli.main([*words, "--set", "steps=25", "--set=solver=euler", "--tflops=790", "--bandwidth=4.3"]) == 0
     text = capsys.readouterr().out
     assert "790 TFLOP/s and 4.3 TB/s" in text
     written = json.loads(out.read_text())

@@ -56,9 +56,6 @@ def tiny(*settings: str, recipe: str = "tiny") -> RunConfig:
     return apply_settings(pra.recipe(recipe), settings)
 
 
-# --- measured -----------------------------------------------------------------------------------------------
-
-
 def test_command_measures_a_recipe_and_plans_by_it(call: Call, tmp_path: Path, perceptual: None) -> None:
     """With LPIPS, in two micro-batches."""
     bench, out = tmp_path / "bench.json", tmp_path / "plan.json"
@@ -108,19 +105,14 @@ def test_command_measures_a_recipe_and_plans_by_it(call: Call, tmp_path: Path, p
         assert all(part in error for part in parts), error
 
 
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        ("digits", ["codec", "AR pass", "optimiser and average"]),  # whose encoder does not see h
-        ("tiny:jit", ["passes", "optimiser and average"]),
-    ],
-)
-def test_measure_step_parts_of_other_systems(name: str, parts: list[str]) -> None:
-    run = tiny("train.batch_size=2", recipe=name)
-    found = measure_step(run, CPU, 1, None)
-    assert list(found["parts"]) == parts
-    assert (found["ratio"] is None) == (run.model.codec is None)
-    assert sum(found["parts"].values()) > 0
+def test_measure_step_parts_of_other_systems() -> None:
+    """An encoder of digits does not see h."""
+    for name, parts in (("digits", ["codec", "AR pass"]), ("tiny:jit", ["passes"])):
+        run = tiny("train.batch_size=2", recipe=name)
+        found = measure_step(run, CPU, 1, None)
+        assert list(found["parts"]) == [*parts, "optimiser and average"]
+        assert (found["ratio"] is None) == (run.model.codec is None)
+        assert sum(found["parts"].values()) > 0
 
 
 def test_synthetic_step_learns_and_clears_its_gradients() -> None:
@@ -134,9 +126,6 @@ def test_synthetic_step_learns_and_clears_its_gradients() -> None:
     assert all(p.grad is None for p in step.model.parameters())
 
 
-# --- computed -----------------------------------------------------------------------------------------------
-
-
 def really_saved(run: RunConfig, images: int) -> int:
     """Bytes of what a real step on the CPU keeps for its backward pass."""
     model, storages = build_model(run.model), {}
@@ -148,9 +137,8 @@ def really_saved(run: RunConfig, images: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses = training_losses(
-            model, pixels, labels, noise.keys(0, labels), run.train.objective, run.train.rollout
-        )  # fmt: skip
+        keys = noise.keys(0, labels)
+        losses = training_losses(model, pixels, labels, keys, run.train.objective, run.train.rollout)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     assert losses.total.requires_grad
     return sum(t.untyped_storage().nbytes() for pointer, t in storages.items() if pointer not in own)
@@ -181,9 +169,6 @@ def test_needs_become_memory_and_time() -> None:
     assert (other.model.backbone, other.model.codec) == (run.model.backbone, None)
 
 
-# --- bad input ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
@@ -199,6 +184,7 @@ def test_needs_become_memory_and_time() -> None:
         (["train", "tiny", "--plan", "--mfu", "x"], ["--mfu 'x'"]),
         (["train", "tiny", "--set", "train.stepz=3"], ["stepz", "did you mean 'steps'?"]),
         (["train", "tiny", "--device", "gpu"], ["device 'gpu'"]),
+        (["train", "tiny"], ["torchrun"]),
         (["samples", "tiny"], ["no command 'bench samples'; did you mean 'sample'?"]),
         (["sample", "fashoin"], ["fashoin", "did you mean 'fashion'?"]),
         (["sample", "tiny", "--batch", "0"], ["--batch '0'", "lie in [1, 65536]"]),
@@ -212,6 +198,8 @@ def test_command_bad_input_is_one_line(
     words: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(training, "saved_bytes", lambda *_: 1)
+    if "torchrun" in parts:
+        monkeypatch.setenv("WORLD_SIZE", "2")
     code, error = cli.main(["bench", *words]), capsys.readouterr().err
     assert (code, error.count("\n"), error.startswith("pra: error: ")) == (2, 1, True)
     for part in parts:
@@ -220,7 +208,7 @@ def test_command_bad_input_is_one_line(
 
 @pytest.mark.parametrize("words", [["sample", "tiny", "--counts"], ["train", "tiny", "--plan", "--gpus", "1"]])
 def test_command_out_overwrites_nothing_and_knows_home(
-    words: list[str], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(training, "saved_bytes", lambda *_: 1)
@@ -234,13 +222,6 @@ def test_command_out_overwrites_nothing_and_knows_home(
         assert cli.main(["bench", *words, "--out", f"~/{place}"]) == 2
         assert str(tmp_path / place) in capsys.readouterr().err
     assert (tmp_path / "figures.json").read_text() == before
-
-
-def test_command_measures_one_device_at_a_time(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, error = call("tiny")
-    assert code == 2
-    assert "torchrun" in error
 
 
 def test_measure_step_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,9 +121,6 @@ def test_ctrl_c_is_one_line(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("show", "tiny") == (130, "", ["pra: interrupted"])
 
 
-# --- a reader that goes -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("line", ["show", "show --help", "--help", "--version"])
 def test_output_without_reader_ends_silently(
     line: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -45,6 +45,7 @@ def test_options_reach_the_sampler(call: Pra, trained: Path) -> None:
     for options, changes in (
         *((("--solver", solver.value), {"solver": solver}) for solver in solvers),
         (("--schedule", "linear", "--guidance", "3"), {"schedule": GuidanceSchedule.LINEAR, "guidance": 3.0}),
+        (("--schedule", "constant", "--guidance", "3"), {"schedule": GuidanceSchedule.CONSTANT, "guidance": 3.0}),
         (("--steps=1", "--temperature=0.5"), {"steps": 1, "temperature": 0.5}),
         (("--time-grid", "cosine", "--shift", "2"), {"time_grid": TimeGrid.COSINE, "shift": 2.0}),
         (("--guidance=3", "--guidance-interval", "0.2, 0.9"), {"guidance": 3.0, "guidance_interval": (0.2, 0.9)}),
@@ -70,11 +71,8 @@ def test_bad_options_are_named_before_the_output(call: Pra, trained: Path) -> No
         ("--steps 0", ["steps"]),
         ("--steps 1000000000000000000000", ["steps", "10000"]),
         ("--guidance nan", ["guidance"]),
-        ("--temperature -1", ["temperature"]),
         ("--guidance-interval 0.2", ["guidance_interval"]),
-        ("--guidance-interval 0.9,0.2", ["guidance_interval must lie in"]),
         ("--times 0,x,1", ["--times", "'0,x,1'"]),
-        ("--times 0,1,1", ["rising from 0 to 1"]),
         ("--batch-size 0", ["--batch-size 0"]),
         ("--num 0", ["--num 0"]),
         ("--num 5 --labels 12", ["label 12"]),
@@ -110,9 +108,6 @@ def test_damaged_checkpoint_is_passed_over_with_a_line(call: Pra, run: Path) -> 
     code, _, errors = call("sample", run, *ONE)
     assert (code, len(errors)) == (0, 1)
     assert re.fullmatch(r"pra: warning: checkpoint .*step-00000020 is damaged .*step-00000010, is used", errors[0])
-
-
-# --- where the output goes ----------------------------------------------------------------------------------
 
 
 def test_output_without_a_name_is_the_first_free_one(

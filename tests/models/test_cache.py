@@ -10,7 +10,6 @@ from support.models import ALL, random_model
 from pra import Sampler
 from pra.config import Precision, SamplingConfig
 from pra.models.cache import ALIGNED, KVCache, StaticCache
-from pra.models.head import HeadBlock
 from pra.sampling import Engine, runner
 from pra.sampling.native import SWITCH
 
@@ -65,26 +64,17 @@ def test_static_cache_is_aligned_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) 
     assert capacities == [13, 2 * ALIGNED]
 
 
-def test_residual_stream_of_the_head_is_float32() -> None:
-    """As every transformer's is, and as the engine computes it."""
-    model, seen = random_model(), []
-    for block in model.head.blocks:
-        assert isinstance(block, HeadBlock)
-        block.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
-    with torch.autocast("cpu", torch.bfloat16):
-        condition = model.head.project(torch.randn(4, 32))
-        assert condition.dtype is torch.bfloat16
-        velocity = model.head(torch.randn(4, 5), torch.rand(4), condition)
-    assert seen == [(torch.float32, torch.float32)] * len(model.head.blocks)
-    assert velocity.dtype is torch.float32
-
-
-def test_sampler_in_bfloat16_keeps_streams_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is trained is what is sampled, although linear layers hold bfloat16 copies."""
+def test_bfloat16_keeps_residual_streams_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training as in sampling, where linear layers hold bfloat16 copies."""
     by_modules(monkeypatch)
     model, seen = random_model(), []
     blocks = [*model.head.blocks, *model.backbone.transformer.blocks, *model.codec.decoder.transformer.blocks]
     for block in blocks:
         block.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        condition = model.head.project(torch.randn(4, 32))
+        assert condition.dtype is torch.bfloat16
+        assert model.head(torch.randn(4, 5), torch.rand(4), condition).dtype is torch.float32
+    assert len(seen) == len(model.head.blocks)
     Sampler(model, GUIDED, Precision.BFLOAT16).sample(LABELS, SEEDS)
     assert set(seen) == {(torch.float32, torch.float32)}

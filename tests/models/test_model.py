@@ -151,15 +151,14 @@ def test_encoder_sees_the_condition_where_it_should():
     for name, sees in (("learned", True), ("encoder-without-h", False)):
         model = random_model(ALL[name])
         patches = model.patchify(images)
-        states = [
-            model.codec.encode(patches, model.clean_conditions(torch.full((3,), label), patches)) for label in (0, 1)
-        ]
-        assert torch.equal(*states) is not sees
+        clean = [model.clean_conditions(torch.full((3,), label), patches) for label in (0, 1)]
+        assert torch.equal(*(model.codec.encode(patches, h) for h in clean)) is not sees
 
 
 def test_write_clamps():
-    model = random_model(PIXEL)
-    assert model.write(torch.tensor([[[3.0] * 12]])).max() == 1.0
+    for config in (PIXEL, LEARNED):
+        model = random_model(config)
+        assert model.write(10 * torch.randn(3, 12, config.state_dim)).abs().max() == 1.0
 
 
 @pytest.mark.parametrize("name", ALL)

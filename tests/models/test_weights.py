@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from support.files import contents
 from support.models import ALL, JITS, LEARNED, random_jit, random_model
 from support.refusal import refused
+from support.training import assert_same, tiny, train
 from torch.overrides import TorchFunctionMode
 
 import pra
 from pra import load
-from pra.config import SamplingConfig, override
+from pra.config import SamplingConfig
 from pra.models import build_model, weights
 from pra.training import averages
 from pra.training.averages import EMA, exponential
@@ -76,14 +77,11 @@ def test_load_sets_every_number_and_draws_none(name: str, tmp_path: Path) -> Non
         assert all(torch.equal(value, buffers[name]) for name, value in loaded.named_buffers())
 
 
-def test_build_model_draws_each_weight_once() -> None:
-    with Draws() as drawn:
-        model = build_model(ALL["learned"])
-    assert drawn.numbers == sum(p.numel() for p in model.parameters() if p.ndim == 2)
-
-
 @pytest.mark.parametrize("config", [ALL["learned"], JITS["jit"]])
-def test_build_model_on_meta_needs_no_memory(config: Any) -> None:
+def test_build_model_draws_once_and_not_on_meta(config: Any) -> None:
+    with Draws() as drawn:
+        model = build_model(config)
+    assert drawn.numbers == sum(p.numel() for p in model.parameters() if p.ndim == 2)
     with torch.device("meta"):
         model = build_model(config, seed=None)
     assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
@@ -141,27 +139,20 @@ def _metadata(file: Path, new: str, old: str) -> dict[str, str] | None:
 @pytest.mark.parametrize(("recipe", "kind"), [("tiny", "PRA"), ("tiny:jit", "JiT")])
 def test_run_of_format_1_resumes_bitwise(recipe: str, kind: str, tmp_path: Path) -> None:
     """Two steps, aged, and two more are the four steps of one run: weights, average, optimizer."""
-    config = override(override(pra.recipe(recipe), "train.sample_every", "0"), "train.steps", "4")
-    config = override(config, "train.checkpoint_every", "2")
+    config = tiny("train.steps=4", "train.checkpoint_every=2", recipe=recipe)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    pra.train(config, whole, device="cpu", progress=False)
+    train(config, whole)
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoints" / "step-00000004")
     age(resumed / "checkpoints" / "step-00000002", kind)
-    assert pra.train(config, resumed, device="cpu", progress=False).new_steps == 2
-    for name in ("model", "ema", "optimizer/shard-00001-model-00001-of-00001"):
-        file = Path("checkpoints", "step-00000004", f"{name}.safetensors")
-        one, other = load_file(whole / file), load_file(resumed / file)
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert train(config, resumed).new_steps == 2
+    assert_same(whole, resumed)
 
 
 def test_model_of_format_1_loads(tmp_path: Path) -> None:
     model = random_model()
-    pra.save(model, tmp_path / "model")
-    age(tmp_path / "model", "PRA")
-    loaded = pra.load(tmp_path / "model")
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    age(pra.save(model, tmp_path / "model"), "PRA")
+    assert same_weights(pra.load(tmp_path / "model"), model)
     assert json.loads((weights.shipped() / "config.json").read_text())["format"] == 1
 
 
@@ -199,6 +190,8 @@ def test_load_takes_a_run_a_checkpoint_or_a_model(trained: Path, tmp_path: Path)
     saved = pra.save(model, tmp_path / "saved")
     assert same_weights(pra.load(saved), model)
     assert same_weights(pra.load(saved, average="raw"), model)
+    kinds = {path.suffix for path in trained.rglob("*.*") if "tfevents" not in path.name}
+    assert kinds == {".json", ".jsonl", ".png", ".safetensors"}  # no pickle
 
 
 def test_load_of_something_else_is_refused(run: Path, tmp_path: Path) -> None:
@@ -262,11 +255,6 @@ def test_truncated_files_and_pickles_are_refused(tmp_path: Path) -> None:
     assert not Path("owned").exists()
 
 
-def test_run_holds_no_pickle(trained: Path) -> None:
-    kinds = {path.suffix for path in trained.rglob("*.*") if "tfevents" not in path.name}
-    assert kinds == {".json", ".jsonl", ".png", ".safetensors"}
-
-
 @pytest.mark.parametrize("size", [100, 4096, 100_000])
 def test_save_on_a_full_disk_leaves_nothing(
     tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]], size: int
@@ -321,6 +309,5 @@ def test_closed_folder_of_checkpoints_is_not_empty(run: Path, monkeypatch: pytes
     refused(lambda: pra.load(run), "Permission denied", code="unreadable", path=folder)
     assert weights.last_good(run) == "the earlier checkpoints cannot be read"
     metrics = (run / "metrics.jsonl").read_bytes()
-    config = override(pra.recipe("tiny"), "train.steps", "30")
-    refused(lambda: pra.train(config, run, device="cpu", progress=False), code="unreadable", path=folder)
+    refused(lambda: train(tiny("train.steps=30"), run), code="unreadable", path=folder)
     assert (run / "metrics.jsonl").read_bytes() == metrics

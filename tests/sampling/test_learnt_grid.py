@@ -69,9 +69,6 @@ def test_grid_with_nothing_to_learn_is_refused():
     refused(lambda: learn_grid(random_model(), replace(GUIDED, steps=1)), "at least 2", name="steps", value=1)
 
 
-# --- a grid of one's own ------------------------------------------------------------------------------------
-
-
 def test_guidance_interval_includes_both_ends():
     """Times are float32, where 0.4 is a little more than it is as a number of a person."""
     config = SamplingConfig(guidance=2.0, solver=Solver.EULER, steps=2, times=(0.0, 0.4, 1.0))

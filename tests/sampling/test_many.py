@@ -57,9 +57,6 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# --- which images -------------------------------------------------------------------------------------------
-
-
 def test_requests_are_a_grid_or_take_turns() -> None:
     pairs = grid((3, 7), (5, 6, 9))
     assert pairs.part(range(6)) == ([3, 3, 3, 7, 7, 7], [5, 6, 9, 5, 6, 9])
@@ -97,9 +94,6 @@ def test_images_are_those_that_an_evaluation_makes(trained: Path, tmp_path: Path
     assert (tmp_path / "a.npz").stat().st_mode & 0o777 == file_mode()
     call("sample", trained, "--labels", "3", "--seeds", "13", "--out", tmp_path / "one.npz")  # its seed in a grid
     assert np.abs(arrays(tmp_path / "one.npz")[0].astype(int) - expected[13]).max() <= 1
-
-
-# --- several processes, and after a kill --------------------------------------------------------------------
 
 
 def test_killed_processes_resume_bitwise(trained: Path, tmp_path: Path, call: Pra) -> None:
