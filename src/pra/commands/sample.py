@@ -85,16 +85,13 @@ def sample_command(
 
 
 def _check_num(num: int | None, seeds: str | None, random_labels: bool, label_seed: int | None) -> None:
-    problem = ""
-    if num is None and random_labels:
-        problem = "--random-labels is for --num"
-    elif num is not None and num < 1:
-        problem = f"--num {num} must be at least 1"
-    elif num is not None and seeds is not None:
-        problem = f"--num {num} has the seeds 0 to {num - 1}; leave --seeds out, or --num"
-    elif label_seed is not None and not random_labels:
-        problem = "--label-seed is for --random-labels"
-    if problem:
+    conflicts = {
+        "--random-labels is for --num": num is None and random_labels,
+        f"--num {num} must be at least 1": num is not None and num < 1,
+        f"--num {num} has the seeds 0, 1 and so on; leave --seeds out, or --num": num is not None and seeds is not None,
+        "--label-seed is for --random-labels": label_seed is not None and not random_labels,
+    }
+    for problem in (problem for problem, found in conflicts.items() if found):
         raise PraError(problem, code="conflict")
 
 

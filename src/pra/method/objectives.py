@@ -6,10 +6,8 @@
 
 The words on the right name the terms of the loss, here and in every log, curve and table. ``pixel`` and ``perceptual``
 reach the encoder and the decoder only; ``flow`` and ``auxiliary`` reach the backbone and the head only. Without the
-stop-gradient on ``z`` the states collapse onto what is easy to predict. JiT has one pass and ``flow`` alone.
-
-A new term is one entry in a function below, and a field ``NAME_weight`` of :class:`pra.config.ObjectiveConfig` where
-its weight is not 1. A term from outside the package is a :class:`LossTerm`.
+stop-gradient on ``z`` the states collapse onto what is easy to predict. JiT has one pass and ``flow`` alone. A new term
+is one entry in a function below, and a field ``NAME_weight`` of :class:`pra.config.ObjectiveConfig`.
 """
 
 from __future__ import annotations
@@ -35,7 +33,6 @@ from pra.models.head import FlowHead, velocity_from_data
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 """``(reconstruction, image) -> distance per image``, both ``(B, C, H, W)`` in [-1, 1]."""
-
 
 TERMS = ("pixel", "perceptual", "flow", "auxiliary", "shortcut")
 """Names of the terms in this module."""
@@ -160,7 +157,10 @@ def training_losses(
     for name, term in (extra or {}).items():
         value = term.function(given)
         if value is not None:
-            terms[name] = _scalar(name, value)
+            if not isinstance(value, Tensor) or value.ndim:
+                found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise _bad_term(name, f"expected a scalar tensor, got {found}. Return the mean over the batch")
+            terms[name] = value
             weighted.append(term.weight * value)
     states = given.patches if given.states is None else given.states.detach()
     return Losses(functools.reduce(operator.add, weighted), terms, states.flatten(0, 1).std(dim=0).min())
@@ -180,7 +180,8 @@ def _autoregressive_terms(
     # and its class, and the null class stands for the mixture of the classes' states.
     with torch.no_grad():  # h0 = sg(F(c, x))
         h0 = model.clean_conditions(labels, patches)
-    _forget_casts()
+    # Forget casts: older torch keeps low-precision weights made without gradient (pytorch#112583) for the next pass.
+    torch.clear_autocast_cache()
     z = model.codec.encode(patches, h0)
     decoded = None if model.config.codec is None else model.codec.decode(z).float()
     given = replace(given, states=z, decoded=decoded)
@@ -197,7 +198,7 @@ def _autoregressive_terms(
     # AR pass.
     with torch.no_grad():  # x~ = sg(...)
         inputs = ar_inputs(rollout, model, labels, patches, z, keys)
-    _forget_casts()
+    torch.clear_autocast_cache()
     h = model.conditions(drop_labels(model, labels, objective.class_dropout, keys), inputs)
     terms["flow"] = F.mse_loss(*_velocity_and_target(model, h, z, objective, keys))
     terms["auxiliary"] = F.mse_loss(model.auxiliary(h).float(), normalise_patches(patches))
@@ -215,18 +216,6 @@ def _diffusion_terms(model: JiT, given: LossInputs, objective: ObjectiveConfig) 
     target = velocity_from_data(x, x_t, t.unsqueeze(-1))  # the same clamp on both sides
     velocity = model(x_t, t, drop_labels(model, given.labels, objective.class_dropout, keys))
     return {"flow": F.mse_loss(velocity, target)}
-
-
-def _scalar(name: str, value: Tensor) -> Tensor:
-    if not isinstance(value, Tensor) or value.ndim:
-        given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise _bad_term(name, f"expected a scalar tensor, got {given}. Return the mean over the batch")
-    return value
-
-
-def _forget_casts() -> None:
-    # Older torch caches low-precision weights made without gradient too (pytorch#112583); the next pass would use them.
-    torch.clear_autocast_cache()
 
 
 def flow_errors(model: PRA, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor) -> Tensor:
@@ -272,7 +261,7 @@ def shortcut_loss(
         second = shortcut(z_t + half.unsqueeze(-1) * first, t + half, condition, half)
         shortest = span < 1.5 / max(SHORTCUT_STEPS)
         target = torch.where(shortest.unsqueeze(-1), exact, (first + second) / 2)
-    _forget_casts()
+    torch.clear_autocast_cache()
     return F.mse_loss(shortcut(z_t, t, condition, span), target)
 
 

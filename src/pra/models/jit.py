@@ -1,8 +1,7 @@
 """JiT, the diffusion baseline: "Just image Transformer" (Li and He, arXiv 2511.13720), of the same parts as PRA.
 
-A plain transformer over the noised pixel patches of a whole image, every patch seeing every other; it predicts the
-clean image ``x`` and is trained, and integrated, as the velocity that this means. Unlike the paper's: a learned
-position per token beside the rotary embedding, class tokens from the first block on, and no dropout.
+It predicts the clean image ``x`` and is trained, and integrated, as the velocity that this means. Unlike the paper's: a
+learned position per token beside the rotary embedding, class tokens from the first block on, and no dropout.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Models on disk: ``config.json`` beside safetensors. Never a pickle.
 
-A model folder holds ``config.json`` (format, model, sampling, classes) and ``model.safetensors``; a checkpoint of a
-run is such a folder too, with its averages (``ema.safetensors``, ``power-0.05.safetensors``) and the optimiser beside.
+A checkpoint of a run is a model folder too, with averages (``ema.safetensors``, ``power-0.05.safetensors``) beside.
 """
 
 from __future__ import annotations

@@ -78,7 +78,15 @@ class NpzBatch:
             if there != math.prod(shape):
                 problem = f"is damaged: arr_0 has {there} bytes for {shape[0]} images. Write it again"
                 raise unreadable(path, problem)
-            self.labels = _labels(path, shape[0]) if "arr_1.npy" in names else None
+            self.labels = None
+            if "arr_1.npy" in names:
+                labels = read_arrays(path, ["arr_1"])["arr_1"]
+                if labels.shape != shape[:1] or labels.dtype.kind not in "iu":
+                    problem = f"has arr_1 {labels.dtype} {labels.shape}, not one whole-numbered label per image"
+                    raise unreadable(path, problem)
+                if labels.min() < 0:
+                    raise unreadable(path, f"has the label {labels.min()} in arr_1. Count labels from 0")
+                self.labels = torch.from_numpy(labels.astype(np.int64))
         self.count, (*size, self.channels) = shape[0], shape[1:]
         self.size: tuple[int, int] = (size[0], size[1])
 
@@ -100,22 +108,12 @@ class NpzBatch:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Read the shape and type of an array file, up to its first number."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, by_columns, dtype = read(file)
     if by_columns and len(shape) > 1:
         raise ValueError("arr_0 is stored column by column")
     return shape, dtype
-
-
-def _labels(path: Path, count: int) -> Tensor:
-    labels = read_arrays(path, ["arr_1"])["arr_1"]
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise unreadable(path, f"has arr_1 {labels.dtype} {labels.shape}, not one whole-numbered label per image")
-    if labels.min() < 0:
-        raise unreadable(path, f"is not valid: arr_1 has the label {labels.min()}. Count labels from 0, or remove it")
-    return torch.from_numpy(labels.astype(np.int64))
 
 
 def exported(batches: Iterable[Batch], count: int, path: Path, plan: dict[str, Any] | None = None) -> Iterator[Batch]:

@@ -1,8 +1,7 @@
 """Where a solver's intervals should lie for one model: the grid that ends nearest to where many small steps end.
 
-Real sampling gives conditions, starts, and the states that a fine solver ends at. Gradient descent through the solver
-then moves the times between 0 and 1 (as arXiv 2404.14507 optimises schedules, with the error of the solution in place
-of a bound on it). Half of the problems, of the same images, are kept back to compare the grid with others.
+Gradient descent through the solver moves the times (as arXiv 2404.14507, with the error of the solution in place of a
+bound on it), on one half of the problems of real sampling; the other half compares the grid with others.
 """
 
 from __future__ import annotations

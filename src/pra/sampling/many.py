@@ -1,8 +1,8 @@
 """Many images by any number of processes, resumed after a kill.
 
-Shards of consecutive images lie in ``.OUT.partial`` beside the output, each written whole or not at all, under a plan
-that names the images and weights. When all are there they become the output. A shard is a batch of the first call, so
-an image is computed beside the same others on any number of processes, and is bitwise the same on the same device.
+Shards of consecutive images lie in ``.OUT.partial`` beside the output, under a plan that names the images and weights.
+A shard is a batch of the first call, so an image is computed beside the same others on any number of processes, and is
+bitwise the same on the same device.
 """
 
 from __future__ import annotations
@@ -137,7 +137,6 @@ def _make(
 
 
 def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> None:
-    """Turn all shards into the output, and remove them."""
     if missing := shards.missing():
         gone = shards.paths[missing[0]]
         fix = f"Write {out} on a disk that all machines share, and repeat the command to resume"

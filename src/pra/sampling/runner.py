@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
@@ -115,9 +115,11 @@ class Way:
         """Describe it for a person."""
         return f"the model's own modules ({self.plain})" if self.plain else "arithmetic compiled for this processor"
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """Return the block in which torch computes, and makes caches, in this precision."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.low)
+    @contextmanager
+    def arithmetic(self, device: torch.device) -> Iterator[None]:
+        """Open the block in which torch computes, and makes caches, in this precision."""
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self.low):
+            yield
 
 
 def way_for(model: PRA, precision: Precision, compile: bool) -> Way:
@@ -132,7 +134,7 @@ def way_for(model: PRA, precision: Precision, compile: bool) -> Way:
 def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision, compile: bool) -> int:
     """Return the bytes of the caches of one image, in an :class:`Engine` of these arguments."""
     way = way_for(model, precision, compile)
-    with torch.inference_mode(), way.autocast(model.device):
+    with way.arithmetic(model.device):
         streams = Plan.of_head(config, model.config.num_patches).most
         caches = model.backbone.new_cache(streams, way.cache), model.codec.new_cache(1, way.cache)
     return sum(cache.nbytes for cache in caches if cache is not None)
@@ -159,11 +161,9 @@ class Engine:
             self.steps = Steps(model, config, batch, self.way.cache)
             self.steps.run = runner(self._device, compile)
 
-    @contextmanager
-    def arithmetic(self) -> Iterator[None]:
-        """Open the block in which steps are taken."""
-        with torch.inference_mode(), self.way.autocast(self._device):
-            yield
+    def arithmetic(self) -> AbstractContextManager[None]:
+        """Return the block in which steps are taken."""
+        return self.way.arithmetic(self._device)
 
     def renew(self) -> bool:
         """Take over weights that were changed in place. Return ``False`` where the model itself has changed or moved:
