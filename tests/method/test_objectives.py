@@ -84,17 +84,13 @@ def test_identity_codec_has_nothing_to_reconstruct(name: str) -> None:
     assert reached(model, losses.total) == {"condition", "backbone", "head", "auxiliary"}
 
 
-@pytest.mark.parametrize("perceptual", [0.0, 0.3])
-@pytest.mark.parametrize("auxiliary", [0.0, 0.1, 0.37])
+@pytest.mark.parametrize(("auxiliary", "perceptual"), [(0.0, 0.3), (0.1, 0.0), (0.37, 0.3)])
 def test_total_is_the_weighted_sum_bitwise(auxiliary: float, perceptual: float) -> None:
     """In this order of additions, on which rounding depends: runs resume with the losses that they began with."""
     model = random_model(replace(LEARNED, head=replace(LEARNED.head, shortcut=True)))
-    weights = {"auxiliary_weight": auxiliary, "perceptual_weight": perceptual}
-    losses = computed(model, config.Parallel(), distance, **weights)
-    codec = losses.terms["pixel"]
-    if perceptual:
-        codec = codec + perceptual * losses.terms["perceptual"]
+    losses = computed(model, perceptual=distance, auxiliary_weight=auxiliary, perceptual_weight=perceptual)
     terms = losses.terms
+    codec = terms["pixel"] + perceptual * terms["perceptual"] if perceptual else terms["pixel"]
     assert losses.total == terms["flow"] + codec + auxiliary * terms["auxiliary"] + terms["shortcut"]
     names = ["pixel", *["perceptual"] * bool(perceptual), "flow", "auxiliary", "shortcut"]
     assert [*terms] == names

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from support.data import noisy
 from support.refusal import refused
+from support.training import train
 from torch import Tensor
 
 import pra
@@ -22,8 +22,6 @@ from pra.method.perceptual import OFF
 from pra.models.base import NoDraws
 from pra.utils import extras
 from pra.utils.extras import install_command
-
-CPU = torch.device("cpu")
 
 
 def model_config(channels: int = 3, size: tuple[int, int] = (32, 32)) -> ModelConfig:
@@ -50,7 +48,7 @@ def random_features(features: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) 
 
 
 def build(channels: int = 3, size: tuple[int, int] = (32, 32)) -> Perceptual:
-    return perceptual.lpips_distance(model_config(channels, size), CPU)
+    return perceptual.lpips_distance(model_config(channels, size), torch.device("cpu"))
 
 
 def pictures(channels: int, seed: int, count: int = 2) -> Tensor:
@@ -93,12 +91,11 @@ def test_images_that_the_network_cannot_read(channels: int, size: tuple[int, int
 
 def test_missing_lpips_is_named_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
-    attempt = lambda: pra.train(rgb_run(tmp_path), tmp_path / "run", device="cpu", progress=False)  # noqa: E731
-    refused(attempt, install_command("perceptual"), OFF, code="not-installed")
-    assert not (tmp_path / "run").exists()
-    config = rgb_run(tmp_path)
+    config, folder = rgb_run(tmp_path), tmp_path / "run"
+    refused(lambda: train(config, folder), install_command("perceptual"), OFF, code="not-installed")
+    assert not folder.exists()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, codec=None))
-    assert pra.train(config, tmp_path / "run", device="cpu", progress=False).new_steps == 1  # it needs no lpips
+    assert train(config, folder).new_steps == 1  # it needs no lpips
 
 
 @pytest.mark.parametrize("kind", ["RuntimeError", "OSError"])
@@ -129,10 +126,8 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch, prob
 @pytest.mark.usefixtures("random_features")
 def test_perceptual_loss_changes_the_codec_alone(tmp_path: Path) -> None:
     config = rgb_run(tmp_path)
-    without = dataclasses.replace(config.train.objective, perceptual_weight=0.0)
-    plain = dataclasses.replace(config, train=dataclasses.replace(config.train, objective=without))
-    moved = pra.train(config, tmp_path / "with", device="cpu", progress=False).model
-    still = pra.train(plain, tmp_path / "without", device="cpu", progress=False).model
+    moved = train(config, tmp_path / "with").model
+    still = train(apply_settings(config, ["train.objective.perceptual_weight=0"]), tmp_path / "without").model
     pairs = zip(moved.named_parameters(), still.parameters(), strict=True)
     changed = {name.split(".")[0] for (name, a), b in pairs if not torch.equal(a, b)}
     assert changed == {"codec"}
@@ -141,10 +136,8 @@ def test_perceptual_loss_changes_the_codec_alone(tmp_path: Path) -> None:
 def rgb_run(tmp_path: Path) -> RunConfig:
     """One step on two colour images with a perceptual loss. Clipping would couple the codec with the rest."""
     for index in range(2):
-        path = tmp_path / "data" / "class" / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(index).integers(0, 256, (32, 32, 3), np.uint8)).save(path)
-    tiny = dataclasses.replace(pra.recipe("tiny"), model=dataclasses.replace(model_config(), num_classes=1))
+        noisy(tmp_path / "data" / "class" / f"{index}.png", (32, 32), seed=index)
+    one = dataclasses.replace(pra.recipe("tiny"), model=dataclasses.replace(model_config(), num_classes=1))
     settings = ["train.steps=1", "train.batch_size=2", "train.sample_every=0", "train.optimizer.clip=1e9"]
     settings += ["train.objective.perceptual_weight=1", f"data.source=folder:{tmp_path / 'data'}"]
-    return apply_settings(tiny, settings)
+    return apply_settings(one, settings)

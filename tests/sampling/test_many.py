@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from support import processes
+from support.answer import Pra, caller
 from support.files import contents
 from support.models import PIXEL, random_model
 from support.refusal import refused
@@ -31,30 +31,16 @@ from pra.utils.locks import locked
 from pra.utils.pixels import to_uint8
 from pra.utils.provenance import file_sha256
 
-Pra = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Pra:
-    """``pra`` in this process, on the CPU: its code, what it printed, and its last line of errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main([*map(str, arguments), "--device", "cpu"])
-        out, error = capsys.readouterr()
-        said = [line for line in error.replace("\r", "\n").splitlines() if not line.startswith("sample:")]
-        return code, out, "\n".join(line for line in said if line.strip())
-
-    return run
+    """``pra sample`` of a run, on the CPU."""
+    return functools.partial(caller(capsys), "sample", "--device", "cpu")
 
 
 def arrays(path: Path) -> tuple[Any, Any]:
     with np.load(path) as found:
         return found["arr_0"], found["arr_1"]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_requests_are_a_grid_or_take_turns() -> None:
@@ -78,7 +64,7 @@ def test_random_labels_depend_on_index_and_seed_alone() -> None:
 
 
 def test_images_are_those_that_an_evaluation_makes(trained: Path, tmp_path: Path, call: Pra) -> None:
-    assert call("sample", trained, "--num", 14, "--batch-size", 5, "--out", tmp_path / "a.npz")[0] == 0
+    assert call(trained, "--num", 14, "--batch-size", 5, "--out", tmp_path / "a.npz").code == 0
     pixels, labels = arrays(tmp_path / "a.npz")
     model, requests = pra.load(trained), numbered(14, range(10))
     [whole] = sampled(pra.Sampler(model), requests, range(14), 14)
@@ -92,15 +78,15 @@ def test_images_are_those_that_an_evaluation_makes(trained: Path, tmp_path: Path
     assert (plan["weights"], plan["images"]) == (made, requests.plan)
     assert plan["sampling"]["guidance"] == model.sampling.guidance
     assert (tmp_path / "a.npz").stat().st_mode & 0o777 == file_mode()
-    call("sample", trained, "--labels", "3", "--seeds", "13", "--out", tmp_path / "one.npz")  # its seed in a grid
+    call(trained, "--labels", "3", "--seeds", "13", "--out", tmp_path / "one.npz")  # its seed in a grid
     assert np.abs(arrays(tmp_path / "one.npz")[0].astype(int) - expected[13]).max() <= 1
 
 
 def test_killed_processes_resume_bitwise(trained: Path, tmp_path: Path, call: Pra) -> None:
     """Two processes, killed and started again, make the images of one process, and nothing twice."""
-    line = ["sample", trained, "--num", 24, "--random-labels", "--batch-size", 1]
+    line = [trained, "--num", 24, "--random-labels", "--batch-size", 1]
     out, partial = tmp_path / "two" / "out", tmp_path / "two" / ".out.partial"
-    shared = [*line, "--device", "cpu", "--out", out]
+    shared = ["sample", *line, "--device", "cpu", "--out", out]
     with processes.started(tmp_path / "said", 2, *shared) as group:
         group.wait_for(lambda: len(list(partial.glob("shard-*"))) >= 3)
     assert not out.exists()
@@ -116,8 +102,8 @@ def test_killed_processes_resume_bitwise(trained: Path, tmp_path: Path, call: Pr
     assert "on 2 processes" in two[0].out
     for name, identity in made.items():
         assert ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) == identity
-    assert call(*line, "--out", tmp_path / "whole")[0] == 0
-    assert files(out) == files(tmp_path / "whole")
+    assert call(*line, "--out", tmp_path / "whole").code == 0
+    assert contents(out) == contents(tmp_path / "whole")
     assert os.listdir(out.parent) == ["out"]  # nothing unfinished is left
     again = processes.run(tmp_path / "again", 2, *shared)
     assert [outcome.code for outcome in again] == [2, 2]
@@ -128,7 +114,7 @@ def test_killed_processes_resume_bitwise(trained: Path, tmp_path: Path, call: Pr
 def test_kill_while_shards_are_joined_does_no_harm(
     trained: Path, tmp_path: Path, call: Pra, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = ["sample", trained, "--num", 9, "--batch-size", 2]
+    line = [trained, "--num", 9, "--batch-size", 2]
     call(*line, "--out", tmp_path / "whole")
     rename, moved = Path.rename, []
 
@@ -141,32 +127,18 @@ def test_kill_while_shards_are_joined_does_no_harm(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", stop)
-        assert call(*line, "--out", tmp_path / "out")[0] == 130
+        assert call(*line, "--out", tmp_path / "out").code == 130
     assert not (tmp_path / "out").exists()
-    code, text, _ = call(*line, "--out", tmp_path / "out")
-    assert code == 0
-    assert "0 new images" in text
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert "0 new images" in call(*line, "--out", tmp_path / "out").out
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-class Killed(Exception):  # noqa: N818
-    """Stands in for a kill."""
-
-
-def stopped(sampler: pra.Sampler, out: Path, count: int, batches: int, batch_size: int = 2) -> None:
-    """Some shards of a set, and no more."""
-    sample, calls = sampler.sample, 0
-
-    def few(*arguments: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls > batches:
-            raise Killed
-        return sample(*arguments)
-
-    sampler.sample = few  # type: ignore[method-assign]
-    with pytest.raises(Killed):
-        many(sampler, out, count, batch_size)
+def stopped(sampler: pra.Sampler, out: Path, count: int, batches: int) -> None:
+    """Some shards of a set, and no more: the next batch is a kill."""
+    made = [sampler.sample] * batches
+    sampler.sample = lambda *given: made.pop()(*given)  # type: ignore[method-assign]
+    with pytest.raises(IndexError):
+        many(sampler, out, count)
 
 
 def many(sampler: pra.Sampler, out: Path, count: int, batch_size: int = 2, weights: str = "a") -> int:
@@ -209,8 +181,7 @@ def test_broken_shard_is_named_and_made_again(name: str, tmp_path: Path) -> None
 def test_set_without_images_leaves_nothing(tmp_path: Path, full_disk: Callable[[int], Any]) -> None:
     model, out = random_model(PIXEL), tmp_path / "out"
     stopped(pra.Sampler(model), out, 10, batches=0)
-    room: AbstractContextManager[None] = full_disk(600)
-    with room:
+    with full_disk(600):
         attempt = lambda: many(pra.Sampler(model), tmp_path / "out.npz", 10, batch_size=10)  # noqa: E731
         refused(attempt, "shard-000000.npz cannot be written", "nothing was left")
     assert os.listdir(tmp_path) == []
@@ -218,7 +189,7 @@ def test_set_without_images_leaves_nothing(tmp_path: Path, full_disk: Callable[[
     partial.mkdir()
     (partial / "plan.json").write_text(json.dumps({"images_per_shard": 3, "images": {"count": 7}}))
     assert many(pra.Sampler(model), out, 10) == 10
-    assert len(files(out)) == 10
+    assert len(contents(out)) == 10
 
 
 def test_two_commands_do_not_write_one_output(tmp_path: Path) -> None:
