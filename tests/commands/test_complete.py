@@ -20,9 +20,9 @@ from pra.utils.pixels import GAP, from_uint8
 
 @pytest.fixture
 def digits(tmp_path: Path) -> list[Path]:
-    """Three pictures that the model has not seen."""
+    """Two pictures that the model has not seen."""
     source = open_source("digits@test")
-    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    paths = [tmp_path / f"{index}.png" for index in range(2)]
     for index, path in enumerate(paths):
         source.image(index).save(path)
     return paths
@@ -32,7 +32,9 @@ def pixels(path: Path | str) -> Tensor:
     return torch.from_numpy(np.asarray(Image.open(path)).copy())
 
 
-def test_one_image_once_is_a_picture_of_its_size(call: Pra, trained: Path, digits: list[Path]) -> None:
+def test_one_image_once_is_a_picture_of_its_size(
+    call: Pra, trained: Path, digits: list[Path], picture: Callable[..., Path]
+) -> None:
     words = ("complete", trained, digits[0], "--seeds", "3", "--rows")
     assert call(*words, "2", "--out", "a.png").out.endswith(
         "1 images continued from 2 of 4 rows, 1 times each: a.png\n"
@@ -41,12 +43,9 @@ def test_one_image_once_is_a_picture_of_its_size(call: Pra, trained: Path, digit
     assert not torch.equal(pixels("a.png")[4:], pixels(digits[0])[4:])
     assert call(*words, "4", "--out", "b.png").code == 0
     assert torch.equal(pixels("b.png"), pixels(digits[0]))
-
-
-def test_grid_shows_image_kept_rows_and_continuations(call: Pra, trained: Path, digits: list[Path]) -> None:
-    assert call("complete", trained, *digits, "--rows", "1", "--seeds", "0-3", "--out", "out.PNG").code == 0
-    with Image.open("out.PNG") as grid:
-        assert grid.size == (6 * (64 + GAP) + GAP, 3 * (64 + GAP) + GAP)
+    image = picture("bw.png", mode="1")  # is converted
+    assert call("complete", trained, image, "--rows", "4", "--seeds", "0", "--out", "c.png").code == 0
+    assert torch.equal(pixels("c.png"), pixels(image) * torch.tensor(255, dtype=torch.uint8))
 
 
 def test_arrays_and_files_are_the_sampler_s_images(call: Pra, trained: Path, digits: list[Path]) -> None:
@@ -55,7 +54,9 @@ def test_arrays_and_files_are_the_sampler_s_images(call: Pra, trained: Path, dig
     second.parent.mkdir()
     shutil.copy(digits[1], second)
     words = ("complete", trained, first, second, "--rows", "1", "--seeds", "0,2", "--label", "3,7", "--out")
-    assert [call(*words, out).code for out in ("out.npz", "out")] == [0, 0]
+    assert [call(*words, out).code for out in ("out.npz", "out", "out.PNG")] == [0, 0, 0]
+    with Image.open("out.PNG") as grid:  # the image, what was kept of it, two continuations
+        assert grid.size == (4 * (64 + GAP) + GAP, 2 * (64 + GAP) + GAP)
     names = [f"{place:04d}-0-seed{seed:06d}.png" for place in (0, 1) for seed in (0, 2)]
     assert sorted(path.name for path in Path("out").iterdir()) == names
     real = torch.stack([from_uint8(pixels(path))[None] for path in (first, first, second, second)])
@@ -65,12 +66,6 @@ def test_arrays_and_files_are_the_sampler_s_images(call: Pra, trained: Path, dig
         assert arrays["arr_1"].tolist() == [3, 3, 7, 7]
         for name, one in zip(names, arrays["arr_0"], strict=True):
             assert np.array_equal(pixels(Path("out") / name), one[..., 0])
-
-
-def test_black_and_white_is_converted(call: Pra, trained: Path, picture: Callable[..., Path]) -> None:
-    image = picture("bw.png", mode="1")
-    assert call("complete", trained, image, "--rows", "4", "--seeds", "0", "--out", "out.png").code == 0
-    assert torch.equal(pixels("out.png"), pixels(image) * torch.tensor(255, dtype=torch.uint8))
 
 
 def test_images_of_another_kind_are_refused(call: Pra, trained: Path, picture: Callable[..., Path]) -> None:

@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import sys
-from pathlib import Path
 
 import pytest
 from support.answer import Pra
@@ -15,15 +14,12 @@ from pra import cli
 from pra.commands import show
 
 
-def test_help_lists_options_without_noise(call: Pra) -> None:
+def test_help_lists_options_choices_and_usage(call: Pra) -> None:
     for command in cli.COMMANDS:
         code, text, errors = call(*command.split(), "--help")
         assert (code, errors) == (0, [])
         assert text.startswith(f"usage: pra {command} [-h]")
         assert [noise for noise in ("None", "--no-", "default: False") if noise in text] == []
-
-
-def test_help_shows_choices_defaults_and_usage(call: Pra) -> None:
     text = " ".join(call("sample", "--help").out.replace("│", " ").split())
     for part in ("--solver euler|midpoint|heun|euler-maruyama", "--steps INT", "(default: all)", "2-2 the one of that"):
         assert part in text
@@ -98,27 +94,22 @@ def test_two_ranks_report_an_error_once(call: Pra, monkeypatch: pytest.MonkeyPat
 
 
 def test_verbose_turns_the_loggers_on(call: Pra) -> None:
-    logger = logging.getLogger("pra")
-    assert call("show", "-v").code == 0
-    assert logger.level == logging.INFO
-    assert call("show").code == 0
-    assert logger.level == logging.WARNING
+    for words, level in ((("show", "-v"), logging.INFO), (("show",), logging.WARNING)):
+        assert call(*words).code == 0
+        assert logging.getLogger("pra").level == level
 
 
-def test_closed_file_is_one_line(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
-    def closed(path: Path) -> bool:
-        raise PermissionError(13, "Permission denied", str(path))
+def test_errors_in_the_work_are_one_line_each(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise errors[name]
 
-    monkeypatch.setattr(Path, "exists", closed)  # root may enter everywhere
+    errors = {"stop": KeyboardInterrupt(), "broken": BrokenPipeError()}
+    errors |= {"closed": PermissionError(13, "Permission denied", "closed/config.json")}
+    monkeypatch.setattr(show, "recipe_or_run", fail)
+    assert call("show", "stop") == (130, "", ["pra: interrupted"])
     assert call("show", "closed").is_refusal("closed/config.json is closed to you (Permission denied)")
-
-
-def test_ctrl_c_is_one_line(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(name: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(show, "recipe_or_run", stop)
-    assert call("show", "tiny") == (130, "", ["pra: interrupted"])
+    with pytest.raises(BrokenPipeError):  # not of stdout: it is not hidden
+        call("show", "broken")
 
 
 @pytest.mark.parametrize("line", ["show", "show --help", "--help", "--version"])
@@ -132,12 +123,3 @@ def test_output_without_reader_ends_silently(
         assert cli.main(line.split()) == 141
         output.flush()  # as Python does at its end
     assert capfd.readouterr().err == ""
-
-
-def test_broken_pipe_elsewhere_is_not_hidden(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(name: str) -> None:
-        raise BrokenPipeError
-
-    monkeypatch.setattr(show, "recipe_or_run", broken)
-    with pytest.raises(BrokenPipeError):
-        call("show", "tiny")

@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 import torch
 from support.judging import pixels, stream
-from support.models import PIXEL, random_model
 from support.refusal import refused
 
-import pra
 from pra.evaluation.metrics import Protocol
-from pra.sampling.batches import NpzBatch, exported, sampled
-from pra.sampling.requests import numbered
+from pra.sampling.batches import NpzBatch, exported
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
 
@@ -67,16 +64,3 @@ def test_batches_of_other_arrays_are_refused(tmp_path: Path, arrays: dict[str, A
     refused(lambda: NpzBatch(path), str(path), "cannot be read")
     np.savez(path, **arrays)
     refused(lambda: NpzBatch(path), str(path), part)
-
-
-def test_images_of_a_model_are_their_own() -> None:
-    model = random_model(PIXEL)
-    requests = numbered(7, range(5))
-    whole = list(sampled(pra.Sampler(model), requests, range(7), 7))
-    assert whole[0].labels is not None
-    assert whole[0].labels.tolist() == [0, 1, 2, 3, 4, 0, 1]
-    expected = pra.Sampler(model).sample([3, 4], [3, 4])
-    [part] = sampled(pra.Sampler(model), requests, range(3, 5), 100)
-    assert part.start == 3
-    assert torch.allclose(part.images, expected, atol=1e-5)
-    assert torch.allclose(whole[0].images[3:5], expected, atol=1e-5)

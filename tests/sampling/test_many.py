@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support import processes
 from support.answer import Pra, caller
 from support.files import contents
@@ -70,6 +71,9 @@ def test_images_are_those_that_an_evaluation_makes(trained: Path, tmp_path: Path
     [whole] = sampled(pra.Sampler(model), requests, range(14), 14)
     assert whole.labels is not None
     assert labels.tolist() == whole.labels.tolist() == [index % 10 for index in range(14)]
+    [part] = sampled(pra.Sampler(model), requests, range(3, 5), 100)
+    assert part.start == 3
+    assert torch.allclose(part.images, whole.images[3:5], atol=1e-4)
     expected = to_uint8(whole.images).permute(0, 2, 3, 1).numpy()
     assert np.abs(pixels.astype(int) - expected).max() <= 1  # in other batches, so up to rounding
     plan = NpzBatch(tmp_path / "a.npz").plan
