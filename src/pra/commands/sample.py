@@ -22,7 +22,7 @@ from pra.commands.options import (
 from pra.errors import PraError
 from pra.models import weights
 from pra.sampling.many import sample_many
-from pra.sampling.requests import Requests, grid, numbered
+from pra.sampling.requests import grid, numbered
 from pra.utils.distributed import World, join
 from pra.utils.files import first_free
 from pra.utils.provenance import file_sha256
@@ -71,7 +71,14 @@ def sample_command(
         sampler = how.sampler(folder, device)
         classes = sampler.model.classes
         chosen = tuple(dict.fromkeys(parse_labels(labels, classes)))
-        requests, columns, what = _requests(chosen, seeds, num, (label_seed or 0) if random_labels else None)
+        if num is None:
+            numbers = tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds")))
+            requests, columns = grid(chosen, numbers), len(numbers)
+            what = f"{len(chosen)} labels x {len(numbers)} seeds"
+        else:
+            requests = numbered(num, chosen, (label_seed or 0) if random_labels else None)
+            columns, found = math.isqrt(num - 1) + 1, len(set(requests.labels))
+            what = f"{requests.plan['order']}, {found} label{'s' if found > 1 else ''}"
         place = out.expanduser() if out else world.run_on_first(lambda: first_free(OUT))
 
         def name(label: int, seed: int) -> str:
@@ -105,16 +112,3 @@ def _weights(run: Path | None, average: str, world: World) -> tuple[Path, dict[s
         problem = f"the processes do not see the same {file.name} in {run}. Name a checkpoint that stays"
         raise PraError(problem, code="mismatch", path=run)
     return folder, {"file": file.name, "sha256": same}
-
-
-def _requests(
-    chosen: tuple[int, ...], seeds: str | None, num: int | None, label_seed: int | None
-) -> tuple[Requests, int, str]:
-    """Return the images to make, the columns of their grid, and a description."""
-    if num is None:
-        numbers = tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds")))
-        return grid(chosen, numbers), len(numbers), f"{len(chosen)} labels x {len(numbers)} seeds"
-    requests = numbered(num, chosen, label_seed)
-    found = len(set(requests.labels))
-    told = f"{requests.plan['order']}, {found} label{'s' if found > 1 else ''}"
-    return requests, math.isqrt(num - 1) + 1, told

@@ -6,6 +6,7 @@ bound on it), on one half of the problems of real sampling; the other half compa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -84,10 +85,13 @@ def learn_grid(
     order = torch.argsort(noise.uniform(noise.keys(0, torch.zeros(1, dtype=torch.int64)), len(problems.start))[0])
     order = order.to(problems.start.device)
     known, kept_back = problems.at(order[::2]), problems.at(order[1::2])
-    learnt = [_descend(model, config, known, start, progress) for start in (TimeGrid.UNIFORM, TimeGrid.COSINE)]
-    best = min(learnt, key=lambda times: _error(model, config, known, times))
-    grids = {kind.value: solvers.time_grid(kind, config.steps) for kind in TimeGrid} | {"learnt": best}
-    errors = {name: _error(model, config, kept_back, times) for name, times in grids.items()}
+    loss = functools.partial(_loss, model, config)
+    starts = [solvers.time_grid(kind, config.steps) for kind in (TimeGrid.UNIFORM, TimeGrid.COSINE)]
+    learnt = [_descend(loss, known, start.to(order.device), progress) for start in starts]
+    with torch.no_grad():
+        best = min(learnt, key=lambda times: float(loss(known, times)))
+        grids = {kind.value: solvers.time_grid(kind, config.steps) for kind in TimeGrid} | {"learnt": best}
+        errors = {name: loss(kept_back, times.to(order.device)).sqrt().item() for name, times in grids.items()}
     return LearntGrid(tuple(best.tolist()), errors)
 
 
@@ -112,15 +116,13 @@ def sampled_problems(model: PRA, config: SamplingConfig, images: int) -> Problem
 
 
 def _descend(
-    model: PRA, config: SamplingConfig, problems: Problems, start: TimeGrid, progress: Callable[[int], object]
+    loss: Callable[[Problems, Tensor], Tensor], problems: Problems, start: Tensor, progress: Callable[[int], object]
 ) -> Tensor:
-    device = problems.start.device
-    logits = solvers.time_grid(start, config.steps).diff().log().to(device).requires_grad_()
+    logits = start.diff().log().requires_grad_()
     optimizer = torch.optim.Adam([logits], RATE)
     for first in range(0, ROUNDS * TOGETHER, TOGETHER):
-        rows = torch.arange(first, first + TOGETHER, device=device) % len(problems.start)  # the problems are shuffled
-        (gradient,) = torch.autograd.grad(_loss(model, config, problems.at(rows), _times(logits)), [logits])
-        logits.grad = gradient
+        rows = torch.arange(first, first + TOGETHER, device=start.device) % len(problems.start)  # they are shuffled
+        (logits.grad,) = torch.autograd.grad(loss(problems.at(rows), _times(logits)), [logits])
         optimizer.step()
         progress(1)
     return _times(logits.detach())
@@ -129,11 +131,6 @@ def _descend(
 def _times(logits: Tensor) -> Tensor:
     inner = logits.softmax(0).cumsum(0)[:-1]
     return torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
-
-
-def _error(model: PRA, config: SamplingConfig, problems: Problems, times: Tensor) -> float:
-    with torch.no_grad():
-        return _loss(model, config, problems, times.to(problems.start.device)).sqrt().item()
 
 
 def _loss(model: PRA, config: SamplingConfig, problems: Problems, times: Tensor) -> Tensor:
