@@ -41,9 +41,6 @@ GIGA, GIB, TERA = 1e9, 2**30, 1e12
 H200 = 790 * TERA
 """FLOP/s of large bfloat16 matrix products on an NVIDIA H200, as measured (docs/performance.md)."""
 
-Figures = tuple[dict[str, Any], list[tuple[str, str, str]]]
-"""Values for JSON, and lines for a person: a name, a number with its unit, and what it is."""
-
 
 def bench_command(
     run: Annotated[Positional[str], arg(metavar="RUN|RECIPE")],
@@ -95,7 +92,7 @@ def bench_command(
             engine = Engine(model, sampling, size, arithmetic, compile)
             seconds, element_size = measured_parts(engine), engine.steps.backbone_cache.keys.element_size()
         rows += count(model.config, sampling, size, element_size, peak, seconds)
-    print(_table(rows, peak, dtype))
+    _print_table(rows, peak, dtype)
     known = {"run": run, "sampling": to_dict(sampling), "dtype": str(dtype), "peak": peak and peak._asdict()}
     _finish(out, known | {"rows": rows})
 
@@ -117,20 +114,17 @@ def _model(name: str, device: torch.device, settings: tuple[str, ...]) -> tuple[
     return model, sampling
 
 
-def _table(rows: list[Row], peak: Peak | None, dtype: torch.dtype) -> str:
+def _print_table(rows: list[Row], peak: Peak | None, dtype: torch.dtype) -> None:
     bound = f", at {peak.flops / TERA:.4g} TFLOP/s and {peak.bytes / TERA:.4g} TB/s" if peak else ""
-    lines = [
-        f"one image, {str(dtype).removeprefix('torch.')}{bound}",
-        f"{'batch':>6} {'part':<9} {'GFLOPs':>10} {'GB':>9} {'floor ms':>10} {'measured ms':>12} {'of floor':>9}",
-    ]
+    print(f"one image, {str(dtype).removeprefix('torch.')}{bound}")
+    print(f"{'batch':>6} {'part':<9} {'GFLOPs':>10} {'GB':>9} {'floor ms':>10} {'measured ms':>12} {'of floor':>9}")
     for row in rows:
         line = f"{row['batch']:>6} {row['part']:<9} {row['flops'] / GIGA:>10.4g} {row['bytes'] / GIGA:>9.4g}"
         if row["floor"] is not None:
             line += f" {1000 * row['floor']:>10.4g}"
         if row["measured"] is not None:
             line += f" {1000 * row['measured']:>12.4g} {100 * row['floor'] / row['measured']:>7.0f} %"
-        lines.append(line)
-    return "\n".join(lines)
+        print(line)
 
 
 def bench_train_command(
@@ -182,12 +176,10 @@ def bench_train_command(
     if not batch and not plan and config.train.micro_batch_size:
         config = replace(config, train=replace(config.train, batch_size=config.train.micro_batch_size))
     if plan:
-        values, lines = _planned(config, gpus or DEVICES, *_rates(config, mfu, tflops, measured))
+        values = _planned(config, gpus or DEVICES, *_rates(config, mfu, tflops, measured))
     else:
-        values, lines = _measured(config, pick_device(device), steps or STEPS, tflops and tflops * TERA)
-    for name, number, what in lines:
-        print(f"{name:<24} {number:<20} {what}".rstrip())
-    _finish(out, {**values, "config": to_dict(config)})
+        values = _measured(config, pick_device(device), steps or STEPS, tflops and tflops * TERA)
+    _finish(out, values | {"config": to_dict(config)})
 
 
 def _rates(
@@ -218,31 +210,30 @@ def _rates(
     return [share], rate
 
 
-def _planned(config: RunConfig, gpus: int, mfus: list[float], rate: float) -> Figures:
+def _planned(config: RunConfig, gpus: int, mfus: list[float], rate: float) -> dict[str, Any]:
     needs, batch, steps = needs_of(config), config.train.batch_size, config.train.steps
     states, (micro, count) = device_states(config, needs, gpus), config.train.micro_batches(gpus)
     memory = states + needs.fixed_bytes + micro * needs.image_bytes
-    lines = [
-        (config.recipe, f"{needs.parameters / 1e6:.1f} M parameters", f"{steps:,} steps of {batch} images"),
-        ("arithmetic", *_arithmetic(needs.flops, needs.perceptual_flops)),
-        ("each device", f"{batch // gpus} images", f"of a step, {micro} at a time, {count} times"),
-        ("memory at least", f"{memory / GIB:.1f} GiB", "of each device:"),
-        ("", f"{states / GIB:.1f} GiB", "weights, gradients, AdamW and averages"),
-        ("", f"{needs.fixed_bytes / GIB:.1f} GiB", "copies of the weights"),
-        ("", f"{micro} x {needs.image_bytes / GIB:.3g} GiB", "activations"),
-        ("time", f"{gpus} devices", f"of {rate / TERA:.4g} TFLOP/s, by the share that is counted arithmetic (MFU):"),
-    ]
+    _say(config.recipe, f"{needs.parameters / 1e6:.1f} M parameters", f"{steps:,} steps of {batch} images")
+    _say("arithmetic", *_arithmetic(needs.flops, needs.perceptual_flops))
+    _say("each device", f"{batch // gpus} images", f"of a step, {micro} at a time, {count} times")
+    _say("memory at least", f"{memory / GIB:.1f} GiB", "of each device:")
+    _say("", f"{states / GIB:.1f} GiB", "weights, gradients, AdamW and averages")
+    _say("", f"{needs.fixed_bytes / GIB:.1f} GiB", "copies of the weights")
+    _say("", f"{micro} x {needs.image_bytes / GIB:.3g} GiB", "activations")
+    counted = "by the share that is counted arithmetic (MFU):"
+    _say("time", f"{gpus} devices", f"of {rate / TERA:.4g} TFLOP/s, {counted}")
     forecasts = []
     for mfu in mfus:
         speed = gpus * mfu * rate / needs.flops
         seconds = steps * batch / speed
         forecasts.append({"mfu": mfu, "images_per_second": speed, "seconds": seconds})
-        lines.append((f"  MFU {100 * mfu:.0f} %", f"{speed:.4g} images/s", f"{seconds / 86400:.3g} days"))
+        _say(f"  MFU {100 * mfu:.0f} %", f"{speed:.4g} images/s", f"{seconds / 86400:.3g} days")
     values = {"needs": asdict(needs), "devices": gpus, "device_flops": rate, "device_memory": memory}
-    return values | {"forecasts": forecasts}, lines
+    return values | {"forecasts": forecasts}
 
 
-def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float | None) -> Figures:
+def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float | None) -> dict[str, Any]:
     extra, lowered = perceptual_flops(config), in_bfloat16(device, config.train.precision)
     flops, dtype = training_flops(config) + extra, torch.bfloat16 if lowered else torch.float32
     before = rate or measure(device, dtype).flops  # before and after: other users of the machine slow it down
@@ -264,25 +255,25 @@ def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float 
     }
     micro, count = config.train.micro_batches(1)
     how = f"{values['precision']}{', compiled' if config.train.compile else ''}; medians of {rounds} rounds (range)"
-    lines = [
-        (config.recipe, f"{count} x {micro} images", f"on {values['device']}, {how}"),
-        ("step", *_milliseconds(found["step"])),
-        *((f"  {part}", f"{1000 * t:.4g} ms", f"{100 * t / took:.0f} %") for part, t in found["parts"].items()),
-    ]
+    _say(config.recipe, f"{count} x {micro} images", f"on {values['device']}, {how}")
+    _say("step", *_milliseconds(found["step"]))
+    for part, seconds in found["parts"].items():
+        _say(f"  {part}", f"{1000 * seconds:.4g} ms", f"{100 * seconds / took:.0f} %")
     if over:
         counted = f"without LPIPS; {values['flops_over_teacher_forced']:.2f}x by arithmetic"
-        spread = f"({over['lowest']:.2f} to {over['highest']:.2f}), {counted}"
-        lines.append(("teacher-forced step", *_milliseconds(found["teacher_forced"])))
-        lines.append(("step over that", f"{over['median']:.2f}x", spread))
-    kind = "allocated on the device" if device.type == "cuda" else "of this process"
+        _say("teacher-forced step", *_milliseconds(found["teacher_forced"]))
+        _say("step over that", f"{over['median']:.2f}x", f"({over['lowest']:.2f} to {over['highest']:.2f}), {counted}")
+    _say("images", f"{speed:.4g} images/s")
+    _say("arithmetic", *_arithmetic(flops, extra))
     share = f"MFU {100 * values['mfu']:.0f} % of {peak / TERA:.4g} TFLOP/s"
-    return values, [
-        *lines,
-        ("images", f"{speed:.4g} images/s", ""),
-        ("arithmetic", *_arithmetic(flops, extra)),
-        ("", f"{flops * speed / TERA:.4g} TFLOP/s", share),
-        ("memory", f"{found['memory'] / GIB:.4g} GiB", f"at the highest, {kind}"),
-    ]
+    _say("", f"{flops * speed / TERA:.4g} TFLOP/s", share)
+    kind = "allocated on the device" if device.type == "cuda" else "of this process"
+    _say("memory", f"{found['memory'] / GIB:.4g} GiB", f"at the highest, {kind}")
+    return values
+
+
+def _say(name: str, number: str, what: str = "") -> None:
+    print(f"{name:<24} {number:<20} {what}".rstrip())
 
 
 def _arithmetic(flops: int, lpips: int) -> tuple[str, str]:
