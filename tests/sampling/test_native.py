@@ -156,21 +156,14 @@ def test_images_depend_on_neither_batch_nor_threads(size, config, threads, monke
     for first, last in ((0, most), (0, 1), (3, 8), (10, 11)):
         assert torch.equal(sampler.sample(labels[first:last], seeds[first:last]), whole[first:last])
     if size is WIDE:  # threads shared its step; the first row equals torch's: a last digit grows along the raster
-        monkeypatch.setenv(SWITCH, "0")
         row = slice(WIDE.patch_size)
+        lowered = Sampler(model, config, precision=Precision.BFLOAT16)
+        rounded = lowered.sample(labels, seeds)
+        assert 0 < (rounded - whole)[:, :, row].abs().mean() < 0.1  # random weights, two patches on
+        threads(1)
+        assert torch.equal(lowered.sample(labels[:3], seeds[:3]), rounded[:3])
+        monkeypatch.setenv(SWITCH, "0")
         close(Sampler(model, config).sample(labels, seeds)[:, :, row], whole[:, :, row], 1e-3)
-
-
-@compiles
-def test_bfloat16_images_depend_on_neither(threads):
-    model = random_model(WIDE)
-    sampler, labels, seeds = Sampler(model, GUIDED, precision=Precision.BFLOAT16), [0] * 40, list(range(40))
-    threads(3)
-    whole = sampler.sample(labels, seeds)
-    threads(1)
-    assert torch.equal(sampler.sample(labels[:3], seeds[:3]), whole[:3])
-    exact = Sampler(model, GUIDED).sample(labels, seeds)
-    assert 0 < (exact - whole)[:, :, : WIDE.patch_size].abs().mean() < 0.1  # random weights, two patches on
 
 
 @compiles
@@ -247,6 +240,10 @@ def test_products_of_several_threads_and_after_a_fork(threads):
 
 @compiles
 def test_library_is_compiled_once_and_again_when_damaged(copied, monkeypatch, recwarn):
+    (copied / "cache").write_text("no folder")  # nor is one needed
+    assert library() is not None
+    (copied / "cache").unlink()
+    build.built.cache_clear()
     assert library() is not None
     (file,) = (copied / "cache/pra/native").iterdir()
     build.built.cache_clear()
@@ -271,14 +268,13 @@ def test_library_is_compiled_once_and_again_when_damaged(copied, monkeypatch, re
     assert not recwarn.list
 
 
-def test_library_is_not_needed_without_a_compiler(anew, monkeypatch, recwarn):
-    monkeypatch.setenv("PATH", str(anew))
-    assert library() is None
-    assert Sampler(random_model(), replace(GUIDED, steps=1)).sample([0], [0]).isfinite().all()
+def test_compiler_that_is_missing_or_fails_is_not_needed(anew, monkeypatch, recwarn):
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(anew))
+        assert library() is None
+        assert Sampler(random_model(), replace(GUIDED, steps=1)).sample([0], [0]).isfinite().all()
     assert not recwarn.list
-
-
-def test_compiler_that_fails_is_named(anew, monkeypatch):
+    build.built.cache_clear()
     compiler = anew / "broken-c++"
     compiler.write_text("#!/bin/sh\necho 'no room for registers' >&2\nexit 1\n")
     compiler.chmod(0o755)
@@ -286,13 +282,6 @@ def test_compiler_that_fails_is_named(anew, monkeypatch):
     with pytest.warns(UserWarning, match=r"broken-c\+\+ \(no room for registers\).*PRA_NATIVE=0"):
         assert library() is None
     assert not (anew / "cache").exists()
-
-
-@compiles
-def test_cache_that_cannot_be_written_is_not_needed(copied, recwarn):
-    (copied / "cache").write_text("no folder")
-    assert library() is not None
-    assert not recwarn.list
 
 
 def test_hash_of_other_tensors_needs_no_compiler(monkeypatch):

@@ -139,14 +139,10 @@ class Sampler:
     @torch.no_grad()
     def _finished(self, label: Tensor, key: Tensor, keep: Tensor | None = None) -> Tensor:
         """Generate the images of checked requests, in parts that the device holds."""
-        count, done = len(label), 0
-        images: list[Tensor] = []
-        for rows in self._parts(count):
-            (made,) = self._pictures(label[rows], key[rows], None if keep is None else keep[rows])
-            images.append(made[: count - done])  # the last part may have more
-            self._check_finite(images[-1])
-            done += len(images[-1])
-        return torch.cat(images)
+        parts = [(label[rows], key[rows], None if keep is None else keep[rows]) for rows in self._parts(len(label))]
+        images = torch.cat([made for part in parts for made in self._pictures(*part)])[: len(label)]
+        self._check_finite(images)
+        return images
 
     def _pictures(
         self, label: Tensor, key: Tensor, keep: Tensor | None = None, every_row: bool = False
@@ -214,8 +210,8 @@ class Sampler:
 
     def _parts(self, count: int) -> list[Tensor]:
         """Return the rows of equal parts of ``count`` images, few enough that the device holds the caches of a part."""
-        # The size is settled once per device: free memory depends on our own engine. The last part repeats the last
-        # image, so that one engine makes all parts.
+        # The size is settled once per device: free memory depends on our own engine. One engine makes all parts: the
+        # last one repeats the last image.
         size = count
         if self.model.config.autoregressive:
             if self.fits is None or self.fits[0] != self.device:
