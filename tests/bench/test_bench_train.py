@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.answer import caller
 from support.refusal import refused
 from torch import Tensor
 
@@ -26,18 +27,6 @@ from pra.method.objectives import training_losses
 from pra.models import build_model, count_parameters
 
 CPU = torch.device("cpu")
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """``pra bench train``: its code, and its output on either side."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code = cli.main(["bench", "train", *map(str, arguments)])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
@@ -56,13 +45,14 @@ def tiny(*settings: str, recipe: str = "tiny") -> RunConfig:
     return apply_settings(pra.recipe(recipe), settings)
 
 
-def test_command_measures_a_recipe_and_plans_by_it(call: Call, tmp_path: Path, perceptual: None) -> None:
+@pytest.mark.usefixtures("perceptual")
+def test_command_measures_a_recipe_and_plans_by_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """With LPIPS, in two micro-batches."""
+    call = functools.partial(caller(capsys), "bench", "train")
     bench, out = tmp_path / "bench.json", tmp_path / "plan.json"
     lpips = ["--set", "train.objective.perceptual_weight=1"]
     line = ["tiny", "--steps", 1, "--batch", 4, "--device", "cpu", "--tflops", 0.1, "--out", bench, *lpips]
-    code, text, _ = call(*line, "--set", "train.micro_batch_size=2")
-    assert code == 0
+    text = call(*line, "--set", "train.micro_batch_size=2").out
     for part in ("2 x 2 images", "MFU", "images/s", "step over that", "GiB", "of this process", "of them LPIPS"):
         assert part in text
     figures = json.loads(bench.read_text())
@@ -80,8 +70,7 @@ def test_command_measures_a_recipe_and_plans_by_it(call: Call, tmp_path: Path, p
 
     # Another batch and rollout of the same model.
     settings = ["--batch", 32, "--set", "train.rollout.t_min=0.5", *lpips]
-    code, text, _ = call("tiny", "--plan", "--gpus", 2, "--measured", bench, "--out", out, *settings)
-    assert code == 0, text
+    text = call("tiny", "--plan", "--gpus", 2, "--measured", bench, "--out", out, *settings).out
     assert "2 devices" in text
     assert "16 images" in text
     values = json.loads(out.read_text())
@@ -100,9 +89,7 @@ def test_command_measures_a_recipe_and_plans_by_it(call: Call, tmp_path: Path, p
         (["tiny", "--plan", "--measured", bench, "--mfu", "0.4"], ["--measured", "--mfu"]),
         (["tiny", "--plan", "--measured", tmp_path / "none.json"], ["none.json"]),
     ):
-        code, _, error = call(*words)
-        assert (code, error.count("\n")) == (2, 1), words
-        assert all(part in error for part in parts), error
+        assert call(*words).is_refusal(*parts)
 
 
 def test_measure_step_parts_of_other_systems() -> None:
@@ -200,10 +187,7 @@ def test_command_bad_input_is_one_line(
     monkeypatch.setattr(training, "saved_bytes", lambda *_: 1)
     if "torchrun" in parts:
         monkeypatch.setenv("WORLD_SIZE", "2")
-    code, error = cli.main(["bench", *words]), capsys.readouterr().err
-    assert (code, error.count("\n"), error.startswith("pra: error: ")) == (2, 1, True)
-    for part in parts:
-        assert part in error
+    assert caller(capsys)("bench", *words).is_refusal(*parts)
 
 
 @pytest.mark.parametrize("words", [["sample", "tiny", "--counts"], ["train", "tiny", "--plan", "--gpus", "1"]])

@@ -23,11 +23,17 @@ def test_patchify_is_raster_ordered_and_invertible():
     assert torch.equal(model.patchify(images[:, :, :2]), patches[:, :3])
 
 
-def test_backbone_and_decoder_are_causal():
-    """Patch j leaves h_i for i <= j unchanged, and changes h_{j+1}; state j leaves x^_i for i < j, and changes x^_j."""
+@pytest.fixture
+def scene():
+    """A model, labels and patches."""
     model = random_model()
     images, labels, _ = batch(model.config)
-    patches, states = model.patchify(images), torch.randn(2, 12, 5)
+    return model, labels, model.patchify(images)
+
+
+def test_backbone_and_decoder_are_causal(scene):
+    """Patch j leaves h_i for i <= j unchanged, and changes h_{j+1}; state j leaves x^_i for i < j, and changes x^_j."""
+    (model, labels, patches), states = scene, torch.randn(2, 12, 5)
     conditions, decoded = model.conditions(labels, patches[:, :-1]), model.codec.decode(states)
     for changed in range(12):
         other, moved = patches.clone(), states.clone()
@@ -71,11 +77,9 @@ def decoded(model, states, cache, chunks):
     return torch.cat(parts, dim=1)
 
 
-def test_backbone_cache_parity_at_every_prefix():
+def test_backbone_cache_parity_at_every_prefix(scene):
     """A prefix at once, then step by step, equals everything in parallel."""
-    model = random_model()
-    images, labels, _ = batch(model.config)
-    patches = model.patchify(images)
+    model, labels, patches = scene
     parallel = model.conditions(labels, patches[:, :-1])
     for prefix in range(12):
         cache = model.backbone.new_cache(len(labels))
@@ -85,11 +89,9 @@ def test_backbone_cache_parity_at_every_prefix():
 
 
 @torch.no_grad()
-def test_cache_parity_in_bfloat16():
+def test_cache_parity_in_bfloat16(scene):
     """Token by token the arithmetic is that of the parallel pass: the residual stream is float32 in both."""
-    model = random_model()
-    images, labels, _ = batch(model.config)
-    patches = model.patchify(images)
+    model, labels, patches = scene
     exact = model.conditions(labels, patches[:, :-1])
     with torch.autocast("cpu", torch.bfloat16):
         parallel = model.conditions(labels, patches[:, :-1])
@@ -127,10 +129,8 @@ def test_rotary_attention_depends_on_relative_positions():
     assert not torch.isclose(score[0, 6], score[0, 9])  # rows and columns are told apart
 
 
-def test_states_lie_on_the_sphere():
-    model = random_model()
-    images, labels, _ = batch(model.config)
-    patches = model.patchify(images)
+def test_states_lie_on_the_sphere(scene):
+    model, labels, patches = scene
     z = model.codec.encode(patches, model.clean_conditions(labels, patches))
     assert z.shape == (3, 12, 5)
     torch.testing.assert_close(z.norm(dim=-1), torch.full((3, 12), 5**0.5), atol=1e-3, rtol=0)
@@ -138,11 +138,10 @@ def test_states_lie_on_the_sphere():
     torch.testing.assert_close(model.codec.normalise(z), z, atol=1e-4, rtol=1e-4)
 
 
-def test_encoder_sees_the_condition_where_it_should():
-    images, _, _ = batch(LEARNED)
+def test_encoder_sees_the_condition_where_it_should(scene):
+    *_, patches = scene
     for name, sees in (("learned", True), ("encoder-without-h", False)):
         model = random_model(ALL[name])
-        patches = model.patchify(images)
         clean = [model.clean_conditions(torch.full((3,), label), patches) for label in (0, 1)]
         assert torch.equal(*(model.codec.encode(patches, h) for h in clean)) is not sees
 
