@@ -11,17 +11,9 @@ from typing import Annotated, Any
 import torch
 from tyro.conf import Positional, arg
 
+from pra.bench import training
 from pra.bench.device import Peak, measure
 from pra.bench.sampling import Row, count, measured_parts
-from pra.bench.training import (
-    Seconds,
-    device_states,
-    measure_step,
-    needs_of,
-    perceptual_flops,
-    perceptual_of,
-    teacher_forced,
-)
 from pra.commands.options import File, Flag, Integer, Number, Settings, Text, parse_numbers
 from pra.config import Precision, RunConfig, SamplingConfig, apply_settings, check_sampling, to_dict
 from pra.config.checks import member, positive
@@ -211,8 +203,8 @@ def _rates(
 
 
 def _planned(config: RunConfig, gpus: int, mfus: list[float], rate: float) -> dict[str, Any]:
-    needs, batch, steps = needs_of(config), config.train.batch_size, config.train.steps
-    states, (micro, count) = device_states(config, needs, gpus), config.train.micro_batches(gpus)
+    needs, batch, steps = training.needs_of(config), config.train.batch_size, config.train.steps
+    states, (micro, count) = training.device_states(config, needs, gpus), config.train.micro_batches(gpus)
     memory = states + needs.fixed_bytes + micro * needs.image_bytes
     _say(config.recipe, f"{needs.parameters / 1e6:.1f} M parameters", f"{steps:,} steps of {batch} images")
     _say("arithmetic", *_arithmetic(needs.flops, needs.perceptual_flops))
@@ -234,13 +226,13 @@ def _planned(config: RunConfig, gpus: int, mfus: list[float], rate: float) -> di
 
 
 def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float | None) -> dict[str, Any]:
-    extra, lowered = perceptual_flops(config), in_bfloat16(device, config.train.precision)
-    flops, dtype = training_flops(config) + extra, torch.bfloat16 if lowered else torch.float32
+    extra, lowered = training.perceptual_flops(config), in_bfloat16(device, config.train.precision)
+    plain, dtype = training_flops(config), torch.bfloat16 if lowered else torch.float32
     before = rate or measure(device, dtype).flops  # before and after: other users of the machine slow it down
-    found = measure_step(config, device, rounds, perceptual_of(config, device))
+    found = training.measure_step(config, device, rounds, training.perceptual_of(config, device))
     peak = rate or max(before, measure(device, dtype).flops)
     took, over = found["step"]["median"], found["ratio"]
-    speed = config.train.batch_size / took
+    flops, speed = plain + extra, config.train.batch_size / took
     values: dict[str, Any] = {
         "device": device_name(device),
         "precision": "bfloat16" if lowered else "float32",
@@ -248,7 +240,7 @@ def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float 
         "images_per_second": speed,
         "flops_per_image": flops,
         "perceptual_flops_per_image": extra,
-        "flops_over_teacher_forced": (flops - extra) / training_flops(teacher_forced(config)) if over else None,
+        "flops_over_teacher_forced": plain / training_flops(training.teacher_forced(config)) if over else None,
         "device_flops": peak,
         "mfu": flops * speed / peak,
         "measured": found,
@@ -280,7 +272,7 @@ def _arithmetic(flops: int, lpips: int) -> tuple[str, str]:
     return f"{flops / GIGA:.4g} GFLOPs", "an image" + (f", {lpips / GIGA:.4g} of them LPIPS" if lpips else "")
 
 
-def _milliseconds(seconds: Seconds) -> tuple[str, str]:
+def _milliseconds(seconds: training.Seconds) -> tuple[str, str]:
     median, lowest, highest = (1000 * value for value in seconds.values())
     return f"{median:.4g} ms", f"({lowest:.4g} to {highest:.4g})"
 

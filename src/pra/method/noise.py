@@ -1,9 +1,8 @@
 """Random numbers as pure functions of a key: the same for every batch, order, device and number of processes.
 
-A key is one 64-bit integer per sample; :func:`fold` derives the key of a sub-stream from it (a step, a
-position, a purpose). Numbers come from SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number
-Generators", OOPSLA 2014) at counters 0, 1, ..., so that number ``j`` of a key depends on nothing else. They
-are computed in float64 and rounded to float32, which hides the last-bit differences between math libraries.
+A key is one 64-bit integer per sample; :func:`fold` derives the key of a sub-stream from it (a step, a position, a
+purpose). Number ``j`` of a key is SplitMix64's (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators",
+OOPSLA 2014) at counter ``j``, computed in float64 and rounded: this hides the differences between math libraries.
 """
 
 from __future__ import annotations

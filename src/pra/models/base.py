@@ -71,7 +71,6 @@ class NoDraws(TorchFunctionMode):
     """A block in which torch's modules draw no initial weights, so torch's global random state stays as it was."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Skip functions of ``torch.nn.init``."""
         if getattr(func, "__module__", None) == nn.init.__name__:
             return None
         return func(*args, **(kwargs or {}))

@@ -23,17 +23,8 @@ from pra.errors import PraError
 from pra.sampling import Sampler
 from pra.sampling.batches import NpzBatch, blocks, how_sampled, join_exports, sampled
 from pra.sampling.requests import Requests
+from pra.utils import files
 from pra.utils.distributed import World
-from pra.utils.files import (
-    PLAN,
-    begin_partial,
-    check_output,
-    output_format,
-    partial_folder,
-    save_images,
-    unwritten,
-    write_atomically,
-)
 from pra.utils.locks import locked
 from pra.utils.pixels import contact_sheet, to_uint8
 from pra.utils.progress import Progress
@@ -92,8 +83,8 @@ def sample_many(
     """
     plan = {"weights": weights, "sampling": how_sampled(sampler), "images": requests.plan}
     begin = time.monotonic()
-    check_output(out)
-    lock = locked(partial_folder(out), "filled", "choose another --out") if world.is_first else nullcontext()
+    files.check_output(out)
+    lock = locked(files.partial_folder(out), "filled", "choose another --out") if world.is_first else nullcontext()
     with lock:
         shards, missing = world.run_on_first(lambda: _begin(out, plan, len(requests), batch_size))
         there = shards.images_there()
@@ -118,11 +109,11 @@ def sample_many(
 
 
 def _begin(out: Path, plan: dict[str, Any], count: int, batch_size: int) -> tuple[Shards, list[int]]:
-    partial = partial_folder(out)
+    partial = files.partial_folder(out)
     if not any(partial.glob("shard-*")):
-        (partial / PLAN).unlink(missing_ok=True)  # an earlier start without images
-    plan = begin_partial(partial, plan | {SIZE: batch_size}, "sampling", free=[SIZE])
-    shards = shards_of(partial, count, int(plan[SIZE]), ".npz" if output_format(out) else "")
+        (partial / files.PLAN).unlink(missing_ok=True)  # an earlier start without images
+    plan = files.begin_partial(partial, plan | {SIZE: batch_size}, "sampling", free=[SIZE])
+    shards = shards_of(partial, count, int(plan[SIZE]), ".npz" if files.output_format(out) else "")
     return shards, shards.missing()
 
 
@@ -133,7 +124,7 @@ def _make(
     pixels = torch.cat([to_uint8(b.images).cpu() for b in sampled(sampler, requests, indices, batch_size)])
     labels, seeds = requests.part(indices)
     names = [name(label, seed) for label, seed in zip(labels, seeds, strict=True)]
-    save_images(pixels, labels, names, 1, shards.paths[number])
+    files.save_images(pixels, labels, names, 1, shards.paths[number])
 
 
 def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> None:
@@ -141,14 +132,14 @@ def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> No
         gone = shards.paths[missing[0]]
         fix = f"Write {out} on a disk that all machines share, and repeat the command to resume"
         raise PraError(f"{gone} is gone. {fix}", code="missing", path=gone)
-    check_output(out)
-    if output_format(out) == "":
+    files.check_output(out)
+    if files.output_format(out) == "":
         _join_pictures(shards, out)
-    elif output_format(out) == ".npz":
+    elif files.output_format(out) == ".npz":
         join_exports(shards.paths, out, plan)
     else:
         read = [batch.images for path in shards.paths for batch in NpzBatch(path).batches(256)]
-        write_atomically(out, lambda file: contact_sheet(torch.cat(read), columns).save(file, "PNG"))
+        files.write_atomically(out, lambda file: contact_sheet(torch.cat(read), columns).save(file, "PNG"))
     shutil.rmtree(shards.folder, ignore_errors=True)
 
 
@@ -162,4 +153,4 @@ def _join_pictures(shards: Shards, out: Path) -> None:
                 picture.rename(together / picture.name)
         together.rename(out)
     except OSError as error:
-        raise unwritten(out, error) from None
+        raise files.unwritten(out, error) from None
