@@ -12,12 +12,7 @@ from pra.utils.device import pick_device
 from pra.utils.progress import Progress
 
 
-def grid_command(
-    run: Model = None,
-    *,
-    images: int = 32,
-    how: SamplingOptions = DEFAULT,
-) -> None:
+def grid_command(run: Model = None, *, images: int = 32, how: SamplingOptions = DEFAULT) -> None:
     """Learn where a solver's few intervals should lie for a model: the times that end nearest to many small steps.
 
     Prints the error of each grid, and the line to sample with.

@@ -16,9 +16,7 @@ from pra.recipes import RECIPES, recipe_or_run
 
 
 def show_command(
-    name: Annotated[Positional[str], arg(metavar="[RECIPE|RUN]", help_behavior_hint="")] = "",
-    *,
-    json: Flag = False,
+    name: Annotated[Positional[str], arg(metavar="[RECIPE|RUN]", help_behavior_hint="")] = "", *, json: Flag = False
 ) -> None:
     """Show a recipe or a run: configuration, parameters, arithmetic. Without a name, list the recipes.
 

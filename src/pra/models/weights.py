@@ -170,8 +170,7 @@ def newest_checkpoint(run: Path) -> Path | None:
     """Return the newest undamaged checkpoint, if any. Warn about damaged ones, and refuse a run that has no others."""
     faults: list[str] = []
     for folder in reversed(checkpoints(run)):
-        fault = _fault(folder)
-        if fault is None:
+        if (fault := _fault(folder)) is None:
             for damaged in faults:
                 warnings.warn(f"checkpoint {damaged}; the one before it, {folder.name}, is used", stacklevel=2)
             return folder

@@ -97,21 +97,16 @@ class Steps:
         """The backbone's cache, and the decoder's where there is one."""
         return [cache for cache in (self.backbone_cache, self.decoder_cache) if cache is not None]
 
-    @property
-    def seen(self) -> int:
-        """Tokens that the backbone's attention looks at in this step."""
-        return self.backbone_cache.bound
-
-    @property
-    def written(self) -> int:
-        """Tokens that the decoder's attention looks at in this step."""
-        return 1 if self.decoder_cache is None else self.decoder_cache.bound
-
     def seek(self, position: int) -> None:
-        """Point the caches at a raster position: its patch is written, and the one before it read."""
+        """Point the caches at a raster position: its patch is written, and the one before it read.
+
+        ``seen`` and ``written`` are the tokens that attention looks at then, in the backbone and in the decoder.
+        """
         self.backbone_cache.seek(self.model.backbone.prefix + position - 1)
+        self.seen, self.written = self.backbone_cache.bound, 1
         if self.decoder_cache is not None:
             self.decoder_cache.seek(position)
+            self.written = self.decoder_cache.bound
 
     def scale(self, position: int) -> Tensor | None:
         """Return the guidance scale at a raster position; ``None`` where nothing is guided."""

@@ -112,7 +112,6 @@ class Way:
     cache: NewCache
 
     def __str__(self) -> str:
-        """Describe it for a person."""
         return f"the model's own modules ({self.plain})" if self.plain else "arithmetic compiled for this processor"
 
     @contextmanager
