@@ -19,7 +19,6 @@ from support.refusal import refused
 
 from pra.config import SamplingConfig, Solver, apply_settings
 from pra.errors import PraError
-from pra.evaluation import classifier
 from pra.evaluation.classifier import Classifier
 from pra.evaluation.rollout_gap import inhomogeneity
 from pra.recipes import distill
@@ -42,17 +41,11 @@ SMALL = Scale(
 DIGITS = SETTINGS["digits-16"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A classifier that is fitted in a moment."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=1))
-        yield
+pytestmark = pytest.mark.usefixtures("classifiers")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, classifiers: Path) -> Path:
     """PRA and teacher forcing, trained and judged."""
     folder = tmp_path_factory.mktemp("made")
     go(study_of(QUALITY), folder)
@@ -118,13 +111,16 @@ def test_study_is_made_once_and_goes_on(place: Path, monkeypatch: pytest.MonkeyP
     assert next(row for row in more if row["seed"] == 1)["fid"] != rows[0]["fid"]
 
 
-def test_samples_picture_stays_without_the_runs(place: Path) -> None:
-    go(study_of(QUALITY), place)
+def test_known_figures_need_no_runs(place: Path) -> None:
+    rows = read_rows(place / "studies" / "systems" / "results.csv")
     picture = place / "studies" / "systems" / "digits-16-small-samples.jpg"
     drawn = picture.read_bytes()
     shutil.rmtree(place / "runs")
-    go(study_of(QUALITY), place)
+    assert go(study_of(QUALITY), place) == rows
     assert picture.read_bytes() == drawn
+    other = go(study_of(QUALITY, name="token-dimension"), place)  # studies share figures
+    assert [row["fid"] for row in other] == [row["fid"] for row in rows]
+    assert not list((place / "runs").glob("digits-16-*"))
     picture.unlink()
     go(study_of(QUALITY), place)
     assert not picture.exists()
@@ -164,17 +160,8 @@ def test_some_systems_alone() -> None:
     assert [cell.system for cell in cells] == ["pra"] * 6 + ["input-noise-x"] * 6
 
 
-def test_studies_share_runs_and_figures(place: Path) -> None:
-    rows = read_rows(place / "studies" / "systems" / "results.csv")
-    for run in (place / "runs").glob("digits-*"):  # what is known needs no run
-        run.rename(place / f"hidden-{run.name}")
-    other = go(study_of(QUALITY, name="token-dimension"), place)
-    assert [row["fid"] for row in other] == [row["fid"] for row in rows]
-    assert not list((place / "runs").glob("digits-16-*"))
-
-
 def test_figures_of_another_judge_are_measured_again(place: Path) -> None:
-    rows = go(study_of(QUALITY), place)
+    rows = read_rows(place / "studies" / "systems" / "results.csv")
     [judge] = (place / "studies" / "judges").iterdir()
     assert {row["judge"] for row in rows} == {file_sha256(judge)[:12]}
     before = judge.read_bytes()
@@ -201,24 +188,23 @@ def test_gap_is_measured_at_each_position(place: Path) -> None:
     assert "loss on rollouts" in (place / "studies" / "rollout-gap" / "README.md").read_text()
 
 
-def test_systems_have_the_parameters_of_pra() -> None:
-    for setting, scale in itertools.product(SETTINGS.values(), SCALES.values()):
-        counts = {cell.system: parameters(cell.config.model) for cell in STUDIES["systems"].cells(setting, scale)}
-        assert all(abs(count / counts["pra"] - 1) <= TOLERANCE for count in counts.values())
-
-
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_can_be_built_in_every_setting(name: str) -> None:
-    for setting in SETTINGS.values():
-        cells = list(STUDIES[name].cells(setting, SCALES["cpu"]))
+    for setting, (size, scale) in itertools.product(SETTINGS.values(), SCALES.items()):
+        if size != "cpu" and name != "systems":
+            continue
+        cells = list(STUDIES[name].cells(setting, scale))
         named = {(cell.system, cell.value) for cell in cells}
         assert len(named) == len(cells) > 1
         for cell in cells:
             assert cell.measures
             assert len({measure.key for measure in cell.measures}) == len(cell.measures)
-            longer = LONGER if name == "length" and cell.value != SCALES["cpu"].steps * setting.length else 1
-            assert (cell.base or cell.config).train.steps == longer * SCALES["cpu"].steps * setting.length
-            assert cell.config.train.batch_size == setting.batch_size
+            longer = LONGER if name == "length" and cell.value != scale.steps * setting.length else 1
+            assert (cell.base or cell.config).train.steps == longer * scale.steps * setting.length
+            assert cell.config.train.batch_size == setting.batch_size * scale.batch_factor
+        if name == "systems":
+            counts = {cell.system: parameters(cell.config.model) for cell in cells}
+            assert all(abs(count / counts["pra"] - 1) <= TOLERANCE for count in counts.values())
 
 
 def test_the_key_of_a_run_is_what_decides_its_weights() -> None:
