@@ -30,7 +30,7 @@ from studies import command as laboratory
 from studies.catalogue import find_study
 from studies.settings import find_scale, find_setting
 
-OTHERS = {"apt", "sudo", "mkdir", "cp", "find", "export", ".", "hf"}
+OTHERS = {"sbatch", "apt", "sudo", "mkdir", "cp", "find", "export", ".", "hf"}
 """Programs that are not ours."""
 
 
@@ -40,7 +40,12 @@ OTHERS = {"apt", "sudo", "mkdir", "cp", "find", "export", ".", "hf"}
 def check(words: Sequence[str]) -> str:
     """Parse one command, as what runs it does. Return why it would be refused, or nothing."""
     program, rest = words[0].replace("python3", "python"), list(words[1:])
-    parsers = {"pra": pra, "python": python, "torchrun": torchrun, "make": make, "pip": pip, "sbatch": sbatch}
+    parsers = {"pra": pra, "python": python, "torchrun": torchrun, "make": make, "pip": pip}
+    files = [word for word in rest if word.endswith((".py", ".sh", ".txt"))]
+    if missing := [file for file in files if not (ROOT / file).is_file()]:
+        return f"no file {missing[0]}"
+    if program == "sbatch" and not files:
+        return "no job"
     if program not in parsers:
         return "" if program in OTHERS else f"no program {program}"
     said = io.StringIO()
@@ -80,10 +85,7 @@ def python(words: list[str]) -> None:
         return [find_setting(one) for one in (values["setting"] or "").split(",") if one] and None
     if words[:2] == ["-m", "venv"]:
         return None
-    path = ROOT / words[0]
-    if not path.is_file():
-        sys.exit(f"no script {words[0]}")
-    module, rest = script(path), words[1:]
+    module, rest = script(ROOT / words[0]), words[1:]
     if hasattr(module, "parse"):
         return module.parse(rest) and None
     if hasattr(module, "tyro"):
@@ -108,22 +110,13 @@ def make(words: list[str]) -> None:
 
 
 def pip(words: list[str]) -> None:
-    """The extras that are installed, and the file of constraints."""
+    """The extras that are installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for word in words:
         name, _, extras = word.rstrip("]").partition("[")
-        if name in (".", project["name"]) and set(filter(None, extras.split(","))) - set(
-            project["optional-dependencies"]
-        ):
-            sys.exit(f"no extra {extras}")
-    if "-c" in words and not (ROOT / words[words.index("-c") + 1]).is_file():
-        sys.exit("no such file of constraints")
-
-
-def sbatch(words: list[str]) -> None:
-    """The job's script, which passes its arguments on to ``pra train``."""
-    if not any(word.endswith(".sh") and (ROOT / word).is_file() for word in words):
-        sys.exit("no such job")
+        known = project["optional-dependencies"] if name in (".", project["name"]) else extras
+        if unknown := [extra for extra in extras.split(",") if extra not in known]:
+            sys.exit(f"no extra {unknown[0]}")
 
 
 # --- the pages ----------------------------------------------------------------------------------------------
@@ -201,7 +194,7 @@ def test_commands_that_there_are_not_are_refused(tmp_path: Path) -> None:
         ("python -m studies noise --setting fashion-63", "no setting 'fashion-63'"),
         ("pra show && pra sho", "no command 'sho'"),
         ("python -m pra sample RUN \\\n    --sedes 3", "unrecognized options: --sedes"),
-        ("python benchmarks/nothing.py", "no script benchmarks/nothing.py"),
+        ("python benchmarks/nothing.py", "no file benchmarks/nothing.py"),
         ("python benchmarks/rollout.py --repeat 3", "--repeat"),
         ("python examples/held_out.py digits RUN out", "the numbers of images"),
         ("python examples/figures.py RUN", "takes run folder"),
@@ -210,7 +203,9 @@ def test_commands_that_there_are_not_are_refused(tmp_path: Path) -> None:
         ("torchrun --nproc-per-node 8 pra train digits", "something else"),
         ("make everything", "everything"),
         ("pip install 'pra-pixels[everything]'", "no extra everything"),
-        ("sbatch examples/slurm/nothing.sh digits", "no such job"),
+        ("pip install . -c constraint.txt", "no file constraint.txt"),
+        ("sbatch --nodes 2 digits", "no job"),
+        ("sbatch examples/slurm/nothing.sh digits", "no file examples/slurm/nothing.sh"),
         ("prah sample", "no program prah"),
     ):
         page.write_text(f"Text.\n\n```console\n$ {line}\noutput\n```\n\n- in a list\n\n  ```sh\n  pra show\n  ```\n")
