@@ -90,8 +90,6 @@ def test_ratios_are_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (processor.median, processor.lowest, processor.highest) == (3.0, 2.0, 8.0)
 
 
-# --- SphereAR -------------------------------------------------------------------------------------------------
-
 MODEL = """
 from flash_attn import flash_attn_func
 import torch
@@ -148,9 +146,6 @@ def test_attention_in_place_of_flash_attention() -> None:
         seen = scores.masked_fill(hidden, -torch.inf) if causal else scores
         expected = torch.einsum("bhqk,bkhd->bqhd", seen.softmax(-1), v)
         torch.testing.assert_close(sphere_ar._attention(q, k, v, causal=causal), expected)
-
-
-# --- quality --------------------------------------------------------------------------------------------------
 
 
 def test_what_each_needs() -> None:

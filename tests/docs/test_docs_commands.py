@@ -34,9 +34,6 @@ OTHERS = {"sbatch", "apt", "sudo", "mkdir", "cp", "find", "export", ".", "hf"}
 """Programs that are not ours."""
 
 
-# --- who parses what ----------------------------------------------------------------------------------------
-
-
 def check(words: Sequence[str]) -> str:
     """Parse one command, as what runs it does. Return why it would be refused, or nothing."""
     program, rest = words[0].replace("python3", "python"), list(words[1:])
@@ -117,9 +114,6 @@ def pip(words: list[str]) -> None:
         known = project["optional-dependencies"] if name in (".", project["name"]) else extras
         if unknown := [extra for extra in extras.split(",") if extra not in known]:
             sys.exit(f"no extra {unknown[0]}")
-
-
-# --- the pages ----------------------------------------------------------------------------------------------
 
 
 def refused(page: Path) -> list[str]:

@@ -50,8 +50,6 @@ def test_held_out_without_numbers_is_refused(
         assert "the numbers of images" in line
 
 
-# --- SLURM: stand-ins for its commands ------------------------------------------------------------------------
-
 SRUN = """#!/bin/sh
 echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT $*" > "$SAID/srun"
 if [ -n "$PROGRESS" ]; then mkdir -p "$PROGRESS"; fi

@@ -282,9 +282,6 @@ def test_module_without_a_name_lists_the_studies(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(STUDIES)
 
 
-# --- probe ---------------------------------------------------------------------------------------------------
-
-
 def test_probe_study_probes_each_layer_once(tmp_path: Path) -> None:
     scale = replace(SMALL, depth=2, steps=1, guidances=(1.0,))
 

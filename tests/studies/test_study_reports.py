@@ -49,9 +49,6 @@ def table(lines: list[str], place: int = 0) -> list[dict[str, str]]:
     return [dict(zip(head, cells, strict=True)) for cells in rest]
 
 
-# --- pairs ------------------------------------------------------------------------------------------------------
-
-
 def test_systems_are_paired_by_seed_at_their_best_guidance() -> None:
     rows = [
         row("pra", 0, 1.0, 1.0), row("pra", 1, 1.0, 2.0), row("pra", 2, 1.0, 3.0), row("pra", 7, 1.0, 9.0),
@@ -70,6 +67,8 @@ def test_systems_are_paired_by_seed_at_their_best_guidance() -> None:
     assert line == {"system": "JiT", "FID less PRA's": "+1.000 ± 0.500", "n": "3", "seeds": "0-2", "p": "0.074"}
     pra, jit = groups([row("pra", 0, 1.0, 1.0, judge="a"), row("jit", 0, 1.0, 2.0, judge="b")])
     assert paired([pra, jit], pra)[0].differences == {}, "two judges do not compare"
+    rows = [row("pra", 0, 1.0, 1.0), row("pra", 1, 1.0, 2.0, judge="a"), row("jit", 0, 1.0, 3.0)]
+    assert [line["seeds"] for line in table(tables(STUDIES["systems"], rows))] == ["0,1 (2 judges)", "0"]
 
 
 def test_students_t() -> None:
@@ -103,9 +102,6 @@ def test_variants_are_compared_on_their_own_seeds() -> None:
         "PRA": "-", "no L_aux": "+0.500", "clean inputs": "-",
     }  # fmt: skip
     assert lines["PRA"]["seeds"] == "0-2"
-
-
-# --- tables -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["systems", "noise", "length", "rollout-gap", "probe", "solver"])
@@ -176,9 +172,6 @@ def test_records_keep_their_rows(tmp_path: Path) -> None:
     refused(lambda: Records(tmp_path / "systems" / "results.csv", "noise"), "noise cannot be made", "another place")
 
 
-# --- commands ---------------------------------------------------------------------------------------------------
-
-
 def test_the_commands_make_the_rows_of_all_sittings() -> None:
     study = STUDIES["systems"]
     systems = [cell.system for cell in study.cells(DIGITS, SCALES["cpu"])]
@@ -212,9 +205,6 @@ def test_what_a_command_makes_beyond_the_table_is_said() -> None:
 
 def test_ranges() -> None:
     assert [in_ranges(numbers) for numbers in ([], [3], [1, 0], [2, 0, 1, 5, 7, 8, 9])] == ["", "3", "0,1", "0-2,5,7-9"]
-
-
-# --- plots ------------------------------------------------------------------------------------------------------
 
 
 def legends(figure: Any) -> set[str]:
@@ -339,8 +329,3 @@ def test_longer_trainings_are_drawn_with_shorter_ones() -> None:
 
 def test_every_axis_has_ticks_to_read() -> None:
     assert all(len(ticks_between(low, low * LEAST_SPAN)) >= 3 for low in (0.47, 0.5, 0.96, 1.0, 3.3, 9.1, 47.0))
-
-
-def test_a_mean_over_several_judges_says_so() -> None:
-    rows = [row("pra", 0, 1.0, 1.0), row("pra", 1, 1.0, 2.0, judge="a"), row("jit", 0, 1.0, 3.0)]
-    assert [line["seeds"] for line in table(tables(STUDIES["systems"], rows))] == ["0,1 (2 judges)", "0"]
