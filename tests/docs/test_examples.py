@@ -19,23 +19,19 @@ SCRIPT, JOB = ROOT / "examples" / "held_out.py", ROOT / "examples" / "slurm" / "
 held_out = script(SCRIPT)
 
 
-def test_held_out_writes_pictures(trained: Path, tmp_path: Path) -> None:
-    held_out.main("digits@test", trained, tmp_path / "out", [1, 0, 1])
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert [name.split("-")[0] for name in names] == ["00000", "00001"]
-    with Image.open(tmp_path / "out" / names[0]) as picture:
-        assert (picture.size, picture.mode) == ((8, 8), "L")
-
-
-def test_held_out_bad_numbers_write_nothing(trained: Path, tmp_path: Path) -> None:
+def test_held_out_writes_every_picture_or_none(trained: Path, tmp_path: Path) -> None:
     for index in (100_000, -1):
         refused(lambda index=index: held_out.main("digits@test", trained, tmp_path, [0, index]), f"no image {index} in")
     assert list(tmp_path.iterdir()) == []
-    held_out.main("digits@test", trained, tmp_path, [1])
-    (written,) = tmp_path.iterdir()
-    written.write_text("mine")
-    refused(lambda: held_out.main("digits@test", trained, tmp_path, [0, 1]), f"{written} exists already")
-    assert contents(tmp_path) == {written.name: b"mine"}
+    held_out.main("digits@test", trained, tmp_path, [2, 1, 2])
+    first, second = sorted(tmp_path.iterdir())
+    assert [path.name.split("-")[0] for path in (first, second)] == ["00001", "00002"]
+    with Image.open(second) as picture:
+        assert (picture.size, picture.mode) == ((8, 8), "L")
+    first.write_text("mine")
+    before = contents(tmp_path)
+    refused(lambda: held_out.main("digits@test", trained, tmp_path, [0, 1]), f"{first} exists already")
+    assert contents(tmp_path) == before
 
 
 def test_held_out_without_numbers_is_refused(

@@ -36,7 +36,7 @@ SHORTER = {
     r"--num \d+": "--num 40",
     r"(--layers?) 3": r"\1 1",
     r"_every=100": "_every=2",
-    r"0-5 --out completions": "0,1 --out completions",
+    r"--seeds 0-\d+": "--seeds 0-1",
     r"runs/own-icons": "runs/demo",
 }
 """What is changed in a command, so that it takes a moment."""

@@ -19,7 +19,6 @@ from support.refusal import refused
 
 from pra.config import SamplingConfig, Solver, apply_settings
 from pra.errors import PraError
-from pra.evaluation.classifier import Classifier
 from pra.evaluation.rollout_gap import inhomogeneity
 from pra.recipes import distill
 from pra.recipes.systems import TOLERANCE, parameters
@@ -134,15 +133,14 @@ def distilled(setting: Setting, scale: Scale) -> Iterator[Cell]:
     yield Cell("pra", run, (replace(QUALITY, sampling=SamplingConfig(steps=2), learnt_grid=True), QUALITY))
 
 
-def test_run_may_begin_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_may_begin_with_another(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learnt_grid, "ROUNDS", 2)
-    rows = go(Study("solver", "?", ("digits-16",), distilled), tmp_path)
+    rows = go(Study("solver", "?", ("digits-16",), distilled), place)
     assert [(row["system"], row["solver"]) for row in rows] == [
         ("pra", "midpoint"), ("pra", "midpoint, learnt"), ("pra, distilled", "shortcut"),
     ]  # fmt: skip
-    keys = {row["system"]: row["run"] for row in rows}
-    began = read_run(tmp_path / "runs" / f"digits-16-{keys['pra, distilled']}").initial
-    assert began == str(tmp_path / "runs" / f"digits-16-{keys['pra']}")
+    first, _, second = [place / "runs" / f"digits-16-{row['run']}" for row in rows]
+    assert read_run(second).initial == str(first)
     assert rows[2]["parameters"] > rows[0]["parameters"]
 
 
@@ -165,10 +163,9 @@ def test_figures_of_another_judge_are_measured_again(place: Path) -> None:
     [judge] = (place / "studies" / "judges").iterdir()
     assert {row["judge"] for row in rows} == {file_sha256(judge)[:12]}
     before = judge.read_bytes()
-    other = Classifier(judge, torch.device("cpu"))
-    other._network.head.weight.mul_(1.5)  # as a fit on another machine would give
-    tensors = {name: tensor.contiguous() for name, tensor in other._network.state_dict().items()}
     with safe_open(judge, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dictionary
+        tensors["head.weight"].mul_(1.5)  # as a fit on another machine would give
         judge.write_bytes(save(tensors, metadata=file.metadata()))
     again = go(study_of(QUALITY), place)
     assert [row["measured"] for row in again] == [row["measured"] for row in rows]
@@ -236,12 +233,9 @@ def test_command_at_scale_cpu_makes_one_seed(name: str, monkeypatch: pytest.Monk
 
 
 def test_inhomogeneity() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(400, 2, 3, generator=generator)
-    b = torch.randn(400, 2, 3, generator=generator)
+    a, b = torch.randn(2, 400, 2, 3, generator=torch.Generator().manual_seed(0))
     assert inhomogeneity(a, b).abs().max() < 0.01
-    far = b + torch.tensor([0.0, 100.0]).view(1, 2, 1)
-    near, apart = inhomogeneity(a, far)
+    near, apart = inhomogeneity(a, b + torch.tensor([0.0, 100.0]).view(1, 2, 1))
     assert abs(near) < 0.01
     assert apart > 0.98
     # One dimension, unit intervals one apart: E|a-b| = 1, E|a-a'| = E|b-b'| = 1/3, so H = 2/3.
@@ -282,20 +276,17 @@ def test_module_without_a_name_lists_the_studies(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(STUDIES)
 
 
-def test_probe_study_probes_each_layer_once(tmp_path: Path) -> None:
-    scale = replace(SMALL, depth=2, steps=1, guidances=(1.0,))
+def test_probe_study_probes_each_layer_once(place: Path) -> None:
+    shutil.rmtree(place / "runs")
 
     def cells(setting: Setting, scale: Scale) -> Iterator[Cell]:
-        for cell in STUDIES["probe"].cells(setting, scale):
+        for cell in STUDIES["probe"].cells(setting, replace(scale, depth=2, steps=1)):
             if cell.system in ("pra", "pixels", "jit") or cell.value == "pra":
                 yield replace(cell, measures=cell.measures[:2])
 
-    study = replace(STUDIES["probe"], cells=cells)
-    place = Workplace(tmp_path / "runs", torch.device("cpu"), 1)
-    for _ in range(2):
-        run_study(study, [SETTINGS["digits-16"]], scale, [0], tmp_path, place, progress=False)
-        rows = read_rows(tmp_path / "probe" / "results.csv")
-        assert len(list((tmp_path / "runs").glob("digits-16-*"))) == 2  # PRA, its baselines beside it, and JiT
+    rows = go(replace(STUDIES["probe"], cells=cells), place)
+    assert go(replace(STUDIES["probe"], cells=cells), place) == rows
+    assert len(list((place / "runs").glob("digits-16-*"))) == 2  # PRA, its baselines beside it, and JiT
     found = [(row["system"], row.get("layer"), row.get("pooling"), row.get("time")) for row in rows]
     assert found.count(("pixels", None, None, None)) == 1
     for system in ("pra", "random"):
@@ -304,6 +295,6 @@ def test_probe_study_probes_each_layer_once(tmp_path: Path) -> None:
         ]
     assert {entry[3] for entry in found if entry[0] == "jit"} == {0.5, 0.75}
     by_pixels = next(row["top1"] for row in rows if row["system"] == "pixels")
-    readme = (tmp_path / "probe" / "README.md").read_text()
+    readme = (place / "studies" / "probe" / "README.md").read_text()
     assert f"| raw pixels | {100 * by_pixels:.1f} % |" in readme
     assert "Top-1 accuracy on 80 held-out images" in readme
