@@ -13,11 +13,10 @@ from support.refusal import refused
 from torch import Tensor
 
 from pra.evaluation import metrics
-from pra.evaluation.collect import collect
 from pra.evaluation.evaluate import evaluate
 from pra.evaluation.features import Inception, inception
-from pra.evaluation.metrics import InceptionScore, Moments, Protocol
-from pra.evaluation.reference import summarise
+from pra.evaluation.metrics import Moments, Protocol
+from pra.evaluation.reference import from_batches
 from pra.sampling.batches import Batch
 from pra.utils import extras
 from pra.utils.extras import install_command
@@ -116,10 +115,7 @@ def test_fid(features: tuple[Tensor, Tensor]) -> None:
 
     statistics = [fid_features_to_statistics(rows) for rows in features]
     expected = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
-    moments = [Moments(48), Moments(48)]
-    for rows, sums in zip(features, moments, strict=True):
-        for block in rows.split(64):
-            sums.update(block.numpy())
+    moments = [Moments.of(rows[:64].numpy()) + Moments.of(rows[64:].numpy()) for rows in features]
     found = metrics.frechet_distance(*moments[0].gaussian, *moments[1].gaussian)
     assert found == pytest.approx(expected, rel=1e-6)
 
@@ -129,10 +125,8 @@ def test_inception_score(features: tuple[Tensor, Tensor]) -> None:
 
     logits = features[0]
     expected = isc_features_to_metric(logits)
-    score = InceptionScore(len(logits), Protocol.TORCH_FIDELITY)
-    for start in range(0, len(logits), 64):
-        score.update(logits[start : start + 64], start)
-    assert score.result() == pytest.approx(
+    sums = metrics.score_sums(logits, Protocol.TORCH_FIDELITY.split_of(len(logits)), 10)
+    assert metrics.inception_score(sums) == pytest.approx(
         (expected["inception_score_mean"], expected["inception_score_std"]), rel=1e-9
     )
 
@@ -156,7 +150,7 @@ def test_precision_and_recall(features: tuple[Tensor, Tensor]) -> None:
     assert 0.1 < min(expected["precision"], expected["recall"]) < 0.9
     truth = metrics.Balls(features[1])
     found = metrics.overlap(metrics.Balls(features[0], centre=truth.centre), truth)
-    assert found[:2] == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
+    assert (found["precision"], found["recall"]) == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
 
 
 def test_all_figures_from_images(port: Any, weights: Path, extractor: Inception) -> None:
@@ -182,8 +176,7 @@ def test_all_figures_from_images(port: Any, weights: Path, extractor: Inception)
         kid_subset_size=5, feature_extractor="inception-v3-compat", feature_layer_prc="2048", verbose=False,
         feature_extractor_weights_path=str(weights), batch_size=16, save_cpu_ram=True, cache=False,
     )  # fmt: skip
-    collected = collect([Batch(real, None, 0)], extractor, 5, 5, progress=False)[Protocol.TORCH_FIDELITY]
-    reference = summarise(collected, "real", None)
+    reference = from_batches([Batch(real, None, 0)], extractor, 5, "real", progress=False)
     report = evaluate([Batch(generated, None, 0)], reference, extractor, 10, progress=False)
     figures = report.figures["torch-fidelity"]
     pairs = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pra.evaluation.collect import collect
 from pra.evaluation.evaluate import Report, evaluate
 from pra.evaluation.features import Features
-from pra.evaluation.metrics import Protocol
-from pra.evaluation.reference import Reference, summarise
+from pra.evaluation.reference import Reference, from_batches
 from pra.sampling.batches import Batch
 
 
@@ -51,7 +50,7 @@ def stream(images: Tensor, size: int = 7, labels: Tensor | None = None) -> list[
 
 
 def reference_of(images: Tensor, extractor: Any) -> Reference:
-    return summarise(collect(stream(images), extractor, len(images), 1000, progress=False)[Protocol.ADM], "them", "pad")
+    return replace(from_batches(stream(images), extractor, len(images), "them", 1000, progress=False), fit="pad")
 
 
 def judged(images: Tensor, reference: Reference, extractor: Any, size: int = 7, **options: Any) -> Report:

@@ -21,6 +21,7 @@ from pra.evaluation.metrics import (
     SEED,
     SSIM_WINDOW,
     Balls,
+    Protocol,
     frechet_distance,
     kernel_distance,
     overlap,
@@ -142,24 +143,19 @@ def evaluate(
     collected = collect(batches, extractor, count, keep, progress, world=world, shape=reference.shape)
 
     def measured(parts: list[Collected]) -> tuple[dict[str, Figures], dict[str, str]]:
-        whole = merged(parts)
-        identities = {protocol.value: collector.images_sha256 for protocol, collector in whole.items()}
-        return all_figures(whole, reference), identities
+        whole, figures, identities = merged(parts), {}, {}
+        costly = {collector: _figures(collector, reference) for collector in whole.values()}
+        for protocol in Protocol:
+            collector = whole.get(protocol, whole[Protocol.TORCH_FIDELITY])
+            mean, deviation = collector.inception_score(protocol) or (None, None)
+            scores: Figures = {"inception_score": mean, "inception_score_std": deviation}
+            figures[protocol.value] = costly[collector] | scores
+            identities[protocol.value] = collector.images_sha256
+        return figures, identities
 
     figures, identities = world.combine(collected, measured)
     known = describe(extractor, reference, count, keep) | {"images_sha256": identities}
     return Report(figures, known | dict(provenance or {}))
-
-
-def all_figures(collectors: Collected, reference: Reference) -> dict[str, Figures]:
-    """Return the figures by protocol. Protocols that share their images share the costly figures."""
-    shared = {collector: _figures(collector, reference) for collector in dict.fromkeys(collectors.values())}
-    figures = {}
-    for protocol, collector in collectors.items():
-        mean, deviation = collector.scores[protocol].result() or (None, None)
-        scores: Figures = {"inception_score": mean, "inception_score_std": deviation}
-        figures[protocol.value] = shared[collector] | scores
-    return figures
 
 
 def _figures(collector: Collector, reference: Reference) -> Figures:
@@ -172,7 +168,7 @@ def _figures(collector: Collector, reference: Reference) -> Figures:
     if kept is not None and min(len(kept), collector.keep) >= 2:
         figures["kid"], figures["kid_std"] = kernel_distance(collector.kept.numpy(), kept.numpy())
     if truth is not None and collector.keep > NEIGHBOURS:
-        figures |= overlap(Balls(collector.kept.to(truth.points.device), NEIGHBOURS, truth.centre), truth)._asdict()
+        figures |= overlap(Balls(collector.kept.to(truth.points.device), NEIGHBOURS, truth.centre), truth)
     return figures | ({} if collector.accuracy is None else {"accuracy": collector.accuracy})
 
 
