@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.judging import noise_pictures
+from support.files import contents
+from support.judging import noise_pictures, run_command
 from support.models import BLIND, PIXEL, random_model
 from support.refusal import refused
 
@@ -25,7 +26,7 @@ from pra.commands.eval import evaluate_command
 from pra.data import open_source
 from pra.evaluation.collect import digest_sum
 from pra.evaluation.evaluate import Report
-from pra.evaluation.outputs import Outputs
+from pra.evaluation.outputs import publish, staged
 from pra.evaluation.samples import labels_like
 from pra.sampling.requests import Listed
 from pra.utils.distributed import ALONE
@@ -59,8 +60,7 @@ def saved(folder: Path, classes: list[str], **changes: Any) -> Path:
 def run(target: Path | None, **options: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*every class is sampled equally often")
-        given = {"features": "classifier", "device": "cpu", "num": 12, "settings": ("sampling.steps=1",)} | options
-        evaluate_command(target, **given)
+        run_command(evaluate_command, target, **{"num": 12, "settings": ("sampling.steps=1",)} | options)
 
 
 def provenance(path: Path) -> dict[str, Any]:
@@ -90,14 +90,14 @@ def test_labels_are_as_frequent_as_in_the_reference(model: Path, mixed: str, tmp
 
 
 def test_balanced_labels_warn_of_an_unbalanced_reference(model: Path, mixed: str, tmp_path: Path) -> None:
-    given: Any = {"reference": mixed, "features": "classifier", "device": "cpu", "settings": ("sampling.steps=1",)}
+    given: Any = {"reference": mixed, "settings": ("sampling.steps=1",)}
     with pytest.warns(UserWarning, match=r"69% of folder:.* are 'common'.*--labels reference") as warned:
-        evaluate_command(model, num=12, export_npz=tmp_path / "b.npz", **given)
+        run_command(evaluate_command, model, num=12, export_npz=tmp_path / "b.npz", **given)
     assert len(warned) == 1
     with np.load(tmp_path / "b.npz") as arrays:
         assert np.bincount(arrays["arr_1"]).tolist() == [4, 4, 4]
-    evaluate_command(model, num=12, labels="reference", **given)  # nothing to say
-    evaluate_command(tmp_path / "b.npz", **given | {"settings": ()})  # nothing to choose
+    run_command(evaluate_command, model, num=12, labels="reference", **given)  # nothing to say
+    run_command(evaluate_command, tmp_path / "b.npz", reference=mixed)  # nothing to choose
 
 
 def test_labels_that_cannot_be_had_are_refused(model: Path, mixed: str, tmp_path: Path) -> None:
@@ -176,18 +176,15 @@ def interrupted(*_: Any, **__: Any) -> None:
 
 
 def test_second_command_on_a_file_is_refused(tmp_path: Path) -> None:
-    wanted = Outputs(images=tmp_path / "b.npz")
-    with wanted.staged(ALONE) as staged:
-        assert staged.images is not None
-        staged.images.write_bytes(b"1")
-        busy = tmp_path / ".b.npz.eval"
+    files = {"images": tmp_path / "b.npz"}
+    with staged(files, ALONE) as places:
+        places["images"].write_bytes(b"1")
         refused(
-            lambda: wanted.staged(ALONE).__enter__(),
-            "is being filled by process", "choose another file", code="busy", path=busy,
+            lambda: staged(files, ALONE).__enter__(),
+            "is being filled by process", "choose another file", code="busy", path=tmp_path / ".b.npz.eval",
         )  # fmt: skip
-        wanted.publish(staged)
-    assert [path.name for path in tmp_path.iterdir()] == ["b.npz"]
-    assert (tmp_path / "b.npz").read_bytes() == b"1"
+        publish(places, files)
+    assert contents(tmp_path) == {"b.npz": b"1"}
 
 
 def test_leftovers_of_a_killed_command_are_removed(tmp_path: Path) -> None:
@@ -195,13 +192,13 @@ def test_leftovers_of_a_killed_command_are_removed(tmp_path: Path) -> None:
     folder.mkdir()
     for name in (".b.npz.abc", "b.npz", "b.npz.part1"):
         (folder / name).touch()
-    with Outputs(images=tmp_path / "b.npz").staged(ALONE):
+    with staged({"images": tmp_path / "b.npz"}, ALONE):
         assert [path.name for path in folder.iterdir()] == [".lock"]
     assert not any(tmp_path.iterdir())
 
 
 def test_failure_to_publish_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = Outputs(report=tmp_path / "o.json", images=tmp_path / "b.npz")
+    files = {"report": tmp_path / "o.json", "images": tmp_path / "b.npz"}
     replace = os.replace
 
     def full(source: Path, target: Path) -> None:
@@ -211,10 +208,10 @@ def test_failure_to_publish_leaves_no_file(tmp_path: Path, monkeypatch: pytest.M
         replace(source, target)
 
     monkeypatch.setattr("pra.evaluation.outputs.os.replace", full)
-    with wanted.staged(ALONE) as staged:
-        for path in staged.named().values():
+    with staged(files, ALONE) as places:
+        for path in places.values():
             path.touch()
-        refused(lambda: wanted.publish(staged), "No space left", code="unwritable", path=tmp_path / "o.json")
+        refused(lambda: publish(places, files), "No space left", code="unwritable", path=tmp_path / "o.json")
     assert not any(tmp_path.iterdir())
 
 

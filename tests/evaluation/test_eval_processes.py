@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support import processes
+from support.judging import run_command
 from support.refusal import refused
 
 from pra.commands.eval import evaluate_command
@@ -44,10 +45,9 @@ def test_two_processes_agree_with_one(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache1"))
     monkeypatch.setenv(SWITCH, "0")  # compiling into an empty cache takes longer than all else
-    evaluate_command(
-        trained, reference=few, features="classifier", num=20, reconstruction=True, export_npz=tmp_path / "b1.npz",
-        export_statistics=tmp_path / "s1.npz", out=tmp_path / "o1.json", batch_size=10, device="cpu",
-        settings=("sampling.steps=1",),
+    run_command(
+        evaluate_command, trained, reference=few, num=20, reconstruction=True, export_npz=tmp_path / "b1.npz",
+        export_statistics=tmp_path / "s1.npz", out=tmp_path / "o1.json", batch_size=10, settings=("sampling.steps=1",),
     )  # fmt: skip
     leader, other = two(
         "eval", trained, "--reference", few, "--features", "classifier", "--num", 20, "--reconstruction",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from support.judging import noise_pictures
+from support.judging import noise_pictures, run_command
 from support.models import random_model
 from support.refusal import refused
 from torch import Tensor
@@ -87,13 +87,13 @@ def test_the_command_takes_the_setting(
     model = random_model(num_classes=3)
     model.classes = ("a", "b", "c")
     saved = pra.save(model, tmp_path / "model")
-    given: Any = {"reference": f"folder:{photos}", "features": "classifier", "device": "cpu", "batch_size": 10}
     reports = []
     for workers in (0, 2):
         for name, target, settings in (("run", saved, ["sampling.steps=1"]), ("folder", photos, [])):
             out = tmp_path / f"{name}-{workers}.json"
-            evaluate_command(
-                target, num=12 if name == "run" else None, out=out, reconstruction=name == "run", **given,
+            run_command(
+                evaluate_command, target, reference=f"folder:{photos}", batch_size=10, out=out,
+                num=12 if name == "run" else None, reconstruction=name == "run",
                 settings=(*settings, f"data.workers={workers}"),
             )  # fmt: skip
             reports.append(json.loads(out.read_text())["figures"])

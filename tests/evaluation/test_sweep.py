@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from support import processes
 from support.files import contents
-from support.judging import noise_pictures
+from support.judging import noise_pictures, run_command
 from support.models import random_model
 from support.refusal import refused
 
@@ -186,8 +186,8 @@ def out(swept: Path, tmp_path: Path) -> Path:
 
 
 def sweep(target: Path | None, out: Path | None, pictures: str, **options: Any) -> None:
-    given: dict[str, Any] = {"features": "classifier", "device": "cpu", "num": 12, "settings": ("sampling.steps=1",)}
-    sweep_command(target, reference=pictures, out=out, **{"over": OVER} | given | options)
+    given: dict[str, Any] = {"over": OVER, "num": 12, "settings": ("sampling.steps=1",)}
+    run_command(sweep_command, target, reference=pictures, out=out, **given | options)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -219,8 +219,8 @@ def test_every_point_is_what_eval_measures(
     shown = capsys.readouterr().out
     names = ("guidance=1.json", "guidance=1.png", "guidance=2.json", "guidance=2.png", "samples.jpg", "sweep.png")
     assert tuple(sorted(path.name for path in swept.iterdir())) == names
-    evaluate_command(
-        model, reference=pictures, features="classifier", device="cpu", num=12, out=tmp_path / "eval.json",
+    run_command(
+        evaluate_command, model, reference=pictures, num=12, out=tmp_path / "eval.json",
         settings=("sampling.steps=1", "sampling.guidance=2"),
     )  # fmt: skip
     ours, theirs = read(swept / "guidance=2.json"), read(tmp_path / "eval.json")
@@ -267,8 +267,8 @@ def test_sweep_over_averages_judges_each(run: Path, tmp_path: Path, capsys: pyte
     default, ema, raw = (read(run / "sweep" / f"{name}.json") for name in names)
     assert ema["figures"] == default["figures"] != raw["figures"]
     assert [one["provenance"]["images"]["weights"] for one in (ema, raw)] == ["ema.safetensors", "model.safetensors"]
-    evaluate_command(
-        run, reference="digits", features="classifier", device="cpu", num=20, out=tmp_path / "raw.json", average="raw",
+    run_command(
+        evaluate_command, run, reference="digits", num=20, out=tmp_path / "raw.json", average="raw",
         settings=("sampling.steps=1", "sampling.guidance=1"),
     )  # fmt: skip
     assert read(tmp_path / "raw.json")["figures"] == raw["figures"]

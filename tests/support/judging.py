@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pra.commands.eval import Judging
 from pra.evaluation.evaluate import Report, evaluate
 from pra.evaluation.features import Features
 from pra.evaluation.reference import Reference, from_batches
@@ -55,6 +57,13 @@ def reference_of(images: Tensor, extractor: Any) -> Reference:
 
 def judged(images: Tensor, reference: Reference, extractor: Any, size: int = 7, **options: Any) -> Report:
     return evaluate(stream(images, size), reference, extractor, len(images), progress=False, **options)
+
+
+def run_command(command: Callable[..., None], target: Path | None, **options: Any) -> None:
+    """``pra eval`` or ``pra sweep`` on the CPU by the small classifier, with options by their names."""
+    given = {"features": "classifier", "device": "cpu"} | options
+    own = {field.name: given.pop(field.name) for field in fields(Judging) if field.name in given}
+    command(target, how=Judging(**own), **given)
 
 
 def noise_pictures(folder: Path, counts: dict[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""What `pra eval` and `pra sweep` judge, what it is held against, and the judgement."""
+"""The images that `pra eval` and `pra sweep` judge, the reference they are held against, and the judgement."""
 
 from __future__ import annotations
 
@@ -127,7 +127,16 @@ def open_subject(
         if setting.startswith("data.flip="):
             raise PraError(f"--set {setting} has no effect: images are judged as they are. Leave it out", value=setting)
     if target is None or is_address(target) or (target / weights.CONFIG).exists():
-        subject = _model(target, num or OF_A_RUN, work.device, precision, settings, average)
+        count = num or OF_A_RUN
+        model, run, known = open_model(target, average, work.device)
+        chosen = apply_settings(Adjustable(run.data if run else DataConfig(source=""), model.sampling), settings)
+        config, sampler = model.config, Sampler(model, chosen.sampling, precision)
+        requests = Numbered(count, tuple(range(config.num_classes)))
+        known |= {"sampling": how_sampled(sampler), "labels": f"index % {config.num_classes}", "count": count}
+        known |= {"seeds": f"0-{count - 1}"}
+        name = "the model that comes with pra" if target is None else str(target)
+        shape = config.image_size, config.channels
+        subject = Subject(name, count, *shape, chosen, known, sampler=sampler, requests=requests)
     else:
         subject = _finished(target, num, settings)
         used = {
@@ -141,23 +150,6 @@ def open_subject(
         problem = f"{work.world.size} processes cannot share {subject.count} images"
         raise PraError(f"{problem}. Start fewer", "conflict", processes=work.world.size, count=subject.count)
     return subject
-
-
-def _model(
-    target: Path | None,
-    count: int,
-    device: torch.device,
-    precision: Precision,
-    settings: tuple[str, ...],
-    average: str,
-) -> Subject:
-    model, run, known = open_model(target, average, device)
-    chosen = apply_settings(Adjustable(run.data if run else DataConfig(source=""), model.sampling), settings)
-    classes, sampler = model.config.num_classes, Sampler(model, chosen.sampling, precision)
-    known |= {"sampling": how_sampled(sampler), "labels": f"index % {classes}", "seeds": f"0-{count - 1}"}
-    name = "the model that comes with pra" if target is None else str(target)
-    size, channels, requests = model.config.image_size, model.config.channels, Numbered(count, tuple(range(classes)))
-    return Subject(name, count, size, channels, chosen, known | {"count": count}, sampler=sampler, requests=requests)
 
 
 def open_model(
@@ -194,7 +186,6 @@ def _finished(target: Path, num: int | None, settings: tuple[str, ...]) -> Subje
 # --- what images are held against ---------------------------------------------------------------------------
 
 LABELS = ("balanced", "reference")
-
 
 Truth = Source | Path
 """What images are held against: a source, or a file of statistics or images."""
@@ -332,13 +323,14 @@ def _warn_of_balance(source: Source) -> None:
 
 def check_classes(source: Source, model: Model, option: str) -> None:
     """Refuse a source whose labels mean something else to the model; ``option`` needs them."""
-    there, own = source.classes, model.classes
-    how = f"{source.name} has {len(there)} classes, the model {len(own)}" if len(there) != len(own) else ""
-    for place, (theirs, ours) in enumerate(zip(there, own, strict=False)):
-        if not how and theirs != ours:
-            how = f"class {place} is {theirs!r} in {source.name}, {ours!r} in the model"
-    if how:
-        raise PraError(f"{option}: {how}. Give such a --reference", "mismatch", option=option)
+    there, own = tuple(source.classes), tuple(model.classes)
+    if there == own:
+        return
+    how = f"{source.name} has {len(there)} classes, the model {len(own)}"
+    if len(there) == len(own):
+        place = next(place for place in range(len(own)) if there[place] != own[place])
+        how = f"class {place} is {there[place]!r} in {source.name}, {own[place]!r} in the model"
+    raise PraError(f"{option}: {how}. Give such a --reference", "mismatch", option=option)
 
 
 def open_judge(truth: Truth, features: str, weights: Path | None, subject: Subject, work: Work) -> Judge:
