@@ -14,7 +14,8 @@ from support.refusal import refused
 from torch import Tensor
 
 from pra.evaluation import dinov2 as module
-from pra.evaluation.dinov2 import DINOv2, dinov2, prepare
+from pra.evaluation.dinov2 import dinov2, prepare
+from pra.evaluation.features import Published
 from pra.utils.extras import install_command
 from pra.utils.provenance import file_sha256
 
@@ -43,7 +44,7 @@ def weights(timm: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def extractor(weights: Path) -> DINOv2:
+def extractor(weights: Path) -> Published:
     return dinov2(weights, CPU, TINY)
 
 
@@ -53,7 +54,7 @@ def pixels(count: int, channels: int = 3, size: tuple[int, int] = (20, 26)) -> T
     return torch.nn.functional.interpolate(coarse, size=size).to(torch.uint8)
 
 
-def test_features_are_each_images_own(extractor: DINOv2, weights: Path) -> None:
+def test_features_are_each_images_own(extractor: Published, weights: Path) -> None:
     images = pixels(3)
     pool, spatial, logits = extractor(images)
     assert (pool.shape, pool.dtype, spatial, logits) == ((3, extractor.dim), torch.float32, None, None)
@@ -74,7 +75,7 @@ def test_the_paper_s_network_has_1024_features_in_24_layers(timm: Any) -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) == 304_368_640 - 1024
 
 
-def test_the_network_is_dinov2s(extractor: DINOv2, weights: Path) -> None:
+def test_the_network_is_dinov2s(extractor: Published, weights: Path) -> None:
     """Written out after Meta's: positions by the factor 16.1 / 37, pre-norm scaled branches, class token."""
     w = torch.load(weights, weights_only=True)
     images = prepare(pixels(2))

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pra.evaluation.dinov2 import DINOv2
+from pra.evaluation.features import Features, Published
 
 SETTINGS = (
     "pass",
@@ -82,19 +82,14 @@ def test_exact_leaves_the_switches_as_they_were() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-class Network(nn.Module):
-    """In place of the transformer: keeps in which arithmetic it was called."""
+def test_published_network_is_read_in_exact_arithmetic() -> None:
+    seen = []
 
-    num_features = 3
+    def read(images: Tensor) -> Features:
+        seen.append((torch.backends.cuda.matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
+        return Features(images.float().mean(dim=(2, 3)), None, None)
 
-    def forward(self, images: Tensor) -> Tensor:
-        self.seen = torch.backends.cuda.matmul.fp32_precision, torch.is_autocast_enabled("cpu")
-        return images.mean(dim=(2, 3))
-
-
-def test_transformer_is_read_in_exact_arithmetic() -> None:
-    network = Network()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        DINOv2(network, "0" * 64, torch.device("cpu"))(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
-    assert network.seen == ("ieee", False)
+        Published("mean", 3, "0" * 64, torch.device("cpu"), read)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    assert seen == [("ieee", False)]
     assert torch.backends.cuda.matmul.fp32_precision != "ieee"

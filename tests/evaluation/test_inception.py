@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pra.evaluation import metrics
 from pra.evaluation.evaluate import evaluate
-from pra.evaluation.features import Inception, inception
+from pra.evaluation.features import Published, inception
 from pra.evaluation.metrics import Moments, Protocol
 from pra.evaluation.reference import from_batches
 from pra.sampling.batches import Batch
@@ -53,7 +53,7 @@ def weights(port: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def extractor(weights: Path) -> Inception:
+def extractor(weights: Path) -> Published:
     return inception(weights, CPU)
 
 
@@ -75,7 +75,7 @@ def theirs(port: Any, weights: Path) -> Any:
     )
 
 
-def test_features_are_torch_fidelitys_and_adms(extractor: Inception, theirs: Any, weights: Path) -> None:
+def test_features_are_torch_fidelitys_and_adms(extractor: Published, theirs: Any, weights: Path) -> None:
     """Spatial features are ADM's ``mixed_6/conv:0``: the first branch of the block, channels last, 7 of them."""
     images, block = pixels(2), []
     handle = theirs.Mixed_6d.register_forward_hook(lambda module, inputs, output: block.append(output))
@@ -91,7 +91,7 @@ def test_features_are_torch_fidelitys_and_adms(extractor: Inception, theirs: Any
     assert extractor.fingerprint == file_sha256(weights)
 
 
-def test_grey_is_shown_as_rgb_and_nothing_else_is_read(extractor: Inception) -> None:
+def test_grey_is_shown_as_rgb_and_nothing_else_is_read(extractor: Published) -> None:
     grey = pixels(1, channels=1)
     assert torch.equal(extractor(grey).pool, extractor(grey.repeat(1, 3, 1, 1)).pool)
     refused(lambda: extractor(pixels(1, channels=4)), code="mismatch", channels=4)
@@ -153,7 +153,7 @@ def test_precision_and_recall(features: tuple[Tensor, Tensor]) -> None:
     assert (found["precision"], found["recall"]) == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
 
 
-def test_all_figures_from_images(port: Any, weights: Path, extractor: Inception) -> None:
+def test_all_figures_from_images(port: Any, weights: Path, extractor: Published) -> None:
     """torch-fidelity's command against ours, from pixels to figures.
 
     But for the network of precision and recall, which is Inception here and by default a VGG16 there.

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from pra.errors import PraError
-from pra.evaluation.features import Features, download, exact, rgb_blocks, weights_of
+from pra.evaluation.features import Features, Published, download, weights_of
 from pra.utils.extras import import_failed
 from pra.utils.provenance import file_sha256
 
@@ -34,46 +33,21 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's."""
 
 
-class DINOv2:
-    """Class tokens after the last norm, ``(B, 1024)``; no spatial features and no logits.
-
-    Images are resized as the evaluator of Stein et al. does by default: Pillow's bicubic to 224x224, in 8 bits. Grey
-    ones are shown as RGB. Always in float32.
-    """
-
-    name = "dinov2"
-    classes: tuple[str, ...] | None = None
-    accuracy: float | None = None
-
-    def __init__(self, network: Any, fingerprint: str, device: torch.device) -> None:
-        self.fingerprint = fingerprint
-        self.device = device
-        self.dim = int(network.num_features)
-        self._network = network.to(device).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Features:
-        """As :meth:`pra.evaluation.features.FeatureExtractor.__call__`; 1 or 3 channels of any size."""
-        with exact(self.device):
-            tokens = [self._network(prepare(block).to(self.device)) for block in rgb_blocks(images, self.name)]
-        return Features(torch.cat(tokens), None, None)
-
-
 def prepare(images: Tensor) -> Tensor:
-    """Map uint8 images ``(B, 1 or 3, H, W)`` to the network's float32 ``(B, 3, 224, 224)``, normalised."""
-    resized = np.stack([_resized(image) for image in images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()])
-    values = torch.from_numpy(resized).permute(0, 3, 1, 2) / 255
+    """Map uint8 images ``(B, 3, H, W)`` to the network's float32 ``(B, 3, 224, 224)``, normalised.
+
+    Resized as the evaluator of Stein et al. does by default, by Pillow's bicubic in 8 bits: torch's antialiased bicubic
+    rounds otherwise, by several levels at sharp edges.
+    """
+    pictures = map(Image.fromarray, images.permute(0, 2, 3, 1).cpu().numpy())
+    resized = [np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for picture in pictures]
+    values = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (MEAN, STD))
     return (values - mean) / std
 
 
-def _resized(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    # By Pillow itself: torch's antialiased bicubic rounds otherwise, by several levels at sharp edges.
-    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-
-
-def dinov2(weights: Path | None, device: torch.device, architecture: Mapping[str, Any] = VIT_L) -> DINOv2:
-    """Open the extractor ``dinov2``.
+def dinov2(weights: Path | None, device: torch.device, architecture: Mapping[str, Any] = VIT_L) -> Published:
+    """Open the extractor ``dinov2``: class tokens after the last norm, ``(B, 1024)``; no spatial features, no logits.
 
     ``weights`` is Meta's ``dinov2_vitl14_pretrain.pth``; None downloads that into torch's cache once. ``architecture``
     is smaller in tests. Refuse weights that cannot be had or read; needs the extra.
@@ -91,7 +65,11 @@ def dinov2(weights: Path | None, device: torch.device, architecture: Mapping[str
         with torch.device("meta"):
             network = VisionTransformer(img_size=SIDE, patch_size=PATCH, num_classes=0, init_values=1.0, **architecture)
         network.load_state_dict(tensors, assign=True)
-    return DINOv2(network.float(), file_sha256(path), device)
+    network = network.float().to(device).eval().requires_grad_(False)
+    dim, fingerprint = int(network.num_features), file_sha256(path)
+    return Published(
+        "dinov2", dim, fingerprint, device, lambda images: Features(network(prepare(images).to(device)), None, None)
+    )
 
 
 def _positions(table: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pra.errors import PraError, reason_of
 from pra.utils.extras import import_failed
@@ -76,47 +77,31 @@ BLOCK = 64
 """Images in a network at a time, whatever the batch: at 299x299 pixels Inception needs 25 MB of memory for each."""
 
 
-class Inception:
-    """The InceptionV3 of FID, in torch-fidelity's port (extra ``eval``), at its own 299x299 pixels.
+@dataclass(eq=False)
+class Published:
+    """A network with published weights. ``read`` returns the features of RGB images ``(B, 3, H, W)``, a few at a time.
 
-    Pooled features are its "2048", logits its "logits_unbiased". Spatial features are ADM's for sFID: the first 7
-    channels of ``mixed_6/conv``, here ``Mixed_6d.branch1x1``, ``17 * 17 * 7 = 2023`` numbers with channels last.
     Grey images are shown as RGB. Always in float32: neither autocast nor TF32 changes a figure.
     """
 
-    name = "inception"
-    dim = 2048
+    name: str
+    dim: int
+    fingerprint: str
+    device: torch.device
+    read: Callable[[Tensor], Features]
     classes: tuple[str, ...] | None = None
     accuracy: float | None = None
-
-    def __init__(self, network: Any, fingerprint: str, device: torch.device) -> None:
-        self.fingerprint = fingerprint
-        self.device = device
-        self._network = network.to(device)
-        self._spatial: list[Tensor] = []
-        network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
         """As :meth:`FeatureExtractor.__call__`; 1 or 3 channels of any size."""
-        self._spatial, parts = [], []
-        for block in rgb_blocks(images, self.name):
-            with exact(self.device):
-                parts.append(self._network(block.to(self.device)))
-        pool, logits = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Features(pool, torch.cat(self._spatial), logits)
-
-    def _keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._spatial.append(output[:, :7].permute(0, 2, 3, 1).flatten(1))
-
-
-def rgb_blocks(images: Tensor, what: str) -> Iterator[Tensor]:
-    """Yield images ``(B, 1 or 3, H, W)`` as RGB, a few at a time."""
-    if images.shape[1] not in (1, 3):
-        problem = f"{what} reads 1 or 3 channels, not {images.shape[1]}"
-        raise PraError(f"{problem}. Convert the images to RGB", "mismatch", channels=images.shape[1])
-    for block in torch.split(images, BLOCK):
-        yield block.expand(-1, 3, -1, -1)
+        if images.shape[1] not in (1, 3):
+            problem = f"{self.name} reads 1 or 3 channels, not {images.shape[1]}"
+            raise PraError(f"{problem}. Convert the images to RGB", "mismatch", channels=images.shape[1])
+        with exact(self.device):
+            parts = [self.read(block.expand(-1, 3, -1, -1)) for block in torch.split(images, BLOCK)]
+        columns = zip(*parts, strict=True)
+        return Features(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -147,9 +132,11 @@ def exact(device: torch.device) -> Iterator[None]:
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = choice
 
 
-def inception(weights: Path | None, device: torch.device) -> Inception:
-    """Open the extractor ``inception``.
+def inception(weights: Path | None, device: torch.device) -> Published:
+    """Open the extractor ``inception``: the InceptionV3 of FID, in torch-fidelity's port, at its own 299x299 pixels.
 
+    Pooled features are its "2048", logits its "logits_unbiased". Spatial features are ADM's for sFID: the first 7
+    channels of ``mixed_6/conv``, here ``Mixed_6d.branch1x1``, ``17 * 17 * 7 = 2023`` numbers with channels last.
     ``weights`` is torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth`` or one of its layout; None downloads
     that into torch's cache once.
 
@@ -169,7 +156,15 @@ def inception(weights: Path | None, device: torch.device) -> Inception:
         network = port.FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
         )
-    return Inception(network, file_sha256(path), device)
+    network.to(device)
+    spatial: list[Tensor] = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: spatial.append(output[:, :7]))
+
+    def read(images: Tensor) -> Features:
+        pool, logits = network(images.to(device))
+        return Features(pool, spatial.pop().permute(0, 2, 3, 1).flatten(1), logits)
+
+    return Published("inception", 2048, file_sha256(path), device, read)
 
 
 @contextmanager
