@@ -35,9 +35,6 @@ from pra.utils.distributed import World
 from pra.utils.hub import is_address
 from pra.utils.provenance import environment, file_sha256
 
-OF_A_RUN = 50_000
-"""Images sampled from a run without --num."""
-
 
 @dataclass(frozen=True)
 class Adjustable:
@@ -54,6 +51,11 @@ class Work:
     world: World
     device: torch.device
     batch_size: int
+
+    def open_source(self, spec: str) -> Source:
+        """Open a data source on one process before the others: some sources are indexed once."""
+        with self.world.first_alone():
+            return open_source(spec)
 
 
 @dataclass(frozen=True)
@@ -127,24 +129,21 @@ def open_subject(
         if setting.startswith("data.flip="):
             raise PraError(f"--set {setting} has no effect: images are judged as they are. Leave it out", value=setting)
     if target is None or is_address(target) or (target / weights.CONFIG).exists():
-        count = num or OF_A_RUN
+        count = num or 50_000
         model, run, known = open_model(target, average, work.device)
         chosen = apply_settings(Adjustable(run.data if run else DataConfig(source=""), model.sampling), settings)
         config, sampler = model.config, Sampler(model, chosen.sampling, precision)
         requests = Numbered(count, tuple(range(config.num_classes)))
-        known |= {"sampling": how_sampled(sampler), "labels": f"index % {config.num_classes}", "count": count}
-        known |= {"seeds": f"0-{count - 1}"}
+        known |= {"sampling": how_sampled(sampler), "labels": f"index % {config.num_classes}"}
+        known |= {"seeds": f"0-{count - 1}", "count": count}
         name = "the model that comes with pra" if target is None else str(target)
         shape = config.image_size, config.channels
         subject = Subject(name, count, *shape, chosen, known, sampler=sampler, requests=requests)
     else:
         subject = _finished(target, num, settings)
-        used = {
-            f"--precision {precision.value}": precision is not Precision.AUTO,
-            f"--average {average}": average != weights.EMA,
-            **{f"--set {setting}": setting.startswith("sampling.") for setting in settings},
-        }
-        for option in (option for option, given in used.items() if given):
+        given = [f"--precision {precision.value}"] if precision is not Precision.AUTO else []
+        given += [f"--average {average}"] if average != weights.EMA else []
+        for option in given + [f"--set {setting}" for setting in settings if setting.startswith("sampling.")]:
             subject.sampled(option)
     if subject.count < work.world.size:
         problem = f"{work.world.size} processes cannot share {subject.count} images"
@@ -266,7 +265,7 @@ def open_truth(reference: str | None, labels: str, subject: Subject, work: Work)
     spec = reference or subject.settings.data.source
     if not spec:
         raise PraError(f"{subject.target} does not name its data. Give --reference SRC or STATS.npz", "missing")
-    truth = Path(spec).expanduser() if spec.endswith(".npz") else _open_alone(spec, work)
+    truth = Path(spec).expanduser() if spec.endswith(".npz") else work.open_source(spec)
     if labels == "reference":
         model = subject.sampled("--labels reference").model
         if isinstance(truth, Path):
@@ -290,15 +289,10 @@ def open_originals(truth: Truth, subject: Subject, work: Work) -> Source:
     codec, own = check_codec(model), subject.settings.data.source
     if isinstance(truth, Path) and not own:
         raise PraError("--reconstruction needs real images. Give a data source as --reference", "missing")
-    source = _open_alone(own, work) if isinstance(truth, Path) else truth
+    source = work.open_source(own) if isinstance(truth, Path) else truth
     if codec.encoder.sees_condition:
         check_classes(source, model, "--reconstruction")
     return source
-
-
-def _open_alone(spec: str, work: Work) -> Source:
-    with work.world.first_alone():  # some sources are indexed once
-        return open_source(spec)
 
 
 def _tell_of_colour(source: Source, channels: int) -> None:
