@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from support.refusal import refused
 from torch import Tensor
 
 from pra.evaluation import metrics
+from pra.evaluation.dinov2 import SHA256, dinov2
 from pra.evaluation.evaluate import evaluate
-from pra.evaluation.features import Published, inception
+from pra.evaluation.features import Features, Published, inception
 from pra.evaluation.metrics import Moments, Protocol
 from pra.evaluation.reference import from_batches
 from pra.sampling.batches import Batch
@@ -154,39 +156,44 @@ def test_precision_and_recall(features: tuple[Tensor, Tensor]) -> None:
 
 
 def test_all_figures_from_images(port: Any, weights: Path, extractor: Published) -> None:
-    """torch-fidelity's command against ours, from pixels to figures.
+    """torch-fidelity's command against ours, from pixels to figures; of 64 pooled features, for the time FID takes.
 
     But for the network of precision and recall, which is Inception here and by default a VGG16 there.
     """
-    from torch_fidelity import calculate_metrics
+    from torch_fidelity import calculate_metrics, register_feature_extractor
 
-    class Images(torch.utils.data.Dataset[Tensor]):
-        def __init__(self, images: Tensor) -> None:
-            self.images = images
+    class Narrow(port.FeatureExtractorInceptionV3):  # type: ignore[misc,name-defined]
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            found = zip(self.features_list, super().forward(images), strict=True)
+            return tuple(rows[:, :64] if name == "2048" else rows for name, rows in found)
 
-        def __len__(self) -> int:
-            return len(self.images)
+    class Images(torch.utils.data.TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index)[0]
 
-        def __getitem__(self, index: int) -> Tensor:
-            return self.images[index]
+    def read(images: Tensor) -> Features:
+        pool, _, logits = extractor.read(images)
+        return Features(pool[:, :64], None, logits)
 
+    register_feature_extractor("narrow", Narrow)
     generated, real = pixels(10, seed=1), pixels(5, seed=2)
     expected = calculate_metrics(
         input1=Images(generated), input2=Images(real), cuda=False, isc=True, fid=True, kid=True, prc=True,
-        kid_subset_size=5, feature_extractor="inception-v3-compat", feature_layer_prc="2048", verbose=False,
+        kid_subset_size=5, feature_extractor="narrow", feature_layer_prc="2048", verbose=False,
         feature_extractor_weights_path=str(weights), batch_size=16, save_cpu_ram=True, cache=False,
     )  # fmt: skip
-    reference = from_batches([Batch(real, None, 0)], extractor, 5, "real", progress=False)
-    report = evaluate([Batch(generated, None, 0)], reference, extractor, 10, progress=False)
+    ours = replace(extractor, dim=64, read=read)
+    reference = from_batches([Batch(real, None, 0)], ours, 5, "real", progress=False)
+    report = evaluate([Batch(generated, None, 0)], reference, ours, 10, progress=False)
     figures = report.figures["torch-fidelity"]
     pairs = {
         "fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean",
         "inception_score": "inception_score_mean", "inception_score_std": "inception_score_std",
         "precision": "precision", "recall": "recall",
     }  # fmt: skip
-    for ours, their in pairs.items():
+    for name, their in pairs.items():
         # theirs sums KID, which is small here, in float32
-        assert figures[ours] == pytest.approx(expected[their], rel=1e-4, abs=1e-8 if ours == "kid" else None)
+        assert figures[name] == pytest.approx(expected[their], rel=1e-4, abs=1e-8 if name == "kid" else None)
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
@@ -206,27 +213,30 @@ def test_missing_extra_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     refused(lambda: inception(None, CPU), *parts, code="not-installed")
 
 
-@pytest.mark.parametrize("content", ["nothing", "text", "tensors", "code"])
-def test_weights_that_are_none(port: Any, tmp_path: Path, content: str) -> None:
+def test_weights_that_are_not_inceptions_are_refused(port: Any, tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
-    if content == "text":
-        path.write_text("<html>")
-    elif content == "tensors":
-        torch.save({"fc.weight": torch.zeros(3)}, path)
-    elif content == "code":
-        torch.save({"fc.weight": Path("x")}, path)  # unpickling it would call what the file names
     refused(lambda: inception(path, CPU), code="unreadable", path=path)
+    path.write_text("<html>")
+    refused(lambda: inception(path, CPU), code="unreadable", path=path)
+    for value in (torch.zeros(3), Path("x")):  # unpickling the second would call what the file names
+        torch.save({"fc.weight": value}, path)
+        refused(lambda: inception(path, CPU), code="unreadable", path=path)
 
 
-def test_weights_that_cannot_be_downloaded(port: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["inception", "dinov2"])
+def test_weights_that_cannot_be_downloaded_are_refused(
+    name: str, port: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm", reason="dinov2 needs it") if name == "dinov2" else None
+    opener, prefix = {"inception": (inception, "6726825d"), "dinov2": (dinov2, SHA256)}[name]
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def fail(url: str, path: str, hash_prefix: str) -> None:
-        assert hash_prefix == "6726825d"
+        assert hash_prefix == prefix
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    refused(lambda: inception(None, CPU), "no network", "https://", "--weights FILE", code="unreachable")
+    refused(lambda: opener(None, CPU), "no network", "https://", "--weights FILE", code="unreachable")
 
 
 def test_downloaded_weights_are_taken_from_the_cache(
