@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,12 @@ from PIL import Image
 from support.judging import noise_pictures, run_command
 from support.models import random_model
 from support.refusal import refused
-from torch import Tensor
 
 import pra
 from pra.commands.eval import evaluate_command
 from pra.config import DataConfig, Precision, SamplingConfig
 from pra.data import Source, loader, open_source
-from pra.data.loader import read_ahead, reading
+from pra.data.loader import reading
 from pra.errors import PraError
 from pra.evaluation import rollout_gap
 from pra.evaluation.classifier import fit_classifier
@@ -44,7 +41,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def source(photos: Path) -> Source:
-    """The same, opened."""
     return open_source(f"folder:{photos}")
 
 
@@ -112,30 +108,9 @@ def test_few_images_start_no_process(source: Source, started: list[int], monkeyp
         assert started.pop() == expected
 
 
-class Stream:
-    """A source that can only be read forward, at several places."""
-
-    lanes = 8
-
-    def __init__(self, source: Source) -> None:
-        self.name, self.classes, self.labels = source.name, source.classes, source.labels
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def image(self, index: int) -> Image.Image:
-        return self._source.image(index)
-
-    def where(self, index: int) -> str:
-        return self._source.where(index)
-
-    def arranged(self, order: Tensor, start: int) -> Tensor:
-        raise AssertionError("for training")
-
-
-def test_one_process_reads_a_stream(source: Source, started: list[int]) -> None:
-    none, two = (list(prepared(Stream(source), range(COUNT), SIZE, 3, how(n), 10)) for n in (0, 4))
+def test_one_process_reads_a_stream(source: Any, started: list[int]) -> None:
+    source.lanes, source.arranged = 8, lambda order, start: order  # as of a source that can only be read forward
+    none, two = (list(prepared(source, range(COUNT), SIZE, 3, how(workers), 10)) for workers in (0, 4))
     assert all(torch.equal(a.images, b.images) for a, b in zip(none, two, strict=True))
     assert started == [0, 1]
 
@@ -165,21 +140,6 @@ def test_errors_arrive_as_they_were_and_no_process_stays(
     assert multiprocessing.active_children() == before
     refused(lambda: list(pictures(damaged, range(30), (SIZE, 3), 4, workers=2)), code="unreadable", path=broken)
     assert started[-2:] == [2, 2]
-
-
-def _killed(indices: Any) -> tuple[Tensor]:
-    if 8 in indices:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return (torch.tensor(list(indices)),)
-
-
-def test_a_process_that_is_killed_is_one_line(source: Source, started: list[int]) -> None:
-    def take() -> None:
-        with reading(read_ahead(_killed, source, range(COUNT), 4, 2)) as stream:
-            for _ in stream:
-                pass
-
-    refused(take, "a process that prepares data has died", "data.workers")
 
 
 # --- the rollout gap ----------------------------------------------------------------------------------------

@@ -99,60 +99,41 @@ def test_grey_is_shown_as_rgb_and_nothing_else_is_read(extractor: Published) -> 
     refused(lambda: extractor(pixels(1, channels=4)), code="mismatch", channels=4)
 
 
-# --- metric by metric, on features that make well-conditioned figures ---------------------------------------
-
-
-@pytest.fixture(scope="module")
-def features(port: Any) -> tuple[Tensor, Tensor]:
-    """Generated and real: ReLU-like, correlated, of different size and place."""
-    generator = torch.Generator().manual_seed(0)
-    mixing = torch.randn(48, 48, generator=generator)
-    real = torch.randn(900, 48, generator=generator) @ mixing / 7
-    generated = torch.randn(700, 48, generator=generator) @ mixing / 7 + 0.2
-    return generated.relu(), real.relu()
-
-
-def test_fid(features: tuple[Tensor, Tensor]) -> None:
+def test_figures_of_features_are_torch_fidelitys(port: Any) -> None:
+    """One by one, on correlated ReLU-like features of different size and place: figures are well-conditioned."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
-    statistics = [fid_features_to_statistics(rows) for rows in features]
-    expected = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
-    moments = [Moments.of(rows[:64].numpy()) + Moments.of(rows[64:].numpy()) for rows in features]
-    found = metrics.frechet_distance(*moments[0].gaussian, *moments[1].gaussian)
-    assert found == pytest.approx(expected, rel=1e-6)
-
-
-def test_inception_score(features: tuple[Tensor, Tensor]) -> None:
     from torch_fidelity.metric_isc import isc_features_to_metric
-
-    logits = features[0]
-    expected = isc_features_to_metric(logits)
-    sums = metrics.score_sums(logits, Protocol.TORCH_FIDELITY.split_of(len(logits)), 10)
-    assert metrics.inception_score(sums) == pytest.approx(
-        (expected["inception_score_mean"], expected["inception_score_std"]), rel=1e-9
-    )
-
-
-def test_kid(features: tuple[Tensor, Tensor]) -> None:
     from torch_fidelity.metric_kid import kid_features_to_metric
-
-    # In float64, for torch-fidelity computes in the features' own type.
-    expected = kid_features_to_metric(*(rows.double() for rows in features), kid_subset_size=90, verbose=False)
-    found = metrics.kernel_distance(*(rows.numpy() for rows in features), size=90)
-    assert found[1] > 1e-4  # the subsets differ
-    assert found == pytest.approx(
-        (expected["kernel_inception_distance_mean"], expected["kernel_inception_distance_std"]), rel=1e-9
-    )
-
-
-def test_precision_and_recall(features: tuple[Tensor, Tensor]) -> None:
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    expected = prc_features_to_metric(*features, verbose=False)
-    assert 0.1 < min(expected["precision"], expected["recall"]) < 0.9
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(48, 48, generator=generator) / 7
+    real = (torch.randn(900, 48, generator=generator) @ mixing).relu()
+    features = (torch.randn(700, 48, generator=generator) @ mixing + 0.2).relu(), real
+    statistics = [fid_features_to_statistics(rows) for rows in features]
+    fid = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    moments = [Moments.of(rows[:64].numpy()) + Moments.of(rows[64:].numpy()) for rows in features]
+    found = metrics.frechet_distance(*moments[0].gaussian, *moments[1].gaussian)
+    assert found == pytest.approx(fid, rel=1e-6)
+
+    logits = features[0]
+    isc = isc_features_to_metric(logits)
+    sums = metrics.score_sums(logits, Protocol.TORCH_FIDELITY.split_of(len(logits)), 10)
+    expected = isc["inception_score_mean"], isc["inception_score_std"]
+    assert metrics.inception_score(sums) == pytest.approx(expected, rel=1e-9)
+
+    # In float64, for torch-fidelity computes in the features' own type.
+    kid = kid_features_to_metric(*(rows.double() for rows in features), kid_subset_size=90, verbose=False)
+    distances = metrics.kernel_distance(*(rows.numpy() for rows in features), size=90)
+    assert distances[1] > 1e-4  # the subsets differ
+    expected = kid["kernel_inception_distance_mean"], kid["kernel_inception_distance_std"]
+    assert distances == pytest.approx(expected, rel=1e-9)
+
+    prc = prc_features_to_metric(*features, verbose=False)
+    assert 0.1 < min(prc["precision"], prc["recall"]) < 0.9
     truth = metrics.Balls(features[1])
-    found = metrics.overlap(metrics.Balls(features[0], centre=truth.centre), truth)
-    assert (found["precision"], found["recall"]) == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
+    shares = metrics.overlap(metrics.Balls(features[0], centre=truth.centre), truth)
+    assert (shares["precision"], shares["recall"]) == pytest.approx((prc["precision"], prc["recall"]), abs=1e-6)
 
 
 def test_all_figures_from_images(port: Any, weights: Path, extractor: Published) -> None:
