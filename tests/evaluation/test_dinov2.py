@@ -13,9 +13,7 @@ from PIL import Image
 from support.refusal import refused
 from torch import Tensor
 
-from pra.evaluation import dinov2 as module
-from pra.evaluation.dinov2 import dinov2, prepare
-from pra.evaluation.features import Published
+from pra.evaluation.features import VIT_L, Published, dinov2, prepare
 from pra.utils.extras import install_command
 from pra.utils.provenance import file_sha256
 
@@ -70,7 +68,7 @@ def test_features_are_each_images_own(extractor: Published, weights: Path) -> No
 
 def test_the_paper_s_network_has_1024_features_in_24_layers(timm: Any) -> None:
     with torch.device("meta"):
-        network = timm.VisionTransformer(img_size=518, patch_size=14, num_classes=0, init_values=1.0, **module.VIT_L)
+        network = timm.VisionTransformer(img_size=518, patch_size=14, num_classes=0, init_values=1.0, **VIT_L)
     # As in Meta's file but for its mask token of 1024.
     assert sum(parameter.numel() for parameter in network.parameters()) == 304_368_640 - 1024
 

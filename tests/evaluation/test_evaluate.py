@@ -55,11 +55,9 @@ def test_processes_that_share_a_set_agree_with_one() -> None:
     assert torch.allclose(alone.kept, extractor(images).pool[spread_evenly])
     assert torch.allclose(merged.kept, alone.kept)
     assert merged.accuracy == alone.accuracy
-    np.testing.assert_allclose(merged.pool.mean, alone.pool.mean, rtol=1e-12)
-    np.testing.assert_allclose(merged.pool.scatter, alone.pool.scatter, rtol=1e-6)
-    assert merged.spatial is not None
-    assert alone.spatial is not None
-    np.testing.assert_allclose(merged.spatial.scatter, alone.spatial.scatter, rtol=1e-6)
+    np.testing.assert_allclose(merged.sums["pool"].mean, alone.sums["pool"].mean, rtol=1e-12)
+    for name in ("pool", "spatial"):
+        np.testing.assert_allclose(merged.sums[name].scatter, alone.sums[name].scatter, rtol=1e-6)
     for protocol in Protocol:
         assert merged.inception_score(protocol) == pytest.approx(alone.inception_score(protocol), rel=1e-6)
 

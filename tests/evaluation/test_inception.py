@@ -14,9 +14,8 @@ from support.refusal import refused
 from torch import Tensor
 
 from pra.evaluation import metrics
-from pra.evaluation.dinov2 import SHA256, dinov2
 from pra.evaluation.evaluate import evaluate
-from pra.evaluation.features import Features, Published, inception
+from pra.evaluation.features import DINOV2_SHA256, Features, Published, dinov2, inception
 from pra.evaluation.metrics import Moments, Protocol
 from pra.evaluation.reference import from_batches
 from pra.sampling.batches import Batch
@@ -209,7 +208,7 @@ def test_weights_that_cannot_be_downloaded_are_refused(
     name: str, port: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("timm", reason="dinov2 needs it") if name == "dinov2" else None
-    opener, prefix = {"inception": (inception, "6726825d"), "dinov2": (dinov2, SHA256)}[name]
+    opener, prefix = {"inception": (inception, "6726825d"), "dinov2": (dinov2, DINOV2_SHA256)}[name]
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def fail(url: str, path: str, hash_prefix: str) -> None:

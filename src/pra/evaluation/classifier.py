@@ -181,11 +181,14 @@ def fit_classifier(
         check_free(path, "choose another folder" if folder else "set XDG_CACHE_HOME")
         held_out = torch.arange(len(images)) % RECIPE.held_out == 0
         network = _fit(images, labels, torch.nonzero(~held_out).flatten(), len(source.classes), device, progress)
+        with torch.no_grad():
+            blocks = (from_uint8(block.to(device)) for block in torch.split(images[held_out], BLOCK))
+            guesses = torch.cat([network(block)[1].argmax(dim=1).cpu() for block in blocks])
         recorded = {
             "size": size,
             "channels": channels,
             "classes": source.classes,
-            "accuracy": _accuracy(network, images[held_out], labels[held_out], device),
+            "accuracy": float((guesses == labels[held_out]).double().mean()),
             "recipe": recipe,
             "source": source.name,
         }
@@ -233,9 +236,3 @@ def _fit(images: Tensor, labels: Tensor, fitted: Tensor, classes: int, device: t
             schedule.step()
             bar.update()
     return network.eval()
-
-
-@torch.no_grad()
-def _accuracy(network: Network, images: Tensor, labels: Tensor, device: torch.device) -> float:
-    guesses = [network(from_uint8(block.to(device)))[1].argmax(dim=1).cpu() for block in torch.split(images, BLOCK)]
-    return float((torch.cat(guesses) == labels).double().mean())

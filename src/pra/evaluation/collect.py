@@ -21,6 +21,7 @@ class Collector:
     """Sums over a set of images, and the features of at most ``keep`` of them, evenly spread.
 
     Processes that share a set of ``count`` images have one each, over their own images, and :meth:`merge` them.
+    ``sums`` holds the :class:`Moments` "pool" and, if the extractor has such features, "spatial".
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class Collector:
             raise PraError(f"{count} image(s) have no distribution. Give at least 2", value=count)
         self.extractor, self.count, self.keep, self.shape = extractor, count, min(keep, count), shape
         self.splits = {protocol: protocol.split_of(count) for protocol in Protocol}
-        self._sums: dict[str, Any] = {"images": 0, "digests": 0, "kept": [], "judged": 0, "right": 0}
+        self.sums: dict[str, Any] = {"images": 0, "digests": 0, "kept": [], "judged": 0, "right": 0}
 
     def add(self, images: Tensor, labels: Tensor | None, start: int) -> None:
         """Add images ``start, start + 1, ...``, uint8 ``(B, C, H, W)``; ``labels`` ``(B,)`` where they are known.
@@ -65,7 +66,7 @@ class Collector:
         self._join(sums)
 
     def _join(self, sums: dict[str, Any]) -> None:
-        self._sums |= {name: self._sums[name] + value if name in self._sums else value for name, value in sums.items()}
+        self.sums |= {name: self.sums[name] + value if name in self.sums else value for name, value in sums.items()}
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         self.shape = self.shape or shape
@@ -83,41 +84,31 @@ class Collector:
         assert (self.count, self.keep) == (other.count, other.keep), "collectors of different sets"
         if other.shape:
             self._check_shape(other.shape)
-        self._join(other._sums)
+        self._join(other.sums)
 
     def check_complete(self) -> None:
         """Refuse a set with images missing."""
-        if (seen := self._sums["images"]) != self.count:
+        if (seen := self.sums["images"]) != self.count:
             raise PraError(f"{seen} images came, not {self.count}. Correct the count", "mismatch", count=self.count)
-
-    @property
-    def pool(self) -> Moments:
-        """Return the moments of the pooled features."""
-        return self._sums["pool"]  # type: ignore[no-any-return]
-
-    @property
-    def spatial(self) -> Moments | None:
-        """Return the moments of the spatial features; None where the extractor has none."""
-        return self._sums.get("spatial")
 
     def inception_score(self, protocol: Protocol) -> tuple[float, float] | None:
         """Return the Inception Score and its deviation over a protocol's parts; None without logits or images."""
-        return inception_score(self._sums[protocol.value]) if protocol.value in self._sums else None
+        return inception_score(self.sums[protocol.value]) if protocol.value in self.sums else None
 
     @property
     def images_sha256(self) -> str:
         """Return the identity of the images, in any order and however they were batched and shared."""
-        return f"{self._sums['digests'] % 2**256:064x}"
+        return f"{self.sums['digests'] % 2**256:064x}"
 
     @property
     def kept(self) -> Tensor:
         """Return the kept features in the images' order, float32 ``(keep, D)``."""
-        return torch.cat([features for _, features in sorted(self._sums["kept"], key=lambda part: part[0])])
+        return torch.cat([features for _, features in sorted(self.sums["kept"], key=lambda part: part[0])])
 
     @property
     def accuracy(self) -> float | None:
         """Return the share of images in which the classifier sees their label; None without labels or classes."""
-        return self._sums["right"] / self._sums["judged"] if self._sums["judged"] else None
+        return self.sums["right"] / self.sums["judged"] if self.sums["judged"] else None
 
 
 Collected = dict[Protocol, Collector]

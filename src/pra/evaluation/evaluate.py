@@ -160,11 +160,10 @@ def evaluate(
 
 def _figures(collector: Collector, reference: Reference) -> Figures:
     kept, truth = reference.kept, reference.balls(collector.extractor.device)
-    pairs = {"fid": (collector.pool, reference.pool), "sfid": (collector.spatial, reference.spatial)}
-    figures: Figures = {
-        name: None if own is None or real is None else frechet_distance(*own.gaussian, *real)
-        for name, (own, real) in pairs.items()
-    }
+    pool, spatial = collector.sums["pool"], collector.sums.get("spatial")
+    figures: Figures = {"fid": frechet_distance(*pool.gaussian, *reference.pool), "sfid": None}
+    if spatial and reference.spatial:
+        figures["sfid"] = frechet_distance(*spatial.gaussian, *reference.spatial)
     if kept is not None and min(len(kept), collector.keep) >= 2:
         figures["kid"], figures["kid_std"] = kernel_distance(collector.kept.numpy(), kept.numpy())
     if truth is not None and collector.keep > NEIGHBOURS:
@@ -210,7 +209,7 @@ def reconstruct(
             copies.merge(other_copies)
         copies.check_complete()
         return {
-            "reconstruction_fid": frechet_distance(*copies.pool.gaussian, *originals.pool.gaussian),
+            "reconstruction_fid": frechet_distance(*copies.sums["pool"].gaussian, *originals.sums["pool"].gaussian),
             "psnr": sum(part[2] for part in parts) / count,
             "ssim": sum(part[3] for part in parts) / count if large else None,
         }

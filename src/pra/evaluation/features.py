@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from pra.errors import PraError, reason_of
@@ -143,11 +147,9 @@ def inception(weights: Path | None, device: torch.device) -> Published:
     Raises:
         PraError: the extra is not installed, or the weights cannot be had or read.
     """
-    try:
-        from torch_fidelity import feature_extractor_inceptionv3 as port
-    except (ImportError, RuntimeError, OSError) as error:
-        text = import_failed("--features inception", "torch-fidelity and torchvision", "eval", error)
-        raise PraError(text, "not-installed") from None
+    port = _imported(
+        "torch_fidelity.feature_extractor_inceptionv3", "inception", "torch-fidelity and torchvision", "eval"
+    )
     url = port.URL_INCEPTION_V3
     path = weights or download(url, Path(url).stem.rsplit("-", 1)[1], "inception")
     with weights_of(path, "torch-fidelity's InceptionV3"):
@@ -165,6 +167,76 @@ def inception(weights: Path | None, device: torch.device) -> Published:
         return Features(pool, spatial.pop().permute(0, 2, 3, 1).flatten(1), logits)
 
     return Published("inception", 2048, file_sha256(path), device, read)
+
+
+DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
+DINOV2_SHA256 = "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"
+"""Of the file behind ``DINOV2_URL``. Meta publishes none; this is what many who have the file have recorded."""
+
+VIT_L: Mapping[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+PATCH = 14
+SIDE = 224
+"""Pixels of the images that the network sees."""
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's."""
+
+
+def prepare(images: Tensor) -> Tensor:
+    """Map uint8 images ``(B, 3, H, W)`` to the network's float32 ``(B, 3, 224, 224)``, normalised.
+
+    Resized as the evaluator of Stein et al. does by default, by Pillow's bicubic in 8 bits: torch's antialiased bicubic
+    rounds otherwise, by several levels at sharp edges.
+    """
+    pictures = map(Image.fromarray, images.permute(0, 2, 3, 1).cpu().numpy())
+    resized = [np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for picture in pictures]
+    values = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (MEAN, STD))
+    return (values - mean) / std
+
+
+def dinov2(weights: Path | None, device: torch.device, architecture: Mapping[str, Any] = VIT_L) -> Published:
+    """Open the extractor ``dinov2``: DINOv2's ViT-L/14 (2304.07193), whose Fréchet distance is FD-DINOv2 (2306.04675).
+
+    Pooled features are the class tokens after the last norm, ``(B, 1024)``; there are no others. The network is timm's.
+    ``weights`` is Meta's ``dinov2_vitl14_pretrain.pth``; None downloads that into torch's cache once. ``architecture``
+    is smaller in tests. Refuse weights that cannot be had or read; needs the extra.
+    """
+    timm = _imported("timm.models.vision_transformer", "dinov2", "timm and torchvision", "dinov2")
+    path = weights or download(DINOV2_URL, DINOV2_SHA256, "dinov2")
+    with weights_of(path, "DINOv2's ViT-L/14"):
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        tensors.pop("mask_token")  # of the training only
+        tensors["pos_embed"] = _positions(tensors["pos_embed"])
+        how = {"img_size": SIDE, "patch_size": PATCH, "num_classes": 0, "init_values": 1.0, **architecture}
+        with torch.device("meta"):
+            network = timm.VisionTransformer(**how)
+        network.load_state_dict(tensors, assign=True)
+    network = network.float().to(device).eval().requires_grad_(False)
+    dim, fingerprint = int(network.num_features), file_sha256(path)
+    return Published(
+        "dinov2", dim, fingerprint, device, lambda images: Features(network(prepare(images).to(device)), None, None)
+    )
+
+
+def _positions(table: Tensor) -> Tensor:
+    """Interpolate position embeddings ``(1, 1 + 37 * 37, D)`` of 518 pixels for 224, as DINOv2 does.
+
+    By the factor ``16.1 / 37`` and not to the size 16, which gives other numbers; and without antialiasing.
+    """
+    before, after = round((table.shape[1] - 1) ** 0.5), SIDE // PATCH
+    grid = table[:, 1:].float().mT.reshape(1, -1, before, before)
+    grid = F.interpolate(grid, scale_factor=(after + 0.1) / before, mode="bicubic")
+    return torch.cat([table[:, :1].float(), grid.flatten(2).mT], dim=1)
+
+
+def _imported(module: str, features: str, packages: str, extra: str) -> Any:
+    """Import the module of a network from an optional package."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError, OSError) as error:
+        text = import_failed(f"--features {features}", packages, extra, error)
+        raise PraError(text, "not-installed") from None
 
 
 @contextmanager

@@ -19,9 +19,8 @@ from pra.data.images import CorruptImage
 from pra.data.loader import reading
 from pra.errors import PraError, nearest
 from pra.evaluation.classifier import Classifier, find_classifier, fit_classifier
-from pra.evaluation.dinov2 import dinov2
 from pra.evaluation.evaluate import Report, check_codec, evaluate, reconstruct
-from pra.evaluation.features import REGISTRY, FeatureExtractor, Opener, inception
+from pra.evaluation.features import REGISTRY, FeatureExtractor, Opener, dinov2, inception
 from pra.evaluation.reference import Reference, from_file, from_source, recorded_classifier
 from pra.evaluation.samples import common_shape, labels_like, picture_shape, pictures, prepared, spread
 from pra.method import noise
@@ -274,9 +273,18 @@ def open_truth(reference: str | None, labels: str, subject: Subject, work: Work)
         check_classes(truth, model, "--labels reference")
         subject = subject.labelled_like(truth)
     elif subject.sampler and not isinstance(truth, Path):
-        _warn_of_balance(truth)
+        counts = np.bincount(truth.labels, minlength=len(truth.classes))
+        largest = int(counts.argmax())
+        if counts[largest] * len(truth.classes) > 2 * len(truth):
+            part = f"{counts[largest] / len(truth):.0%} of {truth.name} are {truth.classes[largest]!r}"
+            advice = "FID sees another mixture; --labels reference samples classes as often as there"
+            warnings.warn(f"{part}, and every class is sampled equally often: {advice}", stacklevel=2)
     if reference and not isinstance(truth, Path) and work.world.is_first:
-        _tell_of_colour(truth, subject.channels)
+        with contextlib.suppress(CorruptImage):  # reported when its turn comes
+            grey = picture_shape(truth.image(0))[1] == 1
+            if grey != (subject.channels == 1):
+                turned = f"is grey, and gets {subject.channels} channels" if grey else "has colour, and turns grey"
+                print(f"the reference {truth.name} {turned}, like the images that are judged")
     return truth, subject
 
 
@@ -293,26 +301,6 @@ def open_originals(truth: Truth, subject: Subject, work: Work) -> Source:
     if codec.encoder.sees_condition:
         check_classes(source, model, "--reconstruction")
     return source
-
-
-def _tell_of_colour(source: Source, channels: int) -> None:
-    """Print a line where the reference's first image is grey and the judged ones are not, or the reverse."""
-    with contextlib.suppress(CorruptImage):  # reported when its turn comes
-        grey = picture_shape(source.image(0))[1] == 1
-        if grey != (channels == 1):
-            turned = f"is grey, and gets {channels} channels" if grey else "has colour, and turns grey"
-            print(f"the reference {source.name} {turned}, like the images that are judged")
-
-
-def _warn_of_balance(source: Source) -> None:
-    counts = np.bincount(source.labels, minlength=len(source.classes))
-    largest = int(counts.argmax())
-    if counts[largest] * len(source.classes) > 2 * len(source):
-        warnings.warn(
-            f"{counts[largest] / len(source):.0%} of {source.name} are {source.classes[largest]!r}, and every class "
-            "is sampled equally often: FID sees another mixture; --labels reference samples classes as often as there",
-            stacklevel=2,
-        )
 
 
 def check_classes(source: Source, model: Model, option: str) -> None:

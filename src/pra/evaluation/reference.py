@@ -48,13 +48,13 @@ class Reference:
 
     name: str
     features: str
-    fingerprint: str | None
-    shape: tuple[int, ...] | None
-    fit: str | None
-    count: int | None
     pool: Gaussian
-    spatial: Gaussian | None
-    kept: Tensor | None
+    fingerprint: str | None = None
+    shape: tuple[int, ...] | None = None
+    fit: str | None = None
+    count: int | None = None
+    spatial: Gaussian | None = None
+    kept: Tensor | None = None
     file_sha256: str | None = None
     prepared: dict[str, Any] | None = None
     images_sha256: str | None = None
@@ -150,11 +150,17 @@ def from_batches(
 
     def join(shares: list[Collected]) -> Reference:
         whole = merged(shares)[Protocol.TORCH_FIDELITY]
-        spatial = whole.spatial.gaussian if whole.spatial else None
+        gaussians = {name: whole.sums[name].gaussian for name in ("pool", "spatial") if name in whole.sums}
         return Reference(
-            name, extractor.name, extractor.fingerprint, whole.shape, None, count, whole.pool.gaussian, spatial,
-            whole.kept, images_sha256=whole.images_sha256,
-        )  # fmt: skip
+            name=name,
+            features=extractor.name,
+            fingerprint=extractor.fingerprint,
+            shape=whole.shape,
+            count=count,
+            kept=whole.kept,
+            images_sha256=whole.images_sha256,
+            **gaussians,
+        )
 
     return world.combine(share, join)
 
@@ -186,7 +192,7 @@ def from_file(
             return gathered
         known, kept = {"shape": gathered.shape}, gathered.kept
     assert pool is not None, "_read has seen statistics or images"
-    known = dict.fromkeys(DESCRIPTION) | {"name": str(path), "features": "inception"} | known
+    known = {"name": str(path), "features": "inception"} | known
     return Reference(**known, pool=pool, spatial=spatial, kept=kept, file_sha256=file_sha256(path))
 
 
