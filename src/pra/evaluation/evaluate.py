@@ -21,6 +21,7 @@ from pra.evaluation.metrics import (
     SEED,
     SSIM_WINDOW,
     Balls,
+    Moments,
     Protocol,
     frechet_distance,
     kernel_distance,
@@ -160,7 +161,8 @@ def evaluate(
 
 def _figures(collector: Collector, reference: Reference) -> Figures:
     kept, truth = reference.kept, reference.balls(collector.extractor.device)
-    pool, spatial = collector.sums["pool"], collector.sums.get("spatial")
+    pool: Moments = collector.sums["pool"]
+    spatial: Moments | None = collector.sums.get("spatial")
     figures: Figures = {"fid": frechet_distance(*pool.gaussian, *reference.pool), "sfid": None}
     if spatial and reference.spatial:
         figures["sfid"] = frechet_distance(*spatial.gaussian, *reference.spatial)
