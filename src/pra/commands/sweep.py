@@ -5,14 +5,12 @@ from __future__ import annotations
 import shlex
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
-import torch
-from torch import Tensor
 from tyro.conf import Positional, UseAppendAction, arg
 
 from pra.commands.eval import DEFAULT, JudgingOptions
@@ -23,12 +21,10 @@ from pra.evaluation.evaluate import Report, describe, warn_of_few
 from pra.evaluation.judging import Judge, Subject, open_judge, open_truth
 from pra.evaluation.sweep import COLUMNS, GUIDANCE, Point, Result, draw, find_best, hints, points, read_results, table
 from pra.models.weights import model_folder, run_of, weights_name
-from pra.sampling.batches import Batch
 from pra.utils.distributed import join
 from pra.utils.files import write_atomically
 from pra.utils.locks import locked
 from pra.utils.pixels import contact_sheet
-from pra.utils.progress import Progress
 from pra.utils.signals import Interrupted, ended_by_sigterm
 
 FEW_OF_MANY = 5_000
@@ -85,44 +81,26 @@ def _results(tried: Sequence[Point], subject: Subject, judge: Judge, folder: Pat
     known = describe(judge.extractor, judge.reference, subject.count)
     expected = {name: known | {"images": one.provenance} for name, one in subjects.items()}
     found = world.run_on_first(lambda: read_results(folder, expected))
-    missing = [point for point in tried if point.name not in found]
-    total, hidden = len(missing) * len(world.share(subject.count)), not world.is_first or not missing
-    with Progress(total=total, unit="image", disable=hidden) as bar:
-        for point in missing:
-            bar.set_description(point.name)
-            strip = point if world.is_first else None
-            try:
-                report = judge.report(
-                    subjects[point.name],
-                    watch=lambda batches, strip=strip: _watched(batches, strip, folder, bar),  # type: ignore[misc]
-                    progress=False,
-                )
-                if world.is_first:
-                    report.save(folder / f"{point.name}.json")
-            except (KeyboardInterrupt, SystemExit) as stop:
-                signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
-                what = f"stopped with {len(found)} of {len(tried)} combinations judged, in {folder}"
-                raise Interrupted(signum, what) from None
-            except NotFiniteError as error:
-                if world.size > 1:  # the other processes go on with theirs
-                    raise
-                warnings.warn(f"{point.name} has no figures: {error}", stacklevel=2)
-                report = Report({}, {})
-            found[point.name] = report
+    for point in (point for point in tried if point.name not in found):
+        try:
+            if world.is_first:
+                (first,) = subjects[point.name].batches(range(min(COLUMNS, subject.count)), COLUMNS)
+                strip = contact_sheet(first.images, COLUMNS)
+                write_atomically(folder / f"{point.name}.png", strip.save, format="PNG")
+            report = judge.report(subjects[point.name], what=point.name)
+            if world.is_first:
+                report.save(folder / f"{point.name}.json")
+        except (KeyboardInterrupt, SystemExit) as stop:
+            signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+            what = f"stopped with {len(found)} of {len(tried)} combinations judged, in {folder}"
+            raise Interrupted(signum, what) from None
+        except NotFiniteError as error:
+            if world.size > 1:  # the other processes go on with theirs
+                raise
+            warnings.warn(f"{point.name} has no figures: {error}", stacklevel=2)
+            report = Report({}, {})
+        found[point.name] = report
     return [Result(point, found[point.name]) for point in tried]
-
-
-def _watched(batches: Iterator[Batch], strip: Point | None, folder: Path, bar: Progress) -> Iterator[Batch]:
-    """Pass batches on; the first pictures become the strip of a point."""
-    first: list[Tensor] = []
-    for batch in batches:
-        if strip and len(first) < COLUMNS:
-            first += batch.images[: COLUMNS - len(first)]
-        yield batch
-        bar.update(len(batch.images))
-    if strip and first:
-        picture = contact_sheet(torch.stack(first), COLUMNS)
-        write_atomically(folder / f"{strip.name}.png", picture.save, format="PNG")
 
 
 def _default_folder(run: Path | None, home: Path | None) -> Path:

@@ -121,6 +121,7 @@ def evaluate(
     provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
     world: World = ALONE,
+    what: str = "evaluate",
 ) -> Report:
     """Judge a set of images by a reference, under both protocols.
 
@@ -136,12 +137,13 @@ def evaluate(
         provenance: what else the report is to say.
         progress: whether to show bars.
         world: the processes that share the set; all get the report.
+        what: the bar's name.
 
     Raises:
         PraError: a reference of another extractor or of images of another size, or another number of images.
     """
     reference.check(extractor)
-    collected = collect(batches, extractor, count, keep, progress, world=world, shape=reference.shape)
+    collected = collect(batches, extractor, count, keep, progress, what, world, reference.shape)
 
     def measured(parts: list[Collected]) -> tuple[dict[str, Figures], dict[str, str]]:
         whole, figures, identities = merged(parts), {}, {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -197,16 +197,10 @@ class Judge:
     reference: Reference
     work: Work
 
-    def report(
-        self,
-        subject: Subject,
-        images: Path | None = None,
-        watch: Callable[[Generator[Batch]], Iterable[Batch]] = lambda batches: batches,
-        progress: bool = True,
-    ) -> Report:
+    def report(self, subject: Subject, images: Path | None = None, what: str = "evaluate") -> Report:
         """Judge a subject; every process gets the report.
 
-        The images are written to the ``.npz`` ``images``, where it is given, and go through ``watch``.
+        The images are written to the ``.npz`` ``images``, where it is given. ``what`` is the bar's name.
         """
         work, world = self.work, self.work.world
         share = world.share(subject.count)
@@ -214,11 +208,9 @@ class Judge:
         part = images.with_name(f"{images.name}.part{world.rank}") if images and world.size > 1 else images
         try:
             with reading(subject.batches(share, work.batch_size)) as batches:
-                passed = exported(batches, len(share), part) if part else watch(batches)
-                report = evaluate(
-                    passed, self.reference, self.extractor, subject.count,
-                    provenance=known, progress=progress, world=world,
-                )  # fmt: skip
+                passed = exported(batches, len(share), part) if part else batches
+                judged = passed, self.reference, self.extractor, subject.count
+                report = evaluate(*judged, provenance=known, world=world, what=what)
             if images and part != images:
                 world.combine(part, lambda parts: join_exports([path for path in parts if path], images))
         finally:
