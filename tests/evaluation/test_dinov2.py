@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from support.refusal import refused
 from torch import Tensor
 
 from pra.evaluation.features import VIT_L, Published, dinov2, prepare
-from pra.utils.extras import install_command
 from pra.utils.provenance import file_sha256
 
 CPU = torch.device("cpu")
@@ -112,13 +110,6 @@ def test_images_are_resized_and_normalised_as_torchvision_does(timm: Any) -> Non
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
-
-
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "timm"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "timm", None)
-    refused(lambda: dinov2(None, CPU), install_command("dinov2"))
 
 
 def test_weights_that_are_not_dinov2s_are_refused(timm: Any, weights: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from support.files import contents
-from support.judging import noise_pictures, run_command
+from support.judging import noise_pictures, run_command, saved_model
 from support.models import BLIND, PIXEL, random_model
 from support.refusal import refused
 
@@ -47,13 +47,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model of these classes."""
-    return saved(tmp_path_factory.mktemp("saved") / "model", sorted(COUNTS))
-
-
-def saved(folder: Path, classes: list[str], **changes: Any) -> Path:
-    model = random_model(num_classes=len(classes), **changes)
-    model.classes = tuple(classes)
-    return pra.save(model, folder)
+    return saved_model(tmp_path_factory.mktemp("saved") / "model", sorted(COUNTS))
 
 
 def run(target: Path | None, **options: Any) -> None:
@@ -107,7 +101,7 @@ def test_labels_that_cannot_be_had_are_refused(model: Path, mixed: str, tmp_path
     finished: Any = {"num": 5, "reference": mixed, "settings": ()}
     refuse(batch, **finished, labels="reference", code="conflict", fields={"option": "--labels reference"})
     refuse(model, reference=str(statistics), labels="reference", code="missing", fields={"path": statistics})
-    other = saved(tmp_path / "other", ["common", "rare", "common too"])
+    other = saved_model(tmp_path / "other", ["common", "rare", "common too"])
     parts = "class 2 is 'usual' in folder:", "'common too' in the model"
     refuse(other, *parts, reference=mixed, labels="reference", code="mismatch", fields={"option": "--labels reference"})
 
@@ -118,13 +112,13 @@ def test_reconstruction_needs_labels_of_the_same_meaning(
     asked: Any = {"reference": mixed, "reconstruction": True}
     with monkeypatch.context() as nothing_done:
         nothing_done.setattr("pra.evaluation.judging.fit_classifier", None)
-        fewer = saved(tmp_path / "fewer", ["common", "rare"])
+        fewer = saved_model(tmp_path / "fewer", ["common", "rare"])
         refuse(fewer, "has 3 classes, the model 2", **asked, code="mismatch", fields={"option": "--reconstruction"})
-        renamed = saved(tmp_path / "renamed", ["common", "sparse", "usual"])
+        renamed = saved_model(tmp_path / "renamed", ["common", "sparse", "usual"])
         refuse(renamed, "class 1 is 'rare'", "'sparse'", **asked, code="mismatch")
     run(model, **asked, out=tmp_path / "o.json")
     assert provenance(tmp_path / "o.json")["reconstruction"]["count"] == 12
-    blind = saved(tmp_path / "blind", ["one"], codec=BLIND.codec)  # its encoder sees no label
+    blind = saved_model(tmp_path / "blind", ["one"], codec=BLIND.codec)  # its encoder sees no label
     run(blind, **asked, weights=next(classifiers.iterdir()))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from support.judging import noise_pictures, run_command
+from support.judging import noise_pictures, run_command, saved_model
 from support.models import random_model
 from support.refusal import refused
 
@@ -80,9 +80,7 @@ def test_batches_are_the_same(source: Source, started: list[int]) -> None:
 def test_the_command_takes_the_setting(
     photos: Path, tmp_path: Path, classifiers: Path, started: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = random_model(num_classes=3)
-    model.classes = ("a", "b", "c")
-    saved = pra.save(model, tmp_path / "model")
+    saved = saved_model(tmp_path / "model", ["a", "b", "c"])
     reports = []
     for workers in (0, 1):
         for name, target, settings in (("run", saved, ["sampling.steps=1"]), ("folder", photos, [])):

@@ -21,7 +21,6 @@ from pra.evaluation import metrics
 from pra.evaluation.collect import Collector, collect
 from pra.evaluation.evaluate import Report, describe, evaluate, reconstruct
 from pra.evaluation.metrics import Balls, Protocol, overlap
-from pra.evaluation.reference import from_batches
 from pra.sampling.batches import Batch
 from pra.utils.provenance import package_version
 
@@ -177,24 +176,21 @@ def test_reconstruction() -> None:
 
 def test_the_references_neighbours_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[int] = []
-    whole = metrics.Balls.__init__
+    whole = Balls.__init__
 
-    def counted(self: metrics.Balls, features: torch.Tensor, *rest: Any, **options: Any) -> None:
+    def counted(self: Balls, features: torch.Tensor, *rest: Any) -> None:
         found.append(len(features))
-        whole(self, features, *rest, **options)
+        whole(self, features, *rest)
 
-    monkeypatch.setattr(metrics.Balls, "__init__", counted)
-    random = torch.Generator().manual_seed(0)
-    real = torch.randint(0, 256, (30, 1, 2, 2), generator=random, dtype=torch.uint8)
-    made = torch.rand((20, 1, 2, 2), generator=random) * 2 - 1
-    extractor = Projection((1, 2, 2))
-    reference = from_batches([Batch(real, None, 0)], extractor, 30, "real", progress=False)
-    report = evaluate([Batch(made, None, 0)], reference, extractor, 20, progress=False)
+    extractor, real, made = Projection(), pixels(30), torch.rand((20, 1, 4, 4)) * 2 - 1
+    with monkeypatch.context() as counting:
+        counting.setattr(Balls, "__init__", counted)
+        figures = judged(made, reference_of(real, extractor), extractor).figures
     assert found == [30, 20, 20]
     truth = Balls(extractor(real).pool)
     for protocol in Protocol:
         expected = overlap(Balls(extractor(protocol.quantise(made)).pool, centre=truth.centre), truth)
-        assert report.figures[protocol.value].items() >= expected.items()
+        assert figures[protocol.value].items() >= expected.items()
 
 
 @pytest.mark.parametrize(("name", "package"), [("inception", "torch-fidelity"), ("dinov2", "timm")])

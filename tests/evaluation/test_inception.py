@@ -65,23 +65,15 @@ def pixels(count: int, seed: int = 0, size: int = 20, channels: int = 3) -> Tens
     return torch.nn.functional.interpolate(coarse, size=(size, size + 3), mode="bilinear").to(torch.uint8)
 
 
-@pytest.fixture(scope="module")
-def theirs(port: Any, weights: Path) -> Any:
-    """torch-fidelity's extractor, as torch-fidelity makes it for its metrics."""
+def test_features_are_torch_fidelitys_and_adms(extractor: Published, port: Any, weights: Path) -> None:
+    """Spatial features are ADM's ``mixed_6/conv:0``: the first branch of the block, channels last, 7 of them."""
     from torch_fidelity.utils import create_feature_extractor
 
-    names = ["2048", "logits_unbiased"]
-    return create_feature_extractor(
-        "inception-v3-compat", names, cuda=False, verbose=False, feature_extractor_weights_path=str(weights)
-    )
-
-
-def test_features_are_torch_fidelitys_and_adms(extractor: Published, theirs: Any, weights: Path) -> None:
-    """Spatial features are ADM's ``mixed_6/conv:0``: the first branch of the block, channels last, 7 of them."""
+    names, how = ["2048", "logits_unbiased"], {"cuda": False, "verbose": False}
+    theirs = create_feature_extractor("inception-v3-compat", names, feature_extractor_weights_path=str(weights), **how)
     images, block = pixels(2), []
-    handle = theirs.Mixed_6d.register_forward_hook(lambda module, inputs, output: block.append(output))
+    theirs.Mixed_6d.register_forward_hook(lambda module, inputs, output: block.append(output))
     expected_pool, expected_logits = theirs(images)
-    handle.remove()
     with torch.autocast("cpu", dtype=torch.bfloat16):  # is ignored
         pool, spatial, logits = extractor(images)
     assert torch.equal(pool, expected_pool)
@@ -180,11 +172,13 @@ def test_all_figures_from_images(port: Any, weights: Path, extractor: Published)
 
 
 def test_missing_extra_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "torch_fidelity"]:
+    packages = {"torch_fidelity": (inception, "eval"), "timm": (dinov2, "dinov2")}
+    for name in [name for name in sys.modules if name.split(".")[0] in packages]:
         monkeypatch.delitem(sys.modules, name)
-    with monkeypatch.context() as missing:
-        missing.setitem(sys.modules, "torch_fidelity", None)
-        refused(lambda: inception(None, CPU), install_command("eval"), code="not-installed")
+    for name, (opener, extra) in packages.items():
+        with monkeypatch.context() as missing:
+            missing.setitem(sys.modules, name, None)
+            refused(lambda opener=opener: opener(None, CPU), install_command(extra), code="not-installed")  # type: ignore[misc]
     # A torchvision of another torch.
     (tmp_path / "torch_fidelity.py").write_text("raise OSError('_C.so: undefined symbol')")
     monkeypatch.syspath_prepend(tmp_path)

@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 from support import processes
 from support.files import contents
-from support.judging import noise_pictures, run_command
-from support.models import random_model
+from support.judging import noise_pictures, run_command, saved_model
 from support.refusal import refused
 
 import pra
@@ -155,9 +154,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = random_model(num_classes=2)
-    model.classes = ("a", "b")
-    return pra.save(model, tmp_path_factory.mktemp("model") / "model")
+    return saved_model(tmp_path_factory.mktemp("model") / "model", ["a", "b"])
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import pra
 from pra.commands.eval import Judging
 from pra.evaluation.evaluate import Report, evaluate
 from pra.evaluation.features import Features
 from pra.evaluation.reference import Reference, from_batches
 from pra.sampling.batches import Batch
+from support.models import random_model
 
 
 class Projection:
@@ -64,6 +66,13 @@ def run_command(command: Callable[..., None], target: Path | None, **options: An
     given = {"features": "classifier", "device": "cpu"} | options
     own = {field.name: given.pop(field.name) for field in fields(Judging) if field.name in given}
     command(target, how=Judging(**own), **given)
+
+
+def saved_model(folder: Path, classes: Sequence[str], **changes: Any) -> Path:
+    """A random model of these classes, saved."""
+    model = random_model(num_classes=len(classes), **changes)
+    model.classes = tuple(classes)
+    return pra.save(model, folder)
 
 
 def noise_pictures(folder: Path, counts: dict[str, int]) -> str:
