@@ -247,22 +247,23 @@ def test_two_processes_agree_with_one(run: Path, tmp_path: Path, capsys: pytest.
 
 def test_sweep_over_averages_judges_each(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In one folder with a sweep of the default average, whose figures are of other weights."""
-    sweep(run, None, "digits", num=20, over=("guidance=1",))
-    sweep(run, None, "digits", num=20, over=("average=ema,raw", "guidance=1"))
+    reference, settings = noise_pictures(tmp_path / "ten", dict.fromkeys("0123456789", 2)), ("data.on_small=upscale",)
+    for over in (("guidance=1",), ("average=ema,raw", "guidance=1")):
+        sweep(run, None, reference, num=20, over=over, settings=("sampling.steps=1", *settings))
     shown = capsys.readouterr().out
     names = ("guidance=1", "average=ema,guidance=1", "average=raw,guidance=1")
     default, ema, raw = (read(run / "sweep" / f"{name}.json") for name in names)
     assert ema["figures"] == default["figures"] != raw["figures"]
     assert [one["provenance"]["images"]["weights"] for one in (ema, raw)] == ["ema.safetensors", "model.safetensors"]
     run_command(
-        evaluate_command, run, reference="digits", num=20, out=tmp_path / "raw.json", average="raw",
-        settings=("sampling.steps=1", "sampling.guidance=1"),
+        evaluate_command, run, reference=reference, num=20, out=tmp_path / "raw.json", average="raw",
+        settings=("sampling.steps=1", "sampling.guidance=1", *settings),
     )  # fmt: skip
     assert read(tmp_path / "raw.json")["figures"] == raw["figures"]
     best = "raw" if "best by FID: average=raw" in shown else "ema"
     assert f"next: pra sample {run} --average {best} --guidance 1 --steps 1\n" in shown
     assert f"to share it so: pra export {run} DIR --average {best} --set sampling.guidance=1 " in shown
-    refused(lambda: sweep(run, None, "digits", over=("average=ema,emma",)), "'emma'", "ema, raw")
+    refused(lambda: sweep(run, None, reference, over=("average=ema,emma",)), "'emma'", "ema, raw")
 
 
 def test_strip_shows_the_first_images(model: Path, swept: Path) -> None:
