@@ -44,9 +44,9 @@ def extractor(weights: Path) -> Published:
     return dinov2(weights, CPU, TINY)
 
 
-def pixels(count: int, channels: int = 3, size: tuple[int, int] = (20, 26)) -> Tensor:
+def pixels(count: int, size: tuple[int, int] = (20, 26)) -> Tensor:
     generator = torch.Generator().manual_seed(count)
-    coarse = torch.rand(count, channels, 4, 5, generator=generator) * 255  # so that images differ when they are resized
+    coarse = torch.rand(count, 3, 4, 5, generator=generator) * 255  # so that images differ when they are resized
     return torch.nn.functional.interpolate(coarse, size=size).to(torch.uint8)
 
 
@@ -57,11 +57,6 @@ def test_features_are_each_images_own(extractor: Published, weights: Path) -> No
     assert torch.allclose(torch.cat([extractor(image.unsqueeze(0)).pool for image in images]), pool, atol=1e-5)
     assert pool.std(dim=0).mean() > 1e-2
     assert extractor.fingerprint == file_sha256(weights)
-    grey = pixels(1, channels=1)
-    assert torch.equal(extractor(grey).pool, extractor(grey.repeat(1, 3, 1, 1)).pool)
-    refused(lambda: extractor(pixels(1, channels=4)), code="mismatch", channels=4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(extractor(images).pool, pool)
 
 
 def test_the_paper_s_network_has_1024_features_in_24_layers(timm: Any) -> None:

@@ -75,12 +75,12 @@ def saved_model(folder: Path, classes: Sequence[str], **changes: Any) -> Path:
     return pra.save(model, folder)
 
 
-def noise_pictures(folder: Path, counts: dict[str, int]) -> str:
-    """So many pictures of 6x8 pixels of each class, as a source."""
+def noise_pictures(folder: Path, counts: dict[str, int], shape: tuple[int, ...] = (6, 8, 3)) -> str:
+    """So many pictures of each class, as a source."""
     random = np.random.default_rng(0)
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
         for index in range(count):
-            pixels = random.integers(0, 256, (6, 8, 3), np.uint8)
+            pixels = random.integers(0, 256, shape, np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{index:02d}.png")
     return f"folder:{folder}"
