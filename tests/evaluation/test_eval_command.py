@@ -11,6 +11,7 @@ import signal
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -138,9 +139,7 @@ def test_one_file_for_two_outputs_is_refused(
 
 
 def outputs(folder: Path) -> dict[str, Path]:
-    return {
-        "out": folder / "o.json", "export_npz": folder / "b.npz", "export_statistics": folder / "s.npz"
-    }  # fmt: skip
+    return {"out": folder / "o.json", "export_npz": folder / "b.npz", "export_statistics": folder / "s.npz"}
 
 
 def test_what_fails_late_leaves_nothing(
@@ -148,7 +147,7 @@ def test_what_fails_late_leaves_nothing(
 ) -> None:
     (tmp_path / "out").mkdir()
     with monkeypatch.context() as broken:
-        broken.setattr("pra.evaluation.judging.reconstruct", interrupted)
+        broken.setattr("pra.evaluation.judging.reconstruct", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(model, reference=mixed, reconstruction=True, **outputs(tmp_path / "out"))
     assert not any((tmp_path / "out").iterdir())
@@ -162,10 +161,6 @@ def test_what_fails_late_leaves_nothing(
     refused(lambda: run(model, reference=mixed, **outputs(tmp_path / "out")), code="exists", path=batch)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.npz"]
     assert "inception_score" in capsys.readouterr().out  # the figures are not lost
-
-
-def interrupted(*_: Any, **__: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def test_second_command_on_a_file_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -144,15 +145,10 @@ def test_errors_arrive_as_they_were_and_no_process_stays(
 
 
 def test_gap_samples_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = []
-
-    def opened(*arguments: Any) -> Sampler:
-        chosen.append(Sampler(*arguments))
-        return chosen[0]
-
+    opened = Mock(side_effect=Sampler)
     monkeypatch.setattr(rollout_gap, "Sampler", opened)
     model, config = random_model().eval(), pra.recipe("tiny").train
     rollout_gap.rollout_gap(
         model, config.rollout, torch.rand(3, 3, *SIZE), torch.arange(3), SamplingConfig(steps=1), config.objective
     )
-    assert [sampler.precision for sampler in chosen] == [Precision.FLOAT32]
+    assert [call.args[2] for call in opened.call_args_list] == [Precision.FLOAT32]

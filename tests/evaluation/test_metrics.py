@@ -13,15 +13,7 @@ import torch
 from torch import Tensor
 
 from pra.evaluation import metrics
-from pra.evaluation.metrics import (
-    Balls,
-    Moments,
-    Protocol,
-    frechet_distance,
-    inception_score,
-    overlap,
-    score_sums,
-)
+from pra.evaluation.metrics import Balls, Moments, Protocol, frechet_distance, inception_score, overlap, score_sums
 
 CPU = torch.device("cpu")
 Array = npt.NDArray[np.float64]

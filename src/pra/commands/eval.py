@@ -12,19 +12,10 @@ from tyro.conf import Positional, arg
 from pra.commands.options import Average, Device, File, Flag, Integer, Settings, Text, choices
 from pra.config import Precision
 from pra.config.checks import member
+from pra.evaluation import judging
 from pra.evaluation.evaluate import Report, warn_of_few
 from pra.evaluation.features import EXTRACTORS
-from pra.evaluation.judging import (
-    LABELS,
-    Judge,
-    Subject,
-    Work,
-    check_options,
-    open_judge,
-    open_originals,
-    open_subject,
-    open_truth,
-)
+from pra.evaluation.judging import LABELS, Judge, Subject, Work
 from pra.evaluation.outputs import check_outputs, publish, staged
 from pra.models.weights import EMA
 from pra.utils.distributed import World, join
@@ -52,10 +43,10 @@ class Judging:
 
     def opened(self, target: Path | None, num: int | None, world: World, average: str = EMA) -> tuple[Subject, Work]:
         """Open what is judged; refuse options that do not go with it."""
-        check_options(self.features, self.labels, self.batch_size, num)
+        judging.check_options(self.features, self.labels, self.batch_size, num)
         work = Work(world, world.device(self.device), self.batch_size)
         precision = member(Precision, self.precision, "--precision")
-        return open_subject(target, num, work, precision, self.settings, average), work
+        return judging.open_subject(target, num, work, precision, self.settings, average), work
 
 
 JudgingOptions = Annotated[Judging, arg(name="")]
@@ -93,10 +84,10 @@ def evaluate_command(
     with join() as world:
         check_outputs(**files)
         subject, work = how.opened(target, num, world, average)
-        truth, subject = open_truth(how.reference, how.labels, subject, work)
-        originals = open_originals(truth, subject, work) if reconstruction else None
+        truth, subject = judging.open_truth(how.reference, how.labels, subject, work)
+        originals = judging.open_originals(truth, subject, work) if reconstruction else None
         with staged(files, world) as places:
-            judge = open_judge(truth, how.features, how.weights, subject, work)
+            judge = judging.open_judge(truth, how.features, how.weights, subject, work)
             report = judge.report(subject, places.get("images"))
             if originals:
                 report = judge.with_reconstruction(report, subject, originals)

@@ -11,24 +11,11 @@ from typing import Any
 
 from pra.config import CodecConfig
 from pra.errors import PraError
+from pra.evaluation import metrics
 from pra.evaluation.collect import Collected, Collector, collect, merged
 from pra.evaluation.comparable import comparable_sha256
 from pra.evaluation.features import FeatureExtractor
-from pra.evaluation.metrics import (
-    KID_SIZE,
-    KID_SUBSETS,
-    NEIGHBOURS,
-    SEED,
-    SSIM_WINDOW,
-    Balls,
-    Moments,
-    Protocol,
-    frechet_distance,
-    kernel_distance,
-    overlap,
-    psnr,
-    ssim,
-)
+from pra.evaluation.metrics import KID_SIZE, KID_SUBSETS, NEIGHBOURS, SEED, Balls, Moments, Protocol, frechet_distance
 from pra.evaluation.reference import Reference
 from pra.models import Model
 from pra.sampling.batches import Batch
@@ -169,9 +156,9 @@ def _figures(collector: Collector, reference: Reference) -> Figures:
     if spatial and reference.spatial:
         figures["sfid"] = frechet_distance(*spatial.gaussian, *reference.spatial)
     if kept is not None and min(len(kept), collector.keep) >= 2:
-        figures["kid"], figures["kid_std"] = kernel_distance(collector.kept.numpy(), kept.numpy())
+        figures["kid"], figures["kid_std"] = metrics.kernel_distance(collector.kept.numpy(), kept.numpy())
     if truth is not None and collector.keep > NEIGHBOURS:
-        figures |= overlap(Balls(collector.kept.to(truth.points.device), NEIGHBOURS, truth.centre), truth)
+        figures |= metrics.overlap(Balls(collector.kept.to(truth.points.device), NEIGHBOURS, truth.centre), truth)
     return figures | ({} if collector.accuracy is None else {"accuracy": collector.accuracy})
 
 
@@ -194,7 +181,7 @@ def reconstruct(
     """
     check_codec(model)
     originals, copies = Collector(extractor, count, 0), Collector(extractor, count, 0)
-    large = min(model.config.image_size) >= SSIM_WINDOW
+    large = min(model.config.image_size) >= metrics.SSIM_WINDOW
     signal = similarity = 0.0
     hidden, total = not (progress and world.is_first), len(world.share(count))
     with Progress(total=total, unit="image", desc="reconstruct", disable=hidden) as bar:
@@ -203,8 +190,8 @@ def reconstruct(
             copy = to_uint8(model.reconstruct(from_uint8(images).to(model.device), labels.to(model.device))).cpu()
             originals.add(images, None, start)
             copies.add(copy, None, start)
-            signal += float(psnr(images, copy).sum())
-            similarity += float(ssim(images, copy).sum()) if large else 0.0
+            signal += float(metrics.psnr(images, copy).sum())
+            similarity += float(metrics.ssim(images, copy).sum()) if large else 0.0
             bar.update(len(images))
 
     def finish(parts: list[tuple[Collector, Collector, float, float]]) -> Figures:
