@@ -362,7 +362,7 @@ def test_checks_without_data_come_before_they_are_opened(
     def too_early(spec: str) -> None:
         raise AssertionError(f"{spec} is opened")
 
-    monkeypatch.setattr("pra.training.run.open_source", too_early)
+    monkeypatch.setattr("pra.training.loop.open_source", too_early)
     refused(lambda: train(tiny("train.seed=1"), run), "train.seed: 0 in the run", code="mismatch", path=run)
     refused(lambda: train(tiny(), tmp_path / "new", world=World(0, 3)), "batch_size 8")
     monkeypatch.setattr("pra.commands.train.open_source", too_early)
@@ -416,7 +416,7 @@ def test_lpips_is_fetched_by_one_process_first(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("pra.method.perceptual.lpips_distance", fetch)
     train(tiny("train.steps=1", "train.objective.perceptual_weight=1.0"), tmp_path / "run", world=One())
-    assert order == ["alone", "fetch", "all"]
+    assert order == ["alone", "all", "alone", "fetch", "all"]  # the data come first
 
 
 def test_open_source_replaces_the_named_one(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_run_folder_that_is_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("x")
     refused(lambda: train(tiny(), tmp_path), "another --run-dir", code="exists", path=tmp_path)
     refused(lambda: train(tiny(), tmp_path / "mine"), str(tmp_path / "mine"))
-    refused(lambda: runs.check_run(tmp_path / "mine", tiny()), code="exists", path=tmp_path / "mine")
+    refused(lambda: runs.check_run(tmp_path / "mine", tiny(), {}), code="exists", path=tmp_path / "mine")
     refused(lambda: train(tiny("train.steps=1"), tmp_path / "mine" / "run"), str(tmp_path / "mine" / "run"))
     assert contents(tmp_path) == {"mine": b"x"}
     (tmp_path / "empty").mkdir()

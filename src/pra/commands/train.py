@@ -14,15 +14,15 @@ from tyro.conf import Positional, arg
 
 from pra.commands.options import Device, Folder, Integer, Number, Settings, Text
 from pra.config import RunConfig, apply_settings, override
-from pra.data import Source, open_source
+from pra.data import open_source
 from pra.data.source import check_name
 from pra.errors import PraError
 from pra.evaluation.report.page import REPORT, write_report
 from pra.models import weights
 from pra.recipes import fine_tune, own, recipe
-from pra.training.loop import Trained, train
-from pra.training.run import check_run, checked_source
-from pra.utils.distributed import World, join
+from pra.training.loop import Trained, Trainer
+from pra.training.run import claimed
+from pra.utils.distributed import join
 
 
 def train_command(
@@ -71,13 +71,20 @@ def train_command(
             config, told = world.run_on_first(lambda: _configure(from_, data, folder, minutes, steps, target))
             say(*told, sep="\n")
         config = changed(config, {"data.source": data, "train.steps": steps, "train.seed": seed}, settings)
-        config, source = _with_data(config, folder, world, say)
-        many = f"{world.size} processes ({target.type}, {config.train.parallel.value})"
-        # A slip in --run-dir shows here.
-        begun = "goes on" if folder.is_dir() and weights.checkpoints(folder) else "new"
-        say(f"run: {folder} ({begun}), recipe {config.recipe}, {len(source)} images from {source.name}, ", end="")
-        say(f"on {target if world.size == 1 else many}")
-        result = train(config, folder, device=str(target), source=source, world=world)
+        with claimed(folder, config, world, losses={}):
+            with world.first_alone():  # some sources are indexed once
+                source = open_source(config.data.source)
+            classes = len(source.classes)
+            if classes != config.model.num_classes:
+                say(f"classes: {classes} in {source.name} (the recipe has {config.model.num_classes})")
+                config = override(config, "model.num_classes", str(classes))
+            trainer = Trainer(config, folder, target, world, source)
+            many = f"{world.size} processes ({target.type}, {config.train.parallel.value})"
+            # A slip in --run-dir shows here.
+            begun = "goes on" if trainer.step else "new"
+            say(f"run: {folder} ({begun}), recipe {config.recipe}, {len(source)} images from {source.name}, ", end="")
+            say(f"on {target if world.size == 1 else many}")
+            result = trainer.run()
     if world.is_first:
         tell(result, config, folder)
 
@@ -142,17 +149,3 @@ def _configure(
         kept = f"this one keeps its {config.train.steps} steps, and a larger --steps trains longer"
         told = [*told, f"--minutes {minutes:g} has no effect here, it counts when a run begins: {kept}"]
     return config, told
-
-
-def _with_data(config: RunConfig, folder: Path, world: World, say: Callable[..., None]) -> tuple[RunConfig, Source]:
-    """Open the data, and take the number of classes from them."""
-    # Before the data are opened, which may take an hour.
-    config.train.micro_batches(world.size)
-    check_run(folder, config, classes_known=False)
-    with world.first_alone():  # some sources are indexed once
-        source = open_source(config.data.source)
-    if len(source.classes) != config.model.num_classes:
-        say(f"classes: {len(source.classes)} in {source.name} (the recipe has {config.model.num_classes})")
-        config = override(config, "model.num_classes", str(len(source.classes)))
-    checked_source(folder, config, source)
-    return config, source

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pra.config import RunConfig
-from pra.data import Batch, Sample, Source, TrainingSet, batches
+from pra.data import Batch, Sample, Source, TrainingSet, batches, open_source
 from pra.data.held_out import split
 from pra.data.loader import reading
 from pra.errors import PraError
@@ -25,13 +25,12 @@ from pra.training import checkpoint
 from pra.training.averages import build_averages
 from pra.training.callbacks import Bar, Callback, Callbacks, Metrics, Pictures, StateWarning
 from pra.training.initial import load_initial
-from pra.training.run import COMMON, check_run, check_shared, checked_source, write_run
+from pra.training.run import COMMON, check_data, claimed, write_run
 from pra.training.step import MicroBatch, Step
 from pra.training.trainable import codec_learns, set_trainable
 from pra.training.validation import Validation
 from pra.utils.device import enough_memory
 from pra.utils.distributed import World, join
-from pra.utils.locks import locked
 from pra.utils.pixels import from_uint8
 from pra.utils.signals import Interrupted, caught_signals
 
@@ -90,11 +89,8 @@ def train(
     terms = check_terms(losses, {*TERMS, *COMMON})
     with nullcontext(world) if world else join() as together:
         folder, target = Path(run_dir).expanduser(), together.device(None if device is None else str(device))
-        config.train.micro_batches(together.size)  # report a batch that does not divide first
-        check_run(folder, config)  # the lock would be a file in a stranger's folder
-        with locked(folder, "trained", "choose another --run-dir") if together.is_first else nullcontext():
-            check_shared(folder, together)
-            return Trainer(config, folder, target, source, progress, together, terms, callbacks).run()
+        with claimed(folder, config, together, {name: term.weight for name, term in terms.items()}):
+            return Trainer(config, folder, target, together, source, terms, callbacks, progress).run()
 
 
 class Trainer:
@@ -111,17 +107,16 @@ class Trainer:
         config: RunConfig,
         folder: Path,
         device: torch.device,
-        source: Source | None,
-        progress: bool,
         world: World,
-        terms: Mapping[str, LossTerm],
-        callbacks: Sequence[Callback],
+        source: Source | None = None,
+        terms: Mapping[str, LossTerm] | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = True,
     ) -> None:
-        self.config, self.folder, self.device, self.world, self.terms = config, folder, device, world, terms
-        self.term_weights = {name: term.weight for name, term in terms.items()}
-        self.whole = checked_source(folder, config, source, self.term_weights)
-        _check_classes(self.whole, config.model.num_classes)
-        with world.first_alone() if isinstance(config.data.validation, str) else nullcontext():  # indexed once
+        self.config, self.folder, self.device, self.world, self.terms = config, folder, device, world, terms or {}
+        with world.first_alone():  # some sources are indexed once
+            self.whole = source or open_source(config.data.source)
+            check_data(folder, config, self.whole)
             self.source, held_out = split(self.whole, config.data, config.train.seed)
         before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
         after = [Metrics(), StateWarning(), *([Bar()] if progress else [])]
@@ -192,7 +187,8 @@ class Trainer:
         with caught_signals() as received, self.saver.working(), reading(self._batches()) as stream:
             first = next(stream)  # report unreadable data before anything is written
             if self.world.is_first:
-                write_run(self.folder, self.config, self.whole, self.world.size, self.initial, self.term_weights)
+                losses = {name: term.weight for name, term in self.terms.items()}
+                write_run(self.folder, self.config, self.whole, self.world.size, self.initial, losses)
             self.callbacks.call("on_start", self)
             self.interval = time.monotonic()
             for step_batches in itertools.chain([first], stream):
@@ -322,14 +318,6 @@ class Share(TrainingSet):
         """Sample ``place`` of the share; its ``index`` is the global one."""
         steps, here = divmod(place, self.share)
         return super().__getitem__(steps * self.step + self.start + here)
-
-
-def _check_classes(source: Source, num_classes: int) -> None:
-    highest = int(source.labels.max())
-    if highest >= num_classes:
-        name, count = source.classes[highest], len(source.classes)
-        problem = f"{source.name} has label {highest} ({name}), beyond the model's. Set model.num_classes to {count}"
-        raise PraError(problem, code="mismatch", value=highest)
 
 
 def _check_same_classes(last: Path, model: Model, source: Source) -> None:
