@@ -6,6 +6,7 @@ import json
 import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +17,13 @@ from pra.commands.options import Device, Folder, Integer, Number, Settings, Text
 from pra.config import RunConfig, apply_settings, override
 from pra.data import open_source
 from pra.data.source import check_name
+from pra.data.survey import look
 from pra.errors import PraError
 from pra.evaluation.report.page import REPORT, write_report
 from pra.models import weights
 from pra.recipes import fine_tune, own, recipe
 from pra.training.loop import Trained, Trainer
-from pra.training.run import claimed
+from pra.training.run import claimed, read_run
 from pra.utils.distributed import join
 
 
@@ -138,14 +140,25 @@ def _configure(
     device: torch.device,
 ) -> tuple[RunConfig, list[str]]:
     """Return the configuration of a run without a recipe, and the lines that explain it."""
-    begun = (folder / weights.CONFIG).exists()
+    if (folder / weights.CONFIG).exists():
+        config, told = read_run(folder), [f"settings: those of {folder}, chosen when it began"]
+        if start and (config.initial is None or Path(config.initial) != Path(start)):  # runs/a/ is runs/a
+            config = replace(config, initial=start)  # another run, which training refuses, and names both starts
+        if minutes is not None:
+            kept = f"this one keeps its {config.train.steps} steps, and a larger --steps trains longer"
+            told.append(f"--minutes {minutes:g} has no effect here, it counts when a run begins: {kept}")
+        return config, told
+    if data is None:
+        problem = f"no run at {folder} to go on with. Name a RECIPE, or your own pictures with --data folder:PHOTOS"
+        raise PraError(problem, code="missing", path=folder)
     if start:
-        config, told = fine_tune.configure(start, data, folder, minutes, steps, device)
-    else:
-        config, told = own.configure(
-            data, folder, "chosen:", lambda survey: own.propose(survey, minutes, steps, device)
+        base = weights.model_folder(start)
+        model, run, survey = weights.read_config(base), weights.run_of(base), look(data)
+        config, reasons = fine_tune.propose(
+            start, model, read_run(run) if run else None, survey, minutes, steps, device
         )
-    if begun and minutes is not None:
-        kept = f"this one keeps its {config.train.steps} steps, and a larger --steps trains longer"
-        told = [*told, f"--minutes {minutes:g} has no effect here, it counts when a run begins: {kept}"]
-    return config, told
+    else:
+        survey = look(data)
+        config, reasons = own.propose(survey, minutes, steps, device)
+    found, heading = [f"  {line}" for line in survey.lines()], f"from {start}:" if start else "chosen:"
+    return config, [f"found in {survey.source}:", *found, heading, *(f"  {reason}" for reason in reasons)]

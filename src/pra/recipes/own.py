@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,12 +27,10 @@ from pra.config import (
     SamplingConfig,
     TrainConfig,
 )
-from pra.data.survey import Survey, look
+from pra.data.survey import Survey
 from pra.errors import PraError
 from pra.models import count_parameters
-from pra.models.weights import CONFIG
 from pra.recipes.sizes import sized
-from pra.training.run import read_run
 from pra.utils.device import cores
 
 NAME = "own"
@@ -96,23 +93,6 @@ def named_after(text: str) -> str:
 def run_folder(data: str) -> Path:
     """Return ``runs/own-photos`` for ``folder:~/photos``."""
     return Path("runs") / f"{NAME}-{named_after(data.rpartition(':')[2]) or 'pictures'}"
-
-
-def configure(data: str | None, folder: Path, heading: str, choose: Callable[[Survey], Choice]) -> Choice:
-    """Return the configuration of the run in ``folder``, or ``choose`` one for the pictures; and lines for a person.
-
-    Raises:
-        PraError: as :func:`pra.data.survey.look` and ``choose``; or there is neither a run nor ``data``.
-    """
-    if (folder / CONFIG).exists():
-        return read_run(folder), [f"settings: those of {folder}, chosen when it began"]
-    if data is None:
-        problem = f"no run at {folder} to go on with. Name a RECIPE, or your own pictures with --data folder:PHOTOS"
-        raise PraError(problem, code="missing", path=folder)
-    survey = look(data)
-    config, reasons = choose(survey)
-    found = [f"  {line}" for line in survey.lines()]
-    return config, [f"found in {survey.source}:", *found, heading, *(f"  {reason}" for reason in reasons)]
 
 
 def propose(survey: Survey, minutes: float | None, steps: int | None, device: torch.device) -> Choice:
