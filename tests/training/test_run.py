@@ -134,13 +134,13 @@ def test_damaged_files_of_a_run_are_named(run: Path) -> None:
 
 
 def test_full_disk_while_logging_loses_no_line(run: Path, full_disk: FullDisk, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = callbacks.Metrics.write
+    original = callbacks.Metrics.on_log
 
-    def write(self: Any, row: dict[str, float]) -> None:
+    def write(self: Any, trainer: Any, row: dict[str, float]) -> None:
         with full_disk(self.path.stat().st_size + 10):
-            original(self, row)
+            original(self, trainer, row)
 
-    monkeypatch.setattr(callbacks.Metrics, "write", write)
+    monkeypatch.setattr(callbacks.Metrics, "on_log", write)
     path = run / "metrics.jsonl"
     refused(lambda: train(tiny("train.steps=30"), run), "step-00000020", code="unwritable", path=path)
     monkeypatch.undo()

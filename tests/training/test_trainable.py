@@ -21,8 +21,8 @@ import pra
 from pra.config import RunConfig, TrainConfig, apply_settings
 from pra.models import build_model
 from pra.recipes import distill
+from pra.training.optimizer import codec_learns, set_trainable
 from pra.training.run import read_run
-from pra.training.trainable import codec_learns, set_trainable
 from studies.run import run_key
 
 TWO_HEADS = dataclasses.replace(LEARNED, head=dataclasses.replace(LEARNED.head, shortcut=True))

@@ -18,10 +18,10 @@ from pra.config import apply_settings
 from pra.data import open_source
 from pra.data.held_out import Part
 from pra.evaluation.report.content import curves as report_curves
-from pra.training import validation
+from pra.training import callbacks
+from pra.training.callbacks import overfits
 from pra.training.plots import curves, panels
 from pra.training.run import loss_terms, read_metrics
-from pra.training.validation import overfits
 
 SHARE = ("data.validation=0.1", "train.validate_every=2")
 
@@ -29,7 +29,7 @@ SHARE = ("data.validation=0.1", "train.validate_every=2")
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the held-out images a few are enough."""
-    monkeypatch.setattr(validation, "MOST", 64)
+    monkeypatch.setattr(callbacks, "HELD_OUT", 64)
 
 
 def train(folder: Path, *settings: str, recipe: str = "tiny", **more: Any) -> Path:
@@ -139,7 +139,7 @@ def test_overfits_rule(flow: Sequence[float], held_out: Sequence[float], expecte
 
 
 def test_overfits_is_said_once_and_after_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "overfits", lambda rows: len(rows) >= 3)
+    monkeypatch.setattr(callbacks, "overfits", lambda rows: len(rows) >= 3)
     for steps, expected in ((2, 0), (5, 1)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -76,16 +76,14 @@ def train_command(
         with claimed(folder, config, world, losses={}):
             with world.first_alone():  # some sources are indexed once
                 source = open_source(config.data.source)
-            classes = len(source.classes)
-            if classes != config.model.num_classes:
+            if (classes := len(source.classes)) != config.model.num_classes:
                 say(f"classes: {classes} in {source.name} (the recipe has {config.model.num_classes})")
                 config = override(config, "model.num_classes", str(classes))
             trainer = Trainer(config, folder, target, world, source)
             many = f"{world.size} processes ({target.type}, {config.train.parallel.value})"
-            # A slip in --run-dir shows here.
-            begun = "goes on" if trainer.step else "new"
-            say(f"run: {folder} ({begun}), recipe {config.recipe}, {len(source)} images from {source.name}, ", end="")
-            say(f"on {target if world.size == 1 else many}")
+            where = target if world.size == 1 else many
+            begun = "goes on" if trainer.step else "new"  # a slip in --run-dir shows here
+            say(f"run: {folder} ({begun}), recipe {config.recipe}, {len(source)} images from {source.name}, on {where}")
             result = trainer.run()
     if world.is_first:
         tell(result, config, folder)

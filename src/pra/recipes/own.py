@@ -165,8 +165,8 @@ def seconds_per_step(config: RunConfig, device: torch.device, patience: float = 
     try:
         step = SyntheticStep(replace(config, train=replace(config.train, compile=False)), device)
         timed(step, device)
-        seconds = [timed(step, device), timed(step, device)]
-        while sum(seconds) < patience:
+        seconds: list[float] = []
+        while len(seconds) < 2 or sum(seconds) < patience:
             seconds.append(timed(step, device))
         return sum(seconds) / len(seconds)
     except torch.OutOfMemoryError:

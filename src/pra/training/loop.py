@@ -18,17 +18,16 @@ from pra.data import Batch, Sample, Source, TrainingSet, batches, open_source
 from pra.data.held_out import split
 from pra.data.loader import reading
 from pra.errors import PraError
-from pra.method import noise
+from pra.method import noise, perceptual
 from pra.method.objectives import TERMS, LossInputs, LossTerm, Perceptual, check_terms
 from pra.models import Model, build_model, weights
 from pra.training import checkpoint
 from pra.training.averages import build_averages
-from pra.training.callbacks import Bar, Callback, Callbacks, Metrics, Pictures, StateWarning
+from pra.training.callbacks import Bar, Callback, Callbacks, Metrics, Pictures, StateWarning, Validation
 from pra.training.initial import load_initial
+from pra.training.optimizer import codec_learns, set_trainable
 from pra.training.run import COMMON, check_data, claimed, write_run
-from pra.training.step import MicroBatch, Step
-from pra.training.trainable import codec_learns, set_trainable
-from pra.training.validation import Validation
+from pra.training.step import Step
 from pra.utils.device import enough_memory
 from pra.utils.distributed import World, join
 from pra.utils.pixels import from_uint8
@@ -126,13 +125,14 @@ class Trainer:
         self.model = build_model(config.model, config.train.seed if last is None else None).to(device)
         self.model.sampling = config.sampling
         set_trainable(self.model, config.train)
-        with world.first_alone():  # LPIPS's weights are downloaded once
-            self.perceptual = self._perceptual()
         if len(self.source.classes) == config.model.num_classes:
             self.model.classes = self.source.classes
+        self.perceptual: Perceptual | None = None
         self.initial: dict[str, Any] | None = None
-        if config.initial is not None and last is None:
-            with world.first_alone():  # what is on the Hub is downloaded once
+        with world.first_alone():  # downloaded once: LPIPS's weights, and those on the Hub
+            if config.train.objective.perceptual_weight and codec_learns(self.model):
+                self.perceptual = perceptual.lpips_distance(config.model, device)
+            if config.initial is not None and last is None:
                 self.initial = load_initial(config.initial, self.model, config.initial_average)
         self.averages = build_averages(self.model, config.train)
         self.ema = self.averages[weights.EMA]
@@ -182,7 +182,6 @@ class Trainer:
         return Trained(self.folder, self.ema.whole(), self.step, self.new_steps, time.monotonic() - begin, skipped)
 
     def _train(self) -> None:
-        """The loop."""
         train = self.config.train
         with caught_signals() as received, self.saver.working(), reading(self._batches()) as stream:
             first = next(stream)  # report unreadable data before anything is written
@@ -200,7 +199,9 @@ class Trainer:
                 if self.step % train.log_every == 0 or train.validates(self.step) or last:
                     self._log()
                 if self.step % train.checkpoint_every == 0 or last or stop:
-                    self._save()
+                    self._recent()  # refuses what is not finite
+                    self.saver.save(self.step, self.model, self.averages, self.optimizer)
+                    self.callbacks.call("on_checkpoint", self)
                 if stop and not last:
                     self.saver.wait()
                     if stop == FAILED:
@@ -240,20 +241,18 @@ class Trainer:
         self.optimizer.set_rates(train.optimizer, self.step, train.steps)
         rollout = train.rollout if self.step >= train.codec_warmup else None
         with enough_memory(len(step_batches[0].images), self.device, LESS_MEMORY), self.world.together():
-            given = map(self._given, step_batches)
+            # All randomness comes from (seed, global sample index), so from (seed, step) and the place in it.
+            moved = (
+                (tensor.to(self.device, non_blocking=True) for tensor in (batch.images, batch.labels, batch.indices))
+                for batch in step_batches
+            )
+            given = ((from_uint8(images), labels, noise.keys(train.seed, at)) for images, labels, at in moved)
             parts = self.arithmetic.passes(given, len(step_batches), rollout, self.perceptual)
             norm = self.arithmetic.update(self.step)
         self.skipped += sum(batch.skipped for batch in step_batches)
         self.step += 1
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         self.pending.append({**means, "gradient_norm": norm})
-
-    def _given(self, batch: Batch) -> MicroBatch:
-        """All randomness comes from ``(seed, global sample index)``, so from ``(seed, step)`` and the place in it."""
-        images, labels, indices = (
-            tensor.to(self.device, non_blocking=True) for tensor in (batch.images, batch.labels, batch.indices)
-        )
-        return from_uint8(images), labels, noise.keys(self.config.train.seed, indices)
 
     def _recent(self) -> dict[str, Tensor]:
         """Gather the metrics of the steps since the last log, averaged over all processes; refuse what is not finite.
@@ -291,20 +290,6 @@ class Trainer:
         self.callbacks.call("on_log", self, row)
         self.pending.clear()
         self.interval = now
-
-    def _save(self) -> None:
-        self._recent()
-        self.saver.save(self.step, self.model, self.averages, self.optimizer)
-        self.callbacks.call("on_checkpoint", self)
-
-    def _perceptual(self) -> Perceptual | None:
-        """LPIPS, where a codec learns from it."""
-        model = self.config.model
-        if not self.config.train.objective.perceptual_weight or model.codec is None or not codec_learns(self.model):
-            return None
-        from pra.method.perceptual import lpips_distance
-
-        return lpips_distance(model, self.device)
 
 
 class Share(TrainingSet):

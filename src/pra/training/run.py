@@ -86,10 +86,15 @@ def check_run(folder: Path, config: RunConfig, losses: Mapping[str, float]) -> N
         return
     there, asked = _fixed(read_run(folder)), _fixed(config)
     asked["model"]["num_classes"] = there["model"]["num_classes"]
-    changed = differences(there, asked)
-    if not all(_may_lie_elsewhere(line.partition(":")[0], folder, config) for line in changed):
+    changed, record = differences(there, asked), recorded(folder)
+    other = {line.partition(":")[0] for line in changed}
+    if "data" in record:
+        other.discard("data.source")  # check_data compares what they hold
+    if other == {"initial"} and _same_weights(record.get("initial"), config):
+        other.clear()
+    if other:
         raise _another(folder, changed)
-    known = recorded(folder).get("losses", {})
+    known = record.get("losses", {})
     if known != losses:
         problem = (
             f"{folder} has been trained with losses={known}, not {losses}. Pass the same losses to pra.train, or "
@@ -167,15 +172,9 @@ def contents(source: Source) -> dict[str, Any]:
     return {"images": len(source), **found}
 
 
-def _may_lie_elsewhere(setting: str, folder: Path, config: RunConfig) -> bool:
-    """Return whether a difference in this setting may be another place of the same content.
-
-    For data it is enough that the content is recorded: :func:`check_data` compares it when they are open.
-    """
-    if setting == "data.source":
-        return "data" in recorded(folder)
-    known = recorded(folder).get("initial")
-    if setting != "initial" or not known or config.initial is None or is_address(config.initial):
+def _same_weights(known: Mapping[str, str] | None, config: RunConfig) -> bool:
+    """Return whether the first weights that are asked for are those on record, perhaps in another place."""
+    if not known or config.initial is None or is_address(config.initial):
         return False
     try:
         start = weights.model_folder(config.initial)

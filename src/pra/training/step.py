@@ -80,7 +80,7 @@ class Step:
         """Update weights and averages at step ``step`` (from 0); return the norm before the gradients were clipped."""
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.optimizer.clip))
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         for average in self.averages.values():
             average.update(self.model, step)
         return norm
