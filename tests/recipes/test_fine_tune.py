@@ -70,12 +70,6 @@ def folder_of_pictures(root: Path, classes: tuple[str, ...], mode: str = "RGB") 
     return root
 
 
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes longer than the steps."""
-    monkeypatch.setattr("pra.commands.train.write_report", lambda run: None)
-
-
 # --- the weights --------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from pra.config import RunConfig, apply_settings
 from pra.method import noise
 from pra.method.objectives import Losses, LossInputs, LossTerm, training_losses
 from pra.models.weights import checkpoints
+from pra.training import callbacks
 from pra.training.run import read_metrics
 
 
@@ -27,7 +29,10 @@ def tiny(*settings: str, recipe: str = "tiny") -> RunConfig:
 
 
 def train(config: RunConfig, folder: Path, **more: Any) -> pra.Trained:
-    return pra.train(config, folder, device="cpu", progress=False, **more)
+    """Without curves: they take longer than the steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "draw_curves", lambda run: None)
+        return pra.train(config, folder, device="cpu", progress=False, **more)
 
 
 def tensors(run: Path, step: int | None = None) -> dict[str, Tensor]:

@@ -22,7 +22,6 @@ from pra.commands.eval import evaluate_command
 from pra.config import RunConfig, apply_settings
 from pra.models import PRA, weights
 from pra.recipes import distill
-from pra.training import callbacks
 from pra.training.averages import EMA, exponential, gamma_of, power
 from pra.training.posthoc import fitted, posthoc, profile_products
 
@@ -56,9 +55,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that keeps eight snapshots of two averages. To be read only."""
     folder = tmp_path_factory.mktemp("averages") / "run"
     config = tiny("train.steps=48", "train.checkpoint_every=6", "train.keep_checkpoints=8", "train.log_every=48")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(callbacks, "draw_curves", lambda run: None)
-        return trained(config, folder)
+    return trained(config, folder)
 
 
 @pytest.fixture
@@ -128,13 +125,14 @@ def test_checkpoints_hold_every_average(many: Path) -> None:
     assert not any(same(one, other) for place, one in enumerate(kept) for other in kept[:place])
 
 
-def test_averages_resume_bitwise_and_change_no_weight(tmp_path: Path) -> None:
-    straight = trained(tiny("train.steps=4"), tmp_path / "straight")
+def test_averages_resume_bitwise_and_change_no_weight(straight: Path, tmp_path: Path) -> None:
+    one = trained(tiny("train.steps=4"), tmp_path / "one")
     trained(tiny("train.steps=2"), tmp_path / "resumed")
     resumed = trained(tiny("train.steps=4"), tmp_path / "resumed")
-    assert all(same(held(straight, name), held(resumed, name)) for name in (*NAMES, "raw"))
-    without = trained(plain("train.steps=4"), tmp_path / "without")
-    assert all(same(held(without, name), held(straight, name)) for name in ("ema", "raw"))
+    assert all(same(held(one, name), held(resumed, name)) for name in (*NAMES, "raw"))
+    without = straight / "checkpoints" / "step-00000004"
+    for name, file in (("ema", "ema.safetensors"), ("raw", "model.safetensors")):
+        assert same(load_file(without / file), held(one, name))
 
 
 def test_config_without_averages_loads(tmp_path: Path) -> None:
@@ -208,10 +206,8 @@ def test_fit_of_a_stored_profile_is_that_snapshot(place: int) -> None:
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, with other averages."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(callbacks, "draw_curves", lambda run: None)
-        config = plain("train.averages=[0.04,0.07,0.15]", "train.steps=48", "train.log_every=48")
-        return trained(config, tmp_path_factory.mktemp("exact") / "run")
+    config = plain("train.averages=[0.04,0.07,0.15]", "train.steps=48", "train.log_every=48")
+    return trained(config, tmp_path_factory.mktemp("exact") / "run")
 
 
 def test_posthoc_equals_the_averages_that_were_kept(run: Path, exact: Path) -> None:

@@ -50,7 +50,7 @@ def test_pictures_that_a_killed_process_did_not_draw(run: Path, monkeypatch: pyt
     before = contents(run)
     for path in ("samples/step-00000020.png", "reconstructions/step-00000020.png", "curves.png"):
         (run / path).unlink()
-    assert train(pra.recipe("tiny"), run).new_steps == 0
+    assert pra.train(pra.recipe("tiny"), run, device="cpu", progress=False).new_steps == 0
     assert contents(run).keys() == before.keys()
     assert contents(run)["samples/step-00000020.png"] == before["samples/step-00000020.png"]
 
@@ -71,7 +71,7 @@ def test_training_without_extras_writes_metrics(tmp_path: Path, monkeypatch: pyt
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(callbacks, "draw_curves", draw_curves)
-    train(tiny(), tmp_path / "run")
+    pra.train(tiny(), tmp_path / "run", device="cpu", progress=False)
     assert steps_logged(tmp_path / "run") == [1, 2]
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {"checkpoints", "config.json", "environment.json", "metrics.jsonl"}
@@ -149,17 +149,19 @@ def test_pictures_build_a_sharded_model_on_rank_0_only(sharded: EMA, monkeypatch
         assert torch.equal(tensor, optimizer.whole(sharded.model.state_dict()[name]))
 
 
-def test_state_warning_comes_once_below_the_limit() -> None:
+def test_state_warning_comes_once_below_the_limit(tmp_path: Path) -> None:
     """Healthy runs go down to 0.4 on their way."""
-    trainer: Any = SimpleNamespace(config=tiny("train.optimizer.warmup_steps=3"), step=4)
+    trainer: Any = SimpleNamespace(config=tiny("train.optimizer.warmup_steps=3"), step=4, folder=tmp_path)
+    metrics = callbacks.Metrics()
+    metrics.path = tmp_path / "metrics.jsonl"
     said = "a state dimension varies little (state_std below 0.3 in metrics.jsonl): the states may be collapsing"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        callbacks.StateWarning().on_log(trainer, {"state_std": 0.4})
-        callbacks.StateWarning().on_log(SimpleNamespace(config=trainer.config, step=3), {"state_std": 0.0})  # type: ignore[arg-type]
+        metrics.on_log(trainer, {"state_std": 0.4})
+        metrics.on_log(SimpleNamespace(config=trainer.config, step=3), {"state_std": 0.0})  # type: ignore[arg-type]
         assert not caught
         for deviation in (0.25, 0.0):
-            callbacks.StateWarning().on_log(trainer, {"state_std": deviation})
+            metrics.on_log(trainer, {"state_std": deviation})
     assert [str(warning.message) for warning in caught] == [said]
 
 
@@ -202,7 +204,7 @@ class Recorder(pra.Callback):
         self.calls.append(("close", -1))
 
 
-def test_callbacks_hooks_come_in_order_and_change_no_weight(tmp_path: Path) -> None:
+def test_callbacks_hooks_come_in_order_and_change_no_weight(straight: Path, tmp_path: Path) -> None:
     recorder, run = Recorder(), tmp_path / "run"
     config = tiny("train.steps=3", "train.log_every=2", "train.checkpoint_every=2", "train.sample_every=2")
     train(config, run, callbacks=[recorder])
@@ -214,8 +216,7 @@ def test_callbacks_hooks_come_in_order_and_change_no_weight(tmp_path: Path) -> N
     recorder.calls.clear()
     train(config, run, callbacks=[recorder])
     assert recorder.calls == [("end", 3), ("close", -1)]
-    train(tiny("train.steps=3"), tmp_path / "plain")
-    assert_same(run, tmp_path / "plain")
+    assert_same(run, straight, 3)
 
 
 @pytest.mark.parametrize(("hook", "saved"), [("start", 1), ("log", 2), ("checkpoint", 2), ("sample", 2), ("end", 3)])

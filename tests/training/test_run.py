@@ -68,7 +68,7 @@ def test_metrics_of_old_runs_draw_and_resume(run: Path, monkeypatch: pytest.Monk
     assert loss_terms(old) == ["reconstruction", "auxiliary", "flow"]
     assert points_of(old, "flow") == [(20, 1.9)]
     (run / "curves.png").unlink()
-    train(tiny("train.steps=21"), run)
+    pra.train(tiny("train.steps=21"), run, device="cpu", progress=False)
     assert (run / "curves.png").exists()
     rows = read_metrics(run)
     assert rows[:2] == old
@@ -148,19 +148,22 @@ def test_full_disk_while_logging_loses_no_line(run: Path, full_disk: FullDisk, m
     assert steps_logged(run) == [5, 10, 15, 20, 21]
 
 
-def test_check_shared_finds_machines_that_see_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claimed_finds_machines_that_see_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Elsewhere(World):
         def combine(self, value: Any, how: Any) -> Any:
             return how(["process 7 on a machine", value])
 
+    def claim() -> None:
+        with runs.claimed(tmp_path, tiny(), Elsewhere(1, 2, 0), {}):
+            pass
+
     monkeypatch.setattr(runs, "SEEN_WITHIN", 0.0)
-    runs.check_shared(tmp_path, World())
     (tmp_path / ".lock").write_text("process 7 on a machine")
-    runs.check_shared(tmp_path, Elsewhere(1, 2, 0))
+    claim()
     (tmp_path / ".lock").write_text("process 7 on another")  # which was killed, long ago
-    refused(lambda: runs.check_shared(tmp_path, Elsewhere(1, 2, 0)), "--run-dir", path=tmp_path, rank=1)
+    refused(claim, "--run-dir", path=tmp_path, rank=1)
     (tmp_path / ".lock").unlink()
-    refused(lambda: runs.check_shared(tmp_path, Elsewhere(1, 2, 0)), "process 7 on a machine", code="missing")
+    refused(claim, "process 7 on a machine", code="missing")
 
 
 # --- data and first weights that have moved -----------------------------------------------------------------

@@ -30,7 +30,7 @@ from pra.config import (
 from pra.data.survey import Survey
 from pra.errors import PraError
 from pra.models import count_parameters
-from pra.recipes.sizes import sized
+from pra.recipes.presets import sized
 from pra.utils.device import cores
 
 NAME = "own"

@@ -1,5 +1,5 @@
 """Callbacks of the training loop: the base class, and the package's own. The loop calls them in this order: held-out
-losses, pictures, the user's callbacks, metrics and curves, a warning of collapse, the progress bar.
+losses, pictures, the user's callbacks, metrics and curves, the progress bar.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ class Callbacks:
 class Metrics(Callback):
     """Writes ``metrics.jsonl``, the same for TensorBoard where it is installed, and ``curves.png`` at the end.
 
-    Lines after the step that a run resumes from are dropped: their work was lost.
+    Lines after the step that a run resumes from are dropped: their work was lost. It warns where the states may be
+    collapsing.
     """
 
     path: Path
@@ -141,6 +142,14 @@ class Metrics(Callback):
         except OSError as error:
             problem = f"{self.path} cannot be written ({error.strerror}); {last_good(trainer.folder)}; {remedy(error)}"
             raise PraError(problem, code="unwritable", path=self.path) from None
+        collapsed = row["state_std"] < HEALTHY_STATE_STD and trainer.config.model.codec is not None
+        if collapsed and trainer.step > trainer.config.train.optimizer.warmup_steps:
+            # The same words every time, so that Python shows them once.
+            warnings.warn(
+                f"a state dimension varies little (state_std below {HEALTHY_STATE_STD} in metrics.jsonl): "
+                "the states may be collapsing",
+                stacklevel=2,
+            )
 
     def on_end(self, trainer: Trainer) -> None:
         if trainer.new_steps or not (trainer.folder / CURVES).exists():
@@ -150,20 +159,6 @@ class Metrics(Callback):
         if self.board:
             with contextlib.suppress(OSError):  # everything is in metrics.jsonl too
                 self.board.close()
-
-
-class StateWarning(Callback):
-    """Warns where the states may be collapsing."""
-
-    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        collapsed = row["state_std"] < HEALTHY_STATE_STD and trainer.config.model.codec is not None
-        if collapsed and trainer.step > trainer.config.train.optimizer.warmup_steps:
-            # The same words every time, so that Python shows them once.
-            warnings.warn(
-                f"a state dimension varies little (state_std below {HEALTHY_STATE_STD} in metrics.jsonl): "
-                "the states may be collapsing",
-                stacklevel=2,
-            )
 
 
 class Bar(Callback):

@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +107,18 @@ class Saver:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """The block that trains and saves; the saver is closed at its end.
+        """The block that trains and saves. Whatever ends it, the checkpoint that is being written is finished.
 
         torch warns in the thread in which it saves, but the filter is set here: filters of warnings belong to all
         threads, and two that change and restore them in turn would mix them up for good.
         """
-        with warnings.catch_warnings(), closing(self):
+        with warnings.catch_warnings(), self._thread:
             warnings.filterwarnings("ignore", ALONE)
-            yield
-
-    def close(self) -> None:
-        """Let the checkpoint that is being written be finished, whatever ends the run."""
-        if self._pending is not None:
-            self._pending.exception()
-        self._thread.shutdown()
+            try:
+                yield
+            finally:
+                if self._pending is not None:
+                    self._pending.exception()
 
     def _write_optimizer(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
         """Begin to write ``{parameter name}/{moment}``, whatever the grouping; the tensors are copied on return."""

@@ -23,7 +23,7 @@ from pra.method.objectives import TERMS, LossInputs, LossTerm, Perceptual, check
 from pra.models import Model, build_model, weights
 from pra.training import checkpoint
 from pra.training.averages import build_averages
-from pra.training.callbacks import Bar, Callback, Callbacks, Metrics, Pictures, StateWarning, Validation
+from pra.training.callbacks import Bar, Callback, Callbacks, Metrics, Pictures, Validation
 from pra.training.initial import load_initial
 from pra.training.optimizer import codec_learns, set_trainable
 from pra.training.run import COMMON, check_data, claimed, write_run
@@ -118,7 +118,7 @@ class Trainer:
             check_data(folder, config, self.whole)
             self.source, held_out = split(self.whole, config.data, config.train.seed)
         before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
-        after = [Metrics(), StateWarning(), *([Bar()] if progress else [])]
+        after = [Metrics(), *([Bar()] if progress else [])]
         self.callbacks = Callbacks(before, callbacks, after if world.is_first else [])
         # Rank 0 picks the checkpoint: on a network file system other ranks may see a stale listing.
         last = world.run_on_first(lambda: weights.newest_checkpoint(folder))

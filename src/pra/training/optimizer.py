@@ -146,26 +146,24 @@ class MuonOptimizer(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient. All processes call this together."""
         for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is not None:
-                    self._update(matrix, matrix.grad, group["lr"], group["momentum"], group["weight_decay"])
+            lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
+            for matrix in (parameter for parameter in group["params"] if parameter.grad is not None):
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                average = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
+                direction = matrix.grad.lerp(average, momentum)
+                if direction.is_cuda:
+                    direction = direction.bfloat16()
+                direction = orthogonalised(whole(direction))
+                if is_sharded(matrix):
+                    from torch.distributed.tensor import distribute_tensor
 
-    def _update(self, matrix: Tensor, gradient: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
-        state = self.state[matrix]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        direction = gradient.lerp(average, momentum)
-        if direction.is_cuda:
-            direction = direction.bfloat16()
-        direction = orthogonalised(whole(direction))
-        if is_sharded(matrix):
-            from torch.distributed.tensor import distribute_tensor
-
-            mesh, placements = matrix.device_mesh, matrix.placements  # type: ignore[attr-defined]
-            direction = distribute_tensor(direction, mesh, placements, src_data_rank=None)  # without communication
-        matrix.mul_(1 - lr * weight_decay)
-        matrix.add_(direction, alpha=-lr * MUON_SCALE * math.sqrt(max(matrix.shape)))
+                    # Without communication: every process has the whole direction.
+                    mesh, placements = matrix.device_mesh, matrix.placements
+                    direction = distribute_tensor(direction, mesh, placements, src_data_rank=None)
+                matrix.mul_(1 - lr * weight_decay)
+                matrix.add_(direction, alpha=-lr * MUON_SCALE * math.sqrt(max(matrix.shape)))
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:

@@ -71,7 +71,17 @@ def claimed(folder: Path, config: RunConfig, world: World, losses: Mapping[str, 
     config.train.micro_batches(world.size)
     check_run(folder, config, losses)  # first, as the lock would be a file in a stranger's folder
     with locked(folder, "trained", "choose another --run-dir") if world.is_first else contextlib.nullcontext():
-        check_shared(folder, world)
+        # Every process must see the folder that rank 0 has locked.
+        holder = world.combine(holder_of(folder), lambda holders: holders[0])
+        deadline = time.monotonic() + SEEN_WITHIN
+        while holder_of(folder) != holder:
+            if time.monotonic() > deadline:
+                problem = (
+                    f"process {world.rank} on {platform.node()} does not see the folder {folder} of process 0, "
+                    f"{holder}. Use a --run-dir on a disk that all machines share"
+                )
+                raise PraError(problem, code="missing", path=folder, rank=world.rank)
+            time.sleep(0.5)
         yield
 
 
@@ -135,20 +145,6 @@ def _another(folder: Path, changed: list[str]) -> PraError:
         "use another --run-dir"
     )
     return PraError(problem, code="mismatch", path=folder, differences=differing)
-
-
-def check_shared(folder: Path, world: World) -> None:
-    """Check that every process sees the folder that rank 0 has locked."""
-    expected = world.combine(holder_of(folder), lambda holders: holders[0])
-    deadline = time.monotonic() + SEEN_WITHIN
-    while holder_of(folder) != expected:
-        if time.monotonic() > deadline:
-            problem = (
-                f"process {world.rank} on {platform.node()} does not see the folder {folder} of process 0, {expected}. "
-                "Use a --run-dir on a disk that all machines share"
-            )
-            raise PraError(problem, code="missing", path=folder, rank=world.rank)
-        time.sleep(0.5)
 
 
 def recorded(folder: Path) -> dict[str, Any]:
