@@ -274,9 +274,16 @@ def test_command_fine_tunes_a_saved_model_without_classes(
     assert pra.Sampler(new).sample([0], [0]).shape == (1, 3, 6, 8)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
+def test_command_bad_input_is_one_line(
+    tmp_path: Path, run: Path, train: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder_of_pictures(Path("pets"), ("a", "b"))
+    Path("begun").mkdir()
+    Path("empty").mkdir()
+    shutil.copy(run / "config.json", "begun")
+    before = contents(tmp_path)
+    for arguments, said in (
         ("", "pra train needs RECIPE, or --data folder:PHOTOS"),
         ("--run-dir nowhere", "no run at nowhere to go on with"),
         ("--data folder:nowhere", "nowhere does not exist"),
@@ -292,26 +299,11 @@ def test_command_fine_tunes_a_saved_model_without_classes(
         ("--from run --data folder:nowhere", "nowhere does not exist"),
         ("--from run --data folder:pets --minutes 0", "--minutes 0 must be positive"),
         ("--from run --data folder:pets --steps 0", "steps must be positive"),
-    ],
-)
-def test_command_bad_input_is_one_line(
-    tmp_path: Path,
-    run: Path,
-    train: Callable[..., tuple[int, str]],
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: str,
-    said: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder_of_pictures(Path("pets"), ("a", "b"))
-    Path("begun").mkdir()
-    Path("empty").mkdir()
-    shutil.copy(run / "config.json", "begun")
-    before = contents(tmp_path)
-    code, text = train(*arguments.split())
-    assert (code, text.count("\n"), text.startswith("pra: error: ")) == (2, 1, True), text
-    assert said in text
-    assert contents(tmp_path) == before
+    ):
+        code, text = train(*arguments.split())
+        assert (code, text.count("\n"), text.startswith("pra: error: ")) == (2, 1, True), text
+        assert said in text
+        assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(

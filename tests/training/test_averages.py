@@ -135,15 +135,6 @@ def test_averages_resume_bitwise_and_change_no_weight(straight: Path, tmp_path: 
         assert same(load_file(without / file), held(one, name))
 
 
-def test_config_without_averages_loads(tmp_path: Path) -> None:
-    run = trained(plain("train.steps=1"), tmp_path / "run")
-    config = json.loads((run / "config.json").read_text())
-    del config["train"]["averages"], config["initial_average"]
-    (run / "config.json").write_text(json.dumps(config))
-    trained(plain(), run)
-    assert weights.averages(run / "checkpoints" / "step-00000002") == ["ema", "raw"]
-
-
 # --- by name ------------------------------------------------------------------------------------------------
 
 

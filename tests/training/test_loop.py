@@ -248,11 +248,8 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path, monkeypatch: pytest.
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     assert [path.name for path in weights.checkpoints(tmp_path / "run")] == ["step-00000002"]
     assert multiprocessing.active_children() == children  # workers end although the exception is kept
-
-
-def test_signal_in_the_last_step_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "losses_of", interrupt(2, signal.SIGTERM))
-    assert train(tiny(), tmp_path / "run").steps == 2
+    monkeypatch.setattr(step, "losses_of", interrupt(1, signal.SIGTERM))
+    assert train(tiny("train.steps=3"), tmp_path / "run").steps == 3  # in the last step it changes nothing
 
 
 def test_signal_after_the_log_waits_for_the_next_step(straight: Path, tmp_path: Path) -> None:
@@ -391,8 +388,3 @@ def test_open_source_replaces_the_named_one(tmp_path: Path) -> None:
     assert train(config, tmp_path / "run", source=source).model.classes == ("a", "b")
     with Image.open(tmp_path / "run" / "reconstructions" / "step-00000003.png") as picture:
         assert picture.size[0] == 3 * picture.size[1] - 4  # 6 images, theirs below
-
-
-def test_learning_rate_far_too_high_is_refused(tmp_path: Path) -> None:
-    config = tiny("train.steps=9", "train.optimizer.lr=1e30", "train.optimizer.clip=1e30")
-    refused(lambda: train(config, tmp_path / "run"), code="diverged")

@@ -52,12 +52,6 @@ def test_settings_bare_name_keeps_the_other_rates() -> None:
     assert apply_settings(changed, ["train.optimizer.matrices=null"]) == run
 
 
-def test_settings_of_older_runs_mean_adamw() -> None:
-    values = to_dict(pra.recipe("tiny"))
-    del values["train"]["optimizer"]["matrices"]
-    assert from_dict(RunConfig, values) == pra.recipe("tiny")
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

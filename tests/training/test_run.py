@@ -75,6 +75,17 @@ def test_metrics_of_old_runs_draw_and_resume(run: Path, monkeypatch: pytest.Monk
     assert loss_terms(rows) == ["reconstruction", "auxiliary", "flow", "pixel"]
 
 
+def test_config_of_an_earlier_version_resumes(straight: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(straight, tmp_path / "run"))
+    values = json.loads((run / "config.json").read_text())
+    del values["initial_average"], values["data"]["validation"]
+    del values["train"]["averages"], values["train"]["validate_every"], values["train"]["optimizer"]["matrices"]
+    values["train"]["shortcut_only"] = values["train"].pop("trainable") == ["shortcut"]
+    (run / "config.json").write_text(json.dumps(values))
+    assert train(tiny("train.steps=7"), run).new_steps == 1
+    assert weights.averages(weights.checkpoints(run)[-1]) == ["ema", "raw"]
+
+
 # --- what may change ----------------------------------------------------------------------------------------
 
 
@@ -89,24 +100,24 @@ def test_resume_may_change_what_changes_no_weight(run: Path) -> None:
     assert read_run(run) == config
 
 
-@pytest.mark.parametrize(
-    ("setting", "difference"),
-    [
-        ("train.batch_size=4", "train.batch_size: 8 in the run, 4 asked for"),
-        ("train.optimizer.lr=0.5", "train.optimizer.lr: 0.001 in the run, 0.5 asked for"),
-        ("model.backbone.depth=3", "model.backbone.depth: 2 in the run, 3 asked for"),
-        ("data.flip=true", "data.flip: false in the run, true asked for"),
-        ("train.rollout=Clean", 'train.rollout.type: "Parallel" in the run, "Clean" asked for'),
-        ("train.trainable=head.*", 'train.trainable: ["all"] in the run, ["head.*"] asked for'),
-        ("train.averages=[0.1]", "train.averages: [] in the run, [0.1] asked for"),
-        ("train.optimizer.matrices=Muon", "train.optimizer.matrices: null in the run"),
-        ("data.validation=0.1", "data.validation: null in the run, 0.1 asked for"),
-    ],
-)
-def test_resume_of_another_configuration_is_refused(trained: Path, setting: str, difference: str) -> None:
+def test_resume_of_another_configuration_is_refused(trained: Path) -> None:
     before = contents(trained)
-    config = tiny("train.steps=30", setting)
-    refused(lambda: train(config, trained), difference, "another --run-dir", code="mismatch", path=trained)
+    changed = {
+        "train.batch_size=4": "train.batch_size: 8 in the run, 4 asked for",
+        "train.optimizer.lr=0.5": "train.optimizer.lr: 0.001 in the run, 0.5 asked for",
+        "model.backbone.depth=3": "model.backbone.depth: 2 in the run, 3 asked for",
+        "data.flip=true": "data.flip: false in the run, true asked for",
+        "train.rollout=Clean": 'train.rollout.type: "Parallel" in the run, "Clean" asked for',
+        "train.trainable=head.*": 'train.trainable: ["all"] in the run, ["head.*"] asked for',
+        "train.averages=[0.1]": "train.averages: [] in the run, [0.1] asked for",
+        "train.optimizer.matrices=Muon": "train.optimizer.matrices: null in the run",
+        "data.validation=0.1": "data.validation: null in the run, 0.1 asked for",
+    }
+    for settings in (["data.flip=true"], ["train.averages=[0.1]"], changed):
+        parts, config = [changed[setting] for setting in settings], tiny("train.steps=30", *settings)
+        refused(lambda: train(config, trained), *parts, "another --run-dir", code="mismatch", path=trained)  # noqa: B023
+    classes = tiny("train.steps=30", "model.num_classes=11")
+    refused(lambda: train(classes, trained), "(model.num_classes: 10 in the run, 11 asked for)", code="mismatch")
     assert contents(trained) == before
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,10 +12,9 @@ from safetensors.torch import load_file
 from support.training import tiny
 from torch import Tensor
 from torch.distributed import HashStore
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 import pra
-from pra.config import Precision, RunConfig, apply_settings
+from pra.config import Precision, RunConfig
 from pra.method import flow, noise
 from pra.method.objectives import losses_of
 from pra.models import Model, build_model
@@ -117,34 +114,31 @@ def test_dyadic_steps_do_not_wait_for_the_device() -> None:
     assert torch.equal(span.cpu(), on_cpu[1])
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_ddp_step_equals_that_of_one_process(group: None, precision: str) -> None:
-    run = tiny(f"train.precision={precision}", "train.parallel=ddp")
+@pytest.mark.parametrize(
+    ("settings", "several", "sharded", "rtol"),
+    [
+        (["train.precision=float32", "train.parallel=ddp"], True, False, 1e-5),
+        (["train.precision=bfloat16", "train.parallel=ddp"], True, False, 1e-2),
+        (["train.precision=float32"], False, True, 1e-5),
+        (["train.precision=bfloat16"], False, True, 3e-2),
+        (["train.precision=float32", "train.compile=true"], True, False, 1e-3),  # block by block
+        (["train.precision=float32", "train.compile=true"], False, False, 1e-3),  # the whole loss
+    ],
+)
+def test_shared_step_equals_that_of_one_process(
+    group: None, settings: list[str], several: bool, sharded: bool, rtol: float
+) -> None:
+    """By DDP and by FSDP; and the compiler changes no more than rounding, and does not go on without."""
+    run = tiny(*settings)
     model, average = built(run)
-    shared = SharedLoss(moved(model), [average], losses_of(model), run.train, World(0, 2), DEVICE, idle=False)
-    with shared.accumulating(last=True):
-        assert_alike(passed(run, shared, model), alone(run), 1e-5 if precision == "float32" else 1e-2)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_fsdp_step_equals_that_of_one_process(group: None, precision: str) -> None:
-    run = tiny(f"train.precision={precision}")
-    model, average = built(run)
-    shared = SharedLoss(moved(model), [average], losses_of(model), run.train, World(), DEVICE, idle=False)
-    parallel.shard(shared.module, [average], World(), DEVICE, run.train.precision is Precision.BFLOAT16)
-    found = passed(run, shared, model)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert_alike(found, alone(run), 1e-5 if precision == "float32" else 3e-2)
-
-
-@pytest.mark.parametrize("blocks", [True, False])
-def test_compiler_changes_no_more_than_rounding(group: None, blocks: bool) -> None:
-    """Of several processes block by block, of one the whole loss; and it does not go on without."""
-    run = tiny("train.precision=float32", "train.compile=true")
-    model, average = built(run)
-    world = World(0, 2) if blocks else World()
+    world = World(0, 2) if several else World()
     shared = SharedLoss(moved(model), [average], losses_of(model), run.train, world, DEVICE, idle=False)
-    assert_alike(passed(run, shared, model), alone(run), 1e-3)
+    if sharded:
+        parallel.shard(shared.module, [average], World(), DEVICE, run.train.precision is Precision.BFLOAT16)
+    with shared.accumulating(last=True):
+        found = passed(run, shared, model)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert_alike(found, alone(run), rtol)
     assert shared.uncompiled is None
 
 
@@ -161,34 +155,3 @@ def test_run_resumes_and_learns_as_on_the_cpu(tmp_path: Path, compiled: str) -> 
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-5)
     for a, b in zip(read_metrics(tmp_path / "cpu"), read_metrics(tmp_path / "gpu"), strict=True):
         assert b["total"] == pytest.approx(a["total"], rel=0.01)
-
-
-@pytest.mark.filterwarnings("ignore:no samples are drawn")
-def test_pictures_without_memory_do_not_stop_a_run(tmp_path: Path) -> None:
-    """What is left of the GPU does for the steps and not for the sampler's caches."""
-    run = apply_settings(tiny("train.steps=4"), ["train.sample_every=2"])
-    allocate = pra.Sampler.sample
-
-    def greedy(*arguments: Any) -> Tensor:
-        torch.empty(1 << 50, device=DEVICE)
-        return allocate(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pra.Sampler, "sample", greedy)
-        assert pra.train(run, tmp_path / "run", device=str(DEVICE), progress=False).steps == 4
-    assert not (tmp_path / "run" / "samples").exists()
-    assert (tmp_path / "run" / "reconstructions" / "step-00000004.png").exists()
-
-
-def test_checkpoint_is_written_on_the_gpu_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[bool, int]] = []
-    write = HuggingFaceStorageWriter.write_data
-
-    def written(*arguments: Any) -> Any:
-        seen.append((threading.current_thread() is threading.main_thread(), torch.cuda.current_device()))
-        return write(*arguments)
-
-    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", written)
-    last = torch.device("cuda", torch.cuda.device_count() - 1)
-    pra.train(tiny("train.steps=2"), tmp_path / "run", device=str(last), progress=False)
-    assert seen == [(False, last.index)]
