@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,13 @@ def steps_logged(run: Path) -> list[int]:
     return [int(row["step"]) for row in read_metrics(run)]
 
 
-def pictures(folder: Path, classes: str = "ababab", size: tuple[int, int] = (8, 8)) -> str:
-    """The name of a folder with a grey picture of noise for each letter, its class."""
+def pictures(folder: Path, classes: Sequence[str] = "ababab", size: tuple[int, int] = (8, 8), mode: str = "L") -> str:
+    """The name of a folder with a picture of noise for each name of a class (a letter, say)."""
     for number, name in enumerate(classes):
         path = folder / name / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        values = np.random.default_rng(number).integers(0, 256, size[::-1], np.uint8)
-        Image.fromarray(values).save(path)
+        values = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8)
+        Image.fromarray(values).convert(mode).save(path)
     return f"folder:{folder}"
 
 

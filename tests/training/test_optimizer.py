@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import shutil
 from pathlib import Path
 
 import pytest
@@ -175,12 +174,9 @@ def test_muon_of_no_gradient_changes_nothing() -> None:
 
 def test_muon_run_resumes_bitwise(tmp_path: Path) -> None:
     straight, run = tmp_path / "straight", tmp_path / "run"
-    train(tiny(MUON, "train.steps=4"), straight)
-    for steps in (2, 4):
-        train(tiny(MUON, f"train.steps={steps}", "train.checkpoint_every=1", "train.keep_checkpoints=9"), run)
-    assert_same(straight, run)
-    shutil.rmtree(run / "checkpoints" / "step-00000004")  # killed before it was written
-    assert train(tiny(MUON, "train.steps=4"), run).new_steps == 1
+    train(tiny(MUON, "train.steps=3"), straight)
+    for steps in (1, 3):
+        train(tiny(MUON, f"train.steps={steps}"), run)
     assert_same(straight, run)
     buffers = [name for name in tensors(run) if name.endswith("/momentum_buffer")]
     assert len(buffers) == len(hidden_matrices(build_model(tiny().model)))

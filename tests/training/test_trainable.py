@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +12,11 @@ import torch
 from safetensors.torch import load_file
 from support.models import JIT, LEARNED, PIXEL
 from support.refusal import refused
-from support.training import assert_same
 from support.training import tiny as configured
 from support.training import train as run_training
 
 import pra
-from pra.config import RunConfig, TrainConfig, apply_settings
+from pra.config import RunConfig, TrainConfig, to_dict
 from pra.models import build_model
 from pra.recipes import distill
 from pra.training.optimizer import codec_learns, set_trainable
@@ -137,26 +135,12 @@ def test_warm_up_of_a_frozen_codec_is_refused(tmp_path: Path) -> None:
 # --- runs of before there was the setting -------------------------------------------------------------------
 
 
-def aged(run: Path) -> None:
-    """Writes a run's settings as they were before ``train.trainable``."""
-    values = json.loads((run / "config.json").read_text())
+def test_run_with_shortcut_only_loads(tmp_path: Path) -> None:
+    config = distill.second_head(pra.recipe("tiny"), "base", 100)
+    values = to_dict(config)
     values["train"]["shortcut_only"] = values["train"].pop("trainable") == ["shortcut"]
-    (run / "config.json").write_text(json.dumps(values))
-
-
-def test_run_with_shortcut_only_loads_and_resumes(trained: Path, tmp_path: Path) -> None:
-    base = Path(shutil.copytree(trained, tmp_path / "base"))
-    config = apply_settings(distill.configure(str(base), 1), ["train.sample_every=0"])
-    straight, run = tmp_path / "straight", tmp_path / "run"
-    run_training(config, run)
-    aged(run)
-    assert read_run(run) == config
-    longer = apply_settings(config, ["train.steps=2"])
-    for folder in (run, straight):
-        run_training(longer, folder)
-    assert_same(run, straight, 2)
-    aged(base)
-    assert read_run(base) == read_run(trained)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_run(tmp_path) == config
 
 
 def test_run_key_of_a_distilled_run_is_that_of_published_tables() -> None:

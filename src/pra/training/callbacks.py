@@ -25,7 +25,7 @@ from pra.models import Model
 from pra.models.weights import last_good
 from pra.sampling import Sampler
 from pra.training.plots import CURVES, draw_curves
-from pra.training.run import METRICS, VALIDATION, keep_metrics, loss_terms, points_of, read_metrics
+from pra.training.run import METRICS, VALIDATION, loss_terms, points_of, read_metrics
 from pra.utils.device import autocast
 from pra.utils.files import remedy, write_atomically
 from pra.utils.pixels import MODES, contact_sheet, from_uint8
@@ -126,7 +126,8 @@ class Metrics(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         self.path = trainer.folder / METRICS
-        keep_metrics(trainer.folder, trainer.step)
+        kept = "".join(json.dumps(row) + "\n" for row in read_metrics(trainer.folder) if row["step"] <= trainer.step)
+        write_atomically(self.path, lambda file: file.write(kept.encode()))
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -192,12 +193,8 @@ class Validation(Callback):
     def __init__(self, source: Source) -> None:
         self.source = source
         self.values: dict[str, float] = {}
-        self.rows: list[dict[str, float]] = []
         self.told = False
         self._loaded: tuple[Tensor, Tensor] | None = None
-
-    def on_start(self, trainer: Trainer) -> None:
-        self.rows = [row for row in read_metrics(trainer.folder) if row["step"] <= trainer.step]
 
     def on_step(self, trainer: Trainer) -> None:
         if not trainer.config.train.validates(trainer.step):
@@ -209,15 +206,16 @@ class Validation(Callback):
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
         row |= self.values
-        self.rows.append(dict(row))
-        if self.values and not self.told and trainer.world.is_first and overfits(self.rows):
-            self.told = True
-            step, lowest = _lowest(points_of(self.rows, VALIDATION + "flow"))
-            warnings.warn(
-                f"training overfits: {VALIDATION}flow was lowest at step {step:.0f} ({lowest:.4g}) and has risen "
-                "since, while flow falls. Stop here, or train on more images",
-                stacklevel=2,
-            )
+        if self.values and not self.told and trainer.world.is_first:
+            rows = [*read_metrics(trainer.folder), row]
+            self.told = overfits(rows)
+            if self.told:
+                step, lowest = _lowest(points_of(rows, VALIDATION + "flow"))
+                warnings.warn(
+                    f"training overfits: {VALIDATION}flow was lowest at step {step:.0f} ({lowest:.4g}) and has risen "
+                    "since, while flow falls. Stop here, or train on more images",
+                    stacklevel=2,
+                )
         self.values = {}
 
     @torch.no_grad()

@@ -63,8 +63,13 @@ def posthoc(path: str | Path, length: float) -> tuple[Path, int, float]:
             "train.keep_every"
         )
         raise PraError(problem, code="unsupported", name=name, count=len(stored))
-    files = [folder / weights.average_file(weights.power_name(kept)) for folder, kept in stored]
-    tensors, file = combined(files, coefficients.tolist()), checkpoint / weights.average_file(name)
+    sums: dict[str, Tensor] = {}
+    for (folder, kept), coefficient in zip(stored, coefficients.tolist(), strict=True):
+        for key, tensor in weights.read_tensors(folder / weights.average_file(weights.power_name(kept))).items():
+            part = tensor.to(torch.float64).mul_(coefficient)
+            sums[key] = sums[key].add_(part) if key in sums else part
+    tensors = {key: tensor.to(torch.float32) for key, tensor in sums.items()}
+    file = checkpoint / weights.average_file(name)
     write_atomically(file, lambda partial: weights.write_tensors(tensors, Path(partial.name)))
     return file, len(stored), error
 
@@ -94,13 +99,3 @@ def profile_products(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b
     scale = (gamma_a + 1.0) * (gamma_b + 1.0) / (gamma_a + gamma_b + 1.0)
     product: NDArray[Any] = scale * (earlier / later) ** np.where(t_a > t_b, gamma_a, gamma_b) / later
     return product
-
-
-def combined(files: list[Path], coefficients: list[float]) -> dict[str, Tensor]:
-    """Return the sum of the tensors in files, each file times its coefficient."""
-    sums: dict[str, Tensor] = {}
-    for file, coefficient in zip(files, coefficients, strict=True):
-        for name, tensor in weights.read_tensors(file).items():
-            part = tensor.to(torch.float64).mul_(coefficient)
-            sums[name] = sums[name].add_(part) if name in sums else part
-    return {name: tensor.to(torch.float32) for name, tensor in sums.items()}

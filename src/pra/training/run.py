@@ -220,12 +220,6 @@ def read_run(folder: Path) -> RunConfig:
     return from_dict(RunConfig, values, str(folder / CONFIG))
 
 
-def keep_metrics(folder: Path, step: int) -> None:
-    """Drop the lines of ``metrics.jsonl`` after ``step``; make the file."""
-    kept = "".join(json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step)
-    write_atomically(folder / METRICS, lambda file: file.write(kept.encode()))
-
-
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """Return the lines of ``metrics.jsonl``, without an unfinished last line.
 

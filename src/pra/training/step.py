@@ -110,12 +110,13 @@ class SharedLoss:
         self.sharded = several and train.parallel is Parallelism.FSDP
         self.uncompiled: PraError | None = None
         """The compiler's error, if it failed on the whole loss or a block: a warning gave it, and all run plainly."""
-        if train.compile and (several or opaque):
-            _change_blocks(model, self._compiled)
-        elif train.compile:
+        if train.compile and not (several or opaque):
             losses = self._compiled(losses)
-        if train.activation_checkpointing:
-            _change_blocks(model, _recomputed)
+        for block in _blocks(model):  # only their calls change: the names of parameters stay
+            if train.compile and (several or opaque):
+                block.forward = self._compiled(block.forward)
+            if train.activation_checkpointing:
+                block.forward = _recomputed(block.forward)
         self.module: Any = _Loss(model, losses)
         if self.sharded:
             shard(self.module, averages, world, device, in_bfloat16(device, train.precision))
@@ -199,12 +200,6 @@ def shard(loss: nn.Module, averages: Sequence[Model], world: World, device: torc
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, BLOCKS)]
-
-
-def _change_blocks(model: Model, change: Callable[[Forward], Forward]) -> None:
-    """Change the calls of blocks; the names of parameters stay."""
-    for block in _blocks(model):
-        block.forward = change(block.forward)
 
 
 def _recomputed(forward: Forward) -> Forward:
