@@ -13,15 +13,7 @@ from pathlib import Path
 
 import torch
 
-from pra.config import (
-    Clean,
-    LearningRate,
-    ObjectiveConfig,
-    OptimizerConfig,
-    Parallel,
-    RunConfig,
-    TrainConfig,
-)
+from pra.config import Clean, LearningRate, ObjectiveConfig, OptimizerConfig, Parallel, RunConfig, TrainConfig
 from pra.data.survey import Survey
 from pra.errors import PraError
 from pra.models import Model

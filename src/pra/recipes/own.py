@@ -111,7 +111,12 @@ def propose(survey: Survey, minutes: float | None, steps: int | None, device: to
     batch, longest = batch_size(device), max(EPOCHS * survey.images, FEWEST_IMAGES)
     taken: tuple[RunConfig, float] | None = None
     stopped = "the largest there is for such pictures"
-    for rung in _ladder(survey):
+    # Enlarged by no more than half, if the smallest model allows it.
+    largest = max((side for side in PATCHES if side <= 1.5 * survey.short_side.median), default=min(PATCHES))
+    rungs: dict[tuple[int, int], Rung] = {}
+    for rung in LADDER:
+        rungs.setdefault((min(rung.side, largest), rung.width), replace(rung, side=min(rung.side, largest)))
+    for rung in rungs.values():
         config = _configure(survey, rung, batch)
         if taken and rung.images > longest:
             stopped = f"a larger one would need more than {survey.images} pictures"
@@ -171,16 +176,6 @@ def seconds_per_step(config: RunConfig, device: torch.device, patience: float = 
         return sum(seconds) / len(seconds)
     except torch.OutOfMemoryError:
         return math.inf
-
-
-def _ladder(survey: Survey) -> list[Rung]:
-    """Rungs for these pictures, enlarged by no more than half if the smallest model allows it."""
-    largest = max((side for side in PATCHES if side <= 1.5 * survey.short_side.median), default=min(PATCHES))
-    rungs: dict[tuple[int, int], Rung] = {}
-    for rung in LADDER:
-        clipped = replace(rung, side=min(rung.side, largest))
-        rungs.setdefault((clipped.side, clipped.width), clipped)
-    return list(rungs.values())
 
 
 def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:

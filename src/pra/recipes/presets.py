@@ -74,8 +74,8 @@ def sized(
 
 def tiny() -> RunConfig:
     """A model for tests: every part there, nothing learnt in its 20 steps."""
-    parts = {"backbone": (2, 32, 2), "head": (2, 32), "encoder": (1, 32), "decoder": (1, 32, 2)}
-    model = _of_digits(modulations=2, sees_condition=True, **parts)
+    parts: dict[str, Any] = {"backbone": (2, 32, 2), "head": (2, 32), "encoder": (1, 32), "decoder": (1, 32, 2)}
+    model = sized(8, 1, 2, 10, state_dim=4, class_tokens=2, modulations=2, sees_condition=True, **parts)
     optimizer = OptimizerConfig(lr=1e-3, warmup_steps=5)
     train = TrainConfig(steps=20, batch_size=8, optimizer=optimizer, log_every=5, sample_every=10, checkpoint_every=10)
     sampling = SamplingConfig(guidance=1.5, steps=2)
@@ -84,7 +84,8 @@ def tiny() -> RunConfig:
 
 def digits() -> RunConfig:
     """scikit-learn's 8x8 digits in under three minutes on two CPU cores."""
-    model = _of_digits(backbone=(4, 64, 4), head=(2, 64), encoder=(1, 64), decoder=(2, 64, 4))
+    parts: dict[str, Any] = {"backbone": (4, 64, 4), "head": (2, 64), "encoder": (1, 64), "decoder": (2, 64, 4)}
+    model = sized(8, 1, 2, 10, state_dim=4, class_tokens=2, **parts)
     return _run("digits", model, DataConfig(source="digits"), (2e-3, 100), steps=1200, batch_size=64, log_every=25)
 
 
@@ -129,10 +130,6 @@ def emoji() -> RunConfig:
         rollout=Parallel(t_min=0.6),
         sample_every=1000,
     )
-
-
-def _of_digits(**parts: Any) -> ModelConfig:
-    return sized(8, 1, 2, 10, state_dim=4, class_tokens=2, **parts)
 
 
 def _run(

@@ -33,7 +33,6 @@ from pra.utils.distributed import World, join
 from pra.utils.pixels import from_uint8
 from pra.utils.signals import Interrupted, caught_signals
 
-LESS_MEMORY = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
 FAILED = 256
 """A callback failed: above every number of a signal, so that ranks compare both at once."""
 
@@ -240,7 +239,8 @@ class Trainer:
             self.arithmetic.losses.all_learn()
         self.optimizer.set_rates(train.optimizer, self.step, train.steps)
         rollout = train.rollout if self.step >= train.codec_warmup else None
-        with enough_memory(len(step_batches[0].images), self.device, LESS_MEMORY), self.world.together():
+        fix = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
+        with enough_memory(len(step_batches[0].images), self.device, fix), self.world.together():
             # All randomness comes from (seed, global sample index), so from (seed, step) and the place in it.
             moved = (
                 (tensor.to(self.device, non_blocking=True) for tensor in (batch.images, batch.labels, batch.indices))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import platform
 import time
@@ -257,12 +258,9 @@ def points_of(rows: Iterable[Mapping[str, float]], name: str) -> list[tuple[floa
 
 def training_seconds(rows: list[dict[str, float]], batch_size: int, until: int | None = None) -> float:
     """Return the seconds of a run's steps until step ``until``, over all calls, without pictures and checkpoints."""
-    seconds, before = 0.0, 0
-    for row in rows:
-        if until is None or row["step"] <= until:
-            seconds += (row["step"] - before) * batch_size / row["images_per_second"]
-            before = int(row["step"])
-    return seconds
+    kept = [{"step": 0.0}, *(row for row in rows if until is None or row["step"] <= until)]
+    pairs = itertools.pairwise(kept)
+    return sum(((b["step"] - a["step"]) * batch_size / b["images_per_second"] for a, b in pairs), 0.0)
 
 
 def write_json(path: Path, values: Any) -> None:
