@@ -199,8 +199,8 @@ def test_resume_refuses_renamed_classes(tmp_path: Path) -> None:
 # --- stopping -----------------------------------------------------------------------------------------------
 
 
-def test_second_training_is_refused_and_sigint_saves(tmp_path: Path) -> None:
-    """A real process with a worker; what follows equals a run without a stop."""
+def test_second_training_is_refused_and_kill_9_costs_nothing(tmp_path: Path) -> None:
+    """A real process with a worker, which may outlive it; what follows equals a run without a stop."""
     run, source = tmp_path / "run", pictures(tmp_path / "data")
     settings = [f"data.source={source}", "model.num_classes=2", "train.checkpoint_every=3", "data.workers=1"]
     options = [
@@ -214,16 +214,12 @@ def test_second_training_is_refused_and_sigint_saves(tmp_path: Path) -> None:
         assert pra.load(run).classes == ("a", "b")  # reading is free
         seen = len(steps_logged(run))
         group.wait_for(lambda: len(steps_logged(run)) > seen)
-        os.kill(process.pid or 0, signal.SIGINT)
-        (outcome,) = group.outcomes(60)
-    stopped = reached(run)
-    assert outcome.code == 128 + signal.SIGINT
-    last = outcome.error.replace("\r", "\n").strip().splitlines()[-1]
-    assert last.startswith(f"pra: stopped at step {stopped}, saved in {run}")
-    assert last.endswith("pra " + " ".join(line))
-    assert "Traceback" not in outcome.error
-    for folder in (run, tmp_path / "straight"):
-        train(tiny(*settings, f"train.steps={stopped + 2}", "train.checkpoint_every=9999"), folder)
+        process.kill()
+        process.join()
+        stopped = reached(run)
+        for folder in (run, tmp_path / "straight"):
+            train(tiny(*settings, f"train.steps={stopped + 2}", "train.checkpoint_every=9999"), folder)
+    assert not (run / ".lock").exists()
     assert_same(run, tmp_path / "straight")
     assert steps_logged(run) == list(range(1, stopped + 3))
 

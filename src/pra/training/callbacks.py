@@ -192,21 +192,16 @@ class Validation(Callback):
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.values: dict[str, float] = {}
         self.told = False
         self._loaded: tuple[Tensor, Tensor] | None = None
 
-    def on_step(self, trainer: Trainer) -> None:
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
         if not trainer.config.train.validates(trainer.step):
             return
         with trainer.paused():
             parts = trainer.ema.parts(here=trainer.world.is_first)
-            found = self._measured(trainer, trainer.ema.assembled(parts)) if trainer.world.is_first else {}
-            self.values = trainer.world.combine(found, lambda all_found: all_found[0])
-
-    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        row |= self.values
-        if self.values and not self.told and trainer.world.is_first:
+            row |= trainer.world.run_on_first(lambda: self._measured(trainer, trainer.ema.assembled(parts)))
+        if not self.told and trainer.world.is_first:
             rows = [*read_metrics(trainer.folder), row]
             self.told = overfits(rows)
             if self.told:
@@ -216,7 +211,6 @@ class Validation(Callback):
                     "since, while flow falls. Stop here, or train on more images",
                     stacklevel=2,
                 )
-        self.values = {}
 
     @torch.no_grad()
     def _measured(self, trainer: Trainer, model: Model) -> dict[str, float]:

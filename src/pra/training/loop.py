@@ -287,9 +287,9 @@ class Trainer:
         row["images_per_second"] = len(self.pending) * train.batch_size / (now - self.interval)
         row["epoch"] = self.step * train.batch_size / len(self.source)
         row["skipped"] = self.world.combine(self.skipped, sum)
-        self.callbacks.call("on_log", self, row)
         self.pending.clear()
         self.interval = now
+        self.callbacks.call("on_log", self, row)
 
 
 class Share(TrainingSet):
