@@ -160,7 +160,7 @@ def test_from_two_processes_to_one_and_back(tmp_path: Path) -> None:
     assert pra.Sampler(pra.load(run)).sample([3], [0]).shape == (1, 1, 8, 8)
 
 
-def test_gradients_pass_between_processes_once_a_step() -> None:
+def test_gradients_pass_between_processes_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many micro-batches it has."""
     passed: list[int] = []
 
@@ -173,12 +173,12 @@ def test_gradients_pass_between_processes_once_a_step() -> None:
     torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         model: Any = torch.nn.Linear(3, 2)
-        settings, losses = TrainConfig(steps=1, batch_size=4), lambda model, x: model(x).sum()
-        shared = step.SharedLoss(model, [], losses, settings, World(0, 2), CPU, False)
-        shared.module.register_comm_hook(None, lambda state, bucket: count(bucket))
+        monkeypatch.setattr(step, "losses_of", lambda model: lambda model, x: model(x).sum())
+        shared = step.Step(model, {}, TrainConfig(steps=1, batch_size=4), CPU, World(0, 2))
+        shared.loss.register_comm_hook(None, lambda state, bucket: count(bucket))
         for place in range(1, 5):
             with shared.accumulating(last=place == 4):
-                shared(torch.full((2, 3), float(place))).backward()  # type: ignore[attr-defined]
+                shared.loss(torch.full((2, 3), float(place))).backward()
             assert len(passed) == (place == 4)
         assert sum(passed) == 8
         assert torch.equal(model.weight.grad, torch.full((2, 3), 2.0 * (1 + 2 + 3 + 4)))

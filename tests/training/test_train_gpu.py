@@ -16,14 +16,13 @@ from torch.distributed import HashStore
 import pra
 from pra.config import Precision, RunConfig
 from pra.method import flow, noise
-from pra.method.objectives import losses_of
-from pra.models import Model, build_model
-from pra.training import step as parallel
+from pra.models import build_model
+from pra.training.averages import build_averages
 from pra.training.optimizer import whole
 from pra.training.run import read_metrics
-from pra.training.step import SharedLoss
+from pra.training.step import Step, shard
 from pra.utils.device import autocast
-from pra.utils.distributed import World
+from pra.utils.distributed import ALONE, World
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,40 +41,32 @@ def group() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def built(run: RunConfig) -> tuple[Model, Model]:
-    """A model and its average."""
-    model, average = (build_model(run.model, 0).to(DEVICE) for _ in range(2))
-    return model, average
+def step_of(run: RunConfig, world: World = ALONE) -> Step:
+    """The step of a model without a weight at zero, behind which mistakes would hide."""
+    model, random = build_model(run.model, 0).to(DEVICE), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=random).to(parameter.device)
+    return Step(model, build_averages(model, run.train), run.train, DEVICE, world)
 
 
-def passed(run: RunConfig, loss: SharedLoss, model: Model) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Losses and gradients of a step, on the CPU. What lies behind a zero at first has been moved off it."""
+def passed(run: RunConfig, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Losses and gradients of a step, on the CPU."""
     random = torch.Generator().manual_seed(1)
     images = (torch.rand(8, 1, 8, 8, generator=random) * 2 - 1).to(DEVICE)
     labels = torch.arange(8, device=DEVICE)
     keys = noise.keys(0, labels)
     with autocast(DEVICE, run.train.precision):
-        losses = loss(images, labels, keys, run.train.objective, run.train.rollout, None)
+        losses = step.loss(images, labels, keys, run.train.objective, run.train.rollout, None)
     losses.total.backward()
-    gradients = {n: whole(p.grad).cpu() for n, p in model.named_parameters() if p.grad is not None}
+    gradients = {n: whole(p.grad).cpu() for n, p in step.model.named_parameters() if p.grad is not None}
     return {name: value.cpu() for name, value in losses.measured().items()}, gradients
-
-
-def moved(model: Model) -> Model:
-    """With no weight at zero."""
-    random = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=random).to(parameter.device)
-    return model
 
 
 def alone(run: RunConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Of one process, without the compiler."""
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, compile=False))
-    model, average = built(run)
-    shared = SharedLoss(moved(model), [average], losses_of(model), run.train, World(), DEVICE, idle=False)
-    return passed(run, shared, model)
+    return passed(run, step_of(run))
 
 
 def assert_alike(
@@ -130,14 +121,13 @@ def test_shared_step_equals_that_of_one_process(
 ) -> None:
     """By DDP and by FSDP; and the compiler changes no more than rounding, and does not go on without."""
     run = tiny(*settings)
-    model, average = built(run)
-    world = World(0, 2) if several else World()
-    shared = SharedLoss(moved(model), [average], losses_of(model), run.train, world, DEVICE, idle=False)
+    shared = step_of(run, World(0, 2) if several else ALONE)
     if sharded:
-        parallel.shard(shared.module, [average], World(), DEVICE, run.train.precision is Precision.BFLOAT16)
+        average = shared.averages["ema"].model
+        shard(shared.loss, [average], ALONE, DEVICE, run.train.precision is Precision.BFLOAT16)
     with shared.accumulating(last=True):
-        found = passed(run, shared, model)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
+        found = passed(run, shared)
+    assert {p.dtype for p in shared.model.parameters()} == {torch.float32}
     assert_alike(found, alone(run), rtol)
     assert shared.uncompiled is None
 

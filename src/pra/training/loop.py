@@ -236,7 +236,7 @@ class Trainer:
     def _take_step(self, step_batches: list[Batch]) -> None:
         train = self.config.train
         if 0 < self.step == train.codec_warmup:
-            self.arithmetic.losses.all_learn()
+            self.arithmetic.all_learn()
         self.optimizer.set_rates(train.optimizer, self.step, train.steps)
         rollout = train.rollout if self.step >= train.codec_warmup else None
         fix = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
