@@ -138,13 +138,10 @@ def test_averages_resume_bitwise_and_change_no_weight(straight: Path, tmp_path: 
 # --- by name ------------------------------------------------------------------------------------------------
 
 
-def test_load_takes_an_average_by_name(many: Path) -> None:
+def test_load_takes_an_average_by_name(many: Path, tmp_path: Path) -> None:
     for name in (*NAMES, "raw"):
         assert same(dict(pra.load(many, average=name).state_dict()), held(many, name))
     assert same(dict(pra.load(many).state_dict()), held(many, "ema"))
-
-
-def test_load_of_an_average_not_held_names_those_there(many: Path, tmp_path: Path) -> None:
     refused(lambda: pra.load(many, average="power-0.2"), "no average 'power-0.2'", "ema, power-0.05, power-0.1", "raw")
     pra.save(pra.load(many), tmp_path / "saved")
     refused(lambda: pra.load(tmp_path / "saved", average="power-0.1"), "no average 'power-0.1'. Use one of raw")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -253,39 +254,23 @@ def test_callbacks_other_objects_are_refused(tmp_path: Path) -> None:
 # --- Weights & Biases ---------------------------------------------------------------------------------------
 
 
-class FakeRun:
-    def __init__(self, **settings: Any) -> None:
-        self.id = settings.get("id", "abc123")
-        self.settings, self.finished = settings, 0
-        self.lines: list[tuple[int, dict[str, Any]]] = []
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self.lines.append((step, values))
-
-    def finish(self) -> None:
-        self.finished += 1
-
-
 def test_wandb_gets_metrics_pictures_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pra.training.wandb import WandB
 
-    runs: list[FakeRun] = []
-
-    def init(**settings: Any) -> FakeRun:
-        runs.append(FakeRun(**settings))
-        return runs[-1]
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Image=lambda path: f"image {path}"))
+    wandb = Mock(Image=lambda path: f"image {path}")
+    wandb.init.return_value.id = "abc123"
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     for steps in (2, 3):
         config = tiny(f"train.steps={steps}", "train.sample_every=2")
         train(config, tmp_path / "run", callbacks=[WandB(project="faces")])
-    first, second = runs
-    assert (first.settings["project"], first.settings["config"]["train"]["steps"]) == ("faces", 2)
-    assert [step for step, _ in first.lines] == [1, 2, 2]
-    assert first.lines[0][1]["flow"] == read_metrics(tmp_path / "run")[0]["flow"]
-    assert first.lines[2][1]["samples"].endswith("samples/step-00000002.png")
-    assert (second.settings["id"], second.settings["resume"]) == ("abc123", "allow")
-    assert [run.finished for run in runs] == [1, 1]
+    first, second = (call.kwargs for call in wandb.init.call_args_list)
+    assert (first["project"], first["config"]["train"]["steps"]) == ("faces", 2)
+    assert (second["id"], second["resume"]) == ("abc123", "allow")
+    lines = [(call.kwargs["step"], call.args[0]) for call in wandb.init.return_value.log.call_args_list]
+    assert [step for step, _ in lines] == [1, 2, 2, 3, 3]
+    assert lines[0][1]["flow"] == read_metrics(tmp_path / "run")[0]["flow"]
+    assert lines[2][1]["samples"].endswith("samples/step-00000002.png")
+    assert wandb.init.return_value.finish.call_count == 2
 
 
 def test_wandb_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
