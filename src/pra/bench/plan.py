@@ -13,10 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pra.config import Parallelism, Precision, RunConfig
 from pra.evaluation.flops import training_flops
 from pra.method import noise
-from pra.method.objectives import Perceptual, losses_of
+from pra.method.objectives import Perceptual
 from pra.models import build_model
-from pra.training.step import SharedLoss
-from pra.utils.distributed import ALONE
+from pra.training.step import Step
 
 H200 = 790e12
 """FLOP/s of large bfloat16 matrix products on an NVIDIA H200, as measured (docs/performance.md)."""
@@ -112,12 +111,12 @@ def saved_bytes(run: RunConfig, images: int) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_model(run.model)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        losses = SharedLoss(model, [], losses_of(model), train, ALONE, torch.device("cpu"), idle=False)
+        step = Step(model, {}, train, torch.device("cpu"))
         labels = torch.zeros(images, dtype=torch.int64)
         pixels, keys = torch.zeros(images, run.model.channels, *run.model.image_size), noise.keys(0, labels)
         with (
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=train.precision is not Precision.FLOAT32),
         ):
-            losses(pixels, labels, keys, train.objective, train.rollout, perceptual)
+            step.loss(pixels, labels, keys, train.objective, train.rollout, perceptual)
         return sum(tensor.untyped_storage().nbytes() for key, tensor in seen.items() if key not in own)

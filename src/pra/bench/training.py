@@ -97,8 +97,8 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
     try:
         own = SyntheticStep(run, device, perceptual)
         memory = _memory(own)
-        if own.losses.uncompiled:  # a warning is enough for training, not for figures of what is compiled
-            raise own.losses.uncompiled
+        if own.uncompiled:  # a warning is enough for training, not for figures of what is compiled
+            raise own.uncompiled
         works = own.works()
         if run.model.codec is not None:
             works["teacher-forced"] = SyntheticStep(teacher_forced(run), device)

@@ -184,7 +184,7 @@ class TrainConfig(Settings):
     one process, block by block in several. For the first ``codec_warmup`` steps the codec's terms are the only loss.
 
     ``trainable`` names the parameters that learn; all others keep their weights. Each entry is ``all``, ``shortcut``
-    (the second head), ``all-but-codec``, or a pattern of names such as ``head.*`` (:mod:`pra.training.trainable`).
+    (the second head), ``all-but-codec``, or a pattern of names such as ``head.*`` (:mod:`pra.training.optimizer`).
 
     ``averages`` are the relative lengths of power-function averages to keep beside the exponential one
     (:mod:`pra.training.averages`), such as ``(0.05, 0.1)``: the standard deviation of an averaging profile as a part of
