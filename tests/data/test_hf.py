@@ -119,7 +119,7 @@ def test_hf_corrupt_images_are_named(hub: Any, tmp_path: Path) -> None:
         ("?image=none&label=none", "invalid", ["'none'"]),
         ("?label=image", "invalid", ["'image' holds no classes"]),
         ("?label=some", "invalid", ["row 0 has class -1", "label=none"]),
-        ("?label=id", "invalid", ["row 1 of hf:", "class 1000000000000000", "label=none"]),
+        ("?label=id", "invalid", ["row 1: class 1000000000000000", "label=none"]),
         ("?label=animal&split=test", "unreadable", ["test"]),
         ("?config=big&label=animal", "unreadable", ["'big' not found"]),
         ("?lable=label", None, ["lable", "did you mean 'label'?"]),

@@ -19,7 +19,7 @@ class FolderSource(Files):
     """
 
     def __init__(self, name: str, path: Path) -> None:
-        check_there(name, path, "folder", "Give a folder of class folders")
+        check_there(path, "folder", "Give a folder of class folders")
         files = _by_class(path)
         labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(f) for f in files.values()])
         super().__init__(name, files, labels)

@@ -17,7 +17,7 @@ from torch import Tensor
 from pra.config import from_dict
 from pra.config.checks import Settings, within
 from pra.config.values import parse_value
-from pra.data.images import Files, Labels, corrupt, not_installed, numbered_classes
+from pra.data.images import Files, Labels, corrupt, numbered_classes
 from pra.data.lanes import LANES, PIECES, Lanes
 from pra.errors import PraError, nearest, reason_of
 from pra.utils.files import cache_folder, expand, write_atomically
@@ -50,25 +50,26 @@ def open_hf(name: str, text: str) -> HFDataset | HFStream:
     """Open ``NAME?key=value&...``; keys are the fields of :class:`Choice`."""
     path, _, query = text.partition("?")
     if path.endswith("@test"):
-        raise PraError(f"data source {name!r} is not a name. Write hf:{path.removesuffix('@test')}?split=test")
+        raise PraError(f"it is not a name. Write hf:{path.removesuffix('@test')}?split=test")
     settings = dict(parse_qsl(query, keep_blank_values=True))
     if "path" in settings:
-        raise PraError(f"data source {name!r}: no setting 'path'. Write hf:PATH?key=value", "unknown", name=name)
+        raise PraError("no setting 'path'. Write hf:PATH?key=value", "unknown")
     for key, value in settings.items():
         if not value:
-            raise PraError(f"data source {name!r}: {key}= lacks its value. Give a value, or remove it", setting=key)
+            raise PraError(f"{key}= lacks its value. Give a value, or remove it", setting=key)
     given: dict[str, Any] = {**settings, "path": path}
     for key in {"streaming", "window"} & given.keys():
         given[key] = parse_value(given[key])
-    choice = from_dict(Choice, given, f"data source {name!r}: setting")
-    return HFStream(name, choice) if choice.streaming else HFDataset(name, choice)
+    choice = from_dict(Choice, given, "setting")
+    with _explained(name):
+        return HFStream(name, choice) if choice.streaming else HFDataset(name, choice)
 
 
 class _Rows(Files):
     """Images in one column of a data set."""
 
     def __init__(self, name: str, dataset: Any, image: str, label: str | None, values: Any, count: int) -> None:
-        labels, classes = _labels(name, label, values, dataset.features, count)
+        labels, classes = _labels(label, values, dataset.features, count)
         super().__init__(name, classes, labels)
         self._image = image
         self._rows = dataset.select_columns([image]).cast_column(image, _undecoded())
@@ -82,8 +83,8 @@ class HFDataset(_Rows):
     """A data set that the library has fetched whole, once, and reads from its cache in any order."""
 
     def __init__(self, name: str, choice: Choice) -> None:
-        dataset = _load(name, choice)
-        image, label = _columns(name, choice, dataset.features)
+        dataset = _load(choice)
+        image, label = _columns(choice, dataset.features)
         values = dataset.select_columns([label]).with_format("numpy")[:][label] if label else None
         super().__init__(name, dataset, image, label, values, len(dataset))
 
@@ -103,9 +104,9 @@ class HFStream(_Rows):
     """
 
     def __init__(self, name: str, choice: Choice) -> None:
-        dataset = _divided(_load(name, choice))
-        image, label = _columns(name, choice, dataset.features)
-        values, starts = _streamed_labels(name, replace(choice, image=image), label, dataset.features)
+        dataset = _divided(_load(choice))
+        image, label = _columns(choice, dataset.features)
+        values, starts = _streamed_labels(replace(choice, image=image), label, dataset.features)
         super().__init__(name, dataset, image, label, values, len(values))
         self._lanes = Lanes(starts, choice.window)
         self._readers: dict[int, _Reader] = {}
@@ -162,15 +163,12 @@ class _Reader:
 # --- the library --------------------------------------------------------------------------------------------
 
 
-def _load(name: str, choice: Choice, **options: Any) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise not_installed(name, "datasets", "hf", error) from None
+def _load(choice: Choice, **options: Any) -> Any:
+    import datasets
+
     path, place = _place(choice)
     options |= {"split": choice.split, "revision": choice.revision, "streaming": choice.streaming}
-    with _explained(name):
-        return datasets.load_dataset(path, choice.config, **place, **options)
+    return datasets.load_dataset(path, choice.config, **place, **options)
 
 
 def _place(choice: Choice) -> tuple[str, dict[str, Any]]:
@@ -193,11 +191,10 @@ def _place(choice: Choice) -> tuple[str, dict[str, Any]]:
 def _explained(name: str) -> Iterator[None]:
     try:
         yield
-    except PraError:
+    except (PraError, ImportError):
         raise
-    except Exception as error:
-        reason = reason_of(error)
-        raise PraError(f"data source {name!r} cannot be read: {reason}. Check it", "unreadable", name=name) from error
+    except Exception as error:  # the library raises any exception of its files and formats
+        raise PraError(f"{name} cannot be read: {reason_of(error)}. Check it", "unreadable", name=name) from error
 
 
 def _undecoded() -> Any:
@@ -223,7 +220,7 @@ def _bytes(value: Any, where: str) -> bytes:
 # --- columns ------------------------------------------------------------------------------------------------
 
 
-def _columns(name: str, choice: Choice, features: Any) -> tuple[str, str | None]:
+def _columns(choice: Choice, features: Any) -> tuple[str, str | None]:
     """Return the columns of images and of labels; None for no classes."""
     kinds = {column: type(feature).__name__ for column, feature in (features or {}).items()}
     chosen = []
@@ -232,21 +229,20 @@ def _columns(name: str, choice: Choice, features: Any) -> tuple[str, str | None]
         column = given if given is not None else found[0] if len(found) == 1 else option
         if given is None and column not in kinds:
             fix = f"Write {option}=COLUMN, or label={_WITHOUT} for data without classes{nearest('', kinds)}"
-            raise PraError(f"data source {name!r}: {len(found)} columns may be the {option}. {fix}", option=option)
+            raise PraError(f"{len(found)} columns may be the {option}. {fix}", option=option)
         if column not in (*kinds, _WITHOUT):
-            raise PraError(f"{name} has no column {column!r}{nearest(column, kinds)}", "unknown", column=column)
+            raise PraError(f"no column {column!r}{nearest(column, kinds)}", "unknown", column=column)
         chosen.append(column)
     image, label = chosen
     if kinds.get(image) != "Image":
-        problem = f"column {image!r} holds {kinds.get(image)}, not images"
-        raise PraError(f"{name}: {problem}{nearest('', kinds)}", column=image)
+        raise PraError(f"column {image!r} holds {kinds.get(image)}, not images{nearest('', kinds)}", column=image)
     return image, None if label == _WITHOUT else label
 
 
-def _labels(name: str, column: str | None, values: Any, features: Any, count: int) -> tuple[Labels, tuple[str, ...]]:
+def _labels(column: str | None, values: Any, features: Any, count: int) -> tuple[Labels, tuple[str, ...]]:
     """Return label numbers and class names: the column's own names, the sorted texts in it, or its numbers."""
     if not count:
-        raise PraError(f"data source {name!r} has no rows. Choose another split", "missing", name=name)
+        raise PraError("it has no rows. Choose another split", "missing")
     if column is None:
         return np.zeros(count, np.int64), ("image",)
     fix = f"Choose another column or split, or write label={_WITHOUT} for data without classes"
@@ -255,13 +251,13 @@ def _labels(name: str, column: str | None, values: Any, features: Any, count: in
         texts, numbers = np.unique(array.astype(str), return_inverse=True)
         return numbers.astype(np.int64), tuple(str(text) for text in texts)
     if array.dtype.kind not in "iu" or array.ndim != 1:
-        raise PraError(f"{name}: column {column!r} holds no classes (numbers or names). {fix}", column=column)
+        raise PraError(f"column {column!r} holds no classes (numbers or names). {fix}", column=column)
     numbers = array.astype(np.int64)
     if numbers.min() < 0:
         row = int(numbers.argmin())
-        raise PraError(f"data source {name!r}: row {row} has class {numbers[row]}. {fix}", row=row, value=numbers[row])
+        raise PraError(f"row {row} has class {numbers[row]}. {fix}", row=row, value=numbers[row])
     names = getattr(features[column], "names", None)
-    return numbers, tuple(names or numbered_classes(numbers, lambda row: f"row {row} of {name}", fix))
+    return numbers, tuple(names or numbered_classes(numbers, lambda row: f"row {row}", fix))
 
 
 # --- streams ------------------------------------------------------------------------------------------------
@@ -272,25 +268,24 @@ def _divided(stream: Any) -> Any:
     return stream if stream.num_shards >= LANES else stream.reshard()
 
 
-def _streamed_labels(name: str, choice: Choice, label: str | None, features: Any) -> tuple[Any, Labels]:
+def _streamed_labels(choice: Choice, label: str | None, features: Any) -> tuple[Any, Labels]:
     """Return the label of every row, and the first row of each piece, followed by the number of rows."""
     # Without classes, another column is read to count the rows.
     plain = (column for column, feature in features.items() if type(feature).__name__ == "Value")
     column = label or next(plain, str(choice.image))
-    with _explained(name):
-        place = cache_folder() / f"labels-{_fingerprint(choice, column)}.npz"
-        # Missing or damaged labels are read again.
-        with contextlib.suppress(Exception), np.load(place) as known:
-            return known["labels"], known["starts"]
-        rows = _divided(_column_alone(name, choice, column))
-        read: list[Any] = []
-        starts = [0]
-        with Progress(desc=f"reading labels of {choice.path}", unit="row") as bar:
-            for piece in range(pieces := min(rows.num_shards, PIECES)):
-                for batch in rows.shard(pieces, piece).iter(batch_size=1000):
-                    read += batch[column] if label else [0] * len(batch[column])
-                    bar.update(len(read) - bar.n)
-                starts.append(len(read))
+    place = cache_folder() / f"labels-{_fingerprint(choice, column)}.npz"
+    # Missing or damaged labels are read again.
+    with contextlib.suppress(Exception), np.load(place) as known:
+        return known["labels"], known["starts"]
+    rows = _divided(_column_alone(choice, column))
+    read: list[Any] = []
+    starts = [0]
+    with Progress(desc=f"reading labels of {choice.path}", unit="row") as bar:
+        for piece in range(pieces := min(rows.num_shards, PIECES)):
+            for batch in rows.shard(pieces, piece).iter(batch_size=1000):
+                read += batch[column] if label else [0] * len(batch[column])
+                bar.update(len(read) - bar.n)
+            starts.append(len(read))
     labels, bounds = np.array(read), np.array(starts)
     if labels.dtype.kind != "O":
         with contextlib.suppress(PraError):  # labels that cannot be kept are read again
@@ -298,11 +293,11 @@ def _streamed_labels(name: str, choice: Choice, label: str | None, features: Any
     return labels, bounds
 
 
-def _column_alone(name: str, choice: Choice, column: str) -> Any:
+def _column_alone(choice: Choice, column: str) -> Any:
     try:
-        rows = _load(name, choice, columns=[column])
-    except PraError:  # the format has no way to read one column
-        rows = _load(name, choice).select_columns([column])
+        rows = _load(choice, columns=[column])
+    except Exception:  # the format has no way to read one column
+        rows = _load(choice).select_columns([column])
     return rows.cast_column(column, _undecoded()) if column == choice.image else rows
 
 

@@ -17,6 +17,7 @@ from pra.data.images import Labels
 from pra.data.tars import ImageNetTar
 from pra.data.wds import WebDataset
 from pra.errors import PraError, nearest
+from pra.utils.extras import import_failed
 from pra.utils.files import expand
 from pra.utils.registry import Registry
 
@@ -32,6 +33,7 @@ _WHOLE: dict[str, Callable[[str, str], Source]] = {
     "wds": WebDataset,
     "hf": open_hf,
 }
+_EXTRAS = {"digits": "train", "emoji": "emoji", "wds": "wds", "hf": "hf"}
 _ALONE = ("digits", "digits@test", "emoji", "emoji@test")
 
 
@@ -120,10 +122,17 @@ def open_source(spec: str) -> Source:
             return SPLIT[kind](spec, path, spec.endswith("@test"))
         kind, _, path = spec.partition(":")
         opened = (_WHOLE.get(kind) or SOURCES.registered[kind])(spec, path)
+    except PraError as error:
+        raise PraError(f"data source {spec!r}: {error}", error.code, **{"name": spec} | error.fields) from error
     except OSError as error:
         path, fix = error.filename or spec, "Check its permissions and the disk"
         problem = f"{path} cannot be read ({error.strerror})"
         raise PraError(f"data source {spec!r}: {problem}. {fix}", "unreadable", path=path) from error
+    except ImportError as error:
+        if kind not in _EXTRAS:
+            raise
+        text = import_failed(f"data source {spec!r}", "other packages", _EXTRAS[kind], error)
+        raise PraError(text, "not-installed", name=spec) from None
     if not isinstance(opened, Source):
         raise PraError(f"data source {spec!r}: {opened!r} is not a source. Return one with the members of Source")
     return opened

@@ -95,7 +95,7 @@ class ImageNetTar(TarSource):
     """
 
     def __init__(self, name: str, path: Path) -> None:
-        check_there(name, path, "file", _IMAGENET)
+        check_there(path, "file", _IMAGENET)
         super().__init__(name, [path], load_index([path], lambda: _scan(path)))
 
     def where(self, index: int) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
-from pra.data.images import check_there, is_image_name, not_installed, numbered_classes
+from pra.data.images import check_there, is_image_name, numbered_classes
 from pra.data.tars import Found, TarIndex, TarSource, load_index, members
 from pra.errors import PraError
 from pra.utils.files import cache_folder, expand, write_atomically
@@ -34,63 +34,56 @@ class WebDataset(TarSource):
     """
 
     def __init__(self, name: str, pattern: str) -> None:
-        shards = _fetched(name, pattern) if "://" in pattern else _local(name, pattern)
+        shards = _fetched(pattern) if "://" in pattern else _local(pattern)
         classes = shards[0].with_name(CLASSES)
         beside = [classes] if classes.is_file() else []
         super().__init__(name, shards, load_index(shards, lambda: _scan(shards, _class_names(classes)), beside))
 
 
-def _bad(name: str, problem: str) -> PraError:
-    return PraError(f"data source {name!r}: {problem}", name=name)
-
-
-def _braces(name: str, pattern: str) -> list[str]:
+def _braces(pattern: str) -> list[str]:
     """Expand ``a-{0..2}.tar`` to three names."""
     if "{" not in pattern:
         return [pattern]
+    from braceexpand import braceexpand
+
     try:
-        from braceexpand import braceexpand
-
         return list(braceexpand(pattern))
-    except ImportError as error:
-        raise not_installed(name, "braceexpand", "wds", error) from None
     except ValueError:
-        raise _bad(name, "its braces do not match. Write {000..146}") from None
+        raise PraError("its braces do not match. Write {000..146}") from None
 
 
-def _local(name: str, pattern: str) -> list[Path]:
+def _local(pattern: str) -> list[Path]:
     if expand(pattern).is_dir():
         pattern = f"{pattern}/*.tar"
-    shards = [path for part in _braces(name, pattern) for path in _matches(name, part)]
+    shards = [path for part in _braces(pattern) for path in _matches(part)]
     if len(set(shards)) < len(shards):
         twice = next(path for path in shards if shards.count(path) > 1)
-        raise _bad(name, f"{twice} is in it twice. Write a pattern that names it once")
+        raise PraError(f"{twice} is in it twice. Write a pattern that names it once")
     return shards
 
 
-def _matches(name: str, pattern: str) -> list[Path]:
+def _matches(pattern: str) -> list[Path]:
     path = expand(pattern)
     if not any(star in pattern for star in "*?["):
-        check_there(name, path, "file", _FIX)
+        check_there(path, "file", _FIX)
     if path.is_file():
         return [path]
     found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     shards = [file for file in found if file.suffix == ".tar" and not file.name.startswith(".")]
     if not shards:
-        problem = f"{path} matches {len(found)} files and no .tar"
-        raise PraError(f"data source {name!r}: {problem}. {_FIX}", "missing", path=path)
+        raise PraError(f"{path} matches {len(found)} files and no .tar. {_FIX}", "missing", path=path)
     return shards
 
 
-def _fetched(name: str, pattern: str) -> list[Path]:
+def _fetched(pattern: str) -> list[Path]:
     if urlsplit(pattern).scheme not in ("http", "https"):
-        raise _bad(name, "only http:// and https:// are fetched. Mount or download the data")
+        raise PraError("only http:// and https:// are fetched. Mount or download the data")
     if "*" in pattern:
-        raise _bad(name, "the files on the web cannot be listed. Write braces, {000..146}, for stars")
-    urls = _braces(name, pattern)
+        raise PraError("the files on the web cannot be listed. Write braces, {000..146}, for stars")
+    urls = _braces(pattern)
     names = [name_of(url) for url in urls]
     if {"", ".", ".."} & set(names) or len(set(names)) < len(names):
-        raise _bad(name, "the addresses must end in different file names. Use names such as a.tar and b.tar")
+        raise PraError("the addresses must end in different file names. Use names such as a.tar and b.tar")
     # The address names the folder: elsewhere, shards of these names may be others. A query may hold a key.
     home = _beside(urls[0], "").partition("?")[0]
     folder = cache_folder() / "shards" / hashlib.sha256(home.encode()).hexdigest()[:16]
@@ -127,14 +120,14 @@ def _malformed(where: object, problem: str) -> PraError:
     return PraError(f"{where} {problem}. Repair or remove it", "unreadable", path=where)
 
 
-def _class_names(path: Path) -> list[str] | None:
-    classes = _json(path, path.read_bytes()) if path.is_file() else None
-    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+def _class_names(path: Path) -> list[str]:
+    classes = _json(path, path.read_bytes()) if path.is_file() else []
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise _malformed(path, "is not a list of the classes' names")
     return classes
 
 
-def _scan(shards: Sequence[Path], classes: list[str] | None) -> TarIndex:
+def _scan(shards: Sequence[Path], classes: list[str]) -> TarIndex:
     found: list[Found] = []
     total = sum(path.stat().st_size for path in shards)
     with Progress(desc=f"indexing {len(shards)} shards", total=total, unit="B", unit_scale=True) as bar:
