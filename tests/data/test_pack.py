@@ -150,7 +150,7 @@ def test_packing_full_disk_is_refused(photos: str, tmp_path: Path, full_disk: Ca
 
 def test_packing_bad_settings_are_refused() -> None:
     for name, value in {"size": 0, "format": "gif", "quality": 101, "shard_images": 0}.items():
-        refused(lambda name=name, value=value: Packing(**{name: value}), f"--{name.replace('_', '-')}", value=value)
+        refused(lambda name=name, value=value: Packing(**{name: value}), name=name, value=value)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,6 @@ class EmojiSource(Labelled):
         return square
 
     def where(self, index: int) -> str:
-        """Return ``"image 17 (kissing face, U+1F617) of emoji"``."""
         emoji = self._emoji[index]
         codes = " ".join(f"U+{code:04X}" for code in emoji.codes)
         return f"image {index} ({emoji.name}, {codes}) of {self.name}"

@@ -33,7 +33,6 @@ class FolderSource(Files):
             raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
 
     def where(self, index: int) -> str:
-        """Return the image's file."""
         return str(self._path / os.fsdecode(bytes(self._files[index])))
 
 
@@ -47,9 +46,8 @@ def _by_class(path: Path) -> dict[str, list[str]]:
         problem = f"it holds images directly ({direct[0]}) and in class folders ({filled[0]})"
         raise PraError(f"{path}: {problem}. Move the former into a class folder", "conflict", path=path)
     if not direct and not filled:
-        raise PraError(
-            f"{path} holds no images. Put them into it, or into a sub-folder per class", "missing", path=path
-        )
+        fix = "Put them into it, or into a sub-folder per class"
+        raise PraError(f"{path} holds no images. {fix}", "missing", path=path)
     if direct:
         return {"image": direct}
     if len(filled) < len(names):
@@ -68,5 +66,4 @@ def _images_below(path: Path, class_name: str) -> list[str]:
 
 
 def _stop(error: OSError) -> NoReturn:
-    """``os.walk`` would pass over a folder that it cannot list."""
-    raise error
+    raise error  # os.walk would pass over a folder that it cannot list

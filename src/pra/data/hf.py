@@ -75,7 +75,6 @@ class _Rows(Files):
         self._rows = dataset.select_columns([image]).cast_column(image, _undecoded())
 
     def where(self, index: int) -> str:
-        """Return ``"row 17 of hf:cifar10"``."""
         return f"row {index} of {self.name}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -78,13 +77,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 def is_image_name(name: str) -> bool:
     """Return whether a file is not hidden and has the extension of a format that Pillow opens."""
-    return not name.startswith(".") and PurePath(name).suffix.lower() in _extensions()
-
-
-@functools.cache
-def _extensions() -> frozenset[str]:
-    known = Image.registered_extensions()
-    return frozenset(extension for extension, kind in known.items() if kind in Image.OPEN)
+    kind = Image.registered_extensions().get(PurePath(name).suffix.lower())
+    return not name.startswith(".") and kind in Image.OPEN
 
 
 def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:

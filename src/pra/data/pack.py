@@ -11,10 +11,11 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Annotated, Any, NamedTuple
 
 from PIL import Image
 
+from pra.config.checks import PositiveInt, Settings, within, wrong
 from pra.data.images import CorruptImage
 from pra.data.loader import blocks, from_workers, in_order, none_readable, reading
 from pra.data.prepare import convert, cover
@@ -34,7 +35,7 @@ OTHER = "choose another folder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packing:
+class Packing(Settings):
     """How images become shards.
 
     Images whose shorter side exceeds ``size`` pixels are scaled down to it, as by ADM's centre crop. ``format`` is jpg,
@@ -42,20 +43,16 @@ class Packing:
     webp and jpg, which has full colour resolution. A corrupt image stops the packing unless ``skip_corrupt``.
     """
 
-    size: int | None = None
+    size: PositiveInt | None = None
     format: str | None = None
-    quality: int = 95
-    shard_images: int = 10_000
+    quality: Annotated[int, within(1, 100)] = 95
+    shard_images: PositiveInt = 10_000
     skip_corrupt: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.format not in (None, *FORMATS):
-            known = ", ".join(FORMATS)
-            raise PraError(f"--format {self.format!r} is unknown. Use {known}", "unknown", value=self.format)
-        for name, highest in (("size", 10**6), ("quality", 100), ("shard_images", 10**9)):
-            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
-            if value is not None and not 1 <= value <= highest:
-                raise PraError(f"{option} {value} is out of range. Use 1 to {highest}", option=option, value=value)
+            raise wrong("format", self.format, f"is unknown. Use {', '.join(FORMATS)}", "unknown")
 
 
 class Packed(NamedTuple):

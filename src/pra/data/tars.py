@@ -81,7 +81,6 @@ class TarSource(Files):
             raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
 
     def where(self, index: int) -> str:
-        """Return ``"00000017.jpg in DIR/shard-000000.tar"``."""
         return f"{os.fsdecode(bytes(self._index.members[index]))} in {self._tars[self._index.files[index]]}"
 
     def __getstate__(self) -> dict[str, object]:
@@ -99,7 +98,6 @@ class ImageNetTar(TarSource):
         super().__init__(name, [path], load_index([path], lambda: _scan(path)))
 
     def where(self, index: int) -> str:
-        """Return ``"n01440764/n01440764_18.JPEG in train.tar"``."""
         return f"{self.classes[self.labels[index]]}/{super().where(index)}"
 
 
