@@ -76,13 +76,13 @@ class World:
         import torch.distributed as dist
 
         values: list[Any] | None = [None] * self.size if self.is_first else None
-        with _others_there():
+        with self.together():
             dist.gather_object(value, values, group=self.patient)
         result: list[Any] = [None]
         if values is not None:
             values[0] = value  # not the pickled copy
             result = [how(values)]
-        with _others_there():
+        with self.together():
             dist.broadcast_object_list(result, group=self.patient)
         return result[0]  # type: ignore[no-any-return]
 
@@ -104,7 +104,7 @@ class World:
         import torch.distributed as dist
 
         found = values.clone()
-        with _others_there():
+        with self.together():
             dist.all_reduce(found, getattr(dist.ReduceOp, how), group=group)
         return found
 
@@ -168,7 +168,7 @@ def _rendezvous(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    patience = timedelta(seconds=_variable("PRA_RENDEZVOUS_TIMEOUT", "300", least=1, fix="Use 300"))
+    patience = timedelta(seconds=_variable("PRA_RENDEZVOUS_TIMEOUT", "300", least=1))
     try:
         with _hushed():
             store, _, _ = next(rendezvous("env://", timeout=patience))
@@ -240,14 +240,6 @@ def _hushed() -> Iterator[None]:
             os.close(descriptor)
 
 
-@contextmanager
-def _others_there() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError:
-        raise PraError(LOST, code="lost") from None
-
-
 def _size() -> int:
     for name in () if "WORLD_SIZE" in os.environ else ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if os.environ.get(name, "1") != "1":
@@ -257,15 +249,9 @@ def _size() -> int:
     return _variable("WORLD_SIZE", None if "RANK" in os.environ else "1", least=1)
 
 
-def _variable(
-    name: str,
-    default: str | None = None,
-    least: int = 0,
-    most: float = math.inf,
-    fix: str = "Start the processes with torchrun",
-) -> int:
+def _variable(name: str, default: str | None = None, least: int = 0, most: float = math.inf) -> int:
     value = os.environ.get(name, default)
     if value is None or not value.isdecimal() or not least <= int(value) <= most:
-        allowed = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
+        allowed, fix = f"in [{least}, {most}]", "Unset it, and start the processes with torchrun"
         raise PraError(f"{name}={value!r}: expected a whole number {allowed}. {fix}", name=name, value=value)
     return int(value)

@@ -95,11 +95,9 @@ def remedy(error: OSError) -> str:
         return "free some space and repeat the command"
     if error.errno == errno.EFBIG:
         return "raise the limit on the size of files (ulimit -f), or take another disk, and repeat the command"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "choose another place, or make this one writable"
-    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP):
-        return "choose another place"
-    return "look after the disk and repeat the command"
+    if error.errno == errno.EIO:
+        return "look after the disk and repeat the command"
+    return "choose another place, or make this one writable"
 
 
 def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> None:
