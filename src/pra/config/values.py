@@ -95,13 +95,13 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
+def differences(old: Any, new: Any, path: str = "", where: str = "in the run") -> list[str]:
     """``["train.batch_size: 64 in the run, 128 asked for"]``: where two ``to_dict`` values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
         prefix = f"{path}." if path else ""
-        return [line for k in keys for line in differences(old.get(k), new.get(k), prefix + k)]
-    return [] if old == new else [f"{path}: {json.dumps(old)} in the run, {json.dumps(new)} asked for"]
+        return [line for k in keys for line in differences(old.get(k), new.get(k), prefix + k, where)]
+    return [] if old == new else [f"{path}: {json.dumps(old)} {where}, {json.dumps(new)} asked for"]
 
 
 def _read(kind: Any, value: Any, where: str, make: Callable[[Any, dict[str, Any], str], Any]) -> Any:
