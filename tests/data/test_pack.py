@@ -101,7 +101,8 @@ def test_packing_interrupted_resumes(photos: str, tmp_path: Path) -> None:
     whole = {path.name: path.stat().st_ino for path in partial.glob("*.tar")}
     assert len(whole) == 2
     bad.write_bytes(good)
-    refused(lambda: pack(source, folder, Packing(shard_images=3), 0), str(partial), "shard_images: 2 there, 3 asked for")
+    said = str(partial), "shard_images: 2 there, 3 asked for"
+    refused(lambda: pack(source, folder, Packing(shard_images=3), 0), *said)
     pack(source, folder, Packing(shard_images=2), 1)
     assert not partial.exists()
     assert all((folder / name).stat().st_ino == inode for name, inode in whole.items())

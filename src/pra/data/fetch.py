@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import shutil
@@ -70,11 +71,11 @@ def name_of(url: str) -> str:
     return unquote(urlsplit(url).path).rpartition("/")[2]
 
 
+@functools.cache
 def _client() -> Any:
-    """Return a client for one thread."""
     import httpx2
 
-    return httpx2.Client(headers=_HEADERS, timeout=TIMEOUT, follow_redirects=True)
+    return httpx2.Client(headers=_HEADERS, follow_redirects=True)
 
 
 class _Bar(Progress):
@@ -112,8 +113,7 @@ def _sized(url: str, promise: Promise) -> Promise:
     if promise.size is not None:
         return promise
     try:
-        with _client() as client:
-            response = client.head(url)
+        response = _client().head(url, timeout=TIMEOUT)
     except (httpx2.HTTPError, httpx2.InvalidURL):
         return promise
     if response.status_code in (404, 410):
@@ -153,7 +153,7 @@ def _download(url: str, target: IO[bytes], advance: Callable[[int], object] = la
         there = target.tell()
         headers = {"Range": f"bytes={there}-"} if there else {}
         try:
-            with _client() as client, client.stream("GET", url, headers=headers) as response:
+            with _client().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
                 response.raise_for_status()
                 if there and response.status_code != 206:  # a server without ranges
                     target.seek(0)

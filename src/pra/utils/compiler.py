@@ -30,12 +30,9 @@ def compiled(function: Callable[P, R], what: str, without: str) -> Callable[P, R
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            # Compile the backward pass with the forward pass: a failure in backward() would come too late to go without.
-            # Notice hooks that were added or removed since; torch ignores new hooks by default.
-            with (
-                back.patch(force_non_lazy_backward_lowering=True),
-                front.patch(skip_nnmodule_hook_guards=False),
-            ):
+            # Compile the backward pass at once: a failure in backward() would come too late to go without.
+            # Notice hooks that were added or removed since: torch ignores new hooks by default.
+            with back.patch(force_non_lazy_backward_lowering=True), front.patch(skip_nnmodule_hook_guards=False):
                 return fast(*args, **kwargs)
         except TorchDynamoException as error:
             cause = getattr(error, "inner_exception", error)  # of the compiler behind torch's front
