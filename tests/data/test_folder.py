@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.data import picture
+from support.data import picture, turned
 from support.refusal import refused
 
 from pra.data import open_source
@@ -89,9 +89,7 @@ def test_folder_corrupt_images_are_named(animals: Path) -> None:
 
 def test_folder_turns_pictures_by_their_exif(tmp_path: Path) -> None:
     upright = picture(12, 10)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=turned())
     upright.save(tmp_path / "b.png", exif=b"Exif\0\0?")
     source = open_source(f"folder:{tmp_path}")
     assert all((np.asarray(source.image(index)) == np.asarray(upright)).all() for index in range(2))

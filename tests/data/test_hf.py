@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.data import jpeg, picture, same_batches, same_jpeg, write_parquet
+from support.data import jpeg, picture, same_jpeg, write_parquet
 from support.refusal import refused
 
 from pra.data import open_source
@@ -76,11 +76,6 @@ def test_hf_folder_of_images_names_classes(tmp_path: Path) -> None:
         assert (np.asarray(source.image(2)) == np.asarray(picture(seed=9))).all()
     path.unlink()
     refused(lambda: source.image(2), f"{path}: No such file", code="unreadable", where=source.where(2))
-
-
-def test_hf_resumes_in_the_middle_of_an_epoch(rows: Path) -> None:  # a stream: in test_lanes.py
-    one = open_source(f"hf:{rows}?label=animal")
-    same_batches(one, pickle.loads(pickle.dumps(one)), start=14, stop=26)
 
 
 @pytest.mark.usefixtures("cache")

@@ -82,10 +82,9 @@ def test_stream_workers_share_the_reading(stream: Callable[[], Any], read: list[
     assert sorted(read) == sorted(2 * [(piece, 0) for piece in range(8)])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_stream_resumes_anywhere(stream: Callable[[], Any], workers: int) -> None:
+def test_stream_resumes_anywhere(stream: Callable[[], Any]) -> None:
     source = stream()
-    same_batches(source, pickle.loads(pickle.dumps(source)), start=54, stop=76, workers=workers)
+    same_batches(source, pickle.loads(pickle.dumps(source)), start=54, stop=76, workers=2)
 
 
 def test_stream_starts_no_worker_without_a_lane(

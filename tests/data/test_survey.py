@@ -26,9 +26,8 @@ def damaged(photos: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_check_reports_every_image(damaged: Path, workers: int) -> None:
-    report = check(open_source(f"folder:{damaged}"), 34, workers)
+def test_check_reports_every_image(damaged: Path) -> None:
+    report = check(open_source(f"folder:{damaged}"), 34, workers=1)
     assert report["images"] == 7
     found = [(image["index"], image["where"]) for image in report["corrupt"]]
     assert found == [(1, f"{damaged}/cat/1.png"), (4, f"{damaged}/dog/4.jpg")]

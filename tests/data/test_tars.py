@@ -37,9 +37,8 @@ def test_imagenet_tar_is_read_in_place(tar: Path, capfd: pytest.CaptureFixture[s
 def test_tar_source_is_shared_with_other_processes(tar: Path) -> None:
     source = open_source(f"imagenet-tar:{tar}")
     source.image(0)  # opens the file
-    assert same_jpeg(pickle.loads(pickle.dumps(source)).image(1), 4)
-    assert same_jpeg(source.image(2), 5)
-    same_batches(source, source, stop=8, workers=2)
+    same_batches(source, pickle.loads(pickle.dumps(source)), start=4, stop=12)
+    same_batches(source, source, start=4, stop=12, workers=2)
 
 
 def test_tar_index_is_reused_until_the_tar_changes(tar: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -118,20 +117,12 @@ def test_tar_source_corrupt_or_lost_image_is_named(tar: Path) -> None:
     refused(lambda: elsewhere.image(0), "No such file", code="unreadable", where=f"n02/n02_3.JPEG in {tar}")
 
 
-def test_tar_source_keeps_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars, "OPEN_FILES", 1)
-    for number in range(3):
-        (tmp_path / f"{number}.tar").write_bytes(shard(number))
-    source, before = open_source(f"wds:{tmp_path}"), len(os.listdir("/proc/self/fd"))
-    assert all(same_jpeg(source.image(index), index) for index in (0, 1, 2, 0, 2, 1))
-    assert len(os.listdir("/proc/self/fd")) == before + 1
-
-
 def test_tar_source_closes_the_least_recently_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tars, "OPEN_FILES", 2)
     for number in range(3):
         (tmp_path / f"{number}.tar").write_bytes(shard(number))
-    source, opened = open_source(f"wds:{tmp_path}"), list[str]()
+    source, opened, before = open_source(f"wds:{tmp_path}"), list[str](), len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(tars, "FileIO", lambda path: opened.append(path.stem) or FileIO(path))
     assert all(same_jpeg(source.image(index), index) for index in (0, 1, 0, 2, 0, 1))
     assert opened == ["0", "1", "2", "1"]
+    assert len(os.listdir("/proc/self/fd")) == before + 2

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.data import config, jpeg, same_batches, same_jpeg, shard, tar_of
+from support.data import config, jpeg, same_jpeg, shard, tar_of
 from support.refusal import refused
 
 from pra.config import OnCorrupt
@@ -70,13 +69,6 @@ def test_wds_without_classes_has_one(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(shard(1, 2, classes=None))
     source = open_source(f"wds:{tmp_path}")
     assert (source.classes, source.labels.tolist()) == (("image",), [0, 0])
-
-
-def test_wds_resumes_in_the_middle_of_an_epoch(shards: Path) -> None:
-    source = open_source(f"wds:{shards}")
-    source.image(0)
-    same_batches(source, pickle.loads(pickle.dumps(source)), start=6)
-    same_batches(source, source, start=4, workers=2)
 
 
 def test_wds_bad_patterns_are_refused(shards: Path, tmp_path: Path) -> None:
