@@ -21,7 +21,7 @@ from pra.data.loader import blocks, from_workers, in_order, none_readable, readi
 from pra.data.prepare import convert, cover
 from pra.data.source import Encoded, Source
 from pra.data.survey import BLOCK
-from pra.data.wds import CLASSES, INDEX
+from pra.data.tars import CLASSES, INDEX
 from pra.errors import PraError
 from pra.utils.files import PLAN, begin_partial, check_free, partial_folder, write_atomically
 from pra.utils.locks import LOCK, locked

@@ -14,8 +14,7 @@ from pra.data.folder import FolderSource
 from pra.data.hf import open_hf
 from pra.data.idx import open_digits, open_idx
 from pra.data.images import Labels
-from pra.data.tars import ImageNetTar
-from pra.data.wds import WebDataset
+from pra.data.tars import ImageNetTar, WebDataset
 from pra.errors import PraError, nearest
 from pra.utils.extras import import_failed
 from pra.utils.files import expand
@@ -107,8 +106,8 @@ def own_test_split(spec: str) -> str:
 def open_source(spec: str) -> Source:
     """Open a source by its name.
 
-    ``digits``, ``emoji``, ``emoji:FONT.ttf``, ``idx:DIR``, ``folder:PATH``, ``imagenet-tar:PATH``, ``wds:PATTERN`` (see
-    :class:`pra.data.wds.WebDataset`) or ``hf:NAME?key=value&...`` (see :class:`pra.data.hf.Choice`). The first four may
+    ``digits``, ``emoji``, ``emoji:FONT.ttf``, ``idx:DIR``, ``folder:PATH``, ``imagenet-tar:PATH``, ``wds:PATTERN``
+    (:class:`pra.data.tars.WebDataset`) or ``hf:NAME?key=value&...`` (:class:`pra.data.hf.Choice`). The first four may
     end in ``@test``: the test split, where the training split is the default. ``~`` stands for the home directory.
     :func:`register_source` adds kinds.
 
