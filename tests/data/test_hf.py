@@ -147,10 +147,8 @@ def test_hf_bad_paths_are_refused(rows: Path, tmp_path: Path) -> None:
         refused(lambda name=name: open_source(name), code="unreadable", name=name)
     saved = tmp_path / "saved"
     saved.mkdir()
-    for name in ("state.json", "dataset_dict.json"):
-        (saved / name).write_text("{}")
-        refused(lambda: open_source(f"hf:{saved}"), "save_to_disk", "to_parquet", code="unreadable", path=saved)
-        (saved / name).unlink()
+    (saved / "state.json").write_text("{}")
+    refused(lambda: open_source(f"hf:{saved}"), "save_to_disk", code="unreadable", name=f"hf:{saved}")
 
 
 def test_stream_that_breaks_off_is_refused(rows: Path, tmp_path: Path) -> None:

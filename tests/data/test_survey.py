@@ -41,7 +41,7 @@ def test_check_reports_every_image(damaged: Path) -> None:
 
 
 def test_check_names_the_first_of_equal_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "BLOCK", 2)
+    monkeypatch.setattr(survey, "PIECE", 2)
     for number, size in enumerate(((9, 9), (8, 8), (8, 8), (12, 10), (10, 12))):
         noisy(tmp_path / f"{number}.png", size)
     report = check(open_source(f"folder:{tmp_path}"), None, workers=0)

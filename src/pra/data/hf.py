@@ -24,7 +24,6 @@ from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
 
 _WITHOUT = "none"
-_FILES = {".parquet": "parquet", ".arrow": "arrow"}
 LANES = 16
 """At most; one if the data set cannot be divided."""
 PIECES = 1024
@@ -223,13 +222,10 @@ def _load(choice: Choice, **options: Any) -> Any:
 def _place(choice: Choice) -> tuple[str, dict[str, Any]]:
     """Return the library's arguments: a name on the Hub or a folder, or the kind of a single file."""
     local = expand(choice.path)
-    if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
-        problem = "this folder was written by save_to_disk. Write a file with to_parquet, and name the file"
-        raise PraError(f"{local}: {problem}", "unreadable", path=local)
     if local.is_dir():
         return str(local), {}
-    if local.suffix in _FILES and local.is_file():
-        return _FILES[local.suffix], {"data_files": str(local)}
+    if local.suffix in (".parquet", ".arrow") and local.is_file():
+        return local.suffix[1:], {"data_files": str(local)}
     if local.exists() or choice.path.startswith(("/", ".", "~")):
         fix = "Give a folder, a .parquet or .arrow file, or a name on the Hub"
         raise PraError(f"{local}: no data set is there. {fix}", "missing", path=local)

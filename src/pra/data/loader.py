@@ -27,7 +27,7 @@ from pra.method import noise
 from pra.method.noise import Purpose
 
 PIECE = 32
-"""Images that a worker reads ahead at a time: whole batches for an evaluation would fill the shared memory."""
+"""Images that a worker reads at a time: whole batches for an evaluation would fill the shared memory."""
 
 WORTH_A_WORKER = 512
 """Fewer images than this are read faster without another process."""

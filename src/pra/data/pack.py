@@ -17,10 +17,9 @@ from PIL import Image
 
 from pra.config.checks import PositiveInt, Settings, within, wrong
 from pra.data.images import CorruptImage
-from pra.data.loader import blocks, from_workers, in_order, none_readable, reading
+from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable, reading
 from pra.data.prepare import convert, cover
 from pra.data.source import Encoded, Source
-from pra.data.survey import BLOCK
 from pra.data.tars import CLASSES, INDEX
 from pra.errors import PraError
 from pra.utils.files import PLAN, begin_partial, check_free, partial_folder, write_atomically
@@ -143,7 +142,7 @@ def _record(shard: Path) -> Path:
 
 def _write_missing(source: Source, shards: dict[Path, Sequence[int]], packing: Packing, workers: int) -> None:
     missing = {path: part for path, part in shards.items() if not (path.is_file() and _record(path).is_file())}
-    work_of = {path: blocks(part, BLOCK) for path, part in missing.items()}
+    work_of = {path: blocks(part, PIECE) for path, part in missing.items()}
     work = functools.partial(encode, source, packing)
     stream = from_workers(work, itertools.chain.from_iterable(work_of.values()), in_order(source, workers))
     there = len(source) - sum(map(len, missing.values()))

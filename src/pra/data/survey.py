@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pra.data.images import CorruptImage
-from pra.data.loader import blocks, from_workers, in_order, none_readable, reading
+from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable, reading
 from pra.data.source import Source, Streamed, open_source
 from pra.utils.progress import Progress
 
@@ -22,8 +22,6 @@ LOOKED_AT, PATIENCE = 500, 15.0
 """Pictures that :func:`look` opens at most, and the seconds after which it opens no more."""
 COLOURFUL = 16
 """Levels between the channels of one pixel from which a picture counts as coloured: JPEG tints grey ones a little."""
-BLOCK = 32
-"""Images that a worker reads at a time."""
 _LINES = 20
 
 
@@ -160,7 +158,7 @@ def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
     first: dict[tuple[int, int], dict[str, Any]] = {}
     count = len(source)
     work = functools.partial(_look_at, source)
-    stream = from_workers(work, blocks(range(count), BLOCK), in_order(source, workers))
+    stream = from_workers(work, blocks(range(count), PIECE), in_order(source, workers))
     with reading(stream) as found, Progress(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
         for block in found:
             bar.update(len(block))

@@ -1,8 +1,6 @@
 """Processes that share one command's work, as ``torchrun`` starts them; a single process is a world of one.
 
-Results pass between ranks as Python objects and numbers as tensors: over gloo from CPUs, over nccl from GPUs. Other
-launchers than ``torchrun`` set ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``;
-``PRA_RENDEZVOUS_TIMEOUT`` gives the seconds that ranks wait for each other at the start.
+Other launchers than ``torchrun`` set ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``.
 """
 
 from __future__ import annotations
