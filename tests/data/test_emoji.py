@@ -200,7 +200,7 @@ def noto() -> tuple[Source, Source]:
     return open_source("emoji"), open_source("emoji@test")
 
 
-def test_noto_has_every_group(noto: tuple[Source, Source]) -> None:
+def test_noto_has_every_group_and_kind_of_sequence(noto: tuple[Source, Source]) -> None:
     train, held_out = noto
     assert train.classes == held_out.classes
     assert len(train.classes) == pra.recipe("emoji").model.num_classes == 9
@@ -209,9 +209,7 @@ def test_noto_has_every_group(noto: tuple[Source, Source]) -> None:
     assert (counts >= [160, 2100, 150, 130, 215, 80, 260, 220, 255]).all()
     assert 0.07 < len(held_out) / (len(train) + len(held_out)) < 0.13
     assert np.bincount(held_out.labels, minlength=9).min() >= 1
-
-
-def test_noto_has_each_kind_of_sequence(noto: tuple[Source, Source]) -> None:
+    # Each kind of sequence.
     groups = {
         source.where(index).rsplit(" of emoji", 1)[0].split(" (", 1)[1]: source.classes[source.labels[index]]
         for source in noto
