@@ -208,9 +208,6 @@ class _Reader:
         return self._held, start
 
 
-# --- the library --------------------------------------------------------------------------------------------
-
-
 def _load(choice: Choice, **options: Any) -> Any:
     import datasets
 
@@ -262,9 +259,6 @@ def _bytes(value: Any, where: str) -> bytes:
         raise corrupt(where, f"cannot be read ({value['path']}: {error.strerror})") from error
 
 
-# --- columns ------------------------------------------------------------------------------------------------
-
-
 def _columns(choice: Choice, features: Any) -> tuple[str, str | None]:
     """Return the columns of images and of labels; None for no classes."""
     kinds = {column: type(feature).__name__ for column, feature in (features or {}).items()}
@@ -303,9 +297,6 @@ def _labels(column: str | None, values: Any, features: Any, count: int) -> tuple
         raise PraError(f"row {row} has class {numbers[row]}. {fix}", row=row, value=numbers[row])
     names = getattr(features[column], "names", None)
     return numbers, tuple(names or numbered_classes(numbers, lambda row: f"row {row}", fix))
-
-
-# --- streams ------------------------------------------------------------------------------------------------
 
 
 def _divided(stream: Any) -> Any:

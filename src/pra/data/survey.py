@@ -144,9 +144,6 @@ def _has_colour(picture: Image.Image) -> bool:
     return bool(len(visible)) and int(np.ptp(visible, axis=1).max()) > COLOURFUL
 
 
-# --- every picture ------------------------------------------------------------------------------------------
-
-
 def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
     """Decode every image of a source, with ``workers`` processes, and return JSON values.
 
