@@ -52,9 +52,7 @@ def wrong(name: str, value: object, problem: str, code: Code = "conflict") -> Pr
 
 
 def _outside(expected: str, value: float, where: str) -> PraError:
-    parent, _, name = where.rpartition(".")
-    place = f"{parent}: {name}" if parent else name
-    return PraError(f"{place} must {expected}, got {value}", name=name, value=value)
+    return PraError(f"{where} must {expected}, got {value}", name=where.rpartition(".")[2], value=value)
 
 
 PositiveInt = Annotated[int, positive]

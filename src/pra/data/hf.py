@@ -77,7 +77,7 @@ class _Rows(Files):
         labels, classes = _labels(label, values, dataset.features, count)
         super().__init__(name, classes, labels)
         self._image = image
-        self._rows = dataset.select_columns([image]).cast_column(image, _undecoded())
+        self._rows = dataset.select_columns([image]).cast_column(image, replace(dataset.features[image], decode=False))
 
     def where(self, index: int) -> str:
         return f"row {index} of {self.name}"
@@ -113,15 +113,9 @@ class HFStream(_Rows):
         values, starts = _streamed_labels(replace(choice, image=image), label, dataset.features)
         super().__init__(name, dataset, image, label, values, len(values))
         self._lanes = Lanes(starts, choice.window)
+        self.lanes, self.arranged = self._lanes.count, self._lanes.arranged
         self._readers: dict[int, _Reader] = {}
         self._process = os.getpid()
-
-    @property
-    def lanes(self) -> int:
-        return self._lanes.count
-
-    def arranged(self, order: Tensor, start: int) -> Tensor:
-        return self._lanes.arranged(order, start)
 
     def encoded(self, index: int) -> bytes:
         if self._process != os.getpid():  # a fork shares open files
@@ -130,11 +124,12 @@ class HFStream(_Rows):
         if lane not in self._readers:
             self._readers[lane] = _Reader(self._rows, len(self._lanes.starts) - 1, self._image, self._lanes.lane_window)
         with _explained(self.name):
-            held, start = self._readers[lane].window_of(piece, place)
-        if place - start >= len(held):
-            row = index - place + start + len(held)
+            held = self._readers[lane].window_of(piece, place)
+        offset = place % self._lanes.lane_window
+        if offset >= len(held):
+            row = index - offset + len(held)
             raise PraError(f"{self.name} changed: it ended at row {row}. Start again", "mismatch", row=row)
-        return _bytes(held[place - start], self.where(index))
+        return _bytes(held[offset], self.where(index))
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_readers": {}}
@@ -189,23 +184,22 @@ class _Reader:
 
     def __init__(self, rows: Any, pieces: int, column: str, window: int) -> None:
         self._rows, self._pieces, self._column, self._window = rows, pieces, column, window
-        self._piece, self._start, self._next = -1, 0, 0
+        self._piece, self._next = -1, 0
         self._batches: Iterator[dict[str, Any]] = iter(())
         self._held: list[Any] = []
 
-    def window_of(self, piece: int, place: int) -> tuple[list[Any], int]:
-        """Return the window that holds a place of a piece (shorter where the piece ends), and its start."""
+    def window_of(self, piece: int, place: int) -> list[Any]:
+        """Return the window that holds a place of a piece; it is shorter where the piece ends."""
         start = place - place % self._window
-        if piece != self._piece or start != self._start:
-            if piece != self._piece or self._next > start:
-                rows = self._rows.shard(self._pieces, piece).skip(start)
-                # Not __iter__: in a DataLoader's worker that leaves out the other workers' part.
-                self._batches, self._next = rows.iter(batch_size=self._window), start
-            while self._next <= start:
-                self._held = next(self._batches, {self._column: []})[self._column]
-                self._next += self._window
-            self._piece, self._start = piece, start
-        return self._held, start
+        if piece != self._piece or start < self._next - self._window:
+            rows = self._rows.shard(self._pieces, piece).skip(start)
+            # Not __iter__: in a DataLoader's worker that leaves out the other workers' part.
+            self._batches, self._next = rows.iter(batch_size=self._window), start
+        while self._next <= start:
+            self._held = next(self._batches, {self._column: []})[self._column]
+            self._next += self._window
+        self._piece = piece
+        return self._held
 
 
 def _load(choice: Choice, **options: Any) -> Any:
@@ -237,12 +231,6 @@ def _explained(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # the library raises any exception of its files and formats
         raise PraError(f"{name} cannot be read: {reason_of(error)}. Check it", "unreadable", name=name) from error
-
-
-def _undecoded() -> Any:
-    import datasets
-
-    return datasets.Image(decode=False)
 
 
 def _bytes(value: Any, where: str) -> bytes:
@@ -313,7 +301,13 @@ def _streamed_labels(choice: Choice, label: str | None, features: Any) -> tuple[
     # Missing or damaged labels are read again.
     with contextlib.suppress(Exception), np.load(place) as known:
         return known["labels"], known["starts"]
-    rows = _divided(_column_alone(choice, column))
+    try:
+        rows = _load(choice, columns=[column])
+    except Exception:  # the format has no way to read one column
+        rows = _load(choice).select_columns([column])
+    if column == choice.image:
+        rows = rows.cast_column(column, replace(features[column], decode=False))
+    rows = _divided(rows)
     read: list[Any] = []
     starts = [0]
     with Progress(desc=f"reading labels of {choice.path}", unit="row") as bar:
@@ -327,14 +321,6 @@ def _streamed_labels(choice: Choice, label: str | None, features: Any) -> tuple[
         with contextlib.suppress(PraError):  # labels that cannot be kept are read again
             write_atomically(place, lambda file: np.savez(file, labels=labels, starts=bounds))
     return labels, bounds
-
-
-def _column_alone(choice: Choice, column: str) -> Any:
-    try:
-        rows = _load(choice, columns=[column])
-    except Exception:  # the format has no way to read one column
-        rows = _load(choice).select_columns([column])
-    return rows.cast_column(column, _undecoded()) if column == choice.image else rows
 
 
 def _fingerprint(choice: Choice, column: str) -> str:

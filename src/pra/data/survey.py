@@ -101,7 +101,8 @@ def look(source: str | Source) -> Survey:
     for index in order:
         try:
             picture = opened.image(index)
-            seen.append((*picture.size, _is_transparent(picture), _has_colour(picture)))
+            clear = picture.has_transparency_data and int(np.asarray(picture.convert("RGBA"))[..., 3].min()) < 255
+            seen.append((*picture.size, clear, _has_colour(picture)))
         except CorruptImage:
             corrupt.append(opened.where(index))
         if seen and time.monotonic() - begin > PATIENCE:
@@ -129,10 +130,6 @@ def look(source: str | Source) -> Survey:
 def _class_counts(source: Source) -> list[tuple[str, int]]:
     counts = np.bincount(source.labels, minlength=len(source.classes))
     return list(zip(source.classes, counts.tolist(), strict=True))
-
-
-def _is_transparent(picture: Image.Image) -> bool:
-    return picture.has_transparency_data and int(np.asarray(picture.convert("RGBA"))[..., 3].min()) < 255
 
 
 def _has_colour(picture: Image.Image) -> bool:
