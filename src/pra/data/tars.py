@@ -9,17 +9,15 @@ import os
 import tarfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
-import numpy.typing as npt
 
 from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
-from pra.data.images import Files, Labels, check_there, corrupt, is_image_name, numbered_classes, pack
+from pra.data.images import Files, check_there, corrupt, is_image_name, numbered_classes, pack
 from pra.errors import PraError
 from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
@@ -32,6 +30,7 @@ CLASSES, INDEX = "classes.json", "index.json"
 """Optional files beside the shards: the classes' names, and the index that :mod:`pra.data.pack` writes."""
 _SHARDS = "Give WebDataset shards, uncompressed tars of KEY.jpg and KEY.cls"
 _NO_LABEL = -1
+TarIndex = dict[str, Any]
 
 
 class Found(NamedTuple):
@@ -44,23 +43,11 @@ class Found(NamedTuple):
     label: int
 
 
-@dataclass(frozen=True)
-class TarIndex:
-    """Columns of :class:`Found`, ``(N,)``, and the classes' names in the order of their labels."""
-
-    files: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
-    labels: Labels
-    members: npt.NDArray[np.bytes_]
-    classes: npt.NDArray[np.str_]
-
-    @classmethod
-    def of(cls, found: Iterable[Found], classes: Sequence[str]) -> TarIndex:
-        """Collect at least one image."""
-        files, offsets, sizes, members, labels = zip(*found, strict=True)
-        places = np.array(files, np.int32), np.array(offsets), np.array(sizes)
-        return cls(*places, np.array(labels, np.int64), pack(members), np.array(classes))
+def columns(found: Iterable[Found], classes: Sequence[str]) -> TarIndex:
+    """Return the index of at least one image: columns ``(N,)``, and the classes' names in the order of their labels."""
+    files, offsets, sizes, members, labels = zip(*found, strict=True)
+    index = {"files": np.array(files, np.int32), "offsets": np.array(offsets), "sizes": np.array(sizes)}
+    return index | {"labels": np.array(labels, np.int64), "members": pack(members), "classes": np.array(classes)}
 
 
 class TarSource(Files):
@@ -69,12 +56,12 @@ class TarSource(Files):
     turned = False
 
     def __init__(self, name: str, tars: Sequence[Path], index: TarIndex) -> None:
-        super().__init__(name, index.classes, index.labels)
+        super().__init__(name, index["classes"], index["labels"])
         self._tars, self._index = tuple(tars), index
         self._open: dict[int, FileIO] = {}
 
     def encoded(self, index: int) -> bytes:
-        file = int(self._index.files[index])
+        file, offset, size = (int(self._index[column][index]) for column in ("files", "offsets", "sizes"))
         try:
             opened = self._open.pop(file, None)
             if opened is None:
@@ -83,12 +70,12 @@ class TarSource(Files):
                 opened = FileIO(self._tars[file])
             self._open[file] = opened  # last: the first file in the cache is the least recently used
             # Forked workers share open files and their positions: pread ignores the position.
-            return os.pread(opened.fileno(), int(self._index.sizes[index]), int(self._index.offsets[index]))
+            return os.pread(opened.fileno(), size, offset)
         except OSError as error:
             raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
 
     def where(self, index: int) -> str:
-        return f"{os.fsdecode(bytes(self._index.members[index]))} in {self._tars[self._index.files[index]]}"
+        return f"{os.fsdecode(bytes(self._index['members'][index]))} in {self._tars[self._index['files'][index]]}"
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_open": {}}
@@ -126,7 +113,7 @@ def _scan_classes(path: Path) -> TarIndex:
         raise PraError(f"{path} holds no class tars with images. {_IMAGENET}, or use folder:", "unreadable", path=path)
     classes = sorted({wnid for wnid, _ in by_class})
     labels = {wnid: label for label, wnid in enumerate(classes)}
-    return TarIndex.of((found._replace(label=labels[wnid]) for wnid, found in by_class), classes)
+    return columns((found._replace(label=labels[wnid]) for wnid, found in by_class), classes)
 
 
 def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Sequence[Path] = ()) -> TarIndex:
@@ -144,11 +131,11 @@ def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Seque
         # A new index replaces a damaged one.
         with contextlib.suppress(Exception), np.load(place, allow_pickle=False) as saved:
             if saved["stamp"].tolist() == stamp:
-                return TarIndex(**{column: saved[column] for column in TarIndex.__annotations__})
+                return dict(saved)
     index = scan()
     for place in places:
         try:
-            write_atomically(place, lambda file: np.savez(file, stamp=np.array(stamp), **asdict(index)))
+            write_atomically(place, lambda file: np.savez(file, **index | {"stamp": np.array(stamp)}))
             return index
         except PraError as error:
             problem = error
@@ -295,7 +282,7 @@ def _scan_shards(shards: Sequence[Path], classes: list[str]) -> TarIndex:
 
     labels = np.array([sample.label for sample in found])
     if (labels == _NO_LABEL).all():
-        return TarIndex.of((sample._replace(label=0) for sample in found), ["image"])
+        return columns((sample._replace(label=0) for sample in found), ["image"])
     if labels.min() == _NO_LABEL:
         first = where(int(labels.argmin()))
         raise PraError(f"{first} has no class (KEY.cls), while others have. Add or remove it", "mismatch", where=first)
@@ -304,7 +291,7 @@ def _scan_shards(shards: Sequence[Path], classes: list[str]) -> TarIndex:
     if labels.max() >= len(classes):
         problem = f"has class {labels.max()}, but {CLASSES} beside it names {len(classes)}"
         raise _malformed(where(int(labels.argmax())), problem)
-    return TarIndex.of(found, classes)
+    return columns(found, classes)
 
 
 def _samples(number: int, path: Path) -> Iterator[Found]:
