@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pra.data.images import Labelled, check_there, decode
 from pra.errors import PraError, reason_of
@@ -63,10 +63,7 @@ class EmojiSource(Labelled):
     def image(self, index: int) -> Image.Image:
         """Return one drawing, mode "RGBA", in the middle of a transparent square."""
         drawing = decode(self.pngs[index], self.where(index)).convert("RGBA")
-        side = max(drawing.size)
-        square = Image.new("RGBA", (side, side))
-        square.paste(drawing, ((side - drawing.width) // 2, (side - drawing.height) // 2))
-        return square
+        return ImageOps.pad(drawing, (max(drawing.size),) * 2, color=(0, 0, 0, 0))
 
     def where(self, index: int) -> str:
         emoji = self._emoji[index]
