@@ -140,9 +140,8 @@ def member(kind: type[E], value: Any, where: str) -> E:
         return value
     members = {str(known.value): known for known in kind}
     if not isinstance(value, str) or value not in members:
-        raise PraError(
-            f"{where}: {value!r} is unknown{nearest(str(value), members)}", code="unknown", name=where, value=value
-        )
+        message = f"{where}: {value!r} is unknown{nearest(str(value), members)}"
+        raise PraError(message, code="unknown", name=where, value=value)
     return members[value]
 
 

@@ -92,6 +92,7 @@ class TrainingSet(Dataset[Sample]):
 
     def _candidates(self, g: int) -> Iterator[int]:
         """Return source indices from place ``g`` of its epoch once around."""
+        assert g >= 0
         count = len(self.source)
         epoch, place = divmod(g, count)
         order = self._order(epoch)

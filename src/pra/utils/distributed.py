@@ -18,7 +18,9 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from pra.errors import PraError, reason_of
 from pra.utils.device import pick_device
@@ -71,8 +73,6 @@ class World:
         """Return ``how(values)`` of all ranks' values, computed on rank 0 and broadcast. Patient."""
         if self.size == 1:
             return how([value])
-        import torch.distributed as dist
-
         values: list[Any] | None = [None] * self.size if self.is_first else None
         with self.together():
             dist.gather_object(value, values, group=self.patient)
@@ -99,8 +99,6 @@ class World:
     def _reduced(self, values: Tensor, how: str, group: Any) -> Tensor:
         if self.size == 1:
             return values
-        import torch.distributed as dist
-
         found = values.clone()
         with self.together():
             dist.all_reduce(found, getattr(dist.ReduceOp, how), group=group)
@@ -116,7 +114,7 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            lost = "gloo" in str(error) or isinstance(error, torch.distributed.DistError)  # gloo has no class
+            lost = "gloo" in str(error) or isinstance(error, dist.DistError)  # gloo has no class
             if self.size == 1 or not lost:
                 raise
             raise PraError(LOST, code="lost") from None
@@ -145,8 +143,6 @@ def join() -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
-    import torch.distributed as dist
-
     world, store = _rendezvous(_variable("RANK", most=size - 1), size, _variable("LOCAL_RANK"))
     with ended_by_sigterm():  # torchrun's signal after a failure: clean up silently
         try:
@@ -163,9 +159,6 @@ def join() -> Iterator[World]:
 
 
 def _rendezvous(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
-    import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
-
     patience = timedelta(seconds=_variable("PRA_RENDEZVOUS_TIMEOUT", "300", least=1))
     try:
         with _hushed():
@@ -192,8 +185,6 @@ def own_part(store: Any, rank: int, size: int, patience: timedelta) -> Any:
 
     Raises RuntimeError after ``patience``.
     """
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-
     name = uuid.uuid4().hex
     if rank:
         store.set(f"pra/name-{rank}", name)
