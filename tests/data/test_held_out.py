@@ -57,8 +57,6 @@ def test_split_bad_held_out_images_are_refused(tmp_path: Path) -> None:
         refused(lambda opened=opened, config=config: split(opened, config, 0), part, code=code)
     refused(lambda: own_test_split("digits@test"), code="unsupported", name="digits@test")
 
-
-def test_split_share_of_a_stream_is_refused() -> None:
     class Stream(Part):
         lanes = 1
 

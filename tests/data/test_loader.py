@@ -139,7 +139,7 @@ def test_errors_of_workers_arrive_unchanged(damaged: Source) -> None:
     refused(lambda: next(batches(large, 0, 2)), code="mismatch", pixels="4x6", size="8x8")
 
 
-def test_load_images_are_not_augmented(numbered: Source) -> None:
+def test_load_images_does_not_augment_or_stop(numbered: Source, damaged: Source) -> None:
     images, labels = load_images(numbered, [4, 0, 4], (8, 8), 3, config(fit=Fit.PAD, flip=True))
     assert images.dtype == torch.uint8
     assert images.shape == (3, 3, 8, 8)
@@ -150,9 +150,6 @@ def test_load_images_are_not_augmented(numbered: Source) -> None:
     plain, _ = load_images(numbered, [1], (4, 4), 1, config())
     assert torch.equal(load_images(numbered, [1], (4, 4), 1, how)[0], plain)
     assert load_images(numbered, [], (4, 4), 1, how)[0].shape == (0, 1, 4, 4)
-
-
-def test_load_images_corrupt_follow_the_policy(damaged: Source) -> None:
     refused(lambda: load_images(damaged, [0, 1], (4, 6), 1, config()), code="unreadable", where=damaged.where(1))
     skip = config(on_corrupt=OnCorrupt.SKIP)
     assert load_images(damaged, [0, 1, 4], (4, 6), 1, skip)[0].amax((1, 2, 3)).tolist() == [0, 3, 5]

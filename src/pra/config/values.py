@@ -48,21 +48,17 @@ def model_from_dict(values: Any, where: str) -> AnyModelConfig:
 
 
 def override(config: T, path: str, text: str) -> T:
-    """``override(run, "train.optimizer.lr", "1e-3")``: return a copy with one field replaced.
-
-    Raises:
-        PraError: no such field (the nearest name is given), or a value of the wrong type or range.
-    """
+    """``override(run, "train.optimizer.lr", "1e-3")``: :func:`apply_settings` of one line."""
     return apply_settings(config, [f"{path}={text}"])
 
 
 def apply_settings(config: T, settings: Iterable[str]) -> T:
-    """``apply_settings(run, ["train.optimizer.lr=1e-3"])``: :func:`override` by lines, as ``--set`` takes them.
+    """``apply_settings(run, ["train.optimizer.lr=1e-3"])``: return a copy, changed by lines as ``--set`` takes them.
 
     Settings that must fit together are checked when all lines are read.
 
     Raises:
-        PraError: as :func:`override`, or a line without ``=``.
+        PraError: no such field (the nearest name is given), a value of the wrong type or range, a line without ``=``.
     """
     kind, values = type(config), to_dict(config)
     for setting in settings:
