@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from PIL import Image
 
@@ -22,7 +22,7 @@ from pra.data.prepare import convert, cover
 from pra.data.source import Encoded, Source
 from pra.data.tars import CLASSES, INDEX
 from pra.errors import PraError
-from pra.utils.files import PLAN, begin_partial, check_free, partial_folder, write_atomically
+from pra.utils.files import PLAN, begin_partial, check_free, new_file, partial_folder, write_atomically
 from pra.utils.locks import LOCK, locked
 from pra.utils.progress import Progress
 from pra.utils.provenance import file_sha256
@@ -86,28 +86,22 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
         return _finish(partial, folder, source, list(shards), packing)
 
 
-class Packable(NamedTuple):
-    """One image to write: its number, label, kind and file; ``problem`` instead if it is left out."""
+def encode(source: Source, packing: Packing, block: Sequence[int]) -> list[dict[str, bytes] | str]:
+    """Return the members of each image of a range, by their names; a problem instead if it is left out.
 
-    number: int
-    label: int
-    kind: str = ""
-    data: bytes = b""
-    problem: str | None = None
-
-
-def encode(source: Source, packing: Packing, block: Sequence[int]) -> list[Packable]:
-    """Read a range of images and encode them; a corrupt one that must not be left out is a PraError."""
-    found = []
+    A corrupt image that must not be left out is a PraError.
+    """
+    found: list[dict[str, bytes] | str] = []
     for index in block:
-        label, where = int(source.labels[index]), source.where(index)
+        where = source.where(index)
         try:
-            found.append(Packable(index, label, *_encoded(source, packing, index)))
+            kind, data = _encoded(source, packing, index)
+            found.append({f"{index:08d}.{kind}": data, f"{index:08d}.cls": str(source.labels[index]).encode()})
         except CorruptImage as error:
             if not packing.skip_corrupt:
                 fix = "Replace it, or leave such images out with --skip-corrupt"
                 raise PraError(f"{where}: {error.problem}. {fix}", "unreadable", where=where) from error
-            found.append(Packable(index, label, problem=f"{where}: {error.problem}"))
+            found.append(f"{where}: {error.problem}")
     return found
 
 
@@ -152,23 +146,19 @@ def _write_missing(source: Source, shards: dict[Path, Sequence[int]], packing: P
             _write_shard(path, itertools.chain.from_iterable(itertools.islice(files, len(parts))), bar)
 
 
-def _write_shard(path: Path, images: Iterable[Packable], bar: Progress) -> None:
+def _write_shard(path: Path, images: Iterable[dict[str, bytes] | str], bar: Progress) -> None:
     record: dict[str, Any] = {"url": path.name, "nsamples": 0, "skipped": []}
-
-    def write(file: IO[bytes]) -> None:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for image in images:
-                bar.update(1)
-                if image.problem is not None:
-                    record["skipped"].append(image.problem)
-                    continue
-                for kind, data in ((image.kind, image.data), ("cls", str(image.label).encode())):
-                    member = tarfile.TarInfo(f"{image.number:08d}.{kind}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-                record["nsamples"] += 1
-
-    write_atomically(path, write)
+    with new_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for image in images:
+            bar.update(1)
+            if isinstance(image, str):
+                record["skipped"].append(image)
+                continue
+            for name, data in image.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+            record["nsamples"] += 1
     record |= {"filesize": path.stat().st_size, "sha256": file_sha256(path)}
     write_atomically(_record(path), lambda file: file.write(json.dumps(record).encode()))
 
