@@ -173,19 +173,15 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     import datasets
 
     seen: list[tuple[int, int]] = []
-    shard, skip = datasets.IterableDataset.shard, datasets.IterableDataset.skip
+    shard = datasets.IterableDataset.shard
 
-    def noted_shard(rows: Any, pieces: int, piece: int) -> Any:
+    def noted(rows: Any, pieces: int, piece: int) -> Any:
         part = shard(rows, pieces, piece)
-        part.piece = piece
+        skip = part.skip
+        part.skip = lambda count: seen.append((piece, count)) or skip(count)
         return part
 
-    def noted_skip(rows: Any, count: int) -> Any:
-        seen.append((rows.piece, count))
-        return skip(rows, count)
-
-    monkeypatch.setattr(datasets.IterableDataset, "shard", noted_shard)
-    monkeypatch.setattr(datasets.IterableDataset, "skip", noted_skip)
+    monkeypatch.setattr(datasets.IterableDataset, "shard", noted)
     return seen
 
 
