@@ -186,8 +186,8 @@ def test_data_commands_pack_and_check(photos: str, tmp_path: Path, capsys: pytes
         (["data", "check", "digits", "--workers", "-1"], "--workers must lie in [0, 1024], got -1"),
         (["data", "pack", "digits", "/"], "/ exists already"),
         (["data", "pack", "digits", "new", "--quality", "101"], "quality must lie in [1, 100], got 101"),
-        (["data", "pack", "digits", "new", "--size", "0"], "size must be positive and finite, got 0"),
-        (["data", "pack", "digits", "new", "--shard-images", "0"], "shard_images must be positive and finite, got 0"),
+        (["data", "pack", "digits", "new", "--size", "0"], "size must lie in [1, 1e+06], got 0"),
+        (["data", "pack", "digits", "new", "--shard-images", "0"], "shard_images must lie in [1, 1e+09], got 0"),
         (["data", "pack", "digits", "new", "--format", "gif"], "format gif is unknown. Use jpg, png, webp"),
     ):
         assert cli.main(line) == 2

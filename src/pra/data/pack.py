@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 from PIL import Image
 
-from pra.config.checks import PositiveInt, Settings, within, wrong
+from pra.config.checks import Settings, within, wrong
 from pra.data.images import CorruptImage
 from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable, reading
 from pra.data.prepare import convert, cover
@@ -42,10 +42,10 @@ class Packing(Settings):
     webp and jpg, which has full colour resolution. A corrupt image stops the packing unless ``skip_corrupt``.
     """
 
-    size: PositiveInt | None = None
+    size: Annotated[int, within(1, 10**6)] | None = None
     format: str | None = None
     quality: Annotated[int, within(1, 100)] = 95
-    shard_images: PositiveInt = 10_000
+    shard_images: Annotated[int, within(1, 10**9)] = 10_000
     skip_corrupt: bool = False
 
     def __post_init__(self) -> None:
