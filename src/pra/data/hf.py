@@ -55,7 +55,7 @@ def open_hf(name: str, text: str) -> HFDataset | HFStream:
     """Open ``NAME?key=value&...``; keys are the fields of :class:`Choice`."""
     path, _, query = text.partition("?")
     if path.endswith("@test"):
-        raise PraError(f"it is not a name. Write hf:{path.removesuffix('@test')}?split=test")
+        raise PraError(f"a split is a setting. Write hf:{path.removesuffix('@test')}?split=test")
     settings = dict(parse_qsl(query, keep_blank_values=True))
     if "path" in settings:
         raise PraError("no setting 'path'. Write hf:PATH?key=value", "unknown")
