@@ -152,10 +152,8 @@ SHORTEST_AVERAGE, LONGEST_AVERAGE = 0.001, 0.28
 def check_length(length: float, where: str = "averages") -> None:
     """Check that the relative length of a power-function average is in range."""
     if not SHORTEST_AVERAGE <= length <= LONGEST_AVERAGE:
-        allowed = f"[{SHORTEST_AVERAGE}, {LONGEST_AVERAGE}], such as 0.05 or 0.1"
-        raise wrong(
-            where, length, f"is out of range for the relative length of an average. Use one in {allowed}", "invalid"
-        )
+        problem = "is out of range for the relative length of an average. Use one in"
+        raise wrong(where, length, f"{problem} [{SHORTEST_AVERAGE}, {LONGEST_AVERAGE}], such as 0.05", "invalid")
 
 
 class Precision(enum.Enum):
