@@ -21,14 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
-LONGEST = (
-    "test_readme.py",
-    "test_parallel.py",
-    "test_loop.py",
-    "test_studies.py",
-    "test_package.py",
-    "test_inception.py",
-)
+LONGEST = ("test_readme.py", "test_parallel.py", "test_loop.py", "test_package.py", "test_inception.py")
 """Files that take a minute or so each: begun first, they do not keep one worker at it when the others are done."""
 
 

@@ -1,6 +1,6 @@
 """Screenshots of the web demo for docs/demo.md: of RUN, of ONE and OTHER side by side, of the model that pra ships.
 
-python tests/support/demo_screenshots.py RUN ONE OTHER PICTURE CLASS docs/images
+python tests/demo_screenshots.py RUN ONE OTHER PICTURE CLASS docs/images
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def main(run: Path, one: Path, other: Path, picture: Path, label: str, folder: P
 
 def opened(browser: Any, address: str, size: dict[str, int]) -> Any:
     page = browser.new_page(viewport=size)
+    page.set_default_timeout(PATIENCE)
     page.goto(address)
-    page.get_by_role("button", name="Generate").wait_for(timeout=PATIENCE)
     return page
 
 
@@ -62,22 +62,22 @@ def shoot(page: Any, path: Path, whole: bool = False) -> None:
 
 def generate(page: Any) -> None:
     page.get_by_role("button", name="Generate").click()
-    page.get_by_text("pictures in").first.wait_for(timeout=PATIENCE)
+    page.get_by_text("pictures in").first.wait_for()
 
 
 def complete(page: Any, picture: Path, label: str) -> None:
     page.get_by_role("tab", name="Complete").click()
     page.locator("#upload input[type=file]").set_input_files(picture)
-    page.locator(".upload img").wait_for(timeout=PATIENCE)
+    page.locator(".upload img").wait_for()
     page.get_by_label("Class").last.click()
     page.get_by_role("option", name=label, exact=True).click()
     page.get_by_role("button", name="Complete", exact=True).click()
-    page.get_by_text("pictures in").last.wait_for(timeout=PATIENCE)
+    page.get_by_text("pictures in").last.wait_for()
 
 
 def about(page: Any) -> None:
     page.get_by_role("tab", name="About").click()
-    page.locator(".about h4:visible").first.wait_for(timeout=PATIENCE)
+    page.locator(".about h4:visible").first.wait_for()
 
 
 if __name__ == "__main__":

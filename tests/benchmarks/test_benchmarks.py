@@ -12,8 +12,8 @@ import fine_tune
 import first_image
 import loaders
 import pytest
-from PIL import Image
 from support.refusal import refused
+from support.training import pictures
 
 
 def test_commands_are_timed_each_in_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -30,33 +30,27 @@ def test_commands_are_timed_each_in_a_folder_of_its_own(tmp_path: Path) -> None:
     refused(lambda: first_image.timed(fails, tmp_path / "fails"), "pip install ended with 1: no such package")
 
 
-@pytest.mark.parametrize("no_cache", [False, True])
-def test_what_a_newcomer_types(tmp_path: Path, no_cache: bool) -> None:
+def test_commands_are_those_that_a_newcomer_types(tmp_path: Path) -> None:
     project = first_image.copied(tmp_path / "checkout")
     assert (project / "src" / "pra" / "shipped" / "model.safetensors").exists()
     assert not list(project.rglob("__pycache__"))
-    steps = first_image.commands(project, tmp_path, no_cache)
-    venv, install, sample, again = [[str(word) for word in words] for _, words in steps]
-    assert venv == [sys.executable, "-m", "venv", str(tmp_path / "venv")]
-    assert ("--no-cache-dir" in install) == no_cache
-    assert install[-1] == str(project)
-    assert Path(install[install.index("-c") + 1]).is_file()
-    assert sample == again
-    assert sample[-2:] == [str(tmp_path / "venv" / "bin" / "pra"), "sample"]
+    for no_cache in (False, True):
+        steps = first_image.commands(project, tmp_path, no_cache)
+        venv, install, sample, again = [[str(word) for word in words] for _, words in steps]
+        assert venv == [sys.executable, "-m", "venv", str(tmp_path / "venv")]
+        assert ("--no-cache-dir" in install) == no_cache
+        assert install[-1] == str(project)
+        assert Path(install[install.index("-c") + 1]).is_file()
+        assert sample == again
+        assert sample[-2:] == [str(tmp_path / "venv" / "bin" / "pra"), "sample"]
 
 
 @pytest.mark.filterwarnings("ignore:a state dimension varies little")  # in four pictures
 def test_fine_tuning_is_measured_as_training_from_scratch(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number in range(8):
-        place = tmp_path / "pictures" / ("dark" if number % 4 < 2 else "bright")
-        place.mkdir(parents=True, exist_ok=True)
-        Image.linear_gradient("L").resize((8, 8)).point(lambda grey, n=number: grey // (n + 1)).save(
-            place / f"{number}.png"
-        )
-    source, out = f"folder:{tmp_path / 'pictures'}", tmp_path / "out"
-    fine_tune.main(trained, source, out, lower=(10,), steps=(2,), scratch=(2,))
+    out = tmp_path / "out"
+    fine_tune.main(trained, pictures(tmp_path / "pictures", "aabbaabb"), out, lower=(10,), steps=(2,), scratch=(2,))
     head, before, tuned, scratch = capsys.readouterr().out.splitlines()
     assert head == "4 pictures to train on, 4 to measure on"
     told = [[term.split()[-2:] for term in line.split(", ")] for line in (before, tuned, scratch)]

@@ -30,13 +30,6 @@ there = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def calls(model: nn.Module, images: int = 2) -> tuple[int, torch.Tensor]:
     """How often its head is asked for a batch, and the images."""
     asked: list[int] = []
@@ -69,13 +62,11 @@ def test_peers_have_our_sizes_and_evaluations(evaluations: int) -> None:
     refused(lambda: flow_model(LEARNED, 2), "square images, not 6x8")
 
 
-def test_peers_without_such_evaluations_are_refused() -> None:
+def test_peers_that_cannot_be_compared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(lambda: flow_model(SQUARE, 5), "5 is not even")
     refused(lambda: flow_model(SQUARE, 0), "0 is not even")
     refused(lambda: diffusion_model(SQUARE, 4), "odd number of at least 3, not 4")
-
-
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(lambda: peers.main("tiny:jit", threads="1"), "generates no patch after another")
     ar_diffusion.library.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refused(lambda: flow_model(SQUARE, 2), "autoregressive-diffusion-pytorch", install_command("bench"))
@@ -91,10 +82,6 @@ def test_every_row_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert {row["evaluations"] for row in found["results"] if row["name"] == "diffusion model"} == {3}
 
 
-def test_a_run_of_what_has_no_patches_in_a_row() -> None:
-    refused(lambda: peers.main("tiny:jit", threads="1"), "generates no patch after another")
-
-
 def test_ratios_are_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([(2.0, 8.0), (1.0, 1.0), (6.0, 4.0), (2.0, 2.0), (5.0, 9.0), (1.0, 3.0)])
     monkeypatch.setattr(peers, "taken", lambda work: next(seconds))
@@ -102,8 +89,6 @@ def test_ratios_are_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (clock.median, clock.lowest, clock.highest) == (3.0, 2.0, 5.0)
     assert (processor.median, processor.lowest, processor.highest) == (3.0, 2.0, 8.0)
 
-
-# --- SphereAR -------------------------------------------------------------------------------------------------
 
 MODEL = """
 from flash_attn import flash_attn_func
@@ -161,9 +146,6 @@ def test_attention_in_place_of_flash_attention() -> None:
         seen = scores.masked_fill(hidden, -torch.inf) if causal else scores
         expected = torch.einsum("bhqk,bkhd->bqhd", seen.softmax(-1), v)
         torch.testing.assert_close(sphere_ar._attention(q, k, v, causal=causal), expected)
-
-
-# --- quality --------------------------------------------------------------------------------------------------
 
 
 def test_what_each_needs() -> None:

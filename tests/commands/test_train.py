@@ -30,7 +30,8 @@ def test_train_tells_what_it_does_and_what_comes_next(
     call: Pra, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "write_report", write_report)
-    code, text, errors = call("train", "tiny", "--run-dir", "my run", "--data", pictures("data"), *QUICK)
+    command = ("train", "tiny", "--run-dir", "my run", "--data", pictures("data"))
+    code, text, errors = call(*command, *QUICK)
     assert (code, errors) == (0, [])
     lines = text.splitlines()
     assert lines[:2] == [
@@ -43,6 +44,7 @@ def test_train_tells_what_it_does_and_what_comes_next(
     assert pra.load("my run").classes == ("cat", "dog")
     assert call(*shlex.split(lines[-1])[2:], "--labels", "dog", "--seeds", "0", "--out", "out").code == 0
     assert [path.name for path in Path("out").iterdir()] == ["0001-dog-seed000000.png"]
+    assert "trained 1 steps to 4" in call(*command, "--steps", "4", *QUICK[2:]).out  # with the classes of its data
 
 
 def test_options_and_settings_reach_the_configuration(call: Pra) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.data import picture
+from support.data import picture, turned
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +28,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> str:
-    """Seven pictures of three classes in several formats and modes."""
+    """Seven pictures of three classes in several formats and modes; cat/1.png is to be turned."""
     pictures = {
         "cat/0.jpg": picture(40, 60, 0),
-        "cat/1.png": picture(30, 20, 1),
+        "cat/1.png": picture(20, 30, 1),
         "cat/2.webp": picture(33, 33, 2),
         "dog/3.bmp": picture(20, 25, 3),
         "dog/4.jpg": picture(50, 40, 4, "L"),
@@ -43,5 +43,5 @@ def photos(tmp_path: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         if image.mode == "RGBA":
             image.putalpha(100)
-        image.save(path)
+        image.save(path, exif=turned() if name == "cat/1.png" else b"")
     return f"folder:{tmp_path}/photos"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
 from support.refusal import refused
 from torch import Tensor
 
-import pra
-from pra.config import DataConfig, apply_settings
+from pra.config import DataConfig
 from pra.data import open_source
 from pra.data.held_out import Part, split
 from pra.data.source import own_test_split
@@ -60,8 +57,6 @@ def test_split_bad_held_out_images_are_refused(tmp_path: Path) -> None:
         refused(lambda opened=opened, config=config: split(opened, config, 0), part, code=code)
     refused(lambda: own_test_split("digits@test"), code="unsupported", name="digits@test")
 
-
-def test_split_share_of_a_stream_is_refused() -> None:
     class Stream(Part):
         lanes = 1
 
@@ -70,17 +65,3 @@ def test_split_share_of_a_stream_is_refused() -> None:
 
     stream = Stream(open_source("digits"), np.arange(10))
     refused(lambda: split(stream, DataConfig(source="digits", validation=0.1), 0), "is a stream", "Name a source")
-
-
-@pytest.mark.parametrize(
-    ("settings", "parts"),
-    [
-        (["data.validation=1.5"], ("validation 1.5", "between 0 and 1")),
-        (["data.validation=0"], ("between 0 and 1",)),
-        (["data.validation=[1]"], ("expected float or str",)),
-        (["train.validate_every=10"], ("validate_every 10", "no held-out images")),
-        (["train.validate_every=-1"], ("validate_every",)),
-    ],
-)
-def test_settings_bad_validation_is_refused(settings: list[str], parts: Sequence[str]) -> None:
-    refused(lambda: apply_settings(pra.recipe("tiny"), settings), *parts)

@@ -1,21 +1,26 @@
-"""Hugging Face data sets from local files, whole and streamed."""
+"""Hugging Face data sets from local files, whole and streamed in lanes."""
 
 from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.data import jpeg, picture, same_batches, same_jpeg, write_parquet
+import torch
+from support.data import config, jpeg, picture, same_batches, same_jpeg, write_parquet
 from support.refusal import refused
 
-from pra.data import open_source
+from pra.data import TrainingSet, batches, hf, loader, open_source
+from pra.data.hf import LANES, UNIT, Lanes
 from pra.data.images import CorruptImage
 
 STREAM = "&streaming=true&window=4"
+SIZES = (6, 8, 7, 6, 6, 9, 6, 9)
+"""Rows of the files."""
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +36,12 @@ def rows(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "id": (hub.Value("int64"), lambda i: 10**15 if i == 1 else i),
     }
     write_parquet(path / "train.parquet", range(11), **labels)
+    hub.Dataset.from_parquet(str(path / "train.parquet")).save_to_disk(path / ".saved")
     return path
 
 
 @pytest.mark.parametrize("stream", ["", STREAM])
-@pytest.mark.parametrize("file", ["", "/train.parquet"])
+@pytest.mark.parametrize("file", ["", "/train.parquet", "/.saved/data-00000-of-00001.arrow"])
 def test_hf_rows_are_read_in_any_order(rows: Path, file: str, stream: str) -> None:
     source = open_source(f"hf:{rows}{file}?label=animal{stream}")
     assert source.classes == ("cat", "dog", "emu")
@@ -55,15 +61,6 @@ def test_hf_labels_of_any_kind(rows: Path, label: str, classes: Any, labels: lis
     assert (source.classes, source.labels[:4].tolist(), len(source)) == (tuple(classes), labels, 11)
 
 
-@pytest.mark.parametrize("stream", ["", STREAM])
-def test_hf_arrow_file_is_read(hub: Any, rows: Path, tmp_path: Path, stream: str) -> None:
-    hub.Dataset.from_parquet(str(rows / "train.parquet")).save_to_disk(tmp_path)
-    [file] = tmp_path.glob("*.arrow")
-    source = open_source(f"hf:{file}?label=animal{stream}")
-    assert source.labels.tolist() == [i % 3 for i in range(11)]
-    assert same_jpeg(source.image(9), 9)
-
-
 @pytest.mark.usefixtures("hub")
 def test_hf_folder_of_images_names_classes(tmp_path: Path) -> None:
     for name in ("cat/0.png", "cat/1.png", "dog/0.png"):
@@ -76,11 +73,6 @@ def test_hf_folder_of_images_names_classes(tmp_path: Path) -> None:
         assert (np.asarray(source.image(2)) == np.asarray(picture(seed=9))).all()
     path.unlink()
     refused(lambda: source.image(2), f"{path}: No such file", code="unreadable", where=source.where(2))
-
-
-def test_hf_resumes_in_the_middle_of_an_epoch(rows: Path) -> None:  # a stream: in test_lanes.py
-    one = open_source(f"hf:{rows}?label=animal")
-    same_batches(one, pickle.loads(pickle.dumps(one)), start=14, stop=26)
 
 
 @pytest.mark.usefixtures("cache")
@@ -104,9 +96,8 @@ def test_hf_corrupt_images_are_named(hub: Any, tmp_path: Path) -> None:
         source = open_source(f"hf:{tmp_path}/x.parquet?label=none{stream}")
         for index, problem in enumerate(("cannot be decoded", "has no image")):
             where = source.where(index)
-            refused(lambda i=index: source.image(i), problem, code="unreadable", where=where)  # noqa: B023
-            with pytest.raises(CorruptImage):
-                source.image(index)
+            error = refused(lambda i=index: source.image(i), problem, code="unreadable", where=where)  # noqa: B023
+            assert isinstance(error, CorruptImage)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +110,7 @@ def test_hf_corrupt_images_are_named(hub: Any, tmp_path: Path) -> None:
         ("?image=none&label=none", "invalid", ["'none'"]),
         ("?label=image", "invalid", ["'image' holds no classes"]),
         ("?label=some", "invalid", ["row 0 has class -1", "label=none"]),
-        ("?label=id", "invalid", ["row 1 of hf:", "class 1000000000000000", "label=none"]),
+        ("?label=id", "invalid", ["row 1: class 1000000000000000", "label=none"]),
         ("?label=animal&split=test", "unreadable", ["test"]),
         ("?config=big&label=animal", "unreadable", ["'big' not found"]),
         ("?lable=label", None, ["lable", "did you mean 'label'?"]),
@@ -145,12 +136,7 @@ def test_hf_bad_paths_are_refused(rows: Path, tmp_path: Path) -> None:
     for stream in ("", STREAM):
         name = f"hf:{tmp_path}/train.parquet?label=animal{stream}"
         refused(lambda name=name: open_source(name), code="unreadable", name=name)
-    saved = tmp_path / "saved"
-    saved.mkdir()
-    for name in ("state.json", "dataset_dict.json"):
-        (saved / name).write_text("{}")
-        refused(lambda: open_source(f"hf:{saved}"), "save_to_disk", "to_parquet", code="unreadable", path=saved)
-        (saved / name).unlink()
+    refused(lambda: open_source(f"hf:{rows}/.saved"), "save_to_disk", code="unreadable", name=f"hf:{rows}/.saved")
 
 
 def test_stream_that_breaks_off_is_refused(rows: Path, tmp_path: Path) -> None:
@@ -162,3 +148,115 @@ def test_stream_that_breaks_off_is_refused(rows: Path, tmp_path: Path) -> None:
     refused(lambda: source.image(6), "Start again", row=6)
     data.unlink()
     refused(lambda: pickle.loads(pickle.dumps(source)).image(0), code="unreadable", name=source.name)
+
+
+@pytest.fixture(scope="module")
+def files(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of files with rows 0 to 56, the image ``i`` that of seed ``i``."""
+    folder = tmp_path_factory.mktemp("stream")
+    for number, end in enumerate(np.cumsum(SIZES).tolist()):
+        labels = {"label": (hub.ClassLabel(num_classes=3), lambda i: i % 3)}
+        write_parquet(folder / f"train-{number}.parquet", range(end - SIZES[number], end), **labels)
+    return folder
+
+
+@pytest.fixture
+def stream(files: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Opens the data set as a stream."""
+    monkeypatch.setattr(hf, "UNIT", 2)
+    return lambda: open_source(f"hf:{files}?streaming=true&window=24")
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The pieces that are opened for images, and at which row."""
+    import datasets
+
+    seen: list[tuple[int, int]] = []
+    shard = datasets.IterableDataset.shard
+
+    def noted(rows: Any, pieces: int, piece: int) -> Any:
+        part = shard(rows, pieces, piece)
+        skip = part.skip
+        part.skip = lambda count: seen.append((piece, count)) or skip(count)
+        return part
+
+    monkeypatch.setattr(datasets.IterableDataset, "shard", noted)
+    return seen
+
+
+def test_stream_has_the_rows_of_all_files_in_order(stream: Callable[[], Any], read: list[tuple[int, int]]) -> None:
+    for _ in range(2):  # the second time with the labels kept by the first
+        source = stream()
+        assert (len(source), source.lanes) == (57, 8)
+        assert source.labels.tolist() == [i % 3 for i in range(57)]
+    assert all(same_jpeg(source.image(index), index) for index in (54, 55, 56, 49))
+    # The window of each lane is three rows, the last file has rows 48 to 56; going back begins it again.
+    assert read == [(7, 6), (7, 0)]
+    assert all(same_jpeg(source.image(index), index) for index in (0, 5, 6, 8, 7, 21, 20, 33, 56, 55))
+
+
+def test_stream_workers_share_the_reading(stream: Callable[[], Any], read: list[tuple[int, int]]) -> None:
+    """Of four workers, as a DataLoader gives them their batches, each reads two files, once."""
+    for worker in range(4):
+        read.clear()
+        data = TrainingSet(stream(), (8, 8), 3, config(), seed=0)
+        for batch in range(worker, 24, 4):  # until the shortest lane ends: from there the others move up
+            assert [data[g].index for g in (2 * batch, 2 * batch + 1)] == [2 * batch, 2 * batch + 1]
+        assert read == [(worker, 0), (worker + 4, 0)]
+    read.clear()
+    list(batches(TrainingSet(stream(), (8, 8), 3, config(), seed=0), 0, 3, stop=114))
+    assert sorted(read) == sorted(2 * [(piece, 0) for piece in range(8)])
+
+
+def test_stream_resumes_anywhere(stream: Callable[[], Any]) -> None:
+    source = stream()
+    same_batches(source, pickle.loads(pickle.dumps(source)), start=54, stop=76, workers=2)
+
+
+def test_stream_starts_no_worker_without_a_lane(
+    stream: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(loader, "from_workers", lambda work, blocks, workers, **_: started.append(workers))
+    source = stream()
+    for workers in (0, 8, 12):
+        assert not recwarn.list
+        batches(TrainingSet(source, (8, 8), 3, config(workers=workers), seed=0), 0, 2)
+    assert started == [0, 8, 8]
+    (warning,) = recwarn.list
+    assert "at 8 place(s) at once: of 12 data.workers 8 are started" in str(warning.message)
+    assert "\n" not in str(warning.message)
+
+
+def test_lanes_shuffle_within_their_windows() -> None:
+    shared = Lanes(np.array([0, 300, 301, 700, 1000]), window=400)
+    assert (shared.count, shared.lane_window) == (4, 100)
+    orders = [shared.arranged(torch.randperm(1000), 1000 * epoch) for epoch in range(2)]
+    for order in orders:
+        assert order.sort().values.tolist() == list(range(1000))
+        for first, last in ((0, 300), (300, 301), (301, 700), (700, 1000)):
+            lane = order[(order >= first) & (order < last)] - first
+            assert (lane // 100).diff().ge(0).all()
+            assert last - first < 2 or not lane[:100].equal(lane[:100].sort().values)
+    assert orders[0][:UNIT].max() < 300
+    assert orders[0][UNIT] == 300
+    assert not orders[0].equal(orders[1])
+    one = Lanes(np.array([0, 50]), window=20).arranged(torch.randperm(50), 0)
+    assert [sorted(part.tolist()) for part in one.split(20)] == [[*range(20)], [*range(20, 40)], [*range(40, 50)]]
+
+
+@pytest.mark.parametrize(("readers", "lanes_of_each"), [(1, 16), (2, 8), (8, 2), (16, 1), (96, 1), (12, 4)])
+def test_lanes_readers_meet_the_same_in_every_epoch(readers: int, lanes_of_each: int) -> None:
+    """Readers in turn: the workers of all processes."""
+    count = LANES * UNIT * 12 + 5  # not a multiple of anything
+    starts = np.linspace(0, count, 3 * LANES + 1).astype(int)
+    shared = Lanes(starts, window=1000)
+    met: list[set[tuple[int, int]]] = [set() for _ in range(readers)]
+    for epoch in range(3):
+        order, start = shared.arranged(torch.randperm(count), epoch * count), epoch * count
+        for place in range(-start % UNIT, count - 3 * LANES * UNIT, UNIT):  # lanes end at slightly other places
+            reader = (start + place) // UNIT % readers
+            met[reader] |= {(epoch, shared.place(int(index))[0]) for index in order[place : place + UNIT : 8]}
+    for epoch in range(3):
+        assert max(len({lane for e, lane in own if e == epoch}) for own in met) == lanes_of_each

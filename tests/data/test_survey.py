@@ -26,9 +26,8 @@ def damaged(photos: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_check_reports_every_image(damaged: Path, workers: int) -> None:
-    report = check(open_source(f"folder:{damaged}"), 34, workers)
+def test_check_reports_every_image(damaged: Path) -> None:
+    report = check(open_source(f"folder:{damaged}"), 34, workers=1)
     assert report["images"] == 7
     found = [(image["index"], image["where"]) for image in report["corrupt"]]
     assert found == [(1, f"{damaged}/cat/1.png"), (4, f"{damaged}/dog/4.jpg")]
@@ -42,7 +41,7 @@ def test_check_reports_every_image(damaged: Path, workers: int) -> None:
 
 
 def test_check_names_the_first_of_equal_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "BLOCK", 2)
+    monkeypatch.setattr(survey, "PIECE", 2)
     for number, size in enumerate(((9, 9), (8, 8), (8, 8), (12, 10), (10, 12))):
         noisy(tmp_path / f"{number}.png", size)
     report = check(open_source(f"folder:{tmp_path}"), None, workers=0)

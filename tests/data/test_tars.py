@@ -1,8 +1,9 @@
-"""ImageNet's tar, and the index of tars."""
+"""ImageNet's tar, WebDataset shards on disk, and the index of both."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import pickle
 import tarfile
@@ -37,9 +38,8 @@ def test_imagenet_tar_is_read_in_place(tar: Path, capfd: pytest.CaptureFixture[s
 def test_tar_source_is_shared_with_other_processes(tar: Path) -> None:
     source = open_source(f"imagenet-tar:{tar}")
     source.image(0)  # opens the file
-    assert same_jpeg(pickle.loads(pickle.dumps(source)).image(1), 4)
-    assert same_jpeg(source.image(2), 5)
-    same_batches(source, source, stop=8, workers=2)
+    same_batches(source, pickle.loads(pickle.dumps(source)), start=4, stop=12)
+    same_batches(source, source, start=4, stop=12, workers=2)
 
 
 def test_tar_index_is_reused_until_the_tar_changes(tar: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -118,20 +118,104 @@ def test_tar_source_corrupt_or_lost_image_is_named(tar: Path) -> None:
     refused(lambda: elsewhere.image(0), "No such file", code="unreadable", where=f"n02/n02_3.JPEG in {tar}")
 
 
-def test_tar_source_keeps_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars, "OPEN_FILES", 1)
-    for number in range(3):
-        (tmp_path / f"{number}.tar").write_bytes(shard(number))
-    source, before = open_source(f"wds:{tmp_path}"), len(os.listdir("/proc/self/fd"))
-    assert all(same_jpeg(source.image(index), index) for index in (0, 1, 2, 0, 2, 1))
-    assert len(os.listdir("/proc/self/fd")) == before + 1
-
-
 def test_tar_source_closes_the_least_recently_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tars, "OPEN_FILES", 2)
     for number in range(3):
         (tmp_path / f"{number}.tar").write_bytes(shard(number))
-    source, opened = open_source(f"wds:{tmp_path}"), list[str]()
+    source, opened, before = open_source(f"wds:{tmp_path}"), list[str](), len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(tars, "FileIO", lambda path: opened.append(path.stem) or FileIO(path))
     assert all(same_jpeg(source.image(index), index) for index in (0, 1, 0, 2, 0, 1))
     assert opened == ["0", "1", "2", "1"]
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three shards with images 0 to 6."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, images in enumerate(((0, 1, 2), (3, 4), (5, 6))):
+        (folder / f"a-{number}.tar").write_bytes(shard(*images))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["DIR", "DIR/a-{0..2}.tar", "DIR/a-*.tar", "DIR/*", "DIR/{a-0,a-1,a-2}.tar", "DIR/a-[0-9].tar", "./a-*"],
+)
+def test_wds_patterns_find_the_shards(
+    shards: Path, pattern: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if "{" in pattern:
+        pytest.importorskip("braceexpand", reason="braceexpand is in the extra 'wds'")
+    monkeypatch.chdir(shards)
+    name = f"wds:{pattern.replace('DIR', str(shards))}"
+    source = open_source(name)
+    assert source.name == name
+    assert source.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert source.labels.dtype == np.int64
+    assert source.classes == ("0", "1", "2")
+    assert all(same_jpeg(source.image(index), index) for index in (6, 0, 4, 3, 1))
+    assert source.where(4) == f"0004.jpg in {'a-1.tar' if pattern.startswith('.') else shards / 'a-1.tar'}"
+    capfd.readouterr()
+    assert len(open_source(name)) == 7
+    assert "indexing" not in capfd.readouterr().err
+
+
+def test_wds_index_follows_shards_and_class_names(shards: Path) -> None:
+    assert open_source(f"wds:{shards}").classes == ("0", "1", "2")
+    (shards / "classes.json").write_text(json.dumps(["cat", "dog", "emu", "fox"]))
+    assert open_source(f"wds:{shards}").classes == ("cat", "dog", "emu", "fox")
+    (shards / "a-1.tar").write_bytes(shard(4))
+    assert open_source(f"wds:{shards}").labels.tolist() == [0, 1, 2, 1, 2, 0]
+    (shards / "a-3.tar").write_bytes(shard(7))
+    assert open_source(f"wds:{shards}").labels.tolist() == [0, 1, 2, 1, 2, 0, 1]
+
+
+def test_wds_members_may_be_of_other_kinds_or_one_class(tmp_path: Path) -> None:
+    files = {"x/b.cls": b" 1\n", "x/b.json": b"{}", "x/b.seg.png": b"", "x/b.PNG": b"?", "x/._b.jpg": b""}
+    (tmp_path / "s.tar").write_bytes(tar_of(files | {"a.webp": b"?", "a.cls": b"0"}))
+    source = open_source(f"wds:{tmp_path}/s.tar")
+    assert [source.where(i).split()[0] for i in range(len(source))] == ["x/b.PNG", "a.webp"]
+    assert source.labels.tolist() == [1, 0]
+    (tmp_path / "s.tar").write_bytes(shard(1, 2, classes=None))
+    source = open_source(f"wds:{tmp_path}")
+    assert (source.classes, source.labels.tolist()) == (("image",), [0, 0])
+
+
+def test_wds_bad_patterns_are_refused(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/a.txt").write_text("")
+    for path in (shards / "b-*.tar", tmp_path / "other/*.tar", tmp_path / "other/*", shards / "b.tar"):
+        pattern = path.parent if path.name == "*.tar" else path
+        refused(lambda pattern=pattern: open_source(f"wds:{pattern}"), "KEY.cls", code="missing", path=path)
+    pytest.importorskip("braceexpand", reason="braceexpand is in the extra 'wds'")
+    refused(lambda: open_source(f"wds:{shards}/a-{{0..3}}.tar"), code="missing", path=shards / "a-3.tar")
+    for braces, part in (("{0,0}.tar", f"{shards}/a-0.tar is in it twice"), ("{0..2.tar", "{000..146}")):
+        name = f"wds:{shards}/a-{braces}"
+        refused(lambda name=name: open_source(name), part, code="invalid", name=name)
+
+
+def test_wds_bad_shards_are_refused(shards: Path) -> None:
+    whole, image = shard(3, 4), {"a.jpg": jpeg()}
+    bad, inside = shards / "a-1.tar", f"a.jpg in {shards}/a-1.tar"
+    for data, code, parts in (
+        (whole[: len(whole) // 3], "unreadable", (str(bad), "uncompressed tar")),
+        (b"text" * 1000, "unreadable", (str(bad), "uncompressed tar")),
+        (tar_of(image), "mismatch", (inside,)),
+        (tar_of(image | {"a.cls": b"cat"}), "invalid", ("a.cls", "holds b'cat'")),
+        (tar_of(image | {"a.cls": b"-1"}), "invalid", ("a.cls", "holds b'-1'")),
+        (tar_of(image | {"a.cls": b"999999999"}), "invalid", (inside, "999999999", "classes.json")),
+        (tar_of(image | {"a.png": b""}), "conflict", ("a.jpg and a.png",)),
+    ):
+        bad.write_bytes(data)
+        refused(lambda: open_source(f"wds:{shards}"), *parts, code=code)
+    bad.write_bytes(whole)
+    for data in (b'["cat", "dog"]', b'{"cat": 0}', b"["):
+        (shards / "classes.json").write_bytes(data)
+        refused(lambda: open_source(f"wds:{shards}"), "classes.json", code="unreadable")
+    (shards / "classes.json").unlink()
+    for name in ("a-0.tar", "a-1.tar", "a-2.tar"):
+        (shards / name).write_bytes(tar_of({"a.txt": b"", "a.cls": b"1"}))
+    refused(lambda: open_source(f"wds:{shards}"), code="missing", path=shards / "a-0.tar")
+    assert not list(shards.glob("*.npz"))

@@ -1,7 +1,4 @@
-"""What the documentation's site is made with: the figures, links that leave docs/, names of code in docstrings.
-
-The site itself is built, strictly, by `make docs`.
-"""
+"""Figures, links, quoted code and the layout in the docs. The site itself is built, strictly, by `make docs`."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ import pytest
 from PIL import Image
 from support.pages import ROOT, script
 from support.refusal import refused
+from support.training import tiny, train
 
 import pra
 
@@ -24,7 +22,7 @@ def figures() -> ModuleType:
     return script(ROOT / "examples" / "figures.py")
 
 
-def test_the_figures_of_a_run(figures: ModuleType, trained: Path, tmp_path: Path) -> None:
+def test_figures_of_a_run_show_the_inputs_of_training(figures: ModuleType, trained: Path, tmp_path: Path) -> None:
     figures.main(trained, tmp_path)
     names = ["method-inputs.png", "method-sampling.png", "method-training.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -34,21 +32,16 @@ def test_the_figures_of_a_run(figures: ModuleType, trained: Path, tmp_path: Path
             darkest, brightest = picture.convert("L").getextrema()
             assert picture.width > 1000
             assert (darkest < 50, brightest) == (True, 255)
-
-
-def test_the_inputs_in_the_figure_are_those_of_training(figures: ModuleType, trained: Path) -> None:
     example = figures.Example(trained)
     _, shown = example.trained_on()
     read = pra.method.rollout.parallel(example.model, example.states, example.t_min, example.keys)
     assert (example.model.patchify(shown)[:, :-1] - read).abs().max() < 1e-5
 
 
-def test_no_figures_without_states(figures: ModuleType, trained: Path, tmp_path: Path) -> None:
+def test_figures_without_states_are_refused(figures: ModuleType, tmp_path: Path) -> None:
     refused(lambda: figures.main(tmp_path / "nothing", tmp_path), "no run at")
-    pixels = tmp_path / "pixels"
-    run = pra.config.apply_settings(pra.recipe("tiny:teacher-forced"), ["train.steps=1", "train.sample_every=0"])
-    pra.train(run, pixels, device="cpu", progress=False)
-    refused(lambda: figures.main(pixels, tmp_path), "has no learned states")
+    train(tiny("train.steps=1", recipe="tiny:teacher-forced"), tmp_path / "pixels")
+    refused(lambda: figures.main(tmp_path / "pixels", tmp_path), "has no learned states")
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -59,9 +52,8 @@ def rendered(page: str, text: str) -> str:
     return str(script(ROOT / "docs" / "hooks.py").on_page_markdown(text, of, None, None))
 
 
-@pytest.mark.parametrize(
-    ("page", "text", "there"),
-    [
+def test_links_that_leave_the_docs_are_rewritten() -> None:
+    for page, text, there in (
         ("evidence.md", "[table](../studies/noise/README.md)", "[table](studies/noise/README.md)"),
         ("evidence.md", "![FID](../studies/noise/a.png)", "![FID](studies/noise/a.png)"),
         ("api/a.md", "[table](../../studies/noise/README.md)", "[table](../studies/noise/README.md)"),
@@ -71,19 +63,17 @@ def rendered(page: str, text: str) -> str:
         ("evidence.md", "[script](../benchmarks/rollout.py)", "script"),
         ("evidence.md", "[page](method.md) and [one](https://arxiv.org/)", None),
         ("api/a.md", "[page](../method.md)", None),
-    ],
-)
-def test_links_that_leave_the_docs(page: str, text: str, there: str | None) -> None:
-    assert rendered(page, text) == (there or text)
+    ):
+        assert rendered(page, text) == (there or text)
 
 
 def test_quoted_code_is_the_source() -> None:
-    for name in ("method.md", "extend.md"):
+    functions = (pra.sampling.generate, pra.sampling.Steps.integrate)
+    for name, quoted in (
+        ("method.md", [textwrap.dedent(inspect.getsource(function)) for function in functions]),
+        ("extend.md", [path.read_text() for path in (ROOT / "examples" / "extend").glob("*.py")]),
+    ):
         page = rendered(name, (ROOT / "docs" / name).read_text())
-        quoted = [path.read_text() for path in (ROOT / "examples" / "extend").glob("*.py")]
-        if name == "method.md":
-            functions = (pra.sampling.generate, pra.sampling.Steps.integrate)
-            quoted = [textwrap.dedent(inspect.getsource(function)) for function in functions]
         assert all(text in page for text in quoted)
         assert "<!-- source:" not in page
         assert "<!-- file:" not in page
@@ -97,3 +87,16 @@ def test_names_of_code_in_docstrings_become_links() -> None:
     assert '<autoref optional identifier="pra.config.values.override"><code>override</code></autoref>' in text
     assert '<autoref optional identifier="dataclasses.replace"><code>dataclasses.replace</code></autoref>' in text
     assert ":func:" not in text
+
+
+def test_layout_names_every_room_and_no_import_goes_up(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="draws the layout")
+    layout = script(ROOT / "docs" / "layout.py")
+    inside = {path.stem for path in layout.PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert inside - {"__init__", "__main__"} == set(layout.ROOMS)
+    found = layout.imports()
+    assert found["sampling"] >= {"models", "method"}  # they are read
+    assert layout.upwards(found) == []
+    assert layout.upwards({"models": {"config", "training"}}) == [("models", "training")]
+    layout.draw(tmp_path / "layout.png")
+    assert (tmp_path / "layout.png").stat().st_size > 10_000

@@ -1,7 +1,6 @@
 """The commands in the README and the docs are ones that there are: programs, scripts, options, names, make targets.
 
-Each is parsed by what parses it, and not run (test_readme.py runs the ``sh`` blocks). Those of the other blocks that a
-tiny run answers in a moment run here.
+Each is parsed by what parses it, and not run: test_readme.py runs the ``sh`` blocks and some of the others.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ import contextlib
 import functools
 import inspect
 import io
-import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,42 +23,37 @@ from support.pages import PAGES, ROOT, command_lines, commands, script, spans
 from torch.distributed.run import get_args_parser
 
 from pra import cli, recipe
-from pra.commands import train
 from pra.commands.program import VERBOSE, parse_command
 from pra.config import apply_settings
 from pra.errors import PraError
-from pra.training import callbacks
 from studies import command as laboratory
 from studies.catalogue import find_study
 from studies.settings import find_scale, find_setting
 
-OTHERS = {"apt", "sudo", "mkdir", "cp", "find", "export", ".", "hf"}
+OTHERS = {"sbatch", "apt", "sudo", "mkdir", "cp", "find", "export", ".", "hf"}
 """Programs that are not ours."""
 
 
-class RefusedError(Exception):
-    """A command that would not run."""
-
-
-# --- who parses what ----------------------------------------------------------------------------------------
-
-
-def check(words: Sequence[str]) -> None:
-    """Parse one command, as what runs it does. Raises :class:`RefusedError` where it would be refused."""
+def check(words: Sequence[str]) -> str:
+    """Parse one command, as what runs it does. Return why it would be refused, or nothing."""
     program, rest = words[0].replace("python3", "python"), list(words[1:])
-    parsers = {"pra": pra, "python": python, "torchrun": torchrun, "make": make, "pip": pip, "sbatch": sbatch}
+    parsers = {"pra": pra, "python": python, "torchrun": torchrun, "make": make, "pip": pip}
+    files = [word for word in rest if word.endswith((".py", ".sh", ".txt"))]
+    if missing := [file for file in files if not (ROOT / file).is_file()]:
+        return f"no file {missing[0]}"
+    if program == "sbatch" and not files:
+        return "no job"
+    if program not in parsers:
+        return "" if program in OTHERS else f"no program {program}"
     said = io.StringIO()
     try:
-        if program in parsers:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                parsers[program](rest)
-        elif program not in OTHERS:
-            raise RefusedError(f"no program {program}")
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            parsers[program](rest)
     except PraError as error:
-        raise RefusedError(str(error)) from None
+        return str(error)
     except SystemExit as end:
-        if end.code:
-            raise RefusedError(said.getvalue()) from None
+        return said.getvalue() or str(end.code) if end.code else ""
+    return ""
 
 
 def named_values(work: functools.partial[object]) -> dict[str, Any]:
@@ -88,17 +82,14 @@ def python(words: list[str]) -> None:
         return [find_setting(one) for one in (values["setting"] or "").split(",") if one] and None
     if words[:2] == ["-m", "venv"]:
         return None
-    path = ROOT / words[0]
-    if not path.is_file():
-        raise RefusedError(f"no script {words[0]}")
-    module, rest = script(path), words[1:]
+    module, rest = script(ROOT / words[0]), words[1:]
     if hasattr(module, "parse"):
         return module.parse(rest) and None
     if hasattr(module, "tyro"):
         return tyro.cli(functools.wraps(module.main)(lambda *_, **__: None), args=rest)
     places = list(inspect.signature(module.main).parameters)
     if len(rest) != len(places) or any(word.startswith("-") for word in rest):
-        raise RefusedError(f"{words[0]} takes {' '.join(places)}")
+        sys.exit(f"{words[0]} takes {' '.join(places)}")
     return None
 
 
@@ -106,48 +97,29 @@ def torchrun(words: list[str]) -> None:
     """By torch's parser, which may take an option of ours for the beginning of one of its own."""
     found = get_args_parser().parse_args(words)
     if (found.module, found.training_script) != (True, "pra"):
-        raise RefusedError("torchrun starts something else than -m pra")
+        sys.exit("torchrun starts something else than -m pra")
     pra(found.training_script_args)
 
 
 def make(words: list[str]) -> None:
     done = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RefusedError(done.stderr)
+    sys.exit(done.returncode and done.stderr)
 
 
 def pip(words: list[str]) -> None:
-    """The extras that are installed, and the file of constraints."""
+    """The extras that are installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for word in words:
         name, _, extras = word.rstrip("]").partition("[")
-        if name in (".", project["name"]) and set(filter(None, extras.split(","))) - set(
-            project["optional-dependencies"]
-        ):
-            raise RefusedError(f"no extra {extras}")
-    if "-c" in words and not (ROOT / words[words.index("-c") + 1]).is_file():
-        raise RefusedError("no such file of constraints")
-
-
-def sbatch(words: list[str]) -> None:
-    """The job's script, which passes its arguments on to ``pra train``."""
-    if not any(word.endswith(".sh") and (ROOT / word).is_file() for word in words):
-        raise RefusedError("no such job")
-
-
-# --- the pages ----------------------------------------------------------------------------------------------
+        unknown = set(filter(None, extras.split(","))) - set(project["optional-dependencies"])
+        if name in (".", project["name"]) and unknown:
+            sys.exit(f"no extra {unknown}")
 
 
 def refused(page: Path) -> list[str]:
     """The commands of a page's blocks that would be refused, with the reasons."""
-    wrong = []
-    for line in command_lines(page):
-        try:
-            for words in commands(line):
-                check(words)
-        except RefusedError as reason:
-            wrong.append(f"{line}: {reason}")
-    return wrong
+    reasons = ((line, check(words)) for line in command_lines(page) for words in commands(line))
+    return [f"{line}: {reason}" for line, reason in reasons if reason]
 
 
 def unknown(page: Path) -> list[str]:
@@ -161,10 +133,7 @@ def named(span: str, options: set[str]) -> bool:
     if words[0].startswith("--"):
         return words[0].partition("=")[0] in options
     if words[0] in ("python", "torchrun", "make", "pip") and words[1:]:
-        try:
-            check([word for word in words if word != "..."])
-        except RefusedError:
-            return False
+        return not check([word for word in words if word != "..."])
     return words[0] != "pra" or not words[1:] or named_command(words[1:])
 
 
@@ -219,7 +188,7 @@ def test_commands_that_there_are_not_are_refused(tmp_path: Path) -> None:
         ("python -m studies noise --setting fashion-63", "no setting 'fashion-63'"),
         ("pra show && pra sho", "no command 'sho'"),
         ("python -m pra sample RUN \\\n    --sedes 3", "unrecognized options: --sedes"),
-        ("python benchmarks/nothing.py", "no script benchmarks/nothing.py"),
+        ("python benchmarks/nothing.py", "no file benchmarks/nothing.py"),
         ("python benchmarks/rollout.py --repeat 3", "--repeat"),
         ("python examples/held_out.py digits RUN out", "the numbers of images"),
         ("python examples/figures.py RUN", "takes run folder"),
@@ -227,8 +196,10 @@ def test_commands_that_there_are_not_are_refused(tmp_path: Path) -> None:
         ("torchrun --nproc-per-node 8 -m pra -- sample RUN --nmu 9", "unrecognized options: --nmu"),
         ("torchrun --nproc-per-node 8 pra train digits", "something else"),
         ("make everything", "everything"),
-        ("pip install 'pra-pixels[everything]'", "no extra everything"),
-        ("sbatch examples/slurm/nothing.sh digits", "no such job"),
+        ("pip install 'pra-pixels[everything]'", "no extra {'everything'}"),
+        ("pip install . -c constraint.txt", "no file constraint.txt"),
+        ("sbatch --nodes 2 digits", "no job"),
+        ("sbatch examples/slurm/nothing.sh digits", "no file examples/slurm/nothing.sh"),
         ("prah sample", "no program prah"),
     ):
         page.write_text(f"Text.\n\n```console\n$ {line}\noutput\n```\n\n- in a list\n\n  ```sh\n  pra show\n  ```\n")
@@ -248,38 +219,3 @@ def test_names_in_the_text_are_looked_up(tmp_path: Path) -> None:
     )  # fmt: skip
     page.write_text("Text with `" + "` and `".join(there + missing) + "` in it.\n\n```console\n$ `pra smaple`\n```\n")
     assert unknown(page) == list(missing)
-
-
-# --- those that a tiny run answers ---------------------------------------------------------------------------
-
-FEWER = {
-    "--steps 2000": "--steps 2", "runs/own-icons": "runs/fashion", "runs/demo": "runs/fashion",
-    "pra train digits": "pra train tiny --device cpu --set train.sample_every=0", "_every=100": "_every=4",
-}  # fmt: skip
-"""What is changed in a command, so that it takes a moment."""
-
-
-def test_what_takes_a_moment_runs(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
-    monkeypatch.setattr(train, "write_report", lambda run: None)
-    shutil.copytree(trained, tmp_path / "runs" / "fashion")
-    for page, beginning, made in (
-        ("performance.md", "pra sample runs/fashion --solver", "samples.png"),
-        ("performance.md", "pra distill runs/fashion", "runs/fashion-distilled"),
-        ("performance.md", "pra sample runs/fashion-distilled", "samples-2.png"),
-        ("own-data.md", "pra export runs/own-icons", "icons-model/README.md"),
-        ("recipes.md", "pra train digits --run-dir runs/averages", "runs/averages/checkpoints/step-00000004"),
-        ("recipes.md", "pra sample runs/averages", "samples-3.png"),
-        ("recipes.md", "pra average runs/averages", "runs/averages/checkpoints/step-00000020/power-0.08.safetensors"),
-        ("share.md", "pra push runs/demo alice/digits --dry-run", "look/model.safetensors"),
-    ):
-        (line,) = [line for line in command_lines(ROOT / "docs" / page) if line.startswith(beginning)]
-        for long, short in FEWER.items():
-            line = line.replace(long, short)
-        ((_, *words),) = commands(line)
-        with contextlib.chdir(tmp_path):
-            assert cli.main(words) == 0, capsys.readouterr().err
-        assert capsys.readouterr().out
-        assert (tmp_path / made).exists()

@@ -1,59 +1,101 @@
 """Every `sh` and `python` block of the README and the docs runs, in order, in an empty folder.
 
-Trainings are cut to a few steps of small batches, sets to a few images, the classifier of the features to one epoch.
-`console` blocks, such as installation and long trainings, are parsed alone: test_docs_commands.py.
+Trainings are cut to a few steps of small models, sets to a few images, classifiers to one epoch. `console` blocks are
+parsed alone (test_docs_commands.py), but for commands that take a moment when they are cut as well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
+import itertools
 import re
+import runpy
 import shlex
-import subprocess
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.pages import PAGES, ROOT, blocks
+from support.pages import PAGES, ROOT, blocks, command_lines
 
 from pra import cli
+from pra.commands import train
+from pra.evaluation import probe
+from pra.training import callbacks
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-STEPS = 4
-IMAGES = 40
+SHORTER = {
+    r" +#.*": "",
+    r"--steps \d{2,}": "--steps 6",  # the second command of a pair still takes more steps
+    r"^(pra train (?!.*--steps).*)": r"\1 --steps 4",
+    r"train digits": "train tiny",
+    r"train fashion-64": "train fashion-64 --set train.batch_size=4 --set model.backbone.depth=1",
+    r"(--from \S+)": r"\1 --set data.validation=0.001 --set train.batch_size=8",
+    r"show pra-l-256": "show tiny",
+    r"--num \d+": "--num 40",
+    r"(--layers?) 3": r"\1 1",
+    r"_every=100": "_every=2",
+    r"--seeds 0-\d+": "--seeds 0-1",
+    r"runs/own-icons": "runs/demo",
+}
+"""What is changed in a command, so that it takes a moment."""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, classifiers: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, classifiers: Path) -> Iterator[Path]:
     """An empty folder in which `make demo` has left a (hardly trained) runs/demo."""
     if not FASHION.exists():
         pytest.skip(f"{FASHION} is not there: apt install dataset-fashion-mnist")
     folder = tmp_path_factory.mktemp("stranger")
     (folder / "examples").symlink_to(ROOT / "examples")
-    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
-    in_this_process(["train", "digits", "--run-dir", "runs/demo", "--steps", str(STEPS)], folder, "the demo")
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "EPOCHS", 1)
+        with here(folder):
+            execute("pra train digits --run-dir runs/demo")
+        yield folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings draw no curves and write no report."""
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
+    monkeypatch.setattr(train, "write_report", lambda run: None)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_runs(page: Path, folder: Path, request: pytest.FixtureRequest) -> None:
+    if page.name != "README.md":
+        request.getfixturevalue("undrawn")
     if "import PRAPipeline" in page.read_text() and importlib.util.find_spec("torchvision") is not None:
         request.getfixturevalue("torchvision_shim")  # diffusers imports it where it is
-    for language, text in blocks(page, "sh", "python"):
-        if language == "python":
-            with here(folder):
+    with here(folder):
+        for language, text in blocks(page, "sh", "python"):
+            if language == "python":
                 exec(compile(text, page.name, "exec"), {"__name__": "__main__"})
-            continue
-        for line in map(shortened, text.splitlines()):
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["pra"] and not set(line) & set("*|<>$&"):
-                in_this_process(words[1:], folder, line)
             else:
-                in_a_shell(line, folder)
+                for line in text.splitlines():
+                    execute(line)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_console_commands_make_their_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for page, beginning, made in (
+        ("performance.md", "pra sample runs/fashion --solver", "samples.png"),
+        ("performance.md", "pra distill runs/fashion", "runs/fashion-distilled"),
+        ("performance.md", "pra sample runs/fashion-distilled", "samples-2.png"),
+        ("own-data.md", "pra export runs/own-icons", "icons-model/README.md"),
+        ("recipes.md", "pra train digits --run-dir runs/averages", "runs/averages/checkpoints/step-00000004"),
+        ("recipes.md", "pra sample runs/averages", "samples-3.png"),
+        ("recipes.md", "pra average runs/averages", "runs/averages/checkpoints/step-00000004/power-0.08.safetensors"),
+        ("share.md", "pra push runs/demo alice/digits --dry-run", "look/model.safetensors"),
+    ):
+        (line,) = [line for line in command_lines(ROOT / "docs" / page) if line.startswith(beginning)]
+        assert not (folder / made).exists()
+        with here(folder):
+            execute(line)
+        assert capsys.readouterr().out
+        assert (folder / made).exists()
 
 
 @contextlib.contextmanager
@@ -63,30 +105,25 @@ def here(folder: Path) -> Iterator[None]:
         yield
 
 
-def in_this_process(words: Sequence[str], folder: Path, line: str) -> None:
-    """The command as its script calls it, without the seconds that a new process takes to import torch."""
-    with here(folder):
+def execute(line: str) -> None:
+    """Run a command, cut, in this process: a new one takes seconds to import torch."""
+    for long, short in SHORTER.items():
+        line = re.sub(long, short, line)
+    assert not set(line) & set("|<>$&"), f"{line} needs a shell"
+    found = [sorted(map(str, Path().glob(word))) if "*" in word else [word] for word in shlex.split(line)]
+    program, *words = itertools.chain(*found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", words)
+        code: object = 0
         try:
-            code = cli.main(words)
+            if program == "pra":
+                code = cli.main(words)
+            else:
+                assert program == "python"
+                runpy.run_path(words[0], run_name="__main__")
         except SystemExit as end:
-            code = end.code or 0  # type: ignore[assignment]
+            code = end.code or 0
     assert code == 0, line
-
-
-def in_a_shell(command: str, folder: Path) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-
-
-def shortened(line: str) -> str:
-    """Fewer steps of smaller batches, fewer images. The second command of a pair still takes more steps."""
-    line = re.sub(r"--num \d+", f"--num {IMAGES}", line.partition(" #")[0])
-    if not line.startswith("pra train"):
-        return line
-    command, _, asked = line.partition(" --steps ")
-    batch = "" if "batch_size" in command else "--set train.batch_size=16"
-    return f"{command} --steps {STEPS + 2 if asked else STEPS} {batch}"
 
 
 def test_the_pages_have_blocks_and_the_pictures_they_show() -> None:

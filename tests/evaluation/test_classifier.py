@@ -102,7 +102,7 @@ def test_a_file_that_is_not_a_classifier_is_refused(tmp_path: Path) -> None:
 
 def test_recipe_reads_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=8))
+    monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=6))
     fitted = digits_classifier()
     assert fitted.accuracy is not None
     assert fitted.accuracy >= 0.95

@@ -9,14 +9,15 @@ import json
 import os
 import signal
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from support.judging import noise_pictures
+from support.files import contents
+from support.judging import noise_pictures, run_command, saved_model
 from support.models import BLIND, PIXEL, random_model
 from support.refusal import refused
 
@@ -25,7 +26,7 @@ from pra.commands.eval import evaluate_command
 from pra.data import open_source
 from pra.evaluation.collect import digest_sum
 from pra.evaluation.evaluate import Report
-from pra.evaluation.outputs import Outputs
+from pra.evaluation.outputs import publish, staged
 from pra.evaluation.samples import labels_like
 from pra.sampling.requests import Requests
 from pra.utils.distributed import ALONE
@@ -44,23 +45,16 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return noise_pictures(tmp_path_factory.mktemp("mixed"), COUNTS)
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model of these classes."""
-    return saved(tmp_path / "model", sorted(COUNTS))
-
-
-def saved(folder: Path, classes: list[str], **changes: Any) -> Path:
-    model = random_model(num_classes=len(classes), **changes)
-    model.classes = tuple(classes)
-    return pra.save(model, folder)
+    return saved_model(tmp_path_factory.mktemp("saved") / "model", sorted(COUNTS))
 
 
 def run(target: Path | None, **options: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*every class is sampled equally often")
-        given = {"features": "classifier", "device": "cpu", "num": 12, "settings": ("sampling.steps=1",)} | options
-        evaluate_command(target, **given)
+        run_command(evaluate_command, target, **{"num": 12, "settings": ("sampling.steps=1",)} | options)
 
 
 def provenance(path: Path) -> dict[str, Any]:
@@ -90,14 +84,14 @@ def test_labels_are_as_frequent_as_in_the_reference(model: Path, mixed: str, tmp
 
 
 def test_balanced_labels_warn_of_an_unbalanced_reference(model: Path, mixed: str, tmp_path: Path) -> None:
-    given: Any = {"reference": mixed, "features": "classifier", "device": "cpu", "settings": ("sampling.steps=1",)}
+    given: Any = {"reference": mixed, "settings": ("sampling.steps=1",)}
     with pytest.warns(UserWarning, match=r"69% of folder:.* are 'common'.*--labels reference") as warned:
-        evaluate_command(model, num=12, export_npz=tmp_path / "b.npz", **given)
+        run_command(evaluate_command, model, num=12, export_npz=tmp_path / "b.npz", **given)
     assert len(warned) == 1
     with np.load(tmp_path / "b.npz") as arrays:
         assert np.bincount(arrays["arr_1"]).tolist() == [4, 4, 4]
-    evaluate_command(model, num=12, labels="reference", **given)  # nothing to say
-    evaluate_command(tmp_path / "b.npz", **given | {"settings": ()})  # nothing to choose
+    run_command(evaluate_command, model, num=12, labels="reference", **given)  # nothing to say
+    run_command(evaluate_command, tmp_path / "b.npz", reference=mixed)  # nothing to choose
 
 
 def test_labels_that_cannot_be_had_are_refused(model: Path, mixed: str, tmp_path: Path) -> None:
@@ -108,7 +102,7 @@ def test_labels_that_cannot_be_had_are_refused(model: Path, mixed: str, tmp_path
     finished: Any = {"num": 5, "reference": mixed, "settings": ()}
     refuse(batch, **finished, labels="reference", code="conflict", fields={"option": "--labels reference"})
     refuse(model, reference=str(statistics), labels="reference", code="missing", fields={"path": statistics})
-    other = saved(tmp_path / "other", ["common", "rare", "common too"])
+    other = saved_model(tmp_path / "other", ["common", "rare", "common too"])
     parts = "class 2 is 'usual' in folder:", "'common too' in the model"
     refuse(other, *parts, reference=mixed, labels="reference", code="mismatch", fields={"option": "--labels reference"})
 
@@ -119,13 +113,13 @@ def test_reconstruction_needs_labels_of_the_same_meaning(
     asked: Any = {"reference": mixed, "reconstruction": True}
     with monkeypatch.context() as nothing_done:
         nothing_done.setattr("pra.evaluation.judging.fit_classifier", None)
-        fewer = saved(tmp_path / "fewer", ["common", "rare"])
+        fewer = saved_model(tmp_path / "fewer", ["common", "rare"])
         refuse(fewer, "has 3 classes, the model 2", **asked, code="mismatch", fields={"option": "--reconstruction"})
-        renamed = saved(tmp_path / "renamed", ["common", "sparse", "usual"])
+        renamed = saved_model(tmp_path / "renamed", ["common", "sparse", "usual"])
         refuse(renamed, "class 1 is 'rare'", "'sparse'", **asked, code="mismatch")
     run(model, **asked, out=tmp_path / "o.json")
     assert provenance(tmp_path / "o.json")["reconstruction"]["count"] == 12
-    blind = saved(tmp_path / "blind", ["one"], codec=BLIND.codec)  # its encoder sees no label
+    blind = saved_model(tmp_path / "blind", ["one"], codec=BLIND.codec)  # its encoder sees no label
     run(blind, **asked, weights=next(classifiers.iterdir()))
 
 
@@ -141,13 +135,11 @@ def test_one_file_for_two_outputs_is_refused(
     for other in ("in/x.npz", "in/../in/x.npz", "link/x.npz", tmp_path / "in" / "x.npz"):
         twice: Any = {"out": Path("in/x.npz"), "export_npz": Path(other)}
         refuse(model, "report and images", reference=mixed, **twice, code="conflict", fields={"path": other})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "link", "model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "link"]
 
 
 def outputs(folder: Path) -> dict[str, Path]:
-    return {
-        "out": folder / "o.json", "export_npz": folder / "b.npz", "export_statistics": folder / "s.npz"
-    }  # fmt: skip
+    return {"out": folder / "o.json", "export_npz": folder / "b.npz", "export_statistics": folder / "s.npz"}
 
 
 def test_what_fails_late_leaves_nothing(
@@ -155,7 +147,7 @@ def test_what_fails_late_leaves_nothing(
 ) -> None:
     (tmp_path / "out").mkdir()
     with monkeypatch.context() as broken:
-        broken.setattr("pra.evaluation.judging.reconstruct", interrupted)
+        broken.setattr("pra.evaluation.judging.reconstruct", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(model, reference=mixed, reconstruction=True, **outputs(tmp_path / "out"))
     assert not any((tmp_path / "out").iterdir())
@@ -171,37 +163,22 @@ def test_what_fails_late_leaves_nothing(
     assert "inception_score" in capsys.readouterr().out  # the figures are not lost
 
 
-def interrupted(*_: Any, **__: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def test_second_command_on_a_file_is_refused(tmp_path: Path) -> None:
-    wanted = Outputs(images=tmp_path / "b.npz")
-    with wanted.staged(ALONE) as staged:
-        assert staged.images is not None
-        staged.images.write_bytes(b"1")
-        busy = tmp_path / ".b.npz.eval"
-        refused(
-            lambda: wanted.staged(ALONE).__enter__(),
-            "is being filled by process", "choose another file", code="busy", path=busy,
-        )  # fmt: skip
-        wanted.publish(staged)
-    assert [path.name for path in tmp_path.iterdir()] == ["b.npz"]
-    assert (tmp_path / "b.npz").read_bytes() == b"1"
-
-
-def test_leftovers_of_a_killed_command_are_removed(tmp_path: Path) -> None:
-    folder = tmp_path / ".b.npz.eval"
+    files, folder = {"images": tmp_path / "b.npz"}, tmp_path / ".b.npz.eval"
     folder.mkdir()
-    for name in (".b.npz.abc", "b.npz", "b.npz.part1"):
+    for name in (".b.npz.abc", "b.npz", "b.npz.part1"):  # of a killed command
         (folder / name).touch()
-    with Outputs(images=tmp_path / "b.npz").staged(ALONE):
+    with staged(files, ALONE) as places:
         assert [path.name for path in folder.iterdir()] == [".lock"]
-    assert not any(tmp_path.iterdir())
+        places["images"].write_bytes(b"1")
+        parts = "is being filled by process", "choose another file"
+        refused(lambda: staged(files, ALONE).__enter__(), *parts, code="busy", path=folder)
+        publish(places, files)
+    assert contents(tmp_path) == {"b.npz": b"1"}
 
 
 def test_failure_to_publish_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = Outputs(report=tmp_path / "o.json", images=tmp_path / "b.npz")
+    files = {"report": tmp_path / "o.json", "images": tmp_path / "b.npz"}
     replace = os.replace
 
     def full(source: Path, target: Path) -> None:
@@ -211,45 +188,38 @@ def test_failure_to_publish_leaves_no_file(tmp_path: Path, monkeypatch: pytest.M
         replace(source, target)
 
     monkeypatch.setattr("pra.evaluation.outputs.os.replace", full)
-    with wanted.staged(ALONE) as staged:
-        for path in staged.named().values():
+    with staged(files, ALONE) as places:
+        for path in places.values():
             path.touch()
-        refused(lambda: wanted.publish(staged), "No space left", code="unwritable", path=tmp_path / "o.json")
+        refused(lambda: publish(places, files), "No space left", code="unwritable", path=tmp_path / "o.json")
     assert not any(tmp_path.iterdir())
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C raises, as it does in a terminal; a shell's background jobs begin with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize(("number", "end"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
 def test_command_stopped_by_a_signal_leaves_nothing(
-    number: signal.Signals, end: type[BaseException], model: Path, mixed: str, tmp_path: Path
+    model: Path, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "out").mkdir()
-    whole = Requests.part
+    out, whole = tmp_path / "out", Requests.part
+    out.mkdir()
+    signals = [signal.SIGTERM, signal.SIGINT]
 
     def stopped(self: Requests, indices: range) -> Any:
-        if indices.start == 8:
-            assert len(list((tmp_path / "out").iterdir())) == 3  # amid the images
-            os.kill(os.getpid(), number)
+        if indices.start == 8 and signals:
+            assert len(list(out.iterdir())) == 3  # amid the images
+            os.kill(os.getpid(), signals.pop(0))
         return whole(self, indices)
 
-    given: Any = {"reference": mixed, "labels": "reference", "batch_size": 4} | outputs(tmp_path / "out")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Requests, "part", stopped)
+    given: Any = {"reference": mixed, "labels": "reference", "batch_size": 4} | outputs(out)
+    monkeypatch.setattr(Requests, "part", stopped)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
+    for end, arguments in ((SystemExit, (128 + signal.SIGTERM,)), (KeyboardInterrupt, ())):
         with pytest.raises(end) as stop:
             run(model, **given)
-    assert end is not SystemExit or stop.value.args == (128 + signal.SIGTERM,)
-    assert not any((tmp_path / "out").iterdir())
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert stop.value.args == arguments
+        assert not any(out.iterdir())
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    signal.signal(signal.SIGINT, before)
     run(model, **given)
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert len(list(out.iterdir())) == 3
 
 
 # --- provenance ---------------------------------------------------------------------------------------------
@@ -284,40 +254,7 @@ def test_the_identity_of_images_knows_no_order(model: Path, mixed: str, tmp_path
     assert one["reference"]["images_sha256"] == by_definition(pixels.permute(0, 3, 1, 2))
 
 
-def test_provenance_goes_through_a_file_of_statistics(model: Path, mixed: str, tmp_path: Path) -> None:
-    statistics = tmp_path / "s.npz"
-    run(
-        model, reference=mixed, out=tmp_path / "a.json", export_statistics=statistics,
-        settings=("data.on_corrupt=skip", "sampling.steps=1"),
-    )  # fmt: skip
-    known = provenance(tmp_path / "a.json")
-    assert known["date"].endswith("+00:00")
-    assert known["seconds"] > 0
-    assert known["kid"] == {"subsets": 100, "size": 12}
-    assert known["precision_recall"] == {"neighbours": 3}
-    assert known["features"]["versions"] == {}  # torch alone
-    assert known["reference"]["prepared"] == {"on_small": "error", "on_corrupt": "skip"}
-    run(model, reference=str(statistics), out=tmp_path / "b.json")
-    assert provenance(tmp_path / "b.json")["comparable_sha256"] == known["comparable_sha256"]
-    for key in ("images_sha256", "prepared", "fit", "count", "sha256"):
-        assert provenance(tmp_path / "b.json")["reference"][key] == known["reference"][key]
-
-
 # --- messages -----------------------------------------------------------------------------------------------
-
-
-def test_command_tells_of_few_images_and_unkept_figures(
-    model: Path, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(model, reference=mixed)
-    said = capsys.readouterr().out
-    assert "12 images are few" in said
-    assert "not kept: --out FILE.json" in said
-    monkeypatch.setattr(importlib.import_module("pra.evaluation.evaluate"), "FEW", 12)  # a function has the short name
-    run(model, reference=mixed, out=tmp_path / "figures.json")
-    said = capsys.readouterr().out
-    assert "are few" not in said
-    assert "not kept" not in said
 
 
 def test_command_without_a_target_judges_the_shipped_model(
@@ -325,15 +262,24 @@ def test_command_without_a_target_judges_the_shipped_model(
 ) -> None:
     monkeypatch.setattr("pra.models.weights.SHIPPED", model)
     refuse(None, "the model that comes with pra", "--reference", code="missing")
+    run(None, reference=mixed)
+    said = capsys.readouterr().out
+    assert "12 images of the model that comes with pra against folder:" in said
+    assert "12 images are few" in said
+    assert "not kept: --out FILE.json" in said
+    monkeypatch.setattr(importlib.import_module("pra.evaluation.evaluate"), "FEW", 12)  # a function has the short name
     run(None, reference=mixed, out=tmp_path / "o.json")
+    said = capsys.readouterr().out
+    assert "are few" not in said
+    assert "not kept" not in said
     assert provenance(tmp_path / "o.json")["images"]["model"] == str(model)
-    assert "12 images of the model that comes with pra against folder:" in capsys.readouterr().out
 
 
 def test_command_on_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sampling = "sampling.guidance=2", "sampling.steps=1"
     run(
         trained, num=40, reconstruction=True, out=tmp_path / "a.json", export_npz=tmp_path / "b.npz",
-        export_statistics=tmp_path / "s.npz", settings=("sampling.guidance=2", "sampling.steps=1"),
+        export_statistics=tmp_path / "s.npz", settings=("data.on_corrupt=skip", *sampling),
     )  # fmt: skip
     report = json.loads((tmp_path / "a.json").read_text())
     assert set(report["figures"]) == {"adm", "torch-fidelity", "reconstruction"}
@@ -345,19 +291,26 @@ def test_command_on_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert known["images"]["seeds"] == "0-39"
     assert known["images"]["weights_sha256"] == file_sha256(Path(known["images"]["model"]) / "ema.safetensors")
     assert known["reference"]["name"] == "digits"
+    assert known["reference"]["prepared"] == {"on_small": "error", "on_corrupt": "skip"}
     assert known["reconstruction"] == {"source": "digits", "count": 40}
+    assert known["date"].endswith("+00:00")
+    assert known["seconds"] > 0
+    assert known["kid"] == {"subsets": 100, "size": 40}
+    assert known["precision_recall"] == {"neighbours": 3}
+    assert known["features"]["versions"] == {}  # torch alone
     assert "torch-fidelity" in capsys.readouterr().out
     # The batch against the statistics: the same figures, under the protocol that rounded it.
-    read: Any = {"reference": str(tmp_path / "s.npz"), "num": None, "settings": ()}
-    run(tmp_path / "b.npz", **read, out=tmp_path / "c.json")
-    figures = json.loads((tmp_path / "c.json").read_text())["figures"]["adm"]
-    expected = report["figures"]["adm"]
+    run(tmp_path / "b.npz", reference=str(tmp_path / "s.npz"), num=None, settings=(), out=tmp_path / "c.json")
+    again = json.loads((tmp_path / "c.json").read_text())
+    figures, expected = again["figures"]["adm"], report["figures"]["adm"]
     assert figures.pop("sfid") is expected.pop("sfid") is None
     assert figures == pytest.approx(expected, rel=1e-6)
+    assert again["provenance"]["comparable_sha256"] == known["comparable_sha256"]
+    for key in ("images_sha256", "prepared", "fit", "count", "sha256"):
+        assert again["provenance"]["reference"][key] == known["reference"][key]
     refuse(trained, f"{tmp_path}/a.json", out=tmp_path / "a.json")
     # Another arithmetic, other images.
-    rounded = {"num": 40, "settings": ("sampling.guidance=2", "sampling.steps=1"), "precision": "bfloat16"}
-    run(trained, **rounded, out=tmp_path / "d.json")
+    run(trained, num=40, settings=sampling, precision="bfloat16", out=tmp_path / "d.json")
     report = json.loads((tmp_path / "d.json").read_text())
     assert report["provenance"]["images"]["sampling"]["precision"] == "bfloat16"
     assert report["figures"]["adm"]["fid"] != expected["fid"]

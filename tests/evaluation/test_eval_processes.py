@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support import processes
+from support.judging import noise_pictures, run_command
 from support.refusal import refused
 
 from pra.commands.eval import evaluate_command
@@ -30,13 +31,8 @@ def two(*arguments: object, cache: Path) -> list[processes.Outcome]:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """20 digits of all classes, on which a classifier is fitted at once."""
-    folder, source = tmp_path_factory.mktemp("few"), open_source("digits")
-    for digit in range(10):
-        (folder / str(digit)).mkdir()
-        for index in [int(place) for place in np.flatnonzero(np.asarray(source.labels) == digit)[:2]]:
-            source.image(index).save(folder / str(digit) / f"{index}.png")
-    return f"folder:{folder}"
+    """20 pictures of ten classes, on which a classifier is fitted at once."""
+    return noise_pictures(tmp_path_factory.mktemp("few"), dict.fromkeys("0123456789", 2), (8, 8))
 
 
 def test_two_processes_agree_with_one(
@@ -44,10 +40,9 @@ def test_two_processes_agree_with_one(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache1"))
     monkeypatch.setenv(SWITCH, "0")  # compiling into an empty cache takes longer than all else
-    evaluate_command(
-        trained, reference=few, features="classifier", num=20, reconstruction=True, export_npz=tmp_path / "b1.npz",
-        export_statistics=tmp_path / "s1.npz", out=tmp_path / "o1.json", batch_size=10, device="cpu",
-        settings=("sampling.steps=1",),
+    run_command(
+        evaluate_command, trained, reference=few, num=20, reconstruction=True, export_npz=tmp_path / "b1.npz",
+        export_statistics=tmp_path / "s1.npz", out=tmp_path / "o1.json", batch_size=10, settings=("sampling.steps=1",),
     )  # fmt: skip
     leader, other = two(
         "eval", trained, "--reference", few, "--features", "classifier", "--num", 20, "--reconstruction",

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from PIL import Image
-from support.judging import noise_pictures
+from support.judging import noise_pictures, run_command, saved_model
 from support.models import random_model
 from support.refusal import refused
-from torch import Tensor
 
 import pra
 from pra.commands.eval import evaluate_command
 from pra.config import DataConfig, Precision, SamplingConfig
 from pra.data import Source, loader, open_source
-from pra.data.loader import read_ahead, reading
+from pra.data.loader import reading
 from pra.errors import PraError
 from pra.evaluation import rollout_gap
 from pra.evaluation.classifier import fit_classifier
@@ -44,7 +42,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def source(photos: Path) -> Source:
-    """The same, opened."""
     return open_source(f"folder:{photos}")
 
 
@@ -84,23 +81,21 @@ def test_batches_are_the_same(source: Source, started: list[int]) -> None:
 def test_the_command_takes_the_setting(
     photos: Path, tmp_path: Path, classifiers: Path, started: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = random_model(num_classes=3)
-    model.classes = ("a", "b", "c")
-    saved = pra.save(model, tmp_path / "model")
-    given: Any = {"reference": f"folder:{photos}", "features": "classifier", "device": "cpu", "batch_size": 10}
+    saved = saved_model(tmp_path / "model", ["a", "b", "c"])
     reports = []
-    for workers in (0, 2):
+    for workers in (0, 1):
         for name, target, settings in (("run", saved, ["sampling.steps=1"]), ("folder", photos, [])):
             out = tmp_path / f"{name}-{workers}.json"
-            evaluate_command(
-                target, num=12 if name == "run" else None, out=out, reconstruction=name == "run", **given,
+            run_command(
+                evaluate_command, target, reference=f"folder:{photos}", batch_size=10, out=out,
+                num=12 if name == "run" else None, reconstruction=name == "run",
                 settings=(*settings, f"data.workers={workers}"),
             )  # fmt: skip
             reports.append(json.loads(out.read_text())["figures"])
     assert reports[:2] == reports[2:]
     # The run's reference is read for the classifier, for the statistics and for reconstructions; of the folder the
     # pictures as well.
-    assert started == [0] * 6 + [2] * 6
+    assert started == [0] * 6 + [1] * 6
 
 
 def test_few_images_start_no_process(source: Source, started: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,30 +107,9 @@ def test_few_images_start_no_process(source: Source, started: list[int], monkeyp
         assert started.pop() == expected
 
 
-class Stream:
-    """A source that can only be read forward, at several places."""
-
-    lanes = 8
-
-    def __init__(self, source: Source) -> None:
-        self.name, self.classes, self.labels = source.name, source.classes, source.labels
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def image(self, index: int) -> Image.Image:
-        return self._source.image(index)
-
-    def where(self, index: int) -> str:
-        return self._source.where(index)
-
-    def arranged(self, order: Tensor, start: int) -> Tensor:
-        raise AssertionError("for training")
-
-
-def test_one_process_reads_a_stream(source: Source, started: list[int]) -> None:
-    none, two = (list(prepared(Stream(source), range(COUNT), SIZE, 3, how(n), 10)) for n in (0, 4))
+def test_one_process_reads_a_stream(source: Any, started: list[int]) -> None:
+    source.lanes, source.arranged = 8, lambda order, start: order  # as of a source that can only be read forward
+    none, two = (list(prepared(source, range(COUNT), SIZE, 3, how(workers), 10)) for workers in (0, 4))
     assert all(torch.equal(a.images, b.images) for a, b in zip(none, two, strict=True))
     assert started == [0, 1]
 
@@ -167,34 +141,14 @@ def test_errors_arrive_as_they_were_and_no_process_stays(
     assert started[-2:] == [2, 2]
 
 
-def _killed(indices: Any) -> tuple[Tensor]:
-    if 8 in indices:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return (torch.tensor(list(indices)),)
-
-
-def test_a_process_that_is_killed_is_one_line(source: Source, started: list[int]) -> None:
-    def take() -> None:
-        with reading(read_ahead(_killed, source, range(COUNT), 4, 2)) as stream:
-            for _ in stream:
-                pass
-
-    refused(take, "a process that prepares data has died", "data.workers")
-
-
 # --- the rollout gap ----------------------------------------------------------------------------------------
 
 
 def test_gap_samples_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = []
-
-    def opened(*arguments: Any) -> Sampler:
-        chosen.append(Sampler(*arguments))
-        return chosen[0]
-
+    opened = Mock(side_effect=Sampler)
     monkeypatch.setattr(rollout_gap, "Sampler", opened)
     model, config = random_model().eval(), pra.recipe("tiny").train
     rollout_gap.rollout_gap(
         model, config.rollout, torch.rand(3, 3, *SIZE), torch.arange(3), SamplingConfig(steps=1), config.objective
     )
-    assert [sampler.precision for sampler in chosen] == [Precision.FLOAT32]
+    assert [call.args[2] for call in opened.call_args_list] == [Precision.FLOAT32]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import contextlib
+import os
+import traceback
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from support import processes
+from torch import Tensor
 
-from pra.evaluation.dinov2 import DINOv2
+from pra.evaluation.features import Features, Published, exact
 
 SETTINGS = (
     "pass",
@@ -22,79 +26,76 @@ SETTINGS = (
     "torch.backends.cudnn.benchmark = True",
 )
 
-SCRIPT = """
-import os, sys, traceback
-import torch
-from pra.evaluation.features import exact
+KINDS = (
+    torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv
+)  # fmt: skip
 
-backends = torch.backends
-kinds = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
 
-def told(switch):
+def told(switch: Callable[[], Any]) -> Any:
     try:
         return switch()
     except RuntimeError:  # the older and the newer switches disagree
         return "mixed"
 
-def state():
-    all_kinds = backends, backends.cudnn, backends.cudnn.rnn, *kinds
-    switches = [lambda kind=kind: kind.fp32_precision for kind in all_kinds]
+
+def state() -> Any:
+    backends: Any = torch.backends
+    switches = [
+        lambda kind=kind: kind.fp32_precision for kind in (backends, backends.cudnn, backends.cudnn.rnn, *KINDS)
+    ]
     switches += [torch.get_float32_matmul_precision, lambda: backends.cuda.matmul.allow_tf32]
     switches += [lambda: backends.cudnn.allow_tf32]
     cudnn = backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic
     return [told(switch) for switch in switches], cudnn, torch.is_autocast_enabled("cpu")
 
-def check(setting, error):
+
+def check(setting: str) -> None:
+    backends: Any = torch.backends
     exec(setting)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         before = state()
-        try:
-            with exact(torch.device("cpu")):
-                assert [kind.fp32_precision for kind in kinds] == ["ieee"] * 4
-                assert backends.cuda.matmul.allow_tf32 is False and torch.get_float32_matmul_precision() == "highest"
-                assert not backends.cudnn.benchmark and backends.cudnn.deterministic
+        for error in (MemoryError, None):
+            with contextlib.suppress(MemoryError), exact(torch.device("cpu")):
+                assert [kind.fp32_precision for kind in KINDS] == ["ieee"] * 4
+                assert backends.cuda.matmul.allow_tf32 is False
+                assert torch.get_float32_matmul_precision() == "highest"
+                assert not backends.cudnn.benchmark
+                assert backends.cudnn.deterministic
                 assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32
                 torch.nn.functional.conv2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2))
                 if error:
-                    raise MemoryError
-        except MemoryError:
-            pass
-        assert state() == before, (before, state())
+                    raise error
+            assert state() == before, (setting, before, state())
     backends.fp32_precision = "ieee"  # what followed this one follows it still
     assert "backends.fp32_precision" not in setting or backends.cuda.matmul.fp32_precision == "ieee"
 
-for setting in sys.argv[1:]:
-    for error in (False, True):
-        child = os.fork()  # torch knows no way back from some mixtures of its older and newer switches
+
+def check_all(rank: int) -> None:
+    """Each in a process of its own: torch knows no way back from some mixtures of its older and newer switches."""
+    for setting in SETTINGS:
+        child = os.fork()
         if child == 0:
             try:
-                check(setting, error)
+                check(setting)
             except BaseException:
-                print(setting, traceback.format_exc(), file=sys.stderr, flush=True)
+                traceback.print_exc()
                 os._exit(1)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0, setting
-"""
 
 
 def test_exact_leaves_the_switches_as_they_were() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *SETTINGS], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert processes.api(1, check_all) == [0]
 
 
-class Network(nn.Module):
-    """In place of the transformer: keeps in which arithmetic it was called."""
+def test_published_network_is_read_in_exact_arithmetic() -> None:
+    seen = []
 
-    num_features = 3
+    def read(images: Tensor) -> Features:
+        seen.append((torch.backends.cuda.matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
+        return Features(images.float().mean(dim=(2, 3)), None, None)
 
-    def forward(self, images: Tensor) -> Tensor:
-        self.seen = torch.backends.cuda.matmul.fp32_precision, torch.is_autocast_enabled("cpu")
-        return images.mean(dim=(2, 3))
-
-
-def test_transformer_is_read_in_exact_arithmetic() -> None:
-    network = Network()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        DINOv2(network, "0" * 64, torch.device("cpu"))(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
-    assert network.seen == ("ieee", False)
+        Published("mean", 3, "0" * 64, torch.device("cpu"), read)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    assert seen == [("ieee", False)]
     assert torch.backends.cuda.matmul.fp32_precision != "ieee"

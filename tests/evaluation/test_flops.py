@@ -25,9 +25,9 @@ def run_of(model, rollout=config.Parallel(), **sampling):  # noqa: B008  frozen
     tiny = recipe("tiny")
     return replace(
         tiny,
-        model=model,
+        model=replace(model, image_size=sampling.pop("image_size", (4, 6))),
         train=replace(tiny.train, rollout=rollout),
-        sampling=replace(tiny.sampling, **sampling),
+        sampling=replace(tiny.sampling, **{"steps": 2, "times": None} | sampling),
     )
 
 
@@ -44,7 +44,12 @@ SDE = {"guidance": 2.0, "solver": config.Solver.EULER_MARUYAMA, "steps": 3}
 
 @pytest.mark.parametrize(
     ("name", "sampling"),
-    [*((name, GUIDED) for name in ALL), ("learned", {"guidance": 1.0}), ("pixel-x", SDE)],
+    [
+        *((name, GUIDED) for name in ALL),
+        ("learned", {"guidance": 1.0}),
+        ("learned", {"image_size": (2, 4)}),  # two patches, the shortest raster
+        ("pixel-x", SDE),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_sampling_counts_what_runs(name, sampling):
@@ -52,11 +57,6 @@ def test_sampling_counts_what_runs(name, sampling):
     parts = sampling_flops(run)
     assert sum(parts.values()) == measured(lambda: Sampler(PRA(run.model), run.sampling).sample([1], [2]))
     assert (parts["decoder"] == 0) == (run.model.codec is None)
-
-
-def test_sampling_counts_the_shortest_raster():
-    run = run_of(replace(ALL["learned"], image_size=(2, 4)))
-    assert sum(sampling_flops(run).values()) == measured(lambda: Sampler(PRA(run.model), run.sampling).sample([1], [2]))
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,10 @@ def test_sampling_counts_the_shortest_raster():
 )
 def test_training_counts_what_runs(name, rollout):
     run = run_of(ALL[name], rollout)
-    model = PRA(run.model)
     images, labels, keys = batch(run.model, 1)
 
     def step():
-        losses = training_losses(model, images, labels, keys, run.train.objective, rollout)
+        losses = training_losses(PRA(run.model), images, labels, keys, run.train.objective, rollout)
         torch.autograd.backward(losses.total)
 
     assert training_flops(run) == pytest.approx(measured(step), rel=0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,10 @@ from support.refusal import refused
 from torch import Tensor
 
 from pra.evaluation import metrics
-from pra.evaluation.collect import collect
 from pra.evaluation.evaluate import evaluate
-from pra.evaluation.features import Inception, inception
-from pra.evaluation.metrics import InceptionScore, Moments, Protocol
-from pra.evaluation.reference import summarise
+from pra.evaluation.features import DINOV2_SHA256, Features, Published, dinov2, inception
+from pra.evaluation.metrics import Moments, Protocol
+from pra.evaluation.reference import from_batches
 from pra.sampling.batches import Batch
 from pra.utils import extras
 from pra.utils.extras import install_command
@@ -54,7 +54,7 @@ def weights(port: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def extractor(weights: Path) -> Inception:
+def extractor(weights: Path) -> Published:
     return inception(weights, CPU)
 
 
@@ -65,23 +65,15 @@ def pixels(count: int, seed: int = 0, size: int = 20, channels: int = 3) -> Tens
     return torch.nn.functional.interpolate(coarse, size=(size, size + 3), mode="bilinear").to(torch.uint8)
 
 
-@pytest.fixture(scope="module")
-def theirs(port: Any, weights: Path) -> Any:
-    """torch-fidelity's extractor, as torch-fidelity makes it for its metrics."""
+def test_features_are_torch_fidelitys_and_adms(extractor: Published, port: Any, weights: Path) -> None:
+    """Spatial features are ADM's ``mixed_6/conv:0``: the first branch of the block, channels last, 7 of them."""
     from torch_fidelity.utils import create_feature_extractor
 
-    names = ["2048", "logits_unbiased"]
-    return create_feature_extractor(
-        "inception-v3-compat", names, cuda=False, verbose=False, feature_extractor_weights_path=str(weights)
-    )
-
-
-def test_features_are_torch_fidelitys_and_adms(extractor: Inception, theirs: Any, weights: Path) -> None:
-    """Spatial features are ADM's ``mixed_6/conv:0``: the first branch of the block, channels last, 7 of them."""
+    names, how = ["2048", "logits_unbiased"], {"cuda": False, "verbose": False}
+    theirs = create_feature_extractor("inception-v3-compat", names, feature_extractor_weights_path=str(weights), **how)
     images, block = pixels(2), []
-    handle = theirs.Mixed_6d.register_forward_hook(lambda module, inputs, output: block.append(output))
+    theirs.Mixed_6d.register_forward_hook(lambda module, inputs, output: block.append(output))
     expected_pool, expected_logits = theirs(images)
-    handle.remove()
     with torch.autocast("cpu", dtype=torch.bfloat16):  # is ignored
         pool, spatial, logits = extractor(images)
     assert torch.equal(pool, expected_pool)
@@ -92,119 +84,107 @@ def test_features_are_torch_fidelitys_and_adms(extractor: Inception, theirs: Any
     assert extractor.fingerprint == file_sha256(weights)
 
 
-def test_grey_is_shown_as_rgb_and_nothing_else_is_read(extractor: Inception) -> None:
+def test_grey_is_shown_as_rgb_and_nothing_else_is_read(extractor: Published) -> None:
     grey = pixels(1, channels=1)
     assert torch.equal(extractor(grey).pool, extractor(grey.repeat(1, 3, 1, 1)).pool)
     refused(lambda: extractor(pixels(1, channels=4)), code="mismatch", channels=4)
 
 
-# --- metric by metric, on features that make well-conditioned figures ---------------------------------------
-
-
-@pytest.fixture(scope="module")
-def features(port: Any) -> tuple[Tensor, Tensor]:
-    """Generated and real: ReLU-like, correlated, of different size and place."""
-    generator = torch.Generator().manual_seed(0)
-    mixing = torch.randn(48, 48, generator=generator)
-    real = torch.randn(900, 48, generator=generator) @ mixing / 7
-    generated = torch.randn(700, 48, generator=generator) @ mixing / 7 + 0.2
-    return generated.relu(), real.relu()
-
-
-def test_fid(features: tuple[Tensor, Tensor]) -> None:
+def test_figures_of_features_are_torch_fidelitys(port: Any) -> None:
+    """One by one, on correlated ReLU-like features of different size and place: figures are well-conditioned."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
-    statistics = [fid_features_to_statistics(rows) for rows in features]
-    expected = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
-    moments = [Moments(48), Moments(48)]
-    for rows, sums in zip(features, moments, strict=True):
-        for block in rows.split(64):
-            sums.update(block.numpy())
-    found = metrics.frechet_distance(*moments[0].gaussian, *moments[1].gaussian)
-    assert found == pytest.approx(expected, rel=1e-6)
-
-
-def test_inception_score(features: tuple[Tensor, Tensor]) -> None:
     from torch_fidelity.metric_isc import isc_features_to_metric
-
-    logits = features[0]
-    expected = isc_features_to_metric(logits)
-    score = InceptionScore(len(logits), Protocol.TORCH_FIDELITY)
-    for start in range(0, len(logits), 64):
-        score.update(logits[start : start + 64], start)
-    assert score.result() == pytest.approx(
-        (expected["inception_score_mean"], expected["inception_score_std"]), rel=1e-9
-    )
-
-
-def test_kid(features: tuple[Tensor, Tensor]) -> None:
     from torch_fidelity.metric_kid import kid_features_to_metric
-
-    # In float64, for torch-fidelity computes in the features' own type.
-    expected = kid_features_to_metric(*(rows.double() for rows in features), kid_subset_size=90, verbose=False)
-    found = metrics.kernel_distance(*(rows.numpy() for rows in features), size=90)
-    assert found[1] > 1e-4  # the subsets differ
-    assert found == pytest.approx(
-        (expected["kernel_inception_distance_mean"], expected["kernel_inception_distance_std"]), rel=1e-9
-    )
-
-
-def test_precision_and_recall(features: tuple[Tensor, Tensor]) -> None:
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    expected = prc_features_to_metric(*features, verbose=False)
-    assert 0.1 < min(expected["precision"], expected["recall"]) < 0.9
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(48, 48, generator=generator) / 7
+    real = (torch.randn(900, 48, generator=generator) @ mixing).relu()
+    features = (torch.randn(700, 48, generator=generator) @ mixing + 0.2).relu(), real
+    statistics = [fid_features_to_statistics(rows) for rows in features]
+    fid = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    moments = [Moments.of(rows[:64].numpy()) + Moments.of(rows[64:].numpy()) for rows in features]
+    found = metrics.frechet_distance(*moments[0].gaussian, *moments[1].gaussian)
+    assert found == pytest.approx(fid, rel=1e-6)
+
+    logits = features[0]
+    isc = isc_features_to_metric(logits)
+    sums = metrics.score_sums(logits, Protocol.TORCH_FIDELITY.split_of(len(logits)), 10)
+    expected = isc["inception_score_mean"], isc["inception_score_std"]
+    assert metrics.inception_score(sums) == pytest.approx(expected, rel=1e-9)
+
+    # In float64, for torch-fidelity computes in the features' own type.
+    kid = kid_features_to_metric(*(rows.double() for rows in features), kid_subset_size=90, verbose=False)
+    distances = metrics.kernel_distance(*(rows.numpy() for rows in features), size=90)
+    assert distances[1] > 1e-4  # the subsets differ
+    expected = kid["kernel_inception_distance_mean"], kid["kernel_inception_distance_std"]
+    assert distances == pytest.approx(expected, rel=1e-9)
+
+    prc = prc_features_to_metric(*features, verbose=False)
+    assert 0.1 < min(prc["precision"], prc["recall"]) < 0.9
     truth = metrics.Balls(features[1])
-    found = metrics.overlap(metrics.Balls(features[0], centre=truth.centre), truth)
-    assert found[:2] == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
+    shares = metrics.overlap(metrics.Balls(features[0], centre=truth.centre), truth)
+    assert (shares["precision"], shares["recall"]) == pytest.approx((prc["precision"], prc["recall"]), abs=1e-6)
 
 
-def test_all_figures_from_images(port: Any, weights: Path, extractor: Inception) -> None:
-    """torch-fidelity's command against ours, from pixels to figures.
+def test_all_figures_from_images(port: Any, weights: Path, extractor: Published) -> None:
+    """torch-fidelity's command against ours, from pixels to figures, by the first layers alone: the others take time.
 
     But for the network of precision and recall, which is Inception here and by default a VGG16 there.
     """
-    from torch_fidelity import calculate_metrics
+    from torch_fidelity import calculate_metrics, register_feature_extractor
 
-    class Images(torch.utils.data.Dataset[Tensor]):
-        def __init__(self, images: Tensor) -> None:
-            self.images = images
+    names, mixing = ["2048", "logits_unbiased"], torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
 
-        def __len__(self) -> int:
-            return len(self.images)
+    class First(port.FeatureExtractorInceptionV3):  # type: ignore[misc,name-defined]
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            asked, self.features_list = self.features_list, ["64"]
+            (pool,) = super().forward(images)
+            self.features_list = asked
+            return tuple(pool if name == "2048" else pool @ mixing for name in asked)
 
-        def __getitem__(self, index: int) -> Tensor:
-            return self.images[index]
+    class Images(torch.utils.data.TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index)[0]
 
-    generated, real = pixels(10, seed=1), pixels(5, seed=2)
+    register_feature_extractor("first", First)
+    network = First("first", names, feature_extractor_weights_path=str(weights))
+
+    def read(images: Tensor) -> Features:
+        pool, logits = network(images)
+        return Features(pool, None, logits)
+
+    generated, real = pixels(12, seed=1), pixels(8, seed=2)
     expected = calculate_metrics(
         input1=Images(generated), input2=Images(real), cuda=False, isc=True, fid=True, kid=True, prc=True,
-        kid_subset_size=5, feature_extractor="inception-v3-compat", feature_layer_prc="2048", verbose=False,
+        kid_subset_size=8, feature_extractor="first", feature_layer_prc="2048", verbose=False,
         feature_extractor_weights_path=str(weights), batch_size=16, save_cpu_ram=True, cache=False,
     )  # fmt: skip
-    collected = collect([Batch(real, None, 0)], extractor, 5, 5, progress=False)[Protocol.TORCH_FIDELITY]
-    reference = summarise(collected, "real", None)
-    report = evaluate([Batch(generated, None, 0)], reference, extractor, 10, progress=False)
+    ours = replace(extractor, dim=64, read=read)
+    reference = from_batches([Batch(real, None, 0)], ours, 8, "real", progress=False)
+    report = evaluate([Batch(generated, None, 0)], reference, ours, 12, progress=False)
     figures = report.figures["torch-fidelity"]
     pairs = {
         "fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean",
         "inception_score": "inception_score_mean", "inception_score_std": "inception_score_std",
         "precision": "precision", "recall": "recall",
     }  # fmt: skip
-    for ours, their in pairs.items():
+    for name, their in pairs.items():
         # theirs sums KID, which is small here, in float32
-        assert figures[ours] == pytest.approx(expected[their], rel=1e-4, abs=1e-8 if ours == "kid" else None)
+        assert figures[name] == pytest.approx(expected[their], rel=1e-4, abs=1e-8 if name == "kid" else None)
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
 
 
 def test_missing_extra_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "torch_fidelity"]:
+    packages = {"torch_fidelity": (inception, "eval"), "timm": (dinov2, "dinov2")}
+    for name in [name for name in sys.modules if name.split(".")[0] in packages]:
         monkeypatch.delitem(sys.modules, name)
-    with monkeypatch.context() as missing:
-        missing.setitem(sys.modules, "torch_fidelity", None)
-        refused(lambda: inception(None, CPU), install_command("eval"), code="not-installed")
+    for name, (opener, extra) in packages.items():
+        with monkeypatch.context() as missing:
+            missing.setitem(sys.modules, name, None)
+            refused(lambda opener=opener: opener(None, CPU), install_command(extra), code="not-installed")  # type: ignore[misc]
     # A torchvision of another torch.
     (tmp_path / "torch_fidelity.py").write_text("raise OSError('_C.so: undefined symbol')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -213,27 +193,30 @@ def test_missing_extra_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     refused(lambda: inception(None, CPU), *parts, code="not-installed")
 
 
-@pytest.mark.parametrize("content", ["nothing", "text", "tensors", "code"])
-def test_weights_that_are_none(port: Any, tmp_path: Path, content: str) -> None:
+def test_weights_that_are_not_inceptions_are_refused(port: Any, tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
-    if content == "text":
-        path.write_text("<html>")
-    elif content == "tensors":
-        torch.save({"fc.weight": torch.zeros(3)}, path)
-    elif content == "code":
-        torch.save({"fc.weight": Path("x")}, path)  # unpickling it would call what the file names
     refused(lambda: inception(path, CPU), code="unreadable", path=path)
+    path.write_text("<html>")
+    refused(lambda: inception(path, CPU), code="unreadable", path=path)
+    for value in (torch.zeros(3), Path("x")):  # unpickling the second would call what the file names
+        torch.save({"fc.weight": value}, path)
+        refused(lambda: inception(path, CPU), code="unreadable", path=path)
 
 
-def test_weights_that_cannot_be_downloaded(port: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["inception", "dinov2"])
+def test_weights_that_cannot_be_downloaded_are_refused(
+    name: str, port: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm", reason="dinov2 needs it") if name == "dinov2" else None
+    opener, prefix = {"inception": (inception, "6726825d"), "dinov2": (dinov2, DINOV2_SHA256)}[name]
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def fail(url: str, path: str, hash_prefix: str) -> None:
-        assert hash_prefix == "6726825d"
+        assert hash_prefix == prefix
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    refused(lambda: inception(None, CPU), "no network", "https://", "--weights FILE", code="unreachable")
+    refused(lambda: opener(None, CPU), "no network", "https://", "--weights FILE", code="unreachable")
 
 
 def test_downloaded_weights_are_taken_from_the_cache(

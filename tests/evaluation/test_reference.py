@@ -35,9 +35,12 @@ STATISTICS: dict[str, Any] = {
 INCEPTION = Projection(name="inception")
 
 
-def test_statistics_go_through_a_file(tmp_path: Path) -> None:
+def test_statistics_go_through_a_file(tmp_path: Path, full_disk: Any) -> None:
     extractor = Projection()
     reference = reference_of(pixels(30), extractor)
+    with full_disk(500):
+        refused(lambda: reference.save(tmp_path / "s.npz"), f"{tmp_path}/s.npz", "nothing was left")
+    assert not any(tmp_path.iterdir())
     reference.save(tmp_path / "s.npz")
     read = from_file(tmp_path / "s.npz", extractor, progress=False)
     assert (read.features, read.fingerprint, read.shape, read.fit, read.count) == (
@@ -60,23 +63,11 @@ def test_statistics_go_through_a_file(tmp_path: Path) -> None:
     assert torch.equal(read.kept, torch.from_numpy(arrays["features"]))
 
 
-def test_statistics_on_a_full_disk_leave_nothing(tmp_path: Path, full_disk: Any) -> None:
-    reference = reference_of(pixels(30), Projection())
-    with full_disk(500):
-        refused(lambda: reference.save(tmp_path / "s.npz"), f"{tmp_path}/s.npz", "nothing was left")
-    assert not any(tmp_path.iterdir())
-
-
 def test_statistics_of_others(tmp_path: Path) -> None:
     path = tmp_path / "s.npz"
     own = reference_of(pixels(30), Projection())
     assert own.spatial is not None
-    adm = {
-        "mu": own.pool[0],
-        "sigma": own.pool[1],
-        "mu_s": own.spatial[0],
-        "sigma_s": own.spatial[1],
-    }
+    adm = dict(zip(("mu", "sigma", "mu_s", "sigma_s"), (*own.pool, *own.spatial), strict=True))
     np.savez(path, **{key: array.astype(np.float32) for key, array in adm.items()})
     read = from_file(path, INCEPTION, progress=False)
     assert (read.features, read.fingerprint, read.kept) == ("inception", None, None)

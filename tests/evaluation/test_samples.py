@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.judging import run_command
 from support.refusal import refused
 
 from pra.commands.eval import evaluate_command
@@ -64,7 +65,7 @@ def test_first_picture_of_another_size_is_named_undecoded(tmp_path: Path, monkey
     where = f"{tmp_path}/odd/2.png"
     for do in (
         lambda: common_shape(odd),
-        lambda: evaluate_command(tmp_path / "odd", features="classifier", reference="digits"),
+        lambda: run_command(evaluate_command, tmp_path / "odd", reference="digits"),
     ):
         refused(do, "6x4", f"{tmp_path}/odd/0.png", "4x6", code="mismatch", path=where)
 

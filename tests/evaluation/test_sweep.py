@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 from support import processes
 from support.files import contents
-from support.judging import noise_pictures
-from support.models import random_model
+from support.judging import noise_pictures, run_command, saved_model
 from support.refusal import refused
 
 import pra
@@ -37,32 +36,28 @@ pytestmark = pytest.mark.usefixtures("classifiers")
 
 
 @pytest.mark.parametrize(
-    ("base", "over", "names", "changed"),
+    ("over", "names", "changed"),
     [
         (
-            SamplingConfig(),
             ["guidance=1,1.5", "solver=heun, dpm"],
             [f"guidance={scale},solver={solver}" for scale in ("1", "1.5") for solver in ("heun", "dpm")],
             {"guidance": 1.5, "solver": Solver.DPM},
         ),
         (
-            SamplingConfig(),
             ["sampling.guidance_interval=[0,0.8],[0.1,1]", "renormalise=false"],
             ["guidance_interval=0,0.8,renormalise=false", "guidance_interval=0.1,1,renormalise=false"],
             {"guidance_interval": (0.1, 1.0), "renormalise": False},
         ),
-        (SamplingConfig(), ["schedule=linear"], ["schedule=linear"], {"schedule": GuidanceSchedule.LINEAR}),
-        (SamplingConfig(), ["guidance=1,1.0,1e0,2"], ["guidance=1", "guidance=2"], {"guidance": 2.0}),
+        (["schedule=linear"], ["schedule=linear"], {"schedule": GuidanceSchedule.LINEAR}),
+        (["guidance=1,1.0,1e0,2"], ["guidance=1", "guidance=2"], {"guidance": 2.0}),
         # Other steps than a learnt grid has.
-        (LEARNT, ["steps=2,3"], ["steps=2", "steps=3"], {"steps": 3, "times": None}),
+        (["steps=2,3"], ["steps=2", "steps=3"], {"steps": 3, "times": None}),
     ],
 )
-def test_points_are_all_combinations(
-    base: SamplingConfig, over: list[str], names: list[str], changed: dict[str, Any]
-) -> None:
-    tried = points(base, over)
+def test_points_are_all_combinations(over: list[str], names: list[str], changed: dict[str, Any]) -> None:
+    tried = points(LEARNT, over)
     assert [point.name for point in tried] == names
-    assert tried[-1].sampling == replace(base, **changed)
+    assert tried[-1].sampling == replace(LEARNT, **changed)
 
 
 def test_points_are_written_as_options() -> None:
@@ -87,10 +82,7 @@ def test_points_are_written_as_options() -> None:
         (["steps=0,3"], ("steps", "0")),
         (["guidance_interval=0,0.8"], ("--over guidance_interval=0", "brackets")),
         (["steps=" + "9" * 5000], ("--over steps=",)),
-        (
-            [f"times=[{','.join(f'{place / 64:g}' for place in range(65))}]"],
-            ("times=0,0.015625", "at most 200", "--set"),
-        ),
+        ([f"times=[{','.join(f'{n / 64:g}' for n in range(65))}]"], ("times=0,0.015625", "at most 200", "--set")),
     ],
 )
 def test_points_that_cannot_be_are_refused(over: list[str], words: tuple[str, ...]) -> None:
@@ -162,16 +154,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = random_model(num_classes=2)
-    model.classes = ("a", "b")
-    return pra.save(model, tmp_path_factory.mktemp("model") / "model")
+    return saved_model(tmp_path_factory.mktemp("model") / "model", ["a", "b"])
 
 
 @pytest.fixture(scope="module")
 def swept(model: Path, pictures: str, classifiers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a sweep over ``OVER``. To be read only."""
+    """The folder of a sweep over ``OVER``, whose batches are shorter than a strip. To be read only."""
     folder = tmp_path_factory.mktemp("swept") / "out"
-    sweep(model, folder, pictures)
+    sweep(model, folder, pictures, batch_size=3)
     return folder
 
 
@@ -186,23 +176,20 @@ def out(swept: Path, tmp_path: Path) -> Path:
 
 
 def sweep(target: Path | None, out: Path | None, pictures: str, **options: Any) -> None:
-    given: dict[str, Any] = {"features": "classifier", "device": "cpu", "num": 12, "settings": ("sampling.steps=1",)}
-    sweep_command(target, reference=pictures, out=out, **{"over": OVER} | given | options)
+    given: dict[str, Any] = {"over": OVER, "num": 12, "settings": ("sampling.steps=1",)}
+    run_command(sweep_command, target, reference=pictures, out=out, **given | options)
 
 
 def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())  # type: ignore[no-any-return]
 
 
-Hook = Callable[[float], None]
-
-
 @pytest.fixture
-def before_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hook], None]:
+def before_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], None]], None]:
     """``before_each(hook)``: a function of the guidance that runs before a point is judged."""
     evaluate = judging.evaluate
 
-    def install(hook: Hook) -> None:
+    def install(hook: Callable[[float], None]) -> None:
         def hooked(*arguments: Any, **options: Any) -> Report:
             hook(options["provenance"]["images"]["sampling"]["guidance"])
             return evaluate(*arguments, **options)
@@ -219,8 +206,8 @@ def test_every_point_is_what_eval_measures(
     shown = capsys.readouterr().out
     names = ("guidance=1.json", "guidance=1.png", "guidance=2.json", "guidance=2.png", "samples.jpg", "sweep.png")
     assert tuple(sorted(path.name for path in swept.iterdir())) == names
-    evaluate_command(
-        model, reference=pictures, features="classifier", device="cpu", num=12, out=tmp_path / "eval.json",
+    run_command(
+        evaluate_command, model, reference=pictures, num=12, batch_size=3, out=tmp_path / "eval.json",
         settings=("sampling.steps=1", "sampling.guidance=2"),
     )  # fmt: skip
     ours, theirs = read(swept / "guidance=2.json"), read(tmp_path / "eval.json")
@@ -260,67 +247,55 @@ def test_two_processes_agree_with_one(run: Path, tmp_path: Path, capsys: pytest.
 
 def test_sweep_over_averages_judges_each(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In one folder with a sweep of the default average, whose figures are of other weights."""
-    sweep(run, None, "digits", num=20, over=("guidance=1",))
-    sweep(run, None, "digits", num=20, over=("average=ema,raw", "guidance=1"))
+    reference = noise_pictures(tmp_path / "ten", dict.fromkeys("0123456789", 2), (8, 8))
+    sweep(run, None, reference, num=20, over=("guidance=1",))
+    sweep(run, None, reference, num=20, over=("average=ema,raw", "guidance=1"))
     shown = capsys.readouterr().out
     names = ("guidance=1", "average=ema,guidance=1", "average=raw,guidance=1")
     default, ema, raw = (read(run / "sweep" / f"{name}.json") for name in names)
     assert ema["figures"] == default["figures"] != raw["figures"]
     assert [one["provenance"]["images"]["weights"] for one in (ema, raw)] == ["ema.safetensors", "model.safetensors"]
-    evaluate_command(
-        run, reference="digits", features="classifier", device="cpu", num=20, out=tmp_path / "raw.json", average="raw",
+    run_command(
+        evaluate_command, run, reference=reference, num=20, out=tmp_path / "raw.json", average="raw",
         settings=("sampling.steps=1", "sampling.guidance=1"),
     )  # fmt: skip
     assert read(tmp_path / "raw.json")["figures"] == raw["figures"]
     best = "raw" if "best by FID: average=raw" in shown else "ema"
     assert f"next: pra sample {run} --average {best} --guidance 1 --steps 1\n" in shown
     assert f"to share it so: pra export {run} DIR --average {best} --set sampling.guidance=1 " in shown
-    refused(lambda: sweep(run, None, "digits", over=("average=ema,emma",)), "'emma'", "ema, raw")
+    refused(lambda: sweep(run, None, reference, over=("average=ema,emma",)), "'emma'", "ema, raw")
 
 
-def test_strip_shows_the_first_images_whatever_the_batches(
-    model: Path, pictures: str, swept: Path, tmp_path: Path
-) -> None:
+def test_strip_shows_the_first_images(model: Path, swept: Path) -> None:
     sampler = pra.Sampler(pra.load(model), steps=1, guidance=2.0)
     expected = contact_sheet(sampler.sample([0, 1] * (COLUMNS // 2), range(COLUMNS)), COLUMNS)
     with Image.open(swept / "guidance=2.png") as strip:
         assert np.array_equal(np.asarray(strip), np.asarray(expected))
-    sweep(model, tmp_path / "small", pictures, over=("guidance=2",), batch_size=3)
-    with Image.open(tmp_path / "small" / "guidance=2.png") as strip:
-        assert strip.size == expected.size
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_sweep_goes_on(
-    model: Path,
-    pictures: str,
-    tmp_path: Path,
-    before_each: Callable[[Hook], None],
-    capsys: pytest.CaptureFixture[str],
-    number: signal.Signals,
+    model: Path, pictures: str, tmp_path: Path, before_each: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, judged = tmp_path / "out", []
 
     def stopping(guidance: float) -> None:
         judged.append(guidance)
-        if len(judged) == 2 and number is signal.SIGINT:
-            raise KeyboardInterrupt
         if len(judged) == 2:
-            signal.raise_signal(number)
+            raise KeyboardInterrupt
+        if len(judged) == 3:
+            signal.raise_signal(signal.SIGTERM)
 
     before_each(stopping)
-    with pytest.raises(Interrupted, match="stopped with 1 of 2 combinations") as stopped:
-        sweep(model, out, pictures)
-    assert stopped.value.signum == number
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with pytest.raises(Interrupted, match="stopped with 1 of 2 combinations") as stopped:
+            sweep(model, out, pictures)
+        assert stopped.value.signum == number
+        assert not (out / "guidance=2.json").exists()
     kept = (out / "guidance=1.json").read_bytes()
-    assert not (out / "guidance=2.json").exists()
-    sweep(model, out, pictures)
-    assert judged == [1.0, 2.0, 2.0]
-    assert (out / "guidance=1.json").read_bytes() == kept
     (out / "guidance=1.png").write_text("broken")  # costs its row in the picture alone
-    capsys.readouterr()
-    sweep(model, out, pictures, over=("guidance=2,1,3",))  # one more value alone is measured
-    assert judged[3:] == [3.0]
+    sweep(model, out, pictures, over=("guidance=2,1,3",))  # the rest is measured, and one more value
+    assert judged == [1.0, 2.0, 2.0, 2.0, 3.0]
+    assert (out / "guidance=1.json").read_bytes() == kept
     shown = capsys.readouterr().out
     order = [line.split()[0] for line in shown.splitlines() if line.startswith("  guidance=")]
     assert order == ["guidance=2", "guidance=1", "guidance=3"]
@@ -369,7 +344,7 @@ def test_figures_of_other_weights_or_images_are_not_mixed_in(
 
 
 def test_diverging_combination_does_not_end_the_others(
-    model: Path, pictures: str, out: Path, before_each: Callable[[Hook], None], capsys: pytest.CaptureFixture[str]
+    model: Path, pictures: str, out: Path, before_each: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def diverging(guidance: float) -> None:
         if guidance == 2:
@@ -377,7 +352,7 @@ def test_diverging_combination_does_not_end_the_others(
 
     before_each(diverging)
     with pytest.warns(UserWarning, match="guidance=2 has no figures: 12 of 12 images"):
-        sweep(model, out, pictures, over=("guidance=1,2",))
+        sweep(model, out, pictures)
     shown = capsys.readouterr().out
     assert "best by FID: guidance=1" in shown
     (line,) = [line for line in shown.splitlines() if line.startswith("  guidance=2")]

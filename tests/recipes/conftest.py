@@ -13,11 +13,12 @@ from pra.training import callbacks
 
 @pytest.fixture
 def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """``pra train`` on the CPU without pictures and curves: its code and all that it said.
+    """``pra train`` on the CPU without pictures, curves and report: its code and all that it said.
 
     A step takes a second as far as it knows.
     """
     monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
+    monkeypatch.setattr("pra.commands.train.write_report", lambda run: None)
     monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 1.0)
 
     def call(*arguments: object) -> tuple[int, str]:

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.data import PHOTOS
 from support.files import contents
 from support.models import JIT, LEARNED, PIXEL, batch, random_jit, random_model
 from support.refusal import refused
+from support.training import pictures
 from torch import Tensor
 
 import pra
@@ -58,22 +57,6 @@ def conditions(model: Model, label: int) -> Tensor:
     if isinstance(model.config, JiTConfig):
         return model(patches, torch.full((len(images), 1), 0.5), labels)  # type: ignore[no-any-return]
     return model.conditions(labels, patches[:, :-1])  # type: ignore[no-any-return,operator,union-attr]
-
-
-def folder_of_pictures(root: Path, classes: tuple[str, ...], mode: str = "RGB") -> Path:
-    """Two pictures of noise in every class; without classes, in the folder itself."""
-    for place, name in enumerate(classes):
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for number in range(2):
-            noise = np.random.default_rng([place, number]).integers(0, 256, (12, 10, 3), dtype=np.uint8)
-            Image.fromarray(noise).convert(mode).save(root / name / f"{number}.png")
-    return root
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes longer than the steps."""
-    monkeypatch.setattr("pra.commands.train.write_report", lambda run: None)
 
 
 # --- the weights --------------------------------------------------------------------------------------------
@@ -216,7 +199,7 @@ def test_command_fine_tunes_a_grey_model_and_resumes(
     tmp_path: Path, run: Path, train: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder_of_pictures(Path("pets"), ("3", "cats"))
+    pictures(Path("pets"), ("3", "3", "cats", "cats"), (10, 12), "RGB")
     command = ["--from", "run", "--data", "folder:pets", "--steps", 2, *STILL]
     code, text = train(*command)
     assert code == 0, text
@@ -255,7 +238,7 @@ def test_command_fine_tunes_a_grey_model_and_resumes(
 def test_command_stopped_before_a_checkpoint_begins_again(
     tmp_path: Path, run: Path, train: Callable[..., tuple[int, str]]
 ) -> None:
-    folder_of_pictures(tmp_path / "pets", ("3", "cats"))
+    pictures(tmp_path / "pets", ("3", "cats"), (10, 12), "RGB")
     command = ["--data", f"folder:{tmp_path / 'pets'}", "--run-dir", tmp_path / "new", *STILL]
     assert train("--from", run, *command, "--steps", 1)[0] == 0
     shutil.rmtree(tmp_path / "new" / "checkpoints")
@@ -269,10 +252,8 @@ def test_command_fine_tunes_a_saved_model_without_classes(
     tmp_path: Path, train: Callable[..., tuple[int, str]], model: Model
 ) -> None:
     pra.save(model, tmp_path / "saved")
-    pictures = folder_of_pictures(tmp_path / "pets", ("",), "L")
-    code, text = train(
-        "--from", tmp_path / "saved", "--data", f"folder:{pictures}", "--run-dir", tmp_path / "new", "--minutes", "0.05"
-    )
+    data = pictures(tmp_path / "pets", ("", ""), (10, 12))
+    code, text = train("--from", tmp_path / "saved", "--data", data, "--run-dir", tmp_path / "new", "--minutes", "0.05")
     assert (code, "trained 2 steps" in text) == (0, True), text
     new = pra.load(tmp_path / "new")
     assert (type(new), new.config.num_classes, new.classes) == (type(model), 1, ("image",))
@@ -280,9 +261,16 @@ def test_command_fine_tunes_a_saved_model_without_classes(
     assert pra.Sampler(new).sample([0], [0]).shape == (1, 3, 6, 8)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
+def test_command_bad_input_is_one_line(
+    tmp_path: Path, run: Path, train: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures(Path("pets"), ("a", "b"))
+    Path("begun").mkdir()
+    Path("empty").mkdir()
+    shutil.copy(run / "config.json", "begun")
+    before = contents(tmp_path)
+    for arguments, said in (
         ("", "pra train needs RECIPE, or --data folder:PHOTOS"),
         ("--run-dir nowhere", "no run at nowhere to go on with"),
         ("--data folder:nowhere", "nowhere does not exist"),
@@ -298,26 +286,11 @@ def test_command_fine_tunes_a_saved_model_without_classes(
         ("--from run --data folder:nowhere", "nowhere does not exist"),
         ("--from run --data folder:pets --minutes 0", "--minutes 0 must be positive"),
         ("--from run --data folder:pets --steps 0", "steps must be positive"),
-    ],
-)
-def test_command_bad_input_is_one_line(
-    tmp_path: Path,
-    run: Path,
-    train: Callable[..., tuple[int, str]],
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: str,
-    said: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder_of_pictures(Path("pets"), ("a", "b"))
-    Path("begun").mkdir()
-    Path("empty").mkdir()
-    shutil.copy(run / "config.json", "begun")
-    before = contents(tmp_path)
-    code, text = train(*arguments.split())
-    assert (code, text.count("\n"), text.startswith("pra: error: ")) == (2, 1, True), text
-    assert said in text
-    assert contents(tmp_path) == before
+    ):
+        code, text = train(*arguments.split())
+        assert (code, text.count("\n"), text.startswith("pra: error: ")) == (2, 1, True), text
+        assert said in text
+        assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(

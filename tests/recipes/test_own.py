@@ -155,23 +155,20 @@ def test_seconds_per_step_are_measured() -> None:
     assert 0 < seconds < 10
 
 
-@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf")])
-def test_propose_without_time_is_refused(minutes: float) -> None:
-    refused(lambda: proposed(PHOTOS, minutes, None, by_size(1)), "must be positive", option="--minutes")
+def test_propose_without_time_is_refused() -> None:
+    for minutes in (0.0, -1.0, math.nan, math.inf):
+        refused(lambda: proposed(PHOTOS, minutes, None, by_size(1)), "must be positive", option="--minutes")  # noqa: B023
 
 
-@pytest.mark.parametrize(
-    ("data", "name"),
-    [
+def test_run_folder_is_named_after_the_pictures() -> None:
+    for data, name in (
         ("folder:~/My Photos/", "own-My-Photos"),
         ("folder:cats", "own-cats"),
         ("digits", "own-digits"),
         ("wds:a-{00..03}.tar", "own-a--00..03-.tar"),
         ("folder:.", "own-pictures"),
-    ],
-)
-def test_run_folder_is_named_after_the_pictures(data: str, name: str) -> None:
-    assert own.run_folder(data) == Path("runs") / name
+    ):
+        assert own.run_folder(data) == Path("runs") / name
 
 
 # --- the command --------------------------------------------------------------------------------------------
@@ -199,7 +196,6 @@ def test_command_chooses_trains_and_resumes_as_chosen(
     folder = Path("runs/own-photos")
     config = read_run(folder)
     assert (config.recipe, config.model.num_classes, config.model.channels) == ("own", 1, 3)
-    assert (folder / "report.html").exists()
 
     monkeypatch.setattr(own, "propose", lambda *_: pytest.fail("chosen anew"))
     code, text = train(*command)

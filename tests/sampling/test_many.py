@@ -155,11 +155,13 @@ def test_unfinished_set_is_of_one_request_and_model(tmp_path: Path, monkeypatch:
     many(pra.Sampler(model), tmp_path / "whole.npz", 10)
     stopped(pra.Sampler(model), out, 10, batches=2)
     held = f"{tmp_path}/.out.npz.partial holds an unfinished sampling", "remove the folder"
-    refused(lambda: many(pra.Sampler(model, guidance=3.0), out, 10), "sampling.guidance 1.0, not 3.0", *held)
-    refused(lambda: many(pra.Sampler(model), out, 11), "images.count 10, not 11", *held)
-    refused(lambda: many(pra.Sampler(model), out, 10, weights="b"), "weights.sha256 'a', not 'b'", *held)
+    refused(
+        lambda: many(pra.Sampler(model, guidance=3.0), out, 10), "sampling.guidance: 1.0 there, 3.0 asked for", *held
+    )
+    refused(lambda: many(pra.Sampler(model), out, 11), "images.count: 10 there, 11 asked for", *held)
+    refused(lambda: many(pra.Sampler(model), out, 10, weights="b"), 'weights.sha256: "a" there, "b" asked for', *held)
     lowered = pra.Sampler(model, precision=Precision.BFLOAT16)  # as "auto" is on a GPU
-    refused(lambda: many(lowered, out, 10), "sampling.precision 'float32', not 'bfloat16'", *held)
+    refused(lambda: many(lowered, out, 10), 'sampling.precision: "float32" there, "bfloat16" asked for', *held)
     # Another batch size is no other request: the shards stay as they were cut.
     assert many(pra.Sampler(model), out, 10, batch_size=7) == 6
     for found, expected in zip(arrays(out), arrays(tmp_path / "whole.npz"), strict=True):

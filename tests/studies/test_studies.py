@@ -19,8 +19,6 @@ from support.refusal import refused
 
 from pra.config import SamplingConfig, Solver, apply_settings
 from pra.errors import PraError
-from pra.evaluation import classifier
-from pra.evaluation.classifier import Classifier
 from pra.evaluation.rollout_gap import inhomogeneity
 from pra.recipes import distill
 from pra.recipes.systems import TOLERANCE, parameters
@@ -42,17 +40,11 @@ SMALL = Scale(
 DIGITS = SETTINGS["digits-16"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A classifier that is fitted in a moment."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=1))
-        yield
+pytestmark = pytest.mark.usefixtures("classifiers")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, classifiers: Path) -> Path:
     """PRA and teacher forcing, trained and judged."""
     folder = tmp_path_factory.mktemp("made")
     go(study_of(QUALITY), folder)
@@ -118,13 +110,16 @@ def test_study_is_made_once_and_goes_on(place: Path, monkeypatch: pytest.MonkeyP
     assert next(row for row in more if row["seed"] == 1)["fid"] != rows[0]["fid"]
 
 
-def test_samples_picture_stays_without_the_runs(place: Path) -> None:
-    go(study_of(QUALITY), place)
+def test_known_figures_need_no_runs(place: Path) -> None:
+    rows = read_rows(place / "studies" / "systems" / "results.csv")
     picture = place / "studies" / "systems" / "digits-16-small-samples.jpg"
     drawn = picture.read_bytes()
     shutil.rmtree(place / "runs")
-    go(study_of(QUALITY), place)
+    assert go(study_of(QUALITY), place) == rows
     assert picture.read_bytes() == drawn
+    other = go(study_of(QUALITY, name="token-dimension"), place)  # studies share figures
+    assert [row["fid"] for row in other] == [row["fid"] for row in rows]
+    assert not list((place / "runs").glob("digits-16-*"))
     picture.unlink()
     go(study_of(QUALITY), place)
     assert not picture.exists()
@@ -138,15 +133,14 @@ def distilled(setting: Setting, scale: Scale) -> Iterator[Cell]:
     yield Cell("pra", run, (replace(QUALITY, sampling=SamplingConfig(steps=2), learnt_grid=True), QUALITY))
 
 
-def test_run_may_begin_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_may_begin_with_another(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learnt_grid, "ROUNDS", 2)
-    rows = go(Study("solver", "?", ("digits-16",), distilled), tmp_path)
+    rows = go(Study("solver", "?", ("digits-16",), distilled), place)
     assert [(row["system"], row["solver"]) for row in rows] == [
         ("pra", "midpoint"), ("pra", "midpoint, learnt"), ("pra, distilled", "shortcut"),
     ]  # fmt: skip
-    keys = {row["system"]: row["run"] for row in rows}
-    began = read_run(tmp_path / "runs" / f"digits-16-{keys['pra, distilled']}").initial
-    assert began == str(tmp_path / "runs" / f"digits-16-{keys['pra']}")
+    first, _, second = [place / "runs" / f"digits-16-{row['run']}" for row in rows]
+    assert read_run(second).initial == str(first)
     assert rows[2]["parameters"] > rows[0]["parameters"]
 
 
@@ -164,24 +158,14 @@ def test_some_systems_alone() -> None:
     assert [cell.system for cell in cells] == ["pra"] * 6 + ["input-noise-x"] * 6
 
 
-def test_studies_share_runs_and_figures(place: Path) -> None:
-    rows = read_rows(place / "studies" / "systems" / "results.csv")
-    for run in (place / "runs").glob("digits-*"):  # what is known needs no run
-        run.rename(place / f"hidden-{run.name}")
-    other = go(study_of(QUALITY, name="token-dimension"), place)
-    assert [row["fid"] for row in other] == [row["fid"] for row in rows]
-    assert not list((place / "runs").glob("digits-16-*"))
-
-
 def test_figures_of_another_judge_are_measured_again(place: Path) -> None:
-    rows = go(study_of(QUALITY), place)
+    rows = read_rows(place / "studies" / "systems" / "results.csv")
     [judge] = (place / "studies" / "judges").iterdir()
     assert {row["judge"] for row in rows} == {file_sha256(judge)[:12]}
     before = judge.read_bytes()
-    other = Classifier(judge, torch.device("cpu"))
-    other._network.head.weight.mul_(1.5)  # as a fit on another machine would give
-    tensors = {name: tensor.contiguous() for name, tensor in other._network.state_dict().items()}
     with safe_open(judge, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dictionary
+        tensors["head.weight"].mul_(1.5)  # as a fit on another machine would give
         judge.write_bytes(save(tensors, metadata=file.metadata()))
     again = go(study_of(QUALITY), place)
     assert [row["measured"] for row in again] == [row["measured"] for row in rows]
@@ -201,24 +185,23 @@ def test_gap_is_measured_at_each_position(place: Path) -> None:
     assert "loss on rollouts" in (place / "studies" / "rollout-gap" / "README.md").read_text()
 
 
-def test_systems_have_the_parameters_of_pra() -> None:
-    for setting, scale in itertools.product(SETTINGS.values(), SCALES.values()):
-        counts = {cell.system: parameters(cell.config.model) for cell in STUDIES["systems"].cells(setting, scale)}
-        assert all(abs(count / counts["pra"] - 1) <= TOLERANCE for count in counts.values())
-
-
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_can_be_built_in_every_setting(name: str) -> None:
-    for setting in SETTINGS.values():
-        cells = list(STUDIES[name].cells(setting, SCALES["cpu"]))
+    for setting, (size, scale) in itertools.product(SETTINGS.values(), SCALES.items()):
+        if size != "cpu" and name != "systems":
+            continue
+        cells = list(STUDIES[name].cells(setting, scale))
         named = {(cell.system, cell.value) for cell in cells}
         assert len(named) == len(cells) > 1
         for cell in cells:
             assert cell.measures
             assert len({measure.key for measure in cell.measures}) == len(cell.measures)
-            longer = LONGER if name == "length" and cell.value != SCALES["cpu"].steps * setting.length else 1
-            assert (cell.base or cell.config).train.steps == longer * SCALES["cpu"].steps * setting.length
-            assert cell.config.train.batch_size == setting.batch_size
+            longer = LONGER if name == "length" and cell.value != scale.steps * setting.length else 1
+            assert (cell.base or cell.config).train.steps == longer * scale.steps * setting.length
+            assert cell.config.train.batch_size == setting.batch_size * scale.batch_factor
+        if name == "systems":
+            counts = {cell.system: parameters(cell.config.model) for cell in cells}
+            assert all(abs(count / counts["pra"] - 1) <= TOLERANCE for count in counts.values())
 
 
 def test_the_key_of_a_run_is_what_decides_its_weights() -> None:
@@ -250,12 +233,9 @@ def test_command_at_scale_cpu_makes_one_seed(name: str, monkeypatch: pytest.Monk
 
 
 def test_inhomogeneity() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(400, 2, 3, generator=generator)
-    b = torch.randn(400, 2, 3, generator=generator)
+    a, b = torch.randn(2, 400, 2, 3, generator=torch.Generator().manual_seed(0))
     assert inhomogeneity(a, b).abs().max() < 0.01
-    far = b + torch.tensor([0.0, 100.0]).view(1, 2, 1)
-    near, apart = inhomogeneity(a, far)
+    near, apart = inhomogeneity(a, b + torch.tensor([0.0, 100.0]).view(1, 2, 1))
     assert abs(near) < 0.01
     assert apart > 0.98
     # One dimension, unit intervals one apart: E|a-b| = 1, E|a-a'| = E|b-b'| = 1/3, so H = 2/3.
@@ -296,23 +276,17 @@ def test_module_without_a_name_lists_the_studies(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(STUDIES)
 
 
-# --- probe ---------------------------------------------------------------------------------------------------
-
-
-def test_probe_study_probes_each_layer_once(tmp_path: Path) -> None:
-    scale = replace(SMALL, depth=2, steps=1, guidances=(1.0,))
+def test_probe_study_probes_each_layer_once(place: Path) -> None:
+    shutil.rmtree(place / "runs")
 
     def cells(setting: Setting, scale: Scale) -> Iterator[Cell]:
-        for cell in STUDIES["probe"].cells(setting, scale):
+        for cell in STUDIES["probe"].cells(setting, replace(scale, depth=2, steps=1)):
             if cell.system in ("pra", "pixels", "jit") or cell.value == "pra":
                 yield replace(cell, measures=cell.measures[:2])
 
-    study = replace(STUDIES["probe"], cells=cells)
-    place = Workplace(tmp_path / "runs", torch.device("cpu"), 1)
-    for _ in range(2):
-        run_study(study, [SETTINGS["digits-16"]], scale, [0], tmp_path, place, progress=False)
-        rows = read_rows(tmp_path / "probe" / "results.csv")
-        assert len(list((tmp_path / "runs").glob("digits-16-*"))) == 2  # PRA, its baselines beside it, and JiT
+    rows = go(replace(STUDIES["probe"], cells=cells), place)
+    assert go(replace(STUDIES["probe"], cells=cells), place) == rows
+    assert len(list((place / "runs").glob("digits-16-*"))) == 2  # PRA, its baselines beside it, and JiT
     found = [(row["system"], row.get("layer"), row.get("pooling"), row.get("time")) for row in rows]
     assert found.count(("pixels", None, None, None)) == 1
     for system in ("pra", "random"):
@@ -321,6 +295,6 @@ def test_probe_study_probes_each_layer_once(tmp_path: Path) -> None:
         ]
     assert {entry[3] for entry in found if entry[0] == "jit"} == {0.5, 0.75}
     by_pixels = next(row["top1"] for row in rows if row["system"] == "pixels")
-    readme = (tmp_path / "probe" / "README.md").read_text()
+    readme = (place / "studies" / "probe" / "README.md").read_text()
     assert f"| raw pixels | {100 * by_pixels:.1f} % |" in readme
     assert "Top-1 accuracy on 80 held-out images" in readme

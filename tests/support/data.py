@@ -43,6 +43,13 @@ def picture(height: int = 12, width: int = 10, seed: int = 0, mode: str = "RGB")
     return Image.fromarray(values).convert(mode)
 
 
+def turned() -> Image.Exif:
+    """EXIF data that ask for a turn by 90 degrees clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
 @functools.cache
 def jpeg(seed: int = 0) -> bytes:
     file = io.BytesIO()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pra.evaluation.collect import collect
+import pra
+from pra.commands.eval import Judging
 from pra.evaluation.evaluate import Report, evaluate
 from pra.evaluation.features import Features
-from pra.evaluation.metrics import Protocol
-from pra.evaluation.reference import Reference, summarise
+from pra.evaluation.reference import Reference, from_batches
 from pra.sampling.batches import Batch
+from support.models import random_model
 
 
 class Projection:
@@ -51,19 +54,33 @@ def stream(images: Tensor, size: int = 7, labels: Tensor | None = None) -> list[
 
 
 def reference_of(images: Tensor, extractor: Any) -> Reference:
-    return summarise(collect(stream(images), extractor, len(images), 1000, progress=False)[Protocol.ADM], "them", "pad")
+    return replace(from_batches(stream(images), extractor, len(images), "them", 1000, progress=False), fit="pad")
 
 
 def judged(images: Tensor, reference: Reference, extractor: Any, size: int = 7, **options: Any) -> Report:
     return evaluate(stream(images, size), reference, extractor, len(images), progress=False, **options)
 
 
-def noise_pictures(folder: Path, counts: dict[str, int]) -> str:
-    """So many pictures of 6x8 pixels of each class, as a source."""
+def run_command(command: Callable[..., None], target: Path | None, **options: Any) -> None:
+    """``pra eval`` or ``pra sweep`` on the CPU by the small classifier, with options by their names."""
+    given = {"features": "classifier", "device": "cpu"} | options
+    own = {field.name: given.pop(field.name) for field in fields(Judging) if field.name in given}
+    command(target, how=Judging(**own), **given)
+
+
+def saved_model(folder: Path, classes: Sequence[str], **changes: Any) -> Path:
+    """A random model of these classes, saved."""
+    model = random_model(num_classes=len(classes), **changes)
+    model.classes = tuple(classes)
+    return pra.save(model, folder)
+
+
+def noise_pictures(folder: Path, counts: dict[str, int], shape: tuple[int, ...] = (6, 8, 3)) -> str:
+    """So many pictures of each class, as a source."""
     random = np.random.default_rng(0)
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
         for index in range(count):
-            pixels = random.integers(0, 256, (6, 8, 3), np.uint8)
+            pixels = random.integers(0, 256, shape, np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{index:02d}.png")
     return f"folder:{folder}"

@@ -10,7 +10,7 @@ import torch
 from pra.config import EncoderConfig, JiTConfig, ModelConfig, Prediction, TransformerConfig
 from pra.method import noise
 from pra.models import PRA, JiT
-from pra.recipes.sizes import sized
+from pra.recipes.presets import sized
 
 LEARNED = sized(
     (6, 8),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import shlex
 import sys
@@ -42,15 +43,9 @@ def spans(page: Path) -> Iterator[str]:
 
 def commands(line: str) -> Iterator[list[str]]:
     """The words of each command on a line, which ``&&`` joins; without comments."""
-    words: list[str] = []
-    for word in shlex.split(line, comments=True):
-        if word != "&&":
-            words.append(word)
-            continue
-        yield words
-        words = []
-    if words:
-        yield words
+    for joins, words in itertools.groupby(shlex.split(line, comments=True), "&&".__eq__):
+        if not joins:
+            yield list(words)
 
 
 def script(path: Path) -> ModuleType:

@@ -9,8 +9,8 @@ import pytest
 from pra import PraError
 
 
-def refused(do: Callable[[], object], *parts: str, code: str | None = None, **fields: object) -> None:
-    """Check that ``do`` raises a PraError of ``code`` with these ``fields``.
+def refused(do: Callable[[], object], *parts: str, code: str | None = None, **fields: object) -> PraError:
+    """Check that ``do`` raises a PraError of ``code`` with these ``fields``, and return it.
 
     The message must be one line that holds every field's value, and all ``parts``.
     """
@@ -24,3 +24,4 @@ def refused(do: Callable[[], object], *parts: str, code: str | None = None, **fi
         assert str(value) in message
     for part in parts:
         assert part in message
+    return error

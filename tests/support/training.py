@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from pra.config import RunConfig, apply_settings
 from pra.method import noise
 from pra.method.objectives import Losses, LossInputs, LossTerm, training_losses
 from pra.models.weights import checkpoints
+from pra.training import callbacks
 from pra.training.run import read_metrics
 
 
@@ -27,7 +29,10 @@ def tiny(*settings: str, recipe: str = "tiny") -> RunConfig:
 
 
 def train(config: RunConfig, folder: Path, **more: Any) -> pra.Trained:
-    return pra.train(config, folder, device="cpu", progress=False, **more)
+    """Without curves: they take longer than the steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "draw_curves", lambda run: None)
+        return pra.train(config, folder, device="cpu", progress=False, **more)
 
 
 def tensors(run: Path, step: int | None = None) -> dict[str, Tensor]:
@@ -48,13 +53,13 @@ def steps_logged(run: Path) -> list[int]:
     return [int(row["step"]) for row in read_metrics(run)]
 
 
-def pictures(folder: Path, classes: str = "ababab", size: tuple[int, int] = (8, 8)) -> str:
-    """The name of a folder with a grey picture of noise for each letter, its class."""
+def pictures(folder: Path, classes: Sequence[str] = "ababab", size: tuple[int, int] = (8, 8), mode: str = "L") -> str:
+    """The name of a folder with a picture of noise for each name of a class (a letter, say)."""
     for number, name in enumerate(classes):
         path = folder / name / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        values = np.random.default_rng(number).integers(0, 256, size[::-1], np.uint8)
-        Image.fromarray(values).save(path)
+        values = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8)
+        Image.fromarray(values).convert(mode).save(path)
     return f"folder:{folder}"
 
 

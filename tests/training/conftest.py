@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.training import tiny, train
 
 from pra.training import callbacks
 
@@ -17,5 +18,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than the steps."""
+    """Nor does a command."""
     monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps of ``tiny`` without a stop, and a checkpoint of each. To be read only."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    train(tiny("train.steps=6", "train.checkpoint_every=1", "train.keep_checkpoints=9", "train.log_every=2"), folder)
+    return folder

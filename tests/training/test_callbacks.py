@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -50,7 +52,7 @@ def test_pictures_that_a_killed_process_did_not_draw(run: Path, monkeypatch: pyt
     before = contents(run)
     for path in ("samples/step-00000020.png", "reconstructions/step-00000020.png", "curves.png"):
         (run / path).unlink()
-    assert train(pra.recipe("tiny"), run).new_steps == 0
+    assert pra.train(pra.recipe("tiny"), run, device="cpu", progress=False).new_steps == 0
     assert contents(run).keys() == before.keys()
     assert contents(run)["samples/step-00000020.png"] == before["samples/step-00000020.png"]
 
@@ -71,7 +73,7 @@ def test_training_without_extras_writes_metrics(tmp_path: Path, monkeypatch: pyt
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(callbacks, "draw_curves", draw_curves)
-    train(tiny(), tmp_path / "run")
+    pra.train(tiny(), tmp_path / "run", device="cpu", progress=False)
     assert steps_logged(tmp_path / "run") == [1, 2]
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {"checkpoints", "config.json", "environment.json", "metrics.jsonl"}
@@ -149,17 +151,19 @@ def test_pictures_build_a_sharded_model_on_rank_0_only(sharded: EMA, monkeypatch
         assert torch.equal(tensor, optimizer.whole(sharded.model.state_dict()[name]))
 
 
-def test_state_warning_comes_once_below_the_limit() -> None:
+def test_state_warning_comes_once_below_the_limit(tmp_path: Path) -> None:
     """Healthy runs go down to 0.4 on their way."""
-    trainer: Any = SimpleNamespace(config=tiny("train.optimizer.warmup_steps=3"), step=4)
+    trainer: Any = SimpleNamespace(config=tiny("train.optimizer.warmup_steps=3"), step=4, folder=tmp_path)
+    metrics = callbacks.Metrics()
+    metrics.path = tmp_path / "metrics.jsonl"
     said = "a state dimension varies little (state_std below 0.3 in metrics.jsonl): the states may be collapsing"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        callbacks.StateWarning().on_log(trainer, {"state_std": 0.4})
-        callbacks.StateWarning().on_log(SimpleNamespace(config=trainer.config, step=3), {"state_std": 0.0})  # type: ignore[arg-type]
+        metrics.on_log(trainer, {"state_std": 0.4})
+        metrics.on_log(SimpleNamespace(config=trainer.config, step=3), {"state_std": 0.0})  # type: ignore[arg-type]
         assert not caught
         for deviation in (0.25, 0.0):
-            callbacks.StateWarning().on_log(trainer, {"state_std": deviation})
+            metrics.on_log(trainer, {"state_std": deviation})
     assert [str(warning.message) for warning in caught] == [said]
 
 
@@ -173,36 +177,26 @@ class Recorder(pra.Callback):
         self.calls: list[tuple[str, int]] = []
         self.fails = fails
 
-    def note(self, hook: str, trainer: Trainer) -> None:
+    def note(self, hook: str, trainer: Trainer, row: dict[str, float] | None = None) -> None:
         self.calls.append((hook, trainer.step))
+        if row:
+            row["mine"] = 7.0
+        assert hook != "sample" or trainer.picture("samples").exists()
         if hook == self.fails:
             raise RuntimeError("the user's mistake")
 
-    def on_start(self, trainer: Trainer) -> None:
-        self.note("start", trainer)
-
-    def on_step(self, trainer: Trainer) -> None:
-        self.note("step", trainer)
-
-    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        row["mine"] = 7.0
-        self.note("log", trainer)
-
-    def on_checkpoint(self, trainer: Trainer) -> None:
-        self.note("checkpoint", trainer)
-
-    def on_sample(self, trainer: Trainer) -> None:
-        assert trainer.picture("samples").exists()
-        self.note("sample", trainer)
-
-    def on_end(self, trainer: Trainer) -> None:
-        self.note("end", trainer)
+    on_start = functools.partialmethod(note, "start")
+    on_step = functools.partialmethod(note, "step")
+    on_log = functools.partialmethod(note, "log")
+    on_checkpoint = functools.partialmethod(note, "checkpoint")
+    on_sample = functools.partialmethod(note, "sample")
+    on_end = functools.partialmethod(note, "end")
 
     def close(self) -> None:
         self.calls.append(("close", -1))
 
 
-def test_callbacks_hooks_come_in_order_and_change_no_weight(tmp_path: Path) -> None:
+def test_callbacks_hooks_come_in_order_and_change_no_weight(straight: Path, tmp_path: Path) -> None:
     recorder, run = Recorder(), tmp_path / "run"
     config = tiny("train.steps=3", "train.log_every=2", "train.checkpoint_every=2", "train.sample_every=2")
     train(config, run, callbacks=[recorder])
@@ -214,11 +208,10 @@ def test_callbacks_hooks_come_in_order_and_change_no_weight(tmp_path: Path) -> N
     recorder.calls.clear()
     train(config, run, callbacks=[recorder])
     assert recorder.calls == [("end", 3), ("close", -1)]
-    train(tiny("train.steps=3"), tmp_path / "plain")
-    assert_same(run, tmp_path / "plain")
+    assert_same(run, straight, 3)
 
 
-@pytest.mark.parametrize(("hook", "saved"), [("start", 1), ("log", 2), ("checkpoint", 2), ("sample", 2), ("end", 3)])
+@pytest.mark.parametrize(("hook", "saved"), [("start", 1), ("log", 2), ("sample", 2), ("end", 3)])
 def test_callbacks_exception_ends_the_run_after_saving(tmp_path: Path, hook: str, saved: int) -> None:
     run, recorder = tmp_path / "run", Recorder(fails=hook)
     config = tiny("train.steps=3", "train.checkpoint_every=1", f"train.sample_every={int(hook == 'sample')}")
@@ -261,39 +254,23 @@ def test_callbacks_other_objects_are_refused(tmp_path: Path) -> None:
 # --- Weights & Biases ---------------------------------------------------------------------------------------
 
 
-class FakeRun:
-    def __init__(self, **settings: Any) -> None:
-        self.id = settings.get("id", "abc123")
-        self.settings, self.finished = settings, 0
-        self.lines: list[tuple[int, dict[str, Any]]] = []
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self.lines.append((step, values))
-
-    def finish(self) -> None:
-        self.finished += 1
-
-
 def test_wandb_gets_metrics_pictures_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pra.training.wandb import WandB
 
-    runs: list[FakeRun] = []
-
-    def init(**settings: Any) -> FakeRun:
-        runs.append(FakeRun(**settings))
-        return runs[-1]
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Image=lambda path: f"image {path}"))
+    wandb = Mock(Image=lambda path: f"image {path}")
+    wandb.init.return_value.id = "abc123"
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     for steps in (2, 3):
         config = tiny(f"train.steps={steps}", "train.sample_every=2")
         train(config, tmp_path / "run", callbacks=[WandB(project="faces")])
-    first, second = runs
-    assert (first.settings["project"], first.settings["config"]["train"]["steps"]) == ("faces", 2)
-    assert [step for step, _ in first.lines] == [1, 2, 2]
-    assert first.lines[0][1]["flow"] == read_metrics(tmp_path / "run")[0]["flow"]
-    assert first.lines[2][1]["samples"].endswith("samples/step-00000002.png")
-    assert (second.settings["id"], second.settings["resume"]) == ("abc123", "allow")
-    assert [run.finished for run in runs] == [1, 1]
+    first, second = (call.kwargs for call in wandb.init.call_args_list)
+    assert (first["project"], first["config"]["train"]["steps"]) == ("faces", 2)
+    assert (second["id"], second["resume"]) == ("abc123", "allow")
+    lines = [(call.kwargs["step"], call.args[0]) for call in wandb.init.return_value.log.call_args_list]
+    assert [step for step, _ in lines] == [1, 2, 2, 3, 3]
+    assert lines[0][1]["flow"] == read_metrics(tmp_path / "run")[0]["flow"]
+    assert lines[2][1]["samples"].endswith("samples/step-00000002.png")
+    assert wandb.init.return_value.finish.call_count == 2
 
 
 def test_wandb_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,14 +35,6 @@ SHARD = "optimizer/shard-00001-model-00001-of-00001.safetensors"
 """Rank 0's part of the optimizer's state."""
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six steps without a stop, and a checkpoint of each."""
-    folder = tmp_path_factory.mktemp("straight") / "run"
-    train(tiny("train.steps=6", "train.checkpoint_every=1", "train.keep_checkpoints=9", "train.log_every=2"), folder)
-    return folder
-
-
 @pytest.fixture
 def copy(straight: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(straight, tmp_path / "copy"))

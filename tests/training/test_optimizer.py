@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import shutil
 from pathlib import Path
 
 import pytest
@@ -52,25 +51,16 @@ def test_settings_bare_name_keeps_the_other_rates() -> None:
     assert apply_settings(changed, ["train.optimizer.matrices=null"]) == run
 
 
-def test_settings_of_older_runs_mean_adamw() -> None:
-    values = to_dict(pra.recipe("tiny"))
-    del values["train"]["optimizer"]["matrices"]
-    assert from_dict(RunConfig, values) == pra.recipe("tiny")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_settings_that_are_wrong_are_refused() -> None:
+    for settings, message in (
         (["train.optimizer.matrices=Moun"], "'Moun' is unknown; did you mean 'Muon'"),
         (["train.optimizer.matrices=3"], "expected the fields of Muon, got 3"),
         ([MUON, "train.optimizer.matrices.lr=0"], "lr must be positive and finite, got 0"),
         ([MUON, "train.optimizer.matrices.momentum=1"], "momentum must lie in [0, 1), got 1"),
         ([MUON, "train.optimizer.matrices.rate=1"], "'rate' is unknown"),
         (["train.optimizer.matrices.lr=0.01"], "no setting 'train.optimizer.matrices.lr'"),
-    ],
-)
-def test_settings_that_are_wrong_are_refused(settings: list[str], message: str) -> None:
-    refused(lambda: tiny(*settings), message)
+    ):
+        refused(lambda settings=settings: tiny(*settings), message)
 
 
 def test_slower_divides_every_rate() -> None:
@@ -181,12 +171,9 @@ def test_muon_of_no_gradient_changes_nothing() -> None:
 
 def test_muon_run_resumes_bitwise(tmp_path: Path) -> None:
     straight, run = tmp_path / "straight", tmp_path / "run"
-    train(tiny(MUON, "train.steps=4"), straight)
-    for steps in (2, 4):
-        train(tiny(MUON, f"train.steps={steps}", "train.checkpoint_every=1", "train.keep_checkpoints=9"), run)
-    assert_same(straight, run)
-    shutil.rmtree(run / "checkpoints" / "step-00000004")  # killed before it was written
-    assert train(tiny(MUON, "train.steps=4"), run).new_steps == 1
+    train(tiny(MUON, "train.steps=3"), straight)
+    for steps in (1, 3):
+        train(tiny(MUON, f"train.steps={steps}"), run)
     assert_same(straight, run)
     buffers = [name for name in tensors(run) if name.endswith("/momentum_buffer")]
     assert len(buffers) == len(hidden_matrices(build_model(tiny().model)))

@@ -68,11 +68,22 @@ def test_metrics_of_old_runs_draw_and_resume(run: Path, monkeypatch: pytest.Monk
     assert loss_terms(old) == ["reconstruction", "auxiliary", "flow"]
     assert points_of(old, "flow") == [(20, 1.9)]
     (run / "curves.png").unlink()
-    train(tiny("train.steps=21"), run)
+    pra.train(tiny("train.steps=21"), run, device="cpu", progress=False)
     assert (run / "curves.png").exists()
     rows = read_metrics(run)
     assert rows[:2] == old
     assert loss_terms(rows) == ["reconstruction", "auxiliary", "flow", "pixel"]
+
+
+def test_config_of_an_earlier_version_resumes(straight: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(straight, tmp_path / "run"))
+    values = json.loads((run / "config.json").read_text())
+    del values["initial_average"], values["data"]["validation"]
+    del values["train"]["averages"], values["train"]["validate_every"], values["train"]["optimizer"]["matrices"]
+    values["train"]["shortcut_only"] = values["train"].pop("trainable") == ["shortcut"]
+    (run / "config.json").write_text(json.dumps(values))
+    assert train(tiny("train.steps=7"), run).new_steps == 1
+    assert weights.averages(weights.checkpoints(run)[-1]) == ["ema", "raw"]
 
 
 # --- what may change ----------------------------------------------------------------------------------------
@@ -89,24 +100,24 @@ def test_resume_may_change_what_changes_no_weight(run: Path) -> None:
     assert read_run(run) == config
 
 
-@pytest.mark.parametrize(
-    ("setting", "difference"),
-    [
-        ("train.batch_size=4", "train.batch_size: 8 in the run, 4 asked for"),
-        ("train.optimizer.lr=0.5", "train.optimizer.lr: 0.001 in the run, 0.5 asked for"),
-        ("model.backbone.depth=3", "model.backbone.depth: 2 in the run, 3 asked for"),
-        ("data.flip=true", "data.flip: false in the run, true asked for"),
-        ("train.rollout=Clean", 'train.rollout.type: "Parallel" in the run, "Clean" asked for'),
-        ("train.trainable=head.*", 'train.trainable: ["all"] in the run, ["head.*"] asked for'),
-        ("train.averages=[0.1]", "train.averages: [] in the run, [0.1] asked for"),
-        ("train.optimizer.matrices=Muon", "train.optimizer.matrices: null in the run"),
-        ("data.validation=0.1", "data.validation: null in the run, 0.1 asked for"),
-    ],
-)
-def test_resume_of_another_configuration_is_refused(trained: Path, setting: str, difference: str) -> None:
+def test_resume_of_another_configuration_is_refused(trained: Path) -> None:
     before = contents(trained)
-    config = tiny("train.steps=30", setting)
-    refused(lambda: train(config, trained), difference, "another --run-dir", code="mismatch", path=trained)
+    changed = {
+        "train.batch_size=4": "train.batch_size: 8 in the run, 4 asked for",
+        "train.optimizer.lr=0.5": "train.optimizer.lr: 0.001 in the run, 0.5 asked for",
+        "model.backbone.depth=3": "model.backbone.depth: 2 in the run, 3 asked for",
+        "data.flip=true": "data.flip: false in the run, true asked for",
+        "train.rollout=Clean": 'train.rollout.type: "Parallel" in the run, "Clean" asked for',
+        "train.trainable=head.*": 'train.trainable: ["all"] in the run, ["head.*"] asked for',
+        "train.averages=[0.1]": "train.averages: [] in the run, [0.1] asked for",
+        "train.optimizer.matrices=Muon": "train.optimizer.matrices: null in the run",
+        "data.validation=0.1": "data.validation: null in the run, 0.1 asked for",
+    }
+    for settings in (["data.flip=true"], ["train.averages=[0.1]"], changed):
+        parts, config = [changed[setting] for setting in settings], tiny("train.steps=30", *settings)
+        refused(lambda: train(config, trained), *parts, "another --run-dir", code="mismatch", path=trained)  # noqa: B023
+    classes = tiny("train.steps=30", "model.num_classes=11")
+    refused(lambda: train(classes, trained), "(model.num_classes: 10 in the run, 11 asked for)", code="mismatch")
     assert contents(trained) == before
 
 
@@ -114,7 +125,7 @@ def test_run_folder_that_is_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("x")
     refused(lambda: train(tiny(), tmp_path), "another --run-dir", code="exists", path=tmp_path)
     refused(lambda: train(tiny(), tmp_path / "mine"), str(tmp_path / "mine"))
-    refused(lambda: runs.check_run(tmp_path / "mine", tiny()), code="exists", path=tmp_path / "mine")
+    refused(lambda: runs.check_run(tmp_path / "mine", tiny(), {}), code="exists", path=tmp_path / "mine")
     refused(lambda: train(tiny("train.steps=1"), tmp_path / "mine" / "run"), str(tmp_path / "mine" / "run"))
     assert contents(tmp_path) == {"mine": b"x"}
     (tmp_path / "empty").mkdir()
@@ -134,13 +145,13 @@ def test_damaged_files_of_a_run_are_named(run: Path) -> None:
 
 
 def test_full_disk_while_logging_loses_no_line(run: Path, full_disk: FullDisk, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = callbacks.Metrics.write
+    original = callbacks.Metrics.on_log
 
-    def write(self: Any, row: dict[str, float]) -> None:
+    def write(self: Any, trainer: Any, row: dict[str, float]) -> None:
         with full_disk(self.path.stat().st_size + 10):
-            original(self, row)
+            original(self, trainer, row)
 
-    monkeypatch.setattr(callbacks.Metrics, "write", write)
+    monkeypatch.setattr(callbacks.Metrics, "on_log", write)
     path = run / "metrics.jsonl"
     refused(lambda: train(tiny("train.steps=30"), run), "step-00000020", code="unwritable", path=path)
     monkeypatch.undo()
@@ -148,19 +159,22 @@ def test_full_disk_while_logging_loses_no_line(run: Path, full_disk: FullDisk, m
     assert steps_logged(run) == [5, 10, 15, 20, 21]
 
 
-def test_check_shared_finds_machines_that_see_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claimed_finds_machines_that_see_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Elsewhere(World):
         def combine(self, value: Any, how: Any) -> Any:
             return how(["process 7 on a machine", value])
 
+    def claim() -> None:
+        with runs.claimed(tmp_path, tiny(), Elsewhere(1, 2, 0), {}):
+            pass
+
     monkeypatch.setattr(runs, "SEEN_WITHIN", 0.0)
-    runs.check_shared(tmp_path, World())
     (tmp_path / ".lock").write_text("process 7 on a machine")
-    runs.check_shared(tmp_path, Elsewhere(1, 2, 0))
+    claim()
     (tmp_path / ".lock").write_text("process 7 on another")  # which was killed, long ago
-    refused(lambda: runs.check_shared(tmp_path, Elsewhere(1, 2, 0)), "--run-dir", path=tmp_path, rank=1)
+    refused(claim, "--run-dir", path=tmp_path, rank=1)
     (tmp_path / ".lock").unlink()
-    refused(lambda: runs.check_shared(tmp_path, Elsewhere(1, 2, 0)), "process 7 on a machine", code="missing")
+    refused(claim, "process 7 on a machine", code="missing")
 
 
 # --- data and first weights that have moved -----------------------------------------------------------------

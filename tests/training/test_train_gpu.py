@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,19 +12,17 @@ from safetensors.torch import load_file
 from support.training import tiny
 from torch import Tensor
 from torch.distributed import HashStore
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 import pra
-from pra.config import Precision, RunConfig, apply_settings
+from pra.config import Precision, RunConfig
 from pra.method import flow, noise
-from pra.method.objectives import losses_of
-from pra.models import Model, build_model
-from pra.training import step as parallel
+from pra.models import build_model
+from pra.training.averages import build_averages
 from pra.training.optimizer import whole
 from pra.training.run import read_metrics
-from pra.training.step import SharedLoss
+from pra.training.step import Step, shard
 from pra.utils.device import autocast
-from pra.utils.distributed import World
+from pra.utils.distributed import ALONE, World
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,40 +41,32 @@ def group() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def built(run: RunConfig) -> tuple[Model, Model]:
-    """A model and its average."""
-    model, average = (build_model(run.model, 0).to(DEVICE) for _ in range(2))
-    return model, average
+def step_of(run: RunConfig, world: World = ALONE) -> Step:
+    """The step of a model without a weight at zero, behind which mistakes would hide."""
+    model, random = build_model(run.model, 0).to(DEVICE), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=random).to(parameter.device)
+    return Step(model, build_averages(model, run.train), run.train, DEVICE, world)
 
 
-def passed(run: RunConfig, loss: SharedLoss, model: Model) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Losses and gradients of a step, on the CPU. What lies behind a zero at first has been moved off it."""
+def passed(run: RunConfig, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Losses and gradients of a step, on the CPU."""
     random = torch.Generator().manual_seed(1)
     images = (torch.rand(8, 1, 8, 8, generator=random) * 2 - 1).to(DEVICE)
     labels = torch.arange(8, device=DEVICE)
     keys = noise.keys(0, labels)
     with autocast(DEVICE, run.train.precision):
-        losses = loss(images, labels, keys, run.train.objective, run.train.rollout, None)
+        losses = step.loss(images, labels, keys, run.train.objective, run.train.rollout, None)
     losses.total.backward()
-    gradients = {n: whole(p.grad).cpu() for n, p in model.named_parameters() if p.grad is not None}
+    gradients = {n: whole(p.grad).cpu() for n, p in step.model.named_parameters() if p.grad is not None}
     return {name: value.cpu() for name, value in losses.measured().items()}, gradients
-
-
-def moved(model: Model) -> Model:
-    """With no weight at zero."""
-    random = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=random).to(parameter.device)
-    return model
 
 
 def alone(run: RunConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Of one process, without the compiler."""
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, compile=False))
-    model, average = built(run)
-    shared = SharedLoss(moved(model), [average], losses_of(model), run.train, World(), DEVICE, idle=False)
-    return passed(run, shared, model)
+    return passed(run, step_of(run))
 
 
 def assert_alike(
@@ -117,34 +105,30 @@ def test_dyadic_steps_do_not_wait_for_the_device() -> None:
     assert torch.equal(span.cpu(), on_cpu[1])
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_ddp_step_equals_that_of_one_process(group: None, precision: str) -> None:
-    run = tiny(f"train.precision={precision}", "train.parallel=ddp")
-    model, average = built(run)
-    shared = SharedLoss(moved(model), [average], losses_of(model), run.train, World(0, 2), DEVICE, idle=False)
+@pytest.mark.parametrize(
+    ("settings", "several", "sharded", "rtol"),
+    [
+        (["train.precision=float32", "train.parallel=ddp"], True, False, 1e-5),
+        (["train.precision=bfloat16", "train.parallel=ddp"], True, False, 1e-2),
+        (["train.precision=float32"], False, True, 1e-5),
+        (["train.precision=bfloat16"], False, True, 3e-2),
+        (["train.precision=float32", "train.compile=true"], True, False, 1e-3),  # block by block
+        (["train.precision=float32", "train.compile=true"], False, False, 1e-3),  # the whole loss
+    ],
+)
+def test_shared_step_equals_that_of_one_process(
+    group: None, settings: list[str], several: bool, sharded: bool, rtol: float
+) -> None:
+    """By DDP and by FSDP; and the compiler changes no more than rounding, and does not go on without."""
+    run = tiny(*settings)
+    shared = step_of(run, World(0, 2) if several else ALONE)
+    if sharded:
+        average = shared.averages["ema"].model
+        shard(shared.loss, [average], ALONE, DEVICE, run.train.precision is Precision.BFLOAT16)
     with shared.accumulating(last=True):
-        assert_alike(passed(run, shared, model), alone(run), 1e-5 if precision == "float32" else 1e-2)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_fsdp_step_equals_that_of_one_process(group: None, precision: str) -> None:
-    run = tiny(f"train.precision={precision}")
-    model, average = built(run)
-    shared = SharedLoss(moved(model), [average], losses_of(model), run.train, World(), DEVICE, idle=False)
-    parallel.shard(shared.module, [average], World(), DEVICE, run.train.precision is Precision.BFLOAT16)
-    found = passed(run, shared, model)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert_alike(found, alone(run), 1e-5 if precision == "float32" else 3e-2)
-
-
-@pytest.mark.parametrize("blocks", [True, False])
-def test_compiler_changes_no_more_than_rounding(group: None, blocks: bool) -> None:
-    """Of several processes block by block, of one the whole loss; and it does not go on without."""
-    run = tiny("train.precision=float32", "train.compile=true")
-    model, average = built(run)
-    world = World(0, 2) if blocks else World()
-    shared = SharedLoss(moved(model), [average], losses_of(model), run.train, world, DEVICE, idle=False)
-    assert_alike(passed(run, shared, model), alone(run), 1e-3)
+        found = passed(run, shared)
+    assert {p.dtype for p in shared.model.parameters()} == {torch.float32}
+    assert_alike(found, alone(run), rtol)
     assert shared.uncompiled is None
 
 
@@ -161,34 +145,3 @@ def test_run_resumes_and_learns_as_on_the_cpu(tmp_path: Path, compiled: str) -> 
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-5)
     for a, b in zip(read_metrics(tmp_path / "cpu"), read_metrics(tmp_path / "gpu"), strict=True):
         assert b["total"] == pytest.approx(a["total"], rel=0.01)
-
-
-@pytest.mark.filterwarnings("ignore:no samples are drawn")
-def test_pictures_without_memory_do_not_stop_a_run(tmp_path: Path) -> None:
-    """What is left of the GPU does for the steps and not for the sampler's caches."""
-    run = apply_settings(tiny("train.steps=4"), ["train.sample_every=2"])
-    allocate = pra.Sampler.sample
-
-    def greedy(*arguments: Any) -> Tensor:
-        torch.empty(1 << 50, device=DEVICE)
-        return allocate(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pra.Sampler, "sample", greedy)
-        assert pra.train(run, tmp_path / "run", device=str(DEVICE), progress=False).steps == 4
-    assert not (tmp_path / "run" / "samples").exists()
-    assert (tmp_path / "run" / "reconstructions" / "step-00000004.png").exists()
-
-
-def test_checkpoint_is_written_on_the_gpu_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[bool, int]] = []
-    write = HuggingFaceStorageWriter.write_data
-
-    def written(*arguments: Any) -> Any:
-        seen.append((threading.current_thread() is threading.main_thread(), torch.cuda.current_device()))
-        return write(*arguments)
-
-    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", written)
-    last = torch.device("cuda", torch.cuda.device_count() - 1)
-    pra.train(tiny("train.steps=2"), tmp_path / "run", device=str(last), progress=False)
-    assert seen == [(False, last.index)]

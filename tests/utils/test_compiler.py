@@ -27,9 +27,6 @@ def test_compiled_compiles_the_backward_pass_at_once(monkeypatch: pytest.MonkeyP
     from torch._functorch import config as functorch
     from torch._functorch.aot_autograd import make_boxed_func
 
-    if not hasattr(functorch, "force_non_lazy_backward_lowering"):
-        pytest.skip("this release of torch always compiles the backward pass when it comes")
-
     def fail(*_: Any) -> Any:
         raise RuntimeError("no backward pass")
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from support import processes
-from support.processes import started
 from support.refusal import refused
 from torch.distributed import HashStore, TCPStore
 
 import pra
+from pra import cli
 from pra.utils import distributed
 from pra.utils.distributed import ALONE, World, join
 
@@ -110,16 +110,17 @@ def test_join_without_the_others_is_one_line(
     assert capfd.readouterr().err == ""
 
 
-def test_join_alone_in_torchruns_store_is_one_line(tmp_path: Path) -> None:
+def test_join_alone_in_torchruns_store_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """torchrun keeps the store itself, so that it answers although nobody else comes."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    variables = {"WORLD_SIZE": "2", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    variables["PRA_RENDEZVOUS_TIMEOUT"] = "1"
-    line = ["train", "tiny", "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
-    with started(tmp_path / "log", 1, *line, variables=variables) as group:
-        (outcome,) = group.outcomes(patience=40)
-    assert outcome.code == 2
-    (error,) = outcome.error.splitlines()
+    world = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    world |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", "PRA_RENDEZVOUS_TIMEOUT": "1"}
+    for name, value in world.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(("train", "tiny", "--run-dir", str(tmp_path / "run"), "--device", "cpu")) == 2
+    (error,) = capfd.readouterr().err.splitlines()
     assert error.startswith("pra: error: process 0 of 2 ")
     assert f"127.0.0.1:{store.port}" in error
     assert not (tmp_path / "run").exists()

@@ -38,15 +38,15 @@ def test_pil_image_holds_the_pixels(channels: int, mode: str) -> None:
 
 
 def test_contact_sheet_places_images_by_row() -> None:
-    images = random_images(5, 3)
-    sheet = contact_sheet(images, columns=2, upscale=1)
-    assert sheet.size == (2 * (6 + GAP) + GAP, 3 * (8 + GAP) + GAP)
+    images = random_images(5, 3, 64, 70)
+    sheet = contact_sheet(images, columns=2)
+    assert sheet.size == (2 * (70 + GAP) + GAP, 3 * (64 + GAP) + GAP)
     pixels = np.asarray(sheet)
     for index, image in enumerate(images):
-        top, left = (GAP + n * (size + GAP) for n, size in zip(divmod(index, 2), (8, 6), strict=True))
-        assert np.array_equal(pixels[top : top + 8, left : left + 6], image.permute(1, 2, 0))
-    assert (pixels[-10:, -8:] == 255).all()  # the sixth place is empty
-    grey = contact_sheet(cells((10,), (10,)), 2, 1)
+        top, left = (GAP + n * (size + GAP) for n, size in zip(divmod(index, 2), (64, 70), strict=True))
+        assert np.array_equal(pixels[top : top + 64, left : left + 70], image.permute(1, 2, 0))
+    assert (pixels[-66:, -72:] == 255).all()  # the sixth place is empty
+    grey = contact_sheet(cells((10,), (10,)), 2)
     assert (grey.mode, grey.getpixel((GAP, GAP))) == ("L", 10)
 
 
@@ -57,11 +57,10 @@ def test_contact_sheet_of_small_images_is_enlarged() -> None:
     assert contact_sheet(cells((1, 2, 3, 4)), 1).getpixel((0, 0)) == (1, 2, 3, 4)
 
 
-@pytest.mark.parametrize("upscale", [1, 3, None])
-def test_contact_sheet_is_white_behind_transparency(upscale: int | None) -> None:
-    sheet = contact_sheet(cells((0, 0, 0, 0), (200, 0, 0, 255), (0, 0, 200, 51)), 3, upscale)
+def test_contact_sheet_is_white_behind_transparency() -> None:
+    sheet = contact_sheet(cells((0, 0, 0, 0), (200, 0, 0, 255), (0, 0, 200, 51)), 3)
     assert sheet.mode == "RGB"
-    pixels, side = np.asarray(sheet), 4 * (upscale or 16)
+    pixels, side = np.asarray(sheet), 64
     seen = [pixels[GAP + 1, GAP + 1 + place * (side + GAP)] for place in range(3)]
     assert [tuple(map(int, pixel)) for pixel in seen] == [(255, 255, 255), (200, 0, 0), (204, 204, 244)]
     assert (pixels[:GAP] == 255).all()

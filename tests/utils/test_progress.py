@@ -38,9 +38,6 @@ def test_progress_in_a_log_is_a_line_per_30_s(seconds: float, lines: int, monkey
     assert not {"\r", "\x1b"} & set(log)
 
 
-def test_progress_on_a_terminal_is_a_redrawn_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_on_a_terminal_is_a_bar_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(Terminal(), monkeypatch, 0.01).count("\r") > 50
-
-
-def test_progress_disabled_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(io.StringIO(), monkeypatch, 1.0, disable=True) == ""

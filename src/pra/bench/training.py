@@ -112,8 +112,8 @@ def measure_step(run: RunConfig, device: torch.device, rounds: int, perceptual: 
     with enough_memory(run.train.micro_batches(1)[0], device, fix):
         own = SyntheticStep(run, device, perceptual)
         memory = own.memory()
-        if own.losses.uncompiled:  # a warning is enough for training, not for figures of what is compiled
-            raise own.losses.uncompiled
+        if own.uncompiled:  # a warning is enough for training, not for figures of what is compiled
+            raise own.uncompiled
         works = own.works()
         if run.model.codec is not None:
             works["teacher-forced"] = SyntheticStep(teacher_forced(run), device)
@@ -242,5 +242,5 @@ def saved_bytes(run: RunConfig, images: int) -> int:
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=train.precision is not Precision.FLOAT32),
         ):
-            step.losses(pixels, labels, keys, train.objective, train.rollout, distance)
+            step.loss(pixels, labels, keys, train.objective, train.rollout, distance)
         return sum(tensor.untyped_storage().nbytes() for key, tensor in seen.items() if key not in own)

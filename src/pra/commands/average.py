@@ -25,6 +25,6 @@ def average_command(
         run: A run's folder, or one of its checkpoints.
         length: Relative to the training: 0.08 averages over about the last 8 % of the steps.
     """
-    file, fit = posthoc(run, length)
-    print(f"{file.stem}: from {len(fit.coefficients)} stored averages, error of the profile {fit.error:.2%}: {file}")
+    file, count, error = posthoc(run, length)
+    print(f"{file.stem}: from {count} stored averages, error of the profile {error:.2%}: {file}")
     print("next:", shlex.join(["pra", "sample", str(run), "--average", file.stem]))

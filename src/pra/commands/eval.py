@@ -2,51 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from pra.commands.options import Average, File, Flag, Integer, Settings, Text
+from pra.commands.options import Average, Device, File, Flag, Integer, Settings, Text, choices
 from pra.config import Precision
 from pra.config.checks import member
+from pra.evaluation import judging
 from pra.evaluation.evaluate import Report, warn_of_few
 from pra.evaluation.features import EXTRACTORS
-from pra.evaluation.judging import (
-    LABELS,
-    Judge,
-    Subject,
-    Work,
-    check_options,
-    open_judge,
-    open_originals,
-    open_subject,
-    open_truth,
-)
-from pra.evaluation.outputs import Outputs
+from pra.evaluation.judging import LABELS, Judge, Subject, Work
+from pra.evaluation.outputs import check_outputs, publish, staged
 from pra.models.weights import EMA
-from pra.utils.distributed import join
+from pra.utils.distributed import World, join
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Options of the commands that judge images."""
+
+    reference: Text = None
+    """A data source such as folder:PATH, or a FILE.npz of statistics or images; by default the run's data."""
+    features: Annotated[str, arg(metavar="|".join(EXTRACTORS))] = "inception"
+    """inception; dinov2, whose fid is FD-DINOv2; or classifier, a small network fitted on the reference, once."""
+    labels: Annotated[str, arg(metavar="|".join(LABELS))] = "balanced"
+    """Which classes a run samples: each as often, or as often as the reference has it."""
+    weights: File = None
+    """The features' weights, where they are not to be downloaded or fitted."""
+    batch_size: int = 256
+    """Images at a time; no figure depends on it."""
+    precision: Annotated[str, choices(Precision, "(default: auto)")] = "auto"
+    """Of a run's matrix products while it samples: auto is bfloat16 on GPUs that have it, else float32."""
+    device: Device = None
+    settings: Settings = ()
+    """How references are prepared and a run samples: data.fit=pad, sampling.guidance=2; may be repeated."""
+
+    def opened(self, target: Path | None, num: int | None, world: World, average: str = EMA) -> tuple[Subject, Work]:
+        """Open what is judged; refuse options that do not go with it."""
+        judging.check_options(self.features, self.labels, self.batch_size, num)
+        work = Work(world, world.device(self.device), self.batch_size)
+        precision = member(Precision, self.precision, "--precision")
+        return judging.open_subject(target, num, work, precision, self.settings, average), work
+
+
+JudgingOptions = Annotated[Judging, arg(name="")]
+DEFAULT = Judging()
 
 
 def evaluate_command(
     target: Annotated[Positional[Path | None], arg(metavar="[RUN|DIR|FILE.npz]", help_behavior_hint="")] = None,
     *,
-    reference: Text = None,
-    features: Annotated[str, arg(metavar="|".join(EXTRACTORS))] = "inception",
     num: Integer = None,
-    labels: Annotated[str, arg(metavar="|".join(LABELS))] = "balanced",
     average: Average = EMA,
     reconstruction: Flag = False,
     export_npz: File = None,
     export_statistics: File = None,
-    weights: File = None,
     out: File = None,
-    batch_size: int = 256,
-    precision: Annotated[str, arg(metavar="auto|float32|bfloat16")] = "auto",
-    device: Text = None,
-    settings: Settings = (),
+    how: JudgingOptions = DEFAULT,
 ) -> None:
     """Judge generated images: FID, sFID, Inception Score, KID, precision and recall.
 
@@ -56,41 +72,35 @@ def evaluate_command(
     Args:
         target: A run, saved model or hub:user/model, a folder of pictures, or a batch in ADM's layout; by default the
             model that comes with pra.
-        reference: A data source such as folder:PATH, or a FILE.npz of statistics or images; by default the run's data.
-        features: inception; dinov2, whose fid is FD-DINOv2; or classifier, a small network fitted on the reference.
         num: Images to judge; by default 50000 of a run, and all that DIR or FILE.npz holds.
-        labels: Which classes a run samples: each as often, or as often as the reference has it.
-        average: Which weights of a run: ema, raw, or another of its averages, such as power-0.05.
         reconstruction: Also judge the codec's reconstructions of as many real images.
         export_npz: Also write the images as the batch that ADM's evaluator reads.
         export_statistics: Also write the reference's statistics, to be given as --reference next time.
-        weights: The features' weights, where they are not to be downloaded or fitted.
         out: Write figures and provenance as JSON.
-        batch_size: Images at a time; no figure depends on it.
-        precision: Of a run's matrix products while it samples: auto is bfloat16 on GPUs that have it, else float32.
-        device: cpu, cuda, cuda:1 or mps; by default the best there is.
-        settings: How references are prepared and a run samples: data.fit=pad, sampling.guidance=2; may be repeated.
     """
     begin = datetime.now(UTC)
-    out, export_npz, export_statistics = (path and path.expanduser() for path in (out, export_npz, export_statistics))
+    asked = {"report": out, "images": export_npz, "statistics": export_statistics}
+    files = {name: path.expanduser() for name, path in asked.items() if path}
     with join() as world:
-        outputs = Outputs(out, export_npz, export_statistics)
-        outputs.check()
-        check_options(features, labels, batch_size, num)
-        work = Work(world, world.device(device), batch_size)
-        subject = open_subject(target, num, work, member(Precision, precision, "--precision"), settings, average)
-        truth, subject = open_truth(reference, labels, subject, work)
-        originals = open_originals(truth, subject, work) if reconstruction else None
-        with outputs.staged(world) as staged:
-            judge = open_judge(truth, features, weights, subject, work)
-            report = judge.report(subject, staged.images)
+        check_outputs(**files)
+        subject, work = how.opened(target, num, world, average)
+        truth, subject = judging.open_truth(how.reference, how.labels, subject, work)
+        originals = judging.open_originals(truth, subject, work) if reconstruction else None
+        with staged(files, world) as places:
+            judge = judging.open_judge(truth, how.features, how.weights, subject, work)
+            report = judge.report(subject, places.get("images"))
             if originals:
                 report = judge.with_reconstruction(report, subject, originals)
             if world.is_first:
-                _finish(report, begin, subject, judge, outputs, staged)
+                _finish(report, begin, subject, judge, places)
+                publish(places, files)
+                for what, path in files.items():
+                    print(f"  {what}: {path}")
+                if not out:
+                    print("the figures are not kept: --out FILE.json writes them, and where they come from")
 
 
-def _finish(report: Report, begin: datetime, subject: Subject, judge: Judge, outputs: Outputs, staged: Outputs) -> None:
+def _finish(report: Report, begin: datetime, subject: Subject, judge: Judge, places: dict[str, Path]) -> None:
     """Print the figures before they are written: a full disk cannot take them."""
     seconds = round((datetime.now(UTC) - begin).total_seconds(), 1)
     when = {"date": begin.isoformat(timespec="seconds"), "seconds": seconds}
@@ -99,12 +109,7 @@ def _finish(report: Report, begin: datetime, subject: Subject, judge: Judge, out
     features = f"{judge.extractor.name} {judge.extractor.fingerprint[:12]}"
     print(f"{subject.count} images of {subject.target} against {judge.reference.name}, features {features}")
     warn_of_few(subject.count)
-    if staged.report:
-        report.save(staged.report)
-    if staged.statistics:
-        judge.reference.save(staged.statistics)
-    outputs.publish(staged)
-    for what, path in outputs.named().items():
-        print(f"  {what}: {path}")
-    if not outputs.report:
-        print("the figures are not kept: --out FILE.json writes them, and where they come from")
+    if "report" in places:
+        report.save(places["report"])
+    if "statistics" in places:
+        judge.reference.save(places["statistics"])

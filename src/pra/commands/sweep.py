@@ -5,31 +5,26 @@ from __future__ import annotations
 import shlex
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
-import torch
-from torch import Tensor
 from tyro.conf import Positional, UseAppendAction, arg
 
-from pra.commands.options import File, Folder, How, Integer, Settings, Text
-from pra.config import Precision, SamplingConfig
-from pra.config.checks import member
+from pra.commands.eval import DEFAULT, JudgingOptions
+from pra.commands.options import Folder, How, Integer
+from pra.config import SamplingConfig
 from pra.errors import NotFiniteError, PraError
 from pra.evaluation.evaluate import Report, describe, warn_of_few
-from pra.evaluation.features import EXTRACTORS
-from pra.evaluation.judging import LABELS, Judge, Subject, Work, check_options, open_judge, open_subject, open_truth
+from pra.evaluation.judging import Judge, Subject, open_judge, open_truth
 from pra.evaluation.sweep import COLUMNS, GUIDANCE, Point, Result, draw, find_best, hints, points, read_results, table
 from pra.models.weights import model_folder, run_of, weights_name
-from pra.sampling.batches import Batch
 from pra.utils.distributed import join
 from pra.utils.files import write_atomically
 from pra.utils.locks import locked
 from pra.utils.pixels import contact_sheet
-from pra.utils.progress import Progress
 from pra.utils.signals import Interrupted, ended_by_sigterm
 
 FEW_OF_MANY = 5_000
@@ -43,15 +38,8 @@ def sweep_command(
     *,
     over: Over = (),
     num: Integer = None,
-    reference: Text = None,
-    features: Annotated[str, arg(metavar="|".join(EXTRACTORS))] = "inception",
-    labels: Annotated[str, arg(metavar="|".join(LABELS))] = "balanced",
-    weights: File = None,
     out: Folder = None,
-    batch_size: int = 256,
-    precision: Annotated[str, arg(metavar="auto|float32|bfloat16")] = "auto",
-    device: Text = None,
-    settings: Settings = (),
+    how: JudgingOptions = DEFAULT,
 ) -> None:
     """Find the sampling settings that suit a model: judge the same classes and seeds with each, and draw some of them.
 
@@ -63,25 +51,14 @@ def sweep_command(
         over: A sampling setting and the values to try, such as guidance=1,1.5,2 or solver=heun,dpm, or the weights to
             sample, average=ema,power-0.05,raw; may be repeated. By default guidance=1,1.5,2,3,4.
         num: Images to judge at each combination; by default 5000.
-        reference: As `pra eval` takes it; by default the data that the run learnt from.
-        features: inception; dinov2; or classifier: a small network fitted on the reference, once.
-        labels: Which classes are sampled: each as often, or as often as the reference has it.
-        weights: The features' weights, where they are not to be downloaded or fitted.
         out: A folder for figures, curves and samples; by default sweep in the run's folder, or NAME-sweep.
-        batch_size: Images at a time; no figure depends on it.
-        precision: Of the matrix products: auto is bfloat16 on GPUs that have it, else float32.
-        device: cpu, cuda, cuda:1 or mps; by default the best there is.
-        settings: What is the same for all, such as sampling.steps=5 or data.fit=pad; may be repeated.
     """
     with join() as world:
-        check_options(features, labels, batch_size, num)
-        work = Work(world, world.device(device), batch_size)
-        arithmetic = member(Precision, precision, "--precision")
         home = run_of(model_folder(run))
-        subject = open_subject(run, num or FEW_OF_MANY, work, arithmetic, settings)
+        subject, work = how.opened(run, FEW_OF_MANY if num is None else num, world)
         sampler = subject.sampled("pra sweep")
         tried = points(sampler.config, over or GUIDANCE)
-        for name in (line.partition("=")[0].removeprefix("sampling.") for line in settings):
+        for name in (line.partition("=")[0].removeprefix("sampling.") for line in how.settings):
             if name in tried[0].changes:
                 problem = f"--set sampling.{name}: it is varied. Give its values as --over {name}=..."
                 raise PraError(problem, "conflict", name=name)
@@ -90,8 +67,8 @@ def sweep_command(
             weights_name(Path(subject.provenance["model"]), point.average)
         folder = out.expanduser() if out else _default_folder(run, home)
         with locked(folder, "filled", "choose another --out") if world.is_first else nullcontext(), ended_by_sigterm():
-            truth, subject = open_truth(reference, labels, subject, work)
-            results = _results(tried, subject, open_judge(truth, features, weights, subject, work), folder)
+            truth, subject = open_truth(how.reference, how.labels, subject, work)
+            results = _results(tried, subject, open_judge(truth, how.features, how.weights, subject, work), folder)
             if world.is_first:
                 _tell(results, folder, sampler.model.sampling, run, shared=home is None)
 
@@ -104,44 +81,26 @@ def _results(tried: Sequence[Point], subject: Subject, judge: Judge, folder: Pat
     known = describe(judge.extractor, judge.reference, subject.count)
     expected = {name: known | {"images": one.provenance} for name, one in subjects.items()}
     found = world.run_on_first(lambda: read_results(folder, expected))
-    missing = [point for point in tried if point.name not in found]
-    total, hidden = len(missing) * len(world.share(subject.count)), not world.is_first or not missing
-    with Progress(total=total, unit="image", disable=hidden) as bar:
-        for point in missing:
-            bar.set_description(point.name)
-            strip = point if world.is_first else None
-            try:
-                report = judge.report(
-                    subjects[point.name],
-                    watch=lambda batches, strip=strip: _watched(batches, strip, folder, bar),  # type: ignore[misc]
-                    progress=False,
-                )
-                if world.is_first:
-                    report.save(folder / f"{point.name}.json")
-            except (KeyboardInterrupt, SystemExit) as stop:
-                signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
-                what = f"stopped with {len(found)} of {len(tried)} combinations judged, in {folder}"
-                raise Interrupted(signum, what) from None
-            except NotFiniteError as error:
-                if world.size > 1:  # the other processes go on with theirs
-                    raise
-                warnings.warn(f"{point.name} has no figures: {error}", stacklevel=2)
-                report = Report({}, {})
-            found[point.name] = report
+    for point in (point for point in tried if point.name not in found):
+        try:
+            if world.is_first:
+                (first,) = subjects[point.name].batches(range(min(COLUMNS, subject.count)), COLUMNS)
+                strip = contact_sheet(first.images, COLUMNS)
+                write_atomically(folder / f"{point.name}.png", strip.save, format="PNG")
+            report = judge.report(subjects[point.name], what=point.name)
+            if world.is_first:
+                report.save(folder / f"{point.name}.json")
+        except (KeyboardInterrupt, SystemExit) as stop:
+            signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+            what = f"stopped with {len(found)} of {len(tried)} combinations judged, in {folder}"
+            raise Interrupted(signum, what) from None
+        except NotFiniteError as error:
+            if world.size > 1:  # the other processes go on with theirs
+                raise
+            warnings.warn(f"{point.name} has no figures: {error}", stacklevel=2)
+            report = Report({}, {})
+        found[point.name] = report
     return [Result(point, found[point.name]) for point in tried]
-
-
-def _watched(batches: Iterator[Batch], strip: Point | None, folder: Path, bar: Progress) -> Iterator[Batch]:
-    """Pass batches on; the first pictures become the strip of a point."""
-    first: list[Tensor] = []
-    for batch in batches:
-        if strip and len(first) < COLUMNS:
-            first += batch.images[: COLUMNS - len(first)]
-        yield batch
-        bar.update(len(batch.images))
-    if strip and first:
-        picture = contact_sheet(torch.stack(first), COLUMNS)
-        write_atomically(folder / f"{strip.name}.png", picture.save, format="PNG")
 
 
 def _default_folder(run: Path | None, home: Path | None) -> Path:

@@ -6,6 +6,7 @@ import json
 import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,15 +15,16 @@ from tyro.conf import Positional, arg
 
 from pra.commands.options import Device, Folder, Integer, Number, Settings, Text
 from pra.config import RunConfig, apply_settings, override
-from pra.data import Source, open_source
+from pra.data import open_source
 from pra.data.source import check_name
+from pra.data.survey import look
 from pra.errors import PraError
 from pra.evaluation.report.page import REPORT, write_report
 from pra.models import weights
 from pra.recipes import fine_tune, own, recipe
-from pra.training.loop import Trained, train
-from pra.training.run import check_run, checked_source
-from pra.utils.distributed import World, join
+from pra.training.loop import Trained, Trainer
+from pra.training.run import claimed, read_run
+from pra.utils.distributed import join
 
 
 def train_command(
@@ -71,13 +73,18 @@ def train_command(
             config, told = world.run_on_first(lambda: _configure(from_, data, folder, minutes, steps, target))
             say(*told, sep="\n")
         config = changed(config, {"data.source": data, "train.steps": steps, "train.seed": seed}, settings)
-        config, source = _with_data(config, folder, world, say)
-        many = f"{world.size} processes ({target.type}, {config.train.parallel.value})"
-        # A slip in --run-dir shows here.
-        begun = "goes on" if folder.is_dir() and weights.checkpoints(folder) else "new"
-        say(f"run: {folder} ({begun}), recipe {config.recipe}, {len(source)} images from {source.name}, ", end="")
-        say(f"on {target if world.size == 1 else many}")
-        result = train(config, folder, device=str(target), source=source, world=world)
+        with claimed(folder, config, world, losses={}):
+            with world.first_alone():  # some sources are indexed once
+                source = open_source(config.data.source)
+            if (classes := len(source.classes)) != config.model.num_classes:
+                say(f"classes: {classes} in {source.name} (the recipe has {config.model.num_classes})")
+                config = override(config, "model.num_classes", str(classes))
+            trainer = Trainer(config, folder, target, world, source)
+            many = f"{world.size} processes ({target.type}, {config.train.parallel.value})"
+            where = target if world.size == 1 else many
+            begun = "goes on" if trainer.step else "new"  # a slip in --run-dir shows here
+            say(f"run: {folder} ({begun}), recipe {config.recipe}, {len(source)} images from {source.name}, on {where}")
+            result = trainer.run()
     if world.is_first:
         tell(result, config, folder)
 
@@ -131,28 +138,25 @@ def _configure(
     device: torch.device,
 ) -> tuple[RunConfig, list[str]]:
     """Return the configuration of a run without a recipe, and the lines that explain it."""
-    begun = (folder / weights.CONFIG).exists()
+    if (folder / weights.CONFIG).exists():
+        config, told = read_run(folder), [f"settings: those of {folder}, chosen when it began"]
+        if start and (config.initial is None or Path(config.initial) != Path(start)):  # runs/a/ is runs/a
+            config = replace(config, initial=start)  # another run, which training refuses, and names both starts
+        if minutes is not None:
+            kept = f"this one keeps its {config.train.steps} steps, and a larger --steps trains longer"
+            told.append(f"--minutes {minutes:g} has no effect here, it counts when a run begins: {kept}")
+        return config, told
+    if data is None:
+        problem = f"no run at {folder} to go on with. Name a RECIPE, or your own pictures with --data folder:PHOTOS"
+        raise PraError(problem, code="missing", path=folder)
     if start:
-        config, told = fine_tune.configure(start, data, folder, minutes, steps, device)
-    else:
-        config, told = own.configure(
-            data, folder, "chosen:", lambda survey: own.propose(survey, minutes, steps, device)
+        base = weights.model_folder(start)
+        model, run, survey = weights.read_config(base), weights.run_of(base), look(data)
+        config, reasons = fine_tune.propose(
+            start, model, read_run(run) if run else None, survey, minutes, steps, device
         )
-    if begun and minutes is not None:
-        kept = f"this one keeps its {config.train.steps} steps, and a larger --steps trains longer"
-        told = [*told, f"--minutes {minutes:g} has no effect here, it counts when a run begins: {kept}"]
-    return config, told
-
-
-def _with_data(config: RunConfig, folder: Path, world: World, say: Callable[..., None]) -> tuple[RunConfig, Source]:
-    """Open the data, and take the number of classes from them."""
-    # Before the data are opened, which may take an hour.
-    config.train.micro_batches(world.size)
-    check_run(folder, config, classes_known=False)
-    with world.first_alone():  # some sources are indexed once
-        source = open_source(config.data.source)
-    if len(source.classes) != config.model.num_classes:
-        say(f"classes: {len(source.classes)} in {source.name} (the recipe has {config.model.num_classes})")
-        config = override(config, "model.num_classes", str(len(source.classes)))
-    checked_source(folder, config, source)
-    return config, source
+    else:
+        survey = look(data)
+        config, reasons = own.propose(survey, minutes, steps, device)
+    found, heading = [f"  {line}" for line in survey.lines()], f"from {start}:" if start else "chosen:"
+    return config, [f"found in {survey.source}:", *found, heading, *(f"  {reason}" for reason in reasons)]

@@ -52,9 +52,7 @@ def wrong(name: str, value: object, problem: str, code: Code = "conflict") -> Pr
 
 
 def _outside(expected: str, value: float, where: str) -> PraError:
-    parent, _, name = where.rpartition(".")
-    place = f"{parent}: {name}" if parent else name
-    return PraError(f"{place} must {expected}, got {value}", name=name, value=value)
+    return PraError(f"{where} must {expected}, got {value}", name=where.rpartition(".")[2], value=value)
 
 
 PositiveInt = Annotated[int, positive]
@@ -96,17 +94,13 @@ def fit(kind: Any, value: Any, where: str) -> Any:
     if value is None and type(None) in typing.get_args(kind):
         return None
     kinds = alternatives(kind)
-    if any(dataclasses.is_dataclass(one) for one in kinds):
-        if not isinstance(value, tuple(kinds)):
-            raise _unfit(" or ".join(one.__name__ for one in kinds), value, where)
-        return value
     if len(kinds) > 1:
         for one in kinds:
             with contextlib.suppress(PraError):
                 return fit(one, value, where)
         raise _unfit(" or ".join(one.__name__ for one in kinds), value, where)
     (one,) = kinds
-    if typing.get_origin(one) is Annotated:
+    if one is not kind:
         return fit(one, value, where)
     if typing.get_origin(one) is tuple:
         return _tuple(typing.get_args(one), value, where)
@@ -125,6 +119,8 @@ def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
 
 
 def _leaf(kind: type, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(value, kind):
+        return value
     # To Python a boolean is an integer.
     if isinstance(value, bool) == (kind is bool) and isinstance(value, NUMBERS.get(kind, kind)):
         with contextlib.suppress(OverflowError):  # an integer beyond any float
@@ -144,9 +140,8 @@ def member(kind: type[E], value: Any, where: str) -> E:
         return value
     members = {str(known.value): known for known in kind}
     if not isinstance(value, str) or value not in members:
-        raise PraError(
-            f"{where}: {value!r} is unknown{nearest(str(value), members)}", code="unknown", name=where, value=value
-        )
+        message = f"{where}: {value!r} is unknown{nearest(str(value), members)}"
+        raise PraError(message, code="unknown", name=where, value=value)
     return members[value]
 
 

@@ -99,9 +99,8 @@ class RunConfig(Settings):
             problem = "is for autoregressive models. Set train.rollout=Clean"
             raise wrong("train.rollout", type(train.rollout).__name__, problem)
         if self.model.codec is None and train.codec_warmup:
-            raise wrong(
-                "train.codec_warmup", train.codec_warmup, "finds no codec in this model. Set train.codec_warmup=0"
-            )
+            problem = "finds no codec in this model. Set train.codec_warmup=0"
+            raise wrong("train.codec_warmup", train.codec_warmup, problem)
         if train.validate_every and self.data.validation is None:
             fix = "Set data.validation, for example to 0.05, or train.validate_every=0"
             raise wrong("train.validate_every", train.validate_every, f"finds no held-out images. {fix}")

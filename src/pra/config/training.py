@@ -152,10 +152,8 @@ SHORTEST_AVERAGE, LONGEST_AVERAGE = 0.001, 0.28
 def check_length(length: float, where: str = "averages") -> None:
     """Check that the relative length of a power-function average is in range."""
     if not SHORTEST_AVERAGE <= length <= LONGEST_AVERAGE:
-        allowed = f"[{SHORTEST_AVERAGE}, {LONGEST_AVERAGE}], such as 0.05 or 0.1"
-        raise wrong(
-            where, length, f"is out of range for the relative length of an average. Use one in {allowed}", "invalid"
-        )
+        problem = "is out of range for the relative length of an average. Use one in"
+        raise wrong(where, length, f"{problem} [{SHORTEST_AVERAGE}, {LONGEST_AVERAGE}], such as 0.05", "invalid")
 
 
 class Precision(enum.Enum):
@@ -184,7 +182,7 @@ class TrainConfig(Settings):
     one process, block by block in several. For the first ``codec_warmup`` steps the codec's terms are the only loss.
 
     ``trainable`` names the parameters that learn; all others keep their weights. Each entry is ``all``, ``shortcut``
-    (the second head), ``all-but-codec``, or a pattern of names such as ``head.*`` (:mod:`pra.training.trainable`).
+    (the second head), ``all-but-codec``, or a pattern of names such as ``head.*`` (:mod:`pra.training.optimizer`).
 
     ``averages`` are the relative lengths of power-function averages to keep beside the exponential one
     (:mod:`pra.training.averages`), such as ``(0.05, 0.1)``: the standard deviation of an averaging profile as a part of

@@ -48,21 +48,17 @@ def model_from_dict(values: Any, where: str) -> AnyModelConfig:
 
 
 def override(config: T, path: str, text: str) -> T:
-    """``override(run, "train.optimizer.lr", "1e-3")``: return a copy with one field replaced.
-
-    Raises:
-        PraError: no such field (the nearest name is given), or a value of the wrong type or range.
-    """
+    """``override(run, "train.optimizer.lr", "1e-3")``: :func:`apply_settings` of one line."""
     return apply_settings(config, [f"{path}={text}"])
 
 
 def apply_settings(config: T, settings: Iterable[str]) -> T:
-    """``apply_settings(run, ["train.optimizer.lr=1e-3"])``: :func:`override` by lines, as ``--set`` takes them.
+    """``apply_settings(run, ["train.optimizer.lr=1e-3"])``: return a copy, changed by lines as ``--set`` takes them.
 
     Settings that must fit together are checked when all lines are read.
 
     Raises:
-        PraError: as :func:`override`, or a line without ``=``.
+        PraError: no such field (the nearest name is given), a value of the wrong type or range, a line without ``=``.
     """
     kind, values = type(config), to_dict(config)
     for setting in settings:
@@ -95,13 +91,13 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
+def differences(old: Any, new: Any, path: str = "", where: str = "in the run") -> list[str]:
     """``["train.batch_size: 64 in the run, 128 asked for"]``: where two ``to_dict`` values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
         prefix = f"{path}." if path else ""
-        return [line for k in keys for line in differences(old.get(k), new.get(k), prefix + k)]
-    return [] if old == new else [f"{path}: {json.dumps(old)} in the run, {json.dumps(new)} asked for"]
+        return [line for k in keys for line in differences(old.get(k), new.get(k), prefix + k, where)]
+    return [] if old == new else [f"{path}: {json.dumps(old)} {where}, {json.dumps(new)} asked for"]
 
 
 def _read(kind: Any, value: Any, where: str, make: Callable[[Any, dict[str, Any], str], Any]) -> Any:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from pra.data.images import Labelled, check_there, decode, not_installed
+from pra.data.images import Labelled, check_there, decode
 from pra.errors import PraError, reason_of
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -48,15 +48,14 @@ class EmojiSource(Labelled):
 
     def __init__(self, name: str, font: Path, test: bool) -> None:
         """Read the bitmaps and Unicode's ``emoji-test.txt``: beside the font, or where Debian has it."""
-        check_there(name, font, "file", _FIX)
+        check_there(font, "file", _FIX)
         beside = font.with_name(GROUPS.name)
         groups = beside if beside.is_file() else GROUPS
-        check_there(name, groups, "file", _FIX)
-        drawn = _drawn(_listed(groups), name, font)
+        check_there(groups, "file", _FIX)
+        drawn = _drawn(_listed(groups), font)
         chosen = [(emoji, png) for emoji, png in drawn if emoji.held_out == test]
         if not chosen:
-            problem = f"{font} has no bitmaps of emoji in {groups} for this split"
-            raise PraError(f"data source {name!r}: {problem}. {_FIX}", "missing", path=font)
+            raise PraError(f"{font} has no bitmaps of emoji in {groups} for this split. {_FIX}", "missing", path=font)
         classes = list(dict.fromkeys(emoji.group for emoji, _ in drawn))
         super().__init__(name, classes, np.array([classes.index(emoji.group) for emoji, _ in chosen], np.int64))
         self._emoji, self.pngs = zip(*chosen, strict=True)
@@ -64,13 +63,9 @@ class EmojiSource(Labelled):
     def image(self, index: int) -> Image.Image:
         """Return one drawing, mode "RGBA", in the middle of a transparent square."""
         drawing = decode(self.pngs[index], self.where(index)).convert("RGBA")
-        side = max(drawing.size)
-        square = Image.new("RGBA", (side, side))
-        square.paste(drawing, ((side - drawing.width) // 2, (side - drawing.height) // 2))
-        return square
+        return ImageOps.pad(drawing, (max(drawing.size),) * 2, color=(0, 0, 0, 0))
 
     def where(self, index: int) -> str:
-        """Return ``"image 17 (kissing face, U+1F617) of emoji"``."""
         emoji = self._emoji[index]
         codes = " ".join(f"U+{code:04X}" for code in emoji.codes)
         return f"image {index} ({emoji.name}, {codes}) of {self.name}"
@@ -86,12 +81,10 @@ def _listed(path: Path) -> Iterator[_Emoji]:
             yield _Emoji(tuple(int(code, 16) for code in match[1].split()), match[2], group)
 
 
-def _drawn(listed: Iterator[_Emoji], name: str, font: Path) -> list[tuple[_Emoji, bytes]]:
+def _drawn(listed: Iterator[_Emoji], font: Path) -> list[tuple[_Emoji, bytes]]:
     """Return the emoji that the font has, with their PNG files: the first of each file."""
-    try:
-        from fontTools.ttLib import TTFont
-    except ImportError as error:
-        raise not_installed(name, "fontTools", "emoji", error) from None
+    from fontTools.ttLib import TTFont
+
     try:
         with TTFont(font, lazy=True) as tables:
             pngs, glyphs = _pngs(tables), _glyphs(tables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import shutil
@@ -15,7 +16,6 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock
 
 from pra.errors import PraError, reason_of
-from pra.utils.extras import import_failed
 from pra.utils.files import remedy
 from pra.utils.progress import Progress
 from pra.utils.provenance import file_sha256
@@ -71,18 +71,11 @@ def name_of(url: str) -> str:
     return unquote(urlsplit(url).path).rpartition("/")[2]
 
 
-def _httpx() -> Any:
-    try:
-        import httpx2
-    except ImportError as error:
-        text = import_failed("fetching data from the web", "httpx2", "wds", error)
-        raise PraError(text, "not-installed") from None
-    return httpx2
-
-
+@functools.cache
 def _client() -> Any:
-    """Return a client for one thread."""
-    return _httpx().Client(headers=_HEADERS, timeout=TIMEOUT, follow_redirects=True)
+    import httpx2
+
+    return httpx2.Client(headers=_HEADERS, follow_redirects=True)
 
 
 class _Bar(Progress):
@@ -98,14 +91,13 @@ class _Bar(Progress):
 
 def _fetch_missing(missing: Mapping[Path, str], folder: Path, promises: Mapping[str, Promise]) -> None:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        known = [promises.get(file.name, Promise()) for file in missing]
-        promised = list(pool.map(_sized, missing.values(), known))
+        promised = list(pool.map(lambda file: _sized(missing[file], promises.get(file.name, Promise())), missing))
         there = sum(part.stat().st_size for part in map(_part, missing) if part.exists())
         total = sum(promise.size or 0 for promise in promised)
         if total - there > (free := shutil.disk_usage(folder).free):
-            problem = f"{(total - there) / 1e9:.1f} GB are to be fetched and {free / 1e9:.1f} GB are free"
+            problem = f"lacks space: {(total - there) / 1e9:.1f} GB are to be fetched and {free / 1e9:.1f} GB are free"
             fix = "Set XDG_CACHE_HOME to a folder on a larger disk, or take fewer shards"
-            raise PraError(f"{folder} lacks space: {problem}. {fix}", "too-large", path=folder)
+            raise PraError(f"{folder} {problem}. {fix}", "too-large", path=folder)
         with _Bar(desc="fetching", total=total or None, initial=there, unit="B", unit_scale=True) as bar:
             try:
                 list(pool.map(lambda file, promise: _fetch(missing[file], file, promise, bar), missing, promised))
@@ -116,12 +108,13 @@ def _fetch_missing(missing: Mapping[Path, str], folder: Path, promises: Mapping[
 
 def _sized(url: str, promise: Promise) -> Promise:
     """Add the size that the server names, if it does; a missing file is noticed before anything is fetched."""
+    import httpx2
+
     if promise.size is not None:
         return promise
     try:
-        with _client() as client:
-            response = client.head(url)
-    except (_httpx().HTTPError, _httpx().InvalidURL):
+        response = _client().head(url, timeout=TIMEOUT)
+    except (httpx2.HTTPError, httpx2.InvalidURL):
         return promise
     if response.status_code in (404, 410):
         raise _unreachable(url, f"HTTP {response.status_code}", response.status_code)
@@ -153,12 +146,14 @@ def _fetch(url: str, file: Path, promise: Promise, bar: _Bar) -> None:
 
 def _download(url: str, target: IO[bytes], advance: Callable[[int], object] = lambda _: None) -> None:
     """Append the rest of a file, in as many connections as that takes."""
-    httpx, failures = _httpx(), 0
+    import httpx2
+
+    failures = 0
     while True:
         there = target.tell()
         headers = {"Range": f"bytes={there}-"} if there else {}
         try:
-            with _client() as client, client.stream("GET", url, headers=headers) as response:
+            with _client().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
                 response.raise_for_status()
                 if there and response.status_code != 206:  # a server without ranges
                     target.seek(0)
@@ -168,10 +163,10 @@ def _download(url: str, target: IO[bytes], advance: Callable[[int], object] = la
                     target.write(block)
                     advance(len(block))
                 return
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             failures = 1 if target.tell() > there else failures + 1
-            status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
-            if failures == _TRIES or _refuses(status) or isinstance(error, httpx.InvalidURL):
+            status = error.response.status_code if isinstance(error, httpx2.HTTPStatusError) else None
+            if failures == _TRIES or _refuses(status) or isinstance(error, httpx2.InvalidURL):
                 raise _unreachable(url, f"HTTP {status}" if status else reason_of(error), status) from None
             time.sleep(2 ** (failures - 1))
 

@@ -19,7 +19,7 @@ class FolderSource(Files):
     """
 
     def __init__(self, name: str, path: Path) -> None:
-        check_there(name, path, "folder", "Give a folder of class folders")
+        check_there(path, "folder", "Give a folder of class folders")
         files = _by_class(path)
         labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(f) for f in files.values()])
         super().__init__(name, files, labels)
@@ -33,40 +33,32 @@ class FolderSource(Files):
             raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
 
     def where(self, index: int) -> str:
-        """Return the image's file."""
         return str(self._path / os.fsdecode(bytes(self._files[index])))
 
 
 def _by_class(path: Path) -> dict[str, list[str]]:
-    entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-    names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    below = {name: _images_below(path, name) for name in names}
-    direct = [entry.name for entry in entries if entry.is_file() and is_image_name(entry.name)]
-    filled = [name for name, files in below.items() if files]
-    if direct and filled:
-        problem = f"it holds images directly ({direct[0]}) and in class folders ({filled[0]})"
-        raise PraError(f"{path}: {problem}. Move the former into a class folder", "conflict", path=path)
-    if not direct and not filled:
-        raise PraError(
-            f"{path} holds no images. Put them into it, or into a sub-folder per class", "missing", path=path
-        )
-    if direct:
-        return {"image": direct}
-    if len(filled) < len(names):
-        empty = path / next(name for name in names if not below[name])
-        raise PraError(f"{empty}: this class folder holds no images. Fill or remove it", "missing", path=empty)
-    return below
-
-
-def _images_below(path: Path, class_name: str) -> list[str]:
-    found = []
-    for folder, folders, files in os.walk(path / class_name, onerror=_stop, followlinks=True):
+    direct: list[str] = []
+    below: dict[str, list[str]] = {}
+    for folder, folders, names in os.walk(path, onerror=_stop, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = Path(folder).relative_to(path)
-        found += [f"{relative}/{name}" for name in files if is_image_name(name)]
-    return sorted(found)
+        below = below or {name: [] for name in sorted(folders)}
+        found = below[relative.parts[0]] if relative.parts else direct
+        found += [f"{relative}/{name}" for name in names if is_image_name(name)]
+    filled = [name for name, files in below.items() if files]
+    if direct and filled:
+        problem = f"it holds images directly ({min(direct)}) and in class folders ({filled[0]})"
+        raise PraError(f"{path}: {problem}. Move the former into a class folder", "conflict", path=path)
+    if not direct and not filled:
+        fix = "Put them into it, or into a sub-folder per class"
+        raise PraError(f"{path} holds no images. {fix}", "missing", path=path)
+    if direct:
+        return {"image": sorted(direct)}
+    if len(filled) < len(below):
+        empty = path / next(name for name in below if name not in filled)
+        raise PraError(f"{empty}: this class folder holds no images. Fill or remove it", "missing", path=empty)
+    return {name: sorted(files) for name, files in below.items()}
 
 
 def _stop(error: OSError) -> NoReturn:
-    """``os.walk`` would pass over a folder that it cannot list."""
-    raise error
+    raise error  # os.walk would pass over a folder that it cannot list

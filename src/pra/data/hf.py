@@ -12,19 +12,24 @@ from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pra.config import from_dict
 from pra.config.checks import Settings, within
 from pra.config.values import parse_value
-from pra.data.images import Files, Labels, corrupt, not_installed, numbered_classes
-from pra.data.lanes import LANES, PIECES, Lanes
+from pra.data.images import Files, Labels, corrupt, numbered_classes
 from pra.errors import PraError, nearest, reason_of
 from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
 
 _WITHOUT = "none"
-_FILES = {".parquet": "parquet", ".arrow": "arrow"}
+LANES = 16
+"""At most; one if the data set cannot be divided."""
+PIECES = 1024
+"""At most, of a data set."""
+UNIT = 32
+"""Images of one lane that follow each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,31 +55,31 @@ def open_hf(name: str, text: str) -> HFDataset | HFStream:
     """Open ``NAME?key=value&...``; keys are the fields of :class:`Choice`."""
     path, _, query = text.partition("?")
     if path.endswith("@test"):
-        raise PraError(f"data source {name!r} is not a name. Write hf:{path.removesuffix('@test')}?split=test")
+        raise PraError(f"a split is a setting. Write hf:{path.removesuffix('@test')}?split=test")
     settings = dict(parse_qsl(query, keep_blank_values=True))
     if "path" in settings:
-        raise PraError(f"data source {name!r}: no setting 'path'. Write hf:PATH?key=value", "unknown", name=name)
+        raise PraError("no setting 'path'. Write hf:PATH?key=value", "unknown")
     for key, value in settings.items():
         if not value:
-            raise PraError(f"data source {name!r}: {key}= lacks its value. Give a value, or remove it", setting=key)
+            raise PraError(f"{key}= lacks its value. Give a value, or remove it", setting=key)
     given: dict[str, Any] = {**settings, "path": path}
     for key in {"streaming", "window"} & given.keys():
         given[key] = parse_value(given[key])
-    choice = from_dict(Choice, given, f"data source {name!r}: setting")
-    return HFStream(name, choice) if choice.streaming else HFDataset(name, choice)
+    choice = from_dict(Choice, given, "setting")
+    with _explained(name):
+        return HFStream(name, choice) if choice.streaming else HFDataset(name, choice)
 
 
 class _Rows(Files):
     """Images in one column of a data set."""
 
     def __init__(self, name: str, dataset: Any, image: str, label: str | None, values: Any, count: int) -> None:
-        labels, classes = _labels(name, label, values, dataset.features, count)
+        labels, classes = _labels(label, values, dataset.features, count)
         super().__init__(name, classes, labels)
         self._image = image
-        self._rows = dataset.select_columns([image]).cast_column(image, _undecoded())
+        self._rows = dataset.select_columns([image]).cast_column(image, replace(dataset.features[image], decode=False))
 
     def where(self, index: int) -> str:
-        """Return ``"row 17 of hf:cifar10"``."""
         return f"row {index} of {self.name}"
 
 
@@ -82,8 +87,8 @@ class HFDataset(_Rows):
     """A data set that the library has fetched whole, once, and reads from its cache in any order."""
 
     def __init__(self, name: str, choice: Choice) -> None:
-        dataset = _load(name, choice)
-        image, label = _columns(name, choice, dataset.features)
+        dataset = _load(choice)
+        image, label = _columns(choice, dataset.features)
         values = dataset.select_columns([label]).with_format("numpy")[:][label] if label else None
         super().__init__(name, dataset, image, label, values, len(dataset))
 
@@ -98,25 +103,19 @@ class HFDataset(_Rows):
 class HFStream(_Rows):
     """A data set that is read over the network each time; only its labels are read first, and kept.
 
-    Any image can be asked for, but only going forward in each lane (:mod:`pra.data.lanes`) is cheap: going back begins
+    Any image can be asked for, but only going forward in each lane (:class:`Lanes`) is cheap: going back begins
     a piece again. ``TrainingSet`` takes the images in the order of :meth:`arranged`.
     """
 
     def __init__(self, name: str, choice: Choice) -> None:
-        dataset = _divided(_load(name, choice))
-        image, label = _columns(name, choice, dataset.features)
-        values, starts = _streamed_labels(name, replace(choice, image=image), label, dataset.features)
+        dataset = _divided(_load(choice))
+        image, label = _columns(choice, dataset.features)
+        values, starts = _streamed_labels(replace(choice, image=image), label, dataset.features)
         super().__init__(name, dataset, image, label, values, len(values))
         self._lanes = Lanes(starts, choice.window)
+        self.lanes, self.arranged = self._lanes.count, self._lanes.arranged
         self._readers: dict[int, _Reader] = {}
         self._process = os.getpid()
-
-    @property
-    def lanes(self) -> int:
-        return self._lanes.count
-
-    def arranged(self, order: Tensor, start: int) -> Tensor:
-        return self._lanes.arranged(order, start)
 
     def encoded(self, index: int) -> bytes:
         if self._process != os.getpid():  # a fork shares open files
@@ -125,14 +124,59 @@ class HFStream(_Rows):
         if lane not in self._readers:
             self._readers[lane] = _Reader(self._rows, len(self._lanes.starts) - 1, self._image, self._lanes.lane_window)
         with _explained(self.name):
-            held, start = self._readers[lane].window_of(piece, place)
-        if place - start >= len(held):
-            row = index - place + start + len(held)
+            held = self._readers[lane].window_of(piece, place)
+        offset = place % self._lanes.lane_window
+        if offset >= len(held):
+            row = index - offset + len(held)
             raise PraError(f"{self.name} changed: it ended at row {row}. Start again", "mismatch", row=row)
-        return _bytes(held[place - start], self.where(index))
+        return _bytes(held[offset], self.where(index))
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_readers": {}}
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Images in pieces, each of which can be read from its beginning; lanes are consecutive pieces.
+
+    An epoch takes :data:`UNIT` images of every lane in turn, starting at a multiple of that. So each worker meets the
+    same few lanes again if the number of workers and the number of lanes, a power of two, have common factors.
+    ``starts`` is the first image of each piece, followed by the number of images; ``window`` images are held at once.
+    """
+
+    starts: Labels
+    window: int
+
+    @property
+    def count(self) -> int:
+        """The number of lanes."""
+        return 1 << min(len(self.starts) - 1, LANES).bit_length() - 1
+
+    @property
+    def lane_window(self) -> int:
+        """Images of one lane that are held at once."""
+        return max(1, self.window // self.count)
+
+    def place(self, index: int) -> tuple[int, int, int]:
+        """Return the lane, the piece, and the place in the piece of an image."""
+        piece = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return piece * self.count // (len(self.starts) - 1), piece, index - int(self.starts[piece])
+
+    def arranged(self, order: Tensor, start: int) -> Tensor:
+        """Shuffle an epoch within the windows of each lane.
+
+        ``order`` is a random order of all images, int64 ``(N,)``, and ``start`` the epoch's first global sample index.
+        """
+        sizes = torch.from_numpy(np.diff(self.starts))
+        pieces = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        places = torch.arange(len(order)) - torch.from_numpy(self.starts[:-1])[pieces]
+        # A piece has fewer images than the data set: windows of a later piece have higher numbers.
+        windows = pieces * len(order) + places // self.lane_window
+        order = order[windows[order].argsort(stable=True)]
+        lanes = pieces * self.count // len(sizes)  # sorting by windows has kept each lane's places
+        rank = torch.arange(len(order)) - torch.searchsorted(lanes, lanes)
+        rank[lanes == 0] -= -start % UNIT  # the first images, up to the next multiple
+        return order[(rank.div(UNIT, rounding_mode="floor") * self.count + lanes).argsort(stable=True)]
 
 
 class _Reader:
@@ -140,49 +184,39 @@ class _Reader:
 
     def __init__(self, rows: Any, pieces: int, column: str, window: int) -> None:
         self._rows, self._pieces, self._column, self._window = rows, pieces, column, window
-        self._piece, self._start, self._next = -1, 0, 0
+        self._piece, self._next = -1, 0
         self._batches: Iterator[dict[str, Any]] = iter(())
         self._held: list[Any] = []
 
-    def window_of(self, piece: int, place: int) -> tuple[list[Any], int]:
-        """Return the window that holds a place of a piece (shorter where the piece ends), and its start."""
+    def window_of(self, piece: int, place: int) -> list[Any]:
+        """Return the window that holds a place of a piece; it is shorter where the piece ends."""
         start = place - place % self._window
-        if piece != self._piece or start != self._start:
-            if piece != self._piece or self._next > start:
-                rows = self._rows.shard(self._pieces, piece).skip(start)
-                # Not __iter__: in a DataLoader's worker that leaves out the other workers' part.
-                self._batches, self._next = rows.iter(batch_size=self._window), start
-            while self._next <= start:
-                self._held = next(self._batches, {self._column: []})[self._column]
-                self._next += self._window
-            self._piece, self._start = piece, start
-        return self._held, start
+        if piece != self._piece or start < self._next - self._window:
+            rows = self._rows.shard(self._pieces, piece).skip(start)
+            # Not __iter__: in a DataLoader's worker that leaves out the other workers' part.
+            self._batches, self._next = rows.iter(batch_size=self._window), start
+        while self._next <= start:
+            self._held = next(self._batches, {self._column: []})[self._column]
+            self._next += self._window
+        self._piece = piece
+        return self._held
 
 
-# --- the library --------------------------------------------------------------------------------------------
+def _load(choice: Choice, **options: Any) -> Any:
+    import datasets
 
-
-def _load(name: str, choice: Choice, **options: Any) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise not_installed(name, "datasets", "hf", error) from None
     path, place = _place(choice)
     options |= {"split": choice.split, "revision": choice.revision, "streaming": choice.streaming}
-    with _explained(name):
-        return datasets.load_dataset(path, choice.config, **place, **options)
+    return datasets.load_dataset(path, choice.config, **place, **options)
 
 
 def _place(choice: Choice) -> tuple[str, dict[str, Any]]:
     """Return the library's arguments: a name on the Hub or a folder, or the kind of a single file."""
     local = expand(choice.path)
-    if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
-        problem = "this folder was written by save_to_disk. Write a file with to_parquet, and name the file"
-        raise PraError(f"{local}: {problem}", "unreadable", path=local)
     if local.is_dir():
         return str(local), {}
-    if local.suffix in _FILES and local.is_file():
-        return _FILES[local.suffix], {"data_files": str(local)}
+    if local.suffix in (".parquet", ".arrow") and local.is_file():
+        return local.suffix[1:], {"data_files": str(local)}
     if local.exists() or choice.path.startswith(("/", ".", "~")):
         fix = "Give a folder, a .parquet or .arrow file, or a name on the Hub"
         raise PraError(f"{local}: no data set is there. {fix}", "missing", path=local)
@@ -193,17 +227,10 @@ def _place(choice: Choice) -> tuple[str, dict[str, Any]]:
 def _explained(name: str) -> Iterator[None]:
     try:
         yield
-    except PraError:
+    except (PraError, ImportError):
         raise
-    except Exception as error:
-        reason = reason_of(error)
-        raise PraError(f"data source {name!r} cannot be read: {reason}. Check it", "unreadable", name=name) from error
-
-
-def _undecoded() -> Any:
-    import datasets
-
-    return datasets.Image(decode=False)
+    except Exception as error:  # the library raises any exception of its files and formats
+        raise PraError(f"{name} cannot be read: {reason_of(error)}. Check it", "unreadable", name=name) from error
 
 
 def _bytes(value: Any, where: str) -> bytes:
@@ -220,10 +247,7 @@ def _bytes(value: Any, where: str) -> bytes:
         raise corrupt(where, f"cannot be read ({value['path']}: {error.strerror})") from error
 
 
-# --- columns ------------------------------------------------------------------------------------------------
-
-
-def _columns(name: str, choice: Choice, features: Any) -> tuple[str, str | None]:
+def _columns(choice: Choice, features: Any) -> tuple[str, str | None]:
     """Return the columns of images and of labels; None for no classes."""
     kinds = {column: type(feature).__name__ for column, feature in (features or {}).items()}
     chosen = []
@@ -232,21 +256,20 @@ def _columns(name: str, choice: Choice, features: Any) -> tuple[str, str | None]
         column = given if given is not None else found[0] if len(found) == 1 else option
         if given is None and column not in kinds:
             fix = f"Write {option}=COLUMN, or label={_WITHOUT} for data without classes{nearest('', kinds)}"
-            raise PraError(f"data source {name!r}: {len(found)} columns may be the {option}. {fix}", option=option)
+            raise PraError(f"{len(found)} columns may be the {option}. {fix}", option=option)
         if column not in (*kinds, _WITHOUT):
-            raise PraError(f"{name} has no column {column!r}{nearest(column, kinds)}", "unknown", column=column)
+            raise PraError(f"no column {column!r}{nearest(column, kinds)}", "unknown", column=column)
         chosen.append(column)
     image, label = chosen
     if kinds.get(image) != "Image":
-        problem = f"column {image!r} holds {kinds.get(image)}, not images"
-        raise PraError(f"{name}: {problem}{nearest('', kinds)}", column=image)
+        raise PraError(f"column {image!r} holds {kinds.get(image)}, not images{nearest('', kinds)}", column=image)
     return image, None if label == _WITHOUT else label
 
 
-def _labels(name: str, column: str | None, values: Any, features: Any, count: int) -> tuple[Labels, tuple[str, ...]]:
+def _labels(column: str | None, values: Any, features: Any, count: int) -> tuple[Labels, tuple[str, ...]]:
     """Return label numbers and class names: the column's own names, the sorted texts in it, or its numbers."""
     if not count:
-        raise PraError(f"data source {name!r} has no rows. Choose another split", "missing", name=name)
+        raise PraError("it has no rows. Choose another split", "missing")
     if column is None:
         return np.zeros(count, np.int64), ("image",)
     fix = f"Choose another column or split, or write label={_WITHOUT} for data without classes"
@@ -255,16 +278,13 @@ def _labels(name: str, column: str | None, values: Any, features: Any, count: in
         texts, numbers = np.unique(array.astype(str), return_inverse=True)
         return numbers.astype(np.int64), tuple(str(text) for text in texts)
     if array.dtype.kind not in "iu" or array.ndim != 1:
-        raise PraError(f"{name}: column {column!r} holds no classes (numbers or names). {fix}", column=column)
+        raise PraError(f"column {column!r} holds no classes (numbers or names). {fix}", column=column)
     numbers = array.astype(np.int64)
     if numbers.min() < 0:
         row = int(numbers.argmin())
-        raise PraError(f"data source {name!r}: row {row} has class {numbers[row]}. {fix}", row=row, value=numbers[row])
+        raise PraError(f"row {row} has class {numbers[row]}. {fix}", row=row, value=numbers[row])
     names = getattr(features[column], "names", None)
-    return numbers, tuple(names or numbered_classes(numbers, lambda row: f"row {row} of {name}", fix))
-
-
-# --- streams ------------------------------------------------------------------------------------------------
+    return numbers, tuple(names or numbered_classes(numbers, lambda row: f"row {row}", fix))
 
 
 def _divided(stream: Any) -> Any:
@@ -272,38 +292,35 @@ def _divided(stream: Any) -> Any:
     return stream if stream.num_shards >= LANES else stream.reshard()
 
 
-def _streamed_labels(name: str, choice: Choice, label: str | None, features: Any) -> tuple[Any, Labels]:
+def _streamed_labels(choice: Choice, label: str | None, features: Any) -> tuple[Any, Labels]:
     """Return the label of every row, and the first row of each piece, followed by the number of rows."""
     # Without classes, another column is read to count the rows.
     plain = (column for column, feature in features.items() if type(feature).__name__ == "Value")
     column = label or next(plain, str(choice.image))
-    with _explained(name):
-        place = cache_folder() / f"labels-{_fingerprint(choice, column)}.npz"
-        # Missing or damaged labels are read again.
-        with contextlib.suppress(Exception), np.load(place) as known:
-            return known["labels"], known["starts"]
-        rows = _divided(_column_alone(name, choice, column))
-        read: list[Any] = []
-        starts = [0]
-        with Progress(desc=f"reading labels of {choice.path}", unit="row") as bar:
-            for piece in range(pieces := min(rows.num_shards, PIECES)):
-                for batch in rows.shard(pieces, piece).iter(batch_size=1000):
-                    read += batch[column] if label else [0] * len(batch[column])
-                    bar.update(len(read) - bar.n)
-                starts.append(len(read))
+    place = cache_folder() / f"labels-{_fingerprint(choice, column)}.npz"
+    # Missing or damaged labels are read again.
+    with contextlib.suppress(Exception), np.load(place) as known:
+        return known["labels"], known["starts"]
+    try:
+        rows = _load(choice, columns=[column])
+    except Exception:  # the format has no way to read one column
+        rows = _load(choice).select_columns([column])
+    if column == choice.image:
+        rows = rows.cast_column(column, replace(features[column], decode=False))
+    rows = _divided(rows)
+    read: list[Any] = []
+    starts = [0]
+    with Progress(desc=f"reading labels of {choice.path}", unit="row") as bar:
+        for piece in range(pieces := min(rows.num_shards, PIECES)):
+            for batch in rows.shard(pieces, piece).iter(batch_size=1000):
+                read += batch[column] if label else [0] * len(batch[column])
+                bar.update(len(read) - bar.n)
+            starts.append(len(read))
     labels, bounds = np.array(read), np.array(starts)
     if labels.dtype.kind != "O":
         with contextlib.suppress(PraError):  # labels that cannot be kept are read again
             write_atomically(place, lambda file: np.savez(file, labels=labels, starts=bounds))
     return labels, bounds
-
-
-def _column_alone(name: str, choice: Choice, column: str) -> Any:
-    try:
-        rows = _load(name, choice, columns=[column])
-    except PraError:  # the format has no way to read one column
-        rows = _load(name, choice).select_columns([column])
-    return rows.cast_column(column, _undecoded()) if column == choice.image else rows
 
 
 def _fingerprint(choice: Choice, column: str) -> str:

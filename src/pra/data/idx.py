@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pra.data.images import ArraySource, check_there, not_installed
+from pra.data.images import ArraySource, check_there
 from pra.errors import PraError
 
 _FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -17,10 +17,8 @@ _FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt"
 
 def open_digits(name: str, test: bool) -> ArraySource:
     """Open one split of 1797 grey digits of 8x8: every sixth is for testing. Values 0..16 become 0..255."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise not_installed(name, "scikit-learn", "train", error) from None
+    from sklearn.datasets import load_digits
+
     data = load_digits()
     chosen = (np.arange(len(data.target)) % 6 == 5) == test
     images = np.rint(data.images[chosen] * (255 / 16)).astype(np.uint8)
@@ -29,7 +27,7 @@ def open_digits(name: str, test: bool) -> ArraySource:
 
 def open_idx(name: str, folder: Path, test: bool) -> ArraySource:
     """Read one split into memory; classes are Fashion-MNIST's if the folder's name says so, and numbers otherwise."""
-    check_there(name, folder, "folder", "Give the folder with the IDX files")
+    check_there(folder, "folder", "Give the folder with the IDX files")
     split = "t10k" if test else "train"
     images_file = _find(folder, f"{split}-images-idx3-ubyte")
     labels_file = _find(folder, f"{split}-labels-idx1-ubyte")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,6 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pra.errors import PraError, reason_of
-from pra.utils.extras import import_failed
 
 Labels = npt.NDArray[np.int64]
 
@@ -79,13 +77,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 def is_image_name(name: str) -> bool:
     """Return whether a file is not hidden and has the extension of a format that Pillow opens."""
-    return not name.startswith(".") and PurePath(name).suffix.lower() in _extensions()
-
-
-@functools.cache
-def _extensions() -> frozenset[str]:
-    known = Image.registered_extensions()
-    return frozenset(extension for extension, kind in known.items() if kind in Image.OPEN)
+    kind = Image.registered_extensions().get(PurePath(name).suffix.lower())
+    return not name.startswith(".") and kind in Image.OPEN
 
 
 def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:
@@ -102,16 +95,11 @@ def numbered_classes(labels: Labels, where: Callable[[int], str], fix: str) -> l
     return [str(label) for label in range(highest + 1)]
 
 
-def check_there(name: str, path: Path, what: str, fix: str) -> None:
-    """Refuse the path of source ``name`` that is not a ``what``, "file" or "folder"."""
+def check_there(path: Path, what: str, fix: str) -> None:
+    """Refuse a path that is not a ``what``, "file" or "folder"."""
     if not (path.is_dir() if what == "folder" else path.is_file()):
         problem = f"is not a {what}" if path.exists() else "does not exist"
-        raise PraError(f"data source {name!r}: {path} {problem}. {fix}", "missing", path=path)
-
-
-def not_installed(name: str, packages: str, extra: str, error: ImportError) -> PraError:
-    """Return the error for a source whose packages cannot be imported."""
-    return PraError(import_failed(f"data source {name!r}", packages, extra, error), "not-installed", name=name)
+        raise PraError(f"{path} {problem}. {fix}", "missing", path=path)
 
 
 class Labelled:

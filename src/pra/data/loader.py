@@ -27,7 +27,7 @@ from pra.method import noise
 from pra.method.noise import Purpose
 
 PIECE = 32
-"""Images that a worker reads ahead at a time: whole batches for an evaluation would fill the shared memory."""
+"""Images that a worker reads at a time: whole batches for an evaluation would fill the shared memory."""
 
 WORTH_A_WORKER = 512
 """Fewer images than this are read faster without another process."""
@@ -138,7 +138,7 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
     """Yield ``work(item)`` for each item, in order, done ahead by ``workers`` processes (0: in this one).
 
     ``work`` can be pickled, ``items`` may have no end. The processes end with the iterator. A PraError of ``work``
-    arrives here, and the death of a worker is one.
+    arrives here, and in :func:`reading` the death of a worker is one.
     """
     loader: DataLoader[V | PraError] = DataLoader(
         _Guarded(work),
@@ -152,21 +152,24 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
     )
     stream: Any = iter(loader)
     try:
-        with workers_alive():
-            for result in stream:
-                if isinstance(result, PraError):
-                    raise result
-                yield result
+        for result in stream:
+            if isinstance(result, PraError):
+                raise result
+            yield result
     finally:
         if workers:  # the traceback of an error keeps the stream, and its workers would keep this process
             stream._shutdown_workers()
 
 
 @contextmanager
-def workers_alive() -> Iterator[None]:
-    """Explain what torch raises, wherever this process is, when a worker dies."""
+def reading(stream: Generator[V]) -> Iterator[Generator[V]]:
+    """Take what worker processes read, and end them with the block: a kept exception would keep them alive.
+
+    Explain what torch raises, wherever this process is, when a worker dies.
+    """
     try:
-        yield
+        with closing(stream):
+            yield stream
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -176,13 +179,6 @@ def workers_alive() -> Iterator[None]:
             "(/dev/shm). Use fewer processes (data.workers, or --workers), or give the machine or the container more",
             "lost",
         ) from None
-
-
-@contextmanager
-def reading(stream: Generator[V]) -> Iterator[Generator[V]]:
-    """Take what worker processes read, and end them with the block: a kept exception would keep them alive."""
-    with workers_alive(), closing(stream):
-        yield stream
 
 
 def read_ahead(

@@ -11,18 +11,18 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from PIL import Image
 
+from pra.config.checks import Settings, within, wrong
 from pra.data.images import CorruptImage
-from pra.data.loader import blocks, from_workers, in_order, none_readable, reading
+from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable, reading
 from pra.data.prepare import convert, cover
 from pra.data.source import Encoded, Source
-from pra.data.survey import BLOCK
-from pra.data.wds import CLASSES, INDEX
+from pra.data.tars import CLASSES, INDEX
 from pra.errors import PraError
-from pra.utils.files import PLAN, begin_partial, check_free, partial_folder, write_atomically
+from pra.utils.files import PLAN, begin_partial, check_free, new_file, partial_folder, write_atomically
 from pra.utils.locks import LOCK, locked
 from pra.utils.progress import Progress
 from pra.utils.provenance import file_sha256
@@ -34,7 +34,7 @@ OTHER = "choose another folder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packing:
+class Packing(Settings):
     """How images become shards.
 
     Images whose shorter side exceeds ``size`` pixels are scaled down to it, as by ADM's centre crop. ``format`` is jpg,
@@ -42,20 +42,16 @@ class Packing:
     webp and jpg, which has full colour resolution. A corrupt image stops the packing unless ``skip_corrupt``.
     """
 
-    size: int | None = None
+    size: Annotated[int, within(1, 10**6)] | None = None
     format: str | None = None
-    quality: int = 95
-    shard_images: int = 10_000
+    quality: Annotated[int, within(1, 100)] = 95
+    shard_images: Annotated[int, within(1, 10**9)] = 10_000
     skip_corrupt: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.format not in (None, *FORMATS):
-            known = ", ".join(FORMATS)
-            raise PraError(f"--format {self.format!r} is unknown. Use {known}", "unknown", value=self.format)
-        for name, highest in (("size", 10**6), ("quality", 100), ("shard_images", 10**9)):
-            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
-            if value is not None and not 1 <= value <= highest:
-                raise PraError(f"{option} {value} is out of range. Use 1 to {highest}", option=option, value=value)
+            raise wrong("format", self.format, f"is unknown. Use {', '.join(FORMATS)}", "unknown")
 
 
 class Packed(NamedTuple):
@@ -90,28 +86,22 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
         return _finish(partial, folder, source, list(shards), packing)
 
 
-class Packable(NamedTuple):
-    """One image to write: its number, label, kind and file; ``problem`` instead if it is left out."""
+def encode(source: Source, packing: Packing, block: Sequence[int]) -> list[dict[str, bytes] | str]:
+    """Return the members of each image of a range, by their names; a problem instead if it is left out.
 
-    number: int
-    label: int
-    kind: str = ""
-    data: bytes = b""
-    problem: str | None = None
-
-
-def encode(source: Source, packing: Packing, block: Sequence[int]) -> list[Packable]:
-    """Read a range of images and encode them; a corrupt one that must not be left out is a PraError."""
-    found = []
+    A corrupt image that must not be left out is a PraError.
+    """
+    found: list[dict[str, bytes] | str] = []
     for index in block:
-        label, where = int(source.labels[index]), source.where(index)
+        where = source.where(index)
         try:
-            found.append(Packable(index, label, *_encoded(source, packing, index)))
+            kind, data = _encoded(source, packing, index)
+            found.append({f"{index:08d}.{kind}": data, f"{index:08d}.cls": str(source.labels[index]).encode()})
         except CorruptImage as error:
             if not packing.skip_corrupt:
                 fix = "Replace it, or leave such images out with --skip-corrupt"
                 raise PraError(f"{where}: {error.problem}. {fix}", "unreadable", where=where) from error
-            found.append(Packable(index, label, problem=f"{where}: {error.problem}"))
+            found.append(f"{where}: {error.problem}")
     return found
 
 
@@ -146,7 +136,7 @@ def _record(shard: Path) -> Path:
 
 def _write_missing(source: Source, shards: dict[Path, Sequence[int]], packing: Packing, workers: int) -> None:
     missing = {path: part for path, part in shards.items() if not (path.is_file() and _record(path).is_file())}
-    work_of = {path: blocks(part, BLOCK) for path, part in missing.items()}
+    work_of = {path: blocks(part, PIECE) for path, part in missing.items()}
     work = functools.partial(encode, source, packing)
     stream = from_workers(work, itertools.chain.from_iterable(work_of.values()), in_order(source, workers))
     there = len(source) - sum(map(len, missing.values()))
@@ -156,23 +146,19 @@ def _write_missing(source: Source, shards: dict[Path, Sequence[int]], packing: P
             _write_shard(path, itertools.chain.from_iterable(itertools.islice(files, len(parts))), bar)
 
 
-def _write_shard(path: Path, images: Iterable[Packable], bar: Progress) -> None:
+def _write_shard(path: Path, images: Iterable[dict[str, bytes] | str], bar: Progress) -> None:
     record: dict[str, Any] = {"url": path.name, "nsamples": 0, "skipped": []}
-
-    def write(file: IO[bytes]) -> None:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for image in images:
-                bar.update(1)
-                if image.problem is not None:
-                    record["skipped"].append(image.problem)
-                    continue
-                for kind, data in ((image.kind, image.data), ("cls", str(image.label).encode())):
-                    member = tarfile.TarInfo(f"{image.number:08d}.{kind}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-                record["nsamples"] += 1
-
-    write_atomically(path, write)
+    with new_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for image in images:
+            bar.update(1)
+            if isinstance(image, str):
+                record["skipped"].append(image)
+                continue
+            for name, data in image.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+            record["nsamples"] += 1
     record |= {"filesize": path.stat().st_size, "sha256": file_sha256(path)}
     write_atomically(_record(path), lambda file: file.write(json.dumps(record).encode()))
 

@@ -14,9 +14,9 @@ from pra.data.folder import FolderSource
 from pra.data.hf import open_hf
 from pra.data.idx import open_digits, open_idx
 from pra.data.images import Labels
-from pra.data.tars import ImageNetTar
-from pra.data.wds import WebDataset
+from pra.data.tars import ImageNetTar, WebDataset
 from pra.errors import PraError, nearest
+from pra.utils.extras import import_failed
 from pra.utils.files import expand
 from pra.utils.registry import Registry
 
@@ -32,6 +32,7 @@ _WHOLE: dict[str, Callable[[str, str], Source]] = {
     "wds": WebDataset,
     "hf": open_hf,
 }
+_EXTRAS = {"digits": "train", "emoji": "emoji", "wds": "wds", "hf": "hf"}
 _ALONE = ("digits", "digits@test", "emoji", "emoji@test")
 
 
@@ -105,8 +106,8 @@ def own_test_split(spec: str) -> str:
 def open_source(spec: str) -> Source:
     """Open a source by its name.
 
-    ``digits``, ``emoji``, ``emoji:FONT.ttf``, ``idx:DIR``, ``folder:PATH``, ``imagenet-tar:PATH``, ``wds:PATTERN`` (see
-    :class:`pra.data.wds.WebDataset`) or ``hf:NAME?key=value&...`` (see :class:`pra.data.hf.Choice`). The first four may
+    ``digits``, ``emoji``, ``emoji:FONT.ttf``, ``idx:DIR``, ``folder:PATH``, ``imagenet-tar:PATH``, ``wds:PATTERN``
+    (:class:`pra.data.tars.WebDataset`) or ``hf:NAME?key=value&...`` (:class:`pra.data.hf.Choice`). The first four may
     end in ``@test``: the test split, where the training split is the default. ``~`` stands for the home directory.
     :func:`register_source` adds kinds.
 
@@ -120,10 +121,17 @@ def open_source(spec: str) -> Source:
             return SPLIT[kind](spec, path, spec.endswith("@test"))
         kind, _, path = spec.partition(":")
         opened = (_WHOLE.get(kind) or SOURCES.registered[kind])(spec, path)
+    except PraError as error:
+        raise PraError(f"data source {spec!r}: {error}", error.code, **{"name": spec} | error.fields) from error
     except OSError as error:
         path, fix = error.filename or spec, "Check its permissions and the disk"
         problem = f"{path} cannot be read ({error.strerror})"
         raise PraError(f"data source {spec!r}: {problem}. {fix}", "unreadable", path=path) from error
+    except ImportError as error:
+        if kind not in _EXTRAS:
+            raise
+        text = import_failed(f"data source {spec!r}", "other packages", _EXTRAS[kind], error)
+        raise PraError(text, "not-installed", name=spec) from None
     if not isinstance(opened, Source):
         raise PraError(f"data source {spec!r}: {opened!r} is not a source. Return one with the members of Source")
     return opened

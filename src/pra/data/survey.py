@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pra.data.images import CorruptImage
-from pra.data.loader import blocks, from_workers, in_order, none_readable, reading
+from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable, reading
 from pra.data.source import Source, Streamed, open_source
 from pra.utils.progress import Progress
 
@@ -21,8 +22,6 @@ LOOKED_AT, PATIENCE = 500, 15.0
 """Pictures that :func:`look` opens at most, and the seconds after which it opens no more."""
 COLOURFUL = 16
 """Levels between the channels of one pixel from which a picture counts as coloured: JPEG tints grey ones a little."""
-BLOCK = 32
-"""Images that a worker reads at a time."""
 _LINES = 20
 
 
@@ -102,11 +101,11 @@ def look(source: str | Source) -> Survey:
     for index in order:
         try:
             picture = opened.image(index)
+            clear = picture.has_transparency_data and int(np.asarray(picture.convert("RGBA"))[..., 3].min()) < 255
+            seen.append((*picture.size, clear, _has_colour(picture)))
         except CorruptImage:
             corrupt.append(opened.where(index))
-            continue
-        seen.append((*picture.size, _is_transparent(picture), _has_colour(picture)))
-        if time.monotonic() - begin > PATIENCE:
+        if seen and time.monotonic() - begin > PATIENCE:
             break
     if not seen:
         raise none_readable(opened, len(corrupt), corrupt[0])
@@ -133,10 +132,6 @@ def _class_counts(source: Source) -> list[tuple[str, int]]:
     return list(zip(source.classes, counts.tolist(), strict=True))
 
 
-def _is_transparent(picture: Image.Image) -> bool:
-    return picture.has_transparency_data and int(np.asarray(picture.convert("RGBA"))[..., 3].min()) < 255
-
-
 def _has_colour(picture: Image.Image) -> bool:
     """Look at a small copy: single pixels of noise do not matter."""
     if picture.mode in ("1", "L", "LA") or picture.mode.startswith("I"):
@@ -144,17 +139,6 @@ def _has_colour(picture: Image.Image) -> bool:
     pixels = np.asarray(picture.convert("RGBA").resize((32, 32), Image.Resampling.BOX)).astype(int)
     visible = pixels[pixels[..., 3] > 0][:, :3]
     return bool(len(visible)) and int(np.ptp(visible, axis=1).max()) > COLOURFUL
-
-
-# --- every picture ------------------------------------------------------------------------------------------
-
-
-class _Seen(NamedTuple):
-    number: int
-    width: int = 0
-    height: int = 0
-    mode: str = ""
-    problem: str | None = None
 
 
 def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
@@ -165,28 +149,23 @@ def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
     """
     corrupt, small = list[dict[str, Any]](), list[dict[str, Any]]()
     sizes, modes = Counter[tuple[int, int]](), Counter[str]()
-    smallest: _Seen | None = None
-    largest: _Seen | None = None
+    first: dict[tuple[int, int], dict[str, Any]] = {}
     count = len(source)
-
-    def described(image: _Seen) -> dict[str, Any]:
-        return {"where": source.where(image.number), "width": image.width, "height": image.height}
-
     work = functools.partial(_look_at, source)
-    stream = from_workers(work, blocks(range(count), BLOCK), in_order(source, workers))
+    stream = from_workers(work, blocks(range(count), PIECE), in_order(source, workers))
     with reading(stream) as found, Progress(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
         for block in found:
-            corrupt += [
-                {"index": i.number, "where": source.where(i.number), "problem": i.problem} for i in block if i.problem
-            ]
-            whole = [image for image in block if image.problem is None]
-            sizes.update((image.width, image.height) for image in whole)
-            modes.update(image.mode for image in whole)
-            small += [described(image) for image in whole if min(image.width, image.height) < (size or 0)]
-            # min and max return the first of equal ones.
-            smallest = min(([smallest] if smallest else []) + whole, key=_area, default=None)
-            largest = max(([largest] if largest else []) + whole, key=_area, default=None)
             bar.update(len(block))
+            for image in block:
+                if "problem" in image:
+                    corrupt.append(image)
+                    continue
+                modes[image.pop("mode")] += 1
+                side = image["width"], image["height"]
+                sizes[side] += 1
+                first.setdefault(side, image)
+                if min(side) < (size or 0):
+                    small.append(image)
     return {
         "source": source.name,
         "images": count,
@@ -194,25 +173,23 @@ def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
         "classes": [{"name": name, "images": number} for name, number in _class_counts(source)],
         "sizes": [{"width": w, "height": h, "images": number} for (w, h), number in sizes.most_common()],
         "modes": dict(modes.most_common()),
-        "smallest": smallest and described(smallest),
-        "largest": largest and described(largest),
+        # min and max return the first of equal ones.
+        "smallest": first[min(first, key=math.prod)] if first else None,
+        "largest": first[max(first, key=math.prod)] if first else None,
         "size": size,
         "smaller_than_size": small,
     }
 
 
-def _area(image: _Seen) -> int:
-    return image.width * image.height
-
-
-def _look_at(source: Source, block: Sequence[int]) -> list[_Seen]:
-    found = []
+def _look_at(source: Source, block: Sequence[int]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     for index in block:
+        where = source.where(index)
         try:
             image = source.image(index)
-            found.append(_Seen(index, image.width, image.height, image.mode))
+            found.append({"where": where, "width": image.width, "height": image.height, "mode": image.mode})
         except CorruptImage as error:
-            found.append(_Seen(index, problem=error.problem))
+            found.append({"index": index, "where": where, "problem": error.problem})
     return found
 
 
@@ -229,8 +206,8 @@ def lines_of(report: dict[str, Any]) -> list[str]:
         f"sizes (width x height): {len(sizes)}; {', '.join(sizes[:5])}",
         f"modes: {', '.join(f'{mode} ({count})' for mode, count in report['modes'].items())}",
     ]
-    extremes = [(name, report[name]) for name in ("smallest", "largest") if report[name]]
-    lines += ["{0}: {width}x{height}, {where}".format(name, **image) for name, image in extremes]
+    for name in ("smallest", "largest"):
+        lines += ["{0}: {width}x{height}, {where}".format(name, **report[name])] if report[name] else []
     if size := report["size"]:
         small = report["smaller_than_size"]
         lines += [f"smaller than {size}x{size}: {len(small)}"]

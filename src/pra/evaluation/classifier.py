@@ -172,16 +172,24 @@ def fit_classifier(
             text = f"--features classifier cannot be fitted on {source.name}: {problem}. Use --features inception"
             raise PraError(text, "unsupported", source=source.name)
     images, labels = _load(source, size, channels, config, progress)
-    path = (folder or cache_folder()) / f"{_key(images, labels, source.classes)}.safetensors"
+    recipe = dataclasses.asdict(RECIPE)
+    digest = hashlib.sha256(json.dumps([recipe, list(images.shape), list(source.classes)]).encode())
+    digest.update(labels.numpy().tobytes())
+    digest.update(images.numpy().data)
+    path = (folder or cache_folder()) / f"{digest.hexdigest()[:32]}.safetensors"
     if not path.exists():
         check_free(path, "choose another folder" if folder else "set XDG_CACHE_HOME")
-        network = _fit(images, labels, len(source.classes), device, progress)
+        held_out = torch.arange(len(images)) % RECIPE.held_out == 0
+        network = _fit(images, labels, torch.nonzero(~held_out).flatten(), len(source.classes), device, progress)
+        with torch.no_grad():
+            blocks = (from_uint8(block.to(device)) for block in torch.split(images[held_out], BLOCK))
+            guesses = torch.cat([network(block)[1].argmax(dim=1).cpu() for block in blocks])
         recorded = {
             "size": size,
             "channels": channels,
             "classes": source.classes,
-            "accuracy": _accuracy(network, images, labels, device),
-            "recipe": dataclasses.asdict(RECIPE),
+            "accuracy": float((guesses == labels[held_out]).double().mean()),
+            "recipe": recipe,
             "source": source.name,
         }
         tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -207,24 +215,14 @@ def _load(
     return images, labels
 
 
-def _key(images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> str:
-    head = json.dumps([dataclasses.asdict(RECIPE), list(images.shape), list(classes)])
-    digest = hashlib.sha256(head.encode())
-    digest.update(labels.numpy().tobytes())
-    digest.update(images.numpy().data)
-    return digest.hexdigest()[:32]
-
-
-def _fit(images: Tensor, labels: Tensor, classes: int, device: torch.device, progress: bool) -> Network:
-    """Fit by AdamW under a one-cycle learning rate: a function of its arguments and of ``RECIPE`` on one machine."""
+def _fit(images: Tensor, labels: Tensor, fitted: Tensor, classes: int, device: torch.device, progress: bool) -> Network:
+    """Fit to the images at the places ``fitted``: a function of its arguments and of ``RECIPE`` on one machine."""
     steps = min(RECIPE.epochs * len(images) // RECIPE.batch + 1, RECIPE.most_steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RECIPE.seed)
         network = Network((images.shape[2], images.shape[3]), images.shape[1], classes).to(device)
-    parameters = list(network.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=RECIPE.lr, weight_decay=RECIPE.weight_decay)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RECIPE.lr, weight_decay=RECIPE.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=RECIPE.lr, total_steps=steps)
-    fitted = torch.nonzero(~_held_out(len(images))).flatten()
     generator = torch.Generator().manual_seed(RECIPE.seed)
     flags: Any = torch.backends.cudnn.flags(enabled=device.type == "cuda", benchmark=False, deterministic=True)
     with flags, Progress(total=steps, desc="fit classifier", unit="step", disable=not progress) as bar:
@@ -238,15 +236,3 @@ def _fit(images: Tensor, labels: Tensor, classes: int, device: torch.device, pro
             schedule.step()
             bar.update()
     return network.eval()
-
-
-@torch.no_grad()
-def _accuracy(network: Network, images: Tensor, labels: Tensor, device: torch.device) -> float:
-    chosen = _held_out(len(images))
-    images, labels = images[chosen], labels[chosen]
-    guesses = [network(from_uint8(block.to(device)))[1].argmax(dim=1).cpu() for block in torch.split(images, BLOCK)]
-    return float((torch.cat(guesses) == labels).double().mean())
-
-
-def _held_out(count: int) -> Tensor:
-    return torch.arange(count) % RECIPE.held_out == 0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pra.errors import PraError
 from pra.evaluation.features import FeatureExtractor
-from pra.evaluation.metrics import InceptionScore, Moments, Protocol
+from pra.evaluation.metrics import Moments, Protocol, inception_score, score_sums
 from pra.sampling.batches import Batch
 from pra.utils.distributed import ALONE, World
 from pra.utils.progress import Progress
@@ -21,6 +21,7 @@ class Collector:
     """Sums over a set of images, and the features of at most ``keep`` of them, evenly spread.
 
     Processes that share a set of ``count`` images have one each, over their own images, and :meth:`merge` them.
+    ``sums`` holds the :class:`Moments` "pool" and, if the extractor has such features, "spatial".
     """
 
     def __init__(
@@ -28,17 +29,9 @@ class Collector:
     ) -> None:
         if count < 2:
             raise PraError(f"{count} image(s) have no distribution. Give at least 2", value=count)
-        self.extractor = extractor
-        self.count = count
-        self.seen = 0
-        self.keep = min(keep, count)
-        self.pool = Moments(extractor.dim)
-        self.spatial: Moments | None = None
-        self.scores = {protocol: InceptionScore(count, protocol) for protocol in Protocol}
-        self.judged = self.right = 0
-        self.shape = shape
-        self.digests = 0
-        self._kept: list[tuple[int, Tensor]] = []
+        self.extractor, self.count, self.keep, self.shape = extractor, count, min(keep, count), shape
+        self.splits = {protocol: protocol.split_of(count) for protocol in Protocol}
+        self.sums: dict[str, Any] = {"images": 0, "digests": 0, "kept": [], "judged": 0, "right": 0}
 
     def add(self, images: Tensor, labels: Tensor | None, start: int) -> None:
         """Add images ``start, start + 1, ...``, uint8 ``(B, C, H, W)``; ``labels`` ``(B,)`` where they are known.
@@ -50,20 +43,30 @@ class Collector:
         if start + len(images) > self.count:
             raise PraError(f"more than {self.count} images came. Correct the count", "mismatch", count=self.count)
         pool, spatial, logits = self.extractor(images)
-        self.digests = (self.digests + digest_sum(images)) % 2**256  # while a GPU is still at the features
-        self.pool.update(pool.cpu().numpy())
+        sums: dict[str, Any] = {
+            "images": len(images),
+            "digests": digest_sum(images),
+        }  # while a GPU is still at the features
+        sums["pool"] = Moments.of(pool.cpu().numpy())
         if spatial is not None:
-            self.spatial = self.spatial or Moments(spatial.shape[1])
-            self.spatial.update(spatial.cpu().numpy())
+            sums["spatial"] = Moments.of(spatial.cpu().numpy())
         if logits is not None:
-            for score in self.scores.values():
-                score.update(logits, start)
-            if labels is not None and self.extractor.classes:
-                self._judge(logits, labels, len(self.extractor.classes))
+            for protocol, split in self.splits.items():
+                own = split[start : start + len(images)]
+                sums[protocol.value] = score_sums(logits, own, parts=int(split.max()) + 1)
+        if logits is not None and labels is not None and (classes := self.extractor.classes):
+            if (label := int(labels.max())) >= len(classes):
+                problem = f"label {label}: the reference has {len(classes)} classes"
+                raise PraError(f"{problem}. Use another", "mismatch", label=label)
+            sums["judged"] = len(labels)
+            sums["right"] = int((logits.argmax(dim=1).cpu() == labels.cpu()).sum())
         places = torch.arange(start, start + len(images))
         chosen = places * self.keep // self.count < (places + 1) * self.keep // self.count
-        self._kept.append((start, pool.cpu()[chosen].clone()))
-        self.seen += len(images)
+        sums["kept"] = [(start, pool.cpu()[chosen].clone())]
+        self._join(sums)
+
+    def _join(self, sums: dict[str, Any]) -> None:
+        self.sums |= {name: self.sums[name] + value if name in self.sums else value for name, value in sums.items()}
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         self.shape = self.shape or shape
@@ -71,13 +74,6 @@ class Collector:
             there, here = shape_text(self.shape), shape_text(shape)
             problem = f"images of {there} and of {here} (CxHxW)"
             raise PraError(f"{problem}. Bring all to one shape", "mismatch", first=there, other=here)
-
-    def _judge(self, logits: Tensor, labels: Tensor, classes: int) -> None:
-        if len(labels) and int(labels.max()) >= classes:
-            label = int(labels.max())
-            raise PraError(f"label {label}: the reference has {classes} classes. Use another", "mismatch", label=label)
-        self.right += int((logits.argmax(dim=1).cpu() == labels.cpu()).sum())
-        self.judged += len(labels)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what goes to another process: all but the network."""
@@ -88,42 +84,35 @@ class Collector:
         assert (self.count, self.keep) == (other.count, other.keep), "collectors of different sets"
         if other.shape:
             self._check_shape(other.shape)
-        self.pool.merge(other.pool)
-        if other.spatial is not None:
-            self.spatial = self.spatial or Moments(len(other.spatial.mean))
-            self.spatial.merge(other.spatial)
-        for protocol, score in self.scores.items():
-            score.merge(other.scores[protocol])
-        self.digests = (self.digests + other.digests) % 2**256
-        self._kept += other._kept
-        self.seen += other.seen
-        self.judged += other.judged
-        self.right += other.right
+        self._join(other.sums)
 
     def check_complete(self) -> None:
         """Refuse a set with images missing."""
-        if self.seen != self.count:
-            problem = f"{self.seen} images came, not {self.count}"
-            raise PraError(f"{problem}. Correct the count", "mismatch", count=self.count)
+        if (seen := self.sums["images"]) != self.count:
+            raise PraError(f"{seen} images came, not {self.count}. Correct the count", "mismatch", count=self.count)
+
+    def inception_score(self, protocol: Protocol) -> tuple[float, float] | None:
+        """Return the Inception Score and its deviation over a protocol's parts; None without logits or images."""
+        return inception_score(self.sums[protocol.value]) if protocol.value in self.sums else None
 
     @property
     def images_sha256(self) -> str:
         """Return the identity of the images, in any order and however they were batched and shared."""
-        return f"{self.digests:064x}"
+        return f"{self.sums['digests'] % 2**256:064x}"
 
     @property
     def kept(self) -> Tensor:
         """Return the kept features in the images' order, float32 ``(keep, D)``."""
-        return torch.cat([features for _, features in sorted(self._kept, key=lambda part: part[0])])
+        return torch.cat([features for _, features in sorted(self.sums["kept"], key=lambda part: part[0])])
 
     @property
     def accuracy(self) -> float | None:
         """Return the share of images in which the classifier sees their label; None without labels or classes."""
-        return self.right / self.judged if self.judged else None
+        return self.sums["right"] / self.sums["judged"] if self.sums["judged"] else None
 
 
 Collected = dict[Protocol, Collector]
-"""A collector per protocol; the same one where the images are uint8, so that there is nothing to round."""
+"""A collector per protocol; torch-fidelity's alone where the images are uint8, so that there is nothing to round."""
 
 
 def collect(
@@ -141,32 +130,26 @@ def collect(
     ``keep`` is the number of features to keep of the whole set, ``what`` the bar's name. Images of another ``shape``
     ``(C, H, W)`` are refused, by default than that of the first.
     """
-    first = Protocol.TORCH_FIDELITY
-    collectors = {first: Collector(extractor, count, keep, shape)}
+    collectors = {protocol: Collector(extractor, count, keep, shape) for protocol in Protocol}
     hidden, total = not (progress and world.is_first), len(world.share(count))
     with Progress(total=total, unit="image", desc=what, disable=hidden) as bar:
         for images, labels, start in batches:
-            for protocol in [first] if images.dtype is torch.uint8 else list(Protocol):
-                if protocol not in collectors:
-                    collectors[protocol] = Collector(extractor, count, keep, shape)
-                collectors[protocol].add(protocol.quantise(images), labels, start)
+            if images.dtype is torch.uint8:
+                collectors.pop(Protocol.ADM, None)
+            for protocol, collector in collectors.items():
+                collector.add(protocol.quantise(images), labels, start)
             bar.update(len(images))
-    return {protocol: collectors.get(protocol, collectors[first]) for protocol in Protocol}
+    return collectors
 
 
 def merged(parts: Sequence[Collected]) -> Collected:
-    """Join the shares of all processes, this one's first; refuse a set with images missing."""
-    own = parts[0][Protocol.ADM]
-    wholes: Collected = {}
-    for protocol in Protocol:
-        if wholes and all(part[protocol] is part[Protocol.ADM] for part in parts):
-            wholes[protocol] = wholes[Protocol.ADM]
-            continue
-        wholes[protocol] = Collector(own.extractor, own.count, own.keep)
-        for part in parts:
-            wholes[protocol].merge(part[protocol])
-        wholes[protocol].check_complete()
-    return wholes
+    """Join the shares of all processes, this one's first, into that one; refuse a set with images missing."""
+    whole = {protocol: own for protocol, own in parts[0].items() if all(protocol in part for part in parts)}
+    for protocol, collector in whole.items():
+        for part in parts[1:]:
+            collector.merge(part[protocol])
+        collector.check_complete()
+    return whole
 
 
 def digest_sum(images: Tensor) -> int:

@@ -11,22 +11,11 @@ from typing import Any
 
 from pra.config import CodecConfig
 from pra.errors import PraError
+from pra.evaluation import metrics
 from pra.evaluation.collect import Collected, Collector, collect, merged
 from pra.evaluation.comparable import comparable_sha256
 from pra.evaluation.features import FeatureExtractor
-from pra.evaluation.metrics import (
-    KID_SIZE,
-    KID_SUBSETS,
-    NEIGHBOURS,
-    SEED,
-    SSIM_WINDOW,
-    Balls,
-    frechet_distance,
-    kernel_distance,
-    overlap,
-    psnr,
-    ssim,
-)
+from pra.evaluation.metrics import KID_SIZE, KID_SUBSETS, NEIGHBOURS, SEED, Balls, Moments, Protocol, frechet_distance
 from pra.evaluation.reference import Reference
 from pra.models import Model
 from pra.sampling.batches import Batch
@@ -119,6 +108,7 @@ def evaluate(
     provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
     world: World = ALONE,
+    what: str = "evaluate",
 ) -> Report:
     """Judge a set of images by a reference, under both protocols.
 
@@ -134,45 +124,41 @@ def evaluate(
         provenance: what else the report is to say.
         progress: whether to show bars.
         world: the processes that share the set; all get the report.
+        what: the bar's name.
 
     Raises:
         PraError: a reference of another extractor or of images of another size, or another number of images.
     """
     reference.check(extractor)
-    collected = collect(batches, extractor, count, keep, progress, world=world, shape=reference.shape)
+    collected = collect(batches, extractor, count, keep, progress, what, world, reference.shape)
 
     def measured(parts: list[Collected]) -> tuple[dict[str, Figures], dict[str, str]]:
-        whole = merged(parts)
-        identities = {protocol.value: collector.images_sha256 for protocol, collector in whole.items()}
-        return all_figures(whole, reference), identities
+        whole, figures, identities = merged(parts), {}, {}
+        costly = {collector: _figures(collector, reference) for collector in whole.values()}
+        for protocol in Protocol:
+            collector = whole.get(protocol, whole[Protocol.TORCH_FIDELITY])
+            mean, deviation = collector.inception_score(protocol) or (None, None)
+            scores: Figures = {"inception_score": mean, "inception_score_std": deviation}
+            figures[protocol.value] = costly[collector] | scores
+            identities[protocol.value] = collector.images_sha256
+        return figures, identities
 
     figures, identities = world.combine(collected, measured)
     known = describe(extractor, reference, count, keep) | {"images_sha256": identities}
     return Report(figures, known | dict(provenance or {}))
 
 
-def all_figures(collectors: Collected, reference: Reference) -> dict[str, Figures]:
-    """Return the figures by protocol. Protocols that share their images share the costly figures."""
-    shared = {collector: _figures(collector, reference) for collector in dict.fromkeys(collectors.values())}
-    figures = {}
-    for protocol, collector in collectors.items():
-        mean, deviation = collector.scores[protocol].result() or (None, None)
-        scores: Figures = {"inception_score": mean, "inception_score_std": deviation}
-        figures[protocol.value] = shared[collector] | scores
-    return figures
-
-
 def _figures(collector: Collector, reference: Reference) -> Figures:
     kept, truth = reference.kept, reference.balls(collector.extractor.device)
-    pairs = {"fid": (collector.pool, reference.pool), "sfid": (collector.spatial, reference.spatial)}
-    figures: Figures = {
-        name: None if own is None or real is None else frechet_distance(*own.gaussian, *real)
-        for name, (own, real) in pairs.items()
-    }
+    pool: Moments = collector.sums["pool"]
+    spatial: Moments | None = collector.sums.get("spatial")
+    figures: Figures = {"fid": frechet_distance(*pool.gaussian, *reference.pool), "sfid": None}
+    if spatial and reference.spatial:
+        figures["sfid"] = frechet_distance(*spatial.gaussian, *reference.spatial)
     if kept is not None and min(len(kept), collector.keep) >= 2:
-        figures["kid"], figures["kid_std"] = kernel_distance(collector.kept.numpy(), kept.numpy())
+        figures["kid"], figures["kid_std"] = metrics.kernel_distance(collector.kept.numpy(), kept.numpy())
     if truth is not None and collector.keep > NEIGHBOURS:
-        figures |= overlap(Balls(collector.kept.to(truth.points.device), NEIGHBOURS, truth.centre), truth)._asdict()
+        figures |= metrics.overlap(Balls(collector.kept.to(truth.points.device), NEIGHBOURS, truth.centre), truth)
     return figures | ({} if collector.accuracy is None else {"accuracy": collector.accuracy})
 
 
@@ -195,7 +181,7 @@ def reconstruct(
     """
     check_codec(model)
     originals, copies = Collector(extractor, count, 0), Collector(extractor, count, 0)
-    large = min(model.config.image_size) >= SSIM_WINDOW
+    large = min(model.config.image_size) >= metrics.SSIM_WINDOW
     signal = similarity = 0.0
     hidden, total = not (progress and world.is_first), len(world.share(count))
     with Progress(total=total, unit="image", desc="reconstruct", disable=hidden) as bar:
@@ -204,8 +190,8 @@ def reconstruct(
             copy = to_uint8(model.reconstruct(from_uint8(images).to(model.device), labels.to(model.device))).cpu()
             originals.add(images, None, start)
             copies.add(copy, None, start)
-            signal += float(psnr(images, copy).sum())
-            similarity += float(ssim(images, copy).sum()) if large else 0.0
+            signal += float(metrics.psnr(images, copy).sum())
+            similarity += float(metrics.ssim(images, copy).sum()) if large else 0.0
             bar.update(len(images))
 
     def finish(parts: list[tuple[Collector, Collector, float, float]]) -> Figures:
@@ -214,7 +200,7 @@ def reconstruct(
             copies.merge(other_copies)
         copies.check_complete()
         return {
-            "reconstruction_fid": frechet_distance(*copies.pool.gaussian, *originals.pool.gaussian),
+            "reconstruction_fid": frechet_distance(*copies.sums["pool"].gaussian, *originals.sums["pool"].gaussian),
             "psnr": sum(part[2] for part in parts) / count,
             "ssim": sum(part[3] for part in parts) / count if large else None,
         }

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
 
 from pra.errors import PraError, reason_of
 from pra.utils.extras import import_failed
@@ -76,47 +81,31 @@ BLOCK = 64
 """Images in a network at a time, whatever the batch: at 299x299 pixels Inception needs 25 MB of memory for each."""
 
 
-class Inception:
-    """The InceptionV3 of FID, in torch-fidelity's port (extra ``eval``), at its own 299x299 pixels.
+@dataclass(eq=False)
+class Published:
+    """A network with published weights. ``read`` returns the features of RGB images ``(B, 3, H, W)``, a few at a time.
 
-    Pooled features are its "2048", logits its "logits_unbiased". Spatial features are ADM's for sFID: the first 7
-    channels of ``mixed_6/conv``, here ``Mixed_6d.branch1x1``, ``17 * 17 * 7 = 2023`` numbers with channels last.
     Grey images are shown as RGB. Always in float32: neither autocast nor TF32 changes a figure.
     """
 
-    name = "inception"
-    dim = 2048
+    name: str
+    dim: int
+    fingerprint: str
+    device: torch.device
+    read: Callable[[Tensor], Features]
     classes: tuple[str, ...] | None = None
     accuracy: float | None = None
-
-    def __init__(self, network: Any, fingerprint: str, device: torch.device) -> None:
-        self.fingerprint = fingerprint
-        self.device = device
-        self._network = network.to(device)
-        self._spatial: list[Tensor] = []
-        network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
         """As :meth:`FeatureExtractor.__call__`; 1 or 3 channels of any size."""
-        self._spatial, parts = [], []
-        for block in rgb_blocks(images, self.name):
-            with exact(self.device):
-                parts.append(self._network(block.to(self.device)))
-        pool, logits = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Features(pool, torch.cat(self._spatial), logits)
-
-    def _keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._spatial.append(output[:, :7].permute(0, 2, 3, 1).flatten(1))
-
-
-def rgb_blocks(images: Tensor, what: str) -> Iterator[Tensor]:
-    """Yield images ``(B, 1 or 3, H, W)`` as RGB, a few at a time."""
-    if images.shape[1] not in (1, 3):
-        problem = f"{what} reads 1 or 3 channels, not {images.shape[1]}"
-        raise PraError(f"{problem}. Convert the images to RGB", "mismatch", channels=images.shape[1])
-    for block in torch.split(images, BLOCK):
-        yield block.expand(-1, 3, -1, -1)
+        if images.shape[1] not in (1, 3):
+            problem = f"{self.name} reads 1 or 3 channels, not {images.shape[1]}"
+            raise PraError(f"{problem}. Convert the images to RGB", "mismatch", channels=images.shape[1])
+        with exact(self.device):
+            parts = [self.read(block.expand(-1, 3, -1, -1)) for block in torch.split(images, BLOCK)]
+        columns = zip(*parts, strict=True)
+        return Features(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -147,20 +136,20 @@ def exact(device: torch.device) -> Iterator[None]:
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = choice
 
 
-def inception(weights: Path | None, device: torch.device) -> Inception:
-    """Open the extractor ``inception``.
+def inception(weights: Path | None, device: torch.device) -> Published:
+    """Open the extractor ``inception``: the InceptionV3 of FID, in torch-fidelity's port, at its own 299x299 pixels.
 
+    Pooled features are its "2048", logits its "logits_unbiased". Spatial features are ADM's for sFID: the first 7
+    channels of ``mixed_6/conv``, here ``Mixed_6d.branch1x1``, ``17 * 17 * 7 = 2023`` numbers with channels last.
     ``weights`` is torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth`` or one of its layout; None downloads
     that into torch's cache once.
 
     Raises:
         PraError: the extra is not installed, or the weights cannot be had or read.
     """
-    try:
-        from torch_fidelity import feature_extractor_inceptionv3 as port
-    except (ImportError, RuntimeError, OSError) as error:
-        text = import_failed("--features inception", "torch-fidelity and torchvision", "eval", error)
-        raise PraError(text, "not-installed") from None
+    port = _imported(
+        "torch_fidelity.feature_extractor_inceptionv3", "inception", "torch-fidelity and torchvision", "eval"
+    )
     url = port.URL_INCEPTION_V3
     path = weights or download(url, Path(url).stem.rsplit("-", 1)[1], "inception")
     with weights_of(path, "torch-fidelity's InceptionV3"):
@@ -169,7 +158,85 @@ def inception(weights: Path | None, device: torch.device) -> Inception:
         network = port.FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
         )
-    return Inception(network, file_sha256(path), device)
+    network.to(device)
+    spatial: list[Tensor] = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: spatial.append(output[:, :7]))
+
+    def read(images: Tensor) -> Features:
+        pool, logits = network(images.to(device))
+        return Features(pool, spatial.pop().permute(0, 2, 3, 1).flatten(1), logits)
+
+    return Published("inception", 2048, file_sha256(path), device, read)
+
+
+DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
+DINOV2_SHA256 = "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"
+"""Of the file behind ``DINOV2_URL``. Meta publishes none; this is what many who have the file have recorded."""
+
+VIT_L: Mapping[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+PATCH = 14
+SIDE = 224
+"""Pixels of the images that the network sees."""
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's."""
+
+
+def prepare(images: Tensor) -> Tensor:
+    """Map uint8 images ``(B, 3, H, W)`` to the network's float32 ``(B, 3, 224, 224)``, normalised.
+
+    Resized as the evaluator of Stein et al. does by default, by Pillow's bicubic in 8 bits: torch's antialiased bicubic
+    rounds otherwise, by several levels at sharp edges.
+    """
+    pictures = map(Image.fromarray, images.permute(0, 2, 3, 1).cpu().numpy())
+    resized = [np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for picture in pictures]
+    values = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (MEAN, STD))
+    return (values - mean) / std
+
+
+def dinov2(weights: Path | None, device: torch.device, architecture: Mapping[str, Any] = VIT_L) -> Published:
+    """Open the extractor ``dinov2``: DINOv2's ViT-L/14 (2304.07193), whose Fréchet distance is FD-DINOv2 (2306.04675).
+
+    Pooled features are the class tokens after the last norm, ``(B, 1024)``; there are no others. The network is timm's.
+    ``weights`` is Meta's ``dinov2_vitl14_pretrain.pth``; None downloads that into torch's cache once. ``architecture``
+    is smaller in tests. Refuse weights that cannot be had or read; needs the extra.
+    """
+    timm = _imported("timm.models.vision_transformer", "dinov2", "timm and torchvision", "dinov2")
+    path = weights or download(DINOV2_URL, DINOV2_SHA256, "dinov2")
+    with weights_of(path, "DINOv2's ViT-L/14"):
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        tensors.pop("mask_token")  # of the training only
+        tensors["pos_embed"] = _positions(tensors["pos_embed"])
+        how = {"img_size": SIDE, "patch_size": PATCH, "num_classes": 0, "init_values": 1.0, **architecture}
+        with torch.device("meta"):
+            network = timm.VisionTransformer(**how)
+        network.load_state_dict(tensors, assign=True)
+    network = network.float().to(device).eval().requires_grad_(False)
+    dim, fingerprint = int(network.num_features), file_sha256(path)
+    return Published(
+        "dinov2", dim, fingerprint, device, lambda images: Features(network(prepare(images).to(device)), None, None)
+    )
+
+
+def _positions(table: Tensor) -> Tensor:
+    """Interpolate position embeddings ``(1, 1 + 37 * 37, D)`` of 518 pixels for 224, as DINOv2 does.
+
+    By the factor ``16.1 / 37`` and not to the size 16, which gives other numbers; and without antialiasing.
+    """
+    before, after = round((table.shape[1] - 1) ** 0.5), SIDE // PATCH
+    grid = table[:, 1:].float().mT.reshape(1, -1, before, before)
+    grid = F.interpolate(grid, scale_factor=(after + 0.1) / before, mode="bicubic")
+    return torch.cat([table[:, :1].float(), grid.flatten(2).mT], dim=1)
+
+
+def _imported(module: str, features: str, packages: str, extra: str) -> Any:
+    """Import the module of a network from an optional package."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError, OSError) as error:
+        text = import_failed(f"--features {features}", packages, extra, error)
+        raise PraError(text, "not-installed") from None
 
 
 @contextmanager

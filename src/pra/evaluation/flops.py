@@ -78,10 +78,16 @@ def sampling_costs(
         h = steps.begin(tokens, nothing)
         state, patch = torch.zeros(batch, 1, config.state_dim), torch.zeros(batch, 1, config.patch_dim)
         prefill = _count(lambda: steps.begin(tokens, nothing)) - embedding
+
+        def at(position: int, step: Callable[[], Any]) -> int:
+            steps.seek(position)
+            return _count(step)
+
+        reads = _series(lambda place: at(place + 1, lambda: steps.read(patch)), config.num_patches - 1)
         counts = {
-            "backbone": prefill + _series(steps, lambda: steps.read(patch), 1, config.num_patches - 1),
+            "backbone": prefill + reads,
             "head": embedding + _head_flops(steps, h, state),
-            "decoder": _series(steps, lambda: steps.write(state), 0, config.num_patches),
+            "decoder": _series(lambda place: at(place, lambda: steps.write(state)), config.num_patches),
         }
         traffic = _traffic(steps)
     smaller = element_size / torch.float32.itemsize / batch
@@ -143,7 +149,7 @@ def _whole_image_flops(config: AnyModelConfig, sampling: SamplingConfig) -> int:
 
 
 def _rollout_flops(config: ModelConfig, how: Exact) -> int:
-    """Count one exact rollout: a quadratic of its length, of which the first three values are measured."""
+    """Count one exact rollout: each further position costs more than the one before it by the same amount."""
     with torch.device("meta"), torch.no_grad():
         model, label = PRA(config), torch.zeros(1, dtype=torch.int64)
         states, key = torch.zeros(1, config.num_patches, config.state_dim), noise.keys(0, label)
@@ -151,23 +157,13 @@ def _rollout_flops(config: ModelConfig, how: Exact) -> int:
         def cost(length: int) -> int:
             return _count(lambda: exact_rollout(model, label, states[:, : length + 1], how, key))
 
-        length = config.num_patches - 1
-        if length <= 3:
-            return cost(length)
-        first, second, third = cost(1), cost(2), cost(3)
-        growth, bend, more = second - first, third - 2 * second + first, length - 1
-        return first + more * growth + more * (more - 1) // 2 * bend
+        return cost(1) + _series(lambda place: cost(place + 2) - cost(place + 1), config.num_patches - 2)
 
 
-def _series(steps: Steps, step: Callable[[], Any], first: int, count: int) -> int:
-    """Count ``count`` steps from position ``first``: costs grow linearly along the raster, so that two are measured."""
-
-    def cost(position: int) -> int:
-        steps.seek(position)
-        return _count(step)
-
-    at_first = cost(first)
-    growth = cost(first + 1) - at_first if count > 1 else 0
+def _series(cost: Callable[[int], int], count: int) -> int:
+    """Sum ``cost(0)`` to ``cost(count - 1)``: costs grow linearly along the raster, so that two are measured."""
+    at_first = cost(0) if count > 0 else 0
+    growth = cost(1) - at_first if count > 1 else 0
     return count * at_first + growth * count * (count - 1) // 2
 
 

@@ -1,10 +1,10 @@
-"""What `pra eval` and `pra sweep` judge, what it is held against, and the judgement."""
+"""The images that `pra eval` and `pra sweep` judge, the reference they are held against, and the judgement."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,8 @@ from pra.data.images import CorruptImage
 from pra.data.loader import reading
 from pra.errors import PraError, nearest
 from pra.evaluation.classifier import Classifier, find_classifier, fit_classifier
-from pra.evaluation.dinov2 import dinov2
 from pra.evaluation.evaluate import Report, check_codec, evaluate, reconstruct
-from pra.evaluation.features import REGISTRY, FeatureExtractor, Opener, inception
+from pra.evaluation.features import REGISTRY, FeatureExtractor, Opener, dinov2, inception
 from pra.evaluation.reference import Reference, from_file, from_source, recorded_classifier
 from pra.evaluation.samples import common_shape, labels_like, picture_shape, pictures, prepared, spread
 from pra.method import noise
@@ -34,9 +33,6 @@ from pra.training.run import read_run
 from pra.utils.distributed import World
 from pra.utils.hub import is_address
 from pra.utils.provenance import environment, file_sha256
-
-OF_A_RUN = 50_000
-"""Images sampled from a run without --num."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,11 @@ class Work:
     world: World
     device: torch.device
     batch_size: int
+
+    def open_source(self, spec: str) -> Source:
+        """Open a data source on one process before the others: some sources are indexed once."""
+        with self.world.first_alone():
+            return open_source(spec)
 
 
 @dataclass(frozen=True)
@@ -127,37 +128,26 @@ def open_subject(
         if setting.startswith("data.flip="):
             raise PraError(f"--set {setting} has no effect: images are judged as they are. Leave it out", value=setting)
     if target is None or is_address(target) or (target / weights.CONFIG).exists():
-        subject = _model(target, num or OF_A_RUN, work.device, precision, settings, average)
+        count = num or 50_000
+        model, run, known = open_model(target, average, work.device)
+        chosen = apply_settings(Adjustable(run.data if run else DataConfig(source=""), model.sampling), settings)
+        config, sampler = model.config, Sampler(model, chosen.sampling, precision)
+        requests = numbered(count, range(config.num_classes))
+        known |= {"sampling": how_sampled(sampler), "labels": f"index % {config.num_classes}"}
+        known |= {"seeds": f"0-{count - 1}", "count": count}
+        name = "the model that comes with pra" if target is None else str(target)
+        shape = config.image_size, config.channels
+        subject = Subject(name, count, *shape, chosen, known, sampler=sampler, requests=requests)
     else:
         subject = _finished(target, num, settings)
-        used = {
-            f"--precision {precision.value}": precision is not Precision.AUTO,
-            f"--average {average}": average != weights.EMA,
-            **{f"--set {setting}": setting.startswith("sampling.") for setting in settings},
-        }
-        for option in (option for option, given in used.items() if given):
+        given = [f"--precision {precision.value}"] if precision is not Precision.AUTO else []
+        given += [f"--average {average}"] if average != weights.EMA else []
+        for option in given + [f"--set {setting}" for setting in settings if setting.startswith("sampling.")]:
             subject.sampled(option)
     if subject.count < work.world.size:
         problem = f"{work.world.size} processes cannot share {subject.count} images"
         raise PraError(f"{problem}. Start fewer", "conflict", processes=work.world.size, count=subject.count)
     return subject
-
-
-def _model(
-    target: Path | None,
-    count: int,
-    device: torch.device,
-    precision: Precision,
-    settings: tuple[str, ...],
-    average: str,
-) -> Subject:
-    model, run, known = open_model(target, average, device)
-    chosen = apply_settings(Adjustable(run.data if run else DataConfig(source=""), model.sampling), settings)
-    classes, sampler = model.config.num_classes, Sampler(model, chosen.sampling, precision)
-    known |= {"sampling": how_sampled(sampler), "labels": f"index % {classes}", "seeds": f"0-{count - 1}"}
-    name = "the model that comes with pra" if target is None else str(target)
-    size, channels, requests = model.config.image_size, model.config.channels, numbered(count, range(classes))
-    return Subject(name, count, size, channels, chosen, known | {"count": count}, sampler=sampler, requests=requests)
 
 
 def open_model(
@@ -195,7 +185,6 @@ def _finished(target: Path, num: int | None, settings: tuple[str, ...]) -> Subje
 
 LABELS = ("balanced", "reference")
 
-
 Truth = Source | Path
 """What images are held against: a source, or a file of statistics or images."""
 
@@ -208,16 +197,10 @@ class Judge:
     reference: Reference
     work: Work
 
-    def report(
-        self,
-        subject: Subject,
-        images: Path | None = None,
-        watch: Callable[[Generator[Batch]], Iterable[Batch]] = lambda batches: batches,
-        progress: bool = True,
-    ) -> Report:
+    def report(self, subject: Subject, images: Path | None = None, what: str = "evaluate") -> Report:
         """Judge a subject; every process gets the report.
 
-        The images are written to the ``.npz`` ``images``, where it is given, and go through ``watch``.
+        The images are written to the ``.npz`` ``images``, where it is given. ``what`` is the bar's name.
         """
         work, world = self.work, self.work.world
         share = world.share(subject.count)
@@ -225,11 +208,9 @@ class Judge:
         part = images.with_name(f"{images.name}.part{world.rank}") if images and world.size > 1 else images
         try:
             with reading(subject.batches(share, work.batch_size)) as batches:
-                passed = exported(batches, len(share), part) if part else watch(batches)
-                report = evaluate(
-                    passed, self.reference, self.extractor, subject.count,
-                    provenance=known, progress=progress, world=world,
-                )  # fmt: skip
+                passed = exported(batches, len(share), part) if part else batches
+                judged = passed, self.reference, self.extractor, subject.count
+                report = evaluate(*judged, provenance=known, world=world, what=what)
             if images and part != images:
                 world.combine(part, lambda parts: join_exports([path for path in parts if path], images))
         finally:
@@ -275,7 +256,7 @@ def open_truth(reference: str | None, labels: str, subject: Subject, work: Work)
     spec = reference or subject.settings.data.source
     if not spec:
         raise PraError(f"{subject.target} does not name its data. Give --reference SRC or STATS.npz", "missing")
-    truth = Path(spec).expanduser() if spec.endswith(".npz") else _open_alone(spec, work)
+    truth = Path(spec).expanduser() if spec.endswith(".npz") else work.open_source(spec)
     if labels == "reference":
         model = subject.sampled("--labels reference").model
         if isinstance(truth, Path):
@@ -284,9 +265,18 @@ def open_truth(reference: str | None, labels: str, subject: Subject, work: Work)
         check_classes(truth, model, "--labels reference")
         subject = subject.labelled_like(truth)
     elif subject.sampler and not isinstance(truth, Path):
-        _warn_of_balance(truth)
+        counts = np.bincount(truth.labels, minlength=len(truth.classes))
+        largest = int(counts.argmax())
+        if counts[largest] * len(truth.classes) > 2 * len(truth):
+            part = f"{counts[largest] / len(truth):.0%} of {truth.name} are {truth.classes[largest]!r}"
+            advice = "FID sees another mixture; --labels reference samples classes as often as there"
+            warnings.warn(f"{part}, and every class is sampled equally often: {advice}", stacklevel=2)
     if reference and not isinstance(truth, Path) and work.world.is_first:
-        _tell_of_colour(truth, subject.channels)
+        with contextlib.suppress(CorruptImage):  # reported when its turn comes
+            grey = picture_shape(truth.image(0))[1] == 1
+            if grey != (subject.channels == 1):
+                turned = f"is grey, and gets {subject.channels} channels" if grey else "has colour, and turns grey"
+                print(f"the reference {truth.name} {turned}, like the images that are judged")
     return truth, subject
 
 
@@ -299,46 +289,22 @@ def open_originals(truth: Truth, subject: Subject, work: Work) -> Source:
     codec, own = check_codec(model), subject.settings.data.source
     if isinstance(truth, Path) and not own:
         raise PraError("--reconstruction needs real images. Give a data source as --reference", "missing")
-    source = _open_alone(own, work) if isinstance(truth, Path) else truth
+    source = work.open_source(own) if isinstance(truth, Path) else truth
     if codec.encoder.sees_condition:
         check_classes(source, model, "--reconstruction")
     return source
 
 
-def _open_alone(spec: str, work: Work) -> Source:
-    with work.world.first_alone():  # some sources are indexed once
-        return open_source(spec)
-
-
-def _tell_of_colour(source: Source, channels: int) -> None:
-    """Print a line where the reference's first image is grey and the judged ones are not, or the reverse."""
-    with contextlib.suppress(CorruptImage):  # reported when its turn comes
-        grey = picture_shape(source.image(0))[1] == 1
-        if grey != (channels == 1):
-            turned = f"is grey, and gets {channels} channels" if grey else "has colour, and turns grey"
-            print(f"the reference {source.name} {turned}, like the images that are judged")
-
-
-def _warn_of_balance(source: Source) -> None:
-    counts = np.bincount(source.labels, minlength=len(source.classes))
-    largest = int(counts.argmax())
-    if counts[largest] * len(source.classes) > 2 * len(source):
-        warnings.warn(
-            f"{counts[largest] / len(source):.0%} of {source.name} are {source.classes[largest]!r}, and every class "
-            "is sampled equally often: FID sees another mixture; --labels reference samples classes as often as there",
-            stacklevel=2,
-        )
-
-
 def check_classes(source: Source, model: Model, option: str) -> None:
     """Refuse a source whose labels mean something else to the model; ``option`` needs them."""
-    there, own = source.classes, model.classes
-    how = f"{source.name} has {len(there)} classes, the model {len(own)}" if len(there) != len(own) else ""
-    for place, (theirs, ours) in enumerate(zip(there, own, strict=False)):
-        if not how and theirs != ours:
-            how = f"class {place} is {theirs!r} in {source.name}, {ours!r} in the model"
-    if how:
-        raise PraError(f"{option}: {how}. Give such a --reference", "mismatch", option=option)
+    there, own = tuple(source.classes), tuple(model.classes)
+    if there == own:
+        return
+    how = f"{source.name} has {len(there)} classes, the model {len(own)}"
+    if len(there) == len(own):
+        place = next(place for place in range(len(own)) if there[place] != own[place])
+        how = f"class {place} is {there[place]!r} in {source.name}, {own[place]!r} in the model"
+    raise PraError(f"{option}: {how}. Give such a --reference", "mismatch", option=option)
 
 
 def open_judge(truth: Truth, features: str, weights: Path | None, subject: Subject, work: Work) -> Judge:

@@ -48,50 +48,41 @@ class Protocol(enum.Enum):
         place = np.arange(count)
         if self is Protocol.ADM:
             return place // 5000
-        parts = 10
-        bounds = np.array([(part + 1) * count // parts for part in range(parts)])
+        bounds = np.arange(1, 11) * count // 10
         split = np.empty(count, np.int64)
         split[np.random.RandomState(SEED).permutation(count)] = np.searchsorted(bounds, place, side="right")
         return split
 
 
-class Moments:
-    """Mean and covariance of rows that arrive in batches (Chan, Golub, LeVeque 1979).
+class Moments(NamedTuple):
+    """Mean ``(dim,)`` and scatter ``(dim, dim)``, ``sum (x - mean)(x - mean)^T``, of ``rows`` rows.
 
-    ``mean`` ``(dim,)`` and ``scatter`` ``(dim, dim)``, ``sum (x - mean)(x - mean)^T``, of ``count`` rows so far.
+    A sum of two is that of both sets of rows (Chan, Golub, LeVeque 1979).
     """
 
-    def __init__(self, dim: int) -> None:
-        self.count = 0
-        self.mean: Array = np.zeros(dim)
-        self.scatter: Array = np.zeros((dim, dim))
+    rows: int
+    mean: Array
+    scatter: Array
 
-    def update(self, rows: npt.ArrayLike) -> None:
-        """Add rows ``(B, dim)``."""
-        values = np.asarray(rows, np.float64)
-        if not len(values):
-            return
+    @classmethod
+    def of(cls, features: npt.ArrayLike) -> Moments:
+        """Return the moments of features ``(B, dim)``, at least one."""
+        values = np.asarray(features, np.float64)
         mean = values.mean(axis=0)
         centred = values - mean
-        self._add(len(values), mean, centred.T @ centred)
+        return cls(len(values), mean, centred.T @ centred)
 
-    def merge(self, other: Moments) -> None:
-        """Add the rows that ``other`` has seen."""
-        if other.count:
-            self._add(other.count, other.mean, other.scatter)
-
-    def _add(self, count: int, mean: Array, scatter: Array) -> None:
-        total = self.count + count
-        shift = mean - self.mean
-        self.scatter = self.scatter + scatter + np.outer(shift, shift) * (self.count * count / total)
-        self.mean = self.mean + shift * (count / total)
-        self.count = total
+    def __add__(self, other: Moments) -> Moments:  # type: ignore[override]
+        total = self.rows + other.rows
+        shift = other.mean - self.mean
+        scatter = self.scatter + other.scatter + np.outer(shift, shift) * (self.rows * other.rows / total)
+        return Moments(total, self.mean + shift * (other.rows / total), scatter)
 
     @property
     def gaussian(self) -> tuple[Array, Array]:
         """Return mean and unbiased covariance, as numpy's ``cov``; needs two rows."""
-        assert self.count >= 2, "a covariance needs two rows"
-        return self.mean, self.scatter / (self.count - 1)
+        assert self.rows >= 2, "a covariance needs two rows"
+        return self.mean, self.scatter / (self.rows - 1)
 
 
 def frechet_distance(mean1: Array, covariance1: Array, mean2: Array, covariance2: Array) -> float:
@@ -111,47 +102,32 @@ def _factor(covariance: Array) -> Array:
     return vectors * np.sqrt(values.clip(min=0.0))  # type: ignore[no-any-return]
 
 
-class InceptionScore:
-    """``exp E_x KL(p(y|x) || p(y))`` (1606.03498), averaged over a protocol's parts, from sums per part.
+def score_sums(logits: Tensor, split: npt.NDArray[np.int64], parts: int) -> Array:
+    """Return what the Inception Score needs of images with logits ``(B, K)``: sums over each of ``parts`` parts.
 
-    ``count`` is the number of images in all, of which this accumulator may see some.
+    ``split`` ``(B,)`` names each image's part. A row of the ``(parts, 2 + K)`` numbers holds the number of images, the
+    sum of ``sum_k p log p``, and the sum of ``p``.
     """
+    log_p = logits.double().log_softmax(dim=1).cpu().numpy()
+    p = np.exp(log_p)
+    sums: Array = np.zeros((parts, 2 + p.shape[1]))
+    np.add.at(sums, split, np.column_stack([np.ones(len(p)), (p * log_p).sum(axis=1), p]))
+    return sums
 
-    def __init__(self, count: int, protocol: Protocol) -> None:
-        self._split = protocol.split_of(count)
-        parts = int(self._split.max()) + 1 if protocol is Protocol.ADM else 10
-        self._seen = np.zeros(parts)
-        self._entropy: Array = np.zeros(parts)
-        self._marginal: Array = np.zeros((parts, 0))
 
-    def update(self, logits: Tensor, start: int) -> None:
-        """Add images ``start, start + 1, ...`` by their logits ``(B, K)``."""
-        log_p = logits.double().log_softmax(dim=1).cpu().numpy()
-        p = np.exp(log_p)
-        split = self._split[start : start + len(p)]
-        if not self._marginal.shape[1]:
-            self._marginal = np.zeros((len(self._seen), p.shape[1]))
-        np.add.at(self._seen, split, 1)
-        np.add.at(self._entropy, split, (p * log_p).sum(axis=1))
-        np.add.at(self._marginal, split, p)
+def inception_score(sums: Array) -> tuple[float, float] | None:
+    """Return ``exp E_x KL(p(y|x) || p(y))`` (1606.03498), mean and standard deviation over the parts of ``sums``.
 
-    def merge(self, other: InceptionScore) -> None:
-        """Add the images that ``other``, of the same count and protocol, has seen."""
-        if not other._marginal.shape[1]:
-            return
-        self._seen = self._seen + other._seen
-        self._entropy = self._entropy + other._entropy
-        self._marginal = other._marginal + (self._marginal if self._marginal.shape[1] else 0.0)
-
-    def result(self) -> tuple[float, float] | None:
-        """Return mean and standard deviation over the parts; None where a part is empty (fewer than ten images)."""
-        if not self._seen.all():
-            return None
-        marginal = self._marginal / self._seen[:, None]
-        # q log q tends to 0 where no image of the part is of a class at all
-        log_marginal = np.log(np.where(marginal > 0, marginal, 1.0))
-        scores = np.exp(self._entropy / self._seen - (marginal * log_marginal).sum(axis=1))
-        return float(scores.mean()), float(scores.std())
+    None where a part is empty (fewer than ten images).
+    """
+    seen, entropy, marginal = sums[:, 0], sums[:, 1], sums[:, 2:]
+    if not seen.all():
+        return None
+    marginal = marginal / seen[:, None]
+    # q log q tends to 0 where no image of the part is of a class at all
+    log_marginal = np.log(np.where(marginal > 0, marginal, 1.0))
+    scores = np.exp(entropy / seen - (marginal * log_marginal).sum(axis=1))
+    return float(scores.mean()), float(scores.std())
 
 
 def kernel_distance(
@@ -202,16 +178,8 @@ class Balls:
         self.nearest, self.radii = distances[:, 1], distances[:, -1]
 
 
-class Overlap(NamedTuple):
-    """Shares of two sets of features, each 0 to 1."""
-
-    precision: float
-    recall: float
-    authenticity: float
-
-
-def overlap(samples: Balls, reference: Balls) -> Overlap:
-    """Compare two sets with one centre.
+def overlap(samples: Balls, reference: Balls) -> dict[str, float]:
+    """Return "precision", "recall" and "authenticity" of two sets with one centre, each 0 to 1.
 
     Precision is the share of samples inside at least one of the reference's balls; recall the same the other way round.
     Authenticity is the share of samples further from their nearest real feature than that is from its own next one
@@ -231,8 +199,12 @@ def overlap(samples: Balls, reference: Balls) -> Overlap:
         authentic.append(distance + (1 - 1e-9) * norms > reference.nearest[at])
         values.sub_(reference.norms).add_(own.unsqueeze(1))
         smallest = torch.minimum(smallest, values.amin(dim=0))
-    shares = torch.cat(inside), smallest <= -reference.norms, torch.cat(authentic)
-    return Overlap(*(float(share.double().mean()) for share in shares))
+    shares = {
+        "precision": torch.cat(inside),
+        "recall": smallest <= -reference.norms,
+        "authenticity": torch.cat(authentic),
+    }
+    return {name: float(share.double().mean()) for name, share in shares.items()}
 
 
 def _blocks(rows: Tensor, columns: int) -> Sequence[Tensor]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from pra.errors import PraError
@@ -32,62 +31,43 @@ def check_outputs(**files: Path | None) -> None:
             raise PraError(f"{path} cannot be both {same} and {name}. Use two files", "conflict", path=path)
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """The files to write, or their places while they are unfinished; None is a file that is not asked for."""
+@contextmanager
+def staged(files: Mapping[str, Path], world: World) -> Iterator[dict[str, Path]]:
+    """Yield a place for each of the named files until :func:`publish`, in a locked folder ``.FILE.eval`` beside it.
 
-    report: Path | None = None
-    images: Path | None = None
-    statistics: Path | None = None
+    Every rank may write there. The folders are removed at the end of the block, on SIGTERM and Ctrl-C too. Files that a
+    killed command has left there are removed first.
 
-    def named(self) -> dict[str, Path]:
-        """Return the files that are asked for, by name."""
-        return {field.name: path for field in fields(self) if (path := getattr(self, field.name))}
+    Raises:
+        PraError: another command is writing one of the files, or the disk refuses.
+    """
+    places = {name: path.with_name(f".{path.name}.eval") / path.name for name, path in files.items()}
+    with ended_by_sigterm(), ExitStack() as stack:
+        for place in places.values():
+            stack.callback(_remove, place.parent)  # on every rank: only the last rank finds the folder empty
+            if world.is_first:
+                stack.enter_context(locked(place.parent, "filled", "choose another file"))
+                stack.callback(_clear, place.parent)
+                _clear(place.parent)
+        world.barrier()  # the folders exist on every rank
+        yield places
 
-    def check(self) -> None:
-        """Refuse what :func:`check_outputs` refuses."""
-        check_outputs(**self.named())
 
-    @contextmanager
-    def staged(self, world: World) -> Iterator[Outputs]:
-        """Yield a place for each file until :meth:`publish`, in a locked folder ``.FILE.eval`` beside the file.
+def publish(places: Mapping[str, Path], files: Mapping[str, Path]) -> None:
+    """Rename the finished files, the report last; if one fails, remove those already renamed.
 
-        Every rank may write there. The folders are removed at the end of the block, on SIGTERM and Ctrl-C too. Files
-        that a killed command has left there are removed first.
-
-        Raises:
-            PraError: another command is writing one of the files, or the disk refuses.
-        """
-        folders = {path: path.with_name(f".{path.name}.eval") for path in self.named().values()}
-        with ended_by_sigterm(), ExitStack() as stack:
-            for folder in folders.values():
-                stack.callback(_remove, folder)  # on every rank: only the last rank finds the folder empty
-                if world.is_first:
-                    stack.enter_context(locked(folder, "filled", "choose another file"))
-                    stack.callback(_clear, folder)
-                    _clear(folder)
-            world.barrier()  # the folders exist on every rank
-            yield Outputs(*(path and folders[path] / path.name for path in astuple(self)))
-
-    def publish(self, staged: Outputs) -> None:
-        """Rename the finished files, the report last; if one fails, remove those already renamed.
-
-        Raises:
-            PraError: a file of that name has appeared, or the disk refuses.
-        """
-        published: list[Path] = []
-        try:
-            for name, path in reversed(self.named().items()):
-                check_free(path, "choose another file")
-                try:
-                    os.replace(getattr(staged, name), path)
-                except OSError as error:
-                    raise unwritten(path, error) from None
-                published.append(path)
-        except BaseException:
-            for path in published:
-                path.unlink(missing_ok=True)
-            raise
+    Raises:
+        PraError: a file of that name has appeared, or the disk refuses.
+    """
+    with ExitStack() as published:
+        for name, path in sorted(files.items(), key=lambda file: file[0] == "report"):
+            check_free(path, "choose another file")
+            try:
+                os.replace(places[name], path)
+            except OSError as error:
+                raise unwritten(path, error) from None
+            published.callback(path.unlink, missing_ok=True)
+        published.pop_all()
 
 
 def _clear(folder: Path) -> None:

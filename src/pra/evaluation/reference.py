@@ -18,7 +18,7 @@ from pra.config import DataConfig
 from pra.data import Source
 from pra.data.loader import reading
 from pra.errors import PraError
-from pra.evaluation.collect import Collected, Collector, collect, merged
+from pra.evaluation.collect import Collected, collect, merged
 from pra.evaluation.features import FeatureExtractor
 from pra.evaluation.metrics import NEIGHBOURS, Array, Balls, Protocol
 from pra.evaluation.samples import prepared
@@ -48,13 +48,13 @@ class Reference:
 
     name: str
     features: str
-    fingerprint: str | None
-    shape: tuple[int, ...] | None
-    fit: str | None
-    count: int | None
     pool: Gaussian
-    spatial: Gaussian | None
-    kept: Tensor | None
+    fingerprint: str | None = None
+    shape: tuple[int, ...] | None = None
+    fit: str | None = None
+    count: int | None = None
+    spatial: Gaussian | None = None
+    kept: Tensor | None = None
     file_sha256: str | None = None
     prepared: dict[str, Any] | None = None
     images_sha256: str | None = None
@@ -66,7 +66,7 @@ class Reference:
             return None
         place = device if device.type == "cuda" else torch.device("cpu")  # MPS has no float64
         if place not in self._balls:
-            self._balls[place] = Balls(self.kept.to(place), NEIGHBOURS)
+            self._balls[place] = Balls(self.kept.to(place))
         return self._balls[place]
 
     def check(self, extractor: FeatureExtractor) -> None:
@@ -109,22 +109,6 @@ class Reference:
         write_atomically(path, lambda file: np.savez(file, pra=np.array(json.dumps(known)), **arrays))
 
 
-def summarise(collector: Collector, name: str, fit: str | None) -> Reference:
-    """Return a collected set as a reference."""
-    return Reference(
-        name=name,
-        features=collector.extractor.name,
-        fingerprint=collector.extractor.fingerprint,
-        shape=collector.shape,
-        fit=fit,
-        count=collector.count,
-        pool=collector.pool.gaussian,
-        spatial=collector.spatial.gaussian if collector.spatial else None,
-        kept=collector.kept,
-        images_sha256=collector.images_sha256,
-    )
-
-
 def from_source(
     source: Source,
     size: tuple[int, int],
@@ -146,25 +130,37 @@ def from_source(
     """
     count = len(source)
     with reading(prepared(source, range(count), size, channels, config, batch_size, world.share(count))) as batches:
-        collected = _collected(batches, extractor, count, keep, progress, world, source.name)
+        gathered = from_batches(batches, extractor, count, source.name, keep, progress, world)
     how = {"on_small": config.on_small.value, "on_corrupt": config.on_corrupt.value}
-    return replace(collected, fit=config.fit.value, prepared=how)
+    return replace(gathered, fit=config.fit.value, prepared=how)
 
 
-def _collected(
+def from_batches(
     batches: Iterable[Batch],
     extractor: FeatureExtractor,
     count: int,
-    keep: int,
-    progress: bool,
-    world: World,
     name: str,
+    keep: int = 50_000,
+    progress: bool = True,
+    world: World = ALONE,
 ) -> Reference:
+    """Gather the statistics of ``count`` uint8 images, or of this process's share; arguments as :func:`from_source`."""
     unlabelled = (batch._replace(labels=None) for batch in batches)  # real images need no accuracy
     share = collect(unlabelled, extractor, count, keep, progress, what="reference", world=world)
 
     def join(shares: list[Collected]) -> Reference:
-        return summarise(merged(shares)[Protocol.TORCH_FIDELITY], name, None)
+        whole = merged(shares)[Protocol.TORCH_FIDELITY]
+        gaussians = {name: whole.sums[name].gaussian for name in ("pool", "spatial") if name in whole.sums}
+        return Reference(
+            name=name,
+            features=extractor.name,
+            fingerprint=extractor.fingerprint,
+            shape=whole.shape,
+            count=count,
+            kept=whole.kept,
+            images_sha256=whole.images_sha256,
+            **gaussians,
+        )
 
     return world.combine(share, join)
 
@@ -180,48 +176,45 @@ def from_file(
     Raises:
         PraError: a file that cannot be read, without these keys, or of other features.
     """
-    arrays = _read(path)
-    if "pra" in arrays:
-        return _ours(path, arrays)
-    if "mu" in arrays and extractor.name != "inception":
+    arrays, known = _read(path)
+    if not known and "mu" in arrays and extractor.name != "inception":
         raise PraError(f"{path} does not name its features. Use --features inception", "mismatch", path=path)
-    pool = _gaussian(path, arrays, "") if "mu" in arrays else None
+    pool = _gaussian(path, arrays, "") if known or "mu" in arrays else None
     spatial = _gaussian(path, arrays, "_s") if "mu_s" in arrays else None
-    measured = None
-    if "arr_0" in arrays:
+    kept = None
+    if known and pool and "features" in arrays:
+        kept = from_numpy(_numbers(path, arrays, "features", (None, len(pool[0]))).astype(np.float32))
+    if not known and "arr_0" in arrays:
         images = NpzBatch(path)
         batches = images.batches(256, world.share(images.count))
-        measured = _collected(batches, extractor, images.count, keep, progress, world, str(path))
-    if pool is None:
-        assert measured is not None, "_read has seen one of both"
-        return measured
-    shape, kept = (measured.shape, measured.kept) if measured else (None, None)
-    return Reference(str(path), "inception", None, shape, None, None, pool, spatial, kept, file_sha256(path))
+        gathered = from_batches(batches, extractor, images.count, str(path), keep, progress, world)
+        if pool is None:
+            return gathered
+        known, kept = {"shape": gathered.shape}, gathered.kept
+    assert pool is not None, "_read has seen statistics or images"
+    known = {"name": str(path), "features": "inception"} | known
+    return Reference(**known, pool=pool, spatial=spatial, kept=kept, file_sha256=file_sha256(path))
 
 
 def recorded_classifier(path: Path) -> str:
     """Return the fingerprint of the classifier that made a file of our own; refuse other files."""
-    arrays = _read(path)
-    known = _known(path, arrays) if "pra" in arrays else {}
+    _, known = _read(path)
     if known.get("features") != "classifier":
         problem = f"{path} is not of a classifier"
         raise PraError(f"{problem}. Use --features inception, or give the data source", "mismatch", path=path)
     return str(known["fingerprint"])
 
 
-def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return the statistics in a file; of images only the name."""
+def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Return the statistics in a file, of images only the name; and its description, empty in the files of others."""
     fix = "give statistics, a batch, or a data source"
     with explained(path, "cannot be read as .npz", fix):
         arrays = read_arrays(path, ("pra", *_NUMBERS))
-    if not ({"mu", "sigma"} <= arrays.keys() or "arr_0" in arrays):
-        problem = f"holds neither statistics (mu, sigma) nor images (arr_0) but {listed(arrays)}"
-        raise PraError(f"{path} {problem}. {fix.capitalize()}", "unreadable", path=path)
-    return arrays
-
-
-def _known(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    """Return the description in a file of our own."""
+    if "pra" not in arrays:
+        if not ({"mu", "sigma"} <= arrays.keys() or "arr_0" in arrays):
+            problem = f"holds neither statistics (mu, sigma) nor images (arr_0) but {listed(arrays)}"
+            raise PraError(f"{path} {problem}. {fix.capitalize()}", "unreadable", path=path)
+        return arrays, {}
     with explained(path, "is damaged", "write it again"):
         known: dict[str, Any] = {"prepared": None, "images_sha256": None}  # missing from older files
         known |= json.loads(str(arrays["pra"]))
@@ -231,18 +224,9 @@ def _known(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
             raise ValueError(f"it describes {listed(known)}")
         if known["fingerprint"] is None and known["features"] != "inception":
             raise ValueError("it lacks the fingerprint of its features")
-        known = {name: known[name] for name in DESCRIPTION}
+        known = {name: known[name] for name in DESCRIPTION} | {"name": f"{path} ({known['name']})"}
         known["shape"] = known["shape"] and tuple(map(int, known["shape"]))
-    return known
-
-
-def _ours(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> Reference:
-    known, pool = _known(path, arrays), _gaussian(path, arrays, "")
-    spatial, kept = _gaussian(path, arrays, "_s") if "mu_s" in arrays else None, None
-    if "features" in arrays:
-        kept = from_numpy(_numbers(path, arrays, "features", (None, len(pool[0]))).astype(np.float32))
-    known["name"] = f"{path} ({known['name']})"
-    return Reference(**known, pool=pool, spatial=spatial, kept=kept, file_sha256=file_sha256(path))
+    return arrays, known
 
 
 def _gaussian(path: Path, arrays: dict[str, npt.NDArray[Any]], suffix: str) -> Gaussian:

@@ -151,16 +151,15 @@ class Result(NamedTuple):
         return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def rank(result: Result) -> float:
-    """Return the FID, by which the best comes first and results without one come last."""
-    fid = result.figure("fid")
-    return math.inf if fid is None else fid
+def ranked(results: Sequence[Result]) -> list[Result]:
+    """Sort results by FID, the best first; those without one come last."""
+    return sorted(results, key=lambda result: math.inf if (fid := result.figure("fid")) is None else fid)
 
 
 def find_best(results: Sequence[Result]) -> Result | None:
     """Return the result with the lowest FID, the first of equal ones; None where none is finite."""
-    best = min(results, key=rank)
-    return best if math.isfinite(rank(best)) else None
+    best = ranked(results)[0]
+    return None if best.figure("fid") is None else best
 
 
 def table(results: Sequence[Result]) -> str:
@@ -222,16 +221,16 @@ def draw(results: Sequence[Result], folder: Path) -> list[Path]:
     """Write the curves and all strips below each other; return the files, none where matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         return []
-    figures = {folder / "sweep.png": curves(results), folder / "samples.jpg": _samples(results, folder)}
-    written = {path: figure for path, figure in figures.items() if figure is not None}
-    for path, figure in written.items():
+    drawn = {folder / "sweep.png": curves(results), folder / "samples.jpg": _samples(results, folder)}
+    figures = {path: figure for path, figure in drawn.items() if figure}
+    for path, figure in figures.items():
         write_atomically(path, figure.savefig, format=path.suffix[1:], dpi=110)
-    return list(written)
+    return list(figures)
 
 
 def _samples(results: Sequence[Result], folder: Path) -> Figure | None:
     rows = []
-    for result in sorted(results, key=rank)[:ROWS]:
+    for result in ranked(results)[:ROWS]:
         # A sweep that was stopped between strip and figures leaves a strip missing or damaged.
         with contextlib.suppress(OSError), Image.open(folder / f"{result.point.name}.png") as strip:
             lines = [f"{name} {value_text(value)}" for name, value in result.point.changes.items()]
@@ -247,18 +246,16 @@ def curves(results: Sequence[Result]) -> Figure | None:
     if axis is None:
         return None
     lines: dict[str, list[Result]] = {}
-    for result in results:
+    for result in ranked(results):  # the lines of the best FIDs, where there are more than can be told apart
         others = (f"{name} {value_text(value)}" for name, value in result.point.changes.items() if name != axis)
         lines.setdefault(", ".join(others), []).append(result)
-    # The lines of the best FIDs, where there are more than can be told apart.
-    ranked = sorted(lines, key=lambda name: min(map(rank, lines[name])))
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     if len(lines) > len(COLOURS):
         figure.suptitle(f"the {len(COLOURS)} best of {len(lines)} lines", fontsize=10)
     panels = figure.subplots(1, 3)
     for axes, name in zip(panels, ("fid", "precision", "recall"), strict=True):
-        for line, colour in zip(ranked, COLOURS, strict=False):
-            known = sorted((r.point.changes[axis], r.figure(name)) for r in lines[line] if r.figure(name) is not None)
+        for (line, found), colour in zip(lines.items(), COLOURS, strict=False):
+            known = sorted((r.point.changes[axis], r.figure(name)) for r in found if r.figure(name) is not None)
             axes.plot(*zip(*known, strict=True) if known else ([], []), marker="o", color=colour, label=line)
         axes.set(xlabel=axis, title=name.upper() if name == "fid" else name)
         axes.grid(alpha=0.3)

@@ -13,8 +13,7 @@ from pathlib import Path
 from pra.config import RunConfig
 from pra.errors import PraError, nearest
 from pra.models.weights import CONFIG
-from pra.recipes.imagenet import pra_b_256, pra_l_256, pra_s_256
-from pra.recipes.small import digits, emoji, fashion, fashion_64, tiny
+from pra.recipes.presets import digits, emoji, fashion, fashion_64, pra_b_256, pra_l_256, pra_s_256, tiny
 from pra.recipes.systems import SYSTEMS
 from pra.training.run import read_run
 from pra.utils.hub import is_address

@@ -64,14 +64,6 @@ def configure(start: str, steps: int | None = None, average: str = weights.EMA) 
 def second_head(run: RunConfig, start: str, steps: int) -> RunConfig:
     """Return the run that gives ``run``, which lies in the folder ``start``, a second head."""
     assert run.model.autoregressive, "only a model with a head is distilled"
-    optimizer = replace(
-        run.train.optimizer,
-        schedule=LearningRate.COSINE,
-        warmup_steps=WARM_UP,
-        ema_decay=EMA_DECAY,
-        weight_decay=0.0,
-        matrices=None,
-    )
     return replace(
         run,
         recipe=f"{run.recipe}, {NAME}",
@@ -82,7 +74,14 @@ def second_head(run: RunConfig, start: str, steps: int) -> RunConfig:
             codec_warmup=0,
             trainable=("shortcut",),
             objective=replace(run.train.objective, noise_draws=1, shortcut_draws=DRAWS),
-            optimizer=optimizer,
+            optimizer=replace(
+                run.train.optimizer,
+                schedule=LearningRate.COSINE,
+                warmup_steps=WARM_UP,
+                ema_decay=EMA_DECAY,
+                weight_decay=0.0,
+                matrices=None,
+            ),
         ),
         sampling=replace(run.sampling, solver=Solver.SHORTCUT, steps=EVALUATIONS),
         targets=None,

@@ -13,20 +13,11 @@ from pathlib import Path
 
 import torch
 
-from pra.config import (
-    Clean,
-    LearningRate,
-    ObjectiveConfig,
-    OptimizerConfig,
-    Parallel,
-    RunConfig,
-    TrainConfig,
-)
+from pra.config import Clean, LearningRate, ObjectiveConfig, OptimizerConfig, Parallel, RunConfig, TrainConfig
 from pra.data.survey import Survey
 from pra.errors import PraError
-from pra.models import Model, weights
+from pra.models import Model
 from pra.recipes import own
-from pra.training.run import read_run
 
 NAME = "fine-tuned"
 
@@ -41,28 +32,6 @@ NAMED = 8
 def run_folder(start: str, data: str) -> Path:
     """Return ``runs/own-photos-from-flowers`` for ``runs/flowers`` and ``folder:~/photos``."""
     return own.run_folder(data).with_name(f"{own.run_folder(data).name}-from-{own.named_after(start) or 'run'}")
-
-
-def configure(
-    start: str, data: str | None, folder: Path, minutes: float | None, steps: int | None, device: torch.device
-) -> own.Choice:
-    """Return the configuration of the run in ``folder``, or choose one (:func:`propose`); and lines that say why.
-
-    Raises:
-        PraError: as :func:`pra.load`, :func:`pra.data.survey.look` and :func:`propose`; or there is neither a
-            run nor ``data``.
-    """
-
-    def choose(survey: Survey) -> own.Choice:
-        return propose(start, model, read_run(run) if run else None, survey, minutes, steps, device)
-
-    if not (folder / weights.CONFIG).exists():
-        base = weights.model_folder(start)
-        model, run = weights.read_config(base), weights.run_of(base)
-    config, lines = own.configure(data, folder, f"from {start}:", choose)
-    if config.initial is None or Path(config.initial) != Path(start):  # runs/a/ is runs/a
-        config = replace(config, initial=start)  # another start makes another run: training refuses it, and names both
-    return config, lines
 
 
 def propose(
@@ -81,15 +50,16 @@ def propose(
     Raises:
         PraError: no time, or a step needs more memory than the device has.
     """
-    train = _of_everything(run.train) if run else _training(model, device)
+    train = _training(run, model, device)
     optimizer = replace(train.optimizer.slower(LOWER), schedule=LearningRate.COSINE)
+    guidance = own.GUIDANCE if model.config.num_classes == 1 else model.sampling.guidance
     config = RunConfig(
         recipe=NAME,
         model=replace(model.config, num_classes=len(survey.classes)),
         data=own.data_config(survey),
         # The codec is trained already; validate_every follows from the length.
         train=replace(train, optimizer=optimizer, codec_warmup=0, validate_every=0),
-        sampling=replace(model.sampling, guidance=_guidance(model, survey)),
+        sampling=replace(model.sampling, guidance=1.0 if survey.unconditional else guidance),
         initial=start,
     )
     if steps is None:
@@ -112,26 +82,23 @@ def propose(
     ]
 
 
-def _of_everything(train: TrainConfig) -> TrainConfig:
-    """The run's settings; for a distilled run, whose settings are for its second head alone, the usual ones."""
+def _training(run: RunConfig | None, model: Model, device: torch.device) -> TrainConfig:
+    """Return the settings of the run, or those for one's own pictures for a model without its run."""
+    if run is None:
+        return TrainConfig(
+            steps=1,
+            batch_size=own.batch_size(device),
+            rollout=Clean() if model.config.codec is None else Parallel(t_min=0.9),
+            optimizer=OptimizerConfig(lr=own.peak_rate(model.config.width)),
+        )
+    train, usual = run.train, ObjectiveConfig()
     if train.trainable != ("shortcut",):
         return train
-    usual = ObjectiveConfig()
-    return replace(
+    return replace(  # a distilled run's settings are for its second head alone
         train,
         trainable=("all",),
         objective=replace(train.objective, noise_draws=usual.noise_draws, shortcut_draws=usual.shortcut_draws),
         optimizer=replace(train.optimizer, weight_decay=OptimizerConfig().weight_decay),
-    )
-
-
-def _training(model: Model, device: torch.device) -> TrainConfig:
-    """Settings of one's own pictures, for a model without its run."""
-    return TrainConfig(
-        steps=1,
-        batch_size=own.batch_size(device),
-        rollout=Clean() if model.config.codec is None else Parallel(t_min=0.9),
-        optimizer=OptimizerConfig(lr=own.peak_rate(model.config.width)),
     )
 
 
@@ -153,23 +120,13 @@ def _filled(config: RunConfig, survey: Survey, minutes: float | None, device: to
     return config, own.pace(config, survey, seconds, device) + enough
 
 
-def _guidance(model: Model, survey: Survey) -> float:
-    """The model's; 1 without classes, and the usual where the model had none."""
-    if survey.unconditional:
-        return 1.0
-    return own.GUIDANCE if model.config.num_classes == 1 else model.sampling.guidance
-
-
 def _inherited(old: Sequence[str], new: Sequence[str]) -> str:
-    """What becomes of the classes."""
+    """Say what becomes of the classes; a part lists the first :data:`NAMED`."""
     parts = {
         "kept": [name for name in new if name in old],
         "new, from the model's picture of no class in particular": [name for name in new if name not in old],
         "given up": [name for name in old if name not in new],
     }
-    return "classes " + "; ".join(f"{what}: {_names(names)}" for what, names in parts.items() if names)
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    lists = {what: ", ".join(names[:NAMED]) for what, names in parts.items() if names}
+    more = {what: f" and {len(names) - NAMED} more" for what, names in parts.items() if len(names) > NAMED}
+    return "classes " + "; ".join(f"{what}: {text}{more.get(what, '')}" for what, text in lists.items())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,12 +27,10 @@ from pra.config import (
     SamplingConfig,
     TrainConfig,
 )
-from pra.data.survey import Survey, look
+from pra.data.survey import Survey
 from pra.errors import PraError
 from pra.models import count_parameters
-from pra.models.weights import CONFIG
-from pra.recipes.sizes import sized
-from pra.training.run import read_run
+from pra.recipes.presets import sized
 from pra.utils.device import cores
 
 NAME = "own"
@@ -98,23 +95,6 @@ def run_folder(data: str) -> Path:
     return Path("runs") / f"{NAME}-{named_after(data.rpartition(':')[2]) or 'pictures'}"
 
 
-def configure(data: str | None, folder: Path, heading: str, choose: Callable[[Survey], Choice]) -> Choice:
-    """Return the configuration of the run in ``folder``, or ``choose`` one for the pictures; and lines for a person.
-
-    Raises:
-        PraError: as :func:`pra.data.survey.look` and ``choose``; or there is neither a run nor ``data``.
-    """
-    if (folder / CONFIG).exists():
-        return read_run(folder), [f"settings: those of {folder}, chosen when it began"]
-    if data is None:
-        problem = f"no run at {folder} to go on with. Name a RECIPE, or your own pictures with --data folder:PHOTOS"
-        raise PraError(problem, code="missing", path=folder)
-    survey = look(data)
-    config, reasons = choose(survey)
-    found = [f"  {line}" for line in survey.lines()]
-    return config, [f"found in {survey.source}:", *found, heading, *(f"  {reason}" for reason in reasons)]
-
-
 def propose(survey: Survey, minutes: float | None, steps: int | None, device: torch.device) -> Choice:
     """Choose a configuration for these pictures, this machine and this time.
 
@@ -131,7 +111,12 @@ def propose(survey: Survey, minutes: float | None, steps: int | None, device: to
     batch, longest = batch_size(device), max(EPOCHS * survey.images, FEWEST_IMAGES)
     taken: tuple[RunConfig, float] | None = None
     stopped = "the largest there is for such pictures"
-    for rung in _ladder(survey):
+    # Enlarged by no more than half, if the smallest model allows it.
+    largest = max((side for side in PATCHES if side <= 1.5 * survey.short_side.median), default=min(PATCHES))
+    rungs: dict[tuple[int, int], Rung] = {}
+    for rung in LADDER:
+        rungs.setdefault((min(rung.side, largest), rung.width), replace(rung, side=min(rung.side, largest)))
+    for rung in rungs.values():
         config = _configure(survey, rung, batch)
         if taken and rung.images > longest:
             stopped = f"a larger one would need more than {survey.images} pictures"
@@ -185,22 +170,12 @@ def seconds_per_step(config: RunConfig, device: torch.device, patience: float = 
     try:
         step = SyntheticStep(replace(config, train=replace(config.train, compile=False)), device)
         timed(step, device)
-        seconds = [timed(step, device), timed(step, device)]
-        while sum(seconds) < patience:
+        seconds: list[float] = []
+        while len(seconds) < 2 or sum(seconds) < patience:
             seconds.append(timed(step, device))
         return sum(seconds) / len(seconds)
     except torch.OutOfMemoryError:
         return math.inf
-
-
-def _ladder(survey: Survey) -> list[Rung]:
-    """Rungs for these pictures, enlarged by no more than half if the smallest model allows it."""
-    largest = max((side for side in PATCHES if side <= 1.5 * survey.short_side.median), default=min(PATCHES))
-    rungs: dict[tuple[int, int], Rung] = {}
-    for rung in LADDER:
-        clipped = replace(rung, side=min(rung.side, largest))
-        rungs.setdefault((clipped.side, clipped.width), clipped)
-    return list(rungs.values())
 
 
 def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:

@@ -73,8 +73,8 @@ def _pixel(base: ModelConfig, prediction: Prediction) -> ModelConfig:
     budget = parameters(base)
     pixel = replace(base, codec=None, head=replace(base.head, prediction=prediction))
     deeper = [replace(pixel, backbone=replace(base.backbone, depth=depth)) for depth in (1, 2)]
-    depth, _ = _depth(budget, *map(parameters, deeper))
-    model = replace(pixel, backbone=replace(base.backbone, depth=max(1, depth)))
+    depth = _depth(budget, *map(parameters, deeper))
+    model = replace(pixel, backbone=replace(base.backbone, depth=max(1, int(depth))))
     step = max(1, base.head.width // HEAD_STEPS)
     found = _wider_head(model, step, budget)
     while parameters(found) < (1 - TOLERANCE) * budget and step > 2:  # where a step is a large part of a small model
@@ -83,9 +83,9 @@ def _pixel(base: ModelConfig, prediction: Prediction) -> ModelConfig:
     return found
 
 
-def _depth(budget: int, one: int, two: int) -> tuple[int, float]:
-    """Return the most blocks within ``budget`` parameters, and the exact number: every block has as many."""
-    return 1 + (budget - one) // (two - one), 1 + (budget - one) / (two - one)
+def _depth(budget: int, one: int, two: int) -> float:
+    """Return the number of blocks of ``budget`` parameters, not rounded: every block has as many."""
+    return 1 + (budget - one) / (two - one)
 
 
 def _wider_head(model: ModelConfig, step: int, budget: int) -> ModelConfig:
@@ -101,15 +101,14 @@ def _wider_head(model: ModelConfig, step: int, budget: int) -> ModelConfig:
 def _jit(run: RunConfig) -> RunConfig:
     """The diffusion baseline. Guided by the mean of the PRA run's scales, as it has no raster to raise them along."""
     assert run.model.autoregressive, "the systems are changes to a PRA run"
-    base, sampling = run.model, run.sampling
-    guidance = sampling.guidance
-    if sampling.schedule is GuidanceSchedule.LINEAR:
+    guidance = run.sampling.guidance
+    if run.sampling.schedule is GuidanceSchedule.LINEAR:
         guidance = (1.0 + guidance) / 2
-    steps = 50 if base.num_patches >= 256 else 20  # Heun's 50 are the paper's
+    steps = 50 if run.model.num_patches >= 256 else 20  # Heun's 50 are the paper's
     objective = replace(run.train.objective, time_mean=JIT_TIME_MEAN, time_std=JIT_TIME_STD)
     return replace(
         run,
-        model=_jit_model(base),
+        model=_jit_model(run.model),
         train=replace(run.train, rollout=Clean(), objective=objective),
         sampling=SamplingConfig(guidance=guidance, solver=Solver.HEUN, steps=steps),
         targets=None,
@@ -126,7 +125,7 @@ def _jit_model(base: ModelConfig) -> JiTConfig:
 
     widths = range(4 * heads, 4 * base.backbone.width, 4 * heads)
     for width in sorted(widths, key=lambda width: abs(width - base.backbone.width)):
-        _, blocks = _depth(budget, parameters(of(1, width)), parameters(of(2, width)))
+        blocks = _depth(budget, parameters(of(1, width)), parameters(of(2, width)))
         model = of(max(1, round(blocks)), width)
         if abs(parameters(model) - budget) <= TOLERANCE * budget:
             return model

@@ -67,20 +67,20 @@ class EMA:
         return self.assembled(self.parts(here=True))
 
     def parts(self, here: bool) -> dict[str, Tensor]:
-        """Return what :meth:`assembled` needs, in the processes where ``here`` is true. All call this together."""
-        return gathered(self.model, here) if self._sharded() else {}
+        """Return what :meth:`assembled` needs, in the processes where ``here`` is true. All call this together.
+
+        It is empty if the average is not sharded.
+        """
+        return gathered(self.model, here) if any(map(is_sharded, self.model.parameters())) else {}
 
     def assembled(self, parts: dict[str, Tensor]) -> Model:
         """Return the average as a model to sample from, made of its :meth:`parts`, without communication."""
-        if not self._sharded():
+        if not parts:
             return self.model
         model = build_model(self.model.config, seed=None)
         model.load_state_dict(parts, assign=True)
         model.sampling, model.classes = self.model.sampling, self.model.classes
         return model.to(self.model.device).eval().requires_grad_(False)
-
-    def _sharded(self) -> bool:
-        return any(map(is_sharded, self.model.parameters()))
 
 
 def _local(model: Model) -> list[Tensor]:

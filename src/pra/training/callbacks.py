@@ -1,5 +1,5 @@
-"""Callbacks of the training loop: the base class, and the package's own, in the order in which the loop calls them:
-validation, pictures, the user's callbacks, metrics and curves, a warning of collapse, the progress bar.
+"""Callbacks of the training loop: the base class, and the package's own. The loop calls them in this order: held-out
+losses, pictures, the user's callbacks, metrics and curves, the progress bar.
 """
 
 from __future__ import annotations
@@ -7,22 +7,26 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pra.data import load_images
+from pra.data import Source, load_images
 from pra.data.source import Streamed
 from pra.errors import PraError, reason_of
+from pra.method import noise
+from pra.method.objectives import losses_of
 from pra.models import Model
 from pra.models.weights import last_good
 from pra.sampling import Sampler
 from pra.training.plots import CURVES, draw_curves
-from pra.training.run import METRICS, keep_metrics, loss_terms
+from pra.training.run import METRICS, VALIDATION, loss_terms, points_of, read_metrics
+from pra.utils.device import autocast
 from pra.utils.files import remedy, write_atomically
 from pra.utils.pixels import MODES, contact_sheet, from_uint8
 from pra.utils.progress import Progress
@@ -37,6 +41,12 @@ HEALTHY_STATE_STD = 0.3
 TERMS_SHOWN = 3
 """Terms of the loss beside the progress bar."""
 GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
+HELD_OUT = 1024
+"""Held-out images that are measured; of more, so many are taken evenly."""
+HELD_OUT_SEED = 0
+"""The seed of the noise, whatever the run's: curves of several runs compare."""
+PATIENCE, RISE = 3, 1.02
+"""Overfitting: so many validations in a row, each above the lowest one before them by this factor."""
 
 
 class Callback:
@@ -107,7 +117,8 @@ class Callbacks:
 class Metrics(Callback):
     """Writes ``metrics.jsonl``, the same for TensorBoard where it is installed, and ``curves.png`` at the end.
 
-    Lines after the step that a run resumes from are dropped: their work was lost.
+    Lines after the step that a run resumes from are dropped: their work was lost. It warns where the states may be
+    collapsing.
     """
 
     path: Path
@@ -115,7 +126,8 @@ class Metrics(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         self.path = trainer.folder / METRICS
-        keep_metrics(trainer.folder, trainer.step)
+        kept = "".join(json.dumps(row) + "\n" for row in read_metrics(trainer.folder) if row["step"] <= trainer.step)
+        write_atomically(self.path, lambda file: file.write(kept.encode()))
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -123,18 +135,22 @@ class Metrics(Callback):
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
         try:
-            self.write(row)
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
             for name, value in row.items():
                 if self.board is not None and name != "step":
                     self.board.add_scalar(name, value, int(row["step"]))
         except OSError as error:
             problem = f"{self.path} cannot be written ({error.strerror}); {last_good(trainer.folder)}; {remedy(error)}"
             raise PraError(problem, code="unwritable", path=self.path) from None
-
-    def write(self, row: dict[str, float]) -> None:
-        """Append one line to the file."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        collapsed = row["state_std"] < HEALTHY_STATE_STD and trainer.config.model.codec is not None
+        if collapsed and trainer.step > trainer.config.train.optimizer.warmup_steps:
+            # The same words every time, so that Python shows them once.
+            warnings.warn(
+                f"a state dimension varies little (state_std below {HEALTHY_STATE_STD} in metrics.jsonl): "
+                "the states may be collapsing",
+                stacklevel=2,
+            )
 
     def on_end(self, trainer: Trainer) -> None:
         if trainer.new_steps or not (trainer.folder / CURVES).exists():
@@ -146,40 +162,109 @@ class Metrics(Callback):
                 self.board.close()
 
 
-class StateWarning(Callback):
-    """Warns where the states may be collapsing."""
-
-    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        collapsed = row["state_std"] < HEALTHY_STATE_STD and trainer.config.model.codec is not None
-        if collapsed and trainer.step > trainer.config.train.optimizer.warmup_steps:
-            # The same words every time, so that Python shows them once.
-            warnings.warn(
-                f"a state dimension varies little (state_std below {HEALTHY_STATE_STD} in metrics.jsonl): "
-                "the states may be collapsing",
-                stacklevel=2,
-            )
-
-
 class Bar(Callback):
     """Shows the progress bar."""
 
-    bar: Progress | None = None
+    bar: Any = None
 
     def on_start(self, trainer: Trainer) -> None:
         self.bar = Progress(total=trainer.config.train.steps, initial=trainer.step, unit="step", desc="train")
 
     def on_step(self, trainer: Trainer) -> None:
-        assert self.bar is not None, "a run that has not begun"
         self.bar.update()
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        assert self.bar is not None, "a run that has not begun"
         shown = [f"{name} {row[name]:.3g}" for name in loss_terms([row])[:TERMS_SHOWN]]
         self.bar.set_postfix_str(", ".join([*shown, f"{row['images_per_second']:.0f} images/s"]))
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+class Validation(Callback):
+    """Measures the loss of the average ``ema`` on held-out images, with the same noise every time.
+
+    Rank 0 measures for all, which is right under FSDP as well. The values stand in the line of metrics of their step as
+    ``validation_flow``, ``validation_pixel``, ...; class dropout and rollouts are those of training, so that they
+    compare with the training loss.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.told = False
+        self._loaded: tuple[Tensor, Tensor] | None = None
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        if not trainer.config.train.validates(trainer.step):
+            return
+        with trainer.paused():
+            parts = trainer.ema.parts(here=trainer.world.is_first)
+            row |= trainer.world.run_on_first(lambda: self._measured(trainer, trainer.ema.assembled(parts)))
+        if not self.told and trainer.world.is_first:
+            rows = [*read_metrics(trainer.folder), row]
+            self.told = overfits(rows)
+            if self.told:
+                step, lowest = _lowest(points_of(rows, VALIDATION + "flow"))
+                warnings.warn(
+                    f"training overfits: {VALIDATION}flow was lowest at step {step:.0f} ({lowest:.4g}) and has risen "
+                    "since, while flow falls. Stop here, or train on more images",
+                    stacklevel=2,
+                )
+
+    @torch.no_grad()
+    def _measured(self, trainer: Trainer, model: Model) -> dict[str, float]:
+        """Means over the held-out images, by name."""
+        train = trainer.config.train
+        size, _ = train.micro_batches(trainer.world.size)  # fits the memory with gradients, so without them too
+        if self._loaded is None:
+            count, config = min(HELD_OUT, len(self.source)), trainer.config.model
+            total = count if isinstance(self.source, Streamed) else len(self.source)  # a stream's first images
+            chosen = [place * total // count for place in range(count)]
+            self._loaded = load_images(self.source, chosen, config.image_size, config.channels, trainer.config.data)
+        pixels, labels = self._loaded
+        sums: dict[str, Tensor] = {}
+        for part in torch.split(torch.arange(len(labels)), size):
+            with autocast(trainer.device, train.precision):
+                losses = losses_of(model)(
+                    model,
+                    from_uint8(pixels[part].to(trainer.device)),
+                    labels[part].to(trainer.device),
+                    noise.keys(HELD_OUT_SEED, part.to(trainer.device)),
+                    train.objective,
+                    train.rollout if trainer.step > train.codec_warmup else None,
+                    trainer.perceptual,
+                    **({"extra": trainer.terms} if trainer.terms else {}),
+                )
+            for name, value in losses.terms.items():
+                sums[name] = sums.get(name, torch.zeros((), device=trainer.device)) + value.float() * len(part)
+        return {VALIDATION + name: value.item() / len(labels) for name, value in sums.items()}
+
+
+def overfits(rows: Sequence[Mapping[str, float]]) -> bool:
+    """Return whether lines of metrics show overfitting.
+
+    That is so where the last :data:`PATIENCE` values of ``validation_flow`` all lie above the lowest value before them
+    by the factor :data:`RISE`, and the mean of ``flow`` since the last but one validation is below its mean in the
+    interval that ended with that lowest value. The second condition tells overfitting from states that become harder to
+    predict, which raise both curves.
+    """
+    held = points_of(rows, VALIDATION + "flow")
+    if len(held) <= PATIENCE:
+        return False
+    step, lowest = _lowest(held[:-PATIENCE])
+    if any(value <= RISE * lowest for _, value in held[-PATIENCE:]):
+        return False
+    steps = [0.0, *(at for at, _ in held)]
+
+    def flow(after: float, until: float) -> float:
+        return statistics.fmean(value for at, value in points_of(rows, "flow") if after < at <= until)
+
+    return flow(steps[-2], steps[-1]) < flow(steps[steps.index(step) - 1], step)
+
+
+def _lowest(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return min(points, key=lambda point: point[1])
 
 
 class Pictures(Callback):

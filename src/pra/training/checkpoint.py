@@ -13,13 +13,13 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from pra.errors import PraError, reason_of
 from pra.models import Model, weights
@@ -29,8 +29,6 @@ from pra.utils.distributed import World
 from pra.utils.files import new_folder
 
 OPTIMIZER = "optimizer"
-
-
 ALONE = "torch.distributed is disabled, unavailable or uninitialized"
 """torch's warning that it saves or loads for a single process, which is meant."""
 
@@ -58,6 +56,25 @@ class Saver:
         files |= {weights.average_file(name): gathered(ema.model, here) for name, ema in averages.items()}
         final = self.run / "checkpoints" / f"step-{step:08d}"
         partial = final.with_name(f".{final.name}.partial")
+
+        def finish() -> None:
+            # Rank 0's files, in the background; the manifest last, when all processes have written theirs.
+            with self._last_good_named(), folder:
+                if error := written.exception():
+                    raise _cause(error)
+                weights.write_config(model, partial)
+                for name, own in files.items():
+                    weights.write_tensors(own, partial / name)
+                found = sorted(file for file in partial.rglob("*") if file.is_file())
+                sizes = {file.relative_to(partial).as_posix(): file.stat().st_size for file in found}
+                (partial / weights.STATE).write_text(json.dumps({"step": step, "sizes": sizes}, indent=2) + "\n")
+                shutil.rmtree(final, ignore_errors=True)  # a damaged one: the run would have resumed from a whole one
+            # Damaged checkpoints of later steps do not count as kept.
+            for old in [path for path in weights.checkpoints(self.run) if path.name <= final.name][: -self.keep]:
+                number = old.name.removeprefix("step-")  # a damaged one cannot say its step
+                if not (self.keep_every and number.isdecimal() and int(number) % self.keep_every == 0):
+                    shutil.rmtree(old, ignore_errors=True)
+
         with ExitStack() as stack:
             if here:
                 for left in final.parent.glob(".*.partial"):  # by a process that was killed
@@ -65,11 +82,12 @@ class Saver:
                 with self._last_good_named():
                     stack.enter_context(new_folder(final))
             self.world.barrier()  # the others write into that folder
-            written = self._write_optimizer(_optimizer_tensors(model, optimizer), partial / OPTIMIZER)
-            self._pending = written
+            moments = {name: optimizer.state(parameter) for name, parameter in model.named_parameters()}
+            tensors = {f"{name}/{key}": value for name, own in moments.items() for key, value in sorted(own.items())}
+            written = self._pending = self._write_optimizer(tensors, partial / OPTIMIZER)
             if here:
                 folder = stack.pop_all()
-                self._pending = self._thread.submit(self._finish, folder, written, model, files, step, partial, final)
+                self._pending = self._thread.submit(finish)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written.
@@ -89,23 +107,21 @@ class Saver:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """The block that trains and saves; the saver is closed at its end.
+        """The block that trains and saves. Whatever ends it, the checkpoint that is being written is finished.
 
         torch warns in the thread in which it saves, but the filter is set here: filters of warnings belong to all
         threads, and two that change and restore them in turn would mix them up for good.
         """
-        with warnings.catch_warnings(), closing(self):
+        with warnings.catch_warnings(), self._thread:
             warnings.filterwarnings("ignore", ALONE)
-            yield
-
-    def close(self) -> None:
-        """Let the checkpoint that is being written be finished, whatever ends the run."""
-        if self._pending is not None:
-            self._pending.exception()
-        self._thread.shutdown()
+            try:
+                yield
+            finally:
+                if self._pending is not None:
+                    self._pending.exception()
 
     def _write_optimizer(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
-        """Begin to write; the tensors are copied when this returns."""
+        """Begin to write ``{parameter name}/{moment}``, whatever the grouping; the tensors are copied on return."""
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import async_save
 
@@ -123,34 +139,6 @@ class Saver:
         started = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         assert isinstance(started, Future), "the tensors are not copied yet"
         return started
-
-    def _finish(
-        self,
-        folder: ExitStack,
-        written: Future[Any],
-        model: Model,
-        files: dict[str, dict[str, Tensor]],
-        step: int,
-        partial: Path,
-        final: Path,
-    ) -> None:
-        """Write rank 0's files, in the background; the manifest last, when all processes have written theirs."""
-        with self._last_good_named(), folder:
-            error = written.exception()
-            if error is not None:
-                raise _cause(error)
-            weights.write_config(model, partial)
-            for name, tensors in files.items():
-                weights.write_tensors(tensors, partial / name)
-            found = sorted(file for file in partial.rglob("*") if file.is_file())
-            sizes = {file.relative_to(partial).as_posix(): file.stat().st_size for file in found}
-            (partial / weights.STATE).write_text(json.dumps({"step": step, "sizes": sizes}, indent=2) + "\n")
-            shutil.rmtree(final, ignore_errors=True)  # a damaged one: the run would have resumed from a whole one
-        # Damaged checkpoints of later steps do not count as kept.
-        for old in [path for path in weights.checkpoints(self.run) if path.name <= final.name][: -self.keep]:
-            number = old.name.removeprefix("step-")  # a damaged one cannot say its step
-            if not (self.keep_every and number.isdecimal() and int(number) % self.keep_every == 0):
-                shutil.rmtree(old, ignore_errors=True)
 
     @contextmanager
     def _last_good_named(self) -> Iterator[None]:
@@ -176,25 +164,21 @@ def restore_weights(folder: Path, model: Model, averages: Mapping[str, EMA]) -> 
 
 def restore_optimizer(folder: Path, model: Model, optimizer: Optimizers, world: World) -> None:
     """Load the optimizer's state; where the weights are sharded, each process its own part."""
-    parameters = dict(model.named_parameters())
-    for path, value in _read_optimizer(folder / OPTIMIZER, parameters, world).items():
-        name, key = _parameter_and_moment(path)
-        # AdamW(fused) keeps its step counter on the parameter's device.
-        optimizer.state(parameters[name])[key] = value.to(parameters[name].device)
-
-
-def _read_optimizer(folder: Path, parameters: dict[str, nn.Parameter], world: World) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = HuggingFaceStorageReader(str(folder))
+    folder = folder / OPTIMIZER
+    reader, parameters = HuggingFaceStorageReader(str(folder)), dict(model.named_parameters())
     tensors: dict[str, Tensor] = {}
+    owners: dict[str, tuple[str, str]] = {}
     try:
         # A parameter without gradients so far has no state.
         for path, saved in reader.read_metadata().state_dict_metadata.items():
-            parameter = parameters[_parameter_and_moment(path)[0]].detach()
+            name, key = path.split("/")
+            owners[path] = weights.present_name(name), key
+            parameter = parameters[owners[path][0]].detach()
             assert isinstance(saved, TensorStorageMetadata), "an optimizer's state is tensors"
             # Of the parameter's shape, and sharded as it is; or a counter.
             same = saved.size == parameter.shape
@@ -206,22 +190,12 @@ def _read_optimizer(folder: Path, parameters: dict[str, nn.Parameter], world: Wo
         reason = reason_of(_cause(error))
         problem = f"{folder} cannot be read ({reason}). Use another checkpoint, or restore its files"
         raise PraError(problem, code="unreadable", path=folder) from None
-    return tensors
-
-
-def _parameter_and_moment(path: str) -> tuple[str, str]:
-    """Split a path into the parameter's present name and the name of its moment."""
-    name, moment = path.split("/")
-    return weights.present_name(name), moment
+    for path, (name, key) in owners.items():
+        # AdamW(fused) keeps its step counter on the parameter's device.
+        optimizer.state(parameters[name])[key] = tensors[path].to(parameters[name].device)
 
 
 def _cause(error: BaseException) -> BaseException:
     """Return the error of one process from torch's report of all."""
     failures = getattr(error, "failures", None)
     return next(iter(failures.values()))[0] if failures else error
-
-
-def _optimizer_tensors(model: Model, optimizer: Optimizers) -> dict[str, Tensor]:
-    """Return the optimizer's state as ``{parameter name}/{moment}``, whatever the grouping."""
-    moments = {name: optimizer.state(parameter) for name, parameter in model.named_parameters()}
-    return {f"{name}/{key}": value for name, own in moments.items() for key, value in sorted(own.items())}

@@ -45,18 +45,14 @@ def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[st
         raise PraError(problem, code="mismatch", path=path, differences=differing)
     tensors = with_classes(other, model.classes)
     if model.config.has_shortcut and not other.config.has_shortcut:
-        tensors |= _second_head(model, tensors)
+        for name, own in model.state_dict().items():
+            if name.startswith("shortcut.span_in.2."):
+                tensors[name] = torch.zeros_like(own)  # the second head computes what the first does
+            elif name.startswith("shortcut."):
+                tensors[name] = tensors.get(name.replace("shortcut.", "head.", 1), own)
     model.load_state_dict(tensors)
     file = folder / weights.weights_name(folder, average)
     return {"from": path, "weights": os.path.abspath(file), "sha256": file_sha256(file)}
-
-
-def _second_head(model: Model, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a new second head that computes what the first does."""
-    own, last = model.state_dict(), "shortcut.span_in.2."
-    names = [name for name in own if name.startswith("shortcut.")]
-    first = {name: tensors.get(name.replace("shortcut.", "head.", 1), own[name]) for name in names}
-    return first | {name: torch.zeros_like(own[name]) for name in names if name.startswith(last)}
 
 
 @torch.no_grad()

@@ -14,28 +14,25 @@ import torch
 from torch import Tensor
 
 from pra.config import RunConfig
-from pra.data import Batch, Sample, Source, TrainingSet, batches
+from pra.data import Batch, Sample, Source, TrainingSet, batches, open_source
 from pra.data.held_out import split
 from pra.data.loader import reading
 from pra.errors import PraError
-from pra.method import noise
+from pra.method import noise, perceptual
 from pra.method.objectives import TERMS, LossInputs, LossTerm, Perceptual, check_terms
 from pra.models import Model, build_model, weights
 from pra.training import checkpoint
 from pra.training.averages import build_averages
-from pra.training.callbacks import Bar, Callback, Callbacks, Metrics, Pictures, StateWarning
+from pra.training.callbacks import Bar, Callback, Callbacks, Metrics, Pictures, Validation
 from pra.training.initial import load_initial
-from pra.training.run import COMMON, check_run, check_shared, checked_source, write_run
-from pra.training.step import MicroBatch, Step
-from pra.training.trainable import codec_learns, set_trainable
-from pra.training.validation import Validation
+from pra.training.optimizer import codec_learns, set_trainable
+from pra.training.run import COMMON, check_data, claimed, write_run
+from pra.training.step import Step
 from pra.utils.device import enough_memory
 from pra.utils.distributed import World, join
-from pra.utils.locks import locked
 from pra.utils.pixels import from_uint8
 from pra.utils.signals import Interrupted, caught_signals
 
-LESS_MEMORY = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
 FAILED = 256
 """A callback failed: above every number of a signal, so that ranks compare both at once."""
 
@@ -90,11 +87,8 @@ def train(
     terms = check_terms(losses, {*TERMS, *COMMON})
     with nullcontext(world) if world else join() as together:
         folder, target = Path(run_dir).expanduser(), together.device(None if device is None else str(device))
-        config.train.micro_batches(together.size)  # report a batch that does not divide first
-        check_run(folder, config)  # the lock would be a file in a stranger's folder
-        with locked(folder, "trained", "choose another --run-dir") if together.is_first else nullcontext():
-            check_shared(folder, together)
-            return Trainer(config, folder, target, source, progress, together, terms, callbacks).run()
+        with claimed(folder, config, together, {name: term.weight for name, term in terms.items()}):
+            return Trainer(config, folder, target, together, source, terms, callbacks, progress).run()
 
 
 class Trainer:
@@ -111,33 +105,33 @@ class Trainer:
         config: RunConfig,
         folder: Path,
         device: torch.device,
-        source: Source | None,
-        progress: bool,
         world: World,
-        terms: Mapping[str, LossTerm],
-        callbacks: Sequence[Callback],
+        source: Source | None = None,
+        terms: Mapping[str, LossTerm] | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = True,
     ) -> None:
-        self.config, self.folder, self.device, self.world, self.terms = config, folder, device, world, terms
-        self.term_weights = {name: term.weight for name, term in terms.items()}
-        self.whole = checked_source(folder, config, source, self.term_weights)
-        _check_classes(self.whole, config.model.num_classes)
-        with world.first_alone() if isinstance(config.data.validation, str) else nullcontext():  # indexed once
+        self.config, self.folder, self.device, self.world, self.terms = config, folder, device, world, terms or {}
+        with world.first_alone():  # some sources are indexed once
+            self.whole = source or open_source(config.data.source)
+            check_data(folder, config, self.whole)
             self.source, held_out = split(self.whole, config.data, config.train.seed)
         before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
-        after = [Metrics(), StateWarning(), *([Bar()] if progress else [])]
+        after = [Metrics(), *([Bar()] if progress else [])]
         self.callbacks = Callbacks(before, callbacks, after if world.is_first else [])
         # Rank 0 picks the checkpoint: on a network file system other ranks may see a stale listing.
         last = world.run_on_first(lambda: weights.newest_checkpoint(folder))
         self.model = build_model(config.model, config.train.seed if last is None else None).to(device)
         self.model.sampling = config.sampling
         set_trainable(self.model, config.train)
-        with world.first_alone():  # LPIPS's weights are downloaded once
-            self.perceptual = self._perceptual()
         if len(self.source.classes) == config.model.num_classes:
             self.model.classes = self.source.classes
+        self.perceptual: Perceptual | None = None
         self.initial: dict[str, Any] | None = None
-        if config.initial is not None and last is None:
-            with world.first_alone():  # what is on the Hub is downloaded once
+        with world.first_alone():  # downloaded once: LPIPS's weights, and those on the Hub
+            if config.train.objective.perceptual_weight and codec_learns(self.model):
+                self.perceptual = perceptual.lpips_distance(config.model, device)
+            if config.initial is not None and last is None:
                 self.initial = load_initial(config.initial, self.model, config.initial_average)
         self.averages = build_averages(self.model, config.train)
         self.ema = self.averages[weights.EMA]
@@ -187,12 +181,12 @@ class Trainer:
         return Trained(self.folder, self.ema.whole(), self.step, self.new_steps, time.monotonic() - begin, skipped)
 
     def _train(self) -> None:
-        """The loop."""
         train = self.config.train
         with caught_signals() as received, self.saver.working(), reading(self._batches()) as stream:
             first = next(stream)  # report unreadable data before anything is written
             if self.world.is_first:
-                write_run(self.folder, self.config, self.whole, self.world.size, self.initial, self.term_weights)
+                losses = {name: term.weight for name, term in self.terms.items()}
+                write_run(self.folder, self.config, self.whole, self.world.size, self.initial, losses)
             self.callbacks.call("on_start", self)
             self.interval = time.monotonic()
             for step_batches in itertools.chain([first], stream):
@@ -204,7 +198,9 @@ class Trainer:
                 if self.step % train.log_every == 0 or train.validates(self.step) or last:
                     self._log()
                 if self.step % train.checkpoint_every == 0 or last or stop:
-                    self._save()
+                    self._recent()  # refuses what is not finite
+                    self.saver.save(self.step, self.model, self.averages, self.optimizer)
+                    self.callbacks.call("on_checkpoint", self)
                 if stop and not last:
                     self.saver.wait()
                     if stop == FAILED:
@@ -240,24 +236,23 @@ class Trainer:
     def _take_step(self, step_batches: list[Batch]) -> None:
         train = self.config.train
         if 0 < self.step == train.codec_warmup:
-            self.arithmetic.losses.all_learn()
+            self.arithmetic.all_learn()
         self.optimizer.set_rates(train.optimizer, self.step, train.steps)
         rollout = train.rollout if self.step >= train.codec_warmup else None
-        with enough_memory(len(step_batches[0].images), self.device, LESS_MEMORY), self.world.together():
-            given = map(self._given, step_batches)
+        fix = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
+        with enough_memory(len(step_batches[0].images), self.device, fix), self.world.together():
+            # All randomness comes from (seed, global sample index), so from (seed, step) and the place in it.
+            moved = (
+                (tensor.to(self.device, non_blocking=True) for tensor in (batch.images, batch.labels, batch.indices))
+                for batch in step_batches
+            )
+            given = ((from_uint8(images), labels, noise.keys(train.seed, at)) for images, labels, at in moved)
             parts = self.arithmetic.passes(given, len(step_batches), rollout, self.perceptual)
             norm = self.arithmetic.update(self.step)
         self.skipped += sum(batch.skipped for batch in step_batches)
         self.step += 1
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         self.pending.append({**means, "gradient_norm": norm})
-
-    def _given(self, batch: Batch) -> MicroBatch:
-        """All randomness comes from ``(seed, global sample index)``, so from ``(seed, step)`` and the place in it."""
-        images, labels, indices = (
-            tensor.to(self.device, non_blocking=True) for tensor in (batch.images, batch.labels, batch.indices)
-        )
-        return from_uint8(images), labels, noise.keys(self.config.train.seed, indices)
 
     def _recent(self) -> dict[str, Tensor]:
         """Gather the metrics of the steps since the last log, averaged over all processes; refuse what is not finite.
@@ -292,23 +287,9 @@ class Trainer:
         row["images_per_second"] = len(self.pending) * train.batch_size / (now - self.interval)
         row["epoch"] = self.step * train.batch_size / len(self.source)
         row["skipped"] = self.world.combine(self.skipped, sum)
-        self.callbacks.call("on_log", self, row)
         self.pending.clear()
         self.interval = now
-
-    def _save(self) -> None:
-        self._recent()
-        self.saver.save(self.step, self.model, self.averages, self.optimizer)
-        self.callbacks.call("on_checkpoint", self)
-
-    def _perceptual(self) -> Perceptual | None:
-        """LPIPS, where a codec learns from it."""
-        model = self.config.model
-        if not self.config.train.objective.perceptual_weight or model.codec is None or not codec_learns(self.model):
-            return None
-        from pra.method.perceptual import lpips_distance
-
-        return lpips_distance(model, self.device)
+        self.callbacks.call("on_log", self, row)
 
 
 class Share(TrainingSet):
@@ -322,14 +303,6 @@ class Share(TrainingSet):
         """Sample ``place`` of the share; its ``index`` is the global one."""
         steps, here = divmod(place, self.share)
         return super().__getitem__(steps * self.step + self.start + here)
-
-
-def _check_classes(source: Source, num_classes: int) -> None:
-    highest = int(source.labels.max())
-    if highest >= num_classes:
-        name, count = source.classes[highest], len(source.classes)
-        problem = f"{source.name} has label {highest} ({name}), beyond the model's. Set model.num_classes to {count}"
-        raise PraError(problem, code="mismatch", value=highest)
 
 
 def _check_same_classes(last: Path, model: Model, source: Source) -> None:

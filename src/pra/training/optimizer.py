@@ -1,14 +1,18 @@
-"""The optimizers, the learning-rate schedule, and tensors of which processes have parts."""
+"""Which parameters learn, their optimizers and rates, and tensors of which processes have parts."""
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pra.config import LearningRate, Muon, OptimizerConfig
+from pra.config import LearningRate, OptimizerConfig, TrainConfig
+from pra.errors import PraError
 from pra.models.transformer import Attention, SwiGLU
 
 MUON_SCALE = 0.2
@@ -16,6 +20,50 @@ MUON_SCALE = 0.2
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic polynomial of Muon's authors (https://kellerjordan.github.io/posts/muon)."""
+
+
+NAMED: dict[str, Callable[[str], bool]] = {
+    "all": lambda name: True,
+    "all-but-codec": lambda name: not name.startswith("codec."),
+    "shortcut": lambda name: name.startswith("shortcut."),
+}
+"""Sets of parameters that have a name of their own."""
+
+
+def set_trainable(model: nn.Module, train: TrainConfig) -> None:
+    """Let the parameters that ``train.trainable`` names learn, and freeze all others.
+
+    Raises:
+        PraError: an entry matches no parameter (the nearest names are given), or the codec is frozen in its warm-up.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    learning = {name for entry in train.trainable for name in _matching(entry, names)}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in learning)
+    if train.codec_warmup and not codec_learns(model):
+        problem = (
+            f"train.codec_warmup {train.codec_warmup}: train.trainable freezes the codec, so nothing would learn. "
+            "Set train.codec_warmup=0"
+        )
+        raise PraError(problem, code="conflict", value=train.codec_warmup)
+
+
+def codec_learns(model: nn.Module) -> bool:
+    """Return whether the model has a codec of which a parameter learns."""
+    return any(p.requires_grad for name, p in model.named_parameters() if name.startswith("codec."))
+
+
+def _matching(entry: str, names: list[str]) -> list[str]:
+    wanted = NAMED.get(entry)
+    found = [name for name in names if (wanted(name) if wanted else fnmatchcase(name, entry))]
+    if found:
+        return found
+    modules = sorted({name[:end] for name in names for end, letter in enumerate(name) if letter == "."})
+    known = [*NAMED, *names, *(f"{module}.*" for module in modules)]
+    parts = [f"{module}.*" for module in modules if "." not in module]
+    use = " or ".join(difflib.get_close_matches(entry, known, n=3) or [*NAMED, *parts])
+    problem = f"train.trainable: {entry!r} matches no parameter. Use {use}"
+    raise PraError(problem, code="unknown", value=entry, nearest=use)
 
 
 class Optimizers:
@@ -26,14 +74,10 @@ class Optimizers:
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts
+        self.param_groups: list[dict[str, Any]] = [group for part in parts for group in part.param_groups]
         self._owners = {p: part for part in parts for group in part.param_groups for p in group["params"]}
         for group in self.param_groups:
             group["initial_lr"] = group["lr"]
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all parts."""
-        return [group for part in self.parts for group in part.param_groups]
 
     def set_rates(self, config: OptimizerConfig, step: int, total: int) -> None:
         """Set the learning rate of every group for step ``0 <= step < total``."""
@@ -45,10 +89,10 @@ class Optimizers:
         for part in self.parts:
             part.step()
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients."""
+    def zero_grad(self) -> None:
+        """Remove the gradients."""
         for part in self.parts:
-            part.zero_grad(set_to_none)
+            part.zero_grad()
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Return the moments of a parameter by name, not a copy; empty before its first step and if it is frozen."""
@@ -69,12 +113,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
         {"params": [p for p in learning if id(p) not in linear | hidden], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
-    matrices = [p for p in learning if id(p) in hidden]
-    match config.matrices:
-        case None:
-            return Optimizers(adamw)
-        case Muon(lr=lr, momentum=momentum):
-            return Optimizers(adamw, MuonOptimizer(matrices, lr, momentum, config.weight_decay))
+    if config.matrices is None:
+        return Optimizers(adamw)
+    matrices, muon = [p for p in learning if id(p) in hidden], config.matrices
+    return Optimizers(adamw, MuonOptimizer(matrices, muon.lr, muon.momentum, config.weight_decay))
 
 
 def hidden_matrices(model: nn.Module) -> list[Tensor]:
@@ -104,26 +146,24 @@ class MuonOptimizer(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient. All processes call this together."""
         for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is not None:
-                    self._update(matrix, matrix.grad, group["lr"], group["momentum"], group["weight_decay"])
+            lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
+            for matrix in (parameter for parameter in group["params"] if parameter.grad is not None):
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                average = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
+                direction = matrix.grad.lerp(average, momentum)
+                if direction.is_cuda:
+                    direction = direction.bfloat16()
+                direction = orthogonalised(whole(direction))
+                if is_sharded(matrix):
+                    from torch.distributed.tensor import distribute_tensor
 
-    def _update(self, matrix: Tensor, gradient: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
-        state = self.state[matrix]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        direction = gradient.lerp(average, momentum)
-        if direction.is_cuda:
-            direction = direction.bfloat16()
-        direction = orthogonalised(whole(direction))
-        if is_sharded(matrix):
-            from torch.distributed.tensor import distribute_tensor
-
-            mesh, placements = matrix.device_mesh, matrix.placements  # type: ignore[attr-defined]
-            direction = distribute_tensor(direction, mesh, placements, src_data_rank=None)  # without communication
-        matrix.mul_(1 - lr * weight_decay)
-        matrix.add_(direction, alpha=-lr * MUON_SCALE * math.sqrt(max(matrix.shape)))
+                    # Without communication: every process has the whole direction.
+                    mesh, placements = matrix.device_mesh, matrix.placements
+                    direction = distribute_tensor(direction, mesh, placements, src_data_rank=None)
+                matrix.mul_(1 - lr * weight_decay)
+                matrix.add_(direction, alpha=-lr * MUON_SCALE * math.sqrt(max(matrix.shape)))
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:

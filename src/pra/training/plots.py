@@ -14,7 +14,6 @@ from pra.training.run import VALIDATION, loss_terms, points_of, read_metrics, re
 from pra.utils.files import write_atomically
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -61,7 +60,7 @@ def is_logarithmic(name: str) -> bool:
 
 
 def curves(runs: Mapping[str, Rows], titles: Mapping[str, str]) -> Figure:
-    """Draw the metrics of runs, a panel each. Needs matplotlib.
+    """Draw the metrics of runs, a panel each, held-out values dashed. Needs matplotlib.
 
     Args:
         runs: the lines of every run by its name. A run without a metric has no curve in its panel.
@@ -77,29 +76,19 @@ def curves(runs: Mapping[str, Rows], titles: Mapping[str, str]) -> Figure:
         place.remove()
     lines: dict[str, Line2D] = {}
     for axes, (name, title) in zip(figure.axes, titles.items(), strict=True):
-        lines |= _draw_panel(axes, runs, name)
-        held_out = any(points_of(rows, VALIDATION + name) for rows in runs.values())
+        held_out, positive = False, True
+        for (run, rows), colour in zip(runs.items(), itertools.cycle(COLOURS)):
+            for metric, style in ((VALIDATION + name, "--"), (name, "-")):
+                if points := points_of(rows, metric):
+                    steps, values = zip(*points, strict=True)
+                    mark = "." if len(points) == 1 else ""  # a line needs two points
+                    (lines[run],) = axes.plot(steps, values, style, color=colour, lw=1.2, marker=mark, label=run)
+                    held_out, positive = held_out or metric != name, positive and min(values) > 0
+        if is_logarithmic(name) and positive:
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
         axes.set(title=title + HELD_OUT * held_out, xlabel="step")
         axes.tick_params(labelbottom=True)  # a shared axis has numbers in the lowest row alone
     if len(runs) > 1:
         figure.legend(list(lines.values()), list(lines), loc="outside upper center", ncols=len(lines), frameon=False)
     return figure
-
-
-def _draw_panel(axes: Axes, runs: Mapping[str, Rows], name: str) -> dict[str, Line2D]:
-    """Draw one metric of every run that has it, its held-out value dashed; return the lines by run."""
-    lines, positive = {}, True
-    for (run, rows), colour in zip(runs.items(), itertools.cycle(COLOURS)):
-        for metric, style in ((VALIDATION + name, "--"), (name, "-")):
-            points = points_of(rows, metric)
-            if points:
-                steps, values = zip(*points, strict=True)
-                mark = "." if len(points) == 1 else ""  # a line needs two points
-                (lines[run],) = axes.plot(
-                    steps, values, color=colour, linestyle=style, linewidth=1.2, marker=mark, label=run
-                )
-                positive = positive and min(values) > 0
-    if is_logarithmic(name) and positive:
-        axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-    return lines

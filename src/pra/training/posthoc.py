@@ -6,7 +6,6 @@ length is fitted by least squares with those of the stored averages, and its coe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +26,15 @@ LARGEST_ERROR = 0.1
 """Of a fitted profile, relative to the wanted one, in the root mean square over time."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A stored average: its file, the steps done, and the exponent of its profile."""
-
-    file: Path
-    step: int
-    gamma: float
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A coefficient per snapshot; they sum to 1. ``error`` is that of :data:`LARGEST_ERROR`."""
-
-    coefficients: tuple[float, ...]
-    error: float
-
-
-def posthoc(path: str | Path, length: float) -> tuple[Path, Fit]:
+def posthoc(path: str | Path, length: float) -> tuple[Path, int, float]:
     """Add the average of a relative length to a checkpoint, from the averages stored until then.
 
     Args:
         path: a checkpoint, or a run, of which the newest one is taken.
         length: as in ``train.averages``.
+
+    Returns:
+        The new file, the number of stored averages, and the error of the fitted profile (:data:`LARGEST_ERROR`).
 
     Raises:
         PraError: not a run, a length out of range or held already, or too few stored averages for it.
@@ -59,54 +44,49 @@ def posthoc(path: str | Path, length: float) -> tuple[Path, Fit]:
     name = weights.power_name(length)
     if name in weights.averages(checkpoint):
         raise PraError(f"{checkpoint}: {name} is there already. Use --average {name}", code="exists", name=name)
-    stored = snapshots(checkpoint)
-    fit = fitted(stored, step_of(checkpoint), length)
-    if fit.error > LARGEST_ERROR:
-        problem = (
-            f"{checkpoint}: its {len(stored)} stored averages miss the profile of {name} by {fit.error:.0%}, more than "
-            f"{LARGEST_ERROR:.0%}. Use a length nearer to train.averages, or train with two lengths and a smaller "
-            "train.keep_every"
-        )
-        raise PraError(problem, code="unsupported", name=name, count=len(stored))
-    tensors = combined([snapshot.file for snapshot in stored], fit.coefficients)
-    file = checkpoint / weights.average_file(name)
-    write_atomically(file, lambda partial: weights.write_tensors(tensors, Path(partial.name)))
-    return file, fit
-
-
-def snapshots(checkpoint: Path) -> list[Snapshot]:
-    """Return the averages that a checkpoint's run stored until then, without those made afterwards."""
     run = weights.run_of(checkpoint)
     if run is None:
         problem = f"{checkpoint} is not a checkpoint of a run. Give a run: its checkpoints hold the averages"
         raise PraError(problem, code="mismatch", path=checkpoint)
-    lengths = read_run(run).train.averages
+    lengths, until = read_run(run).train.averages, step_of(checkpoint)
     if not lengths:
         problem = f"{run} keeps no power-function averages. Train with --set train.averages=[0.05,0.1]"
         raise PraError(problem, code="missing", path=run)
-    return [
-        Snapshot(folder / weights.average_file(weights.power_name(length)), step_of(folder), gamma_of(length))
-        for folder in weights.whole_checkpoints(run)
-        for length in lengths
-        if step_of(folder) <= step_of(checkpoint)
-    ]
+    folders = [folder for folder in weights.whole_checkpoints(run) if step_of(folder) <= until]
+    stored = [(folder, kept) for folder in folders for kept in lengths]  # without those made afterwards
+    times = np.array([step_of(folder) / until for folder, _ in stored])
+    coefficients, error = fitted(times, np.array([gamma_of(kept) for _, kept in stored]), gamma_of(length))
+    if error > LARGEST_ERROR:
+        problem = (
+            f"{checkpoint}: its {len(stored)} stored averages miss the profile of {name} by {error:.0%}, more than "
+            f"{LARGEST_ERROR:.0%}. Use a length nearer to train.averages, or train with two lengths and a smaller "
+            "train.keep_every"
+        )
+        raise PraError(problem, code="unsupported", name=name, count=len(stored))
+    sums: dict[str, Tensor] = {}
+    for (folder, kept), coefficient in zip(stored, coefficients.tolist(), strict=True):
+        for key, tensor in weights.read_tensors(folder / weights.average_file(weights.power_name(kept))).items():
+            part = tensor.to(torch.float64).mul_(coefficient)
+            sums[key] = sums[key].add_(part) if key in sums else part
+    tensors = {key: tensor.to(torch.float32) for key, tensor in sums.items()}
+    file = checkpoint / weights.average_file(name)
+    write_atomically(file, lambda partial: weights.write_tensors(tensors, Path(partial.name)))
+    return file, len(stored), error
 
 
-def fitted(stored: list[Snapshot], step: int, length: float) -> Fit:
-    """Fit the profile of a length after so many steps with the stored ones (algorithm 3).
+def fitted(times: NDArray[Any], gammas: NDArray[Any], gamma: float) -> tuple[NDArray[Any], float]:
+    """Fit the profile of the exponent ``gamma`` at time 1 with profiles at some ``times`` (algorithm 3).
 
-    The coefficients are scaled to a sum of 1, so that constant weights stay as they are.
+    Return the coefficients and the error (:data:`LARGEST_ERROR`). The coefficients are scaled to a sum of 1, so that
+    constant weights stay as they are.
     """
-    times = np.array([snapshot.step / step for snapshot in stored])
-    gammas = np.array([snapshot.gamma for snapshot in stored])
-    gamma = gamma_of(length)
     products = profile_products(times[:, None], gammas[:, None], times, gammas)
     wanted = profile_products(times, gammas, 1.0, gamma)
     norm = float(profile_products(1.0, gamma, 1.0, gamma))
     found = np.linalg.lstsq(products, wanted)[0]
     found /= found.sum()
     square = float(found @ products @ found - 2.0 * found @ wanted) + norm
-    return Fit(tuple(found.tolist()), float(np.sqrt(max(0.0, square) / norm)))
+    return found, float(np.sqrt(max(0.0, square) / norm))
 
 
 def profile_products(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike) -> NDArray[Any]:
@@ -119,13 +99,3 @@ def profile_products(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b
     scale = (gamma_a + 1.0) * (gamma_b + 1.0) / (gamma_a + gamma_b + 1.0)
     product: NDArray[Any] = scale * (earlier / later) ** np.where(t_a > t_b, gamma_a, gamma_b) / later
     return product
-
-
-def combined(files: list[Path], coefficients: tuple[float, ...]) -> dict[str, Tensor]:
-    """Return the sum of the tensors in files, each file times its coefficient."""
-    sums: dict[str, Tensor] = {}
-    for file, coefficient in zip(files, coefficients, strict=True):
-        for name, tensor in weights.read_tensors(file).items():
-            part = tensor.to(torch.float64).mul_(coefficient)
-            sums[name] = sums[name].add_(part) if name in sums else part
-    return {name: tensor.to(torch.float32) for name, tensor in sums.items()}

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pra.config import RunConfig, differences, from_dict, to_dict
-from pra.data import Source, open_source
+from pra.data import Source
 from pra.data.images import CorruptImage
 from pra.data.source import Encoded, Streamed
 from pra.errors import PraError
@@ -29,7 +31,7 @@ from pra.models.weights import CONFIG, read_json
 from pra.utils.distributed import World
 from pra.utils.files import write_atomically
 from pra.utils.hub import is_address
-from pra.utils.locks import LOCK, holder_of
+from pra.utils.locks import LOCK, holder_of, locked
 from pra.utils.provenance import environment, file_sha256
 
 METRICS = "metrics.jsonl"
@@ -53,19 +55,39 @@ FREE = {
 }  # fmt: skip
 
 
-def check_run(folder: Path, config: RunConfig, classes_known: bool = True) -> None:
-    """Check that a run of this configuration can begin or resume in ``folder``; write nothing.
-
-    Another name of the data passes where the run recorded what its data hold: :func:`checked_source` compares that.
+@contextmanager
+def claimed(folder: Path, config: RunConfig, world: World, losses: Mapping[str, float]) -> Iterator[None]:
+    """Lock a run's folder while the block trains there, after all checks that need no data: opening them takes long.
 
     Args:
         folder: the run's.
-        config: what is asked for.
-        classes_known: False before the data are opened, which decide the number of classes.
+        config: what is asked for. The number of classes is checked with the data (:func:`check_data`).
+        world: the processes that train; rank 0 holds the lock.
+        losses: the weights of the user's terms of the loss.
 
     Raises:
-        PraError: the folder holds something else, or a run of another configuration (the differences are named).
+        PraError: the batch does not divide; the folder holds something else, or a run of another configuration (the
+            differences are named); another process trains there, or a machine sees another folder.
     """
+    config.train.micro_batches(world.size)
+    check_run(folder, config, losses)  # first, as the lock would be a file in a stranger's folder
+    with locked(folder, "trained", "choose another --run-dir") if world.is_first else contextlib.nullcontext():
+        # Every process must see the folder that rank 0 has locked.
+        holder = world.combine(holder_of(folder), lambda holders: holders[0])
+        deadline = time.monotonic() + SEEN_WITHIN
+        while holder_of(folder) != holder:
+            if time.monotonic() > deadline:
+                problem = (
+                    f"process {world.rank} on {platform.node()} does not see the folder {folder} of process 0, "
+                    f"{holder}. Use a --run-dir on a disk that all machines share"
+                )
+                raise PraError(problem, code="missing", path=folder, rank=world.rank)
+            time.sleep(0.5)
+        yield
+
+
+def check_run(folder: Path, config: RunConfig, losses: Mapping[str, float]) -> None:
+    """Check that a run of this configuration can begin or resume in ``folder``, as :func:`claimed`; write nothing."""
     if not (folder / CONFIG).exists():
         if folder.exists() and not folder.is_dir():
             raise PraError(f"{folder} is a file. Use another --run-dir", code="exists", path=folder)
@@ -74,40 +96,35 @@ def check_run(folder: Path, config: RunConfig, classes_known: bool = True) -> No
             raise PraError(problem, code="exists", path=folder)
         return
     there, asked = _fixed(read_run(folder)), _fixed(config)
-    if not classes_known:
-        asked["model"]["num_classes"] = there["model"]["num_classes"]
-    changed = differences(there, asked)
-    if not all(_may_lie_elsewhere(line.partition(":")[0], folder, config) for line in changed):
-        differing = "; ".join(changed)
+    asked["model"]["num_classes"] = there["model"]["num_classes"]
+    changed, record = differences(there, asked), recorded(folder)
+    other = {line.partition(":")[0] for line in changed}
+    if "data" in record:
+        other.discard("data.source")  # check_data compares what they hold
+    if other == {"initial"} and _same_weights(record.get("initial"), config):
+        other.clear()
+    if other:
+        raise _another(folder, changed)
+    known = record.get("losses", {})
+    if known != losses:
         problem = (
-            f"{folder} is a run of another configuration ({differing}); nothing was changed. Repeat its settings, or "
-            "use another --run-dir"
-        )
-        raise PraError(problem, code="mismatch", path=folder, differences=differing)
-
-
-def checked_source(
-    folder: Path, config: RunConfig, source: Source | None = None, losses: Mapping[str, float] | None = None
-) -> Source:
-    """Return the training images, ``source`` or by name, after all checks that the run can begin or resume.
-
-    ``losses`` are the weights of the user's terms of the loss.
-
-    Raises:
-        PraError: as :func:`check_run`; or the run learned from other images, or with other terms.
-    """
-    check_run(folder, config)
-    begun, asked = (folder / CONFIG).exists(), dict(losses or {})
-    known = recorded(folder).get("losses", {}) if begun else asked
-    if known != asked:
-        problem = (
-            f"{folder} has been trained with losses={known}, not {asked}. Pass the same losses to pra.train, or "
+            f"{folder} has been trained with losses={known}, not {losses}. Pass the same losses to pra.train, or "
             "use another --run-dir"
         )
         raise PraError(problem, code="mismatch", path=folder, losses=known)
-    source = source or open_source(config.data.source)
-    known = recorded(folder).get("data")
-    before = read_run(folder).data.source if begun else config.data.source
+
+
+def check_data(folder: Path, config: RunConfig, source: Source) -> None:
+    """Check that the images of ``source`` suit the configuration, and are those of the run in ``folder``, if any.
+
+    Raises:
+        PraError: the run learned from other images or classes, or the model has too few classes.
+    """
+    begun = read_run(folder) if (folder / CONFIG).exists() else config
+    classes = differences(begun.model.num_classes, config.model.num_classes, "model.num_classes")
+    if classes:
+        raise _another(folder, classes)
+    known, before = recorded(folder).get("data"), begun.data.source
     if known and before != config.data.source and (found := contents(source)) != known:
         other = "others" if found["images"] == known["images"] else f"{found['images']}"
         problem = (
@@ -115,21 +132,20 @@ def checked_source(
             f"holds {other}. Use the same images, wherever they lie, or another --run-dir"
         )
         raise PraError(problem, code="mismatch", path=folder, source=config.data.source, known=before)
-    return source
+    highest = int(source.labels.max())
+    if highest >= config.model.num_classes:
+        name, count = source.classes[highest], len(source.classes)
+        problem = f"{source.name} has label {highest} ({name}), beyond the model's. Set model.num_classes to {count}"
+        raise PraError(problem, code="mismatch", value=highest)
 
 
-def check_shared(folder: Path, world: World) -> None:
-    """Check that every process sees the folder that rank 0 has locked."""
-    expected = world.combine(holder_of(folder), lambda holders: holders[0])
-    deadline = time.monotonic() + SEEN_WITHIN
-    while holder_of(folder) != expected:
-        if time.monotonic() > deadline:
-            problem = (
-                f"process {world.rank} on {platform.node()} does not see the folder {folder} of process 0, {expected}. "
-                "Use a --run-dir on a disk that all machines share"
-            )
-            raise PraError(problem, code="missing", path=folder, rank=world.rank)
-        time.sleep(0.5)
+def _another(folder: Path, changed: list[str]) -> PraError:
+    differing = "; ".join(changed)
+    problem = (
+        f"{folder} is a run of another configuration ({differing}); nothing was changed. Repeat its settings, or "
+        "use another --run-dir"
+    )
+    return PraError(problem, code="mismatch", path=folder, differences=differing)
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -153,15 +169,9 @@ def contents(source: Source) -> dict[str, Any]:
     return {"images": len(source), **found}
 
 
-def _may_lie_elsewhere(setting: str, folder: Path, config: RunConfig) -> bool:
-    """Return whether a difference in this setting may be another place of the same content.
-
-    For data it is enough that the content is recorded: :func:`checked_source` compares it when they are open.
-    """
-    if setting == "data.source":
-        return "data" in recorded(folder)
-    known = recorded(folder).get("initial")
-    if setting != "initial" or not known or config.initial is None or is_address(config.initial):
+def _same_weights(known: Mapping[str, str] | None, config: RunConfig) -> bool:
+    """Return whether the first weights that are asked for are those on record, perhaps in another place."""
+    if not known or config.initial is None or is_address(config.initial):
         return False
     try:
         start = weights.model_folder(config.initial)
@@ -211,12 +221,6 @@ def read_run(folder: Path) -> RunConfig:
     return from_dict(RunConfig, values, str(folder / CONFIG))
 
 
-def keep_metrics(folder: Path, step: int) -> None:
-    """Drop the lines of ``metrics.jsonl`` after ``step``; make the file."""
-    kept = "".join(json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step)
-    write_atomically(folder / METRICS, lambda file: file.write(kept.encode()))
-
-
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """Return the lines of ``metrics.jsonl``, without an unfinished last line.
 
@@ -254,12 +258,9 @@ def points_of(rows: Iterable[Mapping[str, float]], name: str) -> list[tuple[floa
 
 def training_seconds(rows: list[dict[str, float]], batch_size: int, until: int | None = None) -> float:
     """Return the seconds of a run's steps until step ``until``, over all calls, without pictures and checkpoints."""
-    seconds, before = 0.0, 0
-    for row in rows:
-        if until is None or row["step"] <= until:
-            seconds += (row["step"] - before) * batch_size / row["images_per_second"]
-            before = int(row["step"])
-    return seconds
+    kept = [{"step": 0.0}, *(row for row in rows if until is None or row["step"] <= until)]
+    pairs = itertools.pairwise(kept)
+    return sum(((b["step"] - a["step"]) * batch_size / b["images_per_second"] for a, b in pairs), 0.0)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -38,9 +38,11 @@ MicroBatch = tuple[Tensor, Tensor, Tensor]
 
 
 class Step:
-    """A model in training: its loss, shared by all processes, its optimizer, and its averages.
+    """A model in training: its loss, whose gradients all processes share, its optimizer, and its averages.
 
-    Under FSDP this shards the model and its averages. ``terms`` are the user's; ``begin`` steps are done.
+    The loss calls the parts of a model in its own order, some of them twice. So DDP and FSDP wrap the loss as a whole,
+    as the module ``loss``. The model and its averages are sharded where ``train.parallel`` is ``fsdp``. The user's
+    ``terms`` may not compile: beside them only the blocks are compiled. ``begin`` steps are done.
     """
 
     def __init__(
@@ -54,10 +56,24 @@ class Step:
         begin: int = 0,
     ) -> None:
         self.model, self.averages, self.train, self.device = model, averages, train, device
-        losses = partial(losses_of(model), extra=terms) if terms else losses_of(model)
-        idle, opaque = begin < train.codec_warmup, bool(terms)
-        models = [average.model for average in averages.values()]
-        self.losses = SharedLoss(model, models, losses, train, world, device, idle, opaque)
+        self.sharded = world.size > 1 and train.parallel is Parallelism.FSDP
+        self.uncompiled: PraError | None = None
+        """The compiler's error, if it failed on the whole loss or a block: a warning gave it, and all run plainly."""
+        losses: Callable[..., Losses] = partial(losses_of(model), extra=terms) if terms else losses_of(model)
+        by_block = world.size > 1 or bool(terms)
+        if train.compile and not by_block:
+            losses = self._compiled(losses)
+        for block in _blocks(model):  # only their calls change: the names of parameters stay
+            if train.compile and by_block:
+                block.forward = self._compiled(block.forward)
+            if train.activation_checkpointing:
+                block.forward = _recomputed(block.forward)
+        self.loss: Any = _Loss(model, losses)
+        if self.sharded:
+            models = [average.model for average in averages.values()]
+            shard(self.loss, models, world, device, in_bfloat16(device, train.precision))
+        elif world.size > 1:
+            self.loss = _replicated(self.loss, idle=begin < train.codec_warmup)
         self.optimizer = build_optimizer(model, train.optimizer)
 
     def passes(
@@ -69,9 +85,9 @@ class Step:
         """
         measured = []
         for place, (images, labels, keys) in enumerate(batches, start=1):
-            with self.losses.accumulating(last=place == count):
+            with self.accumulating(last=place == count):
                 with autocast(self.device, self.train.precision):
-                    losses = self.losses(images, labels, keys, self.train.objective, rollout, perceptual)
+                    losses = self.loss(images, labels, keys, self.train.objective, rollout, perceptual)
                 torch.autograd.backward(losses.total / count)
             measured.append(losses.measured())
         return measured
@@ -80,66 +96,25 @@ class Step:
         """Update weights and averages at step ``step`` (from 0); return the norm before the gradients were clipped."""
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.optimizer.clip))
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         for average in self.averages.values():
             average.update(self.model, step)
         return norm
 
-
-class SharedLoss:
-    """The loss of a model whose gradients all processes share; in a world of one, just the loss.
-
-    The loss calls the parts of a model in its own order, some of them twice. So DDP and FSDP wrap the loss as a whole,
-    as a module. The model and its averages are sharded where ``train.parallel`` is ``fsdp``. With ``idle`` some
-    parameters have no part in the loss, until :meth:`all_learn`. With ``opaque`` the loss calls functions that may not
-    compile, the user's terms: only the blocks are compiled.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        averages: Sequence[Model],
-        losses: Callable[..., Losses],
-        train: TrainConfig,
-        world: World,
-        device: torch.device,
-        idle: bool,
-        opaque: bool = False,
-    ) -> None:
-        several = world.size > 1
-        self.sharded = several and train.parallel is Parallelism.FSDP
-        self.uncompiled: PraError | None = None
-        """The compiler's error, if it failed on the whole loss or a block: a warning gave it, and all run plainly."""
-        if train.compile and (several or opaque):
-            _change_blocks(model, self._compiled)
-        elif train.compile:
-            losses = self._compiled(losses)
-        if train.activation_checkpointing:
-            _change_blocks(model, _recomputed)
-        self.module: Any = _Loss(model, losses)
-        if self.sharded:
-            shard(self.module, averages, world, device, in_bfloat16(device, train.precision))
-        elif several:
-            self.module = _replicated(self.module, idle)
-
-    def __call__(self, *arguments: Any) -> Losses:
-        """Return ``losses(model, *arguments)``."""
-        return self.module(*arguments)  # type: ignore[no-any-return]
-
     def all_learn(self) -> None:
         """From here on every parameter has a part in the loss."""
-        if isinstance(self.module, DistributedDataParallel):
-            loss, self.module = self.module.module, None
+        if isinstance(self.loss, DistributedDataParallel):
+            loss, self.loss = self.loss.module, None
             gc.collect()  # remove DDP's hooks from the parameters
-            self.module = _replicated(loss, idle=False)
+            self.loss = _replicated(loss, idle=False)
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
         """A block of a micro-batch's passes. Only the last one passes gradients between processes."""
         if self.sharded:
-            self.module.set_requires_gradient_sync(last)
-        elif not last and isinstance(self.module, DistributedDataParallel):
-            with self.module.no_sync():
+            self.loss.set_requires_gradient_sync(last)
+        elif not last and isinstance(self.loss, DistributedDataParallel):
+            with self.loss.no_sync():
                 yield
             return
         yield
@@ -199,12 +174,6 @@ def shard(loss: nn.Module, averages: Sequence[Model], world: World, device: torc
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, BLOCKS)]
-
-
-def _change_blocks(model: Model, change: Callable[[Forward], Forward]) -> None:
-    """Change the calls of blocks; the names of parameters stay."""
-    for block in _blocks(model):
-        block.forward = change(block.forward)
 
 
 def _recomputed(forward: Forward) -> Forward:

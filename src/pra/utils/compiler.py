@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -21,14 +20,19 @@ def compiled(function: Callable[P, R], what: str, without: str) -> Callable[P, R
     ``what`` is the setting that asked for it, such as "train.compile", and ``without`` how to do without: "set ...".
     Where the compiler fails, the first call raises a PraError.
     """
-    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+    # These take a second to import.
+    from torch._dynamo import config as front
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._functorch import config as back
 
     fast = torch.compile(function, dynamic=False)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with _settings():
+            # Compile the backward pass at once: a failure in backward() would come too late to go without.
+            # Notice hooks that were added or removed since: torch ignores new hooks by default.
+            with back.patch(force_non_lazy_backward_lowering=True), front.patch(skip_nnmodule_hook_guards=False):
                 return fast(*args, **kwargs)
         except TorchDynamoException as error:
             cause = getattr(error, "inner_exception", error)  # of the compiler behind torch's front
@@ -37,19 +41,3 @@ def compiled(function: Callable[P, R], what: str, without: str) -> Callable[P, R
             raise PraError(message, code="unsupported") from error
 
     return call
-
-
-@contextmanager
-def _settings() -> Iterator[None]:
-    """Set the compiler's options for the block, as far as this release of torch has them."""
-    from torch._dynamo import config as front
-    from torch._functorch import config as back
-
-    with ExitStack() as stack:
-        # Compile the backward pass with the forward pass: a failure in backward() would come too late to go without.
-        if hasattr(back, "force_non_lazy_backward_lowering"):
-            stack.enter_context(back.patch(force_non_lazy_backward_lowering=True))
-        # Notice hooks that were added or removed since; torch ignores new hooks by default.
-        if hasattr(front, "skip_nnmodule_hook_guards"):
-            stack.enter_context(front.patch(skip_nnmodule_hook_guards=False))
-        yield

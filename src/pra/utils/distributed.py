@@ -1,8 +1,6 @@
 """Processes that share one command's work, as ``torchrun`` starts them; a single process is a world of one.
 
-Results pass between ranks as Python objects and numbers as tensors: over gloo from CPUs, over nccl from GPUs. Other
-launchers than ``torchrun`` set ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``;
-``PRA_RENDEZVOUS_TIMEOUT`` gives the seconds that ranks wait for each other at the start.
+Other launchers than ``torchrun`` set ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``.
 """
 
 from __future__ import annotations
@@ -20,7 +18,9 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from pra.errors import PraError, reason_of
 from pra.utils.device import pick_device
@@ -73,16 +73,14 @@ class World:
         """Return ``how(values)`` of all ranks' values, computed on rank 0 and broadcast. Patient."""
         if self.size == 1:
             return how([value])
-        import torch.distributed as dist
-
         values: list[Any] | None = [None] * self.size if self.is_first else None
-        with _others_there():
+        with self.together():
             dist.gather_object(value, values, group=self.patient)
         result: list[Any] = [None]
         if values is not None:
             values[0] = value  # not the pickled copy
             result = [how(values)]
-        with _others_there():
+        with self.together():
             dist.broadcast_object_list(result, group=self.patient)
         return result[0]  # type: ignore[no-any-return]
 
@@ -101,10 +99,8 @@ class World:
     def _reduced(self, values: Tensor, how: str, group: Any) -> Tensor:
         if self.size == 1:
             return values
-        import torch.distributed as dist
-
         found = values.clone()
-        with _others_there():
+        with self.together():
             dist.all_reduce(found, getattr(dist.ReduceOp, how), group=group)
         return found
 
@@ -118,7 +114,7 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            lost = "gloo" in str(error) or isinstance(error, torch.distributed.DistError)  # gloo has no class
+            lost = "gloo" in str(error) or isinstance(error, dist.DistError)  # gloo has no class
             if self.size == 1 or not lost:
                 raise
             raise PraError(LOST, code="lost") from None
@@ -147,8 +143,6 @@ def join() -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
-    import torch.distributed as dist
-
     world, store = _rendezvous(_variable("RANK", most=size - 1), size, _variable("LOCAL_RANK"))
     with ended_by_sigterm():  # torchrun's signal after a failure: clean up silently
         try:
@@ -165,10 +159,7 @@ def join() -> Iterator[World]:
 
 
 def _rendezvous(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
-    import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
-
-    patience = timedelta(seconds=_variable("PRA_RENDEZVOUS_TIMEOUT", "300", least=1, fix="Use 300"))
+    patience = timedelta(seconds=_variable("PRA_RENDEZVOUS_TIMEOUT", "300", least=1))
     try:
         with _hushed():
             store, _, _ = next(rendezvous("env://", timeout=patience))
@@ -194,8 +185,6 @@ def own_part(store: Any, rank: int, size: int, patience: timedelta) -> Any:
 
     Raises RuntimeError after ``patience``.
     """
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-
     name = uuid.uuid4().hex
     if rank:
         store.set(f"pra/name-{rank}", name)
@@ -240,14 +229,6 @@ def _hushed() -> Iterator[None]:
             os.close(descriptor)
 
 
-@contextmanager
-def _others_there() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError:
-        raise PraError(LOST, code="lost") from None
-
-
 def _size() -> int:
     for name in () if "WORLD_SIZE" in os.environ else ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if os.environ.get(name, "1") != "1":
@@ -257,15 +238,9 @@ def _size() -> int:
     return _variable("WORLD_SIZE", None if "RANK" in os.environ else "1", least=1)
 
 
-def _variable(
-    name: str,
-    default: str | None = None,
-    least: int = 0,
-    most: float = math.inf,
-    fix: str = "Start the processes with torchrun",
-) -> int:
+def _variable(name: str, default: str | None = None, least: int = 0, most: float = math.inf) -> int:
     value = os.environ.get(name, default)
     if value is None or not value.isdecimal() or not least <= int(value) <= most:
-        allowed = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
+        allowed, fix = f"in [{least}, {most}]", "Unset it, and start the processes with torchrun"
         raise PraError(f"{name}={value!r}: expected a whole number {allowed}. {fix}", name=name, value=value)
     return int(value)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from pra.config import differences
 from pra.errors import PraError, reason_of
 from pra.utils.pixels import contact_sheet, to_pil, to_uint8
 
@@ -95,11 +96,9 @@ def remedy(error: OSError) -> str:
         return "free some space and repeat the command"
     if error.errno == errno.EFBIG:
         return "raise the limit on the size of files (ulimit -f), or take another disk, and repeat the command"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "choose another place, or make this one writable"
-    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP):
-        return "choose another place"
-    return "look after the disk and repeat the command"
+    if error.errno == errno.EIO:
+        return "look after the disk and repeat the command"
+    return "choose another place, or make this one writable"
 
 
 def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> None:
@@ -168,21 +167,11 @@ def begin_partial(partial: Path, plan: dict[str, Any], what: str, free: Sequence
         write_atomically(path, lambda file: file.write(json.dumps(plan).encode()))
         return plan
     before: dict[str, Any] = json.loads(path.read_bytes())
-    for key, value in plan.items():
-        if key not in free and before.get(key) != value:
-            problem = f"holds an unfinished {what} with {_shortened(key, before.get(key), value)}"
-            fix = "Repeat that command to go on, or remove the folder"
-            raise PraError(f"{partial} {problem}. {fix}", code="conflict", path=partial)
+    old, new = ({key: values.get(key) for key in plan if key not in free} for values in (before, plan))
+    if changed := differences(old, new, where="there"):
+        fix = "Repeat that command to go on, or remove the folder"
+        raise PraError(f"{partial} holds an unfinished {what} ({changed[0][:120]}). {fix}", "conflict", path=partial)
     return before
-
-
-def _shortened(key: str, before: Any, value: Any) -> str:
-    """Return ``"key a, not b"``: of objects the first part that differs, of long values the beginning."""
-    if isinstance(before, dict) and isinstance(value, dict):
-        part = next(name for name in {**before, **value} if before.get(name) != value.get(name))
-        return _shortened(f"{key}.{part}", before.get(part), value.get(part))
-    there, here = (repr(v) if len(repr(v)) <= 40 else f"{repr(v)[:40]}..." for v in (before, value))
-    return f"{key} {there}, not {here}"
 
 
 def unwritten(path: Path, error: OSError) -> PraError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pra.errors import PraError
-from pra.utils.files import remedy
+from pra.utils.files import unwritten
 
 LOCK = ".lock"
 """File in a locked folder that names the process at work."""
@@ -31,8 +31,7 @@ def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        message = f"{folder} cannot be written: {error.strerror}; {remedy(error)}"
-        raise PraError(message, code="unwritable", path=folder) from None
+        raise unwritten(folder, error) from None
     path = folder / LOCK
     there = path.exists()
     # It retries where a holder ends between two calls. A soft lock would outlive a killed process.
@@ -50,33 +49,21 @@ def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
             reason = getattr(error, "strerror", error)
             warnings.warn(f"{path} cannot be locked ({reason}). Run no other command in {folder}", stacklevel=3)
             if not there:
-                _remove(path)
+                with contextlib.suppress(OSError):
+                    path.unlink()
         else:
             with contextlib.suppress(OSError):  # on a full disk the holder stays unnamed
                 path.write_text(f"process {os.getpid()} on {platform.node()}")
         yield
     finally:
-        try:
-            if held is not None and _is_at(path, held):
-                _remove(path)  # before the release: nobody else can hold it
-        finally:
-            lock.release()
+        with contextlib.suppress(OSError):
+            # The file may be another command's by now. Remove it before the release: nobody else can hold it.
+            if held is not None and os.path.samestat(held, path.stat()):
+                path.unlink()
+        lock.release()
         for parent in made:
             with contextlib.suppress(OSError):  # it is not empty
                 parent.rmdir()
-
-
-def _is_at(path: Path, held: os.stat_result) -> bool:
-    """Return whether the file that was locked is still the one of that name."""
-    try:
-        return os.path.samestat(held, path.stat())
-    except OSError:
-        return False
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
 
 
 def holder_of(folder: Path) -> str | None:

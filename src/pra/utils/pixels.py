@@ -39,14 +39,14 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array.squeeze(2) if channels == 1 else array, MODES[channels])
 
 
-def contact_sheet(images: Tensor, columns: int, upscale: int | None = None) -> Image.Image:
+def contact_sheet(images: Tensor, columns: int) -> Image.Image:
     """Return images ``(B, C, H, W)`` in [-1, 1], or uint8, as one picture, row by row, on white.
 
-    ``upscale`` is a whole factor; by default cells are at least 64 pixels high, and a single image stays as it is.
+    Small images are enlarged by a whole factor to at least 64 pixels high; a single image stays as it is.
     """
-    if len(images) == 1 and upscale is None:
+    if len(images) == 1:
         return to_pil(images[0])
-    factor = upscale or max(1, -(-64 // images.shape[2]))
+    factor = max(1, -(-64 // images.shape[2]))
     cells = [to_pil(image) for image in images]
     width, height = cells[0].width * factor, cells[0].height * factor
     rows = -(-len(cells) // columns)
