@@ -20,7 +20,7 @@ from support.models import JIT, LEARNED, PIXEL, batch, random_jit, random_model
 from support.refusal import refused
 
 from pra import cli
-from pra.commands.probe import features_command, probe_command
+from pra.commands.probe import Reading, features_command, probe_command
 from pra.config import DataConfig
 from pra.data import open_source
 from pra.evaluation import probe
@@ -34,7 +34,7 @@ from pra.evaluation.probe import (
     check_memory,
     export_features,
     held_out,
-    select,
+    poolings,
 )
 from pra.models import weights
 from pra.sampling.batches import Batch
@@ -61,13 +61,15 @@ def test_features_are_clean_tokens_under_the_null_class(config: Any) -> None:
 
     with torch.no_grad():
         null, labelled = tokens(torch.full((3,), config.num_classes)), tokens(labels)
-    mean, last = Layers(model, [2])(images, 0)[0]
+    found = Layers(model, [2])(images, 0)
+    mean, last = found.values()
     torch.testing.assert_close(mean, null.mean(dim=1))
     torch.testing.assert_close(last, null[:, -1])
     assert not torch.allclose(mean, labelled.mean(dim=1), atol=1e-3)
-    assert torch.equal(select(torch.stack([mean, last]), "both"), torch.cat([mean, last], dim=1))
+    assert [(layer, name) for layer, name, _ in poolings(found)] == [(2, "mean"), (2, "last"), (2, "both")]
+    assert torch.equal([*poolings(found)][2][2], torch.cat([mean, last], dim=1))
     # Asking leaves no hook behind, and for more layers changes none.
-    assert torch.equal(Layers(model, [2, 1])(images, 0)[0, 0], mean)
+    assert torch.equal(Layers(model, [2, 1])(images, 0)[2, "mean"], mean)
     assert not any(block._forward_hooks for block in model.backbone.transformer.blocks)
 
 
@@ -76,27 +78,31 @@ def test_last_patch_is_an_input_of_jit_alone() -> None:
     other = images.clone()
     other[:, :, -2:, -2:] = 0.0
     for model, time, same in ((random_model(), None, True), (random_jit(), 1.0, False)):
-        layers = Layers(model, [1, 2], time)
-        assert torch.equal(layers(images, 0), layers(other, 0)) is same
+        one, two = (Layers(model, [1, 2], time)(given, 0).values() for given in (images, other))
+        assert [torch.equal(a, b) for a, b in zip(one, two, strict=True)] == [same] * len(one)
 
 
 def test_jit_is_read_at_a_time_with_noise_of_each_image() -> None:
     images, _, _ = batch(JIT, 6)
     model = random_jit()
-    noised, clean = Layers(model, [1, 2], 0.5), Layers(model, [1, 2], 1.0)
-    whole = noised(images, 0)
-    torch.testing.assert_close(torch.cat([noised(images[:2], 0), noised(images[2:], 2)], dim=2), whole)
-    assert not torch.allclose(noised(images, 1), whole, atol=1e-3)
-    assert torch.equal(clean(images, 1), clean(images, 0))
-    assert not torch.allclose(clean(images, 0), whole, atol=1e-3)
-    assert [pooling for _, pooling, _ in noised.columns(whole)] == ["mean", "mean"]
+
+    def read(time: float, images: torch.Tensor, start: int) -> torch.Tensor:
+        found = Layers(model, [1, 2], time)(images, start)
+        assert list(found) == [(1, "mean"), (2, "mean")]
+        return torch.stack([*found.values()])
+
+    whole = read(0.5, images, 0)
+    torch.testing.assert_close(torch.cat([read(0.5, images[:2], 0), read(0.5, images[2:], 2)], dim=1), whole)
+    assert not torch.allclose(read(0.5, images, 1), whole, atol=1e-3)
+    assert torch.equal(read(1.0, images, 1), read(1.0, images, 0))
+    assert not torch.allclose(read(1.0, images, 0), whole, atol=1e-3)
 
 
 def test_pixels_are_the_image_up_to_a_size() -> None:
     images = torch.rand(2, 3, 6, 8)
-    assert torch.equal(Pixels((6, 8), 3)(images, 0)[0, 0], images.flatten(1))
     large = torch.rand(2, 1, 64, 32)
-    assert torch.equal(Pixels((64, 32), 1)(large, 0)[0, 0], (large[:, :, ::2] + large[:, :, 1::2]).flatten(1) / 2)
+    for given, expected in ((images, images), (large, (large[:, :, ::2] + large[:, :, 1::2]) / 2)):
+        assert torch.equal(Pixels()(given, 0)[None, None], expected.flatten(1))
 
 
 # --- classifiers ----------------------------------------------------------------------------------------------
@@ -152,7 +158,7 @@ def test_rates_side_by_side_learn_as_alone() -> None:
 
 def test_probe_writes_a_table_and_a_report(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, before = tmp_path / "probe.json", contents(trained)
-    probe_command(trained, num=100, layers="2,1", classifier="logistic", out=out, device="cpu")
+    probe_command(trained, layers="2,1", classifier="logistic", out=out, options=Reading(num=100, device="cpu"))
     said = capsys.readouterr().out.splitlines()
     report = json.loads(out.read_text())
     assert set(report["figures"]) == set(report["chosen"]) == {"run", "random", "pixels"}
@@ -173,16 +179,14 @@ def test_probe_writes_a_table_and_a_report(trained: Path, tmp_path: Path, capsys
     assert known["protocol"]["classifier"] == "logistic"
     assert len(known["weights_sha256"]) == 64
     assert "commit" in known["environment"]
-    assert said[0].split()[:3] == ["layer", "run", "mean"]
-    assert said[1].split()[1] == f"{100 * report['figures']['run'][0]['top1']:.1f}"
+    assert said[0].split()[:4] == ["run", "mean", "run", "last"]
+    assert said[2].split()[:3] == ["layer", "2", f"{100 * report['figures']['run'][0]['top1']:.1f}"]
     assert any("pixels: " in line for line in said)
     assert contents(trained) == before
 
     refused(lambda: probe_command(trained, out=out), str(out))
-    probe_command(trained, num=100, layers="2", only_run=True, device="cpu")
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 4
-    assert said[1].split()[0] == "2"
+    probe_command(trained, layers="2", only_run=True, options=Reading(num=100, device="cpu"))
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 class Two(World):
@@ -213,13 +217,14 @@ def test_features_are_written_whole_or_not_at_all(
     trained: Path, tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     out = tmp_path / "f.npz"
-    features_command(trained, layer=1, out=out, data="digits@test", pooling="both", num=50, batch_size=7, device="cpu")
+    options = Reading("digits@test", num=50, batch_size=7, device="cpu")
+    features_command(trained, layer=1, out=out, pooling="both", options=options)
     with np.load(out, allow_pickle=False) as arrays:
         features, labels, known = arrays["features"], arrays["labels"], json.loads(str(arrays["pra"]))
     source = open_source("digits@test")
     pixels = np.stack([np.asarray(source.image(place * len(source) // 50)) for place in range(50)])
     images = from_uint8(torch.from_numpy(pixels).unsqueeze(1))
-    expected = select(Layers(weights.load(trained), [1])(images, 0)[0], "both")
+    expected = torch.cat([*Layers(weights.load(trained), [1])(images, 0).values()], dim=1)
     np.testing.assert_allclose(features, expected.numpy(), rtol=1e-4, atol=1e-5)
     assert (features.dtype, labels.dtype) == (np.float32, np.int64)
     assert labels.tolist() == [int(source.labels[place * len(source) // 50]) for place in range(50)]
@@ -229,7 +234,7 @@ def test_features_are_written_whole_or_not_at_all(
     refused(lambda: features_command(trained, layer=1, out=out), str(out))
     other = tmp_path / "other.npz"
     with full_disk(4096):
-        refused(lambda: features_command(trained, layer=1, out=other, device="cpu"), "other.npz", "cannot be written")
+        refused(lambda: features_command(trained, layer=1, out=other), "other.npz", "cannot be written")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz"]
 
 
@@ -240,18 +245,18 @@ def test_export_holds_one_batch_of_vectors(tmp_path: Path, monkeypatch: pytest.M
     made: list[weakref.ref[torch.Tensor]] = []
     whole = Layers.__call__
 
-    def recorded(self: Layers, images: torch.Tensor, start: int) -> torch.Tensor:
+    def recorded(self: Layers, images: torch.Tensor, start: int) -> Any:
         assert not any(found() is not None for found in made)
         vectors = whole(self, images, start)
-        made.append(weakref.ref(vectors))
+        made.extend(map(weakref.ref, vectors.values()))
         return vectors
 
     monkeypatch.setattr(Layers, "__call__", recorded)
     batches = (Batch(pixels[at : at + 2], labels[at : at + 2], at) for at in (0, 2, 4))
-    export_features(tmp_path / "f.npz", Layers(model, [1]), "last", batches, 6, CPU, {"a": 1}, progress=False)
-    assert len(made) == 3
+    export_features(tmp_path / "f.npz", Layers(model, [1]), "last", batches, 6, {"a": 1})
+    assert len(made) == 6
     with np.load(tmp_path / "f.npz", allow_pickle=False) as arrays:
-        expected = select(whole(Layers(model, [1]), from_uint8(pixels), 0)[0], "last")
+        expected = whole(Layers(model, [1]), from_uint8(pixels), 0)[1, "last"]
         np.testing.assert_allclose(arrays["features"], expected.numpy(), rtol=1e-4, atol=1e-5)
         assert arrays["labels"].tolist() == labels.tolist()
         assert json.loads(str(arrays["pra"])) == {"a": 1}
@@ -281,26 +286,26 @@ def test_data_that_no_probe_can_be_made_of(trained: Path, tmp_path: Path) -> Non
     one = folder_of(tmp_path / "one", "a", each=30)
     two_classes, others = folder_of(tmp_path / "two", "ab"), folder_of(tmp_path / "others", "bc")
     small, again = folder_of(tmp_path / "small", "ab", side=4), folder_of(tmp_path / "again", "ab")
-    refused(lambda: probe_command(trained, data=one, test=one), "one class", code="conflict", train=one)
-    refused(lambda: probe_command(trained, data=two_classes), "--test", code="missing", source=two_classes)
-    refused(lambda: probe_command(trained, data="digits@test"), code="conflict", source="digits@test")
-    refused(lambda: probe_command(trained, data=two_classes, test=others), "a, b (2)", "b, c (2)")
-    refused(lambda: probe_command(trained, data=small, test=again, only_run=True), "4x4", "on_small")
-    for same in (again, f"{again}/", again.replace("/again", "/two/../again")):
-        refused(lambda same=same: probe_command(trained, data=again, test=same), same, "other images")
-    refused(lambda: probe_command(trained, num=10), "10 images", "20", code="conflict", train="digits")
-    refused(lambda: probe_command(trained, data="digts", test="digits@test"), "digts", "digits")
-    task = Task.open(DataConfig(source=""), two_classes, again)
-    assert (len(task.chosen), len(task.asked)) == (30, 30)
     folder_of(tmp_path / "lopsided", "a", each=40)
     lopsided = folder_of(tmp_path / "lopsided", "b", each=1)
-    refused(
-        lambda: probe_command(trained, data=lopsided, test=again, num=20), "20 images", "one class", code="conflict"
-    )
+
+    def fails(data: str | None, test: str | None, *parts: str, num: int | None = None, **fields: object) -> None:
+        options = Reading(data, num=num)
+        refused(lambda: probe_command(trained, test=test, only_run=True, options=options), *parts, **fields)
+
+    fails(one, one, "one class", code="conflict", train=one)
+    fails(two_classes, None, "--test", code="missing", source=two_classes)
+    fails("digits@test", None, code="conflict", source="digits@test")
+    fails(two_classes, others, "a, b (2)", "b, c (2)")
+    fails(small, again, "4x4", "on_small")
+    for same in (again, f"{again}/", again.replace("/again", "/two/../again")):
+        fails(again, same, same, "other images")
+    fails(None, None, "10 images", "20", num=10, code="conflict", train="digits")
+    fails("digts", "digits@test", "digts", "digits")
+    fails(lopsided, again, "20 images", "one class", num=20, code="conflict")
+    task = Task.open(DataConfig(source=""), two_classes, again)
+    assert (len(task.chosen), len(task.asked)) == (30, 30)
     assert held_out("idx:/data") == "idx:/data@test"
-
-
-def test_a_saved_model_needs_data(trained: Path, tmp_path: Path) -> None:
     saved = weights.save(weights.load(trained), tmp_path / "saved")
     refused(lambda: probe_command(saved), "--data SRC", code="missing", path=saved)
     refused(lambda: probe_command(tmp_path / "none"), "none")
