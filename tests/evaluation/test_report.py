@@ -18,7 +18,8 @@ import pra
 from pra import cli
 from pra.config import Exact, Noised, Parallel, override, to_dict
 from pra.data import load_images, open_source
-from pra.evaluation.report import charts, content, gap, write_report
+from pra.evaluation import rollout_gap as gap
+from pra.evaluation.report import charts, content, write_report
 from pra.evaluation.report.words import in_words, rollout_in_words
 from pra.evaluation.rollout_gap import rollout_gap
 from pra.evaluation.samples import spread
@@ -159,7 +160,7 @@ def test_figures_are_shown_with_their_origin(run: Path) -> None:
         "28.332 FID of 40 images, features classifier, adm",
         "fid 28.332 28.74 sfid - -",
         "pra eval runs/x --num 40",
-        "step-00000010/ema.safetensors (the run has gone on since, to step-00000020)",
+        "made by step-00000010 (the run has gone on since, to step-00000020) weights ema",
         '"sha256": "12ab"',
     ):
         assert words in text
@@ -198,8 +199,8 @@ def test_the_gap_is_measured_once_and_is_that_of_the_model(
     )
     found = gap.read_gap(run)
     assert found is not None
-    assert found.conditions == pytest.approx(wanted.conditions.tolist())
-    assert found.rollout_loss == pytest.approx(wanted.rollout_loss.tolist())
+    assert found["conditions"] == pytest.approx(wanted.conditions.tolist())
+    assert found["rollout_loss"] == pytest.approx(wanted.rollout_loss.tolist())
 
     monkeypatch.setattr(gap, "rollout_gap", lambda *_: pytest.fail("measured again"))
     assert report(run, "--gap-images", 8)[0] == report(run, "--gap-images", 0)[0] == 0
@@ -220,7 +221,7 @@ def test_the_gap_over_all_images_there_are_is_kept_too(
     assert report(run)[0] == 0
     measured = gap.read_gap(run)
     assert measured is not None
-    assert measured.images == 6
+    assert measured["images"] == 6
     assert gap.known_gap(run, config, 200) == gap.known_gap(run, config, 6) == measured
     assert gap.known_gap(run, config, 4) is None
     monkeypatch.setattr(gap, "rollout_gap", lambda *_: pytest.fail("measured again"))

@@ -16,7 +16,7 @@ from pra.config import DataConfig, RunConfig, apply_settings, to_dict
 from pra.data import open_source
 from pra.data.loader import reading
 from pra.errors import PraError, nearest
-from pra.evaluation.compare.table import Row, Section, rendered
+from pra.evaluation.compare import Row, Section, rendered
 from pra.evaluation.judging import check_at_least, open_model
 from pra.evaluation.outputs import check_outputs
 from pra.evaluation.probe import (

@@ -6,21 +6,19 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pra.config import DataConfig, Fit, OnSmall, RunConfig
 from pra.errors import PraError
 from pra.evaluation.report.charts import Chart
-from pra.evaluation.report.content import Picture, curves, embedded, pictures, progress
-from pra.evaluation.report.words import COLOURS, in_words
+from pra.evaluation.report.content import Picture, curves, embedded, origin, pictures, progress
+from pra.evaluation.report.words import in_words, model_in_words
 from pra.models import Model, count_parameters, weights
-from pra.models.weights import read_json
 from pra.sampling import Samplers
 from pra.sharing.card import CARD, SAMPLES
 from pra.training.plots import CURVES
-from pra.training.run import read_run
+from pra.training.run import read_run, recorded
 from pra.utils.hub import PREFIX, is_address
 
 
@@ -54,7 +52,7 @@ class Exhibit:
 class About:
     """The description of a model: facts by name, curves, and ``samples`` of so many ``grids`` of its training.
 
-    A saved model has pictures instead (``shown``, by title: data URI, width, height), and a card in Markdown.
+    A saved model has pictures instead (``shown``, by title), and a card in Markdown.
     ``missing`` says what is not known, and why.
     """
 
@@ -63,7 +61,7 @@ class About:
     curves: list[Chart] = field(default_factory=list)
     samples: list[Picture] = field(default_factory=list)
     grids: int = 0
-    shown: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    shown: dict[str, Picture] = field(default_factory=dict)
     card: str = ""
     missing: str = ""
 
@@ -112,8 +110,8 @@ def describe(exhibit: Exhibit) -> About:
     done = progress(run, config)
     if done is not None:
         facts["Progress"] = f"{done.steps:,} steps, {done.epochs:.1f} epochs, {done.images_per_second:.0f} images/s"
-    if (run / "environment.json").exists():
-        facts["Trained with"] = _origin(read_json(run / "environment.json"))
+    made = origin(recorded(run))
+    facts |= {name.capitalize(): made[name] for name in ("commit", "hardware", "versions") if name in made}
     samples, grids = pictures(run, "samples")
     charts = curves(run, config)
     why = "" if charts or samples else "The run's folder holds no metrics and no samples yet."
@@ -122,27 +120,12 @@ def describe(exhibit: Exhibit) -> About:
 
 def _saved(exhibit: Exhibit, parameters: dict[str, str]) -> About:
     """Describe a model without its run, from the files that `pra export` puts beside the weights."""
-    folder, config, how = exhibit.folder, exhibit.model.config, exhibit.model.sampling
-    height, width = config.image_size
-    colours = COLOURS.get(config.channels, f"{config.channels} channels")
-    facts = {
-        "Model": type(exhibit.model).__name__,
-        "Images": f"{height} x {width}, {colours}, {config.num_classes} classes",
-        "Patches": f"{config.num_patches} of {config.patch_size} x {config.patch_size} pixels",
-        "Sampling": f"{how.solver.value}, {how.steps} steps; guidance {how.guidance:g}",
-    }
+    folder, model = exhibit.folder, exhibit.model
+    facts = model_in_words(model.config, model.sampling) | parameters
     beside = {"Samples": folder / SAMPLES, "Training curves": folder / CURVES}
     shown = {title: embedded(path) for title, path in beside.items() if path.exists()}
     card = folder / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
     why = "This is a saved model without the folder of its run"
     why += ", and no model card lies beside it: how it was trained is not told." if not text else "."
-    return About(exhibit.name, facts | parameters, shown=shown, card=text, missing=why)
-
-
-def _origin(environment: dict[str, Any]) -> str:
-    versions, hardware = environment.get("versions") or {}, environment.get("hardware") or {}
-    told = [f"{name} {versions[name]}" for name in ("pra", "torch") if versions.get(name)]
-    told += [f"commit {environment['commit'][:12]}"] if environment.get("commit") else []
-    told += [hardware["device"]] if hardware.get("device") else []
-    return ", ".join(told) or "not told"
+    return About(exhibit.name, facts, shown=shown, card=text, missing=why)

@@ -20,7 +20,7 @@ from pra.config import SamplingConfig, to_dict
 from pra.config.values import parse_value
 from pra.errors import PraError
 from pra.evaluation.comparable import differing, known, shown
-from pra.evaluation.compare.table import Row, Section, rendered
+from pra.evaluation.compare import Row, Section, rendered
 from pra.evaluation.evaluate import Report
 from pra.evaluation.metrics import Protocol
 from pra.evaluation.report.content import cell, evaluation

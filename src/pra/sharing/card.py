@@ -13,10 +13,12 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 
 from pra.config import RunConfig, to_dict
+from pra.evaluation.comparable import known
 from pra.evaluation.evaluate import Report
+from pra.evaluation.report.content import duration, evaluations, named
 from pra.models import Model, count_parameters, weights
 from pra.training.plots import CURVES
-from pra.training.run import read_metrics, read_run, training_seconds
+from pra.training.run import read_metrics, read_run, recorded, training_seconds
 from pra.utils.hub import is_address, repo_id
 from pra.utils.provenance import file_sha256
 
@@ -64,26 +66,20 @@ def read_origin(path: str | Path, average: str = weights.EMA) -> Origin:
     origin = Origin(weights.load(folder, average), file, average, files, reports)
     if run is None:
         return origin
-    config, environment = read_run(run), run / "environment.json"
+    config = read_run(run)
     step = int(weights.read_json(folder / weights.STATE)["step"])
     seconds = training_seconds(read_metrics(run), config.train.batch_size, until=step)
-    made = weights.read_json(environment) if environment.exists() else {}
-    return replace(origin, run=config, step=step, seconds=seconds or None, environment=made)
+    return replace(origin, run=config, step=step, seconds=seconds or None, environment=recorded(run))
 
 
 def _reports(home: Path, sha256: str, card: str) -> dict[str, Report]:
     """Return the reports of ``pra eval`` in a folder on the weights of that hash, or named by the card."""
     reports = {}
-    for path in sorted(home.glob("*.json")):
-        try:
-            values = json.loads(path.read_text())
-            report = Report(values["figures"], values["provenance"])
-            measured = report.provenance["images"]["weights_sha256"]
-        except (OSError, ValueError, LookupError, TypeError):
-            continue  # not of `pra eval`, or of images from elsewhere
+    for path, report in evaluations(home).items():
+        measured = known(report.provenance, "images", "weights_sha256")
         if measured == sha256 or f"(./{path.name})" in card:
             reports[path.name] = report
-        else:
+        elif measured:  # not of images from elsewhere
             problem = f"{path} is left out: its figures are of other weights than the shared ones"
             warnings.warn(f"{problem}; measure these with `pra eval {home} --out FILE.json`", stacklevel=3)
     return reports
@@ -130,7 +126,7 @@ def _template() -> Template:
         "quote": shlex.quote,
         "public": _public,
         "place": lambda initial: initial if is_address(initial) else Path(initial).name,
-        "duration": lambda seconds: f"{seconds / 3600:.3g} hours" if seconds >= 7200 else f"{seconds / 60:.3g} minutes",
+        "duration": duration,
         "millions": lambda count: f"{count / 1e6:.3g} M",
         "g": lambda value: f"{value:g}",
         "g4": lambda value: f"{value:.4g}",
@@ -155,9 +151,7 @@ def _front_matter(origin: Origin, licence: str | None) -> dict[str, Any]:
 
 def _classes(classes: tuple[str, ...]) -> str:
     """Return the names of the first classes, or nothing where they are mere numbers."""
-    names = list(dict.fromkeys(classes))
-    if names == [str(number) for number in range(len(names))]:
-        return ""
+    names = named(classes)
     more = f" and {len(names) - MOST_CLASSES} more, in config.json" if len(names) > MOST_CLASSES else ""
     return ", ".join(names[:MOST_CLASSES]) + more
 

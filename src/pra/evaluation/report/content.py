@@ -10,19 +10,19 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, features
 
 from pra.config import RunConfig
 from pra.errors import PraError, reason_of
 from pra.evaluation import flops
-from pra.evaluation.comparable import known
+from pra.evaluation.comparable import PREFIX, known
 from pra.evaluation.evaluate import Report
 from pra.evaluation.report.charts import Chart, chart, thinned
-from pra.evaluation.report.gap import MeasuredGap
 from pra.evaluation.samples import spread
 from pra.models import count_parameters, weights
 from pra.training.plots import HELD_OUT, is_logarithmic, panels
@@ -34,14 +34,13 @@ MOST_PICTURES = 12
 STEP = re.compile(r"step-[0-9]+")
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A grid as a data URI, ``width`` pixels wide; ``step`` steps were done."""
+class Picture(NamedTuple):
+    """A picture as a data URI, ``width`` pixels wide; ``step`` steps of training were done, if it is a grid."""
 
-    step: int
     uri: str
     width: int
     height: int
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,12 @@ def curves(run: Path, config: RunConfig) -> list[Chart]:
     return [one for one in charts if one is not None]
 
 
-def gap_charts(gap: MeasuredGap, columns: int) -> list[Chart]:
+def gap_charts(gap: dict[str, Any], columns: int) -> list[Chart]:
     """Draw inputs, conditions and loss along the raster: every position thin, the mean of each row thick."""
-    ratio = [rolled / trained for rolled, trained in zip(gap.rollout_loss, gap.training_loss, strict=True)]
+    ratio = [rolled / trained for rolled, trained in zip(gap["rollout_loss"], gap["training_loss"], strict=True)]
     panels: tuple[tuple[str, list[float], int, float | None], ...] = (
-        ("inputs: sampling against training", gap.inputs, 1, 0.0),
-        ("conditions: sampling against training", gap.conditions, 0, 0.0),
+        ("inputs: sampling against training", gap["inputs"], 1, 0.0),
+        ("conditions: sampling against training", gap["conditions"], 0, 0.0),
         ("flow loss on rollouts / in training", ratio, 0, 1.0),
     )
     charts = []
@@ -100,11 +99,11 @@ def pictures(run: Path, kind: str) -> tuple[list[Picture], int]:
     shown = files
     if len(files) > MOST_PICTURES:
         shown = [files[place] for place in spread(len(files) - 1, MOST_PICTURES - 1)] + files[-1:]
-    return [Picture(int(path.stem.removeprefix("step-")), *embedded(path)) for path in shown], len(files)
+    return [embedded(path, int(path.stem.removeprefix("step-"))) for path in shown], len(files)
 
 
-def embedded(path: Path) -> tuple[str, int, int]:
-    """Return a picture as a data URI, its width and height. WebP, where Pillow has it, is a fraction of PNG's size."""
+def embedded(path: Path, step: int = 0) -> Picture:
+    """Read a picture. As WebP, where Pillow has it, it is a fraction of PNG's size."""
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
@@ -114,7 +113,7 @@ def embedded(path: Path) -> tuple[str, int, int]:
     buffer, kind = io.BytesIO(), "webp" if features.check("webp") else "png"
     picture.save(buffer, kind, quality=90)
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return uri, picture.width, picture.height
+    return Picture(uri, picture.width, picture.height, step)
 
 
 def evaluations(run: Path) -> dict[Path, Report]:
@@ -131,36 +130,78 @@ def evaluation(path: Path) -> Report | None:
     return None
 
 
+def judged(provenance: dict[str, Any]) -> dict[str, str]:
+    """Return what figures were measured on, with and against, by name; ``-`` for what a report does not say."""
+    made, features = known(provenance, "images", "made", "weights"), known(provenance, "features")
+    makers = (known(provenance, "images", kind) for kind in ("model", "file", "folder"))
+    weights = known(provenance, "images", "weights") or known(made, "file")
+    facts = {
+        "images": known(provenance, "count"),
+        "made by": next((Path(str(path)).name for path in makers if path), None),
+        "weights": weights and Path(str(weights)).stem,
+        "weights, SHA-256": known(provenance, "images", "weights_sha256") or known(made, "sha256"),
+        "features": known(features, "name"),
+        "features, SHA-256": known(features, "sha256"),
+        "reference": known(provenance, "reference", "name") or known(provenance, "reference", "source"),
+    }
+    return {
+        name: "-" if value is None else str(value)[: PREFIX if "SHA" in name else None] for name, value in facts.items()
+    }
+
+
+def gone_on(provenance: dict[str, Any], newest: Path | None) -> str | None:
+    """Say that figures are of an earlier checkpoint than the newest; None where they are not."""
+    model = known(provenance, "images", "model")
+    if newest is None or model is None or newest.name == Path(str(model)).name:
+        return None
+    return f"the run has gone on since, to {newest.name}"
+
+
 def figures_in_words(path: Path, report: Report, newest: Path | None) -> dict[str, Any]:
     """Return a report for the page: cells, facts, all of its provenance, and the first protocol's FID, if any."""
-    made, origin = report.figures, report.provenance
+    made, provenance = report.figures, report.provenance
     names = list(dict.fromkeys(name for column in made.values() for name in column))
     rows = [(name, [cell(column.get(name)) for column in made.values()]) for name in names]
     fid = next((column["fid"] for column in made.values() if isinstance(column.get("fid"), int | float)), None)
-    command = known(origin, "environment", "command")
-    facts = {
-        "images": origin.get("count"),
-        "features": known(origin, "features", "name"),
-        "reference": known(origin, "reference", "name") or known(origin, "reference", "source"),
-        "weights": _weights(known(origin, "images", "model"), known(origin, "images", "weights"), newest),
-        "command": command_line(command) if isinstance(command, list) else None,
-        "commit": known(origin, "environment", "commit"),
-    }
+    facts = judged(provenance)
+    if since := gone_on(provenance, newest):
+        facts["made by"] += f" ({since})"
     return {
         "file": path.name,
         "columns": list(made),
         "rows": rows,
-        "facts": {name: str(value) for name, value in facts.items() if value is not None},
-        "provenance": json.dumps(origin, indent=2),
+        "facts": facts | origin(known(provenance, "environment") or {}),
+        "provenance": json.dumps(provenance, indent=2),
         "fid": None if fid is None else cell(fid),
     }
 
 
-def _weights(model: Any, file: Any, newest: Path | None) -> str | None:
-    """Return checkpoint and file, and whether the run has gone on since."""
-    folder = Path(str(model)).name
-    since = f" (the run has gone on since, to {newest.name})" if newest and folder != newest.name else ""
-    return f"{folder}/{file}{since}" if model else None
+def origin(environment: dict[str, Any]) -> dict[str, str]:
+    """Return a recorded environment by name: command, commit, platform, hardware and versions."""
+    lines: dict[str, Any] = {}
+    if isinstance(environment.get("command"), list):
+        lines["command"] = command_line(environment["command"])
+    lines |= {"commit": environment.get("commit"), "platform": environment.get("platform")}
+    for part in ("hardware", "versions"):
+        values = environment.get(part)
+        if isinstance(values, dict):
+            lines[part] = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+    return {name: str(value) for name, value in lines.items() if value}
+
+
+def named(classes: Iterable[object]) -> list[str]:
+    """Return the names of classes, each once; nothing where they are mere numbers."""
+    names = list(dict.fromkeys(map(str, classes)))
+    return [] if names == [str(number) for number in range(len(names))] else names
+
+
+def duration(seconds: float) -> str:
+    """Return ``"2 h 05 min"``, ``"3 min 20 s"`` or ``"12 s"``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, part = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {part:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def command_line(words: list[Any]) -> str:

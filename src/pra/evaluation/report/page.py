@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from pra.config import RunConfig, to_dict
 from pra.evaluation.report import charts, content
-from pra.evaluation.report.gap import MeasuredGap, read_gap
 from pra.evaluation.report.words import in_words
+from pra.evaluation.rollout_gap import read_gap
 from pra.models.weights import newest_checkpoint, read_json
 from pra.training.callbacks import GRID_CLASSES
 from pra.training.run import read_run, recorded
@@ -22,7 +22,7 @@ from pra.utils.provenance import DISTRIBUTION, package_version
 REPORT = "report.html"
 
 
-def write_report(run: Path, out: Path | None = None, gap: MeasuredGap | None = None, no_gap: str | None = None) -> Path:
+def write_report(run: Path, out: Path | None = None, gap: Any = None, no_gap: str | None = None) -> Path:
     """Write the page of a run's folder to ``out``, by default ``report.html`` there, in place of an older one.
 
     Nothing is measured here: ``gap`` is by default the one measured last, ``no_gap`` why it could not be. What the
@@ -39,15 +39,17 @@ def _template() -> Template:
     # Escape everything: names of classes, files and folders are other people's text.
     options: Any = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=PackageLoader("pra.evaluation.report", ""), **options)
-    environment.filters["duration"] = _duration
+    environment.filters["duration"] = content.duration
     return environment.get_template("page.html")
 
 
-def _page(run: Path, config: RunConfig, gap: MeasuredGap | None, no_gap: str | None) -> dict[str, Any]:
+def _page(run: Path, config: RunConfig, gap: dict[str, Any] | None, no_gap: str | None) -> dict[str, Any]:
     samples, sample_grids = content.pictures(run, "samples")
     reconstructions, reconstruction_grids = content.pictures(run, "reconstructions")
     parameters, arithmetic = content.costs(config)
     checkpoint = newest_checkpoint(run)
+    if not config.model.autoregressive:
+        gap, no_gap = None, f"{config.model.name} makes all patches at once: there is no rollout, and no gap."
     return {
         "run": str(run),
         "name": run.resolve().name,
@@ -56,60 +58,20 @@ def _page(run: Path, config: RunConfig, gap: MeasuredGap | None, no_gap: str | N
         "words": in_words(config),
         "progress": content.progress(run, config),
         "checkpoint": checkpoint.name if checkpoint else None,
-        "classes": _classes(checkpoint),
+        "classes": content.named(read_json(checkpoint / "config.json")["classes"]) if checkpoint else [],
         "shown_classes": GRID_CLASSES,
         "samples": samples,
         "sample_grids": sample_grids,
         "reconstructions": reconstructions,
         "reconstruction_grids": reconstruction_grids,
         "curves": content.curves(run, config),
-        "gap": _gap(run, config, gap, no_gap),
+        "gap": gap,
+        "no_gap": no_gap,
+        "gap_charts": content.gap_charts(gap, config.model.grid[1]) if gap else [],
         "figures": [content.figures_in_words(*one, checkpoint) for one in content.evaluations(run).items()],
         "parameters": parameters,
         "arithmetic": arithmetic,
-        "origin": _origin(recorded(run)),
+        "origin": content.origin(recorded(run)),
         "chart": charts,
         "version": package_version(DISTRIBUTION),
     }
-
-
-def _classes(checkpoint: Path | None) -> list[str]:
-    """Return the names of the samples' rows; none where they are mere numbers."""
-    names = read_json(checkpoint / "config.json").get("classes") if checkpoint else None
-    known = [str(name) for name in names] if isinstance(names, list) else []
-    return known if any(name != str(place) for place, name in enumerate(known)) else []
-
-
-def _gap(run: Path, config: RunConfig, measured: MeasuredGap | None, why: str | None) -> dict[str, Any]:
-    if not config.model.autoregressive:
-        measured, why = None, f"{config.model.name} makes all patches at once: there is no rollout, and no gap."
-    if measured is None:
-        return {"measured": None, "why": why}
-    newest = newest_checkpoint(run)
-    return {
-        "measured": measured,
-        "why": why,
-        "stale": newest is not None and newest.name != measured.checkpoint,
-        "charts": content.gap_charts(measured, config.model.grid[1]),
-    }
-
-
-def _duration(seconds: float) -> str:
-    """Return ``"2 h 05 min"``, ``"3 min 20 s"`` or ``"12 s"``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, part = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {part:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def _origin(environment: dict[str, Any]) -> dict[str, str]:
-    lines: dict[str, Any] = {}
-    if isinstance(environment.get("command"), list):
-        lines["command"] = content.command_line(environment["command"])
-    lines |= {"commit": environment.get("commit"), "platform": environment.get("platform")}
-    for part in ("hardware", "versions"):
-        values = environment.get(part)
-        if isinstance(values, dict):
-            lines[part] = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
-    return {name: str(value) for name, value in lines.items() if value}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pra.config import (
     AnyModelConfig,
     Clean,
-    DataConfig,
     Exact,
     Fit,
     GuidanceSchedule,
@@ -14,6 +13,7 @@ from pra.config import (
     Reconstructed,
     Rollout,
     RunConfig,
+    SamplingConfig,
     TrainConfig,
 )
 from pra.models.weights import power_name
@@ -28,13 +28,22 @@ FITS = {
 
 def in_words(config: RunConfig) -> dict[str, str]:
     """The settings that matter most: a name and a sentence each."""
-    model, train = config.model, config.train
-    words = {"Images": _images(model, config.data), "Patches": _patches(model), **model.in_words()}
-    if model.autoregressive:
+    data, train = config.data, config.train
+    words = model_in_words(config.model, config.sampling)
+    words["Images"] += f", from {data.source}; {FITS[data.fit]}{', mirrored at random' if data.flip else ''}"
+    if config.model.autoregressive:
         words["Inputs in training"] = rollout_in_words(train.rollout)
-    words["Training"] = _training(train)
-    words["Sampling"] = _sampling(config)
-    return words
+    return words | {"Training": _training(train)}
+
+
+def model_in_words(model: AnyModelConfig, sampling: SamplingConfig) -> dict[str, str]:
+    """The same of a model whose run is not known."""
+    (height, width), (rows, columns), side = model.image_size, model.grid, model.patch_size
+    classes = "one class" if model.num_classes == 1 else f"{model.num_classes} classes"
+    colours = COLOURS.get(model.channels, f"{model.channels} channels")
+    patches = f"{model.num_patches} ({rows} x {columns}) of {side} x {side} pixels, {model.patch_dim} numbers each"
+    words = {"Images": f"{height} x {width}, {colours}, {classes}", "Patches": patches, **model.in_words()}
+    return words | {"Sampling": _sampling(sampling, model.unit)}
 
 
 def rollout_in_words(rollout: Rollout) -> str:
@@ -52,20 +61,6 @@ def rollout_in_words(rollout: Rollout) -> str:
             return f"sampled one after the other by the model itself, {rollout.steps} solver steps each"
 
 
-def _images(model: AnyModelConfig, data: DataConfig) -> str:
-    height, width = model.image_size
-    classes = "one class" if model.num_classes == 1 else f"{model.num_classes} classes"
-    mirrored = ", mirrored at random" if data.flip else ""
-    colours = COLOURS.get(model.channels, f"{model.channels} channels")
-    return f"{height} x {width}, {colours}, {classes}, from {data.source}; {FITS[data.fit]}{mirrored}"
-
-
-def _patches(model: AnyModelConfig) -> str:
-    rows, columns = model.grid
-    side = model.patch_size
-    return f"{model.num_patches} ({rows} x {columns}) of {side} x {side} pixels, {model.patch_dim} numbers each"
-
-
 def _training(train: TrainConfig) -> str:
     rates = train.optimizer
     lengths = "".join(f", {power_name(length)}" for length in train.averages)
@@ -76,9 +71,8 @@ def _training(train: TrainConfig) -> str:
     )
 
 
-def _sampling(config: RunConfig) -> str:
-    how = config.sampling
+def _sampling(how: SamplingConfig, unit: str) -> str:
     rising = ", rising linearly along the raster" if how.schedule is GuidanceSchedule.LINEAR else ""
     guidance = "no guidance" if how.guidance == 1 else f"guidance {how.guidance:g}{rising}"
     warmth = "" if how.temperature == 1 else f", temperature {how.temperature:g}"
-    return f"{how.solver.value}, {how.steps} intervals per {config.model.unit}; {guidance}{warmth}"
+    return f"{how.solver.value}, {how.steps} intervals per {unit}; {guidance}{warmth}"
