@@ -23,6 +23,7 @@ from pra.evaluation.compare import (
     HIGHER,
     LONGEST,
     LOWER,
+    PARTS,
     Row,
     Section,
     compared,
@@ -31,7 +32,6 @@ from pra.evaluation.compare import (
     read_columns,
     rendered,
 )
-from pra.evaluation.report import charts
 from pra.training.run import loss_terms, read_metrics
 from pra.utils.extras import install_command
 
@@ -140,9 +140,9 @@ def test_how_far_runs_came(run: Path, other: Path, compare: Compare) -> None:
 
 def test_losses_of_long_runs_are_means_of_the_last_steps(run: Path, compare: Compare) -> None:
     (row, *_) = read_metrics(run)
-    lines = [row | {"step": step, "flow": float(step)} for step in range(1, 2 * charts.MOST_POINTS + 1)]
+    lines = [row | {"step": step, "flow": float(step)} for step in range(1, 2 * PARTS + 1)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert compare(run, evaluation(run.parent / "a.json")).row("flow") == [str(2 * charts.MOST_POINTS - 0.5), "-"]
+    assert compare(run, evaluation(run.parent / "a.json")).row("flow") == [str(2 * PARTS - 0.5), "-"]
 
 
 def test_losses_are_the_terms_that_runs_have(run: Path, other: Path, compare: Compare) -> None:

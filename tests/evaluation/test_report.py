@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,8 +18,8 @@ from pra import cli
 from pra.config import Exact, Noised, Parallel, override, to_dict
 from pra.data import load_images, open_source
 from pra.evaluation import rollout_gap as gap
-from pra.evaluation.report import charts, content, write_report
-from pra.evaluation.report.words import in_words, rollout_in_words
+from pra.evaluation.report import content, write_report
+from pra.evaluation.report.content import in_words, rollout_in_words
 from pra.evaluation.rollout_gap import rollout_gap
 from pra.evaluation.samples import spread
 from pra.training import callbacks
@@ -87,9 +86,9 @@ def test_the_page_shows_the_run_and_loads_nothing(run: Path) -> None:
     assert links
     assert all(link.startswith("data:image/") for link in links)
     assert page.count("link") == 0
-    assert page.count("img") == 4  # samples and reconstructions at steps 10 and 20
+    assert page.count("img") == 5  # samples and reconstructions at steps 10 and 20, curves
     assert page.count("input", type="range", max="1") == 2
-    assert page.count("svg") == 6
+    assert page.count("img", **{"class": "drawn"}) == 1
     assert "url(" not in page.text
     assert "import" not in page.text
     for words in ("0.074 M", "20 steps of 20", "160 images seen", "16 (4 x 4) of 2 x 2 pixels", "step-00000020"):
@@ -101,7 +100,7 @@ def test_the_page_shows_the_run_and_loads_nothing(run: Path) -> None:
 def test_what_is_absent_is_said_with_how_to_make_it(tmp_path: Path) -> None:
     run = bare(tmp_path / "run")
     page = Page(write_report(run))
-    assert (page.count("img"), page.count("svg"), page.count("input")) == (0, 0, 0)
+    assert (page.count("img"), page.count("input")) == (0, 0)
     assert page.text.count("None yet") == 4
     assert f"pra eval {run} --out {run}/figures.json" in page.text
     assert f"pra report {run} does" in page.text
@@ -138,7 +137,7 @@ def test_copies_of_grids_are_skipped_and_a_damaged_one_named(run: Path) -> None:
     for name in ("step-00000010 2.png", "step-last.png"):
         (run / "samples" / name).write_bytes(path.read_bytes())
     page = write_report(run)
-    assert Page(page).count("img") == 4
+    assert Page(page).count("img") == 5
     page.unlink()
     path.write_bytes(b"nonsense")
     refused(lambda: write_report(run), code="unreadable", path=path)
@@ -189,8 +188,7 @@ def test_the_gap_is_measured_once_and_is_that_of_the_model(
 ) -> None:
     assert report(run, "--gap-images", 8) == (0, f"report: {run}/report.html\n")
     page = Page(run / "report.html")
-    assert page.count("svg") == 9
-    assert page.count("polyline", **{"class": "thin"}) == 3
+    assert page.count("img", **{"class": "drawn"}) == 2
     assert "8 training images and as many samples" in page.text
     config, source = pra.recipe("tiny"), open_source("digits")
     pixels, labels = load_images(source, spread(len(source), 8), (8, 8), 1, config.data)
@@ -204,7 +202,7 @@ def test_the_gap_is_measured_once_and_is_that_of_the_model(
 
     monkeypatch.setattr(gap, "rollout_gap", lambda *_: pytest.fail("measured again"))
     assert report(run, "--gap-images", 8)[0] == report(run, "--gap-images", 0)[0] == 0
-    assert Page(run / "report.html").count("svg") == 9
+    assert Page(run / "report.html").count("img", **{"class": "drawn"}) == 2
     (run / "checkpoints" / "step-00000020").rename(run / "checkpoints" / "step-00000030")
     assert "step-00000020 (the run has gone on since" in Page(write_report(run)).text
 
@@ -234,7 +232,7 @@ def test_an_out_elsewhere_leaves_the_run_alone(run: Path, tmp_path: Path, report
     before = files_in(run)
     assert report(run, "--gap-images", 4, "--out", tmp_path / "page.html")[0] == 0
     assert files_in(run) == before
-    assert Page(tmp_path / "page.html").count("svg") == 9
+    assert Page(tmp_path / "page.html").count("img", **{"class": "drawn"}) == 2
 
 
 def test_data_that_are_gone_cost_the_gap_alone(run: Path, report: Report) -> None:
@@ -279,39 +277,3 @@ def test_training_ends_with_a_page(
     (tmp_path / "run" / "figures.json").write_text("[")
     assert cli.main([*command, "--steps", "3"]) == 0  # it has trained
     assert "pra: warning: no report: " in capsys.readouterr().err
-
-
-# --- charts -------------------------------------------------------------------------------------------------
-
-
-def test_a_chart_places_values_between_its_axes() -> None:
-    made = charts.chart("loss", "step", [("line", [(0.0, 1.0), (5.0, math.nan), (10.0, 3.0)])], level=2.0)
-    assert made is not None
-    (first, last) = made.lines[0].dots
-    assert (first.x, last.x) == (charts.LEFT, charts.WIDTH - charts.RIGHT)
-    assert charts.TOP < last.y < first.y < charts.HEIGHT - charts.BOTTOM
-    assert made.level == pytest.approx((first.y + last.y) / 2)
-    assert [tick.label for tick in made.x_ticks] == ["0", "2", "4", "6", "8", "10"]
-    assert first.label == "step 0: 1"
-
-
-def test_a_logarithmic_axis_needs_positive_values() -> None:
-    points = [(0.0, 0.001), (1.0, 0.1), (2.0, 10.0)]
-    made = charts.chart("loss", "step", [("line", points)], log=True)
-    assert made is not None
-    low, middle, high = (dot.y for dot in made.lines[0].dots)
-    assert low - middle == pytest.approx(middle - high, abs=0.2)
-    assert [tick.label for tick in made.y_ticks] == ["0.001", "0.01", "0.1", "1", "10"]
-    assert charts.chart("loss", "step", [("line", [*points, (3.0, 0.0)])], log=True) is not None
-    flat = charts.chart("loss", "step", [("line", [(0.0, 0.0), (1.0, 0.0)])])
-    assert flat is not None
-    assert flat.lines[0].dots[0].y == pytest.approx((charts.TOP + charts.HEIGHT - charts.BOTTOM) / 2)
-
-
-@pytest.mark.parametrize("values", [[], [1.0], [math.nan, math.inf, 1.0]])
-def test_what_is_no_curve_makes_no_chart(values: list[float]) -> None:
-    assert charts.chart("loss", "step", [("line", list(enumerate(values)))]) is None
-
-
-def test_thinning_averages_neighbours() -> None:
-    assert charts.thinned([(0, 1), (1, 3), (2, 5), (3, 7), (4, 100)], most=3) == [(0.5, 2), (2.5, 6), (4, 100)]

@@ -11,9 +11,16 @@ import torch
 
 from pra.config import DataConfig, Fit, OnSmall, RunConfig
 from pra.errors import PraError
-from pra.evaluation.report.charts import Chart
-from pra.evaluation.report.content import Picture, curves, embedded, origin, pictures, progress
-from pra.evaluation.report.words import in_words, model_in_words
+from pra.evaluation.report.content import (
+    Picture,
+    curves,
+    embedded,
+    in_words,
+    model_in_words,
+    origin,
+    pictures,
+    progress,
+)
 from pra.models import Model, count_parameters, weights
 from pra.sampling import Samplers
 from pra.sharing.card import CARD, SAMPLES
@@ -50,15 +57,12 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class About:
-    """The description of a model: facts by name, curves, and ``samples`` of so many ``grids`` of its training.
-
-    A saved model has pictures instead (``shown``, by title), and a card in Markdown.
-    ``missing`` says what is not known, and why.
+    """The description of a model: facts and pictures (``shown``) by name, and ``samples`` of so many ``grids`` of its
+    training, or a card in Markdown. ``missing`` says what is not known, and why.
     """
 
     name: str
     facts: dict[str, str]
-    curves: list[Chart] = field(default_factory=list)
     samples: list[Picture] = field(default_factory=list)
     grids: int = 0
     shown: dict[str, Picture] = field(default_factory=dict)
@@ -113,9 +117,10 @@ def describe(exhibit: Exhibit) -> About:
     made = origin(recorded(run))
     facts |= {name.capitalize(): made[name] for name in ("commit", "hardware", "versions") if name in made}
     samples, grids = pictures(run, "samples")
-    charts = curves(run, config)
-    why = "" if charts or samples else "The run's folder holds no metrics and no samples yet."
-    return About(exhibit.name, facts, charts, samples, grids, missing=why)
+    drawn = curves(run, config)
+    shown = {"Training curves": drawn} if drawn else {}
+    why = "" if drawn or samples else "The run's folder holds no metrics and no samples yet."
+    return About(exhibit.name, facts, samples, grids, shown, missing=why)
 
 
 def _saved(exhibit: Exhibit, parameters: dict[str, str]) -> About:

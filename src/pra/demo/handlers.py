@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
@@ -22,7 +22,6 @@ from pra.demo.exhibit import Exhibit, describe
 from pra.demo.generation import Request, Sheet, answer, keep_rows
 from pra.demo.upload import fit_upload
 from pra.errors import PraError
-from pra.evaluation.report import charts
 from pra.utils.extras import import_failed
 from pra.utils.pixels import to_pil
 
@@ -140,13 +139,13 @@ def html(part: str, *values: Any) -> str:
 @functools.cache
 def _templates() -> Any:
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader("pra.demo", ""), PackageLoader("pra.evaluation.report", "")]),
+        loader=PackageLoader("pra.demo", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"chart": charts, "SMALL": SMALL}
+    environment.globals["SMALL"] = SMALL
     environment.filters["card"], environment.filters["uri"] = _card, _data_uri
     return environment.get_template("parts.html").module
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ from pra.config import RunConfig, to_dict
 from pra.errors import PraError
 from pra.evaluation.comparable import differing, known, shown
 from pra.evaluation.evaluate import Figures, Report
-from pra.evaluation.report.charts import thinned
 from pra.evaluation.report.content import Progress, cell, evaluation, gone_on, judged, progress
 from pra.models import count_parameters
 from pra.models.weights import newest_checkpoint
@@ -94,6 +94,8 @@ def _read(name: str, path: Path) -> Column:
 
 
 NOTHING = "-"
+PARTS = 120
+"""A loss at the end is the mean over the last of so many parts of the log."""
 HIGHEST = 3
 """An axis ends at this multiple of the first run's highest value: a loss that explodes would hide the others."""
 
@@ -154,9 +156,12 @@ def _progress(config: RunConfig, progress: Progress) -> dict[str, str]:
 
 
 def _last(metrics: list[dict[str, float]], name: str) -> float | None:
-    """Return the last point of the report's curve; None for a term that the run does not have at its end."""
+    """Return the mean over the last of :data:`PARTS`; None for a term that the run does not have at its end."""
     points = points_of(metrics, name)
-    return thinned(points)[-1][1] if points and points[-1][0] == metrics[-1]["step"] else None
+    if not points or points[-1][0] != metrics[-1]["step"]:
+        return None
+    size = math.ceil(len(points) / PARTS)
+    return statistics.fmean(value for _, value in points[(len(points) - 1) // size * size :])
 
 
 def _evaluations(columns: Sequence[Column]) -> tuple[list[Section], list[str]]:

@@ -91,7 +91,7 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
     ``name`` is the title, ``address`` the argument of :func:`pra.load` (empty for the model that pra ships), and
     ``half`` tells that the weights are rounded to float16.
     """
-    model, run, config = origin.model, origin.run, origin.model.config
+    run, config = origin.run, origin.model.config
     return _template().render(
         origin=origin,
         front_matter=_front_matter(origin, licence),
@@ -99,16 +99,11 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
         address=address,
         licence=licence,
         half=half,
-        config=config,
-        model=model,
         parts=count_parameters(config),
-        classes=_classes(model.classes),
-        first=list(range(min(2, config.num_classes))),
+        classes=_classes(origin.model.classes),
         drawn="all" if config.num_classes <= MOST_SHOWN else f"0-{MOST_SHOWN - 1}",
         rollout=run and to_dict(run.train.rollout),
         average=run and _average(run, origin.average),
-        samples=SAMPLES,
-        curves=CURVES,
     )
 
 
@@ -127,17 +122,13 @@ def _template() -> Template:
         "public": _public,
         "place": lambda initial: initial if is_address(initial) else Path(initial).name,
         "duration": duration,
-        "millions": lambda count: f"{count / 1e6:.3g} M",
-        "g": lambda value: f"{value:g}",
-        "g4": lambda value: f"{value:.4g}",
     }
     return environment.get_template("card.md")
 
 
 def _front_matter(origin: Origin, licence: str | None) -> dict[str, Any]:
     """Return the Hub's fields by name; as JSON their values are YAML."""
-    config, run = origin.model.config, origin.run
-    initial = run.initial if run else None
+    config, initial = origin.model.config, origin.run and origin.run.initial
     kind = ["class-conditional-image-generation"] if config.num_classes > 1 else []
     return {
         "license": licence,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import functools
+import importlib.util
 import io
-import itertools
 import json
 import math
 import re
@@ -13,24 +13,48 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from PIL import Image, features
 
-from pra.config import RunConfig
+from pra.config import (
+    AnyModelConfig,
+    Clean,
+    Exact,
+    Fit,
+    GuidanceSchedule,
+    Noised,
+    Parallel,
+    Reconstructed,
+    Rollout,
+    RunConfig,
+    SamplingConfig,
+    TrainConfig,
+)
 from pra.errors import PraError, reason_of
 from pra.evaluation import flops
 from pra.evaluation.comparable import PREFIX, known
 from pra.evaluation.evaluate import Report
-from pra.evaluation.report.charts import Chart, chart, thinned
 from pra.evaluation.samples import spread
 from pra.models import count_parameters, weights
-from pra.training.plots import HELD_OUT, is_logarithmic, panels
-from pra.training.run import VALIDATION, points_of, read_metrics, training_seconds
+from pra.models.weights import power_name
+from pra.training import plots
+from pra.training.plots import CURVES
+from pra.training.run import METRICS, read_metrics, training_seconds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_PICTURES = 12
 """Grids of one kind on a page, evenly over training: each weighs up to a few hundred kB."""
 
+COLOURS = {1: "grey", 3: "colour", 4: "colour with transparency"}
+FITS = {
+    Fit.CENTER_CROP: "scaled, and cut to the middle",
+    Fit.RANDOM_CROP: "scaled and cut at random",
+    Fit.PAD: "padded with black",
+}
 STEP = re.compile(r"step-[0-9]+")
 
 
@@ -64,32 +88,46 @@ def progress(run: Path, config: RunConfig) -> Progress | None:
     return Progress(steps, steps * batch, last["epoch"], seconds, steps * batch / seconds)
 
 
-def curves(run: Path, config: RunConfig) -> list[Chart]:
-    """Return a chart per metric that has something to show."""
-    rows = read_metrics(run)
-    charts = []
-    for name, title in panels(rows, config.train.objective).items():
-        held_out = points_of(rows, VALIDATION + name)
-        lines = [("line", points_of(rows, name)), ("held-out", held_out)]
-        charts.append(chart(title + HELD_OUT * (len(held_out) > 1), "step", lines, log=is_logarithmic(name)))
-    return [one for one in charts if one is not None]
+def curves(run: Path, config: RunConfig) -> Picture | None:
+    """Return ``curves.png``, drawn anew where it is older than the metrics; None without two lines or matplotlib."""
+    rows, drawn = read_metrics(run), run / CURVES
+    if len(rows) < 2:
+        return None
+    if drawn.exists() and drawn.stat().st_mtime >= (run / METRICS).stat().st_mtime:
+        return embedded(drawn)
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    return _embedded_figure(plots.curves({run.name: rows}, plots.panels(rows, config.train.objective)))
 
 
-def gap_charts(gap: dict[str, Any], columns: int) -> list[Chart]:
-    """Draw inputs, conditions and loss along the raster: every position thin, the mean of each row thick."""
-    ratio = [rolled / trained for rolled, trained in zip(gap["rollout_loss"], gap["training_loss"], strict=True)]
-    panels: tuple[tuple[str, list[float], int, float | None], ...] = (
-        ("inputs: sampling against training", gap["inputs"], 1, 0.0),
-        ("conditions: sampling against training", gap["conditions"], 0, 0.0),
-        ("flow loss on rollouts / in training", ratio, 0, 1.0),
+def gap_curves(gap: dict[str, Any], columns: int) -> Picture | None:
+    """Draw inputs, conditions and loss along the raster, every position thin, the mean of each row thick; None without
+    matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3), layout="constrained")
+    panels = (
+        ("inputs: sampling against training", np.asarray(gap["inputs"]), 1, 0.0),
+        ("conditions: sampling against training", np.asarray(gap["conditions"]), 0, 0.0),
+        ("flow loss on rollouts / in training", np.divide(gap["rollout_loss"], gap["training_loss"]), 0, 1.0),
     )
-    charts = []
-    for title, values, first, level in panels:
-        points = [(float(place), value) for place, value in enumerate(values, start=first)]
-        rows = [list(row) for _, row in itertools.groupby(points, key=lambda point: point[0] // columns)]
-        means = [mean for row in rows for mean in thinned(row, 1)]
-        charts.append(chart(title, "raster position", [("thin", points), ("line", means)], level=level))
-    return [one for one in charts if one is not None]
+    for axes, (title, values, first, level) in zip(figure.subplots(1, 3), panels, strict=True):
+        places = np.arange(first, first + len(values))
+        rows = [places // columns == row for row in np.unique(places // columns)]
+        axes.plot(places, values, linewidth=1, color="#8fb8d8")
+        axes.plot([places[row].mean() for row in rows], [values[row].mean() for row in rows], color=plots.COLOURS[0])
+        axes.axhline(level, color="0.5", linestyle="--", linewidth=1)
+        axes.set(title=title, xlabel="raster position")
+        axes.grid(alpha=0.3)
+    return _embedded_figure(figure)
+
+
+def _embedded_figure(figure: Figure) -> Picture:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return embedded(file)
 
 
 def pictures(run: Path, kind: str) -> tuple[list[Picture], int]:
@@ -102,7 +140,7 @@ def pictures(run: Path, kind: str) -> tuple[list[Picture], int]:
     return [embedded(path, int(path.stem.removeprefix("step-"))) for path in shown], len(files)
 
 
-def embedded(path: Path, step: int = 0) -> Picture:
+def embedded(path: Path | io.BytesIO, step: int = 0) -> Picture:
     """Read a picture. As WebP, where Pillow has it, it is a fraction of PNG's size."""
     try:
         with Image.open(path) as opened:
@@ -228,3 +266,58 @@ def costs(config: RunConfig) -> tuple[list[tuple[str, str]], list[tuple[str, str
         "a sampled image": sum(sampling.values()),
     }
     return parameters, [(name, f"{count / 1e9:.4g}") for name, count in arithmetic.items()]
+
+
+# --- a configuration in plain words -------------------------------------------------------------------------
+
+
+def in_words(config: RunConfig) -> dict[str, str]:
+    """The settings that matter most: a name and a sentence each."""
+    data, train = config.data, config.train
+    words = model_in_words(config.model, config.sampling)
+    words["Images"] += f", from {data.source}; {FITS[data.fit]}{', mirrored at random' if data.flip else ''}"
+    if config.model.autoregressive:
+        words["Inputs in training"] = rollout_in_words(train.rollout)
+    return words | {"Training": _training(train)}
+
+
+def model_in_words(model: AnyModelConfig, sampling: SamplingConfig) -> dict[str, str]:
+    """The same of a model whose run is not known."""
+    (height, width), (rows, columns), side = model.image_size, model.grid, model.patch_size
+    classes = "one class" if model.num_classes == 1 else f"{model.num_classes} classes"
+    colours = COLOURS.get(model.channels, f"{model.channels} channels")
+    patches = f"{model.num_patches} ({rows} x {columns}) of {side} x {side} pixels, {model.patch_dim} numbers each"
+    words = {"Images": f"{height} x {width}, {colours}, {classes}", "Patches": patches, **model.in_words()}
+    return words | {"Sampling": _sampling(sampling, model.unit)}
+
+
+def rollout_in_words(rollout: Rollout) -> str:
+    """How the inputs of the autoregressive pass are made."""
+    match rollout:
+        case Clean():
+            return "the true patches (teacher forcing)"
+        case Noised():
+            return f"the true patches with noise of standard deviation {rollout.sigma:g}"
+        case Reconstructed():
+            return "decoded from the unperturbed states"
+        case Parallel():
+            return f"decoded from perturbed states, t between {rollout.t_min:g} and 1 (parallel rollout approximation)"
+        case Exact():
+            return f"sampled one after the other by the model itself, {rollout.steps} solver steps each"
+
+
+def _training(train: TrainConfig) -> str:
+    rates = train.optimizer
+    lengths = "".join(f", {power_name(length)}" for length in train.averages)
+    return (
+        f"{train.steps:,} steps of {train.batch_size} images; AdamW, learning rate {rates.rates()} "
+        f"({rates.schedule.value}, warm-up {rates.warmup_steps:,} steps); moving average {rates.ema_decay:.5g}"
+        f"{lengths}; seed {train.seed}"
+    )
+
+
+def _sampling(how: SamplingConfig, unit: str) -> str:
+    rising = ", rising linearly along the raster" if how.schedule is GuidanceSchedule.LINEAR else ""
+    guidance = "no guidance" if how.guidance == 1 else f"guidance {how.guidance:g}{rising}"
+    warmth = "" if how.temperature == 1 else f", temperature {how.temperature:g}"
+    return f"{how.solver.value}, {how.steps} intervals per {unit}; {guidance}{warmth}"

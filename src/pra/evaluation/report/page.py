@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from pra.config import RunConfig, to_dict
-from pra.evaluation.report import charts, content
-from pra.evaluation.report.words import in_words
+from pra.evaluation.report import content
+from pra.evaluation.report.content import in_words
 from pra.evaluation.rollout_gap import read_gap
 from pra.models.weights import newest_checkpoint, read_json
 from pra.training.callbacks import GRID_CLASSES
@@ -67,11 +67,10 @@ def _page(run: Path, config: RunConfig, gap: dict[str, Any] | None, no_gap: str 
         "curves": content.curves(run, config),
         "gap": gap,
         "no_gap": no_gap,
-        "gap_charts": content.gap_charts(gap, config.model.grid[1]) if gap else [],
+        "gap_curves": content.gap_curves(gap, config.model.grid[1]) if gap else None,
         "figures": [content.figures_in_words(*one, checkpoint) for one in content.evaluations(run).items()],
         "parameters": parameters,
         "arithmetic": arithmetic,
         "origin": content.origin(recorded(run)),
-        "chart": charts,
         "version": package_version(DISTRIBUTION),
     }
