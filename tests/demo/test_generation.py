@@ -22,7 +22,6 @@ from pra.demo.generation import (
     OWN_STEPS,
     Request,
     answer,
-    keep_rows,
     sampling_of,
 )
 from pra.sampling import Engine
@@ -122,10 +121,9 @@ def test_full_memory_is_told_in_words(exhibit: Exhibits, asked: Asked, monkeypat
     assert sheet.error == "no memory for 3 pictures at once on this device; ask for fewer"
 
 
-@pytest.mark.parametrize(("share", "rows"), [(0.0, 0), (0.5, 2), (1 / 3, 1), (1.0, 3), (7.0, 3), (-1.0, 0)])
-def test_completions_keep_the_rows_exactly(exhibit: Exhibits, asked: Asked, share: float, rows: int) -> None:
-    keep = keep_rows(torch.rand(3, 6, 8) * 2 - 1, LEARNED, share)
-    assert keep.shape == (3, 2 * rows, 8)
+@pytest.mark.parametrize("rows", range(4))
+def test_completions_keep_the_rows_exactly(exhibit: Exhibits, asked: Asked, rows: int) -> None:
+    keep = torch.rand(3, 2 * rows, 8) * 2 - 1
     parts = [sheets[0] for sheets in answer([exhibit()], asked(), [keep])]
     assert [part.pictures.shape[2] for part in parts] == list(range(2 * rows, 7, 2))
     assert torch.equal(parts[-1].pictures[:, :, : 2 * rows], keep.expand(3, *keep.shape))

@@ -54,7 +54,7 @@ def test_pictures_are_shown_with_names_escaped(exhibit: Exhibits, asked: Callabl
 def test_generate_fills_stage_status_and_gallery(exhibit: Exhibits) -> None:
     old = [(Image.new("RGB", (8, 6)), "old")] * (MOST_KEPT - 1)
     both = Handlers([exhibit(), exhibit(name="two")])
-    *parts, (stage, status, kept) = both.generate(old, Turn(), 0, 2, 0, 1, 2.0, 1)
+    *parts, (stage, status, kept) = both.make(old, Turn(), 0, None, None, 2, 0, 1, 2.0, 1)
     assert "33% of the rows" in "".join(part[1] for part in parts)
     assert all(part[2] == old for part in parts)
     assert stage.count("<img") == 2
@@ -65,7 +65,7 @@ def test_generate_fills_stage_status_and_gallery(exhibit: Exhibits) -> None:
 
 def test_new_press_ends_the_earlier_one(exhibit: Exhibits) -> None:
     turn = Turn()
-    first = Handlers([exhibit()]).generate([], turn, turn.next(), 2, 0, 1, 2.0, 1)
+    first = Handlers([exhibit()]).make([], turn, turn.next(), None, None, 2, 0, 1, 2.0, 1)
     next(first)
     assert 'data-rows="2"' in next(first)[0]
     turn.next()
@@ -79,9 +79,9 @@ def test_mistakes_reach_the_page_in_words(exhibit: Exhibits, tmp_path: Path) -> 
     one, bad = Handlers([exhibit()]), tmp_path / "bad.png"
     bad.write_text("?")
     for answers, words in (
-        (one.generate([], Turn(), 0, 0, None, 1, 1.0, 1), "the seed is empty"),
-        (one.complete([], Turn(), 0, None, 1, 0, 0, 1, 1.0, 1), "no picture is uploaded"),
-        (one.complete([], Turn(), 0, str(bad), 1, 0, 0, 1, 1.0, 1), "bad.png: not an image"),
+        (one.make([], Turn(), 0, None, None, 0, None, 1, 1.0, 1), "the seed is empty"),
+        (one.make([], Turn(), 0, None, 1, 0, 0, 1, 1.0, 1), "no picture is uploaded"),
+        (one.make([], Turn(), 0, str(bad), 1, 0, 0, 1, 1.0, 1), "bad.png: not an image"),
     ):
         ((stage, status, kept),) = answers
         assert (stage, kept) == ("", [])
@@ -100,8 +100,8 @@ def test_unforeseen_error_stays_in_the_log(
     for name in ("answer", "describe", "fit_upload"):
         monkeypatch.setattr(handlers, name, fail)
     for ask in (
-        lambda: [*one.generate([], Turn(), 0, 0, 0, 1, 1.0, 1)][-1][1],
-        lambda: [*one.complete([], Turn(), 0, "a.jpg", 1, 0, 0, 1, 1.0, 1)][-1][1],
+        lambda: [*one.make([], Turn(), 0, None, None, 0, 0, 1, 1.0, 1)][-1][1],
+        lambda: [*one.make([], Turn(), 0, "a.jpg", 1, 0, 0, 1, 1.0, 1)][-1][1],
         lambda: one.preview("a.jpg", 1),
         one.about,
     ):
@@ -118,7 +118,7 @@ def test_complete_continues_an_upload(exhibit: Exhibits, saved: Callable[..., Pa
     assert preview.count('style="top: 66.67%"') == 2
     assert "photo.jpg (80x60): scaled to 8x6; what is above the line is kept" in preview
     assert "nothing is kept" in both.preview(path, 0)
-    *_, (stage, status, kept) = both.complete([], Turn(), 0, path, 2, 5, 0, 4, 1.0, 1)
+    *_, (stage, status, kept) = both.make([], Turn(), 0, path, 2, 5, 0, 4, 1.0, 1)
     assert "4 pictures in" in status
     assert len(kept) == 4
     assert "JiT cannot complete" in stage

@@ -295,7 +295,7 @@ def test_data_that_no_probe_can_be_made_of(trained: Path, tmp_path: Path) -> Non
 
     fails(one, one, "one class", code="conflict", train=one)
     fails(two_classes, None, "--test", code="missing", source=two_classes)
-    fails("digits@test", None, code="conflict", source="digits@test")
+    fails("digits@test", None, "--test", code="missing", source="digits@test")
     fails(two_classes, others, "a, b (2)", "b, c (2)")
     fails(small, again, "4x4", "on_small")
     for same in (again, f"{again}/", again.replace("/again", "/two/../again")):

@@ -123,8 +123,7 @@ def probe_command(
                 "classifier": linear.name, "chosen": linear.setting, "values": linear.values, "time": time,
                 "validated": f"every {VALIDATED}th of {task.train.name}",
             }  # fmt: skip
-            published = origin.targets.linear_probe if origin and origin.targets else None
-            _finish(task, figures, published, {"protocol": protocol, "processes": world.size, **known}, out)
+            _finish(task, figures, {"protocol": protocol, "processes": world.size, **known}, out)
 
 
 def features_command(
@@ -165,15 +164,13 @@ def features_command(
     print(f"{len(chosen)} images of {source.name}, layer {layer}, {pooling}: {out}")
 
 
-def _finish(
-    task: Task, figures: dict[str, list[Figure]], published: float | None, known: dict[str, Any], out: Path | None
-) -> None:
+def _finish(task: Task, figures: dict[str, list[Figure]], known: dict[str, Any], out: Path | None) -> None:
+    """Print the figures, and write them with what is ``known`` of them."""
     data = {"train": task.train.name, "fitted": len(task.chosen), "test": task.test.name, "judged": len(task.asked)}
     chosen = {name: max(found, key=lambda figure: figure.validation) for name, found in figures.items()}
     report = {
         "figures": {name: list(map(dataclasses.asdict, found)) for name, found in figures.items()},
         "chosen": {name: dataclasses.asdict(figure) for name, figure in chosen.items()},
-        "target": published,
         "provenance": {"data": data, **known},
     }
     if out:
@@ -187,8 +184,6 @@ def _finish(
         error = math.sqrt(figure.top1 * (1 - figure.top1) / len(task.asked))
         where = f", layer {figure.layer}, {figure.pooling}" if figure.layer else ""
         print(f"  {name}{where}: {100 * figure.top1:.1f} ± {100 * error:.1f} (standard error)")
-    if published:
-        print(f"  the paper's figure on ImageNet: {100 * published:.1f}")
     if out:
         print(f"  report: {out}")
 

@@ -240,11 +240,10 @@ class Task:
         chosen, asked = (spread(len(source), min(num or len(source), len(source))) for source in (fitted, judged))
         ours, theirs = (f"{', '.join(one.classes[:3])} ({len(one.classes)})" for one in (fitted, judged))
         for problem, wrong in (
-            (f"{train} has one class, a probe needs 2", len(fitted.classes) < 2),
+            (f"the {len(chosen)} images taken of {train} are of one class", len(set(fitted.labels[chosen])) < 2),
             (f"{train} has the classes {ours} and {test} {theirs}", fitted.classes != judged.classes),
             (f"{test} is what the probe is fitted to. Give other images with --test", _place(train) == _place(test)),
             (f"{train} gives {len(chosen)} images, a probe needs {2 * VALIDATED}", len(chosen) < 2 * VALIDATED),
-            (f"the {len(chosen)} images taken of {train} are of one class", len(set(fitted.labels[chosen])) < 2),
         ):
             if wrong:
                 raise PraError(f"pra probe: {problem}", "conflict", train=train)
@@ -299,12 +298,8 @@ def _joined(parts: list[tuple[Pooled, Tensor]]) -> tuple[Pooled, Tensor]:
 
 
 def held_out(source: str) -> str:
-    """Return the held-out part of a source: ``"digits@test"`` of ``"digits"``; refuse a source without one."""
-    if source.endswith("@test"):
-        fitted = source.removesuffix("@test")
-        problem = f"{source} is a held-out part. Give --data {fitted} to fit a probe on"
-        raise PraError(problem, "conflict", source=source)
-    if source.partition(":")[0] not in SPLIT:
+    """Return ``"digits@test"`` of ``"digits"``; refuse a source without a held-out part."""
+    if source.endswith("@test") or source.partition(":")[0] not in SPLIT:
         problem = f"{source} has no held-out part known to pra. Name one with --test SRC"
         raise PraError(problem, "missing", source=source)
     return f"{source}@test"

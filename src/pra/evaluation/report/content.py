@@ -148,10 +148,15 @@ def embedded(path: Path | io.BytesIO, step: int = 0) -> Picture:
     except Exception as error:  # Pillow's plugins raise anything on broken bytes
         problem = f"{path} cannot be read as a picture ({reason_of(error)})"
         raise PraError(f"{problem}. Remove it and repeat the command", "unreadable", path=path) from None
-    buffer, kind = io.BytesIO(), "webp" if features.check("webp") else "png"
-    picture.save(buffer, kind, quality=90)
-    uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    uri = data_uri(picture, "webp" if features.check("webp") else "png", quality=90)
     return Picture(uri, picture.width, picture.height, step)
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """Return a picture as it stands in a page, in one of Pillow's formats."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def evaluations(run: Path) -> dict[Path, Report]:
