@@ -37,7 +37,7 @@ def test_run_tells_recipe_curves_and_samples(trained: Path) -> None:
     found = about(trained)
     assert (found.facts["Recipe"], found.facts["Weights"]) == ("tiny", "step-00000020")
     assert re.match(r"0\.07 M \(.*backbone", found.facts["Parameters"])
-    assert [picture.step for picture in found.samples] == [10, 20]
+    assert [picture.step for picture in found.shown["Samples over training"]] == [10, 20]
     html = rendered("models", [found])
     assert titles(html) == ["Training curves", "Samples over training"]
     assert "step 20" in html

@@ -325,7 +325,7 @@ def test_long_cells_are_shortened_unless_alike() -> None:
     [
         (["RUN"], "1 argument(s)"),
         (["RUN", "nowhere"], "nothing lies at nowhere"),
-        (["RUN", "link"], "is given twice"),
+        (["RUN", "RUN"], "2 arguments are called"),
         (["a=RUN", "a=good.json"], "2 arguments are called 'a'"),
         (["RUN", "empty"], "empty"),
         (["RUN", "RUN/checkpoints/step-00000020"], "step-00000020"),
@@ -349,7 +349,6 @@ def test_bad_input_is_refused_in_a_line(
     for name in ("empty", "bare"):
         Path(name).mkdir()
     shutil.copy(run / "config.json", "bare")
-    Path("link").symlink_to(run)
     before = contents(run.parent)
     answer = compare(*(word.replace("RUN", str(run)) for word in words))
     assert (answer.code, answer.out, len(answer.errors)) == (2, "", 1), answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -57,15 +57,14 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class About:
-    """The description of a model: facts and pictures (``shown``) by name, and ``samples`` of so many ``grids`` of its
-    training, or a card in Markdown. ``missing`` says what is not known, and why.
+    """The description of a model: facts by name, lists of pictures by title, and a card in Markdown, if any.
+
+    ``missing`` says what is not known, and why.
     """
 
     name: str
     facts: dict[str, str]
-    samples: list[Picture] = field(default_factory=list)
-    grids: int = 0
-    shown: dict[str, Picture] = field(default_factory=dict)
+    shown: dict[str, list[Picture]]
     card: str = ""
     missing: str = ""
 
@@ -103,34 +102,31 @@ def _short(place: Path | None) -> str:
 
 
 def describe(exhibit: Exhibit) -> About:
-    """Describe a model. The run's folder is read every time: a run that trains has more to show."""
+    """Describe a model. The run's folder is read every time: a run that trains has more to show.
+
+    A model without its run is described by the files that `pra export` puts beside the weights.
+    """
     parts = count_parameters(exhibit.model.config)
     listed = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parts.items() if count)
     parameters = {"Parameters": f"{sum(parts.values()) / 1e6:.2f} M ({listed})"}
-    run, config = exhibit.run, exhibit.config
+    folder, run, config = exhibit.folder, exhibit.run, exhibit.config
     if run is None or config is None:
-        return _saved(exhibit, parameters)
-    facts = {"Recipe": config.recipe, **in_words(config), **parameters, "Weights": exhibit.folder.name}
-    done = progress(run, config)
+        facts = model_in_words(exhibit.model.config, exhibit.model.sampling) | parameters
+        beside = {"Samples": folder / SAMPLES, "Training curves": folder / CURVES}
+        shown = {title: [embedded(path)] for title, path in beside.items() if path.exists()}
+        card = folder / CARD
+        text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+        why = "This is a saved model without the folder of its run"
+        why += "." if text else ", and no model card lies beside it: how it was trained is not told."
+        return About(exhibit.name, facts, shown, text, why)
+    facts = {"Recipe": config.recipe, **in_words(config), **parameters, "Weights": folder.name}
+    done, made = progress(run, config), origin(recorded(run))
     if done is not None:
         facts["Progress"] = f"{done.steps:,} steps, {done.epochs:.1f} epochs, {done.images_per_second:.0f} images/s"
-    made = origin(recorded(run))
     facts |= {name.capitalize(): made[name] for name in ("commit", "hardware", "versions") if name in made}
     samples, grids = pictures(run, "samples")
+    some = f" ({len(samples)} of {grids} grids)" if grids > len(samples) else ""
     drawn = curves(run, config)
-    shown = {"Training curves": drawn} if drawn else {}
+    shown = {"Training curves": [drawn] if drawn else [], f"Samples over training{some}": samples}
     why = "" if drawn or samples else "The run's folder holds no metrics and no samples yet."
-    return About(exhibit.name, facts, samples, grids, shown, missing=why)
-
-
-def _saved(exhibit: Exhibit, parameters: dict[str, str]) -> About:
-    """Describe a model without its run, from the files that `pra export` puts beside the weights."""
-    folder, model = exhibit.folder, exhibit.model
-    facts = model_in_words(model.config, model.sampling) | parameters
-    beside = {"Samples": folder / SAMPLES, "Training curves": folder / CURVES}
-    shown = {title: embedded(path) for title, path in beside.items() if path.exists()}
-    card = folder / CARD
-    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
-    why = "This is a saved model without the folder of its run"
-    why += ", and no model card lies beside it: how it was trained is not told." if not text else "."
-    return About(exhibit.name, facts, shown=shown, card=text, missing=why)
+    return About(exhibit.name, facts, shown, missing=why)

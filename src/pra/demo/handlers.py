@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
@@ -20,7 +20,7 @@ from pra.demo.exhibit import Exhibit, describe
 from pra.demo.generation import Request, Sheet, answer
 from pra.demo.upload import fit_upload
 from pra.errors import PraError
-from pra.evaluation.report.content import data_uri
+from pra.evaluation.report.content import data_uri, templates
 from pra.utils.extras import import_failed
 from pra.utils.pixels import to_pil
 
@@ -133,13 +133,7 @@ def html(part: str, *values: Any) -> str:
 
 @functools.cache
 def _templates() -> Any:
-    environment = Environment(
-        loader=PackageLoader("pra.demo", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("pra.demo", autoescape=True, undefined=StrictUndefined)
     environment.globals["SMALL"] = SMALL
     environment.filters |= {"card": _card, "uri": _uri}
     return environment.get_template("parts.html").module

@@ -52,17 +52,14 @@ class Column:
 def read_columns(words: Sequence[str]) -> list[Column]:
     """Read the arguments of `pra compare`, ``[NAME=]PATH`` each, by default named after the folder or file.
 
-    Where two have the same name, it is the whole path. Refuse fewer than two, one given twice, two of one name, and
-    what is neither an evaluation nor a run with metrics.
+    Where two have the same name, it is the whole path. Refuse fewer than two, two of one name, and what is neither
+    an evaluation nor a run with metrics.
     """
     if len(words) < 2:
         raise PraError(f"pra compare: {len(words)} argument(s). Give two or more", "missing")
     named = [_parsed(word) for word in words]
     short = Counter(name or path.resolve().name for name, path in named)
     names = [name or (own if short[own := path.resolve().name] == 1 else str(path)) for name, path in named]
-    (place, times), *_ = Counter(path.resolve() for _, path in named).most_common(1)
-    if times > 1:
-        raise PraError(f"{place} is given twice. Leave one out", "conflict", path=place)
     (name, times), *_ = Counter(names).most_common(1)
     if times > 1:
         raise PraError(f"{times} arguments are called {name!r}. Name them, NAME=PATH", "conflict", name=name)

@@ -151,7 +151,9 @@ def read_gap(run: Path) -> dict[str, Any] | None:
         return None
     gap = weights.read_json(path)
     names = {"checkpoint", "images", "seed", *CURVES, "sampling", "environment"}
-    if set(gap) != names or not all(_is_curve(gap[name]) for name in CURVES):
+    curves = [gap.get(name) for name in CURVES]
+    numbers = all(isinstance(curve, list) and all(isinstance(v, int | float) for v in curve) for curve in curves)
+    if set(gap) != names or not numbers:
         raise PraError(f"{path} is damaged. Remove it, and repeat `pra report {run}`", "unreadable", path=path)
     return gap
 
@@ -162,7 +164,3 @@ def known_gap(run: Path, config: RunConfig, count: int) -> dict[str, Any] | None
     if gap is None or newest is None or gap["checkpoint"] != newest.name or gap["images"] > count:
         return None
     return gap if gap["images"] in (count, len(open_source(config.data.source))) else None
-
-
-def _is_curve(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, int | float) for value in values)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
+from jinja2 import ChainableUndefined, Template
 
 from pra.config import RunConfig, to_dict
 from pra.evaluation.comparable import known
 from pra.evaluation.evaluate import Report
-from pra.evaluation.report.content import duration, evaluations, named
+from pra.evaluation.report.content import duration, evaluations, named, templates
 from pra.models import Model, count_parameters, weights
 from pra.training.plots import CURVES
 from pra.training.run import read_metrics, read_run, recorded, training_seconds
@@ -92,6 +92,8 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
     ``half`` tells that the weights are rounded to float16.
     """
     run, config = origin.run, origin.model.config
+    names = named(origin.model.classes)
+    more = f" and {len(names) - MOST_CLASSES} more, in config.json" if len(names) > MOST_CLASSES else ""
     return _template().render(
         origin=origin,
         front_matter=_front_matter(origin, licence),
@@ -100,7 +102,7 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
         licence=licence,
         half=half,
         parts=count_parameters(config),
-        classes=_classes(origin.model.classes),
+        classes=", ".join(names[:MOST_CLASSES]) + more,
         drawn="all" if config.num_classes <= MOST_SHOWN else f"0-{MOST_SHOWN - 1}",
         rollout=run and to_dict(run.train.rollout),
         average=run and _average(run, origin.average),
@@ -109,13 +111,7 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
 
 @functools.cache
 def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("pra.sharing", ""),
-        undefined=ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates("pra.sharing", undefined=ChainableUndefined, keep_trailing_newline=True)
     environment.filters |= {
         "json": json.dumps,
         "quote": shlex.quote,
@@ -138,13 +134,6 @@ def _front_matter(origin: Origin, licence: str | None) -> dict[str, Any]:
         "base_model": repo_id(initial.partition("@")[0]) if initial and is_address(initial) else None,
         "tags": ["image-generation", "pixel-space", "flow-matching", *config.tags, *kind],
     }
-
-
-def _classes(classes: tuple[str, ...]) -> str:
-    """Return the names of the first classes, or nothing where they are mere numbers."""
-    names = named(classes)
-    more = f" and {len(names) - MOST_CLASSES} more, in config.json" if len(names) > MOST_CLASSES else ""
-    return ", ".join(names[:MOST_CLASSES]) + more
 
 
 def _average(config: RunConfig, name: str) -> str:

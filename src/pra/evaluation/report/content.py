@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jinja2 import Environment, PackageLoader
 from PIL import Image, features
 
 from pra.config import (
@@ -223,13 +224,20 @@ def origin(environment: dict[str, Any]) -> dict[str, str]:
     """Return a recorded environment by name: command, commit, platform, hardware and versions."""
     lines: dict[str, Any] = {}
     if isinstance(environment.get("command"), list):
-        lines["command"] = command_line(environment["command"])
+        program, *words = map(str, environment["command"])
+        name = "python -m pra" if Path(program).name == "__main__.py" else Path(program).name
+        lines["command"] = f"{name} {shlex.join(words)}"
     lines |= {"commit": environment.get("commit"), "platform": environment.get("platform")}
     for part in ("hardware", "versions"):
         values = environment.get(part)
         if isinstance(values, dict):
             lines[part] = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
     return {name: str(value) for name, value in lines.items() if value}
+
+
+def templates(package: str, **options: Any) -> Environment:
+    """Return the templates that lie in a package."""
+    return Environment(loader=PackageLoader(package, ""), trim_blocks=True, lstrip_blocks=True, **options)
 
 
 def named(classes: Iterable[object]) -> list[str]:
@@ -245,13 +253,6 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {part:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def command_line(words: list[Any]) -> str:
-    """Return ``sys.argv`` as a person would type it: the program by its name."""
-    first, *rest = (str(word) for word in words)
-    name = "python -m pra" if Path(first).name == "__main__.py" else Path(first).name
-    return " ".join([name, *(shlex.quote(word) for word in rest)])
 
 
 def cell(value: Any) -> str:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import StrictUndefined, Template
 
 from pra.config import RunConfig, to_dict
 from pra.evaluation.report import content
@@ -37,8 +37,7 @@ def write_report(run: Path, out: Path | None = None, gap: Any = None, no_gap: st
 @functools.cache
 def _template() -> Template:
     # Escape everything: names of classes, files and folders are other people's text.
-    options: Any = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=PackageLoader("pra.evaluation.report", ""), **options)
+    environment = content.templates("pra.evaluation.report", autoescape=True, undefined=StrictUndefined)
     environment.filters["duration"] = content.duration
     return environment.get_template("page.html")
 
