@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from support.answer import Pra, caller
 from support.files import contents as files_in
 from support.refusal import refused
 
 import pra
-from pra import cli
-from pra.config import Exact, Noised, Parallel, override, to_dict
+from pra.config import Exact, Noised, Parallel, apply_settings, override, to_dict
 from pra.data import load_images, open_source
 from pra.evaluation import rollout_gap as gap
 from pra.evaluation.report import content
@@ -49,19 +50,9 @@ class Page(HTMLParser):
         return sum(name == tag and attributes.items() <= has.items() for name, has in self.tags)
 
 
-Report = Callable[..., tuple[int, str]]
-
-
 @pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Report:
-    """``report(run, "--gap-images", 0)``: exit code, and what was said."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        code = cli.main(["report", *map(str, arguments), "--device", "cpu"])
-        said = capsys.readouterr()
-        return code, said.out + said.err
-
-    return call
+def call(capsys: pytest.CaptureFixture[str]) -> Pra:
+    return caller(capsys)
 
 
 def bare(folder: Path, recipe: str = "tiny") -> Path:
@@ -73,7 +64,7 @@ def bare(folder: Path, recipe: str = "tiny") -> Path:
 
 @pytest.fixture(autouse=True)
 def counted(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Arithmetic takes a second to count: one test does."""
+    """Counting arithmetic takes a second: one test does."""
     if "loads_nothing" not in request.node.name:
         monkeypatch.setattr(content, "costs", lambda config: ([("total", "0.074 M")], []))
 
@@ -98,14 +89,28 @@ def test_the_page_shows_the_run_and_loads_nothing(run: Path) -> None:
     assert f"torch {torch.__version__}" in page.text
 
 
-def test_what_is_absent_is_said_with_how_to_make_it(tmp_path: Path) -> None:
-    run = bare(tmp_path / "run")
+@pytest.mark.parametrize("system", ["", ":jit", ":teacher-forced"])
+def test_what_is_absent_is_said_with_how_to_make_it(tmp_path: Path, system: str) -> None:
+    run = bare(tmp_path / "run", f"tiny{system}")
     page = Page(write_report(run))
     assert (page.count("img"), page.count("input")) == (0, 0)
-    assert page.text.count("None yet") == 4
+    assert page.text.count("None yet") == (3 if system else 4)
     assert f"pra eval {run} --out {run}/figures.json" in page.text
-    assert f"pra report {run} does" in page.text
     assert "0 steps logged, of 20" in page.text
+    assert ("it has no states to reconstruct from" in page.text) == bool(system)
+    assert ("JiT makes all patches at once: there is no rollout" in page.text) == (system == ":jit")
+    assert (f"pra report {run} does" in page.text) == (system != ":jit")
+
+
+def test_curves_are_drawn_anew_where_they_are_older(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = pra.recipe("tiny")
+    there = content.curves(run, config)
+    assert there == content.embedded(run / "curves.png")
+    (run / "curves.png").write_bytes(b"older")
+    os.utime(run / "curves.png", (0, 0))
+    assert content.curves(run, config) == there
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "this needs matplotlib, of the extra train" in Page(write_report(run)).text
 
 
 def test_other_peoples_text_is_no_markup(run: Path) -> None:
@@ -166,13 +171,6 @@ def test_figures_are_shown_with_their_origin(run: Path) -> None:
         assert words in text
 
 
-@pytest.mark.parametrize("system", ["jit", "teacher-forced"])
-def test_systems_without_states_have_a_page_too(tmp_path: Path, system: str) -> None:
-    text = Page(write_report(bare(tmp_path / "run", f"tiny:{system}"))).text
-    assert "it has no states to reconstruct from" in text
-    assert ("JiT makes all patches at once: there is no rollout" in text) == (system == "jit")
-
-
 def test_a_rollout_in_words() -> None:
     assert "t between 0.9 and 1" in rollout_in_words(Parallel(t_min=0.9))
     assert "deviation 0.25" in rollout_in_words(Noised(sigma=0.25))
@@ -185,13 +183,18 @@ def test_a_rollout_in_words() -> None:
 
 
 def test_the_gap_is_measured_once_and_is_that_of_the_model(
-    run: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, call: Pra, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert report(run, "--gap-images", 8) == (0, f"report: {run}/report.html\n")
+    config, source = override(pra.recipe("tiny"), "sampling.steps", "2"), open_source("digits")
+    (run / "config.json").write_text(json.dumps(to_dict(config)))
+    before = files_in(run)
+    assert call("report", run, "--gap-images", 4, "--out", tmp_path / "page.html").code == 0
+    assert files_in(run) == before
+    assert Page(tmp_path / "page.html").count("img", **{"class": "drawn"}) == 2
+    assert call("report", run, "--gap-images", 8, "--device", "cpu")[:2] == (0, f"report: {run}/report.html\n")
     page = Page(run / "report.html")
     assert page.count("img", **{"class": "drawn"}) == 2
     assert "8 training images and as many samples" in page.text
-    config, source = pra.recipe("tiny"), open_source("digits")
     pixels, labels = load_images(source, spread(len(source), 8), (8, 8), 1, config.data)
     wanted = rollout_gap(
         pra.load(run), config.train.rollout, from_uint8(pixels), labels, config.sampling, config.train.objective
@@ -202,79 +205,65 @@ def test_the_gap_is_measured_once_and_is_that_of_the_model(
     assert found["rollout_loss"] == pytest.approx(wanted.rollout_loss.tolist())
 
     monkeypatch.setattr(gap, "rollout_gap", lambda *_: pytest.fail("measured again"))
-    assert report(run, "--gap-images", 8)[0] == report(run, "--gap-images", 0)[0] == 0
+    assert call("report", run, "--gap-images", 8).code == call("report", run, "--gap-images", 0).code == 0
     assert Page(run / "report.html").count("img", **{"class": "drawn"}) == 2
     (run / "checkpoints" / "step-00000020").rename(run / "checkpoints" / "step-00000030")
     assert "step-00000020 (the run has gone on since" in Page(write_report(run)).text
+    (run / "rollout-gap.json").write_text(json.dumps(found | {"inputs": 1}))
+    refused(lambda: write_report(run), code="unreadable", path=run / "rollout-gap.json")
 
 
 def test_the_gap_over_all_images_there_are_is_kept_too(
-    run: Path, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, call: Pra, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number in range(6):
         Image.new("L", (8, 8), 40 * number).save(pictures / f"{number}.png")
-    config = override(pra.recipe("tiny"), "data.source", f"folder:{pictures}")
+    config = apply_settings(pra.recipe("tiny"), [f"data.source=folder:{pictures}", "sampling.steps=2"])
     (run / "config.json").write_text(json.dumps(to_dict(config)))
-    assert report(run)[0] == 0
+    assert call("report", run).code == 0
     measured = gap.read_gap(run)
     assert measured is not None
     assert measured["images"] == 6
     assert gap.known_gap(run, config, 200) == gap.known_gap(run, config, 6) == measured
     assert gap.known_gap(run, config, 4) is None
     monkeypatch.setattr(gap, "rollout_gap", lambda *_: pytest.fail("measured again"))
-    assert report(run)[0] == 0
+    assert call("report", run).code == 0
     Image.new("L", (8, 8)).save(pictures / "one more.png")
     assert gap.known_gap(run, config, 200) is None
+    (run / "rollout-gap.json").unlink()
+    pictures.rename(tmp_path / "elsewhere")
+    assert call("report", run).code == 0
+    assert f"It could not be measured: data source 'folder:{pictures}'" in Page(run / "report.html").text
 
 
-def test_an_out_elsewhere_leaves_the_run_alone(run: Path, tmp_path: Path, report: Report) -> None:
-    before = files_in(run)
-    assert report(run, "--gap-images", 4, "--out", tmp_path / "page.html")[0] == 0
-    assert files_in(run) == before
-    assert Page(tmp_path / "page.html").count("img", **{"class": "drawn"}) == 2
-
-
-def test_data_that_are_gone_cost_the_gap_alone(run: Path, report: Report) -> None:
-    config = override(pra.recipe("tiny"), "data.source", "folder:/nowhere")
-    (run / "config.json").write_text(json.dumps(to_dict(config)))
-    assert report(run)[0] == 0
-    assert "It could not be measured: data source 'folder:/nowhere'" in Page(run / "report.html").text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["nowhere"], "nowhere"),
-        (["RUN", "--gap-images", 1], "--gap-images 1"),
-        (["RUN", "--gap-images", -5], "--gap-images -5"),
-        (["RUN", "--out", "page.png"], "page.png"),
-        (["RUN", "--out", "there.html/page.html"], "there.html"),
-        (["RUN", "--out", "there.html"], "there.html"),
-    ],
-)
-def test_bad_input_is_refused_in_a_line(
-    run: Path, report: Report, monkeypatch: pytest.MonkeyPatch, arguments: list[object], said: str
-) -> None:
+def test_bad_input_is_refused_in_a_line(run: Path, call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parent)
     Path("there.html").write_text("mine")
     before = files_in(run.parent)
-    code, text = report(*(run if word == "RUN" else word for word in arguments))
-    assert (code, text.count("\n"), text.startswith("pra: error: ")) == (2, 1, True)
-    assert said in text
+    assert call("report", "nowhere").is_refusal("nowhere")
+    for options, said in (
+        (("--gap-images", 1), "--gap-images 1"),
+        (("--gap-images", -5), "--gap-images -5"),
+        (("--out", "page.png"), "page.png"),
+        (("--out", "there.html/page.html"), "there.html"),
+        (("--out", "there.html"), "there.html"),
+    ):
+        assert call("report", run, *options).is_refusal(said)
     assert files_in(run.parent) == before
 
 
 @pytest.mark.filterwarnings("default:no report")
-def test_training_ends_with_a_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_ends_with_a_page(tmp_path: Path, call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
-    command = ["train", "tiny", "--device", "cpu", "--run-dir", str(tmp_path / "run"), "--set", "train.sample_every=0"]
-    assert cli.main([*command, "--steps", "2"]) == 0
-    assert f"report: {tmp_path}/run/report.html" in capsys.readouterr().out
-    assert "2 steps of 2" in Page(tmp_path / "run" / "report.html").text
-    (tmp_path / "run" / "figures.json").write_text("[")
-    assert cli.main([*command, "--steps", "3"]) == 0  # it has trained
-    assert "pra: warning: no report: " in capsys.readouterr().err
+    monkeypatch.setattr(content, "curves", lambda run, config: None)
+    folder = tmp_path / "run"
+    command = ("train", "tiny", "--device", "cpu", "--run-dir", folder, "--set", "train.sample_every=0", "--steps")
+    answer = call(*command, "2")
+    assert (answer.code, f"report: {folder}/report.html" in answer.out) == (0, True)
+    assert "2 steps of 2" in Page(folder / "report.html").text
+    (folder / "figures.json").write_text("[")
+    answer = call(*command, "3")
+    assert answer.code == 0  # it has trained
+    assert any("pra: warning: no report: " in line for line in answer.errors)
