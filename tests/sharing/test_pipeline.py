@@ -118,13 +118,17 @@ def test_engine_is_made_once_per_settings(pipe: Any, monkeypatch: pytest.MonkeyP
     assert [guidance for guidance, _ in made[4:]] == [pipe.model.sampling.guidance]
 
 
-def test_bad_input_is_refused(pipe: Any) -> None:
+def test_bad_input_is_refused(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for labels, problem in (([9], "label 9 is out of range"), ([1.0], "got [1."), ("cta", "no class 'cta'")):
         refused(lambda labels=labels: pipe(labels), problem)
     refused(lambda: pipe([1, 2], generator=[seeded(1)]), "1 generators for 2 labels")
     refused(lambda: pipe([1], output_type="latent"), "'latent'", "np, pil, pt")
     refused(lambda: pipe([1], num_inference_steps=0), "steps")
     refused(lambda: pipe.get_label_ids(["cta"]), "no class 'cta'; did you mean 'cat'?")
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.delitem(sys.modules, "pra.sharing.pipeline")
+    command = install_command("diffusers")
+    refused(lambda: importlib.import_module("pra.sharing.pipeline"), command, code="not-installed")
 
 
 def test_saved_pipeline_is_loaded_the_same(pipe: Any, pipeline_class: Any, tmp_path: Path) -> None:
@@ -172,10 +176,3 @@ def test_from_pretrained_takes_hub_names(pipeline_class: Any, hub: Hub, tmp_path
     refused(lambda: load("bob/model", **other), "bob/model", "private")
     load("bob/model", token=TOKEN, **other)
     load("bob/model", local_files_only=True, **other)
-
-
-def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.delitem(sys.modules, "pra.sharing.pipeline", raising=False)
-    command = install_command("diffusers")
-    refused(lambda: importlib.import_module("pra.sharing.pipeline"), command, code="not-installed")
