@@ -104,14 +104,14 @@ def test_visitors_share_engines_and_not_pictures(
     assert all(torch.equal(a, b) for a, b in zip(together, alone * 2, strict=True))
 
 
-def test_failing_model_does_not_stop_the_other(exhibit: Exhibits, asked: Asked) -> None:
+def test_failing_model_does_not_stop_the_other(
+    exhibit: Exhibits, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keep = [torch.zeros(3, 2, 8), torch.zeros(3, 2, 8)]
     *_, (failed, whole) = answer([exhibit(random_jit(), "jit"), exhibit()], asked(), keep)
     assert "JiT cannot complete" in failed.error
     assert (failed.finished, whole.finished, whole.error) == (False, True, "")
 
-
-def test_full_memory_is_told_in_words(exhibit: Exhibits, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> Iterator[torch.Tensor]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         yield

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,9 +70,7 @@ def test_new_press_ends_the_earlier_one(exhibit: Exhibits) -> None:
     assert 'data-rows="2"' in next(first)[0]
     turn.next()
     ((stage, status, kept),) = first
-    assert "stopped" in status
-    assert 'data-rows="4"' in stage
-    assert kept == []
+    assert ("stopped" in status, 'data-rows="4"' in stage, kept) == (True, True, [])
 
 
 def test_mistakes_reach_the_page_in_words(exhibit: Exhibits, tmp_path: Path) -> None:
@@ -96,12 +94,15 @@ def test_unforeseen_error_stays_in_the_log(
     def fail(*_: Any) -> Any:
         raise RuntimeError("a secret of the server's")
 
+    def made(path: str | None) -> str:
+        return [*one.make([], Turn(), 0, path, path and 1, 0, 0, 1, 1.0, 1)][-1][1]
+
     one = Handlers([exhibit()])
     for name in ("answer", "describe", "fit_upload"):
         monkeypatch.setattr(handlers, name, fail)
     for ask in (
-        lambda: [*one.make([], Turn(), 0, None, None, 0, 0, 1, 1.0, 1)][-1][1],
-        lambda: [*one.make([], Turn(), 0, "a.jpg", 1, 0, 0, 1, 1.0, 1)][-1][1],
+        lambda: made(None),
+        lambda: made("a.jpg"),
         lambda: one.preview("a.jpg", 1),
         one.about,
     ):
@@ -125,20 +126,15 @@ def test_complete_continues_an_upload(exhibit: Exhibits, saved: Callable[..., Pa
     assert both.preview(None, 2) == ""
 
 
-def test_page_limits_the_model_s_own_settings(exhibit: Exhibits) -> None:
+def test_page_limits_the_model_s_own_settings(exhibit: Exhibits, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra-pixels[demo]'")
     model = random_model(num_classes=1)
     model.sampling = replace(model.sampling, guidance=40.0, steps=1000)
     props = [component["props"] for component in page.build_page([exhibit(model)]).config["components"]]
-    values = {
-        one["label"]: (one.get("value"), one.get("visible"), one.get("info")) for one in props if one.get("label")
-    }
-    assert values["Class"][:2] == (0, False)
+    values = {one["label"]: [one.get(key) for key in ("value", "visible", "info")] for one in props if one.get("label")}
+    assert values["Class"][:2] == [0, False]
     assert values["Guidance (1 is none)"][0] == 10
-    assert values["Solver steps"][0::2] == (OWN_STEPS, "0: what the model recommends (100)")
-
-
-def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert values["Solver steps"][0::2] == [OWN_STEPS, "0: what the model recommends (100)"]
     monkeypatch.setitem(sys.modules, "gradio", None)
     refused(page.gradio, install_command("demo"), code="not-installed")
 
@@ -158,28 +154,13 @@ def test_address_where_nobody_can_listen_is_refused(capsys: pytest.CaptureFixtur
         refused(lambda host=host: command.check_address(host, port), "--host", host=host)
 
 
-@pytest.fixture
-def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], object]], None]]:
-    """``serving(do)``: what happens while the page is served."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # to be put back
-
-    def choose(do: Callable[[], object]) -> None:
-        monkeypatch.setattr(command, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=do)))
-
-    # In the background a shell has processes ignore it.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield choose
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_the_demo_and_nothing_is_left(
-    signum: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    signum: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without Gradio, at an address that needs brackets or is open to all."""
     host, shown = ("::1", "[::1]") if signum == signal.SIGINT else ("0.0.0.0", "localhost")
-    launched, closed, before = {}, [], signal.getsignal(signal.SIGTERM)
+    launched, closed = {}, []
 
     def build(exhibits: tuple[Exhibit, ...]) -> Any:
         assert [one.name for one in exhibits] == ["run"]
@@ -188,15 +169,23 @@ def test_signal_ends_the_demo_and_nothing_is_left(
             launch=lambda **options: launched.update(options), close=lambda verbose: closed.append(1)
         )
 
-    serving(lambda: signal.raise_signal(signum))
-    for name, instead in (("gradio", lambda: None), ("launch_options", dict), ("check_address", lambda *_: None)):
+    waiting = SimpleNamespace(Event=lambda: SimpleNamespace(wait=lambda: signal.raise_signal(signum)))
+    for name, instead in (
+        ("gradio", lambda: None), ("launch_options", dict), ("check_address", lambda *_: None),
+        ("threading", waiting), ("build_page", build),
+    ):  # fmt: skip
         monkeypatch.setattr(command, name, instead)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(command, "build_page", build)
-    assert cli.main(["demo", str(trained), "--device", "cpu", "--host", host, "--port", "7861"]) == 130
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # to be put back
+    # In the background a shell has processes ignore SIGINT.
+    before, untouched = signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(signal.SIGTERM)
+    try:
+        assert cli.main(["demo", str(trained), "--device", "cpu", "--host", host, "--port", "7861"]) == 130
+        assert signal.getsignal(signal.SIGTERM) == untouched
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert closed
     assert list(tmp_path.glob("pra-demo-*")) == []
-    assert signal.getsignal(signal.SIGTERM) == before
     assert launched["server_name"] == (shown if host == "::1" else host)
     out = capsys.readouterr().out
     assert f"demo: open http://{shown}:7861 in a browser" in out

@@ -39,6 +39,10 @@ def test_any_format_and_size_is_fitted_and_told(saved: Saved, data: DataConfig, 
         assert pixels.shape == (3, 6, 8)
         assert pixels.abs().max() <= 1
         assert line == f"{name} ({size[0]}x{size[1]}): {told}"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _, line = fit_upload(saved(tmp_path / "turned.jpg", (30, 40), exif=exif), LEARNED, data)
+    assert line == "turned.jpg (40x30): turned upright, scaled to 8x6"
 
 
 def test_small_picture_is_padded_where_training_does(
@@ -50,13 +54,6 @@ def test_small_picture_is_padded_where_training_does(
     assert torch.equal(to_uint8(pixels)[0, :2], torch.zeros(2, 8, dtype=torch.uint8))
     _, line = fit_upload(saved(tmp_path / "b.png", (9, 9)), shown.model.config, shown.data)
     assert line == "b.png (9x9): turned grey, scaled to 8x8"
-
-
-def test_exif_orientation_is_applied(saved: Saved, data: DataConfig, tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    _, line = fit_upload(saved(tmp_path / "turned.jpg", (30, 40), exif=exif), LEARNED, data)
-    assert line == "turned.jpg (40x30): turned upright, scaled to 8x6"
 
 
 def test_animation_gives_its_first_picture(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

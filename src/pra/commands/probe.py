@@ -175,7 +175,16 @@ def _finish(task: Task, figures: dict[str, list[Figure]], known: dict[str, Any],
     }
     if out:
         write_json(out, report)
-    print(table(figures))
+    cells = {
+        (f"layer {figure.layer}", f"{name} {figure.pooling}"): f"{100 * figure.top1:.1f}"
+        for name, measured in figures.items()
+        for figure in measured
+        if figure.layer
+    }
+    columns = list(dict.fromkeys(column for _, column in cells))
+    layers = dict.fromkeys(layer for layer, _ in cells)
+    rows = [Row(layer, [cells[layer, column] for column in columns]) for layer in layers]
+    print(rendered(columns, [Section("top-1 in %", rows)]))
     print(
         f"top-1 in % on {len(task.asked)} images of {task.test.name}, {known['protocol']['classifier']} fitted to "
         f"{len(task.chosen)} of {task.train.name}; layer and pooling chosen on a tenth of those:"
@@ -186,17 +195,3 @@ def _finish(task: Task, figures: dict[str, list[Figure]], known: dict[str, Any],
         print(f"  {name}{where}: {100 * figure.top1:.1f} ± {100 * error:.1f} (standard error)")
     if out:
         print(f"  report: {out}")
-
-
-def table(figures: dict[str, list[Figure]]) -> str:
-    """Return top-1 in percent: a line per layer, a column per pooling of the run and of random weights."""
-    cells = {
-        (figure.layer, f"{name} {figure.pooling}"): f"{100 * figure.top1:.1f}"
-        for name, found in figures.items()
-        for figure in found
-        if figure.layer
-    }
-    columns = list(dict.fromkeys(column for _, column in cells))
-    layers = dict.fromkeys(layer for layer, _ in cells)
-    rows = [Row(f"layer {layer}", [cells[layer, column] for column in columns]) for layer in layers]
-    return rendered(columns, [Section("top-1 in %", rows)])

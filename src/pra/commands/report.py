@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from tyro.conf import Positional, arg
 from pra.commands.options import Device, File
 from pra.errors import PraError
 from pra.evaluation.judging import check_at_least
-from pra.evaluation.report.page import REPORT, write_report
+from pra.evaluation.report.page import write_report
 from pra.evaluation.rollout_gap import FILE, known_gap, measure_gap
 from pra.training.run import read_run, write_json
 from pra.utils.device import pick_device
@@ -38,13 +37,11 @@ def report_command(
     check_at_least(2, gap_images=gap_images or None)
     run = run.expanduser()
     config = read_run(run)
-    path = None if out is None else out.expanduser()
-    if (path or run / REPORT).suffix.lower() != ".html":
-        raise PraError(f"{path}: the report is written as .html. Use FILE.html", path=path)
+    path = out and out.expanduser()
     if path:
+        if path.suffix.lower() != ".html":
+            raise PraError(f"{path}: the report is written as .html. Use FILE.html", path=path)
         check_free(path)
-    elif not os.access(run, os.W_OK):
-        raise PraError(f"{run} cannot be written to. Use --out FILE.html", code="unwritable", path=run)
     gap, why = None, None
     if gap_images and config.model.autoregressive:
         target = pick_device(device)

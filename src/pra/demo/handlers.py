@@ -14,7 +14,6 @@ from typing import Any
 from jinja2 import StrictUndefined
 from markupsafe import Markup
 from PIL import Image
-from torch import Tensor
 
 from pra.demo.exhibit import Exhibit, describe
 from pra.demo.generation import Request, Sheet, answer
@@ -135,7 +134,9 @@ def html(part: str, *values: Any) -> str:
 def _templates() -> Any:
     environment = templates("pra.demo", autoescape=True, undefined=StrictUndefined)
     environment.globals["SMALL"] = SMALL
-    environment.filters |= {"card": _card, "uri": _uri}
+    environment.filters["card"] = _card
+    # Many a second: quickly rather than small.
+    environment.filters["uri"] = lambda picture: data_uri(to_pil(picture), "png", compress_level=1)
     return environment.get_template("parts.html").module
 
 
@@ -161,7 +162,3 @@ def _link(renderer: Any, tokens: Any, index: int, options: Any, _: Any) -> str:
     outside = str(token.attrs.get("href", "")).startswith(("https://", "http://"))
     token.attrs = {**token.attrs, "target": "_blank", "rel": "noopener noreferrer"} if outside else {}
     return str(renderer.renderToken(tokens, index, options, _))
-
-
-def _uri(picture: Tensor) -> str:
-    return data_uri(to_pil(picture), "png", compress_level=1)  # many a second: quickly rather than small

@@ -1,12 +1,11 @@
 """The linear probe: how well a linear classifier reads the class from a frozen model's features.
 
-Pooled are standardised by the training set's mean and standard deviation: the batch norm without affine of MAE's
+Vectors are standardised by the training set's mean and standard deviation: the batch norm without affine of MAE's
 linear probe (arXiv 2111.06377, appendix A.1), with statistics of the whole set instead of a batch. Learning rate or L2
 is chosen on a tenth of the training set, then the classifier is fitted again on all of it. The held-out set is looked
 at once, and chooses nothing.
 
-The backbone reads clean patches under the null class, so that nothing in the features can come from the label. As in
-iGPT (Chen et al., ICML 2020) tokens are normalised before they are averaged; here by their root mean square.
+The backbone reads clean patches under the null class, so that nothing in the features can come from the label.
 """
 
 from __future__ import annotations
@@ -74,10 +73,11 @@ def poolings(vectors: Pooled) -> Iterator[tuple[int | None, str | None, Tensor]]
 class Layers:
     """Mean and last token behind some layers of a model, counted from 1: float32 :data:`Pooled`.
 
-    Each token is divided by its root mean square. In an autoregressive model the last patch is never an input: the
-    tokens are those of the ``N - 1`` before it. Class tokens do not count. Where every token sees all others, the last
-    is like any other: then the mean is the only pooling. ``time`` in [0, 1] is the flow time at which JiT reads the
-    image, 1 being the clean one; below that every image gets noise of its own.
+    Each token is divided by its root mean square before the mean, where iGPT (Chen et al., ICML 2020) normalises too.
+    In an autoregressive model the last patch is never an input: the tokens are those of the ``N - 1`` before it. Class
+    tokens do not count. Where every token sees all others, the last is like any other: then the mean is the only
+    pooling. ``time`` in [0, 1] is the flow time at which JiT reads the image, 1 being the clean one; below that every
+    image gets noise of its own.
 
     Raises:
         PraError: a layer that the model does not have, or a time that does not suit it.
