@@ -18,10 +18,9 @@ from support.refusal import refused
 import pra
 from pra.config import Exact, Noised, Parallel, apply_settings, override, to_dict
 from pra.data import load_images, open_source
+from pra.evaluation import report as content
 from pra.evaluation import rollout_gap as gap
-from pra.evaluation.report import content
-from pra.evaluation.report.content import in_words, rollout_in_words
-from pra.evaluation.report.page import write_report
+from pra.evaluation.report import in_words, rollout_in_words, write_report
 from pra.evaluation.rollout_gap import rollout_gap
 from pra.evaluation.samples import spread
 from pra.training import callbacks

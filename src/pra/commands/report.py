@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 from pra.commands.options import Device, File
 from pra.errors import PraError
 from pra.evaluation.judging import check_at_least
-from pra.evaluation.report.page import write_report
+from pra.evaluation.report import write_report
 from pra.evaluation.rollout_gap import FILE, known_gap, measure_gap
 from pra.training.run import read_run, write_json
 from pra.utils.device import pick_device

@@ -11,7 +11,7 @@ import torch
 
 from pra.config import DataConfig, Fit, OnSmall, RunConfig
 from pra.errors import PraError
-from pra.evaluation.report.content import (
+from pra.evaluation.report import (
     Picture,
     curves,
     embedded,

@@ -19,7 +19,7 @@ from pra.demo.exhibit import Exhibit, describe
 from pra.demo.generation import Request, Sheet, answer
 from pra.demo.upload import fit_upload
 from pra.errors import PraError
-from pra.evaluation.report.content import data_uri, templates
+from pra.evaluation.report import data_uri, templates
 from pra.utils.extras import import_failed
 from pra.utils.pixels import to_pil
 

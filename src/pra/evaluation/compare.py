@@ -16,7 +16,7 @@ from pra.config import RunConfig, to_dict
 from pra.errors import PraError
 from pra.evaluation.comparable import differing, known, shown
 from pra.evaluation.evaluate import Figures, Report
-from pra.evaluation.report.content import Progress, cell, evaluation, gone_on, judged, progress
+from pra.evaluation.report import Progress, cell, evaluation, gone_on, judged, progress
 from pra.models import count_parameters
 from pra.models.weights import newest_checkpoint
 from pra.training.plots import OTHERS, curves
@@ -303,13 +303,13 @@ def rendered(names: Sequence[str], sections: Sequence[Section]) -> str:
     rows = [line for line in lines if isinstance(line, Row)]
     first = max(len(row.name) for row in rows)
     widths = [max(map(len, column)) for column in zip(*(row.cells for row in rows), strict=True)]
-    return "\n".join(line if isinstance(line, str) else _line(line, first, widths) for line in lines)
 
+    def line(row: Row) -> str:
+        cells = zip(row.cells, widths, strict=True)
+        marked = [f"{cell:>{width}} {'*' if place in row.best else ' '}" for place, (cell, width) in enumerate(cells)]
+        return f"{row.name:<{first}}  {' '.join(marked)}".rstrip()
 
-def _line(row: Row, first: int, widths: Sequence[int]) -> str:
-    cells = zip(row.cells, widths, strict=True)
-    marked = [f"{cell:>{width}} {'*' if place in row.best else ' '}" for place, (cell, width) in enumerate(cells)]
-    return f"{row.name:<{first}}  {' '.join(marked)}".rstrip()
+    return "\n".join(row if isinstance(row, str) else line(row) for row in lines)
 
 
 def _shortened(cells: Sequence[str]) -> list[str]:

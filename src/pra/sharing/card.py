@@ -15,7 +15,7 @@ from jinja2 import ChainableUndefined, Template
 from pra.config import RunConfig, to_dict
 from pra.evaluation.comparable import known
 from pra.evaluation.evaluate import Report
-from pra.evaluation.report.content import duration, evaluations, named, templates
+from pra.evaluation.report import duration, evaluations, named, templates
 from pra.models import Model, count_parameters, weights
 from pra.training.plots import CURVES
 from pra.training.run import read_metrics, read_run, recorded, training_seconds

@@ -90,9 +90,6 @@ def push(
         run: as for :func:`export`, as are ``licence``, ``half`` and ``average``.
         repo: ``user/model``, made if needed.
         private: for nobody else to see; to a page that is public already, nothing is uploaded.
-        licence: of the weights.
-        half: store the weights as float16.
-        average: which weights of a run.
 
     Raises:
         PraError: as :func:`export`; no token with the right to write there; or the Hub cannot be reached.
