@@ -74,6 +74,10 @@ def row(answer: Answer, name: str) -> list[str]:
     return line(answer, f"  {name}  ").removeprefix(f"  {name}").split()
 
 
+def write_metrics(run: Path, rows: list[dict[str, float]]) -> None:
+    (run / "metrics.jsonl").write_text("".join(json.dumps(values) + "\n" for values in rows))
+
+
 def line(answer: Answer, beginning: str) -> str:
     (found,) = [line for line in answer.out.splitlines() if line.startswith(beginning)]
     return found
@@ -122,17 +126,13 @@ def test_how_far_runs_came(run: Path, other: Path, compare: Compare) -> None:
     assert row(answer, "steps") == ["20", "of", "20", "20", "of", "40"]
     assert row(answer, "images seen") == ["160", "160"]
     rows = read_metrics(run)
-    seconds = sum((rows[0]["step"]) * 8 / row["images_per_second"] for row in rows)
+    seconds = sum((rows[0]["step"]) * 8 / values["images_per_second"] for values in rows)
     assert float(row(answer, "seconds of training")[0]) == pytest.approx(seconds, abs=0.51)
     assert row(answer, "flow")[0] == f"{rows[-1]['flow']:.5g}"
     assert "shortcut  " not in answer.out
     assert "settings: the same" in compare(run, shutil.copytree(run, run.with_name("copy"))).out
-
-
-def test_losses_of_long_runs_are_means_of_the_last_steps(run: Path, compare: Compare) -> None:
-    (first, *_) = read_metrics(run)
-    lines = [first | {"step": step, "flow": float(step)} for step in range(1, 2 * PARTS + 1)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # Of a long run the loss is the mean over the last steps.
+    write_metrics(run, [rows[0] | {"step": step, "flow": float(step)} for step in range(1, 2 * PARTS + 1)])
     assert row(compare(run, evaluation(run.parent / "a.json")), "flow") == [str(2 * PARTS - 0.5), "-"]
 
 
@@ -145,7 +145,7 @@ def test_losses_are_the_terms_that_runs_have(run: Path, other: Path, compare: Co
     lines = [
         {"reconstruction" if name == "pixel" else name: value for name, value in values.items()} for values in rows
     ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_metrics(run, lines)
     answer = compare(run, other)
     last = read_metrics(other)[-1]
     assert row(answer, "reconstruction") == [f"{rows[-1]['pixel']:.5g}", "-"]
@@ -283,14 +283,10 @@ def test_names_and_paths_may_hold_an_equals_sign(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     paths = [evaluation(tmp_path / name) for name in ("a/lr=1.json", "x.json", "a/same.json", "b/same.json")]
-    words = [*map(str, paths), f"lr=2={evaluation(tmp_path / 'lr=3.json')}"]
-    names = [column.name for column in read_columns(words)]
-    assert names == ["lr=1.json", "x.json", *map(str, paths[2:]), "lr=2"]
-
-
-def test_names_are_no_control_characters(tmp_path: Path) -> None:
-    columns = read_columns([f"\x1b[2J={evaluation(tmp_path / 'a.json')}", str(evaluation(tmp_path / "b.json"))])
-    assert compared(columns).replace("\n", "").isprintable()
+    three = evaluation(tmp_path / "lr=3.json")
+    columns = read_columns([*map(str, paths), f"lr=2={three}", f"\x1b[2J={three}"])
+    assert [column.name for column in columns] == ["lr=1.json", "x.json", *map(str, paths[2:]), "lr=2", "\x1b[2J"]
+    assert compared(columns).replace("\n", "").isprintable()  # no control characters
 
 
 def test_long_cells_are_shortened_unless_alike() -> None:
@@ -334,10 +330,12 @@ def test_bad_input_is_refused_in_a_line(run: Path, compare: Compare, monkeypatch
     assert contents(run.parent) == before
 
 
-def test_curves_of_runs_with_other_terms_share_panels(run: Path, other: Path, tmp_path: Path, compare: Compare) -> None:
+def test_curves_of_runs_with_other_terms_share_panels(
+    run: Path, other: Path, tmp_path: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is in the extra 'train'")
     rows = [{k: v for k, v in row.items() if k != "pixel"} | {"edges": 1.0} for row in read_metrics(other)]
-    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    write_metrics(other, rows)
     figure = overlaid(read_columns([str(run), str(other)]))
     assert {axes.get_title(): [line.get_label() for line in axes.lines] for axes in figure.axes} == {
         "pixel": ["run"],
@@ -350,7 +348,7 @@ def test_curves_of_runs_with_other_terms_share_panels(run: Path, other: Path, tm
     for folder, highest in ((run, 2.0), (other, 1e9)):  # a loss that explodes
         terms = loss_terms(read_metrics(run)[:1])
         lines = [rows[0] | {"step": at, **dict.fromkeys((*terms, "state_std"), highest / at)} for at in (1, 2, 3)]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_metrics(folder, lines)
     figure = overlaid(read_columns([str(run), str(other)]))
     assert [axes.get_ylim()[1] for axes in figure.axes if axes.get_title() != "edges"] == [6.0] * 4
 
@@ -359,11 +357,6 @@ def test_curves_of_runs_with_other_terms_share_panels(run: Path, other: Path, tm
     assert (answer.code, line(answer, "curves: ")) == (0, f"curves: {out}")
     with Image.open(out) as picture:
         assert picture.size == (1320, 660)
-
-
-def test_without_matplotlib_the_table_is_still_there(
-    run: Path, other: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     refused(lambda: overlaid(read_columns([str(run), str(other)])), install_command("train"))
-    assert compare(run, other).code == 0
+    assert compare(run, other).code == 0  # the table is still there
