@@ -68,6 +68,7 @@ class Reading:
 
     def open(self, run: Path, device: torch.device) -> tuple[Model, RunConfig | None, DataConfig, dict[str, Any]]:
         """Load a model; return it, its run, how its images are prepared, and the provenance, flow time included."""
+        check_at_least(1, batch_size=self.batch_size, num=self.num)
         model, config, known = open_model(run, self.average, device)
         chosen = apply_settings(Adjustable(config.data if config else DataConfig(source="")), self.settings).data
         chosen = replace(chosen, source=self.data or chosen.source)
@@ -106,7 +107,6 @@ def probe_command(
     with join() as world:
         check_outputs(report=out)
         linear = find_linear(classifier)
-        check_at_least(1, batch_size=options.batch_size, num=options.num)
         target = world.device(options.device)
         model, origin, data, known = options.open(run, target)
         config, every, time = model.config, range(1, 1 + len(model.blocks)), known.pop("time")
@@ -145,7 +145,6 @@ def features_command(
     """
     out = out.expanduser()
     check_outputs(features=out)
-    check_at_least(1, batch_size=options.batch_size, num=options.num)
     with join() as world:
         if world.size > 1:
             raise PraError("pra features is for one process. Start it without torchrun", "unsupported")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shlex
 import warnings
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Template
+from jinja2 import ChainableUndefined
 
 from pra.config import RunConfig, to_dict
 from pra.evaluation.comparable import known
@@ -94,7 +93,15 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
     run, config = origin.run, origin.model.config
     names = named(origin.model.classes)
     more = f" and {len(names) - MOST_CLASSES} more, in config.json" if len(names) > MOST_CLASSES else ""
-    return _template().render(
+    environment = templates("pra.sharing", undefined=ChainableUndefined, keep_trailing_newline=True)
+    environment.filters |= {
+        "json": json.dumps,
+        "quote": shlex.quote,
+        "public": _public,
+        "place": lambda initial: initial if is_address(initial) else Path(initial).name,
+        "duration": duration,
+    }
+    return environment.get_template("card.md").render(
         origin=origin,
         front_matter=_front_matter(origin, licence),
         name=name,
@@ -107,19 +114,6 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
         rollout=run and to_dict(run.train.rollout),
         average=run and _average(run, origin.average),
     )
-
-
-@functools.cache
-def _template() -> Template:
-    environment = templates("pra.sharing", undefined=ChainableUndefined, keep_trailing_newline=True)
-    environment.filters |= {
-        "json": json.dumps,
-        "quote": shlex.quote,
-        "public": _public,
-        "place": lambda initial: initial if is_address(initial) else Path(initial).name,
-        "duration": duration,
-    }
-    return environment.get_template("card.md")
 
 
 def _front_matter(origin: Origin, licence: str | None) -> dict[str, Any]:

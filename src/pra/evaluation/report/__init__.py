@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, features
 
 from pra.config import (
@@ -74,18 +74,13 @@ def write_report(run: Path, out: Path | None = None, gap: Any = None, no_gap: st
     Nothing is measured here: ``gap`` is by default the one measured last, ``no_gap`` why it could not be. What the
     folder does not hold yet is left out, with a line how to make it. Refuse damaged files, and a folder without a run.
     """
-    text = _template().render(_page(run, read_run(run), gap or read_gap(run), no_gap))
-    path = out or run / REPORT
-    write_atomically(path, lambda file: file.write(text.encode()))
-    return path
-
-
-@functools.cache
-def _template() -> Template:
     # Escape everything: names of classes, files and folders are other people's text.
     environment = templates("pra.evaluation.report", autoescape=True, undefined=StrictUndefined)
     environment.filters["duration"] = duration
-    return environment.get_template("page.html")
+    text = environment.get_template("page.html").render(_page(run, read_run(run), gap or read_gap(run), no_gap))
+    path = out or run / REPORT
+    write_atomically(path, lambda file: file.write(text.encode()))
+    return path
 
 
 def _page(run: Path, config: RunConfig, gap: dict[str, Any] | None, no_gap: str | None) -> dict[str, Any]:
