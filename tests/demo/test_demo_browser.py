@@ -30,23 +30,20 @@ PHONE = {"width": 390, "height": 844}
 PATIENCE = 30_000  # ms
 
 
-class Pace:
+class Pace(threading.Semaphore):
     """Lets pictures grow: a permit is a row of patches."""
 
-    def __init__(self) -> None:
-        self.permits = threading.Semaphore(0)
-
     def go(self, rows: int = 1000) -> None:
-        self.permits.release(rows)
+        self.release(rows)
 
     def hold(self) -> None:
-        while self.permits.acquire(blocking=False):
+        while self.acquire(blocking=False):
             pass
 
 
 @pytest.fixture(scope="module")
 def pace() -> Pace:
-    return Pace()
+    return Pace(0)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def address(trained: Path, tmp_path_factory: pytest.TempPathFactory, pace: Pace)
     def in_its_time(*asked: Any) -> Iterator[Any]:
         for sheets in answer(*asked):
             yield sheets
-            pace.permits.acquire(timeout=PATIENCE / 1000)
+            pace.acquire(timeout=PATIENCE / 1000)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(temporary))

@@ -62,24 +62,29 @@ def bare(folder: Path, recipe: str = "tiny") -> Path:
 
 
 @pytest.fixture(autouse=True)
-def counted(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Counting arithmetic takes a second: one test does."""
+def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Counting arithmetic and drawing take a second: one test does."""
     if "loads_nothing" not in request.node.name:
         monkeypatch.setattr(content, "costs", lambda config: ([("total", "0.074 M")], []))
+        monkeypatch.setattr(content, "gap_curves", lambda gap, columns: content.Picture("data:image/webp", 1, 1))
 
 
 # --- the page -----------------------------------------------------------------------------------------------
 
 
 def test_the_page_shows_the_run_and_loads_nothing(run: Path) -> None:
+    measured = dict.fromkeys(gap.CURVES, [1.0] * 16) | {"checkpoint": "step-00000020", "images": 8, "seed": 0}
+    sampling = to_dict(pra.recipe("tiny").sampling)
+    (run / gap.FILE).write_text(json.dumps(measured | {"inputs": [0.5] * 15, "sampling": sampling, "environment": {}}))
     page = Page(write_report(run))
     links = [has[name] or "" for _, has in page.tags for name in ("src", "href") if name in has]
     assert links
     assert all(link.startswith("data:image/") for link in links)
     assert page.count("link") == 0
-    assert page.count("img") == 5  # samples and reconstructions at steps 10 and 20, curves
+    assert page.count("img") == 6  # samples and reconstructions at steps 10 and 20, curves of two kinds
     assert page.count("input", type="range", max="1") == 2
-    assert page.count("img", **{"class": "drawn"}) == 1
+    assert page.count("img", **{"class": "drawn"}) == 2
+    assert content.gap_curves(gap.read_gap(run), 4).width == 1320
     assert "url(" not in page.text
     assert "import" not in page.text
     for words in ("0.074 M", "20 steps of 20", "160 images seen", "16 (4 x 4) of 2 x 2 pixels", "step-00000020"):
