@@ -183,7 +183,7 @@ def _finish(task: Task, figures: dict[str, list[Figure]], known: dict[str, Any],
     columns = list(dict.fromkeys(column for _, column in cells))
     layers = dict.fromkeys(layer for layer, _ in cells)
     rows = [Row(layer, [cells[layer, column] for column in columns]) for layer in layers]
-    print(rendered(columns, [Section("top-1 in %", rows)]))
+    print(rendered(columns, [Section("by layer", rows)]))
     print(
         f"top-1 in % on {len(task.asked)} images of {task.test.name}, {known['protocol']['classifier']} fitted to "
         f"{len(task.chosen)} of {task.train.name}; layer and pooling chosen on a tenth of those:"
