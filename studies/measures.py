@@ -220,7 +220,7 @@ class Probe:
         if self.of == "random":
             model = build_model(config.model, config.train.seed).to(device).eval()
         layers = range(1, 1 + len(model.blocks))
-        vectors: Vectors = Pixels(size, channels) if self.of == "pixels" else Layers(model, layers, self.time)
+        vectors: Vectors = Pixels() if self.of == "pixels" else Layers(model, layers, self.time)
         figures = task.figures(vectors, find_linear("logistic"), size, channels, device, progress=False)
         common = {"images": len(task.chosen), "held_out": len(task.asked), "time": self.time}
         common["sample_seconds"] = time.monotonic() - begin

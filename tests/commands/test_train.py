@@ -17,7 +17,7 @@ from support.refusal import refused
 import pra
 from pra.commands import train
 from pra.data.source import check_name
-from pra.evaluation.report.page import write_report
+from pra.evaluation.report import write_report
 
 # So they may, in twenty steps.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")

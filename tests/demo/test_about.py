@@ -37,9 +37,9 @@ def test_run_tells_recipe_curves_and_samples(trained: Path) -> None:
     found = about(trained)
     assert (found.facts["Recipe"], found.facts["Weights"]) == ("tiny", "step-00000020")
     assert re.match(r"0\.07 M \(.*backbone", found.facts["Parameters"])
-    assert [picture.step for picture in found.samples] == [10, 20]
+    assert [picture.step for picture in found.shown["Samples over training"]] == [10, 20]
     html = rendered("models", [found])
-    assert html.count("<polyline") == len(found.curves) > 0
+    assert titles(html) == ["Training curves", "Samples over training"]
     assert "step 20" in html
     early = trained / "checkpoints" / "step-00000010"
     (checkpoint,) = load_exhibits([early], CPU)
@@ -58,7 +58,7 @@ def test_saved_model_tells_of_itself(trained: Path, tmp_path: Path) -> None:
     assert titles(html) == []
 
 
-def test_shared_model_shows_card_and_pictures(shared: Path) -> None:
+def test_shared_model_shows_card_and_pictures(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra-pixels[demo]'")
     pytest.importorskip("matplotlib", reason="draws the training curves")
     html = rendered("models", [about(shared)])
@@ -69,6 +69,8 @@ def test_shared_model_shows_card_and_pictures(shared: Path) -> None:
     shipped = rendered("models", [about(None)])
     assert shipped.count("<img") == 2
     assert "<h2>Training</h2>" in shipped
+    monkeypatch.setitem(sys.modules, "markdown_it", None)
+    refused(lambda: rendered("models", [about(shared)]), install_command("demo"), code="not-installed")
 
 
 def test_nothing_in_a_foreign_card_runs_or_loads(trained: Path, tmp_path: Path) -> None:
@@ -88,22 +90,17 @@ def test_nothing_in_a_foreign_card_runs_or_loads(trained: Path, tmp_path: Path) 
     assert "<a>file</a>" in html
 
 
-def test_card_without_markdown_it_names_the_extra(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "markdown_it", None)
-    refused(lambda: rendered("models", [about(shared)]), install_command("demo"), code="not-installed")
-
-
-def test_two_models_must_have_the_same_classes(trained: Path, tmp_path: Path) -> None:
+def test_models_side_by_side_have_their_own_names(trained: Path, tmp_path: Path) -> None:
     model = random_model(num_classes=2)
     model.classes = ("cat", "dog")
     other = pra.save(model, tmp_path / "pets")
     refused(lambda: load_exhibits([trained, other], CPU), "run and pets", "cat, dog", code="mismatch")
-
-
-def test_two_runs_of_one_name_are_told_apart(trained: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
     for folder in folders:
         pra.save(pra.load(trained), folder)
-    assert [shown.name for shown in load_exhibits(folders, CPU)] == [str(folder) for folder in folders]
-    assert [shown.name for shown in load_exhibits([trained], CPU)] == ["run"]
-    assert [shown.name for shown in load_exhibits([None], CPU)] == ["the model that comes with pra"]
+    for places, names in (
+        (folders, [str(folder) for folder in folders]),
+        ([trained], ["run"]),
+        ([None], ["the model that comes with pra"]),
+    ):
+        assert [shown.name for shown in load_exhibits(places, CPU)] == names

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,7 +54,7 @@ def test_pictures_are_shown_with_names_escaped(exhibit: Exhibits, asked: Callabl
 def test_generate_fills_stage_status_and_gallery(exhibit: Exhibits) -> None:
     old = [(Image.new("RGB", (8, 6)), "old")] * (MOST_KEPT - 1)
     both = Handlers([exhibit(), exhibit(name="two")])
-    *parts, (stage, status, kept) = both.generate(old, Turn(), 0, 2, 0, 1, 2.0, 1)
+    *parts, (stage, status, kept) = both.make(old, Turn(), 0, None, None, 2, 0, 1, 2.0, 1)
     assert "33% of the rows" in "".join(part[1] for part in parts)
     assert all(part[2] == old for part in parts)
     assert stage.count("<img") == 2
@@ -65,23 +65,21 @@ def test_generate_fills_stage_status_and_gallery(exhibit: Exhibits) -> None:
 
 def test_new_press_ends_the_earlier_one(exhibit: Exhibits) -> None:
     turn = Turn()
-    first = Handlers([exhibit()]).generate([], turn, turn.next(), 2, 0, 1, 2.0, 1)
+    first = Handlers([exhibit()]).make([], turn, turn.next(), None, None, 2, 0, 1, 2.0, 1)
     next(first)
     assert 'data-rows="2"' in next(first)[0]
     turn.next()
     ((stage, status, kept),) = first
-    assert "stopped" in status
-    assert 'data-rows="4"' in stage
-    assert kept == []
+    assert ("stopped" in status, 'data-rows="4"' in stage, kept) == (True, True, [])
 
 
 def test_mistakes_reach_the_page_in_words(exhibit: Exhibits, tmp_path: Path) -> None:
     one, bad = Handlers([exhibit()]), tmp_path / "bad.png"
     bad.write_text("?")
     for answers, words in (
-        (one.generate([], Turn(), 0, 0, None, 1, 1.0, 1), "the seed is empty"),
-        (one.complete([], Turn(), 0, None, 1, 0, 0, 1, 1.0, 1), "no picture is uploaded"),
-        (one.complete([], Turn(), 0, str(bad), 1, 0, 0, 1, 1.0, 1), "bad.png: not an image"),
+        (one.make([], Turn(), 0, None, None, 0, None, 1, 1.0, 1), "the seed is empty"),
+        (one.make([], Turn(), 0, None, 1, 0, 0, 1, 1.0, 1), "no picture is uploaded"),
+        (one.make([], Turn(), 0, str(bad), 1, 0, 0, 1, 1.0, 1), "bad.png: not an image"),
     ):
         ((stage, status, kept),) = answers
         assert (stage, kept) == ("", [])
@@ -96,12 +94,15 @@ def test_unforeseen_error_stays_in_the_log(
     def fail(*_: Any) -> Any:
         raise RuntimeError("a secret of the server's")
 
+    def made(path: str | None) -> str:
+        return [*one.make([], Turn(), 0, path, path and 1, 0, 0, 1, 1.0, 1)][-1][1]
+
     one = Handlers([exhibit()])
     for name in ("answer", "describe", "fit_upload"):
         monkeypatch.setattr(handlers, name, fail)
     for ask in (
-        lambda: [*one.generate([], Turn(), 0, 0, 0, 1, 1.0, 1)][-1][1],
-        lambda: [*one.complete([], Turn(), 0, "a.jpg", 1, 0, 0, 1, 1.0, 1)][-1][1],
+        lambda: made(None),
+        lambda: made("a.jpg"),
         lambda: one.preview("a.jpg", 1),
         one.about,
     ):
@@ -118,27 +119,22 @@ def test_complete_continues_an_upload(exhibit: Exhibits, saved: Callable[..., Pa
     assert preview.count('style="top: 66.67%"') == 2
     assert "photo.jpg (80x60): scaled to 8x6; what is above the line is kept" in preview
     assert "nothing is kept" in both.preview(path, 0)
-    *_, (stage, status, kept) = both.complete([], Turn(), 0, path, 2, 5, 0, 4, 1.0, 1)
+    *_, (stage, status, kept) = both.make([], Turn(), 0, path, 2, 5, 0, 4, 1.0, 1)
     assert "4 pictures in" in status
     assert len(kept) == 4
     assert "JiT cannot complete" in stage
     assert both.preview(None, 2) == ""
 
 
-def test_page_limits_the_model_s_own_settings(exhibit: Exhibits) -> None:
+def test_page_limits_the_model_s_own_settings(exhibit: Exhibits, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra-pixels[demo]'")
     model = random_model(num_classes=1)
     model.sampling = replace(model.sampling, guidance=40.0, steps=1000)
     props = [component["props"] for component in page.build_page([exhibit(model)]).config["components"]]
-    values = {
-        one["label"]: (one.get("value"), one.get("visible"), one.get("info")) for one in props if one.get("label")
-    }
-    assert values["Class"][:2] == (0, False)
+    values = {one["label"]: [one.get(key) for key in ("value", "visible", "info")] for one in props if one.get("label")}
+    assert values["Class"][:2] == [0, False]
     assert values["Guidance (1 is none)"][0] == 10
-    assert values["Solver steps"][0::2] == (OWN_STEPS, "0: what the model recommends (100)")
-
-
-def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert values["Solver steps"][0::2] == [OWN_STEPS, "0: what the model recommends (100)"]
     monkeypatch.setitem(sys.modules, "gradio", None)
     refused(page.gradio, install_command("demo"), code="not-installed")
 
@@ -149,37 +145,21 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 def test_address_where_nobody_can_listen_is_refused(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused(lambda: command.check_address("127.0.0.1", port), "in use", host="127.0.0.1", port=port)
         assert cli.main(["demo", str(trained), "--port", str(port)]) == 2
-        assert str(port) in capsys.readouterr().err.splitlines()[-1]
+        assert f"127.0.0.1:{port} (Address already in use)" in capsys.readouterr().err.splitlines()[-1]
     command.check_address("127.0.0.1", port)
     refused(lambda: command.check_address("127.0.0.1", 70000), port=70000)
     for host in ("203.0.113.7", "not an address"):
         refused(lambda host=host: command.check_address(host, port), "--host", host=host)
 
 
-@pytest.fixture
-def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], object]], None]]:
-    """``serving(do)``: what happens while the page is served."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # to be put back
-
-    def choose(do: Callable[[], object]) -> None:
-        monkeypatch.setattr(command, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=do)))
-
-    # In the background a shell has processes ignore it.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield choose
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_the_demo_and_nothing_is_left(
-    signum: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    signum: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without Gradio, at an address that needs brackets or is open to all."""
     host, shown = ("::1", "[::1]") if signum == signal.SIGINT else ("0.0.0.0", "localhost")
-    launched, closed, before = {}, [], signal.getsignal(signal.SIGTERM)
+    launched, closed = {}, []
 
     def build(exhibits: tuple[Exhibit, ...]) -> Any:
         assert [one.name for one in exhibits] == ["run"]
@@ -188,15 +168,23 @@ def test_signal_ends_the_demo_and_nothing_is_left(
             launch=lambda **options: launched.update(options), close=lambda verbose: closed.append(1)
         )
 
-    serving(lambda: signal.raise_signal(signum))
-    for name, instead in (("gradio", lambda: None), ("launch_options", dict), ("check_address", lambda *_: None)):
+    waiting = SimpleNamespace(Event=lambda: SimpleNamespace(wait=lambda: signal.raise_signal(signum)))
+    for name, instead in (
+        ("gradio", lambda: None), ("launch_options", dict), ("check_address", lambda *_: None),
+        ("threading", waiting), ("build_page", build),
+    ):  # fmt: skip
         monkeypatch.setattr(command, name, instead)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(command, "build_page", build)
-    assert cli.main(["demo", str(trained), "--device", "cpu", "--host", host, "--port", "7861"]) == 130
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # to be put back
+    # In the background a shell has processes ignore SIGINT.
+    before, untouched = signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(signal.SIGTERM)
+    try:
+        assert cli.main(["demo", str(trained), "--device", "cpu", "--host", host, "--port", "7861"]) == 130
+        assert signal.getsignal(signal.SIGTERM) == untouched
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert closed
     assert list(tmp_path.glob("pra-demo-*")) == []
-    assert signal.getsignal(signal.SIGTERM) == before
     assert launched["server_name"] == (shown if host == "::1" else host)
     out = capsys.readouterr().out
     assert f"demo: open http://{shown}:7861 in a browser" in out

@@ -20,7 +20,7 @@ from support.models import JIT, LEARNED, PIXEL, batch, random_jit, random_model
 from support.refusal import refused
 
 from pra import cli
-from pra.commands.probe import features_command, probe_command
+from pra.commands.probe import Reading, features_command, probe_command
 from pra.config import DataConfig
 from pra.data import open_source
 from pra.evaluation import probe
@@ -32,14 +32,12 @@ from pra.evaluation.probe import (
     Task,
     accuracy,
     check_memory,
-    export_features,
     held_out,
-    select,
+    poolings,
 )
 from pra.models import weights
-from pra.sampling.batches import Batch
 from pra.utils.distributed import World
-from pra.utils.pixels import from_uint8, to_uint8
+from pra.utils.pixels import from_uint8
 
 CPU = torch.device("cpu")
 
@@ -61,13 +59,15 @@ def test_features_are_clean_tokens_under_the_null_class(config: Any) -> None:
 
     with torch.no_grad():
         null, labelled = tokens(torch.full((3,), config.num_classes)), tokens(labels)
-    mean, last = Layers(model, [2])(images, 0)[0]
+    found = Layers(model, [2])(images, 0)
+    mean, last = found.values()
     torch.testing.assert_close(mean, null.mean(dim=1))
     torch.testing.assert_close(last, null[:, -1])
     assert not torch.allclose(mean, labelled.mean(dim=1), atol=1e-3)
-    assert torch.equal(select(torch.stack([mean, last]), "both"), torch.cat([mean, last], dim=1))
+    assert [(layer, name) for layer, name, _ in poolings(found)] == [(2, "mean"), (2, "last"), (2, "both")]
+    assert torch.equal([*poolings(found)][2][2], torch.cat([mean, last], dim=1))
     # Asking leaves no hook behind, and for more layers changes none.
-    assert torch.equal(Layers(model, [2, 1])(images, 0)[0, 0], mean)
+    assert torch.equal(Layers(model, [2, 1])(images, 0)[2, "mean"], mean)
     assert not any(block._forward_hooks for block in model.backbone.transformer.blocks)
 
 
@@ -76,27 +76,31 @@ def test_last_patch_is_an_input_of_jit_alone() -> None:
     other = images.clone()
     other[:, :, -2:, -2:] = 0.0
     for model, time, same in ((random_model(), None, True), (random_jit(), 1.0, False)):
-        layers = Layers(model, [1, 2], time)
-        assert torch.equal(layers(images, 0), layers(other, 0)) is same
+        one, two = (Layers(model, [1, 2], time)(given, 0).values() for given in (images, other))
+        assert [torch.equal(a, b) for a, b in zip(one, two, strict=True)] == [same] * len(one)
 
 
 def test_jit_is_read_at_a_time_with_noise_of_each_image() -> None:
     images, _, _ = batch(JIT, 6)
     model = random_jit()
-    noised, clean = Layers(model, [1, 2], 0.5), Layers(model, [1, 2], 1.0)
-    whole = noised(images, 0)
-    torch.testing.assert_close(torch.cat([noised(images[:2], 0), noised(images[2:], 2)], dim=2), whole)
-    assert not torch.allclose(noised(images, 1), whole, atol=1e-3)
-    assert torch.equal(clean(images, 1), clean(images, 0))
-    assert not torch.allclose(clean(images, 0), whole, atol=1e-3)
-    assert [pooling for _, pooling, _ in noised.columns(whole)] == ["mean", "mean"]
+
+    def read(time: float, first: int, last: int, start: int) -> torch.Tensor:
+        found = Layers(model, [1, 2], time)(images[first:last], start)
+        assert list(found) == [(1, "mean"), (2, "mean")]
+        return torch.stack([*found.values()])
+
+    whole = read(0.5, 0, 6, 0)
+    torch.testing.assert_close(torch.cat([read(0.5, 0, 2, 0), read(0.5, 2, 6, 2)], dim=1), whole)
+    assert not torch.allclose(read(0.5, 0, 6, 1), whole, atol=1e-3)
+    assert torch.equal(read(1.0, 0, 6, 1), read(1.0, 0, 6, 0))
+    assert not torch.allclose(read(1.0, 0, 6, 0), whole, atol=1e-3)
 
 
 def test_pixels_are_the_image_up_to_a_size() -> None:
     images = torch.rand(2, 3, 6, 8)
-    assert torch.equal(Pixels((6, 8), 3)(images, 0)[0, 0], images.flatten(1))
     large = torch.rand(2, 1, 64, 32)
-    assert torch.equal(Pixels((64, 32), 1)(large, 0)[0, 0], (large[:, :, ::2] + large[:, :, 1::2]).flatten(1) / 2)
+    for given, expected in ((images, images), (large, (large[:, :, ::2] + large[:, :, 1::2]) / 2)):
+        assert torch.equal(Pixels()(given, 0)[None, None], expected.flatten(1))
 
 
 # --- classifiers ----------------------------------------------------------------------------------------------
@@ -117,7 +121,7 @@ def test_linear_classifier_finds_nothing_in_noise(name: str) -> None:
     found = accuracy(LINEAR[name], (x[:200], y[:200]), (x[200:], y[200:]), 3, CPU)
     assert min(found[:2]) > 0.9  # on the held-out set, in validation
     noise = torch.randint(3, (300,), generator=torch.Generator().manual_seed(1))
-    assert accuracy(LINEAR[name], (x[:200], noise[:200]), (x[200:], noise[200:]), 3, CPU)[0] < 0.5
+    assert accuracy(LINEAR[name], (x[:60], noise[:60]), (x[200:], noise[200:]), 3, CPU)[0] < 0.5
 
 
 def test_the_held_out_set_chooses_nothing() -> None:
@@ -138,21 +142,24 @@ def test_the_held_out_set_chooses_nothing() -> None:
 
 
 def test_rates_side_by_side_learn_as_alone() -> None:
-    x, y = separable()
+    x, y = separable(100)
     x = (x - x.mean(dim=0)) / 100
-    fit, rates = LINEAR["sgd"].fit, (0.001, 0.1, 1.0)
+    fit, rates = LINEAR["sgd"].fit, (0.001, 1.0)
     together = fit(x, y, x, 3, rates, CPU)
     for place, rate in enumerate(rates):
         assert torch.equal(fit(x, y, x, 3, [rate], CPU)[0], together[place])
-    assert not torch.equal(together[0], together[2])
+    assert not torch.equal(together[0], together[1])
 
 
 # --- the commands ---------------------------------------------------------------------------------------------
 
 
-def test_probe_writes_a_table_and_a_report(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_probe_writes_a_table_and_a_report(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LINEAR, "logistic", LINEAR["logistic"]._replace(values=(0.01, 0.1)))
     out, before = tmp_path / "probe.json", contents(trained)
-    probe_command(trained, num=100, layers="2,1", classifier="logistic", out=out, device="cpu")
+    probe_command(trained, layers="2,1", classifier="logistic", out=out, options=Reading(num=100, device="cpu"))
     said = capsys.readouterr().out.splitlines()
     report = json.loads(out.read_text())
     assert set(report["figures"]) == set(report["chosen"]) == {"run", "random", "pixels"}
@@ -173,16 +180,14 @@ def test_probe_writes_a_table_and_a_report(trained: Path, tmp_path: Path, capsys
     assert known["protocol"]["classifier"] == "logistic"
     assert len(known["weights_sha256"]) == 64
     assert "commit" in known["environment"]
-    assert said[0].split()[:3] == ["layer", "run", "mean"]
-    assert said[1].split()[1] == f"{100 * report['figures']['run'][0]['top1']:.1f}"
+    assert said[0].split()[:4] == ["run", "mean", "run", "last"]
+    assert said[2].split()[:3] == ["layer", "2", f"{100 * report['figures']['run'][0]['top1']:.1f}"]
     assert any("pixels: " in line for line in said)
     assert contents(trained) == before
 
     refused(lambda: probe_command(trained, out=out), str(out))
-    probe_command(trained, num=100, layers="2", only_run=True, device="cpu")
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 4
-    assert said[1].split()[0] == "2"
+    probe_command(trained, layers="2", classifier="logistic", only_run=True, options=Reading(num=100, device="cpu"))
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 class Two(World):
@@ -199,27 +204,43 @@ class Two(World):
 
 def test_processes_share_the_images_and_the_first_fits(trained: Path) -> None:
     task = Task.open(DataConfig(source=""), "digits", "digits@test", 41)
-    vectors, linear = Layers(weights.load(trained), [1, 2]), LINEAR["logistic"]
+    vectors, linear = Layers(weights.load(trained), [1]), LINEAR["logistic"]
     one = task.figures(vectors, linear, (8, 8), 1, CPU, progress=False)
     assert task.figures(vectors, linear, (8, 8), 1, CPU, 7, progress=False, world=Two(1, 2)) == []
     shared = task.figures(vectors, linear, (8, 8), 1, CPU, 7, progress=False, world=Two(0, 2))
     assert not Two.left
-    assert len(one) == 6
-    for ours, theirs in zip(one, shared, strict=True):
-        assert asdict(theirs) == pytest.approx(asdict(ours))
+    assert [(ours.pooling, asdict(ours)) for ours in one] == [
+        (theirs.pooling, pytest.approx(asdict(theirs))) for theirs in shared
+    ]
 
 
-def test_features_are_written_whole_or_not_at_all(
-    trained: Path, tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+def test_features_are_written_whole_by_batches_or_not_at_all(
+    trained: Path,
+    tmp_path: Path,
+    full_disk: Callable[[int], AbstractContextManager[None]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "f.npz"
-    features_command(trained, layer=1, out=out, data="digits@test", pooling="both", num=50, batch_size=7, device="cpu")
+    made: list[weakref.ref[torch.Tensor]] = []
+    whole = Layers.__call__
+
+    def recorded(self: Layers, images: torch.Tensor, start: int) -> Any:
+        assert not any(found() is not None for found in made)  # of earlier batches
+        vectors = whole(self, images, start)
+        made.extend(map(weakref.ref, vectors.values()))
+        return vectors
+
+    options = Reading("digits@test", num=50, batch_size=7, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(Layers, "__call__", recorded)
+        features_command(trained, layer=1, out=out, pooling="both", options=options)
+    assert len(made) == 2 * 8
     with np.load(out, allow_pickle=False) as arrays:
         features, labels, known = arrays["features"], arrays["labels"], json.loads(str(arrays["pra"]))
     source = open_source("digits@test")
     pixels = np.stack([np.asarray(source.image(place * len(source) // 50)) for place in range(50)])
     images = from_uint8(torch.from_numpy(pixels).unsqueeze(1))
-    expected = select(Layers(weights.load(trained), [1])(images, 0)[0], "both")
+    expected = torch.cat([*Layers(weights.load(trained), [1])(images, 0).values()], dim=1)
     np.testing.assert_allclose(features, expected.numpy(), rtol=1e-4, atol=1e-5)
     assert (features.dtype, labels.dtype) == (np.float32, np.int64)
     assert labels.tolist() == [int(source.labels[place * len(source) // 50]) for place in range(50)]
@@ -229,43 +250,11 @@ def test_features_are_written_whole_or_not_at_all(
     refused(lambda: features_command(trained, layer=1, out=out), str(out))
     other = tmp_path / "other.npz"
     with full_disk(4096):
-        refused(lambda: features_command(trained, layer=1, out=other, device="cpu"), "other.npz", "cannot be written")
+        refused(lambda: features_command(trained, layer=1, out=other), "other.npz", "cannot be written")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz"]
 
 
-def test_export_holds_one_batch_of_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = random_model()
-    images, labels, _ = batch(LEARNED, 6)
-    pixels = to_uint8(images)
-    made: list[weakref.ref[torch.Tensor]] = []
-    whole = Layers.__call__
-
-    def recorded(self: Layers, images: torch.Tensor, start: int) -> torch.Tensor:
-        assert not any(found() is not None for found in made)
-        vectors = whole(self, images, start)
-        made.append(weakref.ref(vectors))
-        return vectors
-
-    monkeypatch.setattr(Layers, "__call__", recorded)
-    batches = (Batch(pixels[at : at + 2], labels[at : at + 2], at) for at in (0, 2, 4))
-    export_features(tmp_path / "f.npz", Layers(model, [1]), "last", batches, 6, CPU, {"a": 1}, progress=False)
-    assert len(made) == 3
-    with np.load(tmp_path / "f.npz", allow_pickle=False) as arrays:
-        expected = select(whole(Layers(model, [1]), from_uint8(pixels), 0)[0], "last")
-        np.testing.assert_allclose(arrays["features"], expected.numpy(), rtol=1e-4, atol=1e-5)
-        assert arrays["labels"].tolist() == labels.tolist()
-        assert json.loads(str(arrays["pra"])) == {"a": 1}
-
-
 # --- bad input ------------------------------------------------------------------------------------------------
-
-
-def test_models_that_lack_what_is_asked_for() -> None:
-    model, jit = random_model(), random_jit()
-    for layer in (0, 3):
-        refused(lambda layer=layer: Layers(model, [layer]), "1 to 2", code="unknown", layer=layer)  # type: ignore[misc]
-    for asked, time in ((model, 0.5), (jit, 1.5), (jit, None)):
-        refused(lambda asked=asked, time=time: Layers(asked, [1], time), code="invalid", value=time)  # type: ignore[misc]
 
 
 def folder_of(root: Path, classes: str, side: int = 8, each: int = 15) -> str:
@@ -281,33 +270,37 @@ def test_data_that_no_probe_can_be_made_of(trained: Path, tmp_path: Path) -> Non
     one = folder_of(tmp_path / "one", "a", each=30)
     two_classes, others = folder_of(tmp_path / "two", "ab"), folder_of(tmp_path / "others", "bc")
     small, again = folder_of(tmp_path / "small", "ab", side=4), folder_of(tmp_path / "again", "ab")
-    refused(lambda: probe_command(trained, data=one, test=one), "one class", code="conflict", train=one)
-    refused(lambda: probe_command(trained, data=two_classes), "--test", code="missing", source=two_classes)
-    refused(lambda: probe_command(trained, data="digits@test"), code="conflict", source="digits@test")
-    refused(lambda: probe_command(trained, data=two_classes, test=others), "a, b (2)", "b, c (2)")
-    refused(lambda: probe_command(trained, data=small, test=again, only_run=True), "4x4", "on_small")
-    for same in (again, f"{again}/", again.replace("/again", "/two/../again")):
-        refused(lambda same=same: probe_command(trained, data=again, test=same), same, "other images")
-    refused(lambda: probe_command(trained, num=10), "10 images", "20", code="conflict", train="digits")
-    refused(lambda: probe_command(trained, data="digts", test="digits@test"), "digts", "digits")
-    task = Task.open(DataConfig(source=""), two_classes, again)
-    assert (len(task.chosen), len(task.asked)) == (30, 30)
     folder_of(tmp_path / "lopsided", "a", each=40)
     lopsided = folder_of(tmp_path / "lopsided", "b", each=1)
-    refused(
-        lambda: probe_command(trained, data=lopsided, test=again, num=20), "20 images", "one class", code="conflict"
-    )
+
+    def fails(data: str | None, test: str | None, *parts: str, num: int | None = None, **fields: object) -> None:
+        options = Reading(data, num=num)
+        refused(lambda: probe_command(trained, test=test, only_run=True, options=options), *parts, **fields)
+
+    fails(one, one, "one class", code="conflict", train=one)
+    fails(two_classes, None, "--test", code="missing", source=two_classes)
+    fails("digits@test", None, "--test", code="missing", source="digits@test")
+    fails(two_classes, others, "a, b (2)", "b, c (2)")
+    fails(small, again, "4x4", "on_small")
+    for same in (again, f"{again}/", again.replace("/again", "/two/../again")):
+        fails(again, same, same, "other images")
+    fails(None, None, "10 images", "20", num=10, code="conflict", train="digits")
+    fails("digts", "digits@test", "digts", "digits")
+    fails(lopsided, again, "20 images", "one class", num=20, code="conflict")
+    task = Task.open(DataConfig(source=""), two_classes, again)
+    assert (len(task.chosen), len(task.asked)) == (30, 30)
     assert held_out("idx:/data") == "idx:/data@test"
-
-
-def test_a_saved_model_needs_data(trained: Path, tmp_path: Path) -> None:
     saved = weights.save(weights.load(trained), tmp_path / "saved")
     refused(lambda: probe_command(saved), "--data SRC", code="missing", path=saved)
     refused(lambda: probe_command(tmp_path / "none"), "none")
 
 
-def test_features_beyond_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_memory(2**20)
+def test_layers_times_and_sizes_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, jit = random_model(), random_jit()
+    for layer in (0, 3):
+        refused(lambda layer=layer: Layers(model, [layer]), "1 to 2", code="unknown", layer=layer)  # type: ignore[misc]
+    for asked, time in ((model, 0.5), (jit, 1.5), (jit, None)):
+        refused(lambda asked=asked, time=time: Layers(asked, [1], time), code="invalid", value=time)  # type: ignore[misc]
     monkeypatch.setattr(probe.os, "sysconf", lambda name: 2**12 if name == "SC_PAGE_SIZE" else 2**18)
     check_memory(2**30)
     refused(lambda: check_memory(2**32), "4 GiB", "1", code="too-large")

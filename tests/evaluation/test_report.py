@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
+import os
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from support.answer import Pra, caller
 from support.files import contents as files_in
 from support.refusal import refused
 
 import pra
-from pra import cli
-from pra.config import Exact, Noised, Parallel, override, to_dict
+from pra.config import Exact, Noised, Parallel, apply_settings, override, to_dict
 from pra.data import load_images, open_source
-from pra.evaluation.report import charts, content, gap, write_report
-from pra.evaluation.report.words import in_words, rollout_in_words
+from pra.evaluation import report as content
+from pra.evaluation import rollout_gap as gap
+from pra.evaluation.report import in_words, rollout_in_words, write_report
 from pra.evaluation.rollout_gap import rollout_gap
 from pra.evaluation.samples import spread
 from pra.training import callbacks
@@ -48,19 +49,9 @@ class Page(HTMLParser):
         return sum(name == tag and attributes.items() <= has.items() for name, has in self.tags)
 
 
-Report = Callable[..., tuple[int, str]]
-
-
 @pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Report:
-    """``report(run, "--gap-images", 0)``: exit code, and what was said."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        code = cli.main(["report", *map(str, arguments), "--device", "cpu"])
-        said = capsys.readouterr()
-        return code, said.out + said.err
-
-    return call
+def call(capsys: pytest.CaptureFixture[str]) -> Pra:
+    return caller(capsys)
 
 
 def bare(folder: Path, recipe: str = "tiny") -> Path:
@@ -71,24 +62,29 @@ def bare(folder: Path, recipe: str = "tiny") -> Path:
 
 
 @pytest.fixture(autouse=True)
-def counted(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Arithmetic takes a second to count: one test does."""
+def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Counting arithmetic and drawing take a second: one test does."""
     if "loads_nothing" not in request.node.name:
         monkeypatch.setattr(content, "costs", lambda config: ([("total", "0.074 M")], []))
+        monkeypatch.setattr(content, "gap_curves", lambda gap, columns: content.Picture("data:image/webp", 1, 1))
 
 
 # --- the page -----------------------------------------------------------------------------------------------
 
 
 def test_the_page_shows_the_run_and_loads_nothing(run: Path) -> None:
+    measured = dict.fromkeys(gap.CURVES, [1.0] * 16) | {"checkpoint": "step-00000020", "images": 8, "seed": 0}
+    sampling = to_dict(pra.recipe("tiny").sampling)
+    (run / gap.FILE).write_text(json.dumps(measured | {"inputs": [0.5] * 15, "sampling": sampling, "environment": {}}))
     page = Page(write_report(run))
     links = [has[name] or "" for _, has in page.tags for name in ("src", "href") if name in has]
     assert links
     assert all(link.startswith("data:image/") for link in links)
     assert page.count("link") == 0
-    assert page.count("img") == 4  # samples and reconstructions at steps 10 and 20
+    assert page.count("img") == 6  # samples and reconstructions at steps 10 and 20, curves of two kinds
     assert page.count("input", type="range", max="1") == 2
-    assert page.count("svg") == 6
+    assert page.count("img", **{"class": "drawn"}) == 2
+    assert content.gap_curves(gap.read_gap(run), 4).width == 1320
     assert "url(" not in page.text
     assert "import" not in page.text
     for words in ("0.074 M", "20 steps of 20", "160 images seen", "16 (4 x 4) of 2 x 2 pixels", "step-00000020"):
@@ -97,14 +93,28 @@ def test_the_page_shows_the_run_and_loads_nothing(run: Path) -> None:
     assert f"torch {torch.__version__}" in page.text
 
 
-def test_what_is_absent_is_said_with_how_to_make_it(tmp_path: Path) -> None:
-    run = bare(tmp_path / "run")
+@pytest.mark.parametrize("system", ["", ":jit", ":teacher-forced"])
+def test_what_is_absent_is_said_with_how_to_make_it(tmp_path: Path, system: str) -> None:
+    run = bare(tmp_path / "run", f"tiny{system}")
     page = Page(write_report(run))
-    assert (page.count("img"), page.count("svg"), page.count("input")) == (0, 0, 0)
-    assert page.text.count("None yet") == 4
+    assert (page.count("img"), page.count("input")) == (0, 0)
+    assert page.text.count("None yet") == (3 if system else 4)
     assert f"pra eval {run} --out {run}/figures.json" in page.text
-    assert f"pra report {run} does" in page.text
     assert "0 steps logged, of 20" in page.text
+    assert ("it has no states to reconstruct from" in page.text) == bool(system)
+    assert ("JiT makes all patches at once: there is no rollout" in page.text) == (system == ":jit")
+    assert (f"pra report {run} does" in page.text) == (system != ":jit")
+
+
+def test_curves_are_drawn_anew_where_they_are_older(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = pra.recipe("tiny")
+    there = content.curves(run, config)
+    assert there == content.embedded(run / "curves.png")
+    (run / "curves.png").write_bytes(b"older")
+    os.utime(run / "curves.png", (0, 0))
+    assert content.curves(run, config) == there
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "this needs matplotlib, of the extra train" in Page(write_report(run)).text
 
 
 def test_other_peoples_text_is_no_markup(run: Path) -> None:
@@ -120,28 +130,22 @@ def test_other_peoples_text_is_no_markup(run: Path) -> None:
     assert page.text.count(wild) >= 4
 
 
-def test_many_grids_are_thinned_evenly(tmp_path: Path) -> None:
+def test_many_grids_are_thinned_and_copies_skipped(tmp_path: Path) -> None:
     run = bare(tmp_path / "run")
     (run / "samples").mkdir()
     for step in range(1, 31):
         Image.new("L", (4, 4)).save(run / "samples" / f"step-{step:08d}.png")
+    for name in ("step-00000010 2.png", "step-last.png"):
+        (run / "samples" / name).write_bytes(b"a copy, say")
     page = Page(write_report(run))
     steps = [int(has["alt"].rpartition(" ")[2]) for tag, has in page.tags if tag == "img" and has["alt"]]
     assert (len(steps), steps[0], steps[-1]) == (12, 1, 30)
     assert steps == sorted(set(steps))
     assert "12 of 30 grids; all are in samples/" in page.text
-
-
-def test_copies_of_grids_are_skipped_and_a_damaged_one_named(run: Path) -> None:
-    path = run / "samples" / "step-00000010.png"
-    for name in ("step-00000010 2.png", "step-last.png"):
-        (run / "samples" / name).write_bytes(path.read_bytes())
-    page = write_report(run)
-    assert Page(page).count("img") == 4
-    page.unlink()
-    path.write_bytes(b"nonsense")
-    refused(lambda: write_report(run), code="unreadable", path=path)
-    assert not page.exists()
+    (run / "report.html").unlink()
+    (run / "samples" / "step-00000030.png").write_bytes(b"nonsense")
+    refused(lambda: write_report(run), code="unreadable", path=run / "samples" / "step-00000030.png")
+    assert not (run / "report.html").exists()
 
 
 def test_figures_are_shown_with_their_origin(run: Path) -> None:
@@ -159,17 +163,10 @@ def test_figures_are_shown_with_their_origin(run: Path) -> None:
         "28.332 FID of 40 images, features classifier, adm",
         "fid 28.332 28.74 sfid - -",
         "pra eval runs/x --num 40",
-        "step-00000010/ema.safetensors (the run has gone on since, to step-00000020)",
+        "made by step-00000010 (the run has gone on since, to step-00000020) weights ema",
         '"sha256": "12ab"',
     ):
         assert words in text
-
-
-@pytest.mark.parametrize("system", ["jit", "teacher-forced"])
-def test_systems_without_states_have_a_page_too(tmp_path: Path, system: str) -> None:
-    text = Page(write_report(bare(tmp_path / "run", f"tiny:{system}"))).text
-    assert "it has no states to reconstruct from" in text
-    assert ("JiT makes all patches at once: there is no rollout" in text) == (system == "jit")
 
 
 def test_a_rollout_in_words() -> None:
@@ -184,133 +181,87 @@ def test_a_rollout_in_words() -> None:
 
 
 def test_the_gap_is_measured_once_and_is_that_of_the_model(
-    run: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, call: Pra, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert report(run, "--gap-images", 8) == (0, f"report: {run}/report.html\n")
+    config, source = override(pra.recipe("tiny"), "sampling.steps", "2"), open_source("digits")
+    (run / "config.json").write_text(json.dumps(to_dict(config)))
+    before = files_in(run)
+    assert call("report", run, "--gap-images", 4, "--out", tmp_path / "page.html").code == 0
+    assert files_in(run) == before
+    assert Page(tmp_path / "page.html").count("img", **{"class": "drawn"}) == 2
+    assert call("report", run, "--gap-images", 8, "--device", "cpu")[:2] == (0, f"report: {run}/report.html\n")
     page = Page(run / "report.html")
-    assert page.count("svg") == 9
-    assert page.count("polyline", **{"class": "thin"}) == 3
+    assert page.count("img", **{"class": "drawn"}) == 2
     assert "8 training images and as many samples" in page.text
-    config, source = pra.recipe("tiny"), open_source("digits")
     pixels, labels = load_images(source, spread(len(source), 8), (8, 8), 1, config.data)
     wanted = rollout_gap(
         pra.load(run), config.train.rollout, from_uint8(pixels), labels, config.sampling, config.train.objective
     )
     found = gap.read_gap(run)
     assert found is not None
-    assert found.conditions == pytest.approx(wanted.conditions.tolist())
-    assert found.rollout_loss == pytest.approx(wanted.rollout_loss.tolist())
+    assert found["conditions"] == pytest.approx(wanted.conditions.tolist())
+    assert found["rollout_loss"] == pytest.approx(wanted.rollout_loss.tolist())
 
     monkeypatch.setattr(gap, "rollout_gap", lambda *_: pytest.fail("measured again"))
-    assert report(run, "--gap-images", 8)[0] == report(run, "--gap-images", 0)[0] == 0
-    assert Page(run / "report.html").count("svg") == 9
+    assert call("report", run, "--gap-images", 8).code == call("report", run, "--gap-images", 0).code == 0
+    assert Page(run / "report.html").count("img", **{"class": "drawn"}) == 2
     (run / "checkpoints" / "step-00000020").rename(run / "checkpoints" / "step-00000030")
     assert "step-00000020 (the run has gone on since" in Page(write_report(run)).text
+    (run / "rollout-gap.json").write_text(json.dumps(found | {"inputs": 1}))
+    refused(lambda: write_report(run), code="unreadable", path=run / "rollout-gap.json")
 
 
 def test_the_gap_over_all_images_there_are_is_kept_too(
-    run: Path, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, call: Pra, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number in range(6):
         Image.new("L", (8, 8), 40 * number).save(pictures / f"{number}.png")
-    config = override(pra.recipe("tiny"), "data.source", f"folder:{pictures}")
+    config = apply_settings(pra.recipe("tiny"), [f"data.source=folder:{pictures}", "sampling.steps=2"])
     (run / "config.json").write_text(json.dumps(to_dict(config)))
-    assert report(run)[0] == 0
+    assert call("report", run).code == 0
     measured = gap.read_gap(run)
     assert measured is not None
-    assert measured.images == 6
+    assert measured["images"] == 6
     assert gap.known_gap(run, config, 200) == gap.known_gap(run, config, 6) == measured
     assert gap.known_gap(run, config, 4) is None
     monkeypatch.setattr(gap, "rollout_gap", lambda *_: pytest.fail("measured again"))
-    assert report(run)[0] == 0
+    assert call("report", run).code == 0
     Image.new("L", (8, 8)).save(pictures / "one more.png")
     assert gap.known_gap(run, config, 200) is None
+    (run / "rollout-gap.json").unlink()
+    pictures.rename(tmp_path / "elsewhere")
+    assert call("report", run).code == 0
+    assert f"It could not be measured: data source 'folder:{pictures}'" in Page(run / "report.html").text
 
 
-def test_an_out_elsewhere_leaves_the_run_alone(run: Path, tmp_path: Path, report: Report) -> None:
-    before = files_in(run)
-    assert report(run, "--gap-images", 4, "--out", tmp_path / "page.html")[0] == 0
-    assert files_in(run) == before
-    assert Page(tmp_path / "page.html").count("svg") == 9
-
-
-def test_data_that_are_gone_cost_the_gap_alone(run: Path, report: Report) -> None:
-    config = override(pra.recipe("tiny"), "data.source", "folder:/nowhere")
-    (run / "config.json").write_text(json.dumps(to_dict(config)))
-    assert report(run)[0] == 0
-    assert "It could not be measured: data source 'folder:/nowhere'" in Page(run / "report.html").text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["nowhere"], "nowhere"),
-        (["RUN", "--gap-images", 1], "--gap-images 1"),
-        (["RUN", "--gap-images", -5], "--gap-images -5"),
-        (["RUN", "--out", "page.png"], "page.png"),
-        (["RUN", "--out", "there.html/page.html"], "there.html"),
-        (["RUN", "--out", "there.html"], "there.html"),
-    ],
-)
-def test_bad_input_is_refused_in_a_line(
-    run: Path, report: Report, monkeypatch: pytest.MonkeyPatch, arguments: list[object], said: str
-) -> None:
+def test_bad_input_is_refused_in_a_line(run: Path, call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parent)
     Path("there.html").write_text("mine")
     before = files_in(run.parent)
-    code, text = report(*(run if word == "RUN" else word for word in arguments))
-    assert (code, text.count("\n"), text.startswith("pra: error: ")) == (2, 1, True)
-    assert said in text
+    assert call("report", "nowhere").is_refusal("nowhere")
+    for options, said in (
+        (("--gap-images", 1), "--gap-images 1"),
+        (("--gap-images", -5), "--gap-images -5"),
+        (("--out", "page.png"), "page.png"),
+        (("--out", "there.html/page.html"), "there.html"),
+        (("--out", "there.html"), "there.html"),
+    ):
+        assert call("report", run, *options).is_refusal(said)
     assert files_in(run.parent) == before
 
 
 @pytest.mark.filterwarnings("default:no report")
-def test_training_ends_with_a_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_ends_with_a_page(tmp_path: Path, call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
-    command = ["train", "tiny", "--device", "cpu", "--run-dir", str(tmp_path / "run"), "--set", "train.sample_every=0"]
-    assert cli.main([*command, "--steps", "2"]) == 0
-    assert f"report: {tmp_path}/run/report.html" in capsys.readouterr().out
-    assert "2 steps of 2" in Page(tmp_path / "run" / "report.html").text
-    (tmp_path / "run" / "figures.json").write_text("[")
-    assert cli.main([*command, "--steps", "3"]) == 0  # it has trained
-    assert "pra: warning: no report: " in capsys.readouterr().err
-
-
-# --- charts -------------------------------------------------------------------------------------------------
-
-
-def test_a_chart_places_values_between_its_axes() -> None:
-    made = charts.chart("loss", "step", [("line", [(0.0, 1.0), (5.0, math.nan), (10.0, 3.0)])], level=2.0)
-    assert made is not None
-    (first, last) = made.lines[0].dots
-    assert (first.x, last.x) == (charts.LEFT, charts.WIDTH - charts.RIGHT)
-    assert charts.TOP < last.y < first.y < charts.HEIGHT - charts.BOTTOM
-    assert made.level == pytest.approx((first.y + last.y) / 2)
-    assert [tick.label for tick in made.x_ticks] == ["0", "2", "4", "6", "8", "10"]
-    assert first.label == "step 0: 1"
-
-
-def test_a_logarithmic_axis_needs_positive_values() -> None:
-    points = [(0.0, 0.001), (1.0, 0.1), (2.0, 10.0)]
-    made = charts.chart("loss", "step", [("line", points)], log=True)
-    assert made is not None
-    low, middle, high = (dot.y for dot in made.lines[0].dots)
-    assert low - middle == pytest.approx(middle - high, abs=0.2)
-    assert [tick.label for tick in made.y_ticks] == ["0.001", "0.01", "0.1", "1", "10"]
-    assert charts.chart("loss", "step", [("line", [*points, (3.0, 0.0)])], log=True) is not None
-    flat = charts.chart("loss", "step", [("line", [(0.0, 0.0), (1.0, 0.0)])])
-    assert flat is not None
-    assert flat.lines[0].dots[0].y == pytest.approx((charts.TOP + charts.HEIGHT - charts.BOTTOM) / 2)
-
-
-@pytest.mark.parametrize("values", [[], [1.0], [math.nan, math.inf, 1.0]])
-def test_what_is_no_curve_makes_no_chart(values: list[float]) -> None:
-    assert charts.chart("loss", "step", [("line", list(enumerate(values)))]) is None
-
-
-def test_thinning_averages_neighbours() -> None:
-    assert charts.thinned([(0, 1), (1, 3), (2, 5), (3, 7), (4, 100)], most=3) == [(0.5, 2), (2.5, 6), (4, 100)]
+    monkeypatch.setattr(content, "curves", lambda run, config: None)
+    folder = tmp_path / "run"
+    command = ("train", "tiny", "--device", "cpu", "--run-dir", folder, "--set", "train.sample_every=0", "--steps")
+    answer = call(*command, "2")
+    assert (answer.code, f"report: {folder}/report.html" in answer.out) == (0, True)
+    assert "2 steps of 2" in Page(folder / "report.html").text
+    (folder / "figures.json").write_text("[")
+    answer = call(*command, "3")
+    assert answer.code == 0  # it has trained
+    assert any("pra: warning: no report: " in line for line in answer.errors)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.hub import TOKEN, Hub, serving
+from support.hub import TOKEN, Hub
 
 import pra
 
@@ -20,14 +22,24 @@ def shared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """An empty Hub in place of the network, an empty cache, and nobody logged in."""
-    constants = pytest.importorskip("huggingface_hub.constants", reason="needs pip install 'pra-pixels[hub]'")
+    library = pytest.importorskip("huggingface_hub", reason="needs pip install 'pra-pixels[hub]'")
+    from huggingface_hub.utils._http import default_client_factory
+
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with serving() as state:
-        yield state
+    monkeypatch.setattr(library.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(library.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", False)
+    http = importlib.import_module(library.errors.HTTPError.__module__.partition(".")[0])
+    hub = Hub(http)
+
+    def client() -> Any:
+        hooks = default_client_factory().event_hooks  # offline mode is one
+        return http.Client(transport=http.MockTransport(hub.answer), event_hooks=hooks, follow_redirects=True)
+
+    library.set_client_factory(client)
+    yield hub
+    library.set_client_factory(default_client_factory)
 
 
 @pytest.fixture

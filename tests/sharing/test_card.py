@@ -71,12 +71,6 @@ def test_card_says_what_the_run_knows(run: Path, tmp_path: Path) -> None:
         assert (tmp_path / "model" / picture).exists()
 
 
-def test_card_of_older_checkpoint_tells_its_steps(trained: Path, tmp_path: Path) -> None:
-    card = card_of(trained / "checkpoints" / "step-00000010", tmp_path, average="raw")
-    assert "- 10 steps of 8 images" in card
-    assert "the weights are those of the last step" in card
-
-
 def test_card_of_unknown_origin_invents_nothing(tmp_path: Path) -> None:
     model = random_model(num_classes=1)
     model.classes = ("cat",)
@@ -87,15 +81,20 @@ def test_card_of_unknown_origin_invents_nothing(tmp_path: Path) -> None:
     assert "- classes: cat" in card
 
 
-def test_card_names_some_of_many_classes(tmp_path: Path) -> None:
+def test_card_names_some_of_many_classes(trained: Path, tmp_path: Path) -> None:
     model = random_model(num_classes=1000)
     model.classes = tuple(f"class {number}" for number in range(1000))
-    card = card_of(model, tmp_path / "many")
-    assert "--labels 0-9 --seeds 0-7" in card
-    assert "class 29 and 970 more, in config.json" in card
-    card = card_of(random_jit(), tmp_path / "jit")
-    assert "steps per image" in card
-    assert "cannot complete an image" in card
+    for folder, told, options in (
+        (model, ("--labels 0-9 --seeds 0-7", "class 29 and 970 more, in config.json"), {}),
+        (random_jit(), ("steps per image", "cannot complete an image"), {}),
+        (
+            trained / "checkpoints" / "step-00000010",
+            ("- 10 steps of 8 images", "the weights are those of the last step"),
+            {"average": "raw"},
+        ),
+    ):
+        card = card_of(folder, tmp_path / type(folder).__name__, **options)
+        assert [words for words in told if words not in card] == []
 
 
 # --- reports ------------------------------------------------------------------------------------------------
@@ -104,20 +103,16 @@ def test_card_names_some_of_many_classes(tmp_path: Path) -> None:
 def test_figures_of_other_weights_are_left_out(run: Path, tmp_path: Path) -> None:
     (run / "old.json").write_text(report(run, 77.7, sha256="0" * 64))
     (run / "notes.json").write_text('{"figures": 3}')
-    with pytest.warns(UserWarning, match=r"old\.json is left out: its figures are of other weights"):
-        folder = pra.export(run, tmp_path / "model")
-    assert not {"old.json", "notes.json"} & set(contents(folder))
-    assert "77.7" not in (folder / "README.md").read_text()
-
-
-def test_edited_card_keeps_the_figures_it_names(run: Path, tmp_path: Path) -> None:
     (run / "figures.json").write_text(report(run, 12.345))
-    first = pra.export(run, tmp_path / "first", half=True)  # whose hash is not that of the weights measured
+    with pytest.warns(UserWarning, match=r"old\.json is left out: its figures are of other weights"):
+        first = pra.export(run, tmp_path / "first", half=True)  # whose hash is not that of the weights measured
+    assert not {"old.json", "notes.json"} & set(contents(first))
+    assert "77.7" not in (first / "README.md").read_text()
     with (first / "README.md").open("a") as card:
         card.write("\nMine.\n")
     second = pra.export(first, tmp_path / "second")
     assert contents(first) == contents(second)
-    assert "figures.json" in contents(second)
+    assert "figures.json" in contents(second)  # the card names it
     (first / "other.json").write_text(report(run, 77.7))
     with pytest.warns(UserWarning, match=r"other\.json is left out: its figures are of other weights"):
         assert "other.json" not in contents(pra.export(first, tmp_path / "third"))

@@ -50,19 +50,17 @@ def drawn(pipe: Any, labels: Any = 1, **options: Any) -> torch.Tensor:
     return pipe(labels, **{"generator": seeded(1), "output_type": "pt", **options}).images
 
 
-def test_generator_decides_the_images(pipe: Any) -> None:
+def test_generator_decides_the_images_of_each_output_type(pipe: Any) -> None:
     one, generator = drawn(pipe, [1, 2], generator=seeded(3)), seeded(3)
     assert torch.equal(drawn(pipe, [1, 2], generator=generator), one)
     assert not torch.equal(drawn(pipe, [1, 2], generator=generator), one)
     each = drawn(pipe, [1, 2], generator=[seeded(3), seeded(4)])
     torch.testing.assert_close(each[1:], drawn(pipe, [2], generator=[seeded(4)]))
-    torch.manual_seed(1)
-    one = drawn(pipe, generator=None)
-    torch.manual_seed(1)
-    assert torch.equal(drawn(pipe, generator=None), one)
-
-
-def test_output_types_hold_the_same_pixels(pipe: Any) -> None:
+    global_state = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        global_state.append(drawn(pipe, generator=None))
+    assert torch.equal(*global_state)
     pt, array, pictures = (pipe([0, 1], generator=seeded(1), output_type=t).images for t in ("pt", "np", "pil"))
     assert pt.shape == (2, 3, 6, 8)
     assert 0 <= pt.min() < pt.max() <= 1
@@ -111,23 +109,34 @@ def test_engine_is_made_once_per_settings(pipe: Any, monkeypatch: pytest.MonkeyP
     for guidance in (2.0, 1.5, 2.0, 1.5, 3.0, 2.0):  # the third has taken the first one's place
         drawn(pipe, [1, 2], guidance_scale=guidance)
     assert [guidance for guidance, _ in made] == [2.0, 1.5, 3.0, 2.0]
-    pipe.to("cpu")
+    assert pipe.to("cpu") is pipe
     assert [engine() for _, engine in made] == [None] * 4  # their memory was asked back
     pipe.model = random_model(PIXEL)
     assert torch.equal(drawn(pipe), drawn(pipe))
     assert [guidance for guidance, _ in made[4:]] == [pipe.model.sampling.guidance]
 
 
-def test_bad_input_is_refused(pipe: Any) -> None:
+def test_bad_input_is_refused(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for labels, problem in (([9], "label 9 is out of range"), ([1.0], "got [1."), ("cta", "no class 'cta'")):
         refused(lambda labels=labels: pipe(labels), problem)
     refused(lambda: pipe([1, 2], generator=[seeded(1)]), "1 generators for 2 labels")
     refused(lambda: pipe([1], output_type="latent"), "'latent'", "np, pil, pt")
     refused(lambda: pipe([1], num_inference_steps=0), "steps")
     refused(lambda: pipe.get_label_ids(["cta"]), "no class 'cta'; did you mean 'cat'?")
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.delitem(sys.modules, "pra.sharing.pipeline")
+    command = install_command("diffusers")
+    refused(lambda: importlib.import_module("pra.sharing.pipeline"), command, code="not-installed")
 
 
-def test_saved_pipeline_is_loaded_the_same(pipe: Any, pipeline_class: Any, tmp_path: Path) -> None:
+def test_pipeline_is_one_of_diffusers_and_loads_the_same(pipe: Any, pipeline_class: Any, tmp_path: Path) -> None:
+    import diffusers
+
+    ours, theirs = (list(inspect.signature(one.__call__).parameters) for one in (type(pipe), diffusers.DiTPipeline))
+    assert ours == theirs
+    assert isinstance(pipe, diffusers.DiffusionPipeline)
+    assert (pipe.components, pipe.device) == ({"model": pipe.model}, torch.device("cpu"))
+    assert isinstance(pipe(0), diffusers.ImagePipelineOutput)
     pipe.save_pretrained(tmp_path / "model")
     again = pipeline_class.from_pretrained(tmp_path / "model")
     for model in (again.model, pra.load(tmp_path / "model")):
@@ -135,6 +144,8 @@ def test_saved_pipeline_is_loaded_the_same(pipe: Any, pipeline_class: Any, tmp_p
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, pipe.model.state_dict()[name])
     refused(lambda: pipe.save_pretrained(tmp_path / "model"), "exists already")
+    pipe.to(torch.bfloat16)
+    refused(lambda: pipe(0), code="unsupported", value=torch.bfloat16)
 
     def load(**options: Any) -> Any:
         return pipeline_class.from_pretrained(tmp_path / "model", **options)
@@ -143,20 +154,6 @@ def test_saved_pipeline_is_loaded_the_same(pipe: Any, pipeline_class: Any, tmp_p
     refused(lambda: load(torch_dtype=torch.float16), "float32", name="torch_dtype", value=torch.float16)
     refused(lambda: load(use_safetensors=False), "safetensors", name="use_safetensors", value=False)
     refused(lambda: load(cache_folder="x"), "did you mean 'cache_dir'?", name="cache_folder")
-
-
-def test_pipeline_is_one_of_diffusers(pipe: Any) -> None:
-    import diffusers
-
-    ours, theirs = (list(inspect.signature(one.__call__).parameters) for one in (type(pipe), diffusers.DiTPipeline))
-    assert ours == theirs
-    assert isinstance(pipe, diffusers.DiffusionPipeline)
-    assert pipe.components == {"model": pipe.model}
-    assert pipe.to("cpu") is pipe
-    assert pipe.device == torch.device("cpu")
-    assert isinstance(pipe(0), diffusers.ImagePipelineOutput)
-    pipe.to(torch.bfloat16)
-    refused(lambda: pipe(0), code="unsupported", value=torch.bfloat16)
 
 
 def test_from_pretrained_takes_hub_names(pipeline_class: Any, hub: Hub, tmp_path: Path) -> None:
@@ -172,10 +169,3 @@ def test_from_pretrained_takes_hub_names(pipeline_class: Any, hub: Hub, tmp_path
     refused(lambda: load("bob/model", **other), "bob/model", "private")
     load("bob/model", token=TOKEN, **other)
     load("bob/model", local_files_only=True, **other)
-
-
-def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.delitem(sys.modules, "pra.sharing.pipeline", raising=False)
-    command = install_command("diffusers")
-    refused(lambda: importlib.import_module("pra.sharing.pipeline"), command, code="not-installed")

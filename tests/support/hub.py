@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,26 +107,6 @@ class Hub:
     def _refusal(self, status: int, code: str = "") -> Any:
         headers = {"X-Error-Message": "refused"} | ({"X-Error-Code": code} if code else {})
         return self.http.Response(status, headers=headers)
-
-
-@contextmanager
-def serving() -> Iterator[Hub]:
-    """An empty Hub in place of the network, as long as the block runs."""
-    import huggingface_hub
-    from huggingface_hub.utils._http import default_client_factory
-
-    http = importlib.import_module(huggingface_hub.errors.HTTPError.__module__.partition(".")[0])
-    hub = Hub(http)
-
-    def client() -> Any:
-        hooks = default_client_factory().event_hooks  # offline mode is one
-        return http.Client(transport=http.MockTransport(hub.answer), event_hooks=hooks, follow_redirects=True)
-
-    huggingface_hub.set_client_factory(client)
-    try:
-        yield hub
-    finally:
-        huggingface_hub.set_client_factory(default_client_factory)
 
 
 def _blob(content: bytes) -> str:

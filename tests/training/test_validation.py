@@ -17,7 +17,6 @@ import pra
 from pra.config import apply_settings
 from pra.data import open_source
 from pra.data.held_out import Part
-from pra.evaluation.report.content import curves as report_curves
 from pra.training import callbacks
 from pra.training.callbacks import overfits
 from pra.training.plots import curves, panels
@@ -59,9 +58,7 @@ def test_validation_terms_are_in_lines_curves_and_report(tmp_path: Path) -> None
     figure = curves({"run": rows}, panels(rows, config.train.objective))
     flow = next(axes for axes in figure.axes if axes.get_title() == "flow (dashed: held out)")
     assert sorted(line.get_linestyle() for line in flow.lines) == ["-", "--"]
-    charts = {one.title: one for one in report_curves(run, config)}
-    assert [line.style for line in charts["flow (dashed: held out)"].lines] == ["line", "held-out"]
-    assert "gradient norm" in charts
+    assert "gradient norm" in [axes.get_title() for axes in figure.axes]
 
 
 def test_validation_resumes_bitwise_and_changes_no_weight(straight: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from pra.commands.options import File
 from pra.errors import PraError
-from pra.evaluation.compare.comparison import compared, overlaid, read_columns
+from pra.evaluation.compare import compared, overlaid, read_columns
 from pra.utils.files import check_free, write_atomically
 
 

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import torch
 from tyro.conf import Positional, arg
 
-from pra.commands.options import Average, File, Flag, Integer, Number, Settings, Text, parse_numbers
+from pra.commands.options import Average, Device, File, Flag, Integer, Number, Settings, Text, parse_numbers
 from pra.config import DataConfig, RunConfig, apply_settings, to_dict
 from pra.data import open_source
 from pra.data.loader import reading
 from pra.errors import PraError, nearest
+from pra.evaluation.compare import Row, Section, rendered
 from pra.evaluation.judging import check_at_least, open_model
 from pra.evaluation.outputs import check_outputs
 from pra.evaluation.probe import (
@@ -27,7 +28,6 @@ from pra.evaluation.probe import (
     Pixels,
     Task,
     Vectors,
-    best,
     export_features,
     find_linear,
     held_out,
@@ -38,6 +38,9 @@ from pra.training.run import write_json
 from pra.utils.distributed import join
 from pra.utils.provenance import environment
 
+MODEL = "A run's folder, a checkpoint, a saved model or hub:user/model."
+Run = Annotated[Positional[Path], arg(metavar="RUN", help=MODEL)]
+
 
 @dataclass(frozen=True)
 class Adjustable:
@@ -46,21 +49,48 @@ class Adjustable:
     data: DataConfig
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Options of both commands: which images a model reads, and how."""
+
+    data: Text = None
+    """A source such as digits or folder:PATH; by default what the run learnt from."""
+    time: Number = None
+    """JiT's flow time, 0 (noise) to 1 (the clean image)."""
+    num: Integer = None
+    """Images to take of a source at most, evenly spread; by default all."""
+    average: Average = weights.EMA
+    batch_size: int = 256
+    """Images at a time; no figure or feature depends on it."""
+    device: Device = None
+    settings: Settings = ()
+    """How images are prepared, such as data.fit=pad; may be repeated."""
+
+    def open(self, run: Path, device: torch.device) -> tuple[Model, RunConfig | None, DataConfig, dict[str, Any]]:
+        """Load a model; return it, its run, how its images are prepared, and the provenance, flow time included."""
+        check_at_least(1, batch_size=self.batch_size, num=self.num)
+        model, config, known = open_model(run, self.average, device)
+        chosen = apply_settings(Adjustable(config.data if config else DataConfig(source="")), self.settings).data
+        chosen = replace(chosen, source=self.data or chosen.source)
+        if not chosen.source:
+            raise PraError(f"{run} does not name its data. Give --data SRC", "missing", path=run)
+        time = model.config.reading_time if self.time is None else self.time
+        known |= {"prepared": to_dict(chosen), "label": "null class", "environment": environment(), "time": time}
+        return model, config, chosen, known
+
+
+ReadingOptions = Annotated[Reading, arg(name="")]
+
+
 def probe_command(
-    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    run: Run,
     *,
-    data: Text = None,
     test: Text = None,
     layers: Annotated[str, arg(metavar="all|3,6")] = "all",
     classifier: Annotated[str, arg(metavar="|".join(LINEAR))] = "sgd",
-    time: Number = None,
-    num: Integer = None,
     only_run: Flag = False,
-    average: Average = weights.EMA,
     out: File = None,
-    batch_size: int = 256,
-    device: Text = None,
-    settings: Settings = (),
+    options: ReadingOptions = Reading(),
 ) -> None:
     """Probe a frozen model: how well a linear classifier reads the class from each layer.
 
@@ -68,148 +98,99 @@ def probe_command(
     it. Several GPUs share the images: torchrun --nproc-per-node 8 -m pra probe RUN ...
 
     Args:
-        run: A run's folder, a checkpoint, a saved model or hub:user/model.
-        data: Where to fit classifiers, such as digits or folder:PATH; by default what the run learnt from.
-        test: Where to judge them; by default the held-out part of the data (digits@test of digits).
+        test: Where to judge classifiers; by default the held-out part of the data (digits@test of digits).
         layers: Layers, counted from 1, such as 3,6 or 2-5; or all.
         classifier: sgd, with MAE's schedule, or logistic, a regression under L2 (needs scikit-learn).
-        time: JiT's flow time, 0 (noise) to 1 (the clean image).
-        num: Images to take of each at most, evenly spread; by default all.
         only_run: Leave out raw pixels and initial weights.
-        average: Which weights of a run: ema, raw, or another of its averages, such as power-0.05.
         out: Write figures and provenance as JSON.
-        batch_size: Images at a time; no figure depends on it.
-        device: cpu, cuda, cuda:1 or mps; by default the best there is.
-        settings: How images are prepared, such as data.fit=pad; may be repeated.
     """
     with join() as world:
         check_outputs(report=out)
         linear = find_linear(classifier)
-        check_at_least(1, batch_size=batch_size, num=num)
-        target = world.device(device)
-        model, origin, prepared_as, time, known = _open(run, data, settings, target, average, time)
-        config, every = model.config, range(1, 1 + len(model.blocks))
+        target = world.device(options.device)
+        model, origin, data, known = options.open(run, target)
+        config, every, time = model.config, range(1, 1 + len(model.blocks)), known.pop("time")
         asked = list(every if layers == "all" else dict.fromkeys(parse_numbers(layers, "--layers")))
-        task = Task.open(prepared_as, prepared_as.source, test or held_out(prepared_as.source), num)
+        task = Task.open(data, data.source, test or held_out(data.source), options.num)
         subjects: list[Vectors] = [Layers(model, asked, time, "run")]
         if not only_run:
             fresh = build_model(config, origin.train.seed if origin else 0).to(target).eval()
-            subjects += [Layers(fresh, asked, time, "random"), Pixels(config.image_size, config.channels)]
-        how = (linear, config.image_size, config.channels, target, batch_size)
+            subjects += [Layers(fresh, asked, time, "random"), Pixels()]
+        how = (linear, config.image_size, config.channels, target, options.batch_size)
         figures = {subject.name: task.figures(subject, *how, world=world) for subject in subjects}
         if world.is_first:
             protocol = {
                 "classifier": linear.name, "chosen": linear.setting, "values": linear.values, "time": time,
                 "validated": f"every {VALIDATED}th of {task.train.name}",
             }  # fmt: skip
-            published = origin.targets.linear_probe if origin and origin.targets else None
-            _finish(task, figures, published, {"protocol": protocol, "processes": world.size, **known}, out)
+            _finish(task, figures, {"protocol": protocol, "processes": world.size, **known}, out)
 
 
 def features_command(
-    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    run: Run,
     *,
     layer: int,
     out: Path,
-    data: Text = None,
     pooling: Annotated[str, arg(metavar="mean|last|both")] = "mean",
-    time: Number = None,
-    num: Integer = None,
-    average: Average = weights.EMA,
-    batch_size: int = 256,
-    device: Text = None,
-    settings: Settings = (),
+    options: ReadingOptions = Reading(),
 ) -> None:
     """Write one layer's features of a data set as an .npz: features, labels, and where they come from.
 
     The model reads clean images under the null class. Only a batch is in memory at a time.
 
     Args:
-        run: A run's folder, a checkpoint, a saved model or hub:user/model.
         layer: Counted from 1.
         out: FILE.npz, with features float32 (N, D), labels int64 (N,) and pra, a JSON text.
-        data: A source such as digits@test or folder:PATH; by default what the run learnt from.
         pooling: The mean of the tokens, the last of them, or both one after the other.
-        time: JiT's flow time, 0 (noise) to 1 (the clean image).
-        num: Images to take at most, evenly spread; by default all.
-        average: Which weights of a run: ema, raw, or another of its averages, such as power-0.05.
-        batch_size: Images at a time; no feature depends on it.
-        device: cpu, cuda, cuda:1 or mps; by default the best there is.
-        settings: How images are prepared, such as data.fit=pad; may be repeated.
     """
     out = out.expanduser()
     check_outputs(features=out)
-    if pooling not in POOLINGS:
-        raise PraError(f"--pooling {pooling!r} is unknown{nearest(pooling, POOLINGS)}", "unknown", value=pooling)
-    check_at_least(1, batch_size=batch_size, num=num)
     with join() as world:
         if world.size > 1:
             raise PraError("pra features is for one process. Start it without torchrun", "unsupported")
-        target = world.device(device)
-        model, _, prepared_as, time, origin = _open(run, data, settings, target, average, time)
-        chosen_layer, config = Layers(model, [layer], time), model.config
-        source = open_source(prepared_as.source)
-        chosen = spread(len(source), min(num or len(source), len(source)))
+        model, _, data, origin = options.open(run, world.device(options.device))
+        there = POOLINGS if model.config.autoregressive else POOLINGS[:1]
+        if pooling not in there:
+            raise PraError(f"--pooling {pooling!r} is unknown{nearest(pooling, there)}", "unknown", value=pooling)
+        chosen_layer, config, source = Layers(model, [layer], origin["time"]), model.config, open_source(data.source)
+        chosen = spread(len(source), min(options.num or len(source), len(source)))
         known = {
             "source": source.name, "classes": source.classes, "count": len(chosen), "of": len(source),
-            "layer": layer, "pooling": pooling, "time": time, **origin,
+            "layer": layer, "pooling": pooling, **origin,
         }  # fmt: skip
-        with reading(prepared(source, chosen, config.image_size, config.channels, prepared_as, batch_size)) as batches:
-            export_features(out, chosen_layer, pooling, batches, len(chosen), target, known)
+        with reading(prepared(source, chosen, config.image_size, config.channels, data, options.batch_size)) as batches:
+            export_features(out, chosen_layer, pooling, batches, len(chosen), known)
     print(f"{len(chosen)} images of {source.name}, layer {layer}, {pooling}: {out}")
 
 
-def _open(
-    target: Path, data: str | None, settings: tuple[str, ...], device: torch.device, average: str, time: float | None
-) -> tuple[Model, RunConfig | None, DataConfig, float | None, dict[str, Any]]:
-    """Load a model; return it, its run, how its images are prepared, its flow time, and the provenance."""
-    model, run, known = open_model(target, average, device)
-    chosen = apply_settings(Adjustable(run.data if run else DataConfig(source="")), settings).data
-    chosen = replace(chosen, source=data or chosen.source)
-    if not chosen.source:
-        raise PraError(f"{target} does not name its data. Give --data SRC", "missing", path=target)
-    known |= {"prepared": to_dict(chosen), "label": "null class", "environment": environment()}
-    return model, run, chosen, model.config.reading_time if time is None else time, known
-
-
-def _finish(
-    task: Task, figures: dict[str, list[Figure]], published: float | None, known: dict[str, Any], out: Path | None
-) -> None:
+def _finish(task: Task, figures: dict[str, list[Figure]], known: dict[str, Any], out: Path | None) -> None:
+    """Print the figures, and write them with what is ``known`` of them."""
     data = {"train": task.train.name, "fitted": len(task.chosen), "test": task.test.name, "judged": len(task.asked)}
+    chosen = {name: max(found, key=lambda figure: figure.validation) for name, found in figures.items()}
     report = {
-        "figures": {name: [dataclasses.asdict(figure) for figure in found] for name, found in figures.items()},
-        "chosen": {name: dataclasses.asdict(best(found)) for name, found in figures.items()},
-        "target": published,
+        "figures": {name: list(map(dataclasses.asdict, found)) for name, found in figures.items()},
+        "chosen": {name: dataclasses.asdict(figure) for name, figure in chosen.items()},
         "provenance": {"data": data, **known},
     }
     if out:
         write_json(out, report)
-    print(table(figures))
+    cells = {
+        (f"layer {figure.layer}", f"{name} {figure.pooling}"): f"{100 * figure.top1:.1f}"
+        for name, measured in figures.items()
+        for figure in measured
+        if figure.layer
+    }
+    columns = list(dict.fromkeys(column for _, column in cells))
+    layers = dict.fromkeys(layer for layer, _ in cells)
+    rows = [Row(layer, [cells[layer, column] for column in columns]) for layer in layers]
+    print(rendered(columns, [Section("by layer", rows)]))
     print(
         f"top-1 in % on {len(task.asked)} images of {task.test.name}, {known['protocol']['classifier']} fitted to "
         f"{len(task.chosen)} of {task.train.name}; layer and pooling chosen on a tenth of those:"
     )
-    for name, found in figures.items():
-        figure = best(found)
+    for name, figure in chosen.items():
         error = math.sqrt(figure.top1 * (1 - figure.top1) / len(task.asked))
         where = f", layer {figure.layer}, {figure.pooling}" if figure.layer else ""
         print(f"  {name}{where}: {100 * figure.top1:.1f} ± {100 * error:.1f} (standard error)")
-    if published:
-        print(f"  the paper's figure on ImageNet: {100 * published:.1f}")
     if out:
         print(f"  report: {out}")
-
-
-def table(figures: dict[str, list[Figure]]) -> str:
-    """Return top-1 in percent of what has layers: one a line, a column per pooling of the run and of random weights."""
-    cells = {
-        (figure.layer, f"{name} {figure.pooling}"): f"{100 * figure.top1:.1f}"
-        for name, found in figures.items()
-        for figure in found
-        if figure.layer
-    }
-    columns = list(dict.fromkeys(column for _, column in cells))
-    lines = [f"{'layer':>5}" + "".join(f"{column:>13}" for column in columns)]
-    for layer in dict.fromkeys(layer for layer, _ in cells):
-        lines.append(f"{layer:>5}" + "".join(f"{cells.get((layer, column), ''):>13}" for column in columns))
-    return "\n".join(lines)

@@ -19,7 +19,7 @@ from pra.data import open_source
 from pra.data.source import check_name
 from pra.data.survey import look
 from pra.errors import PraError
-from pra.evaluation.report.page import REPORT, write_report
+from pra.evaluation.report import REPORT, write_report
 from pra.models import weights
 from pra.recipes import fine_tune, own, recipe
 from pra.training.loop import Trained, Trainer

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pra.config import DataConfig, Fit, OnSmall, RunConfig
 from pra.errors import PraError
-from pra.evaluation.report.charts import Chart
-from pra.evaluation.report.content import Picture, curves, embedded, pictures, progress
-from pra.evaluation.report.words import COLOURS, in_words
+from pra.evaluation.report import (
+    Picture,
+    curves,
+    embedded,
+    in_words,
+    model_in_words,
+    origin,
+    pictures,
+    progress,
+)
 from pra.models import Model, count_parameters, weights
-from pra.models.weights import read_json
 from pra.sampling import Samplers
 from pra.sharing.card import CARD, SAMPLES
 from pra.training.plots import CURVES
-from pra.training.run import read_run
+from pra.training.run import read_run, recorded
 from pra.utils.hub import PREFIX, is_address
 
 
@@ -52,18 +57,14 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class About:
-    """The description of a model: facts by name, curves, and ``samples`` of so many ``grids`` of its training.
+    """The description of a model: facts by name, lists of pictures by title, and a card in Markdown, if any.
 
-    A saved model has pictures instead (``shown``, by title: data URI, width, height), and a card in Markdown.
     ``missing`` says what is not known, and why.
     """
 
     name: str
     facts: dict[str, str]
-    curves: list[Chart] = field(default_factory=list)
-    samples: list[Picture] = field(default_factory=list)
-    grids: int = 0
-    shown: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    shown: dict[str, list[Picture]]
     card: str = ""
     missing: str = ""
 
@@ -101,48 +102,31 @@ def _short(place: Path | None) -> str:
 
 
 def describe(exhibit: Exhibit) -> About:
-    """Describe a model. The run's folder is read every time: a run that trains has more to show."""
+    """Describe a model. The run's folder is read every time: a run that trains has more to show.
+
+    A model without its run is described by the files that `pra export` puts beside the weights.
+    """
     parts = count_parameters(exhibit.model.config)
     listed = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parts.items() if count)
     parameters = {"Parameters": f"{sum(parts.values()) / 1e6:.2f} M ({listed})"}
-    run, config = exhibit.run, exhibit.config
+    folder, run, config = exhibit.folder, exhibit.run, exhibit.config
     if run is None or config is None:
-        return _saved(exhibit, parameters)
-    facts = {"Recipe": config.recipe, **in_words(config), **parameters, "Weights": exhibit.folder.name}
-    done = progress(run, config)
+        facts = model_in_words(exhibit.model.config, exhibit.model.sampling) | parameters
+        beside = {"Samples": folder / SAMPLES, "Training curves": folder / CURVES}
+        shown = {title: [embedded(path)] for title, path in beside.items() if path.exists()}
+        card = folder / CARD
+        text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+        why = "This is a saved model without the folder of its run"
+        why += "." if text else ", and no model card lies beside it: how it was trained is not told."
+        return About(exhibit.name, facts, shown, text, why)
+    facts = {"Recipe": config.recipe, **in_words(config), **parameters, "Weights": folder.name}
+    done, made = progress(run, config), origin(recorded(run))
     if done is not None:
         facts["Progress"] = f"{done.steps:,} steps, {done.epochs:.1f} epochs, {done.images_per_second:.0f} images/s"
-    if (run / "environment.json").exists():
-        facts["Trained with"] = _origin(read_json(run / "environment.json"))
+    facts |= {name.capitalize(): made[name] for name in ("commit", "hardware", "versions") if name in made}
     samples, grids = pictures(run, "samples")
-    charts = curves(run, config)
-    why = "" if charts or samples else "The run's folder holds no metrics and no samples yet."
-    return About(exhibit.name, facts, charts, samples, grids, missing=why)
-
-
-def _saved(exhibit: Exhibit, parameters: dict[str, str]) -> About:
-    """Describe a model without its run, from the files that `pra export` puts beside the weights."""
-    folder, config, how = exhibit.folder, exhibit.model.config, exhibit.model.sampling
-    height, width = config.image_size
-    colours = COLOURS.get(config.channels, f"{config.channels} channels")
-    facts = {
-        "Model": type(exhibit.model).__name__,
-        "Images": f"{height} x {width}, {colours}, {config.num_classes} classes",
-        "Patches": f"{config.num_patches} of {config.patch_size} x {config.patch_size} pixels",
-        "Sampling": f"{how.solver.value}, {how.steps} steps; guidance {how.guidance:g}",
-    }
-    beside = {"Samples": folder / SAMPLES, "Training curves": folder / CURVES}
-    shown = {title: embedded(path) for title, path in beside.items() if path.exists()}
-    card = folder / CARD
-    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
-    why = "This is a saved model without the folder of its run"
-    why += ", and no model card lies beside it: how it was trained is not told." if not text else "."
-    return About(exhibit.name, facts | parameters, shown=shown, card=text, missing=why)
-
-
-def _origin(environment: dict[str, Any]) -> str:
-    versions, hardware = environment.get("versions") or {}, environment.get("hardware") or {}
-    told = [f"{name} {versions[name]}" for name in ("pra", "torch") if versions.get(name)]
-    told += [f"commit {environment['commit'][:12]}"] if environment.get("commit") else []
-    told += [hardware["device"]] if hardware.get("device") else []
-    return ", ".join(told) or "not told"
+    some = f" ({len(samples)} of {grids} grids)" if grids > len(samples) else ""
+    drawn = curves(run, config)
+    shown = {"Training curves": [drawn] if drawn else [], f"Samples over training{some}": samples}
+    why = "" if drawn or samples else "The run's folder holds no metrics and no samples yet."
+    return About(exhibit.name, facts, shown, missing=why)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pra.config import SHORTCUT_STEPS, ImageConfig, SamplingConfig, Solver
+from pra.config import SHORTCUT_STEPS, SamplingConfig, Solver
 from pra.demo.exhibit import Exhibit
 from pra.errors import PraError
 from pra.models import Model
@@ -84,12 +84,6 @@ def answer(
     for news in itertools.zip_longest(*parts):
         sheets = [new or old for new, old in zip(news, sheets, strict=True)]
         yield tuple(sheets)
-
-
-def keep_rows(picture: Tensor, model: ImageConfig, share: float) -> Tensor:
-    """Return a share in [0, 1] of ``(C, H, W)``, rounded to whole rows of patches."""
-    rows = round(min(max(share, 0.0), 1.0) * model.grid[0])
-    return picture[:, : rows * model.patch_size]
 
 
 def sampling_of(model: Model, request: Request) -> SamplingConfig:

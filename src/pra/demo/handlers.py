@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 import re
 import time
 import traceback
@@ -13,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import StrictUndefined
 from markupsafe import Markup
 from PIL import Image
-from torch import Tensor
 
 from pra.demo.exhibit import Exhibit, describe
-from pra.demo.generation import Request, Sheet, answer, keep_rows
+from pra.demo.generation import Request, Sheet, answer
 from pra.demo.upload import fit_upload
 from pra.errors import PraError
-from pra.evaluation.report import charts
+from pra.evaluation.report import data_uri, templates
 from pra.utils.extras import import_failed
 from pra.utils.pixels import to_pil
 
@@ -60,25 +57,21 @@ class Handlers:
     def __init__(self, exhibits: Sequence[Exhibit]) -> None:
         self.exhibits = exhibits
 
-    def generate(self, kept: list[Entry], turn: Turn, number: int, *asked: Any) -> Iterator[News]:
-        """Yield stage, status and gallery whenever rows are finished; ``asked`` are the fields of a request."""
-        yield from self._made(None, kept, turn, number, asked)
-
-    def complete(
-        self, kept: list[Entry], turn: Turn, number: int, path: str | None, rows: int, *asked: Any
+    def make(
+        self, kept: list[Entry], turn: Turn, number: int, path: str | None, rows: int | None, *asked: Any
     ) -> Iterator[News]:
-        """As :meth:`generate`, from the first rows of an uploaded picture."""
-        yield from self._made((path, rows), kept, turn, number, asked)
+        """Yield stage, status and gallery whenever rows of patches are finished.
 
-    def _made(
-        self, upload: tuple[str | None, int] | None, kept: list[Entry], turn: Turn, number: int, asked: tuple[Any, ...]
-    ) -> Iterator[News]:
+        ``path`` and ``rows`` are an uploaded picture and how much of it to keep; without ``rows`` pictures begin from
+        nothing. ``asked`` are the fields of a request.
+        """
         begin = time.monotonic()
         sheets: tuple[Sheet, ...] = ()
         try:
             request = Request(*asked)
-            keep = [sheet.pictures[0, :, : sheet.kept] for sheet in self._uploaded(*upload)] if upload else None
-            for sheets in answer(self.exhibits, request, keep):
+            uploaded = [] if rows is None else self._uploaded(path, rows)
+            keep = [sheet.pictures[0, :, : sheet.kept] for sheet in uploaded]
+            for sheets in answer(self.exhibits, request, keep or None):
                 if turn.number != number:
                     yield html("stage", sheets), html("words", "stopped"), kept
                     return
@@ -111,7 +104,7 @@ class Handlers:
         for exhibit in self.exhibits:
             config = exhibit.model.config
             picture, line = fit_upload(Path(path), config, exhibit.data)
-            kept = keep_rows(picture, config, rows / self.exhibits[0].model.config.grid[0]).shape[1]
+            kept = round(rows / self.exhibits[0].model.config.grid[0] * config.grid[0]) * config.patch_size
             caption = f"{line}; {'what is above the line is kept' if kept else 'nothing is kept'}"
             sheets.append(Sheet(exhibit.name, picture.unsqueeze(0), picture.shape[1], kept, (caption,)))
         return sheets
@@ -139,15 +132,11 @@ def html(part: str, *values: Any) -> str:
 
 @functools.cache
 def _templates() -> Any:
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("pra.demo", ""), PackageLoader("pra.evaluation.report", "")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"chart": charts, "SMALL": SMALL}
-    environment.filters["card"], environment.filters["uri"] = _card, _data_uri
+    environment = templates("pra.demo", autoescape=True, undefined=StrictUndefined)
+    environment.globals["SMALL"] = SMALL
+    environment.filters["card"] = _card
+    # Many a second: quickly rather than small.
+    environment.filters["uri"] = lambda picture: data_uri(to_pil(picture), "png", compress_level=1)
     return environment.get_template("parts.html").module
 
 
@@ -173,9 +162,3 @@ def _link(renderer: Any, tokens: Any, index: int, options: Any, _: Any) -> str:
     outside = str(token.attrs.get("href", "")).startswith(("https://", "http://"))
     token.attrs = {**token.attrs, "target": "_blank", "rel": "noopener noreferrer"} if outside else {}
     return str(renderer.renderToken(tokens, index, options, _))
-
-
-def _data_uri(picture: Tensor) -> str:
-    buffer = io.BytesIO()
-    to_pil(picture).save(buffer, "PNG", compress_level=1)  # many a second: quickly rather than small
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -96,20 +96,16 @@ def _tab(gr: Any, handlers: Handlers, kept: Any, name: str) -> Any:
     exhibits, completes = handlers.exhibits, name == "Complete"
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            if completes:
-                upload = _upload(gr, handlers)
-                choices = _choices(gr, exhibits, exhibits[0].model.condition.null, 4, "Continuations")
-            else:
-                choices = _choices(gr, exhibits, EVERY_CLASS, 10, "Pictures")
+            upload = _upload(gr, handlers) if completes else [gr.State(None), gr.State(None)]
+            label, count = (exhibits[0].model.condition.null, 4) if completes else (EVERY_CLASS, 10)
+            choices = _choices(gr, exhibits, label, count, "Continuations" if completes else "Pictures")
             with gr.Row():
                 press = gr.Button(name, variant="primary", min_width=120)
                 stop = gr.Button("Stop", min_width=80)
         with gr.Column(scale=5, min_width=300, elem_classes="results"):
             status = gr.HTML(html("words", "The pictures appear here."), elem_classes="status")
             stage = gr.HTML(elem_classes="stage")
-    if completes:
-        return _connect(gr, press, stop, handlers.complete, [*upload, *choices], (stage, status, kept))
-    return _connect(gr, press, stop, handlers.generate, choices, (stage, status, kept))
+    return _connect(gr, press, stop, handlers.make, [*upload, *choices], (stage, status, kept))
 
 
 def _upload(gr: Any, handlers: Handlers) -> list[Any]:

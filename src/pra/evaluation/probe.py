@@ -5,12 +5,12 @@ linear probe (arXiv 2111.06377, appendix A.1), with statistics of the whole set 
 is chosen on a tenth of the training set, then the classifier is fitted again on all of it. The held-out set is looked
 at once, and chooses nothing.
 
-The backbone reads clean patches under the null class, so that nothing in the features can come from the label. As in
-iGPT (Chen et al., ICML 2020) tokens are normalised before they are averaged; here by their root mean square.
+The backbone reads clean patches under the null class, so that nothing in the features can come from the label.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -58,18 +58,26 @@ POOLINGS = ("mean", "last", "both")
 In a causal model only the last token has seen the whole sequence.
 """
 
+Pooled = dict[tuple[int | None, str | None], Tensor]
+"""One vector per image, ``(B, D)``, by layer and pooling (mean or last); both are None for raw pixels."""
 
-def select(pooled: Tensor, pooling: str) -> Tensor:
-    """Return ``(B, D)``, or ``(B, 2 D)`` for both, of the means and last tokens ``(2, B, D)``."""
-    return torch.cat(list(pooled), dim=-1) if pooling == "both" else pooled[POOLINGS.index(pooling)]
+
+def poolings(vectors: Pooled) -> Iterator[tuple[int | None, str | None, Tensor]]:
+    """Yield layer, pooling and vectors; where mean and last are known, also both, ``(B, 2 D)``."""
+    for (layer, pooling), found in vectors.items():
+        yield layer, pooling, found
+        if pooling == "last":
+            yield layer, "both", torch.cat([vectors[layer, "mean"], found], dim=1)
 
 
 class Layers:
-    """Mean and last token behind some layers of a model, counted from 1: float32 ``(len(layers), 2, B, D)``.
+    """Mean and last token behind some layers of a model, counted from 1: float32 :data:`Pooled`.
 
-    Each token is divided by its root mean square. In an autoregressive model the last patch is never an input: the
-    tokens are those of the ``N - 1`` before it. Class tokens do not count. ``time`` in [0, 1] is the flow time at which
-    JiT reads the image, 1 being the clean one; below that every image gets noise of its own.
+    Each token is divided by its root mean square before the mean, where iGPT (Chen et al., ICML 2020) normalises too.
+    In an autoregressive model the last patch is never an input: the tokens are those of the ``N - 1`` before it. Class
+    tokens do not count. Where every token sees all others, the last is like any other: then the mean is the only
+    pooling. ``time`` in [0, 1] is the flow time at which JiT reads the image, 1 being the clean one; below that every
+    image gets noise of its own.
 
     Raises:
         PraError: a layer that the model does not have, or a time that does not suit it.
@@ -86,26 +94,17 @@ class Layers:
         elif time is None or not 0 <= time <= 1:
             raise PraError(f"--time {time} is not a flow time. Give one from 0 (noise) to 1 (the image)", value=time)
         self.model, self.layers, self.time, self.name = model, list(layers), time, name
-        self.shape = (len(layers), 2, model.config.width)
-
-    def columns(self, vectors: Tensor) -> Iterator[tuple[int, str, Tensor]]:
-        """Yield layer, pooling and one vector per image, ``(B, D)`` or ``(B, 2 D)``.
-
-        Where every token sees all others, the last is like any other: then the mean is the only pooling.
-        """
-        for layer, pooled in zip(self.layers, vectors, strict=True):
-            for pooling in POOLINGS if self.model.config.autoregressive else POOLINGS[:1]:
-                yield layer, pooling, select(pooled, pooling)
+        self.device = model.device
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, start: int) -> Tensor:
+    def __call__(self, images: Tensor, start: int) -> Pooled:
         """Return the vectors of images ``start, start + 1, ...`` of a set, ``(B, C, H, W)`` in [-1, 1]."""
         model, t, found = self.model, None, {}
 
         def keep(layer: int, output: Tensor) -> None:
             tokens = output[:, model.prefix :].float()
             tokens = F.rms_norm(tokens, tokens.shape[-1:], eps=1e-6)
-            found[layer] = torch.stack([tokens.mean(dim=1), tokens[:, -1]])
+            found[layer, "mean"], found[layer, "last"] = tokens.mean(dim=1), tokens[:, -1].clone()
 
         patches = model.patchify(images)
         unlabelled = model.condition.null_like(torch.empty(len(images), dtype=torch.int64, device=images.device))
@@ -118,62 +117,37 @@ class Layers:
                 block = model.blocks[layer - 1]
                 hooks.enter_context(block.register_forward_hook(lambda *args, layer=layer: keep(layer, args[-1])))
             model.read(unlabelled, patches, t)
-        return torch.stack([found[layer] for layer in self.layers])
+        names = ("mean", "last") if model.config.autoregressive else ("mean",)
+        return {(layer, name): found[layer, name] for layer in self.layers for name in names}
 
 
 class Pixels:
-    """The image itself, ``(1, 1, B, numbers)``, averaged down to at most ``PIXELS_SIDE`` pixels a side."""
+    """The image itself, averaged down to at most ``PIXELS_SIDE`` pixels a side."""
 
-    name = "pixels"
+    name, device = "pixels", torch.device("cpu")
 
-    def __init__(self, size: tuple[int, int], channels: int) -> None:
-        self.size = (min(size[0], PIXELS_SIDE), min(size[1], PIXELS_SIDE))
-        self.shape = (1, 1, channels * self.size[0] * self.size[1])
-
-    def columns(self, vectors: Tensor) -> Iterator[tuple[None, None, Tensor]]:
-        """Yield the only vector per image, as :meth:`Layers.columns`."""
-        yield None, None, vectors[0, 0]
-
-    def __call__(self, images: Tensor, start: int) -> Tensor:
+    def __call__(self, images: Tensor, start: int) -> Pooled:
         """Return the vectors of images ``(B, C, H, W)``."""
-        return F.adaptive_avg_pool2d(images, self.size).flatten(1).view(1, 1, len(images), -1)
+        size = min(images.shape[2], PIXELS_SIDE), min(images.shape[3], PIXELS_SIDE)
+        return {(None, None): F.adaptive_avg_pool2d(images, size).flatten(1)}
 
 
 Vectors = Layers | Pixels
 
 
-def collect_vectors(
-    vectors: Vectors, batches: Iterable[Batch], count: int, device: torch.device, progress: bool, what: str
-) -> tuple[Tensor, Tensor]:
-    """Return the vectors of ``count`` labelled images, float32 ``(layers, vectors per layer, count, D)``, on the CPU,
-    and labels int64 ``(count,)``.
-
-    Raises:
-        PraError: the machine has less memory than they need.
-    """
-    layers, each, width = vectors.shape
-    check_memory(4 * layers * each * width * count)
-    whole, labels = torch.empty(layers, each, count, width), torch.empty(count, dtype=torch.int64)
-    done = 0
+def _pooled(
+    vectors: Vectors, batches: Iterable[Batch], count: int, what: str, progress: bool = True
+) -> Iterator[tuple[Pooled, Tensor]]:
+    """Yield vectors and labels, int64 ``(B,)``, of each batch."""
     with Progress(total=count, unit="image", desc=what, disable=not progress) as bar:
         for batch in batches:
-            here = slice(done, done + len(batch.images))
-            whole[:, :, here] = vectors(from_uint8(batch.images.to(device)), batch.start).cpu()
-            labels[here] = batch.labels  # type: ignore[assignment]
-            done += len(batch.images)
+            assert batch.labels is not None, "sources have labels"
+            yield vectors(from_uint8(batch.images.to(vectors.device)), batch.start), batch.labels
             bar.update(len(batch.images))
-    return whole, labels
 
 
 def export_features(
-    path: Path,
-    layer: Layers,
-    pooling: str,
-    batches: Iterable[Batch],
-    count: int,
-    device: torch.device,
-    known: dict[str, Any],
-    progress: bool = True,
+    path: Path, layer: Layers, pooling: str, batches: Iterable[Batch], count: int, known: dict[str, Any]
 ) -> None:
     """Write one pooling of one layer to an ``.npz``, batch by batch: memory holds the features of one batch.
 
@@ -183,34 +157,27 @@ def export_features(
     Raises:
         PraError: the disk is full or refuses, or an image cannot be read; nothing is left behind.
     """
-    width = layer.shape[2] * (2 if pooling == "both" else 1)
-    labels = torch.empty(count, dtype=torch.int64)
-    done = 0
+    width = layer.model.config.width * (2 if pooling == "both" else 1)
+    labels = []
     with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:
-        with (
-            archive.open("features.npy", "w", force_zip64=True) as array,
-            Progress(total=count, unit="image", desc=layer.name, disable=not progress) as bar,
-        ):
+        with archive.open("features.npy", "w", force_zip64=True) as array:
             header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
             np.lib.format.write_array_header_1_0(array, header)
-            for batch in batches:
-                pooled = layer(from_uint8(batch.images.to(device)), batch.start)[0]
-                array.write(select(pooled, pooling).cpu().numpy().astype("<f4").tobytes())
-                del pooled  # before the next batch is computed
-                labels[done : done + len(batch.images)] = batch.labels  # type: ignore[assignment]
-                done += len(batch.images)
-                bar.update(len(batch.images))
-        for name, values in (("labels", labels.numpy()), ("pra", np.array(json.dumps(known)))):
+            for pooled, truth in _pooled(layer, batches, count, layer.name):
+                (chosen,) = (found for _, name, found in poolings(pooled) if name == pooling)
+                array.write(chosen.cpu().numpy().astype("<f4").tobytes())
+                labels.append(truth)
+                del pooled, chosen  # before the next batch is computed
+        for name, values in (("labels", torch.cat(labels).numpy()), ("pra", np.array(json.dumps(known)))):
             with archive.open(f"{name}.npy", "w") as array:
                 np.lib.format.write_array(array, values)
 
 
 def check_memory(size: int) -> None:
     """Refuse ``size`` bytes of features where the machine's whole memory is less."""
-    try:
-        there: float = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on this system
-        there = math.inf
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > there:
         problem = f"the features need {size / 2**30:.0f} GiB, this machine has {there / 2**30:.0f}"
         raise PraError(f"{problem}. Name fewer --layers, or give --num", "too-large")
@@ -248,11 +215,6 @@ class Figure:
     value: float
 
 
-def best(figures: Sequence[Figure]) -> Figure:
-    """Return the layer and pooling that validation chooses; the first of equal ones."""
-    return max(figures, key=lambda figure: figure.validation)
-
-
 @dataclass(frozen=True)
 class Task:
     """A labelled set to fit linear classifiers on, and a held-out one to judge them on.
@@ -278,11 +240,10 @@ class Task:
         chosen, asked = (spread(len(source), min(num or len(source), len(source))) for source in (fitted, judged))
         ours, theirs = (f"{', '.join(one.classes[:3])} ({len(one.classes)})" for one in (fitted, judged))
         for problem, wrong in (
-            (f"{train} has one class, a probe needs 2", len(fitted.classes) < 2),
+            (f"the {len(chosen)} images taken of {train} are of one class", len(set(fitted.labels[chosen])) < 2),
             (f"{train} has the classes {ours} and {test} {theirs}", fitted.classes != judged.classes),
             (f"{test} is what the probe is fitted to. Give other images with --test", _place(train) == _place(test)),
             (f"{train} gives {len(chosen)} images, a probe needs {2 * VALIDATED}", len(chosen) < 2 * VALIDATED),
-            (f"the {len(chosen)} images taken of {train} are of one class", len(set(fitted.labels[chosen])) < 2),
         ):
             if wrong:
                 raise PraError(f"pra probe: {problem}", "conflict", train=train)
@@ -299,9 +260,9 @@ class Task:
         progress: bool = True,
         world: World = ALONE,
     ) -> list[Figure]:
-        """Return a figure per layer and pooling of ``vectors``; processes that share the images get none but rank 0.
+        """Return a figure per layer and pooling of a subject; processes that share the images get none but rank 0.
 
-        ``size`` (height and width) and ``channels`` are those of the images; ``device`` runs ``vectors`` and SGD.
+        ``size`` (height and width) and ``channels`` are those of the images; ``device`` runs the subject and SGD.
 
         Raises:
             PraError: images that cannot be prepared, or vectors beyond the memory.
@@ -310,37 +271,37 @@ class Task:
         for source, chosen in ((self.train, self.chosen), (self.test, self.asked)):
             share = world.share(len(chosen))
             what, shown = f"{vectors.name}: {source.name}", progress and world.is_first
+            own: list[tuple[Pooled, Tensor]] = []
             with reading(prepared(source, chosen, size, channels, self.data, batch_size, share)) as batches:
-                own = collect_vectors(vectors, batches, len(share), device, shown, what)
-            parts: list[tuple[Tensor, Tensor]] = []
-            world.combine(own, parts.extend)  # on rank 0 alone
-            found.append(own if len(parts) < 2 else _joined(parts))
+                for pooled, labels in _pooled(vectors, batches, len(share), what, shown):
+                    if not own:
+                        check_memory(4 * len(share) * sum(part.shape[1] for part in pooled.values()))
+                    own.append(({name: part.cpu() for name, part in pooled.items()}, labels))
+            shares: list[list[tuple[Pooled, Tensor]]] = []
+            world.combine(own, shares.extend)  # on rank 0 alone
+            if world.is_first:
+                found.append(_joined(list(itertools.chain(*shares))))
         if not world.is_first:
             return []
-        (x, y), (queries, truth) = found
+        (whole, y), (asked, truth) = found
         result = []
-        for (layer, pooling, fitted), (*_, asked) in zip(vectors.columns(x), vectors.columns(queries), strict=True):
-            measured = accuracy(linear, (fitted, y), (asked, truth), len(self.train.classes), device)
-            result.append(Figure(layer, pooling, fitted.shape[1], *measured))
+        for (layer, pooling, x), (*_, queries) in zip(poolings(whole), poolings(asked), strict=True):
+            measured = accuracy(linear, (x, y), (queries, truth), len(self.train.classes), device)
+            result.append(Figure(layer, pooling, x.shape[1], *measured))
         return result
 
 
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    vectors, labels = zip(*parts, strict=True)
-    return torch.cat(vectors, dim=2), torch.cat(labels)
+def _joined(parts: list[tuple[Pooled, Tensor]]) -> tuple[Pooled, Tensor]:
+    """Join batches, and free each part when it is joined."""
+    whole = {name: torch.cat([pooled.pop(name) for pooled, _ in parts]) for name in list(parts[0][0])}
+    return whole, torch.cat([labels for _, labels in parts])
 
 
 def held_out(source: str) -> str:
-    """Return the held-out part of a source: ``"digits@test"`` of ``"digits"``; refuse a source without one."""
-    if source.endswith("@test"):
-        fitted = source.removesuffix("@test")
-        raise PraError(
-            f"{source} is a held-out part. Give --data {fitted} to fit a probe on", "conflict", source=source
-        )
-    if source.partition(":")[0] not in SPLIT:
-        raise PraError(
-            f"{source} has no held-out part known to pra. Name one with --test SRC", "missing", source=source
-        )
+    """Return ``"digits@test"`` of ``"digits"``; refuse a source without a held-out part."""
+    if source.endswith("@test") or source.partition(":")[0] not in SPLIT:
+        problem = f"{source} has no held-out part known to pra. Name one with --test SRC"
+        raise PraError(problem, "missing", source=source)
     return f"{source}@test"
 
 

@@ -2,24 +2,36 @@
 
 Inputs and conditions of the backbone are compared as distributions: over training images, made as in training, against
 sampling of the same labels, without guidance. Beside that stands the flow loss on the model's own rollouts, tied to the
-training images as in :class:`pra.config.Exact`, over that on training's inputs.
+training images as in :class:`pra.config.Exact`, over that on training's inputs. `pra report` keeps the gap of a
+checkpoint in the run's folder.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pra.config import Exact, ObjectiveConfig, Precision, Rollout, SamplingConfig
+from pra.config import Exact, ObjectiveConfig, Precision, Rollout, RunConfig, SamplingConfig, to_dict
+from pra.data import load_images, open_source
 from pra.errors import PraError
+from pra.evaluation.samples import spread
 from pra.method import noise
 from pra.method.objectives import flow_errors
 from pra.method.rollout import ar_inputs
+from pra.models import weights
 from pra.models.pra import PRA
 from pra.sampling import Sampler
+from pra.utils.pixels import from_uint8
+from pra.utils.provenance import environment
+
+FILE = "rollout-gap.json"
+SEED = 0
+CURVES = ("inputs", "conditions", "training_loss", "rollout_loss")
 
 
 @dataclass(frozen=True)
@@ -105,3 +117,50 @@ def inhomogeneity(a: Tensor, b: Tensor) -> Tensor:
         within = [F.pdist(values).mean() for values in (x, y)]
         result.append((2 * across - within[0] - within[1]) / (2 * across).clamp(min=1e-12))
     return torch.stack(result)
+
+
+# --- the gap of a run ---------------------------------------------------------------------------------------
+
+
+def measure_gap(run: Path, config: RunConfig, count: int, device: torch.device) -> dict[str, Any]:
+    """Measure the newest checkpoint's gap over at most ``count`` training images.
+
+    Returns the content of ``rollout-gap.json``: the curves of :class:`RolloutGap` by name, one number per raster
+    position, and their origin. Refuse a run without a checkpoint or its data.
+    """
+    folder = weights.model_folder(run)
+    model: Any = weights.load(folder, device=device)
+    source, train = open_source(config.data.source), config.train
+    chosen = spread(len(source), min(count, len(source)))
+    pixels, labels = load_images(source, chosen, config.model.image_size, config.model.channels, config.data)
+    gap = rollout_gap(model, train.rollout, from_uint8(pixels), labels, config.sampling, train.objective, SEED)
+    return {
+        "checkpoint": folder.name,
+        "images": len(chosen),
+        "seed": SEED,
+        **{name: getattr(gap, name).tolist() for name in CURVES},
+        "sampling": to_dict(replace(config.sampling, guidance=1.0)),
+        "environment": environment(),
+    }
+
+
+def read_gap(run: Path) -> dict[str, Any] | None:
+    """Return what was measured last; None where nothing was."""
+    path = run / FILE
+    if not path.exists():
+        return None
+    gap = weights.read_json(path)
+    names = {"checkpoint", "images", "seed", *CURVES, "sampling", "environment"}
+    curves = [gap.get(name) for name in CURVES]
+    numbers = all(isinstance(curve, list) and all(isinstance(v, int | float) for v in curve) for curve in curves)
+    if set(gap) != names or not numbers:
+        raise PraError(f"{path} is damaged. Remove it, and repeat `pra report {run}`", "unreadable", path=path)
+    return gap
+
+
+def known_gap(run: Path, config: RunConfig, count: int) -> dict[str, Any] | None:
+    """Return what was measured of the newest checkpoint over ``count`` images, or all there are; else None."""
+    gap, newest = read_gap(run), weights.newest_checkpoint(run)
+    if gap is None or newest is None or gap["checkpoint"] != newest.name or gap["images"] > count:
+        return None
+    return gap if gap["images"] in (count, len(open_source(config.data.source))) else None

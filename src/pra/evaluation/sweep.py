@@ -20,10 +20,10 @@ from pra.config import SamplingConfig, to_dict
 from pra.config.values import parse_value
 from pra.errors import PraError
 from pra.evaluation.comparable import differing, known, shown
-from pra.evaluation.compare.table import Row, Section, rendered
+from pra.evaluation.compare import Row, Section, rendered
 from pra.evaluation.evaluate import Report
 from pra.evaluation.metrics import Protocol
-from pra.evaluation.report.content import cell, evaluation
+from pra.evaluation.report import cell, evaluation
 from pra.models.weights import EMA
 from pra.sampling.requests import changed_sampling
 from pra.utils.files import write_atomically

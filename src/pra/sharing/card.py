@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shlex
 import warnings
@@ -10,13 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
+from jinja2 import ChainableUndefined
 
 from pra.config import RunConfig, to_dict
+from pra.evaluation.comparable import known
 from pra.evaluation.evaluate import Report
+from pra.evaluation.report import duration, evaluations, named, templates
 from pra.models import Model, count_parameters, weights
 from pra.training.plots import CURVES
-from pra.training.run import read_metrics, read_run, training_seconds
+from pra.training.run import read_metrics, read_run, recorded, training_seconds
 from pra.utils.hub import is_address, repo_id
 from pra.utils.provenance import file_sha256
 
@@ -64,26 +65,20 @@ def read_origin(path: str | Path, average: str = weights.EMA) -> Origin:
     origin = Origin(weights.load(folder, average), file, average, files, reports)
     if run is None:
         return origin
-    config, environment = read_run(run), run / "environment.json"
+    config = read_run(run)
     step = int(weights.read_json(folder / weights.STATE)["step"])
     seconds = training_seconds(read_metrics(run), config.train.batch_size, until=step)
-    made = weights.read_json(environment) if environment.exists() else {}
-    return replace(origin, run=config, step=step, seconds=seconds or None, environment=made)
+    return replace(origin, run=config, step=step, seconds=seconds or None, environment=recorded(run))
 
 
 def _reports(home: Path, sha256: str, card: str) -> dict[str, Report]:
     """Return the reports of ``pra eval`` in a folder on the weights of that hash, or named by the card."""
     reports = {}
-    for path in sorted(home.glob("*.json")):
-        try:
-            values = json.loads(path.read_text())
-            report = Report(values["figures"], values["provenance"])
-            measured = report.provenance["images"]["weights_sha256"]
-        except (OSError, ValueError, LookupError, TypeError):
-            continue  # not of `pra eval`, or of images from elsewhere
+    for path, report in evaluations(home).items():
+        measured = known(report.provenance, "images", "weights_sha256")
         if measured == sha256 or f"(./{path.name})" in card:
             reports[path.name] = report
-        else:
+        elif measured:  # not of images from elsewhere
             problem = f"{path} is left out: its figures are of other weights than the shared ones"
             warnings.warn(f"{problem}; measure these with `pra eval {home} --out FILE.json`", stacklevel=3)
     return reports
@@ -95,53 +90,35 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
     ``name`` is the title, ``address`` the argument of :func:`pra.load` (empty for the model that pra ships), and
     ``half`` tells that the weights are rounded to float16.
     """
-    model, run, config = origin.model, origin.run, origin.model.config
-    return _template().render(
+    run, config = origin.run, origin.model.config
+    names = named(origin.model.classes)
+    more = f" and {len(names) - MOST_CLASSES} more, in config.json" if len(names) > MOST_CLASSES else ""
+    environment = templates("pra.sharing", undefined=ChainableUndefined, keep_trailing_newline=True)
+    environment.filters |= {
+        "json": json.dumps,
+        "quote": shlex.quote,
+        "public": _public,
+        "place": lambda initial: initial if is_address(initial) else Path(initial).name,
+        "duration": duration,
+    }
+    return environment.get_template("card.md").render(
         origin=origin,
         front_matter=_front_matter(origin, licence),
         name=name,
         address=address,
         licence=licence,
         half=half,
-        config=config,
-        model=model,
         parts=count_parameters(config),
-        classes=_classes(model.classes),
-        first=list(range(min(2, config.num_classes))),
+        classes=", ".join(names[:MOST_CLASSES]) + more,
         drawn="all" if config.num_classes <= MOST_SHOWN else f"0-{MOST_SHOWN - 1}",
         rollout=run and to_dict(run.train.rollout),
         average=run and _average(run, origin.average),
-        samples=SAMPLES,
-        curves=CURVES,
     )
-
-
-@functools.cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("pra.sharing", ""),
-        undefined=ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "json": json.dumps,
-        "quote": shlex.quote,
-        "public": _public,
-        "place": lambda initial: initial if is_address(initial) else Path(initial).name,
-        "duration": lambda seconds: f"{seconds / 3600:.3g} hours" if seconds >= 7200 else f"{seconds / 60:.3g} minutes",
-        "millions": lambda count: f"{count / 1e6:.3g} M",
-        "g": lambda value: f"{value:g}",
-        "g4": lambda value: f"{value:.4g}",
-    }
-    return environment.get_template("card.md")
 
 
 def _front_matter(origin: Origin, licence: str | None) -> dict[str, Any]:
     """Return the Hub's fields by name; as JSON their values are YAML."""
-    config, run = origin.model.config, origin.run
-    initial = run.initial if run else None
+    config, initial = origin.model.config, origin.run and origin.run.initial
     kind = ["class-conditional-image-generation"] if config.num_classes > 1 else []
     return {
         "license": licence,
@@ -151,15 +128,6 @@ def _front_matter(origin: Origin, licence: str | None) -> dict[str, Any]:
         "base_model": repo_id(initial.partition("@")[0]) if initial and is_address(initial) else None,
         "tags": ["image-generation", "pixel-space", "flow-matching", *config.tags, *kind],
     }
-
-
-def _classes(classes: tuple[str, ...]) -> str:
-    """Return the names of the first classes, or nothing where they are mere numbers."""
-    names = list(dict.fromkeys(classes))
-    if names == [str(number) for number in range(len(names))]:
-        return ""
-    more = f" and {len(names) - MOST_CLASSES} more, in config.json" if len(names) > MOST_CLASSES else ""
-    return ", ".join(names[:MOST_CLASSES]) + more
 
 
 def _average(config: RunConfig, name: str) -> str:

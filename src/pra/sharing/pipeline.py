@@ -24,6 +24,7 @@ except (ImportError, OSError, RuntimeError) as error:
     raise PraError(import_failed("PRAPipeline", "diffusers", "diffusers", error), code="not-installed") from None
 
 OUTPUTS = ("np", "pil", "pt")
+PLACE = ("cache_dir", "token", "local_files_only")
 DONE_ANYWAY = {"torch_dtype": torch.float32, "dtype": torch.float32, "use_safetensors": True}
 """Options of diffusers, with the values that ask for what is done without them."""
 
@@ -48,29 +49,22 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        **options: Any,
+        cls, pretrained_model_name_or_path: str | Path, revision: str | None = None, **options: Any
     ) -> PRAPipeline:
         """Load a run, a model folder, ``user/model`` on the Hub, or ``hub:user/model``.
 
         Args:
             pretrained_model_name_or_path: where the model is; a folder that exists comes before the Hub.
             revision: on the Hub: a branch, tag or commit; by default the newest.
-            cache_dir: as for :func:`pra.utils.hub.download`, like ``token`` and ``local_files_only``.
-            token: for what is private.
-            local_files_only: whether the cache must do.
-            options: others of diffusers, with the values of :data:`DONE_ANYWAY`.
+            options: ``cache_dir``, ``token`` and ``local_files_only`` of :func:`pra.utils.hub.download`, and others of
+                diffusers with the values of :data:`DONE_ANYWAY`.
 
         Raises:
             PraError: as :func:`pra.load`, or another option.
         """
+        place = {name: options.pop(name) for name in PLACE if name in options}
         for name, value in options.items():
-            known = nearest(name, ("revision", "cache_dir", "token", "local_files_only", *DONE_ANYWAY))
+            known = nearest(name, ("revision", *PLACE, *DONE_ANYWAY))
             advice = ". Weights are float32 safetensors" if name in DONE_ANYWAY else known
             if name not in DONE_ANYWAY or value not in (None, DONE_ANYWAY[name]):
                 problem = f"PRAPipeline.from_pretrained takes no {name}={value}{advice}"
@@ -79,7 +73,7 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         if re.fullmatch(r"[\w.-]+/[\w.-]+", path, re.ASCII) and not Path(path).exists():
             path = PREFIX + path
         path = f"{path}@{revision}" if revision else path
-        return cls(weights.load(download(path, cache_dir, token, local_files_only) if is_address(path) else path))
+        return cls(weights.load(download(path, **place) if is_address(path) else path))
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write a new model folder, for :meth:`from_pretrained` and :func:`pra.load`, as :func:`pra.save`."""

@@ -12,7 +12,7 @@ from pra.config import check_sampling
 from pra.errors import PraError
 from pra.models import weights
 from pra.sampling.requests import changed_sampling
-from pra.sharing.card import CARD, Origin, read_origin, write_card
+from pra.sharing.card import CARD, read_origin, write_card
 from pra.utils.files import check_free, new_folder
 from pra.utils.hub import LOGIN, PREFIX, explained, hub_library, repo_id
 
@@ -57,6 +57,9 @@ def export(
     if sampling:
         origin.model.sampling = changed_sampling(origin.model.sampling, dict(sampling))
         check_sampling(origin.model.config, origin.model.sampling)
+    title, address = (repo.split("/")[1], PREFIX + repo) if repo else (folder.name, folder.name)
+    if folder.absolute() == weights.SHIPPED:
+        title, address = origin.run.recipe if origin.run else folder.name, ""
     with new_folder(folder) as partial:
         for file, path in origin.files.items():
             shutil.copyfile(path, partial / file)
@@ -67,18 +70,9 @@ def export(
             shutil.copyfile(origin.weights, partial / weights.MODEL)
         else:
             weights.write_model(origin.model, partial, half)
-            card = write_card(origin, *_title(origin, folder, repo), licence, half)
+            card = write_card(origin, title, address, licence, half)
             (partial / CARD).write_text(card, encoding="utf-8")
     return folder
-
-
-def _title(origin: Origin, folder: Path, repo: str | None) -> tuple[str, str]:
-    """Return a name for the card, and the argument of :func:`pra.load`, empty for the model that pra ships."""
-    if repo:
-        return repo.split("/")[1], PREFIX + repo
-    if folder.absolute() == weights.SHIPPED:
-        return origin.run.recipe if origin.run else folder.name, ""
-    return folder.name, folder.name
 
 
 def push(
@@ -96,9 +90,6 @@ def push(
         run: as for :func:`export`, as are ``licence``, ``half`` and ``average``.
         repo: ``user/model``, made if needed.
         private: for nobody else to see; to a page that is public already, nothing is uploaded.
-        licence: of the weights.
-        half: store the weights as float16.
-        average: which weights of a run.
 
     Raises:
         PraError: as :func:`export`; no token with the right to write there; or the Hub cannot be reached.

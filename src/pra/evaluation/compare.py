@@ -5,20 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
+import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pra.config import RunConfig, to_dict
 from pra.errors import PraError
-from pra.evaluation.comparable import PREFIX, differing, known, shown
-from pra.evaluation.compare.table import Row, Section, one_line, rendered
+from pra.evaluation.comparable import differing, known, shown
 from pra.evaluation.evaluate import Figures, Report
-from pra.evaluation.report.charts import thinned
-from pra.evaluation.report.content import Progress, cell, evaluation, evaluations, progress
+from pra.evaluation.report import Progress, cell, evaluation, gone_on, judged, progress
 from pra.models import count_parameters
 from pra.models.weights import newest_checkpoint
 from pra.training.plots import OTHERS, curves
@@ -29,58 +27,39 @@ from pra.utils.files import expand
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURES = "figures.json"
-"""The evaluation of a run whose folder holds several."""
 EITHER = "Give the folder of a run, or a JSON that `pra eval --out` wrote"
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run's folder, read; ``metrics`` are the lines of its ``metrics.jsonl``, at least one."""
-
-    folder: Path
-    config: RunConfig
-    metrics: list[dict[str, float]]
-    progress: Progress
-    newest: Path | None
-
-
-@dataclass(frozen=True)
 class Column:
-    """One argument: a run with the figures that were measured of it, if any, or an evaluation alone.
+    """One argument: a run, and the report ``figures.json`` in its folder if there is one, or a report alone.
 
-    ``unread`` are the names of several evaluations in a run's folder, of which none could be chosen.
+    ``metrics`` are the lines of the run's ``metrics.jsonl``, at least one, ``newest`` its newest checkpoint.
     """
 
     name: str
-    run: Run | None
     report: Report | None
-    unread: tuple[str, ...] = ()
+    config: RunConfig | None = None
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    progress: Progress | None = None
+    newest: Path | None = None
 
     def known(self, *path: str) -> Any:
-        """Return a value of the evaluation's provenance; None where a part of the path is missing."""
+        """Return a value of the report's provenance; None where a part of the path is missing."""
         return known(self.report and self.report.provenance, *path)
-
-    def text(self, *path: str) -> str:
-        """Return the same for a table."""
-        value = self.known(*path)
-        return "unknown" if value is None else str(value)
 
 
 def read_columns(words: Sequence[str]) -> list[Column]:
     """Read the arguments of `pra compare`, ``[NAME=]PATH`` each, by default named after the folder or file.
 
-    Where two have the same name, it is the whole path. Refuse fewer than two, one given twice, two of one name, and
-    what is neither an evaluation nor a run with metrics.
+    Where two have the same name, it is the whole path. Refuse fewer than two, two of one name, and what is neither
+    an evaluation nor a run with metrics.
     """
     if len(words) < 2:
         raise PraError(f"pra compare: {len(words)} argument(s). Give two or more", "missing")
     named = [_parsed(word) for word in words]
     short = Counter(name or path.resolve().name for name, path in named)
     names = [name or (own if short[own := path.resolve().name] == 1 else str(path)) for name, path in named]
-    (place, times), *_ = Counter(path.resolve() for _, path in named).most_common(1)
-    if times > 1:
-        raise PraError(f"{place} is given twice. Leave one out", "conflict", path=place)
     (name, times), *_ = Counter(names).most_common(1)
     if times > 1:
         raise PraError(f"{times} arguments are called {name!r}. Name them, NAME=PATH", "conflict", name=name)
@@ -89,38 +68,33 @@ def read_columns(words: Sequence[str]) -> list[Column]:
 
 def _parsed(word: str) -> tuple[str | None, Path]:
     """Split name and path. Both may hold ``=``: what is there decides."""
-    if os.path.exists(expand(word)):
-        return None, expand(word)
-    for place in (place for place, letter in enumerate(word) if letter == "=" and place):
-        if os.path.exists(expand(word[place + 1 :])):
-            return word[:place], expand(word[place + 1 :])
+    for place in (-1, *(place for place, letter in enumerate(word) if letter == "=" and place)):
+        path = expand(word[place + 1 :])
+        if path.exists():
+            return word[:place] if place > 0 else None, path
     raise PraError(f"nothing lies at {word}. {EITHER}, as PATH or NAME=PATH", "missing", path=word)
 
 
 def _read(name: str, path: Path) -> Column:
-    if path.is_dir():
-        run, found = _run(path), evaluations(path)
-        chosen = next(iter(found)) if len(found) == 1 else path / FIGURES
-        return Column(name, run, found.get(chosen), () if chosen in found else tuple(file.name for file in found))
-    report = evaluation(path)
-    if report is None:
-        raise PraError(f"{path} holds no figures. {EITHER}", "unreadable", path=path)
-    return Column(name, None, report)
-
-
-def _run(folder: Path) -> Run:
-    config = read_run(folder)
-    rows, come = read_metrics(folder), progress(folder, config)
+    if not path.is_dir():
+        report = evaluation(path)
+        if report is None:
+            raise PraError(f"{path} holds no figures. {EITHER}", "unreadable", path=path)
+        return Column(name, report)
+    figures, config = path / "figures.json", read_run(path)
+    come = progress(path, config)
     if come is None:
-        problem = f"the run {folder} has no line in metrics.jsonl yet"
-        raise PraError(f"{problem}. Wait for {config.train.log_every} steps (train.log_every)", "missing", path=folder)
-    return Run(folder, config, rows, come, newest_checkpoint(folder))
+        problem = f"the run {path} has no line in metrics.jsonl yet"
+        raise PraError(f"{problem}. Wait for {config.train.log_every} steps (train.log_every)", "missing", path=path)
+    report = evaluation(figures) if figures.exists() else None
+    return Column(name, report, config, read_metrics(path), come, newest_checkpoint(path))
 
 
 NOTHING = "-"
+PARTS = 120
+"""A loss at the end is the mean over the last of so many parts of the log."""
 HIGHEST = 3
 """An axis ends at this multiple of the first run's highest value: a loss that explodes would hide the others."""
-MANY = f"{{}} are all evaluations of it, and none is called {FIGURES}: give the file that is meant"
 
 
 def compared(columns: Sequence[Column]) -> str:
@@ -147,7 +121,7 @@ def _different(settings: Sequence[dict[str, str] | None]) -> list[Row]:
 
 
 def _settings(columns: Sequence[Column]) -> list[Section]:
-    settings = [_flattened(to_dict(c.run.config) | {"targets": None}) if c.run else None for c in columns]
+    settings = [_flattened(to_dict(c.config) | {"targets": None}) if c.config else None for c in columns]
     if sum(values is not None for values in settings) < 2:
         return []
     rows = _different(settings)
@@ -155,40 +129,51 @@ def _settings(columns: Sequence[Column]) -> list[Section]:
 
 
 def _training(columns: Sequence[Column]) -> list[Section]:
-    if not any(column.run for column in columns):
+    if not any(column.config for column in columns):
         return []
-
-    def row(name: str, of: Callable[[Run], str]) -> Row:
-        return Row(name, [of(column.run) if column.run else NOTHING for column in columns])
-
-    come = [
-        row("parameters", lambda run: f"{sum(count_parameters(run.config.model).values()) / 1e6:.3f} M"),
-        row("steps", lambda run: f"{run.progress.steps:,} of {run.config.train.steps:,}"),
-        row("images seen", lambda run: f"{run.progress.images:,}"),
-        row("seconds of training", lambda run: f"{run.progress.seconds:,.0f}"),
-        row("images / s", lambda run: f"{run.progress.images_per_second:.3g}"),
+    made = [
+        _progress(column.config, column.progress) if column.config and column.progress else {} for column in columns
     ]
-    terms = loss_terms(line for column in columns if column.run for line in column.run.metrics)
+    come = [Row(name, [values.get(name, NOTHING) for values in made]) for name in next(filter(None, made))]
+    terms = loss_terms(line for column in columns for line in column.metrics)
     names = [*terms, *(VALIDATION + name for name in terms)]
-    losses = [row(name, lambda run, name=name: cell(_last(run, name))) for name in names]  # type: ignore[misc]
+    losses = [Row(name, [cell(_last(column.metrics, name)) for column in columns]) for name in names]
     there = [loss for loss in losses if set(loss.cells) != {NOTHING}]
     return [Section("training", come), Section("losses at the end", there)]
 
 
-def _last(run: Run, name: str) -> float | None:
-    """Return the last point of the report's curve; None for a term that the run does not have at its end."""
-    points = points_of(run.metrics, name)
-    return thinned(points)[-1][1] if points and points[-1][0] == run.metrics[-1]["step"] else None
+def _progress(config: RunConfig, progress: Progress) -> dict[str, str]:
+    return {
+        "parameters": f"{sum(count_parameters(config.model).values()) / 1e6:.3f} M",
+        "steps": f"{progress.steps:,} of {config.train.steps:,}",
+        "images seen": f"{progress.images:,}",
+        "seconds of training": f"{progress.seconds:,.0f}",
+        "images / s": f"{progress.images_per_second:.3g}",
+    }
+
+
+def _last(metrics: list[dict[str, float]], name: str) -> float | None:
+    """Return the mean over the last of :data:`PARTS`; None for a term that the run does not have at its end."""
+    points = points_of(metrics, name)
+    if not points or points[-1][0] != metrics[-1]["step"]:
+        return None
+    size = math.ceil(len(points) / PARTS)
+    return statistics.fmean(value for _, value in points[(len(points) - 1) // size * size :])
 
 
 def _evaluations(columns: Sequence[Column]) -> tuple[list[Section], list[str]]:
-    unread = [f"{column.name}: {MANY.format(', '.join(column.unread))}" for column in columns if column.unread]
     if not any(column.report for column in columns):
-        return [], [*unread, "no figures: `pra eval RUN --out RUN/figures.json` measures them"]
+        return [], ["no figures: `pra eval RUN --out RUN/figures.json` measures them"]
     figures, notes = figure_sections(columns)
-    told = [Row(name, [of(column) if column.report else NOTHING for column in columns]) for name, of in TOLD.items()]
-    judged = Section("evaluation", [*told, *_different([_sampled(column) for column in columns])])
-    return [judged, *figures], [*unread, *filter(None, map(_gone_on, columns)), *notes]
+    facts = [judged(column.report.provenance) if column.report else {} for column in columns]
+    told = [Row(name, [known.get(name, NOTHING) for known in facts]) for name in next(filter(None, facts))]
+    evaluation = Section("evaluation", [*told, *_different([_sampled(column) for column in columns])])
+    since = [
+        f"{column.name}: the figures are of {known['made by']}, and {later}"
+        for column, known in zip(columns, facts, strict=True)
+        if column.report and (later := gone_on(column.report.provenance, column.newest))
+    ]
+    return [evaluation, *figures], [*since, *notes]
 
 
 def _sampled(column: Column) -> dict[str, str] | None:
@@ -202,36 +187,6 @@ def _sampled(column: Column) -> dict[str, str] | None:
     return _flattened({"sampling": sampling, "labels": column.known("images", "labels") or order})
 
 
-def _gone_on(column: Column) -> str | None:
-    """Tell that figures are of an earlier checkpoint."""
-    newest, model = column.run.newest if column.run else None, column.known("images", "model")
-    if newest is None or model is None or newest.name == Path(str(model)).name:
-        return None
-    return f"{column.name}: the figures are of {Path(str(model)).name}, and the run has gone on since, to {newest.name}"
-
-
-def _made(column: Column, of_run: str, of_file: str) -> str:
-    """Return what is known of the weights of a run, or of a file that `pra sample` has written."""
-    return str(column.known("images", of_run) or column.known("images", "made", "weights", of_file) or NOTHING)
-
-
-def _maker(column: Column) -> str:
-    images = (column.known("images", kind) for kind in ("model", "file", "folder"))
-    return next((Path(str(path)).name for path in images if path), NOTHING)
-
-
-TOLD: dict[str, Callable[[Column], str]] = {
-    "images": lambda column: column.text("count"),
-    "made by": _maker,
-    "weights": lambda column: Path(_made(column, "weights", "file")).stem,
-    "weights, SHA-256": lambda column: _made(column, "weights_sha256", "sha256")[:PREFIX],
-    "features": lambda column: column.text("features", "name"),
-    "features, SHA-256": lambda column: column.text("features", "sha256")[:PREFIX],
-    "reference": lambda column: column.text("reference", "name"),
-}
-"""Rows of every evaluation."""
-
-
 # --- figures ------------------------------------------------------------------------------------------------
 
 LOWER = ("fid", "sfid", "kid", "reconstruction_fid")
@@ -241,8 +196,19 @@ HIGHER = ("precision", "recall", "accuracy", "inception_score", "psnr", "ssim")
 
 def figure_sections(columns: Sequence[Column]) -> tuple[list[Section], list[str]]:
     """Return the figures by protocol, the best of each row marked where all compare; and lines that say why not."""
-    apart = _reasons([column for column in columns if column.report], obstacle)
-    others = _reasons([column for column in columns if column.known("reconstruction")], _other_originals)
+    reported = [column for column in columns if column.report]
+    apart = [reason for other in reported[1:] if (reason := obstacle(reported[0], other))]
+    copies = {
+        column.name: f"{made['count']} of {made['source']}"
+        for column in columns
+        if (made := column.known("reconstruction"))
+    }
+    first = next(iter(copies), "")
+    others = [
+        f"{name} differs in the images ({images}; {first}: {copies[first]})"
+        for name, images in copies.items()
+        if images != copies[first]
+    ]
     found = [column.report.figures if column.report else {} for column in columns]
     sections = []
     for protocol in dict.fromkeys(itertools.chain.from_iterable(found)):
@@ -256,24 +222,11 @@ def figure_sections(columns: Sequence[Column]) -> tuple[list[Section], list[str]
     return sections, notes
 
 
-def _reasons(columns: Sequence[Column], why: Callable[[Column, Column], str | None]) -> list[str]:
-    """Return why columns do not compare with the first, by ``why``."""
-    return [reason for other in columns[1:] if (reason := why(columns[0], other))]
-
-
 def obstacle(first: Column, other: Column) -> str | None:
     """Name the fields in which an evaluation differs from the first, so that figures do not compare; None where not."""
     found = differing(first.known(), other.known())
     fields = (f"the {name} ({shown(there)}; {first.name}: {shown(here)})" for name, (here, there) in found.items())
     return f"{other.name} differs in {' and '.join(fields)}" if found else None
-
-
-def _other_originals(first: Column, other: Column) -> str | None:
-    here, there = (
-        f"{column.text('reconstruction', 'count')} of {column.text('reconstruction', 'source')}"
-        for column in (first, other)
-    )
-    return None if here == there else f"{other.name} differs in the images ({there}; {first.name}: {here})"
 
 
 def _rows(columns: Sequence[Column], found: Sequence[Figures], marked: bool) -> list[Row]:
@@ -305,7 +258,7 @@ def _merit(name: str, value: Any, column: Column) -> float | None:
 
 def overlaid(columns: Sequence[Column]) -> Figure:
     """Draw the curves of those columns that are runs; refuse columns without a run, or without matplotlib."""
-    metrics = {column.name: column.run.metrics for column in columns if column.run}
+    metrics = {column.name: column.metrics for column in columns if column.metrics}
     if not metrics:
         raise PraError("--out draws the curves of runs: there are none. Leave it out, or add a run", option="--out")
     titles = {name: name for name in loss_terms(itertools.chain(*metrics.values()))}
@@ -319,3 +272,53 @@ def overlaid(columns: Sequence[Column]) -> Figure:
         if highest := max(value for _, value in first):
             axes.set_ylim(top=min(axes.get_ylim()[1], HIGHEST * highest))
     return figure
+
+
+# --- the table for the terminal ----------------------------------------------------------------------------
+
+LONGEST = 32
+"""Characters of a cell; of longer ones the middle is left out."""
+
+
+class Row(NamedTuple):
+    """A name and a cell per column; ``best`` are the places of the cells to mark."""
+
+    name: str
+    cells: Sequence[str]
+    best: Collection[int] = ()
+
+
+class Section(NamedTuple):
+    """Rows under a title."""
+
+    title: str
+    rows: Sequence[Row] = ()
+
+
+def rendered(names: Sequence[str], sections: Sequence[Section]) -> str:
+    """Return the sections below each other, columns flush right, the best of a row with a star."""
+    lines: list[Row | str] = [Row("", [one_line(name) for name in names])]
+    for title, rows in sections:
+        lines += [title, *(Row(f"  {row.name}", _shortened(row.cells), row.best) for row in rows)]
+    rows = [line for line in lines if isinstance(line, Row)]
+    first = max(len(row.name) for row in rows)
+    widths = [max(map(len, column)) for column in zip(*(row.cells for row in rows), strict=True)]
+
+    def line(row: Row) -> str:
+        cells = zip(row.cells, widths, strict=True)
+        marked = [f"{cell:>{width}} {'*' if place in row.best else ' '}" for place, (cell, width) in enumerate(cells)]
+        return f"{row.name:<{first}}  {' '.join(marked)}".rstrip()
+
+    return "\n".join(row if isinstance(row, str) else line(row) for row in lines)
+
+
+def _shortened(cells: Sequence[str]) -> list[str]:
+    """Shorten long cells, unless those of a row could then no longer be told apart."""
+    whole, half = [one_line(cell) for cell in cells], (LONGEST - 3) // 2
+    short = [text if len(text) <= LONGEST else f"{text[:half]}...{text[-half:]}" for text in whole]
+    return short if len(set(short)) == len(set(whole)) else whole
+
+
+def one_line(text: str) -> str:
+    """Escape control characters: names of folders and sources must not move the terminal's cursor."""
+    return text if text.isprintable() else ascii(text)

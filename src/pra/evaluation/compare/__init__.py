@@ -1,1 +1,0 @@
-"""Runs and evaluations side by side: `pra compare`."""
