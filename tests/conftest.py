@@ -1,13 +1,10 @@
 """What several test files share."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,12 +22,12 @@ LONGEST = ("test_readme.py", "test_parallel.py", "test_loop.py", "test_package.p
 """Files that take a minute or so each: begun first, they do not keep one worker at it when the others are done."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory):
     """A finished run of the recipe ``tiny``: 20 steps, checkpoints at 10 and 20. To be read only."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     pra.train(pra.recipe("tiny"), folder, device="cpu", progress=False)
@@ -38,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def classifiers(tmp_path_factory):
     """An empty cache for a file's classifiers, whose fits end soon."""
     folder = tmp_path_factory.mktemp("classifiers")
     with pytest.MonkeyPatch.context() as patch:
@@ -48,20 +45,20 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
+def run(trained, tmp_path):
     """A copy of the finished run, to be changed."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.fixture
-def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+def full_disk():
     """``with full_disk(4096):`` no file can grow beyond 4096 bytes; writing fails as on a full disk.
 
     Python ignores the signal that comes with it.
     """
 
     @contextmanager
-    def limit(size: int) -> Iterator[None]:
+    def limit(size):
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         try:
@@ -73,7 +70,7 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
-def torchvision_shim() -> Iterator[None]:
+def torchvision_shim():
     """torchvision and lpips, importable. Skips where they are not installed.
 
     torchvision's import fails where its compiled operators do not fit torch (a CUDA build beside a CPU torch, say).

@@ -3,11 +3,8 @@
 python tests/demo_screenshots.py RUN ONE OTHER PICTURE CLASS docs/images
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -21,7 +18,7 @@ PHONE = {"width": 390, "height": 844}
 PATIENCE = 120_000  # ms: a CPU may be shared
 
 
-def main(run: Path, one: Path, other: Path, picture: Path, label: str, folder: Path) -> None:
+def main(run, one, other, picture, label, folder):
     with chromium() as browser:
         with served(*load_exhibits([run], CPU)) as address:
             page = opened(browser, address, DESKTOP)
@@ -45,14 +42,14 @@ def main(run: Path, one: Path, other: Path, picture: Path, label: str, folder: P
             shoot(page, folder / "demo-card.png", whole=True)
 
 
-def opened(browser: Any, address: str, size: dict[str, int]) -> Any:
+def opened(browser, address, size):
     page = browser.new_page(viewport=size)
     page.set_default_timeout(PATIENCE)
     page.goto(address)
     return page
 
 
-def shoot(page: Any, path: Path, whole: bool = False) -> None:
+def shoot(page, path, whole=False):
     """The window, or the whole page, in 128 colours: half as large as in all."""
     page.screenshot(path=path, full_page=whole)
     with Image.open(path) as taken:
@@ -60,12 +57,12 @@ def shoot(page: Any, path: Path, whole: bool = False) -> None:
     few.save(path, optimize=True)
 
 
-def generate(page: Any) -> None:
+def generate(page):
     page.get_by_role("button", name="Generate").click()
     page.get_by_text("pictures in").first.wait_for()
 
 
-def complete(page: Any, picture: Path, label: str) -> None:
+def complete(page, picture, label):
     page.get_by_role("tab", name="Complete").click()
     page.locator("#upload input[type=file]").set_input_files(picture)
     page.locator(".upload img").wait_for()
@@ -75,7 +72,7 @@ def complete(page: Any, picture: Path, label: str) -> None:
     page.get_by_text("pictures in").last.wait_for()
 
 
-def about(page: Any) -> None:
+def about(page):
     page.get_by_role("tab", name="About").click()
     page.locator(".about h4:visible").first.wait_for()
 

@@ -1,26 +1,20 @@
 """``pra bench train``: a step as measured, a training as computed. No time is compared with a limit."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from support.answer import caller
 from support.refusal import refused
-from torch import Tensor
 
 import pra
 import pra.method.perceptual
 from pra import cli
 from pra.bench import training
 from pra.bench.training import SyntheticStep, measure_step
-from pra.config import Parallelism, RunConfig, apply_settings
+from pra.config import Parallelism, apply_settings
 from pra.evaluation import flops
 from pra.method import noise
 from pra.method.objectives import training_losses
@@ -30,10 +24,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def perceptual(monkeypatch: pytest.MonkeyPatch) -> None:
+def perceptual(monkeypatch):
     """A convolution in place of LPIPS's network."""
 
-    def distance(model: Any, device: torch.device, pretrained: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
+    def distance(model, device, pretrained=True):
         assert not pretrained, "nothing is downloaded to measure"
         network = torch.nn.Conv2d(model.channels, 8, 3).to(device).requires_grad_(False)
         return lambda a, b: (network(a) - network(b)).square().flatten(1).mean(1)
@@ -41,12 +35,12 @@ def perceptual(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pra.method.perceptual, "lpips_distance", distance)
 
 
-def tiny(*settings: str, recipe: str = "tiny") -> RunConfig:
+def tiny(*settings, recipe="tiny"):
     return apply_settings(pra.recipe(recipe), settings)
 
 
 @pytest.mark.usefixtures("perceptual")
-def test_command_measures_a_recipe_and_plans_by_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_command_measures_a_recipe_and_plans_by_it(capsys, tmp_path):
     """With LPIPS, in two micro-batches."""
     call = functools.partial(caller(capsys), "bench", "train")
     bench, out = tmp_path / "bench.json", tmp_path / "plan.json"
@@ -92,7 +86,7 @@ def test_command_measures_a_recipe_and_plans_by_it(capsys: pytest.CaptureFixture
         assert call(*words).is_refusal(*parts)
 
 
-def test_measure_step_parts_of_other_systems() -> None:
+def test_measure_step_parts_of_other_systems():
     """An encoder of digits does not see h."""
     for name, parts in (("digits", ["codec", "AR pass"]), ("tiny:jit", ["passes"])):
         run = tiny("train.batch_size=2", recipe=name)
@@ -102,7 +96,7 @@ def test_measure_step_parts_of_other_systems() -> None:
         assert sum(found["parts"].values()) > 0
 
 
-def test_synthetic_step_learns_and_clears_its_gradients() -> None:
+def test_synthetic_step_learns_and_clears_its_gradients():
     step = SyntheticStep(tiny("train.batch_size=4"), CPU)
     models = (step.model, step.averages["ema"].model)
     before = [p.clone() for model in models for p in model.parameters()]
@@ -113,13 +107,13 @@ def test_synthetic_step_learns_and_clears_its_gradients() -> None:
     assert all(p.grad is None for p in step.model.parameters())
 
 
-def really_saved(run: RunConfig, images: int) -> int:
+def really_saved(run, images):
     """Bytes of what a real step on the CPU keeps for its backward pass."""
     model, storages = build_model(run.model), {}
     labels = torch.zeros(images, dtype=torch.int64)
     pixels = torch.zeros(images, run.model.channels, *run.model.image_size)
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor):
         storages[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
@@ -132,7 +126,7 @@ def really_saved(run: RunConfig, images: int) -> int:
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny:jit"])
-def test_saved_bytes_are_what_a_step_keeps(name: str) -> None:
+def test_saved_bytes_are_what_a_step_keeps(name):
     run = tiny("train.precision=float32", recipe=name)
     found = training.saved_bytes(run, 3)
     assert found == really_saved(run, 3)
@@ -141,7 +135,7 @@ def test_saved_bytes_are_what_a_step_keeps(name: str) -> None:
             assert training.saved_bytes(less, 3) < found
 
 
-def test_needs_become_memory_and_time() -> None:
+def test_needs_become_memory_and_time():
     run = tiny("train.batch_size=32", "train.micro_batch_size=4")
     needs = training.needs_of(run)
     assert needs.parameters == sum(count_parameters(run.model).values())
@@ -181,9 +175,7 @@ def test_needs_become_memory_and_time() -> None:
         (["sample", "tiny:jit", "--counts"], ["tiny:jit is a JiT"]),
     ],
 )
-def test_command_bad_input_is_one_line(
-    words: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_bad_input_is_one_line(words, parts, monkeypatch, capsys):
     monkeypatch.setattr(training, "saved_bytes", lambda *_: 1)
     if "torchrun" in parts:
         monkeypatch.setenv("WORLD_SIZE", "2")
@@ -191,9 +183,7 @@ def test_command_bad_input_is_one_line(
 
 
 @pytest.mark.parametrize("words", [["sample", "tiny", "--counts"], ["train", "tiny", "--plan", "--gpus", "1"]])
-def test_command_out_overwrites_nothing_and_knows_home(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_out_overwrites_nothing_and_knows_home(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(training, "saved_bytes", lambda *_: 1)
     assert cli.main(["bench", *words, "--out", "~/figures.json"]) == 0
@@ -208,8 +198,8 @@ def test_command_out_overwrites_nothing_and_knows_home(
     assert (tmp_path / "figures.json").read_text() == before
 
 
-def test_measure_step_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+def test_measure_step_without_a_compiler_is_refused(monkeypatch):
+    def fail(*_):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=fail))
@@ -217,8 +207,8 @@ def test_measure_step_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPa
         refused(lambda: measure_step(tiny("train.compile=true", recipe="tiny:jit"), CPU, 1, None), "(no compiler)")
 
 
-def test_measure_step_too_large_for_the_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+def test_measure_step_too_large_for_the_device_is_refused(monkeypatch):
+    def full(*_):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(SyntheticStep, "passes", full)

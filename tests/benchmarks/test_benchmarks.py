@@ -1,7 +1,5 @@
 """Scripts in ``benchmarks`` that no other test knows: ``first_image.py``, ``fine_tune.py``, ``loaders.py``."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import math
@@ -16,7 +14,7 @@ from support.refusal import refused
 from support.training import pictures
 
 
-def test_commands_are_timed_each_in_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_commands_are_timed_each_in_a_folder_of_its_own(tmp_path):
     write = "import sys, time; open('samples.png', 'x'); time.sleep(float(sys.argv[1]))"
     steps = [(name, [sys.executable, "-c", write, seconds]) for name, seconds in (("slow", "0.3"), ("again", "0"))]
     seconds = first_image.timed(steps, tmp_path)
@@ -30,7 +28,7 @@ def test_commands_are_timed_each_in_a_folder_of_its_own(tmp_path: Path) -> None:
     refused(lambda: first_image.timed(fails, tmp_path / "fails"), "pip install ended with 1: no such package")
 
 
-def test_commands_are_those_that_a_newcomer_types(tmp_path: Path) -> None:
+def test_commands_are_those_that_a_newcomer_types(tmp_path):
     project = first_image.copied(tmp_path / "checkout")
     assert (project / "src" / "pra" / "shipped" / "model.safetensors").exists()
     assert not list(project.rglob("__pycache__"))
@@ -46,9 +44,7 @@ def test_commands_are_those_that_a_newcomer_types(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:a state dimension varies little")  # in four pictures
-def test_fine_tuning_is_measured_as_training_from_scratch(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fine_tuning_is_measured_as_training_from_scratch(trained, tmp_path, capsys):
     out = tmp_path / "out"
     fine_tune.main(trained, pictures(tmp_path / "pictures", "aabbaabb"), out, lower=(10,), steps=(2,), scratch=(2,))
     head, before, tuned, scratch = capsys.readouterr().out.splitlines()
@@ -62,9 +58,7 @@ def test_fine_tuning_is_measured_as_training_from_scratch(
     assert not (out / "rate-10-2" / "samples").exists()
 
 
-def test_loaders_measure_every_source(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_loaders_measure_every_source(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     loaders.main(images=8, images_per_second=(500.0, 4000.0), repeats=1, out=tmp_path / "rates.json")
     figures = json.loads((tmp_path / "rates.json").read_text())

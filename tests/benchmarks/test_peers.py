@@ -1,13 +1,9 @@
 """What benchmarks/peers.py compares: others' models of our sizes, as many evaluations, figures that are not lost."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import ar_diffusion
 import peers
@@ -19,7 +15,6 @@ from ar_diffusion import diffusion_model, flow_model
 from peers_quality import THEIRS, Point, measure, needed, train_peer, unconditional
 from support.models import LEARNED, PIXEL
 from support.refusal import refused
-from torch import nn
 
 from pra.utils.extras import install_command
 
@@ -30,9 +25,9 @@ there = pytest.mark.skipif(
 )
 
 
-def calls(model: nn.Module, images: int = 2) -> tuple[int, torch.Tensor]:
+def calls(model, images=2):
     """How often its head is asked for a batch, and the images."""
-    asked: list[int] = []
+    asked = []
     handle = model.model.denoiser.register_forward_hook(lambda *_: asked.append(1))
     pictures = model.sample(batch_size=images)
     handle.remove()
@@ -41,7 +36,7 @@ def calls(model: nn.Module, images: int = 2) -> tuple[int, torch.Tensor]:
 
 @there
 @pytest.mark.parametrize("evaluations", [2, 30])
-def test_peers_have_our_sizes_and_evaluations(evaluations: int) -> None:
+def test_peers_have_our_sizes_and_evaluations(evaluations):
     model = flow_model(SQUARE, evaluations)
     asked, pictures = calls(model)
     assert asked == SQUARE.num_patches * evaluations
@@ -55,14 +50,14 @@ def test_peers_have_our_sizes_and_evaluations(evaluations: int) -> None:
     assert [a.heads for a in attentions] == [SQUARE.backbone.heads] * SQUARE.backbone.depth
     assert attentions[0].to_q.weight.shape == (SQUARE.backbone.width, SQUARE.backbone.width)
     assert calls(diffusion_model(SQUARE, evaluations + 1))[0] == SQUARE.num_patches * (evaluations + 1)
-    lengths: list[int] = []  # its transformer sees a token a step, as docs/performance.md says
+    lengths = []  # its transformer sees a token a step, as docs/performance.md says
     attentions[0].to_q.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
     model.sample(batch_size=1)
     assert lengths == [1] * SQUARE.num_patches
     refused(lambda: flow_model(LEARNED, 2), "square images, not 6x8")
 
 
-def test_peers_that_cannot_be_compared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_that_cannot_be_compared_are_refused(monkeypatch):
     refused(lambda: flow_model(SQUARE, 5), "5 is not even")
     refused(lambda: flow_model(SQUARE, 0), "0 is not even")
     refused(lambda: diffusion_model(SQUARE, 4), "odd number of at least 3, not 4")
@@ -73,7 +68,7 @@ def test_peers_that_cannot_be_compared_are_refused(monkeypatch: pytest.MonkeyPat
 
 
 @there
-def test_every_row_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_row_of_a_run(capsys):
     peers.main("tiny", batch="1,2", threads="1", evaluations=2 * 2, repeats=1)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len(found["results"]) == 18
@@ -82,7 +77,7 @@ def test_every_row_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert {row["evaluations"] for row in found["results"] if row["name"] == "diffusion model"} == {3}
 
 
-def test_ratios_are_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ratios_are_of_pairs(monkeypatch):
     seconds = iter([(2.0, 8.0), (1.0, 1.0), (6.0, 4.0), (2.0, 2.0), (5.0, 9.0), (1.0, 3.0)])
     monkeypatch.setattr(peers, "taken", lambda work: next(seconds))
     clock, processor = peers.in_turn(lambda: None, lambda: None, 3)
@@ -107,7 +102,7 @@ class SphereAR(torch.nn.Module):
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Iterator[Path]:
+def checkout(tmp_path):
     """A folder that looks like one."""
     (tmp_path / "SphereAR").mkdir()
     (tmp_path / "SphereAR" / "__init__.py").touch()
@@ -120,7 +115,7 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
             del sys.modules[name]
 
 
-def test_sphere_ar_from_a_checkout(checkout: Path) -> None:
+def test_sphere_ar_from_a_checkout(checkout):
     path = list(sys.path)
     model = sphere_ar.sphere_ar(checkout, SQUARE)
     assert sys.path == path
@@ -138,7 +133,7 @@ def test_sphere_ar_from_a_checkout(checkout: Path) -> None:
     refused(lambda: sphere_ar.sphere_ar(checkout, SQUARE), "cannot be used: ModuleNotFoundError")
 
 
-def test_attention_in_place_of_flash_attention() -> None:
+def test_attention_in_place_of_flash_attention():
     q, k, v = torch.randn(3, 2, 4, 3, 8).unbind()
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5
     hidden = torch.ones(4, 4, dtype=torch.bool).triu(1)
@@ -148,7 +143,7 @@ def test_attention_in_place_of_flash_attention() -> None:
         torch.testing.assert_close(sphere_ar._attention(q, k, v, causal=causal), expected)
 
 
-def test_what_each_needs() -> None:
+def test_what_each_needs():
     points = [
         Point(THEIRS, 2, 9.0), Point(THEIRS, 8, 6.2), Point(THEIRS, 30, 6.0),
         Point("ours, dpm", 3, 5.9), Point("ours, dpm", 6, 4.1), Point("ours, midpoint", 30, 4.0),
@@ -160,10 +155,10 @@ def test_what_each_needs() -> None:
     assert "ours, no worse than theirs" not in needed([points[2], Point("ours, dpm", 3, 7.0)])
 
 
-def test_what_is_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: list[int] = []
+def test_what_is_measured_is_kept(tmp_path, monkeypatch):
+    judged = []
 
-    def fid(make: object, images: int, judge: object) -> float:
+    def fid(make, images, judge):
         if len(judged) == 2:
             raise KeyboardInterrupt
         judged.append(images)
@@ -182,7 +177,7 @@ def test_what_is_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @there
-def test_both_learn_the_same_images(tmp_path: Path) -> None:
+def test_both_learn_the_same_images(tmp_path):
     run = unconditional(2)
     assert (run.model.num_classes, run.train.objective.class_dropout) == (1, 0.0)
     first = train_peer(run, tmp_path / "peer.pt", 2)

@@ -1,7 +1,5 @@
 """What the tests of the commands share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.answer import Pra, caller
+from support.answer import caller
 
 from pra.commands import train
 from pra.training import callbacks
@@ -18,7 +16,7 @@ Picture = Callable[..., Path]
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pra:
+def call(capsys, monkeypatch, tmp_path):
     """A command in this process, on the CPU and in a folder of its own; a training without curves and report."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -28,10 +26,10 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
 
 
 @pytest.fixture(scope="session")
-def picture() -> Picture:
+def picture():
     """``picture(path)`` writes noise of 8x8 pixels, the same for names of the same length."""
 
-    def write(path: Path | str, width: int = 8, height: int = 8, mode: str = "L") -> Path:
+    def write(path, width=8, height=8, mode="L"):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         values = np.random.default_rng(len(path.name)).integers(0, 256, (height, width, 3), np.uint8)
@@ -42,10 +40,10 @@ def picture() -> Picture:
 
 
 @pytest.fixture(scope="session")
-def pictures(picture: Picture) -> Callable[..., str]:
+def pictures(picture):
     """``pictures("folder")`` fills a folder with a few pictures of two classes and returns the data source."""
 
-    def write(folder: Path | str, width: int = 8, height: int = 8, mode: str = "L") -> str:
+    def write(folder, width=8, height=8, mode="L"):
         for index in range(12):
             picture(Path(folder) / ("cat", "dog")[index % 2] / f"{index}.png", width, height, mode)
         return f"folder:{folder}"

@@ -1,17 +1,12 @@
 """``pra complete``."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.answer import Pra
-from torch import Tensor
 
 import pra
 from pra.data import open_source
@@ -19,7 +14,7 @@ from pra.utils.pixels import GAP, from_uint8
 
 
 @pytest.fixture
-def digits(tmp_path: Path) -> list[Path]:
+def digits(tmp_path):
     """Two pictures that the model has not seen."""
     source = open_source("digits@test")
     paths = [tmp_path / f"{index}.png" for index in range(2)]
@@ -28,13 +23,11 @@ def digits(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def pixels(path: Path | str) -> Tensor:
+def pixels(path):
     return torch.from_numpy(np.asarray(Image.open(path)).copy())
 
 
-def test_one_image_once_is_a_picture_of_its_size(
-    call: Pra, trained: Path, digits: list[Path], picture: Callable[..., Path]
-) -> None:
+def test_one_image_once_is_a_picture_of_its_size(call, trained, digits, picture):
     words = ("complete", trained, digits[0], "--seeds", "3", "--rows")
     assert call(*words, "2", "--out", "a.png").out.endswith(
         "1 images continued from 2 of 4 rows, 1 times each: a.png\n"
@@ -48,7 +41,7 @@ def test_one_image_once_is_a_picture_of_its_size(
     assert torch.equal(pixels("c.png"), pixels(image) * torch.tensor(255, dtype=torch.uint8))
 
 
-def test_arrays_and_files_are_the_sampler_s_images(call: Pra, trained: Path, digits: list[Path]) -> None:
+def test_arrays_and_files_are_the_sampler_s_images(call, trained, digits):
     """A label each; two pictures of one name."""
     first, second = digits[0], Path("elsewhere") / digits[0].name
     second.parent.mkdir()
@@ -68,7 +61,7 @@ def test_arrays_and_files_are_the_sampler_s_images(call: Pra, trained: Path, dig
             assert np.array_equal(pixels(Path("out") / name), one[..., 0])
 
 
-def test_images_of_another_kind_are_refused(call: Pra, trained: Path, picture: Callable[..., Path]) -> None:
+def test_images_of_another_kind_are_refused(call, trained, picture):
     Image.fromarray(np.zeros((8, 8), np.uint16)).save("deep.png")
     whole = picture("whole.png").read_bytes()
     for name, data in (("text.png", b"hello"), ("cut.png", whole[:60])):
@@ -85,7 +78,7 @@ def test_images_of_another_kind_are_refused(call: Pra, trained: Path, picture: C
         assert call("complete", trained, name, "--rows", "1").is_refusal(name, *parts)
 
 
-def test_bad_options_are_refused(call: Pra, trained: Path, picture: Callable[..., Path]) -> None:
+def test_bad_options_are_refused(call, trained, picture):
     picture("x.png")
     for options, *parts in (
         ("x.png --rows 5", "rows 5", "0 to 4"),

@@ -1,15 +1,11 @@
 """``pra eval`` and ``pra data`` on the command line: what they print and refuse at once. More: tests/evaluation."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from pathlib import Path
 
-from support.answer import Pra
 from support.files import contents
 
 
-def test_grey_model_and_colour_reference_are_told(call: Pra, trained: Path, pictures: Callable[..., str]) -> None:
+def test_grey_model_and_colour_reference_are_told(call, trained, pictures):
     """A reference of too few images stops the command behind it."""
     for mode, line in (
         ("RGB", "the reference folder:RGB has colour, and turns grey, like the images that are judged\n"),
@@ -21,7 +17,7 @@ def test_grey_model_and_colour_reference_are_told(call: Pra, trained: Path, pict
         assert answer.is_refusal("a classifier needs")
 
 
-def test_file_that_eval_cannot_write_is_refused(call: Pra, trained: Path) -> None:
+def test_file_that_eval_cannot_write_is_refused(call, trained):
     for name in ("there.json", "there.npz"):
         Path(name).write_text("{}")
     before = contents(Path())
@@ -37,7 +33,7 @@ def test_file_that_eval_cannot_write_is_refused(call: Pra, trained: Path) -> Non
         assert contents(Path()) == before
 
 
-def test_pack_tells_what_comes_next(call: Pra, pictures: Callable[..., str]) -> None:
+def test_pack_tells_what_comes_next(call, pictures):
     source = pictures("my pictures")
     answer = call("data", "pack", source, "my shards", "--workers", "0")
     assert answer.out.splitlines()[-1] == "next: pra train RECIPE --data 'wds:my shards'"

@@ -1,7 +1,5 @@
 """Numbers and classes on the command line."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -14,14 +12,14 @@ from pra.errors import PraError
 from pra.sampling import Sampler
 
 
-def test_numbers_and_ranges_are_parsed() -> None:
+def test_numbers_and_ranges_are_parsed():
     for text, numbers in (("0", [0]), ("0,3", [0, 3]), (" 1 , 5-6,0", [1, 5, 6, 0]), ("7-7", [7])):
         assert parse_numbers(text, "--seeds") == numbers
     for text in ("", "a", "-1", "1-", "3-1", "1,,2", "1.5", "1-2-3", str(2**63), "٣x", "0-99999999"):
         refused(lambda text=text: parse_numbers(text, "--seeds"), option="--seeds", value=repr(text))
 
 
-def test_labels_are_numbers_or_names() -> None:
+def test_labels_are_numbers_or_names():
     classes = ("cat", "dog", "fire engine", "x-ray")
     assert parse_labels("all", classes) == [0, 1, 2, 3]
     assert parse_labels("dog,0, fire engine ,2-3,x-ray", classes) == [1, 0, 2, 2, 3, 3]
@@ -30,7 +28,7 @@ def test_labels_are_numbers_or_names() -> None:
     refused(lambda: parse_labels("dgo", classes), "did you mean 'dog'?", code="unknown", name="dgo")
 
 
-def test_name_comes_before_number_with_a_warning() -> None:
+def test_name_comes_before_number_with_a_warning():
     classes = ("0", "1", "10", "2")  # as folders sort them
     assert parse_labels("0,1,3,10", classes) == [0, 1, 3, 2]  # no class is named 3, none has the number 10
     with pytest.warns(UserWarning, match="label 2 .* number 3. Write 2-2 for class number 2"):
@@ -38,7 +36,7 @@ def test_name_comes_before_number_with_a_warning() -> None:
     assert parse_labels("2-2", classes) == [2]
 
 
-def test_shortcut_error_names_only_what_is_wrong() -> None:
+def test_shortcut_error_names_only_what_is_wrong():
     model = random_model(head=replace(LEARNED.head, shortcut=True))
     for changes, wrong in (
         ({"steps": 3}, "steps 3"),

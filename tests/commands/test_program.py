@@ -1,20 +1,17 @@
 """The command line itself: help, the line of an error, exit codes, interruptions."""
 
-from __future__ import annotations
-
 import io
 import logging
 import os
 import sys
 
 import pytest
-from support.answer import Pra
 
 from pra import cli
 from pra.commands import show
 
 
-def test_help_lists_options_choices_and_usage(call: Pra) -> None:
+def test_help_lists_options_choices_and_usage(call):
     for command in cli.COMMANDS:
         code, text, errors = call(*command.split(), "--help")
         assert (code, errors) == (0, [])
@@ -27,7 +24,7 @@ def test_help_lists_options_choices_and_usage(call: Pra) -> None:
         assert f" {usage}" in call(command, "--help").out.splitlines()[0]
 
 
-def test_help_of_pra_and_of_groups_lists_commands(call: Pra) -> None:
+def test_help_of_pra_and_of_groups_lists_commands(call):
     code, text, _ = call("--help")
     assert code == 0
     assert all(command in text for command in cli.COMMANDS)
@@ -40,7 +37,7 @@ def test_help_of_pra_and_of_groups_lists_commands(call: Pra) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "1"])
-def test_help_on_a_terminal_obeys_no_color(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_on_a_terminal_obeys_no_color(value, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setenv("TERM", "xterm")
@@ -50,14 +47,14 @@ def test_help_on_a_terminal_obeys_no_color(value: str, monkeypatch: pytest.Monke
     assert ("\x1b" in terminal.getvalue()) == (not value)
 
 
-def test_version_is_printed(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_is_printed(call, monkeypatch):
     monkeypatch.setattr(cli, "package_version", lambda name: "1.2.3")
     assert call("--version") == (0, "pra 1.2.3\n", [])
     monkeypatch.setattr(cli, "package_version", lambda name: None)
     assert call("--version") == (0, "pra (not installed)\n", [])
 
 
-def test_wrong_words_are_one_line(call: Pra) -> None:
+def test_wrong_words_are_one_line(call):
     for line, parts in (
         ("", ["Known: train, distill,", "see `pra --help`"]),
         ("trian tiny", ["'trian'", "did you mean 'train'?"]),
@@ -76,13 +73,13 @@ def test_wrong_words_are_one_line(call: Pra) -> None:
         assert call(*line.split()).is_refusal(*parts)
 
 
-def test_error_without_utf8_is_the_same_line(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_utf8_is_the_same_line(call, monkeypatch):
     line = call("complete", "--rwos", "3").errors
     monkeypatch.setattr(type(sys.stdout), "encoding", "ascii")
     assert call("complete", "--rwos", "3").errors == line
 
 
-def test_two_ranks_report_an_error_once(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ranks_report_an_error_once(call, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, lines in (("0", 1), ("1", 0)):
         monkeypatch.setenv("RANK", rank)
@@ -93,14 +90,14 @@ def test_two_ranks_report_an_error_once(call: Pra, monkeypatch: pytest.MonkeyPat
     assert call("trian", "tiny").is_refusal("train")
 
 
-def test_verbose_turns_the_loggers_on(call: Pra) -> None:
+def test_verbose_turns_the_loggers_on(call):
     for words, level in ((("show", "-v"), logging.INFO), (("show",), logging.WARNING)):
         assert call(*words).code == 0
         assert logging.getLogger("pra").level == level
 
 
-def test_errors_in_the_work_are_one_line_each(call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str) -> None:
+def test_errors_in_the_work_are_one_line_each(call, monkeypatch):
+    def fail(name):
         raise errors[name]
 
     errors = {"stop": KeyboardInterrupt(), "broken": BrokenPipeError()}
@@ -113,9 +110,7 @@ def test_errors_in_the_work_are_one_line_each(call: Pra, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("line", ["show", "show --help", "--help", "--version"])
-def test_output_without_reader_ends_silently(
-    line: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_output_without_reader_ends_silently(line, monkeypatch, capfd):
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as output:

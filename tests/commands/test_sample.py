@@ -1,18 +1,13 @@
 """``pra sample``: files, settings, refusals. Sets of many images: tests/sampling/test_many.py."""
 
-from __future__ import annotations
-
 import re
 import shlex
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.answer import Pra
 from support.files import contents
 
 import pra
@@ -23,7 +18,7 @@ from pra.utils.pixels import GAP
 ONE = ("--labels", "2", "--seeds", "5")
 
 
-def test_arrays_and_files_are_the_sampler_s_images(call: Pra, trained: Path) -> None:
+def test_arrays_and_files_are_the_sampler_s_images(call, trained):
     words = ("sample", trained, "--labels", "3,7", "--seeds", "0,9", "--out")
     for out in ("a.npz", "guidance-1.5/", "new/grid.png"):  # labels down, seeds across
         assert call(*words, out).out.splitlines()[-1] == f"4 images (2 labels x 2 seeds): {out.rstrip('/')}"
@@ -40,7 +35,7 @@ def test_arrays_and_files_are_the_sampler_s_images(call: Pra, trained: Path) -> 
                 assert np.array_equal(np.asarray(one), pixels[..., 0])
 
 
-def test_options_reach_the_sampler(call: Pra, trained: Path) -> None:
+def test_options_reach_the_sampler(call, trained):
     solvers = [solver for solver in Solver if solver is not Solver.SHORTCUT]
     for options, changes in (
         *((("--solver", solver.value), {"solver": solver}) for solver in solvers),
@@ -60,7 +55,7 @@ def test_options_reach_the_sampler(call: Pra, trained: Path) -> None:
         Path("a.npz").unlink()
 
 
-def test_bad_options_are_named_before_the_output(call: Pra, trained: Path) -> None:
+def test_bad_options_are_named_before_the_output(call, trained):
     Path("taken.png").write_bytes(b"mine")
     for options, parts in (
         ("--labels 12", ["label 12", "0 to 9"]),
@@ -87,9 +82,7 @@ def test_bad_options_are_named_before_the_output(call: Pra, trained: Path) -> No
 
 
 @pytest.mark.parametrize(("command", "own"), [("sample", ("--labels", "3")), ("complete", ("x.png", "--rows", "1"))])
-def test_output_is_checked_before_the_work(
-    call: Pra, trained: Path, picture: Callable[..., Path], command: str, own: tuple[str, ...]
-) -> None:
+def test_output_is_checked_before_the_work(call, trained, picture, command, own):
     picture("x.png")
     Path("taken.png").write_bytes(b"mine")
     Path("taken").mkdir()
@@ -102,7 +95,7 @@ def test_output_is_checked_before_the_work(
 
 
 @pytest.mark.filterwarnings("default:checkpoint .* is damaged")
-def test_damaged_checkpoint_is_passed_over_with_a_line(call: Pra, run: Path) -> None:
+def test_damaged_checkpoint_is_passed_over_with_a_line(call, run):
     path = run / "checkpoints" / "step-00000020" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     code, _, errors = call("sample", run, *ONE)
@@ -110,9 +103,7 @@ def test_damaged_checkpoint_is_passed_over_with_a_line(call: Pra, run: Path) -> 
     assert re.fullmatch(r"pra: warning: checkpoint .*step-00000020 is damaged .*step-00000010, is used", errors[0])
 
 
-def test_output_without_a_name_is_the_first_free_one(
-    call: Pra, trained: Path, picture: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_output_without_a_name_is_the_first_free_one(call, trained, picture, tmp_path):
     picture("mine.png")
     for words, name in (
         (("sample", trained, *ONE, "--steps", "1"), "samples.png"),
@@ -126,20 +117,20 @@ def test_output_without_a_name_is_the_first_free_one(
     assert first_free(tmp_path / "a.png") == tmp_path / "a-2.png"
 
 
-def test_num_tells_the_labels_that_were_sampled(call: Pra, trained: Path) -> None:
+def test_num_tells_the_labels_that_were_sampled(call, trained):
     for count, labels in ((5, "5 labels"), (1, "1 label"), (12, "10 labels")):
         answer = call("sample", trained, "--num", count, "--steps", "1", "--out", f"{count}.npz")
         assert answer.out.splitlines()[-1] == f"{count} images (in turn, {labels}): {count}.npz"
 
 
-def test_ctrl_c_says_what_is_kept_and_how_to_resume(call: Pra, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_says_what_is_kept_and_how_to_resume(call, trained, monkeypatch):
     sample = pra.Sampler.sample
 
-    def stopped_after(count: int) -> None:
+    def stopped_after(count):
         """Ctrl-C when so many batches are made."""
         made = iter([sample] * count)
 
-        def limited(*arguments: Any) -> Any:
+        def limited(*arguments):
             if (one := next(made, None)) is None:
                 raise KeyboardInterrupt
             return one(*arguments)

@@ -1,24 +1,20 @@
 """``pra show``."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
 
-from support.answer import Pra
-
 import pra
 
 
-def test_show_without_name_lists_recipes(call: Pra) -> None:
+def test_show_without_name_lists_recipes(call):
     code, text, _ = call("show")
     assert code == 0
     assert [line.split()[0] for line in text.splitlines()] == list(pra.RECIPES)
     assert all(len(line.split()) > 3 for line in text.splitlines())
 
 
-def test_show_json_adds_up(call: Pra, trained: Path) -> None:
+def test_show_json_adds_up(call, trained):
     Path("tiny").mkdir()  # a folder of a recipe's name does not hide it
     report = json.loads(call("show", "tiny", "--json").out)
     assert report["config"]["recipe"] == "tiny"
@@ -33,7 +29,7 @@ def test_show_json_adds_up(call: Pra, trained: Path) -> None:
     )
 
 
-def test_show_prints_a_setting_a_line(call: Pra) -> None:
+def test_show_prints_a_setting_a_line(call):
     for name in ("tiny:states", "tiny:jit"):
         text = call("show", name).out
         for line in (
@@ -45,7 +41,7 @@ def test_show_prints_a_setting_a_line(call: Pra) -> None:
             assert re.search(rf"^{line}$", text, re.MULTILINE)
 
 
-def test_show_of_no_run_is_refused(call: Pra, trained: Path, tmp_path: Path) -> None:
+def test_show_of_no_run_is_refused(call, trained, tmp_path):
     assert call("show", "tinny").is_refusal("no run at tinny", "did you mean 'tiny'?")
     assert call("show", tmp_path).is_refusal(tmp_path, "config.json")
     saved = pra.save(pra.load(trained), tmp_path / "saved")

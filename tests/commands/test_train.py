@@ -1,7 +1,5 @@
 """``pra train``: what it prints, what reaches the configuration, what it refuses. Own pictures: tests/recipes."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -10,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.answer import Pra
 from support.files import contents
 from support.refusal import refused
 
@@ -26,9 +23,7 @@ QUICK = ("--steps", "3", "--set", "train.sample_every=0")
 Pictures = Callable[..., str]
 
 
-def test_train_tells_what_it_does_and_what_comes_next(
-    call: Pra, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_tells_what_it_does_and_what_comes_next(call, pictures, monkeypatch):
     monkeypatch.setattr(train, "write_report", write_report)
     command = ("train", "tiny", "--run-dir", "my run", "--data", pictures("data"))
     code, text, errors = call(*command, *QUICK)
@@ -47,7 +42,7 @@ def test_train_tells_what_it_does_and_what_comes_next(
     assert "trained 1 steps to 4" in call(*command, "--steps", "4", *QUICK[2:]).out  # with the classes of its data
 
 
-def test_options_and_settings_reach_the_configuration(call: Pra) -> None:
+def test_options_and_settings_reach_the_configuration(call):
     settings = ["train.optimizer.lr=1e-4", "train.rollout=Clean", "data.fit=random-crop", "train.batch_size=4"]
     options = [part for setting in settings for part in ("--set", setting)]
     assert call("train", "tiny:states", "--seed", "7", *QUICK, *options).code == 0
@@ -58,7 +53,7 @@ def test_options_and_settings_reach_the_configuration(call: Pra) -> None:
     assert (config["train"]["batch_size"], config["train"]["steps"], config["train"]["seed"]) == (4, 3, 7)
 
 
-def test_same_command_resumes_with_more_steps(call: Pra, run: Path) -> None:
+def test_same_command_resumes_with_more_steps(call, run):
     before = contents(run)
     for steps in ("20", "7"):
         code, text, errors = call("train", "tiny", "--run-dir", run, "--steps", steps)
@@ -71,7 +66,7 @@ def test_same_command_resumes_with_more_steps(call: Pra, run: Path) -> None:
     assert "trained 2 steps to 22 in " in text
 
 
-def test_bad_options_are_refused(call: Pra) -> None:
+def test_bad_options_are_refused(call):
     for options, parts in (
         ("", ["RECIPE", "--data folder:PHOTOS"]),
         ("tinny", ["'tinny'", "did you mean 'tiny'?"]),
@@ -96,7 +91,7 @@ def test_bad_options_are_refused(call: Pra) -> None:
     assert not contents(Path())
 
 
-def test_bad_data_are_refused(call: Pra, pictures: Pictures) -> None:
+def test_bad_data_are_refused(call, pictures):
     command = ("train", "tiny", "--run-dir", "run", *QUICK, "--data")
     Path("empty").mkdir()
     assert call(*command, "folder:empty").is_refusal("empty")
@@ -111,7 +106,7 @@ def test_bad_data_are_refused(call: Pra, pictures: Pictures) -> None:
     assert re.search(r"^trained 3 steps to 3 in \d+ s, 2 corrupt images skipped$", text, re.MULTILINE)
 
 
-def test_bad_run_folders_are_refused(call: Pra, run: Path, pictures: Pictures) -> None:
+def test_bad_run_folders_are_refused(call, run, pictures):
     before = contents(run)
     command = ("train", "tiny", "--steps", "30", "--run-dir")
     answer = call(*command, run, "--seed", "1", "--set", "train.batch_size=16")
@@ -127,14 +122,14 @@ def test_bad_run_folders_are_refused(call: Pra, run: Path, pictures: Pictures) -
     assert call(*command, run).is_refusal("config.json")
 
 
-def test_minutes_of_a_begun_run_have_no_effect(call: Pra, run: Path) -> None:
+def test_minutes_of_a_begun_run_have_no_effect(call, run):
     answer = call("train", "--data", "digits", "--run-dir", run, "--minutes", "5")
     assert answer.code == 0
     assert answer.out.splitlines()[1].startswith("--minutes 5 has no effect here, it counts when a run begins")
     assert "--minutes" not in call("train", "--data", "digits", "--run-dir", run).out
 
 
-def test_fine_tuning_another_model_is_refused(call: Pra, trained: Path, pictures: Pictures, tmp_path: Path) -> None:
+def test_fine_tuning_another_model_is_refused(call, trained, pictures, tmp_path):
     line = ["train", "--from", trained, "--data", pictures("photos"), "--steps", "1", "--run-dir", tmp_path / "run"]
     answer = call(*line, "--set", "model.image_size=[16,16]")
     assert answer.is_refusal("model.image_size: [8, 8] there, [16, 16] asked for")
@@ -144,7 +139,7 @@ def test_fine_tuning_another_model_is_refused(call: Pra, trained: Path, pictures
 # --- the data's name ----------------------------------------------------------------------------------------
 
 
-def test_path_without_a_kind_gets_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_without_a_kind_gets_advice(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for file, spec, meant in (
         ("mine/cat/a.jpg", "mine/", "folder:mine/"),
@@ -161,7 +156,7 @@ def test_path_without_a_kind_gets_advice(tmp_path: Path, monkeypatch: pytest.Mon
         check_name(shlex.split(meant)[0])
 
 
-def test_misspelt_source_is_not_another_configuration(call: Pra, trained: Path, pictures: Pictures) -> None:
+def test_misspelt_source_is_not_another_configuration(call, trained, pictures):
     pictures("photos")
     shutil.copytree(trained, "runs/own-photos")
     Path("runs/own-photos/environment.json").unlink()  # so that only the name tells the data

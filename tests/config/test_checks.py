@@ -1,15 +1,11 @@
 """Settings check the types and ranges of their fields, and name fixes that work."""
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import itertools
 import json
 import re
 import typing
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +19,7 @@ from pra.config import SamplingConfig, TrainConfig, TransformerConfig, apply_set
 from studies.run import run_key
 
 
-def parts_of(value: Any) -> dict[type, Any]:
+def parts_of(value):
     """An object of every class of settings below one."""
     if not dataclasses.is_dataclass(value):
         return {}
@@ -31,12 +27,12 @@ def parts_of(value: Any) -> dict[type, Any]:
     return {type(value): value} | {kind: part for parts in below for kind, part in parts.items()}
 
 
-def every_part() -> dict[type, Any]:
+def every_part():
     objects = (JIT, pra.recipe("pra-l-256"), config.Exact(), config.Noised(sigma=0.1), config.Muon())
     return {kind: part for one in objects for kind, part in parts_of(one).items()}
 
 
-def test_every_field_of_settings_is_checked() -> None:
+def test_every_field_of_settings_is_checked():
     """No setting is an object of no class; an enum's field takes the values of its members."""
     parts = every_part()
     classes = {value for value in vars(config).values() if isinstance(value, type) and dataclasses.is_dataclass(value)}
@@ -57,7 +53,7 @@ def test_every_field_of_settings_is_checked() -> None:
     assert checked > 70
 
 
-def test_list_in_place_of_a_tuple_is_the_same_run() -> None:
+def test_list_in_place_of_a_tuple_is_the_same_run():
     run = pra.recipe("tiny")
     optimizer = dataclasses.replace(run.train.optimizer, betas=list(run.train.optimizer.betas))  # type: ignore[arg-type]
     sampling = dataclasses.replace(run.sampling, guidance_interval=[0.0, 1.0], times=[0.0, 0.3, 1.0])  # type: ignore[arg-type]
@@ -93,11 +89,11 @@ def test_list_in_place_of_a_tuple_is_the_same_run() -> None:
         (lambda: config.DataConfig(source=3), "source", "str, got 3"),
     ],
 )
-def test_value_of_another_type_is_refused(make: Callable[[], object], name: str, expected: str) -> None:
+def test_value_of_another_type_is_refused(make, name, expected):
     refused(make, f"expected {expected}", code="invalid", name=name)
 
 
-def test_numpy_numbers_become_python_numbers() -> None:
+def test_numpy_numbers_become_python_numbers():
     found = SamplingConfig(steps=np.int64(3), guidance=2, temperature=np.float32(0.5), shift=np.int32(2))  # type: ignore[arg-type]
     assert found == SamplingConfig(steps=3, guidance=2.0, temperature=0.5, shift=2.0)
     kinds = [type(value) for value in (found.steps, found.guidance, found.temperature, found.shift)]
@@ -107,7 +103,7 @@ def test_numpy_numbers_become_python_numbers() -> None:
     assert (repr(whole.lr), repr(whole.betas)) == ("1.0", "(0.0, 0.5)")
 
 
-def advised(make: Callable[[], object]) -> list[int] | None:
+def advised(make):
     """The numbers at the end of an error's advice; None where there is no error."""
     try:
         make()
@@ -116,7 +112,7 @@ def advised(make: Callable[[], object]) -> list[int] | None:
     return None
 
 
-def test_advised_sizes_fit() -> None:
+def test_advised_sizes_fit():
     for width, heads in itertools.product((4, 65, 96, 130, 132, 768), range(1, 13)):
         make = lambda width, heads=heads: TransformerConfig(depth=1, width=width, heads=heads)  # noqa: E731
         advice = advised(lambda width=width, make=make: make(width))  # type: ignore[misc]
@@ -138,7 +134,7 @@ def test_advised_sizes_fit() -> None:
         (["train.checkpoint_every=10", "train.keep_every=3"], "keep_every", 3, "train.keep_every=10"),
     ],
 )
-def test_advised_multiple_is_taken(settings: list[str], name: str, value: int, way: str) -> None:
+def test_advised_multiple_is_taken(settings, name, value, way):
     run = pra.recipe("tiny")
     refused(lambda: apply_settings(run, settings), way.partition("=")[2], code="conflict", name=name, value=value)
     apply_settings(run, [*settings, way])

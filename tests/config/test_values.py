@@ -1,10 +1,7 @@
 """Configurations as JSON: written, read back, compared, and changed by settings."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from typing import Any
 
 import pytest
 from support.models import JIT
@@ -19,7 +16,7 @@ from pra.training.run import FREE
 from studies.run import run_key
 
 
-def test_every_recipe_survives_json() -> None:
+def test_every_recipe_survives_json():
     for name in [*RECIPES, *(f"fashion:{system}" for system in SYSTEMS)]:
         run = recipe(name)
         assert run.recipe == name
@@ -27,7 +24,7 @@ def test_every_recipe_survives_json() -> None:
         assert run.train.compile == (name in ("pra-s-256", "pra-b-256", "pra-l-256"))
 
 
-def test_systems_are_what_the_paper_compares() -> None:
+def test_systems_are_what_the_paper_compares():
     ours, rollouts = recipe("fashion"), {}
     for name in SYSTEMS:
         run = recipe(f"fashion:{name}")
@@ -46,7 +43,7 @@ def test_systems_are_what_the_paper_compares() -> None:
     assert rollouts["exact"] is config.Exact
 
 
-def test_override_reads_types() -> None:
+def test_override_reads_types():
     run = recipe("tiny")
     assert override(run, "train.optimizer.lr", "1").train.optimizer.lr == 1.0
     assert override(run, "data.source", "folder:x y").data.source == "folder:x y"
@@ -102,7 +99,7 @@ def test_override_reads_types() -> None:
         (":jit sampling.schedule", "linear", "unsupported", ["schedule linear", "constant"]),
     ],
 )
-def test_setting_out_of_place_is_refused(path: str, text: str, code: str, words: list[str]) -> None:
+def test_setting_out_of_place_is_refused(path, text, code, words):
     kind, _, path = path.rpartition(" ")
     refused(lambda: override(recipe(f"tiny{kind}"), path, text), *words, code=code)
 
@@ -115,20 +112,20 @@ def test_setting_out_of_place_is_refused(path: str, text: str, code: str, words:
         ("tiny", ["model.backbone.width=36", "model.backbone.heads=9"]),
     ],
 )
-def test_settings_that_fit_together_have_no_order(name: str, settings: list[str]) -> None:
+def test_settings_that_fit_together_have_no_order(name, settings):
     run = recipe(name)
     changed = apply_settings(run, settings)
     assert changed == apply_settings(run, settings[::-1])
     for setting in settings:
         refused(lambda setting=setting: apply_settings(run, [setting]), setting.partition("=")[0].rpartition(".")[2])
-        values: Any = to_dict(changed)
+        values = to_dict(changed)
         path, _, text = setting.partition("=")
         for part in path.split("."):
             values = values[part]
         assert str(values).replace(" ", "") == text
 
 
-def test_later_setting_changes_what_an_earlier_began() -> None:
+def test_later_setting_changes_what_an_earlier_began():
     run = recipe("tiny")
     exact = ["model.patch_size=4", "train.rollout=Exact", "train.rollout.t_min=0.25", "model.image_size=[12, 12]"]
     assert apply_settings(run, exact).train.rollout == config.Exact(t_min=0.25)
@@ -137,7 +134,7 @@ def test_later_setting_changes_what_an_earlier_began() -> None:
     assert apply_settings(run, settings).model == dataclasses.replace(JIT, class_tokens=3)
 
 
-def test_one_wrong_setting_of_several_is_named() -> None:
+def test_one_wrong_setting_of_several_is_named():
     run, good = recipe("tiny"), "model.head.width=32"
     refused(lambda: apply_settings(run, [good, "train.steps=many"]), "setting.train.steps", code="invalid")
     refused(lambda: apply_settings(run, [good, "train.stepps=1"]), code="unknown", path="train.stepps")
@@ -145,7 +142,7 @@ def test_one_wrong_setting_of_several_is_named() -> None:
     assert run == recipe("tiny")
 
 
-def test_json_without_type_is_read_by_its_place() -> None:
+def test_json_without_type_is_read_by_its_place():
     for value in (config.Noised(sigma=0.5), JIT):
         values = to_dict(value)
         assert values.pop("type") == type(value).__name__
@@ -161,18 +158,18 @@ def test_json_without_type_is_read_by_its_place() -> None:
     refused(lambda: from_dict(RunConfig, values), "did you mean 'optimizer'", code="unknown", name="optimiser")
 
 
-def test_unknown_recipes_name_the_nearest() -> None:
+def test_unknown_recipes_name_the_nearest():
     refused(lambda: recipe("fashon"), "'fashon'", "did you mean 'fashion'")
     refused(lambda: recipe("fashion:teacher"), "'teacher'", "did you mean 'teacher-forced'")
 
 
-def test_differences_name_the_path() -> None:
+def test_differences_name_the_path():
     old, new = (to_dict(override(recipe("tiny"), "train.batch_size", size)) for size in ("8", "16"))
     assert differences(old, new) == ["train.batch_size: 8 in the run, 16 asked for"]
     assert differences(old, old) == []
 
 
-def test_kept_checkpoints_do_not_change_a_runs_key() -> None:
+def test_kept_checkpoints_do_not_change_a_runs_key():
     assert "compile" in FREE["train"]  # a run may resume with it
     run = pra.recipe("tiny")
     kept = dataclasses.replace(run, train=dataclasses.replace(run.train, keep_every=100))

@@ -1,24 +1,18 @@
 """A cache of its own for every test of data."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 from support.data import picture, turned
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     """The folder of cached indexes, labels and shards."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "pra"
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def hub(tmp_path_factory):
     """The library ``datasets``, with a cache for this file."""
     datasets = pytest.importorskip("datasets", reason="datasets is in the extra 'hf'")
     with pytest.MonkeyPatch.context() as patch:
@@ -27,7 +21,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> str:
+def photos(tmp_path):
     """Seven pictures of three classes in several formats and modes; cat/1.png is to be turned."""
     pictures = {
         "cat/0.jpg": picture(40, 60, 0),

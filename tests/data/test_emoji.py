@@ -1,13 +1,9 @@
 """The emoji source: on the real font where it is installed, and on small fonts made here."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import re
 import sys
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +12,7 @@ from support.refusal import refused
 
 import pra
 from pra.config import DataConfig
-from pra.data import Source, emoji, load_images, open_source
+from pra.data import emoji, load_images, open_source
 from pra.utils.extras import install_command
 
 ttLib = pytest.importorskip("fontTools.ttLib", reason="fontTools is in the extra 'emoji'")  # noqa: N816
@@ -53,7 +49,7 @@ LIST = """\
 """
 
 
-def png(colour: tuple[int, int, int], width: int = 20, height: int = 16) -> bytes:
+def png(colour, width=20, height=16):
     """A filled rectangle with one transparent column at its left."""
     image = Image.new("RGBA", (width, height), (*colour, 255))
     image.paste((0, 0, 0, 0), (0, 0, 1, height))
@@ -62,7 +58,7 @@ def png(colour: tuple[int, int, int], width: int = 20, height: int = 16) -> byte
     return file.getvalue()
 
 
-def strike(pngs: dict[str, bytes], ppem: int) -> tuple[Any, Any]:
+def strike(pngs, ppem):
     """The locations and the data of one set of bitmaps."""
     from fontTools.misc.sstruct import getformat
     from fontTools.ttLib.tables import C_B_D_T_, E_B_L_C_, BitmapGlyphMetrics
@@ -84,7 +80,7 @@ def strike(pngs: dict[str, bytes], ppem: int) -> tuple[Any, Any]:
     return place, data
 
 
-def save_font(path: Path, strikes: dict[int, dict[str, bytes]], ligatures: str = LIGATURES) -> Path:
+def save_font(path, strikes, ligatures=LIGATURES):
     """A font with bitmaps by their size, or with outlines alone."""
     from fontTools.feaLib.builder import addOpenTypeFeaturesFromString
     from fontTools.fontBuilder import FontBuilder
@@ -110,18 +106,18 @@ def save_font(path: Path, strikes: dict[int, dict[str, bytes]], ligatures: str =
 
 
 @pytest.fixture
-def font(tmp_path: Path) -> Path:
+def font(tmp_path):
     """The small font, ``emoji-test.txt`` beside it."""
     (tmp_path / "emoji-test.txt").write_text(LIST)
     return save_font(tmp_path / "small.ttf", {16: {name: png(colour) for name, colour in COLOURS.items()}})
 
 
-def names(source: Source) -> list[str]:
+def names(source):
     """The names in :meth:`where` of the images."""
     return [source.where(index).split(" (")[1].split(", U+")[0] for index in range(len(source))]
 
 
-def test_emoji_small_font_is_read(font: Path) -> None:
+def test_emoji_small_font_is_read(font):
     source, held_out = open_source(f"emoji:{font}"), open_source(f"emoji:{font}@test")
     assert source.name == f"emoji:{font}"
     # A group counts only if one of its emoji is drawn for the first time.
@@ -140,14 +136,14 @@ def test_emoji_small_font_is_read(font: Path) -> None:
     assert alpha.sum() == 16 * 19 * 255
 
 
-def test_emoji_fonts_of_other_kinds_are_read(font: Path) -> None:
+def test_emoji_fonts_of_other_kinds_are_read(font):
     save_font(font, {side: {"grin": png(COLOURS["grin"], width=side)} for side in (24, 48, 32)})
     assert open_source(f"emoji:{font}").image(0).size == (48, 48)
     save_font(font, {16: {name: png(colour) for name, colour in COLOURS.items()}}, ligatures="")
     assert names(open_source(f"emoji:{font}")) == ["grinning face", "red heart", "man"]
 
 
-def test_emoji_missing_files_are_refused(tmp_path: Path, font: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emoji_missing_files_are_refused(tmp_path, font, monkeypatch):
     packages = "apt install fonts-noto-color-emoji unicode-data"
     refused(lambda: open_source("emoji:"), code="missing", name="emoji:")
     for path in (tmp_path / "x.ttf", tmp_path):
@@ -165,8 +161,8 @@ def test_emoji_missing_files_are_refused(tmp_path: Path, font: Path, monkeypatch
     refused(lambda: open_source(f"emoji:{font}"), install_command("emoji"), code="not-installed")
 
 
-def test_emoji_files_without_emoji_are_refused(font: Path) -> None:
-    def refuse(split: str, *parts: str) -> None:
+def test_emoji_files_without_emoji_are_refused(font):
+    def refuse(split, *parts):
         refused(lambda: open_source(f"emoji:{font}{split}"), "apt install", *parts, code="missing", path=font)
 
     for content in (b"", b"1F600 ; fully-qualified", bytes(range(256))):
@@ -180,7 +176,7 @@ def test_emoji_files_without_emoji_are_refused(font: Path) -> None:
         refuse("")
 
 
-def test_emoji_damaged_font_or_drawing_is_refused(font: Path) -> None:
+def test_emoji_damaged_font_or_drawing_is_refused(font):
     whole = font.read_bytes()
     cuts = [whole[:length] for length in range(0, len(whole) - 4, 397)]
     for content in (*cuts, b"not a font at all", b"\x89PNG\r\n\x1a\n" + bytes(100), b"ttcf" + bytes(60)):
@@ -193,14 +189,14 @@ def test_emoji_damaged_font_or_drawing_is_refused(font: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def noto() -> tuple[Source, Source]:
+def noto():
     """The training and the test split."""
     if not (emoji.FONT.is_file() and emoji.GROUPS.is_file()):
         pytest.skip("Debian's fonts-noto-color-emoji and unicode-data are not installed")
     return open_source("emoji"), open_source("emoji@test")
 
 
-def test_noto_has_every_group_and_kind_of_sequence(noto: tuple[Source, Source]) -> None:
+def test_noto_has_every_group_and_kind_of_sequence(noto):
     train, held_out = noto
     assert train.classes == held_out.classes
     assert len(train.classes) == pra.recipe("emoji").model.num_classes == 9
@@ -227,7 +223,7 @@ def test_noto_has_every_group_and_kind_of_sequence(noto: tuple[Source, Source]) 
         assert groups[f"{name})"] == group
 
 
-def test_noto_splits_share_no_sequence_or_drawing(noto: tuple[Source, Source]) -> None:
+def test_noto_splits_share_no_sequence_or_drawing(noto):
     plain, bare, drawings = re.compile(" (FE0F|1F3F[B-F])"), [], []
     for source in noto:
         listed = [source.where(index).split(", U+")[-1].split(") of")[0] for index in range(len(source))]
@@ -238,7 +234,7 @@ def test_noto_splits_share_no_sequence_or_drawing(noto: tuple[Source, Source]) -
     assert len(set(drawings)) == len(drawings)
 
 
-def test_noto_drawings_are_squares_on_white(noto: tuple[Source, Source]) -> None:
+def test_noto_drawings_are_squares_on_white(noto):
     train = pickle.loads(pickle.dumps(noto[0]))  # as workers get it
     chosen = list(range(0, len(train), 97))
     for index in chosen:

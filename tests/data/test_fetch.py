@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from support.data import same_jpeg, shard
 from support.refusal import refused
 
-from pra.data import Source, fetch, open_source
+from pra.data import fetch, open_source
 from pra.utils.extras import install_command
 
 
@@ -38,19 +35,19 @@ class Web:
     head: int = 200
 
     @property
-    def gets(self) -> list[tuple[str, str | None]]:
+    def gets(self):
         """The GET requests for shards: path and range."""
         return [(path, wanted) for command, path, wanted in self.asked if command == "GET" and path.endswith(".tar")]
 
-    def open(self, name: str = "a-0.tar") -> Source:
+    def open(self, name="a-0.tar"):
         return open_source(f"wds:{self.address}/d/{name}")
 
-    def refused(self, *parts: str, name: str = "a-0.tar", code: str = "unreachable") -> None:
+    def refused(self, *parts, name="a-0.tar", code="unreachable"):
         refused(lambda: self.open(name), *parts, code=code, url=f"{self.address}/d/{name}")
 
 
 @pytest.fixture
-def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+def web(monkeypatch):
     """A server with two shards of the images 0 to 4, and the names of their classes."""
     pytest.importorskip("httpx2", reason="httpx2 is in the extra 'wds'")
     files = {"/d/a-0.tar": shard(0, 1, 2), "/d/a-1.tar": shard(3, 4), "/d/classes.json": b'["cat", "dog", "emu"]'}
@@ -59,16 +56,16 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # it refuses all servers if HF_HUB_OFFLINE is set
 
     class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
+        def do_HEAD(self):
             self.answer(state.head)
 
-        def do_GET(self) -> None:
+        def do_GET(self):
             fault, value = state.faults.pop(0) if state.faults and self.path.endswith(".tar") else ("", 0)
             self.answer(value if fault == "status" else 200, value if fault in ("cut", "silence") else None)
             if fault == "silence":
                 state.over.wait(10)
 
-        def answer(self, status: int, cut: int | None = None) -> None:
+        def answer(self, status, cut=None):
             wanted = self.headers["Range"]
             state.asked.append((self.command, self.path, wanted))
             data = state.files.get(self.path)
@@ -84,7 +81,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
             if self.command == "GET":
                 self.wfile.write(data[start:] if cut is None else data[start : start + cut])
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_):
             """Quiet."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -97,7 +94,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
         thread.join()
 
 
-def test_web_shards_are_fetched_once(web: Web, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_web_shards_are_fetched_once(web, cache, capfd):
     pytest.importorskip("braceexpand", reason="braceexpand is in the extra 'wds'")
     source = web.open("a-{0..1}.tar")
     assert "fetching" in capfd.readouterr().err
@@ -114,14 +111,14 @@ def test_web_shards_are_fetched_once(web: Web, cache: Path, capfd: pytest.Captur
     assert left - {".lock"} == {"a-0.tar", "a-1.tar", "classes.json"}
 
 
-def test_web_broken_connections_and_server_errors_resume(web: Web) -> None:
+def test_web_broken_connections_and_server_errors_resume(web):
     web.faults = [("status", 503), ("cut", 1000), ("status", 500), ("cut", 2000)]
     assert same_jpeg(web.open().image(2), 2)
     assert [wanted for _, wanted in web.gets] == [None] * 2 + ["bytes=1000-"] * 2 + ["bytes=3000-"]
     assert web.pauses == [1, 1, 2, 1]
 
 
-def test_web_silent_server_is_asked_again(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_web_silent_server_is_asked_again(web, monkeypatch):
     monkeypatch.setattr(fetch, "TIMEOUT", 0.1)
     web.faults = [("silence", 1000)]
     assert same_jpeg(web.open().image(2), 2)
@@ -131,20 +128,20 @@ def test_web_silent_server_is_asked_again(web: Web, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
-def test_web_busy_server_is_asked_5_times(web: Web, status: int) -> None:
+def test_web_busy_server_is_asked_5_times(web, status):
     web.faults = [("status", status)] * 5
     web.refused(f"HTTP {status}")
     assert (len(web.gets), web.pauses) == (5, [1, 2, 4, 8])
 
 
 @pytest.mark.parametrize(("ranges", "head"), [(False, 200), (True, 401), (True, 403), (True, 405), (True, 503)])
-def test_web_server_of_few_features_serves(web: Web, ranges: bool, head: int) -> None:
+def test_web_server_of_few_features_serves(web, ranges, head):
     web.ranges, web.head, web.faults = ranges, head, [("cut", 1000)]
     assert same_jpeg(web.open().image(2), 2)
     assert [command for command, path, _ in web.asked if path.endswith(".tar")] == ["HEAD", "GET", "GET"]
 
 
-def test_web_failed_fetch_resumes_with_the_next_command(web: Web, cache: Path) -> None:
+def test_web_failed_fetch_resumes_with_the_next_command(web, cache):
     web.faults = [("cut", 1000), *[("cut", 0)] * 20]
     web.refused("the same command resumes")
     assert (len(web.gets), web.pauses) == (5, [1, 2, 4, 8])
@@ -155,7 +152,7 @@ def test_web_failed_fetch_resumes_with_the_next_command(web: Web, cache: Path) -
     assert web.gets == [("/d/a-0.tar", "bytes=1000-")]
 
 
-def test_web_refusals_are_one_line(web: Web, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_web_refusals_are_one_line(web, cache, monkeypatch):
     web.refused("HTTP 404", name="b.tar")
     web.faults = [("status", 401)]
     web.refused("HTTP 401")
@@ -170,7 +167,7 @@ def test_web_refusals_are_one_line(web: Web, cache: Path, monkeypatch: pytest.Mo
     assert not list(cache.rglob("*.tar"))
 
 
-def test_web_shards_are_checked_against_their_index(web: Web, cache: Path) -> None:
+def test_web_shards_are_checked_against_their_index(web, cache):
     record = {"url": "a-0.tar", "filesize": len(web.files["/d/a-0.tar"]), "sha256": "0" * 64}
     for wrong in (record, record | {"filesize": 5000, "sha256": None}):
         web.files["/d/index.json"] = json.dumps({"shardlist": [wrong]}).encode()
@@ -181,6 +178,6 @@ def test_web_shards_are_checked_against_their_index(web: Web, cache: Path) -> No
     assert not list(cache.rglob("*.tar"))
 
 
-def test_web_full_disk_is_refused(web: Web, full_disk: Callable[[int], Any]) -> None:
+def test_web_full_disk_is_refused(web, full_disk):
     with full_disk(500):
         refused(web.open, "File too large", "ulimit -f", code="unwritable")

@@ -1,7 +1,5 @@
 """Folders of pictures, with and without classes."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from pra.data.images import CorruptImage
 
 
 @pytest.fixture
-def animals(tmp_path: Path) -> Path:
+def animals(tmp_path):
     """Classes cat (2 images, one nested) and dog (1), and files that are not images."""
     root = tmp_path / "animals"
     for name in ("dog/b.JPEG", "cat/deep/er/a.png", "cat/c.webp", ".cache/x.png", "cat/.thumbs/y.png"):
@@ -28,7 +26,7 @@ def animals(tmp_path: Path) -> Path:
     return root
 
 
-def test_folder_classes_are_its_sub_folders(animals: Path) -> None:
+def test_folder_classes_are_its_sub_folders(animals):
     source = open_source(f"folder:{animals}")
     assert source.name == f"folder:{animals}"
     assert source.classes == ("cat", "dog")
@@ -39,7 +37,7 @@ def test_folder_classes_are_its_sub_folders(animals: Path) -> None:
     assert (np.asarray(source.image(1)) == np.asarray(picture(seed=len("cat/deep/er/a.png")))).all()
 
 
-def test_folder_without_classes_has_one(tmp_path: Path) -> None:
+def test_folder_without_classes_has_one(tmp_path):
     for name in ("b.png", "a.bmp"):
         picture().save(tmp_path / name)
     (tmp_path / "empty").mkdir()
@@ -48,7 +46,7 @@ def test_folder_without_classes_has_one(tmp_path: Path) -> None:
     assert source.where(0) == str(tmp_path / "a.bmp")
 
 
-def test_folder_bad_input_is_refused(animals: Path, tmp_path: Path) -> None:
+def test_folder_bad_input_is_refused(animals, tmp_path):
     for path in (tmp_path / "none", animals / "README.md"):
         refused(lambda path=path: open_source(f"folder:{path}"), code="missing", path=path)
     (tmp_path / "void").mkdir()
@@ -60,10 +58,10 @@ def test_folder_bad_input_is_refused(animals: Path, tmp_path: Path) -> None:
     refused(lambda: open_source(f"folder:{animals}"), code="missing", path=animals / "emu")
 
 
-def test_folder_that_cannot_be_listed_is_refused(animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_cannot_be_listed_is_refused(animals, monkeypatch):
     scandir, closed = os.scandir, [animals]
 
-    def denied(path: Path) -> object:
+    def denied(path):
         if Path(path) == closed[-1]:
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
@@ -74,7 +72,7 @@ def test_folder_that_cannot_be_listed_is_refused(animals: Path, monkeypatch: pyt
         refused(lambda: open_source(f"folder:{animals}"), "Permission denied", code="unreadable", path=folder)
 
 
-def test_folder_corrupt_images_are_named(animals: Path) -> None:
+def test_folder_corrupt_images_are_named(animals):
     source = open_source(f"folder:{animals}")
     whole = (animals / "dog/b.JPEG").read_bytes()
     (animals / "dog/b.JPEG").write_bytes(whole[: len(whole) // 2])
@@ -86,7 +84,7 @@ def test_folder_corrupt_images_are_named(animals: Path) -> None:
         assert isinstance(error, CorruptImage)
 
 
-def test_folder_turns_pictures_by_their_exif(tmp_path: Path) -> None:
+def test_folder_turns_pictures_by_their_exif(tmp_path):
     upright = picture(12, 10)
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=turned())
     upright.save(tmp_path / "b.png", exif=b"Exif\0\0?")

@@ -1,12 +1,7 @@
 """Held-out images: which ones, and what is refused."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 from support.refusal import refused
-from torch import Tensor
 
 from pra.config import DataConfig
 from pra.data import open_source
@@ -14,7 +9,7 @@ from pra.data.held_out import Part, split
 from pra.data.source import own_test_split
 
 
-def test_split_share_is_disjoint_even_and_decided_by_the_seed() -> None:
+def test_split_share_is_disjoint_even_and_decided_by_the_seed():
     source = open_source("digits")
     config = DataConfig(source="digits", validation=0.1)
     parts = [split(source, config, seed) for seed in (0, 0, 1)]
@@ -30,7 +25,7 @@ def test_split_share_is_disjoint_even_and_decided_by_the_seed() -> None:
     assert held.image(3).tobytes() == source.image(int(held.where(3).split()[1])).tobytes()
 
 
-def test_split_names_the_test_split_or_another_source(tmp_path: Path) -> None:
+def test_split_names_the_test_split_or_another_source(tmp_path):
     source = open_source("digits")
     for validation_source in ("test", "digits@test"):
         training, held = split(source, DataConfig(source="digits", validation=validation_source), 0)
@@ -41,7 +36,7 @@ def test_split_names_the_test_split_or_another_source(tmp_path: Path) -> None:
     assert own_test_split("idx:fashion") == "idx:fashion@test"
 
 
-def test_split_bad_held_out_images_are_refused(tmp_path: Path) -> None:
+def test_split_bad_held_out_images_are_refused(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         open_source("digits").image(0).save(tmp_path / name / "0.png")
@@ -60,7 +55,7 @@ def test_split_bad_held_out_images_are_refused(tmp_path: Path) -> None:
     class Stream(Part):
         lanes = 1
 
-        def arranged(self, order: Tensor, start: int) -> Tensor:
+        def arranged(self, order, start):
             return order
 
     stream = Stream(open_source("digits"), np.arange(10))

@@ -1,12 +1,7 @@
 """Hugging Face data sets from local files, whole and streamed in lanes."""
 
-from __future__ import annotations
-
 import os
 import pickle
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +19,7 @@ SIZES = (6, 8, 7, 6, 6, 9, 6, 9)
 
 
 @pytest.fixture(scope="module")
-def rows(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rows(hub, tmp_path_factory):
     """A folder with 11 rows of several columns, the image ``i`` that of seed ``i``. To be read only."""
     path = tmp_path_factory.mktemp("rows")
     animals, pair = hub.ClassLabel(names=["cat", "dog", "emu"]), hub.ClassLabel(names=["a", "b"])
@@ -42,7 +37,7 @@ def rows(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("stream", ["", STREAM])
 @pytest.mark.parametrize("file", ["", "/train.parquet", "/.saved/data-00000-of-00001.arrow"])
-def test_hf_rows_are_read_in_any_order(rows: Path, file: str, stream: str) -> None:
+def test_hf_rows_are_read_in_any_order(rows, file, stream):
     source = open_source(f"hf:{rows}{file}?label=animal{stream}")
     assert source.classes == ("cat", "dog", "emu")
     assert source.labels.tolist() == [i % 3 for i in range(11)]
@@ -56,13 +51,13 @@ def test_hf_rows_are_read_in_any_order(rows: Path, file: str, stream: str) -> No
     ("label", "classes", "labels"),
     [("number", "0123", [0, 1, 2, 3]), ("name", "xy", [1, 0, 1, 0]), ("none", ["image"], [0] * 4)],
 )
-def test_hf_labels_of_any_kind(rows: Path, label: str, classes: Any, labels: list[int], stream: str) -> None:
+def test_hf_labels_of_any_kind(rows, label, classes, labels, stream):
     source = open_source(f"hf:{rows}?label={label}{stream}")
     assert (source.classes, source.labels[:4].tolist(), len(source)) == (tuple(classes), labels, 11)
 
 
 @pytest.mark.usefixtures("hub")
-def test_hf_folder_of_images_names_classes(tmp_path: Path) -> None:
+def test_hf_folder_of_images_names_classes(tmp_path):
     for name in ("cat/0.png", "cat/1.png", "dog/0.png"):
         path = tmp_path / "animals" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +71,8 @@ def test_hf_folder_of_images_names_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cache")
-def test_stream_labels_are_kept_while_files_stay(rows: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def read_again() -> bool:
+def test_stream_labels_are_kept_while_files_stay(rows, capfd):
+    def read_again():
         open_source(f"hf:{rows}?label=animal{STREAM}")
         return "reading labels" in capfd.readouterr().err
 
@@ -88,7 +83,7 @@ def test_stream_labels_are_kept_while_files_stay(rows: Path, capfd: pytest.Captu
     assert read_again()
 
 
-def test_hf_corrupt_images_are_named(hub: Any, tmp_path: Path) -> None:
+def test_hf_corrupt_images_are_named(hub, tmp_path):
     images = [{"bytes": jpeg(0)[:200], "path": None}, None]
     kinds = hub.Features({"image": hub.Image()})
     hub.Dataset.from_dict({"image": images}, features=kinds).to_parquet(str(tmp_path / "x.parquet"))
@@ -122,12 +117,12 @@ def test_hf_corrupt_images_are_named(hub: Any, tmp_path: Path) -> None:
         ("@test", "invalid", ["?split=test"]),
     ],
 )
-def test_hf_bad_settings_are_refused(rows: Path, query: str, code: str | None, parts: list[str]) -> None:
+def test_hf_bad_settings_are_refused(rows, query, code, parts):
     refused(lambda: open_source(f"hf:{rows}{query}"), *parts, code=code)
 
 
 @pytest.mark.usefixtures("hub")
-def test_hf_bad_paths_are_refused(rows: Path, tmp_path: Path) -> None:
+def test_hf_bad_paths_are_refused(rows, tmp_path):
     refused(lambda: open_source("hf:"), code="missing", name="hf:")
     refused(lambda: open_source(f"hf:{tmp_path}/none"), code="missing", path=tmp_path / "none")
     (tmp_path / "a.txt").write_text("")
@@ -139,7 +134,7 @@ def test_hf_bad_paths_are_refused(rows: Path, tmp_path: Path) -> None:
     refused(lambda: open_source(f"hf:{rows}/.saved"), "save_to_disk", code="unreadable", name=f"hf:{rows}/.saved")
 
 
-def test_stream_that_breaks_off_is_refused(rows: Path, tmp_path: Path) -> None:
+def test_stream_that_breaks_off_is_refused(rows, tmp_path):
     data = tmp_path / "train.parquet"
     data.write_bytes((rows / "train.parquet").read_bytes())
     source = open_source(f"hf:{data}?label=animal{STREAM}")
@@ -151,7 +146,7 @@ def test_stream_that_breaks_off_is_refused(rows: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def files(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(hub, tmp_path_factory):
     """A data set of files with rows 0 to 56, the image ``i`` that of seed ``i``."""
     folder = tmp_path_factory.mktemp("stream")
     for number, end in enumerate(np.cumsum(SIZES).tolist()):
@@ -161,21 +156,21 @@ def files(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def stream(files: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+def stream(files, monkeypatch):
     """Opens the data set as a stream."""
     monkeypatch.setattr(hf, "UNIT", 2)
     return lambda: open_source(f"hf:{files}?streaming=true&window=24")
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+def read(monkeypatch):
     """The pieces that are opened for images, and at which row."""
     import datasets
 
-    seen: list[tuple[int, int]] = []
+    seen = []
     shard = datasets.IterableDataset.shard
 
-    def noted(rows: Any, pieces: int, piece: int) -> Any:
+    def noted(rows, pieces, piece):
         part = shard(rows, pieces, piece)
         skip = part.skip
         part.skip = lambda count: seen.append((piece, count)) or skip(count)
@@ -185,7 +180,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
-def test_stream_has_the_rows_of_all_files_in_order(stream: Callable[[], Any], read: list[tuple[int, int]]) -> None:
+def test_stream_has_the_rows_of_all_files_in_order(stream, read):
     for _ in range(2):  # the second time with the labels kept by the first
         source = stream()
         assert (len(source), source.lanes) == (57, 8)
@@ -196,7 +191,7 @@ def test_stream_has_the_rows_of_all_files_in_order(stream: Callable[[], Any], re
     assert all(same_jpeg(source.image(index), index) for index in (0, 5, 6, 8, 7, 21, 20, 33, 56, 55))
 
 
-def test_stream_workers_share_the_reading(stream: Callable[[], Any], read: list[tuple[int, int]]) -> None:
+def test_stream_workers_share_the_reading(stream, read):
     """Of four workers, as a DataLoader gives them their batches, each reads two files, once."""
     for worker in range(4):
         read.clear()
@@ -209,15 +204,13 @@ def test_stream_workers_share_the_reading(stream: Callable[[], Any], read: list[
     assert sorted(read) == sorted(2 * [(piece, 0) for piece in range(8)])
 
 
-def test_stream_resumes_anywhere(stream: Callable[[], Any]) -> None:
+def test_stream_resumes_anywhere(stream):
     source = stream()
     same_batches(source, pickle.loads(pickle.dumps(source)), start=54, stop=76, workers=2)
 
 
-def test_stream_starts_no_worker_without_a_lane(
-    stream: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
-    started: list[int] = []
+def test_stream_starts_no_worker_without_a_lane(stream, monkeypatch, recwarn):
+    started = []
     monkeypatch.setattr(loader, "from_workers", lambda work, blocks, workers, **_: started.append(workers))
     source = stream()
     for workers in (0, 8, 12):
@@ -229,7 +222,7 @@ def test_stream_starts_no_worker_without_a_lane(
     assert "\n" not in str(warning.message)
 
 
-def test_lanes_shuffle_within_their_windows() -> None:
+def test_lanes_shuffle_within_their_windows():
     shared = Lanes(np.array([0, 300, 301, 700, 1000]), window=400)
     assert (shared.count, shared.lane_window) == (4, 100)
     orders = [shared.arranged(torch.randperm(1000), 1000 * epoch) for epoch in range(2)]
@@ -247,12 +240,12 @@ def test_lanes_shuffle_within_their_windows() -> None:
 
 
 @pytest.mark.parametrize(("readers", "lanes_of_each"), [(1, 16), (2, 8), (8, 2), (16, 1), (96, 1), (12, 4)])
-def test_lanes_readers_meet_the_same_in_every_epoch(readers: int, lanes_of_each: int) -> None:
+def test_lanes_readers_meet_the_same_in_every_epoch(readers, lanes_of_each):
     """Readers in turn: the workers of all processes."""
     count = LANES * UNIT * 12 + 5  # not a multiple of anything
     starts = np.linspace(0, count, 3 * LANES + 1).astype(int)
     shared = Lanes(starts, window=1000)
-    met: list[set[tuple[int, int]]] = [set() for _ in range(readers)]
+    met = [set() for _ in range(readers)]
     for epoch in range(3):
         order, start = shared.arranged(torch.randperm(count), epoch * count), epoch * count
         for place in range(-start % UNIT, count - 3 * LANES * UNIT, UNIT):  # lanes end at slightly other places

@@ -1,7 +1,5 @@
 """The files of MNIST and Fashion-MNIST."""
 
-from __future__ import annotations
-
 import gzip
 import struct
 from pathlib import Path
@@ -17,7 +15,7 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_idx_reads_both_splits(tmp_path: Path, packed: bool) -> None:
+def test_idx_reads_both_splits(tmp_path, packed):
     folder = write_idx(write_idx(tmp_path / "mnist"), count=4, split="t10k")
     for path in list(folder.iterdir()) if packed else []:
         path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -31,18 +29,18 @@ def test_idx_reads_both_splits(tmp_path: Path, packed: bool) -> None:
     assert len(open_source(f"idx:{folder}@test")) == 4
 
 
-def test_idx_fashion_folder_names_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idx_fashion_folder_names_classes(tmp_path, monkeypatch):
     folder = write_idx(tmp_path / "Fashion-MNIST")
     assert open_source(f"idx:{folder}").classes[:2] == ("t-shirt", "trouser")
     monkeypatch.chdir(folder)
     assert open_source("idx:.").classes[9] == "ankle boot"
 
 
-def header(count: int) -> bytes:
+def header(count):
     return struct.pack(">4B3I", 0, 0, 8, 3, count, 4, 6)
 
 
-def test_idx_damaged_file_is_refused(tmp_path: Path) -> None:
+def test_idx_damaged_file_is_refused(tmp_path):
     images = write_idx(tmp_path / "d") / "train-images-idx3-ubyte"
     packed = images.with_suffix(".gz")
     for content, part in (
@@ -60,7 +58,7 @@ def test_idx_damaged_file_is_refused(tmp_path: Path) -> None:
             refused(lambda: open_source(f"idx:{tmp_path}/d"), "truncated or damaged", code="unreadable", path=packed)
 
 
-def test_idx_missing_or_unlike_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idx_missing_or_unlike_files_are_refused(tmp_path, monkeypatch):
     folder = tmp_path / "d"
     refused(lambda: open_source(f"idx:{folder}"), code="missing", path=folder)
     folder.mkdir()
@@ -69,7 +67,7 @@ def test_idx_missing_or_unlike_files_are_refused(tmp_path: Path, monkeypatch: py
     images.write_bytes(header(6) + bytes(144))
     refused(lambda: open_source(f"idx:{folder}"), "6 images", "7 labels", code="mismatch", path=images)
 
-    def denied(path: Path) -> bytes:
+    def denied(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", denied)
@@ -77,7 +75,7 @@ def test_idx_missing_or_unlike_files_are_refused(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.skipif(not FASHION.is_dir(), reason="Fashion-MNIST (Debian's dataset-fashion-mnist) is absent")
-def test_idx_real_fashion_mnist_is_read() -> None:
+def test_idx_real_fashion_mnist_is_read():
     source = open_source(f"idx:{FASHION}@test")
     assert len(source) == 10_000
     assert source.classes[int(source.labels[0])] == "ankle boot"

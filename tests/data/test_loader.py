@@ -1,12 +1,8 @@
 """The order of samples, batches from worker processes, and corrupt images in training."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,22 +12,22 @@ from support.data import config, picture, same, write_idx
 from support.refusal import refused
 
 from pra.config import Fit, OnCorrupt
-from pra.data import Source, TrainingSet, batches, load_images, open_source, prepare
+from pra.data import TrainingSet, batches, load_images, open_source, prepare
 from pra.data.images import CorruptImage
 from pra.method import noise
 
 
 @pytest.fixture(scope="module")
-def numbered(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def numbered(tmp_path_factory):
     """Seven images of 4x6 whose pixels hold their index."""
     return open_source(f"idx:{write_idx(tmp_path_factory.mktemp('data') / 'numbered')}")
 
 
-def training_set(source: Source, seed: int = 0, **changes: Any) -> TrainingSet:
+def training_set(source, seed=0, **changes):
     return TrainingSet(source, (4, 6), 1, config(fit=Fit.PAD, **changes), seed)
 
 
-def test_order_each_epoch_is_its_own_permutation(numbered: Source) -> None:
+def test_order_each_epoch_is_its_own_permutation(numbered):
     data = training_set(numbered)
     expected = [data.source_index(g) for g in range(140)]
     epochs = [expected[7 * e : 7 * e + 7] for e in range(20)]
@@ -47,7 +43,7 @@ def test_order_each_epoch_is_its_own_permutation(numbered: Source) -> None:
         assert (sample.image == sample.source_index).all()
 
 
-def test_augmentation_is_a_function_of_seed_and_index(tmp_path: Path) -> None:
+def test_augmentation_is_a_function_of_seed_and_index(tmp_path):
     picture(20, 24).save(tmp_path / "a.png")
     source = open_source(f"folder:{tmp_path}")
     data = TrainingSet(source, (8, 8), 3, config(fit=Fit.RANDOM_CROP, flip=True), seed=4)
@@ -59,7 +55,7 @@ def test_augmentation_is_a_function_of_seed_and_index(tmp_path: Path) -> None:
     assert not torch.equal(data[0].image, other[0].image)
 
 
-def test_batches_follow_the_global_index(numbered: Source) -> None:
+def test_batches_follow_the_global_index(numbered):
     data = training_set(numbered)
     found = list(batches(data, 5, 4, stop=19))
     expected = [range(5, 9), range(9, 13), range(13, 17), range(17, 19)]
@@ -74,7 +70,7 @@ def test_batches_follow_the_global_index(numbered: Source) -> None:
     assert list(batches(data, 19, 4, stop=19)) == []
 
 
-def test_batches_workers_and_start_change_nothing(numbered: Source) -> None:
+def test_batches_workers_and_start_change_nothing(numbered):
     state = torch.get_rng_state()
     alone, one, two = (list(batches(training_set(numbered, workers=w, flip=True), 0, 4, stop=40)) for w in (0, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -84,7 +80,7 @@ def test_batches_workers_and_start_change_nothing(numbered: Source) -> None:
         assert all(same(a, b) for a, b in zip(alone[start:], resumed, strict=True))
 
 
-def test_workers_leave_signals_to_the_main_process(numbered: Source) -> None:
+def test_workers_leave_signals_to_the_main_process(numbered):
     others = multiprocessing.active_children()
     stream = batches(training_set(numbered, workers=1), 0, 2)
     next(stream)
@@ -101,7 +97,7 @@ def test_workers_leave_signals_to_the_main_process(numbered: Source) -> None:
 
 
 @pytest.fixture
-def damaged(tmp_path: Path) -> Source:
+def damaged(tmp_path):
     """Six images of 4x6 of which 1, 2 and 4 are corrupt."""
     for index in range(6):
         Image.new("L", (6, 4), index).save(tmp_path / f"{index}.png")
@@ -111,7 +107,7 @@ def damaged(tmp_path: Path) -> Source:
     return open_source(f"folder:{tmp_path}")
 
 
-def test_corrupt_images_skipped_are_counted(damaged: Source, tmp_path: Path) -> None:
+def test_corrupt_images_skipped_are_counted(damaged, tmp_path):
     data = training_set(damaged, on_corrupt=OnCorrupt.SKIP)
     for g in range(24):
         epoch = g - g % 6
@@ -129,7 +125,7 @@ def test_corrupt_images_skipped_are_counted(damaged: Source, tmp_path: Path) -> 
     refused(lambda: data[0], "none of the 6 images", ".png", code="unreadable", name=damaged.name)
 
 
-def test_errors_of_workers_arrive_unchanged(damaged: Source) -> None:
+def test_errors_of_workers_arrive_unchanged(damaged):
     data = training_set(damaged, workers=1)
     bad = next(g for g in range(6) if data.source_index(g) in (1, 2, 4))
     where = damaged.where(data.source_index(bad))
@@ -139,7 +135,7 @@ def test_errors_of_workers_arrive_unchanged(damaged: Source) -> None:
     refused(lambda: next(batches(large, 0, 2)), code="mismatch", pixels="4x6", size="8x8")
 
 
-def test_load_images_does_not_augment_or_stop(numbered: Source, damaged: Source) -> None:
+def test_load_images_does_not_augment_or_stop(numbered, damaged):
     images, labels = load_images(numbered, [4, 0, 4], (8, 8), 3, config(fit=Fit.PAD, flip=True))
     assert images.dtype == torch.uint8
     assert images.shape == (3, 3, 8, 8)

@@ -1,16 +1,11 @@
 """``pra data pack``: what it writes from every source, how it resumes, and what it refuses."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import pickle
 import signal
 import tarfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +15,7 @@ from support.refusal import refused
 
 from pra import cli
 from pra.config import OnSmall
-from pra.data import Source, open_source, prepare
+from pra.data import open_source, prepare
 from pra.data import pack as pack_module
 from pra.data.emoji import FONT, GROUPS
 from pra.data.held_out import Part
@@ -29,17 +24,17 @@ from pra.data.survey import check
 from pra.utils.locks import locked
 
 
-def pixels(source: Source, index: int) -> Any:
+def pixels(source, index):
     return np.asarray(source.image(index).convert("RGBA"))
 
 
-def test_packed_images_come_back(photos: str, tmp_path: Path) -> None:
+def test_packed_images_come_back(photos, tmp_path):
     source = open_source(photos)
     done = pack(source, tmp_path / "new" / "packed", Packing(shard_images=3), workers=2)
     files = sorted(path.name for path in (tmp_path / "new/packed").iterdir())
     assert files == ["classes.json", "index.json", *(f"shard-00000{n}.tar" for n in range(3))]
     assert (done.images, done.shards, done.skipped) == (7, 3, 0)
-    packed: Any = open_source(f"wds:{tmp_path}/new/packed")
+    packed = open_source(f"wds:{tmp_path}/new/packed")
     assert packed.classes == source.classes
     assert packed.labels.tolist() == source.labels.tolist()
     assert all((pixels(packed, i) == pixels(source, i)).all() for i in range(7))
@@ -52,7 +47,7 @@ def test_packed_images_come_back(photos: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
-def test_packing_size_and_format_are_kept(photos: str, tmp_path: Path, kind: str) -> None:
+def test_packing_size_and_format_are_kept(photos, tmp_path, kind):
     pack(open_source(photos), tmp_path / "packed", Packing(size=30, format=kind, quality=90, shard_images=4), workers=0)
     packed = open_source(f"wds:{tmp_path}/packed")
     sizes = [(45, 30), (20, 30), (30, 30), (25, 20), (30, 38), (30, 33), (38, 30)]
@@ -69,7 +64,7 @@ def test_packing_size_and_format_are_kept(photos: str, tmp_path: Path, kind: str
         assert (record["filesize"], record["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
 
 
-def test_packed_centre_crop_equals_the_image(photos: str, tmp_path: Path) -> None:
+def test_packed_centre_crop_equals_the_image(photos, tmp_path):
     """Bitwise if the format is lossless: training on packed images is training on the data."""
     source = open_source(photos)
     pack(source, tmp_path / "packed", Packing(size=16, format="png"), workers=0)
@@ -80,7 +75,7 @@ def test_packed_centre_crop_equals_the_image(photos: str, tmp_path: Path) -> Non
         assert (prepare(packed.image(index), (16, 16), 3, how, None, "") == expected).all()
 
 
-def test_packing_interrupted_resumes(photos: str, tmp_path: Path) -> None:
+def test_packing_interrupted_resumes(photos, tmp_path):
     source, folder, partial = open_source(photos), tmp_path / "packed", tmp_path / ".packed.partial"
     bad = tmp_path / "photos/dog/4.jpg"
     good = bad.read_bytes()
@@ -100,7 +95,7 @@ def test_packing_interrupted_resumes(photos: str, tmp_path: Path) -> None:
     refused(lambda: pack(source, folder, Packing(shard_images=2), 0), str(folder), "exists")
 
 
-def test_packing_folder_in_use_is_refused(photos: str, tmp_path: Path) -> None:
+def test_packing_folder_in_use_is_refused(photos, tmp_path):
     source, partial = open_source(photos), tmp_path / ".packed.partial"
     with locked(partial, "filled", "wait"):
         refused(lambda: pack(source, tmp_path / "packed", Packing(), 0), str(partial))
@@ -109,17 +104,17 @@ def test_packing_folder_in_use_is_refused(photos: str, tmp_path: Path) -> None:
     assert not (tmp_path / "packed" / ".lock").exists()
 
 
-def test_packing_worker_killed_is_refused(photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_worker_killed_is_refused(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(pack_module, "encode", killed)
     refused(lambda: pack(open_source(photos), tmp_path / "packed", Packing(), 1), "--workers", "memory", code="lost")
     assert not (tmp_path / "packed").exists()
 
 
-def killed(*_: object) -> None:
+def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_packing_leaves_corrupt_images_out(photos: str, tmp_path: Path) -> None:
+def test_packing_leaves_corrupt_images_out(photos, tmp_path):
     (tmp_path / "photos/cat/1.png").write_bytes(b"")
     done = pack(open_source(photos), tmp_path / "packed", Packing(skip_corrupt=True), 0)
     assert (done.images, done.skipped) == (6, 1)
@@ -132,7 +127,7 @@ def test_packing_leaves_corrupt_images_out(photos: str, tmp_path: Path) -> None:
     refused(lambda: pack(open_source(photos), tmp_path / "none", none, 0), "7 images", code="unreadable", name=photos)
 
 
-def test_packing_full_disk_is_refused(photos: str, tmp_path: Path, full_disk: Callable[[int], Any]) -> None:
+def test_packing_full_disk_is_refused(photos, tmp_path, full_disk):
     with full_disk(4096):
         refused(lambda: pack(open_source(photos), tmp_path / "packed", Packing(), 0), "shard-000000.tar", "too large")
     assert [path.name for path in (tmp_path / ".packed.partial").iterdir()] == ["plan.json"]
@@ -145,7 +140,7 @@ def test_packing_full_disk_is_refused(photos: str, tmp_path: Path, full_disk: Ca
         *("hf:DIR/x.parquet", "hf:DIR/x.parquet?streaming=true&window=2"),
     ],
 )
-def test_packing_reads_every_source(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_packing_reads_every_source(kind, tmp_path, request):
     if kind == "emoji@test" and not (FONT.is_file() and GROUPS.is_file()):
         pytest.skip("Noto's colour emoji (fonts-noto-color-emoji, unicode-data) are absent")
     write_idx(tmp_path / "idx")
@@ -168,7 +163,7 @@ def test_packing_reads_every_source(kind: str, tmp_path: Path, request: pytest.F
     assert all((pixels(packed, index) == pixels(source, index)).all() for index in range(0, len(source), 3))
 
 
-def test_data_commands_pack_and_check(photos: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_commands_pack_and_check(photos, tmp_path, capsys):
     packed, report = str(tmp_path / "packed"), tmp_path / "report.json"
     assert cli.main(("data", "pack", photos, packed, "--size", "20", "--format", "png", "--workers", "1")) == 0
     out = capsys.readouterr().out

@@ -1,10 +1,7 @@
 """From a picture to the model's array: crops, padding, colour and flips."""
 
-from __future__ import annotations
-
 import io
 import itertools
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +11,17 @@ from PIL import Image
 from support.data import config, picture
 from support.refusal import refused
 
-from pra.config import DataConfig, Fit, OnSmall
+from pra.config import Fit, OnSmall
 from pra.data import prepare
 
 Pixels = npt.NDArray[np.uint8]
 
 
-def fitted(
-    image: Image.Image, size: tuple[int, int], channels: int, how: DataConfig | None = None, key: int | None = None
-) -> Pixels:
+def fitted(image, size, channels, how=None, key=None):
     return prepare(image, size, channels, how or config(), None if key is None else torch.tensor(key), "a.png")
 
 
-def adm_center_crop(image: Image.Image, size: int) -> Pixels:
+def adm_center_crop(image, size):
     """guided-diffusion's definition, for squares."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -37,14 +32,14 @@ def adm_center_crop(image: Image.Image, size: int) -> Pixels:
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 40), (33, 32), (100, 67), (64, 64), (16, 999)])
-def test_center_crop_equals_adm(shape: tuple[int, int]) -> None:
+def test_center_crop_equals_adm(shape):
     result = fitted(picture(*shape), (16, 16), 3, key=1)
     assert result.dtype == np.uint8
     assert result.flags.c_contiguous
     assert (result == adm_center_crop(picture(*shape), 16)).all()
 
 
-def test_center_crop_not_square_takes_the_middle() -> None:
+def test_center_crop_not_square_takes_the_middle():
     ramp = np.tile(np.arange(40, dtype=np.uint8), (16, 1))
     assert (fitted(Image.fromarray(ramp), (16, 8), 1)[0] == ramp[:, 16:24]).all()
     assert (fitted(Image.fromarray(ramp.T.copy()), (8, 16), 1)[0] == ramp.T[16:24]).all()
@@ -54,7 +49,7 @@ def test_center_crop_not_square_takes_the_middle() -> None:
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 4)])
 @pytest.mark.parametrize("fit", [Fit.CENTER_CROP, Fit.PAD])
-def test_prepare_right_size_changes_nothing(mode: str, channels: int, fit: Fit) -> None:
+def test_prepare_right_size_changes_nothing(mode, channels, fit):
     image = picture(8, 12, mode=mode)
     if channels == 4:
         image.putalpha(picture(8, 12, seed=1, mode="L"))
@@ -62,7 +57,7 @@ def test_prepare_right_size_changes_nothing(mode: str, channels: int, fit: Fit) 
     assert (result.transpose(1, 2, 0).reshape(np.asarray(image).shape) == np.asarray(image)).all()
 
 
-def test_random_crop_is_a_function_of_the_key() -> None:
+def test_random_crop_is_a_function_of_the_key():
     image = Image.fromarray(np.add.outer(np.arange(64) * 3, np.arange(64)).astype(np.uint8))
     how = config(fit=Fit.RANDOM_CROP)
     assert (fitted(image, (16, 16), 1, how, 3) == fitted(image, (16, 16), 1, how, 3)).all()
@@ -70,7 +65,7 @@ def test_random_crop_is_a_function_of_the_key() -> None:
     assert (fitted(image, (16, 16), 1, how) == fitted(image, (16, 16), 1)).all()
 
 
-def test_random_crop_reaches_all_places_and_zooms() -> None:
+def test_random_crop_reaches_all_places_and_zooms():
     columns = Image.fromarray(np.tile(np.arange(160, dtype=np.uint8), (32, 1)))
     rows = [fitted(columns, (32, 32), 1, config(fit=Fit.RANDOM_CROP), key)[0, 16].astype(int) for key in range(200)]
     steps = [(row[-1] - row[0]) / 31 for row in rows]
@@ -79,7 +74,7 @@ def test_random_crop_reaches_all_places_and_zooms() -> None:
     assert (min(steps), max(steps)) == pytest.approx((1 / 1.25, 1), abs=1 / 31)
 
 
-def test_flip_mirrors_half_of_the_images() -> None:
+def test_flip_mirrors_half_of_the_images():
     image = picture(8, 8)
     plain = np.asarray(image).transpose(2, 0, 1)
     assert all((fitted(image, (8, 8), 3, config(fit=fit, flip=True)) == plain).all() for fit in Fit)
@@ -91,7 +86,7 @@ def test_flip_mirrors_half_of_the_images() -> None:
     assert 30 < flipped < 70
 
 
-def test_pad_puts_the_image_in_the_middle() -> None:
+def test_pad_puts_the_image_in_the_middle():
     result, image = fitted(picture(3, 4, mode="L"), (8, 9), 1, config(fit=Fit.PAD)), picture(3, 4, mode="L")
     assert (result[0] == np.pad(np.asarray(image), ((2, 3), (2, 3)))).all()
 
@@ -104,7 +99,7 @@ def test_pad_puts_the_image_in_the_middle() -> None:
         (Fit.RANDOM_CROP, (15, 40), "data.on_small=upscale"),
     ],
 )
-def test_prepare_image_of_unfit_size_is_refused(fit: Fit, shape: tuple[int, int], fix: str) -> None:
+def test_prepare_image_of_unfit_size_is_refused(fit, shape, fix):
     image, fields = picture(*shape), {"where": "a.png", "pixels": f"{shape[0]}x{shape[1]}", "size": "16x16"}
     refused(lambda: fitted(image, (16, 16), 3, config(fit=fit), 0), fix, code="mismatch", **fields)
     if fit is not Fit.PAD:
@@ -113,7 +108,7 @@ def test_prepare_image_of_unfit_size_is_refused(fit: Fit, shape: tuple[int, int]
         assert (fitted(image, (16, 16), 3, upscale) == adm_center_crop(image, 16)).all()
 
 
-def test_prepare_converts_channels() -> None:
+def test_prepare_converts_channels():
     refused(lambda: fitted(picture(), (4, 4), 2), code="invalid", value=2)
     grey = fitted(picture(4, 4), (4, 4), 1)
     assert (grey[0] == np.asarray(picture(4, 4, mode="L"))).all()
@@ -121,14 +116,14 @@ def test_prepare_converts_channels() -> None:
     assert (fitted(picture(4, 4), (4, 4), 4)[3] == 255).all()
 
 
-def file_with(image: Image.Image, kind: str, **options: Any) -> Image.Image:
+def file_with(image, kind, **options):
     """The image as Pillow reads it back from a file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return Image.open(io.BytesIO(file.getvalue()))
 
 
-def test_prepare_transparency_becomes_white() -> None:
+def test_prepare_transparency_becomes_white():
     pixels = np.zeros((2, 2, 4), np.uint8)
     pixels[0] = 200, 100, 0, 255
     pixels[1, 1] = 0, 0, 0, 51
@@ -151,12 +146,12 @@ def test_prepare_transparency_becomes_white() -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff", "ppm"])
-def test_prepare_sixteen_bits_are_scaled(kind: str) -> None:
+def test_prepare_sixteen_bits_are_scaled(kind):
     values = np.array([[0, 257 * 7, 128], [129, 65534, 65535]], np.uint16)
     assert fitted(file_with(Image.fromarray(values), kind), (2, 3), 1)[0].tolist() == [[0, 7, 0], [1, 255, 255]]
 
 
-def test_prepare_converts_every_mode_or_refuses() -> None:
+def test_prepare_converts_every_mode_or_refuses():
     for mode, channels in itertools.product(["1", "P", "CMYK", "YCbCr", "LAB", "HSV", "LA", "I", "I;16B"], [1, 3, 4]):
         assert fitted(Image.new(mode, (4, 4)), (4, 4), channels).shape == (channels, 4, 4)
     floats = Image.new("F", (4, 4))

@@ -1,7 +1,5 @@
 """Names of data sources, the digits, and packages that are imported only where they are needed."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from pathlib import Path
@@ -16,7 +14,7 @@ from pra.data import open_source
 from pra.utils.extras import install_command
 
 
-def test_open_source_bad_name_is_refused() -> None:
+def test_open_source_bad_name_is_refused():
     for spec, code, hint in (
         ("digit", "unknown", "did you mean 'digits'?"),
         ("digits@val", "unknown", "digits@test"),
@@ -29,13 +27,13 @@ def test_open_source_bad_name_is_refused() -> None:
         refused(lambda spec=spec: open_source(spec), hint, code=code, name=spec)
 
 
-def test_open_source_tilde_is_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_source_tilde_is_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     picture().save(tmp_path / "a.png")
     assert open_source("folder:~").name == "folder:~"
 
 
-def test_digits_splits() -> None:
+def test_digits_splits():
     datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is in the extra 'train'")
     train, test, everything = open_source("digits"), open_source("digits@test"), datasets.load_digits()
     assert (len(train), len(test)) == (1498, 299)
@@ -49,7 +47,7 @@ def test_digits_splits() -> None:
     assert test.where(17) == "image 17 of digits@test"
 
 
-def test_sources_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_missing_package_is_named(monkeypatch):
     for spec, module, extra in (
         ("digits", "sklearn.datasets", "train"),
         ("hf:cifar10", "datasets", "hf"),
@@ -59,7 +57,7 @@ def test_sources_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         refused(lambda spec=spec: open_source(spec), repr(spec), install_command(extra), code="not-installed")
 
 
-def test_optional_packages_are_not_imported_at_the_top() -> None:
+def test_optional_packages_are_not_imported_at_the_top():
     optional = {"datasets", "pyarrow", "braceexpand", "huggingface_hub", "sklearn", "fontTools"}
     for path in (Path(pra.__file__).parent / "data").glob("*.py"):
         for node in ast.parse(path.read_text()).body:

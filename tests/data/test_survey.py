@@ -1,7 +1,5 @@
 """``pra data check``: every picture of a source, and what is said about it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
@@ -17,7 +15,7 @@ from pra.data.survey import Range, check, lines_of, look
 
 
 @pytest.fixture
-def damaged(photos: str) -> Path:
+def damaged(photos):
     """The folder of the pictures, of which cat/1.png and dog/4.jpg are corrupt."""
     folder = Path(photos.removeprefix("folder:"))
     (folder / "cat/1.png").write_bytes(b"")
@@ -26,7 +24,7 @@ def damaged(photos: str) -> Path:
     return folder
 
 
-def test_check_reports_every_image(damaged: Path) -> None:
+def test_check_reports_every_image(damaged):
     report = check(open_source(f"folder:{damaged}"), 34, workers=1)
     assert report["images"] == 7
     found = [(image["index"], image["where"]) for image in report["corrupt"]]
@@ -40,7 +38,7 @@ def test_check_reports_every_image(damaged: Path) -> None:
     assert [image["width"] for image in report["smaller_than_size"]] == [33, 25]
 
 
-def test_check_names_the_first_of_equal_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_names_the_first_of_equal_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(survey, "PIECE", 2)
     for number, size in enumerate(((9, 9), (8, 8), (8, 8), (12, 10), (10, 12))):
         noisy(tmp_path / f"{number}.png", size)
@@ -49,8 +47,8 @@ def test_check_names_the_first_of_equal_sizes(tmp_path: Path, monkeypatch: pytes
     assert report["largest"]["where"] == f"{tmp_path}/3.png"
 
 
-def test_check_many_lines_are_cut(tmp_path: Path) -> None:
-    files: dict[str, bytes] = {}
+def test_check_many_lines_are_cut(tmp_path):
+    files = {}
     for number in range(60):
         files |= {f"{number}.png": b"", f"{number}.cls": str(min(number, 29)).encode()}
     (tmp_path / "s.tar").write_bytes(tar_of(files))
@@ -60,7 +58,7 @@ def test_check_many_lines_are_cut(tmp_path: Path) -> None:
     assert lines[22].startswith("classes: 30, 1 (0) to 31 (29) images")
 
 
-def test_check_command_corrupt_images_fail(damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_command_corrupt_images_fail(damaged, tmp_path, capsys):
     report = tmp_path / "report.json"
     assert cli.main(("data", "check", f"folder:{damaged}", "--out", str(report), "--workers", "0")) == 2
     out, err = capsys.readouterr()
@@ -69,7 +67,7 @@ def test_check_command_corrupt_images_fail(damaged: Path, tmp_path: Path, capsys
     assert len(json.loads(report.read_text())["corrupt"]) == 2
 
 
-def test_look_describes_a_folder(tmp_path: Path) -> None:
+def test_look_describes_a_folder(tmp_path):
     noisy(tmp_path / "cats" / "a.png", (40, 30))
     noisy(tmp_path / "cats" / "b.png", (10, 60))
     noisy(tmp_path / "dogs" / "c.png", (50, 50))
@@ -93,7 +91,7 @@ def test_look_describes_a_folder(tmp_path: Path) -> None:
     assert found.lines() == ["1 pictures without classes", "width 12; height 9; grey"]
 
 
-def test_look_opens_some_of_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_look_opens_some_of_every_class(tmp_path, monkeypatch):
     monkeypatch.setattr(survey, "LOOKED_AT", 16)
     for number in range(60):
         flat(tmp_path / ("a" if number < 30 else "b") / f"{number}.png", (255, 0, 0), size=(8 + number // 30, 8))
@@ -104,7 +102,7 @@ def test_look_opens_some_of_every_class(tmp_path: Path, monkeypatch: pytest.Monk
     assert look(f"folder:{tmp_path}").opened == 1
 
 
-def test_look_and_training_count_float_pixels_as_corrupt(tmp_path: Path) -> None:
+def test_look_and_training_count_float_pixels_as_corrupt(tmp_path):
     flat(tmp_path / "good.png", 100, "L")
     flat(tmp_path / "float.tif", 0.5, "F")
     source = open_source(f"folder:{tmp_path}")
@@ -118,7 +116,7 @@ def test_look_and_training_count_float_pixels_as_corrupt(tmp_path: Path) -> None
     refused(lambda: [strict[g] for g in range(2)], "16 bits", "on_corrupt=skip", where=f"{tmp_path}/float.tif")
 
 
-def test_look_without_images_is_refused(tmp_path: Path) -> None:
+def test_look_without_images_is_refused(tmp_path):
     refused(lambda: look(f"folder:{tmp_path}"), f"{tmp_path} holds no images")
     (tmp_path / "a.png").write_bytes(b"nonsense")
     refused(lambda: look(f"folder:{tmp_path}"), "none of the 1 images", "can be read", "a.png")

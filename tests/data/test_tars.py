@@ -1,7 +1,5 @@
 """ImageNet's tar, WebDataset shards on disk, and the index of both."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
@@ -19,13 +17,13 @@ from pra.data import open_source, tars
 
 
 @pytest.fixture
-def tar(tmp_path: Path) -> Path:
+def tar(tmp_path):
     path = tmp_path / "train.tar"
     path.write_bytes(imagenet())
     return path
 
 
-def test_imagenet_tar_is_read_in_place(tar: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_imagenet_tar_is_read_in_place(tar, capfd):
     source = open_source(f"imagenet-tar:{tar}")
     assert "indexing train.tar" in capfd.readouterr().err
     assert source.classes == ("n01", "n02")
@@ -35,15 +33,15 @@ def test_imagenet_tar_is_read_in_place(tar: Path, capfd: pytest.CaptureFixture[s
     assert all(same_jpeg(source.image(i), seed) for i, seed in enumerate((3, 4, 5)))
 
 
-def test_tar_source_is_shared_with_other_processes(tar: Path) -> None:
+def test_tar_source_is_shared_with_other_processes(tar):
     source = open_source(f"imagenet-tar:{tar}")
     source.image(0)  # opens the file
     same_batches(source, pickle.loads(pickle.dumps(source)), start=4, stop=12)
     same_batches(source, source, start=4, stop=12, workers=2)
 
 
-def test_tar_index_is_reused_until_the_tar_changes(tar: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def indexed_again() -> bool:
+def test_tar_index_is_reused_until_the_tar_changes(tar, capfd):
+    def indexed_again():
         capfd.readouterr()
         source = open_source(f"imagenet-tar:{tar}")
         assert (source.labels.tolist(), source.classes) == ([1, 1, 0], ("n01", "n02"))
@@ -66,9 +64,7 @@ def test_tar_index_is_reused_until_the_tar_changes(tar: Path, capfd: pytest.Capt
         assert not indexed_again()
 
 
-def test_tar_index_not_beside_the_tar_is_cached(
-    tar: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_tar_index_not_beside_the_tar_is_cached(tar, cache, monkeypatch, capfd):
     Path(f"{tar}.index.npz").mkdir()  # binds root as well, unlike permissions
     open_source(f"imagenet-tar:{tar}")
     [index] = cache.iterdir()
@@ -85,7 +81,7 @@ def test_tar_index_not_beside_the_tar_is_cached(
     assert same_jpeg(source.image(0), 3)
 
 
-def test_imagenet_tar_bad_input_is_refused(tar: Path) -> None:
+def test_imagenet_tar_bad_input_is_refused(tar):
     """Python's tarfile takes a cut between classes, and a broken header, for the end of the archive."""
     spec, whole = f"imagenet-tar:{tar}", tar.read_bytes()
     for path in (Path(f"{tar}x"), tar.parent):
@@ -109,7 +105,7 @@ def test_imagenet_tar_bad_input_is_refused(tar: Path) -> None:
     assert not Path(f"{tar}.index.npz").exists()
 
 
-def test_tar_source_corrupt_or_lost_image_is_named(tar: Path) -> None:
+def test_tar_source_corrupt_or_lost_image_is_named(tar):
     tar.write_bytes(tar.read_bytes().replace(jpeg(4), jpeg(4)[:99] + bytes(len(jpeg(4)) - 99)))
     source = open_source(f"imagenet-tar:{tar}")
     refused(lambda: source.image(1), "data.on_corrupt=skip", code="unreadable", where=f"n02/n02_4.JPEG in {tar}")
@@ -118,7 +114,7 @@ def test_tar_source_corrupt_or_lost_image_is_named(tar: Path) -> None:
     refused(lambda: elsewhere.image(0), "No such file", code="unreadable", where=f"n02/n02_3.JPEG in {tar}")
 
 
-def test_tar_source_closes_the_least_recently_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tar_source_closes_the_least_recently_used(tmp_path, monkeypatch):
     monkeypatch.setattr(tars, "OPEN_FILES", 2)
     for number in range(3):
         (tmp_path / f"{number}.tar").write_bytes(shard(number))
@@ -130,7 +126,7 @@ def test_tar_source_closes_the_least_recently_used(tmp_path: Path, monkeypatch: 
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> Path:
+def shards(tmp_path):
     """Three shards with images 0 to 6."""
     folder = tmp_path / "shards"
     folder.mkdir()
@@ -143,9 +139,7 @@ def shards(tmp_path: Path) -> Path:
     "pattern",
     ["DIR", "DIR/a-{0..2}.tar", "DIR/a-*.tar", "DIR/*", "DIR/{a-0,a-1,a-2}.tar", "DIR/a-[0-9].tar", "./a-*"],
 )
-def test_wds_patterns_find_the_shards(
-    shards: Path, pattern: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_wds_patterns_find_the_shards(shards, pattern, monkeypatch, capfd):
     if "{" in pattern:
         pytest.importorskip("braceexpand", reason="braceexpand is in the extra 'wds'")
     monkeypatch.chdir(shards)
@@ -162,7 +156,7 @@ def test_wds_patterns_find_the_shards(
     assert "indexing" not in capfd.readouterr().err
 
 
-def test_wds_index_follows_shards_and_class_names(shards: Path) -> None:
+def test_wds_index_follows_shards_and_class_names(shards):
     assert open_source(f"wds:{shards}").classes == ("0", "1", "2")
     (shards / "classes.json").write_text(json.dumps(["cat", "dog", "emu", "fox"]))
     assert open_source(f"wds:{shards}").classes == ("cat", "dog", "emu", "fox")
@@ -172,7 +166,7 @@ def test_wds_index_follows_shards_and_class_names(shards: Path) -> None:
     assert open_source(f"wds:{shards}").labels.tolist() == [0, 1, 2, 1, 2, 0, 1]
 
 
-def test_wds_members_may_be_of_other_kinds_or_one_class(tmp_path: Path) -> None:
+def test_wds_members_may_be_of_other_kinds_or_one_class(tmp_path):
     files = {"x/b.cls": b" 1\n", "x/b.json": b"{}", "x/b.seg.png": b"", "x/b.PNG": b"?", "x/._b.jpg": b""}
     (tmp_path / "s.tar").write_bytes(tar_of(files | {"a.webp": b"?", "a.cls": b"0"}))
     source = open_source(f"wds:{tmp_path}/s.tar")
@@ -183,7 +177,7 @@ def test_wds_members_may_be_of_other_kinds_or_one_class(tmp_path: Path) -> None:
     assert (source.classes, source.labels.tolist()) == (("image",), [0, 0])
 
 
-def test_wds_bad_patterns_are_refused(shards: Path, tmp_path: Path) -> None:
+def test_wds_bad_patterns_are_refused(shards, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/a.txt").write_text("")
     for path in (shards / "b-*.tar", tmp_path / "other/*.tar", tmp_path / "other/*", shards / "b.tar"):
@@ -196,7 +190,7 @@ def test_wds_bad_patterns_are_refused(shards: Path, tmp_path: Path) -> None:
         refused(lambda name=name: open_source(name), part, code="invalid", name=name)
 
 
-def test_wds_bad_shards_are_refused(shards: Path) -> None:
+def test_wds_bad_shards_are_refused(shards):
     whole, image = shard(3, 4), {"a.jpg": jpeg()}
     bad, inside = shards / "a-1.tar", f"a.jpg in {shards}/a-1.tar"
     for data, code, parts in (

@@ -1,10 +1,7 @@
 """The description of a model, its card, and the models on show."""
 
-from __future__ import annotations
-
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,27 +10,27 @@ from support.refusal import refused
 
 import pra
 from pra.config import Fit
-from pra.demo.exhibit import About, describe, load_exhibits
+from pra.demo.exhibit import describe, load_exhibits
 from pra.demo.handlers import html as rendered
 from pra.utils.extras import install_command
 
 CPU = torch.device("cpu")
 
 
-def about(place: Path | None) -> About:
+def about(place):
     return describe(load_exhibits([place], CPU)[0])
 
 
-def titles(html: str) -> list[str]:
+def titles(html):
     return re.findall("<h4>(.*?)</h4>", html)
 
 
 @pytest.fixture(scope="module")
-def shared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(trained, tmp_path_factory):
     return pra.export(trained, tmp_path_factory.mktemp("about") / "shared", licence="mit")
 
 
-def test_run_tells_recipe_curves_and_samples(trained: Path) -> None:
+def test_run_tells_recipe_curves_and_samples(trained):
     found = about(trained)
     assert (found.facts["Recipe"], found.facts["Weights"]) == ("tiny", "step-00000020")
     assert re.match(r"0\.07 M \(.*backbone", found.facts["Parameters"])
@@ -47,7 +44,7 @@ def test_run_tells_recipe_curves_and_samples(trained: Path) -> None:
     assert describe(checkpoint).facts["Weights"] == early.name
 
 
-def test_saved_model_tells_of_itself(trained: Path, tmp_path: Path) -> None:
+def test_saved_model_tells_of_itself(trained, tmp_path):
     (alone,) = load_exhibits([pra.save(pra.load(trained), tmp_path / "saved")], CPU)
     assert (alone.run, alone.data.fit) == (None, Fit.CENTER_CROP)
     found = describe(alone)
@@ -58,7 +55,7 @@ def test_saved_model_tells_of_itself(trained: Path, tmp_path: Path) -> None:
     assert titles(html) == []
 
 
-def test_shared_model_shows_card_and_pictures(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_model_shows_card_and_pictures(shared, monkeypatch):
     pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra-pixels[demo]'")
     pytest.importorskip("matplotlib", reason="draws the training curves")
     html = rendered("models", [about(shared)])
@@ -73,7 +70,7 @@ def test_shared_model_shows_card_and_pictures(shared: Path, monkeypatch: pytest.
     refused(lambda: rendered("models", [about(shared)]), install_command("demo"), code="not-installed")
 
 
-def test_nothing_in_a_foreign_card_runs_or_loads(trained: Path, tmp_path: Path) -> None:
+def test_nothing_in_a_foreign_card_runs_or_loads(trained, tmp_path):
     pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra-pixels[demo]'")
     model = pra.save(pra.load(trained), tmp_path / "saved")
     (model / "README.md").write_text(
@@ -90,7 +87,7 @@ def test_nothing_in_a_foreign_card_runs_or_loads(trained: Path, tmp_path: Path) 
     assert "<a>file</a>" in html
 
 
-def test_models_side_by_side_have_their_own_names(trained: Path, tmp_path: Path) -> None:
+def test_models_side_by_side_have_their_own_names(trained, tmp_path):
     model = random_model(num_classes=2)
     model.classes = ("cat", "dog")
     other = pra.save(model, tmp_path / "pets")

@@ -1,12 +1,7 @@
 """The web demo in a real browser, headless Chromium driven by Playwright."""
 
-from __future__ import annotations
-
 import re
 import threading
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -33,25 +28,25 @@ PATIENCE = 30_000  # ms
 class Pace(threading.Semaphore):
     """Lets pictures grow: a permit is a row of patches."""
 
-    def go(self, rows: int = 1000) -> None:
+    def go(self, rows=1000):
         self.release(rows)
 
-    def hold(self) -> None:
+    def hold(self):
         while self.acquire(blocking=False):
             pass
 
 
 @pytest.fixture(scope="module")
-def pace() -> Pace:
+def pace():
     return Pace(0)
 
 
 @pytest.fixture(scope="module")
-def address(trained: Path, tmp_path_factory: pytest.TempPathFactory, pace: Pace) -> Iterator[str]:
+def address(trained, tmp_path_factory, pace):
     """The page of a run of 4 rows of patches; one visitor may wait."""
     answer, temporary = handlers.answer, tmp_path_factory.mktemp("temporary")
 
-    def in_its_time(*asked: Any) -> Iterator[Any]:
+    def in_its_time(*asked):
         for sheets in answer(*asked):
             yield sheets
             pace.acquire(timeout=PATIENCE / 1000)
@@ -67,7 +62,7 @@ def address(trained: Path, tmp_path_factory: pytest.TempPathFactory, pace: Pace)
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser():
     with chromium() as browser:
         yield browser
 
@@ -75,10 +70,10 @@ def browser() -> Iterator[Any]:
 class Visitor:
     """A page of its own session, which must reach no other host and raise no error in the browser."""
 
-    def __init__(self, browser: Any, address: str, size: dict[str, int] | None = None) -> None:
+    def __init__(self, browser, address, size=None):
         self.page = browser.new_context(viewport=size or {"width": 1200, "height": 800}).new_page()
-        self.errors: list[str] = []
-        self.requests: list[str] = []
+        self.errors = []
+        self.requests = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.set_default_timeout(PATIENCE)
@@ -86,29 +81,29 @@ class Visitor:
         self.page.goto(address)
         self.page.get_by_role("button", name="Generate", exact=True).wait_for()
 
-    def press(self, name: str) -> None:
+    def press(self, name):
         self.page.get_by_role("button", name=name, exact=True).click()
 
-    def open(self, tab: str) -> None:
+    def open(self, tab):
         self.page.get_by_role("tab", name=tab).click()
 
-    def seeds(self, text: str) -> None:
+    def seeds(self, text):
         self.page.get_by_label("Seed of the first").first.fill(text)
 
-    def waits_for(self, text: str) -> None:
+    def waits_for(self, text):
         self.page.locator(f".words:visible:has-text({text!r})").first.wait_for()
 
-    def pictures(self) -> Any:
+    def pictures(self):
         return self.page.locator(".stage figure:visible img")
 
-    def leaves(self) -> None:
+    def leaves(self):
         assert self.errors == []
         assert [url for url in self.requests if not url.startswith((self.address, "data:", "blob:"))] == []
         assert "Traceback" not in self.page.content()
         self.page.context.close()
 
 
-def test_generate_stop_and_wait_in_the_queue(browser: Any, address: str, pace: Pace) -> None:
+def test_generate_stop_and_wait_in_the_queue(browser, address, pace):
     visitor = Visitor(browser, address)
     pace.go()
     made = []
@@ -158,7 +153,7 @@ def test_generate_stop_and_wait_in_the_queue(browser: Any, address: str, pace: P
     visitor.leaves()
 
 
-def test_phone_completes_an_upload(browser: Any, address: str, pace: Pace, tmp_path: Path) -> None:
+def test_phone_completes_an_upload(browser, address, pace, tmp_path):
     visitor = Visitor(browser, address, PHONE)
     pace.go()
     for tab in ("Gallery", "About", "Generate", "Complete"):

@@ -1,13 +1,9 @@
 """Requests of visitors, and the pictures made for them row by row."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
-import pytest
 import torch
 from support.models import LEARNED, random_jit, random_model
 from support.refusal import refused
@@ -30,7 +26,7 @@ Exhibits = Callable[..., Exhibit]
 Asked = Callable[..., Request]
 
 
-def test_request_beyond_the_limits_is_refused(asked: Asked) -> None:
+def test_request_beyond_the_limits_is_refused(asked):
     for field, name, limits, *values in (
         ("seed", "seed", f"0 to {LAST_SEED}", None, -1, LAST_SEED + 1, 0.5),
         ("count", "number of pictures", "1 to 16", 0, MOST_PICTURES + 1),
@@ -42,7 +38,7 @@ def test_request_beyond_the_limits_is_refused(asked: Asked) -> None:
     refused(lambda: asked(label=None), "no class is chosen")
 
 
-def test_rows_appear_in_turn_and_equal_the_sampler_s(exhibit: Exhibits, asked: Asked) -> None:
+def test_rows_appear_in_turn_and_equal_the_sampler_s(exhibit, asked):
     model = random_model()
     parts = [sheets[0] for sheets in answer([exhibit(model)], asked())]
     assert [part.pictures.shape[2] for part in parts] == [0, 2, 4, 6]
@@ -62,12 +58,12 @@ def test_rows_appear_in_turn_and_equal_the_sampler_s(exhibit: Exhibits, asked: A
         assert [caption.partition(",")[0] for caption in sheet.captions] == ["0", "1", "2", "3", "4", "0", "1"]
 
 
-def test_each_model_takes_the_steps_it_has_learnt(exhibit: Exhibits, asked: Asked) -> None:
+def test_each_model_takes_the_steps_it_has_learnt(exhibit, asked):
     learnt, distilled = random_model(), random_model(head=replace(LEARNED.head, shortcut=True))
     learnt.sampling = SamplingConfig(steps=3, times=(0.0, 0.2, 0.7, 1.0))
     distilled.sampling = SamplingConfig(solver=Solver.SHORTCUT, steps=4)
 
-    def taken(steps: int) -> list[tuple[int, bool]]:
+    def taken(steps):
         settings = [sampling_of(model, asked(steps=steps)) for model in (learnt, distilled)]
         return [(one.steps, one.times is None) for one in settings]
 
@@ -81,14 +77,12 @@ def test_each_model_takes_the_steps_it_has_learnt(exhibit: Exhibits, asked: Aske
         assert [sheet.note for sheet in sheets] == ["", note]
 
 
-def test_visitors_share_engines_and_not_pictures(
-    exhibit: Exhibits, asked: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[int] = []
+def test_visitors_share_engines_and_not_pictures(exhibit, asked, monkeypatch):
+    made = []
     monkeypatch.setattr("pra.sampling.sampler.Engine", lambda *a: (made.append(a[2]), Engine(*a))[1])
     shown = [exhibit()]
 
-    def pictures(request: Request) -> torch.Tensor:
+    def pictures(request):
         return [*answer(shown, request)][-1][0].pictures
 
     first = pictures(asked())
@@ -105,15 +99,13 @@ def test_visitors_share_engines_and_not_pictures(
     assert all(torch.equal(a, b) for a, b in zip(together, alone * 2, strict=True))
 
 
-def test_failing_model_does_not_stop_the_other(
-    exhibit: Exhibits, asked: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failing_model_does_not_stop_the_other(exhibit, asked, monkeypatch):
     keep = [torch.zeros(3, 2, 8), torch.zeros(3, 2, 8)]
     *_, (failed, whole) = answer([exhibit(random_jit(), "jit"), exhibit()], asked(), keep)
     assert "JiT cannot complete" in failed.error
     assert (failed.finished, whole.finished, whole.error) == (False, True, "")
 
-    def full(*_: Any) -> Iterator[torch.Tensor]:
+    def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         yield
 
@@ -122,7 +114,7 @@ def test_failing_model_does_not_stop_the_other(
     assert sheet.error == "no memory for 3 pictures at once on this device; ask for fewer"
 
 
-def test_completions_keep_the_rows_exactly(exhibit: Exhibits, asked: Asked) -> None:
+def test_completions_keep_the_rows_exactly(exhibit, asked):
     for rows in range(4):
         keep = torch.rand(3, 2 * rows, 8) * 2 - 1
         parts = [sheets[0] for sheets in answer([exhibit()], asked(), [keep])]

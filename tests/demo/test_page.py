@@ -1,7 +1,5 @@
 """The page without a browser: its buttons, its HTML, and ``pra demo`` without Gradio's server."""
 
-from __future__ import annotations
-
 import base64
 import io
 import os
@@ -14,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -25,7 +22,7 @@ from pra import cli
 from pra.commands import demo as command
 from pra.demo import handlers, page
 from pra.demo.exhibit import Exhibit
-from pra.demo.generation import OWN_STEPS, Request, answer
+from pra.demo.generation import OWN_STEPS, answer
 from pra.demo.handlers import MOST_KEPT, Handlers, Turn, html
 from pra.utils.extras import install_command
 from pra.utils.pixels import to_uint8
@@ -33,7 +30,7 @@ from pra.utils.pixels import to_uint8
 Exhibits = Callable[..., Exhibit]
 
 
-def test_pictures_are_shown_with_names_escaped(exhibit: Exhibits, asked: Callable[..., Request]) -> None:
+def test_pictures_are_shown_with_names_escaped(exhibit, asked):
     model = random_model()
     model.classes = ("a<b>", *model.classes[1:])
     *_, sheets = answer([exhibit(model, "<i>")], asked(label=0, count=2))
@@ -51,7 +48,7 @@ def test_pictures_are_shown_with_names_escaped(exhibit: Exhibits, asked: Callabl
 # --- the buttons --------------------------------------------------------------------------------------------
 
 
-def test_generate_fills_stage_status_and_gallery(exhibit: Exhibits) -> None:
+def test_generate_fills_stage_status_and_gallery(exhibit):
     old = [(Image.new("RGB", (8, 6)), "old")] * (MOST_KEPT - 1)
     both = Handlers([exhibit(), exhibit(name="two")])
     *parts, (stage, status, kept) = both.make(old, Turn(), 0, None, None, 2, 0, 1, 2.0, 1)
@@ -63,7 +60,7 @@ def test_generate_fills_stage_status_and_gallery(exhibit: Exhibits) -> None:
     assert len(kept) == MOST_KEPT
 
 
-def test_new_press_ends_the_earlier_one(exhibit: Exhibits) -> None:
+def test_new_press_ends_the_earlier_one(exhibit):
     turn = Turn()
     first = Handlers([exhibit()]).make([], turn, turn.next(), None, None, 2, 0, 1, 2.0, 1)
     next(first)
@@ -73,7 +70,7 @@ def test_new_press_ends_the_earlier_one(exhibit: Exhibits) -> None:
     assert ("stopped" in status, 'data-rows="4"' in stage, kept) == (True, True, [])
 
 
-def test_mistakes_reach_the_page_in_words(exhibit: Exhibits, tmp_path: Path) -> None:
+def test_mistakes_reach_the_page_in_words(exhibit, tmp_path):
     one, bad = Handlers([exhibit()]), tmp_path / "bad.png"
     bad.write_text("?")
     for answers, words in (
@@ -88,13 +85,11 @@ def test_mistakes_reach_the_page_in_words(exhibit: Exhibits, tmp_path: Path) -> 
     assert "bad.png: not an image" in one.preview(str(bad), 1)
 
 
-def test_unforeseen_error_stays_in_the_log(
-    exhibit: Exhibits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: Any) -> Any:
+def test_unforeseen_error_stays_in_the_log(exhibit, monkeypatch, capsys):
+    def fail(*_):
         raise RuntimeError("a secret of the server's")
 
-    def made(path: str | None) -> str:
+    def made(path):
         return [*one.make([], Turn(), 0, path, path and 1, 0, 0, 1, 1.0, 1)][-1][1]
 
     one = Handlers([exhibit()])
@@ -112,7 +107,7 @@ def test_unforeseen_error_stays_in_the_log(
         assert "RuntimeError: a secret of the server's" in log
 
 
-def test_complete_continues_an_upload(exhibit: Exhibits, saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_complete_continues_an_upload(exhibit, saved, tmp_path):
     both = Handlers([exhibit(), exhibit(random_jit(), "jit")])
     path = str(saved(tmp_path / "photo.jpg", (80, 60)))
     preview = both.preview(path, 2)
@@ -126,7 +121,7 @@ def test_complete_continues_an_upload(exhibit: Exhibits, saved: Callable[..., Pa
     assert both.preview(None, 2) == ""
 
 
-def test_page_limits_the_model_s_own_settings(exhibit: Exhibits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_limits_the_model_s_own_settings(exhibit, monkeypatch):
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra-pixels[demo]'")
     model = random_model(num_classes=1)
     model.sampling = replace(model.sampling, guidance=40.0, steps=1000)
@@ -142,7 +137,7 @@ def test_page_limits_the_model_s_own_settings(exhibit: Exhibits, monkeypatch: py
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_address_where_nobody_can_listen_is_refused(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
+def test_address_where_nobody_can_listen_is_refused(capsys, trained):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert cli.main(["demo", str(trained), "--port", str(port)]) == 2
@@ -154,14 +149,12 @@ def test_address_where_nobody_can_listen_is_refused(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_the_demo_and_nothing_is_left(
-    signum: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_signal_ends_the_demo_and_nothing_is_left(signum, trained, tmp_path, monkeypatch, capsys):
     """Without Gradio, at an address that needs brackets or is open to all."""
     host, shown = ("::1", "[::1]") if signum == signal.SIGINT else ("0.0.0.0", "localhost")
     launched, closed = {}, []
 
-    def build(exhibits: tuple[Exhibit, ...]) -> Any:
+    def build(exhibits):
         assert [one.name for one in exhibits] == ["run"]
         (Path(os.environ["GRADIO_TEMP_DIR"]) / "upload.png").touch()
         return SimpleNamespace(

@@ -1,7 +1,5 @@
 """Uploaded pictures of any format and size."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +10,7 @@ from PIL.GifImagePlugin import GifImageFile
 from support.models import LEARNED, random_model
 from support.refusal import refused
 
-from pra.config import DataConfig, Fit
-from pra.demo.exhibit import Exhibit
+from pra.config import Fit
 from pra.demo.upload import MOST_PIXELS, fit_upload
 from pra.utils.pixels import to_uint8
 
@@ -21,11 +18,11 @@ Saved = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def data(exhibit: Callable[..., Exhibit]) -> DataConfig:
+def data(exhibit):
     return exhibit().data
 
 
-def test_any_format_and_size_is_fitted_and_told(saved: Saved, data: DataConfig, tmp_path: Path) -> None:
+def test_any_format_and_size_is_fitted_and_told(saved, data, tmp_path):
     for name, size, mode, told in (
         ("exact.png", (8, 6), "RGB", "taken as it is"),
         ("wide.webp", (400, 100), "RGB", "scaled, and the middle 8x6 cut out"),
@@ -45,9 +42,7 @@ def test_any_format_and_size_is_fitted_and_told(saved: Saved, data: DataConfig, 
     assert line == "turned.jpg (40x30): turned upright, scaled to 8x6"
 
 
-def test_small_picture_is_padded_where_training_does(
-    exhibit: Callable[..., Exhibit], saved: Saved, tmp_path: Path
-) -> None:
+def test_small_picture_is_padded_where_training_does(exhibit, saved, tmp_path):
     shown = exhibit(random_model(channels=1, image_size=(8, 8)), fit=Fit.PAD)
     pixels, line = fit_upload(saved(tmp_path / "a.png", (6, 4)), shown.model.config, shown.data)
     assert line == "a.png (6x4): turned grey, padded with black to 8x8"
@@ -56,7 +51,7 @@ def test_small_picture_is_padded_where_training_does(
     assert line == "b.png (9x9): turned grey, scaled to 8x8"
 
 
-def test_animation_gives_its_first_picture(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_animation_gives_its_first_picture(data, tmp_path, monkeypatch):
     """Its frames are not counted, which would read all of them."""
     frames = [Image.new("L", (8, 6), grey) for grey in range(9)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
@@ -64,9 +59,7 @@ def test_animation_gives_its_first_picture(data: DataConfig, tmp_path: Path, mon
     assert "first picture of an animation" in fit_upload(tmp_path / "moving.gif", LEARNED, data)[1]
 
 
-def test_other_files_and_sizes_are_refused(
-    saved: Saved, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_files_and_sizes_are_refused(saved, data, tmp_path, monkeypatch):
     (tmp_path / "letter.jpg").write_text("Dear all")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "cut.png").write_bytes(saved(tmp_path / "whole.png", (300, 300)).read_bytes()[:-400])

@@ -1,11 +1,8 @@
 """Figures, links, quoted code and the layout in the docs. The site itself is built, strictly, by `make docs`."""
 
-from __future__ import annotations
-
 import inspect
 import textwrap
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -17,12 +14,12 @@ import pra
 
 
 @pytest.fixture(scope="module")
-def figures() -> ModuleType:
+def figures():
     pytest.importorskip("matplotlib", reason="draws the figures")
     return script(ROOT / "examples" / "figures.py")
 
 
-def test_figures_of_a_run_show_the_inputs_of_training(figures: ModuleType, trained: Path, tmp_path: Path) -> None:
+def test_figures_of_a_run_show_the_inputs_of_training(figures, trained, tmp_path):
     figures.main(trained, tmp_path)
     names = ["method-inputs.png", "method-sampling.png", "method-training.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -38,21 +35,21 @@ def test_figures_of_a_run_show_the_inputs_of_training(figures: ModuleType, train
     assert (example.model.patchify(shown)[:, :-1] - read).abs().max() < 1e-5
 
 
-def test_figures_without_states_are_refused(figures: ModuleType, tmp_path: Path) -> None:
+def test_figures_without_states_are_refused(figures, tmp_path):
     refused(lambda: figures.main(tmp_path / "nothing", tmp_path), "no run at")
     train(tiny("train.steps=1", recipe="tiny:teacher-forced"), tmp_path / "pixels")
     refused(lambda: figures.main(tmp_path / "pixels", tmp_path), "has no learned states")
     assert not list(tmp_path.glob("*.png"))
 
 
-def rendered(page: str, text: str) -> str:
+def rendered(page, text):
     """The text as the site's hooks leave it."""
     pytest.importorskip("mkdocs", reason="builds the site")
     of = SimpleNamespace(file=SimpleNamespace(src_uri=page))
     return str(script(ROOT / "docs" / "hooks.py").on_page_markdown(text, of, None, None))
 
 
-def test_links_that_leave_the_docs_are_rewritten() -> None:
+def test_links_that_leave_the_docs_are_rewritten():
     for page, text, there in (
         ("evidence.md", "[table](../studies/noise/README.md)", "[table](studies/noise/README.md)"),
         ("evidence.md", "![FID](../studies/noise/a.png)", "![FID](studies/noise/a.png)"),
@@ -67,7 +64,7 @@ def test_links_that_leave_the_docs_are_rewritten() -> None:
         assert rendered(page, text) == (there or text)
 
 
-def test_quoted_code_is_the_source() -> None:
+def test_quoted_code_is_the_source():
     functions = (pra.sampling.generate, pra.sampling.Steps.integrate)
     for name, quoted in (
         ("method.md", [textwrap.dedent(inspect.getsource(function)) for function in functions]),
@@ -79,7 +76,7 @@ def test_quoted_code_is_the_source() -> None:
         assert "<!-- file:" not in page
 
 
-def test_names_of_code_in_docstrings_become_links() -> None:
+def test_names_of_code_in_docstrings_become_links():
     griffe = pytest.importorskip("griffe", reason="reads the docstrings for the site")
     extensions = griffe.load_extensions(script(ROOT / "docs" / "roles.py").Roles())
     config = griffe.load("pra.config", search_paths=[ROOT / "src"], extensions=extensions)
@@ -89,7 +86,7 @@ def test_names_of_code_in_docstrings_become_links() -> None:
     assert ":func:" not in text
 
 
-def test_layout_names_every_room_and_no_import_goes_up(tmp_path: Path) -> None:
+def test_layout_names_every_room_and_no_import_goes_up(tmp_path):
     pytest.importorskip("matplotlib", reason="draws the layout")
     layout = script(ROOT / "docs" / "layout.py")
     inside = {path.stem for path in layout.PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}

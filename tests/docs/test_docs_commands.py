@@ -3,8 +3,6 @@
 Each is parsed by what parses it, and not run: test_readme.py runs the ``sh`` blocks and some of the others.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect
@@ -12,9 +10,6 @@ import io
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
 import tyro
@@ -34,7 +29,7 @@ OTHERS = {"sbatch", "apt", "sudo", "mkdir", "cp", "find", "export", ".", "hf"}
 """Programs that are not ours."""
 
 
-def check(words: Sequence[str]) -> str:
+def check(words):
     """Parse one command, as what runs it does. Return why it would be refused, or nothing."""
     program, rest = words[0].replace("python3", "python"), list(words[1:])
     parsers = {"pra": pra, "python": python, "torchrun": torchrun, "make": make, "pip": pip}
@@ -56,13 +51,13 @@ def check(words: Sequence[str]) -> str:
     return ""
 
 
-def named_values(work: functools.partial[object]) -> dict[str, Any]:
+def named_values(work):
     given = inspect.signature(work.func).bind(*work.args, **work.keywords)
     given.apply_defaults()
     return given.arguments
 
 
-def pra(words: list[str]) -> None:
+def pra(words):
     """By the command line itself, as far as the work; recipes and settings are looked up."""
     work = cli.parse([word for word in words if word not in VERBOSE])
     values = named_values(work) if work.func in cli.COMMANDS.values() else {}
@@ -71,7 +66,7 @@ def pra(words: list[str]) -> None:
         apply_settings(recipe(called), values.get("settings", ()))
 
 
-def python(words: list[str]) -> None:
+def python(words):
     """``-m pra``, ``-m studies``, or a script of this repository."""
     if words[:2] == ["-m", "pra"]:
         return pra(words[2:])
@@ -93,7 +88,7 @@ def python(words: list[str]) -> None:
     return None
 
 
-def torchrun(words: list[str]) -> None:
+def torchrun(words):
     """By torch's parser, which may take an option of ours for the beginning of one of its own."""
     found = get_args_parser().parse_args(words)
     if (found.module, found.training_script) != (True, "pra"):
@@ -101,12 +96,12 @@ def torchrun(words: list[str]) -> None:
     pra(found.training_script_args)
 
 
-def make(words: list[str]) -> None:
+def make(words):
     done = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     sys.exit(done.returncode and done.stderr)
 
 
-def pip(words: list[str]) -> None:
+def pip(words):
     """The extras that are installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for word in words:
@@ -116,19 +111,19 @@ def pip(words: list[str]) -> None:
             sys.exit(f"no extra {unknown}")
 
 
-def refused(page: Path) -> list[str]:
+def refused(page):
     """The commands of a page's blocks that would be refused, with the reasons."""
     reasons = ((line, check(words)) for line in command_lines(page) for words in commands(line))
     return [f"{line}: {reason}" for line, reason in reasons if reason]
 
 
-def unknown(page: Path) -> list[str]:
+def unknown(page):
     """What the text of a page names and is not there: commands, options, targets; arguments may be left out."""
     options = every_option()
     return [span for span in spans(page) if not named(span, options)]
 
 
-def named(span: str, options: set[str]) -> bool:
+def named(span, options):
     words = span.split()
     if words[0].startswith("--"):
         return words[0].partition("=")[0] in options
@@ -137,7 +132,7 @@ def named(span: str, options: set[str]) -> bool:
     return words[0] != "pra" or not words[1:] or named_command(words[1:])
 
 
-def named_command(words: list[str]) -> bool:
+def named_command(words):
     if len(words) == 1 and any(name.startswith(f"{words[0]} ") for name in cli.COMMANDS):
         return True
     for count in (2, 1):
@@ -149,7 +144,7 @@ def named_command(words: list[str]) -> bool:
 
 
 @functools.cache
-def every_option() -> set[str]:
+def every_option():
     """Of our commands, our scripts and torchrun."""
     commands = [*cli.COMMANDS.values(), laboratory.study_command]
     ours = {name for command in commands for name in options_of(command)}
@@ -164,19 +159,19 @@ def every_option() -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_what_a_page_names_is_there(page: Path) -> None:
+def test_what_a_page_names_is_there(page):
     assert refused(page) == []
     assert unknown(page) == []
 
 
-def test_the_pages_have_commands() -> None:
+def test_the_pages_have_commands():
     lines = [line for page in PAGES for line in command_lines(page)]
     programs = {words[0] for line in lines for words in commands(line)}
     assert len(lines) > 80
     assert {"pra", "python", "torchrun", "make", "pip", "sbatch"} <= programs
 
 
-def test_commands_that_there_are_not_are_refused(tmp_path: Path) -> None:
+def test_commands_that_there_are_not_are_refused(tmp_path):
     page = tmp_path / "page.md"
     for line, reason in (
         ("pra smaple RUN", "no command 'smaple'"),
@@ -207,7 +202,7 @@ def test_commands_that_there_are_not_are_refused(tmp_path: Path) -> None:
         assert reason in wrong
 
 
-def test_names_in_the_text_are_looked_up(tmp_path: Path) -> None:
+def test_names_in_the_text_are_looked_up(tmp_path):
     page = tmp_path / "page.md"
     there = (
         "pra sample", "pra push RUN\nuser/model", "pra data", "--guidance", "--set key=value",

@@ -4,16 +4,13 @@ A table that quotes is marked by a comment before it, which names the study and 
 ``setting@value`` where the study varies something, as in ``<!-- figures of length: emoji-64@1200, emoji-64@4800 -->``.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from studies import STUDIES
-from studies.groups import Group, groups
+from studies.groups import groups
 from studies.records import read_rows
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +31,7 @@ SYSTEMS = {
 """What the pages call them."""
 
 
-def quoted() -> list[tuple[str, str, list[str], list[list[str]]]]:
+def quoted():
     """Of every marked table the page, the study, what the columns are of, and the rows but for the head."""
     found = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
@@ -44,17 +41,17 @@ def quoted() -> list[tuple[str, str, list[str], list[list[str]]]]:
     return found
 
 
-def in_words(group: Group) -> str:
+def in_words(group):
     return f"{group.fid:.2f}" + ("" if group.spread is None else f" ± {group.spread:.2f}")
 
 
-def belongs(group: Group, label: str, value: str, study: str) -> bool:
+def belongs(group, label, value, study):
     if study in ("noise", "ablation"):  # of PRA alone, by what is varied
         return group.system == "pra" and same(group.value, {"no perturbation": "1"}.get(label, label))
     return group.system == SYSTEMS[label] and (not value or same(group.value, value))
 
 
-def same(value: Any, text: str) -> bool:
+def same(value, text):
     try:
         return float(value) == float(text)
     except ValueError:
@@ -62,9 +59,7 @@ def same(value: Any, text: str) -> bool:
 
 
 @pytest.mark.parametrize(("place", "study", "columns", "table"), quoted(), ids=lambda value: str(value)[:40])
-def test_quoted_figures_are_those_of_the_study(
-    place: str, study: str, columns: list[str], table: list[list[str]]
-) -> None:
+def test_quoted_figures_are_those_of_the_study(place, study, columns, table):
     rows = read_rows(ROOT / "studies" / study / "results.csv")
     assert table, f"{place}: no table after the mark"
     for label, *cells in table:
@@ -77,5 +72,5 @@ def test_quoted_figures_are_those_of_the_study(
             assert [cell] == expected, f"{place}: {label}, {column}"
 
 
-def test_pages_quote_figures_of_known_studies() -> None:
+def test_pages_quote_figures_of_known_studies():
     assert {"systems", "noise"} <= {study for _, study, _, _ in quoted()} <= STUDIES.keys()

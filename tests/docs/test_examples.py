@@ -1,11 +1,8 @@
 """The scripts in ``examples``, as far as the README does not run them: held_out.py, and the job of SLURM."""
 
-from __future__ import annotations
-
 import os
 import runpy
 import subprocess
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -19,7 +16,7 @@ SCRIPT, JOB = ROOT / "examples" / "held_out.py", ROOT / "examples" / "slurm" / "
 held_out = script(SCRIPT)
 
 
-def test_held_out_writes_every_picture_or_none(trained: Path, tmp_path: Path) -> None:
+def test_held_out_writes_every_picture_or_none(trained, tmp_path):
     for index in (100_000, -1):
         refused(lambda index=index: held_out.main("digits@test", trained, tmp_path, [0, index]), f"no image {index} in")
     assert list(tmp_path.iterdir()) == []
@@ -34,9 +31,7 @@ def test_held_out_writes_every_picture_or_none(trained: Path, tmp_path: Path) ->
     assert contents(tmp_path) == before
 
 
-def test_held_out_without_numbers_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_held_out_without_numbers_is_refused(monkeypatch, capsys):
     for words in ([], ["digits", "run", "out"], ["digits", "run", "out", "x"], ["digits", "run", "out", "-1"]):
         monkeypatch.setattr("sys.argv", [str(SCRIPT), *words])
         with pytest.raises(SystemExit, match="2"):
@@ -60,7 +55,7 @@ if [ "$1" = show ]; then echo host0; echo host1; else echo "$*" >> "$SAID/scontr
     ("code", "progress", "queued"), [(0, True, False), (143, True, True), (1, False, False)],
     ids=["finished", "stopped after a checkpoint", "never came so far"],
 )  # fmt: skip
-def test_job_queues_itself_again_after_progress(tmp_path: Path, code: int, progress: bool, queued: bool) -> None:
+def test_job_queues_itself_again_after_progress(tmp_path, code, progress, queued):
     run = tmp_path / "shared" / "run"
     (run / "checkpoints" / "step-00000005").mkdir(parents=True)  # of a job before
     os.utime(run / "checkpoints" / "step-00000005", (0, 0))

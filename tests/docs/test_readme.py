@@ -4,8 +4,6 @@ Trainings are cut to a few steps of small models, sets to a few images, classifi
 parsed alone (test_docs_commands.py), but for commands that take a moment when they are cut as well.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import itertools
@@ -13,7 +11,6 @@ import re
 import runpy
 import shlex
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,7 +40,7 @@ SHORTER = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, classifiers: Path) -> Iterator[Path]:
+def folder(tmp_path_factory, classifiers):
     """An empty folder in which `make demo` has left a (hardly trained) runs/demo."""
     if not FASHION.exists():
         pytest.skip(f"{FASHION} is not there: apt install dataset-fashion-mnist")
@@ -57,14 +54,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, classifiers: Path) -> Itera
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def undrawn(monkeypatch):
     """Trainings draw no curves and write no report."""
     monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
     monkeypatch.setattr(train, "write_report", lambda run: None)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_runs(page: Path, folder: Path, request: pytest.FixtureRequest) -> None:
+def test_every_block_runs(page, folder, request):
     if page.name != "README.md":
         request.getfixturevalue("undrawn")
     if "import PRAPipeline" in page.read_text() and importlib.util.find_spec("torchvision") is not None:
@@ -79,7 +76,7 @@ def test_every_block_runs(page: Path, folder: Path, request: pytest.FixtureReque
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_console_commands_make_their_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_commands_make_their_files(folder, capsys):
     for page, beginning, made in (
         ("performance.md", "pra sample runs/fashion --solver", "samples.png"),
         ("performance.md", "pra distill runs/fashion", "runs/fashion-distilled"),
@@ -99,13 +96,13 @@ def test_console_commands_make_their_files(folder: Path, capsys: pytest.CaptureF
 
 
 @contextlib.contextmanager
-def here(folder: Path) -> Iterator[None]:
+def here(folder):
     with contextlib.chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("default")
         yield
 
 
-def execute(line: str) -> None:
+def execute(line):
     """Run a command, cut, in this process: a new one takes seconds to import torch."""
     for long, short in SHORTER.items():
         line = re.sub(long, short, line)
@@ -114,7 +111,7 @@ def execute(line: str) -> None:
     program, *words = itertools.chain(*found)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", words)
-        code: object = 0
+        code = 0
         try:
             if program == "pra":
                 code = cli.main(words)
@@ -126,7 +123,7 @@ def execute(line: str) -> None:
     assert code == 0, line
 
 
-def test_the_pages_have_blocks_and_the_pictures_they_show() -> None:
+def test_the_pages_have_blocks_and_the_pictures_they_show():
     assert sum(len(list(blocks(page, "sh", "python"))) for page in PAGES) >= 5
     for page in PAGES:
         for picture in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text()):

@@ -1,10 +1,5 @@
 """The small classifier that is fitted on the reference, and its cache."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from PIL import Image
@@ -25,18 +20,18 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     """An empty cache, and fits of one step."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=0))
     return tmp_path / "cache" / "pra" / "classifiers"
 
 
-def digits_classifier(**changes: Any) -> Classifier:
+def digits_classifier(**changes):
     return fit_classifier(open_source("digits"), (8, 8), 1, DataConfig(source="digits", **changes), CPU, progress=False)
 
 
-def test_classifier_is_fitted_once_and_the_same_again(cache: Path) -> None:
+def test_classifier_is_fitted_once_and_the_same_again(cache):
     state = torch.get_rng_state()
     first = digits_classifier()
     assert torch.equal(torch.get_rng_state(), state)
@@ -58,7 +53,7 @@ def test_classifier_is_fitted_once_and_the_same_again(cache: Path) -> None:
     refused(lambda: classifier.find_classifier("f" * 64, CPU), str(cache), code="missing", sha256="f" * 12)
 
 
-def test_another_set_or_recipe_is_another_classifier(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_set_or_recipe_is_another_classifier(cache, monkeypatch):
     digits_classifier()
     source = open_source("digits")
     fit_classifier(source, (12, 12), 1, DataConfig(source="", fit=Fit.PAD), CPU, progress=False)
@@ -69,7 +64,7 @@ def test_another_set_or_recipe_is_another_classifier(cache: Path, monkeypatch: p
     assert len(list(cache.iterdir())) == 4
 
 
-def test_classifier_bad_input_is_refused(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classifier_bad_input_is_refused(cache, tmp_path, monkeypatch):
     fitted, digits, data = digits_classifier(), open_source("digits"), DataConfig(source="")
     refused(lambda: fitted(pixels(2, shape=(3, 8, 8))), code="mismatch", images="3x8x8", fitted="1x8x8")
     (tmp_path / "one").mkdir()
@@ -84,14 +79,14 @@ def test_classifier_bad_input_is_refused(cache: Path, tmp_path: Path, monkeypatc
     refused(lambda: fit_classifier(digits, (8, 8), 1, data, CPU), "1000", code="unsupported")
 
 
-def test_cache_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(torch.optim, "AdamW", None)  # nothing is fitted that could not be kept
     refused(digits_classifier, f"{tmp_path}/file/pra/classifiers", "set XDG_CACHE_HOME")
 
 
-def test_a_file_that_is_not_a_classifier_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_classifier_is_refused(tmp_path):
     path = tmp_path / "mine.safetensors"
     refused(lambda: Classifier(path, CPU), str(path))
     path.write_bytes(b"nonsense")
@@ -100,7 +95,7 @@ def test_a_file_that_is_not_a_classifier_is_refused(tmp_path: Path) -> None:
     refused(lambda: Classifier(path, CPU), code="unreadable", path=path)
 
 
-def test_recipe_reads_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_reads_digits(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=6))
     fitted = digits_classifier()

@@ -1,7 +1,5 @@
 """``pra compare``: what differs, which figures compare, and the curves over each other."""
 
-from __future__ import annotations
-
 import functools
 import json
 import re
@@ -9,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -36,7 +33,7 @@ from pra.evaluation.compare import (
 from pra.training.run import loss_terms, read_metrics
 from pra.utils.extras import install_command
 
-ORIGIN: dict[str, Any] = {
+ORIGIN = {
     "features": {"name": "classifier", "sha256": "fe" * 32, "versions": {}, "held_out_accuracy": 0.9},
     "reference": {
         "name": "digits", "sha256": "5a" * 32, "file_sha256": None, "count": 1500, "images_sha256": "1a" * 32,
@@ -54,7 +51,7 @@ ORIGIN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def evaluation(path: Path, changes: dict[str, Any] | None = None, **figures: float | None) -> Path:
+def evaluation(path, changes=None, **figures):
     """A file as `pra eval` writes it; ``changes`` to the provenance by dotted names, None takes one out."""
     origin = json.loads(json.dumps(ORIGIN))
     for name, value in (changes or {}).items():
@@ -69,16 +66,16 @@ def evaluation(path: Path, changes: dict[str, Any] | None = None, **figures: flo
     return path
 
 
-def row(answer: Answer, name: str) -> list[str]:
+def row(answer, name):
     """The cells of a row; a mark is one of its own."""
     return line(answer, f"  {name}  ").removeprefix(f"  {name}").split()
 
 
-def write_metrics(run: Path, rows: list[dict[str, float]]) -> None:
+def write_metrics(run, rows):
     (run / "metrics.jsonl").write_text("".join(json.dumps(values) + "\n" for values in rows))
 
 
-def line(answer: Answer, beginning: str) -> str:
+def line(answer, beginning):
     (found,) = [line for line in answer.out.splitlines() if line.startswith(beginning)]
     return found
 
@@ -87,12 +84,12 @@ Compare = Callable[..., Answer]
 
 
 @pytest.fixture
-def compare(capsys: pytest.CaptureFixture[str]) -> Compare:
+def compare(capsys):
     return functools.partial(caller(capsys), "compare")
 
 
 @pytest.fixture
-def other(run: Path) -> Path:
+def other(run):
     """Another run beside ``run``, with other settings, and more steps asked for."""
     folder = Path(shutil.copytree(run, run.with_name("other"), ignore=shutil.ignore_patterns("checkpoints")))
     settings = ["train.optimizer.lr=0.5", "train.steps=40", "train.rollout=Clean", "data.source=digits@test"]
@@ -104,7 +101,7 @@ def other(run: Path) -> Path:
 # --- settings and training ----------------------------------------------------------------------------------
 
 
-def test_what_differs_between_runs_and_nothing_else(run: Path, other: Path, compare: Compare) -> None:
+def test_what_differs_between_runs_and_nothing_else(run, other, compare):
     answer = compare(run, f"fast={other}")
     assert (answer.code, answer.errors) == (0, [])
     assert answer.out.splitlines()[0].split() == ["run", "fast"]
@@ -120,7 +117,7 @@ def test_what_differs_between_runs_and_nothing_else(run: Path, other: Path, comp
     apply_settings(config, [f"{name}={row(answer, name)[0]}" for name in names])  # as --set takes them
 
 
-def test_how_far_runs_came(run: Path, other: Path, compare: Compare) -> None:
+def test_how_far_runs_came(run, other, compare):
     answer = compare(run, other)
     assert row(answer, "parameters") == ["0.074", "M"] * 2
     assert row(answer, "steps") == ["20", "of", "20", "20", "of", "40"]
@@ -136,7 +133,7 @@ def test_how_far_runs_came(run: Path, other: Path, compare: Compare) -> None:
     assert row(compare(run, evaluation(run.parent / "a.json")), "flow") == [str(2 * PARTS - 0.5), "-"]
 
 
-def test_losses_are_the_terms_that_runs_have(run: Path, other: Path, compare: Compare) -> None:
+def test_losses_are_the_terms_that_runs_have(run, other, compare):
     """An old run calls them otherwise; a term that has ended is not one of the end."""
     rows = read_metrics(run)
     for values in rows[:-1]:
@@ -158,7 +155,7 @@ def test_losses_are_the_terms_that_runs_have(run: Path, other: Path, compare: Co
 # --- figures ------------------------------------------------------------------------------------------------
 
 
-def test_the_best_is_marked_by_the_direction_of_each_figure(tmp_path: Path, compare: Compare) -> None:
+def test_the_best_is_marked_by_the_direction_of_each_figure(tmp_path, compare):
     a = evaluation(tmp_path / "a.json", fid=2.0, kid=-0.002, recall=0.5, accuracy=0.91, kid_std=0.1, sfid=None, psnr=7)
     b = evaluation(tmp_path / "b.json", fid=3.0, kid=-0.001, recall=0.6, accuracy=0.95, kid_std=0.2, sfid=None, psnr=7)
     c = evaluation(tmp_path / "c.json", fid=2.5, kid=0.004, recall=0.6, accuracy=0.80, kid_std=0.3, sfid=None)
@@ -173,14 +170,14 @@ def test_the_best_is_marked_by_the_direction_of_each_figure(tmp_path: Path, comp
     assert line(answer, "* best of its row")
 
 
-def test_the_directions_are_those_of_the_documentation() -> None:
+def test_the_directions_are_those_of_the_documentation():
     text = (ROOT / "docs" / "evaluation.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|.*?\|[^|]*\| (low|high)", text, re.M)
     assert {name for name, better in rows if better == "low"} == set(LOWER)
     assert {name for name, better in rows if better == "high"} == set(HIGHER)
 
 
-def test_nothing_is_marked_where_figures_do_not_compare(tmp_path: Path, compare: Compare) -> None:
+def test_nothing_is_marked_where_figures_do_not_compare(tmp_path, compare):
     a, c = evaluation(tmp_path / "a.json", fid=2.0), evaluation(tmp_path / "c.json", fid=4.0)
     b = evaluation(tmp_path / "b.json", {"features.sha256": None, "count": 9}, fid=3.0)
     answer = compare(a, b, c)
@@ -194,7 +191,7 @@ def test_nothing_is_marked_where_figures_do_not_compare(tmp_path: Path, compare:
     assert "a.json differs in the features" in line(answer, "figures do not compare")
 
 
-OLD: dict[str, Any] = {"reference.images_sha256": None}
+OLD = {"reference.images_sha256": None}
 
 
 @pytest.mark.parametrize(
@@ -217,17 +214,15 @@ OLD: dict[str, Any] = {"reference.images_sha256": None}
         ({"comparable_sha256": "12"}, {"comparable_sha256": "12"}, None),  # as reports say now
     ],
 )
-def test_evaluations_compare_by_hash_or_fields(
-    tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any], said: str | None
-) -> None:
+def test_evaluations_compare_by_hash_or_fields(tmp_path, ours, theirs, said):
     a, b = evaluation(tmp_path / "a.json", ours), evaluation(tmp_path / "b.json", theirs)
     found = obstacle(*read_columns([f"a={a}", f"b={b}"]))
     assert (found is None) == (said is None)
     assert (said or "") in (found or "")
 
 
-def test_reconstructions_compare_for_the_same_images(tmp_path: Path, compare: Compare) -> None:
-    def copies(name: str, fid: float, source: str) -> Path:
+def test_reconstructions_compare_for_the_same_images(tmp_path, compare):
+    def copies(name, fid, source):
         path = evaluation(tmp_path / name, {"reconstruction": {"source": source, "count": 1000}}, fid=fid)
         values = json.loads(path.read_text())
         values["figures"]["reconstruction"] = {"ssim": fid / 10}
@@ -242,7 +237,7 @@ def test_reconstructions_compare_for_the_same_images(tmp_path: Path, compare: Co
     assert "c.json differs in the images (1000 of emoji; a.json: 1000 of digits)" in answer.out
 
 
-def test_what_was_judged(tmp_path: Path, compare: Compare) -> None:
+def test_what_was_judged(tmp_path, compare):
     a = evaluation(tmp_path / "a.json", {"images.sampling.guidance": 2.0})
     sampling = {"guidance": 1.0, "steps": 25, "precision": "float32"}
     made = {
@@ -262,7 +257,7 @@ def test_what_was_judged(tmp_path: Path, compare: Compare) -> None:
     assert "training" not in answer.out
 
 
-def test_a_runs_own_figures(run: Path, other: Path, compare: Compare) -> None:
+def test_a_runs_own_figures(run, other, compare):
     assert "no figures: `pra eval RUN --out RUN/figures.json`" in compare(run, other).out
     evaluation(run / "figures.json", {"images.model": "run/checkpoints/step-00000010"}, fid=3.0)
     evaluation(run / "other.json", fid=4.0)  # to be named as an argument
@@ -279,7 +274,7 @@ def test_a_runs_own_figures(run: Path, other: Path, compare: Compare) -> None:
 # --- names --------------------------------------------------------------------------------------------------
 
 
-def test_names_and_paths_may_hold_an_equals_sign(tmp_path: Path) -> None:
+def test_names_and_paths_may_hold_an_equals_sign(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     paths = [evaluation(tmp_path / name) for name in ("a/lr=1.json", "x.json", "a/same.json", "b/same.json")]
@@ -289,7 +284,7 @@ def test_names_and_paths_may_hold_an_equals_sign(tmp_path: Path) -> None:
     assert compared(columns).replace("\n", "").isprintable()  # no control characters
 
 
-def test_long_cells_are_shortened_unless_alike() -> None:
+def test_long_cells_are_shortened_unless_alike():
     long = [f"{'a' * 40}{middle}{'b' * 40}" for middle in "xy"]
     shown = rendered(["", ""], [Section("", [Row("far", [long[0], "short"]), Row("near", long)])])
     assert max(map(len, shown.splitlines()[2].split())) <= LONGEST
@@ -299,7 +294,7 @@ def test_long_cells_are_shortened_unless_alike() -> None:
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_bad_input_is_refused_in_a_line(run: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_is_refused_in_a_line(run, compare, monkeypatch):
     monkeypatch.chdir(run.parent)
     for name in ("good.json", "other.json"):
         evaluation(Path(name))
@@ -330,9 +325,7 @@ def test_bad_input_is_refused_in_a_line(run: Path, compare: Compare, monkeypatch
     assert contents(run.parent) == before
 
 
-def test_curves_of_runs_with_other_terms_share_panels(
-    run: Path, other: Path, tmp_path: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_curves_of_runs_with_other_terms_share_panels(run, other, tmp_path, compare, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is in the extra 'train'")
     rows = [{k: v for k, v in row.items() if k != "pixel"} | {"edges": 1.0} for row in read_metrics(other)]
     write_metrics(other, rows)

@@ -1,18 +1,13 @@
 """The extractor ``dinov2`` on random weights of a tiny network, in the layout of Meta's file."""
 
-from __future__ import annotations
-
 import importlib.util
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from support.refusal import refused
-from torch import Tensor
 
-from pra.evaluation.features import VIT_L, Published, dinov2, prepare
+from pra.evaluation.features import VIT_L, dinov2, prepare
 from pra.utils.provenance import file_sha256
 
 CPU = torch.device("cpu")
@@ -20,7 +15,7 @@ TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
 @pytest.fixture(scope="module")
-def timm(torchvision_shim: None) -> Any:
+def timm(torchvision_shim):
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed: pip install 'pra-pixels[dinov2]'")
     from timm.models import vision_transformer
@@ -29,7 +24,7 @@ def timm(torchvision_shim: None) -> Any:
 
 
 @pytest.fixture(scope="module")
-def weights(timm: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(timm, tmp_path_factory):
     """As Meta's file: made for 518 pixels, with the training's mask token."""
     network = timm.VisionTransformer(img_size=518, patch_size=14, num_classes=0, init_values=1.0, **TINY)
     generator = torch.Generator().manual_seed(0)
@@ -40,17 +35,17 @@ def weights(timm: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def extractor(weights: Path) -> Published:
+def extractor(weights):
     return dinov2(weights, CPU, TINY)
 
 
-def pixels(count: int, size: tuple[int, int] = (20, 26)) -> Tensor:
+def pixels(count, size=(20, 26)):
     generator = torch.Generator().manual_seed(count)
     coarse = torch.rand(count, 3, 4, 5, generator=generator) * 255  # so that images differ when they are resized
     return torch.nn.functional.interpolate(coarse, size=size).to(torch.uint8)
 
 
-def test_features_are_each_images_own(extractor: Published, weights: Path) -> None:
+def test_features_are_each_images_own(extractor, weights):
     images = pixels(3)
     pool, spatial, logits = extractor(images)
     assert (pool.shape, pool.dtype, spatial, logits) == ((3, extractor.dim), torch.float32, None, None)
@@ -59,14 +54,14 @@ def test_features_are_each_images_own(extractor: Published, weights: Path) -> No
     assert extractor.fingerprint == file_sha256(weights)
 
 
-def test_the_paper_s_network_has_1024_features_in_24_layers(timm: Any) -> None:
+def test_the_paper_s_network_has_1024_features_in_24_layers(timm):
     with torch.device("meta"):
         network = timm.VisionTransformer(img_size=518, patch_size=14, num_classes=0, init_values=1.0, **VIT_L)
     # As in Meta's file but for its mask token of 1024.
     assert sum(parameter.numel() for parameter in network.parameters()) == 304_368_640 - 1024
 
 
-def test_the_network_is_dinov2s(extractor: Published, weights: Path) -> None:
+def test_the_network_is_dinov2s(extractor, weights):
     """Written out after Meta's: positions by the factor 16.1 / 37, pre-norm scaled branches, class token."""
     w = torch.load(weights, weights_only=True)
     images = prepare(pixels(2))
@@ -76,10 +71,10 @@ def test_the_network_is_dinov2s(extractor: Published, weights: Path) -> None:
     table = torch.cat([w["pos_embed"][:, :1], table.permute(0, 2, 3, 1).reshape(1, 256, 32)], dim=1)
     x = torch.cat([w["cls_token"].expand(2, -1, -1), patches.flatten(2).transpose(1, 2)], dim=1) + table
 
-    def linear(name: str, x: Tensor) -> Tensor:
+    def linear(name, x):
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
-    def norm(name: str, x: Tensor) -> Tensor:
+    def norm(name, x):
         return torch.nn.functional.layer_norm(x, (32,), w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
 
     for block in ("blocks.0", "blocks.1"):
@@ -91,7 +86,7 @@ def test_the_network_is_dinov2s(extractor: Published, weights: Path) -> None:
     assert torch.allclose(extractor(pixels(2)).pool, norm("norm", x)[:, 0], atol=1e-4)
 
 
-def test_images_are_resized_and_normalised_as_torchvision_does(timm: Any) -> None:
+def test_images_are_resized_and_normalised_as_torchvision_does(timm):
     from torchvision import transforms
 
     steps = [
@@ -107,6 +102,6 @@ def test_images_are_resized_and_normalised_as_torchvision_does(timm: Any) -> Non
 # --- bad input ----------------------------------------------------------------------------------------------
 
 
-def test_weights_that_are_not_dinov2s_are_refused(timm: Any, weights: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_dinov2s_are_refused(timm, weights, tmp_path):
     for path in (tmp_path / "w.pth", weights):  # the second of another size than ViT-L
         refused(lambda path=path: dinov2(path, CPU), code="unreadable", path=path)  # type: ignore[misc]

@@ -1,7 +1,5 @@
 """What `pra eval` does around the figures: files that come together, labels, provenance, what it refuses."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import importlib
@@ -10,7 +8,6 @@ import os
 import signal
 import warnings
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -40,37 +37,35 @@ COUNTS = {"rare": 4, "common": 22, "usual": 6}
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> str:
+def mixed(tmp_path_factory):
     """Pictures of three classes, most of them of one."""
     return noise_pictures(tmp_path_factory.mktemp("mixed"), COUNTS)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     """A saved model of these classes."""
     return saved_model(tmp_path_factory.mktemp("saved") / "model", sorted(COUNTS))
 
 
-def run(target: Path | None, **options: Any) -> None:
+def run(target, **options):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*every class is sampled equally often")
         run_command(evaluate_command, target, **{"num": 12, "settings": ("sampling.steps=1",)} | options)
 
 
-def provenance(path: Path) -> dict[str, Any]:
+def provenance(path):
     return json.loads(path.read_text())["provenance"]  # type: ignore[no-any-return]
 
 
-def refuse(
-    target: Path | None, *parts: str, code: str | None = None, fields: dict[str, Any] | None = None, **options: Any
-) -> None:
+def refuse(target, *parts, code=None, fields=None, **options):
     refused(lambda: run(target, **options), *parts, code=code, **fields or {})
 
 
 # --- labels -------------------------------------------------------------------------------------------------
 
 
-def test_labels_are_as_frequent_as_in_the_reference(model: Path, mixed: str, tmp_path: Path) -> None:
+def test_labels_are_as_frequent_as_in_the_reference(model, mixed, tmp_path):
     run(model, reference=mixed, num=64, labels="reference", export_npz=tmp_path / "b.npz", out=tmp_path / "o.json")
     with np.load(tmp_path / "b.npz") as arrays:
         labels = arrays["arr_1"]
@@ -83,8 +78,8 @@ def test_labels_are_as_frequent_as_in_the_reference(model: Path, mixed: str, tmp
     assert labels_like(source, 16).tolist() == [int(source.labels[2 * place]) for place in range(16)]
 
 
-def test_balanced_labels_warn_of_an_unbalanced_reference(model: Path, mixed: str, tmp_path: Path) -> None:
-    given: Any = {"reference": mixed, "settings": ("sampling.steps=1",)}
+def test_balanced_labels_warn_of_an_unbalanced_reference(model, mixed, tmp_path):
+    given = {"reference": mixed, "settings": ("sampling.steps=1",)}
     with pytest.warns(UserWarning, match=r"69% of folder:.* are 'common'.*--labels reference") as warned:
         run_command(evaluate_command, model, num=12, export_npz=tmp_path / "b.npz", **given)
     assert len(warned) == 1
@@ -94,12 +89,12 @@ def test_balanced_labels_warn_of_an_unbalanced_reference(model: Path, mixed: str
     run_command(evaluate_command, tmp_path / "b.npz", reference=mixed)  # nothing to choose
 
 
-def test_labels_that_cannot_be_had_are_refused(model: Path, mixed: str, tmp_path: Path) -> None:
+def test_labels_that_cannot_be_had_are_refused(model, mixed, tmp_path):
     batch, statistics = tmp_path / "b.npz", tmp_path / "s.npz"
     np.savez(batch, np.zeros((5, 6, 8, 3), np.uint8))
     np.savez(statistics, mu=np.zeros(5), sigma=np.eye(5))
     refuse(model, reference=mixed, labels="as-there", code="unknown", fields={"value": "as-there"})
-    finished: Any = {"num": 5, "reference": mixed, "settings": ()}
+    finished = {"num": 5, "reference": mixed, "settings": ()}
     refuse(batch, **finished, labels="reference", code="conflict", fields={"option": "--labels reference"})
     refuse(model, reference=str(statistics), labels="reference", code="missing", fields={"path": statistics})
     other = saved_model(tmp_path / "other", ["common", "rare", "common too"])
@@ -107,10 +102,8 @@ def test_labels_that_cannot_be_had_are_refused(model: Path, mixed: str, tmp_path
     refuse(other, *parts, reference=mixed, labels="reference", code="mismatch", fields={"option": "--labels reference"})
 
 
-def test_reconstruction_needs_labels_of_the_same_meaning(
-    model: Path, mixed: str, classifiers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: Any = {"reference": mixed, "reconstruction": True}
+def test_reconstruction_needs_labels_of_the_same_meaning(model, mixed, classifiers, tmp_path, monkeypatch):
+    asked = {"reference": mixed, "reconstruction": True}
     with monkeypatch.context() as nothing_done:
         nothing_done.setattr("pra.evaluation.judging.fit_classifier", None)
         fewer = saved_model(tmp_path / "fewer", ["common", "rare"])
@@ -126,25 +119,21 @@ def test_reconstruction_needs_labels_of_the_same_meaning(
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def test_one_file_for_two_outputs_is_refused(
-    model: Path, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_file_for_two_outputs_is_refused(model, mixed, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to("in")
     monkeypatch.chdir(tmp_path)
     for other in ("in/x.npz", "in/../in/x.npz", "link/x.npz", tmp_path / "in" / "x.npz"):
-        twice: Any = {"out": Path("in/x.npz"), "export_npz": Path(other)}
+        twice = {"out": Path("in/x.npz"), "export_npz": Path(other)}
         refuse(model, "report and images", reference=mixed, **twice, code="conflict", fields={"path": other})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "link"]
 
 
-def outputs(folder: Path) -> dict[str, Path]:
+def outputs(folder):
     return {"out": folder / "o.json", "export_npz": folder / "b.npz", "export_statistics": folder / "s.npz"}
 
 
-def test_what_fails_late_leaves_nothing(
-    model: Path, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_fails_late_leaves_nothing(model, mixed, tmp_path, monkeypatch, capsys):
     (tmp_path / "out").mkdir()
     with monkeypatch.context() as broken:
         broken.setattr("pra.evaluation.judging.reconstruct", Mock(side_effect=KeyboardInterrupt))
@@ -152,7 +141,7 @@ def test_what_fails_late_leaves_nothing(
             run(model, reference=mixed, reconstruction=True, **outputs(tmp_path / "out"))
     assert not any((tmp_path / "out").iterdir())
 
-    def quicker(*_: object) -> None:
+    def quicker(*_):
         assert {path.name for path in (tmp_path / "out").iterdir()} == {".b.npz.eval", ".o.json.eval", ".s.npz.eval"}
         (tmp_path / "out" / "b.npz").touch()
 
@@ -163,7 +152,7 @@ def test_what_fails_late_leaves_nothing(
     assert "inception_score" in capsys.readouterr().out  # the figures are not lost
 
 
-def test_second_command_on_a_file_is_refused(tmp_path: Path) -> None:
+def test_second_command_on_a_file_is_refused(tmp_path):
     files, folder = {"images": tmp_path / "b.npz"}, tmp_path / ".b.npz.eval"
     folder.mkdir()
     for name in (".b.npz.abc", "b.npz", "b.npz.part1"):  # of a killed command
@@ -177,11 +166,11 @@ def test_second_command_on_a_file_is_refused(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"b.npz": b"1"}
 
 
-def test_failure_to_publish_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_to_publish_leaves_no_file(tmp_path, monkeypatch):
     files = {"report": tmp_path / "o.json", "images": tmp_path / "b.npz"}
     replace = os.replace
 
-    def full(source: Path, target: Path) -> None:
+    def full(source, target):
         if target.name == "o.json":
             assert (tmp_path / "b.npz").is_file()
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -195,20 +184,18 @@ def test_failure_to_publish_leaves_no_file(tmp_path: Path, monkeypatch: pytest.M
     assert not any(tmp_path.iterdir())
 
 
-def test_command_stopped_by_a_signal_leaves_nothing(
-    model: Path, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_stopped_by_a_signal_leaves_nothing(model, mixed, tmp_path, monkeypatch):
     out, whole = tmp_path / "out", Requests.part
     out.mkdir()
     signals = [signal.SIGTERM, signal.SIGINT]
 
-    def stopped(self: Requests, indices: range) -> Any:
+    def stopped(self, indices):
         if indices.start == 8 and signals:
             assert len(list(out.iterdir())) == 3  # amid the images
             os.kill(os.getpid(), signals.pop(0))
         return whole(self, indices)
 
-    given: Any = {"reference": mixed, "labels": "reference", "batch_size": 4} | outputs(out)
+    given = {"reference": mixed, "labels": "reference", "batch_size": 4} | outputs(out)
     monkeypatch.setattr(Requests, "part", stopped)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
     for end, arguments in ((SystemExit, (128 + signal.SIGTERM,)), (KeyboardInterrupt, ())):
@@ -225,7 +212,7 @@ def test_command_stopped_by_a_signal_leaves_nothing(
 # --- provenance ---------------------------------------------------------------------------------------------
 
 
-def by_definition(images: torch.Tensor) -> str:
+def by_definition(images):
     total = 0
     for image in images:
         channels, height, width = image.shape
@@ -234,7 +221,7 @@ def by_definition(images: torch.Tensor) -> str:
     return f"{total % 2**256:064x}"
 
 
-def test_the_identity_of_images_knows_no_order(model: Path, mixed: str, tmp_path: Path) -> None:
+def test_the_identity_of_images_knows_no_order(model, mixed, tmp_path):
     random = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (9, 3, 4, 5), generator=random, dtype=torch.uint8)
     expected = by_definition(images)
@@ -257,9 +244,7 @@ def test_the_identity_of_images_knows_no_order(model: Path, mixed: str, tmp_path
 # --- messages -----------------------------------------------------------------------------------------------
 
 
-def test_command_without_a_target_judges_the_shipped_model(
-    model: Path, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_without_a_target_judges_the_shipped_model(model, mixed, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("pra.models.weights.SHIPPED", model)
     refuse(None, "the model that comes with pra", "--reference", code="missing")
     run(None, reference=mixed)
@@ -275,7 +260,7 @@ def test_command_without_a_target_judges_the_shipped_model(
     assert provenance(tmp_path / "o.json")["images"]["model"] == str(model)
 
 
-def test_command_on_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_on_a_run(trained, tmp_path, capsys):
     sampling = "sampling.guidance=2", "sampling.steps=1"
     run(
         trained, num=40, reconstruction=True, out=tmp_path / "a.json", export_npz=tmp_path / "b.npz",
@@ -316,13 +301,13 @@ def test_command_on_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert report["figures"]["adm"]["fid"] != expected["fid"]
 
 
-def test_command_on_a_folder_takes_evenly_spread_pictures(classifiers: Path, tmp_path: Path) -> None:
+def test_command_on_a_folder_takes_evenly_spread_pictures(classifiers, tmp_path):
     source = open_source("digits@test")
     (tmp_path / "samples").mkdir()
     for index in range(30):
         source.image(index).save(tmp_path / "samples" / f"{index:03d}.png")
     before = {*classifiers.iterdir()}
-    asked: Any = {"reference": "digits", "num": 20, "settings": ()}
+    asked = {"reference": "digits", "num": 20, "settings": ()}
     run(tmp_path / "samples", **asked, out=tmp_path / "a.json")
     report = json.loads((tmp_path / "a.json").read_text())
     assert (report["provenance"]["count"], report["provenance"]["images"]["of"]) == (20, 30)
@@ -333,11 +318,11 @@ def test_command_on_a_folder_takes_evenly_spread_pictures(classifiers: Path, tmp
     assert json.loads((tmp_path / "b.json").read_text())["figures"] == report["figures"]
 
 
-def test_command_bad_input_is_refused(model: Path, mixed: str, trained: Path, tmp_path: Path) -> None:
+def test_command_bad_input_is_refused(model, mixed, trained, tmp_path):
     batch, nowhere = tmp_path / "b.npz", tmp_path / "none"
     np.savez(batch, np.zeros((5, 8, 8, 1), np.uint8))
     pra.save(random_model(PIXEL), tmp_path / "pixel")
-    digits: Any = {"reference": "digits", "num": None, "settings": ()}
+    digits = {"reference": "digits", "num": None, "settings": ()}
     refuse(nowhere, settings=(), code="missing", fields={"path": nowhere})
     refuse(batch, str(batch), **digits | {"reference": None}, code="missing")
     refuse(batch, "--num 6", **digits | {"num": 6}, code="invalid", fields={"path": batch, "count": 5})

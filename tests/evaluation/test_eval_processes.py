@@ -1,10 +1,7 @@
 """Processes that share ``pra eval``, as torchrun starts them: two on the CPU."""
 
-from __future__ import annotations
-
 import json
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ from support.refusal import refused
 from pra.commands.eval import evaluate_command
 from pra.config import Precision
 from pra.data import open_source
-from pra.evaluation.judging import Subject, Work, open_subject
+from pra.evaluation.judging import Work, open_subject
 from pra.sampling.batches import join_exports
 from pra.sampling.native import SWITCH
 from pra.utils.distributed import World
@@ -24,20 +21,18 @@ from pra.utils.distributed import World
 CPU = torch.device("cpu")
 
 
-def two(*arguments: object, cache: Path) -> list[processes.Outcome]:
+def two(*arguments, cache):
     """``pra`` in two processes that share the work."""
     return processes.run(cache / "said", 2, *arguments, variables={"XDG_CACHE_HOME": str(cache), SWITCH: "0"})
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> str:
+def few(tmp_path_factory):
     """20 pictures of ten classes, on which a classifier is fitted at once."""
     return noise_pictures(tmp_path_factory.mktemp("few"), dict.fromkeys("0123456789", 2), (8, 8))
 
 
-def test_two_processes_agree_with_one(
-    trained: Path, few: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_processes_agree_with_one(trained, few, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache1"))
     monkeypatch.setenv(SWITCH, "0")  # compiling into an empty cache takes longer than all else
     run_command(
@@ -76,7 +71,7 @@ def test_two_processes_agree_with_one(
 
 
 @pytest.mark.slow
-def test_one_line_for_what_all_processes_refuse(tmp_path: Path) -> None:
+def test_one_line_for_what_all_processes_refuse(tmp_path):
     outcomes = two("eval", tmp_path / "none", cache=tmp_path)
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
     said = "".join(outcome.out + outcome.error for outcome in outcomes)
@@ -84,7 +79,7 @@ def test_one_line_for_what_all_processes_refuse(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_line_for_what_one_process_meets(few: str, tmp_path: Path) -> None:
+def test_one_line_for_what_one_process_meets(few, tmp_path):
     """Half a picture in the second one's share: the first waits for its features."""
     (tmp_path / "pictures").mkdir()
     for index in range(6):
@@ -103,17 +98,17 @@ def test_one_line_for_what_one_process_meets(few: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "pictures"]
 
 
-def opened(path: Path, processes: int) -> Subject:
+def opened(path, processes):
     """The images of a file, as so many processes on a CPU are given them."""
     return open_subject(path, None, Work(World(0, processes), CPU, 4), Precision.AUTO, ())
 
 
-def test_more_processes_than_images_are_refused(tmp_path: Path) -> None:
+def test_more_processes_than_images_are_refused(tmp_path):
     np.savez(tmp_path / "b.npz", np.zeros((5, 8, 8, 1), np.uint8))
     refused(lambda: opened(tmp_path / "b.npz", 6), code="conflict", processes=6, count=5)
 
 
-def test_what_ready_images_are_of_is_reported(tmp_path: Path) -> None:
+def test_what_ready_images_are_of_is_reported(tmp_path):
     plan = {"weights": {"file": "ema.safetensors", "sha256": "12"}, "sampling": {"guidance": 2.0}}
     np.savez(tmp_path / "part.npz", np.zeros((5, 8, 8, 1), np.uint8))
     join_exports([tmp_path / "part.npz"], tmp_path / "b.npz", plan)

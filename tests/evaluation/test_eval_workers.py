@@ -1,11 +1,7 @@
 """Images for an evaluation that other processes read ahead: the same ones to the bit, by as many as are worth it."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
-from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -18,7 +14,7 @@ from support.refusal import refused
 import pra
 from pra.commands.eval import evaluate_command
 from pra.config import DataConfig, Precision, SamplingConfig
-from pra.data import Source, loader, open_source
+from pra.data import loader, open_source
 from pra.data.loader import reading
 from pra.errors import PraError
 from pra.evaluation import rollout_gap
@@ -33,7 +29,7 @@ COUNT = 45
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(tmp_path_factory):
     """Pictures of three classes."""
     folder = tmp_path_factory.mktemp("photos")
     noise_pictures(folder, dict.fromkeys("abc", COUNT // 3))
@@ -41,17 +37,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def source(photos: Path) -> Source:
+def source(photos):
     return open_source(f"folder:{photos}")
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def started(monkeypatch):
     """How many processes were asked for each time, for sets as small as these."""
-    counts: list[int] = []
+    counts = []
     whole = loader.from_workers
 
-    def counted(work: Any, items: Any, workers: int, pin_memory: bool = False) -> Any:
+    def counted(work, items, workers, pin_memory=False):
         counts.append(workers)
         return whole(work, items, workers, pin_memory)
 
@@ -61,11 +57,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def how(workers: int) -> DataConfig:
+def how(workers):
     return DataConfig(source="", workers=workers)
 
 
-def test_batches_are_the_same(source: Source, started: list[int]) -> None:
+def test_batches_are_the_same(source, started):
     read = []
     for workers in (0, 2):
         with reading(prepared(source, range(COUNT)[::-1], SIZE, 3, how(workers), 7, range(3, 40))) as batches:
@@ -78,9 +74,7 @@ def test_batches_are_the_same(source: Source, started: list[int]) -> None:
     assert started == [0, 2]
 
 
-def test_the_command_takes_the_setting(
-    photos: Path, tmp_path: Path, classifiers: Path, started: list[int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_takes_the_setting(photos, tmp_path, classifiers, started, capsys):
     saved = saved_model(tmp_path / "model", ["a", "b", "c"])
     reports = []
     for workers in (0, 1):
@@ -98,7 +92,7 @@ def test_the_command_takes_the_setting(
     assert started == [0] * 6 + [1] * 6
 
 
-def test_few_images_start_no_process(source: Source, started: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_start_no_process(source, started, monkeypatch):
     for worth, expected in ((COUNT, 1), (COUNT + 1, 0), (20, 2)):
         monkeypatch.setattr(loader, "WORTH_A_WORKER", worth)
         stream = prepared(source, range(COUNT), SIZE, 3, how(8), 10)
@@ -107,23 +101,21 @@ def test_few_images_start_no_process(source: Source, started: list[int], monkeyp
         assert started.pop() == expected
 
 
-def test_one_process_reads_a_stream(source: Any, started: list[int]) -> None:
+def test_one_process_reads_a_stream(source, started):
     source.lanes, source.arranged = 8, lambda order, start: order  # as of a source that can only be read forward
     none, two = (list(prepared(source, range(COUNT), SIZE, 3, how(workers), 10)) for workers in (0, 4))
     assert all(torch.equal(a.images, b.images) for a, b in zip(none, two, strict=True))
     assert started == [0, 1]
 
 
-def test_no_images_are_no_batches(source: Source) -> None:
+def test_no_images_are_no_batches(source):
     assert list(prepared(source, [], SIZE, 3, how(2), 10)) == []
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------
 
 
-def test_errors_arrive_as_they_were_and_no_process_stays(
-    photos: Path, tmp_path: Path, classifiers: Path, started: list[int]
-) -> None:
+def test_errors_arrive_as_they_were_and_no_process_stays(photos, tmp_path, classifiers, started):
     other = tmp_path / "other"
     (other / "a").mkdir(parents=True)
     for index in range(30):
@@ -144,7 +136,7 @@ def test_errors_arrive_as_they_were_and_no_process_stays(
 # --- the rollout gap ----------------------------------------------------------------------------------------
 
 
-def test_gap_samples_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gap_samples_in_float32(monkeypatch):
     opened = Mock(side_effect=Sampler)
     monkeypatch.setattr(rollout_gap, "Sampler", opened)
     model, config = random_model().eval(), pra.recipe("tiny").train

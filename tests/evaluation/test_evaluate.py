@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import math
 import weakref
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +24,7 @@ from pra.utils.provenance import package_version
 CPU = torch.device("cpu")
 
 
-def test_figures_do_not_depend_on_batches() -> None:
+def test_figures_do_not_depend_on_batches():
     extractor = Projection()
     reference = reference_of(pixels(60, seed=1), extractor)
     whole = judged(pixels(53), reference, extractor, size=53).figures
@@ -37,7 +34,7 @@ def test_figures_do_not_depend_on_batches() -> None:
             assert figures == pytest.approx(whole[column], rel=1e-6, abs=1e-8)
 
 
-def test_processes_that_share_a_set_agree_with_one() -> None:
+def test_processes_that_share_a_set_agree_with_one():
     extractor = Projection(classes=4)
     images, labels = pixels(53), torch.arange(53) % 4
     alone = Collector(extractor, 53, 20)
@@ -61,7 +58,7 @@ def test_processes_that_share_a_set_agree_with_one() -> None:
         assert merged.inception_score(protocol) == pytest.approx(alone.inception_score(protocol), rel=1e-6)
 
 
-def test_identical_sets_are_at_distance_zero() -> None:
+def test_identical_sets_are_at_distance_zero():
     extractor = Projection()
     for figures in judged(pixels(60), reference_of(pixels(60), extractor), extractor).figures.values():
         assert (figures["fid"], figures["sfid"]) == pytest.approx((0, 0), abs=1e-10)
@@ -69,11 +66,11 @@ def test_identical_sets_are_at_distance_zero() -> None:
         assert figures["kid"] < 0  # unbiased: equal sets count their own pairs on one side only
 
 
-def test_images_are_let_go_as_they_are_judged() -> None:
+def test_images_are_let_go_as_they_are_judged():
     extractor = Projection()
     reference, alive = reference_of(pixels(60), extractor), []
 
-    def made() -> Iterator[Batch]:
+    def made():
         for start in range(0, 200, 10):
             batch = Batch(pixels(10, seed=start), None, start)
             alive.append(weakref.ref(batch.images))
@@ -84,7 +81,7 @@ def test_images_are_let_go_as_they_are_judged() -> None:
     assert len(alive) == 20
 
 
-def test_protocols_judge_finished_images_once() -> None:
+def test_protocols_judge_finished_images_once():
     extractor = Projection()
     reference = reference_of(pixels(40, seed=1), extractor)
     images = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -96,11 +93,11 @@ def test_protocols_judge_finished_images_once() -> None:
     assert collect(stream(pixels(9)), extractor, 9, 9, progress=False).keys() == {Protocol.TORCH_FIDELITY}
 
 
-def test_sets_that_cannot_be_judged_are_refused() -> None:
+def test_sets_that_cannot_be_judged_are_refused():
     extractor = Projection(classes=4)
     reference = reference_of(pixels(20), extractor)
 
-    def refuse(batches: list[Batch], announced: int, code: str = "mismatch", **fields: Any) -> None:
+    def refuse(batches, announced, code="mismatch", **fields):
         refused(lambda: evaluate(batches, reference, extractor, announced, progress=False), code=code, **fields)
 
     few = stream(pixels(20))
@@ -113,7 +110,7 @@ def test_sets_that_cannot_be_judged_are_refused() -> None:
     refused(lambda: collect(large, extractor, 23, 9, progress=False), code="mismatch", first="1x4x4", other="1x2x8")
 
 
-def test_reference_of_other_features_is_refused() -> None:
+def test_reference_of_other_features_is_refused():
     reference, other = reference_of(pixels(20), Projection()), Projection()
     other.fingerprint = "1" * 64
     inception, narrow = Projection(name="inception"), Projection(dim=4)
@@ -122,7 +119,7 @@ def test_reference_of_other_features_is_refused() -> None:
         refused(lambda it=extractor: judged(pixels(20), reference, it), code="mismatch", **fields)  # type: ignore[misc]
 
 
-def test_few_images_leave_figures_out() -> None:
+def test_few_images_leave_figures_out():
     extractor = Projection()
     report = judged(pixels(3), reference_of(pixels(20), extractor), extractor)
     figures = report.figures["torch-fidelity"]
@@ -135,7 +132,7 @@ def test_few_images_leave_figures_out() -> None:
     assert infinite.table().splitlines()[1].split() == ["psnr", "inf"]
 
 
-def test_report(tmp_path: Path) -> None:
+def test_report(tmp_path):
     extractor = Projection(classes=4)
     reference = reference_of(pixels(30), extractor)
     labels = extractor(pixels(20)).logits
@@ -159,7 +156,7 @@ def test_report(tmp_path: Path) -> None:
     assert ["accuracy", "1", "1"] in [line.split() for line in lines]
 
 
-def test_reconstruction() -> None:
+def test_reconstruction():
     model = random_model(image_size=(12, 12))
     images, labels = pixels(6, shape=(3, 12, 12)), torch.arange(6) % 5
     extractor = Projection((3, 12, 12))
@@ -174,11 +171,11 @@ def test_reconstruction() -> None:
     refused(lambda: reconstruct(random_model(PIXEL), small, extractor, 6), "without a codec", code="unsupported")
 
 
-def test_the_references_neighbours_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[int] = []
+def test_the_references_neighbours_are_found_once(monkeypatch):
+    found = []
     whole = Balls.__init__
 
-    def counted(self: Balls, features: torch.Tensor, *rest: Any) -> None:
+    def counted(self, features, *rest):
         found.append(len(features))
         whole(self, features, *rest)
 
@@ -194,7 +191,7 @@ def test_the_references_neighbours_are_found_once(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("name", "package"), [("inception", "torch-fidelity"), ("dinov2", "timm")])
-def test_report_names_the_packages_of_features(name: str, package: str) -> None:
+def test_report_names_the_packages_of_features(name, package):
     extractor = Projection(name=name)
     versions = describe(extractor, reference_of(pixels(9), extractor), 9)["features"]["versions"]
     assert versions[package] == package_version(package)

@@ -1,16 +1,11 @@
 """Features in full float32 whatever a person has allowed, who finds it allowed again afterwards."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import traceback
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from support import processes
-from torch import Tensor
 
 from pra.evaluation.features import Features, Published, exact
 
@@ -31,15 +26,15 @@ KINDS = (
 )  # fmt: skip
 
 
-def told(switch: Callable[[], Any]) -> Any:
+def told(switch):
     try:
         return switch()
     except RuntimeError:  # the older and the newer switches disagree
         return "mixed"
 
 
-def state() -> Any:
-    backends: Any = torch.backends
+def state():
+    backends = torch.backends
     switches = [
         lambda kind=kind: kind.fp32_precision for kind in (backends, backends.cudnn, backends.cudnn.rnn, *KINDS)
     ]
@@ -49,8 +44,8 @@ def state() -> Any:
     return [told(switch) for switch in switches], cudnn, torch.is_autocast_enabled("cpu")
 
 
-def check(setting: str) -> None:
-    backends: Any = torch.backends
+def check(setting):
+    backends = torch.backends
     exec(setting)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         before = state()
@@ -70,7 +65,7 @@ def check(setting: str) -> None:
     assert "backends.fp32_precision" not in setting or backends.cuda.matmul.fp32_precision == "ieee"
 
 
-def check_all(rank: int) -> None:
+def check_all(rank):
     """Each in a process of its own: torch knows no way back from some mixtures of its older and newer switches."""
     for setting in SETTINGS:
         child = os.fork()
@@ -84,14 +79,14 @@ def check_all(rank: int) -> None:
         assert os.waitpid(child, 0)[1] == 0, setting
 
 
-def test_exact_leaves_the_switches_as_they_were() -> None:
+def test_exact_leaves_the_switches_as_they_were():
     assert processes.api(1, check_all) == [0]
 
 
-def test_published_network_is_read_in_exact_arithmetic() -> None:
+def test_published_network_is_read_in_exact_arithmetic():
     seen = []
 
-    def read(images: Tensor) -> Features:
+    def read(images):
         seen.append((torch.backends.cuda.matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
         return Features(images.float().mean(dim=(2, 3)), None, None)
 

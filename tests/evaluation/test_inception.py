@@ -6,16 +6,14 @@ import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from support.refusal import refused
-from torch import Tensor
 
 from pra.evaluation import metrics
 from pra.evaluation.evaluate import evaluate
-from pra.evaluation.features import DINOV2_SHA256, Features, Published, dinov2, inception
+from pra.evaluation.features import DINOV2_SHA256, Features, dinov2, inception
 from pra.evaluation.metrics import Moments, Protocol
 from pra.evaluation.reference import from_batches
 from pra.sampling.batches import Batch
@@ -27,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def port(torchvision_shim: None) -> Any:
+def port(torchvision_shim):
     """torch-fidelity's module of the network."""
     if importlib.util.find_spec("torch_fidelity") is None:
         pytest.skip("torch-fidelity is not installed: pip install 'pra-pixels[eval]'")
@@ -37,7 +35,7 @@ def port(torchvision_shim: None) -> Any:
 
 
 @pytest.fixture(scope="module")
-def weights(port: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(port, tmp_path_factory):
     """Random weights under which every layer is alive."""
     path = tmp_path_factory.mktemp("inception") / "random.pth"
     with pytest.MonkeyPatch.context() as patch:
@@ -54,18 +52,18 @@ def weights(port: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def extractor(weights: Path) -> Published:
+def extractor(weights):
     return inception(weights, CPU)
 
 
-def pixels(count: int, seed: int = 0, size: int = 20, channels: int = 3) -> Tensor:
+def pixels(count, seed=0, size=20, channels=3):
     """Smooth enough that images differ after Inception's resize."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, channels, 4, 4, generator=generator) * 255
     return torch.nn.functional.interpolate(coarse, size=(size, size + 3), mode="bilinear").to(torch.uint8)
 
 
-def test_features_are_torch_fidelitys_and_adms(extractor: Published, port: Any, weights: Path) -> None:
+def test_features_are_torch_fidelitys_and_adms(extractor, port, weights):
     """Spatial features are ADM's ``mixed_6/conv:0``: the first branch of the block, channels last, 7 of them."""
     from torch_fidelity.utils import create_feature_extractor
 
@@ -84,13 +82,13 @@ def test_features_are_torch_fidelitys_and_adms(extractor: Published, port: Any, 
     assert extractor.fingerprint == file_sha256(weights)
 
 
-def test_grey_is_shown_as_rgb_and_nothing_else_is_read(extractor: Published) -> None:
+def test_grey_is_shown_as_rgb_and_nothing_else_is_read(extractor):
     grey = pixels(1, channels=1)
     assert torch.equal(extractor(grey).pool, extractor(grey.repeat(1, 3, 1, 1)).pool)
     refused(lambda: extractor(pixels(1, channels=4)), code="mismatch", channels=4)
 
 
-def test_figures_of_features_are_torch_fidelitys(port: Any) -> None:
+def test_figures_of_features_are_torch_fidelitys(port):
     """One by one, on correlated ReLU-like features of different size and place: figures are well-conditioned."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
@@ -127,7 +125,7 @@ def test_figures_of_features_are_torch_fidelitys(port: Any) -> None:
     assert (shares["precision"], shares["recall"]) == pytest.approx((prc["precision"], prc["recall"]), abs=1e-6)
 
 
-def test_all_figures_from_images(port: Any, weights: Path, extractor: Published) -> None:
+def test_all_figures_from_images(port, weights, extractor):
     """torch-fidelity's command against ours, from pixels to figures, by the first layers alone: the others take time.
 
     But for the network of precision and recall, which is Inception here and by default a VGG16 there.
@@ -137,20 +135,20 @@ def test_all_figures_from_images(port: Any, weights: Path, extractor: Published)
     names, mixing = ["2048", "logits_unbiased"], torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
 
     class First(port.FeatureExtractorInceptionV3):  # type: ignore[misc,name-defined]
-        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        def forward(self, images):
             asked, self.features_list = self.features_list, ["64"]
             (pool,) = super().forward(images)
             self.features_list = asked
             return tuple(pool if name == "2048" else pool @ mixing for name in asked)
 
     class Images(torch.utils.data.TensorDataset):
-        def __getitem__(self, index: int) -> Any:
+        def __getitem__(self, index):
             return super().__getitem__(index)[0]
 
     register_feature_extractor("first", First)
     network = First("first", names, feature_extractor_weights_path=str(weights))
 
-    def read(images: Tensor) -> Features:
+    def read(images):
         pool, logits = network(images)
         return Features(pool, None, logits)
 
@@ -177,7 +175,7 @@ def test_all_figures_from_images(port: Any, weights: Path, extractor: Published)
 # --- bad input ----------------------------------------------------------------------------------------------
 
 
-def test_missing_extra_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_refused(tmp_path, monkeypatch):
     packages = {"torch_fidelity": (inception, "eval"), "timm": (dinov2, "dinov2")}
     for name in [name for name in sys.modules if name.split(".")[0] in packages]:
         monkeypatch.delitem(sys.modules, name)
@@ -193,7 +191,7 @@ def test_missing_extra_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     refused(lambda: inception(None, CPU), *parts, code="not-installed")
 
 
-def test_weights_that_are_not_inceptions_are_refused(port: Any, tmp_path: Path) -> None:
+def test_weights_that_are_not_inceptions_are_refused(port, tmp_path):
     path = tmp_path / "w.pth"
     refused(lambda: inception(path, CPU), code="unreadable", path=path)
     path.write_text("<html>")
@@ -204,14 +202,12 @@ def test_weights_that_are_not_inceptions_are_refused(port: Any, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["inception", "dinov2"])
-def test_weights_that_cannot_be_downloaded_are_refused(
-    name: str, port: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_cannot_be_downloaded_are_refused(name, port, tmp_path, monkeypatch):
     pytest.importorskip("timm", reason="dinov2 needs it") if name == "dinov2" else None
     opener, prefix = {"inception": (inception, "6726825d"), "dinov2": (dinov2, DINOV2_SHA256)}[name]
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
-    def fail(url: str, path: str, hash_prefix: str) -> None:
+    def fail(url, path, hash_prefix):
         assert hash_prefix == prefix
         raise OSError("no network")
 
@@ -219,9 +215,7 @@ def test_weights_that_cannot_be_downloaded_are_refused(
     refused(lambda: opener(None, CPU), "no network", "https://", "--weights FILE", code="unreachable")
 
 
-def test_downloaded_weights_are_taken_from_the_cache(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_downloaded_weights_are_taken_from_the_cache(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth").symlink_to(weights)

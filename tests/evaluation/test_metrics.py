@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from torch import Tensor
 
 from pra.evaluation import metrics
 from pra.evaluation.metrics import Balls, Moments, Protocol, frechet_distance, inception_score, overlap, score_sums
@@ -19,18 +18,18 @@ CPU = torch.device("cpu")
 Array = npt.NDArray[np.float64]
 
 
-def precision_recall(samples: Tensor, reference: Tensor) -> tuple[float, float]:
+def precision_recall(samples, reference):
     truth = Balls(reference)
     found = overlap(Balls(samples, centre=truth.centre), truth)
     return found["precision"], found["recall"]
 
 
-def covariance(dim: int, rank: int, seed: int) -> Array:
+def covariance(dim, rank, seed):
     factor = np.random.default_rng(seed).normal(size=(dim, rank))
     return factor @ factor.T
 
 
-def test_distance_of_gaussians_is_the_closed_form() -> None:
+def test_distance_of_gaussians_is_the_closed_form():
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
     a, b = np.random.default_rng(1).uniform(0, 4, (2, 12))
     mean1, mean2 = np.random.default_rng(2).normal(size=(2, 12))
@@ -43,7 +42,7 @@ def test_distance_of_gaussians_is_the_closed_form() -> None:
     assert frechet_distance(np.zeros(2), a, np.zeros(2), b) == pytest.approx(expected, rel=1e-12)
 
 
-def test_distance_of_singular_covariances() -> None:
+def test_distance_of_singular_covariances():
     for rank in (1, 3, 40):
         matrix = 1e4 * covariance(40, rank, 0)
         assert frechet_distance(np.ones(40), matrix, np.ones(40), matrix) <= 1e-10 * np.trace(matrix)
@@ -55,7 +54,7 @@ def test_distance_of_singular_covariances() -> None:
     assert frechet_distance(np.zeros(2), tiny, np.zeros(2), np.eye(2)) == pytest.approx(1 - 2e-10, rel=1e-12)
 
 
-def test_moments_are_numpys_however_the_rows_arrive() -> None:
+def test_moments_are_numpys_however_the_rows_arrive():
     rows = np.random.default_rng(0).normal(1e4, 1, (101, 6))  # far from the origin: sums of squares would cancel
     for sizes in ([101], [1] * 101, [50, 51], [3, 98]):
         moments = functools.reduce(operator.add, map(Moments.of, np.split(rows, np.cumsum(sizes)[:-1])))
@@ -65,7 +64,7 @@ def test_moments_are_numpys_however_the_rows_arrive() -> None:
         np.testing.assert_allclose(covariance, np.cov(rows, rowvar=False), rtol=0, atol=1e-10)
 
 
-def test_inception_score_of_certain_and_of_blind_classifiers() -> None:
+def test_inception_score_of_certain_and_of_blind_classifiers():
     certain = score_sums(1000.0 * torch.eye(4).repeat(100, 1), Protocol.ADM.split_of(400), 1)
     assert inception_score(certain) == pytest.approx((4, 0))
     blind = score_sums(torch.zeros(400, 4), Protocol.TORCH_FIDELITY.split_of(400), 10)
@@ -73,7 +72,7 @@ def test_inception_score_of_certain_and_of_blind_classifiers() -> None:
     assert inception_score(score_sums(torch.zeros(9, 4), Protocol.TORCH_FIDELITY.split_of(9), 10)) is None
 
 
-def test_inception_score_is_its_definition_in_both_protocols() -> None:
+def test_inception_score_is_its_definition_in_both_protocols():
     logits = torch.randn(10_050, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p = logits.softmax(dim=1).numpy()
     order = np.random.RandomState(2020).permutation(len(p))
@@ -89,7 +88,7 @@ def test_inception_score_is_its_definition_in_both_protocols() -> None:
         assert inception_score(sums) == pytest.approx((np.exp(divergence).mean(), np.exp(divergence).std()), rel=1e-9)
 
 
-def test_kid_is_unbiased() -> None:
+def test_kid_is_unbiased():
     random = np.random.default_rng(0)
     same = [metrics.kernel_distance(*random.normal(size=(2, 50, 4)), subsets=1)[0] for _ in range(300)]
     assert abs(np.mean(same)) < 4 * np.std(same) / math.sqrt(300)
@@ -97,7 +96,7 @@ def test_kid_is_unbiased() -> None:
     assert apart > 10 * np.std(same)
 
 
-def test_precision_and_recall_are_counted_by_balls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_and_recall_are_counted_by_balls(monkeypatch):
     line = torch.arange(10.0).unsqueeze(1)  # each point's third neighbour lies 2 away, or 3 at the ends and 2nd places
     assert precision_recall(line, line) == (1.0, 1.0)
     far = torch.cat([line[:5], line[:5] + 1000])
@@ -115,12 +114,12 @@ def test_precision_and_recall_are_counted_by_balls(monkeypatch: pytest.MonkeyPat
     assert precision_recall(a, b) == expected
 
 
-def test_copies_are_not_authentic() -> None:
+def test_copies_are_not_authentic():
     real = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)) + 5
     real[1] = real[0]  # equal images occur: a copy of them is one all the same
     truth = Balls(real, 3)
 
-    def authenticity(samples: torch.Tensor) -> float:
+    def authenticity(samples):
         return overlap(Balls(samples, 3, truth.centre), truth)["authenticity"]
 
     assert authenticity(real) == 0
@@ -134,7 +133,7 @@ def test_copies_are_not_authentic() -> None:
     assert authenticity(new) == pytest.approx(expected)
 
 
-def test_psnr() -> None:
+def test_psnr():
     black = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
     other = black.clone()
     other[0] = 255
@@ -143,7 +142,7 @@ def test_psnr() -> None:
     assert metrics.psnr(black, other)[1].item() == pytest.approx(48.1308, abs=1e-4)
 
 
-def test_ssim_is_scikit_images_averaged_over_channels() -> None:
+def test_ssim_is_scikit_images_averaged_over_channels():
     """``structural_similarity(..., gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255)``."""
     rows, columns = np.mgrid[:24, :20]
     a = ((rows * 11 + columns * 7) % 256).astype(np.uint8)
@@ -153,7 +152,7 @@ def test_ssim_is_scikit_images_averaged_over_channels() -> None:
     assert metrics.ssim(images, others).tolist() == pytest.approx([(1 + value) / 2, value], rel=1e-6)
 
 
-def test_adm_truncates_where_torch_fidelity_rounds() -> None:
+def test_adm_truncates_where_torch_fidelity_rounds():
     values = torch.tensor([-2.0, -1.0, 0.0, 0.003, 1.0, 2.0])
     assert Protocol.ADM.quantise(values).tolist() == [0, 0, 127, 127, 255, 255]
     assert Protocol.TORCH_FIDELITY.quantise(values).tolist() == [0, 0, 128, 128, 255, 255]

@@ -1,13 +1,8 @@
 """The linear probe: features that know no label, classifiers that choose nothing by the held-out set, bad input."""
 
-from __future__ import annotations
-
 import json
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,11 +41,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("config", [LEARNED, PIXEL], ids=["states", "pixels"])
-def test_features_are_clean_tokens_under_the_null_class(config: Any) -> None:
+def test_features_are_clean_tokens_under_the_null_class(config):
     model = random_model(config)
     images, labels, _ = batch(config)
 
-    def tokens(classes: torch.Tensor) -> torch.Tensor:
+    def tokens(classes):
         backbone = model.backbone
         x = torch.cat([model.condition(classes), backbone.patch_in(model.patchify(images)[:, :-1])], dim=1)
         for layer, block in enumerate(backbone.transformer.blocks):
@@ -71,7 +66,7 @@ def test_features_are_clean_tokens_under_the_null_class(config: Any) -> None:
     assert not any(block._forward_hooks for block in model.backbone.transformer.blocks)
 
 
-def test_last_patch_is_an_input_of_jit_alone() -> None:
+def test_last_patch_is_an_input_of_jit_alone():
     images, _, _ = batch(LEARNED)
     other = images.clone()
     other[:, :, -2:, -2:] = 0.0
@@ -80,11 +75,11 @@ def test_last_patch_is_an_input_of_jit_alone() -> None:
         assert [torch.equal(a, b) for a, b in zip(one, two, strict=True)] == [same] * len(one)
 
 
-def test_jit_is_read_at_a_time_with_noise_of_each_image() -> None:
+def test_jit_is_read_at_a_time_with_noise_of_each_image():
     images, _, _ = batch(JIT, 6)
     model = random_jit()
 
-    def read(time: float, first: int, last: int, start: int) -> torch.Tensor:
+    def read(time, first, last, start):
         found = Layers(model, [1, 2], time)(images[first:last], start)
         assert list(found) == [(1, "mean"), (2, "mean")]
         return torch.stack([*found.values()])
@@ -96,7 +91,7 @@ def test_jit_is_read_at_a_time_with_noise_of_each_image() -> None:
     assert not torch.allclose(read(1.0, 0, 6, 0), whole, atol=1e-3)
 
 
-def test_pixels_are_the_image_up_to_a_size() -> None:
+def test_pixels_are_the_image_up_to_a_size():
     images = torch.rand(2, 3, 6, 8)
     large = torch.rand(2, 1, 64, 32)
     for given, expected in ((images, images), (large, (large[:, :, ::2] + large[:, :, 1::2]) / 2)):
@@ -106,7 +101,7 @@ def test_pixels_are_the_image_up_to_a_size() -> None:
 # --- classifiers ----------------------------------------------------------------------------------------------
 
 
-def separable(count: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
+def separable(count=300):
     """Three classes by a matrix, of numbers far from standardised, and one that never varies."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, 5, generator=generator)
@@ -116,7 +111,7 @@ def separable(count: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", LINEAR)
-def test_linear_classifier_finds_nothing_in_noise(name: str) -> None:
+def test_linear_classifier_finds_nothing_in_noise(name):
     x, y = separable()
     found = accuracy(LINEAR[name], (x[:200], y[:200]), (x[200:], y[200:]), 3, CPU)
     assert min(found[:2]) > 0.9  # on the held-out set, in validation
@@ -124,10 +119,10 @@ def test_linear_classifier_finds_nothing_in_noise(name: str) -> None:
     assert accuracy(LINEAR[name], (x[:60], noise[:60]), (x[200:], noise[200:]), 3, CPU)[0] < 0.5
 
 
-def test_the_held_out_set_chooses_nothing() -> None:
+def test_the_held_out_set_chooses_nothing():
     seen = []
 
-    def fit(x: torch.Tensor, y: torch.Tensor, queries: torch.Tensor, classes: int, values: Any, device: Any) -> Any:
+    def fit(x, y, queries, classes, values, device):
         seen.append((len(x), len(queries), tuple(values)))
         # Right about the validation images with the value 2 alone.
         right = (queries[:, 0] > 0).long()
@@ -141,7 +136,7 @@ def test_the_held_out_set_chooses_nothing() -> None:
     assert seen == [(45, 5, (1.0, 2.0, 3.0)), (50, 50, (2.0,))] * 2
 
 
-def test_rates_side_by_side_learn_as_alone() -> None:
+def test_rates_side_by_side_learn_as_alone():
     x, y = separable(100)
     x = (x - x.mean(dim=0)) / 100
     fit, rates = LINEAR["sgd"].fit, (0.001, 1.0)
@@ -154,9 +149,7 @@ def test_rates_side_by_side_learn_as_alone() -> None:
 # --- the commands ---------------------------------------------------------------------------------------------
 
 
-def test_probe_writes_a_table_and_a_report(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_probe_writes_a_table_and_a_report(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(LINEAR, "logistic", LINEAR["logistic"]._replace(values=(0.01, 0.1)))
     out, before = tmp_path / "probe.json", contents(trained)
     probe_command(trained, layers="2,1", classifier="logistic", out=out, options=Reading(num=100, device="cpu"))
@@ -195,14 +188,14 @@ class Two(World):
 
     left: ClassVar[list[Any]] = []
 
-    def combine(self, value: Any, how: Callable[[list[Any]], Any]) -> Any:
+    def combine(self, value, how):
         if not self.is_first:
             self.left.append(value)
             return None
         return how([value, self.left.pop(0)])
 
 
-def test_processes_share_the_images_and_the_first_fits(trained: Path) -> None:
+def test_processes_share_the_images_and_the_first_fits(trained):
     task = Task.open(DataConfig(source=""), "digits", "digits@test", 41)
     vectors, linear = Layers(weights.load(trained), [1]), LINEAR["logistic"]
     one = task.figures(vectors, linear, (8, 8), 1, CPU, progress=False)
@@ -215,16 +208,16 @@ def test_processes_share_the_images_and_the_first_fits(trained: Path) -> None:
 
 
 def test_features_are_written_whole_by_batches_or_not_at_all(
-    trained: Path,
-    tmp_path: Path,
-    full_disk: Callable[[int], AbstractContextManager[None]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    trained,
+    tmp_path,
+    full_disk,
+    monkeypatch,
+):
     out = tmp_path / "f.npz"
-    made: list[weakref.ref[torch.Tensor]] = []
+    made = []
     whole = Layers.__call__
 
-    def recorded(self: Layers, images: torch.Tensor, start: int) -> Any:
+    def recorded(self, images, start):
         assert not any(found() is not None for found in made)  # of earlier batches
         vectors = whole(self, images, start)
         made.extend(map(weakref.ref, vectors.values()))
@@ -257,7 +250,7 @@ def test_features_are_written_whole_by_batches_or_not_at_all(
 # --- bad input ------------------------------------------------------------------------------------------------
 
 
-def folder_of(root: Path, classes: str, side: int = 8, each: int = 15) -> str:
+def folder_of(root, classes, side=8, each=15):
     """Grey pictures of a few classes, one letter each."""
     for letter in classes:
         (root / letter).mkdir(parents=True)
@@ -266,14 +259,14 @@ def folder_of(root: Path, classes: str, side: int = 8, each: int = 15) -> str:
     return f"folder:{root}"
 
 
-def test_data_that_no_probe_can_be_made_of(trained: Path, tmp_path: Path) -> None:
+def test_data_that_no_probe_can_be_made_of(trained, tmp_path):
     one = folder_of(tmp_path / "one", "a", each=30)
     two_classes, others = folder_of(tmp_path / "two", "ab"), folder_of(tmp_path / "others", "bc")
     small, again = folder_of(tmp_path / "small", "ab", side=4), folder_of(tmp_path / "again", "ab")
     folder_of(tmp_path / "lopsided", "a", each=40)
     lopsided = folder_of(tmp_path / "lopsided", "b", each=1)
 
-    def fails(data: str | None, test: str | None, *parts: str, num: int | None = None, **fields: object) -> None:
+    def fails(data, test, *parts, num=None, **fields):
         options = Reading(data, num=num)
         refused(lambda: probe_command(trained, test=test, only_run=True, options=options), *parts, **fields)
 
@@ -295,7 +288,7 @@ def test_data_that_no_probe_can_be_made_of(trained: Path, tmp_path: Path) -> Non
     refused(lambda: probe_command(tmp_path / "none"), "none")
 
 
-def test_layers_times_and_sizes_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_times_and_sizes_that_cannot_be(monkeypatch):
     model, jit = random_model(), random_jit()
     for layer in (0, 3):
         refused(lambda layer=layer: Layers(model, [layer]), "1 to 2", code="unknown", layer=layer)  # type: ignore[misc]
@@ -306,7 +299,7 @@ def test_layers_times_and_sizes_that_cannot_be(monkeypatch: pytest.MonkeyPatch) 
     refused(lambda: check_memory(2**32), "4 GiB", "1", code="too-large")
 
 
-def test_a_wrong_line_is_answered_in_one(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_line_is_answered_in_one(trained, tmp_path, capsys):
     run = str(trained)
     for words, part in (
         (["probe", run, "--layers", "9"], "layer 9"),

@@ -1,13 +1,8 @@
 """Statistics and batches in files: ours, those of others, and broken ones."""
 
-from __future__ import annotations
-
 import io
 import json
 import zipfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +21,7 @@ DESCRIPTION = {
     "format": 1, "name": "them", "features": "inception", "fingerprint": "0" * 64, "shape": [1, 8, 8],
     "fit": "pad", "count": 30,
 }  # fmt: skip
-STATISTICS: dict[str, Any] = {
+STATISTICS = {
     "mu": ROWS.mean(axis=0),
     "sigma": np.cov(ROWS.T),
     "pra": json.dumps(DESCRIPTION),
@@ -35,7 +30,7 @@ STATISTICS: dict[str, Any] = {
 INCEPTION = Projection(name="inception")
 
 
-def test_statistics_go_through_a_file(tmp_path: Path, full_disk: Any) -> None:
+def test_statistics_go_through_a_file(tmp_path, full_disk):
     extractor = Projection()
     reference = reference_of(pixels(30), extractor)
     with full_disk(500):
@@ -63,7 +58,7 @@ def test_statistics_go_through_a_file(tmp_path: Path, full_disk: Any) -> None:
     assert torch.equal(read.kept, torch.from_numpy(arrays["features"]))
 
 
-def test_statistics_of_others(tmp_path: Path) -> None:
+def test_statistics_of_others(tmp_path):
     path = tmp_path / "s.npz"
     own = reference_of(pixels(30), Projection())
     assert own.spatial is not None
@@ -81,7 +76,7 @@ def test_statistics_of_others(tmp_path: Path) -> None:
     assert judged(pixels(20), from_file(path, INCEPTION), INCEPTION).figures["adm"]["sfid"] is None
 
 
-def test_batch_is_a_reference_with_statistics_or_without(tmp_path: Path) -> None:
+def test_batch_is_a_reference_with_statistics_or_without(tmp_path):
     path = tmp_path / "b.npz"
     images = pixels(30).permute(0, 2, 3, 1).numpy()
     np.savez(path, arr_0=images)
@@ -99,7 +94,7 @@ def test_batch_is_a_reference_with_statistics_or_without(tmp_path: Path) -> None
     assert read.shape == (1, 4, 4)
 
 
-def patched(data: bytes, local: int, central: int, value: int) -> bytes:
+def patched(data, local, central, value):
     """The bytes of an archive, changed at these places of all its entries."""
     changed = bytearray(data)
     for mark, place in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
@@ -110,7 +105,7 @@ def patched(data: bytes, local: int, central: int, value: int) -> bytes:
     return bytes(changed)
 
 
-def torn_header(data: bytes) -> bytes:
+def torn_header(data):
     """The same archive, in which no array's header closes its brackets."""
     torn = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(torn, "w") as new:
@@ -119,7 +114,7 @@ def torn_header(data: bytes) -> bytes:
     return torn.getvalue()
 
 
-BREAKS: dict[str, Callable[[bytes], bytes]] = {
+BREAKS = {
     "encrypted": lambda data: patched(data, 6, 8, 1),
     "unknown compression": lambda data: patched(data, 8, 10, 77),
     "damaged compression": lambda data: data[:90] + bytes(n ^ 255 for n in data[90:130]) + data[130:],
@@ -130,7 +125,7 @@ BREAKS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("broken", BREAKS)
-def test_broken_archive_is_one_line(tmp_path: Path, broken: str) -> None:
+def test_broken_archive_is_one_line(tmp_path, broken):
     path = tmp_path / "b.npz"
     np.savez_compressed(path, arr_0=IMAGES, arr_1=np.arange(20))
     assert len(list(NpzBatch(path).batches(8))) == 3
@@ -161,7 +156,7 @@ def test_broken_archive_is_one_line(tmp_path: Path, broken: str) -> None:
         ({"mu_s": np.zeros(4)}, "sigma_s"),
     ],
 )
-def test_statistics_of_our_own_with_nonsense_are_refused(tmp_path: Path, change: dict[str, Any], name: str) -> None:
+def test_statistics_of_our_own_with_nonsense_are_refused(tmp_path, change, name):
     path = tmp_path / "s.npz"
     np.savez(path, **(STATISTICS | change))
     refused(lambda: from_file(path, INCEPTION), str(path), name)
@@ -180,13 +175,13 @@ def test_statistics_of_our_own_with_nonsense_are_refused(tmp_path: Path, change:
         ({"pra": STATISTICS["pra"], "arr_0": IMAGES}, "mu"),
     ],
 )
-def test_statistics_of_others_with_nonsense_are_refused(tmp_path: Path, arrays: dict[str, Any], part: str) -> None:
+def test_statistics_of_others_with_nonsense_are_refused(tmp_path, arrays, part):
     path = tmp_path / "s.npz"
     np.savez(path, **arrays)
     refused(lambda: judged(pixels(9), from_file(path, INCEPTION), INCEPTION), str(path), part)
 
 
-def test_members_that_are_not_arrays_are_refused(tmp_path: Path) -> None:
+def test_members_that_are_not_arrays_are_refused(tmp_path):
     path = tmp_path / "b.npz"
     np.savez(path, arr_0=IMAGES)
     with zipfile.ZipFile(path, "a") as archive:
@@ -202,7 +197,7 @@ def test_members_that_are_not_arrays_are_refused(tmp_path: Path) -> None:
 # --- batches ------------------------------------------------------------------------------------------------
 
 
-def test_batches_of_another_length_than_they_say_are_refused(tmp_path: Path) -> None:
+def test_batches_of_another_length_than_they_say_are_refused(tmp_path):
     path = tmp_path / "b.npz"
     for shape, what in (((30, 8, 8, 1), "20 of 30"), ((19, 8, 8, 1), "20 of 19"), ((-20, 8, 8, 1), "uint8 (-20,")):
         with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w") as file:

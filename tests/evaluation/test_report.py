@@ -1,7 +1,5 @@
 """A run's report: what the page shows, that it needs nothing else, and what it says where something is missing."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from support.answer import Pra, caller
+from support.answer import caller
 from support.files import contents as files_in
 from support.refusal import refused
 
@@ -32,29 +30,29 @@ pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little"
 class Page(HTMLParser):
     """Tags with their attributes, and the text."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+        self.tags = []
+        self.words = []
         self.feed(path.read_text())
         self.text = " ".join(" ".join(self.words).split())
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         self.words.append(data)
 
-    def count(self, tag: str, **attributes: str) -> int:
+    def count(self, tag, **attributes):
         return sum(name == tag and attributes.items() <= has.items() for name, has in self.tags)
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Pra:
+def call(capsys):
     return caller(capsys)
 
 
-def bare(folder: Path, recipe: str = "tiny") -> Path:
+def bare(folder, recipe="tiny"):
     """A run that has not begun."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(to_dict(pra.recipe(recipe))))
@@ -62,7 +60,7 @@ def bare(folder: Path, recipe: str = "tiny") -> Path:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def quick(monkeypatch, request):
     """Counting arithmetic and drawing take a second: one test does."""
     if "loads_nothing" not in request.node.name:
         monkeypatch.setattr(content, "costs", lambda config: ([("total", "0.074 M")], []))
@@ -72,7 +70,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-def test_the_page_shows_the_run_and_loads_nothing(run: Path) -> None:
+def test_the_page_shows_the_run_and_loads_nothing(run):
     measured = dict.fromkeys(gap.CURVES, [1.0] * 16) | {"checkpoint": "step-00000020", "images": 8, "seed": 0}
     sampling = to_dict(pra.recipe("tiny").sampling)
     (run / gap.FILE).write_text(json.dumps(measured | {"inputs": [0.5] * 15, "sampling": sampling, "environment": {}}))
@@ -94,7 +92,7 @@ def test_the_page_shows_the_run_and_loads_nothing(run: Path) -> None:
 
 
 @pytest.mark.parametrize("system", ["", ":jit", ":teacher-forced"])
-def test_what_is_absent_is_said_with_how_to_make_it(tmp_path: Path, system: str) -> None:
+def test_what_is_absent_is_said_with_how_to_make_it(tmp_path, system):
     run = bare(tmp_path / "run", f"tiny{system}")
     page = Page(write_report(run))
     assert (page.count("img"), page.count("input")) == (0, 0)
@@ -106,7 +104,7 @@ def test_what_is_absent_is_said_with_how_to_make_it(tmp_path: Path, system: str)
     assert (f"pra report {run} does" in page.text) == (system != ":jit")
 
 
-def test_curves_are_drawn_anew_where_they_are_older(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_are_drawn_anew_where_they_are_older(run, monkeypatch):
     config = pra.recipe("tiny")
     there = content.curves(run, config)
     assert there == content.embedded(run / "curves.png")
@@ -117,7 +115,7 @@ def test_curves_are_drawn_anew_where_they_are_older(run: Path, monkeypatch: pyte
     assert "this needs matplotlib, of the extra train" in Page(write_report(run)).text
 
 
-def test_other_peoples_text_is_no_markup(run: Path) -> None:
+def test_other_peoples_text_is_no_markup(run):
     wild = "<script>alert(1)</script><b>&amp;"
     values = to_dict(pra.recipe("tiny"))
     values["recipe"] = values["data"]["source"] = wild
@@ -130,7 +128,7 @@ def test_other_peoples_text_is_no_markup(run: Path) -> None:
     assert page.text.count(wild) >= 4
 
 
-def test_many_grids_are_thinned_and_copies_skipped(tmp_path: Path) -> None:
+def test_many_grids_are_thinned_and_copies_skipped(tmp_path):
     run = bare(tmp_path / "run")
     (run / "samples").mkdir()
     for step in range(1, 31):
@@ -148,7 +146,7 @@ def test_many_grids_are_thinned_and_copies_skipped(tmp_path: Path) -> None:
     assert not (run / "report.html").exists()
 
 
-def test_figures_are_shown_with_their_origin(run: Path) -> None:
+def test_figures_are_shown_with_their_origin(run):
     origin = {
         "features": {"name": "classifier", "sha256": "12ab"},
         "reference": {"name": "digits"},
@@ -169,7 +167,7 @@ def test_figures_are_shown_with_their_origin(run: Path) -> None:
         assert words in text
 
 
-def test_a_rollout_in_words() -> None:
+def test_a_rollout_in_words():
     assert "t between 0.9 and 1" in rollout_in_words(Parallel(t_min=0.9))
     assert "deviation 0.25" in rollout_in_words(Noised(sigma=0.25))
     assert "4 solver steps" in rollout_in_words(Exact())
@@ -180,9 +178,7 @@ def test_a_rollout_in_words() -> None:
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_the_gap_is_measured_once_and_is_that_of_the_model(
-    run: Path, tmp_path: Path, call: Pra, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_gap_is_measured_once_and_is_that_of_the_model(run, tmp_path, call, monkeypatch):
     config, source = override(pra.recipe("tiny"), "sampling.steps", "2"), open_source("digits")
     (run / "config.json").write_text(json.dumps(to_dict(config)))
     before = files_in(run)
@@ -211,9 +207,7 @@ def test_the_gap_is_measured_once_and_is_that_of_the_model(
     refused(lambda: write_report(run), code="unreadable", path=run / "rollout-gap.json")
 
 
-def test_the_gap_over_all_images_there_are_is_kept_too(
-    run: Path, tmp_path: Path, call: Pra, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_gap_over_all_images_there_are_is_kept_too(run, tmp_path, call, monkeypatch):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number in range(6):
@@ -236,7 +230,7 @@ def test_the_gap_over_all_images_there_are_is_kept_too(
     assert f"It could not be measured: data source 'folder:{pictures}'" in Page(run / "report.html").text
 
 
-def test_bad_input_is_refused_in_a_line(run: Path, call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_is_refused_in_a_line(run, call, monkeypatch):
     monkeypatch.chdir(run.parent)
     Path("there.html").write_text("mine")
     before = files_in(run.parent)
@@ -253,7 +247,7 @@ def test_bad_input_is_refused_in_a_line(run: Path, call: Pra, monkeypatch: pytes
 
 
 @pytest.mark.filterwarnings("default:no report")
-def test_training_ends_with_a_page(tmp_path: Path, call: Pra, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_ends_with_a_page(tmp_path, call, monkeypatch):
     monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
     monkeypatch.setattr(content, "curves", lambda run, config: None)
     folder = tmp_path / "run"

@@ -1,9 +1,5 @@
 """Folders of pictures, and the images of a model."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,33 +8,33 @@ from support.judging import run_command
 from support.refusal import refused
 
 from pra.commands.eval import evaluate_command
-from pra.data import Source, open_source
+from pra.data import open_source
 from pra.evaluation.samples import common_shape, pictures, spread
 
 CPU = torch.device("cpu")
 
 
-def test_spread() -> None:
+def test_spread():
     assert spread(10, 10) == list(range(10))
     assert spread(10, 3) == [0, 3, 6]
 
 
-def folder(path: Path, images: list[Image.Image], ending: str = "png") -> Source:
+def folder(path, images, ending="png"):
     path.mkdir()
     for number, image in enumerate(images):
         image.save(path / f"{number}.{ending}")
     return open_source(f"folder:{path}")
 
 
-def grey(size: tuple[int, int] = (6, 4)) -> Image.Image:
+def grey(size=(6, 4)):
     return Image.new("L", size, 90)
 
 
-def colour() -> Image.Image:
+def colour():
     return Image.new("RGB", (6, 4), (200, 100, 0))
 
 
-def test_pictures_are_shown_as_all_would_be(tmp_path: Path) -> None:
+def test_pictures_are_shown_as_all_would_be(tmp_path):
     mixed = folder(tmp_path / "mixed", [grey(), grey(), colour(), grey()])
     assert common_shape(mixed) == ((4, 6), 3)  # one of colour is enough
     batches = list(pictures(mixed, [0, 2, 1], ((4, 6), 3), 2))
@@ -48,7 +44,7 @@ def test_pictures_are_shown_as_all_would_be(tmp_path: Path) -> None:
     assert common_shape(folder(tmp_path / "palette", [grey(), colour().quantize(4)])) == ((4, 6), 3)
 
 
-def test_depth_and_transparency_become_eight_bits_on_white(tmp_path: Path) -> None:
+def test_depth_and_transparency_become_eight_bits_on_white(tmp_path):
     deep = Image.fromarray(np.full((4, 6), 51 * 257, np.uint16))
     deepest = folder(tmp_path / "grey", [Image.new("1", (6, 4), 1), grey(), deep])
     assert common_shape(deepest) == ((4, 6), 1)
@@ -59,7 +55,7 @@ def test_depth_and_transparency_become_eight_bits_on_white(tmp_path: Path) -> No
     assert batch.images[:, :, 0, 0].tolist() == [[255] * 3, [10] * 3]
 
 
-def test_first_picture_of_another_size_is_named_undecoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_picture_of_another_size_is_named_undecoded(tmp_path, monkeypatch):
     odd = folder(tmp_path / "odd", [grey(), grey(), grey((4, 6)), grey((7, 7))])
     monkeypatch.setattr(type(odd), "image", lambda *_: pytest.fail("a picture was decoded"))
     where = f"{tmp_path}/odd/2.png"
@@ -70,7 +66,7 @@ def test_first_picture_of_another_size_is_named_undecoded(tmp_path: Path, monkey
         refused(do, "6x4", f"{tmp_path}/odd/0.png", "4x6", code="mismatch", path=where)
 
 
-def test_the_size_is_that_of_the_picture_held_upright(tmp_path: Path) -> None:
+def test_the_size_is_that_of_the_picture_held_upright(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
     for ending in ("jpg", "png"):
@@ -81,7 +77,7 @@ def test_the_size_is_that_of_the_picture_held_upright(tmp_path: Path) -> None:
         assert batch.images.shape == (2, 1, 4, 6)
 
 
-def test_broken_picture_is_named(tmp_path: Path) -> None:
+def test_broken_picture_is_named(tmp_path):
     source = folder(tmp_path / "broken", [grey(), grey(), Image.effect_noise((6, 4), 50)])
     path = tmp_path / "broken" / "2.png"
     whole = path.read_bytes()

@@ -1,14 +1,10 @@
 """`pra sweep`: what it tries, that it judges as `pra eval` does, that it goes on, and what it refuses."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -54,13 +50,13 @@ pytestmark = pytest.mark.usefixtures("classifiers")
         (["steps=2,3"], ["steps=2", "steps=3"], {"steps": 3, "times": None}),
     ],
 )
-def test_points_are_all_combinations(over: list[str], names: list[str], changed: dict[str, Any]) -> None:
+def test_points_are_all_combinations(over, names, changed):
     tried = points(LEARNT, over)
     assert [point.name for point in tried] == names
     assert tried[-1].sampling == replace(LEARNT, **changed)
 
 
-def test_points_are_written_as_options() -> None:
+def test_points_are_written_as_options():
     _, tried = points(SamplingConfig(), ["guidance=1,1.00000001", "solver=heun"])
     assert tried.options == ["--guidance", "1.00000001", "--solver", "heun"]
     assert tried.settings == ["--set", "sampling.guidance=1.00000001", "--set", "sampling.solver=heun"]
@@ -85,18 +81,18 @@ def test_points_are_written_as_options() -> None:
         ([f"times=[{','.join(f'{n / 64:g}' for n in range(65))}]"], ("times=0,0.015625", "at most 200", "--set")),
     ],
 )
-def test_points_that_cannot_be_are_refused(over: list[str], words: tuple[str, ...]) -> None:
+def test_points_that_cannot_be_are_refused(over, words):
     refused(lambda: points(SamplingConfig(), over), *words)
 
 
 # --- what was found -----------------------------------------------------------------------------------------
 
 
-def result(fid: float | None, **changes: Any) -> Result:
+def result(fid, **changes):
     return Result(Point(changes, SamplingConfig(**changes)), Report({"torch-fidelity": {"fid": fid, "kid": 0.1}}, {}))
 
 
-def test_the_best_is_the_lowest_finite_fid() -> None:
+def test_the_best_is_the_lowest_finite_fid():
     results = [result(3.0, guidance=1.0), result(2.0, guidance=2.0), result(2.5, guidance=3.0)]
     diverged = [result(None, guidance=9.0), result(float("nan"), guidance=12.0)]
     best = find_best(diverged + results)
@@ -109,7 +105,7 @@ def test_the_best_is_the_lowest_finite_fid() -> None:
     assert shown[-1].split() == ["guidance=12", "-", "0.1"]
 
 
-def test_a_best_at_the_edge_is_told() -> None:
+def test_a_best_at_the_edge_is_told():
     rising = [result(fid, guidance=scale) for scale, fid in ((1.0, 3.0), (2.0, 2.0), (3.0, 1.0))]
     assert list(hints(rising, rising[-1])) == [
         "the best guidance, 3, is the largest that was tried: a better one may lie beyond"
@@ -125,7 +121,7 @@ def test_a_best_at_the_edge_is_told() -> None:
     assert list(hints(steps, steps[1])) == []  # always the most
 
 
-def test_curves_run_along_what_varies() -> None:
+def test_curves_run_along_what_varies():
     pytest.importorskip("matplotlib", reason="draws the curves")
     many = [
         result(1.0 + scale + steps, renormalise=plain, steps=2, guidance=scale, shift=float(steps))
@@ -148,17 +144,17 @@ OVER = ("guidance=1,2",)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
+def pictures(tmp_path_factory):
     return noise_pictures(tmp_path_factory.mktemp("pictures"), {"a": 12, "b": 12})
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return saved_model(tmp_path_factory.mktemp("model") / "model", ["a", "b"])
 
 
 @pytest.fixture(scope="module")
-def swept(model: Path, pictures: str, classifiers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def swept(model, pictures, classifiers, tmp_path_factory):
     """The folder of a sweep over ``OVER``, whose batches are shorter than a strip. To be read only."""
     folder = tmp_path_factory.mktemp("swept") / "out"
     sweep(model, folder, pictures, batch_size=3)
@@ -166,7 +162,7 @@ def swept(model: Path, pictures: str, classifiers: Path, tmp_path_factory: pytes
 
 
 @pytest.fixture
-def out(swept: Path, tmp_path: Path) -> Path:
+def out(swept, tmp_path):
     """A copy of that folder with the first point alone."""
     folder = tmp_path / "out"
     folder.mkdir()
@@ -175,22 +171,22 @@ def out(swept: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def sweep(target: Path | None, out: Path | None, pictures: str, **options: Any) -> None:
-    given: dict[str, Any] = {"over": OVER, "num": 12, "settings": ("sampling.steps=1",)}
+def sweep(target, out, pictures, **options):
+    given = {"over": OVER, "num": 12, "settings": ("sampling.steps=1",)}
     run_command(sweep_command, target, reference=pictures, out=out, **given | options)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path):
     return json.loads(path.read_text())  # type: ignore[no-any-return]
 
 
 @pytest.fixture
-def before_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], None]], None]:
+def before_each(monkeypatch):
     """``before_each(hook)``: a function of the guidance that runs before a point is judged."""
     evaluate = judging.evaluate
 
-    def install(hook: Callable[[float], None]) -> None:
-        def hooked(*arguments: Any, **options: Any) -> Report:
+    def install(hook):
+        def hooked(*arguments, **options):
             hook(options["provenance"]["images"]["sampling"]["guidance"])
             return evaluate(*arguments, **options)
 
@@ -199,9 +195,7 @@ def before_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], 
     return install
 
 
-def test_every_point_is_what_eval_measures(
-    model: Path, pictures: str, swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_point_is_what_eval_measures(model, pictures, swept, tmp_path, capsys):
     sweep(model, swept, pictures)  # once more: all is there
     shown = capsys.readouterr().out
     names = ("guidance=1.json", "guidance=1.png", "guidance=2.json", "guidance=2.png", "samples.jpg", "sweep.png")
@@ -225,7 +219,7 @@ def test_every_point_is_what_eval_measures(
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_one(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_agree_with_one(run, tmp_path, capsys):
     """Of a run, whose folder is where it all goes."""
     sweep(run, None, "digits", num=20, over=("guidance=1.5",))
     assert f"to share it so: pra export {run} DIR --set sampling.guidance=1.5" in capsys.readouterr().out
@@ -245,7 +239,7 @@ def test_two_processes_agree_with_one(run: Path, tmp_path: Path, capsys: pytest.
     assert strips[0] == strips[1]
 
 
-def test_sweep_over_averages_judges_each(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_over_averages_judges_each(run, tmp_path, capsys):
     """In one folder with a sweep of the default average, whose figures are of other weights."""
     reference = noise_pictures(tmp_path / "ten", dict.fromkeys("0123456789", 2), (8, 8))
     sweep(run, None, reference, num=20, over=("guidance=1",))
@@ -266,19 +260,17 @@ def test_sweep_over_averages_judges_each(run: Path, tmp_path: Path, capsys: pyte
     refused(lambda: sweep(run, None, reference, over=("average=ema,emma",)), "'emma'", "ema, raw")
 
 
-def test_strip_shows_the_first_images(model: Path, swept: Path) -> None:
+def test_strip_shows_the_first_images(model, swept):
     sampler = pra.Sampler(pra.load(model), steps=1, guidance=2.0)
     expected = contact_sheet(sampler.sample([0, 1] * (COLUMNS // 2), range(COLUMNS)), COLUMNS)
     with Image.open(swept / "guidance=2.png") as strip:
         assert np.array_equal(np.asarray(strip), np.asarray(expected))
 
 
-def test_stopped_sweep_goes_on(
-    model: Path, pictures: str, tmp_path: Path, before_each: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stopped_sweep_goes_on(model, pictures, tmp_path, before_each, capsys):
     out, judged = tmp_path / "out", []
 
-    def stopping(guidance: float) -> None:
+    def stopping(guidance):
         judged.append(guidance)
         if len(judged) == 2:
             raise KeyboardInterrupt
@@ -311,17 +303,13 @@ def test_stopped_sweep_goes_on(
         ({"num": 14, "over": ("guidance=3",)}, "seeds"),  # `pra compare` takes all of a folder
     ],
 )
-def test_figures_of_another_sweep_are_not_mixed_in(
-    model: Path, pictures: str, out: Path, changes: dict[str, Any], what: str
-) -> None:
+def test_figures_of_another_sweep_are_not_mixed_in(model, pictures, out, changes, what):
     before = contents(out)
     refused(lambda: sweep(model, out, pictures, **changes), code="mismatch", path=out / "guidance=1.json", what=what)
     assert {name: data for name, data in contents(out).items() if name != ".lock"} == before
 
 
-def test_figures_of_other_weights_or_images_are_not_mixed_in(
-    model: Path, pictures: str, out: Path, tmp_path: Path
-) -> None:
+def test_figures_of_other_weights_or_images_are_not_mixed_in(model, pictures, out, tmp_path):
     other = pra.load(model)
     with torch.no_grad():
         next(other.parameters()).add_(1e-3)
@@ -343,10 +331,8 @@ def test_figures_of_other_weights_or_images_are_not_mixed_in(
         assert (out / "guidance=1.json").read_text() == text
 
 
-def test_diverging_combination_does_not_end_the_others(
-    model: Path, pictures: str, out: Path, before_each: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    def diverging(guidance: float) -> None:
+def test_diverging_combination_does_not_end_the_others(model, pictures, out, before_each, capsys):
+    def diverging(guidance):
         if guidance == 2:
             raise NotFiniteError("12 of 12 images are not finite numbers")
 
@@ -363,9 +349,7 @@ def test_diverging_combination_does_not_end_the_others(
     assert "no FID is finite" in capsys.readouterr().out
 
 
-def test_bad_input_is_refused_before_any_work(
-    model: Path, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_input_is_refused_before_any_work(model, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("pra.commands.sweep.open_truth", None)
     out, batch = tmp_path / "out", tmp_path / "b.npz"
     np.savez(batch, np.zeros((5, 6, 8, 3), np.uint8))

@@ -1,7 +1,5 @@
 """Keyed noise: a function of the key alone, and properly distributed."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -12,7 +10,7 @@ GOLDEN_PERMUTATION = [7, 2, 4, 3, 1, 5, 0, 6]
 KEYS = noise.keys(11, torch.arange(2000))
 
 
-def test_numbers_have_the_stated_distributions() -> None:
+def test_numbers_have_the_stated_distributions():
     z = noise.normal(KEYS, 500).double()
     moments = [z.pow(k).mean().item() for k in (1, 2, 3, 4)]
     assert moments == pytest.approx([0, 1, 0, 3], abs=0.02)
@@ -24,7 +22,7 @@ def test_numbers_have_the_stated_distributions() -> None:
     assert torch.allclose(histogram, torch.full((20,), 0.05), atol=0.001)
 
 
-def test_keys_positions_and_streams_are_uncorrelated() -> None:
+def test_keys_positions_and_streams_are_uncorrelated():
     z = noise.normal(KEYS[:60], 4000)
     assert (torch.corrcoef(z) - torch.eye(60)).abs().max() < 0.08
     assert (torch.corrcoef(z.T[:60, :]) - torch.eye(60)).abs().max() < 0.7  # 60 samples only
@@ -32,7 +30,7 @@ def test_keys_positions_and_streams_are_uncorrelated() -> None:
     assert (z * other).mean(dim=1).abs().max() < 0.08
 
 
-def test_number_depends_on_its_key_only() -> None:
+def test_number_depends_on_its_key_only():
     whole = noise.normal(KEYS, 7, 11)
     chosen = torch.tensor([1999, 3, 500])
     assert torch.equal(noise.normal(KEYS[chosen], 7, 11), whole[chosen])
@@ -41,7 +39,7 @@ def test_number_depends_on_its_key_only() -> None:
     assert torch.equal(noise.normal(KEYS[:4], 100)[:, :77], whole[:4].flatten(1))
 
 
-def test_seeds_indices_and_purposes_differ() -> None:
+def test_seeds_indices_and_purposes_differ():
     drawn = [
         noise.normal(noise.fold(noise.keys(seed, torch.tensor([index])), purpose), 4)
         for seed in (0, 1, -1, 2**62)
@@ -51,25 +49,25 @@ def test_seeds_indices_and_purposes_differ() -> None:
     assert len({tuple(z.flatten().tolist()) for z in drawn}) == len(drawn)
 
 
-def test_seed_meanings_do_not_drift() -> None:
+def test_seed_meanings_do_not_drift():
     """Golden numbers: changing them changes what every published seed means."""
     key = noise.keys(42, torch.tensor([7]))
     assert noise.normal(key, 3).flatten().tolist() == pytest.approx(GOLDEN_NORMAL, abs=1e-6)
     assert noise.permutation(key[0], 8).tolist() == GOLDEN_PERMUTATION
 
 
-def test_fold_of_a_number_equals_fold_of_a_tensor() -> None:
+def test_fold_of_a_number_equals_fold_of_a_tensor():
     for value in (0, 1, 8, 2**63 - 1, 2**63, 2**64 - 1, -5):
         signed = (value + 2**63) % 2**64 - 2**63
         assert torch.equal(noise.fold(KEYS, value), noise.fold(KEYS, torch.tensor(signed)))
 
 
-def test_permutation_is_complete_and_differs_by_key() -> None:
+def test_permutation_is_complete_and_differs_by_key():
     one, other = (noise.permutation(key, 1000) for key in KEYS[:2])
     assert one.sort().values.equal(torch.arange(1000))
     assert not one.equal(other)
 
 
 @pytest.mark.gpu
-def test_numbers_on_cuda_are_the_same() -> None:
+def test_numbers_on_cuda_are_the_same():
     assert torch.equal(noise.normal(KEYS.cuda(), 100).cpu(), noise.normal(KEYS, 100))

@@ -1,43 +1,37 @@
 """The losses: where each gradient may go, what each target is."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from support.models import ALL, JITS, LEARNED, batch, random_jit, random_model
-from torch import Tensor
 
-from pra import PRA, config
-from pra.config import ObjectiveConfig, PixelLoss, Rollout
+from pra import config
+from pra.config import ObjectiveConfig, PixelLoss
 from pra.method import noise
-from pra.method.objectives import Losses, drop_labels, normalise_patches, training_losses
-from pra.models import Model
+from pra.method.objectives import drop_labels, normalise_patches, training_losses
 from pra.models.head import velocity_from_data
 
 ROLLOUTS = [config.Clean(), config.Noised(sigma=0.1), config.Reconstructed(), config.Parallel(), config.Exact(steps=1)]
 
 
 def computed(
-    model: Model,
-    rollout: Rollout | None = config.Parallel(),  # noqa: B008  (frozen)
-    perceptual: Callable[..., Tensor] | None = None,
-    **objective: Any,
-) -> Losses:
+    model,
+    rollout=config.Parallel(),  # noqa: B008  (frozen)
+    perceptual=None,
+    **objective,
+):
     images, labels, keys = batch(model.config)
     return training_losses(model, images, labels, keys, ObjectiveConfig(**objective), rollout, perceptual)
 
 
-def distance(reconstruction: Tensor, image: Tensor) -> Tensor:
+def distance(reconstruction, image):
     """In place of LPIPS."""
     assert reconstruction.shape == image.shape
     return 3 * (reconstruction - image).abs().mean((1, 2, 3))
 
 
-def reached(model: PRA, loss: Tensor) -> set[str]:
+def reached(model, loss):
     """The parts of the model that a loss has a gradient in."""
     model.zero_grad()
     loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
@@ -45,13 +39,13 @@ def reached(model: PRA, loss: Tensor) -> set[str]:
     return {".".join(name.split(".")[: 2 if name.startswith("codec") else 1]) for name in names}
 
 
-def untrained(model: Model) -> list[str]:
+def untrained(model):
     return [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 @pytest.mark.parametrize("rollout", ROLLOUTS, ids=lambda r: type(r).__name__)
 @pytest.mark.parametrize("name", ["learned", "encoder-without-h"])
-def test_gradients_go_where_they_should(name: str, rollout: Rollout) -> None:
+def test_gradients_go_where_they_should(name, rollout):
     model = random_model(ALL[name])
     losses = computed(model, rollout, distance, perceptual_weight=0.5)
     assert reached(model, losses.terms["flow"]) == {"condition", "backbone", "head"}
@@ -62,7 +56,7 @@ def test_gradients_go_where_they_should(name: str, rollout: Rollout) -> None:
     assert untrained(model) == []
 
 
-def test_terms_without_ar_pass_are_the_codecs() -> None:
+def test_terms_without_ar_pass_are_the_codecs():
     model = random_model()
     losses = computed(model, None)
     assert reached(model, losses.total) == {"codec.encoder", "codec.decoder"}
@@ -76,7 +70,7 @@ def test_terms_without_ar_pass_are_the_codecs() -> None:
 
 
 @pytest.mark.parametrize("name", ["pixel-v", "pixel-x"])
-def test_identity_codec_has_nothing_to_reconstruct(name: str) -> None:
+def test_identity_codec_has_nothing_to_reconstruct(name):
     model = random_model(ALL[name])
     losses = computed(model, config.Clean(), distance, perceptual_weight=0.5, auxiliary_weight=0.37)
     assert [*losses.terms] == ["flow", "auxiliary"]
@@ -85,7 +79,7 @@ def test_identity_codec_has_nothing_to_reconstruct(name: str) -> None:
 
 
 @pytest.mark.parametrize(("auxiliary", "perceptual"), [(0.0, 0.3), (0.1, 0.0), (0.37, 0.3)])
-def test_total_is_the_weighted_sum_bitwise(auxiliary: float, perceptual: float) -> None:
+def test_total_is_the_weighted_sum_bitwise(auxiliary, perceptual):
     """In this order of additions, on which rounding depends: runs resume with the losses that they began with."""
     model = random_model(replace(LEARNED, head=replace(LEARNED.head, shortcut=True)))
     losses = computed(model, perceptual=distance, auxiliary_weight=auxiliary, perceptual_weight=perceptual)
@@ -99,7 +93,7 @@ def test_total_is_the_weighted_sum_bitwise(auxiliary: float, perceptual: float) 
     assert not any(value.requires_grad for value in measured.values())
 
 
-def test_flow_loss_of_the_zero_field_is_the_target() -> None:
+def test_flow_loss_of_the_zero_field_is_the_target():
     """E|z - eps|^2 per dimension is 1 + 1 for normalised states and unit noise."""
     model = random_model()
     with torch.no_grad():
@@ -109,12 +103,12 @@ def test_flow_loss_of_the_zero_field_is_the_target() -> None:
 
 
 @pytest.mark.parametrize("name", ["pixel-v", "pixel-x"])
-def test_perfect_head_has_no_flow_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perfect_head_has_no_flow_loss(name, monkeypatch):
     """Both predictions are held against the same velocity: knowing z exactly gives zero."""
     model = random_model(ALL[name])
     z = model.patchify(batch(model.config)[0]).unsqueeze(1)
 
-    def perfect(z_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def perfect(z_t, t, condition):
         t = t.unsqueeze(-1)
         if model.head.prediction is config.Prediction.DATA:
             return velocity_from_data(z, z_t, t)
@@ -125,7 +119,7 @@ def test_perfect_head_has_no_flow_loss(name: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("kind", list(PixelLoss))
-def test_pixel_term_is_the_error_of_the_pixels(kind: PixelLoss) -> None:
+def test_pixel_term_is_the_error_of_the_pixels(kind):
     model = random_model(ALL["encoder-without-h"])
     images, labels, _ = batch(model.config)
     # Keeps the decoder inside [-1, 1], where reconstruct() does not clamp.
@@ -137,7 +131,7 @@ def test_pixel_term_is_the_error_of_the_pixels(kind: PixelLoss) -> None:
 
 
 @pytest.mark.parametrize("make", [random_model, random_jit])
-def test_loss_of_a_batch_is_the_mean_of_its_samples(make: Callable[[], Any]) -> None:
+def test_loss_of_a_batch_is_the_mean_of_its_samples(make):
     """Nothing is drawn per batch."""
     model = make()
     given = batch(model.config)
@@ -148,14 +142,14 @@ def test_loss_of_a_batch_is_the_mean_of_its_samples(make: Callable[[], Any]) -> 
     torch.testing.assert_close(whole, torch.stack(parts).mean(), atol=1e-5, rtol=1e-5)
 
 
-def test_labels_are_dropped_at_the_stated_rate() -> None:
+def test_labels_are_dropped_at_the_stated_rate():
     model, labels, keys = random_model(), torch.zeros(20_000, dtype=torch.int64), noise.keys(0, torch.arange(20_000))
     assert (drop_labels(model, labels, 0.1, keys) == 5).float().mean().item() == pytest.approx(0.1, abs=0.01)
     assert torch.equal(drop_labels(model, labels, 0.0, keys), labels)
     assert (drop_labels(model, labels, 1.0, keys) == 5).all()
 
 
-def test_normalised_patches_have_unit_variance() -> None:
+def test_normalised_patches_have_unit_variance():
     patches = normalise_patches(torch.randn(2, 3, 48) * 5 + 2)
     assert patches.mean(dim=-1).abs().max() < 1e-5
     torch.testing.assert_close(patches.std(dim=-1), torch.ones(2, 3), atol=1e-3, rtol=0)
@@ -168,7 +162,7 @@ def test_normalised_patches_have_unit_variance() -> None:
     assert "head" in reached(model, losses.total)
 
 
-def test_state_std_shows_collapse() -> None:
+def test_state_std_shows_collapse():
     model = random_model()
     assert computed(model).state_std > 0.02
     with torch.no_grad():
@@ -181,7 +175,7 @@ LOWERED = [(ALL["learned"], rollout) for rollout in ROLLOUTS] + [(ALL["pixel-x"]
 
 
 @pytest.mark.parametrize(("size", "rollout"), LOWERED + [(size, config.Clean()) for size in JITS.values()])
-def test_bfloat16_losses_stay_close(size: Any, rollout: Rollout) -> None:
+def test_bfloat16_losses_stay_close(size, rollout):
     """The arithmetic of CUDA's default, here on the CPU; the losses themselves are float32."""
     model = random_jit(size) if size in JITS.values() else random_model(size)
     exact = computed(model, rollout)

@@ -1,38 +1,32 @@
 """LPIPS in the reconstruction loss: the real package, with random features (nothing is downloaded)."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from support.data import noisy
 from support.refusal import refused
 from support.training import train
-from torch import Tensor
 
 import pra
-from pra.config import ModelConfig, RunConfig, apply_settings
+from pra.config import apply_settings
 from pra.method import perceptual
-from pra.method.objectives import Perceptual
 from pra.method.perceptual import OFF
 from pra.models.base import NoDraws
 from pra.utils import extras
 from pra.utils.extras import install_command
 
 
-def model_config(channels: int = 3, size: tuple[int, int] = (32, 32)) -> ModelConfig:
+def model_config(channels=3, size=(32, 32)):
     return dataclasses.replace(pra.recipe("tiny").model, image_size=size, channels=channels, patch_size=8)
 
 
 @pytest.fixture(scope="module")
-def features(torchvision_shim: None) -> torch.nn.Module:
+def features(torchvision_shim):
     """LPIPS with random features. VGG-16's classifier, which LPIPS leaves out, would take most of the time to draw."""
     with NoDraws():
-        network: torch.nn.Module = perceptual.load_network(pretrained=False)
+        network = perceptual.load_network(pretrained=False)
     torch.manual_seed(0)
     for module in network.net.modules():  # type: ignore[union-attr]
         if isinstance(module, torch.nn.Conv2d):
@@ -41,23 +35,23 @@ def features(torchvision_shim: None) -> torch.nn.Module:
 
 
 @pytest.fixture
-def random_features(features: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+def random_features(features, monkeypatch):
     """These features, wherever the product builds the network."""
     monkeypatch.setattr(perceptual, "load_network", lambda pretrained: features)
     return features
 
 
-def build(channels: int = 3, size: tuple[int, int] = (32, 32)) -> Perceptual:
+def build(channels=3, size=(32, 32)):
     return perceptual.lpips_distance(model_config(channels, size), torch.device("cpu"))
 
 
-def pictures(channels: int, seed: int, count: int = 2) -> Tensor:
+def pictures(channels, seed, count=2):
     return torch.rand(count, channels, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 @pytest.mark.usefixtures("random_features")
 @pytest.mark.parametrize("channels", [1, 3])
-def test_distance_falls_with_the_difference(channels: int) -> None:
+def test_distance_falls_with_the_difference(channels):
     distance = build(channels)
     image, other = pictures(channels, 0), pictures(channels, 1)
     assert distance(image, image).tolist() == [0.0, 0.0]
@@ -71,7 +65,7 @@ def test_distance_falls_with_the_difference(channels: int) -> None:
     assert small(image[..., :16, :16], other[..., :16, :16]).isfinite().all()
 
 
-def test_network_is_frozen(random_features: torch.nn.Module) -> None:
+def test_network_is_frozen(random_features):
     """Only the reconstruction gets a gradient."""
     random_features.train().requires_grad_(True)
     distance = build()
@@ -85,11 +79,11 @@ def test_network_is_frozen(random_features: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize(("channels", "size", "given"), [(2, (32, 32), "2"), (4, (32, 32), "4"), (3, (8, 32), "8x32")])
-def test_images_that_the_network_cannot_read(channels: int, size: tuple[int, int], given: str) -> None:
+def test_images_that_the_network_cannot_read(channels, size, given):
     refused(lambda: build(channels, size), given, OFF, code="unsupported")
 
 
-def test_missing_lpips_is_named_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_lpips_is_named_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     config, folder = rgb_run(tmp_path), tmp_path / "run"
     refused(lambda: train(config, folder), install_command("perceptual"), OFF, code="not-installed")
@@ -99,7 +93,7 @@ def test_missing_lpips_is_named_before_anything_is_written(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("kind", ["RuntimeError", "OSError"])
-def test_torchvision_of_another_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_torchvision_of_another_torch_is_named(tmp_path, monkeypatch, kind):
     """It is installed: to install the extra would not help."""
     for imported in [name for name in sys.modules if name.split(".")[0] == "lpips"]:
         monkeypatch.delitem(sys.modules, imported)
@@ -113,10 +107,10 @@ def test_torchvision_of_another_torch_is_named(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.usefixtures("torchvision_shim")
 @pytest.mark.parametrize("problem", [OSError("no network"), RuntimeError("invalid hash value\n(expected x)")])
-def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch, problem: Exception) -> None:
+def test_weights_that_cannot_be_downloaded(monkeypatch, problem):
     import lpips
 
-    def fail(**_: Any) -> None:
+    def fail(**_):
         raise problem
 
     monkeypatch.setattr(lpips, "LPIPS", fail)
@@ -124,7 +118,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch, prob
 
 
 @pytest.mark.usefixtures("random_features")
-def test_perceptual_loss_changes_the_codec_alone(tmp_path: Path) -> None:
+def test_perceptual_loss_changes_the_codec_alone(tmp_path):
     config = rgb_run(tmp_path)
     moved = train(config, tmp_path / "with").model
     still = train(apply_settings(config, ["train.objective.perceptual_weight=0"]), tmp_path / "without").model
@@ -133,7 +127,7 @@ def test_perceptual_loss_changes_the_codec_alone(tmp_path: Path) -> None:
     assert changed == {"codec"}
 
 
-def rgb_run(tmp_path: Path) -> RunConfig:
+def rgb_run(tmp_path):
     """One step on two colour images with a perceptual loss. Clipping would couple the codec with the rest."""
     for index in range(2):
         noisy(tmp_path / "data" / "class" / f"{index}.png", (32, 32), seed=index)

@@ -99,7 +99,7 @@ def test_rollout_depends_on_its_own_sample_only(scene):
         torch.testing.assert_close(alone, whole[1:2], atol=1e-4, rtol=1e-4)
 
 
-def test_impossible_rollouts_are_refused() -> None:
+def test_impossible_rollouts_are_refused():
     refused(lambda: config.Parallel(t_min=1.5), "[0, 1]", name="t_min", value=1.5)
     refused(lambda: config.Noised(sigma=-1.0), name="sigma", value=-1.0)
     refused(lambda: config.Exact(t_min=0.8, t_max=0.5), "[0, 0.5]", name="t_min", value=0.8)

@@ -1,7 +1,5 @@
 """The engine's caches: as large as they are counted, in whole buckets, behind a mask that is made once a token."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from support.engines import by_modules
@@ -17,7 +15,7 @@ GUIDED = SamplingConfig(guidance=3.0, steps=2)
 LABELS, SEEDS = [0, 4, 2], [10, 11, 12]
 
 
-def test_counted_bytes_are_the_bytes_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counted_bytes_are_the_bytes_held(monkeypatch):
     cases = [(name, "1", False, Precision.FLOAT32) for name in ALL]
     cases += [("learned", "0", compile, precision) for compile in (False, True) for precision in list(Precision)[1:]]
     for name, native, compile, precision in cases:
@@ -31,7 +29,7 @@ def test_counted_bytes_are_the_bytes_held(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [8, None])
-def test_static_cache_mask_hides_tokens_not_there_yet(size: int | None, dtype: torch.dtype) -> None:
+def test_static_cache_mask_hides_tokens_not_there_yet(size, dtype):
     """Added to the scores: 0, and minus infinity where no token is yet; of whole buckets."""
     config = random_model().config.backbone
     cache = StaticCache(config, 2, 13, torch.device("cpu"), dtype, size)
@@ -55,7 +53,7 @@ def test_static_cache_mask_hides_tokens_not_there_yet(size: int | None, dtype: t
         assert torch.equal(values[:, :, length : length + 1], 2 * token)
 
 
-def test_static_cache_is_aligned_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_static_cache_is_aligned_on_a_gpu_only(monkeypatch):
     """CUDA's kernels want a mask of such a length; elsewhere a longer cache would only be a slower one."""
     config, made = random_model().config.backbone, {name: getattr(torch, name) for name in ("empty", "zeros")}
     for name, make in made.items():
@@ -64,7 +62,7 @@ def test_static_cache_is_aligned_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) 
     assert capacities == [13, 2 * ALIGNED]
 
 
-def test_bfloat16_keeps_residual_streams_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_keeps_residual_streams_float32(monkeypatch):
     """In training as in sampling, where linear layers hold bfloat16 copies."""
     by_modules(monkeypatch)
     model, seen = random_model(), []

@@ -1,16 +1,11 @@
 """Models and checkpoints on disk: whole, of any readable format, and never a pickle."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -36,11 +31,11 @@ MODELS = {name: lambda config=config: random_model(config) for name, config in A
 class Draws(TorchFunctionMode):
     """Counts the numbers that are drawn within."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.numbers = 0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
             self.numbers += result.numel()
@@ -48,7 +43,7 @@ class Draws(TorchFunctionMode):
 
 
 @pytest.fixture
-def unset_is_nan() -> Iterator[None]:
+def unset_is_nan():
     """Memory that torch allocates and nobody sets holds nan."""
     torch.set_deterministic_debug_mode("warn")
     yield
@@ -57,7 +52,7 @@ def unset_is_nan() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.usefixtures("unset_is_nan")
-def test_load_sets_every_number_and_draws_none(name: str, tmp_path: Path) -> None:
+def test_load_sets_every_number_and_draws_none(name, tmp_path):
     model = MODELS[name]()
     assert all(p.isnan().any() for p in build_model(model.config, seed=None).parameters() if p.ndim == 2)
     for half in (False, True):
@@ -78,7 +73,7 @@ def test_load_sets_every_number_and_draws_none(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("config", [ALL["learned"], JITS["jit"]])
-def test_build_model_draws_once_and_not_on_meta(config: Any) -> None:
+def test_build_model_draws_once_and_not_on_meta(config):
     with Draws() as drawn:
         model = build_model(config)
     assert drawn.numbers == sum(p.numel() for p in model.parameters() if p.ndim == 2)
@@ -87,7 +82,7 @@ def test_build_model_draws_once_and_not_on_meta(config: Any) -> None:
     assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
-def test_average_of_parts_is_assembled_without_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_average_of_parts_is_assembled_without_draws(monkeypatch):
     ema = EMA(random_model(), exponential(0.5))
     ema.model.classes = tuple("abcde")
     monkeypatch.setattr(averages, "is_sharded", lambda _: True)
@@ -111,7 +106,7 @@ def test_average_of_parts_is_assembled_without_draws(monkeypatch: pytest.MonkeyP
 OLD = {"PRA": "backbone.class_embedding.", "JiT": "class_embedding."}
 
 
-def age(folder: Path, kind: str) -> None:
+def age(folder, kind):
     """Rewrite a checkpoint or model as format 1 had it, sizes in its manifest included."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"format": 1}, indent=2) + "\n")
@@ -128,7 +123,7 @@ def age(folder: Path, kind: str) -> None:
         state.write_text(json.dumps(values))
 
 
-def _metadata(file: Path, new: str, old: str) -> dict[str, str] | None:
+def _metadata(file, new, old):
     """The file's own metadata, in which torch's checkpoints keep names too."""
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
@@ -137,7 +132,7 @@ def _metadata(file: Path, new: str, old: str) -> dict[str, str] | None:
 
 
 @pytest.mark.parametrize(("recipe", "kind"), [("tiny", "PRA"), ("tiny:jit", "JiT")])
-def test_run_of_format_1_resumes_bitwise(recipe: str, kind: str, tmp_path: Path) -> None:
+def test_run_of_format_1_resumes_bitwise(recipe, kind, tmp_path):
     """Two steps, aged, and two more are the four steps of one run: weights, average, optimizer."""
     config = tiny("train.steps=4", "train.checkpoint_every=2", recipe=recipe)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -149,7 +144,7 @@ def test_run_of_format_1_resumes_bitwise(recipe: str, kind: str, tmp_path: Path)
     assert_same(whole, resumed)
 
 
-def test_model_of_format_1_loads(tmp_path: Path) -> None:
+def test_model_of_format_1_loads(tmp_path):
     model = random_model()
     age(pra.save(model, tmp_path / "model"), "PRA")
     assert same_weights(pra.load(tmp_path / "model"), model)
@@ -157,7 +152,7 @@ def test_model_of_format_1_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["learned", *JITS])
-def test_saved_model_loads_as_it_was(name: str, tmp_path: Path) -> None:
+def test_saved_model_loads_as_it_was(name, tmp_path):
     model = MODELS[name]()
     model.sampling, model.classes = SamplingConfig(guidance=2.0, steps=4), tuple("zyxwv")
     folder = pra.save(model, tmp_path / "new" / "model")
@@ -174,12 +169,12 @@ def test_saved_model_loads_as_it_was(name: str, tmp_path: Path) -> None:
     assert same_weights(half.to(torch.bfloat16), model)
 
 
-def same_weights(a: Any, b: Any) -> bool:
+def same_weights(a, b):
     pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
     return all(x == y and torch.equal(u, v) for (x, u), (y, v) in pairs)
 
 
-def test_load_takes_a_run_a_checkpoint_or_a_model(trained: Path, tmp_path: Path) -> None:
+def test_load_takes_a_run_a_checkpoint_or_a_model(trained, tmp_path):
     model, newest = pra.load(trained), trained / "checkpoints" / "step-00000020"
     assert same_weights(model, pra.load(newest))
     assert not same_weights(model, pra.load(trained / "checkpoints" / "step-00000010"))
@@ -194,7 +189,7 @@ def test_load_takes_a_run_a_checkpoint_or_a_model(trained: Path, tmp_path: Path)
     assert kinds == {".json", ".jsonl", ".png", ".safetensors"}  # no pickle
 
 
-def test_load_of_something_else_is_refused(run: Path, tmp_path: Path) -> None:
+def test_load_of_something_else_is_refused(run, tmp_path):
     for path in (tmp_path / "nothing", run / "config.json", run / "samples"):
         refused(lambda path=path: pra.load(path), code="missing", path=path)
     before = contents(run)
@@ -206,7 +201,7 @@ def test_load_of_something_else_is_refused(run: Path, tmp_path: Path) -> None:
     refused(lambda: pra.load(run), "Not a directory", code="unreadable", path=run / "checkpoints")
 
 
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused(tmp_path):
     for name, config in (("model", LEARNED), ("other", dataclasses.replace(LEARNED, class_tokens=2))):
         pra.save(random_model(config), tmp_path / name)
     file = tmp_path / "model" / weights.MODEL
@@ -231,14 +226,14 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         ("classes", 3, "does not name the 5 classes"),
     ],
 )
-def test_damaged_config_is_refused(tmp_path: Path, key: str, value: object, part: str) -> None:
+def test_damaged_config_is_refused(tmp_path, key, value, part):
     folder = pra.save(random_model(), tmp_path / "model")
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {key: value}))
     refused(lambda: pra.load(folder), part)
 
 
-def test_truncated_files_and_pickles_are_refused(tmp_path: Path) -> None:
+def test_truncated_files_and_pickles_are_refused(tmp_path):
     folder = pra.save(random_model(), tmp_path / "model")
     (folder / "model.pt").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
     pra.load(folder)
@@ -256,9 +251,7 @@ def test_truncated_files_and_pickles_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [100, 4096, 100_000])
-def test_save_on_a_full_disk_leaves_nothing(
-    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]], size: int
-) -> None:
+def test_save_on_a_full_disk_leaves_nothing(tmp_path, full_disk, size):
     """The configuration, the first and a later block of the weights do not fit."""
     with full_disk(size):
         refused(lambda: pra.save(random_model(), tmp_path / "x"), code="unwritable", path=tmp_path / "x")
@@ -280,14 +273,14 @@ STATES = dict.fromkeys(('{"step"', "[]", '{"sizes": 3}', '{"sizes": [1]}', "{}")
         *(("state.json", text, fault) for text, fault in STATES.items()),
     ],
 )
-def test_damaged_checkpoint_is_passed_over(run: Path, name: str, data: str | None, fault: str) -> None:
+def test_damaged_checkpoint_is_passed_over(run, name, data, fault):
     file = run / "checkpoints" / "step-00000020" / name
     file.write_bytes(file.read_bytes()[:-1] if data is None else data.encode())
     with pytest.warns(UserWarning, match=f"step-00000020 is damaged .*{fault}.*step-00000010, is used"):
         assert weights.newest_checkpoint(run) == run / "checkpoints" / "step-00000010"
 
 
-def test_run_without_a_whole_checkpoint_is_refused(run: Path) -> None:
+def test_run_without_a_whole_checkpoint_is_refused(run):
     previous = pra.load(run / "checkpoints" / "step-00000010")
     (run / "checkpoints" / "step-00000020" / "ema.safetensors").unlink()
     with pytest.warns(UserWarning, match=r"ema.safetensors is missing"):
@@ -297,10 +290,10 @@ def test_run_without_a_whole_checkpoint_is_refused(run: Path) -> None:
     assert weights.last_good(run) == "there is no earlier checkpoint"
 
 
-def test_closed_folder_of_checkpoints_is_not_empty(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_folder_of_checkpoints_is_not_empty(run, monkeypatch):
     listdir, folder = os.listdir, run / "checkpoints"
 
-    def refuse(path: Any = ".") -> list[str]:  # root may list every folder
+    def refuse(path="."):  # root may list every folder
         if Path(path) == folder:
             raise PermissionError(13, "Permission denied", str(path))
         return listdir(path)

@@ -1,23 +1,17 @@
 """The sampler runs the model that it is given: hooks, wrappers and replaced parts show in the images."""
 
-from __future__ import annotations
-
 import inspect
 import logging
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from naive import sample_without_caches
 from support.engines import by_modules
 from support.models import ALL, random_model
-from torch import Tensor, nn
+from torch import nn
 
-from pra import PRA, Sampler, cli, save
+from pra import Sampler, cli, save
 from pra.config import Precision, SamplingConfig
-from pra.models.cache import KVCache
 from pra.models.condition import ClassCondition
 from pra.models.states import PixelDecoder
 from pra.sampling.native import NativeSteps, library, steps, unsupported
@@ -31,43 +25,43 @@ needs_compiler = pytest.mark.skipif(library() is None, reason="there is no C++ c
 class Wrapped(nn.Module):
     """A module around another, as LoRA, a quantiser or ``torch.compile`` wraps it."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner):
         super().__init__()
         self.inner = inner
 
-    def forward(self, *arguments: Any) -> Any:
+    def forward(self, *arguments):
         return 1.1 * self.inner(*arguments)
 
 
-def hook(module: nn.Module, factor: float) -> None:
+def hook(module, factor):
     module.register_forward_hook(lambda module, inputs, output: factor * output)
 
 
-def wrap_first_block(blocks: nn.ModuleList) -> None:
+def wrap_first_block(blocks):
     blocks[0] = Wrapped(blocks[0])
 
 
-def replace_decoder(model: PRA) -> None:
+def replace_decoder(model):
     decode = model.codec.decoder.forward
 
-    def halved(states: Tensor, cache: KVCache | None = None) -> Tensor:
+    def halved(states, cache=None):
         return 0.5 * decode(states, cache)
 
     model.codec.decoder.forward = halved  # type: ignore[method-assign]
 
 
-def hook_every_linear(model: PRA) -> None:
+def hook_every_linear(model):
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.register_forward_pre_hook(lambda module, inputs: (1.01 * inputs[0],))
 
 
 class Swapped(ClassCondition):
-    def forward(self, labels: Tensor) -> Tensor:
+    def forward(self, labels):
         return -super().forward(labels)
 
 
-CHANGES: dict[str, Callable[[PRA], object]] = {
+CHANGES = {
     "hooked head": lambda model: hook(model.head, 0.5),
     "head of zeros": lambda model: hook(model.head, 0.0),
     "hooked backbone": lambda model: hook(model.backbone, 1.2),
@@ -83,7 +77,7 @@ CHANGES: dict[str, Callable[[PRA], object]] = {
 
 @pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BFLOAT16])
 @pytest.mark.parametrize("name", CHANGES)
-def test_change_of_the_model_shows_in_its_images(name: str, precision: Precision) -> None:
+def test_change_of_the_model_shows_in_its_images(name, precision):
     """Exactly as in the plain loop over the modules; also where the sampler has sampled before."""
     model = random_model()
     sampler = Sampler(model, GUIDED, precision)
@@ -103,7 +97,7 @@ def test_change_of_the_model_shows_in_its_images(name: str, precision: Precision
     assert torch.equal(Sampler(model, GUIDED, precision).sample(LABELS, SEEDS), after)
 
 
-def test_hook_shows_in_the_images_until_it_is_removed() -> None:
+def test_hook_shows_in_the_images_until_it_is_removed():
     model = random_model()
     sampler = Sampler(model, GUIDED)
     before = sampler.sample(LABELS, SEEDS)
@@ -122,11 +116,11 @@ def test_hook_shows_in_the_images_until_it_is_removed() -> None:
 
 
 @needs_compiler
-def test_unsupported_knows_parameters_not_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_knows_parameters_not_configurations(monkeypatch):
     """A new setting that builds another layer must not reach arithmetic that does not know it."""
 
     class Deeper(PixelDecoder):
-        def __init__(self, *arguments: Any) -> None:
+        def __init__(self, *arguments):
             super().__init__(*arguments)
             self.out = nn.Sequential(self.out, nn.Tanh())
 
@@ -156,14 +150,14 @@ def test_unsupported_knows_parameters_not_configurations(monkeypatch: pytest.Mon
         (lambda model: model.to("meta"), "not on the CPU"),
     ],
 )
-def test_unsupported_compares_every_module(change: Callable[[PRA], Any], reason: str) -> None:
+def test_unsupported_compares_every_module(change, reason):
     assert [unsupported(random_model(config)) for config in ALL.values()] == [None] * len(ALL)
     model = random_model()
     change(model)
     assert reason in str(unsupported(model))
 
 
-def test_sampler_says_why_the_modules_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_sampler_says_why_the_modules_run(caplog):
     caplog.set_level(logging.INFO, "pra")
     model = random_model()
     hook(model.head, 0.5)
@@ -175,9 +169,7 @@ def test_sampler_says_why_the_modules_run(caplog: pytest.LogCaptureFixture) -> N
     assert library() is None or "head has a forward hook" in said
 
 
-def test_verbose_command_says_how_it_samples(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verbose_command_says_how_it_samples(tmp_path, capsys, monkeypatch):
     by_modules(monkeypatch)
     words = ["sample", str(save(random_model(), tmp_path / "model")), "--labels", "3", "--seeds", "0", "--device=cpu"]
     for name, options in (("a.png", ["-v"]), ("b.png", [])):
@@ -186,11 +178,11 @@ def test_verbose_command_says_how_it_samples(
         assert ("pra: sampling by the model's own modules (" in said) == ("PRA_NATIVE=0" in said) == bool(options)
 
 
-def test_labels_reach_the_model_in_three_calls() -> None:
+def test_labels_reach_the_model_in_three_calls():
     """From ``Sampler.sample`` to the model's condition, which turns labels into tokens."""
     model, found = random_model(), []
 
-    def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
+    def look(module, inputs):
         names = [frame.function for frame in inspect.stack() if "/torch/" not in frame.filename]
         found.append([name for name in names[1 : names.index("sample")] if not name.startswith("<")])
 

@@ -1,9 +1,5 @@
 """``pra train`` in this process, for every recipe that is chosen."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import pytest
 
 from pra import cli
@@ -12,7 +8,7 @@ from pra.training import callbacks
 
 
 @pytest.fixture
-def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+def train(capsys, monkeypatch):
     """``pra train`` on the CPU without pictures, curves and report: its code and all that it said.
 
     A step takes a second as far as it knows.
@@ -21,7 +17,7 @@ def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("pra.commands.train.write_report", lambda run: None)
     monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 1.0)
 
-    def call(*arguments: object) -> tuple[int, str]:
+    def call(*arguments):
         code = cli.main(["train", *map(str, arguments), "--device", "cpu", "--set", "train.sample_every=0"])
         said = capsys.readouterr()
         return code, said.out + said.err

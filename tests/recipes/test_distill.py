@@ -1,7 +1,5 @@
 """Distillation: what the second head begins as, that it alone learns, and what is refused."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +23,7 @@ from pra.training.run import read_run
 SHORT = replace(LEARNED, head=replace(LEARNED.head, shortcut=True))
 
 
-def test_second_head_begins_as_the_first(tmp_path: Path) -> None:
+def test_second_head_begins_as_the_first(tmp_path):
     """One step of any length is Euler's."""
     base = random_model()
     pra.save(base, tmp_path / "base")
@@ -45,7 +43,7 @@ WORDS = ["--device", "cpu", "--set", "train.sample_every=0"]
 
 
 @pytest.fixture(scope="module")
-def runs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def runs(trained, tmp_path_factory):
     """A trained run and the one distilled from it."""
     base = Path(shutil.copytree(trained, tmp_path_factory.mktemp("distill") / "base"))
     folder = distill.run_folder(str(base))
@@ -55,7 +53,7 @@ def runs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return base, folder
 
 
-def test_second_head_alone_learns(runs: tuple[Path, Path]) -> None:
+def test_second_head_alone_learns(runs):
     base, model = map(pra.load, runs)
     assert model.sampling.solver is Solver.SHORTCUT
     first, after = base.state_dict(), model.state_dict()
@@ -69,11 +67,11 @@ def test_second_head_alone_learns(runs: tuple[Path, Path]) -> None:
 
 
 def test_distill_refuses_and_resumes(
-    runs: tuple[Path, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    runs,
+    tmp_path,
+    capsys,
+    monkeypatch,
+):
     base, distilled = runs
     pra.save(random_model(), tmp_path / "model")
     before = contents(distilled)
@@ -95,7 +93,7 @@ def test_distill_refuses_and_resumes(
     assert read_run(distilled).initial == str(base)
 
 
-def test_trainable_shortcut_without_a_second_head_is_refused() -> None:
+def test_trainable_shortcut_without_a_second_head_is_refused():
     tiny = pra.recipe("tiny")
     for config in (tiny, pra.recipe("tiny:jit"), override(tiny, "model.head.shortcut", "true")):
         with pytest.raises(PraError, match="pra distill RUN"):

@@ -1,10 +1,7 @@
 """Fine-tuning: what is taken over from another model, for which classes, and that the run goes on from there."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +12,11 @@ from support.files import contents
 from support.models import JIT, LEARNED, PIXEL, batch, random_jit, random_model
 from support.refusal import refused
 from support.training import pictures
-from torch import Tensor
 
 import pra
-from pra.config import Clean, JiTConfig, LearningRate, ObjectiveConfig, OptimizerConfig, Parallel, RunConfig
-from pra.data.survey import Range, Survey
-from pra.models import Model, build_model, weights
+from pra.config import Clean, JiTConfig, LearningRate, ObjectiveConfig, OptimizerConfig, Parallel
+from pra.data.survey import Range
+from pra.models import build_model, weights
 from pra.recipes import distill, fine_tune, own
 from pra.recipes.fine_tune import propose
 from pra.training.initial import EMBEDDING, load_initial, with_classes
@@ -40,17 +36,17 @@ STILL = ["--set", "train.optimizer.lr=1e-12"]
 """So that a step changes nothing that can be seen."""
 
 
-def named(model: Model, classes: str) -> Model:
+def named(model, classes):
     model.classes = tuple(classes)
     return model
 
 
-def models() -> list[Model]:
+def models():
     """Of five classes, a to e."""
     return [named(model, "abcde") for model in (random_model(LEARNED), random_model(PIXEL), random_jit(JIT))]
 
 
-def conditions(model: Model, label: int) -> Tensor:
+def conditions(model, label):
     """What a model makes of a label, before anything that is drawn."""
     images, _, _ = batch(model.config)
     labels, patches = torch.full((len(images),), label), model.patchify(images)
@@ -64,7 +60,7 @@ def conditions(model: Model, label: int) -> Tensor:
 
 @pytest.mark.parametrize("classes", ["b", "xbyda", "abcde", "vwxyzuts"])
 @pytest.mark.parametrize("old", models(), ids=["learned", "pixel", "jit"])
-def test_with_classes_keeps_known_and_begins_new_as_null(old: Model, classes: str) -> None:
+def test_with_classes_keeps_known_and_begins_new_as_null(old, classes):
     new = named(build_model(replace(old.config, num_classes=len(classes)), seed=9), classes)
     new.load_state_dict(with_classes(old, new.classes))
     for place, name in enumerate(classes):
@@ -79,7 +75,7 @@ def test_with_classes_keeps_known_and_begins_new_as_null(old: Model, classes: st
     assert all(torch.equal(new.state_dict()[name], before[name]) for name in shared)
 
 
-def test_load_initial_takes_the_average_named(run: Path) -> None:
+def test_load_initial_takes_the_average_named(run):
     config = replace(read_run(run).model, num_classes=3)
     model = named(build_model(config, seed=9), "x3y")
     raw = pra.load(run, average="raw").head.out.weight  # type: ignore[union-attr]
@@ -94,10 +90,10 @@ def test_load_initial_takes_the_average_named(run: Path) -> None:
     assert len(origin["sha256"]) == 64
 
 
-def test_load_initial_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_load_initial_of_another_model_is_refused(tmp_path):
     pra.save(random_model(), tmp_path / "saved")
 
-    def load(model: Model) -> None:
+    def load(model):
         load_initial(str(tmp_path / "saved"), model)
 
     refused(lambda: load(random_model(image_size=(12, 8))), "model.image_size: [6, 8] there", code="mismatch")
@@ -108,12 +104,12 @@ def test_load_initial_of_another_model_is_refused(tmp_path: Path) -> None:
 # --- the settings -------------------------------------------------------------------------------------------
 
 
-def settings(model: Model, run: RunConfig | None = None, survey: Survey = PETS, **length: float) -> RunConfig:
+def settings(model, run=None, survey=PETS, **length):
     length = length or {"steps": 160}
     return propose("runs/a", model, run, survey, length.get("minutes"), length.get("steps"), CPU)[0]  # type: ignore[arg-type]
 
 
-def test_propose_keeps_the_runs_settings_at_a_lower_rate() -> None:
+def test_propose_keeps_the_runs_settings_at_a_lower_rate():
     run = pra.recipe("digits")
     run = replace(run, train=replace(run.train, rollout=Clean(), codec_warmup=3, batch_size=24))
     config = settings(build_model(run.model), run)
@@ -127,7 +123,7 @@ def test_propose_keeps_the_runs_settings_at_a_lower_rate() -> None:
     assert (config.initial, config.recipe, config.targets) == ("runs/a", "fine-tuned", None)
 
 
-def test_propose_of_a_distilled_run_trains_everything() -> None:
+def test_propose_of_a_distilled_run_trains_everything():
     run = distill.second_head(pra.recipe("digits"), "runs/digits", 100)
     model = build_model(run.model)
     model.sampling = run.sampling
@@ -140,7 +136,7 @@ def test_propose_of_a_distilled_run_trains_everything() -> None:
     assert train.objective.pixel_loss == run.train.objective.pixel_loss
 
 
-def test_propose_without_a_run_takes_the_usual_settings() -> None:
+def test_propose_without_a_run_takes_the_usual_settings():
     for model, rollout, width in (
         (random_model(), Parallel(t_min=0.9), 32),
         (random_model(PIXEL), Clean(), 32),
@@ -151,7 +147,7 @@ def test_propose_without_a_run_takes_the_usual_settings() -> None:
         assert config.train.optimizer.lr == own.peak_rate(width) / fine_tune.LOWER
 
 
-def test_propose_guidance_needs_classes() -> None:
+def test_propose_guidance_needs_classes():
     several, single = random_model(), random_model(num_classes=1)
     several.sampling = replace(several.sampling, guidance=3.0, steps=7)
     plain = replace(PETS, classes={"image": 1000})
@@ -160,7 +156,7 @@ def test_propose_guidance_needs_classes() -> None:
     assert settings(several).sampling.steps == 7
 
 
-def test_propose_time_becomes_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_propose_time_becomes_steps(monkeypatch):
     monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 2.0)
     run = pra.recipe("digits")
     run = replace(run, train=replace(run.train, batch_size=20, micro_batch_size=5))
@@ -173,7 +169,7 @@ def test_propose_time_becomes_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(lambda: settings(build_model(run.model), run, minutes=0), option="--minutes", value=0)
 
 
-def test_propose_says_what_happens_to_pictures_and_classes() -> None:
+def test_propose_says_what_happens_to_pictures_and_classes():
     grey = named(random_model(channels=1, num_classes=2), ("cats", "cows"))  # type: ignore[arg-type]
     text = "\n".join(propose("runs/a", grey, None, PETS, None, 5, CPU)[1])
     for words in (
@@ -195,9 +191,7 @@ def test_propose_says_what_happens_to_pictures_and_classes() -> None:
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_command_fine_tunes_a_grey_model_and_resumes(
-    tmp_path: Path, run: Path, train: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_fine_tunes_a_grey_model_and_resumes(tmp_path, run, train, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pictures(Path("pets"), ("3", "3", "cats", "cats"), (10, 12), "RGB")
     command = ["--from", "run", "--data", "folder:pets", "--steps", 2, *STILL]
@@ -235,9 +229,7 @@ def test_command_fine_tunes_a_grey_model_and_resumes(
     assert contents(folder) == before
 
 
-def test_command_stopped_before_a_checkpoint_begins_again(
-    tmp_path: Path, run: Path, train: Callable[..., tuple[int, str]]
-) -> None:
+def test_command_stopped_before_a_checkpoint_begins_again(tmp_path, run, train):
     pictures(tmp_path / "pets", ("3", "cats"), (10, 12), "RGB")
     command = ["--data", f"folder:{tmp_path / 'pets'}", "--run-dir", tmp_path / "new", *STILL]
     assert train("--from", run, *command, "--steps", 1)[0] == 0
@@ -248,9 +240,7 @@ def test_command_stopped_before_a_checkpoint_begins_again(
 
 
 @pytest.mark.parametrize("model", [random_model(), random_jit()], ids=["pra", "jit"])
-def test_command_fine_tunes_a_saved_model_without_classes(
-    tmp_path: Path, train: Callable[..., tuple[int, str]], model: Model
-) -> None:
+def test_command_fine_tunes_a_saved_model_without_classes(tmp_path, train, model):
     pra.save(model, tmp_path / "saved")
     data = pictures(tmp_path / "pets", ("", ""), (10, 12))
     code, text = train("--from", tmp_path / "saved", "--data", data, "--run-dir", tmp_path / "new", "--minutes", "0.05")
@@ -261,9 +251,7 @@ def test_command_fine_tunes_a_saved_model_without_classes(
     assert pra.Sampler(new).sample([0], [0]).shape == (1, 3, 6, 8)
 
 
-def test_command_bad_input_is_one_line(
-    tmp_path: Path, run: Path, train: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_bad_input_is_one_line(tmp_path, run, train, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pictures(Path("pets"), ("a", "b"))
     Path("begun").mkdir()
@@ -297,9 +285,7 @@ def test_command_bad_input_is_one_line(
     ("initial", "told", "base"),
     [("hub:alice/flowers@v2", "`hub:alice/flowers@v2`", ["alice/flowers"]), ("/home/alice/flowers", "`flowers`", [])],
 )
-def test_card_names_where_the_weights_began(
-    tmp_path: Path, run: Path, initial: str, told: str, base: list[str]
-) -> None:
+def test_card_names_where_the_weights_began(tmp_path, run, initial, told, base):
     config = run / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"initial": initial}))
     card = (pra.export(run, tmp_path / "shared") / "README.md").read_text()

@@ -1,11 +1,8 @@
 """One's own pictures: what is chosen for them, and that the choice holds."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,7 @@ from support.data import PHOTOS, noisy
 from support.refusal import refused
 
 import pra
-from pra.config import RunConfig
-from pra.data.survey import Range, Survey
+from pra.data.survey import Range
 from pra.recipes import own
 from pra.recipes.own import propose, seconds_per_step
 from pra.training.run import read_run
@@ -23,20 +19,18 @@ from pra.training.run import read_run
 CPU = torch.device("cpu")
 
 
-def work(config: RunConfig) -> float:
+def work(config):
     """Roughly the arithmetic of a step: a number that grows with the model."""
     body = config.model.backbone  # type: ignore[union-attr]
     return config.model.num_patches * body.depth * body.width**2 / 1e6
 
 
-def by_size(seconds: float) -> Callable[[RunConfig, torch.device], float]:
+def by_size(seconds):
     """``seconds`` per unit of :func:`work`."""
     return lambda config, device: seconds * work(config)
 
 
-def proposed(
-    pictures: Survey, minutes: float | None, steps: int | None, speed: Callable[[RunConfig, torch.device], float]
-) -> own.Choice:
+def proposed(pictures, minutes, steps, speed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(own, "seconds_per_step", speed)
         return propose(pictures, minutes, steps, CPU)
@@ -54,9 +48,7 @@ def proposed(
         (3000, 3, (256, 16, 16)),
     ],
 )
-def test_propose_with_enough_time_takes_the_pictures_size(
-    side: int, channels: int, expected: tuple[int, int, int]
-) -> None:
+def test_propose_with_enough_time_takes_the_pictures_size(side, channels, expected):
     pictures = dataclasses.replace(
         PHOTOS, images=10**6, short_side=Range(side, side, side), grey=500 if channels == 1 else 0
     )
@@ -68,7 +60,7 @@ def test_propose_with_enough_time_takes_the_pictures_size(
     assert ("enlarged" in " ".join(reasons)) == (side < expected[0])
 
 
-def test_propose_uses_all_time_and_more_makes_more() -> None:
+def test_propose_uses_all_time_and_more_makes_more():
     sizes = []
     for minutes in (0.1, 5, 30, 120, 1000, 10_000):
         config, _ = proposed(PHOTOS, minutes, None, by_size(0.5))
@@ -79,7 +71,7 @@ def test_propose_uses_all_time_and_more_makes_more() -> None:
     assert len(set(sizes)) > 3
 
 
-def test_propose_few_pictures_get_a_small_model() -> None:
+def test_propose_few_pictures_get_a_small_model():
     for count in (1, 7):
         config, reasons = proposed(dataclasses.replace(PHOTOS, images=count), 10_000, None, by_size(1e-4))
         assert config.train.steps * config.train.batch_size == own.FEWEST_IMAGES
@@ -89,14 +81,14 @@ def test_propose_few_pictures_get_a_small_model() -> None:
 
 
 @pytest.mark.parametrize(("count", "streamed", "share"), [(199, False, None), (200, False, 0.05), (200, True, None)])
-def test_propose_holds_out_where_there_are_enough(count: int, streamed: bool, share: float | None) -> None:
+def test_propose_holds_out_where_there_are_enough(count, streamed, share):
     pictures = dataclasses.replace(PHOTOS, images=count, streamed=streamed)
     config, reasons = proposed(pictures, None, 1000, by_size(1e-4))
     assert (config.data.validation, config.train.validate_every) == (share, 50 if share else 0)
     assert ("10 pictures are held out" in " ".join(reasons)) == (share is not None)
 
 
-def test_propose_reasons_name_what_limits() -> None:
+def test_propose_reasons_name_what_limits():
     config, reasons = proposed(dataclasses.replace(PHOTOS, seconds_per_image=0.1), 1, None, lambda *_: 0.5)
     text = " ".join(reasons)
     for words in (
@@ -112,15 +104,15 @@ def test_propose_reasons_name_what_limits() -> None:
     assert (config.data.workers, config.train.steps) == (0, 102)
 
 
-def test_propose_without_classes_has_no_guidance() -> None:
+def test_propose_without_classes_has_no_guidance():
     single = dataclasses.replace(PHOTOS, classes={"image": 20_000})
     for pictures, guidance in ((single, 1.0), (PHOTOS, 1.5)):
         config, _ = proposed(pictures, 1, None, lambda *_: 0.5)
         assert (config.sampling.guidance, config.model.num_classes) == (guidance, len(pictures.classes))
 
 
-def test_propose_skips_models_too_large_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(*_: object) -> object:
+def test_propose_skips_models_too_large_for_the_device(monkeypatch):
+    def build(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("pra.bench.training.build_model", build)
@@ -136,7 +128,7 @@ def test_propose_skips_models_too_large_for_the_device(monkeypatch: pytest.Monke
     assert "needs more memory than the device has" in " ".join(reasons)
 
 
-def test_propose_steps_choose_as_time_does() -> None:
+def test_propose_steps_choose_as_time_does():
     for steps, side in ((100, 16), (40_000 // 32, 32), (60_000 // 32, 64)):
         config, reasons = proposed(PHOTOS, None, steps, by_size(10.0))
         assert (config.train.steps, config.model.image_size) == (steps, (side, side))
@@ -150,17 +142,17 @@ def test_propose_steps_choose_as_time_does() -> None:
     assert config.model.image_size == (32, 32)
 
 
-def test_seconds_per_step_are_measured() -> None:
+def test_seconds_per_step_are_measured():
     seconds = seconds_per_step(pra.recipe("tiny"), CPU, patience=0.0)
     assert 0 < seconds < 10
 
 
-def test_propose_without_time_is_refused() -> None:
+def test_propose_without_time_is_refused():
     for minutes in (0.0, -1.0, math.nan, math.inf):
         refused(lambda: proposed(PHOTOS, minutes, None, by_size(1)), "must be positive", option="--minutes")  # noqa: B023
 
 
-def test_run_folder_is_named_after_the_pictures() -> None:
+def test_run_folder_is_named_after_the_pictures():
     for data, name in (
         ("folder:~/My Photos/", "own-My-Photos"),
         ("folder:cats", "own-cats"),
@@ -174,9 +166,7 @@ def test_run_folder_is_named_after_the_pictures() -> None:
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_command_chooses_trains_and_resumes_as_chosen(
-    tmp_path: Path, train: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_chooses_trains_and_resumes_as_chosen(tmp_path, train, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in range(7):
         mode = ("RGB", "L", "RGBA")[number % 3]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +15,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_a_batch_goes_through_a_file(tmp_path: Path, labelled: bool) -> None:
+def test_a_batch_goes_through_a_file(tmp_path, labelled):
     path, images = tmp_path / "b.npz", torch.rand(20, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
     labels = torch.arange(20) % 3 if labelled else None
     passed = [batch.images for batch in exported(stream(images, labels=labels), 20, path)]
@@ -37,7 +34,7 @@ def test_a_batch_goes_through_a_file(tmp_path: Path, labelled: bool) -> None:
     assert (part.labels is None) if labels is None else torch.equal(part.labels, labels[4:9])  # type: ignore[arg-type]
 
 
-def test_an_export_that_is_broken_off_leaves_nothing(tmp_path: Path, full_disk: Any) -> None:
+def test_an_export_that_is_broken_off_leaves_nothing(tmp_path, full_disk):
     batches = exported(stream(pixels(20)), 20, tmp_path / "b.npz")
     next(batches)
     batches.close()  # type: ignore[attr-defined]
@@ -59,7 +56,7 @@ def test_an_export_that_is_broken_off_leaves_nothing(tmp_path: Path, full_disk: 
         ({"arr_0": IMAGES, "arr_1": np.where(np.arange(20) == 7, -1, 3)}, "-1"),
     ],
 )
-def test_batches_of_other_arrays_are_refused(tmp_path: Path, arrays: dict[str, Any], part: str) -> None:
+def test_batches_of_other_arrays_are_refused(tmp_path, arrays, part):
     path = tmp_path / "b.npz"
     refused(lambda: NpzBatch(path), str(path), "cannot be read")
     np.savez(path, **arrays)

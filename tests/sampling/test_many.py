@@ -1,20 +1,16 @@
 """``pra sample`` of many images: the same on any number of processes, and resumed after a kill."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from support import processes
-from support.answer import Pra, caller
+from support.answer import caller
 from support.files import contents
 from support.models import PIXEL, random_model
 from support.refusal import refused
@@ -34,17 +30,17 @@ from pra.utils.provenance import file_sha256
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Pra:
+def call(capsys):
     """``pra sample`` of a run, on the CPU."""
     return functools.partial(caller(capsys), "sample", "--device", "cpu")
 
 
-def arrays(path: Path) -> tuple[Any, Any]:
+def arrays(path):
     with np.load(path) as found:
         return found["arr_0"], found["arr_1"]
 
 
-def test_requests_are_a_grid_or_take_turns() -> None:
+def test_requests_are_a_grid_or_take_turns():
     pairs = grid((3, 7), (5, 6, 9))
     assert pairs.part(range(6)) == ([3, 3, 3, 7, 7, 7], [5, 6, 9, 5, 6, 9])
     assert pairs.part(range(2, 4)) == ([3, 7], [9, 5])
@@ -55,7 +51,7 @@ def test_requests_are_a_grid_or_take_turns() -> None:
     assert requests.plan == {"count": 11, "labels": [4, 0, 9], "order": "in turn"}
 
 
-def test_random_labels_depend_on_index_and_seed_alone() -> None:
+def test_random_labels_depend_on_index_and_seed_alone():
     labels = numbered(8_000, range(10), label_seed=1).labels
     assert numbered(800, range(10), label_seed=1).labels == labels[:800]
     assert numbered(800, range(10), label_seed=2).labels != labels[:800]
@@ -64,7 +60,7 @@ def test_random_labels_depend_on_index_and_seed_alone() -> None:
     assert 680 < counts.min() < 800 < counts.max() < 920
 
 
-def test_images_are_those_that_an_evaluation_makes(trained: Path, tmp_path: Path, call: Pra) -> None:
+def test_images_are_those_that_an_evaluation_makes(trained, tmp_path, call):
     assert call(trained, "--num", 14, "--batch-size", 5, "--out", tmp_path / "a.npz").code == 0
     pixels, labels = arrays(tmp_path / "a.npz")
     model, requests = pra.load(trained), numbered(14, range(10))
@@ -86,7 +82,7 @@ def test_images_are_those_that_an_evaluation_makes(trained: Path, tmp_path: Path
     assert np.abs(arrays(tmp_path / "one.npz")[0].astype(int) - expected[13]).max() <= 1
 
 
-def test_killed_processes_resume_bitwise(trained: Path, tmp_path: Path, call: Pra) -> None:
+def test_killed_processes_resume_bitwise(trained, tmp_path, call):
     """Two processes, killed and started again, make the images of one process, and nothing twice."""
     line = [trained, "--num", 24, "--random-labels", "--batch-size", 1]
     out, partial = tmp_path / "two" / "out", tmp_path / "two" / ".out.partial"
@@ -115,14 +111,12 @@ def test_killed_processes_resume_bitwise(trained: Path, tmp_path: Path, call: Pr
     assert said.startswith(f"pra: error: {out} exists already")
 
 
-def test_kill_while_shards_are_joined_does_no_harm(
-    trained: Path, tmp_path: Path, call: Pra, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kill_while_shards_are_joined_does_no_harm(trained, tmp_path, call, monkeypatch):
     line = [trained, "--num", 9, "--batch-size", 2]
     call(*line, "--out", tmp_path / "whole")
     rename, moved = Path.rename, []
 
-    def stop(self: Path, target: Path) -> Path:
+    def stop(self, target):
         if self.suffix == ".png":
             moved.append(self)
             if len(moved) == 4:
@@ -137,7 +131,7 @@ def test_kill_while_shards_are_joined_does_no_harm(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def stopped(sampler: pra.Sampler, out: Path, count: int, batches: int) -> None:
+def stopped(sampler, out, count, batches):
     """Some shards of a set, and no more: the next batch is a kill."""
     made = [sampler.sample] * batches
     sampler.sample = lambda *given: made.pop()(*given)  # type: ignore[method-assign]
@@ -145,12 +139,12 @@ def stopped(sampler: pra.Sampler, out: Path, count: int, batches: int) -> None:
         many(sampler, out, count)
 
 
-def many(sampler: pra.Sampler, out: Path, count: int, batch_size: int = 2, weights: str = "a") -> int:
+def many(sampler, out, count, batch_size=2, weights="a"):
     requests = numbered(count, range(5))
     return sample_many(sampler, requests, {"sha256": weights}, out, 3, batch_size, "{}-{}".format, ALONE)[0]
 
 
-def test_unfinished_set_is_of_one_request_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished_set_is_of_one_request_and_model(tmp_path, monkeypatch):
     model, out = random_model(PIXEL), tmp_path / "out.npz"
     many(pra.Sampler(model), tmp_path / "whole.npz", 10)
     stopped(pra.Sampler(model), out, 10, batches=2)
@@ -171,7 +165,7 @@ def test_unfinished_set_is_of_one_request_and_model(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["out.png", "out.npz"])
-def test_broken_shard_is_named_and_made_again(name: str, tmp_path: Path) -> None:
+def test_broken_shard_is_named_and_made_again(name, tmp_path):
     sampler, out = pra.Sampler(random_model(PIXEL)), tmp_path / name
     whole = tmp_path / f"whole-{name}"
     many(sampler, whole, 4)
@@ -184,7 +178,7 @@ def test_broken_shard_is_named_and_made_again(name: str, tmp_path: Path) -> None
     assert out.read_bytes() == whole.read_bytes() if name == "out.png" else arrays(out)[0].shape[0] == 4
 
 
-def test_set_without_images_leaves_nothing(tmp_path: Path, full_disk: Callable[[int], Any]) -> None:
+def test_set_without_images_leaves_nothing(tmp_path, full_disk):
     model, out = random_model(PIXEL), tmp_path / "out"
     stopped(pra.Sampler(model), out, 10, batches=0)
     with full_disk(600):
@@ -198,7 +192,7 @@ def test_set_without_images_leaves_nothing(tmp_path: Path, full_disk: Callable[[
     assert len(contents(out)) == 10
 
 
-def test_two_commands_do_not_write_one_output(tmp_path: Path) -> None:
+def test_two_commands_do_not_write_one_output(tmp_path):
     model, out = random_model(PIXEL), tmp_path / "out.npz"
     stopped(pra.Sampler(model), out, 10, batches=1)
     with locked(tmp_path / ".out.npz.partial", "filled", "wait"):
@@ -208,7 +202,7 @@ def test_two_commands_do_not_write_one_output(tmp_path: Path) -> None:
     assert many(pra.Sampler(model), out, 10) == 8
 
 
-def test_half_written_shard_does_not_count(tmp_path: Path) -> None:
+def test_half_written_shard_does_not_count(tmp_path):
     shards = shards_of(tmp_path, 10, 4, ".npz")
     assert shards.images == [range(4), range(4, 8), range(8, 10)]
     for name in (".shard-000000.npz.x1y2", "shard-000002.npz"):
@@ -217,7 +211,7 @@ def test_half_written_shard_does_not_count(tmp_path: Path) -> None:
     assert shards.images_there() == 2
 
 
-def test_torchrun_understands_the_launch_lines() -> None:
+def test_torchrun_understands_the_launch_lines():
     """It would take ``--num`` for the beginning of ``--numa-binding``."""
     from torch.distributed.run import get_args_parser
 

@@ -1,11 +1,6 @@
 """What the tests of sharing have in common: a stand-in for the Hub, and an exported model."""
 
-from __future__ import annotations
-
 import importlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from support.hub import TOKEN, Hub
@@ -14,13 +9,13 @@ import pra
 
 
 @pytest.fixture(scope="session")
-def shared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(trained, tmp_path_factory):
     """The trained run as `pra export --half` writes it. To be read only."""
     return pra.export(trained, tmp_path_factory.mktemp("shared") / "model", half=True)
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(tmp_path, monkeypatch):
     """An empty Hub in place of the network, an empty cache, and nobody logged in."""
     library = pytest.importorskip("huggingface_hub", reason="needs pip install 'pra-pixels[hub]'")
     from huggingface_hub.utils._http import default_client_factory
@@ -33,7 +28,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     http = importlib.import_module(library.errors.HTTPError.__module__.partition(".")[0])
     hub = Hub(http)
 
-    def client() -> Any:
+    def client():
         hooks = default_client_factory().event_hooks  # offline mode is one
         return http.Client(transport=http.MockTransport(hub.answer), event_hooks=hooks, follow_redirects=True)
 
@@ -43,5 +38,5 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def logged_in(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def logged_in(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)

@@ -1,7 +1,5 @@
 """The model card: what it says of a run and of a model of unknown origin, and which figures it keeps."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -15,7 +13,7 @@ from pra.models import weights
 from pra.utils.provenance import file_sha256
 
 
-def report(run: Path, fid: float, sha256: str = "") -> str:
+def report(run, fid, sha256=""):
     """What `pra eval` writes, on the weights of a run unless other ones are named."""
     newest = weights.model_folder(run)
     values = {
@@ -36,13 +34,13 @@ def report(run: Path, fid: float, sha256: str = "") -> str:
     return json.dumps(values)
 
 
-def card_of(model: pra.PRA | pra.JiT | Path, folder: Path, **options: object) -> str:
+def card_of(model, folder, **options):
     if not isinstance(model, Path):
         model = pra.save(model, folder / "saved")
     return (pra.export(model, folder / "model", **options) / "README.md").read_text()
 
 
-def test_card_says_what_the_run_knows(run: Path, tmp_path: Path) -> None:
+def test_card_says_what_the_run_knows(run, tmp_path):
     (run / "figures.json").write_text(report(run, 12.345))
     (run / "README.md").write_text("Mine alone.")  # notes, and not a card
     config = json.loads((run / "config.json").read_text())
@@ -71,7 +69,7 @@ def test_card_says_what_the_run_knows(run: Path, tmp_path: Path) -> None:
         assert (tmp_path / "model" / picture).exists()
 
 
-def test_card_of_unknown_origin_invents_nothing(tmp_path: Path) -> None:
+def test_card_of_unknown_origin_invents_nothing(tmp_path):
     model = random_model(num_classes=1)
     model.classes = ("cat",)
     card = card_of(model, tmp_path)
@@ -81,7 +79,7 @@ def test_card_of_unknown_origin_invents_nothing(tmp_path: Path) -> None:
     assert "- classes: cat" in card
 
 
-def test_card_names_some_of_many_classes(trained: Path, tmp_path: Path) -> None:
+def test_card_names_some_of_many_classes(trained, tmp_path):
     model = random_model(num_classes=1000)
     model.classes = tuple(f"class {number}" for number in range(1000))
     for folder, told, options in (
@@ -100,7 +98,7 @@ def test_card_names_some_of_many_classes(trained: Path, tmp_path: Path) -> None:
 # --- reports ------------------------------------------------------------------------------------------------
 
 
-def test_figures_of_other_weights_are_left_out(run: Path, tmp_path: Path) -> None:
+def test_figures_of_other_weights_are_left_out(run, tmp_path):
     (run / "old.json").write_text(report(run, 77.7, sha256="0" * 64))
     (run / "notes.json").write_text('{"figures": 3}')
     (run / "figures.json").write_text(report(run, 12.345))

@@ -1,14 +1,11 @@
 """Loading from the Hub, as ``hub:user/model``."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from support.files import contents
-from support.hub import TOKEN, Hub, Repository
+from support.hub import TOKEN, Repository
 from support.models import LEARNED, random_model
 from support.refusal import refused
 
@@ -19,15 +16,13 @@ from pra.models import weights
 from pra.utils.extras import install_command
 
 
-def publish(hub: Hub, folder: Path, name: str = "bob/model", **changes: bool) -> str:
+def publish(hub, folder, name="bob/model", **changes):
     """Lays a folder on the Hub; the commit."""
     repository = hub.repositories.setdefault(name, Repository(**changes))
     return repository.commit(contents(folder))
 
 
-def test_revision_is_a_commit_and_a_token_opens_what_is_private(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_revision_is_a_commit_and_a_token_opens_what_is_private(hub, tmp_path, monkeypatch):
     models = [random_model(), random_model(LEARNED, class_tokens=1)]
     first, second = (publish(hub, pra.save(model, tmp_path / str(i))) for i, model in enumerate(models))
     for address, model in ((f"@{first}", models[0]), ("", models[1]), (f"@{second}", models[1])):
@@ -39,7 +34,7 @@ def test_revision_is_a_commit_and_a_token_opens_what_is_private(
     assert torch.equal(pra.load("hub:bob/secret").head.out.weight, models[0].head.out.weight)
 
 
-def test_what_is_not_a_model_of_pra_is_refused(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_a_model_of_pra_is_refused(hub, tmp_path, capsys):
     model = pra.save(random_model(), tmp_path / "model")
     publish(hub, model, "bob/gated", gated=True)
     (model / "model.safetensors").unlink()
@@ -66,7 +61,7 @@ def test_what_is_not_a_model_of_pra_is_refused(hub: Hub, tmp_path: Path, capsys:
         assert command[1] in capsys.readouterr().err
 
 
-def test_without_network_or_library_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_or_library_is_refused(hub, monkeypatch):
     hub.reachable = False
     refused(lambda: pra.load("hub:bob/model"), "hub:bob/model", "cannot be reached", code="unreachable")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -75,12 +70,12 @@ def test_without_network_or_library_is_refused(hub: Hub, monkeypatch: pytest.Mon
     refused(lambda: pra.load("hub:bob/model"), "huggingface_hub", install_command("hub"), code="not-installed")
 
 
-def test_eval_of_a_hub_model_needs_a_reference(hub: Hub, shared: Path) -> None:
+def test_eval_of_a_hub_model_needs_a_reference(hub, shared):
     publish(hub, shared)
     refused(lambda: evaluate_command(Path("hub:bob/model"), num=20), "hub:bob/model", "--reference")
 
 
-def test_bfloat16_weights_are_taken_and_integers_are_not(tmp_path: Path) -> None:
+def test_bfloat16_weights_are_taken_and_integers_are_not(tmp_path):
     model = random_model()
     path = pra.save(model, tmp_path / "model") / "model.safetensors"
     weights.write_tensors({name: tensor.bfloat16() for name, tensor in model.state_dict().items()}, path)

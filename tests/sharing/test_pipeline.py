@@ -1,22 +1,18 @@
 """PRAPipeline: the call that users of diffusers know."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import importlib.util
 import inspect
 import sys
 import weakref
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from support.files import contents
-from support.hub import TOKEN, Hub, Repository
+from support.hub import TOKEN, Repository
 from support.models import PIXEL, random_model
 from support.refusal import refused
 
@@ -26,7 +22,7 @@ from pra.utils.extras import install_command
 
 
 @pytest.fixture(scope="module")
-def pipeline_class(request: pytest.FixtureRequest) -> Any:
+def pipeline_class(request):
     pytest.importorskip("diffusers", reason="needs pip install 'pra-pixels[diffusers]'")
     if importlib.util.find_spec("torchvision") is not None:  # diffusers imports it where it is
         request.getfixturevalue("torchvision_shim")
@@ -36,21 +32,21 @@ def pipeline_class(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-def pipe(pipeline_class: Any) -> Any:
+def pipe(pipeline_class):
     model = random_model()
     model.classes = ("ant", "bee", "cat", "dog", "eel")
     return pipeline_class(model)
 
 
-def seeded(seed: int) -> torch.Generator:
+def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def drawn(pipe: Any, labels: Any = 1, **options: Any) -> torch.Tensor:
+def drawn(pipe, labels=1, **options):
     return pipe(labels, **{"generator": seeded(1), "output_type": "pt", **options}).images
 
 
-def test_generator_decides_the_images_of_each_output_type(pipe: Any) -> None:
+def test_generator_decides_the_images_of_each_output_type(pipe):
     one, generator = drawn(pipe, [1, 2], generator=seeded(3)), seeded(3)
     assert torch.equal(drawn(pipe, [1, 2], generator=generator), one)
     assert not torch.equal(drawn(pipe, [1, 2], generator=generator), one)
@@ -72,7 +68,7 @@ def test_generator_decides_the_images_of_each_output_type(pipe: Any) -> None:
     assert torch.equal(first, pt)
 
 
-def test_settings_default_to_the_model_s(pipe: Any) -> None:
+def test_settings_default_to_the_model_s(pipe):
     sampling = pipe.model.sampling
     same = drawn(pipe, guidance_scale=sampling.guidance, num_inference_steps=sampling.steps)
     assert torch.equal(drawn(pipe), same)
@@ -86,7 +82,7 @@ def test_settings_default_to_the_model_s(pipe: Any) -> None:
     assert not torch.equal(drawn(pipe, num_inference_steps=3), same)
 
 
-def test_labels_are_numbers_names_or_none(pipe: Any) -> None:
+def test_labels_are_numbers_names_or_none(pipe):
     one, two = drawn(pipe, 3), drawn(pipe, [3, 4])
     for same in (np.int64(3), torch.tensor(3), (np.int64(3),), "dog", ["dog"]):
         assert torch.equal(drawn(pipe, same), one)
@@ -97,10 +93,10 @@ def test_labels_are_numbers_names_or_none(pipe: Any) -> None:
     assert pipe.get_label_ids("eel") == [4]
 
 
-def test_engine_is_made_once_per_settings(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
+def test_engine_is_made_once_per_settings(pipe, monkeypatch):
+    made = []
 
-    def counted(*arguments: Any) -> Engine:
+    def counted(*arguments):
         engine = Engine(*arguments)
         made.append((arguments[1].guidance, weakref.ref(engine)))
         return engine
@@ -116,7 +112,7 @@ def test_engine_is_made_once_per_settings(pipe: Any, monkeypatch: pytest.MonkeyP
     assert [guidance for guidance, _ in made[4:]] == [pipe.model.sampling.guidance]
 
 
-def test_bad_input_is_refused(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_is_refused(pipe, monkeypatch):
     for labels, problem in (([9], "label 9 is out of range"), ([1.0], "got [1."), ("cta", "no class 'cta'")):
         refused(lambda labels=labels: pipe(labels), problem)
     refused(lambda: pipe([1, 2], generator=[seeded(1)]), "1 generators for 2 labels")
@@ -129,7 +125,7 @@ def test_bad_input_is_refused(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     refused(lambda: importlib.import_module("pra.sharing.pipeline"), command, code="not-installed")
 
 
-def test_pipeline_is_one_of_diffusers_and_loads_the_same(pipe: Any, pipeline_class: Any, tmp_path: Path) -> None:
+def test_pipeline_is_one_of_diffusers_and_loads_the_same(pipe, pipeline_class, tmp_path):
     import diffusers
 
     ours, theirs = (list(inspect.signature(one.__call__).parameters) for one in (type(pipe), diffusers.DiTPipeline))
@@ -147,7 +143,7 @@ def test_pipeline_is_one_of_diffusers_and_loads_the_same(pipe: Any, pipeline_cla
     pipe.to(torch.bfloat16)
     refused(lambda: pipe(0), code="unsupported", value=torch.bfloat16)
 
-    def load(**options: Any) -> Any:
+    def load(**options):
         return pipeline_class.from_pretrained(tmp_path / "model", **options)
 
     assert load(torch_dtype=torch.float32, use_safetensors=True, token=None).model.config == pipe.model.config
@@ -156,7 +152,7 @@ def test_pipeline_is_one_of_diffusers_and_loads_the_same(pipe: Any, pipeline_cla
     refused(lambda: load(cache_folder="x"), "did you mean 'cache_dir'?", name="cache_folder")
 
 
-def test_from_pretrained_takes_hub_names(pipeline_class: Any, hub: Hub, tmp_path: Path) -> None:
+def test_from_pretrained_takes_hub_names(pipeline_class, hub, tmp_path):
     pra.save(random_model(PIXEL), tmp_path / "model")
     repository = hub.repositories["bob/model"] = Repository()
     commit = repository.commit(contents(tmp_path / "model"))

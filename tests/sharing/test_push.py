@@ -1,15 +1,12 @@
 """Export, push, and the model that is shipped."""
 
-from __future__ import annotations
-
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from support.files import contents
-from support.hub import TOKEN, Hub
+from support.hub import TOKEN
 from support.models import random_model
 from support.refusal import refused
 
@@ -22,12 +19,12 @@ from pra.utils.extras import install_command
 NOISE = {"labels": [1, 0], "seeds": [5, 6]}
 
 
-def same_images(one: pra.PRA, other: pra.PRA) -> bool:
+def same_images(one, other):
     first, second = (pra.Sampler(model).sample(**NOISE) for model in (one, other))
     return torch.equal(first, second)
 
 
-def test_export_is_a_model_folder_with_card_and_pictures(trained: Path, shared: Path, tmp_path: Path) -> None:
+def test_export_is_a_model_folder_with_card_and_pictures(trained, shared, tmp_path):
     folder = pra.export(trained, tmp_path / "model")
     assert sorted(contents(folder)) == ["README.md", "config.json", "curves.png", "model.safetensors", "samples.png"]
     assert same_images(pra.load(folder), pra.load(trained))
@@ -43,7 +40,7 @@ def test_export_is_a_model_folder_with_card_and_pictures(trained: Path, shared: 
     assert "stored as float16" in (shared / "README.md").read_text()
 
 
-def test_export_refuses_bad_input(trained: Path, shared: Path, tmp_path: Path) -> None:
+def test_export_refuses_bad_input(trained, shared, tmp_path):
     there, new, card = tmp_path / "there", tmp_path / "new", shared / "README.md"
     model = random_model()
     with torch.no_grad():
@@ -58,7 +55,7 @@ def test_export_refuses_bad_input(trained: Path, shared: Path, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-def test_exported_model_is_sampled_as_it_was_told(tmp_path: Path) -> None:
+def test_exported_model_is_sampled_as_it_was_told(tmp_path):
     model = pra.save(random_model(), tmp_path / "model")
     export_command(model, tmp_path / "told", settings=("sampling.guidance=2.5", "sampling.guidance_interval=[0, 0.8]"))
     told = pra.load(tmp_path / "told").sampling
@@ -81,9 +78,7 @@ def test_exported_model_is_sampled_as_it_was_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("logged_in")
-def test_pushed_model_comes_back_and_the_cache_is_enough(
-    hub: Hub, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pushed_model_comes_back_and_the_cache_is_enough(hub, trained, tmp_path, monkeypatch, capsys):
     assert cli.main(["push", str(trained), "alice/tiny", "--licence", "mit"]) == 0
     repository = hub.repositories["alice/tiny"]
     assert len(repository.commits) == 2  # the Hub's own, and ours
@@ -104,7 +99,7 @@ def test_pushed_model_comes_back_and_the_cache_is_enough(
     assert not hub.requests
 
 
-def test_push_refuses_without_the_right_to_write(hub: Hub, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_refuses_without_the_right_to_write(hub, shared, monkeypatch):
     refused(lambda: pra.push(shared, "alice/tiny"), "no token to push hub:alice/tiny with", "hf auth login")
     refused(lambda: pra.push(shared, "tiny"), "'tiny'", "user/model")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -121,9 +116,7 @@ def test_push_refuses_without_the_right_to_write(hub: Hub, shared: Path, monkeyp
     assert hub.repositories["alice/ours"].commits == before
 
 
-def test_dry_run_writes_what_push_uploads(
-    trained: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_writes_what_push_uploads(trained, shared, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     out = tmp_path / "model"
     assert cli.main(["push", str(trained), "alice/model", "--dry-run", str(out), "--half"]) == 0
@@ -137,7 +130,7 @@ def test_dry_run_writes_what_push_uploads(
 # --- the shipped model --------------------------------------------------------------------------------------
 
 
-def test_shipped_model_needs_no_name(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_model_needs_no_name(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "SHIPPED", shared)
     assert same_images(pra.load(), pra.load(shared))
     pictures, out = tmp_path / "pictures", tmp_path / "continued.png"
@@ -149,7 +142,7 @@ def test_shipped_model_needs_no_name(shared: Path, tmp_path: Path, monkeypatch: 
         assert continued.size == (8, 8)
 
 
-def test_shipped_card_loads_without_a_name(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_card_loads_without_a_name(trained, tmp_path, monkeypatch):
     shipped = contents(weights.SHIPPED)
     assert {"README.md", "config.json", "model.safetensors"} <= set(shipped)
     assert len(shipped["model.safetensors"]) <= 4e6

@@ -1,14 +1,10 @@
 """Studies: runs are made once, shared and resumed; tables say what the rows say; bad input is one line."""
 
-from __future__ import annotations
-
 import itertools
 import runpy
 import shutil
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,10 +21,10 @@ from pra.recipes.systems import TOLERANCE, parameters
 from pra.sampling import learnt_grid
 from pra.training.run import read_run
 from pra.utils.provenance import environment, file_sha256
-from studies import SETTINGS, STUDIES, Cell, Scale, Setting, Study, run_study
+from studies import SETTINGS, STUDIES, Cell, Scale, Study, run_study
 from studies.catalogue import find_study, only
 from studies.command import main
-from studies.measures import Gap, Measure, Quality, Reconstruction
+from studies.measures import Gap, Quality, Reconstruction
 from studies.records import read_rows
 from studies.run import Workplace, run_key
 from studies.settings import LONGER, SCALES, base, find_scale, find_setting
@@ -44,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("classifiers")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, classifiers: Path) -> Path:
+def made(tmp_path_factory, classifiers):
     """PRA and teacher forcing, trained and judged."""
     folder = tmp_path_factory.mktemp("made")
     go(study_of(QUALITY), folder)
@@ -52,15 +48,15 @@ def made(tmp_path_factory: pytest.TempPathFactory, classifiers: Path) -> Path:
 
 
 @pytest.fixture
-def place(made: Path, tmp_path: Path) -> Path:
+def place(made, tmp_path):
     """A copy of it, to be changed."""
     return Path(shutil.copytree(made, tmp_path / "place"))
 
 
-def study_of(*measures: Measure, name: str = "systems") -> Study:
+def study_of(*measures, name="systems"):
     """PRA and teacher forcing, measured so."""
 
-    def cells(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    def cells(setting, scale):
         for cell in STUDIES["systems"].cells(setting, scale):
             if cell.system in ("pra", "teacher-forced"):
                 kinds = [m for m in measures if cell.config.model.codec or not isinstance(m, Reconstruction)]
@@ -69,7 +65,7 @@ def study_of(*measures: Measure, name: str = "systems") -> Study:
     return Study(name, "?", ("digits-16",), cells)
 
 
-def go(study: Study, folder: Path, seeds: tuple[int, ...] = (0,), jobs: int = 1) -> list[dict[str, Any]]:
+def go(study, folder, seeds=(0,), jobs=1):
     place = Workplace(folder / "runs", torch.device("cpu"), jobs)
     run_study(study, [DIGITS], SMALL, seeds, folder / "studies", place, progress=False)
     return read_rows(folder / "studies" / study.name / "results.csv")
@@ -80,7 +76,7 @@ GAP = Gap(SamplingConfig(steps=1), 40)
 BOTH = study_of(QUALITY, Reconstruction(40))
 
 
-def test_study_is_made_once_and_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_study_is_made_once_and_goes_on(place, monkeypatch):
     with monkeypatch.context() as patch:  # several processes may measure a run, and one alone may hold it
         patch.setattr("studies.run.train", lambda *_, **__: pytest.fail("it is trained again"))
         rows = go(BOTH, place)
@@ -110,7 +106,7 @@ def test_study_is_made_once_and_goes_on(place: Path, monkeypatch: pytest.MonkeyP
     assert next(row for row in more if row["seed"] == 1)["fid"] != rows[0]["fid"]
 
 
-def test_known_figures_need_no_runs(place: Path) -> None:
+def test_known_figures_need_no_runs(place):
     rows = read_rows(place / "studies" / "systems" / "results.csv")
     picture = place / "studies" / "systems" / "digits-16-small-samples.jpg"
     drawn = picture.read_bytes()
@@ -125,7 +121,7 @@ def test_known_figures_need_no_runs(place: Path) -> None:
     assert not picture.exists()
 
 
-def distilled(setting: Setting, scale: Scale) -> Iterator[Cell]:
+def distilled(setting, scale):
     """A run that begins with another, before that one; which is sampled with a grid of its own."""
     run = base(setting, scale)
     steps = Quality(SamplingConfig(solver=Solver.SHORTCUT, steps=1), 40)
@@ -133,7 +129,7 @@ def distilled(setting: Setting, scale: Scale) -> Iterator[Cell]:
     yield Cell("pra", run, (replace(QUALITY, sampling=SamplingConfig(steps=2), learnt_grid=True), QUALITY))
 
 
-def test_run_may_begin_with_another(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_may_begin_with_another(place, monkeypatch):
     monkeypatch.setattr(learnt_grid, "ROUNDS", 2)
     rows = go(Study("solver", "?", ("digits-16",), distilled), place)
     assert [(row["system"], row["solver"]) for row in rows] == [
@@ -145,7 +141,7 @@ def test_run_may_begin_with_another(place: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_jobs_side_by_side_change_nothing(tmp_path: Path) -> None:
+def test_jobs_side_by_side_change_nothing(tmp_path):
     study = Study("solver", "?", ("digits-16",), distilled)
     one, two = (go(study, tmp_path / str(jobs), (0, 1), jobs) for jobs in (1, 2))
     assert [(row["run"], row["fid"], row["accuracy"]) for row in one] == [
@@ -153,12 +149,12 @@ def test_jobs_side_by_side_change_nothing(tmp_path: Path) -> None:
     ]
 
 
-def test_some_systems_alone() -> None:
+def test_some_systems_alone():
     cells = only(STUDIES["noise"], ["pra", "input-noise-x"], DIGITS, SMALL).cells(DIGITS, SMALL)
     assert [cell.system for cell in cells] == ["pra"] * 6 + ["input-noise-x"] * 6
 
 
-def test_figures_of_another_judge_are_measured_again(place: Path) -> None:
+def test_figures_of_another_judge_are_measured_again(place):
     rows = read_rows(place / "studies" / "systems" / "results.csv")
     [judge] = (place / "studies" / "judges").iterdir()
     assert {row["judge"] for row in rows} == {file_sha256(judge)[:12]}
@@ -174,7 +170,7 @@ def test_figures_of_another_judge_are_measured_again(place: Path) -> None:
     refused(lambda: go(study_of(QUALITY), place), "classifier", code="unreadable", path=judge)
 
 
-def test_gap_is_measured_at_each_position(place: Path) -> None:
+def test_gap_is_measured_at_each_position(place):
     rows = go(study_of(GAP, name="rollout-gap"), place)
     assert [row["position"] for row in rows if row["system"] == "pra"] == list(range(16))
     assert "input_gap" not in rows[0]
@@ -186,7 +182,7 @@ def test_gap_is_measured_at_each_position(place: Path) -> None:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_study_can_be_built_in_every_setting(name: str) -> None:
+def test_every_study_can_be_built_in_every_setting(name):
     for setting, (size, scale) in itertools.product(SETTINGS.values(), SCALES.items()):
         if size != "cpu" and name != "systems":
             continue
@@ -204,7 +200,7 @@ def test_every_study_can_be_built_in_every_setting(name: str) -> None:
             assert all(abs(count / counts["pra"] - 1) <= TOLERANCE for count in counts.values())
 
 
-def test_the_key_of_a_run_is_what_decides_its_weights() -> None:
+def test_the_key_of_a_run_is_what_decides_its_weights():
     run = base(DIGITS, SMALL)
     key = run_key(run)
     assert run_key(replace(run, recipe="another name")) == key
@@ -217,10 +213,10 @@ def test_the_key_of_a_run_is_what_decides_its_weights() -> None:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_command_at_scale_cpu_makes_one_seed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[tuple[int, list[int]]] = []
+def test_command_at_scale_cpu_makes_one_seed(name, monkeypatch, tmp_path):
+    asked = []
 
-    def stop(study: Study, settings: Sequence[Setting], scale: Scale, seeds: Sequence[int], *_: object) -> None:
+    def stop(study, settings, scale, seeds, *_):
         asked.append((len(settings), list(seeds)))
         raise PraError("stop")
 
@@ -232,7 +228,7 @@ def test_command_at_scale_cpu_makes_one_seed(name: str, monkeypatch: pytest.Monk
     assert asked == [(few, [0]), (every, [0, 1, 2]), (every, [0, 1, 2])]
 
 
-def test_inhomogeneity() -> None:
+def test_inhomogeneity():
     a, b = torch.randn(2, 400, 2, 3, generator=torch.Generator().manual_seed(0))
     assert inhomogeneity(a, b).abs().max() < 0.01
     near, apart = inhomogeneity(a, b + torch.tensor([0.0, 100.0]).view(1, 2, 1))
@@ -243,7 +239,7 @@ def test_inhomogeneity() -> None:
     assert inhomogeneity(u, u + 1).item() == pytest.approx(2 / 3, abs=1e-3)
 
 
-def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_names_are_refused(capsys):
     for find, name, near in ((find_study, "system", "systems"), (find_setting, "fashon-64", "fashion-64")):
         refused(lambda find=find, name=name: find(name), repr(name), near)
     refused(lambda: find_scale("gpus"), "gpu")
@@ -255,7 +251,7 @@ def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line.startswith("pra: error: ") for line in errors)
 
 
-def test_environment_names_the_program_as_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_names_the_program_as_typed(monkeypatch):
     for program, words in (
         ("/home/ann/pra/studies/__main__.py", ["python", "-m", "studies"]),
         ("/home/ann/pra/src/pra/__main__.py", ["pra"]),
@@ -266,9 +262,7 @@ def test_environment_names_the_program_as_typed(monkeypatch: pytest.MonkeyPatch)
         assert environment()["command"] == [*words, "noise"]
 
 
-def test_module_without_a_name_lists_the_studies(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_module_without_a_name_lists_the_studies(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["studies/__main__.py"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("studies", run_name="__main__")
@@ -276,10 +270,10 @@ def test_module_without_a_name_lists_the_studies(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(STUDIES)
 
 
-def test_probe_study_probes_each_layer_once(place: Path) -> None:
+def test_probe_study_probes_each_layer_once(place):
     shutil.rmtree(place / "runs")
 
-    def cells(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    def cells(setting, scale):
         for cell in STUDIES["probe"].cells(setting, replace(scale, depth=2, steps=1)):
             if cell.system in ("pra", "pixels", "jit") or cell.value == "pra":
                 yield replace(cell, measures=cell.measures[:2])

@@ -1,13 +1,10 @@
 """Reports of studies: pairs by seed, costs beside PRA, commands, and plots of the rows that are kept here."""
 
-from __future__ import annotations
-
 import csv
 import math
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.refusal import refused
@@ -30,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 DIGITS = SETTINGS["digits-16"]
 
 
-def row(system: str, seed: int, guidance: float, fid: float, **more: Any) -> dict[str, Any]:
+def row(system, seed, guidance, fid, **more):
     return {
         "dataset": "digits", "setting": "digits-16", "scale": "small", "tokens": 16, "system": system, "seed": seed,
         "guidance": guidance, "fid": fid, "run": f"{system}{seed}", "measured": f"guidance={guidance}", "images": 4,
@@ -38,9 +35,9 @@ def row(system: str, seed: int, guidance: float, fid: float, **more: Any) -> dic
     }  # fmt: skip
 
 
-def table(lines: list[str], place: int = 0) -> list[dict[str, str]]:
+def table(lines, place=0):
     """The lines of one of several tables by their heads."""
-    found: list[list[list[str]]] = []
+    found = []
     for before, line in zip(["", *lines], lines, strict=False):
         if line.startswith("|"):
             found += [] if before.startswith("|") else [[]]
@@ -49,7 +46,7 @@ def table(lines: list[str], place: int = 0) -> list[dict[str, str]]:
     return [dict(zip(head, cells, strict=True)) for cells in rest]
 
 
-def test_systems_are_paired_by_seed_at_their_best_guidance() -> None:
+def test_systems_are_paired_by_seed_at_their_best_guidance():
     rows = [
         row("pra", 0, 1.0, 1.0), row("pra", 1, 1.0, 2.0), row("pra", 2, 1.0, 3.0), row("pra", 7, 1.0, 9.0),
         row("jit", 0, 1.0, 9.0), row("jit", 1, 1.0, 9.0), row("jit", 2, 1.0, 9.0), row("jit", 5, 1.0, 9.0),
@@ -71,7 +68,7 @@ def test_systems_are_paired_by_seed_at_their_best_guidance() -> None:
     assert [line["seeds"] for line in table(tables(STUDIES["systems"], rows))] == ["0,1 (2 judges)", "0"]
 
 
-def test_students_t() -> None:
+def test_students_t():
     assert two_sided(0.0, 3) == 1.0
     assert two_sided(1.0, 1) == pytest.approx(0.5)  # Cauchy's
     assert two_sided(-(2**0.5), 2) == pytest.approx(1 - 0.5**0.5)
@@ -81,7 +78,7 @@ def test_students_t() -> None:
             assert two_sided(t, freedom) == pytest.approx(2 * stats.t.sf(abs(t), freedom), abs=1e-12)
 
 
-def test_each_length_is_paired_with_its_own() -> None:
+def test_each_length_is_paired_with_its_own():
     rows = [
         row(system, 0, 1.0, fid, value=steps)
         for system, steps, fid in (("pra", 4800, 2.0), ("jit", 4800, 1.0), ("jit", 1200, 8.0), ("pra", 1200, 3.0))
@@ -94,7 +91,7 @@ def test_each_length_is_paired_with_its_own() -> None:
     assert table(tables(STUDIES["systems"], equal), 1)[0]["p"] == "-"  # without a spread there is no t
 
 
-def test_variants_are_compared_on_their_own_seeds() -> None:
+def test_variants_are_compared_on_their_own_seeds():
     rows = [row("pra", seed, 2.0, fid, value="PRA") for seed, fid in ((0, 1.0), (1, 2.0), (2, 6.0))]
     rows += [row("pra", 1, 2.0, 2.5, value="no L_aux"), row("pra", 9, 1.0, 2.5, value="clean inputs")]
     lines = {line["PRA, but"]: line for line in table(tables(STUDIES["ablation"], rows))}
@@ -105,7 +102,7 @@ def test_variants_are_compared_on_their_own_seeds() -> None:
 
 
 @pytest.mark.parametrize("name", ["systems", "noise", "length", "rollout-gap", "probe", "solver"])
-def test_kept_pages_are_those_of_the_kept_rows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_pages_are_those_of_the_kept_rows(name, tmp_path, monkeypatch):
     """Tables, FLOPs, spreads, commands and provenance of the setting with the fewest rows."""
     kept = ROOT / "studies" / name
     rows = read_rows(kept / "results.csv")
@@ -121,7 +118,7 @@ def test_kept_pages_are_those_of_the_kept_rows(name: str, tmp_path: Path, monkey
     assert [line for line in lines if line not in page] == []
 
 
-def test_probe_table_chooses_by_validation() -> None:
+def test_probe_table_chooses_by_validation():
     found = [
         ("pra", 0, 1, 0.5, 0.7), ("pra", 1, 1, 0.6, 0.7), ("pra", 0, 2, 0.9, 0.6), ("pra", 1, 2, 0.9, 0.6),
         ("pra", 0, 3, 0.9, 0.9),  # one seed alone decides nothing
@@ -137,7 +134,7 @@ def test_probe_table_chooses_by_validation() -> None:
     assert lines[0][1:4] == ["80.0 %", "-", "-"]
 
 
-def test_best_guidance_is_that_of_the_mean_over_seeds(tmp_path: Path) -> None:
+def test_best_guidance_is_that_of_the_mean_over_seeds(tmp_path):
     rows = [
         row("pra", 0, 1.0, 3.0), row("pra", 1, 1.0, 3.2), row("pra", 0, 2.0, 1.0), row("pra", 1, 2.0, 9.0),
         row("pra", 0, 3.0, 0.1),  # one seed alone decides nothing
@@ -153,7 +150,7 @@ def test_best_guidance_is_that_of_the_mean_over_seeds(tmp_path: Path) -> None:
     assert picture.stat().st_size > 1000
 
 
-def test_records_keep_their_rows(tmp_path: Path) -> None:
+def test_records_keep_their_rows(tmp_path):
     records = Records(tmp_path, "systems")
     records.replace([row("pra", 1, 1.0, 3.0), row("pra", 0, 1.0, 2.5)])
     records.replace([row("pra", 1, 1.0, 4.0)])
@@ -172,12 +169,12 @@ def test_records_keep_their_rows(tmp_path: Path) -> None:
     refused(lambda: Records(tmp_path / "systems" / "results.csv", "noise"), "noise cannot be made", "another place")
 
 
-def test_the_commands_make_the_rows_of_all_sittings() -> None:
+def test_the_commands_make_the_rows_of_all_sittings():
     study = STUDIES["systems"]
     systems = [cell.system for cell in study.cells(DIGITS, SCALES["cpu"])]
     words = "python -m studies systems --setting digits-16 --scale cpu"
 
-    def of(seeds: dict[str, tuple[int, ...]]) -> list[str]:
+    def of(seeds):
         rows = [row(name, seed, 1.0, 3.0, scale="cpu") for name, numbers in seeds.items() for seed in numbers]
         return commands(study, rows)
 
@@ -199,17 +196,17 @@ def test_the_commands_make_the_rows_of_all_sittings() -> None:
     assert "makes 1 more than the table has so far" in "\n".join(commands(STUDIES["noise"], rows[:-1]))
 
 
-def test_ranges() -> None:
+def test_ranges():
     assert [in_ranges(numbers) for numbers in ([], [3], [1, 0], [2, 0, 1, 5, 7, 8, 9])] == ["", "3", "0,1", "0-2,5,7-9"]
 
 
-def legends(figure: Any) -> set[str]:
+def legends(figure):
     """Every text of every legend."""
     boxes = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
     return {text.get_text() for legend in boxes for text in legend.get_texts()}
 
 
-def drawn(name: str, rows: list[dict[str, Any]]) -> Any:
+def drawn(name, rows):
     """The figure, drawn without a warning."""
     pytest.importorskip("matplotlib", reason="draws the plots")
     with warnings.catch_warnings():
@@ -221,7 +218,7 @@ def drawn(name: str, rows: list[dict[str, Any]]) -> Any:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_study_is_drawn_from_its_rows(name: str) -> None:
+def test_every_study_is_drawn_from_its_rows(name):
     rows = read_rows(ROOT / "studies" / name / "results.csv")
     last = max(row["setting"] for row in rows)
     shown = legends(drawn(name, [row for row in rows if row["setting"] == last]))
@@ -235,7 +232,7 @@ def test_every_study_is_drawn_from_its_rows(name: str) -> None:
         assert legends(drawn("tokens", rows)) == {NAMES[row["system"]] for row in rows}
 
 
-def test_a_system_has_its_colour_in_every_plot() -> None:
+def test_a_system_has_its_colour_in_every_plot():
     rows = read_rows(ROOT / "studies" / "probe" / "results.csv")
     figure = drawn("probe", [row for row in rows if row["setting"] == "fashion-64"])
     lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
@@ -245,7 +242,7 @@ def test_a_system_has_its_colour_in_every_plot() -> None:
     assert len(set(COLOURS.values())) == len(COLOURS)
 
 
-def test_a_dot_for_every_seed() -> None:
+def test_a_dot_for_every_seed():
     rows = [row("pra", seed, 1.0, 2.0 + seed, value=0.9) for seed in range(3)] + [row("pra", 0, 1.0, 3.0, value=1.0)]
     (states,) = drawn("noise", rows).axes  # and none for pixels, of which there is nothing to show
     dots = [line for line in states.get_lines() if line.get_linestyle() == "None"]
@@ -254,7 +251,7 @@ def test_a_dot_for_every_seed() -> None:
     assert dict(zip(mean.get_xdata(), mean.get_ydata(), strict=True)) == {0.9: 3.0, 1.0: 3.0}
 
 
-def test_accuracy_by_length_is_at_one_guidance() -> None:
+def test_accuracy_by_length_is_at_one_guidance():
     rows = [
         row("pra", 0, guidance, fid, value=steps, accuracy=guidance / 10)
         for steps, best in ((1200, 3.0), (4800, 2.0))
@@ -266,7 +263,7 @@ def test_accuracy_by_length_is_at_one_guidance() -> None:
     assert list(line.get_ydata()) == [0.3, 0.3]
 
 
-def test_token_sizes_are_compared_within_a_setting(tmp_path: Path) -> None:
+def test_token_sizes_are_compared_within_a_setting(tmp_path):
     rows = [row("jit", seed, 1.0, 4.0 + 2 * seed, setting="a", value=48) for seed in (0, 1)]
     rows += [row("pra", 0, 1.0, 2.5, setting="a", value=48), row("jit", 0, 1.0, 30.0, setting="b", value=768)]
     (axes,) = drawn("tokens", rows).axes
@@ -280,7 +277,7 @@ def test_token_sizes_are_compared_within_a_setting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_one_old_row_of_unknown_system_is_reported(name: str, tmp_path: Path) -> None:
+def test_one_old_row_of_unknown_system_is_reported(name, tmp_path):
     # What the studies measure, and nothing that later versions record beside it.
     figures = {"solver": "newton, wavy", "evaluations": 2, "tokens": 4, "condition_gap": 0.0, "position": 1}
     probed = {"top1": 0.5, "validation": 0.5, "held_out": 10, "layer": 1, "pooling": "mean"}
@@ -294,7 +291,7 @@ def test_one_old_row_of_unknown_system_is_reported(name: str, tmp_path: Path) ->
     assert "--seeds 4" in readme.read_text()
 
 
-def test_longer_trainings_are_drawn_with_shorter_ones() -> None:
+def test_longer_trainings_are_drawn_with_shorter_ones():
     long, lengthened = "fashion-64-long", SETTINGS["fashion-64-long"].lengthens
     short = [
         row("pra", 0, 1.0, 3.0, setting=lengthened, value=1200, run="a"),
@@ -312,5 +309,5 @@ def test_longer_trainings_are_drawn_with_shorter_ones() -> None:
     assert with_shorter(STUDIES["noise"], [*short, *own], own) == own
 
 
-def test_every_axis_has_ticks_to_read() -> None:
+def test_every_axis_has_ticks_to_read():
     assert all(len(ticks_between(low, low * LEAST_SPAN)) >= 3 for low in (0.47, 0.5, 0.96, 1.0, 3.3, 9.1, 47.0))

@@ -9,8 +9,6 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-import pytest
-
 from pra import cli
 from pra.commands.program import parse_command
 
@@ -22,7 +20,7 @@ class Answer(NamedTuple):
     out: str
     errors: list[str]
 
-    def is_refusal(self, *parts: object) -> bool:
+    def is_refusal(self, *parts):
         """Whether the exit code is 2 and stderr is one line that holds all ``parts``."""
         assert (self.code, len(self.errors)) == (2, 1), self
         assert self.errors[0].startswith("pra: error: ")
@@ -33,10 +31,10 @@ class Answer(NamedTuple):
 Pra = Callable[..., Answer]
 
 
-def caller(capsys: pytest.CaptureFixture[str]) -> Pra:
+def caller(capsys):
     """``call("show", "tiny")``."""
 
-    def call(*words: object) -> Answer:
+    def call(*words):
         capsys.readouterr()
         code = cli.main([str(word) for word in words])
         out, error = capsys.readouterr()
@@ -47,7 +45,7 @@ def caller(capsys: pytest.CaptureFixture[str]) -> Pra:
 
 
 @functools.cache
-def options_of(command: Callable[..., None]) -> frozenset[str]:
+def options_of(command):
     """The options that the help of a command shows."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):

@@ -1,26 +1,21 @@
 """The web demo in a real browser: for its tests and its screenshots."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from pra.demo.exhibit import Exhibit
 from pra.demo.page import build_page, launch_options
 from support.processes import free_port
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-def find_browser() -> str | None:
+def find_browser():
     """A Chromium of the system's; the one that Playwright would download is not needed."""
     return next((path for path in map(shutil.which, BROWSERS) if path), None)
 
 
 @contextmanager
-def served(*exhibits: Exhibit) -> Iterator[str]:
+def served(*exhibits):
     """The page of one model or two, in this process: its address."""
     port = free_port()
     page = build_page(exhibits)
@@ -32,7 +27,7 @@ def served(*exhibits: Exhibit) -> Iterator[str]:
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
+def chromium():
     """Playwright's browser. The sandbox needs rights that a container does not give."""
     from playwright.sync_api import sync_playwright
 

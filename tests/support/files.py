@@ -1,8 +1,6 @@
 """What a folder holds."""
 
-from pathlib import Path
 
-
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     """Every file below a folder: to see that nothing was changed."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

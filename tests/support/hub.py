@@ -22,7 +22,7 @@ class Repository:
     gated: bool = False
     commits: dict[str, Files] = field(default_factory=dict)
 
-    def commit(self, files: Files) -> str:
+    def commit(self, files):
         """Adds or replaces files; the hash of the commit."""
         merged = {**(list(self.commits.values())[-1] if self.commits else {}), **files}
         number = hashlib.sha1(repr((len(self.commits), sorted(merged.items()))).encode()).hexdigest()
@@ -42,7 +42,7 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     reachable: bool = True
 
-    def answer(self, request: Any) -> Any:
+    def answer(self, request):
         if not self.reachable:
             raise self.http.ConnectError("no network")
         path, known = request.url.path, request.headers.get("Authorization") == f"Bearer {TOKEN}"
@@ -53,7 +53,7 @@ class Hub:
             return self.http.Response(200, json={"warnings": [], "errors": []})
         return self._write(path, request.read()) if known else self._refusal(401)
 
-    def _write(self, path: str, body: bytes) -> Any:
+    def _write(self, path, body):
         lines = [json.loads(line) for line in body.splitlines()]
         if path == "/api/repos/create":
             return self._create(lines[0])
@@ -67,7 +67,7 @@ class Hub:
         url = f"https://huggingface.co/{name}/commit/{number}"
         return self.http.Response(200, json={"commitUrl": url, "commitOid": number})
 
-    def _create(self, asked: dict[str, Any]) -> Any:
+    def _create(self, asked):
         name = f"{asked['organization']}/{asked['name']}"
         if asked["organization"] != "alice":
             return self._refusal(403)
@@ -79,7 +79,7 @@ class Hub:
             self.repositories[name].commit({".gitattributes": b""})
         return self.http.Response(409 if there else 200, json={"url": f"https://huggingface.co/{name}"})
 
-    def _read(self, path: str, known: bool) -> Any:
+    def _read(self, path, known):
         match = re.fullmatch(rf"{MODEL}(?:/(revision|tree|resolve)/([^/]+))?(?:/(.+))?", path)
         repository = self.repositories.get(match[1]) if match else None
         if match is None or repository is None or (repository.private and not known):
@@ -104,11 +104,11 @@ class Hub:
             200, content=content, headers={"ETag": f'"{_blob(content)}"', "X-Repo-Commit": commit}
         )
 
-    def _refusal(self, status: int, code: str = "") -> Any:
+    def _refusal(self, status, code=""):
         headers = {"X-Error-Message": "refused"} | ({"X-Error-Code": code} if code else {})
         return self.http.Response(status, headers=headers)
 
 
-def _blob(content: bytes) -> str:
+def _blob(content):
     """Git's hash of a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -1,13 +1,10 @@
 """Small models for the tests: random weights, every output alive."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from pra.config import EncoderConfig, JiTConfig, ModelConfig, Prediction, TransformerConfig
+from pra.config import EncoderConfig, JiTConfig, Prediction, TransformerConfig
 from pra.method import noise
 from pra.models import PRA, JiT
 from pra.recipes.presets import sized
@@ -55,17 +52,17 @@ JITS = {
 }
 
 
-def random_model(config: ModelConfig = LEARNED, **changes: Any) -> PRA:
+def random_model(config=LEARNED, **changes):
     """Random weights everywhere: an untrained head is the zero field, under which many a mistake would hide."""
     return _randomise(PRA(replace(config, **changes), seed=1))
 
 
-def random_jit(config: JiTConfig = JIT) -> JiT:
+def random_jit(config=JIT):
     """As :func:`random_model`."""
     return _randomise(JiT(config, seed=1))
 
 
-def _randomise(model: Any) -> Any:
+def _randomise(model):
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -73,7 +70,7 @@ def _randomise(model: Any) -> Any:
     return model.eval()
 
 
-def batch(config: ModelConfig | JiTConfig, size: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(config, size=3):
     """Images in [-1, 1], labels, keys."""
     generator = torch.Generator().manual_seed(3)
     images = torch.rand(size, config.channels, *config.image_size, generator=generator) * 2 - 1

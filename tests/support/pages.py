@@ -1,15 +1,11 @@
 """The pages of the documentation, what stands in them, and the scripts that they name."""
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import re
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -18,14 +14,14 @@ SHELL = ("sh", "bash", "console")
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.M | re.S)
 
 
-def blocks(page: Path, *languages: str) -> Iterator[tuple[str, str]]:
+def blocks(page, *languages):
     """Language and text of the fenced blocks in these languages."""
     for _, language, text in FENCE.findall(page.read_text()):
         if language in languages:
             yield language, text
 
 
-def command_lines(page: Path) -> Iterator[str]:
+def command_lines(page):
     """The commands of the shell's blocks, continued lines joined; in ``console``, which has output too, after ``$``."""
     for language, text in blocks(page, *SHELL):
         for line in text.replace("\\\n", " ").splitlines():
@@ -35,20 +31,20 @@ def command_lines(page: Path) -> Iterator[str]:
                 yield line.lstrip()[2:]
 
 
-def spans(page: Path) -> Iterator[str]:
+def spans(page):
     """What stands between backticks outside of the blocks, on one line."""
     for _, text in re.findall(r"(`+)(.+?)\1", FENCE.sub("", page.read_text()), re.S):
         yield " ".join(text.split())
 
 
-def commands(line: str) -> Iterator[list[str]]:
+def commands(line):
     """The words of each command on a line, which ``&&`` joins; without comments."""
     for joins, words in itertools.groupby(shlex.split(line, comments=True), "&&".__eq__):
         if not joins:
             yield list(words)
 
 
-def script(path: Path) -> ModuleType:
+def script(path):
     """A script as a module, as ``import`` would have it; its main program does not run."""
     known = sys.modules.get(path.stem)
     if known is not None and known.__file__ == str(path):

@@ -10,7 +10,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,7 +38,7 @@ class Group:
     processes: list[multiprocessing.process.BaseProcess]
     folder: Path
 
-    def wait_for(self, condition: Callable[[], bool], patience: float = 120) -> None:
+    def wait_for(self, condition, patience=120):
         """Wait until a condition holds, while all are alive."""
         deadline = time.monotonic() + patience
         while not condition():
@@ -47,7 +46,7 @@ class Group:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def outcomes(self, patience: float = 240) -> list[Outcome]:
+    def outcomes(self, patience=240):
         """Waits for all."""
         for process in self.processes:
             process.join(patience)
@@ -58,15 +57,13 @@ class Group:
         ]
 
 
-def free_port() -> int:
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
-def _begun(
-    count: int, do: Callable[..., None], *arguments: object, variables: Mapping[str, str] | None = None
-) -> list[multiprocessing.process.BaseProcess]:
+def _begun(count, do, *arguments, variables=None):
     """``do(rank, *arguments)`` in so many processes, which find each other as torchrun's do."""
     world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = []
@@ -77,7 +74,7 @@ def _begun(
     return processes
 
 
-def _enter(variables: Mapping[str, str], do: Callable[..., None], *arguments: object) -> None:
+def _enter(variables, do, *arguments):
     import torch
 
     os.environ.update(variables)
@@ -86,9 +83,7 @@ def _enter(variables: Mapping[str, str], do: Callable[..., None], *arguments: ob
 
 
 @contextmanager
-def started(
-    folder: Path, count: int, *arguments: object, variables: Mapping[str, str] | None = None
-) -> Iterator[Group]:
+def started(folder, count, *arguments, variables=None):
     """``pra`` in so many processes; what they say goes to ``folder``. They are killed at the end of the block."""
     folder.mkdir(parents=True, exist_ok=True)
     processes = _begun(count, _work, folder, [str(argument) for argument in arguments], variables=variables)
@@ -100,13 +95,13 @@ def started(
             process.join()
 
 
-def run(folder: Path, count: int, *arguments: object, variables: Mapping[str, str] | None = None) -> list[Outcome]:
+def run(folder, count, *arguments, variables=None):
     """``pra`` in so many processes, to their end."""
     with started(folder, count, *arguments, variables=variables) as group:
         return group.outcomes()
 
 
-def _work(rank: int, folder: Path, line: list[str]) -> None:
+def _work(rank, folder, line):
     from pra.cli import main
 
     for descriptor, kind in ((1, "out"), (2, "err")):
@@ -118,7 +113,7 @@ def _work(rank: int, folder: Path, line: list[str]) -> None:
     sys.exit(code)
 
 
-def api(count: int, do: Callable[..., None], *arguments: object) -> list[int | None]:
+def api(count, do, *arguments):
     """``do(rank, *arguments)`` in so many processes, to their end; their exit codes."""
     group = _begun(count, do, *arguments)
     for process in group:

@@ -1,15 +1,11 @@
 """Checks that bad input is refused in the right way."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import pytest
 
 from pra import PraError
 
 
-def refused(do: Callable[[], object], *parts: str, code: str | None = None, **fields: object) -> PraError:
+def refused(do, *parts, code=None, **fields):
     """Check that ``do`` raises a PraError of ``code`` with these ``fields``, and return it.
 
     The message must be one line that holds every field's value, and all ``parts``.

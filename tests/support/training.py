@@ -1,59 +1,52 @@
 """Short trainings, and their weights."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
 
 import pra
-from pra.config import RunConfig, apply_settings
+from pra.config import apply_settings
 from pra.method import noise
-from pra.method.objectives import Losses, LossInputs, LossTerm, training_losses
+from pra.method.objectives import LossTerm, training_losses
 from pra.models.weights import checkpoints
 from pra.training import callbacks
 from pra.training.run import read_metrics
 
 
-def tiny(*settings: str, recipe: str = "tiny") -> RunConfig:
+def tiny(*settings, recipe="tiny"):
     """Two steps, logged each, without pictures; unless the settings say otherwise."""
     usual = ("train.steps=2", "train.log_every=1", "train.sample_every=0")
     return apply_settings(pra.recipe(recipe), [*usual, *settings])
 
 
-def train(config: RunConfig, folder: Path, **more: Any) -> pra.Trained:
+def train(config, folder, **more):
     """Without curves: they take longer than the steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks, "draw_curves", lambda run: None)
         return pra.train(config, folder, device="cpu", progress=False, **more)
 
 
-def tensors(run: Path, step: int | None = None) -> dict[str, Tensor]:
+def tensors(run, step=None):
     """Every tensor of a checkpoint, by default of the newest: model, averages and optimizer."""
     folder = checkpoints(run)[-1] if step is None else run / "checkpoints" / f"step-{step:08d}"
     files = sorted(folder.rglob("*.safetensors"))
     return {f"{file.stem}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def assert_same(one: Path, other: Path, step: int | None = None) -> None:
+def assert_same(one, other, step=None):
     """Bitwise."""
     expected, found = tensors(one, step), tensors(other, step)
     assert expected.keys() == found.keys()
     assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
 
 
-def steps_logged(run: Path) -> list[int]:
+def steps_logged(run):
     return [int(row["step"]) for row in read_metrics(run)]
 
 
-def pictures(folder: Path, classes: Sequence[str] = "ababab", size: tuple[int, int] = (8, 8), mode: str = "L") -> str:
+def pictures(folder, classes="ababab", size=(8, 8), mode="L"):
     """The name of a folder with a picture of noise for each name of a class (a letter, say)."""
     for number, name in enumerate(classes):
         path = folder / name / f"{number:02}.png"
@@ -63,28 +56,28 @@ def pictures(folder: Path, classes: Sequence[str] = "ababab", size: tuple[int, i
     return f"folder:{folder}"
 
 
-def changed_losses(change: Callable[[int, Losses], Losses]) -> Callable[..., Any]:
+def changed_losses(change):
     """In place of ``losses_of``: ``change`` gets the number of the call, from 1, and the losses."""
     calls = [0]
 
-    def losses(*arguments: Any) -> Losses:
+    def losses(*arguments):
         calls[0] += 1
         return change(calls[0], training_losses(*arguments))
 
     return lambda model: losses
 
 
-def edges(known: LossInputs) -> Tensor:
+def edges(known):
     """Of the decoded pixels, with a random direction of every image."""
     assert known.decoded is not None
     direction = noise.normal(noise.fold(known.keys, 99), known.decoded.shape[-1])
     return ((known.decoded - known.patches) * direction.unsqueeze(1)).square().mean()
 
 
-def smooth(known: LossInputs) -> Tensor | None:
+def smooth(known):
     """Only where there are conditions."""
     return None if known.conditions is None else known.conditions.float().square().mean()
 
 
-TERMS: Mapping[str, LossTerm | tuple[float, Any]] = {"edges": (0.5, edges), "smooth": LossTerm(0.01, smooth)}
+TERMS = {"edges": (0.5, edges), "smooth": LossTerm(0.01, smooth)}
 """A user's terms of the loss."""

@@ -1,12 +1,9 @@
 """Averages by name: what a run keeps, what resumes, what is made afterwards, and which one every command takes."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +12,10 @@ from safetensors.torch import load_file
 from support.refusal import refused
 from support.training import tiny as plain
 from support.training import train
-from torch import Tensor
 
 import pra
 from pra.commands.eval import evaluate_command
-from pra.config import RunConfig, apply_settings
+from pra.config import apply_settings
 from pra.models import PRA, weights
 from pra.recipes import distill
 from pra.training.averages import EMA, exponential, gamma_of, power
@@ -29,29 +25,29 @@ LENGTHS = (0.05, 0.1)
 NAMES = ("ema", "power-0.05", "power-0.1")
 
 
-def tiny(*settings: str) -> RunConfig:
+def tiny(*settings):
     """Two averages more."""
     return plain("train.averages=[0.05,0.1]", *settings)
 
 
-def trained(config: RunConfig, folder: Path) -> Path:
+def trained(config, folder):
     train(config, folder)
     return folder
 
 
-def held(run: Path, name: str) -> dict[str, Tensor]:
+def held(run, name):
     """The weights of that name in the newest checkpoint."""
     checkpoint = weights.newest_checkpoint(run)
     assert checkpoint is not None
     return load_file(checkpoint / weights.weights_name(checkpoint, name))
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def many(tmp_path_factory):
     """A run that keeps eight snapshots of two averages. To be read only."""
     folder = tmp_path_factory.mktemp("averages") / "run"
     config = tiny("train.steps=48", "train.checkpoint_every=6", "train.keep_checkpoints=8", "train.log_every=48")
@@ -59,7 +55,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(many: Path, tmp_path: Path) -> Path:
+def run(many, tmp_path):
     """A copy of it, to be changed."""
     return Path(shutil.copytree(many, tmp_path / "many"))
 
@@ -67,7 +63,7 @@ def run(many: Path, tmp_path: Path) -> Path:
 # --- the rule -----------------------------------------------------------------------------------------------
 
 
-def test_gamma_is_the_one_of_the_paper() -> None:
+def test_gamma_is_the_one_of_the_paper():
     assert gamma_of(0.05) == pytest.approx(16.97, abs=0.01)
     assert gamma_of(0.1) == pytest.approx(6.94, abs=0.01)
     for length in (0.001, 0.01, 0.25, 0.28):
@@ -75,7 +71,7 @@ def test_gamma_is_the_one_of_the_paper() -> None:
         assert math.sqrt((gamma + 1) / (gamma + 2) ** 2 / (gamma + 3)) == pytest.approx(length)
 
 
-def test_power_average_is_the_weighted_mean_of_its_profile() -> None:
+def test_power_average_is_the_weighted_mean_of_its_profile():
     model = PRA(pra.recipe("tiny").model)
     ema, gamma, steps = EMA(model, power(0.2)), gamma_of(0.2), 9
     values = []
@@ -91,7 +87,7 @@ def test_power_average_is_the_weighted_mean_of_its_profile() -> None:
     )
 
 
-def test_exponential_average_is_short_at_first() -> None:
+def test_exponential_average_is_short_at_first():
     model = PRA(pra.recipe("tiny").model)  # type: ignore[arg-type]
     ema = EMA(model, exponential(0.5))
     expected = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -108,14 +104,14 @@ def test_exponential_average_is_short_at_first() -> None:
 
 
 @pytest.mark.parametrize("averages", ["[0.0]", "[0.3]", "[0.1,-0.1]", "[NaN]", "[0.1,0.1]"])
-def test_averages_out_of_range_or_twice_are_refused(averages: str) -> None:
+def test_averages_out_of_range_or_twice_are_refused(averages):
     refused(lambda: plain(f"train.averages={averages}"), "twice" if averages == "[0.1,0.1]" else "[0.001, 0.28]")
 
 
 # --- in a run -----------------------------------------------------------------------------------------------
 
 
-def test_checkpoints_hold_every_average(many: Path) -> None:
+def test_checkpoints_hold_every_average(many):
     checkpoint = weights.newest_checkpoint(many)
     assert checkpoint is not None
     assert weights.averages(checkpoint) == [*NAMES, "raw"]
@@ -125,7 +121,7 @@ def test_checkpoints_hold_every_average(many: Path) -> None:
     assert not any(same(one, other) for place, one in enumerate(kept) for other in kept[:place])
 
 
-def test_averages_resume_bitwise_and_change_no_weight(straight: Path, tmp_path: Path) -> None:
+def test_averages_resume_bitwise_and_change_no_weight(straight, tmp_path):
     one = trained(tiny("train.steps=4"), tmp_path / "one")
     trained(tiny("train.steps=2"), tmp_path / "resumed")
     resumed = trained(tiny("train.steps=4"), tmp_path / "resumed")
@@ -138,7 +134,7 @@ def test_averages_resume_bitwise_and_change_no_weight(straight: Path, tmp_path: 
 # --- by name ------------------------------------------------------------------------------------------------
 
 
-def test_load_takes_an_average_by_name(many: Path, tmp_path: Path) -> None:
+def test_load_takes_an_average_by_name(many, tmp_path):
     for name in (*NAMES, "raw"):
         assert same(dict(pra.load(many, average=name).state_dict()), held(many, name))
     assert same(dict(pra.load(many).state_dict()), held(many, "ema"))
@@ -147,7 +143,7 @@ def test_load_takes_an_average_by_name(many: Path, tmp_path: Path) -> None:
     refused(lambda: pra.load(tmp_path / "saved", average="power-0.1"), "no average 'power-0.1'. Use one of raw")
 
 
-def test_export_of_an_average_says_which(many: Path, tmp_path: Path) -> None:
+def test_export_of_an_average_says_which(many, tmp_path):
     pra.export(many, tmp_path / "power", average="power-0.1")
     assert same(load_file(tmp_path / "power" / "model.safetensors"), held(many, "power-0.1"))
     assert "power-function average of relative length 0.1" in (tmp_path / "power" / "README.md").read_text()
@@ -155,14 +151,14 @@ def test_export_of_an_average_says_which(many: Path, tmp_path: Path) -> None:
     assert "the weights are those of the last step" in (tmp_path / "raw" / "README.md").read_text()
 
 
-def test_distill_begins_with_the_average_named(many: Path, tmp_path: Path) -> None:
+def test_distill_begins_with_the_average_named(many, tmp_path):
     config = apply_settings(distill.configure(str(many), steps=1, average="power-0.1"), ["train.averages=[]"])
     run = trained(config, tmp_path / "run")
     start, made = held(many, "power-0.1"), held(run, "raw")
     assert all(torch.equal(made[name], tensor) for name, tensor in start.items())
 
 
-def test_eval_of_finished_images_refuses_an_average(tmp_path: Path) -> None:
+def test_eval_of_finished_images_refuses_an_average(tmp_path):
     np.savez(tmp_path / "a.npz", np.zeros((4, 8, 8, 3), np.uint8))
     refused(lambda: evaluate_command(tmp_path / "a.npz", average="raw"), "--average raw", "finished")
 
@@ -170,10 +166,10 @@ def test_eval_of_finished_images_refuses_an_average(tmp_path: Path) -> None:
 # --- afterwards ---------------------------------------------------------------------------------------------
 
 
-def test_profile_products_are_the_integrals() -> None:
+def test_profile_products_are_the_integrals():
     time = (np.arange(200_000) + 0.5) / 200_000
 
-    def profile(t: float, gamma: float) -> Any:
+    def profile(t, gamma):
         return np.where(time <= t, (gamma + 1) * time**gamma / t ** (gamma + 1), 0.0)
 
     for a, b in (((1.0, 7.0), (0.5, 17.0)), ((0.25, 17.0), (0.75, 7.0)), ((0.5, 1.0), (0.5, 3.0))):
@@ -182,7 +178,7 @@ def test_profile_products_are_the_integrals() -> None:
 
 
 @pytest.mark.parametrize("place", [0, 3, 7])
-def test_fit_of_a_stored_profile_is_that_snapshot(place: int) -> None:
+def test_fit_of_a_stored_profile_is_that_snapshot(place):
     steps = np.repeat([10, 20, 30, 40], 2)[: place + 1]
     gammas = np.array([gamma_of(length) for length in LENGTHS * 4][: place + 1])
     coefficients, error = fitted(steps / steps[-1], gammas, gammas[-1])
@@ -192,16 +188,16 @@ def test_fit_of_a_stored_profile_is_that_snapshot(place: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exact(tmp_path_factory):
     """The same run, with other averages."""
     config = plain("train.averages=[0.04,0.07,0.15]", "train.steps=48", "train.log_every=48")
     return trained(config, tmp_path_factory.mktemp("exact") / "run")
 
 
-def test_posthoc_equals_the_averages_that_were_kept(run: Path, exact: Path) -> None:
+def test_posthoc_equals_the_averages_that_were_kept(run, exact):
     """And it does not build on what it made before."""
 
-    def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    def distance(one, other):
         return math.sqrt(sum(float((one[name] - other[name]).square().sum()) for name in one))
 
     raw = held(exact, "raw")
@@ -217,7 +213,7 @@ def test_posthoc_equals_the_averages_that_were_kept(run: Path, exact: Path) -> N
         refused(lambda: posthoc(run, length), code="exists", name=f"power-{length:g}")  # noqa: B023
 
 
-def test_posthoc_of_too_few_snapshots_is_refused(many: Path, tmp_path: Path) -> None:
+def test_posthoc_of_too_few_snapshots_is_refused(many, tmp_path):
     refused(lambda: posthoc(many / "checkpoints" / "step-00000006", 0.2), code="unsupported", name="power-0.2", count=2)
     refused(lambda: posthoc(many, 0.5), "out of range")
     without = trained(plain("train.steps=1"), tmp_path / "without")

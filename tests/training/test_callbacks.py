@@ -1,14 +1,9 @@
 """Callbacks: the package's own, which draw and log, the user's, and Weights & Biases."""
 
-from __future__ import annotations
-
 import functools
 import sys
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -28,7 +23,6 @@ from pra.models.pra import PRA
 from pra.models.weights import checkpoints
 from pra.training import averages, callbacks, loop, optimizer
 from pra.training.averages import EMA, exponential
-from pra.training.loop import Trainer
 from pra.training.plots import draw_curves
 from pra.training.run import read_metrics
 from pra.utils.distributed import World
@@ -37,7 +31,7 @@ from pra.utils.pixels import GAP
 # --- pictures, curves, TensorBoard --------------------------------------------------------------------------
 
 
-def test_pictures_have_their_rows_and_columns(trained: Path) -> None:
+def test_pictures_have_their_rows_and_columns(trained):
     cell = 64 + GAP
     for kind, columns, rows in (("samples", 8, 10), ("reconstructions", 16, 2)):
         assert [path.name for path in sorted((trained / kind).iterdir())] == ["step-00000010.png", "step-00000020.png"]
@@ -47,7 +41,7 @@ def test_pictures_have_their_rows_and_columns(trained: Path) -> None:
         assert picture.size == (1320, 660)
 
 
-def test_pictures_that_a_killed_process_did_not_draw(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_that_a_killed_process_did_not_draw(run, monkeypatch):
     monkeypatch.setattr(callbacks, "draw_curves", draw_curves)
     before = contents(run)
     for path in ("samples/step-00000020.png", "reconstructions/step-00000020.png", "curves.png"):
@@ -57,7 +51,7 @@ def test_pictures_that_a_killed_process_did_not_draw(run: Path, monkeypatch: pyt
     assert contents(run)["samples/step-00000020.png"] == before["samples/step-00000020.png"]
 
 
-def test_tensorboard_has_the_numbers_of_the_metrics(trained: Path) -> None:
+def test_tensorboard_has_the_numbers_of_the_metrics(trained):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(trained / "tensorboard"))
     events.Reload()
@@ -67,7 +61,7 @@ def test_tensorboard_has_the_numbers_of_the_metrics(trained: Path) -> None:
         assert found == [(row["step"], pytest.approx(row[name])) for row in rows]
 
 
-def test_training_without_extras_writes_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_without_extras_writes_metrics(tmp_path, monkeypatch):
     for package in ("tensorboard", "matplotlib"):
         for name in [name for name in sys.modules if name.split(".")[0] == package]:
             monkeypatch.delitem(sys.modules, name)
@@ -92,15 +86,15 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory.\nOf the allocated me
     ],
 )
 def test_pictures_that_fail_are_a_warning(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    what: list[str],
-    owner: Any,
-    name: str,
-    error: Exception,
-    reason: str,
-) -> None:
-    def fail(*_: Any) -> None:
+    tmp_path,
+    monkeypatch,
+    what,
+    owner,
+    name,
+    error,
+    reason,
+):
+    def fail(*_):
         raise error
 
     monkeypatch.setattr(EMA, "whole", lambda ema: ema.model)
@@ -114,8 +108,8 @@ def test_pictures_that_fail_are_a_warning(
     assert drawn == {"samples", "reconstructions"} - set(what)
 
 
-def test_pictures_can_be_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any) -> None:
+def test_pictures_can_be_interrupted(tmp_path, monkeypatch):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(callbacks.Sampler, "sample", interrupt)
@@ -124,7 +118,7 @@ def test_pictures_can_be_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def sharded() -> Iterator[EMA]:
+def sharded():
     """A moving average of which processes have parts: of one process, all."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     ema = EMA(PRA(tiny().model), exponential(0.5))  # type: ignore[arg-type]
@@ -133,12 +127,12 @@ def sharded() -> Iterator[EMA]:
     torch.distributed.destroy_process_group()
 
 
-def test_pictures_build_a_sharded_model_on_rank_0_only(sharded: EMA, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_build_a_sharded_model_on_rank_0_only(sharded, monkeypatch):
     class Second(World):
-        def barrier(self, patient: bool = False) -> None:
+        def barrier(self, patient=False):
             pass
 
-    trainer: Any = loop.Trainer.__new__(loop.Trainer)
+    trainer = loop.Trainer.__new__(loop.Trainer)
     trainer.config, trainer.ema, trainer.world = tiny(), sharded, Second(rank=1, size=2)
     trainer.pending, trainer.interval = [], 0.0
     with monkeypatch.context() as patch:
@@ -151,9 +145,9 @@ def test_pictures_build_a_sharded_model_on_rank_0_only(sharded: EMA, monkeypatch
         assert torch.equal(tensor, optimizer.whole(sharded.model.state_dict()[name]))
 
 
-def test_state_warning_comes_once_below_the_limit(tmp_path: Path) -> None:
+def test_state_warning_comes_once_below_the_limit(tmp_path):
     """Healthy runs go down to 0.4 on their way."""
-    trainer: Any = SimpleNamespace(config=tiny("train.optimizer.warmup_steps=3"), step=4, folder=tmp_path)
+    trainer = SimpleNamespace(config=tiny("train.optimizer.warmup_steps=3"), step=4, folder=tmp_path)
     metrics = callbacks.Metrics()
     metrics.path = tmp_path / "metrics.jsonl"
     said = "a state dimension varies little (state_std below 0.3 in metrics.jsonl): the states may be collapsing"
@@ -173,11 +167,11 @@ def test_state_warning_comes_once_below_the_limit(tmp_path: Path) -> None:
 class Recorder(pra.Callback):
     """Keeps the calls, with the step."""
 
-    def __init__(self, fails: str = "") -> None:
-        self.calls: list[tuple[str, int]] = []
+    def __init__(self, fails=""):
+        self.calls = []
         self.fails = fails
 
-    def note(self, hook: str, trainer: Trainer, row: dict[str, float] | None = None) -> None:
+    def note(self, hook, trainer, row=None):
         self.calls.append((hook, trainer.step))
         if row:
             row["mine"] = 7.0
@@ -192,11 +186,11 @@ class Recorder(pra.Callback):
     on_sample = functools.partialmethod(note, "sample")
     on_end = functools.partialmethod(note, "end")
 
-    def close(self) -> None:
+    def close(self):
         self.calls.append(("close", -1))
 
 
-def test_callbacks_hooks_come_in_order_and_change_no_weight(straight: Path, tmp_path: Path) -> None:
+def test_callbacks_hooks_come_in_order_and_change_no_weight(straight, tmp_path):
     recorder, run = Recorder(), tmp_path / "run"
     config = tiny("train.steps=3", "train.log_every=2", "train.checkpoint_every=2", "train.sample_every=2")
     train(config, run, callbacks=[recorder])
@@ -212,7 +206,7 @@ def test_callbacks_hooks_come_in_order_and_change_no_weight(straight: Path, tmp_
 
 
 @pytest.mark.parametrize(("hook", "saved"), [("start", 1), ("log", 2), ("sample", 2), ("end", 3)])
-def test_callbacks_exception_ends_the_run_after_saving(tmp_path: Path, hook: str, saved: int) -> None:
+def test_callbacks_exception_ends_the_run_after_saving(tmp_path, hook, saved):
     run, recorder = tmp_path / "run", Recorder(fails=hook)
     config = tiny("train.steps=3", "train.checkpoint_every=1", f"train.sample_every={int(hook == 'sample')}")
     with pytest.raises(RuntimeError, match="the user's mistake") as raised:
@@ -227,12 +221,12 @@ def test_callbacks_exception_ends_the_run_after_saving(tmp_path: Path, hook: str
 
 
 class FailsInTheSecond(pra.Callback):
-    def on_step(self, trainer: Trainer) -> None:
+    def on_step(self, trainer):
         if trainer.world.rank == 1:
             raise RuntimeError("the user's mistake")
 
 
-def fail(rank: int, folder: Path) -> None:
+def fail(rank, folder):
     """One of two processes, the second of which has a callback that fails."""
     try:
         train(tiny("train.steps=4"), folder, callbacks=[FailsInTheSecond()])
@@ -240,21 +234,21 @@ def fail(rank: int, folder: Path) -> None:
         folder.with_name(f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
 
 
-def test_callbacks_exception_in_one_process_ends_all(tmp_path: Path) -> None:
+def test_callbacks_exception_in_one_process_ends_all(tmp_path):
     assert api(2, fail, tmp_path / "run") == [0, 0]
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000001"]
     assert (tmp_path / "1.txt").read_text() == "RuntimeError: the user's mistake"
     assert "a callback failed in another process at step 1" in (tmp_path / "0.txt").read_text()
 
 
-def test_callbacks_other_objects_are_refused(tmp_path: Path) -> None:
+def test_callbacks_other_objects_are_refused(tmp_path):
     refused(lambda: train(tiny(), tmp_path / "run", callbacks=[print]), "pra.Callback", value=repr(print))
 
 
 # --- Weights & Biases ---------------------------------------------------------------------------------------
 
 
-def test_wandb_gets_metrics_pictures_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_metrics_pictures_and_resumes(tmp_path, monkeypatch):
     from pra.training.wandb import WandB
 
     wandb = Mock(Image=lambda path: f"image {path}")
@@ -273,13 +267,13 @@ def test_wandb_gets_metrics_pictures_and_resumes(tmp_path: Path, monkeypatch: py
     assert wandb.init.return_value.finish.call_count == 2
 
 
-def test_wandb_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_missing_is_refused(monkeypatch):
     from pra.training.wandb import WandB
 
     monkeypatch.setitem(sys.modules, "wandb", None)
     refused(WandB, "wandb", code="not-installed")
 
 
-def test_samples_that_are_not_finite_are_a_warning(tmp_path: Path) -> None:
+def test_samples_that_are_not_finite_are_a_warning(tmp_path):
     with pytest.warns(UserWarning, match=r"no samples are drawn at step 1: .* not finite"):
         train(tiny("train.steps=1", "train.sample_every=1", "sampling.guidance=1e300"), tmp_path / "run")

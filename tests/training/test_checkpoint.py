@@ -1,7 +1,5 @@
 """Checkpoints: whole or not at all, written while training goes on, and which ones stay."""
 
-from __future__ import annotations
-
 import errno
 import os
 import runpy
@@ -11,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,7 +21,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 import pra
 from pra.models import weights
 from pra.models.pra import PRA
-from pra.training import callbacks, checkpoint, loop
+from pra.training import callbacks, checkpoint
 from pra.training.averages import EMA, exponential
 from pra.training.optimizer import build_optimizer
 from pra.training.run import read_metrics
@@ -36,15 +33,15 @@ SHARD = "optimizer/shard-00001-model-00001-of-00001.safetensors"
 
 
 @pytest.fixture
-def copy(straight: Path, tmp_path: Path) -> Path:
+def copy(straight, tmp_path):
     return Path(shutil.copytree(straight, tmp_path / "copy"))
 
 
-def step(run: Path, number: int) -> Path:
+def step(run, number):
     return run / "checkpoints" / f"step-{number:08d}"
 
 
-def test_resume_repeats_the_steps_since_the_last_checkpoint(straight: Path, copy: Path) -> None:
+def test_resume_repeats_the_steps_since_the_last_checkpoint(straight, copy):
     for number in (4, 5, 6):
         shutil.rmtree(step(copy, number))
     partial = copy / "checkpoints" / ".step-00000015.partial"  # killed while it wrote
@@ -64,7 +61,7 @@ def test_resume_repeats_the_steps_since_the_last_checkpoint(straight: Path, copy
     assert [event.step for event in events.Scalars("total")] == [2, 4, 6]
 
 
-def test_damaged_checkpoint_costs_the_steps_since_the_one_before(straight: Path, copy: Path) -> None:
+def test_damaged_checkpoint_costs_the_steps_since_the_one_before(straight, copy):
     path = step(copy, 6) / SHARD
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="step-00000006 is damaged .*step-00000005, is used"):
@@ -72,7 +69,7 @@ def test_damaged_checkpoint_costs_the_steps_since_the_one_before(straight: Path,
     assert_same(copy, straight)
 
 
-def test_damaged_checkpoints_do_not_count_as_kept(straight: Path, copy: Path) -> None:
+def test_damaged_checkpoints_do_not_count_as_kept(straight, copy):
     for number in (5, 6):
         (step(copy, number) / "state.json").unlink()
     with pytest.warns(UserWarning, match="damaged"):
@@ -86,7 +83,7 @@ def test_damaged_checkpoints_do_not_count_as_kept(straight: Path, copy: Path) ->
     assert contents(copy) == before
 
 
-def test_optimizer_state_of_another_model_is_refused(copy: Path) -> None:
+def test_optimizer_state_of_another_model_is_refused(copy):
     shard = step(copy, 6) / SHARD
     good = shard.read_bytes()
     for bad in (good.replace(b"auxiliary.weight/", b"auxiliary.waight/"), b"\xff" * len(good)):
@@ -94,7 +91,7 @@ def test_optimizer_state_of_another_model_is_refused(copy: Path) -> None:
         refused(lambda: train(tiny("train.steps=7"), copy), code="unreadable", path=shard.parent)
 
 
-def test_keep_every_keeps_checkpoints_for_good(straight: Path, tmp_path: Path) -> None:
+def test_keep_every_keeps_checkpoints_for_good(straight, tmp_path):
     run, settings = tmp_path / "run", ("train.checkpoint_every=1", "train.keep_checkpoints=1")
     train(tiny("train.steps=5", "train.keep_every=2", *settings), run)
     assert [path.name for path in weights.checkpoints(run)] == [f"step-{number:08d}" for number in (2, 4, 5)]
@@ -106,18 +103,16 @@ def test_keep_every_keeps_checkpoints_for_good(straight: Path, tmp_path: Path) -
     assert [path.name for path in weights.checkpoints(run)] == ["step-00000004", "step-00000006"]
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(
-    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_goes_on_while_a_checkpoint_is_written(straight, tmp_path, monkeypatch):
     """The state of its step is written all the same."""
     written, original = threading.Event(), weights.write_tensors
 
-    def slowly(*arguments: Any) -> None:
+    def slowly(*arguments):
         assert written.wait(60), "training waits for the checkpoint"
         original(*arguments)
 
     class Watch(callbacks.Callback):
-        def on_step(self, trainer: loop.Trainer) -> None:
+        def on_step(self, trainer):
             if trainer.step == 3:
                 assert list((tmp_path / "run" / "checkpoints").glob("step-*")) == []
                 written.set()
@@ -132,7 +127,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         assert_same(tmp_path / "run", straight, number)
 
 
-def test_full_disk_leaves_older_checkpoints(run: Path, full_disk: FullDisk) -> None:
+def test_full_disk_leaves_older_checkpoints(run, full_disk):
     """It ends within the configuration or metrics, within the weights, within the optimizer's state."""
     before = contents(run / "checkpoints")
     for size in (3_000, 120_000, 400_000):
@@ -146,8 +141,8 @@ def test_full_disk_leaves_older_checkpoints(run: Path, full_disk: FullDisk) -> N
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_only_a_full_disk_asks_for_space(run: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    def fail(*_: Any) -> None:
+def test_only_a_full_disk_asks_for_space(run, monkeypatch, code):
+    def fail(*_):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(checkpoint.weights, "write_tensors", fail)
@@ -156,15 +151,15 @@ def test_only_a_full_disk_asks_for_space(run: Path, monkeypatch: pytest.MonkeyPa
     assert ("free some space" in str(raised.value)) == (code == errno.ENOSPC)
 
 
-def test_checkpoint_is_written_on_the_gpu_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_is_written_on_the_gpu_of_the_process(tmp_path, monkeypatch):
     """In torch's thread the current GPU is the first."""
-    calls: list[tuple[str, Any]] = []
+    calls = []
     write = HuggingFaceStorageWriter.write_data
 
-    def note(what: Any) -> None:
+    def note(what):
         calls.append((threading.current_thread().name, what))
 
-    def written(*arguments: Any) -> Any:
+    def written(*arguments):
         note("write")
         return write(*arguments)
 
@@ -185,7 +180,7 @@ def test_checkpoint_is_written_on_the_gpu_of_the_process(tmp_path: Path, monkeyp
         assert what == (("write",) if gpu is None else (gpu, "write"))
 
 
-def test_saving_filters_no_warnings_of_others(tmp_path: Path) -> None:
+def test_saving_filters_no_warnings_of_others(tmp_path):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         before = list(warnings.filters)

@@ -1,12 +1,9 @@
 """Extension without a fork: terms of the loss, data sources and features from outside the package."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +11,6 @@ import torch
 from support.pages import ROOT, script
 from support.refusal import refused
 from support.training import TERMS, assert_same, edges, smooth, tensors, tiny, train
-from torch import Tensor
 
 import pra
 from pra import cli
@@ -22,7 +18,6 @@ from pra.data import open_source
 from pra.data.images import ArraySource
 from pra.data.source import SOURCES, check_name
 from pra.evaluation.features import REGISTRY
-from pra.method.objectives import LossInputs
 from pra.training.plots import draw_curves, panels
 from pra.training.run import loss_terms, read_metrics
 from pra.utils import registry
@@ -31,14 +26,14 @@ from pra.utils import registry
 
 
 @pytest.fixture(scope="module")
-def with_terms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def with_terms(tmp_path_factory):
     """Two steps with the terms."""
     folder = tmp_path_factory.mktemp("terms") / "run"
     train(tiny("train.steps=2"), folder, losses=TERMS)
     return folder
 
 
-def test_losses_users_terms_are_in_metrics_and_curves(with_terms: Path, tmp_path: Path) -> None:
+def test_losses_users_terms_are_in_metrics_and_curves(with_terms, tmp_path):
     rows = read_metrics(with_terms)
     assert loss_terms(rows) == ["pixel", "flow", "auxiliary", "edges", "smooth"]
     for row in rows:
@@ -51,7 +46,7 @@ def test_losses_users_terms_are_in_metrics_and_curves(with_terms: Path, tmp_path
     assert b"edges" in board.read_bytes()
 
 
-def test_losses_term_changes_weights_and_zero_does_not(straight: Path, with_terms: Path, tmp_path: Path) -> None:
+def test_losses_term_changes_weights_and_zero_does_not(straight, with_terms, tmp_path):
     train(tiny(), tmp_path / "zero", losses={"edges": (0.0, edges)})
     assert_same(straight, tmp_path / "zero", 2)
     plain, other = tensors(straight, 2), tensors(with_terms)
@@ -59,7 +54,7 @@ def test_losses_term_changes_weights_and_zero_does_not(straight: Path, with_term
     refused(lambda: train(tiny("train.steps=9"), straight, losses=TERMS), code="mismatch", losses={})
 
 
-def test_losses_users_terms_resume_bitwise(with_terms: Path, tmp_path: Path) -> None:
+def test_losses_users_terms_resume_bitwise(with_terms, tmp_path):
     run = Path(shutil.copytree(with_terms, tmp_path / "run"))
     config, known = tiny("train.steps=4"), {"edges": 0.5, "smooth": 0.01}
     for losses in (None, {"edges": (0.1, edges), "smooth": (0.01, smooth)}):
@@ -69,10 +64,10 @@ def test_losses_users_terms_resume_bitwise(with_terms: Path, tmp_path: Path) -> 
     assert_same(run, tmp_path / "straight")
 
 
-def test_losses_term_of_jit_sees_images_only(tmp_path: Path) -> None:
-    seen: list[LossInputs] = []
+def test_losses_term_of_jit_sees_images_only(tmp_path):
+    seen = []
 
-    def term(known: LossInputs) -> Tensor:
+    def term(known):
         seen.append(known)
         return next(iter(known.model.parameters())).square().mean()
 
@@ -81,8 +76,8 @@ def test_losses_term_of_jit_sees_images_only(tmp_path: Path) -> None:
     assert seen[0].patches.shape[0] == seen[0].images.shape[0] == len(seen[0].labels)
 
 
-def test_losses_bad_terms_are_refused(tmp_path: Path) -> None:
-    cases: list[tuple[Any, tuple[str, ...]]] = [
+def test_losses_bad_terms_are_refused(tmp_path):
+    cases = [
         ({"flow": (1.0, edges)}, ("'flow'", "the name is taken")),
         ({"gradient_norm": (1.0, edges)}, ("'gradient_norm'", "the name is taken")),
         ({"validation_flow": (1.0, edges)}, ("the name is taken",)),
@@ -96,14 +91,14 @@ def test_losses_bad_terms_are_refused(tmp_path: Path) -> None:
         refused(lambda losses=losses: train(tiny(), tmp_path / "run", losses=losses), *parts)
     assert not (tmp_path / "run").exists()
     for value in (torch.zeros(2), 0.5):
-        own: Any = {"edges": (1.0, lambda known, value=value: value)}
+        own = {"edges": (1.0, lambda known, value=value: value)}
         refused(lambda own=own: train(tiny(), tmp_path / "run", losses=own), "'edges': expected a scalar tensor")
 
 
-def test_losses_with_compile_change_only_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
+def test_losses_with_compile_change_only_blocks(tmp_path, monkeypatch):
+    made = []
 
-    def compiled(function: Any, *_: str) -> Any:
+    def compiled(function, *_):
         made.append(function.__name__)
         return function
 
@@ -118,25 +113,25 @@ EXAMPLES = sorted((ROOT / "examples" / "extend").glob("*.py"))
 
 
 @pytest.fixture(autouse=True)
-def no_names_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_names_left(monkeypatch):
     """Names that a test registers are forgotten after it."""
     for registered in (REGISTRY, SOURCES):
         monkeypatch.setattr(registered, "registered", {})
 
 
-def grey(name: str, argument: str) -> ArraySource:
+def grey(name, argument):
     count = int(argument or 4)
     return ArraySource(name, np.full((count, 8, 8), 128, np.uint8), np.zeros(count, np.int64), ("grey",))
 
 
-def test_sources_registered_name_opens_with_argument() -> None:
+def test_sources_registered_name_opens_with_argument():
     pra.register_source("plain", grey)
     assert [len(open_source(name)) for name in ("plain", "plain:7")] == [4, 7]
     assert open_source("plain:7").name == "plain:7"
     refused(lambda: check_name("plane:3"), "'plane:3' is unknown", "did you mean 'plain'", "folder", "digits")
 
 
-def test_sources_bad_registrations_are_refused() -> None:
+def test_sources_bad_registrations_are_refused():
     for name in ("folder", "digits", "emoji", "hf"):
         refused(lambda name=name: pra.register_source(name, grey), f"data source '{name}' is built in")
     refused(lambda: pra.register_source("a:b", grey), "'a:b'", "malformed")
@@ -146,15 +141,15 @@ def test_sources_bad_registrations_are_refused() -> None:
 
 
 @pytest.fixture
-def entry_points(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def entry_points(monkeypatch):
     """Entry points of all groups, by name."""
-    points: dict[str, Any] = {}
+    points = {}
     monkeypatch.setattr(registry, "_entry_points", lambda group: points)
     return points
 
 
-def test_sources_entry_point_is_a_source(entry_points: dict[str, Any]) -> None:
-    def load() -> None:
+def test_sources_entry_point_is_a_source(entry_points):
+    def load():
         raise ImportError("no module named x")
 
     entry_points["packaged"] = SimpleNamespace(value="package:grey", load=lambda: grey)
@@ -164,7 +159,7 @@ def test_sources_entry_point_is_a_source(entry_points: dict[str, Any]) -> None:
     refused(lambda: open_source("broken:1"), "'broken'", "'package:nothing' cannot be loaded", "no module named x")
 
 
-def test_features_entry_point_is_a_choice(entry_points: dict[str, Any], trained: Path, capsys: Any) -> None:
+def test_features_entry_point_is_a_choice(entry_points, trained, capsys):
     features = script(ROOT / "examples" / "extend" / "thumbnail_features.py").Thumbnails
     entry_points["packaged-features"] = SimpleNamespace(value="package:Thumbnails", load=lambda: features)
     refused(lambda: pra.register_features("inception", REGISTRY.added), "'inception' is built in")  # type: ignore[arg-type]
@@ -182,7 +177,7 @@ def test_features_entry_point_is_a_choice(entry_points: dict[str, Any], trained:
 
 
 @pytest.mark.parametrize("name", ["edge_loss", "stripes_source", "weight_norm"])
-def test_examples_train_a_run(tmp_path: Path, name: str, capsys: Any) -> None:
+def test_examples_train_a_run(tmp_path, name, capsys):
     script(ROOT / "examples" / "extend" / f"{name}.py").main(str(tmp_path / "run"))
     rows = read_metrics(tmp_path / "run")
     assert rows[-1]["step"] == 20
@@ -191,7 +186,7 @@ def test_examples_train_a_run(tmp_path: Path, name: str, capsys: Any) -> None:
     assert ("step 20: " in said) == (name == "weight_norm")
 
 
-def test_examples_features_judge_a_run(trained: Path, capsys: Any) -> None:
+def test_examples_features_judge_a_run(trained, capsys):
     example = script(ROOT / "examples" / "extend" / "thumbnail_features.py")
     with pytest.raises(SystemExit) as ended:
         example.main(str(trained))
@@ -199,7 +194,7 @@ def test_examples_features_judge_a_run(trained: Path, capsys: Any) -> None:
     assert "features thumbnails" in capsys.readouterr().out
 
 
-def test_examples_are_short_and_all_quoted_by_the_page() -> None:
+def test_examples_are_short_and_all_quoted_by_the_page():
     page = (ROOT / "docs" / "extend.md").read_text()
     assert len(EXAMPLES) == 4
     for path in EXAMPLES:

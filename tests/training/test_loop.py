@@ -1,7 +1,5 @@
 """The training loop: what a step computes, how a run stops and resumes, and what it refuses."""
 
-from __future__ import annotations
-
 import functools
 import math
 import multiprocessing
@@ -9,10 +7,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +17,12 @@ from support.files import contents
 from support.processes import started
 from support.refusal import refused
 from support.training import assert_same, changed_losses, edges, pictures, steps_logged, tensors, tiny, train
-from torch import Tensor
 
 import pra
 from pra import cli
 from pra.config import apply_settings
 from pra.data import open_source
-from pra.method.objectives import Losses, training_losses
+from pra.method.objectives import training_losses
 from pra.models import weights
 from pra.training import loop, step
 from pra.training.callbacks import Callback
@@ -38,7 +32,7 @@ from pra.utils.distributed import World
 from pra.utils.signals import Interrupted
 
 
-def reached(run: Path) -> int:
+def reached(run):
     """Steps of the newest checkpoint; 0 without one."""
     newest = weights.newest_checkpoint(run)
     return step_of(newest) if newest else 0
@@ -47,7 +41,7 @@ def reached(run: Path) -> int:
 # --- what a step computes -----------------------------------------------------------------------------------
 
 
-def test_micro_batches_accumulate_to_the_whole_batch(straight: Path, tmp_path: Path) -> None:
+def test_micro_batches_accumulate_to_the_whole_batch(straight, tmp_path):
     train(tiny("train.micro_batch_size=2", "train.log_every=2"), tmp_path / "parts")
     row, (other,) = read_metrics(straight)[0], read_metrics(tmp_path / "parts")
     for name in ("total", "pixel", "flow", "auxiliary", "gradient_norm"):
@@ -58,11 +52,11 @@ def test_micro_batches_accumulate_to_the_whole_batch(straight: Path, tmp_path: P
             torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_keys_depend_on_the_global_index_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def keys_of(name: str, *settings: str) -> Tensor:
-        seen: list[Tensor] = []
+def test_keys_depend_on_the_global_index_alone(tmp_path, monkeypatch):
+    def keys_of(name, *settings):
+        seen = []
 
-        def spy(model: Any, images: Tensor, labels: Tensor, keys: Tensor, *rest: Any) -> Losses:
+        def spy(model, images, labels, keys, *rest):
             seen.append(keys)
             return training_losses(model, images, labels, keys, *rest)  # type: ignore[no-any-return]
 
@@ -77,7 +71,7 @@ def test_keys_depend_on_the_global_index_alone(tmp_path: Path, monkeypatch: pyte
     assert not torch.isin(whole, keys_of("seed", "train.seed=1")).any()
 
 
-def test_training_ignores_global_random_state_and_threads(tmp_path: Path) -> None:
+def test_training_ignores_global_random_state_and_threads(tmp_path):
     """In another thread than the main one signals are left alone too."""
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -89,7 +83,7 @@ def test_training_ignores_global_random_state_and_threads(tmp_path: Path) -> Non
     assert_same(tmp_path / "1", tmp_path / "2")
 
 
-def test_gradients_are_clipped(tmp_path: Path) -> None:
+def test_gradients_are_clipped(tmp_path):
     """Adam's first moment after a step is ``(1 - beta1)`` times the gradient."""
     config = tiny("train.steps=1", "train.optimizer.clip=0.01", "train.precision=bfloat16")
     train(config, tmp_path / "run")
@@ -101,7 +95,7 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     assert {value.dtype for value in found.values()} == {torch.float32}
 
 
-def test_codec_warmup_trains_the_codec_alone(tmp_path: Path) -> None:
+def test_codec_warmup_trains_the_codec_alone(tmp_path):
     """Metrics average each term over the steps that have it."""
     config = tiny("train.codec_warmup=3", "train.steps=4")
     begun = pra.PRA(config.model, seed=config.train.seed).state_dict()  # type: ignore[arg-type]
@@ -119,7 +113,7 @@ def test_codec_warmup_trains_the_codec_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_step_is_the_same_step(tmp_path: Path) -> None:
+def test_compiled_step_is_the_same_step(tmp_path):
     """Up to rounding, which AdamW's first steps enlarge in the weights: so losses and gradients are compared."""
     rows = []
     for name in ("false", "true"):
@@ -131,12 +125,10 @@ def test_compiled_step_is_the_same_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("losses", [None, {"edges": (0.0, edges)}])
-def test_compiler_that_fails_warns_and_changes_nothing(
-    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: Any
-) -> None:
+def test_compiler_that_fails_warns_and_changes_nothing(straight, tmp_path, monkeypatch, losses):
     """With a user's terms the blocks are compiled one by one."""
 
-    def fail(*_: Any) -> Any:
+    def fail(*_):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=fail))
@@ -146,7 +138,7 @@ def test_compiler_that_fails_warns_and_changes_nothing(
     assert_same(straight, tmp_path / "run", 2)
 
 
-def test_share_holds_every_sample_once() -> None:
+def test_share_holds_every_sample_once():
     """Also over the ends of epochs, and with the images that one process has."""
     config, source = pra.recipe("tiny"), open_source("digits")
     arguments = (source, config.model.image_size, config.model.channels, config.data, 0)
@@ -164,7 +156,7 @@ def test_share_holds_every_sample_once() -> None:
 # --- resuming -----------------------------------------------------------------------------------------------
 
 
-def test_resume_equals_an_uninterrupted_run(straight: Path, tmp_path: Path) -> None:
+def test_resume_equals_an_uninterrupted_run(straight, tmp_path):
     for steps, new, workers in ((3, 3, 0), (4, 1, 1), (6, 2, 0)):
         config = tiny(f"train.steps={steps}", "train.log_every=2", f"data.workers={workers}")
         result = train(config, tmp_path / "run")
@@ -178,7 +170,7 @@ def test_resume_equals_an_uninterrupted_run(straight: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("steps", [20, 7])
-def test_resume_without_new_steps_changes_nothing(run: Path, steps: int) -> None:
+def test_resume_without_new_steps_changes_nothing(run, steps):
     before = contents(run)
     result = train(tiny(f"train.steps={steps}"), run)
     assert (result.steps, result.new_steps) == (20, 0)
@@ -186,7 +178,7 @@ def test_resume_without_new_steps_changes_nothing(run: Path, steps: int) -> None
     assert contents(run) == before
 
 
-def test_resume_refuses_renamed_classes(tmp_path: Path) -> None:
+def test_resume_refuses_renamed_classes(tmp_path):
     config = tiny("train.steps=1", f"data.source={pictures(tmp_path / 'data')}", "model.num_classes=2")
     train(config, tmp_path / "run")
     (tmp_path / "data" / "a").rename(tmp_path / "data" / "z")
@@ -199,7 +191,7 @@ def test_resume_refuses_renamed_classes(tmp_path: Path) -> None:
 # --- stopping -----------------------------------------------------------------------------------------------
 
 
-def test_second_training_is_refused_and_kill_9_costs_nothing(tmp_path: Path) -> None:
+def test_second_training_is_refused_and_kill_9_costs_nothing(tmp_path):
     """A real process with a worker, which may outlive it; what follows equals a run without a stop."""
     run, source = tmp_path / "run", pictures(tmp_path / "data")
     settings = [f"data.source={source}", "model.num_classes=2", "train.checkpoint_every=3", "data.workers=1"]
@@ -224,10 +216,10 @@ def test_second_training_is_refused_and_kill_9_costs_nothing(tmp_path: Path) -> 
     assert steps_logged(run) == list(range(1, stopped + 3))
 
 
-def interrupt(at: int, *signals: signal.Signals) -> Any:
+def interrupt(at, *signals):
     """The process gets signals while it computes the losses of step ``at`` (from 1)."""
 
-    def change(call: int, losses: Losses) -> Losses:
+    def change(call, losses):
         for signum in signals if call == at else ():
             signal.raise_signal(signum)
         return losses
@@ -235,7 +227,7 @@ def interrupt(at: int, *signals: signal.Signals) -> Any:
     return changed_losses(change)
 
 
-def test_signal_finishes_the_step_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_finishes_the_step_and_saves(tmp_path, monkeypatch):
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(step, "losses_of", interrupt(2, signal.SIGINT))
     children = multiprocessing.active_children()
@@ -249,11 +241,11 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path, monkeypatch: pytest.
     assert train(tiny("train.steps=3"), tmp_path / "run").steps == 3  # in the last step it changes nothing
 
 
-def test_signal_after_the_log_waits_for_the_next_step(straight: Path, tmp_path: Path) -> None:
+def test_signal_after_the_log_waits_for_the_next_step(straight, tmp_path):
     """The steps since the last checkpoint are not lost."""
 
     class Terminate(Callback):
-        def on_log(self, trainer: loop.Trainer, row: dict[str, float]) -> None:
+        def on_log(self, trainer, row):
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="stopped at step 3"):
@@ -261,7 +253,7 @@ def test_signal_after_the_log_waits_for_the_next_step(straight: Path, tmp_path: 
     assert_same(tmp_path / "run", straight, 3)
 
 
-def test_second_ctrl_c_stops_at_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_ctrl_c_stops_at_once(run, monkeypatch):
     before = contents(run / "checkpoints")
     monkeypatch.setattr(step, "losses_of", interrupt(1, signal.SIGINT, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
@@ -269,13 +261,13 @@ def test_second_ctrl_c_stops_at_once(run: Path, monkeypatch: pytest.MonkeyPatch)
     assert contents(run / "checkpoints") == before
 
 
-def spoiled(at: int) -> Any:
+def spoiled(at):
     """The loss of step ``at`` (from 1) is not a number."""
     return changed_losses(lambda call, losses: losses._replace(total=losses.total * (math.nan if call == at else 1.0)))
 
 
 @pytest.mark.parametrize("every", ["train.log_every=5", "train.sample_every=4"])
-def test_loss_that_is_not_finite_saves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch, every: str) -> None:
+def test_loss_that_is_not_finite_saves_nothing(run, monkeypatch, every):
     before = contents(run)
     monkeypatch.setattr(step, "losses_of", spoiled(3))
     good = str(run / "checkpoints" / "step-00000020")
@@ -288,8 +280,8 @@ def test_loss_that_is_not_finite_saves_nothing(run: Path, monkeypatch: pytest.Mo
     assert after.keys() - before.keys() <= {name for name in after if name.startswith("tensorboard")}
 
 
-def test_signal_does_not_save_what_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def change(call: int, losses: Losses) -> Losses:
+def test_signal_does_not_save_what_is_not_finite(tmp_path, monkeypatch):
+    def change(call, losses):
         if call == 3:
             signal.raise_signal(signal.SIGTERM)
         return losses._replace(total=losses.total * (math.nan if call == 2 else 1.0))
@@ -303,7 +295,7 @@ def test_signal_does_not_save_what_is_not_finite(tmp_path: Path, monkeypatch: py
 # --- data and devices ---------------------------------------------------------------------------------------
 
 
-def test_corrupt_images_are_refused_or_counted(tmp_path: Path) -> None:
+def test_corrupt_images_are_refused_or_counted(tmp_path):
     source = pictures(tmp_path / "data", "ab" * 6)
     config = tiny(f"data.source={source}", "model.num_classes=2", "train.steps=3", "train.log_every=3")
     (tmp_path / "data" / "a" / "04.png").write_bytes(b"\x89PNG")
@@ -314,7 +306,7 @@ def test_corrupt_images_are_refused_or_counted(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "run")[-1]["skipped"] == 2
 
 
-def test_data_that_do_not_fit_are_refused_before_writing(tmp_path: Path) -> None:
+def test_data_that_do_not_fit_are_refused_before_writing(tmp_path):
     config = tiny(f"data.source={pictures(tmp_path / 'small', size=(8, 7))}", "model.num_classes=2")
     refused(lambda: train(config, tmp_path / "run"), "7x8 pixels", "data.on_small=upscale")
     config = tiny(f"data.source={pictures(tmp_path / 'data')}", "model.num_classes=1")
@@ -324,10 +316,8 @@ def test_data_that_do_not_fit_are_refused_before_writing(tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
-def test_checks_without_data_come_before_they_are_opened(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def too_early(spec: str) -> None:
+def test_checks_without_data_come_before_they_are_opened(run, tmp_path, monkeypatch, capsys):
+    def too_early(spec):
         raise AssertionError(f"{spec} is opened")
 
     monkeypatch.setattr("pra.training.loop.open_source", too_early)
@@ -345,8 +335,8 @@ def test_checks_without_data_come_before_they_are_opened(
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
-def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def full(*_: Any) -> None:
+def test_too_little_memory_is_one_line(tmp_path, monkeypatch, error):
+    def full(*_):
         raise error
 
     monkeypatch.setattr(step.Step, "passes", full)
@@ -354,23 +344,23 @@ def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     refused(lambda: train(tiny("train.micro_batch_size=4"), tmp_path / "run"), *parts)
 
 
-def test_killed_worker_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_worker_is_one_line(tmp_path, monkeypatch):
     """As the system does where memory runs out."""
     monkeypatch.setattr(loop.TrainingSet, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     refused(lambda: train(tiny("data.workers=1"), tmp_path / "run"), "prepares data has died", "data.workers")
 
 
-def test_lpips_is_fetched_by_one_process_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
+def test_lpips_is_fetched_by_one_process_first(tmp_path, monkeypatch):
+    order = []
 
     class One(World):
         @contextmanager
-        def first_alone(self) -> Iterator[None]:
+        def first_alone(self):
             order.append("alone")
             yield
             order.append("all")
 
-    def fetch(*_: Any) -> Any:
+    def fetch(*_):
         order.append("fetch")
         return lambda reconstruction, image: (reconstruction - image).square().mean((1, 2, 3))
 
@@ -379,7 +369,7 @@ def test_lpips_is_fetched_by_one_process_first(tmp_path: Path, monkeypatch: pyte
     assert order == ["alone", "all", "alone", "fetch", "all"]  # the data come first
 
 
-def test_open_source_replaces_the_named_one(tmp_path: Path) -> None:
+def test_open_source_replaces_the_named_one(tmp_path):
     source = open_source(pictures(tmp_path / "data"))
     config = tiny("data.source=elsewhere", "model.num_classes=2", "train.steps=3", "train.sample_every=3")
     assert train(config, tmp_path / "run", source=source).model.classes == ("a", "b")

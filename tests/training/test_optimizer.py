@@ -1,10 +1,7 @@
 """Optimizers: which parameters each one trains, at which rate, and how a run with Muon resumes."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from torch import nn
 
 import pra
 from pra.config import (
-    AnyModelConfig,
     LearningRate,
     Muon,
     OptimizerConfig,
@@ -42,7 +38,7 @@ SHAPES = [(8, 8), (24, 8), (8, 24), (7, 5), (1, 4)]
 # --- settings -----------------------------------------------------------------------------------------------
 
 
-def test_settings_bare_name_keeps_the_other_rates() -> None:
+def test_settings_bare_name_keeps_the_other_rates():
     run = pra.recipe("digits")
     changed = apply_settings(run, [MUON, "train.optimizer.matrices.lr=0.01"])
     expected = dataclasses.replace(run.train.optimizer, matrices=Muon(lr=0.01))
@@ -51,7 +47,7 @@ def test_settings_bare_name_keeps_the_other_rates() -> None:
     assert apply_settings(changed, ["train.optimizer.matrices=null"]) == run
 
 
-def test_settings_that_are_wrong_are_refused() -> None:
+def test_settings_that_are_wrong_are_refused():
     for settings, message in (
         (["train.optimizer.matrices=Moun"], "'Moun' is unknown; did you mean 'Muon'"),
         (["train.optimizer.matrices=3"], "expected the fields of Muon, got 3"),
@@ -63,7 +59,7 @@ def test_settings_that_are_wrong_are_refused() -> None:
         refused(lambda settings=settings: tiny(*settings), message)
 
 
-def test_slower_divides_every_rate() -> None:
+def test_slower_divides_every_rate():
     config = OptimizerConfig(lr=0.5, matrices=Muon(lr=0.25))
     assert config.slower(10) == OptimizerConfig(lr=0.5 / 10, matrices=Muon(lr=0.25 / 10))
     assert OptimizerConfig(lr=0.5).slower(10) == OptimizerConfig(lr=0.5 / 10)
@@ -73,7 +69,7 @@ def test_slower_divides_every_rate() -> None:
 # --- which parameters, which rates --------------------------------------------------------------------------
 
 
-def test_learning_rate_warms_up_then_stays_or_falls() -> None:
+def test_learning_rate_warms_up_then_stays_or_falls():
     constant = OptimizerConfig(lr=1.0, warmup_steps=4)
     rates = [learning_rate(constant, step, 10) for step in range(10)]
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, *[1.0] * 6])
@@ -87,7 +83,7 @@ def test_learning_rate_warms_up_then_stays_or_falls() -> None:
     assert learning_rate(dataclasses.replace(cosine, warmup_steps=20), 9, 10) == pytest.approx(10 / 21)
 
 
-def test_weight_decay_acts_on_matrices_only() -> None:
+def test_weight_decay_acts_on_matrices_only():
     model = build_model(pra.recipe("tiny").model)
     optimizer = build_optimizer(model, OptimizerConfig(lr=1e-2, weight_decay=0.5))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -103,7 +99,7 @@ def test_weight_decay_acts_on_matrices_only() -> None:
 
 
 @pytest.mark.parametrize("config", [TWO_HEADS, JIT])
-def test_hidden_matrices_are_those_inside_blocks(config: AnyModelConfig) -> None:
+def test_hidden_matrices_are_those_inside_blocks(config):
     model = build_model(config)
     hidden = {id(weight) for weight in hidden_matrices(model)}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in hidden}
@@ -112,7 +108,7 @@ def test_hidden_matrices_are_those_inside_blocks(config: AnyModelConfig) -> None
     assert {name.partition(".")[0] for name in names} <= {"backbone", "head", "shortcut", "codec", "blocks"}
 
 
-def test_build_optimizer_trains_every_parameter_once() -> None:
+def test_build_optimizer_trains_every_parameter_once():
     model = build_model(LEARNED)
     for parameter in model.auxiliary.parameters():
         parameter.requires_grad_(False)
@@ -123,7 +119,7 @@ def test_build_optimizer_trains_every_parameter_once() -> None:
     assert optimizer.state(model.auxiliary.weight) == {}
 
 
-def test_set_rates_scales_each_group_from_its_own_peak() -> None:
+def test_set_rates_scales_each_group_from_its_own_peak():
     config = OptimizerConfig(lr=1.0, matrices=Muon(lr=3.0), warmup_steps=3)
     optimizer = build_optimizer(build_model(LEARNED), config)
     for step, factor in enumerate((0.25, 0.5, 0.75, 1.0, 1.0)):
@@ -136,7 +132,7 @@ def test_set_rates_scales_each_group_from_its_own_peak() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_muon_steps_equal_torchs(shape: tuple[int, int]) -> None:
+def test_muon_steps_equal_torchs(shape):
     """Up to bfloat16, in which torch's class computes."""
     generator = torch.Generator().manual_seed(0)
     ours = nn.Parameter(torch.randn(shape, generator=generator))
@@ -153,7 +149,7 @@ def test_muon_steps_equal_torchs(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_orthogonalised_singular_values_are_near_one(shape: tuple[int, int]) -> None:
+def test_orthogonalised_singular_values_are_near_one(shape):
     left, values, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     values = torch.linspace(0.1, 1.0, len(values))
     found = orthogonalised(left @ values.diag() @ right)
@@ -161,7 +157,7 @@ def test_orthogonalised_singular_values_are_near_one(shape: tuple[int, int]) -> 
     assert ((torch.linalg.svdvals(found) - 1).abs() < 0.35).all()
 
 
-def test_muon_of_no_gradient_changes_nothing() -> None:
+def test_muon_of_no_gradient_changes_nothing():
     matrix = nn.Parameter(torch.ones(2, 3))
     optimizer = Optimizers(MuonOptimizer([matrix], lr=1.0, momentum=0.95, weight_decay=0.1))
     optimizer.step()
@@ -169,7 +165,7 @@ def test_muon_of_no_gradient_changes_nothing() -> None:
     MuonOptimizer([], lr=1.0, momentum=0.95, weight_decay=0.1).step()
 
 
-def test_muon_run_resumes_bitwise(tmp_path: Path) -> None:
+def test_muon_run_resumes_bitwise(tmp_path):
     straight, run = tmp_path / "straight", tmp_path / "run"
     train(tiny(MUON, "train.steps=3"), straight)
     for steps in (1, 3):

@@ -1,7 +1,5 @@
 """Several processes that train one model: they equal one, stop together, and resume in any number."""
 
-from __future__ import annotations
-
 import fcntl
 import functools
 import itertools
@@ -14,10 +12,8 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import preempt
 import pytest
@@ -26,7 +22,6 @@ from support import processes
 from support.processes import started
 from support.refusal import refused
 from support.training import TERMS, assert_same, pictures, steps_logged, tensors, tiny, train
-from torch import Tensor
 from torch.distributed import HashStore
 
 import pra
@@ -40,33 +35,33 @@ from pra.utils.distributed import World
 CPU = torch.device("cpu")
 
 
-def alone(folder: Path, *settings: str, recipe: str = "tiny", **more: Any) -> Path:
+def alone(folder, *settings, recipe="tiny", **more):
     """A run of one process."""
     train(tiny(*settings, recipe=recipe), folder, **more)
     return folder
 
 
-def line(folder: Path, *settings: str) -> list[str]:
+def line(folder, *settings):
     """The command of the same run."""
     usual = ("train.steps=2", "train.sample_every=0", "train.log_every=1")
     options = [word for setting in (*usual, *settings) for word in ("--set", setting)]
     return ["train", "tiny", "--run-dir", str(folder), "--device", "cpu", *options]
 
 
-def share(rank: int, folder: Path, settings: Sequence[str], recipe: str, losses: Any) -> None:
+def share(rank, folder, settings, recipe, losses):
     """One of several processes that train."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         train(tiny(*settings, recipe=recipe), folder, losses=losses)
 
 
-def shared(folder: Path, *settings: str, recipe: str = "tiny", losses: Any = None) -> Path:
+def shared(folder, *settings, recipe="tiny", losses=None):
     """A run of two processes."""
     assert processes.api(2, share, folder, settings, recipe, losses) == [0, 0]
     return folder
 
 
-def assert_equal(one: Path, other: Path) -> None:
+def assert_equal(one, other):
     """Up to rounding, which AdamW's first steps enlarge."""
     rows, others = read_metrics(one), read_metrics(other)
     assert [row["step"] for row in rows] == [row["step"] for row in others]
@@ -80,7 +75,7 @@ def assert_equal(one: Path, other: Path) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: name + text)
 
 
-def models(run: Path) -> dict[str, Tensor]:
+def models(run):
     """Weights and averages, without the optimizer's shards."""
     return {name: tensor for name, tensor in tensors(run).items() if not name.startswith("shard-")}
 
@@ -125,15 +120,13 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
         ("tiny", ALL, [FSDP, "train.compile=true"], None),
     ],
 )
-def test_two_processes_equal_one(
-    recipe: str, common: Sequence[str], own: Sequence[str], losses: Any, tmp_path: Path
-) -> None:
+def test_two_processes_equal_one(recipe, common, own, losses, tmp_path):
     one = alone(tmp_path / "one", *common, recipe=recipe, losses=losses)
     assert_equal(one, shared(tmp_path / "two", *common, *own, recipe=recipe, losses=losses))
 
 
 @pytest.mark.slow
-def test_fsdp_in_bfloat16_learns_nearly_the_same(tmp_path: Path) -> None:
+def test_fsdp_in_bfloat16_learns_nearly_the_same(tmp_path):
     one = alone(tmp_path / "one", "train.precision=bfloat16", "train.steps=20")
     two = shared(tmp_path / "two", "train.precision=bfloat16", "train.steps=20", FSDP)
     for a, b in zip(read_metrics(one), read_metrics(two), strict=True):
@@ -141,14 +134,14 @@ def test_fsdp_in_bfloat16_learns_nearly_the_same(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in models(two).values()} == {torch.float32}
 
 
-def test_recomputed_blocks_change_nothing(straight: Path, tmp_path: Path) -> None:
+def test_recomputed_blocks_change_nothing(straight, tmp_path):
     """Bitwise, and the run resumes without."""
     alone(tmp_path / "spared", SPARED)
     alone(tmp_path / "spared", "train.steps=4")
     assert_same(straight, tmp_path / "spared", 4)
 
 
-def test_from_two_processes_to_one_and_back(tmp_path: Path) -> None:
+def test_from_two_processes_to_one_and_back(tmp_path):
     """Two processes of DDP and of FSDP equal one, also with Muon, frozen parts and recomputed blocks."""
     common, run = [*ALL, MUON, PARTS], tmp_path / "run"
     one = alone(tmp_path / "one", *common, "train.steps=8", losses=TERMS)
@@ -160,19 +153,19 @@ def test_from_two_processes_to_one_and_back(tmp_path: Path) -> None:
     assert pra.Sampler(pra.load(run)).sample([3], [0]).shape == (1, 1, 8, 8)
 
 
-def test_gradients_pass_between_processes_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_pass_between_processes_once_a_step(monkeypatch):
     """However many micro-batches it has."""
-    passed: list[int] = []
+    passed = []
 
-    def count(bucket: Any) -> Any:
+    def count(bucket):
         passed.append(bucket.buffer().numel())
-        future: Any = torch.futures.Future()
+        future = torch.futures.Future()
         future.set_result(bucket.buffer())
         return future
 
     torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
-        model: Any = torch.nn.Linear(3, 2)
+        model = torch.nn.Linear(3, 2)
         monkeypatch.setattr(step, "losses_of", lambda model: lambda model, x: model(x).sum())
         shared = step.Step(model, {}, TrainConfig(steps=1, batch_size=4), CPU, World(0, 2))
         shared.loss.register_comm_hook(None, lambda state, bucket: count(bucket))
@@ -186,7 +179,7 @@ def test_gradients_pass_between_processes_once_a_step(monkeypatch: pytest.Monkey
         torch.distributed.destroy_process_group()
 
 
-def test_micro_batches_keep_the_global_batch() -> None:
+def test_micro_batches_keep_the_global_batch():
     for batch, micro, count, expected in (
         (512, 64, 1, (64, 8)),
         (512, 64, 4, (64, 2)),
@@ -203,12 +196,12 @@ def test_micro_batches_keep_the_global_batch() -> None:
 
 
 @contextmanager
-def machines(*ranks: int, rest: Sequence[str], timeout: int = 60) -> Iterator[list[subprocess.Popen[str]]]:
+def machines(*ranks, rest, timeout=60):
     """``torchrun`` of each of two machines, with a process of ``pra`` on it."""
     head = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     head += ["--master-addr", "127.0.0.1", "--master-port", str(processes.free_port())]
     head += ["--rdzv-conf", f"timeout={timeout}"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     agents = [subprocess.Popen([*head, "--node-rank", str(rank), "-m", "pra", *rest], **pipes) for rank in ranks]
     try:
         yield agents
@@ -219,7 +212,7 @@ def machines(*ranks: int, rest: Sequence[str], timeout: int = 60) -> Iterator[li
 
 
 @pytest.mark.slow
-def test_two_machines_equal_one_with_two_processes(tmp_path: Path) -> None:
+def test_two_machines_equal_one_with_two_processes(tmp_path):
     settings = ("train.micro_batch_size=2", "train.averages=[0.1]")
     one = shared(tmp_path / "one", *settings)
     with machines(0, 1, rest=line(tmp_path / "two", *settings)) as agents:
@@ -233,7 +226,7 @@ def test_two_machines_equal_one_with_two_processes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "line_of_torch"), [(0, "1/2 clients joined"), (1, "trying to connect to (127.0.0.1")])
-def test_machine_that_does_not_come_ends_the_other(tmp_path: Path, rank: int, line_of_torch: str) -> None:
+def test_machine_that_does_not_come_ends_the_other(tmp_path, rank, line_of_torch):
     begin = time.monotonic()
     with machines(rank, rest=line(tmp_path / "run"), timeout=2) as agents:
         _, error = agents[0].communicate(timeout=120)
@@ -246,11 +239,11 @@ def test_machine_that_does_not_come_ends_the_other(tmp_path: Path, rank: int, li
 # --- stopping -----------------------------------------------------------------------------------------------
 
 
-def trained_steps(run: Path) -> int:
+def trained_steps(run):
     return len(read_metrics(run))
 
 
-def test_signal_to_one_process_stops_and_saves_all(tmp_path: Path) -> None:
+def test_signal_to_one_process_stops_and_saves_all(tmp_path):
     run, command = tmp_path / "run", line(tmp_path / "run", "train.steps=100000")
     with started(tmp_path / "log", 2, *command) as group:
         group.wait_for(lambda: trained_steps(run) >= 3)
@@ -274,7 +267,7 @@ def test_signal_to_one_process_stops_and_saves_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rank", "setting"), [(1, FSDP), slow(0, FSDP), slow(0, "data.workers=1")]
 )  # the error that ends a process is kept until its workers have been waited for
-def test_killed_process_ends_the_other(tmp_path: Path, rank: int, setting: str) -> None:
+def test_killed_process_ends_the_other(tmp_path, rank, setting):
     run = tmp_path / "run"
     with started(tmp_path / "log", 2, *line(run, "train.steps=100000", setting)) as group:
         group.wait_for(lambda: trained_steps(run) >= 2)
@@ -286,24 +279,24 @@ def test_killed_process_ends_the_other(tmp_path: Path, rank: int, setting: str) 
         assert outcomes[0].error.splitlines()[-1].startswith("pra: error: another process of this command has ended")
 
 
-def hold(path: Path, item: int) -> None:
+def hold(path, item):
     """A worker keeps a file locked as long as it lives."""
     if not HELD:
         HELD.append(path.open("w"))
         fcntl.flock(HELD[0], fcntl.LOCK_EX)
 
 
-HELD: list[Any] = []
+HELD = []
 
 
-def feed(method: str, folder: Path) -> None:
+def feed(method, folder):
     multiprocessing.set_start_method(method, force=True)
     for _ in loader.from_workers(functools.partial(hold, folder / "held"), itertools.count(), 1):
         (folder / "fed").touch()
 
 
 @pytest.mark.parametrize("method", ["fork", slow("forkserver")])
-def test_workers_end_with_a_killed_process(tmp_path: Path, method: str) -> None:
+def test_workers_end_with_a_killed_process(tmp_path, method):
     process = processes.CONTEXT.Process(target=feed, args=(method, tmp_path))
     process.start()
     deadline = time.monotonic() + 60
@@ -322,7 +315,7 @@ def test_workers_end_with_a_killed_process(tmp_path: Path, method: str) -> None:
                 time.sleep(0.02)
 
 
-def test_corrupt_image_of_one_process_ends_both_in_one_line(tmp_path: Path) -> None:
+def test_corrupt_image_of_one_process_ends_both_in_one_line(tmp_path):
     source = open_source(pictures(tmp_path / "data", "ab" * 8))
     order = loop.TrainingSet(source, (8, 8), 1, pra.recipe("tiny").data, 0)
     where = source.where(order.source_index(14))  # of the second step, in the second process's share
@@ -338,7 +331,7 @@ def test_corrupt_image_of_one_process_ends_both_in_one_line(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("parallelism", [DDP, FSDP])
 @pytest.mark.slow
-def test_loss_that_is_not_finite_ends_all_in_one_line(tmp_path: Path, parallelism: str) -> None:
+def test_loss_that_is_not_finite_ends_all_in_one_line(tmp_path, parallelism):
     more = ("train.steps=20", "train.optimizer.lr=1e30", "train.optimizer.clip=1e30", parallelism)
     outcomes = processes.run(tmp_path / "log", 2, *line(tmp_path / "run", *more))
     assert [outcome.code for outcome in outcomes] == [2, 2]
@@ -347,7 +340,7 @@ def test_loss_that_is_not_finite_ends_all_in_one_line(tmp_path: Path, parallelis
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_job_that_lost_a_process(tmp_path: Path) -> None:
+def test_torchrun_restarts_a_job_that_lost_a_process(tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     command += ["--master-port", str(processes.free_port()), "-m", "pra"]
@@ -377,7 +370,7 @@ def test_torchrun_restarts_a_job_that_lost_a_process(tmp_path: Path) -> None:
         (20, preempt.Job(400, (2,), "fsdp")),
     ],
 )
-def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path, kills: int, job: preempt.Job) -> None:
+def test_kill_9_at_random_moments_changes_nothing(tmp_path, kills, job):
     moments = preempt.train_under_fire(tmp_path / "killed", job, kills, random.Random(1))
     assert max(moments) > 0
     attempts = preempt.read_attempts(tmp_path / "killed")
@@ -387,8 +380,8 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path, kills: int, jo
     assert preempt.differences(tmp_path / "alone", tmp_path / "killed") == []
 
 
-def test_preempt_finds_samples_lost_or_repeated() -> None:
-    def attempt(first: int, end: int, *more: int) -> preempt.Attempt:
+def test_preempt_finds_samples_lost_or_repeated():
+    def attempt(first, end, *more):
         return preempt.Attempt(1, Counter([*range(8 * first, 8 * end), *more]))
 
     good = [attempt(0, 4), attempt(2, 5), attempt(5, 6)]

@@ -1,14 +1,11 @@
 """A run's folder: what is in it, what may change between two commands, and where its data may lie."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +15,6 @@ from support.refusal import refused
 from support.training import assert_same, pictures, steps_logged, tiny, train
 
 import pra
-from pra.config import RunConfig
 from pra.data import open_source
 from pra.data.images import ArraySource
 from pra.models import weights
@@ -33,7 +29,7 @@ from pra.utils.distributed import World
 FullDisk = Callable[[int], AbstractContextManager[None]]
 
 
-def test_run_folder_and_metrics(trained: Path) -> None:
+def test_run_folder_and_metrics(trained):
     assert sorted(path.name for path in trained.iterdir()) == [
         "checkpoints", "config.json", "curves.png", "environment.json", "metrics.jsonl", "reconstructions", "samples",
         "tensorboard",
@@ -60,7 +56,7 @@ OLD_LINE = {
 }  # fmt: skip
 
 
-def test_metrics_of_old_runs_draw_and_resume(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_old_runs_draw_and_resume(run, monkeypatch):
     """The curves of a run that resumes have the old name and the new ones."""
     monkeypatch.setattr(callbacks, "draw_curves", draw_curves)
     old = [OLD_LINE | {"step": 10, "flow": 0.0}, OLD_LINE | {"step": 20}]
@@ -75,7 +71,7 @@ def test_metrics_of_old_runs_draw_and_resume(run: Path, monkeypatch: pytest.Monk
     assert loss_terms(rows) == ["reconstruction", "auxiliary", "flow", "pixel"]
 
 
-def test_config_of_an_earlier_version_resumes(straight: Path, tmp_path: Path) -> None:
+def test_config_of_an_earlier_version_resumes(straight, tmp_path):
     run = Path(shutil.copytree(straight, tmp_path / "run"))
     values = json.loads((run / "config.json").read_text())
     del values["initial_average"], values["data"]["validation"]
@@ -89,7 +85,7 @@ def test_config_of_an_earlier_version_resumes(straight: Path, tmp_path: Path) ->
 # --- what may change ----------------------------------------------------------------------------------------
 
 
-def test_resume_may_change_what_changes_no_weight(run: Path) -> None:
+def test_resume_may_change_what_changes_no_weight(run):
     config = tiny(
         "train.steps=21", "train.keep_checkpoints=1", "train.micro_batch_size=4", "train.parallel=fsdp",
         "train.activation_checkpointing=true", "data.workers=1", "data.on_corrupt=skip", "data.on_small=upscale",
@@ -100,7 +96,7 @@ def test_resume_may_change_what_changes_no_weight(run: Path) -> None:
     assert read_run(run) == config
 
 
-def test_resume_of_another_configuration_is_refused(trained: Path) -> None:
+def test_resume_of_another_configuration_is_refused(trained):
     before = contents(trained)
     changed = {
         "train.batch_size=4": "train.batch_size: 8 in the run, 4 asked for",
@@ -121,7 +117,7 @@ def test_resume_of_another_configuration_is_refused(trained: Path) -> None:
     assert contents(trained) == before
 
 
-def test_run_folder_that_is_something_else_is_refused(tmp_path: Path) -> None:
+def test_run_folder_that_is_something_else_is_refused(tmp_path):
     (tmp_path / "mine").write_text("x")
     refused(lambda: train(tiny(), tmp_path), "another --run-dir", code="exists", path=tmp_path)
     refused(lambda: train(tiny(), tmp_path / "mine"), str(tmp_path / "mine"))
@@ -134,7 +130,7 @@ def test_run_folder_that_is_something_else_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "empty" / ".lock").exists()
 
 
-def test_damaged_files_of_a_run_are_named(run: Path) -> None:
+def test_damaged_files_of_a_run_are_named(run):
     text = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(text.replace('"step"', "step", 1))
     refused(lambda: train(tiny("train.steps=30"), run), "metrics.jsonl, line 1", code="unreadable")
@@ -144,10 +140,10 @@ def test_damaged_files_of_a_run_are_named(run: Path) -> None:
     assert contents(run) == before
 
 
-def test_full_disk_while_logging_loses_no_line(run: Path, full_disk: FullDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_while_logging_loses_no_line(run, full_disk, monkeypatch):
     original = callbacks.Metrics.on_log
 
-    def write(self: Any, trainer: Any, row: dict[str, float]) -> None:
+    def write(self, trainer, row):
         with full_disk(self.path.stat().st_size + 10):
             original(self, trainer, row)
 
@@ -159,12 +155,12 @@ def test_full_disk_while_logging_loses_no_line(run: Path, full_disk: FullDisk, m
     assert steps_logged(run) == [5, 10, 15, 20, 21]
 
 
-def test_claimed_finds_machines_that_see_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claimed_finds_machines_that_see_another_folder(tmp_path, monkeypatch):
     class Elsewhere(World):
-        def combine(self, value: Any, how: Any) -> Any:
+        def combine(self, value, how):
             return how(["process 7 on a machine", value])
 
-    def claim() -> None:
+    def claim():
         with runs.claimed(tmp_path, tiny(), Elsewhere(1, 2, 0), {}):
             pass
 
@@ -180,18 +176,18 @@ def test_claimed_finds_machines_that_see_another_folder(tmp_path: Path, monkeypa
 # --- data and first weights that have moved -----------------------------------------------------------------
 
 
-def configured(source: str, *settings: str) -> RunConfig:
+def configured(source, *settings):
     return tiny(f"data.source={source}", "model.num_classes=2", "train.steps=1", *settings)
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> Path:
+def begun(tmp_path):
     """A run of a step on the pictures in the folder ``a``."""
     train(configured(pictures(tmp_path / "a", "abb")), tmp_path / "run")
     return tmp_path / "run"
 
 
-def test_moved_data_resume(begun: Path, tmp_path: Path) -> None:
+def test_moved_data_resume(begun, tmp_path):
     known = runs.recorded(begun)["data"]
     assert known == runs.contents(open_source(f"folder:{tmp_path / 'a'}"))
     assert known["images"] == 3
@@ -206,7 +202,7 @@ def test_moved_data_resume(begun: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("classes", "held"), [("abbb", "holds 4"), ("aab", "holds others"), ("zbb", "holds others")])
-def test_other_data_are_refused(begun: Path, tmp_path: Path, classes: str, held: str) -> None:
+def test_other_data_are_refused(begun, tmp_path, classes, held):
     before = contents(begun)
     other = pictures(tmp_path / "b", classes.replace("z", "a"), (8, 9) if "z" in classes else (8, 8))
     config, known = configured(other, "train.steps=2"), f"folder:{tmp_path / 'a'}"
@@ -214,7 +210,7 @@ def test_other_data_are_refused(begun: Path, tmp_path: Path, classes: str, held:
     assert contents(begun) == before
 
 
-def test_moved_data_of_a_run_without_a_record_are_refused(begun: Path, tmp_path: Path) -> None:
+def test_moved_data_of_a_run_without_a_record_are_refused(begun, tmp_path):
     there, record = f"folder:{tmp_path / 'a'}", runs.recorded(begun)
     del record["data"]
     here = f"folder:{shutil.copytree(tmp_path / 'a', tmp_path / 'b')}"
@@ -225,7 +221,7 @@ def test_moved_data_of_a_run_without_a_record_are_refused(begun: Path, tmp_path:
     assert train(configured(here, "train.steps=3"), begun).new_steps == 1  # now there is a record
 
 
-def test_contents_tell_data_from_others(tmp_path: Path) -> None:
+def test_contents_tell_data_from_others(tmp_path):
     name, labels = pictures(tmp_path, "aaa"), np.zeros(3, np.int64)
     arrays = [ArraySource("in memory", np.full((3, 4, 4), grey, np.uint8), labels, ("a",)) for grey in (0, 0, 9)]
     files, memory, same, other = (runs.contents(source) for source in (open_source(name), *arrays))
@@ -238,8 +234,8 @@ def test_contents_tell_data_from_others(tmp_path: Path) -> None:
     assert runs.contents(gone) == files | {"first_image_sha256": None}
 
 
-def test_moved_first_weights_resume(begun: Path, tmp_path: Path) -> None:
-    def short(start: Path, steps: int) -> RunConfig:
+def test_moved_first_weights_resume(begun, tmp_path):
+    def short(start, steps):
         return distill.configure(str(start), steps)
 
     run = tmp_path / "short"

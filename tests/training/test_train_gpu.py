@@ -1,20 +1,15 @@
 """Training on one GPU, where there is one (``-m gpu``): bfloat16, DDP and FSDP2 over nccl, the compiler, going on."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.training import tiny
-from torch import Tensor
 from torch.distributed import HashStore
 
 import pra
-from pra.config import Precision, RunConfig
+from pra.config import Precision
 from pra.method import flow, noise
 from pra.models import build_model
 from pra.training.averages import build_averages
@@ -34,14 +29,14 @@ BACKEND = "nccl"
 
 
 @pytest.fixture
-def group() -> Iterator[None]:
+def group():
     """A process group of this process alone."""
     torch.distributed.init_process_group(BACKEND, store=HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
 
-def step_of(run: RunConfig, world: World = ALONE) -> Step:
+def step_of(run, world=ALONE):
     """The step of a model without a weight at zero, behind which mistakes would hide."""
     model, random = build_model(run.model, 0).to(DEVICE), torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -50,7 +45,7 @@ def step_of(run: RunConfig, world: World = ALONE) -> Step:
     return Step(model, build_averages(model, run.train), run.train, DEVICE, world)
 
 
-def passed(run: RunConfig, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def passed(run, step):
     """Losses and gradients of a step, on the CPU."""
     random = torch.Generator().manual_seed(1)
     images = (torch.rand(8, 1, 8, 8, generator=random) * 2 - 1).to(DEVICE)
@@ -63,17 +58,17 @@ def passed(run: RunConfig, step: Step) -> tuple[dict[str, Tensor], dict[str, Ten
     return {name: value.cpu() for name, value in losses.measured().items()}, gradients
 
 
-def alone(run: RunConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def alone(run):
     """Of one process, without the compiler."""
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, compile=False))
     return passed(run, step_of(run))
 
 
 def assert_alike(
-    found: tuple[dict[str, Tensor], dict[str, Tensor]],
-    expected: tuple[dict[str, Tensor], dict[str, Tensor]],
-    rtol: float,
-) -> None:
+    found,
+    expected,
+    rtol,
+):
     """Losses by their value, gradients by their distance."""
     assert found[0].keys() == expected[0].keys() == {"total", "pixel", "flow", "auxiliary", "state_std"}
     for name in found[0].keys() - {"state_std"}:
@@ -84,7 +79,7 @@ def assert_alike(
         assert distance <= 5 * rtol * gradient.norm() + 1e-6, (name, float(distance), float(gradient.norm()))
 
 
-def test_step_in_bfloat16_is_finite_and_near() -> None:
+def test_step_in_bfloat16_is_finite_and_near():
     exact = alone(tiny("train.precision=float32"))
     rough = alone(tiny("train.precision=bfloat16"))
     assert all(value.isfinite() for value in rough[0].values())
@@ -93,7 +88,7 @@ def test_step_in_bfloat16_is_finite_and_near() -> None:
     assert not torch.equal(rough[0]["total"], exact[0]["total"])
 
 
-def test_dyadic_steps_do_not_wait_for_the_device() -> None:
+def test_dyadic_steps_do_not_wait_for_the_device():
     keys = noise.keys(0, torch.arange(8, device=DEVICE))
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -116,9 +111,7 @@ def test_dyadic_steps_do_not_wait_for_the_device() -> None:
         (["train.precision=float32", "train.compile=true"], False, False, 1e-3),  # the whole loss
     ],
 )
-def test_shared_step_equals_that_of_one_process(
-    group: None, settings: list[str], several: bool, sharded: bool, rtol: float
-) -> None:
+def test_shared_step_equals_that_of_one_process(group, settings, several, sharded, rtol):
     """By DDP and by FSDP; and the compiler changes no more than rounding, and does not go on without."""
     run = tiny(*settings)
     shared = step_of(run, World(0, 2) if several else ALONE)
@@ -133,7 +126,7 @@ def test_shared_step_equals_that_of_one_process(
 
 
 @pytest.mark.parametrize("compiled", ["false", "true"])
-def test_run_resumes_and_learns_as_on_the_cpu(tmp_path: Path, compiled: str) -> None:
+def test_run_resumes_and_learns_as_on_the_cpu(tmp_path, compiled):
     """Up to rounding, which AdamW's first steps enlarge."""
     settings = ("train.precision=float32", "train.checkpoint_every=3")
     for name, device, ends in (("cpu", "cpu", [6]), ("gpu", str(DEVICE), [6]), ("again", str(DEVICE), [3, 6])):

@@ -1,10 +1,7 @@
 """What learns: ``train.trainable``, from the setting to the weights that change."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,7 @@ from support.training import tiny as configured
 from support.training import train as run_training
 
 import pra
-from pra.config import RunConfig, TrainConfig, to_dict
+from pra.config import TrainConfig, to_dict
 from pra.models import build_model
 from pra.recipes import distill
 from pra.training.optimizer import codec_learns, set_trainable
@@ -26,14 +23,14 @@ MUON = ("train.optimizer.matrices=Muon", "train.activation_checkpointing=true")
 TWO_HEADS = dataclasses.replace(LEARNED, head=dataclasses.replace(LEARNED.head, shortcut=True))
 
 
-def changed(run: Path, config: RunConfig) -> set[str]:
+def changed(run, config):
     """The parameters that a run from scratch has changed."""
     before = build_model(config.model, config.train.seed).state_dict()
     after = load_file(max((run / "checkpoints").iterdir()) / "model.safetensors")
     return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
 
 
-def train(folder: Path, config: RunConfig) -> set[str]:
+def train(folder, config):
     run_training(config, folder)
     return changed(folder, config)
 
@@ -41,13 +38,13 @@ def train(folder: Path, config: RunConfig) -> set[str]:
 # --- the setting --------------------------------------------------------------------------------------------
 
 
-def test_trainable_string_is_a_list_of_one() -> None:
+def test_trainable_string_is_a_list_of_one():
     assert configured("train.trainable=head.*").train.trainable == ("head.*",)
     assert configured('train.trainable=["head.*", "codec.*"]').train.trainable == ("head.*", "codec.*")
     assert TrainConfig(steps=1, batch_size=1, trainable="all") == TrainConfig(steps=1, batch_size=1)  # type: ignore[arg-type]
 
 
-def test_trainable_of_a_wrong_type_is_refused() -> None:
+def test_trainable_of_a_wrong_type_is_refused():
     for value, message in (
         ("[]", "trainable: the list is empty"),
         ("true", "trainable: expected a list, got True"),
@@ -57,7 +54,7 @@ def test_trainable_of_a_wrong_type_is_refused() -> None:
         refused(lambda value=value: configured(f"train.trainable={value}"), message)
 
 
-def test_set_trainable_sets_requires_grad() -> None:
+def test_set_trainable_sets_requires_grad():
     model = build_model(TWO_HEADS)
     names = [name for name, _ in model.named_parameters()]
     for entries, learning in (
@@ -71,7 +68,7 @@ def test_set_trainable_sets_requires_grad() -> None:
         assert [name for name, p in model.named_parameters() if p.requires_grad] == learning
 
 
-def test_pattern_that_matches_nothing_names_the_nearest() -> None:
+def test_pattern_that_matches_nothing_names_the_nearest():
     model = build_model(TWO_HEADS)
     for entry, nearest in (
         ("hed.*", "Use head.*"),
@@ -83,7 +80,7 @@ def test_pattern_that_matches_nothing_names_the_nearest() -> None:
         refused(lambda train=train: set_trainable(model, train), nearest, code="unknown", value=entry)
 
 
-def test_codec_learns_where_one_of_its_parameters_does() -> None:
+def test_codec_learns_where_one_of_its_parameters_does():
     assert codec_learns(build_model(LEARNED))
     assert not codec_learns(build_model(PIXEL))
     assert not codec_learns(build_model(JIT))
@@ -102,20 +99,18 @@ def test_codec_learns_where_one_of_its_parameters_does() -> None:
         ("tiny:jit", ["blocks.*"], ("blocks.",)),
     ],
 )
-def test_training_changes_only_what_learns(
-    recipe: str, entries: list[str], prefixes: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_training_changes_only_what_learns(recipe, entries, prefixes, tmp_path):
     found = train(tmp_path / "run", configured(f"train.trainable={entries[0]}", *entries[1:], recipe=recipe))
     assert all(name.startswith(prefixes) for name in found)
     assert all(any(name.startswith(prefix) for name in found) for prefix in prefixes)
 
 
-def test_frozen_codec_loads_no_perceptual_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_codec_loads_no_perceptual_weights(tmp_path, monkeypatch):
     monkeypatch.setattr("pra.method.perceptual.lpips_distance", lambda *_: pytest.fail("loaded"))
     train(tmp_path / "run", configured("train.objective.perceptual_weight=1", "train.trainable=all-but-codec"))
 
 
-def test_warm_up_of_a_frozen_codec_is_refused(tmp_path: Path) -> None:
+def test_warm_up_of_a_frozen_codec_is_refused(tmp_path):
     config = configured("train.codec_warmup=1", "train.trainable=head.*")
     refused(lambda: train(tmp_path / "run", config), "Set train.codec_warmup=0", code="conflict", value=1)
     config = configured("train.codec_warmup=1", 'train.trainable=["codec.*", "head.*"]')
@@ -125,7 +120,7 @@ def test_warm_up_of_a_frozen_codec_is_refused(tmp_path: Path) -> None:
 # --- runs of before there was the setting -------------------------------------------------------------------
 
 
-def test_run_with_shortcut_only_loads(tmp_path: Path) -> None:
+def test_run_with_shortcut_only_loads(tmp_path):
     config = distill.second_head(pra.recipe("tiny"), "base", 100)
     values = to_dict(config)
     values["train"]["shortcut_only"] = values["train"].pop("trainable") == ["shortcut"]
@@ -133,7 +128,7 @@ def test_run_with_shortcut_only_loads(tmp_path: Path) -> None:
     assert read_run(tmp_path) == config
 
 
-def test_run_key_of_a_distilled_run_is_that_of_published_tables() -> None:
+def test_run_key_of_a_distilled_run_is_that_of_published_tables():
     tiny = pra.recipe("tiny")
     assert run_key(distill.second_head(tiny, "base", 100)) == "a893ccf0f72f"
     assert run_key(tiny) == "f4046f105e5f"

@@ -1,11 +1,6 @@
 """The held-out loss: which images are held out, what is measured, and what is said about overfitting."""
 
-from __future__ import annotations
-
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,17 +21,17 @@ SHARE = ("data.validation=0.1", "train.validate_every=2")
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
+def few(monkeypatch):
     """Of the held-out images a few are enough."""
     monkeypatch.setattr(callbacks, "HELD_OUT", 64)
 
 
-def train(folder: Path, *settings: str, recipe: str = "tiny", **more: Any) -> Path:
+def train(folder, *settings, recipe="tiny", **more):
     run_training(tiny("train.steps=4", *settings, recipe=recipe), folder, **more)
     return folder
 
 
-def held_out_values(folder: Path) -> dict[float, dict[str, float]]:
+def held_out_values(folder):
     """The held-out values of each step that has them."""
     rows = {row["step"]: {n: v for n, v in row.items() if n.startswith("validation_")} for row in read_metrics(folder)}
     return {step: values for step, values in rows.items() if values}
@@ -45,7 +40,7 @@ def held_out_values(folder: Path) -> dict[float, dict[str, float]]:
 # --- what is measured ---------------------------------------------------------------------------------------
 
 
-def test_validation_terms_are_in_lines_curves_and_report(tmp_path: Path) -> None:
+def test_validation_terms_are_in_lines_curves_and_report(tmp_path):
     settings = ("data.validation=test", "train.validate_every=3", "train.log_every=10")
     run = train(tmp_path / "run", *settings)
     rows, config = read_metrics(run), apply_settings(pra.recipe("tiny"), list(settings))
@@ -61,7 +56,7 @@ def test_validation_terms_are_in_lines_curves_and_report(tmp_path: Path) -> None
     assert "gradient norm" in [axes.get_title() for axes in figure.axes]
 
 
-def test_validation_resumes_bitwise_and_changes_no_weight(straight: Path, tmp_path: Path) -> None:
+def test_validation_resumes_bitwise_and_changes_no_weight(straight, tmp_path):
     settings = ("data.validation=test", "train.validate_every=2")
     one = train(tmp_path / "one", *settings)
     train(tmp_path / "resumed", *settings, "train.steps=2")
@@ -71,7 +66,7 @@ def test_validation_resumes_bitwise_and_changes_no_weight(straight: Path, tmp_pa
         assert_same(run, straight, 4)
 
 
-def test_validation_noise_is_fixed_and_ignores_micro_batches(tmp_path: Path) -> None:
+def test_validation_noise_is_fixed_and_ignores_micro_batches(tmp_path):
     """Weights that do not move have one held-out loss, though the training noise differs in every step."""
     still = ("train.optimizer.lr=1e-30", "train.optimizer.weight_decay=0", *SHARE)
     first, second = held_out_values(train(tmp_path / "run", *still)).values()
@@ -80,21 +75,21 @@ def test_validation_noise_is_fixed_and_ignores_micro_batches(tmp_path: Path) -> 
     assert parts[2] == pytest.approx(first, rel=1e-4)
 
 
-def test_validation_of_jit_and_of_users_terms(tmp_path: Path) -> None:
+def test_validation_of_jit_and_of_users_terms(tmp_path):
     jit = train(tmp_path / "jit", *SHARE, "train.steps=2", recipe="tiny:jit")
     assert [*held_out_values(jit)[2]] == ["validation_flow"]
     own = train(tmp_path / "own", *SHARE, "train.steps=2", losses={"mine": (1.0, lambda known: known.images.mean())})
     assert "validation_mine" in held_out_values(own)[2]
 
 
-def test_validation_in_codec_warmup_has_no_flow(tmp_path: Path) -> None:
+def test_validation_in_codec_warmup_has_no_flow(tmp_path):
     run = train(tmp_path / "run", *SHARE, "train.codec_warmup=3")
     assert [[*values] for values in held_out_values(run).values()] == [
         ["validation_pixel"], ["validation_pixel", "validation_flow", "validation_auxiliary"],
     ]  # fmt: skip
 
 
-def test_validation_settings_may_change(straight: Path, tmp_path: Path) -> None:
+def test_validation_settings_may_change(straight, tmp_path):
     run = train(tmp_path / "run", "train.steps=1")
     train(run, "train.steps=2", "data.validation=test", "train.validate_every=1")
     train(run, "train.steps=3")
@@ -106,7 +101,7 @@ def test_validation_settings_may_change(straight: Path, tmp_path: Path) -> None:
 # --- overfitting --------------------------------------------------------------------------------------------
 
 
-def lines(flow: Sequence[float], held_out: Sequence[float]) -> list[dict[str, float]]:
+def lines(flow, held_out):
     """A line of metrics per validation."""
     pairs = enumerate(zip(flow, held_out, strict=True), start=1)
     return [{"step": 10.0 * place, "flow": a, "validation_flow": b} for place, (a, b) in pairs]
@@ -128,11 +123,11 @@ FALLING = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
         ([], [], False),
     ],
 )
-def test_overfits_rule(flow: Sequence[float], held_out: Sequence[float], expected: bool) -> None:
+def test_overfits_rule(flow, held_out, expected):
     assert overfits(lines(flow, held_out)) is expected
 
 
-def test_overfits_is_said_once_and_after_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overfits_is_said_once_and_after_resuming(tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks, "overfits", lambda rows: len(rows) >= 3)
     for steps, expected in ((2, 0), (5, 1)):
         with warnings.catch_warnings(record=True) as caught:
@@ -141,7 +136,7 @@ def test_overfits_is_said_once_and_after_resuming(tmp_path: Path, monkeypatch: p
         assert len([one for one in caught if "training overfits" in str(one.message)]) == expected
 
 
-def test_overfits_few_images_for_long_says_so(tmp_path: Path) -> None:
+def test_overfits_few_images_for_long_says_so(tmp_path):
     """A real run on four pictures, without a codec, whose states would move."""
     source, often = Part(open_source("digits"), np.arange(4)), ("train.log_every=4", "train.validate_every=4")
     fast = ("train.steps=40", "train.optimizer.lr=0.02", "train.optimizer.ema_decay=0.5")

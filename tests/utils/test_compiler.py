@@ -1,18 +1,14 @@
 """torch's compiler where it fails: one line, and before the backward pass."""
 
-from __future__ import annotations
-
 import functools
-from typing import Any
 
-import pytest
 import torch
 from support.refusal import refused
 
 from pra.utils.compiler import compiled
 
 
-def test_compiled_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_without_a_compiler_is_one_line(monkeypatch):
     from torch._inductor import config as inductor
 
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
@@ -21,13 +17,13 @@ def test_compiled_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch
     refused(lambda: fast(torch.ones(3)), "train.compile failed", "install a C++ compiler, or do without")
 
 
-def test_compiled_compiles_the_backward_pass_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_compiles_the_backward_pass_at_once(monkeypatch):
     """So that a failure comes where there is still a way without the compiler."""
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch import config as functorch
     from torch._functorch.aot_autograd import make_boxed_func
 
-    def fail(*_: Any) -> Any:
+    def fail(*_):
         raise RuntimeError("no backward pass")
 
     backend = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph), bw_compiler=fail)

@@ -1,7 +1,5 @@
 """Devices by name, and the precision that each has."""
 
-from __future__ import annotations
-
 import os
 from contextlib import nullcontext
 
@@ -13,10 +11,10 @@ from pra.utils import device
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_auto_precision_is_bfloat16_where_the_gpu_has_it(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
+def test_auto_precision_is_bfloat16_where_the_gpu_has_it(has, monkeypatch):
+    asked = []
 
-    def supported(including_emulation: bool) -> bool:
+    def supported(including_emulation):
         asked.append(including_emulation)
         return has
 
@@ -30,8 +28,8 @@ def test_auto_precision_is_bfloat16_where_the_gpu_has_it(has: bool, monkeypatch:
     assert asked == [False]
 
 
-def test_gpu_named_by_number_becomes_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    current: list[torch.device] = []
+def test_gpu_named_by_number_becomes_current(monkeypatch):
+    current = []
     monkeypatch.setattr(torch, "zeros", lambda *_, device: torch.ones(1))
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     for name in ("cuda", "cpu", "cuda:1"):
@@ -39,7 +37,7 @@ def test_gpu_named_by_number_becomes_current(monkeypatch: pytest.MonkeyPatch) ->
     assert current == [torch.device("cuda", 1)]
 
 
-def test_cores_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_those_of_this_process(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 9}, raising=False)
     assert device.cores() == 3

@@ -1,13 +1,9 @@
 """Processes that share the work of a command, as torchrun starts them."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,8 +19,8 @@ from pra.utils.distributed import ALONE, World, join
 CPU = torch.device("cpu")
 
 
-def test_a_single_process_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
+def test_a_single_process_is_a_world_of_one(monkeypatch):
+    def fail(*_, **__):
         raise AssertionError("no group is needed")
 
     monkeypatch.setattr(torch.distributed, "init_process_group", fail)
@@ -41,14 +37,14 @@ def test_a_single_process_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (8, 8), (2, 5), (50_000, 8)])
-def test_shares_are_all_of_it_once(count: int, size: int) -> None:
+def test_shares_are_all_of_it_once(count, size):
     shares = [World(rank, size).share(count) for rank in range(size)]
     assert [place for share in shares for place in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[torch.device] = []
+def test_each_process_has_its_own_gpu(monkeypatch):
+    chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
@@ -59,12 +55,12 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(lambda: World(2, 4, 2).device(None), "process 2", code="unsupported", value=2)
 
 
-def enter() -> None:
+def enter():
     with join():
         raise AssertionError("nothing to join")
 
 
-def test_join_bad_variables_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_join_bad_variables_are_refused(monkeypatch):
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, wrong, right in (
@@ -84,7 +80,7 @@ def test_join_bad_variables_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
-def test_join_other_launchers_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_join_other_launchers_are_refused(monkeypatch, name):
     """Each process would train the whole run, all into one folder."""
     for variable in ("WORLD_SIZE", "RANK"):
         monkeypatch.delenv(variable, raising=False)
@@ -97,9 +93,7 @@ def test_join_other_launchers_are_refused(monkeypatch: pytest.MonkeyPatch, name:
                 assert world == World()
 
 
-def test_join_without_the_others_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_join_without_the_others_is_one_line(monkeypatch, capfd):
     """In the time that was given, without torch's pages."""
     world = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
     for name, value in {**world, "PRA_RENDEZVOUS_TIMEOUT": "1"}.items():
@@ -110,9 +104,7 @@ def test_join_without_the_others_is_one_line(
     assert capfd.readouterr().err == ""
 
 
-def test_join_alone_in_torchruns_store_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_join_alone_in_torchruns_store_is_one_line(tmp_path, monkeypatch, capfd):
     """torchrun keeps the store itself, so that it answers although nobody else comes."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     world = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -126,11 +118,11 @@ def test_join_alone_in_torchruns_store_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_join_after_a_restart_uses_a_new_part_of_the_store() -> None:
+def test_join_after_a_restart_uses_a_new_part_of_the_store():
     """The store holds what the processes before have written, and machines count their restarts for themselves."""
     store, parts = HashStore(), []
 
-    def meet(rank: int) -> None:
+    def meet(rank):
         parts.append(distributed.own_part(store, rank, 2, timedelta(seconds=20)))
 
     for _ in range(2):
@@ -146,7 +138,7 @@ def test_join_after_a_restart_uses_a_new_part_of_the_store() -> None:
     assert [part.add("which", 0) for part in parts] == [0, 0, 2, 2]
 
 
-def late(rank: int, folder: Path) -> None:
+def late(rank, folder):
     """Two processes: the second is late for what may take long, and then for a step."""
     distributed.STEP = timedelta(seconds=1)
     with join() as world:
@@ -163,7 +155,7 @@ def late(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_barrier_of_a_step_waits_less_than_patient_work(tmp_path: Path) -> None:
+def test_barrier_of_a_step_waits_less_than_patient_work(tmp_path):
     """Else a machine that is gone without a word would keep the others for a day."""
     processes.api(2, late, tmp_path)
     assert (tmp_path / "error-0").read_text() == distributed.LOST

@@ -1,7 +1,5 @@
 """Files and folders that appear whole or not at all, and never overwrite."""
 
-from __future__ import annotations
-
 import errno
 import os
 import stat
@@ -22,18 +20,18 @@ FullDisk = Callable[[int], AbstractContextManager[None]]
 IMAGES = torch.arange(3 * 3 * 8 * 6).remainder(251).to(torch.uint8).view(3, 3, 8, 6)
 
 
-def save(path: Path) -> None:
+def save(path):
     save_images(IMAGES, [2, 0, 1], ["a", "b", "c"], 1, path)
 
 
-def test_output_format_is_the_ending() -> None:
+def test_output_format_is_the_ending():
     known = {"a.png": ".png", "a.PNG": ".png", "a.npz": ".npz", "a": "", "guidance-1.5": "", "a.b/c": ""}
     assert {name: output_format(Path(name)) for name in known} == known
     for name in ("a.jpg", "a.npy", "a.pt"):
         refused(lambda name=name: output_format(Path(name)), "FILE.npz", code="unknown", path=name)
 
 
-def test_output_that_exists_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_exists_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "link.png").symlink_to(tmp_path / "elsewhere")
@@ -47,7 +45,7 @@ def test_output_that_exists_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     assert contents(tmp_path) == {"a.png": b"mine"}
 
 
-def test_saved_images_are_the_pixels(tmp_path: Path) -> None:
+def test_saved_images_are_the_pixels(tmp_path):
     save(tmp_path / "new" / "x.npz")
     with np.load(tmp_path / "new" / "x.npz", allow_pickle=False) as arrays:
         assert sorted(arrays) == ["arr_0", "arr_1"]
@@ -60,7 +58,7 @@ def test_saved_images_are_the_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.npz", "x"])
-def test_full_disk_leaves_no_images(tmp_path: Path, full_disk: FullDisk, name: str) -> None:
+def test_full_disk_leaves_no_images(tmp_path, full_disk, name):
     with full_disk(60):
         refused(lambda: save(tmp_path / name), "File too large", code="unwritable", path=tmp_path / name)
     assert list(tmp_path.iterdir()) == []
@@ -75,11 +73,11 @@ def test_full_disk_leaves_no_images(tmp_path: Path, full_disk: FullDisk, name: s
         (errno.EIO, "look after the disk"),
     ],
 )
-def test_disk_error_gets_its_advice(tmp_path: Path, code: int, advice: str) -> None:
-    def fail(_: object) -> None:
+def test_disk_error_gets_its_advice(tmp_path, code, advice):
+    def fail(_):
         raise OSError(code, os.strerror(code))
 
-    def fill() -> None:
+    def fill():
         with new_folder(tmp_path / "x"):
             fail(None)
 
@@ -88,8 +86,8 @@ def test_disk_error_gets_its_advice(tmp_path: Path, code: int, advice: str) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_write_interrupted_leaves_the_old_file(tmp_path: Path) -> None:
-    def fail(file: object) -> None:
+def test_write_interrupted_leaves_the_old_file(tmp_path):
+    def fail(file):
         raise KeyboardInterrupt
 
     mask = os.umask(0o027)
@@ -103,7 +101,7 @@ def test_write_interrupted_leaves_the_old_file(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640  # not a temporary file's
 
 
-def test_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_new_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "new") as folder:  # noqa: PT012
         (folder / "a").write_text("a")
         assert not (tmp_path / "new").exists()
@@ -116,11 +114,11 @@ def test_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"new/a": b"a"}
 
 
-def test_disk_that_cannot_sync_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_cannot_sync_is_refused(tmp_path, monkeypatch):
     """Network file systems report a full disk only then. Some cannot sync folders, which does no harm."""
     original, failing = os.fsync, [stat.S_ISREG]
 
-    def sync(descriptor: int) -> None:
+    def sync(descriptor):
         if failing[0](os.fstat(descriptor).st_mode):
             raise OSError(errno.ENOSPC, "No space left on device")
         original(descriptor)

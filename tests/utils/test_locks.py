@@ -1,16 +1,11 @@
 """Two commands never fill one folder at the same time."""
 
-from __future__ import annotations
-
 import errno
 import multiprocessing
 import os
 import shutil
 import signal
 import time
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
 
 import pytest
 from support.files import contents
@@ -22,7 +17,7 @@ FORK = multiprocessing.get_context("fork")
 fcntl = pytest.importorskip("fcntl", reason="the locks of Unix")
 
 
-def test_locked_folder_refuses_a_second_holder(tmp_path: Path) -> None:
+def test_locked_folder_refuses_a_second_holder(tmp_path):
     (tmp_path / "file").write_text("kept")
     before = contents(tmp_path)
     with locked(tmp_path, "trained", "wait"):
@@ -38,14 +33,14 @@ def test_locked_folder_refuses_a_second_holder(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()  # it was made, and stayed empty
 
 
-def hold(folder: Path, pipe: Connection) -> None:
+def hold(folder, pipe):
     with locked(folder, "trained", "wait"):
         if worker := os.fork():
             pipe.send(worker)
         time.sleep(60)
 
 
-def test_locked_after_the_holder_was_killed(tmp_path: Path) -> None:
+def test_locked_after_the_holder_was_killed(tmp_path):
     """A forked worker that outlives its parent does not keep the lock."""
     holder = FORK.Process(target=hold, args=(tmp_path, (pipe := FORK.Pipe())[1]))
     holder.start()
@@ -59,11 +54,11 @@ def test_locked_after_the_holder_was_killed(tmp_path: Path) -> None:
         os.kill(worker, signal.SIGKILL)
 
 
-def test_locked_holds_where_a_file_goes_between_two_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_holds_where_a_file_goes_between_two_calls(tmp_path, monkeypatch):
     """The former holder ends, and removes the file, after it was opened and before it is locked."""
     original, calls = fcntl.flock, [0]
 
-    def flock(descriptor: int, how: int) -> None:
+    def flock(descriptor, how):
         calls[0] += 1
         if calls[0] == 1:
             (tmp_path / LOCK).unlink()
@@ -76,8 +71,8 @@ def test_locked_holds_where_a_file_goes_between_two_calls(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS])
-def test_locked_without_locks_warns_and_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    def refuse(*_: Any) -> None:
+def test_locked_without_locks_warns_and_leaves_none(tmp_path, monkeypatch, code):
+    def refuse(*_):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
@@ -86,7 +81,7 @@ def test_locked_without_locks_warns_and_leaves_none(tmp_path: Path, monkeypatch:
     assert contents(tmp_path) == {}
 
 
-def test_locked_leaves_the_lock_of_a_later_holder(tmp_path: Path) -> None:
+def test_locked_leaves_the_lock_of_a_later_holder(tmp_path):
     """The block removes its folder, and another command makes and locks it before the block ends."""
     folder = tmp_path / "out"
     first = locked(folder, "filled", "wait")
@@ -97,10 +92,10 @@ def test_locked_leaves_the_lock_of_a_later_holder(tmp_path: Path) -> None:
         refused(lambda: locked(folder, "filled", "wait").__enter__(), code="busy")
 
 
-def test_locked_leaves_a_lock_that_it_may_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_leaves_a_lock_that_it_may_not_open(tmp_path, monkeypatch):
     (tmp_path / LOCK).write_text("process 7 on elsewhere")
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / LOCK))
 
     monkeypatch.setattr("pra.utils.locks.FileLock.acquire", refuse)

@@ -1,7 +1,5 @@
 """An installed package holds all that it reads when it runs, and nothing of the laboratory."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -18,14 +16,14 @@ from pra.utils import extras
 ROOT = Path(__file__).parents[2]
 
 
-def done(*command: object, folder: Path) -> None:
+def done(*command, folder):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ended = subprocess.run([*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(tmp_path_factory):
     """The packages of an environment into which pip has installed an sdist, by the wheel that it makes of it.
 
     Only the packages that pra needs come from this environment. The sdist is built from a copy: that leaves folders.
@@ -48,7 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def test_package_in_an_empty_environment_samples(site: Path, tmp_path: Path) -> None:
+def test_package_in_an_empty_environment_samples(site, tmp_path):
     programs = site.parents[2] / "bin"
     own = f"from importlib.util import find_spec; assert find_spec('pra').origin == '{site}/pra/__init__.py'"
     done(programs / "python", "-c", own, folder=tmp_path)
@@ -56,7 +54,7 @@ def test_package_in_an_empty_environment_samples(site: Path, tmp_path: Path) -> 
     assert (tmp_path / "three.png").stat().st_size > 0
 
 
-def test_package_holds_its_files_and_no_laboratory(site: Path) -> None:
+def test_package_holds_its_files_and_no_laboratory(site):
     names = {path.relative_to(site).as_posix() for path in site.rglob("*.*") if "__pycache__" not in path.parts}
     wanted = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "pra").rglob("*.*")}
     wanted = {name for name in wanted if "__pycache__" not in name}
@@ -67,13 +65,13 @@ def test_package_holds_its_files_and_no_laboratory(site: Path) -> None:
     ] == []
 
 
-def test_install_command_in_a_clone_is_editable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_command_in_a_clone_is_editable(monkeypatch):
     assert extras.install_command("train") == f"pip install -e '{ROOT}[train]'"
     monkeypatch.setattr(extras, "__file__", "/venv/lib/python3/site-packages/pra/utils/extras.py")
     assert extras.install_command("train") == "pip install 'pra-pixels[train]'"
 
 
-def test_package_does_not_import_the_laboratory() -> None:
+def test_package_does_not_import_the_laboratory():
     imports = re.compile(r"^\s*(from|import)\s+(pra\.)?studies\b", re.M)
     modules = sorted((ROOT / "src" / "pra").rglob("*.py"))
     assert [path.name for path in modules if imports.search(path.read_text())] == []

@@ -1,27 +1,24 @@
 """Tensors to pictures and back, and contact sheets."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from support.refusal import refused
-from torch import Tensor
 
 from pra.utils.pixels import GAP, contact_sheet, from_uint8, to_pil, to_uint8
 
 
-def random_images(count: int, channels: int, height: int = 8, width: int = 6) -> Tensor:
+def random_images(count, channels, height=8, width=6):
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, channels, height, width), generator=generator).to(torch.uint8)
 
 
-def cells(*values: tuple[int, ...]) -> Tensor:
+def cells(*values):
     """Pictures of 4 by 4 pixels, each of one value per channel."""
     return torch.tensor(values, dtype=torch.uint8)[:, :, None, None].expand(-1, -1, 4, 4)
 
 
-def test_uint8_survives_floats() -> None:
+def test_uint8_survives_floats():
     values = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(from_uint8(values)), values)
     assert from_uint8(values).aminmax() == (-1.0, 1.0)
@@ -29,7 +26,7 @@ def test_uint8_survives_floats() -> None:
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
-def test_pil_image_holds_the_pixels(channels: int, mode: str) -> None:
+def test_pil_image_holds_the_pixels(channels, mode):
     image = random_images(1, channels)[0]
     picture = to_pil(from_uint8(image))
     assert (picture.mode, picture.size) == (mode, (6, 8))
@@ -37,7 +34,7 @@ def test_pil_image_holds_the_pixels(channels: int, mode: str) -> None:
     refused(lambda: to_pil(random_images(1, 2)[0]), ".npz", code="unsupported", value=2)
 
 
-def test_contact_sheet_places_images_by_row() -> None:
+def test_contact_sheet_places_images_by_row():
     images = random_images(5, 3, 64, 70)
     sheet = contact_sheet(images, columns=2)
     assert sheet.size == (2 * (70 + GAP) + GAP, 3 * (64 + GAP) + GAP)
@@ -50,14 +47,14 @@ def test_contact_sheet_places_images_by_row() -> None:
     assert (grey.mode, grey.getpixel((GAP, GAP))) == ("L", 10)
 
 
-def test_contact_sheet_of_small_images_is_enlarged() -> None:
+def test_contact_sheet_of_small_images_is_enlarged():
     assert contact_sheet(random_images(2, 1), columns=2).height == 64 + 2 * GAP
     assert contact_sheet(random_images(2, 1, 100, 100), columns=2).height == 100 + 2 * GAP
     assert contact_sheet(random_images(1, 1), columns=1).size == (6, 8)  # a single image stays as it is
     assert contact_sheet(cells((1, 2, 3, 4)), 1).getpixel((0, 0)) == (1, 2, 3, 4)
 
 
-def test_contact_sheet_is_white_behind_transparency() -> None:
+def test_contact_sheet_is_white_behind_transparency():
     sheet = contact_sheet(cells((0, 0, 0, 0), (200, 0, 0, 255), (0, 0, 200, 51)), 3)
     assert sheet.mode == "RGB"
     pixels, side = np.asarray(sheet), 64

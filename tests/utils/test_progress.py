@@ -1,7 +1,5 @@
 """Progress: bars on a terminal, lines in a log."""
 
-from __future__ import annotations
-
 import io
 
 import pytest
@@ -13,11 +11,11 @@ from pra.utils.progress import Progress
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
-def shown(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, seconds_per_step: float, **options: object) -> str:
+def shown(stream, monkeypatch, seconds_per_step, **options):
     """The output of a bar of 100 steps."""
     now = [0.0]
     monkeypatch.setattr("sys.stderr", stream)
@@ -30,7 +28,7 @@ def shown(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, seconds_per_step
 
 
 @pytest.mark.parametrize(("seconds", "lines"), [(0.01, 2), (1.0, 5), (60.0, 102)])
-def test_progress_in_a_log_is_a_line_per_30_s(seconds: float, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_log_is_a_line_per_30_s(seconds, lines, monkeypatch):
     log = shown(io.StringIO(), monkeypatch, seconds)
     assert len(log.splitlines()) == lines
     assert all(line.startswith("train:") for line in log.splitlines())
@@ -38,6 +36,6 @@ def test_progress_in_a_log_is_a_line_per_30_s(seconds: float, lines: int, monkey
     assert not {"\r", "\x1b"} & set(log)
 
 
-def test_progress_on_a_terminal_is_a_bar_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_on_a_terminal_is_a_bar_or_nothing(monkeypatch):
     assert shown(Terminal(), monkeypatch, 0.01).count("\r") > 50
     assert shown(io.StringIO(), monkeypatch, 1.0, disable=True) == ""

@@ -1,13 +1,9 @@
 """What ``pra`` gives out beside its functions, and what the README says that it is made of."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 
 import pra
@@ -17,7 +13,7 @@ from pra.utils.provenance import DISTRIBUTION, package_version
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_names_what_is_needed_and_every_extra() -> None:
+def test_the_readme_names_what_is_needed_and_every_extra():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     text = " ".join((ROOT / "README.md").read_text().partition("## Install")[2].partition("\n## ")[0].split())
     core = re.search(r"The core needs (.*?)\. Extras:", text)
@@ -28,13 +24,13 @@ def test_the_readme_names_what_is_needed_and_every_extra() -> None:
     assert set(re.findall("`(.*?)`", outside)) == set(project["optional-dependencies"])
 
 
-def test_the_version() -> None:
+def test_the_version():
     assert pra.__version__ == package_version(DISTRIBUTION)
     assert {"Trained", "__version__"} <= set(pra.__all__)
 
 
-def test_training_takes_a_device_as_an_object_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+def test_training_takes_a_device_as_an_object_too(tmp_path, monkeypatch):
+    asked = []
     choose = World.device
     monkeypatch.setattr(World, "device", lambda self, name: asked.append(name) or choose(self, name))
     config = pra.config.apply_settings(pra.recipe("tiny"), ["train.steps=1", "train.sample_every=0"])
@@ -43,7 +39,7 @@ def test_training_takes_a_device_as_an_object_too(tmp_path: Path, monkeypatch: p
     assert asked == ["cpu"]  # its name: of several processes each takes its own GPU where that is "cuda"
 
 
-def test_tests_have_short_names_and_use_public_ones() -> None:
+def test_tests_have_short_names_and_use_public_ones():
     sources = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
     private = re.compile(r"^\s*from (?:pra|studies)\S* import .*\b_[a-z]|\bdistributed\._|\bweights\._|\bcli\._", re.M)
     long = [name for text in sources.values() for name in re.findall(r"^def (test_\w+)", text, re.M) if len(name) > 60]

@@ -1,12 +1,8 @@
 """Signals in blocks of the main thread, which get them back as they were, and in threads, which handle none."""
 
-from __future__ import annotations
-
 import signal
 import threading
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager
 
 import pytest
 
@@ -14,14 +10,14 @@ from pra.utils.signals import BOTH, Interrupted, caught_signals, ended_by_sigter
 from studies.run import ending
 
 
-def handlers() -> list[object]:
+def handlers():
     return [signal.getsignal(number) for number in BOTH]
 
 
-def test_a_handler_holds_in_its_block_only() -> None:
+def test_a_handler_holds_in_its_block_only():
     before, seen = handlers(), []
 
-    def work() -> None:
+    def work():
         with handled(BOTH, lambda signum, _: seen.append(signum)):
             for number in BOTH:
                 signal.raise_signal(number)
@@ -35,7 +31,7 @@ def test_a_handler_holds_in_its_block_only() -> None:
     assert handlers() == before
 
 
-def test_a_block_ends_by_sigterm_where_nothing_else_is_arranged() -> None:
+def test_a_block_ends_by_sigterm_where_nothing_else_is_arranged():
     before, seen = handlers(), []
     with handled((signal.SIGTERM,), signal.SIG_DFL):
         with pytest.raises(SystemExit) as ended, ended_by_sigterm():
@@ -48,7 +44,7 @@ def test_a_block_ends_by_sigterm_where_nothing_else_is_arranged() -> None:
     assert handlers() == before
 
 
-def test_a_study_ends_by_a_signal_with_its_processes() -> None:
+def test_a_study_ends_by_a_signal_with_its_processes():
     before = handlers()
     with pytest.raises(Interrupted) as ended, ProcessPoolExecutor(1) as pool, ending(pool):
         signal.raise_signal(signal.SIGTERM)
@@ -58,7 +54,7 @@ def test_a_study_ends_by_a_signal_with_its_processes() -> None:
         pool.submit(int)
 
 
-BLOCKS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+BLOCKS = {
     "any": lambda: handled(BOTH, signal.SIG_IGN),
     "training": caught_signals,
     "evaluation": ended_by_sigterm,
@@ -67,10 +63,10 @@ BLOCKS: dict[str, Callable[[], AbstractContextManager[object]]] = {
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_thread_of_a_notebook_works_without_them(name: str) -> None:
+def test_a_thread_of_a_notebook_works_without_them(name):
     before, found = handlers(), []
 
-    def work() -> None:
+    def work():
         with BLOCKS[name]():
             found.append(handlers())
 
