@@ -1,4 +1,8 @@
-"""Every setting of a run, as frozen dataclasses that check themselves, named as in the paper. Standard library only."""
+"""Every setting of a run, as frozen dataclasses that check themselves. Standard library only.
+
+Build a configuration with a recipe, change it with :func:`dataclasses.replace` or :func:`override`, write it with
+:func:`to_dict`, read it back with :func:`from_dict`. Names follow the paper (arXiv 2606.27978).
+"""
 
 from pra.config.model import (
     AnyModelConfig,

@@ -76,8 +76,8 @@ class NpzBatch:
                 layout = "ADM's layout is uint8 (N, height, width, channels), with N of at least 1"
                 raise unreadable(path, f"has arr_0 {dtype} {shape}; {layout}")
             if there != math.prod(shape):
-                problem = f"is damaged: arr_0 has {there} bytes for {shape[0]} images. Write it again"
-                raise unreadable(path, problem)
+                held = there // math.prod(shape[1:])
+                raise unreadable(path, f"is damaged: arr_0 holds {held} of {shape[0]} images. Write it again")
             self.labels = None
             if "arr_1.npy" in names:
                 labels = read_arrays(path, ["arr_1"])["arr_1"]
