@@ -157,6 +157,9 @@ def test_web_refusals_are_one_line(web, cache, monkeypatch):
     web.faults = [("status", 401)]
     web.refused("HTTP 401")
     assert web.pauses == []
+    with monkeypatch.context() as patch:
+        patch.setenv("http_proxy", "http://127.0.0.1:1")
+        refused(web.open, "Connection refused", code="unreachable")
     refused(lambda: open_source("wds:http://127.0.0.1:1/d/a.tar"), "http://127.0.0.1:1/d/", code="unreachable")
     for name in ("s3://bucket/a.tar", f"{web.address}/d/*.tar", f"{web.address}/d/"):
         refused(lambda name=name: open_source(f"wds:{name}"), code="invalid", name=f"wds:{name}")

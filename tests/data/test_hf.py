@@ -131,7 +131,7 @@ def test_hf_bad_paths_are_refused(rows, tmp_path):
     for stream in ("", STREAM):
         name = f"hf:{tmp_path}/train.parquet?label=animal{stream}"
         refused(lambda name=name: open_source(name), code="unreadable", name=name)
-    refused(lambda: open_source(f"hf:{rows}/.saved"), "save_to_disk", code="unreadable", name=f"hf:{rows}/.saved")
+    refused(lambda: open_source(f"hf:{rows}/.saved"), "save_to_disk", "to_parquet", path=rows / ".saved")
 
 
 def test_stream_that_breaks_off_is_refused(rows, tmp_path):

@@ -160,13 +160,18 @@ def test_claimed_finds_machines_that_see_another_folder(tmp_path, monkeypatch):
         def combine(self, value, how):
             return how(["process 7 on a machine", value])
 
+        def barrier(self, patient=False):
+            waited.append(patient)
+
     def claim():
         with runs.claimed(tmp_path, tiny(), Elsewhere(1, 2, 0), {}):
             pass
 
+    waited = []
     monkeypatch.setattr(runs, "SEEN_WITHIN", 0.0)
     (tmp_path / ".lock").write_text("process 7 on a machine")
     claim()
+    assert waited == [True]  # the lock stays until all have seen it
     (tmp_path / ".lock").write_text("process 7 on another")  # which was killed, long ago
     refused(claim, "--run-dir", path=tmp_path, rank=1)
     (tmp_path / ".lock").unlink()

@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
 
 from filelock import FileLock
 
@@ -71,8 +72,13 @@ def name_of(url: str) -> str:
     return unquote(urlsplit(url).path).rpartition("/")[2]
 
 
-@functools.cache
 def _client() -> Any:
+    return _client_of(os.getpid(), *sorted(getproxies().items()))
+
+
+@functools.cache
+def _client_of(process: int, *proxies: tuple[str, str]) -> Any:
+    """Return a client of its own for each process, as a fork would share connections, and each set of proxies."""
     import httpx2
 
     return httpx2.Client(headers=_HEADERS, follow_redirects=True)

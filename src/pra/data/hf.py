@@ -213,6 +213,9 @@ def _load(choice: Choice, **options: Any) -> Any:
 def _place(choice: Choice) -> tuple[str, dict[str, Any]]:
     """Return the library's arguments: a name on the Hub or a folder, or the kind of a single file."""
     local = expand(choice.path)
+    if (local / "state.json").is_file():
+        fix = "Write a file with to_parquet, and name the file"
+        raise PraError(f"{local}: this folder was written by save_to_disk. {fix}", "unreadable", path=local)
     if local.is_dir():
         return str(local), {}
     if local.suffix in (".parquet", ".arrow") and local.is_file():

@@ -83,6 +83,7 @@ def claimed(folder: Path, config: RunConfig, world: World, losses: Mapping[str, 
                 )
                 raise PraError(problem, code="missing", path=folder, rank=world.rank)
             time.sleep(0.5)
+        world.barrier(patient=True)  # rank 0 removes the lock if it fails: not before all have seen it
         yield
 
 
