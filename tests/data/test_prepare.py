@@ -4,7 +4,6 @@ import io
 import itertools
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -13,8 +12,6 @@ from support.refusal import refused
 
 from pra.config import Fit, OnSmall
 from pra.data import prepare
-
-Pixels = npt.NDArray[np.uint8]
 
 
 def fitted(image, size, channels, how=None, key=None):

@@ -66,12 +66,7 @@ def test_second_head_alone_learns(runs):
     assert torch.equal(Sampler(model, same).sample([1], [2]), Sampler(base, same).sample([1], [2]))
 
 
-def test_distill_refuses_and_resumes(
-    runs,
-    tmp_path,
-    capsys,
-    monkeypatch,
-):
+def test_distill_refuses_and_resumes(runs, tmp_path, capsys, monkeypatch):
     base, distilled = runs
     pra.save(random_model(), tmp_path / "model")
     before = contents(distilled)

@@ -55,9 +55,6 @@ def conditions(model, label):
     return model.conditions(labels, patches[:, :-1])  # type: ignore[no-any-return,operator,union-attr]
 
 
-# --- the weights --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("classes", ["b", "xbyda", "abcde", "vwxyzuts"])
 @pytest.mark.parametrize("old", models(), ids=["learned", "pixel", "jit"])
 def test_with_classes_keeps_known_and_begins_new_as_null(old, classes):
@@ -99,9 +96,6 @@ def test_load_initial_of_another_model_is_refused(tmp_path):
     refused(lambda: load(random_model(image_size=(12, 8))), "model.image_size: [6, 8] there", code="mismatch")
     refused(lambda: load(random_model(channels=1)), "model.channels: 3 there, 1 asked for")
     refused(lambda: load(random_jit()), code="mismatch", path=tmp_path / "saved")
-
-
-# --- the settings -------------------------------------------------------------------------------------------
 
 
 def settings(model, run=None, survey=PETS, **length):
@@ -180,15 +174,8 @@ def test_propose_says_what_happens_to_pictures_and_classes():
         assert words in text
     tiny = replace(PETS, short_side=Range(4, 4, 4), grey=500, classes={str(n): 9 for n in range(30)})
     text = "\n".join(propose("runs/a", random_model(num_classes=30), None, tiny, None, 5, CPU)[1])
-    for words in (
-        "are enlarged",
-        "become coloured as the model's",
-        "0, 1, 2, 3, 4, 5, 6, 7 and 22 more",
-    ):
+    for words in ("are enlarged", "become coloured as the model's", "0, 1, 2, 3, 4, 5, 6, 7 and 22 more"):
         assert words in text
-
-
-# --- the command --------------------------------------------------------------------------------------------
 
 
 def test_command_fine_tunes_a_grey_model_and_resumes(tmp_path, run, train, monkeypatch):

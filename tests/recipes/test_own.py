@@ -163,9 +163,6 @@ def test_run_folder_is_named_after_the_pictures():
         assert own.run_folder(data) == Path("runs") / name
 
 
-# --- the command --------------------------------------------------------------------------------------------
-
-
 def test_command_chooses_trains_and_resumes_as_chosen(tmp_path, train, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in range(7):

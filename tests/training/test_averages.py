@@ -60,9 +60,6 @@ def run(many, tmp_path):
     return Path(shutil.copytree(many, tmp_path / "many"))
 
 
-# --- the rule -----------------------------------------------------------------------------------------------
-
-
 def test_gamma_is_the_one_of_the_paper():
     assert gamma_of(0.05) == pytest.approx(16.97, abs=0.01)
     assert gamma_of(0.1) == pytest.approx(6.94, abs=0.01)
@@ -108,9 +105,6 @@ def test_averages_out_of_range_or_twice_are_refused(averages):
     refused(lambda: plain(f"train.averages={averages}"), "twice" if averages == "[0.1,0.1]" else "[0.001, 0.28]")
 
 
-# --- in a run -----------------------------------------------------------------------------------------------
-
-
 def test_checkpoints_hold_every_average(many):
     checkpoint = weights.newest_checkpoint(many)
     assert checkpoint is not None
@@ -129,9 +123,6 @@ def test_averages_resume_bitwise_and_change_no_weight(straight, tmp_path):
     without = straight / "checkpoints" / "step-00000004"
     for name, file in (("ema", "ema.safetensors"), ("raw", "model.safetensors")):
         assert same(load_file(without / file), held(one, name))
-
-
-# --- by name ------------------------------------------------------------------------------------------------
 
 
 def test_load_takes_an_average_by_name(many, tmp_path):
@@ -161,9 +152,6 @@ def test_distill_begins_with_the_average_named(many, tmp_path):
 def test_eval_of_finished_images_refuses_an_average(tmp_path):
     np.savez(tmp_path / "a.npz", np.zeros((4, 8, 8, 3), np.uint8))
     refused(lambda: evaluate_command(tmp_path / "a.npz", average="raw"), "--average raw", "finished")
-
-
-# --- afterwards ---------------------------------------------------------------------------------------------
 
 
 def test_profile_products_are_the_integrals():

@@ -28,8 +28,6 @@ from pra.training.run import read_metrics
 from pra.utils.distributed import World
 from pra.utils.pixels import GAP
 
-# --- pictures, curves, TensorBoard --------------------------------------------------------------------------
-
 
 def test_pictures_have_their_rows_and_columns(trained):
     cell = 64 + GAP
@@ -85,15 +83,7 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory.\nOf the allocated me
         (["samples", "reconstructions"], EMA, "assembled", OUT_OF_MEMORY, "CUDA out of memory. Of the allocated"),
     ],
 )
-def test_pictures_that_fail_are_a_warning(
-    tmp_path,
-    monkeypatch,
-    what,
-    owner,
-    name,
-    error,
-    reason,
-):
+def test_pictures_that_fail_are_a_warning(tmp_path, monkeypatch, what, owner, name, error, reason):
     def fail(*_):
         raise error
 
@@ -159,9 +149,6 @@ def test_state_warning_comes_once_below_the_limit(tmp_path):
         for deviation in (0.25, 0.0):
             metrics.on_log(trainer, {"state_std": deviation})
     assert [str(warning.message) for warning in caught] == [said]
-
-
-# --- the user's ---------------------------------------------------------------------------------------------
 
 
 class Recorder(pra.Callback):
@@ -243,9 +230,6 @@ def test_callbacks_exception_in_one_process_ends_all(tmp_path):
 
 def test_callbacks_other_objects_are_refused(tmp_path):
     refused(lambda: train(tiny(), tmp_path / "run", callbacks=[print]), "pra.Callback", value=repr(print))
-
-
-# --- Weights & Biases ---------------------------------------------------------------------------------------
 
 
 def test_wandb_gets_metrics_pictures_and_resumes(tmp_path, monkeypatch):

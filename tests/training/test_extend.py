@@ -22,7 +22,7 @@ from pra.training.plots import draw_curves, panels
 from pra.training.run import loss_terms, read_metrics
 from pra.utils import registry
 
-# --- terms of the loss --------------------------------------------------------------------------------------
+EXAMPLES = sorted((ROOT / "examples" / "extend").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +107,6 @@ def test_losses_with_compile_change_only_blocks(tmp_path, monkeypatch):
     assert set(made) == {"forward"}
 
 
-# --- data sources and features ------------------------------------------------------------------------------
-
-EXAMPLES = sorted((ROOT / "examples" / "extend").glob("*.py"))
-
-
 @pytest.fixture(autouse=True)
 def no_names_left(monkeypatch):
     """Names that a test registers are forgotten after it."""
@@ -171,9 +166,6 @@ def test_features_entry_point_is_a_choice(entry_points, trained, capsys):
     assert "did you mean 'packaged-features'" in capsys.readouterr().err
     assert cli.main([*line, "nothing"]) == 2
     assert "features 'nothing': 3 is not an extractor" in capsys.readouterr().err
-
-
-# --- the examples of docs/extend.md -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["edge_loss", "stripes_source", "weight_norm"])

@@ -38,9 +38,6 @@ def reached(run):
     return step_of(newest) if newest else 0
 
 
-# --- what a step computes -----------------------------------------------------------------------------------
-
-
 def test_micro_batches_accumulate_to_the_whole_batch(straight, tmp_path):
     train(tiny("train.micro_batch_size=2", "train.log_every=2"), tmp_path / "parts")
     row, (other,) = read_metrics(straight)[0], read_metrics(tmp_path / "parts")
@@ -153,9 +150,6 @@ def test_share_holds_every_sample_once():
             assert torch.equal(sample.image, whole[wanted].image)
 
 
-# --- resuming -----------------------------------------------------------------------------------------------
-
-
 def test_resume_equals_an_uninterrupted_run(straight, tmp_path):
     for steps, new, workers in ((3, 3, 0), (4, 1, 1), (6, 2, 0)):
         config = tiny(f"train.steps={steps}", "train.log_every=2", f"data.workers={workers}")
@@ -188,17 +182,13 @@ def test_resume_refuses_renamed_classes(tmp_path):
     assert contents(tmp_path / "run") == before
 
 
-# --- stopping -----------------------------------------------------------------------------------------------
-
-
 def test_second_training_is_refused_and_kill_9_costs_nothing(tmp_path):
     """A real process with a worker, which may outlive it; what follows equals a run without a stop."""
     run, source = tmp_path / "run", pictures(tmp_path / "data")
     settings = [f"data.source={source}", "model.num_classes=2", "train.checkpoint_every=3", "data.workers=1"]
-    options = [
-        word for setting in ("train.sample_every=0", "train.log_every=1", *settings[2:]) for word in ("--set", setting)
-    ]
-    line = ["train", "tiny", "--data", source, "--run-dir", str(run), "--steps", "1000000", "--device", "cpu", *options]
+    line = ["train", "tiny", "--data", source, "--run-dir", str(run), "--steps", "1000000", "--device", "cpu"]
+    for setting in ("train.sample_every=0", "train.log_every=1", *settings[2:]):
+        line += ["--set", setting]
     with started(tmp_path / "log", 1, *line) as group:
         group.wait_for(lambda: reached(run) >= 3)
         process = group.processes[0]
@@ -290,9 +280,6 @@ def test_signal_does_not_save_what_is_not_finite(tmp_path, monkeypatch):
     config = tiny("train.steps=9", "train.log_every=100")
     refused(lambda: train(config, tmp_path / "run"), "no earlier checkpoint", code="diverged", step=2)
     assert not (tmp_path / "run" / "checkpoints").exists()
-
-
-# --- data and devices ---------------------------------------------------------------------------------------
 
 
 def test_corrupt_images_are_refused_or_counted(tmp_path):

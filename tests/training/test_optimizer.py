@@ -11,15 +11,7 @@ from support.training import assert_same, tensors, tiny, train
 from torch import nn
 
 import pra
-from pra.config import (
-    LearningRate,
-    Muon,
-    OptimizerConfig,
-    RunConfig,
-    apply_settings,
-    from_dict,
-    to_dict,
-)
+from pra.config import LearningRate, Muon, OptimizerConfig, RunConfig, apply_settings, from_dict, to_dict
 from pra.models import build_model
 from pra.training.optimizer import (
     MuonOptimizer,
@@ -33,9 +25,6 @@ from pra.training.optimizer import (
 MUON = "train.optimizer.matrices=Muon"
 TWO_HEADS = dataclasses.replace(LEARNED, head=dataclasses.replace(LEARNED.head, shortcut=True))
 SHAPES = [(8, 8), (24, 8), (8, 24), (7, 5), (1, 4)]
-
-
-# --- settings -----------------------------------------------------------------------------------------------
 
 
 def test_settings_bare_name_keeps_the_other_rates():
@@ -64,9 +53,6 @@ def test_slower_divides_every_rate():
     assert config.slower(10) == OptimizerConfig(lr=0.5 / 10, matrices=Muon(lr=0.25 / 10))
     assert OptimizerConfig(lr=0.5).slower(10) == OptimizerConfig(lr=0.5 / 10)
     assert config.rates() == "0.5 (Muon on the blocks' matrices: 0.25)"
-
-
-# --- which parameters, which rates --------------------------------------------------------------------------
 
 
 def test_learning_rate_warms_up_then_stays_or_falls():
@@ -126,9 +112,6 @@ def test_set_rates_scales_each_group_from_its_own_peak():
         optimizer.set_rates(config, step, 10)
         assert [group["lr"] for group in optimizer.param_groups] == [factor, factor, 3 * factor]
         assert learning_rate(config, step, 10) == factor
-
-
-# --- Muon ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", SHAPES)

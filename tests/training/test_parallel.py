@@ -80,16 +80,13 @@ def models(run):
     return {name: tensor for name, tensor in tensors(run).items() if not name.startswith("shard-")}
 
 
-# --- two equal one ------------------------------------------------------------------------------------------
-
-
 ALL = (
     "train.steps=4", "train.objective.class_dropout=0.5", "train.micro_batch_size=2", "train.averages=[0.1]",
     "train.codec_warmup=2", "data.validation=0.1", "train.validate_every=2",
 )  # fmt: skip
 """What can be combined: accumulation, averages, the codec's warm-up, held-out losses, and the user's terms."""
 MUON = "train.optimizer.matrices=Muon"
-PARTS = 'train.trainable=["head.*", "codec.decoder.*"]'
+PARTS = 'train.trainable=["backbone.*", "head.*", "codec.decoder.*"]'
 DDP, FSDP, SPARED = "train.parallel=ddp", "train.parallel=fsdp", "train.activation_checkpointing=true"
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
@@ -192,9 +189,6 @@ def test_micro_batches_keep_the_global_batch():
         refused(lambda: config.micro_batches(count), f"batch_size {batch}", f"is {nearest}")  # noqa: B023
 
 
-# --- machines -----------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def machines(*ranks, rest, timeout=60):
     """``torchrun`` of each of two machines, with a process of ``pra`` on it."""
@@ -234,9 +228,6 @@ def test_machine_that_does_not_come_ends_the_other(tmp_path, rank, line_of_torch
     assert line_of_torch in error.strip().splitlines()[-1]
     assert time.monotonic() - begin < 60  # torch's own patience is 600 seconds
     assert not (tmp_path / "run").exists()
-
-
-# --- stopping -----------------------------------------------------------------------------------------------
 
 
 def trained_steps(run):

@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +23,6 @@ from pra.training.optimizer import learning_rate
 from pra.training.plots import draw_curves
 from pra.training.run import COMMON, loss_terms, points_of, read_metrics, read_run
 from pra.utils.distributed import World
-
-FullDisk = Callable[[int], AbstractContextManager[None]]
 
 
 def test_run_folder_and_metrics(trained):
@@ -80,9 +76,6 @@ def test_config_of_an_earlier_version_resumes(straight, tmp_path):
     (run / "config.json").write_text(json.dumps(values))
     assert train(tiny("train.steps=7"), run).new_steps == 1
     assert weights.averages(weights.checkpoints(run)[-1]) == ["ema", "raw"]
-
-
-# --- what may change ----------------------------------------------------------------------------------------
 
 
 def test_resume_may_change_what_changes_no_weight(run):
@@ -176,9 +169,6 @@ def test_claimed_finds_machines_that_see_another_folder(tmp_path, monkeypatch):
     refused(claim, "--run-dir", path=tmp_path, rank=1)
     (tmp_path / ".lock").unlink()
     refused(claim, "process 7 on a machine", code="missing")
-
-
-# --- data and first weights that have moved -----------------------------------------------------------------
 
 
 def configured(source, *settings):

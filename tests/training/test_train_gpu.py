@@ -25,13 +25,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:a state dimension varies little"),
 ]
 DEVICE = torch.device("cuda", 0)
-BACKEND = "nccl"
 
 
 @pytest.fixture
 def group():
     """A process group of this process alone."""
-    torch.distributed.init_process_group(BACKEND, store=HashStore(), rank=0, world_size=1)
+    torch.distributed.init_process_group("nccl", store=HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
@@ -64,11 +63,7 @@ def alone(run):
     return passed(run, step_of(run))
 
 
-def assert_alike(
-    found,
-    expected,
-    rtol,
-):
+def assert_alike(found, expected, rtol):
     """Losses by their value, gradients by their distance."""
     assert found[0].keys() == expected[0].keys() == {"total", "pixel", "flow", "auxiliary", "state_std"}
     for name in found[0].keys() - {"state_std"}:

@@ -23,19 +23,12 @@ MUON = ("train.optimizer.matrices=Muon", "train.activation_checkpointing=true")
 TWO_HEADS = dataclasses.replace(LEARNED, head=dataclasses.replace(LEARNED.head, shortcut=True))
 
 
-def changed(run, config):
-    """The parameters that a run from scratch has changed."""
-    before = build_model(config.model, config.train.seed).state_dict()
-    after = load_file(max((run / "checkpoints").iterdir()) / "model.safetensors")
-    return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
-
-
 def train(folder, config):
+    """The parameters that a run from scratch changes."""
     run_training(config, folder)
-    return changed(folder, config)
-
-
-# --- the setting --------------------------------------------------------------------------------------------
+    before = build_model(config.model, config.train.seed).state_dict()
+    after = load_file(max((folder / "checkpoints").iterdir()) / "model.safetensors")
+    return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
 
 
 def test_trainable_string_is_a_list_of_one():
@@ -86,9 +79,6 @@ def test_codec_learns_where_one_of_its_parameters_does():
     assert not codec_learns(build_model(JIT))
 
 
-# --- training -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("recipe", "entries", "prefixes"),
     [
@@ -115,9 +105,6 @@ def test_warm_up_of_a_frozen_codec_is_refused(tmp_path):
     refused(lambda: train(tmp_path / "run", config), "Set train.codec_warmup=0", code="conflict", value=1)
     config = configured("train.codec_warmup=1", 'train.trainable=["codec.*", "head.*"]')
     assert {name.partition(".")[0] for name in train(tmp_path / "run", config)} == {"codec", "head"}
-
-
-# --- runs of before there was the setting -------------------------------------------------------------------
 
 
 def test_run_with_shortcut_only_loads(tmp_path):

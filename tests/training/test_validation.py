@@ -37,9 +37,6 @@ def held_out_values(folder):
     return {step: values for step, values in rows.items() if values}
 
 
-# --- what is measured ---------------------------------------------------------------------------------------
-
-
 def test_validation_terms_are_in_lines_curves_and_report(tmp_path):
     settings = ("data.validation=test", "train.validate_every=3", "train.log_every=10")
     run = train(tmp_path / "run", *settings)
@@ -96,9 +93,6 @@ def test_validation_settings_may_change(straight, tmp_path):
     assert list(held_out_values(run)) == [2]
     assert_same(run, straight, 3)
     refused(lambda: train(run, "train.steps=4", *SHARE), "data.validation: null in the run, 0.1 asked for")
-
-
-# --- overfitting --------------------------------------------------------------------------------------------
 
 
 def lines(flow, held_out):

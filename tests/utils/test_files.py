@@ -3,8 +3,6 @@
 import errno
 import os
 import stat
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,6 @@ from support.refusal import refused
 
 from pra.utils.files import check_output, new_folder, output_format, save_images, write_atomically
 
-FullDisk = Callable[[int], AbstractContextManager[None]]
 IMAGES = torch.arange(3 * 3 * 8 * 6).remainder(251).to(torch.uint8).view(3, 3, 8, 6)
 
 
