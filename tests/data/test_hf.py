@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def test_hf_bad_settings_are_refused(rows, query, code, parts):
 
 
 @pytest.mark.usefixtures("hub")
-def test_hf_bad_paths_are_refused(rows, tmp_path):
+def test_hf_bad_paths_are_refused(rows, tmp_path, monkeypatch):
     refused(lambda: open_source("hf:"), code="missing", name="hf:")
     refused(lambda: open_source(f"hf:{tmp_path}/none"), code="missing", path=tmp_path / "none")
     (tmp_path / "a.txt").write_text("")
@@ -132,6 +133,8 @@ def test_hf_bad_paths_are_refused(rows, tmp_path):
         name = f"hf:{tmp_path}/train.parquet?label=animal{stream}"
         refused(lambda name=name: open_source(name), code="unreadable", name=name)
     refused(lambda: open_source(f"hf:{rows}/.saved"), "save_to_disk", "to_parquet", path=rows / ".saved")
+    monkeypatch.setattr("datasets.load_dataset", Mock(side_effect=ImportError("install zstandard")))
+    refused(lambda: open_source(f"hf:{rows}"), "install zstandard", code="unreadable", name=f"hf:{rows}")
 
 
 def test_stream_that_breaks_off_is_refused(rows, tmp_path):

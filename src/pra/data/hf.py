@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ def open_hf(name: str, text: str) -> HFDataset | HFStream:
     for key in {"streaming", "window"} & given.keys():
         given[key] = parse_value(given[key])
     choice = from_dict(Choice, given, "setting")
+    importlib.import_module("datasets")  # later ImportErrors are of a file's format
     with _explained(name):
         return HFStream(name, choice) if choice.streaming else HFDataset(name, choice)
 
@@ -230,7 +232,7 @@ def _place(choice: Choice) -> tuple[str, dict[str, Any]]:
 def _explained(name: str) -> Iterator[None]:
     try:
         yield
-    except (PraError, ImportError):
+    except PraError:
         raise
     except Exception as error:  # the library raises any exception of its files and formats
         raise PraError(f"{name} cannot be read: {reason_of(error)}. Check it", "unreadable", name=name) from error
