@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from pra.errors import PraError, reason_of
 from pra.utils.device import pick_device
@@ -159,6 +158,8 @@ def join() -> Iterator[World]:
 
 
 def _rendezvous(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
+    from torch.distributed.rendezvous import rendezvous  # missing in some builds of torch
+
     patience = timedelta(seconds=_variable("PRA_RENDEZVOUS_TIMEOUT", "300", least=1))
     try:
         with _hushed():
@@ -185,6 +186,8 @@ def own_part(store: Any, rank: int, size: int, patience: timedelta) -> Any:
 
     Raises RuntimeError after ``patience``.
     """
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
     name = uuid.uuid4().hex
     if rank:
         store.set(f"pra/name-{rank}", name)
