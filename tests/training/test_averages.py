@@ -30,11 +30,6 @@ def tiny(*settings):
     return plain("train.averages=[0.05,0.1]", *settings)
 
 
-def trained(config, folder):
-    train(config, folder)
-    return folder
-
-
 def held(run, name):
     """The weights of that name in the newest checkpoint."""
     checkpoint = weights.newest_checkpoint(run)
@@ -51,7 +46,7 @@ def many(tmp_path_factory):
     """A run that keeps eight snapshots of two averages. To be read only."""
     folder = tmp_path_factory.mktemp("averages") / "run"
     config = tiny("train.steps=48", "train.checkpoint_every=6", "train.keep_checkpoints=8", "train.log_every=48")
-    return trained(config, folder)
+    return train(config, folder).run
 
 
 @pytest.fixture
@@ -116,9 +111,9 @@ def test_checkpoints_hold_every_average(many):
 
 
 def test_averages_resume_bitwise_and_change_no_weight(straight, tmp_path):
-    one = trained(tiny("train.steps=4"), tmp_path / "one")
-    trained(tiny("train.steps=2"), tmp_path / "resumed")
-    resumed = trained(tiny("train.steps=4"), tmp_path / "resumed")
+    one = train(tiny("train.steps=4"), tmp_path / "one").run
+    train(tiny("train.steps=2"), tmp_path / "resumed")
+    resumed = train(tiny("train.steps=4"), tmp_path / "resumed").run
     assert all(same(held(one, name), held(resumed, name)) for name in (*NAMES, "raw"))
     without = straight / "checkpoints" / "step-00000004"
     for name, file in (("ema", "ema.safetensors"), ("raw", "model.safetensors")):
@@ -144,7 +139,7 @@ def test_export_of_an_average_says_which(many, tmp_path):
 
 def test_distill_begins_with_the_average_named(many, tmp_path):
     config = apply_settings(distill.configure(str(many), steps=1, average="power-0.1"), ["train.averages=[]"])
-    run = trained(config, tmp_path / "run")
+    run = train(config, tmp_path / "run").run
     start, made = held(many, "power-0.1"), held(run, "raw")
     assert all(torch.equal(made[name], tensor) for name, tensor in start.items())
 
@@ -179,7 +174,7 @@ def test_fit_of_a_stored_profile_is_that_snapshot(place):
 def exact(tmp_path_factory):
     """The same run, with other averages."""
     config = plain("train.averages=[0.04,0.07,0.15]", "train.steps=48", "train.log_every=48")
-    return trained(config, tmp_path_factory.mktemp("exact") / "run")
+    return train(config, tmp_path_factory.mktemp("exact") / "run").run
 
 
 def test_posthoc_equals_the_averages_that_were_kept(run, exact):
@@ -204,7 +199,7 @@ def test_posthoc_equals_the_averages_that_were_kept(run, exact):
 def test_posthoc_of_too_few_snapshots_is_refused(many, tmp_path):
     refused(lambda: posthoc(many / "checkpoints" / "step-00000006", 0.2), code="unsupported", name="power-0.2", count=2)
     refused(lambda: posthoc(many, 0.5), "out of range")
-    without = trained(plain("train.steps=1"), tmp_path / "without")
+    without = train(plain("train.steps=1"), tmp_path / "without").run
     refused(lambda: posthoc(without, 0.1), "train.averages=[0.05,0.1]", code="missing", path=without)
     pra.save(pra.load(without), tmp_path / "saved")
     refused(lambda: posthoc(tmp_path / "saved", 0.1), code="mismatch", path=tmp_path / "saved")

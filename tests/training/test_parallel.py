@@ -37,8 +37,7 @@ CPU = torch.device("cpu")
 
 def alone(folder, *settings, recipe="tiny", **more):
     """A run of one process."""
-    train(tiny(*settings, recipe=recipe), folder, **more)
-    return folder
+    return train(tiny(*settings, recipe=recipe), folder, **more).run
 
 
 def line(folder, *settings):

@@ -27,8 +27,7 @@ def few(monkeypatch):
 
 
 def train(folder, *settings, recipe="tiny", **more):
-    run_training(tiny("train.steps=4", *settings, recipe=recipe), folder, **more)
-    return folder
+    return run_training(tiny("train.steps=4", *settings, recipe=recipe), folder, **more).run
 
 
 def held_out_values(folder):
