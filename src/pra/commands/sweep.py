@@ -8,9 +8,12 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
+from torch import Tensor
 from tyro.conf import Positional, UseAppendAction, arg
 
 from pra.commands.eval import DEFAULT, JudgingOptions
@@ -21,6 +24,7 @@ from pra.evaluation.evaluate import Report, describe, warn_of_few
 from pra.evaluation.judging import Judge, Subject, open_judge, open_truth
 from pra.evaluation.sweep import COLUMNS, GUIDANCE, Point, Result, draw, find_best, hints, points, read_results, table
 from pra.models.weights import model_folder, run_of, weights_name
+from pra.sampling.batches import Batch
 from pra.utils.distributed import join
 from pra.utils.files import write_atomically
 from pra.utils.locks import locked
@@ -83,12 +87,11 @@ def _results(tried: Sequence[Point], subject: Subject, judge: Judge, folder: Pat
     found = world.run_on_first(lambda: read_results(folder, expected))
     for point in (point for point in tried if point.name not in found):
         try:
+            strip: list[Tensor] = []
+            report = judge.report(subjects[point.name], what=point.name, watch=partial(_kept, strip))
             if world.is_first:
-                (first,) = subjects[point.name].batches(range(min(COLUMNS, subject.count)), COLUMNS)
-                strip = contact_sheet(first.images, COLUMNS)
-                write_atomically(folder / f"{point.name}.png", strip.save, format="PNG")
-            report = judge.report(subjects[point.name], what=point.name)
-            if world.is_first:
+                picture = contact_sheet(torch.stack(strip), COLUMNS)
+                write_atomically(folder / f"{point.name}.png", picture.save, format="PNG")
                 report.save(folder / f"{point.name}.json")
         except (KeyboardInterrupt, SystemExit) as stop:
             signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
@@ -101,6 +104,12 @@ def _results(tried: Sequence[Point], subject: Subject, judge: Judge, folder: Pat
             report = Report({}, {})
         found[point.name] = report
     return [Result(point, found[point.name]) for point in tried]
+
+
+def _kept(strip: list[Tensor], batch: Batch) -> Batch:
+    """Keep the first images of all, to be drawn."""
+    strip += batch.images[: COLUMNS - len(strip)]
+    return batch
 
 
 def _default_folder(run: Path | None, home: Path | None) -> Path:

@@ -197,10 +197,17 @@ class Judge:
     reference: Reference
     work: Work
 
-    def report(self, subject: Subject, images: Path | None = None, what: str = "evaluate") -> Report:
+    def report(
+        self,
+        subject: Subject,
+        images: Path | None = None,
+        what: str = "evaluate",
+        watch: Callable[[Batch], Batch] = lambda batch: batch,
+    ) -> Report:
         """Judge a subject; every process gets the report.
 
-        The images are written to the ``.npz`` ``images``, where it is given. ``what`` is the bar's name.
+        The images are written to the ``.npz`` ``images``, where it is given, and go through ``watch``. ``what`` is the
+        bar's name.
         """
         work, world = self.work, self.work.world
         share = world.share(subject.count)
@@ -209,7 +216,7 @@ class Judge:
         try:
             with reading(subject.batches(share, work.batch_size)) as batches:
                 passed = exported(batches, len(share), part) if part else batches
-                judged = passed, self.reference, self.extractor, subject.count
+                judged = map(watch, passed), self.reference, self.extractor, subject.count
                 report = evaluate(*judged, provenance=known, world=world, what=what)
             if images and part != images:
                 world.combine(part, lambda parts: join_exports([path for path in parts if path], images))
