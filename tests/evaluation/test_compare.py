@@ -235,6 +235,8 @@ def test_reconstructions_compare_for_the_same_images(tmp_path, compare):
     assert row(answer, "ssim") == ["0.2", "0.3"]
     assert row(answer, "fid") == ["2", "*", "3"]
     assert "c.json differs in the images (1000 of emoji; a.json: 1000 of digits)" in answer.out
+    old = evaluation(tmp_path / "old.json", {"reconstruction": {"source": "digits"}})
+    assert "a.json differs in the images (1000 of digits; old.json: None of digits)" in compare(old, a).out
 
 
 def test_what_was_judged(tmp_path, compare):
@@ -278,8 +280,8 @@ def test_names_and_paths_may_hold_an_equals_sign(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     paths = [evaluation(tmp_path / name) for name in ("a/lr=1.json", "x.json", "a/same.json", "b/same.json")]
-    three = evaluation(tmp_path / "lr=3.json")
-    columns = read_columns([*map(str, paths), f"lr=2={three}", f"\x1b[2J={three}"])
+    three, four = (evaluation(tmp_path / f"lr={rate}.json") for rate in (3, 4))
+    columns = read_columns([*map(str, paths), f"lr=2={three}", f"\x1b[2J={four}"])
     assert [column.name for column in columns] == ["lr=1.json", "x.json", *map(str, paths[2:]), "lr=2", "\x1b[2J"]
     assert compared(columns).replace("\n", "").isprintable()  # no control characters
 
@@ -303,11 +305,13 @@ def test_bad_input_is_refused_in_a_line(run, compare, monkeypatch):
     for name in ("empty", "bare"):
         Path(name).mkdir()
     shutil.copy(run / "config.json", "bare")
+    Path("link").symlink_to(run)
     before = contents(run.parent)
     for words, part in (
         (["run"], "1 argument(s)"),
         (["run", "nowhere"], "nothing lies at nowhere"),
-        (["run", "run"], "2 arguments are called"),
+        (["run", "x" * 5000], "nothing lies at xxx"),
+        (["run", "again=link"], "run is given twice"),
         (["a=run", "a=good.json"], "2 arguments are called 'a'"),
         (["run", "empty"], "empty"),
         (["run", "run/checkpoints/step-00000020"], "step-00000020"),

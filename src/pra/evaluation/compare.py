@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import statistics
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -52,14 +53,17 @@ class Column:
 def read_columns(words: Sequence[str]) -> list[Column]:
     """Read the arguments of `pra compare`, ``[NAME=]PATH`` each, by default named after the folder or file.
 
-    Where two have the same name, it is the whole path. Refuse fewer than two, two of one name, and what is neither
-    an evaluation nor a run with metrics.
+    Where two have the same name, it is the whole path. Refuse fewer than two, one given twice, two of one name, and
+    what is neither an evaluation nor a run with metrics.
     """
     if len(words) < 2:
         raise PraError(f"pra compare: {len(words)} argument(s). Give two or more", "missing")
     named = [_parsed(word) for word in words]
     short = Counter(name or path.resolve().name for name, path in named)
     names = [name or (own if short[own := path.resolve().name] == 1 else str(path)) for name, path in named]
+    (place, times), *_ = Counter(path.resolve() for _, path in named).most_common(1)
+    if times > 1:
+        raise PraError(f"{place} is given twice. Leave one out", "conflict", path=place)
     (name, times), *_ = Counter(names).most_common(1)
     if times > 1:
         raise PraError(f"{times} arguments are called {name!r}. Name them, NAME=PATH", "conflict", name=name)
@@ -70,7 +74,7 @@ def _parsed(word: str) -> tuple[str | None, Path]:
     """Split name and path. Both may hold ``=``: what is there decides."""
     for place in (-1, *(place for place, letter in enumerate(word) if letter == "=" and place)):
         path = expand(word[place + 1 :])
-        if path.exists():
+        if os.path.exists(path):
             return word[:place] if place > 0 else None, path
     raise PraError(f"nothing lies at {word}. {EITHER}, as PATH or NAME=PATH", "missing", path=word)
 
@@ -199,9 +203,9 @@ def figure_sections(columns: Sequence[Column]) -> tuple[list[Section], list[str]
     reported = [column for column in columns if column.report]
     apart = [reason for other in reported[1:] if (reason := obstacle(reported[0], other))]
     copies = {
-        column.name: f"{made['count']} of {made['source']}"
+        column.name: f"{column.known('reconstruction', 'count')} of {column.known('reconstruction', 'source')}"
         for column in columns
-        if (made := column.known("reconstruction"))
+        if column.known("reconstruction")
     }
     first = next(iter(copies), "")
     others = [
