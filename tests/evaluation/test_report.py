@@ -102,6 +102,9 @@ def test_what_is_absent_is_said_with_how_to_make_it(tmp_path, system):
     assert ("it has no states to reconstruct from" in page.text) == bool(system)
     assert ("JiT makes all patches at once: there is no rollout" in page.text) == (system == ":jit")
     assert (f"pra report {run} does" in page.text) == (system != ":jit")
+    line = {"step": 10, "epoch": 1.0, "images_per_second": 9.0, "flow": 1.0}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert "they need two lines of metrics.jsonl" in Page(write_report(run)).text
 
 
 def test_curves_are_drawn_anew_where_they_are_older(run, monkeypatch):
@@ -199,6 +202,7 @@ def test_the_gap_is_measured_once_and_is_that_of_the_model(run, tmp_path, call, 
     assert found["rollout_loss"] == pytest.approx(wanted.rollout_loss.tolist())
 
     monkeypatch.setattr(gap, "rollout_gap", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(gap, "open_source", lambda _: pytest.fail("opened again"))
     assert call("report", run, "--gap-images", 8).code == call("report", run, "--gap-images", 0).code == 0
     assert Page(run / "report.html").count("img", **{"class": "drawn"}) == 2
     (run / "checkpoints" / "step-00000020").rename(run / "checkpoints" / "step-00000030")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,8 @@ def report_command(
         if path.suffix.lower() != ".html":
             raise PraError(f"{path}: the report is written as .html. Use FILE.html", path=path)
         check_free(path)
+    elif not os.access(run, os.W_OK):
+        raise PraError(f"{run} cannot be written to. Use --out FILE.html", code="unwritable", path=run)
     gap, why = None, None
     if gap_images and config.model.autoregressive:
         target = pick_device(device)

@@ -163,4 +163,4 @@ def known_gap(run: Path, config: RunConfig, count: int) -> dict[str, Any] | None
     gap, newest = read_gap(run), weights.newest_checkpoint(run)
     if gap is None or newest is None or gap["checkpoint"] != newest.name or gap["images"] > count:
         return None
-    return gap if gap["images"] in (count, len(open_source(config.data.source))) else None
+    return gap if gap["images"] == count or gap["images"] == len(open_source(config.data.source)) else None

@@ -97,6 +97,7 @@ def _page(run: Path, config: RunConfig, gap: dict[str, Any] | None, no_gap: str 
         "settings": json.dumps(to_dict(config), indent=2),
         "words": in_words(config),
         "progress": progress(run, config),
+        "lines": len(read_metrics(run)),
         "checkpoint": checkpoint.name if checkpoint else None,
         "classes": named(read_json(checkpoint / "config.json")["classes"]) if checkpoint else [],
         "shown_classes": GRID_CLASSES,
