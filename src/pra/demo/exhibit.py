@@ -128,5 +128,5 @@ def describe(exhibit: Exhibit) -> About:
     some = f" ({len(samples)} of {grids} grids)" if grids > len(samples) else ""
     drawn = curves(run, config)
     shown = {"Training curves": [drawn] if drawn else [], f"Samples over training{some}": samples}
-    why = "" if drawn or samples else "The run's folder holds no metrics and no samples yet."
+    why = "" if done or samples else "The run's folder holds no metrics and no samples yet."
     return About(exhibit.name, facts, shown, missing=why)
