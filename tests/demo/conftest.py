@@ -1,5 +1,6 @@
 """What the tests of the demo share."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,11 +28,7 @@ def exhibit():
 @pytest.fixture(scope="session")
 def asked():
     """``asked(seed=3)``: a request, changed."""
-
-    def make(**changes):
-        return Request(**{"label": 1, "seed": 5, "count": 3, "guidance": 1.5, "steps": 2, **changes})
-
-    return make
+    return functools.partial(Request, label=1, seed=5, count=3, guidance=1.5, steps=2)
 
 
 @pytest.fixture(scope="session")

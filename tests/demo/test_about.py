@@ -25,11 +25,6 @@ def titles(html):
     return re.findall("<h4>(.*?)</h4>", html)
 
 
-@pytest.fixture(scope="module")
-def shared(trained, tmp_path_factory):
-    return pra.export(trained, tmp_path_factory.mktemp("about") / "shared", licence="mit")
-
-
 def test_run_tells_recipe_curves_and_samples(trained):
     found = about(trained)
     assert (found.facts["Recipe"], found.facts["Weights"]) == ("tiny", "step-00000020")
@@ -55,9 +50,10 @@ def test_saved_model_tells_of_itself(trained, tmp_path):
     assert titles(html) == []
 
 
-def test_shared_model_shows_card_and_pictures(shared, monkeypatch):
+def test_shared_model_shows_card_and_pictures(trained, tmp_path, monkeypatch):
     pytest.importorskip("markdown_it", reason="reads the card: pip install 'pra-pixels[demo]'")
     pytest.importorskip("matplotlib", reason="draws the training curves")
+    shared = pra.export(trained, tmp_path / "shared", licence="mit")
     html = rendered("models", [about(shared)])
     assert titles(html) == ["Samples", "Training curves", "Model card"]
     assert html.count("<img") == 2

@@ -1,6 +1,5 @@
 """Requests of visitors, and the pictures made for them row by row."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,20 +9,8 @@ from support.refusal import refused
 
 import pra
 from pra.config import SamplingConfig, Solver
-from pra.demo.exhibit import Exhibit
-from pra.demo.generation import (
-    EVERY_CLASS,
-    LAST_SEED,
-    MOST_PICTURES,
-    OWN_STEPS,
-    Request,
-    answer,
-    sampling_of,
-)
+from pra.demo.generation import EVERY_CLASS, LAST_SEED, MOST_PICTURES, OWN_STEPS, answer, sampling_of
 from pra.sampling import Engine
-
-Exhibits = Callable[..., Exhibit]
-Asked = Callable[..., Request]
 
 
 def test_request_beyond_the_limits_is_refused(asked):

@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +20,10 @@ from support.refusal import refused
 from pra import cli
 from pra.commands import demo as command
 from pra.demo import handlers, page
-from pra.demo.exhibit import Exhibit
 from pra.demo.generation import OWN_STEPS, answer
 from pra.demo.handlers import MOST_KEPT, Handlers, Turn, html
 from pra.utils.extras import install_command
 from pra.utils.pixels import to_uint8
-
-Exhibits = Callable[..., Exhibit]
 
 
 def test_pictures_are_shown_with_names_escaped(exhibit, asked):
@@ -95,12 +91,7 @@ def test_unforeseen_error_stays_in_the_log(exhibit, monkeypatch, capsys):
     one = Handlers([exhibit()])
     for name in ("answer", "describe", "fit_upload"):
         monkeypatch.setattr(handlers, name, fail)
-    for ask in (
-        lambda: made(None),
-        lambda: made("a.jpg"),
-        lambda: one.preview("a.jpg", 1),
-        one.about,
-    ):
+    for ask in (lambda: made(None), lambda: made("a.jpg"), lambda: one.preview("a.jpg", 1), one.about):
         assert ask() == html("error", handlers.BROKEN)
         log = capsys.readouterr().err
         assert log.startswith("Traceback")

@@ -1,8 +1,5 @@
 """Uploaded pictures of any format and size."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
@@ -10,19 +7,14 @@ from PIL.GifImagePlugin import GifImageFile
 from support.models import LEARNED, random_model
 from support.refusal import refused
 
-from pra.config import Fit
+from pra.config import DataConfig, Fit, OnSmall
 from pra.demo.upload import MOST_PIXELS, fit_upload
 from pra.utils.pixels import to_uint8
 
-Saved = Callable[..., Path]
+DATA = DataConfig(source="", on_small=OnSmall.UPSCALE)
 
 
-@pytest.fixture(scope="module")
-def data(exhibit):
-    return exhibit().data
-
-
-def test_any_format_and_size_is_fitted_and_told(saved, data, tmp_path):
+def test_any_format_and_size_is_fitted_and_told(saved, tmp_path):
     for name, size, mode, told in (
         ("exact.png", (8, 6), "RGB", "taken as it is"),
         ("wide.webp", (400, 100), "RGB", "scaled, and the middle 8x6 cut out"),
@@ -32,13 +24,13 @@ def test_any_format_and_size_is_fitted_and_told(saved, data, tmp_path):
         ("bits.bmp", (80, 60), "1", "taken as colour, scaled to 8x6"),
         ("clear.png", (80, 60), "RGBA", "put on white, scaled to 8x6"),
     ):
-        pixels, line = fit_upload(saved(tmp_path / name, size, mode), LEARNED, data)
+        pixels, line = fit_upload(saved(tmp_path / name, size, mode), LEARNED, DATA)
         assert pixels.shape == (3, 6, 8)
         assert pixels.abs().max() <= 1
         assert line == f"{name} ({size[0]}x{size[1]}): {told}"
     exif = Image.Exif()
     exif[0x0112] = 6
-    _, line = fit_upload(saved(tmp_path / "turned.jpg", (30, 40), exif=exif), LEARNED, data)
+    _, line = fit_upload(saved(tmp_path / "turned.jpg", (30, 40), exif=exif), LEARNED, DATA)
     assert line == "turned.jpg (40x30): turned upright, scaled to 8x6"
 
 
@@ -51,15 +43,15 @@ def test_small_picture_is_padded_where_training_does(exhibit, saved, tmp_path):
     assert line == "b.png (9x9): turned grey, scaled to 8x8"
 
 
-def test_animation_gives_its_first_picture(data, tmp_path, monkeypatch):
+def test_animation_gives_its_first_picture(tmp_path, monkeypatch):
     """Its frames are not counted, which would read all of them."""
     frames = [Image.new("L", (8, 6), grey) for grey in range(9)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     monkeypatch.setattr(GifImageFile, "n_frames", property(lambda _: pytest.fail("all frames are read")))
-    assert "first picture of an animation" in fit_upload(tmp_path / "moving.gif", LEARNED, data)[1]
+    assert "first picture of an animation" in fit_upload(tmp_path / "moving.gif", LEARNED, DATA)[1]
 
 
-def test_other_files_and_sizes_are_refused(saved, data, tmp_path, monkeypatch):
+def test_other_files_and_sizes_are_refused(saved, tmp_path, monkeypatch):
     (tmp_path / "letter.jpg").write_text("Dear all")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "cut.png").write_bytes(saved(tmp_path / "whole.png", (300, 300)).read_bytes()[:-400])
@@ -70,10 +62,10 @@ def test_other_files_and_sizes_are_refused(saved, data, tmp_path, monkeypatch):
     Image.new("F", (8, 6)).save(tmp_path / "float.tif")
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("a program is started"))
     for name in ("letter.jpg", "empty.png", "cut.png", "eps.png", "drawing.ico", "float.tif"):
-        refused(lambda name=name: fit_upload(tmp_path / name, LEARNED, data), "JPEG", code="unreadable", name=name)
+        refused(lambda name=name: fit_upload(tmp_path / name, LEARNED, DATA), "JPEG", code="unreadable", name=name)
     side = int(MOST_PIXELS**0.5) + 1
     Image.new("1", (side, side)).save(tmp_path / "large.png")
     saved(tmp_path / "thread.png", (210, 10), "1")
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("its pixels are read"))
     for name, part in (("thread.png", "210x10"), ("large.png", f"{side}x{side}")):
-        refused(lambda name=name: fit_upload(tmp_path / name, LEARNED, data), part, code="too-large", name=name)
+        refused(lambda name=name: fit_upload(tmp_path / name, LEARNED, DATA), part, code="too-large", name=name)

@@ -5,31 +5,18 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.answer import Answer, caller
+from support.answer import caller
 from support.files import contents
 from support.pages import ROOT
 from support.refusal import refused
 
 import pra
 from pra.config import apply_settings, to_dict
-from pra.evaluation.compare import (
-    HIGHER,
-    LONGEST,
-    LOWER,
-    PARTS,
-    Row,
-    Section,
-    compared,
-    obstacle,
-    overlaid,
-    read_columns,
-    rendered,
-)
+from pra.evaluation import compare as module
 from pra.training.run import loss_terms, read_metrics
 from pra.utils.extras import install_command
 
@@ -80,9 +67,6 @@ def line(answer, beginning):
     return found
 
 
-Compare = Callable[..., Answer]
-
-
 @pytest.fixture
 def compare(capsys):
     return functools.partial(caller(capsys), "compare")
@@ -129,8 +113,8 @@ def test_how_far_runs_came(run, other, compare):
     assert "shortcut  " not in answer.out
     assert "settings: the same" in compare(run, shutil.copytree(run, run.with_name("copy"))).out
     # Of a long run the loss is the mean over the last steps.
-    write_metrics(run, [rows[0] | {"step": step, "flow": float(step)} for step in range(1, 2 * PARTS + 1)])
-    assert row(compare(run, evaluation(run.parent / "a.json")), "flow") == [str(2 * PARTS - 0.5), "-"]
+    write_metrics(run, [rows[0] | {"step": step, "flow": float(step)} for step in range(1, 2 * module.PARTS + 1)])
+    assert row(compare(run, evaluation(run.parent / "a.json")), "flow") == [str(2 * module.PARTS - 0.5), "-"]
 
 
 def test_losses_are_the_terms_that_runs_have(run, other, compare):
@@ -173,8 +157,8 @@ def test_the_best_is_marked_by_the_direction_of_each_figure(tmp_path, compare):
 def test_the_directions_are_those_of_the_documentation():
     text = (ROOT / "docs" / "evaluation.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|.*?\|[^|]*\| (low|high)", text, re.M)
-    assert {name for name, better in rows if better == "low"} == set(LOWER)
-    assert {name for name, better in rows if better == "high"} == set(HIGHER)
+    assert {name for name, better in rows if better == "low"} == set(module.LOWER)
+    assert {name for name, better in rows if better == "high"} == set(module.HIGHER)
 
 
 def test_nothing_is_marked_where_figures_do_not_compare(tmp_path, compare):
@@ -216,7 +200,7 @@ OLD = {"reference.images_sha256": None}
 )
 def test_evaluations_compare_by_hash_or_fields(tmp_path, ours, theirs, said):
     a, b = evaluation(tmp_path / "a.json", ours), evaluation(tmp_path / "b.json", theirs)
-    found = obstacle(*read_columns([f"a={a}", f"b={b}"]))
+    found = module.obstacle(*module.read_columns([f"a={a}", f"b={b}"]))
     assert (found is None) == (said is None)
     assert (said or "") in (found or "")
 
@@ -281,15 +265,16 @@ def test_names_and_paths_may_hold_an_equals_sign(tmp_path):
     (tmp_path / "b").mkdir()
     paths = [evaluation(tmp_path / name) for name in ("a/lr=1.json", "x.json", "a/same.json", "b/same.json")]
     three, four = (evaluation(tmp_path / f"lr={rate}.json") for rate in (3, 4))
-    columns = read_columns([*map(str, paths), f"lr=2={three}", f"\x1b[2J={four}"])
+    columns = module.read_columns([*map(str, paths), f"lr=2={three}", f"\x1b[2J={four}"])
     assert [column.name for column in columns] == ["lr=1.json", "x.json", *map(str, paths[2:]), "lr=2", "\x1b[2J"]
-    assert compared(columns).replace("\n", "").isprintable()  # no control characters
+    assert module.compared(columns).replace("\n", "").isprintable()  # no control characters
 
 
 def test_long_cells_are_shortened_unless_alike():
     long = [f"{'a' * 40}{middle}{'b' * 40}" for middle in "xy"]
-    shown = rendered(["", ""], [Section("", [Row("far", [long[0], "short"]), Row("near", long)])])
-    assert max(map(len, shown.splitlines()[2].split())) <= LONGEST
+    rows = [module.Row("far", [long[0], "short"]), module.Row("near", long)]
+    shown = module.rendered(["", ""], [module.Section("", rows)])
+    assert max(map(len, shown.splitlines()[2].split())) <= module.LONGEST
     assert shown.splitlines()[3].split()[1:] == long
 
 
@@ -333,7 +318,7 @@ def test_curves_of_runs_with_other_terms_share_panels(run, other, tmp_path, comp
     pytest.importorskip("matplotlib", reason="matplotlib is in the extra 'train'")
     rows = [{k: v for k, v in row.items() if k != "pixel"} | {"edges": 1.0} for row in read_metrics(other)]
     write_metrics(other, rows)
-    figure = overlaid(read_columns([str(run), str(other)]))
+    figure = module.overlaid(module.read_columns([str(run), str(other)]))
     assert {axes.get_title(): [line.get_label() for line in axes.lines] for axes in figure.axes} == {
         "pixel": ["run"],
         "flow": ["run", "other"],
@@ -346,7 +331,7 @@ def test_curves_of_runs_with_other_terms_share_panels(run, other, tmp_path, comp
         terms = loss_terms(read_metrics(run)[:1])
         lines = [rows[0] | {"step": at, **dict.fromkeys((*terms, "state_std"), highest / at)} for at in (1, 2, 3)]
         write_metrics(folder, lines)
-    figure = overlaid(read_columns([str(run), str(other)]))
+    figure = module.overlaid(module.read_columns([str(run), str(other)]))
     assert [axes.get_ylim()[1] for axes in figure.axes if axes.get_title() != "edges"] == [6.0] * 4
 
     out = tmp_path / "new" / "curves.png"
@@ -355,5 +340,5 @@ def test_curves_of_runs_with_other_terms_share_panels(run, other, tmp_path, comp
     with Image.open(out) as picture:
         assert picture.size == (1320, 660)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    refused(lambda: overlaid(read_columns([str(run), str(other)])), install_command("train"))
+    refused(lambda: module.overlaid(module.read_columns([str(run), str(other)])), install_command("train"))
     assert compare(run, other).code == 0  # the table is still there

@@ -34,24 +34,10 @@ def weights(timm, tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def extractor(weights):
-    return dinov2(weights, CPU, TINY)
-
-
 def pixels(count, size=(20, 26)):
     generator = torch.Generator().manual_seed(count)
     coarse = torch.rand(count, 3, 4, 5, generator=generator) * 255  # so that images differ when they are resized
     return torch.nn.functional.interpolate(coarse, size=size).to(torch.uint8)
-
-
-def test_features_are_each_images_own(extractor, weights):
-    images = pixels(3)
-    pool, spatial, logits = extractor(images)
-    assert (pool.shape, pool.dtype, spatial, logits) == ((3, extractor.dim), torch.float32, None, None)
-    assert torch.allclose(torch.cat([extractor(image.unsqueeze(0)).pool for image in images]), pool, atol=1e-5)
-    assert pool.std(dim=0).mean() > 1e-2
-    assert extractor.fingerprint == file_sha256(weights)
 
 
 def test_the_paper_s_network_has_1024_features_in_24_layers(timm):
@@ -61,11 +47,17 @@ def test_the_paper_s_network_has_1024_features_in_24_layers(timm):
     assert sum(parameter.numel() for parameter in network.parameters()) == 304_368_640 - 1024
 
 
-def test_the_network_is_dinov2s(extractor, weights):
+def test_the_network_is_dinov2s(weights):
     """Written out after Meta's: positions by the factor 16.1 / 37, pre-norm scaled branches, class token."""
-    w = torch.load(weights, weights_only=True)
-    images = prepare(pixels(2))
-    patches = torch.nn.functional.conv2d(images, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=14)
+    w, images, extractor = torch.load(weights, weights_only=True), pixels(2), dinov2(weights, CPU, TINY)
+    pool, spatial, logits = extractor(images)
+    assert (pool.shape, pool.dtype, spatial, logits) == ((2, extractor.dim), torch.float32, None, None)
+    assert torch.allclose(torch.cat([extractor(image.unsqueeze(0)).pool for image in images]), pool, atol=1e-5)
+    assert pool.std(dim=0).mean() > 1e-2
+    assert extractor.fingerprint == file_sha256(weights)
+    patches = torch.nn.functional.conv2d(
+        prepare(images), w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=14
+    )
     table = w["pos_embed"][:, 1:].reshape(1, 37, 37, 32).permute(0, 3, 1, 2)
     table = torch.nn.functional.interpolate(table, scale_factor=(16.1 / 37, 16.1 / 37), mode="bicubic")
     table = torch.cat([w["pos_embed"][:, :1], table.permute(0, 2, 3, 1).reshape(1, 256, 32)], dim=1)
@@ -83,7 +75,7 @@ def test_the_network_is_dinov2s(extractor, weights):
         x = x + w[f"{block}.ls1.gamma"] * linear(f"{block}.attn.proj", mixed.transpose(1, 2).flatten(2))
         hidden = torch.nn.functional.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x)))
         x = x + w[f"{block}.ls2.gamma"] * linear(f"{block}.mlp.fc2", hidden)
-    assert torch.allclose(extractor(pixels(2)).pool, norm("norm", x)[:, 0], atol=1e-4)
+    assert torch.allclose(pool, norm("norm", x)[:, 0], atol=1e-4)
 
 
 def test_images_are_resized_and_normalised_as_torchvision_does(timm):
@@ -104,4 +96,4 @@ def test_images_are_resized_and_normalised_as_torchvision_does(timm):
 
 def test_weights_that_are_not_dinov2s_are_refused(timm, weights, tmp_path):
     for path in (tmp_path / "w.pth", weights):  # the second of another size than ViT-L
-        refused(lambda path=path: dinov2(path, CPU), code="unreadable", path=path)  # type: ignore[misc]
+        refused(lambda path=path: dinov2(path, CPU), code="unreadable", path=path)

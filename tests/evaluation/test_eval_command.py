@@ -30,7 +30,6 @@ from pra.utils.distributed import ALONE
 from pra.utils.provenance import file_sha256
 from studies import measures
 
-CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("classifiers")
 
 COUNTS = {"rare": 4, "common": 22, "usual": 6}
@@ -55,7 +54,7 @@ def run(target, **options):
 
 
 def provenance(path):
-    return json.loads(path.read_text())["provenance"]  # type: ignore[no-any-return]
+    return json.loads(path.read_text())["provenance"]
 
 
 def refuse(target, *parts, code=None, fields=None, **options):

@@ -1,7 +1,5 @@
 """Sets of images that are collected and judged; the report; reconstructions."""
 
-from __future__ import annotations
-
 import json
 import math
 import weakref
@@ -20,8 +18,6 @@ from pra.evaluation.evaluate import Report, describe, evaluate, reconstruct
 from pra.evaluation.metrics import Balls, Protocol, overlap
 from pra.sampling.batches import Batch
 from pra.utils.provenance import package_version
-
-CPU = torch.device("cpu")
 
 
 def test_figures_do_not_depend_on_batches():
@@ -116,7 +112,7 @@ def test_reference_of_other_features_is_refused():
     inception, narrow = Projection(name="inception"), Projection(dim=4)
     for extractor, *pair in ((inception, "projection", "inception"), (other, "0" * 12, "1" * 12), (narrow, 5, 4)):
         fields = dict(zip(("reference", "features"), pair, strict=True))
-        refused(lambda it=extractor: judged(pixels(20), reference, it), code="mismatch", **fields)  # type: ignore[misc]
+        refused(lambda it=extractor: judged(pixels(20), reference, it), code="mismatch", **fields)
 
 
 def test_few_images_leave_figures_out():

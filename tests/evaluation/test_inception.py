@@ -1,7 +1,5 @@
 """Figures equal to torch-fidelity's own, on the same images and (random) weights."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from dataclasses import replace
@@ -75,14 +73,12 @@ def test_features_are_torch_fidelitys_and_adms(extractor, port, weights):
     with torch.autocast("cpu", dtype=torch.bfloat16):  # is ignored
         pool, spatial, logits = extractor(images)
     assert torch.equal(pool, expected_pool)
-    assert torch.equal(logits, expected_logits)  # type: ignore[arg-type]
+    assert torch.equal(logits, expected_logits)
     assert pool.std(dim=0).mean() > 1e-3  # the images are told apart
     assert spatial is not None
     assert torch.equal(spatial.view(2, 17, 17, 7), block[0][:, :7].permute(0, 2, 3, 1))
     assert extractor.fingerprint == file_sha256(weights)
-
-
-def test_grey_is_shown_as_rgb_and_nothing_else_is_read(extractor):
+    # Grey is shown as RGB, and nothing else is read.
     grey = pixels(1, channels=1)
     assert torch.equal(extractor(grey).pool, extractor(grey.repeat(1, 3, 1, 1)).pool)
     refused(lambda: extractor(pixels(1, channels=4)), code="mismatch", channels=4)
@@ -134,7 +130,7 @@ def test_all_figures_from_images(port, weights, extractor):
 
     names, mixing = ["2048", "logits_unbiased"], torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
 
-    class First(port.FeatureExtractorInceptionV3):  # type: ignore[misc,name-defined]
+    class First(port.FeatureExtractorInceptionV3):
         def forward(self, images):
             asked, self.features_list = self.features_list, ["64"]
             (pool,) = super().forward(images)
@@ -182,7 +178,7 @@ def test_missing_extra_is_refused(tmp_path, monkeypatch):
     for name, (opener, extra) in packages.items():
         with monkeypatch.context() as missing:
             missing.setitem(sys.modules, name, None)
-            refused(lambda opener=opener: opener(None, CPU), install_command(extra), code="not-installed")  # type: ignore[misc]
+            refused(lambda opener=opener: opener(None, CPU), install_command(extra), code="not-installed")
     # A torchvision of another torch.
     (tmp_path / "torch_fidelity.py").write_text("raise OSError('_C.so: undefined symbol')")
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,21 +1,15 @@
 """Figures by their definitions, on features and pixels; test_inception has torch-fidelity's own."""
 
-from __future__ import annotations
-
 import functools
 import math
 import operator
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 from pra.evaluation import metrics
 from pra.evaluation.metrics import Balls, Moments, Protocol, frechet_distance, inception_score, overlap, score_sums
-
-CPU = torch.device("cpu")
-Array = npt.NDArray[np.float64]
 
 
 def precision_recall(samples, reference):

@@ -14,7 +14,6 @@ from pra.evaluation.reference import from_file, recorded_classifier
 from pra.sampling.batches import NpzBatch
 from pra.utils.provenance import file_sha256
 
-CPU = torch.device("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
 ROWS = np.random.default_rng(1).normal(size=(30, 5))
 DESCRIPTION = {

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from support.judging import run_command
 from support.refusal import refused
@@ -10,8 +9,6 @@ from support.refusal import refused
 from pra.commands.eval import evaluate_command
 from pra.data import open_source
 from pra.evaluation.samples import common_shape, pictures, spread
-
-CPU = torch.device("cpu")
 
 
 def test_spread():

@@ -177,7 +177,7 @@ def sweep(target, out, pictures, **options):
 
 
 def read(path):
-    return json.loads(path.read_text())  # type: ignore[no-any-return]
+    return json.loads(path.read_text())
 
 
 @pytest.fixture
@@ -216,6 +216,11 @@ def test_every_point_is_what_eval_measures(model, pictures, swept, tmp_path, cap
     assert f"next: pra sample {model} --guidance {best} --steps 1\n" in shown
     assert "12 images are few" in shown
     assert "pra export" not in shown  # it is exported already
+    # Strips show the first images.
+    sampler = pra.Sampler(pra.load(model), steps=1, guidance=2.0)
+    expected = contact_sheet(sampler.sample([0, 1] * (COLUMNS // 2), range(COLUMNS)), COLUMNS)
+    with Image.open(swept / "guidance=2.png") as strip:
+        assert np.array_equal(np.asarray(strip), np.asarray(expected))
 
 
 @pytest.mark.slow
@@ -260,13 +265,6 @@ def test_sweep_over_averages_judges_each(run, tmp_path, capsys):
     refused(lambda: sweep(run, None, reference, over=("average=ema,emma",)), "'emma'", "ema, raw")
 
 
-def test_strip_shows_the_first_images(model, swept):
-    sampler = pra.Sampler(pra.load(model), steps=1, guidance=2.0)
-    expected = contact_sheet(sampler.sample([0, 1] * (COLUMNS // 2), range(COLUMNS)), COLUMNS)
-    with Image.open(swept / "guidance=2.png") as strip:
-        assert np.array_equal(np.asarray(strip), np.asarray(expected))
-
-
 def test_stopped_sweep_goes_on(model, pictures, tmp_path, before_each, capsys):
     out, judged = tmp_path / "out", []
 
@@ -294,22 +292,16 @@ def test_stopped_sweep_goes_on(model, pictures, tmp_path, before_each, capsys):
     assert shown.index("best by FID") < shown.index("samples: ")
 
 
-@pytest.mark.parametrize(
-    ("changes", "what"),
-    [
+def test_figures_of_another_sweep_are_not_mixed_in(model, pictures, out, tmp_path):
+    before, first = contents(out), out / "guidance=1.json"
+    for changes, what in (
         ({"num": 14}, "seeds"),
         ({"labels": "reference"}, "labels"),
         ({"settings": ("sampling.steps=2",)}, "settings"),
         ({"num": 14, "over": ("guidance=3",)}, "seeds"),  # `pra compare` takes all of a folder
-    ],
-)
-def test_figures_of_another_sweep_are_not_mixed_in(model, pictures, out, changes, what):
-    before = contents(out)
-    refused(lambda: sweep(model, out, pictures, **changes), code="mismatch", path=out / "guidance=1.json", what=what)
-    assert {name: data for name, data in contents(out).items() if name != ".lock"} == before
-
-
-def test_figures_of_other_weights_or_images_are_not_mixed_in(model, pictures, out, tmp_path):
+    ):
+        refused(lambda given=changes: sweep(model, out, pictures, **given), code="mismatch", path=first, what=what)
+        assert {name: data for name, data in contents(out).items() if name != ".lock"} == before
     other = pra.load(model)
     with torch.no_grad():
         next(other.parameters()).add_(1e-3)
@@ -319,16 +311,13 @@ def test_figures_of_other_weights_or_images_are_not_mixed_in(model, pictures, ou
     (tmp_path / "fewer/a/00.png").unlink()
     fewer = f"folder:{tmp_path / 'fewer'}"
     refused(lambda: sweep(model, out, fewer), code="mismatch", what="features")
-    weights = next(
-        path
-        for path in classifier.cache_folder().iterdir()
-        if file_sha256(path) == read(out / "guidance=1.json")["provenance"]["features"]["sha256"]
-    )
+    known = read(first)["provenance"]["features"]["sha256"]
+    weights = next(path for path in classifier.cache_folder().iterdir() if file_sha256(path) == known)
     refused(lambda: sweep(model, out, fewer, weights=weights), code="mismatch", what="reference")
     for text in ("{}", "{"):  # not a report
-        (out / "guidance=1.json").write_text(text)
+        first.write_text(text)
         refused(lambda: sweep(model, out, pictures), "guidance=1.json")
-        assert (out / "guidance=1.json").read_text() == text
+        assert first.read_text() == text
 
 
 def test_diverging_combination_does_not_end_the_others(model, pictures, out, before_each, capsys):

@@ -28,6 +28,7 @@ def test_revision_is_a_commit_and_a_token_opens_what_is_private(hub, tmp_path, m
     for address, model in ((f"@{first}", models[0]), ("", models[1]), (f"@{second}", models[1])):
         assert pra.load(f"hub:bob/model{address}").config == model.config
     refused(lambda: pra.load("hub:bob/model@v7"), code="unreachable", address="hub:bob/model@v7")
+    refused(lambda: evaluate_command(Path("hub:bob/model"), num=20), "hub:bob/model", "--reference")
     publish(hub, tmp_path / "0", "bob/secret", private=True)
     refused(lambda: pra.load("hub:bob/secret"), "hub:bob/secret", "private", "HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -68,11 +69,6 @@ def test_without_network_or_library_is_refused(hub, monkeypatch):
     refused(lambda: pra.load("hub:bob/model"), "hub:bob/model", "HF_HUB_OFFLINE is set", code="unreachable")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused(lambda: pra.load("hub:bob/model"), "huggingface_hub", install_command("hub"), code="not-installed")
-
-
-def test_eval_of_a_hub_model_needs_a_reference(hub, shared):
-    publish(hub, shared)
-    refused(lambda: evaluate_command(Path("hub:bob/model"), num=20), "hub:bob/model", "--reference")
 
 
 def test_bfloat16_weights_are_taken_and_integers_are_not(tmp_path):
