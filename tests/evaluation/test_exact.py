@@ -35,11 +35,10 @@ def told(switch):
 
 def state():
     backends = torch.backends
-    switches = [
-        lambda kind=kind: kind.fp32_precision for kind in (backends, backends.cudnn, backends.cudnn.rnn, *KINDS)
-    ]
-    switches += [torch.get_float32_matmul_precision, lambda: backends.cuda.matmul.allow_tf32]
-    switches += [lambda: backends.cudnn.allow_tf32]
+    kinds = backends, backends.cudnn, backends.cudnn.rnn, *KINDS
+    switches = [lambda kind=kind: kind.fp32_precision for kind in kinds]
+    switches += [lambda: backends.cuda.matmul.allow_tf32, lambda: backends.cudnn.allow_tf32]
+    switches += [torch.get_float32_matmul_precision]
     cudnn = backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic
     return [told(switch) for switch in switches], cudnn, torch.is_autocast_enabled("cpu")
 

@@ -99,10 +99,8 @@ def test_precision_and_recall_are_counted_by_balls(monkeypatch):
     a, b = (torch.randn(40, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     distance = torch.cdist(a.double(), b.double())
     radii_a, radii_b = (torch.cdist(x.double(), x.double()).sort(dim=1).values[:, 3] for x in (a, b))
-    expected = (
-        float((distance <= radii_b).any(dim=1).double().mean()),
-        float((radii_a >= distance.T).any(dim=1).double().mean()),
-    )
+    inside = distance <= radii_b, radii_a >= distance.T
+    expected = tuple(float(within.any(dim=1).double().mean()) for within in inside)
     split = torch.split
     monkeypatch.setattr(torch, "split", lambda tensor, size: split(tensor, 7))  # in blocks of rows
     assert precision_recall(a, b) == expected

@@ -56,10 +56,7 @@ def test_first_picture_of_another_size_is_named_undecoded(tmp_path, monkeypatch)
     odd = folder(tmp_path / "odd", [grey(), grey(), grey((4, 6)), grey((7, 7))])
     monkeypatch.setattr(type(odd), "image", lambda *_: pytest.fail("a picture was decoded"))
     where = f"{tmp_path}/odd/2.png"
-    for do in (
-        lambda: common_shape(odd),
-        lambda: run_command(evaluate_command, tmp_path / "odd", reference="digits"),
-    ):
+    for do in (lambda: common_shape(odd), lambda: run_command(evaluate_command, tmp_path / "odd", reference="digits")):
         refused(do, "6x4", f"{tmp_path}/odd/0.png", "4x6", code="mismatch", path=where)
 
 

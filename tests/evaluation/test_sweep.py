@@ -107,9 +107,8 @@ def test_the_best_is_the_lowest_finite_fid():
 
 def test_a_best_at_the_edge_is_told():
     rising = [result(fid, guidance=scale) for scale, fid in ((1.0, 3.0), (2.0, 2.0), (3.0, 1.0))]
-    assert list(hints(rising, rising[-1])) == [
-        "the best guidance, 3, is the largest that was tried: a better one may lie beyond"
-    ]
+    told = "the best guidance, 3, is the largest that was tried: a better one may lie beyond"
+    assert list(hints(rising, rising[-1])) == [told]
     assert list(hints(rising, rising[1])) == []
     assert list(hints(rising, rising[0])) == []  # 1 is no guidance at all
     assert list(hints(rising[:1], rising[0])) == []  # it was not varied
