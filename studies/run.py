@@ -30,7 +30,7 @@ from pra.training.run import FREE, read_metrics, read_run, training_seconds
 from pra.utils.device import cores
 from pra.utils.progress import Progress
 from pra.utils.provenance import commit, device_name
-from pra.utils.signals import BOTH, Interrupted, handled
+from pra.utils.signals import STOPS, Interrupted, handled
 from studies.measures import Judge, Measure, Row
 from studies.records import Records
 
@@ -213,11 +213,11 @@ def ending(pool: ProcessPoolExecutor) -> Iterator[None]:
     def receive(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum, "stopped, every run saved where it was")
 
-    with handled(BOTH, receive):
+    with handled(STOPS, receive):
         try:
             yield
         except BaseException:
-            with handled(BOTH, signal.SIG_IGN):
+            with handled(STOPS, signal.SIG_IGN):
                 for process in list(pool._processes.values()):
                     process.terminate()  # SIGTERM: a training run finishes its step and saves
                 pool.shutdown(wait=True, cancel_futures=True)

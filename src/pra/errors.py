@@ -25,6 +25,10 @@ Code = Literal[
 ]
 
 
+MOST_NAMED = 50
+"""Known names that an error lists."""
+
+
 class PraError(ValueError):
     """Bad input, explained in one line: the value, the place and the fix.
 
@@ -56,4 +60,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     options = sorted(known)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{hint} Known: {', '.join(options)}"
+    more = f", ... ({len(options):,} in all)" if len(options) > MOST_NAMED else ""
+    return f"{hint} Known: {', '.join(options[:MOST_NAMED])}{more}"

@@ -1,6 +1,5 @@
 """What the tests of the commands share."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ from support.answer import caller
 
 from pra.commands import train
 from pra.training import callbacks
-
-Picture = Callable[..., Path]
 
 
 @pytest.fixture

@@ -4,11 +4,13 @@ import io
 import logging
 import os
 import sys
+import warnings
 
 import pytest
 
 from pra import cli
 from pra.commands import show
+from pra.errors import PraError, nearest
 
 
 def test_help_lists_options_choices_and_usage(call):
@@ -118,3 +120,17 @@ def test_output_without_reader_ends_silently(line, monkeypatch, capfd):
         assert cli.main(line.split()) == 141
         output.flush()  # as Python does at its end
     assert capfd.readouterr().err == ""
+
+
+def test_a_strangers_text_is_escaped_and_short(call, monkeypatch):
+    def refuse(name):
+        warnings.warn("class \x1b[2J\0\u2028b\nc", stacklevel=1)
+        raise PraError(f"class \x1b]0;\udcff {'long' * 10**6}")
+
+    monkeypatch.setattr(show, "recipe_or_run", refuse)
+    code, _, (warning, error) = call("show", "stop")
+    assert code == 2
+    assert warning == r"pra: warning: class \x1b[2J\x00 b c"
+    assert error.startswith(r"pra: error: class \x1b]0;\udcff long")
+    assert len(error) < 2_100
+    assert nearest("x", map(str, range(10_000))).endswith("1041, ... (10,000 in all)")

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from pra.evaluation.report import write_report
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
 
 QUICK = ("--steps", "3", "--set", "train.sample_every=0")
-Pictures = Callable[..., str]
 
 
 def test_train_tells_what_it_does_and_what_comes_next(call, pictures, monkeypatch):

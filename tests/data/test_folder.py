@@ -90,3 +90,12 @@ def test_folder_turns_pictures_by_their_exif(tmp_path):
     upright.save(tmp_path / "b.png", exif=b"Exif\0\0?")
     source = open_source(f"folder:{tmp_path}")
     assert all((np.asarray(source.image(index)) == np.asarray(upright)).all() for index in range(2))
+
+
+def test_pictures_of_other_formats_are_refused(tmp_path, monkeypatch):
+    """For an EPS Pillow would start Ghostscript."""
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    picture().convert("RGB").save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    source = open_source(f"folder:{tmp_path}")
+    refused(lambda: source.image(0), "JPEG, PNG, WEBP", code="unreadable", where=source.where(0))

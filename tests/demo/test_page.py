@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 from support.models import random_jit, random_model
+from support.processes import free_port
 from support.refusal import refused
 
 from pra import cli
@@ -173,3 +174,14 @@ def test_signal_ends_the_demo_and_nothing_is_left(signum, trained, tmp_path, mon
     out = capsys.readouterr().out
     assert f"demo: open http://{shown}:7861 in a browser" in out
     assert ("everybody who reaches this machine can use it" in out) == (host != "::1")
+
+
+def test_page_is_served_past_a_proxy(exhibit, monkeypatch, capsys):
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra-pixels[demo]'")
+    for name, value in (("http_proxy", "http://127.0.0.1:9"), ("no_proxy", ""), ("NO_PROXY", "example.org")):
+        monkeypatch.setenv(name, value)
+    waiting = SimpleNamespace(Event=lambda: SimpleNamespace(wait=lambda: signal.raise_signal(signal.SIGINT)))
+    monkeypatch.setattr(command, "threading", waiting)
+    with pytest.raises(KeyboardInterrupt):
+        command.serve(page.build_page([exhibit(random_model())]), "127.0.0.1", free_port())
+    assert "demo: open" in capsys.readouterr().out

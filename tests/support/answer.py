@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import re
-from collections.abc import Callable
 from typing import NamedTuple
 
 from pra import cli
@@ -26,9 +25,6 @@ class Answer(NamedTuple):
         assert self.errors[0].startswith("pra: error: ")
         assert [part for part in parts if str(part) not in self.errors[0]] == [], self.errors[0]
         return True
-
-
-Pra = Callable[..., Answer]
 
 
 def caller(capsys):

@@ -6,20 +6,20 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from pra.utils.signals import BOTH, Interrupted, caught_signals, ended_by_sigterm, handled
+from pra.utils.signals import ENDS, STOPS, Interrupted, caught_signals, ended_by_sigterm, handled
 from studies.run import ending
 
 
 def handlers():
-    return [signal.getsignal(number) for number in BOTH]
+    return [signal.getsignal(number) for number in STOPS]
 
 
 def test_a_handler_holds_in_its_block_only():
     before, seen = handlers(), []
 
     def work():
-        with handled(BOTH, lambda signum, _: seen.append(signum)):
-            for number in BOTH:
+        with handled(STOPS, lambda signum, _: seen.append(signum)):
+            for number in STOPS:
                 signal.raise_signal(number)
             with handled((signal.SIGINT,), signal.SIG_IGN):
                 signal.raise_signal(signal.SIGINT)
@@ -27,20 +27,24 @@ def test_a_handler_holds_in_its_block_only():
 
     with pytest.raises(MemoryError):
         work()
-    assert seen == [*BOTH]
+    assert seen == [*STOPS]
     assert handlers() == before
 
 
 def test_a_block_ends_by_sigterm_where_nothing_else_is_arranged():
     before, seen = handlers(), []
     with handled((signal.SIGTERM,), signal.SIG_DFL):
-        with pytest.raises(SystemExit) as ended, ended_by_sigterm():
-            signal.raise_signal(signal.SIGTERM)
-        assert ended.value.code == 128 + signal.SIGTERM
+        for number in ENDS:  # SIGHUP comes when a terminal is closed
+            with pytest.raises(SystemExit) as ended, ended_by_sigterm():
+                signal.raise_signal(number)
+            assert ended.value.code == 128 + number
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with handled((signal.SIGTERM,), lambda signum, _: seen.append(signum)), ended_by_sigterm():
         signal.raise_signal(signal.SIGTERM)
     assert seen == [signal.SIGTERM]
+    with handled((signal.SIGHUP,), signal.SIG_IGN), caught_signals() as caught:  # as nohup leaves it
+        signal.raise_signal(signal.SIGHUP)
+    assert not caught
     assert handlers() == before
 
 
@@ -55,7 +59,7 @@ def test_a_study_ends_by_a_signal_with_its_processes():
 
 
 BLOCKS = {
-    "any": lambda: handled(BOTH, signal.SIG_IGN),
+    "any": lambda: handled(STOPS, signal.SIG_IGN),
     "training": caught_signals,
     "evaluation": ended_by_sigterm,
     "study": lambda: ending(ProcessPoolExecutor(1)),

@@ -18,7 +18,7 @@ from pra.demo.page import build_page, gradio, launch_options
 from pra.errors import PraError, reason_of
 from pra.models.weights import EMA
 from pra.utils.device import pick_device
-from pra.utils.signals import handled
+from pra.utils.signals import ENDS, handled
 
 
 def demo_command(
@@ -43,9 +43,9 @@ def demo_command(
     check_address(host, port)
     gradio()
     exhibits = load_exhibits([run] if other is None else [run, other], pick_device(device), average)
-    # SIGTERM, by which services and containers are stopped, cleans up as Ctrl-C does.
+    # Services and containers are stopped by SIGTERM: it cleans up as Ctrl-C does.
     with (
-        handled((signal.SIGTERM,), signal.default_int_handler),
+        handled(ENDS, signal.default_int_handler),
         tempfile.TemporaryDirectory(prefix="pra-demo-") as folder,
     ):
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and pictures are deleted when the demo ends
@@ -55,6 +55,8 @@ def demo_command(
 def serve(page: Any, host: str, port: int) -> None:
     """Serve the page until the process is interrupted."""
     spelled = f"[{host}]" if ":" in host else host
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio calls its own page at the start, which no proxy can reach
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", "127.0.0.1", "::1", host)))
     try:
         page.launch(server_name=spelled, server_port=port, **launch_options())
     except (OSError, ValueError) as error:  # Gradio's, for a port that was taken just now and for much else

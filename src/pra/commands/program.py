@@ -26,6 +26,8 @@ VERBOSE = {"-v", "--verbose"}
 
 ROW = re.compile(r"^[│ ] (.*?) *│?$", re.M)
 """A row of tyro's box for errors, whose border is blank where stdout is not UTF-8."""
+LONGEST = 2_000
+"""Characters of an error or warning."""
 HELP_OF_AN_OPTION = " " * 8
 """Indentation in that box."""
 
@@ -68,7 +70,7 @@ def _run(program: str, parse: Callable[[list[str]], Callable[[], object]], args:
         return _refuse(f"{error.filename} is closed to you ({error.strerror})")
     except Interrupted as stop:
         if is_rank_0():
-            print(f"pra: {stop}: {program} {shlex.join(args)}", file=sys.stderr)
+            print(f"pra: {_shown(stop)}: {program} {shlex.join(args)}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
         print("pra: interrupted", file=sys.stderr)
@@ -145,9 +147,15 @@ def _output_is_closed() -> bool:
 
 
 def _refuse(reason: object) -> int:
-    print(f"pra: error: {reason}", file=sys.stderr)
+    print(f"pra: error: {_shown(reason)}", file=sys.stderr)
     return 2
 
 
+def _shown(text: object) -> str:
+    """Return a text in one line of at most :data:`LONGEST` characters. A stranger's names may hold anything."""
+    escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text)[: 2 * LONGEST].split()))
+    return escaped if len(escaped) <= LONGEST else f"{escaped[:LONGEST]} ..."
+
+
 def _warn(message: Warning | str, *_: Any) -> None:
-    Progress.write(f"pra: warning: {message}", file=sys.stderr)
+    Progress.write(f"pra: warning: {_shown(message)}", file=sys.stderr)

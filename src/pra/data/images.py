@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,10 @@ Labels = npt.NDArray[np.int64]
 
 MOST_CLASSES = 100_000
 """Classes without names are numbers below this: higher ones are identifiers, taken for classes by mistake."""
+
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
+"""Pillow's names of the formats that are read, as far as this Pillow has them. For EPS it would start Ghostscript."""
 
 
 class CorruptImage(PraError):  # noqa: N818  reads as what it is, like StopIteration
@@ -34,10 +39,16 @@ def corrupt(where: str, problem: str) -> CorruptImage:
     return error
 
 
+def open_image(file: Path | IO[bytes]) -> Image.Image:
+    """Open a picture of one of :data:`FORMATS` as far as its header; Pillow's other formats may start programs."""
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
 def decode(data: bytes, where: str) -> Image.Image:
     """Return the (first) picture in an encoded file, or raise CorruptImage; ``where`` names it in the message."""
     with _explained(where):
-        image: Image.Image = Image.open(io.BytesIO(data))
+        image = open_image(io.BytesIO(data))
         image.load()
     check_range(image, where)
     return image
@@ -45,7 +56,7 @@ def decode(data: bytes, where: str) -> Image.Image:
 
 def header(path: Path) -> Image.Image:
     """Return the (first) picture in a file, upright, with its size and mode but not yet its pixels."""
-    with _explained(str(path)), Image.open(path) as image:
+    with _explained(str(path)), open_image(path) as image:
         if image.width != image.height:  # turning a square does not change its size
             upright(image)
     check_range(image, str(path))
@@ -57,7 +68,7 @@ def _explained(where: str) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        raise corrupt(where, "not an image in any format that Pillow knows") from None
+        raise corrupt(where, f"not an image in any format that is read here ({', '.join(FORMATS)})") from None
     except Exception as error:  # on broken bytes Pillow's plugins raise any exception
         raise corrupt(where, f"cannot be decoded ({reason_of(error)})") from error
 
@@ -76,9 +87,9 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file is not hidden and has the extension of a format that Pillow opens."""
+    """Return whether a file is not hidden and has the extension of a format that can be read."""
     kind = Image.registered_extensions().get(PurePath(name).suffix.lower())
-    return not name.startswith(".") and kind in Image.OPEN
+    return not name.startswith(".") and kind in FORMATS and kind in Image.OPEN
 
 
 def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:

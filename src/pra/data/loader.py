@@ -25,6 +25,7 @@ from pra.data.source import Source, Streamed
 from pra.errors import PraError
 from pra.method import noise
 from pra.method.noise import Purpose
+from pra.utils.signals import STOPS
 
 PIECE = 32
 """Images that a worker reads at a time: whole batches for an evaluation would fill the shared memory."""
@@ -264,8 +265,8 @@ def none_readable(source: Source, tried: int, example: str) -> PraError:
 
 def _begin_worker(worker: int) -> None:
     # Terminals and job schedulers signal all processes: the main one decides when its workers stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 from PIL import Image
 
 from pra.config.checks import Settings, within, wrong
-from pra.data.images import CorruptImage
+from pra.data.images import CorruptImage, open_image
 from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable, reading
 from pra.data.prepare import convert, cover
 from pra.data.source import Encoded, Source
@@ -112,7 +112,7 @@ def _encoded(source: Source, packing: Packing, index: int) -> tuple[str, bytes]:
     larger = size is not None and min(image.size) > size
     if isinstance(source, Encoded) and kind == own and not larger:
         data = source.encoded(index)
-        with Image.open(io.BytesIO(data)) as file:
+        with open_image(io.BytesIO(data)) as file:
             if file.getexif().get(_ORIENTATION, 1) == 1:  # readers of shards do not turn pictures
                 return kind, data
     image = convert(image, _channels(image, kind), source.where(index))

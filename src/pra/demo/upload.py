@@ -11,13 +11,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from pra.config import DataConfig, Fit, ImageConfig
-from pra.data.images import CorruptImage, upright
+from pra.data.images import FORMATS, CorruptImage, open_image, upright
 from pra.data.prepare import prepare
 from pra.errors import PraError, reason_of
 from pra.utils.pixels import from_uint8
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
-"""Formats that are opened. Not all of Pillow's: for EPS it starts Ghostscript."""
 
 MOST_BYTES = 32 * 2**20
 MOST_PIXELS = 64_000_000
@@ -59,7 +56,7 @@ def fit_upload(path: Path, model: ImageConfig, data: DataConfig) -> tuple[Tensor
 def _read(path: Path) -> tuple[Image.Image, list[str]]:
     """Return the picture, upright, and what was done to it."""
     try:
-        picture = Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
+        picture = open_image(io.BytesIO(path.read_bytes()))
         width, height = picture.size
         if width * height > MOST_PIXELS or max(width, height) > NARROWEST * min(width, height):
             limits = f"at most {MOST_PIXELS // 10**6} million, one side at most {NARROWEST} times the other"
@@ -80,5 +77,5 @@ def _read(path: Path) -> tuple[Image.Image, list[str]]:
 
 
 def _unreadable(path: Path, problem: str) -> PraError:
-    advice = "Give another picture: JPEG, PNG, WebP, GIF, TIFF, BMP or PPM"
+    advice = f"Give another picture: {', '.join(FORMATS)}"
     return PraError(f"{path.name}: {problem}. {advice}", code="unreadable", name=path.name)

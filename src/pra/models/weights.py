@@ -20,7 +20,7 @@ from torch import Tensor
 from pra.config import SamplingConfig, from_dict, model_from_dict, to_dict
 from pra.errors import PraError
 from pra.models import Model, build_model
-from pra.utils.files import check_free, new_folder
+from pra.utils.files import check_free, file_mode, new_folder
 from pra.utils.hub import download, is_address
 
 FORMAT, READABLE = 2, (1, 2)
@@ -250,6 +250,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write one safetensors file. A disk that is full or refuses is an ``OSError``."""
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        os.chmod(path, file_mode())  # safetensors makes it readable to its owner only
     except SafetensorError as error:
         # safetensors gives the system's error number only inside its text; callers need it.
         code = re.search(r"\b(?:os error|code:) (\d+)", str(error))

@@ -1,4 +1,4 @@
-"""Blocks that handle SIGTERM and Ctrl-C."""
+"""Blocks that handle SIGTERM, SIGHUP (the terminal was closed) and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ from typing import Any
 
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
-BOTH = (signal.SIGTERM, signal.SIGINT)
+HANGUP: signal.Signals = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows does not have it
+ENDS = (signal.SIGTERM, HANGUP)
+"""Signals that end a process from outside: of a scheduler, and of a terminal that is closed."""
+STOPS = (*ENDS, signal.SIGINT)
 
 
 @contextmanager
 def handled(numbers: tuple[signal.Signals, ...], handler: Handler) -> Iterator[None]:
-    """Send signals to ``handler`` in the block. Outside the main thread Python cannot do that, and nothing changes."""
+    """Send signals to ``handler`` in the block. Outside the main thread Python cannot do that, and nothing changes.
+
+    A SIGHUP that is ignored stays so: nohup asks for that.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, handler) for number in numbers}
+    kept = {HANGUP} if signal.getsignal(HANGUP) is signal.SIG_IGN else set()
+    previous = {number: signal.signal(number, handler) for number in {*numbers} - kept}
     try:
         yield
     finally:
@@ -31,7 +38,7 @@ def handled(numbers: tuple[signal.Signals, ...], handler: Handler) -> Iterator[N
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and Ctrl-C in a list, so that the step can be finished. A second Ctrl-C stops at once."""
+    """Collect :data:`STOPS` in a list, so that the step can be finished. A second Ctrl-C stops at once."""
     received: list[int] = []
 
     def receive(signum: int, frame: FrameType | None) -> None:
@@ -39,22 +46,22 @@ def caught_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(signum)
 
-    with handled(BOTH, receive):
+    with handled(STOPS, receive):
         yield received
 
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """End the block by an exception at SIGTERM, so that it cleans up; another handler stays."""
+    """End the block by an exception at :data:`ENDS`, so that it cleans up; another handler stays."""
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    with handled((signal.SIGTERM,), lambda signum, _: sys.exit(128 + signum)):
+    with handled(ENDS, lambda signum, _: sys.exit(128 + signum)):
         yield
 
 
 class Interrupted(Exception):  # noqa: N818  (not an error)
-    """SIGTERM or Ctrl-C, after the step was finished and saved; ``what`` says where."""
+    """One of :data:`STOPS`, after the step was finished and saved; ``what`` says where."""
 
     def __init__(self, signum: int, what: str) -> None:
         super().__init__(f"{what}; the same command goes on from there")
