@@ -45,9 +45,9 @@ def test_idx_damaged_file_is_refused(tmp_path):
     packed = images.with_suffix(".gz")
     for content, part in (
         (header(7) + bytes(167), "promises 168 bytes and 167 follow"),
-        (header(7) + bytes(169), "169 follow"),
+        (header(7) + bytes(169), "168 bytes and more follow"),
         (header(7)[:9], "not an IDX file"),
-        (b"\x89PNG" + header(7)[4:] + bytes(168), "'89504e47' instead of '00000803'"),
+        (b"\x89PNG" + header(7)[4:] + bytes(168), "'89504e47', not with '00000803'"),
         (header(0), "promises 0 bytes"),
     ):
         images.write_bytes(content)
@@ -55,7 +55,10 @@ def test_idx_damaged_file_is_refused(tmp_path):
         images.unlink()
         for damaged in (gzip.compress(content)[:-12], b"x" + gzip.compress(content), gzip.compress(content)[:20]):
             packed.write_bytes(damaged)
-            refused(lambda: open_source(f"idx:{tmp_path}/d"), "truncated or damaged", code="unreadable", path=packed)
+            refused(lambda: open_source(f"idx:{tmp_path}/d"), "damaged", code="unreadable", path=packed)
+    for promised, part in ((7, "168 bytes and more follow"), (2**31, f"promises {24 * 2**31} bytes, the most is")):
+        packed.write_bytes(gzip.compress(header(promised) + bytes(2**24)))
+        refused(lambda: open_source(f"idx:{tmp_path}/d"), part, code="unreadable", path=packed)
 
 
 def test_idx_missing_or_unlike_files_are_refused(tmp_path, monkeypatch):
@@ -67,10 +70,10 @@ def test_idx_missing_or_unlike_files_are_refused(tmp_path, monkeypatch):
     images.write_bytes(header(6) + bytes(144))
     refused(lambda: open_source(f"idx:{folder}"), "6 images", "7 labels", code="mismatch", path=images)
 
-    def denied(path):
+    def denied(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "open", denied)
     refused(lambda: open_source(f"idx:{folder}"), "Permission denied", code="unreadable", path=images)
 
 

@@ -76,7 +76,7 @@ def test_damaged_checkpoints_do_not_count_as_kept(straight, copy):
     for folder in (copy / "checkpoints").iterdir():
         (folder / "state.json").write_text("{")
     before = contents(copy)
-    refused(lambda: train(tiny("train.steps=9"), copy), "step-00000005", "remove them")
+    refused(lambda: train(tiny("train.steps=9"), copy), "step-00000005", "Put back a whole copy")
     assert contents(copy) == before
 
 

@@ -15,6 +15,10 @@ from pra.errors import PraError
 _FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 
+MOST_BYTES = 4 * 2**30
+"""Pixels of one file, which are held in memory."""
+
+
 def open_digits(name: str, test: bool) -> ArraySource:
     """Open one split of 1797 grey digits of 8x8: every sixth is for testing. Values 0..16 become 0..255."""
     from sklearn.datasets import load_digits
@@ -51,19 +55,23 @@ def _find(folder: Path, stem: str) -> Path:
 
 def _read(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     """Return a file's unsigned bytes, checked against its header: a magic number, then the shape."""
+    magic = bytes([0, 0, 8, dimensions])  # 8: unsigned bytes
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.read(4 + 4 * dimensions)
+            if len(header) < 4 + 4 * dimensions or header[:4] != magic:
+                raise _damaged(path, f"not an IDX file: it begins with {header[:4].hex()!r}, not with {magic.hex()!r}")
+            shape = tuple(int(n) for n in np.frombuffer(header, ">u4", offset=4))
+            promised = int(np.prod(shape, dtype=object))
+            if promised > MOST_BYTES:
+                raise _damaged(path, f"the header promises {promised} bytes, the most is {MOST_BYTES}")
+            data = file.read(promised + 1)  # no more: a small .gz may hold any number of zeros
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, f"truncated or damaged ({error})") from error
-    header = 4 + 4 * dimensions
-    magic = bytes([0, 0, 8, dimensions])  # 8: unsigned bytes
-    if len(data) < header or data[:4] != magic:
-        raise _damaged(path, f"not an IDX file: it begins with {data[:4].hex()!r} instead of {magic.hex()!r}")
-    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", count=dimensions, offset=4))
-    promised, found = int(np.prod(shape, dtype=object)), len(data) - header
-    if promised != found or not found:
+    if promised != len(data) or not data:
+        found = f"{len(data)}" if len(data) <= promised else "more"
         raise _damaged(path, f"damaged: the header promises {promised} bytes and {found} follow")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _damaged(path: Path, problem: str) -> PraError:

@@ -169,14 +169,17 @@ def checkpoints(run: Path) -> list[Path]:
 def newest_checkpoint(run: Path) -> Path | None:
     """Return the newest undamaged checkpoint, if any. Warn about damaged ones, and refuse a run that has no others."""
     faults: list[str] = []
-    for folder in reversed(checkpoints(run)):
+    found = checkpoints(run)
+    for folder in reversed(found):
         if (fault := _fault(folder)) is None:
             for damaged in faults:
                 warnings.warn(f"checkpoint {damaged}; the one before it, {folder.name}, is used", stacklevel=2)
             return folder
         faults.append(f"{folder} is damaged ({fault})")
+    if faults and checkpoints(run) != found:  # the run goes on, and old ones are removed
+        return newest_checkpoint(run)
     if faults:
-        problem = f"{'; '.join(faults)}; remove them to start again from step 0"
+        problem = f"{'; '.join(faults)}. Put back a whole copy, or train in another --run-dir"
         raise PraError(f"no checkpoint of {run} is whole: {problem}", code="unreadable", path=run)
     return None
 
