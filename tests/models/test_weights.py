@@ -233,6 +233,22 @@ def test_damaged_config_is_refused(tmp_path, key, value, part):
     refused(lambda: pra.load(folder), part)
 
 
+def test_sizes_of_a_strangers_model_take_no_memory(tmp_path):
+    folder = pra.save(random_model(), tmp_path / "model")
+    values = json.loads((folder / "config.json").read_text())
+    for name, changes, part in (
+        ("", {"num_classes": 10**9}, "does not name the 1000000000 classes"),
+        ("", {"class_tokens": 10**12}, "condition.embedding.weight is"),
+        ("", {"image_size": [2**30 * 2, 2**30 * 2]}, "cannot be built"),
+        ("backbone", {"depth": 10**9}, "depth must lie in [1, 1000]"),
+        ("backbone", {"width": 2**40, "heads": 2**30}, "cannot be built"),
+    ):
+        model = json.loads(json.dumps(values["model"]))
+        (model[name] if name else model).update(changes)
+        (folder / "config.json").write_text(json.dumps(values | {"model": model}))
+        refused(lambda: pra.load(folder), part)
+
+
 def test_truncated_files_and_pickles_are_refused(tmp_path):
     folder = pra.save(random_model(), tmp_path / "model")
     (folder / "model.pt").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")

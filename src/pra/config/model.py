@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pra.config.checks import NaturalInt, PositiveInt, Settings, nearest_multiple, wrong
+from pra.config.checks import NaturalInt, PositiveInt, Settings, nearest_multiple, within, wrong
+
+Depth = Annotated[int, within(1, 1_000)]
+"""Blocks of a part. The bound stops a stranger's file from building modules without end."""
 
 
 class Prediction(enum.Enum):
@@ -20,7 +23,7 @@ class Prediction(enum.Enum):
 class TransformerConfig(Settings):
     """A pre-norm transformer. ``width`` is a multiple of ``heads``, and ``width / heads`` of 4 (2-D RoPE)."""
 
-    depth: PositiveInt
+    depth: Depth
     width: PositiveInt
     heads: PositiveInt
 
@@ -40,7 +43,7 @@ class HeadConfig(Settings):
     how long a step is, it gives the mean velocity over it, for sampling in few evaluations (``Solver.SHORTCUT``).
     """
 
-    depth: PositiveInt
+    depth: Depth
     width: PositiveInt
     modulations: PositiveInt = 2
     prediction: Prediction = Prediction.VELOCITY
@@ -61,7 +64,7 @@ class HeadConfig(Settings):
 class EncoderConfig(Settings):
     """The state encoder ``G``: a residual MLP on each patch, with the condition ``h_i`` beside it or not."""
 
-    depth: PositiveInt
+    depth: Depth
     width: PositiveInt
     sees_condition: bool = True
 

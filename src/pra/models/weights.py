@@ -20,7 +20,7 @@ from torch import Tensor
 from pra.config import SamplingConfig, from_dict, model_from_dict, to_dict
 from pra.errors import PraError
 from pra.models import Model, build_model
-from pra.utils.files import check_free, file_mode, new_folder
+from pra.utils.files import check_free, explained, file_mode, new_folder
 from pra.utils.hub import download, is_address
 
 FORMAT, READABLE = 2, (1, 2)
@@ -84,8 +84,11 @@ def load(path: str | Path | None = None, average: str = EMA, device: str | torch
             the Hub, as :func:`pra.utils.hub.download`.
     """
     folder = model_folder(path)
-    model = read_config(folder)
-    load_tensors(model, folder / weights_name(folder, average))
+    described = read_config(folder)
+    tensors = _tensors_of(described, folder / weights_name(folder, average))
+    model = build_model(described.config, seed=None)
+    model.sampling, model.classes = described.sampling, described.classes
+    model.load_state_dict(tensors)
     return model.to(device).eval()
 
 
@@ -218,7 +221,10 @@ def write_config(model: Model, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> Model:
-    """Build the model of a ``config.json``, without its weights. Refuse a file of another format."""
+    """Build the model of a ``config.json`` on the meta device. Refuse a file of another format.
+
+    A stranger's file may ask for any size: the weights' own shapes are compared before memory is taken.
+    """
     path = folder / CONFIG
     values = read_json(path)
     if "format" not in values:
@@ -226,11 +232,12 @@ def read_config(folder: Path) -> Model:
     if values["format"] not in READABLE:
         problem = f"is of format {values['format']!r}, this version of pra reads {FORMAT}; install a newer pra"
         raise unreadable(path, problem)
-    model = build_model(model_from_dict(values.get("model"), "model"), seed=None)
+    config, classes = model_from_dict(values.get("model"), "model"), values.get("classes")
+    if not isinstance(classes, list) or len(classes) != config.num_classes:
+        raise unreadable(path, f"does not name the {config.num_classes} classes of its model")
+    with explained(path, "describes a model that cannot be built", "use another model"), torch.device("meta"):
+        model = build_model(config, seed=None)
     model.sampling = from_dict(SamplingConfig, values.get("sampling"), "sampling")
-    classes = values.get("classes")
-    if not isinstance(classes, list) or len(classes) != model.config.num_classes:
-        raise unreadable(path, f"does not name the {model.config.num_classes} classes of its model")
     model.classes = tuple(str(name) for name in classes)
     return model
 
@@ -276,6 +283,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def load_tensors(model: Model, path: Path) -> None:
     """Load a model's weights, of any precision, from a safetensors file. Refuse a file of another model."""
+    model.load_state_dict(_tensors_of(model, path))
+
+
+def _tensors_of(model: Model, path: Path) -> dict[str, Tensor]:
+    """Read a model's tensors from a file. Refuse a file of another model."""
     tensors, own = read_tensors(path), model.state_dict()
     if wrong := _differing(own, tensors):
         problem = f"{wrong} in the model; restore the file that was saved beside it"
@@ -284,7 +296,7 @@ def load_tensors(model: Model, path: Path) -> None:
         if tensor.is_floating_point() != own[name].is_floating_point():
             problem = f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}; restore the file"
             raise PraError(f"{path} is not of a model of pra: {problem}", code="mismatch", path=path)
-    model.load_state_dict(tensors)
+    return tensors
 
 
 def unreadable(path: Path, problem: str) -> PraError:
