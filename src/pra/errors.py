@@ -62,3 +62,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     hint = f"; did you mean {close[0]!r}?" if close else "."
     more = f", ... ({len(options):,} in all)" if len(options) > MOST_NAMED else ""
     return f"{hint} Known: {', '.join(options[:MOST_NAMED])}{more}"
+
+
+def one_line(text: object, longest: int = 2_000) -> str:
+    """Return a text for a terminal: in one line, escaped and shortened. A stranger's names may hold anything."""
+    escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text)[: 2 * longest].split()))
+    return escaped if len(escaped) <= longest else f"{escaped[:longest]} ..."

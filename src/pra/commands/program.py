@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
-from pra.errors import PraError
+from pra.errors import PraError, one_line
 from pra.utils.progress import Progress
 from pra.utils.signals import Interrupted
 
@@ -26,8 +26,6 @@ VERBOSE = {"-v", "--verbose"}
 
 ROW = re.compile(r"^[│ ] (.*?) *│?$", re.M)
 """A row of tyro's box for errors, whose border is blank where stdout is not UTF-8."""
-LONGEST = 2_000
-"""Characters of an error or warning."""
 HELP_OF_AN_OPTION = " " * 8
 """Indentation in that box."""
 
@@ -70,7 +68,7 @@ def _run(program: str, parse: Callable[[list[str]], Callable[[], object]], args:
         return _refuse(f"{error.filename} is closed to you ({error.strerror})")
     except Interrupted as stop:
         if is_rank_0():
-            print(f"pra: {_shown(stop)}: {program} {shlex.join(args)}", file=sys.stderr)
+            print(f"pra: {one_line(stop)}: {program} {shlex.join(args)}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
         print("pra: interrupted", file=sys.stderr)
@@ -147,15 +145,9 @@ def _output_is_closed() -> bool:
 
 
 def _refuse(reason: object) -> int:
-    print(f"pra: error: {_shown(reason)}", file=sys.stderr)
+    print(f"pra: error: {one_line(reason)}", file=sys.stderr)
     return 2
 
 
-def _shown(text: object) -> str:
-    """Return a text in one line of at most :data:`LONGEST` characters. A stranger's names may hold anything."""
-    escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text)[: 2 * LONGEST].split()))
-    return escaped if len(escaped) <= LONGEST else f"{escaped[:LONGEST]} ..."
-
-
 def _warn(message: Warning | str, *_: Any) -> None:
-    Progress.write(f"pra: warning: {_shown(message)}", file=sys.stderr)
+    Progress.write(f"pra: warning: {one_line(message)}", file=sys.stderr)

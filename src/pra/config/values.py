@@ -104,7 +104,8 @@ def _read(kind: Any, value: Any, where: str, make: Callable[[Any, dict[str, Any]
     """Read JSON values of a type, with every default; ``make`` builds the result of a class and its fields."""
     if value is None and type(None) in typing.get_args(kind):
         return None
-    classes = _classes(kind)
+    named = [one for one in alternatives(kind) if isinstance(one, type) and dataclasses.is_dataclass(one)]
+    classes = {one.__name__: one for one in named}
     if not classes:
         return fit(kind, value, where)
     if isinstance(value, str) and any(one in TAGGED for one in classes.values()):
@@ -134,11 +135,6 @@ def _object(chosen: Any, fields: dict[str, Any], where: str) -> Any:
 def _values(chosen: Any, fields: dict[str, Any], where: str) -> dict[str, Any]:
     tag = {"type": chosen.__name__} if chosen in TAGGED else {}
     return tag | {name: to_dict(value) for name, value in fields.items()}
-
-
-def _classes(kind: Any) -> dict[str, Any]:
-    """Return the classes of settings that a type allows, by name."""
-    return {one.__name__: one for one in alternatives(kind) if isinstance(one, type) and dataclasses.is_dataclass(one)}
 
 
 def _chosen(classes: dict[str, Any], value: Any, where: str) -> Any:

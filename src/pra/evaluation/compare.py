@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pra.config import RunConfig, to_dict
-from pra.errors import PraError
+from pra.errors import PraError, one_line
 from pra.evaluation.comparable import differing, known, shown
 from pra.evaluation.evaluate import Figures, Report
 from pra.evaluation.report import Progress, cell, evaluation, gone_on, judged, progress
@@ -321,8 +321,3 @@ def _shortened(cells: Sequence[str]) -> list[str]:
     whole, half = [one_line(cell) for cell in cells], (LONGEST - 3) // 2
     short = [text if len(text) <= LONGEST else f"{text[:half]}...{text[-half:]}" for text in whole]
     return short if len(set(short)) == len(set(whole)) else whole
-
-
-def one_line(text: str) -> str:
-    """Escape control characters: names of folders and sources must not move the terminal's cursor."""
-    return text if text.isprintable() else ascii(text)
