@@ -240,6 +240,7 @@ def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float 
         "images_per_second": speed,
         "flops_per_image": flops,
         "perceptual_flops_per_image": extra,
+        "flops_per_second": flops * speed,
         "flops_over_teacher_forced": plain / training_flops(training.teacher_forced(config)) if over else None,
         "device_flops": peak,
         "mfu": flops * speed / peak,
@@ -258,7 +259,7 @@ def _measured(config: RunConfig, device: torch.device, rounds: int, rate: float 
     _say("images", f"{speed:.4g} images/s")
     _say("arithmetic", *_arithmetic(flops, extra))
     share = f"MFU {100 * values['mfu']:.0f} % of {peak / TERA:.4g} TFLOP/s"
-    _say("", f"{flops * speed / TERA:.4g} TFLOP/s", share)
+    _say("", f"{values['flops_per_second'] / TERA:.4g} TFLOP/s", share)
     kind = "allocated on the device" if device.type == "cuda" else "of this process"
     _say("memory", f"{found['memory'] / GIB:.4g} GiB", f"at the highest, {kind}")
     return values
