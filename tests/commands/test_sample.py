@@ -19,17 +19,18 @@ ONE = ("--labels", "2", "--seeds", "5")
 
 
 def test_arrays_and_files_are_the_sampler_s_images(call, trained):
-    words = ("sample", trained, "--labels", "3,7", "--seeds", "0,9", "--out")
+    words = ("sample", trained, "--labels", "3,7", "--seeds", "0,9,4", "--out")
     for out in ("a.npz", "guidance-1.5/", "new/grid.png"):  # labels down, seeds across
-        assert call(*words, out).out.splitlines()[-1] == f"4 images (2 labels x 2 seeds): {out.rstrip('/')}"
+        assert call(*words, out).out.splitlines()[-1] == f"6 images (2 labels x 3 seeds): {out.rstrip('/')}"
     with Image.open("new/grid.png") as grid:
-        assert grid.size == (2 * (64 + GAP) + GAP, 2 * (64 + GAP) + GAP)
-    expected = pra.Sampler(pra.load(trained)).sample([3, 3, 7, 7], [0, 9, 0, 9])
+        assert grid.size == (3 * (64 + GAP) + GAP, 2 * (64 + GAP) + GAP)
+    labels = [3, 3, 3, 7, 7, 7]
+    expected = pra.Sampler(pra.load(trained)).sample(labels, 2 * [0, 9, 4])
     with np.load("a.npz") as arrays:
         assert np.array_equal(arrays["arr_0"], pra.to_uint8(expected).permute(0, 2, 3, 1))
-        assert arrays["arr_1"].tolist() == [3, 3, 7, 7]
-        names = [f"000{label}-{label}-seed00000{seed}.png" for label in (3, 7) for seed in (0, 9)]
-        assert sorted(path.name for path in Path("guidance-1.5").iterdir()) == names
+        assert arrays["arr_1"].tolist() == labels
+        names = [f"000{label}-{label}-seed00000{seed}.png" for label in (3, 7) for seed in (0, 9, 4)]
+        assert {path.name for path in Path("guidance-1.5").iterdir()} == {*names}
         for name, pixels in zip(names, arrays["arr_0"], strict=True):
             with Image.open(Path("guidance-1.5") / name) as one:
                 assert np.array_equal(np.asarray(one), pixels[..., 0])
@@ -66,6 +67,7 @@ def test_bad_options_are_named_before_the_output(call, trained):
         ("--steps 0", ["steps"]),
         ("--steps 1000000000000000000000", ["steps", "10000"]),
         ("--guidance nan", ["guidance"]),
+        ("--temperature -1", ["temperature"]),
         ("--guidance-interval 0.2", ["guidance_interval"]),
         ("--times 0,x,1", ["--times", "'0,x,1'"]),
         ("--batch-size 0", ["--batch-size 0"]),

@@ -4,7 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import torch
+
 import pra
+from pra.config import to_dict
+from pra.models import build_model
 
 
 def test_show_without_name_lists_recipes(call):
@@ -16,28 +20,26 @@ def test_show_without_name_lists_recipes(call):
 
 def test_show_json_adds_up(call, trained):
     Path("tiny").mkdir()  # a folder of a recipe's name does not hide it
-    report = json.loads(call("show", "tiny", "--json").out)
-    assert report["config"]["recipe"] == "tiny"
-    parameters, sampling = report["parameters"], report["flops_per_image"]["sampling"]
-    assert parameters["total"] == sum(p.numel() for p in pra.PRA(pra.recipe("tiny").model).parameters())
-    for counts in (parameters, sampling):
-        assert counts["total"] == sum(count for part, count in counts.items() if part != "total")
+    for name in ("tiny:jit", "pra-s-256", "tiny"):
+        report = json.loads(call("show", name, "--json").out)
+        assert report["config"] == json.loads(json.dumps(to_dict(pra.recipe(name))))
+        parameters, sampling = report["parameters"], report["flops_per_image"]["sampling"]
+        with torch.device("meta"):
+            assert parameters["total"] == sum(p.numel() for p in build_model(pra.recipe(name).model).parameters())
+        for counts in (parameters, sampling):
+            assert counts["total"] == sum(count for part, count in counts.items() if part != "total") > 0
+        assert report["flops_per_image"]["training"] > 0
     assert {"backbone", "head", "codec"} <= parameters.keys()
-    assert report["flops_per_image"]["training"] > 0
     assert json.loads(call("show", trained, "--json").out)["config"] == json.loads(
         (trained / "config.json").read_text()
     )
 
 
 def test_show_prints_a_setting_a_line(call):
+    lines = r" +image_size +8 x 8", r" +total +0\.\d+ M", r" +sampling total +0\.0*[1-9]\d*"
     for name in ("tiny:states", "tiny:jit"):
         text = call("show", name).out
-        for line in (
-            rf"recipe +{name}",
-            r" +image_size +8 x 8",
-            r" +total +0\.\d+ M",
-            r" +sampling total +0\.0*[1-9]\d*",
-        ):
+        for line in (rf"recipe +{name}", *lines):
             assert re.search(rf"^{line}$", text, re.MULTILINE)
 
 

@@ -14,7 +14,7 @@ from studies.groups import groups
 from studies.records import read_rows
 
 ROOT = Path(__file__).parents[2]
-MARK = re.compile(r"<!-- figures of (\S+): (.+) -->\n\n((?:\|.*\n)*)")
+MARK = re.compile(r"<!-- figures of (\S+): (.+) -->\n+((?:\|.*\n)*)")
 SYSTEMS = {
     "PRA": "pra",
     "inputs decoded from unperturbed states": "reconstructed",

@@ -35,6 +35,7 @@ def test_backbone_and_decoder_are_causal(scene):
     """Patch j leaves h_i for i <= j unchanged, and changes h_{j+1}; state j leaves x^_i for i < j, and changes x^_j."""
     (model, labels, patches), states = scene, torch.randn(2, 12, 5)
     conditions, decoded = model.conditions(labels, patches[:, :-1]), model.codec.decode(states)
+    assert torch.pdist(model.conditions(torch.arange(5), torch.empty(5, 0, 12))[:, 0]).min() > 1e-3  # of the class
     for changed in range(12):
         other, moved = patches.clone(), states.clone()
         other[:, changed] += 1.0
