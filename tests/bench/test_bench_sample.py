@@ -38,9 +38,8 @@ def test_bytes_are_those_counted_by_hand():
 def test_no_unconditional_work_where_the_scale_is_one():
     small = replace(PIXEL_X, backbone=replace(PIXEL_X.backbone, depth=1))
     intervals = ((0.0, 1.0), (0.2, 0.7), (0.99, 1.0))
-    whole, part, nowhere = (
-        flops.sampling_costs(small, replace(GUIDED, steps=4, guidance_interval=interval)) for interval in intervals
-    )
+    settings = [replace(GUIDED, steps=4, guidance_interval=interval) for interval in intervals]
+    whole, part, nowhere = (flops.sampling_costs(small, config) for config in settings)
     alone = flops.sampling_costs(small, SamplingConfig(steps=4))
     assert nowhere == alone
     assert alone["head"].flops < part["head"].flops < whole["head"].flops

@@ -20,10 +20,8 @@ def test_commands_are_timed_each_in_a_folder_of_its_own(tmp_path):
     seconds = first_image.timed(steps, tmp_path)
     assert list(seconds) == ["slow", "again"]
     assert seconds["slow"] > max(0.3, seconds["again"])
-    fails = [
-        ("pip install", [sys.executable, "-c", "import sys; sys.exit('wait\\nno such package')"]),
-        ("next", ["no"]),
-    ]
+    exits = "import sys; sys.exit('wait\\nno such package')"
+    fails = [("pip install", [sys.executable, "-c", exits]), ("next", ["no"])]
     (tmp_path / "fails").mkdir()
     refused(lambda: first_image.timed(fails, tmp_path / "fails"), "pip install ended with 1: no such package")
 

@@ -29,9 +29,8 @@ def pixels(path):
 
 def test_one_image_once_is_a_picture_of_its_size(call, trained, digits, picture):
     words = ("complete", trained, digits[0], "--seeds", "3", "--rows")
-    assert call(*words, "2", "--out", "a.png").out.endswith(
-        "1 images continued from 2 of 4 rows, 1 times each: a.png\n"
-    )
+    said = call(*words, "2", "--out", "a.png").out
+    assert said.endswith("1 images continued from 2 of 4 rows, 1 times each: a.png\n")
     assert torch.equal(pixels("a.png")[:4], pixels(digits[0])[:4])
     assert not torch.equal(pixels("a.png")[4:], pixels(digits[0])[4:])
     assert call(*words, "4", "--out", "b.png").code == 0

@@ -134,9 +134,6 @@ def test_fine_tuning_another_model_is_refused(call, trained, pictures, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-# --- the data's name ----------------------------------------------------------------------------------------
-
-
 def test_path_without_a_kind_gets_advice(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for file, spec, meant in (

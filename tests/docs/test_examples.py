@@ -9,10 +9,9 @@ from PIL import Image
 from support.files import contents
 from support.pages import ROOT, script
 from support.refusal import refused
+from torch.distributed.run import get_args_parser
 
 SCRIPT, JOB = ROOT / "examples" / "held_out.py", ROOT / "examples" / "slurm" / "train.sh"
-
-
 held_out = script(SCRIPT)
 
 
@@ -74,6 +73,7 @@ def test_job_queues_itself_again_after_progress(tmp_path, code, progress, queued
     assert started.startswith("300 --kill-on-bad-exit=1 torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 ")
     assert "--rdzv-endpoint host0:29500 --rdzv-id 7 " in started
     assert started.endswith(f"-m pra train tiny --run-dir {run} --steps 10\n")
+    assert get_args_parser().parse_args(started.split()[3:]).training_script_args[0] == "train"
     queue = tmp_path / "scontrol"
     assert (queue.read_text() if queue.exists() else "") == ("requeue 7\n" if queued else "")
     assert [path.name for path in run.parent.iterdir()] == ["run"]  # the mark is gone

@@ -15,12 +15,7 @@ from pra.models.head import velocity_from_data
 ROLLOUTS = [config.Clean(), config.Noised(sigma=0.1), config.Reconstructed(), config.Parallel(), config.Exact(steps=1)]
 
 
-def computed(
-    model,
-    rollout=config.Parallel(),  # noqa: B008  (frozen)
-    perceptual=None,
-    **objective,
-):
+def computed(model, rollout=config.Parallel(), perceptual=None, **objective):  # noqa: B008  (frozen)
     images, labels, keys = batch(model.config)
     return training_losses(model, images, labels, keys, ObjectiveConfig(**objective), rollout, perceptual)
 

@@ -7,19 +7,8 @@ import torch
 from support.models import LEARNED, batch, random_model
 from support.refusal import refused
 
-from pra import Sampler
-from pra.config import (
-    SHORTCUT_STEPS,
-    HeadConfig,
-    ObjectiveConfig,
-    Parallel,
-    Prediction,
-    SamplingConfig,
-    Solver,
-    TimeGrid,
-    from_dict,
-    to_dict,
-)
+from pra import Sampler, config
+from pra.config import SHORTCUT_STEPS, ObjectiveConfig, SamplingConfig, Solver, TimeGrid
 from pra.method import flow, noise
 from pra.method.objectives import shortcut_loss, training_losses
 
@@ -67,20 +56,19 @@ def test_shortcut_loss_is_least_for_the_exact_mean():
     rate = 2.0
     keys = noise.keys(0, torch.arange(8))
     h, z = torch.zeros(8, 12, 32), noise.normal(keys, 12, 5)
-    losses = []
-    for honest in (True, False):
-        steps = Shrinking(rate, honest)
-        objective = ObjectiveConfig(shortcut_draws=4)
-        losses.append(shortcut_loss(Shrinking(rate, True), steps, h, z, objective, keys).item())
+    exact, start = (
+        shortcut_loss(Shrinking(rate, True), Shrinking(rate, honest), h, z, ObjectiveConfig(shortcut_draws=4), keys)
+        for honest in (True, False)
+    )
     shortest = rate**3 * (1 / 8) ** 2 / 6  # the midpoint rule's error of the mean velocity, per unit of z
-    assert losses[0] < shortest**2
-    assert losses[1] > 20 * losses[0]
+    assert exact < shortest**2
+    assert start > 20 * exact
 
 
 def test_shortcut_loss_trains_the_second_head_alone():
     model = random_model(SHORT)
-    images, labels, keys = batch(SHORT)
-    losses = training_losses(model, images, labels, keys, ObjectiveConfig(), Parallel(t_min=0.5))
+    given = *batch(SHORT), ObjectiveConfig(), config.Parallel(t_min=0.5)
+    losses = training_losses(model, *given)
     losses.terms["shortcut"].backward(retain_graph=True)
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert reached
@@ -88,15 +76,14 @@ def test_shortcut_loss_trains_the_second_head_alone():
     assert any(name.startswith("shortcut.span_in") for name in reached)
     weights = {"pixel": 1.0, "flow": 1.0, "auxiliary": ObjectiveConfig().auxiliary_weight, "shortcut": 1.0}
     assert losses.terms.keys() == weights.keys()
-    assert "shortcut" not in training_losses(random_model(), images, labels, keys, ObjectiveConfig(), Parallel()).terms
+    assert "shortcut" not in training_losses(random_model(), *given).terms
     torch.testing.assert_close(losses.total, sum(weights[name] * term for name, term in losses.terms.items()))
 
 
 def test_shortcut_learns_to_take_one_step():
     """On a flow whose path is curved, one step ends where many steps of the first head do; Euler's does not."""
     torch.manual_seed(0)
-    config = replace(SHORT, codec=replace(SHORT.codec, state_dim=3))
-    model = random_model(config)
+    model = random_model(replace(SHORT, codec=replace(SHORT.codec, state_dim=3)))
     head, short, h = model.head, model.shortcut, torch.zeros(1, 1, 32)
     optimizer = torch.optim.Adam([*head.parameters(), *short.parameters()], 6e-3)
     two = torch.tensor([-1.0, 1.0])
@@ -142,6 +129,6 @@ def test_shortcut_solver_refuses_other_grids(model, changes, code, words):
 
 
 def test_shortcut_needs_a_head_of_velocities():
-    wrong = lambda: HeadConfig(depth=2, width=8, prediction=Prediction.DATA, shortcut=True)  # noqa: E731
+    wrong = lambda: config.HeadConfig(depth=2, width=8, prediction=config.Prediction.DATA, shortcut=True)  # noqa: E731
     refused(wrong, "shortcut", code="conflict", name="prediction", value="data")
-    assert from_dict(type(SHORT), to_dict(SHORT), "model") == SHORT
+    assert config.from_dict(type(SHORT), config.to_dict(SHORT), "model") == SHORT

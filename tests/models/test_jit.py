@@ -5,13 +5,14 @@ import json
 
 import pytest
 import torch
+from support.answer import caller
 from support.models import JIT, JITS, batch, random_jit
 from support.refusal import refused
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import pra
-from pra import Sampler, cli
+from pra import Sampler
 from pra.config import Clean, GuidanceSchedule, JiTConfig, ObjectiveConfig, SamplingConfig, Solver, apply_settings
 from pra.evaluation.evaluate import check_codec
 from pra.evaluation.flops import sampling_flops, training_flops
@@ -171,8 +172,7 @@ def trained(tmp_path_factory):
     """A finished run of tiny:jit."""
     folder = tmp_path_factory.mktemp("jit") / "run"
     settings = ["sampling.steps=2", "train.steps=4", "train.sample_every=2", "train.log_every=2"]
-    pra.train(apply_settings(pra.recipe("tiny:jit"), settings), folder, device="cpu", progress=False)
-    return folder
+    return pra.train(apply_settings(pra.recipe("tiny:jit"), settings), folder, device="cpu", progress=False).run
 
 
 def test_run_of_jit_has_samples_and_no_reconstructions(trained):
@@ -186,20 +186,13 @@ def test_run_of_jit_has_samples_and_no_reconstructions(trained):
 def test_commands_take_a_run_of_jit(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
-    def said(code, *words):
-        capsys.readouterr()
-        assert cli.main([str(word) for word in words]) == code
-        return capsys.readouterr().err
-
-    said(0, "sample", trained, "--labels", "0,1", "--seeds", "0", "--steps", "2", "--out", tmp_path / "s.png")
+    call = caller(capsys)
+    call("sample", trained, "--labels", "0,1", "--seeds", "0", "--steps", "2", "--out", tmp_path / "s.png")
     parallel = "--set", "train.rollout=Parallel", "--run-dir", tmp_path / "r"
     for text, words in (
         ("JiT cannot complete", ("complete", trained, tmp_path / "s.png", "--rows", 1)),
         ("schedule linear", ("sample", trained, "--schedule", "linear", "--out", tmp_path / "no.png")),
         ("train.rollout Parallel", ("train", "tiny:jit", *parallel)),
     ):
-        error = said(2, *words)
-        assert error.startswith("pra: error: ")
-        assert text in error
-        assert error.count("\n") == 1
+        assert call(*words).is_refusal(text)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.png"]

@@ -1,7 +1,5 @@
 """Batches in ADM's layout, written and read."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

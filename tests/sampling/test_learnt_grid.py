@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.answer import caller
 from support.models import random_jit, random_model
 from support.refusal import refused
 
-from pra import Sampler, cli, load, save
+from pra import Sampler, load, save
 from pra.commands.options import How
 from pra.config import SamplingConfig, Solver, TimeGrid, from_dict, to_dict
 from pra.sampling import learnt_grid, solvers
@@ -88,18 +89,17 @@ def test_times_are_the_grid(make):
 
 
 def test_commands_learn_and_take_a_grid(run, tmp_path, capsys, few_rounds):
-    assert cli.main(["grid", str(run), "--steps", "3", "--images", "2", "--device", "cpu"]) == 0
-    text = capsys.readouterr().out
+    call = caller(capsys)
+    text = call("grid", run, "--steps", "3", "--images", "2", "--device", "cpu").out
     assert len(re.findall(r"^  (\S+) +\d\.\d{4}$", text, re.MULTILINE)) == len(TimeGrid) + 1
     times = text.split("--times ")[1].strip()
-    words = ["sample", str(run), "--labels", "3", "--seeds", "0", "--device", "cpu", "--out", str(tmp_path / "a.npz")]
-    assert cli.main([*words, "--times", times]) == 0
+    words = "sample", run, "--labels", "3", "--seeds", "0", "--device", "cpu", "--out", tmp_path / "a.npz"
+    assert call(*words, "--times", times).code == 0
     model = load(run)
     config = replace(model.sampling, steps=3, times=tuple(map(float, times.split(","))))
     expected = to_uint8(Sampler(model, config).sample([3], [0])).permute(0, 2, 3, 1).numpy()
     assert (np.load(tmp_path / "a.npz")["arr_0"] == expected).all()
-    assert cli.main(["grid", str(run), "--images", "0"]) == 2
-    assert "--images 0 must be at least 1" in capsys.readouterr().err
+    assert call("grid", run, "--images", "0").is_refusal("--images 0 must be at least 1")
 
 
 def test_given_grid_replaces_a_models_own(run, tmp_path, capsys):

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from support.models import PIXEL, random_model
 from support.refusal import refused
 
 import pra
-from pra import cli
 from pra.config import Precision
 from pra.models import weights
 from pra.sampling.batches import NpzBatch, sampled
@@ -149,9 +147,8 @@ def test_unfinished_set_is_of_one_request_and_model(tmp_path, monkeypatch):
     many(pra.Sampler(model), tmp_path / "whole.npz", 10)
     stopped(pra.Sampler(model), out, 10, batches=2)
     held = f"{tmp_path}/.out.npz.partial holds an unfinished sampling", "remove the folder"
-    refused(
-        lambda: many(pra.Sampler(model, guidance=3.0), out, 10), "sampling.guidance: 1.0 there, 3.0 asked for", *held
-    )
+    guided = pra.Sampler(model, guidance=3.0)
+    refused(lambda: many(guided, out, 10), "sampling.guidance: 1.0 there, 3.0 asked for", *held)
     refused(lambda: many(pra.Sampler(model), out, 11), "images.count: 10 there, 11 asked for", *held)
     refused(lambda: many(pra.Sampler(model), out, 10, weights="b"), 'weights.sha256: "a" there, "b" asked for', *held)
     lowered = pra.Sampler(model, precision=Precision.BFLOAT16)  # as "auto" is on a GPU
@@ -209,19 +206,3 @@ def test_half_written_shard_does_not_count(tmp_path):
         (tmp_path / name).write_bytes(b"")
     assert shards.missing() == [0, 1]
     assert shards.images_there() == 2
-
-
-def test_torchrun_understands_the_launch_lines():
-    """It would take ``--num`` for the beginning of ``--numa-binding``."""
-    from torch.distributed.run import get_args_parser
-
-    root = Path(__file__).parents[2]
-    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md")), *sorted((root / "examples").rglob("*.sh"))]
-    text = "\n".join(page.read_text().replace("\\\n", " ") for page in pages)
-    lines = [" ".join(line.split()) for line in re.findall(r"torchrun (-[^`\n]*-m pra [^`\n#]*)", text)]
-    assert len(lines) >= 6
-    for line in lines:
-        words = [re.sub(r"\$\w+", "1", word.strip('"')) for word in line.split()]
-        parsed = get_args_parser().parse_args(words)
-        assert (parsed.module, parsed.training_script) == (True, "pra"), line
-        assert parsed.training_script_args[0] in cli.COMMANDS, line

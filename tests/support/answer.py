@@ -1,7 +1,5 @@
 """A command in the test's own process, as its script calls it, and what it answers."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

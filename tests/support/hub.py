@@ -1,7 +1,5 @@
 """A stand-in of the Hub: the part of its HTTP interface that its own client library uses for models."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

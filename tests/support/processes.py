@@ -1,8 +1,6 @@
 """Several ``pra`` processes that share their work, as torchrun starts them: forked from a server that has imported it
 all once."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import multiprocessing
