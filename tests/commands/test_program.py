@@ -50,10 +50,9 @@ def test_help_on_a_terminal_obeys_no_color(value, monkeypatch):
 
 
 def test_version_is_printed(call, monkeypatch):
-    monkeypatch.setattr(cli, "package_version", lambda name: "1.2.3")
-    assert call("--version") == (0, "pra 1.2.3\n", [])
-    monkeypatch.setattr(cli, "package_version", lambda name: None)
-    assert call("--version") == (0, "pra (not installed)\n", [])
+    for version, said in (("1.2.3", "1.2.3"), (None, "(not installed)")):
+        monkeypatch.setattr(cli, "package_version", lambda name, version=version: version)
+        assert call("--version") == (0, f"pra {said}\n", [])
 
 
 def test_wrong_words_are_one_line(call):

@@ -1,7 +1,4 @@
-"""The commands in the README and the docs are ones that there are: programs, scripts, options, names, make targets.
-
-Each is parsed by what parses it, and not run: test_readme.py runs the ``sh`` blocks and some of the others.
-"""
+"""The commands in the README and the docs are parsed by what parses them, and not run, as test_readme.py runs some."""
 
 import contextlib
 import functools

@@ -1,8 +1,4 @@
-"""Every `sh` and `python` block of the README and the docs runs, in order, in an empty folder.
-
-Trainings are cut to a few steps of small models, sets to a few images, classifiers to one epoch. `console` blocks are
-parsed alone (test_docs_commands.py), but for commands that take a moment when they are cut as well.
-"""
+"""Every `sh` and `python` block of the README and the docs runs, cut, in order, and some commands of the others."""
 
 import contextlib
 import importlib.util

@@ -61,10 +61,13 @@ def test_decoder_without_context_reads_one_state():
     torch.testing.assert_close(decoded(model, states, cache, 1), model.codec.decode(states))
 
 
-def stepped(model, patches, cache, number):
-    """The backbone's next condition after one patch more."""
-    cache.seek(model.backbone.prefix + number)
-    return model.backbone(None, patches[:, number : number + 1], cache)
+def stepped(model, labels, patches, cache, prefix=0):
+    """The backbone's conditions: of a prefix at once, then patch by patch."""
+    parts = [model.backbone(model.condition(labels), patches[:, :prefix], cache)]
+    for number in range(prefix, 11):
+        cache.seek(model.backbone.prefix + number)
+        parts.append(model.backbone(None, patches[:, number : number + 1], cache))
+    return torch.cat(parts, dim=1)
 
 
 def decoded(model, states, cache, chunks):
@@ -84,9 +87,7 @@ def test_backbone_cache_parity_at_every_prefix(scene):
     parallel = model.conditions(labels, patches[:, :-1])
     for prefix in range(12):
         cache = model.backbone.new_cache(len(labels))
-        parts = [model.backbone(model.condition(labels), patches[:, :prefix], cache)]
-        parts += [stepped(model, patches, cache, i) for i in range(prefix, 11)]
-        torch.testing.assert_close(torch.cat(parts, dim=1), parallel, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(stepped(model, labels, patches, cache, prefix), parallel, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -98,9 +99,7 @@ def test_cache_parity_in_bfloat16(scene):
         parallel = model.conditions(labels, patches[:, :-1])
         cache = model.backbone.new_cache(len(labels))
         assert cache.keys.dtype is torch.bfloat16
-        steps = [model.backbone(model.condition(labels), patches[:, :0], cache)]
-        steps += [stepped(model, patches, cache, i) for i in range(11)]
-    stepwise = torch.cat(steps, dim=1)
+        stepwise = stepped(model, labels, patches, cache)
     assert stepwise.dtype is parallel.dtype is torch.float32
     rounding = (parallel - exact).square().mean().sqrt()
     assert (stepwise - exact).square().mean().sqrt() < 1.2 * rounding

@@ -9,6 +9,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -220,9 +221,12 @@ class FakeCuda:
 
     def __init__(self, monkeypatch):
         self.now, self.seen = {"device": 0, "stream": "default", "mode": None, "graph": None}, []
-        for name in ("device", "stream", "graph", "Stream", "CUDAGraph"):
-            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
-        monkeypatch.setattr(torch.cuda, "current_stream", self.Stream)
+        for name in ("Stream", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, lambda device=None: Mock(device=device))
+        monkeypatch.setattr(torch.cuda, "device", lambda device: self.within(device=device.index))
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: self.within(stream=stream))
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", self.CUDAGraph)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 1)
 
     def __call__(self, work, key, *inputs):
@@ -239,21 +243,8 @@ class FakeCuda:
         yield
         self.now.update(before)
 
-    def device(self, device):
-        return self.within(device=device.index)
-
-    def stream(self, stream):
-        return self.within(stream=stream)
-
     def graph(self, graph, pool=None, stream=None, capture_error_mode="global"):
         return self.within(graph=graph, stream=stream, mode=capture_error_mode)
-
-    class Stream:
-        def __init__(self, device=None):
-            self.device = device
-
-        def wait_stream(self, other):
-            pass
 
     class CUDAGraph:
         def __init__(self):

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import resource
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,17 +212,9 @@ def test_products_of_several_threads_and_after_a_fork(threads):
     threads(2)
     _, native = product(700, 1500)
     x = torch.randn(16, 700)
-    expected, wrong = native(x), []
-
-    def repeat():
-        wrong.extend(not torch.equal(native(x), expected) for _ in range(30))
-
-    work = [threading.Thread(target=repeat) for _ in range(3)]
-    for thread in work:
-        thread.start()
-    for thread in work:
-        thread.join()
-    assert wrong == [False] * 90
+    expected = native(x)
+    with ThreadPoolExecutor(3) as pool:
+        assert all(torch.equal(made, expected) for made in pool.map(lambda _: native(x), range(90)))
 
     def alone(room):
         if room is not None:  # no new thread can start: one does it all

@@ -59,14 +59,12 @@ def test_temperature_of_zero_leaves_nothing_to_chance():
 
 
 def test_guidance_of_one_runs_one_stream():
-    model = random_model()
-    rows = []
+    model, rows = random_model(), []
     model.head.register_forward_pre_hook(lambda head, inputs: rows.append(inputs[2].shape[:2]))
-    Sampler(model, SamplingConfig(guidance=1.0)).sample(LABELS, SEEDS)
-    assert set(rows) == {(1, 4)}
-    rows.clear()
-    Sampler(model, SamplingConfig(guidance=2.0)).sample(LABELS, SEEDS)
-    assert set(rows) == {(2, 4)}
+    for guidance, streams in ((1.0, 1), (2.0, 2)):
+        rows.clear()
+        Sampler(model, SamplingConfig(guidance=guidance)).sample(LABELS, SEEDS)
+        assert set(rows) == {(streams, 4)}
 
 
 def test_linear_guidance_rises_from_one_to_the_scale():

@@ -34,8 +34,6 @@ SMALL = Scale(
     guidances=(1.0, 2.0), brief=True,
 )  # fmt: skip
 DIGITS = SETTINGS["digits-16"]
-
-
 pytestmark = pytest.mark.usefixtures("classifiers")
 
 
@@ -72,7 +70,6 @@ def go(study, folder, seeds=(0,), jobs=1):
 
 
 QUALITY = Quality(SamplingConfig(steps=1), 40)
-GAP = Gap(SamplingConfig(steps=1), 40)
 BOTH = study_of(QUALITY, Reconstruction(40))
 
 
@@ -149,11 +146,6 @@ def test_jobs_side_by_side_change_nothing(tmp_path):
     ]
 
 
-def test_some_systems_alone():
-    cells = only(STUDIES["noise"], ["pra", "input-noise-x"], DIGITS, SMALL).cells(DIGITS, SMALL)
-    assert [cell.system for cell in cells] == ["pra"] * 6 + ["input-noise-x"] * 6
-
-
 def test_figures_of_another_judge_are_measured_again(place):
     rows = read_rows(place / "studies" / "systems" / "results.csv")
     [judge] = (place / "studies" / "judges").iterdir()
@@ -171,7 +163,7 @@ def test_figures_of_another_judge_are_measured_again(place):
 
 
 def test_gap_is_measured_at_each_position(place):
-    rows = go(study_of(GAP, name="rollout-gap"), place)
+    rows = go(study_of(Gap(SamplingConfig(steps=1), 40), name="rollout-gap"), place)
     assert [row["position"] for row in rows if row["system"] == "pra"] == list(range(16))
     assert "input_gap" not in rows[0]
     for row in rows[1:16]:
@@ -239,7 +231,9 @@ def test_inhomogeneity():
     assert inhomogeneity(u, u + 1).item() == pytest.approx(2 / 3, abs=1e-3)
 
 
-def test_unknown_names_are_refused(capsys):
+def test_names_choose_systems_or_are_refused(capsys):
+    cells = only(STUDIES["noise"], ["pra", "input-noise-x"], DIGITS, SMALL).cells(DIGITS, SMALL)
+    assert [cell.system for cell in cells] == ["pra"] * 6 + ["input-noise-x"] * 6
     for find, name, near in ((find_study, "system", "systems"), (find_setting, "fashon-64", "fashion-64")):
         refused(lambda find=find, name=name: find(name), repr(name), near)
     refused(lambda: find_scale("gpus"), "gpu")
