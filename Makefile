@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs install clean
+.PHONY: demo test types tests docs install clean
 
 install: .venv/installed
 
@@ -21,7 +21,12 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory --jobs 2 types tests
+
+types:
 	$(BIN)/mypy
+
+tests:
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 # The documentation as pages for a browser: site/index.html. A dead link or an unknown name stops it.
