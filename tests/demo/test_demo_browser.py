@@ -1,5 +1,6 @@
 """The web demo in a real browser, headless Chromium driven by Playwright."""
 
+import importlib.util
 import re
 import threading
 
@@ -12,11 +13,11 @@ from pra.demo import handlers, page
 from pra.demo.exhibit import load_exhibits
 from pra.demo.upload import MOST_BYTES
 
-pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra-pixels[demo]'")
-pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
+MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.skipif(bool(MISSING), reason=f"pip install {' '.join(MISSING)}"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing"),
     pytest.mark.skipif(find_browser() is None, reason="no Chromium: apt install chromium"),
 ]

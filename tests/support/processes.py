@@ -15,7 +15,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "pra.cli", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.utils.tensorboard",
-        "matplotlib.figure", "sklearn.datasets",
+        "torch._dynamo", "matplotlib.figure", "sklearn.datasets",
     ]
 )  # fmt: skip
 
