@@ -22,7 +22,7 @@ from pra.evaluation.flops import sampling_flops, training_flops
 from studies.catalogue import STUDIES
 from studies.groups import Group
 from studies.measures import whole_image_evaluations
-from studies.settings import SCALES, SETTINGS, base
+from studies.settings import SCALES, SETTINGS, Scale, Setting, base
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,18 @@ def relative(study: str, group: Group) -> Relative | None:
     setting, scale = SETTINGS.get(row.get("setting", "")), SCALES.get(row.get("scale", ""))
     if study not in STUDIES or setting is None or scale is None:
         return None
-    pra = base(setting, scale)
-    for cell in STUDIES[study].cells(setting, scale):
-        if (cell.system, cell.value) == (group.system, group.value):
-            # How strong guidance is changes no count, whether there is any does.
-            guidance = 1.0 if group.guidance == 1 else pra.sampling.guidance
-            own = _sampling(cell.config.model, replace(cell.config.sampling, guidance=guidance))
-            return Relative(_training(cell.config) / _training(pra), own / _sampling(pra.model, pra.sampling))
-    return None
+    pra, run = base(setting, scale), _runs(study, setting, scale).get((group.system, group.value))
+    if run is None:
+        return None
+    # FLOPs depend on whether guidance is on, not on its scale.
+    guidance = 1.0 if group.guidance == 1 else pra.sampling.guidance
+    own = _sampling(run.model, replace(run.sampling, guidance=guidance))
+    return Relative(_training(run) / _training(pra), own / _sampling(pra.model, pra.sampling))
+
+
+@functools.cache
+def _runs(study: str, setting: Setting, scale: Scale) -> dict[tuple[str, float | str], RunConfig]:
+    return {(cell.system, cell.value): cell.config for cell in STUDIES[study].cells(setting, scale)}
 
 
 def _training(run: RunConfig) -> int:
