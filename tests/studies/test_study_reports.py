@@ -101,7 +101,10 @@ def test_variants_are_compared_on_their_own_seeds():
     assert lines["PRA"]["seeds"] == "0-2"
 
 
-@pytest.mark.parametrize("name", ["systems", "noise", "length", "rollout-gap", "probe", "solver"])
+SYSTEMS = pytest.param("systems", marks=pytest.mark.slow)  # counts the FLOPs of each
+
+
+@pytest.mark.parametrize("name", [SYSTEMS, "noise", "length", "rollout-gap", "probe", "solver"])
 def test_kept_pages_are_those_of_the_kept_rows(name, tmp_path, monkeypatch):
     """Tables, FLOPs, spreads, commands and provenance of the setting with the fewest rows."""
     kept = ROOT / "studies" / name
