@@ -18,8 +18,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
-LONGEST = ("test_readme.py", "test_parallel.py", "test_loop.py", "test_package.py", "test_inception.py")
-"""Files that take a minute or so each: begun first, they do not keep one worker at it when the others are done."""
+LONGEST = (
+    "test_readme.py", "test_loop.py", "test_studies.py", "test_parallel.py", "test_callbacks.py",
+    "test_demo_browser.py", "test_study_reports.py", "test_bench_train.py", "test_engine.py", "test_flops.py",
+)  # fmt: skip
+"""Files that take longest: begun first, they do not keep one worker at it when the others are done."""
 
 
 def pytest_collection_modifyitems(items):
