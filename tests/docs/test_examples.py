@@ -42,7 +42,7 @@ def test_held_out_without_numbers_is_refused(monkeypatch, capsys):
 
 SRUN = """#!/bin/sh
 echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT $*" > "$SAID/srun"
-if [ -n "$PROGRESS" ]; then mkdir -p "$PROGRESS"; fi
+if [ -n "$PROGRESS" ]; then sleep 0.1; mkdir -p "$PROGRESS"; fi  # clocks of disks tick every few ms
 exit "$CODE"
 """
 SCONTROL = """#!/bin/sh
