@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 from tyro.conf import Positional, arg
 
-from pra.commands.options import Flag, Integer, Text, parse_numbers
+from pra.commands.options import Device, Flag, Integer, Text, parse_numbers
 from pra.commands.program import parse_command, run_program
 from pra.errors import PraError
 from pra.utils.device import cores, pick_device
@@ -34,7 +34,7 @@ def study_command(
     out: Path = Path("studies"),
     runs: Path = Path("runs/studies"),
     compile: Flag = False,
-    device: Text = None,
+    device: Device = None,
 ) -> None:
     """Run a study: the paper's systems side by side, into a CSV, a table and plots. Without a name, list the studies.
 
@@ -50,7 +50,6 @@ def study_command(
         out: Where the results go: OUT/NAME.
         runs: Where the runs lie, which studies share.
         compile: Have torch compile the training step; on CPUs it needs a C++ compiler.
-        device: cpu, cuda, cuda:1 or mps; by default the best there is.
     """
     if not name:
         for study in STUDIES.values():

@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from pra.bench import training
 from pra.bench.device import Peak, measure
 from pra.bench.sampling import Row, count, measured_parts
-from pra.commands.options import File, Flag, Integer, Number, Settings, Text, parse_numbers
+from pra.commands.options import Device, File, Flag, Integer, Number, Settings, Text, choices, parse_numbers
 from pra.config import Precision, RunConfig, SamplingConfig, apply_settings, check_sampling, to_dict
 from pra.config.checks import member, positive
 from pra.errors import PraError
@@ -40,10 +40,10 @@ def bench_command(
     batch: Annotated[str, arg(metavar="TEXT")] = "1,16,256",
     counts: Flag = False,
     compile: Flag = False,
-    precision: Annotated[str, arg(metavar="auto|float32|bfloat16")] = "auto",
+    precision: Annotated[str, choices(Precision, "(default: auto)")] = "auto",
     tflops: Number = None,
     bandwidth: Number = None,
-    device: Text = None,
+    device: Device = None,
     out: File = None,
     settings: Settings = (),
 ) -> None:
@@ -60,7 +60,6 @@ def bench_command(
         precision: Of matrix products, weights and caches.
         tflops: The device's TFLOP/s of matrix products; by default measured.
         bandwidth: The device's TB/s between memory and processor; by default measured.
-        device: cpu, cuda, cuda:1 or mps; by default the best there is.
         out: Write the same figures as JSON.
         settings: A sampling setting, such as steps=10 or solver=euler; may be repeated.
     """
@@ -129,7 +128,7 @@ def bench_train_command(
     gpus: Integer = None,
     mfu: Text = None,
     measured: File = None,
-    device: Text = None,
+    device: Device = None,
     out: File = None,
     settings: Settings = (),
 ) -> None:
@@ -149,7 +148,6 @@ def bench_train_command(
         mfu: With --plan: shares of the matrix rate; by default 0.3,0.4,0.5.
         measured: With --plan: what this command has measured of the same model on such a device, its --out; in place of
             --mfu and --tflops.
-        device: cpu, cuda, cuda:1 or mps; by default the best there is.
         out: Write the same figures as JSON.
         settings: Any setting that `pra show RECIPE` lists, such as train.compile=true; may be repeated.
     """

@@ -94,7 +94,7 @@ def _results(tried: Sequence[Point], subject: Subject, judge: Judge, folder: Pat
                 write_atomically(folder / f"{point.name}.png", picture.save, format="PNG")
                 report.save(folder / f"{point.name}.json")
         except (KeyboardInterrupt, SystemExit) as stop:
-            signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+            signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0) - 128
             what = f"stopped with {len(found)} of {len(tried)} combinations judged, in {folder}"
             raise Interrupted(signum, what) from None
         except NotFiniteError as error:
