@@ -271,11 +271,11 @@ def test_stopped_sweep_goes_on(model, pictures, tmp_path, before_each, capsys):
         judged.append(guidance)
         if len(judged) == 2:
             raise KeyboardInterrupt
-        if len(judged) == 3:
-            signal.raise_signal(signal.SIGTERM)
+        if len(judged) in (3, 4):
+            signal.raise_signal(signal.SIGTERM if len(judged) == 3 else signal.SIGHUP)
 
     before_each(stopping)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         with pytest.raises(Interrupted, match="stopped with 1 of 2 combinations") as stopped:
             sweep(model, out, pictures)
         assert stopped.value.signum == number
@@ -283,7 +283,7 @@ def test_stopped_sweep_goes_on(model, pictures, tmp_path, before_each, capsys):
     kept = (out / "guidance=1.json").read_bytes()
     (out / "guidance=1.png").write_text("broken")  # costs its row in the picture alone
     sweep(model, out, pictures, over=("guidance=2,1,3",))  # the rest is measured, and one more value
-    assert judged == [1.0, 2.0, 2.0, 2.0, 3.0]
+    assert judged == [1.0, 2.0, 2.0, 2.0, 2.0, 3.0]
     assert (out / "guidance=1.json").read_bytes() == kept
     shown = capsys.readouterr().out
     order = [line.split()[0] for line in shown.splitlines() if line.startswith("  guidance=")]
