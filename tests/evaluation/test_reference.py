@@ -140,8 +140,8 @@ def test_broken_archive_is_one_line(tmp_path, broken):
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"pra": "[]"}, "damaged"),
-        ({"pra": "[" * 100_000}, "damaged"),
+        ({"pra": "[]"}, "list in place of an object"),
+        ({"pra": "[" * 100_000 + "]" * 100_000}, "deeper"),
         ({"pra": '{"format": 1}'}, "damaged"),
         ({"pra": '{"format": 2}'}, "newer pra"),
         ({"pra": json.dumps(DESCRIPTION | {"features": 3})}, "damaged"),
