@@ -247,3 +247,11 @@ def test_poisoned_tar_index_is_made_again(tar, name, array, capfd):
 def test_tar_index_that_is_a_pipe_does_not_hang(tar):
     os.mkfifo(f"{tar}.index.npz")
     assert len(open_source(f"imagenet-tar:{tar}")) == 3
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_classes_that_are_not_a_file_are_refused(tmp_path, make):
+    (tmp_path / "a.tar").write_bytes(shard())
+    make(tmp_path / "classes.json")
+    do = lambda: open_source(f"wds:{tmp_path}")  # noqa: E731
+    refused(do, "not a regular file", code="unreadable", path=tmp_path / "classes.json")

@@ -192,7 +192,7 @@ class WebDataset(TarSource):
     def __init__(self, name: str, pattern: str) -> None:
         shards = _fetched(pattern) if "://" in pattern else _local(pattern)
         classes = shards[0].with_name(CLASSES)
-        beside = [classes] if classes.is_file() else []
+        beside = [classes] if classes.exists() else []
         super().__init__(name, shards, load_index(shards, lambda: _scan_shards(shards, _class_names(classes)), beside))
 
 
@@ -275,7 +275,7 @@ def _malformed(where: object, problem: str) -> PraError:
 
 def _class_names(path: Path) -> list[str]:
     try:
-        classes = _json(path, read_regular(path, MOST_JSON)) if path.is_file() else []
+        classes = _json(path, read_regular(path, MOST_JSON)) if path.exists() else []
     except OSError as error:
         raise _malformed(path, f"cannot be read ({error.strerror})") from None
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):

@@ -19,7 +19,7 @@ from pra.models import Model, count_parameters, weights
 from pra.training.checkpoint import step_of
 from pra.training.plots import CURVES
 from pra.training.run import read_metrics, read_run, recorded, training_seconds
-from pra.utils.files import read_regular, unreadable
+from pra.utils.files import explained, read_regular, unreadable
 from pra.utils.hub import is_address, repo_id
 from pra.utils.provenance import file_sha256
 
@@ -113,19 +113,21 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
         "place": lambda initial: initial if is_address(initial) else Path(initial).name,
         "duration": duration,
     }
-    return environment.get_template("card.md").render(
-        origin=origin,
-        front_matter=_front_matter(origin, licence),
-        name=name,
-        address=address,
-        licence=licence,
-        half=half,
-        parts=count_parameters(config),
-        classes=", ".join(names[:MOST_CLASSES]) + more,
-        drawn="all" if config.num_classes <= MOST_SHOWN else f"0-{MOST_SHOWN - 1}",
-        rollout=run and to_dict(run.train.rollout),
-        average=run and _average(run, origin.average),
-    )
+    fix = f"repair or remove {', '.join(['environment.json', *origin.reports])} in the folder that is shared"
+    with explained(origin.weights, "comes with records that do not go on a card", fix):
+        return environment.get_template("card.md").render(
+            origin=origin,
+            front_matter=_front_matter(origin, licence),
+            name=name,
+            address=address,
+            licence=licence,
+            half=half,
+            parts=count_parameters(config),
+            classes=", ".join(names[:MOST_CLASSES]) + more,
+            drawn="all" if config.num_classes <= MOST_SHOWN else f"0-{MOST_SHOWN - 1}",
+            rollout=run and to_dict(run.train.rollout),
+            average=run and _average(run, origin.average),
+        )
 
 
 def _front_matter(origin: Origin, licence: str | None) -> dict[str, Any]:

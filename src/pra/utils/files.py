@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import itertools
@@ -86,10 +87,11 @@ def parse_json(data: bytes, where: object, finite: bool = True) -> Any:
     Raises:
         PraError: other text, a nesting beyond :data:`DEEPEST`, or, if ``finite``, a number that is not finite.
     """
+    refuse: dict[str, Any] = {"parse_constant": _number, "parse_float": _number} if finite else {}
     try:
-        refuse: dict[str, Any] = {"parse_constant": _number, "parse_float": _number} if finite else {}
-        value = json.loads(data.decode("utf-8-sig"), **refuse)
-        depth, level = 0, [value]
+        text = data.removeprefix(codecs.BOM_UTF8).decode()
+        value, depth = json.loads(text, **refuse), 0
+        level = [value] if text.count("[") + text.count("{") > DEEPEST else []
         while level := [part for outer in level if isinstance(outer, dict | list) for part in _parts(outer)]:
             if (depth := depth + 1) > DEEPEST:
                 raise RecursionError

@@ -279,22 +279,23 @@ def figures_in_words(path: Path, report: Report, newest: Path | None) -> dict[st
         "file": path.name,
         "columns": list(made),
         "rows": rows,
-        "facts": facts | origin(known(provenance, "environment") or {}),
+        "facts": facts | origin(known(provenance, "environment")),
         "provenance": json.dumps(provenance, indent=2),
         "fid": None if fid is None else cell(fid),
     }
 
 
-def origin(environment: dict[str, Any]) -> dict[str, str]:
+def origin(environment: Any) -> dict[str, str]:
     """Return a recorded environment by name: command, commit, platform, hardware and versions."""
     lines: dict[str, Any] = {}
-    if isinstance(environment.get("command"), list) and environment["command"]:
-        program, *words = map(str, environment["command"])
+    command = known(environment, "command")
+    if isinstance(command, list) and command:
+        program, *words = map(str, command)
         name = "python -m pra" if Path(program).name == "__main__.py" else Path(program).name
         lines["command"] = f"{name} {shlex.join(words)}"
-    lines |= {"commit": environment.get("commit"), "platform": environment.get("platform")}
+    lines |= {name: known(environment, name) for name in ("commit", "platform")}
     for part in ("hardware", "versions"):
-        values = environment.get(part)
+        values = known(environment, part)
         if isinstance(values, dict):
             lines[part] = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
     return {name: str(value) for name, value in lines.items() if value}
