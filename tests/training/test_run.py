@@ -294,6 +294,10 @@ def test_metrics_that_are_not_a_file_are_refused(run):
         (run / "metrics.jsonl").unlink()
         make(run / "metrics.jsonl")
         refused(lambda: train(tiny("train.steps=30"), run), code="unreadable", path=run / "metrics.jsonl")
+    (run / "metrics.jsonl").unlink()
+    with (run / "metrics.jsonl").open("wb") as file:
+        file.truncate(2**29)  # takes no space
+    refused(lambda: read_metrics(run), "536,870,912 bytes", code="unreadable", path=run / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "samples", "tensorboard"])

@@ -306,9 +306,10 @@ def _streamed_labels(choice: Choice, label: str | None, features: Any) -> tuple[
     # Missing or damaged labels are read again.
     with contextlib.suppress(Exception):
         known = read_arrays(place, ("labels", "starts"))
-        kept = known["starts"]
-        if kept[0] == 0 and kept[-1] == len(known["labels"]) and (np.diff(kept) >= 0).all():
-            return known["labels"], kept
+        kept, bounds = known["labels"], known["starts"]
+        ends = [kept.ndim, bounds.dtype.kind, bounds[0], bounds[-1]]
+        if ends == [1, "i", 0, len(kept)] and (np.diff(bounds) >= 0).all():
+            return kept, bounds
     try:
         rows = _load(choice, columns=[column])
     except Exception:  # the format has no way to read one column

@@ -128,8 +128,8 @@ class Metrics(Callback):
     def on_start(self, trainer: Trainer) -> None:
         self.path = trainer.folder / METRICS
         lines = metrics_lines(trainer.folder)  # damaged ones stay: they may mean something to their owner
-        kept = b"".join(line for line, row in lines if row is None or row["step"] <= trainer.step)
-        write_atomically(self.path, lambda file: file.write(kept))
+        kept = (line for line, row in lines if row is None or row["step"] <= trainer.step)
+        write_atomically(self.path, lambda file: file.writelines(kept))
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 

@@ -27,11 +27,11 @@ from pra.config import RunConfig, differences, from_dict, to_dict
 from pra.data import Source
 from pra.data.images import CorruptImage
 from pra.data.source import Encoded, Streamed
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.models import weights
 from pra.models.weights import CONFIG
 from pra.utils.distributed import World
-from pra.utils.files import own_folder, parse_json, read_json, read_regular, unreadable, write_atomically
+from pra.utils.files import open_regular, own_folder, parse_json, read_json, unreadable, write_atomically
 from pra.utils.hub import is_address
 from pra.utils.locks import LOCK, holder_of, locked
 from pra.utils.provenance import environment, file_sha256
@@ -44,7 +44,7 @@ NEEDED = {"step", "images_per_second", "epoch"}
 """Numbers that every line of the metrics has."""
 LARGEST, EXTREME = 3.4e38, 1e15
 """Metrics are float32. Steps beyond the second, and rates beyond it or its inverse, are of damaged lines."""
-MOST_METRICS, LONGEST_LINE, MOST_TERMS = 2**29, 2**16, 24
+MOST_METRICS, LONGEST_LINE, MOST_TERMS = 2**28, 2**16, 24
 """Bytes of ``metrics.jsonl`` and of a line, and terms of the loss that are shown."""
 COMMON = (
     "step", "total", "state_std", "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped",
@@ -240,40 +240,48 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     Raises:
         PraError: the file cannot be read as a whole.
     """
-    rows = [row for _, row in metrics_lines(folder)]
-    if damaged := rows.count(None):
-        _warn_of_damage(folder / METRICS, damaged, rows.index(None) + 1)
-    return [row for row in rows if row is not None]
+    rows: list[dict[str, float]] = []
+    damaged = first = 0
+    for number, (_, row) in enumerate(metrics_lines(folder), start=1):
+        if row is None:
+            damaged, first = damaged + 1, first or number
+        else:
+            rows.append(row)
+    if damaged:
+        _warn_of_damage(folder / METRICS, damaged, first)
+    return rows
 
 
 @functools.cache
 def _warn_of_damage(path: Path, count: int, first: int) -> None:
-    warnings.warn(
-        f"{path}: {count} damaged line(s) are left out, the first is line {first}. Repair or remove them", stacklevel=3
-    )
+    lines = f"{count} damaged line(s) are left out, the first is line {first}"
+    warnings.warn(f"{path}: {lines}. Repair or remove them", stacklevel=3)
 
 
-def metrics_lines(folder: Path) -> list[tuple[bytes, dict[str, float] | None]]:
-    """Return the lines of ``metrics.jsonl`` with their numbers, ``None`` for a damaged line; an unfinished last line
-    is left out.
+def metrics_lines(folder: Path) -> Iterator[tuple[bytes, dict[str, float] | None]]:
+    """Yield the whole lines of ``metrics.jsonl`` with their numbers, ``None`` for a damaged line.
 
     Raises:
         PraError: the file cannot be read as a whole.
     """
     path = folder / METRICS
     if not path.exists():
-        return []
+        return
     try:
-        *lines, _ = read_regular(path, MOST_METRICS).split(b"\n")
+        with open_regular(path, MOST_METRICS) as file:
+            for line in file:
+                if line.endswith(b"\n"):  # a kill leaves half a line at the end
+                    yield line, _numbers(line)
     except OSError as error:
-        raise unreadable(path, f"cannot be read: {error.strerror}. Move it away") from None
-    return [(line + b"\n", _numbers(line)) for line in lines]
+        raise unreadable(path, f"cannot be read: {reason_of(error)}. Move it away") from None
 
 
 def _numbers(line: bytes) -> dict[str, float] | None:
     """Return a line's numbers; those beyond float32 count as not measured. None for a damaged line."""
+    if not sum(map(len, NEEDED)) < len(line) <= LONGEST_LINE:
+        return None
     try:
-        values = parse_json(line[:LONGEST_LINE], METRICS, finite=False)
+        values = parse_json(line, METRICS, finite=False)
         row = {name: value for name, value in values.items() if abs(value) <= LARGEST}
     except (PraError, AttributeError, TypeError):
         return None

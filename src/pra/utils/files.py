@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +45,9 @@ def cache_folder() -> Path:
     return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pra"
 
 
-def read_regular(path: Path, most: int) -> bytes:
-    """Return a regular file's bytes, at most ``most``: a pipe would not end, nor would a link to ``/dev/zero``.
+@contextmanager
+def open_regular(path: Path, most: int) -> Iterator[IO[bytes]]:
+    """Open a regular file of at most ``most`` bytes: a pipe would not end, nor would a link to ``/dev/zero``.
 
     Raises:
         OSError: the file cannot be read, is not a regular file, or is larger.
@@ -57,7 +58,13 @@ def read_regular(path: Path, most: int) -> bytes:
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         if status.st_size > most:
             raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, at most {most:,}", str(path))
-        return file.read(status.st_size)
+        yield file
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the bytes of a file as :func:`open_regular` opens it."""
+    with open_regular(path, most) as file:
+        return file.read(most)
 
 
 def check_regular(path: Path) -> Path:
