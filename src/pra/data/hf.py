@@ -305,7 +305,7 @@ def _streamed_labels(choice: Choice, label: str | None, features: Any) -> tuple[
     place = cache_folder() / f"labels-{_fingerprint(choice, column)}.npz"
     # Missing or damaged labels are read again.
     with contextlib.suppress(Exception):
-        known = read_arrays(place, ("labels", "starts"))
+        known = read_arrays(place, ("labels", "starts"), most=2**36)
         kept, bounds = known["labels"], known["starts"]
         ends = [kept.ndim, bounds.dtype.kind, bounds[0], bounds[-1]]
         if ends == [1, "i", 0, len(kept)] and (np.diff(bounds) >= 0).all():

@@ -40,8 +40,8 @@ DESCRIPTION: dict[str, Any] = {
     "images_sha256": str | None,
 }
 """Fields of a reference, with their types, that our own files keep beside the numbers."""
-LARGEST = 3.4e38
-"""Features are float32: so are sensible statistics of them, and no distance between two overflows."""
+LARGEST = 1e15
+"""Numbers of features and of their statistics lie far below: no square or distance of them overflows float32."""
 TOLERANCE = 1e-3
 """A covariance in float32 may miss symmetry and a least eigenvalue of 0 by rounding, relative to its largest number."""
 
@@ -250,20 +250,22 @@ def _gaussian(path: Path, arrays: dict[str, npt.NDArray[Any]], suffix: str, size
     if size in (None, len(mean)):
         allowed = TOLERANCE * np.abs(covariance).max(initial=0.0)
         least = np.linalg.eigvalsh(covariance).min(initial=0.0)
-        if np.abs(covariance - covariance.T).max(initial=0.0) > allowed or least < -allowed:
-            problem = f"its array sigma{suffix} is not symmetric, or has a negative eigenvalue ({least:.3g})"
-            raise unreadable(path, f"is not of a distribution: {problem}. Get the file again")
+        symmetric = np.abs(covariance - covariance.T).max(initial=0.0) <= allowed
+        if not symmetric or least < -allowed:
+            problem = f"has the eigenvalue {least:.3g}" if symmetric else "is not symmetric"
+            raise unreadable(path, f"is not of a distribution: its array sigma{suffix} {problem}. Get the file again")
     return mean, covariance
 
 
 def _numbers(
     path: Path, arrays: dict[str, npt.NDArray[Any]], name: str, shape: tuple[int | None, ...]
 ) -> npt.NDArray[Any]:
-    """Return an array of finite real numbers of this shape; None stands for any length."""
+    """Return an array of finite real numbers, up to :data:`LARGEST`, of this shape; None stands for any length."""
     array = arrays.get(name, np.empty((0, 0, 0)))
     fits = len(shape) == array.ndim and all(side in (None, own) for side, own in zip(shape, array.shape, strict=True))
-    if not fits or array.dtype.kind not in "fiu" or not (np.abs(array) <= LARGEST).all():
-        expected = f"finite numbers of shape {shape}".replace("None", "n")
+    usable = fits and array.dtype.kind in "fiu"
+    if not usable or not -LARGEST <= array.min(initial=0) <= array.max(initial=0) <= LARGEST:  # False for nan
+        expected = f"finite numbers up to {LARGEST:g} of shape {shape}".replace("None", "n")
         problem = f"its array {name} is {array.dtype} {array.shape}, not {expected}"
         raise PraError(f"{path}: {problem}. Get the file again", "unreadable", path=path, name=name)
     return array

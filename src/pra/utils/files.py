@@ -31,7 +31,7 @@ PLAN = "plan.json"
 MOST_JSON, DEEPEST = 32 * 2**20, 100
 """Bytes of a JSON file, and levels of lists and objects in it. Ours have a name for each class, and ten levels."""
 REPAIR = "Repair or replace it"
-MOST_ARRAYS = 2**31
+MOST_ARRAYS = 2**30
 """Bytes of the arrays that are read from an ``.npz`` at once: a small file may promise any number of zeros."""
 
 
