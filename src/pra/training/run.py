@@ -44,8 +44,8 @@ NEEDED = {"step", "images_per_second", "epoch"}
 """Numbers that every line of the metrics has."""
 LARGEST, EXTREME = 3.4e38, 1e15
 """Metrics are float32. Steps beyond the second, and rates beyond it or its inverse, are of damaged lines."""
-MOST_METRICS, LONGEST_LINE, MOST_TERMS = 2**28, 2**16, 24
-"""Bytes of ``metrics.jsonl`` and of a line, and terms of the loss that are shown."""
+MOST_METRICS, LONGEST_LINE, MOST_DAMAGED, MOST_TERMS = 2**28, 2**16, 10_000, 24
+"""Bytes of ``metrics.jsonl`` and of a line, damaged lines, and terms of the loss that are shown."""
 COMMON = (
     "step", "total", "state_std", "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped",
 )  # fmt: skip
@@ -269,9 +269,14 @@ def metrics_lines(folder: Path) -> Iterator[tuple[bytes, dict[str, float] | None
         return
     try:
         with open_regular(path, MOST_METRICS) as file:
+            damaged = 0
             for line in file:
                 if line.endswith(b"\n"):  # a kill leaves half a line at the end
-                    yield line, _numbers(line)
+                    row = _numbers(line)
+                    yield line, row
+                    damaged += row is None
+                    if damaged > MOST_DAMAGED:
+                        raise unreadable(path, f"has more than {MOST_DAMAGED:,} damaged lines. Move it away")
     except OSError as error:
         raise unreadable(path, f"cannot be read: {reason_of(error)}. Move it away") from None
 
