@@ -15,11 +15,8 @@ from pra.errors import PraError
 from pra.models import weights
 from pra.sampling import check_completes
 from pra.utils.device import pick_device
-from pra.utils.files import check_output, first_free, output_format, read_regular, save_images
+from pra.utils.files import check_output, first_free, output_format, save_images
 from pra.utils.pixels import MODES, from_uint8
-
-LARGEST = 2**28
-"""Bytes of a picture."""
 
 
 def complete_command(
@@ -48,7 +45,7 @@ def complete_command(
         how: How to sample; by default as the recipe recommends.
     """
     model: Path | None = run
-    if run.exists() and not run.is_dir():
+    if run.is_file():
         model, image = None, (run, *image)
     if not image:
         raise PraError("no IMAGE given. Name at least one picture to complete", code="missing")
@@ -81,7 +78,7 @@ def complete_command(
 
 def _read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
     try:
-        picture = decode(read_regular(path, LARGEST), str(path))
+        picture = decode(path.read_bytes(), str(path))
     except OSError as error:
         raise PraError(f"{path}: {error.strerror}. Give a picture as IMAGE", code="missing", path=path) from None
     except CorruptImage as error:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pra.config import ObjectiveConfig
-from pra.errors import one_line
 from pra.training.run import VALIDATION, loss_terms, points_of, read_metrics, read_run
 from pra.utils.files import write_atomically
 
@@ -60,11 +59,6 @@ def is_logarithmic(name: str) -> bool:
     return name == "gradient_norm" or name not in OTHERS
 
 
-def plain(text: str) -> str:
-    """Return a name for a picture, shortened: matplotlib would read formulas between dollars."""
-    return one_line(text, 60).replace("$", r"\$")
-
-
 def curves(runs: Mapping[str, Rows], titles: Mapping[str, str]) -> Figure:
     """Draw the metrics of runs, a panel each, held-out values dashed. Needs matplotlib.
 
@@ -77,7 +71,6 @@ def curves(runs: Mapping[str, Rows], titles: Mapping[str, str]) -> Figure:
     across = 2 if len(titles) == 4 else min(3, len(titles))
     down = math.ceil(len(titles) / across)
     figure = Figure(figsize=(4 * across, 3 * down), layout="constrained")
-    runs = {plain(name): rows for name, rows in runs.items()}
     places = list(figure.subplots(down, across, squeeze=False, sharex=True).flat)
     for place in places[len(titles) :]:
         place.remove()
@@ -94,8 +87,14 @@ def curves(runs: Mapping[str, Rows], titles: Mapping[str, str]) -> Figure:
         if is_logarithmic(name) and positive:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.set(title=plain(title) + HELD_OUT * held_out, xlabel="step")
+        axes.set(title=_plain(title) + HELD_OUT * held_out, xlabel="step")
         axes.tick_params(labelbottom=True)  # a shared axis has numbers in the lowest row alone
     if len(runs) > 1:
-        figure.legend(list(lines.values()), list(lines), loc="outside upper center", ncols=len(lines), frameon=False)
+        names = list(map(_plain, lines))
+        figure.legend(list(lines.values()), names, loc="outside upper center", ncols=len(lines), frameon=False)
     return figure
+
+
+def _plain(text: str) -> str:
+    """Escape the dollars of a stranger's name: matplotlib takes what is between two for a formula."""
+    return text.replace("$", r"\$")

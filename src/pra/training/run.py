@@ -44,8 +44,8 @@ NEEDED = {"step", "images_per_second", "epoch"}
 """Numbers that every line of the metrics has."""
 LARGEST, EXTREME = 3.4e38, 1e15
 """Metrics are float32. Steps beyond the second, and rates beyond it or its inverse, are of damaged lines."""
-MOST_METRICS, LONGEST_LINE, MOST_DAMAGED, MOST_TERMS = 2**28, 2**16, 10_000, 24
-"""Bytes of ``metrics.jsonl`` and of a line, damaged lines, and terms of the loss that are shown."""
+MOST_METRICS, LONGEST_LINE, LONGEST_NAME, MOST_DAMAGED, MOST_TERMS = 2**28, 2**16, 100, 10_000, 24
+"""Bytes of ``metrics.jsonl`` and of a line, letters of a name, damaged lines, and terms of the loss that are shown."""
 COMMON = (
     "step", "total", "state_std", "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped",
 )  # fmt: skip
@@ -282,12 +282,12 @@ def metrics_lines(folder: Path) -> Iterator[tuple[bytes, dict[str, float] | None
 
 
 def _numbers(line: bytes) -> dict[str, float] | None:
-    """Return a line's numbers; those beyond float32 count as not measured. None for a damaged line."""
+    """Return a line's numbers; those beyond float32 or of long names are left out. None for a damaged line."""
     if not sum(map(len, NEEDED)) < len(line) <= LONGEST_LINE:
         return None
     try:
         values = parse_json(line, METRICS, finite=False)
-        row = {name: value for name, value in values.items() if abs(value) <= LARGEST}
+        row = {name: value for name, value in values.items() if abs(value) <= LARGEST and len(name) <= LONGEST_NAME}
     except (PraError, AttributeError, TypeError):
         return None
     if not row.keys() >= NEEDED or not 1 <= row["step"] < EXTREME:
