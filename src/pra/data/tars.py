@@ -15,10 +15,20 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
+from pra.config.checks import NaturalInt
 from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
 from pra.data.images import Files, check_there, corrupt, is_image_name, numbered_classes, pack
 from pra.errors import PraError
-from pra.utils.files import MOST_JSON, cache_folder, expand, parse_json, read_arrays, read_regular, write_atomically
+from pra.utils.files import (
+    MOST_JSON,
+    cache_folder,
+    check_fields,
+    expand,
+    parse_json,
+    read_arrays,
+    read_regular,
+    write_atomically,
+)
 from pra.utils.progress import Progress
 
 _FORMAT = 2
@@ -33,6 +43,8 @@ TarIndex = dict[str, Any]
 _COLUMNS = {"files": "i", "offsets": "i", "sizes": "i", "labels": "i", "members": "S"}
 """Columns of a saved index with the kinds of their numbers; its bytes are fewer than the tars' and ``_LEAST``."""
 _LEAST = 2**24
+_PROMISED: dict[str, Any] = {"url": str, "filesize": NaturalInt | None, "sha256": str | None}
+"""Fields of a shard in ``INDEX``, with their types."""
 
 
 class Found(NamedTuple):
@@ -260,7 +272,8 @@ def _beside(url: str, name: str) -> str:
 def _promises(url: str) -> dict[str, Promise]:
     index = _json(url, fetch_small(url)) or {}
     try:
-        return {s["url"]: Promise(s.get("filesize"), s.get("sha256")) for s in index.get("shardlist") or ()}
+        shards = [check_fields(s, url, **_PROMISED) for s in index.get("shardlist") or ()]
+        return {s["url"]: Promise(s.get("filesize"), s.get("sha256")) for s in shards}
     except (TypeError, KeyError, AttributeError):
         raise _malformed(url, "is not an index of shards") from None
 
