@@ -145,7 +145,7 @@ def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Seque
     for place in places:
         # A new index replaces a damaged one.
         with contextlib.suppress(Exception):
-            saved = read_arrays(place, (*_COLUMNS, "classes", "stamp"), most=sum(sizes) + _LEAST)
+            saved = read_arrays(place, None, most=sum(sizes) + _LEAST)
             if saved["stamp"].tolist() == stamp and _is_of(saved, sizes):
                 return saved
     index = scan()

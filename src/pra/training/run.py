@@ -77,7 +77,8 @@ def claimed(folder: Path, config: RunConfig, world: World, losses: Mapping[str, 
 
     Raises:
         PraError: the batch does not divide; the folder holds something else, or a run of another configuration (the
-            differences are named); another process trains there, or a machine sees another folder.
+            differences are named), or folders that are links; another process trains there, or a machine sees another
+            folder.
     """
     config.train.micro_batches(world.size)
     check_run(folder, config, losses)  # first, as the lock would be a file in a stranger's folder

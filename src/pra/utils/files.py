@@ -316,17 +316,18 @@ def explained(path: Path, problem: str, fix: str) -> Iterator[None]:
         raise PraError(f"{path} {problem} ({reason_of(error)}); {fix}", code="unreadable", path=path) from None
 
 
-def read_arrays(path: Path, wanted: Collection[str], most: int = MOST_ARRAYS) -> dict[str, npt.NDArray[Any]]:
+def read_arrays(path: Path, wanted: Collection[str] | None, most: int = MOST_ARRAYS) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays ``wanted`` of an ``.npz``, and an empty array for each other; use it in :func:`explained`.
 
-    Together they have ``most`` bytes at most.
+    None stands for all arrays. Together they have ``most`` bytes at most.
     """
     with np.load(check_regular(path), allow_pickle=False) as file:
         if not hasattr(file, "files"):
             raise ValueError("it holds a single array")
-        sizes = [part.file_size for part in file.zip.infolist() if part.filename.removesuffix(".npy") in wanted]
-        if sum(sizes) > most:
-            raise ValueError(f"its arrays have {sum(sizes):,} bytes, at most {most:,}")
+        wanted = file.files if wanted is None else wanted
+        size = sum(part.file_size for part in file.zip.infolist() if part.filename.removesuffix(".npy") in wanted)
+        if size > most:
+            raise ValueError(f"its arrays have {size:,} bytes, at most {most:,}")
         arrays = {name: file[name] if name in wanted else np.empty(0) for name in file.files}
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # numpy returns the bytes of a member that is not an array
