@@ -165,7 +165,7 @@ def _write_shard(path: Path, images: Iterable[dict[str, bytes] | str], bar: Prog
 
 def _finish(partial: Path, folder: Path, source: Source, shards: list[Path], packing: Packing) -> Packed:
     """Write classes and index (in the form of WebDataset's), and give the folder its name."""
-    kinds: dict[str, Any] = {"nsamples": NaturalInt, "filesize": NaturalInt, "skipped": tuple[str, ...]}
+    kinds: dict[str, Any] = {"nsamples": NaturalInt, "filesize": NaturalInt, "skipped": list}
     records = [read_json(_record(shard), **kinds) for shard in shards]
     skipped = [problem for record in records for problem in record.pop("skipped")]
     images = sum(record["nsamples"] for record in records)
