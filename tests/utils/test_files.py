@@ -158,15 +158,20 @@ STRANGE = {
 @pytest.mark.parametrize("kind", STRANGE)
 def test_json_that_is_not_ours_is_one_line(tmp_path, kind):
     (tmp_path / "a.json").write_bytes(STRANGE[kind][0])
-    refused(lambda: read_json(tmp_path / "a.json"), STRANGE[kind][1], code="unreadable", path=tmp_path / "a.json")
+    refused(
+        lambda: read_json(tmp_path / "a.json", finite=True),
+        STRANGE[kind][1],
+        code="unreadable",
+        path=tmp_path / "a.json",
+    )
 
 
 def test_json_fields_have_their_types(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b'\xef\xbb\xbf{"step": 3, "rate": 1e999}')  # an editor put a byte order mark
-    assert read_json(path, finite=False, step=NaturalInt, more=dict | None)["step"] == 3
+    assert read_json(path, step=NaturalInt, more=dict | None)["step"] == 3
     for kinds, problem in (({"step": str}, "step: expected str, got 3"), ({"more": dict}, "more: expected dict")):
-        do = lambda kinds=kinds: read_json(path, finite=False, **kinds)  # noqa: E731
+        do = lambda kinds=kinds: read_json(path, **kinds)  # noqa: E731
         refused(do, problem, code="unreadable", path=path)
     path.write_text('{"step": -1}')
     refused(lambda: read_json(path, step=NaturalInt), "step must lie in [0, inf]", code="unreadable", path=path)

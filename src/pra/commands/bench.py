@@ -189,7 +189,7 @@ def _rates(
         if value is not None:
             raise PraError(f"--measured says both. Leave out {option}", code="conflict", option=option)
     path = measured.expanduser()
-    figures = read_json(path)
+    figures = read_json(path, finite=True)
     try:
         check_fields(figures, path, mfu=PositiveFloat, device_flops=PositiveFloat, config=dict)
     except PraError:

@@ -103,7 +103,7 @@ class Classifier:
         self.device = device
         try:
             with safe_open(path, framework="pt") as file:
-                recorded = parse_json(file.metadata()["pra"].encode(), path)
+                recorded = parse_json(file.metadata()["pra"].encode(), path, finite=True)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dictionary
             self.size: tuple[int, int] = tuple(recorded["size"])
             self.channels = int(recorded["channels"])

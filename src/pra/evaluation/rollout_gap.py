@@ -152,9 +152,7 @@ def read_gap(run: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        gap = read_json(
-            path, finite=False, checkpoint=str, images=PositiveInt, seed=int, sampling=dict, environment=dict
-        )
+        gap = read_json(path, checkpoint=str, images=PositiveInt, seed=int, sampling=dict, environment=dict)
         check_fields(gap, path, **dict.fromkeys(CURVES, tuple[float, ...]))
         check_fields(gap["sampling"], path, solver=str, steps=int)
         lengths = [len(gap[name]) for name in CURVES]

@@ -234,7 +234,7 @@ def read_config(folder: Path) -> Model:
     A stranger's file may ask for any size: the weights' own shapes are compared before memory is taken.
     """
     path = folder / CONFIG
-    values = read_json(path)
+    values = read_json(path, finite=True)
     if "format" not in values:
         raise unreadable(path, "is not of a model: it names no format. Use a model's folder")
     if values["format"] not in READABLE:

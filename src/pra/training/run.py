@@ -225,7 +225,7 @@ def read_run(folder: Path) -> RunConfig:
     if not (folder / CONFIG).exists():
         problem = "it holds no config.json" if folder.exists() else "no such folder"
         raise PraError(f"no run at {folder}: {problem}", code="missing", path=folder)
-    values = read_json(folder / CONFIG)
+    values = read_json(folder / CONFIG, finite=True)
     if "recipe" not in values:
         problem = f"{folder} holds a model, not a run: its {CONFIG} names no recipe. Give the folder of a run"
         raise PraError(problem, code="mismatch", path=folder)
@@ -287,7 +287,7 @@ def _numbers(line: bytes) -> dict[str, float] | None:
     if not sum(map(len, NEEDED)) < len(line) <= LONGEST_LINE:
         return None
     try:
-        values = parse_json(line, METRICS, finite=False)
+        values = parse_json(line, METRICS)
         row = {name: value for name, value in values.items() if abs(value) <= LARGEST and len(name) <= LONGEST_NAME}
     except (PraError, AttributeError, TypeError):
         return None

@@ -79,7 +79,7 @@ def unreadable(path: object, problem: str) -> PraError:
     return PraError(f"{path} {problem}", code="unreadable", path=path)
 
 
-def read_json(path: Path, finite: bool = True, **kinds: Any) -> dict[str, Any]:
+def read_json(path: Path, finite: bool = False, **kinds: Any) -> dict[str, Any]:
     """Read a JSON object from a file, as :func:`parse_json`, and :func:`check_fields` of these ``kinds``."""
     try:
         data = read_regular(path, MOST_JSON)
@@ -88,11 +88,11 @@ def read_json(path: Path, finite: bool = True, **kinds: Any) -> dict[str, Any]:
     return check_fields(parse_json(data, path, finite), path, **kinds)
 
 
-def parse_json(data: bytes, where: object, finite: bool = True) -> Any:
+def parse_json(data: bytes, where: object, finite: bool = False) -> Any:
     """Return the value of a JSON text in UTF-8; ``where`` names it in the error.
 
     Raises:
-        PraError: other text, a nesting beyond :data:`DEEPEST`, or, if ``finite``, a number that is not finite.
+        PraError: other text, a nesting beyond :data:`DEEPEST`, or, if ``finite``, a number that is not finite (Python reads ``NaN`` and ``1e999``).
     """
     refuse: dict[str, Any] = {"parse_constant": _number, "parse_float": _number} if finite else {}
     try:

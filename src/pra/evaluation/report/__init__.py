@@ -228,7 +228,7 @@ def evaluations(run: Path) -> dict[Path, Report]:
 
 def evaluation(path: Path) -> Report | None:
     """Read what `pra eval` wrote into a file; None for any other JSON."""
-    values = read_json(path, finite=False)
+    values = read_json(path)
     made, origin = values.get("figures"), values.get("provenance")
     if isinstance(made, dict) and isinstance(origin, dict) and all(isinstance(v, dict) for v in made.values()):
         return Report({column: {name: _figure(v) for name, v in own.items()} for column, own in made.items()}, origin)
