@@ -92,7 +92,7 @@ def parse_json(data: bytes, where: object, finite: bool = False) -> Any:
     """Return the value of a JSON text in UTF-8; ``where`` names it in the error.
 
     Raises:
-        PraError: other text, a nesting beyond :data:`DEEPEST`, or, if ``finite``, a number that is not finite (Python reads ``NaN`` and ``1e999``).
+        PraError: other text, a nesting beyond :data:`DEEPEST`, or, if ``finite``, a number that is not finite.
     """
     refuse: dict[str, Any] = {"parse_constant": _number, "parse_float": _number} if finite else {}
     try:
