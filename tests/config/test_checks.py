@@ -138,3 +138,7 @@ def test_advised_multiple_is_taken(settings, name, value, way):
     run = pra.recipe("tiny")
     refused(lambda: apply_settings(run, settings), way.partition("=")[2], code="conflict", name=name, value=value)
     apply_settings(run, [*settings, way])
+
+
+def test_list_without_an_end_is_refused_at_once():
+    refused(lambda: from_dict(SamplingConfig, {"times": [0] * 10**6}), "at most 100,000 values")

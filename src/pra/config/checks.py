@@ -21,6 +21,10 @@ NUMBERS: dict[type, type] = {int: numbers.Integral, float: numbers.Real}
 """Accepted types: NumPy scalars count as numbers, and integers as floats."""
 
 
+MOST_VALUES = 100_000
+"""Values of a list: a damaged file may hold any number."""
+
+
 class Settings:
     """Base of all settings: a new object converts and checks its fields by their annotations (:func:`fit`)."""
 
@@ -115,6 +119,8 @@ def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
         items = items[:1] * len(value) if several else items
     if not isinstance(value, list | tuple) or len(value) != len(items):
         raise _unfit("a list" if several else f"{len(items)} values", value, where)
+    if len(value) > MOST_VALUES:
+        raise _unfit(f"at most {MOST_VALUES:,} values", value, where)
     return tuple(fit(item, one, where) for item, one in zip(items, value, strict=True))
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pra.config import SamplingConfig, from_dict, model_from_dict, to_dict
-from pra.errors import PraError
+from pra.config.checks import within
+from pra.errors import PraError, reason_of
 from pra.models import Model, build_model
-from pra.utils.files import check_free, explained, file_mode, new_folder
+from pra.utils.files import check_free, check_regular, explained, file_mode, new_folder, read_json, unreadable
 from pra.utils.hub import download, is_address
 
 FORMAT, READABLE = 2, (1, 2)
@@ -32,6 +33,8 @@ RAW, EMA, POWER = "raw", "ema", "power-"
 """Names of a checkpoint's weights: raw (in ``MODEL``), the exponential average, prefix of power-function averages."""
 STATE = "state.json"
 """The manifest of a checkpoint, written last."""
+Step = Annotated[int, within(1, 10**12)]
+"""Steps of training: a damaged file may hold any number."""
 SHIPPED = Path(__file__).parents[1] / "shipped"
 """The model that comes with the package, a folder as :func:`save` makes it."""
 
@@ -203,14 +206,19 @@ def whole_checkpoints(run: Path) -> list[Path]:
 
 def _fault(folder: Path) -> str | None:
     try:
-        sizes = dict(read_json(folder / STATE)["sizes"])
-    except (PraError, KeyError, TypeError, ValueError):
+        sizes = read_state(folder)["sizes"]
+    except PraError:
         return f"no readable {STATE}"
     for name, size in sizes.items():
-        actual = (folder / name).stat().st_size if (folder / name).exists() else None
+        actual = os.stat(folder / name).st_size if os.path.exists(folder / name) else None  # a name may be anything
         if actual != size:
             return f"{name} is missing" if actual is None else f"{name} has {actual} bytes of {size}"
     return None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a checkpoint: ``step``, and ``sizes`` in bytes by file."""
+    return read_json(folder / STATE, step=Step, sizes=dict)
 
 
 def write_config(model: Model, folder: Path) -> None:
@@ -226,34 +234,24 @@ def read_config(folder: Path) -> Model:
     A stranger's file may ask for any size: the weights' own shapes are compared before memory is taken.
     """
     path = folder / CONFIG
-    values = read_json(path)
+    values = read_json(path, finite=True)
     if "format" not in values:
         raise unreadable(path, "is not of a model: it names no format. Use a model's folder")
     if values["format"] not in READABLE:
         problem = f"is of format {values['format']!r}, this version of pra reads {FORMAT}; install a newer pra"
         raise unreadable(path, problem)
-    config, classes = model_from_dict(values.get("model"), "model"), values.get("classes")
+    try:
+        config, classes = model_from_dict(values.get("model"), "model"), values.get("classes")
+        sampling = from_dict(SamplingConfig, values.get("sampling"), "sampling")
+    except PraError as error:
+        raise PraError(f"{path}: {error}", error.code, **error.fields) from None
     if not isinstance(classes, list) or len(classes) != config.num_classes:
         raise unreadable(path, f"does not name the {config.num_classes} classes of its model")
     with explained(path, "describes a model that cannot be built", "use another model"), torch.device("meta"):
         model = build_model(config, seed=None)
-    model.sampling = from_dict(SamplingConfig, values.get("sampling"), "sampling")
+    model.sampling = sampling
     model.classes = tuple(str(name) for name in classes)
     return model
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file, and refuse other content."""
-    try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise unreadable(path, f"cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        reason = "its bytes are not text" if isinstance(error, UnicodeDecodeError) else error
-        raise unreadable(path, f"is no JSON: {reason}") from None
-    if not isinstance(values, dict):
-        raise unreadable(path, f"holds {type(values).__name__} in place of an object")
-    return values
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -275,9 +273,9 @@ def present_name(name: str) -> str:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read every tensor of a safetensors file to the CPU, by its present name. Refuse a damaged file."""
     try:
-        return {present_name(name): tensor for name, tensor in load_file(path).items()}
+        return {present_name(name): tensor for name, tensor in load_file(check_regular(path)).items()}
     except (OSError, SafetensorError) as error:
-        problem = f"cannot be read ({error}). Use another checkpoint, or restore the file"
+        problem = f"cannot be read ({reason_of(error)}). Use another checkpoint, or restore the file"
         raise unreadable(path, problem) from None
 
 
@@ -297,11 +295,6 @@ def _tensors_of(model: Model, path: Path) -> dict[str, Tensor]:
             problem = f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}; restore the file"
             raise PraError(f"{path} is not of a model of pra: {problem}", code="mismatch", path=path)
     return tensors
-
-
-def unreadable(path: Path, problem: str) -> PraError:
-    """Return the error of a file that is damaged or of another format."""
-    return PraError(f"{path} {problem}", code="unreadable", path=path)
 
 
 def _halved(tensor: Tensor, name: str) -> Tensor:

@@ -26,7 +26,7 @@ from pra.models import Model, weights
 from pra.training.averages import EMA
 from pra.training.optimizer import Optimizers, gathered
 from pra.utils.distributed import World
-from pra.utils.files import new_folder
+from pra.utils.files import check_regular, new_folder
 
 OPTIMIZER = "optimizer"
 ALONE = "torch.distributed is disabled, unavailable or uninitialized"
@@ -151,7 +151,7 @@ class Saver:
 
 def step_of(folder: Path) -> int:
     """Return the steps done when a checkpoint was written."""
-    return int(weights.read_json(folder / weights.STATE)["step"])
+    return int(weights.read_state(folder)["step"])
 
 
 def restore_weights(folder: Path, model: Model, averages: Mapping[str, EMA]) -> int:
@@ -174,6 +174,8 @@ def restore_optimizer(folder: Path, model: Model, optimizer: Optimizers, world: 
     tensors: dict[str, Tensor] = {}
     owners: dict[str, tuple[str, str]] = {}
     try:
+        for file in folder.iterdir():
+            check_regular(file)
         # A parameter without gradients so far has no state.
         for path, saved in reader.read_metadata().state_dict_metadata.items():
             name, key = path.split("/")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pra.errors import PraError
+from pra.utils.files import check_regular
 
 DISTRIBUTION = "pra-pixels"
 """The package's name on PyPI, where a stranger's package is called pra."""
@@ -80,7 +81,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, as ``sha256sum`` prints it. Refuse a file that cannot be read."""
     try:
-        with path.open("rb") as file:
+        with check_regular(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         message = f"{path} cannot be read ({error.strerror}). Give another file"
