@@ -164,7 +164,7 @@ def train_under_fire(run: Path, job: Job, kills: int, moments: random.Random) ->
         end(workers)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a damaged checkpoint is passed over with a warning
-            weights.newest_checkpoint(run)
+            weights.newest_checkpoint(run, average=None)
     train(run, job, kills)
     return survived
 
