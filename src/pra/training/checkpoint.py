@@ -10,6 +10,7 @@ number of processes or on how they share the model.
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -75,9 +76,9 @@ class Saver:
                     weights.write_tensors(own, partial / name)
                 found = sorted(file for file in partial.rglob("*") if file.is_file())
                 names = {file.relative_to(partial).as_posix(): file for file in found}
-                state = {"step": step, "unlogged": dataclasses.asdict(unlogged or Unlogged())}
-                state["sizes"] = {name: file.stat().st_size for name, file in names.items()}
+                sizes = {name: file.stat().st_size for name, file in names.items()}
                 digests = {name: weights.content_sha256(file) for name, file in names.items()}
+                state = {"step": step, "unlogged": (unlogged or Unlogged()).finite(), "sizes": sizes}
                 weights.write_state(partial, state, digests)
                 shutil.rmtree(final, ignore_errors=True)  # a damaged one: the run would have resumed from a whole one
             # Damaged checkpoints of later steps do not count as kept.
@@ -169,6 +170,11 @@ class Unlogged:
 
     sums: dict[str, tuple[float, int]] = dataclasses.field(default_factory=dict)
     skipped: int = 0
+
+    def finite(self) -> dict[str, Any]:
+        """Return JSON values, which have no nan: ``state_std`` of a single patch is one."""
+        sums = {name: part for name, part in self.sums.items() if math.isfinite(part[0])}
+        return {"sums": sums, "skipped": self.skipped}
 
 
 def step_of(folder: Path) -> int:
