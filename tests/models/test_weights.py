@@ -328,7 +328,7 @@ def test_changed_weights_of_a_saved_model_are_refused(tmp_path):
 def test_json_in_another_layout_is_the_same_content(run, digests):
     for folder in weights.checkpoints(run):
         for name in ("state.json", "config.json"):
-            text = json.dumps(json.loads((folder / name).read_text()), indent=4)
+            text = json.dumps(json.loads((folder / name).read_text()), indent=4).replace(".0,", ",")
             (folder / name).write_bytes(b"\r\n".join(text.encode().split(b"\n")))
         if not digests:
             change(folder / "state.json", sha256=None)

@@ -195,6 +195,7 @@ def test_posthoc_equals_the_averages_that_were_kept(run, exact):
         assert distance(made, kept) < 0.02 * distance(kept, raw)
         assert same(dict(pra.load(run, average=file.stem).state_dict()), made)
         assert json.loads((file.parent / "state.json").read_text())["sha256"][file.name] == file_sha256(file)
+        assert weights.newest_checkpoint(run, average=None) == file.parent
         refused(lambda: posthoc(run, length), code="exists", name=f"power-{length:g}")  # noqa: B023
 
 

@@ -253,7 +253,7 @@ def add_digest(file: Path) -> None:
 
 
 def content_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; of a JSON file that of its values, whatever its line endings and indentation."""
+    """Return the SHA-256 of a file; of a JSON file that of its values, which another tool may write in its own way."""
     return _values_sha256(read_json(path)) if path.suffix == JSON else file_sha256(path)
 
 
@@ -261,7 +261,14 @@ def _values_sha256(values: dict[str, Any]) -> str:
     """Return the digest of JSON values, without the digest of ``STATE`` that ``STATE`` itself holds."""
     if known := _digests(values):
         values = values | {DIGESTS: {name: digest for name, digest in known.items() if name != STATE}}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    plain = json.loads(json.dumps(values), parse_float=_number)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _number(text: str) -> float:
+    """Return 1 for ``1.0``: some tools leave the zero out."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def _digests(values: dict[str, Any]) -> dict[str, Any]:
