@@ -278,7 +278,7 @@ STATES = dict.fromkeys(('{"step"', "[]", '{"sizes": 3}', '{"sizes": [1]}', "{}")
     ("name", "data", "fault"),
     [
         *((name, None, "bytes of") for name in (weights.MODEL, "ema.safetensors", SHARD)),
-        ("config.json", '{"format', "config.json is no JSON"),
+        ("config.json", '{"format', "config.json is no"),
         ("ema.safetensors", "", "0 bytes"),
         *(("state.json", text, fault) for text, fault in STATES.items()),
     ],
