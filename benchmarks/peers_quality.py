@@ -26,12 +26,11 @@ from pra.data.images import ArraySource
 from pra.evaluation.classifier import Classifier, fit_classifier
 from pra.evaluation.evaluate import evaluate
 from pra.evaluation.reference import Reference, from_source
-from pra.models.weights import read_json
 from pra.sampling.batches import Batch
 from pra.sampling.solvers import EVALUATIONS
 from pra.training.averages import EMA, exponential
 from pra.training.optimizer import build_optimizer
-from pra.utils.files import write_atomically
+from pra.utils.files import read_json, write_atomically
 
 BATCH = 500
 NEAR = 1.05

@@ -52,6 +52,7 @@ class NotFiniteError(PraError):
 
 def reason_of(error: object) -> str:
     """Shorten another library's error to part of a line of at most 300 characters; by default to its class."""
+    error = (isinstance(error, OSError) and error.strerror) or error
     return " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
 
 

@@ -181,6 +181,19 @@ def test_web_shards_are_checked_against_their_index(web, cache):
     assert not list(cache.rglob("*.tar"))
 
 
+@pytest.mark.parametrize(
+    "shard", [5, {"url": 3}, {"url": "a-0.tar", "filesize": "x"}, {"url": "a-0.tar", "filesize": -1}]
+)
+def test_web_index_of_wrong_types_is_refused(web, shard):
+    web.files["/d/index.json"] = json.dumps({"shardlist": [shard]}).encode()
+    refused(web.open, code="unreadable", path=f"{web.address}/d/index.json")
+
+
+def test_web_index_without_an_end_is_refused(web):
+    web.files["/d/index.json"] = bytes(2**25 + 2**20)
+    refused(web.open, "33,554,432", code="too-large", url=f"{web.address}/d/index.json")
+
+
 def test_web_full_disk_is_refused(web, full_disk):
     with full_disk(500):
         refused(web.open, "File too large", "ulimit -f", code="unwritable")

@@ -213,3 +213,45 @@ def test_wds_bad_shards_are_refused(shards):
         (shards / name).write_bytes(tar_of({"a.txt": b"", "a.cls": b"1"}))
     refused(lambda: open_source(f"wds:{shards}"), code="missing", path=shards / "a-0.tar")
     assert not list(shards.glob("*.npz"))
+
+
+POISON = {
+    "labels": [
+        np.array([9, 0, 0]),
+        np.array([-1, 0, 0]),
+        np.array([[0, 0, 0]]),
+        np.array([0.5, 0, 0]),
+        np.array([0, 1]),
+    ],
+    "files": [np.array([1, 0, 0]), np.array([-1, 0, 0])],
+    "offsets": [np.array([-512, 0, 0]), np.array([2**62, 0, 0])],
+    "sizes": [np.array([2**62, 1, 1]), np.array([-1, 1, 1])],
+    "members": [np.array(["a", "b", "c"]), np.array([None] * 3), np.zeros(10**7, "S1")],
+    "classes": [np.array([1, 2]), np.array("n01"), np.array([], "U1")],
+}
+
+
+@pytest.mark.parametrize(("name", "array"), [(name, array) for name, arrays in POISON.items() for array in arrays])
+def test_poisoned_tar_index_is_made_again(tar, name, array, capfd):
+    open_source(f"imagenet-tar:{tar}")
+    index = Path(f"{tar}.index.npz")
+    with np.load(index) as saved:
+        np.savez_compressed(index, **dict(saved) | {name: array})
+    capfd.readouterr()
+    source = open_source(f"imagenet-tar:{tar}")
+    assert "indexing" in capfd.readouterr().err
+    assert (source.labels.tolist(), source.classes) == ([1, 1, 0], ("n01", "n02"))
+    source.image(0)
+
+
+def test_tar_index_that_is_a_pipe_does_not_hang(tar):
+    os.mkfifo(f"{tar}.index.npz")
+    assert len(open_source(f"imagenet-tar:{tar}")) == 3
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_classes_that_are_not_a_file_are_refused(tmp_path, make):
+    (tmp_path / "a.tar").write_bytes(shard())
+    make(tmp_path / "classes.json")
+    do = lambda: open_source(f"wds:{tmp_path}")  # noqa: E731
+    refused(do, "not a regular file", code="unreadable", path=tmp_path / "classes.json")

@@ -165,6 +165,15 @@ def test_second_command_on_a_file_is_refused(tmp_path):
     assert contents(tmp_path) == {"b.npz": b"1"}
 
 
+def test_unfinished_folder_that_is_a_link_stays_whole(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("kept")
+    (tmp_path / ".b.npz.eval").symlink_to(tmp_path / "mine")
+    do = staged({"images": tmp_path / "b.npz"}, ALONE).__enter__
+    refused(do, "is a link", code="unwritable", path=tmp_path / ".b.npz.eval")
+    assert (tmp_path / "mine" / "file").read_text() == "kept"
+
+
 def test_failure_to_publish_leaves_no_file(tmp_path, monkeypatch):
     files = {"report": tmp_path / "o.json", "images": tmp_path / "b.npz"}
     replace = os.replace

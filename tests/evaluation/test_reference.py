@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -140,8 +141,8 @@ def test_broken_archive_is_one_line(tmp_path, broken):
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"pra": "[]"}, "damaged"),
-        ({"pra": "[" * 100_000}, "damaged"),
+        ({"pra": "[]"}, "list in place of an object"),
+        ({"pra": "[" * 100_000 + "]" * 100_000}, "deeper"),
         ({"pra": '{"format": 1}'}, "damaged"),
         ({"pra": '{"format": 2}'}, "newer pra"),
         ({"pra": json.dumps(DESCRIPTION | {"features": 3})}, "damaged"),
@@ -153,6 +154,18 @@ def test_broken_archive_is_one_line(tmp_path, broken):
         ({"mu": np.full(5, "a")}, "mu"),
         ({"sigma": np.eye(5) + 1j}, "sigma"),
         ({"mu_s": np.zeros(4)}, "sigma_s"),
+        ({"pra": json.dumps(DESCRIPTION | {"count": "many"})}, "count"),
+        ({"pra": json.dumps(DESCRIPTION | {"shape": [1e9, "x"]})}, "shape"),
+        ({"sigma": np.diag([1, 1, 1, 1, 1e308])}, "sigma"),
+        ({"sigma": np.diag([1, 1, 1, 1, np.inf])}, "sigma"),
+        ({"sigma": np.diag([1, 1, 1, 1, -0.5])}, "sigma has the eigenvalue -0.5"),
+        ({"sigma": np.eye(5) + 2 * np.eye(5)[::-1]}, "has the eigenvalue -1"),
+        ({"sigma": np.eye(5) + np.eye(5, k=1) / 9}, "not symmetric"),
+        ({"sigma": np.full((5, 5), None)}, "cannot be read as .npz"),
+        ({"sigma": np.eye(4)}, "sigma"),
+        ({"mu": np.full(5, 1e300)}, "mu"),
+        ({"mu_s": np.zeros(3), "sigma_s": -np.eye(3)}, "sigma_s"),
+        ({"mu_s": np.zeros(0), "sigma_s": np.zeros((0, 0)), "mu": np.zeros(0)}, "sigma"),
     ],
 )
 def test_statistics_of_our_own_with_nonsense_are_refused(tmp_path, change, name):
@@ -205,3 +218,19 @@ def test_batches_of_another_length_than_they_say_are_refused(tmp_path):
             file.write(IMAGES.tobytes())
         refused(lambda: NpzBatch(path), str(path), what)  # as the reference too it is refused before it is read
         refused(lambda: from_file(path, INCEPTION), str(path), what)
+
+
+def test_reference_that_is_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "s.npz")
+    for read in (lambda: from_file(tmp_path / "s.npz", INCEPTION), lambda: NpzBatch(tmp_path / "s.npz")):
+        refused(read, "not a regular file", code="unreadable", path=tmp_path / "s.npz")
+
+
+def test_spatial_statistics_of_another_size_give_no_sfid(tmp_path):
+    own = reference_of(pixels(30), Projection())
+    np.savez(tmp_path / "s.npz", mu=own.pool[0], sigma=own.pool[1], mu_s=np.zeros(7), sigma_s=np.eye(7))
+    read = from_file(tmp_path / "s.npz", INCEPTION)
+    with pytest.warns(UserWarning, match="no sFID"):
+        figures = judged(pixels(20), read, INCEPTION).figures["adm"]
+    assert figures["sfid"] is None
+    assert figures["fid"] is not None

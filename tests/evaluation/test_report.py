@@ -1,6 +1,7 @@
 """A run's report: what the page shows, that it needs nothing else, and what it says where something is missing."""
 
 import json
+import math
 import os
 import sys
 from html.parser import HTMLParser
@@ -18,7 +19,7 @@ from pra.config import Exact, Noised, Parallel, apply_settings, override, to_dic
 from pra.data import load_images, open_source
 from pra.evaluation import report as content
 from pra.evaluation import rollout_gap as gap
-from pra.evaluation.report import in_words, rollout_in_words, write_report
+from pra.evaluation.report import evaluation, in_words, rollout_in_words, write_report
 from pra.evaluation.rollout_gap import rollout_gap
 from pra.evaluation.samples import spread
 from pra.training import callbacks
@@ -248,6 +249,35 @@ def test_bad_input_is_refused_in_a_line(run, call, monkeypatch):
     ):
         assert call("report", run, *options).is_refusal(said)
     assert files_in(run.parent) == before
+
+
+GAP = {"checkpoint": "step-00000020", "images": 4, "seed": 0, "sampling": {"solver": "midpoint", "steps": 2}}
+GAP |= {"inputs": [0.1], "conditions": [0.1, 0.2], "training_loss": [1.0, 0.0], "rollout_loss": [math.nan, 1.0]}
+GAP |= {"environment": {}}
+
+
+def test_damaged_gap_is_refused_in_a_line(run, call):
+    path = run / "rollout-gap.json"
+    path.write_text(json.dumps(GAP))  # a loss may be nan
+    assert call("report", run, "--gap-images", 0).code == 0
+    for change in (
+        {"checkpoint": 5}, {"images": "x"}, {"sampling": 3}, {"sampling": {}}, {"inputs": []}, {"inputs": [10**400]},
+        {"rollout_loss": [1.0]}, {"training_loss": "x"}, {"seed": None},
+    ):  # fmt: skip
+        path.write_text(json.dumps(GAP | change))
+        assert call("report", run, "--gap-images", 0).is_refusal(str(path), "remove it")
+
+
+def test_strange_figures_and_pictures_are_shown_or_refused(run, call):
+    strange = {"fid": "x", "kid": [1], "sfid": 10**400, "precision": None, "recall": 0.5}
+    (run / "figures.json").write_text(json.dumps({"figures": {"adm": strange}, "provenance": {"images": 5}}))
+    assert call("report", run, "--gap-images", 0).code == 0
+    assert evaluation(run / "figures.json").figures["adm"] == dict.fromkeys(strange) | {"recall": 0.5}
+    (run / "samples" / "step-00000030.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")  # no other program starts
+    assert call("report", run, "--gap-images", 0).is_refusal("step-00000030.png")
+    (run / "samples" / "step-00000030.png").unlink()
+    os.mkfifo(run / "samples" / "step-00000030.png")
+    assert call("report", run, "--gap-images", 0).is_refusal("step-00000030.png", "not a regular file")
 
 
 @pytest.mark.filterwarnings("default:no report")

@@ -271,7 +271,17 @@ def test_save_on_a_full_disk_leaves_nothing(tmp_path, full_disk, size):
 
 
 SHARD = "optimizer/shard-00001-model-00001-of-00001.safetensors"
-STATES = dict.fromkeys(('{"step"', "[]", '{"sizes": 3}', '{"sizes": [1]}', "{}"), "no readable state.json")
+STATES = dict.fromkeys(('{"step"', "[]", '{"step": 20}', '{"step": 20, "sizes": [1]}', "{}"), "no readable state.json")
+STATES |= dict.fromkeys(
+    (
+        '{"step": "x", "sizes": {}}',
+        '{"step": -7, "sizes": {}}',
+        '{"step": 1e999, "sizes": {}}',
+        "[" * 100_000 + "]" * 100_000,
+    ),
+    "no readable state.json",
+)
+STATES |= {json.dumps({"step": 20, "sizes": {name: 3}}): "is missing" for name in ("a\0b", "a" * 5000)}
 
 
 @pytest.mark.parametrize(
@@ -360,3 +370,17 @@ def test_closed_folder_of_checkpoints_is_not_empty(run, monkeypatch):
     metrics = (run / "metrics.jsonl").read_bytes()
     refused(lambda: train(tiny("train.steps=30"), run), code="unreadable", path=folder)
     assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_special_files_in_a_checkpoint_are_refused(run):
+    folder = run / "checkpoints" / "step-00000020"
+    state = json.loads((folder / "state.json").read_text()) | {"sizes": {}}
+    (folder / "state.json").write_text(json.dumps({"step": state["step"], "sizes": {}}))
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        for name in ("ema.safetensors", SHARD, "config.json"):
+            (folder / name).rename(folder / "kept")
+            make(folder / name)
+            do = (lambda: train(tiny("train.steps=30"), run)) if name == SHARD else (lambda: pra.load(folder))
+            refused(do, "not a regular file", code="unreadable")
+            (folder / name).unlink()
+            (folder / "kept").rename(folder / name)

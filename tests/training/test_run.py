@@ -1,7 +1,9 @@
 """A run's folder: what is in it, what may change between two commands, and where its data may lie."""
 
+import io
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -17,11 +19,12 @@ from pra.data import open_source
 from pra.data.images import ArraySource
 from pra.models import weights
 from pra.recipes import distill
-from pra.training import callbacks
+from pra.training import callbacks, plots
 from pra.training import run as runs
+from pra.training.callbacks import overfits
 from pra.training.optimizer import learning_rate
 from pra.training.plots import draw_curves
-from pra.training.run import COMMON, loss_terms, points_of, read_metrics, read_run
+from pra.training.run import COMMON, loss_terms, points_of, read_metrics, read_run, training_seconds
 from pra.utils.distributed import World
 
 
@@ -124,9 +127,6 @@ def test_run_folder_that_is_something_else_is_refused(tmp_path):
 
 
 def test_damaged_files_of_a_run_are_named(run):
-    text = (run / "metrics.jsonl").read_text()
-    (run / "metrics.jsonl").write_text(text.replace('"step"', "step", 1))
-    refused(lambda: train(tiny("train.steps=30"), run), "metrics.jsonl, line 1", code="unreadable")
     (run / "config.json").write_text('{"recipe": ')
     before = contents(run)
     refused(lambda: train(tiny("train.steps=30"), run), "config.json")
@@ -245,3 +245,78 @@ def test_moved_first_weights_resume(begun, tmp_path):
     refused(lambda: train(short(renamed, 3), run), "(initial: ", str(other), str(renamed), code="mismatch")
     config = pra.config.apply_settings(short(renamed, 3), [f"initial={other}"])
     assert train(config, run).new_steps == 1
+
+
+GOOD = {"step": 12, "total": 1.0, "flow": 1.0, "images_per_second": 300.0, "epoch": 0.1}
+DAMAGED = {
+    "no step": {name: value for name, value in GOOD.items() if name != "step"},
+    "another name": {"stp": 12} | {name: value for name, value in GOOD.items() if name != "step"},
+    "text": {"step": "x"},
+    "no rate": GOOD | {"images_per_second": 0},
+    "rate below any": GOOD | {"images_per_second": 1e-300},
+    "beyond any float": GOOD | {"step": 10**400},
+    "list for a number": GOOD | {"flow": [1]},
+    "step of infinity": json.dumps(GOOD).replace("12", "1e999"),
+    "brackets": "[" * 100_000 + "]" * 100_000,
+    "torn": '{"step": 12, "to',
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_metrics_never_stop_a_run(run, kind, recwarn):
+    path, line = run / "metrics.jsonl", DAMAGED[kind]
+    line = (line if isinstance(line, str) else json.dumps(line)) + "\n"
+    first, *others = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([first, line, *others]) + '{"step": 99')
+    train(tiny("train.steps=21"), run)
+    assert path.read_text().startswith("".join([first, line, *others]))  # nothing of the user's is lost
+    assert steps_logged(run) == [5, 10, 15, 20, 21]
+    rows, config = read_metrics(run), read_run(run)
+    assert 0 < training_seconds(rows, config.train.batch_size) < 60
+    told = [str(warning.message) for warning in recwarn if "damaged" in str(warning.message)]
+    assert told == [f"{path}: 1 damaged line(s) are left out, the first is line 2. Repair or remove them"]
+
+
+def test_strange_names_and_numbers_in_metrics_draw(run):
+    rows = [GOOD | {"step": step, "$\\frac{": 3e38, "inf": 1e400, "a" * 101: 1.0} for step in (5, 10)]
+    rows += [GOOD | {"step": 15, **{f"term{number}": 1.0 for number in range(100)}}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(loss_terms(read_metrics(run))) == 24
+    assert not any({"inf", "a" * 101} & row.keys() for row in read_metrics(run))
+    assert not overfits(read_metrics(run) * 5)
+    figure = plots.curves({"a $b$": read_metrics(run), "b": read_metrics(run)}, {"flow": "$\\frac{", "$\\frac{": "b"})
+    figure.savefig(io.BytesIO())
+
+
+def test_metrics_that_are_not_a_file_are_refused(run):
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (run / "metrics.jsonl").unlink()
+        make(run / "metrics.jsonl")
+        refused(lambda: train(tiny("train.steps=30"), run), code="unreadable", path=run / "metrics.jsonl")
+    (run / "metrics.jsonl").unlink()
+    with (run / "metrics.jsonl").open("wb") as file:
+        file.truncate(2**29)  # takes no space
+    refused(lambda: read_metrics(run), "536,870,912 bytes", code="unreadable", path=run / "metrics.jsonl")
+    (run / "metrics.jsonl").write_text("{\n" * 10**6)
+    refused(lambda: read_metrics(run), "10,000 damaged lines", code="unreadable", path=run / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "tensorboard"])
+def test_run_with_a_link_to_elsewhere_is_refused(run, tmp_path, name):
+    (run / name).rename(tmp_path / "mine")
+    (run / name).symlink_to(tmp_path / "mine")
+    before = contents(tmp_path)
+    refused(lambda: train(tiny("train.steps=30"), run), code="unwritable", path=run / name)
+    assert contents(tmp_path) == before
+    (run / name).unlink()
+    (tmp_path / "mine").rename(run / name)
+    (tmp_path / "link").symlink_to(run)  # the user's own choice
+    assert train(tiny("train.steps=21"), tmp_path / "link").steps == 21
+
+
+@pytest.mark.parametrize("part", [{"data": 5}, {"losses": "x"}, {"initial": []}, {"data": {"images": {}}}])
+def test_environment_of_wrong_types_is_one_line(run, part):
+    (run / "environment.json").write_text(json.dumps(part))
+    other = tiny("train.steps=30", "data.source=digits@test")
+    refused(lambda: train(other, run), code="mismatch" if part == {"data": {"images": {}}} else "unreadable")

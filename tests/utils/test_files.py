@@ -12,7 +12,20 @@ from PIL import Image
 from support.files import contents
 from support.refusal import refused
 
-from pra.utils.files import check_output, new_folder, output_format, save_images, write_atomically
+from pra.config.checks import NaturalInt
+from pra.utils.files import (
+    begin_partial,
+    check_output,
+    explained,
+    new_folder,
+    output_format,
+    partial_folder,
+    read_arrays,
+    read_json,
+    save_images,
+    write_atomically,
+)
+from pra.utils.provenance import file_sha256
 
 IMAGES = torch.arange(3 * 3 * 8 * 6).remainder(251).to(torch.uint8).view(3, 3, 8, 6)
 
@@ -127,3 +140,63 @@ def test_disk_that_cannot_sync_is_refused(tmp_path, monkeypatch):
     failing[0] = stat.S_ISDIR
     save(tmp_path / "x")
     assert len(contents(tmp_path / "x")) == 3
+
+
+STRANGE = {
+    "brackets": (b"[" * 100_000 + b"]" * 100_000, "deeper than 100"),
+    "nesting below Python's limit": (b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}", "deeper than 100"),
+    "unclosed": (b'{"a": ', "is not JSON"),
+    "NaN": (b'{"a": NaN}', "NaN is not a finite number"),
+    "1e999": (b'{"a": 1e999}', "1e999 is not a finite number"),
+    "digits": (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON"),
+    "UTF-16": ('{"a": 1}'.encode("utf-16"), "not text"),
+    "list": (b"[1]", "list in place of an object"),
+    "large": (b" " * (2**25 + 1), "at most 33,554,432"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_json_that_is_not_ours_is_one_line(tmp_path, kind):
+    (tmp_path / "a.json").write_bytes(STRANGE[kind][0])
+    refused(lambda: read_json(tmp_path / "a.json"), STRANGE[kind][1], code="unreadable", path=tmp_path / "a.json")
+
+
+def test_json_fields_have_their_types(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf{"step": 3, "rate": 1e999}')  # an editor put a byte order mark
+    assert read_json(path, finite=False, step=NaturalInt, more=dict | None)["step"] == 3
+    for kinds, problem in (({"step": str}, "step: expected str, got 3"), ({"more": dict}, "more: expected dict")):
+        do = lambda kinds=kinds: read_json(path, finite=False, **kinds)  # noqa: E731
+        refused(do, problem, code="unreadable", path=path)
+    path.write_text('{"step": -1}')
+    refused(lambda: read_json(path, step=NaturalInt), "step must lie in [0, inf]", code="unreadable", path=path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_special_files_are_refused_at_once(tmp_path, make):
+    path = tmp_path / "special"
+    make(path)
+    refused(lambda: read_json(path), code="unreadable", path=path)
+    refused(lambda: file_sha256(path), code="missing", path=path)
+    refused(lambda: explained(path, "cannot be read", "give another").__enter__(), code="unreadable", path=path)
+
+
+def test_arrays_of_a_bomb_are_refused_unread(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(10**6), b=np.zeros(10**6))
+    with pytest.raises(ValueError, match=r"8,000,128 bytes, at most 8,000,000"):
+        read_arrays(tmp_path / "a.npz", ["a"], most=8_000_000)
+    assert read_arrays(tmp_path / "a.npz", ["a"], most=9_000_000)["a"].shape == (10**6,)
+
+
+def test_unfinished_folder_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / ".out.partial").symlink_to(tmp_path / "mine")
+    for do in (lambda: partial_folder(tmp_path / "out"), lambda: new_folder(tmp_path / "out").__enter__()):
+        refused(do, "is a link", code="unwritable", path=tmp_path / ".out.partial")
+    assert not any((tmp_path / "mine").iterdir())
+
+
+def test_unfinished_folder_with_a_damaged_plan_is_refused(tmp_path):
+    assert begin_partial(tmp_path, {"count": 3}, "sampling") == {"count": 3}
+    (tmp_path / "plan.json").write_text("[1]")
+    refused(lambda: begin_partial(tmp_path, {"count": 3}, "sampling"), code="unreadable", path=tmp_path / "plan.json")

@@ -102,3 +102,16 @@ def test_locked_leaves_a_lock_that_it_may_not_open(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="Permission denied"), locked(tmp_path, "trained", "wait"):
         pass
     assert holder_of(tmp_path) == "process 7 on elsewhere"
+
+
+def test_lock_that_is_not_a_file_is_refused(tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / "run").mkdir()
+    for make in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "mine"), lambda path: path.symlink_to("/dev/zero")):
+        make(tmp_path / "run" / LOCK)
+        do = locked(tmp_path / "run", "trained", "wait").__enter__
+        refused(do, code="unwritable", path=tmp_path / "run" / LOCK)
+        (tmp_path / "run" / LOCK).unlink()
+    os.mkfifo(tmp_path / "run" / LOCK)
+    assert holder_of(tmp_path / "run") is None
+    assert (tmp_path / "mine").read_text() == "kept"

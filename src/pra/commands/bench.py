@@ -16,7 +16,7 @@ from pra.bench.device import Peak, measure
 from pra.bench.sampling import Row, count, measured_parts
 from pra.commands.options import Device, File, Flag, Integer, Number, Settings, Text, choices, parse_numbers
 from pra.config import Precision, RunConfig, SamplingConfig, apply_settings, check_sampling, to_dict
-from pra.config.checks import member, positive
+from pra.config.checks import PositiveFloat, member, positive
 from pra.errors import PraError
 from pra.evaluation.flops import training_flops
 from pra.evaluation.outputs import check_outputs
@@ -25,6 +25,7 @@ from pra.recipes import recipe, recipe_or_run
 from pra.sampling import Engine
 from pra.training.run import write_json
 from pra.utils.device import in_bfloat16, pick_device
+from pra.utils.files import check_fields, read_json
 from pra.utils.provenance import device_name, environment
 
 LARGEST_BATCH = 1 << 16
@@ -188,16 +189,16 @@ def _rates(
         if value is not None:
             raise PraError(f"--measured says both. Leave out {option}", code="conflict", option=option)
     path = measured.expanduser()
-    figures = weights.read_json(path)
+    figures = read_json(path)
     try:
-        share, rate, model = float(figures["mfu"]), float(figures["device_flops"]), figures["config"]["model"]
-    except (KeyError, TypeError, ValueError):
+        check_fields(figures, path, mfu=PositiveFloat, device_flops=PositiveFloat, config=dict)
+    except PraError:
         problem = f"--measured {path} is not of pra bench train --out, without --plan. Measure first"
         raise PraError(problem, code="unreadable", path=path) from None
-    if model != json.loads(json.dumps(to_dict(config.model))):
+    if figures["config"].get("model") != json.loads(json.dumps(to_dict(config.model))):
         problem = f"--measured {path} is of another model, {figures['config'].get('recipe')}"
         raise PraError(f"{problem}. Measure {config.recipe}, or say --mfu", code="mismatch", path=path)
-    return [share], rate
+    return [figures["mfu"]], figures["device_flops"]
 
 
 def _planned(config: RunConfig, gpus: int, mfus: list[float], rate: float) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pra.evaluation.sweep import COLUMNS, GUIDANCE, Point, Result, draw, find_be
 from pra.models.weights import model_folder, run_of, weights_name
 from pra.sampling.batches import Batch
 from pra.utils.distributed import join
-from pra.utils.files import write_atomically
+from pra.utils.files import own_folder, write_atomically
 from pra.utils.locks import locked
 from pra.utils.pixels import contact_sheet
 from pra.utils.signals import Interrupted, ended_by_sigterm
@@ -117,7 +117,7 @@ def _default_folder(run: Path | None, home: Path | None) -> Path:
     if run is None or home is None:
         return Path(f"{run.name if run else 'pra'}-sweep")
     given = run.expanduser()
-    return (given if given.absolute() == home.absolute() else home) / "sweep"
+    return own_folder((given if given.absolute() == home.absolute() else home) / "sweep")
 
 
 def _tell(results: Sequence[Result], folder: Path, own: SamplingConfig, run: Path | None, shared: bool) -> None:

@@ -17,7 +17,7 @@ from urllib.request import getproxies
 from filelock import FileLock
 
 from pra.errors import PraError, reason_of
-from pra.utils.files import remedy
+from pra.utils.files import MOST_JSON, remedy
 from pra.utils.progress import Progress
 from pra.utils.provenance import file_sha256
 
@@ -56,10 +56,15 @@ def fetch_all(urls: Sequence[str], folder: Path, promises: Mapping[str, Promise]
 
 
 def fetch_small(url: str) -> bytes | None:
-    """Return the contents of a file, or None if the server does not have or give it."""
+    """Return the contents of a file of JSON, or None if the server does not have or give it."""
     target = io.BytesIO()
+
+    def bounded(_: int) -> None:
+        if target.tell() > MOST_JSON:
+            raise PraError(f"{url} has more than {MOST_JSON:,} bytes. Repair it there", "too-large", url=url)
+
     try:
-        _download(url, target)
+        _download(url, target, bounded)
     except PraError as error:
         if _refuses(error.fields.get("status")):
             return None

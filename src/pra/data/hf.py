@@ -21,7 +21,7 @@ from pra.config.checks import Settings, within
 from pra.config.values import parse_value
 from pra.data.images import Files, Labels, corrupt, numbered_classes
 from pra.errors import PraError, nearest, reason_of
-from pra.utils.files import cache_folder, expand, write_atomically
+from pra.utils.files import cache_folder, expand, read_arrays, write_atomically
 from pra.utils.progress import Progress
 
 _WITHOUT = "none"
@@ -304,8 +304,12 @@ def _streamed_labels(choice: Choice, label: str | None, features: Any) -> tuple[
     column = label or next(plain, str(choice.image))
     place = cache_folder() / f"labels-{_fingerprint(choice, column)}.npz"
     # Missing or damaged labels are read again.
-    with contextlib.suppress(Exception), np.load(place) as known:
-        return known["labels"], known["starts"]
+    with contextlib.suppress(Exception):
+        known = read_arrays(place, ("labels", "starts"), most=2**36)
+        kept, bounds = known["labels"], known["starts"]
+        ends = [kept.ndim, bounds.dtype.kind, bounds[0], bounds[-1]]
+        if ends == [1, "i", 0, len(kept)] and (np.diff(bounds) >= 0).all():
+            return kept, bounds
     try:
         rows = _load(choice, columns=[column])
     except Exception:  # the format has no way to read one column

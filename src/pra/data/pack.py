@@ -15,14 +15,14 @@ from typing import Annotated, Any, NamedTuple
 
 from PIL import Image
 
-from pra.config.checks import Settings, within, wrong
+from pra.config.checks import NaturalInt, Settings, within, wrong
 from pra.data.images import CorruptImage, open_image
 from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable, reading
 from pra.data.prepare import convert, cover
 from pra.data.source import Encoded, Source
 from pra.data.tars import CLASSES, INDEX
 from pra.errors import PraError
-from pra.utils.files import PLAN, begin_partial, check_free, new_file, partial_folder, write_atomically
+from pra.utils.files import PLAN, begin_partial, check_free, new_file, partial_folder, read_json, write_atomically
 from pra.utils.locks import LOCK, locked
 from pra.utils.progress import Progress
 from pra.utils.provenance import file_sha256
@@ -165,7 +165,8 @@ def _write_shard(path: Path, images: Iterable[dict[str, bytes] | str], bar: Prog
 
 def _finish(partial: Path, folder: Path, source: Source, shards: list[Path], packing: Packing) -> Packed:
     """Write classes and index (in the form of WebDataset's), and give the folder its name."""
-    records = [json.loads(_record(shard).read_bytes()) for shard in shards]
+    kinds: dict[str, Any] = {"nsamples": NaturalInt, "filesize": NaturalInt, "skipped": tuple[str, ...]}
+    records = [read_json(_record(shard), **kinds) for shard in shards]
     skipped = [problem for record in records for problem in record.pop("skipped")]
     images = sum(record["nsamples"] for record in records)
     if not images:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import tarfile
 import warnings
@@ -16,10 +15,20 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
+from pra.config.checks import NaturalInt
 from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
 from pra.data.images import Files, check_there, corrupt, is_image_name, numbered_classes, pack
 from pra.errors import PraError
-from pra.utils.files import cache_folder, expand, write_atomically
+from pra.utils.files import (
+    MOST_JSON,
+    cache_folder,
+    check_fields,
+    expand,
+    parse_json,
+    read_arrays,
+    read_regular,
+    write_atomically,
+)
 from pra.utils.progress import Progress
 
 _FORMAT = 2
@@ -31,6 +40,11 @@ CLASSES, INDEX = "classes.json", "index.json"
 _SHARDS = "Give WebDataset shards, uncompressed tars of KEY.jpg and KEY.cls"
 _NO_LABEL = -1
 TarIndex = dict[str, Any]
+_COLUMNS = {"files": "i", "offsets": "i", "sizes": "i", "labels": "i", "members": "S"}
+"""Columns of a saved index with the kinds of their numbers; its bytes are fewer than the tars' and ``_LEAST``."""
+_LEAST = 2**24
+_PROMISED: dict[str, Any] = {"url": str, "filesize": NaturalInt | None, "sha256": str | None}
+"""Fields of a shard in ``INDEX``, with their types."""
 
 
 class Found(NamedTuple):
@@ -122,6 +136,7 @@ def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Seque
     It is kept beside the first tar, or in ``$XDG_CACHE_HOME/pra`` if that cannot be written.
     """
     status = [path.stat() for path in (*tars, *beside)]
+    sizes = [one.st_size for one in status[: len(tars)]]
     # Taken before the scan: a tar that changes meanwhile must not match.
     stamp = [_FORMAT, *(number for s in status for number in (s.st_size, s.st_mtime_ns))]
     digest = hashlib.sha256(b"\0".join(os.fsencode(path.absolute()) for path in tars)).hexdigest()[:16]
@@ -129,9 +144,10 @@ def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Seque
     places = tars[0].with_name(name if len(tars) == 1 else long_name), cache_folder() / long_name
     for place in places:
         # A new index replaces a damaged one.
-        with contextlib.suppress(Exception), np.load(place, allow_pickle=False) as saved:
-            if saved["stamp"].tolist() == stamp:
-                return dict(saved)
+        with contextlib.suppress(Exception):
+            saved = read_arrays(place, None, most=sum(sizes) + _LEAST)
+            if saved["stamp"].tolist() == stamp and _is_of(saved, sizes):
+                return saved
     index = scan()
     for place in places:
         try:
@@ -141,6 +157,18 @@ def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Seque
             problem = error
     warnings.warn(f"the index of {tars[0]} will be made again each time: {problem}", stacklevel=2)
     return index
+
+
+def _is_of(index: TarIndex, tars: Sequence[int]) -> bool:
+    """Return whether a saved index fits tars of so many bytes: the file beside them may be anything."""
+    columns = {name: index[name] for name in _COLUMNS}
+    if {name: column.dtype.kind for name, column in columns.items()} != _COLUMNS or index["classes"].dtype.kind != "U":
+        return False
+    files, offsets, sizes, labels, _ = columns.values()
+    if any(column.shape != files.shape for column in columns.values()) or files.ndim != 1 or index["classes"].ndim != 1:
+        return False
+    known = (files >= 0) & (files < len(tars)) & (labels >= 0) & (labels < len(index["classes"]))
+    return bool(known.all() and ((offsets >= 0) & (sizes >= 0) & (sizes <= np.array(tars)[files] - offsets)).all())
 
 
 def members(
@@ -176,7 +204,7 @@ class WebDataset(TarSource):
     def __init__(self, name: str, pattern: str) -> None:
         shards = _fetched(pattern) if "://" in pattern else _local(pattern)
         classes = shards[0].with_name(CLASSES)
-        beside = [classes] if classes.is_file() else []
+        beside = [classes] if classes.exists() else []
         super().__init__(name, shards, load_index(shards, lambda: _scan_shards(shards, _class_names(classes)), beside))
 
 
@@ -244,16 +272,14 @@ def _beside(url: str, name: str) -> str:
 def _promises(url: str) -> dict[str, Promise]:
     index = _json(url, fetch_small(url)) or {}
     try:
-        return {s["url"]: Promise(s.get("filesize"), s.get("sha256")) for s in index.get("shardlist") or ()}
+        shards = [check_fields(s, url, **_PROMISED) for s in index.get("shardlist") or ()]
+        return {s["url"]: Promise(s.get("filesize"), s.get("sha256")) for s in shards}
     except (TypeError, KeyError, AttributeError):
         raise _malformed(url, "is not an index of shards") from None
 
 
 def _json(where: object, data: bytes | None) -> Any:
-    try:
-        return None if data is None else json.loads(data)
-    except ValueError as error:
-        raise _malformed(where, f"is not JSON ({error})") from None
+    return None if data is None else parse_json(data, where)
 
 
 def _malformed(where: object, problem: str) -> PraError:
@@ -261,7 +287,10 @@ def _malformed(where: object, problem: str) -> PraError:
 
 
 def _class_names(path: Path) -> list[str]:
-    classes = _json(path, path.read_bytes()) if path.is_file() else []
+    try:
+        classes = _json(path, read_regular(path, MOST_JSON)) if path.exists() else []
+    except OSError as error:
+        raise _malformed(path, f"cannot be read ({error.strerror})") from None
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise _malformed(path, "is not a list of the classes' names")
     return classes

@@ -23,7 +23,7 @@ from pra.evaluation.report import (
 )
 from pra.models import Model, count_parameters, weights
 from pra.sampling import Samplers
-from pra.sharing.card import CARD, SAMPLES
+from pra.sharing.card import CARD, SAMPLES, read_card
 from pra.training.plots import CURVES
 from pra.training.run import read_run, recorded
 from pra.utils.hub import PREFIX, is_address
@@ -115,7 +115,7 @@ def describe(exhibit: Exhibit) -> About:
         beside = {"Samples": folder / SAMPLES, "Training curves": folder / CURVES}
         shown = {title: [embedded(path)] for title, path in beside.items() if path.exists()}
         card = folder / CARD
-        text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+        text = read_card(card) if card.exists() else ""
         why = "This is a saved model without the folder of its run"
         why += "." if text else ", and no model card lies beside it: how it was trained is not told."
         return About(exhibit.name, facts, shown, text, why)

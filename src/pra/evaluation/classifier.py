@@ -27,7 +27,7 @@ from pra.evaluation.collect import shape_text
 from pra.evaluation.features import Features
 from pra.evaluation.samples import prepared
 from pra.utils import files
-from pra.utils.files import check_free, write_atomically
+from pra.utils.files import check_free, parse_json, write_atomically
 from pra.utils.pixels import from_uint8
 from pra.utils.progress import Progress
 from pra.utils.provenance import file_sha256
@@ -103,7 +103,7 @@ class Classifier:
         self.device = device
         try:
             with safe_open(path, framework="pt") as file:
-                recorded = json.loads(file.metadata()["pra"])
+                recorded = parse_json(file.metadata()["pra"].encode(), path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dictionary
             self.size: tuple[int, int] = tuple(recorded["size"])
             self.channels = int(recorded["channels"])

@@ -303,7 +303,7 @@ def rendered(names: Sequence[str], sections: Sequence[Section]) -> str:
     """Return the sections below each other, columns flush right, the best of a row with a star."""
     lines: list[Row | str] = [Row("", [one_line(name) for name in names])]
     for title, rows in sections:
-        lines += [title, *(Row(f"  {row.name}", _shortened(row.cells), row.best) for row in rows)]
+        lines += [one_line(title), *(Row(f"  {one_line(row.name)}", _shortened(row.cells), row.best) for row in rows)]
     rows = [line for line in lines if isinstance(line, Row)]
     first = max(len(row.name) for row in rows)
     widths = [max(map(len, column)) for column in zip(*(row.cells for row in rows), strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,11 @@ def _figures(collector: Collector, reference: Reference) -> Figures:
     spatial: Moments | None = collector.sums.get("spatial")
     figures: Figures = {"fid": frechet_distance(*pool.gaussian, *reference.pool), "sfid": None}
     if spatial and reference.spatial:
-        figures["sfid"] = frechet_distance(*spatial.gaussian, *reference.spatial)
+        own, there = len(spatial.mean), len(reference.spatial[0])
+        if own == there:
+            figures["sfid"] = frechet_distance(*spatial.gaussian, *reference.spatial)
+        else:  # the other figures took long
+            warnings.warn(f"no sFID: {reference.name} has {there} spatial features, not {own}", stacklevel=2)
     if kept is not None and min(len(kept), collector.keep) >= 2:
         figures["kid"], figures["kid_std"] = metrics.kernel_distance(collector.kept.numpy(), kept.numpy())
     if truth is not None and collector.keep > NEIGHBOURS:

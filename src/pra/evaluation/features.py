@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pra.errors import PraError, reason_of
 from pra.utils.extras import import_failed
+from pra.utils.files import check_regular
 from pra.utils.provenance import file_sha256
 from pra.utils.registry import Registry
 
@@ -243,6 +244,7 @@ def _imported(module: str, features: str, packages: str, extra: str) -> Any:
 def weights_of(path: Path, network: str) -> Iterator[None]:
     """Explain whatever unpickling a file raises, or a missing or misshapen tensor."""
     try:
+        check_regular(path)
         yield
     except Exception as error:
         problem = f"{path} does not hold the weights of {network} ({reason_of(error)})"

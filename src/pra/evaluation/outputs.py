@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pra.errors import PraError
 from pra.utils.distributed import World
-from pra.utils.files import check_free, unwritten
+from pra.utils.files import check_free, own_folder, unwritten
 from pra.utils.locks import LOCK, locked
 from pra.utils.signals import ended_by_sigterm
 
@@ -41,7 +41,7 @@ def staged(files: Mapping[str, Path], world: World) -> Iterator[dict[str, Path]]
     Raises:
         PraError: another command is writing one of the files, or the disk refuses.
     """
-    places = {name: path.with_name(f".{path.name}.eval") / path.name for name, path in files.items()}
+    places = {name: own_folder(path.with_name(f".{path.name}.eval")) / path.name for name, path in files.items()}
     with ended_by_sigterm(), ExitStack() as stack:
         for place in places.values():
             stack.callback(_remove, place.parent)  # on every rank: only the last rank finds the folder empty

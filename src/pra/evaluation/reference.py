@@ -24,13 +24,26 @@ from pra.evaluation.metrics import NEIGHBOURS, Array, Balls, Protocol
 from pra.evaluation.samples import prepared
 from pra.sampling.batches import Batch, NpzBatch
 from pra.utils.distributed import ALONE, World
-from pra.utils.files import explained, listed, read_arrays, write_atomically
+from pra.utils.files import check_fields, explained, listed, parse_json, read_arrays, unreadable, write_atomically
 from pra.utils.provenance import file_sha256
 
 FORMAT = 1
 _NUMBERS = ("mu", "sigma", "mu_s", "sigma_s", "features")
-DESCRIPTION = ("name", "features", "fingerprint", "shape", "fit", "count", "prepared", "images_sha256")
-"""Fields of a reference that our own files keep beside the numbers."""
+DESCRIPTION: dict[str, Any] = {
+    "name": str,
+    "features": str,
+    "fingerprint": str | None,
+    "shape": tuple[int, ...] | None,
+    "fit": str | None,
+    "count": int | None,
+    "prepared": dict | None,
+    "images_sha256": str | None,
+}
+"""Fields of a reference, with their types, that our own files keep beside the numbers."""
+LARGEST = 1e15
+"""Numbers of features and of their statistics lie far below: no square or distance of them overflows float32."""
+TOLERANCE = 1e-3
+"""A covariance in float32 may miss symmetry and a least eigenvalue of 0 by rounding, relative to its largest number."""
 
 
 Gaussian = tuple[Array, Array]
@@ -179,7 +192,7 @@ def from_file(
     arrays, known = _read(path)
     if not known and "mu" in arrays and extractor.name != "inception":
         raise PraError(f"{path} does not name its features. Use --features inception", "mismatch", path=path)
-    pool = _gaussian(path, arrays, "") if known or "mu" in arrays else None
+    pool = _gaussian(path, arrays, "", extractor.dim) if known or "mu" in arrays else None
     spatial = _gaussian(path, arrays, "_s") if "mu_s" in arrays else None
     kept = None
     if known and pool and "features" in arrays:
@@ -217,33 +230,42 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         return arrays, {}
     with explained(path, "is damaged", "write it again"):
         known: dict[str, Any] = {"prepared": None, "images_sha256": None}  # missing from older files
-        known |= json.loads(str(arrays["pra"]))
-        if known.pop("format") != FORMAT:
+        known |= check_fields(parse_json(str(arrays["pra"]).encode(), path), path)
+        if known.pop("format", None) != FORMAT:
             raise PraError(f"{path} is of another format than {FORMAT}. Install a newer pra", "unsupported", path=path)
-        if not known.keys() >= set(DESCRIPTION) or not isinstance(known["features"], str):
+        check_fields(known, path, **DESCRIPTION)
+        if not known.keys() >= DESCRIPTION.keys():
             raise ValueError(f"it describes {listed(known)}")
         if known["fingerprint"] is None and known["features"] != "inception":
             raise ValueError("it lacks the fingerprint of its features")
         known = {name: known[name] for name in DESCRIPTION} | {"name": f"{path} ({known['name']})"}
-        known["shape"] = known["shape"] and tuple(map(int, known["shape"]))
+        known["shape"] = known["shape"] and tuple(known["shape"])
     return arrays, known
 
 
-def _gaussian(path: Path, arrays: dict[str, npt.NDArray[Any]], suffix: str) -> Gaussian:
-    """Return ``mu`` and ``sigma`` with this suffix, checked."""
-    mean = _numbers(path, arrays, f"mu{suffix}", (None,))
-    covariance = _numbers(path, arrays, f"sigma{suffix}", 2 * mean.shape)
-    return mean.astype(np.float64), covariance.astype(np.float64)
+def _gaussian(path: Path, arrays: dict[str, npt.NDArray[Any]], suffix: str, size: int | None = None) -> Gaussian:
+    """Return ``mu`` and ``sigma`` with this suffix, checked. Eigenvalues take long: not those of another ``size``."""
+    mean = _numbers(path, arrays, f"mu{suffix}", (None,)).astype(np.float64)
+    covariance = _numbers(path, arrays, f"sigma{suffix}", 2 * mean.shape).astype(np.float64)
+    if size in (None, len(mean)):
+        allowed = TOLERANCE * np.abs(covariance).max(initial=0.0)
+        least = np.linalg.eigvalsh(covariance).min(initial=0.0)
+        symmetric = np.abs(covariance - covariance.T).max(initial=0.0) <= allowed
+        if not symmetric or least < -allowed:
+            problem = f"has the eigenvalue {least:.3g}" if symmetric else "is not symmetric"
+            raise unreadable(path, f"is not of a distribution: its array sigma{suffix} {problem}. Get the file again")
+    return mean, covariance
 
 
 def _numbers(
     path: Path, arrays: dict[str, npt.NDArray[Any]], name: str, shape: tuple[int | None, ...]
 ) -> npt.NDArray[Any]:
-    """Return an array of finite real numbers of this shape; None stands for any length."""
+    """Return an array of finite real numbers, up to :data:`LARGEST`, of this shape; None stands for any length."""
     array = arrays.get(name, np.empty((0, 0, 0)))
     fits = len(shape) == array.ndim and all(side in (None, own) for side, own in zip(shape, array.shape, strict=True))
-    if not fits or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-        expected = f"finite numbers of shape {shape}".replace("None", "n")
+    usable = fits and array.dtype.kind in "fiu"
+    if not usable or not -LARGEST <= array.min(initial=0) <= array.max(initial=0) <= LARGEST:  # False for nan
+        expected = f"finite numbers up to {LARGEST:g} of shape {shape}".replace("None", "n")
         problem = f"its array {name} is {array.dtype} {array.shape}, not {expected}"
         raise PraError(f"{path}: {problem}. Get the file again", "unreadable", path=path, name=name)
     return array

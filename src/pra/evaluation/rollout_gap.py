@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pra.config import Exact, ObjectiveConfig, Precision, Rollout, RunConfig, SamplingConfig, to_dict
+from pra.config.checks import PositiveInt
 from pra.data import load_images, open_source
 from pra.errors import PraError
 from pra.evaluation.samples import spread
@@ -26,6 +27,7 @@ from pra.method.rollout import ar_inputs
 from pra.models import weights
 from pra.models.pra import PRA
 from pra.sampling import Sampler
+from pra.utils.files import check_fields, read_json, unreadable
 from pra.utils.pixels import from_uint8
 from pra.utils.provenance import environment
 
@@ -149,12 +151,17 @@ def read_gap(run: Path) -> dict[str, Any] | None:
     path = run / FILE
     if not path.exists():
         return None
-    gap = weights.read_json(path)
-    names = {"checkpoint", "images", "seed", *CURVES, "sampling", "environment"}
-    curves = [gap.get(name) for name in CURVES]
-    numbers = all(isinstance(curve, list) and all(isinstance(v, int | float) for v in curve) for curve in curves)
-    if set(gap) != names or not numbers:
-        raise PraError(f"{path} is damaged. Remove it, and repeat `pra report {run}`", "unreadable", path=path)
+    try:
+        gap = read_json(
+            path, finite=False, checkpoint=str, images=PositiveInt, seed=int, sampling=dict, environment=dict
+        )
+        check_fields(gap, path, **dict.fromkeys(CURVES, tuple[float, ...]))
+        check_fields(gap["sampling"], path, solver=str, steps=int)
+        lengths = [len(gap[name]) for name in CURVES]
+        if not 1 <= lengths[0] + 1 == lengths[1] == lengths[2] == lengths[3]:
+            raise unreadable(path, f"has curves of {lengths} positions")
+    except PraError as error:
+        raise PraError(f"{error}, or remove it, and repeat `pra report {run}`", "unreadable", path=path) from None
     return gap
 
 

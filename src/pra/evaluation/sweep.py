@@ -17,6 +17,7 @@ from PIL import Image
 
 from pra.config import SamplingConfig, to_dict
 from pra.config.values import parse_value
+from pra.data.images import open_image
 from pra.errors import PraError
 from pra.evaluation.comparable import differing, known, shown
 from pra.evaluation.compare import Row, Section, rendered
@@ -25,7 +26,7 @@ from pra.evaluation.metrics import Protocol
 from pra.evaluation.report import cell, evaluation
 from pra.models.weights import EMA
 from pra.sampling.requests import changed_sampling
-from pra.utils.files import write_atomically
+from pra.utils.files import check_regular, write_atomically
 from pra.utils.provenance import file_sha256
 
 if TYPE_CHECKING:
@@ -230,7 +231,8 @@ def _samples(results: Sequence[Result], folder: Path) -> Figure | None:
     rows = []
     for result in ranked(results)[:ROWS]:
         # A sweep that was stopped between strip and figures leaves a strip missing or damaged.
-        with contextlib.suppress(OSError), Image.open(folder / f"{result.point.name}.png") as strip:
+        file = folder / f"{result.point.name}.png"
+        with contextlib.suppress(OSError), open_image(check_regular(file)) as strip:
             lines = [f"{name} {value_text(value)}" for name, value in result.point.changes.items()]
             rows.append(("\n".join([*lines, f"FID {cell(result.figure('fid'))}"]), strip.copy()))
     return labelled_rows(rows) if rows else None

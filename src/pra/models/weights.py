@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,9 +20,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pra.config import SamplingConfig, from_dict, model_from_dict, to_dict
-from pra.errors import PraError
+from pra.config.checks import within
+from pra.errors import PraError, reason_of
 from pra.models import Model, build_model
-from pra.utils.files import check_free, explained, file_mode, new_folder, write_atomically
+from pra.utils.files import (
+    check_free,
+    check_regular,
+    explained,
+    file_mode,
+    new_folder,
+    read_json,
+    unreadable,
+    write_atomically,
+)
 from pra.utils.hub import download, is_address
 from pra.utils.provenance import file_sha256
 
@@ -37,6 +47,8 @@ STATE = "state.json"
 """The manifest of a checkpoint, written last."""
 DIGESTS = "sha256"
 """The key of the files' digests (:func:`content_sha256`) by name: in ``STATE``, or in ``CONFIG`` of a saved model."""
+Step = Annotated[int, within(1, 10**12)]
+"""Steps of training: a damaged file may hold any number."""
 SHIPPED = Path(__file__).parents[1] / "shipped"
 """The model that comes with the package, a folder as :func:`save` makes it."""
 
@@ -217,18 +229,18 @@ def whole_checkpoints(run: Path, read: Collection[str] = ()) -> list[Path]:
 def _fault(folder: Path, read: Collection[str] | None) -> str | None:
     """Say what is damaged in a checkpoint, if anything: a size, or the content of the files ``read``; None for all."""
     try:
-        state = read_json(folder / STATE)
-        sizes, digests = dict(state["sizes"]), _digests(state)
-    except (PraError, KeyError, TypeError, ValueError):
+        state = read_state(folder)
+    except PraError:
         return f"no readable {STATE}"
+    sizes, digests = state["sizes"], _digests(state)
     for name, size in sizes.items():
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):  # a name may be anything
             return f"{name} is missing"
         # Line endings and indentation may change: JSON is compared by its values.
         if (actual := (folder / name).stat().st_size) != size and not name.endswith(JSON):
             return f"{name} has {actual} bytes of {size}"
     for name in (STATE, CONFIG, *(sizes if read is None else read)):
-        if name in (CONFIG, *digests) and (folder / name).is_file():
+        if name in (CONFIG, *digests) and os.path.isfile(folder / name):
             try:
                 found = content_sha256(folder / name)
             except PraError as error:
@@ -236,6 +248,11 @@ def _fault(folder: Path, read: Collection[str] | None) -> str | None:
             if digests.get(name, found) != found:
                 return f"the content of {name} is not what was saved"
     return None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a checkpoint: ``step``, and ``sizes`` in bytes by file."""
+    return read_json(folder / STATE, step=Step, sizes=dict)
 
 
 def write_state(folder: Path, state: dict[str, Any], digests: dict[str, str]) -> None:
@@ -314,28 +331,18 @@ def read_config(folder: Path) -> Model:
     if values["format"] not in READABLE:
         problem = f"is of format {values['format']!r}, this version of pra reads {FORMAT}; install a newer pra"
         raise unreadable(path, problem)
-    config, classes = model_from_dict(values.get("model"), "model"), values.get("classes")
+    try:
+        config, classes = model_from_dict(values.get("model"), "model"), values.get("classes")
+        sampling = from_dict(SamplingConfig, values.get("sampling"), "sampling")
+    except PraError as error:
+        raise PraError(f"{path}: {error}", error.code, **error.fields) from None
     if not isinstance(classes, list) or len(classes) != config.num_classes:
         raise unreadable(path, f"does not name the {config.num_classes} classes of its model")
     with explained(path, "describes a model that cannot be built", "use another model"), torch.device("meta"):
         model = build_model(config, seed=None)
-    model.sampling = from_dict(SamplingConfig, values.get("sampling"), "sampling")
+    model.sampling = sampling
     model.classes = tuple(str(name) for name in classes)
     return model
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file, and refuse other content."""
-    try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise unreadable(path, f"cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        reason = "its bytes are not text" if isinstance(error, UnicodeDecodeError) else error
-        raise unreadable(path, f"is no JSON: {reason}") from None
-    if not isinstance(values, dict):
-        raise unreadable(path, f"holds {type(values).__name__} in place of an object")
-    return values
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -357,9 +364,9 @@ def present_name(name: str) -> str:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read every tensor of a safetensors file to the CPU, by its present name. Refuse a damaged file."""
     try:
-        return {present_name(name): tensor for name, tensor in load_file(path).items()}
+        return {present_name(name): tensor for name, tensor in load_file(check_regular(path)).items()}
     except (OSError, SafetensorError) as error:
-        problem = f"cannot be read ({error}). Use another checkpoint, or restore the file"
+        problem = f"cannot be read ({reason_of(error)}). Use another checkpoint, or restore the file"
         raise unreadable(path, problem) from None
 
 
@@ -379,11 +386,6 @@ def _tensors_of(model: Model, path: Path) -> dict[str, Tensor]:
             problem = f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}; restore the file"
             raise PraError(f"{path} is not of a model of pra: {problem}", code="mismatch", path=path)
     return tensors
-
-
-def unreadable(path: Path, problem: str) -> PraError:
-    """Return the error of a file that is damaged or of another format."""
-    return PraError(f"{path} {problem}", code="unreadable", path=path)
 
 
 def _halved(tensor: Tensor, name: str) -> Tensor:

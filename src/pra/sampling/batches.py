@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -15,11 +16,10 @@ import torch
 from torch import Tensor
 
 from pra.config import Precision, to_dict
-from pra.models.weights import unreadable
 from pra.sampling.requests import Requests
 from pra.sampling.sampler import Sampler
 from pra.utils.device import in_bfloat16
-from pra.utils.files import PLAN, explained, listed, new_file, read_arrays
+from pra.utils.files import MOST_JSON, PLAN, explained, listed, new_file, parse_json, read_arrays, unreadable
 from pra.utils.pixels import to_uint8
 
 
@@ -71,7 +71,8 @@ class NpzBatch:
                 with archive.open("arr_0.npy") as file:
                     shape, dtype = _header(file)
                     there = archive.getinfo("arr_0.npy").file_size - file.tell()
-                self.plan = json.loads(archive.read(PLAN)) if PLAN in names else None
+                with archive.open(PLAN) if PLAN in names else io.BytesIO(b"null") as plan:
+                    self.plan = parse_json(plan.read(MOST_JSON), f"{PLAN} in {path}")
             if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4) or min(shape) < 1:
                 layout = "ADM's layout is uint8 (N, height, width, channels), with N of at least 1"
                 raise unreadable(path, f"has arr_0 {dtype} {shape}; {layout}")

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from pra.config.checks import PositiveInt
 from pra.errors import PraError
 from pra.sampling import Sampler
 from pra.sampling.batches import NpzBatch, blocks, how_sampled, join_exports, sampled
@@ -113,7 +114,8 @@ def _begin(out: Path, plan: dict[str, Any], count: int, batch_size: int) -> tupl
     if not any(partial.glob("shard-*")):
         (partial / files.PLAN).unlink(missing_ok=True)  # an earlier start without images
     plan = files.begin_partial(partial, plan | {SIZE: batch_size}, "sampling", free=[SIZE])
-    shards = shards_of(partial, count, int(plan[SIZE]), ".npz" if files.output_format(out) else "")
+    files.check_fields(plan, partial / files.PLAN, **{SIZE: PositiveInt})
+    shards = shards_of(partial, count, plan[SIZE], ".npz" if files.output_format(out) else "")
     return shards, shards.missing()
 
 

@@ -16,14 +16,18 @@ from pra.evaluation.comparable import known
 from pra.evaluation.evaluate import Report
 from pra.evaluation.report import duration, evaluations, named, templates
 from pra.models import Model, count_parameters, weights
+from pra.training.checkpoint import step_of
 from pra.training.plots import CURVES
 from pra.training.run import read_metrics, read_run, recorded, training_seconds
+from pra.utils.files import explained, read_regular, unreadable
 from pra.utils.hub import is_address, repo_id
 from pra.utils.provenance import file_sha256
 
 CARD, SAMPLES = "README.md", "samples.png"
 MOST_CLASSES, MOST_SHOWN = 30, 10
 """Classes that a card names, and that its command draws."""
+LONGEST = 2**20
+"""Bytes of a card that is read."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +59,28 @@ def read_origin(path: str | Path, average: str = weights.EMA) -> Origin:
     run = weights.run_of(folder)
     home = run or folder
     shared = (CURVES, SAMPLES) if run else (CARD, CURVES, SAMPLES)  # a README in a run's folder is its owner's notes
-    files = {name: home / name for name in shared if (home / name).exists()}
-    grids = sorted(run.glob("samples/step-*.png")) if run else []
+    files = {name: home / name for name in shared if (home / name).is_file()}
+    grids = sorted(path for path in run.glob("samples/step-*.png") if path.is_file()) if run else []
     if grids:
         files[SAMPLES] = grids[-1]
     file = folder / weights.weights_name(folder, average)
-    card = files[CARD].read_text(encoding="utf-8", errors="replace") if CARD in files else ""
+    card = read_card(files[CARD]) if CARD in files else ""
     reports = _reports(home, file_sha256(file), card)
     origin = Origin(weights.load(folder, average), file, average, files, reports)
     if run is None:
         return origin
     config = read_run(run)
-    step = int(weights.read_json(folder / weights.STATE)["step"])
+    step = step_of(folder)
     seconds = training_seconds(read_metrics(run), config.train.batch_size, until=step)
     return replace(origin, run=config, step=step, seconds=seconds or None, environment=recorded(run))
+
+
+def read_card(path: Path) -> str:
+    """Return the text of a model card of at most :data:`LONGEST` bytes."""
+    try:
+        return read_regular(path, LONGEST).decode(errors="replace")
+    except OSError as error:
+        raise unreadable(path, f"cannot be read: {error.strerror}. Remove it") from None
 
 
 def _reports(home: Path, sha256: str, card: str) -> dict[str, Report]:
@@ -101,19 +113,21 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
         "place": lambda initial: initial if is_address(initial) else Path(initial).name,
         "duration": duration,
     }
-    return environment.get_template("card.md").render(
-        origin=origin,
-        front_matter=_front_matter(origin, licence),
-        name=name,
-        address=address,
-        licence=licence,
-        half=half,
-        parts=count_parameters(config),
-        classes=", ".join(names[:MOST_CLASSES]) + more,
-        drawn="all" if config.num_classes <= MOST_SHOWN else f"0-{MOST_SHOWN - 1}",
-        rollout=run and to_dict(run.train.rollout),
-        average=run and _average(run, origin.average),
-    )
+    fix = f"repair or remove {', '.join(['environment.json', *origin.reports])} in the folder that is shared"
+    with explained(origin.weights, "comes with records that do not go on a card", fix):
+        return environment.get_template("card.md").render(
+            origin=origin,
+            front_matter=_front_matter(origin, licence),
+            name=name,
+            address=address,
+            licence=licence,
+            half=half,
+            parts=count_parameters(config),
+            classes=", ".join(names[:MOST_CLASSES]) + more,
+            drawn="all" if config.num_classes <= MOST_SHOWN else f"0-{MOST_SHOWN - 1}",
+            rollout=run and to_dict(run.train.rollout),
+            average=run and _average(run, origin.average),
+        )
 
 
 def _front_matter(origin: Origin, licence: str | None) -> dict[str, Any]:

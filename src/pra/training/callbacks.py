@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from pra.models import Model
 from pra.models.weights import last_good
 from pra.sampling import Sampler
 from pra.training.plots import CURVES, draw_curves
-from pra.training.run import METRICS, VALIDATION, loss_terms, points_of, read_metrics
+from pra.training.run import METRICS, VALIDATION, loss_terms, metrics_lines, points_of, read_metrics
 from pra.utils.device import autocast
 from pra.utils.files import remedy, write_atomically
 from pra.utils.pixels import MODES, contact_sheet, from_uint8
@@ -126,8 +127,9 @@ class Metrics(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         self.path = trainer.folder / METRICS
-        kept = "".join(json.dumps(row) + "\n" for row in read_metrics(trainer.folder) if row["step"] <= trainer.step)
-        write_atomically(self.path, lambda file: file.write(kept.encode()))
+        lines = metrics_lines(trainer.folder)  # damaged ones stay: they may mean something to their owner
+        kept = (line for line, row in lines if row is None or row["step"] <= trainer.step)
+        write_atomically(self.path, lambda file: file.writelines(kept))
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -258,7 +260,8 @@ def overfits(rows: Sequence[Mapping[str, float]]) -> bool:
     steps = [0.0, *(at for at, _ in held)]
 
     def flow(after: float, until: float) -> float:
-        return statistics.fmean(value for at, value in points_of(rows, "flow") if after < at <= until)
+        values = [value for at, value in points_of(rows, "flow") if after < at <= until]
+        return statistics.fmean(values) if values else math.nan  # lines may be damaged: then nothing overfits
 
     return flow(steps[-2], steps[-1]) < flow(steps[steps.index(step) - 1], step)
 

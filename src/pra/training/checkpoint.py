@@ -28,7 +28,7 @@ from pra.models import Model, weights
 from pra.training.averages import EMA
 from pra.training.optimizer import Optimizers, gathered, own_part
 from pra.utils.distributed import World
-from pra.utils.files import new_folder
+from pra.utils.files import check_regular, new_folder, read_json, unreadable
 
 OPTIMIZER = "optimizer"
 ALONE = "torch.distributed is disabled, unavailable or uninitialized"
@@ -179,7 +179,7 @@ class Unlogged:
 
 def step_of(folder: Path) -> int:
     """Return the steps done when a checkpoint was written."""
-    return int(weights.read_json(folder / weights.STATE)["step"])
+    return int(weights.read_state(folder)["step"])
 
 
 def restore_unlogged(folder: Path) -> Unlogged:
@@ -188,7 +188,7 @@ def restore_unlogged(folder: Path) -> Unlogged:
     Raises:
         PraError: they are not as :meth:`Saver.save` writes them.
     """
-    known = weights.read_json(folder / weights.STATE).get("unlogged", {"sums": {}, "skipped": 0})
+    known = read_json(folder / weights.STATE).get("unlogged", {"sums": {}, "skipped": 0})
     try:
         sums = {name: (float(total), int(count)) for name, (total, count) in known["sums"].items()}
         if all(count > 0 for _, count in sums.values()):
@@ -196,7 +196,7 @@ def restore_unlogged(folder: Path) -> Unlogged:
     except (TypeError, ValueError, AttributeError, KeyError, OverflowError):
         pass
     problem = 'holds no sums and counts under "unlogged". Use another checkpoint, or put back the file'
-    raise weights.unreadable(folder / weights.STATE, problem)
+    raise unreadable(folder / weights.STATE, problem)
 
 
 def restore_weights(folder: Path, model: Model, averages: Mapping[str, EMA]) -> int:
@@ -219,6 +219,8 @@ def restore_optimizer(folder: Path, model: Model, optimizer: Optimizers, world: 
     tensors: dict[str, Tensor] = {}
     owners: dict[str, tuple[str, str]] = {}
     try:
+        for file in folder.iterdir():
+            check_regular(file)
         # A parameter without gradients so far has no state.
         for path, saved in reader.read_metadata().state_dict_metadata.items():
             name, key = path.split("/")
@@ -238,7 +240,7 @@ def restore_optimizer(folder: Path, model: Model, optimizer: Optimizers, world: 
     for path, (name, key) in owners.items():
         if not own_part(tensors[path]).isfinite().all():  # a file without a digest: training would blame the rate
             problem = f"is damaged: {path} is not finite. Use another checkpoint, or put back its files"
-            raise weights.unreadable(folder, problem)
+            raise unreadable(folder, problem)
         # AdamW(fused) keeps its step counter on the parameter's device.
         optimizer.state(parameters[name])[key] = tensors[path].to(parameters[name].device)
 

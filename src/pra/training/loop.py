@@ -30,6 +30,7 @@ from pra.training.run import COMMON, check_data, claimed, write_run
 from pra.training.step import Step
 from pra.utils.device import enough_memory
 from pra.utils.distributed import World, join
+from pra.utils.files import read_json
 from pra.utils.pixels import from_uint8
 from pra.utils.signals import Interrupted, caught_signals
 
@@ -319,7 +320,7 @@ class Share(TrainingSet):
 
 def _check_same_classes(last: Path, model: Model, source: Source) -> None:
     """A label must keep its meaning: class folders may have been renamed."""
-    learnt = weights.read_json(last / weights.CONFIG).get("classes") or []
+    learnt = read_json(last / weights.CONFIG, classes=list)["classes"]
     if learnt != list(model.classes):
         pairs = itertools.zip_longest(learnt, model.classes)
         was, now = next((was, now) for was, now in pairs if was != now)

@@ -20,7 +20,7 @@ from pra.models import weights
 from pra.training.averages import gamma_of
 from pra.training.checkpoint import step_of
 from pra.training.run import read_run
-from pra.utils.files import write_atomically
+from pra.utils.files import own_folder, write_atomically
 
 LARGEST_ERROR = 0.1
 """Of a fitted profile, relative to the wanted one, in the root mean square over time."""
@@ -48,6 +48,7 @@ def posthoc(path: str | Path, length: float) -> tuple[Path, int, float]:
     if run is None:
         problem = f"{checkpoint} is not a checkpoint of a run. Give a run: its checkpoints hold the averages"
         raise PraError(problem, code="mismatch", path=checkpoint)
+    own_folder(checkpoint.absolute().parent)
     lengths, until = read_run(run).train.averages, step_of(checkpoint)
     if not lengths:
         problem = f"{run} keeps no power-function averages. Train with --set train.averages=[0.05,0.1]"

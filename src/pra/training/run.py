@@ -11,11 +11,13 @@ report.html       all of it on a page (pra.evaluation.report)   rollout-gap.json
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import platform
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,17 +27,25 @@ from pra.config import RunConfig, differences, from_dict, to_dict
 from pra.data import Source
 from pra.data.images import CorruptImage
 from pra.data.source import Encoded, Streamed
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.models import weights
-from pra.models.weights import CONFIG, read_json
+from pra.models.weights import CONFIG
 from pra.utils.distributed import World
-from pra.utils.files import write_atomically
+from pra.utils.files import open_regular, own_folder, parse_json, read_json, unreadable, write_atomically
 from pra.utils.hub import is_address
 from pra.utils.locks import LOCK, holder_of, locked
 from pra.utils.provenance import environment, file_sha256
 
 METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.json"
+FOLDERS = ("checkpoints", "samples", "reconstructions", "tensorboard", "wandb")
+"""Folders that training fills."""
+NEEDED = {"step", "images_per_second", "epoch"}
+"""Numbers that every line of the metrics has."""
+LARGEST, EXTREME = 3.4e38, 1e15
+"""Metrics are float32. Steps beyond the second, and rates beyond it or its inverse, are of damaged lines."""
+MOST_METRICS, LONGEST_LINE, LONGEST_NAME, MOST_DAMAGED, MOST_TERMS = 2**28, 2**16, 100, 10_000, 24
+"""Bytes of ``metrics.jsonl`` and of a line, letters of a name, damaged lines, and terms of the loss that are shown."""
 COMMON = (
     "step", "total", "state_std", "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped",
 )  # fmt: skip
@@ -67,7 +77,8 @@ def claimed(folder: Path, config: RunConfig, world: World, losses: Mapping[str, 
 
     Raises:
         PraError: the batch does not divide; the folder holds something else, or a run of another configuration (the
-            differences are named); another process trains there, or a machine sees another folder.
+            differences are named), or folders that are links; another process trains there, or a machine sees another
+            folder.
     """
     config.train.micro_batches(world.size)
     check_run(folder, config, losses)  # first, as the lock would be a file in a stranger's folder
@@ -89,6 +100,8 @@ def claimed(folder: Path, config: RunConfig, world: World, losses: Mapping[str, 
 
 def check_run(folder: Path, config: RunConfig, losses: Mapping[str, float]) -> None:
     """Check that a run of this configuration can begin or resume in ``folder``, as :func:`claimed`; write nothing."""
+    for name in FOLDERS:
+        own_folder(folder / name)
     if not (folder / CONFIG).exists():
         if folder.exists() and not folder.is_dir():
             raise PraError(f"{folder} is a file. Use another --run-dir", code="exists", path=folder)
@@ -127,9 +140,9 @@ def check_data(folder: Path, config: RunConfig, source: Source) -> None:
         raise _another(folder, classes)
     known, before = recorded(folder).get("data"), begun.data.source
     if known and before != config.data.source and (found := contents(source)) != known:
-        other = "others" if found["images"] == known["images"] else f"{found['images']}"
+        other = "others" if found["images"] == known.get("images") else f"{found['images']}"
         problem = (
-            f"{folder} has been trained on {before} ({known['images']} images), and {config.data.source} "
+            f"{folder} has been trained on {before} ({known.get('images')} images), and {config.data.source} "
             f"holds {other}. Use the same images, wherever they lie, or another --run-dir"
         )
         raise PraError(problem, code="mismatch", path=folder, source=config.data.source, known=before)
@@ -152,7 +165,7 @@ def _another(folder: Path, changed: list[str]) -> PraError:
 def recorded(folder: Path) -> dict[str, Any]:
     """Return ``environment.json`` of a run; empty where it is missing."""
     path = folder / ENVIRONMENT
-    return read_json(path) if path.exists() else {}
+    return read_json(path, data=dict | None, initial=dict | None, losses=dict | None) if path.exists() else {}
 
 
 def contents(source: Source) -> dict[str, Any]:
@@ -223,30 +236,73 @@ def read_run(folder: Path) -> RunConfig:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of ``metrics.jsonl``, without an unfinished last line.
+    """Return the lines of ``metrics.jsonl`` (:func:`metrics_lines`). Damaged ones are left out and warned about once.
 
     Raises:
-        PraError: a line is damaged.
+        PraError: the file cannot be read as a whole.
     """
-    path = folder / METRICS
-    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
     rows: list[dict[str, float]] = []
-    for number, line in enumerate(lines, start=1):
-        if line.endswith("\n"):
-            try:
-                rows.append(json.loads(line))
-                _ = rows[-1]["step"]
-            except (ValueError, TypeError, KeyError):
-                where = f"{path}, line {number}"
-                problem = f"{where} is damaged. Delete the line and repeat the command"
-                raise PraError(problem, code="unreadable", path=where) from None
+    damaged = first = 0
+    for number, (_, row) in enumerate(metrics_lines(folder), start=1):
+        if row is None:
+            damaged, first = damaged + 1, first or number
+        else:
+            rows.append(row)
+    if damaged:
+        _warn_of_damage(folder / METRICS, damaged, first)
     return rows
 
 
+@functools.cache
+def _warn_of_damage(path: Path, count: int, first: int) -> None:
+    lines = f"{count} damaged line(s) are left out, the first is line {first}"
+    warnings.warn(f"{path}: {lines}. Repair or remove them", stacklevel=3)
+
+
+def metrics_lines(folder: Path) -> Iterator[tuple[bytes, dict[str, float] | None]]:
+    """Yield the whole lines of ``metrics.jsonl`` with their numbers, ``None`` for a damaged line.
+
+    Raises:
+        PraError: the file cannot be read as a whole.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return
+    try:
+        with open_regular(path, MOST_METRICS) as file:
+            damaged = 0
+            for line in file:
+                if line.endswith(b"\n"):  # a kill leaves half a line at the end
+                    row = _numbers(line)
+                    yield line, row
+                    damaged += row is None
+                    if damaged > MOST_DAMAGED:
+                        raise unreadable(path, f"has more than {MOST_DAMAGED:,} damaged lines. Move it away")
+    except OSError as error:
+        raise unreadable(path, f"cannot be read: {reason_of(error)}. Move it away") from None
+
+
+def _numbers(line: bytes) -> dict[str, float] | None:
+    """Return a line's numbers; those beyond float32 or of long names are left out. None for a damaged line."""
+    if not sum(map(len, NEEDED)) < len(line) <= LONGEST_LINE:
+        return None
+    try:
+        values = parse_json(line, METRICS, finite=False)
+        row = {name: value for name, value in values.items() if abs(value) <= LARGEST and len(name) <= LONGEST_NAME}
+    except (PraError, AttributeError, TypeError):
+        return None
+    if not row.keys() >= NEEDED or not 1 <= row["step"] < EXTREME:
+        return None
+    return row if 1 / EXTREME < row["images_per_second"] < EXTREME else None
+
+
 def loss_terms(rows: Iterable[Mapping[str, float]]) -> list[str]:
-    """Return the names of the terms of the loss in lines of metrics, in the order in which they first appear."""
+    """Return the names of the terms of the loss in lines of metrics, in the order in which they first appear.
+
+    Names beyond :data:`MOST_TERMS` are left out.
+    """
     names = dict.fromkeys(name for row in rows for name in row if name not in COMMON and row[name])
-    return [name for name in names if not name.startswith(VALIDATION)]
+    return [name for name in names if not name.startswith(VALIDATION)][:MOST_TERMS]
 
 
 def points_of(rows: Iterable[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
@@ -261,7 +317,8 @@ def training_seconds(rows: list[dict[str, float]], batch_size: int, until: int |
     """Return the seconds of a run's steps until step ``until``, over all calls, without pictures and checkpoints."""
     kept = [{"step": 0.0}, *(row for row in rows if until is None or row["step"] <= until)]
     pairs = itertools.pairwise(kept)
-    return sum(((b["step"] - a["step"]) * batch_size / b["images_per_second"] for a, b in pairs), 0.0)
+    # A damaged file may go back in steps.
+    return sum((max(0, b["step"] - a["step"]) * batch_size / b["images_per_second"] for a, b in pairs), 0.0)
 
 
 def write_json(path: Path, values: Any) -> None:

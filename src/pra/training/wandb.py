@@ -9,7 +9,7 @@ from pra.errors import PraError
 from pra.training.callbacks import Callback
 from pra.training.loop import Trainer
 from pra.utils.extras import import_failed
-from pra.utils.files import write_atomically
+from pra.utils.files import read_regular, write_atomically
 
 RUN_ID = "wandb-id.txt"
 """The file in the run's folder that names the run at Weights & Biases."""
@@ -35,7 +35,7 @@ class WandB(Callback):
         if not trainer.world.is_first:
             return
         file = trainer.folder / RUN_ID
-        known = {"id": file.read_text().strip(), "resume": "allow"} if file.exists() else {}
+        known = {"id": read_regular(file, 1000).decode().strip(), "resume": "allow"} if file.exists() else {}
         defaults = {"name": trainer.folder.name, "dir": str(trainer.folder), "config": to_dict(trainer.config)}
         self._run = self._wandb.init(**{**defaults, **known, **self._settings})
         write_atomically(file, lambda out: out.write(f"{self._run.id}\n".encode()))

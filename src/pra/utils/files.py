@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import itertools
 import json
+import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from pra.config import differences
+from pra.config.checks import fit
 from pra.errors import PraError, reason_of
 from pra.utils.pixels import contact_sheet, to_pil, to_uint8
 
 PLAN = "plan.json"
 """File in an unfinished folder that says what the folder becomes."""
+MOST_JSON, DEEPEST = 32 * 2**20, 100
+"""Bytes of a JSON file, and levels of lists and objects in it. Ours have a name for each class, and ten levels."""
+REPAIR = "Repair or replace it"
+MOST_ARRAYS = 2**30
+"""Bytes of the arrays that are read from an ``.npz`` at once: a small file may promise any number of zeros."""
 
 
 def expand(path: str) -> Path:
@@ -34,6 +43,104 @@ def expand(path: str) -> Path:
 def cache_folder() -> Path:
     """Return ``$XDG_CACHE_HOME/pra``, by default in ``~/.cache``."""
     return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pra"
+
+
+@contextmanager
+def open_regular(path: Path, most: int) -> Iterator[IO[bytes]]:
+    """Open a regular file of at most ``most`` bytes: a pipe would not end, nor would a link to ``/dev/zero``.
+
+    Raises:
+        OSError: the file cannot be read, is not a regular file, or is larger.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, at most {most:,}", str(path))
+        yield file
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the bytes of a file as :func:`open_regular` opens it."""
+    with open_regular(path, most) as file:
+        return file.read(most)
+
+
+def check_regular(path: Path) -> Path:
+    """Return a path for a library to open; what is not a regular file is an ``OSError``."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path
+
+
+def unreadable(path: object, problem: str) -> PraError:
+    """Return the error of a file that is damaged or of another format."""
+    return PraError(f"{path} {problem}", code="unreadable", path=path)
+
+
+def read_json(path: Path, finite: bool = True, **kinds: Any) -> dict[str, Any]:
+    """Read a JSON object from a file, as :func:`parse_json`, and :func:`check_fields` of these ``kinds``."""
+    try:
+        data = read_regular(path, MOST_JSON)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in a name
+        raise unreadable(path, f"cannot be read: {reason_of(error)}. {REPAIR}") from None
+    return check_fields(parse_json(data, path, finite), path, **kinds)
+
+
+def parse_json(data: bytes, where: object, finite: bool = True) -> Any:
+    """Return the value of a JSON text in UTF-8; ``where`` names it in the error.
+
+    Raises:
+        PraError: other text, a nesting beyond :data:`DEEPEST`, or, if ``finite``, a number that is not finite.
+    """
+    refuse: dict[str, Any] = {"parse_constant": _number, "parse_float": _number} if finite else {}
+    try:
+        text = data.removeprefix(codecs.BOM_UTF8).decode()
+        value, depth = json.loads(text, **refuse), 0
+        level = [value] if text.count("[") + text.count("{") > DEEPEST else []
+        while level := [part for outer in level if isinstance(outer, dict | list) for part in _parts(outer)]:
+            if (depth := depth + 1) > DEEPEST:
+                raise RecursionError
+    except RecursionError:
+        raise unreadable(where, f"is not JSON of ours: it nests deeper than {DEEPEST} levels. {REPAIR}") from None
+    except ValueError as error:
+        reason = "its bytes are not text" if isinstance(error, UnicodeDecodeError) else error
+        raise unreadable(where, f"is not JSON: {reason}. {REPAIR}") from None
+    return value
+
+
+def _parts(outer: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return outer.values() if isinstance(outer, dict) else outer
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return number
+
+
+def check_fields(values: Any, where: object, **kinds: Any) -> dict[str, Any]:
+    """Return JSON values if they are an object whose fields have these types (:func:`pra.config.checks.fit`).
+
+    A missing field counts as None. Refuse other values.
+    """
+    if not isinstance(values, dict):
+        raise unreadable(where, f"holds {type(values).__name__} in place of an object. {REPAIR}")
+    try:
+        for name, kind in kinds.items():
+            fit(kind, values.get(name), name)
+    except PraError as error:
+        raise unreadable(where, f"is damaged: {error}. {REPAIR}") from None
+    return values
+
+
+def own_folder(path: Path) -> Path:
+    """Return a folder that files are written into. Refuse a link, which may lead to somebody else's folder."""
+    if path.is_symlink():
+        problem = "is a link: files would be written elsewhere. Put a folder in its place"
+        raise PraError(f"{path} {problem}", code="unwritable", path=path)
+    return path
 
 
 def output_format(path: Path) -> str:
@@ -151,8 +258,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def partial_folder(path: Path) -> Path:
-    """Return the folder that holds unfinished work for ``path``, also after a kill."""
-    return path.with_name(f".{path.name}.partial")
+    """Return the folder that holds unfinished work for ``path``, also after a kill. Refuse a link."""
+    return own_folder(path.with_name(f".{path.name}.partial"))
 
 
 def begin_partial(partial: Path, plan: dict[str, Any], what: str, free: Sequence[str] = ()) -> dict[str, Any]:
@@ -163,10 +270,10 @@ def begin_partial(partial: Path, plan: dict[str, Any], what: str, free: Sequence
     """
     path = partial / PLAN
     plan = json.loads(json.dumps(plan))  # as the file gives it back
-    if not path.is_file():
+    if not os.path.lexists(path):
         write_atomically(path, lambda file: file.write(json.dumps(plan).encode()))
         return plan
-    before: dict[str, Any] = json.loads(path.read_bytes())
+    before = read_json(path)
     old, new = ({key: values.get(key) for key in plan if key not in free} for values in (before, plan))
     if changed := differences(old, new, where="there"):
         fix = "Repeat that command to go on, or remove the folder"
@@ -201,6 +308,7 @@ def file_mode() -> int:
 def explained(path: Path, problem: str, fix: str) -> Iterator[None]:
     """Turn whatever reading a broken file raises into ``"PATH PROBLEM (reason); FIX"``; a PraError passes unchanged."""
     try:
+        check_regular(path)
         yield
     except PraError:
         raise
@@ -208,11 +316,18 @@ def explained(path: Path, problem: str, fix: str) -> Iterator[None]:
         raise PraError(f"{path} {problem} ({reason_of(error)}); {fix}", code="unreadable", path=path) from None
 
 
-def read_arrays(path: Path, wanted: Collection[str]) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays ``wanted`` of an ``.npz``, and an empty array for each other; use it in :func:`explained`."""
-    with np.load(path, allow_pickle=False) as file:
+def read_arrays(path: Path, wanted: Collection[str] | None, most: int = MOST_ARRAYS) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays ``wanted`` of an ``.npz``, and an empty array for each other; use it in :func:`explained`.
+
+    None stands for all arrays. Together they have ``most`` bytes at most.
+    """
+    with np.load(check_regular(path), allow_pickle=False) as file:
         if not hasattr(file, "files"):
             raise ValueError("it holds a single array")
+        wanted = file.files if wanted is None else wanted
+        size = sum(part.file_size for part in file.zip.infolist() if part.filename.removesuffix(".npy") in wanted)
+        if size > most:
+            raise ValueError(f"its arrays have {size:,} bytes, at most {most:,}")
         arrays = {name: file[name] if name in wanted else np.empty(0) for name in file.files}
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # numpy returns the bytes of a member that is not an array

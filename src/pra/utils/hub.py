@@ -5,13 +5,13 @@ HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE set the cache, the token, the 
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from pra.errors import PraError, reason_of
 from pra.utils.extras import import_failed
+from pra.utils.files import read_json
 from pra.utils.progress import Progress
 
 PREFIX = "hub:"
@@ -108,6 +108,6 @@ class _Silent(Progress):
 
 def _is_ours(config: Path) -> bool:
     try:
-        return {"format", "model", "sampling"} <= set(json.loads(config.read_text()))
-    except (OSError, ValueError, TypeError):
+        return {"format", "model", "sampling"} <= set(read_json(config))
+    except PraError:
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pra.errors import PraError
-from pra.utils.files import unwritten
+from pra.utils.files import read_regular, unwritten
 
 LOCK = ".lock"
 """File in a locked folder that names the process at work."""
@@ -34,6 +35,8 @@ def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
         raise unwritten(folder, error) from None
     path = folder / LOCK
     there = path.exists()
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise PraError(f"{path} is not a regular file. Remove it", code="unwritable", path=path)
     # It retries where a holder ends between two calls. A soft lock would outlive a killed process.
     lock = FileLock(path, timeout=0.2, fallback_to_soft=False)
     held = None
@@ -69,6 +72,6 @@ def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
 def holder_of(folder: Path) -> str | None:
     """Return which process has locked a folder, in its own words, or ``None``."""
     try:
-        return (folder / LOCK).read_text(errors="replace").strip()
+        return read_regular(folder / LOCK, 1000).decode(errors="replace").strip()
     except OSError:
         return None

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pra.errors import PraError
+from pra.utils.files import check_regular
 
 DISTRIBUTION = "pra-pixels"
 """The package's name on PyPI, where a stranger's package is called pra."""
@@ -84,7 +85,7 @@ def file_sha256(path: Path) -> str:
     A command asks several times, to check weights and to name them: a file is read again only if it has changed.
     """
     try:
-        stat = path.stat()
+        stat = check_regular(path).stat()
         return _sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     except OSError as error:
         message = f"{path} cannot be read ({error.strerror}). Give another file"

@@ -37,6 +37,7 @@ from pra.config import (
     TrainConfig,
     to_dict,
 )
+from pra.data.images import open_image
 from pra.errors import PraError, reason_of
 from pra.evaluation import flops
 from pra.evaluation.comparable import PREFIX, known
@@ -44,12 +45,12 @@ from pra.evaluation.evaluate import Report
 from pra.evaluation.rollout_gap import read_gap
 from pra.evaluation.samples import spread
 from pra.models import count_parameters
-from pra.models.weights import newest_checkpoint, power_name, read_json
+from pra.models.weights import newest_checkpoint, power_name
 from pra.training import plots
 from pra.training.callbacks import GRID_CLASSES
 from pra.training.plots import CURVES
-from pra.training.run import METRICS, read_metrics, read_run, recorded, training_seconds
-from pra.utils.files import write_atomically
+from pra.training.run import LARGEST, METRICS, read_metrics, read_run, recorded, training_seconds
+from pra.utils.files import check_regular, read_json, write_atomically
 from pra.utils.provenance import DISTRIBUTION, package_version
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _page(run: Path, config: RunConfig, gap: dict[str, Any] | None, no_gap: str 
         "progress": progress(run, config),
         "lines": len(read_metrics(run)),
         "checkpoint": checkpoint.name if checkpoint else None,
-        "classes": named(read_json(checkpoint / "config.json")["classes"]) if checkpoint else [],
+        "classes": named(read_json(checkpoint / "config.json", classes=list)["classes"]) if checkpoint else [],
         "shown_classes": GRID_CLASSES,
         "samples": samples,
         "sample_grids": sample_grids,
@@ -167,10 +168,12 @@ def gap_curves(gap: dict[str, Any], columns: int) -> Picture | None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3), layout="constrained")
+    with np.errstate(all="ignore"):
+        ratio = np.divide(gap["rollout_loss"], gap["training_loss"])
     panels = (
         ("inputs: sampling against training", np.asarray(gap["inputs"]), 1, 0.0),
         ("conditions: sampling against training", np.asarray(gap["conditions"]), 0, 0.0),
-        ("flow loss on rollouts / in training", np.divide(gap["rollout_loss"], gap["training_loss"]), 0, 1.0),
+        ("flow loss on rollouts / in training", ratio, 0, 1.0),
     )
     for axes, (title, values, first, level) in zip(figure.subplots(1, 3), panels, strict=True):
         places = np.arange(first, first + len(values))
@@ -202,7 +205,7 @@ def pictures(run: Path, kind: str) -> tuple[list[Picture], int]:
 def embedded(path: Path | io.BytesIO, step: int = 0) -> Picture:
     """Read a picture. As WebP, where Pillow has it, it is a fraction of PNG's size."""
     try:
-        with Image.open(path) as opened:
+        with open_image(check_regular(path) if isinstance(path, Path) else path) as opened:
             picture = opened.convert("RGB")
     except Exception as error:  # Pillow's plugins raise anything on broken bytes
         problem = f"{path} cannot be read as a picture ({reason_of(error)})"
@@ -225,11 +228,15 @@ def evaluations(run: Path) -> dict[Path, Report]:
 
 def evaluation(path: Path) -> Report | None:
     """Read what `pra eval` wrote into a file; None for any other JSON."""
-    values = read_json(path)
+    values = read_json(path, finite=False)
     made, origin = values.get("figures"), values.get("provenance")
     if isinstance(made, dict) and isinstance(origin, dict) and all(isinstance(v, dict) for v in made.values()):
-        return Report(made, origin)
+        return Report({column: {name: _figure(v) for name, v in own.items()} for column, own in made.items()}, origin)
     return None
+
+
+def _figure(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and abs(value) <= LARGEST else None
 
 
 def judged(provenance: dict[str, Any]) -> dict[str, str]:
@@ -272,22 +279,23 @@ def figures_in_words(path: Path, report: Report, newest: Path | None) -> dict[st
         "file": path.name,
         "columns": list(made),
         "rows": rows,
-        "facts": facts | origin(known(provenance, "environment") or {}),
+        "facts": facts | origin(known(provenance, "environment")),
         "provenance": json.dumps(provenance, indent=2),
         "fid": None if fid is None else cell(fid),
     }
 
 
-def origin(environment: dict[str, Any]) -> dict[str, str]:
+def origin(environment: Any) -> dict[str, str]:
     """Return a recorded environment by name: command, commit, platform, hardware and versions."""
     lines: dict[str, Any] = {}
-    if isinstance(environment.get("command"), list):
-        program, *words = map(str, environment["command"])
+    command = known(environment, "command")
+    if isinstance(command, list) and command:
+        program, *words = map(str, command)
         name = "python -m pra" if Path(program).name == "__main__.py" else Path(program).name
         lines["command"] = f"{name} {shlex.join(words)}"
-    lines |= {"commit": environment.get("commit"), "platform": environment.get("platform")}
+    lines |= {name: known(environment, name) for name in ("commit", "platform")}
     for part in ("hardware", "versions"):
-        values = environment.get(part)
+        values = known(environment, part)
         if isinstance(values, dict):
             lines[part] = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
     return {name: str(value) for name, value in lines.items() if value}
