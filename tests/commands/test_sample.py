@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.files import contents
+from support.files import contents, flip
 
 import pra
 from pra.config import GuidanceSchedule, Solver, TimeGrid
@@ -96,13 +96,17 @@ def test_output_is_checked_before_the_work(call, trained, picture, command, own)
     assert contents(Path()) == before
 
 
-@pytest.mark.filterwarnings("default:checkpoint .* is damaged")
+@pytest.mark.filterwarnings("always:checkpoint .* is damaged")
 def test_damaged_checkpoint_is_passed_over_with_a_line(call, run):
-    path = run / "checkpoints" / "step-00000020" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    code, _, errors = call("sample", run, *ONE)
-    assert (code, len(errors)) == (0, 1)
-    assert re.fullmatch(r"pra: warning: checkpoint .*step-00000020 is damaged .*step-00000010, is used", errors[0])
+    newest = run / "checkpoints" / "step-00000020"
+    flip(newest / "ema.safetensors")
+    warning = r"pra: warning: checkpoint .*step-00000020 is damaged .*step-00000010, is used"
+    for command in (("sample", run, *ONE), ("export", run, "exported")):
+        code, _, errors = call(*command)
+        assert (code, len(errors)) == (0, 1)
+        assert re.fullmatch(warning, errors[0])
+    assert call("sample", newest, *ONE).is_refusal("ema.safetensors is damaged")
+    assert call("sample", newest, "--average", "raw", *ONE)[0] == 0
 
 
 def test_output_without_a_name_is_the_first_free_one(call, trained, picture, tmp_path):

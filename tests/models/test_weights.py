@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.files import contents
+from support.files import change, contents, flip
 from support.models import ALL, JITS, LEARNED, random_jit, random_model
 from support.refusal import refused
 from support.training import assert_same, tiny, train
@@ -104,9 +104,8 @@ def test_average_of_parts_is_assembled_without_draws(monkeypatch):
 
 
 def age(folder, old):
-    """Rewrite a checkpoint or model as format 1 had it, sizes in its manifest included."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"format": 1}, indent=2) + "\n")
+    """Rewrite a checkpoint or model as format 1 had it: sizes in its manifest, and no digests."""
+    change(folder / "config.json", format=1, sha256=None)
     for file in folder.rglob("*.safetensors"):
         tensors = load_file(file)
         new = "condition.embedding."
@@ -119,9 +118,9 @@ def age(folder, old):
         save_file(renamed, file, metadata=metadata)
     state = folder / "state.json"
     if state.exists():
-        values = json.loads(state.read_text())
-        values["sizes"] = {name: (folder / name).stat().st_size for name in values["sizes"]}
-        state.write_text(json.dumps(values))
+        sizes = json.loads(state.read_text())["sizes"]
+        sizes = {name: (folder / name).stat().st_size for name in sizes}
+        change(state, sizes=sizes, sha256=None, unlogged=None)
 
 
 @pytest.mark.parametrize(("recipe", "old"), [("tiny", "backbone.class_embedding."), ("tiny:jit", "class_embedding.")])
@@ -199,6 +198,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
         pra.save(random_model(config), tmp_path / name)
     file = tmp_path / "model" / weights.MODEL
     shutil.copy(tmp_path / "other" / weights.MODEL, file)
+    change(tmp_path / "model" / "config.json", sha256=None)
     refused(lambda: pra.load(tmp_path / "model"), "6x96", "6x64", code="mismatch", path=file)
     model = random_model()
     model.codec.decoder.out = torch.nn.Sequential(model.codec.decoder.out, torch.nn.Tanh())
@@ -287,7 +287,8 @@ STATES |= {json.dumps({"step": 20, "sizes": {name: 3}}): "is missing" for name i
 @pytest.mark.parametrize(
     ("name", "data", "fault"),
     [
-        *((name, None, "bytes of") for name in (weights.MODEL, "ema.safetensors", SHARD, "config.json")),
+        *((name, None, "bytes of") for name in (weights.MODEL, "ema.safetensors", SHARD)),
+        ("config.json", '{"format', "config.json is no"),
         ("ema.safetensors", "", "0 bytes"),
         *(("state.json", text, fault) for text, fault in STATES.items()),
     ],
@@ -297,6 +298,52 @@ def test_damaged_checkpoint_is_passed_over(run, name, data, fault):
     file.write_bytes(file.read_bytes()[:-1] if data is None else data.encode())
     with pytest.warns(UserWarning, match=f"step-00000020 is damaged .*{fault}.*step-00000010, is used"):
         assert weights.newest_checkpoint(run) == run / "checkpoints" / "step-00000010"
+
+
+def test_changed_content_is_passed_over(run):
+    """For the one before it, by all that read the changed file."""
+    newest, before = (run / "checkpoints" / f"step-{step:08d}" for step in (20, 10))
+    changes = (
+        ("ema.safetensors", flip, {"ema"}),
+        (weights.MODEL, flip, {"raw"}),
+        (SHARD, flip, set()),
+        ("config.json", lambda file: change(file, classes=list("0123456798")), {"ema", "raw"}),
+        ("state.json", lambda file: change(file, step=19), {"ema", "raw"}),
+    )
+    for name, damage, readers in changes:
+        good = (newest / name).read_bytes()
+        damage(newest / name)
+        for average in {"ema", "raw"} - readers:
+            assert weights.newest_checkpoint(run, average) == newest
+        for average in (*readers, None):
+            with pytest.warns(UserWarning, match=f"content of {name} is not what was saved.*step-00000010, is used"):
+                assert weights.newest_checkpoint(run, average) == before
+        if "ema" in readers:
+            refused(lambda: pra.load(newest), "another checkpoint", code="unreadable", path=newest / name)
+        (newest / name).write_bytes(good)
+    assert weights.newest_checkpoint(run, None) == newest
+
+
+def test_changed_weights_of_a_saved_model_are_refused(tmp_path):
+    folder = pra.save(random_model(), tmp_path / "model")
+    change(folder / "config.json", sampling={"guidance": 2.0})  # anyone may recommend other settings
+    assert pra.load(folder).sampling.guidance == 2.0
+    flip(folder / weights.MODEL)
+    refused(lambda: pra.load(folder), "remove sha256 from", code="unreadable", path=folder / weights.MODEL)
+    change(folder / "config.json", sha256=None)
+    pra.load(folder)
+
+
+@pytest.mark.parametrize("digests", [True, False])
+def test_json_in_another_layout_is_the_same_content(run, digests):
+    for folder in weights.checkpoints(run):
+        for name in ("state.json", "config.json"):
+            text = json.dumps(json.loads((folder / name).read_text()), indent=4).replace(".0,", ",")
+            (folder / name).write_bytes(b"\r\n".join(text.encode().split(b"\n")))
+        if not digests:
+            change(folder / "state.json", sha256=None)
+    assert weights.newest_checkpoint(run, None) == run / "checkpoints" / "step-00000020"
+    assert train(tiny("train.steps=21"), run).new_steps == 1
 
 
 def test_run_without_a_whole_checkpoint_is_refused(run):

@@ -1,10 +1,11 @@
 """Loading from the Hub, as ``hub:user/model``."""
 
+import shutil
 import sys
 from pathlib import Path
 
 import torch
-from support.files import contents
+from support.files import change, contents, flip
 from support.hub import TOKEN, Repository
 from support.models import LEARNED, random_model
 from support.refusal import refused
@@ -62,6 +63,17 @@ def test_what_is_not_a_model_of_pra_is_refused(hub, tmp_path, capsys):
         assert command[1] in capsys.readouterr().err
 
 
+def test_damaged_download_is_refused(hub, tmp_path):
+    publish(hub, pra.save(random_model(), tmp_path / "model"))
+    pra.load("hub:bob/model")
+    [file] = (tmp_path / "cache").rglob("model.safetensors")
+    flip(file.resolve())
+    home = file.parents[2]
+    refused(lambda: pra.load("hub:bob/model"), f"Remove {home} to download", code="unreadable", path=file)
+    shutil.rmtree(home)
+    pra.load("hub:bob/model")
+
+
 def test_without_network_or_library_is_refused(hub, monkeypatch):
     hub.reachable = False
     refused(lambda: pra.load("hub:bob/model"), "hub:bob/model", "cannot be reached", code="unreachable")
@@ -74,6 +86,7 @@ def test_without_network_or_library_is_refused(hub, monkeypatch):
 def test_bfloat16_weights_are_taken_and_integers_are_not(tmp_path):
     model = random_model()
     path = pra.save(model, tmp_path / "model") / "model.safetensors"
+    change(path.parent / "config.json", sha256=None)
     weights.write_tensors({name: tensor.bfloat16() for name, tensor in model.state_dict().items()}, path)
     assert torch.equal(pra.load(path.parent).head.out.weight, model.head.out.weight.bfloat16().float())
     weights.write_tensors({name: tensor.int() for name, tensor in model.state_dict().items()}, path)

@@ -20,6 +20,7 @@ from pra.models import PRA, weights
 from pra.recipes import distill
 from pra.training.averages import EMA, exponential, gamma_of, power
 from pra.training.posthoc import fitted, posthoc, profile_products
+from pra.utils.provenance import file_sha256
 
 LENGTHS = (0.05, 0.1)
 NAMES = ("ema", "power-0.05", "power-0.1")
@@ -193,6 +194,8 @@ def test_posthoc_equals_the_averages_that_were_kept(run, exact):
         assert distance(made, kept) < 0.2 * nearest
         assert distance(made, kept) < 0.02 * distance(kept, raw)
         assert same(dict(pra.load(run, average=file.stem).state_dict()), made)
+        assert json.loads((file.parent / "state.json").read_text())["sha256"][file.name] == file_sha256(file)
+        assert weights.newest_checkpoint(run, average=None) == file.parent
         refused(lambda: posthoc(run, length), code="exists", name=f"power-{length:g}")  # noqa: B023
 
 

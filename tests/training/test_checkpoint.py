@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.files import contents
+from support.files import change, contents
 from support.refusal import refused
-from support.training import assert_same, steps_logged, tensors, tiny, train
+from support.training import assert_same, pictures, steps_logged, tensors, tiny, train
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 import pra
@@ -21,6 +21,7 @@ from pra.models import weights
 from pra.models.pra import PRA
 from pra.training import callbacks, checkpoint
 from pra.training.averages import EMA, exponential
+from pra.training.checkpoint import step_of
 from pra.training.optimizer import build_optimizer
 from pra.training.run import read_metrics
 from pra.utils.distributed import World
@@ -76,16 +77,51 @@ def test_damaged_checkpoints_do_not_count_as_kept(straight, copy):
     for folder in (copy / "checkpoints").iterdir():
         (folder / "state.json").write_text("{")
     before = contents(copy)
-    refused(lambda: train(tiny("train.steps=9"), copy), "step-00000005", "Put back a whole copy")
+    refused(lambda: train(tiny("train.steps=9"), copy), "step-00000005", "Put back the named files")
     assert contents(copy) == before
 
 
-def test_optimizer_state_of_another_model_is_refused(copy):
+def test_garbage_in_the_optimizer_costs_the_steps_since(straight, copy):
     shard = step(copy, 6) / SHARD
     good = shard.read_bytes()
-    for bad in (good.replace(b"auxiliary.weight/", b"auxiliary.waight/"), b"\xff" * len(good)):
+    shard.write_bytes(good[:-40_000] + b"\xff" * 40_000)
+    with pytest.warns(UserWarning, match=rf"content of {SHARD} is not what was saved.*step-00000005, is used"):
+        assert train(tiny("train.steps=6", "train.log_every=2"), copy).new_steps == 1
+    assert_same(copy, straight)
+
+
+def test_optimizer_state_without_digest_is_checked(copy):
+    """That of another model, of no file that can be read, and of nan."""
+    shard = step(copy, 6) / SHARD
+    good = shard.read_bytes()
+    change(step(copy, 6) / "state.json", sha256=None)
+    misnamed = good.replace(b"auxiliary.weight/", b"auxiliary.waight/")
+    for bad in (misnamed, b"\xff" * len(good), good[:-40_000] + b"\xff" * 40_000):
         shard.write_bytes(bad)
-        refused(lambda: train(tiny("train.steps=7"), copy), code="unreadable", path=shard.parent)
+        error = refused(lambda: train(tiny("train.steps=7"), copy), code="unreadable", path=shard.parent)
+        assert "learning" not in str(error)
+        assert "train.optimizer.lr" not in str(error)
+
+
+def test_resume_repeats_the_lines_of_the_metrics(tmp_path):
+    """Also of lines that began before the checkpoint; corrupt images are counted on. Times differ."""
+    source = pictures(tmp_path / "data", "ab" * 6)
+    (tmp_path / "data" / "a" / "04.png").write_bytes(b"\x89PNG")
+    data = f"data.source={source}", "model.num_classes=2", "data.on_corrupt=skip"
+    rhythm = "train.log_every=5", "train.checkpoint_every=3", "train.keep_checkpoints=9"
+    config, run = tiny("train.steps=7", *data, *rhythm), tmp_path / "run"
+    train(config, run)
+
+    def lines():
+        return [row | {"images_per_second": 0} for row in read_metrics(run)]
+
+    expected = lines()
+    for number in (6, 3):
+        for folder in weights.checkpoints(run):
+            if step_of(folder) > number:
+                shutil.rmtree(folder)
+        train(config, run)
+        assert lines() == expected
 
 
 def test_keep_every_keeps_checkpoints_for_good(straight, tmp_path):

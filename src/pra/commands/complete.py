@@ -49,7 +49,7 @@ def complete_command(
         model, image = None, (run, *image)
     if not image:
         raise PraError("no IMAGE given. Name at least one picture to complete", code="missing")
-    sampler = how.sampler(weights.model_folder(model), pick_device(how.device))
+    sampler = how.sampler(weights.model_folder(model, how.average), pick_device(how.device))
     check_completes(sampler.model)
     config = sampler.model.config
     real = torch.stack([_read_picture(path, config.channels, config.image_size) for path in image])

@@ -23,7 +23,7 @@ def grid_command(run: Model = None, *, images: int = 32, how: SamplingOptions = 
     """
     if images < 1:
         raise PraError(f"--images {images} must be at least 1", option="--images", value=images)
-    sampler = how.sampler(weights.model_folder(run), pick_device(how.device))
+    sampler = how.sampler(weights.model_folder(run, how.average), pick_device(how.device))
     with Progress(total=2 * ROUNDS, unit="round", desc="learning", leave=False) as bar:
         found = learn_grid(sampler.model, sampler.config, images, progress=bar.update)
     config = sampler.config

@@ -105,7 +105,7 @@ def _check_num(num: int | None, seeds: str | None, random_labels: bool, label_se
 def _weights(run: Path | None, average: str, world: World) -> tuple[Path, dict[str, str]]:
     """Return the model's folder, and its weights' name and hash, which must be the same on all ranks."""
     with world.first_alone():  # what is on the Hub is downloaded once
-        folder = weights.model_folder(run)
+        folder = weights.model_folder(run, average)
     file = folder / weights.weights_name(folder, average)
     same = world.combine(file_sha256(file), lambda found: found[0] if len(set(found)) == 1 else None)
     if same is None:

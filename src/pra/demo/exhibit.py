@@ -82,7 +82,7 @@ def load_exhibits(
         names = [str(place or name) for place, name in zip(places, names, strict=True)]
     exhibits = []
     for place, name in zip(places, names, strict=True):
-        folder = weights.model_folder(place)
+        folder = weights.model_folder(place, average)
         run = weights.run_of(folder)
         model = weights.load(folder, average, device)
         exhibits.append(Exhibit(name, folder, run, read_run(run) if run else None, model))

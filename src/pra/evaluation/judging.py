@@ -154,7 +154,7 @@ def open_model(
     target: Path | None, average: str, device: torch.device
 ) -> tuple[Model, RunConfig | None, dict[str, Any]]:
     """Load a model; return its run's configuration, if any, and its part of a report's provenance."""
-    folder = weights.model_folder(target)
+    folder = weights.model_folder(target, average)
     run, name = weights.run_of(folder), weights.weights_name(folder, average)
     known = {"model": str(folder), "weights": name, "weights_sha256": file_sha256(folder / name)}
     return weights.load(folder, average, device), read_run(run) if run else None, known

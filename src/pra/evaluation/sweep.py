@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import itertools
 import json
@@ -192,7 +191,6 @@ def read_results(folder: Path, expected: dict[str, dict[str, Any]]) -> dict[str,
     and any report in the folder of another checkpoint, labels, seeds, features or reference: `pra compare` takes all.
     """
     found: dict[str, Report] = {}
-    hashed = functools.cache(file_sha256)
     for path in sorted(folder.glob("*.json")):
         report, asked = evaluation(path), path.stem in expected
         if asked and (report is None or PROTOCOL not in report.figures):
@@ -204,7 +202,7 @@ def read_results(folder: Path, expected: dict[str, dict[str, Any]]) -> dict[str,
         if not asked:  # of other settings, and perhaps of another average of the checkpoint
             held = {what: field for what, field in IMAGES.items() if what != "settings"}
             weights = Path(now["images"]["model"]) / str(known(before, "images", "weights"))
-            digest = {"weights_sha256": hashed(weights)} if weights.is_file() else {}
+            digest = {"weights_sha256": file_sha256(weights)} if weights.is_file() else {}
             now = now | {"images": now["images"] | digest}
         pairs = {what: (known(before, "images", field), known(now, "images", field)) for what, field in held.items()}
         other = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]} | differing(before, now)

@@ -5,10 +5,12 @@ A checkpoint of a run is a model folder too, with averages (``ema.safetensors``,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,18 +23,30 @@ from pra.config import SamplingConfig, from_dict, model_from_dict, to_dict
 from pra.config.checks import within
 from pra.errors import PraError, reason_of
 from pra.models import Model, build_model
-from pra.utils.files import check_free, check_regular, explained, file_mode, new_folder, read_json, unreadable
+from pra.utils.files import (
+    check_free,
+    check_regular,
+    explained,
+    file_mode,
+    new_folder,
+    read_json,
+    unreadable,
+    write_atomically,
+)
 from pra.utils.hub import download, is_address
+from pra.utils.provenance import file_sha256
 
 FORMAT, READABLE = 2, (1, 2)
 """The format that is written, and those that are read. Format 1 kept the embedding of the classes elsewhere."""
 MOVED = {"backbone.class_embedding.": "condition.embedding.", "class_embedding.": "condition.embedding."}
 """Prefixes of tensor names in format 1, and the prefixes that replaced them."""
-CONFIG, MODEL, SUFFIX = "config.json", "model.safetensors", ".safetensors"
+CONFIG, MODEL, SUFFIX, JSON = "config.json", "model.safetensors", ".safetensors", ".json"
 RAW, EMA, POWER = "raw", "ema", "power-"
 """Names of a checkpoint's weights: raw (in ``MODEL``), the exponential average, prefix of power-function averages."""
 STATE = "state.json"
 """The manifest of a checkpoint, written last."""
+DIGESTS = "sha256"
+"""The key of the files' digests (:func:`content_sha256`) by name: in ``STATE``, or in ``CONFIG`` of a saved model."""
 Step = Annotated[int, within(1, 10**12)]
 """Steps of training: a damaged file may hold any number."""
 SHIPPED = Path(__file__).parents[1] / "shipped"
@@ -65,8 +79,8 @@ def write_model(model: Model, folder: Path, half: bool = False) -> None:
         raise PraError(f"this model cannot be saved: {problem}", code="unsupported")
     if half:
         tensors = {name: _halved(tensor, name) for name, tensor in tensors.items()}
-    write_config(model, folder)
     write_tensors(tensors, folder / MODEL)
+    write_config(model, folder, {MODEL: file_sha256(folder / MODEL)})
 
 
 def load(path: str | Path | None = None, average: str = EMA, device: str | torch.device = "cpu") -> Model:
@@ -83,10 +97,10 @@ def load(path: str | Path | None = None, average: str = EMA, device: str | torch
         A model of float32 weights, in whatever precision they were stored.
 
     Raises:
-        PraError: nothing there, no checkpoint yet, no such average, or files that are damaged or of a newer format; of
-            the Hub, as :func:`pra.utils.hub.download`.
+        PraError: nothing there, no checkpoint yet, no such average, or files that are damaged (their content is not
+            what was saved, by its SHA-256) or of a newer format; of the Hub, as :func:`pra.utils.hub.download`.
     """
-    folder = model_folder(path)
+    folder = model_folder(path, average)
     described = read_config(folder)
     tensors = _tensors_of(described, folder / weights_name(folder, average))
     model = build_model(described.config, seed=None)
@@ -124,21 +138,24 @@ def power_name(length: float) -> str:
     return f"{POWER}{length:g}"
 
 
-def model_folder(path: str | Path | None) -> Path:
-    """Return the folder of the weights that ``path`` means to :func:`load`; download a model on the Hub."""
+def model_folder(path: str | Path | None, average: str = EMA) -> Path:
+    """Return the folder of the weights that ``path`` means to :func:`load`; download a model on the Hub.
+
+    The content of its configuration and of the weights named ``average`` is that which was saved.
+    """
     if path is None:
-        return shipped()
+        return _as_saved(shipped(), average)
     if is_address(path):
-        return download(path)
+        return _as_saved(download(path), average, str(path))
     path = Path(path).expanduser()
     if not path.is_dir():
         problem = "it is a file" if path.exists() else "the folder does not exist"
         raise PraError(f"no run or model at {path}: {problem}", code="missing", path=path)
     if (path / MODEL).exists():
-        return path
+        return _as_saved(path, average)
     if not (path / CONFIG).exists():
         raise PraError(f"{path} is neither a run nor a model: it holds no {CONFIG}", code="missing", path=path)
-    checkpoint = newest_checkpoint(path)
+    checkpoint = newest_checkpoint(path, average)
     if checkpoint is None:
         problem = "has no checkpoint yet; let `pra train` reach its first one"
         raise PraError(f"the run {path} {problem}", code="missing", path=path)
@@ -172,20 +189,25 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(folder / name for name in names if name.startswith("step-"))
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """Return the newest undamaged checkpoint, if any. Warn about damaged ones, and refuse a run that has no others."""
+def newest_checkpoint(run: Path, average: str | None = EMA) -> Path | None:
+    """Return the newest undamaged checkpoint, if any. Warn about damaged ones, and refuse a run that has no others.
+
+    Sizes are compared of all files, content of those that are read: the configuration and the weights named
+    ``average``; with ``None``, as to resume, all files.
+    """
     faults: list[str] = []
     found = checkpoints(run)
+    read = None if average is None else [MODEL if average == RAW else average_file(average)]
     for folder in reversed(found):
-        if (fault := _fault(folder)) is None:
+        if (fault := _fault(folder, read)) is None:
             for damaged in faults:
                 warnings.warn(f"checkpoint {damaged}; the one before it, {folder.name}, is used", stacklevel=2)
             return folder
         faults.append(f"{folder} is damaged ({fault})")
     if faults and checkpoints(run) != found:  # the run goes on, and old ones are removed
-        return newest_checkpoint(run)
+        return newest_checkpoint(run, average)
     if faults:
-        problem = f"{'; '.join(faults)}. Put back a whole copy, or train in another --run-dir"
+        problem = f"{'; '.join(faults)}. Put back the named files as they were, or train in another --run-dir"
         raise PraError(f"no checkpoint of {run} is whole: {problem}", code="unreadable", path=run)
     return None
 
@@ -199,20 +221,32 @@ def last_good(run: Path) -> str:
     return f"the last good checkpoint is {whole[-1]}" if whole else "there is no earlier checkpoint"
 
 
-def whole_checkpoints(run: Path) -> list[Path]:
-    """Return a run's undamaged checkpoints, oldest first."""
-    return [folder for folder in checkpoints(run) if _fault(folder) is None]
+def whole_checkpoints(run: Path, read: Collection[str] = ()) -> list[Path]:
+    """Return a run's undamaged checkpoints, oldest first, by all sizes and by the content of the files ``read``."""
+    return [folder for folder in checkpoints(run) if _fault(folder, read) is None]
 
 
-def _fault(folder: Path) -> str | None:
+def _fault(folder: Path, read: Collection[str] | None) -> str | None:
+    """Say what is damaged in a checkpoint, if anything: a size, or the content of the files ``read``; None for all."""
     try:
-        sizes = read_state(folder)["sizes"]
+        state = read_state(folder)
     except PraError:
         return f"no readable {STATE}"
+    sizes, digests = state["sizes"], _digests(state)
     for name, size in sizes.items():
-        actual = os.stat(folder / name).st_size if os.path.exists(folder / name) else None  # a name may be anything
-        if actual != size:
-            return f"{name} is missing" if actual is None else f"{name} has {actual} bytes of {size}"
+        if not os.path.isfile(folder / name):  # a name may be anything
+            return f"{name} is missing"
+        # Line endings and indentation may change: JSON is compared by its values.
+        if (actual := (folder / name).stat().st_size) != size and not name.endswith(JSON):
+            return f"{name} has {actual} bytes of {size}"
+    for name in (STATE, CONFIG, *(sizes if read is None else read)):
+        if name in (CONFIG, *digests) and os.path.isfile(folder / name):
+            try:
+                found = content_sha256(folder / name)
+            except PraError as error:
+                return str(error)
+            if digests.get(name, found) != found:
+                return f"the content of {name} is not what was saved"
     return None
 
 
@@ -221,10 +255,67 @@ def read_state(folder: Path) -> dict[str, Any]:
     return read_json(folder / STATE, step=Step, sizes=dict)
 
 
-def write_config(model: Model, folder: Path) -> None:
-    """Write ``config.json`` of a model folder."""
+def write_state(folder: Path, state: dict[str, Any], digests: dict[str, str]) -> None:
+    """Write the manifest of a checkpoint, with the digests of its files and of the manifest itself."""
+    state = state | {DIGESTS: digests}
+    state[DIGESTS] = digests | {STATE: _values_sha256(state)}
+    write_atomically(folder / STATE, lambda file: file.write((json.dumps(state, indent=2) + "\n").encode()))
+
+
+def add_digest(file: Path) -> None:
+    """Add the digest of a new file to the manifest of its checkpoint, unless the checkpoint is older than digests."""
+    state = read_json(file.parent / STATE)
+    if known := _digests(state):
+        write_state(file.parent, state, known | {file.name: content_sha256(file)})
+
+
+def content_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; of a JSON file that of its values, which another tool may write in its own way."""
+    return _values_sha256(read_json(path)) if path.suffix == JSON else file_sha256(path)
+
+
+def _values_sha256(values: dict[str, Any]) -> str:
+    """Return the digest of JSON values, without the digest of ``STATE`` that ``STATE`` itself holds."""
+    if known := _digests(values):
+        values = values | {DIGESTS: {name: digest for name, digest in known.items() if name != STATE}}
+    plain = json.loads(json.dumps(values), parse_float=_number)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _number(text: str) -> float:
+    """Return 1 for ``1.0``: some tools leave the zero out."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+def _digests(values: dict[str, Any]) -> dict[str, Any]:
+    found = values.get(DIGESTS)  # missing from older files
+    return found if isinstance(found, dict) else {}
+
+
+def _as_saved(folder: Path, average: str, address: str | None = None) -> Path:
+    """Return a model folder. Refuse files that are read and whose content is not what was saved, where that is known.
+
+    A model on the Hub, by its ``address``, lies in the cache.
+    """
+    manifest = folder / (STATE if (folder / STATE).exists() else CONFIG)
+    digests = _digests(read_json(manifest)) if manifest.exists() else {}
+    for name in (STATE, CONFIG, weights_name(folder, average)):
+        if name in digests and content_sha256(folder / name) != digests[name]:
+            fix = "Put back the file as it was, or use another checkpoint"
+            if manifest.name == CONFIG:
+                fix = f"Put back the file; if it was changed on purpose, remove {DIGESTS} from {manifest}"
+            if address:
+                fix = f"Remove {folder.parents[1]} to download {address} again"
+            raise unreadable(folder / name, f"is damaged: its content is not what was saved. {fix}")
+    return folder
+
+
+def write_config(model: Model, folder: Path, digests: dict[str, str] | None = None) -> None:
+    """Write ``config.json`` of a model folder, with the ``digests`` of its weights if they stand nowhere else."""
     values = {"format": FORMAT, "model": to_dict(model.config), "sampling": to_dict(model.sampling)}
     values["classes"] = list(model.classes)
+    values |= {DIGESTS: digests} if digests else {}
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
 
 

@@ -55,7 +55,7 @@ def read_origin(path: str | Path, average: str = weights.EMA) -> Origin:
     Reports on other weights, such as those of an earlier checkpoint, are left out with a warning. Those that a model
     folder's card names are kept: the card says what they were measured on, such as weights not yet rounded.
     """
-    folder = weights.model_folder(path)
+    folder = weights.model_folder(path, average)
     run = weights.run_of(folder)
     home = run or folder
     shared = (CURVES, SAMPLES) if run else (CARD, CURVES, SAMPLES)  # a README in a run's folder is its owner's notes

@@ -15,6 +15,7 @@ from pra.sampling.requests import changed_sampling
 from pra.sharing.card import CARD, read_origin, write_card
 from pra.utils.files import check_free, new_folder
 from pra.utils.hub import LOGIN, PREFIX, explained, hub_library, repo_id
+from pra.utils.provenance import file_sha256
 
 
 def export(
@@ -66,8 +67,8 @@ def export(
         for file, report in origin.reports.items():
             (partial / file).write_text(report.to_json())
         if CARD in origin.files:
-            weights.write_config(origin.model, partial)
             shutil.copyfile(origin.weights, partial / weights.MODEL)
+            weights.write_config(origin.model, partial, {weights.MODEL: file_sha256(partial / weights.MODEL)})
         else:
             weights.write_model(origin.model, partial, half)
             card = write_card(origin, title, address, licence, half)

@@ -2,13 +2,15 @@
 
 ``checkpoints/step-00000500/`` is a model folder (:mod:`pra.models.weights`) with the averages; ``optimizer/``, which
 the processes write together with torch's distributed checkpoint in its safetensors format; and ``state.json``, written
-last: the step and the size of every file. The random state and the data order need no saving: both are functions of
-(seed, step). A checkpoint does not depend on the number of processes or on how they share the model.
+last: the step, the metrics since the last line of ``metrics.jsonl``, and the size and the digest of every file. The
+random state and the data order need no saving: both are functions of (seed, step). A checkpoint does not depend on the
+number of processes or on how they share the model.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import math
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,9 +26,9 @@ from torch import Tensor
 from pra.errors import PraError, reason_of
 from pra.models import Model, weights
 from pra.training.averages import EMA
-from pra.training.optimizer import Optimizers, gathered
+from pra.training.optimizer import Optimizers, gathered, own_part
 from pra.utils.distributed import World
-from pra.utils.files import check_regular, new_folder
+from pra.utils.files import check_regular, new_folder, read_json, unreadable
 
 OPTIMIZER = "optimizer"
 ALONE = "torch.distributed is disabled, unavailable or uninitialized"
@@ -48,7 +50,14 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[Any] | None = None
 
-    def save(self, step: int, model: Model, averages: Mapping[str, EMA], optimizer: Optimizers) -> None:
+    def save(
+        self,
+        step: int,
+        model: Model,
+        averages: Mapping[str, EMA],
+        optimizer: Optimizers,
+        unlogged: Unlogged | None = None,
+    ) -> None:
         """Copy the state after ``step`` steps and begin to write it, when the checkpoint before is written."""
         self.wait()
         here = self.world.is_first
@@ -66,8 +75,11 @@ class Saver:
                 for name, own in files.items():
                     weights.write_tensors(own, partial / name)
                 found = sorted(file for file in partial.rglob("*") if file.is_file())
-                sizes = {file.relative_to(partial).as_posix(): file.stat().st_size for file in found}
-                (partial / weights.STATE).write_text(json.dumps({"step": step, "sizes": sizes}, indent=2) + "\n")
+                names = {file.relative_to(partial).as_posix(): file for file in found}
+                sizes = {name: file.stat().st_size for name, file in names.items()}
+                digests = {name: weights.content_sha256(file) for name, file in names.items()}
+                state = {"step": step, "unlogged": (unlogged or Unlogged()).finite(), "sizes": sizes}
+                weights.write_state(partial, state, digests)
                 shutil.rmtree(final, ignore_errors=True)  # a damaged one: the run would have resumed from a whole one
             # Damaged checkpoints of later steps do not count as kept.
             for old in [path for path in weights.checkpoints(self.run) if path.name <= final.name][: -self.keep]:
@@ -149,9 +161,42 @@ class Saver:
             raise PraError(f"{error}; {weights.last_good(self.run)}", code=error.code, **error.fields) from None
 
 
+@dataclasses.dataclass(frozen=True)
+class Unlogged:
+    """Metrics of the steps since the last line of ``metrics.jsonl``: by name, a sum and the number of steps in it.
+
+    ``skipped`` counts the corrupt images since the run began.
+    """
+
+    sums: dict[str, tuple[float, int]] = dataclasses.field(default_factory=dict)
+    skipped: int = 0
+
+    def finite(self) -> dict[str, Any]:
+        """Return JSON values, which have no nan: ``state_std`` of a single patch is one."""
+        sums = {name: part for name, part in self.sums.items() if math.isfinite(part[0])}
+        return {"sums": sums, "skipped": self.skipped}
+
+
 def step_of(folder: Path) -> int:
     """Return the steps done when a checkpoint was written."""
     return int(weights.read_state(folder)["step"])
+
+
+def restore_unlogged(folder: Path) -> Unlogged:
+    """Return the metrics that a checkpoint keeps for the next line; an older one keeps none.
+
+    Raises:
+        PraError: they are not as :meth:`Saver.save` writes them.
+    """
+    known = read_json(folder / weights.STATE).get("unlogged", {"sums": {}, "skipped": 0})
+    try:
+        sums = {name: (float(total), int(count)) for name, (total, count) in known["sums"].items()}
+        if all(count > 0 for _, count in sums.values()):
+            return Unlogged(sums, int(known["skipped"]))
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError):
+        pass
+    problem = 'holds no sums and counts under "unlogged". Use another checkpoint, or put back the file'
+    raise unreadable(folder / weights.STATE, problem)
 
 
 def restore_weights(folder: Path, model: Model, averages: Mapping[str, EMA]) -> int:
@@ -193,6 +238,9 @@ def restore_optimizer(folder: Path, model: Model, optimizer: Optimizers, world: 
         problem = f"{folder} cannot be read ({reason}). Use another checkpoint, or restore its files"
         raise PraError(problem, code="unreadable", path=folder) from None
     for path, (name, key) in owners.items():
+        if not own_part(tensors[path]).isfinite().all():  # a file without a digest: training would blame the rate
+            problem = f"is damaged: {path} is not finite. Use another checkpoint, or put back its files"
+            raise unreadable(folder, problem)
         # AdamW(fused) keeps its step counter on the parameter's device.
         optimizer.state(parameters[name])[key] = tensors[path].to(parameters[name].device)
 

@@ -30,7 +30,7 @@ def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[st
     Raises:
         PraError: as :func:`pra.load`; or the models differ in more than their classes and the second head.
     """
-    folder = weights.model_folder(path)
+    folder = weights.model_folder(path, average)
     other = weights.load(folder, average)
     expected = replace(other.config, num_classes=model.config.num_classes)
     if model.config.has_shortcut and expected.autoregressive:

@@ -121,7 +121,7 @@ class Trainer:
         after = [Metrics(), *([Bar()] if progress else [])]
         self.callbacks = Callbacks(before, callbacks, after if world.is_first else [])
         # Rank 0 picks the checkpoint: on a network file system other ranks may see a stale listing.
-        last = world.run_on_first(lambda: weights.newest_checkpoint(folder))
+        last = world.run_on_first(lambda: weights.newest_checkpoint(folder, average=None))
         self.model = build_model(config.model, config.train.seed if last is None else None).to(device)
         self.model.sampling = config.sampling
         set_trainable(self.model, config.train)
@@ -147,6 +147,7 @@ class Trainer:
         self.saver = checkpoint.Saver(folder, config.train.keep_checkpoints, world, device, config.train.keep_every)
         self.first_step = self.step
         self.pending: list[dict[str, Tensor]] = []
+        self.unlogged = checkpoint.Unlogged() if last is None else checkpoint.restore_unlogged(last)
         self.interval = time.monotonic()
 
     @property
@@ -199,8 +200,8 @@ class Trainer:
                 if self.step % train.log_every == 0 or train.validates(self.step) or last:
                     self._log()
                 if self.step % train.checkpoint_every == 0 or last or stop:
-                    self._recent()  # refuses what is not finite
-                    self.saver.save(self.step, self.model, self.averages, self.optimizer)
+                    unlogged = self._since_last_line()  # refuses what is not finite
+                    self.saver.save(self.step, self.model, self.averages, self.optimizer, unlogged)
                     self.callbacks.call("on_checkpoint", self)
                 if stop and not last:
                     self.saver.wait()
@@ -280,14 +281,25 @@ class Trainer:
         )
         raise PraError(problem, code="diverged", step=bad + 1)
 
+    def _since_last_line(self) -> checkpoint.Unlogged:
+        """Add up the metrics since the last line of the log, step by step, so that a resume changes no digit."""
+        sums = dict(self.unlogged.sums)
+        for name, values in self._recent().items():
+            for value in values.tolist():
+                total, count = sums.get(name, (0.0, 0))
+                sums[name] = total + value, count + 1
+        return checkpoint.Unlogged(sums, self.unlogged.skipped + self.world.combine(self.skipped, sum))
+
     def _log(self) -> None:
-        means = {name: values.mean().item() for name, values in self._recent().items()}
+        known = self._since_last_line()
         train, now = self.config.train, time.monotonic()
+        means = {name: total / count for name, (total, count) in known.sums.items()}
         row: dict[str, float] = {"step": self.step, **means}
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         row["images_per_second"] = len(self.pending) * train.batch_size / (now - self.interval)
         row["epoch"] = self.step * train.batch_size / len(self.source)
-        row["skipped"] = self.world.combine(self.skipped, sum)
+        row["skipped"] = known.skipped
+        self.unlogged = checkpoint.Unlogged(skipped=self.unlogged.skipped)  # of earlier calls
         self.pending.clear()
         self.interval = now
         self.callbacks.call("on_log", self, row)

@@ -203,6 +203,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """Return this process's part of a tensor, without communication."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def gathered(module: nn.Module, here: bool) -> dict[str, Tensor]:
     """Copy a module's tensors to the CPU, in the processes where ``here`` is true; the others get an empty dictionary.
 

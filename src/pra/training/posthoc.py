@@ -53,7 +53,8 @@ def posthoc(path: str | Path, length: float) -> tuple[Path, int, float]:
     if not lengths:
         problem = f"{run} keeps no power-function averages. Train with --set train.averages=[0.05,0.1]"
         raise PraError(problem, code="missing", path=run)
-    folders = [folder for folder in weights.whole_checkpoints(run) if step_of(folder) <= until]
+    read = [weights.average_file(weights.power_name(kept)) for kept in lengths]
+    folders = [folder for folder in weights.whole_checkpoints(run, read) if step_of(folder) <= until]
     stored = [(folder, kept) for folder in folders for kept in lengths]  # without those made afterwards
     times = np.array([step_of(folder) / until for folder, _ in stored])
     coefficients, error = fitted(times, np.array([gamma_of(kept) for _, kept in stored]), gamma_of(length))
@@ -72,6 +73,7 @@ def posthoc(path: str | Path, length: float) -> tuple[Path, int, float]:
     tensors = {key: tensor.to(torch.float32) for key, tensor in sums.items()}
     file = checkpoint / weights.average_file(name)
     write_atomically(file, lambda partial: weights.write_tensors(tensors, Path(partial.name)))
+    weights.add_digest(file)
     return file, len(stored), error
 
 

@@ -188,7 +188,7 @@ def _same_weights(known: Mapping[str, str] | None, config: RunConfig) -> bool:
     if not known or config.initial is None or is_address(config.initial):
         return False
     try:
-        start = weights.model_folder(config.initial)
+        start = weights.model_folder(config.initial, config.initial_average)
         name = weights.weights_name(start, config.initial_average)
         return bool(file_sha256(start / name) == known.get("sha256"))
     except PraError:  # nothing there

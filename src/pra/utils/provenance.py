@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -79,10 +80,19 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, as ``sha256sum`` prints it. Refuse a file that cannot be read."""
+    """Return the SHA-256 of a file, as ``sha256sum`` prints it. Refuse a file that cannot be read.
+
+    A command asks several times, to check weights and to name them: a file is read again only if it has changed.
+    """
     try:
-        with check_regular(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        stat = check_regular(path).stat()
+        return _sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     except OSError as error:
         message = f"{path} cannot be read ({error.strerror}). Give another file"
         raise PraError(message, code="missing", path=path) from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256(path: Path, *version: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
