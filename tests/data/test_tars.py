@@ -156,6 +156,15 @@ def test_wds_patterns_find_the_shards(shards, pattern, monkeypatch, capfd):
     assert "indexing" not in capfd.readouterr().err
 
 
+def test_wds_folder_may_be_called_as_a_pattern(tmp_path):
+    folder = tmp_path / "a{b}[c]*"
+    folder.mkdir()
+    (folder / "0.tar").write_bytes(shard(1))
+    (folder / "1.tar").symlink_to("/dev/zero")
+    for pattern in (folder, folder / "0.tar"):
+        assert len(open_source(f"wds:{pattern}")) == 1
+
+
 def test_wds_index_follows_shards_and_class_names(shards):
     assert open_source(f"wds:{shards}").classes == ("0", "1", "2")
     (shards / "classes.json").write_text(json.dumps(["cat", "dog", "emu", "fox"]))
