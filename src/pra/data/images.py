@@ -58,7 +58,8 @@ def corrupt(where: str, problem: str, code: Code = "unreadable") -> CorruptImage
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:
     """Open a picture of one of :data:`FORMATS` as far as its header; Pillow's other formats may start programs."""
-    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, most_pixels())  # Pillow has a limit of its own
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most_pixels())
     return Image.open(file, formats=readable())
 
 

@@ -258,10 +258,11 @@ def _prepared(
     for skipped, index in enumerate(candidates):
         try:
             return index, prepare(source.image(index), size, channels, config, key, source.where(index)), skipped
-        except CorruptImage:
+        except CorruptImage as error:
             if config.on_corrupt is OnCorrupt.ERROR:
                 raise
-    raise none_readable(source, len(source), source.where(index))
+            problem = error.problem
+    raise none_readable(source, len(source), f"{source.where(index)}: {problem}")
 
 
 def none_readable(source: Source, tried: int, example: str) -> PraError:
