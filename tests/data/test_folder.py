@@ -115,6 +115,8 @@ def test_folder_of_other_splits_is_refused(tmp_path):
     for name, example in (("one", "test"), ("two", "train")):
         folder = tmp_path / name
         refused(lambda folder=folder: open_source(f"folder:{folder}"), f"folder:{folder}/{example}", path=folder)
+    fill(tmp_path, "four/train/1.png", "four/val/1.png", "four/stray.png")
+    refused(lambda: open_source(f"folder:{tmp_path}/four"), "stray.png", code="conflict", path=tmp_path / "four")
     fill(tmp_path, "three/data/train/a/1.png", "three/data/val/a/1.png")
     refused(lambda: open_source(f"folder:{tmp_path}/three"), "train, val", path=tmp_path / "three/data")
 

@@ -27,6 +27,7 @@ SPLITS = {
 }  # fmt: skip
 """Names of folders that are splits: those of Hugging Face's ImageFolder, which allows digits and ``-._`` after them."""
 _HEIF = ("*.heic", "*.heif", "*.hif")
+_BARE = "without an ending"
 _MOST_KINDS = 8
 
 
@@ -80,16 +81,19 @@ class _Tree:
         more = f" and {len(kinds) - _MOST_KINDS} more kinds" if len(kinds) > _MOST_KINDS else ""
         heif = next((kind for kind in _HEIF if kind in self.left_out), None)
         fixes = [f"To read {heif}, pip install pillow-heif"] if heif else []
-        if any(kind.startswith("*") and kind != heif for kind in self.left_out):
-            fixes.append("Convert what is a picture among them to PNG or JPEG")
+        if any(kind == _BARE or (kind.startswith("*") and kind != heif) for kind in self.left_out):
+            fixes.append("Convert pictures among them to PNG or JPEG, and name them so")
         return ". ".join([f"left out: {', '.join(words)}{more}", *fixes])
 
 
 def _training_split(path: Path) -> Path:
     """Return the training split of a folder of splits, which is said, and any other folder as it is."""
     with os.scandir(path) as entries:
-        names = sorted(entry.name for entry in entries if not _of_the_system(entry.name) and _kind(entry) == "folder")
-    if not names or not (_are_splits(names) or all(_split_of(name) for name in names)):
+        kinds = {entry.name: _kind(entry) for entry in entries if not _of_the_system(entry.name)}
+    names = sorted(name for name, kind in kinds.items() if kind == "folder")
+    if "picture" in kinds.values() or not names:
+        return path
+    if not _are_splits(names) and not all(map(_split_of, names)):
         return path
     training = [name for name in names if _split_of(name) == "train"]
     if len(training) != 1:
@@ -200,7 +204,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
     if is_image_name(entry.name):
         return "picture"
     ending = PurePath(entry.name).suffix.lower()
-    return f"*{ending}" if ending else "without an ending"
+    return f"*{ending}" if ending else _BARE
 
 
 @functools.cache
