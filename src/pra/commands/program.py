@@ -38,7 +38,7 @@ def run_program(
     The code is 0, 2 for bad input, and 128 + signal when interrupted or when nobody reads the output any more.
     ``parse`` checks the arguments without ``-v``, and returns the work.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no text, or none in this locale
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that the terminal's encoding does not have
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = _warn  # type: ignore[assignment]
     if os.environ.get("NO_COLOR"):

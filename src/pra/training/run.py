@@ -90,9 +90,6 @@ def claimed(folder: Path, config: RunConfig, world: World, losses: Mapping[str, 
 def check_run(folder: Path, config: RunConfig, losses: Mapping[str, float]) -> None:
     """Check that a run of this configuration can begin or resume in ``folder``, as :func:`claimed`; write nothing."""
     if not (folder / CONFIG).exists():
-        if str(folder) != str(folder).encode(errors="ignore").decode():
-            fix = "Use another --run-dir: safetensors and TensorBoard cannot open it"
-            raise PraError(f"{folder} is not a name in UTF-8. {fix}", code="unsupported", path=folder)
         if folder.exists() and not folder.is_dir():
             raise PraError(f"{folder} is a file. Use another --run-dir", code="exists", path=folder)
         if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
