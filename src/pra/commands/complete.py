@@ -45,7 +45,7 @@ def complete_command(
         how: How to sample; by default as the recipe recommends.
     """
     model: Path | None = run
-    if run.is_file():
+    if run.exists() and not run.is_dir():
         model, image = None, (run, *image)
     if not image:
         raise PraError("no IMAGE given. Name at least one picture to complete", code="missing")

@@ -38,9 +38,9 @@ def run_program(
     The code is 0, 2 for bad input, and 128 + signal when interrupted or when nobody reads the output any more.
     ``parse`` checks the arguments without ``-v``, and returns the work.
     """
+    warnings.showwarning = _warn  # type: ignore[assignment]
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that the terminal's encoding does not have
         sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.showwarning = _warn  # type: ignore[assignment]
     if os.environ.get("NO_COLOR"):
         os.environ["TERM"] = "dumb"  # tyro asks this variable alone
     args = _without_verbose(list(sys.argv[1:] if argv is None else argv))
