@@ -97,11 +97,9 @@ def _training_split(path: Path) -> Path:
         return path
     training = [name for name in names if _split_of(name) == "train"]
     if len(training) != 1:
-        found, example = ", ".join(names), training[0] if training else names[0]
-        problem = f"{path} holds {len(training)} training splits ({found})"
-        raise PraError(
-            f"{problem}. Name the folder of one split, such as folder:{path / example}", "conflict", path=path
-        )
+        problem = f"{path} holds {len(training)} training splits ({', '.join(names)})"
+        fix = f"Give the folder of one split, such as folder:{path / (training or names)[0]}"
+        raise PraError(f"{problem}. {fix}", "conflict", path=path)
     others = [name for name in names if name != training[0]]
     if others:
         _say(f"{path} holds splits: {training[0]} is read, and {', '.join(others)} not; folder:{path / others[0]} does")
@@ -150,10 +148,8 @@ def _refuse_inner_splits(path: Path, folders: Iterable[str]) -> None:
             inside.setdefault(os.path.dirname(folder), []).append(os.path.basename(folder))
     for folder, names in inside.items():
         if _are_splits(names):
-            problem = (
-                f"{path / folder} holds splits ({', '.join(sorted(names))}), and is taken for a class or a part of one"
-            )
-            fix = "Put splits above the classes, such as train/cats and val/cats, and give the folder that holds them"
+            problem = f"{path / folder} holds splits ({', '.join(sorted(names))}) in place of pictures of one class"
+            fix = "Give it as folder:PATH if all lies there, or put splits above the classes: train/cats, val/cats"
             raise PraError(f"{problem}. {fix}", "conflict", path=path / folder)
 
 
