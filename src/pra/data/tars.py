@@ -25,6 +25,8 @@ from pra.utils.progress import Progress
 _FORMAT = 2
 OPEN_FILES = 128
 """Tars open at once in each process: many systems allow 1024 files."""
+LONGEST_NAME = 250
+"""Characters kept of a member's name, which is only shown: each takes as much memory as the longest one."""
 _IMAGENET = "Give ILSVRC2012_img_train.tar as downloaded"
 CLASSES, INDEX = "classes.json", "index.json"
 """Optional files beside the shards: the classes' names, and the index that :mod:`pra.data.pack` writes."""
@@ -47,7 +49,8 @@ def columns(found: Iterable[Found], classes: Sequence[str]) -> TarIndex:
     """Return the index of at least one image: columns ``(N,)``, and the classes' names in the order of their labels."""
     files, offsets, sizes, members, labels = zip(*found, strict=True)
     index = {"files": np.array(files, np.int32), "offsets": np.array(offsets), "sizes": np.array(sizes)}
-    return index | {"labels": np.array(labels, np.int64), "members": pack(members), "classes": np.array(classes)}
+    shown = pack(name[:LONGEST_NAME] for name in members)
+    return index | {"labels": np.array(labels, np.int64), "members": shown, "classes": np.array(classes)}
 
 
 class TarSource(Files):
