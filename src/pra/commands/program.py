@@ -39,6 +39,8 @@ def run_program(
     ``parse`` checks the arguments without ``-v``, and returns the work.
     """
     warnings.showwarning = _warn  # type: ignore[assignment]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that the terminal's encoding does not have
+        sys.stdout.reconfigure(errors="backslashreplace")
     if os.environ.get("NO_COLOR"):
         os.environ["TERM"] = "dumb"  # tyro asks this variable alone
     args = _without_verbose(list(sys.argv[1:] if argv is None else argv))
