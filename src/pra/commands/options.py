@@ -20,6 +20,7 @@ from pra.config import GuidanceSchedule, Precision, Solver, TimeGrid, to_dict
 from pra.config.checks import member
 from pra.errors import PraError, nearest
 from pra.models import weights
+from pra.models.condition import place_of
 from pra.sampling import Sampler
 from pra.sampling.requests import changed_sampling
 
@@ -115,14 +116,14 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
     always of numbers.
 
     Raises:
-        PraError: a number out of range, or a name that no class has.
+        PraError: a number out of range, or a name that no class has, or several have.
     """
     if text == "all":
         return list(range(len(classes)))
     labels: list[int] = []
     for part in (p.strip() for p in text.split(",")):
         if part in classes:
-            label = classes.index(part)
+            label = place_of(part, classes)
             labels.append(label)
             if re.fullmatch(r"\d+", part, re.ASCII) and label != int(part) < len(classes):
                 # Folders named by numbers are in the order of text: 1, 10, 2.

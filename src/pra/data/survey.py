@@ -15,7 +15,7 @@ from PIL import Image
 
 from pra.data.images import CorruptImage
 from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable, reading
-from pra.data.source import Source, Streamed, open_source
+from pra.data.source import Source, Streamed, check_told_apart, open_source
 from pra.utils.progress import Progress
 
 LOOKED_AT, PATIENCE = 500, 15.0
@@ -44,6 +44,8 @@ class Range(NamedTuple):
 @dataclass(frozen=True)
 class Survey:
     """The findings of :func:`look`: the number of all pictures, in all and by class, and what the ``opened`` ones are.
+
+    Classes without pictures are left out.
 
     Sizes are in pixels; ``grey``, ``transparent`` and ``square`` are counts; ``corrupt`` names files that do not count
     as opened.
@@ -91,9 +93,10 @@ class Survey:
 def look(source: str | Source) -> Survey:
     """Open up to :data:`LOOKED_AT` pictures of a source, at random, for at most :data:`PATIENCE` seconds.
 
-    Refuse a source in which no picture can be read.
+    Refuse a source in which no picture can be read, and two classes of one name.
     """
     opened = open_source(source) if isinstance(source, str) else source
+    check_told_apart(opened)
     begin = time.monotonic()
     order = np.random.default_rng(0).permutation(len(opened))[:LOOKED_AT].tolist()  # sources are sorted by class
     seen: list[tuple[int, int, bool, bool]] = []
@@ -113,7 +116,7 @@ def look(source: str | Source) -> Survey:
     return Survey(
         source=opened.name,
         images=len(opened),
-        classes=dict(_class_counts(opened)),
+        classes={name: count for name, count in _class_counts(opened) if count},
         opened=len(seen),
         width=Range.of(widths),
         height=Range.of(heights),

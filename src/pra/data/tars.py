@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mimetypes
 import os
 import tarfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -22,7 +23,7 @@ from pra.errors import PraError
 from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
 
-_FORMAT = 2
+_FORMAT = 3
 OPEN_FILES = 128
 """Tars open at once in each process: many systems allow 1024 files."""
 _IMAGENET = "Give ILSVRC2012_img_train.tar as downloaded"
@@ -30,6 +31,9 @@ CLASSES, INDEX = "classes.json", "index.json"
 """Optional files beside the shards: the classes' names, and the index that :mod:`pra.data.pack` writes."""
 _SHARDS = "Give WebDataset shards, uncompressed tars of KEY.jpg and KEY.cls"
 _NO_LABEL = -1
+_DOTS = "WebDataset takes a sample's name up to its first dot. Write cat-1.jpg for cat.1.jpg, and cat-1.cls"
+_NO_PICTURE = "the sample has no picture of a format that is read. Save it as JPEG or PNG"
+_LINK = "the member is a link. Pack the files themselves (tar --dereference --hard-dereference)"
 TarIndex = dict[str, Any]
 
 
@@ -77,6 +81,9 @@ class TarSource(Files):
     def where(self, index: int) -> str:
         return f"{os.fsdecode(bytes(self._index['members'][index]))} in {self._tars[self._index['files'][index]]}"
 
+    def listing(self) -> bytes:
+        return bytes(self._index["members"].tobytes() + self._index["sizes"].tobytes())
+
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_open": {}}
 
@@ -101,11 +108,11 @@ def _scan_classes(path: Path) -> TarIndex:
     bar = Progress(desc=f"indexing {path.name}", total=size, unit="B", unit_scale=True)
     with path.open("rb") as file, bar:
         for outer, inner in members(file, size, str(path), _IMAGENET):
-            if PurePosixPath(inner.name).match("[!.]*.tar"):
+            if inner.isreg() and PurePosixPath(inner.name).match("[!.]*.tar"):
                 images = members(outer.extractfile(inner), inner.size, f"{inner.name} in {path}", _IMAGENET)
                 for _, member in images:
                     name = PurePosixPath(member.name).name
-                    if is_image_name(name):
+                    if member.isreg() and is_image_name(name):
                         found = Found(0, inner.offset_data + member.offset_data, member.size, name, 0)
                         by_class.append((PurePosixPath(inner.name).stem, found))
             bar.update(inner.offset_data + inner.size - bar.n)
@@ -146,7 +153,7 @@ def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Seque
 def members(
     file: IO[bytes] | None, size: int, where: str, fix: str
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Yield an uncompressed tar of ``size`` bytes and each regular file in it.
+    """Yield an uncompressed tar of ``size`` bytes and each member of it.
 
     Refuse other files, and what ``tarfile`` takes for the end: a broken header, or a missing block of zeros.
     """
@@ -156,8 +163,7 @@ def members(
             for member in tar:
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"truncated at byte {size}")
-                if member.isreg():
-                    yield tar, member
+                yield tar, member
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"damaged at byte {tar.offset}")
@@ -177,7 +183,10 @@ class WebDataset(TarSource):
         shards = _fetched(pattern) if "://" in pattern else _local(pattern)
         classes = shards[0].with_name(CLASSES)
         beside = [classes] if classes.is_file() else []
-        super().__init__(name, shards, load_index(shards, lambda: _scan_shards(shards, _class_names(classes)), beside))
+        index = load_index(shards, lambda: _scan_shards(shards, _class_names(classes)), beside)
+        super().__init__(name, shards, index)
+        for text in index["left_out"].tolist():
+            warnings.warn(f"{name}: {text}", stacklevel=2)
 
 
 def _braces(pattern: str) -> list[str]:
@@ -269,13 +278,21 @@ def _class_names(path: Path) -> list[str]:
 
 def _scan_shards(shards: Sequence[Path], classes: list[str]) -> TarIndex:
     found: list[Found] = []
+    left_out: dict[str, list[str]] = {}
     total = sum(path.stat().st_size for path in shards)
     with Progress(desc=f"indexing {len(shards)} shards", total=total, unit="B", unit_scale=True) as bar:
         for number, path in enumerate(shards):
-            found += _samples(number, path)
+            found += _samples(number, path, left_out)
             bar.update(path.stat().st_size)
+    told = [f"{len(names)} left out, such as {names[0]}: {why}" for why, names in left_out.items()]
     if not found:
-        raise PraError(f"{shards[0]} holds no images, nor does any other shard. {_SHARDS}", "missing", path=shards[0])
+        fix = "; ".join(told) or _SHARDS
+        raise PraError(f"{shards[0]} holds no images, nor does any other shard. {fix}", "missing", path=shards[0])
+    index = _labelled(shards, found, classes)
+    return index | {"left_out": np.array(told, np.str_)}
+
+
+def _labelled(shards: Sequence[Path], found: Sequence[Found], classes: list[str]) -> TarIndex:
 
     def where(index: int) -> str:
         return f"{found[index].member} in {shards[found[index].file]}"
@@ -294,21 +311,55 @@ def _scan_shards(shards: Sequence[Path], classes: list[str]) -> TarIndex:
     return columns(found, classes)
 
 
-def _samples(number: int, path: Path) -> Iterator[Found]:
+def _samples(number: int, path: Path, left_out: dict[str, list[str]]) -> list[Found]:
+    """Return the samples of a shard, and add the members that would be samples to ``left_out``, by the reason."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
+    others: list[tuple[str, tarfile.TarInfo]] = []
     with path.open("rb") as file:
         for tar, member in members(file, path.stat().st_size, str(path), _SHARDS):
             key, kind = _parts(member.name)
-            if kind == "cls":
+            if kind == "cls" and member.isreg():
                 labels[key] = _class_of(tar, member, path)
-            elif "." not in kind and is_image_name(f"_.{kind}"):
+            elif "." not in kind and is_image_name(f"_.{kind}") and member.isreg():
                 if key in images:
                     both = f"{images[key].name} and {member.name}"
                     raise PraError(f"{path}: one sample has two images, {both}. Remove one", "conflict", path=path)
                 images[key] = member
-    for key, member in images.items():
-        yield Found(number, member.offset_data, member.size, member.name, labels.get(key, _NO_LABEL))
+            elif kind and not member.isdir():
+                others.append((key, member))
+    for why, name in _left_out(images, labels, others):
+        left_out.setdefault(why, []).append(f"{name} in {path}")
+    return [
+        Found(number, member.offset_data, member.size, member.name, labels.get(key, _NO_LABEL))
+        for key, member in images.items()
+    ]
+
+
+def _left_out(
+    images: Mapping[str, tarfile.TarInfo], labels: Mapping[str, int], others: Sequence[tuple[str, tarfile.TarInfo]]
+) -> Iterator[tuple[str, str]]:
+    """Yield the reason and the name of each picture that is not in ``images``, nor beside one as a mask is.
+
+    A member ``cat.1.jpg`` is not a mask if there is ``cat.1.cls``, or no ``cat.jpg``.
+    """
+    classed = {_stem(member.name) for _, member in others if member.name.lower().endswith(".cls")}
+    unread: dict[str, str] = {}
+    named: set[str] = set()
+    for key, member in others:
+        if key in images and _stem(member.name) not in classed:
+            continue
+        if is_image_name(f"_{PurePosixPath(member.name).suffix}"):
+            named.add(key)
+            yield _DOTS if member.isreg() else _LINK, member.name
+        elif str(mimetypes.guess_type(member.name)[0]).startswith("image/"):
+            unread.setdefault(key, member.name)
+    unread = {key: f"{key}.cls" for key in labels if key not in images} | unread
+    yield from ((_NO_PICTURE, name) for key, name in unread.items() if key not in named)
+
+
+def _stem(member: str) -> str:
+    return str(PurePosixPath(member).with_suffix(""))
 
 
 def _parts(member: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from pra.config import DataConfig, Precision, RunConfig, SamplingConfig, apply_s
 from pra.data import Source, open_source
 from pra.data.images import CorruptImage
 from pra.data.loader import reading
+from pra.data.source import in_classes
 from pra.errors import PraError, nearest
 from pra.evaluation.classifier import Classifier, find_classifier, fit_classifier
 from pra.evaluation.evaluate import Report, check_codec, evaluate, reconstruct
@@ -264,6 +265,8 @@ def open_truth(reference: str | None, labels: str, subject: Subject, work: Work)
     if not spec:
         raise PraError(f"{subject.target} does not name its data. Give --reference SRC or STATS.npz", "missing")
     truth = Path(spec).expanduser() if spec.endswith(".npz") else work.open_source(spec)
+    if subject.sampler and not isinstance(truth, Path):
+        truth = in_classes(truth, subject.sampler.model.classes) or truth
     if labels == "reference":
         model = subject.sampled("--labels reference").model
         if isinstance(truth, Path):
@@ -298,6 +301,7 @@ def open_originals(truth: Truth, subject: Subject, work: Work) -> Source:
         raise PraError("--reconstruction needs real images. Give a data source as --reference", "missing")
     source = work.open_source(own) if isinstance(truth, Path) else truth
     if codec.encoder.sees_condition:
+        source = in_classes(source, model.classes) or source
         check_classes(source, model, "--reconstruction")
     return source
 
