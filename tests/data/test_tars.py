@@ -213,3 +213,42 @@ def test_wds_bad_shards_are_refused(shards):
         (shards / name).write_bytes(tar_of({"a.txt": b"", "a.cls": b"1"}))
     refused(lambda: open_source(f"wds:{shards}"), code="missing", path=shards / "a-0.tar")
     assert not list(shards.glob("*.npz"))
+
+
+def left_out(folder, files):
+    """The warnings about a shard."""
+    (folder / "s.tar").write_bytes(tar_of(files))
+    with pytest.warns(UserWarning, match="left out") as warned:
+        source = open_source(f"wds:{folder}/s.tar")
+    return [source.where(i).split()[0] for i in range(len(source))], [str(one.message) for one in warned]
+
+
+def test_wds_names_with_dots_are_counted_and_named(tmp_path):
+    files = {"v1.0/a.jpg": jpeg(), "v1.0/a.cls": b"0", "v1.0/a.seg.png": b""}  # a mask is a part of its sample
+    for name in ("b.1", "b.2", "a.v2"):
+        files |= {f"v1.0/{name}.png": b"", f"v1.0/{name}.cls": b"1"}
+    for _ in range(2):  # found anew, and from the index
+        found, [text] = left_out(tmp_path, files)
+        assert found == ["v1.0/a.jpg"]
+        assert "3 left out, such as v1.0/b.1.png in" in text
+        assert "first dot" in text
+    (tmp_path / "s.tar").write_bytes(tar_of({"a.b.jpg": jpeg(), "a.b.cls": b"0"}))
+    refused(lambda: open_source(f"wds:{tmp_path}"), "1 left out, such as a.b.jpg", "first dot", code="missing")
+
+
+def test_wds_samples_without_a_picture_are_counted(tmp_path):
+    files = {"a.jpg": jpeg(), "a.cls": b"0", "notes.txt": b"", "._a.jpg": b""}
+    files |= {"b.jp2": b"?", "b.cls": b"1", "c.cls": b"1", "c.json": b"{}"}
+    found, [text] = left_out(tmp_path, files)
+    assert found == ["a.jpg"]
+    assert "2 left out, such as b.jp2 in" in text
+
+
+def test_wds_links_are_counted(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        (tmp_path / "a.jpg").write_bytes(jpeg())
+        (tmp_path / "b.jpg").hardlink_to(tmp_path / "a.jpg")
+        for name in ("a.jpg", "b.jpg"):
+            tar.add(tmp_path / name, name)
+    with pytest.warns(UserWarning, match="1 left out, such as b.jpg .* link.*--hard-dereference"):
+        assert len(open_source(f"wds:{tmp_path}")) == 1

@@ -101,6 +101,13 @@ def test_labels_that_cannot_be_had_are_refused(model, mixed, tmp_path):
     refuse(other, *parts, reference=mixed, labels="reference", code="mismatch", fields={"option": "--labels reference"})
 
 
+def test_reference_labels_go_by_names(mixed, tmp_path):
+    other = saved_model(tmp_path / "other", ["usual", "new", "common", "rare"])
+    run(other, reference=mixed, num=64, labels="reference", export_npz=tmp_path / "b.npz")
+    with np.load(tmp_path / "b.npz") as arrays:
+        assert np.bincount(arrays["arr_1"]).tolist() == [12, 0, 44, 8]
+
+
 def test_reconstruction_needs_labels_of_the_same_meaning(model, mixed, classifiers, tmp_path, monkeypatch):
     asked = {"reference": mixed, "reconstruction": True}
     with monkeypatch.context() as nothing_done:

@@ -121,14 +121,18 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
     if text == "all":
         return list(range(len(classes)))
     labels: list[int] = []
-    for part in (p.strip() for p in text.split(",")):
+    for part in [text] if text in classes else (p.strip() for p in text.split(",")):  # a name may hold commas
         if part in classes:
             label = place_of(part, classes)
             labels.append(label)
             if re.fullmatch(r"\d+", part, re.ASCII) and label != int(part) < len(classes):
-                # Folders named by numbers are in the order of text: 1, 10, 2.
+                # Folders named by numbers are in the order of text: 1, 10, 2. Data may count from 1.
                 advice = f"Write {part}-{part} for class number {part}"
                 warnings.warn(f"label {part} means the class of that name, number {label}. {advice}", stacklevel=2)
+        elif re.fullmatch(r"\d+", part, re.ASCII) and int(part) < len(classes) and classes[int(part)].isdecimal():
+            labels.append(int(part))
+            problem = f"no class is called {part}, which means class number {part}, called {classes[int(part)]}"
+            warnings.warn(f"{problem}. Write {part}-{part} to say so", stacklevel=2)
         elif part.replace("-", "").isdecimal():
             labels.extend(parse_numbers(part, "label"))
         else:

@@ -116,8 +116,7 @@ class Trainer:
         self.config, self.folder, self.device, self.world, self.terms = config, folder, device, world, terms or {}
         with world.first_alone():  # some sources are indexed once
             self.whole = source or open_source(config.data.source)
-            if (warning := check_data(folder, config, self.whole)) and world.is_first:
-                warnings.warn(warning, stacklevel=2)
+            warning = check_data(folder, config, self.whole)
             images = learned(self.whole, config.model.num_classes)
             self.source, held_out = split(images, config.data, config.train.seed)
         before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
@@ -142,6 +141,9 @@ class Trainer:
         self.step, self.skipped = 0, 0
         if last is not None:
             _check_same_classes(last, self.model, self.source)
+        if warning and world.is_first:
+            warnings.warn(warning, stacklevel=2)
+        if last is not None:
             self.step = checkpoint.restore_weights(last, self.model, self.averages)
         self.arithmetic = Step(self.model, self.averages, config.train, device, world, terms, self.step)
         self.optimizer = self.arithmetic.optimizer
