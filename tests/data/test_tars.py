@@ -105,6 +105,13 @@ def test_imagenet_tar_bad_input_is_refused(tar):
     assert not Path(f"{tar}.index.npz").exists()
 
 
+def test_imagenet_tar_class_twice_is_refused(tar):
+    one = tar_of({"a.JPEG": jpeg()})
+    tar.write_bytes(tar_of({"train/n01.tar": one, "val/n01.tar": one}))
+    parts = "two classes 'n01'", "train/n01.tar and val/n01.tar"
+    refused(lambda: open_source(f"imagenet-tar:{tar}"), *parts, code="conflict", path=tar)
+
+
 def test_tar_source_corrupt_or_lost_image_is_named(tar):
     tar.write_bytes(tar.read_bytes().replace(jpeg(4), jpeg(4)[:99] + bytes(len(jpeg(4)) - 99)))
     source = open_source(f"imagenet-tar:{tar}")

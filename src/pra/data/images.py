@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import mimetypes
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
@@ -90,6 +91,12 @@ def is_image_name(name: str) -> bool:
     """Return whether a file is not hidden and has the extension of a format that can be read."""
     kind = Image.registered_extensions().get(PurePath(name).suffix.lower())
     return not name.startswith(".") and kind in FORMATS and kind in Image.OPEN
+
+
+def is_picture_name(name: str) -> bool:
+    """Return whether a file has the extension of a picture, of a format that can be read or of another."""
+    known = PurePath(name).suffix.lower() in Image.registered_extensions()
+    return known or str(mimetypes.guess_type(name, strict=False)[0]).startswith("image/")
 
 
 def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:

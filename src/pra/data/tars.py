@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mimetypes
 import os
 import tarfile
 import warnings
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
-from pra.data.images import Files, check_there, corrupt, is_image_name, numbered_classes, pack
+from pra.data.images import Files, check_there, corrupt, is_image_name, is_picture_name, numbered_classes, pack
 from pra.errors import PraError
 from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
@@ -105,16 +104,21 @@ class ImageNetTar(TarSource):
 def _scan_classes(path: Path) -> TarIndex:
     size = path.stat().st_size
     by_class: list[tuple[str, Found]] = []
+    inner_tars: dict[str, str] = {}
     bar = Progress(desc=f"indexing {path.name}", total=size, unit="B", unit_scale=True)
     with path.open("rb") as file, bar:
         for outer, inner in members(file, size, str(path), _IMAGENET):
             if inner.isreg() and PurePosixPath(inner.name).match("[!.]*.tar"):
+                wnid = PurePosixPath(inner.name).stem
+                if inner_tars.setdefault(wnid, inner.name) != inner.name:
+                    both = f"{inner_tars[wnid]} and {inner.name}"
+                    raise PraError(f"{path} holds two classes {wnid!r}: {both}. {_IMAGENET}", "conflict", path=path)
                 images = members(outer.extractfile(inner), inner.size, f"{inner.name} in {path}", _IMAGENET)
                 for _, member in images:
                     name = PurePosixPath(member.name).name
                     if member.isreg() and is_image_name(name):
                         found = Found(0, inner.offset_data + member.offset_data, member.size, name, 0)
-                        by_class.append((PurePosixPath(inner.name).stem, found))
+                        by_class.append((wnid, found))
             bar.update(inner.offset_data + inner.size - bar.n)
     if not by_class:
         raise PraError(f"{path} holds no class tars with images. {_IMAGENET}, or use folder:", "unreadable", path=path)
@@ -352,7 +356,7 @@ def _left_out(
         if is_image_name(f"_{PurePosixPath(member.name).suffix}"):
             named.add(key)
             yield _DOTS if member.isreg() else _LINK, member.name
-        elif str(mimetypes.guess_type(member.name)[0]).startswith("image/"):
+        elif is_picture_name(member.name):
             unread.setdefault(key, member.name)
     unread = {key: f"{key}.cls" for key in labels if key not in images} | unread
     yield from ((_NO_PICTURE, name) for key, name in unread.items() if key not in named)
