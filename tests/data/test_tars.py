@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import tarfile
+from contextlib import nullcontext
 from io import FileIO
 from pathlib import Path
 
@@ -249,6 +250,14 @@ def test_wds_samples_without_a_picture_are_counted(tmp_path):
     found, [text] = left_out(tmp_path, files)
     assert found == ["a.jpg"]
     assert "2 left out, such as b.jp2 in" in text
+
+
+def test_wds_lost_shards_of_a_packing_are_named(shards):
+    for index, lost in (({"shardlist": [{"url": f"a-{i}.tar"} for i in range(5)]}, True), (["?"], False)):
+        (shards / "index.json").write_text(json.dumps(index))
+        with pytest.warns(UserWarning, match="2 shards .* such as a-3.tar") if lost else nullcontext():
+            assert len(open_source(f"wds:{shards}")) == 7
+    assert len(open_source(f"wds:{shards}/a-0.tar")) == 3  # as asked for
 
 
 def test_wds_links_are_counted(tmp_path):

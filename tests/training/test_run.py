@@ -16,6 +16,7 @@ from support.training import assert_same, pictures, steps_logged, tiny, train
 import pra
 from pra.data import open_source
 from pra.data.images import ArraySource
+from pra.data.pack import Packing, pack
 from pra.models import weights
 from pra.recipes import distill
 from pra.training import callbacks
@@ -249,6 +250,12 @@ def test_changed_data_are_noticed_and_named(begun, tmp_path, change):
     text = runs.check_data(begun, configured(there), open_source(there))
     assert text.startswith(f"{there} has changed since {begun} was last trained on its 3 images: it holds {count} now.")
     assert "--run-dir" in text
+
+
+def test_packed_data_are_the_same(begun, tmp_path):
+    pack(open_source(f"folder:{tmp_path}/a"), tmp_path / "packed", Packing(), workers=0)
+    packed = f"wds:{tmp_path}/packed"
+    assert runs.check_data(begun, configured(packed), open_source(packed)) == ""
 
 
 def test_changed_data_move_held_out_images(tmp_path):

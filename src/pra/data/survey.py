@@ -198,7 +198,8 @@ def _look_at(source: Source, block: Sequence[int]) -> list[dict[str, Any]]:
 
 def lines_of(report: dict[str, Any]) -> list[str]:
     """Return the main findings of :func:`check`, for a person."""
-    classes = [(one["images"], one["name"]) for one in report["classes"]]
+    classes = [(one["images"], one["name"]) for one in report["classes"] if one["images"]]
+    empty = [one["name"] for one in report["classes"] if not one["images"]]
     (fewest, scarce), (most, frequent) = min(classes), max(classes)
     sizes = ["{width}x{height} ({images})".format(**one) for one in report["sizes"]]
     lines = [
@@ -206,6 +207,7 @@ def lines_of(report: dict[str, Any]) -> list[str]:
         *_some("  {where}: {problem}".format(**image) for image in report["corrupt"]),
         f"classes: {len(classes)}, {fewest} ({scarce}) to {most} ({frequent}) images",
         *_some(f"  {name}: {count}" for count, name in classes),
+        *([f"classes without images: {len(empty)}, such as {empty[0]}"] if empty else []),
         f"sizes (width x height): {len(sizes)}; {', '.join(sizes[:5])}",
         f"modes: {', '.join(f'{mode} ({count})' for mode, count in report['modes'].items())}",
     ]

@@ -189,7 +189,7 @@ class WebDataset(TarSource):
         beside = [classes] if classes.is_file() else []
         index = load_index(shards, lambda: _scan_shards(shards, _class_names(classes)), beside)
         super().__init__(name, shards, index)
-        for text in index["left_out"].tolist():
+        for text in [*index["left_out"].tolist(), *_lost(expand(pattern), shards)]:
             warnings.warn(f"{name}: {text}", stacklevel=2)
 
 
@@ -247,6 +247,16 @@ def _fetched(pattern: str) -> list[Path]:
         if classes is not None:
             write_atomically(folder / CLASSES, lambda file: file.write(classes))
     return fetch_all(urls, folder, promises)
+
+
+def _lost(folder: Path, shards: Sequence[Path]) -> Iterator[str]:
+    """Say which shards a folder lacks, by the index that :mod:`pra.data.pack` writes."""
+    # Other data may have an index.json of another kind.
+    with contextlib.suppress(PraError, OSError, TypeError, KeyError, AttributeError, RecursionError):
+        index = _json(folder / INDEX, (folder / INDEX).read_bytes() if (folder / INDEX).is_file() else None)
+        lost = sorted({str(shard["url"]) for shard in index["shardlist"]} - {path.name for path in shards})
+        if lost:
+            yield f"{len(lost)} shards that {INDEX} names are missing, such as {lost[0]}. Copy or pack them again"
 
 
 def _beside(url: str, name: str) -> str:

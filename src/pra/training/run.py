@@ -142,7 +142,8 @@ def check_data(folder: Path, config: RunConfig, source: Source) -> str:
         if config.model.num_classes != len(with_images(source)):
             raise _another(folder, changed)
         problem = f"{folder} is a run of other classes than {source.name} has now ({changed[0]})"
-        raise PraError(f"{problem}. Restore them, or use another --run-dir", code="mismatch", path=folder)
+        fix = "A label must keep its meaning: restore the classes, or use another --run-dir"
+        raise PraError(f"{problem}. {fix}", code="mismatch", path=folder)
     if begun is None:
         check_told_apart(source)
     images = learned(source, config.model.num_classes)
