@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from torch import Tensor
 from pra.config import from_dict
 from pra.config.checks import Settings, within
 from pra.config.values import parse_value
-from pra.data.images import Files, Labels, corrupt, is_picture_name, numbered_classes
+from pra.data.images import Files, Labels, corrupt, is_picture_name, numbered_classes, warn_once
 from pra.errors import PraError, nearest, reason_of
 from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
@@ -90,7 +89,7 @@ def _warn_of_left_out(name: str, folder: Path) -> None:
     if found:
         example = f"{len(found)} left out, such as {min(found)}"
         fix = "Convert them to PNG or JPEG, or use folder:"
-        warnings.warn(f"{name}: {example}: the library reads no files of that extension. {fix}", stacklevel=2)
+        warn_once(f"{name}: {example}: the library reads no files of that extension. {fix}")
 
 
 class _Rows(Files):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import mimetypes
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import IO
@@ -97,6 +99,13 @@ def is_picture_name(name: str) -> bool:
     """Return whether a file has the extension of a picture, of a format that can be read or of another."""
     known = PurePath(name).suffix.lower() in Image.registered_extensions()
     return known or str(mimetypes.guess_type(name, strict=False)[0]).startswith("image/")
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Warn about data: once, as a training opens its source more than once, and on rank 0 alone."""
+    if os.environ.get("RANK", "0") == "0":
+        warnings.warn(text, stacklevel=3)
 
 
 def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:

@@ -17,7 +17,16 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
-from pra.data.images import Files, check_there, corrupt, is_image_name, is_picture_name, numbered_classes, pack
+from pra.data.images import (
+    Files,
+    check_there,
+    corrupt,
+    is_image_name,
+    is_picture_name,
+    numbered_classes,
+    pack,
+    warn_once,
+)
 from pra.errors import PraError
 from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
@@ -190,7 +199,7 @@ class WebDataset(TarSource):
         index = load_index(shards, lambda: _scan_shards(shards, _class_names(classes)), beside)
         super().__init__(name, shards, index)
         for text in [*index["left_out"].tolist(), *_lost(expand(pattern), shards)]:
-            warnings.warn(f"{name}: {text}", stacklevel=2)
+            warn_once(f"{name}: {text}")
 
 
 def _braces(pattern: str) -> list[str]:

@@ -184,9 +184,9 @@ def _without_images(config: RunConfig, source: Source) -> str:
     """Say which classes of a new run have no images, and whether the model has them."""
     labels, count = set(with_images(source)), config.model.num_classes
     empty = [name for label, name in enumerate(source.classes) if label not in labels]
-    some = ", ".join(empty[:5]) + (" and others" if len(empty) > 5 else "")
+    some = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
     if count == len(labels):
-        return f"{len(empty)} of the classes of {source.name} have no images and are left out: {some}" if empty else ""
+        return f"classes of {source.name} without images are left out: {some}" if empty else ""
     return (
         f"{count - len(labels)} of the model's {count} classes have no images in {source.name} and learn nothing. Set "
         f"model.num_classes to {len(labels)}"
