@@ -60,15 +60,15 @@ class ClassCondition(nn.Module):
         """Return the row of ``embedding`` that each of other ``classes`` begins with, their null class last.
 
         A class whose name is among ``known``, this condition's own, keeps its row; a new one takes the null class's.
-        Refuse a class whose name several of ``known`` have, unless the classes are the same.
+        Refuse a name that classes of both share and several of one have, unless all classes are the same.
         """
         if tuple(known) == tuple(classes):
             return [*range(len(known)), self.null]
-        counts = Counter(known)
-        twice = next((name for name in classes if counts[name] > 1), None)
+        there, here = Counter(known), Counter(classes)
+        twice = next((name for name in classes if there[name] and there[name] + here[name] > 2), None)
         if twice is not None:
-            problem = f"{counts[twice]} of the model's classes are called {twice!r}, and so is one of the data"
-            raise PraError(f"{problem}. Rename the latter, to begin it anew", code="conflict", value=twice)
+            problem = f"{there[twice]} of the model's classes and {here[twice]} of the data are called {twice!r}"
+            raise PraError(f"{problem}. Rename those of the data, to begin them anew", code="conflict", value=twice)
         places = {name: place for place, name in enumerate(known)}
         return [*(places.get(name, self.null) for name in classes), self.null]
 

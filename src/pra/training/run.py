@@ -144,7 +144,7 @@ def check_data(folder: Path, config: RunConfig, source: Source) -> str:
         problem = f"{folder} is a run of other classes than {source.name} has now ({changed[0]})"
         fix = "A label must keep its meaning: restore the classes, or use another --run-dir"
         raise PraError(f"{problem}. {fix}", code="mismatch", path=folder)
-    if begun is None:
+    if begun is None and config.initial is None:  # else the classes must go with those of another model
         check_told_apart(source)
     images = learned(source, config.model.num_classes)
     highest = int(images.labels.max())
