@@ -8,7 +8,7 @@ from PIL import Image
 
 from pra.config import DataConfig
 from pra.data.images import Labelled, Labels
-from pra.data.source import Source, Streamed, in_classes, open_source, own_test_split, same_place
+from pra.data.source import Source, Streamed, in_classes, open_source, own_test_split, same_place, with_images
 from pra.errors import PraError
 from pra.method import noise
 from pra.method.noise import Purpose
@@ -50,7 +50,8 @@ def split(source: Source, config: DataConfig, seed: int) -> tuple[Source, Source
     other = open_source(name)
     alike = in_classes(other, source.classes)
     if alike is None:
-        problem = f"has other classes than {source.name} ({len(other.classes)} and {len(source.classes)})"
+        strange = sorted({other.classes[label] for label in with_images(other)} - set(source.classes))
+        problem = f"has other classes than {source.name}" + (f", such as {strange[0]!r}" if strange else "")
         raise PraError(f"data.validation {name!r} {problem}. Name a source of the same classes", "mismatch", name=name)
     return source, alike
 
