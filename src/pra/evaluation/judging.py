@@ -227,7 +227,7 @@ class Judge:
         return report
 
     def _labelled(self, subject: Subject) -> Callable[[Batch], Batch]:
-        """Return what numbers a model's labels as the extractor does, by the names of the classes, if they share any."""
+        """Return what numbers a model's labels as the extractor does: by the names of classes, if they share any."""
         known = {name: place for place, name in enumerate(self.extractor.classes or ())}
         own = subject.sampler.model.classes if subject.sampler else ()
         if not set(own) & set(known) or len(set(own)) < len(own):
