@@ -250,10 +250,11 @@ def test_wds_names_with_dots_are_counted_and_named(tmp_path):
 
 def test_wds_samples_without_a_picture_are_counted(tmp_path):
     files = {"a.jpg": jpeg(), "a.cls": b"0", "notes.txt": b"", "._a.jpg": b""}
-    files |= {"b.jp2": b"?", "b.cls": b"1", "c.cls": b"1", "c.json": b"{}"}
+    key = "b" * 3000
+    files |= {f"{key}.jp2": b"?", f"{key}.cls": b"1", "c.cls": b"1", "c.json": b"{}"}
     found, [text] = left_out(tmp_path, files)
     assert found == ["a.jpg"]
-    assert "2 left out, such as b.jp2 in" in text
+    assert f"2 left out, such as {'b' * 200} ... in {tmp_path}" in text
 
 
 def test_wds_lost_shards_of_a_packing_are_named(shards):

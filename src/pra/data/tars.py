@@ -27,7 +27,7 @@ from pra.data.images import (
     pack,
     warn_once,
 )
-from pra.errors import PraError
+from pra.errors import PraError, one_line
 from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
 
@@ -352,7 +352,7 @@ def _samples(number: int, path: Path, left_out: dict[str, list[str]]) -> list[Fo
             elif kind and not member.isdir():
                 others.append((key, member))
     for why, name in _left_out(images, labels, others):
-        left_out.setdefault(why, []).append(f"{name} in {path}")
+        left_out.setdefault(why, []).append(f"{one_line(name, 200)} in {path}")
     return [
         Found(number, member.offset_data, member.size, member.name, labels.get(key, _NO_LABEL))
         for key, member in images.items()
