@@ -80,8 +80,9 @@ def test_learned_classes_are_those_with_images():
     assert np.asarray(source.image(2)).tolist() == np.asarray(letters.image(2)).tolist()
     assert source.where(1) == "image 1 of memory"
     assert learned(letters, 4) is letters  # a run of an earlier version
-    whole = labelled([1, 0], "ab")
-    assert learned(whole, 2) is whole
+    for labels, classes in (([1, 0], "ab"), ([0, 9], "abc"), ([0, 1], "a")):  # nothing to leave out, or to be known
+        whole = labelled(labels, classes)
+        assert learned(whole, 2) is whole
 
 
 def test_in_classes_goes_by_names():

@@ -175,7 +175,7 @@ def learned(source: Source, count: int) -> Source:
     Runs of earlier versions have all classes: their ``count`` is that of ``source.classes``.
     """
     labels = with_images(source)
-    if len(labels) != count or count == len(source.classes):
+    if len(labels) != count or count >= len(source.classes) or labels[-1] >= len(source.classes):
         return source
     places = np.zeros(len(source.classes), np.int64)
     places[labels] = np.arange(count)
@@ -189,7 +189,9 @@ def in_classes(source: Source, classes: Sequence[str]) -> Source | None:
     known = {name: place for place, name in enumerate(classes)}
     places = np.array([known.get(name, -1) for name in source.classes], np.int64)
     told_apart = len(known) == len(classes) and len(set(source.classes)) == len(source.classes)
-    return Relabelled(source, classes, places) if told_apart and places[source.labels].min() >= 0 else None
+    if not told_apart or with_images(source)[-1] >= len(places) or places[source.labels].min() < 0:
+        return None
+    return Relabelled(source, classes, places)
 
 
 def check_told_apart(source: Source) -> None:

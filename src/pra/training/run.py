@@ -149,7 +149,8 @@ def check_data(folder: Path, config: RunConfig, source: Source) -> str:
     images = learned(source, config.model.num_classes)
     highest = int(images.labels.max())
     if highest >= config.model.num_classes:
-        name, count = images.classes[highest], len(with_images(source))
+        name = images.classes[highest] if highest < len(images.classes) else "which has no name"
+        count = len(with_images(source))
         problem = f"{source.name} has label {highest} ({name}), beyond the model's. Set model.num_classes to {count}"
         raise PraError(problem, code="mismatch", value=highest)
     return _changed(folder, begun.data.source, config, source) if begun else _without_images(config, source)
