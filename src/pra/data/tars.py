@@ -198,7 +198,7 @@ class WebDataset(TarSource):
         beside = [classes] if classes.is_file() else []
         index = load_index(shards, lambda: _scan_shards(shards, _class_names(classes)), beside)
         super().__init__(name, shards, index)
-        for text in [*index["left_out"].tolist(), *_lost(expand(pattern), shards)]:
+        for text in [*index["left_out"].astype(str).ravel().tolist(), *_lost(expand(pattern), shards)]:
             warn_once(f"{name}: {text}")
 
 
