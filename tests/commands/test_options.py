@@ -26,14 +26,25 @@ def test_labels_are_numbers_or_names():
     for text, label in (("4", 4), ("1-9", 4)):
         refused(lambda text=text: parse_labels(text, classes), "0 to 3", label=label)
     refused(lambda: parse_labels("dgo", classes), "did you mean 'dog'?", code="unknown", name="dgo")
+    assert parse_labels("tench, Tinca tinca", ("crane", "tench, Tinca tinca")) == [1]
+
+
+def test_labels_name_of_two_classes_is_refused():
+    classes = ("crane", "dog", "crane")
+    refused(lambda: parse_labels("dog,crane", classes), "2 classes", "0, 2", code="conflict", value="crane")
+    assert parse_labels("0,2", classes) == [0, 2]
 
 
 def test_name_comes_before_number_with_a_warning():
     classes = ("0", "1", "10", "2")  # as folders sort them
-    assert parse_labels("0,1,3,10", classes) == [0, 1, 3, 2]  # no class is named 3, none has the number 10
+    assert parse_labels("0,1,3-3,10", classes) == [0, 1, 3, 2]  # none has the number 10
+    with pytest.warns(UserWarning, match="no class is called 3, .* number 3, called 2. Write 3-3"):
+        assert parse_labels("3", classes) == [3]
     with pytest.warns(UserWarning, match="label 2 .* number 3. Write 2-2 for class number 2"):
         assert parse_labels("2", classes) == [3]
     assert parse_labels("2-2", classes) == [2]
+    with pytest.warns(UserWarning, match="all means every class. Write 1-1 for"):
+        assert parse_labels("all", ("a", "all")) == [0, 1]
 
 
 def test_shortcut_error_names_only_what_is_wrong():

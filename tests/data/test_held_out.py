@@ -45,7 +45,7 @@ def test_split_bad_held_out_images_are_refused(tmp_path):
         ("digits", "digits", "is the training source", "conflict"),
         ("digits", "emojy", "did you mean 'emoji'", "unknown"),
         ("digits", 0.9999, "has 1498 images", "invalid"),
-        ("digits", folder, "other classes", "mismatch"),
+        ("digits", folder, "other classes than digits, such as 'a'", "mismatch"),
         (folder, "test", "has no test split", "unsupported"),
     ):
         config, opened = DataConfig(source=source, validation=validation), open_source(source)

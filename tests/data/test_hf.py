@@ -71,6 +71,16 @@ def test_hf_folder_of_images_names_classes(tmp_path):
     refused(lambda: source.image(2), f"{path}: No such file", code="unreadable", where=source.where(2))
 
 
+@pytest.mark.usefixtures("hub")
+def test_hf_folder_pictures_left_out_are_counted(tmp_path):
+    for name in ("cat/0.png", "dog/0.png", "dog/1.heic", "dog/2.HEIC", "dog/notes.txt", "__MACOSX/3.heic"):
+        path = tmp_path / "animals" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture().save(path, "PNG")
+    with pytest.warns(UserWarning, match=f"2 left out, such as {tmp_path}/animals/dog/1.heic: .*folder:"):
+        assert len(open_source(f"hf:{tmp_path}/animals")) == 2
+
+
 @pytest.mark.usefixtures("cache")
 def test_stream_labels_are_kept_while_files_stay(rows, capfd):
     def read_again():

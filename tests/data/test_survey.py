@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.data import flat, noisy, tar_of
+from support.data import flat, jpeg, noisy, tar_of
 from support.refusal import refused
 
 from pra import cli
@@ -46,6 +46,16 @@ def test_check_names_the_first_of_equal_sizes(tmp_path, monkeypatch):
     report = check(open_source(f"folder:{tmp_path}"), None, workers=0)
     assert report["smallest"]["where"] == f"{tmp_path}/1.png"
     assert report["largest"]["where"] == f"{tmp_path}/3.png"
+
+
+def test_look_leaves_out_classes_without_images(tmp_path):
+    tars = {f"{number}.{kind}": data for number in (0, 1) for kind, data in (("jpg", jpeg()), ("cls", b"2"))}
+    (tmp_path / "s.tar").write_bytes(tar_of(tars))
+    assert look(f"wds:{tmp_path}").classes == {"2": 2}
+    lines = lines_of(check(open_source(f"wds:{tmp_path}"), None, workers=0))
+    assert lines[1:4] == ["classes: 1, 2 (2) to 2 (2) images", "  2: 2", "classes without images: 2, such as 0"]
+    (tmp_path / "classes.json").write_text('["a", "b", "a"]')
+    refused(lambda: look(f"wds:{tmp_path}"), "both called 'a'", code="conflict", value="a")
 
 
 def test_check_many_lines_are_cut(tmp_path):

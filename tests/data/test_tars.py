@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import tarfile
+from contextlib import nullcontext
 from io import FileIO
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from support.data import imagenet, jpeg, same_batches, same_jpeg, shard, tar_of
 from support.refusal import refused
 
 from pra.data import open_source, tars
+from pra.data.images import warn_once
 
 
 @pytest.fixture
@@ -103,6 +105,13 @@ def test_imagenet_tar_bad_input_is_refused(tar):
         fields = {"path": path} if path else {}
         refused(lambda: open_source(spec), part, code="unreadable", **fields)
     assert not Path(f"{tar}.index.npz").exists()
+
+
+def test_imagenet_tar_class_twice_is_refused(tar):
+    one = tar_of({"a.JPEG": jpeg()})
+    tar.write_bytes(tar_of({"train/n01.tar": one, "val/n01.tar": one}))
+    parts = "two classes 'n01'", "train/n01.tar and val/n01.tar"
+    refused(lambda: open_source(f"imagenet-tar:{tar}"), *parts, code="conflict", path=tar)
 
 
 def test_tar_source_corrupt_or_lost_image_is_named(tar):
@@ -272,3 +281,54 @@ def test_classes_that_are_not_a_file_are_refused(tmp_path, make):
     make(tmp_path / "classes.json")
     do = lambda: open_source(f"wds:{tmp_path}")  # noqa: E731
     refused(do, "not a regular file", code="unreadable", path=tmp_path / "classes.json")
+
+
+def left_out(folder, files):
+    """The warnings about a shard."""
+    if not (folder / "s.tar").exists():
+        (folder / "s.tar").write_bytes(tar_of(files))
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="left out") as warned:
+        source = open_source(f"wds:{folder}/s.tar")
+    return [source.where(i).split()[0] for i in range(len(source))], [str(one.message) for one in warned]
+
+
+def test_wds_names_with_dots_are_counted_and_named(tmp_path):
+    files = {"v1.0/a.jpg": jpeg(), "v1.0/a.cls": b"0", "v1.0/a.seg.png": b""}  # a mask is a part of its sample
+    for name in ("b.1", "b.2", "a.v2"):
+        files |= {f"v1.0/{name}.png": b"", f"v1.0/{name}.cls": b"1"}
+    for _ in range(2):  # found anew, and from the index
+        found, [text] = left_out(tmp_path, files)
+        assert found == ["v1.0/a.jpg"]
+        assert "3 left out, such as v1.0/b.1.png in" in text
+        assert "first dot" in text
+    assert len(open_source(f"wds:{tmp_path}/s.tar")) == 1  # and said once
+    (tmp_path / "s.tar").write_bytes(tar_of({"a.b.jpg": jpeg(), "a.b.cls": b"0"}))
+    refused(lambda: open_source(f"wds:{tmp_path}"), "1 left out, such as a.b.jpg", "first dot", code="missing")
+
+
+def test_wds_samples_without_a_picture_are_counted(tmp_path):
+    files = {"a.jpg": jpeg(), "a.cls": b"0", "notes.txt": b"", "._a.jpg": b""}
+    key = "b" * 3000
+    files |= {f"{key}.jp2": b"?", f"{key}.cls": b"1", "c.cls": b"1", "c.json": b"{}"}
+    found, [text] = left_out(tmp_path, files)
+    assert found == ["a.jpg"]
+    assert f"2 left out, such as {'b' * 200} ... in {tmp_path}" in text
+
+
+def test_wds_lost_shards_of_a_packing_are_named(shards):
+    for index, lost in (({"shardlist": [{"url": f"a-{i}.tar"} for i in range(5)]}, True), (["?"], False)):
+        (shards / "index.json").write_text(json.dumps(index))
+        with pytest.warns(UserWarning, match="2 shards .* such as a-3.tar") if lost else nullcontext():
+            assert len(open_source(f"wds:{shards}")) == 7
+    assert len(open_source(f"wds:{shards}/a-0.tar")) == 3  # as asked for
+
+
+def test_wds_links_are_counted(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        (tmp_path / "a.jpg").write_bytes(jpeg())
+        (tmp_path / "b.jpg").hardlink_to(tmp_path / "a.jpg")
+        for name in ("a.jpg", "b.jpg"):
+            tar.add(tmp_path / name, name)
+    with pytest.warns(UserWarning, match="1 left out, such as b.jpg .* link.*--hard-dereference"):
+        assert len(open_source(f"wds:{tmp_path}")) == 1

@@ -22,7 +22,7 @@ import pra
 from pra.commands.eval import evaluate_command
 from pra.data import open_source
 from pra.evaluation.collect import digest_sum
-from pra.evaluation.evaluate import Report
+from pra.evaluation.evaluate import Report, evaluate
 from pra.evaluation.outputs import publish, staged
 from pra.evaluation.samples import labels_like
 from pra.sampling.requests import Requests
@@ -99,6 +99,26 @@ def test_labels_that_cannot_be_had_are_refused(model, mixed, tmp_path):
     other = saved_model(tmp_path / "other", ["common", "rare", "common too"])
     parts = "class 2 is 'usual' in folder:", "'common too' in the model"
     refuse(other, *parts, reference=mixed, labels="reference", code="mismatch", fields={"option": "--labels reference"})
+
+
+def test_reference_labels_go_by_names(mixed, tmp_path):
+    other = saved_model(tmp_path / "other", ["usual", "new", "common", "rare"])
+    run(other, reference=mixed, num=64, labels="reference", export_npz=tmp_path / "b.npz")
+    with np.load(tmp_path / "b.npz") as arrays:
+        assert np.bincount(arrays["arr_1"]).tolist() == [12, 0, 44, 8]
+
+
+def test_judged_labels_go_by_names(mixed, tmp_path, monkeypatch):
+    other, seen = saved_model(tmp_path / "other", ["usual", "common"]), []
+
+    def watched(batches, *given, **options):
+        return evaluate((seen.append(batch.labels) or batch for batch in batches), *given, **options)
+
+    monkeypatch.setattr("pra.evaluation.judging.evaluate", watched)
+    run(other, reference=mixed, num=6, export_npz=tmp_path / "b.npz")
+    assert sorted(torch.cat(seen).tolist()) == [0, 0, 0, 2, 2, 2]  # of common, rare, usual
+    with np.load(tmp_path / "b.npz") as arrays:
+        assert sorted(arrays["arr_1"]) == [0, 0, 0, 1, 1, 1]  # the model's
 
 
 def test_reconstruction_needs_labels_of_the_same_meaning(model, mixed, classifiers, tmp_path, monkeypatch):

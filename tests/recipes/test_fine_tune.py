@@ -72,6 +72,16 @@ def test_with_classes_keeps_known_and_begins_new_as_null(old, classes):
     assert all(torch.equal(new.state_dict()[name], before[name]) for name in shared)
 
 
+def test_classes_of_one_name_are_not_guessed():
+    old, survey = named(random_model(num_classes=3), "aba"), replace(PETS, classes={"a": 500, "c": 500})
+    for do in (lambda: with_classes(old, "ca"), lambda: settings(old, survey=survey)):
+        refused(do, "2 of the model's classes and 1 of the data are called 'a'", code="conflict", value="a")
+    refused(lambda: with_classes(old, "bb"), "1 of the model's classes and 2", code="conflict", value="b")
+    assert torch.equal(with_classes(old, "aba")[EMBEDDING], old.state_dict()[EMBEDDING])
+    with_classes(old, "bc")  # nothing to guess
+    refused(lambda: old.condition.parse(["b", "a"], old.classes), "numbers: 0, 2", code="conflict", value="a")
+
+
 def test_load_initial_takes_the_average_named(run):
     config = replace(read_run(run).model, num_classes=3)
     model = named(build_model(config, seed=9), "x3y")

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from support.training import assert_same, pictures, steps_logged, tiny, train
 import pra
 from pra.data import open_source
 from pra.data.images import ArraySource
+from pra.data.pack import Packing, pack
 from pra.models import weights
 from pra.recipes import distill
 from pra.training import callbacks, plots
@@ -226,7 +228,90 @@ def test_contents_tell_data_from_others(tmp_path):
     assert runs.contents(open_source(name)) != files  # of a file, whatever it holds
     gone = open_source(name)
     (tmp_path / "a" / "00.png").unlink()
-    assert runs.contents(gone) == files | {"first_image_sha256": None}
+    found = runs.contents(gone)
+    assert {name for name, value in found.items() if value != files[name]} == {"first_image_sha256", "files_sha256"}
+
+
+@pytest.mark.parametrize("change", ["one more", "one less", "another name", "another size", "another class"])
+def test_changed_data_are_noticed_and_named(begun, tmp_path, change):
+    folder = tmp_path / "a"
+    if change == "one more":
+        pictures(folder, "abbb")
+    elif change == "one less":
+        (folder / "b" / "02.png").unlink()
+    elif change == "another name":
+        (folder / "b" / "02.png").rename(folder / "b" / "03.png")
+    elif change == "another size":
+        pictures(folder, "abb", (9, 9))
+    else:
+        (folder / "b" / "01.png").rename(folder / "a" / "01.png")
+    count = {"one more": "4", "one less": "2"}.get(change, "others")
+    there = f"folder:{folder}/"  # another spelling of the path
+    text = runs.check_data(begun, configured(there), open_source(there))
+    assert text.startswith(f"{there} has changed since {begun} was last trained on its 3 images: it holds {count} now.")
+    assert "--run-dir" in text
+
+
+def test_packed_data_are_the_same(begun, tmp_path):
+    pack(open_source(f"folder:{tmp_path}/a"), tmp_path / "packed", Packing(), workers=0)
+    packed = f"wds:{tmp_path}/packed"
+    assert runs.check_data(begun, configured(packed), open_source(packed)) == ""
+
+
+def test_changed_data_move_held_out_images(tmp_path):
+    there, run = pictures(tmp_path / "a", "aabb"), tmp_path / "run"
+    train(configured(there, "data.validation=0.3"), run)
+    pictures(tmp_path / "a", "aabbb")
+    with pytest.warns(UserWarning, match="holds 5 now.* held out anew too: some were learned from"):
+        train(configured(there, "data.validation=0.3", "train.steps=2"), run)
+    assert train(configured(there, "data.validation=0.3", "train.steps=3"), run).new_steps == 1  # said once
+
+
+@pytest.mark.parametrize("record", [None, {"images": 3}, {"images": 3, "labels_sha256": ""}])
+def test_older_records_resume(begun, tmp_path, record):
+    known = runs.recorded(begun)
+    labels = known.pop("data")["labels_sha256"]
+    if record is not None:
+        known["data"] = record | {name: labels for name in record if name != "images"}
+    (begun / "environment.json").write_text(json.dumps(known))
+    assert train(configured(f"folder:{tmp_path}//a/", "train.steps=2"), begun).new_steps == 1
+
+
+def test_other_classes_are_refused(begun, tmp_path):
+    there = pictures(tmp_path / "a", "abbc")
+    config = tiny(f"data.source={there}", "model.num_classes=3")
+    refused(lambda: train(config, begun), f"other classes than {there}", "2 in the run", code="mismatch", path=begun)
+
+
+def gaps(labels, classes):
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8), np.uint8)
+    return ArraySource("gaps", images, np.array(labels), tuple(classes))
+
+
+def test_classes_without_images_are_left_out(tmp_path):
+    config, source = tiny("data.source=gaps", "model.num_classes=2", "train.steps=1"), gaps([2, 2, 3, 3], "0123")
+    with pytest.warns(UserWarning, match="classes of gaps without images are left out: 0, 1"):
+        model = train(config, tmp_path / "run", source=source).model
+    assert model.classes == ("2", "3")
+    train(replace(config, train=replace(config.train, steps=2)), tmp_path / "run", source=source)
+    whole = gaps([0, 0, 1, 1], "23")  # the same images and classes
+    train(config, tmp_path / "same", source=whole)
+    assert_same(tmp_path / "run", tmp_path / "same", step=1)
+
+
+def test_older_run_goes_on_with_empty_classes(tmp_path):
+    config, source = tiny("data.source=gaps", "model.num_classes=4", "train.steps=1"), gaps([2, 2, 3, 3], "0123")
+    with pytest.warns(UserWarning, match="2 of the model's 4 classes have no images in gaps .*num_classes to 2"):
+        train(config, tmp_path / "run", source=source)
+    assert runs.class_count(tmp_path / "run", source) == 4
+    assert runs.class_count(tmp_path / "other", source) == 2
+    again = replace(config, train=replace(config.train, steps=2))
+    assert train(again, tmp_path / "run", source=source).model.classes == ("0", "1", "2", "3")
+
+
+def test_new_run_of_two_classes_of_one_name_is_refused(tmp_path):
+    config, source = tiny("data.source=gaps", "model.num_classes=2"), gaps([0, 1], ("crane", "crane"))
+    refused(lambda: train(config, tmp_path / "run", source=source), "both called", code="conflict", value="crane")
 
 
 def test_moved_first_weights_resume(begun, tmp_path):

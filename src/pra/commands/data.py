@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 from pra.commands.options import File, Flag, Integer
 from pra.config.checks import positive, within
 from pra.data.pack import FORMATS, OTHER, Packing, pack
-from pra.data.source import open_source
+from pra.data.source import check_told_apart, open_source
 from pra.data.survey import check, lines_of
 from pra.errors import PraError
 from pra.utils.device import cores
@@ -88,6 +88,7 @@ def check_command(
         text = json.dumps(report, indent=1).encode()
         write_atomically(out, lambda file: file.write(text))
         print(f"report: {out}")
+    check_told_apart(opened)
     if report["corrupt"]:
         problem = f"{len(report['corrupt'])} of {len(opened)} images from {source} are corrupt"
         raise PraError(f"{problem}. Replace them, or train with --set data.on_corrupt=skip", code="unreadable")

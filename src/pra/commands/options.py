@@ -20,6 +20,7 @@ from pra.config import GuidanceSchedule, Precision, Solver, TimeGrid, to_dict
 from pra.config.checks import member
 from pra.errors import PraError, nearest
 from pra.models import weights
+from pra.models.condition import place_of
 from pra.sampling import Sampler
 from pra.sampling.requests import changed_sampling
 
@@ -115,19 +116,26 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
     always of numbers.
 
     Raises:
-        PraError: a number out of range, or a name that no class has.
+        PraError: a number out of range, or a name that no class has, or several have.
     """
     if text == "all":
+        if text in classes:
+            place = place_of(text, classes)
+            warnings.warn(f"all means every class. Write {place}-{place} for the class of that name", stacklevel=2)
         return list(range(len(classes)))
     labels: list[int] = []
-    for part in (p.strip() for p in text.split(",")):
+    for part in [text] if text in classes else (p.strip() for p in text.split(",")):  # a name may hold commas
         if part in classes:
-            label = classes.index(part)
+            label = place_of(part, classes)
             labels.append(label)
             if re.fullmatch(r"\d+", part, re.ASCII) and label != int(part) < len(classes):
-                # Folders named by numbers are in the order of text: 1, 10, 2.
+                # Folders named by numbers are in the order of text: 1, 10, 2. Data may count from 1.
                 advice = f"Write {part}-{part} for class number {part}"
                 warnings.warn(f"label {part} means the class of that name, number {label}. {advice}", stacklevel=2)
+        elif re.fullmatch(r"\d+", part, re.ASCII) and int(part) < len(classes) and classes[int(part)].isdecimal():
+            labels.append(int(part))
+            problem = f"no class is called {part}, which means class number {part}, called {classes[int(part)]}"
+            warnings.warn(f"{problem}. Write {part}-{part} to say so", stacklevel=2)
         elif part.replace("-", "").isdecimal():
             labels.extend(parse_numbers(part, "label"))
         else:

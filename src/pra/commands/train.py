@@ -23,7 +23,7 @@ from pra.evaluation.report import REPORT, write_report
 from pra.models import weights
 from pra.recipes import fine_tune, own, recipe
 from pra.training.loop import Trained, Trainer
-from pra.training.run import claimed, read_run
+from pra.training.run import claimed, class_count, read_run
 from pra.utils.distributed import join
 
 
@@ -80,7 +80,7 @@ def train_command(
         with claimed(folder, config, world, losses={}):
             with world.first_alone():  # some sources are indexed once
                 source = open_source(config.data.source)
-            if (classes := len(source.classes)) != config.model.num_classes:
+            if (classes := class_count(folder, source)) != config.model.num_classes:
                 say(f"classes: {classes} in {source.name} (the recipe has {config.model.num_classes})")
                 config = override(config, "model.num_classes", str(classes))
             trainer = Trainer(config, folder, target, world, source)

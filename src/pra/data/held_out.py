@@ -8,7 +8,7 @@ from PIL import Image
 
 from pra.config import DataConfig
 from pra.data.images import Labelled, Labels
-from pra.data.source import Source, Streamed, open_source, own_test_split
+from pra.data.source import Source, Streamed, in_classes, open_source, own_test_split, same_place, with_images
 from pra.errors import PraError
 from pra.method import noise
 from pra.method.noise import Purpose
@@ -44,14 +44,16 @@ def split(source: Source, config: DataConfig, seed: int) -> tuple[Source, Source
     if config.validation is None:
         return source, None
     name = own_test_split(source.name) if config.validation == "test" else str(config.validation)
-    if name == source.name:
+    if same_place(name, source.name):
         fix = "Name another source, or a share such as 0.05"
         raise PraError(f"data.validation {name!r} is the training source. {fix}", "conflict", name=name)
     other = open_source(name)
-    if other.classes != source.classes:
-        problem = f"has other classes than {source.name} ({len(other.classes)} and {len(source.classes)})"
+    alike = in_classes(other, source.classes)
+    if alike is None:
+        strange = sorted({other.classes[label] for label in with_images(other)} - set(source.classes))
+        problem = f"has other classes than {source.name}" + (f", such as {strange[0]!r}" if strange else "")
         raise PraError(f"data.validation {name!r} {problem}. Name a source of the same classes", "mismatch", name=name)
-    return source, other
+    return source, alike
 
 
 def _share(source: Source, share: float, seed: int) -> Labels:

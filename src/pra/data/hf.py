@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from pra.config import from_dict
 from pra.config.checks import Settings, within
 from pra.config.values import parse_value
-from pra.data.images import Files, Labels, corrupt, numbered_classes
+from pra.data.images import Files, Labels, corrupt, is_picture_name, numbered_classes, warn_once
 from pra.errors import PraError, nearest, reason_of
 from pra.utils.files import cache_folder, expand, read_arrays, write_atomically
 from pra.utils.progress import Progress
@@ -69,7 +70,26 @@ def open_hf(name: str, text: str) -> HFDataset | HFStream:
     choice = from_dict(Choice, given, "setting")
     importlib.import_module("datasets")  # later ImportErrors are of a file's format
     with _explained(name):
-        return HFStream(name, choice) if choice.streaming else HFDataset(name, choice)
+        opened = HFStream(name, choice) if choice.streaming else HFDataset(name, choice)
+    _warn_of_left_out(name, expand(choice.path))
+    return opened
+
+
+def _warn_of_left_out(name: str, folder: Path) -> None:
+    """Count the pictures of a local folder that the library passes over: it goes by a list of extensions."""
+    try:
+        from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+    except ImportError:  # not part of the library's interface
+        return
+    found: list[str] = []
+    for place, folders, names in os.walk(folder):  # of a name on the Hub, nothing
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        pictures = (name for name in names if is_picture_name(name) and not name.startswith("."))
+        found += [f"{place}/{name}" for name in pictures if Path(name).suffix.lower() not in ImageFolder.EXTENSIONS]
+    if found:
+        example = f"{len(found)} left out, such as {min(found)}"
+        fix = "Convert them to PNG or JPEG, or use folder:"
+        warn_once(f"{name}: {example}: the library reads no files of that extension. {fix}")
 
 
 class _Rows(Files):
@@ -289,6 +309,9 @@ def _labels(column: str | None, values: Any, features: Any, count: int) -> tuple
         row = int(numbers.argmin())
         raise PraError(f"row {row} has class {numbers[row]}. {fix}", row=row, value=numbers[row])
     names = getattr(features[column], "names", None)
+    if names and numbers.max() >= len(names):
+        row = int(numbers.argmax())
+        raise PraError(f"row {row} has class {numbers[row]}, of {len(names)}. {fix}", row=row, value=numbers[row])
     return numbers, tuple(names or numbered_classes(numbers, lambda row: f"row {row}", fix))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import io
+import mimetypes
 import os
 import re
 import warnings
@@ -154,6 +155,19 @@ def is_image_name(name: str) -> bool:
     """Return whether a file is not hidden and has the extension of a format that can be read."""
     known = readable()  # first, as it registers endings
     return not name.startswith(".") and Image.EXTENSION.get(PurePath(name).suffix.lower()) in known
+
+
+def is_picture_name(name: str) -> bool:
+    """Return whether a file has the extension of a picture, of a format that can be read or of another."""
+    known = PurePath(name).suffix.lower() in Image.registered_extensions()
+    return known or str(mimetypes.guess_type(name, strict=False)[0]).startswith("image/")
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Warn about data: once, as a training opens its source more than once, and on rank 0 alone."""
+    if os.environ.get("RANK", "0") == "0":
+        warnings.warn(text, stacklevel=3)
 
 
 def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from pra.data.emoji import FONT, EmojiSource
 from pra.data.folder import FolderSource
 from pra.data.hf import open_hf
 from pra.data.idx import open_digits, open_idx
-from pra.data.images import Labels
+from pra.data.images import Labelled, Labels
 from pra.data.tars import ImageNetTar, WebDataset
 from pra.errors import PraError, nearest
 from pra.utils.extras import import_failed
@@ -84,6 +85,31 @@ class Streamed(Protocol):
         ...
 
 
+@runtime_checkable
+class Listed(Protocol):
+    """A source that tells its files apart without opening them."""
+
+    def listing(self) -> bytes:
+        """Return the names and sizes of the images' files, in their order and the same wherever the data lie."""
+        ...
+
+
+class Relabelled(Labelled):
+    """The images of a source in other ``classes``; ``places`` holds the new label of each of its own."""
+
+    def __init__(self, source: Source, classes: Sequence[str], places: Labels) -> None:
+        super().__init__(source.name, classes, places[source.labels])
+        self._source = source
+        if isinstance(source, Streamed):
+            self.lanes, self.arranged = source.lanes, source.arranged
+
+    def image(self, index: int) -> Image.Image:
+        return self._source.image(index)
+
+    def where(self, index: int) -> str:
+        return self._source.where(index)
+
+
 SOURCES: Registry[Callable[[str, str], Source]] = Registry("data source", "pra.sources", {*SPLIT, *_WHOLE})
 
 
@@ -136,6 +162,55 @@ def open_source(spec: str) -> Source:
     if not isinstance(opened, Source):
         raise PraError(f"data source {spec!r}: {opened!r} is not a source. Return one with the members of Source")
     return opened
+
+
+def with_images(source: Source) -> list[int]:
+    """Return the labels of the classes that have images, in ascending order."""
+    return [int(label) for label in np.unique(source.labels)]
+
+
+def learned(source: Source, count: int) -> Source:
+    """Return a source in the classes that a model of ``count`` classes learns: those with images, if that many have.
+
+    Runs of earlier versions have all classes: their ``count`` is that of ``source.classes``.
+    """
+    labels = with_images(source)
+    if len(labels) != count or count >= len(source.classes) or labels[-1] >= len(source.classes):
+        return source
+    places = np.zeros(len(source.classes), np.int64)
+    places[labels] = np.arange(count)
+    return Relabelled(source, [source.classes[label] for label in labels], places)
+
+
+def in_classes(source: Source, classes: Sequence[str]) -> Source | None:
+    """Return a source in the given classes, by their names; None if it has images of others, or a name is twice."""
+    if tuple(source.classes) == tuple(classes):
+        return source
+    known = {name: place for place, name in enumerate(classes)}
+    places = np.array([known.get(name, -1) for name in source.classes], np.int64)
+    told_apart = len(known) == len(classes) and len(set(source.classes)) == len(source.classes)
+    if not told_apart or with_images(source)[-1] >= len(places) or places[source.labels].min() < 0:
+        return None
+    return Relabelled(source, classes, places)
+
+
+def check_told_apart(source: Source) -> None:
+    """Refuse two classes of one name: names choose what to sample, and what a fine-tuned model keeps."""
+    first: dict[str, int] = {}
+    for label, name in enumerate(source.classes):
+        if first.setdefault(name, label) != label:
+            problem = f"classes {first[name]} and {label} of {source.name} are both called {name!r}"
+            raise PraError(f"{problem}. Rename one of them", "conflict", name=source.name, value=name)
+
+
+def same_place(one: str, other: str) -> bool:
+    """Return whether two names of sources spell the same path, such as ``folder:photos`` and ``folder:./photos/``."""
+
+    def parts(spec: str) -> tuple[str, str, bool]:
+        kind, _, path = spec.removesuffix("@test").partition(":")
+        return kind, os.path.abspath(expand(path)), spec.endswith("@test")
+
+    return parts(one) == parts(other)
 
 
 def check_name(spec: str) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pra.data.images import CorruptImage, check_aspect
 from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable, reading
-from pra.data.source import Source, Streamed, open_source
+from pra.data.source import Source, Streamed, check_told_apart, open_source
 from pra.errors import escaped
 from pra.utils.progress import Progress
 
@@ -45,6 +45,8 @@ class Range(NamedTuple):
 @dataclass(frozen=True)
 class Survey:
     """The findings of :func:`look`: the number of all pictures, in all and by class, and what the ``opened`` ones are.
+
+    Classes without pictures are left out.
 
     Sizes are in pixels; ``grey``, ``transparent`` and ``square`` are counts; ``corrupt`` names files that do not count
     as opened.
@@ -92,9 +94,10 @@ class Survey:
 def look(source: str | Source) -> Survey:
     """Open up to :data:`LOOKED_AT` pictures of a source, at random, for at most :data:`PATIENCE` seconds.
 
-    Refuse a source in which no picture can be read.
+    Refuse a source in which no picture can be read, and two classes of one name.
     """
     opened = open_source(source) if isinstance(source, str) else source
+    check_told_apart(opened)
     begin = time.monotonic()
     order = np.random.default_rng(0).permutation(len(opened))[:LOOKED_AT].tolist()  # sources are sorted by class
     seen: list[tuple[int, int, bool, bool]] = []
@@ -114,7 +117,7 @@ def look(source: str | Source) -> Survey:
     return Survey(
         source=opened.name,
         images=len(opened),
-        classes=dict(_class_counts(opened)),
+        classes={name: count for name, count in _class_counts(opened) if count},
         opened=len(seen),
         width=Range.of(widths),
         height=Range.of(heights),
@@ -198,7 +201,8 @@ def _look_at(source: Source, size: int | None, block: Sequence[int]) -> list[dic
 
 def lines_of(report: dict[str, Any]) -> list[str]:
     """Return the main findings of :func:`check`, for a person."""
-    classes = [(one["images"], one["name"]) for one in report["classes"]]
+    classes = [(one["images"], one["name"]) for one in report["classes"] if one["images"]]
+    empty = [one["name"] for one in report["classes"] if not one["images"]]
     (fewest, scarce), (most, frequent) = min(classes), max(classes)
     sizes = ["{width}x{height} ({images})".format(**one) for one in report["sizes"]]
     lines = [
@@ -206,6 +210,7 @@ def lines_of(report: dict[str, Any]) -> list[str]:
         *_some("  {where}: {problem}".format(**image) for image in report["corrupt"]),
         f"classes: {len(classes)}, {fewest} ({scarce}) to {most} ({frequent}) images",
         *_some(f"  {name}: {count}" for count, name in classes),
+        *([f"classes without images: {len(empty)}, such as {empty[0]}"] if empty else []),
         f"sizes (width x height): {len(sizes)}; {', '.join(sizes[:5])}",
         f"modes: {', '.join(f'{mode} ({count})' for mode, count in report['modes'].items())}",
     ]

@@ -7,7 +7,7 @@ import hashlib
 import os
 import tarfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -17,8 +17,18 @@ import numpy as np
 
 from pra.config.checks import NaturalInt
 from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
-from pra.data.images import Files, check_there, corrupt, is_image_name, most_bytes, numbered_classes, pack
-from pra.errors import PraError
+from pra.data.images import (
+    Files,
+    check_there,
+    corrupt,
+    is_image_name,
+    is_picture_name,
+    most_bytes,
+    numbered_classes,
+    pack,
+    warn_once,
+)
+from pra.errors import PraError, one_line
 from pra.utils.files import (
     MOST_JSON,
     cache_folder,
@@ -31,7 +41,7 @@ from pra.utils.files import (
 )
 from pra.utils.progress import Progress
 
-_FORMAT = 2
+_FORMAT = 3
 OPEN_FILES = 128
 """Tars open at once in each process: many systems allow 1024 files."""
 LONGEST_NAME = 250
@@ -41,6 +51,9 @@ CLASSES, INDEX = "classes.json", "index.json"
 """Optional files beside the shards: the classes' names, and the index that :mod:`pra.data.pack` writes."""
 _SHARDS = "Give WebDataset shards, uncompressed tars of KEY.jpg and KEY.cls"
 _NO_LABEL = -1
+_DOTS = "WebDataset takes a sample's name up to its first dot. Write cat-1.jpg for cat.1.jpg, and cat-1.cls"
+_NO_PICTURE = "the sample has no picture of a format that is read. Save it as JPEG or PNG"
+_LINK = "the member is a link. Pack the files themselves (tar --dereference --hard-dereference)"
 TarIndex = dict[str, Any]
 _COLUMNS = {"files": "i", "offsets": "i", "sizes": "i", "labels": "i", "members": "S"}
 """Columns of a saved index with the kinds of their numbers; its bytes are fewer than the tars' and ``_LEAST``."""
@@ -96,6 +109,9 @@ class TarSource(Files):
     def where(self, index: int) -> str:
         return f"{os.fsdecode(bytes(self._index['members'][index]))} in {self._tars[self._index['files'][index]]}"
 
+    def listing(self) -> bytes:
+        return bytes(self._index["members"].tobytes() + self._index["sizes"].tobytes())
+
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_open": {}}
 
@@ -117,16 +133,21 @@ class ImageNetTar(TarSource):
 def _scan_classes(path: Path) -> TarIndex:
     size = path.stat().st_size
     by_class: list[tuple[str, Found]] = []
+    inner_tars: dict[str, str] = {}
     bar = Progress(desc=f"indexing {path.name}", total=size, unit="B", unit_scale=True)
     with path.open("rb") as file, bar:
         for outer, inner in members(file, size, str(path), _IMAGENET):
-            if PurePosixPath(inner.name).match("[!.]*.tar"):
+            if inner.isreg() and PurePosixPath(inner.name).match("[!.]*.tar"):
+                wnid = PurePosixPath(inner.name).stem
+                if inner_tars.setdefault(wnid, inner.name) != inner.name:
+                    both = f"{inner_tars[wnid]} and {inner.name}"
+                    raise PraError(f"{path} holds two classes {wnid!r}: {both}. {_IMAGENET}", "conflict", path=path)
                 images = members(outer.extractfile(inner), inner.size, f"{inner.name} in {path}", _IMAGENET)
                 for _, member in images:
                     name = PurePosixPath(member.name).name
-                    if is_image_name(name):
+                    if member.isreg() and is_image_name(name):
                         found = Found(0, inner.offset_data + member.offset_data, member.size, name, 0)
-                        by_class.append((PurePosixPath(inner.name).stem, found))
+                        by_class.append((wnid, found))
             bar.update(inner.offset_data + inner.size - bar.n)
     if not by_class:
         raise PraError(f"{path} holds no class tars with images. {_IMAGENET}, or use folder:", "unreadable", path=path)
@@ -179,7 +200,7 @@ def _is_of(index: TarIndex, tars: Sequence[int]) -> bool:
 def members(
     file: IO[bytes] | None, size: int, where: str, fix: str
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Yield an uncompressed tar of ``size`` bytes and each regular file in it.
+    """Yield an uncompressed tar of ``size`` bytes and each member of it.
 
     Refuse other files, and what ``tarfile`` takes for the end: a broken header, or a missing block of zeros.
     """
@@ -189,8 +210,7 @@ def members(
             for member in tar:
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"truncated at byte {size}")
-                if member.isreg():
-                    yield tar, member
+                yield tar, member
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"damaged at byte {tar.offset}")
@@ -210,7 +230,10 @@ class WebDataset(TarSource):
         shards = _fetched(pattern) if "://" in pattern else _local(pattern)
         classes = shards[0].with_name(CLASSES)
         beside = [classes] if classes.exists() else []
-        super().__init__(name, shards, load_index(shards, lambda: _scan_shards(shards, _class_names(classes)), beside))
+        index = load_index(shards, lambda: _scan_shards(shards, _class_names(classes)), beside)
+        super().__init__(name, shards, index)
+        for text in [*index.get("left_out", np.empty(0)).astype(str).ravel().tolist(), *_lost(expand(pattern), shards)]:
+            warn_once(f"{name}: {text}")
 
 
 def _braces(pattern: str) -> list[str]:
@@ -276,6 +299,16 @@ def _fetched(pattern: str) -> list[Path]:
     return fetch_all(urls, folder, promises)
 
 
+def _lost(folder: Path, shards: Sequence[Path]) -> Iterator[str]:
+    """Say which shards a folder lacks, by the index that :mod:`pra.data.pack` writes."""
+    # Other data may have an index.json of another kind.
+    with contextlib.suppress(PraError, OSError, TypeError, KeyError, AttributeError, RecursionError):
+        index = _json(folder / INDEX, (folder / INDEX).read_bytes() if (folder / INDEX).is_file() else None)
+        lost = sorted({str(shard["url"]) for shard in index["shardlist"]} - {path.name for path in shards})
+        if lost:
+            yield f"{len(lost)} shards that {INDEX} names are missing, such as {lost[0]}. Copy or pack them again"
+
+
 def _beside(url: str, name: str) -> str:
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"{parts.path.rpartition('/')[0]}/{name}"))
@@ -310,13 +343,21 @@ def _class_names(path: Path) -> list[str]:
 
 def _scan_shards(shards: Sequence[Path], classes: list[str]) -> TarIndex:
     found: list[Found] = []
+    left_out: dict[str, list[str]] = {}
     total = sum(path.stat().st_size for path in shards)
     with Progress(desc=f"indexing {len(shards)} shards", total=total, unit="B", unit_scale=True) as bar:
         for number, path in enumerate(shards):
-            found += _samples(number, path)
+            found += _samples(number, path, left_out)
             bar.update(path.stat().st_size)
+    told = [f"{len(names)} left out, such as {names[0]}: {why}" for why, names in left_out.items()]
     if not found:
-        raise PraError(f"{shards[0]} holds no images, nor does any other shard. {_SHARDS}", "missing", path=shards[0])
+        fix = "; ".join(told) or _SHARDS
+        raise PraError(f"{shards[0]} holds no images, nor does any other shard. {fix}", "missing", path=shards[0])
+    index = _labelled(shards, found, classes)
+    return index | {"left_out": np.array(told, np.str_)}
+
+
+def _labelled(shards: Sequence[Path], found: Sequence[Found], classes: list[str]) -> TarIndex:
 
     def where(index: int) -> str:
         return f"{found[index].member} in {shards[found[index].file]}"
@@ -335,21 +376,55 @@ def _scan_shards(shards: Sequence[Path], classes: list[str]) -> TarIndex:
     return columns(found, classes)
 
 
-def _samples(number: int, path: Path) -> Iterator[Found]:
+def _samples(number: int, path: Path, left_out: dict[str, list[str]]) -> list[Found]:
+    """Return the samples of a shard, and add the members that would be samples to ``left_out``, by the reason."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
+    others: list[tuple[str, tarfile.TarInfo]] = []
     with path.open("rb") as file:
         for tar, member in members(file, path.stat().st_size, str(path), _SHARDS):
             key, kind = _parts(member.name)
-            if kind == "cls":
+            if kind == "cls" and member.isreg():
                 labels[key] = _class_of(tar, member, path)
-            elif "." not in kind and is_image_name(f"_.{kind}"):
+            elif "." not in kind and is_image_name(f"_.{kind}") and member.isreg():
                 if key in images:
                     both = f"{images[key].name} and {member.name}"
                     raise PraError(f"{path}: one sample has two images, {both}. Remove one", "conflict", path=path)
                 images[key] = member
-    for key, member in images.items():
-        yield Found(number, member.offset_data, member.size, member.name, labels.get(key, _NO_LABEL))
+            elif kind and not member.isdir():
+                others.append((key, member))
+    for why, name in _left_out(images, labels, others):
+        left_out.setdefault(why, []).append(f"{one_line(name, 200)} in {path}")
+    return [
+        Found(number, member.offset_data, member.size, member.name, labels.get(key, _NO_LABEL))
+        for key, member in images.items()
+    ]
+
+
+def _left_out(
+    images: Mapping[str, tarfile.TarInfo], labels: Mapping[str, int], others: Sequence[tuple[str, tarfile.TarInfo]]
+) -> Iterator[tuple[str, str]]:
+    """Yield the reason and the name of each picture that is not in ``images``, nor beside one as a mask is.
+
+    A member ``cat.1.jpg`` is not a mask if there is ``cat.1.cls``, or no ``cat.jpg``.
+    """
+    classed = {_stem(member.name) for _, member in others if member.name.lower().endswith(".cls")}
+    unread: dict[str, str] = {}
+    named: set[str] = set()
+    for key, member in others:
+        if key in images and _stem(member.name) not in classed:
+            continue
+        if is_image_name(f"_{PurePosixPath(member.name).suffix}"):
+            named.add(key)
+            yield _DOTS if member.isreg() else _LINK, member.name
+        elif is_picture_name(member.name):
+            unread.setdefault(key, member.name)
+    unread = {key: f"{key}.cls" for key in labels if key not in images} | unread
+    yield from ((_NO_PICTURE, name) for key, name in unread.items() if key not in named)
+
+
+def _stem(member: str) -> str:
+    return str(PurePosixPath(member).with_suffix(""))
 
 
 def _parts(member: str) -> tuple[str, str]:

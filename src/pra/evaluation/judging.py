@@ -17,6 +17,7 @@ from pra.config import DataConfig, Precision, RunConfig, SamplingConfig, apply_s
 from pra.data import Source, open_source
 from pra.data.images import CorruptImage
 from pra.data.loader import reading
+from pra.data.source import in_classes, with_images
 from pra.errors import PraError, nearest
 from pra.evaluation.classifier import Classifier, find_classifier, fit_classifier
 from pra.evaluation.evaluate import Report, check_codec, evaluate, reconstruct
@@ -216,7 +217,7 @@ class Judge:
         try:
             with reading(subject.batches(share, work.batch_size)) as batches:
                 passed = exported(batches, len(share), part) if part else batches
-                judged = map(watch, passed), self.reference, self.extractor, subject.count
+                judged = map(self._labelled(subject), map(watch, passed)), self.reference, self.extractor, subject.count
                 report = evaluate(*judged, provenance=known, world=world, what=what)
             if images and part != images:
                 world.combine(part, lambda parts: join_exports([path for path in parts if path], images))
@@ -224,6 +225,15 @@ class Judge:
             if part and part != images:
                 part.unlink(missing_ok=True)
         return report
+
+    def _labelled(self, subject: Subject) -> Callable[[Batch], Batch]:
+        """Return what numbers a model's labels as the extractor does: by the names of classes, if they share any."""
+        known = {name: place for place, name in enumerate(self.extractor.classes or ())}
+        own = subject.sampler.model.classes if subject.sampler else ()
+        if not set(own) & set(known) or len(set(own)) < len(own):
+            return lambda batch: batch
+        places = torch.tensor([known.get(name, len(known)) for name in own])  # beyond those known, which is refused
+        return lambda batch: batch if batch.labels is None else batch._replace(labels=places[batch.labels])
 
     def with_reconstruction(self, report: Report, subject: Subject, originals: Source) -> Report:
         """Add the codec's reconstructions of at most as many originals."""
@@ -269,8 +279,9 @@ def open_truth(reference: str | None, labels: str, subject: Subject, work: Work)
         if isinstance(truth, Path):
             problem = f"--labels reference: {spec} does not name classes. Give a data source"
             raise PraError(problem, "missing", path=spec)
-        check_classes(truth, model, "--labels reference")
-        subject = subject.labelled_like(truth)
+        alike = in_classes(truth, model.classes) or truth
+        check_classes(alike, model, "--labels reference")
+        subject = subject.labelled_like(alike)
     elif subject.sampler and not isinstance(truth, Path):
         counts = np.bincount(truth.labels, minlength=len(truth.classes))
         largest = int(counts.argmax())
@@ -298,6 +309,7 @@ def open_originals(truth: Truth, subject: Subject, work: Work) -> Source:
         raise PraError("--reconstruction needs real images. Give a data source as --reference", "missing")
     source = work.open_source(own) if isinstance(truth, Path) else truth
     if codec.encoder.sees_condition:
+        source = in_classes(source, model.classes) or source
         check_classes(source, model, "--reconstruction")
     return source
 
@@ -334,6 +346,9 @@ def open_judge(truth: Truth, features: str, weights: Path | None, subject: Subje
             extractor = find_classifier(recorded_classifier(truth), work.device)
         else:
             extractor = fit_classifier(truth, *how, work.device, world.is_first)
+            if subject.finished and len(with_images(truth)) < len(truth.classes) and world.is_first:
+                problem = f"accuracy takes labels in {subject.target} for numbers of all classes of {truth.name}"
+                warnings.warn(f"{problem}, also of those without images. Judge the model itself", stacklevel=2)
     if isinstance(truth, Path):
         return Judge(extractor, from_file(truth, extractor, world=world), work)
     return Judge(extractor, from_source(truth, *how, extractor, batch_size=work.batch_size, world=world), work)

@@ -19,6 +19,7 @@ from torch import Tensor
 from pra.config import Exact, ObjectiveConfig, Precision, Rollout, RunConfig, SamplingConfig, to_dict
 from pra.config.checks import PositiveInt
 from pra.data import load_images, open_source
+from pra.data.source import learned
 from pra.errors import PraError
 from pra.evaluation.samples import spread
 from pra.method import noise
@@ -132,7 +133,7 @@ def measure_gap(run: Path, config: RunConfig, count: int, device: torch.device) 
     """
     folder = weights.model_folder(run)
     model: Any = weights.load(folder, device=device)
-    source, train = open_source(config.data.source), config.train
+    source, train = learned(open_source(config.data.source), model.config.num_classes), config.train
     chosen = spread(len(source), min(count, len(source)))
     pixels, labels = load_images(source, chosen, config.model.image_size, config.model.channels, config.data)
     gap = rollout_gap(model, train.rollout, from_uint8(pixels), labels, config.sampling, train.objective, SEED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -43,10 +44,7 @@ class ClassCondition(nn.Module):
     def parse(self, given: Labels, classes: Sequence[str]) -> Tensor:
         """Return labels ``(B,)`` on the CPU, from classes by number or by name. Refuse what is neither."""
         asked = listed(given)  # once: it may be an iterator
-        for label in asked:
-            if isinstance(label, str) and label not in classes:
-                raise PraError(f"no class {label!r}{nearest(label, classes)}", code="unknown", value=label)
-        numbers = [classes.index(label) if isinstance(label, str) else label for label in asked]
+        numbers = [place_of(label, classes) if isinstance(label, str) else label for label in asked]
         labels = integers(numbers, "labels must be whole numbers of 64 bits or names of classes")
         wrong = labels[(labels < 0) | (labels > self.null)]
         if len(wrong):
@@ -62,9 +60,28 @@ class ClassCondition(nn.Module):
         """Return the row of ``embedding`` that each of other ``classes`` begins with, their null class last.
 
         A class whose name is among ``known``, this condition's own, keeps its row; a new one takes the null class's.
+        Refuse a name that classes of both share and several of one have, unless all classes are the same.
         """
-        places = {name: place for place, name in reversed(list(enumerate(known)))}
+        if tuple(known) == tuple(classes):
+            return [*range(len(known)), self.null]
+        there, here = Counter(known), Counter(classes)
+        twice = next((name for name in classes if there[name] and there[name] + here[name] > 2), None)
+        if twice is not None:
+            problem = f"{there[twice]} of the model's classes and {here[twice]} of the data are called {twice!r}"
+            raise PraError(f"{problem}. Rename those of the data, to begin them anew", code="conflict", value=twice)
+        places = {name: place for place, name in enumerate(known)}
         return [*(places.get(name, self.null) for name in classes), self.null]
+
+
+def place_of(name: str, classes: Sequence[str]) -> int:
+    """Return the number of the class of that name. Refuse a name that no class has, or several have."""
+    if name not in classes:
+        raise PraError(f"no class {name!r}{nearest(name, classes)}", code="unknown", value=name)
+    places = [str(place) for place, known in enumerate(classes) if known == name]
+    if len(places) > 1:
+        problem = f"{len(places)} classes are called {name!r}. Give one of their numbers: {', '.join(places[:9])}"
+        raise PraError(problem, code="conflict", value=name)
+    return int(places[0])
 
 
 def listed(values: Any) -> list[Any]:

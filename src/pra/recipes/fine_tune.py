@@ -48,8 +48,10 @@ def propose(
     The weights of ``model`` do not matter. The settings of ``run``, which trained it, are kept, if it is known.
 
     Raises:
-        PraError: no time, or a step needs more memory than the device has.
+        PraError: no time, a step needs more memory than the device has, or a class's name does not tell which of the
+            model's it is.
     """
+    model.condition.rows_for(model.classes, tuple(survey.classes))  # refuses names that do not tell classes apart
     train = _training(run, model, device)
     optimizer = replace(train.optimizer.slower(LOWER), schedule=LearningRate.COSINE)
     guidance = own.GUIDANCE if model.config.num_classes == 1 else model.sampling.guidance

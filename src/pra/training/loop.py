@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from pra.config import RunConfig
 from pra.data import Batch, Sample, Source, TrainingSet, batches, open_source
 from pra.data.held_out import split
 from pra.data.loader import reading
+from pra.data.source import learned
 from pra.errors import PraError
 from pra.method import noise, perceptual
 from pra.method.objectives import TERMS, LossInputs, LossTerm, Perceptual, check_terms
@@ -115,8 +117,9 @@ class Trainer:
         self.config, self.folder, self.device, self.world, self.terms = config, folder, device, world, terms or {}
         with world.first_alone():  # some sources are indexed once
             self.whole = source or open_source(config.data.source)
-            check_data(folder, config, self.whole)
-            self.source, held_out = split(self.whole, config.data, config.train.seed)
+            warning = check_data(folder, config, self.whole)
+            images = learned(self.whole, config.model.num_classes)
+            self.source, held_out = split(images, config.data, config.train.seed)
         before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
         after = [Metrics(), *([Bar()] if progress else [])]
         self.callbacks = Callbacks(before, callbacks, after if world.is_first else [])
@@ -139,6 +142,9 @@ class Trainer:
         self.step, self.skipped = 0, 0
         if last is not None:
             _check_same_classes(last, self.model, self.source)
+        if warning and world.is_first:
+            warnings.warn(warning, stacklevel=2)
+        if last is not None:
             self.step = checkpoint.restore_weights(last, self.model, self.averages)
         self.arithmetic = Step(self.model, self.averages, config.train, device, world, terms, self.step)
         self.optimizer = self.arithmetic.optimizer

@@ -26,7 +26,7 @@ from typing import Any
 from pra.config import RunConfig, differences, from_dict, to_dict
 from pra.data import Source
 from pra.data.images import CorruptImage
-from pra.data.source import Encoded, Streamed
+from pra.data.source import Encoded, Listed, Streamed, check_told_apart, learned, same_place, with_images
 from pra.errors import PraError, reason_of
 from pra.models import weights
 from pra.models.weights import CONFIG
@@ -115,6 +115,8 @@ def check_run(folder: Path, config: RunConfig, losses: Mapping[str, float]) -> N
     other = {line.partition(":")[0] for line in changed}
     if "data" in record:
         other.discard("data.source")  # check_data compares what they hold
+    if same_place(there["data"]["source"], config.data.source):
+        other.discard("data.source")
     if other == {"initial"} and _same_weights(record.get("initial"), config):
         other.clear()
     if other:
@@ -128,29 +130,81 @@ def check_run(folder: Path, config: RunConfig, losses: Mapping[str, float]) -> N
         raise PraError(problem, code="mismatch", path=folder, losses=known)
 
 
-def check_data(folder: Path, config: RunConfig, source: Source) -> None:
+def class_count(folder: Path, source: Source) -> int:
+    """Return how many classes the run in ``folder`` learns of a source: those that have images.
+
+    A run of an earlier version, which learned all of them, goes on with all.
+    """
+    every = len(source.classes)
+    begun_with_all = (folder / CONFIG).exists() and read_run(folder).model.num_classes == every
+    return every if begun_with_all else len(with_images(source))
+
+
+def check_data(folder: Path, config: RunConfig, source: Source) -> str:
     """Check that the images of ``source`` suit the configuration, and are those of the run in ``folder``, if any.
 
+    Return a warning: of images that have changed since, or of a new run's classes without images. It may be empty.
+
     Raises:
-        PraError: the run learned from other images or classes, or the model has too few classes.
+        PraError: the run learned from images elsewhere that differ, or other classes; the model has too few classes;
+            a new run has two classes of one name.
     """
-    begun = read_run(folder) if (folder / CONFIG).exists() else config
-    classes = differences(begun.model.num_classes, config.model.num_classes, "model.num_classes")
-    if classes:
-        raise _another(folder, classes)
-    known, before = recorded(folder).get("data"), begun.data.source
-    if known and before != config.data.source and (found := contents(source)) != known:
-        other = "others" if found["images"] == known.get("images") else f"{found['images']}"
-        problem = (
-            f"{folder} has been trained on {before} ({known.get('images')} images), and {config.data.source} "
-            f"holds {other}. Use the same images, wherever they lie, or another --run-dir"
-        )
-        raise PraError(problem, code="mismatch", path=folder, source=config.data.source, known=before)
-    highest = int(source.labels.max())
+    begun = read_run(folder) if (folder / CONFIG).exists() else None
+    if begun and begun.model.num_classes != config.model.num_classes:
+        changed = differences(begun.model.num_classes, config.model.num_classes, "model.num_classes")
+        if config.model.num_classes != len(with_images(source)):
+            raise _another(folder, changed)
+        problem = f"{folder} is a run of other classes than {source.name} has now ({changed[0]})"
+        fix = "A label must keep its meaning: restore the classes, or use another --run-dir"
+        raise PraError(f"{problem}. {fix}", code="mismatch", path=folder)
+    if begun is None and config.initial is None:  # else the classes must go with those of another model
+        check_told_apart(source)
+    images = learned(source, config.model.num_classes)
+    highest = int(images.labels.max())
     if highest >= config.model.num_classes:
-        name, count = source.classes[highest], len(source.classes)
+        name = images.classes[highest] if highest < len(images.classes) else "which has no name"
+        count = len(with_images(source))
         problem = f"{source.name} has label {highest} ({name}), beyond the model's. Set model.num_classes to {count}"
         raise PraError(problem, code="mismatch", value=highest)
+    return _changed(folder, begun.data.source, config, source) if begun else _without_images(config, source)
+
+
+def _changed(folder: Path, before: str, config: RunConfig, source: Source) -> str:
+    """Say that the images of a run have changed, and what it means; refuse other images in another place."""
+    known, now = recorded(folder).get("data") or {}, config.data.source
+    found = contents(source) if known else {}
+    if before.partition(":")[0] != now.partition(":")[0]:  # packed, files have other names
+        found["files_sha256"] = known.get("files_sha256")
+    if all(found.get(name) == value for name, value in known.items()):
+        return ""
+    other = "others" if found["images"] == known.get("images") else f"{found['images']}"
+    if not same_place(before, now):
+        problem = (
+            f"{folder} has been trained on {before} ({known.get('images')} images), and {now} "
+            f"holds {other}. Use the same images, wherever they lie, or another --run-dir"
+        )
+        raise PraError(problem, code="mismatch", path=folder, source=now, known=before)
+    held_out = ""
+    if config.data.held_out_share is not None:
+        held_out = " Images are held out anew too: some were learned from, so validation losses no longer compare."
+    return (
+        f"{now} has changed since {folder} was last trained on its {known.get('images')} images: it holds {other} now. "
+        f"The run goes on with these, in another order, and no longer repeats from its seed.{held_out} Restore the "
+        "data to go on as before, or use another --run-dir"
+    )
+
+
+def _without_images(config: RunConfig, source: Source) -> str:
+    """Say which classes of a new run have no images, and whether the model has them."""
+    labels, count = set(with_images(source)), config.model.num_classes
+    empty = [name for label, name in enumerate(source.classes) if label not in labels]
+    some = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+    if count == len(labels):
+        return f"classes of {source.name} without images are left out: {some}" if empty else ""
+    return (
+        f"{count - len(labels)} of the model's {count} classes have no images in {source.name} and learn nothing. Set "
+        f"model.num_classes to {len(labels)}"
+    )
 
 
 def _another(folder: Path, changed: list[str]) -> PraError:
@@ -172,13 +226,15 @@ def contents(source: Source) -> dict[str, Any]:
     """Return what identifies data wherever they lie: the number of images, their labels, and the first image.
 
     Labels are not enough: without classes they are all the same. The first image is hashed as its file where there is
-    one, as the pixels of a JPEG depend on the decoder's version; that of a stream is not read.
+    one, as the pixels of a JPEG depend on the decoder's version; that of a stream is not read. Files are told by their
+    names and sizes.
     """
     first = None
     if not isinstance(source, Streamed):
         with contextlib.suppress(CorruptImage):
             first = source.encoded(0) if isinstance(source, Encoded) else source.image(0).tobytes()
     hashes = {"labels_sha256": source.labels.astype("<i8").tobytes(), "first_image_sha256": first}
+    hashes |= {"files_sha256": source.listing()} if isinstance(source, Listed) else {}
     found = {name: None if data is None else hashlib.sha256(data).hexdigest() for name, data in hashes.items()}
     return {"images": len(source), **found}
 
