@@ -26,7 +26,7 @@ from pra.sampling.requests import Requests
 from pra.utils import files
 from pra.utils.distributed import World
 from pra.utils.locks import locked
-from pra.utils.pixels import contact_sheet, to_uint8
+from pra.utils.pixels import contact_sheet, sheet_size, to_uint8
 from pra.utils.progress import Progress
 from pra.utils.signals import Interrupted
 
@@ -78,12 +78,14 @@ def sample_many(
 
     Raises:
         PraError: the output exists, an unfinished one of another request or of other weights is there, another command
-            writes it, or the disk is full.
+            writes it, a grid would be too large, or the disk is full.
         Interrupted: Ctrl-C; some of the images are kept.
     """
     plan = {"weights": weights, "sampling": how_sampled(sampler), "images": requests.plan}
     begin = time.monotonic()
     files.check_output(out)
+    if files.output_format(out) == ".png":
+        sheet_size(len(requests), columns, *sampler.model.config.image_size)
     lock = locked(files.partial_folder(out), "filled", "choose another --out") if world.is_first else nullcontext()
     with lock:
         shards, missing = world.run_on_first(lambda: _begin(out, plan, len(requests), batch_size))
