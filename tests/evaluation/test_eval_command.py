@@ -165,6 +165,22 @@ def test_second_command_on_a_file_is_refused(tmp_path):
     assert contents(tmp_path) == {"b.npz": b"1"}
 
 
+def test_report_stays_where_its_figures_cannot_be_printed(model, mixed, tmp_path, monkeypatch):
+    def closed(_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Report, "table", closed)
+    with pytest.raises(BrokenPipeError):
+        run(model, reference=mixed, out=tmp_path / "o.json")
+    assert list(contents(tmp_path)) == ["o.json"]
+    stage = tmp_path / ".o.json.eval"  # of a command that was killed at its end
+    stage.mkdir()
+    (stage / ".lock").touch()
+    refuse(model, "exists already", reference=mixed, out=tmp_path / "o.json")
+    assert list(contents(tmp_path)) == ["o.json"]
+    assert not stage.exists()
+
+
 def test_failure_to_publish_leaves_no_file(tmp_path, monkeypatch):
     files = {"report": tmp_path / "o.json", "images": tmp_path / "b.npz"}
     replace = os.replace

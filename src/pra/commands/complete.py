@@ -15,7 +15,7 @@ from pra.errors import PraError
 from pra.models import weights
 from pra.sampling import check_completes
 from pra.utils.device import pick_device
-from pra.utils.files import check_output, first_free, output_format, save_images
+from pra.utils.files import check_output, file_part, first_free, output_format, save_images
 from pra.utils.pixels import MODES, from_uint8, sheet_size
 
 
@@ -67,7 +67,9 @@ def complete_command(
     classes = [number for number in chosen * (len(image) // len(chosen)) for _ in numbers]
     continued = sampler.complete(repeated, rows, classes, numbers * len(image)).cpu()
     # Numbered, for pictures of the same name from different folders.
-    names = [f"{number:04d}-{path.stem}-seed{seed:06d}" for number, path in enumerate(image) for seed in numbers]
+    names = [
+        f"{number:04d}-{file_part(path.stem)}-seed{seed:06d}" for number, path in enumerate(image) for seed in numbers
+    ]
     if pictured and len(continued) > 1:
         kept = real.clone()
         kept[:, :, rows * config.patch_size :] = 0.0

@@ -83,11 +83,12 @@ def check_command(
     begin = time.monotonic()
     report = check(opened, size, processes)
     seconds = time.monotonic() - begin
+    if out:  # before anything is printed, which may fail
+        text = json.dumps(report, indent=1).encode()
+        write_atomically(out, lambda file: file.write(text))
     print(f"{len(opened)} images from {source} in {seconds:.1f} s ({len(opened) / seconds:.0f} images/s)")
     print("\n".join(lines_of(report)))
     if out:
-        text = json.dumps(report, indent=1).encode()
-        write_atomically(out, lambda file: file.write(text))
         print(f"report: {out}")
     if report["corrupt"]:
         problem = f"{len(report['corrupt'])} of {len(opened)} images from {source} are corrupt"

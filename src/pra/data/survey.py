@@ -16,6 +16,7 @@ from PIL import Image
 from pra.data.images import CorruptImage
 from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable, reading
 from pra.data.source import Source, Streamed, open_source
+from pra.errors import one_line
 from pra.utils.progress import Progress
 
 LOOKED_AT, PATIENCE = 500, 15.0
@@ -212,7 +213,7 @@ def lines_of(report: dict[str, Any]) -> list[str]:
         small = report["smaller_than_size"]
         lines += [f"smaller than {size}x{size}: {len(small)}"]
         lines += _some("  {width}x{height}, {where}".format(**image) for image in small)
-    return lines
+    return [" " * (len(line) - len(line.lstrip(" "))) + one_line(line) for line in lines]
 
 
 def _some(lines: Iterable[str]) -> Sequence[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -275,7 +276,9 @@ def present_name(name: str) -> str:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read every tensor of a safetensors file to the CPU, by its present name. Refuse a damaged file."""
     try:
-        return {present_name(name): tensor for name, tensor in load_file(path).items()}
+        # safetensors opens no path beyond UTF-8.
+        read = load_file(path) if str(path).isprintable() else load_bytes(path.read_bytes())
+        return {present_name(name): tensor for name, tensor in read.items()}
     except (OSError, SafetensorError) as error:
         problem = f"cannot be read ({error}). Use another checkpoint, or restore the file"
         raise unreadable(path, problem) from None

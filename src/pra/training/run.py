@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -89,6 +90,9 @@ def claimed(folder: Path, config: RunConfig, world: World, losses: Mapping[str, 
 
 def check_run(folder: Path, config: RunConfig, losses: Mapping[str, float]) -> None:
     """Check that a run of this configuration can begin or resume in ``folder``, as :func:`claimed`; write nothing."""
+    if str(folder).encode(errors="replace") != os.fsencode(folder):  # safetensors opens no other path
+        problem = f"{folder} is not a path in UTF-8, and no checkpoint could be read from it. Use another --run-dir"
+        raise PraError(problem, path=folder)
     if not (folder / CONFIG).exists():
         if folder.exists() and not folder.is_dir():
             raise PraError(f"{folder} is a file. Use another --run-dir", code="exists", path=folder)

@@ -80,7 +80,7 @@ def write_report(run: Path, out: Path | None = None, gap: Any = None, no_gap: st
     environment.filters["duration"] = duration
     text = environment.get_template("page.html").render(_page(run, read_run(run), gap or read_gap(run), no_gap))
     path = out or run / REPORT
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
     return path
 
 
