@@ -21,7 +21,7 @@ def test_help_lists_options_choices_and_usage(call):
         assert text.startswith(f"usage: pra {command} [-h]")
         assert [noise for noise in ("None", "--no-", "default: False") if noise in text] == []
     text = " ".join(call("sample", "--help").out.replace("│", " ").split())
-    for part in ("--solver euler|midpoint|heun|euler-maruyama", "--steps INT", "(default: auto)", "2-2 the one of that"):
+    for part in ("--solver euler|midpoint|heun|euler-maruyama", "--steps INT", "(default: ema)", "2-2 the one of that"):
         assert part in text
     for command, usage in (("show", "[RECIPE|RUN]"), ("demo", "[RUN] [RUN2]"), ("push", "RUN USER/MODEL")):
         assert f" {usage}" in call(command, "--help").out.splitlines()[0]

@@ -51,11 +51,9 @@ def run_program(
     except OSError as error:
         if (reason := _closed_output()) is None:
             raise
-        return (
-            128 + signal.SIGPIPE
-            if isinstance(error, BrokenPipeError)
-            else _refuse(f"stdout cannot be written ({reason}). Redirect it")
-        )
+        if isinstance(error, BrokenPipeError):
+            return 128 + signal.SIGPIPE
+        return _refuse(f"stdout cannot be written ({reason}). Redirect it")
     return code
 
 
