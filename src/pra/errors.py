@@ -66,5 +66,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def one_line(text: object, longest: int = 2_000) -> str:
     """Return a text for a terminal: in one line, escaped and shortened. A stranger's names may hold anything."""
-    escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text)[: 2 * longest].split()))
-    return escaped if len(escaped) <= longest else f"{escaped[:longest]} ..."
+    line = escaped(" ".join(str(text)[: 2 * longest].split()))
+    return line if len(line) <= longest else f"{line[:longest]} ..."
+
+
+def escaped(text: object) -> str:
+    """Return a text with all that cannot be printed escaped, ends of lines too."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

@@ -1,5 +1,6 @@
 """``pra complete``."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -97,3 +98,11 @@ def test_bad_options_are_refused(call, trained, picture):
     ):
         assert call("complete", trained, *options.split()).is_refusal(*parts)
     assert [path.name for path in Path().iterdir()] == ["x.png"]
+
+
+def test_pictures_that_do_not_end_are_refused(call, trained, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe.png", tmp_path / "zero.png"):
+        code, _, [error] = call("complete", trained, path, "--rows", "1")
+        assert (code, "not a regular file" in error) == (2, True)

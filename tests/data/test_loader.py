@@ -11,7 +11,7 @@ from PIL import Image
 from support.data import config, picture, same, write_idx
 from support.refusal import refused
 
-from pra.config import Fit, OnCorrupt
+from pra.config import Fit, OnCorrupt, OnSmall
 from pra.data import TrainingSet, batches, load_images, open_source, prepare
 from pra.data.images import CorruptImage
 from pra.method import noise
@@ -123,6 +123,23 @@ def test_corrupt_images_skipped_are_counted(damaged, tmp_path):
     for path in tmp_path.glob("*.png"):
         path.write_bytes(b"")
     refused(lambda: data[0], "none of the 6 images", ".png", code="unreadable", name=damaged.name)
+
+
+def test_narrow_pictures_count_as_corrupt(tmp_path, monkeypatch):
+    """Scaled to cover a crop of 64x64, a thread would take hundreds of megabytes, and of 256x256 gigabytes."""
+    Image.new("L", (20_000, 1)).save(tmp_path / "a.png")
+    Image.new("L", (64, 64), 7).save(tmp_path / "b.png")
+    source = open_source(f"folder:{tmp_path}")
+    data = TrainingSet(source, (64, 64), 1, config(on_corrupt=OnCorrupt.SKIP), seed=0)
+    assert sorted(data[g].skipped for g in range(2)) == [0, 1]
+    assert all((data[g].image == 7).all() for g in range(2))
+    assert load_images(source, [0], (64, 64), 1, data.config)[0].eq(7).all()
+    strict = TrainingSet(source, (64, 64), 1, config(), seed=0)
+    parts = ("20000x1", "on_corrupt=skip", "PRA_MAX_ASPECT")
+    refused(lambda: [strict[g] for g in range(2)], *parts, code="too-large", where=source.where(0))
+    wide = TrainingSet(source, (1, 20_000), 1, config(on_corrupt=OnCorrupt.SKIP, on_small=OnSmall.UPSCALE), seed=0)
+    monkeypatch.setenv("PRA_MAX_ASPECT", "20000")
+    assert [wide[g].skipped for g in range(2)] == [0, 0]
 
 
 def test_errors_of_workers_arrive_unchanged(damaged):

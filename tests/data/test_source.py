@@ -23,6 +23,7 @@ def test_open_source_bad_name_is_refused():
         ("idx:@test", "missing", "idx:PATH"),
         ("imagenet-tar", "missing", "imagenet-tar:PATH"),
         ("~", "unknown", "folder:"),
+        (5000 * "a", "unknown", "Known:"),
     ):
         refused(lambda spec=spec: open_source(spec), hint, code=code, name=spec)
 

@@ -1,6 +1,7 @@
 """``pra data check``: every picture of a source, and what is said about it."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -58,6 +59,24 @@ def test_check_many_lines_are_cut(tmp_path):
     assert lines[22].startswith("classes: 30, 1 (0) to 31 (29) images")
 
 
+def test_check_counts_pictures_too_narrow_for_the_size(tmp_path):
+    for number, width in enumerate((900, 9)):
+        noisy(tmp_path / f"{number}.png", (width, 8))
+    source = open_source(f"folder:{tmp_path}")
+    [narrow] = check(source, 8, workers=0)["corrupt"]
+    assert "900x8" in narrow["problem"]
+    assert check(source, None, workers=0)["corrupt"] == []
+
+
+def test_lines_of_strange_names_are_escaped(tmp_path):
+    noisy(tmp_path / "a\n\x1b[1m" / "\udce9.png", (9, 9))
+    noisy(tmp_path / "b" / "\udce9.png", (9, 9)).write_bytes(b"")
+    source = open_source(f"folder:{tmp_path}")
+    for lines in (lines_of(check(source, 10, workers=0)), look(source).lines()):
+        assert all(line.isprintable() for line in lines)
+        assert any("\\udce9.png" in line for line in lines)
+
+
 def test_check_command_corrupt_images_fail(damaged, tmp_path, capsys):
     report = tmp_path / "report.json"
     assert cli.main(("data", "check", f"folder:{damaged}", "--out", str(report), "--workers", "0")) == 2
@@ -65,6 +84,16 @@ def test_check_command_corrupt_images_fail(damaged, tmp_path, capsys):
     assert f"  {damaged}/cat/1.png: not an image" in out
     assert err.splitlines()[-1].startswith(f"pra: error: 2 of 7 images from folder:{damaged} are corrupt")
     assert len(json.loads(report.read_text())["corrupt"]) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_check_command_prints_names_in_any_locale(encoding, tmp_path, monkeypatch):
+    folder = tmp_path / "caf\udce9 日"
+    noisy(folder / "tête" / "\udce9.png", (9, 9))
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    monkeypatch.setattr("sys.stdout", out)
+    assert cli.main(("data", "check", f"folder:{folder}", "--workers", "0")) == 0
+    assert b"\\udce9.png" in out.buffer.getvalue()
 
 
 def test_look_describes_a_folder(tmp_path):

@@ -156,6 +156,23 @@ def test_wds_patterns_find_the_shards(shards, pattern, monkeypatch, capfd):
     assert "indexing" not in capfd.readouterr().err
 
 
+def test_wds_names_of_any_length_take_little_memory(tmp_path):
+    (tmp_path / "0.tar").write_bytes(tar_of({f"{10**6 * 'a'}.jpg": jpeg(1)} | {f"{i}.jpg": b"" for i in range(2000)}))
+    source = open_source(f"wds:{tmp_path}")
+    assert same_jpeg(source.image(0), 1)
+    assert source.where(0).startswith("aaa")
+    assert len(pickle.dumps(source)) < 10**6
+
+
+def test_wds_folder_may_be_called_as_a_pattern(tmp_path):
+    folder = tmp_path / "a{b}[c]*"
+    folder.mkdir()
+    (folder / "0.tar").write_bytes(shard(1))
+    (folder / "1.tar").symlink_to("/dev/zero")
+    for pattern in (folder, folder / "0.tar"):
+        assert len(open_source(f"wds:{pattern}")) == 1
+
+
 def test_wds_index_follows_shards_and_class_names(shards):
     assert open_source(f"wds:{shards}").classes == ("0", "1", "2")
     (shards / "classes.json").write_text(json.dumps(["cat", "dog", "emu", "fox"]))

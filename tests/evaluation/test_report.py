@@ -127,7 +127,7 @@ def test_curves_are_drawn_anew_where_they_are_older(run, monkeypatch):
 def test_other_peoples_text_is_no_markup(run):
     wild = "<script>alert(1)</script><b>&amp;"
     values = to_dict(pra.recipe("tiny"))
-    values["recipe"] = values["data"]["source"] = wild
+    values["recipe"] = values["data"]["source"] = wild + "\udce9"  # of a folder whose name is not UTF-8
     (run / "config.json").write_text(json.dumps(values))
     figures = {"figures": {wild: {wild: 1.0}}, "provenance": {"features": {"name": wild}}}
     (run / "figures.json").write_text(json.dumps(figures))

@@ -159,6 +159,7 @@ def test_run_folder_is_named_after_the_pictures():
         ("digits", "own-digits"),
         ("wds:a-{00..03}.tar", "own-a--00..03-.tar"),
         ("folder:.", "own-pictures"),
+        ("folder:" + 250 * "日", "own-" + 40 * "日"),
     ):
         assert own.run_folder(data) == Path("runs") / name
 

@@ -12,7 +12,15 @@ from PIL import Image
 from support.files import contents
 from support.refusal import refused
 
-from pra.utils.files import check_output, file_part, new_folder, output_format, save_images, write_atomically
+from pra.utils.files import (
+    check_output,
+    file_part,
+    new_folder,
+    output_format,
+    read_regular,
+    save_images,
+    write_atomically,
+)
 
 IMAGES = torch.arange(3 * 3 * 8 * 6).remainder(251).to(torch.uint8).view(3, 3, 8, 6)
 
@@ -26,6 +34,17 @@ def test_output_format_is_the_ending():
     assert {name: output_format(Path(name)) for name in known} == known
     for name in ("a.jpg", "a.npy", "a.pt"):
         refused(lambda name=name: output_format(Path(name)), "FILE.npz", code="unknown", path=name)
+
+
+def test_read_regular_refuses_what_has_no_end(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_regular(tmp_path / "link", 5) == b"12345"
+    for name, most, reason in (("zero", 5, "not a regular"), ("pipe", 5, "not a regular"), ("a", 4, "5 bytes")):
+        with pytest.raises(OSError, match=reason):
+            read_regular(tmp_path / name, most)
 
 
 def test_output_that_exists_is_refused(tmp_path, monkeypatch):

@@ -10,12 +10,12 @@ from torch import Tensor
 from tyro.conf import Positional, arg
 
 from pra.commands.options import DEFAULT, Output, SamplingOptions, Text, parse_labels, parse_numbers
-from pra.data.images import CorruptImage, decode
+from pra.data.images import CorruptImage, decode, most_bytes
 from pra.errors import PraError
 from pra.models import weights
 from pra.sampling import check_completes
 from pra.utils.device import pick_device
-from pra.utils.files import check_output, file_part, first_free, output_format, save_images
+from pra.utils.files import check_output, file_part, first_free, output_format, read_regular, save_images
 from pra.utils.pixels import MODES, from_uint8, sheet_size
 
 
@@ -45,7 +45,7 @@ def complete_command(
         how: How to sample; by default as the recipe recommends.
     """
     model: Path | None = run
-    if run.is_file():
+    if run.exists() and not run.is_dir():
         model, image = None, (run, *image)
     if not image:
         raise PraError("no IMAGE given. Name at least one picture to complete", code="missing")
@@ -82,7 +82,7 @@ def complete_command(
 
 def _read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
     try:
-        picture = decode(path.read_bytes(), str(path))
+        picture = decode(read_regular(path, most_bytes()), str(path))
     except OSError as error:
         raise PraError(f"{path}: {error.strerror}. Give a picture as IMAGE", code="missing", path=path) from None
     except CorruptImage as error:

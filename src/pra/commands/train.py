@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from pra.config import RunConfig, apply_settings, override
 from pra.data import open_source
 from pra.data.source import check_name
 from pra.data.survey import look
-from pra.errors import PraError
+from pra.errors import PraError, escaped
 from pra.evaluation.report import REPORT, write_report
 from pra.models import weights
 from pra.recipes import fine_tune, own, recipe
@@ -64,14 +64,18 @@ def train_command(
     folder = (run_dir or _run_folder(recipe_name, data, from_)).expanduser()
     with join() as world:
         target = world.device(device)
-        say: Callable[..., None] = print if world.is_first else lambda *_, **__: None
+
+        def say(*lines: str) -> None:
+            if world.is_first:
+                print(*map(escaped, lines), sep="\n")
+
         if data is not None:
             check_name(data)  # first, as a slip there looks like another run's configuration
         if recipe_name:
             config = recipe(recipe_name)
         else:  # rank 0 measures, for all
             config, told = world.run_on_first(lambda: _configure(from_, data, folder, minutes, steps, target))
-            say(*told, sep="\n")
+            say(*told)
         config = changed(config, {"data.source": data, "train.steps": steps, "train.seed": seed}, settings)
         with claimed(folder, config, world, losses={}):
             with world.first_alone():  # some sources are indexed once

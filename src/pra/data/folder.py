@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from pathlib import Path
-from typing import NoReturn
+import warnings
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 
 import numpy as np
 
-from pra.data.images import Files, check_there, corrupt, is_image_name, pack
+from pra.data.images import Files, check_there, corrupt, is_image_name, most_bytes, pack
 from pra.errors import PraError
+from pra.utils.files import read_regular
+
+SYSTEM = frozenset({
+    "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "system volume information",
+    "lost+found", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
+})  # fmt: skip
+"""Names, in lower case, of what NAS boxes, Windows and macOS leave in folders: thumbnails and deleted pictures too."""
+SPLITS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+"""Names of folders that are splits: those of Hugging Face's ImageFolder, which allows digits and ``-._`` after them."""
+_HEIF = ("*.heic", "*.heif", "*.hif")
+_BARE = "without an ending"
+_MOST_KINDS = 8
 
 
 class FolderSource(Files):
-    """``PATH/class/**/picture.png``; classes and images in sorted order, hidden files and folders ignored.
+    """``PATH/class/**/picture.png``; classes and images in sorted order, each real folder once.
 
-    A folder that holds images itself and has none below it is unconditional: one class, "image".
+    A folder that holds images itself and has none below it is unconditional: one class, "image". Of a folder of splits
+    (:data:`SPLITS`) the training split is read. Other files, hidden ones, and what the system leaves are counted and
+    named in one warning.
     """
 
     def __init__(self, name: str, path: Path) -> None:
         check_there(path, "folder", "Give a folder of class folders")
+        path = _training_split(path)
         files = _by_class(path)
         labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(f) for f in files.values()])
-        super().__init__(name, files, labels)
+        # As UTF-8 whatever the locale: the same folder has the same classes everywhere.
+        classes = [os.fsencode(name).decode(errors="backslashreplace") for name in files]
+        super().__init__(name, classes, labels)
         self._path = path
         self._files = pack([file for class_files in files.values() for file in class_files])
 
     def encoded(self, index: int) -> bytes:
         try:
-            return Path(self.where(index)).read_bytes()
+            return read_regular(Path(self.where(index)), most_bytes())
         except OSError as error:
             raise corrupt(self.where(index), f"cannot be read ({error.strerror})") from error
 
@@ -36,29 +60,150 @@ class FolderSource(Files):
         return str(self._path / os.fsdecode(bytes(self._files[index])))
 
 
+@dataclass
+class _Tree:
+    """The pictures and folders below a folder, as paths from there, and what is left out: kind -> count, example."""
+
+    pictures: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def leave_out(self, kind: str, path: str) -> None:
+        count, example = self.left_out.get(kind, (0, path))
+        self.left_out[kind] = count + 1, example
+
+    def told(self) -> str:
+        """Return what is left out in words, the most frequent first; empty where nothing is."""
+        kinds = sorted(self.left_out.items(), key=lambda kind: -kind[1][0])
+        words = [f"{count:,} {kind} (such as {example})" for kind, (count, example) in kinds[:_MOST_KINDS]]
+        if not words:
+            return ""
+        more = f" and {len(kinds) - _MOST_KINDS} more kinds" if len(kinds) > _MOST_KINDS else ""
+        heif = next((kind for kind in _HEIF if kind in self.left_out), None)
+        fixes = [f"To read {heif}, pip install pillow-heif"] if heif else []
+        if any(kind == _BARE or (kind.startswith("*") and kind != heif) for kind in self.left_out):
+            fixes.append("Convert pictures among them to PNG or JPEG, and name them so")
+        return ". ".join([f"left out: {', '.join(words)}{more}", *fixes])
+
+
+def _training_split(path: Path) -> Path:
+    """Return the training split of a folder of splits, which is said, and any other folder as it is."""
+    with os.scandir(path) as entries:
+        kinds = {entry.name: _kind(entry) for entry in entries if not _of_the_system(entry.name)}
+    names = sorted(name for name, kind in kinds.items() if kind == "folder")
+    if "picture" in kinds.values() or not names:
+        return path
+    if not _are_splits(names) and not all(map(_split_of, names)):
+        return path
+    training = [name for name in names if _split_of(name) == "train"]
+    if len(training) != 1:
+        problem = f"{path} holds {len(training)} training splits ({', '.join(names)})"
+        fix = f"Give the folder of one split, such as folder:{path / (training or names)[0]}"
+        raise PraError(f"{problem}. {fix}", "conflict", path=path)
+    others = [name for name in names if name != training[0]]
+    if others:
+        _say(f"{path} holds splits: {training[0]} is read, and {', '.join(others)} not; folder:{path / others[0]} does")
+    return path / training[0]
+
+
+def _split_of(name: str) -> str | None:
+    return SPLITS.get(name.lower().rstrip("-._ 0123456789"))
+
+
+def _are_splits(names: Iterable[str]) -> bool:
+    """Return whether folders are splits, perhaps beside others: a class may be called "train", but hardly "val" too."""
+    return {"train"} < {split for split in map(_split_of, names) if split}
+
+
 def _by_class(path: Path) -> dict[str, list[str]]:
-    direct: list[str] = []
-    below: dict[str, list[str]] = {}
-    for folder, folders, names in os.walk(path, onerror=_stop, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = Path(folder).relative_to(path)
-        below = below or {name: [] for name in sorted(folders)}
-        found = below[relative.parts[0]] if relative.parts else direct
-        found += [f"{relative}/{name}" for name in names if is_image_name(name)]
+    tree = _walk(path)
+    below: dict[str, list[str]] = {name: [] for name in sorted(tree.folders) if "/" not in name}
+    direct = [file for file in tree.pictures if "/" not in file]
+    for file in tree.pictures:
+        name, inside, _ = file.partition("/")
+        if inside:
+            below[name].append(file)
     filled = [name for name, files in below.items() if files]
+    told = tree.told()
     if direct and filled:
         problem = f"it holds images directly ({min(direct)}) and in class folders ({filled[0]})"
         raise PraError(f"{path}: {problem}. Move the former into a class folder", "conflict", path=path)
     if not direct and not filled:
         fix = "Put them into it, or into a sub-folder per class"
-        raise PraError(f"{path} holds no images. {fix}", "missing", path=path)
-    if direct:
-        return {"image": sorted(direct)}
-    if len(filled) < len(below):
+        raise PraError(f"{path} holds no images. {told or fix}", "missing", path=path)
+    _refuse_inner_splits(path, tree.folders)
+    if not direct and len(filled) < len(below):
         empty = path / next(name for name in below if name not in filled)
-        raise PraError(f"{empty}: this class folder holds no images. Fill or remove it", "missing", path=empty)
-    return {name: sorted(files) for name, files in below.items()}
+        problem = f"{empty}: this class folder holds no images. Fill or remove it"
+        raise PraError(f"{problem}; {told}" if told else problem, "missing", path=empty)
+    if told:
+        _say(f"{path}: {told}")
+    return {"image": sorted(direct)} if direct else {name: sorted(files) for name, files in below.items()}
 
 
-def _stop(error: OSError) -> NoReturn:
-    raise error  # os.walk would pass over a folder that it cannot list
+def _refuse_inner_splits(path: Path, folders: Iterable[str]) -> None:
+    inside: dict[str, list[str]] = {}
+    for folder in folders:
+        if _split_of(os.path.basename(folder)):
+            inside.setdefault(os.path.dirname(folder), []).append(os.path.basename(folder))
+    for folder, names in inside.items():
+        if _are_splits(names):
+            problem = f"{path / folder} holds splits ({', '.join(sorted(names))}) in place of pictures of one class"
+            fix = "Give it as folder:PATH if all lies there, or put splits above the classes: train/cats, val/cats"
+            raise PraError(f"{problem}. {fix}", "conflict", path=path / folder)
+
+
+def _walk(root: Path) -> _Tree:
+    """List a folder: regular files alone, links followed, and each real folder once. Real names go before links."""
+    tree = _Tree()
+    start = os.path.realpath(root)
+    seen: set[str] = set()
+    waiting = deque([("", start)])
+    while waiting:
+        folder, place = waiting.popleft()
+        if place in seen or (folder and PurePath(start).is_relative_to(place)):
+            tree.leave_out("links to folders that are read already or hold this one", folder)
+            continue
+        seen.add(place)
+        if folder:
+            tree.folders.append(folder)
+        with os.scandir(root / folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            kind = "hidden or of the system" if _of_the_system(entry.name) else _kind(entry)
+            if kind == "picture":
+                tree.pictures.append(path)
+            elif kind != "folder":
+                tree.leave_out(kind, path)
+            elif entry.is_symlink():
+                waiting.append((path, os.path.realpath(root / path)))
+            else:
+                waiting.appendleft((path, os.path.join(place, entry.name)))
+    return tree
+
+
+def _of_the_system(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Return "folder", "picture", or the kind of file by which it is counted."""
+    try:
+        folder, regular = entry.is_dir(), entry.is_file()
+    except OSError:  # a link to itself, say
+        folder = regular = False
+    if folder:
+        return "folder"
+    if not regular:
+        return "pipes, devices or broken links"
+    if is_image_name(entry.name):
+        return "picture"
+    ending = PurePath(entry.name).suffix.lower()
+    return f"*{ending}" if ending else _BARE
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Warn, once in each process: a training opens its source more than once."""
+    warnings.warn(text, stacklevel=2)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import io
 import os
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import IO
@@ -13,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pra.errors import PraError, reason_of
+from pra.errors import Code, PraError, reason_of
+from pra.utils.distributed import variable
 
 Labels = npt.NDArray[np.int64]
 
@@ -24,6 +29,18 @@ MOST_CLASSES = 100_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 """Pillow's names of the formats that are read, as far as this Pillow has them. For EPS it would start Ghostscript."""
 
+MOST_PIXELS, MOST_ASPECT = 64_000_000, 100
+"""Limits of a picture: its pixels, and how many times as narrow it may be as the crop.
+
+``PRA_MAX_PIXELS`` and ``PRA_MAX_ASPECT`` in the environment replace them.
+"""
+_MORE_PIXELS = "PRA_MAX_PIXELS allows more"
+_TO_ESCAPE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
+"""Control characters, ends of lines, and what UTF-8 cannot hold."""
+
+# check_size refuses such pictures.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 
 class CorruptImage(PraError):  # noqa: N818  reads as what it is, like StopIteration
     """One image that cannot be read, because of ``problem``; ``data.on_corrupt`` decides what happens next."""
@@ -31,24 +48,66 @@ class CorruptImage(PraError):  # noqa: N818  reads as what it is, like StopItera
     problem = ""
 
 
-def corrupt(where: str, problem: str) -> CorruptImage:
+def corrupt(where: str, problem: str, code: Code = "unreadable") -> CorruptImage:
     """Return the error for the image at ``where``."""
     message = f"{where}: {problem}. Replace it, or leave such images out with --set data.on_corrupt=skip"
-    error = CorruptImage(message, "unreadable", where=where)
+    error = CorruptImage(message, code, where=where)
     error.problem = problem
     return error
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:
     """Open a picture of one of :data:`FORMATS` as far as its header; Pillow's other formats may start programs."""
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most_pixels())
+    return Image.open(file, formats=readable())
+
+
+@functools.cache
+def readable() -> tuple[str, ...]:
+    """Return those of :data:`FORMATS` that can be read here: HEIF with the package pillow-heif."""
     Image.init()
-    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def most_pixels() -> int:
+    """Return the most pixels of a picture that is read: ``$PRA_MAX_PIXELS``, by default :data:`MOST_PIXELS`."""
+    return _limit("PRA_MAX_PIXELS", MOST_PIXELS)
+
+
+def most_bytes() -> int:
+    """Return the most bytes of a picture's file: those of 16 bits in four channels, not compressed."""
+    return 8 * most_pixels() + 2**20
+
+
+def _limit(name: str, default: int) -> int:
+    return variable(name, str(default), least=1, fix="Unset it, or give a larger number")
+
+
+def check_size(image: Image.Image, where: str) -> None:
+    """Refuse a picture of too many pixels, as CorruptImage, before they are read."""
+    if image.width * image.height > (most := most_pixels()):
+        raise corrupt(
+            where, f"{image.width}x{image.height} are more than {most:,} pixels ({_MORE_PIXELS})", "too-large"
+        )
+
+
+def check_aspect(image: Image.Image, size: tuple[int, int], where: str) -> None:
+    """Refuse a picture that is too narrow to be scaled to cover ``size`` (height, width), as CorruptImage."""
+    sides = sorted((image.height * size[1], image.width * size[0]))
+    if sides[1] > (most := _limit("PRA_MAX_ASPECT", MOST_ASPECT)) * sides[0]:
+        wanted = f"{size[1]}x{size[0]}"
+        problem = f"{image.width}x{image.height} pixels are more than {most} times as narrow as the crop of {wanted}"
+        raise corrupt(where, f"{problem} (PRA_MAX_ASPECT allows more)", "too-large")
 
 
 def decode(data: bytes, where: str) -> Image.Image:
     """Return the (first) picture in an encoded file, or raise CorruptImage; ``where`` names it in the message."""
     with _explained(where):
         image = open_image(io.BytesIO(data))
+        check_size(image, where)
         image.load()
     check_range(image, where)
     return image
@@ -57,6 +116,7 @@ def decode(data: bytes, where: str) -> Image.Image:
 def header(path: Path) -> Image.Image:
     """Return the (first) picture in a file, upright, with its size and mode but not yet its pixels."""
     with _explained(str(path)), open_image(path) as image:
+        check_size(image, str(path))
         if image.width != image.height:  # turning a square does not change its size
             upright(image)
     check_range(image, str(path))
@@ -67,8 +127,12 @@ def header(path: Path) -> Image.Image:
 def _explained(where: str) -> Iterator[None]:
     try:
         yield
+    except PraError:
+        raise
     except UnidentifiedImageError:
-        raise corrupt(where, f"not an image in any format that is read here ({', '.join(FORMATS)})") from None
+        raise corrupt(where, f"not an image in any format that is read here ({', '.join(readable())})") from None
+    except Image.DecompressionBombError:
+        raise corrupt(where, f"more than {most_pixels():,} pixels ({_MORE_PIXELS})", "too-large") from None
     except Exception as error:  # on broken bytes Pillow's plugins raise any exception
         raise corrupt(where, f"cannot be decoded ({reason_of(error)})") from error
 
@@ -88,8 +152,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 def is_image_name(name: str) -> bool:
     """Return whether a file is not hidden and has the extension of a format that can be read."""
-    kind = Image.registered_extensions().get(PurePath(name).suffix.lower())
-    return not name.startswith(".") and kind in FORMATS and kind in Image.OPEN
+    known = readable()  # first, as it registers endings
+    return not name.startswith(".") and Image.EXTENSION.get(PurePath(name).suffix.lower()) in known
 
 
 def pack(names: Iterable[str]) -> npt.NDArray[np.bytes_]:
@@ -117,7 +181,8 @@ class Labelled:
     """The base of all sources: a name, the classes' names, and a label (int64) per image."""
 
     def __init__(self, name: str, classes: Iterable[str], labels: Labels) -> None:
-        self.name, self.classes, self.labels = name, tuple(str(class_name) for class_name in classes), labels
+        self.name, self.labels = name, labels
+        self.classes = tuple(_TO_ESCAPE.sub(lambda c: ascii(c[0])[1:-1], str(class_name)) for class_name in classes)
 
     def __len__(self) -> int:
         return len(self.labels)

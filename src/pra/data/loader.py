@@ -13,8 +13,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -84,11 +85,10 @@ class TrainingSet(Dataset[Sample]):
             PraError: the image is corrupt and ``on_corrupt`` is ``error``, all are corrupt, or it does not fit the
                 model (:func:`pra.data.prepare`).
         """
-        index, image, skipped = _readable(self.source, self._candidates(g), self.config.on_corrupt)
         # Drawing numbers takes longer than preparing a small image.
         augmented = self.config.flip or self.config.fit is Fit.RANDOM_CROP
         key = noise.keys(self.seed, torch.tensor(g)) if augmented else None
-        pixels = prepare(image, self.size, self.channels, self.config, key, self.source.where(index))
+        index, pixels, skipped = _prepared(self.source, self._candidates(g), self.size, self.channels, self.config, key)
         return Sample(torch.from_numpy(pixels), int(self.source.labels[index]), g, index, skipped)
 
     def _candidates(self, g: int) -> Iterator[int]:
@@ -223,8 +223,8 @@ def load_images(
     labels = torch.empty(len(indices), dtype=torch.int64)
     for row, wanted in enumerate(indices):
         candidates = ((wanted + passed) % len(source) for passed in range(len(source)))
-        index, image, _ = _readable(source, candidates, config.on_corrupt)
-        images[row] = torch.from_numpy(prepare(image, size, channels, config, None, source.where(index)))
+        index, pixels, _ = _prepared(source, candidates, size, channels, config, None)
+        images[row] = torch.from_numpy(pixels)
         labels[row] = int(source.labels[index])
     return images, labels
 
@@ -246,15 +246,23 @@ def _unchanged(result: V) -> V:
     return result
 
 
-def _readable(source: Source, candidates: Iterable[int], policy: OnCorrupt) -> tuple[int, Image.Image, int]:
-    """Return the first candidate that can be read, its image, and the number of those before it."""
+def _prepared(
+    source: Source,
+    candidates: Iterable[int],
+    size: tuple[int, int],
+    channels: int,
+    config: DataConfig,
+    key: Tensor | None,
+) -> tuple[int, npt.NDArray[np.uint8], int]:
+    """Return the first candidate that can be used, its pixels as of ``prepare``, and the number of those before it."""
     for skipped, index in enumerate(candidates):
         try:
-            return index, source.image(index), skipped
-        except CorruptImage:
-            if policy is OnCorrupt.ERROR:
+            return index, prepare(source.image(index), size, channels, config, key, source.where(index)), skipped
+        except CorruptImage as error:
+            if config.on_corrupt is OnCorrupt.ERROR:
                 raise
-    raise none_readable(source, len(source), source.where(index))
+            problem = error.problem
+    raise none_readable(source, len(source), f"{source.where(index)}: {problem}")
 
 
 def none_readable(source: Source, tried: int, example: str) -> PraError:

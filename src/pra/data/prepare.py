@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from pra.config import DataConfig, Fit, OnSmall
-from pra.data.images import check_range
+from pra.data.images import check_aspect, check_range
 from pra.errors import PraError
 from pra.method.noise import Purpose, fold, uniform
 from pra.utils.pixels import MODES
@@ -30,7 +30,7 @@ def prepare(
 
     Raises:
         PraError: an image too small for the crop or too large for the padding, another number of channels, or, as
-            :class:`pra.data.images.CorruptImage`, a mode without a known range.
+            :class:`pra.data.images.CorruptImage`, a mode without a known range or too narrow an image.
     """
     image = convert(image, channels, where)
     draws = None if key is None else uniform(fold(key, Purpose.AUGMENT), 4).tolist()
@@ -41,6 +41,7 @@ def prepare(
         canvas.paste(image, ((size[1] - image.width) // 2, (size[0] - image.height) // 2))
         pixels = np.asarray(canvas)
     else:
+        check_aspect(image, size, where)  # before it is scaled: 20000x1 pixels would take gigabytes
         if config.on_small is OnSmall.ERROR and (image.height < size[0] or image.width < size[1]):
             fix = "Enlarge such images: --set data.on_small=upscale"
             raise _unfit(image, size, where, "smaller than the crop", fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -145,7 +146,7 @@ def check_name(spec: str) -> None:
     if kind in {*SPLIT, *_WHOLE} - {"digits"}:
         if path in ("", "@test"):
             raise PraError(f"data source {spec!r} lacks its path. Write {kind}:PATH", "missing", name=spec)
-    elif expand(spec).exists():
+    elif os.path.exists(expand(spec)):  # False for a name of any length
         fix = f"Write {shlex.quote(_fitting(spec))}"
         raise PraError(f"data source {spec!r} does not say what is there. {fix}", "unknown", name=spec)
     else:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from pra.data.images import CorruptImage
+from pra.data.images import CorruptImage, check_aspect
 from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable, reading
 from pra.data.source import Source, Streamed, open_source
-from pra.errors import one_line
+from pra.errors import escaped
 from pra.utils.progress import Progress
 
 LOOKED_AT, PATIENCE = 500, 15.0
@@ -86,7 +86,7 @@ class Survey:
             lines.append(f"{self.transparent} with transparent parts, which are put on white")
         if self.corrupt:
             lines.append(f"{len(self.corrupt)} cannot be read and are passed over, such as {self.corrupt[0]}")
-        return lines
+        return list(map(escaped, lines))
 
 
 def look(source: str | Source) -> Survey:
@@ -145,14 +145,14 @@ def _has_colour(picture: Image.Image) -> bool:
 def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
     """Decode every image of a source, with ``workers`` processes, and return JSON values.
 
-    ``corrupt`` lists the images that cannot be read; ``classes``, ``sizes`` and ``modes`` are counts of images;
+    ``corrupt`` lists the images that cannot be used; ``classes``, ``sizes`` and ``modes`` are counts of images;
     ``smaller_than_size`` lists those with a side below ``size``, the side of the model's images.
     """
     corrupt, small = list[dict[str, Any]](), list[dict[str, Any]]()
     sizes, modes = Counter[tuple[int, int]](), Counter[str]()
     first: dict[tuple[int, int], dict[str, Any]] = {}
     count = len(source)
-    work = functools.partial(_look_at, source)
+    work = functools.partial(_look_at, source, size)
     stream = from_workers(work, blocks(range(count), PIECE), in_order(source, workers))
     with reading(stream) as found, Progress(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
         for block in found:
@@ -182,12 +182,14 @@ def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
     }
 
 
-def _look_at(source: Source, block: Sequence[int]) -> list[dict[str, Any]]:
+def _look_at(source: Source, size: int | None, block: Sequence[int]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for index in block:
         where = source.where(index)
         try:
             image = source.image(index)
+            if size:
+                check_aspect(image, (size, size), where)
             found.append({"where": where, "width": image.width, "height": image.height, "mode": image.mode})
         except CorruptImage as error:
             found.append({"index": index, "where": where, "problem": error.problem})
@@ -213,7 +215,7 @@ def lines_of(report: dict[str, Any]) -> list[str]:
         small = report["smaller_than_size"]
         lines += [f"smaller than {size}x{size}: {len(small)}"]
         lines += _some("  {width}x{height}, {where}".format(**image) for image in small)
-    return [" " * (len(line) - len(line.lstrip(" "))) + one_line(line) for line in lines]
+    return list(map(escaped, lines))
 
 
 def _some(lines: Iterable[str]) -> Sequence[str]:

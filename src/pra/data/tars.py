@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
-from pra.data.images import Files, check_there, corrupt, is_image_name, numbered_classes, pack
+from pra.data.images import Files, check_there, corrupt, is_image_name, most_bytes, numbered_classes, pack
 from pra.errors import PraError
 from pra.utils.files import cache_folder, expand, write_atomically
 from pra.utils.progress import Progress
@@ -25,6 +25,8 @@ from pra.utils.progress import Progress
 _FORMAT = 2
 OPEN_FILES = 128
 """Tars open at once in each process: many systems allow 1024 files."""
+LONGEST_NAME = 250
+"""Characters kept of a member's name, which is only shown: each takes as much memory as the longest one."""
 _IMAGENET = "Give ILSVRC2012_img_train.tar as downloaded"
 CLASSES, INDEX = "classes.json", "index.json"
 """Optional files beside the shards: the classes' names, and the index that :mod:`pra.data.pack` writes."""
@@ -47,7 +49,8 @@ def columns(found: Iterable[Found], classes: Sequence[str]) -> TarIndex:
     """Return the index of at least one image: columns ``(N,)``, and the classes' names in the order of their labels."""
     files, offsets, sizes, members, labels = zip(*found, strict=True)
     index = {"files": np.array(files, np.int32), "offsets": np.array(offsets), "sizes": np.array(sizes)}
-    return index | {"labels": np.array(labels, np.int64), "members": pack(members), "classes": np.array(classes)}
+    shown = pack(name[:LONGEST_NAME] for name in members)
+    return index | {"labels": np.array(labels, np.int64), "members": shown, "classes": np.array(classes)}
 
 
 class TarSource(Files):
@@ -62,6 +65,8 @@ class TarSource(Files):
 
     def encoded(self, index: int) -> bytes:
         file, offset, size = (int(self._index[column][index]) for column in ("files", "offsets", "sizes"))
+        if size > (most := most_bytes()):
+            raise corrupt(self.where(index), f"{size:,} bytes are more than {most:,}", "too-large")
         try:
             opened = self._open.pop(file, None)
             if opened is None:
@@ -193,8 +198,11 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _local(pattern: str) -> list[Path]:
-    if expand(pattern).is_dir():
-        pattern = f"{pattern}/*.tar"
+    path = expand(pattern)  # first: the name of a folder or file may hold stars and braces
+    if path.is_dir():
+        return _shards_of(path / "*.tar", path.glob("*.tar"))
+    if path.is_file():
+        return [path]
     shards = [path for part in _braces(pattern) for path in _matches(part)]
     if len(set(shards)) < len(shards):
         twice = next(path for path in shards if shards.count(path) > 1)
@@ -208,10 +216,14 @@ def _matches(pattern: str) -> list[Path]:
         check_there(path, "file", _SHARDS)
     if path.is_file():
         return [path]
-    found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    shards = [file for file in found if file.suffix == ".tar" and not file.name.startswith(".")]
+    return _shards_of(path, Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+
+
+def _shards_of(pattern: Path, matches: Iterable[Path]) -> list[Path]:
+    found = sorted(matches)
+    shards = [file for file in found if file.suffix == ".tar" and not file.name.startswith(".") and file.is_file()]
     if not shards:
-        raise PraError(f"{path} matches {len(found)} files and no .tar. {_SHARDS}", "missing", path=path)
+        raise PraError(f"{pattern} matches {len(found)} files and no .tar. {_SHARDS}", "missing", path=pattern)
     return shards
 
 

@@ -87,7 +87,8 @@ STATES = {4: 4, 16: 6, 64: 8, 192: 12}
 
 def named_after(text: str) -> str:
     """Return the last part of a path or address as a part of a folder's name; empty where nothing is left."""
-    return re.sub(r"[^\w.-]+", "-", text.rstrip("/").rpartition("/")[2]).strip("-.")
+    name = re.sub(r"[^\w.-]+", "-", text.rstrip("/").rpartition("/")[2])
+    return name.encode()[:120].decode(errors="ignore").strip("-.")  # the names of two must fit into 255 bytes
 
 
 def run_folder(data: str) -> Path:

@@ -87,8 +87,14 @@ def curves(runs: Mapping[str, Rows], titles: Mapping[str, str]) -> Figure:
         if is_logarithmic(name) and positive:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.set(title=title + HELD_OUT * held_out, xlabel="step")
+        axes.set(title=_plain(title) + HELD_OUT * held_out, xlabel="step")
         axes.tick_params(labelbottom=True)  # a shared axis has numbers in the lowest row alone
     if len(runs) > 1:
-        figure.legend(list(lines.values()), list(lines), loc="outside upper center", ncols=len(lines), frameon=False)
+        names = list(map(_plain, lines))
+        figure.legend(list(lines.values()), names, loc="outside upper center", ncols=len(lines), frameon=False)
     return figure
+
+
+def _plain(text: str) -> str:
+    """Escape the dollars of a stranger's name: matplotlib takes what is between two for a formula."""
+    return text.replace("$", r"\$")

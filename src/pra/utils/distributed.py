@@ -30,6 +30,7 @@ R = TypeVar("R")
 
 LOST = "another process of this command has ended early; see what it says"
 
+LAUNCH = "Unset it, and start the processes with torchrun"
 STEP, PATIENCE = timedelta(minutes=30), timedelta(days=1)
 """Timeouts within a training step, after which ranks end that miss another; and while one rank works for all."""
 
@@ -142,7 +143,7 @@ def join() -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
-    world, store = _rendezvous(_variable("RANK", most=size - 1), size, _variable("LOCAL_RANK"))
+    world, store = _rendezvous(variable("RANK", most=size - 1), size, variable("LOCAL_RANK"))
     with ended_by_sigterm():  # torchrun's signal after a failure: clean up silently
         try:
             with warnings.catch_warnings():
@@ -160,7 +161,7 @@ def join() -> Iterator[World]:
 def _rendezvous(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
     from torch.distributed.rendezvous import rendezvous  # missing in some builds of torch
 
-    patience = timedelta(seconds=_variable("PRA_RENDEZVOUS_TIMEOUT", "300", least=1))
+    patience = timedelta(seconds=variable("PRA_RENDEZVOUS_TIMEOUT", "300", least=1))
     try:
         with _hushed():
             store, _, _ = next(rendezvous("env://", timeout=patience))
@@ -238,12 +239,13 @@ def _size() -> int:
             problem = "processes without WORLD_SIZE do not share their work"
             fix = "Start one torchrun a machine, or set WORLD_SIZE=1 for independent commands"
             raise PraError(f"{name}={os.environ[name]}: {problem}. {fix}", name=name)
-    return _variable("WORLD_SIZE", None if "RANK" in os.environ else "1", least=1)
+    return variable("WORLD_SIZE", None if "RANK" in os.environ else "1", least=1)
 
 
-def _variable(name: str, default: str | None = None, least: int = 0, most: float = math.inf) -> int:
+def variable(name: str, default: str | None = None, least: int = 0, most: float = math.inf, fix: str = LAUNCH) -> int:
+    """Return a whole number from the environment; refuse other text, and a number outside of ``[least, most]``."""
     value = os.environ.get(name, default)
     if value is None or not value.isdecimal() or not least <= int(value) <= most:
-        allowed, fix = f"in [{least}, {most}]", "Unset it, and start the processes with torchrun"
+        allowed = f"in [{least}, {most}]"
         raise PraError(f"{name}={value!r}: expected a whole number {allowed}. {fix}", name=name, value=value)
     return int(value)

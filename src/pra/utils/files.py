@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -37,6 +38,21 @@ def expand(path: str) -> Path:
 def cache_folder() -> Path:
     """Return ``$XDG_CACHE_HOME/pra``, by default in ``~/.cache``."""
     return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pra"
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Return a regular file's bytes, at most ``most``: a pipe would not end, nor would a link to ``/dev/zero``.
+
+    Raises:
+        OSError: the file cannot be read, is not a regular file, or is larger.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, at most {most:,}", str(path))
+        return file.read(status.st_size)
 
 
 def output_format(path: Path) -> str:
