@@ -70,9 +70,10 @@ def test_other_files_and_sizes_are_refused(saved, tmp_path, monkeypatch):
         refused(lambda name=name: fit_upload(tmp_path / name, LEARNED, DATA), "JPEG", code="unreadable", name=name)
     Image.new("1", (4000, MOST_PIXELS // 4000 + 1)).save(tmp_path / "large.png")
     Image.new("L", (8000, MOST_OF_JPEG // 8000 + 1)).save(tmp_path / "large.jpg")
-    saved(tmp_path / "thread.png", (210, 10), "1")
+    thread = saved(tmp_path / "thread.png", (1400, 10), "1")
+    refused(lambda: fit_upload(thread, LEARNED, DATA), "1400x10", code="too-large", name="thread.png")
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("its pixels are read"))
-    for name, part in (("thread.png", "210x10"), ("large.png", "4000x8001"), ("large.jpg", "at most 64 million")):
+    for name, part in (("large.png", "4000x8001"), ("large.jpg", "at most 64 million")):
         refused(lambda name=name: fit_upload(tmp_path / name, LEARNED, DATA), part, code="too-large", name=name)
 
 

@@ -12,9 +12,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from pra.config import DataConfig, Fit, ImageConfig
-from pra.data.images import FORMATS, CorruptImage, open_image, upright
+from pra.data.images import CorruptImage, open_image, readable, upright
 from pra.data.prepare import prepare
-from pra.errors import PraError, reason_of
+from pra.errors import Code, PraError, reason_of
 from pra.utils.pixels import from_uint8
 
 MOST_BYTES = 32 * 2**20
@@ -22,8 +22,6 @@ MOST_PIXELS, MOST_OF_JPEG = 32_000_000, 64_000_000
 """Pixels of an upload; a JPEG is decoded at a fraction of its size."""
 MOST_MEMORY = 20 * MOST_PIXELS
 """Bytes that all uploads take together: the costliest modes need 20 a pixel, and one upload is decoded at a time."""
-NARROWEST = 20
-"""Longest over shortest side: a thread scaled to the model's size would take all memory."""
 _DECODER = ThreadPoolExecutor(1, "decoder")
 """One thread for all visitors. A lock would not do: what is freed in a thread's own heap stays in the process."""
 
@@ -55,7 +53,7 @@ def _fitted(path: Path, model: ImageConfig, data: DataConfig) -> tuple[Tensor, s
     try:
         pixels = prepare(picture, model.image_size, model.channels, data, None, path.name)
     except CorruptImage as error:
-        raise _unreadable(path, error.problem) from None
+        raise _unreadable(path, error.problem, error.code) from None
     if (wide, high) != (width, height):
         small = wide < width or high < height
         scaled = "padded with black" if data.fit is Fit.PAD else "enlarged" if small else "scaled"
@@ -74,9 +72,8 @@ def _read(path: Path, side: int) -> tuple[Image.Image, tuple[int, int], list[str
         picture = open_image(io.BytesIO(path.read_bytes()))
         size = width, height = picture.size
         most = MOST_OF_JPEG if picture.format in ("JPEG", "MPO") else MOST_PIXELS
-        if width * height > most or max(size) > NARROWEST * min(size):
-            limits = f"at most {most // 10**6} million, one side at most {NARROWEST} times the other"
-            problem = f"{path.name} has {width}x{height} pixels. Give a picture of {limits}"
+        if width * height > most:
+            problem = f"{path.name} has {width}x{height} pixels. Give a picture of at most {most // 10**6} million"
             raise PraError(problem, code="too-large", name=path.name)
         # To count the frames of an animation would read all of them.
         done = ["first picture of an animation"] if getattr(picture, "is_animated", False) else []
@@ -94,6 +91,6 @@ def _read(path: Path, side: int) -> tuple[Image.Image, tuple[int, int], list[str
     return upright(picture), size[::-1] if turn in (5, 6, 7, 8) else size, done
 
 
-def _unreadable(path: Path, problem: str) -> PraError:
-    advice = f"Give another picture: {', '.join(FORMATS)}"
-    return PraError(f"{path.name}: {problem}. {advice}", code="unreadable", name=path.name)
+def _unreadable(path: Path, problem: str, code: Code = "unreadable") -> PraError:
+    advice = f"Give another picture: {', '.join(readable())}"
+    return PraError(f"{path.name}: {problem}. {advice}", code=code, name=path.name)
