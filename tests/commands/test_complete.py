@@ -61,6 +61,15 @@ def test_arrays_and_files_are_the_sampler_s_images(call, trained, digits):
             assert np.array_equal(pixels(Path("out") / name), one[..., 0])
 
 
+def test_pictures_of_any_name_are_written(call, trained, picture):
+    for name in ("l" * 240, "caf\udce9\n*"):
+        picture(f"{name}.png")
+        assert call("complete", trained, f"{name}.png", "--rows", "1", "--seeds", "0", "--out", "out").code == 0
+        (made,) = Path("out").iterdir()
+        assert made.name in (f"0000-{'l' * 100}-seed000000.png", "0000-caf----seed000000.png")
+        shutil.rmtree("out")
+
+
 def test_images_of_another_kind_are_refused(call, trained, picture):
     Image.fromarray(np.zeros((8, 8), np.uint16)).save("deep.png")
     whole = picture("whole.png").read_bytes()

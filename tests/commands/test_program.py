@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,7 @@ def test_help_lists_options_choices_and_usage(call):
         assert text.startswith(f"usage: pra {command} [-h]")
         assert [noise for noise in ("None", "--no-", "default: False") if noise in text] == []
     text = " ".join(call("sample", "--help").out.replace("│", " ").split())
-    for part in ("--solver euler|midpoint|heun|euler-maruyama", "--steps INT", "(default: all)", "2-2 the one of that"):
+    for part in ("--solver euler|midpoint|heun|euler-maruyama", "--steps INT", "(default: ema)", "2-2 the one of that"):
         assert part in text
     for command, usage in (("show", "[RECIPE|RUN]"), ("demo", "[RUN] [RUN2]"), ("push", "RUN USER/MODEL")):
         assert f" {usage}" in call(command, "--help").out.splitlines()[0]
@@ -119,6 +120,27 @@ def test_output_without_reader_ends_silently(line, monkeypatch, capfd):
         assert cli.main(line.split()) == 141
         output.flush()  # as Python does at its end
     assert capfd.readouterr().err == ""
+
+
+def test_names_beyond_the_output_s_encoding_are_escaped(monkeypatch, capfd):
+    monkeypatch.setattr(cli, "parse", lambda _: lambda: print("caf\udce9 猫"))
+    with io.TextIOWrapper(io.BytesIO(), "ascii") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert cli.main([]) == 0
+        assert output.buffer.getvalue() == b"caf\\udce9 \\u732b\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is full")
+def test_full_disk_under_the_output_is_one_line(monkeypatch, capfd):
+    with open("/dev/full", "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert cli.main(["--version"]) == 2
+        output.flush()  # as Python does at its end
+    assert capfd.readouterr().err.splitlines() == [
+        "pra: error: stdout cannot be written (No space left on device). Redirect it"
+    ]
+    monkeypatch.setattr(sys, "stdout", None)  # as with >&-
+    assert cli.main(["--version"]) == 0
 
 
 def test_a_strangers_text_is_escaped_and_short(call, monkeypatch):

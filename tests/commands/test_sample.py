@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.files import contents, flip
+from support.models import random_model
 
 import pra
 from pra.config import GuidanceSchedule, Solver, TimeGrid
+from pra.models import weights
 from pra.utils.files import first_free
 from pra.utils.pixels import GAP
 
@@ -127,6 +129,23 @@ def test_num_tells_the_labels_that_were_sampled(call, trained):
     for count, labels in ((5, "5 labels"), (1, "1 label"), (12, "10 labels")):
         answer = call("sample", trained, "--num", count, "--steps", "1", "--out", f"{count}.npz")
         assert answer.out.splitlines()[-1] == f"{count} images (in turn, {labels}): {count}.npz"
+
+
+def test_sheet_of_many_classes_shows_some_of_them(call, tmp_path, monkeypatch):
+    weights.write_model(random_model(num_classes=30), tmp_path)
+    short = ("sample", tmp_path, "--steps", "1", "--seeds", "4")
+    answer = call(*short)
+    assert answer.out.splitlines()[-2:] == [
+        "20 of 30 classes, evenly chosen: --labels all draws every one",
+        "20 images (20 labels x 1 seeds): samples.png",
+    ]
+    for words in (("--labels", "all", "--out", "all.png"), ("--out", "all.npz"), ("--num", 30)):
+        assert "evenly" not in call(*short[: 4 if "--num" in words else 6], *words).out
+    with np.load("all.npz") as arrays:
+        assert arrays["arr_1"].tolist() == list(range(30))
+    monkeypatch.setattr(pra.Sampler, "sample", lambda *_: pytest.fail("sampled before it is refused"))
+    size = call(*short[:4], "--num", 3_000_000)
+    assert size.is_refusal("one sheet of 3,000,000 images has", "Write FILE.npz or a folder DIR/")
 
 
 def test_ctrl_c_says_what_is_kept_and_how_to_resume(call, trained, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +94,19 @@ def test_packing_interrupted_resumes(photos, tmp_path):
     pack(source, tmp_path / "again", Packing(shard_images=2), 0)
     assert contents(folder) == contents(tmp_path / "again")
     refused(lambda: pack(source, folder, Packing(shard_images=2), 0), str(folder), "exists")
+
+
+def test_packing_killed_at_its_end_is_tidied(photos, tmp_path, monkeypatch):
+    source, folder = open_source(photos), tmp_path / "packed"
+    pack(source, tmp_path / "again", Packing(), 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        pack(source, folder, Packing(), 0)
+    assert (folder / "plan.json").exists()
+    refused(lambda: pack(source, folder, Packing(size=9), 0), code="exists")
+    assert (folder / "plan.json").exists()
+    refused(lambda: pack(source, folder, Packing(), 0), code="exists")
+    assert contents(folder) == contents(tmp_path / "again")
 
 
 def test_packing_folder_in_use_is_refused(photos, tmp_path):

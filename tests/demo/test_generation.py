@@ -9,7 +9,7 @@ from support.refusal import refused
 
 import pra
 from pra.config import SamplingConfig, Solver
-from pra.demo.generation import EVERY_CLASS, LAST_SEED, MOST_PICTURES, OWN_STEPS, answer, sampling_of
+from pra.demo.generation import EVERY_CLASS, LAST_SEED, MOST_PICTURES, OWN_STEPS, answer, class_number, sampling_of
 from pra.sampling import Engine
 
 
@@ -23,6 +23,15 @@ def test_request_beyond_the_limits_is_refused(asked):
         for value in values:
             refused(lambda change={field: value}: asked(**change), limits, name=name)
     refused(lambda: asked(label=None), "no class is chosen")
+
+
+def test_class_is_chosen_by_number_or_typed_name(exhibit):
+    model = random_model(num_classes=12)
+    model.classes = ("11", *map(str, range(2, 12)), "cat")
+    for chosen, number in ((3, 3), (None, None), (" cat ", 11), ("11", 0), ("2", 1), ("0", 0), ("12", 12)):
+        assert class_number(chosen, model) == number
+    for typed in ("dog", "13", "-1", "9" * 5000, "cat" * 10**6, ""):
+        refused(lambda typed=typed: class_number(typed, model))
 
 
 def test_rows_appear_in_turn_and_equal_the_sampler_s(exhibit, asked):

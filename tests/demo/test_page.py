@@ -73,6 +73,7 @@ def test_mistakes_reach_the_page_in_words(exhibit, tmp_path):
     for answers, words in (
         (one.make([], Turn(), 0, None, None, 0, None, 1, 1.0, 1), "the seed is empty"),
         (one.make([], Turn(), 0, None, 1, 0, 0, 1, 1.0, 1), "no picture is uploaded"),
+        (one.make([], Turn(), 0, None, None, "dog", 0, 1, 1.0, 1), "no class"),
         (one.make([], Turn(), 0, str(bad), 1, 0, 0, 1, 1.0, 1), "bad.png: not an image"),
     ):
         ((stage, status, kept),) = answers
@@ -122,6 +123,10 @@ def test_page_limits_the_model_s_own_settings(exhibit, monkeypatch):
     assert values["Class"][:2] == [0, False]
     assert values["Guidance (1 is none)"][0] == 10
     assert values["Solver steps"][0::2] == [OWN_STEPS, "0: what the model recommends (100)"]
+    monkeypatch.setattr(page, "MOST_LISTED", 3)
+    (one, *_) = (o["props"] for o in page.build_page([exhibit()]).config["components"] if o["type"] == "dropdown")
+    assert len(one["choices"]) == 2 + 3
+    assert (one["allow_custom_value"], one["info"].partition(";")[0]) == (True, "The first 3 of 5")
     monkeypatch.setitem(sys.modules, "gradio", None)
     refused(page.gradio, install_command("demo"), code="not-installed")
 

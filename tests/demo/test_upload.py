@@ -1,14 +1,19 @@
 """Uploaded pictures of any format and size."""
 
+import re
+import threading
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 from support.models import LEARNED, random_model
 from support.refusal import refused
 
 from pra.config import DataConfig, Fit, OnSmall
-from pra.demo.upload import MOST_PIXELS, fit_upload
+from pra.demo.upload import MOST_MEMORY, MOST_OF_JPEG, MOST_PIXELS, fit_upload
 from pra.utils.pixels import to_uint8
 
 DATA = DataConfig(source="", on_small=OnSmall.UPSCALE)
@@ -63,9 +68,41 @@ def test_other_files_and_sizes_are_refused(saved, tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("a program is started"))
     for name in ("letter.jpg", "empty.png", "cut.png", "eps.png", "drawing.ico", "float.tif"):
         refused(lambda name=name: fit_upload(tmp_path / name, LEARNED, DATA), "JPEG", code="unreadable", name=name)
-    side = int(MOST_PIXELS**0.5) + 1
-    Image.new("1", (side, side)).save(tmp_path / "large.png")
-    saved(tmp_path / "thread.png", (210, 10), "1")
+    Image.new("1", (4000, MOST_PIXELS // 4000 + 1)).save(tmp_path / "large.png")
+    Image.new("L", (8000, MOST_OF_JPEG // 8000 + 1)).save(tmp_path / "large.jpg")
+    thread = saved(tmp_path / "thread.png", (1400, 10), "1")
+    refused(lambda: fit_upload(thread, LEARNED, DATA), "1400x10", code="too-large", name="thread.png")
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("its pixels are read"))
-    for name, part in (("thread.png", "210x10"), ("large.png", f"{side}x{side}")):
+    for name, part in (("large.png", "4000x8001"), ("large.jpg", "at most 64 million")):
         refused(lambda name=name: fit_upload(tmp_path / name, LEARNED, DATA), part, code="too-large", name=name)
+
+
+def in_memory(name):
+    """The process's memory in bytes, now (``VmRSS``) or at most since the last reset (``VmHWM``)."""
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process its highest memory")
+def test_uploads_of_many_visitors_stay_in_bounds(saved, tmp_path):
+    pixels = 1 << 22
+    path = saved(tmp_path / "clear.png", (2048, pixels // 2048), "RGBA")
+    fit_upload(path, LEARNED, DATA)
+    before = in_memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    visitors = [threading.Thread(target=fit_upload, args=(path, LEARNED, DATA)) for _ in range(8)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join()
+    assert in_memory("VmHWM") - before < MOST_MEMORY * pixels // MOST_PIXELS + (8 << 20)
+
+
+def test_jpeg_is_decoded_at_a_fraction_of_its_size(saved, tmp_path, monkeypatch):
+    loaded = []
+    load = JpegImageFile.load
+    monkeypatch.setattr(JpegImageFile, "load", lambda self: (loaded.append(self.size), load(self))[1])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _, line = fit_upload(saved(tmp_path / "a.jpg", (802, 601), exif=exif), LEARNED, DATA)
+    assert loaded[0] == (101, 76)
+    assert line == "a.jpg (601x802): turned upright, scaled, and the middle 8x6 cut out"

@@ -194,6 +194,22 @@ def test_unfinished_folder_that_is_a_link_stays_whole(tmp_path):
     assert (tmp_path / "mine" / "file").read_text() == "kept"
 
 
+def test_report_stays_where_its_figures_cannot_be_printed(model, mixed, tmp_path, monkeypatch):
+    def closed(_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Report, "table", closed)
+    with pytest.raises(BrokenPipeError):
+        run(model, reference=mixed, out=tmp_path / "o.json")
+    assert list(contents(tmp_path)) == ["o.json"]
+    stage = tmp_path / ".o.json.eval"  # of a command that was killed at its end
+    stage.mkdir()
+    (stage / ".lock").touch()
+    refuse(model, "exists already", reference=mixed, out=tmp_path / "o.json")
+    assert list(contents(tmp_path)) == ["o.json"]
+    assert not stage.exists()
+
+
 def test_failure_to_publish_leaves_no_file(tmp_path, monkeypatch):
     files = {"report": tmp_path / "o.json", "images": tmp_path / "b.npz"}
     replace = os.replace

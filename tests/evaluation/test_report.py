@@ -92,6 +92,12 @@ def test_the_page_shows_the_run_and_loads_nothing(run):
     assert f"torch {torch.__version__}" in page.text
 
 
+def test_name_that_is_not_utf8_is_written_escaped(trained, tmp_path):
+    (tmp_path / "r\udce9un").symlink_to(trained)
+    page = write_report(tmp_path / "r\udce9un", tmp_path / "page.html")
+    assert "r\\udce9un" in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("system", ["", ":jit", ":teacher-forced"])
 def test_what_is_absent_is_said_with_how_to_make_it(tmp_path, system):
     run = bare(tmp_path / "run", f"tiny{system}")

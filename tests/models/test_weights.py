@@ -166,6 +166,14 @@ def same_weights(a, b):
     return all(x == y and torch.equal(u, v) for (x, u), (y, v) in pairs)
 
 
+def test_model_in_a_folder_that_is_not_utf8_loads(tmp_path):
+    model, folder = random_model(), tmp_path / "r\udce9un"
+    folder.mkdir()
+    weights.write_model(model, folder)
+    for name, tensor in load(folder).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
 def test_load_takes_a_run_a_checkpoint_or_a_model(trained, tmp_path):
     model, newest = pra.load(trained), trained / "checkpoints" / "step-00000020"
     assert same_weights(model, pra.load(newest))

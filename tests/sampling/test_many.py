@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,34 @@ def test_two_commands_do_not_write_one_output(tmp_path):
         refused(lambda: many(pra.Sampler(model), out, 10), ".out.npz.partial is being filled", "another --out")
         assert contents(tmp_path) == before
     assert many(pra.Sampler(model), out, 10) == 8
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.npz", "out"])
+def test_killed_clean_up_is_finished_by_the_next_call(name, tmp_path, monkeypatch):
+    sampler, out = pra.Sampler(random_model(PIXEL)), tmp_path / name
+    whole, partial = tmp_path / "whole" / name, tmp_path / f".{name}.partial"
+    many(sampler, whole, 4)
+    for parts_go in (False, True):
+        with monkeypatch.context() as patch:  # killed after the output appeared, and while its parts go
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            patch.setattr(Path, "unlink", Path.unlink if parts_go else lambda *_, **__: None)
+            many(sampler, out, 4)
+        assert partial.exists()
+        if parts_go:
+            refused(lambda: many(sampler, out, 5), f"{out} exists already", code="exists")  # of another request
+        else:
+            assert many(sampler, out, 4) == 0
+        assert sorted(os.listdir(tmp_path)) == sorted([name, "whole"])
+        assert [path.read_bytes() for path in files_of(out)] == [path.read_bytes() for path in files_of(whole)]
+        shutil.rmtree(out) if out.is_dir() else out.unlink()
+    stopped(sampler, out, 4, batches=1)
+    out.touch()  # of somebody else: the finished images stay
+    refused(lambda: many(sampler, out, 4), code="exists")
+    assert any(partial.glob("shard-*"))
+
+
+def files_of(path):
+    return sorted(path.iterdir()) if path.is_dir() else [path]
 
 
 def test_half_written_shard_does_not_count(tmp_path):

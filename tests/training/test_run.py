@@ -128,6 +128,12 @@ def test_run_folder_that_is_something_else_is_refused(tmp_path):
     assert not (tmp_path / "empty" / ".lock").exists()
 
 
+def test_run_folder_whose_path_is_not_utf8_is_refused(tmp_path):
+    folder = tmp_path / "r\udce9un"
+    refused(lambda: train(tiny(), folder), "not a path in UTF-8", "Use another --run-dir", path=folder)
+    assert not folder.exists()
+
+
 def test_damaged_files_of_a_run_are_named(run):
     (run / "config.json").write_text('{"recipe": ')
     before = contents(run)

@@ -17,6 +17,7 @@ from pra.utils.files import (
     begin_partial,
     check_output,
     explained,
+    file_part,
     new_folder,
     output_format,
     partial_folder,
@@ -62,9 +63,36 @@ def test_output_that_exists_is_refused(tmp_path, monkeypatch):
             refused(lambda do=do, path=path: do(path), "--out", code="exists", path=path)
     inside, new = tmp_path / "a.png" / "b.png", tmp_path / "new" / "a.png"
     refused(lambda: check_output(inside), "is a file", code="unwritable", path=inside)
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
-    refused(lambda: check_output(new), f"{tmp_path} cannot", code="unwritable", path=new)
+    long = tmp_path / f"{'é' * 125}.png"
+    refused(lambda: check_output(long), "choose a shorter name", code="unwritable", path=long)
+    check_output(new)
+
+    def closed(*_, **__):  # root may write everywhere
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("pra.utils.files.tempfile.NamedTemporaryFile", closed)
+    refused(lambda: check_output(new), "Permission denied", code="unwritable", path=new)
     assert contents(tmp_path) == {"a.png": b"mine"}
+
+
+def test_full_disk_is_found_before_any_work(tmp_path, full_disk):
+    with full_disk(0):
+        refused(lambda: check_output(tmp_path / "new" / "a"), "ulimit -f", code="unwritable")
+    assert not any(tmp_path.iterdir())
+
+
+def test_advice_never_is_to_remove_a_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.npz").symlink_to("/dev/null")
+    for path in (tmp_path / "pipe", tmp_path / "link.npz", Path("/dev/null")):
+        error = refused(lambda path=path: check_output(path), "choose another --out", code="exists", path=path)
+        assert "remove it" not in str(error)
+
+
+def test_part_of_a_file_name_is_short_and_plain():
+    names = {"cat": "cat", "a b/..\n": "a-b----", "caf\udce9": "caf-", "猫": "猫", "-x": "-x", "*?": "--"}
+    assert {name: file_part(name) for name in names} == names
+    assert file_part("é" * 200) == "é" * 50
 
 
 def test_saved_images_are_the_pixels(tmp_path):

@@ -15,8 +15,8 @@ from pra.errors import PraError
 from pra.models import weights
 from pra.sampling import check_completes
 from pra.utils.device import pick_device
-from pra.utils.files import check_output, first_free, output_format, read_regular, save_images
-from pra.utils.pixels import MODES, from_uint8
+from pra.utils.files import check_output, file_part, first_free, output_format, read_regular, save_images
+from pra.utils.pixels import MODES, from_uint8, sheet_size
 
 
 def complete_command(
@@ -60,13 +60,17 @@ def complete_command(
     numbers = list(dict.fromkeys(parse_numbers(seeds, "--seeds")))
     place = out.expanduser() if out else first_free(Path("completions.png"))
     check_output(place)
+    columns, pictured = len(numbers), output_format(place) == ".png"
+    if pictured:
+        sheet_size(len(image) * (columns + 2), columns + 2, *config.image_size)
     repeated = real.repeat_interleave(len(numbers), dim=0)
     classes = [number for number in chosen * (len(image) // len(chosen)) for _ in numbers]
     continued = sampler.complete(repeated, rows, classes, numbers * len(image)).cpu()
     # Numbered, for pictures of the same name from different folders.
-    names = [f"{number:04d}-{path.stem}-seed{seed:06d}" for number, path in enumerate(image) for seed in numbers]
-    columns = len(numbers)
-    if output_format(place) == ".png" and len(continued) > 1:
+    names = [
+        f"{number:04d}-{file_part(path.stem)}-seed{seed:06d}" for number, path in enumerate(image) for seed in numbers
+    ]
+    if pictured and len(continued) > 1:
         kept = real.clone()
         kept[:, :, rows * config.patch_size :] = 0.0
         groups = continued.view(len(image), columns, *continued.shape[1:])

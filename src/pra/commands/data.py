@@ -17,7 +17,7 @@ from pra.data.source import check_told_apart, open_source
 from pra.data.survey import check, lines_of
 from pra.errors import PraError
 from pra.utils.device import cores
-from pra.utils.files import check_free, write_atomically
+from pra.utils.files import PLAN, check_free, write_atomically
 
 Source = Annotated[Positional[str], arg(metavar="SRC")]
 
@@ -49,7 +49,8 @@ def pack_command(
     """
     packing = Packing(size=size, format=format, quality=quality, shard_images=shard_images, skip_corrupt=skip_corrupt)
     folder = folder.expanduser()
-    check_free(folder, OTHER)
+    if not (folder / PLAN).exists():  # perhaps of a call that was killed at its end
+        check_free(folder, OTHER)
     processes = _processes(workers)
     done = pack(open_source(source), folder, packing, processes)
     left_out = f", {done.skipped} corrupt ones left out (index.json names them)" if done.skipped else ""
@@ -82,11 +83,12 @@ def check_command(
     begin = time.monotonic()
     report = check(opened, size, processes)
     seconds = time.monotonic() - begin
+    if out:  # before anything is printed, which may fail
+        text = json.dumps(report, indent=1).encode()
+        write_atomically(out, lambda file: file.write(text))
     print(f"{len(opened)} images from {source} in {seconds:.1f} s ({len(opened) / seconds:.0f} images/s)")
     print("\n".join(lines_of(report)))
     if out:
-        text = json.dumps(report, indent=1).encode()
-        write_atomically(out, lambda file: file.write(text))
         print(f"report: {out}")
     check_told_apart(opened)
     if report["corrupt"]:

@@ -92,24 +92,28 @@ def evaluate_command(
             if originals:
                 report = judge.with_reconstruction(report, subject, originals)
             if world.is_first:
-                _finish(report, begin, subject, judge, places)
-                publish(places, files)
+                _finish(report, begin, subject, judge, places, files)
                 for what, path in files.items():
                     print(f"  {what}: {path}")
                 if not out:
                     print("the figures are not kept: --out FILE.json writes them, and where they come from")
 
 
-def _finish(report: Report, begin: datetime, subject: Subject, judge: Judge, places: dict[str, Path]) -> None:
-    """Print the figures before they are written: a full disk cannot take them."""
+def _finish(
+    report: Report, begin: datetime, subject: Subject, judge: Judge, places: dict[str, Path], files: dict[str, Path]
+) -> None:
+    """Write the files and print the figures, each even if the other fails: the disk is full, or stdout is closed."""
     seconds = round((datetime.now(UTC) - begin).total_seconds(), 1)
     when = {"date": begin.isoformat(timespec="seconds"), "seconds": seconds}
     report = replace(report, provenance=report.provenance | when)
-    print(report.table())
-    features = f"{judge.extractor.name} {judge.extractor.fingerprint[:12]}"
-    print(f"{subject.count} images of {subject.target} against {judge.reference.name}, features {features}")
-    warn_of_few(subject.count)
-    if "report" in places:
-        report.save(places["report"])
-    if "statistics" in places:
-        judge.reference.save(places["statistics"])
+    try:
+        if "report" in places:
+            report.save(places["report"])
+        if "statistics" in places:
+            judge.reference.save(places["statistics"])
+        publish(places, files)
+    finally:
+        print(report.table())
+        features = f"{judge.extractor.name} {judge.extractor.fingerprint[:12]}"
+        print(f"{subject.count} images of {subject.target} against {judge.reference.name}, features {features}")
+        warn_of_few(subject.count)

@@ -46,11 +46,14 @@ def run_program(
     args = _without_verbose(list(sys.argv[1:] if argv is None else argv))
     try:
         code = _run(program, parse, args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        if not _output_is_closed():
+        if sys.stdout is not None:  # as with >&-
+            print(end="", flush=True)
+    except OSError as error:
+        if (reason := _closed_output()) is None:
             raise
-        return 128 + signal.SIGPIPE
+        if isinstance(error, BrokenPipeError):
+            return 128 + signal.SIGPIPE
+        return _refuse(f"stdout cannot be written ({reason}). Redirect it")
     return code
 
 
@@ -132,18 +135,18 @@ def _without_verbose(args: list[str]) -> list[str]:
     return [word for word in args if word not in VERBOSE]
 
 
-def _output_is_closed() -> bool:
-    """Return whether the reader of stdout is gone, as after ``pra show | head -1``; if so, discard the rest.
+def _closed_output() -> str | None:
+    """Return why stdout takes no more, as after ``pra show | head -1`` or on a full disk; if so, discard the rest.
 
     Python would write its buffer again at its exit, and report the failure.
     """
     try:
         print(flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        return True
-    return False
+        return error.strerror
+    return None
 
 
 def _refuse(reason: object) -> int:

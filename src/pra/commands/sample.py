@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
-
-from tyro.conf import arg
 
 from pra.commands.options import (
     DEFAULT,
@@ -20,21 +17,24 @@ from pra.commands.options import (
     parse_numbers,
 )
 from pra.errors import PraError
+from pra.evaluation.samples import spread
 from pra.models import weights
 from pra.sampling.many import sample_many
 from pra.sampling.requests import grid, numbered
 from pra.utils.distributed import World, join
-from pra.utils.files import first_free
+from pra.utils.files import first_free, output_format
 from pra.utils.provenance import file_sha256
 
 SEEDS, OUT = "0-7", Path("samples.png")
 """Without --seeds and --out."""
+MOST_CLASSES = 20
+"""Classes in a picture without --labels."""
 
 
 def sample_command(
     run: Model = None,
     *,
-    labels: Annotated[str, arg(metavar="TEXT")] = "all",
+    labels: Text = None,
     seeds: Text = None,
     num: Integer = None,
     random_labels: Flag = False,
@@ -51,8 +51,9 @@ def sample_command(
     .OUT.partial beside the output.
 
     Args:
-        labels: Classes by number or name, such as 0,3 or 2-5 or cat,dog; or all. Where classes are named by numbers, 2
-            is the one of that name and 2-2 the one of that number.
+        labels: Classes by number or name, such as 0,3 or 2-5 or cat,dog; or all. By default all, of which a FILE.png
+            without --num shows 20 at most. Where classes are named by numbers, 2 is the one of that name and 2-2 the
+            one of that number.
         seeds: Seeds, such as 0-15 or 1,2,3; by default 0-7. A seed means the same image in every batch.
         num: So many images in all, with seeds 0, 1 and so on; the labels take turns.
         random_labels: With --num: every image's label is drawn at random.
@@ -70,7 +71,10 @@ def sample_command(
         folder, file = _weights(run, how.average, world)
         sampler = how.sampler(folder, device)
         classes = sampler.model.classes
-        chosen = tuple(dict.fromkeys(parse_labels(labels, classes)))
+        place = out.expanduser() if out else world.run_on_first(lambda: first_free(OUT))
+        some = labels is None and num is None and output_format(place) == ".png" and len(classes) > MOST_CLASSES
+        text = "all" if labels is None else labels
+        chosen = spread(len(classes), MOST_CLASSES) if some else list(dict.fromkeys(parse_labels(text, classes)))
         if num is None:
             numbers = tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds")))
             requests, columns = grid(chosen, numbers), len(numbers)
@@ -79,7 +83,6 @@ def sample_command(
             requests = numbered(num, chosen, (label_seed or 0) if random_labels else None)
             columns, found = math.isqrt(num - 1) + 1, len(set(requests.labels))
             what = f"{requests.plan['order']}, {found} label{'s' if found > 1 else ''}"
-        place = out.expanduser() if out else world.run_on_first(lambda: first_free(OUT))
 
         def name(label: int, seed: int) -> str:
             return f"{sampler.model.condition.file_name(label, classes)}-seed{seed:06d}"
@@ -88,6 +91,8 @@ def sample_command(
     if world.is_first:
         processes = f" on {world.size} processes" if world.size > 1 else ""
         print(f"{new} new images, {new / seconds:.1f} images/s{processes}")
+        if some:
+            print(f"{len(chosen)} of {len(classes):,} classes, evenly chosen: --labels all draws every one")
         print(f"{len(requests)} images ({what}): {place}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -73,10 +74,13 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
         PraError: the folder exists, an unfinished packing of another kind is there, an image is corrupt, the disk is
             full, or another command packs into the folder.
     """
+    plan = {"source": source.name, "images": len(source), **dataclasses.asdict(packing)}
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads((folder / PLAN).read_bytes()) == plan:  # the same call was killed after the folder had its name
+            _tidy(folder)
     check_free(folder, OTHER)
     partial = partial_folder(folder)
     with locked(partial, "filled", OTHER):
-        plan = {"source": source.name, "images": len(source), **dataclasses.asdict(packing)}
         begin_partial(partial, plan, "packing")
         for stray in partial.glob(".shard-*"):  # of a process that was killed
             stray.unlink()
@@ -182,6 +186,11 @@ def _finish(partial: Path, folder: Path, source: Source, shards: list[Path], pac
         text = json.dumps(content, indent=1).encode()
         write_atomically(partial / name, lambda file, text=text: file.write(text))
     partial.rename(folder)
-    for leftover in (PLAN, LOCK, *(_record(shard).name for shard in shards)):
-        (folder / leftover).unlink(missing_ok=True)
+    _tidy(folder)
     return Packed(images, len(shards), sum(record["filesize"] for record in records), len(skipped))
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what only an unfinished folder needs."""
+    for leftover in (LOCK, *(_record(shard).name for shard in folder.glob("shard-*.tar")), PLAN):
+        (folder / leftover).unlink(missing_ok=True)

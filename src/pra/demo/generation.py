@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ MOST_PICTURES = 16
 MOST_STEPS = 100
 MOST_GUIDANCE = 10.0
 LAST_SEED = 10**9
+LONGEST_NAME = 200
+"""Letters of a class that a visitor types."""
 EVERY_CLASS = -1
 """A label: each class in turn."""
 OWN_STEPS = 0
@@ -84,6 +88,15 @@ def answer(
     for news in itertools.zip_longest(*parts):
         sheets = [new or old for new, old in zip(news, sheets, strict=True)]
         yield tuple(sheets)
+
+
+def class_number(chosen: Any, model: Model) -> Any:
+    """Return the class that a visitor has chosen, or has typed: a name, or else a number. Refuse unknown ones."""
+    if not isinstance(chosen, str):
+        return chosen
+    text = chosen.strip()[:LONGEST_NAME]
+    is_number = text not in model.classes and re.fullmatch(r"\d{1,9}", text, re.ASCII)
+    return int(model.condition.parse(int(text) if is_number else text, model.classes))
 
 
 def sampling_of(model: Model, request: Request) -> SamplingConfig:

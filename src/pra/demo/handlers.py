@@ -16,7 +16,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from pra.demo.exhibit import Exhibit, describe
-from pra.demo.generation import Request, Sheet, answer
+from pra.demo.generation import Request, Sheet, answer, class_number
 from pra.demo.upload import fit_upload
 from pra.errors import PraError
 from pra.evaluation.report import data_uri, templates
@@ -58,17 +58,17 @@ class Handlers:
         self.exhibits = exhibits
 
     def make(
-        self, kept: list[Entry], turn: Turn, number: int, path: str | None, rows: int | None, *asked: Any
+        self, kept: list[Entry], turn: Turn, number: int, path: str | None, rows: int | None, label: Any, *asked: Any
     ) -> Iterator[News]:
         """Yield stage, status and gallery whenever rows of patches are finished.
 
         ``path`` and ``rows`` are an uploaded picture and how much of it to keep; without ``rows`` pictures begin from
-        nothing. ``asked`` are the fields of a request.
+        nothing. ``label`` and ``asked`` are the fields of a request, the label perhaps as text.
         """
         begin = time.monotonic()
         sheets: tuple[Sheet, ...] = ()
         try:
-            request = Request(*asked)
+            request = Request(class_number(label, self.exhibits[0].model), *asked)
             uploaded = [] if rows is None else self._uploaded(path, rows)
             keep = [sheet.pictures[0, :, : sheet.kept] for sheet in uploaded]
             for sheets in answer(self.exhibits, request, keep or None):

@@ -17,6 +17,8 @@ from pra.utils.extras import import_failed
 
 MOST_WAITING = 32
 """Requests in the queue; the next visitor is told to try again."""
+MOST_LISTED = 1000
+"""Classes to choose from; of more the others are typed: a browser takes seconds for long lists."""
 HOUR, DAY = 3600, 86400
 """Seconds: how often the files of visitors are looked through, and how old they get."""
 
@@ -123,10 +125,18 @@ def _upload(gr: Any, handlers: Handlers) -> list[Any]:
 def _choices(gr: Any, exhibits: Sequence[Exhibit], label: int, count: int, counted: str) -> list[Any]:
     """Return the controls of both tabs, in the order of a handler's arguments."""
     model = exhibits[0].model
-    classes = [(name, number) for number, name in enumerate(model.classes)]
-    several = len(classes) > 1
+    every = len(model.classes)
+    classes = [(name, number) for number, name in enumerate(model.classes[:MOST_LISTED])]
+    several, more = every > 1, every > MOST_LISTED
     offered = [("each class in turn", EVERY_CLASS), *classes, ("no class", model.condition.null)]
-    chosen = gr.Dropdown(offered, value=label if several else 0, label="Class", visible=several)
+    chosen = gr.Dropdown(
+        offered,
+        value=label if several else 0,
+        label="Class",
+        info=f"The first {MOST_LISTED:,} of {every:,}; type the name or the number of any other" if more else None,
+        allow_custom_value=more,
+        visible=several,
+    )
     with gr.Row():
         seed = gr.Number(0, label="Seed of the first", precision=0, min_width=120)
         dice = gr.Button("Another seed", size="sm", min_width=100, scale=0, elem_classes="dice")

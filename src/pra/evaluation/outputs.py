@@ -26,6 +26,10 @@ def check_outputs(**files: Path | None) -> None:
             continue
         if name != "report" and path.suffix.lower() != ".npz":
             raise PraError(f"{path}: the {name} are written as .npz. Use FILE.npz", path=path)
+        if path.exists() and _place(path).parent.is_dir():  # of a command that was killed at its end
+            with contextlib.suppress(PraError), locked(_place(path).parent, "filled", ""):
+                _clear(_place(path).parent)
+            _remove(_place(path).parent)
         check_free(path, "choose another file")
         if (same := names.setdefault(path.parent.resolve() / path.name, name)) != name:
             raise PraError(f"{path} cannot be both {same} and {name}. Use two files", "conflict", path=path)
@@ -41,7 +45,7 @@ def staged(files: Mapping[str, Path], world: World) -> Iterator[dict[str, Path]]
     Raises:
         PraError: another command is writing one of the files, or the disk refuses.
     """
-    places = {name: own_folder(path.with_name(f".{path.name}.eval")) / path.name for name, path in files.items()}
+    places = {name: _place(path) for name, path in files.items()}
     with ended_by_sigterm(), ExitStack() as stack:
         for place in places.values():
             stack.callback(_remove, place.parent)  # on every rank: only the last rank finds the folder empty
@@ -68,6 +72,10 @@ def publish(places: Mapping[str, Path], files: Mapping[str, Path]) -> None:
                 raise unwritten(path, error) from None
             published.callback(path.unlink, missing_ok=True)
         published.pop_all()
+
+
+def _place(path: Path) -> Path:
+    return own_folder(path.with_name(f".{path.name}.eval")) / path.name
 
 
 def _clear(folder: Path) -> None:

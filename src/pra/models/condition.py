@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pra.errors import PraError, nearest
+from pra.utils.files import file_part
 
 Labels: TypeAlias = int | str | Sequence[int | str] | Tensor
 """Classes by number or name; one alone is a batch of one."""
@@ -54,7 +55,7 @@ class ClassCondition(nn.Module):
 
     def file_name(self, label: int, classes: Sequence[str]) -> str:
         """Name a condition in a file's name, such as ``0007-cat``."""
-        return f"{label:04d}-" + "".join(c if c.isalnum() else "-" for c in classes[label])
+        return f"{label:04d}-{file_part(classes[label])}"
 
     def rows_for(self, known: Sequence[str], classes: Sequence[str]) -> list[int]:
         """Return the row of ``embedding`` that each of other ``classes`` begins with, their null class last.

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -364,7 +365,10 @@ def present_name(name: str) -> str:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read every tensor of a safetensors file to the CPU, by its present name. Refuse a damaged file."""
     try:
-        return {present_name(name): tensor for name, tensor in load_file(check_regular(path)).items()}
+        # safetensors opens no path beyond UTF-8.
+        check_regular(path)
+        read = load_file(path) if str(path).isprintable() else load_bytes(path.read_bytes())
+        return {present_name(name): tensor for name, tensor in read.items()}
     except (OSError, SafetensorError) as error:
         problem = f"cannot be read ({reason_of(error)}). Use another checkpoint, or restore the file"
         raise unreadable(path, problem) from None

@@ -7,6 +7,7 @@ bitwise the same on the same device.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -27,11 +28,13 @@ from pra.sampling.requests import Requests
 from pra.utils import files
 from pra.utils.distributed import World
 from pra.utils.locks import locked
-from pra.utils.pixels import contact_sheet, to_uint8
+from pra.utils.pixels import contact_sheet, sheet_size, to_uint8
 from pra.utils.progress import Progress
 from pra.utils.signals import Interrupted
 
 PICTURES, SIZE = "pictures", "images_per_shard"
+JOINED = "joined.json"
+"""File beside the shards that is written before the output appears: the inode of the output, and the plan."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +78,21 @@ def sample_many(
     seed, without ending. ``weights`` identifies the weights, as JSON values.
 
     Returns:
-        The images that this call made, by all processes, and its seconds.
+        The images that this call made, by all processes, and its seconds; no images where a call that was killed while
+        it cleaned up has made the output.
 
     Raises:
         PraError: the output exists, an unfinished one of another request or of other weights is there, another command
-            writes it, or the disk is full.
+            writes it, a grid would be too large, or the disk is full.
         Interrupted: Ctrl-C; some of the images are kept.
     """
     plan = {"weights": weights, "sampling": how_sampled(sampler), "images": requests.plan}
     begin = time.monotonic()
+    if world.run_on_first(lambda: _was_finished(out, plan)):
+        return 0, time.monotonic() - begin
     files.check_output(out)
+    if files.output_format(out) == ".png":
+        sheet_size(len(requests), columns, *sampler.model.config.image_size)
     lock = locked(files.partial_folder(out), "filled", "choose another --out") if world.is_first else nullcontext()
     with lock:
         shards, missing = world.run_on_first(lambda: _begin(out, plan, len(requests), batch_size))
@@ -134,25 +142,54 @@ def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> No
         gone = shards.paths[missing[0]]
         fix = f"Write {out} on a disk that all machines share, and repeat the command to resume"
         raise PraError(f"{gone} is gone. {fix}", code="missing", path=gone)
-    files.check_output(out)
-    if files.output_format(out) == "":
-        _join_pictures(shards, out)
-    elif files.output_format(out) == ".npz":
-        join_exports(shards.paths, out, plan)
+    ending = files.output_format(out)
+    joined = shards.folder / f"{PICTURES}{ending}"
+    if ending == "":
+        _join_pictures(shards, joined)
+    elif ending == ".npz":
+        join_exports(shards.paths, joined, plan)
     else:
         read = [batch.images for path in shards.paths for batch in NpzBatch(path).batches(256)]
-        files.write_atomically(out, lambda file: contact_sheet(torch.cat(read), columns).save(file, "PNG"))
-    shutil.rmtree(shards.folder, ignore_errors=True)
-
-
-def _join_pictures(shards: Shards, out: Path) -> None:
-    """Move the pictures of all shards into one folder, and then that folder. A killed move resumes: shards stay."""
+        files.write_atomically(joined, lambda file: contact_sheet(torch.cat(read), columns).save(file, "PNG"))
+    files.check_output(out)
     try:
-        together = shards.folder / PICTURES
+        (shards.folder / JOINED).write_text(json.dumps([joined.stat().st_ino, plan]))
+        joined.rename(out)
+    except OSError as error:
+        raise files.unwritten(out, error) from None
+    _remove(shards.folder)
+
+
+def _join_pictures(shards: Shards, together: Path) -> None:
+    """Move the pictures of all shards into one folder. A killed move resumes: shards stay."""
+    try:
         together.mkdir(exist_ok=True)
         for path in shards.paths:
             for picture in path.iterdir():
                 picture.rename(together / picture.name)
-        together.rename(out)
     except OSError as error:
-        raise files.unwritten(out, error) from None
+        raise files.unwritten(together, error) from None
+
+
+def _was_finished(out: Path, plan: dict[str, Any]) -> bool:
+    """Finish the clean-up of a call that was killed after its output appeared; return whether its plan was the same."""
+    partial = files.partial_folder(out)
+    try:
+        inode, there = json.loads((partial / JOINED).read_bytes())
+        if inode != out.stat().st_ino:
+            return False
+    except (OSError, ValueError):
+        return False
+    with locked(partial, "filled", "choose another --out"):
+        _remove(partial)
+    return bool(there == json.loads(json.dumps(plan)))
+
+
+def _remove(partial: Path) -> None:
+    """Remove the unfinished folder of an output that is there; the file that says so goes last."""
+    for path in partial.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != JOINED:
+            path.unlink(missing_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)

@@ -72,7 +72,7 @@ def export(
         else:
             weights.write_model(origin.model, partial, half)
             card = write_card(origin, title, address, licence, half)
-            (partial / CARD).write_text(card, encoding="utf-8")
+            (partial / CARD).write_text(card, encoding="utf-8", errors="backslashreplace")
     return folder
 
 

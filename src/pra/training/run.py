@@ -15,6 +15,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import platform
 import time
 import warnings
@@ -102,6 +103,9 @@ def check_run(folder: Path, config: RunConfig, losses: Mapping[str, float]) -> N
     """Check that a run of this configuration can begin or resume in ``folder``, as :func:`claimed`; write nothing."""
     for name in FOLDERS:
         own_folder(folder / name)
+    if str(folder).encode(errors="replace") != os.fsencode(folder):  # safetensors opens no other path
+        problem = f"{folder} is not a path in UTF-8, and no checkpoint could be read from it. Use another --run-dir"
+        raise PraError(problem, path=folder)
     if not (folder / CONFIG).exists():
         if folder.exists() and not folder.is_dir():
             raise PraError(f"{folder} is a file. Use another --run-dir", code="exists", path=folder)

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ MOST_JSON, DEEPEST = 32 * 2**20, 100
 REPAIR = "Repair or replace it"
 MOST_ARRAYS = 2**30
 """Bytes of the arrays that are read from an ``.npz`` at once: a small file may promise any number of zeros."""
+LONGEST_PART = 100
+"""Bytes of a stranger's name in a file's name; most file systems take 255, with numbers and ending."""
 
 
 def expand(path: str) -> Path:
@@ -161,13 +164,29 @@ def check_output(path: Path) -> None:
 
 
 def check_free(path: Path, fix: str = "choose another --out") -> None:
-    """Refuse a path that exists or cannot be written; ``fix`` says how to name another."""
+    """Refuse a path that exists or cannot be written; ``fix`` says how to name another.
+
+    A file of the path's name is begun and removed, which finds a full disk and a name that is too long as well.
+    """
     if os.path.lexists(path):
-        raise PraError(f"{path} exists already; {fix} or remove it", code="exists", path=path)
+        remove = " or remove it" if path.is_file() or path.is_dir() else ""  # not /dev/null
+        raise PraError(f"{path} exists already; {fix}{remove}", code="exists", path=path)
     ancestor = next(p for p in path.absolute().parents if os.path.lexists(p))
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-        problem = "cannot be written to" if ancestor.is_dir() else "is a file"
-        raise PraError(f"{path} cannot be written: {ancestor} {problem}; {fix}", code="unwritable", path=path)
+    if not ancestor.is_dir():
+        raise PraError(f"{path} cannot be written: {ancestor} is a file; {fix}", code="unwritable", path=path)
+    name = max(path.absolute().relative_to(ancestor).parts, key=lambda part: len(os.fsencode(part)))
+    try:
+        with tempfile.NamedTemporaryFile(dir=ancestor, prefix=f".{name}.", buffering=0) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise unwritten(path, error) from None
+
+
+def file_part(text: str) -> str:
+    """Return a text as part of a file's name: letters and digits that this file system takes, others as ``-``."""
+    known = text.encode(sys.getfilesystemencoding(), "replace").decode(sys.getfilesystemencoding())
+    plain = "".join(c if c.isalnum() else "-" for c in known)
+    return os.fsencode(plain)[:LONGEST_PART].decode(sys.getfilesystemencoding(), "ignore")
 
 
 def first_free(path: Path) -> Path:
@@ -203,6 +222,8 @@ def remedy(error: OSError) -> str:
         return "free some space and repeat the command"
     if error.errno == errno.EFBIG:
         return "raise the limit on the size of files (ulimit -f), or take another disk, and repeat the command"
+    if error.errno == errno.ENAMETOOLONG:
+        return "choose a shorter name"
     if error.errno == errno.EIO:
         return "look after the disk and repeat the command"
     return "choose another place, or make this one writable"

@@ -11,6 +11,8 @@ from pra.errors import PraError
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 GAP = 2
 """Pixels between the cells of a grid."""
+MOST_IN_SHEET = 500_000_000
+"""Pixels of a contact sheet: 2 GB while it is drawn."""
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -39,19 +41,33 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array.squeeze(2) if channels == 1 else array, MODES[channels])
 
 
+def _cell(height: int, width: int) -> tuple[int, int]:
+    factor = max(1, -(-64 // height))
+    return height * factor, width * factor
+
+
+def sheet_size(count: int, columns: int, height: int, width: int) -> tuple[int, int]:
+    """Return the width and height of a :func:`contact_sheet`. Refuse more than :data:`MOST_IN_SHEET` pixels."""
+    tall, wide = _cell(height, width)
+    size = columns * (wide + GAP) + GAP, -(-count // columns) * (tall + GAP) + GAP
+    if size[0] * size[1] > MOST_IN_SHEET:
+        problem = f"one sheet of {count:,} images has {size[0]}x{size[1]} pixels, of {MOST_IN_SHEET:,} at most"
+        raise PraError(f"{problem}. Write FILE.npz or a folder DIR/ instead, or fewer images", "too-large", value=count)
+    return size
+
+
 def contact_sheet(images: Tensor, columns: int) -> Image.Image:
     """Return images ``(B, C, H, W)`` in [-1, 1], or uint8, as one picture, row by row, on white.
 
-    Small images are enlarged by a whole factor to at least 64 pixels high; a single image stays as it is.
+    Small images are enlarged by a whole factor to at least 64 pixels high; a single image stays as it is. Refuses what
+    :func:`sheet_size` does.
     """
     if len(images) == 1:
         return to_pil(images[0])
-    factor = max(1, -(-64 // images.shape[2]))
+    height, width = _cell(images.shape[2], images.shape[3])
     cells = [to_pil(image) for image in images]
-    width, height = cells[0].width * factor, cells[0].height * factor
-    rows = -(-len(cells) // columns)
     mode = "RGB" if cells[0].mode == "RGBA" else cells[0].mode
-    sheet = Image.new(mode, (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), "white")
+    sheet = Image.new(mode, sheet_size(len(cells), columns, *images.shape[2:]), "white")
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
         cell = cell.resize((width, height), Image.Resampling.BICUBIC)  # bare pixels hide small shapes
