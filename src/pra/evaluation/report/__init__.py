@@ -37,7 +37,6 @@ from pra.config import (
     TrainConfig,
     to_dict,
 )
-from pra.data.images import open_image
 from pra.errors import PraError, reason_of
 from pra.evaluation import flops
 from pra.evaluation.comparable import PREFIX, known
@@ -203,7 +202,7 @@ def pictures(run: Path, kind: str) -> tuple[list[Picture], int]:
 def embedded(path: Path | io.BytesIO, step: int = 0) -> Picture:
     """Read a picture. As WebP, where Pillow has it, it is a fraction of PNG's size."""
     try:
-        with open_image(path) as opened:
+        with Image.open(path) as opened:
             picture = opened.convert("RGB")
     except Exception as error:  # Pillow's plugins raise anything on broken bytes
         problem = f"{path} cannot be read as a picture ({reason_of(error)})"
