@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from support.models import random_jit, random_model
 from support.processes import free_port
@@ -21,6 +23,7 @@ from support.refusal import refused
 from pra import cli
 from pra.commands import demo as command
 from pra.demo import handlers, page
+from pra.demo.exhibit import load_exhibits
 from pra.demo.generation import OWN_STEPS, answer
 from pra.demo.handlers import MOST_KEPT, Handlers, Turn, html
 from pra.utils.extras import install_command
@@ -98,6 +101,22 @@ def test_unforeseen_error_stays_in_the_log(exhibit, monkeypatch, capsys):
         log = capsys.readouterr().err
         assert log.startswith("Traceback")
         assert "RuntimeError: a secret of the server's" in log
+
+
+def test_names_that_are_not_utf8_are_shown_escaped(exhibit, trained, tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra-pixels[demo]'")
+    model = random_model()
+    model.classes = ("caf\udce9\n\x1b", *model.classes[1:])
+    (tmp_path / "r\udce9un").symlink_to(trained)
+    (run,) = load_exhibits([tmp_path / "r\udce9un"], torch.device("cpu"))
+    one = replace(run, model=model)
+    *_, (stage, _, kept) = Handlers([one]).make([], Turn(), 0, None, None, 0, 0, 1, 2.0, 1)
+    parts = [stage, kept[0][1], Handlers([one]).about()]
+    parts += [json.dumps(page.build_page([one]).config, default=str, ensure_ascii=False)]
+    for part in parts:
+        part.encode()
+    assert "caf\\udce9 \\x1b, seed 0" in parts[1]
+    assert "udce9un" in parts[3]
 
 
 def test_complete_continues_an_upload(exhibit, saved, tmp_path):

@@ -81,9 +81,17 @@ def test_card_of_unknown_origin_invents_nothing(tmp_path):
 
 def test_card_names_some_of_many_classes(trained, tmp_path):
     model = random_model(num_classes=1000)
-    model.classes = tuple(f"class {number}" for number in range(1000))
+    model.classes = ("caf\udce9\n# Title", *(f"class {number}" for number in range(1, 1000)))
     for folder, told, options in (
-        (model, ("--labels 0-9 --seeds 0-7", "class 29 and 970 more, in config.json"), {}),
+        (
+            model,
+            (
+                "--labels 0-9 --seeds 0-7",
+                "- classes: caf\\udce9 # Title, class 1,",
+                "class 29 and 970 more",
+            ),
+            {},
+        ),
         (random_jit(), ("steps per image", "cannot complete an image"), {}),
         (
             trained / "checkpoints" / "step-00000010",

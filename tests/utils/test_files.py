@@ -75,6 +75,13 @@ def test_output_that_exists_is_refused(tmp_path, monkeypatch):
     assert contents(tmp_path) == {"a.png": b"mine"}
 
 
+def test_new_folder_keeps_unfinished_work_of_others(tmp_path):
+    partial = tmp_path / ".out.partial"
+    begin_partial(partial, {"images": 50_000}, "sampling")
+    refused(lambda: save(tmp_path / "out"), "unfinished work", code="conflict", path=partial)
+    assert list(contents(tmp_path)) == [".out.partial/plan.json"]
+
+
 def test_full_disk_is_found_before_any_work(tmp_path, full_disk):
     with full_disk(0):
         refused(lambda: check_output(tmp_path / "new" / "a"), "ulimit -f", code="unwritable")

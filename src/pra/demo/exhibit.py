@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pra.config import DataConfig, Fit, OnSmall, RunConfig
-from pra.errors import PraError
+from pra.errors import PraError, one_line
 from pra.evaluation.report import (
     Picture,
     curves,
@@ -85,7 +85,7 @@ def load_exhibits(
         folder = weights.model_folder(place, average)
         run = weights.run_of(folder)
         model = weights.load(folder, average, device)
-        exhibits.append(Exhibit(name, folder, run, read_run(run) if run else None, model))
+        exhibits.append(Exhibit(one_line(name), folder, run, read_run(run) if run else None, model))
     classes = [exhibit.model.classes for exhibit in exhibits]
     if classes[0] != classes[-1]:
         shown = "; ".join(f"{len(found)}: {', '.join(found[:3])} ..." for found in classes)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pra.config import SHORTCUT_STEPS, SamplingConfig, Solver
 from pra.demo.exhibit import Exhibit
-from pra.errors import PraError
+from pra.errors import PraError, one_line
 from pra.models import Model
 
 MOST_PICTURES = 16
@@ -115,7 +115,7 @@ def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator
     labels = [place % config.num_classes if request.label == EVERY_CLASS else int(request.label) for place in places]
     seeds = [int(request.seed) + place for place in places]
     names = (*model.classes, "no class")
-    captions = tuple(f"{names[label]}, seed {seed}" for label, seed in zip(labels, seeds, strict=True))
+    captions = tuple(f"{one_line(names[label])}, seed {seed}" for label, seed in zip(labels, seeds, strict=True))
     start = torch.zeros(config.channels, 0, config.image_size[1]) if keep is None else keep
     pictures = start.expand(len(labels), *start.shape)
     sheet = Sheet(exhibit.name, pictures, config.image_size[0], start.shape[1], captions)

@@ -127,7 +127,8 @@ def _in_words(error: Exception) -> str:
 
 def html(part: str, *values: Any) -> str:
     """Return a part of the page: ``head``, ``stage``, ``models``, ``words`` or ``error``, each from its own values."""
-    return str(getattr(_templates(), part)(*values))
+    text = str(getattr(_templates(), part)(*values))
+    return text.encode(errors="backslashreplace").decode()  # a path may not be UTF-8
 
 
 @functools.cache

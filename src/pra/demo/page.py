@@ -12,7 +12,7 @@ from pra.demo.exhibit import Exhibit
 from pra.demo.generation import EVERY_CLASS, MOST_GUIDANCE, MOST_PICTURES, MOST_STEPS, OWN_STEPS
 from pra.demo.handlers import SMALL, Handlers, Turn, html
 from pra.demo.upload import MOST_BYTES
-from pra.errors import PraError
+from pra.errors import PraError, one_line
 from pra.utils.extras import import_failed
 
 MOST_WAITING = 32
@@ -126,7 +126,7 @@ def _choices(gr: Any, exhibits: Sequence[Exhibit], label: int, count: int, count
     """Return the controls of both tabs, in the order of a handler's arguments."""
     model = exhibits[0].model
     every = len(model.classes)
-    classes = [(name, number) for number, name in enumerate(model.classes[:MOST_LISTED])]
+    classes = [(one_line(name), number) for number, name in enumerate(model.classes[:MOST_LISTED])]
     several, more = every > 1, every > MOST_LISTED
     offered = [("each class in turn", EVERY_CLASS), *classes, ("no class", model.condition.null)]
     chosen = gr.Dropdown(

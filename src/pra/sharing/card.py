@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import ChainableUndefined
 
 from pra.config import RunConfig, to_dict
+from pra.errors import one_line
 from pra.evaluation.comparable import known
 from pra.evaluation.evaluate import Report
 from pra.evaluation.report import duration, evaluations, named, templates
@@ -123,7 +124,7 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
             licence=licence,
             half=half,
             parts=count_parameters(config),
-            classes=", ".join(names[:MOST_CLASSES]) + more,
+            classes=", ".join(one_line(name, 100) for name in names[:MOST_CLASSES]) + more,
             drawn="all" if config.num_classes <= MOST_SHOWN else f"0-{MOST_SHOWN - 1}",
             rollout=run and to_dict(run.train.rollout),
             average=run and _average(run, origin.average),

@@ -264,6 +264,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     A path that exists, and a disk that is full or refuses, is a PraError; nothing is left behind.
     """
     partial = partial_folder(path)
+    if (partial / PLAN).exists():
+        problem = f"{partial} holds the unfinished work of another command. Choose another place, or finish that first"
+        raise PraError(problem, code="conflict", path=partial)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
