@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import errno
 import functools
 import itertools
 import multiprocessing
 import os
+import queue
+import random
 import signal
 import threading
+import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pra.config import DataConfig, Fit, OnCorrupt
 from pra.data.images import CorruptImage
 from pra.data.prepare import prepare
 from pra.data.source import Source, Streamed
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.method import noise
 from pra.method.noise import Purpose
-from pra.utils.signals import STOPS
+from pra.utils.signals import STOPS, deferred
 
 PIECE = 32
 """Images that a worker reads at a time: whole batches for an evaluation would fill the shared memory."""
 
 WORTH_A_WORKER = 512
 """Fewer images than this are read faster without another process."""
+
+AHEAD = 2
+"""Items that each worker is asked for before the first is taken."""
+
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+"""Errors of a machine, or of its limits, that has too little for so many processes."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -127,7 +143,10 @@ def batches(
         fix = "Shards that `pra data pack` makes can be read by any number"
         warnings.warn(f"{problem}: of {workers} data.workers {source.lanes} are started. {fix}", stacklevel=2)
         workers = source.lanes
-    return from_workers(functools.partial(_batch, dataset), blocks, workers, pin_memory=pin_memory)
+    work = functools.partial(_batch, dataset)
+    if not pin_memory:
+        return from_workers(work, blocks, workers)
+    return from_workers(work, blocks, workers, functools.partial(_pinned, torch.cuda.current_device()))
 
 
 def _batch(dataset: TrainingSet, block: range) -> Batch:
@@ -135,51 +154,165 @@ def _batch(dataset: TrainingSet, block: range) -> Batch:
     return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(indices), sum(skipped))
 
 
-def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_memory: bool = False) -> Generator[V]:
+def _pinned(gpu: int, batch: Batch) -> Batch:
+    with torch.cuda.device(gpu):  # a thread begins on the first GPU, and would take memory there
+        return Batch(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices.pin_memory(), batch.skipped)
+
+
+def from_workers(
+    work: Callable[[K], V], items: Iterable[K], workers: int, arrive: Callable[[V], V] | None = None
+) -> Generator[V]:
     """Yield ``work(item)`` for each item, in order, done ahead by ``workers`` processes (0: in this one).
 
-    ``work`` can be pickled, ``items`` may have no end. The processes end with the iterator. A PraError of ``work``
-    arrives here, and in :func:`reading` the death of a worker is one.
+    ``work`` can be pickled, ``items`` may have no end, and ``arrive``, if given, is applied to each result here, in a
+    thread of each worker. The processes end with the iterator, whatever they are at. Close it: the traceback of a kept
+    exception would keep it.
+
+    Not torch's DataLoader: it loses a result that cannot be pickled (a full /dev/shm, an exception's local class) and
+    waits for it for ever, and its workers, which ignore SIGTERM, keep a process from ending.
+
+    Raises:
+        PraError: one of ``work``; or a worker has died, or has too little memory, shared memory or open files.
+        Exception: of ``work``, as it was; one of a worker has the worker's traceback in a note.
     """
-    loader: DataLoader[V | PraError] = DataLoader(
-        _Guarded(work),
-        batch_size=None,
-        sampler=items,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_begin_worker,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # the default would draw from the global generator
+    if not workers:
+        yield from (work(item) if arrive is None else arrive(work(item)) for item in items)
+        return
+    with closing(_Workers()) as team:
+        team.start(work, workers, arrive)
+        asked: deque[_Worker] = deque()
+        for item, worker in zip(items, itertools.cycle(team.workers), strict=False):
+            worker.ask(item)
+            asked.append(worker)
+            if len(asked) > AHEAD * workers:
+                yield asked.popleft().result()
+        while asked:
+            yield asked.popleft().result()
+
+
+class _Workers:
+    """Processes that work ahead. :meth:`close` ends them; so does the end of this process."""
+
+    def __init__(self) -> None:
+        self.workers: list[_Worker] = []
+        atexit.register(self.close)  # before multiprocessing's, which waits for children that ignore its signal
+
+    def start(self, work: Callable[[Any], Any], count: int, arrive: Callable[[Any], Any] | None) -> None:
+        with deferred():  # Python swallows what a handler raises in the hooks of a fork
+            try:
+                for number in range(count):
+                    self.workers.append(_Worker(work, number, arrive))
+            except OSError as error:
+                raise _too_little(error) if _is_scarce(error) else error from None
+            for worker in self.workers:  # no thread while a process forks
+                worker.thread.start()
+
+    def close(self) -> None:
+        with deferred():
+            for worker in self.workers:
+                worker.process.kill()  # it has nothing to save, and may be stuck
+            for worker in self.workers:
+                worker.process.join()
+                if worker.thread.is_alive():
+                    worker.thread.join()
+                worker.connection.close()
+            self.workers.clear()
+            atexit.unregister(self.close)
+
+
+class _Worker:
+    """A process that works, and a thread here that takes its results, so that it need not wait."""
+
+    def __init__(self, work: Callable[[Any], Any], number: int, arrive: Callable[[Any], Any] | None) -> None:
+        self.arrive, self.results = arrive, queue.SimpleQueue[Any]()
+        self.connection, theirs = multiprocessing.Pipe()
+        self.process = multiprocessing.Process(target=_serve, args=(work, number, theirs), daemon=True)
+        with theirs:  # closed here, the worker has the only copy: its death ends what is read
+            self.process.start()
+        self.thread = threading.Thread(target=self._take, daemon=True)
+
+    def ask(self, item: Any) -> None:
+        with contextlib.suppress(ConnectionError):  # a dead worker: the thread says why
+            self.connection.send(item)
+
+    def result(self) -> Any:
+        """Return the result of the next item, or raise the exception that came instead."""
+        found = self.results.get()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _take(self) -> None:
+        try:
+            while self.connection in wait((self.connection, self.process.sentinel)):
+                result = self.connection.recv()
+                if self.arrive is not None and not isinstance(result, Exception):
+                    result = self.arrive(result)
+                self.results.put(result)
+        except Exception as error:  # of many classes, where no file descriptor is left for a tensor
+            if not wait((self.process.sentinel,), timeout=1):
+                self.results.put(_too_little(error))
+                return
+        self.results.put(self._death())
+
+    def _death(self) -> PraError:
+        self.process.join()
+        code = self.process.exitcode or 0
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        if how in ("by SIGKILL", "by SIGBUS"):
+            return _too_little(f"ended {how}")
+        fix = "See what it says above, or read the data in this process (0 workers) to see its error"
+        return PraError(f"a process that prepares data has ended {how}. {fix}", "lost")
+
+
+def _is_scarce(error: BaseException | None) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SCARCE)
+
+
+def _too_little(reason: object) -> PraError:
+    return PraError(
+        f"a process that prepares data has died ({reason_of(reason)}), most likely for lack of memory, of shared "
+        "memory (/dev/shm) or of open files. Use fewer processes (data.workers, or --workers), or give the machine or "
+        "the container more (docker run --shm-size, ulimit -n)",
+        "lost",
     )
-    stream: Any = iter(loader)
+
+
+def _serve(work: Callable[[Any], Any], number: int, connection: Connection) -> None:
+    """Work in a process of its own, until the main process ends it."""
+    # Terminals and job schedulers signal all processes: the main one decides when its workers stop.
+    for signum in STOPS:
+        signal.signal(signum, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):  # of a user's source; forks would draw alike
+        seed(number)
+    with contextlib.suppress(EOFError, ConnectionError):  # the main process is gone
+        while True:
+            connection.send_bytes(_answer(work, connection.recv()))
+
+
+def _answer(work: Callable[[K], V], item: K) -> memoryview:
+    """Return the pickled result, or the exception in its place. Tensors are in shared memory."""
+    result: V | Exception
     try:
-        for result in stream:
-            if isinstance(result, PraError):
-                raise result
-            yield result
-    finally:
-        if workers:  # the traceback of an error keeps the stream, and its workers would keep this process
-            stream._shutdown_workers()
-
-
-@contextmanager
-def reading(stream: Generator[V]) -> Iterator[Generator[V]]:
-    """Take what worker processes read, and end them with the block: a kept exception would keep them alive.
-
-    Explain what torch raises, wherever this process is, when a worker dies.
-    """
+        result = work(item)
+    except PraError as error:
+        result = error
+    except Exception as error:
+        error.add_note(f"In a process that prepares data:\n{traceback.format_exc()}")
+        result = _too_little(error) if _is_scarce(error) else error
     try:
-        with closing(stream):
-            yield stream
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = str(error).split(". ")[0].rstrip(".")
-        raise PraError(
-            f"a process that prepares data has died ({reason}), most likely for lack of memory or shared memory "
-            "(/dev/shm). Use fewer processes (data.workers, or --workers), or give the machine or the container more",
-            "lost",
-        ) from None
+        answer = ForkingPickler.dumps(result)
+        if isinstance(result, Exception):
+            ForkingPickler.loads(answer)
+        return answer
+    except Exception as error:
+        if not isinstance(result, Exception):
+            return ForkingPickler.dumps(_too_little(error))
+        other = RuntimeError(f"{type(result).__name__}: {result}")  # a local class, or one that takes other arguments
+        other.__notes__ = getattr(result, "__notes__", [])
+        return ForkingPickler.dumps(other)
 
 
 def read_ahead(
@@ -191,8 +324,8 @@ def read_ahead(
 ) -> Generator[tuple[Tensor, ...]]:
     """Yield ``load(indices)``, tensors with a row each, a batch at a time, in the order of ``indices``.
 
-    At most ``workers`` processes read ahead: none for few images, one for a stream. ``load`` can be pickled. Use it in
-    a block of :func:`reading`.
+    At most ``workers`` processes read ahead: none for few images, one for a stream. ``load`` can be pickled.
+    Close it.
     """
     pieces = [blocks(batch, PIECE) for batch in blocks(indices, batch_size)]
     workers = in_order(source, min(workers, len(indices) // WORTH_A_WORKER))
@@ -229,30 +362,14 @@ def load_images(
     return images, labels
 
 
-class _Guarded(Dataset[Any]):
-    """Returns a PraError instead of raising it: a DataLoader would put a worker's traceback into its message."""
-
-    def __init__(self, work: Callable[[Any], Any]) -> None:
-        self._work = work
-
-    def __getitem__(self, item: Any) -> Any:
-        try:
-            return self._work(item)
-        except PraError as error:
-            return error
-
-
-def _unchanged(result: V) -> V:
-    return result
-
-
 def _readable(source: Source, candidates: Iterable[int], policy: OnCorrupt) -> tuple[int, Image.Image, int]:
     """Return the first candidate that can be read, its image, and the number of those before it."""
     for skipped, index in enumerate(candidates):
         try:
             return index, source.image(index), skipped
-        except CorruptImage:
-            if policy is OnCorrupt.ERROR:
+        except CorruptImage as error:
+            # An image that could not be opened for want of file descriptors is not corrupt: it must not be left out.
+            if policy is OnCorrupt.ERROR or _is_scarce(error.__cause__):
                 raise
     raise none_readable(source, len(source), source.where(index))
 
@@ -263,15 +380,8 @@ def none_readable(source: Source, tried: int, example: str) -> PraError:
     return PraError(f"{source.name}: {problem}. Check the data", "unreadable", name=source.name)
 
 
-def _begin_worker(worker: int) -> None:
-    # Terminals and job schedulers signal all processes: the main one decides when its workers stop.
-    for number in STOPS:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
 def _end_with_parent() -> None:
-    """End a worker whose main process was killed: from Python 3.14 on, torch watches a fork server instead."""
+    """End a worker whose main process was killed: a worker at work does not see the pipe close."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "a worker has one"
     parent.join()

@@ -10,6 +10,7 @@ import json
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,8 @@ class Validation(Callback):
             return
         with trainer.paused():
             parts = trainer.ema.parts(here=trainer.world.is_first)
-            row |= trainer.world.run_on_first(lambda: self._measured(trainer, trainer.ema.assembled(parts)))
+            measured = partial(self._measured, trainer, parts)
+            row |= trainer.world.run_on_first(lambda: trainer.until_signal(measured) or {})
         if not self.told and trainer.world.is_first:
             rows = [*read_metrics(trainer.folder), row]
             self.told = overfits(rows)
@@ -213,8 +215,9 @@ class Validation(Callback):
                 )
 
     @torch.no_grad()
-    def _measured(self, trainer: Trainer, model: Model) -> dict[str, float]:
+    def _measured(self, trainer: Trainer, parts: Any) -> dict[str, float]:
         """Means over the held-out images, by name."""
+        model = trainer.ema.assembled(parts)
         train = trainer.config.train
         size, _ = train.micro_batches(trainer.world.size)  # fits the memory with gradients, so without them too
         if self._loaded is None:
@@ -280,9 +283,13 @@ class Pictures(Callback):
             if config.channels in MODES and trainer.world.is_first:
                 kinds = {"samples": _samples, "reconstructions": _reconstructions}
                 for kind, draw in kinds.items() if config.codec is not None else [("samples", _samples)]:
-                    try:
+
+                    def make(kind: str = kind, draw: Any = draw) -> None:
                         sheet = contact_sheet(*draw(trainer, trainer.ema.assembled(parts)))
                         write_atomically(trainer.picture(kind), sheet.save, format="PNG")
+
+                    try:
+                        trainer.until_signal(make)
                     except Exception as error:
                         reason = reason_of(error)
                         warnings.warn(f"no {kind} are drawn at step {trainer.step}: {reason}", stacklevel=2)
