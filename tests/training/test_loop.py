@@ -311,11 +311,9 @@ def test_signal_leaves_pictures_and_validation(straight, tmp_path, monkeypatch, 
         time.sleep(1000)
 
     monkeypatch.setattr(f"pra.training.callbacks.{name}", wait)
-    every = (
-        ["train.sample_every=2"] if name == "_samples" else ["train.validate_every=2", "data.validation=digits@test"]
-    )
+    settings = ("train.sample_every=2", "train.validate_every=2", "data.validation=digits@test")
     with pytest.raises(Interrupted, match="stopped at step 2"):
-        train(tiny("train.steps=9", *every), tmp_path / "run")
+        train(tiny("train.steps=9", *settings), tmp_path / "run")
     assert_same(tmp_path / "run", straight, 2)
     assert steps_logged(tmp_path / "run") == [1, 2]
 
