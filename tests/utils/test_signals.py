@@ -67,9 +67,14 @@ def test_signal_ends_what_may_be_left_and_nothing_else():
 
 def test_signal_deferred_comes_at_the_end_of_the_block():
     before, done = handlers(), []
-    with pytest.raises(KeyboardInterrupt), deferred():
-        signal.raise_signal(signal.SIGINT)
-        done.append("all")
+
+    def work():
+        with deferred():
+            signal.raise_signal(signal.SIGINT)
+            done.append("all")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert (done, handlers()) == (["all"], before)
 
 

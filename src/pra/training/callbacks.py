@@ -9,9 +9,10 @@ import importlib.util
 import json
 import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,8 @@ HEALTHY_STATE_STD = 0.3
 TERMS_SHOWN = 3
 """Terms of the loss beside the progress bar."""
 GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
+NEARLY, LATE = 0.1, 1.2
+"""A training's length: changes of steps that are not worth it, and the part of its minutes from which it is late."""
 HELD_OUT = 1024
 """Held-out images that are measured; of more, so many are taken evenly."""
 HELD_OUT_SEED = 0
@@ -172,6 +175,7 @@ class Bar(Callback):
         self.bar = Progress(total=trainer.config.train.steps, initial=trainer.step, unit="step", desc="train")
 
     def on_step(self, trainer: Trainer) -> None:
+        self.bar.total = trainer.config.train.steps  # may have been planned again
         self.bar.update()
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
@@ -181,6 +185,47 @@ class Bar(Callback):
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+class Length(Callback):
+    """Keeps a new run to so many minutes: the speed that was measured before it does not last where others work too.
+
+    At the end of the warm-up, the steps are planned again: the learning rate has not depended on their number so far,
+    so that the new configuration gives the same training from its start. Later, a warning says that it takes longer.
+
+    Args:
+        minutes: of the run.
+        steps_at: returns the steps that fit, by the seconds of a step.
+    """
+
+    def __init__(self, minutes: float, steps_at: Callable[[float], int]) -> None:
+        self.minutes, self.steps_at, self.told = minutes, steps_at, False
+        self._begin, self._first = 0.0, 0.0
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._begin = monotonic()
+
+    def on_step(self, trainer: Trainer) -> None:
+        planned = trainer.config.train.steps
+        if trainer.new_steps == 1:  # which may compile
+            self._first = monotonic()
+        elif trainer.step == trainer.config.train.optimizer.warmup_steps:
+            seconds = (monotonic() - self._first) / (trainer.new_steps - 1)
+            steps = trainer.world.run_on_first(lambda: max(trainer.step, self.steps_at(seconds)))
+            if abs(steps / planned - 1.0) > NEARLY:
+                trainer.plan(steps)
+                now = f"a step takes {seconds:.3g} s now, unlike before training"
+                warnings.warn(f"{now}: {planned:,} steps become {steps:,}, for {self.minutes:g} minutes", stacklevel=2)
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        train, passed = trainer.config.train, (monotonic() - self._begin) / 60
+        needed = passed * train.steps / trainer.new_steps
+        under_way = train.optimizer.warmup_steps < trainer.step < train.steps
+        if under_way and needed > LATE * self.minutes and not self.told:
+            self.told = True
+            fix = f"Wait for it, or start another run with --steps {self.steps_at(60 * passed / trainer.new_steps)}"
+            problem = f"this training will take about {needed:.2g} minutes, not {self.minutes:g}"
+            warnings.warn(f"{problem}: the machine has less time for it than at its start. {fix}", stacklevel=2)
 
 
 class Validation(Callback):

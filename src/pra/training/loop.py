@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
-from pra.config import RunConfig
+from pra.config import RunConfig, to_dict
 from pra.data import Batch, Sample, Source, TrainingSet, batches, open_source
 from pra.data.held_out import split
 from pra.errors import PraError
@@ -23,10 +23,10 @@ from pra.method.objectives import TERMS, LossInputs, LossTerm, Perceptual, check
 from pra.models import Model, build_model, weights
 from pra.training import checkpoint
 from pra.training.averages import build_averages
-from pra.training.callbacks import Bar, Callback, Callbacks, Metrics, Pictures, Validation
+from pra.training.callbacks import Bar, Callback, Callbacks, Length, Metrics, Pictures, Validation
 from pra.training.initial import load_initial
 from pra.training.optimizer import codec_learns, set_trainable
-from pra.training.run import COMMON, check_data, claimed, write_run
+from pra.training.run import COMMON, check_data, claimed, write_json, write_run
 from pra.training.step import Step
 from pra.utils.device import enough_memory
 from pra.utils.distributed import World, join
@@ -112,13 +112,15 @@ class Trainer:
         terms: Mapping[str, LossTerm] | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
+        length: Length | None = None,
     ) -> None:
         self.config, self.folder, self.device, self.world, self.terms = config, folder, device, world, terms or {}
         with world.first_alone():  # some sources are indexed once
             self.whole = source or open_source(config.data.source)
             check_data(folder, config, self.whole)
             self.source, held_out = split(self.whole, config.data, config.train.seed)
-        before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
+        before: list[Callback] = [] if length is None else [length]
+        before += [*([] if held_out is None else [Validation(held_out)]), Pictures()]
         after = [Metrics(), *([Bar()] if progress else [])]
         self.callbacks = Callbacks(before, callbacks, after if world.is_first else [])
         # Rank 0 picks the checkpoint: on a network file system other ranks may see a stale listing.
@@ -169,6 +171,12 @@ class Trainer:
         yield
         self.interval += time.monotonic() - begin
 
+    def plan(self, steps: int) -> None:
+        """Change how many steps the run has, in its folder too. All processes call it together."""
+        self.config = dataclasses.replace(self.config, train=dataclasses.replace(self.config.train, steps=steps))
+        if self.world.is_first:
+            write_json(self.folder / weights.CONFIG, to_dict(self.config))
+
     def until_signal(self, do: Callable[[], T]) -> T | None:
         """Return ``do()``; None as soon as a signal has come that is to stop the run, wherever ``do`` is.
 
@@ -183,7 +191,7 @@ class Trainer:
             if self.step < train.steps:
                 self._train()
             drawn = not train.sample_every or self.picture("samples").exists()
-            if self.step == train.steps and self.world.combine(not drawn, lambda missing: missing[0]):
+            if self.step == self.config.train.steps and self.world.combine(not drawn, lambda missing: missing[0]):
                 self.callbacks.call("on_sample", self)
             self.callbacks.call("on_end", self)
             if self.world.highest(FAILED if self.callbacks.failure else 0, patient=True):
@@ -192,15 +200,15 @@ class Trainer:
         return Trained(self.folder, self.ema.whole(), self.step, self.new_steps, time.monotonic() - begin, skipped)
 
     def _train(self) -> None:
-        train = self.config.train
         with caught_signals() as self.signals, self.saver.working(), closing(self._batches()) as stream:
-            while self.step < train.steps:
+            while self.step < self.config.train.steps:
                 step_batches = self._awaited(stream)  # the first before anything is written: data may be unreadable
                 if not self.new_steps:
                     self._begin()
                 if not self._take_step(step_batches):
                     continue
                 self.callbacks.call("on_step", self)
+                train = self.config.train  # perhaps planned again
                 last = self.step == train.steps
                 if self.step % train.log_every == 0 or train.validates(self.step) or last:
                     self._log()
@@ -263,10 +271,9 @@ class Trainer:
             self.source, model.image_size, model.channels, self.config.data, train.seed,
             step=train.batch_size, start=self.world.rank * micro * count, size=micro * count,
         )  # fmt: skip
-        first = self.step
-        span = first * micro * count, micro, train.steps * micro * count
-        with closing(batches(dataset, *span, pin_memory=self.device.type == "cuda")) as stream:
-            for _ in range(first, train.steps):
+        begin = self.step * micro * count
+        with closing(batches(dataset, begin, micro, pin_memory=self.device.type == "cuda")) as stream:
+            while True:
                 yield [next(stream) for _ in range(count)]
 
     def _take_step(self, step_batches: list[Batch]) -> bool:
