@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import errno
 import functools
+import io
 import itertools
 import multiprocessing
 import os
-import queue
-import random
+import pickle
 import signal
 import threading
 import traceback
 import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from pra.config import DataConfig, Fit, OnCorrupt
 from pra.data.images import CorruptImage
@@ -43,10 +37,7 @@ PIECE = 32
 WORTH_A_WORKER = 512
 """Fewer images than this are read faster without another process."""
 
-AHEAD = 2
-"""Items that each worker is asked for before the first is taken."""
-
-SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC)
 """Errors of a machine, or of its limits, that has too little for so many processes."""
 
 K = TypeVar("K")
@@ -76,6 +67,10 @@ class Batch(NamedTuple):
     labels: Tensor
     indices: Tensor
     skipped: int
+
+    def pin_memory(self) -> Batch:
+        """Return it in memory from which a GPU copies while both work on."""
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), self.skipped)
 
 
 class TrainingSet(Dataset[Sample]):
@@ -143,10 +138,7 @@ def batches(
         fix = "Shards that `pra data pack` makes can be read by any number"
         warnings.warn(f"{problem}: of {workers} data.workers {source.lanes} are started. {fix}", stacklevel=2)
         workers = source.lanes
-    work = functools.partial(_batch, dataset)
-    if not pin_memory:
-        return from_workers(work, blocks, workers)
-    return from_workers(work, blocks, workers, functools.partial(_pinned, torch.cuda.current_device()))
+    return from_workers(functools.partial(_batch, dataset), blocks, workers, pin_memory=pin_memory)
 
 
 def _batch(dataset: TrainingSet, block: range) -> Batch:
@@ -154,115 +146,136 @@ def _batch(dataset: TrainingSet, block: range) -> Batch:
     return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(indices), sum(skipped))
 
 
-def _pinned(gpu: int, batch: Batch) -> Batch:
-    with torch.cuda.device(gpu):  # a thread begins on the first GPU, and would take memory there
-        return Batch(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices.pin_memory(), batch.skipped)
-
-
-def from_workers(
-    work: Callable[[K], V], items: Iterable[K], workers: int, arrive: Callable[[V], V] | None = None
-) -> Generator[V]:
+def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_memory: bool = False) -> Generator[V]:
     """Yield ``work(item)`` for each item, in order, done ahead by ``workers`` processes (0: in this one).
 
-    ``work`` can be pickled, ``items`` may have no end, and ``arrive``, if given, is applied to each result here, in a
-    thread of each worker. The processes end with the iterator, whatever they are at. Close it: the traceback of a kept
-    exception would keep it.
-
-    Not torch's DataLoader: it loses a result that cannot be pickled (a full /dev/shm, an exception's local class) and
-    waits for it for ever, and its workers, which ignore SIGTERM, keep a process from ending.
+    ``work`` can be pickled, ``items`` may have no end. With ``pin_memory`` results have a method of that name. The
+    processes end with the iterator, whatever they are at. Close it: the traceback of a kept exception would keep it.
 
     Raises:
-        PraError: one of ``work``; or a worker has died, or has too little memory, shared memory or open files.
+        PraError: one of ``work``; or a worker has died, or has too little memory or open files.
         Exception: of ``work``, as it was; one of a worker has the worker's traceback in a note.
     """
     if not workers:
-        yield from (work(item) if arrive is None else arrive(work(item)) for item in items)
+        for item in items:
+            result: Any = work(item)
+            yield result.pin_memory() if pin_memory else result
         return
-    with closing(_Workers()) as team:
-        team.start(work, workers, arrive)
-        asked: deque[_Worker] = deque()
-        for item, worker in zip(items, itertools.cycle(team.workers), strict=False):
-            worker.ask(item)
-            asked.append(worker)
-            if len(asked) > AHEAD * workers:
-                yield asked.popleft().result()
-        while asked:
-            yield asked.popleft().result()
-
-
-class _Workers:
-    """Processes that work ahead. :meth:`close` ends them; so does the end of this process."""
-
-    def __init__(self) -> None:
-        self.workers: list[_Worker] = []
-        atexit.register(self.close)  # before multiprocessing's, which waits for children that ignore its signal
-
-    def start(self, work: Callable[[Any], Any], count: int, arrive: Callable[[Any], Any] | None) -> None:
+    loader: DataLoader[Any] = DataLoader(
+        _Packed(work),
+        batch_size=None,
+        sampler=items,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_begin_worker,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # the default would draw from the global generator
+    )
+    stream: Any = None
+    try:
         with deferred():  # Python swallows what a handler raises in the hooks of a fork
-            try:
-                for number in range(count):
-                    self.workers.append(_Worker(work, number, arrive))
-            except OSError as error:
-                raise _too_little(error) if _is_scarce(error) else error from None
-            for worker in self.workers:  # no thread while a process forks
-                worker.thread.start()
-
-    def close(self) -> None:
-        with deferred():
-            for worker in self.workers:
-                worker.process.kill()  # it has nothing to save, and may be stuck
-            for worker in self.workers:
-                worker.process.join()
-                if worker.thread.is_alive():
-                    worker.thread.join()
-                worker.connection.close()
-            self.workers.clear()
-            atexit.unregister(self.close)
+            stream = _started(loader)
+        for sent in stream:
+            result = sent.opened() if isinstance(sent, _Parcel) else sent
+            if isinstance(result, Exception):
+                raise result
+            yield result
+    except RuntimeError:
+        if stream is None or all(worker.is_alive() for worker in stream._workers):
+            raise
+        raise _death(stream) from None
+    finally:
+        if stream is not None:
+            for worker in stream._workers:
+                worker.kill()  # it has nothing to save, may be stuck, and ignores torch's SIGTERM
+            stream._shutdown_workers()
 
 
-class _Worker:
-    """A process that works, and a thread here that takes its results, so that it need not wait."""
+def _started(loader: DataLoader[Any]) -> Any:
+    """Start the workers of a loader; return its iterator, which notices a dead one when it waits for a result."""
+    handler, before = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
+    try:
+        stream = iter(loader)
+    except OSError as error:
+        for worker in multiprocessing.active_children():
+            if worker not in before:
+                worker.kill()
+                worker.join()
+        raise _too_little(error) if _is_scarce(error) else error from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)  # torch's raises wherever this process is, in a step or a save
+    return stream
 
-    def __init__(self, work: Callable[[Any], Any], number: int, arrive: Callable[[Any], Any] | None) -> None:
-        self.arrive, self.results = arrive, queue.SimpleQueue[Any]()
-        self.connection, theirs = multiprocessing.Pipe()
-        self.process = multiprocessing.Process(target=_serve, args=(work, number, theirs), daemon=True)
-        with theirs:  # closed here, the worker has the only copy: its death ends what is read
-            self.process.start()
-        self.thread = threading.Thread(target=self._take, daemon=True)
 
-    def ask(self, item: Any) -> None:
-        with contextlib.suppress(ConnectionError):  # a dead worker: the thread says why
-            self.connection.send(item)
+class _Packed(Dataset[Any]):
+    """Does the work in a worker, and sends the result, or the exception in its place, as bytes.
 
-    def result(self) -> Any:
-        """Return the result of the next item, or raise the exception that came instead."""
-        found = self.results.get()
-        if isinstance(found, Exception):
-            raise found
-        return found
+    torch would send tensors through shared memory, of which containers have little, and exceptions as text; a result
+    that it cannot pickle it loses, and then waits for it for ever.
+    """
 
-    def _take(self) -> None:
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        self._work = work
+
+    def __getitem__(self, item: Any) -> _Parcel:
         try:
-            while self.connection in wait((self.connection, self.process.sentinel)):
-                result = self.connection.recv()
-                if self.arrive is not None and not isinstance(result, Exception):
-                    result = self.arrive(result)
-                self.results.put(result)
-        except Exception as error:  # of many classes, where no file descriptor is left for a tensor
-            if not wait((self.process.sentinel,), timeout=1):
-                self.results.put(_too_little(error))
-                return
-        self.results.put(self._death())
+            return _Parcel(_pickled(self._work(item)))
+        except PraError as error:
+            return _Parcel(_pickled(error))
+        except Exception as error:
+            error.add_note(f"In a process that prepares data:\n{traceback.format_exc()}")
+            failure = _too_little(error) if _is_scarce(error) else error
+            try:
+                data = _pickled(failure)
+                pickle.loads(data)
+            except Exception:  # a local class, or one that takes other arguments
+                failure = RuntimeError(f"{type(error).__name__}: {error}")
+                failure.__notes__ = error.__notes__
+                data = _pickled(failure)
+            return _Parcel(data)
 
-    def _death(self) -> PraError:
-        self.process.join()
-        code = self.process.exitcode or 0
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        if how in ("by SIGKILL", "by SIGBUS"):
-            return _too_little(f"ended {how}")
-        fix = "See what it says above, or read the data in this process (0 workers) to see its error"
-        return PraError(f"a process that prepares data has ended {how}. {fix}", "lost")
+
+class _Parcel:
+    """The pickled result of a worker."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def opened(self) -> Any:
+        return pickle.loads(self.data)
+
+    def pin_memory(self) -> Any:
+        """Open it in the thread in which torch pins memory, which calls this."""
+        result = self.opened()
+        return result if isinstance(result, Exception) else result.pin_memory()
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles a tensor by its numbers. By itself torch calls for shared memory, or writes an archive."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
+
+
+def _pickled(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+def _unchanged(result: V) -> V:
+    return result
+
+
+def _death(stream: Any) -> PraError:
+    """Explain the death of a worker."""
+    codes = [worker.exitcode for worker in stream._workers if worker.exitcode]
+    code = codes[0] if codes else 0
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    if how in ("by SIGKILL", "by SIGBUS"):
+        return _too_little(f"ended {how}")
+    fix = "See what it says above, or read the data in this process (0 workers) to see its error"
+    return PraError(f"a process that prepares data has ended {how}. {fix}", "lost")
 
 
 def _is_scarce(error: BaseException | None) -> bool:
@@ -271,48 +284,25 @@ def _is_scarce(error: BaseException | None) -> bool:
 
 def _too_little(reason: object) -> PraError:
     return PraError(
-        f"a process that prepares data has died ({reason_of(reason)}), most likely for lack of memory, of shared "
-        "memory (/dev/shm) or of open files. Use fewer processes (data.workers, or --workers), or give the machine or "
-        "the container more (docker run --shm-size, ulimit -n)",
+        f"a process that prepares data has died ({reason_of(reason)}), most likely for lack of memory or open files. "
+        "Use fewer processes (data.workers, or --workers), or allow more (docker run --memory, ulimit -n)",
         "lost",
     )
 
 
-def _serve(work: Callable[[Any], Any], number: int, connection: Connection) -> None:
-    """Work in a process of its own, until the main process ends it."""
+def _begin_worker(worker: int) -> None:
     # Terminals and job schedulers signal all processes: the main one decides when its workers stop.
-    for signum in STOPS:
-        signal.signal(signum, signal.SIG_IGN)
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    for seed in (random.seed, np.random.seed, torch.manual_seed):  # of a user's source; forks would draw alike
-        seed(number)
-    with contextlib.suppress(EOFError, ConnectionError):  # the main process is gone
-        while True:
-            connection.send_bytes(_answer(work, connection.recv()))
 
 
-def _answer(work: Callable[[K], V], item: K) -> memoryview:
-    """Return the pickled result, or the exception in its place. Tensors are in shared memory."""
-    result: V | Exception
-    try:
-        result = work(item)
-    except PraError as error:
-        result = error
-    except Exception as error:
-        error.add_note(f"In a process that prepares data:\n{traceback.format_exc()}")
-        result = _too_little(error) if _is_scarce(error) else error
-    try:
-        answer = ForkingPickler.dumps(result)
-        if isinstance(result, Exception):
-            ForkingPickler.loads(answer)
-        return answer
-    except Exception as error:
-        if not isinstance(result, Exception):
-            return ForkingPickler.dumps(_too_little(error))
-        other = RuntimeError(f"{type(result).__name__}: {result}")  # a local class, or one that takes other arguments
-        other.__notes__ = getattr(result, "__notes__", [])
-        return ForkingPickler.dumps(other)
+def _end_with_parent() -> None:
+    """End a worker whose main process was killed: from Python 3.14 on, torch watches a fork server instead."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has one"
+    parent.join()
+    os._exit(1)
 
 
 def read_ahead(
@@ -378,11 +368,3 @@ def none_readable(source: Source, tried: int, example: str) -> PraError:
     """Return the error for a source of which no image that was tried can be read."""
     problem = f"none of the {tried} images can be read (for example {example})"
     return PraError(f"{source.name}: {problem}. Check the data", "unreadable", name=source.name)
-
-
-def _end_with_parent() -> None:
-    """End a worker whose main process was killed: a worker at work does not see the pipe close."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has one"
-    parent.join()
-    os._exit(1)
