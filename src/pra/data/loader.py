@@ -208,6 +208,9 @@ class _Workers:
                 worker.thread.start()
 
     def close(self) -> None:
+        atexit.unregister(self.close)
+        if not self.workers:  # closed by atexit: a generator that is left may close them again, and signals are gone
+            return
         with deferred():
             for worker in self.workers:
                 worker.process.kill()  # it has nothing to save, and may be stuck
@@ -217,7 +220,6 @@ class _Workers:
                     worker.thread.join()
                 worker.connection.close()
             self.workers.clear()
-            atexit.unregister(self.close)
 
 
 class _Worker:
