@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import closing
@@ -218,6 +219,18 @@ def test_workers_that_are_stuck_end_at_once():
     begin = time.monotonic()
     stream.close()
     assert time.monotonic() - begin < 3
+
+
+def test_workers_that_are_left_do_not_keep_a_process():
+    """A script that forgets to close the iterator, whose workers are stuck, ends without a word."""
+    script = (
+        "import itertools, time\n"
+        "from pra.data.loader import from_workers\n"
+        "stream = from_workers(lambda item: item if item < 2 else time.sleep(1000), itertools.count(), 2)\n"
+        "print(next(stream), next(stream))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 1\n", "")
 
 
 def test_workers_too_few_processes_are_one_line(monkeypatch):

@@ -32,7 +32,7 @@ from pra.method.noise import Purpose
 from pra.utils.signals import STOPS, deferred
 
 PIECE = 32
-"""Images that a worker reads at a time: whole batches for an evaluation would fill the shared memory."""
+"""Images that a worker reads at a time: whole batches for an evaluation would fill the memory."""
 
 WORTH_A_WORKER = 512
 """Fewer images than this are read faster without another process."""

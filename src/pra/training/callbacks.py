@@ -60,6 +60,7 @@ class Callback:
     trainer (:class:`pra.training.loop.Trainer` lists its attributes) and does not change it. The time of
     :meth:`on_step` counts as training, unless it is spent in a block of :meth:`pra.training.loop.Trainer.paused`.
     An exception in a user's hook ends the run: the loop saves the state, then raises the exception.
+    A signal ends the run after the hook; what may take minutes is left at once in ``trainer.until_signal(do)``.
     """
 
     def on_start(self, trainer: Trainer) -> None:
