@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import functools
 import io
@@ -14,7 +15,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -171,24 +172,23 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the default would draw from the global generator
     )
-    stream: Any = None
-    try:
+    with ExitStack() as stack:
         with deferred():  # Python swallows what a handler raises in the hooks of a fork
             stream = _started(loader)
-        for sent in stream:
-            result = sent.opened() if isinstance(sent, _Parcel) else sent
-            if isinstance(result, Exception):
-                raise result
-            yield result
-    except RuntimeError:
-        if stream is None or all(worker.is_alive() for worker in stream._workers):
-            raise
-        raise _death(stream) from None
-    finally:
-        if stream is not None:
-            for worker in stream._workers:
-                worker.kill()  # it has nothing to save, may be stuck, and ignores torch's SIGTERM
-            stream._shutdown_workers()
+            end = functools.partial(_end, stream)
+            atexit.register(end)  # before multiprocessing's own, which waits for children that ignore its signal
+            stack.callback(atexit.unregister, end)
+            stack.callback(end)
+        try:
+            for sent in stream:
+                result = sent.opened() if isinstance(sent, _Parcel) else sent
+                if isinstance(result, Exception):
+                    raise result
+                yield result
+        except RuntimeError:
+            if all(worker.is_alive() for worker in stream._workers):
+                raise
+            raise _death(stream) from None
 
 
 def _started(loader: DataLoader[Any]) -> Any:
@@ -201,10 +201,22 @@ def _started(loader: DataLoader[Any]) -> Any:
             if worker not in before:
                 worker.kill()
                 worker.join()
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if "_workers" in vars(half_made := frame.f_locals.get("self", loader)):
+                half_made._shutdown = True  # else torch prints that it cannot end workers which it has not started
         raise _too_little(error) if _is_scarce(error) else error from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler)  # torch's raises wherever this process is, in a step or a save
     return stream
+
+
+def _end(stream: Any) -> None:
+    """End the workers, whatever they are at: they have nothing to save."""
+    if stream._shutdown:  # by atexit; a generator that nobody closed ends later, when signals are gone
+        return
+    for worker in stream._workers:
+        worker.kill()
+    stream._shutdown_workers()
 
 
 class _Packed(Dataset[Any]):
