@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 
 from pra.config import RunConfig, SamplingConfig, TimeGrid
 from pra.data import load_images, open_source
-from pra.data.loader import reading
 from pra.errors import PraError
 from pra.evaluation import evaluate, reconstruct
 from pra.evaluation.classifier import Classifier, fit_classifier
@@ -143,7 +143,7 @@ class Reconstruction:
         source = open_source(config.data.source)
         chosen = spread(len(source), min(self.images, len(source)))
         size, channels = config.model.image_size, config.model.channels
-        with reading(prepared(source, chosen, size, channels, config.data, BATCH)) as batches:
+        with closing(prepared(source, chosen, size, channels, config.data, BATCH)) as batches:
             figures = reconstruct(model, batches, extractor, len(chosen), progress=False)
         return [{**figures, "images": len(chosen), "judge": judge.name}]
 

@@ -1,8 +1,15 @@
 """The order of samples, batches from worker processes, and corrupt images in training."""
 
+import errno
+import functools
+import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -13,8 +20,10 @@ from support.refusal import refused
 
 from pra.config import Fit, OnCorrupt, OnSmall
 from pra.data import TrainingSet, batches, load_images, open_source, prepare
-from pra.data.images import CorruptImage
+from pra.data.images import CorruptImage, corrupt
+from pra.data.loader import from_workers
 from pra.method import noise
+from pra.utils.signals import handled
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +159,141 @@ def test_errors_of_workers_arrive_unchanged(damaged):
     assert isinstance(error, CorruptImage)
     large = TrainingSet(damaged, (8, 8), 1, config(workers=1, on_corrupt=OnCorrupt.SKIP), seed=0)
     refused(lambda: next(batches(large, 0, 2)), code="mismatch", pixels="4x6", size="8x8")
+
+
+class UnportableError(Exception):
+    """Can be pickled, and not be made again."""
+
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
+
+def failing(how, item):
+    """The work of a worker, which fails at the fifth item."""
+    if item < 4:
+        return item
+    if how == "unsendable":
+        return lambda: None
+    if how == "local":
+        raise type("Local", (Exception,), {})("the user's mistake")
+    if how == "unportable":
+        raise UnportableError("the user's", "mistake")
+    if how == "value":
+        raise ValueError("the user's mistake")
+    if how == "stuck":
+        time.sleep(1000)
+    if how == "exit":
+        sys.exit(3)
+    if how == "files":
+        raise OSError(errno.EMFILE, "Too many open files")
+    if how == "memory":
+        raise MemoryError
+    os.kill(os.getpid(), getattr(signal, how))
+
+
+def results(how, count=2):
+    """What arrives from workers that fail, until then; they are gone afterwards."""
+    before, found = multiprocessing.active_children(), []
+    try:
+        with closing(from_workers(functools.partial(failing, how), itertools.count(), count)) as stream:
+            found.extend(stream)
+    finally:
+        assert multiprocessing.active_children() == before
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("SIGKILL", "SIGKILL"),
+        ("SIGBUS", "SIGBUS"),
+        ("memory", "MemoryError"),
+        ("files", "Too many open files"),
+    ],
+)
+def test_workers_that_lack_something_are_one_line(how, said):
+    refused(lambda: results(how), said, "data.workers", "docker run --memory", "ulimit -n", code="lost")
+
+
+@pytest.mark.parametrize(("how", "said"), [("exit", "with exit code 3"), ("SIGUSR1", "by SIGUSR1")])
+def test_workers_that_end_are_one_line(how, said):
+    refused(lambda: results(how), said, "0 workers", code="lost")
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"), [("value", ValueError), ("local", RuntimeError), ("unportable", RuntimeError)]
+)
+def test_workers_users_exception_arrives_with_traceback(how, kind):
+    with pytest.raises(kind, match=r"the user's.* mistake") as raised:
+        results(how)
+    [note] = raised.value.__notes__
+    assert "in failing" in note
+
+
+def test_workers_that_are_stuck_end_at_once():
+    stream = from_workers(functools.partial(failing, "stuck"), itertools.count(), 2)
+    for _ in range(4):
+        next(stream)
+    begin = time.monotonic()
+    stream.close()
+    assert time.monotonic() - begin < 3
+
+
+def test_workers_that_are_left_do_not_keep_a_process():
+    """A script that forgets to close the iterator, whose workers are stuck, ends without a word."""
+    script = (
+        "import itertools, time\n"
+        "from pra.data.loader import from_workers\n"
+        "stream = from_workers(lambda item: item if item < 2 else time.sleep(1000), itertools.count(), 2)\n"
+        "print(next(stream), next(stream))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 1\n", "")
+
+
+def test_workers_too_few_processes_are_one_line(monkeypatch):
+    whole, left, before = multiprocessing.Process.start, iter(range(1)), multiprocessing.active_children()
+
+    def start(process):
+        if next(left, None) is None:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        whole(process)
+
+    monkeypatch.setattr(multiprocessing.Process, "start", start)
+    refused(lambda: results("value"), "Resource temporarily unavailable", "data.workers", code="lost")
+    assert multiprocessing.active_children() == before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_workers_signal_at_their_start_ends_them(monkeypatch, signum):
+    """A fork's hooks swallow what a handler raises, so it runs after all have started."""
+    whole, started = multiprocessing.Process.start, []
+
+    def start(process):
+        signal.raise_signal(signum)
+        whole(process)
+        started.append(process)
+
+    def stop(*_):
+        assert len(started) == 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(multiprocessing.Process, "start", start)
+    with handled((signum,), stop), pytest.raises(KeyboardInterrupt):
+        results("value")
+    assert not any(process.is_alive() for process in started)
+
+
+def test_images_not_opened_for_want_of_files_are_not_skipped(numbered, monkeypatch):
+    """They are not corrupt: another time they can be read."""
+
+    def image(index):
+        try:
+            raise OSError(errno.EMFILE, "Too many open files")
+        except OSError as error:
+            raise corrupt("1.png", error.strerror) from error
+
+    monkeypatch.setattr(numbered, "image", image)
+    refused(lambda: training_set(numbered, on_corrupt=OnCorrupt.SKIP)[0], "Too many open files", code="unreadable")
 
 
 def test_load_images_does_not_augment_or_stop(numbered, damaged):

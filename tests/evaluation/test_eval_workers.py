@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from contextlib import closing
 from unittest.mock import Mock
 
 import pytest
@@ -15,7 +16,6 @@ import pra
 from pra.commands.eval import evaluate_command
 from pra.config import DataConfig, Precision, SamplingConfig
 from pra.data import loader, open_source
-from pra.data.loader import reading
 from pra.errors import PraError
 from pra.evaluation import rollout_gap
 from pra.evaluation.classifier import fit_classifier
@@ -47,9 +47,9 @@ def started(monkeypatch):
     counts = []
     whole = loader.from_workers
 
-    def counted(work, items, workers, pin_memory=False):
+    def counted(work, items, workers):
         counts.append(workers)
-        return whole(work, items, workers, pin_memory)
+        return whole(work, items, workers)
 
     monkeypatch.setattr(loader, "from_workers", counted)
     monkeypatch.setattr(loader, "WORTH_A_WORKER", 5)
@@ -64,7 +64,7 @@ def how(workers):
 def test_batches_are_the_same(source, started):
     read = []
     for workers in (0, 2):
-        with reading(prepared(source, range(COUNT)[::-1], SIZE, 3, how(workers), 7, range(3, 40))) as batches:
+        with closing(prepared(source, range(COUNT)[::-1], SIZE, 3, how(workers), 7, range(3, 40))) as batches:
             read.append(list(batches))
     for none, two in zip(*read, strict=True):
         assert none.start == two.start

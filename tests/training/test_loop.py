@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import threading
+import time
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -217,9 +218,21 @@ def interrupt(at, *signals):
     return changed_losses(change)
 
 
-def test_signal_finishes_the_step_and_saves(tmp_path, monkeypatch):
+class Signals(Callback):
+    """Sends signals in a hook at step ``at``; a step itself cannot be left any more then."""
+
+    def __init__(self, hook, at, *signals):
+        setattr(self, hook, lambda trainer, *_: self.send(trainer.step == at, signals))
+
+    def send(self, now, signals):
+        for signum in signals if now else ():
+            signal.raise_signal(signum)
+
+
+def test_signal_leaves_the_step_and_saves(straight, tmp_path, monkeypatch):
+    """The step may take long: nothing has changed before its end."""
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(step, "losses_of", interrupt(2, signal.SIGINT))
+    monkeypatch.setattr(step, "losses_of", interrupt(3, signal.SIGINT))
     children = multiprocessing.active_children()
     with pytest.raises(Interrupted, match="stopped at step 2") as raised:
         train(tiny("train.steps=9", "data.workers=1"), tmp_path / "run")
@@ -227,28 +240,82 @@ def test_signal_finishes_the_step_and_saves(tmp_path, monkeypatch):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     assert [path.name for path in weights.checkpoints(tmp_path / "run")] == ["step-00000002"]
     assert multiprocessing.active_children() == children  # workers end although the exception is kept
-    monkeypatch.setattr(step, "losses_of", interrupt(1, signal.SIGTERM))
-    assert train(tiny("train.steps=3"), tmp_path / "run").steps == 3  # in the last step it changes nothing
-
-
-def test_signal_after_the_log_waits_for_the_next_step(straight, tmp_path):
-    """The steps since the last checkpoint are not lost."""
-
-    class Terminate(Callback):
-        def on_log(self, trainer, row):
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.raises(Interrupted, match="stopped at step 3"):
-        train(tiny("train.steps=9", "train.log_every=2"), tmp_path / "run", callbacks=[Terminate()])
+    monkeypatch.undo()
+    ends = Signals("on_step", 3, signal.SIGTERM)
+    assert train(tiny("train.steps=3"), tmp_path / "run", callbacks=[ends]).steps == 3  # after the last, nothing
     assert_same(tmp_path / "run", straight, 3)
 
 
-def test_second_ctrl_c_stops_at_once(run, monkeypatch):
+def test_signal_in_the_first_step_writes_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(step, "losses_of", interrupt(1, signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped before the first step"):
+        train(tiny(), tmp_path / "run")
+    assert weights.checkpoints(tmp_path / "run") == []
+
+
+def test_signal_after_the_log_saves_its_step(straight, tmp_path):
+    ends = Signals("on_log", 2, signal.SIGTERM)
+    with pytest.raises(Interrupted, match="stopped at step 2"):
+        train(tiny("train.steps=9", "train.log_every=2"), tmp_path / "run", callbacks=[ends])
+    assert_same(tmp_path / "run", straight, 2)
+
+
+def test_second_ctrl_c_stops_at_once(run):
     before = contents(run / "checkpoints")
-    monkeypatch.setattr(step, "losses_of", interrupt(1, signal.SIGINT, signal.SIGINT))
+    ends = Signals("on_step", 21, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny("train.steps=30"), run)
+        train(tiny("train.steps=30"), run, callbacks=[ends])
     assert contents(run / "checkpoints") == before
+
+
+def data_end(monkeypatch, end):
+    """From the third step on, ``end()`` comes in place of an image."""
+
+    class Share(loop.Share):
+        def __getitem__(self, place):
+            return end() if place >= 16 else super().__getitem__(place)
+
+    monkeypatch.setattr(loop, "Share", Share)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_signal_while_data_are_waited_for_saves(straight, tmp_path, monkeypatch, workers):
+    class Terminate(Callback):
+        def on_step(self, trainer):
+            if trainer.step == 2:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    data_end(monkeypatch, lambda: time.sleep(1000))
+    with pytest.raises(Interrupted, match="stopped at step 2"):
+        train(tiny("train.steps=9", f"data.workers={workers}"), tmp_path / "run", callbacks=[Terminate()])
+    assert_same(tmp_path / "run", straight, 2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_fail_are_raised_after_saving(straight, tmp_path, monkeypatch, workers):
+    def fail():
+        raise ValueError("the user's mistake")
+
+    data_end(monkeypatch, fail)
+    with pytest.raises(ValueError, match="the user's mistake"):
+        train(tiny("train.steps=9", f"data.workers={workers}"), tmp_path / "run")
+    assert_same(tmp_path / "run", straight, 2)
+
+
+@pytest.mark.parametrize("name", ["Validation._measured", "_samples"])
+def test_signal_leaves_pictures_and_validation(straight, tmp_path, monkeypatch, name):
+    """They may take minutes."""
+
+    def wait(*_):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(1000)
+
+    monkeypatch.setattr(f"pra.training.callbacks.{name}", wait)
+    settings = ("train.sample_every=2", "train.validate_every=2", "data.validation=digits@test")
+    with pytest.raises(Interrupted, match="stopped at step 2"):
+        train(tiny("train.steps=9", *settings), tmp_path / "run")
+    assert_same(tmp_path / "run", straight, 2)
+    assert steps_logged(tmp_path / "run") == [1, 2]
 
 
 def spoiled(at):

@@ -319,6 +319,30 @@ def test_corrupt_image_of_one_process_ends_both_in_one_line(tmp_path):
     assert trained_steps(tmp_path / "run") == 1
 
 
+def fail_in_a_worker(rank, folder):
+    """One of two processes; the second one's data raise in a worker, at the second step."""
+
+    class Share(loop.Share):
+        def __getitem__(self, place):
+            if rank == 1 and place >= 4:
+                raise KeyError("the user's mistake")
+            return super().__getitem__(place)
+
+    multiprocessing.set_start_method("fork", force=True)
+    loop.Share = Share
+    try:
+        train(tiny("data.workers=1", "train.steps=4"), folder)
+    except (KeyError, pra.PraError) as error:
+        folder.with_name(f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def test_users_exception_in_a_worker_ends_both_and_saves(tmp_path):
+    assert processes.api(2, fail_in_a_worker, tmp_path / "run") == [0, 0]
+    assert (tmp_path / "1.txt").read_text() == """KeyError: "the user's mistake\""""
+    assert "another process failed at step 1" in (tmp_path / "0.txt").read_text()
+    assert [path.name for path in weights.checkpoints(tmp_path / "run")] == ["step-00000001"]
+
+
 @pytest.mark.parametrize("parallelism", [DDP, FSDP])
 @pytest.mark.slow
 def test_loss_that_is_not_finite_ends_all_in_one_line(tmp_path, parallelism):

@@ -2,11 +2,12 @@
 
 import signal
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from pra.utils.signals import ENDS, STOPS, Interrupted, caught_signals, ended_by_sigterm, handled
+from pra.utils.signals import ENDS, STOPS, Interrupted, caught_signals, deferred, ended_by_sigterm, handled
 from studies.run import ending
 
 
@@ -44,8 +45,37 @@ def test_a_block_ends_by_sigterm_where_nothing_else_is_arranged():
     assert seen == [signal.SIGTERM]
     with handled((signal.SIGHUP,), signal.SIG_IGN), caught_signals() as caught:  # as nohup leaves it
         signal.raise_signal(signal.SIGHUP)
-    assert not caught
+    assert caught.received == []
     assert handlers() == before
+
+
+def test_signal_ends_what_may_be_left_and_nothing_else():
+    done = []
+
+    def wait():
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(1000)
+
+    with caught_signals() as caught:
+        assert caught.until_signal(lambda: 3) == 3
+        assert caught.until_signal(wait) is None
+        assert caught.until_signal(lambda: done.append("not begun")) is None
+        signal.raise_signal(signal.SIGHUP)
+        done.append("all")
+    assert (done, caught.received) == (["all"], [signal.SIGTERM, signal.SIGHUP])
+
+
+def test_signal_deferred_comes_at_the_end_of_the_block():
+    before, done = handlers(), []
+
+    def work():
+        with deferred():
+            signal.raise_signal(signal.SIGINT)
+            done.append("all")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert (done, handlers()) == (["all"], before)
 
 
 def test_a_study_ends_by_a_signal_with_its_processes():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,6 @@ from tyro.conf import Positional, arg
 from pra.commands.options import Average, Device, File, Flag, Integer, Number, Settings, Text, parse_numbers
 from pra.config import DataConfig, RunConfig, apply_settings, to_dict
 from pra.data import open_source
-from pra.data.loader import reading
 from pra.errors import PraError, nearest
 from pra.evaluation.compare import Row, Section, rendered
 from pra.evaluation.judging import check_at_least, open_model
@@ -158,7 +158,7 @@ def features_command(
             "source": source.name, "classes": source.classes, "count": len(chosen), "of": len(source),
             "layer": layer, "pooling": pooling, **origin,
         }  # fmt: skip
-        with reading(prepared(source, chosen, config.image_size, config.channels, data, options.batch_size)) as batches:
+        with closing(prepared(source, chosen, config.image_size, config.channels, data, options.batch_size)) as batches:
             export_features(out, chosen_layer, pooling, batches, len(chosen), known)
     print(f"{len(chosen)} images of {source.name}, layer {layer}, {pooling}: {out}")
 

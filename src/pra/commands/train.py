@@ -7,6 +7,7 @@ import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from pra.errors import PraError, escaped
 from pra.evaluation.report import REPORT, write_report
 from pra.models import weights
 from pra.recipes import fine_tune, own, recipe
+from pra.training.callbacks import Length
 from pra.training.loop import Trained, Trainer
 from pra.training.run import claimed, class_count, read_run
 from pra.utils.distributed import join
@@ -72,10 +74,11 @@ def train_command(
         if data is not None:
             check_name(data)  # first, as a slip there looks like another run's configuration
         if recipe_name:
-            config = recipe(recipe_name)
+            config, length = recipe(recipe_name), None
         else:  # rank 0 measures, for all
-            config, told = world.run_on_first(lambda: _configure(from_, data, folder, minutes, steps, target))
+            config, told, length = world.run_on_first(lambda: _configure(from_, data, folder, minutes, steps, target))
             say(*told)
+        planned = config.train.steps
         config = changed(config, {"data.source": data, "train.steps": steps, "train.seed": seed}, settings)
         with claimed(folder, config, world, losses={}):
             with world.first_alone():  # some sources are indexed once
@@ -83,7 +86,8 @@ def train_command(
             if (classes := class_count(folder, source)) != config.model.num_classes:
                 say(f"classes: {classes} in {source.name} (the recipe has {config.model.num_classes})")
                 config = override(config, "model.num_classes", str(classes))
-            trainer = Trainer(config, folder, target, world, source)
+            length = length if config.train.steps == planned else None
+            trainer = Trainer(config, folder, target, world, source, length=length)
             many = f"{world.size} processes ({target.type}, {config.train.parallel.value})"
             where = target if world.size == 1 else many
             begun = "goes on" if trainer.step else "new"  # a slip in --run-dir shows here
@@ -140,8 +144,8 @@ def _configure(
     minutes: float | None,
     steps: int | None,
     device: torch.device,
-) -> tuple[RunConfig, list[str]]:
-    """Return the configuration of a run without a recipe, and the lines that explain it."""
+) -> tuple[RunConfig, list[str], Length | None]:
+    """Return the configuration of a run without a recipe, the lines that explain it, and its length in minutes."""
     if (folder / weights.CONFIG).exists():
         config, told = read_run(folder), [f"settings: those of {folder}, chosen when it began"]
         if start and (config.initial is None or Path(config.initial) != Path(start)):  # runs/a/ is runs/a
@@ -149,7 +153,7 @@ def _configure(
         if minutes is not None:
             kept = f"this one keeps its {config.train.steps} steps, and a larger --steps trains longer"
             told.append(f"--minutes {minutes:g} has no effect here, it counts when a run begins: {kept}")
-        return config, told
+        return config, told, None
     if data is None:
         problem = f"no run at {folder} to go on with. Name a RECIPE, or your own pictures with --data folder:PHOTOS"
         raise PraError(problem, code="missing", path=folder)
@@ -162,5 +166,10 @@ def _configure(
     else:
         survey = look(data)
         config, reasons = own.propose(survey, minutes, steps, device)
+    length, batch = None, config.train.batch_size
+    if steps is None:
+        longest = fine_tune.longest_training(survey, batch) if start else own.longest_training(survey)
+        steps_at = partial(own.steps_in, own.seconds_of(minutes), longest=longest, batch=batch)
+        length = Length(own.MINUTES if minutes is None else minutes, steps_at)
     found, heading = [f"  {line}" for line in survey.lines()], f"from {start}:" if start else "chosen:"
-    return config, [f"found in {survey.source}:", *found, heading, *(f"  {reason}" for reason in reasons)]
+    return config, [f"found in {survey.source}:", *found, heading, *(f"  {reason}" for reason in reasons)], length

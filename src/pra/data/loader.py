@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
 import functools
+import io
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,16 +28,19 @@ from pra.config import DataConfig, Fit, OnCorrupt
 from pra.data.images import CorruptImage
 from pra.data.prepare import prepare
 from pra.data.source import Source, Streamed
-from pra.errors import PraError
+from pra.errors import PraError, reason_of
 from pra.method import noise
 from pra.method.noise import Purpose
-from pra.utils.signals import STOPS
+from pra.utils.signals import STOPS, deferred
 
 PIECE = 32
-"""Images that a worker reads at a time: whole batches for an evaluation would fill the shared memory."""
+"""Images that a worker reads at a time: whole batches for an evaluation would fill the memory."""
 
 WORTH_A_WORKER = 512
 """Fewer images than this are read faster without another process."""
+
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC)
+"""Errors of a machine, or of its limits, that has too little for so many processes."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -61,6 +69,10 @@ class Batch(NamedTuple):
     labels: Tensor
     indices: Tensor
     skipped: int
+
+    def pin_memory(self) -> Batch:
+        """Return it in memory from which a GPU copies while both work on."""
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), self.skipped)
 
 
 class TrainingSet(Dataset[Sample]):
@@ -138,11 +150,20 @@ def _batch(dataset: TrainingSet, block: range) -> Batch:
 def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_memory: bool = False) -> Generator[V]:
     """Yield ``work(item)`` for each item, in order, done ahead by ``workers`` processes (0: in this one).
 
-    ``work`` can be pickled, ``items`` may have no end. The processes end with the iterator. A PraError of ``work``
-    arrives here, and in :func:`reading` the death of a worker is one.
+    ``work`` can be pickled, ``items`` may have no end. With ``pin_memory`` results have a method of that name. The
+    processes end with the iterator, whatever they are at. Close it: the traceback of a kept exception would keep it.
+
+    Raises:
+        PraError: one of ``work``; or a worker has died, or has too little memory or open files.
+        Exception: of ``work``, as it was; one of a worker has the worker's traceback in a note.
     """
-    loader: DataLoader[V | PraError] = DataLoader(
-        _Guarded(work),
+    if not workers:
+        for item in items:
+            result: Any = work(item)
+            yield result.pin_memory() if pin_memory else result
+        return
+    loader: DataLoader[Any] = DataLoader(
+        _Packed(work),
         batch_size=None,
         sampler=items,
         num_workers=workers,
@@ -151,35 +172,149 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the default would draw from the global generator
     )
-    stream: Any = iter(loader)
+    with ExitStack() as stack:
+        with deferred():  # Python swallows what a handler raises in the hooks of a fork
+            stream = _started(loader)
+            end = functools.partial(_end, stream)
+            atexit.register(end)  # before multiprocessing's own, which waits for children that ignore its signal
+            stack.callback(atexit.unregister, end)
+            stack.callback(end)
+        try:
+            for sent in stream:
+                result = sent.opened() if isinstance(sent, _Parcel) else sent
+                if isinstance(result, Exception):
+                    raise result
+                yield result
+        except RuntimeError:
+            if all(worker.is_alive() for worker in stream._workers):
+                raise
+            raise _death(stream) from None
+
+
+def _started(loader: DataLoader[Any]) -> Any:
+    """Start the workers of a loader; return its iterator, which notices a dead one when it waits for a result."""
+    handler, before = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
     try:
-        for result in stream:
-            if isinstance(result, PraError):
-                raise result
-            yield result
-    finally:
-        if workers:  # the traceback of an error keeps the stream, and its workers would keep this process
-            stream._shutdown_workers()
+        stream = iter(loader)
+    except OSError as error:
+        for worker in multiprocessing.active_children():
+            if worker not in before:
+                worker.kill()
+                worker.join()
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if "_workers" in vars(half_made := frame.f_locals.get("self", loader)):
+                half_made._shutdown = True  # else torch prints that it cannot end workers which it has not started
+        raise _too_little(error) if _is_scarce(error) else error from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)  # torch's raises wherever this process is, in a step or a save
+    return stream
 
 
-@contextmanager
-def reading(stream: Generator[V]) -> Iterator[Generator[V]]:
-    """Take what worker processes read, and end them with the block: a kept exception would keep them alive.
+def _end(stream: Any) -> None:
+    """End the workers, whatever they are at: they have nothing to save."""
+    if stream._shutdown:  # by atexit; a generator that nobody closed ends later, when signals are gone
+        return
+    for worker in stream._workers:
+        worker.kill()
+    stream._shutdown_workers()
 
-    Explain what torch raises, wherever this process is, when a worker dies.
+
+class _Packed(Dataset[Any]):
+    """Does the work in a worker, and sends the result, or the exception in its place, as bytes.
+
+    torch would send tensors through shared memory, of which containers have little, and exceptions as text; a result
+    that it cannot pickle it loses, and then waits for it for ever.
     """
-    try:
-        with closing(stream):
-            yield stream
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = str(error).split(". ")[0].rstrip(".")
-        raise PraError(
-            f"a process that prepares data has died ({reason}), most likely for lack of memory or shared memory "
-            "(/dev/shm). Use fewer processes (data.workers, or --workers), or give the machine or the container more",
-            "lost",
-        ) from None
+
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        self._work = work
+
+    def __getitem__(self, item: Any) -> _Parcel:
+        try:
+            return _Parcel(_pickled(self._work(item)))
+        except PraError as error:
+            return _Parcel(_pickled(error))
+        except Exception as error:
+            error.add_note(f"In a process that prepares data:\n{traceback.format_exc()}")
+            failure = _too_little(error) if _is_scarce(error) else error
+            try:
+                data = _pickled(failure)
+                pickle.loads(data)
+            except Exception:  # a local class, or one that takes other arguments
+                failure = RuntimeError(f"{type(error).__name__}: {error}")
+                failure.__notes__ = error.__notes__
+                data = _pickled(failure)
+            return _Parcel(data)
+
+
+class _Parcel:
+    """The pickled result of a worker."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def opened(self) -> Any:
+        return pickle.loads(self.data)
+
+    def pin_memory(self) -> Any:
+        """Open it in the thread in which torch pins memory, which calls this."""
+        result = self.opened()
+        return result if isinstance(result, Exception) else result.pin_memory()
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles a tensor by its numbers. By itself torch calls for shared memory, or writes an archive."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
+
+
+def _pickled(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+def _unchanged(result: V) -> V:
+    return result
+
+
+def _death(stream: Any) -> PraError:
+    """Explain the death of a worker."""
+    codes = [worker.exitcode for worker in stream._workers if worker.exitcode]
+    code = codes[0] if codes else 0
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    if how in ("by SIGKILL", "by SIGBUS"):
+        return _too_little(f"ended {how}")
+    fix = "See what it says above, or read the data in this process (0 workers) to see its error"
+    return PraError(f"a process that prepares data has ended {how}. {fix}", "lost")
+
+
+def _is_scarce(error: BaseException | None) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SCARCE)
+
+
+def _too_little(reason: object) -> PraError:
+    return PraError(
+        f"a process that prepares data has died ({reason_of(reason)}), most likely for lack of memory or open files. "
+        "Use fewer processes (data.workers, or --workers), or allow more (docker run --memory, ulimit -n)",
+        "lost",
+    )
+
+
+def _begin_worker(worker: int) -> None:
+    # Terminals and job schedulers signal all processes: the main one decides when its workers stop.
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End a worker whose main process was killed: from Python 3.14 on, torch watches a fork server instead."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has one"
+    parent.join()
+    os._exit(1)
 
 
 def read_ahead(
@@ -191,8 +326,8 @@ def read_ahead(
 ) -> Generator[tuple[Tensor, ...]]:
     """Yield ``load(indices)``, tensors with a row each, a batch at a time, in the order of ``indices``.
 
-    At most ``workers`` processes read ahead: none for few images, one for a stream. ``load`` can be pickled. Use it in
-    a block of :func:`reading`.
+    At most ``workers`` processes read ahead: none for few images, one for a stream. ``load`` can be pickled.
+    Close it.
     """
     pieces = [blocks(batch, PIECE) for batch in blocks(indices, batch_size)]
     workers = in_order(source, min(workers, len(indices) // WORTH_A_WORKER))
@@ -229,23 +364,6 @@ def load_images(
     return images, labels
 
 
-class _Guarded(Dataset[Any]):
-    """Returns a PraError instead of raising it: a DataLoader would put a worker's traceback into its message."""
-
-    def __init__(self, work: Callable[[Any], Any]) -> None:
-        self._work = work
-
-    def __getitem__(self, item: Any) -> Any:
-        try:
-            return self._work(item)
-        except PraError as error:
-            return error
-
-
-def _unchanged(result: V) -> V:
-    return result
-
-
 def _prepared(
     source: Source,
     candidates: Iterable[int],
@@ -259,7 +377,8 @@ def _prepared(
         try:
             return index, prepare(source.image(index), size, channels, config, key, source.where(index)), skipped
         except CorruptImage as error:
-            if config.on_corrupt is OnCorrupt.ERROR:
+            # An image that could not be opened for want of file descriptors is not corrupt: it must not be left out.
+            if config.on_corrupt is OnCorrupt.ERROR or _is_scarce(error.__cause__):
                 raise
             problem = error.problem
     raise none_readable(source, len(source), f"{source.where(index)}: {problem}")
@@ -269,18 +388,3 @@ def none_readable(source: Source, tried: int, example: str) -> PraError:
     """Return the error for a source of which no image that was tried can be read."""
     problem = f"none of the {tried} images can be read (for example {example})"
     return PraError(f"{source.name}: {problem}. Check the data", "unreadable", name=source.name)
-
-
-def _begin_worker(worker: int) -> None:
-    # Terminals and job schedulers signal all processes: the main one decides when its workers stop.
-    for number in STOPS:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End a worker whose main process was killed: from Python 3.14 on, torch watches a fork server instead."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has one"
-    parent.join()
-    os._exit(1)

@@ -10,6 +10,7 @@ import itertools
 import json
 import tarfile
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -18,7 +19,7 @@ from PIL import Image
 
 from pra.config.checks import NaturalInt, Settings, within, wrong
 from pra.data.images import CorruptImage, open_image
-from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable, reading
+from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable
 from pra.data.prepare import convert, cover
 from pra.data.source import Encoded, Source
 from pra.data.tars import CLASSES, INDEX
@@ -145,7 +146,7 @@ def _write_missing(source: Source, shards: dict[Path, Sequence[int]], packing: P
     stream = from_workers(work, itertools.chain.from_iterable(work_of.values()), in_order(source, workers))
     there = len(source) - sum(map(len, missing.values()))
     bar = Progress(desc="packing", total=len(source), initial=there, unit="image", smoothing=0.05)
-    with reading(stream) as files, bar:
+    with closing(stream) as files, bar:
         for path, parts in work_of.items():
             _write_shard(path, itertools.chain.from_iterable(itertools.islice(files, len(parts))), bar)
 

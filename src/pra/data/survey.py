@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pra.data.images import CorruptImage, check_aspect
-from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable, reading
+from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable
 from pra.data.source import Source, Streamed, check_told_apart, open_source
 from pra.errors import escaped
 from pra.utils.progress import Progress
@@ -157,7 +158,7 @@ def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
     count = len(source)
     work = functools.partial(_look_at, source, size)
     stream = from_workers(work, blocks(range(count), PIECE), in_order(source, workers))
-    with reading(stream) as found, Progress(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
+    with closing(stream) as found, Progress(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
         for block in found:
             bar.update(len(block))
             for image in block:

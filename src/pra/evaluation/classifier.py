@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 
 from pra.config import DataConfig
 from pra.data import Source
-from pra.data.loader import reading
 from pra.errors import PraError, reason_of
 from pra.evaluation.collect import shape_text
 from pra.evaluation.features import Features
@@ -205,7 +205,7 @@ def _load(
     images = torch.empty((len(source), channels, *size), dtype=torch.uint8)
     labels = torch.empty(len(source), dtype=torch.int64)
     with (
-        reading(prepared(source, range(len(source)), size, channels, config, BLOCK)) as batches,
+        closing(prepared(source, range(len(source)), size, channels, config, BLOCK)) as batches,
         Progress(total=len(source), desc="read reference", unit="image", disable=not progress) as bar,
     ):
         for batch in batches:

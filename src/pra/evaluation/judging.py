@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,6 @@ import torch
 from pra.config import DataConfig, Precision, RunConfig, SamplingConfig, apply_settings
 from pra.data import Source, open_source
 from pra.data.images import CorruptImage
-from pra.data.loader import reading
 from pra.data.source import in_classes, with_images
 from pra.errors import PraError, nearest
 from pra.evaluation.classifier import Classifier, find_classifier, fit_classifier
@@ -215,7 +215,7 @@ class Judge:
         known = {"images": subject.provenance, "environment": environment(), "processes": world.size}
         part = images.with_name(f"{images.name}.part{world.rank}") if images and world.size > 1 else images
         try:
-            with reading(subject.batches(share, work.batch_size)) as batches:
+            with closing(subject.batches(share, work.batch_size)) as batches:
                 passed = exported(batches, len(share), part) if part else batches
                 judged = map(self._labelled(subject), map(watch, passed)), self.reference, self.extractor, subject.count
                 report = evaluate(*judged, provenance=known, world=world, what=what)
@@ -241,7 +241,7 @@ class Judge:
         chosen = spread(len(originals), min(subject.count, len(originals)))
         share = work.world.share(len(chosen))
         real = prepared(originals, chosen, subject.size, subject.channels, data, work.batch_size, share)
-        with reading(real):
+        with closing(real):
             model = subject.sampled("--reconstruction").model
             figures = reconstruct(model, real, self.extractor, len(chosen), world=work.world)
         known = {"source": originals.name, "count": len(chosen)}

@@ -16,7 +16,7 @@ import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,6 @@ from torch import Tensor
 
 from pra.config import DataConfig
 from pra.data import Source, open_source
-from pra.data.loader import reading
 from pra.data.source import SPLIT
 from pra.errors import PraError, nearest
 from pra.evaluation.samples import prepared, spread
@@ -272,7 +271,7 @@ class Task:
             share = world.share(len(chosen))
             what, shown = f"{vectors.name}: {source.name}", progress and world.is_first
             own: list[tuple[Pooled, Tensor]] = []
-            with reading(prepared(source, chosen, size, channels, self.data, batch_size, share)) as batches:
+            with closing(prepared(source, chosen, size, channels, self.data, batch_size, share)) as batches:
                 for pooled, labels in _pooled(vectors, batches, len(share), what, shown):
                     if not own:
                         check_memory(4 * len(share) * sum(part.shape[1] for part in pooled.values()))

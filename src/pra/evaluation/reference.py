@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from torch import Tensor, from_numpy
 
 from pra.config import DataConfig
 from pra.data import Source
-from pra.data.loader import reading
 from pra.errors import PraError
 from pra.evaluation.collect import Collected, collect, merged
 from pra.evaluation.features import FeatureExtractor
@@ -142,7 +142,7 @@ def from_source(
         PraError: fewer than 2 images, or images that cannot be prepared.
     """
     count = len(source)
-    with reading(prepared(source, range(count), size, channels, config, batch_size, world.share(count))) as batches:
+    with closing(prepared(source, range(count), size, channels, config, batch_size, world.share(count))) as batches:
         gathered = from_batches(batches, extractor, count, source.name, keep, progress, world)
     how = {"on_small": config.on_small.value, "on_corrupt": config.on_corrupt.value}
     return replace(gathered, fit=config.fit.value, prepared=how)

@@ -115,11 +115,16 @@ def _filled(config: RunConfig, survey: Survey, minutes: float | None, device: to
             f"--steps N and --set train.micro_batch_size={max(1, micro // 4)}"
         )
         raise PraError(problem, code="too-large", value=micro)
-    longest = max(EPOCHS * survey.images, FEWEST_STEPS * batch)
+    longest = longest_training(survey, batch)
     steps = own.steps_in(budget, seconds, longest, batch)
     config = own.with_steps(config, steps)
     enough = ": more would learn the pictures by heart" if steps * batch >= longest else ""
     return config, own.pace(config, survey, seconds, device) + enough
+
+
+def longest_training(survey: Survey, batch: int) -> int:
+    """Return the most images that a training sees, in steps of ``batch``."""
+    return max(EPOCHS * survey.images, FEWEST_STEPS * batch)
 
 
 def _inherited(old: Sequence[str], new: Sequence[str]) -> str:

@@ -109,7 +109,7 @@ def propose(survey: Survey, minutes: float | None, steps: int | None, device: to
         device: to train on.
     """
     budget = seconds_of(minutes) if steps is None else math.inf
-    batch, longest = batch_size(device), max(EPOCHS * survey.images, FEWEST_IMAGES)
+    batch, longest = batch_size(device), longest_training(survey)
     taken: tuple[RunConfig, float] | None = None
     stopped = "the largest there is for such pictures"
     # Enlarged by no more than half, if the smallest model allows it.
@@ -146,6 +146,11 @@ def seconds_of(minutes: float | None) -> float:
     if not 0 < minutes < math.inf:
         raise PraError(f"--minutes {minutes:g} must be positive and finite", option="--minutes", value=f"{minutes:g}")
     return minutes * 60 * TRAINING_SHARE
+
+
+def longest_training(survey: Survey) -> int:
+    """Return the most images that a training sees."""
+    return max(EPOCHS * survey.images, FEWEST_IMAGES)
 
 
 def steps_in(budget: float, seconds: float, longest: int, batch: int) -> int:

@@ -10,8 +10,10 @@ import json
 import math
 import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +44,8 @@ HEALTHY_STATE_STD = 0.3
 TERMS_SHOWN = 3
 """Terms of the loss beside the progress bar."""
 GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
+NEARLY, LATE = 0.1, 1.2
+"""A training's length: changes of steps that are not worth it, and the part of its minutes from which it is late."""
 HELD_OUT = 1024
 """Held-out images that are measured; of more, so many are taken evenly."""
 HELD_OUT_SEED = 0
@@ -57,6 +61,7 @@ class Callback:
     trainer (:class:`pra.training.loop.Trainer` lists its attributes) and does not change it. The time of
     :meth:`on_step` counts as training, unless it is spent in a block of :meth:`pra.training.loop.Trainer.paused`.
     An exception in a user's hook ends the run: the loop saves the state, then raises the exception.
+    A signal ends the run after the hook; what may take minutes is left at once in ``trainer.until_signal(do)``.
     """
 
     def on_start(self, trainer: Trainer) -> None:
@@ -173,6 +178,7 @@ class Bar(Callback):
         self.bar = Progress(total=trainer.config.train.steps, initial=trainer.step, unit="step", desc="train")
 
     def on_step(self, trainer: Trainer) -> None:
+        self.bar.total = trainer.config.train.steps  # may have been planned again
         self.bar.update()
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
@@ -182,6 +188,47 @@ class Bar(Callback):
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+class Length(Callback):
+    """Keeps a new run to so many minutes: the speed that was measured before it does not last where others work too.
+
+    At the end of the warm-up, the steps are planned again: the learning rate has not depended on their number so far,
+    so that the new configuration gives the same training from its start. Later, a warning says that it takes longer.
+
+    Args:
+        minutes: of the run.
+        steps_at: returns the steps that fit, by the seconds of a step.
+    """
+
+    def __init__(self, minutes: float, steps_at: Callable[[float], int]) -> None:
+        self.minutes, self.steps_at, self.told = minutes, steps_at, False
+        self._begin, self._first = 0.0, 0.0
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._begin = monotonic()
+
+    def on_step(self, trainer: Trainer) -> None:
+        planned = trainer.config.train.steps
+        if trainer.new_steps == 1:  # which may compile
+            self._first = monotonic()
+        elif trainer.step == trainer.config.train.optimizer.warmup_steps:
+            seconds = (monotonic() - self._first) / (trainer.new_steps - 1)
+            steps = trainer.world.run_on_first(lambda: max(trainer.step, self.steps_at(seconds)))
+            if abs(steps / planned - 1.0) > NEARLY:
+                trainer.plan(steps)
+                now = f"a step takes {seconds:.3g} s now, unlike before training"
+                warnings.warn(f"{now}: {planned:,} steps become {steps:,}, for {self.minutes:g} minutes", stacklevel=2)
+
+    def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
+        train, passed = trainer.config.train, (monotonic() - self._begin) / 60
+        needed = passed * train.steps / trainer.new_steps
+        under_way = train.optimizer.warmup_steps < trainer.step < train.steps
+        if under_way and needed > LATE * self.minutes and not self.told:
+            self.told = True
+            fix = f"Wait for it, or start another run with --steps {self.steps_at(60 * passed / trainer.new_steps)}"
+            problem = f"this training will take about {needed:.2g} minutes, not {self.minutes:g}"
+            warnings.warn(f"{problem}: the machine has less time for it than at its start. {fix}", stacklevel=2)
 
 
 class Validation(Callback):
@@ -202,7 +249,8 @@ class Validation(Callback):
             return
         with trainer.paused():
             parts = trainer.ema.parts(here=trainer.world.is_first)
-            row |= trainer.world.run_on_first(lambda: self._measured(trainer, trainer.ema.assembled(parts)))
+            measured = partial(self._measured, trainer, parts)
+            row |= trainer.world.run_on_first(lambda: trainer.until_signal(measured) or {})
         if not self.told and trainer.world.is_first:
             rows = [*read_metrics(trainer.folder), row]
             self.told = overfits(rows)
@@ -215,8 +263,9 @@ class Validation(Callback):
                 )
 
     @torch.no_grad()
-    def _measured(self, trainer: Trainer, model: Model) -> dict[str, float]:
+    def _measured(self, trainer: Trainer, parts: Any) -> dict[str, float]:
         """Means over the held-out images, by name."""
+        model = trainer.ema.assembled(parts)
         train = trainer.config.train
         size, _ = train.micro_batches(trainer.world.size)  # fits the memory with gradients, so without them too
         if self._loaded is None:
@@ -283,9 +332,13 @@ class Pictures(Callback):
             if config.channels in MODES and trainer.world.is_first:
                 kinds = {"samples": _samples, "reconstructions": _reconstructions}
                 for kind, draw in kinds.items() if config.codec is not None else [("samples", _samples)]:
-                    try:
+
+                    def make(kind: str = kind, draw: Any = draw) -> None:
                         sheet = contact_sheet(*draw(trainer, trainer.ema.assembled(parts)))
                         write_atomically(trainer.picture(kind), sheet.save, format="PNG")
+
+                    try:
+                        trainer.until_signal(make)
                     except Exception as error:
                         reason = reason_of(error)
                         warnings.warn(f"no {kind} are drawn at step {trainer.step}: {reason}", stacklevel=2)

@@ -8,16 +8,16 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
-from pra.config import RunConfig
+from pra.config import RunConfig, to_dict
 from pra.data import Batch, Sample, Source, TrainingSet, batches, open_source
 from pra.data.held_out import split
-from pra.data.loader import reading
 from pra.data.source import learned
 from pra.errors import PraError
 from pra.method import noise, perceptual
@@ -25,19 +25,21 @@ from pra.method.objectives import TERMS, LossInputs, LossTerm, Perceptual, check
 from pra.models import Model, build_model, weights
 from pra.training import checkpoint
 from pra.training.averages import build_averages
-from pra.training.callbacks import Bar, Callback, Callbacks, Metrics, Pictures, Validation
+from pra.training.callbacks import Bar, Callback, Callbacks, Length, Metrics, Pictures, Validation
 from pra.training.initial import load_initial
 from pra.training.optimizer import codec_learns, set_trainable
-from pra.training.run import COMMON, check_data, claimed, write_run
+from pra.training.run import COMMON, check_data, claimed, write_json, write_run
 from pra.training.step import Step
 from pra.utils.device import enough_memory
 from pra.utils.distributed import World, join
 from pra.utils.files import read_json
 from pra.utils.pixels import from_uint8
-from pra.utils.signals import Interrupted, caught_signals
+from pra.utils.signals import Caught, Interrupted, caught_signals, ended_by_sigterm
+
+T = TypeVar("T")
 
 FAILED = 256
-"""A callback failed: above every number of a signal, so that ranks compare both at once."""
+"""A callback or the data failed: above every number of a signal, so that ranks compare both at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Trainer:
         terms: Mapping[str, LossTerm] | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
+        length: Length | None = None,
     ) -> None:
         self.config, self.folder, self.device, self.world, self.terms = config, folder, device, world, terms or {}
         with world.first_alone():  # some sources are indexed once
@@ -120,7 +123,8 @@ class Trainer:
             warning = check_data(folder, config, self.whole)
             images = learned(self.whole, config.model.num_classes)
             self.source, held_out = split(images, config.data, config.train.seed)
-        before = [*([] if held_out is None else [Validation(held_out)]), Pictures()]
+        before: list[Callback] = [] if length is None else [length]
+        before += [*([] if held_out is None else [Validation(held_out)]), Pictures()]
         after = [Metrics(), *([Bar()] if progress else [])]
         self.callbacks = Callbacks(before, callbacks, after if world.is_first else [])
         # Rank 0 picks the checkpoint: on a network file system other ranks may see a stale listing.
@@ -146,6 +150,7 @@ class Trainer:
             warnings.warn(warning, stacklevel=2)
         if last is not None:
             self.step = checkpoint.restore_weights(last, self.model, self.averages)
+        self.saved_step = self.step  # nothing is lost at step 0
         self.arithmetic = Step(self.model, self.averages, config.train, device, world, terms, self.step)
         self.optimizer = self.arithmetic.optimizer
         if last is not None:
@@ -155,6 +160,7 @@ class Trainer:
         self.pending: list[dict[str, Tensor]] = []
         self.unlogged = checkpoint.Unlogged() if last is None else checkpoint.restore_unlogged(last)
         self.interval = time.monotonic()
+        self.signals = Caught()
 
     @property
     def new_steps(self) -> int:
@@ -173,55 +179,97 @@ class Trainer:
         yield
         self.interval += time.monotonic() - begin
 
+    def plan(self, steps: int) -> None:
+        """Change how many steps the run has, in its folder too. All processes call it together."""
+        self.config = dataclasses.replace(self.config, train=dataclasses.replace(self.config.train, steps=steps))
+        if self.world.is_first:
+            write_json(self.folder / weights.CONFIG, to_dict(self.config))
+
+    def until_signal(self, do: Callable[[], T]) -> T | None:
+        """Return ``do()``; None as soon as a signal has come that is to stop the run, wherever ``do`` is.
+
+        For what takes long, and can be left unfinished.
+        """
+        return self.signals.until_signal(do)
+
     def run(self) -> Trained:
         """Train, and draw the pictures that are missing."""
         begin, train = time.monotonic(), self.config.train
-        with closing(self.callbacks):
+        with closing(self.callbacks), ended_by_sigterm():
             if self.step < train.steps:
                 self._train()
             drawn = not train.sample_every or self.picture("samples").exists()
-            if self.step == train.steps and self.world.combine(not drawn, lambda missing: missing[0]):
+            if self.step == self.config.train.steps and self.world.combine(not drawn, lambda missing: missing[0]):
                 self.callbacks.call("on_sample", self)
             self.callbacks.call("on_end", self)
             if self.world.highest(FAILED if self.callbacks.failure else 0, patient=True):
-                self._raise_failure()
+                self._raise_failure(self.callbacks.failure)
         skipped = self.world.combine(self.skipped, sum)
         return Trained(self.folder, self.ema.whole(), self.step, self.new_steps, time.monotonic() - begin, skipped)
 
     def _train(self) -> None:
-        train = self.config.train
-        with caught_signals() as received, self.saver.working(), reading(self._batches()) as stream:
-            first = next(stream)  # report unreadable data before anything is written
-            if self.world.is_first:
-                losses = {name: term.weight for name, term in self.terms.items()}
-                write_run(self.folder, self.config, self.whole, self.world.size, self.initial, losses)
-            self.callbacks.call("on_start", self)
-            self.interval = time.monotonic()
-            for step_batches in itertools.chain([first], stream):
-                self._take_step(step_batches)
+        with caught_signals() as self.signals, self.saver.working(), closing(self._batches()) as stream:
+            while self.step < self.config.train.steps:
+                step_batches = self._awaited(stream)  # the first before anything is written: data may be unreadable
+                if not self.new_steps:
+                    self._begin()
+                if not self._take_step(step_batches):
+                    continue
                 self.callbacks.call("on_step", self)
+                train = self.config.train  # perhaps planned again
                 last = self.step == train.steps
-                # Read once, so that all ranks stop after the same step: a later signal stops after the next.
-                stop = self.world.highest(FAILED if self.callbacks.failure else max(received, default=0))
                 if self.step % train.log_every == 0 or train.validates(self.step) or last:
                     self._log()
-                if self.step % train.checkpoint_every == 0 or last or stop:
-                    unlogged = self._since_last_line()  # refuses what is not finite
-                    self.saver.save(self.step, self.model, self.averages, self.optimizer, unlogged)
-                    self.callbacks.call("on_checkpoint", self)
-                if stop and not last:
-                    self.saver.wait()
-                    if stop == FAILED:
-                        self._raise_failure()
-                    raise Interrupted(stop, f"stopped at step {self.step}, saved in {self.folder}")
+                if self.step % train.checkpoint_every == 0 or last:
+                    self._save()
                 if train.sample_every and self.step % train.sample_every == 0 and not last:
                     self.callbacks.call("on_sample", self)
             self.saver.wait()
+        self.signals = Caught()
 
-    def _raise_failure(self) -> NoReturn:
-        if self.callbacks.failure:
-            raise self.callbacks.failure
-        raise PraError(f"a callback failed in another process at step {self.step}. See its traceback", code="lost")
+    def _awaited(self, stream: Iterator[list[Batch]]) -> list[Batch]:
+        """Return the batches of the next step, or save and end the run: after a signal, or a failure of any rank.
+
+        All ranks stop here, after the same step: if one cannot read its data, the others do not hang in all-reduce.
+        """
+        failure, step_batches = self.callbacks.failure, None
+        try:
+            step_batches = self.until_signal(lambda: next(stream))
+        except Exception as error:
+            failure = failure or error
+            if isinstance(error, PraError):
+                self.world.fails_first()
+        # Read once: a later signal stops after the next step. A stream may take long to reach its first image.
+        code = FAILED if failure else max(self.signals.received, default=0)
+        stop = self.world.highest(code, patient=self.step == self.first_step)
+        if step_batches is not None and not stop:
+            return step_batches
+        if self.step > self.saved_step:
+            self._save()
+        self.saver.wait()
+        if stop == FAILED:
+            self._raise_failure(failure)
+        where = f"stopped at step {self.step}, saved in {self.folder}" if self.step else "stopped before the first step"
+        raise Interrupted(stop, where)
+
+    def _begin(self) -> None:
+        """Write what the run is, before its first step of this call."""
+        if self.world.is_first:
+            losses = {name: term.weight for name, term in self.terms.items()}
+            write_run(self.folder, self.config, self.whole, self.world.size, self.initial, losses)
+        self.callbacks.call("on_start", self)
+        self.interval = time.monotonic()
+
+    def _save(self) -> None:
+        unlogged = self._since_last_line()  # refuses what is not finite
+        self.saver.save(self.step, self.model, self.averages, self.optimizer, unlogged)
+        self.saved_step = self.step
+        self.callbacks.call("on_checkpoint", self)
+
+    def _raise_failure(self, failure: Exception | None) -> NoReturn:
+        if failure:
+            raise failure
+        raise PraError(f"another process failed at step {self.step}. See its traceback", code="lost")
 
     def _batches(self) -> Generator[list[Batch]]:
         """This process's micro-batches of each step that is left."""
@@ -231,17 +279,13 @@ class Trainer:
             self.source, model.image_size, model.channels, self.config.data, train.seed,
             step=train.batch_size, start=self.world.rank * micro * count, size=micro * count,
         )  # fmt: skip
-        first = self.step
-        span = first * micro * count, micro, train.steps * micro * count
-        with closing(batches(dataset, *span, pin_memory=self.device.type == "cuda")) as stream:
-            for step in range(first, train.steps):
-                parts = [next(stream) for _ in range(count)]
-                # If one rank cannot read its data, the others exit here instead of hanging in all-reduce. A stream may
-                # take long to reach its first image.
-                self.world.barrier(patient=step == first)
-                yield parts
+        begin = self.step * micro * count
+        with closing(batches(dataset, begin, micro, pin_memory=self.device.type == "cuda")) as stream:
+            while True:
+                yield [next(stream) for _ in range(count)]
 
-    def _take_step(self, step_batches: list[Batch]) -> None:
+    def _take_step(self, step_batches: list[Batch]) -> bool:
+        """Take a step, unless a signal comes before it changes anything. Return whether it was taken."""
         train = self.config.train
         if 0 < self.step == train.codec_warmup:
             self.arithmetic.all_learn()
@@ -255,12 +299,18 @@ class Trainer:
                 for batch in step_batches
             )
             given = ((from_uint8(images), labels, noise.keys(train.seed, at)) for images, labels, at in moved)
-            parts = self.arithmetic.passes(given, len(step_batches), rollout, self.perceptual)
+            passes = partial(self.arithmetic.passes, given, len(step_batches), rollout, self.perceptual)
+            # They may take long, such as the first one, which compiles. Several processes wait for each other in it.
+            parts = self.until_signal(passes) if self.world.size == 1 else passes()
+            if parts is None:
+                self.optimizer.zero_grad()
+                return False
             norm = self.arithmetic.update(self.step)
         self.skipped += sum(batch.skipped for batch in step_batches)
         self.step += 1
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         self.pending.append({**means, "gradient_norm": norm})
+        return True
 
     def _recent(self) -> dict[str, Tensor]:
         """Gather the metrics of the steps since the last log, averaged over all processes; refuse what is not finite.

@@ -48,6 +48,8 @@ class World:
     local_rank: int = 0
     patient: Any = field(default=None, repr=False, compare=False)
     """torch's process group with the timeout :data:`PATIENCE`; the default group has :data:`STEP`."""
+    store: Any = field(default=None, repr=False, compare=False)
+    """torch's store, which these ranks alone use."""
 
     @property
     def is_first(self) -> bool:
@@ -108,6 +110,16 @@ class World:
         """Wait for all ranks, up to :data:`PATIENCE` if ``patient``. If one has failed, the others end here."""
         self.highest(0, patient)
 
+    def fails_first(self) -> bool:
+        """Return whether this rank is the first to fail, and so the one that reports; call it before others notice."""
+        if self.store is None:
+            return True
+        try:
+            with _hushed():
+                return bool(self.store.compare_set("pra/failed", "", str(self.rank)).decode() == str(self.rank))
+        except RuntimeError:  # the store's process has ended, and has said why
+            return False
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Run a block of torch's own collectives; only the loss of a rank becomes a :class:`PraError`."""
@@ -143,7 +155,7 @@ def join() -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
-    world, store = _rendezvous(variable("RANK", most=size - 1), size, variable("LOCAL_RANK"))
+    world = _rendezvous(variable("RANK", most=size - 1), size, variable("LOCAL_RANK"))
     with ended_by_sigterm():  # torchrun's signal after a failure: clean up silently
         try:
             with warnings.catch_warnings():
@@ -152,13 +164,13 @@ def join() -> Iterator[World]:
                 yield world
         except (PraError, OSError):
             # The first rank to fail reports at once: the others may work for hours before they notice.
-            if not _fails_first(store):
+            if not world.fails_first():
                 raise SystemExit(2) from None
             raise
     dist.destroy_process_group()
 
 
-def _rendezvous(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
+def _rendezvous(rank: int, size: int, local_rank: int) -> World:
     from torch.distributed.rendezvous import rendezvous  # missing in some builds of torch
 
     patience = timedelta(seconds=variable("PRA_RENDEZVOUS_TIMEOUT", "300", least=1))
@@ -170,7 +182,7 @@ def _rendezvous(rank: int, size: int, local_rank: int) -> tuple[World, Any]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=STEP)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         dist.all_reduce(torch.zeros(()), group=patient)  # no rank ends while another still connects
-        return World(rank, size, local_rank, patient), store
+        return World(rank, size, local_rank, patient, store)
     except (RuntimeError, ValueError, OSError) as error:
         address = ":".join(os.environ.get(name, f"(no {name})") for name in ("MASTER_ADDR", "MASTER_PORT"))
         problem = f"does not find the others at {address} ({reason_of(error)})"
@@ -209,14 +221,6 @@ def own_part(store: Any, rank: int, size: int, patience: timedelta) -> Any:
         time.sleep(0.02)
     part.set("here-0", "")
     return part
-
-
-def _fails_first(store: Any) -> bool:
-    try:
-        with _hushed():
-            return bool(store.add("pra/failed", 1) == 1)
-    except RuntimeError:  # the store's process has ended, and has said why
-        return False
 
 
 @contextmanager

@@ -8,7 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
@@ -37,17 +39,55 @@ def handled(numbers: tuple[signal.Signals, ...], handler: Handler) -> Iterator[N
 
 
 @contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """Collect :data:`STOPS` in a list, so that the step can be finished. A second Ctrl-C stops at once."""
+def deferred() -> Iterator[None]:
+    """Hold :data:`STOPS` back in the block, and deliver them at its end."""
     received: list[int] = []
+    try:
+        with handled(STOPS, lambda signum, _: received.append(signum)):
+            yield
+    finally:
+        for signum in received:
+            signal.raise_signal(signum)
 
-    def receive(signum: int, frame: FrameType | None) -> None:
-        if received and signum == signal.SIGINT:
+
+class _Woken(BaseException):
+    """Not an Exception, which others would handle."""
+
+
+class Caught:
+    """Signals in a block of :func:`caught_signals`: ``received`` are those that have come."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._leaves = False
+
+    def until_signal(self, do: Callable[[], T]) -> T | None:
+        """Return ``do()``, or None as soon as a signal has come; ``do`` then ends by an exception, where it is."""
+        try:
+            try:
+                self._leaves = True
+                return None if self.received else do()
+            finally:
+                self._leaves = False
+        except _Woken:
+            self._leaves = False
+            return None
+
+    def receive(self, signum: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if self.received and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        received.append(signum)
+        self.received.append(signum)
+        if self._leaves:
+            raise _Woken
 
-    with handled(STOPS, receive):
-        yield received
+
+@contextmanager
+def caught_signals() -> Iterator[Caught]:
+    """Collect :data:`STOPS`, so that what was begun can be finished. A second Ctrl-C stops at once."""
+    caught = Caught()
+    with handled(STOPS, caught.receive):
+        yield caught
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from pra.config import (
     TrainConfig,
     to_dict,
 )
+from pra.data.images import open_image
 from pra.errors import PraError, reason_of
 from pra.evaluation import flops
 from pra.evaluation.comparable import PREFIX, known
