@@ -50,6 +50,7 @@ class World:
     """torch's process group with the timeout :data:`PATIENCE`; the default group has :data:`STEP`."""
     store: Any = field(default=None, repr=False, compare=False)
     """torch's store, which these ranks alone use."""
+    _failed_first: list[bool] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -114,11 +115,14 @@ class World:
         """Return whether this rank is the first to fail, and so the one that reports; call it before others notice."""
         if self.store is None:
             return True
-        try:
-            with _hushed():
-                return bool(self.store.compare_set("pra/failed", "", str(self.rank)).decode() == str(self.rank))
-        except RuntimeError:  # the store's process has ended, and has said why
-            return False
+        if not self._failed_first:  # asked once: soon the store's process may have ended
+            try:
+                with _hushed():
+                    first = self.store.compare_set("pra/failed", "", str(self.rank)).decode()
+                self._failed_first.append(first == str(self.rank))
+            except RuntimeError:  # the store's process has ended, and has said why
+                return False
+        return self._failed_first[0]
 
     @contextmanager
     def together(self) -> Iterator[None]:
