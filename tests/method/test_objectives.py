@@ -8,7 +8,7 @@ from support.models import ALL, JITS, LEARNED, batch, random_jit, random_model
 
 from pra import config
 from pra.config import ObjectiveConfig, PixelLoss
-from pra.method import noise
+from pra.method import noise, rollout
 from pra.method.objectives import drop_labels, normalise_patches, training_losses
 from pra.models.head import velocity_from_data
 
@@ -49,6 +49,20 @@ def test_gradients_go_where_they_should(name, rollout):
         assert reached(model, losses.terms[codec]) == {"codec.encoder", "codec.decoder"}
     reached(model, losses.total)
     assert untrained(model) == []
+
+
+def test_perturbed_term_is_of_the_ar_inputs():
+    model, how = random_model(), config.Parallel(t_min=0.3)
+    losses, without = computed(model, how, perturbed_weight=0.5), computed(model, how)
+    assert reached(model, losses.terms["perturbed"]) == {"codec.encoder", "codec.decoder"}
+    assert "perturbed" not in without.terms | computed(model, config.Clean(), perturbed_weight=0.5).terms
+    torch.testing.assert_close(losses.terms["flow"], without.terms["flow"])
+    torch.testing.assert_close(losses.total, without.total + 0.5 * losses.terms["perturbed"])
+    images, labels, keys = batch(model.config)
+    patches = model.patchify(images)
+    z = model.codec.encode(patches, model.clean_conditions(labels, patches))
+    decoded = model.codec.decode(rollout.perturbed(z, 0.3, keys))
+    torch.testing.assert_close(losses.terms["perturbed"], (decoded - patches).square().mean())
 
 
 def test_terms_without_ar_pass_are_the_codecs():

@@ -76,6 +76,9 @@ class PixelLoss(enum.Enum):
 class ObjectiveConfig(Settings):
     """Loss weights and the randomness of a training step (docs/method.md).
 
+    ``perturbed_weight`` is of the reconstruction loss on pixels decoded from perturbed states, where the rollout is
+    :class:`Parallel`.
+
     ``noise_draws`` is the number of ``(t, eps)`` pairs per token for the flow loss; ``logit_normal_times`` draws those
     times as the sigmoid of a normal of ``time_mean`` and ``time_std`` (Stable Diffusion 3, arXiv 2403.03206), else
     uniformly. JiT has one ``(t, eps)`` per image, and of the weights none. A head with shortcuts takes
@@ -84,6 +87,7 @@ class ObjectiveConfig(Settings):
 
     pixel_loss: PixelLoss = PixelLoss.L2
     perceptual_weight: NaturalFloat = 0.0
+    perturbed_weight: NaturalFloat = 0.0
     auxiliary_weight: NaturalFloat = 0.1
     noise_draws: PositiveInt = 4
     shortcut_draws: PositiveInt = 2
