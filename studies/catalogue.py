@@ -20,6 +20,7 @@ from pra.errors import PraError, nearest
 from pra.recipes import distill
 from pra.recipes.systems import SYSTEMS
 from pra.sampling import solvers
+from studies.ladder import climb
 from studies.measures import Gap, Measure, Probe, Quality, Reconstruction, sweep
 from studies.settings import LONGER, Scale, Setting, base
 
@@ -139,6 +140,11 @@ def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
     )
 
 
+def _recipe(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    for name, run in climb(base(setting, scale)):
+        yield Cell(PRA, run, _measures(setting, scale, run), value=name)
+
+
 def _rollout_gap(setting: Setting, scale: Scale) -> Iterator[Cell]:
     for cell in _systems(setting, scale):
         if cell.system != "jit":
@@ -210,6 +216,12 @@ STUDIES = {
         ),
         Study("ablation", "What does each part of PRA contribute?", ("fashion-64",), _ablation),
         Study(
+            "recipe",
+            "Which changes to faithful PRA make its images better at equal steps?",
+            ("emoji-64", "fashion-64", "emoji-16"),
+            _recipe,
+        ),
+        Study(
             "rollout-gap",
             "How far does sampling lead each system from what it was trained on?",
             ("fashion-64", "emoji-64"),
@@ -237,14 +249,25 @@ def find_study(name: str) -> Study:
     return STUDIES[name]
 
 
-def only(study: Study, systems: Sequence[str], setting: Setting, scale: Scale) -> Study:
-    """A study of some of its systems; what has been measured of the others stays in its table.
+def only(study: Study, column: str, wanted: Sequence[str], setting: Setting, scale: Scale) -> Study:
+    """A study of the cells of which ``column`` (``system`` or ``value``) is among the ``wanted``.
+
+    What has been measured of the others stays in its table.
 
     Raises:
-        PraError: it has no such system in that setting at that scale; the nearest name is given.
+        PraError: no cell has that in that setting at that scale; the nearest is given.
     """
-    known = list(dict.fromkeys(cell.system for cell in study.cells(setting, scale)))
-    for name in systems:
+    known = list(dict.fromkeys(shown(getattr(cell, column)) for cell in study.cells(setting, scale)))
+    for name in wanted:
         if name not in known:
-            raise PraError(f"the study {study.name} has no system {name!r}{nearest(name, known)}")
-    return replace(study, cells=lambda setting, scale: (c for c in study.cells(setting, scale) if c.system in systems))
+            raise PraError(f"the study {study.name} has no {column} {name!r}{nearest(name, known)}")
+
+    def cells(setting: Setting, scale: Scale) -> Iterator[Cell]:
+        return (cell for cell in study.cells(setting, scale) if shown(getattr(cell, column)) in wanted)
+
+    return replace(study, cells=cells)
+
+
+def shown(value: float | str) -> str:
+    """Return a value as tables show it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
