@@ -119,6 +119,7 @@ def _length(setting: Setting, scale: Scale) -> Iterator[Cell]:
 def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
     """Each variant is PRA with one setting changed, as ``--set`` changes it."""
     run = base(setting, scale)
+    sees = "model.codec.encoder.sees_condition=true"
     dims = [dim for dim in (setting.state_dim // 2, 2 * setting.state_dim) if dim >= 3]
     variants = {
         "PRA": [],
@@ -127,7 +128,17 @@ def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
         "t_min = 0.6": ["train.rollout.t_min=0.6"],
         "not perturbed": ["train.rollout=Reconstructed"],
         "clean inputs": ["train.rollout=Clean"],
-        "encoder sees h": ["model.codec.encoder.sees_condition=true"],
+        "encoder sees h": [sees],
+        "encoder sees h, masked by half": [sees, "train.objective.encoder_masking=0.5"],
+        "encoder sees h and half of the patches": [
+            sees,
+            "train.objective.encoder_masking=0.5",
+            "train.objective.encoder_masks=patch",
+        ],
+        "L_rec also on D(z~)": ["train.objective.perturbed_weight=0.5"],
+        "L_rec on D(z~) alone": ["train.objective.perturbed_weight=1", "train.objective.pixel_weight=0"],
+        "L_aux of weight 1": ["train.objective.auxiliary_weight=1"],
+        "L1 for L_rec": ["train.objective.pixel_loss=l1"],
         "decoder without context": ["model.codec.context=false"],
         "codec warmed up": [f"train.codec_warmup={run.train.steps // 4}"],
         "no L_aux": ["train.objective.auxiliary_weight=0"],

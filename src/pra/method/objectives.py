@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pra.config import SHORTCUT_STEPS, ObjectiveConfig, Parallel, PixelLoss, Prediction, Rollout
+from pra.config import SHORTCUT_STEPS, EncoderInput, ObjectiveConfig, Parallel, PixelLoss, Prediction, Rollout
 from pra.errors import Code, PraError
 from pra.method import flow, noise
 from pra.method.noise import Purpose
@@ -183,7 +183,7 @@ def _autoregressive_terms(
         h0 = model.clean_conditions(labels, patches)
     # Forget casts: older torch keeps low-precision weights made without gradient (pytorch#112583) for the next pass.
     torch.clear_autocast_cache()
-    z = model.codec.encode(patches, h0)
+    z = model.codec.encode(*mask_encoder(patches, h0, objective, keys))
     decoded = inputs = None
     if model.config.codec is not None:
         decoded = model.codec.decode(z).float()
@@ -213,6 +213,19 @@ def _autoregressive_terms(
     if model.shortcut is not None:
         terms["shortcut"] = shortcut_loss(model.head, model.shortcut, h.detach(), z, objective, keys)
     return replace(given, conditions=h), terms
+
+
+def mask_encoder(
+    patches: Tensor, conditions: Tensor | None, objective: ObjectiveConfig, keys: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return the encoder's inputs, ``(B, N, P)`` and ``(B, N, D)``, with zeros in the masked tokens of one of them."""
+    if not objective.encoder_masking:
+        return patches, conditions
+    drawn = noise.uniform(noise.fold(keys, Purpose.ENCODER_MASK), patches.shape[1], 1)
+    masked = drawn < objective.encoder_masking
+    if objective.encoder_masks is EncoderInput.PATCH:
+        return patches.masked_fill(masked, 0.0), conditions
+    return patches, None if conditions is None else conditions.masked_fill(masked, 0.0)
 
 
 def _diffusion_terms(model: JiT, given: LossInputs, objective: ObjectiveConfig) -> dict[str, Tensor]:
