@@ -20,6 +20,7 @@ from pra.errors import PraError, nearest
 from pra.recipes import distill
 from pra.recipes.systems import SYSTEMS
 from pra.sampling import solvers
+from studies.ladder import climb
 from studies.measures import Gap, Measure, Probe, Quality, Reconstruction, sweep
 from studies.settings import LONGER, Scale, Setting, base
 
@@ -118,6 +119,7 @@ def _length(setting: Setting, scale: Scale) -> Iterator[Cell]:
 def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
     """Each variant is PRA with one setting changed, as ``--set`` changes it."""
     run = base(setting, scale)
+    sees = "model.codec.encoder.sees_condition=true"
     dims = [dim for dim in (setting.state_dim // 2, 2 * setting.state_dim) if dim >= 3]
     variants = {
         "PRA": [],
@@ -126,7 +128,17 @@ def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
         "t_min = 0.6": ["train.rollout.t_min=0.6"],
         "not perturbed": ["train.rollout=Reconstructed"],
         "clean inputs": ["train.rollout=Clean"],
-        "encoder sees h": ["model.codec.encoder.sees_condition=true"],
+        "encoder sees h": [sees],
+        "encoder sees h, masked by half": [sees, "train.objective.encoder_masking=0.5"],
+        "encoder sees h and half of the patches": [
+            sees,
+            "train.objective.encoder_masking=0.5",
+            "train.objective.encoder_masks=patch",
+        ],
+        "L_rec also on D(z~)": ["train.objective.perturbed_weight=0.5"],
+        "L_rec on D(z~) alone": ["train.objective.perturbed_weight=1", "train.objective.pixel_weight=0"],
+        "L_aux of weight 1": ["train.objective.auxiliary_weight=1"],
+        "L1 for L_rec": ["train.objective.pixel_loss=l1"],
         "decoder without context": ["model.codec.context=false"],
         "codec warmed up": [f"train.codec_warmup={run.train.steps // 4}"],
         "no L_aux": ["train.objective.auxiliary_weight=0"],
@@ -137,6 +149,11 @@ def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
     yield Cell(
         PRA, run, tuple(sweep(setting, scale, replace(run.sampling, renormalise=False))), value="not renormalised"
     )
+
+
+def _recipe(setting: Setting, scale: Scale) -> Iterator[Cell]:
+    for name, run in climb(base(setting, scale)):
+        yield Cell(PRA, run, _measures(setting, scale, run), value=name)
 
 
 def _rollout_gap(setting: Setting, scale: Scale) -> Iterator[Cell]:
@@ -210,6 +227,12 @@ STUDIES = {
         ),
         Study("ablation", "What does each part of PRA contribute?", ("fashion-64",), _ablation),
         Study(
+            "recipe",
+            "Which changes to faithful PRA make its images better at equal steps?",
+            ("emoji-64", "fashion-64", "emoji-16"),
+            _recipe,
+        ),
+        Study(
             "rollout-gap",
             "How far does sampling lead each system from what it was trained on?",
             ("fashion-64", "emoji-64"),
@@ -237,14 +260,25 @@ def find_study(name: str) -> Study:
     return STUDIES[name]
 
 
-def only(study: Study, systems: Sequence[str], setting: Setting, scale: Scale) -> Study:
-    """A study of some of its systems; what has been measured of the others stays in its table.
+def only(study: Study, column: str, wanted: Sequence[str], setting: Setting, scale: Scale) -> Study:
+    """A study of the cells of which ``column`` (``system`` or ``value``) is among the ``wanted``.
+
+    What has been measured of the others stays in its table.
 
     Raises:
-        PraError: it has no such system in that setting at that scale; the nearest name is given.
+        PraError: no cell has that in that setting at that scale; the nearest is given.
     """
-    known = list(dict.fromkeys(cell.system for cell in study.cells(setting, scale)))
-    for name in systems:
+    known = list(dict.fromkeys(shown(getattr(cell, column)) for cell in study.cells(setting, scale)))
+    for name in wanted:
         if name not in known:
-            raise PraError(f"the study {study.name} has no system {name!r}{nearest(name, known)}")
-    return replace(study, cells=lambda setting, scale: (c for c in study.cells(setting, scale) if c.system in systems))
+            raise PraError(f"the study {study.name} has no {column} {name!r}{nearest(name, known)}")
+
+    def cells(setting: Setting, scale: Scale) -> Iterator[Cell]:
+        return (cell for cell in study.cells(setting, scale) if shown(getattr(cell, column)) in wanted)
+
+    return replace(study, cells=cells)
+
+
+def shown(value: float | str) -> str:
+    """Return a value as tables show it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -28,6 +28,7 @@ def study_command(
     *,
     setting: Text = None,
     systems: Text = None,
+    values: Text = None,
     scale: Annotated[str, arg(metavar="cpu|gpu")] = "cpu",
     seeds: Text = None,
     jobs: Integer = None,
@@ -44,6 +45,7 @@ def study_command(
         name: A study.
         setting: Data and tokens, such as fashion-64,emoji-16; by default the study's own, at scale cpu its first.
         systems: Of these alone, such as pra,states; by default of all that the study compares.
+        values: Of what the study varies these alone, separated by |, such as "faithful|plus".
         scale: cpu, as it is, ends within an hour on 2 cores with --compile; gpu is larger.
         seeds: One run of each system per seed, such as 0-2; by default 0 at scale cpu, 0-2 at gpu.
         jobs: Runs side by side; by default one per core, or 4 on a GPU.
@@ -57,16 +59,17 @@ def study_command(
         return
     study, size = find_study(name), find_scale(scale)
     settings = [find_setting(part.strip()) for part in (setting.split(",") if setting else study.asked_in(size))]
-    if systems:
-        study = only(study, [part.strip() for part in systems.split(",")], settings[0], size)
+    for column, asked, separator in (("system", systems, ","), ("value", values, "|")):
+        if asked:
+            study = only(study, column, [part.strip() for part in asked.split(separator)], settings[0], size)
     numbers = list(dict.fromkeys(parse_numbers(seeds, "--seeds"))) if seeds else list(range(size.seeds))
     target = pick_device(device)
     side_by_side = _default_jobs(target) if jobs is None else jobs
     if side_by_side < 1:
         raise PraError(f"--jobs {jobs} must be at least 1")
     place = Workplace(runs.expanduser(), target, side_by_side, compile)
-    asked = ",".join(one.name for one in settings)
-    print(f"study: {name} on {asked}, scale {scale}, {side_by_side} side by side, {target}")
+    names = ",".join(one.name for one in settings)
+    print(f"study: {name} on {names}, scale {scale}, {side_by_side} side by side, {target}")
     files, missing = run_study(study, settings, size, numbers, out.expanduser(), place)
     readme = out.expanduser() / name / "README.md"
     print("\n".join(line for line in readme.read_text().splitlines() if line.startswith(("|", "##"))))

@@ -239,9 +239,10 @@ def sweep(setting: Setting, scale: Scale, sampling: SamplingConfig) -> Iterator[
 
 def _judged(batches: Iterable[Batch], count: int, judge: Judge, device: torch.device) -> Row:
     extractor, reference = judge.open(device)
-    report = evaluate(batches, reference, extractor, count, keep=KEPT_FEATURES, progress=False)
+    patch_size = judge.setting.patch_size
+    report = evaluate(batches, reference, extractor, count, KEPT_FEATURES, progress=False, patch_size=patch_size)
     figures = report.figures["torch-fidelity"]
-    kept = ("fid", "accuracy", "kid", "precision", "recall")
+    kept = ("fid", "accuracy", "kid", "precision", "recall", "seams")
     return {name: figures.get(name) for name in kept} | {"judge": judge.name}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from studies.groups import Group
+from studies.ladder import FAITHFUL
 
 
 @dataclass(frozen=True)
@@ -67,5 +68,5 @@ def two_sided(t: float, freedom: int) -> float:
 
 
 def unchanged(of: Iterable[Group]) -> Group | None:
-    """PRA among the variants of the study `ablation`."""
-    return next((group for group in of if group.value == "PRA"), None)
+    """PRA as it is among its variants, in the studies `ablation` and `recipe`."""
+    return next((group for group in of if group.value in ("PRA", FAITHFUL)), None)

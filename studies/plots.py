@@ -41,6 +41,7 @@ def draw(study: Study, rows: list[Row]) -> Figure | None:
         "noise": _draw_noise,
         "length": _draw_length,
         "ablation": _draw_ablation,
+        "recipe": _draw_ablation,
         "rollout-gap": draw_gap,
         "solver": draw_solver,
         "probe": draw_probe,

@@ -15,7 +15,8 @@ RESULTS = "results.csv"
 COLUMNS = (
     "dataset", "setting", "scale", "tokens", "system", "value", "seed", "guidance", "fid", "accuracy", "parameters",
     "steps", "train_seconds", "solver", "solver_steps", "evaluations", "renormalise", "images", "kid", "precision",
-    "recall", "reconstruction_fid", "psnr", "ssim", "position", "input_gap", "condition_gap", "training_loss",
+    "recall", "seams", "reconstruction_fid", "psnr", "ssim", "reconstruction_seams", "position", "input_gap",
+    "condition_gap", "training_loss",
     "rollout_loss", "layer", "pooling", "time", "top1", "validation", "held_out", "sample_seconds",
     "run", "measured", "judge", "commit", "hardware",
 )  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pra.utils.files import write_atomically
 from studies.catalogue import STUDIES, Study
@@ -97,28 +98,30 @@ def _about(study: Study, rows: list[Row]) -> str:
 
 def commands(study: Study, rows: list[Row]) -> list[str]:
     """That make these rows, which may be those of several sittings, and how much they make beyond them; sooner with
-    ``--compile``. Systems that have other seeds have a line of their own."""
+    ``--compile``. Systems, or rungs of the study `recipe`, that have other seeds have a line of their own."""
     setting, scale = rows[0]["setting"], rows[0]["scale"]
+    column, option, separator = ("value", "--values", "|") if study.name == "recipe" else ("system", "--systems", ",")
     seeds: dict[str, set[int]] = {}
     for row in rows:
-        seeds.setdefault(row["system"], set()).add(row["seed"])
-    nameable = not any("," in system for system in seeds)  # --systems takes such a name apart
+        seeds.setdefault(row[column], set()).add(row["seed"])
+    nameable = not any(separator in name for name in seeds)  # the option takes such a name apart
     if not nameable:
-        seeds = {system: {row["seed"] for row in rows} for system in seeds}
+        seeds = {name: {row["seed"] for row in rows} for name in seeds}
     alike: dict[frozenset[int], list[str]] = {}
-    for system, own in seeds.items():
-        alike.setdefault(frozenset(own), []).append(system)
-    cells = []
+    for name, own in seeds.items():
+        alike.setdefault(frozenset(own), []).append(name)
+    cells: list[tuple[str, Any]] = []
     if setting in SETTINGS and scale in SCALES:
         whole = STUDIES.get(study.name, study)  # this one may be only some of its systems
         cells = [(cell.system, cell.value) for cell in whole.cells(SETTINGS[setting], SCALES[scale])]
-    some = nameable and (len(alike) > 1 or bool({system for system, _ in cells} - set(seeds)))
+    named = {cell: cell[column == "value"] for cell in cells}
+    some = nameable and (len(alike) > 1 or bool(set(named.values()) - set(seeds)))
     lines = []
-    for numbers, systems in alike.items():
-        words = ["python -m studies", study.name, "--setting", setting, "--scale", scale]
-        words += ["--systems", ",".join(systems)] if some else []
-        lines.append(" ".join([*words, "--seeds", in_ranges(numbers)]))
-    asked = {(system, value, seed) for system, value in cells for seed in seeds.get(system, ())}
+    for numbers, names in alike.items():
+        words = ["python", "-m", "studies", study.name, "--setting", setting, "--scale", scale]
+        words += [option, separator.join(names)] if some else []
+        lines.append(shlex.join([*words, "--seeds", in_ranges(numbers)]))
+    asked = {(system, value, seed) for (system, value), name in named.items() for seed in seeds.get(name, ())}
     beyond = len(asked - {(row["system"], row.get("value", ""), row["seed"]) for row in rows})
     note = f"This makes {beyond} more than the table has so far, counted by system, value and seed."
     return ["```sh", *lines, "```", *(["", note] if beyond else [])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from studies.catalogue import PRA, Study
+from studies.catalogue import PRA, Study, shown
 from studies.costs import relative
 from studies.groups import Group, groups
 from studies.measures import Row
@@ -13,11 +13,18 @@ from studies.names import in_ranges, name_of
 from studies.pairs import Paired, paired, unchanged
 from studies.report_probe import probe_table
 
-VARIED = {"token-dimension": "numbers per token", "noise": "t_min or sigma", "length": "steps", "ablation": "PRA, but"}
+VARIED = {
+    "token-dimension": "numbers per token",
+    "noise": "t_min or sigma",
+    "length": "steps",
+    "ablation": "PRA, but",
+    "recipe": "rung",
+}
 """What a study's column ``value`` is."""
 
 LESS = "less PRA's, same seeds"
-"""The column of differences to PRA in `ablation`, where all lines are variants of it."""
+"""The column of differences to PRA where all lines are variants of it."""
+VARIANTS = ("ablation", "recipe")
 
 COMPARED = ("systems", "token-dimension", "length")
 """Studies in which systems stand beside PRA at the same value."""
@@ -42,7 +49,7 @@ def _quality_table(study: Study, of: list[Group]) -> list[str]:
     costs = {id(group): relative(study.name, group) for group in of}
     columns: dict[str, Callable[[Group], str]] = {
         "system": lambda group: name_of(group.system),
-        varied: lambda group: _value(group.value),
+        varied: lambda group: shown(group.value),
         "FID": lambda group: _with_spread(group.best, ".3f"),
         LESS: lambda group: beside.get(str(group.value), "-"),
         "guidance": lambda group: f"{group.guidance:g}",
@@ -60,7 +67,7 @@ def _quality_table(study: Study, of: list[Group]) -> list[str]:
     }
     if all(group.value in ("", None) for group in of):
         del columns[varied]
-    del columns["system" if study.name == "ablation" else LESS]
+    del columns["system" if study.name in VARIANTS else LESS]
     return [
         *_markdown(list(columns), [[cell(group) for cell in columns.values()] for group in of]),
         "",
@@ -83,7 +90,7 @@ def _pairs_table(study: Study, of: Sequence[Group]) -> list[str]:
     for reference in sorted((group for group in of if group.system == PRA), key=lambda group: group.value or 0):
         same = [group for group in of if group.value == reference.value]
         for pair in sorted(paired(same, reference), key=lambda pair: pair.mean):
-            value = [] if reference.value in ("", None) else [_value(reference.value)]
+            value = [] if reference.value in ("", None) else [shown(reference.value)]
             seeds = in_ranges(pair.differences)
             cells = [_difference(pair), str(len(pair.differences)), seeds, _p(pair.p)]
             lines += [[name_of(pair.group.system), *value, *cells]] if pair.differences else []
@@ -169,10 +176,6 @@ def _with_spread(values: Sequence[float], form: str) -> str:
 
 def _p(value: float | None) -> str:
     return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -329,7 +329,8 @@ def test_command_on_a_run(trained, tmp_path, capsys):
     assert known["features"]["versions"] == {}  # torch alone
     assert "torch-fidelity" in capsys.readouterr().out
     # The batch against the statistics: the same figures, under the protocol that rounded it.
-    run(tmp_path / "b.npz", reference=str(tmp_path / "s.npz"), num=None, settings=(), out=tmp_path / "c.json")
+    finished = {"reference": str(tmp_path / "s.npz"), "num": None, "settings": (), "patch_size": 2}
+    run(tmp_path / "b.npz", **finished, out=tmp_path / "c.json")
     again = json.loads((tmp_path / "c.json").read_text())
     figures, expected = again["figures"]["adm"], report["figures"]["adm"]
     assert figures.pop("sfid") is expected.pop("sfid") is None

@@ -3,6 +3,7 @@
 import json
 import math
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pra.evaluation import metrics
 from pra.evaluation.collect import Collector, collect
 from pra.evaluation.evaluate import Report, describe, evaluate, reconstruct
 from pra.evaluation.metrics import Balls, Protocol, overlap
+from pra.evaluation.reference import from_file
 from pra.sampling.batches import Batch
 from pra.utils.provenance import package_version
 
@@ -60,6 +62,26 @@ def test_identical_sets_are_at_distance_zero():
         assert (figures["fid"], figures["sfid"]) == pytest.approx((0, 0), abs=1e-10)
         assert (figures["precision"], figures["recall"]) == (1, 1)
         assert figures["kid"] < 0  # unbiased: equal sets count their own pairs on one side only
+
+
+def test_seams_are_held_against_the_reference(tmp_path):
+    extractor, images = Projection(), pixels(30)
+    reference_of(images, extractor).save(tmp_path / "s.npz")
+    reference = from_file(tmp_path / "s.npz", extractor, progress=False)
+    uneven = images.clone()
+    uneven[:, :, 2:] //= 2  # a jump at the border of patches of 2
+
+    def seams(images, reference):
+        figures = [
+            evaluate(stream(images, 7), reference, extractor, 30, progress=False, patch_size=size).figures
+            for size in (2, None)
+        ]
+        assert "seams" not in figures[1]["adm"]
+        return figures[0]["adm"].get("seams")
+
+    assert seams(images, reference) == 1.0
+    assert seams(uneven, reference) > 1.05
+    assert seams(images, replace(reference, steps=None)) is None  # an older file
 
 
 def test_images_are_let_go_as_they_are_judged():
@@ -162,6 +184,9 @@ def test_reconstruction():
     assert figures["ssim"] == pytest.approx(float(metrics.ssim(images, copies).mean()))
     expected = judged(copies, reference_of(images, extractor), extractor).figures["adm"]["fid"]
     assert figures["reconstruction_fid"] == pytest.approx(expected, rel=1e-6)
+    patch, sets = model.config.patch_size, (images, copies)
+    real, copied = (metrics.seam_ratio(metrics.neighbour_steps(each), (12, 12), patch) for each in sets)
+    assert figures["reconstruction_seams"] == pytest.approx(copied / real)
     small = stream(pixels(6, shape=(3, 6, 8)), 4, labels)
     assert reconstruct(random_model(), small, Projection((3, 6, 8)), 6, progress=False)["ssim"] is None
     refused(lambda: reconstruct(random_model(PIXEL), small, extractor, 6), "without a codec", code="unsupported")

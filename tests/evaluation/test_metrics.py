@@ -144,6 +144,23 @@ def test_ssim_is_scikit_images_averaged_over_channels():
     assert metrics.ssim(images, others).tolist() == pytest.approx([(1 + value) / 2, value], rel=1e-6)
 
 
+def test_seam_ratio_is_the_step_across_borders_over_that_inside():
+    rows, columns = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
+    image = 5 * rows + 20 * (rows // 2) + 2 * columns + 30 * (columns // 2)  # a slope, with jumps every 2 pixels
+    images = torch.stack([image, 200 - image]).to(torch.uint8).view(2, 1, 4, 6)
+    steps = metrics.neighbour_steps(images)
+    assert steps.tolist() == [60, 300, 60, 16, 256, 16, 256, 16]
+    border, inside = (12 * 25 + 16 * 32) / 28, (24 * 5 + 24 * 2) / 48
+    assert metrics.seam_ratio(steps, (4, 6), 2) == pytest.approx(border / inside)
+    assert metrics.seam_ratio(metrics.neighbour_steps(images.repeat(3, 2, 1, 1)), (4, 6), 2) == pytest.approx(
+        border / inside
+    )
+    flat = metrics.neighbour_steps(torch.full((2, 1, 4, 6), 7, dtype=torch.uint8))
+    assert [metrics.seam_ratio(*none) for none in ((steps, (4, 6), 1), (steps, (4, 6), 6), (flat, (4, 6), 2))] == [
+        None
+    ] * 3
+
+
 def test_adm_truncates_where_torch_fidelity_rounds():
     values = torch.tensor([-2.0, -1.0, 0.0, 0.003, 1.0, 2.0])
     assert Protocol.ADM.quantise(values).tolist() == [0, 0, 127, 127, 255, 255]

@@ -8,8 +8,8 @@ from support.models import ALL, JITS, LEARNED, batch, random_jit, random_model
 
 from pra import config
 from pra.config import ObjectiveConfig, PixelLoss
-from pra.method import noise
-from pra.method.objectives import drop_labels, normalise_patches, training_losses
+from pra.method import noise, rollout
+from pra.method.objectives import drop_labels, mask_encoder, normalise_patches, training_losses
 from pra.models.head import velocity_from_data
 
 ROLLOUTS = [config.Clean(), config.Noised(sigma=0.1), config.Reconstructed(), config.Parallel(), config.Exact(steps=1)]
@@ -49,6 +49,40 @@ def test_gradients_go_where_they_should(name, rollout):
         assert reached(model, losses.terms[codec]) == {"codec.encoder", "codec.decoder"}
     reached(model, losses.total)
     assert untrained(model) == []
+
+
+def test_perturbed_term_is_of_the_ar_inputs():
+    model, how = random_model(), config.Parallel(t_min=0.3)
+    losses, without = computed(model, how, perturbed_weight=0.5), computed(model, how)
+    assert reached(model, losses.terms["perturbed"]) == {"codec.encoder", "codec.decoder"}
+    assert "perturbed" not in without.terms | computed(model, config.Clean(), perturbed_weight=0.5).terms
+    torch.testing.assert_close(losses.terms["flow"], without.terms["flow"])
+    torch.testing.assert_close(losses.total, without.total + 0.5 * losses.terms["perturbed"])
+    images, labels, keys = batch(model.config)
+    patches = model.patchify(images)
+    z = model.codec.encode(patches, model.clean_conditions(labels, patches))
+    decoded = model.codec.decode(rollout.perturbed(z, 0.3, keys))
+    torch.testing.assert_close(losses.terms["perturbed"], (decoded - patches).square().mean())
+
+
+@pytest.mark.parametrize("hidden", config.EncoderInput)
+def test_encoder_masking_hides_its_share_of_one_input(hidden):
+    patches, conditions = torch.ones(50, 40, 3), torch.ones(50, 40, 5)
+    keys = noise.keys(0, torch.arange(50))
+    how = ObjectiveConfig(encoder_masking=0.25, encoder_masks=hidden)
+    masked, whole = mask_encoder(patches, conditions, how, keys)
+    if hidden is config.EncoderInput.CONDITION:
+        masked, whole = whole, masked
+        assert mask_encoder(patches, None, how, keys) == (patches, None)
+    assert whole.all()
+    assert torch.equal(masked, masked[..., :1].expand_as(masked)), "a token is hidden as a whole"
+    assert masked.mean().item() == pytest.approx(0.75, abs=0.03)
+    assert mask_encoder(patches, conditions, ObjectiveConfig(), keys) == (patches, conditions)
+
+
+def test_codec_learns_from_perturbed_states_alone():
+    losses = computed(random_model(), pixel_weight=0.0, perturbed_weight=1.0, auxiliary_weight=0.0)
+    torch.testing.assert_close(losses.total, losses.terms["perturbed"] + losses.terms["flow"])
 
 
 def test_terms_without_ar_pass_are_the_codecs():

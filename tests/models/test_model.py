@@ -182,9 +182,9 @@ def test_time_features_tell_times_apart():
 @pytest.mark.parametrize(
     ("name", "millions", "parts"),
     [
-        ("pra-s-256", 135, {"condition": 12_300_288, "backbone": 85_742_592, "head": 22_081_552, "codec": 14_619_792}),
-        ("pra-b-256", 250, {"condition": 12_300_288, "backbone": 170_697_216, "head": 22_081_552, "codec": 42_505_616}),
-        ("pra-l-256", 511, {"condition": 16_400_384, "backbone": 403_707_904, "head": 48_590_864, "codec": 42_702_224}),
+        ("pra-s-256", 135, {"condition": 12_300_288, "backbone": 85_742_592, "head": 22_081_552, "codec": 14_177_296}),
+        ("pra-b-256", 250, {"condition": 12_300_288, "backbone": 170_697_216, "head": 22_081_552, "codec": 43_078_928}),
+        ("pra-l-256", 511, {"condition": 16_400_384, "backbone": 403_707_904, "head": 48_590_864, "codec": 43_177_232}),
     ],
 )
 def test_preset_sizes(name, millions, parts):

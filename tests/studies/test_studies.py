@@ -232,7 +232,7 @@ def test_inhomogeneity():
 
 
 def test_names_choose_systems_or_are_refused(capsys):
-    cells = only(STUDIES["noise"], ["pra", "input-noise-x"], DIGITS, SMALL).cells(DIGITS, SMALL)
+    cells = only(STUDIES["noise"], "system", ["pra", "input-noise-x"], DIGITS, SMALL).cells(DIGITS, SMALL)
     assert [cell.system for cell in cells] == ["pra"] * 6 + ["input-noise-x"] * 6
     for find, name, near in ((find_study, "system", "systems"), (find_setting, "fashon-64", "fashion-64")):
         refused(lambda find=find, name=name: find(name), repr(name), near)

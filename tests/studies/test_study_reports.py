@@ -21,7 +21,7 @@ from studies.records import Records, read_rows
 from studies.report import commands, with_shorter, write_report
 from studies.report_probe import by_name, chosen, probe_table
 from studies.settings import SCALES
-from studies.tables import tables
+from studies.tables import VARIANTS, tables
 
 ROOT = Path(__file__).parents[2]
 DIGITS = SETTINGS["digits-16"]
@@ -188,10 +188,12 @@ def test_the_commands_make_the_rows_of_all_sittings():
     assert set(more[1:-1]) == {
         f"{words} --systems pra,reconstructed --seeds 0-5", f"{words} --systems {rest} --seeds 0-2",
     }  # fmt: skip
-    part = only(study, ["jit"], DIGITS, SCALES["cpu"])
+    part = only(study, "system", ["jit"], DIGITS, SCALES["cpu"])
     assert commands(part, [row("pra", 0, 1.0, 3.0, scale="cpu")])[1] == f"{words} --systems pra --seeds 0"
     solvers = [row("pra", 0, 1.5, 1.0), row("pra", 1, 1.5, 1.0), row("pra, distilled", 0, 1.5, 1.0)]
     assert commands(STUDIES["solver"], solvers)[1].endswith("--seeds 0,1")  # no --systems takes a name with a comma
+    ladder = STUDIES["recipe"], [row("pra", seed, 1.0, 3.0, scale="cpu", value="plus") for seed in (0, 1)]
+    assert commands(*ladder)[1].endswith("recipe --setting digits-16 --scale cpu --values plus --seeds 0,1")
     # What a command makes beyond the table is said.
     cells = [cell for cell in STUDIES["noise"].cells(DIGITS, SCALES["cpu"]) if cell.system == "pra"]
     rows = [row("pra", seed, 1.0, 3.0, scale="cpu", value=cell.value) for cell in cells for seed in (0, 1)]
@@ -225,7 +227,7 @@ def test_every_study_is_drawn_from_its_rows(name):
     if name == "solver":
         assert {row["solver"].partition(", ")[0] for row in rows} - shown == {"shortcut"}
         assert "shortcut (PRA, distilled head)" in shown
-    elif name != "ablation":
+    elif name not in VARIANTS:
         assert {NAMES[row["system"]] for row in rows if row["setting"] == last} - {"random weights"} <= shown
         assert all(text.partition(" (")[0] in NAMES.values() for text in shown)
     if name == "token-dimension":
@@ -281,7 +283,7 @@ def test_one_old_row_of_unknown_system_is_reported(name, tmp_path):
     pytest.importorskip("matplotlib", reason="draws the plots")
     # What the studies measure, and nothing that later versions record beside it.
     figures = {"solver": "newton, wavy", "evaluations": 2, "tokens": 4, "condition_gap": 0.0, "position": 1}
-    figures["value"] = "other" if name == "ablation" else 48
+    figures["value"] = "other" if name in VARIANTS else 48
     if name == "probe":
         figures = {"top1": 0.5, "validation": 0.5, "held_out": 10, "layer": 1, "pooling": "mean"}
     old = row("novel", 4, 1.0, 2.0, setting="elsewhere-16", **figures)

@@ -59,6 +59,7 @@ def evaluate_command(
     num: Integer = None,
     average: Average = EMA,
     reconstruction: Flag = False,
+    patch_size: Integer = None,
     export_npz: File = None,
     export_statistics: File = None,
     out: File = None,
@@ -74,17 +75,20 @@ def evaluate_command(
             model that comes with pra.
         num: Images to judge; by default 50000 of a run, and all that DIR or FILE.npz holds.
         reconstruction: Also judge the codec's reconstructions of as many real images.
+        patch_size: At the borders of which patches to look for seams; by default the model's.
         export_npz: Also write the images as the batch that ADM's evaluator reads.
         export_statistics: Also write the reference's statistics, to be given as --reference next time.
         out: Write figures and provenance as JSON.
     """
     begin = datetime.now(UTC)
+    judging.check_at_least(2, patch_size=patch_size)
     asked = {"report": out, "images": export_npz, "statistics": export_statistics}
     files = {name: path.expanduser() for name, path in asked.items() if path}
     with join() as world:
         check_outputs(**files)
         subject, work = how.opened(target, num, world, average)
         truth, subject = judging.open_truth(how.reference, how.labels, subject, work)
+        subject = replace(subject, patch_size=patch_size or subject.patch_size)
         originals = judging.open_originals(truth, subject, work) if reconstruction else None
         with staged(files, world) as places:
             judge = judging.open_judge(truth, how.features, how.weights, subject, work)

@@ -19,6 +19,7 @@ from pra.config.run import DataConfig, Fit, OnCorrupt, OnSmall, RunConfig, Targe
 from pra.config.sampling import SHORTCUT_STEPS, GuidanceSchedule, SamplingConfig, Solver, TimeGrid, check_sampling
 from pra.config.training import (
     Clean,
+    EncoderInput,
     Exact,
     LearningRate,
     MatrixOptimizer,

@@ -72,9 +72,20 @@ class PixelLoss(enum.Enum):
     L2 = "l2"
 
 
+class EncoderInput(enum.Enum):
+    """An input of the state encoder."""
+
+    CONDITION = "condition"
+    PATCH = "patch"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Settings):
     """Loss weights and the randomness of a training step (docs/method.md).
+
+    ``perturbed_weight`` is of the reconstruction loss on pixels decoded from perturbed states, where the rollout is
+    :class:`Parallel`. ``encoder_masking`` is the probability with which training hides, token by token, the input
+    ``encoder_masks`` from the state encoder.
 
     ``noise_draws`` is the number of ``(t, eps)`` pairs per token for the flow loss; ``logit_normal_times`` draws those
     times as the sigmoid of a normal of ``time_mean`` and ``time_std`` (Stable Diffusion 3, arXiv 2403.03206), else
@@ -83,7 +94,9 @@ class ObjectiveConfig(Settings):
     """
 
     pixel_loss: PixelLoss = PixelLoss.L2
+    pixel_weight: NaturalFloat = 1.0
     perceptual_weight: NaturalFloat = 0.0
+    perturbed_weight: NaturalFloat = 0.0
     auxiliary_weight: NaturalFloat = 0.1
     noise_draws: PositiveInt = 4
     shortcut_draws: PositiveInt = 2
@@ -91,6 +104,8 @@ class ObjectiveConfig(Settings):
     time_mean: Annotated[float, within(-10, 10)] = 0.0
     time_std: PositiveFloat = 1.0
     class_dropout: Share = 0.1
+    encoder_masking: Share = 0.0
+    encoder_masks: EncoderInput = EncoderInput.CONDITION
 
     def weight(self, term: str) -> float:
         """Return the factor of a term in the total loss: the field ``TERM_weight``, or 1 where there is none."""

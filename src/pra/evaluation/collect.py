@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pra.errors import PraError
 from pra.evaluation.features import FeatureExtractor
-from pra.evaluation.metrics import Moments, Protocol, inception_score, score_sums
+from pra.evaluation.metrics import Moments, Protocol, inception_score, neighbour_steps, score_sums
 from pra.sampling.batches import Batch
 from pra.utils.distributed import ALONE, World
 from pra.utils.progress import Progress
@@ -21,7 +21,8 @@ class Collector:
     """Sums over a set of images, and the features of at most ``keep`` of them, evenly spread.
 
     Processes that share a set of ``count`` images have one each, over their own images, and :meth:`merge` them.
-    ``sums`` holds the :class:`Moments` "pool" and, if the extractor has such features, "spatial".
+    ``sums`` holds the :class:`Moments` "pool" and, if the extractor has such features, "spatial"; and "steps", the
+    differences between neighbouring pixels.
     """
 
     def __init__(
@@ -43,10 +44,8 @@ class Collector:
         if start + len(images) > self.count:
             raise PraError(f"more than {self.count} images came. Correct the count", "mismatch", count=self.count)
         pool, spatial, logits = self.extractor(images)
-        sums: dict[str, Any] = {
-            "images": len(images),
-            "digests": digest_sum(images),
-        }  # while a GPU is still at the features
+        # While a GPU is still at the features.
+        sums: dict[str, Any] = {"images": len(images), "digests": digest_sum(images), "steps": neighbour_steps(images)}
         sums["pool"] = Moments.of(pool.cpu().numpy())
         if spatial is not None:
             sums["spatial"] = Moments.of(spatial.cpu().numpy())

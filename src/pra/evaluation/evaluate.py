@@ -16,7 +16,17 @@ from pra.evaluation import metrics
 from pra.evaluation.collect import Collected, Collector, collect, merged
 from pra.evaluation.comparable import comparable_sha256
 from pra.evaluation.features import FeatureExtractor
-from pra.evaluation.metrics import KID_SIZE, KID_SUBSETS, NEIGHBOURS, SEED, Balls, Moments, Protocol, frechet_distance
+from pra.evaluation.metrics import (
+    KID_SIZE,
+    KID_SUBSETS,
+    NEIGHBOURS,
+    SEED,
+    Array,
+    Balls,
+    Moments,
+    Protocol,
+    frechet_distance,
+)
 from pra.evaluation.reference import Reference
 from pra.models import Model
 from pra.sampling.batches import Batch
@@ -110,6 +120,7 @@ def evaluate(
     progress: bool = True,
     world: World = ALONE,
     what: str = "evaluate",
+    patch_size: int | None = None,
 ) -> Report:
     """Judge a set of images by a reference, under both protocols.
 
@@ -126,6 +137,7 @@ def evaluate(
         progress: whether to show bars.
         world: the processes that share the set; all get the report.
         what: the bar's name.
+        patch_size: of the model that made the images, where one did; "seams" needs it.
 
     Raises:
         PraError: a reference of another extractor or of images of another size, or another number of images.
@@ -135,7 +147,7 @@ def evaluate(
 
     def measured(parts: list[Collected]) -> tuple[dict[str, Figures], dict[str, str]]:
         whole, figures, identities = merged(parts), {}, {}
-        costly = {collector: _figures(collector, reference) for collector in whole.values()}
+        costly = {collector: _figures(collector, reference, patch_size) for collector in whole.values()}
         for protocol in Protocol:
             collector = whole.get(protocol, whole[Protocol.TORCH_FIDELITY])
             mean, deviation = collector.inception_score(protocol) or (None, None)
@@ -149,7 +161,7 @@ def evaluate(
     return Report(figures, known | dict(provenance or {}))
 
 
-def _figures(collector: Collector, reference: Reference) -> Figures:
+def _figures(collector: Collector, reference: Reference, patch_size: int | None) -> Figures:
     kept, truth = reference.kept, reference.balls(collector.extractor.device)
     pool: Moments = collector.sums["pool"]
     spatial: Moments | None = collector.sums.get("spatial")
@@ -164,7 +176,22 @@ def _figures(collector: Collector, reference: Reference) -> Figures:
         figures["kid"], figures["kid_std"] = metrics.kernel_distance(collector.kept.numpy(), kept.numpy())
     if truth is not None and collector.keep > NEIGHBOURS:
         figures |= metrics.overlap(Balls(collector.kept.to(truth.points.device), NEIGHBOURS, truth.centre), truth)
+    if patch_size and reference.steps is not None:
+        figures["seams"] = seams(collector, reference.steps, patch_size)
     return figures | ({} if collector.accuracy is None else {"accuracy": collector.accuracy})
+
+
+def seams(collector: Collector, real: Array, patch_size: int) -> float | None:
+    """Return the seam ratio of the collected images over that of real ones of the same size; 1 is no seam.
+
+    ``real`` and the collector's sums are from :func:`pra.evaluation.metrics.neighbour_steps`.
+    """
+    assert collector.shape is not None, "images have been collected"
+    _, *size = collector.shape
+    own, truth = (
+        metrics.seam_ratio(steps, (size[0], size[1]), patch_size) for steps in (collector.sums["steps"], real)
+    )
+    return own / truth if own and truth else None
 
 
 def reconstruct(
@@ -178,8 +205,8 @@ def reconstruct(
     """Measure how well a model's codec keeps ``count`` real images with labels, uint8, of the model's size.
 
     Returns:
-        "reconstruction_fid" between the reconstructions and the same images; "psnr" (dB) and "ssim", means over the
-        images, the latter None where they are smaller than its window.
+        "reconstruction_fid" and "reconstruction_seams" between the reconstructions and the same images; "psnr" (dB) and
+        "ssim", means over the images, the latter None where they are smaller than its window.
 
     Raises:
         PraError: a model without a codec, or another number of images than announced.
@@ -208,6 +235,7 @@ def reconstruct(
             "reconstruction_fid": frechet_distance(*copies.sums["pool"].gaussian, *originals.sums["pool"].gaussian),
             "psnr": sum(part[2] for part in parts) / count,
             "ssim": sum(part[3] for part in parts) / count if large else None,
+            "reconstruction_seams": seams(copies, originals.sums["steps"], model.config.patch_size),
         }
 
     return world.combine((originals, copies, signal, similarity), finish)

@@ -63,7 +63,8 @@ class Subject:
     """``count`` images of one shape to be judged.
 
     ``target`` names them as the user did. Images to be sampled have a ``sampler`` and ``requests`` (labels and seeds),
-    finished ones ``finished``, a function of the batch size and the indices.
+    finished ones ``finished``, a function of the batch size and the indices. ``patch_size`` is the model's, or what the
+    user says of finished images.
     """
 
     target: str
@@ -75,6 +76,7 @@ class Subject:
     finished: Callable[[int, range], Generator[Batch]] | None = None
     sampler: Sampler | None = None
     requests: Requests | None = None
+    patch_size: int | None = None
 
     def batches(self, share: range, size: int) -> Generator[Batch]:
         """Return the images of these indices in batches of ``size``."""
@@ -138,7 +140,7 @@ def open_subject(
         known |= {"seeds": f"0-{count - 1}", "count": count}
         name = "the model that comes with pra" if target is None else str(target)
         shape = config.image_size, config.channels
-        subject = Subject(name, count, *shape, chosen, known, sampler=sampler, requests=requests)
+        subject = Subject(name, count, *shape, chosen, known, None, sampler, requests, config.patch_size)
     else:
         subject = _finished(target, num, settings)
         given = [f"--precision {precision.value}"] if precision is not Precision.AUTO else []
@@ -218,7 +220,7 @@ class Judge:
             with closing(subject.batches(share, work.batch_size)) as batches:
                 passed = exported(batches, len(share), part) if part else batches
                 judged = map(self._labelled(subject), map(watch, passed)), self.reference, self.extractor, subject.count
-                report = evaluate(*judged, provenance=known, world=world, what=what)
+                report = evaluate(*judged, provenance=known, world=world, what=what, patch_size=subject.patch_size)
             if images and part != images:
                 world.combine(part, lambda parts: join_exports([path for path in parts if path], images))
         finally:

@@ -245,3 +245,28 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
     return similarity.mean(dim=(1, 2, 3)).view(batch, channels).mean(dim=1)
+
+
+def neighbour_steps(images: Tensor) -> Array:
+    """Return the sums of ``|x_k - x_{k-1}|`` over uint8 images ``(B, C, H, W)``: for each row ``k = 1 .. H - 1``, then
+    for each column, ``(H - 1 + W - 1,)`` whole numbers."""
+    sums = []
+    for dim in (2, 3):
+        along = images.movedim(dim, 0).flatten(1).short()
+        sums.append((along[1:] - along[:-1]).abs().sum(dim=1, dtype=torch.int64))
+    return torch.cat(sums).cpu().numpy().astype(np.float64)
+
+
+def seam_ratio(steps: Array, size: tuple[int, int], patch_size: int) -> float | None:
+    """Return how much larger the mean step across a patch's border is than inside patches, of images of one size.
+
+    ``steps`` is from :func:`neighbour_steps`, ``size`` height and width. None without borders, insides or any step.
+    """
+    height, width = size
+    pairs = np.concatenate([np.full(height - 1, width), np.full(width - 1, height)])
+    places = np.concatenate([np.arange(1, height), np.arange(1, width)])
+    border = places % patch_size == 0
+    if border.all() or not border.any() or not steps[~border].any():
+        return None
+    across, inside = (steps[which].sum() / pairs[which].sum() for which in (border, ~border))
+    return float(across / inside)

@@ -28,7 +28,7 @@ from pra.utils.files import check_fields, explained, listed, parse_json, read_ar
 from pra.utils.provenance import file_sha256
 
 FORMAT = 1
-_NUMBERS = ("mu", "sigma", "mu_s", "sigma_s", "features")
+_NUMBERS = ("mu", "sigma", "mu_s", "sigma_s", "features", "steps")
 DESCRIPTION: dict[str, Any] = {
     "name": str,
     "features": str,
@@ -56,7 +56,8 @@ class Reference:
 
     ``features`` and ``fingerprint`` name the extractor; ``shape`` ``(C, H, W)``, ``fit`` and ``prepared`` say how the
     images were prepared. ``spatial`` serves sFID; ``kept`` ``(n, D)``, features of single images, serve KID, precision
-    and recall. ``images_sha256`` is :func:`pra.evaluation.collect.digest_sum` of the prepared images.
+    and recall; ``steps`` (:func:`pra.evaluation.metrics.neighbour_steps`) serve seams. ``images_sha256`` is
+    :func:`pra.evaluation.collect.digest_sum` of the prepared images.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Reference:
     count: int | None = None
     spatial: Gaussian | None = None
     kept: Tensor | None = None
+    steps: Array | None = None
     file_sha256: str | None = None
     prepared: dict[str, Any] | None = None
     images_sha256: str | None = None
@@ -119,6 +121,8 @@ class Reference:
             arrays |= {"mu_s": self.spatial[0], "sigma_s": self.spatial[1]}
         if self.kept is not None:
             arrays["features"] = self.kept.numpy()
+        if self.steps is not None:
+            arrays["steps"] = self.steps
         write_atomically(path, lambda file: np.savez(file, pra=np.array(json.dumps(known)), **arrays))
 
 
@@ -171,6 +175,7 @@ def from_batches(
             shape=whole.shape,
             count=count,
             kept=whole.kept,
+            steps=whole.sums["steps"],
             images_sha256=whole.images_sha256,
             **gaussians,
         )
@@ -194,7 +199,9 @@ def from_file(
         raise PraError(f"{path} does not name its features. Use --features inception", "mismatch", path=path)
     pool = _gaussian(path, arrays, "", extractor.dim) if known or "mu" in arrays else None
     spatial = _gaussian(path, arrays, "_s") if "mu_s" in arrays else None
-    kept = None
+    kept = steps = None
+    if known and known["shape"] and "steps" in arrays:
+        steps = _numbers(path, arrays, "steps", (sum(known["shape"][1:]) - 2,)).astype(np.float64)
     if known and pool and "features" in arrays:
         kept = from_numpy(_numbers(path, arrays, "features", (None, len(pool[0]))).astype(np.float32))
     if not known and "arr_0" in arrays:
@@ -206,7 +213,7 @@ def from_file(
         known, kept = {"shape": gathered.shape}, gathered.kept
     assert pool is not None, "_read has seen statistics or images"
     known = {"name": str(path), "features": "inception"} | known
-    return Reference(**known, pool=pool, spatial=spatial, kept=kept, file_sha256=file_sha256(path))
+    return Reference(**known, pool=pool, spatial=spatial, kept=kept, steps=steps, file_sha256=file_sha256(path))
 
 
 def recorded_classifier(path: Path) -> str:

@@ -34,7 +34,7 @@ def prepared(
     """Yield images ``chosen`` of a source, prepared as for training without augmentation.
 
     ``places`` are those in ``chosen`` that this process takes, by default all. ``config.workers`` processes read ahead:
-    use it in a block of :func:`pra.data.loader.reading`.
+    close it.
     """
     places = range(len(chosen)) if places is None else places
     load = partial(load_images, source, size=size, channels=channels, config=config)

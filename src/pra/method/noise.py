@@ -35,6 +35,7 @@ class Purpose(enum.IntEnum):
     SHORTCUT_TIME = 12
     SHORTCUT_NOISE = 13
     HELD_OUT = 14
+    ENCODER_MASK = 15
 
 
 def keys(seed: int, indices: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """The losses of a training step (paper; docs/method.md), with every stop-gradient in sight.
 
     reconstruction pass   h0 = sg(F(c, x));  z = norm(G(x, h0));  x^ = D(z)      pixel, perceptual
+                          the same pixels from perturbed states, D(z~)           perturbed
     AR pass               x~ = sg(rollout);  h = F(c, x~)                        flow on sg(z), auxiliary
                           the second head, for sampling in few steps             shortcut on sg(h), sg(z), sg(v)
 
-The words on the right name the terms of the loss, here and in every log, curve and table. ``pixel`` and ``perceptual``
-reach the encoder and the decoder only; ``flow`` and ``auxiliary`` reach the backbone and the head only. Without the
-stop-gradient on ``z`` the states collapse onto what is easy to predict. JiT has one pass and ``flow`` alone. A new term
-is one entry in a function below, and a field ``NAME_weight`` of :class:`pra.config.ObjectiveConfig`.
+The words on the right name the terms of the loss, here and in every log, curve and table. ``pixel``, ``perceptual``
+and ``perturbed`` reach the encoder and the decoder only; ``flow`` and ``auxiliary`` reach the backbone and the head
+only. Without the stop-gradient on ``z`` the states collapse onto what is easy to predict. JiT has one pass and ``flow``
+alone. A new term is one entry in a function below, and a field ``NAME_weight`` of :class:`pra.config.ObjectiveConfig`.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pra.config import SHORTCUT_STEPS, ObjectiveConfig, PixelLoss, Prediction, Rollout
+from pra.config import SHORTCUT_STEPS, EncoderInput, ObjectiveConfig, Parallel, PixelLoss, Prediction, Rollout
 from pra.errors import Code, PraError
 from pra.method import flow, noise
 from pra.method.noise import Purpose
-from pra.method.rollout import ar_inputs
+from pra.method.rollout import ar_inputs, perturbed
 from pra.models import PRA, JiT, Model
 from pra.models.head import FlowHead, velocity_from_data
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 """``(reconstruction, image) -> distance per image``, both ``(B, C, H, W)`` in [-1, 1]."""
 
-TERMS = ("pixel", "perceptual", "flow", "auxiliary", "shortcut")
+TERMS = ("pixel", "perceptual", "perturbed", "flow", "auxiliary", "shortcut")
 """Names of the terms in this module."""
 
 
@@ -182,8 +183,10 @@ def _autoregressive_terms(
         h0 = model.clean_conditions(labels, patches)
     # Forget casts: older torch keeps low-precision weights made without gradient (pytorch#112583) for the next pass.
     torch.clear_autocast_cache()
-    z = model.codec.encode(patches, h0)
-    decoded = None if model.config.codec is None else model.codec.decode(z).float()
+    z = model.codec.encode(*mask_encoder(patches, h0, objective, keys))
+    decoded = inputs = None
+    if model.config.codec is not None:
+        decoded = model.codec.decode(z).float()
     given = replace(given, states=z, decoded=decoded)
     terms = {}
     if decoded is not None:
@@ -191,13 +194,18 @@ def _autoregressive_terms(
         terms["pixel"] = pixel(decoded, patches)
         if perceptual is not None and objective.perceptual_weight:
             terms["perceptual"] = perceptual(model.unpatchify(decoded), given.images).mean()
+        if objective.perturbed_weight and isinstance(rollout, Parallel):
+            inexact = model.codec.decode(perturbed(z, rollout.t_min, keys)).float()
+            terms["perturbed"] = pixel(inexact, patches)
+            inputs = inexact.detach()[:, :-1].clamp(-1.0, 1.0)  # as rollout.parallel would decode them again
     z = z.detach()  # sg(z): the states are shaped by reconstruction alone
     if rollout is None:
         return given, terms
 
     # AR pass.
-    with torch.no_grad():  # x~ = sg(...)
-        inputs = ar_inputs(rollout, model, labels, patches, z, keys)
+    if inputs is None:
+        with torch.no_grad():  # x~ = sg(...)
+            inputs = ar_inputs(rollout, model, labels, patches, z, keys)
     torch.clear_autocast_cache()
     h = model.conditions(drop_labels(model, labels, objective.class_dropout, keys), inputs)
     terms["flow"] = F.mse_loss(*_velocity_and_target(model, h, z, objective, keys))
@@ -205,6 +213,19 @@ def _autoregressive_terms(
     if model.shortcut is not None:
         terms["shortcut"] = shortcut_loss(model.head, model.shortcut, h.detach(), z, objective, keys)
     return replace(given, conditions=h), terms
+
+
+def mask_encoder(
+    patches: Tensor, conditions: Tensor | None, objective: ObjectiveConfig, keys: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return the encoder's inputs, ``(B, N, P)`` and ``(B, N, D)``, with zeros in the masked tokens of one of them."""
+    if not objective.encoder_masking:
+        return patches, conditions
+    drawn = noise.uniform(noise.fold(keys, Purpose.ENCODER_MASK), patches.shape[1], 1)
+    masked = drawn < objective.encoder_masking
+    if objective.encoder_masks is EncoderInput.PATCH:
+        return patches.masked_fill(masked, 0.0), conditions
+    return patches, None if conditions is None else conditions.masked_fill(masked, 0.0)
 
 
 def _diffusion_terms(model: JiT, given: LossInputs, objective: ObjectiveConfig) -> dict[str, Tensor]:

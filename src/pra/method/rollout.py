@@ -52,13 +52,17 @@ def reconstructed(model: PRA, states: Tensor) -> Tensor:
 
 
 def parallel(model: PRA, states: Tensor, t_min: float, key: Tensor) -> Tensor:
-    """The parallel rollout approximation: ``D(z~)`` with ``z~_i = t_i z_i + (1 - t_i) eps_i``, ``t_i ~ U(t_min, 1)``.
+    """The parallel rollout approximation: ``D(z~)`` of :func:`perturbed` states.
 
     The same state-to-pixel path as in sampling, from imperfect states, yet no position waits for another.
     """
-    z = states[:, :-1]
-    t, eps = perturbation(z, t_min, 1.0, key)
-    return model.write(flow.interpolate(eps, z, t))
+    return model.write(perturbed(states[:, :-1], t_min, key))
+
+
+def perturbed(states: Tensor, t_min: float, key: Tensor) -> Tensor:
+    """``z~_i = t_i z_i + (1 - t_i) eps_i`` with ``t_i ~ U(t_min, 1)``, ``(B, n, d)``."""
+    t, eps = perturbation(states, t_min, 1.0, key)
+    return flow.interpolate(eps, states, t)
 
 
 def perturbation(z: Tensor, low: float, high: float, key: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from pra.config import (
     OnSmall,
     OptimizerConfig,
     Parallel,
+    PixelLoss,
     RunConfig,
     SamplingConfig,
     Solver,
@@ -143,19 +144,19 @@ def _run(
 
 def pra_s_256() -> RunConfig:
     """PRA-S, 135M parameters, FID 2.58."""
-    parts = {"backbone": (12, 768, 12), "head": (6, 768), "encoder": (2, 384), "decoder": (7, 384, 6)}
+    parts = {"backbone": (12, 768, 12), "head": (6, 768), "encoder": (4, 384), "decoder": (6, 384, 6)}
     return _imagenet("pra-s-256", 64, 135e6, 2.58, None, **parts)
 
 
 def pra_b_256() -> RunConfig:
     """PRA-B, 250M parameters, FID 2.21."""
-    parts = {"backbone": (24, 768, 12), "head": (6, 768), "encoder": (2, 768), "decoder": (5, 768, 12)}
+    parts = {"backbone": (24, 768, 12), "head": (6, 768), "encoder": (4, 384), "decoder": (8, 640, 10)}
     return _imagenet("pra-b-256", 32, 250e6, 2.21, None, **parts)
 
 
 def pra_l_256() -> RunConfig:
     """PRA-L, 511M parameters, FID 1.94, linear probe 68.8 %."""
-    parts = {"backbone": (32, 1024, 16), "head": (8, 1024), "encoder": (2, 768), "decoder": (5, 768, 12)}
+    parts = {"backbone": (32, 1024, 16), "head": (8, 1024), "encoder": (4, 384), "decoder": (8, 640, 10)}
     return _imagenet("pra-l-256", 32, 511e6, 1.94, 0.688, **parts)
 
 
@@ -171,7 +172,10 @@ def _imagenet(
             steps=EPOCHS * STEPS_PER_EPOCH,
             batch_size=BATCH,
             micro_batch_size=micro_batch,  # 20 to 31 GiB of activations: `pra bench train RECIPE --plan`
-            objective=ObjectiveConfig(perceptual_weight=1.0),
+            rollout=Parallel(t_min=0.6),
+            objective=ObjectiveConfig(
+                pixel_loss=PixelLoss.L1, perceptual_weight=1.0, auxiliary_weight=1.0, encoder_masking=0.5
+            ),
             optimizer=OptimizerConfig(warmup_steps=10 * STEPS_PER_EPOCH),
             compile=True,
             log_every=100,
