@@ -27,10 +27,10 @@ def test_request_beyond_the_limits_is_refused(asked):
 
 def test_class_is_chosen_by_number_or_typed_name(exhibit):
     model = random_model(num_classes=12)
-    model.classes = ("11", *map(str, range(2, 12)), "cat")
+    model.classes = ("11", *map(str, range(2, 11)), "dog", "cat")
     for chosen, number in ((3, 3), (None, None), (" cat ", 11), ("11", 0), ("2", 1), ("0", 0), ("12", 12)):
         assert class_number(chosen, model) == number
-    for typed in ("dog", "13", "-1", "9" * 5000, "cat" * 10**6, ""):
+    for typed in ("bird", "13", "-1", "9" * 5000, "cat" * 10**6, ""):
         refused(lambda typed=typed: class_number(typed, model))
 
 

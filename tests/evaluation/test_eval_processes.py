@@ -116,4 +116,4 @@ def test_what_ready_images_are_of_is_reported(tmp_path):
     assert "made" not in opened(tmp_path / "part.npz", 1).provenance
     with zipfile.ZipFile(tmp_path / "part.npz", "a") as archive:
         archive.writestr("plan.json", "{")
-    refused(lambda: opened(tmp_path / "part.npz", 1), "part.npz cannot be read")
+    refused(lambda: opened(tmp_path / "part.npz", 1), "part.npz", "is not JSON", code="unreadable")
