@@ -146,6 +146,8 @@ def test_sheet_of_many_classes_shows_some_of_them(call, tmp_path, monkeypatch):
     monkeypatch.setattr(pra.Sampler, "sample", lambda *_: pytest.fail("sampled before it is refused"))
     size = call(*short[:4], "--num", 3_000_000)
     assert size.is_refusal("one sheet of 3,000,000 images has", "Write FILE.npz or a folder DIR/")
+    for words in (("--num", 10**12), ("--seeds", "0-9999999", "--labels", "all")):
+        assert call("sample", tmp_path, *words).is_refusal("images are more than 100,000,000")
 
 
 def test_ctrl_c_says_what_is_kept_and_how_to_resume(call, trained, monkeypatch):

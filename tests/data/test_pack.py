@@ -98,13 +98,14 @@ def test_packing_interrupted_resumes(photos, tmp_path):
 
 def test_packing_killed_at_its_end_is_tidied(photos, tmp_path, monkeypatch):
     source, folder = open_source(photos), tmp_path / "packed"
-    pack(source, tmp_path / "again", Packing(), 0)
+    packed = pack(source, tmp_path / "again", Packing(), 0)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", lambda *_, **__: None)
         pack(source, folder, Packing(), 0)
     assert (folder / "plan.json").exists()
     refused(lambda: pack(source, folder, Packing(size=9), 0), code="exists")
     assert (folder / "plan.json").exists()
+    assert pack(source, folder, Packing(), 0) == packed
     refused(lambda: pack(source, folder, Packing(), 0), code="exists")
     assert contents(folder) == contents(tmp_path / "again")
 

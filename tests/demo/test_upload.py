@@ -13,7 +13,8 @@ from support.models import LEARNED, random_model
 from support.refusal import refused
 
 from pra.config import DataConfig, Fit, OnSmall
-from pra.demo.upload import MOST_MEMORY, MOST_OF_JPEG, MOST_PIXELS, fit_upload
+from pra.demo import upload
+from pra.demo.upload import MOST_MEMORY, MOST_PIXELS, fit_upload
 from pra.utils.pixels import to_uint8
 
 DATA = DataConfig(source="", on_small=OnSmall.UPSCALE)
@@ -56,6 +57,7 @@ def test_animation_gives_its_first_picture(tmp_path, monkeypatch):
     assert "first picture of an animation" in fit_upload(tmp_path / "moving.gif", LEARNED, DATA)[1]
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_other_files_and_sizes_are_refused(saved, tmp_path, monkeypatch):
     (tmp_path / "letter.jpg").write_text("Dear all")
     (tmp_path / "empty.png").write_bytes(b"")
@@ -68,13 +70,19 @@ def test_other_files_and_sizes_are_refused(saved, tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("a program is started"))
     for name in ("letter.jpg", "empty.png", "cut.png", "eps.png", "drawing.ico", "float.tif"):
         refused(lambda name=name: fit_upload(tmp_path / name, LEARNED, DATA), "JPEG", code="unreadable", name=name)
-    Image.new("1", (4000, MOST_PIXELS // 4000 + 1)).save(tmp_path / "large.png")
-    Image.new("L", (8000, MOST_OF_JPEG // 8000 + 1)).save(tmp_path / "large.jpg")
+    monkeypatch.setattr(upload, "MOST_PIXELS", 6000)
+    monkeypatch.setattr(upload, "MOST_OF_JPEG", 12_000)
+    saved(tmp_path / "large.png", (100, 61), "1")
+    saved(tmp_path / "large.jpg", (120, 101), "L")
     thread = saved(tmp_path / "thread.png", (1400, 10), "1")
     refused(lambda: fit_upload(thread, LEARNED, DATA), "1400x10", code="too-large", name="thread.png")
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("its pixels are read"))
-    for name, part in (("large.png", "4000x8001"), ("large.jpg", "at most 64 million")):
+    for name, part in (("large.png", "100x61"), ("large.jpg", "at most 12,000")):
         refused(lambda name=name: fit_upload(tmp_path / name, LEARNED, DATA), part, code="too-large", name=name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    for most, part in ((5_000, "far too many pixels"), (10_000, "1400x10 pixels")):  # Pillow raises from twice as many
+        monkeypatch.setenv("PRA_MAX_PIXELS", str(most))
+        refused(lambda: fit_upload(thread, LEARNED, DATA), part, code="too-large", name="thread.png")
 
 
 def in_memory(name):
@@ -84,7 +92,7 @@ def in_memory(name):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process its highest memory")
 def test_uploads_of_many_visitors_stay_in_bounds(saved, tmp_path):
-    pixels = 1 << 22
+    pixels = 1 << 21
     path = saved(tmp_path / "clear.png", (2048, pixels // 2048), "RGBA")
     fit_upload(path, LEARNED, DATA)
     before = in_memory("VmRSS")

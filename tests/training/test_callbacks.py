@@ -1,6 +1,7 @@
 """Callbacks: the package's own, which draw and log, the user's, and Weights & Biases."""
 
 import functools
+import itertools
 import sys
 import warnings
 from types import SimpleNamespace
@@ -23,7 +24,6 @@ from pra.models.pra import PRA
 from pra.models.weights import checkpoints
 from pra.training import averages, callbacks, loop, optimizer
 from pra.training.averages import EMA, exponential
-from pra.training.callbacks import Callback
 from pra.training.plots import draw_curves
 from pra.training.run import read_metrics, read_run
 from pra.utils.distributed import World
@@ -233,28 +233,29 @@ def test_callbacks_other_objects_are_refused(tmp_path):
     refused(lambda: train(tiny(), tmp_path / "run", callbacks=[print]), "pra.Callback", value=repr(print))
 
 
-def kept_to_length(folder, monkeypatch, seconds, minutes=2.0):
-    """A run of 20 steps, of 5 s each, planned for so many minutes; a step takes ``seconds(step)``. The steps done."""
-    clock = [0.0]
+def kept_to_length(folder, monkeypatch, seconds, minutes=1.0):
+    """A run of 10 steps, of 5 s each, planned for so many minutes; a step takes ``seconds(step)``. The steps done."""
+    clock, count, passes = [0.0], itertools.count(1), loop.Step.passes
 
-    class Clock(Callback):
-        def on_step(self, trainer):
-            clock[0] += seconds(trainer.step)
+    def slow(self, *given):
+        clock[0] += seconds(next(count))
+        return passes(self, *given)
 
+    monkeypatch.setattr(loop.Step, "passes", slow)
     monkeypatch.setattr(callbacks, "monotonic", lambda: clock[0])
-    config = tiny("train.steps=20", "train.optimizer.warmup_steps=3", "train.optimizer.schedule=cosine")
+    config = tiny("train.steps=10", "train.optimizer.warmup_steps=3", "train.optimizer.schedule=cosine")
     length = callbacks.Length(minutes, lambda step: int(0.85 * 60 * minutes / step))
-    parts = (torch.device("cpu"), World(), None, None, [Clock()], False, length)
+    parts = (torch.device("cpu"), World(), None, None, [], False, length)
     return loop.Trainer(config, folder, *parts).run().steps, clock[0] / 60
 
 
-@pytest.mark.parametrize(("seconds", "steps"), [(10, 10), (3.5, 29)])
+@pytest.mark.parametrize(("seconds", "steps"), [(10, 5), (3.5, 14)])
 def test_length_is_planned_again_and_recorded(tmp_path, monkeypatch, seconds, steps):
     """The machine became busier after the timing, or less busy: the record gives the same training from its start."""
-    with pytest.warns(UserWarning, match=f"takes {seconds:.3g} s now.*20 steps become {steps}, for 2 minutes"):
+    with pytest.warns(UserWarning, match=f"takes {seconds:.3g} s now.*10 steps become {steps}, for 1 minutes"):
         taken, minutes = kept_to_length(tmp_path / "run", monkeypatch, lambda step: seconds)
     assert taken == steps
-    assert 0.8 * 2 < minutes < 1.2 * 2
+    assert 0.8 < minutes < 1.2
     config = read_run(tmp_path / "run")
     assert config.train.steps == steps
     train(config, tmp_path / "again")
@@ -262,17 +263,18 @@ def test_length_is_planned_again_and_recorded(tmp_path, monkeypatch, seconds, st
 
 
 def test_length_that_nearly_holds_changes_nothing(tmp_path, monkeypatch):
+    """The first step may compile."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "a state dimension varies little")
         warnings.filterwarnings("ignore", module="torch")
-        assert kept_to_length(tmp_path / "run", monkeypatch, lambda step: 5.4)[0] == 20
+        assert kept_to_length(tmp_path / "run", monkeypatch, lambda step: 15 if step == 1 else 5.4)[0] == 10
 
 
 def test_length_that_will_not_hold_is_told_with_numbers(tmp_path, monkeypatch):
     """Once, as early as it shows."""
-    with pytest.warns(UserWarning, match=r"about 2\.8 minutes, not 2: .*--steps 12") as caught:
-        assert kept_to_length(tmp_path / "run", monkeypatch, lambda step: 5 if step < 5 else 15)[0] == 20
+    with pytest.warns(UserWarning, match=r"about 1\.4 minutes, not 1: .*--steps 5") as caught:
+        assert kept_to_length(tmp_path / "run", monkeypatch, lambda step: 5 if step < 5 else 20)[0] == 10
     assert len([one for one in caught if "will take" in str(one.message)]) == 1
 
 

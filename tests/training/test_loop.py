@@ -316,6 +316,16 @@ def test_signal_leaves_pictures_and_validation(straight, tmp_path, monkeypatch, 
         train(tiny("train.steps=9", *settings), tmp_path / "run")
     assert_same(tmp_path / "run", straight, 2)
     assert steps_logged(tmp_path / "run") == [1, 2]
+    monkeypatch.undo()
+    ends = Signals("on_step", 3, signal.SIGTERM)  # after the last step, no resume would measure
+    train(tiny("train.steps=3", *settings), tmp_path / "run", callbacks=[ends])
+    train(tiny("train.steps=3", *settings), tmp_path / "whole")
+    rows, whole = (
+        [{name: value for name, value in row.items() if name != "images_per_second"} for row in read_metrics(run)]
+        for run in (tmp_path / "run", tmp_path / "whole")
+    )
+    assert rows == whole
+    assert all("validation_flow" in row for row in rows[1:])
 
 
 def spoiled(at):

@@ -46,8 +46,7 @@ def run_program(
     args = _without_verbose(list(sys.argv[1:] if argv is None else argv))
     try:
         code = _run(program, parse, args)
-        if sys.stdout is not None:  # as with >&-
-            print(end="", flush=True)
+        print(end="", flush=True)  # sys.stdout.flush() fails where there is none (>&-)
     except OSError as error:
         if (reason := _closed_output()) is None:
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import io
@@ -76,9 +75,8 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
             full, or another command packs into the folder.
     """
     plan = {"source": source.name, "images": len(source), **dataclasses.asdict(packing)}
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads((folder / PLAN).read_bytes()) == plan:  # the same call was killed after the folder had its name
-            _tidy(folder)
+    if (folder / PLAN).exists() and read_json(folder / PLAN) == plan:
+        return _tidied(folder, read_json(folder / INDEX, shardlist=list, skipped=list))  # killed before it was tidy
     check_free(folder, OTHER)
     partial = partial_folder(folder)
     with locked(partial, "filled", OTHER):
@@ -173,8 +171,7 @@ def _finish(partial: Path, folder: Path, source: Source, shards: list[Path], pac
     kinds: dict[str, Any] = {"nsamples": NaturalInt, "filesize": NaturalInt, "skipped": list}
     records = [read_json(_record(shard), **kinds) for shard in shards]
     skipped = [problem for record in records for problem in record.pop("skipped")]
-    images = sum(record["nsamples"] for record in records)
-    if not images:
+    if not any(record["nsamples"] for record in records):
         raise none_readable(source, len(source), skipped[0])
     index = {
         "__kind__": "wids-shard-index-v1",
@@ -187,11 +184,13 @@ def _finish(partial: Path, folder: Path, source: Source, shards: list[Path], pac
         text = json.dumps(content, indent=1).encode()
         write_atomically(partial / name, lambda file, text=text: file.write(text))
     partial.rename(folder)
-    _tidy(folder)
-    return Packed(images, len(shards), sum(record["filesize"] for record in records), len(skipped))
+    return _tidied(folder, index)
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what only an unfinished folder needs."""
+def _tidied(folder: Path, index: dict[str, Any]) -> Packed:
+    """Remove what only an unfinished folder needs; count what its index lists."""
     for leftover in (LOCK, *(_record(shard).name for shard in folder.glob("shard-*.tar")), PLAN):
         (folder / leftover).unlink(missing_ok=True)
+    records = index["shardlist"]
+    images, size = (sum(record[name] for record in records) for name in ("nsamples", "filesize"))
+    return Packed(images, len(records), size, len(index["skipped"]))

@@ -12,14 +12,14 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from pra.config import DataConfig, Fit, ImageConfig
-from pra.data.images import CorruptImage, open_image, readable, upright
+from pra.data.images import CorruptImage, most_pixels, open_image, readable, upright
 from pra.data.prepare import prepare
 from pra.errors import Code, PraError, reason_of
 from pra.utils.pixels import from_uint8
 
 MOST_BYTES = 32 * 2**20
 MOST_PIXELS, MOST_OF_JPEG = 32_000_000, 64_000_000
-"""Pixels of an upload; a JPEG is decoded at a fraction of its size."""
+"""Pixels of an upload, where $PRA_MAX_PIXELS allows them; a JPEG is decoded at a fraction of its size."""
 MOST_MEMORY = 20 * MOST_PIXELS
 """Bytes that all uploads take together: the costliest modes need 20 a pixel, and one upload is decoded at a time."""
 _DECODER = ThreadPoolExecutor(1, "decoder")
@@ -71,9 +71,9 @@ def _read(path: Path, side: int) -> tuple[Image.Image, tuple[int, int], list[str
     try:
         picture = open_image(io.BytesIO(path.read_bytes()))
         size = width, height = picture.size
-        most = MOST_OF_JPEG if picture.format in ("JPEG", "MPO") else MOST_PIXELS
+        most = min(MOST_OF_JPEG if picture.format in ("JPEG", "MPO") else MOST_PIXELS, most_pixels())
         if width * height > most:
-            problem = f"{path.name} has {width}x{height} pixels. Give a picture of at most {most // 10**6} million"
+            problem = f"{path.name} has {width}x{height} pixels. Give a picture of at most {most:,}"
             raise PraError(problem, code="too-large", name=path.name)
         # To count the frames of an animation would read all of them.
         done = ["first picture of an animation"] if getattr(picture, "is_animated", False) else []
@@ -82,6 +82,9 @@ def _read(path: Path, side: int) -> tuple[Image.Image, tuple[int, int], list[str
         turn = picture.getexif().get(ExifTags.Base.Orientation, 1)
     except PraError:
         raise
+    except Image.DecompressionBombError:
+        problem = f"{path.name} has far too many pixels. Give a picture of at most {MOST_PIXELS:,}"
+        raise PraError(problem, code="too-large", name=path.name) from None
     except UnidentifiedImageError:
         raise _unreadable(path, "not an image in any format that is taken here") from None
     except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over

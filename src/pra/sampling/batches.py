@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -71,8 +70,10 @@ class NpzBatch:
                 with archive.open("arr_0.npy") as file:
                     shape, dtype = _header(file)
                     there = archive.getinfo("arr_0.npy").file_size - file.tell()
-                with archive.open(PLAN) if PLAN in names else io.BytesIO(b"null") as plan:
-                    self.plan = parse_json(plan.read(MOST_JSON), f"{PLAN} in {path}")
+                self.plan = None
+                if PLAN in names:
+                    with archive.open(PLAN) as file:
+                        self.plan = parse_json(file.read(MOST_JSON), f"{PLAN} in {path}")
             if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4) or min(shape) < 1:
                 layout = "ADM's layout is uint8 (N, height, width, channels), with N of at least 1"
                 raise unreadable(path, f"has arr_0 {dtype} {shape}; {layout}")

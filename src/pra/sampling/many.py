@@ -153,7 +153,7 @@ def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> No
         files.write_atomically(joined, lambda file: contact_sheet(torch.cat(read), columns).save(file, "PNG"))
     files.check_output(out)
     try:
-        (shards.folder / JOINED).write_text(json.dumps([joined.stat().st_ino, plan]))
+        (shards.folder / JOINED).write_text(json.dumps({"inode": joined.stat().st_ino, "plan": plan}))
         joined.rename(out)
     except OSError as error:
         raise files.unwritten(out, error) from None
@@ -174,15 +174,17 @@ def _join_pictures(shards: Shards, together: Path) -> None:
 def _was_finished(out: Path, plan: dict[str, Any]) -> bool:
     """Finish the clean-up of a call that was killed after its output appeared; return whether its plan was the same."""
     partial = files.partial_folder(out)
+    if not (out.exists() and (partial / JOINED).exists()):
+        return False
     try:
-        inode, there = json.loads((partial / JOINED).read_bytes())
-        if inode != out.stat().st_ino:
-            return False
-    except (OSError, ValueError):
+        known = files.read_json(partial / JOINED)
+    except PraError:  # half written, before the output appeared
+        return False
+    if known.get("inode") != out.stat().st_ino:
         return False
     with locked(partial, "filled", "choose another --out"):
         _remove(partial)
-    return bool(there == json.loads(json.dumps(plan)))
+    return bool(known.get("plan") == json.loads(json.dumps(plan)))
 
 
 def _remove(partial: Path) -> None:

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from pra.config import SamplingConfig, Solver, from_dict, to_dict
+from pra.errors import PraError
 from pra.method import noise
 from pra.method.noise import Purpose
 
 Seeds: TypeAlias = int | Sequence[int] | Tensor
 """One whole number of 64 bits per label."""
+
+MOST_IMAGES = 10**8
+"""Images of a set, whose labels and seeds are listed in memory."""
 
 
 def changed_sampling(config: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:
@@ -55,6 +59,7 @@ class Requests:
 
 def grid(labels: Sequence[int], seeds: Sequence[int]) -> Requests:
     """Request every class with every seed, the seeds of a class one after the other."""
+    _check_count(len(labels) * len(seeds))
     each = [label for label in labels for _ in seeds]
     return Requests(each, [*seeds] * len(labels), {"labels": [*labels], "seeds": [*seeds]})
 
@@ -71,6 +76,7 @@ def numbered(count: int, classes: Sequence[int], label_seed: int | None = None) 
     The classes take turns, so that each has as many images (within one); with a ``label_seed`` each image's class is
     drawn uniformly, as a function of that seed and ``i``.
     """
+    _check_count(count)
     indices, order = torch.arange(count), "in turn"
     places = indices % len(classes)
     if label_seed is not None:
@@ -78,3 +84,9 @@ def numbered(count: int, classes: Sequence[int], label_seed: int | None = None) 
         places = (noise.uniform(noise.fold(noise.keys(label_seed, indices), Purpose.LABEL)) * len(classes)).long()
     labels = [classes[place] for place in places.tolist()]
     return Requests(labels, range(count), {"count": count, "labels": [*classes], "order": order})
+
+
+def _check_count(count: int) -> None:
+    if count > MOST_IMAGES:
+        problem = f"{count:,} images are more than {MOST_IMAGES:,}. Make them in several commands"
+        raise PraError(problem, code="too-large", value=count)

@@ -193,8 +193,8 @@ class Bar(Callback):
 class Length(Callback):
     """Keeps a new run to so many minutes: the speed that was measured before it does not last where others work too.
 
-    At the end of the warm-up, the steps are planned again: the learning rate has not depended on their number so far,
-    so that the new configuration gives the same training from its start. Later, a warning says that it takes longer.
+    The steps are planned again after the last one whose learning rate does not depend on their number, so that the new
+    configuration gives the same training from its start. Later, a warning says that it takes longer.
 
     Args:
         minutes: of the run.
@@ -210,10 +210,10 @@ class Length(Callback):
 
     def on_step(self, trainer: Trainer) -> None:
         planned = trainer.config.train.steps
-        if trainer.new_steps == 1:  # which may compile
+        if trainer.new_steps == 1:
             self._first = monotonic()
-        elif trainer.step == trainer.config.train.optimizer.warmup_steps:
-            seconds = (monotonic() - self._first) / (trainer.new_steps - 1)
+        elif trainer.step == trainer.config.train.optimizer.warmup_steps + 1:
+            seconds = self._seconds(trainer)
             steps = trainer.world.run_on_first(lambda: max(trainer.step, self.steps_at(seconds)))
             if abs(steps / planned - 1.0) > NEARLY:
                 trainer.plan(steps)
@@ -221,14 +221,20 @@ class Length(Callback):
                 warnings.warn(f"{now}: {planned:,} steps become {steps:,}, for {self.minutes:g} minutes", stacklevel=2)
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        train, passed = trainer.config.train, (monotonic() - self._begin) / 60
-        needed = passed * train.steps / trainer.new_steps
-        under_way = train.optimizer.warmup_steps < trainer.step < train.steps
-        if under_way and needed > LATE * self.minutes and not self.told:
+        train = trainer.config.train
+        if self.told or not train.optimizer.warmup_steps + 1 < trainer.step < train.steps:
+            return
+        seconds = self._seconds(trainer)
+        needed = (self._first - self._begin + seconds * (train.steps - 1)) / 60
+        if needed > LATE * self.minutes:
             self.told = True
-            fix = f"Wait for it, or start another run with --steps {self.steps_at(60 * passed / trainer.new_steps)}"
+            fix = f"Wait for it, or start another run with --steps {self.steps_at(seconds)}"
             problem = f"this training will take about {needed:.2g} minutes, not {self.minutes:g}"
             warnings.warn(f"{problem}: the machine has less time for it than at its start. {fix}", stacklevel=2)
+
+    def _seconds(self, trainer: Trainer) -> float:
+        """Of a step so far, without the first one, which may compile."""
+        return (monotonic() - self._first) / (trainer.new_steps - 1)
 
 
 class Validation(Callback):
@@ -244,13 +250,28 @@ class Validation(Callback):
         self.told = False
         self._loaded: tuple[Tensor, Tensor] | None = None
 
+    def on_start(self, trainer: Trainer) -> None:
+        """Complete the last line, where a signal has ended the measurement."""
+        folder, step = trainer.folder, trainer.step
+
+        def is_left() -> bool:
+            names = {name for row in read_metrics(folder) if row["step"] == step for name in row}
+            return bool(names) and not any(name.startswith(VALIDATION) for name in names)
+
+        if not trainer.config.train.validates(step) or not trainer.world.run_on_first(is_left):
+            return
+        values = self._values(trainer)
+        if trainer.world.is_first:
+            lines = [
+                json.dumps(json.loads(line) | values).encode() + b"\n" if row and row["step"] == step else line
+                for line, row in metrics_lines(folder)
+            ]
+            write_atomically(folder / METRICS, lambda file: file.writelines(lines))
+
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
         if not trainer.config.train.validates(trainer.step):
             return
-        with trainer.paused():
-            parts = trainer.ema.parts(here=trainer.world.is_first)
-            measured = partial(self._measured, trainer, parts)
-            row |= trainer.world.run_on_first(lambda: trainer.until_signal(measured) or {})
+        row |= self._values(trainer)
         if not self.told and trainer.world.is_first:
             rows = [*read_metrics(trainer.folder), row]
             self.told = overfits(rows)
@@ -261,6 +282,13 @@ class Validation(Callback):
                     "since, while flow falls. Stop here, or train on more images",
                     stacklevel=2,
                 )
+
+    def _values(self, trainer: Trainer) -> dict[str, float]:
+        """Measure; return nothing where a signal came, except after the last step, which no resume completes."""
+        with trainer.paused():
+            measure = partial(self._measured, trainer, trainer.ema.parts(here=trainer.world.is_first))
+            last = trainer.step == trainer.config.train.steps
+            return trainer.world.run_on_first(measure if last else lambda: trainer.until_signal(measure) or {})
 
     @torch.no_grad()
     def _measured(self, trainer: Trainer, parts: Any) -> dict[str, float]:

@@ -146,10 +146,9 @@ class Trainer:
         self.step, self.skipped = 0, 0
         if last is not None:
             _check_same_classes(last, self.model, self.source)
+            self.step = checkpoint.restore_weights(last, self.model, self.averages)
         if warning and world.is_first:
             warnings.warn(warning, stacklevel=2)
-        if last is not None:
-            self.step = checkpoint.restore_weights(last, self.model, self.averages)
         self.saved_step = self.step  # nothing is lost at step 0
         self.arithmetic = Step(self.model, self.averages, config.train, device, world, terms, self.step)
         self.optimizer = self.arithmetic.optimizer
