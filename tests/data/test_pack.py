@@ -19,8 +19,8 @@ from pra.config import OnSmall
 from pra.data import open_source, prepare
 from pra.data import pack as pack_module
 from pra.data.emoji import FONT, GROUPS
-from pra.data.held_out import Part
 from pra.data.pack import Packing, pack
+from pra.data.source import Part
 from pra.data.survey import check
 from pra.utils.locks import locked
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copyreg
 import errno
 import functools
 import io
@@ -169,7 +170,6 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
         batch_size=None,
         sampler=items,
         num_workers=workers,
-        collate_fn=_unchanged,
         worker_init_fn=_begin_worker,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the default would draw from the global generator
@@ -279,21 +279,13 @@ class _Parcel:
         return result if isinstance(result, Exception) else result.pin_memory()
 
 
-class _Pickler(pickle.Pickler):
-    """Pickles a tensor by its numbers. By itself torch calls for shared memory, or writes an archive."""
-
-    def reducer_override(self, value: Any) -> Any:
-        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
-
-
 def _pickled(value: Any) -> bytes:
+    """Pickle tensors by their numbers. By itself torch calls for shared memory, or writes an archive."""
     buffer = io.BytesIO()
-    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(value)
+    pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = copyreg.dispatch_table | {Tensor: lambda tensor: (torch.from_numpy, (tensor.numpy(),))}
+    pickler.dump(value)
     return buffer.getvalue()
-
-
-def _unchanged(result: V) -> V:
-    return result
 
 
 def _death(stream: Any) -> PraError:

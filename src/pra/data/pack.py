@@ -76,8 +76,8 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
             full, or another command packs into the folder.
     """
     plan = {"source": source.name, "images": len(source), **dataclasses.asdict(packing)}
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads((folder / PLAN).read_bytes()) == plan:  # the same call was killed after the folder had its name
+    with contextlib.suppress(PraError):
+        if read_json(folder / PLAN) == plan:  # the same call was killed after the folder had its name
             _tidy(folder)
     check_free(folder, OTHER)
     partial = partial_folder(folder)

@@ -36,7 +36,9 @@ from pra.utils.files import (
     expand,
     parse_json,
     read_arrays,
+    read_json,
     read_regular,
+    unreadable,
     write_atomically,
 )
 from pra.utils.progress import Progress
@@ -301,11 +303,10 @@ def _fetched(pattern: str) -> list[Path]:
 
 def _lost(folder: Path, shards: Sequence[Path]) -> Iterator[str]:
     """Say which shards a folder lacks, by the index that :mod:`pra.data.pack` writes."""
-    # Other data may have an index.json of another kind.
-    with contextlib.suppress(PraError, OSError, TypeError, KeyError, AttributeError, RecursionError):
-        index = _json(folder / INDEX, (folder / INDEX).read_bytes() if (folder / INDEX).is_file() else None)
-        lost = sorted({str(shard["url"]) for shard in index["shardlist"]} - {path.name for path in shards})
-        if lost:
+    # There may be none, or one of another kind.
+    with contextlib.suppress(PraError, TypeError, KeyError):
+        index = read_json(folder / INDEX)
+        if lost := sorted({str(shard["url"]) for shard in index["shardlist"]} - {path.name for path in shards}):
             yield f"{len(lost)} shards that {INDEX} names are missing, such as {lost[0]}. Copy or pack them again"
 
 
@@ -315,7 +316,7 @@ def _beside(url: str, name: str) -> str:
 
 
 def _promises(url: str) -> dict[str, Promise]:
-    index = _json(url, fetch_small(url)) or {}
+    index = parse_json(fetch_small(url) or b"{}", url)
     try:
         shards = [check_fields(s, url, **_PROMISED) for s in index.get("shardlist") or ()]
         return {s["url"]: Promise(s.get("filesize"), s.get("sha256")) for s in shards}
@@ -323,17 +324,13 @@ def _promises(url: str) -> dict[str, Promise]:
         raise _malformed(url, "is not an index of shards") from None
 
 
-def _json(where: object, data: bytes | None) -> Any:
-    return None if data is None else parse_json(data, where)
-
-
 def _malformed(where: object, problem: str) -> PraError:
-    return PraError(f"{where} {problem}. Repair or remove it", "unreadable", path=where)
+    return unreadable(where, f"{problem}. Repair or remove it")
 
 
 def _class_names(path: Path) -> list[str]:
     try:
-        classes = _json(path, read_regular(path, MOST_JSON)) if path.exists() else []
+        classes = parse_json(read_regular(path, MOST_JSON), path) if path.exists() else []
     except OSError as error:
         raise _malformed(path, f"cannot be read ({error.strerror})") from None
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
