@@ -98,9 +98,8 @@ def _training_split(path: Path) -> Path:
     with os.scandir(path) as entries:
         kinds = {entry.name: _kind(entry) for entry in entries if not _of_the_system(entry.name)}
     names = sorted(name for name, kind in kinds.items() if kind == "folder")
-    if "picture" in kinds.values() or not names:
-        return path
-    if not _are_splits(names) and not all(map(_split_of, names)):
+    splits = _are_splits(names) or all(map(_split_of, names))
+    if "picture" in kinds.values() or not names or not splits:
         return path
     training = [name for name in names if _split_of(name) == "train"]
     if len(training) != 1:
@@ -140,8 +139,8 @@ def _by_class(path: Path) -> dict[str, list[str]]:
         raise PraError(f"{path} holds no images. {told or fix}", "missing", path=path)
     if not direct and len(filled) < len(below):
         empty = path / next(name for name in below if name not in filled)
-        problem = f"{empty}: this class folder holds no images. Fill or remove it"
-        raise PraError(f"{problem}; {told}" if told else problem, "missing", path=empty)
+        problem = f"{empty}: this class folder holds no images. {told or 'Fill or remove it'}"
+        raise PraError(problem, "missing", path=empty)
     if told:
         warn_once(f"{path}: {told}")
     return {"image": sorted(direct)} if direct else {name: sorted(files) for name, files in below.items()}
