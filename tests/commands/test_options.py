@@ -43,8 +43,6 @@ def test_name_comes_before_number_with_a_warning():
     with pytest.warns(UserWarning, match="label 2 .* number 3. Write 2-2 for class number 2"):
         assert parse_labels("2", classes) == [3]
     assert parse_labels("2-2", classes) == [2]
-    with pytest.warns(UserWarning, match="all means every class. Write 1-1 for"):
-        assert parse_labels("all", ("a", "all")) == [0, 1]
 
 
 def test_shortcut_error_names_only_what_is_wrong():

@@ -5,8 +5,8 @@ from support.refusal import refused
 
 from pra.config import DataConfig
 from pra.data import open_source
-from pra.data.held_out import Part, split
-from pra.data.source import own_test_split
+from pra.data.held_out import split
+from pra.data.source import Part, own_test_split
 
 
 def test_split_share_is_disjoint_even_and_decided_by_the_seed():

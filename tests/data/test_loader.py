@@ -146,7 +146,7 @@ def test_narrow_pictures_count_as_corrupt(tmp_path, monkeypatch):
     strict = TrainingSet(source, (64, 64), 1, config(), seed=0)
     parts = ("20000x1", "on_corrupt=skip", "PRA_MAX_ASPECT")
     refused(lambda: [strict[g] for g in range(2)], *parts, code="too-large", where=source.where(0))
-    wide = TrainingSet(source, (1, 20_000), 1, config(on_corrupt=OnCorrupt.SKIP, on_small=OnSmall.UPSCALE), seed=0)
+    wide = TrainingSet(source, (1, 2000), 1, config(on_corrupt=OnCorrupt.SKIP, on_small=OnSmall.UPSCALE), seed=0)
     monkeypatch.setenv("PRA_MAX_ASPECT", "20000")
     assert [wide[g].skipped for g in range(2)] == [0, 0]
 
@@ -201,22 +201,48 @@ def results(how, count=2):
         assert multiprocessing.active_children() == before
 
 
+TOO_LITTLE = ("data.workers", "docker run --memory", "ulimit -n")
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("SIGKILL", "SIGKILL"),
-        ("SIGBUS", "SIGBUS"),
-        ("memory", "MemoryError"),
-        ("files", "Too many open files"),
+        ("SIGKILL", ("SIGKILL", *TOO_LITTLE)),
+        ("SIGBUS", ("SIGBUS", *TOO_LITTLE)),
+        ("memory", ("MemoryError", *TOO_LITTLE)),
+        ("files", ("Too many open files", *TOO_LITTLE)),
+        ("exit", ("with exit code 3", "0 workers")),
+        ("SIGUSR1", ("by SIGUSR1", "0 workers")),
     ],
 )
-def test_workers_that_lack_something_are_one_line(how, said):
-    refused(lambda: results(how), said, "data.workers", "docker run --memory", "ulimit -n", code="lost")
-
-
-@pytest.mark.parametrize(("how", "said"), [("exit", "with exit code 3"), ("SIGUSR1", "by SIGUSR1")])
 def test_workers_that_end_are_one_line(how, said):
-    refused(lambda: results(how), said, "0 workers", code="lost")
+    refused(lambda: results(how), *said, code="lost")
+
+
+def large(item):
+    """More than a pipe holds."""
+    return torch.full((20_000_000,), item, dtype=torch.uint8)
+
+
+def test_worker_killed_while_it_sends_is_one_line():
+    with closing(from_workers(large, itertools.count(), 1)) as stream:
+        next(stream)
+        time.sleep(0.5)  # the next result is half sent
+        os.kill(multiprocessing.active_children()[-1].pid, signal.SIGKILL)
+        refused(lambda: list(stream), "SIGKILL", *TOO_LITTLE, code="lost")
+
+
+def test_workers_that_send_to_a_pinning_thread_end_at_once(monkeypatch):
+    """The thread reads half of a result when its worker is ended."""
+    accelerator = {"is_available": True, "current_device_index": 0, "set_device_index": None}
+    for name, value in accelerator.items():
+        monkeypatch.setattr(torch.accelerator, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    for _ in range(3):
+        with closing(from_workers(large, itertools.count(), 2, pin_memory=True)) as stream:
+            assert next(stream).eq(0).all()
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 3
 
 
 @pytest.mark.parametrize(
@@ -238,6 +264,7 @@ def test_workers_that_are_stuck_end_at_once():
     assert time.monotonic() - begin < 3
 
 
+@pytest.mark.slow
 def test_workers_that_are_left_do_not_keep_a_process():
     """A script that forgets to close the iterator, whose workers are stuck, ends without a word."""
     script = (

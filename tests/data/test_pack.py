@@ -19,8 +19,8 @@ from pra.config import OnSmall
 from pra.data import open_source, prepare
 from pra.data import pack as pack_module
 from pra.data.emoji import FONT, GROUPS
-from pra.data.held_out import Part
 from pra.data.pack import Packing, pack
+from pra.data.source import Part
 from pra.data.survey import check
 from pra.utils.locks import locked
 
@@ -131,7 +131,8 @@ def killed(*_):
 
 def test_packing_leaves_corrupt_images_out(photos, tmp_path):
     (tmp_path / "photos/cat/1.png").write_bytes(b"")
-    done = pack(open_source(photos), tmp_path / "packed", Packing(skip_corrupt=True), 0)
+    refused(lambda: pack(open_source(photos), tmp_path / "packed", Packing(), 0), "--skip-corrupt")
+    done = pack(open_source(photos), tmp_path / "packed", Packing(skip_corrupt=True), 0)  # goes on
     assert (done.images, done.skipped) == (6, 1)
     assert open_source(f"wds:{tmp_path}/packed").labels.tolist() == [0, 0, 1, 1, 1, 2]
     [problem] = json.loads((tmp_path / "packed/index.json").read_text())["skipped"]

@@ -93,7 +93,14 @@ def test_in_classes_goes_by_names():
     twice = labelled([1, 2], "abb")
     assert in_classes(twice, "abb") is twice
     assert in_classes(twice, "ab") is in_classes(labelled([0, 1], "ab"), "abb") is None
-    refused(lambda: check_told_apart(twice), "classes 1 and 2", code="conflict", name="memory", value="b")
+    refused(
+        lambda: check_told_apart(twice),
+        "classes 1 and 2",
+        "classes.json of a copy",
+        code="conflict",
+        name="memory",
+        value="b",
+    )
 
 
 def test_same_place_is_a_path_however_it_is_spelled(tmp_path, monkeypatch):

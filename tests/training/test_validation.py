@@ -11,7 +11,7 @@ from support.training import train as run_training
 import pra
 from pra.config import apply_settings
 from pra.data import open_source
-from pra.data.held_out import Part
+from pra.data.source import Part
 from pra.training import callbacks
 from pra.training.callbacks import overfits
 from pra.training.plots import curves, panels

@@ -119,9 +119,6 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
         PraError: a number out of range, or a name that no class has, or several have.
     """
     if text == "all":
-        if text in classes:
-            place = place_of(text, classes)
-            warnings.warn(f"all means every class. Write {place}-{place} for the class of that name", stacklevel=2)
         return list(range(len(classes)))
     labels: list[int] = []
     for part in [text] if text in classes else (p.strip() for p in text.split(",")):  # a name may hold commas

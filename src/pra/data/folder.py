@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import warnings
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +10,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from pra.data.images import Files, check_there, corrupt, is_image_name, most_bytes, pack
+from pra.data.images import Files, check_there, corrupt, is_image_name, most_bytes, pack, warn_once
 from pra.errors import PraError
 from pra.utils.files import read_regular
 
@@ -26,7 +24,7 @@ SPLITS = {
     "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 """Names of folders that are splits: those of Hugging Face's ImageFolder, which allows digits and ``-._`` after them."""
-_HEIF = ("*.heic", "*.heif", "*.hif")
+_HEIF = {"*.heic", "*.heif", "*.hif"}
 _BARE = "without an ending"
 _MOST_KINDS = 8
 
@@ -74,7 +72,7 @@ class FolderSource(Files):
 
 @dataclass
 class _Tree:
-    """The pictures and folders below a folder, as paths from there, and what is left out: kind -> count, example."""
+    """The pictures below a folder, as paths from there, its folders, and what is left out: kind -> count, example."""
 
     pictures: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -88,14 +86,11 @@ class _Tree:
         """Return what is left out in words, the most frequent first; empty where nothing is."""
         kinds = sorted(self.left_out.items(), key=lambda kind: -kind[1][0])
         words = [f"{count:,} {kind} (such as {example})" for kind, (count, example) in kinds[:_MOST_KINDS]]
-        if not words:
-            return ""
         more = f" and {len(kinds) - _MOST_KINDS} more kinds" if len(kinds) > _MOST_KINDS else ""
-        heif = next((kind for kind in _HEIF if kind in self.left_out), None)
-        fixes = [f"To read {heif}, pip install pillow-heif"] if heif else []
-        if any(kind == _BARE or (kind.startswith("*") and kind != heif) for kind in self.left_out):
-            fixes.append("Convert pictures among them to PNG or JPEG, and name them so")
-        return ". ".join([f"left out: {', '.join(words)}{more}", *fixes])
+        others = {kind for kind in self.left_out if kind == _BARE or kind.startswith("*")}
+        fixes = [f"To read {kind}, pip install pillow-heif" for kind in sorted(others & _HEIF)]
+        fixes += ["Convert pictures among them to PNG or JPEG, and name them so"] if others - _HEIF else []
+        return ". ".join([f"left out: {', '.join(words)}{more}", *fixes]) if words else ""
 
 
 def _training_split(path: Path) -> Path:
@@ -103,18 +98,18 @@ def _training_split(path: Path) -> Path:
     with os.scandir(path) as entries:
         kinds = {entry.name: _kind(entry) for entry in entries if not _of_the_system(entry.name)}
     names = sorted(name for name, kind in kinds.items() if kind == "folder")
-    if "picture" in kinds.values() or not names:
-        return path
-    if not _are_splits(names) and not all(map(_split_of, names)):
+    splits = _are_splits(names) or all(map(_split_of, names))
+    if "picture" in kinds.values() or not names or not splits:
         return path
     training = [name for name in names if _split_of(name) == "train"]
     if len(training) != 1:
-        problem = f"{path} holds {len(training)} training splits ({', '.join(names)})"
+        problem = f"{path} holds {len(training) or 'no'} training split(s) ({', '.join(names)})"
         fix = f"Give the folder of one split, such as folder:{path / (training or names)[0]}"
         raise PraError(f"{problem}. {fix}", "conflict", path=path)
     others = [name for name in names if name != training[0]]
     if others:
-        _say(f"{path} holds splits: {training[0]} is read, and {', '.join(others)} not; folder:{path / others[0]} does")
+        problem = f"{path} holds splits: {training[0]} is read, and {', '.join(others)} not"
+        warn_once(f"{problem}. Give folder:{path / others[0]} to read that")
     return path / training[0]
 
 
@@ -129,12 +124,11 @@ def _are_splits(names: Iterable[str]) -> bool:
 
 def _by_class(path: Path) -> dict[str, list[str]]:
     tree = _walk(path)
-    below: dict[str, list[str]] = {name: [] for name in sorted(tree.folders) if "/" not in name}
-    direct = [file for file in tree.pictures if "/" not in file]
+    direct: list[str] = []
+    below: dict[str, list[str]] = {name: [] for name in sorted(tree.folders)}
     for file in tree.pictures:
         name, inside, _ = file.partition("/")
-        if inside:
-            below[name].append(file)
+        (below[name] if inside else direct).append(file)
     filled = [name for name, files in below.items() if files]
     told = tree.told()
     if direct and filled:
@@ -143,26 +137,13 @@ def _by_class(path: Path) -> dict[str, list[str]]:
     if not direct and not filled:
         fix = "Put them into it, or into a sub-folder per class"
         raise PraError(f"{path} holds no images. {told or fix}", "missing", path=path)
-    _refuse_inner_splits(path, tree.folders)
     if not direct and len(filled) < len(below):
         empty = path / next(name for name in below if name not in filled)
-        problem = f"{empty}: this class folder holds no images. Fill or remove it"
-        raise PraError(f"{problem}; {told}" if told else problem, "missing", path=empty)
+        problem = f"{empty}: this class folder holds no images. {told or 'Fill or remove it'}"
+        raise PraError(problem, "missing", path=empty)
     if told:
-        _say(f"{path}: {told}")
+        warn_once(f"{path}: {told}")
     return {"image": sorted(direct)} if direct else {name: sorted(files) for name, files in below.items()}
-
-
-def _refuse_inner_splits(path: Path, folders: Iterable[str]) -> None:
-    inside: dict[str, list[str]] = {}
-    for folder in folders:
-        if _split_of(os.path.basename(folder)):
-            inside.setdefault(os.path.dirname(folder), []).append(os.path.basename(folder))
-    for folder, names in inside.items():
-        if _are_splits(names):
-            problem = f"{path / folder} holds splits ({', '.join(sorted(names))}) in place of pictures of one class"
-            fix = "Give it as folder:PATH if all lies there, or put splits above the classes: train/cats, val/cats"
-            raise PraError(f"{problem}. {fix}", "conflict", path=path / folder)
 
 
 def _walk(root: Path) -> _Tree:
@@ -177,10 +158,15 @@ def _walk(root: Path) -> _Tree:
             tree.leave_out("links to folders that are read already or hold this one", folder)
             continue
         seen.add(place)
-        if folder:
+        if folder and "/" not in folder:
             tree.folders.append(folder)
         with os.scandir(root / folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
+        splits = [entry.name for entry in entries if _split_of(entry.name) and _kind(entry) == "folder"]
+        if folder and _are_splits(splits):
+            problem = f"{root / folder} holds splits ({', '.join(splits)}) in place of pictures of one class"
+            fix = "Give it as folder:PATH if all lies there, or put splits above the classes: train/cats, val/cats"
+            raise PraError(f"{problem}. {fix}", "conflict", path=root / folder)
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             kind = "hidden or of the system" if _of_the_system(entry.name) else _kind(entry)
@@ -213,9 +199,3 @@ def _kind(entry: os.DirEntry[str]) -> str:
         return "picture"
     ending = PurePath(entry.name).suffix.lower()
     return f"*{ending}" if ending else _BARE
-
-
-@functools.cache
-def _say(text: str) -> None:
-    """Warn, once in each process: a training opens its source more than once."""
-    warnings.warn(text, stacklevel=2)

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from PIL import Image
 
 from pra.config import DataConfig
-from pra.data.images import Labelled, Labels
-from pra.data.source import Source, Streamed, in_classes, open_source, own_test_split, same_place, with_images
+from pra.data.images import Labels
+from pra.data.source import Part, Source, Streamed, in_classes, open_source, own_test_split, same_place, with_images
 from pra.errors import PraError
 from pra.method import noise
 from pra.method.noise import Purpose
-
-
-class Part(Labelled):
-    """The images of a source at some ``indices``, as a source of the same name."""
-
-    def __init__(self, source: Source, indices: Labels) -> None:
-        super().__init__(source.name, source.classes, source.labels[indices])
-        self._source, self._indices = source, indices
-
-    def image(self, index: int) -> Image.Image:
-        return self._source.image(int(self._indices[index]))
-
-    def where(self, index: int) -> str:
-        return self._source.where(int(self._indices[index]))
 
 
 def split(source: Source, config: DataConfig, seed: int) -> tuple[Source, Source | None]:

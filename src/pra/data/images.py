@@ -35,7 +35,7 @@ MOST_PIXELS, MOST_ASPECT = 64_000_000, 100
 
 ``PRA_MAX_PIXELS`` and ``PRA_MAX_ASPECT`` in the environment replace them.
 """
-_MORE_PIXELS = "PRA_MAX_PIXELS allows more"
+_MORE_PIXELS, _LARGER = "PRA_MAX_PIXELS allows more", "Unset it, or give a larger number"
 _TO_ESCAPE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 """Control characters, ends of lines, and what UTF-8 cannot hold."""
 
@@ -75,7 +75,7 @@ def readable() -> tuple[str, ...]:
 
 def most_pixels() -> int:
     """Return the most pixels of a picture that is read: ``$PRA_MAX_PIXELS``, by default :data:`MOST_PIXELS`."""
-    return _limit("PRA_MAX_PIXELS", MOST_PIXELS)
+    return variable("PRA_MAX_PIXELS", str(MOST_PIXELS), least=1, fix=_LARGER)
 
 
 def most_bytes() -> int:
@@ -83,22 +83,17 @@ def most_bytes() -> int:
     return 8 * most_pixels() + 2**20
 
 
-def _limit(name: str, default: int) -> int:
-    return variable(name, str(default), least=1, fix="Unset it, or give a larger number")
-
-
 def check_size(image: Image.Image, where: str) -> None:
     """Refuse a picture of too many pixels, as CorruptImage, before they are read."""
     if image.width * image.height > (most := most_pixels()):
-        raise corrupt(
-            where, f"{image.width}x{image.height} are more than {most:,} pixels ({_MORE_PIXELS})", "too-large"
-        )
+        problem = f"{image.width}x{image.height} are more than {most:,} pixels"
+        raise corrupt(where, f"{problem} ({_MORE_PIXELS})", "too-large")
 
 
 def check_aspect(image: Image.Image, size: tuple[int, int], where: str) -> None:
     """Refuse a picture that is too narrow to be scaled to cover ``size`` (height, width), as CorruptImage."""
-    sides = sorted((image.height * size[1], image.width * size[0]))
-    if sides[1] > (most := _limit("PRA_MAX_ASPECT", MOST_ASPECT)) * sides[0]:
+    short, long = sorted((image.height * size[1], image.width * size[0]))
+    if long > (most := variable("PRA_MAX_ASPECT", str(MOST_ASPECT), least=1, fix=_LARGER)) * short:
         wanted = f"{size[1]}x{size[0]}"
         problem = f"{image.width}x{image.height} pixels are more than {most} times as narrow as the crop of {wanted}"
         raise corrupt(where, f"{problem} (PRA_MAX_ASPECT allows more)", "too-large")
@@ -165,7 +160,7 @@ def is_picture_name(name: str) -> bool:
 
 @functools.cache
 def warn_once(text: str) -> None:
-    """Warn about data: once, as a training opens its source more than once, and on rank 0 alone."""
+    """Warn about a file: once, as a training opens its source more than once, and on rank 0 alone."""
     if os.environ.get("RANK", "0") == "0":
         warnings.warn(text, stacklevel=3)
 

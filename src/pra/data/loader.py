@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copyreg
 import errno
 import functools
 import io
@@ -10,12 +11,14 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from multiprocessing.connection import wait
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -167,7 +170,6 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
         batch_size=None,
         sampler=items,
         num_workers=workers,
-        collate_fn=_unchanged,
         worker_init_fn=_begin_worker,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the default would draw from the global generator
@@ -207,7 +209,24 @@ def _started(loader: DataLoader[Any]) -> Any:
         raise _too_little(error) if _is_scarce(error) else error from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler)  # torch's raises wherever this process is, in a step or a save
+    _watch(stream)
     return stream
+
+
+def _watch(stream: Any) -> None:
+    """Let whoever waits for a result notice a worker that dies: it may have sent half of one, and keep its lock."""
+    reader, ends = stream._worker_result_queue._reader, [worker.sentinel for worker in stream._workers]
+
+    def poll(timeout: float) -> bool:
+        return reader in wait([reader, *ends], timeout)
+
+    def read(handle: int, size: int) -> bytes:
+        while not wait([handle], 0.1):
+            if wait(ends, 0):
+                raise queue.Empty  # on which torch looks after its workers
+        return os.read(handle, min(size, 2**20))  # memory for so much is taken each time
+
+    reader._poll, reader._recv = poll, functools.partial(reader._recv, read=read)
 
 
 def _end(stream: Any) -> None:
@@ -232,17 +251,15 @@ class _Packed(Dataset[Any]):
     def __getitem__(self, item: Any) -> _Parcel:
         try:
             return _Parcel(_pickled(self._work(item)))
-        except PraError as error:
-            return _Parcel(_pickled(error))
         except Exception as error:
-            error.add_note(f"In a process that prepares data:\n{traceback.format_exc()}")
-            failure = _too_little(error) if _is_scarce(error) else error
+            if not isinstance(error, PraError):
+                error.add_note(f"In a process that prepares data:\n{traceback.format_exc()}")
             try:
-                data = _pickled(failure)
+                data = _pickled(_too_little(error) if _is_scarce(error) else error)
                 pickle.loads(data)
             except Exception:  # a local class, or one that takes other arguments
                 failure = RuntimeError(f"{type(error).__name__}: {error}")
-                failure.__notes__ = error.__notes__
+                failure.__notes__ = getattr(error, "__notes__", [])
                 data = _pickled(failure)
             return _Parcel(data)
 
@@ -262,21 +279,13 @@ class _Parcel:
         return result if isinstance(result, Exception) else result.pin_memory()
 
 
-class _Pickler(pickle.Pickler):
-    """Pickles a tensor by its numbers. By itself torch calls for shared memory, or writes an archive."""
-
-    def reducer_override(self, value: Any) -> Any:
-        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
-
-
 def _pickled(value: Any) -> bytes:
+    """Pickle tensors by their numbers. By itself torch calls for shared memory, or writes an archive."""
     buffer = io.BytesIO()
-    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(value)
+    pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = copyreg.dispatch_table | {Tensor: lambda tensor: (torch.from_numpy, (tensor.numpy(),))}
+    pickler.dump(value)
     return buffer.getvalue()
-
-
-def _unchanged(result: V) -> V:
-    return result
 
 
 def _death(stream: Any) -> PraError:

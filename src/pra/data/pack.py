@@ -80,7 +80,7 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
     check_free(folder, OTHER)
     partial = partial_folder(folder)
     with locked(partial, "filled", OTHER):
-        begin_partial(partial, plan, "packing")
+        begin_partial(partial, plan, "packing", free=("skip_corrupt",))  # which an error may have advised
         for stray in partial.glob(".shard-*"):  # of a process that was killed
             stray.unlink()
         parts = blocks(range(len(source)), packing.shard_images)

@@ -16,7 +16,7 @@ from pra.data.folder import FolderSource
 from pra.data.hf import open_hf
 from pra.data.idx import open_digits, open_idx
 from pra.data.images import Labelled, Labels
-from pra.data.tars import ImageNetTar, WebDataset
+from pra.data.tars import CLASSES, ImageNetTar, WebDataset
 from pra.errors import PraError, nearest
 from pra.utils.extras import import_failed
 from pra.utils.files import expand
@@ -94,20 +94,28 @@ class Listed(Protocol):
         ...
 
 
-class Relabelled(Labelled):
+class Part(Labelled):
+    """The images of a source at some ``indices``, as a source of the same name."""
+
+    def __init__(self, source: Source, indices: Labels) -> None:
+        super().__init__(source.name, source.classes, source.labels[indices])
+        self._source, self._indices = source, indices
+
+    def image(self, index: int) -> Image.Image:
+        return self._source.image(int(self._indices[index]))
+
+    def where(self, index: int) -> str:
+        return self._source.where(int(self._indices[index]))
+
+
+class Relabelled(Part):
     """The images of a source in other ``classes``; ``places`` holds the new label of each of its own."""
 
     def __init__(self, source: Source, classes: Sequence[str], places: Labels) -> None:
-        super().__init__(source.name, classes, places[source.labels])
-        self._source = source
+        super().__init__(source, np.arange(len(source)))
+        self.classes, self.labels = tuple(classes), places[source.labels]
         if isinstance(source, Streamed):
             self.lanes, self.arranged = source.lanes, source.arranged
-
-    def image(self, index: int) -> Image.Image:
-        return self._source.image(index)
-
-    def where(self, index: int) -> str:
-        return self._source.where(index)
 
 
 SOURCES: Registry[Callable[[str, str], Source]] = Registry("data source", "pra.sources", {*SPLIT, *_WHOLE})
@@ -200,7 +208,8 @@ def check_told_apart(source: Source) -> None:
     for label, name in enumerate(source.classes):
         if first.setdefault(name, label) != label:
             problem = f"classes {first[name]} and {label} of {source.name} are both called {name!r}"
-            raise PraError(f"{problem}. Rename one of them", "conflict", name=source.name, value=name)
+            fix = f"Rename one of them, if need be in {CLASSES} of a copy that `pra data pack` makes"
+            raise PraError(f"{problem}. {fix}", "conflict", name=source.name, value=name)
 
 
 def same_place(one: str, other: str) -> bool:

@@ -36,7 +36,9 @@ from pra.utils.files import (
     expand,
     parse_json,
     read_arrays,
+    read_json,
     read_regular,
+    unreadable,
     write_atomically,
 )
 from pra.utils.progress import Progress
@@ -55,8 +57,8 @@ _DOTS = "WebDataset takes a sample's name up to its first dot. Write cat-1.jpg f
 _NO_PICTURE = "the sample has no picture of a format that is read. Save it as JPEG or PNG"
 _LINK = "the member is a link. Pack the files themselves (tar --dereference --hard-dereference)"
 TarIndex = dict[str, Any]
-_COLUMNS = {"files": "i", "offsets": "i", "sizes": "i", "labels": "i", "members": "S"}
-"""Columns of a saved index with the kinds of their numbers; its bytes are fewer than the tars' and ``_LEAST``."""
+_KINDS = {"files": "i", "offsets": "i", "sizes": "i", "labels": "i", "members": "S", "classes": "U"}
+"""Arrays of a saved index with the kinds of their values; its bytes are fewer than the tars' and ``_LEAST``."""
 _LEAST = 2**24
 _PROMISED: dict[str, Any] = {"url": str, "filesize": NaturalInt | None, "sha256": str | None}
 """Fields of a shard in ``INDEX``, with their types."""
@@ -187,13 +189,12 @@ def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Seque
 
 def _is_of(index: TarIndex, tars: Sequence[int]) -> bool:
     """Return whether a saved index fits tars of so many bytes: the file beside them may be anything."""
-    columns = {name: index[name] for name in _COLUMNS}
-    if {name: column.dtype.kind for name, column in columns.items()} != _COLUMNS or index["classes"].dtype.kind != "U":
+    if any(index[name].dtype.kind != kind or index[name].ndim != 1 for name, kind in _KINDS.items()):
         return False
-    files, offsets, sizes, labels, _ = columns.values()
-    if any(column.shape != files.shape for column in columns.values()) or files.ndim != 1 or index["classes"].ndim != 1:
+    files, offsets, sizes, labels, members, classes = (index[name] for name in _KINDS)
+    if not len(files) == len(offsets) == len(sizes) == len(labels) == len(members) > 0:
         return False
-    known = (files >= 0) & (files < len(tars)) & (labels >= 0) & (labels < len(index["classes"]))
+    known = (files >= 0) & (files < len(tars)) & (labels >= 0) & (labels < len(classes))
     return bool(known.all() and ((offsets >= 0) & (sizes >= 0) & (sizes <= np.array(tars)[files] - offsets)).all())
 
 
@@ -301,11 +302,10 @@ def _fetched(pattern: str) -> list[Path]:
 
 def _lost(folder: Path, shards: Sequence[Path]) -> Iterator[str]:
     """Say which shards a folder lacks, by the index that :mod:`pra.data.pack` writes."""
-    # Other data may have an index.json of another kind.
-    with contextlib.suppress(PraError, OSError, TypeError, KeyError, AttributeError, RecursionError):
-        index = _json(folder / INDEX, (folder / INDEX).read_bytes() if (folder / INDEX).is_file() else None)
-        lost = sorted({str(shard["url"]) for shard in index["shardlist"]} - {path.name for path in shards})
-        if lost:
+    # There may be none, or one of another kind.
+    with contextlib.suppress(PraError, TypeError, KeyError):
+        index = read_json(folder / INDEX)
+        if lost := sorted({str(shard["url"]) for shard in index["shardlist"]} - {path.name for path in shards}):
             yield f"{len(lost)} shards that {INDEX} names are missing, such as {lost[0]}. Copy or pack them again"
 
 
@@ -315,7 +315,7 @@ def _beside(url: str, name: str) -> str:
 
 
 def _promises(url: str) -> dict[str, Promise]:
-    index = _json(url, fetch_small(url)) or {}
+    index = parse_json(fetch_small(url) or b"{}", url)
     try:
         shards = [check_fields(s, url, **_PROMISED) for s in index.get("shardlist") or ()]
         return {s["url"]: Promise(s.get("filesize"), s.get("sha256")) for s in shards}
@@ -323,17 +323,13 @@ def _promises(url: str) -> dict[str, Promise]:
         raise _malformed(url, "is not an index of shards") from None
 
 
-def _json(where: object, data: bytes | None) -> Any:
-    return None if data is None else parse_json(data, where)
-
-
 def _malformed(where: object, problem: str) -> PraError:
-    return PraError(f"{where} {problem}. Repair or remove it", "unreadable", path=where)
+    return unreadable(where, f"{problem}. Repair or remove it")
 
 
 def _class_names(path: Path) -> list[str]:
     try:
-        classes = _json(path, read_regular(path, MOST_JSON)) if path.exists() else []
+        classes = parse_json(read_regular(path, MOST_JSON), path) if path.exists() else []
     except OSError as error:
         raise _malformed(path, f"cannot be read ({error.strerror})") from None
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
@@ -409,18 +405,14 @@ def _left_out(
     A member ``cat.1.jpg`` is not a mask if there is ``cat.1.cls``, or no ``cat.jpg``.
     """
     classed = {_stem(member.name) for _, member in others if member.name.lower().endswith(".cls")}
-    unread: dict[str, str] = {}
-    named: set[str] = set()
+    named = set(images)
     for key, member in others:
-        if key in images and _stem(member.name) not in classed:
+        if (key in images and _stem(member.name) not in classed) or not is_picture_name(member.name):
             continue
-        if is_image_name(f"_{PurePosixPath(member.name).suffix}"):
-            named.add(key)
-            yield _DOTS if member.isreg() else _LINK, member.name
-        elif is_picture_name(member.name):
-            unread.setdefault(key, member.name)
-    unread = {key: f"{key}.cls" for key in labels if key not in images} | unread
-    yield from ((_NO_PICTURE, name) for key, name in unread.items() if key not in named)
+        named.add(key)
+        read = is_image_name(f"_{PurePosixPath(member.name).suffix}")
+        yield (_DOTS if member.isreg() else _LINK) if read else _NO_PICTURE, member.name
+    yield from ((_NO_PICTURE, f"{key}.cls") for key in labels if key not in named)
 
 
 def _stem(member: str) -> str:

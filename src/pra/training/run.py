@@ -11,14 +11,12 @@ report.html       all of it on a page (pra.evaluation.report)   rollout-gap.json
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
 import os
 import platform
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import Any
 
 from pra.config import RunConfig, differences, from_dict, to_dict
 from pra.data import Source
-from pra.data.images import CorruptImage
+from pra.data.images import CorruptImage, warn_once
 from pra.data.source import Encoded, Listed, Streamed, check_told_apart, learned, same_place, with_images
 from pra.errors import PraError, reason_of
 from pra.models import weights
@@ -156,10 +154,8 @@ def check_data(folder: Path, config: RunConfig, source: Source) -> str:
     begun = read_run(folder) if (folder / CONFIG).exists() else None
     if begun and begun.model.num_classes != config.model.num_classes:
         changed = differences(begun.model.num_classes, config.model.num_classes, "model.num_classes")
-        if config.model.num_classes != len(with_images(source)):
-            raise _another(folder, changed)
         problem = f"{folder} is a run of other classes than {source.name} has now ({changed[0]})"
-        fix = "A label must keep its meaning: restore the classes, or use another --run-dir"
+        fix = "A label must keep its meaning: restore the classes or the setting, or use another --run-dir"
         raise PraError(f"{problem}. {fix}", code="mismatch", path=folder)
     if begun is None and config.initial is None:  # else the classes must go with those of another model
         check_told_apart(source)
@@ -309,14 +305,9 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         else:
             rows.append(row)
     if damaged:
-        _warn_of_damage(folder / METRICS, damaged, first)
+        lines = f"{damaged} damaged line(s) are left out, the first is line {first}"
+        warn_once(f"{folder / METRICS}: {lines}. Repair or remove them")
     return rows
-
-
-@functools.cache
-def _warn_of_damage(path: Path, count: int, first: int) -> None:
-    lines = f"{count} damaged line(s) are left out, the first is line {first}"
-    warnings.warn(f"{path}: {lines}. Repair or remove them", stacklevel=3)
 
 
 def metrics_lines(folder: Path) -> Iterator[tuple[bytes, dict[str, float] | None]]:
