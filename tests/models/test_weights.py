@@ -279,16 +279,17 @@ def test_save_on_a_full_disk_leaves_nothing(tmp_path, full_disk, size):
 
 
 SHARD = "optimizer/shard-00001-model-00001-of-00001.safetensors"
-STATES = dict.fromkeys(('{"step"', "[]", '{"step": 20}', '{"step": 20, "sizes": [1]}', "{}"), "no readable state.json")
-STATES |= dict.fromkeys(
-    (
-        '{"step": "x", "sizes": {}}',
-        '{"step": -7, "sizes": {}}',
-        '{"step": 1e999, "sizes": {}}',
-        "[" * 100_000 + "]" * 100_000,
-    ),
-    "no readable state.json",
-)
+STATES = {
+    '{"step"': "state.json is not JSON",
+    "[]": "state.json holds list",
+    '{"step": 20}': "sizes: expected dict",
+    '{"step": 20, "sizes": [1]}': "sizes: expected dict",
+    "{}": "step: expected int",
+    '{"step": "x", "sizes": {}}': "step: expected int",
+    '{"step": -7, "sizes": {}}': "step must lie in",
+    '{"step": 1e999, "sizes": {}}': "step: expected int",
+    "[" * 100_000 + "]" * 100_000: "nests deeper",
+}
 STATES |= {json.dumps({"step": 20, "sizes": {name: 3}}): "is missing" for name in ("a\0b", "a" * 5000)}
 
 
@@ -362,6 +363,21 @@ def test_run_without_a_whole_checkpoint_is_refused(run):
     (run / "checkpoints" / "step-00000010" / "state.json").unlink()
     refused(lambda: pra.load(run), "step-00000010", "step-00000020", code="unreadable", path=run)
     assert weights.last_good(run) == "there is no earlier checkpoint"
+
+
+def test_checkpoint_that_is_removed_meanwhile_is_no_error(run, monkeypatch):
+    newest, before = (run / "checkpoints" / f"step-{step:08d}" for step in (20, 10))
+    expected, read = pra.load(before), weights.read_config
+
+    def read_late(folder):
+        if folder == newest:
+            (newest / "ema.safetensors").unlink()  # as in rmtree
+        return read(folder)
+
+    monkeypatch.setattr(weights, "read_config", read_late)
+    with pytest.warns(UserWarning, match="ema.safetensors is missing"):
+        assert same_weights(pra.load(run), expected)
+    refused(lambda: pra.load(newest), "no average 'ema'", code="unknown", path=newest)
 
 
 def test_closed_folder_of_checkpoints_is_not_empty(run, monkeypatch):
