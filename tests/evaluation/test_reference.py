@@ -72,6 +72,8 @@ def test_statistics_of_others(tmp_path):
     assert figures["sfid"] == pytest.approx(expected["sfid"], rel=1e-5)
     assert "kid" not in figures
     refused(lambda: from_file(path, Projection(), progress=False), code="mismatch", path=path)
+    np.savez(path, mu=np.zeros(9, np.float16), sigma=np.eye(9, dtype=np.float16))  # no warning of an overflow
+    assert np.array_equal(from_file(path, INCEPTION).pool[1], np.eye(9))
     np.savez(path, mu=own.pool[0], sigma=own.pool[1])  # torch-fidelity's and JiT's keys
     assert judged(pixels(20), from_file(path, INCEPTION), INCEPTION).figures["adm"]["sfid"] is None
 

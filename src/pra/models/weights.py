@@ -206,8 +206,8 @@ def newest_checkpoint(run: Path, average: str | None = EMA) -> Path | None:
     read = None if average is None else [MODEL if average == RAW else average_file(average)]
     for folder in reversed(found):
         if (fault := _fault(folder, read)) is None:
-            for damaged in faults:
-                warnings.warn(f"checkpoint {damaged}; the one before it, {folder.name}, is used", stacklevel=2)
+            for damaged in faults:  # stacklevel 1: Python shows it once, wherever in a command the run is read
+                warnings.warn(f"checkpoint {damaged}; the one before it, {folder.name}, is used", stacklevel=1)
             return folder
         faults.append(f"{folder} is damaged ({fault})")
     if faults and checkpoints(run) != found:  # the run goes on, and old ones are removed
