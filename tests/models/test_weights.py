@@ -238,11 +238,14 @@ def test_sizes_of_a_strangers_model_take_no_memory(tmp_path):
     folder = pra.save(random_model(), tmp_path / "model")
     values = json.loads((folder / "config.json").read_text())
     for name, changes, part in (
-        ("", {"num_classes": 10**9}, "does not name the 1000000000 classes"),
-        ("", {"class_tokens": 10**12}, "condition.embedding.weight is"),
-        ("", {"image_size": [2**30 * 2, 2**30 * 2]}, "cannot be built"),
+        ("", {"num_classes": 10**6}, "does not name the 1000000 classes"),
+        ("", {"num_classes": 10**9}, "num_classes must lie in"),
+        ("", {"class_tokens": 10**6}, "condition.embedding.weight is"),
+        ("", {"class_tokens": 10**12}, "class_tokens must lie in"),
+        ("", {"image_size": [10**6] * 2, "patch_size": 10**5 * 5, "channels": 10**6}, "cannot be built"),
         ("backbone", {"depth": 10**9}, "depth must lie in [1, 1000]"),
-        ("backbone", {"width": 2**40, "heads": 2**30}, "cannot be built"),
+        ("backbone", {"width": 2**18, "heads": 2**10}, "in the model"),
+        ("backbone", {"width": 2**40, "heads": 2**30}, "width must lie in"),
     ):
         model = json.loads(json.dumps(values["model"]))
         (model[name] if name else model).update(changes)
