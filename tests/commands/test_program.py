@@ -39,6 +39,13 @@ def test_help_of_pra_and_of_groups_lists_commands(call):
         assert "distill" not in text
 
 
+@pytest.mark.parametrize("command", ["sample", "eval", "report", "show", "sweep", "train tiny --run-dir", "compare ."])
+def test_name_that_is_too_long_is_one_line(call, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(*command.split(), "a" * 300).is_refusal("a" * 50)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("value", ["", "1"])
 def test_help_on_a_terminal_obeys_no_color(value, monkeypatch):
     terminal = io.StringIO()

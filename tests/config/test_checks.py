@@ -140,5 +140,14 @@ def test_advised_multiple_is_taken(settings, name, value, way):
     apply_settings(run, [*settings, way])
 
 
+def test_sizes_without_an_end_are_refused_at_once():
+    for setting, part in (
+        ("num_classes=1000000000000", "num_classes must lie in"),
+        ("backbone.width=4611686018427387904", "width must lie in"),
+        ("image_size=[1000000,1000000]", "65,536 at most"),
+    ):
+        refused(lambda setting=setting: apply_settings(pra.recipe("tiny"), [f"model.{setting}"]), part)
+
+
 def test_list_without_an_end_is_refused_at_once():
     refused(lambda: from_dict(SamplingConfig, {"times": [0] * 10**6}), "at most 100,000 values")

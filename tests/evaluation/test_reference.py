@@ -72,6 +72,8 @@ def test_statistics_of_others(tmp_path):
     assert figures["sfid"] == pytest.approx(expected["sfid"], rel=1e-5)
     assert "kid" not in figures
     refused(lambda: from_file(path, Projection(), progress=False), code="mismatch", path=path)
+    np.savez(path, mu=np.zeros(9, np.float16), sigma=np.eye(9, dtype=np.float16))  # no warning of an overflow
+    assert np.array_equal(from_file(path, INCEPTION).pool[1], np.eye(9))
     np.savez(path, mu=own.pool[0], sigma=own.pool[1])  # torch-fidelity's and JiT's keys
     assert judged(pixels(20), from_file(path, INCEPTION), INCEPTION).figures["adm"]["sfid"] is None
 
@@ -199,7 +201,7 @@ def test_members_that_are_not_arrays_are_refused(tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("arr_1.npy", "0, 1, 2")
     refused(lambda: NpzBatch(path), str(path), "arr_1")
-    for members, part in ((("mu.npy", "sigma.npy"), "mu"), (("a\nb",), r"'a\nb'")):
+    for members, part in ((("mu.npy", "sigma.npy"), "mu"), (("a\nb",), r"a\nb")):
         with zipfile.ZipFile(path, "w") as archive:
             for name in members:
                 archive.writestr(name, "1")

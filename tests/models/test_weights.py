@@ -238,11 +238,14 @@ def test_sizes_of_a_strangers_model_take_no_memory(tmp_path):
     folder = pra.save(random_model(), tmp_path / "model")
     values = json.loads((folder / "config.json").read_text())
     for name, changes, part in (
-        ("", {"num_classes": 10**9}, "does not name the 1000000000 classes"),
-        ("", {"class_tokens": 10**12}, "condition.embedding.weight is"),
-        ("", {"image_size": [2**30 * 2, 2**30 * 2]}, "cannot be built"),
+        ("", {"num_classes": 10**6}, "does not name the 1000000 classes"),
+        ("", {"num_classes": 10**9}, "num_classes must lie in"),
+        ("", {"class_tokens": 10**6}, "condition.embedding.weight is"),
+        ("", {"class_tokens": 10**12}, "class_tokens must lie in"),
+        ("", {"image_size": [10**6] * 2, "patch_size": 10**5 * 5, "channels": 10**6}, "cannot be built"),
         ("backbone", {"depth": 10**9}, "depth must lie in [1, 1000]"),
-        ("backbone", {"width": 2**40, "heads": 2**30}, "cannot be built"),
+        ("backbone", {"width": 2**18, "heads": 2**10}, "in the model"),
+        ("backbone", {"width": 2**40, "heads": 2**30}, "width must lie in"),
     ):
         model = json.loads(json.dumps(values["model"]))
         (model[name] if name else model).update(changes)
@@ -279,16 +282,17 @@ def test_save_on_a_full_disk_leaves_nothing(tmp_path, full_disk, size):
 
 
 SHARD = "optimizer/shard-00001-model-00001-of-00001.safetensors"
-STATES = dict.fromkeys(('{"step"', "[]", '{"step": 20}', '{"step": 20, "sizes": [1]}', "{}"), "no readable state.json")
-STATES |= dict.fromkeys(
-    (
-        '{"step": "x", "sizes": {}}',
-        '{"step": -7, "sizes": {}}',
-        '{"step": 1e999, "sizes": {}}',
-        "[" * 100_000 + "]" * 100_000,
-    ),
-    "no readable state.json",
-)
+STATES = {
+    '{"step"': "state.json is not JSON",
+    "[]": "state.json holds list",
+    '{"step": 20}': "sizes: expected dict",
+    '{"step": 20, "sizes": [1]}': "sizes: expected dict",
+    "{}": "step: expected int",
+    '{"step": "x", "sizes": {}}': "step: expected int",
+    '{"step": -7, "sizes": {}}': "step must lie in",
+    '{"step": 1e999, "sizes": {}}': "step: expected int",
+    "[" * 100_000 + "]" * 100_000: "nests deeper",
+}
 STATES |= {json.dumps({"step": 20, "sizes": {name: 3}}): "is missing" for name in ("a\0b", "a" * 5000)}
 
 
@@ -362,6 +366,21 @@ def test_run_without_a_whole_checkpoint_is_refused(run):
     (run / "checkpoints" / "step-00000010" / "state.json").unlink()
     refused(lambda: pra.load(run), "step-00000010", "step-00000020", code="unreadable", path=run)
     assert weights.last_good(run) == "there is no earlier checkpoint"
+
+
+def test_checkpoint_that_is_removed_meanwhile_is_no_error(run, monkeypatch):
+    newest, before = (run / "checkpoints" / f"step-{step:08d}" for step in (20, 10))
+    expected, read = pra.load(before), weights.read_config
+
+    def read_late(folder):
+        if folder == newest:
+            (newest / "ema.safetensors").unlink()  # as in rmtree
+        return read(folder)
+
+    monkeypatch.setattr(weights, "read_config", read_late)
+    with pytest.warns(UserWarning, match="ema.safetensors is missing"):
+        assert same_weights(pra.load(run), expected)
+    refused(lambda: pra.load(newest), "no average 'ema'", code="unknown", path=newest)
 
 
 def test_closed_folder_of_checkpoints_is_not_empty(run, monkeypatch):

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, written while training goes on, and which ones stay."""
 
 import errno
+import json
 import os
 import runpy
 import shutil
@@ -21,7 +22,7 @@ from pra.models import weights
 from pra.models.pra import PRA
 from pra.training import callbacks, checkpoint
 from pra.training.averages import EMA, exponential
-from pra.training.checkpoint import step_of
+from pra.training.checkpoint import Unlogged, restore_unlogged, step_of
 from pra.training.optimizer import build_optimizer
 from pra.training.run import read_metrics
 from pra.utils.distributed import World
@@ -101,6 +102,20 @@ def test_optimizer_state_without_digest_is_checked(copy):
         error = refused(lambda: train(tiny("train.steps=7"), copy), code="unreadable", path=shard.parent)
         assert "learning" not in str(error)
         assert "train.optimizer.lr" not in str(error)
+
+
+def test_unlogged_metrics_have_their_types(tmp_path):
+    state, good = tmp_path / "state.json", {"sums": {"flow": [3.0, 2], "where": [1, 1]}, "skipped": 4}
+    state.write_text(json.dumps({"unlogged": good}))
+    assert restore_unlogged(tmp_path) == Unlogged({"flow": (3.0, 2), "where": (1, 1)}, 4)
+    state.write_text("{}")  # of an earlier version
+    assert restore_unlogged(tmp_path) == Unlogged()
+    for sums in (7, {"flow": 3}, {"flow": [3.0, 0]}, {"flow": ["x", 1]}, {"flow": [1, 2, 3]}):
+        state.write_text(json.dumps({"unlogged": good | {"sums": sums}}))
+        refused(lambda: restore_unlogged(tmp_path), "is damaged", code="unreadable", path=state)
+    for unlogged in (7, {}, good | {"skipped": -1}, good | {"skipped": 1.5}):
+        state.write_text(json.dumps({"unlogged": unlogged or {"sums": {}}}))
+        refused(lambda: restore_unlogged(tmp_path), "is damaged", code="unreadable", path=state)
 
 
 def test_resume_repeats_the_lines_of_the_metrics(tmp_path):

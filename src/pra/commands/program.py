@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import logging
@@ -70,6 +71,10 @@ def _run(program: str, parse: Callable[[list[str]], Callable[[], object]], args:
         return _refuse(error)
     except PermissionError as error:
         return _refuse(f"{error.filename} is closed to you ({error.strerror})")
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _refuse(f"{one_line(error.filename, 60)}: the name is too long. Use a shorter one")
     except Interrupted as stop:
         if is_rank_0():
             print(f"pra: {one_line(stop)}: {program} {shlex.join(args)}", file=sys.stderr)

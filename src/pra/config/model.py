@@ -6,8 +6,11 @@ import enum
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pra.config.checks import NaturalInt, PositiveInt, Settings, nearest_multiple, within, wrong
+from pra.config.checks import NaturalInt, Settings, nearest_multiple, within, wrong
 
+Size = Annotated[int, within(1, 1_000_000)]
+"""Widths, sides and counts of a model: a stranger's file may ask for any number."""
+MOST_PATCHES = 65_536
 Depth = Annotated[int, within(1, 1_000)]
 """Blocks of a part. The bound stops a stranger's file from building modules without end."""
 
@@ -24,8 +27,8 @@ class TransformerConfig(Settings):
     """A pre-norm transformer. ``width`` is a multiple of ``heads``, and ``width / heads`` of 4 (2-D RoPE)."""
 
     depth: Depth
-    width: PositiveInt
-    heads: PositiveInt
+    width: Size
+    heads: Size
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,8 +47,8 @@ class HeadConfig(Settings):
     """
 
     depth: Depth
-    width: PositiveInt
-    modulations: PositiveInt = 2
+    width: Size
+    modulations: Size = 2
     prediction: Prediction = Prediction.VELOCITY
     shortcut: bool = False
 
@@ -65,7 +68,7 @@ class EncoderConfig(Settings):
     """The state encoder ``G``: a residual MLP on each patch, with the condition ``h_i`` beside it or not."""
 
     depth: Depth
-    width: PositiveInt
+    width: Size
     sees_condition: bool = True
 
 
@@ -109,10 +112,10 @@ class ImageConfig(Settings):
     autoregressive: ClassVar[bool]
     reading_time: ClassVar[float | None] = None
 
-    image_size: tuple[PositiveInt, PositiveInt]
-    channels: PositiveInt
-    patch_size: PositiveInt
-    num_classes: PositiveInt
+    image_size: tuple[Size, Size]
+    channels: Size
+    patch_size: Size
+    num_classes: Size
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,6 +127,9 @@ class ImageConfig(Settings):
             raise wrong("image_size", f"{height}x{width}", f"is not divisible by patch_size {patch}. {fix}")
         if self.num_patches < 2:
             problem = f"is a single patch of {patch}. Use a smaller patch_size"
+            raise wrong("image_size", f"{height}x{width}", problem)
+        if self.num_patches > MOST_PATCHES:
+            problem = f"has {self.num_patches:,} patches, of {MOST_PATCHES:,} at most. Use a larger patch_size"
             raise wrong("image_size", f"{height}x{width}", problem)
 
     @property
@@ -169,7 +175,7 @@ class ModelConfig(ImageConfig):
     backbone: TransformerConfig
     head: HeadConfig
     codec: CodecConfig | None
-    class_tokens: PositiveInt = 16
+    class_tokens: Size = 16
 
     @property
     def state_dim(self) -> int:
@@ -219,7 +225,7 @@ class JiTConfig(ImageConfig):
 
     transformer: TransformerConfig
     class_tokens: NaturalInt = 4
-    bottleneck: PositiveInt | None = None
+    bottleneck: Size | None = None
 
     @property
     def width(self) -> int:

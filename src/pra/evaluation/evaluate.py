@@ -16,17 +16,7 @@ from pra.evaluation import metrics
 from pra.evaluation.collect import Collected, Collector, collect, merged
 from pra.evaluation.comparable import comparable_sha256
 from pra.evaluation.features import FeatureExtractor
-from pra.evaluation.metrics import (
-    KID_SIZE,
-    KID_SUBSETS,
-    NEIGHBOURS,
-    SEED,
-    Array,
-    Balls,
-    Moments,
-    Protocol,
-    frechet_distance,
-)
+from pra.evaluation.metrics import KID_SIZE, KID_SUBSETS, NEIGHBOURS, SEED, Balls, Moments, Protocol, frechet_distance
 from pra.evaluation.reference import Reference
 from pra.models import Model
 from pra.sampling.batches import Batch
@@ -181,7 +171,7 @@ def _figures(collector: Collector, reference: Reference, patch_size: int | None)
     return figures | ({} if collector.accuracy is None else {"accuracy": collector.accuracy})
 
 
-def seams(collector: Collector, real: Array, patch_size: int) -> float | None:
+def seams(collector: Collector, real: metrics.Array, patch_size: int) -> float | None:
     """Return the seam ratio of the collected images over that of real ones of the same size; 1 is no seam.
 
     ``real`` and the collector's sums are from :func:`pra.evaluation.metrics.neighbour_steps`.

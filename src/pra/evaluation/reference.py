@@ -271,7 +271,7 @@ def _numbers(
     array = arrays.get(name, np.empty((0, 0, 0)))
     fits = len(shape) == array.ndim and all(side in (None, own) for side, own in zip(shape, array.shape, strict=True))
     usable = fits and array.dtype.kind in "fiu"
-    if not usable or not -LARGEST <= array.min(initial=0) <= array.max(initial=0) <= LARGEST:  # False for nan
+    if not usable or not -LARGEST <= float(array.min(initial=0)) <= float(array.max(initial=0)) <= LARGEST:  # or nan
         expected = f"finite numbers up to {LARGEST:g} of shape {shape}".replace("None", "n")
         problem = f"its array {name} is {array.dtype} {array.shape}, not {expected}"
         raise PraError(f"{path}: {problem}. Get the file again", "unreadable", path=path, name=name)

@@ -135,7 +135,7 @@ def measure_gap(run: Path, config: RunConfig, count: int, device: torch.device) 
     model: Any = weights.load(folder, device=device)
     source, train = learned(open_source(config.data.source), model.config.num_classes), config.train
     chosen = spread(len(source), min(count, len(source)))
-    pixels, labels = load_images(source, chosen, config.model.image_size, config.model.channels, config.data)
+    pixels, labels = load_images(source, chosen, model.config.image_size, model.config.channels, config.data)
     gap = rollout_gap(model, train.rollout, from_uint8(pixels), labels, config.sampling, train.objective, SEED)
     return {
         "checkpoint": folder.name,

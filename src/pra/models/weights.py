@@ -102,8 +102,13 @@ def load(path: str | Path | None = None, average: str = EMA, device: str | torch
             what was saved, by its SHA-256) or of a newer format; of the Hub, as :func:`pra.utils.hub.download`.
     """
     folder = model_folder(path, average)
-    described = read_config(folder)
-    tensors = _tensors_of(described, folder / weights_name(folder, average))
+    try:
+        described = read_config(folder)
+        tensors = _tensors_of(described, folder / weights_name(folder, average))
+    except PraError:
+        if run_of(folder) is None or folder == Path(str(path)).expanduser() or not _fault(folder, ()):
+            raise
+        return load(path, average, device)  # the run goes on, and has removed this checkpoint
     model = build_model(described.config, seed=None)
     model.sampling, model.classes = described.sampling, described.classes
     model.load_state_dict(tensors)
@@ -113,7 +118,7 @@ def load(path: str | Path | None = None, average: str = EMA, device: str | torch
 def weights_name(folder: Path, average: str = EMA) -> str:
     """Return the file of a model folder that :func:`load` reads. Refuse an average that the folder does not hold."""
     held = averages(folder)
-    if average == RAW or (average == EMA and EMA not in held):
+    if average == RAW or (average == EMA and EMA not in held and run_of(folder) is None):
         return MODEL
     if average not in held:
         others = any(name.startswith(POWER) for name in held)
@@ -201,8 +206,8 @@ def newest_checkpoint(run: Path, average: str | None = EMA) -> Path | None:
     read = None if average is None else [MODEL if average == RAW else average_file(average)]
     for folder in reversed(found):
         if (fault := _fault(folder, read)) is None:
-            for damaged in faults:
-                warnings.warn(f"checkpoint {damaged}; the one before it, {folder.name}, is used", stacklevel=2)
+            for damaged in faults:  # stacklevel 1: Python shows it once, wherever in a command the run is read
+                warnings.warn(f"checkpoint {damaged}; the one before it, {folder.name}, is used", stacklevel=1)
             return folder
         faults.append(f"{folder} is damaged ({fault})")
     if faults and checkpoints(run) != found:  # the run goes on, and old ones are removed
@@ -230,24 +235,27 @@ def whole_checkpoints(run: Path, read: Collection[str] = ()) -> list[Path]:
 def _fault(folder: Path, read: Collection[str] | None) -> str | None:
     """Say what is damaged in a checkpoint, if anything: a size, or the content of the files ``read``; None for all."""
     try:
-        state = read_state(folder)
-    except PraError:
-        return f"no readable {STATE}"
-    sizes, digests = state["sizes"], _digests(state)
-    for name, size in sizes.items():
-        if not os.path.isfile(folder / name):  # a name may be anything
-            return f"{name} is missing"
-        # Line endings and indentation may change: JSON is compared by its values.
-        if (actual := (folder / name).stat().st_size) != size and not name.endswith(JSON):
-            return f"{name} has {actual} bytes of {size}"
-    for name in (STATE, CONFIG, *(sizes if read is None else read)):
-        if name in (CONFIG, *digests) and os.path.isfile(folder / name):
-            try:
-                found = content_sha256(folder / name)
-            except PraError as error:
-                return str(error)
+        sizes = read_state(folder)["sizes"]
+        for name, size in sizes.items():
+            if not os.path.isfile(folder / name):  # a name may be anything
+                return f"{name} is missing"
+            # Line endings and indentation may change: JSON is compared by its values.
+            if (actual := (folder / name).stat().st_size) != size and not name.endswith(JSON):
+                return f"{name} has {actual} bytes of {size}"
+        changed = _changed(folder, sizes if read is None else read)
+    except (PraError, OSError) as error:  # OSError: removed just now
+        return str(error)
+    return changed and f"the content of {changed} is not what was saved"
+
+
+def _changed(folder: Path, read: Collection[str]) -> str | None:
+    """Return the first of the files ``read``, the manifest and the configuration that is not as saved, if any."""
+    digests = _digests(read_json(folder / (STATE if (folder / STATE).exists() else CONFIG)))
+    for name in (STATE, CONFIG, *read):
+        if name in (CONFIG, *digests):  # an older checkpoint's configuration must be readable
+            found = content_sha256(folder / name)
             if digests.get(name, found) != found:
-                return f"the content of {name} is not what was saved"
+                return name
     return None
 
 
@@ -299,16 +307,13 @@ def _as_saved(folder: Path, average: str, address: str | None = None) -> Path:
 
     A model on the Hub, by its ``address``, lies in the cache.
     """
-    manifest = folder / (STATE if (folder / STATE).exists() else CONFIG)
-    digests = _digests(read_json(manifest)) if manifest.exists() else {}
-    for name in (STATE, CONFIG, weights_name(folder, average)):
-        if name in digests and content_sha256(folder / name) != digests[name]:
-            fix = "Put back the file as it was, or use another checkpoint"
-            if manifest.name == CONFIG:
-                fix = f"Put back the file; if it was changed on purpose, remove {DIGESTS} from {manifest}"
-            if address:
-                fix = f"Remove {folder.parents[1]} to download {address} again"
-            raise unreadable(folder / name, f"is damaged: its content is not what was saved. {fix}")
+    if changed := _changed(folder, [weights_name(folder, average)]):
+        fix = "Put back the file as it was, or use another checkpoint"
+        if not (folder / STATE).exists():
+            fix = f"Put back the file; if it was changed on purpose, remove {DIGESTS} from {folder / CONFIG}"
+        if address:
+            fix = f"Remove {folder.parents[1]} to download {address} again"
+        raise unreadable(folder / changed, f"is damaged: its content is not what was saved. {fix}")
     return folder
 
 
@@ -369,7 +374,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         check_regular(path)
         read = load_file(path) if str(path).isprintable() else load_bytes(path.read_bytes())
         return {present_name(name): tensor for name, tensor in read.items()}
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch maps the file
         problem = f"cannot be read ({reason_of(error)}). Use another checkpoint, or restore the file"
         raise unreadable(path, problem) from None
 

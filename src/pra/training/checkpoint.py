@@ -23,12 +23,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pra.config.checks import NaturalInt, PositiveInt
 from pra.errors import PraError, reason_of
 from pra.models import Model, weights
 from pra.training.averages import EMA
 from pra.training.optimizer import Optimizers, gathered, own_part
 from pra.utils.distributed import World
-from pra.utils.files import check_regular, new_folder, read_json, unreadable
+from pra.utils.files import check_fields, check_regular, new_folder, read_json, unreadable
 
 OPTIMIZER = "optimizer"
 ALONE = "torch.distributed is disabled, unavailable or uninitialized"
@@ -183,20 +184,12 @@ def step_of(folder: Path) -> int:
 
 
 def restore_unlogged(folder: Path) -> Unlogged:
-    """Return the metrics that a checkpoint keeps for the next line; an older one keeps none.
-
-    Raises:
-        PraError: they are not as :meth:`Saver.save` writes them.
-    """
-    known = read_json(folder / weights.STATE).get("unlogged", {"sums": {}, "skipped": 0})
-    try:
-        sums = {name: (float(total), int(count)) for name, (total, count) in known["sums"].items()}
-        if all(count > 0 for _, count in sums.values()):
-            return Unlogged(sums, int(known["skipped"]))
-    except (TypeError, ValueError, AttributeError, KeyError, OverflowError):
-        pass
-    problem = 'holds no sums and counts under "unlogged". Use another checkpoint, or put back the file'
-    raise unreadable(folder / weights.STATE, problem)
+    """Return the metrics that a checkpoint keeps for the next line; an older one keeps none."""
+    path = folder / weights.STATE
+    known = read_json(path, unlogged=dict | None).get("unlogged") or {"sums": {}, "skipped": 0}
+    check_fields(known, path, sums=dict, skipped=NaturalInt)
+    sums = check_fields(known["sums"], path, **dict.fromkeys(known["sums"], tuple[float, PositiveInt]))
+    return Unlogged({name: (total, count) for name, (total, count) in sums.items()}, known["skipped"])
 
 
 def restore_weights(folder: Path, model: Model, averages: Mapping[str, EMA]) -> int:

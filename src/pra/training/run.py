@@ -43,7 +43,7 @@ NEEDED = {"step", "images_per_second", "epoch"}
 """Numbers that every line of the metrics has."""
 LARGEST, EXTREME = 3.4e38, 1e15
 """Metrics are float32. Steps beyond the second, and rates beyond it or its inverse, are of damaged lines."""
-MOST_METRICS, LONGEST_LINE, LONGEST_NAME, MOST_DAMAGED, MOST_TERMS = 2**28, 2**16, 100, 10_000, 24
+MOST_METRICS, LONGEST_LINE, LONGEST_NAME, MOST_DAMAGED, MOST_TERMS = 2**28, 2**16, 100, 100_000, 24
 """Bytes of ``metrics.jsonl`` and of a line, letters of a name, damaged lines, and terms of the loss that are shown."""
 COMMON = (
     "step", "total", "state_std", "gradient_norm", "learning_rate", "images_per_second", "epoch", "skipped",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pra.config import differences
 from pra.config.checks import fit
-from pra.errors import PraError, reason_of
+from pra.errors import PraError, escaped, reason_of
 from pra.utils.pixels import contact_sheet, to_pil, to_uint8
 
 PLAN = "plan.json"
@@ -123,7 +123,7 @@ def _number(text: str) -> float:
     return number
 
 
-def check_fields(values: Any, where: object, **kinds: Any) -> dict[str, Any]:
+def check_fields(values: Any, where: object, /, **kinds: Any) -> dict[str, Any]:
     """Return JSON values if they are an object whose fields have these types (:func:`pra.config.checks.fit`).
 
     A missing field counts as None. Refuse other values.
@@ -361,4 +361,4 @@ def read_arrays(path: Path, wanted: Collection[str] | None, most: int = MOST_ARR
 
 def listed(names: Iterable[str]) -> str:
     """Return the names in a file for a message: ``"mu, sigma"``, or ``"nothing"``."""
-    return ", ".join(name if name.isprintable() else repr(name) for name in names)[:200] or "nothing"
+    return escaped(", ".join(names))[:200] or "nothing"
