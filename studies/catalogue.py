@@ -152,8 +152,10 @@ def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
 
 
 def _recipe(setting: Setting, scale: Scale) -> Iterator[Cell]:
-    for name, run in climb(base(setting, scale)):
-        yield Cell(PRA, run, _measures(setting, scale, run), value=name)
+    faithful = base(setting, scale)
+    for name, run in climb(faithful):
+        # A rung of the sampler alone measures the weights of the rung before.
+        yield Cell(PRA, replace(run, sampling=faithful.sampling), _measures(setting, scale, run), value=name)
 
 
 def _rollout_gap(setting: Setting, scale: Scale) -> Iterator[Cell]:
