@@ -23,7 +23,7 @@ class Rung:
 LADDER = (
     Rung("Muon", ("train.optimizer.matrices=Muon", "train.optimizer.matrices.lr=0.01"), kept=True),
     Rung("L_rec also on D(z~)", ("train.objective.perturbed_weight=0.5",), kept=True),
-    Rung("8 noise draws", ("train.objective.noise_draws=8",), kept=True),
+    Rung("8 noise draws", ("train.objective.noise_draws=8",)),
     Rung("guidance from t = 0.3 on", ("sampling.guidance_interval=[0.3,1]",)),
 )
 
