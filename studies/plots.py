@@ -153,12 +153,13 @@ def _draw_ablation(figure: Figure, rows: list[Row]) -> None:
     axes: Axes = figure.subplots()
     of = groups(rows)
     reference = unchanged(of)
-    if reference is None:
+    beside = [] if reference is None else paired(of, reference)
+    shown = sorted((pair for pair in beside if pair.differences), key=lambda pair: pair.mean)
+    if reference is None or not shown:
         of = sorted(of, key=lambda group: group.fid)
         ranking(axes, [str(g.value) for g in of], [colour_of(g.system) for g in of], [g.best for g in of])
         axes.set(xlabel=f"{BEST} (each dot a seed, the stroke their mean)")
         return
-    shown = sorted((pair for pair in paired(of, reference) if pair.differences), key=lambda pair: pair.mean)
     values = [list(pair.differences.values()) for pair in shown]
     ranking(axes, [_with_seeds(pair) for pair in shown], ["#444444"] * len(shown), values, "+z.2f")
     room_beside(axes, [*values, [0.0]])

@@ -50,11 +50,10 @@ class Records:
     def known(self, run: str, measured: str, judge: str) -> list[Row]:
         """The rows of a measurement that was made already, by this study or another; else none.
 
-        None where another judge than ``judge`` made it. Rows that name no judge are of no matter to any, or older than
-        the column.
+        None where another judge than ``judge`` made it, or one that is not recorded. Probes have no judge.
         """
         rows = self._known.get((run, measured), {}).values()
-        return [row for row in rows if row.get("judge", judge) == judge]
+        return [row for row in rows if row.get("judge", "" if "fid" in row else judge) == judge]
 
     def _remember(self, rows: Iterable[Row]) -> None:
         for row in rows:

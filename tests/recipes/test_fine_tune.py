@@ -236,6 +236,7 @@ def test_command_stopped_before_a_checkpoint_begins_again(tmp_path, run, train):
     torch.testing.assert_close(pra.load(tmp_path / "new").head.out.weight, pra.load(run).head.out.weight)  # type: ignore[union-attr]
 
 
+@pytest.mark.filterwarnings("ignore:this training will take")  # on a busy machine
 @pytest.mark.parametrize("model", [random_model(), random_jit()], ids=["pra", "jit"])
 def test_command_fine_tunes_a_saved_model_without_classes(tmp_path, train, model):
     pra.save(model, tmp_path / "saved")

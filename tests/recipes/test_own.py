@@ -164,6 +164,7 @@ def test_run_folder_is_named_after_the_pictures():
         assert own.run_folder(data) == Path("runs") / name
 
 
+@pytest.mark.filterwarnings("ignore:this training will take")  # on a busy machine
 def test_command_chooses_trains_and_resumes_as_chosen(tmp_path, train, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in range(7):

@@ -160,13 +160,15 @@ def test_records_keep_their_rows(tmp_path):
     text = (tmp_path / "systems" / "results.csv").read_text()
     assert [line["fid"] for line in csv.DictReader(text.splitlines())] == ["2.5", "4"]
     assert Records(tmp_path, "systems").rows == [row("pra", 0, 1.0, 2.5), row("pra", 1, 1.0, 4.0)]
-    varied = [row("pra", 0, 1.0, 2.5) | {"value": value} for value in (0.0, "PRA")]
+    varied = [row("pra", 0, 1.0, 2.5, judge="a") | {"value": value} for value in (0.0, "PRA")]
     Records(tmp_path, "noise").replace(varied)
     again = Records(tmp_path, "noise")
     again.replace(varied)
     assert [r["value"] for r in again.rows] == [0.0, "PRA"]
     (known,) = again.known("pra0", "guidance=1.0", "a")  # once, though it stands in three rows
     assert known["fid"] == 2.5
+    assert again.known("pra0", "guidance=1.0", "b") == []
+    assert again.known("pra1", "guidance=1.0", "a") == []  # its judge is not recorded
     (tmp_path / "systems" / "results.csv").write_text("a,b\n1,2\n")
     refused(lambda: Records(tmp_path, "systems"), "results.csv", "no table of a study")
     refused(lambda: Records(tmp_path / "systems" / "results.csv", "noise"), "noise cannot be made", "another place")

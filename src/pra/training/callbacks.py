@@ -217,8 +217,9 @@ class Length(Callback):
             steps = trainer.world.run_on_first(lambda: max(trainer.step, self.steps_at(seconds)))
             if abs(steps / planned - 1.0) > NEARLY:
                 trainer.plan(steps)
-                now = f"a step takes {seconds:.3g} s now, unlike before training"
-                warnings.warn(f"{now}: {planned:,} steps become {steps:,}, for {self.minutes:g} minutes", stacklevel=2)
+                if trainer.world.is_first:
+                    now = f"a step takes {seconds:.3g} s now, unlike before training"
+                    Progress.write(f"{now}: {planned:,} steps become {steps:,}, for {self.minutes:g} minutes")
 
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
         train = trainer.config.train
