@@ -270,6 +270,18 @@ def test_truncated_files_and_pickles_are_refused(tmp_path):
     assert not Path("owned").exists()
 
 
+def test_saved_weights_have_the_permissions_of_the_umask(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        pra.save(random_model(), tmp_path / "saved")
+    finally:
+        os.umask(mask)
+    files = (tmp_path / "saved").iterdir()
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {
+        "config.json": 0o640, "model.safetensors": 0o640
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("size", [100, 4096, 100_000])
 def test_save_on_a_full_disk_leaves_nothing(tmp_path, full_disk, size):
     """The configuration, the first and a later block of the weights do not fit."""
