@@ -69,7 +69,7 @@ class Judge:
         size = (setting.image_size, setting.image_size)
         extractor = fit_classifier(source, size, setting.channels, setting.data, device, progress, kept)
         path = folder / f"{setting.dataset}-{setting.image_size}-{extractor.fingerprint[:12]}.npz"
-        if not path.exists():
+        if not path.exists() or from_file(path, extractor).steps is None:  # as older versions wrote it
             reference = from_source(
                 source, size, setting.channels, setting.data, extractor, keep=KEPT_FEATURES, progress=progress
             )
