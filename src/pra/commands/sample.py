@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from pra.commands.options import (
@@ -20,7 +21,7 @@ from pra.errors import PraError
 from pra.evaluation.samples import spread
 from pra.models import weights
 from pra.sampling.many import sample_many
-from pra.sampling.requests import grid, numbered
+from pra.sampling.requests import Requests, grid, numbered
 from pra.utils.distributed import World, join
 from pra.utils.files import first_free, output_format
 from pra.utils.provenance import file_sha256
@@ -75,14 +76,7 @@ def sample_command(
         some = labels is None and num is None and output_format(place) == ".png" and len(classes) > MOST_CLASSES
         text = "all" if labels is None else labels
         chosen = spread(len(classes), MOST_CLASSES) if some else list(dict.fromkeys(parse_labels(text, classes)))
-        if num is None:
-            numbers = tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds")))
-            requests, columns = grid(chosen, numbers), len(numbers)
-            what = f"{len(chosen)} labels x {len(numbers)} seeds"
-        else:
-            requests = numbered(num, chosen, (label_seed or 0) if random_labels else None)
-            columns, found = math.isqrt(num - 1) + 1, len(set(requests.labels))
-            what = f"{requests.plan['order']}, {found} label{'s' if found > 1 else ''}"
+        requests, columns, what = _requested(chosen, seeds, num, (label_seed or 0) if random_labels else None)
 
         def name(label: int, seed: int) -> str:
             return f"{sampler.model.condition.file_name(label, classes)}-seed{seed:06d}"
@@ -94,6 +88,18 @@ def sample_command(
         if some:
             print(f"{len(chosen)} of {len(classes):,} classes, evenly chosen: --labels all draws every one")
         print(f"{len(requests)} images ({what}): {place}")
+
+
+def _requested(
+    chosen: Sequence[int], seeds: str | None, num: int | None, label_seed: int | None
+) -> tuple[Requests, int, str]:
+    """Return the images to make, the columns of their picture, and in words what they are."""
+    if num is None:
+        numbers = tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds")))
+        return grid(chosen, numbers), len(numbers), f"{len(chosen)} labels x {len(numbers)} seeds"
+    requests = numbered(num, chosen, label_seed)
+    found = len(set(requests.labels))
+    return requests, math.isqrt(num - 1) + 1, f"{requests.plan['order']}, {found} label{'s' if found > 1 else ''}"
 
 
 def _check_num(num: int | None, seeds: str | None, random_labels: bool, label_seed: int | None) -> None:

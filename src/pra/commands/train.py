@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 
 from pra.commands.options import Device, Folder, Integer, Number, Settings, Text
 from pra.config import RunConfig, apply_settings, override
-from pra.data import open_source
+from pra.data import Source, open_source
 from pra.data.source import check_name
 from pra.data.survey import look
 from pra.errors import PraError, escaped
@@ -58,11 +58,7 @@ def train_command(
         seed: Decides initial weights, data order and noise.
         settings: Any other setting that `pra show RECIPE` lists, such as train.optimizer.lr=1e-4; may be repeated.
     """
-    if recipe_name and (from_ or minutes is not None):
-        problem = "--from and --minutes are for your own pictures. Leave them out, or the RECIPE"
-        raise PraError(f"{recipe_name}: {problem}", code="conflict")
-    if minutes is not None and steps is not None:
-        raise PraError("--minutes and --steps both say how long to train. Leave one out", code="conflict")
+    _check_options(recipe_name, from_, minutes, steps)
     folder = (run_dir or _run_folder(recipe_name, data, from_)).expanduser()
     with join() as world:
         target = world.device(device)
@@ -88,13 +84,28 @@ def train_command(
                 config = override(config, "model.num_classes", str(classes))
             length = length if config.train.steps == planned else None
             trainer = Trainer(config, folder, target, world, source, length=length)
-            many = f"{world.size} processes ({target.type}, {config.train.parallel.value})"
-            where = target if world.size == 1 else many
-            begun = "goes on" if trainer.step else "new"  # a slip in --run-dir shows here
-            say(f"run: {folder} ({begun}), recipe {config.recipe}, {len(source)} images from {source.name}, on {where}")
+            say(_heading(trainer, source))
             result = trainer.run()
     if world.is_first:
         tell(result, config, folder)
+
+
+def _heading(trainer: Trainer, source: Source) -> str:
+    """Return the line that says which run this is, and where it is trained."""
+    config, world, device = trainer.config, trainer.world, trainer.device
+    many = f"{world.size} processes ({device.type}, {config.train.parallel.value})"
+    where = device if world.size == 1 else many
+    begun = "goes on" if trainer.step else "new"  # a slip in --run-dir shows here
+    images = f"{len(source)} images from {source.name}"
+    return f"run: {trainer.folder} ({begun}), recipe {config.recipe}, {images}, on {where}"
+
+
+def _check_options(recipe_name: str, from_: str | None, minutes: float | None, steps: int | None) -> None:
+    if recipe_name and (from_ or minutes is not None):
+        problem = "--from and --minutes are for your own pictures. Leave them out, or the RECIPE"
+        raise PraError(f"{recipe_name}: {problem}", code="conflict")
+    if minutes is not None and steps is not None:
+        raise PraError("--minutes and --steps both say how long to train. Leave one out", code="conflict")
 
 
 def changed(config: RunConfig, given: Mapping[str, Any], settings: Sequence[str]) -> RunConfig:
