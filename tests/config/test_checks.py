@@ -28,7 +28,8 @@ def parts_of(value):
 
 
 def every_part():
-    objects = (JIT, pra.recipe("pra-l-256"), config.Exact(), config.Noised(sigma=0.1), config.Muon(), config.DeblockConfig())
+    objects = (JIT, pra.recipe("pra-l-256"), config.Exact(), config.Noised(sigma=0.1), config.Muon())
+    objects += (config.DeblockConfig(),)
     return {kind: part for one in objects for kind, part in parts_of(one).items()}
 
 
