@@ -65,7 +65,7 @@ def sampling_flops(run: RunConfig) -> dict[str, int]:
 def sampling_costs(
     config: ModelConfig, sampling: SamplingConfig, batch: int = 1, element_size: int = 4
 ) -> dict[str, Cost]:
-    """Count ``backbone``, ``head`` and ``decoder`` (with the deblocking filter) of one of ``batch`` images side by side,
+    """Count ``backbone``, ``head`` and ``decoder`` (and the deblocking filter) of one of ``batch`` images side by side,
     as the engine runs them.
 
     The matrices are read once for all images of a batch, the caches by each; elements have ``element_size`` bytes.
