@@ -1,4 +1,4 @@
-"""Tricks: changes to faithful PRA that made its images better at equal steps (docs/recipes.md), and `plus`, all of them.
+"""Changes to faithful PRA that made its images better at equal steps (docs/recipes.md); `plus` is all of them.
 
 Each change is a function, and a rung of the study `recipe`, where it was kept because it helped. Without a codec only
 the optimizer changes: systems are compared under one optimizer.
