@@ -34,8 +34,7 @@ def test_ladder_ends_with_the_recipe():
     rungs = dict(ladder.climb(faithful))
     assert rungs["faithful"] == faithful
     assert rungs["plus"] == plus(faithful)
-    assert list(rungs)[0] == "faithful"
-    assert list(rungs)[-1] == "plus"
+    assert [*rungs][-1] == "plus"
 
 
 def test_rungs_in_equal_seconds_take_fewer_steps(monkeypatch, tmp_path):
