@@ -23,7 +23,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,8 @@ from typing import Any
 import torch
 import tyro
 
-from pra.errors import PraError
+from pra.errors import PraError, nearest
 from pra.training.run import write_json
-from pra.utils.device import pick_device
 from pra.utils.provenance import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,12 +45,15 @@ WORK = Path("runs", "gpu-day")
 SHORTEST = 15.0
 """Seconds below which no part is begun."""
 
+PATIENCE = 3
+"""How many times as long a rehearsal may take: a CPU that others use too compiles slowly."""
+
 Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One command; ``{out}`` in it is a file or folder of its own.
+    """One command; ``OUT`` in it is a file or folder of its own.
 
     ``read`` makes figures of that file and of the command's output. ``limit`` is in seconds. A part is left out where
     one of the packages that it ``needs`` is not installed.
@@ -66,38 +68,38 @@ class Part:
 
 def parts(rehearsal: bool) -> Iterator[Part]:
     """Yield the parts, the most wanted first. A rehearsal has the same ones, of tiny models on a CPU."""
-    real = not rehearsal
-    pick = (lambda name, tiny: name) if real else (lambda name, tiny: tiny)
-    models = {size: pick(f"pra-{size.lower()}-256", "tiny") for size in "SBL"}
-    device = pick("cuda", "cpu")
-    tests = pick("-m gpu tests", "-m 'not gpu' tests/method/test_noise.py")
-    yield Part("gpu tests", f"python -m pytest -q -p no:cacheprovider --junitxml {{out}} {tests}", 240, read_tests)
 
-    few = "--set train.objective.perceptual_weight=0 --steps " + pick("10", "2")
-    step = f"python -m pra bench train {{model}} --device {device} --out {{{{out}}}} {few} "
+    def pick(real: str, tiny: str) -> str:
+        return tiny if rehearsal else real
+
+    models = {size: pick(f"pra-{size.lower()}-256", "tiny") for size in "SBL"}
+    device = f"--device {pick('cuda', 'cpu')}"
+
+    def training(size: str, settings: str) -> str:
+        few = f"--steps {pick('10', '2')} --set train.objective.perceptual_weight=0"  # LPIPS needs packages
+        return f"python -m pra bench train {models[size]} {device} --out OUT {few} {settings}"
+
+    tests = pick("-m gpu tests", "-m 'not gpu' tests/method/test_noise.py")
+    yield Part("gpu tests", f"python -m pytest -q -p no:cacheprovider --junitxml OUT {tests}", 240, read_tests)
+    for size in models:
+        yield Part(f"train {size}, eager", training(size, "--set train.compile=false"), 120, read_training)
+    solver = f"--set solver=euler --set steps={pick('25', '2')}"
     for size, model in models.items():
-        eager = step.format(model=model) + "--set train.compile=false"
-        yield Part(f"train {size}, eager", eager, 120, read_training)
-    solver = "--set solver=euler --set steps=" + pick("25", "2")
-    for size, model in models.items():
-        batches = pick("1,16,256", "1,2,4")
-        sample = f"python -m pra bench sample {model} --device {device} --batch {batches} --out {{out}} {solver}"
-        yield Part(f"sample {size}", sample, 120, read_sampling)
-    small = pick("--image-size 128 --batch 1,64 --repeats 3", "--batch 1 --repeats 1")
-    ways = f"python benchmarks/engine.py --recipe {models['S']} --device {device} --bfloat16 --compile-default {small} "
-    yield Part("ways to sample S", ways + "--set solver=euler --set steps=" + pick("10", "2"), 240, read_last_line)
-    study = f"python -m studies systems --setting digits-16 --scale {pick('gpu-short', 'smoke')} --device {device} "
-    study += "--systems pra,states,x-prediction --seeds 0 --out {out} --runs {out}/runs"
+        command = f"python -m pra bench sample {model} {device} --out OUT --batch {pick('1,16,256', '1,2,4')} {solver}"
+        yield Part(f"sample {size}", command, 120, read_sampling)
+    few = pick("--image-size 128 --batch 1,64 --repeats 3 --set steps=10", "--batch 1 --repeats 1 --set steps=2")
+    command = f"python benchmarks/engine.py --recipe {models['S']} {device} --bfloat16 --compile-default"
+    yield Part("ways to sample S", f"{command} --set solver=euler {few}", 240, read_last_line)
+    study = f"python -m studies systems --setting digits-16 --scale {pick('gpu-short', 'smoke')} {device}"
+    study += " --systems pra,states,x-prediction --seeds 0 --out OUT --runs OUT/runs"
     yield Part("study", study, 300, read_study, needs=("sklearn",))
-    compiled = step.format(model=models["S"]) + "--set train.compile=true"
-    yield Part("train S, compiled", compiled, 240, read_training)
-    exact = step.format(model=models["S"]) + "--set train.compile=false --set train.precision=float32"
+    yield Part("train S, compiled", training("S", "--set train.compile=true"), 240, read_training)
+    exact = training("S", "--set train.compile=false --set train.precision=float32")
     yield Part("train S, float32", exact, 120, read_training)
-    peers = f"python benchmarks/peers.py --recipe {pick('fashion', 'tiny')} --device {device} --threads 1 "
-    peers += pick("--batch 1,64 --repeats 3", "--batch 1,2 --repeats 1 --evaluations 2")
+    few = pick("--batch 1,64 --repeats 3", "--batch 1,2 --repeats 1 --evaluations 4")
+    peers = f"python benchmarks/peers.py --recipe {pick('fashion', 'tiny')} {device} --threads 1 {few}"
     yield Part("peers", peers, 180, read_last_line, needs=("autoregressive_diffusion_pytorch",))
-    compiled = step.format(model=models["L"]) + "--set train.compile=true"
-    yield Part("train L, compiled", compiled, 300, read_training)
+    yield Part("train L, compiled", training("L", "--set train.compile=true"), 300, read_training)
 
 
 def read_tests(out: Path, text: str) -> Figures:
@@ -149,34 +151,42 @@ def main(
     only: tuple[str, ...] = (),
     out: Path | None = None,
     again: bool = False,
+    page: bool = False,
 ) -> None:
     """Measure, part by part, and write the JSON and the log after each.
 
     Args:
         rehearsal: Tiny models on a CPU.
-        minutes: For all parts together.
+        minutes: For all parts together; a rehearsal has three times as many.
         only: Names of parts; by default all.
         out: The JSON; by default benchmarks/results/gpu-day.json, or gpu-day-rehearsal.json. The log lies beside it.
         again: Also the parts that the JSON says are done.
+        page: Measure nothing; write the table of docs/performance.md from a JSON that came from another machine.
     """
+    out = (out or RESULTS / ("gpu-day-rehearsal.json" if rehearsal else "gpu-day.json")).resolve()
+    if page:
+        write_table(PAGE, json.loads(out.read_text()))
+        return
     if not rehearsal and not torch.cuda.is_available():
         raise PraError("make gpu: this machine has no CUDA GPU. Use `make gpu-rehearsal` here", code="unsupported")
-    out = (out or RESULTS / ("gpu-day-rehearsal.json" if rehearsal else "gpu-day.json")).resolve()
-    chosen = [part for part in parts(rehearsal) if part.name in only or not only]
-    pick_device(None if not rehearsal else "cpu")
+    known = {part.name: part for part in parts(rehearsal)}
+    for name in only:
+        if name not in known:
+            raise PraError(f"--only {name!r}: there is no such part{nearest(name, known)}", code="unknown", name=name)
     day = begin(out, rehearsal, again)
-    deadline = time.monotonic() + 60 * minutes
+    patience = PATIENCE if rehearsal else 1
+    deadline = time.monotonic() + patience * 60 * minutes
     with out.with_suffix(".log").open("a", encoding="utf-8") as log:
-        for part in chosen:
+        for part in (known[name] for name in only or known):
             if day["parts"].get(part.name, {}).get("status") == "done":
                 continue
-            found, text = done(part, deadline - time.monotonic())
+            found, text = done(replace(part, limit=patience * part.limit), deadline - time.monotonic())
             day["parts"][part.name] = found
             write_json(out, day)
             line = f"{part.name}: {found['status']} in {found['seconds']:.0f} s"
             print(line, flush=True)
             print(f"== {line}\n$ {found['command']}\n{text}", file=log, flush=True)
-    print(table(day))
+    print(table(day), "", f"figures: {out}", sep="\n")
     if not rehearsal:
         write_table(PAGE, day)
 
@@ -204,7 +214,7 @@ def done(part: Part, left: float) -> tuple[Figures, str]:
     """Run a part for at most ``left`` seconds; return what is known of it, and what it printed."""
     missing = [name for name in part.needs if importlib.util.find_spec(name) is None]
     here = WORK / part.name.replace(", ", "-").replace(" ", "-")
-    command = part.command.format(out=here / "out")
+    command = part.command.replace("OUT", str(here / "out"))
     found: Figures = {"command": command, "limit_seconds": part.limit, "seconds": 0.0}
     if missing or left < SHORTEST:
         reason = f"not installed: {', '.join(missing)}" if missing else "no time left"
@@ -249,16 +259,14 @@ def run(command: str, log: Path, limit: float) -> tuple[int | None, str]:
 
 def table(day: Figures) -> str:
     """Return the figures of a day as Markdown."""
-    where = day["where"]
-    versions, found = where["versions"], {name: part["figures"] or {} for name, part in day["parts"].items()}
-    place = f"{where['hardware']['device']}, torch {versions['torch']}, commit `{where['commit']}`, {where['date']}"
-    lines = [f"On {place}; written by `{'make gpu-rehearsal' if day['rehearsal'] else 'make gpu'}`.", ""]
-    lines += [f"- {name}: {part['status']}" for name, part in day["parts"].items() if part["status"] != "done"]
-    tests = found.get("gpu tests")
-    if tests:
-        lines.append(
-            "- GPU tests: {tests}, of which {failures} failed, {errors} broke, {skipped} skipped".format(**tests)
-        )
+    where, found = day["where"], {name: part["figures"] or {} for name, part in day["parts"].items()}
+    device, torch_version, commit = where["hardware"]["device"], where["versions"]["torch"], str(where["commit"])[:12]
+    command = "make gpu-rehearsal" if day["rehearsal"] else "make gpu"
+    lines = [f"By `{command}` on {device}, torch {torch_version}, commit `{commit}`, {where['date']}."]
+    notes = [f"- {name}: {part['status']}" for name, part in day["parts"].items() if part["status"] != "done"]
+    if found.get("gpu tests"):
+        notes.append("- GPU tests: " + ", ".join(f"{count} {name}" for name, count in found["gpu tests"].items()))
+    lines += ["", *notes] if notes else []
     heads = {
         "train": "| training step | batch | images/s | MFU | step, ms | memory, GiB | over teacher-forced |",
         "sample": "| sampling | batch | floor, ms an image | measured, ms an image | of the floor |",
