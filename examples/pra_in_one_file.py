@@ -1,6 +1,6 @@
-"""PRA in one file: a model that generates images patch by patch, straight in pixels. It needs torch alone.
+"""PRA in one file: a model that generates images patch by patch, straight in pixels, in torch alone.
 
-python examples/pra_in_one_file.py digits.pgm    # trains on 8x8 digits in some 3 minutes, then draws 80 of its own
+python examples/pra_in_one_file.py digits.pgm    # trains on scikit-learn's digits in some 3 minutes, then draws 80
 
 The method is "Parallel Rollout Approximation for Pixel-Space Autoregressive Image Generation" (arXiv 2606.27978).
 Symbols are the paper's: image (B, C, H, W) in [-1, 1], patches x (B, N, P) in raster order, conditions h (B, N, D),
@@ -209,7 +209,6 @@ def draw_noise(c: Config, b: int) -> tuple[Tensor, ...]:
 def losses(model: PRA, images: Tensor, labels: Tensor, noise: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """The losses of a training step by name; `total` is their weighted sum. sg is the stop-gradient."""
     c, x, (dropped, rollout_t, rollout_eps, flow_t, flow_eps) = model.config, model.patchify(images), noise
-
     # Reconstruction pass: it teaches the encoder and the decoder, and nothing else.
     with torch.no_grad():  # h0 = sg(F(c, x))
         h0 = model.conditions(labels, x[:, :-1]) if c.encoder_sees_h else None
@@ -269,15 +268,16 @@ def sample(model: PRA, labels: Tensor, start: Tensor, guidance: float = 1.5, ste
         v, v_null = model.head(z.repeat(2, 1, 1), t, h).chunk(2)
         return v_null + guidance * (v - v_null)
 
-    read, written, patches = {}, {}, []  # the caches of the backbone and of the decoder
+    backbone_cache, decoder_cache, patches = {}, {}, []
     # Guidance takes two streams in one batch, the class and the null class. Both read the same patches.
     tokens = model.prefix(torch.cat([labels, torch.full_like(labels, model.config.classes)]))
     for i in range(start.shape[1]):
-        h, z = model.backbone(tokens, read)[:, -1:] + model.next_position[i], start[:, i : i + 1]  # h_i = F(c, x^_<i)
+        h = model.backbone(tokens, backbone_cache)[:, -1:] + model.next_position[i]  # h_i = F(c, x^_<i)
+        z = start[:, i : i + 1]
         for t in torch.arange(steps) / steps:  # the midpoint rule, from noise (t = 0) to data (t = 1)
             half = z + velocity(z, t) / (2 * steps)
             z = z + velocity(half, t + 1 / (2 * steps)) / steps
-        patches.append(model.decode(model.normalise(z), written).clamp(-1.0, 1.0))  # x^_i = D(z_<=i)
+        patches.append(model.decode(model.normalise(z), decoder_cache).clamp(-1.0, 1.0))  # x^_i = D(z_<=i)
         tokens = model.patch_in(patches[-1]).repeat(2, 1, 1)  # the patch is the next input
     return model.unpatchify(torch.cat(patches, dim=1))
 
@@ -297,4 +297,4 @@ def main(picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1] if sys.argv[1:] else "digits.pgm"))
