@@ -270,7 +270,7 @@ def table(day: Figures) -> str:
     heads = {
         "train": "| training step | batch | images/s | MFU | step, ms | memory, GiB | over teacher-forced |",
         "sample": "| sampling | batch | floor, ms an image | measured, ms an image | of the floor |",
-        "ways": "| sampling, float32 CUDA graphs as 1 | batch | time over that |",
+        "ways": "| sampling, ours in float32 as 1 (CUDA graphs on a GPU) | batch | time over that |",
         "study": "| study | guidance | FID | accuracy | seconds of training |",
         "peers": "| other samplers, ours as 1 | batch | time over ours |",
     }
