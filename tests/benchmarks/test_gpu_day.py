@@ -86,6 +86,7 @@ def test_gpu_day_goes_on_when_a_part_fails_or_hangs(place, monkeypatch):
         monkeypatch,
         part("broken", "import sys; print('why'); sys.exit(3)"),
         part("endless", "import time; print('begun', flush=True); time.sleep(60)", limit=2.0),
+        part("broken figures", "print(1)"),
         part("missing", GOOD, needs=("no_such_package",)),
         part("good", GOOD),
     )
@@ -94,6 +95,7 @@ def test_gpu_day_goes_on_when_a_part_fails_or_hangs(place, monkeypatch):
     assert {name: each["status"] for name, each in parts.items()} == {
         "broken": "failed with 3: JSONDecodeError",
         "endless": "took too long",
+        "broken figures": "failed with 0: TypeError",
         "missing": "not installed: no_such_package",
         "good": "done",
     }
@@ -113,7 +115,10 @@ def test_gpu_day_does_what_is_left_in_the_next_call(place, monkeypatch):
     gpu_day.main(rehearsal=True, out=place)
     assert {each["status"] for each in json.loads(place.read_text())["parts"].values()} == {"done"}
     gpu_day.main(rehearsal=True, out=place, again=True)
-    assert json.loads(place.read_text())["parts"]["first"]["status"].startswith("failed")
+    failed = json.loads(place.read_text())["parts"]["first"]
+    assert failed["status"].startswith("failed")
+    gpu_day.main(rehearsal=True, out=place)
+    assert json.loads(place.read_text())["parts"]["first"] == failed  # tried once
 
 
 def test_gpu_day_output_names_no_folder_of_the_machine(tmp_path):
