@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test types tests docs install clean
+.PHONY: demo test types tests docs gpu gpu-rehearsal install clean
 
 install: .venv/installed
 
@@ -34,6 +34,11 @@ docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo 'look at site/index.html'
+
+# Everything that needs a GPU, within 25 minutes, or MINUTES=9 of it: the next call does the rest. Installs nothing.
+gpu gpu-rehearsal:
+	PYTHONPATH=src $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_day.py $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(filter %rehearsal,$@),--rehearsal)
 
 clean:
 	rm -rf .venv runs site

@@ -5,10 +5,11 @@
     python benchmarks/engine.py --compile                           # torch's compiler in every way; some minutes
 
 The plain path runs the model's own modules with caches, one operation after another; the naive one
-(benchmarks/naive.py) has no caches; on a CPU the sampler uses arithmetic compiled for it, on a GPU CUDA graphs. All
-make the same images. Prints, for each batch size, how many tensor operations the plain path and the sampler dispatch
-for a batch, and as medians with the range of the paired ratios how much longer the other ways take than the sampler in
-float32: by the clock on a GPU, by processor time on a CPU, which other processes disturb less.
+(benchmarks/naive.py) has no caches; on a CPU the sampler uses arithmetic compiled for it, on a GPU CUDA graphs, with
+--compile also of compiled steps. All make the same images. Prints, for each batch size, how many tensor operations the
+plain path and the sampler dispatch for a batch, and as medians with the range of the paired ratios how much longer the
+other ways take than the sampler in float32: by the clock on a GPU, by processor time on a CPU, which other processes
+disturb less.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import torch
 import tyro
@@ -32,6 +34,8 @@ from pra.bench.device import timed
 from pra.commands.options import parse_numbers
 from pra.config import Precision, SamplingConfig, apply_settings
 from pra.models import PRA
+from pra.sampling import runner
+from pra.sampling.algorithm import run_plainly
 from pra.sampling.native import SWITCH
 from pra.utils.device import pick_device
 from pra.utils.provenance import environment
@@ -54,6 +58,7 @@ def main(
     image_size: int | None = None,
     naive: bool = False,
     compile: bool = False,
+    compile_default: bool = False,
     bfloat16: bool = False,
     threads: int | None = None,
     device: str | None = None,
@@ -68,6 +73,7 @@ def main(
         image_size: side of the images, in place of the recipe's: fewer tokens.
         naive: also without caches.
         compile: also by torch's compiler, with its settings for the CPU, and by AOTInductor; takes minutes.
+        compile_default: also by torch's compiler with its default settings alone.
         bfloat16: also the engine in bfloat16.
         threads: of the CPU, in place of torch's own choice.
         device: where to run.
@@ -93,8 +99,9 @@ def main(
         ways = {"plain path": by_modules(engine())}
         ways |= {"without caches": other(sample_without_caches)} if naive else {}
         ways |= {"engine, bfloat16": engine(Precision.BFLOAT16)} if bfloat16 else {}
+        options_of = WITH if compile else {"": {}} if compile_default else {}
+        ways |= {f"compiled{name}": inductor(engine(compile=True), **how) for name, how in options_of.items()}
         if compile:
-            ways |= {f"compiled{name}": inductor(engine(compile=True), **options) for name, options in WITH.items()}
             ways |= {"ahead of time": ahead_of_time(model, sampling, count)}
         base = engine()
         counts = [operations(work) for work in (ways["plain path"], base)]
@@ -110,15 +117,12 @@ def main(
 
 
 def by_modules(work: Work) -> Work:
-    """A sampler's work by the model's own modules; how it works is decided at its first batch."""
+    """A sampler's work by the model's own modules, without CUDA graphs; how it works is decided at its first batch."""
 
     def done() -> object:
-        before = os.environ.get(SWITCH)
-        os.environ[SWITCH] = "0"
-        try:
+        plainly = patch.object(runner, "runner", lambda device, compile: run_plainly)
+        with patch.dict(os.environ, {SWITCH: "0"}), plainly:
             return work()
-        finally:
-            os.environ[SWITCH] = before or "1"
 
     return done
 

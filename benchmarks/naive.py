@@ -44,4 +44,4 @@ def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[i
         z = solvers.INTEGRATORS[config.solver](velocity, config.temperature * starts[:, i : i + 1], grid, fresh)
         states = torch.cat([states, model.codec.normalise(z) if config.renormalise else z], dim=1)
         patches = torch.cat([patches, model.write(states)[:, -1:]], dim=1)
-    return model.unpatchify(patches)
+    return model.picture(patches).clamp(-1.0, 1.0)

@@ -36,9 +36,11 @@ from pra.commands.options import parse_numbers
 from pra.config import GuidanceSchedule, ModelConfig, Precision, SamplingConfig, Solver
 from pra.errors import PraError
 from pra.models import PRA
+from pra.utils.device import pick_device
 from pra.utils.provenance import environment, package_version
 
 Work = Callable[[], object]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def main(
     guidance: float = 1.5,
     sphere_ar: Path | None = None,
     compile: bool = False,
+    device: str = "cpu",
     quality: Path | None = None,
     steps: int = 1200,
     images: int = 5000,
@@ -88,6 +91,7 @@ def main(
         guidance: Our scale where guidance is on.
         sphere_ar: Checkout of SphereAR; compared as well.
         compile: Also our engine compiled beside the flow model, and SphereAR with ours beside it; takes minutes.
+        device: Where to run, cpu or cuda.
         quality: Folder in which models are trained and judged, in place of all this.
         steps: Of each of those trainings.
         images: Judged at each number of evaluations.
@@ -100,7 +104,7 @@ def main(
         size = recipe(recipe_name).model
         if not isinstance(size, ModelConfig):
             raise PraError(f"{recipe_name} generates no patch after another; take a recipe that does")
-        make = Pairs(size, evaluations, guidance, sphere_ar, compile)
+        make = Pairs(size, evaluations, guidance, sphere_ar, compile, pick_device(device))
         rows = [row for count in counts for number in sizes for row in compared(make(number), number, count, repeats)]
         found = {"recipe": recipe_name, "parameters": make.parameters, "results": rows}
     versions = {name: package_version(name) for name in ("autoregressive-diffusion-pytorch", "x-transformers")}
@@ -116,19 +120,28 @@ class Pairs:
         guidance: our scale where it is on.
         checkout: of SphereAR.
         compile: our engine also compiled, and SphereAR with ours beside it.
+        device: of all models.
     """
 
     def __init__(
-        self, size: ModelConfig, evaluations: int, guidance: float, checkout: Path | None = None, compile: bool = False
+        self,
+        size: ModelConfig,
+        evaluations: int,
+        guidance: float,
+        checkout: Path | None = None,
+        compile: bool = False,
+        device: torch.device = CPU,
     ) -> None:
         self.evaluations, self.guidance, self.checkout, self.compile = evaluations, guidance, checkout, compile
-        self.size = size
+        self.size, self.device = size, device
         self.model, self.pixels = PRA(size).eval(), PRA(replace(size, codec=None)).eval()
         torch.manual_seed(0)
         self.flow, self.diffusion = flow_model(size, evaluations), diffusion_model(size, evaluations - 1)
         self.wide = flow_model(size, evaluations, OWN_MLP_WIDTH)
         models = {"ours": self.model, "ours, pixels": self.pixels, "flow": self.flow, "wide": self.wide}
         models |= {"diffusion": self.diffusion}
+        for model in models.values():
+            model.to(device)
         self.parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
 
     def __call__(self, batch: int) -> Iterator[Pair]:
@@ -144,7 +157,7 @@ class Pairs:
         yield Pair("flow model; ours on pixels", count, flow, engine(self.pixels, plain, batch))
         in_bfloat16 = engine(self.model, plain, batch, precision=Precision.BFLOAT16)
         yield Pair("flow model; ours in bfloat16", count, flow, in_bfloat16)
-        yield Pair("flow model in bfloat16; ours too", count, autocast(flow), in_bfloat16)
+        yield Pair("flow model in bfloat16; ours too", count, autocast(flow, self.device), in_bfloat16)
         wide = lambda: self.wide.sample(batch_size=batch)  # noqa: E731
         yield Pair(f"flow model, its head {OWN_MLP_WIDTH} wide", count, wide, ours)
         if self.compile:
@@ -163,9 +176,10 @@ class Pairs:
             solver=Solver.EULER_MARUYAMA,
             steps=self.evaluations,
         )
-        ours, labels = engine(self.model, config, batch, self.compile), torch.zeros(batch, dtype=torch.int64)
+        ours = engine(self.model, config, batch, self.compile)
+        labels = torch.zeros(batch, dtype=torch.int64, device=self.device)
         for name in ("SphereAR", "SphereAR without its VAE"):
-            model: Any = sphere_ar(checkout, self.size, self.compile)
+            model: Any = sphere_ar(checkout, self.size, self.compile).to(self.device)
             if name != "SphereAR":
                 model = tokens_alone(model)
 
@@ -183,11 +197,11 @@ def engine(
     return lambda: sampler.sample([0] * batch, range(batch))
 
 
-def autocast(work: Work) -> Work:
+def autocast(work: Work, device: torch.device) -> Work:
     """What torch makes of it in bfloat16."""
 
     def cast() -> object:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             return work()
 
     return cast
@@ -213,10 +227,18 @@ def in_turn(a: Work, b: Work, repeats: int) -> tuple[Ratio, Ratio]:
 
 
 def taken(work: Work) -> tuple[float, float]:
-    """Seconds by the clock, and of all the processor's threads."""
+    """Seconds by the clock, a GPU's queue included, and of all the processor's threads."""
+    wait()
     clock, processor = time.perf_counter(), time.process_time()
     work()
+    wait()
     return time.perf_counter() - clock, time.process_time() - processor
+
+
+def wait() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _ratio(values: list[float]) -> Ratio:

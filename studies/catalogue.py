@@ -20,8 +20,8 @@ from pra.errors import PraError, nearest
 from pra.recipes import distill
 from pra.recipes.systems import SYSTEMS
 from pra.sampling import solvers
-from studies.ladder import climb
-from studies.measures import Gap, Measure, Probe, Quality, Reconstruction, sweep
+from studies.ladder import climb, in_equal_seconds
+from studies.measures import Gap, HeldOut, Measure, Probe, Quality, Reconstruction, sweep
 from studies.settings import LONGER, Scale, Setting, base
 
 PRA = "pra"
@@ -151,11 +151,16 @@ def _ablation(setting: Setting, scale: Scale) -> Iterator[Cell]:
     )
 
 
+REAL = "held-out images"
+"""Real images, in place of a system."""
+
+
 def _recipe(setting: Setting, scale: Scale) -> Iterator[Cell]:
     faithful = base(setting, scale)
-    for name, run in climb(faithful):
+    for name, run in [*climb(faithful), *in_equal_seconds(setting.name, climb(faithful))]:
         # A rung of the sampler alone measures the weights of the rung before.
         yield Cell(PRA, replace(run, sampling=faithful.sampling), _measures(setting, scale, run), value=name)
+    yield Cell(REAL, faithful, (HeldOut(),), value=REAL)
 
 
 def _rollout_gap(setting: Setting, scale: Scale) -> Iterator[Cell]:

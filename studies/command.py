@@ -29,7 +29,7 @@ def study_command(
     setting: Text = None,
     systems: Text = None,
     values: Text = None,
-    scale: Annotated[str, arg(metavar="cpu|gpu")] = "cpu",
+    scale: Annotated[str, arg(metavar="cpu|cpu-wide|gpu|gpu-short|smoke")] = "cpu",
     seeds: Text = None,
     jobs: Integer = None,
     out: Path = Path("studies"),
@@ -46,7 +46,8 @@ def study_command(
         setting: Data and tokens, such as fashion-64,emoji-16; by default the study's own, at scale cpu its first.
         systems: Of these alone, such as pra,states; by default of all that the study compares.
         values: Of what the study varies these alone, separated by |, such as "faithful|plus".
-        scale: cpu, as it is, ends within an hour on 2 cores with --compile; gpu is larger.
+        scale: cpu, as it is, ends within an hour on 2 cores with --compile; cpu-wide doubles the width; gpu is larger,
+            gpu-short that for minutes; smoke trains for a few steps.
         seeds: One run of each system per seed, such as 0-2; by default 0 at scale cpu, 0-2 at gpu.
         jobs: Runs side by side; by default one per core, or 4 on a GPU.
         out: Where the results go: OUT/NAME.

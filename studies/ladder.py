@@ -2,38 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pra.config import RunConfig, apply_settings
+from pra.recipes import tricks
 
 FAITHFUL = "faithful"
 PLUS = "plus"
+EQUAL_SECONDS = ", equal seconds"
+"""After the name of a kept rung: trained for the seconds that faithful PRA takes, in fewer steps."""
+
+COST = Path(__file__).parent / "recipe" / "cost.json"
+"""Seconds of a step over faithful PRA's, by setting and rung (``benchmarks/recipe_cost.py``)."""
+
+Change = Callable[[RunConfig], RunConfig]
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A change that is tried on all ``kept`` rungs before it; ``settings`` as ``--set`` takes them."""
+    """A change that is tried on all ``kept`` rungs before it."""
 
     name: str
-    settings: tuple[str, ...]
+    change: Change
     kept: bool = False
 
 
+def _set(*settings: str) -> Change:
+    return lambda run: apply_settings(run, list(settings))
+
+
 LADDER = (
-    Rung("Muon", ("train.optimizer.matrices=Muon", "train.optimizer.matrices.lr=0.01"), kept=True),
-    Rung("L_rec also on D(z~)", ("train.objective.perturbed_weight=0.5",), kept=True),
-    Rung("8 noise draws", ("train.objective.noise_draws=8",)),
-    Rung("guidance from t = 0.3 on", ("sampling.guidance_interval=[0.3,1]",)),
+    Rung("Muon", tricks.muon, kept=True),
+    Rung("L_rec also on D(z~)", tricks.perturbed, kept=True),
+    Rung("8 noise draws", _set("train.objective.noise_draws=8")),
+    Rung("guidance from t = 0.3 on", _set("sampling.guidance_interval=[0.3,1]")),
+    Rung("deblocking filter", tricks.deblocked, kept=True),
 )
 
 
 def climb(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """Yield faithful PRA, each rung by name, and the whole recipe."""
     yield FAITHFUL, run
-    kept: list[str] = []
     for rung in LADDER:
-        yield rung.name, apply_settings(run, [*kept, *rung.settings])
+        yield rung.name, rung.change(run)
         if rung.kept:
-            kept += rung.settings
-    yield PLUS, apply_settings(run, kept)
+            run = rung.change(run)
+    yield PLUS, run
+
+
+def in_equal_seconds(setting: str, rungs: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, RunConfig]]:
+    """Yield the rungs whose step was timed in this setting, each with as many steps as take faithful PRA's seconds."""
+    ratios = json.loads(COST.read_text())["settings"].get(setting, {}) if COST.exists() else {}
+    for name, run in rungs:
+        if name in ratios:
+            steps = round(run.train.steps / ratios[name]["median"])
+            yield name + EQUAL_SECONDS, replace(run, train=replace(run.train, steps=steps))

@@ -228,7 +228,25 @@ class Probe:
         return [common | {name: getattr(figure, name) for name in names} for figure in figures]
 
 
-Measure = Quality | Reconstruction | Gap | Probe
+@dataclass(frozen=True)
+class HeldOut:
+    """Quality of the real images that no run learns from: what a perfect model that copies nothing would reach."""
+
+    @property
+    def key(self) -> str:
+        """As :attr:`Quality.key`."""
+        return "held-out images"
+
+    def rows(self, model: Model, config: RunConfig, judge: Judge) -> list[Row]:
+        """One row."""
+        source = open_source(held_out(config.data.source))
+        size, channels = config.model.image_size, config.model.channels
+        pixels, labels = load_images(source, range(len(source)), size, channels, config.data)
+        figures = _judged([Batch(pixels, labels, 0)], len(source), judge, model.device)
+        return [figures | {"images": len(source)}]
+
+
+Measure = Quality | Reconstruction | Gap | Probe | HeldOut
 
 
 def sweep(setting: Setting, scale: Scale, sampling: SamplingConfig) -> Iterator[Quality]:

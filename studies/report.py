@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pra.utils.files import write_atomically
-from studies.catalogue import STUDIES, Study
+from studies.catalogue import REAL, STUDIES, Study
 from studies.measures import KEPT_FEATURES, Row
 from studies.names import described, in_ranges
 from studies.plots import draw, draw_tokens
@@ -50,18 +51,30 @@ def write_report(study: Study, rows: list[Row], folder: Path) -> list[Path]:
                 written.append(_save(figure, folder / f"tokens-{scale}.png"))
                 parts += [f"![FID over JiT's by the size of a token, scale {scale}]({written[-1].name})", ""]
     for scale, setting in dict.fromkeys((row["scale"], row["setting"]) for row in rows):
-        chosen = [row for row in rows if (row["scale"], row["setting"]) == (scale, setting)]
+        there = [row for row in rows if (row["scale"], row["setting"]) == (scale, setting)]
+        chosen = [row for row in there if row["system"] != REAL]
         parts += [f"## {setting}, scale {scale}", "", _about(study, chosen), "", *tables(study, chosen), ""]
+        parts += _real(row for row in there if row["system"] == REAL)
         figure = draw(study, with_shorter(study, rows, chosen))
         if figure is not None:
             written.append(_save(figure, folder / f"{setting}-{scale}.png"))
             parts += [f"![{study.name}, {setting}]({written[-1].name})", ""]
         if (samples := folder / samples_name(setting, scale)).exists():
             parts += [f"![Samples of the systems, {setting}]({samples.name})", "", SAMPLES, ""]
-        parts += [*commands(study, chosen), "", *_provenance(chosen), ""]
+        parts += [*commands(study, there), "", *_provenance(chosen), ""]
     readme = folder / "README.md"
     write_atomically(readme, lambda file: file.write("\n".join(parts).encode()))
     return [readme, *written]
+
+
+def _real(rows: Iterable[Row]) -> list[str]:
+    """The figures of held-out images, which are the same for every seed."""
+    row = next(iter(rows), None)
+    if row is None:
+        return []
+    figures = f"FID {row['fid']:.3f}, accuracy {row['accuracy']:.3f}, precision {row['precision']:.3f}"
+    beside = "Do not expect a model that copies no training image far below that; so few images raise an FID a little."
+    return [f"The {row['images']} real images that no run learnt from: {figures}. {beside}", ""]
 
 
 def with_shorter(study: Study, rows: list[Row], chosen: list[Row]) -> list[Row]:

@@ -132,7 +132,7 @@ class Scale:
         return 1 if self.brief else SEEDS
 
 
-SCALES = {
+_SCALES = {
     scale.name: scale
     for scale in (
         Scale(
@@ -145,6 +145,13 @@ SCALES = {
         ),
     )
 }  # fmt: skip
+SCALES = _SCALES | {
+    "cpu-wide": replace(_SCALES["cpu"], name="cpu-wide", width=128, heads=4, lr=1e-3),
+    "gpu-short": replace(_SCALES["gpu"], name="gpu-short", steps=1_000, samples=2_000, guidances=(1.5,), brief=True),
+    "smoke": replace(_SCALES["cpu"], name="smoke", steps=4, samples=64, guidances=(1.5,)),
+}
+"""Also scale cpu at twice the width, to see whether an order lasts; and, whose figures say little, the models of scale
+gpu for minutes, and a check that a study runs at all."""
 
 
 def find_setting(name: str) -> Setting:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from studies.catalogue import PRA, Study, shown
 from studies.costs import relative
 from studies.groups import Group, groups
+from studies.ladder import EQUAL_SECONDS
 from studies.measures import Row
 from studies.names import in_ranges, name_of
 from studies.pairs import Paired, paired, unchanged
@@ -39,34 +40,50 @@ def tables(study: Study, rows: list[Row]) -> list[str]:
     if study.name == "probe":
         return _markdown(*probe_table(rows))
     of = sorted(groups(rows), key=lambda group: group.fid)
+    if study.name == "recipe":
+        return _quality_table(study, [group for group in of if not in_equal_seconds(group)], of)
     return [*_quality_table(study, of), *(_pairs_table(study, of) if study.name in COMPARED else [])]
 
 
-def _quality_table(study: Study, of: list[Group]) -> list[str]:
-    """Every system at its best guidance, the best first."""
+def in_equal_seconds(group: Group) -> bool:
+    """Whether the group has faithful PRA's seconds of training, in place of its steps."""
+    return str(group.value).endswith(EQUAL_SECONDS)
+
+
+def _quality_table(study: Study, of: list[Group], timed: Sequence[Group] = ()) -> list[str]:
+    """Every system at its best guidance, the best first; ``timed`` has those of equal seconds among its groups."""
     varied = VARIED.get(study.name, "value")
     beside = _beside_pra(of)
+    seconds = {str(group.value).removesuffix(EQUAL_SECONDS): group for group in timed if in_equal_seconds(group)}
     costs = {id(group): relative(study.name, group) for group in of}
     columns: dict[str, Callable[[Group], str]] = {
         "system": lambda group: name_of(group.system),
         varied: lambda group: shown(group.value),
         "FID": lambda group: _with_spread(group.best, ".3f"),
+        "FID, equal seconds": lambda group: (
+            _with_spread(found.best, ".3f") if (found := seconds.get(group.value)) else "-"
+        ),
         LESS: lambda group: beside.get(str(group.value), "-"),
         "guidance": lambda group: f"{group.guidance:g}",
         "accuracy": lambda group: _number(group.mean("accuracy", group.guidance), ".3f"),
         "KID": lambda group: _number(group.mean("kid", group.guidance), ".4f"),
         "precision": lambda group: _number(group.mean("precision", group.guidance), ".3f"),
         "recall": lambda group: _number(group.mean("recall", group.guidance), ".3f"),
+        "seams": lambda group: _number(group.mean("seams", group.guidance), ".2f"),
         "seeds": lambda group: (
             in_ranges(group.by_seed) + (f" ({len(group.judges)} judges)" if group.judges[1:] else "")
         ),
         "reconstruction FID": lambda group: _number(group.mean("reconstruction_fid"), ".3f"),
+        "reconstruction seams": lambda group: _number(group.mean("reconstruction_seams"), ".2f"),
         "parameters": lambda group: f"{group.rows[0]['parameters']:,}",
         "training FLOPs": lambda group: f"{cost.training:.2f}" if (cost := costs[id(group)]) else "-",
         "sampling FLOPs": lambda group: f"{cost.sampling:.2f}" if (cost := costs[id(group)]) else "-",
     }
     if all(group.value in ("", None) for group in of):
         del columns[varied]
+    if study.name != "recipe":
+        for name in ("FID, equal seconds", "seams", "reconstruction seams"):
+            del columns[name]
     del columns["system" if study.name in VARIANTS else LESS]
     return [
         *_markdown(list(columns), [[cell(group) for cell in columns.values()] for group in of]),

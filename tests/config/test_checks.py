@@ -29,6 +29,7 @@ def parts_of(value):
 
 def every_part():
     objects = (JIT, pra.recipe("pra-l-256"), config.Exact(), config.Noised(sigma=0.1), config.Muon())
+    objects += (config.DeblockConfig(),)
     return {kind: part for one in objects for kind, part in parts_of(one).items()}
 
 

@@ -74,6 +74,8 @@ def python(words):
         return [find_setting(one) for one in (values["setting"] or "").split(",") if one] and None
     if words[:2] == ["-m", "venv"]:
         return None
+    if words[:2] == ["-m", "pytest"]:
+        sys.exit(" ".join(word for word in words if "/" in word and not (ROOT / word).exists()))
     module, rest = script(ROOT / words[0]), words[1:]
     if hasattr(module, "parse"):
         return module.parse(rest) and None

@@ -49,6 +49,24 @@ def test_backbone_and_decoder_are_causal(scene):
         assert not torch.allclose(decoded[:, changed], written[:, changed])
 
 
+def test_deblocking_filter_reads_its_margin_on_all_sides():
+    model = random_model(ALL["deblocked"])  # patches of 2x2, a margin of one pixel
+    patches = model.patchify(batch(model.config)[0])
+    before = model.picture(patches)
+    for pixel, changed in (((0, 0), 1), ((1, 1), 4), ((2, 4), 2 * 2)):
+        other = model.unpatchify(patches)
+        other[0, 0][pixel] += 0.5
+        moved = (model.patchify(model.picture(model.patchify(other)) - before) != 0).any(dim=2)
+        assert moved[0].sum() == changed
+        assert not moved[1:].any()
+
+
+def test_deblocking_filter_begins_as_the_identity():
+    model = PRA(ALL["deblocked"], seed=0)
+    patches = model.patchify(batch(model.config)[0])
+    assert torch.equal(model.picture(patches), model.unpatchify(patches))
+
+
 def test_decoder_without_context_reads_one_state():
     model = random_model(ALL["decoder-without-context"])
     states = torch.randn(2, 12, 5)

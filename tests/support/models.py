@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from pra.config import EncoderConfig, JiTConfig, Prediction, TransformerConfig
+from pra.config import DeblockConfig, EncoderConfig, JiTConfig, Prediction, TransformerConfig
 from pra.method import noise
 from pra.models import PRA, JiT
 from pra.recipes.presets import sized
@@ -25,6 +25,7 @@ LEARNED = sized(
 )
 BLIND = replace(LEARNED, codec=replace(LEARNED.codec, encoder=EncoderConfig(depth=1, width=24, sees_condition=False)))
 ALONE = replace(LEARNED, codec=replace(LEARNED.codec, context=False))
+DEBLOCKED = replace(LEARNED, codec=replace(LEARNED.codec, deblock=DeblockConfig(margin=1, width=24)))
 PIXEL = replace(LEARNED, codec=None)
 PIXEL_X = replace(PIXEL, head=replace(LEARNED.head, prediction=Prediction.DATA))
 
@@ -32,6 +33,7 @@ ALL = {
     "learned": LEARNED,
     "encoder-without-h": BLIND,
     "decoder-without-context": ALONE,
+    "deblocked": DEBLOCKED,
     "pixel-v": PIXEL,
     "pixel-x": PIXEL_X,
 }

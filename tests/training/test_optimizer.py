@@ -148,12 +148,14 @@ def test_muon_of_no_gradient_changes_nothing():
     MuonOptimizer([], lr=1.0, momentum=0.95, weight_decay=0.1).step()
 
 
-def test_muon_run_resumes_bitwise(tmp_path):
+@pytest.mark.parametrize(("recipe", "settings"), [("tiny", [MUON]), ("tiny:plus", [])])
+def test_muon_run_resumes_bitwise(recipe, settings, tmp_path):
     straight, run = tmp_path / "straight", tmp_path / "run"
-    train(tiny(MUON, "train.steps=3"), straight)
+    train(tiny(*settings, "train.steps=3", recipe=recipe), straight)
     for steps in (1, 3):
-        train(tiny(MUON, f"train.steps={steps}"), run)
+        train(tiny(*settings, f"train.steps={steps}", recipe=recipe), run)
     assert_same(straight, run)
     buffers = [name for name in tensors(run) if name.endswith("/momentum_buffer")]
-    assert len(buffers) == len(hidden_matrices(build_model(tiny().model)))
-    refused(lambda: train(tiny("train.steps=5"), run), "train.optimizer.matrices: {", "null asked for", code="mismatch")
+    assert len(buffers) == len(hidden_matrices(build_model(tiny(recipe=recipe).model)))
+    without = tiny("train.optimizer.matrices=null", "train.steps=5", recipe=recipe)
+    refused(lambda: train(without, run), "train.optimizer.matrices: {", "null asked for", code="mismatch")

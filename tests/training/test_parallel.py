@@ -104,6 +104,8 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
         ("tiny:jit", ["train.steps=6"], [FSDP, "data.workers=1"], None),
         ("tiny:teacher-forced", [], [FSDP], None),
         ("tiny:exact", [], [FSDP], None),
+        ("tiny:plus", ALL, [DDP], None),
+        ("tiny:plus", ALL, [FSDP, SPARED], None),
         ("tiny", ["train.trainable=head.*"], [DDP], None),
         ("tiny", ["train.trainable=head.*"], [FSDP], None),
         ("tiny", ["train.trainable=auxiliary.*"], [FSDP], None),

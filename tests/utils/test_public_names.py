@@ -1,5 +1,6 @@
 """What ``pra`` gives out beside its functions, and what the README says that it is made of."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -27,6 +28,18 @@ def test_the_readme_names_what_is_needed_and_every_extra():
 def test_the_version():
     assert pra.__version__ == package_version(DISTRIBUTION)
     assert {"Trained", "__version__"} <= set(pra.__all__)
+
+
+def test_version_is_the_same_wherever_it_is_named():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for name, line in (("CITATION.cff", rf"^version: {version}$"), ("CHANGELOG.md", rf"^## {version} ")):
+        assert re.search(line, (ROOT / name).read_text(), re.M), name
+
+
+def test_workflow_calls_the_script_that_there_is():
+    commands = re.findall(r"^ *- run: (\S+)$", (ROOT / ".github" / "workflows" / "ci.yml").read_text(), re.M)
+    assert commands == [".ci/run"]
+    assert os.access(ROOT / commands[0], os.X_OK)
 
 
 def test_training_takes_a_device_as_an_object_too(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ Build a configuration with a recipe, change it with :func:`dataclasses.replace` 
 from pra.config.model import (
     AnyModelConfig,
     CodecConfig,
+    DeblockConfig,
     EncoderConfig,
     HeadConfig,
     ImageConfig,

@@ -73,17 +73,32 @@ class EncoderConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeblockConfig(Settings):
+    """The deblocking filter: a residual MLP that corrects each patch of a finished picture.
+
+    It reads the patch and ``margin`` pixels around it. The causal decoder writes a patch before the patches to the
+    right and below, so that seams show along its borders; the filter sees both sides. It works outside the loop, as
+    that of H.264 does not: patches are fed back unfiltered.
+    """
+
+    margin: Size = 4
+    width: Size = 64
+    depth: Depth = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class CodecConfig(Settings):
     """Learned states: the encoder ``G``, the ``state_dim`` numbers between, and the pixel decoder ``D``.
 
     Without ``context`` the decoder writes each patch from its own state alone (for the ablation: PRA's reads all
-    states so far).
+    states so far). ``deblock`` is a filter of finished pictures; the paper has none.
     """
 
     state_dim: int
     encoder: EncoderConfig
     decoder: TransformerConfig
     context: bool = True
+    deblock: DeblockConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

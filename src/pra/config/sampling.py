@@ -54,6 +54,7 @@ class SamplingConfig(Settings):
     Guidance acts at flow times within ``guidance_interval`` (0 is noise, 1 data; both ends belong to it), elsewhere
     there is none (arXiv 2404.07724). ``shift`` beyond 1 moves the times of the grid towards noise (arXiv 2403.03206).
     ``times`` are a grid of one's own in place of both, ``steps + 1`` of them (:mod:`pra.sampling.learnt_grid`).
+    ``deblock`` applies the model's deblocking filter, if it has one, to the finished picture.
     """
 
     guidance: NaturalFloat = 1.0
@@ -66,6 +67,7 @@ class SamplingConfig(Settings):
     shift: PositiveFloat = 1.0
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     times: tuple[float, ...] | None = None
+    deblock: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

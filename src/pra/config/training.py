@@ -84,8 +84,9 @@ class ObjectiveConfig(Settings):
     """Loss weights and the randomness of a training step (docs/method.md).
 
     ``perturbed_weight`` is of the reconstruction loss on pixels decoded from perturbed states, where the rollout is
-    :class:`Parallel`. ``encoder_masking`` is the probability with which training hides, token by token, the input
-    ``encoder_masks`` from the state encoder.
+    :class:`Parallel`; ``deblocked_weight`` is of the loss on pictures after the deblocking filter, where there is one,
+    averaged over both kinds of states. ``encoder_masking`` is the probability with which training hides, token by
+    token, the input ``encoder_masks`` from the state encoder.
 
     ``noise_draws`` is the number of ``(t, eps)`` pairs per token for the flow loss; ``logit_normal_times`` draws those
     times as the sigmoid of a normal of ``time_mean`` and ``time_std`` (Stable Diffusion 3, arXiv 2403.03206), else
@@ -97,6 +98,7 @@ class ObjectiveConfig(Settings):
     pixel_weight: NaturalFloat = 1.0
     perceptual_weight: NaturalFloat = 0.0
     perturbed_weight: NaturalFloat = 0.0
+    deblocked_weight: NaturalFloat = 1.0
     auxiliary_weight: NaturalFloat = 0.1
     noise_draws: PositiveInt = 4
     shortcut_draws: PositiveInt = 2

@@ -65,7 +65,8 @@ def sampling_flops(run: RunConfig) -> dict[str, int]:
 def sampling_costs(
     config: ModelConfig, sampling: SamplingConfig, batch: int = 1, element_size: int = 4
 ) -> dict[str, Cost]:
-    """Count ``backbone``, ``head`` and ``decoder`` of one of ``batch`` images side by side, as the engine runs them.
+    """Count ``backbone``, ``head`` and ``decoder`` (and the deblocking filter) of one of ``batch`` images side by side,
+    as the engine runs them.
 
     The matrices are read once for all images of a batch, the caches by each; elements have ``element_size`` bytes.
     """
@@ -89,6 +90,9 @@ def sampling_costs(
             "head": embedding + _head_flops(steps, h, state),
             "decoder": _series(lambda place: at(place, lambda: steps.write(state)), config.num_patches),
         }
+        if sampling.deblock:
+            patches = torch.zeros(batch, config.num_patches, config.patch_dim)
+            counts["decoder"] += _count(lambda: model.picture(patches))
         traffic = _traffic(steps)
     smaller = element_size / torch.float32.itemsize / batch
     return {part: Cost(count // batch, traffic[part] * smaller) for part, count in counts.items()}
@@ -120,6 +124,8 @@ def _traffic(steps: Steps) -> dict[str, int]:
     backbone += _cache_traffic(steps.backbone_cache, model.backbone.prefix + 1, tokens - 1)
     decoder = tokens * _matrices(model.codec.decoder) if model.config.codec is not None else 0
     decoder += _cache_traffic(steps.decoder_cache, 1, tokens)
+    if model.codec.deblock is not None and steps.config.deblock:
+        decoder += _matrices(model.codec.deblock)
     return {"backbone": backbone, "head": head_bytes, "decoder": decoder}
 
 

@@ -79,7 +79,8 @@ def rollout_gap(
     if len(images) < 2:
         raise PraError(f"{len(images)} image(s) have no distribution. Give at least 2", value=len(images))
     device = model.device
-    sampler = Sampler(model, replace(sampling, guidance=1.0), Precision.FLOAT32)  # as all that it is compared with
+    # Undeblocked, as pixels are fed back; in float32, as all that it is compared with.
+    sampler = Sampler(model, replace(sampling, guidance=1.0, deblock=False), Precision.FLOAT32)
     exact = Exact(steps=sampling.steps)
     parts: list[list[Tensor]] = []
     for start in range(0, len(images), batch_size):

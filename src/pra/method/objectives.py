@@ -2,11 +2,12 @@
 
     reconstruction pass   h0 = sg(F(c, x));  z = norm(G(x, h0));  x^ = D(z)      pixel, perceptual
                           the same pixels from perturbed states, D(z~)           perturbed
+                          both, after the deblocking filter                      deblocked
     AR pass               x~ = sg(rollout);  h = F(c, x~)                        flow on sg(z), auxiliary
                           the second head, for sampling in few steps             shortcut on sg(h), sg(z), sg(v)
 
-The words on the right name the terms of the loss, here and in every log, curve and table. ``pixel``, ``perceptual``
-and ``perturbed`` reach the encoder and the decoder only; ``flow`` and ``auxiliary`` reach the backbone and the head
+The words on the right name the terms of the loss, here and in every log, curve and table. ``pixel``, ``perceptual``,
+``perturbed`` and ``deblocked`` reach the codec only; ``flow`` and ``auxiliary`` reach the backbone and the head
 only. Without the stop-gradient on ``z`` the states collapse onto what is easy to predict. JiT has one pass and ``flow``
 alone. A new term is one entry in a function below, and a field ``NAME_weight`` of :class:`pra.config.ObjectiveConfig`.
 """
@@ -35,7 +36,7 @@ from pra.models.head import FlowHead, velocity_from_data
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 """``(reconstruction, image) -> distance per image``, both ``(B, C, H, W)`` in [-1, 1]."""
 
-TERMS = ("pixel", "perceptual", "perturbed", "flow", "auxiliary", "shortcut")
+TERMS = ("pixel", "perceptual", "perturbed", "deblocked", "flow", "auxiliary", "shortcut")
 """Names of the terms in this module."""
 
 
@@ -192,12 +193,16 @@ def _autoregressive_terms(
     if decoded is not None:
         pixel = F.l1_loss if objective.pixel_loss is PixelLoss.L1 else F.mse_loss
         terms["pixel"] = pixel(decoded, patches)
+        pictures = [model.picture(decoded)]
         if perceptual is not None and objective.perceptual_weight:
-            terms["perceptual"] = perceptual(model.unpatchify(decoded), given.images).mean()
+            terms["perceptual"] = perceptual(pictures[0], given.images).mean()
         if objective.perturbed_weight and isinstance(rollout, Parallel):
             inexact = model.codec.decode(perturbed(z, rollout.t_min, keys)).float()
             terms["perturbed"] = pixel(inexact, patches)
             inputs = inexact.detach()[:, :-1].clamp(-1.0, 1.0)  # as rollout.parallel would decode them again
+            pictures.append(model.picture(inexact))
+        if model.codec.deblock is not None:
+            terms["deblocked"] = torch.stack([pixel(picture, given.images) for picture in pictures]).mean()
     z = z.detach()  # sg(z): the states are shaped by reconstruction alone
     if rollout is None:
         return given, terms

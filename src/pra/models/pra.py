@@ -76,6 +76,8 @@ class PRA(ImageModel):
             self.auxiliary = nn.Linear(config.backbone.width, config.patch_dim)
         # What modulates the head, and its output, starts at zero (DiT): the head begins as the zero field.
         zeros = [layer for head in (self.head, self.shortcut) if head is not None for layer in head.zeros()]
+        if self.codec.deblock is not None:
+            zeros.append(self.codec.deblock.out)
         if seed is not None:
             initialise(self, seed, [self.backbone.next_position], zeros)
 
@@ -99,6 +101,14 @@ class PRA(ImageModel):
         """Decode states to pixels, clamped to [-1, 1], float32: the one path in training and in sampling."""
         return self.codec.decode(states, cache).float().clamp(-1.0, 1.0)
 
+    def picture(self, patches: Tensor) -> Tensor:
+        """``(B, rows * columns, P)`` to pictures ``(B, C, rows * p, W)``, through the deblocking filter, if there is
+        one, and unclamped then."""
+        pictures = self.unpatchify(patches)
+        if self.codec.deblock is None:
+            return pictures
+        return pictures + self.unpatchify(self.codec.deblock(pictures).float())
+
     def clean_conditions(self, labels: Tensor, patches: Tensor) -> Tensor | None:
         """``F(c, x)`` for the encoder, ``(B, n, D)`` for ``n`` patches; None where the encoder does not see it."""
         return self.conditions(labels, patches[:, :-1]) if self.codec.sees_condition else None
@@ -112,4 +122,4 @@ class PRA(ImageModel):
         """As in :class:`ImageModel`."""
         patches = self.patchify(images)
         states = self.codec.encode(patches, self.clean_conditions(labels, patches))
-        return self.unpatchify(self.write(states))
+        return self.picture(self.write(states)).clamp(-1.0, 1.0)

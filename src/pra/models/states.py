@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pra.config import CodecConfig, ModelConfig
+from pra.config import CodecConfig, DeblockConfig, ModelConfig
 from pra.models.cache import KVCache, NewCache
 from pra.models.transformer import RMSNorm, SwiGLU, Transformer, raster_positions
 
@@ -67,6 +67,27 @@ class PixelDecoder(nn.Module):
         return self.out(self.transformer(tokens, cache))  # type: ignore[no-any-return]
 
 
+class DeblockingFilter(nn.Module):
+    """Corrects the patches of a finished picture by the pixels around them. It begins as the identity."""
+
+    def __init__(self, model: ModelConfig, config: DeblockConfig) -> None:
+        super().__init__()
+        self.patch_size, self.margin = model.patch_size, config.margin
+        window = (model.patch_size + 2 * config.margin) ** 2 * model.channels
+        self.window_in = nn.Linear(window, config.width)
+        self.blocks = nn.ModuleList(ResidualMLP(config.width) for _ in range(config.depth))
+        self.out = nn.Linear(config.width, model.patch_dim)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return the corrections ``(B, n, P)`` of pictures ``(B, C, h, w)`` of ``n`` patches; zeros lie around them."""
+        p, m = self.patch_size, self.margin
+        windows = F.unfold(F.pad(pictures, (m, m, m, m)), p + 2 * m, stride=p)
+        x = self.window_in(windows.transpose(1, 2))
+        for block in self.blocks:
+            x = block(x)
+        return self.out(x)  # type: ignore[no-any-return]
+
+
 class StateCodec(nn.Module):
     """Learned low-dimensional states."""
 
@@ -76,6 +97,7 @@ class StateCodec(nn.Module):
         self.sees_condition = codec.encoder.sees_condition
         self.encoder = StateEncoder(model, codec)
         self.decoder = PixelDecoder(model, codec)
+        self.deblock = DeblockingFilter(model, codec.deblock) if codec.deblock else None
 
     def new_cache(self, batch: int, kind: NewCache = KVCache) -> KVCache | None:
         """Return an empty decoder cache for ``batch`` sequences, or ``None`` where the decoder has no context."""
@@ -98,6 +120,7 @@ class IdentityCodec(nn.Module):
     """The interface of :class:`StateCodec` with the patch itself as the state, as in pixel AR; nothing to learn."""
 
     sees_condition = False
+    deblock = None
 
     def new_cache(self, batch: int, kind: NewCache = KVCache) -> None:
         """No cache: a patch depends on its own state only."""

@@ -1,7 +1,8 @@
 """Recipes: functions that return the complete configuration of a run, with the paper's targets.
 
 ``recipe("fashion")`` is PRA on Fashion-MNIST; ``recipe("fashion:teacher-forced")`` the same run with another of the
-paper's systems (:mod:`pra.recipes.systems`). Change what you like with :func:`dataclasses.replace`.
+paper's systems (:mod:`pra.recipes.systems`), ``recipe("pra-s-256:plus")`` the paper's run with our changes
+(:mod:`pra.recipes.tricks`). Change what you like with :func:`dataclasses.replace`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pra.errors import PraError, nearest
 from pra.models.weights import CONFIG
 from pra.recipes.presets import digits, emoji, fashion, fashion_64, pra_b_256, pra_l_256, pra_s_256, tiny
 from pra.recipes.systems import SYSTEMS
+from pra.recipes.tricks import plus
 from pra.training.run import read_run
 from pra.utils.hub import is_address
 
@@ -29,22 +31,24 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "pra-l-256": pra_l_256,
 }
 
+CHANGES: dict[str, Callable[[RunConfig], RunConfig]] = {"plus": plus, **SYSTEMS}
+
 
 def recipe(name: str) -> RunConfig:
-    """Return the configuration of ``BASE`` or ``BASE:SYSTEM``.
+    """Return the configuration of ``BASE``, ``BASE:plus``, ``BASE:SYSTEM`` or ``BASE:plus:SYSTEM``.
 
     Raises:
         PraError: an unknown recipe or system; the nearest name is given.
     """
-    base, _, system = name.partition(":")
+    base, *changes = name.split(":")
     if base not in RECIPES:
         raise PraError(f"no recipe {base!r}{nearest(base, RECIPES)}", code="unknown", name=base)
     config = RECIPES[base]()
-    if system:
-        if system not in SYSTEMS:
-            known = nearest(system, SYSTEMS)
-            raise PraError(f"no system {system!r} for recipe {base!r}{known}", code="unknown", name=system)
-        config = SYSTEMS[system](config)
+    for change in changes:
+        if change not in CHANGES:
+            known = nearest(change, CHANGES)
+            raise PraError(f"no system {change!r} for recipe {base!r}{known}", code="unknown", name=change)
+        config = CHANGES[change](config)
     return dataclasses.replace(config, recipe=name)
 
 

@@ -173,9 +173,20 @@ class Sampler:
                 with engine.arithmetic():
                     patches += [token.patch.clone() for token in islice(tokens, columns)]
                 if every_row or row == rows - 1:
-                    yield model.unpatchify(torch.cat(patches, dim=1))
+                    with engine.arithmetic():
+                        pictures = self._picture(model, torch.cat(patches, dim=1), keep)
+                    yield pictures
         finally:
             self.idle = {len(label): engine}
+
+    def _picture(self, model: PRA, patches: Tensor, keep: Tensor | None) -> Tensor:
+        """Return the pictures of the patches so far, with the pixels to keep as they were given."""
+        if not self.config.deblock:
+            return model.unpatchify(patches)
+        pictures = model.picture(patches).clamp(-1.0, 1.0)
+        if keep is not None:
+            pictures[:, :, : keep.shape[2]] = keep
+        return pictures
 
     def _engine(self, model: PRA, batch: int) -> Engine:
         engine = self.idle.pop(batch, None)
