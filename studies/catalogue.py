@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,8 +20,9 @@ from pra.config import (
 from pra.errors import PraError, nearest
 from pra.recipes import distill
 from pra.recipes.systems import SYSTEMS
+from pra.recipes.tricks import plus
 from pra.sampling import solvers
-from studies.ladder import climb, in_equal_seconds
+from studies.ladder import Change, climb, in_equal_seconds
 from studies.measures import Gap, HeldOut, Measure, Probe, Quality, Reconstruction, sweep
 from studies.settings import LONGER, Scale, Setting, base
 
@@ -61,8 +63,8 @@ class Study:
         return self.settings[: self.least] if scale.brief else self.settings
 
 
-def _system(name: str, setting: Setting, scale: Scale) -> RunConfig:
-    run = base(setting, scale)
+def _system(name: str, setting: Setting, scale: Scale, recipe: Change = lambda run: run) -> RunConfig:
+    run = recipe(base(setting, scale))
     if name == PRA:
         return run
     system = replace(SYSTEMS[name](run), recipe=run.recipe)
@@ -79,12 +81,12 @@ def _measures(setting: Setting, scale: Scale, run: RunConfig) -> tuple[Measure, 
     return (*sweep(setting, scale, run.sampling), *codec)
 
 
-def _systems(setting: Setting, scale: Scale) -> Iterator[Cell]:
+def _systems(setting: Setting, scale: Scale, recipe: Change = lambda run: run) -> Iterator[Cell]:
     names = [PRA, *SYSTEMS]
     if setting.tokens > LONG_ROLLOUT:
         names.remove("exact")
     for name in names:
-        run = _system(name, setting, scale)
+        run = _system(name, setting, scale, recipe)
         yield Cell(name, run, _measures(setting, scale, run))
 
 
@@ -212,6 +214,12 @@ STUDIES = {
             "Which way of making inputs and outputs gives the best images, at equal parameters, steps and data order?",
             ("fashion-64", "emoji-64", "emoji-16", "fashion-16"),
             _systems,
+        ),
+        Study(
+            "systems-plus",
+            "Does the order of the systems last under the recipe `plus`?",
+            ("emoji-64", "fashion-64"),
+            functools.partial(_systems, recipe=plus),
         ),
         Study(
             "token-dimension",

@@ -37,6 +37,7 @@ def draw(study: Study, rows: list[Row]) -> Figure | None:
         return None
     drawn: Callable[[Figure, list[Row]], None] = {
         "systems": _draw_systems,
+        "systems-plus": _draw_systems,
         "token-dimension": _draw_systems,
         "noise": _draw_noise,
         "length": _draw_length,

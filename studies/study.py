@@ -19,7 +19,7 @@ from studies.report import samples_name, write_report
 from studies.run import Job, Workplace, run_jobs
 from studies.settings import Scale, Setting
 
-PICTURED = ("systems", "length", "token-dimension")
+PICTURED = ("systems", "systems-plus", "length", "token-dimension")
 """Studies that compare systems, whose samples a reader wants to see."""
 JUDGES = "judges"
 """The folder beside the studies' own that holds the classifiers."""

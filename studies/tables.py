@@ -27,7 +27,7 @@ LESS = "less PRA's, same seeds"
 """The column of differences to PRA where all lines are variants of it."""
 VARIANTS = ("ablation", "recipe")
 
-COMPARED = ("systems", "token-dimension", "length")
+COMPARED = ("systems", "systems-plus", "token-dimension", "length")
 """Studies in which systems stand beside PRA at the same value."""
 
 

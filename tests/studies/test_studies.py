@@ -24,6 +24,7 @@ from pra.utils.provenance import environment, file_sha256
 from studies import SETTINGS, STUDIES, Cell, Scale, Study, run_study
 from studies.catalogue import find_study, only
 from studies.command import main
+from studies.ladder import EQUAL_SECONDS
 from studies.measures import Gap, Quality, Reconstruction
 from studies.records import read_rows
 from studies.run import Workplace, run_key
@@ -185,9 +186,12 @@ def test_every_study_can_be_built_in_every_setting(name):
             assert cell.measures
             assert len({measure.key for measure in cell.measures}) == len(cell.measures)
             longer = LONGER if name == "length" and cell.value != scale.steps * setting.length else 1
+            if str(cell.value).endswith(EQUAL_SECONDS):
+                assert cell.config.train.steps <= scale.steps * setting.length
+                continue
             assert (cell.base or cell.config).train.steps == longer * scale.steps * setting.length
             assert cell.config.train.batch_size == setting.batch_size * scale.batch_factor
-        if name == "systems":
+        if name.startswith("systems"):
             counts = {cell.system: parameters(cell.config.model) for cell in cells}
             assert all(abs(count / counts["pra"] - 1) <= TOLERANCE for count in counts.values())
 
