@@ -54,7 +54,7 @@ class Exported:
         return self.packages[name](*given)
 
     def _held(self, name: str) -> Any:
-        """What a method reads and writes beside its inputs belongs to: a cache, or the steps themselves."""
+        """Find the owner of what a method reads and writes beside its inputs: a cache, or the steps themselves."""
         return {"read": self.steps.backbone_cache, "write": self.steps.decoder_cache}.get(name, self.steps)
 
     def _export(self, name: str, inputs: list[Tensor]) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""What the sampler saves over the model's own modules run plainly: ratios within one run, measured in turn.
+"""The sampler's gain over the model's own modules run plainly: ratios within one run, measured in turn.
 
     python benchmarks/engine.py --batch 1,64                        # fashion, on the best device there is
     python benchmarks/engine.py --recipe pra-s-256 --image-size 32  # as many tokens as a CPU has patience for

@@ -46,11 +46,11 @@ class Half:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """As the source's."""
+        """See the source's."""
         return self._source.image(2 * index + self._start)
 
     def where(self, index: int) -> str:
-        """As the source's."""
+        """See the source's."""
         return self._source.where(2 * index + self._start)
 
 

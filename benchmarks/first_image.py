@@ -49,7 +49,7 @@ def main(no_cache: bool = False) -> None:
 
 
 def copied(folder: Path) -> Path:
-    """What a wheel is built of, copied: building leaves folders behind."""
+    """Copy what a wheel is built of: building leaves folders behind."""
     folder.mkdir()
     for name in PROJECT:
         if (CHECKOUT / name).is_dir():
@@ -61,7 +61,7 @@ def copied(folder: Path) -> Path:
 
 
 def commands(project: Path, folder: Path, no_cache: bool) -> list[Command]:
-    """What a newcomer types, in its order."""
+    """The commands that a newcomer types, in order."""
     venv, constraints = folder / "venv", CHECKOUT / "constraints.txt"
     options = ["--no-cache-dir"] if no_cache else []
     sample = ["env", f"XDG_CACHE_HOME={folder / 'cache'}", venv / "bin" / "pra", "sample"]  # pip keeps its own cache

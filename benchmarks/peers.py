@@ -112,7 +112,7 @@ def main(
 
 
 class Pairs:
-    """What is compared at a batch size: every other sampler beside our engine.
+    """List what is compared at a batch size: every other sampler beside our engine.
 
     Args:
         size: of all models.
@@ -198,7 +198,7 @@ def engine(
 
 
 def autocast(work: Work, device: torch.device) -> Work:
-    """What torch makes of it in bfloat16."""
+    """Return the work under torch's autocast to bfloat16."""
 
     def cast() -> object:
         with torch.autocast(device.type, torch.bfloat16):

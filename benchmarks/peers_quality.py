@@ -101,8 +101,8 @@ def measure(folder: Path, steps: int, images: int, shortcut: bool = False) -> tu
 
 
 def needed(points: Sequence[Point]) -> dict[str, Point]:
-    """What ``ours`` and ``theirs`` need at least: of each the best point, the one of fewest evaluations within 5 % of
-    its best; theirs as it comes; and of ours the one of fewest evaluations that is no worse than their best."""
+    """Return the points that compare ``ours`` and ``theirs``: the best of each, and the one of fewest evaluations
+    within 5 % of it; theirs as it comes; and of ours the one of fewest evaluations that is no worse than their best."""
     ours = [point for point in points if point.way != THEIRS]
     theirs = [point for point in points if point.way == THEIRS]
     found = {}
@@ -135,7 +135,7 @@ class Ways:
         self.ours: dict[bool, PRA] = {}
 
     def __call__(self, way: str, evaluations: int) -> Make:
-        """What makes images so."""
+        """The settings that make images."""
         if way == THEIRS:
             peer = train_peer(self.run, self.folder / "peer.pt", evaluations)
             return lambda images: 2 * peer.sample(batch_size=images) - 1  # type: ignore[operator, no-any-return]

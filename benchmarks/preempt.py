@@ -63,7 +63,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one start of a job did: by how many processes, and which samples its steps were given."""
+    """The record of one start of a job: by how many processes, and which samples its steps were given."""
 
     processes: int
     samples: Counter[int]
@@ -218,7 +218,7 @@ def end(workers: list[Process]) -> None:
 
 
 def work(line: list[str], variables: dict[str, str], notes: Path) -> None:
-    """What a process does. It notes which samples it gets, and what it has to say."""
+    """The work of a process. It notes which samples it gets, and what it has to say."""
     from pra.cli import main as pra
     from pra.training import loop
 
@@ -247,7 +247,7 @@ def work(line: list[str], variables: dict[str, str], notes: Path) -> None:
 
 
 def notes_of(run: Path) -> Path:
-    """Where the processes note what they get."""
+    """Return the folder in which processes note what they get."""
     return run.with_name(f"{run.name}-notes")
 
 
@@ -278,7 +278,7 @@ def wrong_samples(attempts: list[Attempt], steps: int) -> list[str]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What is not the same in two runs."""
+    """List what differs in two runs."""
     wrong = [] if losses(one) == losses(other) else ["losses"]
     newest = [sorted((run / "checkpoints").iterdir())[-1] for run in (one, other)]
     files = [sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()) for folder in newest]

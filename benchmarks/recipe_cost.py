@@ -1,4 +1,4 @@
-"""What the recipe costs: a training step of each rung of the study `recipe` over faithful PRA's, timed in turn.
+"""The cost of the recipe: a training step of each rung of the study `recipe` over faithful PRA's, timed in turn.
 
     python benchmarks/recipe_cost.py --settings emoji-64 fashion-64 emoji-16 --out studies/recipe/cost.json
 

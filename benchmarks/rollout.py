@@ -1,4 +1,4 @@
-"""What the exact rollout costs over the parallel one: the inputs of one batch, made either way in turn.
+"""The cost of the exact rollout over the parallel one: the inputs of one batch, made either way in turn.
 
     python benchmarks/rollout.py   # fashion, on the best device there is
     python benchmarks/rollout.py --recipe pra-s-256 --batch-size 2 --repeats 3   # 256 tokens on a CPU

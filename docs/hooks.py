@@ -1,4 +1,4 @@
-"""What the site needs beside the pages in docs/: the studies with their plots, and links to code as links to its page.
+"""Files of the site beside the pages in docs/: the studies with their plots, and links to code as links to its page.
 
 In the repository both lie beside docs/, and links from docs/ reach them as ``../studies`` and ``../src``.
 """

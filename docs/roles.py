@@ -32,7 +32,7 @@ def rewrite(thing: griffe.Object) -> None:
 
 
 def link(thing: griffe.Object, name: str) -> str:
-    """What ``name`` means where ``thing`` is; a name without a page stays a name."""
+    """Return what ``name`` means where ``thing`` is; a name without a page stays a name."""
     try:
         path = thing.resolve(name)
     except griffe.NameResolutionError:

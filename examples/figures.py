@@ -50,7 +50,7 @@ Span = tuple[float, float]
 
 
 class Example:
-    """What the figures show: a few training images, and what the model makes of them."""
+    """The scene of the figures: a few training images, and what the model makes of them."""
 
     def __init__(self, run: Path) -> None:
         config, model = read_run(run), pra.load(run)
@@ -183,7 +183,7 @@ def sampling(example: Example) -> Figure:
 
 
 def inputs(example: Example) -> Figure:
-    """What the backbone reads in training under each choice, beside what it reads in sampling."""
+    """Draw what the backbone reads in training under each choice, beside what it reads in sampling."""
     noised = rollout.noised(example.patches, PIXEL_NOISE, example.keys)
     noised = example.model.unpatchify(torch.cat([noised, example.patches[:, -1:]], dim=1))  # the last is never read
     columns = [("true\npatches", example.real), (f"pixel noise\n$\\sigma$ = {PIXEL_NOISE:g}", noised)]

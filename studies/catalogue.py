@@ -172,7 +172,7 @@ def _rollout_gap(setting: Setting, scale: Scale) -> Iterator[Cell]:
 
 
 def _probe(setting: Setting, scale: Scale) -> Iterator[Cell]:
-    """What systems learn of the classes, beside what raw pixels and initial weights know already."""
+    """Probe what systems learn of the classes, beside what raw pixels and initial weights know already."""
     images = 2 * scale.samples
     for name in (PRA, *(name for name in SYSTEMS if name != "exact")):
         times = (0.5, 0.75, 1.0) if name == "jit" else (None,)

@@ -1,4 +1,4 @@
-"""What a system of a study costs beside PRA, by counting (:mod:`pra.evaluation.flops`)."""
+"""The cost of a study's system beside PRA's, by counting (:mod:`pra.evaluation.flops`)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Relative:
 
 
 def relative(study: str, group: Group) -> Relative | None:
-    """Of a group at its best guidance; None where the catalogue has no such cell (any more)."""
+    """Return the costs of a group at its best guidance; None where the catalogue has no such cell (any more)."""
     row = group.rows[0]
     setting, scale = SETTINGS.get(row.get("setting", "")), SCALES.get(row.get("scale", ""))
     if study not in STUDIES or setting is None or scale is None:

@@ -39,7 +39,7 @@ class Group:
 
     @property
     def judges(self) -> list[str]:
-        """Who has judged at the best guidance; the spread is theirs too, where they are several."""
+        """The judges at the best guidance; the spread is theirs too, where they are several."""
         return sorted({row.get("judge", "") for row in self.at(self.guidance)})
 
     def at(self, guidance: float) -> list[Row]:

@@ -1,4 +1,4 @@
-"""What is measured of a trained run: rows for a study's table."""
+"""Measurements of a trained run: rows for a study's table."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Judge:
 
     @property
     def name(self) -> str:
-        """Of the classifier, for the column ``judge``: figures of two judges do not compare."""
+        """The name of the classifier, for the column ``judge``: figures of two judges do not compare."""
         return self.fingerprint[:12]
 
     @staticmethod
@@ -100,7 +100,7 @@ class Quality:
 
     @property
     def key(self) -> str:
-        """What decides the figures, for the column ``measured``."""
+        """The settings that decide the figures, for the column ``measured``."""
         how = self.sampling
         words = [f"guidance={how.guidance:g}", f"{how.solver.value}-{how.steps}", f"{self.images} images"]
         named = ("schedule", "temperature", "renormalise", "time_grid", "shift", "guidance_interval", "times")
@@ -134,7 +134,7 @@ class Reconstruction:
 
     @property
     def key(self) -> str:
-        """As :attr:`Quality.key`."""
+        """See :attr:`Quality.key`."""
         return f"reconstruction {self.images} images"
 
     def rows(self, model: Model, config: RunConfig, judge: Judge) -> list[Row]:
@@ -157,7 +157,7 @@ class Gap:
 
     @property
     def key(self) -> str:
-        """As :attr:`Quality.key`."""
+        """See :attr:`Quality.key`."""
         return f"rollout-gap {self.sampling.solver.value}-{self.sampling.steps} {self.images} images"
 
     def rows(self, model: Model, config: RunConfig, judge: Judge) -> list[Row]:
@@ -207,7 +207,7 @@ class Probe:
 
     @property
     def key(self) -> str:
-        """As :attr:`Quality.key`."""
+        """See :attr:`Quality.key`."""
         at = "" if self.time is None else f" t={self.time:g}"
         return f"probe {self.of}{at} logistic {self.images} images"
 
@@ -234,7 +234,7 @@ class HeldOut:
 
     @property
     def key(self) -> str:
-        """As :attr:`Quality.key`."""
+        """See :attr:`Quality.key`."""
         return "held-out images"
 
     def rows(self, model: Model, config: RunConfig, judge: Judge) -> list[Row]:
@@ -281,7 +281,7 @@ def whole_image_evaluations(sampling: SamplingConfig) -> int:
 
 
 def _solver(sampling: SamplingConfig) -> str:
-    """With its time grid where that is not the uniform one."""
+    """Name a solver, and its time grid where that is not the uniform one."""
     grid = [sampling.time_grid.value] if sampling.time_grid is not TimeGrid.UNIFORM else []
     grid = grid if sampling.times is None else ["learnt"]
     shift = [f"shift {sampling.shift:g}"] if sampling.shift != 1.0 else []

@@ -1,4 +1,4 @@
-"""What the systems are called in tables and plots, and the colour of each, the same in all of them."""
+"""Names of the systems in tables and plots, and the colour of each, the same in all of them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def name_of(system: str, value: object = "") -> str:
 
 
 def colour_of(system: str, value: object = "") -> str:
-    """That of the system, or of the one that ``value`` names; grey for one that has none."""
+    """Return the colour of the system, or of the one that ``value`` names; grey for one that has none."""
     return COLOURS.get(system) or COLOURS.get(str(value), "#444444")
 
 

@@ -21,7 +21,7 @@ class Paired:
 
     @property
     def mean(self) -> float:
-        """Of the differences; nan without any."""
+        """The mean of the differences; nan without any."""
         return statistics.mean(self.differences.values()) if self.differences else math.nan
 
     @property

@@ -1,4 +1,4 @@
-"""What the systems of a study draw: the same classes and seeds, a system a row, below real images."""
+"""Samples of a study's systems: the same classes and seeds, a system a row, below real images."""
 
 from __future__ import annotations
 

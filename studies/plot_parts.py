@@ -1,4 +1,4 @@
-"""What the plots of the studies share."""
+"""Parts that the plots of the studies share."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _late(rows: list[Row], system: str) -> float:
 
 
 def _by_raster_row(rows: list[Row], figure_of: Callable[[Row], float | None], floor: float) -> dict[float, list[float]]:
-    """By row of patches, from 1, the mean over it for each seed."""
+    """Return, by row of patches from 1, the mean over it for each seed."""
     found: dict[int, dict[int, list[float]]] = {}
     for row in rows:
         value = figure_of(row)

@@ -120,7 +120,7 @@ def _cell(value: object) -> object:
 
 
 def _label(row: Row) -> tuple[object, ...]:
-    """What a row is about; a number is the same with and without a decimal point."""
+    """Return what a row is about; a number is the same with and without a decimal point."""
     return tuple(_sortable(row.get(name)) for name in ("setting", "scale", "system", "value", "seed", "measured"))
 
 

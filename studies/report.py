@@ -78,7 +78,7 @@ def _real(rows: Iterable[Row]) -> list[str]:
 
 
 def with_shorter(study: Study, rows: list[Row], chosen: list[Row]) -> list[Row]:
-    """What is drawn of a setting: in the study `length` also the trainings that it lengthens."""
+    """Return the rows that are drawn of a setting: in the study `length` also the trainings that it lengthens."""
     setting = SETTINGS.get(chosen[0]["setting"])
     if study.name != "length" or setting is None:
         return chosen
@@ -110,8 +110,11 @@ def _about(study: Study, rows: list[Row]) -> str:
 
 
 def commands(study: Study, rows: list[Row]) -> list[str]:
-    """That make these rows, which may be those of several sittings, and how much they make beyond them; sooner with
-    ``--compile``. Systems, or rungs of the study `recipe`, that have other seeds have a line of their own."""
+    """Return the commands that make these rows, perhaps of several sittings, and how much they make beyond them.
+
+    ``--compile`` makes them sooner. Systems, or rungs of the study `recipe`, that have other seeds have a line of their
+    own.
+    """
     setting, scale = rows[0]["setting"], rows[0]["scale"]
     column, option, separator = ("value", "--values", "|") if study.name == "recipe" else ("system", "--systems", ",")
     seeds: dict[str, set[int]] = {}

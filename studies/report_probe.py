@@ -31,7 +31,7 @@ class Probed:
 
     @property
     def mean(self) -> float:
-        """Of ``top1``."""
+        """The mean of ``top1``."""
         return statistics.mean(self.top1)
 
 
@@ -93,7 +93,7 @@ def draw_probe(figure: Figure, rows: list[Row]) -> None:
 
 
 def _error_of_counting(rows: list[Row], share: float) -> str:
-    """What the held-out images' number alone makes of a figure."""
+    """Return the error of a figure by the number of held-out images alone."""
     held_out = min(row["held_out"] for row in rows)
     error = 100 * math.sqrt(share * (1 - share) / held_out)
     return f"{held_out} held-out images: a figure's standard error from their number alone is {error:.1f} points."

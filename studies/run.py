@@ -74,7 +74,7 @@ def run_key(config: RunConfig) -> str:
 
 
 def _essence(config: Any) -> Any:
-    """As ``to_dict``, without the fields that have their default."""
+    """Convert as ``to_dict`` does, without the fields that have their default."""
     if not dataclasses.is_dataclass(config):
         return to_dict(config)
     values = {
@@ -88,7 +88,7 @@ def _essence(config: Any) -> Any:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where runs lie and how they are worked on: ``jobs`` processes side by side, all on ``device``."""
+    """The folder of the runs, and how they are worked on: ``jobs`` processes side by side, all on ``device``."""
 
     runs: Path
     device: torch.device
@@ -97,11 +97,11 @@ class Workplace:
 
     @property
     def threads(self) -> int:
-        """Of each process."""
+        """Threads of each process."""
         return max(1, cores() // self.jobs)
 
     def folder(self, job: Job) -> Path:
-        """Of a job's run."""
+        """Return the folder of a job's run."""
         return self._folder(job, job.run)
 
     def trained(self, job: Job) -> bool:

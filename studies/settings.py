@@ -1,4 +1,4 @@
-"""What the studies run on: data sets cut into tokens, and the scale of a run on them."""
+"""Settings of the studies: data sets cut into tokens, and the scale of a run on them."""
 
 from __future__ import annotations
 

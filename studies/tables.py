@@ -32,7 +32,7 @@ COMPARED = ("systems", "systems-plus", "token-dimension", "length")
 
 
 def tables(study: Study, rows: list[Row]) -> list[str]:
-    """Of one setting and scale."""
+    """Return the tables of one setting and scale."""
     if study.name == "rollout-gap":
         return _gap_table(rows)
     if study.name == "solver":

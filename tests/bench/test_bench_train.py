@@ -41,7 +41,7 @@ def tiny(*settings, recipe="tiny"):
 
 @pytest.mark.usefixtures("perceptual")
 def test_command_measures_a_recipe_and_plans_by_it(capsys, tmp_path):
-    """With LPIPS, in two micro-batches."""
+    """Use LPIPS, in two micro-batches."""
     call = functools.partial(caller(capsys), "bench", "train")
     bench, out = tmp_path / "bench.json", tmp_path / "plan.json"
     lpips = ["--set", "train.objective.perceptual_weight=1"]

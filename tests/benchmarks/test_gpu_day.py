@@ -64,7 +64,7 @@ def test_gpu_day_rehearsal_has_the_parts_of_the_day():
 
 @pytest.mark.parametrize("part", list(gpu_day.parts(False)), ids=lambda part: part.name)
 def test_gpu_day_command_is_understood(part):
-    """As far as the work: a lent GPU is not to be spent on a typo."""
+    """Parse each command as far as the work: a lent GPU is not to be spent on a typo."""
     program, *words = shlex.split(part.command)[1:]
     if program == "-m" and words[0] == "pra":
         given = cli.parse(words[1:])

@@ -1,4 +1,4 @@
-"""What benchmarks/peers.py compares: others' models of our sizes, as many evaluations, figures that are not lost."""
+"""Comparisons of benchmarks/peers.py: others' models of our sizes, as many evaluations, figures that are not lost."""
 
 import importlib.util
 import json

@@ -205,7 +205,7 @@ def test_stream_has_the_rows_of_all_files_in_order(stream, read):
 
 
 def test_stream_workers_share_the_reading(stream, read):
-    """Of four workers, as a DataLoader gives them their batches, each reads two files, once."""
+    """Four workers: as a DataLoader gives them their batches, each reads two files, once."""
     for worker in range(4):
         read.clear()
         data = TrainingSet(stream(), (8, 8), 3, config(), seed=0)

@@ -192,7 +192,7 @@ def failing(how, item):
 
 
 def results(how, count=2):
-    """What arrives from workers that fail, until then; they are gone afterwards."""
+    """Return what arrives from workers that fail, until then; they are gone afterwards."""
     before, found = multiprocessing.active_children(), []
     try:
         with closing(from_workers(functools.partial(failing, how), itertools.count(), count)) as stream:

@@ -1,4 +1,4 @@
-"""What the tests of the demo share."""
+"""Fixtures that the tests of the demo share."""
 
 import functools
 from dataclasses import replace

@@ -55,7 +55,7 @@ def named_values(work):
 
 
 def pra(words):
-    """By the command line itself, as far as the work; recipes and settings are looked up."""
+    """Parse by the command line itself, as far as the work; recipes and settings are looked up."""
     work = cli.parse([word for word in words if word not in VERBOSE])
     values = named_values(work) if work.func in cli.COMMANDS.values() else {}
     called = values.get("recipe_name") or values.get("name")
@@ -88,7 +88,7 @@ def python(words):
 
 
 def torchrun(words):
-    """By torch's parser, which may take an option of ours for the beginning of one of its own."""
+    """Parse by torch's parser, which may take an option of ours for the beginning of one of its own."""
     found = get_args_parser().parse_args(words)
     if (found.module, found.training_script) != (True, "pra"):
         sys.exit("torchrun starts something else than -m pra")
@@ -117,7 +117,7 @@ def refused(page):
 
 
 def unknown(page):
-    """What the text of a page names and is not there: commands, options, targets; arguments may be left out."""
+    """Return what the text of a page names and is not there: commands, options, targets; arguments may be left out."""
     options = every_option()
     return [span for span in spans(page) if not named(span, options)]
 
@@ -144,7 +144,7 @@ def named_command(words):
 
 @functools.cache
 def every_option():
-    """Of our commands, our scripts and torchrun."""
+    """Options of our commands, our scripts and torchrun."""
     commands = [*cli.COMMANDS.values(), laboratory.study_command]
     ours = {name for command in commands for name in options_of(command)}
     theirs = {text for action in get_args_parser()._actions for text in action.option_strings}

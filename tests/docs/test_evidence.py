@@ -32,7 +32,7 @@ SYSTEMS = {
 
 
 def quoted():
-    """Of every marked table the page, the study, what the columns are of, and the rows but for the head."""
+    """Return of every marked table the page, the study, what the columns are of, and the rows but for the head."""
     found = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for number, (study, columns, table) in enumerate(MARK.findall(page.read_text()), start=1):

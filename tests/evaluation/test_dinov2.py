@@ -25,7 +25,7 @@ def timm(torchvision_shim):
 
 @pytest.fixture(scope="module")
 def weights(timm, tmp_path_factory):
-    """As Meta's file: made for 518 pixels, with the training's mask token."""
+    """Write weights as Meta's file has them: made for 518 pixels, with the training's mask token."""
     network = timm.VisionTransformer(img_size=518, patch_size=14, num_classes=0, init_values=1.0, **TINY)
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(t.shape, generator=generator) * 0.5 for name, t in network.state_dict().items()}

@@ -1,4 +1,4 @@
-"""What `pra eval` does around the figures: files that come together, labels, provenance, what it refuses."""
+"""The work of `pra eval` around the figures: files that come together, labels, provenance, what it refuses."""
 
 import errno
 import hashlib

@@ -17,7 +17,7 @@ from pra.sampling.native import SWITCH
 
 @pytest.fixture(autouse=True)
 def _by_torch(monkeypatch):
-    """What the compiled arithmetic does torch's counter does not see."""
+    """Use torch alone: its counter does not see the compiled arithmetic."""
     monkeypatch.setenv(SWITCH, "0")
 
 

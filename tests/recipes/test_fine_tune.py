@@ -42,12 +42,12 @@ def named(model, classes):
 
 
 def models():
-    """Of five classes, a to e."""
+    """Five classes, a to e."""
     return [named(model, "abcde") for model in (random_model(LEARNED), random_model(PIXEL), random_jit(JIT))]
 
 
 def conditions(model, label):
-    """What a model makes of a label, before anything that is drawn."""
+    """Return what a model makes of a label, before anything that is drawn."""
     images, _, _ = batch(model.config)
     labels, patches = torch.full((len(images),), label), model.patchify(images)
     if isinstance(model.config, JiTConfig):

@@ -217,7 +217,7 @@ def test_dropped_engine_is_freed_at_once(compile, monkeypatch):
 
 
 class FakeCuda:
-    """What of torch.cuda a capture asks, and the inner runner; a graph repeats what was run while it was captured."""
+    """The part of torch.cuda that a capture asks, and the inner runner; a graph repeats what ran in its capture."""
 
     def __init__(self, monkeypatch):
         self.now, self.seen = {"device": 0, "stream": "default", "mode": None, "graph": None}, []
@@ -419,7 +419,7 @@ def test_completions_precisions_and_parts_on_a_gpu(small_buckets):
 
 @pytest.mark.gpu
 def test_captures_of_two_threads_while_another_pins_memory(small_buckets):
-    """As visitors of the demo and data loaders have it."""
+    """Sample in threads, as visitors of the demo and data loaders have it."""
     model = random_model()
     expected = Sampler(model, GUIDED).sample(LABELS, SEEDS)
     sampler, over = Sampler(model.cuda(), GUIDED, Precision.FLOAT32), threading.Event()

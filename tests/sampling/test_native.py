@@ -50,7 +50,7 @@ def anew(tmp_path, monkeypatch):
 
 @pytest.fixture
 def copied(request, monkeypatch):
-    """As ``anew``; compiling copies the library of this machine."""
+    """Do as ``anew`` does; compiling copies the library of this machine."""
     known = library()._name
     folder = request.getfixturevalue("anew")
     monkeypatch.setattr(build.subprocess, "run", lambda command, **_: shutil.copy(known, command[-1]))
@@ -90,7 +90,7 @@ SHAPES = [(1, 1), (5, 16), (96, 97), (160, 480), (33, 250)]
 @compiles
 @pytest.mark.parametrize("tiles", [True, False])
 def test_bfloat16_products_are_of_rounded_matrices(tiles, request, monkeypatch):
-    """Of rounded inputs too where the processor multiplies such, by AMX's tiles."""
+    """Round inputs too where the processor multiplies such, by AMX's tiles."""
     if not tiles:
         request.getfixturevalue("anew")
         monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DPRA_WITHOUT_AMX"))
@@ -249,7 +249,7 @@ def test_library_is_compiled_once_and_again_when_damaged(copied, monkeypatch, re
     known = ctypes.CDLL
 
     def load(path):
-        """As a new process does, which does not have it already."""
+        """Load as a new process does, which does not have it already."""
         if Path(path).stat().st_size == 0:
             raise OSError("file too short")
         return known(path)

@@ -1,4 +1,4 @@
-"""What the tests of sharing have in common: a stand-in for the Hub, and an exported model."""
+"""Fixtures of the tests of sharing: a stand-in for the Hub, and an exported model."""
 
 import importlib
 

@@ -14,7 +14,7 @@ from pra.utils.provenance import file_sha256
 
 
 def report(run, fid, sha256=""):
-    """What `pra eval` writes, on the weights of a run unless other ones are named."""
+    """Return what `pra eval` writes, on the weights of a run unless other ones are named."""
     newest = weights.model_folder(run)
     values = {
         "figures": {"adm": {"fid": fid, "sfid": None}},

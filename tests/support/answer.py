@@ -11,7 +11,7 @@ from pra.commands.program import parse_command
 
 
 class Answer(NamedTuple):
-    """What a command printed, progress bars left out, and its exit code."""
+    """The answer of a command: what it printed, progress bars left out, and its exit code."""
 
     code: int
     out: str

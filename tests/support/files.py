@@ -1,4 +1,4 @@
-"""What a folder holds, and damage to it."""
+"""The content of a folder, and damage to it."""
 
 import json
 

@@ -60,7 +60,7 @@ def random_model(config=LEARNED, **changes):
 
 
 def random_jit(config=JIT):
-    """As :func:`random_model`."""
+    """See :func:`random_model`."""
     return _randomise(JiT(config, seed=1))
 
 

@@ -33,7 +33,7 @@ def command_lines(page):
 
 
 def spans(page):
-    """What stands between backticks outside of the blocks, on one line."""
+    """Return what stands between backticks outside of the blocks, on one line."""
     for _, text in re.findall(r"(`+)(.+?)\1", FENCE.sub("", page.read_text()), re.S):
         yield " ".join(text.split())
 

@@ -22,7 +22,7 @@ CONTEXT.set_forkserver_preload(
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a process."""
+    """The end of a process."""
 
     code: int
     out: str

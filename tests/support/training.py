@@ -68,7 +68,7 @@ def changed_losses(change):
 
 
 def edges(known):
-    """Of the decoded pixels, with a random direction of every image."""
+    """Penalise the decoded pixels, with a random direction of every image."""
     assert known.decoded is not None
     direction = noise.normal(noise.fold(known.keys, 99), known.decoded.shape[-1])
     return ((known.decoded - known.patches) * direction.unsqueeze(1)).square().mean()

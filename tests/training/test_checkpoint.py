@@ -92,7 +92,7 @@ def test_garbage_in_the_optimizer_costs_the_steps_since(straight, copy):
 
 
 def test_optimizer_state_without_digest_is_checked(copy):
-    """That of another model, of no file that can be read, and of nan."""
+    """Refuse weights of another model, of no file that can be read, and of nan."""
     shard = step(copy, 6) / SHARD
     good = shard.read_bytes()
     change(step(copy, 6) / "state.json", sha256=None)

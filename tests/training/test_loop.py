@@ -124,7 +124,7 @@ def test_compiled_step_is_the_same_step(tmp_path):
 
 @pytest.mark.parametrize("losses", [None, {"edges": (0.0, edges)}])
 def test_compiler_that_fails_warns_and_changes_nothing(straight, tmp_path, monkeypatch, losses):
-    """With a user's terms the blocks are compiled one by one."""
+    """Add a user's terms: the blocks are compiled one by one."""
 
     def fail(*_):
         raise RuntimeError("no compiler")
@@ -409,7 +409,7 @@ def test_too_little_memory_is_one_line(tmp_path, monkeypatch, error):
 
 
 def test_killed_worker_is_one_line(tmp_path, monkeypatch):
-    """As the system does where memory runs out."""
+    """Kill a worker, as the system does where memory runs out."""
     monkeypatch.setattr(loop.TrainingSet, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     refused(lambda: train(tiny("data.workers=1"), tmp_path / "run"), "prepares data has died", "data.workers")
 

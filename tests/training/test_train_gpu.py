@@ -58,7 +58,7 @@ def passed(run, step):
 
 
 def alone(run):
-    """Of one process, without the compiler."""
+    """Train in one process, without the compiler."""
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, compile=False))
     return passed(run, step_of(run))
 
@@ -107,7 +107,7 @@ def test_dyadic_steps_do_not_wait_for_the_device():
     ],
 )
 def test_shared_step_equals_that_of_one_process(group, settings, several, sharded, rtol):
-    """By DDP and by FSDP; and the compiler changes no more than rounding, and does not go on without."""
+    """Train by DDP and by FSDP; and the compiler changes no more than rounding, and does not go on without."""
     run = tiny(*settings)
     shared = step_of(run, World(0, 2) if several else ALONE)
     if sharded:

@@ -1,4 +1,4 @@
-"""What learns: ``train.trainable``, from the setting to the weights that change."""
+"""Trainable parameters: ``train.trainable``, from the setting to the weights that change."""
 
 import dataclasses
 import json

@@ -22,7 +22,7 @@ SHARE = ("data.validation=0.1", "train.validate_every=2")
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    """Of the held-out images a few are enough."""
+    """Use a few held-out images: they are enough."""
     monkeypatch.setattr(callbacks, "HELD_OUT", 64)
 
 

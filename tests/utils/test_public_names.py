@@ -1,4 +1,4 @@
-"""What ``pra`` gives out beside its functions, and what the README says that it is made of."""
+"""Public names of ``pra`` beside its functions, and the parts that the README names."""
 
 import os
 import re

@@ -1,1 +1,1 @@
-"""What sampling costs, counted and measured."""
+"""The cost of sampling, counted and measured."""

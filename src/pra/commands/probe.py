@@ -44,7 +44,7 @@ Run = Annotated[Positional[Path], arg(metavar="RUN", help=MODEL)]
 
 @dataclass(frozen=True)
 class Adjustable:
-    """What ``--set`` reaches: how images are prepared."""
+    """The settings that ``--set`` reaches: how images are prepared."""
 
     data: DataConfig
 

@@ -16,7 +16,7 @@ Depth = Annotated[int, within(1, 1_000)]
 
 
 class Prediction(enum.Enum):
-    """What the head's last layer predicts; either way it is trained as, and integrated as, a velocity."""
+    """The prediction of the head's last layer; either way it is trained as, and integrated as, a velocity."""
 
     VELOCITY = "velocity"
     DATA = "data"
@@ -174,7 +174,7 @@ class ImageConfig(Settings):
 
     @property
     def unit(self) -> str:
-        """What a solver generates at a time."""
+        """The unit that a solver generates at a time."""
         return "patch" if self.autoregressive else "image"
 
 
@@ -204,7 +204,7 @@ class ModelConfig(ImageConfig):
 
     @property
     def has_shortcut(self) -> bool:
-        """As the head says."""
+        """Whether the head has a second head beside it (:class:`HeadConfig`)."""
         return self.head.shortcut
 
     def in_words(self) -> dict[str, str]:

@@ -22,14 +22,14 @@ class Fit(enum.Enum):
 
 
 class OnSmall(enum.Enum):
-    """What to do with an image smaller than the crop: stop, or enlarge it (as ADM does)."""
+    """The policy for an image smaller than the crop: stop, or enlarge it (as ADM does)."""
 
     ERROR = "error"
     UPSCALE = "upscale"
 
 
 class OnCorrupt(enum.Enum):
-    """What to do with an image that cannot be read: stop, or take the next one and count."""
+    """The policy for an image that cannot be read: stop, or take the next one and count."""
 
     ERROR = "error"
     SKIP = "skip"
@@ -37,7 +37,7 @@ class OnCorrupt(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Settings):
-    """Where images come from (see :func:`pra.data.open_source`) and how they are prepared.
+    """The source of images (see :func:`pra.data.open_source`) and how they are prepared.
 
     ``validation`` names the held-out images that ``train.validate_every`` measures the loss on: a share of the training
     images, such as ``0.05``, which the run then does not learn from; ``test``, the source's own test split; or another

@@ -40,7 +40,7 @@ LARGEST_STEPS = 10_000
 
 
 class TimeGrid(enum.Enum):
-    """Where the solver's intervals lie between noise (0) and data (1); see :func:`pra.sampling.solvers.time_grid`."""
+    """Places of the solver's intervals between noise (0) and data (1); see :func:`pra.sampling.solvers.time_grid`."""
 
     UNIFORM = "uniform"
     COSINE = "cosine"

@@ -119,7 +119,7 @@ class Classifier:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
-        """As :meth:`pra.evaluation.features.FeatureExtractor.__call__`; images of the size it was fitted on."""
+        """See :meth:`pra.evaluation.features.FeatureExtractor.__call__`; images of the size it was fitted on."""
         here, there = shape_text(tuple(images.shape[1:])), shape_text((self.channels, *self.size))
         if here != there:
             problem = f"images of {here} (CxHxW): the classifier was fitted on {there}"

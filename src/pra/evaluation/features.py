@@ -99,7 +99,7 @@ class Published:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
-        """As :meth:`FeatureExtractor.__call__`; 1 or 3 channels of any size."""
+        """See :meth:`FeatureExtractor.__call__`; 1 or 3 channels of any size."""
         if images.shape[1] not in (1, 3):
             problem = f"{self.name} reads 1 or 3 channels, not {images.shape[1]}"
             raise PraError(f"{problem}. Convert the images to RGB", "mismatch", channels=images.shape[1])

@@ -1,4 +1,4 @@
-"""Which sampling settings suit a model: the combinations of a sweep, their figures, the best of them, and pictures."""
+"""A sweep of sampling settings for one model: the combinations, their figures, the best of them, and pictures."""
 
 from __future__ import annotations
 

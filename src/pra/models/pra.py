@@ -119,7 +119,7 @@ class PRA(ImageModel):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
-        """As in :class:`ImageModel`."""
+        """See :meth:`ImageModel.reconstruct`."""
         patches = self.patchify(images)
         states = self.codec.encode(patches, self.clean_conditions(labels, patches))
         return self.picture(self.write(states)).clamp(-1.0, 1.0)

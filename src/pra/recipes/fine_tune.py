@@ -105,7 +105,7 @@ def _training(run: RunConfig | None, model: Model, device: torch.device) -> Trai
 
 
 def _filled(config: RunConfig, survey: Survey, minutes: float | None, device: torch.device) -> tuple[RunConfig, str]:
-    """With the steps that the time allows, and the words on it."""
+    """Return the configuration with the steps that the time allows, and a sentence about it."""
     budget, batch = own.seconds_of(minutes), config.train.batch_size
     config, seconds = own.with_workers(config, survey, device)
     if math.isinf(seconds):

@@ -62,7 +62,7 @@ def parameters(model: AnyModelConfig) -> int:
 
 
 def _changed(run: RunConfig, rollout: Rollout, pixel: Prediction | None = None) -> RunConfig:
-    """With other AR inputs; and with ``pixel``, which the head predicts then, the patch itself as the state."""
+    """Change the AR inputs; with ``pixel``, which the head predicts then, the patch itself becomes the state."""
     assert run.model.autoregressive, "the systems are changes to a PRA run"
     model = run.model if pixel is None else _pixel(run.model, pixel)
     return replace(run, model=model, train=replace(run.train, rollout=rollout), targets=None)
@@ -89,7 +89,7 @@ def _depth(budget: int, one: int, two: int) -> float:
 
 
 def _wider_head(model: ModelConfig, step: int, budget: int) -> ModelConfig:
-    """With the widest head within ``budget`` parameters, a multiple of ``step``."""
+    """Return the model with the widest head within ``budget`` parameters, a multiple of ``step``."""
 
     def wider(count: int) -> ModelConfig:
         return replace(model, head=replace(model.head, width=count * step))

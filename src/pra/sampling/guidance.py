@@ -1,4 +1,4 @@
-"""Where guidance acts: along the raster, and along the flow's time."""
+"""The reach of guidance: along the raster, and along the flow's time."""
 
 from __future__ import annotations
 

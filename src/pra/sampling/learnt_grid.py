@@ -1,4 +1,4 @@
-"""Where a solver's intervals should lie for one model: the grid that ends nearest to where many small steps end.
+"""The best places of a solver's intervals for one model: the grid that ends nearest to where many small steps end.
 
 Gradient descent through the solver moves the times (as arXiv 2404.14507, with the error of the solution in place of a
 bound on it), on one half of the problems of real sampling; the other half compares the grid with others.

@@ -234,7 +234,7 @@ class Length(Callback):
             warnings.warn(f"{problem}: the machine has less time for it than at its start. {fix}", stacklevel=2)
 
     def _seconds(self, trainer: Trainer) -> float:
-        """Of a step so far, without the first one, which may compile."""
+        """Seconds of a step so far, without the first one, which may compile."""
         return (monotonic() - self._first) / (trainer.new_steps - 1)
 
 

@@ -1,4 +1,4 @@
-"""Which parameters learn, their optimizers and rates, and tensors of which processes have parts."""
+"""Optimizers: which parameters learn, at which rates; and tensors that processes share in parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where arithmetic runs and how precisely."""
+"""The device and the precision of arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, hardware and command of this process."""
+"""The provenance of a result: versions, commit, hardware and command of this process."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ class NativeHead:
         self._context = checked(found.pra_context, [POINTER, COUNT, POINTER, COUNT, COUNT, POINTER])
 
     def embed(self, t: Tensor, span: Tensor | None = None) -> Tensor:
-        """As the head does, in float64 and rounded once: in float32 it may depend on the number of threads."""
+        """Embed times as the head does, in float64 and rounded once: float32 may depend on the number of threads."""
 
         def through(module: nn.Module, at: Tensor) -> Tensor:
             embedded: Tensor = copy.deepcopy(module).double()(time_features(at).double())

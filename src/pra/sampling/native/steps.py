@@ -116,7 +116,7 @@ class NativeSteps(Steps):
         return linear, parts.NativeTransformer(self._library, self._packed, transformer)
 
     def begin(self, tokens: Tensor, prefix: Tensor) -> Tensor:
-        """As in :class:`Steps`; true patches are read by the model's own modules, many at once."""
+        """See :class:`Steps`; true patches are read by the model's own modules, many at once."""
         content = parts.content_hash(self._parameters)
         if content != self._content:
             self._content, self.embedded = content, None
@@ -128,7 +128,7 @@ class NativeSteps(Steps):
         return h[:, -1:] + self.model.backbone.next_position[0]
 
     def embed(self) -> None:
-        """As in :class:`Steps`, when the weights have changed."""
+        """See :class:`Steps`, when the weights have changed."""
         if self.embedded is None:
             super().embed()
 
