@@ -92,7 +92,7 @@ def test_bad_options_are_refused(call, trained, picture):
     for options, *parts in (
         ("x.png --rows 5", "rows 5", "0 to 4"),
         ("x.png --rows -1", "rows -1"),
-        ("x.png --rows 1 --label 1,2", "'1,2'", "2 classes for 1 images"),
+        ("x.png --rows 1 --label 1,2", "2 classes (--label 1,2) for 1 images"),
         ("x.png --rows 1 --label 10", "label 10"),
         ("--rows 1", "IMAGE"),
     ):

@@ -10,7 +10,7 @@ import typing
 import numpy as np
 import pytest
 import torch
-from support.models import JIT
+from support.models import CAPTIONED, JIT
 from support.refusal import refused
 
 import pra
@@ -29,7 +29,7 @@ def parts_of(value):
 
 def every_part():
     objects = (JIT, pra.recipe("pra-l-256"), config.Exact(), config.Noised(sigma=0.1), config.Muon())
-    objects += (config.DeblockConfig(),)
+    objects += (config.DeblockConfig(), CAPTIONED, config.FrozenConfig(name="x", width=8))
     return {kind: part for one in objects for kind, part in parts_of(one).items()}
 
 

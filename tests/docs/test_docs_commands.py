@@ -22,7 +22,7 @@ from studies import command as laboratory
 from studies.catalogue import find_study
 from studies.settings import find_scale, find_setting
 
-OTHERS = {"sbatch", "apt", "sudo", "mkdir", "cp", "find", "export", ".", "hf"}
+OTHERS = {"sbatch", "apt", "sudo", "mkdir", "cp", "find", "export", ".", "hf", "npm"}
 """Programs that are not ours."""
 
 

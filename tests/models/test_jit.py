@@ -106,7 +106,7 @@ def test_constant_prediction_is_what_is_sampled(solver):
 def test_last_interval_is_eulers(monkeypatch):
     model, asked = random_jit(), []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda x, t, labels: (asked.append(t.item()), forward(x, t, labels))[1])
+    monkeypatch.setattr(model, "forward", lambda x, t, *told: (asked.append(t.item()), forward(x, t, *told))[1])
     Sampler(model, SamplingConfig(solver=Solver.HEUN, steps=4)).sample(LABELS, SEEDS)
     assert asked == [0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
     asked.clear()

@@ -41,12 +41,12 @@ def arrays(path):
 
 def test_requests_are_a_grid_or_take_turns():
     pairs = grid((3, 7), (5, 6, 9))
-    assert pairs.part(range(6)) == ([3, 3, 3, 7, 7, 7], [5, 6, 9, 5, 6, 9])
-    assert pairs.part(range(2, 4)) == ([3, 7], [9, 5])
+    assert pairs.part(range(6)) == ([3, 3, 3, 7, 7, 7], [5, 6, 9, 5, 6, 9], None)
+    assert pairs.part(range(2, 4)) == ([3, 7], [9, 5], None)
     assert pairs.plan == {"labels": [3, 7], "seeds": [5, 6, 9]}
     requests = numbered(11, (4, 0, 9))
     assert requests.labels == [4, 0, 9, 4, 0, 9, 4, 0, 9, 4, 0]
-    assert requests.part(range(8, 11)) == ([9, 4, 0], range(8, 11))
+    assert requests.part(range(8, 11)) == ([9, 4, 0], range(8, 11), None)
     assert requests.plan == {"count": 11, "labels": [4, 0, 9], "order": "in turn"}
 
 

@@ -13,6 +13,10 @@ from support.refusal import refused
 
 from pra import PraError, Sampler
 from pra.config import GuidanceSchedule, Precision, SamplingConfig, Solver, TimeGrid, from_dict, to_dict
+from pra.method import noise
+from pra.method.objectives import training_losses
+from pra.models import build_model
+from pra.recipes import recipe
 from pra.sampling import solvers
 from pra.sampling.guidance import scale_at
 
@@ -243,3 +247,20 @@ def test_old_settings_mean_what_they_meant():
     assert torch.equal(solvers.time_grid(config.time_grid, 7, config.shift), torch.linspace(0, 1, 8))
     written = replace(SETTINGS["free"], guidance_interval=(0.2, 0.7), times=(0.0, 1.0))
     assert from_dict(SamplingConfig, json.loads(json.dumps(to_dict(written)))) == written
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "weights", "loss", "square"),
+    [("tiny", 73, 454.6327169, 3.968101, 0.62858862), ("tiny:jit", 73, 424.4218657, 0.9038778, 0.0)],
+)
+def test_class_conditional_models_are_what_they_were(name, tensors, weights, loss, square):
+    """Golden numbers of initial weights, a loss and images: published weights and seeds must keep their meaning."""
+    run, keys = recipe(name), noise.keys(7, torch.arange(4))
+    model = build_model(run.model, 0)
+    assert len(model.state_dict()) == tensors
+    assert sum(p.detach().double().sum().item() for p in model.parameters()) == pytest.approx(weights, rel=1e-8)
+    images, objective = noise.uniform(keys, 1, 8, 8) * 2 - 1, replace(run.train.objective, class_dropout=0.5)
+    found = training_losses(model, images, torch.arange(4), keys, objective, run.train.rollout)
+    assert found.total.item() == pytest.approx(loss, rel=1e-5)
+    drawn = Sampler(model, guidance=2.0).sample([0, 3], [1, 2])
+    assert drawn.double().square().mean().item() == pytest.approx(square, rel=1e-4, abs=1e-12)

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from pra.config import DeblockConfig, EncoderConfig, JiTConfig, Prediction, TransformerConfig
 from pra.method import noise
 from pra.models import PRA, JiT
+from pra.models.text import ByteRow
 from pra.recipes.presets import sized
+from support.captions import TEXT
 
 LEARNED = sized(
     (6, 8),
@@ -29,6 +32,9 @@ DEBLOCKED = replace(LEARNED, codec=replace(LEARNED.codec, deblock=DeblockConfig(
 PIXEL = replace(LEARNED, codec=None)
 PIXEL_X = replace(PIXEL, head=replace(LEARNED.head, prediction=Prediction.DATA))
 
+CAPTIONED = replace(LEARNED, text=TEXT)
+CAPTIONS = ("a cat", "", "\N{PANDA FACE} on a long, long walk")
+
 ALL = {
     "learned": LEARNED,
     "encoder-without-h": BLIND,
@@ -36,6 +42,7 @@ ALL = {
     "deblocked": DEBLOCKED,
     "pixel-v": PIXEL,
     "pixel-x": PIXEL_X,
+    "captions": CAPTIONED,
 }
 
 
@@ -51,6 +58,7 @@ JITS = {
     "jit": JIT,
     "jit-bottleneck": replace(JIT, bottleneck=4),
     "jit-without-tokens": replace(JIT, class_tokens=0),
+    "jit-captions": replace(JIT, text=TEXT),
 }
 
 
@@ -73,8 +81,12 @@ def _randomise(model):
 
 
 def batch(config, size=3):
-    """Images in [-1, 1], labels, keys."""
+    """Images in [-1, 1], labels, keys. Labels are rows of a class and a caption where captions are read."""
     generator = torch.Generator().manual_seed(3)
     images = torch.rand(size, config.channels, *config.image_size, generator=generator) * 2 - 1
     labels = torch.arange(size) % config.num_classes
+    if config.text is not None:
+        row = ByteRow(config.text.max_length)
+        rows = [row(int(label), CAPTIONS[place % len(CAPTIONS)]) for place, label in enumerate(labels)]
+        labels = torch.from_numpy(np.stack(rows))
     return images, labels, noise.keys(7, torch.arange(size))

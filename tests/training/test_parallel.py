@@ -19,6 +19,7 @@ import preempt
 import pytest
 import torch
 from support import processes
+from support.captions import SETTINGS as SPOKEN
 from support.processes import started
 from support.refusal import refused
 from support.training import TERMS, assert_same, pictures, steps_logged, tensors, tiny, train
@@ -114,6 +115,8 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
         ("tiny", [MUON, "train.steps=20"], [DDP], None),
         ("tiny", [MUON, "train.steps=20"], [FSDP], None),
         ("tiny:jit", [MUON], [FSDP], None),
+        ("tiny", [*ALL, *SPOKEN], [DDP], None),
+        ("tiny", [*SPOKEN, "train.steps=4"], [FSDP, SPARED], None),
         ("tiny", ALL, [DDP, "train.compile=true"], None),
         ("tiny", ALL, [FSDP, "train.compile=true"], None),
     ],

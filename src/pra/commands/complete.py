@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from tyro.conf import Positional, arg
 
-from pra.commands.options import DEFAULT, Output, SamplingOptions, Text, parse_labels, parse_numbers
+from pra.commands.options import DEFAULT, Captions, Output, SamplingOptions, Text, parse_labels, parse_numbers
 from pra.data.images import CorruptImage, decode, most_bytes
 from pra.errors import PraError
-from pra.models import weights
+from pra.models import Model, weights
 from pra.sampling import check_completes
 from pra.utils.device import pick_device
 from pra.utils.files import check_output, file_part, first_free, output_format, read_regular, save_images
@@ -25,6 +26,7 @@ def complete_command(
     *,
     rows: int,
     label: Text = None,
+    caption: Captions = (),
     seeds: Annotated[str, arg(metavar="TEXT")] = "0-5",
     out: Output = None,
     how: SamplingOptions = DEFAULT,
@@ -39,6 +41,7 @@ def complete_command(
         image: Pictures of the model's size and channels, at least one.
         rows: Rows of patches to keep; their pixels stay exact.
         label: Class by number or name (as `pra sample --labels`), one for all images or one each; by default none.
+        caption: A text, for models that read captions: one for all images, or one each by repeating it.
         seeds: One continuation per seed, such as 0-5.
         out: FILE.png (a grid; the picture alone for one image and one seed), FILE.npz or DIR/ (continuations); by
             default the first of completions.png, completions-2.png, ... that is not there yet.
@@ -53,10 +56,7 @@ def complete_command(
     check_completes(sampler.model)
     config = sampler.model.config
     real = torch.stack([_read_picture(path, config.channels, config.image_size) for path in image])
-    chosen = [sampler.model.condition.null] if label is None else parse_labels(label, sampler.model.classes)
-    if len(chosen) not in (1, len(image)):
-        problem = f"--label {label!r} means {len(chosen)} classes for {len(image)} images. Give one, or one each"
-        raise PraError(problem, code="mismatch", label=label)
+    asked = _asked(sampler.model, label, caption, len(image))
     numbers = list(dict.fromkeys(parse_numbers(seeds, "--seeds")))
     place = out.expanduser() if out else first_free(Path("completions.png"))
     check_output(place)
@@ -64,8 +64,8 @@ def complete_command(
     if pictured:
         sheet_size(len(image) * (columns + 2), columns + 2, *config.image_size)
     repeated = real.repeat_interleave(len(numbers), dim=0)
-    classes = [number for number in chosen * (len(image) // len(chosen)) for _ in numbers]
-    continued = sampler.complete(repeated, rows, classes, numbers * len(image)).cpu()
+    conditions = asked.repeat_interleave(columns, dim=0)
+    continued = sampler.complete(repeated, rows, conditions, numbers * len(image)).cpu()
     # Numbered, for pictures of the same name from different folders.
     names = [
         f"{number:04d}-{file_part(path.stem)}-seed{seed:06d}" for number, path in enumerate(image) for seed in numbers
@@ -76,8 +76,25 @@ def complete_command(
         groups = continued.view(len(image), columns, *continued.shape[1:])
         continued = torch.cat([real.unsqueeze(1), kept.unsqueeze(1), groups], dim=1).flatten(0, 1)
         columns += 2
-    save_images(continued, classes, names, columns, place)
+    save_images(continued, conditions.view(len(conditions), -1)[:, 0].tolist(), names, columns, place)
     print(f"{len(image)} images continued from {rows} of {config.grid[0]} rows, {len(numbers)} times each: {place}")
+
+
+def _asked(model: Model, label: str | None, captions: Sequence[str], images: int) -> Tensor:
+    """Return a condition per image, of one label or caption for all images or one each; without both, of no class."""
+    labels = None if label is None else parse_labels(label, model.classes)
+    texts = model.condition.texts(captions) if captions else None
+    if labels is None and texts is None:
+        labels = [model.condition.null]
+    labels = labels and _each(labels, images, f"classes (--label {label})")
+    return model.condition.parse(labels, model.classes, texts and _each(texts, images, "captions"))
+
+
+def _each(given: list[Any], images: int, what: str) -> list[Any]:
+    """Return a value per image, of one for all or one each."""
+    if len(given) not in (1, images):
+        raise PraError(f"{len(given)} {what} for {images} images. Give one, or one each", code="mismatch")
+    return given * images if len(given) == 1 else given
 
 
 def _read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:

@@ -62,26 +62,29 @@ def check_command(
     source: Source,
     *,
     size: Integer = None,
+    max_length: int = 96,
     out: File = None,
     workers: Integer = None,
 ) -> None:
-    """Read every image once: corrupt ones, class counts, sizes and modes. The exit code is 2 if one is corrupt.
+    """Read every image once: corrupt ones, class counts, sizes, modes, captions. The exit code is 2 if one is corrupt.
 
     Args:
         source: Any data source that `pra train --data` takes.
         size: Side of the model's images in pixels: those that are smaller are named.
+        max_length: Bytes of a caption that the model reads (model.text.max_length): longer ones are counted.
         out: Write all that was found to a JSON file.
         workers: Processes that read and decode; by default one per core.
     """
     if size is not None:
         positive(size, "--size")
+    positive(max_length, "--max-length")
     if out:
         out = out.expanduser()
         check_free(out)
     processes = _processes(workers)
     opened = open_source(source)
     begin = time.monotonic()
-    report = check(opened, size, processes)
+    report = check(opened, size, processes, max_length)
     seconds = time.monotonic() - begin
     if out:  # before anything is printed, which may fail
         text = json.dumps(report, indent=1).encode()
@@ -94,6 +97,9 @@ def check_command(
     if report["corrupt"]:
         problem = f"{len(report['corrupt'])} of {len(opened)} images from {source} are corrupt"
         raise PraError(f"{problem}. Replace them, or train with --set data.on_corrupt=skip", code="unreadable")
+    if lacking := (report["captions"] or {}).get("lacking"):
+        problem = f"{len(lacking)} of {len(opened)} images from {source} have no caption that can be used"
+        raise PraError(f"{problem}. Correct them, or train with --set data.on_caption=skip", code="unreadable")
 
 
 def _processes(workers: int | None) -> int:

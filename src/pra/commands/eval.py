@@ -30,7 +30,8 @@ class Judging:
     features: Annotated[str, arg(metavar="|".join(EXTRACTORS))] = "inception"
     """inception; dinov2, whose fid is FD-DINOv2; or classifier, a small network fitted on the reference, once."""
     labels: Annotated[str, arg(metavar="|".join(LABELS))] = "balanced"
-    """Which classes a run samples: each as often, or as often as the reference has it."""
+    """Which classes a run samples: each as often, or as often as the reference has it. A run that reads captions
+    is given those of the reference."""
     weights: File = None
     """The features' weights, where they are not to be downloaded or fitted."""
     batch_size: int = 256

@@ -21,8 +21,10 @@ from pra.config.checks import member
 from pra.errors import PraError, nearest
 from pra.models import weights
 from pra.models.condition import place_of
+from pra.models.weights import EMA
 from pra.sampling import Sampler
 from pra.sampling.requests import changed_sampling
+from pra.utils.files import read_regular
 
 MODEL = "A run's folder, a checkpoint, a saved model or hub:user/model; by default the model that comes with pra."
 Model = Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="", help=MODEL)]
@@ -34,11 +36,14 @@ Integer = Annotated[int | None, arg(constructor=int, help_behavior_hint="")]
 Number = Annotated[float | None, arg(constructor=float, help_behavior_hint="")]
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE", help_behavior_hint="")]
+Captions = Annotated[UseAppendAction[tuple[str, ...]], arg(name="caption", metavar="TEXT", help_behavior_hint="")]
 AVERAGE = "Which weights of a run: ema, raw, or another of its averages, such as power-0.05."
 Average = Annotated[str, arg(metavar="NAME", help=AVERAGE)]
 DEVICE = "cpu, cuda, cuda:1 or mps; by default the best there is."
 Device = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="", help=DEVICE)]
 
+MOST_TEXT = 2**26
+"""Bytes of a file of captions."""
 LONGEST_RANGE = 10_000_000
 """Numbers in one range of seeds or labels."""
 
@@ -74,12 +79,16 @@ class How:
     """Of the matrix products: auto is bfloat16 on GPUs that have it, float32 elsewhere."""
     compile: Flag = False
     """Let torch's compiler fuse the arithmetic: a minute at the start, then faster."""
-    average: Average = weights.EMA
+    weights: Folder = None
+    """The folder of the frozen text encoder, for models that have one and where it has moved."""
+    average: Average = EMA
     device: Device = None
 
     def sampler(self, folder: Path, device: torch.device) -> Sampler:
         """Load the model of a folder (``weights.model_folder``), and change its settings by those given."""
         model = weights.load(folder, self.average, device)
+        if self.weights is not None:
+            model.condition.use(str(self.weights.expanduser()))
         given: dict[str, Any] = {name: getattr(self, name, None) for name in to_dict(model.sampling)}
         given["guidance_interval"] = _numbers(self.guidance_interval, "--guidance-interval", "0.2,0.9")
         given["times"] = _numbers(self.times, "--times", "0,0.4,0.7,1")
@@ -142,6 +151,28 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
         problem = f"label {wrong[0]} is out of range: this model's classes are 0 to {len(classes) - 1}"
         raise PraError(problem, label=wrong[0])
     return labels
+
+
+def read_captions(given: Sequence[str], file: Path | None = None) -> list[str] | None:
+    """Return the captions of --caption, then the lines of --captions FILE that are not blank; None without both.
+
+    Raises:
+        PraError: a file that cannot be read, is not UTF-8, or holds nothing.
+    """
+    if file is None:
+        return list(given) or None
+    try:
+        lines = read_regular(file.expanduser(), MOST_TEXT).decode("utf-8-sig").splitlines()
+    except OSError as error:
+        problem = f"--captions {file}: {error.strerror}. Give a text file, a caption a line"
+        raise PraError(problem, code="unreadable", path=file) from None
+    except UnicodeDecodeError as error:
+        problem = f"--captions {file}: byte {error.start} is not UTF-8. Save it as UTF-8"
+        raise PraError(problem, code="unreadable", path=file) from None
+    found = [*given, *(line for line in lines if line.strip())]
+    if not found:
+        raise PraError(f"--captions {file} is empty. Write a caption a line", code="missing", path=file)
+    return found
 
 
 def parse_numbers(text: str, option: str) -> list[int]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from pra import models
 from pra.commands.options import (
     DEFAULT,
+    Captions,
+    File,
     Flag,
     Integer,
     Model,
@@ -16,6 +20,7 @@ from pra.commands.options import (
     Text,
     parse_labels,
     parse_numbers,
+    read_captions,
 )
 from pra.errors import PraError
 from pra.evaluation.samples import spread
@@ -36,6 +41,8 @@ def sample_command(
     run: Model = None,
     *,
     labels: Text = None,
+    caption: Captions = (),
+    captions: File = None,
     seeds: Text = None,
     num: Integer = None,
     random_labels: Flag = False,
@@ -44,7 +51,7 @@ def sample_command(
     batch_size: int = 256,
     how: SamplingOptions = DEFAULT,
 ) -> None:
-    """Generate one image for each pair of label and seed, or --num of them.
+    """Generate one image for each pair of label (or caption) and seed, or --num of them.
 
     What is not said is taken from the recipe. Several processes share the work and make the
     same images as one: torchrun --nproc-per-node 8 -m pra -- sample RUN --num 50000 --out FILE.npz (without -- torchrun
@@ -55,12 +62,15 @@ def sample_command(
         labels: Classes by number or name, such as 0,3 or 2-5 or cat,dog; or all. By default all, of which a FILE.png
             without --num shows 20 at most. Where classes are named by numbers, 2 is the one of that name and 2-2 the
             one of that number.
+        caption: A text to draw, for models that read captions; may be repeated. With --labels, which are one for all
+            captions or one each, both count. By default captions that the model has learned from.
+        captions: A text file (UTF-8), a caption a line.
         seeds: Seeds, such as 0-15 or 1,2,3; by default 0-7. A seed means the same image in every batch.
-        num: So many images in all, with seeds 0, 1 and so on; the labels take turns.
+        num: So many images in all, with seeds 0, 1 and so on; the labels (or captions) take turns.
         random_labels: With --num: every image's label is drawn at random.
         label_seed: Decides the random labels; by default 0.
-        out: FILE.png (a grid, labels down, seeds across), FILE.npz (arr_0 uint8 NHWC, arr_1 labels) or DIR/; by default
-            the first of samples.png, samples-2.png, ... that is not there yet.
+        out: FILE.png (a grid, labels down, seeds across), FILE.npz (arr_0 uint8 NHWC, arr_1 labels, and captions) or
+            DIR/; by default the first of samples.png, samples-2.png, ... that is not there yet.
         batch_size: Images generated side by side; no image depends on it.
         how: How to sample; by default as the recipe recommends.
     """
@@ -71,35 +81,80 @@ def sample_command(
         device = world.device(how.device)
         folder, file = _weights(run, how.average, world)
         sampler = how.sampler(folder, device)
-        classes = sampler.model.classes
         place = out.expanduser() if out else world.run_on_first(lambda: first_free(OUT))
-        some = labels is None and num is None and output_format(place) == ".png" and len(classes) > MOST_CLASSES
-        text = "all" if labels is None else labels
-        chosen = spread(len(classes), MOST_CLASSES) if some else list(dict.fromkeys(parse_labels(text, classes)))
-        requests, columns, what = _requested(chosen, seeds, num, (label_seed or 0) if random_labels else None)
-
-        def name(label: int, seed: int) -> str:
-            return f"{sampler.model.condition.file_name(label, classes)}-seed{seed:06d}"
-
-        new, seconds = sample_many(sampler, requests, file, place, columns, batch_size, name, world)
+        most = MOST_CLASSES if num is None and output_format(place) == ".png" else None
+        wanted = _wanted(sampler.model, labels, read_captions(caption, captions), most)
+        requests, columns, what = _requested(wanted, seeds, num, (label_seed or 0) if random_labels else None)
+        new, seconds = sample_many(sampler, requests, file, place, columns, batch_size, wanted.name, world)
     if world.is_first:
         processes = f" on {world.size} processes" if world.size > 1 else ""
         print(f"{new} new images, {new / seconds:.1f} images/s{processes}")
-        if some:
-            print(f"{len(chosen)} of {len(classes):,} classes, evenly chosen: --labels all draws every one")
+        if wanted.note:
+            print(wanted.note)
         print(f"{len(requests)} images ({what}): {place}")
 
 
-def _requested(
-    chosen: Sequence[int], seeds: str | None, num: int | None, label_seed: int | None
-) -> tuple[Requests, int, str]:
+@dataclass(frozen=True)
+class Wanted:
+    """Pictures to draw: labels, with a caption each where the ``model`` reads captions. ``note`` is for the user."""
+
+    model: models.Model
+    labels: list[int]
+    captions: list[str] | None = None
+    note: str = ""
+
+    @cached_property
+    def places(self) -> dict[tuple[int, str], int]:
+        """The place of each pair of label and caption."""
+        return {pair: place for place, pair in enumerate(zip(self.labels, self.captions or (), strict=True))}
+
+    def name(self, label: int, seed: int, caption: str | None) -> str:
+        """Name a picture's file, without ending."""
+        condition = self.model.condition
+        if self.captions is None or (not caption and label < condition.null):
+            return f"{condition.file_name(label, self.model.classes)}-seed{seed:06d}"
+        return f"{condition.file_name(self.places[label, caption or ''], self.captions)}-seed{seed:06d}"
+
+
+def _wanted(model: models.Model, labels: str | None, captions: list[str] | None, most: int | None) -> Wanted:
+    """Return what is to be drawn, by default all classes, of which a picture shows ``most``."""
+    classes, note = model.classes, ""
+    if model.config.text is not None or captions is not None:
+        return _wanted_texts(model, labels, captions)
+    if labels is None and most is not None and len(classes) > most:
+        note = f"{most} of {len(classes):,} classes, evenly chosen: --labels all draws every one"
+        return Wanted(model, spread(len(classes), most), note=note)
+    return Wanted(model, list(dict.fromkeys(parse_labels("all" if labels is None else labels, classes))))
+
+
+def _wanted_texts(model: models.Model, labels: str | None, captions: list[str] | None) -> Wanted:
+    """Return what is to be drawn by a model that reads captions, by default its examples."""
+    note, numbers, texts = "", None, [""]
+    if captions is not None:
+        texts = model.condition.texts(captions)
+    elif labels is None:
+        texts, note = list(model.captions), "captions are of the training images: --caption TEXT draws others"
+        if not texts:
+            raise PraError("this model carries no examples of captions. Give --caption TEXT", code="missing")
+    if labels is not None:
+        numbers = parse_labels(labels, model.classes)
+        numbers = numbers * len(texts) if len(numbers) == 1 else numbers
+        texts = texts * len(numbers) if len(texts) == 1 else texts
+    rows = model.condition.parse(numbers, model.classes, texts)
+    pairs = dict.fromkeys(zip(rows[:, 0].tolist(), texts, strict=True))
+    return Wanted(model, [label for label, _ in pairs], [text for _, text in pairs], note)
+
+
+def _requested(wanted: Wanted, seeds: str | None, num: int | None, label_seed: int | None) -> tuple[Requests, int, str]:
     """Return the images to make, the columns of their picture, and in words what they are."""
+    chosen, kind = wanted.labels, "label" if wanted.captions is None else "caption"
     if num is None:
         numbers = tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds")))
-        return grid(chosen, numbers), len(numbers), f"{len(chosen)} labels x {len(numbers)} seeds"
-    requests = numbered(num, chosen, label_seed)
-    found = len(set(requests.labels))
-    return requests, math.isqrt(num - 1) + 1, f"{requests.plan['order']}, {found} label{'s' if found > 1 else ''}"
+        what = f"{len(chosen)} {kind}s x {len(numbers)} seeds"
+        return grid(chosen, numbers, wanted.captions), len(numbers), what
+    requests = numbered(num, chosen, label_seed, wanted.captions)
+    found = len(set(zip(requests.labels, requests.captions or requests.labels, strict=True)))
+    return requests, math.isqrt(num - 1) + 1, f"{requests.plan['order']}, {found} {kind}{'s' if found > 1 else ''}"
 
 
 def _check_num(num: int | None, seeds: str | None, random_labels: bool, label_seed: int | None) -> None:

@@ -26,7 +26,7 @@ def show_command(
     """
     if not name:
         for base, build in RECIPES.items():
-            print(f"{base:12} {(build.__doc__ or '').strip().splitlines()[0]}")
+            print(f"{base:14} {(build.__doc__ or '').strip().splitlines()[0]}")
         return
     config = recipe_or_run(name)
     parameters, sampling = (

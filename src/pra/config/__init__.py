@@ -9,11 +9,13 @@ from pra.config.model import (
     CodecConfig,
     DeblockConfig,
     EncoderConfig,
+    FrozenConfig,
     HeadConfig,
     ImageConfig,
     JiTConfig,
     ModelConfig,
     Prediction,
+    TextConfig,
     TransformerConfig,
 )
 from pra.config.run import DataConfig, Fit, OnCorrupt, OnSmall, RunConfig, Targets

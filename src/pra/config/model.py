@@ -108,10 +108,33 @@ class CodecConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrozenConfig(Settings):
+    """A frozen text encoder of the library transformers: a folder or a model on the Hub; ``width`` of its features."""
+
+    name: str
+    width: Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(Settings):
+    """Captions as conditions: ``tokens`` learned queries read a text of at most ``max_length`` bytes (UTF-8).
+
+    ``transformer`` is the one that reads, in both directions. With ``frozen`` it reads the features of that encoder in
+    place of bytes, and ``max_length`` counts the encoder's tokens.
+    """
+
+    max_length: Annotated[int, within(1, 4096)] = 96
+    tokens: Size = 8
+    transformer: TransformerConfig
+    frozen: FrozenConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageConfig(Settings):
     """The images, their patches and their classes; and what every kind of model states of itself.
 
-    ``num_classes`` counts the real classes; the null class that guidance needs comes on top. Each kind also has a
+    ``num_classes`` counts the real classes; the null class that guidance needs comes on top. With ``text`` a caption
+    stands beside the class. Each kind also has ``class_tokens``, the tokens of a class before the patches; a
     ``codec`` (``None`` if it writes pixels directly), the ``width`` of the transformer that reads the patches, and
     ``in_words()``: its parts for a person, a name and a sentence each.
 
@@ -131,6 +154,7 @@ class ImageConfig(Settings):
     channels: Size
     patch_size: Size
     num_classes: Size
+    text: TextConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,6 +195,11 @@ class ImageConfig(Settings):
     def has_shortcut(self) -> bool:
         """Whether a second head takes steps of the flow (:class:`HeadConfig`)."""
         return False
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of a caption before the patches."""
+        return self.text.tokens if self.text else 0
 
     @property
     def unit(self) -> str:

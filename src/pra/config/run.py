@@ -29,7 +29,7 @@ class OnSmall(enum.Enum):
 
 
 class OnCorrupt(enum.Enum):
-    """The policy for an image that cannot be read: stop, or take the next one and count."""
+    """The policy for an image that cannot be read, or has no caption: stop, or take the next one and count."""
 
     ERROR = "error"
     SKIP = "skip"
@@ -41,7 +41,7 @@ class DataConfig(Settings):
 
     ``validation`` names the held-out images that ``train.validate_every`` measures the loss on: a share of the training
     images, such as ``0.05``, which the run then does not learn from; ``test``, the source's own test split; or another
-    source, such as ``folder:VAL``. None holds nothing out.
+    source, such as ``folder:VAL``. None holds nothing out. ``on_caption`` is of models that learn from captions.
     """
 
     source: str
@@ -49,6 +49,7 @@ class DataConfig(Settings):
     flip: bool = False
     on_small: OnSmall = OnSmall.ERROR
     on_corrupt: OnCorrupt = OnCorrupt.ERROR
+    on_caption: OnCorrupt = OnCorrupt.ERROR
     workers: Annotated[int, within(0, 1024)] = 0
     validation: float | str | None = None
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from pra.data.captions import METADATA, FolderCaptions, Row, read_metadata
 from pra.data.images import Files, check_there, corrupt, is_image_name, most_bytes, pack, warn_once
 from pra.errors import PraError
 from pra.utils.files import read_regular
@@ -38,18 +39,27 @@ class FolderSource(Files):
     A folder that holds images itself and has none below it is unconditional: one class, "image". Of a folder of splits
     (:data:`SPLITS`) the training split is read. Other files, hidden ones, and what the system leaves are counted and
     named in one warning.
+
+    Captions are those of ``metadata.jsonl`` or ``metadata.csv`` in any folder, else the lines of ``NAME.txt`` beside
+    ``NAME.png``. Without either, the source is not captioned.
     """
 
     def __init__(self, name: str, path: Path) -> None:
         check_there(path, "folder", "Give a folder of class folders")
         path = _training_split(path)
-        files = _by_class(path)
+        tree = _walk(path)
+        rows = _metadata(path, tree)
+        files = _by_class(path, tree)
         labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(f) for f in files.values()])
         # As UTF-8 whatever the locale: the same folder has the same classes everywhere.
         classes = [os.fsencode(name).decode(errors="backslashreplace") for name in files]
         super().__init__(name, classes, labels)
         self._path = path
-        self._files = pack([file for class_files in files.values() for file in class_files])
+        paths = [file for class_files in files.values() for file in class_files]
+        self._files = pack(paths)
+        if rows or tree.texts:
+            kept = FolderCaptions(path, paths, rows, tree.texts, self.where)
+            self.captions, self.uncaptioned = kept.of, kept.uncaptioned
 
     def encoded(self, index: int) -> bytes:
         try:
@@ -72,9 +82,14 @@ class FolderSource(Files):
 
 @dataclass
 class _Tree:
-    """The pictures below a folder, as paths from there, its folders, and what is left out: kind -> count, example."""
+    """The pictures below a folder, as paths from there, its folders, and what is left out: kind -> count, example.
+
+    ``metadata`` are files that may hold captions, and ``texts`` the paths of text files without their ending.
+    """
 
     pictures: list[str] = field(default_factory=list)
+    metadata: list[str] = field(default_factory=list)
+    texts: set[str] = field(default_factory=set)
     folders: list[str] = field(default_factory=list)
     left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -122,8 +137,26 @@ def _are_splits(names: Iterable[str]) -> bool:
     return {"train"} < {split for split in map(_split_of, names) if split}
 
 
-def _by_class(path: Path) -> dict[str, list[str]]:
-    tree = _walk(path)
+def _metadata(path: Path, tree: _Tree) -> list[Row]:
+    """Return the lines of the metadata files with captions; leave out other ones, and texts without a picture."""
+    found: list[Row] = []
+    for file in tree.metadata:
+        if rows := read_metadata(path, file):
+            found += rows
+        else:
+            tree.leave_out(_ending(file), file)
+    stems = set(map(_stem, tree.pictures))
+    for text in sorted(tree.texts - stems):
+        tree.leave_out("*.txt", f"{text}.txt")
+    tree.texts &= stems
+    return found
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(path)[0]
+
+
+def _by_class(path: Path, tree: _Tree) -> dict[str, list[str]]:
     direct: list[str] = []
     below: dict[str, list[str]] = {name: [] for name in sorted(tree.folders)}
     for file in tree.pictures:
@@ -172,6 +205,10 @@ def _walk(root: Path) -> _Tree:
             kind = "hidden or of the system" if _of_the_system(entry.name) else _kind(entry)
             if kind == "picture":
                 tree.pictures.append(path)
+            elif entry.name in METADATA and kind.startswith("*"):
+                tree.metadata.append(path)
+            elif kind == "*.txt" and entry.name.endswith(".txt"):
+                tree.texts.add(_stem(path))
             elif kind != "folder":
                 tree.leave_out(kind, path)
             elif entry.is_symlink():
@@ -197,5 +234,9 @@ def _kind(entry: os.DirEntry[str]) -> str:
         return "pipes, devices or broken links"
     if is_image_name(entry.name):
         return "picture"
-    ending = PurePath(entry.name).suffix.lower()
+    return _ending(entry.name)
+
+
+def _ending(file: str) -> str:
+    ending = PurePath(file).suffix.lower()
     return f"*{ending}" if ending else _BARE

@@ -8,7 +8,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
@@ -20,6 +20,7 @@ from torch import Tensor
 from pra.config import from_dict
 from pra.config.checks import Settings, within
 from pra.config.values import parse_value
+from pra.data.captions import checked, corrupt_caption
 from pra.data.images import Files, Labels, corrupt, is_picture_name, numbered_classes, warn_once
 from pra.errors import PraError, nearest, reason_of
 from pra.utils.files import cache_folder, expand, read_arrays, write_atomically
@@ -39,8 +40,9 @@ class Choice(Settings):
     """The settings after ``?`` in a name.
 
     ``config`` and ``revision`` are the Hub's; without ``image`` and ``label`` the columns are found by their types;
-    ``label=none`` is for data without classes. A ``streaming`` data set is read from front to back, at up to 16 places
-    at once; ``window`` images, of all these places together, are shuffled among themselves at a time.
+    ``label=none`` is for data without classes; ``caption`` is a column of texts, or of lists of texts. A ``streaming``
+    data set is read from front to back, at up to 16 places at once; ``window`` images, of all these places together,
+    are shuffled among themselves at a time.
     """
 
     path: str
@@ -49,6 +51,7 @@ class Choice(Settings):
     revision: str | None = None
     image: str | None = None
     label: str | None = None
+    caption: str | None = field(default=None, repr=False)  # the repr is part of the name of kept labels
     streaming: bool = False
     window: Annotated[int, within(1, 1_000_000)] = 1000
 
@@ -93,13 +96,39 @@ def _warn_of_left_out(name: str, folder: Path) -> None:
 
 
 class _Rows(Files):
-    """Images in one column of a data set."""
+    """Images in one column of a data set, and perhaps captions in another."""
 
-    def __init__(self, name: str, dataset: Any, image: str, label: str | None, values: Any, count: int) -> None:
+    def __init__(self, name: str, choice: Choice, dataset: Any, label: str | None, values: Any, count: int) -> None:
         labels, classes = _labels(label, values, dataset.features, count)
         super().__init__(name, classes, labels)
-        self._image = image
-        self._rows = dataset.select_columns([image]).cast_column(image, replace(dataset.features[image], decode=False))
+        assert choice.image is not None
+        self._image, self._caption = choice.image, choice.caption
+        columns = [self._image] + ([self._caption] if self._caption else [])
+        decoded = replace(dataset.features[self._image], decode=False)
+        self._rows = dataset.select_columns(columns).cast_column(self._image, decoded)
+        if self._caption:
+            self.captions = self._captions
+
+    def encoded(self, index: int) -> bytes:
+        try:
+            value = self._value(index, self._image)
+        except PraError:
+            raise
+        except Exception as error:  # the library raises any exception of its files and formats
+            raise corrupt(self.where(index), f"cannot be read ({reason_of(error)})") from error
+        return _bytes(value, self.where(index))
+
+    def _captions(self, index: int) -> tuple[str, ...]:
+        try:
+            texts = self._value(index, str(self._caption))
+        except PraError:
+            raise
+        except Exception as error:
+            raise corrupt_caption(self.where(index), f"its caption cannot be read ({reason_of(error)})") from error
+        return checked(texts, self.where(index), f"column {self._caption!r}")
+
+    def _value(self, index: int, column: str) -> Any:
+        raise NotImplementedError
 
     def where(self, index: int) -> str:
         return f"row {index} of {self.name}"
@@ -110,16 +139,13 @@ class HFDataset(_Rows):
 
     def __init__(self, name: str, choice: Choice) -> None:
         dataset = _load(choice)
-        image, label = _columns(choice, dataset.features)
+        choice, label = _columns(choice, dataset.features)
         values = dataset.select_columns([label]).with_format("numpy")[:][label] if label else None
-        super().__init__(name, dataset, image, label, values, len(dataset))
+        super().__init__(name, choice, dataset, label, values, len(dataset))
+        self._columns = {column: self._rows.select_columns([column]) for column in self._rows.features}
 
-    def encoded(self, index: int) -> bytes:
-        try:
-            value = self._rows[index][self._image]
-        except Exception as error:  # the library raises any exception of its files and formats
-            raise corrupt(self.where(index), f"cannot be read ({reason_of(error)})") from error
-        return _bytes(value, self.where(index))
+    def _value(self, index: int, column: str) -> Any:
+        return self._columns[column][index][column]
 
 
 class HFStream(_Rows):
@@ -131,27 +157,27 @@ class HFStream(_Rows):
 
     def __init__(self, name: str, choice: Choice) -> None:
         dataset = _divided(_load(choice))
-        image, label = _columns(choice, dataset.features)
-        values, starts = _streamed_labels(replace(choice, image=image), label, dataset.features)
-        super().__init__(name, dataset, image, label, values, len(values))
+        choice, label = _columns(choice, dataset.features)
+        values, starts = _streamed_labels(choice, label, dataset.features)
+        super().__init__(name, choice, dataset, label, values, len(values))
         self._lanes = Lanes(starts, choice.window)
         self.lanes, self.arranged = self._lanes.count, self._lanes.arranged
         self._readers: dict[int, _Reader] = {}
         self._process = os.getpid()
 
-    def encoded(self, index: int) -> bytes:
+    def _value(self, index: int, column: str) -> Any:
         if self._process != os.getpid():  # a fork shares open files
             self._readers, self._process = {}, os.getpid()
         lane, piece, place = self._lanes.place(index)
         if lane not in self._readers:
-            self._readers[lane] = _Reader(self._rows, len(self._lanes.starts) - 1, self._image, self._lanes.lane_window)
+            self._readers[lane] = _Reader(self._rows, len(self._lanes.starts) - 1, self._lanes.lane_window)
         with _explained(self.name):
-            held = self._readers[lane].window_of(piece, place)
+            held = self._readers[lane].window_of(piece, place).get(column, [])
         offset = place % self._lanes.lane_window
         if offset >= len(held):
             row = index - offset + len(held)
             raise PraError(f"{self.name} changed: it ended at row {row}. Start again", "mismatch", row=row)
-        return _bytes(held[offset], self.where(index))
+        return held[offset]
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_readers": {}}
@@ -204,21 +230,21 @@ class Lanes:
 class _Reader:
     """Reads pieces from front to back, and holds a window of one."""
 
-    def __init__(self, rows: Any, pieces: int, column: str, window: int) -> None:
-        self._rows, self._pieces, self._column, self._window = rows, pieces, column, window
+    def __init__(self, rows: Any, pieces: int, window: int) -> None:
+        self._rows, self._pieces, self._window = rows, pieces, window
         self._piece, self._next = -1, 0
         self._batches: Iterator[dict[str, Any]] = iter(())
-        self._held: list[Any] = []
+        self._held: dict[str, list[Any]] = {}
 
-    def window_of(self, piece: int, place: int) -> list[Any]:
-        """Return the window that holds a place of a piece; it is shorter where the piece ends."""
+    def window_of(self, piece: int, place: int) -> dict[str, list[Any]]:
+        """Return the columns of the window that holds a place of a piece; it is shorter where the piece ends."""
         start = place - place % self._window
         if piece != self._piece or start < self._next - self._window:
             rows = self._rows.shard(self._pieces, piece).skip(start)
             # Not __iter__: in a DataLoader's worker that leaves out the other workers' part.
             self._batches, self._next = rows.iter(batch_size=self._window), start
         while self._next <= start:
-            self._held = next(self._batches, {self._column: []})[self._column]
+            self._held = next(self._batches, {})
             self._next += self._window
         self._piece = piece
         return self._held
@@ -272,8 +298,8 @@ def _bytes(value: Any, where: str) -> bytes:
         raise corrupt(where, f"cannot be read ({value['path']}: {error.strerror})") from error
 
 
-def _columns(choice: Choice, features: Any) -> tuple[str, str | None]:
-    """Return the columns of images and of labels; None for no classes."""
+def _columns(choice: Choice, features: Any) -> tuple[Choice, str | None]:
+    """Return the choice with the column of images filled in, and the column of labels; None for no classes."""
     kinds = {column: type(feature).__name__ for column, feature in (features or {}).items()}
     chosen = []
     for option, given, wanted in (("image", choice.image, "Image"), ("label", choice.label, "ClassLabel")):
@@ -288,7 +314,11 @@ def _columns(choice: Choice, features: Any) -> tuple[str, str | None]:
     image, label = chosen
     if kinds.get(image) != "Image":
         raise PraError(f"column {image!r} holds {kinds.get(image)}, not images{nearest('', kinds)}", column=image)
-    return image, None if label == _WITHOUT else label
+    if choice.caption is not None and choice.caption not in kinds:
+        raise PraError(
+            f"no column {choice.caption!r}{nearest(choice.caption, kinds)}", "unknown", column=choice.caption
+        )
+    return replace(choice, image=image), None if label == _WITHOUT else label
 
 
 def _labels(column: str | None, values: Any, features: Any, count: int) -> tuple[Labels, tuple[str, ...]]:

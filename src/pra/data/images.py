@@ -47,6 +47,7 @@ class CorruptImage(PraError):  # noqa: N818  reads as what it is, like StopItera
     """One image that cannot be read, because of ``problem``; ``data.on_corrupt`` decides what happens next."""
 
     problem = ""
+    setting = "on_corrupt"
 
 
 def corrupt(where: str, problem: str, code: Code = "unreadable") -> CorruptImage:

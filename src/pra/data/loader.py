@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from multiprocessing.connection import wait
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,10 +30,11 @@ from torch.utils.data import DataLoader, Dataset
 from pra.config import DataConfig, Fit, OnCorrupt
 from pra.data.images import CorruptImage
 from pra.data.prepare import prepare
-from pra.data.source import Source, Streamed
+from pra.data.source import Captioned, Source, Streamed
 from pra.errors import PraError, reason_of
 from pra.method import noise
 from pra.method.noise import Purpose
+from pra.models.condition import Row
 from pra.utils.signals import STOPS, deferred
 
 PIECE = 32
@@ -45,6 +46,8 @@ WORTH_A_WORKER = 512
 SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC)
 """Errors of a machine, or of its limits, that has too little for so many processes."""
 
+Label: TypeAlias = int | npt.NDArray[np.int64]
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -52,11 +55,13 @@ V = TypeVar("V")
 class Sample(NamedTuple):
     """One training sample: ``image`` is uint8 ``(C, H, W)``, ``index`` the global sample index.
 
+    ``label`` is a class, or the row of a class and a caption (:data:`pra.models.condition.Row`).
+
     ``source_index`` is the image's place in the source, and ``skipped`` the number of corrupt images before it.
     """
 
     image: Tensor
-    label: int
+    label: Label
     index: int  # type: ignore[assignment]  # hides tuple.index(), which a sample does not need
     source_index: int
     skipped: int
@@ -65,7 +70,7 @@ class Sample(NamedTuple):
 class Batch(NamedTuple):
     """``images`` uint8 ``(B, C, H, W)``; ``labels`` and ``indices`` (global sample indices) int64 ``(B,)``.
 
-    ``skipped`` is the total over the samples.
+    ``labels`` are rows ``(B, 1 + L)`` where captions are read. ``skipped`` is the total over the samples.
     """
 
     images: Tensor
@@ -82,11 +87,21 @@ class TrainingSet(Dataset[Sample]):
     """The endless sequence of training samples, by global sample index ``g = 0, 1, 2, ...``.
 
     Epoch ``g // n`` goes through all ``n`` images in its own order (for a stream: as far as reading forward allows).
-    Order, crops and flips depend on ``seed`` and ``g`` alone, so any part of the sequence can be made again anywhere.
+    Order, crops, flips and captions depend on ``seed`` and ``g`` alone, so any part of the sequence can be made again
+    anywhere. ``row`` is of the model's condition (:data:`Row`), where it reads captions.
     """
 
-    def __init__(self, source: Source, size: tuple[int, int], channels: int, config: DataConfig, seed: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        size: tuple[int, int],
+        channels: int,
+        config: DataConfig,
+        seed: int,
+        row: Row | None = None,
+    ) -> None:
         self.source, self.size, self.channels, self.config, self.seed = source, size, channels, config, seed
+        self.row = row
         self._orders: dict[int, Tensor] = {}
 
     def source_index(self, g: int) -> int:
@@ -103,8 +118,10 @@ class TrainingSet(Dataset[Sample]):
         # Drawing numbers takes longer than preparing a small image.
         augmented = self.config.flip or self.config.fit is Fit.RANDOM_CROP
         key = noise.keys(self.seed, torch.tensor(g)) if augmented else None
-        index, pixels, skipped = _prepared(self.source, self._candidates(g), self.size, self.channels, self.config, key)
-        return Sample(torch.from_numpy(pixels), int(self.source.labels[index]), g, index, skipped)
+        tell = functools.partial(told, self.source, row=self.row, seed=self.seed, g=g)
+        how = self.size, self.channels, self.config, key
+        index, pixels, label, skipped = _prepared(self.source, self._candidates(g), tell, *how)
+        return Sample(torch.from_numpy(pixels), label, g, index, skipped)
 
     def _candidates(self, g: int) -> Iterator[int]:
         """Return source indices from place ``g`` of its epoch once around."""
@@ -147,7 +164,24 @@ def batches(
 
 def _batch(dataset: TrainingSet, block: range) -> Batch:
     images, labels, indices, _, skipped = zip(*(dataset[g] for g in block), strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(indices), sum(skipped))
+    told = torch.from_numpy(np.array(labels, np.int64))
+    return Batch(torch.stack(images), told, torch.tensor(indices), sum(skipped))
+
+
+def told(source: Source, index: int, row: Row | None, seed: int, g: int) -> Label:
+    """Return what a model is told of an image: its class, or a row with :func:`one_caption`."""
+    label = int(source.labels[index])
+    return label if row is None else row(label, one_caption(source, index, seed, g))
+
+
+def one_caption(source: Source, index: int, seed: int, g: int) -> str:
+    """Return one caption of an image; of several, the seed and ``g`` decide which."""
+    assert isinstance(source, Captioned), "checked before: pra.data.source.check_captions"
+    captions, place = source.captions(index), 0
+    if len(captions) > 1:
+        key = noise.fold(noise.keys(seed, torch.tensor(g)), Purpose.CAPTION)
+        place = int(noise.uniform(key, 1) * len(captions))
+    return captions[place]
 
 
 def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_memory: bool = False) -> Generator[V]:
@@ -357,37 +391,47 @@ def in_order(source: Source, workers: int) -> int:
 
 
 def load_images(
-    source: Source, indices: Sequence[int], size: tuple[int, int], channels: int, config: DataConfig
+    source: Source,
+    indices: Sequence[int],
+    size: tuple[int, int],
+    channels: int,
+    config: DataConfig,
+    row: Row | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return images uint8 ``(B, C, H, W)``, without augmentation, and labels int64 ``(B,)``.
 
-    With ``on_corrupt=skip`` the next readable image replaces a corrupt one. Errors are those of ``TrainingSet[g]``.
+    With a ``row`` labels are rows ``(B, 1 + L)``, of the same caption each time. With ``on_corrupt=skip`` the next
+    readable image replaces a corrupt one. Errors are those of ``TrainingSet[g]``.
     """
     images = torch.empty((len(indices), channels, *size), dtype=torch.uint8)
-    labels = torch.empty(len(indices), dtype=torch.int64)
-    for row, wanted in enumerate(indices):
+    labels = []
+    for place, wanted in enumerate(indices):
         candidates = ((wanted + passed) % len(source) for passed in range(len(source)))
-        index, pixels, _ = _prepared(source, candidates, size, channels, config, None)
-        images[row] = torch.from_numpy(pixels)
-        labels[row] = int(source.labels[index])
-    return images, labels
+        tell = functools.partial(told, source, row=row, seed=0, g=wanted)
+        _, pixels, label, _ = _prepared(source, candidates, tell, size, channels, config, None)
+        images[place] = torch.from_numpy(pixels)
+        labels.append(label)
+    return images, torch.from_numpy(np.array(labels, np.int64))
 
 
 def _prepared(
     source: Source,
     candidates: Iterable[int],
+    tell: Callable[[int], Label],
     size: tuple[int, int],
     channels: int,
     config: DataConfig,
     key: Tensor | None,
-) -> tuple[int, npt.NDArray[np.uint8], int]:
-    """Return the first candidate that can be used, its pixels as of ``prepare``, and the number of those before it."""
+) -> tuple[int, npt.NDArray[np.uint8], Label, int]:
+    """Return the first candidate that can be used, its pixels as of ``prepare``, what a model is told of it, and the
+    number of those before it."""
     for skipped, index in enumerate(candidates):
         try:
-            return index, prepare(source.image(index), size, channels, config, key, source.where(index)), skipped
+            pixels = prepare(source.image(index), size, channels, config, key, source.where(index))
+            return index, pixels, tell(index), skipped
         except CorruptImage as error:
             # An image that could not be opened for want of file descriptors is not corrupt: it must not be left out.
-            if config.on_corrupt is OnCorrupt.ERROR or _is_scarce(error.__cause__):
+            if getattr(config, error.setting) is OnCorrupt.ERROR or _is_scarce(error.__cause__):
                 raise
             problem = error.problem
     raise none_readable(source, len(source), f"{source.where(index)}: {problem}")

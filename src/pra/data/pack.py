@@ -17,10 +17,11 @@ from typing import Annotated, Any, NamedTuple
 from PIL import Image
 
 from pra.config.checks import NaturalInt, Settings, within, wrong
+from pra.data.captions import CorruptCaption
 from pra.data.images import CorruptImage, open_image
 from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable
 from pra.data.prepare import convert, cover
-from pra.data.source import Encoded, Source
+from pra.data.source import Captioned, Encoded, Source
 from pra.data.tars import CLASSES, INDEX
 from pra.errors import PraError
 from pra.utils.files import PLAN, begin_partial, check_free, new_file, partial_folder, read_json, write_atomically
@@ -99,13 +100,26 @@ def encode(source: Source, packing: Packing, block: Sequence[int]) -> list[dict[
         where = source.where(index)
         try:
             kind, data = _encoded(source, packing, index)
-            found.append({f"{index:08d}.{kind}": data, f"{index:08d}.cls": str(source.labels[index]).encode()})
+            sample = {f"{index:08d}.{kind}": data, f"{index:08d}.cls": str(source.labels[index]).encode()}
+            if captions := _captions(source, index):
+                sample[f"{index:08d}.json"] = json.dumps({"text": captions}, ensure_ascii=False).encode()
+            found.append(sample)
         except CorruptImage as error:
             if not packing.skip_corrupt:
                 fix = "Replace it, or leave such images out with --skip-corrupt"
                 raise PraError(f"{where}: {error.problem}. {fix}", "unreadable", where=where) from error
             found.append(f"{where}: {error.problem}")
     return found
+
+
+def _captions(source: Source, index: int) -> tuple[str, ...]:
+    """Return an image's captions, perhaps none: it is packed all the same, as its class may be learned."""
+    try:
+        return source.captions(index) if isinstance(source, Captioned) else ()
+    except CorruptCaption as error:
+        if error.code == "missing":
+            return ()
+        raise
 
 
 def _encoded(source: Source, packing: Packing, index: int) -> tuple[str, bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -11,11 +13,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from pra.config import OnCorrupt
 from pra.data.emoji import FONT, EmojiSource
 from pra.data.folder import FolderSource
 from pra.data.hf import open_hf
 from pra.data.idx import open_digits, open_idx
-from pra.data.images import Labelled, Labels
+from pra.data.images import CorruptImage, Labelled, Labels, warn_once
 from pra.data.tars import CLASSES, ImageNetTar, WebDataset
 from pra.errors import PraError, nearest
 from pra.utils.extras import import_failed
@@ -72,6 +75,15 @@ class Encoded(Protocol):
 
 
 @runtime_checkable
+class Captioned(Protocol):
+    """A source whose images have captions beside their classes."""
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Return the captions of an image: at least one, which may be ``""``."""
+        ...
+
+
+@runtime_checkable
 class Streamed(Protocol):
     """A source that is read from front to back, at ``lanes`` places at once."""
 
@@ -100,12 +112,18 @@ class Part(Labelled):
     def __init__(self, source: Source, indices: Labels) -> None:
         super().__init__(source.name, source.classes, source.labels[indices])
         self._source, self._indices = source, indices
+        if isinstance(source, Captioned):
+            self.captions = functools.partial(_captions_at, source, indices)
 
     def image(self, index: int) -> Image.Image:
         return self._source.image(int(self._indices[index]))
 
     def where(self, index: int) -> str:
         return self._source.where(int(self._indices[index]))
+
+
+def _captions_at(source: Captioned, indices: Labels, index: int) -> tuple[str, ...]:
+    return source.captions(int(indices[index]))
 
 
 class Relabelled(Part):
@@ -202,6 +220,17 @@ def in_classes(source: Source, classes: Sequence[str]) -> Source | None:
     return Relabelled(source, classes, places)
 
 
+def example_captions(source: Captioned, count: int, most: int) -> tuple[str, ...]:
+    """Return at most ``most`` different captions of the first ``count`` images, evenly chosen."""
+    tried, found = min(count, 16 * most), dict[str, None]()
+    for place in range(tried):
+        with contextlib.suppress(CorruptImage):  # reported when its turn comes
+            found[source.captions(place * count // tried)[0]] = None
+    kept = [caption for caption in found if caption]
+    shown = min(most, len(kept))
+    return tuple(kept[place * len(kept) // shown] for place in range(shown))
+
+
 def check_told_apart(source: Source) -> None:
     """Refuse two classes of one name: names choose what to sample, and what a fine-tuned model keeps."""
     first: dict[str, int] = {}
@@ -210,6 +239,22 @@ def check_told_apart(source: Source) -> None:
             problem = f"classes {first[name]} and {label} of {source.name} are both called {name!r}"
             fix = f"Rename one of them, if need be in {CLASSES} of a copy that `pra data pack` makes"
             raise PraError(f"{problem}. {fix}", "conflict", name=source.name, value=name)
+
+
+def check_captions(source: Source, on_caption: OnCorrupt) -> None:
+    """Refuse a source without captions and, under ``OnCorrupt.ERROR``, one in which opening it found a problem.
+
+    Under ``OnCorrupt.SKIP`` one warning counts the problems. Others are found when an image is read.
+    """
+    if not isinstance(source, Captioned):
+        fix = "Put metadata.jsonl or NAME.txt into folders, KEY.txt into shards, or write hf:NAME?caption=COLUMN"
+        raise PraError(f"{source.name} has no captions. {fix}", "missing", name=source.name)
+    count, first = getattr(source, "uncaptioned", (0, None))
+    if first and on_caption is OnCorrupt.ERROR:
+        raise first
+    if first:
+        example = f"{count} are left out, such as {first.fields['where']}: {first.problem}"
+        warn_once(f"{source.name}: of the images and the lines of captions {example}")
 
 
 def same_place(one: str, other: str) -> bool:

@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from pra.data.captions import CorruptCaption
 from pra.data.images import CorruptImage, check_aspect
 from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable
-from pra.data.source import Source, Streamed, check_told_apart, open_source
+from pra.data.source import Captioned, Source, Streamed, check_told_apart, open_source
 from pra.errors import escaped
 from pra.utils.progress import Progress
 
@@ -25,6 +26,7 @@ LOOKED_AT, PATIENCE = 500, 15.0
 COLOURFUL = 16
 """Levels between the channels of one pixel from which a picture counts as coloured: JPEG tints grey ones a little."""
 _LINES = 20
+_EXAMPLES, _SHOWN = 5, 200
 
 
 class Range(NamedTuple):
@@ -146,16 +148,57 @@ def _has_colour(picture: Image.Image) -> bool:
     return bool(len(visible)) and int(np.ptp(visible, axis=1).max()) > COLOURFUL
 
 
-def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
+class _Captions:
+    """Counts the captions of ``images`` images, and those longer than ``most`` bytes."""
+
+    def __init__(self, images: int, most: int) -> None:
+        self._every, self._most = -(-images // _EXAMPLES), most
+        self._longest: dict[str, Any] = {"bytes": 0}
+        self._lacking = list[dict[str, Any]]()
+        self._counts, self._characters, self._bytes = Counter[int](), Counter[int](), Counter[int]()
+        self._examples = list[str]()
+
+    def add(self, where: str, found: tuple[str, ...] | str) -> None:
+        """Take the captions of an image, or the problem with them."""
+        if isinstance(found, str):
+            self._lacking.append({"where": where, "problem": found})
+            return
+        if self._counts.total() % self._every == 0:  # from all over the data, which are often sorted
+            self._examples.append(found[0][:_SHOWN])
+        self._counts[len(found)] += 1
+        for text in found:
+            size = len(text.encode(errors="replace"))
+            self._characters[len(text)] += 1
+            self._bytes[size] += 1
+            if size > self._longest["bytes"]:
+                self._longest = {"where": where, "bytes": size, "text": text[:_SHOWN]}
+
+    def report(self) -> dict[str, Any]:
+        """Return JSON values; lengths are :class:`Range` of captions."""
+        kinds = {"per_image": self._counts, "characters": self._characters, "bytes": self._bytes}
+        return {
+            "captions": self._bytes.total(),
+            "lacking": self._lacking,
+            **{name: Range.of(counts.elements()) if counts else None for name, counts in kinds.items()},
+            "max_length": self._most,
+            "longer": sum(count for size, count in self._bytes.items() if size > self._most),
+            "longest": self._longest,
+            "examples": self._examples,
+        }
+
+
+def check(source: Source, size: int | None, workers: int, max_length: int = 96) -> dict[str, Any]:
     """Decode every image of a source, with ``workers`` processes, and return JSON values.
 
     ``corrupt`` lists the images that cannot be used; ``classes``, ``sizes`` and ``modes`` are counts of images;
-    ``smaller_than_size`` lists those with a side below ``size``, the side of the model's images.
+    ``smaller_than_size`` lists those with a side below ``size``, the side of the model's images. ``captions`` is None
+    for a source without; ``longer`` counts those of more than ``max_length`` bytes, ``lacking`` lists images without.
     """
     corrupt, small = list[dict[str, Any]](), list[dict[str, Any]]()
     sizes, modes = Counter[tuple[int, int]](), Counter[str]()
     first: dict[tuple[int, int], dict[str, Any]] = {}
     count = len(source)
+    captions = _Captions(count, max_length) if isinstance(source, Captioned) else None
     work = functools.partial(_look_at, source, size)
     stream = from_workers(work, blocks(range(count), PIECE), in_order(source, workers))
     with closing(stream) as found, Progress(desc="checking", total=count, unit="image", smoothing=0.05) as bar:
@@ -166,6 +209,8 @@ def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
                     corrupt.append(image)
                     continue
                 modes[image.pop("mode")] += 1
+                if captions:
+                    captions.add(image["where"], image.pop("captions"))
                 side = image["width"], image["height"]
                 sizes[side] += 1
                 first.setdefault(side, image)
@@ -183,6 +228,7 @@ def check(source: Source, size: int | None, workers: int) -> dict[str, Any]:
         "largest": first[max(first, key=math.prod)] if first else None,
         "size": size,
         "smaller_than_size": small,
+        "captions": captions.report() if captions else None,
     }
 
 
@@ -195,9 +241,18 @@ def _look_at(source: Source, size: int | None, block: Sequence[int]) -> list[dic
             if size:
                 check_aspect(image, (size, size), where)
             found.append({"where": where, "width": image.width, "height": image.height, "mode": image.mode})
+            if isinstance(source, Captioned):
+                found[-1]["captions"] = _captions_of(source, index)
         except CorruptImage as error:
             found.append({"index": index, "where": where, "problem": error.problem})
     return found
+
+
+def _captions_of(source: Captioned, index: int) -> tuple[str, ...] | str:
+    try:
+        return source.captions(index)
+    except CorruptCaption as error:
+        return error.problem
 
 
 def lines_of(report: dict[str, Any]) -> list[str]:
@@ -221,7 +276,21 @@ def lines_of(report: dict[str, Any]) -> list[str]:
         small = report["smaller_than_size"]
         lines += [f"smaller than {size}x{size}: {len(small)}"]
         lines += _some("  {width}x{height}, {where}".format(**image) for image in small)
+    if found := report["captions"]:
+        lines += _caption_lines(found)
     return list(map(escaped, lines))
+
+
+def _caption_lines(found: dict[str, Any]) -> Iterator[str]:
+    yield f"images without a caption: {len(found['lacking'])}"
+    yield from _some("  {where}: {problem}".format(**image) for image in found["lacking"])
+    if total := found["captions"]:
+        yield f"captions: {total}; {found['per_image']} an image"
+        yield f"  characters: {found['characters']}; bytes: {found['bytes']}"
+        share = f"{found['longer']} ({found['longer'] / total:.1%})"
+        yield f"  longer than {found['max_length']} bytes, and cut there by a model of that length: {share}"
+        yield "  longest: {bytes} bytes, {where}: {text!r}".format(**found["longest"])
+        yield from (f"  such as {text!r}" for text in found["examples"])
 
 
 def _some(lines: Iterable[str]) -> Sequence[str]:

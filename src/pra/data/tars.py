@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from pra.config.checks import NaturalInt
+from pra.data.captions import MOST_TEXT, CorruptCaption, corrupt_caption, from_json, from_lines, without_caption
 from pra.data.fetch import Promise, fetch_all, fetch_small, name_of
 from pra.data.images import (
     Files,
@@ -43,7 +44,7 @@ from pra.utils.files import (
 )
 from pra.utils.progress import Progress
 
-_FORMAT = 3
+_FORMAT = 4
 OPEN_FILES = 128
 """Tars open at once in each process: many systems allow 1024 files."""
 LONGEST_NAME = 250
@@ -59,25 +60,35 @@ _LINK = "the member is a link. Pack the files themselves (tar --dereference --ha
 TarIndex = dict[str, Any]
 _KINDS = {"files": "i", "offsets": "i", "sizes": "i", "labels": "i", "members": "S", "classes": "U"}
 """Arrays of a saved index with the kinds of their values; its bytes are fewer than the tars' and ``_LEAST``."""
+_TEXTS = {"text_offsets": "i", "text_sizes": "i", "text_json": "b"}
+"""Arrays of shards with captions."""
 _LEAST = 2**24
 _PROMISED: dict[str, Any] = {"url": str, "filesize": NaturalInt | None, "sha256": str | None}
 """Fields of a shard in ``INDEX``, with their types."""
 
 
 class Found(NamedTuple):
-    """One image in a tar: the tar's number, offset and size in bytes, the file's name, and its label."""
+    """One image in a tar: the tar's number, offset and size in bytes, the file's name, and its label.
+
+    Its captions lie at ``text_offset``, 0 if it has none, in a text file or in JSON.
+    """
 
     file: int
     offset: int
     size: int
     member: str
     label: int
+    text_offset: int = 0
+    text_size: int = 0
+    text_json: bool = False
 
 
 def columns(found: Iterable[Found], classes: Sequence[str]) -> TarIndex:
     """Return the index of at least one image: columns ``(N,)``, and the classes' names in the order of their labels."""
-    files, offsets, sizes, members, labels = zip(*found, strict=True)
+    files, offsets, sizes, members, labels, *texts = zip(*found, strict=True)
     index = {"files": np.array(files, np.int32), "offsets": np.array(offsets), "sizes": np.array(sizes)}
+    if any(texts[0]):
+        index |= {name: np.array(column) for name, column in zip(_TEXTS, texts, strict=True)}
     shown = pack(name[:LONGEST_NAME] for name in members)
     return index | {"labels": np.array(labels, np.int64), "members": shown, "classes": np.array(classes)}
 
@@ -93,9 +104,14 @@ class TarSource(Files):
         self._open: dict[int, FileIO] = {}
 
     def encoded(self, index: int) -> bytes:
-        file, offset, size = (int(self._index[column][index]) for column in ("files", "offsets", "sizes"))
+        offset, size = (int(self._index[column][index]) for column in ("offsets", "sizes"))
         if size > (most := most_bytes()):
             raise corrupt(self.where(index), f"{size:,} bytes are more than {most:,}", "too-large")
+        return self._read(index, offset, size)
+
+    def _read(self, index: int, offset: int, size: int) -> bytes:
+        """Return a part of the tar in which an image lies."""
+        file = int(self._index["files"][index])
         try:
             opened = self._open.pop(file, None)
             if opened is None:
@@ -189,13 +205,17 @@ def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Seque
 
 def _is_of(index: TarIndex, tars: Sequence[int]) -> bool:
     """Return whether a saved index fits tars of so many bytes: the file beside them may be anything."""
-    if any(index[name].dtype.kind != kind or index[name].ndim != 1 for name, kind in _KINDS.items()):
+    kinds = _KINDS | (_TEXTS if "text_offsets" in index else {})
+    if any(index[name].dtype.kind != kind or index[name].ndim != 1 for name, kind in kinds.items()):
         return False
-    files, offsets, sizes, labels, members, classes = (index[name] for name in _KINDS)
-    if not len(files) == len(offsets) == len(sizes) == len(labels) == len(members) > 0:
+    files, labels, classes = index["files"], index["labels"], index["classes"]
+    if not len(files) or {len(index[name]) for name in kinds if name != "classes"} != {len(files)}:
         return False
-    known = (files >= 0) & (files < len(tars)) & (labels >= 0) & (labels < len(classes))
-    return bool(known.all() and ((offsets >= 0) & (sizes >= 0) & (sizes <= np.array(tars)[files] - offsets)).all())
+    if not ((files >= 0) & (files < len(tars)) & (labels >= 0) & (labels < len(classes))).all():
+        return False
+    pieces = [(index[f"{part}offsets"], index[f"{part}sizes"]) for part in ("", "text_") if f"{part}offsets" in index]
+    ends = np.array(tars)[files]
+    return all(((start >= 0) & (size >= 0) & (size <= ends - start)).all() for start, size in pieces)
 
 
 def members(
@@ -225,6 +245,7 @@ class WebDataset(TarSource):
     A pattern is a shard, several as ``train-{000..146}.tar``, ``DIR/train-*.tar`` or ``DIR``, or on the web
     (``https://...``, without stars). A sample is the members of one name up to its first dot: one image and, if the
     data have classes, ``cls``, a number in text. ``classes.json`` beside the first shard, a list, names the classes.
+    Captions are the lines of ``txt``, else ``text`` or ``caption`` in ``json``, a string or a list.
     """
 
     def __init__(self, name: str, pattern: str) -> None:
@@ -235,6 +256,29 @@ class WebDataset(TarSource):
         super().__init__(name, shards, index)
         for text in [*index.get("left_out", np.empty(0)).astype(str).ravel().tolist(), *_lost(expand(pattern), shards)]:
             warn_once(f"{name}: {text}")
+        offsets = index.get("text_offsets", np.zeros(1))
+        if offsets.any() and self._has_caption(int(offsets.astype(bool).argmax())):
+            self.captions = self._captions
+            lacking = np.flatnonzero(offsets == 0)
+            error = without_caption(self.where(int(lacking[0]))) if len(lacking) else None
+            self.uncaptioned = len(lacking), error
+
+    def _has_caption(self, index: int) -> bool:
+        """Return whether the first member that may hold captions does: a JSON may hold other things."""
+        try:
+            return bool(self._captions(index))
+        except CorruptCaption as error:
+            return error.code != "unknown"
+
+    def _captions(self, index: int) -> tuple[str, ...]:
+        where = self.where(index)
+        offset, size, in_json = (self._index[column][index] for column in _TEXTS)
+        if not offset:
+            raise without_caption(where)
+        if size > (most := MOST_JSON if in_json else MOST_TEXT):
+            raise corrupt_caption(where, f"its caption has {size:,} bytes, at most {most:,}", "too-large")
+        place = f"{_parts(where.partition(' in ')[0])[0]}.{'json' if in_json else 'txt'}"
+        return (from_json if in_json else from_lines)(self._read(index, int(offset), int(size)), where, place)
 
 
 def _braces(pattern: str) -> list[str]:
@@ -376,12 +420,16 @@ def _samples(number: int, path: Path, left_out: dict[str, list[str]]) -> list[Fo
     """Return the samples of a shard, and add the members that would be samples to ``left_out``, by the reason."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
+    texts: dict[str, tarfile.TarInfo] = {}
     others: list[tuple[str, tarfile.TarInfo]] = []
     with path.open("rb") as file:
         for tar, member in members(file, path.stat().st_size, str(path), _SHARDS):
             key, kind = _parts(member.name)
             if kind == "cls" and member.isreg():
                 labels[key] = _class_of(tar, member, path)
+            elif kind in ("txt", "json") and member.isreg():
+                if kind == "txt" or key not in texts:
+                    texts[key] = member
             elif "." not in kind and is_image_name(f"_.{kind}") and member.isreg():
                 if key in images:
                     both = f"{images[key].name} and {member.name}"
@@ -392,9 +440,13 @@ def _samples(number: int, path: Path, left_out: dict[str, list[str]]) -> list[Fo
     for why, name in _left_out(images, labels, others):
         left_out.setdefault(why, []).append(f"{one_line(name, 200)} in {path}")
     return [
-        Found(number, member.offset_data, member.size, member.name, labels.get(key, _NO_LABEL))
+        Found(number, member.offset_data, member.size, member.name, labels.get(key, _NO_LABEL), *_text(texts.get(key)))
         for key, member in images.items()
     ]
+
+
+def _text(member: tarfile.TarInfo | None) -> tuple[int, int, bool]:
+    return (member.offset_data, member.size, member.name.lower().endswith(".json")) if member else (0, 0, False)
 
 
 def _left_out(

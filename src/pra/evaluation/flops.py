@@ -76,6 +76,7 @@ def sampling_costs(
         labels, nothing = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, 0, config.patch_dim)
         embedding = _count(steps.reset)  # the head's work, once a batch
         tokens = model.condition(labels.repeat(steps.streams))
+        told = _count(lambda: model.condition(labels.repeat(steps.streams)))  # captions are read once an image
         h = steps.begin(tokens, nothing)
         state, patch = torch.zeros(batch, 1, config.state_dim), torch.zeros(batch, 1, config.patch_dim)
         prefill = _count(lambda: steps.begin(tokens, nothing)) - embedding
@@ -86,7 +87,7 @@ def sampling_costs(
 
         reads = _series(lambda place: at(place + 1, lambda: steps.read(patch)), config.num_patches - 1)
         counts = {
-            "backbone": prefill + reads,
+            "backbone": told + prefill + reads,
             "head": embedding + _head_flops(steps, h, state),
             "decoder": _series(lambda place: at(place, lambda: steps.write(state)), config.num_patches),
         }
@@ -149,9 +150,11 @@ def _whole_image_flops(config: AnyModelConfig, sampling: SamplingConfig) -> int:
         asked = [solvers.evaluation_times(solver, times.tolist()) for solver, times in stages(sampling)]
         plans = [Plan(sampling, patches, times) for times in asked]
         for streams, evaluations in Counter(n for plan in plans for n in plan.streams(plan.most == 2)).items():
-            given = torch.zeros(streams, patches, config.patch_dim), torch.zeros(1, 1), torch.zeros(streams).long()
+            labels = torch.zeros(streams).long()
+            given = torch.zeros(streams, patches, config.patch_dim), torch.zeros(1, 1), labels, model.condition(labels)
             total += evaluations * _count(lambda given=given: model(*given))  # type: ignore[misc]
-    return total
+        most = max(plan.most for plan in plans)
+        return total + _count(lambda: model.condition(torch.zeros(most).long()))  # captions are read once an image
 
 
 def _rollout_flops(config: ModelConfig, how: Exact) -> int:

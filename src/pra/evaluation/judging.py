@@ -17,13 +17,13 @@ import torch
 from pra.config import DataConfig, Precision, RunConfig, SamplingConfig, apply_settings
 from pra.data import Source, open_source
 from pra.data.images import CorruptImage
-from pra.data.source import in_classes, with_images
+from pra.data.source import check_captions, in_classes, with_images
 from pra.errors import PraError, nearest
 from pra.evaluation.classifier import Classifier, find_classifier, fit_classifier
 from pra.evaluation.evaluate import Report, check_codec, evaluate, reconstruct
 from pra.evaluation.features import REGISTRY, FeatureExtractor, Opener, dinov2, inception
 from pra.evaluation.reference import Reference, from_file, from_source, recorded_classifier
-from pra.evaluation.samples import common_shape, labels_like, picture_shape, pictures, prepared, spread
+from pra.evaluation.samples import captions_like, common_shape, labels_like, picture_shape, pictures, prepared, spread
 from pra.method import noise
 from pra.method.noise import Purpose
 from pra.models import Model, weights
@@ -109,12 +109,20 @@ class Subject:
     def labelled_like(self, source: Source) -> Subject:
         """Return the same model sampled with labels as frequent as in a source of the same classes.
 
-        Shuffled: sources are often in order of their classes, and the Inception Score has parts.
+        A model that reads captions is given those of the same images. Shuffled: sources are often in order of their
+        classes, and the Inception Score has parts.
         """
         order = noise.permutation(noise.fold(noise.keys(0, torch.tensor(0)), Purpose.SHUFFLE), self.count)
-        labels = labels_like(source, self.count)[order]
-        requests = listed(labels.tolist(), f"as frequent as in {source.name}, shuffled")
-        return replace(self, provenance=self.provenance | {"labels": requests.plan["order"]}, requests=requests)
+        labels, captions = labels_like(source, self.count), None
+        known = {"labels": f"as frequent as in {source.name}, shuffled"}
+        if self.sampled("captions").model.config.text is not None:
+            known["captions"] = f"of images of {source.name}"
+            check_captions(source, self.settings.data.on_caption)
+            told, given = captions_like(source, self.count, self.settings.data.on_caption)
+            labels = torch.tensor(told)
+            captions = self.sampled("captions").model.condition.texts([given[place] for place in order.tolist()])
+        requests = listed(labels[order].tolist(), known["labels"], captions)
+        return replace(self, provenance=self.provenance | known, requests=requests)
 
 
 def open_subject(
@@ -215,14 +223,18 @@ class Judge:
         work, world = self.work, self.work.world
         share = world.share(subject.count)
         known = {"images": subject.provenance, "environment": environment(), "processes": world.size}
+        texts = subject.requests.captions if subject.requests else None
         part = images.with_name(f"{images.name}.part{world.rank}") if images and world.size > 1 else images
         try:
             with closing(subject.batches(share, work.batch_size)) as batches:
-                passed = exported(batches, len(share), part) if part else batches
+                own = texts and texts[share.start : share.stop]
+                passed = exported(batches, len(share), part, captions=own) if part else batches
                 judged = map(self._labelled(subject), map(watch, passed)), self.reference, self.extractor, subject.count
                 report = evaluate(*judged, provenance=known, world=world, what=what, patch_size=subject.patch_size)
             if images and part != images:
-                world.combine(part, lambda parts: join_exports([path for path in parts if path], images))
+                world.combine(
+                    part, lambda parts: join_exports([path for path in parts if path], images, captions=texts)
+                )
         finally:
             if part and part != images:
                 part.unlink(missing_ok=True)
@@ -242,9 +254,10 @@ class Judge:
         work, data = self.work, subject.settings.data
         chosen = spread(len(originals), min(subject.count, len(originals)))
         share = work.world.share(len(chosen))
-        real = prepared(originals, chosen, subject.size, subject.channels, data, work.batch_size, share)
+        model = subject.sampled("--reconstruction").model
+        row = model.condition.row if check_codec(model).encoder.sees_condition else None
+        real = prepared(originals, chosen, subject.size, subject.channels, data, work.batch_size, share, row)
         with closing(real):
-            model = subject.sampled("--reconstruction").model
             figures = reconstruct(model, real, self.extractor, len(chosen), world=work.world)
         known = {"source": originals.name, "count": len(chosen)}
         return Report(report.figures | {"reconstruction": figures}, report.provenance | {"reconstruction": known})
@@ -276,13 +289,16 @@ def open_truth(reference: str | None, labels: str, subject: Subject, work: Work)
     if not spec:
         raise PraError(f"{subject.target} does not name its data. Give --reference SRC or STATS.npz", "missing")
     truth = Path(spec).expanduser() if spec.endswith(".npz") else work.open_source(spec)
-    if labels == "reference":
-        model = subject.sampled("--labels reference").model
-        if isinstance(truth, Path):
-            problem = f"--labels reference: {spec} does not name classes. Give a data source"
+    reads = subject.sampler is not None and subject.sampler.model.config.text is not None
+    if labels == "reference" or reads:
+        option = "--labels reference" if labels == "reference" else "--reference"
+        model, own = subject.sampled(option).model, subject.settings.data.source
+        alike = work.open_source(own) if reads and own and isinstance(truth, Path) else truth
+        if isinstance(alike, Path):
+            problem = f"{option}: {spec} does not name classes or captions. Give a data source"
             raise PraError(problem, "missing", path=spec)
-        alike = in_classes(truth, model.classes) or truth
-        check_classes(alike, model, "--labels reference")
+        alike = in_classes(alike, model.classes) or alike
+        check_classes(alike, model, option)
         subject = subject.labelled_like(alike)
     elif subject.sampler and not isinstance(truth, Path):
         counts = np.bincount(truth.labels, minlength=len(truth.classes))
@@ -313,6 +329,8 @@ def open_originals(truth: Truth, subject: Subject, work: Work) -> Source:
     if codec.encoder.sees_condition:
         source = in_classes(source, model.classes) or source
         check_classes(source, model, "--reconstruction")
+        if model.config.text is not None:
+            check_captions(source, subject.settings.data.on_caption)
     return source
 
 

@@ -70,7 +70,7 @@ def rollout_gap(
         model: autoregressive.
         rollout: of its training.
         images: at least 2 training images ``(n, C, H, W)`` in [-1, 1].
-        labels: of the images, ``(n,)``.
+        labels: of the images, ``(n,)``, or rows with captions.
         sampling: solver and steps; its guidance is ignored, since training has none.
         objective: of its training; decides the noise draws of the losses.
         seed: of all randomness.
@@ -136,7 +136,8 @@ def measure_gap(run: Path, config: RunConfig, count: int, device: torch.device) 
     model: Any = weights.load(folder, device=device)
     source, train = learned(open_source(config.data.source), model.config.num_classes), config.train
     chosen = spread(len(source), min(count, len(source)))
-    pixels, labels = load_images(source, chosen, model.config.image_size, model.config.channels, config.data)
+    how = model.config.image_size, model.config.channels, config.data, model.condition.row
+    pixels, labels = load_images(source, chosen, *how)
     gap = rollout_gap(model, train.rollout, from_uint8(pixels), labels, config.sampling, train.objective, SEED)
     return {
         "checkpoint": folder.name,

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pra.config import DataConfig
+from pra.config import DataConfig, OnCorrupt
 from pra.data import Source, load_images
 from pra.data.images import CorruptImage, header
-from pra.data.loader import read_ahead
+from pra.data.loader import one_caption, read_ahead
 from pra.errors import PraError
+from pra.models.condition import Row
 from pra.sampling.batches import Batch
 
 Shape = tuple[tuple[int, int], int]
@@ -30,14 +31,15 @@ def prepared(
     config: DataConfig,
     batch_size: int,
     places: range | None = None,
+    row: Row | None = None,
 ) -> Generator[Batch]:
     """Yield images ``chosen`` of a source, prepared as for training without augmentation.
 
-    ``places`` are those in ``chosen`` that this process takes, by default all. ``config.workers`` processes read ahead:
-    close it.
+    ``places`` are those in ``chosen`` that this process takes, by default all. With ``row``, of a model's condition,
+    labels are rows with captions. ``config.workers`` processes read ahead: close it.
     """
     places = range(len(chosen)) if places is None else places
-    load = partial(load_images, source, size=size, channels=channels, config=config)
+    load = partial(load_images, source, size=size, channels=channels, config=config, row=row)
     with closing(read_ahead(load, source, chosen[places.start : places.stop], batch_size, config.workers)) as parts:
         for start, (images, labels) in zip(places[::batch_size], parts, strict=True):
             yield Batch(images, labels, start)
@@ -92,6 +94,26 @@ def _finished() -> Iterator[None]:
 def spread(count: int, chosen: int) -> list[int]:
     """Return ``chosen`` of ``count`` indices, evenly: sources are often in order of their classes."""
     return [place * count // chosen for place in range(chosen)]
+
+
+def captions_like(source: Source, count: int, on_caption: OnCorrupt) -> tuple[list[int], list[str]]:
+    """Return labels and captions of ``count`` images spread evenly over a source, one caption each.
+
+    Under ``OnCorrupt.SKIP`` the next image replaces one without a caption; else that is an error, as in training.
+    """
+    labels, captions, total = list[int](), list[str](), len(source)
+    for place, first in enumerate(spread(total, count)):
+        for passed in range(total):
+            index = (first + passed) % total
+            try:
+                captions.append(one_caption(source, index, 0, place))
+            except CorruptImage:
+                if on_caption is OnCorrupt.ERROR or passed == total - 1:
+                    raise
+            else:
+                labels.append(int(source.labels[index]))
+                break
+    return labels, captions
 
 
 def labels_like(source: Source, count: int) -> Tensor:

@@ -36,6 +36,7 @@ class Purpose(enum.IntEnum):
     SHORTCUT_NOISE = 13
     HELD_OUT = 14
     ENCODER_MASK = 15
+    CAPTION = 16
 
 
 def keys(seed: int, indices: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class LossInputs:
         model: call its modules. Under FSDP its blocks hold only a part of their weights between calls.
         images: ``(B, C, H, W)`` float in [-1, 1].
         patches: ``(B, N, D)`` the images' pixels by patch, in [-1, 1].
-        labels: ``(B,)`` true classes.
+        labels: true classes ``(B,)``, or rows ``(B, 1 + L)`` of a class and a caption.
         keys: ``(B,)`` one key per sample and step, for random numbers (:mod:`pra.method.noise`) that resume bitwise.
         states: ``(B, N, d)`` the encoder's states ``z``, with gradient.
         decoded: ``(B, N, D)`` float32, the pixels ``D(z)``, with gradient.
@@ -142,7 +142,7 @@ def training_losses(
     Args:
         model: the model.
         images: ``(B, C, H, W)`` float in [-1, 1].
-        labels: ``(B,)`` true classes.
+        labels: ``(B,)`` true classes, or rows with their captions.
         keys: ``(B,)`` one key per sample and step; decides all randomness.
         objective: weights and draws.
         rollout: how the AR inputs are made; None leaves the AR pass out, and the codec learns alone. JiT ignores it.
@@ -309,5 +309,4 @@ def normalise_patches(patches: Tensor) -> Tensor:
 
 def drop_labels(model: Model, labels: Tensor, probability: float, keys: Tensor) -> Tensor:
     """Replace labels by the null class with a probability, for classifier-free guidance."""
-    mask = noise.uniform(noise.fold(keys, Purpose.CLASS_DROPOUT)) < probability
-    return model.condition.drop(labels, mask)
+    return model.condition.drop(labels, noise.uniform(noise.fold(keys, Purpose.CLASS_DROPOUT)), probability)

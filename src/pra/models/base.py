@@ -33,6 +33,7 @@ class ImageModel(nn.Module):
         # Travels with the weights as their author's recommendation; the model does not read it.
         self.sampling = SamplingConfig()
         self.classes = tuple(str(label) for label in range(config.num_classes))
+        self.captions: tuple[str, ...] = ()  # examples of those that it has learned from, if it reads any
 
     @property
     def can_complete(self) -> bool:
@@ -63,7 +64,7 @@ class ImageModel(nn.Module):
         return x.permute(0, 5, 1, 3, 2, 4).reshape(b, c, rows * p, columns * p)
 
     def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)`` in [-1, 1] with labels ``(B,)``, through the codec and back; unchanged without."""
+        """Images ``(B, C, H, W)`` in [-1, 1] with their conditions, through the codec and back; unchanged without."""
         return images
 
 

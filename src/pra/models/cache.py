@@ -117,5 +117,23 @@ class StaticCache(KVCache):
         return self.keys[layer, :, :, seen], self.values[layer, :, :, seen], self.mask[..., seen]
 
 
+class Padded:
+    """In place of a cache, for one pass over whole sequences: every token sees those of its own that are there.
+
+    ``there`` is ``(B, T)`` booleans, at least one of them true in each row.
+    """
+
+    def __init__(self, there: Tensor) -> None:
+        self.mask = there[:, None, None]
+
+    def positions(self, count: int, offset: int = 0) -> slice:
+        """Return the places of the first ``count`` tokens (:class:`KVCache`)."""
+        return slice(count)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the keys, the values, and the mask ``(B, 1, 1, T)`` (:class:`KVCache`)."""
+        return keys, values, self.mask
+
+
 NewCache: TypeAlias = Callable[[TransformerConfig, int, int, torch.device, torch.dtype], KVCache]
 """Makes a cache from the arguments of :class:`KVCache`."""

@@ -1,13 +1,14 @@
-"""The condition of an image: its class. A model owns its condition as a module."""
+"""The condition of an image by its class. A model owns its condition as a module."""
 
 from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -15,20 +16,32 @@ from pra.errors import PraError, nearest
 from pra.utils.files import file_part
 
 Labels: TypeAlias = int | str | Sequence[int | str] | Tensor
-"""Classes by number or name; one alone is a batch of one."""
+"""Classes by number or name; one alone is a batch of one. Or rows ``(B, 1 + L)`` of :mod:`pra.models.text`."""
+Row: TypeAlias = Callable[[int, str], npt.NDArray[np.int64]]
+"""Makes what a model is told of an image, int64 ``(1 + L,)``, from its class and a caption; it can be pickled."""
+Texts: TypeAlias = str | Sequence[str]
+"""Captions; one alone is a batch of one."""
 
 
 class ClassCondition(nn.Module):
     """Learned prefix tokens for each class, and for the null class of classifier-free guidance (2207.12598).
 
     A batch of conditions is a tensor of labels, ``(B,)`` int64 in ``[0, num_classes]``; the last is the null class.
-    Each has ``count`` tokens of ``width``.
+    Each has ``count`` tokens of ``width``. ``row`` makes the row of a batch from a class and a caption, where captions
+    are read (:mod:`pra.models.text`).
     """
+
+    row: Row | None = None
 
     def __init__(self, num_classes: int, count: int, width: int) -> None:
         super().__init__()
         self.null, self.count = num_classes, count
         self.embedding = nn.Embedding(num_classes + 1, count * width)
+
+    @property
+    def embeddings(self) -> list[nn.Parameter]:
+        """Return the parameters that are embeddings, but in no ``nn.Embedding``."""
+        return []
 
     def forward(self, labels: Tensor) -> Tensor:
         """Labels ``(B,)`` to prefix tokens ``(B, count, width)``."""
@@ -38,12 +51,16 @@ class ClassCondition(nn.Module):
         """Return as many null conditions."""
         return torch.full_like(labels, self.null)
 
-    def drop(self, labels: Tensor, mask: Tensor) -> Tensor:
-        """Replace labels by the null class where ``mask`` ``(B,)`` is true."""
-        return labels.masked_fill(mask, self.null)
+    def drop(self, labels: Tensor, drawn: Tensor, probability: float) -> Tensor:
+        """Replace labels by the null class where ``drawn`` ``(B,)`` in [0, 1) is below ``probability``."""
+        return labels.masked_fill(drawn < probability, self.null)
 
-    def parse(self, given: Labels, classes: Sequence[str]) -> Tensor:
-        """Return labels ``(B,)`` on the CPU, from classes by number or by name. Refuse what is neither."""
+    def parse(self, given: Labels | None, classes: Sequence[str], captions: Texts | None = None) -> Tensor:
+        """Return labels ``(B,)`` on the CPU, from classes by number or by name. Refuse others, and captions."""
+        if captions is not None:
+            self.texts(captions)
+        if given is None:
+            raise PraError("no labels are given. Give classes by number or name", code="missing")
         asked = listed(given)  # once: it may be an iterator
         numbers = [place_of(label, classes) if isinstance(label, str) else label for label in asked]
         labels = integers(numbers, "labels must be whole numbers of 64 bits or names of classes")
@@ -53,8 +70,20 @@ class ClassCondition(nn.Module):
             raise PraError(f"label {int(wrong[0])} {problem}", value=int(wrong[0]))
         return labels
 
+    def use(self, name: str) -> None:
+        """Take a frozen encoder from another place: this condition has none."""
+        raise PraError("this model has no frozen text encoder. Leave --weights out", code="conflict", name=name)
+
+    def kept(self, text: str) -> str:
+        """Return as much of a text as is read: nothing."""
+        return ""
+
+    def texts(self, captions: Texts) -> list[str]:
+        """Return captions as the model reads them: this condition refuses them."""
+        raise PraError("this model draws classes and reads no captions. Give labels", code="unsupported")
+
     def file_name(self, label: int, classes: Sequence[str]) -> str:
-        """Name a condition in a file's name, such as ``0007-cat``."""
+        """Name a class in a file's name, such as ``0007-cat``; or a caption by its place among ``classes``."""
         return f"{label:04d}-{file_part(classes[label])}"
 
     def rows_for(self, known: Sequence[str], classes: Sequence[str]) -> list[int]:

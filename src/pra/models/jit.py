@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pra.config import JiTConfig
 from pra.models.base import ImageModel, NoDraws, initialise
-from pra.models.condition import ClassCondition
 from pra.models.head import time_features, time_mlp, velocity_from_data
+from pra.models.text import condition_of
 from pra.models.transformer import Attention, RMSNorm, SwiGLU, raster_positions, rotary_table
 
 
@@ -46,14 +46,14 @@ class JiT(ImageModel):
 
     def __init__(self, config: JiTConfig, seed: int | None = 0) -> None:
         super().__init__(config)
-        width, heads, prefix = config.transformer.width, config.transformer.heads, config.class_tokens
-        self.prefix = prefix
+        width, heads = config.transformer.width, config.transformer.heads
+        self.prefix = prefix = config.class_tokens + config.text_tokens
         with NoDraws():
             self.patch_in: nn.Module = nn.Linear(config.patch_dim, width)
             if config.bottleneck is not None:
                 first = nn.Linear(config.patch_dim, config.bottleneck, bias=False)
                 self.patch_in = nn.Sequential(first, nn.Linear(config.bottleneck, width))
-            self.condition = ClassCondition(config.num_classes, 1, width)
+            self.condition = condition_of(config, 1, width)
             self.time_in = time_mlp(width)
             self.position = nn.Parameter(torch.empty(prefix + config.num_patches, width))
             self.blocks = nn.ModuleList(ModulatedBlock(width, heads) for _ in range(config.transformer.depth))
@@ -65,24 +65,31 @@ class JiT(ImageModel):
         # Every block begins as the identity, and the predicted image as grey.
         modulations = [block.modulation for block in self.blocks if isinstance(block, ModulatedBlock)]
         if seed is not None:
-            initialise(self, seed, [self.position], [*modulations, self.final_modulation, self.out])
+            initialise(
+                self, seed, [self.position, *self.condition.embeddings], [*modulations, self.final_modulation, self.out]
+            )
 
-    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor, prefix: Tensor | None = None) -> Tensor:
         """Return the velocity ``dx/dt`` at ``x_t``: ``(B, N, P)``, float32.
 
         Args:
             x_t: ``(B, N, P)``, noised patches.
             t: in [0, 1], 0 pure noise and 1 the image; ``(B, 1)``, or ``(1, 1)`` for all.
-            labels: ``(B,)``, as :class:`pra.models.condition.ClassCondition` takes them.
+            labels: as the condition takes them: ``(B,)``, or rows.
+            prefix: the condition's tokens of these labels, where they are known already.
         """
-        classes = self.condition(labels)
-        context = F.silu(self.time_in(time_features(t)) + classes)
-        tokens = torch.cat([classes.expand(-1, self.config.class_tokens, -1), self.patch_in(x_t)], dim=1)
+        prefix = self.condition(labels) if prefix is None else prefix
+        classes, text = prefix[:, :1], prefix[:, 1:]
+        context = self.time_in(time_features(t)) + classes
+        if self.config.text is not None:
+            context = context + text.mean(dim=1, keepdim=True)
+        context = F.silu(context)
+        tokens = torch.cat([classes.expand(-1, self.config.class_tokens, -1), text, self.patch_in(x_t)], dim=1)
         h = tokens + self.position  # in the weights' precision, under autocast too
         for block in self.blocks:
             h = block(h, self.rotary, context)
         shift, scale = self.final_modulation(context).chunk(2, dim=-1)
-        h = self.final_norm(h[:, self.config.class_tokens :]) * (1 + scale) + shift
+        h = self.final_norm(h[:, self.prefix :]) * (1 + scale) + shift
         return velocity_from_data(self.out(h).float(), x_t, t.unsqueeze(-1))
 
     def read(self, labels: Tensor, patches: Tensor, t: Tensor | None = None) -> None:

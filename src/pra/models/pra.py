@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from pra.config import ModelConfig, Solver
 from pra.models.base import ImageModel, NoDraws, initialise
 from pra.models.cache import KVCache, NewCache
-from pra.models.condition import ClassCondition
 from pra.models.head import FlowHead
 from pra.models.states import IdentityCodec, StateCodec
+from pra.models.text import condition_of
 from pra.models.transformer import Transformer, raster_positions
 
 
@@ -20,7 +20,7 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.backbone.width
-        self.prefix = config.class_tokens
+        self.prefix = config.class_tokens + config.text_tokens
         self.patch_in = nn.Linear(config.patch_dim, width)
         # The last patch is never an input.
         positions = raster_positions(config.grid, prefix=self.prefix)[:-1]
@@ -65,9 +65,9 @@ class PRA(ImageModel):
 
     def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
         super().__init__(config)
-        self.prefix = config.class_tokens
+        self.prefix = config.class_tokens + config.text_tokens
         with NoDraws():
-            self.condition = ClassCondition(config.num_classes, config.class_tokens, config.backbone.width)
+            self.condition = condition_of(config, config.class_tokens, config.backbone.width)
             self.backbone = Backbone(config)
             self.head = FlowHead(config)
             self.shortcut = FlowHead(config, spans=True) if config.head.shortcut else None
@@ -79,7 +79,7 @@ class PRA(ImageModel):
         if self.codec.deblock is not None:
             zeros.append(self.codec.deblock.out)
         if seed is not None:
-            initialise(self, seed, [self.backbone.next_position], zeros)
+            initialise(self, seed, [self.backbone.next_position, *self.condition.embeddings], zeros)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -94,7 +94,7 @@ class PRA(ImageModel):
         return self.shortcut
 
     def conditions(self, labels: Tensor, patches: Tensor) -> Tensor:
-        """``h = F(c, x)``: labels ``(B,)`` and the first ``n`` patches ``(B, n, P)`` to ``h_1 .. h_{n+1}``."""
+        """``h = F(c, x)``: labels or rows, and the first ``n`` patches ``(B, n, P)``, to ``h_1 .. h_{n+1}``."""
         return self.backbone(self.condition(labels), patches)  # type: ignore[no-any-return]
 
     def write(self, states: Tensor, cache: KVCache | None = None) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pra.config import TransformerConfig
-from pra.models.cache import KVCache, NewCache
+from pra.models.cache import KVCache, NewCache, Padded
 
 
 def raster_positions(grid: tuple[int, int], prefix: int = 0) -> Tensor:
@@ -67,7 +67,7 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(width // heads, eps=1e-6)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | Padded | None = None, layer: int = 0) -> Tensor:
         """``(B, T, width)`` to the same; ``rotary`` is the table of these ``T`` tokens."""
         b, t, width = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -91,7 +91,7 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(width, eps=1e-6)
         self.mlp = SwiGLU(width, 8 * width // 3)
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | Padded | None, layer: int) -> Tensor:
         """``(B, T, width)`` to the same."""
         x = x + self.attention(self.attention_norm(x), rotary, cache, layer)
         return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
@@ -116,7 +116,7 @@ class Transformer(nn.Module):
         dtype = torch.get_autocast_dtype(weight.device.type) if lower else weight.dtype
         return kind(self.config, batch, self.rotary.shape[1], weight.device, dtype)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | Padded | None = None) -> Tensor:
         """``(B, T, width)`` to the same shape; with a cache, ``x`` are the tokens behind those that it counts."""
         rotary = self.rotary[:, slice(x.shape[1]) if cache is None else cache.positions(x.shape[1])]
         assert rotary.shape[1] == x.shape[1], f"this transformer has {self.rotary.shape[1]} tokens, no more"

@@ -24,6 +24,7 @@ from pra.config import SamplingConfig, from_dict, model_from_dict, to_dict
 from pra.config.checks import within
 from pra.errors import PraError, reason_of
 from pra.models import Model, build_model
+from pra.models.text import cut
 from pra.utils.files import (
     check_free,
     check_regular,
@@ -48,6 +49,8 @@ STATE = "state.json"
 """The manifest of a checkpoint, written last."""
 DIGESTS = "sha256"
 """The key of the files' digests (:func:`content_sha256`) by name: in ``STATE``, or in ``CONFIG`` of a saved model."""
+MOST_CAPTIONS, MOST_BYTES = 100, 4096
+"""Examples of captions that a model carries, and bytes of one: a damaged file may hold any number."""
 Step = Annotated[int, within(1, 10**12)]
 """Steps of training: a damaged file may hold any number."""
 SHIPPED = Path(__file__).parents[1] / "shipped"
@@ -110,7 +113,7 @@ def load(path: str | Path | None = None, average: str = EMA, device: str | torch
             raise
         return load(path, average, device)  # the run goes on, and has removed this checkpoint
     model = build_model(described.config, seed=None)
-    model.sampling, model.classes = described.sampling, described.classes
+    model.sampling, model.classes, model.captions = described.sampling, described.classes, described.captions
     model.load_state_dict(tensors)
     return model.to(device).eval()
 
@@ -321,6 +324,7 @@ def write_config(model: Model, folder: Path, digests: dict[str, str] | None = No
     """Write ``config.json`` of a model folder, with the ``digests`` of its weights if they stand nowhere else."""
     values = {"format": FORMAT, "model": to_dict(model.config), "sampling": to_dict(model.sampling)}
     values["classes"] = list(model.classes)
+    values |= {"captions": list(model.captions)} if model.captions else {}
     values |= {DIGESTS: digests} if digests else {}
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
 
@@ -342,12 +346,16 @@ def read_config(folder: Path) -> Model:
         sampling = from_dict(SamplingConfig, values.get("sampling"), "sampling")
     except PraError as error:
         raise PraError(f"{path}: {error}", error.code, **error.fields) from None
+    captions = values.get("captions", [])
+    if not isinstance(captions, list) or len(captions) > MOST_CAPTIONS:
+        raise unreadable(path, f'has "captions" that are not a list of at most {MOST_CAPTIONS} texts')
     if not isinstance(classes, list) or len(classes) != config.num_classes:
         raise unreadable(path, f"does not name the {config.num_classes} classes of its model")
     with explained(path, "describes a model that cannot be built", "use another model"), torch.device("meta"):
         model = build_model(config, seed=None)
     model.sampling = sampling
     model.classes = tuple(str(name) for name in classes)
+    model.captions = tuple(cut(str(caption), MOST_BYTES) for caption in captions) if config.text else ()
     return model
 
 

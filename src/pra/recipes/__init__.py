@@ -14,7 +14,17 @@ from pathlib import Path
 from pra.config import RunConfig
 from pra.errors import PraError, nearest
 from pra.models.weights import CONFIG
-from pra.recipes.presets import digits, emoji, fashion, fashion_64, pra_b_256, pra_l_256, pra_s_256, tiny
+from pra.recipes.presets import (
+    digits,
+    emoji,
+    emoji_captions,
+    fashion,
+    fashion_64,
+    pra_b_256,
+    pra_l_256,
+    pra_s_256,
+    tiny,
+)
 from pra.recipes.systems import SYSTEMS
 from pra.recipes.tricks import plus
 from pra.training.run import read_run
@@ -26,6 +36,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "fashion": fashion,
     "fashion-64": fashion_64,
     "emoji": emoji,
+    "emoji-captions": emoji_captions,
     "pra-s-256": pra_s_256,
     "pra-b-256": pra_b_256,
     "pra-l-256": pra_l_256,

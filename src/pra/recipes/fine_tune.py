@@ -54,14 +54,15 @@ def propose(
     model.condition.rows_for(model.classes, tuple(survey.classes))  # refuses names that do not tell classes apart
     train = _training(run, model, device)
     optimizer = replace(train.optimizer.slower(LOWER), schedule=LearningRate.COSINE)
-    guidance = own.GUIDANCE if model.config.num_classes == 1 else model.sampling.guidance
+    reads = model.config.text is not None
+    guidance = own.GUIDANCE if model.config.num_classes == 1 and not reads else model.sampling.guidance
     config = RunConfig(
         recipe=NAME,
         model=replace(model.config, num_classes=len(survey.classes)),
         data=own.data_config(survey),
         # The codec is trained already; validate_every follows from the length.
         train=replace(train, optimizer=optimizer, codec_warmup=0, validate_every=0),
-        sampling=replace(model.sampling, guidance=1.0 if survey.unconditional else guidance),
+        sampling=replace(model.sampling, guidance=1.0 if survey.unconditional and not reads else guidance),
         initial=start,
     )
     if steps is None:

@@ -117,7 +117,7 @@ def _jit(run: RunConfig) -> RunConfig:
 
 def _jit_model(base: ModelConfig) -> JiTConfig:
     budget, heads = parameters(base), base.backbone.heads
-    shared = ("image_size", "channels", "patch_size", "num_classes", "class_tokens")
+    shared = ("image_size", "channels", "patch_size", "num_classes", "class_tokens", "text")
     kept = {name: getattr(base, name) for name in shared}
 
     def of(depth: int, width: int) -> JiTConfig:

@@ -46,7 +46,7 @@ def generate(
 
     Args:
         steps: the model's steps over caches, for this batch size.
-        labels: ``(B,)``, as the model's condition takes them.
+        labels: as the model's condition takes them: ``(B,)``, or rows ``(B, 1 + L)``.
         starts: ``(B, n, d)``, where each state's path begins; patches up to number ``n <= N`` are generated.
         prefix: ``(B, k, P)`` true patches to continue, ``0 <= k < n``.
         draws: the noise of an SDE.

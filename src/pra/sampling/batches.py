@@ -33,8 +33,8 @@ class Batch(NamedTuple):
 def sampled(sampler: Sampler, requests: Requests, indices: range, batch_size: int) -> Generator[Batch]:
     """Sample the images at ``indices`` of a set, ``batch_size`` side by side."""
     for block in blocks(indices, batch_size):
-        labels, seeds = requests.part(block)
-        yield Batch(sampler.sample(labels, seeds), torch.tensor(labels), block.start)
+        labels, seeds, captions = requests.part(block)
+        yield Batch(sampler.sample(labels, seeds, captions), torch.tensor(labels), block.start)
 
 
 def how_sampled(sampler: Sampler) -> dict[str, Any]:
@@ -118,10 +118,17 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def exported(batches: Iterable[Batch], count: int, path: Path, plan: dict[str, Any] | None = None) -> Iterator[Batch]:
+def exported(
+    batches: Iterable[Batch],
+    count: int,
+    path: Path,
+    plan: dict[str, Any] | None = None,
+    captions: Sequence[str] | None = None,
+) -> Iterator[Batch]:
     """Write batches to the ``.npz`` that ADM's evaluator reads, as ADM rounds them, and yield each batch on its way.
 
-    ``count`` is the number of images in all; ``plan`` describes them as JSON values and is written beside them. Grey
+    ``count`` is the number of images in all; ``plan`` describes them as JSON values and is written beside them, as are
+    their ``captions`` (an array of texts). Grey
     images are ``(N, H, W, 1)``, which only :class:`NpzBatch` reads. The file appears after the last batch, whole or not
     at all.
     """
@@ -140,13 +147,18 @@ def exported(batches: Iterable[Batch], count: int, path: Path, plan: dict[str, A
         if labels:
             with archive.open("arr_1.npy", "w") as array:
                 np.lib.format.write_array(array, torch.cat(labels).cpu().numpy())
+        if captions is not None:
+            with archive.open("captions.npy", "w") as array:
+                np.lib.format.write_array(array, np.array(captions, np.str_), allow_pickle=False)
         if plan is not None:
             archive.writestr(PLAN, json.dumps(plan, indent=2))
 
 
-def join_exports(parts: Sequence[Path], path: Path, plan: dict[str, Any] | None = None) -> None:
+def join_exports(
+    parts: Sequence[Path], path: Path, plan: dict[str, Any] | None = None, captions: Sequence[str] | None = None
+) -> None:
     """Join the ``.npz`` files of several processes into one, as :func:`exported` does with their batches."""
     batches = [NpzBatch(part) for part in parts]
     images = (batch for part in batches for batch in part.batches(256))
-    for _ in exported(images, sum(batch.count for batch in batches), path, plan):
+    for _ in exported(images, sum(batch.count for batch in batches), path, plan, captions):
         pass

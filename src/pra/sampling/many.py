@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,14 +68,14 @@ def sample_many(
     out: Path,
     columns: int,
     batch_size: int,
-    name: Callable[[int, int], str],
+    name: Callable[[int, int, str | None], str],
     world: World,
 ) -> tuple[int, float]:
     """Make this process's part of the missing images of a set, and join the whole set at the end.
 
     Memory holds one batch, but all images for a grid (``FILE.png``, of ``columns``). Other outputs are ``FILE.npz``
-    (``arr_0`` uint8 NHWC, ``arr_1`` labels, and the plan) and a folder of PNGs, which ``name`` names from label and
-    seed, without ending. ``weights`` identifies the weights, as JSON values.
+    (``arr_0`` uint8 NHWC, ``arr_1`` labels, ``captions``, and the plan) and a folder of PNGs, which ``name`` names
+    from label, seed and caption, without ending. ``weights`` identifies the weights, as JSON values.
 
     Returns:
         The images that this call made, by all processes, and its seconds; no images where a call that was killed while
@@ -105,7 +105,7 @@ def sample_many(
                     bar.update(shards.images_there() - bar.n if world.is_first else 0)  # all processes' images
                 world.barrier(patient=True)
                 bar.update(shards.images_there() - bar.n if world.is_first else 0)
-            world.run_on_first(lambda: _finish(shards, plan, out, columns))
+            world.run_on_first(lambda: _finish(shards, plan, out, columns, requests.captions))
         except KeyboardInterrupt:
             if kept := shards.images_there():
                 what = f"stopped with {kept} of {len(requests)} images, which lie in {shards.folder}"
@@ -128,16 +128,22 @@ def _begin(out: Path, plan: dict[str, Any], count: int, batch_size: int) -> tupl
 
 
 def _make(
-    shards: Shards, number: int, sampler: Sampler, requests: Requests, batch_size: int, name: Callable[[int, int], str]
+    shards: Shards,
+    number: int,
+    sampler: Sampler,
+    requests: Requests,
+    batch_size: int,
+    name: Callable[[int, int, str | None], str],
 ) -> None:
     indices = shards.images[number]
     pixels = torch.cat([to_uint8(b.images).cpu() for b in sampled(sampler, requests, indices, batch_size)])
-    labels, seeds = requests.part(indices)
-    names = [name(label, seed) for label, seed in zip(labels, seeds, strict=True)]
+    labels, seeds, captions = requests.part(indices)
+    texts: Sequence[str | None] = captions or [None] * len(labels)
+    names = [name(*one) for one in zip(labels, seeds, texts, strict=True)]
     files.save_images(pixels, labels, names, 1, shards.paths[number])
 
 
-def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> None:
+def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int, captions: Sequence[str] | None) -> None:
     if missing := shards.missing():
         gone = shards.paths[missing[0]]
         fix = f"Write {out} on a disk that all machines share, and repeat the command to resume"
@@ -147,7 +153,7 @@ def _finish(shards: Shards, plan: dict[str, Any], out: Path, columns: int) -> No
     if ending == "":
         _join_pictures(shards, joined)
     elif ending == ".npz":
-        join_exports(shards.paths, joined, plan)
+        join_exports(shards.paths, joined, plan, captions)
     else:
         read = [batch.images for path in shards.paths for batch in NpzBatch(path).batches(256)]
         files.write_atomically(joined, lambda file: contact_sheet(torch.cat(read), columns).save(file, "PNG"))

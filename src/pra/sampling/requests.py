@@ -42,39 +42,50 @@ def changed_sampling(config: SamplingConfig, changes: dict[str, Any]) -> Samplin
 
 @dataclass(frozen=True)
 class Requests:
-    """The label and the seed of each image of a set, and ``plan``, which describes them as plain JSON values."""
+    """The label and the seed of each image of a set, and ``plan``, which describes them as plain JSON values.
+
+    ``captions`` are theirs where the model reads captions, as it reads them.
+    """
 
     labels: Sequence[int]
     seeds: Sequence[int]
     plan: dict[str, Any]
+    captions: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def part(self, indices: range) -> tuple[Sequence[int], Sequence[int]]:
-        """Return the labels and the seeds of some images."""
+    def part(self, indices: range) -> tuple[Sequence[int], Sequence[int], Sequence[str] | None]:
+        """Return the labels, seeds and captions of some images, as :meth:`pra.Sampler.sample` takes them."""
         where = slice(indices.start, indices.stop)
-        return self.labels[where], self.seeds[where]
+        return self.labels[where], self.seeds[where], self.captions and self.captions[where]
 
 
-def grid(labels: Sequence[int], seeds: Sequence[int]) -> Requests:
-    """Request every class with every seed, the seeds of a class one after the other."""
+def grid(labels: Sequence[int], seeds: Sequence[int], captions: Sequence[str] | None = None) -> Requests:
+    """Request every class with every seed, the seeds of a class one after the other.
+
+    With ``captions``, one for each of ``labels``, every pair of them.
+    """
     _check_count(len(labels) * len(seeds))
-    each = [label for label in labels for _ in seeds]
-    return Requests(each, [*seeds] * len(labels), {"labels": [*labels], "seeds": [*seeds]})
+    places = [place for place in range(len(labels)) for _ in seeds]
+    plan = {"labels": [*labels], "seeds": [*seeds]}
+    return _requests(places, labels, [*seeds] * len(labels), plan, captions)
 
 
-def listed(labels: Sequence[int], order: str) -> Requests:
+def listed(labels: Sequence[int], order: str, captions: Sequence[str] | None = None) -> Requests:
     """Request images of these labels; image ``i`` has seed ``i``. ``order`` says where the labels come from."""
     plan = {"count": len(labels), "labels": sorted(set(labels)), "order": order}
-    return Requests(labels, range(len(labels)), plan)
+    return Requests(labels, range(len(labels)), plan, captions)
 
 
-def numbered(count: int, classes: Sequence[int], label_seed: int | None = None) -> Requests:
+def numbered(
+    count: int, classes: Sequence[int], label_seed: int | None = None, captions: Sequence[str] | None = None
+) -> Requests:
     """Request ``count`` images; image ``i`` has seed ``i``.
 
     The classes take turns, so that each has as many images (within one); with a ``label_seed`` each image's class is
-    drawn uniformly, as a function of that seed and ``i``.
+    drawn uniformly, as a function of that seed and ``i``. With ``captions``, one for each of ``classes``, the pairs
+    take turns.
     """
     _check_count(count)
     indices, order = torch.arange(count), "in turn"
@@ -82,8 +93,21 @@ def numbered(count: int, classes: Sequence[int], label_seed: int | None = None) 
     if label_seed is not None:
         order = f"random, seed {label_seed}"
         places = (noise.uniform(noise.fold(noise.keys(label_seed, indices), Purpose.LABEL)) * len(classes)).long()
-    labels = [classes[place] for place in places.tolist()]
-    return Requests(labels, range(count), {"count": count, "labels": [*classes], "order": order})
+    plan = {"count": count, "labels": [*classes], "order": order}
+    return _requests(places.tolist(), classes, range(count), plan, captions)
+
+
+def _requests(
+    places: Sequence[int],
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    plan: dict[str, Any],
+    captions: Sequence[str] | None,
+) -> Requests:
+    each = [labels[place] for place in places]
+    if captions is None:
+        return Requests(each, seeds, plan)
+    return Requests(each, seeds, plan | {"captions": [*captions]}, [captions[place] for place in places])
 
 
 def _check_count(count: int) -> None:

@@ -18,7 +18,7 @@ from pra.errors import NotFiniteError, PraError
 from pra.method import noise
 from pra.method.noise import Purpose
 from pra.models import PRA, Model
-from pra.models.condition import Labels, integers
+from pra.models.condition import Labels, Texts, integers
 from pra.sampling.algorithm import Draws, generate
 from pra.sampling.requests import Seeds, changed_sampling
 from pra.sampling.runner import Engine, cache_bytes
@@ -79,36 +79,46 @@ class Sampler:
         """The device of the model."""
         return self.model.device
 
-    def sample(self, labels: Labels, seeds: Seeds) -> Tensor:
-        """Generate one image per pair of label and seed.
+    def sample(self, labels: Labels | None = None, seeds: Seeds = (), captions: Texts | None = None) -> Tensor:
+        """Generate one image per seed, of a class, a caption or both.
 
         Args:
             labels: classes in ``[0, num_classes)`` or their names, or ``num_classes`` for no class; a single one makes
-                a batch of one.
-            seeds: one integer per label.
+                a batch of one. Where captions are given, they may be left out.
+            seeds: one integer per image.
+            captions: one text per image, for models that read captions; ``""`` is none. A single one makes a batch of
+                one.
 
         Returns:
             ``(B, C, H, W)`` float32 in [-1, 1].
 
         Raises:
-            PraError: a label out of range, as many seeds as labels are not given, or the settings lead to images that
-                are not finite.
+            PraError: a label out of range, captions for a model that reads none, as many seeds as labels or captions
+                are not given, or the settings lead to images that are not finite.
         """
-        return self._finished(*self._requests(labels, seeds))
+        return self._finished(*self._requests(labels, seeds, captions))
 
-    def complete(self, images: Tensor, rows: int, labels: Labels, seeds: Seeds) -> Tensor:
+    def complete(
+        self,
+        images: Tensor,
+        rows: int,
+        labels: Labels | None = None,
+        seeds: Seeds = (),
+        captions: Texts | None = None,
+    ) -> Tensor:
         """Continue images from their first ``rows`` rows of patches; those true pixels stay exact.
 
         Args:
             images: ``(B, C, H, W)`` in [-1, 1], of the model's size.
             rows: rows of patches to keep, ``0 <= rows <= H / p``.
-            labels: as in :meth:`sample`, and so are ``seeds``, the result and the errors.
-            seeds: one integer per label.
+            labels: as in :meth:`sample`, and so are ``seeds``, ``captions``, the result and the errors.
+            seeds: one integer per image.
+            captions: one text per image.
 
         Raises:
             PraError: a model that is not autoregressive, images of another size, or ``rows`` out of range.
         """
-        label, key = self._requests(labels, seeds)
+        label, key = self._requests(labels, seeds, captions)
         config = self.model.config
         self._check_kept(images, len(label), (config.image_size[0],), str(config.image_size[0]))
         if not 0 <= rows <= config.grid[0]:
@@ -121,13 +131,19 @@ class Sampler:
         return self._finished(label, key, images[:, :, : rows * config.patch_size])
 
     @torch.no_grad()
-    def stream(self, labels: Labels, seeds: Seeds, keep: Tensor | None = None) -> Iterator[Tensor]:
+    def stream(
+        self,
+        labels: Labels | None = None,
+        seeds: Seeds = (),
+        keep: Tensor | None = None,
+        captions: Texts | None = None,
+    ) -> Iterator[Tensor]:
         """Yield the pictures so far, ``(B, C, k * p, W)``, after each row of patches; of JiT the whole, once.
 
         All images are under way at once. Arguments and errors are those of :meth:`sample` and :meth:`complete`;
         ``keep`` are true pixels ``(B, C, k * p, W)`` to start from.
         """
-        label, key = self._requests(labels, seeds)
+        label, key = self._requests(labels, seeds, captions)
         if keep is not None:
             height, patch = self.model.config.image_size[0], self.model.config.patch_size
             self._check_kept(keep, len(label), range(0, height + 1, patch), f"k * {patch}")
@@ -245,8 +261,8 @@ class Sampler:
         if found[0] != count:
             raise PraError(f"{found[0]} images and {count} labels: give one label per image", code="mismatch")
 
-    def _requests(self, labels: Labels, seeds: Seeds) -> tuple[Tensor, Tensor]:
-        label = self.model.condition.parse(labels, self.model.classes)
+    def _requests(self, labels: Labels | None, seeds: Seeds, captions: Texts | None = None) -> tuple[Tensor, Tensor]:
+        label = self.model.condition.parse(labels, self.model.classes, captions)
         seed = integers(seeds, "seeds must be whole numbers of 64 bits")
         if len(label) != len(seed) or not len(label):
             problem = f"{len(label)} labels and {len(seed)} seeds"

@@ -18,7 +18,7 @@ from pra.sampling.guidance import Plan
 def sample_at_once(
     model: ImageModel, forward: Callable[..., Tensor], config: SamplingConfig, label: Tensor, key: Tensor
 ) -> Tensor:
-    """Sample whole images ``(B, C, H, W)`` of labels ``(B,)`` and keys ``(B,)`` by the velocity ``forward``."""
+    """Sample whole images ``(B, C, H, W)`` of conditions ``(B, ...)`` and keys ``(B,)`` by the velocity ``forward``."""
     shape, temperature = (model.config.num_patches, model.config.patch_dim), config.temperature
     patches = temperature * noise.normal(noise.fold(key, Purpose.SAMPLE_START), *shape)
     diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
@@ -26,8 +26,10 @@ def sample_at_once(
     def fresh_noise(interval: int) -> Tensor:
         return temperature * noise.normal(noise.fold(diffusion, interval), *shape)
 
+    labels = torch.cat([label, model.condition.null_like(label)])
+    told = labels, model.condition(labels)  # once for all evaluations
     for solver, times in stages(config):
-        velocity = _velocity(model, forward, config, label, solvers.evaluation_times(solver, times.tolist()))
+        velocity = _velocity(model, forward, config, told, solvers.evaluation_times(solver, times.tolist()))
         patches = solvers.INTEGRATORS[solver](velocity, patches, times.view(-1, 1, 1).to(label.device), fresh_noise)
     return model.unpatchify(patches.clamp(-1.0, 1.0))
 
@@ -45,16 +47,20 @@ def stages(config: SamplingConfig) -> list[tuple[Solver, Tensor]]:
 
 
 def _velocity(
-    model: ImageModel, forward: Callable[..., Tensor], config: SamplingConfig, label: Tensor, asked: list[float]
+    model: ImageModel,
+    forward: Callable[..., Tensor],
+    config: SamplingConfig,
+    told: tuple[Tensor, Tensor],
+    asked: list[float],
 ) -> solvers.Velocity:
     plan = Plan(config, model.config.num_patches, asked)
     streams = iter(plan.streams(plan.most == 2))
-    labels = torch.cat([label, model.condition.null_like(label)])
+    conditional_only = [each.chunk(2)[0] for each in told]
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         if next(streams) == 1:
-            return forward(x, t, label)
-        conditional, unconditional = forward(x.repeat(2, 1, 1), t, labels).chunk(2)
+            return forward(x, t, *conditional_only)
+        conditional, unconditional = forward(x.repeat(2, 1, 1), t, *told).chunk(2)
         return unconditional + config.guidance * (conditional - unconditional)
 
     return velocity

@@ -125,6 +125,7 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
             half=half,
             parts=count_parameters(config),
             classes=", ".join(one_line(name, 100) for name in names[:MOST_CLASSES]) + more,
+            captions=[one_line(caption, 200) for caption in origin.model.captions[:1]],
             drawn="all" if config.num_classes <= MOST_SHOWN else f"0-{MOST_SHOWN - 1}",
             rollout=run and to_dict(run.train.rollout),
             average=run and _average(run, origin.average),
@@ -134,12 +135,12 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
 def _front_matter(origin: Origin, licence: str | None) -> dict[str, Any]:
     """Return the Hub's fields by name; as JSON their values are YAML."""
     config, initial = origin.model.config, origin.run and origin.run.initial
-    kind = ["class-conditional-image-generation"] if config.num_classes > 1 else []
+    kind = ["class-conditional-image-generation"] if config.num_classes > 1 and config.text is None else []
     return {
         "license": licence,
         "library_name": "pra",
         # The Hub has no task of its own for generation by class.
-        "pipeline_tag": "unconditional-image-generation",
+        "pipeline_tag": "text-to-image" if config.text else "unconditional-image-generation",
         "base_model": repo_id(initial.partition("@")[0]) if initial and is_address(initial) else None,
         "tags": ["image-generation", "pixel-space", "flow-matching", *config.tags, *kind],
     }

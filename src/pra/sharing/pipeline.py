@@ -11,7 +11,7 @@ import torch
 
 from pra.errors import PraError, nearest
 from pra.models import Model, weights
-from pra.models.condition import Labels
+from pra.models.condition import Labels, Texts
 from pra.sampling import Samplers
 from pra.sampling.requests import changed_sampling
 from pra.utils.extras import import_failed
@@ -30,7 +30,7 @@ DONE_ANYWAY = {"torch_dtype": torch.float32, "dtype": torch.float32, "use_safete
 
 
 class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Generates images by class, with any model of pra and the call of diffusers' ``DiTPipeline``.
+    """Generates images by class or caption, with any model of pra and the call of diffusers' ``DiTPipeline``.
 
     ``to("cuda")`` moves it. Weights stay float32; on GPUs that have bfloat16 the arithmetic uses that.
     Its files are pra's own (:mod:`pra.models.weights`), not those of diffusers.
@@ -81,7 +81,8 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
         """Return the numbers of classes by their names. Raise :class:`PraError` where no class has such a name."""
-        numbers: list[int] = self.model.condition.parse(label, self.model.classes).tolist()
+        rows = self.model.condition.parse(label, self.model.classes)
+        numbers: list[int] = rows.view(len(rows), -1)[:, 0].tolist()
         return numbers
 
     @torch.no_grad()
@@ -93,8 +94,9 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        prompt: Texts | None = None,
     ) -> Any:
-        """Generate one image per class label.
+        """Generate one image per class label, prompt, or pair of them.
 
         Args:
             class_labels: classes by number or name, one or several; without, one image of no class.
@@ -104,6 +106,7 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
             num_inference_steps: solver intervals per patch (of a JiT per image); by default what the model recommends.
             output_type: "pil", "np" (``(B, H, W, C)``, float32 in [0, 1]) or "pt" (``(B, C, H, W)``, the same).
             return_dict: an ``ImagePipelineOutput`` with ``images``; else a tuple of them.
+            prompt: captions, one or several, for models that read captions.
 
         Raises:
             PraError: bad input, another number of generators than of labels, or weights that are not float32.
@@ -114,8 +117,9 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
         if output_type not in OUTPUTS:
             problem = f"output_type {output_type!r} is unknown{nearest(str(output_type), OUTPUTS)}"
             raise PraError(problem, code="unknown", value=output_type)
-        null = self.model.condition.null
-        labels = self.model.condition.parse(null if class_labels is None else class_labels, self.model.classes)
+        condition = self.model.condition
+        asked = condition.null if class_labels is None and prompt is None else class_labels
+        labels = condition.parse(asked, self.model.classes, prompt)
         given = {"guidance": guidance_scale, "steps": num_inference_steps}
         changes = {name: value for name, value in given.items() if value is not None}
         if self._samplers.model is not self.model:  # another was registered

@@ -80,6 +80,7 @@ class EMA:
         model = build_model(self.model.config, seed=None)
         model.load_state_dict(parts, assign=True)
         model.sampling, model.classes = self.model.sampling, self.model.classes
+        model.captions = self.model.captions
         return model.to(self.model.device).eval().requires_grad_(False)
 
 

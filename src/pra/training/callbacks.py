@@ -43,7 +43,7 @@ HEALTHY_STATE_STD = 0.3
 """Smallest healthy standard deviation of a state dimension. Good runs stay above 0.40; collapsed runs reach 0."""
 TERMS_SHOWN = 3
 """Terms of the loss beside the progress bar."""
-GRID_CLASSES, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
+GRID_ROWS, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
 NEARLY, LATE = 0.1, 1.2
 """A training's length: changes of steps that are not worth it, and the part of its minutes from which it is late."""
 HELD_OUT = 1024
@@ -301,7 +301,8 @@ class Validation(Callback):
             count, config = min(HELD_OUT, len(self.source)), trainer.config.model
             total = count if isinstance(self.source, Streamed) else len(self.source)  # a stream's first images
             chosen = [place * total // count for place in range(count)]
-            self._loaded = load_images(self.source, chosen, config.image_size, config.channels, trainer.config.data)
+            how = config.image_size, config.channels, trainer.config.data, model.condition.row
+            self._loaded = load_images(self.source, chosen, *how)
         pixels, labels = self._loaded
         sums: dict[str, Tensor] = {}
         for part in torch.split(torch.arange(len(labels)), size):
@@ -375,12 +376,17 @@ class Pictures(Callback):
 
 
 def _samples(trainer: Trainer, model: Model) -> tuple[Tensor, int]:
-    """Rows of seeds of up to ten classes, and the length of a row."""
-    count = trainer.config.model.num_classes
-    shown = min(GRID_CLASSES, count)
-    labels = [c * count // shown for c in range(shown) for _ in range(GRID_SEEDS)]
+    """Rows of seeds of up to ten classes, or of the model's captions, and the length of a row."""
+    count, captions = trainer.config.model.num_classes, model.captions
+    shown = len(captions) or min(GRID_ROWS, count)
     sampler = Sampler(model, trainer.config.sampling, trainer.config.train.precision)
-    return sampler.sample(labels, list(range(GRID_SEEDS)) * shown), GRID_SEEDS
+    seeds = list(range(GRID_SEEDS)) * shown
+    if captions:
+        return sampler.sample(
+            captions=[caption for caption in captions for _ in range(GRID_SEEDS)], seeds=seeds
+        ), GRID_SEEDS
+    labels = [c * count // shown for c in range(shown) for _ in range(GRID_SEEDS)]
+    return sampler.sample(labels, seeds), GRID_SEEDS
 
 
 def _reconstructions(trainer: Trainer, model: Model) -> tuple[Tensor, int]:
@@ -389,6 +395,7 @@ def _reconstructions(trainer: Trainer, model: Model) -> tuple[Tensor, int]:
     count = min(GRID_RECONSTRUCTIONS, len(source))
     apart = 1 if isinstance(source, Streamed) else len(source) // count  # a stream's first: the others lie far behind
     chosen = [place * apart for place in range(count)]
-    pixels, labels = load_images(source, chosen, config.image_size, config.channels, trainer.config.data)
+    how = config.image_size, config.channels, trainer.config.data, model.condition.row
+    pixels, labels = load_images(source, chosen, *how)
     real = from_uint8(pixels).to(trainer.device)
     return torch.cat([real, model.reconstruct(real, labels.to(trainer.device))]), count

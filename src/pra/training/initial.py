@@ -23,18 +23,20 @@ def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[st
     """Give a new model the weights of another, by the names of the classes.
 
     A second head that the other model lacks begins as the first: its steps of any length take the velocity at their
-    start.
+    start. What reads captions begins anew, where the other model reads none.
 
     ``path`` and ``average`` are those of :func:`pra.load`. Return the origin, for ``environment.json``.
 
     Raises:
-        PraError: as :func:`pra.load`; or the models differ in more than their classes and the second head.
+        PraError: as :func:`pra.load`; or the models differ in more than their classes, captions and the second head.
     """
     folder = weights.model_folder(path, average)
     other = weights.load(folder, average)
     expected = replace(other.config, num_classes=model.config.num_classes)
     if model.config.has_shortcut and expected.autoregressive:
         expected = replace(expected, head=replace(expected.head, shortcut=True))
+    if expected.text is None and expected.autoregressive:
+        expected = replace(expected, text=model.config.text)
     changed = differences(to_dict(expected), to_dict(model.config), "model")
     if changed:
         differing = "; ".join(changed).replace(" in the run, ", " there, ")
@@ -43,7 +45,8 @@ def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[st
             "Leave such settings out, or train from scratch, without --from"
         )
         raise PraError(problem, code="mismatch", path=path, differences=differing)
-    tensors = with_classes(other, model.classes)
+    reader = {name: own for name, own in model.state_dict().items() if name.startswith("condition.")}
+    tensors = reader | with_classes(other, model.classes)
     if model.config.has_shortcut and not other.config.has_shortcut:
         for name, own in model.state_dict().items():
             if name.startswith("shortcut.span_in.2."):

@@ -15,17 +15,17 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
-from pra.config import RunConfig, to_dict
+from pra.config import OnCorrupt, RunConfig, to_dict
 from pra.data import Batch, Sample, Source, TrainingSet, batches, open_source
 from pra.data.held_out import split
-from pra.data.source import learned
+from pra.data.source import Captioned, Streamed, check_captions, example_captions, learned
 from pra.errors import PraError
 from pra.method import noise, perceptual
 from pra.method.objectives import TERMS, LossInputs, LossTerm, Perceptual, check_terms
 from pra.models import Model, build_model, weights
 from pra.training import checkpoint
 from pra.training.averages import build_averages
-from pra.training.callbacks import Bar, Callback, Callbacks, Length, Metrics, Pictures, Validation
+from pra.training.callbacks import GRID_ROWS, Bar, Callback, Callbacks, Length, Metrics, Pictures, Validation
 from pra.training.initial import load_initial
 from pra.training.optimizer import codec_learns, set_trainable
 from pra.training.run import COMMON, check_data, claimed, write_json, write_run
@@ -37,6 +37,9 @@ from pra.utils.pixels import from_uint8
 from pra.utils.signals import Caught, Interrupted, caught_signals, ended_by_sigterm
 
 T = TypeVar("T")
+
+EXAMPLES = 100
+"""Images at the front of a stream whose captions are shown."""
 
 FAILED = 256
 """A callback or the data failed: above every number of a signal, so that ranks compare both at once."""
@@ -134,6 +137,8 @@ class Trainer:
         set_trainable(self.model, config.train)
         if len(self.source.classes) == config.model.num_classes:
             self.model.classes = self.source.classes
+        if config.model.text is not None:
+            self.model.captions = tuple(map(self.model.condition.kept, _examples(self.source, held_out)))
         self.perceptual: Perceptual | None = None
         self.initial: dict[str, Any] | None = None
         with world.first_alone():  # downloaded once: LPIPS's weights, and those on the Hub
@@ -276,7 +281,7 @@ class Trainer:
         micro, count = train.micro_batches(self.world.size)
         dataset = Share(
             self.source, model.image_size, model.channels, self.config.data, train.seed,
-            step=train.batch_size, start=self.world.rank * micro * count, size=micro * count,
+            self.model.condition.row, step=train.batch_size, start=self.world.rank * micro * count, size=micro * count,
         )  # fmt: skip
         begin = self.step * micro * count
         with closing(batches(dataset, begin, micro, pin_memory=self.device.type == "cuda")) as stream:
@@ -371,6 +376,15 @@ class Share(TrainingSet):
         """Sample ``place`` of the share; its ``index`` is the global one."""
         steps, here = divmod(place, self.share)
         return super().__getitem__(steps * self.step + self.start + here)
+
+
+def _examples(source: Source, held_out: Source | None) -> tuple[str, ...]:
+    """Return captions for pictures: held-out ones, where there are any."""
+    if held_out is not None:
+        check_captions(held_out, OnCorrupt.SKIP)
+    shown = held_out or source
+    assert isinstance(shown, Captioned), "checked with the data"
+    return example_captions(shown, EXAMPLES if isinstance(shown, Streamed) else len(shown), GRID_ROWS)
 
 
 def _check_same_classes(last: Path, model: Model, source: Source) -> None:

@@ -25,7 +25,17 @@ from typing import Any
 from pra.config import RunConfig, differences, from_dict, to_dict
 from pra.data import Source
 from pra.data.images import CorruptImage, warn_once
-from pra.data.source import Encoded, Listed, Streamed, check_told_apart, learned, same_place, with_images
+from pra.data.source import (
+    Captioned,
+    Encoded,
+    Listed,
+    Streamed,
+    check_captions,
+    check_told_apart,
+    learned,
+    same_place,
+    with_images,
+)
 from pra.errors import PraError, reason_of
 from pra.models import weights
 from pra.models.weights import CONFIG
@@ -51,6 +61,8 @@ COMMON = (
 """Names in every line of the metrics; all others are terms of the loss (:mod:`pra.method.objectives`)."""
 VALIDATION = "validation_"
 """Prefix of a term's value on held-out images."""
+COMPARED = 1000
+"""Images whose captions tell a run that its data have changed."""
 SEEN_WITHIN = 90.0
 """Seconds until all machines see what one has written: network file systems cache what was missing."""
 
@@ -60,7 +72,7 @@ FREE = {
         "steps", "compile", "micro_batch_size", "parallel", "activation_checkpointing", "log_every", "sample_every",
         "checkpoint_every", "keep_checkpoints", "keep_every", "validate_every",
     ),
-    "data": ("workers", "on_small", "on_corrupt"),
+    "data": ("workers", "on_small", "on_corrupt", "on_caption"),
 }  # fmt: skip
 
 
@@ -157,6 +169,8 @@ def check_data(folder: Path, config: RunConfig, source: Source) -> str:
         problem = f"{folder} is a run of other classes than {source.name} has now ({changed[0]})"
         fix = "A label must keep its meaning: restore the classes or the setting, or use another --run-dir"
         raise PraError(f"{problem}. {fix}", code="mismatch", path=folder)
+    if config.model.text is not None:
+        check_captions(source, config.data.on_caption)
     if begun is None and config.initial is None:  # else the classes must go with those of another model
         check_told_apart(source)
     images = learned(source, config.model.num_classes)
@@ -172,7 +186,7 @@ def check_data(folder: Path, config: RunConfig, source: Source) -> str:
 def _changed(folder: Path, before: str, config: RunConfig, source: Source) -> str:
     """Say that the images of a run have changed, and what it means; refuse other images in another place."""
     known, now = recorded(folder).get("data") or {}, config.data.source
-    found = contents(source) if known else {}
+    found = contents(source, config.model.text is not None) if known else {}
     if before.partition(":")[0] != now.partition(":")[0]:  # packed, files have other names
         found["files_sha256"] = known.get("files_sha256")
     if all(found.get(name) == value for name, value in known.items()):
@@ -222,8 +236,10 @@ def recorded(folder: Path) -> dict[str, Any]:
     return read_json(path, data=dict | None, initial=dict | None, losses=dict | None) if path.exists() else {}
 
 
-def contents(source: Source) -> dict[str, Any]:
+def contents(source: Source, captions: bool = False) -> dict[str, Any]:
     """Return what identifies data wherever they lie: the number of images, their labels, and the first image.
+
+    With ``captions`` some of theirs too, except of a stream, which would be read for them.
 
     Labels are not enough: without classes they are all the same. The first image is hashed as its file where there is
     one, as the pixels of a JPEG depend on the decoder's version; that of a stream is not read. Files are told by their
@@ -235,8 +251,18 @@ def contents(source: Source) -> dict[str, Any]:
             first = source.encoded(0) if isinstance(source, Encoded) else source.image(0).tobytes()
     hashes = {"labels_sha256": source.labels.astype("<i8").tobytes(), "first_image_sha256": first}
     hashes |= {"files_sha256": source.listing()} if isinstance(source, Listed) else {}
+    if captions and isinstance(source, Captioned) and not isinstance(source, Streamed):
+        places = range(0, len(source), max(1, len(source) // COMPARED))
+        hashes["captions_sha256"] = json.dumps([_captions_at(source, place) for place in places]).encode()
     found = {name: None if data is None else hashlib.sha256(data).hexdigest() for name, data in hashes.items()}
     return {"images": len(source), **found}
+
+
+def _captions_at(source: Captioned, index: int) -> tuple[str, ...]:
+    try:
+        return source.captions(index)
+    except CorruptImage:  # reported when its turn comes
+        return ()
 
 
 def _same_weights(known: Mapping[str, str] | None, config: RunConfig) -> bool:
@@ -266,7 +292,8 @@ def write_run(
     """
     if config.initial is not None and initial is None:
         initial = recorded(folder).get("initial")
-    known = {"processes": processes, "data": contents(source)} | ({"initial": initial} if initial else {})
+    known: dict[str, Any] = {"processes": processes, "data": contents(source, config.model.text is not None)}
+    known |= {"initial": initial} if initial else {}
     known |= {"losses": dict(losses)} if losses else {}
     write_json(folder / CONFIG, to_dict(config))
     write_json(folder / ENVIRONMENT, environment() | known)

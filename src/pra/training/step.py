@@ -34,7 +34,7 @@ COMPILE = "train.compile", "set train.compile=false"
 Forward = Callable[..., Any]
 
 MicroBatch = tuple[Tensor, Tensor, Tensor]
-"""Images ``(B, C, H, W)`` in [-1, 1], labels ``(B,)`` and keys ``(B,)``, on the device."""
+"""Images ``(B, C, H, W)`` in [-1, 1], labels ``(B,)`` (or rows with captions) and keys ``(B,)``, on the device."""
 
 
 class Step:

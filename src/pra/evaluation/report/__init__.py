@@ -38,7 +38,7 @@ from pra.config import (
     to_dict,
 )
 from pra.data.images import open_image
-from pra.errors import PraError, reason_of
+from pra.errors import PraError, one_line, reason_of
 from pra.evaluation import flops
 from pra.evaluation.comparable import PREFIX, known
 from pra.evaluation.evaluate import Report
@@ -47,7 +47,7 @@ from pra.evaluation.samples import spread
 from pra.models import count_parameters
 from pra.models.weights import newest_checkpoint, power_name
 from pra.training import plots
-from pra.training.callbacks import GRID_CLASSES
+from pra.training.callbacks import GRID_ROWS
 from pra.training.plots import CURVES
 from pra.training.run import LARGEST, METRICS, read_metrics, read_run, recorded, training_seconds
 from pra.utils.files import check_regular, read_json, write_atomically
@@ -101,7 +101,8 @@ def _page(run: Path, config: RunConfig, gap: dict[str, Any] | None, no_gap: str 
         "lines": len(read_metrics(run)),
         "checkpoint": checkpoint.name if checkpoint else None,
         "classes": named(read_json(checkpoint / "config.json", classes=list)["classes"]) if checkpoint else [],
-        "shown_classes": GRID_CLASSES,
+        "captions": _captions(checkpoint) if checkpoint else [],
+        "shown_classes": GRID_ROWS,
         "samples": samples,
         "sample_grids": sample_grids,
         "reconstructions": reconstructions,
@@ -116,6 +117,12 @@ def _page(run: Path, config: RunConfig, gap: dict[str, Any] | None, no_gap: str 
         "origin": origin(recorded(run)),
         "version": package_version(DISTRIBUTION),
     }
+
+
+def _captions(checkpoint: Path) -> list[str]:
+    """Return the captions of the rows of samples, if there are any."""
+    found = read_json(checkpoint / "config.json", captions=list | None).get("captions") or []
+    return [one_line(str(caption), 200) for caption in found[:GRID_ROWS]]
 
 
 class Picture(NamedTuple):
@@ -360,6 +367,12 @@ def model_in_words(model: AnyModelConfig, sampling: SamplingConfig) -> dict[str,
     colours = COLOURS.get(model.channels, f"{model.channels} channels")
     patches = f"{model.num_patches} ({rows} x {columns}) of {side} x {side} pixels, {model.patch_dim} numbers each"
     words = {"Images": f"{height} x {width}, {colours}, {classes}", "Patches": patches, **model.in_words()}
+    if model.text is not None:
+        text = model.text
+        words["Captions"] = (
+            f"the first {text.max_length} bytes (UTF-8), as {text.tokens} tokens; the reader has "
+            f"{text.transformer.depth} blocks of width {text.transformer.width}"
+        )
     return words | {"Sampling": _sampling(sampling, model.unit)}
 
 

@@ -34,6 +34,9 @@ KNOWN = re.compile(
 )
 """The parameters that the compiled arithmetic reads; these parts must hold no others."""
 
+DESCRIPTIONS = ("training", "sampling", "classes", "captions")
+"""Attributes of a model that change no arithmetic."""
+
 PLAIN = (int, float, str, bool, tuple, enum.Enum, type(None))
 """Types of attributes that are compared with those of a new model."""
 
@@ -80,7 +83,7 @@ def _changed(name: str, module: nn.Module, expected: nn.Module) -> str | None:
 
 def _plain(module: nn.Module) -> dict[str, Any]:
     """Return what decides a module's arithmetic: its plain attributes, its own callables, shapes of parameters."""
-    own = {name: value for name, value in vars(module).items() if name not in ("training", "sampling", "classes")}
+    own = {name: value for name, value in vars(module).items() if name not in DESCRIPTIONS}
     plain = {name: value for name, value in own.items() if isinstance(value, PLAIN) or callable(value)}
     return plain | {name: p.shape for name, p in module.named_parameters(recurse=False)}
 

@@ -1,0 +1,175 @@
+"""Captions as conditions: a text is read by a small transformer, whose outputs are prefix tokens beside the class's."""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pra.config import ImageConfig, TextConfig
+from pra.errors import PraError
+from pra.models.cache import Padded
+from pra.models.condition import ClassCondition, Labels, Row, Texts, listed
+from pra.models.transformer import Transformer, raster_positions
+
+BYTES = 256
+NOTHING = -1
+"""Behind the tokens of a text."""
+
+
+@dataclass(frozen=True)
+class ByteRow:
+    """Makes rows ``(1 + length,)``: a class, the bytes of a text, and :data:`NOTHING` behind them."""
+
+    length: int
+
+    def __call__(self, label: int, text: str) -> npt.NDArray[np.int64]:
+        """Return the row of a class and a text."""
+        kept = np.frombuffer(cut(text, self.length).encode(), np.uint8)
+        row = np.full(1 + self.length, NOTHING, np.int64)
+        row[0], row[1 : 1 + len(kept)] = label, kept
+        return row
+
+
+def plain(text: str) -> str:
+    """Return a text as models read it: in Unicode's composed form, with single spaces between words."""
+    return " ".join(unicodedata.normalize("NFC", text).encode(errors="replace").decode().split())
+
+
+def cut(text: str, length: int) -> str:
+    """Return the longest beginning of a :func:`plain` text that has at most ``length`` bytes in UTF-8."""
+    return plain(text).encode()[:length].decode(errors="ignore")
+
+
+class TextCondition(ClassCondition):
+    """Prefix tokens of a class and of a text, both of which may be left out.
+
+    A batch of conditions is int64 ``(B, 1 + L)``: the class (``num_classes`` is the null class), then the text's bytes
+    in UTF-8, and -1 behind them. Labels ``(B,)`` are conditions without text. Behind the class's ``count`` tokens stand
+    those of the text: the outputs of learned queries, which see the whole text in a bidirectional transformer. So the
+    prefix has the same length for every text, and padding stays in here.
+    """
+
+    row: Row
+    letters: nn.Module
+    unit = "bytes in UTF-8"
+
+    def __init__(self, num_classes: int, count: int, width: int, text: TextConfig) -> None:
+        super().__init__(num_classes, count, width)
+        inner, self.length = text.transformer.width, text.max_length
+        self.row = ByteRow(text.max_length)
+        self.letters = nn.Embedding(BYTES, inner)
+        self.place = nn.Parameter(torch.empty(text.max_length, inner))
+        self.queries = nn.Parameter(torch.empty(text.tokens, inner))
+        self.reader = Transformer(text.transformer, raster_positions((1, text.max_length), prefix=text.tokens))
+        self.out = nn.Linear(inner, width)
+
+    @property
+    def embeddings(self) -> list[nn.Parameter]:
+        """Return the parameters that are embeddings: :class:`ClassCondition`."""
+        return [self.place, self.queries]
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Conditions ``(B, 1 + L)`` to prefix tokens ``(B, count + tokens, width)``."""
+        rows = self.rows(labels)
+        return torch.cat([super().forward(rows[:, 0]), self.read(rows[:, 1:])], dim=1)
+
+    def read(self, text: Tensor) -> Tensor:
+        """Texts ``(B, L)`` to their tokens ``(B, tokens, width)``."""
+        queries = self.queries.expand(len(text), -1, -1)
+        there = torch.cat([text.new_ones(queries.shape[:2]).bool(), text != NOTHING], dim=1)
+        tokens = torch.cat([queries, self.embed(text) + self.place], dim=1)
+        return self.out(self.reader(tokens, Padded(there))[:, : queries.shape[1]])  # type: ignore[no-any-return]
+
+    def embed(self, text: Tensor) -> Tensor:
+        """Texts ``(B, L)`` to the reader's inputs ``(B, L, width of the reader)``."""
+        return self.letters(text.clamp(min=0))  # type: ignore[no-any-return]
+
+    def size(self, text: str) -> int:
+        """Count the bytes of a text."""
+        return len(plain(text).encode())
+
+    def kept(self, text: str) -> str:
+        """Return as much of a text as is read."""
+        return cut(text, self.length)
+
+    def rows(self, labels: Tensor) -> Tensor:
+        """Return conditions ``(B, 1 + L)`` of labels ``(B,)``, without text; others as they are."""
+        if labels.ndim == 2:
+            return labels
+        return torch.cat([labels[:, None], labels.new_full((len(labels), self.length), NOTHING)], dim=1)
+
+    def null_like(self, labels: Tensor) -> Tensor:
+        """Return as many null conditions: no class, and no text."""
+        return self.rows(labels.new_full((len(labels),), self.null))
+
+    def drop(self, labels: Tensor, drawn: Tensor, probability: float) -> Tensor:
+        """Replace conditions by the null condition where ``drawn`` is below ``probability``.
+
+        Of several classes, as many conditions lose the text alone, and half of the others the class alone: either can
+        be asked for without the other. A probability of 0 leaves all as they are.
+        """
+        rows, null, drawn = self.rows(labels), self.null_like(labels), drawn.unsqueeze(1)
+        whole = drawn < probability
+        if self.null == 1 or not probability:
+            return torch.where(whole, null, rows)
+        no_text = drawn < 2 * probability
+        no_class = whole | (~no_text & (drawn < 0.5 + probability))
+        return torch.where(torch.cat([no_class, no_text.expand(-1, self.length)], dim=1), null, rows)
+
+    def parse(self, given: Labels | None, classes: Sequence[str], captions: Texts | None = None) -> Tensor:
+        """Return conditions ``(B, 1 + L)`` on the CPU, from classes by number or name, from texts, or from both.
+
+        A text alone has the model's only class, if there is one, else no class; an empty text alone is the null
+        condition. Rows ``(B, 1 + L)`` are returned as they are. A longer text is cut, with a warning.
+
+        Raises:
+            PraError: neither classes nor texts, as many of them as of the others are not given, or unknown classes.
+        """
+        if isinstance(given, Tensor) and given.ndim == 2:
+            if given.shape[1] != 1 + self.length or captions is not None:
+                problem = f"rows of shape {tuple(given.shape)} do not fit: this model's are (B, {1 + self.length})"
+                raise PraError(f"{problem} and hold their captions. Give labels, captions or both", code="mismatch")
+            return given.cpu()
+        if given is None and captions is None:
+            raise PraError("neither captions nor labels are given. Give at least one of them", code="missing")
+        texts = None if captions is None else self.texts(captions)
+        if given is None:
+            assert texts is not None
+            given = [0 if text and self.null == 1 else self.null for text in texts]
+        labels = super().parse(given, classes)
+        texts = [""] * len(labels) if texts is None else texts
+        if len(texts) != len(labels):
+            problem = f"{len(texts)} captions and {len(labels)} labels. Give one label per caption"
+            raise PraError(problem, code="mismatch")
+        rows = [self.row(label, text) for label, text in zip(labels.tolist(), texts, strict=True)]
+        return torch.from_numpy(np.stack(rows)) if rows else labels.new_empty(0, 1 + self.length)
+
+    def texts(self, given: Texts) -> list[str]:
+        """Return texts as the model reads them. Warn where it does not read all of one."""
+        texts = listed(given)
+        for text in texts:
+            if not isinstance(text, str):
+                raise PraError(f"captions must be texts, got {text!r:.80}. Give strings", value=f"{text!r:.80}")
+        longest = max(map(self.size, texts), default=0)
+        if longest > self.length:
+            problem = f"a caption has {longest} {self.unit}, and this model reads the first {self.length}"
+            warnings.warn(f"{problem}. Give a shorter one", stacklevel=2)
+        return [self.kept(text) for text in texts]
+
+
+def condition_of(config: ImageConfig, count: int, width: int) -> ClassCondition:
+    """Build the condition of a model: ``count`` tokens of a class, of ``width``, and those of a text where it reads."""
+    if config.text is None:
+        return ClassCondition(config.num_classes, count, width)
+    if config.text.frozen is not None:
+        from pra.models.frozen import FrozenTextCondition
+
+        return FrozenTextCondition(config.num_classes, count, width, config.text, config.text.frozen)
+    return TextCondition(config.num_classes, count, width, config.text)
