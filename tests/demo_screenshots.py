@@ -1,6 +1,7 @@
-"""Screenshots of the web demo for docs/demo.md: of RUN, of ONE and OTHER side by side, of the model that pra ships.
+"""Screenshots of the web demo for docs/demo.md: of RUN, of ONE and OTHER side by side, of CAPTIONED, a run that reads
+captions, and of the model that pra ships.
 
-python tests/demo_screenshots.py RUN ONE OTHER PICTURE CLASS docs/images
+python tests/demo_screenshots.py RUN ONE OTHER CAPTIONED PICTURE CLASS docs/images
 """
 
 import sys
@@ -18,7 +19,7 @@ PHONE = {"width": 390, "height": 844}
 PATIENCE = 120_000  # ms: a CPU may be shared
 
 
-def main(run, one, other, picture, label, folder):
+def main(run, one, other, captioned, picture, label, folder):
     with chromium() as browser:
         with served(*load_exhibits([run], CPU)) as address:
             page = opened(browser, address, DESKTOP)
@@ -40,6 +41,7 @@ def main(run, one, other, picture, label, folder):
             page = opened(browser, address, DESKTOP)
             about(page)
             shoot(page, folder / "demo-card.png", whole=True)
+        captions(browser, captioned, folder)
 
 
 def opened(browser, address, size):
@@ -62,6 +64,15 @@ def generate(page):
     page.get_by_text("pictures in").first.wait_for()
 
 
+def captions(browser, captioned, folder):
+    with served(*load_exhibits([captioned], CPU)) as address:
+        page = opened(browser, address, DESKTOP)
+        page.locator(".gallery-item:visible").first.click()
+        page.wait_for_function("document.querySelector('textarea').value")
+        generate(page)
+        shoot(page, folder / "demo-captions.png", whole=True)
+
+
 def complete(page, picture, label):
     page.get_by_role("tab", name="Complete").click()
     page.locator("#upload input[type=file]").set_input_files(picture)
@@ -78,5 +89,5 @@ def about(page):
 
 
 if __name__ == "__main__":
-    run, one, other, picture, label, folder = sys.argv[1:]
-    main(Path(run), Path(one), Path(other), Path(picture), label, Path(folder))
+    run, one, other, captioned, picture, label, folder = sys.argv[1:]
+    main(Path(run), Path(one), Path(other), Path(captioned), Path(picture), label, Path(folder))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from support.models import random_model
+from support.models import CAPTIONED, random_model
 from support.refusal import refused
 
 import pra
@@ -88,6 +88,10 @@ def test_models_side_by_side_have_their_own_names(trained, tmp_path):
     model.classes = ("cat", "dog")
     other = pra.save(model, tmp_path / "pets")
     refused(lambda: load_exhibits([trained, other], CPU), "run and pets", "cat, dog", code="mismatch")
+    pairs = [random_model(CAPTIONED, num_classes=count) for count in (1, 2)]
+    reader, pet_reader = (pra.save(one, tmp_path / f"reads{one.config.num_classes}") for one in pairs)
+    assert [shown.takes_class for shown in load_exhibits([reader, trained], CPU)] == [False, True]
+    refused(lambda: load_exhibits([trained, pet_reader], CPU), "different classes", code="mismatch")
     folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
     for folder in folders:
         pra.save(pra.load(trained), folder)

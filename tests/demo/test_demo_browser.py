@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from support.browser import chromium, find_browser, served
+from support.models import CAPTIONED, random_model
 
+import pra
 from pra.demo import handlers, page
 from pra.demo.exhibit import load_exhibits
 from pra.demo.upload import MOST_BYTES
@@ -152,6 +154,43 @@ def test_generate_stop_and_wait_in_the_queue(browser, address, pace):
     visitor.page.get_by_text("Samples over training").wait_for()
     visitor.page.get_by_alt_text("Training curves").wait_for()
     visitor.leaves()
+
+
+def test_captions_of_any_kind_break_nothing(browser, trained, tmp_path, pace):
+    """A model of captions beside one of classes. Examples fill the box, and names of downloads are safe."""
+    reader = random_model(CAPTIONED, num_classes=1)
+    reader.captions = ("a cat", "<b onclick='x'>dog</b>", "x" * 100)
+    pace.go()
+    with served(*load_exhibits([trained, pra.save(reader, tmp_path / "reader")], torch.device("cpu"))) as address:
+        visitor = Visitor(browser, address)
+        box = visitor.page.get_by_label("Caption").first
+        visitor.page.get_by_text("<b onclick='x'>dog</b>").first.click()
+        visitor.page.wait_for_function("[...document.querySelectorAll('textarea')].some((one) => one.value)")
+        assert box.input_value() == "<b onclick='x'>dog</b>"
+        for seed, caption, shown in (
+            ("1", "<script>throw 1</script>", "<script>throw 1<"),
+            ("2", "\N{PANDA FACE} \u05d7\u05ea\u05d5\u05dc", "\N{PANDA FACE} \u05d7\u05ea\u05d5\u05dc"),
+            ("3", "../../\x1b\u202e", r"../../\x1b\u202e"),
+            ("4", "x" * 10_000, "x" * 16),
+            ("5", "   ", "no caption"),
+        ):
+            visitor.seeds(seed)
+            box.fill(caption)
+            visitor.press("Generate")
+            visitor.page.get_by_text(f"{shown}, seed {seed}", exact=True).first.wait_for()
+            visitor.waits_for("20 pictures in")
+            if seed == "4":
+                visitor.waits_for("a caption has 10000 bytes in UTF-8, and this model reads the first 16")
+        visitor.open("Gallery")
+        visitor.page.locator(".gallery-tab .thumbnail-lg").nth(30).click()
+        with visitor.page.expect_download() as download:
+            visitor.page.get_by_label("Download").click()
+        assert download.value.suggested_filename == "image.png"
+        visitor.leaves()
+        phone = Visitor(browser, address, PHONE)
+        phone.page.get_by_text("x" * 60).first.wait_for()
+        assert phone.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        phone.leaves()
 
 
 def test_phone_completes_an_upload(browser, address, pace, tmp_path):

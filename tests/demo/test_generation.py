@@ -4,12 +4,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
-from support.models import LEARNED, random_jit, random_model
+from support.models import CAPTIONED, LEARNED, random_jit, random_model
 from support.refusal import refused
 
 import pra
 from pra.config import SamplingConfig, Solver
-from pra.demo.generation import EVERY_CLASS, LAST_SEED, MOST_PICTURES, OWN_STEPS, answer, class_number, sampling_of
+from pra.demo.generation import (
+    EVERY_CLASS,
+    LAST_SEED,
+    LONGEST_CAPTION,
+    MOST_PICTURES,
+    OWN_STEPS,
+    answer,
+    class_number,
+    sampling_of,
+)
 from pra.sampling import Engine
 
 
@@ -71,6 +80,56 @@ def test_each_model_takes_the_steps_it_has_learnt(exhibit, asked):
         *_, sheets = answer([exhibit(learnt), exhibit(distilled, "two")], asked(steps=steps, count=1))
         assert [sheet.error for sheet in sheets] == ["", ""]
         assert [sheet.note for sheet in sheets] == ["", note]
+
+
+def test_captions_are_drawn_as_the_sampler_draws_them(exhibit, asked):
+    model = random_model(CAPTIONED)
+    sampler = pra.Sampler(model, replace(model.sampling, guidance=1.5, steps=2))
+    for label, caption, labels, told in (
+        (5, " a  cat ", None, "a cat"),
+        (1, "a cat", [1] * 3, "1, a cat"),
+        (1, " ", [1] * 3, "1"),
+        (5, "", [5] * 3, "no class"),
+    ):
+        *_, (sheet,) = answer([exhibit(model)], asked(label=label, caption=caption))
+        expected = sampler.sample(labels, [5, 6, 7], [caption] * 3)
+        torch.testing.assert_close(sheet.pictures, expected)
+        assert (sheet.captions[0], sheet.note, sheet.error) == (f"{told}, seed 5", "", "")
+    keep = torch.rand(3, 2, 8) * 2 - 1
+    *_, (sheet,) = answer([exhibit(model)], asked(label=5, caption="a cat"), [keep])
+    kept = keep.expand(3, *keep.shape)
+    streamed = sampler.stream(seeds=[5, 6, 7], keep=kept, captions=["a cat"] * 3)
+    torch.testing.assert_close(sheet.pictures, [*streamed][-1])
+
+
+def test_any_caption_is_drawn_escaped_and_cut(exhibit, asked):
+    one = [exhibit(random_model(CAPTIONED, num_classes=1))]
+    cut = "a caption has 10000 bytes in UTF-8, and this model reads the first 16"
+    for caption, told, note in (
+        ("x" * LONGEST_CAPTION, "x" * 16, cut),
+        ("\N{PANDA FACE} on a walk", "\N{PANDA FACE} on a walk", ""),
+        ("\u05d7\u05ea\u05d5\u05dc", "\u05d7\u05ea\u05d5\u05dc", ""),
+        ("\u202e<b>\x00\x1b[1m\n\udce9", r"\u202e<b>\x00\x1b[1m ?", ""),
+        (" \t\n", "no caption", ""),
+    ):
+        *_, (sheet,) = answer(one, asked(label=0, caption=caption, count=1))
+        assert (sheet.captions, sheet.note, sheet.error) == ((f"{told}, seed 5",), note, "")
+        assert sheet.finished
+    wide = replace(CAPTIONED.text, max_length=4000)
+    *_, (sheet,) = answer([exhibit(random_model(CAPTIONED, text=wide))], asked(label=5, caption="y" * 4000, count=1))
+    assert sheet.captions == (f"{'y' * 200} ..., seed 5",)
+    longer = "x" * (LONGEST_CAPTION + 1)
+    refused(lambda: asked(caption=longer), "10,001", "at most 10,000", code="too-large", name="caption")
+
+
+def test_class_and_caption_models_answer_together(exhibit, asked):
+    both = [exhibit(), exhibit(random_model(CAPTIONED, num_classes=1), "reader")]
+    *_, (classes, reader) = answer(both, asked(label=EVERY_CLASS, caption="a cat", count=2))
+    assert classes.captions == ("0, seed 5", "1, seed 6")
+    assert reader.captions == ("a cat, seed 5", "a cat, seed 6")
+    assert (classes.note, reader.note) == ("this model reads no captions", "")
+    assert classes.finished
+    assert reader.finished
 
 
 def test_visitors_share_engines_and_not_pictures(exhibit, asked, monkeypatch):

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from support.models import random_jit, random_model
+from support.models import CAPTIONED, random_jit, random_model
 from support.processes import free_port
 from support.refusal import refused
 
@@ -148,6 +148,39 @@ def test_page_limits_the_model_s_own_settings(exhibit, monkeypatch):
     assert (one["allow_custom_value"], one["info"].partition(";")[0]) == (True, "The first 3 of 5")
     monkeypatch.setitem(sys.modules, "gradio", None)
     refused(page.gradio, install_command("demo"), code="not-installed")
+
+
+def test_box_for_captions_is_of_models_that_read_them(exhibit):
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'pra-pixels[demo]'")
+    reader = random_model(CAPTIONED)
+    reader.captions = ("<script>run()</script>", "\u202e" + "x" * 100)
+
+    def parts(*shown):
+        props = [component["props"] for component in page.build_page(shown).config["components"]]
+        boxes = [one for one in props if one.get("label") == "Caption"]
+        return boxes, next(one["value"] for one in props if one.get("label") == "Class"), props
+
+    boxes, label, props = parts(exhibit(reader))
+    assert [(box["max_length"], box.get("info")) for box in boxes] == [(10_000, None)] * 2
+    assert label == reader.condition.null
+    examples = [one for one in props if "samples" in one]
+    assert [one["samples"] for one in examples] == [[[text] for text in reader.captions]] * 2
+    assert examples[0]["sample_labels"] == ["<script>run()</script>", r"\u202e" + "x" * 54 + " ..."]
+    assert parts(exhibit())[0] == []
+    boxes, label, _ = parts(exhibit(), exhibit(random_model(CAPTIONED, num_classes=1), "reader"))
+    assert (boxes[0]["info"], label) == ("Read by reader", -1)
+
+
+def test_caption_on_stage_and_in_the_gallery_is_text(exhibit):
+    one = Handlers([exhibit(random_model(CAPTIONED, num_classes=1))])
+    asked = [], Turn(), 0, None, None, 0, 0, 1, 2.0, 1
+    *_, (stage, _, kept) = one.make(*asked, "<img src=x>" + "!" * 99)
+    assert "<img src=x>" not in stage
+    assert "&lt;img src=x&gt;!!!!!, seed 0" in stage
+    assert "a caption has 110 bytes in UTF-8, and this model reads the first 16" in stage
+    assert kept[0][1] == "<img src=x>!!!!!, seed 0, guidance 2"
+    ((_, status, _),) = one.make(*asked, "x" * 10_001)
+    assert "the caption has 10,001 letters. Give at most 10,000" in status
 
 
 # --- the command --------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_sample_command_draws_captions(run, call):
     with np.load("b.npz") as arrays:
         assert arrays["captions"].tolist() == ["a two", "the digit 3", "a two", "the digit 3", "a two"]
         assert arrays["arr_1"].tolist() == [0] * 5
-    assert "captions are of the training images" in call("sample", run, "--seeds", "0").out
+    assert "captions are examples that the model carries" in call("sample", run, "--seeds", "0").out
     assert call("complete", run, "d/0000-a-one-seed000000.png", "--rows", "1", "--caption", "a one").code == 0
 
 

@@ -32,11 +32,11 @@ def demo_command(
 ) -> None:
     """Show a model in the browser: generate, complete your own pictures, see how it was trained.
 
-    Two runs are shown side by side, with the same classes and seeds. Nothing leaves this machine, and no other one
-    reaches the page unless --host says so. Ctrl-C ends it.
+    Two runs are shown side by side, with the same captions, classes and seeds. Nothing leaves this machine, and no
+    other one reaches the page unless --host says so. Ctrl-C ends it.
 
     Args:
-        other: Another of the same classes, to compare with.
+        other: Another to compare with: of the same classes, or one that reads captions and has one class.
         host: Address to listen at; 0.0.0.0 opens the page to the whole network.
         port: Port to listen at.
     """

@@ -63,7 +63,7 @@ def sample_command(
             without --num shows 20 at most. Where classes are named by numbers, 2 is the one of that name and 2-2 the
             one of that number.
         caption: A text to draw, for models that read captions; may be repeated. With --labels, which are one for all
-            captions or one each, both count. By default captions that the model has learned from.
+            captions or one each, both count. By default the examples that the model carries.
         captions: A text file (UTF-8), a caption a line.
         seeds: Seeds, such as 0-15 or 1,2,3; by default 0-7. A seed means the same image in every batch.
         num: So many images in all, with seeds 0, 1 and so on; the labels (or captions) take turns.
@@ -133,7 +133,7 @@ def _wanted_texts(model: models.Model, labels: str | None, captions: list[str] |
     if captions is not None:
         texts = model.condition.texts(captions)
     elif labels is None:
-        texts, note = list(model.captions), "captions are of the training images: --caption TEXT draws others"
+        texts, note = list(model.captions), "captions are examples that the model carries: --caption TEXT draws others"
         if not texts:
             raise PraError("this model carries no examples of captions. Give --caption TEXT", code="missing")
     if labels is not None:

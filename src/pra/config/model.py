@@ -128,6 +128,11 @@ class TextConfig(Settings):
     transformer: TransformerConfig
     frozen: FrozenConfig | None = None
 
+    @property
+    def unit(self) -> str:
+        """What ``max_length`` counts."""
+        return "tokens" if self.frozen else "bytes in UTF-8"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(Settings):

@@ -49,6 +49,16 @@ class Exhibit:
         return Samplers(self.model)
 
     @property
+    def takes_class(self) -> bool:
+        """Whether a class is chosen for it: a model that reads captions may have one class alone."""
+        return len(self.model.classes) > 1 or not self.reads_captions
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether it draws what a text says."""
+        return self.model.config.text is not None
+
+    @property
     def data(self) -> DataConfig:
         """How a picture is brought to the model's size: as in training, and enlarged where it is too small."""
         fit = self.config.data.fit if self.config else Fit.CENTER_CROP
@@ -75,7 +85,8 @@ def load_exhibits(
     """Load one or two models: runs, checkpoints, saved models or ``hub:user/model``; ``None`` is what pra ships.
 
     Raises:
-        PraError: as :func:`pra.load`, or two models whose classes differ: a choice must mean the same for both.
+        PraError: as :func:`pra.load`, or two models whose classes differ: a choice must mean the same for both. A model
+            that reads captions and has one class goes with any other.
     """
     names = [_short(place) for place in places]
     if len(set(names)) < len(names):
@@ -86,12 +97,17 @@ def load_exhibits(
         run = weights.run_of(folder)
         model = weights.load(folder, average, device)
         exhibits.append(Exhibit(one_line(name), folder, run, read_run(run) if run else None, model))
-    classes = [exhibit.model.classes for exhibit in exhibits]
-    if classes[0] != classes[-1]:
+    classes = [exhibit.model.classes for exhibit in exhibits if exhibit.takes_class]
+    if classes and classes[0] != classes[-1]:
         shown = "; ".join(f"{len(found)}: {', '.join(found[:3])} ..." for found in classes)
         problem = f"{' and '.join(names)} have different classes ({shown})"
         raise PraError(f"{problem}. Show runs on the same data side by side, or one at a time", code="mismatch")
     return tuple(exhibits)
+
+
+def chooser(exhibits: Sequence[Exhibit]) -> Exhibit:
+    """Return the exhibit whose classes a visitor chooses from."""
+    return next((exhibit for exhibit in exhibits if exhibit.takes_class), exhibits[0])
 
 
 def _short(place: Path | None) -> str:

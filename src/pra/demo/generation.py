@@ -21,8 +21,10 @@ MOST_PICTURES = 16
 MOST_STEPS = 100
 MOST_GUIDANCE = 10.0
 LAST_SEED = 10**9
-LONGEST_NAME = 200
-"""Letters of a class that a visitor types."""
+LONGEST_NAME, LONGEST_CAPTION = 200, 10_000
+"""Letters of a class, and of a caption, that a visitor types."""
+SHOWN = 200
+"""Letters of a caption that stand below a picture."""
 EVERY_CLASS = -1
 """A label: each class in turn."""
 OWN_STEPS = 0
@@ -34,7 +36,7 @@ class Request:
     """Pictures that a visitor asks for. Refuses values out of range, and empty fields (``None``).
 
     ``label`` may be the model's null class or :data:`EVERY_CLASS`; ``seed`` is that of the first picture, and the next
-    ones follow; ``steps`` may be :data:`OWN_STEPS`.
+    ones follow; ``steps`` may be :data:`OWN_STEPS`. Models that read captions draw ``caption``, if it is not blank.
     """
 
     label: int
@@ -42,6 +44,7 @@ class Request:
     count: int
     guidance: float
     steps: int
+    caption: str = ""
 
     def __post_init__(self) -> None:
         if self.label is None:
@@ -50,6 +53,9 @@ class Request:
         _check("number of pictures", self.count, 1, MOST_PICTURES)
         _check("guidance", self.guidance, 0, MOST_GUIDANCE, whole=False)
         _check("number of steps", self.steps, OWN_STEPS, MOST_STEPS)
+        if (length := len(self.caption)) > LONGEST_CAPTION:
+            problem = f"the caption has {length:,} letters. Give at most {LONGEST_CAPTION:,}"
+            raise PraError(problem, code="too-large", name="caption", value=length)
 
 
 @dataclass(frozen=True)
@@ -111,28 +117,53 @@ def sampling_of(model: Model, request: Request) -> SamplingConfig:
 def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator[Sheet]:
     """Yield the sheets of one model, the first before anything is made. An error stands on the last."""
     model, config = exhibit.model, exhibit.model.config
-    places = range(int(request.count))
-    labels = [place % config.num_classes if request.label == EVERY_CLASS else int(request.label) for place in places]
-    seeds = [int(request.seed) + place for place in places]
-    names = (*model.classes, "no class")
-    captions = tuple(f"{one_line(names[label])}, seed {seed}" for label, seed in zip(labels, seeds, strict=True))
+    labels, text = _labels(exhibit, request), model.condition.kept(request.caption)
+    seeds = [int(request.seed) + place for place in range(int(request.count))]
+    chosen: Sequence[int | None] = labels or [None] * len(seeds)
+    told = [_in_words(exhibit, label, text) for label in chosen]
+    captions = tuple(f"{what}, seed {seed}" for what, seed in zip(told, seeds, strict=True))
     start = torch.zeros(config.channels, 0, config.image_size[1]) if keep is None else keep
-    pictures = start.expand(len(labels), *start.shape)
+    pictures = start.expand(len(seeds), *start.shape)
     sheet = Sheet(exhibit.name, pictures, config.image_size[0], start.shape[1], captions)
     yield sheet
     try:
-        settings = sampling_of(model, request)
+        settings, notes = sampling_of(model, request), [_about_caption(exhibit, request.caption)]
         if request.steps not in (OWN_STEPS, settings.steps):
             instead = f"{settings.steps} steps in place of {request.steps:g}"
-            sheet = replace(sheet, note=f"{instead}: this model takes {', '.join(map(str, SHORTCUT_STEPS))}")
-        stream = exhibit.samplers.of(settings).stream(labels, seeds, None if keep is None else pictures)
+            notes.append(f"{instead}: this model takes {', '.join(map(str, SHORTCUT_STEPS))}")
+        sheet = replace(sheet, note="; ".join(filter(None, notes)))
+        texts = [text] * len(seeds) if exhibit.reads_captions else None
+        stream = exhibit.samplers.of(settings).stream(labels, seeds, None if keep is None else pictures, texts)
         for pictures in stream:
             sheet = replace(sheet, pictures=pictures.cpu())
             yield sheet
     except PraError as error:
         yield replace(sheet, error=str(error))
     except torch.OutOfMemoryError:
-        yield replace(sheet, error=f"no memory for {len(labels)} pictures at once on this device; ask for fewer")
+        yield replace(sheet, error=f"no memory for {len(seeds)} pictures at once on this device; ask for fewer")
+
+
+def _labels(exhibit: Exhibit, request: Request) -> list[int] | None:
+    """Return a class per picture, or None for a model without a choice of classes."""
+    if not exhibit.takes_class:
+        return None
+    each, places = exhibit.model.config.num_classes, range(int(request.count))
+    return [place % each if request.label == EVERY_CLASS else int(request.label) for place in places]
+
+
+def _in_words(exhibit: Exhibit, label: int | None, text: str) -> str:
+    """Return what a picture shows, for a person: the class, the text, or both."""
+    shown, names = one_line(text, SHOWN), (*exhibit.model.classes, "no class")
+    if label is None or (shown and label == exhibit.model.condition.null):
+        return shown or "no caption"
+    return f"{one_line(names[label])}, {shown}" if shown else one_line(names[label])
+
+
+def _about_caption(exhibit: Exhibit, caption: str) -> str:
+    """Say what a model leaves out of a visitor's caption, or nothing."""
+    if caption.strip() and not exhibit.reads_captions:
+        return "this model reads no captions"
+    return exhibit.model.condition.unread([caption])
 
 
 def _check(what: str, value: float | None, low: int, high: float, whole: bool = True) -> None:

@@ -15,7 +15,7 @@ from jinja2 import StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from pra.demo.exhibit import Exhibit, describe
+from pra.demo.exhibit import Exhibit, chooser, describe
 from pra.demo.generation import Request, Sheet, answer, class_number
 from pra.demo.upload import fit_upload
 from pra.errors import PraError
@@ -68,7 +68,7 @@ class Handlers:
         begin = time.monotonic()
         sheets: tuple[Sheet, ...] = ()
         try:
-            request = Request(class_number(label, self.exhibits[0].model), *asked)
+            request = Request(class_number(label, chooser(self.exhibits).model), *asked)
             uploaded = [] if rows is None else self._uploaded(path, rows)
             keep = [sheet.pictures[0, :, : sheet.kept] for sheet in uploaded]
             for sheets in answer(self.exhibits, request, keep or None):

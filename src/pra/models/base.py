@@ -33,7 +33,7 @@ class ImageModel(nn.Module):
         # Travels with the weights as their author's recommendation; the model does not read it.
         self.sampling = SamplingConfig()
         self.classes = tuple(str(label) for label in range(config.num_classes))
-        self.captions: tuple[str, ...] = ()  # examples of those that it has learned from, if it reads any
+        self.captions: tuple[str, ...] = ()  # examples of captions, if it reads them
 
     @property
     def can_complete(self) -> bool:

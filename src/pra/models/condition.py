@@ -78,6 +78,10 @@ class ClassCondition(nn.Module):
         """Return as much of a text as is read: nothing."""
         return ""
 
+    def unread(self, texts: Sequence[str]) -> str:
+        """Say in words what the model leaves out of the longest of some texts: nothing is said here."""
+        return ""
+
     def texts(self, captions: Texts) -> list[str]:
         """Return captions as the model reads them: this condition refuses them."""
         raise PraError("this model draws classes and reads no captions. Give labels", code="unsupported")

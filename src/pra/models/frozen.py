@@ -126,7 +126,6 @@ class FrozenTextCondition(TextCondition):
     A batch of conditions is int64 ``(B, 1 + L)``: the class, the tokens of the encoder's tokenizer, and -1 behind them.
     """
 
-    unit = "tokens"
     row: TokenRow
 
     def __init__(self, num_classes: int, count: int, width: int, text: TextConfig, frozen: FrozenConfig) -> None:

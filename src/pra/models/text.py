@@ -58,11 +58,10 @@ class TextCondition(ClassCondition):
 
     row: Row
     letters: nn.Module
-    unit = "bytes in UTF-8"
 
     def __init__(self, num_classes: int, count: int, width: int, text: TextConfig) -> None:
         super().__init__(num_classes, count, width)
-        inner, self.length = text.transformer.width, text.max_length
+        inner, self.length, self.unit = text.transformer.width, text.max_length, text.unit
         self.row = ByteRow(text.max_length)
         self.letters = nn.Embedding(BYTES, inner)
         self.place = nn.Parameter(torch.empty(text.max_length, inner))
@@ -98,6 +97,12 @@ class TextCondition(ClassCondition):
     def kept(self, text: str) -> str:
         """Return as much of a text as is read."""
         return cut(text, self.length)
+
+    def unread(self, texts: Sequence[str]) -> str:
+        """Say in words that the longest of some texts is cut, or nothing."""
+        longest = max(map(self.size, texts), default=0)
+        cut_off = f"a caption has {longest} {self.unit}, and this model reads the first {self.length}"
+        return cut_off if longest > self.length else ""
 
     def rows(self, labels: Tensor) -> Tensor:
         """Return conditions ``(B, 1 + L)`` of labels ``(B,)``, without text; others as they are."""
@@ -157,9 +162,7 @@ class TextCondition(ClassCondition):
         for text in texts:
             if not isinstance(text, str):
                 raise PraError(f"captions must be texts, got {text!r:.80}. Give strings", value=f"{text!r:.80}")
-        longest = max(map(self.size, texts), default=0)
-        if longest > self.length:
-            problem = f"a caption has {longest} {self.unit}, and this model reads the first {self.length}"
+        if problem := self.unread(texts):
             warnings.warn(f"{problem}. Give a shorter one", stacklevel=2)
         return [self.kept(text) for text in texts]
 

@@ -370,7 +370,7 @@ def model_in_words(model: AnyModelConfig, sampling: SamplingConfig) -> dict[str,
     if model.text is not None:
         text = model.text
         words["Captions"] = (
-            f"the first {text.max_length} bytes (UTF-8), as {text.tokens} tokens; the reader has "
+            f"the first {text.max_length} {text.unit}, as {text.tokens} prefix tokens; the reader has "
             f"{text.transformer.depth} blocks of width {text.transformer.width}"
         )
     return words | {"Sampling": _sampling(sampling, model.unit)}
