@@ -162,14 +162,14 @@ def read_captions(given: Sequence[str], file: Path | None = None) -> list[str] |
     if file is None:
         return list(given) or None
     try:
-        lines = read_regular(file.expanduser(), MOST_TEXT).decode("utf-8-sig").splitlines()
+        lines = read_regular(file.expanduser(), MOST_TEXT).decode("utf-8-sig").split("\n")
     except OSError as error:
         problem = f"--captions {file}: {error.strerror}. Give a text file, a caption a line"
         raise PraError(problem, code="unreadable", path=file) from None
     except UnicodeDecodeError as error:
         problem = f"--captions {file}: byte {error.start} is not UTF-8. Save it as UTF-8"
         raise PraError(problem, code="unreadable", path=file) from None
-    found = [*given, *(line for line in lines if line.strip())]
+    found = [*given, *(line.strip() for line in lines if line.strip())]
     if not found:
         raise PraError(f"--captions {file} is empty. Write a caption a line", code="missing", path=file)
     return found

@@ -115,12 +115,13 @@ class Subject:
         order = noise.permutation(noise.fold(noise.keys(0, torch.tensor(0)), Purpose.SHUFFLE), self.count)
         labels, captions = labels_like(source, self.count), None
         known = {"labels": f"as frequent as in {source.name}, shuffled"}
-        if self.sampled("captions").model.config.text is not None:
+        model = self.sampled("captions").model
+        if model.config.text is not None:
             known["captions"] = f"of images of {source.name}"
             check_captions(source, self.settings.data.on_caption)
             told, given = captions_like(source, self.count, self.settings.data.on_caption)
             labels = torch.tensor(told)
-            captions = self.sampled("captions").model.condition.texts([given[place] for place in order.tolist()])
+            captions = model.condition.texts([given[place] for place in order.tolist()])
         requests = listed(labels[order].tolist(), known["labels"], captions)
         return replace(self, provenance=self.provenance | known, requests=requests)
 
