@@ -169,9 +169,9 @@ def test_image_without_caption_ends_the_run_or_is_passed_over(tmp_path, monkeypa
     refused(lambda: train(tiny(*SETTINGS), tmp_path / "run"), "no caption", "data.on_caption=skip", code="unreadable")
     found = train(tiny(*SETTINGS, "data.on_caption=skip"), tmp_path / "run")
     assert found.skipped > 3
-    labels, texts = captions_like(source := open_source("spoken:ten"), 40, OnCorrupt.SKIP)
+    places, texts = captions_like(source := open_source("spoken:ten"), 40, OnCorrupt.SKIP)
     assert [text.split()[-1] for text in texts] == [
-        WORDS[label] if text[0] == "a" else str(label) for label, text in zip(labels, texts, strict=True)
+        WORDS[label] if text[0] == "a" else str(label) for label, text in zip(source.labels[places], texts, strict=True)
     ]
     refused(lambda: captions_like(source, 40, OnCorrupt.ERROR), "no caption", code="unreadable")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from pra.commands.options import Average, Device, File, Flag, Integer, Settings, Text, choices
+from pra.commands.options import Average, Device, File, Flag, Integer, Settings, Text, choices, read_captions
 from pra.config import Precision
 from pra.config.checks import member
+from pra.errors import PraError
 from pra.evaluation import judging
+from pra.evaluation.alignment import CLIP, FITTED, align, asked_by_lines, asked_by_source, open_aligner
 from pra.evaluation.evaluate import Report, warn_of_few
 from pra.evaluation.features import EXTRACTORS
 from pra.evaluation.judging import LABELS, Judge, Subject, Work
@@ -52,6 +55,7 @@ class Judging:
 
 JudgingOptions = Annotated[Judging, arg(name="")]
 DEFAULT = Judging()
+Alignment = Annotated[tuple[str, ...] | None, arg(metavar=f"[{CLIP}]", help_behavior_hint="")]
 
 
 def evaluate_command(
@@ -63,6 +67,8 @@ def evaluate_command(
     patch_size: Integer = None,
     export_npz: File = None,
     export_statistics: File = None,
+    alignment: Alignment = None,
+    captions: File = None,
     out: File = None,
     how: JudgingOptions = DEFAULT,
 ) -> None:
@@ -79,15 +85,23 @@ def evaluate_command(
         patch_size: At the borders of which patches to look for seams; by default the model's.
         export_npz: Also write the images as the batch that ADM's evaluator reads.
         export_statistics: Also write the reference's statistics, to be given as --reference next time.
+        alignment: Instead judge how well images show their captions, those of --reference or --captions, by a network
+            fitted on the run's data once, or by --alignment clip; --weights is its file.
+        captions: With --alignment, a text file (UTF-8) of captions to draw, one a line.
         out: Write figures and provenance as JSON.
     """
     begin = datetime.now(UTC)
     judging.check_at_least(2, patch_size=patch_size)
+    given = {"--reconstruction": reconstruction, "--patch-size": patch_size, "--export-npz": export_npz}
+    _check_alignment(alignment, captions, how, given | {"--export-statistics": export_statistics})
     asked = {"report": out, "images": export_npz, "statistics": export_statistics}
     files = {name: path.expanduser() for name, path in asked.items() if path}
     with join() as world:
         check_outputs(**files)
         subject, work = how.opened(target, num, world, average)
+        if alignment is not None:
+            _align(alignment, captions, num, how, subject, work, begin, files)
+            return
         truth, subject = judging.open_truth(how.reference, how.labels, subject, work)
         subject = replace(subject, patch_size=patch_size or subject.patch_size)
         originals = judging.open_originals(truth, subject, work) if reconstruction else None
@@ -97,28 +111,82 @@ def evaluate_command(
             if originals:
                 report = judge.with_reconstruction(report, subject, originals)
             if world.is_first:
-                _finish(report, begin, subject, judge, places, files)
-                for what, path in files.items():
-                    print(f"  {what}: {path}")
-                if not out:
-                    print("the figures are not kept: --out FILE.json writes them, and where they come from")
+                features = f"{judge.extractor.name} {judge.extractor.fingerprint[:12]}"
+                line = f"against {judge.reference.name}, features {features}"
+                _finish(report, begin, subject, line, places, files, judge)
+
+
+def _check_alignment(
+    alignment: tuple[str, ...] | None, captions: Path | None, how: Judging, others: Mapping[str, object]
+) -> None:
+    """Refuse options that --alignment does not know; ``others`` are those of other figures, as given."""
+    if alignment is None and captions is None:
+        return
+    if alignment is None:
+        raise PraError("--captions is of --alignment. Give both", "conflict", option="--captions")
+    if len(alignment) > 1 or (alignment and alignment[0] != CLIP):
+        problem = f"--alignment {' '.join(alignment)} is unknown. Write RUN first, and --alignment or --alignment clip"
+        raise PraError(problem, "unknown", value=" ".join(alignment))
+    own = {"--captions": captions and how.reference, "--features": how.features != DEFAULT.features}
+    given = {**others, **own, "--labels": how.labels != DEFAULT.labels}
+    for option in (option for option, value in given.items() if value):
+        other = "--reference" if option == "--captions" else "--alignment"
+        raise PraError(f"{option} does not go with {other}. Leave one out", "conflict", option=option)
+
+
+def _align(
+    alignment: tuple[str, ...],
+    captions: Path | None,
+    num: int | None,
+    how: Judging,
+    subject: Subject,
+    work: Work,
+    begin: datetime,
+    files: dict[str, Path],
+) -> None:
+    """Judge how well a run's images show their captions."""
+    if captions is None:
+        source = work.open_source(judging.reference_of(how.reference, subject))
+        subject = asked_by_source(subject, source, num)
+    else:
+        source, subject = None, asked_by_lines(subject, read_captions((), captions) or [], num)
+    with staged(files, work.world) as places:
+        aligner = open_aligner(alignment[0] if alignment else FITTED, how.weights, subject, work)
+        report = align(subject, source, aligner, work)
+        if work.world.is_first:
+            asked = f"captions of {source.name if source else captions}"
+            line = f"asked for {asked}, features {aligner.name} {aligner.fingerprint[:12]}"
+            _finish(report, begin, subject, line, places, files)
 
 
 def _finish(
-    report: Report, begin: datetime, subject: Subject, judge: Judge, places: dict[str, Path], files: dict[str, Path]
+    report: Report,
+    begin: datetime,
+    subject: Subject,
+    line: str,
+    places: dict[str, Path],
+    files: dict[str, Path],
+    judge: Judge | None = None,
 ) -> None:
-    """Write the files and print the figures, each even if the other fails: the disk is full, or stdout is closed."""
+    """Write the files and print the figures, each even if the other fails: the disk is full, or stdout is closed.
+
+    ``line`` ends the line below the figures. With a ``judge``, the figures are of distributions.
+    """
     seconds = round((datetime.now(UTC) - begin).total_seconds(), 1)
     when = {"date": begin.isoformat(timespec="seconds"), "seconds": seconds}
     report = replace(report, provenance=report.provenance | when)
     try:
         if "report" in places:
             report.save(places["report"])
-        if "statistics" in places:
+        if judge and "statistics" in places:
             judge.reference.save(places["statistics"])
         publish(places, files)
     finally:
         print(report.table())
-        features = f"{judge.extractor.name} {judge.extractor.fingerprint[:12]}"
-        print(f"{subject.count} images of {subject.target} against {judge.reference.name}, features {features}")
-        warn_of_few(subject.count)
+        print(f"{subject.count} images of {subject.target} {line}")
+        if judge:
+            warn_of_few(subject.count)
+    for what, path in files.items():
+        print(f"  {what}: {path}")
+    if "report" not in files:
+        print("the figures are not kept: --out FILE.json writes them, and where they come from")

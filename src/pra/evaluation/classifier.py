@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,7 @@ class Classifier:
         self.path = path
         self.fingerprint = file_sha256(path)
         self.device = device
-        try:
-            with safe_open(path, framework="pt") as file:
-                recorded = parse_json(file.metadata()["pra"].encode(), path, finite=True)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dictionary
+        with read_fitted(path, "a classifier") as (recorded, tensors):
             self.size: tuple[int, int] = tuple(recorded["size"])
             self.channels = int(recorded["channels"])
             self.classes: tuple[str, ...] | None = tuple(recorded["classes"])
@@ -112,22 +110,44 @@ class Classifier:
             with torch.device("meta"):  # random weights would cost time and change the random state
                 self._network = Network(self.size, self.channels, len(self.classes))
             self._network.load_state_dict(tensors, assign=True)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            problem = f"{path} is not a classifier of pra ({reason_of(error)})"
-            raise PraError(f"{problem}. Remove it, or give another --weights", "unreadable", path=path) from None
         self._network.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
         """See :meth:`pra.evaluation.features.FeatureExtractor.__call__`; images of the size it was fitted on."""
-        here, there = shape_text(tuple(images.shape[1:])), shape_text((self.channels, *self.size))
-        if here != there:
-            problem = f"images of {here} (CxHxW): the classifier was fitted on {there}"
-            fix = "Give a reference of their size and channels"
-            raise PraError(f"{problem}. {fix}", "mismatch", images=here, fitted=there)
+        check_shape(images, (self.channels, *self.size), "classifier")
         with torch.autocast(self.device.type, enabled=False):
             parts = [self._network(from_uint8(block.to(self.device))) for block in torch.split(images, BLOCK)]
         return Features(torch.cat([pool for pool, _ in parts]), None, torch.cat([logits for _, logits in parts]))
+
+
+@contextmanager
+def read_fitted(path: Path, what: str) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Yield what :func:`write_fitted` recorded and the tensors; refuse a file that the block cannot use as ``what``."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            recorded = parse_json(file.metadata()["pra"].encode(), path, finite=True)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dictionary
+        yield recorded, tensors
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        problem = f"{path} is not {what} of pra ({reason_of(error)})"
+        raise PraError(f"{problem}. Remove it, or give another --weights", "unreadable", path=path) from None
+
+
+def write_fitted(path: Path, network: nn.Module, recorded: dict[str, Any]) -> None:
+    """Write a fitted network as safetensors, with ``recorded`` as JSON in its header."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    data = save(tensors, metadata={"pra": json.dumps(recorded)})
+    write_atomically(path, lambda file: file.write(data))
+
+
+def check_shape(images: Tensor, shape: tuple[int, ...], what: str) -> None:
+    """Refuse images ``(B, C, H, W)`` of another shape ``(C, H, W)`` than the network ``what`` was fitted on."""
+    here, there = shape_text(tuple(images.shape[1:])), shape_text(shape)
+    if here != there:
+        problem = f"images of {here} (CxHxW): the {what} was fitted on {there}"
+        fix = "Give a reference, or --weights, of their size and channels"
+        raise PraError(f"{problem}. {fix}", "mismatch", images=here, fitted=there)
 
 
 def cache_folder() -> Path:
@@ -171,7 +191,7 @@ def fit_classifier(
         if wrong:
             text = f"--features classifier cannot be fitted on {source.name}: {problem}. Use --features inception"
             raise PraError(text, "unsupported", source=source.name)
-    images, labels = _load(source, size, channels, config, progress)
+    images, labels = load_all(source, size, channels, config, progress)
     recipe = dataclasses.asdict(RECIPE)
     digest = hashlib.sha256(json.dumps([recipe, list(images.shape), list(source.classes)]).encode())
     digest.update(labels.numpy().tobytes())
@@ -192,13 +212,11 @@ def fit_classifier(
             "recipe": recipe,
             "source": source.name,
         }
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-        data = save(tensors, metadata={"pra": json.dumps(recorded)})
-        write_atomically(path, lambda file: file.write(data))
+        write_fitted(path, network, recorded)
     return Classifier(path, device)
 
 
-def _load(
+def load_all(
     source: Source, size: tuple[int, int], channels: int, config: DataConfig, progress: bool
 ) -> tuple[Tensor, Tensor]:
     """Return all images, uint8 ``(N, C, H, W)``, and labels ``(N,)``."""
@@ -217,22 +235,39 @@ def _load(
 
 def _fit(images: Tensor, labels: Tensor, fitted: Tensor, classes: int, device: torch.device, progress: bool) -> Network:
     """Fit to the images at the places ``fitted``: a function of its arguments and of ``RECIPE`` on one machine."""
-    steps = min(RECIPE.epochs * len(images) // RECIPE.batch + 1, RECIPE.most_steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RECIPE.seed)
         network = Network((images.shape[2], images.shape[3]), images.shape[1], classes).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RECIPE.lr, weight_decay=RECIPE.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=RECIPE.lr, total_steps=steps)
-    generator = torch.Generator().manual_seed(RECIPE.seed)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        chosen = fitted[torch.randint(len(fitted), (RECIPE.batch,), generator=generator)]
+        _, logits = network(from_uint8(images[chosen].to(device)))
+        return F.cross_entropy(logits, labels[chosen].to(device), label_smoothing=RECIPE.smoothing)
+
+    optimise(network, loss, RECIPE, len(images), device, "fit classifier", progress)
+    return network.eval()
+
+
+def optimise(
+    network: nn.Module,
+    loss: Callable[[torch.Generator], Tensor],
+    recipe: Recipe,
+    count: int,
+    device: torch.device,
+    what: str,
+    progress: bool,
+) -> None:
+    """Minimise ``loss`` by AdamW, as the recipe says for a set of ``count`` images; ``what`` is the bar's name."""
+    steps = min(recipe.epochs * count // recipe.batch + 1, recipe.most_steps)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps)
+    generator = torch.Generator().manual_seed(recipe.seed)
     flags: Any = torch.backends.cudnn.flags(enabled=device.type == "cuda", benchmark=False, deterministic=True)
-    with flags, Progress(total=steps, desc="fit classifier", unit="step", disable=not progress) as bar:
+    with flags, Progress(total=steps, desc=what, unit="step", disable=not progress) as bar:
         for _ in range(steps):
-            chosen = fitted[torch.randint(len(fitted), (RECIPE.batch,), generator=generator)]
-            _, logits = network(from_uint8(images[chosen].to(device)))
-            loss = F.cross_entropy(logits, labels[chosen].to(device), label_smoothing=RECIPE.smoothing)
+            value = loss(generator)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             bar.update()
-    return network.eval()

@@ -194,7 +194,10 @@ def _sampled(column: Column) -> dict[str, str] | None:
 # --- figures ------------------------------------------------------------------------------------------------
 
 LOWER = ("fid", "sfid", "kid", "reconstruction_fid")
-HIGHER = ("precision", "recall", "accuracy", "inception_score", "psnr", "ssim")
+HIGHER = (
+    "precision", "recall", "accuracy", "inception_score", "psnr", "ssim",
+    "retrieval_r1", "retrieval_r10", "style_obeyed", "clip_score",
+)  # fmt: skip
 """Figures that are good when low and when high (docs/evaluation.md); the others do not measure quality."""
 
 

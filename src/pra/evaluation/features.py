@@ -148,8 +148,8 @@ def inception(weights: Path | None, device: torch.device) -> Published:
     Raises:
         PraError: the extra is not installed, or the weights cannot be had or read.
     """
-    port = _imported(
-        "torch_fidelity.feature_extractor_inceptionv3", "inception", "torch-fidelity and torchvision", "eval"
+    port = imported(
+        "torch_fidelity.feature_extractor_inceptionv3", "--features inception", "torch-fidelity and torchvision", "eval"
     )
     url = port.URL_INCEPTION_V3
     path = weights or download(url, Path(url).stem.rsplit("-", 1)[1], "inception")
@@ -203,7 +203,7 @@ def dinov2(weights: Path | None, device: torch.device, architecture: Mapping[str
     ``weights`` is Meta's ``dinov2_vitl14_pretrain.pth``; None downloads that into torch's cache once. ``architecture``
     is smaller in tests. Refuse weights that cannot be had or read; needs the extra.
     """
-    timm = _imported("timm.models.vision_transformer", "dinov2", "timm and torchvision", "dinov2")
+    timm = imported("timm.models.vision_transformer", "--features dinov2", "timm and torchvision", "dinov2")
     path = weights or download(DINOV2_URL, DINOV2_SHA256, "dinov2")
     with weights_of(path, "DINOv2's ViT-L/14"):
         tensors = torch.load(path, map_location="cpu", weights_only=True)
@@ -231,12 +231,12 @@ def _positions(table: Tensor) -> Tensor:
     return torch.cat([table[:, :1].float(), grid.flatten(2).mT], dim=1)
 
 
-def _imported(module: str, features: str, packages: str, extra: str) -> Any:
-    """Import the module of a network from an optional package."""
+def imported(module: str, option: str, packages: str, extra: str) -> Any:
+    """Import the module of a network from an optional package; ``option`` needs it. Refuse where it is missing."""
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError, OSError) as error:
-        text = import_failed(f"--features {features}", packages, extra, error)
+        text = import_failed(option, packages, extra, error)
         raise PraError(text, "not-installed") from None
 
 

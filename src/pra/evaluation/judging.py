@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pra.config import DataConfig, Precision, RunConfig, SamplingConfig, apply_settings
 from pra.data import Source, open_source
@@ -112,15 +113,15 @@ class Subject:
         A model that reads captions is given those of the same images. Shuffled: sources are often in order of their
         classes, and the Inception Score has parts.
         """
-        order = noise.permutation(noise.fold(noise.keys(0, torch.tensor(0)), Purpose.SHUFFLE), self.count)
-        labels, captions = labels_like(source, self.count), None
+        order, captions = shuffled(self.count), None
+        labels = labels_like(source, self.count)
         known = {"labels": f"as frequent as in {source.name}, shuffled"}
         model = self.sampled("captions").model
         if model.config.text is not None:
             known["captions"] = f"of images of {source.name}"
             check_captions(source, self.settings.data.on_caption)
-            told, given = captions_like(source, self.count, self.settings.data.on_caption)
-            labels = torch.tensor(told)
+            places, given = captions_like(source, self.count, self.settings.data.on_caption)
+            labels = torch.from_numpy(source.labels[places])
             captions = model.condition.texts([given[place] for place in order.tolist()])
         requests = listed(labels[order].tolist(), known["labels"], captions)
         return replace(self, provenance=self.provenance | known, requests=requests)
@@ -156,10 +157,20 @@ def open_subject(
         given += [f"--average {average}"] if average != weights.EMA else []
         for option in given + [f"--set {setting}" for setting in settings if setting.startswith("sampling.")]:
             subject.sampled(option)
-    if subject.count < work.world.size:
-        problem = f"{work.world.size} processes cannot share {subject.count} images"
-        raise PraError(f"{problem}. Start fewer", "conflict", processes=work.world.size, count=subject.count)
+    check_processes(work.world, subject.count)
     return subject
+
+
+def check_processes(world: World, count: int) -> None:
+    """Refuse fewer images than processes."""
+    if count < world.size:
+        problem = f"{world.size} processes cannot share {count} images"
+        raise PraError(f"{problem}. Start fewer", "conflict", processes=world.size, count=count)
+
+
+def shuffled(count: int) -> Tensor:
+    """Return the order in which the images of a source are asked for, int64 ``(count,)``."""
+    return noise.permutation(noise.fold(noise.keys(0, torch.tensor(0)), Purpose.SHUFFLE), count)
 
 
 def open_model(
@@ -281,14 +292,20 @@ def check_at_least(least: int, **options: int | None) -> None:
             raise PraError(f"{option} {number}: the least is {least}. Give more", option=option, value=number)
 
 
+def reference_of(reference: str | None, subject: Subject) -> str:
+    """Return the reference's name, by default that of the data that the subject learnt from."""
+    spec = reference or subject.settings.data.source
+    if not spec:
+        raise PraError(f"{subject.target} does not name its data. Give --reference SRC or STATS.npz", "missing")
+    return spec
+
+
 def open_truth(reference: str | None, labels: str, subject: Subject, work: Work) -> tuple[Truth, Subject]:
     """Open the reference, by default the data that a subject learnt from, and give the subject these ``labels``.
 
     Refuse data that do not tell how frequent the model's classes are.
     """
-    spec = reference or subject.settings.data.source
-    if not spec:
-        raise PraError(f"{subject.target} does not name its data. Give --reference SRC or STATS.npz", "missing")
+    spec = reference_of(reference, subject)
     truth = Path(spec).expanduser() if spec.endswith(".npz") else work.open_source(spec)
     reads = subject.sampler is not None and subject.sampler.model.config.text is not None
     if labels == "reference" or reads:

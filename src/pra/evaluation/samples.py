@@ -97,11 +97,11 @@ def spread(count: int, chosen: int) -> list[int]:
 
 
 def captions_like(source: Source, count: int, on_caption: OnCorrupt) -> tuple[list[int], list[str]]:
-    """Return labels and captions of ``count`` images spread evenly over a source, one caption each.
+    """Return the places of ``count`` images spread evenly over a source, and a caption of each.
 
     Under ``OnCorrupt.SKIP`` the next image replaces one without a caption; else that is an error, as in training.
     """
-    labels, captions, total = list[int](), list[str](), len(source)
+    places, captions, total = list[int](), list[str](), len(source)
     for place, first in enumerate(spread(total, count)):
         for passed in range(total):
             index = (first + passed) % total
@@ -111,9 +111,9 @@ def captions_like(source: Source, count: int, on_caption: OnCorrupt) -> tuple[li
                 if on_caption is OnCorrupt.ERROR or passed == total - 1:
                     raise
             else:
-                labels.append(int(source.labels[index]))
+                places.append(index)
                 break
-    return labels, captions
+    return places, captions
 
 
 def labels_like(source: Source, count: int) -> Tensor:
