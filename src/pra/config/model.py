@@ -130,7 +130,7 @@ class TextConfig(Settings):
 
     @property
     def unit(self) -> str:
-        """What ``max_length`` counts."""
+        """The unit that ``max_length`` counts."""
         return "tokens" if self.frozen else "bytes in UTF-8"
 
 
