@@ -159,7 +159,8 @@ REAL = "held-out images"
 
 def _recipe(setting: Setting, scale: Scale) -> Iterator[Cell]:
     faithful = base(setting, scale)
-    for name, run in [*climb(faithful), *in_equal_seconds(setting.name, climb(faithful))]:
+    rungs = list(climb(faithful))
+    for name, run in [*rungs, *in_equal_seconds(setting.name, rungs)]:
         # A rung of the sampler alone measures the weights of the rung before.
         yield Cell(PRA, replace(run, sampling=faithful.sampling), _measures(setting, scale, run), value=name)
     yield Cell(REAL, faithful, (HeldOut(),), value=REAL)

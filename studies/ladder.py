@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,13 +47,14 @@ def climb(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """Yield faithful PRA, each rung by name, and the whole recipe."""
     yield FAITHFUL, run
     for rung in LADDER:
-        yield rung.name, rung.change(run)
+        changed = rung.change(run)
+        yield rung.name, changed
         if rung.kept:
-            run = rung.change(run)
+            run = changed
     yield PLUS, run
 
 
-def in_equal_seconds(setting: str, rungs: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, RunConfig]]:
+def in_equal_seconds(setting: str, rungs: Iterable[tuple[str, RunConfig]]) -> Iterator[tuple[str, RunConfig]]:
     """Yield the rungs whose step was timed in this setting, each with as many steps as take faithful PRA's seconds."""
     ratios = json.loads(COST.read_text())["settings"].get(setting, {}) if COST.exists() else {}
     for name, run in rungs:

@@ -41,11 +41,11 @@ def tables(study: Study, rows: list[Row]) -> list[str]:
         return _markdown(*probe_table(rows))
     of = sorted(groups(rows), key=lambda group: group.fid)
     if study.name == "recipe":
-        return _quality_table(study, [group for group in of if not in_equal_seconds(group)], of)
+        return _quality_table(study, [group for group in of if not is_timed(group)], of)
     return [*_quality_table(study, of), *(_pairs_table(study, of) if study.name in COMPARED else [])]
 
 
-def in_equal_seconds(group: Group) -> bool:
+def is_timed(group: Group) -> bool:
     """Whether the group has faithful PRA's seconds of training, in place of its steps."""
     return str(group.value).endswith(EQUAL_SECONDS)
 
@@ -54,7 +54,7 @@ def _quality_table(study: Study, of: list[Group], timed: Sequence[Group] = ()) -
     """Every system at its best guidance, the best first; ``timed`` has those of equal seconds among its groups."""
     varied = VARIED.get(study.name, "value")
     beside = _beside_pra(of)
-    seconds = {str(group.value).removesuffix(EQUAL_SECONDS): group for group in timed if in_equal_seconds(group)}
+    seconds = {str(group.value).removesuffix(EQUAL_SECONDS): group for group in timed if is_timed(group)}
     costs = {id(group): relative(study.name, group) for group in of}
     columns: dict[str, Callable[[Group], str]] = {
         "system": lambda group: name_of(group.system),

@@ -11,6 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from pra.commands.options import File, Flag, Integer
+from pra.config import TextConfig
 from pra.config.checks import positive, within
 from pra.data.pack import FORMATS, OTHER, Packing, pack
 from pra.data.source import check_told_apart, open_source
@@ -62,7 +63,7 @@ def check_command(
     source: Source,
     *,
     size: Integer = None,
-    max_length: int = 96,
+    max_length: int = TextConfig.max_length,
     out: File = None,
     workers: Integer = None,
 ) -> None:

@@ -77,8 +77,8 @@ class DeblockConfig(Settings):
     """The deblocking filter: a residual MLP that corrects each patch of a finished picture.
 
     It reads the patch and ``margin`` pixels around it. The causal decoder writes a patch before the patches to the
-    right and below, so that seams show along its borders; the filter sees both sides. It works outside the loop, as
-    that of H.264 does not: patches are fed back unfiltered.
+    right and below, so that seams show along its borders; the filter sees both sides. It works outside the loop,
+    unlike H.264's: patches are fed back unfiltered.
     """
 
     margin: Size = 4

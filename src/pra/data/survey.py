@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from pra.config import TextConfig
 from pra.data.captions import CorruptCaption
 from pra.data.images import CorruptImage, check_aspect
 from pra.data.loader import PIECE, blocks, from_workers, in_order, none_readable
@@ -187,7 +188,7 @@ class _Captions:
         }
 
 
-def check(source: Source, size: int | None, workers: int, max_length: int = 96) -> dict[str, Any]:
+def check(source: Source, size: int | None, workers: int, max_length: int = TextConfig.max_length) -> dict[str, Any]:
     """Decode every image of a source, with ``workers`` processes, and return JSON values.
 
     ``corrupt`` lists the images that cannot be used; ``classes``, ``sizes`` and ``modes`` are counts of images;

@@ -168,7 +168,7 @@ def fit_captions(
         except CorruptCaption:
             if config.on_caption is OnCorrupt.ERROR:
                 raise
-    images = load_all(source, size, channels, config, progress)[0][list(captions)]
+    images = load_all(source, list(captions), size, channels, config, progress)[0]
     recipe, texts = dataclasses.asdict(RECIPE), list(captions.values())
     digest = hashlib.sha256(json.dumps([recipe, DIM, SIDE, BUCKETS, list(images.shape), texts]).encode())
     digest.update(images.numpy().data)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ def fit_classifier(
         if wrong:
             text = f"--features classifier cannot be fitted on {source.name}: {problem}. Use --features inception"
             raise PraError(text, "unsupported", source=source.name)
-    images, labels = load_all(source, size, channels, config, progress)
+    images, labels = load_all(source, range(len(source)), size, channels, config, progress)
     recipe = dataclasses.asdict(RECIPE)
     digest = hashlib.sha256(json.dumps([recipe, list(images.shape), list(source.classes)]).encode())
     digest.update(labels.numpy().tobytes())
@@ -217,14 +217,14 @@ def fit_classifier(
 
 
 def load_all(
-    source: Source, size: tuple[int, int], channels: int, config: DataConfig, progress: bool
+    source: Source, chosen: Sequence[int], size: tuple[int, int], channels: int, config: DataConfig, progress: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return all images, uint8 ``(N, C, H, W)``, and labels ``(N,)``."""
-    images = torch.empty((len(source), channels, *size), dtype=torch.uint8)
-    labels = torch.empty(len(source), dtype=torch.int64)
+    """Return the ``N`` images ``chosen`` of a source, uint8 ``(N, C, H, W)``, and their labels ``(N,)``."""
+    images = torch.empty((len(chosen), channels, *size), dtype=torch.uint8)
+    labels = torch.empty(len(chosen), dtype=torch.int64)
     with (
-        closing(prepared(source, range(len(source)), size, channels, config, BLOCK)) as batches,
-        Progress(total=len(source), desc="read reference", unit="image", disable=not progress) as bar,
+        closing(prepared(source, chosen, size, channels, config, BLOCK)) as batches,
+        Progress(total=len(chosen), desc="read reference", unit="image", disable=not progress) as bar,
     ):
         for batch in batches:
             here = slice(batch.start, batch.start + len(batch.images))

@@ -193,15 +193,16 @@ def _autoregressive_terms(
     if decoded is not None:
         pixel = F.l1_loss if objective.pixel_loss is PixelLoss.L1 else F.mse_loss
         terms["pixel"] = pixel(decoded, patches)
-        pictures = [model.picture(decoded)]
-        if perceptual is not None and objective.perceptual_weight:
+        deblocks, perceives = model.codec.deblock is not None, perceptual is not None and objective.perceptual_weight
+        pictures = [model.picture(decoded)] if deblocks or perceives else []
+        if perceptual is not None and perceives:
             terms["perceptual"] = perceptual(pictures[0], given.images).mean()
         if objective.perturbed_weight and isinstance(rollout, Parallel):
             inexact = model.codec.decode(perturbed(z, rollout.t_min, keys)).float()
             terms["perturbed"] = pixel(inexact, patches)
             inputs = inexact.detach()[:, :-1].clamp(-1.0, 1.0)  # as rollout.parallel would decode them again
-            pictures.append(model.picture(inexact))
-        if model.codec.deblock is not None:
+            pictures += [model.picture(inexact)] if deblocks else []
+        if deblocks:
             terms["deblocked"] = torch.stack([pixel(picture, given.images) for picture in pictures]).mean()
     z = z.detach()  # sg(z): the states are shaped by reconstruction alone
     if rollout is None:
