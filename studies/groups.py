@@ -60,7 +60,7 @@ def groups(rows: Iterable[Row]) -> list[Group]:
         found.setdefault((row["system"], row.get("value", "")), []).append(row)
     made = []
     for (system, value), members in found.items():
-        judged = [row for row in members if "fid" in row]
+        judged = [row for row in members if "fid" in row and "guidance" in row]  # real images have no guidance
         if not judged:
             continue
         by_guidance: dict[float, list[Row]] = {}
