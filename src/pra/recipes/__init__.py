@@ -17,6 +17,7 @@ from pra.models.weights import CONFIG
 from pra.recipes.presets import (
     digits,
     emoji,
+    emoji_64,
     emoji_captions,
     fashion,
     fashion_64,
@@ -36,6 +37,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "fashion": fashion,
     "fashion-64": fashion_64,
     "emoji": emoji,
+    "emoji-64": emoji_64,
     "emoji-captions": emoji_captions,
     "pra-s-256": pra_s_256,
     "pra-b-256": pra_b_256,

@@ -35,6 +35,7 @@ from pra.config import (
     TrainConfig,
     TransformerConfig,
 )
+from pra.recipes.tricks import plus
 
 FASHION = DataConfig(source="idx:/usr/share/datasets/fashion-mnist", fit=Fit.PAD)
 
@@ -133,6 +134,24 @@ def emoji() -> RunConfig:
         rollout=Parallel(t_min=0.6),
         sample_every=1000,
     )
+
+
+def emoji_64() -> RunConfig:
+    """The same emoji in 64 patches of 8x8, by the recipe `plus`: under two hours on one CPU core."""
+    parts: dict[str, Any] = {"backbone": (6, 160, 5), "head": (3, 160), "encoder": (2, 160), "decoder": (3, 160, 5)}
+    run = _run(
+        "emoji-64",
+        sized(64, 3, 8, 9, state_dim=12, **parts),
+        DataConfig(source="emoji"),
+        (8e-4, 300),
+        guidance=3.0,
+        steps=6_000,
+        batch_size=32,
+        rollout=Parallel(t_min=0.6),
+        objective=ObjectiveConfig(noise_draws=2),
+        sample_every=1000,
+    )
+    return plus(run)
 
 
 def emoji_captions() -> RunConfig:
