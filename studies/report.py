@@ -152,7 +152,7 @@ def _provenance(rows: list[Row]) -> list[str]:
         "measuring, summed over the runs, of which as many stood side by side as there are cores"
     ]
     if of := {str(row.get("judge", "not recorded")) for row in rows if "fid" in row}:
-        apart = ": two judges differ by some per cent over the same pictures (docs/evaluation.md)" if len(of) > 1 else ""
+        apart = ": two judges differ by some per cent over the same pictures (docs/evidence.md)" if len(of) > 1 else ""
         lines.append(f"- judge: {'; '.join(sorted(of))}{apart}")
     for column in ("hardware", "commit"):
         lines.append(f"- {column}: {'; '.join(sorted({str(row[column]) for row in rows if column in row}))}")
