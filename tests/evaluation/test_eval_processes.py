@@ -75,7 +75,7 @@ def test_one_line_for_what_all_processes_refuse(tmp_path):
     outcomes = two("eval", tmp_path / "none", cache=tmp_path)
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
     said = "".join(outcome.out + outcome.error for outcome in outcomes)
-    assert said.splitlines() == [f"pra: error: no run, folder of pictures or .npz at {tmp_path}/none. Give one"]
+    assert said.splitlines() == [f"pra: error: {tmp_path}/none is not a run, folder of pictures or .npz. Give one"]
 
 
 @pytest.mark.slow

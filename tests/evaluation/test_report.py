@@ -171,7 +171,7 @@ def test_figures_are_shown_with_their_origin(run):
         "28.332 FID of 40 images, features classifier, adm",
         "fid 28.332 28.74 sfid - -",
         "pra eval runs/x --num 40",
-        "made by step-00000010 (the run has gone on since, to step-00000020) weights ema",
+        "made by step-00000010 (the run has since reached step-00000020) weights ema",
         '"sha256": "12ab"',
     ):
         assert words in text

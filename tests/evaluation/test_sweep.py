@@ -1,4 +1,4 @@
-"""`pra sweep`: what it tries, that it judges as `pra eval` does, that it goes on, and what it refuses."""
+"""`pra sweep`: the settings it tries, the same figures as `pra eval`, resuming, refusals."""
 
 import json
 import shutil
@@ -107,10 +107,10 @@ def test_the_best_is_the_lowest_finite_fid():
 
 def test_a_best_at_the_edge_is_told():
     rising = [result(fid, guidance=scale) for scale, fid in ((1.0, 3.0), (2.0, 2.0), (3.0, 1.0))]
-    told = "the best guidance, 3, is the largest that was tried: a better one may lie beyond"
+    told = "the best guidance, 3, is the largest that was tried: a better value may lie beyond it"
     assert list(hints(rising, rising[-1])) == [told]
     assert list(hints(rising, rising[1])) == []
-    assert list(hints(rising, rising[0])) == []  # 1 is no guidance at all
+    assert list(hints(rising, rising[0])) == []  # 1 is off
     assert list(hints(rising[:1], rising[0])) == []  # it was not varied
     colder = [result(fid, temperature=scale) for scale, fid in ((0.9, 1.0), (1.0, 2.0))]
     assert "smallest" in next(hints(colder, colder[0]))

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, written while training goes on, and which ones stay."""
+"""Checkpoints: whole or not at all, written while training continues, and which ones stay."""
 
 import errno
 import json
@@ -145,7 +145,7 @@ def test_keep_every_keeps_checkpoints_for_good(straight, tmp_path):
     assert [path.name for path in weights.checkpoints(run)] == [f"step-{number:08d}" for number in (2, 4, 5)]
     assert_same(run, straight, 2)
     assert weights.load(step(run, 2)).config == tiny().model
-    (step(run, 2) / "state.json").unlink()  # a damaged one says no step
+    (step(run, 2) / "state.json").unlink()  # a damaged checkpoint lacks its step
     (run / "checkpoints" / "step-00000001-mine").mkdir()
     train(tiny("train.steps=6", "train.keep_every=4", *settings), run)
     assert [path.name for path in weights.checkpoints(run)] == ["step-00000004", "step-00000006"]

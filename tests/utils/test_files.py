@@ -127,7 +127,7 @@ def test_full_disk_leaves_no_images(tmp_path, full_disk, name):
         (errno.EDQUOT, "free some space"),
         (errno.EFBIG, "ulimit -f"),
         (errno.EROFS, "choose another place, or make this one writable"),
-        (errno.EIO, "look after the disk"),
+        (errno.EIO, "check the disk"),
     ],
 )
 def test_disk_error_gets_its_advice(tmp_path, code, advice):

@@ -13,12 +13,12 @@ from pra.utils.progress import Progress
 
 
 def grid_command(run: Model = None, *, images: int = 32, how: SamplingOptions = DEFAULT) -> None:
-    """Learn where a solver's few intervals should lie for a model: the times that end nearest to many small steps.
+    """Learn where a solver's few intervals should lie for a model: the times that agree best with many small steps.
 
-    Prints the error of each grid, and the line to sample with.
+    Prints the error of each grid, and the command to sample with.
 
     Args:
-        images: Sampled to learn from.
+        images: Number of sampled images to learn from.
         how: The solver, its steps and the guidance to learn for.
     """
     if images < 1:

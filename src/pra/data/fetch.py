@@ -151,7 +151,7 @@ def _fetch(url: str, file: Path, promise: Promise, bar: _Bar) -> None:
     if promise.size not in (None, part.stat().st_size) or (promise.sha256 and file_sha256(part) != promise.sha256):
         part.unlink()
         fix = "Fetch it again, or repair it there"
-        raise PraError(f"{url} has not the size or SHA-256 that index.json promises. {fix}", "mismatch", url=url)
+        raise PraError(f"{url} does not have the size or SHA-256 in index.json. {fix}", "mismatch", url=url)
     part.replace(file)
 
 

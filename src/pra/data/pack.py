@@ -77,7 +77,7 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
     """
     plan = {"source": source.name, "images": len(source), **dataclasses.asdict(packing)}
     if (folder / PLAN).exists() and read_json(folder / PLAN) == plan:
-        return _tidied(folder, read_json(folder / INDEX, shardlist=list, skipped=list))  # killed before it was tidy
+        return _tidied(folder, read_json(folder / INDEX, shardlist=list, skipped=list))  # left by a killed process
     check_free(folder, OTHER)
     partial = partial_folder(folder)
     with locked(partial, "filled", OTHER):

@@ -223,7 +223,7 @@ def members(
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield an uncompressed tar of ``size`` bytes and each member of it.
 
-    Refuse other files, and what ``tarfile`` takes for the end: a broken header, or a missing block of zeros.
+    Refuse other files, and endings that ``tarfile`` accepts: a broken header, or a missing block of zeros.
     """
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:

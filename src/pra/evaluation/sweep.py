@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GUIDANCE = ("guidance=1,1.5,2,3,4",)
-"""What is tried where nothing is said: it decides most (docs/evidence.md)."""
+"""The default sweep: guidance matters most (docs/compare.md)."""
 
 AVERAGE = "average"
 """The name under which the weights of a run are varied."""
@@ -41,7 +41,7 @@ AVERAGE = "average"
 LISTS = ("guidance_interval", "times")
 """Settings of which one value is a list."""
 LONGEST = 200
-"""Letters of a point's name: file systems take 255, with an ending and the suffix of a file being written."""
+"""Letters of a point's name: file systems allow 255, with an ending and the suffix of a file being written."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
         name, equals, text = line.removeprefix("sampling.").partition("=")
         values = [value.strip() for value in re.split(r",(?![^\[]*\])", text)]
         if not equals or "" in values:
-            raise PraError(f"--over {line!r} is not KEY=VALUE,VALUE. Write guidance=1,1.5,2, say", value=line)
+            raise PraError(f"--over {line!r} is not KEY=VALUE,VALUE. Write it like guidance=1,1.5,2", value=line)
         if name in axes:
             raise PraError(f"--over names {name} twice. Give all its values in one --over", "conflict", name=name)
         axes[name] = values
@@ -178,17 +178,17 @@ def hints(results: Sequence[Result], best: Result) -> Iterator[str]:
     for name in OPEN_ENDED:
         tried = sorted({result.point.changes[name] for result in results if name in result.point.changes})
         value = best.point.changes.get(name)
-        none = name == "guidance" and value == 1.0 == tried[0]  # less guidance than none is no use
+        none = name == "guidance" and value == 1.0 == tried[0]  # guidance below 1 is useless
         if len(tried) > 1 and value in (tried[0], tried[-1]) and not none:
             end = "largest" if value == tried[-1] else "smallest"
-            yield f"the best {name}, {value_text(value)}, is the {end} that was tried: a better one may lie beyond"
+            yield f"the best {name}, {value_text(value)}, is the {end} that was tried: a better value may lie beyond it"
 
 
 def read_results(folder: Path, expected: dict[str, dict[str, Any]]) -> dict[str, Report]:
-    """Return the reports that an earlier sweep has left of the ``expected`` points, by name.
+    """Return an earlier sweep's reports of the ``expected`` points, by name.
 
-    The values of ``expected`` are the provenance that each report would have now. Refuse a file that is not a report,
-    and any report in the folder of another checkpoint, labels, seeds, features or reference: `pra compare` takes all.
+    The values of ``expected`` are the provenance that each report would have now. Refuse a file that is not a report.
+    Refuse reports in the folder with another checkpoint, labels, seeds, features or reference: `pra compare` reads all.
     """
     found: dict[str, Report] = {}
     for path in sorted(folder.glob("*.json")):

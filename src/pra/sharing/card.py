@@ -33,7 +33,7 @@ LONGEST = 2**20
 
 @dataclass(frozen=True)
 class Origin:
-    """A model, the file of its weights and their name in a run, and how the run came to them where that is known.
+    """A model, the file of its weights, their name in a run, and the record of their training, if known.
 
     ``files`` are pictures and a card, by the name they are shared under. ``reports`` of ``pra eval``, by file name, are
     on these very weights, or named by the card. ``seconds`` are those of the training steps, or ``None`` if not logged.
@@ -115,7 +115,7 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
         "duration": duration,
     }
     fix = f"repair or remove {', '.join(['environment.json', *origin.reports])} in the folder that is shared"
-    with explained(origin.weights, "comes with records that do not go on a card", fix):
+    with explained(origin.weights, "comes with records that a card cannot show", fix):
         return environment.get_template("card.md").render(
             origin=origin,
             front_matter=_front_matter(origin, licence),
