@@ -142,6 +142,13 @@ def test_propose_steps_choose_as_time_does():
     assert config.model.image_size == (32, 32)
 
 
+@pytest.mark.parametrize(("minutes", "compiler", "compiled"), [(10, True, True), (10, False, False), (2, True, False)])
+def test_propose_compiles_long_trainings(monkeypatch, minutes, compiler, compiled):
+    monkeypatch.setattr(own, "can_compile", lambda device: compiler)
+    config, _ = proposed(PHOTOS, minutes, None, by_size(1e-4))
+    assert config.train.compile == compiled
+
+
 def test_seconds_per_step_are_measured():
     seconds = seconds_per_step(pra.recipe("tiny"), CPU, patience=0.0)
     assert 0 < seconds < 10

@@ -118,7 +118,7 @@ def _filled(config: RunConfig, survey: Survey, minutes: float | None, device: to
         raise PraError(problem, code="too-large", value=micro)
     longest = longest_training(survey, batch)
     steps = own.steps_in(budget, seconds, longest, batch)
-    config = own.with_steps(config, steps)
+    config = own.with_compiler(own.with_steps(config, steps), seconds, device)
     enough = ": more would learn the pictures by heart" if steps * batch >= longest else ""
     return config, own.pace(config, survey, seconds, device) + enough
 

@@ -31,6 +31,8 @@ from pra.data.survey import Survey
 from pra.errors import PraError
 from pra.models import count_parameters
 from pra.recipes.presets import sized
+from pra.recipes.tricks import plus
+from pra.utils.compiler import can_compile
 from pra.utils.device import cores
 
 NAME = "own"
@@ -47,6 +49,9 @@ HELD_OUT, FEWEST_TO_HOLD_OUT = 0.05, 200
 
 VALIDATIONS, GRIDS = 20, 5
 """Measurements of the held-out loss, and grids of samples, over the training."""
+
+COMPILE_FROM = 300.0
+"""Seconds of training from which a faster step is worth the compiler's minute."""
 
 GUIDANCE = 1.5
 """Where there are classes to tell apart."""
@@ -137,6 +142,7 @@ def propose(survey: Survey, minutes: float | None, steps: int | None, device: to
     config, seconds = taken
     asked = f"--minutes than {minutes or MINUTES:g}" if steps is None else f"--steps than {steps:,}"
     config = with_steps(config, steps_in(budget, seconds, longest, batch) if steps is None else steps)
+    config = with_compiler(config, seconds, device)
     return config, [f"{_size(config)}: {stopped}", *_reasons(survey, config, seconds, asked, device)]
 
 
@@ -190,7 +196,7 @@ def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:
     numbers = patch * patch * survey.channels
     small = width <= 64
     heads = 2 if small else width // 32
-    return RunConfig(
+    run = RunConfig(
         recipe=NAME,
         model=sized(
             rung.side,
@@ -213,6 +219,7 @@ def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:
         ),
         sampling=SamplingConfig(guidance=1.0 if survey.unconditional else GUIDANCE, steps=5),
     )
+    return plus(run)
 
 
 def data_config(survey: Survey) -> DataConfig:
@@ -228,6 +235,12 @@ def with_workers(config: RunConfig, survey: Survey, device: torch.device) -> tup
     workers = min(8, cores()) if reading > 0.2 * arithmetic else 0
     config = replace(config, data=replace(config.data, workers=workers))
     return config, arithmetic + reading / max(1, workers)
+
+
+def with_compiler(config: RunConfig, seconds: float, device: torch.device) -> RunConfig:
+    """Have long trainings compiled, where that can be; ``seconds`` is the time of a step without."""
+    compile = can_compile(device) and config.train.steps * seconds >= COMPILE_FROM
+    return replace(config, train=replace(config.train, compile=compile))
 
 
 def with_steps(config: RunConfig, steps: int) -> RunConfig:
