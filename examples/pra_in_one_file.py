@@ -4,7 +4,7 @@ python examples/pra_in_one_file.py digits.pgm    # trains on scikit-learn's digi
 
 The method is "Parallel Rollout Approximation for Pixel-Space Autoregressive Image Generation" (arXiv 2606.27978).
 Symbols are the paper's: image (B, C, H, W) in [-1, 1], patches x (B, N, P) in raster order, conditions h (B, N, D),
-states z (B, N, d) with d << P. docs/method.md lists what the paper leaves open, and how this project chose.
+states z (B, N, d) with d << P. docs/choices.md lists what the paper leaves open, and how this project chose.
 """
 
 import copy
