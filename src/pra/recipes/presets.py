@@ -149,7 +149,6 @@ def emoji_64() -> RunConfig:
         batch_size=32,
         rollout=Parallel(t_min=0.6),
         objective=ObjectiveConfig(noise_draws=2),
-        compile=True,
         sample_every=1000,
     )
 
@@ -180,7 +179,9 @@ def _run(
     """Return a run by the recipe ``plus``, with a cosine after the warm-up; ``rate`` is its peak and the warm-up's
     steps."""
     optimizer = OptimizerConfig(lr=rate[0], warmup_steps=rate[1], schedule=LearningRate.COSINE, ema_decay=0.999)
-    training, sampling = TrainConfig(optimizer=optimizer, **train), SamplingConfig(guidance=guidance)
+    compile = name != "digits"  # which takes as long as the compiler
+    training = TrainConfig(optimizer=optimizer, compile=compile, **train)
+    sampling = SamplingConfig(guidance=guidance)
     return plus(RunConfig(recipe=name, model=model, data=data, train=training, sampling=sampling))
 
 
