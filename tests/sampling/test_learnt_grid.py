@@ -102,6 +102,27 @@ def test_commands_learn_and_take_a_grid(run, tmp_path, capsys, few_rounds):
     assert call("grid", run, "--images", "0").is_refusal("--images 0 must be at least 1")
 
 
+def test_commands_take_steps_along_the_raster(run, tmp_path, capsys):
+    call, model = caller(capsys), load(run)
+    words = "sample", run, "--labels", "3", "--seeds", "0", "--device", "cpu", "--out", tmp_path / "a.npz"
+    assert call(*words, "--raster-steps", "3,1").code == 0
+    sampler = Sampler(model, raster_steps=(3, 1))
+    expected = sampler.sample([3], [0])
+    assert (np.load(tmp_path / "a.npz")["arr_0"] == to_uint8(expected).permute(0, 2, 3, 1).numpy()).all()
+    assert torch.equal([*sampler.stream([3], [0])][-1], expected)
+    other = Sampler(model, steps=3, times=None)
+    assert not torch.equal(other.sample([3], [0]), expected)
+    half = model.config.grid[0] // 2  # the last row of the first stretch: both take as many steps so far
+    pixels = half * model.config.patch_size
+    assert torch.equal(expected[:, :, :pixels], other.sample([3], [0])[:, :, :pixels])
+    assert torch.equal(
+        sampler.complete(expected, half, [3], [0]),
+        Sampler(model, steps=1, times=None).complete(expected, half, [3], [0]),
+    )
+    bad = call(*words[:-2], "--raster-steps", "3,x")
+    assert bad.is_refusal("--raster-steps '3,x' needs whole numbers, such as 4,2,1")
+
+
 def test_given_grid_replaces_a_models_own(run, tmp_path, capsys):
     """One's own times where the model has a grid; steps where it has times. The line of `pra grid` says all of it."""
     model = load(run)

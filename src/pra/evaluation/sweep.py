@@ -38,7 +38,7 @@ GUIDANCE = ("guidance=1,1.5,2,3,4",)
 AVERAGE = "average"
 """The name under which the weights of a run are varied."""
 
-LISTS = ("guidance_interval", "times")
+LISTS = ("guidance_interval", "times", "raster_steps")
 """Settings of which one value is a list."""
 LONGEST = 200
 """Letters of a point's name: file systems take 255, with an ending and the suffix of a file being written."""

@@ -405,4 +405,4 @@ def _sampling(how: SamplingConfig, unit: str) -> str:
     rising = ", rising linearly along the raster" if how.schedule is GuidanceSchedule.LINEAR else ""
     guidance = "no guidance" if how.guidance == 1 else f"guidance {how.guidance:g}{rising}"
     warmth = "" if how.temperature == 1 else f", temperature {how.temperature:g}"
-    return f"{how.solver.value}, {how.steps} intervals per {unit}; {guidance}{warmth}"
+    return f"{how.solver.value}, {how.steps_in_words} intervals per {unit}; {guidance}{warmth}"
