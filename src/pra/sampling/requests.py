@@ -35,7 +35,7 @@ def changed_sampling(config: SamplingConfig, changes: dict[str, Any]) -> Samplin
     given = {name: to_dict(value.item() if isinstance(value, np.generic) else value) for name, value in changes.items()}
     settings, default = to_dict(config), to_dict(SamplingConfig())
     other_steps = given.get("steps", config.steps) != config.steps
-    if other_steps or isinstance(given.get("times"), list):
+    if "steps" in given or isinstance(given.get("times"), list):
         settings["raster_steps"] = None
     if isinstance(given.get("times"), list):
         settings |= {name: default[name] for name in ("time_grid", "shift")} | {"steps": len(given["times"]) - 1}
