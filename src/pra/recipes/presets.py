@@ -1,4 +1,4 @@
-"""Recipes: runs that a laptop finishes; and PRA-S, -B and -L on class-conditional ImageNet 256x256.
+"""Recipes: runs that a laptop finishes, by the recipe ``plus``; and PRA-S, -B and -L on class-conditional ImageNet.
 
 Total parameters and targets of the latter are the paper's; the division into parts and what else it does not say are
 ours (docs/method.md). The optimiser, guidance and noise draws follow SphereAR, by the same authors: 400 epochs, batch
@@ -137,9 +137,9 @@ def emoji() -> RunConfig:
 
 
 def emoji_64() -> RunConfig:
-    """The same emoji in 64 patches of 8x8, by the recipe `plus`: under two hours on one CPU core."""
+    """The same emoji in 64 patches of 8x8: under two hours on one CPU core."""
     parts: dict[str, Any] = {"backbone": (6, 160, 5), "head": (3, 160), "encoder": (2, 160), "decoder": (3, 160, 5)}
-    run = _run(
+    return _run(
         "emoji-64",
         sized(64, 3, 8, 9, state_dim=12, **parts),
         DataConfig(source="emoji"),
@@ -149,9 +149,9 @@ def emoji_64() -> RunConfig:
         batch_size=32,
         rollout=Parallel(t_min=0.6),
         objective=ObjectiveConfig(noise_draws=2),
+        compile=True,
         sample_every=1000,
     )
-    return plus(run)
 
 
 def emoji_captions() -> RunConfig:
@@ -177,10 +177,11 @@ def emoji_captions() -> RunConfig:
 def _run(
     name: str, model: ModelConfig, data: DataConfig, rate: tuple[float, int], guidance: float = 1.5, **train: Any
 ) -> RunConfig:
-    """A run with a cosine after the warm-up; ``rate`` is its peak, and the steps of the warm-up."""
+    """Return a run by the recipe ``plus``, with a cosine after the warm-up; ``rate`` is its peak and the warm-up's
+    steps."""
     optimizer = OptimizerConfig(lr=rate[0], warmup_steps=rate[1], schedule=LearningRate.COSINE, ema_decay=0.999)
     training, sampling = TrainConfig(optimizer=optimizer, **train), SamplingConfig(guidance=guidance)
-    return RunConfig(recipe=name, model=model, data=data, train=training, sampling=sampling)
+    return plus(RunConfig(recipe=name, model=model, data=data, train=training, sampling=sampling))
 
 
 def pra_s_256() -> RunConfig:
