@@ -155,21 +155,16 @@ def emoji_64() -> RunConfig:
 
 def emoji_captions() -> RunConfig:
     """Emoji in three styles from their captions, 64x64: the folder that examples/emoji_captions.py builds."""
-    parts: dict[str, Any] = {"backbone": (6, 192, 6), "head": (3, 208), "encoder": (2, 192), "decoder": (3, 192, 6)}
-    model = sized(64, 3, 8, 10, state_dim=8, **parts)
+    run = emoji_64()
     reader = TransformerConfig(depth=2, width=128, heads=4)
+    text = TextConfig(max_length=128, tokens=8, transformer=reader)
     folder = "folder:emoji-captions"
-    return _run(
-        "emoji-captions",
-        replace(model, text=TextConfig(max_length=128, tokens=8, transformer=reader)),
-        DataConfig(source=f"{folder}/train", validation=f"{folder}/heldout-pairs"),
-        (1e-3, 300),
-        guidance=3.0,
-        steps=20_000,
-        batch_size=64,
-        rollout=Parallel(t_min=0.9),
-        sample_every=2000,
-        validate_every=1000,
+    return replace(
+        run,
+        recipe="emoji-captions",
+        model=replace(run.model, num_classes=10, text=text),
+        data=DataConfig(source=f"{folder}/train", validation=f"{folder}/heldout-pairs"),
+        train=replace(run.train, steps=12_000, sample_every=2000, validate_every=1000),
     )
 
 
