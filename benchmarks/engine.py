@@ -52,7 +52,7 @@ WITH = {
 
 
 def main(
-    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "fashion",
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "fashion:faithful",
     batch: str = "1,64",
     repeats: int = 7,
     image_size: int | None = None,

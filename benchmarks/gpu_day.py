@@ -100,7 +100,7 @@ def parts(rehearsal: bool) -> Iterator[Part]:
     exact = training("S", "--set train.compile=false --set train.precision=float32")
     yield Part("train S, float32", exact, 120, read_training)
     few = pick("--batch 1,64 --repeats 3", "--batch 1,2 --repeats 1 --evaluations 4")
-    peers = f"python benchmarks/peers.py --recipe {pick('fashion', 'tiny')} {device} --threads 1 {few}"
+    peers = f"python benchmarks/peers.py --recipe {pick('fashion:faithful', 'tiny')} {device} --threads 1 {few}"
     yield Part("peers", peers, 180, read_last_line, needs=("autoregressive_diffusion_pytorch",))
     yield Part("train L, compiled", training("L", "--set train.compile=true"), 300, read_training)
 

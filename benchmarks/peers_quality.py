@@ -81,7 +81,7 @@ def measure(folder: Path, steps: int, images: int, shortcut: bool = False) -> tu
     Raises:
         PraError: the folder holds figures of other settings, the package is not installed, or the disk refuses.
     """
-    settings = {"steps": steps, "images": images, "recipe": "digits"}
+    settings = {"steps": steps, "images": images, "recipe": "digits:faithful"}
     path = folder / "quality.json"
     known = read_json(path) if path.exists() else {"settings": settings, "points": []}
     if known["settings"] != settings:
@@ -184,7 +184,7 @@ def _fid(make: Make, images: int, judge: Judge) -> float:
 
 def unconditional(steps: int) -> RunConfig:
     """The recipe digits, of one class."""
-    run = recipe("digits")
+    run = recipe("digits:faithful")
     assert isinstance(run.model, ModelConfig)
     objective = replace(run.train.objective, class_dropout=0.0)
     trained = replace(run.train, steps=steps, sample_every=0, objective=objective)

@@ -28,7 +28,7 @@ from studies.settings import SCALES, base, find_setting
 def main(
     settings: tuple[str, ...] = ("emoji-64",),
     scale: str = "cpu",
-    rounds: int = 20,
+    rounds: int = 60,
     compile: bool = True,
     device: str | None = None,
     out: Path | None = None,
@@ -44,6 +44,7 @@ def main(
         out: JSON file to write.
     """
     target = pick_device(device)
+    torch._dynamo.config.recompile_limit = 64  # every rung of every setting is a graph of its own
     found = {}
     for name in settings:
         rungs = dict(climb(base(find_setting(name), SCALES[scale])))

@@ -29,7 +29,7 @@ Work = Callable[[], object]
 
 
 def main(
-    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "fashion",
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "fashion:faithful",
     batch_size: int = 32,
     repeats: int = 7,
     device: str | None = None,

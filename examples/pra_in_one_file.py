@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class Config(NamedTuple):
-    """Sizes and settings; the defaults are those of the recipe `digits`."""
+    """Sizes and settings; the defaults are those of the recipe `digits:faithful`."""
 
     channels: int = 1
     patch: int = 2  # p, the side of a patch; P = p * p * channels
@@ -234,7 +234,7 @@ def losses(model: PRA, images: Tensor, labels: Tensor, noise: tuple[Tensor, ...]
 
 
 def train(model: PRA, images: Tensor, labels: Tensor, steps: int = 1200, batch: int = 64) -> PRA:
-    """Train by the recipe `digits`; return the moving average of the weights, which is what samples."""
+    """Train by the recipe `digits:faithful`; return the moving average of the weights, which is what samples."""
     matrices = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
     others = [p for p in model.parameters() if p not in matrices]
     groups = [{"params": list(matrices), "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]

@@ -25,6 +25,7 @@ from pra.evaluation.samples import labels_like, prepared, spread
 from pra.models import Model, build_model
 from pra.sampling import Sampler, solvers
 from pra.sampling.batches import Batch
+from pra.sampling.guidance import mean_steps
 from pra.sampling.learnt_grid import learn_grid
 from pra.sampling.whole_image import stages
 from pra.utils.pixels import from_uint8, to_uint8
@@ -103,7 +104,16 @@ class Quality:
         """The settings that decide the figures, for the column ``measured``."""
         how = self.sampling
         words = [f"guidance={how.guidance:g}", f"{how.solver.value}-{how.steps}", f"{self.images} images"]
-        named = ("schedule", "temperature", "renormalise", "time_grid", "shift", "guidance_interval", "times")
+        named = (
+            "schedule",
+            "temperature",
+            "renormalise",
+            "time_grid",
+            "shift",
+            "guidance_interval",
+            "times",
+            "raster_steps",
+        )
         default = SamplingConfig()
         words += [f"{name}={getattr(how, name)}" for name in named if getattr(how, name) != getattr(default, name)]
         return " ".join([*words, *(["learnt grid"] if self.learnt_grid else [])])
@@ -264,12 +274,14 @@ def _judged(batches: Iterable[Batch], count: int, judge: Judge, device: torch.de
 
 
 def _sampling_columns(sampling: SamplingConfig, model: Model) -> Row:
-    each = sampling.steps * solvers.EVALUATIONS[sampling.solver]
+    each = mean_steps(sampling, model.config.num_patches) * solvers.EVALUATIONS[sampling.solver]
     return {
         "guidance": sampling.guidance,
         "solver": _solver(sampling),
         "solver_steps": sampling.steps,
-        "evaluations": each if model.config.autoregressive else whole_image_evaluations(sampling),
+        "evaluations": (int(each) if each.is_integer() else each)
+        if model.config.autoregressive
+        else whole_image_evaluations(sampling),
         "renormalise": sampling.renormalise,
     }
 

@@ -16,6 +16,7 @@ from pra.commands.demo import demo_command
 from pra.commands.distill import distill_command
 from pra.commands.eval import evaluate_command
 from pra.commands.grid import grid_command
+from pra.commands.pareto import pareto_command
 from pra.commands.probe import features_command, probe_command
 from pra.commands.program import is_rank_0, parse_command, run_program
 from pra.commands.report import report_command
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export_command,
     "bench sample": bench_command,
     "bench train": bench_train_command,
+    "bench pareto": pareto_command,
     "show": show_command,
 }
 

@@ -32,7 +32,7 @@ def test_help_of_pra_and_of_groups_lists_commands(call):
     assert code == 0
     assert all(command in text for command in cli.COMMANDS)
     assert "Train a recipe, or resume a run." in text
-    for group, own in (("data", "check,pack"), ("bench", "sample,train")):
+    for group, own in (("data", "check,pack"), ("bench", "sample,train,pareto")):
         code, text, errors = call(group, "-h")
         assert (code, errors) == (0, [])
         assert text.splitlines()[0] == f"usage: pra {group} [-h] {{{own}}}"

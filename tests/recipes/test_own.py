@@ -30,9 +30,10 @@ def by_size(seconds):
     return lambda config, device: seconds * work(config)
 
 
-def proposed(pictures, minutes, steps, speed):
+def proposed(pictures, minutes, steps, speed, compiler=False):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(own, "seconds_per_step", speed)
+        patch.setattr(own, "can_compile", lambda device: compiler)
         return propose(pictures, minutes, steps, CPU)
 
 
@@ -140,6 +141,15 @@ def test_propose_steps_choose_as_time_does():
     assert "more --steps than 100 help" in text
     config, _ = proposed(PHOTOS, None, 10**6, lambda config, _: math.inf if config.model.image_size[0] > 32 else 1)
     assert config.model.image_size == (32, 32)
+
+
+@pytest.mark.parametrize(("minutes", "compiler", "compiled"), [(10, True, True), (10, False, False), (2, True, False)])
+def test_propose_compiles_long_trainings(minutes, compiler, compiled):
+    config, reasons = proposed(PHOTOS, minutes, None, lambda *_: 0.5, compiler)
+    factor = own.COMPILED if compiled else 1.0
+    assert config.train.compile == compiled
+    assert config.train.steps == int(0.85 * 60 * minutes / (0.5 * factor))
+    assert ("once compiled" in " ".join(reasons)) == compiled
 
 
 def test_seconds_per_step_are_measured():

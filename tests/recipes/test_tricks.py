@@ -7,19 +7,30 @@ from support.refusal import refused
 
 from pra import recipe
 from pra.config import DeblockConfig, Muon
+from pra.recipes import RECIPES
 from pra.recipes.systems import SYSTEMS
-from pra.recipes.tricks import plus
+from pra.recipes.tricks import faithful, plus
 from studies import ladder
 from studies.catalogue import STUDIES
 from studies.settings import SCALES, SETTINGS, base
 
 
 def test_plus_changes_optimizer_losses_and_codec():
-    run, changed = recipe("emoji"), recipe("emoji:plus")
+    run, changed = recipe("pra-s-256"), recipe("pra-s-256:plus")
     assert changed.train.optimizer == replace(run.train.optimizer, matrices=Muon(lr=5 * run.train.optimizer.lr))
     assert changed.train.objective == replace(run.train.objective, perturbed_weight=0.5)
-    assert changed.model.codec == replace(run.model.codec, deblock=DeblockConfig(margin=8, width=128))
+    assert changed.model.codec == replace(run.model.codec, deblock=DeblockConfig(margin=8, width=384))
     assert replace(changed, model=run.model, train=run.train, recipe=run.recipe) == run
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "tiny" and not name.startswith("pra-")])
+def test_recipes_that_a_laptop_finishes_are_plus(name):
+    assert plus(recipe(name)) == recipe(name)
+
+
+@pytest.mark.parametrize("name", ["tiny", "pra-s-256", "tiny:jit", "tiny:teacher-forced"])
+def test_faithful_undoes_plus(name):
+    assert faithful(plus(recipe(name))) == faithful(recipe(name)) == recipe(name)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.captions import SETTINGS as SPOKEN
 from support.files import contents
 from support.processes import started
 from support.refusal import refused
@@ -111,11 +112,12 @@ def test_codec_warmup_trains_the_codec_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_step_is_the_same_step(tmp_path):
+@pytest.mark.parametrize(("recipe", "settings"), [("tiny", ()), ("tiny:plus", SPOKEN)])
+def test_compiled_step_is_the_same_step(recipe, settings, tmp_path):
     """Up to rounding, which AdamW's first steps enlarge in the weights: so losses and gradients are compared."""
     rows = []
     for name in ("false", "true"):
-        train(tiny(f"train.compile={name}", "train.steps=3"), tmp_path / name)
+        train(tiny(*settings, f"train.compile={name}", "train.steps=3", recipe=recipe), tmp_path / name)
         rows.append(read_metrics(tmp_path / name))
     for eager, faster in zip(*rows, strict=True):
         for figure in ("total", "pixel", "flow", "auxiliary", "gradient_norm"):

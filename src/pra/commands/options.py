@@ -65,6 +65,8 @@ class How:
     """Integrator from noise to pixels or states."""
     steps: Integer = None
     """Solver intervals per patch, or per image if all patches come at once."""
+    raster_steps: Annotated[str | None, arg(metavar="N,...", help_behavior_hint="")] = None
+    """Other numbers of steps along the raster: 4,2,1 takes 4 in its first third, 2 in the next, 1 in the last."""
     temperature: Number = None
     """Scale of the noise."""
     time_grid: Annotated[str | None, choices(TimeGrid)] = None
@@ -92,6 +94,7 @@ class How:
         given: dict[str, Any] = {name: getattr(self, name, None) for name in to_dict(model.sampling)}
         given["guidance_interval"] = _numbers(self.guidance_interval, "--guidance-interval", "0.2,0.9")
         given["times"] = _numbers(self.times, "--times", "0,0.4,0.7,1")
+        given["raster_steps"] = _numbers(self.raster_steps, "--raster-steps", "4,2,1", int)
         config = changed_sampling(model.sampling, {name: value for name, value in given.items() if value is not None})
         return Sampler(model, config, member(Precision, self.precision, "--precision"), self.compile)
 
@@ -105,11 +108,11 @@ class How:
         return words
 
 
-def _numbers(text: str | None, option: str, example: str) -> list[float] | None:
+def _numbers(text: str | None, option: str, example: str, kind: type[float] = float) -> list[float] | None:
     try:
-        return None if text is None else [float(part) for part in text.split(",")]
+        return None if text is None else [kind(part) for part in text.split(",")]
     except ValueError:
-        problem = f"{option} {text!r} needs numbers, such as {example}"
+        problem = f"{option} {text!r} needs {'whole ' if kind is int else ''}numbers, such as {example}"
         raise PraError(problem, option=option, value=text) from None
 
 

@@ -115,10 +115,11 @@ class ObjectiveConfig(Settings):
 
 
 class LearningRate(enum.Enum):
-    """The learning rate after warm-up: constant, or a cosine to zero at the last step."""
+    """The learning rate after warm-up: constant, or down to zero at the last step."""
 
     CONSTANT = "constant"
     COSINE = "cosine"
+    LINEAR = "linear"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from pra.bench.pareto import Tier, offered
 from pra.config import DataConfig, Fit, OnSmall, RunConfig
 from pra.errors import PraError, one_line
 from pra.evaluation.report import (
@@ -34,7 +35,7 @@ class Exhibit:
     """A model on show, in evaluation mode.
 
     Its weights are in ``folder``: a checkpoint, or a saved model. ``run`` and ``config`` are those of the run that the
-    weights are from, if its folder is there.
+    weights are from, if its folder is there. ``tiers`` are what ``pra bench pareto`` found.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Exhibit:
     run: Path | None
     config: RunConfig | None
     model: Model
+    tiers: tuple[Tier, ...] = ()
 
     @functools.cached_property
     def samplers(self) -> Samplers:
@@ -96,7 +98,8 @@ def load_exhibits(
         folder = weights.model_folder(place, average)
         run = weights.run_of(folder)
         model = weights.load(folder, average, device)
-        exhibits.append(Exhibit(one_line(name), folder, run, read_run(run) if run else None, model))
+        tiers = tuple(offered(folder, run, average))
+        exhibits.append(Exhibit(one_line(name), folder, run, read_run(run) if run else None, model, tiers))
     classes = [exhibit.model.classes for exhibit in exhibits if exhibit.takes_class]
     if classes and classes[0] != classes[-1]:
         shown = "; ".join(f"{len(found)}: {', '.join(found[:3])} ..." for found in classes)

@@ -15,6 +15,7 @@ from torch import Tensor
 from pra.config import SHORTCUT_STEPS, SamplingConfig, Solver
 from pra.demo.exhibit import Exhibit
 from pra.errors import PraError, one_line
+from pra.evaluation.report import sampling_in_words
 from pra.models import Model
 
 MOST_PICTURES = 16
@@ -37,6 +38,7 @@ class Request:
 
     ``label`` may be the model's null class or :data:`EVERY_CLASS`; ``seed`` is that of the first picture, and the next
     ones follow; ``steps`` may be :data:`OWN_STEPS`. Models that read captions draw ``caption``, if it is not blank.
+    ``tier`` names settings in place of guidance and steps, for models that have measured ones.
     """
 
     label: int
@@ -45,6 +47,7 @@ class Request:
     guidance: float
     steps: int
     caption: str = ""
+    tier: str = ""
 
     def __post_init__(self) -> None:
         if self.label is None:
@@ -127,8 +130,12 @@ def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator
     sheet = Sheet(exhibit.name, pictures, config.image_size[0], start.shape[1], captions)
     yield sheet
     try:
-        settings, notes = sampling_of(model, request), [_about_caption(exhibit, request.caption)]
-        if request.steps not in (OWN_STEPS, settings.steps):
+        tier = next((tier for tier in exhibit.tiers if tier.name == request.tier), None)
+        settings = tier.sampling if tier else sampling_of(model, request)
+        notes = [_about_caption(exhibit, request.caption)]
+        if tier:
+            notes.append(f"{tier.name}: {sampling_in_words(settings, config.unit)}")
+        elif request.steps not in (OWN_STEPS, settings.steps):
             instead = f"{settings.steps} steps in place of {request.steps:g}"
             notes.append(f"{instead}: this model takes {', '.join(map(str, SHORTCUT_STEPS))}")
         sheet = replace(sheet, note="; ".join(filter(None, notes)))

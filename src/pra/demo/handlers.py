@@ -77,12 +77,12 @@ class Handlers:
                     return
                 done = min(sheet.pictures.shape[2] / sheet.height for sheet in sheets)
                 yield html("stage", sheets), html("words", f"{done:.0%} of the rows"), kept
-            new = []
+            new, how = [], request.tier or f"guidance {request.guidance:g}"
             for sheet in sheets:
                 name = f"{sheet.name}, " if len(sheets) > 1 else ""
                 if sheet.finished and not sheet.error:
                     for picture, caption in zip(sheet.pictures, sheet.captions, strict=True):
-                        new.append((to_pil(picture), f"{name}{caption}, guidance {request.guidance:g}"))
+                        new.append((to_pil(picture), f"{name}{caption}, {how}"))
             told = f"{len(new)} pictures in {time.monotonic() - begin:.1f} s" if new else "nothing was made"
             yield html("stage", sheets), html("words", told), [*new, *kept][:MOST_KEPT]
         except Exception as error:

@@ -108,13 +108,14 @@ def _tab(gr: Any, handlers: Handlers, kept: Any, name: str) -> Any:
                 label = known.model.condition.null
             caption = _caption(gr, exhibits)
             choices = _choices(gr, exhibits, label, count, "Continuations" if completes else "Pictures")
+            tier = _tier(gr, exhibits)
             with gr.Row():
                 press = gr.Button(name, variant="primary", min_width=120)
                 stop = gr.Button("Stop", min_width=80)
         with gr.Column(scale=5, min_width=300, elem_classes="results"):
             status = gr.HTML(html("words", "The pictures appear here."), elem_classes="status")
             stage = gr.HTML(elem_classes="stage")
-    return _connect(gr, press, stop, handlers.make, [*upload, *choices, caption], (stage, status, kept))
+    return _connect(gr, press, stop, handlers.make, [*upload, *choices, caption, tier], (stage, status, kept))
 
 
 def _upload(gr: Any, handlers: Handlers) -> list[Any]:
@@ -146,6 +147,15 @@ def _caption(gr: Any, exhibits: Sequence[Exhibit]) -> Any:
         labels = [one_line(text, SHOWN_EXAMPLE) for text in examples]
         gr.Examples([[text] for text in examples], box, example_labels=labels, examples_per_page=MOST_EXAMPLES)
     return box
+
+
+def _tier(gr: Any, exhibits: Sequence[Exhibit]) -> Any:
+    """Return a choice of measured settings; of models without them, an empty state."""
+    names = list(dict.fromkeys(tier.name for exhibit in exhibits for tier in exhibit.tiers))
+    if not names:
+        return gr.State("")
+    choices = [("as set above", ""), *((name, name) for name in reversed(names))]
+    return gr.Radio(choices, value="", label="Quality and time", info="Measured: FID against seconds an image")
 
 
 def _choices(gr: Any, exhibits: Sequence[Exhibit], label: int, count: int, counted: str) -> list[Any]:

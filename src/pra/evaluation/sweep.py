@@ -8,26 +8,35 @@ import itertools
 import json
 import math
 import re
+import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from pra.config import SamplingConfig, to_dict
 from pra.config.values import parse_value
 from pra.data.images import open_image
-from pra.errors import PraError
+from pra.errors import NotFiniteError, PraError
 from pra.evaluation.comparable import differing, known, shown
 from pra.evaluation.compare import Row, Section, rendered
-from pra.evaluation.evaluate import Report
+from pra.evaluation.evaluate import Report, describe
+from pra.evaluation.judging import Judge, Subject
 from pra.evaluation.metrics import Protocol
 from pra.evaluation.report import cell, evaluation
 from pra.models.weights import EMA
+from pra.sampling.batches import Batch
 from pra.sampling.requests import changed_sampling
 from pra.utils.files import check_regular, write_atomically
+from pra.utils.pixels import contact_sheet
 from pra.utils.provenance import file_sha256
+from pra.utils.signals import Interrupted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +47,7 @@ GUIDANCE = ("guidance=1,1.5,2,3,4",)
 AVERAGE = "average"
 """The name under which the weights of a run are varied."""
 
-LISTS = ("guidance_interval", "times")
+LISTS = ("guidance_interval", "times", "raster_steps")
 """Settings of which one value is a list."""
 LONGEST = 200
 """Letters of a point's name: file systems allow 255, with an ending and the suffix of a file being written."""
@@ -211,6 +220,41 @@ def read_results(folder: Path, expected: dict[str, dict[str, Any]]) -> dict[str,
             raise PraError(f"{problem}. Use another --out, or remove {folder}", "mismatch", path=path, what=what)
         found |= {path.stem: report} if asked else {}
     return found
+
+
+def judged(tried: Sequence[Point], subject: Subject, judge: Judge, folder: Path) -> list[Result]:
+    """Judge every point as `pra eval` does, into ``folder``; the reports that lie there already are read."""
+    world = judge.work.world
+    averages = {name: subject.with_average(name) for name in dict.fromkeys(point.average for point in tried)}
+    subjects = {point.name: averages[point.average].sampled_with(point.sampling) for point in tried}
+    known = describe(judge.extractor, judge.reference, subject.count)
+    expected = {name: known | {"images": one.provenance} for name, one in subjects.items()}
+    found = world.run_on_first(lambda: read_results(folder, expected))
+    for point in (point for point in tried if point.name not in found):
+        try:
+            strip: list[Tensor] = []
+            report = judge.report(subjects[point.name], what=point.name, watch=partial(_kept, strip))
+            if world.is_first:
+                picture = contact_sheet(torch.stack(strip), COLUMNS)
+                write_atomically(folder / f"{point.name}.png", picture.save, format="PNG")
+                report.save(folder / f"{point.name}.json")
+        except (KeyboardInterrupt, SystemExit) as stop:
+            signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0) - 128
+            what = f"stopped with {len(found)} of {len(tried)} combinations judged, in {folder}"
+            raise Interrupted(signum, what) from None
+        except NotFiniteError as error:
+            if world.size > 1:  # the other processes go on with theirs
+                raise
+            warnings.warn(f"{point.name} has no figures: {error}", stacklevel=2)
+            report = Report({}, {})
+        found[point.name] = report
+    return [Result(point, found[point.name]) for point in tried]
+
+
+def _kept(strip: list[Tensor], batch: Batch) -> Batch:
+    """Keep the first images of all, to be drawn."""
+    strip += batch.images[: COLUMNS - len(strip)]
+    return batch
 
 
 # --- pictures -----------------------------------------------------------------------------------------------

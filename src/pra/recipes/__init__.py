@@ -27,7 +27,7 @@ from pra.recipes.presets import (
     tiny,
 )
 from pra.recipes.systems import SYSTEMS
-from pra.recipes.tricks import plus
+from pra.recipes.tricks import faithful, plus
 from pra.training.run import read_run
 from pra.utils.hub import is_address
 
@@ -44,11 +44,13 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "pra-l-256": pra_l_256,
 }
 
-CHANGES: dict[str, Callable[[RunConfig], RunConfig]] = {"plus": plus, **SYSTEMS}
+CHANGES: dict[str, Callable[[RunConfig], RunConfig]] = {"plus": plus, "faithful": faithful, **SYSTEMS}
 
 
 def recipe(name: str) -> RunConfig:
-    """Return the configuration of ``BASE``, ``BASE:plus``, ``BASE:SYSTEM`` or ``BASE:plus:SYSTEM``.
+    """Return the configuration of ``BASE``, with changes such as ``BASE:plus``, ``BASE:faithful`` or ``BASE:SYSTEM``.
+
+    Changes may be joined: ``BASE:plus:SYSTEM``.
 
     Raises:
         PraError: an unknown recipe or system; the nearest name is given.

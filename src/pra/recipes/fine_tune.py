@@ -116,6 +116,7 @@ def _filled(config: RunConfig, survey: Survey, minutes: float | None, device: to
             f"--steps N and --set train.micro_batch_size={max(1, micro // 4)}"
         )
         raise PraError(problem, code="too-large", value=micro)
+    config, seconds = own.with_compiler(config, seconds, budget, device)
     longest = longest_training(survey, batch)
     steps = own.steps_in(budget, seconds, longest, batch)
     config = own.with_steps(config, steps)

@@ -31,6 +31,8 @@ from pra.data.survey import Survey
 from pra.errors import PraError
 from pra.models import count_parameters
 from pra.recipes.presets import sized
+from pra.recipes.tricks import plus
+from pra.utils.compiler import can_compile
 from pra.utils.device import cores
 
 NAME = "own"
@@ -47,6 +49,10 @@ HELD_OUT, FEWEST_TO_HOLD_OUT = 0.05, 200
 
 VALIDATIONS, GRIDS = 20, 5
 """Measurements of the held-out loss, and grids of samples, over the training."""
+
+COMPILE_FROM, COMPILED = 300.0, 0.7
+"""Seconds of training from which a faster step is worth the compiler's minute; and the time of such a step over that of
+one not compiled, 0.62 on a CPU core (emoji in 64 patches, scale cpu)."""
 
 GUIDANCE = 1.5
 """Where there are classes to tell apart."""
@@ -127,6 +133,7 @@ def propose(survey: Survey, minutes: float | None, steps: int | None, device: to
             stopped = f"{needs} {-(-rung.images // batch):,} steps"
             break
         config, seconds = with_workers(config, survey, device)
+        config, seconds = with_compiler(config, seconds, budget if steps is None else steps * seconds, device)
         needed = rung.images / batch * seconds
         if taken and needed >= budget:
             too_long = f"{math.ceil(needed / TRAINING_SHARE / 60):,} minutes" if math.isfinite(needed) else TOO_LARGE
@@ -190,7 +197,7 @@ def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:
     numbers = patch * patch * survey.channels
     small = width <= 64
     heads = 2 if small else width // 32
-    return RunConfig(
+    run = RunConfig(
         recipe=NAME,
         model=sized(
             rung.side,
@@ -213,6 +220,7 @@ def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:
         ),
         sampling=SamplingConfig(guidance=1.0 if survey.unconditional else GUIDANCE, steps=5),
     )
+    return plus(run)
 
 
 def data_config(survey: Survey) -> DataConfig:
@@ -228,6 +236,13 @@ def with_workers(config: RunConfig, survey: Survey, device: torch.device) -> tup
     workers = min(8, cores()) if reading > 0.2 * arithmetic else 0
     config = replace(config, data=replace(config.data, workers=workers))
     return config, arithmetic + reading / max(1, workers)
+
+
+def with_compiler(config: RunConfig, seconds: float, training: float, device: torch.device) -> tuple[RunConfig, float]:
+    """Have a training of ``training`` seconds compiled if it is long enough; return the seconds of a step then."""
+    if training < COMPILE_FROM or not can_compile(device):
+        return config, seconds
+    return replace(config, train=replace(config.train, compile=True)), COMPILED * seconds
 
 
 def with_steps(config: RunConfig, steps: int) -> RunConfig:
@@ -288,8 +303,11 @@ def pace(config: RunConfig, survey: Survey, seconds: float, device: torch.device
     """Say how long a step takes, and all of them."""
     train = config.train
     learnt = survey.images * (1.0 - (config.data.held_out_share or 0.0))
+    measured, compiled = seconds, ""
+    if train.compile:
+        measured, compiled = seconds / COMPILED, f", about {seconds:.3g} s once compiled"
     return (
-        f"a step of {train.batch_size} images takes {seconds:.3g} s on {device}, measured just now: {train.steps:,} "
-        f"steps, {train.steps * train.batch_size / learnt:.3g} epochs, "
+        f"a step of {train.batch_size} images takes {measured:.3g} s on {device}, measured just now{compiled}: "
+        f"{train.steps:,} steps, {train.steps * train.batch_size / learnt:.3g} epochs, "
         f"{train.steps * seconds / TRAINING_SHARE / 60:.2g} minutes"
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import ChainableUndefined
 
+from pra.bench.pareto import FOLDER, PARETO, PICTURE, Tier, offered
 from pra.config import RunConfig, to_dict
 from pra.errors import one_line
 from pra.evaluation.comparable import known
@@ -35,7 +36,8 @@ LONGEST = 2**20
 class Origin:
     """A model, the file of its weights, their name in a run, and the record of their training, if known.
 
-    ``files`` are pictures and a card, by the name they are shared under. ``reports`` of ``pra eval``, by file name, are
+    ``files`` are pictures, a card and ``pareto.json``, by the name they are shared under; ``tiers`` are read from the
+    last. ``reports`` of ``pra eval``, by file name, are
     on these very weights, or named by the card. ``seconds`` are those of the training steps, or ``None`` if not logged.
     """
 
@@ -44,6 +46,7 @@ class Origin:
     average: str
     files: dict[str, Path]
     reports: dict[str, Report]
+    tiers: list[Tier]
     run: RunConfig | None = None
     step: int = 0
     seconds: float | None = None
@@ -59,15 +62,24 @@ def read_origin(path: str | Path, average: str = weights.EMA) -> Origin:
     folder = weights.model_folder(path, average)
     run = weights.run_of(folder)
     home = run or folder
-    shared = (CURVES, SAMPLES) if run else (CARD, CURVES, SAMPLES)  # a README in a run's folder is its owner's notes
+    shared = (
+        (CURVES, SAMPLES) if run else (CARD, CURVES, SAMPLES, PARETO, PICTURE)
+    )  # a README in a run's folder is its owner's notes
     files = {name: home / name for name in shared if (home / name).is_file()}
     grids = sorted(path for path in run.glob("samples/step-*.png") if path.is_file()) if run else []
     if grids:
         files[SAMPLES] = grids[-1]
+    tiers = offered(folder, run, average)
+    if run and (run / FOLDER / PARETO).is_file():
+        if tiers:
+            files |= {name: path for name in (PARETO, PICTURE) if (path := run / FOLDER / name).is_file()}
+        else:
+            problem = f"{run / FOLDER / PARETO} is left out: its figures are of other weights than the shared ones"
+            warnings.warn(f"{problem}; measure these with `pra bench pareto {run}`", stacklevel=2)
     file = folder / weights.weights_name(folder, average)
     card = read_card(files[CARD]) if CARD in files else ""
     reports = _reports(home, file_sha256(file), card)
-    origin = Origin(weights.load(folder, average), file, average, files, reports)
+    origin = Origin(weights.load(folder, average), file, average, files, reports, tiers)
     if run is None:
         return origin
     config = read_run(run)
@@ -110,6 +122,7 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
     environment.filters |= {
         "json": json.dumps,
         "quote": shlex.quote,
+        "words": shlex.join,
         "public": _public,
         "place": lambda initial: initial if is_address(initial) else Path(initial).name,
         "duration": duration,

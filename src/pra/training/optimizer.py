@@ -181,7 +181,7 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int, peak: float | None = None) -> float:
-    """Return the rate of step ``0 <= step < total``: a linear warm-up to ``peak``, then constant or a cosine to zero.
+    """Return the rate of step ``0 <= step < total``: a linear warm-up to ``peak``, then the schedule.
 
     ``peak`` is ``config.lr`` by default.
     """
@@ -190,6 +190,8 @@ def learning_rate(config: OptimizerConfig, step: int, total: int, peak: float | 
     if config.schedule is LearningRate.CONSTANT:
         return peak * warmup
     progress = max(0.0, step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    if config.schedule is LearningRate.LINEAR:
+        return peak * warmup * (1.0 - progress)
     return peak * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

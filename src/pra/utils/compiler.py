@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -12,6 +15,14 @@ from pra.errors import PraError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def can_compile(device: torch.device) -> bool:
+    """Return whether what torch.compile needs is there: Triton for a GPU, a C++ compiler for a CPU."""
+    if device.type == "cuda":
+        return find_spec("triton") is not None
+    names = (os.environ.get("CXX", ""), "g++", "clang++")
+    return device.type == "cpu" and any(shutil.which(name) for name in names if name)
 
 
 def compiled(function: Callable[P, R], what: str, without: str) -> Callable[P, R]:

@@ -15,7 +15,7 @@ from pra.utils.files import read_json
 from pra.utils.progress import Progress
 
 PREFIX = "hub:"
-FILES = ["config.json", "model.safetensors", "README.md"]
+FILES = ["config.json", "model.safetensors", "README.md", "pareto.json"]
 LOGIN = "set HF_TOKEN, or `hf auth login`"
 
 

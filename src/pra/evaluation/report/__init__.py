@@ -373,7 +373,7 @@ def model_in_words(model: AnyModelConfig, sampling: SamplingConfig) -> dict[str,
             f"the first {text.max_length} {text.unit}, as {text.tokens} prefix tokens; the reader has "
             f"{text.transformer.depth} blocks of width {text.transformer.width}"
         )
-    return words | {"Sampling": _sampling(sampling, model.unit)}
+    return words | {"Sampling": sampling_in_words(sampling, model.unit)}
 
 
 def rollout_in_words(rollout: Rollout) -> str:
@@ -401,8 +401,9 @@ def _training(train: TrainConfig) -> str:
     )
 
 
-def _sampling(how: SamplingConfig, unit: str) -> str:
+def sampling_in_words(how: SamplingConfig, unit: str) -> str:
+    """Solver, steps and guidance; a step's ``unit`` is the model's."""
     rising = ", rising linearly along the raster" if how.schedule is GuidanceSchedule.LINEAR else ""
     guidance = "no guidance" if how.guidance == 1 else f"guidance {how.guidance:g}{rising}"
     warmth = "" if how.temperature == 1 else f", temperature {how.temperature:g}"
-    return f"{how.solver.value}, {how.steps} intervals per {unit}; {guidance}{warmth}"
+    return f"{how.solver.value}, {how.steps_in_words} intervals per {unit}; {guidance}{warmth}"
