@@ -1,4 +1,4 @@
-"""``pra eval`` and ``pra data`` on the command line: what they print and refuse at once. More: tests/evaluation."""
+"""``pra eval`` and ``pra data`` on the command line: output and early refusals. More: tests/evaluation."""
 
 from pathlib import Path
 

@@ -154,7 +154,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_resume(call, trained, monkeypatch):
     sample = pra.Sampler.sample
 
     def stopped_after(count):
-        """Ctrl-C when so many batches are made."""
+        """Press Ctrl-C after this number of batches."""
         made = iter([sample] * count)
 
         def limited(*arguments):

@@ -1,4 +1,4 @@
-"""``pra train``: what it prints, what reaches the configuration, what it refuses. Own pictures: tests/recipes."""
+"""``pra train``: its output, the configuration it makes, and its refusals. Own pictures: tests/recipes."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from pra.commands import train
 from pra.data.source import check_name
 from pra.evaluation.report import write_report
 
-# So they may, in twenty steps.
+# Twenty steps may do that.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
 
 QUICK = ("--steps", "3", "--set", "train.sample_every=0")

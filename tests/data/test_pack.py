@@ -1,4 +1,4 @@
-"""``pra data pack``: what it writes from every source, how it resumes, and what it refuses."""
+"""``pra data pack``: its shards from every source, resuming, refusals."""
 
 import hashlib
 import json

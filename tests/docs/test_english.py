@@ -60,3 +60,9 @@ def test_texts_use_the_words_of_the_field():
 def test_names_of_tests_are_short():
     names = [match for match in found(re.compile(r"def test_\w+"), sources()) if "tests/" in match]
     assert [name for name in names if len(name.rpartition(" ")[2]) > LONGEST_NAME] == []
+
+
+def test_pages_are_short():
+    limits = {ROOT / "README.md": 130, **dict.fromkeys((ROOT / "docs").rglob("*.md"), 200)}
+    lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in limits}
+    assert {path: length for path, length in lengths.items() if length > limits[ROOT / path]} == {}

@@ -1,4 +1,4 @@
-"""The work of `pra eval` around the figures: files that come together, labels, provenance, what it refuses."""
+"""The work of `pra eval` around the figures: files that appear together, labels, provenance, refusals."""
 
 import errno
 import hashlib

@@ -80,7 +80,7 @@ def test_one_line_for_what_all_processes_refuse(tmp_path):
 
 @pytest.mark.slow
 def test_one_line_for_what_one_process_meets(few, tmp_path):
-    """Half a picture in the second one's share: the first waits for its features."""
+    """The second rank's share has half a picture, while the first waits for its features."""
     (tmp_path / "pictures").mkdir()
     for index in range(6):
         open_source(few).image(index).save(tmp_path / "pictures" / f"{index}.png")

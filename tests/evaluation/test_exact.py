@@ -1,4 +1,4 @@
-"""Features in full float32 whatever a person has allowed, who finds it allowed again afterwards."""
+"""Features in full float32 whatever the user's settings, which are restored afterwards."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""A run's report: what the page shows, that it needs nothing else, and what it says where something is missing."""
+"""A run's report: the content of the page, without other files, and the lines about missing parts."""
 
 import json
 import math

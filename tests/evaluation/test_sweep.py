@@ -85,7 +85,7 @@ def test_points_that_cannot_be_are_refused(over, words):
     refused(lambda: points(SamplingConfig(), over), *words)
 
 
-# --- what was found -----------------------------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------------------
 
 
 def result(fid, **changes):
@@ -224,7 +224,7 @@ def test_every_point_is_what_eval_measures(model, pictures, swept, tmp_path, cap
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one(run, tmp_path, capsys):
-    """Sweep a run, whose folder is where it all goes."""
+    """Sweep a run, with results in its folder."""
     sweep(run, None, "digits", num=20, over=("guidance=1.5",))
     assert f"to share it so: pra export {run} DIR --set sampling.guidance=1.5" in capsys.readouterr().out
     (run / "sweep").rename(tmp_path / "one")
