@@ -176,7 +176,7 @@ def bench_train_command(
 def _rates(
     config: RunConfig, mfu: str | None, tflops: float | None, measured: Path | None
 ) -> tuple[list[float], float]:
-    """Return the MFUs to compute with, and the rate of matrix products of which they are shares."""
+    """Return the MFUs to compute with, and the rate of matrix products that they are shares of."""
     if measured is None:
         try:
             shares = [float(part) for part in (mfu or MFUS).split(",")]

@@ -47,7 +47,7 @@ def run_program(
     args = _without_verbose(list(sys.argv[1:] if argv is None else argv))
     try:
         code = _run(program, parse, args)
-        print(end="", flush=True)  # sys.stdout.flush() fails where there is none (>&-)
+        print(end="", flush=True)  # sys.stdout.flush() fails without a stdout (>&-)
     except OSError as error:
         if (reason := _closed_output()) is None:
             raise

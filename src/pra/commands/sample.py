@@ -59,8 +59,8 @@ def sample_command(
     output.
 
     Args:
-        labels: Classes by number or name, such as 0,3 or 2-5 or cat,dog; or all. By default all, of which a FILE.png
-            without --num shows 20 at most. If classes are named by numbers, 2 is the class called 2, and 2-2 is class
+        labels: Classes by number or name, such as 0,3 or 2-5 or cat,dog; or all. By default all; a FILE.png without
+            --num shows 20 at most. If classes are named by numbers, 2 is the class called 2, and 2-2 is class
             number 2.
         caption: A text to draw, for models that read captions; may be repeated. --labels may be given beside it, one
             for all captions or one each. By default the examples that the model carries.
@@ -170,7 +170,7 @@ def _check_num(num: int | None, seeds: str | None, random_labels: bool, label_se
 
 def _weights(run: Path | None, average: str, world: World) -> tuple[Path, dict[str, str]]:
     """Return the model's folder, and its weights' name and hash, which must be the same on all ranks."""
-    with world.first_alone():  # what is on the Hub is downloaded once
+    with world.first_alone():  # models on the Hub are downloaded once
         folder = weights.model_folder(run, average)
     file = folder / weights.weights_name(folder, average)
     same = world.combine(file_sha256(file), lambda found: found[0] if len(set(found)) == 1 else None)

@@ -35,7 +35,7 @@ def push_command(
     `hf auth login`).
 
     Args:
-        run: A run's folder, a checkpoint, or a model folder; of one from `pra export` the card is kept as it is.
+        run: A run's folder, a checkpoint, or a model folder; the card of a folder from `pra export` is kept.
         repo: The model's name on the Hub; it is made if needed.
         private: Hide it from everybody else.
         licence: The weights' licence, as the Hub names it, such as apache-2.0; without it the card says that it is
@@ -64,7 +64,7 @@ def export_command(
 
     Args:
         run: A run's folder, a checkpoint, or a model folder.
-        folder: The new folder; `pra sample` and all other commands take it as RUN, and `pra push` uploads it as it is.
+        folder: The new folder; `pra sample` and all other commands take it as RUN, and `pra push` uploads it unchanged.
         licence: The weights' licence, as the Hub names it, such as apache-2.0; without it the card says that it is
             missing.
         half: Store the weights as float16: half the size, and float32 again when loaded.

@@ -117,7 +117,7 @@ def changed(config: RunConfig, given: Mapping[str, Any], settings: Sequence[str]
 
 
 def tell(result: Trained, config: RunConfig, folder: Path) -> None:
-    """Print what was trained and where it is, and write the report."""
+    """Print the result and its place, and write the report."""
     skipped = f", {result.skipped} corrupt images skipped" if result.skipped else ""
     if result.new_steps:
         print(f"trained {result.new_steps} steps to {result.steps} in {result.seconds:.0f} s{skipped}")

@@ -110,7 +110,7 @@ class ObjectiveConfig(Settings):
     encoder_masks: EncoderInput = EncoderInput.CONDITION
 
     def weight(self, term: str) -> float:
-        """Return the factor of a term in the total loss: the field ``TERM_weight``, or 1 where there is none."""
+        """Return the factor of a term in the total loss: the field ``TERM_weight``, or 1 without such a field."""
         return float(getattr(self, f"{term}_weight", 1.0))
 
 

@@ -28,7 +28,7 @@ _HEADERS = {"User-Agent": "pra", "Accept-Encoding": "identity"}  # a compressed 
 
 
 class Promise(NamedTuple):
-    """The size in bytes and the SHA-256 of a file, as far as they are known beforehand."""
+    """The expected size in bytes and SHA-256 of a file, or None where unknown."""
 
     size: int | None = None
     sha256: str | None = None
@@ -40,7 +40,7 @@ def fetch_all(urls: Sequence[str], folder: Path, promises: Mapping[str, Promise]
     A file appears under its name when it is whole. If several processes call this, one fetches and the others wait.
 
     Raises:
-        PraError: a server cannot be reached or refuses, a file is not what was promised, or the disk is full.
+        PraError: a server cannot be reached or refuses, a file has another size or hash, or the disk is full.
     """
     files = [folder / name_of(url) for url in urls]
     try:

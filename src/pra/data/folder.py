@@ -82,7 +82,7 @@ class FolderSource(Files):
 
 @dataclass
 class _Tree:
-    """The pictures below a folder, as paths from there, its folders, and what is left out: kind -> count, example.
+    """The pictures below a folder, as paths from there, its folders, and the files left out: kind -> count, example.
 
     ``metadata`` are files that may hold captions, and ``texts`` the paths of text files without their ending.
     """

@@ -44,7 +44,7 @@ WORTH_A_WORKER = 512
 """Fewer images than this are read faster without another process."""
 
 SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC)
-"""Errors of a machine, or of its limits, that has too little for so many processes."""
+"""Errors of a machine whose memory or limits do not allow the number of processes."""
 
 Label: TypeAlias = int | npt.NDArray[np.int64]
 
@@ -88,7 +88,7 @@ class TrainingSet(Dataset[Sample]):
 
     Epoch ``g // n`` goes through all ``n`` images in its own order (for a stream: as far as reading forward allows).
     Order, crops, flips and captions depend on ``seed`` and ``g`` alone, so any part of the sequence can be made again
-    anywhere. ``row`` is of the model's condition (:data:`Row`), where it reads captions.
+    anywhere. ``row`` belongs to the model's condition (:data:`Row`), if it reads captions.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
 
     Raises:
         PraError: one of ``work``; or a worker has died, or has too little memory or open files.
-        Exception: of ``work``, as it was; one of a worker has the worker's traceback in a note.
+        Exception: any exception of ``work``; in a worker, its traceback is added as a note.
     """
     if not workers:
         for item in items:

@@ -148,7 +148,7 @@ def _channels(image: Image.Image, kind: str) -> int:
 
 
 def _record(shard: Path) -> Path:
-    return shard.with_suffix(".json")  # written after the shard, says what is in it
+    return shard.with_suffix(".json")  # written after the shard, lists its content
 
 
 def _write_missing(source: Source, shards: dict[Path, Sequence[int]], packing: Packing, workers: int) -> None:

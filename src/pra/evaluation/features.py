@@ -146,7 +146,7 @@ def inception(weights: Path | None, device: torch.device) -> Published:
     that into torch's cache once.
 
     Raises:
-        PraError: the extra is not installed, or the weights cannot be had or read.
+        PraError: the extra is not installed, or the weights are missing or unreadable.
     """
     port = imported(
         "torch_fidelity.feature_extractor_inceptionv3", "--features inception", "torch-fidelity and torchvision", "eval"
@@ -201,7 +201,7 @@ def dinov2(weights: Path | None, device: torch.device, architecture: Mapping[str
 
     Pooled features are the class tokens after the last norm, ``(B, 1024)``; there are no others. The network is timm's.
     ``weights`` is Meta's ``dinov2_vitl14_pretrain.pth``; None downloads that into torch's cache once. ``architecture``
-    is smaller in tests. Refuse weights that cannot be had or read; needs the extra.
+    is smaller in tests. Refuse missing or unreadable weights; needs the extra.
     """
     timm = imported("timm.models.vision_transformer", "--features dinov2", "timm and torchvision", "dinov2")
     path = weights or download(DINOV2_URL, DINOV2_SHA256, "dinov2")
@@ -232,7 +232,7 @@ def _positions(table: Tensor) -> Tensor:
 
 
 def imported(module: str, option: str, packages: str, extra: str) -> Any:
-    """Import the module of a network from an optional package; ``option`` needs it. Refuse where it is missing."""
+    """Import the module of a network from an optional package; ``option`` needs it. Refuse if it is missing."""
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError, OSError) as error:

@@ -229,7 +229,7 @@ class Judge:
     ) -> Report:
         """Judge a subject; every process gets the report.
 
-        The images are written to the ``.npz`` ``images``, where it is given, and go through ``watch``. ``what`` is the
+        The images are written to the ``.npz`` ``images``, if it is given, and go through ``watch``. ``what`` is the
         bar's name.
         """
         work, world = self.work, self.work.world
@@ -371,7 +371,7 @@ def check_classes(source: Source, model: Model, option: str) -> None:
 def open_judge(truth: Truth, features: str, weights: Path | None, subject: Subject, work: Work) -> Judge:
     """Open the features of that name and the reference as they see it.
 
-    Refuse weights that cannot be had or read, a file of other features, or images that cannot be read.
+    Refuse missing or unreadable weights, a file of other features, or images that cannot be read.
     """
     world, how = work.world, (subject.size, subject.channels, subject.settings.data)
     with world.first_alone():  # downloads or fits; the other processes find it in the cache

@@ -48,7 +48,7 @@ AVERAGE = "average"
 """The name under which the weights of a run are varied."""
 
 LISTS = ("guidance_interval", "times", "raster_steps")
-"""Settings of which one value is a list."""
+"""Settings whose single value is a list."""
 LONGEST = 200
 """Letters of a point's name: file systems allow 255, with an ending and the suffix of a file being written."""
 
@@ -166,7 +166,7 @@ def ranked(results: Sequence[Result]) -> list[Result]:
 
 
 def find_best(results: Sequence[Result]) -> Result | None:
-    """Return the result with the lowest FID, the first of equal ones; None where none is finite."""
+    """Return the result with the lowest FID, the first of equal ones, or None without a finite FID."""
     best = ranked(results)[0]
     return None if best.figure("fid") is None else best
 
@@ -290,7 +290,7 @@ def curves(results: Sequence[Result]) -> Figure | None:
     if axis is None:
         return None
     lines: dict[str, list[Result]] = {}
-    for result in ranked(results):  # the lines of the best FIDs, where there are more than can be told apart
+    for result in ranked(results):  # the lines of the best FIDs, if there are more than colours
         others = (f"{name} {value_text(value)}" for name, value in result.point.changes.items() if name != axis)
         lines.setdefault(", ".join(others), []).append(result)
     figure = Figure(figsize=(11, 3.6), layout="constrained")

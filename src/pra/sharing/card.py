@@ -1,4 +1,4 @@
-"""The model card: what is known of a model, from its run or its folder, and the text by the template ``card.md``."""
+"""The model card: facts about a model from its run or folder, as text by the template ``card.md``."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _reports(home: Path, sha256: str, card: str) -> dict[str, Report]:
 
 
 def write_card(origin: Origin, name: str, address: str, licence: str | None, half: bool) -> str:
-    """Return the card as Markdown under YAML. It does not mention what is not known.
+    """Return the card as Markdown under YAML. Unknown facts are left out.
 
     ``name`` is the title, ``address`` the argument of :func:`pra.load` (empty for the model that pra ships), and
     ``half`` tells that the weights are rounded to float16.

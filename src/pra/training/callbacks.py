@@ -121,7 +121,7 @@ class Callbacks:
 
 
 class Metrics(Callback):
-    """Writes ``metrics.jsonl``, the same for TensorBoard where it is installed, and ``curves.png`` at the end.
+    """Writes ``metrics.jsonl``, the same for TensorBoard if it is installed, and ``curves.png`` at the end.
 
     Lines after the step that a run resumes from are dropped: their work was lost. It warns where the states may be
     collapsing.

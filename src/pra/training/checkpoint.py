@@ -220,7 +220,7 @@ def restore_optimizer(folder: Path, model: Model, optimizer: Optimizers, world: 
             owners[path] = weights.present_name(name), key
             parameter = parameters[owners[path][0]].detach()
             assert isinstance(saved, TensorStorageMetadata), "an optimizer's state is tensors"
-            # Of the parameter's shape, and sharded as it is; or a counter.
+            # With the parameter's shape and sharding, or a counter.
             same = saved.size == parameter.shape
             tensors[path] = torch.zeros_like(parameter) if same else torch.zeros(saved.size)
         with warnings.catch_warnings():

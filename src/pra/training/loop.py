@@ -262,7 +262,7 @@ class Trainer:
         self.interval = time.monotonic()
 
     def _save(self) -> None:
-        unlogged = self._since_last_line()  # refuses what is not finite
+        unlogged = self._since_last_line()  # refuses values that are not finite
         self.saver.save(self.step, self.model, self.averages, self.optimizer, unlogged)
         self.saved_step = self.step
         self.callbacks.call("on_checkpoint", self)
@@ -314,7 +314,7 @@ class Trainer:
         return True
 
     def _recent(self) -> dict[str, Tensor]:
-        """Gather the metrics of the steps since the last log, averaged over all processes; refuse what is not finite.
+        """Gather the metrics of the steps since the last log, averaged over all processes. Refuse nan and inf.
 
         The device is read once per interval, so that a GPU need not wait every step. Each metric is a vector on the
         CPU: its value at every step that has it. Terms come and go between steps.
@@ -376,7 +376,7 @@ class Share(TrainingSet):
 
 
 def _examples(source: Source, held_out: Source | None) -> tuple[str, ...]:
-    """Return captions for pictures: held-out ones, where there are any."""
+    """Return captions for pictures, from held-out images if there are any."""
     if held_out is not None:
         check_captions(held_out, OnCorrupt.SKIP)
     shown = held_out or source

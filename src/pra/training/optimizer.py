@@ -196,7 +196,7 @@ def learning_rate(config: OptimizerConfig, step: int, total: int, peak: float | 
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether this is a ``DTensor``, of which each process has a part. (Importing that class takes a second.)"""
+    """Return whether this is a ``DTensor``, sharded over processes. (Importing that class takes a second.)"""
     return hasattr(tensor, "full_tensor")
 
 

@@ -30,7 +30,7 @@ def posthoc(path: str | Path, length: float) -> tuple[Path, int, float]:
     """Add the average of a relative length to a checkpoint, from the averages stored until then.
 
     Args:
-        path: a checkpoint, or a run, of which the newest one is taken.
+        path: a checkpoint, or a run, whose newest checkpoint is taken.
         length: as in ``train.averages``.
 
     Returns:

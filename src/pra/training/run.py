@@ -1,4 +1,4 @@
-"""A run's folder: what was asked, where it ran, what it measured, what it looked like.
+"""A run's folder: configuration, environment, metrics, pictures.
 
 config.json       the complete configuration         samples/          grids from the EMA, by step
 environment.json  versions, commit, hardware, data   reconstructions/  real images and the codec's, by step
@@ -64,7 +64,7 @@ VALIDATION = "validation_"
 COMPARED = 1000
 """Images whose captions tell a run that its data have changed."""
 SEEN_WITHIN = 90.0
-"""Seconds until all machines see what one has written: network file systems cache what was missing."""
+"""Seconds until all machines see a new file: network file systems cache missing files."""
 
 # Settings that may change when a run resumes, because they change no weight.
 FREE = {
@@ -82,7 +82,7 @@ def claimed(folder: Path, config: RunConfig, world: World, losses: Mapping[str, 
 
     Args:
         folder: the run's.
-        config: what is asked for. The number of classes is checked with the data (:func:`check_data`).
+        config: the requested configuration. The number of classes is checked with the data (:func:`check_data`).
         world: the processes that train; rank 0 holds the lock.
         losses: the weights of the user's terms of the loss.
 
@@ -231,7 +231,7 @@ def _another(folder: Path, changed: list[str]) -> PraError:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """Return ``environment.json`` of a run; empty where it is missing."""
+    """Return ``environment.json`` of a run; empty if it is missing."""
     path = folder / ENVIRONMENT
     return read_json(path, data=dict | None, initial=dict | None, losses=dict | None) if path.exists() else {}
 

@@ -25,7 +25,7 @@ def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
     """Lock a folder while the block runs. Make it if it is missing, and remove it again if it stays empty.
 
     The operating system holds the lock, so a killed process leaves none. A file system without locks is warned about.
-    For the message ``work`` says what is done there ("trained"), and ``fix`` how to avoid it ("choose another --out").
+    In the message, ``work`` names the activity ("trained"), and ``fix`` how to avoid it ("choose another --out").
     A folder where another process works, or that cannot be made, is a PraError.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
