@@ -74,7 +74,7 @@ def test_every_block_runs(page, folder, request):
 @pytest.mark.usefixtures("undrawn")
 def test_console_commands_make_their_files(folder, capsys):
     for page, beginning, made in (
-        ("sampler.md", "pra sample runs/fashion --solver", "samples.png"),
+        ("sampler.md", "pra sample runs/fashion --solver adams", "samples.png"),
         ("sampler.md", "pra distill runs/fashion", "runs/fashion-distilled"),
         ("sampler.md", "pra sample runs/fashion-distilled", "samples-2.png"),
         ("own-data.md", "pra export runs/own-icons", "icons-model/README.md"),
