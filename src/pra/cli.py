@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(args: list[str]) -> Callable[[], object]:
-    """Return what runs a command line of ``pra``, without ``-v``. Help raises ``SystemExit``, a slip ``PraError``."""
+    """Parse a command line of ``pra``, without ``-v``, into a call. Help is ``SystemExit``, a mistake ``PraError``."""
     version = package_version(DISTRIBUTION) or "(not installed)"
     if args == ["--version"]:
         return partial(print, f"pra {version}")
@@ -71,7 +71,9 @@ def parse(args: list[str]) -> Callable[[], object]:
     program, rest = f"pra {group}".strip(), args[1:] if group else args
     known = {name.removeprefix(group): command for name, command in COMMANDS.items() if name.startswith(group)}
     if not rest:
-        raise PraError(f"which `{program}`? Known: {', '.join(known)}; see `{program} --help`", code="missing")
+        raise PraError(
+            f"{program}: a command is missing. Known: {', '.join(known)}; see `{program} --help`", code="missing"
+        )
     if not {"-h", "--help"} & set(rest):
         raise PraError(f"no command '{group}{rest[0]}'{nearest(rest[0], known)}", code="unknown", name=rest[0])
     tyro.extras.subcommand_cli_from_dict(

@@ -1,4 +1,4 @@
-"""Counted arithmetic equals what really runs."""
+"""Counted arithmetic equals the arithmetic that runs."""
 
 from dataclasses import replace
 

@@ -17,14 +17,14 @@ ERROR = "root mean square error of a state's numbers (their own mean square is 1
 
 
 def grid_command(run: Model = None, *, budget: Number = None, images: int = 32, how: SamplingOptions = DEFAULT) -> None:
-    """Learn where a solver's few intervals should lie for a model: the times that end nearest to many small steps.
+    """Learn where a solver's few intervals should lie for a model: the times that agree best with many small steps.
 
     With --budget, learn how many steps each stretch of the raster should take instead. Prints the error of each grid or
-    schedule, and the line to sample with.
+    schedule, and the command to sample with.
 
     Args:
         budget: Evaluations of the head a patch, on average over the raster, such as 2.5; guidance does not count.
-        images: Sampled to learn from.
+        images: Number of sampled images to learn from.
         how: The solver, its steps and the guidance to learn for.
     """
     if images < 1:

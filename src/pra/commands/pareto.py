@@ -41,10 +41,10 @@ def pareto_command(
 ) -> None:
     """Measure quality against time: FID and seconds per image of several settings, in one run.
 
-    Tries solvers, numbers of steps, steps along the raster and the shortcut head where there is one, each with guidance
+    Tries solvers, numbers of steps, steps along the raster and the shortcut head if there is one, each with guidance
     and without. The times are measured in turn, and compared with the model's own settings. Writes pareto.json and
     pareto.png into the folder pareto of the run; `pra export`, `pra push` and `pra demo` offer the settings best,
-    balanced (FID within 5 % of the best) and fast (within 25 %) from there. Stopped, the same command goes on.
+    balanced (FID within 5 % of the best) and fast (within 25 %) from there. If it is stopped, the same command resumes.
 
     Args:
         run: A run, saved model or hub:user/model; by default the model that comes with pra.

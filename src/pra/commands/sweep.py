@@ -40,7 +40,7 @@ def sweep_command(
 ) -> None:
     """Find the sampling settings that suit a model: judge the same classes and seeds with each, and draw some of them.
 
-    Every combination of the values of --over is judged as `pra eval` does. Stopped, the same command goes on.
+    Every combination of the values of --over is judged as in `pra eval`. If it is stopped, the same command resumes.
     Several GPUs share the work: torchrun --nproc-per-node 8 -m pra -- sweep RUN ...
 
     Args:
@@ -57,7 +57,7 @@ def sweep_command(
         tried = points(sampler.config, over or GUIDANCE)
         for name in (line.partition("=")[0].removeprefix("sampling.") for line in how.settings):
             if name in tried[0].changes:
-                problem = f"--set sampling.{name}: it is varied. Give its values as --over {name}=..."
+                problem = f"--set sampling.{name}: the sweep varies it. Give its values as --over {name}=..."
                 raise PraError(problem, "conflict", name=name)
         for point in tried:  # refuse what cannot be sampled before any work
             subject.sampled_with(point.sampling)
@@ -79,9 +79,9 @@ def default_folder(run: Path | None, home: Path | None, name: str) -> Path:
 
 
 def _tell(results: Sequence[Result], folder: Path, own: SamplingConfig, run: Path | None, shared: bool) -> None:
-    """Print the table, the best of it and how to go on; then draw the pictures, which might fail.
+    """Print the table, its best row and the next commands; then draw the pictures, which might fail.
 
-    ``own`` is how the model is sampled by default; ``shared`` a folder to share already.
+    ``own`` are the model's default settings; ``shared`` is true for a folder that is ready to share.
     """
     print(table(results))
     best = find_best(results)

@@ -32,11 +32,11 @@ class Solver(enum.Enum):
 
 
 SHORTCUT_STEPS = (1, 2, 4, 8)
-"""Numbers of equal steps that a head with shortcuts learns to take the path in."""
+"""Numbers of equal steps that a head with shortcuts learns."""
 
 
 LARGEST_STEPS = 10_000
-"""Beyond this the times of a grid in float32 need not rise."""
+"""Largest number of steps: beyond it, neighbouring times of a grid may be equal in float32."""
 
 
 class TimeGrid(enum.Enum):
@@ -51,9 +51,9 @@ class TimeGrid(enum.Enum):
 class SamplingConfig(Settings):
     """How an image is sampled. ``guidance`` 1 is off; ``steps`` counts solver intervals, not evaluations.
 
-    Guidance acts at flow times within ``guidance_interval`` (0 is noise, 1 data; both ends belong to it), elsewhere
-    there is none (arXiv 2404.07724). ``shift`` beyond 1 moves the times of the grid towards noise (arXiv 2403.03206).
-    ``times`` are a grid of one's own in place of both, ``steps + 1`` of them (:mod:`pra.sampling.learnt_grid`).
+    Guidance acts only at flow times within ``guidance_interval`` (0 is noise, 1 data; ends included; arXiv 2404.07724).
+    ``shift`` above 1 moves the times of the grid towards noise (arXiv 2403.03206). ``times`` replaces both by a grid of
+    ``steps + 1`` numbers (:mod:`pra.sampling.learnt_grid`).
     ``raster_steps`` are numbers of steps for equal stretches of the raster, and ``steps`` is the largest of them: 4,2,1
     takes 4 in its first third, 2 in the next and 1 in the last (arXiv 2505.20297: early patches need more).
     ``deblock`` applies the model's deblocking filter, if it has one, to the finished picture.
@@ -82,11 +82,11 @@ class SamplingConfig(Settings):
 
     @property
     def adds_noise(self) -> bool:
-        """Whether the solver is that of an SDE, which draws noise in every interval."""
+        """Whether the solver integrates an SDE, which draws noise in every interval."""
         return self.solver is Solver.EULER_MARUYAMA
 
     def with_steps(self, steps: int) -> SamplingConfig:
-        """Return a copy with another number of steps everywhere; ``times`` and ``raster_steps`` go with the old one."""
+        """Return a copy with another number of steps everywhere, without ``times`` and ``raster_steps``."""
         return self if steps == self.steps else dataclasses.replace(self, steps=steps, times=None, raster_steps=None)
 
     def steps_at(self, position: int, patches: int) -> int:
@@ -151,11 +151,11 @@ def check_sampling(model: AnyModelConfig, sampling: SamplingConfig) -> None:
             raise wrong("guidance_interval", given, "does not go with guided steps of the second head. Use 0,1")
     found = [f"steps {count}" for count in dict.fromkeys(counts) if count not in SHORTCUT_STEPS]
     if sampling.times is not None:
-        found = ["times of one's own"]
+        found = ["times"]
     if sampling.time_grid is not TimeGrid.UNIFORM:
         found.append(f"time_grid {sampling.time_grid.value}")
     if sampling.shift != 1.0:
         found.append(f"shift {sampling.shift:g}")
     if found:
         known = ", ".join(map(str, SHORTCUT_STEPS))
-        raise wrong("solver", "shortcut", f"takes {known} equal steps, as its head has learnt, not {', '.join(found)}")
+        raise wrong("solver", "shortcut", f"takes {known} equal steps, not {', '.join(found)}")

@@ -1,4 +1,4 @@
-"""The models on show, and what the page tells of them: from a run's folder, or the files beside a saved model."""
+"""The models on show, and their descriptions: from a run's folder, or the files beside a saved model."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ class Exhibit:
 
     @property
     def takes_class(self) -> bool:
-        """Whether a class is chosen for it: a model that reads captions may have one class alone."""
+        """Whether a visitor chooses a class: a model that reads captions may have only one."""
         return len(self.model.classes) > 1 or not self.reads_captions
 
     @property
     def reads_captions(self) -> bool:
-        """Whether it draws what a text says."""
+        """Whether the model reads captions."""
         return self.model.config.text is not None
 
     @property
     def data(self) -> DataConfig:
-        """How a picture is brought to the model's size: as in training, and enlarged where it is too small."""
+        """How a picture is brought to the model's size: as in training, and enlarged if it is too small."""
         fit = self.config.data.fit if self.config else Fit.CENTER_CROP
         return DataConfig(source="", fit=Fit.PAD if fit is Fit.PAD else Fit.CENTER_CROP, on_small=OnSmall.UPSCALE)
 
@@ -71,7 +71,7 @@ class Exhibit:
 class About:
     """The description of a model: facts by name, lists of pictures by title, and a card in Markdown, if any.
 
-    ``missing`` says what is not known, and why.
+    ``missing`` says what is unknown, and why.
     """
 
     name: str
@@ -121,7 +121,7 @@ def _short(place: Path | None) -> str:
 
 
 def describe(exhibit: Exhibit) -> About:
-    """Describe a model. The run's folder is read every time: a run that trains has more to show.
+    """Describe a model. The run's folder is read every time, since a run that trains has new results.
 
     A model without its run is described by the files that `pra export` puts beside the weights.
     """
@@ -136,7 +136,7 @@ def describe(exhibit: Exhibit) -> About:
         card = folder / CARD
         text = read_card(card) if card.exists() else ""
         why = "This is a saved model without the folder of its run"
-        why += "." if text else ", and no model card lies beside it: how it was trained is not told."
+        why += "." if text else ", without a model card: its training is unknown."
         return About(exhibit.name, facts, shown, text, why)
     facts = {"Recipe": config.recipe, **in_words(config), **parameters, "Weights": folder.name}
     done, made = progress(run, config), origin(recorded(run))

@@ -29,7 +29,7 @@ SHOWN = 200
 EVERY_CLASS = -1
 """A label: each class in turn."""
 OWN_STEPS = 0
-"""A number of steps: as many as each model recommends."""
+"""A number of steps that means each model's recommendation."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Request:
 class Sheet:
     """The pictures of one model so far: ``(B, C, h, W)`` in [-1, 1] on the CPU, the first ``h`` of ``height`` rows.
 
-    ``kept`` pixel rows are the visitor's own. ``note`` says what was changed about the request, and ``error`` why it
-    ended early.
+    ``kept`` pixel rows are the visitor's own. ``note`` says what was changed in the request, and ``error`` why it ended
+    early.
     """
 
     name: str
@@ -100,7 +100,7 @@ def answer(
 
 
 def class_number(chosen: Any, model: Model) -> Any:
-    """Return the class that a visitor has chosen, or has typed: a name, or else a number. Refuse unknown ones."""
+    """Return the class that a visitor has chosen or typed: a name, or else a number. Refuse unknown classes."""
     if not isinstance(chosen, str):
         return chosen
     text = chosen.strip()[:LONGEST_NAME]
@@ -121,7 +121,7 @@ def sampling_of(model: Model, request: Request) -> SamplingConfig:
 
 
 def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator[Sheet]:
-    """Yield the sheets of one model, the first before anything is made. An error stands on the last."""
+    """Yield the sheets of one model, the first one empty. The last carries an error, if there was one."""
     model, config = exhibit.model, exhibit.model.config
     labels, text = _labels(exhibit, request), model.condition.kept(request.caption)
     seeds = [int(request.seed) + place for place in range(int(request.count))]
@@ -150,7 +150,7 @@ def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator
     except PraError as error:
         yield replace(sheet, error=str(error))
     except torch.OutOfMemoryError:
-        yield replace(sheet, error=f"no memory for {len(seeds)} pictures at once on this device; ask for fewer")
+        yield replace(sheet, error=f"{len(seeds)} pictures at once do not fit into the memory; ask for fewer")
 
 
 def _labels(exhibit: Exhibit, request: Request) -> list[int] | None:
@@ -162,7 +162,7 @@ def _labels(exhibit: Exhibit, request: Request) -> list[int] | None:
 
 
 def _in_words(exhibit: Exhibit, label: int | None, text: str) -> str:
-    """Return what a picture shows, for a person: the class, the text, or both."""
+    """Return a picture's caption: the class, the text, or both."""
     shown, names = one_line(text, SHOWN), (*exhibit.model.classes, "no class")
     if label is None or (shown and label == exhibit.model.condition.null):
         return shown or "no caption"
@@ -170,9 +170,9 @@ def _in_words(exhibit: Exhibit, label: int | None, text: str) -> str:
 
 
 def _about_caption(exhibit: Exhibit, caption: str) -> str:
-    """Say what a model leaves out of a visitor's caption, or nothing."""
+    """Return a note about the part of a caption that the model does not read, or an empty text."""
     if caption.strip() and not exhibit.reads_captions:
-        return "this model reads no captions"
+        return "this model does not read captions"
     return exhibit.model.condition.unread([caption])
 
 

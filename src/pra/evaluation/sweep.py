@@ -42,15 +42,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GUIDANCE = ("guidance=1,1.5,2,3,4",)
-"""What is tried where nothing is said: it decides most (docs/evidence.md)."""
+"""The default sweep: guidance matters most (docs/compare.md)."""
 
 AVERAGE = "average"
 """The name under which the weights of a run are varied."""
 
 LISTS = ("guidance_interval", "times", "raster_steps")
-"""Settings of which one value is a list."""
+"""Settings whose single value is a list."""
 LONGEST = 200
-"""Letters of a point's name: file systems take 255, with an ending and the suffix of a file being written."""
+"""Letters of a point's name: file systems allow 255, with an ending and the suffix of a file being written."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
         name, equals, text = line.removeprefix("sampling.").partition("=")
         values = [value.strip() for value in re.split(r",(?![^\[]*\])", text)]
         if not equals or "" in values:
-            raise PraError(f"--over {line!r} is not KEY=VALUE,VALUE. Write guidance=1,1.5,2, say", value=line)
+            raise PraError(f"--over {line!r} is not KEY=VALUE,VALUE. Write it like guidance=1,1.5,2", value=line)
         if name in axes:
             raise PraError(f"--over names {name} twice. Give all its values in one --over", "conflict", name=name)
         axes[name] = values
@@ -166,7 +166,7 @@ def ranked(results: Sequence[Result]) -> list[Result]:
 
 
 def find_best(results: Sequence[Result]) -> Result | None:
-    """Return the result with the lowest FID, the first of equal ones; None where none is finite."""
+    """Return the result with the lowest FID, the first of equal ones, or None without a finite FID."""
     best = ranked(results)[0]
     return None if best.figure("fid") is None else best
 
@@ -187,17 +187,17 @@ def hints(results: Sequence[Result], best: Result) -> Iterator[str]:
     for name in OPEN_ENDED:
         tried = sorted({result.point.changes[name] for result in results if name in result.point.changes})
         value = best.point.changes.get(name)
-        none = name == "guidance" and value == 1.0 == tried[0]  # less guidance than none is no use
+        none = name == "guidance" and value == 1.0 == tried[0]  # guidance below 1 is useless
         if len(tried) > 1 and value in (tried[0], tried[-1]) and not none:
             end = "largest" if value == tried[-1] else "smallest"
-            yield f"the best {name}, {value_text(value)}, is the {end} that was tried: a better one may lie beyond"
+            yield f"the best {name}, {value_text(value)}, is the {end} that was tried: a better value may lie beyond it"
 
 
 def read_results(folder: Path, expected: dict[str, dict[str, Any]]) -> dict[str, Report]:
-    """Return the reports that an earlier sweep has left of the ``expected`` points, by name.
+    """Return an earlier sweep's reports of the ``expected`` points, by name.
 
-    The values of ``expected`` are the provenance that each report would have now. Refuse a file that is not a report,
-    and any report in the folder of another checkpoint, labels, seeds, features or reference: `pra compare` takes all.
+    The values of ``expected`` are the provenance that each report would have now. Refuse a file that is not a report.
+    Refuse reports in the folder with another checkpoint, labels, seeds, features or reference: `pra compare` reads all.
     """
     found: dict[str, Report] = {}
     for path in sorted(folder.glob("*.json")):
@@ -290,7 +290,7 @@ def curves(results: Sequence[Result]) -> Figure | None:
     if axis is None:
         return None
     lines: dict[str, list[Result]] = {}
-    for result in ranked(results):  # the lines of the best FIDs, where there are more than can be told apart
+    for result in ranked(results):  # the lines of the best FIDs, if there are more than colours
         others = (f"{name} {value_text(value)}" for name, value in result.point.changes.items() if name != axis)
         lines.setdefault(", ".join(others), []).append(result)
     figure = Figure(figsize=(11, 3.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""The model card: what is known of a model, from its run or its folder, and the text by the template ``card.md``."""
+"""The model card: facts about a model from its run or folder, as text by the template ``card.md``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LONGEST = 2**20
 
 @dataclass(frozen=True)
 class Origin:
-    """A model, the file of its weights and their name in a run, and how the run came to them where that is known.
+    """A model, the file of its weights, their name in a run, and the record of their training, if known.
 
     ``files`` are pictures, a card and ``pareto.json``, by the name they are shared under; ``tiers`` are read from the
     last. ``reports`` of ``pra eval``, by file name, are
@@ -110,7 +110,7 @@ def _reports(home: Path, sha256: str, card: str) -> dict[str, Report]:
 
 
 def write_card(origin: Origin, name: str, address: str, licence: str | None, half: bool) -> str:
-    """Return the card as Markdown under YAML. It does not mention what is not known.
+    """Return the card as Markdown under YAML. Unknown facts are left out.
 
     ``name`` is the title, ``address`` the argument of :func:`pra.load` (empty for the model that pra ships), and
     ``half`` tells that the weights are rounded to float16.
@@ -128,7 +128,7 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
         "duration": duration,
     }
     fix = f"repair or remove {', '.join(['environment.json', *origin.reports])} in the folder that is shared"
-    with explained(origin.weights, "comes with records that do not go on a card", fix):
+    with explained(origin.weights, "comes with records that a card cannot show", fix):
         return environment.get_template("card.md").render(
             origin=origin,
             front_matter=_front_matter(origin, licence),
