@@ -1,4 +1,4 @@
-"""A grid learnt for a model's head: what it is learnt from, what it gains, how it is used."""
+"""Time grids and step schedules learnt for a model's head, and the commands that use them."""
 
 import re
 from dataclasses import replace
@@ -27,15 +27,15 @@ def few_rounds(monkeypatch):
     monkeypatch.setattr(learnt_grid, "FINE", 8)
 
 
-def test_fine_solver_itself_has_no_error(few_rounds):
-    """So the conditions, scales and starts that it is learnt from are those of sampling."""
+def test_learn_grid_fine_solver_has_no_error(few_rounds):
+    """Check the problems: only with the conditions, guidance and noise of sampling is the error 0."""
     config = replace(GUIDED, steps=8, guidance_interval=(0.2, 0.7))
     found = learn_grid(random_model(), config, images=2)
     assert found.errors["uniform"] < 1e-4
     assert found.errors["cosine"] > 10 * found.errors["uniform"]
 
 
-def test_late_turn_of_a_field_has_late_intervals(monkeypatch):
+def test_learn_grid_late_turn_gets_late_intervals(monkeypatch):
     model = random_model()
 
     def late(z, t, *_):
@@ -50,7 +50,7 @@ def test_late_turn_of_a_field_has_late_intervals(monkeypatch):
     monkeypatch.setattr(model.head, "forward", late)
     found = learn_grid(model, SamplingConfig(steps=4))
     assert found.errors["learnt"] < 0.5 * min(error for name, error in found.errors.items() if name != "learnt")
-    assert sum(t > 0.7 for t in found.times) == 3  # of the uniform grid's 2
+    assert sum(t > 0.7 for t in found.times) == 3  # the uniform grid has 2
     assert SamplingConfig(steps=4, times=found.times).times == found.times
 
 
@@ -70,8 +70,8 @@ def test_grid_with_nothing_to_learn_is_refused():
     refused(lambda: learn_grid(random_model(), replace(GUIDED, steps=1)), "at least 2", name="steps", value=1)
 
 
-def test_steps_go_where_the_field_turns(monkeypatch):
-    """A field that turns by an angle of its condition: half a circle at the first positions, little at the last."""
+def test_learn_steps_go_where_the_field_turns(monkeypatch):
+    """Use a field that rotates by its condition: about half a circle at the first positions, little at the last."""
     model, images, euler = random_model(), 4, SamplingConfig(solver=Solver.EULER)
     angle = torch.tensor([3.0, 2.0, 1.0] + [0.01] * 9).repeat_interleave(images).unsqueeze(1)
 
@@ -115,7 +115,7 @@ def test_steps_with_nothing_to_learn_are_refused():
 
 
 def test_guidance_interval_includes_both_ends():
-    """Times are float32, where 0.4 is a little more than it is as a number of a person."""
+    """Times are float32, and 0.4 in float32 is slightly above the 0.4 that the user gives."""
     config = SamplingConfig(guidance=2.0, solver=Solver.EULER, steps=2, times=(0.0, 0.4, 1.0))
     for interval in ((0.0, 0.4), (0.4, 1.0)):
         assert Plan.of_head(replace(config, guidance_interval=interval), 4).within() == (interval[0] == 0.0, True)
@@ -147,7 +147,7 @@ def test_commands_learn_and_take_a_grid(run, tmp_path, capsys, few_rounds):
     line = text.splitlines()[-1]
     assert re.search(r" --solver euler --device cpu --raster-steps \d(,\d)+$", line), text
     assert call(*line.split()[1:], "--labels", "3", "--seeds", "0", "--out", tmp_path / "b.npz").code == 0
-    assert call("grid", run, "--budget", "1").is_refusal("midpoint, which takes 2. Use at least 2")
+    assert call("grid", run, "--budget", "1").is_refusal("midpoint takes 2 evaluations. Use at least 2")
     assert call("grid", run, "--images", "0").is_refusal("--images 0 must be at least 1")
 
 
@@ -161,7 +161,7 @@ def test_commands_take_steps_along_the_raster(run, tmp_path, capsys):
     assert torch.equal([*sampler.stream([3], [0])][-1], expected)
     other = Sampler(model, steps=3, times=None)
     assert not torch.equal(other.sample([3], [0]), expected)
-    half = model.config.grid[0] // 2  # the last row of the first stretch: both take as many steps so far
+    half = model.config.grid[0] // 2  # the rows above are the first stretch: both samplers take 3 steps there
     pixels = half * model.config.patch_size
     assert torch.equal(expected[:, :, :pixels], other.sample([3], [0])[:, :, :pixels])
     assert torch.equal(
@@ -173,7 +173,7 @@ def test_commands_take_steps_along_the_raster(run, tmp_path, capsys):
 
 
 def test_given_grid_replaces_a_models_own(run, tmp_path, capsys):
-    """One's own times where the model has a grid; steps where it has times. The line of `pra grid` says all of it."""
+    """Given times replace the model's grid, and given steps replace its times. ``words`` repeats the given options."""
     model = load(run)
     for name, changes in (("cosine", {"time_grid": TimeGrid.COSINE}), ("times", {"times": (0.0, 0.3, 1.0)})):
         model.sampling = replace(model.sampling, **{"steps": 2, **changes})

@@ -1,8 +1,8 @@
-"""The best places of a solver's intervals for one model: the grid that ends nearest to where many small steps end; and
-how many of them each stretch of the raster needs.
+"""Learn a time grid for one model's solver, or how many steps each stretch of the raster needs.
 
-Gradient descent through the solver moves the times (as arXiv 2404.14507, with the error of the solution in place of a
-bound on it), on one half of the problems of real sampling; the other half compares the grid with others.
+Both minimise the distance between the states that the solver reaches and those of many small steps. Half of the
+sampled problems train; the other half compares the result with other grids. Gradient descent through the solver moves
+the times. arXiv 2404.14507 does the same with a bound on the error; here the loss is the error itself.
 """
 
 from __future__ import annotations
@@ -29,35 +29,40 @@ from pra.sampling.guidance import scale_at
 from pra.sampling.runner import Engine
 
 FINE = 32
-"""Intervals of the midpoint rule whose end counts as exact."""
+"""Intervals of the midpoint rule whose result counts as exact."""
 
 ROUNDS, TOGETHER, RATE = 150, 512, 0.05
-"""Steps of Adam from each start, problems in each, and its rate."""
+"""Adam steps from each initial grid, problems in a step, and the learning rate."""
 
 
 @dataclass(frozen=True)
 class LearntGrid:
-    """``times``, and the root mean square error of the states (of norm ``sqrt(d)``) by grid, on problems kept back."""
+    """A learnt grid of ``times``, and the error of each grid on held-out problems.
+
+    ``errors`` holds the root mean square error of the states, which have norm ``sqrt(d)``, by the grid's name.
+    """
 
     times: tuple[float, ...]
     errors: dict[str, float]
 
 
 STRETCHES = 8
-"""Stretches of the raster, at most, that get a number of steps each."""
+"""Most stretches of the raster that get their own number of steps."""
 
 
 @dataclass(frozen=True)
 class LearntSteps:
-    """``raster_steps``, and by schedule its evaluations a patch and the root mean square error of the states, on images
-    kept back."""
+    """Learnt ``raster_steps``, and the cost and error of each schedule on held-out images.
+
+    ``errors`` holds evaluations per patch and the root mean square error of the states, by the schedule's name.
+    """
 
     raster_steps: tuple[int, ...]
     errors: dict[str, tuple[float, float]]
 
 
 class Problems(NamedTuple):
-    """Rows of conditions, of those of the null class, starts, guidance scales and ends."""
+    """Problems for the head, one patch a row: conditions with and without the class, noise, guidance, exact states."""
 
     condition: Tensor
     unconditional: Tensor
@@ -66,7 +71,7 @@ class Problems(NamedTuple):
     end: Tensor
 
     def at(self, rows: Tensor) -> Problems:
-        """Return some of the problems."""
+        """Return the problems in ``rows``."""
         return Problems(*(column[rows] for column in self))
 
 
@@ -76,24 +81,25 @@ def learn_grid(
     images: int = 32,
     progress: Callable[[int], object] = lambda rounds: None,
 ) -> LearntGrid:
-    """Learn a grid of ``config.steps`` intervals for ``config.solver`` and its guidance.
+    """Learn a grid of ``config.steps`` intervals for the solver and guidance of ``config``.
 
     Args:
-        model: its head is solved.
-        config: its own grid is ignored.
-        images: sampled for the conditions, their classes in turn; image ``i`` has seed ``i``.
-        progress: called with the rounds done since the last call, ``2 * ROUNDS`` in all.
+        model: an autoregressive model.
+        config: its own time grid is ignored.
+        images: number of sampled images that give the problems. The classes take turns; image ``i`` has seed ``i``.
+        progress: called with the number of rounds since the last call, ``2 * ROUNDS`` in total.
 
     Raises:
-        PraError: a solver that leaves nothing to learn, or a model that has no head.
+        PraError: the solver takes equal steps or adds noise, there are fewer than 2 steps, or the model has no head.
     """
     model = _with_head(model)
     solver = config.solver.value
     if config.solver in (Solver.SHORTCUT, Solver.EULER_MARUYAMA):
-        problem = f"there is no grid to learn for the solver {solver}, which takes equal steps or adds noise of its own"
+        problem = f"solver {solver}: it takes equal steps or adds noise, so no grid can be learnt. Use another solver"
         raise PraError(problem, code="unsupported", name="solver", value=solver)
     if config.steps < 2:
-        raise PraError(f"steps {config.steps} leave no grid to learn. Use at least 2", name="steps", value=config.steps)
+        problem = f"steps {config.steps}: a single interval leaves nothing to learn. Use at least 2"
+        raise PraError(problem, name="steps", value=config.steps)
     config = replace(config, times=None, time_grid=TimeGrid.UNIFORM, shift=1.0, raster_steps=None)
     problems = sampled_problems(model, config, images)
     order = torch.argsort(noise.uniform(noise.keys(0, torch.zeros(1, dtype=torch.int64)), len(problems.start))[0])
@@ -110,30 +116,30 @@ def learn_grid(
 
 
 def learn_steps(model: Model, config: SamplingConfig, budget: float, images: int = 32) -> LearntSteps:
-    """Learn how many steps each stretch of the raster needs, for ``config.solver``, its guidance and its time grid.
+    """Learn how many steps each stretch of the raster needs, for the solver, guidance and time grid of ``config``.
 
-    Measures the error of every number of steps in every stretch, and returns the schedule with the least sum of squared
-    errors among those that take at most ``budget`` evaluations a patch on average.
+    Measures the error of each number of steps in each stretch. Returns the schedule with the smallest sum of squared
+    errors that takes at most ``budget`` evaluations per patch on average.
 
     Args:
-        model: its head is solved, or its second head where the solver is shortcut.
+        model: an autoregressive model; the solver "shortcut" needs its second head.
         config: its own numbers of steps are ignored.
-        budget: evaluations, at least those of one step; the second stream of guidance does not count.
-        images: sampled as in :func:`learn_grid`; every other one is kept back.
+        budget: evaluations per patch, at least those of one step. Guidance's unconditional half does not count.
+        images: number of sampled images, at least 2, as in :func:`learn_grid`. Every second one is held out.
 
     Raises:
-        PraError: a solver that adds noise, a model that has no head, a budget below one step, or a single image.
+        PraError: the solver adds noise, the model has no head, ``budget`` is below one step, or ``images`` below 2.
     """
     model = _with_head(model)
     solver, each, patches = config.solver.value, solvers.EVALUATIONS[config.solver], model.config.num_patches
     if config.adds_noise:
-        problem = f"the solver {solver} adds noise of its own: its steps have no error to compare. Use another"
+        problem = f"solver {solver}: it adds noise, so its steps have no error to compare. Use another solver"
         raise PraError(problem, code="unsupported", name="solver", value=solver)
     if not each <= budget < math.inf:
-        problem = f"budget {budget:g} does not buy a step of {solver}, which takes {each}. Use at least {each}"
+        problem = f"budget {budget:g}: one step of {solver} takes {each} evaluations. Use at least {each}"
         raise PraError(problem, name="budget", value=f"{budget:g}")
     if images < 2:
-        raise PraError(f"images {images}: every other one is kept back. Use at least 2", name="images", value=images)
+        raise PraError(f"images {images}: half of them are held out. Use at least 2", name="images", value=images)
     config = replace(config, times=None, raster_steps=None)
     most = min(FINE, math.ceil(4 * budget / each))
     counts = [n for n in range(1, most + 1) if config.solver is not Solver.SHORTCUT or n in SHORTCUT_STEPS]
@@ -158,30 +164,31 @@ def learn_steps(model: Model, config: SamplingConfig, budget: float, images: int
 def _with_head(model: Model) -> PRA:
     if not model.config.autoregressive:
         kind = model.config.name
-        problem = f"a grid is learnt for a head that writes patch by patch; a {kind} has none"
+        problem = f"{kind}: it has no head that writes patch by patch. Use an autoregressive model"
         raise PraError(problem, code="unsupported", name=kind)
     return model
 
 
 def _stretches(patches: int) -> list[range]:
     count = min(STRETCHES, patches)
-    ends = [-(-patches * number // count) for number in range(count + 1)]  # as SamplingConfig.steps_at cuts them
+    ends = [-(-patches * number // count) for number in range(count + 1)]  # the cuts of SamplingConfig.steps_at
     return [range(first, end) for first, end in pairwise(ends)]
 
 
 def _errors_along(model: PRA, config: SamplingConfig, problems: Problems, images: int) -> Tensor:
-    """Return the mean squared errors ``(stretches, images)`` of the states."""
+    """Return the mean squared errors of the states, by stretch and image: ``(stretches, images)``."""
     ends = _solved(model, config, problems, solvers.grid_of(config).to(model.device))
-    by_position = (ends - problems.end).square().mean(-1).view(-1, images)  # the rows are in order of the raster
+    by_position = (ends - problems.end).square().mean(-1).view(-1, images)  # rows are in raster order
     return torch.stack([by_position[where.start : where.stop].mean(0) for where in _stretches(len(by_position))])
 
 
 def _cheapest(
     errors: Sequence[Sequence[float]], sizes: Sequence[int], counts: Sequence[int], limit: float
 ) -> list[int]:
-    """Return the place in ``counts`` for each stretch with the least sum of errors, of at most ``limit`` steps in all.
+    """Return an index into ``counts`` for each stretch: the smallest total error with at most ``limit`` steps in total.
 
-    ``errors[place][i]`` is the mean error of stretch ``i``, of ``sizes[i]`` patches. Knapsack, by steps spent so far.
+    ``errors[place][i]`` is the mean error of stretch ``i``, which has ``sizes[i]`` patches. This is a knapsack problem,
+    solved by dynamic programming over the steps spent so far.
     """
     best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
     for i, size in enumerate(sizes):
@@ -196,7 +203,7 @@ def _cheapest(
 
 
 def sampled_problems(model: PRA, config: SamplingConfig, images: int) -> Problems:
-    """Return the problems of sampling some images, position by position, with the ends of a fine solver."""
+    """Sample images with a fine solver, and return the problem of each patch, position by position."""
     size = model.config
     device = model.device
     labels = torch.arange(images, device=device) % size.num_classes
@@ -222,7 +229,7 @@ def _descend(
     logits = start.diff().log().requires_grad_()
     optimizer = torch.optim.Adam([logits], RATE)
     for first in range(0, ROUNDS * TOGETHER, TOGETHER):
-        rows = torch.arange(first, first + TOGETHER, device=start.device) % len(problems.start)  # they are shuffled
+        rows = torch.arange(first, first + TOGETHER, device=start.device) % len(problems.start)  # rows come shuffled
         (logits.grad,) = torch.autograd.grad(loss(problems.at(rows), _times(logits)), [logits])
         optimizer.step()
         progress(1)
@@ -239,7 +246,7 @@ def _loss(model: PRA, config: SamplingConfig, problems: Problems, times: Tensor)
 
 
 def _solved(model: PRA, config: SamplingConfig, problems: Problems, times: Tensor) -> Tensor:
-    """Return the states ``(rows, d)`` that the solver of the settings ends at, on a grid of ``times``."""
+    """Return the states ``(rows, d)`` that the solver of ``config`` reaches on the grid ``times``."""
     head, shortcut = model.head_for(config.solver), config.solver is Solver.SHORTCUT
     span = torch.full_like(times[:1], 1.0 / config.steps) if shortcut else None
     low, high = config.guidance_interval
