@@ -198,7 +198,7 @@ def test_folder_corrupt_images_are_named(animals):
     (animals / "dog/b.JPEG").write_bytes(whole[: len(whole) // 2])
     (animals / "cat/c.webp").write_text("<html>")
     (animals / "cat/deep/er/a.png").unlink()
-    for index, problem in enumerate(("not an image in any format", "No such file", "cannot be decoded")):
+    for index, problem in enumerate(("not an image in a supported format", "No such file", "cannot be decoded")):
         where = source.where(index)
         error = refused(lambda i=index: source.image(i), problem, "on_corrupt=skip", code="unreadable", where=where)
         assert isinstance(error, CorruptImage)

@@ -1,4 +1,4 @@
-"""From a picture to the model's array: crops, padding, colour and flips."""
+"""Preparation of pictures as a model's arrays: crops, padding, colour and flips."""
 
 import io
 import itertools
@@ -19,7 +19,7 @@ def fitted(image, size, channels, how=None, key=None):
 
 
 def adm_center_crop(image, size):
-    """guided-diffusion's definition, for squares."""
+    """Crop to the central square, as guided-diffusion does."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -114,7 +114,7 @@ def test_prepare_converts_channels():
 
 
 def file_with(image, kind, **options):
-    """The image as Pillow reads it back from a file."""
+    """Return the image as Pillow reads it back from a file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return Image.open(io.BytesIO(file.getvalue()))

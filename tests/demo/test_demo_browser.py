@@ -29,7 +29,7 @@ PATIENCE = 30_000  # ms
 
 
 class Pace(threading.Semaphore):
-    """Lets pictures grow: a permit is a row of patches."""
+    """A semaphore that paces generation: each permit lets one row of patches through."""
 
     def go(self, rows=1000):
         self.release(rows)
@@ -46,7 +46,7 @@ def pace():
 
 @pytest.fixture(scope="module")
 def address(trained, tmp_path_factory, pace):
-    """The page of a run of 4 rows of patches; one visitor may wait."""
+    """Serve a run with 4 rows of patches; the queue holds one visitor."""
     answer, temporary = handlers.answer, tmp_path_factory.mktemp("temporary")
 
     def in_its_time(*asked):
@@ -60,7 +60,7 @@ def address(trained, tmp_path_factory, pace):
         patch.setattr(handlers, "answer", in_its_time)
         with served(*load_exhibits([trained], torch.device("cpu"))) as address:
             yield address
-            assert list(temporary.iterdir())  # what the visitors uploaded and made
+            assert list(temporary.iterdir())  # uploads and generated images
             pace.go()
 
 
@@ -71,7 +71,7 @@ def browser():
 
 
 class Visitor:
-    """A page of its own session, which must reach no other host and raise no error in the browser."""
+    """A browser page in its own session; ``leaves`` checks that it saw no error and reached no other host."""
 
     def __init__(self, browser, address, size=None):
         self.page = browser.new_context(viewport=size or {"width": 1200, "height": 800}).new_page()
@@ -156,8 +156,8 @@ def test_generate_stop_and_wait_in_the_queue(browser, address, pace):
     visitor.leaves()
 
 
-def test_captions_of_any_kind_break_nothing(browser, trained, tmp_path, pace):
-    """A model of captions beside one of classes. Examples fill the box, and names of downloads are safe."""
+def test_demo_takes_captions_of_any_kind(browser, trained, tmp_path, pace):
+    """Serve a caption model beside a class model. A click on an example fills the box; download names are safe."""
     reader = random_model(CAPTIONED, num_classes=1)
     reader.captions = ("a cat", "<b onclick='x'>dog</b>", "x" * 100)
     pace.go()

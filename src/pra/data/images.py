@@ -127,7 +127,7 @@ def _explained(where: str) -> Iterator[None]:
     except PraError:
         raise
     except UnidentifiedImageError:
-        raise corrupt(where, f"not an image in any format that is read here ({', '.join(readable())})") from None
+        raise corrupt(where, f"not an image in a supported format ({', '.join(readable())})") from None
     except Image.DecompressionBombError:
         raise corrupt(where, f"more than {most_pixels():,} pixels ({_MORE_PIXELS})", "too-large") from None
     except Exception as error:  # on broken bytes Pillow's plugins raise any exception

@@ -1,4 +1,4 @@
-"""A visitor's picture of any size, prepared for a model, and a line about its preparation."""
+"""Prepare a visitor's picture of any size for a model, and say in one line what was done to it."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from pra.utils.pixels import from_uint8
 
 MOST_BYTES = 32 * 2**20
 MOST_PIXELS, MOST_OF_JPEG = 32_000_000, 64_000_000
-"""Pixels of an upload, where $PRA_MAX_PIXELS allows them; a JPEG is decoded at a fraction of its size."""
+"""Most pixels of an upload. JPEGs may have more: they are decoded at a fraction of their size. $PRA_MAX_PIXELS lowers
+both."""
 MOST_MEMORY = 20 * MOST_PIXELS
-"""Bytes that all uploads take together: the costliest modes need 20 a pixel, and one upload is decoded at a time."""
+"""Most bytes that decoding takes: one upload is decoded at a time, and the costliest modes need 20 bytes a pixel."""
 _DECODER = ThreadPoolExecutor(1, "decoder")
 """One thread for all visitors. A lock is not enough: memory freed in a thread's own heap stays in the process."""
 
 
 def fit_upload(path: Path, model: ImageConfig, data: DataConfig) -> tuple[Tensor, str]:
-    """Read a picture, the first one of an animation, and bring it to a model's size and channels.
+    """Read a picture, or the first frame of an animation, and bring it to a model's size and channels.
 
-    Threads take turns, and at most :data:`MOST_MEMORY` together.
+    One thread decodes for all callers, so that decoding takes at most :data:`MOST_MEMORY` bytes.
 
     Returns:
         ``(C, H, W)`` in [-1, 1], and one line that says what was done.
 
     Raises:
-        PraError: another format, a damaged file, a size beyond the limits, or pixels that have no known range.
+        PraError: the format is unknown, the file is damaged, or the picture is too large or has no known pixel range.
     """
     return _DECODER.submit(_fitted, path, model, data).result()
 
@@ -64,9 +65,9 @@ def _fitted(path: Path, model: ImageConfig, data: DataConfig) -> tuple[Tensor, s
 
 
 def _read(path: Path, side: int) -> tuple[Image.Image, tuple[int, int], list[str]]:
-    """Return the picture, upright, its width and height in the file, and what was done to it.
+    """Return the upright picture, its full width and height, and what was done to it.
 
-    A JPEG is decoded at a half, a quarter or an eighth of its size where both sides stay at least ``side``.
+    A JPEG is decoded at a half, a quarter or an eighth of its size if both sides stay at least ``side``.
     """
     try:
         picture = open_image(io.BytesIO(path.read_bytes()))
@@ -75,7 +76,7 @@ def _read(path: Path, side: int) -> tuple[Image.Image, tuple[int, int], list[str
         if width * height > most:
             problem = f"{path.name} has {width}x{height} pixels. Give a picture of at most {most:,}"
             raise PraError(problem, code="too-large", name=path.name)
-        # To count the frames of an animation would read all of them.
+        # Do not count the frames of an animation: counting reads all of them.
         done = ["first picture of an animation"] if getattr(picture, "is_animated", False) else []
         picture.draft(None, (side, side))
         picture.load()
@@ -86,7 +87,7 @@ def _read(path: Path, side: int) -> tuple[Image.Image, tuple[int, int], list[str
         problem = f"{path.name} has far too many pixels. Give a picture of at most {MOST_PIXELS:,}"
         raise PraError(problem, code="too-large", name=path.name) from None
     except UnidentifiedImageError:
-        raise _unreadable(path, "not an image in any format that is taken here") from None
+        raise _unreadable(path, "not an image in a supported format") from None
     except Exception as error:  # on broken bytes Pillow's plugins raise any exception
         raise _unreadable(path, f"cannot be decoded ({reason_of(error)})") from None
     if turn != 1:
