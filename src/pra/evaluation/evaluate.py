@@ -30,7 +30,7 @@ PACKAGES = {"inception": ("torch-fidelity", "torchvision"), "dinov2": ("timm", "
 """Packages besides torch and NumPy that affect an extractor's figures."""
 
 FEW = 2_000
-"""Fewer images than this get a line about their effect on FID."""
+"""Smallest number of images without a warning about its effect on FID."""
 
 Figures = dict[str, float | None]
 
@@ -72,13 +72,16 @@ def warn_of_few(count: int) -> None:
     """Warn that few images raise FID."""
     if count < FEW:
         print(
-            f"{count} images are few: fewer images raise FID (Chong and Forsyth, arXiv 1911.07023). Compare only FIDs "
-            "of as many images"
+            f"{count} images are few, which raises FID (Chong and Forsyth, arXiv 1911.07023). Compare FIDs only of "
+            "sets of the same size"
         )
 
 
 def describe(extractor: FeatureExtractor, reference: Reference, count: int, keep: int = 50_000) -> dict[str, Any]:
-    """Return the provenance of a report that does not depend on the images, their hash of comparability in it."""
+    """Return the part of a report's provenance that does not depend on the images.
+
+    ``comparable_sha256`` in it is the hash of the fields that must agree for two reports to compare.
+    """
     features: dict[str, Any] = {
         "name": extractor.name,
         "sha256": extractor.fingerprint,
@@ -112,10 +115,10 @@ def evaluate(
     what: str = "evaluate",
     patch_size: int | None = None,
 ) -> Report:
-    """Judge a set of images by a reference, under both protocols.
+    """Compute the figures of a set of images against a reference, under both protocols (:class:`Protocol`).
 
-    Memory grows with the number of images only by 16 bytes each and by the features of at most ``keep`` of them. No
-    figure depends on the batches beyond rounding.
+    Memory: 16 bytes an image, and the features of at most ``keep`` images. The division into batches changes the
+    figures by no more than rounding.
 
     Args:
         batches: the set, or this process's share of it; uint8, or in [-1, 1].
@@ -126,11 +129,11 @@ def evaluate(
         provenance: further fields of the report.
         progress: whether to show bars.
         world: the processes that share the set; all get the report.
-        what: the bar's name.
-        patch_size: that of the model that made the images, if known; "seams" needs it.
+        what: the name of the progress bar.
+        patch_size: pixels along a patch of the model that made the images, if known. The figure "seams" needs it.
 
     Raises:
-        PraError: a reference of another extractor or of images of another size, or another number of images.
+        PraError: the reference has another extractor or image size, or ``batches`` do not hold ``count`` images.
     """
     reference.check(extractor)
     collected = collect(batches, extractor, count, keep, progress, what, world, reference.shape)
@@ -160,7 +163,7 @@ def _figures(collector: Collector, reference: Reference, patch_size: int | None)
         own, there = len(spatial.mean), len(reference.spatial[0])
         if own == there:
             figures["sfid"] = frechet_distance(*spatial.gaussian, *reference.spatial)
-        else:  # the other figures took long
+        else:  # warn, do not raise: the other figures took long to compute
             warnings.warn(f"no sFID: {reference.name} has {there} spatial features, not {own}", stacklevel=2)
     if kept is not None and min(len(kept), collector.keep) >= 2:
         figures["kid"], figures["kid_std"] = metrics.kernel_distance(collector.kept.numpy(), kept.numpy())
@@ -192,14 +195,14 @@ def reconstruct(
     progress: bool = True,
     world: World = ALONE,
 ) -> Figures:
-    """Measure how well a model's codec keeps ``count`` real images with labels, uint8, of the model's size.
+    """Measure how well a model's codec reconstructs ``count`` labelled uint8 images of the model's size.
 
     Returns:
-        "reconstruction_fid" and "reconstruction_seams" between the reconstructions and the same images; "psnr" (dB) and
-        "ssim", means over the images, the latter None where they are smaller than its window.
+        "reconstruction_fid" and "reconstruction_seams" between the images and their reconstructions, and the means of
+        "psnr" (dB) and "ssim" over the images. "ssim" is `None` if the images are smaller than its window.
 
     Raises:
-        PraError: a model without a codec, or another number of images than announced.
+        PraError: the model has no codec, or ``batches`` do not hold ``count`` images.
     """
     check_codec(model)
     originals, copies = Collector(extractor, count, 0), Collector(extractor, count, 0)
@@ -234,5 +237,5 @@ def reconstruct(
 def check_codec(model: Model) -> CodecConfig:
     """Return a model's codec; refuse a model that writes pixels directly."""
     if model.config.codec is None:
-        raise PraError("this model does not have a codec. Leave --reconstruction out", "unsupported")
+        raise PraError("the model does not have a codec. Remove --reconstruction", "unsupported")
     return model.config.codec
