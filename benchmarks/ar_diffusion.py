@@ -1,4 +1,4 @@
-"""The image models of autoregressive-diffusion-pytorch (extra ``bench``) at the sizes of one of ours."""
+"""The image models of autoregressive-diffusion-pytorch (extra ``bench``), built with the sizes of one of our models."""
 
 from __future__ import annotations
 
@@ -19,47 +19,53 @@ from pra.utils.extras import import_failed, install_command
 PACKAGE, NAME = "autoregressive-diffusion-pytorch", "autoregressive_diffusion_pytorch"
 
 OWN_MLP_WIDTH = 1024
-"""The width of its head's hidden layers where none is given."""
+"""The package's default for the width of the head's hidden layers."""
 
 
 def flow_model(size: ModelConfig, evaluations: int, mlp_width: int | None = None) -> nn.Module:
-    """Its image flow model; ``sample(batch_size)`` gives images in [0, 1], by its midpoint rule.
+    """Build the package's image flow model. Its ``sample(batch_size)`` returns images in [0, 1], by the midpoint rule.
 
-    Its own number of evaluations is 30: 16 times, 15 intervals of two evaluations each.
+    The package's default is 30 evaluations: 15 intervals of two.
 
     Args:
-        size: of a square image.
-        evaluations: of its head per token, even.
-        mlp_width: of its head's hidden layers, in place of that of ours.
+        size: the sizes of our model; its images are square.
+        evaluations: evaluations of the head per token, an even number of at least 2.
+        mlp_width: width of the head's hidden layers; by default that of our head.
 
     Raises:
-        PraError: the package is not installed, or does not support the sizes.
+        PraError: the package is not installed, or does not support the sizes or the number of evaluations.
     """
     if evaluations < 2 or evaluations % 2:
-        raise PraError(f"{PACKAGE} takes its midpoint rule's two evaluations an interval: {evaluations} is not even")
+        problem = (
+            f"{evaluations} evaluations: the midpoint rule takes two per interval. Use an even number of at least 2"
+        )
+        raise PraError(problem)
     arguments = _arguments(size)
     if mlp_width is not None:
         arguments["model"]["mlp_width"] = mlp_width
     model = library().flow(**arguments)
-    # No argument leads there: its sampler calls this with the condition alone.
+    # Patch the method: the package's sampler calls it with the condition alone and takes no number of steps.
     flow = model.model.flow
     flow.sample = partial(flow.sample, num_sample_steps=evaluations // 2 + 1)
     return model.eval()  # type: ignore[no-any-return]
 
 
 def diffusion_model(size: ModelConfig, evaluations: int) -> nn.Module:
-    """Its image diffusion model, of the same transformer and head; Heun's rule, whose last interval is Euler's.
+    """Build the package's image diffusion model, with the same transformer and head as its flow model.
+
+    It samples by Heun's rule with a last step of Euler's rule.
 
     Args:
-        size: of a square image.
-        evaluations: of its head per token, odd.
+        size: the sizes of our model; its images are square.
+        evaluations: evaluations of the head per token, an odd number of at least 3.
 
     Raises:
         PraError: as :func:`flow_model`.
     """
     if evaluations < 3 or not evaluations % 2:
         raise PraError(
-            f"Heun's rule whose last interval is Euler's takes an odd number of at least 3, not {evaluations}"
+            f"{evaluations} evaluations: Heun's rule takes two per interval but one in the last. Use an odd number of "
+            "at least 3"
         )
     arguments = _arguments(size)
     arguments["model"]["diffusion_kwargs"] = {"num_sample_steps": (evaluations + 1) // 2}
@@ -69,7 +75,7 @@ def diffusion_model(size: ModelConfig, evaluations: int) -> nn.Module:
 def _arguments(size: ModelConfig) -> dict[str, Any]:
     height, width = size.image_size
     if height != width:
-        raise PraError(f"{PACKAGE} makes square images, not {height}x{width}")
+        raise PraError(f"{height}x{width} pixels: {PACKAGE} makes square images. Use a recipe that makes square ones")
     backbone, head = size.backbone, size.head
     return {
         "image_size": height,
@@ -81,7 +87,7 @@ def _arguments(size: ModelConfig) -> dict[str, Any]:
             "heads": backbone.heads,
             "dim_head": backbone.width // backbone.heads,
             "mlp_depth": head.depth,
-            "mlp_width": 3 * head.width // 2,  # the hidden layer of our blocks
+            "mlp_width": 3 * head.width // 2,  # the hidden width of our head's blocks
         },
     }
 

@@ -54,13 +54,13 @@ def test_peers_have_our_sizes_and_evaluations(evaluations):
     attentions[0].to_q.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
     model.sample(batch_size=1)
     assert lengths == [1] * SQUARE.num_patches
-    refused(lambda: flow_model(LEARNED, 2), "square images, not 6x8")
+    refused(lambda: flow_model(LEARNED, 2), "6x8 pixels", "square images")
 
 
 def test_peers_that_cannot_be_compared_are_refused(monkeypatch):
-    refused(lambda: flow_model(SQUARE, 5), "5 is not even")
-    refused(lambda: flow_model(SQUARE, 0), "0 is not even")
-    refused(lambda: diffusion_model(SQUARE, 4), "odd number of at least 3, not 4")
+    refused(lambda: flow_model(SQUARE, 5), "5 evaluations", "an even number of at least 2")
+    refused(lambda: flow_model(SQUARE, 0), "0 evaluations", "an even number of at least 2")
+    refused(lambda: diffusion_model(SQUARE, 4), "4 evaluations", "an odd number of at least 3")
     refused(lambda: peers.main("tiny:jit", threads="1"), "generates no patch after another")
     ar_diffusion.library.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
