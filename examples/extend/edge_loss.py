@@ -1,4 +1,4 @@
-"""A term of the loss: neighbouring pixels of the reconstruction differ as those of the image do."""
+"""A loss term: differences between neighbouring pixels, in the reconstruction and in the image."""
 
 from __future__ import annotations
 
