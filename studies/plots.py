@@ -1,4 +1,4 @@
-"""A study's rows as plots."""
+"""Plots of a study's rows."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEST = "FID at the best guidance"
-DOTS = "a dot: a seed, hollow where it is alone; the line: their mean"
+DOTS = "dot: a seed, hollow if it is the only one; line: mean over seeds"
 WITHOUT = {PRA: "reconstructed", "input-noise": "teacher-forced", "input-noise-x": "x-prediction"}
-"""The system that another becomes without its perturbation."""
+"""For each system that perturbs its inputs, the system without the perturbation."""
 NONE = (1.0, 0.0)
-"""The value that means no perturbation: of states, of pixels."""
+"""Strengths that mean no perturbation: ``t_min`` of states, and standard deviation of noise on pixels."""
 DODGE = 0.03
-"""How far curves at the same place are set apart, as a fraction of a panel."""
+"""Shift between curves of neighbouring systems, as a fraction of x, so that their dots do not overlap."""
 
 
 def draw(study: Study, rows: list[Row]) -> Figure | None:
-    """The plot of a study's rows in one setting, of one scale; None without matplotlib."""
+    """Plot a study's rows of one setting and scale; return `None` without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -54,13 +54,13 @@ def draw(study: Study, rows: list[Row]) -> Figure | None:
 
 
 def _draw_systems(figure: Figure, rows: list[Row]) -> None:
-    """Left the best of each system, right what guidance does to it."""
+    """Plot each system's best FID on the left, and its FID by guidance scale on the right."""
     left, right = figure.subplots(1, 2)
     of = sorted(groups(rows), key=lambda group: group.fid)
     names, colours = [name_of(group.system) for group in of], [colour_of(group.system) for group in of]
     ranking(left, names, colours, [group.best for group in of])
     room_beside(left, [group.best for group in of], log=True)
-    left.set(xlabel=f"{BEST}: lower is better\n(each dot a seed, the stroke their mean)")
+    left.set(xlabel=f"{BEST}: lower is better\n(dot: a seed; stroke: mean over seeds)")
     for group in of:
         banded(right, group.by_guidance, group.system)
     right.set(xlabel="guidance scale (1: none)", ylabel="FID (line: mean over seeds; band: least to greatest)")
@@ -73,7 +73,7 @@ def _draw_systems(figure: Figure, rows: list[Row]) -> None:
 
 
 def _draw_noise(figure: Figure, rows: list[Row]) -> None:
-    """Left the strengths of PRA's perturbation, right those of noise on pixels, on one scale."""
+    """Plot FID by the strength of PRA's perturbation on the left, and of noise on pixels on the right, on one scale."""
     of = [group for group in groups(rows) if isinstance(group.value, int | float)]
     own = [group for group in of if group.system == PRA]
     systems = [system for system in dict.fromkeys(group.system for group in of) if system != PRA]
@@ -113,7 +113,7 @@ def _by_value(of: Sequence[Group]) -> dict[float, list[float]]:
 
 
 def _draw_length(figure: Figure, rows: list[Row]) -> None:
-    """FID at the best guidance, and accuracy at one guidance, of each system against its steps."""
+    """Plot each system's FID at its best guidance, and its accuracy at one guidance, by training steps."""
     left, right = figure.subplots(1, 2)
     of = [group for group in groups(rows) if isinstance(group.value, int | float)]
     every = sorted({int(group.value) for group in of})
@@ -139,18 +139,18 @@ def _draw_length(figure: Figure, rows: list[Row]) -> None:
 
 
 def _last(of: Sequence[Group], system: str) -> float:
-    """FID of a system where it has been trained longest."""
+    """Return the FID of a system's longest training."""
     return max((group for group in of if group.system == system), key=lambda group: int(group.value)).fid
 
 
 def _one_guidance(of: Sequence[Group]) -> float:
-    """PRA's best at its shortest; that of the first system without PRA."""
+    """Return the best guidance of PRA's shortest training, or of any system's if PRA is not among the groups."""
     own = [group for group in of if group.system == PRA] or list(of)
     return min(own, key=lambda group: int(group.value)).guidance
 
 
 def _draw_ablation(figure: Figure, rows: list[Row]) -> None:
-    """Each variant's FID less PRA's of the same seeds."""
+    """Plot each variant's FID minus PRA's on the same seeds."""
     axes: Axes = figure.subplots()
     of = groups(rows)
     reference = unchanged(of)
@@ -159,7 +159,7 @@ def _draw_ablation(figure: Figure, rows: list[Row]) -> None:
     if reference is None or not shown:
         of = sorted(of, key=lambda group: group.fid)
         ranking(axes, [str(g.value) for g in of], [colour_of(g.system) for g in of], [g.best for g in of])
-        axes.set(xlabel=f"{BEST} (each dot a seed, the stroke their mean)")
+        axes.set(xlabel=f"{BEST} (dot: a seed; stroke: mean over seeds)")
         return
     values = [list(pair.differences.values()) for pair in shown]
     ranking(axes, [_with_seeds(pair) for pair in shown], ["#444444"] * len(shown), values, "+z.2f")
@@ -169,7 +169,7 @@ def _draw_ablation(figure: Figure, rows: list[Row]) -> None:
     if reference.spread is not None:
         label = f"± standard deviation of PRA's own {reference.seeds} seeds"
         axes.axvspan(-reference.spread, reference.spread, color=colour_of(PRA), alpha=0.12, linewidth=0, label=label)
-    axes.set(xlabel="FID of the variant less that of PRA on the same seed, each at its best guidance (right: worse)")
+    axes.set(xlabel="FID of the variant minus PRA's on the same seed, each at its best guidance (right: worse)")
     axes.legend(loc="upper right", fontsize=9)
 
 
@@ -179,8 +179,11 @@ def _with_seeds(pair: Paired) -> str:
 
 
 def draw_tokens(study: Study, rows: list[Row]) -> Figure | None:
-    """The study `token-dimension` over its settings, of one scale: FID over JiT's mean in the same setting, since
-    figures by different judges do not compare; None without matplotlib, or without JiT in two settings."""
+    """Plot the study `token-dimension` over its settings at one scale, each FID divided by JiT's mean in its setting.
+
+    Divide, since settings have different judges, whose FIDs do not compare. Return `None` without matplotlib, or
+    without JiT in two settings.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -204,7 +207,7 @@ def draw_tokens(study: Study, rows: list[Row]) -> Figure | None:
     axes.set_xticks(sorted(sizes), [f"{size:g}" for size in sorted(sizes)])
     axes.margins(x=0.15)
     logarithmic(axes)
-    axes.set(ylabel="FID over that of JiT at the same size of token\n(above 1: worse than JiT)")
+    axes.set(ylabel="FID divided by JiT's at the same token size\n(above 1: worse than JiT)")
     axes.grid(alpha=0.3)
     legend_beside(figure, axes, [name_of(system) for system in systems])
     figure.suptitle(f"{study.question}\n{rows[0]['dataset']}, scale {rows[0]['scale']}", fontsize=11)
