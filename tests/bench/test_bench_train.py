@@ -1,4 +1,4 @@
-"""``pra bench train``: a step as measured, a training as computed. No time is compared with a limit."""
+"""``pra bench train``: a measured step and a planned training. No test sets a limit on time."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def perceptual(monkeypatch):
-    """A convolution in place of LPIPS's network."""
+    """Replace LPIPS's network by one convolution."""
 
     def distance(model, device, pretrained=True):
         assert not pretrained, "nothing is downloaded to measure"
@@ -41,7 +41,7 @@ def tiny(*settings, recipe="tiny"):
 
 @pytest.mark.usefixtures("perceptual")
 def test_command_measures_a_recipe_and_plans_by_it(capsys, tmp_path):
-    """Use LPIPS, in two micro-batches."""
+    """Measure with LPIPS and two micro-batches."""
     call = functools.partial(caller(capsys), "bench", "train")
     bench, out = tmp_path / "bench.json", tmp_path / "plan.json"
     lpips = ["--set", "train.objective.perceptual_weight=1"]
@@ -63,7 +63,7 @@ def test_command_measures_a_recipe_and_plans_by_it(capsys, tmp_path):
     assert figures["config"]["train"]["micro_batch_size"] == 2
     assert figures["environment"]["versions"]["torch"] == torch.__version__
 
-    # Another batch and rollout of the same model.
+    # A plan may have another batch size and rollout than the measurement, but not another model.
     settings = ["--batch", 32, "--set", "train.rollout.t_min=0.5", *lpips]
     text = call("tiny", "--plan", "--gpus", 2, "--measured", bench, "--out", out, *settings).out
     assert "2 devices" in text
@@ -74,7 +74,7 @@ def test_command_measures_a_recipe_and_plans_by_it(capsys, tmp_path):
     assert forecast["images_per_second"] == pytest.approx(2 * figures["images_per_second"])
     assert forecast["seconds"] == pytest.approx(20 * 32 / forecast["images_per_second"])
     needs = values["needs"]
-    # Two pictures through a convolution of 8 x 9 weights to 6 x 6 places, and one back.
+    # The convolution has 8 x 9 weights and 6 x 6 outputs: two forward passes, and one backward.
     assert needs["flops"] - counted == needs["perceptual_flops"] == 3 * 2 * 8 * 9 * 36
     assert values["device_memory"] == needs["state_bytes"] + needs["fixed_bytes"] + 16 * needs["image_bytes"]
     for words, parts in (
@@ -87,7 +87,7 @@ def test_command_measures_a_recipe_and_plans_by_it(capsys, tmp_path):
 
 
 def test_measure_step_parts_of_other_systems():
-    """An encoder of digits does not see h."""
+    """There is no clean pass for `digits`: its encoder does not read the condition ``h``."""
     for name, parts in (("digits", ["codec", "AR pass"]), ("tiny:jit", ["passes"])):
         run = tiny("train.batch_size=2", recipe=name)
         found = measure_step(run, CPU, 1, None)
@@ -100,7 +100,7 @@ def test_synthetic_step_learns_and_clears_its_gradients():
     step = SyntheticStep(tiny("train.batch_size=4"), CPU)
     models = (step.model, step.averages["ema"].model)
     before = [p.clone() for model in models for p in model.parameters()]
-    for _ in range(3):  # what lies behind a zero learns a step later
+    for _ in range(3):  # weights before a zero-initialised layer learn one step later
         step()
     after = [p for model in models for p in model.parameters()]
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -138,7 +138,7 @@ def test_needs_become_memory_and_time():
     assert training.device_states(run, needs, 4) == needs.state_bytes
     sharded = dataclasses.replace(run, train=dataclasses.replace(run.train, parallel=Parallelism.FSDP))
     assert training.device_states(sharded, needs, 8) == needs.state_bytes // 8
-    # Two micro-batches in a step: until the second is through, each of four devices has all gradients.
+    # With two micro-batches in a step, each of four devices holds all gradients until the second one ends.
     assert training.device_states(sharded, needs, 4) == needs.state_bytes // 4 + 4 * needs.parameters * 3 // 4
     other = training.teacher_forced(run)
     assert (other.model.backbone, other.model.codec) == (run.model.backbone, None)
@@ -184,8 +184,8 @@ def test_command_out_overwrites_nothing_and_knows_home(words, tmp_path, monkeypa
     before = (tmp_path / "figures.json").read_text()
     assert "environment" in json.loads(before)
     (tmp_path / "folder").mkdir()
-    monkeypatch.setattr(flops, "sampling_costs", lambda *_: pytest.fail("it has begun"))
-    monkeypatch.setattr(training, "saved_bytes", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr(flops, "sampling_costs", lambda *_: pytest.fail("work began before --out was checked"))
+    monkeypatch.setattr(training, "saved_bytes", lambda *_: pytest.fail("work began before --out was checked"))
     for place in ("figures.json", "folder", "figures.json/more.json"):
         assert cli.main(["bench", *words, "--out", f"~/{place}"]) == 2
         assert str(tmp_path / place) in capsys.readouterr().err

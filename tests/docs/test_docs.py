@@ -1,4 +1,4 @@
-"""Figures, links, quoted code and the layout in the docs. The site itself is built, strictly, by `make docs`."""
+"""Figures, links, quoted code and the layout in the docs. `make docs` builds the site in strict mode."""
 
 import inspect
 import textwrap
@@ -43,7 +43,7 @@ def test_figures_without_states_are_refused(figures, tmp_path):
 
 
 def rendered(page, text):
-    """The text as the site's hooks leave it."""
+    """Return the text as the site's hooks rewrite it."""
     pytest.importorskip("mkdocs", reason="builds the site")
     of = SimpleNamespace(file=SimpleNamespace(src_uri=page))
     return str(script(ROOT / "docs" / "hooks.py").on_page_markdown(text, of, None, None))
@@ -92,7 +92,7 @@ def test_layout_names_every_room_and_no_import_goes_up(tmp_path):
     inside = {path.stem for path in layout.PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert inside - {"__init__", "__main__"} == set(layout.ROOMS)
     found = layout.imports()
-    assert found["sampling"] >= {"models", "method"}  # they are read
+    assert found["sampling"] >= {"models", "method"}  # the imports were parsed
     assert layout.upwards(found) == []
     assert layout.upwards({"models": {"config", "training"}}) == [("models", "training")]
     layout.draw(tmp_path / "layout.png")

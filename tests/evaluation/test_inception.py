@@ -1,4 +1,4 @@
-"""Figures equal to torch-fidelity's own, on the same images and (random) weights."""
+"""Inception features and figures, compared with torch-fidelity's on the same images and random weights."""
 
 import importlib.util
 import sys
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def port(torchvision_shim):
-    """torch-fidelity's module of the network."""
+    """Return the module of torch-fidelity that defines Inception."""
     if importlib.util.find_spec("torch_fidelity") is None:
         pytest.skip("torch-fidelity is not installed: pip install 'pra-pixels[eval]'")
     from torch_fidelity import feature_extractor_inceptionv3
@@ -34,7 +34,7 @@ def port(torchvision_shim):
 
 @pytest.fixture(scope="module")
 def weights(port, tmp_path_factory):
-    """Random weights under which every layer is alive."""
+    """Save random weights, scaled so that activations vanish in no layer."""
     path = tmp_path_factory.mktemp("inception") / "random.pth"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(port, "load_state_dict_from_url", lambda *_, **__: {})
@@ -55,14 +55,14 @@ def extractor(weights):
 
 
 def pixels(count, seed=0, size=20, channels=3):
-    """Smooth enough that images differ after Inception's resize."""
+    """Return random images, smooth enough to differ after Inception's resize."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, channels, 4, 4, generator=generator) * 255
     return torch.nn.functional.interpolate(coarse, size=(size, size + 3), mode="bilinear").to(torch.uint8)
 
 
 def test_features_are_torch_fidelitys_and_adms(extractor, port, weights):
-    """Spatial features are ADM's ``mixed_6/conv:0``: the first branch of the block, channels last, 7 of them."""
+    """Spatial features are the first 7 channels of ADM's ``mixed_6/conv:0``, channels last."""
     from torch_fidelity.utils import create_feature_extractor
 
     names, how = ["2048", "logits_unbiased"], {"cuda": False, "verbose": False}
@@ -70,22 +70,22 @@ def test_features_are_torch_fidelitys_and_adms(extractor, port, weights):
     images, block = pixels(2), []
     theirs.Mixed_6d.register_forward_hook(lambda module, inputs, output: block.append(output))
     expected_pool, expected_logits = theirs(images)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # is ignored
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # the extractor ignores autocast
         pool, spatial, logits = extractor(images)
     assert torch.equal(pool, expected_pool)
     assert torch.equal(logits, expected_logits)
-    assert pool.std(dim=0).mean() > 1e-3  # the images are told apart
+    assert pool.std(dim=0).mean() > 1e-3  # features differ between images
     assert spatial is not None
     assert torch.equal(spatial.view(2, 17, 17, 7), block[0][:, :7].permute(0, 2, 3, 1))
     assert extractor.fingerprint == file_sha256(weights)
-    # Grey is shown as RGB, and nothing else is read.
+    # Grey is repeated to RGB; other numbers of channels are refused.
     grey = pixels(1, channels=1)
     assert torch.equal(extractor(grey).pool, extractor(grey.repeat(1, 3, 1, 1)).pool)
     refused(lambda: extractor(pixels(1, channels=4)), code="mismatch", channels=4)
 
 
 def test_figures_of_features_are_torch_fidelitys(port):
-    """One by one, on correlated ReLU-like features of different size and place: figures are well-conditioned."""
+    """Compare figure by figure. Correlated ReLU-like features make the figures well-conditioned."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
@@ -107,7 +107,7 @@ def test_figures_of_features_are_torch_fidelitys(port):
     expected = isc["inception_score_mean"], isc["inception_score_std"]
     assert metrics.inception_score(sums) == pytest.approx(expected, rel=1e-9)
 
-    # In float64, for torch-fidelity computes in the features' own type.
+    # Pass float64: torch-fidelity computes in the dtype of the features.
     kid = kid_features_to_metric(*(rows.double() for rows in features), kid_subset_size=90, verbose=False)
     distances = metrics.kernel_distance(*(rows.numpy() for rows in features), size=90)
     assert distances[1] > 1e-4  # the subsets differ
@@ -122,9 +122,9 @@ def test_figures_of_features_are_torch_fidelitys(port):
 
 
 def test_all_figures_from_images(port, weights, extractor):
-    """torch-fidelity's command against ours, from pixels to figures, by the first layers alone: the others take time.
+    """Compare all figures with torch-fidelity's, from pixels on. To save time, only Inception's first layers run.
 
-    But for the network of precision and recall, which is Inception here and by default a VGG16 there.
+    Both take precision and recall from Inception, though torch-fidelity's default for them is VGG16.
     """
     from torch_fidelity import calculate_metrics, register_feature_extractor
 
@@ -164,7 +164,7 @@ def test_all_figures_from_images(port, weights, extractor):
         "precision": "precision", "recall": "recall",
     }  # fmt: skip
     for name, their in pairs.items():
-        # theirs sums KID, which is small here, in float32
+        # torch-fidelity sums KID in float32, and KID is small here
         assert figures[name] == pytest.approx(expected[their], rel=1e-4, abs=1e-8 if name == "kid" else None)
 
 
@@ -179,7 +179,7 @@ def test_missing_extra_is_refused(tmp_path, monkeypatch):
         with monkeypatch.context() as missing:
             missing.setitem(sys.modules, name, None)
             refused(lambda opener=opener: opener(None, CPU), install_command(extra), code="not-installed")
-    # A torchvision of another torch.
+    # A torchvision that was built for another torch.
     (tmp_path / "torch_fidelity.py").write_text("raise OSError('_C.so: undefined symbol')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(extras, "package_version", lambda name: "0.99.0")
@@ -192,7 +192,7 @@ def test_weights_that_are_not_inceptions_are_refused(port, tmp_path):
     refused(lambda: inception(path, CPU), code="unreadable", path=path)
     path.write_text("<html>")
     refused(lambda: inception(path, CPU), code="unreadable", path=path)
-    for value in (torch.zeros(3), Path("x")):  # unpickling the second would call what the file names
+    for value in (torch.zeros(3), Path("x")):  # unpickling Path would call a function that the file names
         torch.save({"fc.weight": value}, path)
         refused(lambda: inception(path, CPU), code="unreadable", path=path)
 

@@ -1,4 +1,4 @@
-"""A run's report: the content of the page, without other files, and the lines about missing parts."""
+"""Run reports: the content of the self-contained page, its notes on missing parts, and the command."""
 
 import json
 import math
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little"
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and the text."""
+    """A parsed HTML page: its tags with their attributes, and its text."""
 
     def __init__(self, path):
         super().__init__()
@@ -54,7 +54,7 @@ def call(capsys):
 
 
 def bare(folder, recipe="tiny"):
-    """A run that has not begun."""
+    """Make the folder of a run that has not begun, and return it."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(to_dict(pra.recipe(recipe))))
     return folder
@@ -62,7 +62,7 @@ def bare(folder, recipe="tiny"):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
-    """Counting arithmetic and drawing take a second: one test does."""
+    """Replace FLOP counts and plots, which take a second, except in the test that checks them."""
     if "loads_nothing" not in request.node.name:
         monkeypatch.setattr(content, "costs", lambda config: ([("total", "0.074 M")], []))
         monkeypatch.setattr(content, "gap_curves", lambda gap, columns: content.Picture("data:image/webp", 1, 1))
@@ -99,7 +99,7 @@ def test_name_that_is_not_utf8_is_written_escaped(trained, tmp_path):
 
 
 @pytest.mark.parametrize("system", ["", ":jit", ":teacher-forced"])
-def test_what_is_absent_is_said_with_how_to_make_it(tmp_path, system):
+def test_report_missing_parts_are_noted_with_commands(tmp_path, system):
     run = bare(tmp_path / "run", f"tiny{system}")
     page = Page(write_report(run))
     assert (page.count("img"), page.count("input")) == (0, 0)
@@ -114,7 +114,7 @@ def test_what_is_absent_is_said_with_how_to_make_it(tmp_path, system):
     assert "they need two lines of metrics.jsonl" in Page(write_report(run)).text
 
 
-def test_curves_are_drawn_anew_where_they_are_older(run, monkeypatch):
+def test_report_outdated_curves_are_redrawn(run, monkeypatch):
     config = pra.recipe("tiny")
     there = content.curves(run, config)
     assert there == content.embedded(run / "curves.png")
@@ -125,16 +125,16 @@ def test_curves_are_drawn_anew_where_they_are_older(run, monkeypatch):
     assert "this needs matplotlib, of the extra train" in Page(write_report(run)).text
 
 
-def test_other_peoples_text_is_no_markup(run):
+def test_report_text_from_files_is_escaped(run):
     wild = "<script>alert(1)</script><b>&amp;"
     values = to_dict(pra.recipe("tiny"))
-    values["recipe"] = values["data"]["source"] = wild + "\udce9"  # of a folder whose name is not UTF-8
+    values["recipe"] = values["data"]["source"] = wild + "\udce9"  # a folder's name that is not UTF-8
     (run / "config.json").write_text(json.dumps(values))
     figures = {"figures": {wild: {wild: 1.0}}, "provenance": {"features": {"name": wild}}}
     (run / "figures.json").write_text(json.dumps(figures))
     other = run.rename(run.with_name("<i>run"))
     page = Page(write_report(other))
-    assert (page.count("script"), page.count("b"), page.count("i")) == (1, 4, 0)  # its own script and figures
+    assert (page.count("script"), page.count("b"), page.count("i")) == (1, 4, 0)  # the page's own
     assert page.text.count(wild) >= 4
 
 
@@ -188,7 +188,7 @@ def test_a_rollout_in_words():
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_the_gap_is_measured_once_and_is_that_of_the_model(run, tmp_path, call, monkeypatch):
+def test_report_gap_of_the_model_is_measured_once(run, tmp_path, call, monkeypatch):
     config, source = override(pra.recipe("tiny"), "sampling.steps", "2"), open_source("digits")
     (run / "config.json").write_text(json.dumps(to_dict(config)))
     before = files_in(run)
@@ -218,7 +218,7 @@ def test_the_gap_is_measured_once_and_is_that_of_the_model(run, tmp_path, call, 
     refused(lambda: write_report(run), code="unreadable", path=run / "rollout-gap.json")
 
 
-def test_the_gap_over_all_images_there_are_is_kept_too(run, tmp_path, call, monkeypatch):
+def test_report_gap_over_a_small_source_is_kept(run, tmp_path, call, monkeypatch):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number in range(6):
@@ -279,7 +279,7 @@ def test_strange_figures_and_pictures_are_shown_or_refused(run, call):
     (run / "figures.json").write_text(json.dumps({"figures": {"adm": strange}, "provenance": {"images": 5}}))
     assert call("report", run, "--gap-images", 0).code == 0
     assert evaluation(run / "figures.json").figures["adm"] == dict.fromkeys(strange) | {"recall": 0.5}
-    (run / "samples" / "step-00000030.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")  # no other program starts
+    (run / "samples" / "step-00000030.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")  # Pillow must not start Ghostscript
     assert call("report", run, "--gap-images", 0).is_refusal("step-00000030.png")
     (run / "samples" / "step-00000030.png").unlink()
     os.mkfifo(run / "samples" / "step-00000030.png")
@@ -297,5 +297,5 @@ def test_training_ends_with_a_page(tmp_path, call, monkeypatch):
     assert "2 steps of 2" in Page(folder / "report.html").text
     (folder / "figures.json").write_text("[")
     answer = call(*command, "3")
-    assert answer.code == 0  # it has trained
+    assert answer.code == 0  # training itself succeeded
     assert any("pra: warning: no report: " in line for line in answer.errors)

@@ -1,4 +1,4 @@
-"""Captions read by a frozen encoder: a tiny one with random weights, built from a configuration."""
+"""Frozen text encoders that read captions: tiny ones with random weights."""
 
 import copy
 import dataclasses
@@ -23,13 +23,13 @@ transformers = pytest.importorskip("transformers", reason="needs pip install 'pr
 
 @pytest.fixture(scope="module", autouse=True)
 def importable(request):
-    """transformers imports torchvision where it is."""
+    """Make torchvision importable if it is installed: transformers then imports it."""
     if importlib.util.find_spec("torchvision") is not None:
         request.getfixturevalue("torchvision_shim")
 
 
 def tokenizer(folder):
-    """One token a word."""
+    """Save a tokenizer with one token per word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     names = ["[PAD]", "[UNK]", "a", "the", "digit", *WORDS, *map(str, range(10))]
@@ -57,7 +57,7 @@ def clip():
 
 @pytest.fixture(scope="module", params=[bert, t5, clip], ids=lambda build: build.__name__)
 def encoder(importable, request, tmp_path_factory):
-    """The folder of an encoder."""
+    """Save an encoder of each kind with its tokenizer, and return the folder."""
     folder = tmp_path_factory.mktemp("encoder") / request.param.__name__
     torch.manual_seed(0)
     request.param().save_pretrained(folder)
@@ -66,7 +66,7 @@ def encoder(importable, request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def only(importable, tmp_path_factory):
+def bert_folder(importable, tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder") / "bert"
     torch.manual_seed(0)
     bert().save_pretrained(folder)
@@ -74,13 +74,13 @@ def only(importable, tmp_path_factory):
     return str(folder)
 
 
-def told(name, width=12):
+def with_encoder(name, width=12):
     text = dataclasses.replace(TEXT, max_length=6, frozen=FrozenConfig(name=name, width=width))
     return dataclasses.replace(CAPTIONED, text=text)
 
 
-def test_any_encoder_gives_tokens_of_a_text_alone(encoder):
-    condition = random_model(told(encoder)).condition
+def test_encoder_tokens_depend_on_their_text_alone(encoder):
+    condition = random_model(with_encoder(encoder)).condition
     texts = ["a three", "the digit 3", "", "a " * 9]
     with pytest.warns(UserWarning, match="9 tokens, and this model reads the first 6"):
         rows = condition.parse(None, WORDS[:5], texts)
@@ -92,32 +92,34 @@ def test_any_encoder_gives_tokens_of_a_text_alone(encoder):
     assert torch.pdist(tokens.flatten(1)).min() > 1e-3
 
 
-def test_features_are_computed_once_and_travel_with_no_copy(only, monkeypatch):
-    model = random_model(told(only))
+def test_features_are_computed_once_and_not_pickled(bert_folder, monkeypatch):
+    model = random_model(with_encoder(bert_folder))
     _, rows, _ = batch(CAPTIONED)
     rows = model.condition.parse(None, WORDS[:5], ["a one", "a two", "a one"])
     first = model.condition(rows)
-    monkeypatch.setattr(frozen, "_network", None)  # not asked again
+    monkeypatch.setattr(frozen, "_network", None)  # the encoder must not run again
     assert torch.equal(model.condition(rows), first)
     assert torch.equal(copy.deepcopy(model).condition(rows), first)
     assert len(pickle.dumps(model.condition.features)) < 500
     assert pickle.loads(pickle.dumps(model.condition.row))(1, "a one").tolist() == [1, *rows[0, 1:].tolist()]
     names = {name for name, _ in model.named_parameters()}
     assert not any("features" in name for name in names)
-    assert count_parameters(told("nowhere"))["condition"] == sum(p.numel() for p in model.condition.parameters())
+    assert count_parameters(with_encoder("nowhere"))["condition"] == sum(
+        p.numel() for p in model.condition.parameters()
+    )
 
 
-def test_run_with_a_frozen_encoder_resumes_and_moves(only, tmp_path):
+def test_run_with_a_frozen_encoder_resumes_and_moves(bert_folder, tmp_path):
     text = {"max_length": 6, "tokens": 3, "transformer": dataclasses.asdict(TEXT.transformer)}
-    text["frozen"] = {"name": only, "width": 12}
+    text["frozen"] = {"name": bert_folder, "width": 12}
     settings = ["data.source=spoken", "model.num_classes=1", f"model.text={text}".replace("'", '"')]
     run = train(tiny(*settings, "train.steps=4"), tmp_path / "whole").run
     for steps, workers in ((2, 0), (4, 1)):
         train(tiny(*settings, f"train.steps={steps}", f"data.workers={workers}"), tmp_path / "parts")
     assert_same(run, tmp_path / "parts", 4)
     expected = pra.Sampler(pra.load(run)).sample(captions=["a one"], seeds=[1])
-    moved = f"{only}-moved"
-    os.rename(only, moved)
+    moved = f"{bert_folder}-moved"
+    os.rename(bert_folder, moved)
     try:
         frozen._tokenizer.cache_clear(), frozen._network.cache_clear()
         model = pra.load(run)
@@ -125,14 +127,14 @@ def test_run_with_a_frozen_encoder_resumes_and_moves(only, tmp_path):
         model.condition.use(moved)
         assert torch.equal(pra.Sampler(model).sample(captions=["a one"], seeds=[1]), expected)
     finally:
-        os.rename(moved, only)
+        os.rename(moved, bert_folder)
 
 
-def test_encoder_of_another_width_is_refused(only):
-    condition = random_model(told(only, width=8)).condition
+def test_encoder_of_another_width_is_refused(bert_folder):
+    condition = random_model(with_encoder(bert_folder, width=8)).condition
     rows = condition.parse(None, WORDS[:5], ["a one"])
     refused(lambda: condition(rows), "width 12, and model.text.frozen.width is 8", code="mismatch")
 
 
-def test_model_without_encoder_takes_none():
+def test_model_without_encoder_refuses_weights():
     refused(lambda: random_model().condition.use("x"), "--weights", code="conflict")

@@ -1,4 +1,4 @@
-"""Distillation: what the second head begins as, that it alone learns, and what is refused."""
+"""Distillation: the second head's initial weights, its training, and refusals."""
 
 import shutil
 from dataclasses import replace
@@ -26,7 +26,7 @@ GUIDED = replace(SHORT, head=replace(SHORT.head, shortcut_guidance=3.0))
 
 @pytest.mark.parametrize("config", [SHORT, GUIDED])
 def test_second_head_begins_as_the_first(config, tmp_path):
-    """One step of any length is Euler's."""
+    """Before training, shortcut steps equal Euler steps."""
     base = random_model()
     pra.save(base, tmp_path / "base")
     model = build_model(config, seed=7)
@@ -46,7 +46,7 @@ WORDS = ["--device", "cpu", "--set", "train.sample_every=0"]
 
 @pytest.fixture(scope="module")
 def runs(trained, tmp_path_factory):
-    """A trained run and the one distilled from it."""
+    """Return a trained run and the run distilled from it."""
     base = Path(shutil.copytree(trained, tmp_path_factory.mktemp("distill") / "base"))
     folder = distill.run_folder(str(base))
     with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +76,7 @@ def test_guided_second_head_learns_by_the_command(runs, tmp_path, capsys, monkey
     model, first = pra.load(folder), pra.load(base).state_dict()
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in first.items())
     assert model.state_dict()["shortcut.scale_in.2.weight"].any()
-    assert (model.sampling.solver, model.sampling.guidance) == (Solver.SHORTCUT, 1.2)  # the run's is 1.5
+    assert (model.sampling.solver, model.sampling.guidance) == (Solver.SHORTCUT, 1.2)  # the base run has guidance 1.5
     assert Sampler(model).sample([1], [2]).isfinite().all()
     assert cli.main(["distill", str(base), "--guidance", "1", *WORDS]) == 2
     assert "above 1" in capsys.readouterr().err
@@ -92,7 +92,7 @@ def test_distill_refuses_and_resumes(runs, tmp_path, capsys, monkeypatch):
     refused(lambda: distill.configure(str(tmp_path / "model")), code="mismatch", path=tmp_path / "model")
     refused(lambda: distill.configure(str(tmp_path / "nothing")), "no run or model at")
     beside = base.with_name("base-distilled")
-    for named in (base, weights.checkpoints(base)[-1]):  # in its own folder a run would lose it
+    for named in (base, weights.checkpoints(base)[-1]):  # a folder beside the run, not inside it
         assert distill.run_folder(str(named)) == distill.run_folder(f"{named}/") == beside
     monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
     monkeypatch.chdir(base)

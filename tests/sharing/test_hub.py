@@ -18,12 +18,12 @@ from pra.utils.extras import install_command
 
 
 def publish(hub, folder, name="bob/model", **changes):
-    """Lays a folder on the Hub; the commit."""
+    """Publish a folder on the fake Hub, and return the commit."""
     repository = hub.repositories.setdefault(name, Repository(**changes))
     return repository.commit(contents(folder))
 
 
-def test_revision_is_a_commit_and_a_token_opens_what_is_private(hub, tmp_path, monkeypatch):
+def test_hub_models_load_by_revision_and_with_a_token(hub, tmp_path, monkeypatch):
     models = [random_model(), random_model(LEARNED, class_tokens=1)]
     first, second = (publish(hub, pra.save(model, tmp_path / str(i))) for i, model in enumerate(models))
     for address, model in ((f"@{first}", models[0]), ("", models[1]), (f"@{second}", models[1])):
@@ -36,7 +36,7 @@ def test_revision_is_a_commit_and_a_token_opens_what_is_private(hub, tmp_path, m
     assert torch.equal(pra.load("hub:bob/secret").head.out.weight, models[0].head.out.weight)
 
 
-def test_what_is_not_a_model_of_pra_is_refused(hub, tmp_path, capsys):
+def test_hub_repository_without_a_pra_model_is_refused(hub, tmp_path, capsys):
     model = pra.save(random_model(), tmp_path / "model")
     publish(hub, model, "bob/gated", gated=True)
     (model / "model.safetensors").unlink()
@@ -54,7 +54,7 @@ def test_what_is_not_a_model_of_pra_is_refused(hub, tmp_path, capsys):
     assert not any(line.startswith("GET") for line in large)
     for wrong in ("hub:bob", "hub:", "hub:a/b/c", "hub:bob/mo del"):
         refused(lambda wrong=wrong: pra.load(wrong), repr(wrong.removeprefix("hub:")), "user/model")
-    refused(lambda: pra.load("hub:bob/--x"), "hub:bob/--x")  # the library's own rules
+    refused(lambda: pra.load("hub:bob/--x"), "hub:bob/--x")  # a name that huggingface_hub refuses
     for command in (
         ["sample", "hub:bob/none", "--out", str(tmp_path / "x.png")],
         ["export", "hub:bob/other", str(tmp_path / "x")],

@@ -1,4 +1,4 @@
-"""Reports of studies: pairs by seed, costs beside PRA, commands, and plots of the rows that are kept here."""
+"""Study reports: pairs by seed, costs relative to PRA, commands, and plots of the committed rows."""
 
 import csv
 import math
@@ -36,7 +36,7 @@ def row(system, seed, guidance, fid, **more):
 
 
 def table(lines, place=0):
-    """The lines of one of several tables by their heads."""
+    """Return the rows of table number ``place``, each as a dict by column name."""
     found = []
     for before, line in zip(["", *lines], lines, strict=False):
         if line.startswith("|"):
@@ -51,7 +51,7 @@ def test_systems_are_paired_by_seed_at_their_best_guidance():
         row("pra", 0, 1.0, 1.0), row("pra", 1, 1.0, 2.0), row("pra", 2, 1.0, 3.0), row("pra", 7, 1.0, 9.0),
         row("jit", 0, 1.0, 9.0), row("jit", 1, 1.0, 9.0), row("jit", 2, 1.0, 9.0), row("jit", 5, 1.0, 9.0),
         row("jit", 0, 2.0, 1.5), row("jit", 1, 2.0, 3.5), row("jit", 2, 2.0, 4.0), row("jit", 5, 2.0, 0.1),
-        row("states", 8, 1.0, 1.0),  # has no seed in common
+        row("states", 8, 1.0, 1.0),  # shares no seed with PRA
     ]  # fmt: skip
     pra, jit, states = groups(rows)
     (pair,) = paired([pra, jit], pra)
@@ -63,12 +63,12 @@ def test_systems_are_paired_by_seed_at_their_best_guidance():
     (line,) = table(tables(STUDIES["systems"], rows), 1)
     assert line == {"system": "JiT", "FID less PRA's": "+1.000 ± 0.500", "n": "3", "seeds": "0-2", "p": "0.074"}
     pra, jit = groups([row("pra", 0, 1.0, 1.0, judge="a"), row("jit", 0, 1.0, 2.0, judge="b")])
-    assert paired([pra, jit], pra)[0].differences == {}, "two judges do not compare"
+    assert paired([pra, jit], pra)[0].differences == {}, "figures of two judges must not be paired"
     rows = [row("pra", 0, 1.0, 1.0), row("pra", 1, 1.0, 2.0, judge="a"), row("jit", 0, 1.0, 3.0)]
     assert [line["seeds"] for line in table(tables(STUDIES["systems"], rows))] == ["0,1 (2 judges)", "0"]
 
 
-def test_students_t():
+def test_two_sided_equals_students_t():
     assert two_sided(0.0, 3) == 1.0
     assert two_sided(1.0, 1) == pytest.approx(0.5)  # Cauchy's
     assert two_sided(-(2**0.5), 2) == pytest.approx(1 - 0.5**0.5)
@@ -78,7 +78,7 @@ def test_students_t():
             assert two_sided(t, freedom) == pytest.approx(2 * stats.t.sf(abs(t), freedom), abs=1e-12)
 
 
-def test_each_length_is_paired_with_its_own():
+def test_pairs_have_the_same_number_of_steps():
     rows = [
         row(system, 0, 1.0, fid, value=steps)
         for system, steps, fid in (("pra", 4800, 2.0), ("jit", 4800, 1.0), ("jit", 1200, 8.0), ("pra", 1200, 3.0))
@@ -88,7 +88,7 @@ def test_each_length_is_paired_with_its_own():
         ("1200", "+5.000", "-"), ("4800", "-1.000", "-"),
     ]  # fmt: skip
     equal = [row(system, seed, 1.0, fid) for system, fid in (("pra", 1.0), ("jit", 2.0)) for seed in (0, 1)]
-    assert table(tables(STUDIES["systems"], equal), 1)[0]["p"] == "-"  # without a spread there is no t
+    assert table(tables(STUDIES["systems"], equal), 1)[0]["p"] == "-"  # t is undefined without a spread
 
 
 def test_variants_are_compared_on_their_own_seeds():
@@ -101,12 +101,12 @@ def test_variants_are_compared_on_their_own_seeds():
     assert lines["PRA"]["seeds"] == "0-2"
 
 
-SYSTEMS = pytest.param("systems", marks=pytest.mark.slow)  # counts the FLOPs of each
+SYSTEMS = pytest.param("systems", marks=pytest.mark.slow)  # slow: it counts the FLOPs of every system
 
 
 @pytest.mark.parametrize("name", [SYSTEMS, "noise", "length", "rollout-gap", "probe", "solver"])
-def test_kept_pages_are_those_of_the_kept_rows(name, tmp_path, monkeypatch):
-    """Tables, FLOPs, spreads, commands and provenance of the setting with the fewest rows."""
+def test_committed_pages_match_the_committed_rows(name, tmp_path, monkeypatch):
+    """Write the report of the setting with the fewest rows: each of its lines is in the committed page."""
     kept = ROOT / "studies" / name
     rows = read_rows(kept / "results.csv")
     counts = Counter(row["setting"] for row in rows)
@@ -124,7 +124,7 @@ def test_kept_pages_are_those_of_the_kept_rows(name, tmp_path, monkeypatch):
 def test_probe_table_chooses_by_validation():
     found = [
         ("pra", 0, 1, 0.5, 0.7), ("pra", 1, 1, 0.6, 0.7), ("pra", 0, 2, 0.9, 0.6), ("pra", 1, 2, 0.9, 0.6),
-        ("pra", 0, 3, 0.9, 0.9),  # one seed alone decides nothing
+        ("pra", 0, 3, 0.9, 0.9),  # ignored: other layers have two seeds
         ("random", 0, 1, 0.3, 0.3), ("pixels", 0, None, 0.8, 0.8),
     ]  # fmt: skip
     rows = [dict(zip(("system", "seed", "layer", "top1", "validation"), values, strict=True)) for values in found]
@@ -137,10 +137,10 @@ def test_probe_table_chooses_by_validation():
     assert lines[0][1:4] == ["80.0 %", "-", "-"]
 
 
-def test_best_guidance_is_that_of_the_mean_over_seeds(tmp_path):
+def test_best_guidance_minimises_the_mean_over_seeds(tmp_path):
     rows = [
         row("pra", 0, 1.0, 3.0), row("pra", 1, 1.0, 3.2), row("pra", 0, 2.0, 1.0), row("pra", 1, 2.0, 9.0),
-        row("pra", 0, 3.0, 0.1),  # one seed alone decides nothing
+        row("pra", 0, 3.0, 0.1),  # ignored: other guidances have two seeds
         row("jit", 0, 1.0, 2.0),
     ]  # fmt: skip
     pra, jit = groups(rows)
@@ -165,7 +165,7 @@ def test_records_keep_their_rows(tmp_path):
     again = Records(tmp_path, "noise")
     again.replace(varied)
     assert [r["value"] for r in again.rows] == [0.0, "PRA"]
-    (known,) = again.known("pra0", "guidance=1.0", "a")  # once, though it stands in three rows
+    (known,) = again.known("pra0", "guidance=1.0", "a")  # one result, though several rows hold it
     assert known["fid"] == 2.5
     assert again.known("pra0", "guidance=1.0", "b") == []
     assert again.known("pra1", "guidance=1.0", "a") == []  # its judge is not recorded
@@ -174,7 +174,7 @@ def test_records_keep_their_rows(tmp_path):
     refused(lambda: Records(tmp_path / "systems" / "results.csv", "noise"), "noise cannot be made", "another place")
 
 
-def test_the_commands_make_the_rows_of_all_sittings():
+def test_commands_reproduce_the_rows_of_all_sessions():
     study = STUDIES["systems"]
     systems = [cell.system for cell in study.cells(DIGITS, SCALES["cpu"])]
     words = "python -m studies systems --setting digits-16 --scale cpu"
@@ -193,10 +193,10 @@ def test_the_commands_make_the_rows_of_all_sittings():
     part = only(study, "system", ["jit"], DIGITS, SCALES["cpu"])
     assert commands(part, [row("pra", 0, 1.0, 3.0, scale="cpu")])[1] == f"{words} --systems pra --seeds 0"
     solvers = [row("pra", 0, 1.5, 1.0), row("pra", 1, 1.5, 1.0), row("pra, distilled", 0, 1.5, 1.0)]
-    assert commands(STUDIES["solver"], solvers)[1].endswith("--seeds 0,1")  # no --systems takes a name with a comma
+    assert commands(STUDIES["solver"], solvers)[1].endswith("--seeds 0,1")  # --systems cannot take a name with a comma
     ladder = STUDIES["recipe"], [row("pra", seed, 1.0, 3.0, scale="cpu", value="plus") for seed in (0, 1)]
     assert commands(*ladder)[1].endswith("recipe --setting digits-16 --scale cpu --values plus --seeds 0,1")
-    # What a command makes beyond the table is said.
+    # The text says how many rows a command makes beyond the table.
     cells = [cell for cell in STUDIES["noise"].cells(DIGITS, SCALES["cpu"]) if cell.system == "pra"]
     rows = [row("pra", seed, 1.0, 3.0, scale="cpu", value=cell.value) for cell in cells for seed in (0, 1)]
     assert "more than" not in "\n".join(commands(STUDIES["noise"], rows))
@@ -205,13 +205,13 @@ def test_the_commands_make_the_rows_of_all_sittings():
 
 
 def legends(figure):
-    """Every text of every legend."""
+    """Return the texts of all legends of a figure."""
     boxes = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
     return {text.get_text() for legend in boxes for text in legend.get_texts()}
 
 
 def drawn(name, rows):
-    """The figure, drawn without a warning."""
+    """Draw and return a study's figure; a warning fails the test."""
     pytest.importorskip("matplotlib", reason="draws the plots")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -248,7 +248,7 @@ def test_a_system_has_its_colour_in_every_plot():
 
 def test_a_dot_for_every_seed():
     rows = [row("pra", seed, 1.0, 2.0 + seed, value=0.9) for seed in range(3)] + [row("pra", 0, 1.0, 3.0, value=1.0)]
-    (states,) = drawn("noise", rows).axes  # and none for pixels, of which there is nothing to show
+    (states,) = drawn("noise", rows).axes  # no panel for pixel noise: it has no rows
     dots = [line for line in states.get_lines() if line.get_linestyle() == "None"]
     assert sorted(y for line in dots for y in line.get_ydata()) == [2.0, 3.0, 3.0, 4.0]
     (mean,) = [line for line in states.get_lines() if line.get_label() == "PRA"]
@@ -276,14 +276,14 @@ def test_token_sizes_are_compared_within_a_setting(tmp_path):
     readme, first, *_ = write_report(STUDIES["token-dimension"], rows, tmp_path)
     assert first.name == "tokens-small.png"
     assert readme.read_text().index(first.name) < readme.read_text().index("## a")
-    assert drawn("tokens", rows[:3]) is None  # one size alone
+    assert drawn("tokens", rows[:3]) is None  # a single token size
     assert drawn("tokens", [row for row in rows if row["system"] == "pra"]) is None
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_one_old_row_of_unknown_system_is_reported(name, tmp_path):
     pytest.importorskip("matplotlib", reason="draws the plots")
-    # What the studies measure, and nothing that later versions record beside it.
+    # Only the columns of the first version: those of later versions are optional.
     figures = {"solver": "newton, wavy", "evaluations": 2, "tokens": 4, "condition_gap": 0.0, "position": 1}
     figures["value"] = "other" if name in VARIANTS else 48
     if name == "probe":
