@@ -176,7 +176,7 @@ class Gap:
         figures = _judged(batches, len(chosen), judge, model.device)
         common = _sampling_columns(replace(self.sampling, guidance=1.0), model) | figures | {"images": len(chosen)}
         seconds = time.monotonic() - begin
-        positions = range(config.model.num_patches)
+        positions = range(config.model.num_groups)
         return [
             {
                 **common,

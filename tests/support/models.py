@@ -32,6 +32,10 @@ DEBLOCKED = replace(LEARNED, codec=replace(LEARNED.codec, deblock=DeblockConfig(
 PIXEL = replace(LEARNED, codec=None)
 PIXEL_X = replace(PIXEL, head=replace(LEARNED.head, prediction=Prediction.DATA))
 
+GROUPS = replace(DEBLOCKED, image_size=(12, 16), group=(2, 2))
+ROWS = replace(PIXEL, image_size=(6, 16), group=(1, 2))
+"""Groups of four and of two patches, as many as LEARNED has patches."""
+
 CAPTIONED = replace(LEARNED, text=TEXT)
 CAPTIONS = ("a cat", "", "\N{PANDA FACE} on a long, long walk")
 
@@ -43,6 +47,8 @@ ALL = {
     "pixel-v": PIXEL,
     "pixel-x": PIXEL_X,
     "captions": CAPTIONED,
+    "groups": GROUPS,
+    "pixel-groups": ROWS,
 }
 
 

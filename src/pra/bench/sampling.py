@@ -55,12 +55,13 @@ def measured_parts(engine: Engine) -> dict[str, float]:
     steps, batch, size = engine.steps, engine.steps.batch, engine.steps.model.config
     device = steps.model.device
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
-    starts = torch.randn(batch, size.num_patches, size.state_dim, device=device)
-    draws = torch.randn(batch, steps.config.steps, size.state_dim, device=device) if steps.config.adds_noise else None
+    starts = torch.randn(batch, size.num_groups, size.group_state_dim, device=device)
+    noise = torch.randn(batch, steps.config.steps, size.group_state_dim, device=device)
+    draws = noise if steps.config.adds_noise else None
     seconds: dict[str, list[float]] = defaultdict(list)
     with engine.arithmetic():
-        token = next(generate(steps, labels, starts, starts.new_empty(batch, 0, size.patch_dim), lambda _: draws))
-        for position in sorted({1 + step * (size.num_patches - 2) // (PLACES - 1) for step in range(PLACES)}):
+        token = next(generate(steps, labels, starts, starts.new_empty(batch, 0, size.group_dim), lambda _: draws))
+        for position in sorted({1 + step * (size.num_groups - 2) // (PLACES - 1) for step in range(PLACES)}):
             steps.seek(position)
             scale = steps.scale(position)
             works: dict[str, tuple[Any, ...]] = {
@@ -72,4 +73,4 @@ def measured_parts(engine: Engine) -> dict[str, float]:
                 steps.run(*work)  # warms up, and captures where there are graphs
                 runs = [timed(partial(steps.run, *work), device) for _ in range(REPEATS)]
                 seconds[part].append(statistics.median(runs))
-    return {part: size.num_patches * statistics.mean(values) / batch for part, values in seconds.items()}
+    return {part: size.num_groups * statistics.mean(values) / batch for part, values in seconds.items()}

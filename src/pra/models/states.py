@@ -55,9 +55,9 @@ class PixelDecoder(nn.Module):
     def __init__(self, model: ModelConfig, codec: CodecConfig) -> None:
         super().__init__()
         self.context = codec.context
-        self.state_in = nn.Linear(codec.state_dim, codec.decoder.width)
-        self.transformer = Transformer(codec.decoder, raster_positions(model.grid))
-        self.out = nn.Linear(codec.decoder.width, model.patch_dim)
+        self.state_in = nn.Linear(model.group_state_dim, codec.decoder.width)
+        self.transformer = Transformer(codec.decoder, raster_positions(model.group_grid))
+        self.out = nn.Linear(codec.decoder.width, model.group_dim)
 
     def forward(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
         """``(B, n, d)`` to ``(B, n, P)``; with a cache, the states after those in it."""
@@ -89,11 +89,15 @@ class DeblockingFilter(nn.Module):
 
 
 class StateCodec(nn.Module):
-    """Learned low-dimensional states."""
+    """Learned low-dimensional states.
+
+    Patches, states and conditions are those of groups, ``(B, n, k * P)``, ``(B, n, k * d)`` and ``(B, n, D)``. The
+    encoder reads each patch by itself, and each state has a sphere of its own; the decoder writes groups.
+    """
 
     def __init__(self, model: ModelConfig, codec: CodecConfig) -> None:
         super().__init__()
-        self.state_dim = codec.state_dim
+        self.state_dim, self.group_size = codec.state_dim, model.group_size
         self.sees_condition = codec.encoder.sees_condition
         self.encoder = StateEncoder(model, codec)
         self.decoder = PixelDecoder(model, codec)
@@ -105,11 +109,16 @@ class StateCodec(nn.Module):
 
     def encode(self, patches: Tensor, conditions: Tensor | None) -> Tensor:
         """``z = norm(G(x, h))``: ``(B, n, P)`` to ``(B, n, d)``; ``h`` ``(B, n, D)`` where the encoder sees it."""
-        return self.normalise(self.encoder(patches, conditions))
+        (b, n, numbers), k = patches.shape, self.group_size
+        if k > 1 and conditions is not None:
+            conditions = conditions.repeat_interleave(k, dim=1)
+        states = self.encoder(patches.reshape(b, n * k, numbers // k), conditions)
+        return self.normalise(states.reshape(b, n, k * self.state_dim))
 
     def normalise(self, states: Tensor) -> Tensor:
-        """LayerNorm without affine, in float32: zero mean and ``||z_i|| = sqrt(d)``."""
-        return F.layer_norm(states.float(), (self.state_dim,))
+        """LayerNorm of each state without affine, in float32: zero mean and ``||z_i|| = sqrt(d)``."""
+        single = states.float().reshape(*states.shape[:-1], self.group_size, self.state_dim)
+        return F.layer_norm(single, (self.state_dim,)).flatten(-2)
 
     def decode(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
         """``D(z)``: ``(B, n, d)`` to ``(B, n, P)``, unclamped; with a cache, the states after those in it."""

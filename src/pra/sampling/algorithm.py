@@ -80,7 +80,7 @@ class Steps:
 
     def __init__(self, model: PRA, config: SamplingConfig, batch: int, cache: NewCache = KVCache) -> None:
         self.model, self.config, self.batch = model, config, batch
-        self.plan = Plan.of_head(config, model.config.num_patches)
+        self.plan = Plan.of_head(config, model.config.num_groups)
         self.head = model.head_for(config.solver)
         self.streams = self.plan.most
         self.backbone_cache = model.backbone.new_cache(self.streams * batch, cache)
@@ -198,7 +198,7 @@ def exact_rollout(model: PRA, labels: Tensor, states: Tensor, how: Exact, key: T
     t, eps = rollout.perturbation(z, how.t_min, how.t_max, key)
     start = flow.interpolate(eps, z, t)
     steps = Steps(model, SamplingConfig(solver=Solver.MIDPOINT, steps=how.steps), len(z))
-    nothing = z.new_empty(len(z), 0, model.config.patch_dim)
+    nothing = z.new_empty(len(z), 0, model.config.group_dim)
     times = solvers.uniform_grid(how.steps, t.squeeze(-1))
     return torch.cat([token.patch for token in generate(steps, labels, start, nothing, times=times)], dim=1)
 

@@ -134,7 +134,7 @@ def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision, compil
     """Return the bytes of the caches of one image, in an :class:`Engine` of these arguments."""
     way = way_for(model, precision, compile)
     with way.arithmetic(model.device):
-        streams = Plan.of_head(config, model.config.num_patches).most
+        streams = Plan.of_head(config, model.config.num_groups).most
         caches = model.backbone.new_cache(streams, way.cache), model.codec.new_cache(1, way.cache)
     return sum(cache.nbytes for cache in caches if cache is not None)
 

@@ -150,7 +150,7 @@ class NativeSteps(Steps):
         if self._decoder is None:
             return state
         # In one thread: torch's would then spin on cores that ours use.
-        state, width = state.contiguous(), state.shape[-1]
+        state, width = state.contiguous(), self.model.config.state_dim
         normalised = torch.empty_like(state)
         self._normalise(state.data_ptr(), state.numel() // width, width, normalised.data_ptr())
         return normalised
