@@ -118,7 +118,7 @@ def decoded(model, states, cache, chunks):
     parts, done = [], 0
     for part in states.split(chunks, dim=1):
         if cache is not None:
-            cache.seek(done)
+            cache.seek(done * model.config.group_size)
         parts.append(model.codec.decode(part, cache))
         done += part.shape[1]
     return torch.cat(parts, dim=1)
@@ -148,17 +148,19 @@ def test_cache_parity_in_bfloat16(scene):
     assert (stepwise - exact).square().mean().sqrt() < 1.2 * rounding
 
 
-def test_decoder_cache_parity():
+@pytest.mark.parametrize("name", ["learned", "groups"])
+def test_decoder_cache_parity(name):
     """Any way to cut the sequence, several tokens behind a filled cache included."""
-    model = random_model()
-    states = torch.randn(2, 12, 5)
+    model = random_model(ALL[name])
+    states = torch.randn(2, 12, model.config.group_state_dim)
     for chunks in ([1] * 12, [5, 7], [1, 4, 1, 6], [12]):
         written = decoded(model, states, model.codec.new_cache(2), chunks)
         torch.testing.assert_close(written, model.codec.decode(states), atol=1e-5, rtol=1e-5)
     cache = model.codec.new_cache(1)
-    cache.seek(12)
-    with pytest.raises(AssertionError, match="has 12 tokens, no more"):
-        model.codec.decode(torch.randn(1, 1, 5), cache)
+    last = 12 * model.config.group_size
+    cache.seek(last)
+    with pytest.raises(AssertionError, match=f"has {last} tokens, no more"):
+        model.codec.decode(states[:1, :1], cache)
 
 
 def test_rotary_attention_depends_on_relative_positions():

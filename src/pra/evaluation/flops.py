@@ -136,10 +136,10 @@ def _matrices(*modules: Any) -> int:
 
 
 def _cache_traffic(cache: KVCache | None, first: int, steps: int) -> int:
-    """Count the bytes of ``steps`` steps, the first over ``first`` tokens: all are read, one is written."""
+    """Count the bytes of ``steps`` steps, the first over ``first`` groups of tokens: all are read, one is written."""
     if cache is None:
         return 0
-    return cache.nbytes // cache.capacity * sum(seen + 1 for seen in range(first, first + steps))
+    return cache.nbytes // cache.capacity * cache.group * sum(seen + 1 for seen in range(first, first + steps))
 
 
 def _whole_image_flops(config: AnyModelConfig, sampling: SamplingConfig) -> int:

@@ -49,22 +49,28 @@ class StateEncoder(nn.Module):
 class PixelDecoder(nn.Module):
     """``x^_i = D(z_<=i)``: causal, so that it runs in parallel in training and step by step in sampling.
 
-    Without context ``x^_i = D(z_i)``: every state is a sequence of its own.
+    It has one token per patch; the patches of a group, whose states are sampled together, see each other. Without
+    context ``x^_i = D(z_i)``: every group is a sequence of its own.
     """
 
     def __init__(self, model: ModelConfig, codec: CodecConfig) -> None:
         super().__init__()
         self.context = codec.context
-        self.state_in = nn.Linear(model.group_state_dim, codec.decoder.width)
-        self.transformer = Transformer(codec.decoder, raster_positions(model.group_grid))
-        self.out = nn.Linear(codec.decoder.width, model.group_dim)
+        self.state_in = nn.Linear(codec.state_dim, codec.decoder.width)
+        positions = raster_positions(model.grid, group=model.group)
+        self.transformer = Transformer(codec.decoder, positions, model.group_size)
+        self.out = nn.Linear(codec.decoder.width, model.patch_dim)
 
     def forward(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
-        """``(B, n, d)`` to ``(B, n, P)``; with a cache, the states after those in it."""
-        tokens = self.state_in(states)
-        if not self.context:
-            return self.out(self.transformer(tokens.flatten(0, 1).unsqueeze(1)).view_as(tokens))  # type: ignore[no-any-return]
-        return self.out(self.transformer(tokens, cache))  # type: ignore[no-any-return]
+        """``(B, n, k * d)`` to ``(B, n, k * P)``; with a cache, the states after those in it."""
+        (b, n, numbers), k = states.shape, self.transformer.group
+        tokens = self.state_in(states.reshape(b, n * k, numbers // k))
+        if self.context:
+            tokens = self.transformer(tokens, cache)
+        else:
+            tokens = self.transformer(tokens.view(b * n, k, tokens.shape[2])).view_as(tokens)
+        pixels = self.out(tokens)
+        return pixels.view(b, n, k * pixels.shape[2])  # type: ignore[no-any-return]
 
 
 class DeblockingFilter(nn.Module):
@@ -92,7 +98,7 @@ class StateCodec(nn.Module):
     """Learned low-dimensional states.
 
     Patches, states and conditions are those of groups, ``(B, n, k * P)``, ``(B, n, k * d)`` and ``(B, n, D)``. The
-    encoder reads each patch by itself, and each state has a sphere of its own; the decoder writes groups.
+    encoder reads each patch by itself, and each state has a sphere of its own.
     """
 
     def __init__(self, model: ModelConfig, codec: CodecConfig) -> None:

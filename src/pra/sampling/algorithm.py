@@ -105,7 +105,7 @@ class Steps:
         self.backbone_cache.seek(self.model.backbone.prefix + position - 1)
         self.seen, self.written = self.backbone_cache.bound, 1
         if self.decoder_cache is not None:
-            self.decoder_cache.seek(position)
+            self.decoder_cache.seek(position * self.model.config.group_size)  # it has a token per patch
             self.written = self.decoder_cache.bound
 
     def scale(self, position: int) -> Tensor | None:
