@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 install: .venv/installed
 
-# Installs again only when what is to be installed changed.
+# Installs again only when the requirements change.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pra needs Python 3.11 or newer; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
@@ -35,7 +35,7 @@ docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo 'look at site/index.html'
 
-# Everything that needs a GPU, within 25 minutes, or MINUTES=9 of it: the next call does the rest. Installs nothing.
+# Everything that needs a GPU, within 25 minutes. MINUTES=9 does a part: the next call does the rest. Installs nothing.
 gpu gpu-rehearsal:
 	PYTHONPATH=src $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_day.py $(if $(MINUTES),--minutes $(MINUTES)) \
 		$(if $(filter %rehearsal,$@),--rehearsal)

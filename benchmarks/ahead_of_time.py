@@ -21,7 +21,7 @@ from pra.sampling import Steps
 
 CACHE = ("keys", "values", "position", "mask")
 STATE = {"read": CACHE, "write": CACHE, "integrate": ("embedded",)}
-"""What each method reads and writes beside its inputs."""
+"""The tensors that each method reads and writes besides its inputs."""
 
 
 def sampler_ahead_of_time(model: PRA, config: SamplingConfig, batch: int) -> Sampler:
@@ -54,7 +54,7 @@ class Exported:
         return self.packages[name](*given)
 
     def _held(self, name: str) -> Any:
-        """Find the owner of what a method reads and writes beside its inputs: a cache, or the steps themselves."""
+        """Find the owner of the tensors of a method besides its inputs: a cache, or the steps themselves."""
         return {"read": self.steps.backbone_cache, "write": self.steps.decoder_cache}.get(name, self.steps)
 
     def _export(self, name: str, inputs: list[Tensor]) -> Callable[..., Tensor]:
@@ -70,7 +70,7 @@ class Exported:
 
 
 class Work(nn.Module):
-    """One method of the steps as a module: the weights are its state; what it holds besides comes as inputs first."""
+    """One method of the steps as a module: the weights are its state; its other tensors are its first inputs."""
 
     def __init__(self, steps: Steps, name: str, held: Any) -> None:
         super().__init__()

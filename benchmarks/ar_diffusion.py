@@ -33,7 +33,7 @@ def flow_model(size: ModelConfig, evaluations: int, mlp_width: int | None = None
         mlp_width: of its head's hidden layers, in place of that of ours.
 
     Raises:
-        PraError: the package is not installed, or sizes that it has not.
+        PraError: the package is not installed, or does not support the sizes.
     """
     if evaluations < 2 or evaluations % 2:
         raise PraError(f"{PACKAGE} takes its midpoint rule's two evaluations an interval: {evaluations} is not even")
@@ -91,7 +91,7 @@ def library() -> Any:
     spec = importlib.util.find_spec(NAME)
     if spec is None:
         raise PraError(f"the comparison needs {PACKAGE}; {install_command('bench')}")
-    # The package by itself would import its trainer too, and with that torchvision, which it does not ask pip for.
+    # The package would also import its trainer, which needs torchvision, an undeclared dependency.
     package = types.ModuleType(NAME)
     package.__spec__ = spec
     package.__path__ = list(spec.submodule_search_locations or [])
@@ -103,7 +103,7 @@ def library() -> Any:
     except ImportError as error:
         raise PraError(import_failed("the comparison", f"what {PACKAGE} needs", "bench", error)) from None
     for module in (flow, diffusion):
-        module.tqdm = _silent  # type: ignore[attr-defined]  # a bar a token and an evaluation is no part of the work
+        module.tqdm = _silent  # type: ignore[attr-defined]  # the bars are not part of the work
     return SimpleNamespace(flow=flow.ImageAutoregressiveFlow, diffusion=diffusion.ImageAutoregressiveDiffusion)
 
 

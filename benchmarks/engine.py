@@ -1,15 +1,15 @@
 """The sampler's gain over the model's own modules run plainly: ratios within one run, measured in turn.
 
-    python benchmarks/engine.py --batch 1,64                        # fashion, on the best device there is
-    python benchmarks/engine.py --recipe pra-s-256 --image-size 32  # as many tokens as a CPU has patience for
+    python benchmarks/engine.py --batch 1,64                        # fashion, on the best device
+    python benchmarks/engine.py --recipe pra-s-256 --image-size 32  # fewer tokens, for a CPU
     python benchmarks/engine.py --compile                           # torch's compiler in every way; some minutes
 
 The plain path runs the model's own modules with caches, one operation after another; the naive one
 (benchmarks/naive.py) has no caches; on a CPU the sampler uses arithmetic compiled for it, on a GPU CUDA graphs, with
 --compile also of compiled steps. All make the same images. Prints, for each batch size, how many tensor operations the
-plain path and the sampler dispatch for a batch, and as medians with the range of the paired ratios how much longer the
-other ways take than the sampler in float32: by the clock on a GPU, by processor time on a CPU, which other processes
-disturb less.
+plain path and the sampler dispatch for a batch, and the time of the other ways over the sampler's in float32, as
+medians of paired ratios with their range: clock time on a GPU, processor time on a CPU, which other processes disturb
+less.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ WITH = {
 
 
 def main(
-    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "fashion",
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "fashion:faithful",
     batch: str = "1,64",
     repeats: int = 7,
     image_size: int | None = None,
@@ -91,7 +91,7 @@ def main(
 
         def engine(precision: Precision = Precision.FLOAT32, compile: bool = False) -> Work:
             sampler = Sampler(model, sampling, precision, compile)
-            return lambda: sampler.sample(labels, seeds)  # noqa: B023  called before the loop goes on
+            return lambda: sampler.sample(labels, seeds)  # noqa: B023  called before the next round
 
         def other(sample: Callable[..., object]) -> Work:
             return lambda: sample(model, sampling, labels, seeds)  # noqa: B023
@@ -128,7 +128,7 @@ def by_modules(work: Work) -> Work:
 
 
 def inductor(work: Work, **options: bool) -> Work:
-    """Compiled work, compiled anew at its first call with settings of torch's compiler."""
+    """Compiled work, compiled at its first call with settings of torch's compiler."""
     first = iter([True])
 
     def done() -> object:

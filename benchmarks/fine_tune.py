@@ -1,11 +1,11 @@
 """Fine-tunes a run at several rates and lengths, and measures the losses on pictures that it has not seen.
 
     python benchmarks/fine_tune.py runs/own-icons folder:more OUT
-    python benchmarks/fine_tune.py runs/own-icons folder:more OUT --scratch 200 800   # and begins anew, to compare
+    python benchmarks/fine_tune.py runs/own-icons folder:more OUT --scratch 200 800   # and from scratch
 
 Every other picture of the source is for training, the rest to be measured on: their losses under the moving average,
 means over draws of noise that are the same for all. Flow losses compare as long as the states do, which fine-tuning
-moves but little (the pixel loss tells); a model that begins anew has states of its own. The auxiliary loss,
+moves but little (the pixel loss tells); a model trained from scratch has its own states. The auxiliary loss,
 what the backbone alone knows of the next patch's pixels, compares between all.
 """
 
@@ -66,7 +66,7 @@ def main(
     """Prints a line per fine-tuning, and one for the model before.
 
     Args:
-        run: The run to go on from.
+        run: The run to fine-tune.
         data: The pictures.
         out: Where the new runs go.
         lower: What the run's learning rate is divided by.

@@ -1,7 +1,7 @@
 """From nothing to the first pictures by the clock: an environment, the installation, and `pra sample` twice.
 
     python benchmarks/first_image.py              # packages come from pip's cache, where it has them
-    python benchmarks/first_image.py --no-cache   # and all of them anew
+    python benchmarks/first_image.py --no-cache   # and download all of them
 
 In a temporary folder, each in a process of its own: `python -m venv`; `pip install` of this checkout as a wheel, with
 the versions of constraints.txt; the first `pra sample`, which finds no cache of an earlier one and compiles the
@@ -77,7 +77,7 @@ def timed(steps: Sequence[Command], folder: Path) -> dict[str, float]:
     """Runs commands one after another, each in a new folder below; seconds by the clock.
 
     Raises:
-        PraError: one of them fails; what it said last is told.
+        PraError: a command fails; the message has its last output.
     """
     seconds = {}
     for number, (name, words) in enumerate(steps):

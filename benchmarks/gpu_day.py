@@ -1,4 +1,4 @@
-"""Measure everything that needs a GPU, in the order of its worth, within a given time: `make gpu`.
+"""Measure everything that needs a GPU, most important first, within a given time: `make gpu`.
 
     python benchmarks/gpu_day.py                  # 25 minutes on a CUDA GPU; no network
     python benchmarks/gpu_day.py --rehearsal      # the same parts with tiny models on a CPU: `make gpu-rehearsal`
@@ -49,7 +49,7 @@ SHORTEST = 15.0
 """Seconds below which no part is begun."""
 
 PATIENCE = 3
-"""How many times as long a rehearsal may take: a CPU that others use too compiles slowly."""
+"""Factor on the time limit of a rehearsal: a busy CPU compiles slowly."""
 
 Figures = dict[str, Any]
 
@@ -100,7 +100,7 @@ def parts(rehearsal: bool) -> Iterator[Part]:
     exact = training("S", "--set train.compile=false --set train.precision=float32")
     yield Part("train S, float32", exact, 120, read_training)
     few = pick("--batch 1,64 --repeats 3", "--batch 1,2 --repeats 1 --evaluations 4")
-    peers = f"python benchmarks/peers.py --recipe {pick('fashion', 'tiny')} {device} --threads 1 {few}"
+    peers = f"python benchmarks/peers.py --recipe {pick('fashion:faithful', 'tiny')} {device} --threads 1 {few}"
     yield Part("peers", peers, 180, read_last_line, needs=("autoregressive_diffusion_pytorch",))
     yield Part("train L, compiled", training("L", "--set train.compile=true"), 300, read_training)
 
@@ -163,7 +163,7 @@ def main(
         minutes: For all parts together; a rehearsal has three times as many.
         only: Names of parts, which are measured again; by default all that are left.
         out: The JSON; by default benchmarks/results/gpu-day.json, or gpu-day-rehearsal.json. The log lies beside it.
-        again: Begin anew, whatever the JSON holds.
+        again: Start again, whatever the JSON holds.
         page: Measure nothing; write the table of docs/performance.md from a JSON that came from another machine.
     """
     out = (out or RESULTS / ("gpu-day-rehearsal.json" if rehearsal else "gpu-day.json")).resolve()
@@ -175,7 +175,7 @@ def main(
     known = {part.name: part for part in parts(rehearsal)}
     for name in only:
         if name not in known:
-            raise PraError(f"--only {name!r}: there is no such part{nearest(name, known)}", code="unknown", name=name)
+            raise PraError(f"--only {name!r} is unknown{nearest(name, known)}", code="unknown", name=name)
     day = begin(out, rehearsal, again)
     patience = PATIENCE if rehearsal else 1
     deadline = time.monotonic() + patience * 60 * minutes
@@ -232,7 +232,7 @@ def done(part: Part, left: float) -> tuple[Figures, str]:
         return found | {"status": "took too long" if part.limit <= left else NO_TIME, "figures": None}, text
     try:
         figures = part.read(ROOT / here / "out", text)
-    except Exception as error:  # whatever a part has left there, the day goes on
+    except Exception as error:  # a part that fails does not stop the others
         return found | {"status": f"failed with {code}: {type(error).__name__}", "figures": None}, text
     return found | {"status": "done" if code == 0 else f"failed with {code}", "figures": figures}, text
 
@@ -256,7 +256,7 @@ def run(command: str, log: Path, limit: float) -> tuple[int | None, str]:
                 raise
             code = None
     text = log.read_text(encoding="utf-8", errors="replace")
-    for place in (Path(sys.prefix).resolve(), Path(sys.prefix), ROOT):  # a result names no folder of a machine
+    for place in (Path(sys.prefix).resolve(), Path(sys.prefix), ROOT):  # results do not name folders of a machine
         text = text.replace(f"{place}/", "")
     return code, text
 
@@ -326,7 +326,7 @@ ROWS = {
 
 
 def write_table(page: Path, day: Figures | None) -> None:
-    """Replace what stands between the markers of a page; None is a day that has not been."""
+    """Replace the text between the markers of a page; None means that nothing was measured yet."""
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{BEGIN}\n\n{NOTHING if day is None else table(day)}\n\n{END}{after}")

@@ -1,4 +1,4 @@
-"""How many training images a second one core prepares, from each kind of source, and how many cores feed a GPU.
+"""Training images per second that one core prepares from each kind of source, and the cores that feed a GPU.
 
     python benchmarks/loaders.py --images-per-second 500 2000   # what the GPUs train
 
@@ -52,9 +52,9 @@ def main(
 
     Args:
         images: Files to make.
-        images_per_second: What the GPUs train, to say how many cores feed them.
+        images_per_second: Training rates of GPUs, to print the cores that feed them.
         repeats: Measurements of each, after one warm-up; the median counts.
-        recipe_name: Whose preparation and size.
+        recipe_name: A recipe, for its preparation and size.
         out: Also write the figures as JSON.
     """
     torch.set_num_threads(1)

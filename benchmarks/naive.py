@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,18 +24,18 @@ def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[i
     key = noise.keys(0, torch.tensor(seeds, device=device))
     starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_groups, size.group_state_dim)
     diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
-    grid = solvers.grid_of(config).view(-1, 1, 1).to(device)
     low, high = config.guidance_interval
     head = model.head_for(config.solver)
-    span = torch.full((1, 1), 1 / config.steps, device=device) if config.solver is Solver.SHORTCUT else None
     patches = torch.empty(len(labels), 0, size.group_dim, device=device)
     states = torch.empty(len(labels), 0, size.group_state_dim, device=device)
     for i in range(size.num_groups):
         conditional = model.conditions(label, patches)[:, -1:]
         unconditional = model.conditions(model.condition.null_like(label), patches)[:, -1:]
-        scale = scale_at(config, i, size.num_groups)
+        scale, steps = scale_at(config, i, size.num_groups), config.steps_at(i, size.num_groups)
+        grid = solvers.grid_of(replace(config, steps=steps, raster_steps=None)).view(-1, 1, 1).to(device)
+        span = torch.full((1, 1), 1 / steps, device=device) if config.solver is Solver.SHORTCUT else None
 
-        def velocity(z: Tensor, t: Tensor, c: Tensor = conditional, u: Tensor = unconditional, s: float = scale):
+        def velocity(z: Tensor, t: Tensor, c=conditional, u=unconditional, s: float = scale, span=span):
             v_c, v_u = (head(z, t, head.project(h), span) for h in (c, u))
             return v_u + s * (v_c - v_u) if low <= t <= high else v_c
 

@@ -66,7 +66,7 @@ class Pair:
 
 
 def main(
-    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "fashion",
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "fashion:faithful",
     batch: str = "1,16",
     threads: str = "2,1",
     evaluations: int = 30,

@@ -34,7 +34,7 @@ from pra.utils.files import read_json, write_atomically
 
 BATCH = 500
 NEAR = 1.05
-"""A FID that is as good: within 5 %."""
+"""FIDs within 5 % count as equal."""
 
 CPU = torch.device("cpu")
 SIZE = (8, 8)
@@ -66,11 +66,11 @@ class Point:
 
 
 Make = Callable[[int], Tensor]
-"""So many images, in [-1, 1]."""
+"""Returns a number of images in [-1, 1]."""
 
 
 def measure(folder: Path, steps: int, images: int, shortcut: bool = False) -> tuple[list[Point], Ways]:
-    """Trains and judges what is not there yet; ``quality.json`` in the folder grows point by point.
+    """Trains and judges the missing points; ``quality.json`` in the folder grows point by point.
 
     Args:
         folder: of runs and figures.
@@ -81,11 +81,11 @@ def measure(folder: Path, steps: int, images: int, shortcut: bool = False) -> tu
     Raises:
         PraError: the folder holds figures of other settings, the package is not installed, or the disk refuses.
     """
-    settings = {"steps": steps, "images": images, "recipe": "digits"}
+    settings = {"steps": steps, "images": images, "recipe": "digits:faithful"}
     path = folder / "quality.json"
     known = read_json(path) if path.exists() else {"settings": settings, "points": []}
     if known["settings"] != settings:
-        raise PraError(f"{path} is of other settings ({known['settings']}); repeat those, or choose another folder")
+        raise PraError(f"{path} has other settings ({known['settings']}); repeat those, or choose another folder")
     points = [Point(**row) for row in known["points"]]
     ways = Ways(folder, steps)
     judge = prepare_judge(folder / "judges")
@@ -101,8 +101,8 @@ def measure(folder: Path, steps: int, images: int, shortcut: bool = False) -> tu
 
 
 def needed(points: Sequence[Point]) -> dict[str, Point]:
-    """Return the points that compare ``ours`` and ``theirs``: the best of each, and the one of fewest evaluations
-    within 5 % of it; theirs as it comes; and of ours the one of fewest evaluations that is no worse than their best."""
+    """Return the points that compare ``ours`` and ``theirs``: the best of each, the fewest evaluations within 5 % of
+    it, theirs by default, and our fewest evaluations that equal or beat their best."""
     ours = [point for point in points if point.way != THEIRS]
     theirs = [point for point in points if point.way == THEIRS]
     found = {}
@@ -184,7 +184,7 @@ def _fid(make: Make, images: int, judge: Judge) -> float:
 
 def unconditional(steps: int) -> RunConfig:
     """The recipe digits, of one class."""
-    run = recipe("digits")
+    run = recipe("digits:faithful")
     assert isinstance(run.model, ModelConfig)
     objective = replace(run.train.objective, class_dropout=0.0)
     trained = replace(run.train, steps=steps, sample_every=0, objective=objective)

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, again and again: the run ends as one that was left alone, to the bit.
+"""Kill a run with kill -9 at random moments: it ends bitwise equal to a run that was left alone.
 
     python benchmarks/preempt.py                                 # 20 kills of a tiny model on the CPU
     python benchmarks/preempt.py --processes 2 1                 # two processes, then one, then two ...
@@ -198,7 +198,7 @@ def start(run: Path, job: Job, attempt: int) -> list[Process]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     count = job.processes[attempt % len(job.processes)]
-    # What torchrun would end at once, waits so long where another was killed before they met.
+    # torchrun would end these at once: here they wait for a process that was killed early.
     patience = {"PRA_RENDEZVOUS_TIMEOUT": "60"}
     world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **patience}
     workers: list[Process] = []
@@ -218,7 +218,7 @@ def end(workers: list[Process]) -> None:
 
 
 def work(line: list[str], variables: dict[str, str], notes: Path) -> None:
-    """The work of a process. It notes which samples it gets, and what it has to say."""
+    """The work of a process, which records its samples and its output."""
     from pra.cli import main as pra
     from pra.training import loop
 
@@ -247,7 +247,7 @@ def work(line: list[str], variables: dict[str, str], notes: Path) -> None:
 
 
 def notes_of(run: Path) -> Path:
-    """Return the folder in which processes note what they get."""
+    """Return the folder in which processes record their samples."""
     return run.with_name(f"{run.name}-notes")
 
 
@@ -288,7 +288,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def same(one: Path, other: Path) -> bool:
-    """To the bit. Of safetensors the tensors: in the file, the order of what is said about them is left to chance."""
+    """Compare bitwise. Of safetensors compare the tensors: the order in the file's header is random."""
     if one.name == weights.STATE:  # so are the digests of such files
         a, b = (json.loads(path.read_text()) for path in (one, other))
         return {**a, weights.DIGESTS: None} == {**b, weights.DIGESTS: None}

@@ -1,6 +1,6 @@
 """The cost of the exact rollout over the parallel one: the inputs of one batch, made either way in turn.
 
-    python benchmarks/rollout.py   # fashion, on the best device there is
+    python benchmarks/rollout.py   # fashion, on the best device
     python benchmarks/rollout.py --recipe pra-s-256 --batch-size 2 --repeats 3   # 256 tokens on a CPU
 
 Prints the median of the paired ratios with their range. (A step of PRA over a teacher-forced one, and a compiled step:
@@ -29,7 +29,7 @@ Work = Callable[[], object]
 
 
 def main(
-    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "fashion",
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "fashion:faithful",
     batch_size: int = 32,
     repeats: int = 7,
     device: str | None = None,

@@ -21,7 +21,7 @@ from pra.config import CodecConfig, ModelConfig
 from pra.errors import PraError
 
 PATCH = 16
-"""Of its VAE, which knows no other."""
+"""The only patch size of its VAE."""
 
 
 def sphere_ar(checkout: Path, size: ModelConfig, compile: bool = False) -> nn.Module:
@@ -38,7 +38,7 @@ def sphere_ar(checkout: Path, size: ModelConfig, compile: bool = False) -> nn.Mo
             it has not.
     """
     if not (checkout / "SphereAR" / "model.py").is_file():
-        raise PraError(f"{checkout} is no checkout of SphereAR: there is no SphereAR/model.py in it")
+        raise PraError(f"{checkout} is not a checkout of SphereAR: SphereAR/model.py is missing")
     if not isinstance(size.codec, CodecConfig) or size.grid[0] != size.grid[1]:
         raise PraError("SphereAR generates states on a square grid: take a recipe that has both")
     if "flash_attn" not in sys.modules and importlib.util.find_spec("flash_attn") is None:

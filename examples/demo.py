@@ -1,4 +1,4 @@
-"""Trains the digits recipe, samples it, and lets an independent judge look: what `make demo` runs.
+"""Trains the digits recipe, samples it, and has an independent classifier judge the samples: `make demo`.
 
 python examples/demo.py runs/demo
 """

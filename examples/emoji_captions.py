@@ -12,7 +12,7 @@ Unpacked packages will do as well. OpenMoji comes as SVG: `pip install resvg-py`
 - `LICENSES`.
 
 Sub-folders are classes, Unicode's groups. `metadata.jsonl` has captions, style, code points and licence of a picture.
-Skin tones of an emoji are pictures of their own, all in the same folder.
+Each skin tone of an emoji is a separate picture, all in the same folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pra import PraError
 from pra.utils.files import check_free, new_folder
 
 SEED, HELD_EMOJI, HELD_PAIRS = 0, 0.05, 0.1
-"""Share of the emoji that no style shows in training, and of the others, those that one style lacks there."""
+"""Share of the emoji held out in every style, and share of the others held out in one style."""
 SIZE, KEYWORDS = 64, 3
 
 

@@ -31,26 +31,26 @@ from pra.utils.files import write_atomically
 from pra.utils.pixels import from_uint8, to_pil
 
 TIMES = (1.0, 0.9, 0.7, 0.5, 0.3, 0.0)
-"""Of the perturbed states in the figure of the inputs; 1 is none."""
+"""Times of the perturbed states in the figure of the inputs; 1 is unperturbed."""
 
 PIXEL_NOISE = 0.3
-"""Of the inputs that PRA is compared with: the strength of the system ``input-noise``."""
+"""Standard deviation of the noise on pixels that PRA is compared with: that of the system ``input-noise``."""
 
 SHOWN = 5
 """Images in the figure of the inputs, each of another class."""
 
 FOLLOWED = 1
-"""Which of them the other figures follow."""
+"""The image that the other figures follow."""
 
 INK, FAINT, TRAINED, FROZEN, LOSS = "#22223b", "#8d99ae", "#dbe7ff", "#eceff4", "#b5179e"
 
 
 Span = tuple[float, float]
-"""Left and right end of what is drawn."""
+"""Left and right end of the drawing."""
 
 
 class Example:
-    """The scene of the figures: a few training images, and what the model makes of them."""
+    """The content of the figures: a few training images, and the model's tensors for them."""
 
     def __init__(self, run: Path) -> None:
         config, model = read_run(run), pra.load(run)
@@ -112,7 +112,7 @@ def main(run: Path, folder: Path) -> None:
 
 
 def training(example: Example) -> Figure:
-    """Both passes, left to right, with what is a picture in them as a picture."""
+    """Both passes, left to right, with images shown as pictures."""
     figure, axes = canvas(11.2, 4.5)
     perturbed, fed = (values[FOLLOWED] for values in example.trained_on())
     z, z_tilde = example.as_colours(example.states[FOLLOWED]), example.as_colours(perturbed)
@@ -151,7 +151,7 @@ def training(example: Example) -> Figure:
 
 
 def sampling(example: Example) -> Figure:
-    """A picture on its way, and what happens at one position of it."""
+    """A picture row by row, and the steps at one position."""
     rows = example.model.config.grid[0]
     pictures = [step[FOLLOWED] for step in example.sampled()]
     figure, axes = canvas(11.2, 3.7)

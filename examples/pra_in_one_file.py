@@ -4,7 +4,7 @@ python examples/pra_in_one_file.py digits.pgm    # trains on scikit-learn's digi
 
 The method is "Parallel Rollout Approximation for Pixel-Space Autoregressive Image Generation" (arXiv 2606.27978).
 Symbols are the paper's: image (B, C, H, W) in [-1, 1], patches x (B, N, P) in raster order, conditions h (B, N, D),
-states z (B, N, d) with d << P. docs/method.md lists what the paper leaves open, and how this project chose.
+states z (B, N, d) with d << P. docs/choices.md lists what the paper leaves open, and how this project chose.
 """
 
 import copy
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class Config(NamedTuple):
-    """Sizes and settings; the defaults are those of the recipe `digits`."""
+    """Sizes and settings; the defaults are those of the recipe `digits:faithful`."""
 
     channels: int = 1
     patch: int = 2  # p, the side of a patch; P = p * p * channels
@@ -234,7 +234,7 @@ def losses(model: PRA, images: Tensor, labels: Tensor, noise: tuple[Tensor, ...]
 
 
 def train(model: PRA, images: Tensor, labels: Tensor, steps: int = 1200, batch: int = 64) -> PRA:
-    """Train by the recipe `digits`; return the moving average of the weights, which is what samples."""
+    """Train by the recipe `digits:faithful`; return the moving average of the weights, which is what samples."""
     matrices = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
     others = [p for p in model.parameters() if p not in matrices]
     groups = [{"params": list(matrices), "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]

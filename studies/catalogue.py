@@ -1,4 +1,4 @@
-"""The studies: which runs, and what is measured of them."""
+"""The studies: their runs and measurements."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LONG_ROLLOUT = 16
 class Cell:
     """One system of a study, still without a seed.
 
-    ``value`` is what the study varies in it, if anything; ``base`` is the run that its own begins with.
+    ``value`` is the setting that the study varies, if any; ``base`` is the run whose weights it starts from.
     """
 
     system: str
@@ -47,9 +47,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A question, the settings it is asked in unless others are named, and its cells in one of them.
+    """A question, its default settings, and its cells in one setting.
 
-    The first ``least`` of the settings are what a brief scale runs.
+    A brief scale runs the first ``least`` settings.
     """
 
     name: str
@@ -97,7 +97,7 @@ def _token_dimension(setting: Setting, scale: Scale) -> Iterator[Cell]:
 
 
 def _noise(setting: Setting, scale: Scale) -> Iterator[Cell]:
-    """The same search for all who perturb their inputs: six strengths each, none among them."""
+    """The same search for all systems that perturb their inputs: six strengths each, including zero."""
     run = base(setting, scale)
     for low in (0.0, 0.6, 0.8, 0.9, 0.95, 1.0):
         perturbed = replace(run, train=replace(run.train, rollout=Parallel(t_min=low) if low < 1 else Reconstructed()))
@@ -173,7 +173,7 @@ def _rollout_gap(setting: Setting, scale: Scale) -> Iterator[Cell]:
 
 
 def _probe(setting: Setting, scale: Scale) -> Iterator[Cell]:
-    """Probe what systems learn of the classes, beside what raw pixels and initial weights know already."""
+    """Probe how much systems learn about the classes, beside raw pixels and initial weights."""
     images = 2 * scale.samples
     for name in (PRA, *(name for name in SYSTEMS if name != "exact")):
         times = (0.5, 0.75, 1.0) if name == "jit" else (None,)
@@ -269,7 +269,7 @@ def find_study(name: str) -> Study:
     """A study by its name.
 
     Raises:
-        PraError: there is none; the nearest name is given.
+        PraError: the name is unknown; the error names the nearest.
     """
     if name not in STUDIES:
         raise PraError(f"no study {name!r}{nearest(name, STUDIES)}")
@@ -277,9 +277,9 @@ def find_study(name: str) -> Study:
 
 
 def only(study: Study, column: str, wanted: Sequence[str], setting: Setting, scale: Scale) -> Study:
-    """A study of the cells of which ``column`` (``system`` or ``value``) is among the ``wanted``.
+    """A study of the cells whose ``column`` (``system`` or ``value``) is among the ``wanted``.
 
-    What has been measured of the others stays in its table.
+    Figures of other cells stay in its table.
 
     Raises:
         PraError: no cell has that in that setting at that scale; the nearest is given.

@@ -39,19 +39,19 @@ def study_command(
 ) -> None:
     """Run a study: the paper's systems side by side, into a CSV, a table and plots. Without a name, list the studies.
 
-    What OUT/*/results.csv holds already is not made again, and the same command goes on where it was stopped.
+    Results in OUT/*/results.csv are not made again. If the study is stopped, the same command resumes.
 
     Args:
         name: A study.
         setting: Data and tokens, such as fashion-64,emoji-16; by default the study's own, at scale cpu its first.
-        systems: Of these alone, such as pra,states; by default of all that the study compares.
-        values: Of what the study varies these alone, separated by |, such as "faithful|plus".
-        scale: cpu, as it is, ends within an hour on 2 cores with --compile; cpu-wide doubles the width; gpu is larger,
-            gpu-short that for minutes; smoke trains for a few steps.
+        systems: Systems to run, such as pra,states; by default all of the study.
+        values: Values to run of the setting that the study varies, separated by |, such as "faithful|plus".
+        scale: cpu ends within an hour on 2 cores with --compile; cpu-wide doubles the width; gpu is larger; gpu-short
+            runs gpu's models for minutes; smoke trains for a few steps.
         seeds: One run of each system per seed, such as 0-2; by default 0 at scale cpu, 0-2 at gpu.
         jobs: Runs side by side; by default one per core, or 4 on a GPU.
-        out: Where the results go: OUT/NAME.
-        runs: Where the runs lie, which studies share.
+        out: The folder of results; a study writes to OUT/NAME.
+        runs: The folder of runs, which studies share.
         compile: Have torch compile the training step; on CPUs it needs a C++ compiler.
     """
     if not name:
@@ -75,7 +75,7 @@ def study_command(
     readme = out.expanduser() / name / "README.md"
     print("\n".join(line for line in readme.read_text().splitlines() if line.startswith(("|", "##"))))
     if not missing:
-        print(f"nothing was missing: all of it is in {files[0]}; another --out measures anew")
+        print(f"nothing to do: all results are in {files[0]}. Use another --out to measure again")
     for path in files:
         print(f"  {path}")
 

@@ -81,6 +81,6 @@ def _run(
     rollout: Rollout = Clean(),  # noqa: B008
     sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
 ) -> RunConfig:
-    """A run of which nothing else counts."""
+    """The fields of a run that affect its cost."""
     train = TrainConfig(steps=1, batch_size=1, objective=objective, rollout=rollout)
     return RunConfig(recipe="", model=model, data=DataConfig(source=""), train=train, sampling=sampling)

@@ -39,7 +39,7 @@ class Group:
 
     @property
     def judges(self) -> list[str]:
-        """The judges at the best guidance; the spread is theirs too, where they are several."""
+        """The judges at the best guidance; with several judges, the spread includes theirs."""
         return sorted({row.get("judge", "") for row in self.at(self.guidance)})
 
     def at(self, guidance: float) -> list[Row]:
@@ -66,7 +66,7 @@ def groups(rows: Iterable[Row]) -> list[Group]:
         by_guidance: dict[float, list[Row]] = {}
         for row in judged:
             by_guidance.setdefault(row["guidance"], []).append(row)
-        # A guidance that some seeds have not been judged at yet would win or lose by the seeds it has.
+        # A guidance at which some seeds are not judged yet would win or lose by the seeds it has.
         most = max(len(members) for members in by_guidance.values())
         whole = {guidance: members for guidance, members in by_guidance.items() if len(members) == most}
         best = min(whole, key=lambda guidance: statistics.mean(row["fid"] for row in whole[guidance]))

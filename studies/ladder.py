@@ -40,6 +40,15 @@ LADDER = (
     Rung("8 noise draws", _set("train.objective.noise_draws=8")),
     Rung("guidance from t = 0.3 on", _set("sampling.guidance_interval=[0.3,1]")),
     Rung("deblocking filter", tricks.deblocked, kept=True),
+    Rung("linear decay", _set("train.optimizer.schedule=linear")),
+    Rung("uniform flow times", _set("train.objective.logit_normal_times=false")),
+    Rung(
+        "encoder sees h, masked by half",
+        _set("model.codec.encoder.sees_condition=true", "train.objective.encoder_masking=0.5"),
+    ),
+    Rung("deeper head, shallower backbone", _set("model.head.depth=4", "model.backbone.depth=3")),
+    Rung("shallower head, deeper backbone", _set("model.head.depth=1", "model.backbone.depth=5")),
+    Rung("L_aux of weight 1", _set("train.objective.auxiliary_weight=1")),
 )
 
 

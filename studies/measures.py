@@ -25,6 +25,7 @@ from pra.evaluation.samples import labels_like, prepared, spread
 from pra.models import Model, build_model
 from pra.sampling import Sampler, solvers
 from pra.sampling.batches import Batch
+from pra.sampling.guidance import mean_steps
 from pra.sampling.learnt_grid import learn_grid
 from pra.sampling.whole_image import stages
 from pra.utils.pixels import from_uint8, to_uint8
@@ -57,8 +58,8 @@ class Judge:
 
         Args:
             setting: whose images are judged.
-            kept: where classifiers stay, beside the figures that they gave: no other machine fits the same.
-            folder: for what can be made again of them.
+            kept: where classifiers stay, beside their figures: another machine would fit a different one.
+            folder: for files that can be made again.
             device: where to fit and to judge.
             progress: whether to show bars.
 
@@ -91,7 +92,7 @@ def _opened(judge: Judge, device: torch.device) -> tuple[FeatureExtractor, Refer
 class Quality:
     """FID, KID, precision, recall and accuracy of ``images`` samples, by the classifier's features.
 
-    With ``learnt_grid`` the solver's grid is learnt first, for each model its own.
+    With ``learnt_grid`` each model's own solver grid is learned first.
     """
 
     sampling: SamplingConfig
@@ -103,7 +104,16 @@ class Quality:
         """The settings that decide the figures, for the column ``measured``."""
         how = self.sampling
         words = [f"guidance={how.guidance:g}", f"{how.solver.value}-{how.steps}", f"{self.images} images"]
-        named = ("schedule", "temperature", "renormalise", "time_grid", "shift", "guidance_interval", "times")
+        named = (
+            "schedule",
+            "temperature",
+            "renormalise",
+            "time_grid",
+            "shift",
+            "guidance_interval",
+            "times",
+            "raster_steps",
+        )
         default = SamplingConfig()
         words += [f"{name}={getattr(how, name)}" for name in named if getattr(how, name) != getattr(default, name)]
         return " ".join([*words, *(["learnt grid"] if self.learnt_grid else [])])
@@ -164,7 +174,7 @@ class Gap:
         """One row per position."""
         if not model.config.autoregressive:
             kind = model.config.name
-            raise PraError(f"{kind} writes all patches at once: there is no rollout, and no gap; leave it out")
+            raise PraError(f"{kind} writes all patches at once, so it has neither rollout nor gap; leave it out")
         begin = time.monotonic()
         source = open_source(config.data.source)
         chosen = spread(len(source), min(self.images, len(source)))
@@ -181,7 +191,7 @@ class Gap:
             {
                 **common,
                 "position": position,
-                # The first position has no input: all there is, is the class.
+                # The first position has no input beyond the class.
                 "input_gap": gap.inputs[position - 1].item() if position else None,
                 "condition_gap": gap.conditions[position].item(),
                 "training_loss": gap.training_loss[position].item(),
@@ -197,8 +207,7 @@ class Probe:
     """A linear probe (:mod:`pra.evaluation.probe`) of every layer, fitted on ``images`` training images by logistic
     regression, judged on as many held-out ones.
 
-    ``of`` is ``"trained"``, ``"random"`` for the weights that training began with, or ``"pixels"`` for none at all;
-    ``time`` is JiT's.
+    ``of`` is ``"trained"``, ``"random"`` for the initial weights, or ``"pixels"`` for raw pixels; ``time`` is JiT's.
     """
 
     of: str
@@ -230,7 +239,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Quality of the real images that no run learns from: what a perfect model that copies nothing would reach."""
+    """Quality of the held-out real images: the figures of a perfect model that does not copy."""
 
     @property
     def key(self) -> str:
@@ -265,12 +274,14 @@ def _judged(batches: Iterable[Batch], count: int, judge: Judge, device: torch.de
 
 
 def _sampling_columns(sampling: SamplingConfig, model: Model) -> Row:
-    each = sampling.steps * solvers.EVALUATIONS[sampling.solver]
+    each = mean_steps(sampling, model.config.num_groups) * solvers.EVALUATIONS[sampling.solver]
     return {
         "guidance": sampling.guidance,
         "solver": _solver(sampling),
         "solver_steps": sampling.steps,
-        "evaluations": each if model.config.autoregressive else whole_image_evaluations(sampling),
+        "evaluations": (int(each) if each.is_integer() else each)
+        if model.config.autoregressive
+        else whole_image_evaluations(sampling),
         "renormalise": sampling.renormalise,
     }
 

@@ -44,7 +44,7 @@ def name_of(system: str, value: object = "") -> str:
 
 
 def colour_of(system: str, value: object = "") -> str:
-    """Return the colour of the system, or of the one that ``value`` names; grey for one that has none."""
+    """Return the colour of the system, or of the system that ``value`` names; grey by default."""
     return COLOURS.get(system) or COLOURS.get(str(value), "#444444")
 
 

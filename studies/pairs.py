@@ -68,5 +68,5 @@ def two_sided(t: float, freedom: int) -> float:
 
 
 def unchanged(of: Iterable[Group]) -> Group | None:
-    """PRA as it is among its variants, in the studies `ablation` and `recipe`."""
+    """The unchanged PRA among its variants, in the studies `ablation` and `recipe`."""
     return next((group for group in of if group.value in ("PRA", FAITHFUL)), None)

@@ -29,9 +29,9 @@ def draw_samples(jobs: Sequence[Job], of: Sequence[Group], place: Workplace) -> 
     """Samples of each system at its best guidance, the best system first; None without matplotlib or trained runs.
 
     Args:
-        jobs: of one setting and seed. Of a system at several values, such as lengths of training, the last counts.
-        of: the figures of the same.
-        place: where their runs lie. Those that are not trained there are left out.
+        jobs: of one setting and seed. If a system has several values, such as lengths of training, the last counts.
+        of: the figures of the same jobs.
+        place: where their runs lie. Untrained runs are left out.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return None

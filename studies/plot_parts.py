@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 ON_TOP = 3
 """Where PRA's curves lie."""
 LEAST_SPAN = 1.15
-"""Of a logarithmic axis: a difference of nothing is not to fill it."""
+"""Least span of a logarithmic axis, so that a tiny difference does not fill it."""
 
 
 def logarithmic(axes: Axes, axis: str = "y") -> None:
     """A logarithmic axis with its ticks in figures, more of them the less it spans.
 
-    FID needs it: a system that fails would press all others flat.
+    FID needs it: on a linear axis, a system that fails would flatten all others.
     """
     from matplotlib.ticker import FixedLocator
 
@@ -40,7 +40,7 @@ def logarithmic(axes: Axes, axis: str = "y") -> None:
 
 
 def ticks_between(low: float, high: float) -> list[float]:
-    """Round numbers on a logarithmic axis: at least five of them where there are so many, and no more than it takes."""
+    """Round numbers on a logarithmic axis: at least five if there are that many, and few more."""
     sets: tuple[tuple[float, ...], ...] = (
         (1,),
         (1, 3),
@@ -130,7 +130,7 @@ def room_beside(axes: Axes, values: Sequence[Sequence[float]], log: bool = False
 
 
 def legend_beside(figure: Figure, panels: Axes | Sequence[Axes], order: Sequence[str] = ()) -> None:
-    """The curves' names to the right of all panels, where they cover nothing, in the order given."""
+    """The curves' names in the given order, to the right of all panels."""
     named: dict[str, Artist] = {}
     for axes in panels if isinstance(panels, Sequence) else [panels]:
         handles, texts = axes.get_legend_handles_labels()

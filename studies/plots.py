@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 BEST = "FID at the best guidance"
 DOTS = "a dot: a seed, hollow where it is alone; the line: their mean"
 WITHOUT = {PRA: "reconstructed", "input-noise": "teacher-forced", "input-noise-x": "x-prediction"}
-"""The system that is left of another without its perturbation."""
+"""The system that another becomes without its perturbation."""
 NONE = (1.0, 0.0)
-"""No perturbation at all: of states, of pixels."""
+"""The value that means no perturbation: of states, of pixels."""
 DODGE = 0.03
 """How far curves at the same place are set apart, as a fraction of a panel."""
 
@@ -92,7 +92,7 @@ def _draw_noise(figure: Figure, rows: list[Row]) -> None:
         pixels.set_xlabel("standard deviation of the noise on pixels in [-1, 1] (0: none)")
         pixels.set_title("pixels are noised", fontsize=10)
     if systems and own:
-        # One seed's luck does not stand beside the mean of three.
+        # Do not draw one lucky seed beside the mean of three.
         most = max(group.seeds for group in own)
         best = min((group for group in own if group.seeds == most), key=lambda group: group.fid)
         pixels.axhline(best.fid, color=colour_of(PRA), linestyle="--")

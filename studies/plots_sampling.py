@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLOOR = 1e-4
-"""Gaps below it, which estimates from a thousand samples cannot tell from none, are drawn at it."""
+"""Smallest gap drawn: estimates from a thousand samples cannot tell smaller gaps from zero."""
 
 SOLVERS = {
     "midpoint": "#1b9e77",
@@ -37,13 +37,13 @@ GRIDS: dict[str, tuple[Any, str]] = {
     "learnt": ("-.", "D"),
 }
 WORST = 6.0
-"""How many times the best FID a plot of solvers reaches; what lies above is named at the edge."""
+"""Upper edge of a plot of solvers, as a multiple of the best FID; higher points are named at the edge."""
 DODGE = 0.004
 """How far solvers of the same number of evaluations are set apart, as a fraction of it."""
 
 
 def draw_gap(figure: Figure, rows: list[Row]) -> None:
-    """The means of each row of the raster: the first patches of a row know least, and would make a saw of it."""
+    """The means of each row of the raster, since the first patches of a row know least: single positions zigzag."""
     panels: list[Axes] = list(figure.subplots(1, 3))
     curves: list[tuple[Axes, Callable[[Row], float | None], float]] = [
         (panels[0], lambda row: row.get("condition_gap"), FLOOR),
@@ -56,8 +56,8 @@ def draw_gap(figure: Figure, rows: list[Row]) -> None:
         for axes, figure_of, floor in curves:
             banded(axes, _by_raster_row(own, figure_of, floor), system)
     titles = (
-        "Conditions: what the backbone tells the head\n(gap between sampling and training)",
-        "Inputs: what the backbone reads\n(gap between sampling and training)",
+        "Conditions: outputs of the backbone\n(gap between sampling and training)",
+        "Inputs of the backbone\n(gap between sampling and training)",
         "Flow loss on the model's own rollouts\nover that in training",
     )
     panels[2].axhline(1.0, color="black", linewidth=0.8, linestyle="--")
@@ -105,7 +105,7 @@ def _by_raster_row(rows: list[Row], figure_of: Callable[[Row], float | None], fl
 
 
 def draw_solver(figure: Figure, rows: list[Row]) -> None:
-    """A colour for each solver, a style of line for each grid of times; heads of one's own among them."""
+    """A colour for each solver, a style of line for each grid of times; distilled heads among them."""
     axes: Axes = figure.subplots()
     fids: dict[tuple[str, str], dict[int, list[float]]] = {}
     for row in sorted(rows, key=lambda row: row["evaluations"]):

@@ -1,4 +1,4 @@
-"""A study's rows as CSV: its result, and the memory by which it goes on."""
+"""A study's rows as CSV: its result, and the record by which it resumes."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ COLUMNS = (
     "rollout_loss", "layer", "pooling", "time", "top1", "validation", "held_out", "sample_seconds",
     "run", "measured", "judge", "commit", "hardware",
 )  # fmt: skip
-"""Of every study; a column that a study does not fill is left out of its file."""
+"""The columns of all studies; a column that a study does not fill is left out of its file."""
 
 
 class Records:
     """The rows of all studies in a folder, and those of one of them in its file.
 
-    A row belongs to a run (``run``, the hash of what decides its weights) and to what was ``measured`` of it. Where
-    another study has measured the same of the same run, its figures serve.
+    A row belongs to a run (``run``, a hash of the settings that decide its weights) and to a measurement
+    (``measured``). If another study has made the same measurement of the same run, its figures are used.
     """
 
     def __init__(self, folder: Path, study: str) -> None:
-        """Reads what is there, and makes the study's folder: one that will not do is refused before any work.
+        """Reads existing rows, and makes the study's folder: an unsuitable one is refused before any work.
 
         Raises:
-            PraError: a file that is no table of a study, or a folder that cannot be made.
+            PraError: a file that is not a study's table, or a folder that cannot be made.
         """
         self.path = folder / study / RESULTS
         try:
@@ -48,9 +48,9 @@ class Records:
             self._remember(read_rows(path))
 
     def known(self, run: str, measured: str, judge: str) -> list[Row]:
-        """The rows of a measurement that was made already, by this study or another; else none.
+        """The rows of a measurement that this study or another has made, or an empty list.
 
-        None where another judge than ``judge`` made it, or one that is not recorded. Probes have no judge.
+        A measurement by another judge than ``judge``, or an unrecorded one, does not count. Probes have no judge.
         """
         rows = self._known.get((run, measured), {}).values()
         return [row for row in rows if row.get("judge", "" if "fid" in row else judge) == judge]
@@ -60,7 +60,7 @@ class Records:
             self._known.setdefault((row["run"], row["measured"]), {})[tuple(row.get(name) for name in _PLACES)] = row
 
     def replace(self, rows: Iterable[Row]) -> None:
-        """Puts rows in the place of those of the same run, measurement and label, and writes the file.
+        """Replaces the rows of the same run, measurement and label, and writes the file.
 
         Raises:
             PraError: the disk is full or refuses.
@@ -82,20 +82,20 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a file, numbers as numbers.
 
     Raises:
-        PraError: it cannot be read, or is no table of a study.
+        PraError: it cannot be read, or is not a study's table.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [{key: _value(key, text) for key, text in row.items() if text} for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PraError(f"{path} cannot be read ({error}); restore it, or remove it to measure anew") from None
+        raise PraError(f"{path} cannot be read ({error}); restore it, or remove it to measure again") from None
     if any(not {"run", "measured", "setting", "system", "seed"} <= row.keys() for row in rows):
-        raise PraError(f"{path} is no table of a study: it lacks the columns run, measured, setting, system or seed")
+        raise PraError(f"{path} is not a study's table: it lacks the columns run, measured, setting, system or seed")
     return rows
 
 
 _PLACES = ("position", "layer", "pooling")
-"""What tells the rows of one measurement apart."""
+"""The columns that tell the rows of one measurement apart."""
 
 _TEXT = (
     "dataset", "setting", "scale", "system", "solver", "run", "measured", "judge", "commit", "hardware", "pooling",

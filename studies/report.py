@@ -78,7 +78,7 @@ def _real(rows: Iterable[Row]) -> list[str]:
 
 
 def with_shorter(study: Study, rows: list[Row], chosen: list[Row]) -> list[Row]:
-    """Return the rows that are drawn of a setting: in the study `length` also the trainings that it lengthens."""
+    """Return the rows to draw for a setting: in the study `length` also the shorter trainings."""
     setting = SETTINGS.get(chosen[0]["setting"])
     if study.name != "length" or setting is None:
         return chosen
@@ -110,10 +110,9 @@ def _about(study: Study, rows: list[Row]) -> str:
 
 
 def commands(study: Study, rows: list[Row]) -> list[str]:
-    """Return the commands that make these rows, perhaps of several sittings, and how much they make beyond them.
+    """Return the commands that make these rows, and a note on what else they make.
 
-    ``--compile`` makes them sooner. Systems, or rungs of the study `recipe`, that have other seeds have a line of their
-    own.
+    Systems, or rungs of the study `recipe`, with other seeds have their own line. ``--compile`` is faster.
     """
     setting, scale = rows[0]["setting"], rows[0]["scale"]
     column, option, separator = ("value", "--values", "|") if study.name == "recipe" else ("system", "--systems", ",")

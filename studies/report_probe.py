@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Probed:
-    """One way of reading a system over its seeds: a layer, a pooling, and JiT's time, where there are such.
+    """One way of reading a system over its seeds: a layer, a pooling, and JiT's time, if they apply.
 
     ``top1`` on the held-out set and ``validation``, one per seed.
     """

@@ -1,4 +1,4 @@
-"""Trains and measures the runs of a study, several side by side; what is there already is not made again."""
+"""Trains and measures the runs of a study, several side by side; existing results are not made again."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LOOK_EVERY = 5.0
 class Job:
     """One run of a study, and what is measured of it.
 
-    ``labels`` are the columns that name it in the table; ``base`` is a run that this one begins with.
+    ``labels`` are the columns that name it in the table; ``base`` is the run whose weights it starts from.
     """
 
     labels: Row
@@ -53,14 +53,14 @@ class Job:
 
     @property
     def run(self) -> str:
-        """The hash of what decides the run's weights."""
+        """The hash of the settings that decide the run's weights."""
         return run_key(self.config if self.base is None else replace(self.config, initial=run_key(self.base)))
 
 
 def run_key(config: RunConfig) -> str:
-    """The same for configurations that train the same weights, whatever they are called and however they are watched.
+    """A key that is equal for configurations that train the same weights, whatever their names and logging.
 
-    Values at their defaults are left out, so that a setting that is added to pra later leaves the key as it is.
+    Values at their defaults are left out, so that a new setting in a later version does not change the key.
     """
     values = _essence(config)
     values.pop("recipe", None)
@@ -105,16 +105,16 @@ class Workplace:
         return self._folder(job, job.run)
 
     def trained(self, job: Job) -> bool:
-        """Whether a job's run is there, with all its steps."""
+        """Whether a job's run exists, with all its steps."""
         return _has_steps(self.folder(job), job.config.train.steps)
 
     def train(self, job: Job) -> Path:
-        """Trains a job's run, and before it the one that it begins with, as far as they are not there; its folder."""
+        """Trains a job's run, and before it the run it starts from, unless they exist; returns its folder."""
         folder, config = self.folder(job), job.config
         if job.base is not None:
             start = self._folder(job, run_key(job.base))
             self._train(job.base, start)
-            # Where runs have been moved since, what a run says itself.
+            # If runs have been moved since, trust the run's own record.
             known = read_run(folder).initial if (folder / weights.CONFIG).exists() else None
             config = replace(config, initial=known or str(start))
         self._train(config, folder)
@@ -126,7 +126,7 @@ class Workplace:
     def _train(self, config: RunConfig, folder: Path) -> None:
         if _has_steps(folder, config.train.steps):
             return  # several processes may measure it at a time, one alone may have it open to train
-        torch.compiler.reset()  # what was compiled for another run's model is of no use, and counts against a limit
+        torch.compiler.reset()  # compiled code of another run's model is useless, and counts against a limit
         config = replace(config, train=replace(config.train, compile=self.compile))
         train(config, folder, str(self.device), in_memory(config), progress=False)
 
@@ -137,14 +137,14 @@ def _has_steps(folder: Path, steps: int) -> bool:
 
 
 def run_jobs(jobs: Sequence[Job], records: Records, place: Workplace, progress: bool = True) -> int:
-    """Does what is missing and writes each measurement's rows as soon as it has them.
+    """Does the missing work and writes each measurement's rows as soon as they are complete.
 
     Returns:
-        The number of runs that something was missing of.
+        The number of runs with missing work.
 
     Raises:
-        PraError: a configuration, data or disk that will not do. What was done until then is kept.
-        Interrupted: a signal came; every run is saved where it was.
+        PraError: an unsuitable configuration, data set or disk. Finished work is kept.
+        Interrupted: a signal came; every run is saved.
     """
     waiting, there = [], []
     for job in jobs:
@@ -184,8 +184,8 @@ def _done_here(runs: list[list[list[Job]]], place: Workplace) -> Iterator[list[R
 def _done_side_by_side(runs: list[list[list[Job]]], place: Workplace, bar: _Bar) -> Iterator[list[Row]]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(place.jobs, context, initializer=torch.set_num_threads, initargs=(place.threads,))
-    # A run's first group trains it, which two must not do at once. When that is done the others come before further
-    # runs: what is there is to be in the table.
+    # A run's first group trains it, which two processes must not do at once. Its other groups come before further
+    # runs, so that finished runs appear in the table.
     then = {groups[0][0].run: groups[1:] for groups in runs}
     ready: deque[list[Job]] = deque()
     for first in (groups[0] for groups in runs):
@@ -208,7 +208,7 @@ def _done_side_by_side(runs: list[list[list[Job]]], place: Workplace, bar: _Bar)
 
 @contextlib.contextmanager
 def ending(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """Whatever ends the study, runs that are under way are saved before it does."""
+    """Save the runs in progress, however the study ends."""
 
     def receive(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum, "stopped, every run saved where it was")
@@ -226,7 +226,7 @@ def ending(pool: ProcessPoolExecutor) -> Iterator[None]:
 
 
 _stopping = False
-"""In a worker process: the study ends, and jobs that were handed over already are not begun."""
+"""Run in a worker process when the study ends: do not begin jobs that were already handed over."""
 
 
 def _work_or_stop(group: list[Job], place: Workplace) -> list[Row] | None:
@@ -242,7 +242,7 @@ def _work_or_stop(group: list[Job], place: Workplace) -> list[Row] | None:
 
 
 def _work(group: list[Job], place: Workplace) -> list[Row]:
-    """Trains one run, if it is not trained yet, and measures one thing of it: rows for every job that asks for that."""
+    """Trains one run, if it is not trained yet, and makes one measurement: rows for every job that asks for it."""
     first = group[0]
     folder = place.train(first)
     model, threads = weights.load(folder, device=place.device), torch.get_num_threads()
@@ -279,7 +279,7 @@ def in_memory(config: RunConfig) -> ArraySource:
 
 
 class _Bar:
-    """Progress in steps over all runs, read from their metrics: runs are long and few."""
+    """Progress in steps over all runs, read from their metrics, since runs are long and few."""
 
     def __init__(self, groups: list[list[Job]], place: Workplace, progress: bool) -> None:
         self.folders = {place.folder(group[0]): group[0].config.train.steps for group in groups}

@@ -26,9 +26,9 @@ from pra.errors import PraError, nearest
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """A data set at one image and patch size. ``batch_size`` and ``length``, which multiplies a scale's steps, make a
-    run about as dear in every setting; in one that ``lengthens`` another a run is dearer. ``t_min`` and ``input_noise``
-    are the best strengths that the study `noise` has found in the setting, or in the one most like it, for PRA and for
-    the systems of that name. ``further_guidances`` are searched where the best lies beyond those of the scale.
+    run cost about the same in every setting, except in a setting that ``lengthens`` another. ``t_min`` and
+    ``input_noise`` are the best strengths that the study `noise` has found in this setting, or in the most similar one,
+    for PRA and for the systems of that name. ``further_guidances`` are searched if the best lies beyond the scale's.
     """
 
     name: str
@@ -102,15 +102,15 @@ _LONG = {
 SETTINGS = _SETTINGS | _LONG
 
 SEEDS = 3
-"""As many as a mean and a spread need at the least."""
+"""The fewest seeds that give a mean and a spread."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large the models are, how long they train and how closely they are looked at.
+    """The size of the models, the length of training, and the number of judged samples.
 
     ``samples`` generated images judge a run at each of ``guidances``; ``batch_factor`` multiplies a setting's batch.
-    A ``brief`` scale runs, unless more is asked for, one seed in as few settings as answer a study: within an hour.
+    A ``brief`` scale runs one seed in the fewest settings that answer a study, within an hour, by default.
     """
 
     name: str
@@ -177,7 +177,7 @@ def find_scale(name: str) -> Scale:
 
 
 def base(setting: Setting, scale: Scale) -> RunConfig:
-    """PRA in a setting at a scale: what every other system of the studies is a change of."""
+    """PRA in a setting at a scale, which every other system of the studies changes."""
     steps = scale.steps * setting.length
     transformer = TransformerConfig(depth=scale.depth, width=scale.width, heads=scale.heads)
     codec = CodecConfig(

@@ -37,19 +37,19 @@ def run_study(
     """Trains and measures what is missing, then writes table and plots.
 
     Args:
-        study: which.
+        study: the study.
         settings: the data to run it on.
-        scale: how large.
-        seeds: one run each of every cell.
+        scale: size and length of the runs.
+        seeds: one run of every cell for each seed.
         out: the folder of all studies; this one's is ``out / study.name``.
         place: where runs lie, and the device.
         progress: whether to show bars.
 
     Returns:
-        The study's files (CSV, Markdown, plots), and the number of runs that something was still missing of.
+        The study's files (CSV, Markdown, plots), and the number of runs with missing work.
 
     Raises:
-        PraError: data that are not there, a disk that refuses, or files that are no study's.
+        PraError: data that are not there, a disk that refuses, or files that are not a study's.
         Interrupted: a signal came; runs are saved.
     """
     records = Records(out, study.name)
@@ -70,7 +70,7 @@ def run_study(
 
 
 def _write_samples(path: Path, study: Study, judge: Judge, scale: Scale, rows: list[Row], place: Workplace) -> None:
-    """Samples of all systems of a study that compares them, by runs of its first seed, as far as there are such."""
+    """Samples of all systems of a study that compares them, by the existing runs of its first seed."""
     setting = judge.setting
     rows = [row for row in rows if (row["setting"], row["scale"]) == (setting.name, scale.name)]
     first = min(row["seed"] for row in rows)
@@ -82,7 +82,7 @@ def _write_samples(path: Path, study: Study, judge: Judge, scale: Scale, rows: l
 
 
 def with_classes(setting: Setting) -> Setting:
-    """A setting with the classes that its source really has: a font may know more emoji than another."""
+    """A setting with the classes that its source really has: fonts differ in their emoji."""
     return replace(setting, num_classes=len(open_source(setting.data.source).classes))
 
 

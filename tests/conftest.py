@@ -22,7 +22,7 @@ LONGEST = (
     "test_readme.py", "test_loop.py", "test_studies.py", "test_parallel.py", "test_callbacks.py",
     "test_demo_browser.py", "test_study_reports.py", "test_bench_train.py", "test_engine.py", "test_flops.py",
 )  # fmt: skip
-"""Files that take longest: begun first, they do not keep one worker at it when the others are done."""
+"""The slowest files, which start first, so that one worker does not run long after the others."""
 
 
 def pytest_collection_modifyitems(items):
@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory):
-    """An empty cache for a file's classifiers, whose fits end soon."""
+    """An empty cache for a file's classifiers, with short fits."""
     folder = tmp_path_factory.mktemp("classifiers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "cache_folder", lambda: folder)

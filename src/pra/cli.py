@@ -16,6 +16,7 @@ from pra.commands.demo import demo_command
 from pra.commands.distill import distill_command
 from pra.commands.eval import evaluate_command
 from pra.commands.grid import grid_command
+from pra.commands.pareto import pareto_command
 from pra.commands.probe import features_command, probe_command
 from pra.commands.program import is_rank_0, parse_command, run_program
 from pra.commands.report import report_command
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export_command,
     "bench sample": bench_command,
     "bench train": bench_train_command,
+    "bench pareto": pareto_command,
     "show": show_command,
 }
 
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(args: list[str]) -> Callable[[], object]:
-    """Return what runs a command line of ``pra``, without ``-v``. Help raises ``SystemExit``, a slip ``PraError``."""
+    """Parse a command line of ``pra``, without ``-v``, into a call. Help is ``SystemExit``, a mistake ``PraError``."""
     version = package_version(DISTRIBUTION) or "(not installed)"
     if args == ["--version"]:
         return partial(print, f"pra {version}")
@@ -69,7 +71,9 @@ def parse(args: list[str]) -> Callable[[], object]:
     program, rest = f"pra {group}".strip(), args[1:] if group else args
     known = {name.removeprefix(group): command for name, command in COMMANDS.items() if name.startswith(group)}
     if not rest:
-        raise PraError(f"which `{program}`? Known: {', '.join(known)}; see `{program} --help`", code="missing")
+        raise PraError(
+            f"{program}: a command is missing. Known: {', '.join(known)}; see `{program} --help`", code="missing"
+        )
     if not {"-h", "--help"} & set(rest):
         raise PraError(f"no command '{group}{rest[0]}'{nearest(rest[0], known)}", code="unknown", name=rest[0])
     tyro.extras.subcommand_cli_from_dict(

@@ -72,5 +72,5 @@ def one_line(text: object, longest: int = 2_000) -> str:
 
 
 def escaped(text: object) -> str:
-    """Return a text with all that cannot be printed escaped, ends of lines too."""
+    """Return a text with unprintable characters and line breaks escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

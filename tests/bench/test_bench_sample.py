@@ -47,6 +47,31 @@ def test_no_unconditional_work_where_the_scale_is_one():
     assert linear["head"].flops < whole["head"].flops  # the first position's scale is 1
 
 
+def test_bench_sample_counts_and_times_steps_along_the_raster(tmp_path, capsys):
+    small = replace(PIXEL_X, backbone=replace(PIXEL_X.backbone, depth=1))
+    few, some, many = (
+        flops.sampling_costs(small, replace(GUIDED, steps=max(counts), raster_steps=counts))["head"]
+        for counts in ((1,), (4, 1, 1), (4,))
+    )
+    assert few.flops < some.flops < many.flops
+    assert few.bytes < some.bytes < many.bytes
+    out = tmp_path / "figures.json"
+    words = [
+        "bench",
+        "sample",
+        "tiny",
+        "--batch",
+        "2",
+        "--tflops=1",
+        "--bandwidth=1",
+        "--device=cpu",
+        "--out",
+        str(out),
+    ]
+    assert cli.main([*words, "--set", "steps=2", "--set", "raster_steps=[2,1]"]) == 0
+    assert all(row["measured"] > 0 for row in json.loads(out.read_text())["rows"])
+
+
 def test_bench_sample_counts(tmp_path, capsys):
     out = tmp_path / "figures.json"
     words = ["bench", "sample", "digits", "--batch", "1,256", "--counts", "--precision", "bfloat16", "--out", str(out)]

@@ -197,7 +197,7 @@ def test_measure_step_without_a_compiler_is_refused(monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=fail))
-    with pytest.warns(UserWarning, match="goes on without"):
+    with pytest.warns(UserWarning, match="runs uncompiled"):
         refused(lambda: measure_step(tiny("train.compile=true", recipe="tiny:jit"), CPU, 1, None), "(no compiler)")
 
 

@@ -129,7 +129,7 @@ def test_gpu_day_output_names_no_folder_of_the_machine(tmp_path):
 def test_gpu_day_without_a_gpu_is_refused(place, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refused(lambda: gpu_day.main(out=place), "no CUDA GPU", "make gpu-rehearsal", code="unsupported")
-    refused(lambda: gpu_day.main(rehearsal=True, only=("samples",), out=place), "no such part", code="unknown")
+    refused(lambda: gpu_day.main(rehearsal=True, only=("samples",), out=place), "is unknown", code="unknown")
     assert not place.exists()
 
 

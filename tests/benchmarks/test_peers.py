@@ -125,7 +125,7 @@ def test_sphere_ar_from_a_checkout(checkout):
     labels = torch.zeros(2, dtype=torch.int64)
     assert model.sample(labels, sample_steps=3, cfg_scale=1.5).unique() == 2
     assert sphere_ar.tokens_alone(model).sample(labels, sample_steps=3, cfg_scale=1.5).unique() == 1
-    refused(lambda: sphere_ar.sphere_ar(checkout / "nothing", SQUARE), "is no checkout of SphereAR")
+    refused(lambda: sphere_ar.sphere_ar(checkout / "nothing", SQUARE), "is not a checkout of SphereAR")
     refused(lambda: sphere_ar.sphere_ar(checkout, PIXEL), "generates states on a square grid")
     (checkout / "SphereAR" / "model.py").write_text("import a_package_that_is_not_there")
     for name in [name for name in sys.modules if name.startswith("SphereAR")]:
@@ -173,7 +173,7 @@ def test_what_is_measured_is_kept(tmp_path, monkeypatch):
     judged.pop()  # one more, this time
     points, _ = measure(tmp_path, 1, 7)
     assert [(point.evaluations, point.fid) for point in points] == [(3, 1.0), (4, 2.0), (5, 2.0)]
-    refused(lambda: measure(tmp_path, 2, 7), "is of other settings")
+    refused(lambda: measure(tmp_path, 2, 7), "has other settings")
 
 
 @there

@@ -16,7 +16,7 @@ from pra.utils.pixels import GAP, from_uint8
 
 @pytest.fixture
 def digits(tmp_path):
-    """Two pictures that the model has not seen."""
+    """Two pictures that the model was not trained on."""
     source = open_source("digits@test")
     paths = [tmp_path / f"{index}.png" for index in range(2)]
     for index, path in enumerate(paths):
@@ -48,7 +48,7 @@ def test_arrays_and_files_are_the_sampler_s_images(call, trained, digits):
     shutil.copy(digits[1], second)
     words = ("complete", trained, first, second, "--rows", "1", "--seeds", "0,2", "--label", "3,7", "--out")
     assert [call(*words, out).code for out in ("out.npz", "out", "out.PNG")] == [0, 0, 0]
-    with Image.open("out.PNG") as grid:  # the image, what was kept of it, two continuations
+    with Image.open("out.PNG") as grid:  # the image, the part that was kept, two continuations
         assert grid.size == (4 * (64 + GAP) + GAP, 2 * (64 + GAP) + GAP)
     names = [f"{place:04d}-0-seed{seed:06d}.png" for place in (0, 1) for seed in (0, 2)]
     assert sorted(path.name for path in Path("out").iterdir()) == names

@@ -1,4 +1,4 @@
-"""``pra eval`` and ``pra data`` on the command line: what they print and refuse at once. More: tests/evaluation."""
+"""``pra eval`` and ``pra data`` on the command line: output and early refusals. More: tests/evaluation."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from support.files import contents
 def test_grey_model_and_colour_reference_are_told(call, trained, pictures):
     """A reference of too few images stops the command behind it."""
     for mode, line in (
-        ("RGB", "the reference folder:RGB has colour, and turns grey, like the images that are judged\n"),
+        ("RGB", "the reference folder:RGB has colour, and is converted to grey, like the images that are judged\n"),
         ("L", ""),
     ):
         reference = pictures(mode, mode=mode)

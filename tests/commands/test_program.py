@@ -21,7 +21,7 @@ def test_help_lists_options_choices_and_usage(call):
         assert text.startswith(f"usage: pra {command} [-h]")
         assert [noise for noise in ("None", "--no-", "default: False") if noise in text] == []
     text = " ".join(call("sample", "--help").out.replace("│", " ").split())
-    for part in ("--solver euler|midpoint|heun|euler-maruyama", "--steps INT", "(default: ema)", "2-2 the one of that"):
+    for part in ("--solver euler|midpoint|heun|euler-maruyama", "--steps INT", "(default: ema)", "2-2 is class"):
         assert part in text
     for command, usage in (("show", "[RECIPE|RUN]"), ("demo", "[RUN] [RUN2]"), ("push", "RUN USER/MODEL")):
         assert f" {usage}" in call(command, "--help").out.splitlines()[0]
@@ -31,8 +31,8 @@ def test_help_of_pra_and_of_groups_lists_commands(call):
     code, text, _ = call("--help")
     assert code == 0
     assert all(command in text for command in cli.COMMANDS)
-    assert "Train a recipe, or go on with a run." in text
-    for group, own in (("data", "check,pack"), ("bench", "sample,train")):
+    assert "Train a recipe, or resume a run." in text
+    for group, own in (("data", "check,pack"), ("bench", "sample,train,pareto")):
         code, text, errors = call(group, "-h")
         assert (code, errors) == (0, [])
         assert text.splitlines()[0] == f"usage: pra {group} [-h] {{{own}}}"
@@ -113,7 +113,7 @@ def test_errors_in_the_work_are_one_line_each(call, monkeypatch):
     errors |= {"closed": PermissionError(13, "Permission denied", "closed/config.json")}
     monkeypatch.setattr(show, "recipe_or_run", fail)
     assert call("show", "stop") == (130, "", ["pra: interrupted"])
-    assert call("show", "closed").is_refusal("closed/config.json is closed to you (Permission denied)")
+    assert call("show", "closed").is_refusal("closed/config.json cannot be accessed (Permission denied)")
     with pytest.raises(BrokenPipeError):  # not of stdout: it is not hidden
         call("show", "broken")
 

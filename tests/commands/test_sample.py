@@ -154,7 +154,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_resume(call, trained, monkeypatch):
     sample = pra.Sampler.sample
 
     def stopped_after(count):
-        """Ctrl-C when so many batches are made."""
+        """Press Ctrl-C after this number of batches."""
         made = iter([sample] * count)
 
         def limited(*arguments):
@@ -170,7 +170,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_resume(call, trained, monkeypatch):
     assert not contents(Path())
     stopped_after(2)
     code, out, errors = call(*words)
-    kept = "stopped with 4 of 7 images, which lie in .samples.png.partial; the same command goes on from there"
+    kept = "stopped with 4 of 7 images, which lie in .samples.png.partial; the same command resumes from there"
     assert (code, out, errors) == (130, "", [f"pra: {kept}: {shlex.join(['pra', *words])}"])
     stopped_after(2)
     answer = call(*shlex.split(errors[0].rpartition(": ")[2])[1:])

@@ -1,4 +1,4 @@
-"""``pra train``: what it prints, what reaches the configuration, what it refuses. Own pictures: tests/recipes."""
+"""``pra train``: its output, the configuration it makes, and its refusals. Own pictures: tests/recipes."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from pra.commands import train
 from pra.data.source import check_name
 from pra.evaluation.report import write_report
 
-# So they may, in twenty steps.
+# Twenty steps may do that.
 pytestmark = pytest.mark.filterwarnings("ignore:a state dimension varies little")
 
 QUICK = ("--steps", "3", "--set", "train.sample_every=0")
@@ -60,7 +60,7 @@ def test_same_command_resumes_with_more_steps(call, run):
         assert contents(run) == before
     code, text, _ = call("train", "tiny", "--run-dir", run, "--steps", "22", "--set", "train.sample_every=0")
     assert code == 0
-    assert f"run: {run} (goes on), " in text
+    assert f"run: {run} (resumed), " in text
     assert "trained 2 steps to 22 in " in text
 
 
@@ -123,7 +123,7 @@ def test_bad_run_folders_are_refused(call, run, pictures):
 def test_minutes_of_a_begun_run_have_no_effect(call, run):
     answer = call("train", "--data", "digits", "--run-dir", run, "--minutes", "5")
     assert answer.code == 0
-    assert answer.out.splitlines()[1].startswith("--minutes 5 has no effect here, it counts when a run begins")
+    assert answer.out.splitlines()[1].startswith("--minutes 5 has no effect on a run that has begun")
     assert "--minutes" not in call("train", "--data", "digits", "--run-dir", run).out
 
 

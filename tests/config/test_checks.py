@@ -42,7 +42,7 @@ def every_part():
 
 
 def test_every_field_of_settings_is_checked():
-    """No setting is an object of no class; an enum's field takes the values of its members."""
+    """Every setting is an object of a settings class; an enum's field takes the values of its members."""
     parts = every_part()
     classes = {value for value in vars(config).values() if isinstance(value, type) and dataclasses.is_dataclass(value)}
     assert {kind for kind in classes - parts.keys() if dataclasses.fields(kind)} == {config.ImageConfig}

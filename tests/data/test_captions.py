@@ -1,4 +1,4 @@
-"""Captions of every source that has them, in packed data and parts, and what is wrong with them."""
+"""Captions of every source that has them, in packed data and parts, and their errors."""
 
 import json
 import pickle

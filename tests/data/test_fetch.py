@@ -19,7 +19,7 @@ from pra.utils.extras import install_command
 
 @dataclass
 class Web:
-    """A server: what it has, what it was asked, and how it misbehaves.
+    """A server: its files, its requests, and its faults.
 
     ``faults`` are taken one by one by GET requests for shards: a status to answer, or the bytes after which to hang up
     or to fall silent. ``pauses`` are the seconds between two tries.

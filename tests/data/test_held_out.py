@@ -1,4 +1,4 @@
-"""Held-out images: which ones, and what is refused."""
+"""Held-out images: the choice, and refusals."""
 
 import numpy as np
 from support.refusal import refused

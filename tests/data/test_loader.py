@@ -162,7 +162,7 @@ def test_errors_of_workers_arrive_unchanged(damaged):
 
 
 class UnportableError(Exception):
-    """Can be pickled, and not be made again."""
+    """An object that can be pickled but not unpickled."""
 
     def __init__(self, one, other):
         super().__init__(f"{one} and {other}")
@@ -192,7 +192,7 @@ def failing(how, item):
 
 
 def results(how, count=2):
-    """Return what arrives from workers that fail, until then; they are gone afterwards."""
+    """Return the results of failing workers up to the failure, and check that they are gone."""
     before, found = multiprocessing.active_children(), []
     try:
         with closing(from_workers(functools.partial(failing, how), itertools.count(), count)) as stream:
@@ -220,7 +220,7 @@ def test_workers_that_end_are_one_line(how, said):
 
 
 def large(item):
-    """More than a pipe holds."""
+    """A result that is larger than a pipe."""
     return torch.full((20_000_000,), item, dtype=torch.uint8)
 
 
@@ -233,7 +233,7 @@ def test_worker_killed_while_it_sends_is_one_line():
 
 
 def test_workers_that_send_to_a_pinning_thread_end_at_once(monkeypatch):
-    """The thread reads half of a result when its worker is ended."""
+    """The worker ends while the thread has read half of a result."""
     accelerator = {"is_available": True, "current_device_index": 0, "set_device_index": None}
     for name, value in accelerator.items():
         monkeypatch.setattr(torch.accelerator, name, lambda *_, value=value: value)
@@ -266,7 +266,7 @@ def test_workers_that_are_stuck_end_at_once():
 
 @pytest.mark.slow
 def test_workers_that_are_left_do_not_keep_a_process():
-    """A script that forgets to close the iterator, whose workers are stuck, ends without a word."""
+    """A script that forgets to close the iterator, with stuck workers, ends silently."""
     script = (
         "import itertools, time\n"
         "from pra.data.loader import from_workers\n"
@@ -311,7 +311,7 @@ def test_workers_signal_at_their_start_ends_them(monkeypatch, signum):
 
 
 def test_images_not_opened_for_want_of_files_are_not_skipped(numbered, monkeypatch):
-    """They are not corrupt: another time they can be read."""
+    """Such images are not corrupt: they can be read later."""
 
     def image(index):
         try:

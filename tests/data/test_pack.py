@@ -1,4 +1,4 @@
-"""``pra data pack``: what it writes from every source, how it resumes, and what it refuses."""
+"""``pra data pack``: its shards from every source, resuming, refusals."""
 
 import hashlib
 import json
@@ -132,7 +132,7 @@ def killed(*_):
 def test_packing_leaves_corrupt_images_out(photos, tmp_path):
     (tmp_path / "photos/cat/1.png").write_bytes(b"")
     refused(lambda: pack(open_source(photos), tmp_path / "packed", Packing(), 0), "--skip-corrupt")
-    done = pack(open_source(photos), tmp_path / "packed", Packing(skip_corrupt=True), 0)  # goes on
+    done = pack(open_source(photos), tmp_path / "packed", Packing(skip_corrupt=True), 0)  # resumes
     assert (done.images, done.skipped) == (6, 1)
     assert open_source(f"wds:{tmp_path}/packed").labels.tolist() == [0, 0, 1, 1, 1, 2]
     [problem] = json.loads((tmp_path / "packed/index.json").read_text())["skipped"]

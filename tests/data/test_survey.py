@@ -1,4 +1,4 @@
-"""``pra data check``: every picture of a source, and what is said about it."""
+"""``pra data check``: every picture of a source, and the report."""
 
 import dataclasses
 import io

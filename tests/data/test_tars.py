@@ -299,12 +299,12 @@ def test_wds_names_with_dots_are_counted_and_named(tmp_path):
     files = {"v1.0/a.jpg": jpeg(), "v1.0/a.cls": b"0", "v1.0/a.seg.png": b""}  # a mask is a part of its sample
     for name in ("b.1", "b.2", "a.v2"):
         files |= {f"v1.0/{name}.png": b"", f"v1.0/{name}.cls": b"1"}
-    for _ in range(2):  # found anew, and from the index
+    for _ in range(2):  # first by a scan, then from the index
         found, [text] = left_out(tmp_path, files)
         assert found == ["v1.0/a.jpg"]
         assert "3 left out, such as v1.0/b.1.png in" in text
         assert "first dot" in text
-    assert len(open_source(f"wds:{tmp_path}/s.tar")) == 1  # and said once
+    assert len(open_source(f"wds:{tmp_path}/s.tar")) == 1  # and warned about once
     (tmp_path / "s.tar").write_bytes(tar_of({"a.b.jpg": jpeg(), "a.b.cls": b"0"}))
     refused(lambda: open_source(f"wds:{tmp_path}"), "1 left out, such as a.b.jpg", "first dot", code="missing")
 

@@ -127,7 +127,7 @@ def test_class_and_caption_models_answer_together(exhibit, asked):
     *_, (classes, reader) = answer(both, asked(label=EVERY_CLASS, caption="a cat", count=2))
     assert classes.captions == ("0, seed 5", "1, seed 6")
     assert reader.captions == ("a cat, seed 5", "a cat, seed 6")
-    assert (classes.note, reader.note) == ("this model reads no captions", "")
+    assert (classes.note, reader.note) == ("this model does not read captions", "")
     assert classes.finished
     assert reader.finished
 
@@ -166,7 +166,7 @@ def test_failing_model_does_not_stop_the_other(exhibit, asked, monkeypatch):
 
     monkeypatch.setattr(pra.Sampler, "stream", full)
     *_, (sheet,) = answer([exhibit()], asked())
-    assert sheet.error == "no memory for 3 pictures at once on this device; ask for fewer"
+    assert sheet.error == "3 pictures at once do not fit into the memory; ask for fewer"
 
 
 def test_completions_keep_the_rows_exactly(exhibit, asked):

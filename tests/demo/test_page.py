@@ -124,7 +124,7 @@ def test_complete_continues_an_upload(exhibit, saved, tmp_path):
     path = str(saved(tmp_path / "photo.jpg", (80, 60)))
     preview = both.preview(path, 2)
     assert preview.count('style="top: 66.67%"') == 2
-    assert "photo.jpg (80x60): scaled to 8x6; what is above the line is kept" in preview
+    assert "photo.jpg (80x60): scaled to 8x6; the part above the line is kept" in preview
     assert "nothing is kept" in both.preview(path, 0)
     *_, (stage, status, kept) = both.make([], Turn(), 0, path, 2, 5, 0, 4, 1.0, 1)
     assert "4 pictures in" in status
@@ -140,7 +140,7 @@ def test_page_limits_the_model_s_own_settings(exhibit, monkeypatch):
     props = [component["props"] for component in page.build_page([exhibit(model)]).config["components"]]
     values = {one["label"]: [one.get(key) for key in ("value", "visible", "info")] for one in props if one.get("label")}
     assert values["Class"][:2] == [0, False]
-    assert values["Guidance (1 is none)"][0] == 10
+    assert values["Guidance (1 is off)"][0] == 10
     assert values["Solver steps"][0::2] == [OWN_STEPS, "0: what the model recommends (100)"]
     monkeypatch.setattr(page, "MOST_LISTED", 3)
     (one, *_) = (o["props"] for o in page.build_page([exhibit()]).config["components"] if o["type"] == "dropdown")
@@ -230,7 +230,7 @@ def test_signal_ends_the_demo_and_nothing_is_left(signum, trained, tmp_path, mon
     assert launched["server_name"] == (shown if host == "::1" else host)
     out = capsys.readouterr().out
     assert f"demo: open http://{shown}:7861 in a browser" in out
-    assert ("everybody who reaches this machine can use it" in out) == (host != "::1")
+    assert ("anybody who reaches this machine can use the page" in out) == (host != "::1")
 
 
 def test_page_is_served_past_a_proxy(exhibit, monkeypatch, capsys):

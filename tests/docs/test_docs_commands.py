@@ -1,4 +1,4 @@
-"""The commands in the README and the docs are parsed by what parses them, and not run, as test_readme.py runs some."""
+"""The commands in the README and the docs are parsed by their own parsers. test_readme.py runs some of them."""
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ OTHERS = {"sbatch", "apt", "sudo", "mkdir", "cp", "find", "export", ".", "hf", "
 
 
 def check(words):
-    """Parse one command, as what runs it does. Return why it would be refused, or nothing."""
+    """Parse one command as its program does. Return the reason for a refusal, or an empty text."""
     program, rest = words[0].replace("python3", "python"), list(words[1:])
     parsers = {"pra": pra, "python": python, "torchrun": torchrun, "make": make, "pip": pip}
     files = [word for word in rest if word.endswith((".py", ".sh", ".txt"))]
@@ -88,7 +88,7 @@ def python(words):
 
 
 def torchrun(words):
-    """Parse by torch's parser, which may take an option of ours for the beginning of one of its own."""
+    """Parse by torch's parser, which may read our option as an abbreviation of its own."""
     found = get_args_parser().parse_args(words)
     if (found.module, found.training_script) != (True, "pra"):
         sys.exit("torchrun starts something else than -m pra")
@@ -117,7 +117,7 @@ def refused(page):
 
 
 def unknown(page):
-    """Return what the text of a page names and is not there: commands, options, targets; arguments may be left out."""
+    """Return names in a page's text that do not exist: commands, options, targets; arguments may be left out."""
     options = every_option()
     return [span for span in spans(page) if not named(span, options)]
 

@@ -1,6 +1,7 @@
-"""The English of docstrings (CONTRIBUTING.md)."""
+"""The English of docstrings, texts and test names (CONTRIBUTING.md)."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -8,13 +9,60 @@ FOLDERS = ("src", "tests", "studies", "benchmarks", "examples", "docs")
 OPENINGS = {"What", "Who", "Whose", "Which", "Where", "Of", "As", "By", "That", "Those", "With"}
 """A docstring begins with a verb or a noun phrase, not with one of these."""
 
+NEGATED = re.compile(
+    r"(?<!there )\b(?:is|are|was|were|been|knows?|names?|says?|sees?) no (?!longer|more|less)\w+", re.I
+)
+"""Negated nouns, as in "is no run": negate the verb, "is not a run"."""
+
+UNPLAIN = re.compile(r"\b(?:goes on|went on|by heart|to the bit)\b")
+"""Expressions that have a field word: resume or continue, overfit, bitwise."""
+
+LATER = {"models", "recipes", "sampling"}
+"""Rooms that have not been reread yet."""
+
+LONGEST_NAME = 60
+
+
+def sources():
+    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if path != Path(__file__))
+
+
+def pages():
+    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def found(pattern, paths):
+    """Return the places of a pattern: file, line and match."""
+    lines = ((path, number, line) for path in paths for number, line in enumerate(path.read_text().splitlines(), 1))
+    return [f"{path.relative_to(ROOT)}:{n} {match[0]}" for path, n, line in lines for match in pattern.finditer(line)]
+
 
 def test_docstrings_begin_with_a_verb_or_a_noun():
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = []
-    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+    wrong = []
+    for path in sources():
         nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
         docs = [(node, ast.get_docstring(node)) for node in nodes]
         words = [(node, text.split()[0].strip(",.:")) for node, text in docs if text]
-        found += [f"{path.relative_to(ROOT)}:{node.body[0].lineno} {word}" for node, word in words if word in OPENINGS]
-    assert found == []
+        wrong += [f"{path.relative_to(ROOT)}:{node.body[0].lineno} {word}" for node, word in words if word in OPENINGS]
+    assert wrong == []
+
+
+def test_texts_negate_the_verb_and_not_the_noun():
+    assert found(NEGATED, [*sources(), *pages()]) == []
+
+
+def test_texts_use_the_words_of_the_field():
+    paths = [path for path in sources() if not LATER & set(path.parts)]
+    assert found(UNPLAIN, [*paths, *pages()]) == []
+
+
+def test_names_of_tests_are_short():
+    names = [match for match in found(re.compile(r"def test_\w+"), sources()) if "tests/" in match]
+    assert [name for name in names if len(name.rpartition(" ")[2]) > LONGEST_NAME] == []
+
+
+def test_pages_are_short():
+    limits = {ROOT / "README.md": 130, **dict.fromkeys((ROOT / "docs").rglob("*.md"), 200)}
+    lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in limits}
+    assert {path: length for path, length in lengths.items() if length > limits[ROOT / path]} == {}

@@ -46,7 +46,7 @@ def in_words(group):
 
 
 def belongs(group, label, value, study):
-    if study in ("noise", "ablation"):  # of PRA alone, by what is varied
+    if study in ("noise", "ablation", "recipe"):  # PRA alone, by the value that is varied
         return group.system == "pra" and same(group.value, {"no perturbation": "1"}.get(label, label))
     return group.system == SYSTEMS[label] and (not value or same(group.value, value))
 

@@ -18,7 +18,7 @@ from pra.sampling import Sampler
 PATH = ROOT / "examples" / "pra_in_one_file.py"
 one_file = script(PATH)
 
-SIZES = {"digits": pra.recipe("digits").model, "colours": LEARNED}
+SIZES = {"digits": pra.recipe("digits:faithful").model, "colours": LEARNED}
 """The recipe, and a model whose other options are on: colours, an encoder that sees ``h``, two projections."""
 
 NAMES = (

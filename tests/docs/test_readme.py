@@ -23,7 +23,7 @@ SHORTER = {
     r"--steps \d{2,}": "--steps 6",  # the second command of a pair still takes more steps
     r"^(pra train (?!.*--steps).*)": r"\1 --steps 4",
     r"train digits": "train tiny",
-    r"train fashion-64": "train fashion-64 --set train.batch_size=4 --set model.backbone.depth=1",
+    r"train fashion-64": "train fashion-64 --set train.compile=false --set train.batch_size=4",
     r"(--from \S+)": r"\1 --set data.validation=0.001 --set train.batch_size=8",
     r"show pra-l-256": "show tiny",
     r"--num \d+": "--num 40",
@@ -74,9 +74,9 @@ def test_every_block_runs(page, folder, request):
 @pytest.mark.usefixtures("undrawn")
 def test_console_commands_make_their_files(folder, capsys):
     for page, beginning, made in (
-        ("performance.md", "pra sample runs/fashion --solver", "samples.png"),
-        ("performance.md", "pra distill runs/fashion", "runs/fashion-distilled"),
-        ("performance.md", "pra sample runs/fashion-distilled", "samples-2.png"),
+        ("sampler.md", "pra sample runs/fashion --solver adams", "samples.png"),
+        ("sampler.md", "pra distill runs/fashion", "runs/fashion-distilled"),
+        ("sampler.md", "pra sample runs/fashion-distilled", "samples-2.png"),
         ("own-data.md", "pra export runs/own-icons", "icons-model/README.md"),
         ("recipes.md", "pra train digits --run-dir runs/averages", "runs/averages/checkpoints/step-00000004"),
         ("recipes.md", "pra sample runs/averages", "samples-3.png"),

@@ -148,10 +148,13 @@ def test_eval_command_judges_alignment(run, short, call, tmp_path):
 def test_eval_command_refuses_what_alignment_lacks(run, trained, call, tmp_path):
     (tmp_path / "lines.txt").write_text("a one\n")
     for options, part in (
-        ((run, "--captions", "lines.txt"), "--captions is of --alignment"),
+        ((run, "--captions", "lines.txt"), "--captions needs --alignment"),
         ((run, "--alignment", "clap"), "--alignment clap is unknown"),
-        ((run, "--alignment", "--reconstruction"), "--reconstruction does not go with --alignment"),
-        ((run, "--alignment", "--reference", "spoken", "--captions", "lines.txt"), "--captions does not go with"),
+        ((run, "--alignment", "--reconstruction"), "--reconstruction and --alignment exclude each other"),
+        (
+            (run, "--alignment", "--reference", "spoken", "--captions", "lines.txt"),
+            "--captions and --reference exclude each other",
+        ),
         ((trained, "--alignment"), "reads no captions"),
         ((run, "--alignment", "--reference", "digits"), "digits"),
         ((run, "--alignment", "--captions", "lines.txt"), "all captions are"),

@@ -1,4 +1,4 @@
-"""``pra compare``: what differs, which figures compare, and the curves over each other."""
+"""``pra compare``: differing settings, comparable figures, and overlaid curves."""
 
 import functools
 import json
@@ -117,7 +117,7 @@ def test_how_far_runs_came(run, other, compare):
 
 
 def test_losses_are_the_terms_that_runs_have(run, other, compare):
-    """An old run calls them otherwise; a term that has ended is not one of the end."""
+    """An old run has other names for the terms; a term that has ended is left out."""
     rows = read_metrics(run)
     for values in rows[:-1]:
         values["ended"] = 1.0
@@ -245,8 +245,8 @@ def test_a_runs_own_figures(run, other, compare):
     evaluation(run / "figures.json", {"images.model": "run/checkpoints/step-00000010"}, fid=3.0)
     evaluation(run / "other.json", fid=4.0)  # to be named as an argument
     answer = compare(run, other)
-    assert row(answer, "fid") == ["3", "-"]  # the only one there is, and nothing to be better than
-    assert line(answer, "run: the figures are of step-00000010, and the run has gone on since, to step-00000020")
+    assert row(answer, "fid") == ["3", "-"]  # the only figure has nothing to compare with
+    assert line(answer, "run: the figures are of step-00000010, and the run has since reached step-00000020")
     evaluation(run / "figures.json", fid=5.0)
     evaluation(other / "figures.json", fid=1.0)
     answer = compare(run, other)
@@ -291,8 +291,8 @@ def test_bad_input_is_refused_in_a_line(run, compare, monkeypatch):
     before = contents(run.parent)
     for words, part in (
         (["run"], "1 argument(s)"),
-        (["run", "nowhere"], "nothing lies at nowhere"),
-        (["run", "x" * 5000], "nothing lies at xxx"),
+        (["run", "nowhere"], "nowhere does not exist"),
+        (["run", "x" * 5000], "xxx does not exist"),
         (["run", "again=link"], "run is given twice"),
         (["a=run", "a=good.json"], "2 arguments are called 'a'"),
         (["run", "empty"], "empty"),

@@ -1,4 +1,4 @@
-"""The work of `pra eval` around the figures: files that come together, labels, provenance, what it refuses."""
+"""The work of `pra eval` around the figures: files that appear together, labels, provenance, refusals."""
 
 import errno
 import hashlib
@@ -131,7 +131,7 @@ def test_reconstruction_needs_labels_of_the_same_meaning(model, mixed, classifie
         refuse(renamed, "class 1 is 'rare'", "'sparse'", **asked, code="mismatch")
     run(model, **asked, out=tmp_path / "o.json")
     assert provenance(tmp_path / "o.json")["reconstruction"]["count"] == 12
-    blind = saved_model(tmp_path / "blind", ["one"], codec=BLIND.codec)  # its encoder sees no label
+    blind = saved_model(tmp_path / "blind", ["one"], codec=BLIND.codec)  # its encoder does not see labels
     run(blind, **asked, weights=next(classifiers.iterdir()))
 
 
@@ -295,7 +295,7 @@ def test_command_without_a_target_judges_the_shipped_model(model, mixed, tmp_pat
     said = capsys.readouterr().out
     assert "12 images of the model that comes with pra against folder:" in said
     assert "12 images are few" in said
-    assert "not kept: --out FILE.json" in said
+    assert "not saved. Use --out FILE.json" in said
     monkeypatch.setattr(importlib.import_module("pra.evaluation.evaluate"), "FEW", 12)  # a function has the short name
     run(None, reference=mixed, out=tmp_path / "o.json")
     said = capsys.readouterr().out

@@ -75,12 +75,12 @@ def test_one_line_for_what_all_processes_refuse(tmp_path):
     outcomes = two("eval", tmp_path / "none", cache=tmp_path)
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
     said = "".join(outcome.out + outcome.error for outcome in outcomes)
-    assert said.splitlines() == [f"pra: error: no run, folder of pictures or .npz at {tmp_path}/none. Give one"]
+    assert said.splitlines() == [f"pra: error: {tmp_path}/none is not a run, folder of pictures or .npz. Give one"]
 
 
 @pytest.mark.slow
 def test_one_line_for_what_one_process_meets(few, tmp_path):
-    """Half a picture in the second one's share: the first waits for its features."""
+    """The second rank's share has half a picture, while the first waits for its features."""
     (tmp_path / "pictures").mkdir()
     for index in range(6):
         open_source(few).image(index).save(tmp_path / "pictures" / f"{index}.png")

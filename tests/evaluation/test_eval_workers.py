@@ -1,4 +1,4 @@
-"""Images for an evaluation that other processes read ahead: the same ones to the bit, by as many as are worth it."""
+"""Images for an evaluation that other processes read ahead: bitwise the same, by as many as are worth it."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Features in full float32 whatever a person has allowed, who finds it allowed again afterwards."""
+"""Features in full float32 whatever the user's settings, which are restored afterwards."""
 
 import contextlib
 import os
@@ -65,7 +65,7 @@ def check(setting):
 
 
 def check_all(rank):
-    """Each in a process of its own: torch knows no way back from some mixtures of its older and newer switches."""
+    """Each in its own process: torch cannot undo some mixtures of its older and newer switches."""
     for setting in SETTINGS:
         child = os.fork()
         if child == 0:

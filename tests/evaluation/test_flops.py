@@ -1,4 +1,4 @@
-"""Counted arithmetic equals what really runs."""
+"""Counted arithmetic equals the arithmetic that runs."""
 
 from dataclasses import replace
 
@@ -49,6 +49,7 @@ SDE = {"guidance": 2.0, "solver": config.Solver.EULER_MARUYAMA, "steps": 3}
         ("learned", {"guidance": 1.0}),
         ("learned", {"image_size": (2, 4)}),  # two patches, the shortest raster
         ("pixel-x", SDE),
+        ("learned", GUIDED | {"steps": 3, "raster_steps": (3, 1)}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -1,4 +1,4 @@
-"""The linear probe: features that know no label, classifiers that choose nothing by the held-out set, bad input."""
+"""The linear probe: features without labels, classifiers that do not use the held-out set, bad input."""
 
 import json
 import weakref

@@ -1,4 +1,4 @@
-"""A run's report: what the page shows, that it needs nothing else, and what it says where something is missing."""
+"""A run's report: the content of the page, without other files, and the lines about missing parts."""
 
 import json
 import math
@@ -171,7 +171,7 @@ def test_figures_are_shown_with_their_origin(run):
         "28.332 FID of 40 images, features classifier, adm",
         "fid 28.332 28.74 sfid - -",
         "pra eval runs/x --num 40",
-        "made by step-00000010 (the run has gone on since, to step-00000020) weights ema",
+        "made by step-00000010 (the run has since reached step-00000020) weights ema",
         '"sha256": "12ab"',
     ):
         assert words in text

@@ -1,4 +1,4 @@
-"""`pra sweep`: what it tries, that it judges as `pra eval` does, that it goes on, and what it refuses."""
+"""`pra sweep`: the settings it tries, the same figures as `pra eval`, resuming, refusals."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ def test_points_that_cannot_be_are_refused(over, words):
     refused(lambda: points(SamplingConfig(), over), *words)
 
 
-# --- what was found -----------------------------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------------------
 
 
 def result(fid, **changes):
@@ -107,10 +107,10 @@ def test_the_best_is_the_lowest_finite_fid():
 
 def test_a_best_at_the_edge_is_told():
     rising = [result(fid, guidance=scale) for scale, fid in ((1.0, 3.0), (2.0, 2.0), (3.0, 1.0))]
-    told = "the best guidance, 3, is the largest that was tried: a better one may lie beyond"
+    told = "the best guidance, 3, is the largest that was tried: a better value may lie beyond it"
     assert list(hints(rising, rising[-1])) == [told]
     assert list(hints(rising, rising[1])) == []
-    assert list(hints(rising, rising[0])) == []  # 1 is no guidance at all
+    assert list(hints(rising, rising[0])) == []  # 1 is off
     assert list(hints(rising[:1], rising[0])) == []  # it was not varied
     colder = [result(fid, temperature=scale) for scale, fid in ((0.9, 1.0), (1.0, 2.0))]
     assert "smallest" in next(hints(colder, colder[0]))
@@ -224,7 +224,7 @@ def test_every_point_is_what_eval_measures(model, pictures, swept, tmp_path, cap
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one(run, tmp_path, capsys):
-    """Sweep a run, whose folder is where it all goes."""
+    """Sweep a run, with results in its folder."""
     sweep(run, None, "digits", num=20, over=("guidance=1.5",))
     assert f"to share it so: pra export {run} DIR --set sampling.guidance=1.5" in capsys.readouterr().out
     (run / "sweep").rename(tmp_path / "one")

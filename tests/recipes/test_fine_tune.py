@@ -162,10 +162,14 @@ def test_propose_guidance_needs_classes():
 
 def test_propose_time_becomes_steps(monkeypatch):
     monkeypatch.setattr(own, "seconds_per_step", lambda config, device: 2.0)
+    monkeypatch.setattr(own, "can_compile", lambda device: False)
     run = pra.recipe("digits")
     run = replace(run, train=replace(run.train, batch_size=20, micro_batch_size=5))
     assert settings(build_model(run.model), run, minutes=10).train.steps == int(600 * own.TRAINING_SHARE / 2)
     assert settings(build_model(run.model), run, minutes=1e6).train.steps == fine_tune.EPOCHS * PETS.images // 20
+    monkeypatch.setattr(own, "can_compile", lambda device: True)
+    compiled = settings(build_model(run.model), run, minutes=10).train
+    assert (compiled.compile, compiled.steps) == (True, int(600 * own.TRAINING_SHARE / 2 / own.COMPILED))
     few = replace(PETS, images=3)
     assert settings(build_model(run.model), run, few, minutes=1e6).train.steps == fine_tune.FEWEST_STEPS
     monkeypatch.setattr(own, "seconds_per_step", lambda config, device: float("inf"))

@@ -30,9 +30,10 @@ def by_size(seconds):
     return lambda config, device: seconds * work(config)
 
 
-def proposed(pictures, minutes, steps, speed):
+def proposed(pictures, minutes, steps, speed, compiler=False):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(own, "seconds_per_step", speed)
+        patch.setattr(own, "can_compile", lambda device: compiler)
         return propose(pictures, minutes, steps, CPU)
 
 
@@ -143,10 +144,12 @@ def test_propose_steps_choose_as_time_does():
 
 
 @pytest.mark.parametrize(("minutes", "compiler", "compiled"), [(10, True, True), (10, False, False), (2, True, False)])
-def test_propose_compiles_long_trainings(monkeypatch, minutes, compiler, compiled):
-    monkeypatch.setattr(own, "can_compile", lambda device: compiler)
-    config, _ = proposed(PHOTOS, minutes, None, by_size(1e-4))
+def test_propose_compiles_long_trainings(minutes, compiler, compiled):
+    config, reasons = proposed(PHOTOS, minutes, None, lambda *_: 0.5, compiler)
+    factor = own.COMPILED if compiled else 1.0
     assert config.train.compile == compiled
+    assert config.train.steps == int(0.85 * 60 * minutes / (0.5 * factor))
+    assert ("once compiled" in " ".join(reasons)) == compiled
 
 
 def test_seconds_per_step_are_measured():

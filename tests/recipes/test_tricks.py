@@ -9,7 +9,7 @@ from pra import recipe
 from pra.config import DeblockConfig, Muon
 from pra.recipes import RECIPES
 from pra.recipes.systems import SYSTEMS
-from pra.recipes.tricks import plus
+from pra.recipes.tricks import faithful, plus
 from studies import ladder
 from studies.catalogue import STUDIES
 from studies.settings import SCALES, SETTINGS, base
@@ -26,6 +26,11 @@ def test_plus_changes_optimizer_losses_and_codec():
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "tiny" and not name.startswith("pra-")])
 def test_recipes_that_a_laptop_finishes_are_plus(name):
     assert plus(recipe(name)) == recipe(name)
+
+
+@pytest.mark.parametrize("name", ["tiny", "pra-s-256", "tiny:jit", "tiny:teacher-forced"])
+def test_faithful_undoes_plus(name):
+    assert faithful(plus(recipe(name))) == faithful(recipe(name)) == recipe(name)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

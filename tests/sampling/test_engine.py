@@ -39,6 +39,9 @@ SETTINGS = {
     "linear": replace(GUIDED, schedule=GuidanceSchedule.LINEAR, time_grid=TimeGrid.LOGIT_NORMAL, shift=2.0),
     "interval": replace(GUIDED, steps=4, guidance_interval=(0.2, 0.7)),
     "sde": replace(GUIDED, solver=Solver.EULER_MARUYAMA, steps=4, temperature=0.8, guidance_interval=(0.0, 0.4)),
+    "raster": replace(GUIDED, steps=3, raster_steps=(3, 1, 2)),
+    "raster sde": replace(GUIDED, solver=Solver.EULER_MARUYAMA, steps=4, raster_steps=(4, 2, 1, 1, 1)),
+    "shortcut-raster": SamplingConfig(guidance=2.0, solver=Solver.SHORTCUT, steps=4, raster_steps=(4, 2, 1)),
     **{f"shortcut-{n}": SamplingConfig(guidance=2.0, solver=Solver.SHORTCUT, steps=n) for n in SHORTCUT_STEPS},
 }
 MODELS = ALL | {"shortcut": replace(LEARNED, head=replace(LEARNED.head, shortcut=True))}
@@ -51,7 +54,8 @@ PATHS = {
 CASES = [
     *((name, settings, path) for name in ALL for settings in ("euler", "sde") for path in PATHS),
     *((name, settings, "compiled") for name in ("learned", "pixel-x") for settings in SETTINGS if "-" not in settings),
-    *(("shortcut", f"shortcut-{n}", path) for n in SHORTCUT_STEPS for path in ("compiled", "modules")),
+    *(("shortcut", f"shortcut-{n}", path) for n in (*SHORTCUT_STEPS, "raster") for path in ("compiled", "modules")),
+    *(("learned", "raster", path) for path in PATHS),
 ]
 
 

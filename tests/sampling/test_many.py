@@ -154,7 +154,7 @@ def test_unfinished_set_is_of_one_request_and_model(tmp_path, monkeypatch):
     refused(lambda: many(pra.Sampler(model), out, 10, weights="b"), 'weights.sha256: "a" there, "b" asked for', *held)
     lowered = pra.Sampler(model, precision=Precision.BFLOAT16)  # as "auto" is on a GPU
     refused(lambda: many(lowered, out, 10), 'sampling.precision: "float32" there, "bfloat16" asked for', *held)
-    # Another batch size is no other request: the shards stay as they were cut.
+    # Another batch size is the same request: the shards stay as they were cut.
     assert many(pra.Sampler(model), out, 10, batch_size=7) == 6
     for found, expected in zip(arrays(out), arrays(tmp_path / "whole.npz"), strict=True):
         assert np.array_equal(found, expected)

@@ -1,4 +1,4 @@
-"""The model card: what it says of a run and of a model of unknown origin, and which figures it keeps."""
+"""The model card: of a run, of a model of unknown origin, and the figures that it keeps."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Studies: runs are made once, shared and resumed; tables say what the rows say; bad input is one line."""
+"""Studies: runs are made once, shared and resumed; tables agree with rows; bad input is one line."""
 
 import itertools
 import runpy

@@ -170,7 +170,7 @@ def test_records_keep_their_rows(tmp_path):
     assert again.known("pra0", "guidance=1.0", "b") == []
     assert again.known("pra1", "guidance=1.0", "a") == []  # its judge is not recorded
     (tmp_path / "systems" / "results.csv").write_text("a,b\n1,2\n")
-    refused(lambda: Records(tmp_path, "systems"), "results.csv", "no table of a study")
+    refused(lambda: Records(tmp_path, "systems"), "results.csv", "not a study's table")
     refused(lambda: Records(tmp_path / "systems" / "results.csv", "noise"), "noise cannot be made", "another place")
 
 

@@ -1,4 +1,4 @@
-"""A command in the test's own process, as its script calls it, and what it answers."""
+"""A command in the test's own process, called as its script calls it, and its answer."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ from pra.commands.program import parse_command
 
 
 class Answer(NamedTuple):
-    """The answer of a command: what it printed, progress bars left out, and its exit code."""
+    """The answer of a command: its output without progress bars, and its exit code."""
 
     code: int
     out: str

@@ -107,14 +107,14 @@ def same(a, b):
 
 
 def same_batches(one, other, start=0, stop=16, workers=0):
-    """The second source, begun at ``start``, yields what the first one yields from there."""
+    """Check that the second source, begun at ``start``, yields the same as the first from there."""
     whole = list(batches(TrainingSet(one, (8, 8), 3, config(flip=True), seed=1), 0, 2, stop))
     rest = batches(TrainingSet(other, (8, 8), 3, config(flip=True, workers=workers), seed=1), start, 2, stop)
     assert all(same(expected, found) for expected, found in zip(whole[start // 2 :], rest, strict=True))
 
 
 def noisy(path, size=(20, 20), mode="RGB", seed=0):
-    """Noise, in which every pixel has a colour where the mode has any."""
+    """Noise, in which every pixel is coloured if the mode has colours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (size[1], size[0], len(mode)) if len(mode) > 1 else (size[1], size[0])
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), mode).save(path)

@@ -14,7 +14,7 @@ def by_modules(monkeypatch):
 
 
 def in_buckets(monkeypatch, size):
-    """Attention looks at so many tokens at a time, or at the whole cache, as under CUDA graphs and the compiler."""
+    """Attention reads the cache in blocks of tokens, or as a whole, as under CUDA graphs and the compiler."""
     by_modules(monkeypatch)
     way_for = runner.way_for
 

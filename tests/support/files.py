@@ -4,7 +4,7 @@ import json
 
 
 def contents(folder):
-    """Every file below a folder: to see that nothing was changed."""
+    """The content of every file below a folder, to check that nothing was changed."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 

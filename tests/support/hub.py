@@ -30,7 +30,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """The state of the stand-in: what is on it, what was asked of it (method and path), and whether there is a network.
+    """The state of the stand-in: its models, its requests (method and path), and whether there is a network.
 
     ``http`` is the HTTP library that the Hub's own library uses: httpx, or newer ones httpx2.
     """

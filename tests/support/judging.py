@@ -1,4 +1,4 @@
-"""Features that cost nothing, and sets of images to judge by them."""
+"""Cheap features, and sets of images to judge by them."""
 
 import math
 from dataclasses import fields, replace
@@ -68,7 +68,7 @@ def saved_model(folder, classes, **changes):
 
 
 def noise_pictures(folder, counts, shape=(6, 8, 3)):
-    """So many pictures of each class, as a source."""
+    """A source with a number of pictures of each class."""
     random = np.random.default_rng(0)
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)

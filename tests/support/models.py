@@ -71,7 +71,7 @@ JITS = {
 
 
 def random_model(config=LEARNED, **changes):
-    """Random weights everywhere: an untrained head is the zero field, under which many a mistake would hide."""
+    """Random weights everywhere: an untrained head is the zero field, which would hide many mistakes."""
     return _randomise(PRA(replace(config, **changes), seed=1))
 
 

@@ -1,4 +1,4 @@
-"""The pages of the documentation, what stands in them, and the scripts that they name."""
+"""The pages of the documentation, their blocks, and the scripts that they name."""
 
 import importlib.util
 import itertools
@@ -33,7 +33,7 @@ def command_lines(page):
 
 
 def spans(page):
-    """Return what stands between backticks outside of the blocks, on one line."""
+    """Return the texts between backticks outside of blocks, each on one line."""
     for _, text in re.findall(r"(`+)(.+?)\1", FENCE.sub("", page.read_text()), re.S):
         yield " ".join(text.split())
 

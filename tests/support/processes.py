@@ -62,7 +62,7 @@ def free_port():
 
 
 def _begun(count, do, *arguments, variables=None):
-    """``do(rank, *arguments)`` in so many processes, which find each other as torchrun's do."""
+    """``do(rank, *arguments)`` in several processes, which find each other as torchrun's do."""
     world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = []
     for rank in range(count):
@@ -82,7 +82,7 @@ def _enter(variables, do, *arguments):
 
 @contextmanager
 def started(folder, count, *arguments, variables=None):
-    """``pra`` in so many processes; what they say goes to ``folder``. They are killed at the end of the block."""
+    """``pra`` in several processes, with output in ``folder``. They are killed at the end of the block."""
     folder.mkdir(parents=True, exist_ok=True)
     processes = _begun(count, _work, folder, [str(argument) for argument in arguments], variables=variables)
     try:
@@ -94,7 +94,7 @@ def started(folder, count, *arguments, variables=None):
 
 
 def run(folder, count, *arguments, variables=None):
-    """``pra`` in so many processes, to their end."""
+    """``pra`` in several processes, to their end."""
     with started(folder, count, *arguments, variables=variables) as group:
         return group.outcomes()
 
@@ -112,7 +112,7 @@ def _work(rank, folder, line):
 
 
 def api(count, do, *arguments):
-    """``do(rank, *arguments)`` in so many processes, to their end; their exit codes."""
+    """``do(rank, *arguments)`` in several processes, to their end; returns their exit codes."""
     group = _begun(count, do, *arguments)
     for process in group:
         process.join(120)

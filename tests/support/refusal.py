@@ -1,4 +1,4 @@
-"""Checks that bad input is refused in the right way."""
+"""Checks that bad input is refused correctly."""
 
 import pytest
 

@@ -16,7 +16,7 @@ from pra.training.run import read_metrics
 
 
 def tiny(*settings, recipe="tiny"):
-    """Two steps, logged each, without pictures; unless the settings say otherwise."""
+    """Two steps, each logged, without pictures, unless the settings change that."""
     usual = ("train.steps=2", "train.log_every=1", "train.sample_every=0")
     return apply_settings(pra.recipe(recipe), [*usual, *settings])
 
@@ -75,7 +75,7 @@ def edges(known):
 
 
 def smooth(known):
-    """Only where there are conditions."""
+    """A term of models with conditions only."""
     return None if known.conditions is None else known.conditions.float().square().mean()
 
 

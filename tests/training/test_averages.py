@@ -1,4 +1,4 @@
-"""Averages by name: what a run keeps, what resumes, what is made afterwards, and which one every command takes."""
+"""Averages by name: kept by a run, resumed, made afterwards, and chosen by every command."""
 
 import json
 import math
@@ -179,7 +179,7 @@ def exact(tmp_path_factory):
 
 
 def test_posthoc_equals_the_averages_that_were_kept(run, exact):
-    """And it does not build on what it made before."""
+    """A second call does not build on the average of the first."""
 
     def distance(one, other):
         return math.sqrt(sum(float((one[name] - other[name]).square().sum()) for name in one))

@@ -110,7 +110,7 @@ def test_pictures_can_be_interrupted(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sharded():
-    """A moving average of which processes have parts: of one process, all."""
+    """A moving average that is sharded over processes; with one process, the whole average."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     ema = EMA(PRA(tiny().model), exponential(0.5))  # type: ignore[arg-type]
     fully_shard(ema.model, mesh=init_device_mesh("cpu", (1,)))
@@ -137,7 +137,7 @@ def test_pictures_build_a_sharded_model_on_rank_0_only(sharded, monkeypatch):
 
 
 def test_state_warning_comes_once_below_the_limit(tmp_path):
-    """Healthy runs go down to 0.4 on their way."""
+    """Healthy runs reach 0.4 during training."""
     trainer = SimpleNamespace(config=tiny("train.optimizer.warmup_steps=3"), step=4, folder=tmp_path)
     metrics = callbacks.Metrics()
     metrics.path = tmp_path / "metrics.jsonl"
@@ -234,7 +234,7 @@ def test_callbacks_other_objects_are_refused(tmp_path):
 
 
 def kept_to_length(folder, monkeypatch, seconds, minutes=1.0):
-    """A run of 10 steps, of 5 s each, planned for so many minutes; a step takes ``seconds(step)``. The steps done."""
+    """Run 10 steps planned at 5 s each for some minutes; a step takes ``seconds(step)``; return the steps done."""
     clock, count, passes = [0.0], itertools.count(1), loop.Step.passes
 
     def slow(self, *given):
@@ -274,7 +274,7 @@ def test_length_that_nearly_holds_changes_nothing(tmp_path, monkeypatch):
 
 
 def test_length_that_will_not_hold_is_told_with_numbers(tmp_path, monkeypatch):
-    """Once, as early as it shows."""
+    """The warning comes once, as early as possible."""
     with pytest.warns(UserWarning, match=r"about 1\.4 minutes, not 1: .*--steps 5") as caught:
         assert kept_to_length(tmp_path / "run", monkeypatch, lambda step: 5 if step < 5 else 20)[0] == 10
     assert len([one for one in caught if "will take" in str(one.message)]) == 1

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, written while training goes on, and which ones stay."""
+"""Checkpoints: whole or not at all, written while training continues, and which ones stay."""
 
 import errno
 import json
@@ -92,7 +92,7 @@ def test_garbage_in_the_optimizer_costs_the_steps_since(straight, copy):
 
 
 def test_optimizer_state_without_digest_is_checked(copy):
-    """Refuse weights of another model, of no file that can be read, and of nan."""
+    """Refuse weights of another model, unreadable files, and nan."""
     shard = step(copy, 6) / SHARD
     good = shard.read_bytes()
     change(step(copy, 6) / "state.json", sha256=None)
@@ -119,7 +119,7 @@ def test_unlogged_metrics_have_their_types(tmp_path):
 
 
 def test_resume_repeats_the_lines_of_the_metrics(tmp_path):
-    """Also of lines that began before the checkpoint; corrupt images are counted on. Times differ."""
+    """Lines that began before the checkpoint are repeated too, and corrupt images keep counting. Times differ."""
     source = pictures(tmp_path / "data", "ab" * 6)
     (tmp_path / "data" / "a" / "04.png").write_bytes(b"\x89PNG")
     data = f"data.source={source}", "model.num_classes=2", "data.on_corrupt=skip"
@@ -145,14 +145,14 @@ def test_keep_every_keeps_checkpoints_for_good(straight, tmp_path):
     assert [path.name for path in weights.checkpoints(run)] == [f"step-{number:08d}" for number in (2, 4, 5)]
     assert_same(run, straight, 2)
     assert weights.load(step(run, 2)).config == tiny().model
-    (step(run, 2) / "state.json").unlink()  # a damaged one says no step
+    (step(run, 2) / "state.json").unlink()  # a damaged checkpoint lacks its step
     (run / "checkpoints" / "step-00000001-mine").mkdir()
     train(tiny("train.steps=6", "train.keep_every=4", *settings), run)
     assert [path.name for path in weights.checkpoints(run)] == ["step-00000004", "step-00000006"]
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(straight, tmp_path, monkeypatch):
-    """The state of its step is written all the same."""
+    """The state of its step is still written."""
     written, original = threading.Event(), weights.write_tensors
 
     def slowly(*arguments):
@@ -174,7 +174,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(straight, tmp_path, monk
 
 
 def test_full_disk_leaves_older_checkpoints(run, full_disk):
-    """It ends within the configuration or metrics, within the weights, within the optimizer's state."""
+    """The disk is full within the configuration or metrics, the weights, or the optimizer's state."""
     before = contents(run / "checkpoints")
     for size in (3_000, 120_000, 400_000):
         with full_disk(size):

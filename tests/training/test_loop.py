@@ -1,4 +1,4 @@
-"""The training loop: what a step computes, how a run stops and resumes, and what it refuses."""
+"""The training loop: the computation of a step, stopping, resuming, refusals."""
 
 import functools
 import math
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.captions import SETTINGS as SPOKEN
 from support.files import contents
 from support.processes import started
 from support.refusal import refused
@@ -70,7 +71,7 @@ def test_keys_depend_on_the_global_index_alone(tmp_path, monkeypatch):
 
 
 def test_training_ignores_global_random_state_and_threads(tmp_path):
-    """In another thread than the main one signals are left alone too."""
+    """In a thread other than the main thread, signals are left alone too."""
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)
@@ -111,11 +112,12 @@ def test_codec_warmup_trains_the_codec_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_step_is_the_same_step(tmp_path):
+@pytest.mark.parametrize(("recipe", "settings"), [("tiny", ()), ("tiny:plus", SPOKEN)])
+def test_compiled_step_is_the_same_step(recipe, settings, tmp_path):
     """Up to rounding, which AdamW's first steps enlarge in the weights: so losses and gradients are compared."""
     rows = []
     for name in ("false", "true"):
-        train(tiny(f"train.compile={name}", "train.steps=3"), tmp_path / name)
+        train(tiny(*settings, f"train.compile={name}", "train.steps=3", recipe=recipe), tmp_path / name)
         rows.append(read_metrics(tmp_path / name))
     for eager, faster in zip(*rows, strict=True):
         for figure in ("total", "pixel", "flow", "auxiliary", "gradient_norm"):
@@ -130,7 +132,7 @@ def test_compiler_that_fails_warns_and_changes_nothing(straight, tmp_path, monke
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=fail))
-    with pytest.warns(UserWarning, match=r"train.compile failed \(.*no compiler.*\).*goes on without") as caught:
+    with pytest.warns(UserWarning, match=r"train.compile failed \(.*no compiler.*\).*runs uncompiled") as caught:
         train(tiny("train.compile=true"), tmp_path / "run", losses=losses)
     assert len([warning for warning in caught if "train.compile" in str(warning.message)]) == 1
     assert_same(straight, tmp_path / "run", 2)
@@ -230,7 +232,7 @@ class Signals(Callback):
 
 
 def test_signal_leaves_the_step_and_saves(straight, tmp_path, monkeypatch):
-    """The step may take long: nothing has changed before its end."""
+    """A step may take long, and changes nothing before its end."""
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(step, "losses_of", interrupt(3, signal.SIGINT))
     children = multiprocessing.active_children()
@@ -304,7 +306,7 @@ def test_data_that_fail_are_raised_after_saving(straight, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("name", ["Validation._measured", "_samples"])
 def test_signal_leaves_pictures_and_validation(straight, tmp_path, monkeypatch, name):
-    """They may take minutes."""
+    """Pictures and validation may take minutes."""
 
     def wait(*_):
         signal.raise_signal(signal.SIGTERM)
@@ -409,7 +411,7 @@ def test_too_little_memory_is_one_line(tmp_path, monkeypatch, error):
 
 
 def test_killed_worker_is_one_line(tmp_path, monkeypatch):
-    """Kill a worker, as the system does where memory runs out."""
+    """Kill a worker, as the system does when memory runs out."""
     monkeypatch.setattr(loop.TrainingSet, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     refused(lambda: train(tiny("data.workers=1"), tmp_path / "run"), "prepares data has died", "data.workers")
 

@@ -28,7 +28,7 @@ SHAPES = [(8, 8), (24, 8), (8, 24), (7, 5), (1, 4)]
 
 
 def test_settings_bare_name_keeps_the_other_rates():
-    run = pra.recipe("digits")
+    run = pra.recipe("tiny")
     changed = apply_settings(run, [MUON, "train.optimizer.matrices.lr=0.01"])
     expected = dataclasses.replace(run.train.optimizer, matrices=Muon(lr=0.01))
     assert changed.train.optimizer == expected
@@ -65,6 +65,9 @@ def test_learning_rate_warms_up_then_stays_or_falls():
     assert all(a > b > 0 for a, b in itertools.pairwise(falling[4:]))
     assert falling[7] == pytest.approx(0.5)  # half-way from the end of the warm-up to the last step
     assert learning_rate(cosine, 10, 10) == pytest.approx(0.0)
+    linear = dataclasses.replace(constant, schedule=LearningRate.LINEAR)
+    steps = [learning_rate(linear, step, 10) for step in range(linear.warmup_steps, 11)]
+    assert steps == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
     assert learning_rate(dataclasses.replace(constant, warmup_steps=0), 0, 10) == 1.0
     assert learning_rate(dataclasses.replace(cosine, warmup_steps=20), 9, 10) == pytest.approx(10 / 21)
 

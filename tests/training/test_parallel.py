@@ -84,7 +84,7 @@ ALL = (
     "train.steps=4", "train.objective.class_dropout=0.5", "train.micro_batch_size=2", "train.averages=[0.1]",
     "train.codec_warmup=2", "data.validation=0.1", "train.validate_every=2",
 )  # fmt: skip
-"""What can be combined: accumulation, averages, the codec's warm-up, held-out losses, and the user's terms."""
+"""Features that combine: accumulation, averages, the codec's warm-up, held-out losses, and the user's terms."""
 MUON = "train.optimizer.matrices=Muon"
 PARTS = 'train.trainable=["backbone.*", "head.*", "codec.decoder.*"]'
 DDP, FSDP, SPARED = "train.parallel=ddp", "train.parallel=fsdp", "train.activation_checkpointing=true"
@@ -136,7 +136,7 @@ def test_fsdp_in_bfloat16_learns_nearly_the_same(tmp_path):
 
 
 def test_recomputed_blocks_change_nothing(straight, tmp_path):
-    """Bitwise, and the run resumes without."""
+    """The same bitwise, and the run resumes without recomputing."""
     alone(tmp_path / "spared", SPARED)
     alone(tmp_path / "spared", "train.steps=4")
     assert_same(straight, tmp_path / "spared", 4)
@@ -155,7 +155,7 @@ def test_from_two_processes_to_one_and_back(tmp_path):
 
 
 def test_gradients_pass_between_processes_once_a_step(monkeypatch):
-    """However many micro-batches it has."""
+    """Once a step, whatever the number of micro-batches."""
     passed = []
 
     def count(bucket):

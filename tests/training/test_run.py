@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, what may change between two commands, and where its data may lie."""
+"""A run's folder: its files, the changes allowed between two commands, and moved data."""
 
 import io
 import json
@@ -268,9 +268,9 @@ def test_changed_data_move_held_out_images(tmp_path):
     there, run = pictures(tmp_path / "a", "aabb"), tmp_path / "run"
     train(configured(there, "data.validation=0.3"), run)
     pictures(tmp_path / "a", "aabbb")
-    with pytest.warns(UserWarning, match="holds 5 now.* held out anew too: some were learned from"):
+    with pytest.warns(UserWarning, match="holds 5 now.* Other images are held out now: some were learned from"):
         train(configured(there, "data.validation=0.3", "train.steps=2"), run)
-    assert train(configured(there, "data.validation=0.3", "train.steps=3"), run).new_steps == 1  # said once
+    assert train(configured(there, "data.validation=0.3", "train.steps=3"), run).new_steps == 1  # warned about once
 
 
 @pytest.mark.parametrize("record", [None, {"images": 3}, {"images": 3, "labels_sha256": ""}])

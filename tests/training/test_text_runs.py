@@ -185,7 +185,7 @@ def test_changed_captions_are_told(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("start", ["captions", "classes"])
 def test_fine_tuning_keeps_what_the_other_model_knows(start, run, trained, tmp_path):
-    """A model of classes learns to read: what reads is new, and all else is kept."""
+    """A model of classes learns to read: the reader is new, and everything else is kept."""
     other = run if start == "captions" else trained
     settings = [*SETTINGS, *(["data.source=spoken:ten", "model.num_classes=10"] if start == "classes" else [])]
     with warnings.catch_warnings():
@@ -211,7 +211,7 @@ def test_reading_captions_counts_once_an_image():
 
 
 def test_hostile_captions_break_no_page(run, tmp_path):
-    """A stranger's model holds HTML, a fence of Markdown, ends of lines, and half a megabyte."""
+    """A model's captions hold HTML, a fence of Markdown, line breaks, and half a megabyte."""
     model = pra.load(run)
     model.captions = ("<script>alert(1)</script>", "```\n# x\n```\x1b[31m", '" + evil', "\u202e" * 3, "x" * 500_000)
     folder = pra.save(model, tmp_path / "model")

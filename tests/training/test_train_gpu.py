@@ -1,4 +1,4 @@
-"""Training on one GPU, where there is one (``-m gpu``): bfloat16, DDP and FSDP2 over nccl, the compiler, going on."""
+"""Training on one GPU, if there is one (``-m gpu``): bfloat16, DDP and FSDP2 over nccl, the compiler, resuming."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def group():
 
 
 def step_of(run, world=ALONE):
-    """The step of a model without a weight at zero, behind which mistakes would hide."""
+    """The step of a model without zero weights, which would hide mistakes."""
     model, random = build_model(run.model, 0).to(DEVICE), torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -107,7 +107,7 @@ def test_dyadic_steps_do_not_wait_for_the_device():
     ],
 )
 def test_shared_step_equals_that_of_one_process(group, settings, several, sharded, rtol):
-    """Train by DDP and by FSDP; and the compiler changes no more than rounding, and does not go on without."""
+    """Train by DDP and by FSDP; the compiler runs, and changes only rounding."""
     run = tiny(*settings)
     shared = step_of(run, World(0, 2) if several else ALONE)
     if sharded:

@@ -1,4 +1,4 @@
-"""The held-out loss: which images are held out, what is measured, and what is said about overfitting."""
+"""The held-out loss: the held-out images, the measurements, and the warning about overfitting."""
 
 import warnings
 
@@ -110,7 +110,7 @@ FALLING = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
         (FALLING, [1.0, 0.8, 0.9, 0.9, 0.9, 0.9], True),  # a plateau above the lowest value
         (FALLING, [1.0, 0.9, 0.8, 0.75, 0.7, 0.65], False),  # both fall
         (FALLING, [1.0, 0.9, 0.8, 0.79, 0.9, 0.95], False),  # two validations only
-        (FALLING, [1.0, 0.9, 0.8, 0.81, 0.81, 0.81], False),  # by 1 %: no more than wobbling
+        (FALLING, [1.0, 0.9, 0.8, 0.81, 0.81, 0.81], False),  # by 1 %: only noise
         (FALLING[::-1], [1.0, 0.9, 0.8, 0.85, 0.9, 0.95], False),  # both rise: the states have become harder
         (FALLING[:3], [0.8, 0.9, 1.0], False),  # too few
         ([], [], False),

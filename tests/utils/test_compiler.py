@@ -18,7 +18,7 @@ def test_compiled_without_a_compiler_is_one_line(monkeypatch):
 
 
 def test_compiled_compiles_the_backward_pass_at_once(monkeypatch):
-    """So that a failure comes where there is still a way without the compiler."""
+    """Failures must come while it is still possible to run uncompiled."""
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch import config as functorch
     from torch._functorch.aot_autograd import make_boxed_func

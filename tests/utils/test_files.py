@@ -127,7 +127,7 @@ def test_full_disk_leaves_no_images(tmp_path, full_disk, name):
         (errno.EDQUOT, "free some space"),
         (errno.EFBIG, "ulimit -f"),
         (errno.EROFS, "choose another place, or make this one writable"),
-        (errno.EIO, "look after the disk"),
+        (errno.EIO, "check the disk"),
     ],
 )
 def test_disk_error_gets_its_advice(tmp_path, code, advice):
@@ -172,7 +172,7 @@ def test_new_folder_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_disk_that_cannot_sync_is_refused(tmp_path, monkeypatch):
-    """Network file systems report a full disk only then. Some cannot sync folders, which does no harm."""
+    """Network file systems report a full disk only at the flush. Some cannot sync folders, which is harmless."""
     original, failing = os.fsync, [stat.S_ISREG]
 
     def sync(descriptor):

@@ -1,4 +1,4 @@
-"""An installed package holds all that it reads when it runs, and nothing of the laboratory."""
+"""An installed package contains every file that it reads when it runs, and no part of the laboratory."""
 
 import os
 import re

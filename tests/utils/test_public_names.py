@@ -1,4 +1,4 @@
-"""Public names of ``pra`` beside its functions, and the parts that the README names."""
+"""Public names of ``pra`` beside its functions, and the parts that the documentation names."""
 
 import os
 import re
@@ -14,15 +14,14 @@ from pra.utils.provenance import DISTRIBUTION, package_version
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_names_what_is_needed_and_every_extra():
+def test_install_page_names_the_packages_and_every_extra():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    text = " ".join((ROOT / "README.md").read_text().partition("## Install")[2].partition("\n## ")[0].split())
-    core = re.search(r"The core needs (.*?)\. Extras:", text)
+    text = (ROOT / "docs" / "install.md").read_text().partition("## Packages")[2].partition("\n## ")[0]
+    core = re.search(r"The core needs (.*?)\. Everything else", text)
     assert core
     named = set(re.split(", | and ", core[1]))
     assert named == {re.split("[^a-z0-9-]", package)[0] for package in project["dependencies"]}
-    outside = re.sub(r"\(.*?\)", "", text.partition("Extras:")[2])
-    assert set(re.findall("`(.*?)`", outside)) == set(project["optional-dependencies"])
+    assert set(re.findall(r"^\| `(.*?)`", text, re.M)) == set(project["optional-dependencies"])
 
 
 def test_the_version():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,8 @@ from pra.evaluation import flops
 from pra.sampling import Engine, generate
 
 PLACES = 5
-"""Raster positions, from the second to the last, at which a piece of the step is timed."""
+"""Raster positions, from the second to the last, at which a piece of the step is timed; the head's at as many of each
+number of steps."""
 
 REPEATS = 7
 """Of each piece at each position, of which the median counts."""
@@ -58,19 +59,30 @@ def measured_parts(engine: Engine) -> dict[str, float]:
     starts = torch.randn(batch, size.num_groups, size.group_state_dim, device=device)
     noise = torch.randn(batch, steps.config.steps, size.group_state_dim, device=device)
     draws = noise if steps.config.adds_noise else None
+
+    def median(*work: Any) -> float:
+        steps.run(*work)  # warms up, and captures where there are graphs
+        return statistics.median(timed(partial(steps.run, *work), device) for _ in range(REPEATS))
+
     seconds: dict[str, list[float]] = defaultdict(list)
+    head = 0.0
     with engine.arithmetic():
         token = next(generate(steps, labels, starts, starts.new_empty(batch, 0, size.group_dim), lambda _: draws))
-        for position in sorted({1 + step * (size.num_groups - 2) // (PLACES - 1) for step in range(PLACES)}):
+        for position in _spread(range(1, size.num_groups)):
             steps.seek(position)
-            scale = steps.scale(position)
-            works: dict[str, tuple[Any, ...]] = {
-                "backbone": (steps.read, steps.seen, token.patch),
-                "head": (steps.integrate, scale is None, token.h, token.state, scale, draws, None),
-                "decoder": (steps.write, steps.written, token.state),
-            }
-            for part, work in works.items():
-                steps.run(*work)  # warms up, and captures where there are graphs
-                runs = [timed(partial(steps.run, *work), device) for _ in range(REPEATS)]
-                seconds[part].append(statistics.median(runs))
-    return {part: size.num_groups * statistics.mean(values) / batch for part, values in seconds.items()}
+            seconds["backbone"].append(median(steps.read, steps.seen, token.patch))
+            seconds["decoder"].append(median(steps.write, steps.written, token.state))
+        for at in steps.evaluations.values():
+            taken = []
+            for position in _spread([place for place in at.places if place] or at.places):
+                steps.seek(position)
+                scale = steps.scale(position)
+                key = at.steps, scale is None
+                taken.append(median(steps.integrate, key, token.h, token.state, scale, draws, None))
+            head += len(at.places) * statistics.mean(taken) / batch
+    each = {part: size.num_groups * statistics.mean(values) / batch for part, values in seconds.items()}
+    return {"backbone": each["backbone"], "head": head, "decoder": each["decoder"]}
+
+
+def _spread(places: Sequence[int]) -> list[int]:
+    return sorted({places[step * (len(places) - 1) // (PLACES - 1)] for step in range(PLACES)})

@@ -16,7 +16,7 @@ def average_command(
     *,
     length: float,
 ) -> None:
-    """Make the power-function average of another length, from those that the checkpoints of a run hold.
+    """Make the power-function average of another length, from the averages in a run's checkpoints.
 
     The run must have been trained with train.averages, best with two lengths and train.keep_every. The new average lies
     in the newest checkpoint beside the others, and every command takes it by its name as --average.

@@ -48,17 +48,17 @@ def bench_command(
     out: File = None,
     settings: Settings = (),
 ) -> None:
-    """Count what sampling an image costs, and measure how near to that it comes.
+    """Count what sampling an image costs, and measure how close this device comes.
 
-    By part and batch size, for one image: FLOPs, bytes between memory and processor, the time that they take at least
-    on this device, and the time measured. A recipe is measured with random weights.
+    By part and batch size, for one image: FLOPs, bytes between memory and processor, their least time on this device,
+    and the time measured. A recipe is measured with random weights.
 
     Args:
         run: A run's folder, a saved model, or a recipe.
         batch: Images side by side, such as 1,16,256.
-        counts: Count only; a floor needs --tflops and --bandwidth then.
+        counts: Count only; the floor then needs --tflops and --bandwidth.
         compile: Let torch's compiler fuse the step.
-        precision: Of matrix products, weights and caches.
+        precision: Precision of matrix products, weights and caches.
         tflops: The device's TFLOP/s of matrix products; by default measured.
         bandwidth: The device's TB/s between memory and processor; by default measured.
         out: Write the same figures as JSON.
@@ -69,7 +69,7 @@ def bench_command(
     if not all(1 <= size <= LARGEST_BATCH for size in sizes):
         raise PraError(f"--batch {batch!r}: sizes must lie in [1, {LARGEST_BATCH}]", value=batch)
     if (tflops is None) != (bandwidth is None):
-        problem = "--tflops and --bandwidth belong together. Give both, or neither to have them measured"
+        problem = "--tflops and --bandwidth belong together. Give both, or neither to measure them"
         raise PraError(problem, code="conflict", tflops=tflops, bandwidth=bandwidth)
     target = torch.device("meta") if counts else pick_device(device)
     model, sampling = _model(run, target, settings)
@@ -135,20 +135,20 @@ def bench_train_command(
 ) -> None:
     """Measure a training step on synthetic images, or with --plan compute what a whole training takes.
 
-    Measured on one device, everything in turn: images/s, the FLOP/s achieved and their share of the device's matrix
-    products (MFU), memory, the parts of the step, and a teacher-forced step of the same backbone. The plan gives memory
-    and, for an MFU, the time; LPIPS counts in both where the recipe has it.
+    Measures on one device, in turn: images/s, FLOP/s and their share of the device's matrix products (MFU), memory, the
+    parts of the step, and a teacher-forced step of the same backbone. The plan gives memory and, for an MFU, the time.
+    LPIPS counts in both if the recipe has it.
 
     Args:
         run: A recipe, or a run's folder.
-        steps: Rounds that are timed; by default 10.
-        batch: Images of a step; by default as many as the recipe takes at a time.
+        steps: Timed rounds; by default 10.
+        batch: Images of a step; by default the recipe's micro-batch.
         tflops: The device's TFLOP/s of matrix products; by default measured, and with --plan an H200's.
-        plan: Compute, measure nothing.
-        gpus: With --plan: how many; by default 8.
+        plan: Compute only, without measuring.
+        gpus: With --plan: number of GPUs; by default 8.
         mfu: With --plan: shares of the matrix rate; by default 0.3,0.4,0.5.
-        measured: With --plan: what this command has measured of the same model on such a device, its --out; in place of
-            --mfu and --tflops.
+        measured: With --plan: the --out file of this command for the same model on such a device, in place of --mfu and
+            --tflops.
         out: Write the same figures as JSON.
         settings: Any setting that `pra show RECIPE` lists, such as train.compile=true; may be repeated.
     """
@@ -176,7 +176,7 @@ def bench_train_command(
 def _rates(
     config: RunConfig, mfu: str | None, tflops: float | None, measured: Path | None
 ) -> tuple[list[float], float]:
-    """Return the MFUs to compute with, and the rate of matrix products of which they are shares."""
+    """Return the MFUs to compute with, and the rate of matrix products that they are shares of."""
     if measured is None:
         try:
             shares = [float(part) for part in (mfu or MFUS).split(",")]
@@ -187,17 +187,17 @@ def _rates(
         return shares, (tflops * TERA if tflops else H200)
     for option, value in (("--mfu", mfu), ("--tflops", tflops)):
         if value is not None:
-            raise PraError(f"--measured says both. Leave out {option}", code="conflict", option=option)
+            raise PraError(f"--measured holds both. Leave out {option}", code="conflict", option=option)
     path = measured.expanduser()
     figures = read_json(path, finite=True)
     try:
         check_fields(figures, path, mfu=PositiveFloat, device_flops=PositiveFloat, config=dict)
     except PraError:
-        problem = f"--measured {path} is not of pra bench train --out, without --plan. Measure first"
+        problem = f"--measured {path} was not written by pra bench train --out without --plan. Measure first"
         raise PraError(problem, code="unreadable", path=path) from None
     if figures["config"].get("model") != json.loads(json.dumps(to_dict(config.model))):
         problem = f"--measured {path} is of another model, {figures['config'].get('recipe')}"
-        raise PraError(f"{problem}. Measure {config.recipe}, or say --mfu", code="mismatch", path=path)
+        raise PraError(f"{problem}. Measure {config.recipe}, or use --mfu", code="mismatch", path=path)
     return [figures["mfu"]], figures["device_flops"]
 
 

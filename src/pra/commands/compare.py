@@ -17,14 +17,14 @@ def compare_command(
     *,
     out: File = None,
 ) -> None:
-    """Put runs and evaluations side by side: settings that differ, how far each came, losses and figures.
+    """Put runs and evaluations side by side: settings that differ, progress, losses and figures.
 
-    Of a run the figures are those of RUN/figures.json, where `pra eval RUN --out RUN/figures.json` has written it. The
-    best of a row is marked where figures compare: same features, same reference, as many images, same protocol. Where
-    they do not, a line says which differ, and in what.
+    The figures of a run are those of RUN/figures.json, which `pra eval RUN --out RUN/figures.json` writes. The best of
+    a row is marked if figures compare: same features, same reference, as many images, same protocol. Otherwise a line
+    says which report differs, and in what.
 
     Args:
-        what: Two or more: runs' folders and JSONs that `pra eval --out` wrote; NAME= is what the column is called.
+        what: Two or more runs' folders or JSONs that `pra eval --out` wrote; NAME= names the column.
         out: Also draw the curves of the runs over each other, as FILE.png.
     """
     picture = out and out.expanduser()

@@ -33,14 +33,14 @@ def complete_command(
 ) -> None:
     """Continue real images from their first rows of patches.
 
-    A grid shows, per image, the image, what was kept of it, and one continuation per seed.
+    A grid shows, per image, the image, the part that was kept, and one continuation per seed.
 
     Args:
-        run: A run's folder, a checkpoint, a saved model or hub:user/model; where a picture comes first, the model that
+        run: A run's folder, a checkpoint, a saved model or hub:user/model; if a picture comes first, the model that
             comes with pra.
         image: Pictures of the model's size and channels, at least one.
         rows: Rows of patches to keep; their pixels stay exact.
-        label: Class by number or name (as `pra sample --labels`), one for all images or one each; by default none.
+        label: Class by number or name (as `pra sample --labels`), one for all images or one each; by default no class.
         caption: A text, for models that read captions: one for all images, or one each by repeating it.
         seeds: One continuation per seed, such as 0-5.
         out: FILE.png (a grid; the picture alone for one image and one seed), FILE.npz or DIR/ (continuations); by

@@ -36,14 +36,14 @@ def pack_command(
 ) -> None:
     """Write images as WebDataset shards, scaled down once instead of in every epoch.
 
-    The same command goes on where it was stopped; DIR appears when all is done.
+    If it is stopped, the same command resumes; DIR appears when all is done.
 
     Args:
         source: Any data source that `pra train --data` takes.
         folder: A new folder for the shards.
         size: Scale the shorter side down to this many pixels, as the centre crop of training does; smaller images stay.
-        format: Of the images; by default as they are, and png where that is neither jpg, png nor webp.
-        quality: Of jpg and webp, 1 to 100. Files that need no change are copied.
+        format: Format of the images; by default their own, or png if that is not jpg, png or webp.
+        quality: Quality of jpg and webp, 1 to 100. Unchanged files are copied.
         shard_images: Images in a shard.
         skip_corrupt: Leave corrupt images out instead of stopping.
         workers: Processes that read and encode; by default one per core.
@@ -67,13 +67,13 @@ def check_command(
     out: File = None,
     workers: Integer = None,
 ) -> None:
-    """Read every image once: corrupt ones, class counts, sizes, modes, captions. The exit code is 2 if one is corrupt.
+    """Read every image once: corrupt ones, class counts, sizes, modes, captions. Exit with code 2 if one is corrupt.
 
     Args:
         source: Any data source that `pra train --data` takes.
-        size: Side of the model's images in pixels: those that are smaller are named.
-        max_length: Bytes of a caption that the model reads (model.text.max_length): longer ones are counted.
-        out: Write all that was found to a JSON file.
+        size: Side of the model's images in pixels: smaller images are listed.
+        max_length: Bytes of a caption that the model reads (model.text.max_length): longer captions are counted.
+        out: Write everything found to a JSON file.
         workers: Processes that read and decode; by default one per core.
     """
     if size is not None:

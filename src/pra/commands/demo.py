@@ -32,11 +32,11 @@ def demo_command(
 ) -> None:
     """Show a model in the browser: generate, complete your own pictures, see how it was trained.
 
-    Two runs are shown side by side, with the same captions, classes and seeds. Nothing leaves this machine, and no
-    other one reaches the page unless --host says so. Ctrl-C ends it.
+    Two runs are shown side by side, with the same captions, classes and seeds. Nothing leaves this machine, and other
+    machines cannot reach the page without --host. Ctrl-C ends it.
 
     Args:
-        other: Another to compare with: of the same classes, or one that reads captions and has one class.
+        other: A second model to compare with: of the same classes, or one that reads captions and has one class.
         host: Address to listen at; 0.0.0.0 opens the page to the whole network.
         port: Port to listen at.
     """
@@ -65,7 +65,7 @@ def serve(page: Any, host: str, port: int) -> None:
         shown = "localhost" if host in ("0.0.0.0", "::") else spelled
         print(f"demo: open http://{shown}:{port} in a browser; Ctrl-C ends it", flush=True)
         if host not in ("127.0.0.1", "::1", "localhost"):
-            print("demo: everybody who reaches this machine can use it", flush=True)
+            print("demo: anybody who reaches this machine can use the page", flush=True)
         threading.Event().wait()
     finally:
         page.close(verbose=False)

@@ -26,13 +26,13 @@ def distill_command(
 ) -> None:
     """Teach a trained run to sample in few evaluations: a second head learns steps of the first one's flow.
 
-    All other weights stay as they are. The new run is sampled with 4 evaluations a patch, or --steps 1, 2 or 8; with
-    another --solver as before. The same command goes on from its last checkpoint.
+    All other weights stay as they are. The new run is sampled with 4 evaluations a patch, or --steps 1, 2 or 8, and
+    with another --solver as before. The same command resumes from its last checkpoint.
 
     Args:
         run: The run's folder.
         run_dir: The new run's folder; by default RUN-distilled.
-        steps: Steps in all, those already done included; by default 2000.
+        steps: Total number of steps, including those already done; by default 2000.
         seed: Decides data order and noise.
         settings: Any other setting, such as train.optimizer.lr=1e-4; may be repeated.
     """

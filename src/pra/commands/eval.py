@@ -33,20 +33,20 @@ class Judging:
     features: Annotated[str, arg(metavar="|".join(EXTRACTORS))] = "inception"
     """inception; dinov2, whose fid is FD-DINOv2; or classifier, a small network fitted on the reference, once."""
     labels: Annotated[str, arg(metavar="|".join(LABELS))] = "balanced"
-    """Which classes a run samples: each as often, or as often as the reference has it. A run that reads captions
-    is given those of the reference."""
+    """Which classes a run samples: all equally often, or as often as in the reference. A run that reads captions
+    gets those of the reference."""
     weights: File = None
-    """The features' weights, where they are not to be downloaded or fitted."""
+    """A file with the features' weights, in place of downloading or fitting them."""
     batch_size: int = 256
     """Images at a time; no figure depends on it."""
     precision: Annotated[str, choices(Precision, "(default: auto)")] = "auto"
-    """Of a run's matrix products while it samples: auto is bfloat16 on GPUs that have it, else float32."""
+    """Precision of a run's matrix products in sampling: auto is bfloat16 on GPUs that have it, else float32."""
     device: Device = None
     settings: Settings = ()
     """How references are prepared and a run samples: data.fit=pad, sampling.guidance=2; may be repeated."""
 
     def opened(self, target: Path | None, num: int | None, world: World, average: str = EMA) -> tuple[Subject, Work]:
-        """Open what is judged; refuse options that do not go with it."""
+        """Open the images to judge; refuse options that do not apply to them."""
         judging.check_options(self.features, self.labels, self.batch_size, num)
         work = Work(world, world.device(self.device), self.batch_size)
         precision = member(Precision, self.precision, "--precision")
@@ -75,18 +75,19 @@ def evaluate_command(
     """Judge generated images: FID, sFID, Inception Score, KID, precision and recall.
 
     Two protocols are shown side by side, ADM's and torch-fidelity's. Several GPUs share the work: torchrun
-    --nproc-per-node 8 -m pra -- eval RUN ... Stopped, it leaves nothing and begins anew.
+    --nproc-per-node 8 -m pra -- eval RUN ... If it is stopped, it leaves nothing and starts again.
 
     Args:
         target: A run, saved model or hub:user/model, a folder of pictures, or a batch in ADM's layout; by default the
             model that comes with pra.
         num: Images to judge; by default 50000 of a run, and all that DIR or FILE.npz holds.
         reconstruction: Also judge the codec's reconstructions of as many real images.
-        patch_size: At the borders of which patches to look for seams; by default the model's.
+        patch_size: Side of the patches whose borders are searched for seams; by default the model's.
         export_npz: Also write the images as the batch that ADM's evaluator reads.
         export_statistics: Also write the reference's statistics, to be given as --reference next time.
-        alignment: Instead judge how well images show their captions, those of --reference or --captions, by a network
-            fitted on the run's data once, or by --alignment clip; --weights is its file.
+        alignment: Judge how well images show their captions instead. The captions are those of --reference or
+            --captions, the judge is a network fitted on the run's data once, or CLIP with --alignment clip; --weights
+            names its file.
         captions: With --alignment, a text file (UTF-8) of captions to draw, one a line.
         out: Write figures and provenance as JSON.
     """
@@ -119,11 +120,11 @@ def evaluate_command(
 def _check_alignment(
     alignment: tuple[str, ...] | None, captions: Path | None, how: Judging, others: Mapping[str, object]
 ) -> None:
-    """Refuse options that --alignment does not know; ``others`` are those of other figures, as given."""
+    """Refuse options that --alignment does not take; ``others`` are the given options of other figures."""
     if alignment is None and captions is None:
         return
     if alignment is None:
-        raise PraError("--captions is of --alignment. Give both", "conflict", option="--captions")
+        raise PraError("--captions needs --alignment. Give both", "conflict", option="--captions")
     if len(alignment) > 1 or (alignment and alignment[0] != CLIP):
         problem = f"--alignment {' '.join(alignment)} is unknown. Write RUN first, and --alignment or --alignment clip"
         raise PraError(problem, "unknown", value=" ".join(alignment))
@@ -131,7 +132,7 @@ def _check_alignment(
     given = {**others, **own, "--labels": how.labels != DEFAULT.labels}
     for option in (option for option, value in given.items() if value):
         other = "--reference" if option == "--captions" else "--alignment"
-        raise PraError(f"{option} does not go with {other}. Leave one out", "conflict", option=option)
+        raise PraError(f"{option} and {other} exclude each other. Leave one out", "conflict", option=option)
 
 
 def _align(
@@ -189,4 +190,4 @@ def _finish(
     for what, path in files.items():
         print(f"  {what}: {path}")
     if "report" not in files:
-        print("the figures are not kept: --out FILE.json writes them, and where they come from")
+        print("the figures are not saved. Use --out FILE.json to keep them with their provenance")

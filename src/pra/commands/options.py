@@ -39,7 +39,7 @@ Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="
 Captions = Annotated[UseAppendAction[tuple[str, ...]], arg(name="caption", metavar="TEXT", help_behavior_hint="")]
 AVERAGE = "Which weights of a run: ema, raw, or another of its averages, such as power-0.05."
 Average = Annotated[str, arg(metavar="NAME", help=AVERAGE)]
-DEVICE = "cpu, cuda, cuda:1 or mps; by default the best there is."
+DEVICE = "cpu, cuda, cuda:1 or mps; by default the best available."
 Device = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="", help=DEVICE)]
 
 MOST_TEXT = 2**26
@@ -58,29 +58,31 @@ class How:
     """Sampling options, the same for every command that samples."""
 
     guidance: Number = None
-    """Guidance scale; 1 is none."""
+    """Guidance scale; 1 is off."""
     schedule: Annotated[str | None, choices(GuidanceSchedule)] = None
-    """Guidance along the raster, where there is one."""
+    """Guidance along the raster, for autoregressive models."""
     solver: Annotated[str | None, choices(Solver)] = None
     """Integrator from noise to pixels or states."""
     steps: Integer = None
-    """Solver intervals per patch, or per image where all patches come at once."""
+    """Solver intervals per patch, or per image if all patches come at once."""
+    raster_steps: Annotated[str | None, arg(metavar="N,...", help_behavior_hint="")] = None
+    """Other numbers of steps along the raster: 4,2,1 takes 4 in its first third, 2 in the next, 1 in the last."""
     temperature: Number = None
     """Scale of the noise."""
     time_grid: Annotated[str | None, choices(TimeGrid)] = None
     """Where the solver's intervals lie."""
     shift: Number = None
-    """Beyond 1 more of them near noise, below 1 near data."""
+    """Above 1 moves intervals towards noise, below 1 towards data."""
     guidance_interval: Annotated[str | None, arg(metavar="LOW,HIGH", help_behavior_hint="")] = None
     """Flow times between which guidance acts: 0 is noise, 1 data."""
     times: Annotated[str | None, arg(metavar="0,...,1", help_behavior_hint="")] = None
-    """A grid of your own in place of --steps, --time-grid and --shift, such as `pra grid` prints."""
+    """Your own grid in place of --steps, --time-grid and --shift, such as `pra grid` prints."""
     precision: Annotated[str, choices(Precision, "(default: auto)")] = "auto"
-    """Of the matrix products: auto is bfloat16 on GPUs that have it, float32 elsewhere."""
+    """Precision of matrix products: auto is bfloat16 on GPUs that have it, float32 elsewhere."""
     compile: Flag = False
     """Let torch's compiler fuse the arithmetic: a minute at the start, then faster."""
     weights: Folder = None
-    """The folder of the frozen text encoder, for models that have one and where it has moved."""
+    """The folder of the model's frozen text encoder, if it has moved."""
     average: Average = EMA
     device: Device = None
 
@@ -92,6 +94,7 @@ class How:
         given: dict[str, Any] = {name: getattr(self, name, None) for name in to_dict(model.sampling)}
         given["guidance_interval"] = _numbers(self.guidance_interval, "--guidance-interval", "0.2,0.9")
         given["times"] = _numbers(self.times, "--times", "0,0.4,0.7,1")
+        given["raster_steps"] = _numbers(self.raster_steps, "--raster-steps", "4,2,1", int)
         config = changed_sampling(model.sampling, {name: value for name, value in given.items() if value is not None})
         return Sampler(model, config, member(Precision, self.precision, "--precision"), self.compile)
 
@@ -105,11 +108,11 @@ class How:
         return words
 
 
-def _numbers(text: str | None, option: str, example: str) -> list[float] | None:
+def _numbers(text: str | None, option: str, example: str, kind: type[float] = float) -> list[float] | None:
     try:
-        return None if text is None else [float(part) for part in text.split(",")]
+        return None if text is None else [kind(part) for part in text.split(",")]
     except ValueError:
-        problem = f"{option} {text!r} needs numbers, such as {example}"
+        problem = f"{option} {text!r} needs {'whole ' if kind is int else ''}numbers, such as {example}"
         raise PraError(problem, option=option, value=text) from None
 
 
@@ -140,8 +143,8 @@ def parse_labels(text: str, classes: Sequence[str]) -> list[int]:
                 warnings.warn(f"label {part} means the class of that name, number {label}. {advice}", stacklevel=2)
         elif re.fullmatch(r"\d+", part, re.ASCII) and int(part) < len(classes) and classes[int(part)].isdecimal():
             labels.append(int(part))
-            problem = f"no class is called {part}, which means class number {part}, called {classes[int(part)]}"
-            warnings.warn(f"{problem}. Write {part}-{part} to say so", stacklevel=2)
+            problem = f"{part} is not the name of a class, and class number {part} is called {classes[int(part)]}"
+            warnings.warn(f"{problem}. Write {part}-{part} for that class", stacklevel=2)
         elif part.replace("-", "").isdecimal():
             labels.extend(parse_numbers(part, "label"))
         else:
@@ -179,7 +182,7 @@ def parse_numbers(text: str, option: str) -> list[int]:
     """``"0,4-6"`` to ``[0, 4, 5, 6]``.
 
     Raises:
-        PraError: anything else than numbers of at least 0 and ranges.
+        PraError: anything but numbers of at least 0 and ranges.
     """
     numbers: list[int] = []
     for part in text.split(","):

@@ -54,11 +54,11 @@ class Reading:
     """Options of both commands: which images a model reads, and how."""
 
     data: Text = None
-    """A source such as digits or folder:PATH; by default what the run learnt from."""
+    """A source such as digits or folder:PATH; by default the run's data."""
     time: Number = None
     """JiT's flow time, 0 (noise) to 1 (the clean image)."""
     num: Integer = None
-    """Images to take of a source at most, evenly spread; by default all."""
+    """Largest number of images of a source, evenly spread; by default all."""
     average: Average = weights.EMA
     batch_size: int = 256
     """Images at a time; no figure or feature depends on it."""

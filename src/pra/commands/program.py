@@ -47,7 +47,7 @@ def run_program(
     args = _without_verbose(list(sys.argv[1:] if argv is None else argv))
     try:
         code = _run(program, parse, args)
-        print(end="", flush=True)  # sys.stdout.flush() fails where there is none (>&-)
+        print(end="", flush=True)  # sys.stdout.flush() fails without a stdout (>&-)
     except OSError as error:
         if (reason := _closed_output()) is None:
             raise
@@ -70,7 +70,7 @@ def _run(program: str, parse: Callable[[list[str]], Callable[[], object]], args:
     except PraError as error:
         return _refuse(error)
     except PermissionError as error:
-        return _refuse(f"{error.filename} is closed to you ({error.strerror})")
+        return _refuse(f"{error.filename} cannot be accessed ({error.strerror})")
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
@@ -86,7 +86,7 @@ def _run(program: str, parse: Callable[[list[str]], Callable[[], object]], args:
 
 
 def parse_command(program: str, command: Callable[..., None], words: Sequence[str]) -> Callable[[], object]:
-    """Return what runs a command with these words: a function, whose keywords are options, and docstring the help.
+    """Parse words into a call of ``command``: its keywords are the options, and its docstring is the help.
 
     Raises:
         PraError: words that the command does not take, as tyro explains them.

@@ -33,7 +33,7 @@ def report_command(
     Args:
         run: A run's folder.
         out: The file; by default report.html in the run's folder, where an older one is replaced.
-        gap_images: Training images to measure the rollout gap with; 0 shows what was measured before, if anything.
+        gap_images: Training images to measure the rollout gap with; 0 shows the last measurement, if there is one.
     """
     check_at_least(2, gap_images=gap_images or None)
     run = run.expanduser()

@@ -53,20 +53,20 @@ def sample_command(
 ) -> None:
     """Generate one image for each pair of label (or caption) and seed, or --num of them.
 
-    What is not said is taken from the recipe. Several processes share the work and make the
-    same images as one: torchrun --nproc-per-node 8 -m pra -- sample RUN --num 50000 --out FILE.npz (without -- torchrun
-    takes --num for an option of its own). Stopped, the same command goes on; what is finished until then lies in
-    .OUT.partial beside the output.
+    Options that are not given come from the recipe. Several processes share the work and make the same images as one:
+    torchrun --nproc-per-node 8 -m pra -- sample RUN --num 50000 --out FILE.npz (without -- torchrun reads --num as an
+    option of its own). If it is stopped, the same command resumes; finished images lie in .OUT.partial beside the
+    output.
 
     Args:
-        labels: Classes by number or name, such as 0,3 or 2-5 or cat,dog; or all. By default all, of which a FILE.png
-            without --num shows 20 at most. Where classes are named by numbers, 2 is the one of that name and 2-2 the
-            one of that number.
-        caption: A text to draw, for models that read captions; may be repeated. With --labels, which are one for all
-            captions or one each, both count. By default the examples that the model carries.
+        labels: Classes by number or name, such as 0,3 or 2-5 or cat,dog; or all. By default all; a FILE.png without
+            --num shows 20 at most. If classes are named by numbers, 2 is the class called 2, and 2-2 is class
+            number 2.
+        caption: A text to draw, for models that read captions; may be repeated. --labels may be given beside it, one
+            for all captions or one each. By default the examples that the model carries.
         captions: A text file (UTF-8), a caption a line.
         seeds: Seeds, such as 0-15 or 1,2,3; by default 0-7. A seed means the same image in every batch.
-        num: So many images in all, with seeds 0, 1 and so on; the labels (or captions) take turns.
+        num: Number of images in all, with seeds 0, 1 and so on; the labels (or captions) take turns.
         random_labels: With --num: every image's label is drawn at random.
         label_seed: Decides the random labels; by default 0.
         out: FILE.png (a grid, labels down, seeds across), FILE.npz (arr_0 uint8 NHWC, arr_1 labels, and captions) or
@@ -117,7 +117,7 @@ class Wanted:
 
 
 def _wanted(model: models.Model, labels: str | None, captions: list[str] | None, most: int | None) -> Wanted:
-    """Return what is to be drawn, by default all classes, of which a picture shows ``most``."""
+    """Return the labels to draw, by default all classes, of which a picture shows ``most``."""
     classes, note = model.classes, ""
     if model.config.text is not None or captions is not None:
         return _wanted_texts(model, labels, captions)
@@ -128,7 +128,7 @@ def _wanted(model: models.Model, labels: str | None, captions: list[str] | None,
 
 
 def _wanted_texts(model: models.Model, labels: str | None, captions: list[str] | None) -> Wanted:
-    """Return what is to be drawn by a model that reads captions, by default its examples."""
+    """Return the captions to draw, by default the model's examples."""
     note, numbers, texts = "", None, [""]
     if captions is not None:
         texts = model.condition.texts(captions)
@@ -146,7 +146,7 @@ def _wanted_texts(model: models.Model, labels: str | None, captions: list[str] |
 
 
 def _requested(wanted: Wanted, seeds: str | None, num: int | None, label_seed: int | None) -> tuple[Requests, int, str]:
-    """Return the images to make, the columns of their picture, and in words what they are."""
+    """Return the images to make, the columns of their picture, and a description."""
     chosen, kind = wanted.labels, "label" if wanted.captions is None else "caption"
     if num is None:
         numbers = tuple(dict.fromkeys(parse_numbers(SEEDS if seeds is None else seeds, "--seeds")))
@@ -170,7 +170,7 @@ def _check_num(num: int | None, seeds: str | None, random_labels: bool, label_se
 
 def _weights(run: Path | None, average: str, world: World) -> tuple[Path, dict[str, str]]:
     """Return the model's folder, and its weights' name and hash, which must be the same on all ranks."""
-    with world.first_alone():  # what is on the Hub is downloaded once
+    with world.first_alone():  # models on the Hub are downloaded once
         folder = weights.model_folder(run, average)
     file = folder / weights.weights_name(folder, average)
     same = world.combine(file_sha256(file), lambda found: found[0] if len(set(found)) == 1 else None)

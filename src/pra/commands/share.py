@@ -35,12 +35,13 @@ def push_command(
     `hf auth login`).
 
     Args:
-        run: A run's folder, a checkpoint, or a model folder; of one from `pra export` the card is kept as it is.
+        run: A run's folder, a checkpoint, or a model folder; the card of a folder from `pra export` is kept.
         repo: The model's name on the Hub; it is made if needed.
-        private: For nobody else to see.
-        licence: Of the weights, as the Hub names it, such as apache-2.0; without one the card says that there is none.
+        private: Hide it from everybody else.
+        licence: The weights' licence, as the Hub names it, such as apache-2.0; without it the card says that it is
+            missing.
         half: Store the weights as float16.
-        dry_run: Write what would be uploaded into this new folder, and upload nothing.
+        dry_run: Write the upload into this new folder instead of uploading it.
     """
     if dry_run is not None:
         print(_told(export(run, dry_run, licence=licence, half=half, repo=repo, average=average)))
@@ -63,11 +64,12 @@ def export_command(
 
     Args:
         run: A run's folder, a checkpoint, or a model folder.
-        folder: The new folder; `pra sample` and all other commands take it as RUN, and `pra push` uploads it as it is.
-        licence: Of the weights, as the Hub names it, such as apache-2.0; without one the card says that there is none.
+        folder: The new folder; `pra sample` and all other commands take it as RUN, and `pra push` uploads it unchanged.
+        licence: The weights' licence, as the Hub names it, such as apache-2.0; without it the card says that it is
+            missing.
         half: Store the weights as float16: half the size, and float32 again when loaded.
-        settings: How the model is to be sampled unless more is said, such as sampling.guidance=2, for which `pra sweep`
-            finds the best; may be repeated.
+        settings: Default settings of the sampler, such as sampling.guidance=2 (`pra sweep` finds the best); may be
+            repeated.
     """
     sampling = dict(map(_of_sampling, settings))
     print(_told(export(run, folder, licence=licence, half=half, average=average, sampling=sampling)))

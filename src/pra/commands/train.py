@@ -41,20 +41,20 @@ def train_command(
     device: Device = None,
     settings: Settings = (),
 ) -> None:
-    """Train a recipe, or go on with a run. Without a recipe, a model is chosen, or fine-tuned, for your own pictures.
+    """Train a recipe, or resume a run. Without a recipe, choose or fine-tune a model for your own pictures.
 
-    The same command on the same folder goes on from its last checkpoint; a larger --steps trains longer. Several
+    The same command on the same folder resumes from its last checkpoint; a larger --steps trains longer. Several
     processes share every batch: torchrun --nproc-per-node 8 -m pra train RECIPE.
 
     Args:
-        recipe_name: A recipe (see `pra show`), or RECIPE:SYSTEM for another of the paper's systems. Without one, the
-            pictures of --data are looked at, and a model and its training are chosen for them and this machine.
-        data: Where the images are: folder:PATH, wds:PATTERN, hf:NAME, imagenet-tar:PATH, idx:DIR, digits or emoji. By
-            default the recipe's.
-        from_: What to fine-tune to --data, whatever its classes: a run's folder, a saved model or hub:user/model.
-        minutes: How long training may take where there is no RECIPE, decided when the run begins; by default 30.
+        recipe_name: A recipe (see `pra show`), or RECIPE:SYSTEM for another of the paper's systems. Without a recipe,
+            pra looks at the pictures of --data and chooses a model for them and this machine.
+        data: The images: folder:PATH, wds:PATTERN, hf:NAME, imagenet-tar:PATH, idx:DIR, digits or emoji. By default the
+            recipe's.
+        from_: The model to fine-tune to --data, whatever its classes: a run's folder, a saved model or hub:user/model.
+        minutes: Length of a training without RECIPE, decided when the run begins; by default 30.
         run_dir: The run's folder; by default runs/RECIPE, runs/own-PHOTOS, or runs/own-PHOTOS-from-RUN.
-        steps: Steps in all, those already done included; where there is no RECIPE, in place of --minutes.
+        steps: Total number of steps, including those already done; without RECIPE, in place of --minutes.
         seed: Decides initial weights, data order and noise.
         settings: Any other setting that `pra show RECIPE` lists, such as train.optimizer.lr=1e-4; may be repeated.
     """
@@ -68,7 +68,7 @@ def train_command(
                 print(*map(escaped, lines), sep="\n")
 
         if data is not None:
-            check_name(data)  # first, as a slip there looks like another run's configuration
+            check_name(data)  # first: a typo there looks like another configuration
         if recipe_name:
             config, length = recipe(recipe_name), None
         else:  # rank 0 measures, for all
@@ -91,11 +91,11 @@ def train_command(
 
 
 def _heading(trainer: Trainer, source: Source) -> str:
-    """Return the line that says which run this is, and where it is trained."""
+    """Return the line that names the run, its data and its device."""
     config, world, device = trainer.config, trainer.world, trainer.device
     many = f"{world.size} processes ({device.type}, {config.train.parallel.value})"
     where = device if world.size == 1 else many
-    begun = "goes on" if trainer.step else "new"  # a slip in --run-dir shows here
+    begun = "resumed" if trainer.step else "new"  # a typo in --run-dir shows here
     images = f"{len(source)} images from {source.name}"
     return f"run: {trainer.folder} ({begun}), recipe {config.recipe}, {images}, on {where}"
 
@@ -117,12 +117,12 @@ def changed(config: RunConfig, given: Mapping[str, Any], settings: Sequence[str]
 
 
 def tell(result: Trained, config: RunConfig, folder: Path) -> None:
-    """Print what was trained and where it is, and write the report."""
+    """Print the result and its place, and write the report."""
     skipped = f", {result.skipped} corrupt images skipped" if result.skipped else ""
     if result.new_steps:
         print(f"trained {result.new_steps} steps to {result.steps} in {result.seconds:.0f} s{skipped}")
     else:
-        asked = f"{config.train.steps} are asked for; a larger --steps goes on"
+        asked = f"{config.train.steps} are asked for. Use a larger --steps to train longer"
         print(f"nothing to train: the run has {result.steps} steps already and {asked}")
     for name in ("samples", "reconstructions"):
         pictures = sorted((folder / name).glob("*.png"))
@@ -131,7 +131,7 @@ def tell(result: Trained, config: RunConfig, folder: Path) -> None:
     if result.new_steps:
         try:
             write_report(folder)
-        except PraError as error:  # a damaged file of figures, say: the training is good all the same
+        except PraError as error:  # such as a damaged file of figures: the training itself is fine
             warnings.warn(f"no report: {error}", stacklevel=2)
     for name in (REPORT, "curves.png", "metrics.jsonl", "checkpoints"):
         if (folder / name).exists():
@@ -160,13 +160,13 @@ def _configure(
     if (folder / weights.CONFIG).exists():
         config, told = read_run(folder), [f"settings: those of {folder}, chosen when it began"]
         if start and (config.initial is None or Path(config.initial) != Path(start)):  # runs/a/ is runs/a
-            config = replace(config, initial=start)  # another run, which training refuses, and names both starts
+            config = replace(config, initial=start)  # another run: training refuses it and names both
         if minutes is not None:
             kept = f"this one keeps its {config.train.steps} steps, and a larger --steps trains longer"
-            told.append(f"--minutes {minutes:g} has no effect here, it counts when a run begins: {kept}")
+            told.append(f"--minutes {minutes:g} has no effect on a run that has begun: {kept}")
         return config, told, None
     if data is None:
-        problem = f"no run at {folder} to go on with. Name a RECIPE, or your own pictures with --data folder:PHOTOS"
+        problem = f"no run at {folder} to resume. Name a RECIPE, or your own pictures with --data folder:PHOTOS"
         raise PraError(problem, code="missing", path=folder)
     if start:
         base = weights.model_folder(start)

@@ -87,7 +87,7 @@ def fit(kind: Any, value: Any, where: str) -> Any:
     NumPy scalars. Strings are not numbers, and numbers are not booleans. Functions in ``Annotated`` check the range.
 
     Raises:
-        PraError: the value has another type, is out of range, or names no member. ``where`` names the setting.
+        PraError: the value has another type, is out of range, or is not a member. ``where`` names the setting.
     """
     if typing.get_origin(kind) is Annotated:
         kind, *checks = typing.get_args(kind)

@@ -24,7 +24,7 @@ class Prediction(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(Settings):
-    """A pre-norm transformer. ``width`` is a multiple of ``heads``, and ``width / heads`` of 4 (2-D RoPE)."""
+    """A pre-norm transformer. ``width`` is a multiple of ``heads``; ``width / heads`` is a multiple of 4 (2-D RoPE)."""
 
     depth: Depth
     width: Size
@@ -42,8 +42,9 @@ class TransformerConfig(Settings):
 class HeadConfig(Settings):
     """The flow-matching head: ``depth`` residual MLP blocks that share ``modulations`` AdaLN projections.
 
-    With ``shortcut`` a second head of the same sizes learns steps of its flow (shortcut models, arXiv 2410.12557): told
-    how long a step is, it gives the mean velocity over it, for sampling in few evaluations (``Solver.SHORTCUT``).
+    With ``shortcut`` a second head of the same sizes learns steps of its flow (shortcut models, arXiv 2410.12557). It
+    takes the length of a step and returns the mean velocity over it, for sampling in few evaluations
+    (``Solver.SHORTCUT``).
     """
 
     depth: Depth
@@ -59,13 +60,13 @@ class HeadConfig(Settings):
             problem = f"is not divisible by modulations {self.modulations}: each projection serves as many blocks"
             raise wrong("head depth", self.depth, f"{problem}. Use a depth of {nearest}")
         if self.shortcut and self.prediction is not Prediction.VELOCITY:
-            problem = "does not go with shortcut, which gives mean velocities: prediction must be velocity"
+            problem = "excludes shortcut, which predicts mean velocities. Use velocity, or shortcut=false"
             raise wrong("prediction", self.prediction.value, problem)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(Settings):
-    """The state encoder ``G``: a residual MLP on each patch, with the condition ``h_i`` beside it or not."""
+    """The state encoder ``G``: a residual MLP on each patch, with or without the condition ``h_i``."""
 
     depth: Depth
     width: Size
@@ -88,7 +89,7 @@ class DeblockConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig(Settings):
-    """Learned states: the encoder ``G``, the ``state_dim`` numbers between, and the pixel decoder ``D``.
+    """Learned states: the encoder ``G``, states of ``state_dim`` numbers, and the pixel decoder ``D``.
 
     Without ``context`` the decoder writes each patch from its own state alone (for the ablation: PRA's reads all
     states so far). ``deblock`` is a filter of finished pictures; the paper has none.
@@ -119,8 +120,8 @@ class FrozenConfig(Settings):
 class TextConfig(Settings):
     """Captions as conditions: ``tokens`` learned queries read a text of at most ``max_length`` bytes (UTF-8).
 
-    ``transformer`` is the one that reads, in both directions. With ``frozen`` it reads the features of that encoder in
-    place of bytes, and ``max_length`` counts the encoder's tokens.
+    ``transformer`` is the reader; it attends in both directions. With ``frozen`` it reads the features of that encoder
+    in place of bytes, and ``max_length`` counts the encoder's tokens.
     """
 
     max_length: Annotated[int, within(1, 4096)] = 96
@@ -136,16 +137,16 @@ class TextConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(Settings):
-    """The images, their patches and their classes; and what every kind of model states of itself.
+    """The images, their patches and their classes, and the members that every kind of model has.
 
     ``num_classes`` counts the real classes; the null class that guidance needs comes on top. With ``text`` a caption
     stands beside the class. Each kind also has ``class_tokens``, the tokens of a class before the patches; a
     ``codec`` (``None`` if it writes pixels directly), the ``width`` of the transformer that reads the patches, and
-    ``in_words()``: its parts for a person, a name and a sentence each.
+    ``in_words()``, a name and a sentence for each part.
 
     Attributes:
         name: of this kind of model; ``title`` is what a model card calls it, and ``tags`` are its tags on the Hub.
-        autoregressive: whether patches are generated in raster order, each from those before it, not all at once.
+        autoregressive: whether patches are generated in raster order, each from the patches before it.
         reading_time: the flow time at which images are read for features by default; ``None`` if clean images are read.
     """
 

@@ -14,7 +14,7 @@ from pra.errors import PraError
 
 
 class Fit(enum.Enum):
-    """How an image comes to the model's size: scaled and centre-cropped as in ADM, randomly cropped, padded."""
+    """How an image is brought to the model's size: scaled and centre-cropped as in ADM, randomly cropped, padded."""
 
     CENTER_CROP = "center-crop"
     RANDOM_CROP = "random-crop"
@@ -41,7 +41,7 @@ class DataConfig(Settings):
 
     ``validation`` names the held-out images that ``train.validate_every`` measures the loss on: a share of the training
     images, such as ``0.05``, which the run then does not learn from; ``test``, the source's own test split; or another
-    source, such as ``folder:VAL``. None holds nothing out. ``on_caption`` is of models that learn from captions.
+    source, such as ``folder:VAL``. None holds nothing out. ``on_caption`` applies to models that learn from captions.
     """
 
     source: str
@@ -66,7 +66,7 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Targets(Settings):
-    """Published figures that a recipe is to be held against."""
+    """Published figures to compare a recipe with."""
 
     source: str
     parameters: float | None = None
@@ -100,11 +100,11 @@ class RunConfig(Settings):
             problem = "is for autoregressive models. Set train.rollout=Clean"
             raise wrong("train.rollout", type(train.rollout).__name__, problem)
         if self.model.codec is None and train.codec_warmup:
-            problem = "finds no codec in this model. Set train.codec_warmup=0"
+            problem = "needs a codec, which this model lacks. Set train.codec_warmup=0"
             raise wrong("train.codec_warmup", train.codec_warmup, problem)
         if train.validate_every and self.data.validation is None:
             fix = "Set data.validation, for example to 0.05, or train.validate_every=0"
-            raise wrong("train.validate_every", train.validate_every, f"finds no held-out images. {fix}")
+            raise wrong("train.validate_every", train.validate_every, f"needs held-out images. {fix}")
         if train.trainable == ("shortcut",) and not (self.model.has_shortcut and self.initial):
             problem = "is for the second head (model.head.shortcut) of a trained model (initial)"
             raise PraError(f"train.trainable=shortcut {problem}. Set all three with `pra distill RUN`", code="conflict")

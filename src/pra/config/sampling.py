@@ -8,7 +8,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Annotated
 
-from pra.config.checks import NaturalFloat, PositiveFloat, Settings, Share, positive, within, wrong
+from pra.config.checks import NaturalFloat, PositiveFloat, PositiveInt, Settings, Share, positive, within, wrong
 from pra.config.model import AnyModelConfig
 
 
@@ -32,11 +32,11 @@ class Solver(enum.Enum):
 
 
 SHORTCUT_STEPS = (1, 2, 4, 8)
-"""Numbers of equal steps that a head with shortcuts learns to take the path in."""
+"""Numbers of equal steps that a head with shortcuts learns."""
 
 
 LARGEST_STEPS = 10_000
-"""Beyond this the times of a grid in float32 need not rise."""
+"""Largest number of steps: beyond it, neighbouring times of a grid may be equal in float32."""
 
 
 class TimeGrid(enum.Enum):
@@ -51,9 +51,11 @@ class TimeGrid(enum.Enum):
 class SamplingConfig(Settings):
     """How an image is sampled. ``guidance`` 1 is off; ``steps`` counts solver intervals, not evaluations.
 
-    Guidance acts at flow times within ``guidance_interval`` (0 is noise, 1 data; both ends belong to it), elsewhere
-    there is none (arXiv 2404.07724). ``shift`` beyond 1 moves the times of the grid towards noise (arXiv 2403.03206).
-    ``times`` are a grid of one's own in place of both, ``steps + 1`` of them (:mod:`pra.sampling.learnt_grid`).
+    Guidance acts only at flow times within ``guidance_interval`` (0 is noise, 1 data; ends included; arXiv 2404.07724).
+    ``shift`` above 1 moves the times of the grid towards noise (arXiv 2403.03206). ``times`` replaces both by a grid of
+    ``steps + 1`` numbers (:mod:`pra.sampling.learnt_grid`).
+    ``raster_steps`` are numbers of steps for equal stretches of the raster, and ``steps`` is the largest of them: 4,2,1
+    takes 4 in its first third, 2 in the next and 1 in the last (arXiv 2505.20297: early patches need more).
     ``deblock`` applies the model's deblocking filter, if it has one, to the finished picture.
     """
 
@@ -67,6 +69,7 @@ class SamplingConfig(Settings):
     shift: PositiveFloat = 1.0
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     times: tuple[float, ...] | None = None
+    raster_steps: tuple[PositiveInt, ...] | None = None
     deblock: bool = True
 
     def __post_init__(self) -> None:
@@ -74,15 +77,29 @@ class SamplingConfig(Settings):
         within(0.0, self.guidance_interval[1])(self.guidance_interval[0], "guidance_interval")
         if self.times is not None:
             self._check_times(self.times)
+        if self.raster_steps is not None:
+            self._check_raster(self.raster_steps)
 
     @property
     def adds_noise(self) -> bool:
-        """Whether the solver is that of an SDE, which draws noise in every interval."""
+        """Whether the solver integrates an SDE, which draws noise in every interval."""
         return self.solver is Solver.EULER_MARUYAMA
 
     def with_steps(self, steps: int) -> SamplingConfig:
-        """Return a copy with another number of steps; ``times`` are for one number of steps, and go with it."""
-        return dataclasses.replace(self, steps=steps, times=self.times if steps == self.steps else None)
+        """Return a copy with another number of steps everywhere, without ``times`` and ``raster_steps``."""
+        return self if steps == self.steps else dataclasses.replace(self, steps=steps, times=None, raster_steps=None)
+
+    def steps_at(self, position: int, patches: int) -> int:
+        """Return the number of steps at one of ``patches`` raster positions."""
+        counts = self.raster_steps or (self.steps,)
+        return counts[position * len(counts) // patches]
+
+    @property
+    def steps_in_words(self) -> str:
+        """Return ``"3"``, or ``"4, 2, 1 (along the raster)"``."""
+        if self.raster_steps is None:
+            return str(self.steps)
+        return f"{', '.join(map(str, self.raster_steps))} (along the raster)"
 
     def _check_times(self, times: tuple[float, ...]) -> None:
         given = ",".join(f"{t:g}" for t in times)
@@ -94,24 +111,42 @@ class SamplingConfig(Settings):
             problem = f"leave out time_grid {self.time_grid.value} and shift {self.shift:g}"
             raise wrong("times", given, f"are the grid themselves: {problem}")
 
+    def _check_raster(self, counts: tuple[int, ...]) -> None:
+        given = ",".join(map(str, counts))
+        if not counts or max(counts) != self.steps:
+            fix = f"Set steps to {max(counts, default=1)} as well"
+            problem = f"must have steps {self.steps} as the largest number. {fix}"
+            raise wrong("raster_steps", given or "()", problem)
+        if self.times is not None:
+            raise wrong("raster_steps", given, "do not go with times, which are for one number of steps. Leave one out")
+
 
 def check_sampling(model: AnyModelConfig, sampling: SamplingConfig) -> None:
     """Refuse settings that a model cannot be sampled with."""
     if not model.autoregressive and sampling.schedule is GuidanceSchedule.LINEAR:
         problem = f"rises along the raster, and {model.name} makes all patches at once. Use the schedule constant"
         raise wrong("schedule", "linear", problem, "unsupported")
+    counts = sampling.raster_steps or (sampling.steps,)
+    if sampling.raster_steps is not None:
+        given = ",".join(map(str, counts))
+        if not model.autoregressive:
+            problem = f"change along the raster, and {model.name} makes all patches at once. Use steps"
+            raise wrong("raster_steps", given, problem, "unsupported")
+        if len(counts) > model.num_groups:
+            problem = f"are {len(counts)} numbers for {model.num_groups} raster positions. Give at most one for each"
+            raise wrong("raster_steps", given, problem)
     if sampling.solver is not Solver.SHORTCUT:
         return
     if not model.has_shortcut:
         fix = "Add one with `pra distill RUN` (model.head.shortcut=true), or use another solver"
         raise wrong("solver", "shortcut", f"needs a second head, which this model does not have. {fix}", "unsupported")
-    found = [] if sampling.steps in SHORTCUT_STEPS else [f"steps {sampling.steps}"]
+    found = [f"steps {count}" for count in dict.fromkeys(counts) if count not in SHORTCUT_STEPS]
     if sampling.times is not None:
-        found = ["times of one's own"]
+        found = ["times"]
     if sampling.time_grid is not TimeGrid.UNIFORM:
         found.append(f"time_grid {sampling.time_grid.value}")
     if sampling.shift != 1.0:
         found.append(f"shift {sampling.shift:g}")
     if found:
         known = ", ".join(map(str, SHORTCUT_STEPS))
-        raise wrong("solver", "shortcut", f"takes {known} equal steps, as its head has learnt, not {', '.join(found)}")
+        raise wrong("solver", "shortcut", f"takes {known} equal steps, not {', '.join(found)}")

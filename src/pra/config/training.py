@@ -83,15 +83,15 @@ class EncoderInput(enum.Enum):
 class ObjectiveConfig(Settings):
     """Loss weights and the randomness of a training step (docs/method.md).
 
-    ``perturbed_weight`` is of the reconstruction loss on pixels decoded from perturbed states, where the rollout is
-    :class:`Parallel`; ``deblocked_weight`` is of the loss on pictures after the deblocking filter, where there is one,
-    averaged over both kinds of states. ``encoder_masking`` is the probability with which training hides, token by
-    token, the input ``encoder_masks`` from the state encoder.
+    ``perturbed_weight`` weights the reconstruction loss on pixels decoded from perturbed states (rollout
+    :class:`Parallel`). ``deblocked_weight`` weights the loss on pictures after the deblocking filter, averaged over
+    both kinds of states. ``encoder_masking`` is the probability with which training hides, token by token, the input
+    ``encoder_masks`` from the state encoder.
 
     ``noise_draws`` is the number of ``(t, eps)`` pairs per token for the flow loss; ``logit_normal_times`` draws those
     times as the sigmoid of a normal of ``time_mean`` and ``time_std`` (Stable Diffusion 3, arXiv 2403.03206), else
-    uniformly. JiT has one ``(t, eps)`` per image, and of the weights none. A head with shortcuts takes
-    ``shortcut_draws`` steps per token more, for the shortcut loss.
+    uniformly. JiT has one ``(t, eps)`` per image and ignores the weights. A head with shortcuts takes
+    ``shortcut_draws`` more steps per token, for the shortcut loss.
     """
 
     pixel_loss: PixelLoss = PixelLoss.L2
@@ -110,15 +110,16 @@ class ObjectiveConfig(Settings):
     encoder_masks: EncoderInput = EncoderInput.CONDITION
 
     def weight(self, term: str) -> float:
-        """Return the factor of a term in the total loss: the field ``TERM_weight``, or 1 where there is none."""
+        """Return the factor of a term in the total loss: the field ``TERM_weight``, or 1 without such a field."""
         return float(getattr(self, f"{term}_weight", 1.0))
 
 
 class LearningRate(enum.Enum):
-    """The learning rate after warm-up: constant, or a cosine to zero at the last step."""
+    """The learning rate after warm-up: constant, or down to zero at the last step."""
 
     CONSTANT = "constant"
     COSINE = "cosine"
+    LINEAR = "linear"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ MatrixOptimizer = Muon | None
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Settings):
-    """AdamW, and perhaps another optimizer for the hidden ``matrices`` of the model's blocks.
+    """AdamW, and optionally another optimizer for the hidden ``matrices`` of the model's blocks.
 
     All share the warm-up, the schedule and the weight decay, which acts on matrices only. ``clip`` bounds the norm of
     the whole gradient.
@@ -190,8 +191,8 @@ class Parallelism(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Settings):
-    """The training loop. ``batch_size`` is the global batch, which all processes share; of its part a process takes at
-    most ``micro_batch_size`` images at a time (accumulation).
+    """The training loop. ``batch_size`` is the global batch, which all processes share. A process takes at most
+    ``micro_batch_size`` images at a time (accumulation).
 
     ``parallel`` is for several processes. ``activation_checkpointing`` computes the insides of each block a second time
     in the backward pass rather than keep them: less memory, about a third more arithmetic. ``compile`` has torch fuse
@@ -206,8 +207,8 @@ class TrainConfig(Settings):
     the training so far. Each takes the memory and the disk of one more copy of the weights.
 
     Intervals are in steps. ``sample_every=0`` draws no grids. Every ``validate_every`` steps, and after the last, the
-    loss is measured on the held-out images of ``data.validation``; 0 is never. The newest ``keep_checkpoints`` stay,
-    and beside them for good those of every ``keep_every`` steps, a multiple of ``checkpoint_every``; 0 is none.
+    loss is measured on the held-out images of ``data.validation``; 0 is never. The newest ``keep_checkpoints`` stay.
+    Those of every ``keep_every`` steps, a multiple of ``checkpoint_every``, stay for good; 0 keeps only the newest.
     """
 
     steps: PositiveInt

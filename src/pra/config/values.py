@@ -17,11 +17,11 @@ from pra.errors import PraError, nearest
 T = TypeVar("T")
 
 TAGGED = (*alternatives(Rollout), JiTConfig, *alternatives(MatrixOptimizer))
-"""Classes that JSON names as "type". A class that is not among them needs no name: it is what no type means."""
+"""Classes that JSON names as "type". JSON without a type means the class that is not listed here."""
 
 
 def to_dict(config: Any) -> Any:
-    """Convert to plain JSON values. A dataclass of several possible (a rollout, JiT) carries its class as "type"."""
+    """Convert to plain JSON values. Where several classes are possible (a rollout, JiT), "type" names the class."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
         tag = {"type": type(config).__name__} if isinstance(config, TAGGED) else {}

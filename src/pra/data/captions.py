@@ -112,7 +112,7 @@ class Table:
 class Row(NamedTuple):
     """A line of a metadata file: its place in words, the picture's path from the folder, and its captions.
 
-    A ``problem`` concerns the line itself, which then names no picture.
+    A ``problem`` concerns the line itself, which then lacks a picture.
     """
 
     place: str

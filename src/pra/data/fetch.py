@@ -28,7 +28,7 @@ _HEADERS = {"User-Agent": "pra", "Accept-Encoding": "identity"}  # a compressed 
 
 
 class Promise(NamedTuple):
-    """The size in bytes and the SHA-256 of a file, as far as they are known beforehand."""
+    """The expected size in bytes and SHA-256 of a file, or None where unknown."""
 
     size: int | None = None
     sha256: str | None = None
@@ -40,7 +40,7 @@ def fetch_all(urls: Sequence[str], folder: Path, promises: Mapping[str, Promise]
     A file appears under its name when it is whole. If several processes call this, one fetches and the others wait.
 
     Raises:
-        PraError: a server cannot be reached or refuses, a file is not what was promised, or the disk is full.
+        PraError: a server cannot be reached or refuses, a file has another size or hash, or the disk is full.
     """
     files = [folder / name_of(url) for url in urls]
     try:
@@ -151,7 +151,7 @@ def _fetch(url: str, file: Path, promise: Promise, bar: _Bar) -> None:
     if promise.size not in (None, part.stat().st_size) or (promise.sha256 and file_sha256(part) != promise.sha256):
         part.unlink()
         fix = "Fetch it again, or repair it there"
-        raise PraError(f"{url} has not the size or SHA-256 that index.json promises. {fix}", "mismatch", url=url)
+        raise PraError(f"{url} does not have the size or SHA-256 in index.json. {fix}", "mismatch", url=url)
     part.replace(file)
 
 

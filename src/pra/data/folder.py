@@ -19,7 +19,7 @@ SYSTEM = frozenset({
     "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "system volume information",
     "lost+found", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
 })  # fmt: skip
-"""Names, in lower case, of what NAS boxes, Windows and macOS leave in folders: thumbnails and deleted pictures too."""
+"""Names, in lower case, of files that NAS boxes, Windows and macOS leave in folders: thumbnails, deleted pictures."""
 SPLITS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
@@ -82,7 +82,7 @@ class FolderSource(Files):
 
 @dataclass
 class _Tree:
-    """The pictures below a folder, as paths from there, its folders, and what is left out: kind -> count, example.
+    """The pictures below a folder, as paths from there, its folders, and the files left out: kind -> count, example.
 
     ``metadata`` are files that may hold captions, and ``texts`` the paths of text files without their ending.
     """
@@ -98,7 +98,7 @@ class _Tree:
         self.left_out[kind] = count + 1, example
 
     def told(self) -> str:
-        """Return what is left out in words, the most frequent first; empty where nothing is."""
+        """Return a sentence about the files left out, the most frequent kind first, or an empty string."""
         kinds = sorted(self.left_out.items(), key=lambda kind: -kind[1][0])
         words = [f"{count:,} {kind} (such as {example})" for kind, (count, example) in kinds[:_MOST_KINDS]]
         more = f" and {len(kinds) - _MOST_KINDS} more kinds" if len(kinds) > _MOST_KINDS else ""
@@ -109,7 +109,7 @@ class _Tree:
 
 
 def _training_split(path: Path) -> Path:
-    """Return the training split of a folder of splits, which is said, and any other folder as it is."""
+    """Return the training split of a folder of splits, with a warning. Return any other folder unchanged."""
     with os.scandir(path) as entries:
         kinds = {entry.name: _kind(entry) for entry in entries if not _of_the_system(entry.name)}
     names = sorted(name for name, kind in kinds.items() if kind == "folder")
@@ -118,7 +118,7 @@ def _training_split(path: Path) -> Path:
         return path
     training = [name for name in names if _split_of(name) == "train"]
     if len(training) != 1:
-        problem = f"{path} holds {len(training) or 'no'} training split(s) ({', '.join(names)})"
+        problem = f"{path} holds {len(training)} training splits ({', '.join(names)})"
         fix = f"Give the folder of one split, such as folder:{path / (training or names)[0]}"
         raise PraError(f"{problem}. {fix}", "conflict", path=path)
     others = [name for name in names if name != training[0]]

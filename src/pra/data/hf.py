@@ -92,7 +92,7 @@ def _warn_of_left_out(name: str, folder: Path) -> None:
     if found:
         example = f"{len(found)} left out, such as {min(found)}"
         fix = "Convert them to PNG or JPEG, or use folder:"
-        warn_once(f"{name}: {example}: the library reads no files of that extension. {fix}")
+        warn_once(f"{name}: {example}: the library does not read that extension. {fix}")
 
 
 class _Rows(Files):

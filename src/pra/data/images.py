@@ -28,7 +28,7 @@ MOST_CLASSES = 100_000
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
-"""Pillow's names of the formats that are read, as far as this Pillow has them. For EPS it would start Ghostscript."""
+"""Pillow's names of the formats that are read, if this Pillow has them. For EPS it would start Ghostscript."""
 
 MOST_PIXELS, MOST_ASPECT = 64_000_000, 100
 """Limits of a picture: its pixels, and how many times as narrow it may be as the crop.

@@ -44,7 +44,7 @@ WORTH_A_WORKER = 512
 """Fewer images than this are read faster without another process."""
 
 SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC)
-"""Errors of a machine, or of its limits, that has too little for so many processes."""
+"""Errors of a machine whose memory or limits do not allow the number of processes."""
 
 Label: TypeAlias = int | npt.NDArray[np.int64]
 
@@ -79,7 +79,7 @@ class Batch(NamedTuple):
     skipped: int
 
     def pin_memory(self) -> Batch:
-        """Return it in memory from which a GPU copies while both work on."""
+        """Return the batch in pinned memory, from which a GPU copies asynchronously."""
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), self.skipped)
 
 
@@ -88,7 +88,7 @@ class TrainingSet(Dataset[Sample]):
 
     Epoch ``g // n`` goes through all ``n`` images in its own order (for a stream: as far as reading forward allows).
     Order, crops, flips and captions depend on ``seed`` and ``g`` alone, so any part of the sequence can be made again
-    anywhere. ``row`` is of the model's condition (:data:`Row`), where it reads captions.
+    anywhere. ``row`` belongs to the model's condition (:data:`Row`), if it reads captions.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ def _batch(dataset: TrainingSet, block: range) -> Batch:
 
 
 def told(source: Source, index: int, row: Row | None, seed: int, g: int) -> Label:
-    """Return what a model is told of an image: its class, or a row with :func:`one_caption`."""
+    """Return the label of an image as a model takes it: its class, or a row with :func:`one_caption`."""
     label = int(source.labels[index])
     return label if row is None else row(label, one_caption(source, index, seed, g))
 
@@ -188,11 +188,12 @@ def from_workers(work: Callable[[K], V], items: Iterable[K], workers: int, pin_m
     """Yield ``work(item)`` for each item, in order, done ahead by ``workers`` processes (0: in this one).
 
     ``work`` can be pickled, ``items`` may have no end. With ``pin_memory`` results have a method of that name. The
-    processes end with the iterator, whatever they are at. Close it: the traceback of a kept exception would keep it.
+    processes end with the iterator, in the middle of their work. Close it: the traceback of a stored exception would
+    keep it alive.
 
     Raises:
         PraError: one of ``work``; or a worker has died, or has too little memory or open files.
-        Exception: of ``work``, as it was; one of a worker has the worker's traceback in a note.
+        Exception: any exception of ``work``; in a worker, its traceback is added as a note.
     """
     if not workers:
         for item in items:
@@ -239,16 +240,16 @@ def _started(loader: DataLoader[Any]) -> Any:
                 worker.join()
         for frame, _ in traceback.walk_tb(error.__traceback__):
             if "_workers" in vars(half_made := frame.f_locals.get("self", loader)):
-                half_made._shutdown = True  # else torch prints that it cannot end workers which it has not started
+                half_made._shutdown = True  # else torch complains that it cannot end workers it has not started
         raise _too_little(error) if _is_scarce(error) else error from None
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, handler)  # torch's raises wherever this process is, in a step or a save
+        signal.signal(signal.SIGCHLD, handler)  # torch's handler raises anywhere, in a step or a save
     _watch(stream)
     return stream
 
 
 def _watch(stream: Any) -> None:
-    """Let whoever waits for a result notice a worker that dies: it may have sent half of one, and keep its lock."""
+    """Make the wait for a result end when a worker dies: it may have sent half a result, and still hold the lock."""
     reader, ends = stream._worker_result_queue._reader, [worker.sentinel for worker in stream._workers]
 
     def poll(timeout: float) -> bool:
@@ -257,15 +258,15 @@ def _watch(stream: Any) -> None:
     def read(handle: int, size: int) -> bytes:
         while not wait([handle], 0.1):
             if wait(ends, 0):
-                raise queue.Empty  # on which torch looks after its workers
-        return os.read(handle, min(size, 2**20))  # memory for so much is taken each time
+                raise queue.Empty  # torch then checks its workers
+        return os.read(handle, min(size, 2**20))  # os.read allocates this much at every call
 
     reader._poll, reader._recv = poll, functools.partial(reader._recv, read=read)
 
 
 def _end(stream: Any) -> None:
-    """End the workers, whatever they are at: they have nothing to save."""
-    if stream._shutdown:  # by atexit; a generator that nobody closed ends later, when signals are gone
+    """Kill the workers at once: they have nothing to save."""
+    if stream._shutdown:  # by atexit: an unclosed generator ends later, when signals are gone
         return
     for worker in stream._workers:
         worker.kill()
@@ -275,8 +276,8 @@ def _end(stream: Any) -> None:
 class _Packed(Dataset[Any]):
     """Does the work in a worker, and sends the result, or the exception in its place, as bytes.
 
-    torch would send tensors through shared memory, of which containers have little, and exceptions as text; a result
-    that it cannot pickle it loses, and then waits for it for ever.
+    torch would send tensors through shared memory, which is small in containers, and exceptions as text. It would lose
+    a result that it cannot pickle, and wait for it forever.
     """
 
     def __init__(self, work: Callable[[Any], Any]) -> None:
@@ -314,7 +315,7 @@ class _Parcel:
 
 
 def _pickled(value: Any) -> bytes:
-    """Pickle tensors by their numbers. By itself torch calls for shared memory, or writes an archive."""
+    """Pickle tensors as arrays: torch itself would use shared memory, or write an archive."""
     buffer = io.BytesIO()
     pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
     pickler.dispatch_table = copyreg.dispatch_table | {Tensor: lambda tensor: (torch.from_numpy, (tensor.numpy(),))}
@@ -329,7 +330,7 @@ def _death(stream: Any) -> PraError:
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     if how in ("by SIGKILL", "by SIGBUS"):
         return _too_little(f"ended {how}")
-    fix = "See what it says above, or read the data in this process (0 workers) to see its error"
+    fix = "See its output above, or read the data in this process (0 workers) to see its error"
     return PraError(f"a process that prepares data has ended {how}. {fix}", "lost")
 
 
@@ -346,7 +347,7 @@ def _too_little(reason: object) -> PraError:
 
 
 def _begin_worker(worker: int) -> None:
-    # Terminals and job schedulers signal all processes: the main one decides when its workers stop.
+    # Terminals and job schedulers signal all processes, but the main process decides when its workers stop.
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -423,14 +424,13 @@ def _prepared(
     config: DataConfig,
     key: Tensor | None,
 ) -> tuple[int, npt.NDArray[np.uint8], Label, int]:
-    """Return the first candidate that can be used, its pixels as of ``prepare``, what a model is told of it, and the
-    number of those before it."""
+    """Return the first usable candidate, its pixels, its label, and the number of candidates skipped before it."""
     for skipped, index in enumerate(candidates):
         try:
             pixels = prepare(source.image(index), size, channels, config, key, source.where(index))
             return index, pixels, tell(index), skipped
         except CorruptImage as error:
-            # An image that could not be opened for want of file descriptors is not corrupt: it must not be left out.
+            # Too many open files: the image itself is not corrupt, so do not leave it out.
             if getattr(config, error.setting) is OnCorrupt.ERROR or _is_scarce(error.__cause__):
                 raise
             problem = error.problem
@@ -438,6 +438,6 @@ def _prepared(
 
 
 def none_readable(source: Source, tried: int, example: str) -> PraError:
-    """Return the error for a source of which no image that was tried can be read."""
+    """Return the error for a source whose images cannot be read."""
     problem = f"none of the {tried} images can be read (for example {example})"
     return PraError(f"{source.name}: {problem}. Check the data", "unreadable", name=source.name)

@@ -77,7 +77,7 @@ def pack(source: Source, folder: Path, packing: Packing, workers: int) -> Packed
     """
     plan = {"source": source.name, "images": len(source), **dataclasses.asdict(packing)}
     if (folder / PLAN).exists() and read_json(folder / PLAN) == plan:
-        return _tidied(folder, read_json(folder / INDEX, shardlist=list, skipped=list))  # killed before it was tidy
+        return _tidied(folder, read_json(folder / INDEX, shardlist=list, skipped=list))  # left by a killed process
     check_free(folder, OTHER)
     partial = partial_folder(folder)
     with locked(partial, "filled", OTHER):
@@ -148,7 +148,7 @@ def _channels(image: Image.Image, kind: str) -> int:
 
 
 def _record(shard: Path) -> Path:
-    return shard.with_suffix(".json")  # written after the shard, says what is in it
+    return shard.with_suffix(".json")  # written after the shard, lists its content
 
 
 def _write_missing(source: Source, shards: dict[Path, Sequence[int]], packing: Packing, workers: int) -> None:

@@ -140,7 +140,7 @@ SOURCES: Registry[Callable[[str, str], Source]] = Registry("data source", "pra.s
 
 
 def register_source(name: str, function: Callable[[str, str], Source]) -> None:
-    """Make ``NAME`` and ``NAME:ARGUMENT`` names of data sources in this process, for ``--data`` and all else.
+    """Register ``NAME`` and ``NAME:ARGUMENT`` as data sources in this process, for ``--data`` and everything else.
 
     ``function`` takes the whole name, which becomes :attr:`Source.name`, and the argument. Packages register theirs for
     every process by an entry point of the group ``pra.sources``. Refuse a name that is built in or malformed.

@@ -204,7 +204,7 @@ def load_index(tars: Sequence[Path], scan: Callable[[], TarIndex], beside: Seque
 
 
 def _is_of(index: TarIndex, tars: Sequence[int]) -> bool:
-    """Return whether a saved index fits tars of so many bytes: the file beside them may be anything."""
+    """Return whether a saved index fits tars of these sizes: the file beside them may be anything."""
     kinds = _KINDS | (_TEXTS if "text_offsets" in index else {})
     if any(index[name].dtype.kind != kind or index[name].ndim != 1 for name, kind in kinds.items()):
         return False
@@ -223,7 +223,7 @@ def members(
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield an uncompressed tar of ``size`` bytes and each member of it.
 
-    Refuse other files, and what ``tarfile`` takes for the end: a broken header, or a missing block of zeros.
+    Refuse other files, and endings that ``tarfile`` accepts: a broken header, or a missing block of zeros.
     """
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:

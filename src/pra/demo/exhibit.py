@@ -1,4 +1,4 @@
-"""The models on show, and what the page tells of them: from a run's folder, or the files beside a saved model."""
+"""The models on show, and their descriptions: from a run's folder, or the files beside a saved model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from pra.bench.pareto import Tier, offered
 from pra.config import DataConfig, Fit, OnSmall, RunConfig
 from pra.errors import PraError, one_line
 from pra.evaluation.report import (
@@ -34,7 +35,7 @@ class Exhibit:
     """A model on show, in evaluation mode.
 
     Its weights are in ``folder``: a checkpoint, or a saved model. ``run`` and ``config`` are those of the run that the
-    weights are from, if its folder is there.
+    weights are from, if its folder is there. ``tiers`` are what ``pra bench pareto`` found.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Exhibit:
     run: Path | None
     config: RunConfig | None
     model: Model
+    tiers: tuple[Tier, ...] = ()
 
     @functools.cached_property
     def samplers(self) -> Samplers:
@@ -50,17 +52,17 @@ class Exhibit:
 
     @property
     def takes_class(self) -> bool:
-        """Whether a class is chosen for it: a model that reads captions may have one class alone."""
+        """Whether a visitor chooses a class: a model that reads captions may have only one."""
         return len(self.model.classes) > 1 or not self.reads_captions
 
     @property
     def reads_captions(self) -> bool:
-        """Whether it draws what a text says."""
+        """Whether the model reads captions."""
         return self.model.config.text is not None
 
     @property
     def data(self) -> DataConfig:
-        """How a picture is brought to the model's size: as in training, and enlarged where it is too small."""
+        """How a picture is brought to the model's size: as in training, and enlarged if it is too small."""
         fit = self.config.data.fit if self.config else Fit.CENTER_CROP
         return DataConfig(source="", fit=Fit.PAD if fit is Fit.PAD else Fit.CENTER_CROP, on_small=OnSmall.UPSCALE)
 
@@ -69,7 +71,7 @@ class Exhibit:
 class About:
     """The description of a model: facts by name, lists of pictures by title, and a card in Markdown, if any.
 
-    ``missing`` says what is not known, and why.
+    ``missing`` says what is unknown, and why.
     """
 
     name: str
@@ -96,7 +98,8 @@ def load_exhibits(
         folder = weights.model_folder(place, average)
         run = weights.run_of(folder)
         model = weights.load(folder, average, device)
-        exhibits.append(Exhibit(one_line(name), folder, run, read_run(run) if run else None, model))
+        tiers = tuple(offered(folder, run, average))
+        exhibits.append(Exhibit(one_line(name), folder, run, read_run(run) if run else None, model, tiers))
     classes = [exhibit.model.classes for exhibit in exhibits if exhibit.takes_class]
     if classes and classes[0] != classes[-1]:
         shown = "; ".join(f"{len(found)}: {', '.join(found[:3])} ..." for found in classes)
@@ -118,7 +121,7 @@ def _short(place: Path | None) -> str:
 
 
 def describe(exhibit: Exhibit) -> About:
-    """Describe a model. The run's folder is read every time: a run that trains has more to show.
+    """Describe a model. The run's folder is read every time, since a run that trains has new results.
 
     A model without its run is described by the files that `pra export` puts beside the weights.
     """
@@ -133,7 +136,7 @@ def describe(exhibit: Exhibit) -> About:
         card = folder / CARD
         text = read_card(card) if card.exists() else ""
         why = "This is a saved model without the folder of its run"
-        why += "." if text else ", and no model card lies beside it: how it was trained is not told."
+        why += "." if text else ", without a model card: its training is unknown."
         return About(exhibit.name, facts, shown, text, why)
     facts = {"Recipe": config.recipe, **in_words(config), **parameters, "Weights": folder.name}
     done, made = progress(run, config), origin(recorded(run))

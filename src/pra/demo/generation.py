@@ -15,6 +15,7 @@ from torch import Tensor
 from pra.config import SHORTCUT_STEPS, SamplingConfig, Solver
 from pra.demo.exhibit import Exhibit
 from pra.errors import PraError, one_line
+from pra.evaluation.report import sampling_in_words
 from pra.models import Model
 
 MOST_PICTURES = 16
@@ -28,7 +29,7 @@ SHOWN = 200
 EVERY_CLASS = -1
 """A label: each class in turn."""
 OWN_STEPS = 0
-"""A number of steps: as many as each model recommends."""
+"""A number of steps that means each model's recommendation."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Request:
 
     ``label`` may be the model's null class or :data:`EVERY_CLASS`; ``seed`` is that of the first picture, and the next
     ones follow; ``steps`` may be :data:`OWN_STEPS`. Models that read captions draw ``caption``, if it is not blank.
+    ``tier`` names settings in place of guidance and steps, for models that have measured ones.
     """
 
     label: int
@@ -45,6 +47,7 @@ class Request:
     guidance: float
     steps: int
     caption: str = ""
+    tier: str = ""
 
     def __post_init__(self) -> None:
         if self.label is None:
@@ -62,8 +65,8 @@ class Request:
 class Sheet:
     """The pictures of one model so far: ``(B, C, h, W)`` in [-1, 1] on the CPU, the first ``h`` of ``height`` rows.
 
-    ``kept`` pixel rows are the visitor's own. ``note`` says what was changed about the request, and ``error`` why it
-    ended early.
+    ``kept`` pixel rows are the visitor's own. ``note`` says what was changed in the request, and ``error`` why it ended
+    early.
     """
 
     name: str
@@ -97,7 +100,7 @@ def answer(
 
 
 def class_number(chosen: Any, model: Model) -> Any:
-    """Return the class that a visitor has chosen, or has typed: a name, or else a number. Refuse unknown ones."""
+    """Return the class that a visitor has chosen or typed: a name, or else a number. Refuse unknown classes."""
     if not isinstance(chosen, str):
         return chosen
     text = chosen.strip()[:LONGEST_NAME]
@@ -115,7 +118,7 @@ def sampling_of(model: Model, request: Request) -> SamplingConfig:
 
 
 def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator[Sheet]:
-    """Yield the sheets of one model, the first before anything is made. An error stands on the last."""
+    """Yield the sheets of one model, the first one empty. The last carries an error, if there was one."""
     model, config = exhibit.model, exhibit.model.config
     labels, text = _labels(exhibit, request), model.condition.kept(request.caption)
     seeds = [int(request.seed) + place for place in range(int(request.count))]
@@ -127,8 +130,12 @@ def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator
     sheet = Sheet(exhibit.name, pictures, config.image_size[0], start.shape[1], captions)
     yield sheet
     try:
-        settings, notes = sampling_of(model, request), [_about_caption(exhibit, request.caption)]
-        if request.steps not in (OWN_STEPS, settings.steps):
+        tier = next((tier for tier in exhibit.tiers if tier.name == request.tier), None)
+        settings = tier.sampling if tier else sampling_of(model, request)
+        notes = [_about_caption(exhibit, request.caption)]
+        if tier:
+            notes.append(f"{tier.name}: {sampling_in_words(settings, config.unit)}")
+        elif request.steps not in (OWN_STEPS, settings.steps):
             instead = f"{settings.steps} steps in place of {request.steps:g}"
             notes.append(f"{instead}: this model takes {', '.join(map(str, SHORTCUT_STEPS))}")
         sheet = replace(sheet, note="; ".join(filter(None, notes)))
@@ -140,7 +147,7 @@ def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator
     except PraError as error:
         yield replace(sheet, error=str(error))
     except torch.OutOfMemoryError:
-        yield replace(sheet, error=f"no memory for {len(seeds)} pictures at once on this device; ask for fewer")
+        yield replace(sheet, error=f"{len(seeds)} pictures at once do not fit into the memory; ask for fewer")
 
 
 def _labels(exhibit: Exhibit, request: Request) -> list[int] | None:
@@ -152,7 +159,7 @@ def _labels(exhibit: Exhibit, request: Request) -> list[int] | None:
 
 
 def _in_words(exhibit: Exhibit, label: int | None, text: str) -> str:
-    """Return what a picture shows, for a person: the class, the text, or both."""
+    """Return a picture's caption: the class, the text, or both."""
     shown, names = one_line(text, SHOWN), (*exhibit.model.classes, "no class")
     if label is None or (shown and label == exhibit.model.condition.null):
         return shown or "no caption"
@@ -160,9 +167,9 @@ def _in_words(exhibit: Exhibit, label: int | None, text: str) -> str:
 
 
 def _about_caption(exhibit: Exhibit, caption: str) -> str:
-    """Say what a model leaves out of a visitor's caption, or nothing."""
+    """Return a note about the part of a caption that the model does not read, or an empty text."""
     if caption.strip() and not exhibit.reads_captions:
-        return "this model reads no captions"
+        return "this model does not read captions"
     return exhibit.model.condition.unread([caption])
 
 

@@ -28,7 +28,7 @@ SMALL = 128
 """Pixels; smaller pictures are enlarged pixel by pixel, without smoothing."""
 MOST_KEPT = 48
 """Pictures in a visitor's gallery; older ones go."""
-BROKEN = "something is wrong with this demo, and not with what you asked for; whoever runs it finds it in the log"
+BROKEN = "this demo failed, and not because of your request; the person who runs it finds the cause in the log"
 
 Entry = tuple[Image.Image, str]
 """A picture of a gallery, and its caption."""
@@ -38,9 +38,9 @@ News = tuple[str, str, list[Entry]]
 
 @dataclass
 class Turn:
-    """The number of the latest press of a visitor's buttons, which ends all earlier ones. "Stop" is a press, too.
+    """The number of the latest press of a visitor's buttons, which ends all earlier presses. "Stop" is a press, too.
 
-    Gradio's own way to cancel an event lets late news of it through, and can take the next press with it.
+    Gradio's own way to cancel an event lets late updates through, and can cancel the next press as well.
     """
 
     number: int = 0
@@ -52,7 +52,7 @@ class Turn:
 
 
 class Handlers:
-    """The buttons, for one model or two. Of a generator's values the last is what stays on the page."""
+    """The buttons, for one model or two. The last value of a generator stays on the page."""
 
     def __init__(self, exhibits: Sequence[Exhibit]) -> None:
         self.exhibits = exhibits
@@ -62,8 +62,8 @@ class Handlers:
     ) -> Iterator[News]:
         """Yield stage, status and gallery whenever rows of patches are finished.
 
-        ``path`` and ``rows`` are an uploaded picture and how much of it to keep; without ``rows`` pictures begin from
-        nothing. ``label`` and ``asked`` are the fields of a request, the label perhaps as text.
+        ``path`` and ``rows`` are an uploaded picture and the rows to keep; without ``rows`` pictures are generated from
+        scratch. ``label`` and ``asked`` are the fields of a request; the label may be text.
         """
         begin = time.monotonic()
         sheets: tuple[Sheet, ...] = ()
@@ -77,19 +77,19 @@ class Handlers:
                     return
                 done = min(sheet.pictures.shape[2] / sheet.height for sheet in sheets)
                 yield html("stage", sheets), html("words", f"{done:.0%} of the rows"), kept
-            new = []
+            new, how = [], request.tier or f"guidance {request.guidance:g}"
             for sheet in sheets:
                 name = f"{sheet.name}, " if len(sheets) > 1 else ""
                 if sheet.finished and not sheet.error:
                     for picture, caption in zip(sheet.pictures, sheet.captions, strict=True):
-                        new.append((to_pil(picture), f"{name}{caption}, guidance {request.guidance:g}"))
+                        new.append((to_pil(picture), f"{name}{caption}, {how}"))
             told = f"{len(new)} pictures in {time.monotonic() - begin:.1f} s" if new else "nothing was made"
             yield html("stage", sheets), html("words", told), [*new, *kept][:MOST_KEPT]
         except Exception as error:
             yield "", _in_words(error), kept
 
     def preview(self, path: str | None, rows: int) -> str:
-        """Return the uploaded picture as the models get it, and what was done to it."""
+        """Return the uploaded picture as the models read it, and a line about its preparation."""
         return _told(lambda: html("stage", self._uploaded(path, rows))) if path else ""
 
     def about(self) -> str:
@@ -106,7 +106,7 @@ class Handlers:
             picture, line = fit_upload(Path(path), config, exhibit.data)
             share = rows / self.exhibits[0].model.config.grid[0]
             kept = round(share * config.group_grid[0]) * config.group_height
-            caption = f"{line}; {'what is above the line is kept' if kept else 'nothing is kept'}"
+            caption = f"{line}; {'the part above the line is kept' if kept else 'nothing is kept'}"
             sheets.append(Sheet(exhibit.name, picture.unsqueeze(0), picture.shape[1], kept, (caption,)))
         return sheets
 
@@ -119,7 +119,7 @@ def _told(make: Callable[[], str]) -> str:
 
 
 def _in_words(error: Exception) -> str:
-    """Return a visitor's mistake as it is; of an error of the server only the log tells more."""
+    """Return a visitor's mistake unchanged, and a general line for an error of the server, which goes to the log."""
     if isinstance(error, PraError):
         return html("error", str(error))
     traceback.print_exception(error)
@@ -143,7 +143,7 @@ def _templates() -> Any:
 
 
 def _card(text: str) -> Markup:
-    """Render a model card, which may be a stranger's: nothing in it runs, and nothing is loaded from elsewhere.
+    """Render a model card, which may be anybody's: nothing in it runs, and nothing is loaded from elsewhere.
 
     The front matter and pictures are left out, and HTML tags are shown as text. Links open a new window. A link to a
     file beside the card becomes text, since the page serves no files.

@@ -18,11 +18,11 @@ from pra.utils.extras import import_failed
 MOST_WAITING = 32
 """Requests in the queue; the next visitor is told to try again."""
 MOST_LISTED = 1000
-"""Classes to choose from; of more the others are typed: a browser takes seconds for long lists."""
+"""Most classes in the list; others are typed, since a browser takes seconds for long lists."""
 MOST_EXAMPLES, SHOWN_EXAMPLE = 5, 60
 """Examples of captions, and letters of one."""
 HOUR, DAY = 3600, 86400
-"""Seconds: how often the files of visitors are looked through, and how old they get."""
+"""Seconds between two clean-ups of visitors' files, and the age at which files are deleted."""
 
 # On a phone the pictures lie below the controls.
 TO_PICTURES = """(...values) => {
@@ -66,7 +66,7 @@ def build_page(exhibits: Sequence[Exhibit]) -> Any:
                     show_label=False,
                     format="png",
                     columns=6,
-                    buttons=["download", "fullscreen"],  # and none that would share them
+                    buttons=["download", "fullscreen"],  # and no folder that shares them
                     object_fit="contain",
                     interactive=False,
                     elem_classes="small" if small else "",
@@ -108,13 +108,14 @@ def _tab(gr: Any, handlers: Handlers, kept: Any, name: str) -> Any:
                 label = known.model.condition.null
             caption = _caption(gr, exhibits)
             choices = _choices(gr, exhibits, label, count, "Continuations" if completes else "Pictures")
+            tier = _tier(gr, exhibits)
             with gr.Row():
                 press = gr.Button(name, variant="primary", min_width=120)
                 stop = gr.Button("Stop", min_width=80)
         with gr.Column(scale=5, min_width=300, elem_classes="results"):
             status = gr.HTML(html("words", "The pictures appear here."), elem_classes="status")
             stage = gr.HTML(elem_classes="stage")
-    return _connect(gr, press, stop, handlers.make, [*upload, *choices, caption], (stage, status, kept))
+    return _connect(gr, press, stop, handlers.make, [*upload, *choices, caption, tier], (stage, status, kept))
 
 
 def _upload(gr: Any, handlers: Handlers) -> list[Any]:
@@ -131,7 +132,7 @@ def _upload(gr: Any, handlers: Handlers) -> list[Any]:
 
 
 def _caption(gr: Any, exhibits: Sequence[Exhibit]) -> Any:
-    """Return a box for a text, and show examples that fill it; of models that read no captions, an empty state."""
+    """Return a text box with examples that fill it, or an empty state for models that do not read captions."""
     readers = [exhibit for exhibit in exhibits if exhibit.reads_captions]
     if not readers:
         return gr.State("")
@@ -147,6 +148,15 @@ def _caption(gr: Any, exhibits: Sequence[Exhibit]) -> Any:
         labels = [one_line(text, SHOWN_EXAMPLE) for text in examples]
         gr.Examples([[text] for text in examples], box, example_labels=labels, examples_per_page=MOST_EXAMPLES)
     return box
+
+
+def _tier(gr: Any, exhibits: Sequence[Exhibit]) -> Any:
+    """Return a choice of measured settings; of models without them, an empty state."""
+    names = list(dict.fromkeys(tier.name for exhibit in exhibits for tier in exhibit.tiers))
+    if not names:
+        return gr.State("")
+    choices = [("as set above", ""), *((name, name) for name in reversed(names))]
+    return gr.Radio(choices, value="", label="Quality and time", info="Measured: FID against seconds an image")
 
 
 def _choices(gr: Any, exhibits: Sequence[Exhibit], label: int, count: int, counted: str) -> list[Any]:
@@ -169,10 +179,10 @@ def _choices(gr: Any, exhibits: Sequence[Exhibit], label: int, count: int, count
         dice = gr.Button("Another seed", size="sm", min_width=100, scale=0, elem_classes="dice")
     number = gr.Slider(1, MOST_PICTURES, count, step=1, label=counted)
     own = " and ".join(str(min(exhibit.model.sampling.steps, MOST_STEPS)) for exhibit in exhibits)
-    told = f"{OWN_STEPS}: what {'each' if len(exhibits) > 1 else 'the'} model recommends ({own})"
+    told = f"{OWN_STEPS}: as {'each' if len(exhibits) > 1 else 'the'} model recommends ({own})"
     with gr.Accordion("How to sample", open=False):
         scale = min(model.sampling.guidance, MOST_GUIDANCE)
-        guidance = gr.Slider(0, MOST_GUIDANCE, scale, step=0.1, label="Guidance (1 is none)")
+        guidance = gr.Slider(0, MOST_GUIDANCE, scale, step=0.1, label="Guidance (1 is off)")
         steps = gr.Slider(OWN_STEPS, MOST_STEPS, OWN_STEPS, step=1, label="Solver steps", info=told)
     dice.click(lambda: random.randrange(10**6), None, seed, show_progress="hidden", queue=False)
     return [chosen, seed, number, guidance, steps]

@@ -1,4 +1,4 @@
-"""A visitor's picture of any size, brought to what a model needs, and what was done to it in words."""
+"""A visitor's picture of any size, prepared for a model, and a line about its preparation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_PIXELS, MOST_OF_JPEG = 32_000_000, 64_000_000
 MOST_MEMORY = 20 * MOST_PIXELS
 """Bytes that all uploads take together: the costliest modes need 20 a pixel, and one upload is decoded at a time."""
 _DECODER = ThreadPoolExecutor(1, "decoder")
-"""One thread for all visitors. A lock would not do: what is freed in a thread's own heap stays in the process."""
+"""One thread for all visitors. A lock is not enough: memory freed in a thread's own heap stays in the process."""
 
 
 def fit_upload(path: Path, model: ImageConfig, data: DataConfig) -> tuple[Tensor, str]:
@@ -87,7 +87,7 @@ def _read(path: Path, side: int) -> tuple[Image.Image, tuple[int, int], list[str
         raise PraError(problem, code="too-large", name=path.name) from None
     except UnidentifiedImageError:
         raise _unreadable(path, "not an image in any format that is taken here") from None
-    except Exception as error:  # on broken bytes Pillow's plugins raise whatever they stumble over
+    except Exception as error:  # on broken bytes Pillow's plugins raise any exception
         raise _unreadable(path, f"cannot be decoded ({reason_of(error)})") from None
     if turn != 1:
         done.append("turned upright")

@@ -44,11 +44,11 @@ from pra.utils.provenance import environment, file_sha256, package_version
 
 FITTED, CLIP = "fitted", "clip"
 AMONG, SEED = 100, 0
-"""Captions among which an image is to find its own, and the seed of the draw of the others."""
+"""Number of captions among which an image must find its own, and the seed that draws the others."""
 
 RECIPE = classifier.Recipe(epochs=12, most_steps=2000, batch=128, weight_decay=5e-2)
 DIM, SIDE, SHIFT, BUCKETS = 128, 32, 2, 2**14
-"""Width of the features; most pixels a side that are read; by how many of them the fit shifts; numbers of words."""
+"""Width of the features; most pixels per side; largest shift of the fit in pixels; size of the word table."""
 RARE = 0.01
 """A style is named in at least this share of the images."""
 
@@ -75,8 +75,8 @@ class Aligner(Protocol):
 class Network(nn.Module):
     """The classifier's convolutions for images, and for captions the mean of the embeddings of their words' parts.
 
-    The order of words is not seen. A transformer over bytes learns slower: on 10,584 captioned emoji, after 80 seconds
-    of one core, it had an R@1 of 0.08 on held-out images, and these embeddings 0.57.
+    The order of words is ignored. A transformer over bytes learns more slowly: on 10,584 captioned emoji, after 80
+    seconds of one core, it had an R@1 of 0.08 on held-out images, and these embeddings 0.57.
     """
 
     def __init__(self, channels: int, size: tuple[int, int]) -> None:
@@ -109,7 +109,7 @@ def parts_of(text: str) -> list[int]:
 
 
 class CaptionEncoder:
-    """A fitted :class:`Network`; ``styles`` are those that its captions name."""
+    """A fitted :class:`Network`; ``styles`` are the styles in its captions."""
 
     name = "captions"
 
@@ -289,9 +289,9 @@ def figures(seen: Tensor, captions: Sequence[str], aligner: Aligner, styles: Seq
 
 
 def obeyed(seen: Tensor, captions: Sequence[str], aligner: Aligner, styles: Sequence[str]) -> float | None:
-    """Return the share of images that go best with their own caption of those with each style's name put in.
+    """Return the share of images whose own caption fits best among the same caption in each of the ``styles``.
 
-    Only captions that name one of the ``styles`` count; None where there are none.
+    Only captions that name a style count. Return None without such captions.
     """
     pieces = {place: _pieces(text) for place, text in enumerate(captions)}
     asked = {place: [name for name in styles if f"{name} style" in own] for place, own in pieces.items()}
@@ -310,7 +310,7 @@ def obeyed(seen: Tensor, captions: Sequence[str], aligner: Aligner, styles: Sequ
 
 
 def chance(captions: Sequence[str], styles: Sequence[str], like: Figures) -> Figures:
-    """Return what ``like`` would be of images that know nothing of their captions."""
+    """Return the value of ``like`` for images without any relation to their captions."""
     among = min(AMONG, len(set(captions)))
     levels = {f"retrieval_r{k}": min(1.0, k / among) for k in (1, 10)}
     if like["style_obeyed"] is not None:
@@ -322,10 +322,10 @@ def chance(captions: Sequence[str], styles: Sequence[str], like: Figures) -> Fig
 
 
 def open_aligner(name: str, weights: Path | None, subject: Subject, work: Work) -> CaptionEncoder | Clip:
-    """Open a dual encoder; the fitted one is of the data that the run learnt from, unless ``weights`` holds another."""
+    """Open a dual encoder, by default one fitted on the run's data; ``weights`` names another fit."""
     own = subject.settings.data.source
     if name == FITTED and weights is None and not own:
-        problem = f"{subject.target} does not name its data, on which --alignment is fitted"
+        problem = f"{subject.target} does not name its data, which --alignment needs for its fit"
         raise PraError(f"{problem}. Give the file of a fit with --weights", "missing")
     source = work.open_source(own) if name == FITTED and weights is None else None
     with work.world.first_alone():  # downloads or fits; the other processes find it in the cache
@@ -341,7 +341,7 @@ def open_aligner(name: str, weights: Path | None, subject: Subject, work: Work) 
 def asked_by_source(subject: Subject, source: Source, num: int | None) -> Subject:
     """Return the subject with ``num`` captions of a source, by default one of each image, and these images' labels."""
     model = subject.sampled("--alignment").model
-    model.condition.texts([])  # refused by a model that reads none
+    model.condition.texts([])  # refused by a model that does not read captions
     source = in_classes(source, model.classes) or source
     check_classes(source, model, "--reference")
     return _checked(_counted(subject, num or len(source)).labelled_like(source))

@@ -36,10 +36,10 @@ from pra.utils.provenance import file_sha256
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything that a fit depends on beside the data; part of the cache's key.
+    """Everything that a fit depends on besides the data; part of the cache's key.
 
-    ``epochs`` times through the set, but at most ``most_steps`` batches. Every ``held_out``-th image measures the
-    accuracy that a perfect sample would have.
+    The fit takes ``epochs`` passes over the set, but at most ``most_steps`` batches. Every ``held_out``-th image
+    measures the accuracy that a perfect sample would have.
     """
 
     version: int = 1
@@ -123,7 +123,7 @@ class Classifier:
 
 @contextmanager
 def read_fitted(path: Path, what: str) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-    """Yield what :func:`write_fitted` recorded and the tensors; refuse a file that the block cannot use as ``what``."""
+    """Yield the record and the tensors of :func:`write_fitted`; refuse a file that the block cannot use as ``what``."""
     try:
         with safe_open(path, framework="pt") as file:
             recorded = parse_json(file.metadata()["pra"].encode(), path, finite=True)

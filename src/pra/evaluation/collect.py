@@ -42,7 +42,7 @@ class Collector:
         """
         self._check_shape(tuple(images.shape[1:]))
         if start + len(images) > self.count:
-            raise PraError(f"more than {self.count} images came. Correct the count", "mismatch", count=self.count)
+            raise PraError(f"more than {self.count} images were given. Correct the count", "mismatch", count=self.count)
         pool, spatial, logits = self.extractor(images)
         # While a GPU is still at the features.
         sums: dict[str, Any] = {"images": len(images), "digests": digest_sum(images), "steps": neighbour_steps(images)}
@@ -75,11 +75,11 @@ class Collector:
             raise PraError(f"{problem}. Bring all to one shape", "mismatch", first=there, other=here)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what goes to another process: all but the network."""
+        """Return the state without the network, for another process."""
         return self.__dict__ | {"extractor": None}
 
     def merge(self, other: Collector) -> None:
-        """Add what another process has collected of the same set."""
+        """Add the sums of another process over the same set."""
         assert (self.count, self.keep) == (other.count, other.keep), "collectors of different sets"
         if other.shape:
             self._check_shape(other.shape)
@@ -88,7 +88,7 @@ class Collector:
     def check_complete(self) -> None:
         """Refuse a set with images missing."""
         if (seen := self.sums["images"]) != self.count:
-            raise PraError(f"{seen} images came, not {self.count}. Correct the count", "mismatch", count=self.count)
+            raise PraError(f"{seen} images, not {self.count}. Correct the count", "mismatch", count=self.count)
 
     def inception_score(self, protocol: Protocol) -> tuple[float, float] | None:
         """Return the Inception Score and its deviation over a protocol's parts; None without logits or images."""
@@ -111,7 +111,7 @@ class Collector:
 
 
 Collected = dict[Protocol, Collector]
-"""A collector per protocol; torch-fidelity's alone where the images are uint8, so that there is nothing to round."""
+"""A collector per protocol; for uint8 images torch-fidelity's alone, since there is nothing to round."""
 
 
 def collect(
@@ -126,8 +126,8 @@ def collect(
 ) -> Collected:
     """Pass once over a set of ``count`` images, or over this process's share; :func:`merged` joins the shares.
 
-    ``keep`` is the number of features to keep of the whole set, ``what`` the bar's name. Images of another ``shape``
-    ``(C, H, W)`` are refused, by default than that of the first.
+    ``keep`` is the number of features to keep of the whole set, ``what`` the bar's name. Images of another shape than
+    ``shape`` ``(C, H, W)``, by default that of the first image, are refused.
     """
     collectors = {protocol: Collector(extractor, count, keep, shape) for protocol in Protocol}
     hidden, total = not (progress and world.is_first), len(world.share(count))

@@ -21,7 +21,7 @@ def known(values: Any, *path: str) -> Any:
 
 
 def basis(provenance: dict[str, Any], reference: str = "images_sha256") -> dict[str, Any]:
-    """Return what must agree for figures to compare; None for what a report does not say.
+    """Return the fields that must agree for figures to compare; None for fields that a report lacks.
 
     The reference is the hash of its prepared images, which covers how they were prepared. Reports written before that
     hash existed have the one of the statistics. Protocol fields missing from older reports had a single possible value.

@@ -1,4 +1,4 @@
-"""The table of `pra compare`: settings that differ, how far each came, and what was measured."""
+"""The table of `pra compare`: settings that differ, progress, losses and figures."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Column:
 def read_columns(words: Sequence[str]) -> list[Column]:
     """Read the arguments of `pra compare`, ``[NAME=]PATH`` each, by default named after the folder or file.
 
-    Where two have the same name, it is the whole path. Refuse fewer than two, one given twice, two of one name, and
-    what is neither an evaluation nor a run with metrics.
+    If two have the same name, the name is the whole path. Refuse fewer than two arguments, duplicates, duplicate names,
+    and paths that are neither an evaluation nor a run with metrics.
     """
     if len(words) < 2:
         raise PraError(f"pra compare: {len(words)} argument(s). Give two or more", "missing")
@@ -71,12 +71,12 @@ def read_columns(words: Sequence[str]) -> list[Column]:
 
 
 def _parsed(word: str) -> tuple[str | None, Path]:
-    """Split name and path. Both may hold ``=``: what is there decides."""
+    """Split name and path. Both may hold ``=``: the split whose path exists wins."""
     for place in (-1, *(place for place, letter in enumerate(word) if letter == "=" and place)):
         path = expand(word[place + 1 :])
         if os.path.exists(path):
             return word[:place] if place > 0 else None, path
-    raise PraError(f"nothing lies at {word}. {EITHER}, as PATH or NAME=PATH", "missing", path=word)
+    raise PraError(f"{word} does not exist. {EITHER}, as PATH or NAME=PATH", "missing", path=word)
 
 
 def _read(name: str, path: Path) -> Column:
@@ -96,13 +96,13 @@ def _read(name: str, path: Path) -> Column:
 
 NOTHING = "-"
 PARTS = 120
-"""A loss at the end is the mean over the last of so many parts of the log."""
+"""Parts of the log: a loss at the end is the mean over the last part."""
 HIGHEST = 3
-"""An axis ends at this multiple of the first run's highest value: a loss that explodes would hide the others."""
+"""An axis ends at this multiple of the first run's highest value, so that an exploding loss does not hide others."""
 
 
 def compared(columns: Sequence[Column]) -> str:
-    """Return all that is known of the columns, as text for a terminal."""
+    """Return the whole table as text for a terminal."""
     sections, notes = _evaluations(columns)
     table = rendered([column.name for column in columns], [*_settings(columns), *_training(columns), *sections])
     return "\n".join([table, *map(one_line, notes)])
@@ -202,7 +202,7 @@ HIGHER = (
 
 
 def figure_sections(columns: Sequence[Column]) -> tuple[list[Section], list[str]]:
-    """Return the figures by protocol, the best of each row marked where all compare; and lines that say why not."""
+    """Return the figures by protocol, with the best of each row marked if all compare, and lines that explain it."""
     reported = [column for column in columns if column.report]
     apart = [reason for other in reported[1:] if (reason := obstacle(reported[0], other))]
     copies = {
@@ -225,12 +225,12 @@ def figure_sections(columns: Sequence[Column]) -> tuple[list[Section], list[str]
     what, reasons = ("figures", apart) if apart else ("reconstructions", others)
     notes = [f"{what} do not compare, and none is marked: {'; '.join(reasons)}"] if reasons else []
     if any(row.best for section in sections for row in section.rows):
-        notes.append("* best of its row, by one training and one sampling each: other seeds may turn it round")
+        notes.append("* best of its row, by one training and one sampling each: other seeds may give another order")
     return sections, notes
 
 
 def obstacle(first: Column, other: Column) -> str | None:
-    """Name the fields in which an evaluation differs from the first, so that figures do not compare; None where not."""
+    """Return the fields that keep an evaluation from being compared with the first; None if they compare."""
     found = differing(first.known(), other.known())
     fields = (f"the {name} ({shown(there)}; {first.name}: {shown(here)})" for name, (here, there) in found.items())
     return f"{other.name} differs in {' and '.join(fields)}" if found else None
@@ -267,7 +267,7 @@ def overlaid(columns: Sequence[Column]) -> Figure:
     """Draw the curves of those columns that are runs; refuse columns without a run, or without matplotlib."""
     metrics = {column.name: column.metrics for column in columns if column.metrics}
     if not metrics:
-        raise PraError("--out draws the curves of runs: there are none. Leave it out, or add a run", option="--out")
+        raise PraError("--out draws the curves of runs. Add a run, or leave --out out", option="--out")
     titles = {name: name for name in loss_terms(itertools.chain(*metrics.values()))}
     titles["state_std"] = OTHERS["state_std"]
     try:
@@ -284,7 +284,7 @@ def overlaid(columns: Sequence[Column]) -> Figure:
 # --- the table for the terminal ----------------------------------------------------------------------------
 
 LONGEST = 32
-"""Characters of a cell; of longer ones the middle is left out."""
+"""Characters of a cell; longer cells lose their middle."""
 
 
 class Row(NamedTuple):
@@ -303,7 +303,7 @@ class Section(NamedTuple):
 
 
 def rendered(names: Sequence[str], sections: Sequence[Section]) -> str:
-    """Return the sections below each other, columns flush right, the best of a row with a star."""
+    """Return the sections one below the other, with right-aligned columns and a star at the best of a row."""
     lines: list[Row | str] = [Row("", [one_line(name) for name in names])]
     for title, rows in sections:
         lines += [one_line(title), *(Row(f"  {one_line(row.name)}", _shortened(row.cells), row.best) for row in rows)]
@@ -320,7 +320,7 @@ def rendered(names: Sequence[str], sections: Sequence[Section]) -> str:
 
 
 def _shortened(cells: Sequence[str]) -> list[str]:
-    """Shorten long cells, unless those of a row could then no longer be told apart."""
+    """Shorten long cells, unless two cells of a row would then look the same."""
     whole, half = [one_line(cell) for cell in cells], (LONGEST - 3) // 2
     short = [text if len(text) <= LONGEST else f"{text[:half]}...{text[-half:]}" for text in whole]
     return short if len(set(short)) == len(set(whole)) else whole

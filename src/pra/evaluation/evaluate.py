@@ -27,7 +27,7 @@ from pra.utils.progress import Progress
 from pra.utils.provenance import package_version
 
 PACKAGES = {"inception": ("torch-fidelity", "torchvision"), "dinov2": ("timm", "torchvision", "pillow")}
-"""Packages beside torch and NumPy that decide an extractor's figures."""
+"""Packages besides torch and NumPy that affect an extractor's figures."""
 
 FEW = 2_000
 """Fewer images than this get a line about their effect on FID."""
@@ -69,11 +69,11 @@ class Report:
 
 
 def warn_of_few(count: int) -> None:
-    """Print what few images do to FID."""
+    """Warn that few images raise FID."""
     if count < FEW:
         print(
-            f"{count} images are few: FID is the higher, the fewer there are (Chong and Forsyth, arXiv 1911.07023); "
-            "compare it with that of as many images only"
+            f"{count} images are few: fewer images raise FID (Chong and Forsyth, arXiv 1911.07023). Compare only FIDs "
+            "of as many images"
         )
 
 
@@ -123,11 +123,11 @@ def evaluate(
         extractor: makes the features.
         count: images in the whole set, at least 2.
         keep: features to keep for KID, precision and recall.
-        provenance: what else the report is to say.
+        provenance: further fields of the report.
         progress: whether to show bars.
         world: the processes that share the set; all get the report.
         what: the bar's name.
-        patch_size: of the model that made the images, where one did; "seams" needs it.
+        patch_size: that of the model that made the images, if known; "seams" needs it.
 
     Raises:
         PraError: a reference of another extractor or of images of another size, or another number of images.
@@ -172,7 +172,7 @@ def _figures(collector: Collector, reference: Reference, patch_size: int | None)
 
 
 def seams(collector: Collector, real: metrics.Array, patch_size: int) -> float | None:
-    """Return the seam ratio of the collected images over that of real ones of the same size; 1 is no seam.
+    """Return the seam ratio of the collected images over that of real images of the same size; 1 means no seams.
 
     ``real`` and the collector's sums are from :func:`pra.evaluation.metrics.neighbour_steps`.
     """
@@ -232,7 +232,7 @@ def reconstruct(
 
 
 def check_codec(model: Model) -> CodecConfig:
-    """Return what a model reconstructs with; refuse one that writes pixels directly."""
+    """Return a model's codec; refuse a model that writes pixels directly."""
     if model.config.codec is None:
-        raise PraError("this model is without a codec. Leave --reconstruction out", "unsupported")
+        raise PraError("this model does not have a codec. Leave --reconstruction out", "unsupported")
     return model.config.codec

@@ -26,10 +26,10 @@ EXTRACTORS = ("classifier", "dinov2", "inception")
 
 
 class Features(NamedTuple):
-    """Features of ``B`` images, float32.
+    """Features of ``B`` images, float32, or None for a kind that the extractor lacks.
 
     ``pool`` ``(B, D)`` serves FID, KID, precision and recall; ``spatial`` ``(B, S)``, unpooled, sFID; ``logits``
-    ``(B, K)`` the Inception Score. None where an extractor has none.
+    ``(B, K)`` the Inception Score.
     """
 
     pool: Tensor
@@ -64,7 +64,7 @@ REGISTRY: Registry[Opener] = Registry("features", "pra.features", EXTRACTORS)
 
 
 def register_features(name: str, function: Opener) -> None:
-    """Make ``name`` a choice of ``pra eval --features`` and ``pra sweep --features`` in this process.
+    """Register ``name`` as a choice of ``pra eval --features`` and ``pra sweep --features`` in this process.
 
     An installed package does the same for every process by an entry point of the group ``pra.features``.
 
@@ -111,7 +111,7 @@ class Published:
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Compute in full float32, whatever was allowed: no autocast, TF32 or bfloat16, no trial runs of convolutions."""
+    """Compute in full float32, whatever the settings: no autocast, TF32, bfloat16 or trial runs of convolutions."""
     switches: Any = torch.backends
     cudnn, cpu = switches.cudnn, switches.mkldnn
     choice = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
@@ -146,7 +146,7 @@ def inception(weights: Path | None, device: torch.device) -> Published:
     that into torch's cache once.
 
     Raises:
-        PraError: the extra is not installed, or the weights cannot be had or read.
+        PraError: the extra is not installed, or the weights are missing or unreadable.
     """
     port = imported(
         "torch_fidelity.feature_extractor_inceptionv3", "--features inception", "torch-fidelity and torchvision", "eval"
@@ -172,7 +172,7 @@ def inception(weights: Path | None, device: torch.device) -> Published:
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 DINOV2_SHA256 = "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"
-"""Of the file behind ``DINOV2_URL``. Meta publishes none; this is what many who have the file have recorded."""
+"""SHA-256 of the file behind ``DINOV2_URL``. Meta does not publish it; many users have recorded this one."""
 
 VIT_L: Mapping[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 PATCH = 14
@@ -201,7 +201,7 @@ def dinov2(weights: Path | None, device: torch.device, architecture: Mapping[str
 
     Pooled features are the class tokens after the last norm, ``(B, 1024)``; there are no others. The network is timm's.
     ``weights`` is Meta's ``dinov2_vitl14_pretrain.pth``; None downloads that into torch's cache once. ``architecture``
-    is smaller in tests. Refuse weights that cannot be had or read; needs the extra.
+    is smaller in tests. Refuse missing or unreadable weights; needs the extra.
     """
     timm = imported("timm.models.vision_transformer", "--features dinov2", "timm and torchvision", "dinov2")
     path = weights or download(DINOV2_URL, DINOV2_SHA256, "dinov2")
@@ -232,7 +232,7 @@ def _positions(table: Tensor) -> Tensor:
 
 
 def imported(module: str, option: str, packages: str, extra: str) -> Any:
-    """Import the module of a network from an optional package; ``option`` needs it. Refuse where it is missing."""
+    """Import the module of a network from an optional package; ``option`` needs it. Refuse if it is missing."""
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError, OSError) as error:
@@ -242,7 +242,7 @@ def imported(module: str, option: str, packages: str, extra: str) -> Any:
 
 @contextmanager
 def weights_of(path: Path, network: str) -> Iterator[None]:
-    """Explain whatever unpickling a file raises, or a missing or misshapen tensor."""
+    """Turn any error of unpickling, and a missing or misshapen tensor, into a PraError."""
     try:
         check_regular(path)
         yield

@@ -24,7 +24,7 @@ from pra.method.objectives import training_losses
 from pra.models import PRA, build_model
 from pra.models.cache import KVCache
 from pra.sampling import Steps, exact_rollout, solvers
-from pra.sampling.guidance import Plan
+from pra.sampling.guidance import Evaluations, Plan
 from pra.sampling.whole_image import stages
 
 
@@ -101,14 +101,19 @@ def sampling_costs(
 
 def _head_flops(steps: Steps, h: Tensor, state: Tensor) -> int:
     """Count the head at all positions. Evaluations of as many streams cost the same: one of them is measured."""
+    return sum(_head_flops_at(steps, at, h, state) for at in steps.evaluations.values())
+
+
+def _head_flops_at(steps: Steps, at: Evaluations, h: Tensor, state: Tensor) -> int:
     head, total = steps.head, 0
+    steps.seek(at.places[0])
     condition = head.project(h).view(steps.streams, steps.batch, 1, -1)
-    span = None if steps.plan.span is None else steps.times[:1]
-    for guided, positions in steps.plan.positions().items():
-        streams, known = steps.plan.streams(guided), steps.modulations(condition, guided)
+    span = None if at.plan.span is None else at.times[:1]
+    for guided, positions in at.positions().items():
+        streams, known = at.plan.streams(guided), steps.modulations(condition, guided)
         once = _count(lambda: head.project(h)) + _count(lambda guided=guided: steps.modulations(condition, guided))  # type: ignore[misc]
         for number, evaluations in Counter(streams).items():
-            inputs = state, steps.times[0], condition[:number], span, known[streams.index(number)]
+            inputs = state, at.times[0], condition[:number], span, known[streams.index(number)]
             once += evaluations * _count(lambda inputs=inputs: head(*inputs))  # type: ignore[misc]
         total += positions * once
     return total
@@ -118,9 +123,11 @@ def _traffic(steps: Steps) -> dict[str, int]:
     """Count the bytes of float32 that a batch moves, by part."""
     model, head, tokens = steps.model, steps.head, steps.model.config.num_groups
     evaluated = _matrices(head.state_in, head.blocks, head.out)
-    head_bytes = tokens * (len(steps.plan.times) * evaluated + _matrices(head.condition_in))
-    for guided, positions in steps.plan.positions().items():
-        head_bytes += positions * len(steps.groups[guided]) * _matrices(head.modulations, head.final_modulation)
+    head_bytes = tokens * _matrices(head.condition_in)
+    for at in steps.evaluations.values():
+        head_bytes += len(at.places) * len(at.plan.times) * evaluated
+        for guided, positions in at.positions().items():
+            head_bytes += positions * len(at.groups[guided]) * _matrices(head.modulations, head.final_modulation)
     backbone = tokens * _matrices(model.backbone)
     backbone += _cache_traffic(steps.backbone_cache, model.backbone.prefix + 1, tokens - 1)
     decoder = tokens * _matrices(model.codec.decoder) if model.config.codec is not None else 0

@@ -1,4 +1,4 @@
-"""The images that `pra eval` and `pra sweep` judge, the reference they are held against, and the judgement."""
+"""The images that `pra eval` and `pra sweep` judge, their reference, and the judgement."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ class Work:
 class Subject:
     """``count`` images of one shape to be judged.
 
-    ``target`` names them as the user did. Images to be sampled have a ``sampler`` and ``requests`` (labels and seeds),
-    finished ones ``finished``, a function of the batch size and the indices. ``patch_size`` is the model's, or what the
-    user says of finished images.
+    ``target`` names them as the user did. Images to be sampled have a ``sampler`` and ``requests`` (labels and seeds).
+    Finished images have ``finished``, a function of the batch size and the indices. ``patch_size`` is the model's, or
+    the user's for finished images.
     """
 
     target: str
@@ -110,8 +110,8 @@ class Subject:
     def labelled_like(self, source: Source) -> Subject:
         """Return the same model sampled with labels as frequent as in a source of the same classes.
 
-        A model that reads captions is given those of the same images. Shuffled: sources are often in order of their
-        classes, and the Inception Score has parts.
+        A model that reads captions gets those of the same images. They are shuffled, since sources are often sorted by
+        class, and the Inception Score has parts.
         """
         order, captions = shuffled(self.count), None
         labels = labels_like(source, self.count)
@@ -135,7 +135,7 @@ def open_subject(
     settings: tuple[str, ...],
     average: str = weights.EMA,
 ) -> Subject:
-    """Open a target, by default the model that comes with the package; refuse settings that do not go with it."""
+    """Open a target, by default the model that comes with the package; refuse settings that do not apply to it."""
     target = target and target.expanduser()
     for setting in settings:
         if setting.startswith("data.flip="):
@@ -186,7 +186,7 @@ def open_model(
 def _finished(target: Path, num: int | None, settings: tuple[str, ...]) -> Subject:
     """Open a folder of pictures or a batch in ADM's layout."""
     if not target.exists():
-        raise PraError(f"no run, folder of pictures or .npz at {target}. Give one", "missing", path=target)
+        raise PraError(f"{target} is not a run, folder of pictures or .npz. Give one", "missing", path=target)
     settled = apply_settings(Adjustable(), settings)
     opened = open_source(f"folder:{target}") if target.is_dir() else NpzBatch(target)
     there = opened.count if isinstance(opened, NpzBatch) else len(opened)
@@ -204,7 +204,7 @@ def _finished(target: Path, num: int | None, settings: tuple[str, ...]) -> Subje
     return Subject(str(target), count, *shape, settled, known, finished)
 
 
-# --- what images are held against ---------------------------------------------------------------------------
+# --- the reference ------------------------------------------------------------------------------------------
 
 LABELS = ("balanced", "reference")
 
@@ -229,7 +229,7 @@ class Judge:
     ) -> Report:
         """Judge a subject; every process gets the report.
 
-        The images are written to the ``.npz`` ``images``, where it is given, and go through ``watch``. ``what`` is the
+        The images are written to the ``.npz`` ``images``, if it is given, and go through ``watch``. ``what`` is the
         bar's name.
         """
         work, world = self.work, self.work.world
@@ -253,7 +253,7 @@ class Judge:
         return report
 
     def _labelled(self, subject: Subject) -> Callable[[Batch], Batch]:
-        """Return what numbers a model's labels as the extractor does: by the names of classes, if they share any."""
+        """Return a map from the model's labels to the extractor's, by the names of classes, if they share any."""
         known = {name: place for place, name in enumerate(self.extractor.classes or ())}
         own = subject.sampler.model.classes if subject.sampler else ()
         if not set(own) & set(known) or len(set(own)) < len(own):
@@ -276,7 +276,7 @@ class Judge:
 
 
 def check_options(features: str, labels: str, batch_size: int, num: int | None) -> None:
-    """Refuse options that no evaluation knows, before anything is opened."""
+    """Refuse unknown values of options, before anything is opened."""
     for option, value, known in (("--features", features, REGISTRY.names()), ("--labels", labels, LABELS)):
         if value not in known:
             raise PraError(f"{option} {value!r} is unknown{nearest(value, known)}", "unknown", value=value)
@@ -285,7 +285,7 @@ def check_options(features: str, labels: str, batch_size: int, num: int | None) 
 
 
 def check_at_least(least: int, **options: int | None) -> None:
-    """Refuse a number below ``least``: ``batch_size`` is --batch-size, None what is not given."""
+    """Refuse a number below ``least``: ``batch_size`` is --batch-size, and None is an option that is not given."""
     for name, number in options.items():
         if number is not None and number < least:
             option = f"--{name.replace('_', '-')}"
@@ -323,13 +323,17 @@ def open_truth(reference: str | None, labels: str, subject: Subject, work: Work)
         largest = int(counts.argmax())
         if counts[largest] * len(truth.classes) > 2 * len(truth):
             part = f"{counts[largest] / len(truth):.0%} of {truth.name} are {truth.classes[largest]!r}"
-            advice = "FID sees another mixture; --labels reference samples classes as often as there"
+            advice = "FID then compares different mixtures. Use --labels reference to sample the same mixture"
             warnings.warn(f"{part}, and every class is sampled equally often: {advice}", stacklevel=2)
     if reference and not isinstance(truth, Path) and work.world.is_first:
         with contextlib.suppress(CorruptImage):  # reported when its turn comes
             grey = picture_shape(truth.image(0))[1] == 1
             if grey != (subject.channels == 1):
-                turned = f"is grey, and gets {subject.channels} channels" if grey else "has colour, and turns grey"
+                turned = (
+                    f"is grey, and is converted to {subject.channels} channels"
+                    if grey
+                    else "has colour, and is converted to grey"
+                )
                 print(f"the reference {truth.name} {turned}, like the images that are judged")
     return truth, subject
 
@@ -367,7 +371,7 @@ def check_classes(source: Source, model: Model, option: str) -> None:
 def open_judge(truth: Truth, features: str, weights: Path | None, subject: Subject, work: Work) -> Judge:
     """Open the features of that name and the reference as they see it.
 
-    Refuse weights that cannot be had or read, a file of other features, or images that cannot be read.
+    Refuse missing or unreadable weights, a file of other features, or images that cannot be read.
     """
     world, how = work.world, (subject.size, subject.channels, subject.settings.data)
     with world.first_alone():  # downloads or fits; the other processes find it in the cache
@@ -385,7 +389,7 @@ def open_judge(truth: Truth, features: str, weights: Path | None, subject: Subje
         else:
             extractor = fit_classifier(truth, *how, work.device, world.is_first)
             if subject.finished and len(with_images(truth)) < len(truth.classes) and world.is_first:
-                problem = f"accuracy takes labels in {subject.target} for numbers of all classes of {truth.name}"
+                problem = f"accuracy reads labels in {subject.target} as numbers of all classes of {truth.name}"
                 warnings.warn(f"{problem}, also of those without images. Judge the model itself", stacklevel=2)
     if isinstance(truth, Path):
         return Judge(extractor, from_file(truth, extractor, world=world), work)

@@ -20,7 +20,7 @@ SEED = 2020
 """torch-fidelity's ``rng_seed``: decides the order in its Inception Score and the subsets in its KID."""
 
 KID_SUBSETS, KID_SIZE = 100, 1000
-"""KID is the mean over so many random subsets of at most so many images; torch-fidelity's."""
+"""KID is the mean over this many random subsets of at most this many images, as in torch-fidelity."""
 
 NEIGHBOURS = 3
 """``k`` of precision and recall."""
@@ -103,7 +103,7 @@ def _factor(covariance: Array) -> Array:
 
 
 def score_sums(logits: Tensor, split: npt.NDArray[np.int64], parts: int) -> Array:
-    """Return what the Inception Score needs of images with logits ``(B, K)``: sums over each of ``parts`` parts.
+    """Return the sums that the Inception Score needs, of images with logits ``(B, K)``, over each of ``parts`` parts.
 
     ``split`` ``(B,)`` names each image's part. A row of the ``(parts, 2 + K)`` numbers holds the number of images, the
     sum of ``sum_k p log p``, and the sum of ``p``.

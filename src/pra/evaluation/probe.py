@@ -89,7 +89,7 @@ class Layers:
                 raise PraError(f"{problem}. Use layers 1 to {len(model.blocks)}", "unknown", layer=layer)
         if model.config.reading_time is None:
             if time is not None:
-                raise PraError(f"--time {time} is for JiT: this model reads clean images. Leave it out", value=time)
+                raise PraError(f"--time {time} is for JiT, and this model reads clean images. Leave it out", value=time)
         elif time is None or not 0 <= time <= 1:
             raise PraError(f"--time {time} is not a flow time. Give one from 0 (noise) to 1 (the image)", value=time)
         self.model, self.layers, self.time, self.name = model, list(layers), time, name
@@ -241,7 +241,7 @@ class Task:
         for problem, wrong in (
             (f"the {len(chosen)} images taken of {train} are of one class", len(set(fitted.labels[chosen])) < 2),
             (f"{train} has the classes {ours} and {test} {theirs}", fitted.classes != judged.classes),
-            (f"{test} is what the probe is fitted to. Give other images with --test", _place(train) == _place(test)),
+            (f"the probe is fitted on {test} itself. Give other images with --test", _place(train) == _place(test)),
             (f"{train} gives {len(chosen)} images, a probe needs {2 * VALIDATED}", len(chosen) < 2 * VALIDATED),
         ):
             if wrong:
@@ -372,7 +372,7 @@ def _sgd(x: Tensor, y: Tensor, queries: Tensor, classes: int, values: Sequence[f
 
 
 def _rate(done: float) -> float:
-    """Return the share of the full learning rate when ``done`` of 1 is over."""
+    """Return the share of the full learning rate after a share ``done`` of the steps."""
     if done < WARMUP:
         return done / WARMUP
     return 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))

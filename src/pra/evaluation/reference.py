@@ -52,7 +52,7 @@ Gaussian = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of real images, seen through an extractor. None stands for what a file does not say.
+    """Statistics of real images, seen through an extractor. Fields that a file lacks are None.
 
     ``features`` and ``fingerprint`` name the extractor; ``shape`` ``(C, H, W)``, ``fit`` and ``prepared`` say how the
     images were prepared. ``spatial`` serves sFID; ``kept`` ``(n, D)``, features of single images, serve KID, precision
@@ -114,7 +114,7 @@ class Reference:
         }
 
     def save(self, path: Path) -> None:
-        """Write ``mu``, ``sigma`` (and ``mu_s``, ``sigma_s``) as ADM's evaluator reads them, and what else is known."""
+        """Write ``mu``, ``sigma`` (and ``mu_s``, ``sigma_s``) as ADM's evaluator reads them, and all other fields."""
         known = {"format": FORMAT} | {name: getattr(self, name) for name in DESCRIPTION}
         arrays: dict[str, Any] = {"mu": self.pool[0], "sigma": self.pool[1]}
         if self.spatial:
@@ -220,13 +220,13 @@ def recorded_classifier(path: Path) -> str:
     """Return the fingerprint of the classifier that made a file of our own; refuse other files."""
     _, known = _read(path)
     if known.get("features") != "classifier":
-        problem = f"{path} is not of a classifier"
+        problem = f"{path} was not made by a classifier"
         raise PraError(f"{problem}. Use --features inception, or give the data source", "mismatch", path=path)
     return str(known["fingerprint"])
 
 
 def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-    """Return the statistics in a file, of images only the name; and its description, empty in the files of others."""
+    """Return the statistics in a file (of images only the name) and its description, empty for other tools' files."""
     fix = "give statistics, a batch, or a data source"
     with explained(path, "cannot be read as .npz", fix):
         arrays = read_arrays(path, ("pra", *_NUMBERS))
@@ -239,7 +239,7 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         known: dict[str, Any] = {"prepared": None, "images_sha256": None}  # missing from older files
         known |= check_fields(parse_json(str(arrays["pra"]).encode(), path), path)
         if known.pop("format", None) != FORMAT:
-            raise PraError(f"{path} is of another format than {FORMAT}. Install a newer pra", "unsupported", path=path)
+            raise PraError(f"{path} has another format than {FORMAT}. Install a newer pra", "unsupported", path=path)
         check_fields(known, path, **DESCRIPTION)
         if not known.keys() >= DESCRIPTION.keys():
             raise ValueError(f"it describes {listed(known)}")

@@ -1,8 +1,8 @@
-"""The rollout gap: how far sampling leads a model away from its training, by position along the raster.
+"""The rollout gap: how far a model's sampling drifts from its training, by position along the raster.
 
-Inputs and conditions of the backbone are compared as distributions: over training images, made as in training, against
-sampling of the same labels, without guidance. Beside that stands the flow loss on the model's own rollouts, tied to the
-training images as in :class:`pra.config.Exact`, over that on training's inputs. `pra report` keeps the gap of a
+Inputs and conditions of the backbone are compared as distributions: made from training images as in training, against
+sampled with the same labels, without guidance. The flow loss on the model's own rollouts, tied to the training images
+as in :class:`pra.config.Exact`, is compared with the loss on training inputs. `pra report` keeps the gap of a
 checkpoint in the run's folder.
 """
 
@@ -68,12 +68,12 @@ def rollout_gap(
 
     Args:
         model: autoregressive.
-        rollout: of its training.
+        rollout: the rollout of its training.
         images: at least 2 training images ``(n, C, H, W)`` in [-1, 1].
         labels: of the images, ``(n,)``, or rows with captions.
         sampling: solver and steps; its guidance is ignored, since training has none.
-        objective: of its training; decides the noise draws of the losses.
-        seed: of all randomness.
+        objective: the objective of its training, which decides the noise draws of the losses.
+        seed: decides all random numbers.
         batch_size: images at a time; nothing depends on it beyond rounding.
     """
     if len(images) < 2:
@@ -150,7 +150,7 @@ def measure_gap(run: Path, config: RunConfig, count: int, device: torch.device) 
 
 
 def read_gap(run: Path) -> dict[str, Any] | None:
-    """Return what was measured last; None where nothing was."""
+    """Return the last measurement, or None."""
     path = run / FILE
     if not path.exists():
         return None
@@ -167,7 +167,7 @@ def read_gap(run: Path) -> dict[str, Any] | None:
 
 
 def known_gap(run: Path, config: RunConfig, count: int) -> dict[str, Any] | None:
-    """Return what was measured of the newest checkpoint over ``count`` images, or all there are; else None."""
+    """Return the measurement of the newest checkpoint over ``count`` images (or all, if fewer), or None."""
     gap, newest = read_gap(run), weights.newest_checkpoint(run)
     if gap is None or newest is None or gap["checkpoint"] != newest.name or gap["images"] > count:
         return None

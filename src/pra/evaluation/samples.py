@@ -59,7 +59,7 @@ def pictures(
 
 
 def common_shape(source: Source) -> Shape:
-    """Return the shape of all pictures of a folder, from the heads of the files. One with colour is enough for colour.
+    """Return the shape of all pictures of a folder, from the files' headers; colour if any picture has colour.
 
     Refuse pictures of different sizes, or one that cannot be read.
     """

@@ -8,40 +8,49 @@ import itertools
 import json
 import math
 import re
+import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from pra.config import SamplingConfig, to_dict
 from pra.config.values import parse_value
 from pra.data.images import open_image
-from pra.errors import PraError
+from pra.errors import NotFiniteError, PraError
 from pra.evaluation.comparable import differing, known, shown
 from pra.evaluation.compare import Row, Section, rendered
-from pra.evaluation.evaluate import Report
+from pra.evaluation.evaluate import Report, describe
+from pra.evaluation.judging import Judge, Subject
 from pra.evaluation.metrics import Protocol
 from pra.evaluation.report import cell, evaluation
 from pra.models.weights import EMA
+from pra.sampling.batches import Batch
 from pra.sampling.requests import changed_sampling
 from pra.utils.files import check_regular, write_atomically
+from pra.utils.pixels import contact_sheet
 from pra.utils.provenance import file_sha256
+from pra.utils.signals import Interrupted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GUIDANCE = ("guidance=1,1.5,2,3,4",)
-"""What is tried where nothing is said: it decides most (docs/evidence.md)."""
+"""The default sweep: guidance matters most (docs/compare.md)."""
 
 AVERAGE = "average"
 """The name under which the weights of a run are varied."""
 
-LISTS = ("guidance_interval", "times")
-"""Settings of which one value is a list."""
+LISTS = ("guidance_interval", "times", "raster_steps")
+"""Settings whose single value is a list."""
 LONGEST = 200
-"""Letters of a point's name: file systems take 255, with an ending and the suffix of a file being written."""
+"""Letters of a point's name: file systems allow 255, with an ending and the suffix of a file being written."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,7 @@ def points(base: SamplingConfig, over: Sequence[str]) -> list[Point]:
         name, equals, text = line.removeprefix("sampling.").partition("=")
         values = [value.strip() for value in re.split(r",(?![^\[]*\])", text)]
         if not equals or "" in values:
-            raise PraError(f"--over {line!r} is not KEY=VALUE,VALUE. Write guidance=1,1.5,2, say", value=line)
+            raise PraError(f"--over {line!r} is not KEY=VALUE,VALUE. Write it like guidance=1,1.5,2", value=line)
         if name in axes:
             raise PraError(f"--over names {name} twice. Give all its values in one --over", "conflict", name=name)
         axes[name] = values
@@ -157,7 +166,7 @@ def ranked(results: Sequence[Result]) -> list[Result]:
 
 
 def find_best(results: Sequence[Result]) -> Result | None:
-    """Return the result with the lowest FID, the first of equal ones; None where none is finite."""
+    """Return the result with the lowest FID, the first of equal ones, or None without a finite FID."""
     best = ranked(results)[0]
     return None if best.figure("fid") is None else best
 
@@ -178,17 +187,17 @@ def hints(results: Sequence[Result], best: Result) -> Iterator[str]:
     for name in OPEN_ENDED:
         tried = sorted({result.point.changes[name] for result in results if name in result.point.changes})
         value = best.point.changes.get(name)
-        none = name == "guidance" and value == 1.0 == tried[0]  # less guidance than none is no use
+        none = name == "guidance" and value == 1.0 == tried[0]  # guidance below 1 is useless
         if len(tried) > 1 and value in (tried[0], tried[-1]) and not none:
             end = "largest" if value == tried[-1] else "smallest"
-            yield f"the best {name}, {value_text(value)}, is the {end} that was tried: a better one may lie beyond"
+            yield f"the best {name}, {value_text(value)}, is the {end} that was tried: a better value may lie beyond it"
 
 
 def read_results(folder: Path, expected: dict[str, dict[str, Any]]) -> dict[str, Report]:
-    """Return the reports that an earlier sweep has left of the ``expected`` points, by name.
+    """Return an earlier sweep's reports of the ``expected`` points, by name.
 
-    The values of ``expected`` are the provenance that each report would have now. Refuse a file that is not a report,
-    and any report in the folder of another checkpoint, labels, seeds, features or reference: `pra compare` takes all.
+    The values of ``expected`` are the provenance that each report would have now. Refuse a file that is not a report.
+    Refuse reports in the folder with another checkpoint, labels, seeds, features or reference: `pra compare` reads all.
     """
     found: dict[str, Report] = {}
     for path in sorted(folder.glob("*.json")):
@@ -211,6 +220,41 @@ def read_results(folder: Path, expected: dict[str, dict[str, Any]]) -> dict[str,
             raise PraError(f"{problem}. Use another --out, or remove {folder}", "mismatch", path=path, what=what)
         found |= {path.stem: report} if asked else {}
     return found
+
+
+def judged(tried: Sequence[Point], subject: Subject, judge: Judge, folder: Path) -> list[Result]:
+    """Judge every point as `pra eval` does, into ``folder``; the reports that lie there already are read."""
+    world = judge.work.world
+    averages = {name: subject.with_average(name) for name in dict.fromkeys(point.average for point in tried)}
+    subjects = {point.name: averages[point.average].sampled_with(point.sampling) for point in tried}
+    known = describe(judge.extractor, judge.reference, subject.count)
+    expected = {name: known | {"images": one.provenance} for name, one in subjects.items()}
+    found = world.run_on_first(lambda: read_results(folder, expected))
+    for point in (point for point in tried if point.name not in found):
+        try:
+            strip: list[Tensor] = []
+            report = judge.report(subjects[point.name], what=point.name, watch=partial(_kept, strip))
+            if world.is_first:
+                picture = contact_sheet(torch.stack(strip), COLUMNS)
+                write_atomically(folder / f"{point.name}.png", picture.save, format="PNG")
+                report.save(folder / f"{point.name}.json")
+        except (KeyboardInterrupt, SystemExit) as stop:
+            signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0) - 128
+            what = f"stopped with {len(found)} of {len(tried)} combinations judged, in {folder}"
+            raise Interrupted(signum, what) from None
+        except NotFiniteError as error:
+            if world.size > 1:  # the other processes go on with theirs
+                raise
+            warnings.warn(f"{point.name} has no figures: {error}", stacklevel=2)
+            report = Report({}, {})
+        found[point.name] = report
+    return [Result(point, found[point.name]) for point in tried]
+
+
+def _kept(strip: list[Tensor], batch: Batch) -> Batch:
+    """Keep the first images of all, to be drawn."""
+    strip += batch.images[: COLUMNS - len(strip)]
+    return batch
 
 
 # --- pictures -----------------------------------------------------------------------------------------------
@@ -246,7 +290,7 @@ def curves(results: Sequence[Result]) -> Figure | None:
     if axis is None:
         return None
     lines: dict[str, list[Result]] = {}
-    for result in ranked(results):  # the lines of the best FIDs, where there are more than can be told apart
+    for result in ranked(results):  # the lines of the best FIDs, if there are more than colours
         others = (f"{name} {value_text(value)}" for name, value in result.point.changes.items() if name != axis)
         lines.setdefault(", ".join(others), []).append(result)
     figure = Figure(figsize=(11, 3.6), layout="constrained")

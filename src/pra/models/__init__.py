@@ -1,5 +1,5 @@
-"""The models: PRA (backbone, head, states and their composition) and JiT. They know no optimiser, path, device or
-command line."""
+"""The models: PRA (backbone, head, states and their composition) and JiT. They do not know optimisers, paths, devices
+or the command line."""
 
 from __future__ import annotations
 

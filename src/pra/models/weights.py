@@ -337,7 +337,7 @@ def read_config(folder: Path) -> Model:
     path = folder / CONFIG
     values = read_json(path, finite=True)
     if "format" not in values:
-        raise unreadable(path, "is not of a model: it names no format. Use a model's folder")
+        raise unreadable(path, "is not a model's: it lacks a format. Use a model's folder")
     if values["format"] not in READABLE:
         problem = f"is of format {values['format']!r}, this version of pra reads {FORMAT}; install a newer pra"
         raise unreadable(path, problem)

@@ -28,7 +28,7 @@ from pra.recipes.presets import (
     tiny,
 )
 from pra.recipes.systems import SYSTEMS
-from pra.recipes.tricks import grouped, plus
+from pra.recipes.tricks import faithful, grouped, plus
 from pra.training.run import read_run
 from pra.utils.hub import is_address
 
@@ -47,6 +47,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 CHANGES: dict[str, Callable[[RunConfig], RunConfig]] = {
     "plus": plus,
+    "faithful": faithful,
     "groups-2": lambda run: grouped(run, (1, 2)),
     "groups-4": lambda run: grouped(run, (2, 2)),
     **SYSTEMS,
@@ -54,7 +55,9 @@ CHANGES: dict[str, Callable[[RunConfig], RunConfig]] = {
 
 
 def recipe(name: str) -> RunConfig:
-    """Return the configuration of ``BASE``, or of ``BASE:CHANGE``, a name in :data:`CHANGES`, or of several in turn.
+    """Return the configuration of ``BASE``, with changes such as ``BASE:plus``, ``BASE:faithful`` or ``BASE:SYSTEM``.
+
+    Changes may be joined: ``BASE:plus:SYSTEM``.
 
     Raises:
         PraError: an unknown recipe or system; the nearest name is given.

@@ -83,7 +83,7 @@ def second_head(run: RunConfig, start: str, steps: int) -> RunConfig:
                 matrices=None,
             ),
         ),
-        sampling=replace(run.sampling, solver=Solver.SHORTCUT, steps=EVALUATIONS),
+        sampling=replace(run.sampling.with_steps(EVALUATIONS), solver=Solver.SHORTCUT, times=None, raster_steps=None),
         targets=None,
         initial=start,
     )

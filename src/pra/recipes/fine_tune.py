@@ -116,9 +116,10 @@ def _filled(config: RunConfig, survey: Survey, minutes: float | None, device: to
             f"--steps N and --set train.micro_batch_size={max(1, micro // 4)}"
         )
         raise PraError(problem, code="too-large", value=micro)
+    config, seconds = own.with_compiler(config, seconds, budget, device)
     longest = longest_training(survey, batch)
     steps = own.steps_in(budget, seconds, longest, batch)
-    config = own.with_compiler(own.with_steps(config, steps), seconds, device)
+    config = own.with_steps(config, steps)
     enough = ": more would learn the pictures by heart" if steps * batch >= longest else ""
     return config, own.pace(config, survey, seconds, device) + enough
 

@@ -149,28 +149,22 @@ def emoji_64() -> RunConfig:
         batch_size=32,
         rollout=Parallel(t_min=0.6),
         objective=ObjectiveConfig(noise_draws=2),
-        compile=True,
         sample_every=1000,
     )
 
 
 def emoji_captions() -> RunConfig:
     """Emoji in three styles from their captions, 64x64: the folder that examples/emoji_captions.py builds."""
-    parts: dict[str, Any] = {"backbone": (6, 192, 6), "head": (3, 208), "encoder": (2, 192), "decoder": (3, 192, 6)}
-    model = sized(64, 3, 8, 10, state_dim=8, **parts)
+    run = emoji_64()
     reader = TransformerConfig(depth=2, width=128, heads=4)
+    text = TextConfig(max_length=128, tokens=8, transformer=reader)
     folder = "folder:emoji-captions"
-    return _run(
-        "emoji-captions",
-        replace(model, text=TextConfig(max_length=128, tokens=8, transformer=reader)),
-        DataConfig(source=f"{folder}/train", validation=f"{folder}/heldout-pairs"),
-        (1e-3, 300),
-        guidance=3.0,
-        steps=20_000,
-        batch_size=64,
-        rollout=Parallel(t_min=0.9),
-        sample_every=2000,
-        validate_every=1000,
+    return replace(
+        run,
+        recipe="emoji-captions",
+        model=replace(run.model, num_classes=10, text=text),
+        data=DataConfig(source=f"{folder}/train", validation=f"{folder}/heldout-pairs"),
+        train=replace(run.train, steps=12_000, sample_every=2000, validate_every=1000),
     )
 
 
@@ -180,7 +174,9 @@ def _run(
     """Return a run by the recipe ``plus``, with a cosine after the warm-up; ``rate`` is its peak and the warm-up's
     steps."""
     optimizer = OptimizerConfig(lr=rate[0], warmup_steps=rate[1], schedule=LearningRate.COSINE, ema_decay=0.999)
-    training, sampling = TrainConfig(optimizer=optimizer, **train), SamplingConfig(guidance=guidance)
+    compile = name != "digits"  # which takes as long as the compiler
+    training = TrainConfig(optimizer=optimizer, compile=compile, **train)
+    sampling = SamplingConfig(guidance=guidance)
     return plus(RunConfig(recipe=name, model=model, data=data, train=training, sampling=sampling))
 
 

@@ -24,6 +24,20 @@ def plus(run: RunConfig) -> RunConfig:
     return deblocked(perturbed(muon(run)))
 
 
+def faithful(run: RunConfig) -> RunConfig:
+    """Return a run without the changes, as in the paper."""
+    train = run.train
+    train = replace(
+        train,
+        optimizer=replace(train.optimizer, matrices=None),
+        objective=replace(train.objective, perturbed_weight=0.0),
+    )
+    model = run.model
+    if isinstance(model, ModelConfig) and model.codec is not None:
+        model = replace(model, codec=replace(model.codec, deblock=None))
+    return replace(run, model=model, train=train)
+
+
 def muon(run: RunConfig) -> RunConfig:
     """Return a run that trains the blocks' matrices by Muon."""
     rates = run.train.optimizer

@@ -18,7 +18,7 @@ from pra.models import PRA
 from pra.models.cache import KVCache, NewCache
 from pra.models.head import Modulations
 from pra.sampling import solvers
-from pra.sampling.guidance import Plan
+from pra.sampling.guidance import evaluations_by_steps
 
 Draws = Callable[[int], Tensor | None]
 """Noise at a raster position, ``(B, K, d)`` for ``K`` intervals; ``None`` where the solver adds none."""
@@ -65,7 +65,7 @@ def generate(
         scale = steps.scale(i)  # the head's flow leads to the next state
         here = slice(i, i + 1)
         grid = None if times is None else times[:, :, here]
-        state = steps.run(steps.integrate, scale is None, h, starts[:, here], scale, draws(i), grid)
+        state = steps.run(steps.integrate, (steps.at.steps, scale is None), h, starts[:, here], scale, draws(i), grid)
         patch = steps.run(steps.write, steps.written, state)  # decoded
         yield Token(i, h, state, patch)
 
@@ -80,16 +80,12 @@ class Steps:
 
     def __init__(self, model: PRA, config: SamplingConfig, batch: int, cache: NewCache = KVCache) -> None:
         self.model, self.config, self.batch = model, config, batch
-        self.plan = Plan.of_head(config, model.config.num_groups)
+        self.evaluations = evaluations_by_steps(config, model.config.num_groups, batch, model.device)
+        self.at = self.evaluations[config.steps]
         self.head = model.head_for(config.solver)
-        self.streams = self.plan.most
+        self.streams = max(each.plan.most for each in self.evaluations.values())
         self.backbone_cache = model.backbone.new_cache(self.streams * batch, cache)
         self.decoder_cache = model.codec.new_cache(batch, cache)
-        self.within = self.plan.within()
-        self.groups = {guided: list(self.plan.groups(guided, batch)) for guided in (False, True)}
-        self.grid: list[float] = solvers.grid_of(config).tolist()
-        self.times = torch.tensor(self.plan.times, device=model.device)
-        self.embedded: Tensor | None = None
         self.run = run_plainly
 
     @property
@@ -100,8 +96,10 @@ class Steps:
     def seek(self, position: int) -> None:
         """Point the caches at a raster position: its patch is written, and the one before it read.
 
-        ``seen`` and ``written`` are the tokens that attention looks at then, in the backbone and in the decoder.
+        ``seen`` and ``written`` are the tokens that attention looks at then, in the backbone and in the decoder, and
+        ``at`` are the head's evaluations.
         """
+        self.at = self.evaluations[self.config.steps_at(position, self.model.config.num_groups)]
         self.backbone_cache.seek(self.model.backbone.prefix + position - 1)
         self.seen, self.written = self.backbone_cache.bound, 1
         if self.decoder_cache is not None:
@@ -110,7 +108,7 @@ class Steps:
 
     def scale(self, position: int) -> Tensor | None:
         """Return the guidance scale at a raster position; ``None`` where nothing is guided."""
-        return self.plan.scale(position, self.model.device)
+        return self.at.plan.scale(position, self.model.device)
 
     def begin(self, tokens: Tensor, prefix: Tensor) -> Tensor:
         """Read the condition's tokens ``(streams * B, K, D)`` and true patches ``(B, k, P)``; return ``h`` of the next
@@ -130,10 +128,11 @@ class Steps:
 
     def embed(self) -> None:
         """Embed the times of the head's evaluations."""
-        span = None if self.plan.span is None else torch.full_like(self.times, self.plan.span)
-        embedded = self.head.embed(self.times, span)
-        # In place: captured steps keep reading the same memory.
-        self.embedded = embedded if self.embedded is None else self.embedded.copy_(embedded)
+        for at in self.evaluations.values():
+            span = None if at.plan.span is None else torch.full_like(at.times, at.plan.span)
+            embedded = self.head.embed(at.times, span)
+            # In place: captured steps keep reading the same memory.
+            at.embedded = embedded if at.embedded is None else at.embedded.copy_(embedded)
 
     def read(self, patch: Tensor) -> Tensor:
         """A patch ``(B, 1, P)`` to ``h`` of the next one, ``(streams * B, 1, D)``."""
@@ -144,12 +143,12 @@ class Steps:
     ) -> Tensor:
         """Follow the head's flow from ``start`` ``(B, 1, d)`` to the state, guided by ``v_u + scale (v_c - v_u)``
         (2207.12598); the arguments are those of :func:`generate` at one position."""
-        head = self.head
+        head, at = self.head, self.at
         # A size of streams in front: the state broadcasts, so what does not depend on the condition is done once.
         condition = head.project(h).view(self.streams, self.batch, 1, -1)
-        span = None if self.plan.span is None else torch.full_like(self.times[:1], self.plan.span)
+        span = None if at.plan.span is None else torch.full_like(at.times[:1], at.plan.span)
         known = [] if grid is not None else self.modulations(condition, scale is not None)
-        evaluations = iter(zip(self.within, self.times, known, strict=False))
+        evaluations = iter(zip(at.within, at.times, known, strict=False))
 
         def velocity(z: Tensor, t: Any) -> Tensor:
             inside, t, modulations = (False, t, None) if grid is not None else next(evaluations)
@@ -162,7 +161,7 @@ class Steps:
         state = integrator(
             velocity,
             start,
-            self.grid if grid is None else grid,
+            at.grid if grid is None else grid,
             solvers.no_noise if draws is None else lambda interval: draws[:, interval : interval + 1],
         )
         return self.normalise(state) if self.config.renormalise else state
@@ -177,10 +176,10 @@ class Steps:
 
     def modulations(self, condition: Tensor, guided: bool) -> list[Modulations]:
         """Return the head's modulations of each evaluation, computed for a group of evaluations at a time."""
-        assert self.embedded is not None, "begin comes first"
+        assert self.at.embedded is not None, "begin comes first"
         made: list[Modulations] = []
-        for first, end, streams in self.groups[guided]:
-            embedded = self.embedded[first:end, None, None, None]
+        for first, end, streams in self.at.groups[guided]:
+            embedded = self.at.embedded[first:end, None, None, None]
             together = self.head.modulate(embedded, condition[:streams])
             made += [list(each) for each in zip(*(outputs.unbind() for outputs in together), strict=True)]
         return made

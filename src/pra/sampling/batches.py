@@ -42,6 +42,8 @@ def how_sampled(sampler: Sampler) -> dict[str, Any]:
     "precision" the arithmetic of its matrix products on its device, float32 or bfloat16."""
     lowered = in_bfloat16(sampler.device, sampler.precision)
     settings: dict[str, Any] = to_dict(sampler.config)
+    if settings["raster_steps"] is None:  # records of before it lack it
+        del settings["raster_steps"]
     return settings | {"precision": (Precision.BFLOAT16 if lowered else Precision.FLOAT32).value}
 
 

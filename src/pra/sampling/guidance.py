@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -38,7 +38,7 @@ class Plan:
 
     @classmethod
     def of_head(cls, config: SamplingConfig, patches: int) -> Plan:
-        """Plan a head's evaluations at each of ``patches`` positions."""
+        """Plan a head's evaluations at each of ``patches`` positions, ``config.steps`` at all of them."""
         grid = solvers.grid_of(config)
         return cls(config, patches, solvers.evaluation_times(config.solver, grid.tolist()))
 
@@ -57,10 +57,6 @@ class Plan:
             return None
         scale = scale_at(self.config, position, self.patches)
         return torch.full((), scale if scale <= torch.finfo(torch.float32).max else math.inf, device=device)
-
-    def positions(self) -> Counter[bool]:
-        """Count the raster positions that are guided, and those that are not."""
-        return Counter(self.guided(position) for position in range(self.patches))
 
     def streams(self, guided: bool) -> tuple[int, ...]:
         """Return 1 or 2 for each evaluation at a position that is guided or not."""
@@ -84,3 +80,45 @@ class Plan:
     def most(self) -> int:
         """Streams of the backbone: 2 if anything is guided anywhere."""
         return 2 if self.config.guidance != 1.0 and any(self.within()) else 1
+
+
+class Evaluations:
+    """The head's evaluations at the raster positions ``places``, which take the same number of ``steps``.
+
+    ``times`` are on the device, and ``embedded`` what the head makes of them; see :class:`Plan` for the rest.
+    """
+
+    def __init__(self, plan: Plan, places: Sequence[int], batch: int, device: torch.device) -> None:
+        self.plan, self.places, self.steps = plan, places, plan.config.steps
+        self.within = plan.within()
+        self.groups = {guided: list(plan.groups(guided, batch)) for guided in (False, True)}
+        self.grid: list[float] = solvers.grid_of(plan.config).tolist()
+        self.times = torch.tensor(plan.times, device=device)
+        self.embedded: Tensor | None = None
+
+    def positions(self) -> Counter[bool]:
+        """Count the positions that are guided, and those that are not."""
+        return Counter(map(self.plan.guided, self.places))
+
+
+def mean_steps(config: SamplingConfig, patches: int) -> float:
+    """Return the mean number of steps of the raster positions."""
+    return sum(config.steps_at(position, patches) for position in range(patches)) / patches
+
+
+def plans(config: SamplingConfig, patches: int) -> dict[int, Plan]:
+    """Plan a head's evaluations for each number of steps that it takes somewhere on the raster."""
+    alone = replace(config, raster_steps=None)
+    counts = dict.fromkeys(config.steps_at(position, patches) for position in range(patches))
+    return {count: Plan.of_head(replace(alone, steps=count), patches) for count in counts}
+
+
+def evaluations_by_steps(
+    config: SamplingConfig, patches: int, batch: int, device: torch.device
+) -> dict[int, Evaluations]:
+    """Return the head's evaluations by number of steps, for ``batch`` images side by side."""
+    places: dict[int, list[int]] = {}
+    for position in range(patches):
+        places.setdefault(config.steps_at(position, patches), []).append(position)
+    found = plans(config, patches)
+    return {count: Evaluations(found[count], where, batch, device) for count, where in places.items()}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pra.config import SamplingConfig, Solver, from_dict, to_dict
+from pra.config.checks import PositiveInt, fit
 from pra.errors import PraError
 from pra.method import noise
 from pra.method.noise import Purpose
@@ -25,7 +26,8 @@ MOST_IMAGES = 10**8
 def changed_sampling(config: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:
     """Return settings with some of them changed, values as in :class:`SamplingConfig` or as in JSON.
 
-    Another number of steps or another grid drops ``times``; new ``times`` drop the grid.
+    Another number of steps or another grid drops ``times``; new ``times`` drop the grid. ``times`` and ``raster_steps``
+    set the number of steps, and drop each other.
 
     Raises:
         PraError: no such setting (the nearest is given), or a value of the wrong type or range.
@@ -33,8 +35,13 @@ def changed_sampling(config: SamplingConfig, changes: dict[str, Any]) -> Samplin
     given = {name: to_dict(value.item() if isinstance(value, np.generic) else value) for name, value in changes.items()}
     settings, default = to_dict(config), to_dict(SamplingConfig())
     other_steps = given.get("steps", config.steps) != config.steps
+    if "steps" in given or isinstance(given.get("times"), list):
+        settings["raster_steps"] = None
     if isinstance(given.get("times"), list):
         settings |= {name: default[name] for name in ("time_grid", "shift")} | {"steps": len(given["times"]) - 1}
+    elif given.get("raster_steps"):
+        counts = fit(tuple[PositiveInt, ...], given["raster_steps"], "sampling.raster_steps")
+        settings |= {"steps": max(counts), "times": None}
     elif other_steps or given.get("solver") == Solver.SHORTCUT.value or given.keys() & {"time_grid", "shift"}:
         settings["times"] = None
     return from_dict(SamplingConfig, settings | given, "sampling")

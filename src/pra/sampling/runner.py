@@ -17,7 +17,7 @@ from pra.config import Precision, SamplingConfig
 from pra.models import PRA
 from pra.models.cache import KVCache, NewCache, StaticCache
 from pra.sampling.algorithm import Steps, run_plainly
-from pra.sampling.guidance import Plan
+from pra.sampling.guidance import plans
 from pra.sampling.native import NativeSteps, unsupported
 from pra.utils.compiler import compiled
 from pra.utils.device import in_bfloat16
@@ -134,7 +134,7 @@ def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision, compil
     """Return the bytes of the caches of one image, in an :class:`Engine` of these arguments."""
     way = way_for(model, precision, compile)
     with way.arithmetic(model.device):
-        streams = Plan.of_head(config, model.config.num_groups).most
+        streams = max(plan.most for plan in plans(config, model.config.num_groups).values())
         caches = model.backbone.new_cache(streams, way.cache), model.codec.new_cache(1, way.cache)
     return sum(cache.nbytes for cache in caches if cache is not None)
 

@@ -1,4 +1,4 @@
-"""The model card: what is known of a model, from its run or its folder, and the text by the template ``card.md``."""
+"""The model card: facts about a model from its run or folder, as text by the template ``card.md``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import ChainableUndefined
 
+from pra.bench.pareto import FOLDER, PARETO, PICTURE, Tier, offered
 from pra.config import RunConfig, to_dict
 from pra.errors import one_line
 from pra.evaluation.comparable import known
@@ -33,9 +34,10 @@ LONGEST = 2**20
 
 @dataclass(frozen=True)
 class Origin:
-    """A model, the file of its weights and their name in a run, and how the run came to them where that is known.
+    """A model, the file of its weights, their name in a run, and the record of their training, if known.
 
-    ``files`` are pictures and a card, by the name they are shared under. ``reports`` of ``pra eval``, by file name, are
+    ``files`` are pictures, a card and ``pareto.json``, by the name they are shared under; ``tiers`` are read from the
+    last. ``reports`` of ``pra eval``, by file name, are
     on these very weights, or named by the card. ``seconds`` are those of the training steps, or ``None`` if not logged.
     """
 
@@ -44,6 +46,7 @@ class Origin:
     average: str
     files: dict[str, Path]
     reports: dict[str, Report]
+    tiers: list[Tier]
     run: RunConfig | None = None
     step: int = 0
     seconds: float | None = None
@@ -59,15 +62,24 @@ def read_origin(path: str | Path, average: str = weights.EMA) -> Origin:
     folder = weights.model_folder(path, average)
     run = weights.run_of(folder)
     home = run or folder
-    shared = (CURVES, SAMPLES) if run else (CARD, CURVES, SAMPLES)  # a README in a run's folder is its owner's notes
+    shared = (
+        (CURVES, SAMPLES) if run else (CARD, CURVES, SAMPLES, PARETO, PICTURE)
+    )  # a README in a run's folder is its owner's notes
     files = {name: home / name for name in shared if (home / name).is_file()}
     grids = sorted(path for path in run.glob("samples/step-*.png") if path.is_file()) if run else []
     if grids:
         files[SAMPLES] = grids[-1]
+    tiers = offered(folder, run, average)
+    if run and (run / FOLDER / PARETO).is_file():
+        if tiers:
+            files |= {name: path for name in (PARETO, PICTURE) if (path := run / FOLDER / name).is_file()}
+        else:
+            problem = f"{run / FOLDER / PARETO} is left out: its figures are of other weights than the shared ones"
+            warnings.warn(f"{problem}; measure these with `pra bench pareto {run}`", stacklevel=2)
     file = folder / weights.weights_name(folder, average)
     card = read_card(files[CARD]) if CARD in files else ""
     reports = _reports(home, file_sha256(file), card)
-    origin = Origin(weights.load(folder, average), file, average, files, reports)
+    origin = Origin(weights.load(folder, average), file, average, files, reports, tiers)
     if run is None:
         return origin
     config = read_run(run)
@@ -98,7 +110,7 @@ def _reports(home: Path, sha256: str, card: str) -> dict[str, Report]:
 
 
 def write_card(origin: Origin, name: str, address: str, licence: str | None, half: bool) -> str:
-    """Return the card as Markdown under YAML. It does not mention what is not known.
+    """Return the card as Markdown under YAML. Unknown facts are left out.
 
     ``name`` is the title, ``address`` the argument of :func:`pra.load` (empty for the model that pra ships), and
     ``half`` tells that the weights are rounded to float16.
@@ -110,12 +122,13 @@ def write_card(origin: Origin, name: str, address: str, licence: str | None, hal
     environment.filters |= {
         "json": json.dumps,
         "quote": shlex.quote,
+        "words": shlex.join,
         "public": _public,
         "place": lambda initial: initial if is_address(initial) else Path(initial).name,
         "duration": duration,
     }
     fix = f"repair or remove {', '.join(['environment.json', *origin.reports])} in the folder that is shared"
-    with explained(origin.weights, "comes with records that do not go on a card", fix):
+    with explained(origin.weights, "comes with records that a card cannot show", fix):
         return environment.get_template("card.md").render(
             origin=origin,
             front_matter=_front_matter(origin, licence),

@@ -26,7 +26,7 @@ except (ImportError, OSError, RuntimeError) as error:
 OUTPUTS = ("np", "pil", "pt")
 PLACE = ("cache_dir", "token", "local_files_only")
 DONE_ANYWAY = {"torch_dtype": torch.float32, "dtype": torch.float32, "use_safetensors": True}
-"""Options of diffusers, with the values that ask for what is done without them."""
+"""Options of diffusers that are accepted with these values, which change nothing."""
 
 
 class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
@@ -100,10 +100,10 @@ class PRAPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         Args:
             class_labels: classes by number or name, one or several; without, one image of no class.
-            guidance_scale: 1 is none; by default what the model recommends.
+            guidance_scale: 1 is off; by default the model's recommendation.
             generator: decides the images, in the same state the same; one per image, or one from which the seeds of all
                 are drawn in order. By default torch's global one.
-            num_inference_steps: solver intervals per patch (of a JiT per image); by default what the model recommends.
+            num_inference_steps: solver intervals per patch (JiT: per image); by default the model's recommendation.
             output_type: "pil", "np" (``(B, H, W, C)``, float32 in [0, 1]) or "pt" (``(B, C, H, W)``, the same).
             return_dict: an ``ImagePipelineOutput`` with ``images``; else a tuple of them.
             prompt: captions, one or several, for models that read captions.

@@ -28,7 +28,7 @@ def export(
     average: str = weights.EMA,
     sampling: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a model as it is shared: ``config.json``, ``model.safetensors`` (an average) and ``README.md``.
+    """Write a model as a shared folder: ``config.json``, ``model.safetensors`` (an average) and ``README.md``.
 
     Beside them ``curves.png``, ``samples.png`` (the newest grid) and the reports of ``pra eval`` on these weights,
     where the run has them. A model folder that holds such a card already is copied with it.

@@ -63,7 +63,7 @@ class EMA:
         torch._foreach_lerp_(_local(self.model), _local(model), 1.0 - self.rule(step))
 
     def whole(self) -> Model:
-        """Return the average as a model to sample from, gathered where it is sharded. All call this together."""
+        """Return the average as a model to sample from, gathered if it is sharded. All call this together."""
         return self.assembled(self.parts(here=True))
 
     def parts(self, here: bool) -> dict[str, Tensor]:

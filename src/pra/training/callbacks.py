@@ -45,13 +45,13 @@ TERMS_SHOWN = 3
 """Terms of the loss beside the progress bar."""
 GRID_ROWS, GRID_SEEDS, GRID_RECONSTRUCTIONS = 10, 8, 16
 NEARLY, LATE = 0.1, 1.2
-"""A training's length: changes of steps that are not worth it, and the part of its minutes from which it is late."""
+"""Smallest change of a training's steps that is worth it, and the share of its minutes from which it is late."""
 HELD_OUT = 1024
-"""Held-out images that are measured; of more, so many are taken evenly."""
+"""Most held-out images that are measured, taken evenly."""
 HELD_OUT_SEED = 0
-"""The seed of the noise, whatever the run's: curves of several runs compare."""
+"""The seed of the noise, the same for all runs, so that their curves compare."""
 PATIENCE, RISE = 3, 1.02
-"""Overfitting: so many validations in a row, each above the lowest one before them by this factor."""
+"""Overfitting: this many validations in a row, each above the lowest one before them by this factor."""
 
 
 class Callback:
@@ -61,11 +61,11 @@ class Callback:
     trainer (:class:`pra.training.loop.Trainer` lists its attributes) and does not change it. The time of
     :meth:`on_step` counts as training, unless it is spent in a block of :meth:`pra.training.loop.Trainer.paused`.
     An exception in a user's hook ends the run: the loop saves the state, then raises the exception.
-    A signal ends the run after the hook; what may take minutes is left at once in ``trainer.until_signal(do)``.
+    A signal ends the run after the hook. Wrap work of minutes in ``trainer.until_signal(do)``, which a signal stops.
     """
 
     def on_start(self, trainer: Trainer) -> None:
-        """Before the first step of this call. ``trainer.step`` steps are done; not called where none is left."""
+        """Before the first step of this call, when ``trainer.step`` steps are done. Not called if all are done."""
 
     def on_step(self, trainer: Trainer) -> None:
         """After every step."""
@@ -73,8 +73,8 @@ class Callback:
     def on_log(self, trainer: Trainer, row: dict[str, float]) -> None:
         """Every ``train.log_every`` steps, and after the last step.
 
-        ``row`` is a line of ``metrics.jsonl``: means over the steps since the last line. What a callback adds to it is
-        written and drawn with the rest.
+        ``row`` is a line of ``metrics.jsonl``: means over the steps since the last line. Values that a callback adds
+        are written and drawn with the rest.
         """
 
     def on_checkpoint(self, trainer: Trainer) -> None:
@@ -84,7 +84,7 @@ class Callback:
         """After pictures were drawn, every ``train.sample_every`` steps and at the end: ``trainer.picture(kind)``."""
 
     def on_end(self, trainer: Trainer) -> None:
-        """When the run has all its steps; also where none was left."""
+        """When the run has all its steps, also if it had them before this call."""
 
     def close(self) -> None:
         """Last, however the run ends."""
@@ -121,7 +121,7 @@ class Callbacks:
 
 
 class Metrics(Callback):
-    """Writes ``metrics.jsonl``, the same for TensorBoard where it is installed, and ``curves.png`` at the end.
+    """Writes ``metrics.jsonl``, the same for TensorBoard if it is installed, and ``curves.png`` at the end.
 
     Lines after the step that a run resumes from are dropped: their work was lost. It warns where the states may be
     collapsing.
@@ -132,7 +132,7 @@ class Metrics(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         self.path = trainer.folder / METRICS
-        lines = metrics_lines(trainer.folder)  # damaged ones stay: they may mean something to their owner
+        lines = metrics_lines(trainer.folder)  # damaged lines stay: their owner may need them
         kept = (line for line, row in lines if row is None or row["step"] <= trainer.step)
         write_atomically(self.path, lambda file: file.writelines(kept))
         if importlib.util.find_spec("tensorboard"):
@@ -191,7 +191,7 @@ class Bar(Callback):
 
 
 class Length(Callback):
-    """Keeps a new run to so many minutes: the speed that was measured before it does not last where others work too.
+    """Keeps a new run to a number of minutes: the speed measured before it changes on a machine with other work.
 
     The steps are planned again after the last one whose learning rate does not depend on their number, so that the new
     configuration gives the same training from its start. Later, a warning says that it takes longer.
@@ -325,10 +325,9 @@ class Validation(Callback):
 def overfits(rows: Sequence[Mapping[str, float]]) -> bool:
     """Return whether lines of metrics show overfitting.
 
-    That is so where the last :data:`PATIENCE` values of ``validation_flow`` all lie above the lowest value before them
-    by the factor :data:`RISE`, and the mean of ``flow`` since the last but one validation is below its mean in the
-    interval that ended with that lowest value. The second condition tells overfitting from states that become harder to
-    predict, which raise both curves.
+    Two conditions must hold. The last :data:`PATIENCE` values of ``validation_flow`` all lie above the lowest value
+    before them by the factor :data:`RISE`. The mean of ``flow`` since the last but one validation is below its mean in
+    the interval that ended with that lowest value: if states become harder to predict, both curves rise.
     """
     held = points_of(rows, VALIDATION + "flow")
     if len(held) <= PATIENCE:
@@ -340,7 +339,7 @@ def overfits(rows: Sequence[Mapping[str, float]]) -> bool:
 
     def flow(after: float, until: float) -> float:
         values = [value for at, value in points_of(rows, "flow") if after < at <= until]
-        return statistics.fmean(values) if values else math.nan  # lines may be damaged: then nothing overfits
+        return statistics.fmean(values) if values else math.nan  # damaged lines do not count as overfitting
 
     return flow(steps[-2], steps[-1]) < flow(steps[steps.index(step) - 1], step)
 
@@ -352,7 +351,7 @@ def _lowest(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 class Pictures(Callback):
     """Draws samples and reconstructions from the average ``ema``. Rank 0 draws for all.
 
-    Every error of drawing is a warning, be it memory or a CUDA graph.
+    Every error of drawing becomes a warning, such as a lack of memory or a failing CUDA graph.
     """
 
     def on_sample(self, trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: folders with all that resuming needs, written whole or not at all, while training goes on.
+"""Checkpoints: folders with all that resuming needs, written whole or not at all, while training continues.
 
 ``checkpoints/step-00000500/`` is a model folder (:mod:`pra.models.weights`) with the averages; ``optimizer/``, which
 the processes write together with torch's distributed checkpoint in its safetensors format; and ``state.json``, written
@@ -33,11 +33,11 @@ from pra.utils.files import check_fields, check_regular, new_folder, read_json, 
 
 OPTIMIZER = "optimizer"
 ALONE = "torch.distributed is disabled, unavailable or uninitialized"
-"""torch's warning that it saves or loads for a single process, which is meant."""
+"""torch's warning that it saves or loads for a single process, as intended."""
 
 
 class Saver:
-    """Writes the checkpoints of a run, one at a time, while the training goes on. All processes call it together.
+    """Writes the checkpoints of a run, one at a time, while training continues. All processes call it together.
 
     The newest ``keep`` stay, and those of every ``keep_every`` steps; 0 keeps no others.
     """
@@ -120,7 +120,7 @@ class Saver:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """The block that trains and saves. Whatever ends it, the checkpoint that is being written is finished.
+        """Wrap the block that trains and saves: however it ends, the checkpoint in progress is finished.
 
         torch warns in the thread in which it saves, but the filter is set here: filters of warnings belong to all
         threads, and two that change and restore them in turn would mix them up for good.
@@ -155,7 +155,7 @@ class Saver:
 
     @contextmanager
     def _last_good_named(self) -> Iterator[None]:
-        """A block whose errors name the checkpoint to go back to."""
+        """Wrap a block whose errors name the checkpoint to return to."""
         try:
             yield
         except PraError as error:
@@ -173,7 +173,7 @@ class Unlogged:
     skipped: int = 0
 
     def finite(self) -> dict[str, Any]:
-        """Return JSON values, which have no nan: ``state_std`` of a single patch is one."""
+        """Return JSON values. JSON lacks nan, which ``state_std`` of a single patch is."""
         sums = {name: part for name, part in self.sums.items() if math.isfinite(part[0])}
         return {"sums": sums, "skipped": self.skipped}
 
@@ -184,7 +184,7 @@ def step_of(folder: Path) -> int:
 
 
 def restore_unlogged(folder: Path) -> Unlogged:
-    """Return the metrics that a checkpoint keeps for the next line; an older one keeps none."""
+    """Return the metrics that a checkpoint keeps for the next line; empty for older checkpoints."""
     path = folder / weights.STATE
     known = read_json(path, unlogged=dict | None).get("unlogged") or {"sums": {}, "skipped": 0}
     check_fields(known, path, sums=dict, skipped=NaturalInt)
@@ -220,7 +220,7 @@ def restore_optimizer(folder: Path, model: Model, optimizer: Optimizers, world: 
             owners[path] = weights.present_name(name), key
             parameter = parameters[owners[path][0]].detach()
             assert isinstance(saved, TensorStorageMetadata), "an optimizer's state is tensors"
-            # Of the parameter's shape, and sharded as it is; or a counter.
+            # With the parameter's shape and sharding, or a counter.
             same = saved.size == parameter.shape
             tensors[path] = torch.zeros_like(parameter) if same else torch.zeros(saved.size)
         with warnings.catch_warnings():

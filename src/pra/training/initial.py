@@ -22,8 +22,8 @@ EMBEDDING = "condition.embedding.weight"
 def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[str, Any]:
     """Give a new model the weights of another, by the names of the classes.
 
-    A second head that the other model lacks begins as the first: its steps of any length take the velocity at their
-    start. What reads captions begins anew, where the other model reads none.
+    A second head that the other model lacks starts as a copy of the first head: its steps of any length take the
+    velocity at their start. A text reader that the other model lacks starts from scratch.
 
     ``path`` and ``average`` are those of :func:`pra.load`. Return the origin, for ``environment.json``.
 
@@ -41,7 +41,7 @@ def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[st
     if changed:
         differing = "; ".join(changed).replace(" in the run, ", " there, ")
         problem = (
-            f"the weights of {path} are of another model ({differing}); pictures are scaled to its size. "
+            f"the weights of {path} are of another model ({differing}), to whose size pictures are scaled. "
             "Leave such settings out, or train from scratch, without --from"
         )
         raise PraError(problem, code="mismatch", path=path, differences=differing)

@@ -49,8 +49,8 @@ FAILED = 256
 class Trained:
     """The result of :func:`train`.
 
-    ``model`` has the EMA weights. ``steps`` are all of the run, ``new_steps`` those of this call: 0 where it had as
-    many as asked for. ``seconds`` and ``skipped``, the corrupt images that all processes passed over, are of this call.
+    ``model`` has the EMA weights. ``steps`` counts all steps of the run, ``new_steps`` those of this call, 0 if the run
+    had enough. ``seconds`` and ``skipped`` (corrupt images that all processes skipped) count for this call.
     """
 
     run: Path
@@ -177,7 +177,7 @@ class Trainer:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A block whose time does not count as training throughput. All processes enter it together."""
+        """Wrap a block whose time does not count as training throughput. All processes enter it together."""
         self._recent()  # the device finishes its steps before the clock stops
         begin = time.monotonic()
         yield
@@ -190,10 +190,7 @@ class Trainer:
             write_json(self.folder / weights.CONFIG, to_dict(self.config))
 
     def until_signal(self, do: Callable[[], T]) -> T | None:
-        """Return ``do()``; None as soon as a signal has come that is to stop the run, wherever ``do`` is.
-
-        For what takes long, and can be left unfinished.
-        """
+        """Return ``do()``, or None as soon as a signal stops the run. Use it for long work that may stay unfinished."""
         return self.signals.until_signal(do)
 
     def run(self) -> Trained:
@@ -257,7 +254,7 @@ class Trainer:
         raise Interrupted(stop, where)
 
     def _begin(self) -> None:
-        """Write what the run is, before its first step of this call."""
+        """Write configuration and environment before the first step of this call."""
         if self.world.is_first:
             losses = {name: term.weight for name, term in self.terms.items()}
             write_run(self.folder, self.config, self.whole, self.world.size, self.initial, losses)
@@ -265,7 +262,7 @@ class Trainer:
         self.interval = time.monotonic()
 
     def _save(self) -> None:
-        unlogged = self._since_last_line()  # refuses what is not finite
+        unlogged = self._since_last_line()  # refuses values that are not finite
         self.saver.save(self.step, self.model, self.averages, self.optimizer, unlogged)
         self.saved_step = self.step
         self.callbacks.call("on_checkpoint", self)
@@ -295,7 +292,7 @@ class Trainer:
             self.arithmetic.all_learn()
         self.optimizer.set_rates(train.optimizer, self.step, train.steps)
         rollout = train.rollout if self.step >= train.codec_warmup else None
-        fix = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and the run can go on"
+        fix = "set a smaller train.micro_batch_size or train.activation_checkpointing=true, and resume"
         with enough_memory(len(step_batches[0].images), self.device, fix), self.world.together():
             # All randomness comes from (seed, global sample index), so from (seed, step) and the place in it.
             moved = (
@@ -304,7 +301,7 @@ class Trainer:
             )
             given = ((from_uint8(images), labels, noise.keys(train.seed, at)) for images, labels, at in moved)
             passes = partial(self.arithmetic.passes, given, len(step_batches), rollout, self.perceptual)
-            # They may take long, such as the first one, which compiles. Several processes wait for each other in it.
+            # A step may take long, such as the first, which compiles. Several processes wait for each other in it.
             parts = self.until_signal(passes) if self.world.size == 1 else passes()
             if parts is None:
                 self.optimizer.zero_grad()
@@ -317,7 +314,7 @@ class Trainer:
         return True
 
     def _recent(self) -> dict[str, Tensor]:
-        """Gather the metrics of the steps since the last log, averaged over all processes; refuse what is not finite.
+        """Gather the metrics of the steps since the last log, averaged over all processes. Refuse nan and inf.
 
         The device is read once per interval, so that a GPU need not wait every step. Each metric is a vector on the
         CPU: its value at every step that has it. Terms come and go between steps.
@@ -379,7 +376,7 @@ class Share(TrainingSet):
 
 
 def _examples(source: Source, held_out: Source | None) -> tuple[str, ...]:
-    """Return captions for pictures: held-out ones, where there are any."""
+    """Return captions for pictures, from held-out images if there are any."""
     if held_out is not None:
         check_captions(held_out, OnCorrupt.SKIP)
     shown = held_out or source

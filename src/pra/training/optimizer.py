@@ -31,7 +31,7 @@ NAMED: dict[str, Callable[[str], bool]] = {
 
 
 def set_trainable(model: nn.Module, train: TrainConfig) -> None:
-    """Let the parameters that ``train.trainable`` names learn, and freeze all others.
+    """Make the parameters in ``train.trainable`` trainable, and freeze all others.
 
     Raises:
         PraError: an entry matches no parameter (the nearest names are given), or the codec is frozen in its warm-up.
@@ -49,7 +49,7 @@ def set_trainable(model: nn.Module, train: TrainConfig) -> None:
 
 
 def codec_learns(model: nn.Module) -> bool:
-    """Return whether the model has a codec of which a parameter learns."""
+    """Return whether the model has a codec with a trainable parameter."""
     return any(p.requires_grad for name, p in model.named_parameters() if name.startswith("codec."))
 
 
@@ -101,7 +101,7 @@ class Optimizers:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
-    """Return AdamW for what learns; for the hidden matrices of the blocks the optimizer ``config.matrices``, if any.
+    """Return AdamW for the trainable parameters, with ``config.matrices``, if set, for the blocks' hidden matrices.
 
     Weight decay acts on the weights of linear layers, not on embeddings, norms and biases.
     """
@@ -131,11 +131,11 @@ def hidden_matrices(model: nn.Module) -> list[Tensor]:
 class MuonOptimizer(torch.optim.Optimizer):
     """Muon: orthogonalised Nesterov momentum, in steps of AdamW's size (https://kellerjordan.github.io/posts/muon).
 
-    The step is that of ``torch.optim.Muon(adjust_lr_fn="match_rms_adamw")``. It differs in two ways, so that several
-    processes learn what one learns. The momentum stays sharded under FSDP2, and each matrix is gathered once a step:
-    torch's class communicates in every product, and fails where a matrix has fewer rows than there are processes. And
-    CPUs compute in float32: bfloat16 there enlarges a difference of one rounding to 1 % of the step. Weight decay is
-    decoupled, as AdamW's.
+    The step is that of ``torch.optim.Muon(adjust_lr_fn="match_rms_adamw")``, with two differences so that several
+    processes learn the same as one. The momentum stays sharded under FSDP2, and each matrix is gathered once a step:
+    torch's class communicates in every product, and fails if a matrix has fewer rows than there are processes. CPUs
+    compute in float32: bfloat16 there enlarges a rounding difference to 1 % of the step. Weight decay is decoupled, as
+    in AdamW.
     """
 
     def __init__(self, matrices: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
@@ -181,7 +181,7 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int, peak: float | None = None) -> float:
-    """Return the rate of step ``0 <= step < total``: a linear warm-up to ``peak``, then constant or a cosine to zero.
+    """Return the rate of step ``0 <= step < total``: a linear warm-up to ``peak``, then the schedule.
 
     ``peak`` is ``config.lr`` by default.
     """
@@ -190,21 +190,23 @@ def learning_rate(config: OptimizerConfig, step: int, total: int, peak: float | 
     if config.schedule is LearningRate.CONSTANT:
         return peak * warmup
     progress = max(0.0, step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    if config.schedule is LearningRate.LINEAR:
+        return peak * warmup * (1.0 - progress)
     return peak * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether this is a ``DTensor``, of which each process has a part. (Importing that class takes a second.)"""
+    """Return whether this is a ``DTensor``, sharded over processes. (Importing that class takes a second.)"""
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor of which processes may have parts; all call this together."""
+    """Return a whole tensor that may be sharded over processes; all call this together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """Return this process's part of a tensor, without communication."""
+    """Return this process's shard of a tensor, without communication."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 

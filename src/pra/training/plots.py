@@ -34,7 +34,7 @@ Rows = Sequence[Mapping[str, float]]
 
 
 def draw_curves(run: Path) -> Path | None:
-    """Write ``curves.png``, one panel per metric; None where there is nothing to draw, or matplotlib is missing."""
+    """Write ``curves.png``, one panel per metric. Return None if there is nothing to draw or matplotlib is missing."""
     rows = read_metrics(run)
     if len(rows) < 2 or importlib.util.find_spec("matplotlib") is None:
         return None
@@ -96,5 +96,5 @@ def curves(runs: Mapping[str, Rows], titles: Mapping[str, str]) -> Figure:
 
 
 def _plain(text: str) -> str:
-    """Escape the dollars of a stranger's name: matplotlib takes what is between two for a formula."""
+    """Escape the dollar signs of a name: matplotlib reads the text between two of them as a formula."""
     return text.replace("$", r"\$")

@@ -23,14 +23,14 @@ from pra.training.run import read_run
 from pra.utils.files import own_folder, write_atomically
 
 LARGEST_ERROR = 0.1
-"""Of a fitted profile, relative to the wanted one, in the root mean square over time."""
+"""Largest error of a fitted profile, relative to the wanted one: a root mean square over time."""
 
 
 def posthoc(path: str | Path, length: float) -> tuple[Path, int, float]:
     """Add the average of a relative length to a checkpoint, from the averages stored until then.
 
     Args:
-        path: a checkpoint, or a run, of which the newest one is taken.
+        path: a checkpoint, or a run, whose newest checkpoint is taken.
         length: as in ``train.averages``.
 
     Returns:

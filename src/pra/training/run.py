@@ -1,4 +1,4 @@
-"""A run's folder: what was asked, where it ran, what it measured, what it looked like.
+"""A run's folder: configuration, environment, metrics, pictures.
 
 config.json       the complete configuration         samples/          grids from the EMA, by step
 environment.json  versions, commit, hardware, data   reconstructions/  real images and the codec's, by step
@@ -64,7 +64,7 @@ VALIDATION = "validation_"
 COMPARED = 1000
 """Images whose captions tell a run that its data have changed."""
 SEEN_WITHIN = 90.0
-"""Seconds until all machines see what one has written: network file systems cache what was missing."""
+"""Seconds until all machines see a new file: network file systems cache missing files."""
 
 # Settings that may change when a run resumes, because they change no weight.
 FREE = {
@@ -82,7 +82,7 @@ def claimed(folder: Path, config: RunConfig, world: World, losses: Mapping[str, 
 
     Args:
         folder: the run's.
-        config: what is asked for. The number of classes is checked with the data (:func:`check_data`).
+        config: the requested configuration. The number of classes is checked with the data (:func:`check_data`).
         world: the processes that train; rank 0 holds the lock.
         losses: the weights of the user's terms of the loss.
 
@@ -147,7 +147,7 @@ def check_run(folder: Path, config: RunConfig, losses: Mapping[str, float]) -> N
 def class_count(folder: Path, source: Source) -> int:
     """Return how many classes the run in ``folder`` learns of a source: those that have images.
 
-    A run of an earlier version, which learned all of them, goes on with all.
+    A run of an earlier version, which learned all of them, resumes with all.
     """
     every = len(source.classes)
     begun_with_all = (folder / CONFIG).exists() and read_run(folder).model.num_classes == every
@@ -184,7 +184,7 @@ def check_data(folder: Path, config: RunConfig, source: Source) -> str:
 
 
 def _changed(folder: Path, before: str, config: RunConfig, source: Source) -> str:
-    """Say that the images of a run have changed, and what it means; refuse other images in another place."""
+    """Return a warning if the images of a run have changed; refuse other images in another place."""
     known, now = recorded(folder).get("data") or {}, config.data.source
     found = contents(source, config.model.text is not None) if known else {}
     if before.partition(":")[0] != now.partition(":")[0]:  # packed, files have other names
@@ -200,16 +200,16 @@ def _changed(folder: Path, before: str, config: RunConfig, source: Source) -> st
         raise PraError(problem, code="mismatch", path=folder, source=now, known=before)
     held_out = ""
     if config.data.held_out_share is not None:
-        held_out = " Images are held out anew too: some were learned from, so validation losses no longer compare."
+        held_out = " Other images are held out now: some were learned from, so validation losses no longer compare."
     return (
         f"{now} has changed since {folder} was last trained on its {known.get('images')} images: it holds {other} now. "
-        f"The run goes on with these, in another order, and no longer repeats from its seed.{held_out} Restore the "
-        "data to go on as before, or use another --run-dir"
+        f"The run continues with these, in another order, and no longer repeats from its seed.{held_out} Restore the "
+        "data to continue as before, or use another --run-dir"
     )
 
 
 def _without_images(config: RunConfig, source: Source) -> str:
-    """Say which classes of a new run have no images, and whether the model has them."""
+    """Return a warning that names the classes of a new run without images."""
     labels, count = set(with_images(source)), config.model.num_classes
     empty = [name for label, name in enumerate(source.classes) if label not in labels]
     some = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
@@ -231,7 +231,7 @@ def _another(folder: Path, changed: list[str]) -> PraError:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """Return ``environment.json`` of a run; empty where it is missing."""
+    """Return ``environment.json`` of a run; empty if it is missing."""
     path = folder / ENVIRONMENT
     return read_json(path, data=dict | None, initial=dict | None, losses=dict | None) if path.exists() else {}
 
@@ -239,11 +239,11 @@ def recorded(folder: Path) -> dict[str, Any]:
 def contents(source: Source, captions: bool = False) -> dict[str, Any]:
     """Return what identifies data wherever they lie: the number of images, their labels, and the first image.
 
-    With ``captions`` some of theirs too, except of a stream, which would be read for them.
+    With ``captions``, some captions too, except for a stream, which would have to be read.
 
-    Labels are not enough: without classes they are all the same. The first image is hashed as its file where there is
-    one, as the pixels of a JPEG depend on the decoder's version; that of a stream is not read. Files are told by their
-    names and sizes.
+    Labels are not enough: without classes they are all the same. The first image is hashed as its file, if it has one,
+    since the pixels of a JPEG depend on the decoder's version. The first image of a stream is not read. Files are
+    identified by names and sizes.
     """
     first = None
     if not isinstance(source, Streamed):
@@ -266,7 +266,7 @@ def _captions_at(source: Captioned, index: int) -> tuple[str, ...]:
 
 
 def _same_weights(known: Mapping[str, str] | None, config: RunConfig) -> bool:
-    """Return whether the first weights that are asked for are those on record, perhaps in another place."""
+    """Return whether the first weights asked for are the recorded ones, perhaps in another place."""
     if not known or config.initial is None or is_address(config.initial):
         return False
     try:
@@ -306,11 +306,11 @@ def read_run(folder: Path) -> RunConfig:
         PraError: the folder is missing, or is not a run.
     """
     if not (folder / CONFIG).exists():
-        problem = "it holds no config.json" if folder.exists() else "no such folder"
+        problem = "it has no config.json" if folder.exists() else "no such folder"
         raise PraError(f"no run at {folder}: {problem}", code="missing", path=folder)
     values = read_json(folder / CONFIG, finite=True)
     if "recipe" not in values:
-        problem = f"{folder} holds a model, not a run: its {CONFIG} names no recipe. Give the folder of a run"
+        problem = f"{folder} holds a model, not a run: its {CONFIG} lacks a recipe. Give the folder of a run"
         raise PraError(problem, code="mismatch", path=folder)
     train = values.get("train")
     if isinstance(train, dict) and "shortcut_only" in train:  # the older name of train.trainable

@@ -1,5 +1,5 @@
 """The training step: loss, gradients, clipping, optimizer and averages. Training, `pra bench train` and the timing of
-models for one's own pictures all run this one.
+models for your own pictures all run this step.
 
 Several processes share the loss by DDP, or FSDP2's ``fully_shard``.
 """
@@ -29,7 +29,7 @@ from pra.utils.device import autocast, in_bfloat16
 from pra.utils.distributed import ALONE, World
 
 COMPILE = "train.compile", "set train.compile=false"
-"""The setting that asks for a compiler, and the way to do without."""
+"""The setting that asks for a compiler, and the way to switch it off."""
 
 Forward = Callable[..., Any]
 
@@ -41,8 +41,8 @@ class Step:
     """A model in training: its loss, whose gradients all processes share, its optimizer, and its averages.
 
     The loss calls the parts of a model in its own order, some of them twice. So DDP and FSDP wrap the loss as a whole,
-    as the module ``loss``. The model and its averages are sharded where ``train.parallel`` is ``fsdp``. The user's
-    ``terms`` may not compile: beside them only the blocks are compiled. ``begin`` steps are done.
+    as the module ``loss``. With ``train.parallel=fsdp`` the model and its averages are sharded. The user's ``terms``
+    may not compile: with them only the blocks are compiled. ``begin`` steps are done.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Step:
         self.model, self.averages, self.train, self.device = model, averages, train, device
         self.sharded = world.size > 1 and train.parallel is Parallelism.FSDP
         self.uncompiled: PraError | None = None
-        """The compiler's error, if it failed on the whole loss or a block: a warning gave it, and all run plainly."""
+        """The compiler's error, if it failed on the loss or a block; then all runs uncompiled, with a warning."""
         losses: Callable[..., Losses] = partial(losses_of(model), extra=terms) if terms else losses_of(model)
         by_block = world.size > 1 or bool(terms)
         if train.compile and not by_block:
@@ -79,7 +79,7 @@ class Step:
     def passes(
         self, batches: Iterable[MicroBatch], count: int, rollout: Rollout | None, perceptual: Perceptual | None = None
     ) -> list[dict[str, Tensor]]:
-        """Accumulate the gradients of ``count`` micro-batches; without a rollout, of the reconstruction pass alone.
+        """Accumulate gradients of ``count`` micro-batches, without a rollout those of the reconstruction pass alone.
 
         Return the losses of each micro-batch by name, without gradient.
         """
@@ -102,7 +102,7 @@ class Step:
         return norm
 
     def all_learn(self) -> None:
-        """From here on every parameter has a part in the loss."""
+        """End the codec's warm-up: from here on every parameter takes part in the loss."""
         if isinstance(self.loss, DistributedDataParallel):
             loss, self.loss = self.loss.module, None
             gc.collect()  # remove DDP's hooks from the parameters
@@ -110,7 +110,7 @@ class Step:
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """A block of a micro-batch's passes. Only the last one passes gradients between processes."""
+        """Wrap a micro-batch's passes. Only the last micro-batch communicates gradients."""
         if self.sharded:
             self.loss.set_requires_gradient_sync(last)
         elif not last and isinstance(self.loss, DistributedDataParallel):
@@ -120,7 +120,7 @@ class Step:
         yield
 
     def _compiled(self, forward: Forward) -> Forward:
-        """Compile a function at its first call; where the compiler fails, warn and run all of them plainly."""
+        """Compile a function at its first call. If the compiler fails, warn and run all functions uncompiled."""
         fast = compiled(forward, *COMPILE)
 
         def call(*arguments: Any) -> Any:
@@ -129,7 +129,7 @@ class Step:
                     return fast(*arguments)
                 except PraError as error:
                     self.uncompiled = error
-                    warnings.warn(f"{error}; until then it goes on without", stacklevel=2)
+                    warnings.warn(f"{error}; until then it runs uncompiled", stacklevel=2)
             return forward(*arguments)
 
         return call
@@ -156,8 +156,8 @@ def _replicated(loss: nn.Module, idle: bool) -> DistributedDataParallel:
 def shard(loss: nn.Module, averages: Sequence[Model], world: World, device: torch.device, bfloat16: bool) -> None:
     """Shard a loss, and the averages of its ``model``, with FSDP2.
 
-    Blocks are gathered one by one, in bfloat16 where they compute in it; the rest, embeddings and the norms of the
-    residual stream among it, together and in float32. Gradients are summed in float32.
+    Blocks are gathered one by one, in bfloat16 if they compute in it. The rest, such as embeddings and the norms of the
+    residual stream, is gathered together in float32. Gradients are summed in float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

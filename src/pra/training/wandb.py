@@ -18,14 +18,14 @@ RUN_ID = "wandb-id.txt"
 class WandB(Callback):
     """Sends the run's configuration, every line of the metrics, and the pictures. Only rank 0 sends.
 
-    A run that resumes continues the same run there. Where lost steps are repeated, Weights & Biases keeps the lines
-    that it has. ``settings`` are for ``wandb.init``, such as ``project="faces"`` or ``mode="offline"``.
+    A run that resumes continues the same run there. If lost steps are repeated, Weights & Biases keeps its own lines.
+    ``settings`` are for ``wandb.init``, such as ``project="faces"`` or ``mode="offline"``.
     """
 
     def __init__(self, **settings: Any) -> None:
         try:
             import wandb
-        except Exception as error:  # its dependencies raise what they like
+        except Exception as error:  # its dependencies raise any exception
             raise PraError(import_failed("pra.training.wandb", "wandb", "wandb", error), code="not-installed") from None
         self._wandb: Any = wandb
         self._settings = settings

@@ -46,7 +46,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 @contextmanager
 def enough_memory(images: int, device: torch.device, way_out: str) -> Iterator[None]:
-    """Turn a lack of memory in the block, which works on ``images`` at a time, into a PraError; ``way_out`` ends it."""
+    """Turn a lack of memory in the block, for ``images`` at a time, into a PraError with the fix ``way_out``."""
     try:
         yield
     except RuntimeError as error:

@@ -28,11 +28,11 @@ from pra.utils.signals import ended_by_sigterm
 T = TypeVar("T")
 R = TypeVar("R")
 
-LOST = "another process of this command has ended early; see what it says"
+LOST = "another process of this command has ended early; see its output"
 
 LAUNCH = "Unset it, and start the processes with torchrun"
 STEP, PATIENCE = timedelta(minutes=30), timedelta(days=1)
-"""Timeouts within a training step, after which ranks end that miss another; and while one rank works for all."""
+"""Timeouts: within a training step, and while one rank works for all. A rank that waits longer ends."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class World:
         self.highest(0, patient)
 
     def fails_first(self) -> bool:
-        """Return whether this rank is the first to fail, and so the one that reports; call it before others notice."""
+        """Return whether this rank is the first to fail, which reports the error; call it before others notice."""
         if self.store is None:
             return True
         if not self._failed_first:  # asked once: soon the store's process may have ended
@@ -196,7 +196,7 @@ def _rendezvous(rank: int, size: int, local_rank: int) -> World:
 
 
 def own_part(store: Any, rank: int, size: int, patience: timedelta) -> Any:
-    """Return the part of the store of these processes, when all of them are there.
+    """Return these processes' part of the store, when all of them are there.
 
     torchrun's store outlives a restart with all its old entries, and each machine counts its restarts for itself. So
     each rank announces itself under a random name, and rank 0 answers that name.
@@ -244,7 +244,7 @@ def _hushed() -> Iterator[None]:
 def _size() -> int:
     for name in () if "WORLD_SIZE" in os.environ else ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if os.environ.get(name, "1") != "1":
-            problem = "processes without WORLD_SIZE do not share their work"
+            problem = "without WORLD_SIZE, processes do not share their work"
             fix = "Start one torchrun a machine, or set WORLD_SIZE=1 for independent commands"
             raise PraError(f"{name}={os.environ[name]}: {problem}. {fix}", name=name)
     return variable("WORLD_SIZE", None if "RANK" in os.environ else "1", least=1)

@@ -71,7 +71,7 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 def check_regular(path: Path) -> Path:
-    """Return a path for a library to open; what is not a regular file is an ``OSError``."""
+    """Return a path for a library to open; anything but a regular file is an ``OSError``."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return path
@@ -106,7 +106,7 @@ def parse_json(data: bytes, where: object, finite: bool = False) -> Any:
             if (depth := depth + 1) > DEEPEST:
                 raise RecursionError
     except RecursionError:
-        raise unreadable(where, f"is not JSON of ours: it nests deeper than {DEEPEST} levels. {REPAIR}") from None
+        raise unreadable(where, f"is not a JSON file of pra: it nests deeper than {DEEPEST} levels. {REPAIR}") from None
     except ValueError as error:
         reason = "its bytes are not text" if isinstance(error, UnicodeDecodeError) else error
         raise unreadable(where, f"is not JSON: {reason}. {REPAIR}") from None
@@ -217,7 +217,7 @@ def save_images(images: Tensor, labels: Sequence[int], names: Sequence[str], col
 
 
 def remedy(error: OSError) -> str:
-    """Return what a person can do about a file that cannot be written, to end an error."""
+    """Return the fix for a file that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space and repeat the command"
     if error.errno == errno.EFBIG:
@@ -225,7 +225,7 @@ def remedy(error: OSError) -> str:
     if error.errno == errno.ENAMETOOLONG:
         return "choose a shorter name"
     if error.errno == errno.EIO:
-        return "look after the disk and repeat the command"
+        return "check the disk and repeat the command"
     return "choose another place, or make this one writable"
 
 
@@ -237,7 +237,7 @@ def write_atomically(path: Path, write: Callable[..., Any], **options: Any) -> N
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Any]:
-    """Give a file to fill, which appears at ``path`` at the end: whole and on the disk, or not at all.
+    """Yield a file to fill, which appears at ``path`` at the end: whole and on the disk, or not at all.
 
     A disk that is full or refuses is a PraError; nothing is left behind.
     """
@@ -259,7 +259,7 @@ def new_file(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to fill, which appears at ``path`` at the end: whole and on the disk, or not at all.
+    """Yield a folder to fill, which appears at ``path`` at the end: whole and on the disk, or not at all.
 
     A path that exists, and a disk that is full or refuses, is a PraError; nothing is left behind.
     """
@@ -300,7 +300,7 @@ def begin_partial(partial: Path, plan: dict[str, Any], what: str, free: Sequence
     before = read_json(path)
     old, new = ({key: values.get(key) for key in plan if key not in free} for values in (before, plan))
     if changed := differences(old, new, where="there"):
-        fix = "Repeat that command to go on, or remove the folder"
+        fix = "Repeat that command to resume it, or remove the folder"
         raise PraError(f"{partial} holds an unfinished {what} ({changed[0][:120]}). {fix}", "conflict", path=partial)
     return before
 
@@ -330,7 +330,7 @@ def file_mode() -> int:
 
 @contextmanager
 def explained(path: Path, problem: str, fix: str) -> Iterator[None]:
-    """Turn whatever reading a broken file raises into ``"PATH PROBLEM (reason); FIX"``; a PraError passes unchanged."""
+    """Turn any error of reading a broken file into ``"PATH PROBLEM (reason); FIX"``; a PraError passes unchanged."""
     try:
         check_regular(path)
         yield
@@ -355,7 +355,7 @@ def read_arrays(path: Path, wanted: Collection[str] | None, most: int = MOST_ARR
         arrays = {name: file[name] if name in wanted else np.empty(0) for name in file.files}
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # numpy returns the bytes of a member that is not an array
-            raise ValueError(f"{name} is no array")
+            raise ValueError(f"{name} is not an array")
     return arrays
 
 

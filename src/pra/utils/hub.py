@@ -15,7 +15,7 @@ from pra.utils.files import read_json
 from pra.utils.progress import Progress
 
 PREFIX = "hub:"
-FILES = ["config.json", "model.safetensors", "README.md"]
+FILES = ["config.json", "model.safetensors", "README.md", "pareto.json"]
 LOGIN = "set HF_TOKEN, or `hf auth login`"
 
 
@@ -30,7 +30,7 @@ def download(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Return the folder of a model, in the hub library's cache or in ``cache_dir``. What is there is not loaded again.
+    """Return the folder of a model, in the hub library's cache or in ``cache_dir``. Cached files are not loaded again.
 
     ``token=False`` sends no token; with ``local_files_only`` nothing is asked of the Hub.
 
@@ -49,7 +49,7 @@ def download(
         )
         if not _is_ours(Path(known) / FILES[0]):
             problem = "its config.json is not there, or another library's"
-            raise PraError(f"{text} is no model of pra: {problem}", code="unreadable", address=text)
+            raise PraError(f"{text} is not a model of pra: {problem}", code="unreadable", address=text)
         commit = Path(known).name
         folder = Path(hub.snapshot_download(repo, revision=commit, allow_patterns=FILES, library_name="pra", **place))
     except (hub.errors.HTTPError, OSError, ValueError) as error:
@@ -65,12 +65,12 @@ def repo_id(name: str) -> str:
     """Return ``user/model``, from which ``hub:`` is removed. Refuse anything else."""
     repo = name.removeprefix(PREFIX)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
-        raise PraError(f"{name!r} is no model on the Hub. Write user/model, such as hub:alice/fashion", value=name)
+        raise PraError(f"{name!r} is not a model on the Hub. Write user/model, such as hub:alice/fashion", value=name)
     return repo
 
 
 def hub_library() -> Any:
-    """Import and return ``huggingface_hub``. Refuse to go on without."""
+    """Import and return ``huggingface_hub``. Refuse if it is missing."""
     try:
         import huggingface_hub.constants
         import huggingface_hub.errors
@@ -88,16 +88,16 @@ def explained(error: Exception, what: str) -> str:
         offline = hub_library().constants.HF_HUB_OFFLINE
         cause = reason_of(error.__cause__ or error)
         fix = "HF_HUB_OFFLINE is set; unset it once" if offline else f"{cause}; repeat with a network"
-        return f"{what} is not (wholly) in the cache, and the Hub cannot be reached: {fix}"
+        return f"{what} is not completely in the cache, and the Hub cannot be reached: {fix}"
     if isinstance(error, errors.GatedRepoError):
         return f"{what} is gated: accept its terms on its page on the Hub, then {LOGIN}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"{what} is not on the Hub, or is private: check the name, or {LOGIN} with a token that may read it"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{what}: the Hub has the model, but no such revision; name one of its branches, tags or commits"
+        return f"{what}: the Hub has the model, but not this revision; name one of its branches, tags or commits"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     if status in (401, 403):
-        return f"the Hub refuses {what} to this token ({status}): {LOGIN} with one that has the right to it"
+        return f"the Hub refuses {what} to this token ({status}): {LOGIN} with a token that may read it"
     return f"the Hub and {what}: {reason_of(error)}"
 
 

@@ -25,7 +25,7 @@ def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
     """Lock a folder while the block runs. Make it if it is missing, and remove it again if it stays empty.
 
     The operating system holds the lock, so a killed process leaves none. A file system without locks is warned about.
-    For the message ``work`` says what is done there ("trained"), and ``fix`` how to avoid it ("choose another --out").
+    In the message, ``work`` names the activity ("trained"), and ``fix`` how to avoid it ("choose another --out").
     A folder where another process works, or that cannot be made, is a PraError.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -50,7 +50,7 @@ def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
             raise PraError(message, code="busy", path=folder) from None
         except (OSError, NotImplementedError) as error:  # some network file systems
             reason = getattr(error, "strerror", error)
-            warnings.warn(f"{path} cannot be locked ({reason}). Run no other command in {folder}", stacklevel=3)
+            warnings.warn(f"{path} cannot be locked ({reason}). Do not run another command in {folder}", stacklevel=3)
             if not there:
                 with contextlib.suppress(OSError):
                     path.unlink()
@@ -70,7 +70,7 @@ def locked(folder: Path, work: str, fix: str) -> Iterator[None]:
 
 
 def holder_of(folder: Path) -> str | None:
-    """Return which process has locked a folder, in its own words, or ``None``."""
+    """Return the process that has locked a folder, as it calls itself, or ``None``."""
     try:
         return read_regular(folder / LOCK, 1000).decode(errors="replace").strip()
     except OSError:

@@ -25,7 +25,7 @@ class Registry(Generic[T]):
         self.registered: dict[str, T] = {}
 
     def add(self, name: str, function: T) -> None:
-        """Register a function, or replace one. Refuse a name that is built in or malformed, and what is no function."""
+        """Register or replace a function. Refuse a built-in or malformed name, and an object that is not callable."""
         subject = f"{self.what} {name!r}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
             raise PraError(f"{subject}: the name is malformed. Use letters, digits, _, . and -", name=name)

@@ -62,7 +62,7 @@ class Caught:
         self._leaves = False
 
     def until_signal(self, do: Callable[[], T]) -> T | None:
-        """Return ``do()``, or None as soon as a signal has come; ``do`` then ends by an exception, where it is."""
+        """Return ``do()``, or None as soon as a signal comes, which interrupts ``do`` with an exception."""
         try:
             try:
                 self._leaves = True
@@ -84,7 +84,7 @@ class Caught:
 
 @contextmanager
 def caught_signals() -> Iterator[Caught]:
-    """Collect :data:`STOPS`, so that what was begun can be finished. A second Ctrl-C stops at once."""
+    """Collect :data:`STOPS`, so that work in progress can finish. A second Ctrl-C stops at once."""
     caught = Caught()
     with handled(STOPS, caught.receive):
         yield caught
@@ -104,5 +104,5 @@ class Interrupted(Exception):  # noqa: N818  (not an error)
     """One of :data:`STOPS`, after the step was finished and saved; ``what`` says where."""
 
     def __init__(self, signum: int, what: str) -> None:
-        super().__init__(f"{what}; the same command goes on from there")
+        super().__init__(f"{what}; the same command resumes from there")
         self.signum = signum

@@ -72,10 +72,10 @@ STEP = re.compile(r"step-[0-9]+")
 def write_report(run: Path, out: Path | None = None, gap: Any = None, no_gap: str | None = None) -> Path:
     """Write the page of a run's folder to ``out``, by default ``report.html`` there, in place of an older one.
 
-    Nothing is measured here: ``gap`` is by default the one measured last, ``no_gap`` why it could not be. What the
-    folder does not hold yet is left out, with a line how to make it. Refuse damaged files, and a folder without a run.
+    Nothing is measured here: ``gap`` is by default the last one measured, ``no_gap`` the reason if there is none.
+    Missing parts are left out, with a line about how to make them. Refuse damaged files, and a folder without a run.
     """
-    # Escape everything: names of classes, files and folders are other people's text.
+    # Escape everything: names of classes, files and folders may hold any text.
     environment = templates("pra.evaluation.report", autoescape=True, undefined=StrictUndefined)
     environment.filters["duration"] = duration
     text = environment.get_template("page.html").render(_page(run, read_run(run), gap or read_gap(run), no_gap))
@@ -136,7 +136,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come; ``seconds`` are those of the training steps alone, as logged."""
+    """The progress of a run; ``seconds`` counts the training steps alone, as logged."""
 
     steps: int
     images: int
@@ -156,7 +156,7 @@ def progress(run: Path, config: RunConfig) -> Progress | None:
 
 
 def curves(run: Path, config: RunConfig) -> Picture | None:
-    """Return ``curves.png``, drawn anew where it is older than the metrics; None without two lines or matplotlib."""
+    """Return ``curves.png``, drawn again if it is older than the metrics; None without two lines or matplotlib."""
     rows, drawn = read_metrics(run), run / CURVES
     if len(rows) < 2:
         return None
@@ -247,7 +247,7 @@ def _figure(value: Any) -> float | None:
 
 
 def judged(provenance: dict[str, Any]) -> dict[str, str]:
-    """Return what figures were measured on, with and against, by name; ``-`` for what a report does not say."""
+    """Return by name what figures were measured on, with and against; ``-`` for missing fields."""
     made, features = known(provenance, "images", "made", "weights"), known(provenance, "features")
     makers = (known(provenance, "images", kind) for kind in ("model", "file", "folder"))
     weights = known(provenance, "images", "weights") or known(made, "file")
@@ -266,11 +266,11 @@ def judged(provenance: dict[str, Any]) -> dict[str, str]:
 
 
 def gone_on(provenance: dict[str, Any], newest: Path | None) -> str | None:
-    """Say that figures are of an earlier checkpoint than the newest; None where they are not."""
+    """Return a line if figures are of an older checkpoint than the newest, else None."""
     model = known(provenance, "images", "model")
     if newest is None or model is None or newest.name == Path(str(model)).name:
         return None
-    return f"the run has gone on since, to {newest.name}"
+    return f"the run has since reached {newest.name}"
 
 
 def figures_in_words(path: Path, report: Report, newest: Path | None) -> dict[str, Any]:
@@ -314,7 +314,7 @@ def templates(package: str, **options: Any) -> Environment:
 
 
 def named(classes: Iterable[object]) -> list[str]:
-    """Return the names of classes, each once; nothing where they are mere numbers."""
+    """Return the names of classes, each once; empty if they are mere numbers."""
     names = list(dict.fromkeys(map(str, classes)))
     return [] if names == [str(number) for number in range(len(names))] else names
 
@@ -329,7 +329,7 @@ def duration(seconds: float) -> str:
 
 
 def cell(value: Any) -> str:
-    """Return a figure as it is shown; ``-`` for None and what is not finite."""
+    """Return a figure as text; ``-`` for None and for values that are not finite."""
     return f"{value:.5g}" if isinstance(value, int | float) and math.isfinite(value) else "-"
 
 
@@ -373,7 +373,7 @@ def model_in_words(model: AnyModelConfig, sampling: SamplingConfig) -> dict[str,
             f"the first {text.max_length} {text.unit}, as {text.tokens} prefix tokens; the reader has "
             f"{text.transformer.depth} blocks of width {text.transformer.width}"
         )
-    return words | {"Sampling": _sampling(sampling, model.unit)}
+    return words | {"Sampling": sampling_in_words(sampling, model.unit)}
 
 
 def rollout_in_words(rollout: Rollout) -> str:
@@ -401,8 +401,9 @@ def _training(train: TrainConfig) -> str:
     )
 
 
-def _sampling(how: SamplingConfig, unit: str) -> str:
+def sampling_in_words(how: SamplingConfig, unit: str) -> str:
+    """Solver, steps and guidance; a step's ``unit`` is the model's."""
     rising = ", rising linearly along the raster" if how.schedule is GuidanceSchedule.LINEAR else ""
     guidance = "no guidance" if how.guidance == 1 else f"guidance {how.guidance:g}{rising}"
     warmth = "" if how.temperature == 1 else f", temperature {how.temperature:g}"
-    return f"{how.solver.value}, {how.steps} intervals per {unit}; {guidance}{warmth}"
+    return f"{how.solver.value}, {how.steps_in_words} intervals per {unit}; {guidance}{warmth}"

@@ -125,7 +125,7 @@ class NativeSteps(Steps):
         """See :class:`Steps`; true patches are read by the model's own modules, many at once."""
         content = parts.content_hash(self._parameters)
         if content != self._content:
-            self._content, self.embedded = content, None
+            self._content, self.at.embedded = content, None
             self._packed.refresh()
         if prefix.shape[1]:
             return super().begin(tokens, prefix)
@@ -135,7 +135,7 @@ class NativeSteps(Steps):
 
     def embed(self) -> None:
         """See :class:`Steps`, when the weights have changed."""
-        if self.embedded is None:
+        if self.at.embedded is None:
             super().embed()
 
     def read(self, patch: Tensor) -> Tensor:
