@@ -36,6 +36,8 @@ def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[i
         span = torch.full((1, 1), 1 / steps, device=device) if config.solver is Solver.SHORTCUT else None
 
         def velocity(z: Tensor, t: Tensor, c=conditional, u=unconditional, s: float = scale, span=span):
+            if head.scale_in is not None:
+                return head(z, t, head.project(c), span, scale=torch.tensor([[s]], device=device))
             v_c, v_u = (head(z, t, head.project(h), span) for h in (c, u))
             return v_u + s * (v_c - v_u) if low <= t <= high else v_c
 

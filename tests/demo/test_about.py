@@ -46,7 +46,7 @@ def test_saved_model_tells_of_itself(trained, tmp_path):
     assert "Recipe" not in found.facts
     assert found.facts["Images"] == "8 x 8, grey, 10 classes"
     html = rendered("models", [found])
-    assert "no model card lies beside it: how it was trained is not told." in html
+    assert "without a model card: its training is unknown." in html
     assert titles(html) == []
 
 

@@ -141,7 +141,7 @@ def test_page_limits_the_model_s_own_settings(exhibit, monkeypatch):
     values = {one["label"]: [one.get(key) for key in ("value", "visible", "info")] for one in props if one.get("label")}
     assert values["Class"][:2] == [0, False]
     assert values["Guidance (1 is off)"][0] == 10
-    assert values["Solver steps"][0::2] == [OWN_STEPS, "0: what the model recommends (100)"]
+    assert values["Solver steps"][0::2] == [OWN_STEPS, "0: as the model recommends (100)"]
     monkeypatch.setattr(page, "MOST_LISTED", 3)
     (one, *_) = (o["props"] for o in page.build_page([exhibit()]).config["components"] if o["type"] == "dropdown")
     assert len(one["choices"]) == 2 + 3

@@ -291,8 +291,8 @@ def test_bad_input_is_refused_in_a_line(run, compare, monkeypatch):
     before = contents(run.parent)
     for words, part in (
         (["run"], "1 argument(s)"),
-        (["run", "nowhere"], "nowhere does not exist"),
-        (["run", "x" * 5000], "xxx does not exist"),
+        (["run", "nowhere"], "no file or folder nowhere"),
+        (["run", "x" * 5000], "no file or folder xxx"),
         (["run", "again=link"], "run is given twice"),
         (["a=run", "a=good.json"], "2 arguments are called 'a'"),
         (["run", "empty"], "empty"),

@@ -39,6 +39,8 @@ def measured(work):
 
 
 GUIDED = {"guidance": 2.0}
+TOLD = replace(ALL["learned"].head, shortcut=True, shortcut_guidance=4.0)
+MODELS = ALL | {"guided-shortcut": replace(ALL["learned"], head=TOLD)}
 SDE = {"guidance": 2.0, "solver": config.Solver.EULER_MARUYAMA, "steps": 3}
 
 
@@ -50,11 +52,12 @@ SDE = {"guidance": 2.0, "solver": config.Solver.EULER_MARUYAMA, "steps": 3}
         ("learned", {"image_size": (2, 4)}),  # two patches, the shortest raster
         ("pixel-x", SDE),
         ("learned", GUIDED | {"steps": 3, "raster_steps": (3, 1)}),
+        ("guided-shortcut", GUIDED | {"solver": config.Solver.SHORTCUT}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_sampling_counts_what_runs(name, sampling):
-    run = run_of(ALL[name], **sampling)
+    run = run_of(MODELS[name], **sampling)
     parts = sampling_flops(run)
     assert sum(parts.values()) == measured(lambda: Sampler(PRA(run.model), run.sampling).sample([1], [2]))
     assert (parts["decoder"] == 0) == (run.model.codec is None)

@@ -213,7 +213,7 @@ def test_the_gap_is_measured_once_and_is_that_of_the_model(run, tmp_path, call, 
     assert call("report", run, "--gap-images", 8).code == call("report", run, "--gap-images", 0).code == 0
     assert Page(run / "report.html").count("img", **{"class": "drawn"}) == 2
     (run / "checkpoints" / "step-00000020").rename(run / "checkpoints" / "step-00000030")
-    assert "step-00000020 (the run has gone on since" in Page(write_report(run)).text
+    assert "step-00000020 (the run has trained since" in Page(write_report(run)).text
     (run / "rollout-gap.json").write_text(json.dumps(found | {"inputs": 1}))
     refused(lambda: write_report(run), code="unreadable", path=run / "rollout-gap.json")
 

@@ -8,11 +8,13 @@ from support.models import LEARNED, batch, random_model
 from support.refusal import refused
 
 from pra import Sampler, config
-from pra.config import SHORTCUT_STEPS, ObjectiveConfig, SamplingConfig, Solver, TimeGrid
+from pra.config import SHORTCUT_STEPS, ObjectiveConfig, Precision, SamplingConfig, Solver, TimeGrid
 from pra.method import flow, noise
 from pra.method.objectives import shortcut_loss, training_losses
+from pra.sampling.runner import Engine, cache_bytes
 
 SHORT = replace(LEARNED, head=replace(LEARNED.head, shortcut=True))
+GUIDED = replace(SHORT, head=replace(SHORT.head, shortcut_guidance=4.0))
 
 
 def test_dyadic_steps_cover_the_path_and_equal_a_table(monkeypatch):
@@ -44,7 +46,7 @@ class Shrinking(torch.nn.Module):
     def project(self, h):
         return h
 
-    def forward(self, z, t, condition, span=None):
+    def forward(self, z, t, condition, span=None, scale=None):
         mean = torch.full_like(t, self.rate)
         if span is not None and self.honest:
             mean = (1 - torch.exp(-self.rate * span)) / span
@@ -65,8 +67,35 @@ def test_shortcut_loss_is_least_for_the_exact_mean():
     assert start > 20 * exact
 
 
-def test_shortcut_loss_trains_the_second_head_alone():
-    model = random_model(SHORT)
+class Constant(torch.nn.Module):
+    """A velocity that the condition says; the second head's also depends on the scale of guidance."""
+
+    def __init__(self, slope=0.0):
+        super().__init__()
+        self.slope = slope
+
+    def project(self, h):
+        return h
+
+    def forward(self, z, t, condition, span=None, scale=None):
+        extra = 0.0 if scale is None else self.slope * (scale.unsqueeze(-1) - 1)
+        return condition[..., :1] + extra + torch.zeros_like(z)
+
+
+def test_shortcut_loss_is_zero_for_the_guided_velocity():
+    """``v_u + s (v_c - v_u)`` with 3 and 1 is ``3 + 2 (s - 1)``."""
+    keys = noise.keys(0, torch.arange(8))
+    h, z = torch.full((8, 12, 32), 3.0), noise.normal(keys, 12, 5)
+    given = h, z, ObjectiveConfig(shortcut_draws=4), keys, (torch.ones(8, 12, 32), 5.0)
+    assert shortcut_loss(Constant(), Constant(2.0), *given) < 1e-10
+    wrong = [shortcut_loss(Constant(), Constant(slope), *given) for slope in (0.0, 1.0, 3.0)]
+    assert min(wrong) > 0.1
+    assert wrong[0] > wrong[1]
+
+
+@pytest.mark.parametrize("model", [SHORT, GUIDED])
+def test_shortcut_loss_trains_the_second_head_alone(model):
+    told, model = model is GUIDED, random_model(model)
     given = *batch(SHORT), ObjectiveConfig(), config.Parallel(t_min=0.5)
     losses = training_losses(model, *given)
     losses.terms["shortcut"].backward(retain_graph=True)
@@ -74,6 +103,7 @@ def test_shortcut_loss_trains_the_second_head_alone():
     assert reached
     assert all(name.startswith("shortcut.") for name in reached)
     assert any(name.startswith("shortcut.span_in") for name in reached)
+    assert any(name.startswith("shortcut.scale_in") for name in reached) == told
     weights = {"pixel": 1.0, "flow": 1.0, "auxiliary": ObjectiveConfig().auxiliary_weight, "shortcut": 1.0}
     assert losses.terms.keys() == weights.keys()
     assert "shortcut" not in training_losses(random_model(), *given).terms
@@ -126,6 +156,29 @@ def test_shortcut_learns_to_take_one_step():
 def test_shortcut_solver_refuses_other_grids(model, changes, code, words):
     settings = SamplingConfig(solver=Solver.SHORTCUT, **changes)
     refused(lambda: Sampler(random_model(model), settings), words, code=code, name="solver")
+
+
+def test_guided_shortcut_refuses_scales_it_has_not_learnt():
+    model = random_model(GUIDED)
+    for scale in (0.5, 4.5):
+        wrong = SamplingConfig(solver=Solver.SHORTCUT, steps=2, guidance=scale)
+        refused(lambda wrong=wrong: Sampler(model, wrong), "1 to 4", name="guidance", value=f"{scale:g}")
+        Sampler(model, replace(wrong, solver=Solver.EULER))
+    wrong = SamplingConfig(solver=Solver.SHORTCUT, steps=2, guidance_interval=(0.0, 0.5))
+    refused(lambda: Sampler(model, wrong), name="guidance_interval", value="0,0.5")
+    for changes in ({"shortcut": False, "shortcut_guidance": 4.0}, {"shortcut_guidance": 1.0}):
+        refused(lambda changes=changes: replace(SHORT.head, **changes), "above 1", name="shortcut_guidance")
+    assert config.from_dict(type(GUIDED), config.to_dict(GUIDED), "model") == GUIDED
+
+
+def test_guided_shortcut_takes_one_stream():
+    settings = SamplingConfig(solver=Solver.SHORTCUT, steps=2, guidance=3.0)
+    one, two = (Engine(random_model(model), settings, 3, Precision.FLOAT32) for model in (GUIDED, SHORT))
+    assert (one.steps.streams, two.steps.streams) == (1, 2)
+    half, whole = (cache_bytes(random_model(model), settings, Precision.FLOAT32, False) for model in (GUIDED, SHORT))
+    assert half < 0.7 * whole
+    scales = [Sampler(random_model(GUIDED), replace(settings, guidance=s)).sample([1], [2]) for s in (1.0, 3.0)]
+    assert not torch.allclose(*scales, atol=1e-3)
 
 
 def test_shortcut_needs_a_head_of_velocities():

@@ -129,7 +129,7 @@ def test_what_takes_a_raster_is_refused(kind):
     linear = SamplingConfig(guidance=2.0, schedule=GuidanceSchedule.LINEAR)
     refused(lambda: Sampler(model, linear), name, code="unsupported", value="linear")
     refused(lambda: learn_grid(model, SamplingConfig()), code="unsupported", name=name)
-    refused(lambda: check_codec(model), "without a codec", "--reconstruction")
+    refused(lambda: check_codec(model), "does not have a codec", "--reconstruction")
     assert torch.equal(model.reconstruct(images, labels), images)
 
 

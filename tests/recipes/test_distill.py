@@ -21,13 +21,15 @@ from pra.training.initial import load_initial
 from pra.training.run import read_run
 
 SHORT = replace(LEARNED, head=replace(LEARNED.head, shortcut=True))
+GUIDED = replace(SHORT, head=replace(SHORT.head, shortcut_guidance=3.0))
 
 
-def test_second_head_begins_as_the_first(tmp_path):
+@pytest.mark.parametrize("config", [SHORT, GUIDED])
+def test_second_head_begins_as_the_first(config, tmp_path):
     """One step of any length is Euler's."""
     base = random_model()
     pra.save(base, tmp_path / "base")
-    model = build_model(SHORT, seed=7)
+    model = build_model(config, seed=7)
     model.classes = base.classes
     load_initial(str(tmp_path / "base"), model)
     short, euler = (
@@ -64,6 +66,22 @@ def test_second_head_alone_learns(runs):
     assert Sampler(model).sample([1], [2]).isfinite().all()
     same = SamplingConfig(guidance=1.5)
     assert torch.equal(Sampler(model, same).sample([1], [2]), Sampler(base, same).sample([1], [2]))
+
+
+def test_guided_second_head_learns_by_the_command(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(callbacks, "draw_curves", lambda run: None)
+    base, folder = runs[0], tmp_path / "guided"
+    words = ["distill", str(base), "--guidance", "1.2", "--steps", "2", "--run-dir", str(folder), *WORDS]
+    assert cli.main(words) == 0
+    model, first = pra.load(folder), pra.load(base).state_dict()
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in first.items())
+    assert model.state_dict()["shortcut.scale_in.2.weight"].any()
+    assert (model.sampling.solver, model.sampling.guidance) == (Solver.SHORTCUT, 1.2)  # the run's is 1.5
+    assert Sampler(model).sample([1], [2]).isfinite().all()
+    assert cli.main(["distill", str(base), "--guidance", "1", *WORDS]) == 2
+    assert "above 1" in capsys.readouterr().err
+    assert cli.main(["sample", str(folder), "--guidance", "2", "--out", str(tmp_path / "a.png")]) == 2
+    assert "scales 1 to 1.2" in capsys.readouterr().err
 
 
 def test_distill_refuses_and_resumes(runs, tmp_path, capsys, monkeypatch):

@@ -41,10 +41,14 @@ SETTINGS = {
     "sde": replace(GUIDED, solver=Solver.EULER_MARUYAMA, steps=4, temperature=0.8, guidance_interval=(0.0, 0.4)),
     "raster": replace(GUIDED, steps=3, raster_steps=(3, 1, 2)),
     "raster sde": replace(GUIDED, solver=Solver.EULER_MARUYAMA, steps=4, raster_steps=(4, 2, 1, 1, 1)),
+    "shortcut-linear": SamplingConfig(guidance=3.0, solver=Solver.SHORTCUT, steps=2, schedule=GuidanceSchedule.LINEAR),
     "shortcut-raster": SamplingConfig(guidance=2.0, solver=Solver.SHORTCUT, steps=4, raster_steps=(4, 2, 1)),
     **{f"shortcut-{n}": SamplingConfig(guidance=2.0, solver=Solver.SHORTCUT, steps=n) for n in SHORTCUT_STEPS},
 }
-MODELS = ALL | {"shortcut": replace(LEARNED, head=replace(LEARNED.head, shortcut=True))}
+MODELS = ALL | {
+    "shortcut": replace(LEARNED, head=replace(LEARNED.head, shortcut=True)),
+    "guided-shortcut": replace(LEARNED, head=replace(LEARNED.head, shortcut=True, shortcut_guidance=4.0)),
+}
 PATHS = {
     "compiled": lambda monkeypatch: None,
     "modules": by_modules,
@@ -56,6 +60,7 @@ CASES = [
     *((name, settings, "compiled") for name in ("learned", "pixel-x") for settings in SETTINGS if "-" not in settings),
     *(("shortcut", f"shortcut-{n}", path) for n in (*SHORTCUT_STEPS, "raster") for path in ("compiled", "modules")),
     *(("learned", "raster", path) for path in PATHS),
+    *(("guided-shortcut", f"shortcut-{how}", path) for how in ("1", "raster", "linear") for path in PATHS),
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from pra.commands.options import Average, Device, Folder, Integer, Settings
+from pra.commands.options import Average, Device, Folder, Integer, Number, Settings
 from pra.commands.train import changed, tell
 from pra.models.weights import EMA
 from pra.recipes.distill import configure, run_folder
@@ -19,6 +19,7 @@ def distill_command(
     *,
     average: Average = EMA,
     run_dir: Folder = None,
+    guidance: Number = None,
     steps: Integer = None,
     seed: Integer = None,
     device: Device = None,
@@ -31,6 +32,8 @@ def distill_command(
 
     Args:
         run: The run's folder.
+        guidance: Teach it guided steps, up to this scale, such as 4: a guided image then takes as long as one without
+            guidance.
         run_dir: The new run's folder; by default RUN-distilled.
         steps: Total number of steps, including those already done; by default 2000.
         seed: Decides data order and noise.
@@ -38,7 +41,7 @@ def distill_command(
     """
     folder = (run_dir or run_folder(run)).expanduser()
     with join() as world:
-        config = changed(configure(run, steps, average), {"train.seed": seed}, settings)
+        config = changed(configure(run, steps, average, guidance), {"train.seed": seed}, settings)
         result = train(config, folder, device=str(world.device(device)), world=world)
     if world.is_first:
         tell(result, config, folder)

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pra.config.checks import NaturalInt, Settings, nearest_multiple, within, wrong
+from pra.config.checks import NaturalInt, PositiveFloat, Settings, nearest_multiple, within, wrong
 
 Size = Annotated[int, within(1, 1_000_000)]
 """Widths, sides and counts of a model: a stranger's file may ask for any number."""
@@ -45,6 +45,8 @@ class HeadConfig(Settings):
     With ``shortcut`` a second head of the same sizes learns steps of its flow (shortcut models, arXiv 2410.12557). It
     takes the length of a step and returns the mean velocity over it, for sampling in few evaluations
     (``Solver.SHORTCUT``).
+    With ``shortcut_guidance`` it also takes the guidance scale, from 1 to this number, and learns guided steps (arXiv
+    2210.03142): a guided image then needs one stream of the backbone.
     """
 
     depth: Depth
@@ -52,6 +54,7 @@ class HeadConfig(Settings):
     modulations: Size = 2
     prediction: Prediction = Prediction.VELOCITY
     shortcut: bool = False
+    shortcut_guidance: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +65,9 @@ class HeadConfig(Settings):
         if self.shortcut and self.prediction is not Prediction.VELOCITY:
             problem = "excludes shortcut, which predicts mean velocities. Use velocity, or shortcut=false"
             raise wrong("prediction", self.prediction.value, problem)
+        if self.shortcut_guidance is not None and not (self.shortcut and self.shortcut_guidance > 1):
+            problem = "is the largest scale that a second head is told. Use a number above 1, with shortcut true"
+            raise wrong("shortcut_guidance", f"{self.shortcut_guidance:g}", problem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +244,11 @@ class ImageConfig(Settings):
         return False
 
     @property
+    def shortcut_guidance(self) -> float | None:
+        """The largest guidance scale that the second head is told; ``None`` where it is not told."""
+        return None
+
+    @property
     def text_tokens(self) -> int:
         """Tokens of a caption before the patches."""
         return self.text.tokens if self.text else 0
@@ -294,6 +305,11 @@ class ModelConfig(ImageConfig):
     def has_shortcut(self) -> bool:
         """Whether the head has a second head beside it (:class:`HeadConfig`)."""
         return self.head.shortcut
+
+    @property
+    def shortcut_guidance(self) -> float | None:
+        """See :class:`ImageConfig`."""
+        return self.head.shortcut_guidance
 
     def in_words(self) -> dict[str, str]:
         """Describe the parts."""

@@ -140,6 +140,15 @@ def check_sampling(model: AnyModelConfig, sampling: SamplingConfig) -> None:
     if not model.has_shortcut:
         fix = "Add one with `pra distill RUN` (model.head.shortcut=true), or use another solver"
         raise wrong("solver", "shortcut", f"needs a second head, which this model does not have. {fix}", "unsupported")
+    if (most := model.shortcut_guidance) is not None:
+        if not 1 <= sampling.guidance <= most:
+            problem = (
+                f"is not among the scales 1 to {most:g} that the second head has learnt. Use one, or another solver"
+            )
+            raise wrong("guidance", f"{sampling.guidance:g}", problem)
+        if sampling.guidance_interval != (0.0, 1.0):
+            given = ",".join(f"{t:g}" for t in sampling.guidance_interval)
+            raise wrong("guidance_interval", given, "does not go with guided steps of the second head. Use 0,1")
     found = [f"steps {count}" for count in dict.fromkeys(counts) if count not in SHORTCUT_STEPS]
     if sampling.times is not None:
         found = ["times"]

@@ -114,7 +114,10 @@ def sampling_of(model: Model, request: Request) -> SamplingConfig:
     steps = int(request.steps) or min(own.steps, MOST_STEPS)
     if own.solver is Solver.SHORTCUT:
         steps = min(SHORTCUT_STEPS, key=lambda learnt: abs(learnt - steps))
-    return replace(own.with_steps(steps), guidance=float(request.guidance))
+    guidance, most = float(request.guidance), model.config.shortcut_guidance
+    if own.solver is Solver.SHORTCUT and most is not None:
+        guidance = min(max(guidance, 1.0), most)
+    return replace(own.with_steps(steps), guidance=guidance)
 
 
 def _sheets(exhibit: Exhibit, request: Request, keep: Tensor | None) -> Iterator[Sheet]:

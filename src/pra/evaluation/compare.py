@@ -76,7 +76,7 @@ def _parsed(word: str) -> tuple[str | None, Path]:
         path = expand(word[place + 1 :])
         if os.path.exists(path):
             return word[:place] if place > 0 else None, path
-    raise PraError(f"{word} does not exist. {EITHER}, as PATH or NAME=PATH", "missing", path=word)
+    raise PraError(f"no file or folder {word}. {EITHER}, as PATH or NAME=PATH", "missing", path=word)
 
 
 def _read(name: str, path: Path) -> Column:

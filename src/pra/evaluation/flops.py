@@ -110,7 +110,8 @@ def _head_flops_at(steps: Steps, at: Evaluations, h: Tensor, state: Tensor) -> i
     condition = head.project(h).view(steps.streams, steps.batch, 1, -1)
     span = None if at.plan.span is None else at.times[:1]
     for guided, positions in at.positions().items():
-        streams, known = at.plan.streams(guided), steps.modulations(condition, guided)
+        streams, scale = at.plan.streams(guided), steps.scale(at.places[0])
+        known = steps.modulations(condition, guided, scale)
         once = _count(lambda: head.project(h)) + _count(lambda guided=guided: steps.modulations(condition, guided))  # type: ignore[misc]
         for number, evaluations in Counter(streams).items():
             inputs = state, at.times[0], condition[:number], span, known[streams.index(number)]

@@ -37,6 +37,7 @@ class Purpose(enum.IntEnum):
     HELD_OUT = 14
     ENCODER_MASK = 15
     CAPTION = 16
+    SHORTCUT_GUIDANCE = 17
 
 
 def keys(seed: int, indices: Tensor) -> Tensor:

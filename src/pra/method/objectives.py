@@ -218,7 +218,11 @@ def _autoregressive_terms(
     single = patches.reshape(*patches.shape[:2], model.config.group_size, model.config.patch_dim)
     terms["auxiliary"] = F.mse_loss(model.auxiliary(h).float(), normalise_patches(single).flatten(-2))
     if model.shortcut is not None:
-        terms["shortcut"] = shortcut_loss(model.head, model.shortcut, h.detach(), z, objective, keys)
+        guided = None
+        if (most := model.config.shortcut_guidance) is not None:
+            with torch.no_grad():
+                guided = model.conditions(model.condition.null_like(labels), inputs), most
+        terms["shortcut"] = shortcut_loss(model.head, model.shortcut, h.detach(), z, objective, keys, guided)
     return replace(given, conditions=h), terms
 
 
@@ -269,28 +273,45 @@ def _velocity_and_target(
 
 
 def shortcut_loss(
-    head: FlowHead, shortcut: FlowHead, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor
+    head: FlowHead,
+    shortcut: FlowHead,
+    h: Tensor,
+    z: Tensor,
+    objective: ObjectiveConfig,
+    keys: Tensor,
+    guided: tuple[Tensor, float] | None = None,
 ) -> Tensor:
     """``E |s(z_t, t, h, span) - sg(the same step in two)|^2``: a step equals two of half its span (2410.12557, eq. 5).
 
     The shortest steps are the midpoint rule's on the head's velocity. The paper has one network for both; here the
-    steps have a head of their own, and ``h`` comes without gradient.
+    steps have a head of their own, and ``h`` comes without gradient. ``guided`` are ``h`` of the null condition and the
+    largest guidance scale, for a head that is told the scale (2210.03142): its steps are those of the guided velocity.
     """
     draws, tokens = objective.shortcut_draws, z.shape[1]
     t, span = flow.dyadic_steps(noise.fold(keys, Purpose.SHORTCUT_TIME), len(SHORTCUT_STEPS), draws, tokens)
     eps = noise.normal(noise.fold(keys, Purpose.SHORTCUT_NOISE), draws, tokens, z.shape[2])
     z_t = flow.interpolate(eps, z.unsqueeze(1), t.unsqueeze(-1))
-    condition = shortcut.project(h).unsqueeze(1)
+    condition, scale = shortcut.project(h).unsqueeze(1), None
+    if guided is not None:
+        scale = 1 + (guided[1] - 1) * noise.uniform(noise.fold(keys, Purpose.SHORTCUT_GUIDANCE), draws, tokens)
+
+    def velocity(z: Tensor, t: Tensor) -> Tensor:
+        conditional: Tensor = head(z, t, told)
+        if guided is None or scale is None:
+            return conditional
+        unconditional = head(z, t, head.project(guided[0]).unsqueeze(1))
+        return unconditional + scale.unsqueeze(-1) * (conditional - unconditional)  # type: ignore[no-any-return]
+
     with torch.no_grad():
         told, half = head.project(h).unsqueeze(1), span / 2
-        half_way = z_t + half.unsqueeze(-1) * head(z_t, t, told)
-        exact = head(half_way, t + half, told)
-        first = shortcut(z_t, t, condition, half)
-        second = shortcut(z_t + half.unsqueeze(-1) * first, t + half, condition, half)
+        half_way = z_t + half.unsqueeze(-1) * velocity(z_t, t)
+        exact = velocity(half_way, t + half)
+        first = shortcut(z_t, t, condition, half, scale=scale)
+        second = shortcut(z_t + half.unsqueeze(-1) * first, t + half, condition, half, scale=scale)
         shortest = span < 1.5 / max(SHORTCUT_STEPS)
         target = torch.where(shortest.unsqueeze(-1), exact, (first + second) / 2)
     torch.clear_autocast_cache()
-    return F.mse_loss(shortcut(z_t, t, condition, span), target)
+    return F.mse_loss(shortcut(z_t, t, condition, span, scale=scale), target)
 
 
 def _times(objective: ObjectiveConfig, keys: Tensor, *shape: int) -> Tensor:

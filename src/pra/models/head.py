@@ -58,7 +58,8 @@ class HeadBlock(nn.Module):
 class FlowHead(nn.Module):
     """The velocity of a state at flow time ``t``, given the backbone's condition.
 
-    With ``spans`` it is told the length of a step, and gives the mean velocity over it.
+    With ``spans`` it is told the length of a step, and gives the mean velocity over it; and also the guidance scale,
+    where ``config.head.shortcut_guidance`` says so, for guided velocities.
     """
 
     def __init__(self, config: ModelConfig, spans: bool = False) -> None:
@@ -69,6 +70,7 @@ class FlowHead(nn.Module):
         self.condition_in = nn.Linear(config.backbone.width, width)
         self.time_in = time_mlp(width)
         self.span_in = time_mlp(width) if spans else None
+        self.scale_in = time_mlp(width) if spans and config.head.shortcut_guidance is not None else None
         self.blocks = nn.ModuleList(HeadBlock(width) for _ in range(depth))
         self.modulations = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(config.head.modulations))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
@@ -92,6 +94,11 @@ class FlowHead(nn.Module):
         assert span is not None, "a head of steps was not told how long one is"
         return embedded + self.span_in(time_features(span))  # type: ignore[no-any-return]
 
+    def embed_scale(self, scale: Tensor) -> Tensor:
+        """Embed guidance scales of at least 1, to be added to :meth:`embed`: ``(...)`` to ``(..., width)``."""
+        assert self.scale_in is not None, "this head is not told the guidance scale"
+        return self.scale_in(time_features(1 - 1 / scale))  # type: ignore[no-any-return]
+
     def modulate(self, embedded: Tensor, condition: Tensor) -> Modulations:
         """Return the shifts, scales and gates of the blocks, one product per projection.
 
@@ -108,6 +115,7 @@ class FlowHead(nn.Module):
         condition: Tensor,
         span: Tensor | None = None,
         modulations: Modulations | None = None,
+        scale: Tensor | None = None,
     ) -> Tensor:
         """Return the velocity ``dz/dt`` at ``z_t``; with a ``span``, its mean over the path from ``t`` to ``t + span``.
 
@@ -117,9 +125,11 @@ class FlowHead(nn.Module):
             condition: ``(..., width)`` from :meth:`project`; broadcasts likewise.
             span: as ``t``, for a head with ``spans``.
             modulations: from :meth:`modulate` for these times, spans and conditions, where the caller has them.
+            scale: of guidance, as ``t``, for a head that is told it.
         """
         if modulations is None:
-            modulations = self.modulate(self.embed(t, span), condition)
+            embedded = self.embed(t, span)
+            modulations = self.modulate(embedded if scale is None else embedded + self.embed_scale(scale), condition)
         *shared, last = modulations
         # The residual stream is float32 under autocast, as in every transformer here.
         x = self.state_in(z_t)

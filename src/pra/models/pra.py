@@ -93,6 +93,10 @@ class PRA(ImageModel):
         assert self.shortcut is not None, "settings are checked before: pra.config.check_sampling"
         return self.shortcut
 
+    def is_told(self, solver: Solver) -> bool:
+        """Whether the head that a solver integrates is told the guidance scale."""
+        return self.head_for(solver).scale_in is not None
+
     def conditions(self, labels: Tensor, patches: Tensor) -> Tensor:
         """``h = F(c, x)``: labels or rows, and the first ``n`` patches ``(B, n, P)``, to ``h_1 .. h_{n+1}``."""
         return self.backbone(self.condition(labels), patches)  # type: ignore[no-any-return]

@@ -43,10 +43,13 @@ def _run_of(start: str) -> Path:
     return run if run.name not in ("", "..") else Path(os.path.abspath(run))
 
 
-def configure(start: str, steps: int | None = None, average: str = weights.EMA) -> RunConfig:
+def configure(
+    start: str, steps: int | None = None, average: str = weights.EMA, guidance: float | None = None
+) -> RunConfig:
     """Return the run that gives the run ``start``, or one of its checkpoints, a second head.
 
-    ``average`` names the weights to begin with, as :func:`pra.load` takes it.
+    ``average`` names the weights to begin with, as :func:`pra.load` takes it. With ``guidance``, a number above 1, the
+    second head is told the guidance scale, up to that number, and learns guided steps.
 
     Raises:
         PraError: not a run, or a run without a head of velocities, or with a second head.
@@ -57,17 +60,21 @@ def configure(start: str, steps: int | None = None, average: str = weights.EMA) 
     if run.model.has_shortcut:
         problem = f"{start} has a second head already. Sample it with --solver shortcut --steps 1, 2, 4 or 8"
         raise PraError(problem, code="exists", path=start)
-    config = second_head(run, str(Path(start).expanduser()), STEPS if steps is None else steps)
+    config = second_head(run, str(Path(start).expanduser()), STEPS if steps is None else steps, guidance)
     return replace(config, initial_average=average)
 
 
-def second_head(run: RunConfig, start: str, steps: int) -> RunConfig:
+def second_head(run: RunConfig, start: str, steps: int, guidance: float | None = None) -> RunConfig:
     """Return the run that gives ``run``, which lies in the folder ``start``, a second head."""
     assert run.model.autoregressive, "only a model with a head is distilled"
+    sampling = replace(run.sampling.with_steps(EVALUATIONS), solver=Solver.SHORTCUT, times=None, raster_steps=None)
+    if guidance is not None:
+        scale = min(max(sampling.guidance, 1.0), guidance)
+        sampling = replace(sampling, guidance=scale, guidance_interval=(0.0, 1.0))
     return replace(
         run,
         recipe=f"{run.recipe}, {NAME}",
-        model=replace(run.model, head=replace(run.model.head, shortcut=True)),
+        model=replace(run.model, head=replace(run.model.head, shortcut=True, shortcut_guidance=guidance)),
         train=replace(
             run.train,
             steps=steps,
@@ -83,7 +90,7 @@ def second_head(run: RunConfig, start: str, steps: int) -> RunConfig:
                 matrices=None,
             ),
         ),
-        sampling=replace(run.sampling.with_steps(EVALUATIONS), solver=Solver.SHORTCUT, times=None, raster_steps=None),
+        sampling=sampling,
         targets=None,
         initial=start,
     )

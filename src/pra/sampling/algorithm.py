@@ -18,7 +18,7 @@ from pra.models import PRA
 from pra.models.cache import KVCache, NewCache
 from pra.models.head import Modulations
 from pra.sampling import solvers
-from pra.sampling.guidance import evaluations_by_steps
+from pra.sampling.guidance import evaluations_by_steps, scale_at
 
 Draws = Callable[[int], Tensor | None]
 """Noise at a raster position, ``(B, K, d)`` for ``K`` intervals; ``None`` where the solver adds none."""
@@ -80,7 +80,9 @@ class Steps:
 
     def __init__(self, model: PRA, config: SamplingConfig, batch: int, cache: NewCache = KVCache) -> None:
         self.model, self.config, self.batch = model, config, batch
-        self.evaluations = evaluations_by_steps(config, model.config.num_groups, batch, model.device)
+        told = model.is_told(config.solver)
+        self.evaluations = evaluations_by_steps(config, model.config.num_groups, batch, model.device, told)
+        self.told: Tensor | None = None
         self.at = self.evaluations[config.steps]
         self.head = model.head_for(config.solver)
         self.streams = max(each.plan.most for each in self.evaluations.values())
@@ -107,7 +109,10 @@ class Steps:
             self.written = self.decoder_cache.bound
 
     def scale(self, position: int) -> Tensor | None:
-        """Return the guidance scale at a raster position; ``None`` where nothing is guided."""
+        """Return the guidance scale at a raster position, embedded where the head is told it; ``None`` where nothing is
+        guided."""
+        if self.told is not None:
+            return self.told[position]
         return self.at.plan.scale(position, self.model.device)
 
     def begin(self, tokens: Tensor, prefix: Tensor) -> Tensor:
@@ -133,6 +138,10 @@ class Steps:
             embedded = self.head.embed(at.times, span)
             # In place: captured steps keep reading the same memory.
             at.embedded = embedded if at.embedded is None else at.embedded.copy_(embedded)
+        if self.model.is_told(self.config.solver):
+            size = self.model.config.num_groups
+            scales = torch.tensor([scale_at(self.config, i, size) for i in range(size)], device=self.model.device)
+            self.told = self.head.embed_scale(scales)
 
     def read(self, patch: Tensor) -> Tensor:
         """A patch ``(B, 1, P)`` to ``h`` of the next one, ``(streams * B, 1, D)``."""
@@ -147,7 +156,7 @@ class Steps:
         # A size of streams in front: the state broadcasts, so what does not depend on the condition is done once.
         condition = head.project(h).view(self.streams, self.batch, 1, -1)
         span = None if at.plan.span is None else torch.full_like(at.times[:1], at.plan.span)
-        known = [] if grid is not None else self.modulations(condition, scale is not None)
+        known = [] if grid is not None else self.modulations(condition, scale is not None, scale)
         evaluations = iter(zip(at.within, at.times, known, strict=False))
 
         def velocity(z: Tensor, t: Any) -> Tensor:
@@ -174,12 +183,14 @@ class Steps:
         """Normalise a state as the codec's encoder does."""
         return self.model.codec.normalise(state)
 
-    def modulations(self, condition: Tensor, guided: bool) -> list[Modulations]:
+    def modulations(self, condition: Tensor, guided: bool, scale: Tensor | None = None) -> list[Modulations]:
         """Return the head's modulations of each evaluation, computed for a group of evaluations at a time."""
         assert self.at.embedded is not None, "begin comes first"
         made: list[Modulations] = []
         for first, end, streams in self.at.groups[guided]:
             embedded = self.at.embedded[first:end, None, None, None]
+            if self.told is not None and scale is not None:
+                embedded = embedded + scale
             together = self.head.modulate(embedded, condition[:streams])
             made += [list(each) for each in zip(*(outputs.unbind() for outputs in together), strict=True)]
         return made

@@ -29,23 +29,24 @@ def scale_at(config: SamplingConfig, position: int, patches: int) -> float:
 class Plan:
     """Decides which evaluations need the unconditional field: those in the interval whose scale is not 1.
 
-    ``times`` are those of the evaluations at one position, in order.
+    ``times`` are those of the evaluations at one position, in order. A head that is ``told`` the scale needs none.
     """
 
     config: SamplingConfig
     patches: int
     times: Sequence[float]
+    told: bool = False
 
     @classmethod
-    def of_head(cls, config: SamplingConfig, patches: int) -> Plan:
+    def of_head(cls, config: SamplingConfig, patches: int, told: bool = False) -> Plan:
         """Plan a head's evaluations at each of ``patches`` positions, ``config.steps`` at all of them."""
         grid = solvers.grid_of(config)
-        return cls(config, patches, solvers.evaluation_times(config.solver, grid.tolist()))
+        return cls(config, patches, solvers.evaluation_times(config.solver, grid.tolist()), told)
 
     def within(self) -> tuple[bool, ...]:
-        """Whether each evaluation lies in the guidance interval."""
+        """Whether each evaluation lies in the guidance interval, and needs both fields there."""
         low, high = torch.tensor(self.config.guidance_interval, device="cpu").tolist()  # float32, as the times are
-        return tuple(low <= t <= high for t in self.times)
+        return tuple(low <= t <= high and not self.told for t in self.times)
 
     def guided(self, position: int) -> bool:
         """Whether any evaluation at a raster position is guided."""
@@ -106,19 +107,19 @@ def mean_steps(config: SamplingConfig, patches: int) -> float:
     return sum(config.steps_at(position, patches) for position in range(patches)) / patches
 
 
-def plans(config: SamplingConfig, patches: int) -> dict[int, Plan]:
+def plans(config: SamplingConfig, patches: int, told: bool = False) -> dict[int, Plan]:
     """Plan a head's evaluations for each number of steps that it takes somewhere on the raster."""
     alone = replace(config, raster_steps=None)
     counts = dict.fromkeys(config.steps_at(position, patches) for position in range(patches))
-    return {count: Plan.of_head(replace(alone, steps=count), patches) for count in counts}
+    return {count: Plan.of_head(replace(alone, steps=count), patches, told) for count in counts}
 
 
 def evaluations_by_steps(
-    config: SamplingConfig, patches: int, batch: int, device: torch.device
+    config: SamplingConfig, patches: int, batch: int, device: torch.device, told: bool
 ) -> dict[int, Evaluations]:
     """Return the head's evaluations by number of steps, for ``batch`` images side by side."""
     places: dict[int, list[int]] = {}
     for position in range(patches):
         places.setdefault(config.steps_at(position, patches), []).append(position)
-    found = plans(config, patches)
+    found = plans(config, patches, told)
     return {count: Evaluations(found[count], where, batch, device) for count, where in places.items()}

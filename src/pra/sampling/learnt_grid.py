@@ -247,6 +247,8 @@ def _solved(model: PRA, config: SamplingConfig, problems: Problems, times: Tenso
     conditions = torch.cat([problems.condition, problems.unconditional])
 
     def velocity(z: Tensor, t: Tensor) -> Tensor:
+        if head.scale_in is not None:
+            return head(z, t, problems.condition, span, scale=problems.scale.squeeze(-1))  # type: ignore[no-any-return]
         if not (config.guidance != 1.0 and low <= t.detach() <= high):
             return head(z, t, problems.condition, span)  # type: ignore[no-any-return]
         conditional, unconditional = head(z.repeat(2, 1), t, conditions, span).chunk(2)

@@ -34,7 +34,8 @@ def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[st
     other = weights.load(folder, average)
     expected = replace(other.config, num_classes=model.config.num_classes)
     if model.config.has_shortcut and expected.autoregressive:
-        expected = replace(expected, head=replace(expected.head, shortcut=True))
+        guided = (other if other.config.has_shortcut else model).config.shortcut_guidance
+        expected = replace(expected, head=replace(expected.head, shortcut=True, shortcut_guidance=guided))
     if expected.text is None and expected.autoregressive:
         expected = replace(expected, text=model.config.text)
     changed = differences(to_dict(expected), to_dict(model.config), "model")
@@ -49,7 +50,7 @@ def load_initial(path: str, model: Model, average: str = weights.EMA) -> dict[st
     tensors = reader | with_classes(other, model.classes)
     if model.config.has_shortcut and not other.config.has_shortcut:
         for name, own in model.state_dict().items():
-            if name.startswith("shortcut.span_in.2."):
+            if name.startswith(("shortcut.span_in.2.", "shortcut.scale_in.2.")):
                 tensors[name] = torch.zeros_like(own)  # the second head computes what the first does
             elif name.startswith("shortcut."):
                 tensors[name] = tensors.get(name.replace("shortcut.", "head.", 1), own)

@@ -200,15 +200,16 @@ class NativeHead:
     def embed(self, t: Tensor, span: Tensor | None = None) -> Tensor:
         """Embed times as the head does, in float64 and rounded once: float32 may depend on the number of threads."""
 
-        def through(module: nn.Module, at: Tensor) -> Tensor:
-            embedded: Tensor = copy.deepcopy(module).double()(time_features(at).double())
-            return embedded
-
-        embedded = through(self._head.time_in, t)
+        embedded = _in_float64(self._head.time_in, t)
         if self._head.span_in is not None:
             assert span is not None, "a head of steps was not told how long one is"
-            embedded = embedded + through(self._head.span_in, span)
+            embedded = embedded + _in_float64(self._head.span_in, span)
         return embedded.float()
+
+    def embed_scale(self, scale: Tensor) -> Tensor:
+        """Embed guidance scales, as :meth:`embed` does times."""
+        assert self._head.scale_in is not None, "this head is not told the guidance scale"
+        return _in_float64(self._head.scale_in, 1 - 1 / scale).float()
 
     def modulate(self, embedded: Tensor, condition: Tensor) -> Modulations:
         """Return one tensor of all projections' outputs, ``1 + scale`` in place of each scale: ``(K, *rows, ...)`` of
@@ -235,6 +236,11 @@ class NativeHead:
         if self._head.prediction is Prediction.DATA:
             return velocity_from_data(prediction, z, t)
         return prediction
+
+
+def _in_float64(module: nn.Module, at: Tensor) -> Tensor:
+    embedded: Tensor = copy.deepcopy(module).double()(time_features(at).double())
+    return embedded
 
 
 def _weighted_rotary(table: Tensor, blocks: list[Block]) -> Tensor:

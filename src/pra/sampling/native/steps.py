@@ -22,7 +22,7 @@ _TRANSFORMER = (
     r"attention\.(qkv|out|query_norm|key_norm)))\.weight"
 )
 _HEAD = (
-    r"(state_in|condition_in|time_in\.\d|span_in\.\d|blocks\.\d+\.(norm|mlp\.(into|out))|modulations\.\d+|"
+    r"(state_in|condition_in|time_in\.\d|span_in\.\d|scale_in\.\d|blocks\.\d+\.(norm|mlp\.(into|out))|modulations\.\d+|"
     r"final_modulation|out)\.(weight|bias)"
 )
 PARTS = re.compile(r"(backbone|head|shortcut|codec\.decoder)\b")
