@@ -22,16 +22,16 @@ def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[i
     size, device = model.config, model.device
     label = torch.tensor(labels, device=device)
     key = noise.keys(0, torch.tensor(seeds, device=device))
-    starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
+    starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_groups, size.group_state_dim)
     diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION)
     low, high = config.guidance_interval
     head = model.head_for(config.solver)
-    patches = torch.empty(len(labels), 0, size.patch_dim, device=device)
-    states = torch.empty(len(labels), 0, size.state_dim, device=device)
-    for i in range(size.num_patches):
+    patches = torch.empty(len(labels), 0, size.group_dim, device=device)
+    states = torch.empty(len(labels), 0, size.group_state_dim, device=device)
+    for i in range(size.num_groups):
         conditional = model.conditions(label, patches)[:, -1:]
         unconditional = model.conditions(model.condition.null_like(label), patches)[:, -1:]
-        scale, steps = scale_at(config, i, size.num_patches), config.steps_at(i, size.num_patches)
+        scale, steps = scale_at(config, i, size.num_groups), config.steps_at(i, size.num_groups)
         grid = solvers.grid_of(replace(config, steps=steps, raster_steps=None)).view(-1, 1, 1).to(device)
         span = torch.full((1, 1), 1 / steps, device=device) if config.solver is Solver.SHORTCUT else None
 
@@ -42,7 +42,8 @@ def sample_without_caches(model: PRA, config: SamplingConfig, labels: Sequence[i
             return v_u + s * (v_c - v_u) if low <= t <= high else v_c
 
         def fresh(k: int, position: int = i) -> Tensor:
-            return config.temperature * noise.normal(noise.fold(noise.fold(diffusion, position), k), 1, size.state_dim)
+            keys = noise.fold(noise.fold(diffusion, position), k)
+            return config.temperature * noise.normal(keys, 1, size.group_state_dim)
 
         z = solvers.INTEGRATORS[config.solver](velocity, config.temperature * starts[:, i : i + 1], grid, fresh)
         states = torch.cat([states, model.codec.normalise(z) if config.renormalise else z], dim=1)

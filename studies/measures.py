@@ -186,7 +186,7 @@ class Gap:
         figures = _judged(batches, len(chosen), judge, model.device)
         common = _sampling_columns(replace(self.sampling, guidance=1.0), model) | figures | {"images": len(chosen)}
         seconds = time.monotonic() - begin
-        positions = range(config.model.num_patches)
+        positions = range(config.model.num_groups)
         return [
             {
                 **common,
@@ -274,7 +274,7 @@ def _judged(batches: Iterable[Batch], count: int, judge: Judge, device: torch.de
 
 
 def _sampling_columns(sampling: SamplingConfig, model: Model) -> Row:
-    each = mean_steps(sampling, model.config.num_patches) * solvers.EVALUATIONS[sampling.solver]
+    each = mean_steps(sampling, model.config.num_groups) * solvers.EVALUATIONS[sampling.solver]
     return {
         "guidance": sampling.guidance,
         "solver": _solver(sampling),

@@ -22,6 +22,7 @@ from pra.config import SamplingConfig, Solver
 from pra.demo.exhibit import load_exhibits
 from pra.demo.generation import Request, answer
 from pra.demo.handlers import Handlers, Turn
+from pra.demo.page import build_page
 from pra.evaluation.evaluate import Report
 from pra.evaluation.judging import Adjustable, Subject
 from pra.evaluation.sweep import Point, Result
@@ -178,6 +179,9 @@ def test_demo_offers_tiers(measured):
     assert (other.note, other.error) == ("", "")
     *_, (_, _, kept) = Handlers([exhibit]).make([], Turn(), 0, None, None, 1, 5, 1, 9.0, 0, "", "fast")
     assert kept[0][1].endswith(", fast")
+    pytest.importorskip("gradio")
+    radios = [part for part in build_page([exhibit]).blocks.values() if type(part).__name__ == "Radio"]
+    assert [name for _, name in radios[0].choices] == ["", "fast", "balanced", "best"]
 
 
 def test_bad_input_is_refused(measured, tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def test_steps_along_the_raster_that_do_not_fit_are_refused():
     refused(lambda: SamplingConfig(steps=1, times=(0, 1), raster_steps=(1,)), "times", name=wrong)
     refused(lambda: Sampler(model, raster_steps=[2, 0]), "positive")
     refused(lambda: Sampler(model, raster_steps="2,1"), "expected a list")
-    refused(lambda: Sampler(model, raster_steps=[1] * 13), "13 numbers for 12 patches", name=wrong)
+    refused(lambda: Sampler(model, raster_steps=[1] * 13), "13 numbers for 12 raster positions", name=wrong)
     refused(lambda: Sampler(random_jit(), raster_steps=[2, 1]), "all patches at once", code="unsupported", name=wrong)
     refused(lambda: Sampler(shortcut, solver="shortcut", raster_steps=[4, 3]), "not steps 3")
     refused(lambda: How(raster_steps="2,1.5").sampler(SHIPPED, torch.device("cpu")), "whole numbers")

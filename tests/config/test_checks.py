@@ -15,7 +15,15 @@ from support.refusal import refused
 
 import pra
 from pra import config
-from pra.config import SamplingConfig, TrainConfig, TransformerConfig, apply_settings, from_dict, to_dict
+from pra.config import (
+    SamplingConfig,
+    TrainConfig,
+    TransformerConfig,
+    apply_settings,
+    from_dict,
+    model_from_dict,
+    to_dict,
+)
 from studies.run import run_key
 
 
@@ -139,6 +147,28 @@ def test_advised_multiple_is_taken(settings, name, value, way):
     run = pra.recipe("tiny")
     refused(lambda: apply_settings(run, settings), way.partition("=")[2], code="conflict", name=name, value=value)
     apply_settings(run, [*settings, way])
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ("[1,3]", "group 1x3 does not divide the 4x4 patches of an image. Use rows that divide 4"),
+        ("[3,1]", "group 3x1 does not divide"),
+        ("[4,4]", "group 4x4 is the whole image"),
+        ("[0,1]", "group must lie in [1,"),
+        ("[2]", "expected 2 values"),
+        ("2", "expected 2 values"),
+    ],
+)
+def test_impossible_group_is_refused(group, words):
+    refused(lambda: apply_settings(pra.recipe("tiny"), [f"model.group={group}"]), words)
+
+
+def test_model_of_an_older_file_has_no_groups():
+    model = pra.recipe("tiny").model
+    older = {name: value for name, value in to_dict(model).items() if name != "group"}
+    assert model_from_dict(older, "model") == model
+    assert (model.num_groups, model.group_dim, model.group_state_dim) == (16, 4, 4)
 
 
 def test_sizes_without_an_end_are_refused_at_once():

@@ -189,7 +189,7 @@ def test_reconstruction():
     assert figures["reconstruction_seams"] == pytest.approx(copied / real)
     small = stream(pixels(6, shape=(3, 6, 8)), 4, labels)
     assert reconstruct(random_model(), small, Projection((3, 6, 8)), 6, progress=False)["ssim"] is None
-    refused(lambda: reconstruct(random_model(PIXEL), small, extractor, 6), "without a codec", code="unsupported")
+    refused(lambda: reconstruct(random_model(PIXEL), small, extractor, 6), "does not have a codec", code="unsupported")
 
 
 def test_the_references_neighbours_are_found_once(monkeypatch):

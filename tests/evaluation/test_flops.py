@@ -22,10 +22,10 @@ def _by_torch(monkeypatch):
 
 
 def run_of(model, rollout=config.Parallel(), **sampling):  # noqa: B008  frozen
-    tiny = recipe("tiny")
+    tiny, (height, width) = recipe("tiny"), sampling.pop("image_size", (4, 6))
     return replace(
         tiny,
-        model=replace(model, image_size=sampling.pop("image_size", (4, 6))),
+        model=replace(model, image_size=(height * model.group[0], width * model.group[1])),
         train=replace(tiny.train, rollout=rollout),
         sampling=replace(tiny.sampling, **{"steps": 2, "times": None} | sampling),
     )

@@ -94,7 +94,7 @@ def test_rollout_depends_on_its_own_sample_only(scene):
     model, *given = scene
     for how in ROLLOUTS:
         whole = rollout.ar_inputs(how, model, *given)
-        assert whole.shape == (3, 11, 12)
+        assert whole.shape == (3, 11, model.config.group_dim)
         alone = rollout.ar_inputs(how, model, *(tensor[1:2] for tensor in given))
         torch.testing.assert_close(alone, whole[1:2], atol=1e-4, rtol=1e-4)
 

@@ -29,17 +29,17 @@ def test_counted_bytes_are_the_bytes_held(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [8, None])
-def test_static_cache_mask_hides_tokens_not_there_yet(size, dtype):
+@pytest.mark.parametrize(("size", "group"), [(8, 1), (None, 1), (8, 3)])
+def test_static_cache_mask_hides_tokens_not_there_yet(size, group, dtype):
     """Added to the scores: 0, and minus infinity where no token is yet; of whole buckets."""
     config = random_model().config.backbone
-    cache = StaticCache(config, 2, 13, torch.device("cpu"), dtype, size)
+    cache = StaticCache(config, 2, 13, torch.device("cpu"), dtype, group, bucket=size)
     assert cache.capacity == (16 if size else 13)
-    shape = 2, config.heads, 1, config.width // config.heads
-    growing = KVCache(config, 2, 13, torch.device("cpu"), dtype)
+    shape = 2, config.heads, group, config.width // config.heads
+    growing = KVCache(config, 2, 13, torch.device("cpu"), dtype, group)
     for length in (0, 5, 7, 8, 12, 3):  # backwards, too
         growing.seek(length)
-        assert growing.bound == length + 1
+        assert growing.bound == length + group
         cache.seek(length)
         token = torch.randn(shape).to(dtype)
         keys, values, mask = cache.extend(1, token, 2 * token)
@@ -48,15 +48,15 @@ def test_static_cache_mask_hides_tokens_not_there_yet(size, dtype):
         assert length < cache.bound <= cache.capacity
         assert cache.bound % (size or cache.capacity) == 0
         assert mask.dtype is dtype
-        assert torch.equal(mask.flatten() == 0, torch.arange(cache.bound) <= length)
+        assert torch.equal(mask.flatten() == 0, torch.arange(cache.bound) < length + group)
         assert torch.equal(mask.isneginf(), mask != 0)
-        assert torch.equal(keys[:, :, length : length + 1], token)
-        assert torch.equal(values[:, :, length : length + 1], 2 * token)
+        assert torch.equal(keys[:, :, length : length + group], token)
+        assert torch.equal(values[:, :, length : length + group], 2 * token)
 
 
 def test_static_cache_is_aligned_on_a_gpu_only(monkeypatch):
     """CUDA's kernels want a mask of such a length; elsewhere a longer cache would only be a slower one."""
-    config, made = random_model().config.backbone, {name: getattr(torch, name) for name in ("empty", "zeros")}
+    config, made = random_model().config.backbone, {name: getattr(torch, name) for name in ("empty", "zeros", "arange")}
     for name, make in made.items():
         monkeypatch.setattr(torch, name, lambda *size, make=make, device, dtype: make(*size, dtype=dtype))
     capacities = [StaticCache(config, 1, 13, torch.device(d), torch.float32).capacity for d in ("cpu", "cuda")]

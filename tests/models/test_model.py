@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.models import ALL, JIT, LEARNED, batch, random_model
+from support.models import ALL, GROUPS, JIT, LEARNED, batch, random_model
 
 from pra.models import PRA, build_model
 from pra.models.base import initialise
@@ -23,19 +23,34 @@ def test_patchify_is_raster_ordered_and_invertible():
     assert torch.equal(model.patchify(images[:, :, :2]), patches[:, :3])
 
 
-@pytest.fixture
-def scene():
+def test_patchify_lays_the_patches_of_a_group_side_by_side():
+    model = random_model(GROUPS)
+    images = torch.arange(2 * 3 * 12 * 16).view(2, 3, 12, 16)
+    groups = model.patchify(images)
+    assert groups.shape == (2, 12, 48)
+    # Group 5 is the second of the second row, its third patch the first of its second row.
+    patch = images[1, :, 6:8, 4:6].permute(1, 2, 0)
+    assert torch.equal(groups[1, 5].view(4, 2, 2, 3)[2], patch)
+    assert torch.equal(model.unpatchify(groups), images)
+    assert torch.equal(model.unpatchify(groups[:, :4]), images[:, :, :4])
+    single = random_model(GROUPS, group=(1, 1)).patchify(images)
+    assert torch.equal(model.unpatchify(single, group=(1, 1)), images)
+
+
+@pytest.fixture(params=["learned", "groups"])
+def scene(request):
     """A model, labels and patches."""
-    model = random_model()
+    model = random_model(ALL[request.param])
     images, labels, _ = batch(model.config)
     return model, labels, model.patchify(images)
 
 
 def test_backbone_and_decoder_are_causal(scene):
     """Patch j leaves h_i for i <= j unchanged, and changes h_{j+1}; state j leaves x^_i for i < j, and changes x^_j."""
-    (model, labels, patches), states = scene, torch.randn(2, 12, 5)
+    (model, labels, patches), states = scene, torch.randn(2, 12, scene[0].config.group_state_dim)
     conditions, decoded = model.conditions(labels, patches[:, :-1]), model.codec.decode(states)
-    assert torch.pdist(model.conditions(torch.arange(5), torch.empty(5, 0, 12))[:, 0]).min() > 1e-3  # of the class
+    nothing = torch.empty(5, 0, patches.shape[2])
+    assert torch.pdist(model.conditions(torch.arange(5), nothing)[:, 0]).min() > 1e-3  # of the class
     for changed in range(12):
         other, moved = patches.clone(), states.clone()
         other[:, changed] += 1.0
@@ -49,14 +64,24 @@ def test_backbone_and_decoder_are_causal(scene):
         assert not torch.allclose(decoded[:, changed], written[:, changed])
 
 
-def test_deblocking_filter_reads_its_margin_on_all_sides():
-    model = random_model(ALL["deblocked"])  # patches of 2x2, a margin of one pixel
-    patches = model.patchify(batch(model.config)[0])
+def test_patches_of_a_group_are_written_from_all_its_states():
+    model, states = random_model(GROUPS), torch.randn(2, 12, 20)
+    other = states.clone()
+    other[:, 7, 15:] += 1.0  # the last of four
+    changed = (model.codec.decode(states) != model.codec.decode(other)).any(dim=0).view(12, 4, 12).any(dim=2)
+    assert changed[7].all()
+    assert not changed[:7].any()
+
+
+@pytest.mark.parametrize("name", ["deblocked", "groups"])
+def test_deblocking_filter_reads_its_margin_on_all_sides(name):
+    model = random_model(ALL[name])  # patches of 2x2, a margin of one pixel
+    patches, single = model.patchify(batch(model.config)[0]), random_model(ALL[name], group=(1, 1))
     before = model.picture(patches)
     for pixel, changed in (((0, 0), 1), ((1, 1), 4), ((2, 4), 2 * 2)):
         other = model.unpatchify(patches)
         other[0, 0][pixel] += 0.5
-        moved = (model.patchify(model.picture(model.patchify(other)) - before) != 0).any(dim=2)
+        moved = (single.patchify(model.picture(model.patchify(other)) - before) != 0).any(dim=2)
         assert moved[0].sum() == changed
         assert not moved[1:].any()
 
@@ -93,7 +118,7 @@ def decoded(model, states, cache, chunks):
     parts, done = [], 0
     for part in states.split(chunks, dim=1):
         if cache is not None:
-            cache.seek(done)
+            cache.seek(done * model.config.group_size)
         parts.append(model.codec.decode(part, cache))
         done += part.shape[1]
     return torch.cat(parts, dim=1)
@@ -123,17 +148,19 @@ def test_cache_parity_in_bfloat16(scene):
     assert (stepwise - exact).square().mean().sqrt() < 1.2 * rounding
 
 
-def test_decoder_cache_parity():
+@pytest.mark.parametrize("name", ["learned", "groups"])
+def test_decoder_cache_parity(name):
     """Any way to cut the sequence, several tokens behind a filled cache included."""
-    model = random_model()
-    states = torch.randn(2, 12, 5)
+    model = random_model(ALL[name])
+    states = torch.randn(2, 12, model.config.group_state_dim)
     for chunks in ([1] * 12, [5, 7], [1, 4, 1, 6], [12]):
         written = decoded(model, states, model.codec.new_cache(2), chunks)
         torch.testing.assert_close(written, model.codec.decode(states), atol=1e-5, rtol=1e-5)
     cache = model.codec.new_cache(1)
-    cache.seek(12)
-    with pytest.raises(AssertionError, match="has 12 tokens, no more"):
-        model.codec.decode(torch.randn(1, 1, 5), cache)
+    last = 12 * model.config.group_size
+    cache.seek(last)
+    with pytest.raises(AssertionError, match=f"has {last} tokens, no more"):
+        model.codec.decode(states[:1, :1], cache)
 
 
 def test_rotary_attention_depends_on_relative_positions():
@@ -150,16 +177,17 @@ def test_rotary_attention_depends_on_relative_positions():
 def test_states_lie_on_the_sphere(scene):
     model, labels, patches = scene
     z = model.codec.encode(patches, model.clean_conditions(labels, patches))
-    assert z.shape == (3, 12, 5)
-    torch.testing.assert_close(z.norm(dim=-1), torch.full((3, 12), 5**0.5), atol=1e-3, rtol=0)
-    torch.testing.assert_close(z.mean(dim=-1), torch.zeros(3, 12), atol=1e-5, rtol=0)
-    torch.testing.assert_close(model.codec.normalise(z), z, atol=1e-4, rtol=1e-4)
+    assert z.shape == (3, 12, model.config.group_state_dim)
+    z = z.view(3, 12, -1, 5)
+    torch.testing.assert_close(z.norm(dim=-1), torch.full(z.shape[:-1], 5**0.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(z.mean(dim=-1), torch.zeros(z.shape[:-1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.codec.normalise(z.flatten(2)), z.flatten(2), atol=1e-4, rtol=1e-4)
 
 
-def test_encoder_sees_the_condition_where_it_should(scene):
-    *_, patches = scene
-    for name, sees in (("learned", True), ("encoder-without-h", False)):
+def test_encoder_sees_the_condition_where_it_should():
+    for name, sees in (("learned", True), ("groups", True), ("encoder-without-h", False)):
         model = random_model(ALL[name])
+        patches = model.patchify(batch(model.config)[0])
         clean = [model.clean_conditions(torch.full((3,), label), patches) for label in (0, 1)]
         assert torch.equal(*(model.codec.encode(patches, h) for h in clean)) is not sees
 
@@ -167,10 +195,11 @@ def test_encoder_sees_the_condition_where_it_should(scene):
 @pytest.mark.parametrize("name", ALL)
 def test_model_takes_any_shape_and_clamps_what_it_writes(name):
     for channels, size in ((1, (4, 4)), (2, (2, 10)), (4, (8, 2))):
+        size = tuple(side * patches for side, patches in zip(size, ALL[name].group, strict=True))
         model = random_model(ALL[name], channels=channels, image_size=size)
         images, labels, _ = batch(model.config)
         assert model.reconstruct(images, labels).shape == images.shape
-        assert model.write(10 * torch.randn(3, 4, model.config.state_dim)).abs().max() == 1.0
+        assert model.write(10 * torch.randn(3, 4, model.config.group_state_dim)).abs().max() == 1.0
 
 
 def test_initial_head_is_the_zero_field():

@@ -58,6 +58,18 @@ def test_rungs_in_equal_seconds_take_fewer_steps(monkeypatch, tmp_path):
     assert replace(cells["plus, equal seconds"].train, steps=1200) == cells["plus"].train
 
 
+def test_groups_change_the_model_alone():
+    for name, group in (("groups-2", (1, 2)), ("groups-4", (2, 2))):
+        run, changed = recipe("tiny:plus"), recipe(f"tiny:plus:{name}")
+        assert replace(changed, model=replace(changed.model, group=(1, 1)), recipe=run.recipe) == run
+        assert changed.model.group == group
+        assert recipe(f"tiny:{name}:teacher-forced").model.group == group
+
+
+def test_groups_of_a_model_without_raster_are_refused():
+    refused(lambda: recipe("tiny:jit:groups-2"), "has no groups", code="unsupported", name="JiT")
+
+
 @pytest.mark.parametrize("name", ["tiny:pluss", "tiny:", "tiny:plus:jti"])
 def test_recipe_unknown_change_is_refused(name):
     refused(lambda: recipe(name), "no system", code="unknown", name=name.rpartition(":")[2])

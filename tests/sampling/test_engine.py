@@ -77,8 +77,8 @@ def walk(model, config, prefix=None, precision=Precision.FLOAT32):
     """The engine's token at every position, and where its state began."""
     size = model.config
     engine = Engine(model, config, 3, precision)
-    starts = noise.normal(noise.keys(1, torch.tensor(SEEDS)), size.num_patches, size.state_dim)
-    prefix = torch.zeros(3, 0, size.patch_dim) if prefix is None else prefix
+    starts = noise.normal(noise.keys(1, torch.tensor(SEEDS)), size.num_groups, size.group_state_dim)
+    prefix = torch.zeros(3, 0, size.group_dim) if prefix is None else prefix
     with engine.arithmetic():
         for token in generate(engine.steps, torch.tensor(LABELS), starts, prefix):
             tensors = (token.h, token.state, token.patch)

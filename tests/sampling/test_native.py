@@ -194,7 +194,7 @@ def test_images_without_it_are_the_same(monkeypatch):
     model = random_model()
     steps = Engine(model, GUIDED, 2, Precision.FLOAT32).steps
     for rows in (1, 5):
-        states = torch.randn(5, model.config.state_dim, generator=torch.Generator().manual_seed(3))[:rows]
+        states = torch.randn(5, model.config.group_state_dim, generator=torch.Generator().manual_seed(3))[:rows]
         close(steps.normalise(states), model.codec.normalise(states))
         close(steps.normalise(0 * states), 0 * states)
     fast = Sampler(model, GUIDED).sample(LABELS, SEEDS)

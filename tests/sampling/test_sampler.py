@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.models import ALL, LEARNED, PIXEL, batch, random_jit, random_model
+from support.models import ALL, GROUPS, LEARNED, PIXEL, batch, random_jit, random_model
 from support.refusal import refused
 
 from pra import PraError, Sampler
@@ -85,8 +85,9 @@ def test_completion_keeps_true_pixels_exactly(name):
     images, _, _ = batch(model.config, 4)
     sampler = Sampler(model, SETTINGS["guided"], times=(0.0, 0.3, 1.0))
     close(sampler.complete(images, 0, LABELS, SEEDS), sampler.sample(LABELS, SEEDS))
-    assert torch.equal(sampler.complete(images, 3, LABELS, SEEDS), images)
-    for rows in (1, 2):
+    step = model.config.group[0]
+    assert torch.equal(sampler.complete(images, 3 * step, LABELS, SEEDS), images)
+    for rows in (step, 2 * step):
         completed = sampler.complete(images, rows, LABELS, SEEDS)
         assert completed.shape == images.shape
         assert torch.equal(completed[:, :, : 2 * rows], images[:, :, : 2 * rows])
@@ -94,6 +95,20 @@ def test_completion_keeps_true_pixels_exactly(name):
         other = images.clone()
         other[:, :, 2 * rows :] = 0.0  # what is not kept does not matter
         assert torch.equal(sampler.complete(other, rows, LABELS, SEEDS), completed)
+
+
+def test_completion_in_the_middle_of_a_group_is_refused():
+    sampler, images = Sampler(random_model(GROUPS)), batch(GROUPS, 1)[0]
+    parts = "2 rows are generated together", "multiple of 2"
+    refused(lambda: sampler.complete(images, 3, [0], [0]), *parts, name="rows", value=3)
+    refused(lambda: [*sampler.stream([0], [0], images[:, :, :6])], "k * 4", code="mismatch")
+
+
+def test_stream_yields_every_row_of_groups():
+    sampler = Sampler(random_model(GROUPS), SETTINGS["guided"])
+    *parts, whole = sampler.stream(LABELS, SEEDS)
+    assert [part.shape[2] for part in parts] == [4, 8]
+    assert torch.equal(whole, sampler.sample(LABELS, SEEDS))
 
 
 def test_completion_continues_what_was_kept():

@@ -32,6 +32,11 @@ DEBLOCKED = replace(LEARNED, codec=replace(LEARNED.codec, deblock=DeblockConfig(
 PIXEL = replace(LEARNED, codec=None)
 PIXEL_X = replace(PIXEL, head=replace(LEARNED.head, prediction=Prediction.DATA))
 
+GROUPS = replace(DEBLOCKED, image_size=(12, 16), group=(2, 2))
+GROUPS_ALONE = replace(GROUPS, codec=ALONE.codec)
+ROWS = replace(PIXEL, image_size=(6, 16), group=(1, 2))
+"""Groups of four and of two patches, as many groups as LEARNED has patches."""
+
 CAPTIONED = replace(LEARNED, text=TEXT)
 CAPTIONS = ("a cat", "", "\N{PANDA FACE} on a long, long walk")
 
@@ -43,6 +48,9 @@ ALL = {
     "pixel-v": PIXEL,
     "pixel-x": PIXEL_X,
     "captions": CAPTIONED,
+    "groups": GROUPS,
+    "groups-without-context": GROUPS_ALONE,
+    "pixel-groups": ROWS,
 }
 
 

@@ -56,8 +56,9 @@ def measured_parts(engine: Engine) -> dict[str, float]:
     steps, batch, size = engine.steps, engine.steps.batch, engine.steps.model.config
     device = steps.model.device
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
-    starts = torch.randn(batch, size.num_patches, size.state_dim, device=device)
-    draws = torch.randn(batch, steps.config.steps, size.state_dim, device=device) if steps.config.adds_noise else None
+    starts = torch.randn(batch, size.num_groups, size.group_state_dim, device=device)
+    noise = torch.randn(batch, steps.config.steps, size.group_state_dim, device=device)
+    draws = noise if steps.config.adds_noise else None
 
     def median(*work: Any) -> float:
         steps.run(*work)  # warms up, and captures where there are graphs
@@ -66,8 +67,8 @@ def measured_parts(engine: Engine) -> dict[str, float]:
     seconds: dict[str, list[float]] = defaultdict(list)
     head = 0.0
     with engine.arithmetic():
-        token = next(generate(steps, labels, starts, starts.new_empty(batch, 0, size.patch_dim), lambda _: draws))
-        for position in _spread(range(1, size.num_patches)):
+        token = next(generate(steps, labels, starts, starts.new_empty(batch, 0, size.group_dim), lambda _: draws))
+        for position in _spread(range(1, size.num_groups)):
             steps.seek(position)
             seconds["backbone"].append(median(steps.read, steps.seen, token.patch))
             seconds["decoder"].append(median(steps.write, steps.written, token.state))
@@ -79,7 +80,7 @@ def measured_parts(engine: Engine) -> dict[str, float]:
                 key = at.steps, scale is None
                 taken.append(median(steps.integrate, key, token.h, token.state, scale, draws, None))
             head += len(at.places) * statistics.mean(taken) / batch
-    each = {part: size.num_patches * statistics.mean(values) / batch for part, values in seconds.items()}
+    each = {part: size.num_groups * statistics.mean(values) / batch for part, values in seconds.items()}
     return {"backbone": each["backbone"], "head": head, "decoder": each["decoder"]}
 
 

@@ -204,6 +204,41 @@ class ImageConfig(Settings):
         return self.patch_dim
 
     @property
+    def group(self) -> tuple[int, int]:
+        """Rows and columns of the patches that are generated together, at one position."""
+        return 1, 1
+
+    @property
+    def group_size(self) -> int:
+        """``k``, patches in a group."""
+        return self.group[0] * self.group[1]
+
+    @property
+    def group_grid(self) -> tuple[int, int]:
+        """Groups per column and per row."""
+        return self.grid[0] // self.group[0], self.grid[1] // self.group[1]
+
+    @property
+    def num_groups(self) -> int:
+        """``N / k``, positions along the raster of groups."""
+        return self.num_patches // self.group_size
+
+    @property
+    def group_dim(self) -> int:
+        """``k * P``, numbers in the pixels of one group."""
+        return self.group_size * self.patch_dim
+
+    @property
+    def group_state_dim(self) -> int:
+        """``k * d``, numbers that are generated at one position."""
+        return self.group_size * self.state_dim
+
+    @property
+    def group_height(self) -> int:
+        """Pixels in a row of groups, from top to bottom."""
+        return self.group[0] * self.patch_size
+
+    @property
     def has_shortcut(self) -> bool:
         """Whether a second head takes steps of the flow (:class:`HeadConfig`)."""
         return False
@@ -221,12 +256,19 @@ class ImageConfig(Settings):
     @property
     def unit(self) -> str:
         """The unit that a solver generates at a time."""
-        return "patch" if self.autoregressive else "image"
+        if not self.autoregressive:
+            return "image"
+        return "patch" if self.group_size == 1 else f"group of {self.group_size} patches"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ImageConfig):
-    """The whole autoregressive model. ``codec=None`` is the identity codec: the patch itself is the state."""
+    """The whole autoregressive model. ``codec=None`` is the identity codec: the patch itself is the state.
+
+    ``group`` are the rows and columns of the patches that are generated together (after BitDance, arXiv 2602.14041):
+    the backbone and the decoder have one token per group, and the head generates the group's states jointly. Patches
+    keep their own states; the encoder and the deblocking filter see single patches.
+    """
 
     name = "PRA"
     title = "Autoregressive model, straight in pixel space:"
@@ -237,10 +279,21 @@ class ModelConfig(ImageConfig):
     head: HeadConfig
     codec: CodecConfig | None
     class_tokens: Size = 16
+    group: tuple[Size, Size] = (1, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        (rows, columns), (across, down) = self.group, (self.grid[1], self.grid[0])
+        group, grid = f"{rows}x{columns}", f"{down}x{across}"
+        if down % rows or across % columns:
+            fix = f"Use rows that divide {down} and columns that divide {across}"
+            raise wrong("group", group, f"does not divide the {grid} patches of an image. {fix}")
+        if self.num_groups < 2:
+            raise wrong("group", group, "is the whole image: nothing is autoregressive. Use a smaller group")
 
     @property
     def state_dim(self) -> int:
-        """``d``, numbers that the head generates per patch."""
+        """``d``, numbers in the state of a patch."""
         return self.codec.state_dim if self.codec else self.patch_dim
 
     @property
@@ -266,6 +319,8 @@ class ModelConfig(ImageConfig):
                 f"{self.codec.state_dim} learned numbers per patch; the decoder has {self.codec.decoder.depth} blocks "
                 f"of width {self.codec.decoder.width}"
             )
+        if self.group_size > 1:
+            states += f"; {self.group_size} patches ({self.group[0]} x {self.group[1]}) are generated at once"
         return {
             "States": states,
             "Model": f"a causal backbone of {body.depth} blocks of width {body.width}; a head of {head.depth} blocks "

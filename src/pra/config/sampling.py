@@ -132,8 +132,8 @@ def check_sampling(model: AnyModelConfig, sampling: SamplingConfig) -> None:
         if not model.autoregressive:
             problem = f"change along the raster, and {model.name} makes all patches at once. Use steps"
             raise wrong("raster_steps", given, problem, "unsupported")
-        if len(counts) > model.num_patches:
-            problem = f"are {len(counts)} numbers for {model.num_patches} patches. Give at most one for each patch"
+        if len(counts) > model.num_groups:
+            problem = f"are {len(counts)} numbers for {model.num_groups} raster positions. Give at most one for each"
             raise wrong("raster_steps", given, problem)
     if sampling.solver is not Solver.SHORTCUT:
         return

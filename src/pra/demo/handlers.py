@@ -104,7 +104,8 @@ class Handlers:
         for exhibit in self.exhibits:
             config = exhibit.model.config
             picture, line = fit_upload(Path(path), config, exhibit.data)
-            kept = round(rows / self.exhibits[0].model.config.grid[0] * config.grid[0]) * config.patch_size
+            share = rows / self.exhibits[0].model.config.grid[0]
+            kept = round(share * config.group_grid[0]) * config.group_height
             caption = f"{line}; {'the part above the line is kept' if kept else 'nothing is kept'}"
             sheets.append(Sheet(exhibit.name, picture.unsqueeze(0), picture.shape[1], kept, (caption,)))
         return sheets

@@ -119,10 +119,11 @@ def _tab(gr: Any, handlers: Handlers, kept: Any, name: str) -> Any:
 
 
 def _upload(gr: Any, handlers: Handlers) -> list[Any]:
-    rows = handlers.exhibits[0].model.config.grid[0]
+    config = handlers.exhibits[0].model.config
+    rows, step = config.grid[0], config.group[0]
     inputs = [
         gr.File(label="Your picture, of any size", height=160, elem_id="upload"),
-        gr.Slider(0, rows, rows // 2, step=1, label="Rows of patches to keep"),
+        gr.Slider(0, rows, rows // 2 // step * step, step=step, label="Rows of patches to keep"),
     ]
     preview = gr.HTML(elem_classes="upload")
     for changed in inputs:

@@ -73,26 +73,26 @@ def sampling_costs(
     with torch.device("meta"), torch.inference_mode():
         model = PRA(config)
         steps = Steps(model, sampling, batch)
-        labels, nothing = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, 0, config.patch_dim)
+        labels, nothing = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, 0, config.group_dim)
         embedding = _count(steps.reset)  # the head's work, once a batch
         tokens = model.condition(labels.repeat(steps.streams))
         told = _count(lambda: model.condition(labels.repeat(steps.streams)))  # captions are read once an image
         h = steps.begin(tokens, nothing)
-        state, patch = torch.zeros(batch, 1, config.state_dim), torch.zeros(batch, 1, config.patch_dim)
+        state, patch = torch.zeros(batch, 1, config.group_state_dim), torch.zeros(batch, 1, config.group_dim)
         prefill = _count(lambda: steps.begin(tokens, nothing)) - embedding
 
         def at(position: int, step: Callable[[], Any]) -> int:
             steps.seek(position)
             return _count(step)
 
-        reads = _series(lambda place: at(place + 1, lambda: steps.read(patch)), config.num_patches - 1)
+        reads = _series(lambda place: at(place + 1, lambda: steps.read(patch)), config.num_groups - 1)
         counts = {
             "backbone": told + prefill + reads,
             "head": embedding + _head_flops(steps, h, state),
-            "decoder": _series(lambda place: at(place, lambda: steps.write(state)), config.num_patches),
+            "decoder": _series(lambda place: at(place, lambda: steps.write(state)), config.num_groups),
         }
         if sampling.deblock:
-            patches = torch.zeros(batch, config.num_patches, config.patch_dim)
+            patches = torch.zeros(batch, config.num_groups, config.group_dim)
             counts["decoder"] += _count(lambda: model.picture(patches))
         traffic = _traffic(steps)
     smaller = element_size / torch.float32.itemsize / batch
@@ -122,7 +122,7 @@ def _head_flops_at(steps: Steps, at: Evaluations, h: Tensor, state: Tensor) -> i
 
 def _traffic(steps: Steps) -> dict[str, int]:
     """Count the bytes of float32 that a batch moves, by part."""
-    model, head, tokens = steps.model, steps.head, steps.model.config.num_patches
+    model, head, tokens = steps.model, steps.head, steps.model.config.num_groups
     evaluated = _matrices(head.state_in, head.blocks, head.out)
     head_bytes = tokens * _matrices(head.condition_in)
     for at in steps.evaluations.values():
@@ -144,10 +144,10 @@ def _matrices(*modules: Any) -> int:
 
 
 def _cache_traffic(cache: KVCache | None, first: int, steps: int) -> int:
-    """Count the bytes of ``steps`` steps, the first over ``first`` tokens: all are read, one is written."""
+    """Count the bytes of ``steps`` steps, the first over ``first`` groups of tokens: all are read, one is written."""
     if cache is None:
         return 0
-    return cache.nbytes // cache.capacity * sum(seen + 1 for seen in range(first, first + steps))
+    return cache.nbytes // cache.capacity * cache.group * sum(seen + 1 for seen in range(first, first + steps))
 
 
 def _whole_image_flops(config: AnyModelConfig, sampling: SamplingConfig) -> int:
@@ -169,12 +169,12 @@ def _rollout_flops(config: ModelConfig, how: Exact) -> int:
     """Count one exact rollout: each further position costs more than the one before it by the same amount."""
     with torch.device("meta"), torch.no_grad():
         model, label = PRA(config), torch.zeros(1, dtype=torch.int64)
-        states, key = torch.zeros(1, config.num_patches, config.state_dim), noise.keys(0, label)
+        states, key = torch.zeros(1, config.num_groups, config.group_state_dim), noise.keys(0, label)
 
         def cost(length: int) -> int:
             return _count(lambda: exact_rollout(model, label, states[:, : length + 1], how, key))
 
-        return cost(1) + _series(lambda place: cost(place + 2) - cost(place + 1), config.num_patches - 2)
+        return cost(1) + _series(lambda place: cost(place + 2) - cost(place + 1), config.num_groups - 2)
 
 
 def _series(cost: Callable[[int], int], count: int) -> int:

@@ -215,7 +215,8 @@ def _autoregressive_terms(
     torch.clear_autocast_cache()
     h = model.conditions(drop_labels(model, labels, objective.class_dropout, keys), inputs)
     terms["flow"] = F.mse_loss(*_velocity_and_target(model, h, z, objective, keys))
-    terms["auxiliary"] = F.mse_loss(model.auxiliary(h).float(), normalise_patches(patches))
+    single = patches.reshape(*patches.shape[:2], model.config.group_size, model.config.patch_dim)
+    terms["auxiliary"] = F.mse_loss(model.auxiliary(h).float(), normalise_patches(single).flatten(-2))
     if model.shortcut is not None:
         guided = None
         if (most := model.config.shortcut_guidance) is not None:

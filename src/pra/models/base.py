@@ -51,17 +51,23 @@ class ImageModel(nn.Module):
         return next(self.parameters()).dtype
 
     def patchify(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, N, P)`` in raster order; a patch is laid out row, column, channel."""
-        (b, c, height, width), p = images.shape, self.config.patch_size
-        x = images.reshape(b, c, height // p, p, width // p, p)
-        return x.permute(0, 2, 4, 3, 5, 1).reshape(b, (height // p) * (width // p), p * p * c)
+        """``(B, C, H, W)`` to ``(B, N, P)`` in raster order; a patch is laid out row, column, channel.
 
-    def unpatchify(self, patches: Tensor) -> Tensor:
-        """``(B, rows * columns, P)`` to ``(B, C, rows * p, W)``; any number of whole rows of patches."""
-        columns, p, c = self.config.grid[1], self.config.patch_size, self.config.channels
+        Groups of ``k`` patches are ``(B, N / k, k * P)``, each group's patches in raster order.
+        """
+        (b, c, height, width), p, (down, across) = images.shape, self.config.patch_size, self.config.group
+        rows, columns = height // (down * p), width // (across * p)
+        x = images.reshape(b, c, rows, down, p, columns, across, p)
+        return x.permute(0, 2, 5, 3, 6, 4, 7, 1).reshape(b, rows * columns, down * across * p * p * c)
+
+    def unpatchify(self, patches: Tensor, group: tuple[int, int] | None = None) -> Tensor:
+        """``(B, rows * columns, k * P)`` to ``(B, C, rows * height, W)``; any number of whole rows of groups, of the
+        model's own ``group`` or of another."""
+        (down, across), p, c = group or self.config.group, self.config.patch_size, self.config.channels
+        columns = self.config.grid[1] // across
         b, rows = len(patches), patches.shape[1] // columns
-        x = patches.reshape(b, rows, columns, p, p, c)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(b, c, rows * p, columns * p)
+        x = patches.reshape(b, rows, columns, down, across, p, p, c)
+        return x.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(b, c, rows * down * p, columns * across * p)
 
     def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
         """Images ``(B, C, H, W)`` in [-1, 1] with their conditions, through the codec and back; unchanged without."""

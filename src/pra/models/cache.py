@@ -22,16 +22,24 @@ class KVCache:
     """Keys and values of every layer for ``batch`` sequences of ``capacity`` tokens, allocated once.
 
     ``keys`` and ``values`` are ``(depth, batch, heads, capacity, head_dim)``; ``length`` counts the tokens before the
-    next one, and ``bound`` those that attention looks at in a step of one token: exactly the tokens that are there.
+    next one, and ``bound`` those that attention looks at in a step: exactly the tokens that are there. A step adds
+    ``group`` tokens, which see each other.
     """
 
     def __init__(
-        self, config: TransformerConfig, batch: int, capacity: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: TransformerConfig,
+        batch: int,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        group: int = 1,
     ) -> None:
         shape = (config.depth, batch, config.heads, capacity, config.width // config.heads)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.batch, self.capacity, self.length, self.bound = batch, capacity, 0, 1
+        self.batch, self.capacity, self.group = batch, capacity, group
+        self.length, self.bound = 0, group
 
     @property
     def nbytes(self) -> int:
@@ -40,7 +48,7 @@ class KVCache:
 
     def seek(self, length: int) -> None:
         """Declare that the next tokens stand behind the first ``length``."""
-        self.length, self.bound = length, length + 1
+        self.length, self.bound = length, length + self.group
 
     def clear(self) -> None:
         """Forget every token."""
@@ -62,17 +70,24 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
         mask = None
-        if self.length and count > 1:
-            mask = torch.ones(count, end, dtype=torch.bool, device=keys.device).tril(self.length)
+        if count > 1 and (self.length or self.group > 1):
+            mask = group_mask(count, self.length, self.group, keys.device)
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end], mask
 
 
+def group_mask(count: int, before: int, group: int, device: torch.device) -> Tensor:
+    """Return which tokens each of the ``count`` behind the first ``before`` sees, ``(count, before + count)`` booleans:
+    all up to the end of its own group."""
+    ends = before + (torch.arange(count, device=device) // group + 1) * group
+    return torch.arange(before + count, device=device) < ends.unsqueeze(1)
+
+
 class StaticCache(KVCache):
-    """A cache for compiled and captured steps: a step of one token has the same shapes at many positions.
+    """A cache for compiled and captured steps: a step of ``group`` tokens has the same shapes at many positions.
 
     The position is a tensor, so that one CUDA graph or compiled function serves many of them. Attention looks at
     ``bound`` tokens, whole buckets of ``bucket`` tokens (by default the whole cache), and a mask hides those that are
-    not there yet. Several tokens at once (a prefix) are stored as in :class:`KVCache`.
+    not there yet. A prefix is stored as in :class:`KVCache`.
     """
 
     def __init__(
@@ -82,22 +97,24 @@ class StaticCache(KVCache):
         capacity: int,
         device: torch.device,
         dtype: torch.dtype,
+        group: int = 1,
         bucket: int | None = None,
     ) -> None:
         multiple = bucket or (ALIGNED if device.type == "cuda" else 1)
-        super().__init__(config, batch, -(-capacity // multiple) * multiple, device, dtype)
+        super().__init__(config, batch, -(-capacity // multiple) * multiple, device, dtype, group)
         self.bucket = bucket or self.capacity
-        self.position = torch.zeros(1, dtype=torch.int64, device=device)
+        self._first = torch.arange(group, dtype=torch.int64, device=device)
+        self.position = self._first.clone()
         # Added to the scores. Booleans would be turned into such numbers in every layer.
         self.mask = torch.zeros(1, 1, 1, self.capacity, dtype=dtype, device=device)
         self.seek(0)
 
     def seek(self, length: int) -> None:
         super().seek(length)
-        self.bound = min(self.capacity, -(-(length + 1) // self.bucket) * self.bucket)
-        self.position.fill_(length)
+        self.bound = min(self.capacity, -(-(length + self.group) // self.bucket) * self.bucket)
+        torch.add(self._first, length, out=self.position)
         self.mask.fill_(-math.inf)
-        self.mask[..., : length + 1] = 0.0
+        self.mask[..., : length + self.group] = 0.0
 
     def clear(self) -> None:
         super().clear()
@@ -106,10 +123,10 @@ class StaticCache(KVCache):
         self.values.zero_()
 
     def positions(self, count: int, offset: int = 0) -> slice | Tensor:
-        return self.position + offset if count == 1 else super().positions(count, offset)
+        return self.position + offset if count == self.group else super().positions(count, offset)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        if keys.shape[2] > 1:
+        if keys.shape[2] != self.group:
             return super().extend(layer, keys, values)
         self.keys[layer].index_copy_(2, self.position, keys)
         self.values[layer].index_copy_(2, self.position, values)
@@ -117,23 +134,23 @@ class StaticCache(KVCache):
         return self.keys[layer, :, :, seen], self.values[layer, :, :, seen], self.mask[..., seen]
 
 
-class Padded:
-    """In place of a cache, for one pass over whole sequences: every token sees those of its own that are there.
+class Masked:
+    """In place of a cache, for one pass over whole sequences: ``mask`` says which tokens each token sees.
 
-    ``there`` is ``(B, T)`` booleans, at least one of them true in each row.
+    It is of booleans and broadcasts to ``(B, heads, T, T)``; every token sees at least one.
     """
 
-    def __init__(self, there: Tensor) -> None:
-        self.mask = there[:, None, None]
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
 
     def positions(self, count: int, offset: int = 0) -> slice:
         """Return the places of the first ``count`` tokens (:class:`KVCache`)."""
         return slice(count)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the keys, the values, and the mask ``(B, 1, 1, T)`` (:class:`KVCache`)."""
+        """Return the keys, the values, and the mask (:class:`KVCache`)."""
         return keys, values, self.mask
 
 
-NewCache: TypeAlias = Callable[[TransformerConfig, int, int, torch.device, torch.dtype], KVCache]
+NewCache: TypeAlias = Callable[[TransformerConfig, int, int, torch.device, torch.dtype, int], KVCache]
 """Makes a cache from the arguments of :class:`KVCache`."""

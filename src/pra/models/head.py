@@ -66,7 +66,7 @@ class FlowHead(nn.Module):
         super().__init__()
         width, depth = config.head.width, config.head.depth
         self.prediction = config.head.prediction
-        self.state_in = nn.Linear(config.state_dim, width)
+        self.state_in = nn.Linear(config.group_state_dim, width)
         self.condition_in = nn.Linear(config.backbone.width, width)
         self.time_in = time_mlp(width)
         self.span_in = time_mlp(width) if spans else None
@@ -75,7 +75,7 @@ class FlowHead(nn.Module):
         self.modulations = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(config.head.modulations))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.final_modulation = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, config.state_dim)
+        self.out = nn.Linear(width, config.group_state_dim)
 
     def zeros(self) -> list[nn.Linear]:
         """Return the layers whose weights start at zero."""

@@ -21,12 +21,12 @@ class Backbone(nn.Module):
         super().__init__()
         width = config.backbone.width
         self.prefix = config.class_tokens + config.text_tokens
-        self.patch_in = nn.Linear(config.patch_dim, width)
+        self.patch_in = nn.Linear(config.group_dim, width)
         # The last patch is never an input.
-        positions = raster_positions(config.grid, prefix=self.prefix)[:-1]
+        positions = raster_positions(config.group_grid, prefix=self.prefix)[:-1]
         self.transformer = Transformer(config.backbone, positions)
         # A token sits where its patch is; this tells the head which patch comes next (as SphereAR does).
-        self.next_position = nn.Parameter(torch.empty(config.num_patches, width))
+        self.next_position = nn.Parameter(torch.empty(config.num_groups, width))
 
     def new_cache(self, batch: int, kind: NewCache = KVCache) -> KVCache:
         """Return an empty cache for ``batch`` sequences."""
@@ -73,7 +73,7 @@ class PRA(ImageModel):
             self.shortcut = FlowHead(config, spans=True) if config.head.shortcut else None
             self.codec = StateCodec(config, config.codec) if config.codec else IdentityCodec()
             # L_aux: h_i predicts the per-patch-normalised x_i. Used in training only.
-            self.auxiliary = nn.Linear(config.backbone.width, config.patch_dim)
+            self.auxiliary = nn.Linear(config.backbone.width, config.group_dim)
         # What modulates the head, and its output, starts at zero (DiT): the head begins as the zero field.
         zeros = [layer for head in (self.head, self.shortcut) if head is not None for layer in head.zeros()]
         if self.codec.deblock is not None:
@@ -106,12 +106,12 @@ class PRA(ImageModel):
         return self.codec.decode(states, cache).float().clamp(-1.0, 1.0)
 
     def picture(self, patches: Tensor) -> Tensor:
-        """``(B, rows * columns, P)`` to pictures ``(B, C, rows * p, W)``, through the deblocking filter, if there is
-        one, and unclamped then."""
+        """``(B, rows * columns, P)`` to pictures ``(B, C, rows * p, W)`` (:meth:`unpatchify`), through the deblocking
+        filter, if there is one, and unclamped then."""
         pictures = self.unpatchify(patches)
         if self.codec.deblock is None:
             return pictures
-        return pictures + self.unpatchify(self.codec.deblock(pictures).float())
+        return pictures + self.unpatchify(self.codec.deblock(pictures).float(), group=(1, 1))
 
     def clean_conditions(self, labels: Tensor, patches: Tensor) -> Tensor | None:
         """``F(c, x)`` for the encoder, ``(B, n, D)`` for ``n`` patches; None where the encoder does not see it."""

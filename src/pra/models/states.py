@@ -49,22 +49,28 @@ class StateEncoder(nn.Module):
 class PixelDecoder(nn.Module):
     """``x^_i = D(z_<=i)``: causal, so that it runs in parallel in training and step by step in sampling.
 
-    Without context ``x^_i = D(z_i)``: every state is a sequence of its own.
+    It has one token per patch; the patches of a group, whose states are sampled together, see each other. Without
+    context ``x^_i = D(z_i)``: every group is a sequence of its own.
     """
 
     def __init__(self, model: ModelConfig, codec: CodecConfig) -> None:
         super().__init__()
         self.context = codec.context
         self.state_in = nn.Linear(codec.state_dim, codec.decoder.width)
-        self.transformer = Transformer(codec.decoder, raster_positions(model.grid))
+        positions = raster_positions(model.grid, group=model.group)
+        self.transformer = Transformer(codec.decoder, positions, model.group_size)
         self.out = nn.Linear(codec.decoder.width, model.patch_dim)
 
     def forward(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
-        """``(B, n, d)`` to ``(B, n, P)``; with a cache, the states after those in it."""
-        tokens = self.state_in(states)
-        if not self.context:
-            return self.out(self.transformer(tokens.flatten(0, 1).unsqueeze(1)).view_as(tokens))  # type: ignore[no-any-return]
-        return self.out(self.transformer(tokens, cache))  # type: ignore[no-any-return]
+        """``(B, n, k * d)`` to ``(B, n, k * P)``; with a cache, the states after those in it."""
+        (b, n, numbers), k = states.shape, self.transformer.group
+        tokens = self.state_in(states.reshape(b, n * k, numbers // k))
+        if self.context:
+            tokens = self.transformer(tokens, cache)
+        else:
+            tokens = self.transformer(tokens.view(b * n, k, tokens.shape[2])).view_as(tokens)
+        pixels = self.out(tokens)
+        return pixels.view(b, n, k * pixels.shape[2])  # type: ignore[no-any-return]
 
 
 class DeblockingFilter(nn.Module):
@@ -89,11 +95,15 @@ class DeblockingFilter(nn.Module):
 
 
 class StateCodec(nn.Module):
-    """Learned low-dimensional states."""
+    """Learned low-dimensional states.
+
+    Patches, states and conditions are those of groups, ``(B, n, k * P)``, ``(B, n, k * d)`` and ``(B, n, D)``. The
+    encoder reads each patch by itself, and each state has a sphere of its own.
+    """
 
     def __init__(self, model: ModelConfig, codec: CodecConfig) -> None:
         super().__init__()
-        self.state_dim = codec.state_dim
+        self.state_dim, self.group_size = codec.state_dim, model.group_size
         self.sees_condition = codec.encoder.sees_condition
         self.encoder = StateEncoder(model, codec)
         self.decoder = PixelDecoder(model, codec)
@@ -105,11 +115,16 @@ class StateCodec(nn.Module):
 
     def encode(self, patches: Tensor, conditions: Tensor | None) -> Tensor:
         """``z = norm(G(x, h))``: ``(B, n, P)`` to ``(B, n, d)``; ``h`` ``(B, n, D)`` where the encoder sees it."""
-        return self.normalise(self.encoder(patches, conditions))
+        (b, n, numbers), k = patches.shape, self.group_size
+        if k > 1 and conditions is not None:
+            conditions = conditions.repeat_interleave(k, dim=1)
+        states = self.encoder(patches.reshape(b, n * k, numbers // k), conditions)
+        return self.normalise(states.reshape(b, n, k * self.state_dim))
 
     def normalise(self, states: Tensor) -> Tensor:
-        """LayerNorm without affine, in float32: zero mean and ``||z_i|| = sqrt(d)``."""
-        return F.layer_norm(states.float(), (self.state_dim,))
+        """LayerNorm of each state without affine, in float32: zero mean and ``||z_i|| = sqrt(d)``."""
+        single = states.float().reshape(*states.shape[:-1], self.group_size, self.state_dim)
+        return F.layer_norm(single, (self.state_dim,)).flatten(-2)
 
     def decode(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
         """``D(z)``: ``(B, n, d)`` to ``(B, n, P)``, unclamped; with a cache, the states after those in it."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pra.config import ImageConfig, TextConfig
 from pra.errors import PraError
-from pra.models.cache import Padded
+from pra.models.cache import Masked
 from pra.models.condition import ClassCondition, Labels, Row, Texts, listed
 from pra.models.transformer import Transformer, raster_positions
 
@@ -84,7 +84,7 @@ class TextCondition(ClassCondition):
         queries = self.queries.expand(len(text), -1, -1)
         there = torch.cat([text.new_ones(queries.shape[:2]).bool(), text != NOTHING], dim=1)
         tokens = torch.cat([queries, self.embed(text) + self.place], dim=1)
-        return self.out(self.reader(tokens, Padded(there))[:, : queries.shape[1]])  # type: ignore[no-any-return]
+        return self.out(self.reader(tokens, Masked(there[:, None, None]))[:, : queries.shape[1]])  # type: ignore[no-any-return]
 
     def embed(self, text: Tensor) -> Tensor:
         """Texts ``(B, L)`` to the reader's inputs ``(B, L, width of the reader)``."""

@@ -7,13 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pra.config import TransformerConfig
-from pra.models.cache import KVCache, NewCache, Padded
+from pra.models.cache import KVCache, Masked, NewCache, group_mask
 
 
-def raster_positions(grid: tuple[int, int], prefix: int = 0) -> Tensor:
-    """Return row and column of each token, ``(prefix + rows*columns, 2)``; the prefix is at 0, patches start at 1."""
+def raster_positions(grid: tuple[int, int], prefix: int = 0, group: tuple[int, int] = (1, 1)) -> Tensor:
+    """Return row and column of each token, ``(prefix + rows*columns, 2)``; the prefix is at 0, patches start at 1.
+
+    Patches are in raster order; groups of ``group`` rows and columns are, and so are the patches of each.
+    """
     rows, columns = torch.meshgrid(torch.arange(1, grid[0] + 1), torch.arange(1, grid[1] + 1), indexing="ij")
-    patches = torch.stack([rows.flatten(), columns.flatten()], dim=-1)
+    down, across = group
+    patches = torch.stack([rows, columns], dim=-1).view(grid[0] // down, down, grid[1] // across, across, 2)
+    patches = patches.transpose(1, 2).reshape(-1, 2)
     return torch.cat([torch.zeros(prefix, 2, dtype=patches.dtype), patches])
 
 
@@ -67,7 +72,7 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(width // heads, eps=1e-6)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | Padded | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | Masked | None = None, layer: int = 0) -> Tensor:
         """``(B, T, width)`` to the same; ``rotary`` is the table of these ``T`` tokens."""
         b, t, width = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -91,20 +96,23 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(width, eps=1e-6)
         self.mlp = SwiGLU(width, 8 * width // 3)
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | Padded | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | Masked | None, layer: int) -> Tensor:
         """``(B, T, width)`` to the same."""
         x = x + self.attention(self.attention_norm(x), rotary, cache, layer)
         return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
-    """The stack of blocks, its rotary table and the final norm; ``positions`` are from :func:`raster_positions`."""
+    """The stack of blocks, its rotary table and the final norm; ``positions`` are from :func:`raster_positions`.
+
+    Attention is causal over groups of ``group`` tokens, which see each other.
+    """
 
     rotary: Tensor
 
-    def __init__(self, config: TransformerConfig, positions: Tensor) -> None:
+    def __init__(self, config: TransformerConfig, positions: Tensor, group: int = 1) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.group = config, group
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.norm = RMSNorm(config.width, eps=1e-6)
         self.register_buffer("rotary", rotary_table(positions, config.width // config.heads), persistent=False)
@@ -114,10 +122,12 @@ class Transformer(nn.Module):
         weight = self.norm.weight
         lower = not weight.is_meta and torch.is_autocast_enabled(weight.device.type)
         dtype = torch.get_autocast_dtype(weight.device.type) if lower else weight.dtype
-        return kind(self.config, batch, self.rotary.shape[1], weight.device, dtype)
+        return kind(self.config, batch, self.rotary.shape[1], weight.device, dtype, self.group)
 
-    def forward(self, x: Tensor, cache: KVCache | Padded | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | Masked | None = None) -> Tensor:
         """``(B, T, width)`` to the same shape; with a cache, ``x`` are the tokens behind those that it counts."""
+        if cache is None and self.group > 1:
+            cache = Masked(group_mask(x.shape[1], 0, self.group, x.device))
         rotary = self.rotary[:, slice(x.shape[1]) if cache is None else cache.positions(x.shape[1])]
         assert rotary.shape[1] == x.shape[1], f"this transformer has {self.rotary.shape[1]} tokens, no more"
         # The residual stream keeps the weights' precision under autocast, token by token as in parallel.

@@ -2,7 +2,8 @@
 
 ``recipe("fashion")`` is PRA on Fashion-MNIST; ``recipe("fashion:teacher-forced")`` the same run with another of the
 paper's systems (:mod:`pra.recipes.systems`), ``recipe("pra-s-256:plus")`` the paper's run with our changes
-(:mod:`pra.recipes.tricks`). Change what you like with :func:`dataclasses.replace`.
+(:mod:`pra.recipes.tricks`), ``recipe("pra-s-256:groups-4")`` the paper's run with four patches generated at once.
+Change what you like with :func:`dataclasses.replace`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pra.recipes.presets import (
     tiny,
 )
 from pra.recipes.systems import SYSTEMS
-from pra.recipes.tricks import faithful, plus
+from pra.recipes.tricks import faithful, grouped, plus
 from pra.training.run import read_run
 from pra.utils.hub import is_address
 
@@ -44,7 +45,13 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "pra-l-256": pra_l_256,
 }
 
-CHANGES: dict[str, Callable[[RunConfig], RunConfig]] = {"plus": plus, "faithful": faithful, **SYSTEMS}
+CHANGES: dict[str, Callable[[RunConfig], RunConfig]] = {
+    "plus": plus,
+    "faithful": faithful,
+    "groups-2": lambda run: grouped(run, (1, 2)),
+    "groups-4": lambda run: grouped(run, (2, 2)),
+    **SYSTEMS,
+}
 
 
 def recipe(name: str) -> RunConfig:

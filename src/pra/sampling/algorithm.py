@@ -81,7 +81,7 @@ class Steps:
     def __init__(self, model: PRA, config: SamplingConfig, batch: int, cache: NewCache = KVCache) -> None:
         self.model, self.config, self.batch = model, config, batch
         told = model.is_told(config.solver)
-        self.evaluations = evaluations_by_steps(config, model.config.num_patches, batch, model.device, told)
+        self.evaluations = evaluations_by_steps(config, model.config.num_groups, batch, model.device, told)
         self.told: Tensor | None = None
         self.at = self.evaluations[config.steps]
         self.head = model.head_for(config.solver)
@@ -101,11 +101,11 @@ class Steps:
         ``seen`` and ``written`` are the tokens that attention looks at then, in the backbone and in the decoder, and
         ``at`` are the head's evaluations.
         """
-        self.at = self.evaluations[self.config.steps_at(position, self.model.config.num_patches)]
+        self.at = self.evaluations[self.config.steps_at(position, self.model.config.num_groups)]
         self.backbone_cache.seek(self.model.backbone.prefix + position - 1)
         self.seen, self.written = self.backbone_cache.bound, 1
         if self.decoder_cache is not None:
-            self.decoder_cache.seek(position)
+            self.decoder_cache.seek(position * self.model.config.group_size)  # it has a token per patch
             self.written = self.decoder_cache.bound
 
     def scale(self, position: int) -> Tensor | None:
@@ -139,7 +139,7 @@ class Steps:
             # In place: captured steps keep reading the same memory.
             at.embedded = embedded if at.embedded is None else at.embedded.copy_(embedded)
         if self.model.is_told(self.config.solver):
-            size = self.model.config.num_patches
+            size = self.model.config.num_groups
             scales = torch.tensor([scale_at(self.config, i, size) for i in range(size)], device=self.model.device)
             self.told = self.head.embed_scale(scales)
 
@@ -208,7 +208,7 @@ def exact_rollout(model: PRA, labels: Tensor, states: Tensor, how: Exact, key: T
     t, eps = rollout.perturbation(z, how.t_min, how.t_max, key)
     start = flow.interpolate(eps, z, t)
     steps = Steps(model, SamplingConfig(solver=Solver.MIDPOINT, steps=how.steps), len(z))
-    nothing = z.new_empty(len(z), 0, model.config.patch_dim)
+    nothing = z.new_empty(len(z), 0, model.config.group_dim)
     times = solvers.uniform_grid(how.steps, t.squeeze(-1))
     return torch.cat([token.patch for token in generate(steps, labels, start, nothing, times=times)], dim=1)
 

@@ -131,7 +131,7 @@ def learn_steps(model: Model, config: SamplingConfig, budget: float, images: int
         PraError: the solver adds noise, the model has no head, ``budget`` is below one step, or ``images`` below 2.
     """
     model = _with_head(model)
-    solver, each, patches = config.solver.value, solvers.EVALUATIONS[config.solver], model.config.num_patches
+    solver, each, patches = config.solver.value, solvers.EVALUATIONS[config.solver], model.config.num_groups
     if config.adds_noise:
         problem = f"solver {solver}: it adds noise, so its steps have no error to compare. Use another solver"
         raise PraError(problem, code="unsupported", name="solver", value=solver)
@@ -208,15 +208,16 @@ def sampled_problems(model: PRA, config: SamplingConfig, images: int) -> Problem
     device = model.device
     labels = torch.arange(images, device=device) % size.num_classes
     keys = noise.keys(0, torch.arange(images)).to(device)
-    starts = config.temperature * noise.normal(noise.fold(keys, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
+    shape = size.num_groups, size.group_state_dim
+    starts = config.temperature * noise.normal(noise.fold(keys, Purpose.SAMPLE_START), *shape)
     fine = replace(config, solver=Solver.MIDPOINT, steps=FINE, time_grid=TimeGrid.UNIFORM, shift=1.0)
     head = model.head_for(config.solver)
     rows: list[tuple[Tensor, ...]] = []
     engine = Engine(model, fine, images, Precision.FLOAT32)
     with engine.arithmetic():
-        for token in generate(engine.steps, labels, starts, starts.new_empty(images, 0, size.patch_dim)):
+        for token in generate(engine.steps, labels, starts, starts.new_empty(images, 0, size.group_dim)):
             condition = head.project(token.h.squeeze(1))
-            scale = torch.full((images, 1), scale_at(config, token.position, size.num_patches), device=device)
+            scale = torch.full((images, 1), scale_at(config, token.position, size.num_groups), device=device)
             start = starts[:, token.position]
             rows.append((condition[:images], condition[-images:], start, scale, token.state.squeeze(1).clone()))
     # Clone: tensors made in inference mode cannot take part in a gradient.

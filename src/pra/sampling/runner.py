@@ -135,7 +135,7 @@ def cache_bytes(model: PRA, config: SamplingConfig, precision: Precision, compil
     way = way_for(model, precision, compile)
     with way.arithmetic(model.device):
         streams = max(
-            plan.most for plan in plans(config, model.config.num_patches, model.is_told(config.solver)).values()
+            plan.most for plan in plans(config, model.config.num_groups, model.is_told(config.solver)).values()
         )
         caches = model.backbone.new_cache(streams, way.cache), model.codec.new_cache(1, way.cache)
     return sum(cache.nbytes for cache in caches if cache is not None)

@@ -110,13 +110,14 @@ class Sampler:
 
         Args:
             images: ``(B, C, H, W)`` in [-1, 1], of the model's size.
-            rows: rows of patches to keep, ``0 <= rows <= H / p``.
+            rows: rows of patches to keep, ``0 <= rows <= H / p``; whole groups, where a group has several rows.
             labels: as in :meth:`sample`, and so are ``seeds``, ``captions``, the result and the errors.
             seeds: one integer per image.
             captions: one text per image.
 
         Raises:
-            PraError: a model that is not autoregressive, images of another size, or ``rows`` out of range.
+            PraError: a model that is not autoregressive, images of another size, or ``rows`` out of range or in the
+                middle of a group.
         """
         label, key = self._requests(labels, seeds, captions)
         config = self.model.config
@@ -125,6 +126,9 @@ class Sampler:
             each = f"{config.grid[0]} rows of patches ({config.patch_size} pixels each)"
             problem = f"is out of range: this model's images have {each}. Use 0 to {config.grid[0]}"
             raise PraError(f"rows {rows} {problem}", name="rows", value=rows)
+        if rows % config.group[0]:
+            problem = f"rows {rows} cut a group: {config.group[0]} rows are generated together"
+            raise PraError(f"{problem}. Use a multiple of {config.group[0]}", name="rows", value=rows)
         images = images.to(self.device, torch.float32, copy=True)
         if rows == config.grid[0]:
             return images
@@ -138,15 +142,16 @@ class Sampler:
         keep: Tensor | None = None,
         captions: Texts | None = None,
     ) -> Iterator[Tensor]:
-        """Yield the pictures so far, ``(B, C, k * p, W)``, after each row of patches; of JiT the whole, once.
+        """Yield the pictures so far, ``(B, C, h, W)``, after each row of patches (of groups, where several are
+        generated at once); of JiT the whole, once.
 
         All images are under way at once. Arguments and errors are those of :meth:`sample` and :meth:`complete`;
-        ``keep`` are true pixels ``(B, C, k * p, W)`` to start from.
+        ``keep`` are true pixels ``(B, C, h, W)`` of whole rows to start from.
         """
         label, key = self._requests(labels, seeds, captions)
         if keep is not None:
-            height, patch = self.model.config.image_size[0], self.model.config.patch_size
-            self._check_kept(keep, len(label), range(0, height + 1, patch), f"k * {patch}")
+            height, row = self.model.config.image_size[0], self.model.config.group_height
+            self._check_kept(keep, len(label), range(0, height + 1, row), f"k * {row}")
         for pictures in self._pictures(label, key, keep, every_row=True):
             if pictures.shape[2] == self.model.config.image_size[0]:
                 self._check_finite(pictures)  # once: it waits for the device
@@ -171,12 +176,12 @@ class Sampler:
                 images = sample_at_once(model, forward, self.config, label, key)
             yield images
             return
-        rows, columns = model.config.grid
-        done = 0 if keep is None else keep.shape[2] // model.config.patch_size
+        rows, columns = model.config.group_grid
+        done = 0 if keep is None else keep.shape[2] // model.config.group_height
         if done == rows:
             return
         starts, draws = self._noise(key)
-        prefix = starts.new_empty(len(label), 0, model.config.patch_dim)
+        prefix = starts.new_empty(len(label), 0, model.config.group_dim)
         if keep is not None:
             prefix = model.patchify(keep.to(self.device, torch.float32))
         engine = self._engine(model, len(label))
@@ -214,7 +219,7 @@ class Sampler:
 
     def _noise(self, key: Tensor) -> tuple[Tensor, Draws]:
         config, size = self.config, self.model.config
-        starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_patches, size.state_dim)
+        starts = noise.normal(noise.fold(key, Purpose.SAMPLE_START), size.num_groups, size.group_state_dim)
         diffusion = noise.fold(key, Purpose.SAMPLE_DIFFUSION).unsqueeze(-1)
         intervals = torch.arange(config.steps, device=self.device)
 
@@ -222,7 +227,7 @@ class Sampler:
             if not config.adds_noise:
                 return None
             keys = noise.fold(noise.fold(diffusion, position), intervals)
-            return config.temperature * noise.normal(keys, size.state_dim)
+            return config.temperature * noise.normal(keys, size.group_state_dim)
 
         return config.temperature * starts, draws
 

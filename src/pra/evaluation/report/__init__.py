@@ -110,7 +110,7 @@ def _page(run: Path, config: RunConfig, gap: dict[str, Any] | None, no_gap: str 
         "curves": curves(run, config),
         "gap": gap,
         "no_gap": no_gap,
-        "gap_curves": gap_curves(gap, config.model.grid[1]) if gap else None,
+        "gap_curves": gap_curves(gap, config.model.group_grid[1]) if gap else None,
         "figures": [figures_in_words(*one, checkpoint) for one in evaluations(run).items()],
         "parameters": parameters,
         "arithmetic": arithmetic,

@@ -146,6 +146,7 @@ class NativeTransformer:
     def __init__(self, found: ctypes.CDLL, packed: Packed, transformer: Transformer) -> None:
         blocks = [block for block in transformer.blocks if isinstance(block, Block)]
         self._norm, self._heads = transformer.norm.weight.detach(), transformer.config.heads
+        self._group = transformer.group
         self._rotary = packed.kept(lambda: _weighted_rotary(transformer.rotary, blocks))
         self._blocks = (_Block * len(blocks))()
         for place, block in enumerate(blocks):
@@ -153,7 +154,7 @@ class NativeTransformer:
             first = block.attention_norm.weight.data_ptr(), packed.layer(attention.qkv), packed.layer(attention.out)
             second = block.mlp_norm.weight.data_ptr(), packed.layer(mlp.into), packed.layer(mlp.out)
             self._blocks[place] = _Block(*first, *second)
-        weights, tokens = [POINTER, COUNT, POINTER, COUNT, COUNT], [POINTER, COUNT, COUNT, POINTER, POINTER]
+        weights, tokens = [POINTER, COUNT, POINTER, COUNT, COUNT], [POINTER, COUNT, COUNT, COUNT, POINTER, POINTER]
         cache = [POINTER, POINTER, COUNT, COUNT]
         self._call = checked(found.pra_transformer, [*weights, *tokens, *cache, THREADS])
 
@@ -164,7 +165,7 @@ class NativeTransformer:
         before = 0 if cache is None else cache.length
         own, other = self._rotary[:, before]
         weights = self._blocks, len(self._blocks), self._norm.data_ptr(), self._heads, width
-        tokens = x.data_ptr(), batch, count, own.data_ptr(), other.data_ptr()
+        tokens = x.data_ptr(), batch, count, self._group, own.data_ptr(), other.data_ptr()
         kept: tuple[Any, ...] = (None, None, 0)
         if cache is not None:
             kept = cache.keys.data_ptr(), cache.values.data_ptr(), cache.capacity

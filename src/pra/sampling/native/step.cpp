@@ -87,11 +87,12 @@ void attend(const float* query, const float* keys, const float* values, int64_t 
     });
 }
 
-// `tokens` tokens behind the `before` that the cache holds: x (sequences, tokens, width) in place.
+// `tokens` tokens behind the `before` that the cache holds: x (sequences, tokens, width) in place. Each sees the tokens
+// before it and all of its own `group`.
 // own, other: (any, depth, 2, size), the rotary table from the first of them on, for queries and keys. keys, values:
 // (depth, sequences, heads, capacity, size), or null where a token is a sequence of its own.
 void transformer(const Block* blocks, int64_t depth, const float* norm, int64_t heads, int64_t width, float* x,
-                 int64_t sequences, int64_t tokens, const float* own, const float* other, float* keys,
+                 int64_t sequences, int64_t tokens, int64_t group, const float* own, const float* other, float* keys,
                  float* values, int64_t capacity, int64_t before, int32_t threads) {
     const int64_t size = width / heads, hidden = blocks[0].mlp_out.inputs, rows = sequences * tokens;
     const int64_t widest = std::max(3 * width, 3 * hidden), attended = sequences * heads * (before + tokens);
@@ -102,7 +103,7 @@ void transformer(const Block* blocks, int64_t depth, const float* norm, int64_t 
         const Block& block = blocks[layer];
         for (int64_t r = 0; r < rows; r++) rms_norm(x + r * width, block.attention_norm, normed + r * width, width);
         product(block.qkv, normed, wide, rows, threads);
-        // A head of a sequence, its tokens one after the other.
+        // A head of a sequence, its tokens one after the other; a group's last token attends for all of them.
         const auto attention = [&](int64_t first, int64_t last) {
             for (int64_t k = first; k < last; k++)
                 for (int64_t t = 0; t < tokens; t++) {
@@ -120,8 +121,10 @@ void transformer(const Block* blocks, int64_t depth, const float* norm, int64_t 
                     turned(key, own + turns + size, other + turns + size, size);
                     std::memcpy(all_keys + seen * size, key, size * sizeof(float));
                     std::memcpy(all_values + seen * size, value, size * sizeof(float));
-                    attend(q, all_keys, all_values, seen + 1, size, scores + k * (before + tokens),
-                           y + row * width + column);
+                    if ((t + 1) % group) continue;
+                    for (int64_t r = row - group + 1; r <= row; r++)
+                        attend(wide + r * 3 * width + column, all_keys, all_values, seen + 1, size,
+                               scores + k * (before + tokens), y + r * width + column);
                 }
         };
         shared_out(threads, sequences * heads, 2 * rows * width * (before + tokens), attention);
@@ -222,11 +225,11 @@ int32_t pra_product(const Linear* linear, const float* x, float* y, int64_t rows
 }
 
 int32_t pra_transformer(const Block* blocks, int64_t depth, const float* norm, int64_t heads, int64_t width, float* x,
-                        int64_t sequences, int64_t tokens, const float* own, const float* other, float* keys,
-                        float* values, int64_t capacity, int64_t before, int32_t threads) {
+                        int64_t sequences, int64_t tokens, int64_t group, const float* own, const float* other,
+                        float* keys, float* values, int64_t capacity, int64_t before, int32_t threads) {
     return done([=] {
-        transformer(blocks, depth, norm, heads, width, x, sequences, tokens, own, other, keys, values, capacity, before,
-                    threads);
+        transformer(blocks, depth, norm, heads, width, x, sequences, tokens, group, own, other, keys, values, capacity,
+                    before, threads);
     });
 }
 

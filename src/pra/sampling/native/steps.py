@@ -110,6 +110,9 @@ class NativeSteps(Steps):
             decoder = model.codec.decoder
             out = parts.NativeLinear(found, self._packed.layer(decoder.out))
             self._decoder = (*self._part(decoder.state_in, decoder.transformer), out)
+            # Without context a group is a sequence of its own: one step fills a cache, and the next step overwrites it.
+            alone = decoder.transformer.group > 1 and self.decoder_cache is None
+            self._seen = decoder.transformer.new_cache(batch) if alone else self.decoder_cache
         self._normalise = parts.checked(found.pra_normalise, [parts.POINTER, parts.COUNT, parts.COUNT, parts.POINTER])
         self._parameters = list(model.parameters())
         self._content = parts.content_hash(self._parameters)
@@ -143,14 +146,16 @@ class NativeSteps(Steps):
     def write(self, state: Tensor) -> Tensor:
         if self._decoder is not None:
             into, transformer, out = self._decoder
-            state = out(transformer(into(state), self.decoder_cache))
+            batch = len(state)
+            single = state.reshape(batch, -1, self.model.config.state_dim)
+            state = out(transformer(into(single), self._seen)).view(batch, 1, -1)
         return state.clamp(-1.0, 1.0)
 
     def normalise(self, state: Tensor) -> Tensor:
         if self._decoder is None:
             return state
         # In one thread: torch's would then spin on cores that ours use.
-        state, width = state.contiguous(), state.shape[-1]
+        state, width = state.contiguous(), self.model.config.state_dim
         normalised = torch.empty_like(state)
         self._normalise(state.data_ptr(), state.numel() // width, width, normalised.data_ptr())
         return normalised
