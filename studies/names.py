@@ -21,7 +21,7 @@ NAMES = {
     "pixels": "raw pixels",
     "random": "random weights",
 }
-"""By the name that commands take; x and v are what a head over pixels predicts."""
+"""Names in tables and plots, by the name that commands take. A head over pixels predicts x or v."""
 
 COLOURS = {
     "pra": "#d62728",
@@ -38,7 +38,7 @@ COLOURS = {
 
 
 def name_of(system: str, value: object = "") -> str:
-    """For people; ``value`` is the system whose initial weights `random` is of."""
+    """Return a system's name in tables and plots. For `random`, ``value`` names the system of the initial weights."""
     name = NAMES.get(system, system)
     return f"{name} ({NAMES.get(str(value), value)})" if value not in ("", None) else name
 
@@ -49,7 +49,7 @@ def colour_of(system: str, value: object = "") -> str:
 
 
 def in_ranges(numbers: Iterable[int]) -> str:
-    """``{0, 1, 2, 5}`` as ``0-2,5``, the way ``--seeds`` takes them."""
+    """Write numbers as ``--seeds`` takes them: ``{0, 1, 2, 5}`` as ``0-2,5``."""
     parts: list[list[int]] = []
     for number in sorted(set(numbers)):
         if parts and number == parts[-1][-1] + 1:
@@ -61,7 +61,7 @@ def in_ranges(numbers: Iterable[int]) -> str:
 
 
 def described(rows: list[Row]) -> str:
-    """The data and the training of rows of one setting."""
+    """Describe the data and the training of rows of one setting."""
     setting = SETTINGS.get(rows[0]["setting"])
     size = f" {setting.image_size}x{setting.image_size}" if setting else ""
     steps = " or ".join(str(steps) for steps in sorted({row["steps"] for row in rows}))

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ON_TOP = 3
-"""Where PRA's curves lie."""
+"""Drawing order (``zorder``) of PRA's curves: above all others."""
 LEAST_SPAN = 1.15
 """Least span of a logarithmic axis, so that a tiny difference does not fill it."""
 
 
 def logarithmic(axes: Axes, axis: str = "y") -> None:
-    """A logarithmic axis with its ticks in figures, more of them the less it spans.
+    """Make an axis logarithmic, with ticks as plain numbers: the shorter its span, the finer.
 
     FID needs it: on a linear axis, a system that fails would flatten all others.
     """
@@ -40,7 +40,7 @@ def logarithmic(axes: Axes, axis: str = "y") -> None:
 
 
 def ticks_between(low: float, high: float) -> list[float]:
-    """Round numbers on a logarithmic axis: at least five if there are that many, and few more."""
+    """Return round numbers for the ticks of a logarithmic axis: at least five if there are as many, and few more."""
     sets: tuple[tuple[float, ...], ...] = (
         (1,),
         (1, 3),

@@ -39,11 +39,11 @@ GRIDS: dict[str, tuple[Any, str]] = {
 WORST = 6.0
 """Upper edge of a plot of solvers, as a multiple of the best FID; higher points are named at the edge."""
 DODGE = 0.004
-"""How far solvers of the same number of evaluations are set apart, as a fraction of it."""
+"""Shift between solvers with the same number of evaluations, as a fraction of that number."""
 
 
 def draw_gap(figure: Figure, rows: list[Row]) -> None:
-    """The means of each row of the raster, since the first patches of a row know least: single positions zigzag."""
+    """Plot the mean over each row of patches: single positions zigzag, since the first patches of a row know least."""
     panels: list[Axes] = list(figure.subplots(1, 3))
     curves: list[tuple[Axes, Callable[[Row], float | None], float]] = [
         (panels[0], lambda row: row.get("condition_gap"), FLOOR),

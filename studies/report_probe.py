@@ -36,7 +36,7 @@ class Probed:
 
 
 def about_probe(rows: list[Row]) -> str:
-    """How the figures came about, for the line above the table."""
+    """Return the line above the table: how the figures were measured."""
     images, held_out = rows[0]["images"], rows[0]["held_out"]
     return (
         f"Top-1 accuracy on {held_out} held-out images of a logistic regression fitted to {images} training images; "

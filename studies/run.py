@@ -230,7 +230,7 @@ _stopping = False
 
 
 def _work_or_stop(group: list[Job], place: Workplace) -> list[Row] | None:
-    """:func:`_work` in a process of its own; None where it was interrupted."""
+    """Run :func:`_work` in a worker process; return `None` if it was interrupted."""
     global _stopping
     if _stopping:
         return None

@@ -90,9 +90,9 @@ _SETTINGS = {
 }  # fmt: skip
 
 LONGER = 4
-"""How many times as many steps the study `length` trains for."""
+"""Factor by which the study `length` lengthens a training."""
 
-# As long as the study `length` trains: from there four times as long, and other questions asked of long trainings.
+# Settings that begin where the study `length` ends. That study lengthens them again; others ask about long trainings.
 _LONG = {
     f"{name}-long": replace(
         _SETTINGS[name], name=f"{name}-long", length=LONGER * _SETTINGS[name].length, lengthens=name
@@ -128,7 +128,7 @@ class Scale:
 
     @property
     def seeds(self) -> int:
-        """How many there are unless others are named."""
+        """Number of seeds without `--seeds`."""
         return 1 if self.brief else SEEDS
 
 

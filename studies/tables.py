@@ -21,10 +21,10 @@ VARIED = {
     "ablation": "PRA, but",
     "recipe": "rung",
 }
-"""What a study's column ``value`` is."""
+"""Heading of a study's column ``value``."""
 
 LESS = "less PRA's, same seeds"
-"""The column of differences to PRA where all lines are variants of it."""
+"""Heading of the differences to PRA in tables of PRA's variants."""
 VARIANTS = ("ablation", "recipe")
 
 COMPARED = ("systems", "systems-plus", "token-dimension", "length")
@@ -46,7 +46,7 @@ def tables(study: Study, rows: list[Row]) -> list[str]:
 
 
 def is_timed(group: Group) -> bool:
-    """Whether the group has faithful PRA's seconds of training, in place of its steps."""
+    """Whether the group was trained for as many seconds as faithful PRA, not for as many steps."""
     return str(group.value).endswith(EQUAL_SECONDS)
 
 
