@@ -45,7 +45,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long as ours: the median of the pairs, the lowest and the highest."""
+    """Time relative to ours: the median of several measurements, the lowest and the highest."""
 
     median: float
     lowest: float
@@ -57,7 +57,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Pair:
-    """Another way to sample, and ours that it is compared with. ``evaluations`` are the other's, per token."""
+    """Another library's sampler, and ours to compare with. ``evaluations`` are the other's, per token."""
 
     name: str
     evaluations: int
@@ -169,7 +169,7 @@ class Pairs:
             yield from self._sphere_ar(self.checkout, batch)
 
     def _sphere_ar(self, checkout: Path, batch: int) -> Iterator[Pair]:
-        """Its own sampler: the SDE, guidance rising along the raster."""
+        """Compare with SphereAR's own sampler: an SDE solver, with guidance that rises along the raster."""
         config = SamplingConfig(
             guidance=max(self.guidance, 1.01),  # at 1 it would leave the unconditional half out
             schedule=GuidanceSchedule.LINEAR,

@@ -1,8 +1,8 @@
-"""How many evaluations ours and autoregressive-diffusion-pytorch's flow model need: both trained alike, and judged.
+"""Evaluations that our model and autoregressive-diffusion-pytorch's flow model need, trained and judged alike.
 
-Both learn scikit-learn's digits without classes, which the other has not, from the same batches in the same order, with
-the same optimiser and moving average. Then FID by the classifier's features as a function of the evaluations per token,
-and, at those that each needs, the time. What has been trained and measured is kept in the folder and not done again.
+Both learn scikit-learn's digits without classes, which the package does not support. Batches, their order, optimiser
+and moving average are the same. The benchmark measures FID on the classifier's features by evaluations per token, and
+the time at the number that each model needs. A second call reuses what the folder holds.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Attempt:
 
     @property
     def start(self) -> int:
-        """Its first step, counted from 0."""
+        """First step of the attempt, counted from 0."""
         return min(self.samples) // BATCH
 
 
@@ -170,9 +170,9 @@ def train_under_fire(run: Path, job: Job, kills: int, moments: random.Random) ->
 
 
 def train_alike(run: Path, job: Job, attempts: list[Attempt]) -> None:
-    """Without kills, each step by as many processes as in the last of the attempts that came to it."""
+    """Train without kills: each step with as many processes as in the last attempt that reached it."""
     by_step = [0] * job.steps
-    for attempt in attempts:  # the later ones did again what the earlier lost
+    for attempt in attempts:  # later attempts repeat the steps that earlier ones lost
         by_step[attempt.start :] = [attempt.processes] * (job.steps - attempt.start)
     done = 0
     for processes, steps in groupby(by_step):

@@ -1,7 +1,7 @@
-"""The generator of SphereAR (arXiv 2509.24335) from a checkout that the user names, at the sizes of one of ours.
+"""The generator of SphereAR (arXiv 2509.24335) from the user's checkout, built with the sizes of one of our models.
 
-None of its code is here. It needs flash-attn where it does not use its cache: in its VAE. Without that package its one
-function is stood in for by torch's attention, which computes the same.
+This file holds none of SphereAR's code. SphereAR's VAE needs one function of flash-attn. Without that package, torch's
+attention replaces the function and computes the same.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ from pra.config import CodecConfig, ModelConfig
 from pra.errors import PraError
 
 PATCH = 16
-"""The only patch size of its VAE."""
+"""The only patch size of SphereAR's VAE."""
 
 
 def sphere_ar(checkout: Path, size: ModelConfig, compile: bool = False) -> nn.Module:
-    """Its model with random weights; ``sample(labels, sample_steps, cfg_scale)`` runs the head ``sample_steps + 1``
-    times per token.
+    """Build SphereAR with random weights.
+
+    Its ``sample(labels, sample_steps, cfg_scale)`` runs the head ``sample_steps + 1`` times per token.
 
     Args:
         checkout: the folder of a clone.
-        size: of a model with states, on a square grid of patches.
-        compile: leave its ``torch.compile`` on.
+        size: the sizes of our model, which has states and a square grid of patches.
+        compile: leave SphereAR's ``torch.compile`` on.
 
     Raises:
-        PraError: no checkout, one that cannot be imported or differs from the one this was written for, or sizes that
-            it has not.
+        PraError: the folder is not a checkout, cannot be imported or is of an unknown version, or SphereAR does not
+            support the sizes.
     """
     if not (checkout / "SphereAR" / "model.py").is_file():
         raise PraError(f"{checkout} is not a checkout of SphereAR: SphereAR/model.py is missing")
     if not isinstance(size.codec, CodecConfig) or size.grid[0] != size.grid[1]:
-        raise PraError("SphereAR generates states on a square grid: take a recipe that has both")
+        raise PraError("SphereAR: it generates states on a square grid. Use a recipe that has both")
     if "flash_attn" not in sys.modules and importlib.util.find_spec("flash_attn") is None:
         stand_in = types.ModuleType("flash_attn")
         stand_in.flash_attn_func = _attention  # type: ignore[attr-defined]
@@ -49,7 +50,7 @@ def sphere_ar(checkout: Path, size: ModelConfig, compile: bool = False) -> nn.Mo
     sys.path.insert(0, str(checkout.resolve()))
     try:
         made = importlib.import_module("SphereAR.model").SphereAR(**_arguments(size))
-    except Exception as error:  # whatever somebody else's code may raise
+    except Exception as error:  # code of others may raise anything
         raise PraError(f"SphereAR in {checkout} cannot be used: {type(error).__name__}: {error}") from None
     finally:
         sys.path.pop(0)
@@ -57,7 +58,7 @@ def sphere_ar(checkout: Path, size: ModelConfig, compile: bool = False) -> nn.Mo
 
 
 def tokens_alone(model: Any) -> Any:
-    """The same model, which returns its latents in place of what the VAE decodes from them."""
+    """Make the model return its latents, in place of the VAE's images."""
     model.vae.decode = lambda latents: latents
     return model
 
