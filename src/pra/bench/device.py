@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 REPEATS = 11
-"""Of each measurement, of which the fastest counts."""
+"""Repetitions of each measurement; the fastest counts."""
 
 
 class Peak(NamedTuple):

@@ -37,10 +37,10 @@ HEADS: tuple[dict[str, Any], ...] = (
     *({"solver": "shortcut", "steps": steps} for steps in (1, 2, 4)),
     {"solver": "shortcut", "raster_steps": [4, 2, 1]},
 )
-"""Settings that are tried of a head; the shortcut's where the model has one."""
+"""Settings to try for a head; shortcut settings only if the model has a second head."""
 
 WHOLE = (0.25, 0.5, 1.0)
-"""Shares of its own steps that are tried of a model that makes all patches at once."""
+"""Step counts to try for a model that makes all patches at once, as fractions of its own."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ PLACES = 5
 number of steps."""
 
 REPEATS = 7
-"""Of each piece at each position, of which the median counts."""
+"""Measurements of each piece at each position; their median counts."""
 
 Row = dict[str, Any]
 """One ``part`` at one ``batch`` size, for ONE image: ``flops``, ``bytes``, and seconds: the least that they take

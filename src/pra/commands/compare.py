@@ -20,8 +20,8 @@ def compare_command(
     """Put runs and evaluations side by side: settings that differ, progress, losses and figures.
 
     The figures of a run are those of RUN/figures.json, which `pra eval RUN --out RUN/figures.json` writes. The best of
-    a row is marked if figures compare: same features, same reference, as many images, same protocol. Otherwise a line
-    says which report differs, and in what.
+    a row is marked if figures compare: same features, reference, number of images and protocol. Otherwise a line says
+    which report differs, and in what.
 
     Args:
         what: Two or more runs' folders or JSONs that `pra eval --out` wrote; NAME= names the column.

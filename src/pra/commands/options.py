@@ -118,7 +118,7 @@ def _numbers(text: str | None, option: str, example: str, kind: type[float] = fl
 
 SamplingOptions = Annotated[How, arg(name="")]
 DEFAULT = How()
-"""As the recipe recommends."""
+"""No options: sample as the recipe recommends."""
 
 
 def parse_labels(text: str, classes: Sequence[str]) -> list[int]:

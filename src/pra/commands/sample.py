@@ -32,7 +32,7 @@ from pra.utils.files import first_free, output_format
 from pra.utils.provenance import file_sha256
 
 SEEDS, OUT = "0-7", Path("samples.png")
-"""Without --seeds and --out."""
+"""Defaults of --seeds and --out."""
 MOST_CLASSES = 20
 """Classes in a picture without --labels."""
 

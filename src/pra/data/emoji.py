@@ -35,7 +35,7 @@ class _Emoji(NamedTuple):
 
     @property
     def held_out(self) -> bool:
-        """Whether it belongs to the test split: about a tenth, the same in every version of Unicode.
+        """Whether the emoji belongs to the test split: about a tenth, the same in every version of Unicode.
 
         All skin tones of one sequence are nearly the same picture, so they are in one split.
         """

@@ -127,7 +127,7 @@ def _captions_at(source: Captioned, indices: Labels, index: int) -> tuple[str, .
 
 
 class Relabelled(Part):
-    """The images of a source in other ``classes``; ``places`` holds the new label of each of its own."""
+    """The images of a source with other ``classes``; ``places`` maps each label of the source to the new one."""
 
     def __init__(self, source: Source, classes: Sequence[str], places: Labels) -> None:
         super().__init__(source, np.arange(len(source)))

@@ -1,4 +1,4 @@
-"""How good generated images are: FID and its kin, with the two protocols' differences and the figures' provenance."""
+"""Quality of generated images: FID and related figures, by two protocols, with their provenance."""
 
 from pra.evaluation.classifier import fit_classifier
 from pra.evaluation.evaluate import Report, evaluate, reconstruct

@@ -1,4 +1,4 @@
-"""Whether the figures of two evaluations compare: one hash of what must agree."""
+"""A hash of the fields that must agree for the figures of two evaluations to compare."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def _finished(target: Path, num: int | None, settings: tuple[str, ...]) -> Subje
 LABELS = ("balanced", "reference")
 
 Truth = Source | Path
-"""What images are held against: a source, or a file of statistics or images."""
+"""Reference for images: a source, or a file of statistics or images."""
 
 
 @dataclass(frozen=True)

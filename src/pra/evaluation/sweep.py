@@ -145,7 +145,7 @@ IMAGES = {"weights": "weights_sha256", "settings": "sampling", "labels": "labels
 COLUMNS, ROWS = 10, 20
 """Images of a combination, and combinations, the best ones, in the picture of samples."""
 COLOURS = ("#08519c", "#d95f0e", "#756bb1", "#31a354", "#636363", "#a63603")
-"""Of as many lines as can be told apart."""
+"""Colours of lines; more lines could not be told apart."""
 
 
 class Result(NamedTuple):

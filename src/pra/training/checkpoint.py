@@ -45,7 +45,7 @@ class Saver:
     def __init__(self, run: Path, keep: int, world: World, device: torch.device, keep_every: int = 0) -> None:
         self.run, self.keep, self.world, self.keep_every = run, keep, world, keep_every
         self.gpu = torch.empty(0, device=device).device if device.type == "cuda" else None
-        """With its number: without one, it is another device in another thread."""
+        """The device with its index: in another thread, "cuda" may mean another GPU."""
         # A group of its own: its background traffic must not mix with the training's.
         self._group = torch.distributed.new_group(backend="gloo") if world.size > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")

@@ -51,7 +51,7 @@ def deferred() -> Iterator[None]:
 
 
 class _Woken(BaseException):
-    """Not an Exception, which others would handle."""
+    """A signal has come. Not an Exception, so that no ``except Exception`` catches it."""
 
 
 class Caught:

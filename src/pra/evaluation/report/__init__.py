@@ -377,7 +377,7 @@ def model_in_words(model: AnyModelConfig, sampling: SamplingConfig) -> dict[str,
 
 
 def rollout_in_words(rollout: Rollout) -> str:
-    """How the inputs of the autoregressive pass are made."""
+    """Describe how the inputs of the autoregressive pass are made."""
     match rollout:
         case Clean():
             return "the true patches (teacher forcing)"
