@@ -93,7 +93,7 @@ def test_front_leaves_out_what_is_worse_and_slower():
 
 
 def test_options_of_a_row_give_its_settings(run, tmp_path, capsys):
-    """Also where the model has a grid of its own for as many steps."""
+    """Check also a model that has its own grid for the same number of steps."""
     model, call = pra.load(run), caller(capsys)
     own = model.sampling = replace(model.sampling, steps=2, times=(0.0, 0.4, 1.0))
     pra.save(model, tmp_path / "own")

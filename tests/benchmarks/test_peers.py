@@ -26,7 +26,7 @@ there = pytest.mark.skipif(
 
 
 def calls(model, images=2):
-    """How often its head is asked for a batch, and the images."""
+    """Return how often the head runs for a batch, and the images."""
     asked = []
     handle = model.model.denoiser.register_forward_hook(lambda *_: asked.append(1))
     pictures = model.sample(batch_size=images)

@@ -199,7 +199,7 @@ def test_address_where_nobody_can_listen_is_refused(capsys, trained):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_the_demo_and_nothing_is_left(signum, trained, tmp_path, monkeypatch, capsys):
-    """Without Gradio, at an address that needs brackets or is open to all."""
+    """Replace Gradio by a stub. One address needs brackets, the other is open to all."""
     host, shown = ("::1", "[::1]") if signum == signal.SIGINT else ("0.0.0.0", "localhost")
     launched, closed = {}, []
 

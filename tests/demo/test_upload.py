@@ -50,7 +50,7 @@ def test_small_picture_is_padded_where_training_does(exhibit, saved, tmp_path):
 
 
 def test_animation_gives_its_first_picture(tmp_path, monkeypatch):
-    """Its frames are not counted, which would read all of them."""
+    """Frames must not be counted: counting reads all of them."""
     frames = [Image.new("L", (8, 6), grey) for grey in range(9)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     monkeypatch.setattr(GifImageFile, "n_frames", property(lambda _: pytest.fail("all frames are read")))

@@ -28,11 +28,11 @@ SYSTEMS = {
     "JiT": "jit",
     "exact rollout": "exact",
 }
-"""What the pages call them."""
+"""Systems by their names on the pages."""
 
 
 def quoted():
-    """Return of every marked table the page, the study, what the columns are of, and the rows but for the head."""
+    """Return for each marked table its page, its study, the contents of its columns, and its rows without the head."""
     found = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for number, (study, columns, table) in enumerate(MARK.findall(page.read_text()), start=1):

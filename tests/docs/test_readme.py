@@ -32,7 +32,7 @@ SHORTER = {
     r"--seeds 0-\d+": "--seeds 0-1",
     r"runs/own-icons": "runs/demo",
 }
-"""What is changed in a command, so that it takes a moment."""
+"""Replacements in a command that make it fast."""
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def evaluation(path, changes=None, **figures):
 
 
 def row(answer, name):
-    """The cells of a row; a mark is one of its own."""
+    """Return the cells of a row; a mark is a separate cell."""
     return line(answer, f"  {name}  ").removeprefix(f"  {name}").split()
 
 

@@ -43,7 +43,7 @@ def source(photos):
 
 @pytest.fixture
 def started(monkeypatch):
-    """How many processes were asked for each time, for sets as small as these."""
+    """Record the number of workers of each call, with limits low enough for small sets to use workers."""
     counts = []
     whole = loader.from_workers
 

@@ -122,7 +122,7 @@ def test_report_outdated_curves_are_redrawn(run, monkeypatch):
     os.utime(run / "curves.png", (0, 0))
     assert content.curves(run, config) == there
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "this needs matplotlib, of the extra train" in Page(write_report(run)).text
+    assert "this needs matplotlib, from the extra train" in Page(write_report(run)).text
 
 
 def test_report_text_from_files_is_escaped(run):

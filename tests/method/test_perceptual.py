@@ -94,7 +94,7 @@ def test_missing_lpips_is_named_before_anything_is_written(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("kind", ["RuntimeError", "OSError"])
 def test_torchvision_of_another_torch_is_named(tmp_path, monkeypatch, kind):
-    """It is installed: to install the extra would not help."""
+    """torchvision is installed, so the error must not advise to install the extra."""
     for imported in [name for name in sys.modules if name.split(".")[0] == "lpips"]:
         monkeypatch.delitem(sys.modules, imported)
     (tmp_path / "lpips.py").write_text(f"raise {kind}('operator torchvision::nms\\ndoes not exist')")

@@ -33,7 +33,7 @@ PETS = replace(
     short_side=Range(4, 30, 300),
 )
 STILL = ["--set", "train.optimizer.lr=1e-12"]
-"""So that a step changes nothing that can be seen."""
+"""A learning rate at which a step changes nothing visible."""
 
 
 def named(model, classes):

@@ -210,7 +210,7 @@ def test_only_finished_pictures_are_copied(monkeypatch):
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_dropped_engine_is_freed_at_once(compile, monkeypatch):
-    """Without waiting for Python to look for cycles: it holds gigabytes."""
+    """An engine holds gigabytes, so it must be freed without a run of the garbage collector."""
     monkeypatch.setattr(runner, "compiled", lambda function, what, without: function)
     sampler = Sampler(random_model(), GUIDED, compile=compile)
     sampler.sample(LABELS, SEEDS)

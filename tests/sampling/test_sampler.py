@@ -37,7 +37,7 @@ def close(a, b):
 @pytest.mark.parametrize("settings", ["guided", "sde"])
 @pytest.mark.parametrize("make", [random_model, random_jit])
 def test_image_is_a_function_of_label_and_seed(make, settings):
-    """Not of the batch, its order or torch's own random state."""
+    """An image must not depend on the batch, its order or torch's random state."""
     sampler = Sampler(make(), SETTINGS[settings])
     torch.manual_seed(0)
     together = sampler.sample(LABELS, SEEDS)
@@ -239,7 +239,7 @@ def test_bad_settings_are_refused(changes, code, name, words):
     ],
 )
 def test_bad_completions_are_refused(shape, rows, words):
-    """Without ``rows`` the pixels to keep of a stream."""
+    """Pass the images as ``keep`` of a stream if ``rows`` is None."""
     sampler, given = Sampler(random_model()), torch.zeros(shape)
     if rows is None:
         refused(lambda: next(sampler.stream([0], [0], keep=given)), words)

@@ -120,7 +120,7 @@ def test_known_figures_need_no_runs(place):
 
 
 def distilled(setting, scale):
-    """A run that begins with another, before that one; which is sampled with a grid of its own."""
+    """Yield a distilled run before its base run, which is sampled with a learnt grid."""
     run = base(setting, scale)
     steps = Quality(SamplingConfig(solver=Solver.SHORTCUT, steps=1), 40)
     yield Cell("pra, distilled", distill.second_head(run, "base", 2), (steps,), base=run)

@@ -14,7 +14,7 @@ SETTINGS = (
     "model.num_classes=1",
     'model.text={"max_length": 16, "tokens": 3, "transformer": {"depth": 1, "width": 16, "heads": 2}}',
 )
-"""Of a run that reads captions."""
+"""Settings of a run that reads captions."""
 
 
 class Spoken(Labelled):

@@ -22,7 +22,7 @@ def tiny(*settings, recipe="tiny"):
 
 
 def train(config, folder, **more):
-    """Without curves: they take longer than the steps."""
+    """Train without curves, which take longer than the steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks, "draw_curves", lambda run: None)
         return pra.train(config, folder, device="cpu", progress=False, **more)
