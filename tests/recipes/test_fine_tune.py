@@ -262,14 +262,14 @@ def test_command_bad_input_is_one_line(tmp_path, run, train, monkeypatch):
     before = contents(tmp_path)
     for arguments, said in (
         ("", "pra train needs RECIPE, or --data folder:PHOTOS"),
-        ("--run-dir nowhere", "no run at nowhere to go on with"),
+        ("--run-dir nowhere", "no run at nowhere to resume"),
         ("--data folder:nowhere", "nowhere does not exist"),
         ("--data folder:empty", "empty holds no images"),
         ("--data pets", "Write folder:pets"),
         ("--data folder:pets --minutes 0", "--minutes 0 must be positive"),
         ("--data folder:pets --steps 0", "steps must be positive"),
         ("--from run", "pra train needs RECIPE, or --data"),
-        ("--from run --run-dir new", "no run at new to go on with"),
+        ("--from run --run-dir new", "no run at new to resume"),
         ("--from nowhere --data folder:pets", "no run or model at nowhere"),
         ("--from pets --data folder:pets", "pets is neither a run nor a model"),
         ("--from begun --data folder:pets", "the run begun has no checkpoint yet"),
