@@ -23,7 +23,6 @@ SHORTER = {
     r"--steps \d{2,}": "--steps 6",  # the second command of a pair still takes more steps
     r"^(pra train (?!.*--steps).*)": r"\1 --steps 4",
     r"train digits": "train tiny",
-    r"train fashion-64": "train fashion-64 --set train.compile=false --set train.batch_size=4",
     r"(--from \S+)": r"\1 --set data.validation=0.001 --set train.batch_size=8",
     r"show pra-l-256": "show tiny",
     r"--num \d+": "--num 40",
