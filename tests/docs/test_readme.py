@@ -73,9 +73,9 @@ def test_every_block_runs(page, folder, request):
 @pytest.mark.usefixtures("undrawn")
 def test_console_commands_make_their_files(folder, capsys):
     for page, beginning, made in (
-        ("sampler.md", "pra sample runs/fashion --solver adams", "samples.png"),
-        ("sampler.md", "pra distill runs/fashion", "runs/fashion-distilled"),
-        ("sampler.md", "pra sample runs/fashion-distilled", "samples-2.png"),
+        ("sampler.md", "pra sample runs/demo --solver adams", "samples.png"),
+        ("sampler.md", "pra distill runs/demo", "runs/demo-distilled"),
+        ("sampler.md", "pra sample runs/demo-distilled", "samples-2.png"),
         ("own-data.md", "pra export runs/own-icons", "icons-model/README.md"),
         ("recipes.md", "pra train digits --run-dir runs/averages", "runs/averages/checkpoints/step-00000004"),
         ("recipes.md", "pra sample runs/averages", "samples-3.png"),
