@@ -14,7 +14,7 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Trains the digits recipe (under 3 minutes on 2 cores; at once if it is trained already), samples, looks at the result.
+# Trains the digits recipe (3 to 4 minutes on 2 cores; at once if it is trained already), samples, looks at the result.
 demo: .venv/installed
 	$(BIN)/python examples/demo.py runs/demo
 

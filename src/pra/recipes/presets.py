@@ -87,7 +87,7 @@ def tiny() -> RunConfig:
 
 
 def digits() -> RunConfig:
-    """scikit-learn's 8x8 digits in under three minutes on two CPU cores."""
+    """scikit-learn's 8x8 digits in three to four minutes on two CPU cores."""
     parts: dict[str, Any] = {"backbone": (4, 64, 4), "head": (2, 64), "encoder": (1, 64), "decoder": (2, 64, 4)}
     model = sized(8, 1, 2, 10, state_dim=4, class_tokens=2, **parts)
     return _run("digits", model, DataConfig(source="digits"), (2e-3, 100), steps=1200, batch_size=64, log_every=25)
