@@ -137,7 +137,7 @@ def emoji() -> RunConfig:
 
 
 def emoji_64() -> RunConfig:
-    """The same emoji in 64 patches of 8x8: under two hours on one CPU core."""
+    """The same emoji in 64 patches of 8x8: two hours on one busy CPU core."""
     parts: dict[str, Any] = {"backbone": (6, 160, 5), "head": (3, 160), "encoder": (2, 160), "decoder": (3, 160, 5)}
     return _run(
         "emoji-64",
