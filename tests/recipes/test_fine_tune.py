@@ -1,4 +1,4 @@
-"""Fine-tuning: what is taken over from another model, for which classes, and that the run goes on from there."""
+"""Fine-tuning: what a run keeps of another model, for which classes, and that the run starts from it."""
 
 import json
 import shutil
@@ -181,14 +181,14 @@ def test_propose_says_what_happens_to_pictures_and_classes():
     grey = named(random_model(channels=1, num_classes=2), ("cats", "cows"))  # type: ignore[arg-type]
     text = "\n".join(propose("runs/a", grey, None, PETS, None, 5, CPU)[1])
     for words in (
-        "images of 6 x 8 as the model has learnt them: yours are 4 to 300, median 30 pixels on the short side: they "
+        "images of 6 x 8, the model's size: yours are 4 to 300, median 30 pixels on the short side: they "
         "are scaled and cut to the middle, and become grey",
-        "classes kept: cats; new, from the model's picture of no class in particular: dogs; given up: cows",
+        "classes kept: cats; new, started from the null class: dogs; removed: cows",
     ):
         assert words in text
     tiny = replace(PETS, short_side=Range(4, 4, 4), grey=500, classes={str(n): 9 for n in range(30)})
     text = "\n".join(propose("runs/a", random_model(num_classes=30), None, tiny, None, 5, CPU)[1])
-    for words in ("are enlarged", "become coloured as the model's", "0, 1, 2, 3, 4, 5, 6, 7 and 22 more"):
+    for words in ("are enlarged", "converted to colour for the model", "0, 1, 2, 3, 4, 5, 6, 7 and 22 more"):
         assert words in text
 
 
@@ -203,7 +203,7 @@ def test_command_fine_tunes_a_grey_model_and_resumes(tmp_path, run, train, monke
         "from run:",
         "become grey",
         "kept: 3; new",
-        ": cats; given up: 0, 1,",
+        ": cats; removed: 0, 1,",
         "trained 2",
     ):
         assert words in text

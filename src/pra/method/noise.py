@@ -1,8 +1,8 @@
 """Random numbers as pure functions of a key: the same for every batch, order, device and number of processes.
 
-A key is one 64-bit integer per sample; :func:`fold` derives the key of a sub-stream from it (a step, a position, a
-purpose). Number ``j`` of a key is SplitMix64's (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators",
-OOPSLA 2014) at counter ``j``, computed in float64 and rounded: this hides the differences between math libraries.
+A key is one 64-bit integer per sample. :func:`fold` derives the key of a sub-stream (a step, a position, a purpose).
+Number ``j`` of a key is SplitMix64 at counter ``j`` (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number
+Generators", OOPSLA 2014). It is computed in float64 and rounded, which hides the differences between math libraries.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MIX2 = 0x94D049BB133111EB
 
 
 class Purpose(enum.IntEnum):
-    """Independent streams of one key. Values are part of what a seed means: never renumber."""
+    """Independent streams of one key. Never renumber: a seed would give other random numbers."""
 
     AUGMENT = 1
     CLASS_DROPOUT = 2
@@ -41,7 +41,7 @@ class Purpose(enum.IntEnum):
 
 
 def keys(seed: int, indices: Tensor) -> Tensor:
-    """Return one key per sample from a seed and the samples' indices: int64 of the shape of ``indices``."""
+    """Return one key per sample from a seed and the samples' indices: int64, shaped as ``indices``."""
     return fold(torch.full_like(indices, _signed(seed)), indices)
 
 
@@ -49,7 +49,7 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor:
     """Return the key of sub-stream ``value`` of each key."""
     if isinstance(value, Tensor):
         return _mix(key ^ _mix(value + _signed(_GOLDEN)))
-    # Mix a number on the host: sending it to the device would make the host wait.
+    # Mix a number on the host: a copy to the device would make the host wait.
     return _mix(key ^ _mix_number(value + _GOLDEN))
 
 
@@ -71,16 +71,16 @@ def normal(key: Tensor, *shape: int) -> Tensor:
 
 
 def permutation(key: Tensor, count: int) -> Tensor:
-    """Draw an order of ``0 .. count - 1`` for one key (a scalar): int64 ``(count,)``, the same in every torch."""
+    """Draw a permutation of ``0 .. count - 1`` for one key (a scalar): int64 ``(count,)``, equal in every torch."""
     high, low = _words(key, count)
     return ((high << 31) | (low >> 1)).argsort(stable=True)  # type: ignore[no-any-return]
 
 
-# A custom operator, which torch.compile leaves alone: fused, torch 2.13 on CPUs computes some other numbers.
+# A custom operator keeps torch.compile out: fused by torch 2.13 on CPUs, some numbers differ.
 @torch.library.custom_op("pra::random_words", mutates_args=())
 def _words(key: Tensor, count: int) -> Tensor:
-    """Two 32-bit words in int64 for each of ``count`` counters: ``(2, *key.shape, count)``."""
-    if key.device.type == "mps":  # no float64 there
+    """Return two 32-bit words for each of ``count`` counters: int64 ``(2, *key.shape, count)``."""
+    if key.device.type == "mps":  # MPS lacks float64
         key = key.cpu()
     counter = torch.arange(1, count + 1, device=key.device) * _signed(_GOLDEN)
     bits = _mix(key.unsqueeze(-1) + counter)
@@ -93,13 +93,14 @@ def _(key: Tensor, count: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser. int64 arithmetic wraps; a mask makes the shifts logical."""
+    """Apply the finaliser of SplitMix64. int64 products wrap; a mask makes the shifts logical."""
     x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(_MIX1)
     x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(_MIX2)
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
 def _mix_number(x: int) -> int:
+    """Apply the same finaliser to one number, on the host."""
     mask = (1 << 64) - 1
     x &= mask
     x = ((x ^ (x >> 30)) * _MIX1) & mask
@@ -108,5 +109,6 @@ def _mix_number(x: int) -> int:
 
 
 def _signed(value: int) -> int:
+    """Return the lowest 64 bits of ``value`` as a signed number."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value

@@ -1,4 +1,4 @@
-"""The losses of a training step (paper; docs/method.md), with every stop-gradient in sight.
+"""The losses of a training step (paper; docs/method.md), with every stop-gradient written out.
 
     reconstruction pass   h0 = sg(F(c, x));  z = norm(G(x, h0));  x^ = D(z)      pixel, perceptual
                           the same pixels from perturbed states, D(z~)           perturbed
@@ -6,10 +6,11 @@
     AR pass               x~ = sg(rollout);  h = F(c, x~)                        flow on sg(z), auxiliary
                           the second head, for sampling in few steps             shortcut on sg(h), sg(z), sg(v)
 
-The words on the right name the terms of the loss, here and in every log, curve and table. ``pixel``, ``perceptual``,
-``perturbed`` and ``deblocked`` reach the codec only; ``flow`` and ``auxiliary`` reach the backbone and the head
-only. Without the stop-gradient on ``z`` the states collapse onto what is easy to predict. JiT has one pass and ``flow``
-alone. A new term is one entry in a function below, and a field ``NAME_weight`` of :class:`pra.config.ObjectiveConfig`.
+The right column names the terms of the loss, here and in every log, curve and table. ``pixel``, ``perceptual``,
+``perturbed`` and ``deblocked`` train the codec only; ``flow`` and ``auxiliary`` train the backbone and the head only.
+Without the stop-gradient on ``z`` the states would collapse to values that are easy to predict. JiT has one pass, and
+``flow`` is its only term. To add a term, add an entry in a function below and a field ``NAME_weight`` to
+:class:`pra.config.ObjectiveConfig`.
 """
 
 from __future__ import annotations
@@ -42,20 +43,20 @@ TERMS = ("pixel", "perceptual", "perturbed", "deblocked", "flow", "auxiliary", "
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Tensors of one micro-batch that a term of the loss is computed from.
+    """Tensors of one micro-batch from which a term of the loss is computed.
 
-    ``B`` images of ``N`` patches. A field is None where the model or the step does not have it: JiT has neither states
-    nor conditions, an identity codec decodes nothing, and ``train.codec_warmup`` computes no conditions.
+    ``B`` images have ``N`` patches each. A field may be None: JiT has neither states nor conditions, an identity codec
+    does not decode, and steps of ``train.codec_warmup`` do not compute conditions.
 
     Attributes:
         model: call its modules. Under FSDP its blocks hold only a part of their weights between calls.
         images: ``(B, C, H, W)`` float in [-1, 1].
-        patches: ``(B, N, D)`` the images' pixels by patch, in [-1, 1].
+        patches: ``(B, N, P)`` the images' pixels by patch, in [-1, 1].
         labels: true classes ``(B,)``, or rows ``(B, 1 + L)`` of a class and a caption.
         keys: ``(B,)`` one key per sample and step, for random numbers (:mod:`pra.method.noise`) that resume bitwise.
         states: ``(B, N, d)`` the encoder's states ``z``, with gradient.
-        decoded: ``(B, N, D)`` float32, the pixels ``D(z)``, with gradient.
-        conditions: ``(B, N, W)`` the backbone's ``h`` of the AR pass, with gradient.
+        decoded: ``(B, N, P)`` float32, the pixels ``D(z)``, with gradient.
+        conditions: ``(B, N, D)`` the backbone's ``h`` of the AR pass, with gradient.
     """
 
     model: Model
@@ -72,8 +73,8 @@ class LossInputs:
 class LossTerm:
     """A term of the loss from outside the package.
 
-    ``function`` returns a scalar: the mean over the batch, without its weight. It may return None to leave the term
-    out of a step, for example where ``conditions`` is None; this must not depend on the images.
+    ``function`` returns a scalar: the mean over the batch, not yet multiplied by ``weight``. It may return None to
+    leave the term out of a step, for example where ``conditions`` is None. This choice must not depend on the images.
     """
 
     weight: float
@@ -87,9 +88,11 @@ def check_terms(
     losses: Mapping[str, LossTerm | tuple[float, Callable[[LossInputs], Tensor | None]]] | None,
     taken: Collection[str] = TERMS,
 ) -> dict[str, LossTerm]:
-    """Return the user's terms as :class:`LossTerm`, also those given as pairs ``(weight, function)``.
+    """Return the user's terms as :class:`LossTerm`; pairs ``(weight, function)`` are converted.
 
-    Refuses a name that is in ``taken`` or not an identifier, a weight that is not finite, and what is not a function.
+    Raises:
+        PraError: a name that is ``taken`` or not an identifier, a weight that is not finite, or a term that is neither
+            a pair nor a :class:`LossTerm`.
     """
     terms = {}
     for name, given in (losses or {}).items():
@@ -112,9 +115,9 @@ def _bad_term(name: str, problem: str, code: Code = "invalid") -> PraError:
 
 
 class Losses(NamedTuple):
-    """Means over the batch: the weighted sum, its terms by name without weights, and the health of the states.
+    """Means over the batch: the weighted sum ``total``, and the ``terms`` by name, without weights.
 
-    ``state_std`` is the smallest standard deviation of a state dimension over the batch; near 0 is collapse.
+    ``state_std`` is the smallest standard deviation of a state dimension over the batch. Near 0 the states collapsed.
     """
 
     total: Tensor
@@ -122,7 +125,7 @@ class Losses(NamedTuple):
     state_std: Tensor
 
     def measured(self) -> dict[str, Tensor]:
-        """Every value by its name, without gradient: a line of ``metrics.jsonl``."""
+        """Return every value by name, without gradient: a line of ``metrics.jsonl``."""
         named = {"total": self.total, **self.terms, "state_std": self.state_std}
         return {name: value.detach() for name, value in named.items()}
 
@@ -142,30 +145,39 @@ def training_losses(
     Args:
         model: the model.
         images: ``(B, C, H, W)`` float in [-1, 1].
-        labels: ``(B,)`` true classes, or rows with their captions.
+        labels: ``(B,)`` true classes, or rows ``(B, 1 + L)`` of a class and a caption.
         keys: ``(B,)`` one key per sample and step; decides all randomness.
-        objective: weights and draws.
-        rollout: how the AR inputs are made; None leaves the AR pass out, and the codec learns alone. JiT ignores it.
+        objective: weights of the terms, and numbers of draws.
+        rollout: makes the AR inputs. None skips the AR pass, so that only the codec learns. JiT ignores it.
         perceptual: a distance whose weight is ``objective.perceptual_weight``. JiT ignores it.
         extra: terms from outside the package, by name; they are added last.
+
+    Raises:
+        PraError: a term from outside the package is not a scalar tensor.
     """
     given = LossInputs(model, images, model.patchify(images), labels, keys)
     if model.config.autoregressive:
         given, terms = _autoregressive_terms(model, given, objective, rollout, perceptual)
     else:
         terms = _diffusion_terms(model, given, objective)
-    # In their order: rounding depends on it.
     weighted = [objective.weight(name) * term for name, term in terms.items()]
     for name, term in (extra or {}).items():
         value = term.function(given)
         if value is not None:
-            if not isinstance(value, Tensor) or value.ndim:
-                found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise _bad_term(name, f"expected a scalar tensor, got {found}. Return the mean over the batch")
-            terms[name] = value
+            terms[name] = _scalar(name, value)
             weighted.append(term.weight * value)
+    # Add in the order of the terms: rounding depends on it.
+    total = functools.reduce(operator.add, weighted)
     states = given.patches if given.states is None else given.states.detach()
-    return Losses(functools.reduce(operator.add, weighted), terms, states.flatten(0, 1).std(dim=0).min())
+    return Losses(total, terms, states.flatten(0, 1).std(dim=0).min())
+
+
+def _scalar(name: str, value: object) -> Tensor:
+    """Return the value of a user's term. Refuse a value that is not a scalar tensor."""
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return value
+    found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise _bad_term(name, f"expected a scalar tensor, got {found}. Return the mean over the batch")
 
 
 def losses_of(model: Model) -> Callable[..., Losses]:
@@ -176,41 +188,29 @@ def losses_of(model: Model) -> Callable[..., Losses]:
 def _autoregressive_terms(
     model: PRA, given: LossInputs, objective: ObjectiveConfig, rollout: Rollout | None, perceptual: Perceptual | None
 ) -> tuple[LossInputs, dict[str, Tensor]]:
+    """Run both passes. Return ``given`` with states, pixels and conditions, and the terms by name."""
     patches, labels, keys = given.patches, given.labels, given.keys
 
-    # Reconstruction pass. It keeps the true label where the AR pass drops it: a state is a function of the image
-    # and its class, and the null class stands for the mixture of the classes' states.
+    # The reconstruction pass keeps the labels that the AR pass drops: a state depends on the image and its class, and
+    # the null class stands for the mixture of the classes' states.
     with torch.no_grad():  # h0 = sg(F(c, x))
         h0 = model.clean_conditions(labels, patches)
-    # Forget casts: older torch keeps low-precision weights made without gradient (pytorch#112583) for the next pass.
+    # Clear the cache of casts: older torch reuses low-precision weights without a gradient (pytorch#112583).
     torch.clear_autocast_cache()
     z = model.codec.encode(*mask_encoder(patches, h0, objective, keys))
-    decoded = inputs = None
-    if model.config.codec is not None:
-        decoded = model.codec.decode(z).float()
+    decoded = None if model.config.codec is None else model.codec.decode(z).float()
     given = replace(given, states=z, decoded=decoded)
-    terms = {}
+    terms: dict[str, Tensor] = {}
+    inputs = None
     if decoded is not None:
-        pixel = F.l1_loss if objective.pixel_loss is PixelLoss.L1 else F.mse_loss
-        terms["pixel"] = pixel(decoded, patches)
-        deblocks, perceives = model.codec.deblock is not None, perceptual is not None and objective.perceptual_weight
-        pictures = [model.picture(decoded)] if deblocks or perceives else []
-        if perceptual is not None and perceives:
-            terms["perceptual"] = perceptual(pictures[0], given.images).mean()
-        if objective.perturbed_weight and isinstance(rollout, Parallel):
-            inexact = model.codec.decode(perturbed(z, rollout.t_min, keys)).float()
-            terms["perturbed"] = pixel(inexact, patches)
-            inputs = inexact.detach()[:, :-1].clamp(-1.0, 1.0)  # as rollout.parallel would decode them again
-            pictures += [model.picture(inexact)] if deblocks else []
-        if deblocks:
-            terms["deblocked"] = torch.stack([pixel(picture, given.images) for picture in pictures]).mean()
-    z = z.detach()  # sg(z): the states are shaped by reconstruction alone
+        terms, inputs = _codec_terms(model, given, z, decoded, objective, rollout, perceptual)
+    z = z.detach()  # sg(z): reconstruction alone shapes the states
     if rollout is None:
         return given, terms
 
-    # AR pass.
+    # AR pass
     if inputs is None:
-        with torch.no_grad():  # x~ = sg(...)
+        with torch.no_grad():  # x~ = sg(rollout)
             inputs = ar_inputs(rollout, model, labels, patches, z, keys)
     torch.clear_autocast_cache()
     h = model.conditions(drop_labels(model, labels, objective.class_dropout, keys), inputs)
@@ -226,10 +226,41 @@ def _autoregressive_terms(
     return replace(given, conditions=h), terms
 
 
+def _codec_terms(
+    model: PRA,
+    given: LossInputs,
+    z: Tensor,
+    decoded: Tensor,
+    objective: ObjectiveConfig,
+    rollout: Rollout | None,
+    perceptual: Perceptual | None,
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Return the terms of the reconstruction pass.
+
+    With ``perturbed_weight`` also return the inputs ``(B, N - 1, P)`` of the parallel rollout, decoded on the way.
+    """
+    pixel = F.l1_loss if objective.pixel_loss is PixelLoss.L1 else F.mse_loss
+    terms = {"pixel": pixel(decoded, given.patches)}
+    inputs = None
+    deblocks = model.codec.deblock is not None
+    perceives = perceptual is not None and objective.perceptual_weight
+    pictures = [model.picture(decoded)] if deblocks or perceives else []
+    if perceptual is not None and perceives:
+        terms["perceptual"] = perceptual(pictures[0], given.images).mean()
+    if objective.perturbed_weight and isinstance(rollout, Parallel):
+        inexact = model.codec.decode(perturbed(z, rollout.t_min, given.keys)).float()
+        terms["perturbed"] = pixel(inexact, given.patches)
+        inputs = inexact.detach()[:, :-1].clamp(-1.0, 1.0)  # equal to rollout.parallel, without a second decoding
+        pictures += [model.picture(inexact)] if deblocks else []
+    if deblocks:
+        terms["deblocked"] = torch.stack([pixel(picture, given.images) for picture in pictures]).mean()
+    return terms, inputs
+
+
 def mask_encoder(
     patches: Tensor, conditions: Tensor | None, objective: ObjectiveConfig, keys: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the encoder's inputs, ``(B, N, P)`` and ``(B, N, D)``, with zeros in the masked tokens of one of them."""
+    """Return the encoder's inputs, ``(B, N, P)`` and ``(B, N, D)``, with the masked tokens of one of them zeroed."""
     if not objective.encoder_masking:
         return patches, conditions
     drawn = noise.uniform(noise.fold(keys, Purpose.ENCODER_MASK), patches.shape[1], 1)
@@ -240,12 +271,12 @@ def mask_encoder(
 
 
 def _diffusion_terms(model: JiT, given: LossInputs, objective: ObjectiveConfig) -> dict[str, Tensor]:
-    """``E |v(x_t, t, c) - (x - x_t) / (1 - t)|^2`` with one ``t`` for all patches of an image (JiT's v-loss)."""
+    """Return JiT's v-loss ``E |v(x_t, t, c) - (x - x_t) / (1 - t)|^2``; all patches of an image share ``t``."""
     x, keys = given.patches, given.keys
     t = _times(objective, keys, 1)
     eps = noise.normal(noise.fold(keys, Purpose.FLOW_NOISE), *x.shape[1:])
     x_t = flow.interpolate(eps, x, t.unsqueeze(-1))
-    target = velocity_from_data(x, x_t, t.unsqueeze(-1))  # the same clamp on both sides
+    target = velocity_from_data(x, x_t, t.unsqueeze(-1))  # clamps 1 - t as the model does
     velocity = model(x_t, t, drop_labels(model, given.labels, objective.class_dropout, keys))
     return {"flow": F.mse_loss(velocity, target)}
 
@@ -259,13 +290,16 @@ def flow_errors(model: PRA, h: Tensor, z: Tensor, objective: ObjectiveConfig, ke
 def _velocity_and_target(
     model: PRA, h: Tensor, z: Tensor, objective: ObjectiveConfig, keys: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return both, ``(B, draws, N, d)``: several ``(t, eps)`` per token, as the head is cheap and ``h`` is not."""
+    """Return the head's velocity and its target, ``(B, draws, N, d)`` each.
+
+    Every token gets several draws of ``(t, eps)``: the head is cheap, and ``h`` is not.
+    """
     draws, tokens = objective.noise_draws, z.shape[1]
     t = _times(objective, keys, draws, tokens)
     eps = noise.normal(noise.fold(keys, Purpose.FLOW_NOISE), draws, tokens, z.shape[2])
     z = z.unsqueeze(1)
     z_t = flow.interpolate(eps, z, t.unsqueeze(-1))
-    if model.head.prediction is Prediction.DATA:  # the same clamp on both sides, as in JiT
+    if model.head.prediction is Prediction.DATA:  # clamps 1 - t as the head does
         target = velocity_from_data(z, z_t, t.unsqueeze(-1))
     else:
         target = flow.velocity(eps, z)
@@ -281,11 +315,20 @@ def shortcut_loss(
     keys: Tensor,
     guided: tuple[Tensor, float] | None = None,
 ) -> Tensor:
-    """``E |s(z_t, t, h, span) - sg(the same step in two)|^2``: a step equals two of half its span (2410.12557, eq. 5).
+    """Return the shortcut loss: a step must equal two steps of half its span (arXiv 2410.12557, eq. 5).
 
-    The shortest steps are the midpoint rule's on the head's velocity. The paper has one network for both; here the
-    steps have a head of their own, and ``h`` comes without gradient. ``guided`` are ``h`` of the null condition and the
-    largest guidance scale, for a head that is told the scale (2210.03142): its steps are those of the guided velocity.
+    The loss is ``E |s(z_t, t, h, span) - sg(mean of the two half steps)|^2``. The target of the shortest steps is the
+    midpoint rule on the head's velocity. Unlike in the paper, steps have a head of their own.
+
+    Args:
+        head: the head of velocities; gives targets only.
+        shortcut: the head of steps, which learns.
+        h: ``(B, N, D)`` conditions without gradient.
+        z: ``(B, N, d)`` states without gradient.
+        objective: ``shortcut_draws`` steps are drawn for each token.
+        keys: ``(B,)``.
+        guided: ``h`` of the null condition and the largest guidance scale, for a head that reads the scale
+            (arXiv 2210.03142). Its target is the guided velocity.
     """
     draws, tokens = objective.shortcut_draws, z.shape[1]
     t, span = flow.dyadic_steps(noise.fold(keys, Purpose.SHORTCUT_TIME), len(SHORTCUT_STEPS), draws, tokens)
@@ -296,14 +339,14 @@ def shortcut_loss(
         scale = 1 + (guided[1] - 1) * noise.uniform(noise.fold(keys, Purpose.SHORTCUT_GUIDANCE), draws, tokens)
 
     def velocity(z: Tensor, t: Tensor) -> Tensor:
-        conditional: Tensor = head(z, t, told)
+        conditional: Tensor = head(z, t, head_condition)
         if guided is None or scale is None:
             return conditional
         unconditional = head(z, t, head.project(guided[0]).unsqueeze(1))
         return unconditional + scale.unsqueeze(-1) * (conditional - unconditional)  # type: ignore[no-any-return]
 
     with torch.no_grad():
-        told, half = head.project(h).unsqueeze(1), span / 2
+        head_condition, half = head.project(h).unsqueeze(1), span / 2
         half_way = z_t + half.unsqueeze(-1) * velocity(z_t, t)
         exact = velocity(half_way, t + half)
         first = shortcut(z_t, t, condition, half, scale=scale)
@@ -322,14 +365,14 @@ def _times(objective: ObjectiveConfig, keys: Tensor, *shape: int) -> Tensor:
 
 
 def normalise_patches(patches: Tensor) -> Tensor:
-    """Normalise each patch to zero mean and unit variance, MAE's target (arXiv 2111.06377, "normalised pixels").
+    """Normalise each patch to zero mean and unit variance: the target of MAE (arXiv 2111.06377, "normalised pixels").
 
-    Flat patches, and those of a single number, become zeros.
+    Flat patches and patches of a single number become zeros.
     """
     variance, mean = torch.var_mean(patches, dim=-1, correction=min(1, patches.shape[-1] - 1), keepdim=True)
     return (patches - mean) / (variance + 1e-6).sqrt()
 
 
 def drop_labels(model: Model, labels: Tensor, probability: float, keys: Tensor) -> Tensor:
-    """Replace labels by the null class with a probability, for classifier-free guidance."""
+    """Replace labels by the null condition with a ``probability``, for classifier-free guidance."""
     return model.condition.drop(labels, noise.uniform(noise.fold(keys, Purpose.CLASS_DROPOUT)), probability)

@@ -14,7 +14,7 @@ from pra.method.objectives import Perceptual
 from pra.utils.extras import import_failed
 
 SMALLEST = 16
-"""Pixels per side: VGG-16 halves an image four times before its last features."""
+"""Fewest pixels per side: VGG-16 halves an image four times before its last features."""
 
 OFF = "Set train.objective.perceptual_weight=0"
 
@@ -22,11 +22,13 @@ OFF = "Set train.objective.perceptual_weight=0"
 def lpips_distance(model: ImageConfig, device: torch.device, pretrained: bool = True) -> Perceptual:
     """Build LPIPS with frozen VGG-16 features.
 
-    ``model`` gives the images' size and channels; one channel is shown to the network as grey. torchvision downloads
-    its ImageNet weights once; without ``pretrained`` the features stay random, for tests.
+    Args:
+        model: gives the size and the channels of the images. A single channel is repeated three times.
+        device: of the network.
+        pretrained: load torchvision's ImageNet weights, downloaded once; else the features stay random, for tests.
 
     Raises:
-        PraError: images that the network cannot read, the extra is not installed, or the weights cannot be loaded.
+        PraError: the network cannot read such images, the extra is not installed, or the weights cannot be loaded.
     """
     if model.channels not in (1, 3):
         raise PraError(f"the perceptual loss reads 1 or 3 channels, not {model.channels}. {OFF}", "unsupported")
@@ -43,14 +45,14 @@ def lpips_distance(model: ImageConfig, device: torch.device, pretrained: bool = 
 
 
 def load_network(pretrained: bool) -> Any:
-    """Load LPIPS, and refuse where the package or its weights are missing."""
+    """Load LPIPS. Refuse if the package or its weights are missing."""
     try:
         import lpips
     except (ImportError, RuntimeError, OSError) as error:
         reason = import_failed("the perceptual loss", "lpips and torchvision", "perceptual", error)
         raise PraError(f"{reason}. {OFF} to do without", code="not-installed", name="lpips") from None
     try:
-        with warnings.catch_warnings():  # torchvision's, about how lpips calls it
+        with warnings.catch_warnings():  # torchvision warns of an argument that lpips passes
             warnings.simplefilter("ignore")
             return lpips.LPIPS(net="vgg", pnet_rand=not pretrained, verbose=False)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a damaged download is a RuntimeError

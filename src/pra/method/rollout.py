@@ -1,7 +1,7 @@
-"""How the inputs of the AR pass are made (paper; docs/method.md). The heart of the method.
+"""Rollouts: the inputs of the AR pass (paper; docs/method.md). The heart of the method.
 
-Every function returns the inputs ``x~_1 .. x~_{N-1}``, ``(B, N - 1, P)``: the last patch is never an input. States are
-``(B, N, d)``, randomness is one key per sample. Nothing here has a gradient: the caller holds the stop-gradient.
+Every rollout returns the inputs ``x~_1 .. x~_{N-1}``, ``(B, N - 1, P)``: the last patch is never an input. States are
+``(B, N, d)``; randomness comes from one key per sample. The caller stops the gradient.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pra.method.noise import Purpose
 from pra.models.pra import PRA
 
 SEQUENTIAL: dict[type[config.Rollout], Callable[[PRA, Tensor, Tensor, Any, Tensor], Tensor]] = {}
-"""Rollouts that run the sampler. :func:`pra.sampling.exact_rollout` registers itself: it is a room above."""
+"""Rollouts that run the sampler. :func:`pra.sampling.exact_rollout` registers itself, as imports go downwards."""
 
 
 def ar_inputs(how: config.Rollout, model: PRA, labels: Tensor, patches: Tensor, states: Tensor, key: Tensor) -> Tensor:
-    """Make the inputs that a configuration asks for."""
+    """Return the inputs of the rollout ``how``."""
     match how:
         case config.Clean():
             return clean(patches)
@@ -36,36 +36,36 @@ def ar_inputs(how: config.Rollout, model: PRA, labels: Tensor, patches: Tensor, 
 
 
 def clean(patches: Tensor) -> Tensor:
-    """Teacher forcing: the true patches. What sampling feeds the model, training has never shown it."""
+    """Return the true patches (teacher forcing): training never shows the model a sampled patch."""
     return patches[:, :-1]
 
 
 def noised(patches: Tensor, sigma: float, key: Tensor) -> Tensor:
-    """The true patches plus white noise: imperfect, but not in the way that sampled patches are."""
+    """Return the true patches plus white noise of standard deviation ``sigma``: sampled patches err in other ways."""
     x = patches[:, :-1]
     return x + sigma * noise.normal(noise.fold(key, Purpose.INPUT_NOISE), *x.shape[1:])
 
 
 def reconstructed(model: PRA, states: Tensor) -> Tensor:
-    """``D(z)``: the codec's own errors, but none of sampling's."""
+    """Return ``D(z)``: patches with the codec's errors, without those of sampling."""
     return model.write(states[:, :-1])
 
 
 def parallel(model: PRA, states: Tensor, t_min: float, key: Tensor) -> Tensor:
-    """The parallel rollout approximation: ``D(z~)`` of :func:`perturbed` states.
+    """Return ``D(z~)`` of :func:`perturbed` states: the parallel rollout approximation.
 
-    The same state-to-pixel path as in sampling, from imperfect states, yet no position waits for another.
+    As in sampling, the decoder writes pixels from imperfect states. Unlike in sampling, all positions run in parallel.
     """
     return model.write(perturbed(states[:, :-1], t_min, key))
 
 
 def perturbed(states: Tensor, t_min: float, key: Tensor) -> Tensor:
-    """``z~_i = t_i z_i + (1 - t_i) eps_i`` with ``t_i ~ U(t_min, 1)``, ``(B, n, d)``."""
+    """Return ``z~_i = t_i z_i + (1 - t_i) eps_i`` with ``t_i ~ U(t_min, 1)``: ``(B, n, d)``."""
     t, eps = perturbation(states, t_min, 1.0, key)
     return flow.interpolate(eps, states, t)
 
 
 def perturbation(z: Tensor, low: float, high: float, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Times ``(B, n, 1)`` and noise ``(B, n, d)``, independent per position."""
+    """Draw times in ``[low, high)``, ``(B, n, 1)``, and noise ``(B, n, d)``, independent at every position."""
     t = flow.uniform_times(noise.fold(key, Purpose.ROLLOUT_TIME), z.shape[1], 1, low=low, high=high)
     return t, noise.normal(noise.fold(key, Purpose.ROLLOUT_NOISE), *z.shape[1:])

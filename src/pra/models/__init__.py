@@ -1,5 +1,4 @@
-"""The models: PRA (backbone, head, states and their composition) and JiT. They do not know optimisers, paths, devices
-or the command line."""
+"""The models: PRA (backbone, head, codec) and JiT. Modules here do not depend on optimisers or the command line."""
 
 from __future__ import annotations
 
@@ -17,16 +16,16 @@ __all__ = ["BLOCKS", "PRA", "JiT", "Model", "build_model", "count_parameters"]
 Model = PRA | JiT
 
 BLOCKS = (Block, ModulatedBlock, HeadBlock, ResidualMLP)
-"""Modules that a model repeats; training compiles, recomputes and shards each of them by itself."""
+"""Modules that a model repeats. Training compiles, recomputes and shards each of them separately."""
 
 
 def build_model(config: AnyModelConfig, seed: int | None = 0) -> Model:
-    """Build a model. Its initial weights are a function of ``seed``; None leaves them uninitialised, to be loaded."""
+    """Build a model. The initial weights depend on ``seed`` alone; None leaves them uninitialised, to be loaded."""
     return JiT(config, seed) if isinstance(config, JiTConfig) else PRA(config, seed)
 
 
 def count_parameters(config: AnyModelConfig) -> dict[str, int]:
-    """Count the parameters by part, on a model without memory (the meta device)."""
+    """Count the parameters of each part, on the meta device."""
     with torch.device("meta"):
         model = build_model(config)
     parts = dict.fromkeys((name for name, _ in model.named_children()), 0)

@@ -1,4 +1,4 @@
-"""The base of every model: configuration, patches, what travels with the weights; and the initialisation."""
+"""The base class of the models, with patches and saved settings; and the initialisation of the weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ from pra.models.transformer import Transformer
 class ImageModel(nn.Module):
     """A model of images in patches.
 
-    Each kind has a :attr:`condition`; ``blocks``, the transformer blocks over the patches, whose outputs are the layers
-    of features; ``prefix``, the number of the condition's tokens before those of the patches; and
-    ``read(labels, patches, t)``, which runs the blocks over whole images ``(B, N, P)``, at a flow time ``t`` ``(1, 1)``
-    if ``config.reading_time`` says so.
+    A subclass also has ``blocks``, the transformer blocks over the patches, whose outputs are the layers of features,
+    and ``read(labels, patches, t)``, which runs the blocks over whole images ``(B, N, P)``, at the flow time ``t``
+    ``(1, 1)`` if ``config.reading_time`` is set.
+
+    Attributes:
+        condition: makes the tokens before the patches.
+        prefix: the number of these tokens.
+        sampling: the author's settings, saved with the weights; the model does not read them.
+        classes: names of the classes.
+        captions: examples of captions, for a model that reads captions.
     """
 
     config: ImageConfig
@@ -30,14 +36,13 @@ class ImageModel(nn.Module):
     def __init__(self, config: ImageConfig) -> None:
         super().__init__()
         self.config = config
-        # Travels with the weights as their author's recommendation; the model does not read it.
         self.sampling = SamplingConfig()
         self.classes = tuple(str(label) for label in range(config.num_classes))
-        self.captions: tuple[str, ...] = ()  # examples of captions, if it reads them
+        self.captions: tuple[str, ...] = ()
 
     @property
     def can_complete(self) -> bool:
-        """Whether it can continue an image from its first rows."""
+        """Whether the model can continue an image from its first rows."""
         return self.config.autoregressive
 
     @property
@@ -51,9 +56,10 @@ class ImageModel(nn.Module):
         return next(self.parameters()).dtype
 
     def patchify(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, N, P)`` in raster order; a patch is laid out row, column, channel.
+        """Cut images ``(B, C, H, W)`` into patches ``(B, N, P)`` in raster order.
 
-        Groups of ``k`` patches are ``(B, N / k, k * P)``, each group's patches in raster order.
+        The numbers of a patch are ordered by row, column, channel. Groups of ``k`` patches are ``(B, N / k, k * P)``;
+        the patches of a group are in raster order too.
         """
         (b, c, height, width), p, (down, across) = images.shape, self.config.patch_size, self.config.group
         rows, columns = height // (down * p), width // (across * p)
@@ -61,8 +67,10 @@ class ImageModel(nn.Module):
         return x.permute(0, 2, 5, 3, 6, 4, 7, 1).reshape(b, rows * columns, down * across * p * p * c)
 
     def unpatchify(self, patches: Tensor, group: tuple[int, int] | None = None) -> Tensor:
-        """``(B, rows * columns, k * P)`` to ``(B, C, rows * height, W)``; any number of whole rows of groups, of the
-        model's own ``group`` or of another."""
+        """Join patches ``(B, rows * columns, k * P)`` to images ``(B, C, rows * height, W)``.
+
+        ``rows`` may be any number of whole rows of groups. ``group`` is the model's own by default.
+        """
         (down, across), p, c = group or self.config.group, self.config.patch_size, self.config.channels
         columns = self.config.grid[1] // across
         b, rows = len(patches), patches.shape[1] // columns
@@ -70,12 +78,12 @@ class ImageModel(nn.Module):
         return x.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(b, c, rows * down * p, columns * across * p)
 
     def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)`` in [-1, 1] with their conditions, through the codec and back; unchanged without."""
+        """Return images ``(B, C, H, W)`` in [-1, 1] encoded and decoded; unchanged where the model has no codec."""
         return images
 
 
 class NoDraws(TorchFunctionMode):
-    """A block in which torch's modules draw no initial weights, so torch's global random state stays as it was."""
+    """A context in which torch's modules do not draw initial weights: torch's global random state stays unchanged."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == nn.init.__name__:
@@ -90,11 +98,14 @@ def initialise(model: nn.Module, seed: int, positions: Iterable[Tensor], zeros: 
     Matrices are Xavier-normal, embeddings normal with standard deviation 0.02, biases zero, norms one.
     Projections back into a transformer's residual stream are divided by ``sqrt(2 depth)`` (GPT-2).
 
-    ``positions`` are parameters that are embeddings, but in no ``nn.Embedding``; ``zeros`` are linear layers whose
-    weight starts at zero (DiT, arXiv 2212.09748).
+    Args:
+        model: its parameters are set in place; those on the meta device are left out.
+        seed: of the random numbers, drawn on the CPU.
+        positions: parameters that are embeddings outside ``nn.Embedding``.
+        zeros: linear layers whose weight starts at zero (DiT, arXiv 2212.09748).
 
     Raises:
-        ValueError: a parameter of a kind that is not known here.
+        ValueError: this function cannot initialise one of the parameters.
     """
     generator = torch.Generator().manual_seed(seed)
     positions = list(positions)
@@ -121,10 +132,10 @@ def initialise(model: nn.Module, seed: int, positions: Iterable[Tensor], zeros: 
         nn.init.zeros_(linear.weight)
     unset = [name for name, parameter in model.named_parameters() if id(parameter) not in known]
     if unset:
-        raise ValueError(f"{unset[0]} has no initial values: say in initialise() how a module of its kind begins")
+        raise ValueError(f"{unset[0]} has no initial values. Add its kind of module to initialise()")
 
 
 def _normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
-    # On the CPU: a seed means the same weights on every device.
+    # Draw on the CPU: a seed gives the same weights on every device.
     if not parameter.is_meta:
         parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator))

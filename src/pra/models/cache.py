@@ -1,6 +1,6 @@
 """Key-value caches: they decide how keys and values are stored; modules only compute.
 
-The caller says where the next tokens stand (:meth:`KVCache.seek`), so running a step twice does no harm.
+The caller sets the position of the next tokens (:meth:`KVCache.seek`), so a step may run twice.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from torch import Tensor
 from pra.config import TransformerConfig
 
 ALIGNED = 8
-"""Multiple for a mask's length: CUDA's attention copies any other mask into a longer one, in every layer."""
+"""A mask's length is a multiple of this: CUDA's attention would copy another mask into a longer one in every layer."""
 
 
 class KVCache:
     """Keys and values of every layer for ``batch`` sequences of ``capacity`` tokens, allocated once.
 
-    ``keys`` and ``values`` are ``(depth, batch, heads, capacity, head_dim)``; ``length`` counts the tokens before the
-    next one, and ``bound`` those that attention looks at in a step: exactly the tokens that are there. A step adds
-    ``group`` tokens, which see each other.
+    A step adds ``group`` tokens, which attend to each other.
+
+    Attributes:
+        keys: ``(depth, batch, heads, capacity, head_dim)``, as are ``values``.
+        length: the number of stored tokens.
+        bound: the number of tokens that attention reads in a step: the stored ones and the new ones.
     """
 
     def __init__(
@@ -43,11 +46,11 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values."""
+        """The bytes of all keys and values."""
         return self.keys.nbytes + self.values.nbytes
 
     def seek(self, length: int) -> None:
-        """Declare that the next tokens stand behind the first ``length``."""
+        """Store the next tokens after the first ``length``."""
         self.length, self.bound = length, length + self.group
 
     def clear(self) -> None:
@@ -55,15 +58,16 @@ class KVCache:
         self.seek(0)
 
     def positions(self, count: int, offset: int = 0) -> slice | Tensor:
-        """Return the index of the next ``count`` tokens in a table with a row per token, from token ``-offset`` on."""
+        """Return the rows of the next ``count`` tokens in a table whose row 0 belongs to token ``-offset``."""
         start = self.length + offset
         return slice(start, start + count)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store the keys and values ``(batch, heads, T, head_dim)`` of a layer's next tokens.
 
-        Returns the keys and values that the ``T`` queries look at, and a mask where ordinary causal attention over them
-        would be wrong: ``(T, tokens)`` booleans, or numbers to add to the scores.
+        Returns:
+            The keys and values that the ``T`` queries attend to, and a mask where plain causal attention would be
+            wrong: ``(T, tokens)`` booleans, or numbers to add to the scores.
         """
         count = keys.shape[2]
         end = self.length + count
@@ -76,8 +80,10 @@ class KVCache:
 
 
 def group_mask(count: int, before: int, group: int, device: torch.device) -> Tensor:
-    """Return which tokens each of the ``count`` behind the first ``before`` sees, ``(count, before + count)`` booleans:
-    all up to the end of its own group."""
+    """Return the mask of ``count`` tokens after the first ``before``: ``(count, before + count)`` booleans.
+
+    A token attends to all tokens up to the end of its own group.
+    """
     ends = before + (torch.arange(count, device=device) // group + 1) * group
     return torch.arange(before + count, device=device) < ends.unsqueeze(1)
 
@@ -85,9 +91,9 @@ def group_mask(count: int, before: int, group: int, device: torch.device) -> Ten
 class StaticCache(KVCache):
     """A cache for compiled and captured steps: a step of ``group`` tokens has the same shapes at many positions.
 
-    The position is a tensor, so that one CUDA graph or compiled function serves many of them. Attention looks at
-    ``bound`` tokens, whole buckets of ``bucket`` tokens (by default the whole cache), and a mask hides those that are
-    not there yet. A prefix is stored as in :class:`KVCache`.
+    The position is a tensor, so that one CUDA graph or compiled function serves many positions. Attention reads
+    ``bound`` tokens, a multiple of ``bucket`` (by default the whole cache); a mask hides the tokens that are not stored
+    yet. A prefix is stored as in :class:`KVCache`.
     """
 
     def __init__(
@@ -105,7 +111,7 @@ class StaticCache(KVCache):
         self.bucket = bucket or self.capacity
         self._first = torch.arange(group, dtype=torch.int64, device=device)
         self.position = self._first.clone()
-        # Added to the scores. Booleans would be turned into such numbers in every layer.
+        # Numbers to add to the scores: every layer would convert booleans into them.
         self.mask = torch.zeros(1, 1, 1, self.capacity, dtype=dtype, device=device)
         self.seek(0)
 
@@ -135,16 +141,17 @@ class StaticCache(KVCache):
 
 
 class Masked:
-    """In place of a cache, for one pass over whole sequences: ``mask`` says which tokens each token sees.
+    """The interface of a cache for one pass over whole sequences under a mask.
 
-    It is of booleans and broadcasts to ``(B, heads, T, T)``; every token sees at least one.
+    ``mask`` holds booleans, True where a query may attend to a key. It broadcasts to ``(B, heads, T, T)``; every query
+    needs at least one key.
     """
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
 
     def positions(self, count: int, offset: int = 0) -> slice:
-        """Return the places of the first ``count`` tokens (:class:`KVCache`)."""
+        """Return the rows of the first ``count`` tokens (:class:`KVCache`)."""
         return slice(count)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,4 +160,4 @@ class Masked:
 
 
 NewCache: TypeAlias = Callable[[TransformerConfig, int, int, torch.device, torch.dtype, int], KVCache]
-"""Makes a cache from the arguments of :class:`KVCache`."""
+"""A function that makes a cache from the arguments of :class:`KVCache`."""

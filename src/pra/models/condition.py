@@ -1,4 +1,4 @@
-"""The condition of an image by its class. A model owns its condition as a module."""
+"""The condition of an image by its class: a module of the model."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pra.errors import PraError, nearest
 from pra.utils.files import file_part
 
 Labels: TypeAlias = int | str | Sequence[int | str] | Tensor
-"""Classes by number or name; one alone is a batch of one. Or rows ``(B, 1 + L)`` of :mod:`pra.models.text`."""
+"""Classes by number or name, or rows ``(B, 1 + L)`` of :mod:`pra.models.text`. A single class is a batch of one."""
 Row: TypeAlias = Callable[[int, str], npt.NDArray[np.int64]]
-"""Makes what a model is told of an image, int64 ``(1 + L,)``, from its class and a caption; it can be pickled."""
+"""A function from a class and a caption to a row of a batch of conditions, int64 ``(1 + L,)``; it can be pickled."""
 Texts: TypeAlias = str | Sequence[str]
-"""Captions; one alone is a batch of one."""
+"""Captions. A single caption is a batch of one."""
 
 
 class ClassCondition(nn.Module):
-    """Learned prefix tokens for each class, and for the null class of classifier-free guidance (2207.12598).
+    """Learned prefix tokens for each class, and for the null class of classifier-free guidance (arXiv 2207.12598).
 
-    A batch of conditions is a tensor of labels, ``(B,)`` int64 in ``[0, num_classes]``; the last is the null class.
-    Each has ``count`` tokens of ``width``. ``row`` makes the row of a batch from a class and a caption, where captions
-    are read (:mod:`pra.models.text`).
+    A batch of conditions is a tensor of labels, ``(B,)`` int64 in ``[0, num_classes]``; ``num_classes`` is the null
+    class. Each label has ``count`` tokens of ``width``. ``row`` is None where captions are not read
+    (:mod:`pra.models.text`).
     """
 
     row: Row | None = None
@@ -40,15 +40,15 @@ class ClassCondition(nn.Module):
 
     @property
     def embeddings(self) -> list[nn.Parameter]:
-        """Return the parameters that are embeddings, but in no ``nn.Embedding``."""
+        """The parameters that are embeddings outside ``nn.Embedding``."""
         return []
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Labels ``(B,)`` to prefix tokens ``(B, count, width)``."""
+        """Return the prefix tokens ``(B, count, width)`` of labels ``(B,)``."""
         return self.embedding(labels).view(len(labels), self.count, -1)  # type: ignore[no-any-return]
 
     def null_like(self, labels: Tensor) -> Tensor:
-        """Return as many null conditions."""
+        """Return one null condition for each of ``labels``."""
         return torch.full_like(labels, self.null)
 
     def drop(self, labels: Tensor, drawn: Tensor, probability: float) -> Tensor:
@@ -56,12 +56,16 @@ class ClassCondition(nn.Module):
         return labels.masked_fill(drawn < probability, self.null)
 
     def parse(self, given: Labels | None, classes: Sequence[str], captions: Texts | None = None) -> Tensor:
-        """Return labels ``(B,)`` on the CPU, from classes by number or by name. Refuse others, and captions."""
+        """Return labels ``(B,)`` on the CPU, from classes by number or by name.
+
+        Raises:
+            PraError: an unknown class, a number out of range, no labels, or captions.
+        """
         if captions is not None:
             self.texts(captions)
         if given is None:
             raise PraError("no labels are given. Give classes by number or name", code="missing")
-        asked = listed(given)  # once: it may be an iterator
+        asked = listed(given)
         numbers = [place_of(label, classes) if isinstance(label, str) else label for label in asked]
         labels = integers(numbers, "labels must be whole numbers of 64 bits or names of classes")
         wrong = labels[(labels < 0) | (labels > self.null)]
@@ -71,31 +75,35 @@ class ClassCondition(nn.Module):
         return labels
 
     def use(self, name: str) -> None:
-        """Take a frozen encoder from another place: this condition has none."""
+        """Refuse to load a frozen text encoder: this condition does not have one."""
         raise PraError("this model has no frozen text encoder. Leave --weights out", code="conflict", name=name)
 
     def kept(self, text: str) -> str:
-        """Return as much of a text as is read: nothing."""
+        """Return the part of a text that the model reads: nothing."""
         return ""
 
     def unread(self, texts: Sequence[str]) -> str:
-        """Say in words what the model leaves out of the longest of some texts: nothing is said here."""
+        """Return a message if the model would cut one of the texts: always empty here."""
         return ""
 
     def texts(self, captions: Texts) -> list[str]:
-        """Return captions as the model reads them: this condition refuses them."""
+        """Refuse captions: this condition does not read them."""
         raise PraError("this model draws classes and reads no captions. Give labels", code="unsupported")
 
     def file_name(self, label: int, classes: Sequence[str]) -> str:
-        """Name a class in a file's name, such as ``0007-cat``; or a caption by its place among ``classes``."""
+        """Return the part of a file's name for a class, such as ``0007-cat``, or for a caption among ``classes``."""
         part = file_part(classes[label])
         return f"{label:04d}-{part}" if part else f"{label:04d}"  # an empty caption
 
     def rows_for(self, known: Sequence[str], classes: Sequence[str]) -> list[int]:
-        """Return the row of ``embedding`` that each of other ``classes`` begins with, their null class last.
+        """Return the rows of ``embedding`` from which other ``classes`` start, the null class last.
 
-        A class whose name is among ``known``, this condition's own, keeps its row; a new one takes the null class's.
-        Refuse a name that classes of both share and several of one have, unless all classes are the same.
+        A class whose name is among ``known``, the classes of this condition, keeps its row. A new class starts from the
+        null class.
+
+        Raises:
+            PraError: a name that occurs in both lists occurs twice in one of them, so that its row is not clear. Equal
+                lists are allowed.
         """
         if tuple(known) == tuple(classes):
             return [*range(len(known)), self.null]
@@ -103,13 +111,14 @@ class ClassCondition(nn.Module):
         twice = next((name for name in classes if there[name] and there[name] + here[name] > 2), None)
         if twice is not None:
             problem = f"{there[twice]} of the model's classes and {here[twice]} of the data are called {twice!r}"
-            raise PraError(f"{problem}. Rename those of the data, to begin them anew", code="conflict", value=twice)
+            fix = "Rename the classes of the data to train them from scratch"
+            raise PraError(f"{problem}. {fix}", code="conflict", value=twice)
         places = {name: place for place, name in enumerate(known)}
         return [*(places.get(name, self.null) for name in classes), self.null]
 
 
 def place_of(name: str, classes: Sequence[str]) -> int:
-    """Return the number of the class of that name. Refuse a name that no class has, or several have."""
+    """Return the number of the class ``name``. Refuse an unknown name, and a name of several classes."""
     if name not in classes:
         raise PraError(f"no class {name!r}{nearest(name, classes)}", code="unknown", value=name)
     places = [str(place) for place, known in enumerate(classes) if known == name]
@@ -120,14 +129,18 @@ def place_of(name: str, classes: Sequence[str]) -> int:
 
 
 def listed(values: Any) -> list[Any]:
-    """Return the values of a tensor, an array or a sequence; one value as a list of one."""
+    """Return the values of a tensor, an array or an iterable as a list; a single value becomes a list of one."""
     if isinstance(values, Tensor | np.ndarray):
         values = values.tolist()
     return list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
 
 
 def integers(values: Any, expected: str) -> Tensor:
-    """Return whole numbers as int64 on the CPU, neither rounded nor wrapped. Refuse others, and say ``expected``."""
+    """Return whole numbers as int64 on the CPU, neither rounded nor wrapped.
+
+    Raises:
+        PraError: a value is not a whole number of 64 bits; ``expected`` begins the message.
+    """
     given = listed(values)
     try:
         return torch.tensor([operator.index(value) for value in given], dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Captions read by a frozen encoder from the library transformers (T5, CLIP, any AutoModel): the extra `text`."""
+"""Captions read by a frozen encoder of the library transformers (T5, CLIP, any AutoModel). Needs the extra `text`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pra.models.text import NOTHING, TextCondition, plain
 from pra.utils.extras import import_failed
 
 MOST_BYTES = 2**30
-"""Of the features that are kept."""
+"""Memory for cached features."""
 
 
 @contextmanager
@@ -46,27 +46,28 @@ def _tokenizer(name: str) -> Any:
 
 @functools.lru_cache(maxsize=2)
 def _network(name: str) -> nn.Module:
-    """Return the part of a model that reads texts, in evaluation mode. Only safetensors are read, never a pickle."""
+    """Load the text encoder of a model, in evaluation mode. Reads safetensors only, never a pickle."""
     with _explained(name):
         from transformers import AutoModel
 
         model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
-    found: nn.Module = getattr(model, "text_model", model)  # of CLIP
+    found: nn.Module = getattr(model, "text_model", model)  # CLIP's name
     return found.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """Makes rows ``(1 + length,)``: a class, the tokens of a text by the encoder's own tokenizer, and -1 behind."""
+    """A function to rows ``(1 + length,)``: a class, the tokens of a text by the encoder's tokenizer, then -1."""
 
     name: str
     length: int
 
     def tokens(self, text: str) -> list[int]:
-        """Return all tokens of a text; of an empty one nothing."""
-        found: list[int] = _tokenizer(self.name)(plain(text), verbose=False)["input_ids"] if plain(text) else []
+        """Return all tokens of a text; an empty list for an empty text."""
+        text = plain(text)
+        found: list[int] = _tokenizer(self.name)(text, verbose=False)["input_ids"] if text else []
         return found
 
     def __call__(self, label: int, text: str) -> npt.NDArray[np.int64]:
@@ -76,9 +77,9 @@ class TokenRow:
 
 
 class Features:
-    """The features of texts by a frozen encoder, each computed once and kept. No part of the model's weights.
+    """Features of texts by a frozen encoder, cached. They are not part of the model's weights.
 
-    Every text is computed alone, so that its features depend on nothing else. Copies share what is kept.
+    The encoder reads one text at a time, so that features do not depend on the batch. Copies share the cache.
     """
 
     def __init__(self, frozen: FrozenConfig) -> None:
@@ -93,9 +94,9 @@ class Features:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, text: Tensor) -> Tensor:
-        """Tokens ``(B, L)`` to features ``(B, L, width)`` float32, zeros behind a text."""
+        """Return the features ``(B, L, width)`` float32 of tokens ``(B, L)``; zeros after the end of a text."""
         features = torch.zeros(*text.shape, self.width, device=text.device)
-        if text.is_meta or type(text) is not Tensor:  # counts of arithmetic and memory
+        if text.is_meta or type(text) is not Tensor:  # no values: FLOPs or memory are being counted
             return features
         for place, row in enumerate(text.cpu()):
             tokens = row[row != NOTHING]
@@ -123,7 +124,7 @@ class Features:
 class FrozenTextCondition(TextCondition):
     """A :class:`TextCondition` whose reader sees the features of a frozen encoder in place of bytes.
 
-    A batch of conditions is int64 ``(B, 1 + L)``: the class, the tokens of the encoder's tokenizer, and -1 behind them.
+    A batch of conditions is int64 ``(B, 1 + L)``: the class, the tokens of the encoder's tokenizer, then -1.
     """
 
     row: TokenRow
@@ -135,12 +136,12 @@ class FrozenTextCondition(TextCondition):
         self.letters = nn.Linear(frozen.width, text.transformer.width)
 
     def use(self, name: str) -> None:
-        """Take the encoder, and its tokenizer, from another place."""
+        """Load the encoder and its tokenizer from another folder or name."""
         self.row = TokenRow(name, self.length)
         self.features = Features(FrozenConfig(name=name, width=self.features.width))
 
     def embed(self, text: Tensor) -> Tensor:
-        """Tokens ``(B, L)`` to the reader's inputs ``(B, L, width of the reader)``."""
+        """Return the reader's inputs ``(B, L, W)`` of tokens ``(B, L)``; ``W`` is the reader's width."""
         return self.letters(self.features(text))  # type: ignore[no-any-return]
 
     def size(self, text: str) -> int:
@@ -148,5 +149,5 @@ class FrozenTextCondition(TextCondition):
         return len(self.row.tokens(text))
 
     def kept(self, text: str) -> str:
-        """Return a text; its tokens beyond the length are left out of its row."""
+        """Return the whole text: :class:`TokenRow` cuts its tokens."""
         return plain(text)

@@ -1,7 +1,7 @@
-"""JiT, the diffusion baseline: "Just image Transformer" (Li and He, arXiv 2511.13720), of the same parts as PRA.
+"""JiT, the diffusion baseline: "Just image Transformer" (Li and He, arXiv 2511.13720), built from the parts of PRA.
 
-It predicts the clean image ``x`` and is trained, and integrated, as the velocity that this means. Unlike the paper's: a
-learned position per token beside the rotary embedding, class tokens from the first block on, and no dropout.
+It predicts the clean image ``x``; training and sampling convert the prediction to a velocity. Unlike the paper's JiT,
+it has a learned position per token beside the rotary embedding, class tokens from the first block on, and no dropout.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ModulatedBlock(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(self, x: Tensor, rotary: Tensor, context: Tensor) -> Tensor:
-        """``(B, T, width)`` to the same; ``context`` is ``(B, 1, width)``."""
+        """Map ``(B, T, width)`` to the same shape; ``context`` is ``(B, 1, width)``."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(context).chunk(6, dim=-1)
         x = x + gate * self.attention(self.attention_norm(x) * (1 + scale) + shift, rotary)
         return x + mlp_gate * self.mlp(self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift)  # type: ignore[no-any-return]
@@ -65,9 +65,8 @@ class JiT(ImageModel):
         # Every block begins as the identity, and the predicted image as grey.
         modulations = [block.modulation for block in self.blocks if isinstance(block, ModulatedBlock)]
         if seed is not None:
-            initialise(
-                self, seed, [self.position, *self.condition.embeddings], [*modulations, self.final_modulation, self.out]
-            )
+            zeros = [*modulations, self.final_modulation, self.out]
+            initialise(self, seed, [self.position, *self.condition.embeddings], zeros)
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor, prefix: Tensor | None = None) -> Tensor:
         """Return the velocity ``dx/dt`` at ``x_t``: ``(B, N, P)``, float32.
@@ -75,8 +74,8 @@ class JiT(ImageModel):
         Args:
             x_t: ``(B, N, P)``, noised patches.
             t: in [0, 1], 0 pure noise and 1 the image; ``(B, 1)``, or ``(1, 1)`` for all.
-            labels: as the condition takes them: ``(B,)``, or rows.
-            prefix: the condition's tokens of these labels, where they are known already.
+            labels: ``(B,)``, or rows ``(B, 1 + L)`` of a class and a caption.
+            prefix: the condition's tokens of these labels; computed by default.
         """
         prefix = self.condition(labels) if prefix is None else prefix
         classes, text = prefix[:, :1], prefix[:, 1:]
@@ -85,7 +84,7 @@ class JiT(ImageModel):
             context = context + text.mean(dim=1, keepdim=True)
         context = F.silu(context)
         tokens = torch.cat([classes.expand(-1, self.config.class_tokens, -1), text, self.patch_in(x_t)], dim=1)
-        h = tokens + self.position  # in the weights' precision, under autocast too
+        h = tokens + self.position  # float32, under autocast too
         for block in self.blocks:
             h = block(h, self.rotary, context)
         shift, scale = self.final_modulation(context).chunk(2, dim=-1)

@@ -1,4 +1,4 @@
-"""PRA: backbone, head, codec and the auxiliary predictor, composed."""
+"""PRA: the model of backbone, head, codec and auxiliary predictor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Backbone(nn.Module):
         # The last patch is never an input.
         positions = raster_positions(config.group_grid, prefix=self.prefix)[:-1]
         self.transformer = Transformer(config.backbone, positions)
-        # A token sits where its patch is; this tells the head which patch comes next (as SphereAR does).
+        # A token has the position of its own patch. This tells the head which patch comes next (as in SphereAR).
         self.next_position = nn.Parameter(torch.empty(config.num_groups, width))
 
     def new_cache(self, batch: int, kind: NewCache = KVCache) -> KVCache:
@@ -33,14 +33,14 @@ class Backbone(nn.Module):
         return self.transformer.new_cache(batch, kind)
 
     def forward(self, prefix: Tensor | None, patches: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return ``h`` of the first ``n + 1`` patches; without a prefix, ``h`` after one patch more.
+        """Return ``h`` of the first ``n + 1`` patches; without a prefix, ``h`` after one more patch.
 
         Args:
-            prefix: ``(S * B, K, D)``, the tokens of the condition, of ``S`` streams that share their patches; ``None``
-                where ``cache`` holds them.
-            patches: ``(B, n, P)`` in [-1, 1], the first ``n < N`` of the raster; without a prefix one patch, the token
-                that ``cache`` points at.
-            cache: for ``S * B`` sequences, to fill and to continue.
+            prefix: ``(S * B, K, D)``, the tokens of the condition, for ``S`` streams that share their patches; ``None``
+                where ``cache`` already holds them.
+            patches: ``(B, n, P)`` in [-1, 1], the first ``n < N`` of the raster; without a prefix a single patch, at
+                the position of ``cache``.
+            cache: for ``S * B`` sequences; the tokens are added to it.
 
         Returns:
             ``h_1 .. h_{n+1}``: ``(S * B, n + 1, D)``; ``(S * B, 1, D)`` without a prefix.
@@ -56,7 +56,7 @@ class Backbone(nn.Module):
 
 
 class PRA(ImageModel):
-    """The model of docs/method.md. The autoregressive baselines are other configurations of it.
+    """The model of docs/method.md. The autoregressive baselines are other configurations of this class.
 
     The initial weights depend on ``seed`` alone; None leaves them uninitialised, to be loaded.
     """
@@ -72,9 +72,9 @@ class PRA(ImageModel):
             self.head = FlowHead(config)
             self.shortcut = FlowHead(config, spans=True) if config.head.shortcut else None
             self.codec = StateCodec(config, config.codec) if config.codec else IdentityCodec()
-            # L_aux: h_i predicts the per-patch-normalised x_i. Used in training only.
+            # Used in training only. L_aux: h_i predicts x_i, normalised per patch.
             self.auxiliary = nn.Linear(config.backbone.width, config.group_dim)
-        # What modulates the head, and its output, starts at zero (DiT): the head begins as the zero field.
+        # Modulations and outputs start at zero (DiT), so the initial head returns zero.
         zeros = [layer for head in (self.head, self.shortcut) if head is not None for layer in head.zeros()]
         if self.codec.deblock is not None:
             zeros.append(self.codec.deblock.out)
@@ -87,34 +87,39 @@ class PRA(ImageModel):
         return self.backbone.transformer.blocks
 
     def head_for(self, solver: Solver) -> FlowHead:
-        """Return the head that a solver integrates: the second head for the steps that it has learnt."""
+        """Return the head that a solver integrates: the second head for :attr:`Solver.SHORTCUT`."""
         if solver is not Solver.SHORTCUT:
             return self.head
-        assert self.shortcut is not None, "settings are checked before: pra.config.check_sampling"
+        assert self.shortcut is not None, "pra.config.check_sampling refuses such settings"
         return self.shortcut
 
     def is_told(self, solver: Solver) -> bool:
-        """Whether the head that a solver integrates is told the guidance scale."""
+        """Return whether the head that a solver integrates reads the guidance scale."""
         return self.head_for(solver).scale_in is not None
 
     def conditions(self, labels: Tensor, patches: Tensor) -> Tensor:
-        """``h = F(c, x)``: labels or rows, and the first ``n`` patches ``(B, n, P)``, to ``h_1 .. h_{n+1}``."""
+        """Return ``h = F(c, x)``, ``(B, n + 1, D)``, of labels or rows and of the first ``n`` patches ``(B, n, P)``."""
         return self.backbone(self.condition(labels), patches)  # type: ignore[no-any-return]
 
     def write(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Decode states to pixels, clamped to [-1, 1], float32: the one path in training and in sampling."""
+        """Decode states ``(B, n, d)`` to float32 pixels ``(B, n, P)``, clamped to [-1, 1].
+
+        Training and sampling use this same path.
+        """
         return self.codec.decode(states, cache).float().clamp(-1.0, 1.0)
 
     def picture(self, patches: Tensor) -> Tensor:
-        """``(B, rows * columns, P)`` to pictures ``(B, C, rows * p, W)`` (:meth:`unpatchify`), through the deblocking
-        filter, if there is one, and unclamped then."""
+        """Return the pictures ``(B, C, rows * p, W)`` of patches ``(B, rows * columns, P)``.
+
+        A deblocking filter is applied if the model has one; its output is not clamped.
+        """
         pictures = self.unpatchify(patches)
         if self.codec.deblock is None:
             return pictures
         return pictures + self.unpatchify(self.codec.deblock(pictures).float(), group=(1, 1))
 
     def clean_conditions(self, labels: Tensor, patches: Tensor) -> Tensor | None:
-        """``F(c, x)`` for the encoder, ``(B, n, D)`` for ``n`` patches; None where the encoder does not see it."""
+        """Return ``F(c, x)``, ``(B, n, D)`` for ``n`` patches; None where the encoder does not read it."""
         return self.conditions(labels, patches[:, :-1]) if self.codec.sees_condition else None
 
     def read(self, labels: Tensor, patches: Tensor, t: Tensor | None = None) -> None:
@@ -123,7 +128,7 @@ class PRA(ImageModel):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
-        """See :meth:`ImageModel.reconstruct`."""
+        """Return images encoded and decoded (:meth:`ImageModel.reconstruct`)."""
         patches = self.patchify(images)
         states = self.codec.encode(patches, self.clean_conditions(labels, patches))
         return self.picture(self.write(states)).clamp(-1.0, 1.0)

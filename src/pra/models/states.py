@@ -1,4 +1,4 @@
-"""States: the encoder ``G`` that makes them, and the causal pixel decoder ``D`` that writes pixels from them."""
+"""The codec: the encoder ``G`` from patches to states, and the causal decoder ``D`` from states to pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pra.models.transformer import RMSNorm, SwiGLU, Transformer, raster_position
 
 
 class ResidualMLP(nn.Module):
-    """``x + swiglu(norm(x))``."""
+    """A residual block ``x + swiglu(norm(x))``."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -19,12 +19,12 @@ class ResidualMLP(nn.Module):
         self.mlp = SwiGLU(width, 3 * width // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., width)`` to the same."""
+        """Map ``(..., width)`` to the same shape."""
         return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]
 
 
 class StateEncoder(nn.Module):
-    """``G(x_i, h_i)``: a residual MLP per patch. Where the condition is not seen, ``h`` is ignored."""
+    """The encoder ``G(x_i, h_i)``: a residual MLP per patch. Without ``sees_condition`` it ignores ``h``."""
 
     def __init__(self, model: ModelConfig, codec: CodecConfig) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class StateEncoder(nn.Module):
         self.out = nn.Linear(width, codec.state_dim)
 
     def forward(self, patches: Tensor, conditions: Tensor | None) -> Tensor:
-        """``(B, n, P)`` and ``(B, n, D)`` to ``(B, n, d)``, not yet normalised."""
+        """Return states ``(B, n, d)``, not yet normalised, of patches ``(B, n, P)`` and conditions ``(B, n, D)``."""
         x = self.patch_in(patches).to(self.norm.weight.dtype)
         if self.condition_in is not None:
             assert conditions is not None, "this encoder sees the condition: pass h"
@@ -47,10 +47,10 @@ class StateEncoder(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """``x^_i = D(z_<=i)``: causal, so that it runs in parallel in training and step by step in sampling.
+    """The decoder ``x^_i = D(z_<=i)``: causal, so it runs in parallel in training and step by step in sampling.
 
-    It has one token per patch; the patches of a group, whose states are sampled together, see each other. Without
-    context ``x^_i = D(z_i)``: every group is a sequence of its own.
+    The transformer has one token per patch; the patches of a group attend to each other, as their states are sampled
+    together. Without context ``x^_i = D(z_i)``: every group is a separate sequence.
     """
 
     def __init__(self, model: ModelConfig, codec: CodecConfig) -> None:
@@ -62,7 +62,7 @@ class PixelDecoder(nn.Module):
         self.out = nn.Linear(codec.decoder.width, model.patch_dim)
 
     def forward(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
-        """``(B, n, k * d)`` to ``(B, n, k * P)``; with a cache, the states after those in it."""
+        """Decode ``(B, n, k * d)`` to ``(B, n, k * P)``; with a cache, the states after those in the cache."""
         (b, n, numbers), k = states.shape, self.transformer.group
         tokens = self.state_in(states.reshape(b, n * k, numbers // k))
         if self.context:
@@ -74,7 +74,7 @@ class PixelDecoder(nn.Module):
 
 
 class DeblockingFilter(nn.Module):
-    """Corrects the patches of a finished picture by the pixels around them. It begins as the identity."""
+    """A filter that corrects each patch of a finished picture from the pixels around it. It starts as the identity."""
 
     def __init__(self, model: ModelConfig, config: DeblockConfig) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class DeblockingFilter(nn.Module):
         self.out = nn.Linear(config.width, model.patch_dim)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Return the corrections ``(B, n, P)`` of pictures ``(B, C, h, w)`` of ``n`` patches; zeros lie around them."""
+        """Return the corrections ``(B, n, P)`` of pictures ``(B, C, h, w)`` of ``n`` patches, padded with zeros."""
         p, m = self.patch_size, self.margin
         windows = F.unfold(F.pad(pictures, (m, m, m, m)), p + 2 * m, stride=p)
         x = self.window_in(windows.transpose(1, 2))
@@ -95,10 +95,10 @@ class DeblockingFilter(nn.Module):
 
 
 class StateCodec(nn.Module):
-    """Learned low-dimensional states.
+    """A codec of learned low-dimensional states.
 
-    Patches, states and conditions are those of groups, ``(B, n, k * P)``, ``(B, n, k * d)`` and ``(B, n, D)``. The
-    encoder reads each patch by itself, and each state has a sphere of its own.
+    Patches, states and conditions are those of groups: ``(B, n, k * P)``, ``(B, n, k * d)`` and ``(B, n, D)``. The
+    encoder reads each patch separately, and normalises each state separately.
     """
 
     def __init__(self, model: ModelConfig, codec: CodecConfig) -> None:
@@ -114,7 +114,10 @@ class StateCodec(nn.Module):
         return self.decoder.transformer.new_cache(batch, kind) if self.decoder.context else None
 
     def encode(self, patches: Tensor, conditions: Tensor | None) -> Tensor:
-        """``z = norm(G(x, h))``: ``(B, n, P)`` to ``(B, n, d)``; ``h`` ``(B, n, D)`` where the encoder sees it."""
+        """Return ``z = norm(G(x, h))``, ``(B, n, d)``, of patches ``(B, n, P)`` and conditions ``(B, n, D)``.
+
+        ``conditions`` may be None if the encoder does not read them.
+        """
         (b, n, numbers), k = patches.shape, self.group_size
         if k > 1 and conditions is not None:
             conditions = conditions.repeat_interleave(k, dim=1)
@@ -122,33 +125,36 @@ class StateCodec(nn.Module):
         return self.normalise(states.reshape(b, n, k * self.state_dim))
 
     def normalise(self, states: Tensor) -> Tensor:
-        """LayerNorm of each state without affine, in float32: zero mean and ``||z_i|| = sqrt(d)``."""
+        """Normalise each state to zero mean and ``||z_i|| = sqrt(d)``, in float32 (LayerNorm without affine)."""
         single = states.float().reshape(*states.shape[:-1], self.group_size, self.state_dim)
         return F.layer_norm(single, (self.state_dim,)).flatten(-2)
 
     def decode(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
-        """``D(z)``: ``(B, n, d)`` to ``(B, n, P)``, unclamped; with a cache, the states after those in it."""
+        """Return ``D(z)``, ``(B, n, P)``, unclamped, of states ``(B, n, d)``.
+
+        With a cache, the states are those after the states in the cache.
+        """
         return self.decoder(states, cache)  # type: ignore[no-any-return]
 
 
 class IdentityCodec(nn.Module):
-    """The interface of :class:`StateCodec` with the patch itself as the state, as in pixel AR; nothing to learn."""
+    """The interface of :class:`StateCodec` without parameters: the state is the patch, as in pixel AR."""
 
     sees_condition = False
     deblock = None
 
     def new_cache(self, batch: int, kind: NewCache = KVCache) -> None:
-        """No cache: a patch depends on its own state only."""
+        """Return None: a patch depends on its own state only."""
         return None
 
     def encode(self, patches: Tensor, conditions: Tensor | None) -> Tensor:
-        """The patches."""
+        """Return the patches."""
         return patches
 
     def normalise(self, states: Tensor) -> Tensor:
-        """Pixels have no sphere to return to: unchanged."""
+        """Return the states unchanged: pixels are not normalised."""
         return states
 
     def decode(self, states: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The states."""
+        """Return the states."""
         return states

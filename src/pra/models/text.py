@@ -1,4 +1,4 @@
-"""Captions as conditions: a text is read by a small transformer, whose outputs are prefix tokens beside the class's."""
+"""Captions as conditions: a small transformer reads the text, and its outputs are prefix tokens after the class's."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pra.models.transformer import Transformer, raster_positions
 
 BYTES = 256
 NOTHING = -1
-"""Behind the tokens of a text."""
+"""Padding after the tokens of a text."""
 
 
 @dataclass(frozen=True)
 class ByteRow:
-    """Makes rows ``(1 + length,)``: a class, the bytes of a text, and :data:`NOTHING` behind them."""
+    """A function to rows ``(1 + length,)``: a class, the bytes of a text, then :data:`NOTHING`."""
 
     length: int
 
@@ -38,22 +38,22 @@ class ByteRow:
 
 
 def plain(text: str) -> str:
-    """Return a text as models read it: in Unicode's composed form, with single spaces between words."""
+    """Return a text as models read it: in Unicode's composed form (NFC), with single spaces between words."""
     return " ".join(unicodedata.normalize("NFC", text).encode(errors="replace").decode().split())
 
 
 def cut(text: str, length: int) -> str:
-    """Return the longest beginning of a :func:`plain` text that has at most ``length`` bytes in UTF-8."""
+    """Return the longest prefix of a :func:`plain` text with at most ``length`` bytes in UTF-8."""
     return plain(text).encode()[:length].decode(errors="ignore")
 
 
 class TextCondition(ClassCondition):
-    """Prefix tokens of a class and of a text, both of which may be left out.
+    """Prefix tokens of a class and of a text, both optional.
 
-    A batch of conditions is int64 ``(B, 1 + L)``: the class (``num_classes`` is the null class), then the text's bytes
-    in UTF-8, and -1 behind them. Labels ``(B,)`` are conditions without text. Behind the class's ``count`` tokens stand
-    those of the text: the outputs of learned queries, which see the whole text in a bidirectional transformer. So the
-    prefix has the same length for every text, and padding stays in here.
+    A batch of conditions is int64 ``(B, 1 + L)``: the class (``num_classes`` is the null class), the text's bytes in
+    UTF-8, then -1. Labels ``(B,)`` are conditions without text. The class's ``count`` tokens come first. The tokens of
+    the text are the outputs of learned queries, which attend to the whole text in a bidirectional transformer. The
+    prefix therefore has the same length for every text, and other modules do not see padding.
     """
 
     row: Row
@@ -71,23 +71,23 @@ class TextCondition(ClassCondition):
 
     @property
     def embeddings(self) -> list[nn.Parameter]:
-        """Return the parameters that are embeddings: :class:`ClassCondition`."""
+        """The parameters that are embeddings outside ``nn.Embedding``."""
         return [self.place, self.queries]
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Conditions ``(B, 1 + L)`` to prefix tokens ``(B, count + tokens, width)``."""
+        """Return the prefix tokens ``(B, count + tokens, width)`` of conditions ``(B, 1 + L)``."""
         rows = self.rows(labels)
         return torch.cat([super().forward(rows[:, 0]), self.read(rows[:, 1:])], dim=1)
 
     def read(self, text: Tensor) -> Tensor:
-        """Texts ``(B, L)`` to their tokens ``(B, tokens, width)``."""
+        """Return the tokens ``(B, tokens, width)`` of texts ``(B, L)``."""
         queries = self.queries.expand(len(text), -1, -1)
         there = torch.cat([text.new_ones(queries.shape[:2]).bool(), text != NOTHING], dim=1)
         tokens = torch.cat([queries, self.embed(text) + self.place], dim=1)
         return self.out(self.reader(tokens, Masked(there[:, None, None]))[:, : queries.shape[1]])  # type: ignore[no-any-return]
 
     def embed(self, text: Tensor) -> Tensor:
-        """Texts ``(B, L)`` to the reader's inputs ``(B, L, width of the reader)``."""
+        """Return the reader's inputs ``(B, L, W)`` of texts ``(B, L)``; ``W`` is the reader's width."""
         return self.letters(text.clamp(min=0))  # type: ignore[no-any-return]
 
     def size(self, text: str) -> int:
@@ -95,30 +95,31 @@ class TextCondition(ClassCondition):
         return len(plain(text).encode())
 
     def kept(self, text: str) -> str:
-        """Return as much of a text as is read."""
+        """Return the part of a text that the model reads."""
         return cut(text, self.length)
 
     def unread(self, texts: Sequence[str]) -> str:
-        """Say in words that the longest of some texts is cut, or nothing."""
+        """Return a message if the model would cut the longest of the texts, else an empty string."""
         longest = max(map(self.size, texts), default=0)
         cut_off = f"a caption has {longest} {self.unit}, and this model reads the first {self.length}"
         return cut_off if longest > self.length else ""
 
     def rows(self, labels: Tensor) -> Tensor:
-        """Return conditions ``(B, 1 + L)`` of labels ``(B,)``, without text; others as they are."""
+        """Return conditions ``(B, 1 + L)``: labels ``(B,)`` get an empty text, and conditions stay unchanged."""
         if labels.ndim == 2:
             return labels
         return torch.cat([labels[:, None], labels.new_full((len(labels), self.length), NOTHING)], dim=1)
 
     def null_like(self, labels: Tensor) -> Tensor:
-        """Return as many null conditions: no class, and no text."""
+        """Return one null condition for each of ``labels``: the null class and an empty text."""
         return self.rows(labels.new_full((len(labels),), self.null))
 
     def drop(self, labels: Tensor, drawn: Tensor, probability: float) -> Tensor:
         """Replace conditions by the null condition where ``drawn`` is below ``probability``.
 
-        Of several classes, as many conditions lose the text alone, and half of the others the class alone: either can
-        be asked for without the other. A probability of 0 leaves all as they are.
+        With several classes, the next ``probability`` of the conditions loses only the text, and half of the remaining
+        ones lose only the class. The model thus learns to sample from a class alone and from a text alone. A
+        probability of 0 leaves all conditions unchanged.
         """
         rows, null, drawn = self.rows(labels), self.null_like(labels), drawn.unsqueeze(1)
         whole = drawn < probability
@@ -131,11 +132,11 @@ class TextCondition(ClassCondition):
     def parse(self, given: Labels | None, classes: Sequence[str], captions: Texts | None = None) -> Tensor:
         """Return conditions ``(B, 1 + L)`` on the CPU, from classes by number or name, from texts, or from both.
 
-        A text alone has the model's only class, if there is one, else no class; an empty text alone is the null
-        condition. Rows ``(B, 1 + L)`` are returned as they are. A longer text is cut, with a warning.
+        A text without a class gets the class of a model with a single class, else the null class. An empty text without
+        a class is the null condition. Rows ``(B, 1 + L)`` stay unchanged. A long text is cut, with a warning.
 
         Raises:
-            PraError: neither classes nor texts, as many of them as of the others are not given, or unknown classes.
+            PraError: neither classes nor texts are given, their numbers differ, or a class is unknown.
         """
         if isinstance(given, Tensor) and given.ndim == 2:
             if given.shape[1] != 1 + self.length or captions is not None:
@@ -157,7 +158,7 @@ class TextCondition(ClassCondition):
         return torch.from_numpy(np.stack(rows)) if rows else labels.new_empty(0, 1 + self.length)
 
     def texts(self, given: Texts) -> list[str]:
-        """Return texts as the model reads them. Warn where it does not read all of one."""
+        """Return texts as the model reads them. Warn if a text is cut."""
         texts = listed(given)
         for text in texts:
             if not isinstance(text, str):
@@ -168,7 +169,7 @@ class TextCondition(ClassCondition):
 
 
 def condition_of(config: ImageConfig, count: int, width: int) -> ClassCondition:
-    """Build the condition of a model: ``count`` tokens of a class, of ``width``, and those of a text where it reads."""
+    """Build the condition of a model: ``count`` tokens of a class, and the tokens of a text if it is read."""
     if config.text is None:
         return ClassCondition(config.num_classes, count, width)
     if config.text.frozen is not None:

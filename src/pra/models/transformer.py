@@ -1,4 +1,4 @@
-"""A causal pre-norm transformer: RMSNorm, SwiGLU, query-key norm, and 2-D rotary positions, half of a head per axis."""
+"""A causal pre-norm transformer: RMSNorm, SwiGLU, query-key norm, and 2-D rotary positions (half a head per axis)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pra.models.cache import KVCache, Masked, NewCache, group_mask
 
 
 def raster_positions(grid: tuple[int, int], prefix: int = 0, group: tuple[int, int] = (1, 1)) -> Tensor:
-    """Return row and column of each token, ``(prefix + rows*columns, 2)``; the prefix is at 0, patches start at 1.
+    """Return row and column of each token, ``(prefix + rows * columns, 2)``: 0 for the prefix, from 1 for patches.
 
-    Patches are in raster order; groups of ``group`` rows and columns are, and so are the patches of each.
+    Groups of ``group`` rows and columns are in raster order, and so are the patches of each group.
     """
     rows, columns = torch.meshgrid(torch.arange(1, grid[0] + 1), torch.arange(1, grid[1] + 1), indexing="ij")
     down, across = group
@@ -23,7 +23,7 @@ def raster_positions(grid: tuple[int, int], prefix: int = 0, group: tuple[int, i
 
 
 def rotary_table(positions: Tensor, head_dim: int, base: float = 10_000.0) -> Tensor:
-    """Cosines and sines of the rotation of every token (arXiv 2104.09864): ``(2, T, head_dim / 2)``, float32."""
+    """Return cosines and sines of each token's rotation (arXiv 2104.09864): float32 ``(2, T, head_dim / 2)``."""
     frequencies = base ** (-torch.arange(0, head_dim // 2, 2).double() / (head_dim // 2))
     angles = (positions.double().unsqueeze(-1) * frequencies).flatten(1)
     return torch.stack([angles.cos(), angles.sin()]).float()
@@ -37,15 +37,15 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm in the arithmetic of its input: under autocast a float32 weight would keep torch off its fused kernel."""
+    """RMSNorm in the dtype of its input. Torch's fused kernel needs a weight of that dtype, under autocast too."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., width)`` to the same."""
+        """Map ``(..., width)`` to the same shape."""
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class SwiGLU(nn.Module):
-    """``W2 (silu(W1a x) * W1b x)`` (arXiv 2002.05202)."""
+    """The gated MLP ``W2 (silu(W1a x) * W1b x)`` (arXiv 2002.05202)."""
 
     def __init__(self, width: int, hidden: int, bias: bool = False) -> None:
         super().__init__()
@@ -53,15 +53,15 @@ class SwiGLU(nn.Module):
         self.out = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., width)`` to the same."""
+        """Map ``(..., width)`` to the same shape."""
         gate, value = self.into(x).chunk(2, dim=-1)
         return self.out(F.silu(gate) * value)  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
-    """Multi-head attention, causal or of every token to every other, the latter without a cache.
+    """Multi-head attention, causal or bidirectional; the latter does not take a cache.
 
-    Queries and keys are RMS-normalised (arXiv 2302.05442): stable in bfloat16.
+    Queries and keys are RMS-normalised (arXiv 2302.05442), which is stable in bfloat16.
     """
 
     def __init__(self, width: int, heads: int, causal: bool = True) -> None:
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | Masked | None = None, layer: int = 0) -> Tensor:
-        """``(B, T, width)`` to the same; ``rotary`` is the table of these ``T`` tokens."""
+        """Map ``(B, T, width)`` to the same shape; ``rotary`` is the table of these ``T`` tokens."""
         b, t, width = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q = rotate(self.query_norm(q), rotary)
@@ -87,7 +87,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + swiglu(norm(x))``; 12 width^2 parameters."""
+    """A block of ``x + attention(norm(x))``, then ``x + swiglu(norm(x))``; it has 12 width^2 parameters."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -97,15 +97,15 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, 8 * width // 3)
 
     def forward(self, x: Tensor, rotary: Tensor, cache: KVCache | Masked | None, layer: int) -> Tensor:
-        """``(B, T, width)`` to the same."""
+        """Map ``(B, T, width)`` to the same shape."""
         x = x + self.attention(self.attention_norm(x), rotary, cache, layer)
         return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
-    """The stack of blocks, its rotary table and the final norm; ``positions`` are from :func:`raster_positions`.
+    """A stack of blocks with a rotary table and a final norm; ``positions`` are from :func:`raster_positions`.
 
-    Attention is causal over groups of ``group`` tokens, which see each other.
+    Attention is causal over groups; the ``group`` tokens of a group attend to each other.
     """
 
     rotary: Tensor
@@ -125,12 +125,12 @@ class Transformer(nn.Module):
         return kind(self.config, batch, self.rotary.shape[1], weight.device, dtype, self.group)
 
     def forward(self, x: Tensor, cache: KVCache | Masked | None = None) -> Tensor:
-        """``(B, T, width)`` to the same shape; with a cache, ``x`` are the tokens behind those that it counts."""
+        """Map ``(B, T, width)`` to the same shape; with a cache, ``x`` are the tokens after those in the cache."""
         if cache is None and self.group > 1:
             cache = Masked(group_mask(x.shape[1], 0, self.group, x.device))
         rotary = self.rotary[:, slice(x.shape[1]) if cache is None else cache.positions(x.shape[1])]
         assert rotary.shape[1] == x.shape[1], f"this transformer has {self.rotary.shape[1]} tokens, no more"
-        # The residual stream keeps the weights' precision under autocast, token by token as in parallel.
+        # Keep the residual stream in the weights' precision under autocast, with a cache and without.
         x = x.to(self.norm.weight.dtype)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, cache, layer)

@@ -1,6 +1,6 @@
 """Models on disk: ``config.json`` beside safetensors. Never a pickle.
 
-A checkpoint of a run is a model folder too, with averages (``ema.safetensors``, ``power-0.05.safetensors``) beside.
+A checkpoint of a run is also a model folder. It adds averages (``ema.safetensors``, ``power-0.05.safetensors``).
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ from pra.utils.hub import download, is_address
 from pra.utils.provenance import file_sha256
 
 FORMAT, READABLE = 2, (1, 2)
-"""The format that is written, and those that are read. Format 1 kept the embedding of the classes elsewhere."""
+"""The format of new files, and the readable formats. Format 1 had other names for the embedding of the classes."""
 MOVED = {"backbone.class_embedding.": "condition.embedding.", "class_embedding.": "condition.embedding."}
 """Prefixes of tensor names in format 1, and the prefixes that replaced them."""
 CONFIG, MODEL, SUFFIX, JSON = "config.json", "model.safetensors", ".safetensors", ".json"
 RAW, EMA, POWER = "raw", "ema", "power-"
-"""Names of a checkpoint's weights: raw (in ``MODEL``), the exponential average, prefix of power-function averages."""
+"""Names of a checkpoint's weights: raw (in ``MODEL``), exponential average, prefix of power-function averages."""
 STATE = "state.json"
 """The manifest of a checkpoint, written last."""
 DIGESTS = "sha256"
-"""The key of the files' digests (:func:`content_sha256`) by name: in ``STATE``, or in ``CONFIG`` of a saved model."""
+"""JSON key of the digests (:func:`content_sha256`) by file: in ``STATE``, or in ``CONFIG`` of a saved model."""
 MOST_CAPTIONS, MOST_BYTES = 100, 4096
-"""Examples of captions that a model carries, and bytes of one: a damaged file may hold any number."""
+"""Most examples of captions in a model's file, and most bytes of each: a damaged file may hold any number."""
 Step = Annotated[int, within(1, 10**12)]
-"""Steps of training: a damaged file may hold any number."""
+"""Number of training steps, bounded: a damaged file may hold any number."""
 SHIPPED = Path(__file__).parents[1] / "shipped"
-"""The model that comes with the package, a folder as :func:`save` makes it."""
+"""The model that comes with the package: a folder made by :func:`save`."""
 
 
 def save(model: Model, folder: str | Path) -> Path:
     """Write ``config.json`` and ``model.safetensors`` into a new folder, for :func:`load`.
 
     Raises:
-        PraError: the folder exists, or the disk refuses.
+        PraError: the folder exists, or cannot be written.
     """
     folder = Path(folder).expanduser()
     check_free(folder, "choose another folder")
@@ -71,9 +71,10 @@ def save(model: Model, folder: str | Path) -> Path:
 
 
 def write_model(model: Model, folder: Path, half: bool = False) -> None:
-    """Write ``config.json`` and ``model.safetensors``, the weights as they are or rounded to float16.
+    """Write ``config.json`` and ``model.safetensors``; ``half`` rounds the weights to float16.
 
-    Refuses a weight beyond float16, and a model whose parts were replaced: it could not be loaded.
+    Raises:
+        PraError: a weight does not fit into float16, or parts of the model were replaced, so it could not be loaded.
     """
     tensors = model.state_dict()
     with torch.device("meta"):
@@ -92,17 +93,17 @@ def load(path: str | Path | None = None, average: str = EMA, device: str | torch
 
     Args:
         path: a run's folder (its newest checkpoint), a checkpoint, a folder made by :func:`save`, or
-            ``hub:user/model``; without one the model that comes with the package.
-        average: which weights of a checkpoint: ``ema``, ``raw``, or another of its :func:`averages` by name, such as
-            ``power-0.05``. A saved model holds one kind of weights, which ``ema`` means too.
-        device: where to put the model.
+            ``hub:user/model``; by default the model that comes with the package.
+        average: the weights of a checkpoint: ``ema``, ``raw``, or another of its :func:`averages` such as
+            ``power-0.05``. A saved model holds one kind of weights; ``ema`` loads them.
+        device: of the model.
 
     Returns:
-        A model of float32 weights, in whatever precision they were stored.
+        A model with float32 weights; half-precision files are converted.
 
     Raises:
-        PraError: nothing there, no checkpoint yet, no such average, or files that are damaged (their content is not
-            what was saved, by its SHA-256) or of a newer format; of the Hub, as :func:`pra.utils.hub.download`.
+        PraError: the folder, its checkpoint or the average does not exist; files are damaged (their SHA-256 is not that
+            of the saved ones) or of a newer format; or :func:`pra.utils.hub.download` fails.
     """
     folder = model_folder(path, average)
     try:
@@ -111,7 +112,7 @@ def load(path: str | Path | None = None, average: str = EMA, device: str | torch
     except PraError:
         if run_of(folder) is None or folder == Path(str(path)).expanduser() or not _fault(folder, ()):
             raise
-        return load(path, average, device)  # the run goes on, and has removed this checkpoint
+        return load(path, average, device)  # training continues and has just removed this checkpoint
     model = build_model(described.config, seed=None)
     model.sampling, model.classes, model.captions = described.sampling, described.classes, described.captions
     model.load_state_dict(tensors)
@@ -148,9 +149,9 @@ def power_name(length: float) -> str:
 
 
 def model_folder(path: str | Path | None, average: str = EMA) -> Path:
-    """Return the folder of the weights that ``path`` means to :func:`load`; download a model on the Hub.
+    """Return the folder from which :func:`load` reads ``path``; download a model on the Hub.
 
-    The content of its configuration and of the weights named ``average`` is that which was saved.
+    The SHA-256 of its configuration and of the weights named ``average`` are checked.
     """
     if path is None:
         return _as_saved(shipped(), average)
@@ -189,7 +190,7 @@ def checkpoints(run: Path) -> list[Path]:
     """Return a run's checkpoints, oldest first, damaged ones included."""
     folder = run / "checkpoints"
     try:
-        names = os.listdir(folder)  # glob would take a closed folder for an empty one
+        names = os.listdir(folder)  # glob would return nothing for a folder without read permission
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -199,21 +200,24 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path, average: str | None = EMA) -> Path | None:
-    """Return the newest undamaged checkpoint, if any. Warn about damaged ones, and refuse a run that has no others.
+    """Return the newest undamaged checkpoint, or None if the run does not have checkpoints. Warn about damaged ones.
 
-    Sizes are compared of all files, content of those that are read: the configuration and the weights named
-    ``average``; with ``None``, as to resume, all files.
+    Checks the sizes of all files, and the content of the configuration and of the weights named ``average``. With
+    ``average=None``, as for resuming, checks the content of all files.
+
+    Raises:
+        PraError: all checkpoints are damaged.
     """
     faults: list[str] = []
     found = checkpoints(run)
     read = None if average is None else [MODEL if average == RAW else average_file(average)]
     for folder in reversed(found):
         if (fault := _fault(folder, read)) is None:
-            for damaged in faults:  # stacklevel 1: Python shows it once, wherever in a command the run is read
+            for damaged in faults:  # stacklevel 1: Python shows it once per command, however often the run is read
                 warnings.warn(f"checkpoint {damaged}; the one before it, {folder.name}, is used", stacklevel=1)
             return folder
         faults.append(f"{folder} is damaged ({fault})")
-    if faults and checkpoints(run) != found:  # the run goes on, and old ones are removed
+    if faults and checkpoints(run) != found:  # training continues and has just removed an old checkpoint
         return newest_checkpoint(run, average)
     if faults:
         problem = f"{'; '.join(faults)}. Put back the named files as they were, or train in another --run-dir"
@@ -222,7 +226,7 @@ def newest_checkpoint(run: Path, average: str | None = EMA) -> Path | None:
 
 
 def last_good(run: Path) -> str:
-    """Say in a message which checkpoint there is to go back to."""
+    """Return the part of a message that names the newest undamaged checkpoint."""
     try:
         whole = whole_checkpoints(run)
     except PraError:
@@ -231,18 +235,18 @@ def last_good(run: Path) -> str:
 
 
 def whole_checkpoints(run: Path, read: Collection[str] = ()) -> list[Path]:
-    """Return a run's undamaged checkpoints, oldest first, by all sizes and by the content of the files ``read``."""
+    """Return a run's undamaged checkpoints, oldest first. Checks all sizes, and the content of the files ``read``."""
     return [folder for folder in checkpoints(run) if _fault(folder, read) is None]
 
 
 def _fault(folder: Path, read: Collection[str] | None) -> str | None:
-    """Say what is damaged in a checkpoint, if anything: a size, or the content of the files ``read``; None for all."""
+    """Describe the damage of a checkpoint, or return None: sizes, and content of the files ``read`` (None: all)."""
     try:
         sizes = read_state(folder)["sizes"]
         for name, size in sizes.items():
             if not os.path.isfile(folder / name):  # a name may be anything
                 return f"{name} is missing"
-            # Line endings and indentation may change: JSON is compared by its values.
+            # JSON is compared by its values: line endings and indentation may change.
             if (actual := (folder / name).stat().st_size) != size and not name.endswith(JSON):
                 return f"{name} has {actual} bytes of {size}"
         changed = _changed(folder, sizes if read is None else read)
@@ -252,7 +256,7 @@ def _fault(folder: Path, read: Collection[str] | None) -> str | None:
 
 
 def _changed(folder: Path, read: Collection[str]) -> str | None:
-    """Return the first of the files ``read``, the manifest and the configuration that is not as saved, if any."""
+    """Return the first changed file among the manifest, the configuration and the files ``read``, if any."""
     digests = _digests(read_json(folder / (STATE if (folder / STATE).exists() else CONFIG)))
     for name in (STATE, CONFIG, *read):
         if name in (CONFIG, *digests):  # an older checkpoint's configuration must be readable
@@ -282,7 +286,7 @@ def add_digest(file: Path) -> None:
 
 
 def content_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; of a JSON file that of its values, which another tool may write in its own way."""
+    """Return the SHA-256 of a file. JSON files are hashed by their values: another tool may reformat them."""
     return _values_sha256(read_json(path)) if path.suffix == JSON else file_sha256(path)
 
 
@@ -306,9 +310,9 @@ def _digests(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_saved(folder: Path, average: str, address: str | None = None) -> Path:
-    """Return a model folder. Refuse files that are read and whose content is not what was saved, where that is known.
+    """Return a model folder. Refuse it if :func:`load` would read a file that has changed since it was saved.
 
-    A model on the Hub, by its ``address``, lies in the cache.
+    ``address`` is that of a model on the Hub, whose folder lies in the cache.
     """
     if changed := _changed(folder, [weights_name(folder, average)]):
         fix = "Put back the file as it was, or use another checkpoint"
@@ -321,7 +325,7 @@ def _as_saved(folder: Path, average: str, address: str | None = None) -> Path:
 
 
 def write_config(model: Model, folder: Path, digests: dict[str, str] | None = None) -> None:
-    """Write ``config.json`` of a model folder, with the ``digests`` of its weights if they stand nowhere else."""
+    """Write ``config.json`` of a model folder; ``digests`` are those of a saved model's weights."""
     values = {"format": FORMAT, "model": to_dict(model.config), "sampling": to_dict(model.sampling)}
     values["classes"] = list(model.classes)
     values |= {"captions": list(model.captions)} if model.captions else {}
@@ -332,7 +336,7 @@ def write_config(model: Model, folder: Path, digests: dict[str, str] | None = No
 def read_config(folder: Path) -> Model:
     """Build the model of a ``config.json`` on the meta device. Refuse a file of another format.
 
-    A stranger's file may ask for any size: the weights' own shapes are compared before memory is taken.
+    The meta device takes no memory: an unknown file may ask for any size, and its weights are compared first.
     """
     path = folder / CONFIG
     values = read_json(path, finite=True)
@@ -360,7 +364,7 @@ def read_config(folder: Path) -> Model:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write one safetensors file. A disk that is full or refuses is an ``OSError``."""
+    """Write one safetensors file. Raises ``OSError`` if the disk is full or not writable."""
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
         os.chmod(path, file_mode())  # safetensors makes it readable to its owner only
@@ -378,7 +382,7 @@ def present_name(name: str) -> str:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read every tensor of a safetensors file to the CPU, by its present name. Refuse a damaged file."""
     try:
-        # safetensors opens no path beyond UTF-8.
+        # safetensors opens UTF-8 paths only: read the bytes of others.
         check_regular(path)
         read = load_file(path) if str(path).isprintable() else load_bytes(path.read_bytes())
         return {present_name(name): tensor for name, tensor in read.items()}
@@ -388,7 +392,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(model: Model, path: Path) -> None:
-    """Load a model's weights, of any precision, from a safetensors file. Refuse a file of another model."""
+    """Load a model's weights from a safetensors file of any precision. Refuse a file of another model."""
     model.load_state_dict(_tensors_of(model, path))
 
 

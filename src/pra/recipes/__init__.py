@@ -1,9 +1,9 @@
 """Recipes: functions that return the complete configuration of a run, with the paper's targets.
 
-``recipe("fashion")`` is PRA on Fashion-MNIST; ``recipe("fashion:teacher-forced")`` the same run with another of the
-paper's systems (:mod:`pra.recipes.systems`), ``recipe("pra-s-256:plus")`` the paper's run with our changes
-(:mod:`pra.recipes.tricks`), ``recipe("pra-s-256:groups-4")`` the paper's run with four patches generated at once.
-Change what you like with :func:`dataclasses.replace`.
+``recipe("fashion")`` is PRA on Fashion-MNIST. A change follows a colon: ``recipe("fashion:teacher-forced")`` is another
+of the paper's systems (:mod:`pra.recipes.systems`), ``recipe("pra-s-256:plus")`` adds our training tricks
+(:mod:`pra.recipes.tricks`), and ``recipe("pra-s-256:groups-4")`` generates four patches at once. Change any other
+setting with :func:`dataclasses.replace`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def recipe(name: str) -> RunConfig:
     Changes may be joined: ``BASE:plus:SYSTEM``.
 
     Raises:
-        PraError: an unknown recipe or system; the nearest name is given.
+        PraError: an unknown recipe or change; the message gives the nearest name.
     """
     base, *changes = name.split(":")
     if base not in RECIPES:
@@ -75,7 +75,11 @@ def recipe(name: str) -> RunConfig:
 
 
 def recipe_or_run(name: str) -> RunConfig:
-    """Return the configuration of a recipe or of a run."""
+    """Return the configuration of a run folder, else of a recipe.
+
+    Raises:
+        PraError: ``name`` is neither, or a model without a run.
+    """
     if is_address(name):
         raise PraError(f"{name} is a model, not a run. Use a recipe or a run", code="mismatch", name=name)
     folder = Path(name).expanduser()

@@ -1,8 +1,7 @@
-"""Distillation: a second head learns to take the flow of a trained model in few steps; all other weights stay.
+"""Distillation: a second head learns to sample from a trained model in few steps. All other weights are frozen.
 
-It begins as the first head and learns from it (:mod:`pra.method.objectives`, L_shortcut): a step of any length equals
-two of half of it, and the shortest equals the midpoint rule of the first head. Learning beside everything else from the
-start (``model.head.shortcut=true`` alone) works less well; see docs/performance.md.
+The second head starts as a copy of the first and learns from it (:func:`pra.method.objectives.shortcut_loss`). Training
+both heads together from scratch (``model.head.shortcut=true`` alone) works less well; see docs/performance.md.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ NAME = "distilled"
 STEPS, WARM_UP, DRAWS = 2000, 50, 4
 
 EVALUATIONS = 4
-"""Steps that the distilled model is sampled with by default."""
+"""Default sampling steps of the distilled model."""
 
 EMA_DECAY = 0.99
-"""Short: the head begins near its goal."""
+"""Decay of a short moving average: the second head starts near its goal."""
 
 
 def run_folder(start: str) -> Path:
@@ -36,7 +35,7 @@ def run_folder(start: str) -> Path:
 def _run_of(start: str) -> Path:
     folder = weights.run_of(weights.model_folder(start))
     if folder is None:
-        problem = f"{start} is not a run: a second head learns from the run's data. Name a run's folder"
+        problem = f"{start} is not a run: a second head learns from the run's data. Give a run folder"
         raise PraError(problem, code="mismatch", path=start)
     named = Path(start).expanduser()
     run = named if (named / weights.CONFIG).exists() and not (named / weights.MODEL).exists() else named.parent.parent
@@ -46,13 +45,17 @@ def _run_of(start: str) -> Path:
 def configure(
     start: str, steps: int | None = None, average: str = weights.EMA, guidance: float | None = None
 ) -> RunConfig:
-    """Return the run that gives the run ``start``, or one of its checkpoints, a second head.
+    """Return the configuration that trains a second head for a run.
 
-    ``average`` names the weights to begin with, as :func:`pra.load` takes it. With ``guidance``, a number above 1, the
-    second head is told the guidance scale, up to that number, and learns guided steps.
+    Args:
+        start: a run folder or one of its checkpoints.
+        steps: of the training; :data:`STEPS` by default.
+        average: the weights to start from (:func:`pra.load`).
+        guidance: a number above 1. The second head then reads the guidance scale, up to this number, and learns guided
+            steps.
 
     Raises:
-        PraError: not a run, or a run without a head of velocities, or with a second head.
+        PraError: ``start`` is not a run, or its model is not autoregressive or has a second head already.
     """
     run = read_run(_run_of(start))
     if not run.model.autoregressive:
@@ -65,7 +68,7 @@ def configure(
 
 
 def second_head(run: RunConfig, start: str, steps: int, guidance: float | None = None) -> RunConfig:
-    """Return the run that gives ``run``, which lies in the folder ``start``, a second head."""
+    """Return the configuration that trains a second head for ``run``, which lies in the folder ``start``."""
     assert run.model.autoregressive, "only a model with a head is distilled"
     sampling = replace(run.sampling.with_steps(EVALUATIONS), solver=Solver.SHORTCUT, times=None, raster_steps=None)
     if guidance is not None:

@@ -1,7 +1,8 @@
-"""Fine-tuning: train a model further with other pictures, of the same or of other classes.
+"""Fine-tuning: train a model on other pictures, of the same or of other classes.
 
-The model keeps all but its classes (:mod:`pra.training.initial`), and its objective: backbone, head and codec train
-together. The rate is lower, and the average shorter, which would otherwise show the old model after a short run.
+All weights start from the old model; classes are matched by name (:mod:`pra.training.initial`). The objective stays,
+and backbone, head and codec train together. The learning rate is lower. The moving average is shorter: after a short
+run, a long one would still hold the old weights.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from pra.recipes import own
 NAME = "fine-tuned"
 
 LOWER, EPOCHS, FEWEST_STEPS = 10, 40, 50
-"""Divisor of the other run's learning rate, and the longest training. Both are from docs/own-data.md: a model of a
-thousand icons, trained on 85 others longer or faster, got worse on 85 that it did not see."""
+"""Divisor of the old learning rate, most epochs, and fewest steps.
+
+From docs/own-data.md: a model of a thousand icons was trained on 85 others. With more epochs or a higher rate it got
+worse on 85 held-out icons.
+"""
 
 NAMED = 8
-"""Classes that a line names."""
+"""Most classes that a line lists by name."""
 
 
 def run_folder(start: str, data: str) -> Path:
@@ -43,15 +47,22 @@ def propose(
     steps: int | None,
     device: torch.device,
 ) -> own.Choice:
-    """Choose a configuration that trains the model in ``start`` further with these pictures (:func:`own.propose`).
+    """Choose a configuration that fine-tunes the model in ``start`` on these pictures.
 
-    The weights of ``model`` do not matter. The settings of ``run``, which trained it, are kept, if it is known.
+    Args:
+        start: path or address of the model.
+        model: the model; its weights are not read.
+        run: the configuration that trained it, if known. Its settings are kept.
+        survey: of the pictures.
+        minutes: that the training may take; :data:`own.MINUTES` by default.
+        steps: of the training, in place of ``minutes``.
+        device: to train on.
 
     Raises:
-        PraError: no time, a step needs more memory than the device has, or a class's name does not tell which of the
-            model's it is.
+        PraError: the time is not positive, a step needs more memory than the device has, or several classes share a
+            name.
     """
-    model.condition.rows_for(model.classes, tuple(survey.classes))  # refuses names that do not tell classes apart
+    model.condition.rows_for(model.classes, tuple(survey.classes))  # refuse ambiguous names of classes
     train = _training(run, model, device)
     optimizer = replace(train.optimizer.slower(LOWER), schedule=LearningRate.COSINE)
     reads = model.config.text is not None
@@ -74,19 +85,19 @@ def propose(
     height, width = model.config.image_size
     fitted = own.fitted(survey, config)
     if channels != survey.channels:
-        fitted += f", and become {'grey' if channels == 1 else 'coloured'} as the model's"
+        fitted += f", and converted to {'grey' if channels == 1 else 'colour'} for the model"
     return config, [
-        f"images of {height} x {width} as the model has learnt them: yours are {fitted}",
+        f"images of {height} x {width}, the model's size: yours are {fitted}",
         _inherited(model.classes, tuple(survey.classes)),
         f"a learning rate of {optimizer.lr:.3g}, {rate} divided by {LOWER}, with a warm-up of {optimizer.warmup_steps}",
         f"samples from an average over the last eighth of the run (EMA {optimizer.ema_decay:.4g}): a longer one would "
-        "still show the old model",
+        "still hold the old weights",
         length,
     ]
 
 
 def _training(run: RunConfig | None, model: Model, device: torch.device) -> TrainConfig:
-    """Return the settings of the run, or those for one's own pictures for a model without its run."""
+    """Return the settings of the run; without a run, those of a training on one's own pictures."""
     if run is None:
         return TrainConfig(
             steps=1,
@@ -97,7 +108,7 @@ def _training(run: RunConfig | None, model: Model, device: torch.device) -> Trai
     train, usual = run.train, ObjectiveConfig()
     if train.trainable != ("shortcut",):
         return train
-    return replace(  # a distilled run's settings are for its second head alone
+    return replace(  # undo the settings of distillation, which trained the second head only
         train,
         trainable=("all",),
         objective=replace(train.objective, noise_draws=usual.noise_draws, shortcut_draws=usual.shortcut_draws),
@@ -120,21 +131,21 @@ def _filled(config: RunConfig, survey: Survey, minutes: float | None, device: to
     longest = longest_training(survey, batch)
     steps = own.steps_in(budget, seconds, longest, batch)
     config = own.with_steps(config, steps)
-    enough = ": more would learn the pictures by heart" if steps * batch >= longest else ""
+    enough = ": more would overfit the pictures" if steps * batch >= longest else ""
     return config, own.pace(config, survey, seconds, device) + enough
 
 
 def longest_training(survey: Survey, batch: int) -> int:
-    """Return the most images that a training sees, in steps of ``batch``."""
+    """Return the most images that a training sees, repeats included; ``batch`` images make a step."""
     return max(EPOCHS * survey.images, FEWEST_STEPS * batch)
 
 
 def _inherited(old: Sequence[str], new: Sequence[str]) -> str:
-    """Say what becomes of the classes; a part lists the first :data:`NAMED`."""
+    """Return a line about kept, new and removed classes; each list is cut after :data:`NAMED` names."""
     parts = {
         "kept": [name for name in new if name in old],
-        "new, from the model's picture of no class in particular": [name for name in new if name not in old],
-        "given up": [name for name in old if name not in new],
+        "new, started from the null class": [name for name in new if name not in old],
+        "removed": [name for name in old if name not in new],
     }
     lists = {what: ", ".join(names[:NAMED]) for what, names in parts.items() if names}
     more = {what: f" and {len(names) - NAMED} more" for what, names in parts.items() if len(names) > NAMED}

@@ -1,7 +1,7 @@
-"""A recipe for one's own pictures, chosen for them, the machine and the time.
+"""A recipe for one's own pictures, chosen for the pictures, the machine and the time.
 
-The speed of each model is measured on this machine. How long a training each model is worth is a judgement
-(:data:`LADDER`), as are patches and states, which follow the settings of docs/evidence.md.
+The speed of each model is measured on this machine. The images that each model needs (:data:`LADDER`), the patches and
+the states are rules of thumb from the runs of docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -38,34 +38,34 @@ from pra.utils.device import cores
 NAME = "own"
 
 MINUTES, TRAINING_SHARE = 30.0, 0.85
-"""The default time, and the share of it for steps; grids, checkpoints and the start take the rest."""
+"""Default minutes of a training, and the share for steps; grids, checkpoints and the start take the rest."""
 
 EPOCHS, FEWEST_IMAGES, FEW_PICTURES = 400, 40_000, 500
-"""The longest training, the paper's; the fewest images seen, about the studies' length on CPUs; fewer pictures than the
-last are learned by heart, and a line says so."""
+"""Most epochs, as in the paper; fewest images seen, as in the studies on CPUs; and a threshold: a model overfits fewer
+pictures, and a line warns of this."""
 
 HELD_OUT, FEWEST_TO_HOLD_OUT = 0.05, 200
-"""Share of the pictures that are held out, and from how many pictures on."""
+"""Share of the pictures that are held out, and the fewest pictures for which this is done."""
 
 VALIDATIONS, GRIDS = 20, 5
-"""Measurements of the held-out loss, and grids of samples, over the training."""
+"""Numbers of held-out losses and of sample grids in a training."""
 
 COMPILE_FROM, COMPILED = 300.0, 0.7
-"""Seconds of training from which a faster step is worth the compiler's minute; and the time of such a step over that of
-one not compiled, 0.62 on a CPU core (emoji in 64 patches, scale cpu)."""
+"""Shortest training, in seconds, that is compiled, as compiling takes a minute; and the time of a compiled step over
+that of an uncompiled one (measured: 0.62 on a CPU core, emoji in 64 patches, scale cpu)."""
 
 GUIDANCE = 1.5
-"""Where there are classes to tell apart."""
+"""Guidance scale for pictures with classes."""
 
 TOO_LARGE = "more memory than the device has"
 
 Choice = tuple[RunConfig, list[str]]
-"""A configuration, and the reasons for it, a sentence each."""
+"""A configuration, and one line for each reason."""
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A model, and the fewest images that it should see for its size to be worth it."""
+    """A model size, and the fewest images that a training should show such a model (``images``)."""
 
     side: int
     width: int
@@ -82,17 +82,17 @@ LADDER = (
     Rung(128, 256, 8, 1_000_000),
     Rung(256, 512, 12, 5_000_000),
 )
-"""From the cheapest up; sides are clipped to the pictures'."""
+"""Model sizes, cheapest first. Sides are clipped to those of the pictures."""
 
 PATCHES = {8: 2, 16: 2, 32: 4, 64: 8, 128: 16, 256: 16}
-"""Patch by side: 64 tokens, where PRA was measured, but for the smallest (16) and the largest (256, the paper's)."""
+"""Patch size by side: 64 tokens, as in our studies, except for side 8 (16 tokens) and 256 (256, as in the paper)."""
 
 STATES = {4: 4, 16: 6, 64: 8, 192: 12}
-"""Numbers of a state by the most numbers of a patch; of larger patches 16, as in the paper."""
+"""State size by the most numbers of a patch. Larger patches have states of 16, as in the paper."""
 
 
 def named_after(text: str) -> str:
-    """Return the last part of a path or address as a part of a folder's name; empty where nothing is left."""
+    """Return the last part of a path or address for use in a folder's name; may be empty."""
     name = re.sub(r"[^\w.-]+", "-", text.rstrip("/").rpartition("/")[2])
     return name.encode()[:120].decode(errors="ignore").strip("-.")  # the names of two must fit into 255 bytes
 
@@ -105,25 +105,23 @@ def run_folder(data: str) -> Path:
 def propose(survey: Survey, minutes: float | None, steps: int | None, device: torch.device) -> Choice:
     """Choose a configuration for these pictures, this machine and this time.
 
-    Models are tried from the cheapest up, each timed for a second or two. The last one that sees enough images in the
-    time, or in the steps, is taken.
+    Times the models of :data:`LADDER` from the cheapest up, a second or two each. Takes the largest model that sees
+    enough images in the time or in the steps.
 
     Args:
         survey: of the pictures.
         minutes: that the training may take; :data:`MINUTES` by default.
         steps: of the training, in place of ``minutes``.
         device: to train on.
+
+    Raises:
+        PraError: ``minutes`` is not positive and finite.
     """
     budget = seconds_of(minutes) if steps is None else math.inf
     batch, longest = batch_size(device), longest_training(survey)
     taken: tuple[RunConfig, float] | None = None
     stopped = "the largest there is for such pictures"
-    # Enlarged by no more than half, if the smallest model allows it.
-    largest = max((side for side in PATCHES if side <= 1.5 * survey.short_side.median), default=min(PATCHES))
-    rungs: dict[tuple[int, int], Rung] = {}
-    for rung in LADDER:
-        rungs.setdefault((min(rung.side, largest), rung.width), replace(rung, side=min(rung.side, largest)))
-    for rung in rungs.values():
+    for rung in _rungs(survey):
         config = _configure(survey, rung, batch)
         if taken and rung.images > longest:
             stopped = f"a larger one would need more than {survey.images} pictures"
@@ -147,8 +145,19 @@ def propose(survey: Survey, minutes: float | None, steps: int | None, device: to
     return config, [f"{_size(config)}: {stopped}", *_reasons(survey, config, seconds, asked, device)]
 
 
+def _rungs(survey: Survey) -> list[Rung]:
+    """Return the rungs of the ladder for these pictures, cheapest first, without those of equal side and width."""
+    # Enlarge pictures by at most a half, unless they are smaller than the smallest side.
+    largest = max((side for side in PATCHES if side <= 1.5 * survey.short_side.median), default=min(PATCHES))
+    rungs: dict[tuple[int, int], Rung] = {}
+    for rung in LADDER:
+        clipped = replace(rung, side=min(rung.side, largest))
+        rungs.setdefault((clipped.side, clipped.width), clipped)
+    return list(rungs.values())
+
+
 def seconds_of(minutes: float | None) -> float:
-    """Return the seconds of training steps in so many minutes of training, :data:`MINUTES` by default."""
+    """Return the seconds that training steps get in a training of ``minutes``, :data:`MINUTES` by default."""
     minutes = MINUTES if minutes is None else minutes
     if not 0 < minutes < math.inf:
         raise PraError(f"--minutes {minutes:g} must be positive and finite", option="--minutes", value=f"{minutes:g}")
@@ -156,29 +165,29 @@ def seconds_of(minutes: float | None) -> float:
 
 
 def longest_training(survey: Survey) -> int:
-    """Return the most images that a training sees."""
+    """Return the most images that a training sees, repeats included."""
     return max(EPOCHS * survey.images, FEWEST_IMAGES)
 
 
 def steps_in(budget: float, seconds: float, longest: int, batch: int) -> int:
-    """Return the steps of so many seconds in ``budget`` seconds, until ``longest`` images are seen."""
+    """Return the number of steps of ``seconds`` each that fit into ``budget`` seconds; at most ``longest`` images."""
     return max(1, min(int(budget / seconds), -(-longest // batch)))
 
 
 def batch_size(device: torch.device) -> int:
-    """Return the images of a step."""
+    """Return the batch size for a device."""
     return 128 if device.type == "cuda" else 32
 
 
 def peak_rate(width: int) -> float:
-    """Return the learning rate, as in the studies (2e-3 at width 64) and the recipes (1e-3 at 128)."""
+    """Return the learning rate of a width: 2e-3 at 64 as in the studies, 1e-3 at 128 as in the recipes."""
     return 0.128 / width
 
 
 def seconds_per_step(config: RunConfig, device: torch.device, patience: float = 1.0) -> float:
-    """Return the seconds of a training step on random images, without LPIPS and the compiler.
+    """Return the mean seconds of a training step on random images, without LPIPS and the compiler.
 
-    One step warms up, then ``patience`` seconds count, 2 steps at least. Infinite where the memory does not hold it.
+    Measures for ``patience`` seconds, at least 2 steps, after a step that warms up. Infinite if memory is too small.
     """
     try:
         step = SyntheticStep(replace(config, train=replace(config.train, compile=False)), device)
@@ -192,7 +201,7 @@ def seconds_per_step(config: RunConfig, device: torch.device, patience: float = 
 
 
 def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:
-    """All but the length."""
+    """Return the configuration of a rung; :func:`with_steps` sets the length."""
     patch, width = PATCHES[rung.side], rung.width
     numbers = patch * patch * survey.channels
     small = width <= 64
@@ -224,14 +233,14 @@ def _configure(survey: Survey, rung: Rung, batch: int) -> RunConfig:
 
 
 def data_config(survey: Survey) -> DataConfig:
-    """Return how one's own pictures are read, and the share that is held out where there are enough."""
+    """Return the data settings for one's own pictures; a share is held out if there are enough of them."""
     enough = survey.images >= FEWEST_TO_HOLD_OUT and not survey.streamed
     held_out = HELD_OUT if enough else None
     return DataConfig(source=survey.source, on_small=OnSmall.UPSCALE, on_corrupt=OnCorrupt.SKIP, validation=held_out)
 
 
 def with_workers(config: RunConfig, survey: Survey, device: torch.device) -> tuple[RunConfig, float]:
-    """Add worker processes if reading would slow training down; return the seconds of a step too, with reading."""
+    """Add worker processes if reading would slow training down. Also return the seconds of a step, with reading."""
     arithmetic, reading = seconds_per_step(config, device), survey.seconds_per_image * config.train.batch_size
     workers = min(8, cores()) if reading > 0.2 * arithmetic else 0
     config = replace(config, data=replace(config.data, workers=workers))
@@ -239,18 +248,18 @@ def with_workers(config: RunConfig, survey: Survey, device: torch.device) -> tup
 
 
 def with_compiler(config: RunConfig, seconds: float, training: float, device: torch.device) -> tuple[RunConfig, float]:
-    """Have a training of ``training`` seconds compiled if it is long enough; return the seconds of a step then."""
+    """Turn on compiling if a training of ``training`` seconds is long enough. Also return the seconds of a step."""
     if training < COMPILE_FROM or not can_compile(device):
         return config, seconds
     return replace(config, train=replace(config.train, compile=True)), COMPILED * seconds
 
 
 def with_steps(config: RunConfig, steps: int) -> RunConfig:
-    """Set the length and what follows from it: warm-up, moving average, how often to draw, save and validate."""
+    """Set the length, and with it the warm-up, the moving average and the intervals of samples, saves and losses."""
     optimizer = replace(
         config.train.optimizer,
         warmup_steps=min(200, max(1, steps // 20)),
-        # An average over the last eighth of the run, when the cosine has brought the rate down.
+        # Average the last eighth of the run, where the cosine has lowered the rate.
         ema_decay=1.0 - 8.0 / max(16, steps),
     )
     every = -(-steps // GRIDS)
@@ -273,26 +282,30 @@ def _size(config: RunConfig) -> str:
 
 def _reasons(survey: Survey, config: RunConfig, seconds: float, asked: str, device: torch.device) -> list[str]:
     model, train = config.model, config.train
-    patch, seen, colour = model.patch_size, train.steps * train.batch_size, "grey" if model.channels == 1 else "colour"
+    patch, seen = model.patch_size, train.steps * train.batch_size
+    colour = "grey" if model.channels == 1 else "colour"
     classes = "no class folders, so no classes" if survey.unconditional else f"{model.num_classes} classes"
     reading = survey.seconds_per_image * train.batch_size / max(1, config.data.workers) / seconds
-    reasons = {
-        f"yours are {fitted(survey, config)}": True,
-        f"{colour}; {classes}": True,
-        f"{model.num_patches} patches of {patch} x {patch}, each a state of {model.state_dim} numbers": True,
-        pace(config, survey, seconds, device): True,
-        f"{reading:.0%} of that is reading: smaller copies would train faster": reading > 0.3,
-        f"{round(HELD_OUT * survey.images)} pictures are held out: their loss tells whether training overfits": (
-            config.data.validation is not None
-        ),
-        f"{survey.images} pictures are few: expect the model to learn them by heart": survey.images < FEW_PICTURES,
-        f"{seen:,} images seen are few: expect blurs; more {asked} help": seen < FEWEST_IMAGES,
-    }
-    return [reason for reason, holds in reasons.items() if holds]
+    reasons = [
+        f"yours are {fitted(survey, config)}",
+        f"{colour}; {classes}",
+        f"{model.num_patches} patches of {patch} x {patch}, each a state of {model.state_dim} numbers",
+        pace(config, survey, seconds, device),
+    ]
+    if reading > 0.3:
+        reasons.append(f"{reading:.0%} of that is reading: smaller copies would train faster")
+    if config.data.validation is not None:
+        held_out = round(HELD_OUT * survey.images)
+        reasons.append(f"{held_out} pictures are held out: their loss tells whether training overfits")
+    if survey.images < FEW_PICTURES:
+        reasons.append(f"{survey.images} pictures are few: expect the model to overfit")
+    if seen < FEWEST_IMAGES:
+        reasons.append(f"{seen:,} images seen are few: expect blurs; more {asked} help")
+    return reasons
 
 
 def fitted(survey: Survey, config: RunConfig) -> str:
-    """Say how pictures become images of the model's size."""
+    """Return the part of a line that tells how pictures are fitted to the model's size."""
     height, width = config.model.image_size
     scaled = "enlarged" if survey.short_side.median < min(height, width) else "scaled"
     cut = "" if survey.square == survey.opened and height == width else " and cut to the middle"
@@ -300,7 +313,7 @@ def fitted(survey: Survey, config: RunConfig) -> str:
 
 
 def pace(config: RunConfig, survey: Survey, seconds: float, device: torch.device) -> str:
-    """Say how long a step takes, and all of them."""
+    """Return a line with the time of a step and of the whole training."""
     train = config.train
     learnt = survey.images * (1.0 - (config.data.held_out_share or 0.0))
     measured, compiled = seconds, ""

@@ -1,11 +1,12 @@
-"""Recipes: runs that a laptop finishes, by the recipe ``plus``; and PRA-S, -B and -L on class-conditional ImageNet.
+"""Recipes: runs that a laptop finishes, with the change ``plus``; and PRA-S, -B and -L on class-conditional ImageNet.
 
-Total parameters and targets of the latter are the paper's; the division into parts and what else it does not say are
-ours (docs/method.md). The optimiser, guidance and noise draws follow SphereAR, by the same authors: 400 epochs, batch
-512, AdamW (0.9, 0.95), constant 3e-4 after the warm-up, guidance rising linearly over the raster.
+PRA-S, -B and -L have the total parameters and the targets of the paper. The paper does not give the sizes of the parts
+and some other settings; these are ours (docs/method.md). Optimiser, guidance and noise draws follow SphereAR, by the
+same authors: 400 epochs, batch 512, AdamW (0.9, 0.95), constant 3e-4 after the warm-up, guidance rising linearly over
+the raster.
 
-The linear probe's target is top-1 on ImageNet's validation images; the paper's protocol for it is not known to us, ours
-is in docs/probe.md (``pra probe RUN --test folder:VAL --layers ...``).
+The target of the linear probe is top-1 accuracy on ImageNet's validation images. The paper does not give a protocol;
+ours is in docs/probe.md (``pra probe RUN --test folder:VAL --layers ...``).
 """
 
 from __future__ import annotations
@@ -58,8 +59,11 @@ def sized(
     modulations: int = 1,
     sees_condition: bool = False,
 ) -> ModelConfig:
-    """Return a PRA model: ``backbone`` and ``decoder`` are depth, width and heads, ``head`` and ``encoder`` depth and
-    width; ``sees_condition`` is the encoder's."""
+    """Return the configuration of a PRA model.
+
+    ``backbone`` and ``decoder`` are (depth, width, heads); ``head`` and ``encoder`` are (depth, width);
+    ``sees_condition`` is a setting of the encoder.
+    """
     return ModelConfig(
         image_size=(side, side) if isinstance(side, int) else side,
         channels=channels,
@@ -77,7 +81,7 @@ def sized(
 
 
 def tiny() -> RunConfig:
-    """A model for tests: every part there, nothing learnt in its 20 steps."""
+    """A model for tests, with every part. Its 20 steps are too few to learn anything."""
     parts: dict[str, Any] = {"backbone": (2, 32, 2), "head": (2, 32), "encoder": (1, 32), "decoder": (1, 32, 2)}
     model = sized(8, 1, 2, 10, state_dim=4, class_tokens=2, modulations=2, sees_condition=True, **parts)
     optimizer = OptimizerConfig(lr=1e-3, warmup_steps=5)
@@ -103,7 +107,7 @@ def fashion() -> RunConfig:
 def fashion_64() -> RunConfig:
     """Fashion-MNIST in 64 patches of 4x4: the model that comes with the package.
 
-    Inputs are perturbed as little as the study `noise` found best at this length (docs/evidence.md).
+    The study `noise` found ``t_min`` 0.9 best at this length (docs/evidence.md).
     """
     return _run(
         "fashion-64",
@@ -119,9 +123,9 @@ def fashion_64() -> RunConfig:
 
 
 def emoji() -> RunConfig:
-    """The Noto colour emoji at 64x64: 16 patches of 16x16, 768 numbers each and states of 16, as in the paper.
+    """The Noto colour emoji at 64x64: 16 patches of 16x16, 768 numbers each, and states of 16, as in the paper.
 
-    Perturbation and guidance as the study `noise` found them at this patch size (docs/evidence.md).
+    ``t_min`` and guidance are from the study `noise` at this patch size (docs/evidence.md).
     """
     return _run(
         "emoji",
@@ -171,10 +175,9 @@ def emoji_captions() -> RunConfig:
 def _run(
     name: str, model: ModelConfig, data: DataConfig, rate: tuple[float, int], guidance: float = 1.5, **train: Any
 ) -> RunConfig:
-    """Return a run by the recipe ``plus``, with a cosine after the warm-up; ``rate`` is its peak and the warm-up's
-    steps."""
+    """Return a run with the change ``plus``; ``rate`` is the peak of a cosine schedule, and its warm-up steps."""
     optimizer = OptimizerConfig(lr=rate[0], warmup_steps=rate[1], schedule=LearningRate.COSINE, ema_decay=0.999)
-    compile = name != "digits"  # which takes as long as the compiler
+    compile = name != "digits"  # compiling would take as long as the whole training
     training = TrainConfig(optimizer=optimizer, compile=compile, **train)
     sampling = SamplingConfig(guidance=guidance)
     return plus(RunConfig(recipe=name, model=model, data=data, train=training, sampling=sampling))

@@ -11,9 +11,9 @@
 | exact             | learned   | sampled sequentially by the model   | v        |
 | jit               | the patch | none: all patches at once           | x        |
 
-Every system has as many parameters as the PRA run it changes, within 3 % (:data:`TOLERANCE`), so that a difference
-is the method's and not the size's. The pixel systems spend the codec's parameters on whole blocks of the backbone, and
-the rest on the head's width. JiT is as wide as the backbone, or as near to it as some depth meets the number.
+Every system has as many parameters as the PRA run it changes, within 3 % (:data:`TOLERANCE`), so that the method, not
+the size, explains a difference. The pixel systems spend the codec's parameters on more blocks of the backbone, and the
+rest on a wider head. JiT has the width nearest to the backbone's at which some depth gives the same size.
 """
 
 from __future__ import annotations
@@ -43,33 +43,33 @@ from pra.errors import PraError
 from pra.models import count_parameters
 
 TOLERANCE = 0.03
-"""Largest relative difference between a system's number of parameters and the PRA run's."""
+"""Largest relative difference in parameters between a system and the PRA run."""
 
 HEAD_STEPS = 16
 """Head widths are multiples of a sixteenth of the PRA run's: round numbers for a GPU's matrix products."""
 
 INPUT_NOISE = 0.3
-"""Of pixels in [-1, 1]: the best of a coarse search. Sweep it for a real comparison."""
+"""Standard deviation for pixels in [-1, 1], the best of a coarse search. Sweep it for a real comparison."""
 
 JIT_TIME_MEAN, JIT_TIME_STD = -0.8, 0.8
-"""JiT's own (arXiv 2511.13720): times lean towards the noise."""
+"""Mean and standard deviation of JiT's logit-normal times (arXiv 2511.13720), which favour noise."""
 
 
 @functools.cache
 def parameters(model: AnyModelConfig) -> int:
-    """Return the parameters of a model, with those of training alone (the auxiliary predictor, the encoder)."""
+    """Count the parameters of a model, with those that sampling does not need (auxiliary predictor, encoder)."""
     return sum(count_parameters(model).values())
 
 
 def _changed(run: RunConfig, rollout: Rollout, pixel: Prediction | None = None) -> RunConfig:
-    """Change the AR inputs; with ``pixel``, which the head predicts then, the patch itself becomes the state."""
+    """Change the AR inputs. With ``pixel`` the patch is the state, and the head makes this kind of prediction."""
     assert run.model.autoregressive, "the systems are changes to a PRA run"
     model = run.model if pixel is None else _pixel(run.model, pixel)
     return replace(run, model=model, train=replace(run.train, rollout=rollout), targets=None)
 
 
 def _pixel(base: ModelConfig, prediction: Prediction) -> ModelConfig:
-    """The codec's parameters go to the backbone's depth, the rest to the head."""
+    """Remove the codec, and spend its parameters on the depth of the backbone, then on the width of the head."""
     budget = parameters(base)
     pixel = replace(base, codec=None, head=replace(base.head, prediction=prediction))
     deeper = [replace(pixel, backbone=replace(base.backbone, depth=depth)) for depth in (1, 2)]
@@ -77,19 +77,19 @@ def _pixel(base: ModelConfig, prediction: Prediction) -> ModelConfig:
     model = replace(pixel, backbone=replace(base.backbone, depth=max(1, int(depth))))
     step = max(1, base.head.width // HEAD_STEPS)
     found = _wider_head(model, step, budget)
-    while parameters(found) < (1 - TOLERANCE) * budget and step > 2:  # where a step is a large part of a small model
+    while parameters(found) < (1 - TOLERANCE) * budget and step > 2:  # a step is too coarse for a small model
         step //= 2
         found = _wider_head(model, step, budget)
     return found
 
 
 def _depth(budget: int, one: int, two: int) -> float:
-    """Return the number of blocks of ``budget`` parameters, not rounded: every block has as many."""
+    """Return the depth, not rounded, that gives ``budget`` parameters, from the counts at depth one and two."""
     return 1 + (budget - one) / (two - one)
 
 
 def _wider_head(model: ModelConfig, step: int, budget: int) -> ModelConfig:
-    """Return the model with the widest head within ``budget`` parameters, a multiple of ``step``."""
+    """Return the model with the widest head within ``budget`` parameters; the width is a multiple of ``step``."""
 
     def wider(count: int) -> ModelConfig:
         return replace(model, head=replace(model.head, width=count * step))
@@ -99,12 +99,12 @@ def _wider_head(model: ModelConfig, step: int, budget: int) -> ModelConfig:
 
 
 def _jit(run: RunConfig) -> RunConfig:
-    """The diffusion baseline. Guided by the mean of the PRA run's scales, as it has no raster to raise them along."""
+    """Return the run of the diffusion baseline. A guidance scale that rises along the raster becomes its mean."""
     assert run.model.autoregressive, "the systems are changes to a PRA run"
     guidance = run.sampling.guidance
     if run.sampling.schedule is GuidanceSchedule.LINEAR:
         guidance = (1.0 + guidance) / 2
-    steps = 50 if run.model.num_patches >= 256 else 20  # Heun's 50 are the paper's
+    steps = 50 if run.model.num_patches >= 256 else 20  # 50 steps of Heun in the paper
     objective = replace(run.train.objective, time_mean=JIT_TIME_MEAN, time_std=JIT_TIME_STD)
     return replace(
         run,
@@ -116,6 +116,7 @@ def _jit(run: RunConfig) -> RunConfig:
 
 
 def _jit_model(base: ModelConfig) -> JiTConfig:
+    """Return a JiT with the parameters of ``base``, within :data:`TOLERANCE`."""
     budget, heads = parameters(base), base.backbone.heads
     shared = ("image_size", "channels", "patch_size", "num_classes", "class_tokens", "text")
     kept = {name: getattr(base, name) for name in shared}
@@ -130,7 +131,7 @@ def _jit_model(base: ModelConfig) -> JiTConfig:
         if abs(parameters(model) - budget) <= TOLERANCE * budget:
             return model
     problem = f"no JiT of {heads} heads has about the {budget} parameters of this recipe's model"
-    raise PraError(problem, code="unsupported")
+    raise PraError(f"{problem}. Use another number of heads", code="unsupported")
 
 
 SYSTEMS: dict[str, Callable[[RunConfig], RunConfig]] = {

@@ -1,8 +1,7 @@
-"""Changes to faithful PRA that made its images better at equal steps (docs/recipes.md); `plus` is all of them.
+"""Training tricks that improved faithful PRA at equal steps (docs/recipes.md); `plus` applies all of them.
 
-Each change is a function, and a rung of the study `recipe`, where it was kept because it helped. Without a codec only
-the optimizer changes: systems are compared under one optimizer. Apart from these, :func:`grouped` makes images in fewer
-steps.
+Each trick is a function, and was measured by the study `recipe`. A model without a codec gets only the optimizer:
+systems are compared under the same optimizer. :func:`grouped` is not a trick: it makes images in fewer steps.
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ from pra.config import DeblockConfig, ModelConfig, Muon, RunConfig
 from pra.errors import PraError
 
 MUON_RATE = 5.0
-"""Peak rate of Muon over AdamW's: 0.01 beside 0.002 was the best of four."""
+"""Peak rate of Muon over that of AdamW. Of four ratios, 0.01 to 0.002 was best."""
 
 PERTURBED_WEIGHT = 0.5
 """Weight of L_rec on pixels decoded from perturbed states."""
 
 
 def plus(run: RunConfig) -> RunConfig:
-    """Return a run with every change of the recipe."""
+    """Return a run with every trick."""
     return deblocked(perturbed(muon(run)))
 
 
 def faithful(run: RunConfig) -> RunConfig:
-    """Return a run without the changes, as in the paper."""
+    """Return a run without the tricks, as in the paper."""
     train = run.train
     train = replace(
         train,
@@ -39,7 +38,7 @@ def faithful(run: RunConfig) -> RunConfig:
 
 
 def muon(run: RunConfig) -> RunConfig:
-    """Return a run that trains the blocks' matrices by Muon."""
+    """Return a run that trains the blocks' matrices with Muon."""
     rates = run.train.optimizer
     return replace(run, train=replace(run.train, optimizer=replace(rates, matrices=Muon(lr=MUON_RATE * rates.lr))))
 
@@ -51,7 +50,7 @@ def perturbed(run: RunConfig) -> RunConfig:
 
 
 def deblocked(run: RunConfig) -> RunConfig:
-    """Return a run with a deblocking filter: half a patch around each patch, as wide as the decoder."""
+    """Return a run with a deblocking filter as wide as the decoder. It reads half a patch around each patch."""
     model = run.model
     if not isinstance(model, ModelConfig) or model.codec is None:
         return run
@@ -63,7 +62,7 @@ def grouped(run: RunConfig, group: tuple[int, int]) -> RunConfig:
     """Return a run whose model generates groups of patches, ``group`` rows and columns at a time.
 
     Raises:
-        PraError: a model that makes all patches at once, or groups that do not divide its patches.
+        PraError: the model makes all patches at once, or the groups do not divide its patches.
     """
     model = run.model
     if not isinstance(model, ModelConfig):
